@@ -1,0 +1,78 @@
+//! What a decoder-only transformer looks like, whatever file it came from.
+
+/// Non-linearity of the gated feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// SwiGLU: `silu(gate) * up`.
+    Silu,
+    /// GeGLU with the tanh approximation: `gelu(gate) * up`.
+    GeluTanh,
+}
+
+/// Which two elements of a head vector RoPE rotates together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairs {
+    /// Neighbours `(2i, 2i + 1)`: GGUF files of architecture `llama`, whose converter permuted Q and K.
+    Adjacent,
+    /// Halves `(i, i + rotary_dim / 2)`: everything else.
+    Halves,
+}
+
+/// Rotary position embedding of one kind of layer.
+///
+/// Frequencies are already scaled: `inv_freq[i]` is the angle per position of pair `i` (length `rotary_dim / 2`),
+/// with linear, Llama-3, LongRoPE or YaRN scaling folded in by the loader.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Angle per position of each pair.
+    pub inv_freq: Vec<f32>,
+    /// Factor on sine and cosine (LongRoPE's and YaRN's attention factor; 1.0 otherwise).
+    pub magnitude: f32,
+}
+
+/// Everything that the decoder needs to know about a model, apart from its weights.
+#[derive(Debug, Clone)]
+pub struct ModelConfig {
+    /// Family name as in GGUF: `llama`, `qwen2`, `qwen3`, `gemma3`, `phi3`.
+    pub family: &'static str,
+    /// The model's own name, for people.
+    pub name: String,
+    /// Decoder layers.
+    pub n_layers: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward block.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key/value heads (GQA: `n_heads` is a multiple of it).
+    pub n_kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Longest context the model was made for, tokens.
+    pub context_length: usize,
+    /// Epsilon of RMSNorm.
+    pub rms_norm_eps: f32,
+    /// RMSNorm multiplies by `1 + w` instead of `w` (Gemma from Hugging Face files).
+    pub norm_plus_one: bool,
+    /// Rotary embedding of global layers.
+    pub rope: Rope,
+    /// Rotary embedding of sliding-window layers, where it differs (Gemma 3).
+    pub rope_local: Option<Rope>,
+    /// How RoPE pairs elements.
+    pub rope_pairs: RopePairs,
+    /// Attention span in tokens of each layer: `None` sees everything; `Some(w)` sees the last `w` tokens, itself included.
+    pub sliding_window: Vec<Option<usize>>,
+    /// Factor on `q · k`.
+    pub attn_scale: f32,
+    /// `tanh` soft cap on attention logits.
+    pub attn_logit_softcap: Option<f32>,
+    /// `tanh` soft cap on output logits.
+    pub final_logit_softcap: Option<f32>,
+    /// Factor on embeddings (Gemma: `sqrt(hidden_size)`).
+    pub embedding_scale: f32,
+    /// Non-linearity of the feed-forward block.
+    pub activation: Activation,
+}

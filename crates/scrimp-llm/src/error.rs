@@ -1,0 +1,83 @@
+//! The one error type of this crate: what happened, and a hint of what to do.
+
+use std::path::{Path, PathBuf};
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. [`Error::hint`] says what the user can do about it, where we know.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read or write `path`.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file is damaged or is not what it claims to be.
+    #[error("{}: {what}", path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A valid file or request asks for something that scrimp does not do.
+    #[error("{what}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What to do instead.
+        hint: Option<String>,
+    },
+    /// The caller's input cannot be used.
+    #[error("{what}")]
+    BadInput {
+        /// What is wrong with it.
+        what: String,
+        /// What to do instead.
+        hint: Option<String>,
+    },
+    /// Memory for `what` could not be had.
+    #[error("out of memory: {what}")]
+    OutOfMemory {
+        /// What the memory was for, with its size.
+        what: String,
+    },
+}
+
+impl Error {
+    /// An I/O error at `path`.
+    pub fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+    /// A damaged file.
+    pub fn bad_file(path: &Path, what: impl Into<String>) -> Self {
+        Self::BadFile { path: path.to_owned(), what: what.into() }
+    }
+    /// Something that scrimp does not do.
+    pub fn unsupported(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into(), hint: Some(hint.into()) }
+    }
+    /// Unusable input.
+    pub fn bad_input(what: impl Into<String>) -> Self {
+        Self::BadInput { what: what.into(), hint: None }
+    }
+    /// Unusable input, and what to do instead.
+    pub fn bad_input_hint(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::BadInput { what: what.into(), hint: Some(hint.into()) }
+    }
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Unsupported { hint, .. } | Self::BadInput { hint, .. } => hint.as_deref(),
+            Self::BadFile { .. } => {
+                Some("the file may be damaged or incomplete: fetch it again and compare its SHA-256")
+            }
+            Self::Io { .. } | Self::OutOfMemory { .. } => None,
+        }
+    }
+}

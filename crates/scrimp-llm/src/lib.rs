@@ -1,0 +1,9 @@
+//! Language-model runtime: loading, tokenizer, decoder, generation and evaluation.
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+pub mod model;
+
+pub use error::{Error, Result};

@@ -1,0 +1,2 @@
+//! The scrimp command.
+fn main() {}
