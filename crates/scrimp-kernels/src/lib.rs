@@ -2,7 +2,16 @@
 //!
 //! It is the only crate of the workspace with `unsafe` code.
 
+pub mod arena;
+mod dispatch;
 pub mod dtype;
+pub mod formats;
+mod isa;
+pub mod linear;
 pub mod mmap;
+mod shared;
+pub mod threads;
+pub mod tier;
 
 pub use dtype::DType;
+pub use tier::Tier;

@@ -1,0 +1,118 @@
+//! Weight formats: how 16 rows of a matrix are laid out for the kernels, one file per format.
+//!
+//! A matrix is cut into *tiles* of 16 rows, so that a vector register holds one value of each row, an activation is
+//! broadcast, and no horizontal sums are needed:
+//!
+//! ```text
+//!            columns →
+//!   rows   ┌ tile 0: block 0 │ block 1 │ …          block: 32 or 256 columns of 16 rows:
+//!    ↓     ├ tile 1: block 0 │ …                           scales of 16 rows, then bytes in the order
+//!          └ …                                            [4 columns at a time][16 rows][4 columns]
+//! ```
+//!
+//! The order inside a block is the one that `vpdpbusd` reads: 64 bytes hold 4 neighbouring columns of 16 rows.
+//! Repacking changes no value: the quants and scales are those of the file. Rows beyond the matrix are zero.
+
+pub mod dequantize;
+pub(crate) mod float;
+pub(crate) mod q4;
+pub(crate) mod q4_k;
+pub(crate) mod q5;
+pub(crate) mod q5_k;
+pub(crate) mod q6_k;
+pub(crate) mod q8_0;
+
+use crate::{DType, isa::Simd};
+
+/// Rows of a tile: one per vector lane.
+pub(crate) const TILE_ROWS: usize = 16;
+/// Columns that share one activation scale, and at least one weight scale.
+pub(crate) const GROUP: usize = 32;
+
+/// How the integer dot product of a group becomes a float.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Scaling {
+    /// `scale * (sum(w x) - ZERO * sum(x))`
+    Symmetric,
+    /// `scale * sum(w x) + second * sum(x)`
+    Minimum,
+    /// Two scales per group, one for each 16 columns: `scale * sum_lo + second * sum_hi`, each less `ZERO * sum(x)`.
+    TwoScales,
+}
+
+/// 32 columns of 16 rows, unpacked into registers.
+pub(crate) struct Group<S: Simd> {
+    /// Unsigned quants, 4 columns each.
+    pub(crate) w: [S::B; 8],
+    pub(crate) scale: S::F,
+    /// See [`Scaling`]; unused (zero) for symmetric formats.
+    pub(crate) second: S::F,
+}
+
+/// A block-quantised weight format: one file of this folder each.
+pub(crate) trait BlockFormat: Sized + 'static {
+    /// A block of 16 rows as it is stored.
+    type Block: bytemuck::Pod;
+    /// Its name, and the layout of the rows that [`BlockFormat::pack`] reads.
+    const DTYPE: DType;
+    const SCALING: Scaling;
+    /// Subtracted from every quant (for [`Scaling::Minimum`] it is 0).
+    const ZERO: i32 = 0;
+    /// Quants may be over 127, so that the kernels must use [`Simd::dot_wide`]; `ZERO` is then 128.
+    const WIDE: bool = false;
+
+    /// Groups per block.
+    const GROUPS: usize = Self::DTYPE.block_len() / GROUP;
+
+    /// Interleaves one block of each of 16 rows.
+    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Self::Block);
+
+    /// Unpacks group `G` of a block.
+    fn group<S: Simd, const G: usize>(s: S, block: &Self::Block) -> Group<S>;
+}
+
+/// Calls `$f::<F>($args)` with the [`BlockFormat`] of a [`DType`], or `$float::<F>($args)` with its float format.
+macro_rules! with_format {
+    ($dtype:expr, $block:ident, $float:ident, ($($arg:expr),* $(,)?)) => {
+        match $dtype {
+            $crate::DType::F32 => $float::<$crate::formats::float::F32>($($arg),*),
+            $crate::DType::F16 => $float::<$crate::formats::float::F16>($($arg),*),
+            $crate::DType::BF16 => $float::<$crate::formats::float::Bf16>($($arg),*),
+            $crate::DType::Q4_0 => $block::<$crate::formats::q4::Q4_0>($($arg),*),
+            $crate::DType::Q4_1 => $block::<$crate::formats::q4::Q4_1>($($arg),*),
+            $crate::DType::Q5_0 => $block::<$crate::formats::q5::Q5_0>($($arg),*),
+            $crate::DType::Q5_1 => $block::<$crate::formats::q5::Q5_1>($($arg),*),
+            $crate::DType::Q8_0 => $block::<$crate::formats::q8_0::Q8_0>($($arg),*),
+            $crate::DType::Q4_K => $block::<$crate::formats::q4_k::Q4K>($($arg),*),
+            $crate::DType::Q5_K => $block::<$crate::formats::q5_k::Q5K>($($arg),*),
+            $crate::DType::Q6_K => $block::<$crate::formats::q6_k::Q6K>($($arg),*),
+        }
+    };
+}
+pub(crate) use with_format;
+
+/// Copies 4 bytes of each row: `to[4 r..4 r + 4] = rows[r][at..at + 4]`, the basic step of every interleaving.
+#[inline(always)]
+pub(crate) fn interleave4(rows: &[&[u8]; TILE_ROWS], at: usize, to: &mut [u8; 64]) {
+    for (to, row) in to.chunks_exact_mut(4).zip(rows) {
+        to.copy_from_slice(&row[at..at + 4]);
+    }
+}
+
+/// The two bytes at `at` of each row as u16.
+#[inline(always)]
+pub(crate) fn gather_u16(rows: &[&[u8]; TILE_ROWS], at: usize) -> [u16; TILE_ROWS] {
+    rows.map(|row| u16::from_le_bytes([row[at], row[at + 1]]))
+}
+
+/// `block.q[k][G's nibble]` for the k-quants: group `2 i` is in the low and `2 i + 1` in the high nibbles of plane `i`.
+#[inline(always)]
+pub(crate) fn nibble_plane<S: Simd, const G: usize>(s: S, plane: &[[u8; 64]; 8]) -> [S::B; 8] {
+    std::array::from_fn(
+        #[inline(always)]
+        |k| {
+            let b = s.load_b(&plane[k]);
+            if G % 2 == 0 { s.low_nibbles(b) } else { s.high_nibbles(b) }
+        },
+    )
+}

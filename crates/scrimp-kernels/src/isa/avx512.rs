@@ -1,0 +1,214 @@
+//! AVX-512 (F, BW, DQ, VL, VNNI, BF16): one register per vector.
+
+use super::Simd;
+use std::arch::x86_64::*;
+
+/// Proof that the CPU has the tier's features; made only in [`crate::dispatch`].
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The CPU must have every feature of the tier.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// Calls an intrinsic of this tier.
+macro_rules! isa {
+    ($e:expr) => {{
+        // SAFETY: `self` proves that the CPU has the features, and pointers come from references to arrays of the
+        // size that the instruction reads or writes; unaligned variants are used throughout.
+        unsafe { $e }
+    }};
+}
+
+impl Simd for Avx512 {
+    const TOKEN_TILE: usize = 12;
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        isa!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> __m512 {
+        isa!(_mm512_loadu_ps(x.as_ptr()))
+    }
+    #[inline(always)]
+    fn store(self, x: __m512, to: &mut [f32; 16]) {
+        isa!(_mm512_storeu_ps(to.as_mut_ptr(), x));
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u16; 16]) -> __m512 {
+        isa!(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16; 16]) -> __m512 {
+        isa!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
+            x.as_ptr().cast()
+        )))))
+    }
+    #[inline(always)]
+    fn load_u8(self, x: &[u8; 16]) -> __m512 {
+        isa!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> __m512 {
+        isa!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        isa!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn round_i32(self, x: __m512) -> __m512i {
+        isa!(_mm512_cvtps_epi32(x))
+    }
+    #[inline(always)]
+    fn to_f32(self, x: __m512i) -> __m512 {
+        isa!(_mm512_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    fn bits(self, x: __m512) -> __m512i {
+        isa!(_mm512_castps_si512(x))
+    }
+    #[inline(always)]
+    fn from_bits(self, x: __m512i) -> __m512 {
+        isa!(_mm512_castsi512_ps(x))
+    }
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m512i {
+        isa!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn add_i32(self, a: __m512i, b: __m512i) -> __m512i {
+        isa!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn and_i32(self, a: __m512i, b: __m512i) -> __m512i {
+        isa!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn max_i32(self, a: __m512i, b: __m512i) -> __m512i {
+        isa!(_mm512_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn shl_i32<const N: u32>(self, a: __m512i) -> __m512i {
+        isa!(_mm512_slli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn store_low_bytes(self, x: __m512i, to: &mut [i8; 16]) {
+        isa!(_mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)));
+    }
+    #[inline(always)]
+    fn store_i32(self, x: __m512i, to: &mut [i32; 16]) {
+        isa!(_mm512_storeu_si512(to.as_mut_ptr().cast(), x));
+    }
+    #[inline(always)]
+    fn load_b(self, x: &[u8; 64]) -> __m512i {
+        isa!(_mm512_loadu_si512(x.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn store_b(self, x: __m512i, to: &mut [u8; 64]) {
+        isa!(_mm512_storeu_si512(to.as_mut_ptr().cast(), x));
+    }
+    #[inline(always)]
+    fn low_nibbles(self, x: __m512i) -> __m512i {
+        isa!(_mm512_and_si512(x, _mm512_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, x: __m512i) -> __m512i {
+        isa!(_mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn with_bit4<const SHIFT: u32>(self, low: __m512i, x: __m512i) -> __m512i {
+        isa!(or_masked(low, to_bit4::<SHIFT>(x), _mm512_set1_epi8(0x10)))
+    }
+    #[inline(always)]
+    fn with_bits45<const SHIFT: u32>(self, low: __m512i, x: __m512i) -> __m512i {
+        isa!(or_masked(low, to_bit4::<SHIFT>(x), _mm512_set1_epi8(0x30)))
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
+        isa!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)))
+    }
+    #[inline(always)]
+    fn wide_start(self, isum: i32) -> __m512i {
+        isa!(_mm512_set1_epi32(-128 * isum))
+    }
+    #[inline(always)]
+    fn dot_wide(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
+        self.dot(acc, w, x)
+    }
+    #[inline(always)]
+    fn reduce_add(self, x: __m512) -> f32 {
+        isa!({
+            let lo = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            super::avx2::reduce_add_8(lo)
+        })
+    }
+    #[inline(always)]
+    fn reduce_max_i32(self, x: __m512i) -> i32 {
+        isa!(_mm512_reduce_max_epi32(x))
+    }
+}
+
+/// Moves bit `SHIFT` of every byte to bit 4 (what else comes along is masked off afterwards).
+///
+/// # Safety
+/// Needs AVX-512BW.
+#[inline(always)]
+unsafe fn to_bit4<const SHIFT: u32>(x: __m512i) -> __m512i {
+    // SAFETY: the caller has AVX-512BW. Shifts work on 16-bit lanes; bits that cross a byte are masked off.
+    unsafe {
+        match SHIFT {
+            0 => _mm512_slli_epi16::<4>(x),
+            1 => _mm512_slli_epi16::<3>(x),
+            2 => _mm512_slli_epi16::<2>(x),
+            3 => _mm512_slli_epi16::<1>(x),
+            4 => x,
+            5 => _mm512_srli_epi16::<1>(x),
+            6 => _mm512_srli_epi16::<2>(x),
+            _ => _mm512_srli_epi16::<3>(x),
+        }
+    }
+}
+
+/// `low | (x & mask)` in one instruction.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+unsafe fn or_masked(low: __m512i, x: __m512i, mask: __m512i) -> __m512i {
+    // SAFETY: the caller has AVX-512F. 0xF8 is the truth table of a | (b & c).
+    unsafe { _mm512_ternarylogic_epi32::<0xF8>(low, x, mask) }
+}

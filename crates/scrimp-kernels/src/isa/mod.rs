@@ -1,0 +1,144 @@
+//! The vector operations that kernels are written in, and one implementation per tier.
+//!
+//! Kernels are generic over [`Simd`], a token whose existence proves that the CPU has the instructions. All methods
+//! are `#[inline(always)]`: they carry no `target_feature` of their own and take on the features of the entry point
+//! in [`crate::dispatch`] that they are inlined into.
+//!
+//! Every operation is exact or rounds to nearest-even like IEEE 754 asks, and reductions have a fixed order, so a kernel
+//! written in these operations gives the same bits in every tier.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod scalar;
+
+/// Lanes of a vector of `f32` or `i32`.
+pub(crate) const LANES: usize = 16;
+
+/// 16 lanes of `f32` and `i32`, and 64 bytes seen as 16 lanes of 4.
+pub(crate) trait Simd: Copy {
+    /// Tokens that a GEMM kernel handles at once: what the registers can accumulate.
+    const TOKEN_TILE: usize;
+    /// 16 × f32.
+    type F: Copy;
+    /// 16 × i32.
+    type I: Copy;
+    /// 64 × u8: for each of 16 rows, 4 neighbouring columns.
+    type B: Copy;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, x: &[f32; 16]) -> Self::F;
+    fn store(self, x: Self::F, to: &mut [f32; 16]);
+    fn load_f16(self, x: &[u16; 16]) -> Self::F;
+    fn load_bf16(self, x: &[u16; 16]) -> Self::F;
+    fn load_u8(self, x: &[u8; 16]) -> Self::F;
+    fn load_i8(self, x: &[i8; 16]) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger; `b` where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; `b` where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even; lanes must fit an i32.
+    fn round_i32(self, x: Self::F) -> Self::I;
+    fn to_f32(self, x: Self::I) -> Self::F;
+    /// The bits of the floats.
+    fn bits(self, x: Self::F) -> Self::I;
+    /// Floats from their bits.
+    fn from_bits(self, x: Self::I) -> Self::F;
+
+    fn splat_i32(self, x: i32) -> Self::I;
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn and_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn max_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn shl_i32<const N: u32>(self, a: Self::I) -> Self::I;
+    /// The low byte of each lane.
+    fn store_low_bytes(self, x: Self::I, to: &mut [i8; 16]);
+    fn store_i32(self, x: Self::I, to: &mut [i32; 16]);
+
+    fn load_b(self, x: &[u8; 64]) -> Self::B;
+    fn store_b(self, x: Self::B, to: &mut [u8; 64]);
+    /// The low 4 bits of each byte.
+    fn low_nibbles(self, x: Self::B) -> Self::B;
+    /// The high 4 bits of each byte.
+    fn high_nibbles(self, x: Self::B) -> Self::B;
+    /// `low | ((x >> SHIFT) & 1) << 4`: puts bit `SHIFT` of each byte of `x` on top of a 4-bit value.
+    fn with_bit4<const SHIFT: u32>(self, low: Self::B, x: Self::B) -> Self::B;
+    /// `low | ((x >> SHIFT) & 3) << 4`: puts two bits of each byte of `x` on top of a 4-bit value.
+    fn with_bits45<const SHIFT: u32>(self, low: Self::B, x: Self::B) -> Self::B;
+
+    /// `acc[row] + sum over j < 4 of w[row][j] * x[j]`, where `x` is the 4 signed bytes of an i32 in memory order.
+    /// The weights must be at most 127 (products of pairs fit an i16) and `x` within ±127.
+    fn dot(self, acc: Self::I, w: Self::B, x: i32) -> Self::I;
+    /// The start of an accumulator for [`Simd::dot_wide`], given the sum of the activations.
+    fn wide_start(self, isum: i32) -> Self::I;
+    /// As [`Simd::dot`] for any `w`; with [`Simd::wide_start`] the whole gives `sum of (w - 128) * x`.
+    fn dot_wide(self, acc: Self::I, w: Self::B, x: i32) -> Self::I;
+
+    /// Sum of the lanes: halves are added until one lane is left (16 → 8 → 4 → 2 → 1).
+    #[inline(always)]
+    fn reduce_add(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; 16];
+        self.store(x, &mut lanes);
+        let mut n = 8;
+        while n > 0 {
+            for i in 0..n {
+                lanes[i] += lanes[i + n];
+            }
+            n /= 2;
+        }
+        lanes[0]
+    }
+
+    /// The largest lane of non-negative or all kinds of i32.
+    #[inline(always)]
+    fn reduce_max_i32(self, x: Self::I) -> i32 {
+        let mut lanes = [0; 16];
+        self.store_i32(x, &mut lanes);
+        lanes.into_iter().fold(i32::MIN, i32::max)
+    }
+
+    /// `e^x`: `2^n * 2^r` with a degree-6 polynomial, within 2 ulp on [-87, 88]; 0 below -87.3, saturated above 88.3.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        let x = self.min(self.splat(88.3), self.max(x, self.splat(-87.3)));
+        let n = self.round_i32(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let nf = self.to_f32(n);
+        // r = x - n ln 2, in two steps so that the first product is exact.
+        let r = self.fma(nf, self.splat(-0.693_359_4), x);
+        let r = self.fma(nf, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.388_888_9e-3);
+        for c in [8.333_334e-3, 4.166_666_8e-2, 0.166_666_67, 0.5, 1.0, 1.0] {
+            p = self.fma(p, r, self.splat(c));
+        }
+        self.from_bits(self.add_i32(self.bits(p), self.shl_i32::<23>(n)))
+    }
+
+    /// `x / (1 + e^-x)`.
+    #[inline(always)]
+    fn silu(self, x: Self::F) -> Self::F {
+        let e = self.exp(self.sub(self.splat(0.0), x));
+        self.div(x, self.add(self.splat(1.0), e))
+    }
+
+    /// `tanh(x) = 1 - 2 / (e^2x + 1)`.
+    #[inline(always)]
+    fn tanh(self, x: Self::F) -> Self::F {
+        let e = self.exp(self.add(x, x));
+        self.sub(self.splat(1.0), self.div(self.splat(2.0), self.add(e, self.splat(1.0))))
+    }
+
+    /// `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, the approximation that Gemma uses.
+    #[inline(always)]
+    fn gelu_tanh(self, x: Self::F) -> Self::F {
+        let x2 = self.mul(x, x);
+        let inner = self.mul(x, self.fma(x2, self.splat(0.797_884_6 * 0.044_715), self.splat(0.797_884_6)));
+        let half = self.mul(self.splat(0.5), x);
+        self.fma(half, self.tanh(inner), half)
+    }
+}

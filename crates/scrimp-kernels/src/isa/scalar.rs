@@ -1,0 +1,162 @@
+//! Plain Rust: slow, portable, and what the other tiers are tested against.
+
+use super::Simd;
+use half::{bf16, f16};
+
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar;
+
+#[inline(always)]
+fn zip<T: Copy, U>(a: [T; 16], b: [T; 16], f: impl Fn(T, T) -> U) -> [U; 16] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+fn dot_row(w: &[u8; 64], row: usize, x: i32, f: impl Fn(u8) -> i32) -> i32 {
+    let x = x.to_le_bytes();
+    (0..4).map(|j| f(w[row * 4 + j]) * i32::from(x[j] as i8)).sum()
+}
+
+impl Simd for Scalar {
+    const TOKEN_TILE: usize = 4;
+    type F = [f32; 16];
+    type I = [i32; 16];
+    type B = [u8; 64];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [f32; 16] {
+        [x; 16]
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> [f32; 16] {
+        *x
+    }
+    #[inline(always)]
+    fn store(self, x: [f32; 16], to: &mut [f32; 16]) {
+        *to = x;
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u16; 16]) -> [f32; 16] {
+        x.map(|b| f16::from_bits(b).to_f32_const())
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16; 16]) -> [f32; 16] {
+        x.map(|b| bf16::from_bits(b).to_f32_const())
+    }
+    #[inline(always)]
+    fn load_u8(self, x: &[u8; 16]) -> [f32; 16] {
+        x.map(f32::from)
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> [f32; 16] {
+        x.map(f32::from)
+    }
+    #[inline(always)]
+    fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn max(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn round_i32(self, x: [f32; 16]) -> [i32; 16] {
+        x.map(|x| x.round_ties_even() as i32)
+    }
+    #[inline(always)]
+    fn to_f32(self, x: [i32; 16]) -> [f32; 16] {
+        x.map(|x| x as f32)
+    }
+    #[inline(always)]
+    fn bits(self, x: [f32; 16]) -> [i32; 16] {
+        x.map(|x| x.to_bits() as i32)
+    }
+    #[inline(always)]
+    fn from_bits(self, x: [i32; 16]) -> [f32; 16] {
+        x.map(|x| f32::from_bits(x as u32))
+    }
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> [i32; 16] {
+        [x; 16]
+    }
+    #[inline(always)]
+    fn add_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        zip(a, b, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn and_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        zip(a, b, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn max_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        zip(a, b, i32::max)
+    }
+    #[inline(always)]
+    fn shl_i32<const N: u32>(self, a: [i32; 16]) -> [i32; 16] {
+        a.map(|a| a << N)
+    }
+    #[inline(always)]
+    fn store_low_bytes(self, x: [i32; 16], to: &mut [i8; 16]) {
+        *to = x.map(|x| x as i8);
+    }
+    #[inline(always)]
+    fn store_i32(self, x: [i32; 16], to: &mut [i32; 16]) {
+        *to = x;
+    }
+    #[inline(always)]
+    fn load_b(self, x: &[u8; 64]) -> [u8; 64] {
+        *x
+    }
+    #[inline(always)]
+    fn store_b(self, x: [u8; 64], to: &mut [u8; 64]) {
+        *to = x;
+    }
+    #[inline(always)]
+    fn low_nibbles(self, x: [u8; 64]) -> [u8; 64] {
+        x.map(|x| x & 15)
+    }
+    #[inline(always)]
+    fn high_nibbles(self, x: [u8; 64]) -> [u8; 64] {
+        x.map(|x| x >> 4)
+    }
+    #[inline(always)]
+    fn with_bit4<const SHIFT: u32>(self, low: [u8; 64], x: [u8; 64]) -> [u8; 64] {
+        std::array::from_fn(|i| low[i] | ((x[i] >> SHIFT) & 1) << 4)
+    }
+    #[inline(always)]
+    fn with_bits45<const SHIFT: u32>(self, low: [u8; 64], x: [u8; 64]) -> [u8; 64] {
+        std::array::from_fn(|i| low[i] | ((x[i] >> SHIFT) & 3) << 4)
+    }
+    #[inline(always)]
+    fn dot(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
+        std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, i32::from))
+    }
+    #[inline(always)]
+    fn wide_start(self, _isum: i32) -> [i32; 16] {
+        [0; 16]
+    }
+    #[inline(always)]
+    fn dot_wide(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
+        std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, |w| i32::from(w) - 128))
+    }
+}

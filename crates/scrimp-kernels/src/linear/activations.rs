@@ -1,0 +1,232 @@
+//! Activations as the linear kernels read them: 8-bit groups of 32 with a scale each, and plain f32 where asked.
+//!
+//! ```text
+//! tokens are cut into tiles of up to `tier.token_tile()` tokens; a tile is [columns / 32][tokens of the tile] groups
+//! (or [columns][tokens of the tile] floats), so that a kernel walks it front to back.
+//! ```
+//!
+//! Numeric contract (every tier, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
+//! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
+//! largest magnitude is below 1e-30 counts as zero.
+
+use crate::{
+    dispatch::Kernel,
+    formats::GROUP,
+    isa::Simd,
+    shared::SharedMut,
+    threads::Pool,
+    tier::{Kind, Tier},
+};
+
+/// 32 activations of one token.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct Quantised {
+    /// 4 signed bytes each, in memory order.
+    pub(crate) q: [i32; 8],
+    pub(crate) scale: f32,
+    /// `scale * sum(q)`.
+    pub(crate) sum: f32,
+    /// Sums of the first and last 16 quants.
+    pub(crate) isum: [i32; 2],
+}
+
+/// The forms of the activations that a set of weights needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Block-quantised weights read 8-bit groups.
+    pub quantised: bool,
+    /// Float weights read f32.
+    pub float: bool,
+}
+
+impl Needs {
+    /// What either needs.
+    pub const fn and(self, other: Self) -> Self {
+        Self { quantised: self.quantised || other.quantised, float: self.float || other.float }
+    }
+}
+
+/// Input of a linear layer for a batch of tokens, `[n_tokens][cols]`.
+#[derive(Debug, Default)]
+pub struct Activations {
+    n_tokens: usize,
+    cols: usize,
+    needs: Needs,
+    tile: usize,
+    groups: Vec<Quantised>,
+    floats: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
+impl Tier {
+    /// Tokens that a GEMM kernel of this tier handles at once.
+    pub(crate) const fn token_tile(self) -> usize {
+        match self.kind() {
+            Kind::Scalar => 4,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => 4,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => 12,
+        }
+    }
+}
+
+/// Widths that kernels are compiled for; a last tile with fewer tokens is padded to the next one.
+pub(crate) const TILE_WIDTHS: [usize; 5] = [1, 2, 4, 8, 12];
+
+/// Stored tokens of a tile of `n` tokens.
+pub(crate) fn padded(n: usize) -> usize {
+    TILE_WIDTHS.into_iter().find(|&w| w >= n).unwrap_or(n)
+}
+
+impl Activations {
+    /// Empty; memory grows on first use and is kept.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Tokens in the batch.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// Features per token.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        self.groups.capacity() * size_of::<Quantised>() + (self.floats.capacity() + self.scratch.capacity()) * 4
+    }
+
+    /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `needs` says.
+    /// Tokens are spread over the pool.
+    pub fn fill(
+        &mut self,
+        pool: &Pool,
+        tier: Tier,
+        n_tokens: usize,
+        cols: usize,
+        needs: Needs,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let tile = tier.token_tile();
+        let stored = n_tokens / tile * tile + if n_tokens.is_multiple_of(tile) { 0 } else { padded(n_tokens % tile) };
+        let groups_per_token = cols.div_ceil(GROUP);
+        (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
+        if needs.quantised {
+            self.groups.resize(stored * groups_per_token, Quantised::default());
+        }
+        if needs.float {
+            self.floats.resize(stored * cols, 0.0);
+        }
+        // Quantisation reads whole groups, so scratch rows are padded with zeros.
+        let padded_cols = groups_per_token * GROUP;
+        if self.scratch.len() < pool.threads() * padded_cols {
+            self.scratch.resize(pool.threads() * padded_cols, 0.0);
+        }
+        let (groups, floats) = (SharedMut::new(&mut self.groups), SharedMut::new(&mut self.floats));
+        let scratch = SharedMut::new(&mut self.scratch);
+        pool.run(n_tokens.div_ceil(tile), |unit, worker| {
+            let first = unit * tile;
+            let n = tile.min(n_tokens - first);
+            let width = if n == tile { tile } else { padded(n) };
+            // SAFETY: each worker has a scratch row of its own, and each unit a tile of its own.
+            let row = unsafe { scratch.slice(worker * padded_cols..(worker + 1) * padded_cols) };
+            row[cols..].fill(0.0);
+            for t in 0..n {
+                fill(first + t, &mut row[..cols]);
+                if needs.quantised {
+                    let tile_groups = first * groups_per_token..(first + width) * groups_per_token;
+                    // SAFETY: as above.
+                    let out = unsafe { groups.slice(tile_groups) };
+                    tier.run(Quantise { row, out, width, t });
+                }
+                if needs.float {
+                    // SAFETY: as above.
+                    let out = unsafe { floats.slice(first * cols..(first + width) * cols) };
+                    for (out, &x) in out[t..].iter_mut().step_by(width).zip(&row[..cols]) {
+                        *out = x;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Number of token tiles.
+    pub(crate) fn n_tiles(&self) -> usize {
+        self.n_tokens.div_ceil(self.tile)
+    }
+
+    /// First token, number of tokens and stored width of a tile.
+    pub(crate) fn tile(&self, i: usize) -> (usize, usize, usize) {
+        let first = i * self.tile;
+        let n = self.tile.min(self.n_tokens - first);
+        (first, n, if n == self.tile { n } else { padded(n) })
+    }
+
+    /// The 8-bit groups of a tile, `[cols / 32][width]`.
+    pub(crate) fn groups(&self, i: usize) -> &[Quantised] {
+        assert!(self.needs.quantised, "activations were not quantised");
+        let (first, _, width) = self.tile(i);
+        let n = self.cols.div_ceil(GROUP);
+        &self.groups[first * n..(first + width) * n]
+    }
+
+    /// The floats of a tile, `[cols][width]`.
+    pub(crate) fn floats(&self, i: usize) -> &[f32] {
+        assert!(self.needs.float, "activations were not kept as floats");
+        let (first, _, width) = self.tile(i);
+        &self.floats[first * self.cols..(first + width) * self.cols]
+    }
+}
+
+/// Quantises the row of token `t` into its tile.
+struct Quantise<'a> {
+    row: &'a [f32],
+    out: &'a mut [Quantised],
+    width: usize,
+    t: usize,
+}
+
+impl Kernel for Quantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let groups = self.row.as_chunks::<GROUP>().0;
+        for (x, out) in groups.iter().zip(self.out[self.t..].iter_mut().step_by(self.width)) {
+            *out = quantise(s, x);
+        }
+    }
+}
+
+#[inline(always)]
+fn quantise<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantised {
+    let [lo, hi] = *x.as_chunks::<16>().0 else { unreachable!("a group is two vectors") };
+    let (lo, hi) = (s.load(&lo), s.load(&hi));
+    // The bits of a magnitude, seen as an integer, are ordered like the magnitude; NaN and infinity come last.
+    let magnitude = s.splat_i32(0x7fff_ffff);
+    let bits = s.max_i32(s.and_i32(s.bits(lo), magnitude), s.and_i32(s.bits(hi), magnitude));
+    let largest = f32::from_bits(s.reduce_max_i32(bits) as u32);
+    if !largest.is_finite() {
+        return Quantised { scale: f32::NAN, sum: f32::NAN, ..Quantised::default() };
+    }
+    if largest < 1e-30 {
+        return Quantised::default();
+    }
+    let inverse = s.splat(127.0 / largest);
+    let (qlo, qhi) = (s.round_i32(s.mul(lo, inverse)), s.round_i32(s.mul(hi, inverse)));
+    let mut bytes = [[0i8; 16]; 2];
+    s.store_low_bytes(qlo, &mut bytes[0]);
+    s.store_low_bytes(qhi, &mut bytes[1]);
+    let isum = bytes.map(|half| half.iter().map(|&q| i32::from(q)).sum());
+    let q: [i32; 8] = std::array::from_fn(|i| {
+        let b = &bytes[i / 4][4 * (i % 4)..4 * (i % 4) + 4];
+        i32::from_le_bytes([b[0] as u8, b[1] as u8, b[2] as u8, b[3] as u8])
+    });
+    let scale = largest / 127.0;
+    Quantised { q, scale, sum: scale * (isum[0] + isum[1]) as f32, isum }
+}

@@ -1,0 +1,136 @@
+//! A weight matrix in the kernels' layout.
+
+use super::activations::Needs;
+use crate::{
+    DType,
+    arena::{Arena, ArenaBox},
+    formats::{
+        BlockFormat, TILE_ROWS,
+        float::{self, FloatFormat},
+        with_format,
+    },
+    shared::SharedMut,
+    threads::Pool,
+};
+
+/// Weights of a linear layer, `[rows][cols]` (out features × in features), repacked into tiles of 16 rows.
+#[derive(Debug)]
+pub struct Matrix {
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+    data: ArenaBox,
+}
+
+/// Bytes of one tile of 16 rows.
+fn tile_bytes(dtype: DType, cols: usize) -> Option<usize> {
+    fn block<F: BlockFormat>(cols: usize) -> Option<usize> {
+        let len = F::DTYPE.block_len();
+        cols.is_multiple_of(len).then_some(cols / len)?.checked_mul(size_of::<F::Block>())
+    }
+    fn float<F: FloatFormat>(cols: usize) -> Option<usize> {
+        cols.checked_mul(TILE_ROWS * size_of::<F::Element>())
+    }
+    with_format!(dtype, block, float, (cols))
+}
+
+impl Matrix {
+    /// Bytes of a packed matrix in an [`Arena`]; `None` when `cols` does not fit the type's blocks, or on overflow.
+    pub fn packed_bytes(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
+        tile_bytes(dtype, cols)?.checked_mul(rows.div_ceil(TILE_ROWS)).map(Arena::size_of)
+    }
+
+    /// Repacks `rows` stored rows (`data`, one after another) into memory of `arena`.
+    ///
+    /// # Errors
+    /// When the arena is full.
+    ///
+    /// # Panics
+    /// When `data` is not as long as the shape says.
+    pub fn pack(
+        pool: &Pool,
+        arena: &mut Arena,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        data: &[u8],
+    ) -> std::io::Result<Self> {
+        let row_bytes = dtype.row_bytes(cols).expect("columns fit the block size");
+        assert_eq!(data.len(), rows * row_bytes, "matrix data");
+        let tile_bytes = tile_bytes(dtype, cols).expect("checked by row_bytes");
+        let n_tiles = rows.div_ceil(TILE_ROWS);
+        let mut packed = arena.alloc(tile_bytes * n_tiles)?;
+        let zero = vec![0; if rows.is_multiple_of(TILE_ROWS) { 0 } else { row_bytes }];
+        let out = SharedMut::new(&mut packed);
+        pool.run(n_tiles, |tile, _| {
+            let stored: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
+                let row = tile * TILE_ROWS + r;
+                if row < rows { &data[row * row_bytes..(row + 1) * row_bytes] } else { &zero[..] }
+            });
+            // SAFETY: tiles do not overlap.
+            let out = unsafe { out.slice(tile * tile_bytes..(tile + 1) * tile_bytes) };
+            with_format!(dtype, pack_blocks, pack_floats, (&stored, out));
+        });
+        Ok(Self { rows, cols, dtype, data: packed })
+    }
+
+    /// Out features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// In features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The format of the weights.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes of memory that the weights take.
+    pub fn bytes(&self) -> usize {
+        Arena::size_of(self.data.len())
+    }
+
+    /// The form of activations that this format multiplies.
+    pub fn needs(&self) -> Needs {
+        let float = self.dtype.block_len() == 1;
+        Needs { quantised: !float, float }
+    }
+
+    pub(crate) fn n_tiles(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS)
+    }
+
+    pub(crate) fn tile(&self, i: usize) -> &[u8] {
+        let bytes = self.data.len() / self.n_tiles();
+        &self.data[i * bytes..(i + 1) * bytes]
+    }
+
+    /// The packed blocks of a tile.
+    pub(crate) fn blocks<F: BlockFormat>(&self, tile: usize) -> &[F::Block] {
+        bytemuck::cast_slice(self.tile(tile))
+    }
+
+    /// The columns of a tile of floats.
+    pub(crate) fn columns<F: FloatFormat>(&self, tile: usize) -> &[[F::Element; TILE_ROWS]] {
+        bytemuck::cast_slice::<u8, F::Element>(self.tile(tile)).as_chunks().0
+    }
+}
+
+fn pack_blocks<F: BlockFormat>(rows: &[&[u8]; TILE_ROWS], out: &mut [u8]) {
+    let bytes = F::DTYPE.block_bytes();
+    for (i, block) in bytemuck::cast_slice_mut::<u8, F::Block>(out).iter_mut().enumerate() {
+        F::pack(&rows.map(|row| &row[i * bytes..(i + 1) * bytes]), block);
+    }
+}
+
+fn pack_floats<F: FloatFormat>(rows: &[&[u8]; TILE_ROWS], out: &mut [u8]) {
+    if size_of::<F::Element>() == 4 {
+        float::pack::<4>(rows, out);
+    } else {
+        float::pack::<2>(rows, out);
+    }
+}

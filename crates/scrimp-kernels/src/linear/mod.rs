@@ -1,0 +1,288 @@
+//! Linear layers: `y = W x (+ bias) (+ y)` for one token or many, any weight format, any tier.
+//!
+//! Decode (one token) unpacks weights in registers ([`gemv`]); batches unpack a tile once into a panel and use it for all
+//! tokens ([`gemm`]). Several matrices that share their input run in one parallel region.
+
+pub(crate) mod activations;
+mod gemm;
+mod gemv;
+mod group;
+mod matrix;
+#[cfg(test)]
+mod tests;
+
+pub use activations::{Activations, Needs};
+pub use matrix::Matrix;
+
+use crate::{
+    dispatch::Kernel,
+    formats::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, with_format},
+    isa::Simd,
+    shared::SharedMut,
+    threads::Pool,
+    tier::Tier,
+};
+use gemm::PanelGroup;
+
+/// Weight bytes per unit of work when decoding: enough to hide the cost of handing it out.
+const GEMV_UNIT_BYTES: usize = 24 << 10;
+/// Unpacked bytes per unit of work in a batch: they stay in the second-level cache while all tokens pass by.
+const PANEL_BYTES: usize = 160 << 10;
+
+/// One matrix product of a region.
+#[derive(Debug)]
+pub struct Linear<'a> {
+    /// The weights, `[rows][cols]`.
+    pub weight: &'a Matrix,
+    /// Added to each row's result.
+    pub bias: Option<&'a [f32]>,
+    /// Result, `[n_tokens][stride]` of which the first `rows` of each token are written.
+    pub out: &'a mut [f32],
+    /// Elements from one token's results to the next's.
+    pub stride: usize,
+    /// Adds to `out` (a residual connection) instead of overwriting it.
+    pub accumulate: bool,
+}
+
+/// Memory that batches need for unpacked weights; kept between calls.
+#[derive(Debug, Default)]
+pub struct LinearScratch {
+    panels: Vec<PanelGroup>,
+}
+
+impl LinearScratch {
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        self.panels.capacity() * size_of::<PanelGroup>()
+    }
+}
+
+/// A product as workers see it.
+struct Job<'a> {
+    weight: &'a Matrix,
+    bias: Option<&'a [f32]>,
+    out: SharedMut<'a, f32>,
+    stride: usize,
+    accumulate: bool,
+    tiles_per_unit: usize,
+    first_unit: usize,
+}
+
+/// Computes all of `products` from the same activations, in one parallel region.
+///
+/// # Panics
+/// When shapes do not fit each other, or `x` was not stored in the form that a weight needs.
+pub fn linear(
+    pool: &Pool,
+    tier: Tier,
+    scratch: &mut LinearScratch,
+    x: &Activations,
+    products: &mut [Linear<'_>],
+) {
+    let n_tokens = x.n_tokens();
+    if n_tokens == 0 {
+        return;
+    }
+    let decode = n_tokens == 1;
+    let groups = x.cols().div_ceil(GROUP);
+    let mut units = 0;
+    let mut panel_tiles = 0;
+    let mut jobs = Vec::with_capacity(products.len());
+    for product in products {
+        let weight = product.weight;
+        assert_eq!(weight.cols(), x.cols(), "in features");
+        assert!(product.stride >= weight.rows(), "row stride");
+        assert!(product.out.len() >= (n_tokens - 1) * product.stride + weight.rows(), "length of the output");
+        assert!(product.bias.is_none_or(|b| b.len() == weight.rows()), "length of the bias");
+        let n_tiles = weight.n_tiles();
+        if n_tiles == 0 {
+            continue;
+        }
+        let per_unit = if decode {
+            GEMV_UNIT_BYTES / (weight.bytes() / n_tiles).max(1)
+        } else {
+            // Never so many that threads run out of units.
+            (PANEL_BYTES / (groups * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
+        };
+        let tiles_per_unit = per_unit.clamp(1, n_tiles);
+        panel_tiles = panel_tiles.max(tiles_per_unit);
+        jobs.push(Job {
+            weight,
+            bias: product.bias,
+            out: SharedMut::new(product.out),
+            stride: product.stride,
+            accumulate: product.accumulate,
+            tiles_per_unit,
+            first_unit: units,
+        });
+        units += n_tiles.div_ceil(tiles_per_unit);
+    }
+    let panel_len = if decode { 0 } else { panel_tiles * groups };
+    if scratch.panels.len() < panel_len * pool.threads() {
+        scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
+    }
+    let panels = SharedMut::new(&mut scratch.panels);
+    pool.run(units, |unit, worker| {
+        let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
+        let first = (unit - job.first_unit) * job.tiles_per_unit;
+        let tiles = first..(first + job.tiles_per_unit).min(job.weight.n_tiles());
+        // SAFETY: every worker has a part of its own.
+        let panel = unsafe { panels.slice(worker * panel_len..(worker + 1) * panel_len) };
+        let unit = Unit { job, x, tiles, panel };
+        with_format!(job.weight.dtype(), run_block, run_float, (tier, unit));
+    });
+}
+
+/// Tiles of one matrix for all tokens.
+struct Unit<'a> {
+    job: &'a Job<'a>,
+    x: &'a Activations,
+    tiles: std::ops::Range<usize>,
+    panel: &'a mut [PanelGroup],
+}
+
+struct BlockUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
+struct FloatUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
+
+fn run_block<F: BlockFormat>(tier: Tier, unit: Unit<'_>) {
+    tier.run(BlockUnit::<F>(unit, std::marker::PhantomData));
+}
+
+fn run_float<F: FloatFormat>(tier: Tier, unit: Unit<'_>) {
+    tier.run(FloatUnit::<F>(unit, std::marker::PhantomData));
+}
+
+/// Calls `$kernel::<S, F, T>($args)` and stores the results of `T` tokens, for the width `T` of a token tile.
+macro_rules! for_width {
+    ($s:ident, $job:expr, $row_tile:expr, $first:expr, $n:expr, $width:expr, $kernel:ident, ($($arg:expr),*)) => {
+        match $width {
+            1 => $job.store($s, &$kernel::<S, F, 1>($s, $($arg),*), $row_tile, $first, $n),
+            2 => $job.store($s, &$kernel::<S, F, 2>($s, $($arg),*), $row_tile, $first, $n),
+            4 => $job.store($s, &$kernel::<S, F, 4>($s, $($arg),*), $row_tile, $first, $n),
+            8 if S::TOKEN_TILE >= 8 => $job.store($s, &$kernel::<S, F, 8>($s, $($arg),*), $row_tile, $first, $n),
+            12 if S::TOKEN_TILE >= 12 => $job.store($s, &$kernel::<S, F, 12>($s, $($arg),*), $row_tile, $first, $n),
+            width => unreachable!("no kernel for {width} tokens"),
+        }
+    };
+}
+
+impl<F: BlockFormat> Kernel for BlockUnit<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Unit { job, x, tiles, panel } = self.0;
+        if x.n_tokens() == 1 {
+            for tile in tiles {
+                let y = gemv::tile::<S, F>(s, job.weight.blocks::<F>(tile), x.groups(0));
+                job.store(s, &[y], tile, 0, 1);
+            }
+            return;
+        }
+        let groups = x.cols() / GROUP;
+        for (tile, panel) in tiles.clone().zip(panel.chunks_exact_mut(groups)) {
+            gemm::unpack::<S, F>(s, job.weight.blocks::<F>(tile), panel);
+        }
+        for i in 0..x.n_tiles() {
+            let (first, n, width) = x.tile(i);
+            let x = x.groups(i);
+            for (tile, panel) in tiles.clone().zip(panel.chunks_exact(groups)) {
+                use gemm::tile as kernel;
+                for_width!(s, job, tile, first, n, width, kernel, (panel, x));
+            }
+        }
+    }
+}
+
+impl<F: FloatFormat> Kernel for FloatUnit<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Unit { job, x, tiles, .. } = self.0;
+        for i in 0..x.n_tiles() {
+            let (first, n, width) = x.tile(i);
+            let x = x.floats(i);
+            for tile in tiles.clone() {
+                use gemm::float_tile as kernel;
+                let columns = job.weight.columns::<F>(tile);
+                if n == 1 {
+                    job.store(s, &[gemv::float_tile::<S, F>(s, columns, x)], tile, first, n);
+                } else {
+                    for_width!(s, job, tile, first, n, width, kernel, (columns, x));
+                }
+            }
+        }
+    }
+}
+
+impl Job<'_> {
+    /// Writes the results of 16 rows for tokens `first .. first + n`.
+    #[inline(always)]
+    fn store<S: Simd>(&self, s: S, y: &[S::F], row_tile: usize, first: usize, n: usize) {
+        let row = row_tile * TILE_ROWS;
+        let rows = TILE_ROWS.min(self.weight.rows() - row);
+        for (t, &y) in y.iter().take(n).enumerate() {
+            let at = (first + t) * self.stride + row;
+            // SAFETY: units have tiles of their own, and tiles have rows of their own.
+            let out = unsafe { self.out.slice(at..at + rows) };
+            if let Some(out) = out.as_mut_array::<TILE_ROWS>() {
+                let mut y = y;
+                if let Some(bias) = self.bias {
+                    y = s.add(y, s.load(bias[row..].first_chunk().expect("a whole tile")));
+                }
+                if self.accumulate {
+                    y = s.add(y, s.load(out));
+                }
+                s.store(y, out);
+            } else {
+                let mut lanes = [0.0; TILE_ROWS];
+                s.store(y, &mut lanes);
+                for (r, (out, y)) in out.iter_mut().zip(lanes).enumerate() {
+                    let y = y + self.bias.map_or(0.0, |bias| bias[row + r]);
+                    *out = if self.accumulate { *out + y } else { y };
+                }
+            }
+        }
+    }
+}
+
+struct Row<'a, F>(&'a Matrix, usize, &'a mut [f32], std::marker::PhantomData<F>);
+
+impl Matrix {
+    /// Writes row `row` (an embedding) into `out`, as f32.
+    ///
+    /// # Panics
+    /// When the row does not exist or `out` is not `cols` long.
+    pub fn row(&self, tier: Tier, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows() && out.len() == self.cols(), "row {row} of {}", self.rows());
+        with_format!(self.dtype(), block_row, float_row, (tier, self, row, out));
+    }
+}
+
+fn block_row<F: BlockFormat>(tier: Tier, weight: &Matrix, row: usize, out: &mut [f32]) {
+    tier.run(Row::<F>(weight, row, out, std::marker::PhantomData));
+}
+
+fn float_row<F: FloatFormat>(_: Tier, weight: &Matrix, row: usize, out: &mut [f32]) {
+    for (column, out) in weight.columns::<F>(row / TILE_ROWS).iter().zip(out) {
+        *out = F::load(crate::isa::scalar::Scalar, column)[row % TILE_ROWS];
+    }
+}
+
+impl<F: BlockFormat> Kernel for Row<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Row(weight, row, out, _) = self;
+        let mut panel = [PanelGroup::ZERO; 8];
+        let blocks = weight.blocks::<F>(row / TILE_ROWS);
+        for (block, out) in blocks.chunks(1).zip(out.chunks_mut(F::GROUPS * GROUP)) {
+            gemm::unpack::<S, F>(s, block, &mut panel);
+            for (group, out) in panel.iter().zip(out.chunks_mut(GROUP)) {
+                group.dequantize::<F>(row % TILE_ROWS, out);
+            }
+        }
+    }
+}

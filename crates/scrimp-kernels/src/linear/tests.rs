@@ -1,0 +1,156 @@
+//! Every format in every tier against plain dequantised f64 arithmetic, and tiers against each other bit by bit.
+
+use super::*;
+use crate::{DType, arena::Arena, formats::dequantize::dequantize_row};
+use proptest::prelude::*;
+
+/// Stored rows with random contents whose scales are finite and moderate.
+fn random_rows(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut data = vec![0u8; rows * dtype.row_bytes(cols).unwrap()];
+    let half = |x: u64| half::f16::from_f32((x % 2001) as f32 / 1000.0 - 1.0).to_le_bytes();
+    for block in data.chunks_exact_mut(dtype.block_bytes()) {
+        block.iter_mut().for_each(|b| *b = (next() >> 24) as u8);
+        let halves: &[usize] = match dtype {
+            DType::F32 => {
+                block.copy_from_slice(&((next() % 2001) as f32 / 1000.0 - 1.0).to_le_bytes());
+                &[]
+            }
+            DType::BF16 => {
+                let x = half::bf16::from_f32((next() % 2001) as f32 / 1000.0 - 1.0);
+                block.copy_from_slice(&x.to_le_bytes());
+                &[]
+            }
+            DType::F16 | DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => &[0],
+            DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+            DType::Q6_K => &[208],
+        };
+        for &at in halves {
+            block[at..at + 2].copy_from_slice(&half(next()));
+        }
+    }
+    data
+}
+
+fn pack(pool: &Pool, dtype: DType, rows: usize, cols: usize, data: &[u8]) -> Matrix {
+    let mut arena = Arena::new(Matrix::packed_bytes(dtype, rows, cols).unwrap()).unwrap();
+    Matrix::pack(pool, &mut arena, dtype, rows, cols, data).unwrap()
+}
+
+fn activations(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32]) -> Activations {
+    let cols = weight.cols();
+    let mut activations = Activations::new();
+    activations.fill(pool, tier, x.len() / cols, cols, weight.needs(), |t, out| {
+        out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
+    });
+    activations
+}
+
+fn multiply(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32], bias: Option<&[f32]>, start: Option<&[f32]>) -> Vec<f32> {
+    let n = x.len() / weight.cols();
+    let mut out = start.map_or_else(|| vec![f32::NAN; n * weight.rows()], <[f32]>::to_vec);
+    let x = activations(pool, tier, weight, x);
+    let product =
+        Linear { weight, bias, out: &mut out, stride: weight.rows(), accumulate: start.is_some() };
+    linear(pool, tier, &mut LinearScratch::default(), &x, &mut [product]);
+    out
+}
+
+fn inputs(n: usize, seed: u64) -> Vec<f32> {
+    (0..n as u64).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) % 1999) as f32 / 500.0 - 2.0).collect()
+}
+
+#[test]
+fn packed_rows_hold_the_stored_values() {
+    let pool = Pool::new(2).unwrap();
+    for dtype in DType::ALL {
+        let (rows, cols) = (19, 512);
+        let data = random_rows(dtype, rows, cols, 7);
+        let weight = pack(&pool, dtype, rows, cols, &data);
+        for tier in Tier::supported() {
+            for (r, stored) in data.chunks_exact(data.len() / rows).enumerate() {
+                let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
+                weight.row(tier, r, &mut got);
+                dequantize_row(dtype, stored, &mut want);
+                assert_eq!(got, want, "{dtype} row {r} {tier}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn products_match_f64_and_tiers_agree_bit_by_bit(
+        which in 0..DType::ALL.len(), rows in 1usize..70, blocks in 1usize..4, n_tokens in 1usize..30, seed: u64,
+        threads in 1usize..4, with_bias: bool, accumulate: bool,
+    ) {
+        let dtype = DType::ALL[which];
+        let cols = if dtype.block_len() == 1 { 29 * blocks } else { dtype.block_len() * blocks };
+        let pool = Pool::new(threads).unwrap();
+        let data = random_rows(dtype, rows, cols, seed);
+        let weight = pack(&pool, dtype, rows, cols, &data);
+        let x = inputs(n_tokens * cols, seed);
+        let bias = inputs(rows, seed ^ 5);
+        let before = inputs(rows * n_tokens, seed ^ 9);
+        let bias = with_bias.then_some(&bias[..]);
+        let start = accumulate.then_some(&before[..]);
+        let mut first: Option<Vec<f32>> = None;
+        for tier in Tier::supported() {
+            let got = multiply(&pool, tier, &weight, &x, bias, start);
+            // One token at a time gives the same bits as the batch.
+            for t in [0, n_tokens - 1] {
+                let start = start.map(|s| &s[t * rows..(t + 1) * rows]);
+                let alone = multiply(&pool, tier, &weight, &x[t * cols..(t + 1) * cols], bias, start);
+                prop_assert_eq!(&alone[..], &got[t * rows..(t + 1) * rows]);
+            }
+            if let Some(first) = &first {
+                prop_assert_eq!(first, &got, "{} {}", dtype, tier);
+            } else {
+                first = Some(got);
+            }
+        }
+        let got = first.unwrap();
+        let mut w = vec![0.0; cols];
+        for r in 0..rows {
+            dequantize_row(dtype, &data[r * data.len() / rows..(r + 1) * data.len() / rows], &mut w);
+            for t in 0..n_tokens {
+                let x = &x[t * cols..(t + 1) * cols];
+                let (mut want, mut error) = (0.0f64, 0.0f64);
+                for (w, x) in w.chunks(32).zip(x.chunks(32)) {
+                    // 8-bit activations: at most half a step per product.
+                    let step = x.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+                    let step = if dtype.block_len() == 1 { 0.0 } else { f64::from(step) };
+                    for (&w, &x) in w.iter().zip(x) {
+                        want += f64::from(w) * f64::from(x);
+                        error += f64::from(w).abs() * (step * 0.51 + f64::from(x).abs() * 1e-5);
+                    }
+                }
+                want += bias.map_or(0.0, |b| f64::from(b[r])) + start.map_or(0.0, |s| f64::from(s[t * rows + r]));
+                // Formats with a minimum cancel large parts against each other.
+                let slack = error * if matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K) { 3.0 } else { 1.0 };
+                prop_assert!((f64::from(got[t * rows + r]) - want).abs() <= slack + 1e-3, "{dtype}: {} vs {want}", got[t * rows + r]);
+            }
+        }
+    }
+}
+
+#[test]
+fn non_finite_inputs_give_nan_for_their_token_only() {
+    let pool = Pool::new(2).unwrap();
+    let weight = pack(&pool, DType::Q4_0, 33, 64, &random_rows(DType::Q4_0, 33, 64, 3));
+    let mut x = inputs(3 * 64, 1);
+    x[64 + 40] = f32::INFINITY;
+    for tier in Tier::supported() {
+        let y = multiply(&pool, tier, &weight, &x, None, None);
+        assert!(y[33..66].iter().all(|y| y.is_nan()));
+        assert!(y[..33].iter().chain(&y[66..]).all(|y| y.is_finite()));
+    }
+}

@@ -1,0 +1,262 @@
+//! A fork-join pool for short parallel regions: about 150 per decoded token, each some microseconds long.
+//!
+//! Workers live as long as the pool. Between regions they spin for a bounded time and then sleep, so a region that
+//! follows soon costs well under a microsecond to start and an idle pool costs nothing. Units of work are handed out
+//! by an atomic counter: a worker that the machine slows down simply takes fewer.
+
+use std::{
+    any::Any,
+    cell::UnsafeCell,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+/// Rounds of [`std::hint::spin_loop`] before a waiting worker goes to sleep (some hundred microseconds).
+const SPINS_BEFORE_SLEEP: u32 = 20_000;
+/// Rounds before the caller, waiting for the last worker, starts to yield its core.
+const SPINS_BEFORE_YIELD: u32 = 2_000;
+
+/// The body of a region: `(unit, worker)`.
+type Body<'a> = dyn Fn(usize, usize) + Sync + 'a;
+
+/// A region as workers see it.
+#[derive(Clone, Copy)]
+struct Region {
+    /// Valid until every worker has left the region; `run` does not return before.
+    body: *const Body<'static>,
+    units: usize,
+}
+
+struct Shared {
+    region: UnsafeCell<Option<Region>>,
+    /// Number of the current region.
+    epoch: AtomicU32,
+    /// Next unit to hand out.
+    next: AtomicUsize,
+    /// Workers that have not left the current region.
+    running: AtomicUsize,
+    sleepers: AtomicUsize,
+    stop: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+// SAFETY: `region` is written only by the one caller of `run` (which holds the pool's `busy` lock) while no worker is
+// inside a region, and read by workers only after they have seen the new epoch; the body it points to is `Sync`.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the raw pointer is only followed inside a region.
+unsafe impl Send for Shared {}
+
+/// Long-lived workers that run parallel regions together with the calling thread.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held by the thread that runs a region: regions of one pool do not overlap.
+    busy: Mutex<()>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("threads", &self.threads()).finish()
+    }
+}
+
+/// Threads that this process may use: its affinity mask and its cgroup's CPU quota.
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller's own included (at least 1).
+    ///
+    /// # Errors
+    /// When the system refuses to start a thread.
+    pub fn new(threads: usize) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            region: UnsafeCell::new(None),
+            epoch: AtomicU32::new(0),
+            next: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            sleepers: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            panic: Mutex::new(None),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        let mut pool = Self { shared, workers: Vec::new(), busy: Mutex::new(()) };
+        for worker in 1..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            let builder = std::thread::Builder::new().name(format!("scrimp-{worker}"));
+            pool.workers.push(builder.spawn(move || shared.work(worker))?);
+        }
+        Ok(pool)
+    }
+
+    /// Threads that take part in a region.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `body(unit, worker)` once for every `unit < units`, on all threads; returns when all calls have returned.
+    ///
+    /// `worker < self.threads()` names the thread, so that bodies can use scratch memory of their own. A panic in a
+    /// body is raised again here. A region must not start another one on the same pool.
+    pub fn run(&self, units: usize, body: impl Fn(usize, usize) + Sync) {
+        if self.workers.is_empty() || units <= 1 {
+            (0..units).for_each(|unit| body(unit, 0));
+            return;
+        }
+        let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
+        let body: &Body<'_> = &body;
+        // SAFETY: only the lifetime changes. The pointer is followed by workers inside the region only, and this
+        // function does not return (nor unwind: `work_on` catches panics) before all of them have left it.
+        let body: *const Body<'static> = unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
+        let region = Region { body, units };
+        // SAFETY: no worker is inside a region (`running` is 0) and `busy` keeps other callers out.
+        unsafe { *shared.region.get() = Some(region) };
+        shared.next.store(0, Ordering::Relaxed);
+        shared.running.store(self.workers.len(), Ordering::Relaxed);
+        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
+            let _lock = shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.wake.notify_all();
+        }
+        shared.work_on(region, 0);
+        let mut spins = 0;
+        while shared.running.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            if spins < SPINS_BEFORE_YIELD {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Shared {
+    /// Takes units until none is left.
+    fn work_on(&self, region: Region, worker: usize) {
+        // SAFETY: the caller is inside the region, so the body is alive.
+        let body = unsafe { &*region.body };
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let unit = self.next.fetch_add(1, Ordering::Relaxed);
+                if unit >= region.units {
+                    break;
+                }
+                body(unit, worker);
+            }
+        }));
+        if let Err(panic) = result {
+            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        }
+    }
+
+    /// A worker's life: wait for the next region, work on it, say so.
+    fn work(&self, worker: usize) {
+        let mut seen = 0;
+        loop {
+            self.wait_for_change(seen);
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            // Every region waits for every worker, so no epoch can be missed.
+            seen = self.epoch.load(Ordering::Acquire);
+            // SAFETY: the epoch was published after the region was written, and it is not written again before this
+            // worker has left it.
+            if let Some(region) = unsafe { *self.region.get() } {
+                self.work_on(region, worker);
+            }
+            self.running.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    fn wait_for_change(&self, seen: u32) {
+        for _ in 0..SPINS_BEFORE_SLEEP {
+            if self.epoch.load(Ordering::Acquire) != seen {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // Announced before the last look at the epoch; `run` looks at `sleepers` after it has changed the epoch. So
+        // one of the two sees the other (both sides are sequentially consistent).
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while self.epoch.load(Ordering::SeqCst) == seen {
+            lock = self.wake.wait(lock).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        {
+            let _lock = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.wake.notify_all();
+        }
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_unit_runs_once() {
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads).unwrap();
+            for units in [0, 1, 2, 7, 100] {
+                let counts: Vec<_> = (0..units).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(units, |unit, worker| {
+                    assert!(worker < threads);
+                    counts[unit].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn many_short_regions_and_sleeps() {
+        let pool = Pool::new(2).unwrap();
+        let sum = AtomicUsize::new(0);
+        for round in 0..2000 {
+            pool.run(4, |unit, _| {
+                sum.fetch_add(unit, Ordering::Relaxed);
+            });
+            if round % 500 == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+        assert_eq!(sum.load(Ordering::Relaxed), 2000 * 6);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(2).unwrap();
+        let panicked = catch_unwind(AssertUnwindSafe(|| pool.run(10, |unit, _| assert!(unit != 5, "unit five"))));
+        assert!(panicked.is_err());
+        let count = AtomicUsize::new(0);
+        pool.run(10, |_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 10);
+    }
+}

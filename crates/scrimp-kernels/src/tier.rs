@@ -1,0 +1,143 @@
+//! Instruction-set tiers: which kernels this process runs, chosen once and passed along.
+
+use std::{fmt, str::FromStr};
+
+/// A set of CPU features that kernels are compiled for.
+///
+/// A value other than [`Tier::Scalar`] can only be had through [`Tier::detect`] and friends, which check the CPU:
+/// holding one is the proof that its instructions may be executed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tier(Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// Names that [`Tier::from_str`] knows, whatever this CPU has.
+const NAMES: [&str; 3] = ["scalar", "avx2", "avx512"];
+
+impl Tier {
+    /// Plain Rust: the specification of every kernel.
+    pub const SCALAR: Self = Self(Kind::Scalar);
+
+    pub(crate) const fn kind(self) -> Kind {
+        self.0
+    }
+
+    /// AVX2 + FMA + F16C, where the CPU has them.
+    pub fn avx2() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if std::is_x86_feature_detected!("avx2")
+            && std::is_x86_feature_detected!("fma")
+            && std::is_x86_feature_detected!("f16c")
+        {
+            return Some(Self(Kind::Avx2));
+        }
+        None
+    }
+
+    /// AVX-512 F, BW, DQ, VL, VNNI and BF16, where the CPU has them (Zen 4, Cooper Lake and later).
+    pub fn avx512() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::avx2().is_some()
+            && std::is_x86_feature_detected!("avx512f")
+            && std::is_x86_feature_detected!("avx512bw")
+            && std::is_x86_feature_detected!("avx512dq")
+            && std::is_x86_feature_detected!("avx512vl")
+            && std::is_x86_feature_detected!("avx512vnni")
+            && std::is_x86_feature_detected!("avx512bf16")
+        {
+            return Some(Self(Kind::Avx512));
+        }
+        None
+    }
+
+    /// Every tier that this CPU supports, slowest first.
+    pub fn supported() -> Vec<Self> {
+        [Some(Self::SCALAR), Self::avx2(), Self::avx512()].into_iter().flatten().collect()
+    }
+
+    /// The best tier of this CPU.
+    pub fn detect() -> Self {
+        Self::supported().pop().unwrap_or(Self::SCALAR)
+    }
+
+    /// `SCRIMP_TIER` where it is set, else the best tier of this CPU.
+    ///
+    /// # Errors
+    /// When the variable names a tier that is unknown or that this CPU lacks.
+    pub fn from_env() -> Result<Self, UnsupportedTier> {
+        match std::env::var("SCRIMP_TIER") {
+            Ok(name) if !name.is_empty() => name.parse(),
+            _ => Ok(Self::detect()),
+        }
+    }
+
+    /// `scalar`, `avx2` or `avx512`.
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Scalar => NAMES[0],
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => NAMES[1],
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => NAMES[2],
+        }
+    }
+}
+
+impl fmt::Debug for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A tier was asked for that does not exist or that this CPU cannot run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsupportedTier {
+    name: String,
+}
+
+impl fmt::Display for UnsupportedTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let supported: Vec<_> = Tier::supported().into_iter().map(Tier::name).collect();
+        let why = if NAMES.contains(&self.name.as_str()) { "this CPU lacks it" } else { "there is no such tier" };
+        write!(f, "tier `{}`: {why}; supported here: {}", self.name, supported.join(", "))
+    }
+}
+
+impl std::error::Error for UnsupportedTier {}
+
+impl FromStr for Tier {
+    type Err = UnsupportedTier;
+
+    fn from_str(name: &str) -> Result<Self, UnsupportedTier> {
+        Self::supported()
+            .into_iter()
+            .find(|tier| tier.name() == name)
+            .ok_or_else(|| UnsupportedTier { name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for tier in Tier::supported() {
+            assert_eq!(tier.name().parse(), Ok(tier));
+        }
+        assert!("avx3".parse::<Tier>().unwrap_err().to_string().contains("scalar"));
+    }
+}
