@@ -9,6 +9,7 @@ pub mod formats;
 mod isa;
 pub mod linear;
 pub mod mmap;
+pub mod ops;
 mod shared;
 pub mod threads;
 pub mod tier;

@@ -3,13 +3,12 @@
 //! Activations stay f32 and every product is accumulated in f32 by a fused multiply-add, column after column.
 
 use super::TILE_ROWS;
-use crate::{DType, isa::Simd};
+use crate::isa::Simd;
 use bytemuck::Pod;
 
 /// A weight format of plain numbers.
 pub(crate) trait FloatFormat: 'static {
     type Element: Pod;
-    const DTYPE: DType;
     fn load<S: Simd>(s: S, x: &[Self::Element; TILE_ROWS]) -> S::F;
 }
 
@@ -19,7 +18,6 @@ pub(crate) struct Bf16;
 
 impl FloatFormat for F32 {
     type Element = f32;
-    const DTYPE: DType = DType::F32;
     #[inline(always)]
     fn load<S: Simd>(s: S, x: &[f32; TILE_ROWS]) -> S::F {
         s.load(x)
@@ -28,7 +26,6 @@ impl FloatFormat for F32 {
 
 impl FloatFormat for F16 {
     type Element = u16;
-    const DTYPE: DType = DType::F16;
     #[inline(always)]
     fn load<S: Simd>(s: S, x: &[u16; TILE_ROWS]) -> S::F {
         s.load_f16(x)
@@ -37,7 +34,6 @@ impl FloatFormat for F16 {
 
 impl FloatFormat for Bf16 {
     type Element = u16;
-    const DTYPE: DType = DType::BF16;
     #[inline(always)]
     fn load<S: Simd>(s: S, x: &[u16; TILE_ROWS]) -> S::F {
         s.load_bf16(x)

@@ -108,11 +108,10 @@ pub(crate) fn gather_u16(rows: &[&[u8]; TILE_ROWS], at: usize) -> [u16; TILE_ROW
 /// `block.q[k][G's nibble]` for the k-quants: group `2 i` is in the low and `2 i + 1` in the high nibbles of plane `i`.
 #[inline(always)]
 pub(crate) fn nibble_plane<S: Simd, const G: usize>(s: S, plane: &[[u8; 64]; 8]) -> [S::B; 8] {
-    std::array::from_fn(
-        #[inline(always)]
-        |k| {
-            let b = s.load_b(&plane[k]);
-            if G % 2 == 0 { s.low_nibbles(b) } else { s.high_nibbles(b) }
-        },
-    )
+    let mut w = [s.load_b(&plane[0]); 8];
+    for k in 0..8 {
+        let b = s.load_b(&plane[k]);
+        w[k] = if G % 2 == 0 { s.low_nibbles(b) } else { s.high_nibbles(b) };
+    }
+    w
 }

@@ -33,9 +33,12 @@ pub(crate) struct Block4_1 {
 /// The 8 × 4 columns that 4 registers of nibbles hold.
 #[inline(always)]
 pub(super) fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4]) -> [S::B; 8] {
-    let b = [s.load_b(&q[0]), s.load_b(&q[1]), s.load_b(&q[2]), s.load_b(&q[3])];
-    let (lo, hi) = ([0, 1, 2, 3].map(|k| s.low_nibbles(b[k])), [0, 1, 2, 3].map(|k| s.high_nibbles(b[k])));
-    [lo[0], lo[1], lo[2], lo[3], hi[0], hi[1], hi[2], hi[3]]
+    let mut w = [s.load_b(&q[0]); 8];
+    for k in 0..4 {
+        let b = s.load_b(&q[k]);
+        (w[k], w[k + 4]) = (s.low_nibbles(b), s.high_nibbles(b));
+    }
+    w
 }
 
 impl BlockFormat for Q4_0 {

@@ -50,18 +50,16 @@ impl BlockFormat for Q6K {
         // Group G of the half: 0 and 1 are the low nibbles of planes A and B, 2 and 3 the high ones.
         let (half, g) = (G / 4, G % 4);
         let (plane, high) = (&block.q[2 * half + g % 2], &block.high[half]);
-        let w = std::array::from_fn(
-            #[inline(always)]
-            |k| {
-                let (b, h) = (s.load_b(&plane[k]), s.load_b(&high[k]));
-                match g {
-                    0 => s.with_bits45::<0>(s.low_nibbles(b), h),
-                    1 => s.with_bits45::<2>(s.low_nibbles(b), h),
-                    2 => s.with_bits45::<4>(s.high_nibbles(b), h),
-                    _ => s.with_bits45::<6>(s.high_nibbles(b), h),
-                }
-            },
-        );
+        let mut w = [s.load_b(&plane[0]); 8];
+        for k in 0..8 {
+            let (b, h) = (s.load_b(&plane[k]), s.load_b(&high[k]));
+            w[k] = match g {
+                0 => s.with_bits45::<0>(s.low_nibbles(b), h),
+                1 => s.with_bits45::<2>(s.low_nibbles(b), h),
+                2 => s.with_bits45::<4>(s.high_nibbles(b), h),
+                _ => s.with_bits45::<6>(s.high_nibbles(b), h),
+            };
+        }
         let d = s.load_f16(&block.d);
         Group {
             w,

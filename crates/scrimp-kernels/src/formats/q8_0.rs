@@ -37,13 +37,10 @@ impl BlockFormat for Q8_0 {
 
     #[inline(always)]
     fn group<S: Simd, const G: usize>(s: S, block: &Block) -> Group<S> {
-        Group {
-            w: std::array::from_fn(
-                #[inline(always)]
-                |k| s.load_b(&block.q[k]),
-            ),
-            scale: s.load_f16(&block.scale),
-            second: s.splat(0.0),
+        let mut w = [s.load_b(&block.q[0]); 8];
+        for k in 1..8 {
+            w[k] = s.load_b(&block.q[k]);
         }
+        Group { w, scale: s.load_f16(&block.scale), second: s.splat(0.0) }
     }
 }

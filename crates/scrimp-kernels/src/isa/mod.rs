@@ -13,9 +13,6 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod scalar;
 
-/// Lanes of a vector of `f32` or `i32`.
-pub(crate) const LANES: usize = 16;
-
 /// 16 lanes of `f32` and `i32`, and 64 bytes seen as 16 lanes of 4.
 pub(crate) trait Simd: Copy {
     /// Tokens that a GEMM kernel handles at once: what the registers can accumulate.

@@ -1,0 +1,132 @@
+//! The gated feed-forward's non-linearity, and soft caps on logits.
+
+use super::padded;
+use crate::{dispatch::Kernel, isa::Simd, tier::Tier};
+
+/// Non-linearity of a gated feed-forward block (Shazeer 2020, "GLU variants improve Transformer").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// SwiGLU.
+    Silu,
+    /// GeGLU with the tanh approximation.
+    GeluTanh,
+}
+
+struct Gated<'a>(Gate, &'a [f32], &'a [f32], &'a mut [f32]);
+struct Softcap<'a>(f32, &'a mut [f32]);
+struct Scale<'a>(f32, &'a mut [f32]);
+
+/// `out = f(gate) * up`, element by element.
+///
+/// # Panics
+/// When lengths differ.
+pub fn gated(tier: Tier, f: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == up.len() && gate.len() == out.len(), "gated: lengths differ");
+    tier.run(Gated(f, gate, up, out));
+}
+
+/// `x = cap * tanh(x / cap)`, in place (Gemma 2).
+pub fn softcap(tier: Tier, cap: f32, x: &mut [f32]) {
+    tier.run(Softcap(cap, x));
+}
+
+/// `x = factor * x`, in place.
+pub fn scale(tier: Tier, factor: f32, x: &mut [f32]) {
+    tier.run(Scale(factor, x));
+}
+
+impl Kernel for Gated<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Gated(f, gate, up, out) = self;
+        match f {
+            Gate::Silu => gated_with::<S, false>(s, gate, up, out),
+            Gate::GeluTanh => gated_with::<S, true>(s, gate, up, out),
+        }
+    }
+}
+
+#[inline(always)]
+fn gated_with<S: Simd, const GELU: bool>(s: S, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let ((gate, gate_tail), (up, up_tail)) = (gate.as_chunks::<16>(), up.as_chunks::<16>());
+    let (out, out_tail) = out.as_chunks_mut::<16>();
+    for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+        s.store(gated_vector::<S, GELU>(s, gate, up), out);
+    }
+    if !out_tail.is_empty() {
+        let mut lanes = [0.0; 16];
+        s.store(gated_vector::<S, GELU>(s, &padded(gate_tail), &padded(up_tail)), &mut lanes);
+        out_tail.copy_from_slice(&lanes[..out_tail.len()]);
+    }
+}
+
+#[inline(always)]
+fn gated_vector<S: Simd, const GELU: bool>(s: S, gate: &[f32; 16], up: &[f32; 16]) -> S::F {
+    let gate = s.load(gate);
+    let f = if GELU { s.gelu_tanh(gate) } else { s.silu(gate) };
+    s.mul(f, s.load(up))
+}
+
+impl Kernel for Softcap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (cap, inverse) = (s.splat(self.0), s.splat(1.0 / self.0));
+        for x in self.1.chunks_mut(16) {
+            let mut lanes = padded(x);
+            s.store(s.mul(cap, s.tanh(s.mul(s.load(&lanes), inverse))), &mut lanes);
+            x.copy_from_slice(&lanes[..x.len()]);
+        }
+    }
+}
+
+impl Kernel for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        self.1.iter_mut().for_each(|x| *x *= self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn non_linearities_match_f64_in_every_tier() {
+        let x: Vec<f32> = (-400..403).map(|i| i as f32 / 10.0).collect();
+        let ones = vec![1.0; x.len()];
+        let mut out = vec![0.0; x.len()];
+        for tier in Tier::supported() {
+            gated(tier, Gate::Silu, &x, &ones, &mut out);
+            for (&x, &y) in x.iter().zip(&out) {
+                let want = f64::from(x) / (1.0 + f64::from(-x).exp());
+                assert!(
+                    (f64::from(y) - want).abs() <= 3e-7 * want.abs().max(1e-6),
+                    "silu({x}) = {y}, {want} {tier}"
+                );
+            }
+            gated(tier, Gate::GeluTanh, &x, &ones, &mut out);
+            for (&x, &y) in x.iter().zip(&out) {
+                let x = f64::from(x);
+                let want = 0.5
+                    * x
+                    * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
+                assert!(
+                    (f64::from(y) - want).abs() <= 2e-6 * x.abs().max(0.1),
+                    "gelu({x}) = {y}, {want} {tier}"
+                );
+            }
+            let mut capped = x.clone();
+            softcap(tier, 30.0, &mut capped);
+            for (&x, &y) in x.iter().zip(&capped) {
+                let want = 30.0 * (f64::from(x) / 30.0).tanh();
+                assert!((f64::from(y) - want).abs() <= 1e-5, "softcap({x}) = {y}, {want} {tier}");
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Element-wise and row-wise operations between the matrix products, for one row at a time.
+//!
+//! All are written over the tier's vectors with a fixed order of reductions, so every tier gives the same bits. Lengths
+//! that are no multiple of 16 are finished with a zero-padded vector.
+
+mod gate;
+mod norm;
+mod rope;
+
+pub use gate::{Gate, gated, scale, softcap};
+pub use norm::rms_norm;
+pub use rope::{RopeTable, rotate_adjacent, rotate_halves};
+
+/// Copies up to 16 elements into a vector's array, the rest zero.
+#[inline(always)]
+fn padded(x: &[f32]) -> [f32; 16] {
+    let mut lanes = [0.0; 16];
+    lanes[..x.len()].copy_from_slice(x);
+    lanes
+}
