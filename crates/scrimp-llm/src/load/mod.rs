@@ -4,7 +4,11 @@
 //! the header's own size: counts are compared with the bytes that are left before anything is reserved.
 
 pub mod gguf;
+pub mod hf_dir;
+pub mod safetensors;
 pub mod source;
 
 pub use gguf::{GgufFile, GgufMetadata};
+pub use hf_dir::HfDir;
+pub use safetensors::SafetensorsFile;
 pub use source::Source;

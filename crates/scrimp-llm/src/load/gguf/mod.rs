@@ -125,6 +125,11 @@ impl GgufFile {
         &self.source
     }
 
+    /// The file itself, to be kept beyond this header.
+    pub fn shared_source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
     /// Bytes before the tensors: header, metadata and padding.
     pub fn header_bytes(&self) -> usize {
         self.data_start.min(self.source.len())
