@@ -4,6 +4,8 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod families;
+pub mod load;
 pub mod model;
 
 pub use error::{Error, Result};
