@@ -50,7 +50,7 @@ def measure(path, text, limit):
             prompts.append({"prompt": prompt, "ids": prompt_ids, "top10_ids": top.indices.tolist(),
                             "top10_logits": [round(v, 4) for v in top.values.tolist()],
                             "greedy_ids": greedy.tolist()})
-    excerpt = {"text": text.name, "context": WINDOW, "max_tokens": limit, "scored_tokens": scored, "first_ids": ids[:16],
+    excerpt = {"text": text.name, "context": WINDOW, "max_tokens": limit, "scored_tokens": scored, "ids": ids[:limit],
                "ppl": round(math.exp(nll / scored), 5)}
     return {"model": path.name, "bos": bos, "excerpt": excerpt, "prompts": prompts}
 
