@@ -1,0 +1,206 @@
+"""Writes testdata/tiny-gguf/: the tiny models as GGUF files, the way llama.cpp's converter lays them out.
+
+usage: python make_tiny_gguf.py     (after make_tiny_models.py; torch, transformers, gguf, llama-cpp-python)
+
+`llama3.gguf`, `qwen3.gguf`, `phi3.gguf` and `phi3-longrope.gguf` hold the very weights of testdata/tiny/, so the same
+expectations apply. `llama-mixed.gguf` has every stored type that scrimp reads in some tensor; what is expected of it, fp32
+arithmetic on the dequantised weights, is in `llama-mixed.json`. Every file is also run through llama.cpp here and has to
+agree, so that names, metadata and the permutation of Q and K are those that llama.cpp understands.
+"""
+
+import json
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as T, GGUFWriter, RopeScalingType, TokenType
+from llama_cpp import Llama
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
+from ggml_formats import decode, encode
+from tiny_common import ROOT, TINY, choose_prompt, expect, make_tokenizer, randomise, write_json
+
+OUT = ROOT / "testdata" / "tiny-gguf"
+
+# Where transformers and GGUF name a layer's tensors differently.
+LAYER_NAMES = {
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate_up_proj": "ffn_up",
+}
+TOP_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+             "lm_head.weight": "output.weight"}
+
+
+def gguf_name(name):
+    """The GGUF name of a transformers parameter."""
+    if name in TOP_NAMES:
+        return TOP_NAMES[name]
+    _, _, layer, rest = name.split(".", 3)
+    stem, kind = rest.rsplit(".", 1)
+    return f"blk.{layer}.{LAYER_NAMES[stem]}.{kind}"
+
+
+def permute(matrix, heads):
+    """Rows of Q or K from halves (i, i + d/2) to neighbours (2i, 2i + 1), as the converter does for `llama`."""
+    rows, cols = matrix.shape
+    return matrix.reshape(heads, 2, rows // heads // 2, cols).swapaxes(1, 2).reshape(rows, cols)
+
+
+def unpermute(matrix, heads):
+    """The inverse of `permute`."""
+    rows, cols = matrix.shape
+    return matrix.reshape(heads, rows // heads // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
+
+
+def heads_of(name, config):
+    """Heads whose rows have to be permuted, or None."""
+    if config.model_type != "llama":
+        return None
+    return config.num_attention_heads if "q_proj" in name else config.num_key_value_heads if "k_proj" in name else None
+
+
+def add_metadata(writer, config):
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    writer.add_name("tiny random model")  # llama.cpp takes special measures for some names
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    if head_dim * config.num_attention_heads != config.hidden_size:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if config.model_type == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        if config.sliding_window:
+            writer.add_sliding_window(config.sliding_window)
+        else:
+            writer.add_sliding_window(0)
+
+
+def add_tokenizer(writer, config):
+    data = json.loads(make_tokenizer(config.vocab_size).to_str())
+    vocab = sorted(data["model"]["vocab"], key=data["model"]["vocab"].get)
+    special = {t["content"] for t in data["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(vocab)
+    writer.add_token_types([TokenType.CONTROL if t in special else TokenType.NORMAL for t in vocab])
+    writer.add_token_merges([" ".join(m) if isinstance(m, list) else m for m in data["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(False)
+
+
+def add_rope_factors(writer, model):
+    """The extra tensors of Llama-3 scaling and LongRoPE."""
+    config, rope = model.config, model.config.rope_parameters
+    if rope["rope_type"] == "llama3":
+        head_dim = config.head_dim
+        plain = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+        scaled = model.model.rotary_emb.inv_freq.double().numpy()
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
+    if rope["rope_type"] == "longrope":
+        ratio = config.max_position_embeddings / config.original_max_position_embeddings
+        writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
+        writer.add_rope_scaling_attn_factors(
+            float(np.sqrt(1 + np.log(ratio) / np.log(config.original_max_position_embeddings))))
+        for kind in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
+
+
+def write(path, model, kind_of):
+    """Writes `model`; `kind_of(gguf name)` is the stored type of a matrix. Vectors are F32."""
+    config = model.config
+    writer = GGUFWriter(path, config.model_type)
+    add_metadata(writer, config)
+    add_tokenizer(writer, config)
+    add_rope_factors(writer, model)
+    for name, weight in model.named_parameters():
+        values = weight.detach().float().numpy()
+        heads = heads_of(name, config)
+        if heads:
+            values = permute(values, heads)
+        target = gguf_name(name)
+        if values.ndim == 1:
+            writer.add_tensor(target, values)
+        else:
+            kind = kind_of(target)
+            writer.add_tensor(target, encode(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def compare_with_llama_cpp(path, expected, bound):
+    llm = Llama(str(path), n_ctx=128, n_threads=1, n_batch=64, logits_all=True, verbose=False)
+    llm.eval(expected["ids"])
+    last = np.array(expected["last_logits"])
+    got = np.array(llm.scores[len(expected["ids"]) - len(last):len(expected["ids"])])
+    error = np.abs(got - last).max()
+    print(f"{path.name:20} {path.stat().st_size / 1024:6.0f} KiB  llama.cpp differs by {error:.3g}"
+          f" (logits std {expected['logits_std']})")
+    assert error < bound * expected["logits_std"], f"{path.name}: llama.cpp disagrees"
+
+
+def convert(name, kind, bound):
+    folder = TINY / name
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    path = OUT / f"{name}.gguf"
+    write(path, model, lambda _: kind)
+    expected = json.loads((folder / "expected.json").read_text())
+    if model.config.model_type == "phi3" and model.config.sliding_window:
+        # llama.cpp ignores Phi-3's window, so it is compared with the same weights without one.
+        config = AutoConfig.from_pretrained(folder)
+        config.sliding_window = None
+        open_window = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+        expected = expect(open_window, expected["ids"])
+    compare_with_llama_cpp(path, expected, bound)
+
+
+def mixed():
+    """Every stored type once or more. K-quants want columns that are multiples of 256."""
+    config = LlamaConfig(vocab_size=300, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+                         head_dim=32, num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False,
+                         max_position_embeddings=128, rope_parameters=dict(rope_type="default", rope_theta=10000.0))
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    randomise(model, seed=2000)
+    kinds = {
+        "token_embd.weight": T.Q5_1, "output.weight": T.Q6_K,
+        "blk.0.attn_q.weight": T.Q4_K, "blk.0.attn_k.weight": T.Q8_0, "blk.0.attn_v.weight": T.F32,
+        "blk.0.attn_output.weight": T.Q4_0, "blk.0.ffn_gate.weight": T.Q4_1, "blk.0.ffn_up.weight": T.Q5_0,
+        "blk.0.ffn_down.weight": T.Q6_K,
+        "blk.1.attn_q.weight": T.Q5_K, "blk.1.attn_k.weight": T.F16, "blk.1.attn_v.weight": T.BF16,
+        "blk.1.attn_output.weight": T.Q8_0, "blk.1.ffn_gate.weight": T.Q5_K, "blk.1.ffn_up.weight": T.Q4_K,
+        "blk.1.ffn_down.weight": T.Q5_1,
+    }
+    path = OUT / "llama-mixed.gguf"
+    write(path, model, kinds.get)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                values, heads, kind = weight.numpy(), heads_of(name, config), kinds[gguf_name(name)]
+                values = permute(values, heads) if heads else values
+                values = decode(encode(values, kind), kind)
+                weight.copy_(torch.from_numpy(np.ascontiguousarray(unpermute(values, heads) if heads else values)))
+    expected = {"family": "llama", "stored": "mixed", **choose_prompt(model, config.vocab_size, first_seed=1)}
+    write_json(OUT / "llama-mixed.json", expected)
+    compare_with_llama_cpp(path, expected, bound=0.2)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    OUT.mkdir(parents=True, exist_ok=True)
+    mixed()
+    convert("llama3", T.F16, bound=0.02)
+    convert("qwen3", T.BF16, bound=0.05)
+    convert("phi3", T.F16, bound=0.02)
+    convert("phi3-longrope", T.BF16, bound=0.05)

@@ -1,0 +1,147 @@
+"""Writes testdata/tiny/<name>/: randomly initialised Hugging Face models and what transformers computes with them.
+
+usage: python make_tiny_models.py [NAME...]     (torch 2.x, transformers 5.x, tokenizers; CPU, about a minute)
+
+Sizes are awkward on purpose: widths that are no multiple of 64, head sizes unequal to hidden / heads, windows shorter
+than the prompt. Expectations are fp32 arithmetic on the weights as stored (also where they are stored in 16 bits).
+Some configurations are written the way published checkpoints are (`rope_theta`, `rope_scaling`), others the way
+transformers 5 writes them (`rope_parameters`): a loader has to read both.
+"""
+
+import json
+import shutil
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
+
+from tiny_common import TINY, choose_prompt, make_tokenizer, randomise, save_tokenizer, write_json
+
+COMMON = dict(bos_token_id=0, eos_token_id=1, pad_token_id=None, max_position_embeddings=128)
+
+# name -> (configuration, stored type, options)
+#   shards: number of safetensors files; legacy: the rope_scaling keys of a config.json as published; put: keys to set
+MODELS = {
+    "llama": (
+        LlamaConfig(vocab_size=307, hidden_size=96, intermediate_size=136, num_hidden_layers=2, num_attention_heads=6,
+                    num_key_value_heads=2, rms_norm_eps=1e-5, rope_parameters=dict(rope_theta=10000.0, rope_type="default"),
+                    tie_word_embeddings=False, **COMMON),
+        torch.float32, dict(shards=2, chat=True)),
+    "llama3": (
+        LlamaConfig(vocab_size=320, hidden_size=72, intermediate_size=104, num_hidden_layers=3, num_attention_heads=4,
+                    head_dim=24, num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=True,
+                    rope_parameters=dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0,
+                                         high_freq_factor=4.0, original_max_position_embeddings=32), **COMMON),
+        torch.float16, dict(legacy=["rope_type", "factor", "low_freq_factor", "high_freq_factor",
+                                    "original_max_position_embeddings"])),
+    "mistral": (
+        MistralConfig(vocab_size=300, hidden_size=80, intermediate_size=112, num_hidden_layers=2, num_attention_heads=3,
+                      head_dim=32, num_key_value_heads=3, sliding_window=11, rms_norm_eps=1e-5,
+                      rope_parameters=dict(rope_theta=10000.0, rope_type="default"), tie_word_embeddings=False, **COMMON),
+        torch.float32, {}),
+    "qwen2": (
+        # sliding_window is there and switched off, as in published files: it has to be ignored.
+        Qwen2Config(vocab_size=311, hidden_size=72, intermediate_size=88, num_hidden_layers=2, num_attention_heads=3,
+                    num_key_value_heads=1, sliding_window=7, use_sliding_window=False, max_window_layers=2,
+                    rms_norm_eps=1e-6, rope_parameters=dict(rope_theta=1000000.0, rope_type="default"),
+                    tie_word_embeddings=False, **COMMON),
+        torch.float32, dict(legacy=[], put=dict(sliding_window=7))),
+    "qwen3": (
+        Qwen3Config(vocab_size=304, hidden_size=72, intermediate_size=104, num_hidden_layers=3, num_attention_heads=4,
+                    head_dim=24, num_key_value_heads=2, use_sliding_window=False, rms_norm_eps=1e-6,
+                    rope_parameters=dict(rope_theta=1000000.0, rope_type="default"), tie_word_embeddings=True, **COMMON),
+        torch.bfloat16, dict(legacy=[])),
+    "gemma3": (
+        Gemma3TextConfig(vocab_size=320, hidden_size=80, intermediate_size=96, num_hidden_layers=7, num_attention_heads=4,
+                         head_dim=24, num_key_value_heads=1, query_pre_attn_scalar=20, sliding_window=12,
+                         sliding_window_pattern=3, rms_norm_eps=1e-6,
+                         rope_parameters=dict(full_attention=dict(rope_type="default", rope_theta=1000000.0),
+                                              sliding_attention=dict(rope_type="default", rope_theta=10000.0)),
+                         tie_word_embeddings=True, **COMMON),
+        torch.bfloat16, dict(legacy=[], pattern=3)),
+    "gemma3-softcap": (  # transformers 5 never applies attn_logit_softcapping: only the cap on the output is set
+        Gemma3TextConfig(vocab_size=299, hidden_size=64, intermediate_size=72, num_hidden_layers=4, num_attention_heads=4,
+                         head_dim=32, num_key_value_heads=2, query_pre_attn_scalar=32, sliding_window=9,
+                         layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"], rms_norm_eps=1e-6,
+                         rope_parameters=dict(full_attention=dict(rope_type="linear", rope_theta=1000000.0, factor=8.0),
+                                              sliding_attention=dict(rope_type="default", rope_theta=10000.0)),
+                         final_logit_softcapping=8.0, tie_word_embeddings=True, **COMMON),
+        torch.float16, {}),
+    "phi3": (
+        Phi3Config(vocab_size=305, hidden_size=80, intermediate_size=120, num_hidden_layers=2, num_attention_heads=5,
+                   num_key_value_heads=1, rms_norm_eps=1e-5, original_max_position_embeddings=128,
+                   rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.75),
+                   sliding_window=13, tie_word_embeddings=False, **COMMON),
+        torch.float16, dict(legacy=[])),
+    "phi3-longrope": (
+        # The prompt passes the original 16 positions at once, so that transformers uses the long factors throughout.
+        Phi3Config(vocab_size=300, hidden_size=96, intermediate_size=104, num_hidden_layers=2, num_attention_heads=4,
+                   num_key_value_heads=2, rms_norm_eps=1e-5, original_max_position_embeddings=16,
+                   rope_parameters=dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.5,
+                                        original_max_position_embeddings=16,
+                                        short_factor=[1.0, 1.02, 1.05, 1.1, 1.3, 1.6],
+                                        long_factor=[1.1, 1.4, 2.0, 3.5, 5.0, 8.0]),
+                   tie_word_embeddings=True, **COMMON),
+        torch.bfloat16, dict(legacy=["short_factor", "long_factor"], type_key="longrope")),
+}
+
+
+def to_legacy(config, options):
+    """`rope_parameters` of transformers 5 -> the keys that published checkpoints have."""
+    rope = config.pop("rope_parameters")
+    if "full_attention" in rope:
+        config["rope_theta"] = rope["full_attention"]["rope_theta"]
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["rope_scaling"] = None
+        config["sliding_window_pattern"] = options["pattern"]
+        for key in ("layer_types", "_sliding_window_pattern"):
+            config.pop(key, None)
+        return
+    config["rope_theta"] = rope["rope_theta"]
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        config["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    scaling = {key: rope[key] for key in options["legacy"]}
+    if "type_key" in options:
+        scaling["type"] = options["type_key"]
+    config["rope_scaling"] = scaling or None
+    config.pop("layer_types", None)
+
+
+def make(name, index):
+    config, dtype, options = MODELS[name]
+    folder = TINY / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    randomise(model, seed=1000 + index)
+    size = sum(p.numel() * dtype.itemsize for p in model.parameters())
+    shard = size // 2 + 20_000 if options.get("shards") else 10**9
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    if "legacy" in options:
+        to_legacy(written, options)
+        written["torch_dtype"] = written.pop("dtype", None)
+    written.update(options.get("put", {}))
+    written.pop("transformers_version", None)
+    write_json(path, written)
+    save_tokenizer(make_tokenizer(config.vocab_size), folder, options.get("chat", False))
+
+    # Read back from disk: what is expected comes from the files as committed.
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    expected = choose_prompt(stored, config.vocab_size, first_seed=7 * index + 1)
+    expected = {"family": name, "stored": str(dtype).removeprefix("torch."), **expected}
+    write_json(folder / "expected.json", expected)
+    files = sorted(folder.iterdir())
+    print(f"{name:16} {sum(f.stat().st_size for f in files) / 1024:7.0f} KiB  logits std {expected['logits_std']:.3g}  "
+          f"smallest greedy gap {expected['greedy_min_gap']:.3g}  {' '.join(f.name for f in files)}")
+    return stored
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for index, name in enumerate(MODELS):
+        if len(sys.argv) < 2 or name in sys.argv[1:]:
+            make(name, index)
