@@ -79,6 +79,33 @@ impl DType {
         (cols / self.block_len()).checked_mul(self.block_bytes())
     }
 
+    /// Where a block's f16 scales and minima are (byte offsets).
+    pub(crate) const fn half_fields(self) -> &'static [usize] {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => &[],
+            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => &[0],
+            Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => &[0, 2],
+            Self::Q6_K => &[208],
+        }
+    }
+
+    /// Whether stored `data` decodes to finite numbers only.
+    pub(crate) fn all_finite(self, data: &[u8]) -> bool {
+        let u16s = || data.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
+        match self {
+            Self::F32 => data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .fold(true, |ok, b| ok & (u32::from_le_bytes(*b) & 0x7f80_0000 != 0x7f80_0000)),
+            Self::F16 => u16s().fold(true, |ok, x| ok & (x & 0x7c00 != 0x7c00)),
+            Self::BF16 => u16s().fold(true, |ok, x| ok & (x & 0x7f80 != 0x7f80)),
+            _ => data.chunks_exact(self.block_bytes()).fold(true, |ok, block| {
+                self.half_fields().iter().fold(ok, |ok, &at| ok & (block[at + 1] & 0x7c != 0x7c))
+            }),
+        }
+    }
+
     /// The name that users see: `f32`, `f16`, `bf16`, or GGUF's name in capitals.
     pub const fn name(self) -> &'static str {
         match self {

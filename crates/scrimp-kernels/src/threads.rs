@@ -4,6 +4,7 @@
 //! follows soon costs well under a microsecond to start and an idle pool costs nothing. Units of work are handed out
 //! by an atomic counter: a worker that the machine slows down simply takes fewer.
 
+use crate::shared::SharedMut;
 use std::{
     any::Any,
     cell::UnsafeCell,
@@ -142,6 +143,21 @@ impl Pool {
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
+    }
+}
+
+impl Pool {
+    /// Calls `body(index, chunk)` once for every `len` elements of `data` (the last chunk may be shorter), on all threads.
+    ///
+    /// # Panics
+    /// When `len` is 0.
+    pub fn chunks<T: Send>(&self, data: &mut [T], len: usize, body: impl Fn(usize, &mut [T]) + Sync) {
+        let (n, total) = (data.len().div_ceil(len), data.len());
+        let data = SharedMut::new(data);
+        self.run(n, |unit, _| {
+            // SAFETY: `run` hands out every unit once, and units have elements of their own.
+            body(unit, unsafe { data.slice(unit * len..((unit + 1) * len).min(total)) });
+        });
     }
 }
 

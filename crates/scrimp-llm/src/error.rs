@@ -41,6 +41,9 @@ pub enum Error {
         /// What to do instead.
         hint: Option<String>,
     },
+    /// The KV cache refused.
+    #[error(transparent)]
+    Kv(#[from] scrimp_kv::KvError),
     /// Memory for `what` could not be had.
     #[error("out of memory: {what}")]
     OutOfMemory {
@@ -77,7 +80,7 @@ impl Error {
             Self::BadFile { .. } => {
                 Some("the file may be damaged or incomplete: fetch it again and compare its SHA-256")
             }
-            Self::Io { .. } | Self::OutOfMemory { .. } => None,
+            Self::Io { .. } | Self::Kv(_) | Self::OutOfMemory { .. } => None,
         }
     }
 }

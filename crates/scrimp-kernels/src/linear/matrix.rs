@@ -12,6 +12,7 @@ use crate::{
     shared::SharedMut,
     threads::Pool,
 };
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Weights of a linear layer, `[rows][cols]` (out features × in features), repacked into tiles of 16 rows.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ impl Matrix {
     /// Repacks `rows` stored rows (`data`, one after another) into memory of `arena`.
     ///
     /// # Errors
-    /// When the arena is full.
+    /// When the arena is full, or the weights hold a NaN or an infinity.
     ///
     /// # Panics
     /// When `data` is not as long as the shape says.
@@ -62,15 +63,23 @@ impl Matrix {
         let mut packed = arena.alloc(tile_bytes * n_tiles)?;
         let zero = vec![0; if rows.is_multiple_of(TILE_ROWS) { 0 } else { row_bytes }];
         let out = SharedMut::new(&mut packed);
+        let finite = AtomicBool::new(true);
         pool.run(n_tiles, |tile, _| {
             let stored: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
                 let row = tile * TILE_ROWS + r;
                 if row < rows { &data[row * row_bytes..(row + 1) * row_bytes] } else { &zero[..] }
             });
+            let first = tile * TILE_ROWS;
+            if !dtype.all_finite(&data[first * row_bytes..(first + TILE_ROWS).min(rows) * row_bytes]) {
+                finite.store(false, Ordering::Relaxed);
+            }
             // SAFETY: tiles do not overlap.
             let out = unsafe { out.slice(tile * tile_bytes..(tile + 1) * tile_bytes) };
             with_format!(dtype, pack_blocks, pack_floats, (&stored, out));
         });
+        if !finite.into_inner() {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "it holds a NaN or an infinity"));
+        }
         Ok(Self { rows, cols, dtype, data: packed })
     }
 

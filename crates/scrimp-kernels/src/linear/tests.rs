@@ -17,21 +17,16 @@ fn random_rows(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     let half = |x: u64| half::f16::from_f32((x % 2001) as f32 / 1000.0 - 1.0).to_le_bytes();
     for block in data.chunks_exact_mut(dtype.block_bytes()) {
         block.iter_mut().for_each(|b| *b = (next() >> 24) as u8);
-        let halves: &[usize] = match dtype {
-            DType::F32 => {
-                block.copy_from_slice(&((next() % 2001) as f32 / 1000.0 - 1.0).to_le_bytes());
-                &[]
-            }
+        match dtype {
+            DType::F32 => block.copy_from_slice(&((next() % 2001) as f32 / 1000.0 - 1.0).to_le_bytes()),
+            DType::F16 => block.copy_from_slice(&half(next())),
             DType::BF16 => {
                 let x = half::bf16::from_f32((next() % 2001) as f32 / 1000.0 - 1.0);
                 block.copy_from_slice(&x.to_le_bytes());
-                &[]
             }
-            DType::F16 | DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => &[0],
-            DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
-            DType::Q6_K => &[208],
-        };
-        for &at in halves {
+            _ => {}
+        }
+        for &at in dtype.half_fields() {
             block[at..at + 2].copy_from_slice(&half(next()));
         }
     }
@@ -158,5 +153,19 @@ fn non_finite_inputs_give_nan_for_their_token_only() {
         let y = multiply(&pool, tier, &weight, &x, None, None);
         assert!(y[33..66].iter().all(|y| y.is_nan()));
         assert!(y[..33].iter().chain(&y[66..]).all(|y| y.is_finite()));
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    let pool = Pool::new(2).unwrap();
+    for dtype in DType::ALL {
+        let mut data = random_rows(dtype, 20, 512, 3);
+        let last_block = data.len() - dtype.block_bytes();
+        let nan: &[u8] = if dtype == DType::F32 { &[0, 0, 0xc0, 0x7f] } else { &[0xc0, 0x7f] };
+        let at = last_block + dtype.half_fields().last().copied().unwrap_or(0);
+        data[at..at + nan.len()].copy_from_slice(nan);
+        let mut arena = Arena::new(Matrix::packed_bytes(dtype, 20, 512).unwrap()).unwrap();
+        assert!(Matrix::pack(&pool, &mut arena, dtype, 20, 512, &data).is_err(), "{dtype}");
     }
 }

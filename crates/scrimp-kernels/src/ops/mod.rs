@@ -8,7 +8,7 @@ mod norm;
 mod rope;
 
 pub use gate::{Gate, gated, scale, softcap};
-pub use norm::rms_norm;
+pub use norm::RmsNorm;
 pub use rope::{RopeTable, rotate_adjacent, rotate_halves};
 
 /// Copies up to 16 elements into a vector's array, the rest zero.

@@ -3,46 +3,156 @@
 use super::padded;
 use crate::{dispatch::Kernel, isa::Simd, tier::Tier};
 
-struct RmsNorm<'a> {
-    x: &'a [f32],
-    weight: &'a [f32],
-    eps: f32,
-    offset: f32,
-    out: &'a mut [f32],
+/// The learned part of a norm.
+#[derive(Debug, Clone, Copy)]
+pub struct RmsNorm<'a> {
+    /// Weights, one per element.
+    pub weight: &'a [f32],
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Added to the weights (1 for Gemma's Hugging Face files, else 0).
+    pub offset: f32,
 }
 
-/// Normalises one row. `offset` is added to the weights (1 for Gemma's Hugging Face files, else 0).
-///
-/// # Panics
-/// When lengths differ.
-pub fn rms_norm(tier: Tier, x: &[f32], weight: &[f32], eps: f32, offset: f32, out: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == out.len(), "rms_norm: lengths differ");
-    tier.run(RmsNorm { x, weight, eps, offset, out });
-}
+impl RmsNorm<'_> {
+    /// `out = norm(x)` for one row.
+    ///
+    /// # Panics
+    /// When lengths differ (as in all methods here).
+    pub fn apply(&self, tier: Tier, x: &[f32], out: &mut [f32]) {
+        self.check(x.len(), out.len());
+        tier.run(Into { norm: self, x, out });
+    }
 
-impl Kernel for RmsNorm<'_> {
-    type Output = ();
+    /// `x = norm(x)` for one row.
+    pub fn apply_in_place(&self, tier: Tier, x: &mut [f32]) {
+        self.check(x.len(), x.len());
+        tier.run(InPlace { norm: self, x });
+    }
 
+    /// `out += norm(x)` for one row.
+    pub fn add_to(&self, tier: Tier, x: &[f32], out: &mut [f32]) {
+        self.check(x.len(), out.len());
+        tier.run(Add { norm: self, x, out });
+    }
+
+    fn check(&self, x: usize, out: usize) {
+        assert!(x == self.weight.len() && out == x, "rms_norm: lengths differ");
+    }
+
+    /// `1 / sqrt(mean(x²) + eps)`.
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (x, tail) = self.x.as_chunks::<16>();
+    fn factor<S: Simd>(&self, s: S, x: &[f32]) -> S::F {
+        let (chunks, tail) = x.as_chunks::<16>();
         let mut squares = s.splat(0.0);
-        for x in x {
+        for x in chunks {
             let x = s.load(x);
             squares = s.fma(x, x, squares);
         }
         let last = s.load(&padded(tail));
         squares = s.fma(last, last, squares);
-        let mean = s.reduce_add(squares) / self.x.len() as f32;
-        let factor = s.splat(1.0 / (mean + self.eps).sqrt());
-        let offset = s.splat(self.offset);
-        let (w, w_tail) = self.weight.as_chunks::<16>();
-        let (out, out_tail) = self.out.as_chunks_mut::<16>();
+        s.splat(1.0 / (s.reduce_add(squares) / x.len() as f32 + self.eps).sqrt())
+    }
+
+    #[inline(always)]
+    fn vector<S: Simd>(&self, s: S, x: &[f32; 16], w: &[f32; 16], factor: S::F) -> S::F {
+        s.mul(s.mul(s.load(x), factor), s.add(s.load(w), s.splat(self.offset)))
+    }
+}
+
+struct Into<'a> {
+    norm: &'a RmsNorm<'a>,
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+struct InPlace<'a> {
+    norm: &'a RmsNorm<'a>,
+    x: &'a mut [f32],
+}
+
+struct Add<'a> {
+    norm: &'a RmsNorm<'a>,
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Into<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { norm, x, out } = self;
+        let factor = norm.factor(s, x);
+        let ((x, x_tail), (w, w_tail)) = (x.as_chunks::<16>(), norm.weight.as_chunks::<16>());
+        let (out, out_tail) = out.as_chunks_mut::<16>();
         for ((x, w), out) in x.iter().zip(w).zip(out) {
-            s.store(s.mul(s.mul(s.load(x), factor), s.add(s.load(w), offset)), out);
+            s.store(norm.vector(s, x, w, factor), out);
         }
         let mut lanes = [0.0; 16];
-        s.store(s.mul(s.mul(last, factor), s.add(s.load(&padded(w_tail)), offset)), &mut lanes);
-        out_tail.copy_from_slice(&lanes[..tail.len()]);
+        s.store(norm.vector(s, &padded(x_tail), &padded(w_tail), factor), &mut lanes);
+        out_tail.copy_from_slice(&lanes[..x_tail.len()]);
+    }
+}
+
+impl Kernel for InPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { norm, x } = self;
+        let factor = norm.factor(s, x);
+        let ((x, x_tail), (w, w_tail)) = (x.as_chunks_mut::<16>(), norm.weight.as_chunks::<16>());
+        for (x, w) in x.iter_mut().zip(w) {
+            s.store(norm.vector(s, x, w, factor), x);
+        }
+        let mut lanes = [0.0; 16];
+        s.store(norm.vector(s, &padded(x_tail), &padded(w_tail), factor), &mut lanes);
+        x_tail.copy_from_slice(&lanes[..x_tail.len()]);
+    }
+}
+
+impl Kernel for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { norm, x, out } = self;
+        let factor = norm.factor(s, x);
+        let ((x, x_tail), (w, w_tail)) = (x.as_chunks::<16>(), norm.weight.as_chunks::<16>());
+        let (out, out_tail) = out.as_chunks_mut::<16>();
+        for ((x, w), out) in x.iter().zip(w).zip(out) {
+            s.store(s.add(s.load(out), norm.vector(s, x, w, factor)), out);
+        }
+        let mut lanes = [0.0; 16];
+        s.store(norm.vector(s, &padded(x_tail), &padded(w_tail), factor), &mut lanes);
+        out_tail.iter_mut().zip(lanes).for_each(|(out, y)| *out += y);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matches_f64_in_every_tier_and_form() {
+        for len in [1, 15, 16, 17, 64, 100, 576] {
+            let x: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+            let weight: Vec<f32> = (0..len).map(|i| (i as f32 * 0.3).cos()).collect();
+            let norm = RmsNorm { weight: &weight, eps: 1e-5, offset: 1.0 };
+            let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / len as f64;
+            for tier in Tier::supported() {
+                let (mut out, mut added, mut in_place) = (vec![0.0; len], vec![2.0; len], x.clone());
+                norm.apply(tier, &x, &mut out);
+                norm.add_to(tier, &x, &mut added);
+                norm.apply_in_place(tier, &mut in_place);
+                assert_eq!(out, in_place);
+                for i in 0..len {
+                    let want = f64::from(x[i]) / (mean + 1e-5).sqrt() * (f64::from(weight[i]) + 1.0);
+                    assert!((f64::from(out[i]) - want).abs() < 1e-5, "{tier}");
+                    assert!((added[i] - 2.0 - out[i]).abs() < 1e-6);
+                }
+            }
+        }
     }
 }

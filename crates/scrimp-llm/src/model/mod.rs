@@ -1,0 +1,137 @@
+//! A decoder-only transformer: weights ready to run, and sessions that run them.
+//!
+//! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
+//! * [`forward`]: the forward pass, layer by layer as the papers write it;
+//! * [`session`]: one sequence, its KV cache and its working memory.
+
+mod forward;
+mod session;
+mod weights;
+
+pub use session::Session;
+
+use crate::{
+    checkpoint::Checkpoint,
+    config::ModelConfig,
+    error::{Error, Result},
+};
+use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_kv::{KvCache, KvConfig, STORAGES, storage};
+use weights::Weights;
+
+/// Tokens per page of the KV cache.
+const PAGE_TOKENS: usize = 64;
+/// Tokens that sliding-window layers keep beyond their window, so that a conversation can go back a little.
+const REWIND_TOKENS: usize = 64;
+
+/// How a model is to be loaded and run.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Threads, the calling one included; `None`: as many as the process may use.
+    pub threads: Option<usize>,
+    /// Kernel tier (`scalar`, `avx2`, `avx512`); `None`: `SCRIMP_TIER` or the best that the CPU has.
+    pub tier: Option<String>,
+    /// Storage of the KV cache (`f32`, `f16`, `bf16`).
+    pub kv_format: String,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self { threads: None, tier: None, kv_format: "bf16".to_owned() }
+    }
+}
+
+/// Weights ready to run. Sessions borrow it.
+#[derive(Debug)]
+pub struct Model {
+    checkpoint: Checkpoint,
+    weights: Weights,
+    pool: Pool,
+    tier: Tier,
+    kv: KvCache,
+}
+
+impl Model {
+    /// Loads the weights of `checkpoint`: repacks matrices into huge-page memory and lets go of the mapped originals.
+    ///
+    /// # Errors
+    /// When options are unknown, a tensor is damaged, or memory cannot be had.
+    pub fn load(checkpoint: Checkpoint, options: &RunOptions) -> Result<Self> {
+        Self::load_with_progress(checkpoint, options, &mut |_| {})
+    }
+
+    /// As [`Model::load`]; `progress` is called with the stored bytes of each tensor that is done.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with_progress(
+        checkpoint: Checkpoint,
+        options: &RunOptions,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
+        let tier = match &options.tier {
+            Some(name) => name.parse(),
+            None => Tier::from_env(),
+        }
+        .map_err(|e| Error::bad_input(e.to_string()))?;
+        let storage = storage(&options.kv_format).ok_or_else(|| {
+            let known: Vec<_> = STORAGES.iter().map(|s| s.name()).collect();
+            Error::bad_input(format!("KV format `{}` is unknown; there are {}", options.kv_format, known.join(", ")))
+        })?;
+        let threads = options.threads.unwrap_or_else(scrimp_kernels::threads::available_threads);
+        let pool = Pool::new(threads)
+            .map_err(|e| Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads"))?;
+        let weights = weights::load(&checkpoint, &pool, progress)?;
+        let config = checkpoint.config();
+        let kv = KvCache::new(KvConfig {
+            head_dim: config.head_dim,
+            n_kv_heads: config.n_kv_heads,
+            windows: config.sliding_window.clone(),
+            storage,
+            page_tokens: PAGE_TOKENS,
+            limit: None,
+            rewind: REWIND_TOKENS,
+        })?;
+        Ok(Self { checkpoint, weights, pool, tier, kv })
+    }
+
+    /// An empty sequence.
+    pub fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// What the model looks like.
+    pub fn config(&self) -> &ModelConfig {
+        self.checkpoint.config()
+    }
+
+    /// The files that the model was loaded from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Tokens in the vocabulary (length of a logits row).
+    pub fn vocab_size(&self) -> usize {
+        self.config().vocab_size
+    }
+
+    /// Longest sequence, tokens.
+    pub fn context_length(&self) -> usize {
+        self.config().context_length
+    }
+
+    /// Bytes of packed weights in memory.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.packed_bytes
+    }
+
+    /// Threads that take part in the work.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The instructions that kernels use.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+}
