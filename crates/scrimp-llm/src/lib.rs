@@ -4,6 +4,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod hub;
 pub mod model;
 
 pub use error::{Error, Result};
