@@ -21,18 +21,22 @@ fn scaled(value: f64, unit: &str) -> String {
     if value < 99.95 && unit != "B" { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
-/// Left-aligned first column, right-aligned others.
+/// A table with aligned columns: numbers to the right, the first column and text in the last one to the left.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |c: usize| {
         let cells = rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count());
         cells.chain([head[c].chars().count()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let text_last = rows.iter().filter_map(|r| r.last()).any(|s| s.contains(char::is_alphabetic));
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut out = String::new();
         for (c, (cell, w)) in cells.zip(&widths).enumerate() {
             if c == 0 {
                 out.push_str(&format!("{cell:<w$}"));
+            } else if c + 1 == head.len() && text_last {
+                out.push_str("  ");
+                out.push_str(cell);
             } else {
                 out.push_str(&format!("  {cell:>w$}"));
             }
