@@ -1,6 +1,21 @@
 //! A model on disk: its configuration and its tensors under GGUF's names, whatever the file format.
 
+use std::{
+    collections::HashMap,
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
 use scrimp_kernels::DType;
+
+use crate::{
+    config::ModelConfig,
+    error::{Error, Result},
+    families::{self, Family, GgufKeys, HfConfig, Need},
+    load::{GgufFile, GgufMetadata, HfDir, Source, hf_dir, safetensors::SafeDType},
+};
 
 /// One stored tensor, borrowed from the memory map.
 #[derive(Debug, Clone)]
@@ -11,4 +26,281 @@ pub struct TensorView<'a> {
     pub shape: Vec<usize>,
     /// Rows one after another, as in the file. Not necessarily aligned.
     pub data: &'a [u8],
+}
+
+/// A model on disk. Its files stay mapped, and nothing is copied.
+///
+/// [`Checkpoint::open`] has compared every tensor that the configuration implies with its name and shape, so
+/// [`Checkpoint::tensor`] finds them, and they are as large as they should be.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    config: ModelConfig,
+    files: Vec<Arc<Source>>,
+    tensors: Vec<Stored>,
+    by_name: HashMap<String, usize>,
+    gguf: Option<GgufFile>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    name: String,
+    dtype: DType,
+    shape: Vec<usize>,
+    file: usize,
+    range: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file, or a Hugging Face directory with `config.json` and safetensors files.
+    ///
+    /// # Errors
+    /// When files are missing, damaged or of an unsupported kind, or a tensor is missing or has another shape than
+    /// the configuration says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let kind = fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if kind.is_dir() { Self::open_hf(path) } else { Self::open_gguf(path) }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let source = Source::open(path)?;
+        refuse_other_files(path, &source)?;
+        let gguf = GgufFile::from_source(source)?;
+        let metadata = gguf.metadata();
+        if metadata.u64("split.count")?.is_some_and(|count| count > 1) {
+            return Err(metadata.source().unsupported(
+                "this is one part of a model that was split over several GGUF files",
+                "join them: llama-gguf-split --merge FIRST_PART OUT.gguf",
+            ));
+        }
+        let key = "general.architecture";
+        let architecture = metadata.str(key)?.ok_or_else(|| metadata.missing(key))?;
+        let family = families::by_architecture(architecture)?;
+        let config = family.gguf_config(&GgufKeys::new(&gguf, architecture))?;
+        let tensors = gguf.tensors().iter().map(|t| Stored {
+            name: t.name.clone(),
+            dtype: t.dtype,
+            shape: t.shape.clone(),
+            file: 0,
+            range: t.range.clone(),
+        });
+        let tensors = tensors.collect();
+        let files = vec![Arc::clone(gguf.shared_source())];
+        Self::check(path, config, family, files, tensors, Some(gguf), &HashMap::new())
+    }
+
+    fn open_hf(dir: &Path) -> Result<Self> {
+        let HfDir { config_path, config: json, shards } = HfDir::open(dir)?;
+        let hf = HfConfig::new(&config_path, &json)?;
+        if hf.get("quantization_config").is_some() {
+            return Err(hf.unsupported(
+                "quantized Hugging Face checkpoints (GPTQ, AWQ, bitsandbytes, ...) are not supported",
+                "use the model's bf16 files, or a GGUF file",
+            ));
+        }
+        let model_type = hf.text("model_type")?.ok_or_else(|| hf.bad("\"model_type\" is missing"))?;
+        let family = families::by_model_type(model_type)?;
+        let mut config = family.hf_config(&hf)?;
+        if config.name.is_empty() {
+            config.name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        }
+        let text = hf.object("text_config")?.unwrap_or(hf);
+        let tied = match hf.bool("tie_word_embeddings")? {
+            Some(tied) => tied,
+            None => text.bool("tie_word_embeddings")?.unwrap_or(family.tied_by_default()),
+        };
+
+        let mut files = Vec::with_capacity(shards.len());
+        let mut tensors = Vec::new();
+        // Tensors of a type that no weight may have; an error only when one of them is needed.
+        let mut other_types = HashMap::new();
+        for shard in shards {
+            let file = files.len();
+            files.push(Arc::clone(shard.source()));
+            for tensor in shard.tensors() {
+                let Some(name) = families::gguf_tensor_name(family, &tensor.name) else { continue };
+                if tied && name == "output.weight" {
+                    continue;
+                }
+                match tensor.dtype.dtype() {
+                    Some(dtype) => tensors.push(Stored {
+                        name,
+                        dtype,
+                        shape: tensor.shape.clone(),
+                        file,
+                        range: tensor.range.clone(),
+                    }),
+                    None => drop(other_types.insert(name, tensor.dtype)),
+                }
+            }
+        }
+        let checkpoint = Self::check(dir, config, family, files, tensors, None, &other_types)?;
+        if !tied && checkpoint.try_tensor("output.weight").is_none() {
+            return Err(missing(
+                dir,
+                "output.weight (lm_head.weight), which the configuration says is not tied,",
+            ));
+        }
+        Ok(checkpoint)
+    }
+
+    /// Indexes the tensors and compares them with what the configuration implies.
+    fn check(
+        path: &Path,
+        config: ModelConfig,
+        family: &dyn Family,
+        files: Vec<Arc<Source>>,
+        tensors: Vec<Stored>,
+        gguf: Option<GgufFile>,
+        other_types: &HashMap<String, SafeDType>,
+    ) -> Result<Self> {
+        let mut by_name = HashMap::with_capacity(tensors.len());
+        for (i, tensor) in tensors.iter().enumerate() {
+            if by_name.insert(tensor.name.clone(), i).is_some() {
+                return Err(Error::bad_file(path, format!("two tensors mean {}", tensor.name)));
+            }
+        }
+        for spec in families::expected_tensors(family, &config) {
+            if let Some(dtype) = other_types.get(&spec.name) {
+                return Err(Error::unsupported(
+                    format!("{}: tensor {} is of type {dtype:?}", path.display(), spec.name),
+                    "weights of type F32, F16 and BF16 are read",
+                ));
+            }
+            let Some(&i) = by_name.get(&spec.name) else {
+                if spec.need == Need::Required {
+                    return Err(missing(path, &spec.name));
+                }
+                continue;
+            };
+            let tensor = &tensors[i];
+            if tensor.shape != spec.shape {
+                return Err(Error::bad_file(
+                    path,
+                    format!(
+                        "tensor {} has shape {:?}, but the configuration says {:?}",
+                        spec.name, tensor.shape, spec.shape
+                    ),
+                ));
+            }
+        }
+        let checkpoint = Self { path: path.to_owned(), config, files, tensors, by_name, gguf };
+        checkpoint.refuse_unknown_biases(family)?;
+        Ok(checkpoint)
+    }
+
+    /// A bias that the family does not know would change results if it were ignored, as other extra tensors do not.
+    fn refuse_unknown_biases(&self, family: &dyn Family) -> Result<()> {
+        let layer = family.layer_tensors(&self.config);
+        for tensor in &self.tensors {
+            let in_layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            let name = in_layer.map_or(tensor.name.as_str(), |(_, name)| name);
+            if name.ends_with(".bias") && !layer.iter().any(|spec| spec.name == name) {
+                return Err(Error::unsupported(
+                    format!("{}: {} is not supported", self.path.display(), tensor.name),
+                    format!("models of family {} have no such bias", family.name()),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the model looks like.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The tensor with GGUF's name `name`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        self.try_tensor(name).ok_or_else(|| missing(&self.path, name))
+    }
+
+    /// The tensor with GGUF's name `name`, if there is one.
+    pub fn try_tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        self.by_name.get(name).map(|&i| self.view(&self.tensors[i]))
+    }
+
+    /// GGUF's names of all tensors, in the files' order.
+    pub fn tensor_names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.tensors.iter().map(|t| t.name.as_str())
+    }
+
+    /// Name and view of every tensor, in the files' order.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, TensorView<'_>)> {
+        self.tensors.iter().map(|t| (t.name.as_str(), self.view(t)))
+    }
+
+    /// Drops the resident pages of a tensor that is not needed soon (its bytes can still be read). Pages that it
+    /// shares with a neighbour stay.
+    pub fn release(&self, name: &str) {
+        if let Some(&i) = self.by_name.get(name) {
+            let tensor = &self.tensors[i];
+            self.files[tensor.file].release(tensor.range.clone());
+        }
+    }
+
+    /// Drops the resident pages of the GGUF header, which holds the vocabulary: for when the tokenizer is built.
+    pub fn release_header(&self) {
+        if let Some(gguf) = &self.gguf {
+            gguf.source().release(0..gguf.header_bytes());
+        }
+    }
+
+    /// Bytes of the model's files together.
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.len() as u64).sum()
+    }
+
+    /// The GGUF file's metadata; `None` for a Hugging Face directory.
+    pub fn gguf_metadata(&self) -> Option<&GgufMetadata> {
+        self.gguf.as_ref().map(GgufFile::metadata)
+    }
+
+    /// The Hugging Face directory; `None` for a GGUF file.
+    pub fn hf_dir(&self) -> Option<&Path> {
+        self.gguf.is_none().then_some(&self.path)
+    }
+
+    /// What [`Checkpoint::open`] was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn view(&self, tensor: &Stored) -> TensorView<'_> {
+        TensorView {
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            data: &self.files[tensor.file][tensor.range.clone()],
+        }
+    }
+}
+
+fn missing(path: &Path, name: &str) -> Error {
+    Error::bad_file(path, format!("tensor {name} is missing"))
+}
+
+/// Names what else people may point at a model.
+fn refuse_other_files(path: &Path, bytes: &[u8]) -> Result<()> {
+    if bytes.starts_with(b"GGUF") {
+        return Ok(());
+    }
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    match extension {
+        "safetensors" => Err(Error::bad_input_hint(
+            format!("{}: a single safetensors file without its configuration", path.display()),
+            "name the directory that holds it and config.json",
+        )),
+        "bin" | "pt" | "pth" | "ckpt" if !bytes.is_empty() => Err(hf_dir::pickle(path)),
+        _ if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02") => Err(hf_dir::pickle(path)),
+        _ if bytes.starts_with(b"tjgg") || bytes.starts_with(b"lmgg") || bytes.starts_with(b"fmgg") => {
+            Err(Error::unsupported(
+                format!("{}: a GGML file from before GGUF", path.display()),
+                "use a GGUF file of the same model",
+            ))
+        }
+        _ => Err(Error::bad_file(path, "neither a GGUF file nor a model's directory")),
+    }
 }

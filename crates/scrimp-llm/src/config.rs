@@ -30,6 +30,24 @@ pub struct Rope {
     pub magnitude: f32,
 }
 
+impl Rope {
+    /// Elements of a head vector that are rotated: its first `rotary_dim`. The others pass through.
+    pub fn rotary_dim(&self) -> usize {
+        self.inv_freq.len() * 2
+    }
+}
+
+/// The other rotary embedding of a LongRoPE model (Phi-3), for sequences that outgrow the original context.
+///
+/// A sequence uses one of the two from its first token to its last, so choose by the length that it may reach.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// Longest sequence, tokens, for which [`ModelConfig::rope`] holds.
+    pub original_context: usize,
+    /// Rotary embedding of longer ones.
+    pub rope: Rope,
+}
+
 /// Everything that the decoder needs to know about a model, apart from its weights.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
@@ -61,6 +79,8 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Rotary embedding of sliding-window layers, where it differs (Gemma 3).
     pub rope_local: Option<Rope>,
+    /// Rotary embedding of sequences longer than the original context, where it differs (Phi-3).
+    pub rope_long: Option<LongRope>,
     /// How RoPE pairs elements.
     pub rope_pairs: RopePairs,
     /// Attention span in tokens of each layer: `None` sees everything; `Some(w)` sees the last `w` tokens, itself included.
@@ -75,4 +95,24 @@ pub struct ModelConfig {
     pub embedding_scale: f32,
     /// Non-linearity of the feed-forward block.
     pub activation: Activation,
+}
+
+impl ModelConfig {
+    /// Rotary embedding of global layers for a sequence that may grow to `tokens`.
+    pub fn rope_for(&self, tokens: usize) -> &Rope {
+        match &self.rope_long {
+            Some(long) if tokens > long.original_context => &long.rope,
+            _ => &self.rope,
+        }
+    }
+
+    /// Rows of the query projection: `n_heads * head_dim`.
+    pub fn q_dim(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Rows of the key and of the value projection: `n_kv_heads * head_dim`.
+    pub fn kv_dim(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
 }

@@ -5,6 +5,8 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod hub;
+pub mod families;
+pub mod load;
 pub mod model;
 
 pub use error::{Error, Result};

@@ -1,0 +1,144 @@
+//! Gemma 3, its text part: query/key norms, norms before and after each block, five sliding layers to one global.
+//!
+//! Norm weights are `w` with a factor `1 + w` in Hugging Face files and already `1 + w` in GGUF. GGUF names neither the
+//! pattern of layers nor the local base: every sixth layer is global, and the others use base 10,000.
+
+use super::{Family, GgufKeys, HfConfig, TensorSpec, common, rope, tensors};
+use crate::{
+    config::{Activation, ModelConfig},
+    error::Result,
+};
+
+const PATTERN: usize = 6;
+const GLOBAL_BASE: f64 = 1e6;
+const LOCAL_BASE: f64 = 1e4;
+/// Layers of the 27B model, whose attention scale GGUF does not name either.
+const LAYERS_27B: usize = 62;
+
+/// The family `gemma3`.
+pub(super) struct Gemma3;
+
+/// Every `pattern`th layer is global.
+fn is_sliding(layer: usize, pattern: usize) -> bool {
+    !(layer + 1).is_multiple_of(pattern)
+}
+
+impl Family for Gemma3 {
+    fn name(&self) -> &'static str {
+        "gemma3"
+    }
+
+    fn hf_model_types(&self) -> &'static [&'static str] {
+        &["gemma3", "gemma3_text"]
+    }
+
+    fn tied_by_default(&self) -> bool {
+        true
+    }
+
+    fn gguf_config(&self, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
+        let bad = common::bad(keys);
+        let mut config = common::gguf(self.name(), keys)?;
+        config.activation = Activation::GeluTanh;
+        config.embedding_scale = (config.hidden_size as f32).sqrt();
+        if config.n_layers == LAYERS_27B {
+            config.attn_scale = 1.0 / ((config.hidden_size / config.n_heads) as f32).sqrt();
+        }
+        let rotary_dim = config.rope.rotary_dim();
+        if keys.positive("rope.freq_base")?.is_none() {
+            config.rope = keys.rope(rotary_dim, GLOBAL_BASE, config.context_length, None)?;
+        }
+        let local = keys.positive("rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
+        config.rope_local =
+            Some(rope::rope(rotary_dim, local, &rope::Scaling::None, None, 1.0).map_err(&bad)?);
+        let window = keys.need_size("attention.sliding_window", common::limit::CONTEXT)?;
+        let pattern =
+            keys.size("attention.sliding_window_pattern", common::limit::LAYERS)?.unwrap_or(PATTERN);
+        for (layer, span) in config.sliding_window.iter_mut().enumerate() {
+            *span = Some(window).filter(|_| is_sliding(layer, pattern));
+        }
+        config.attn_logit_softcap = common::softcap(keys.number("attn_logit_softcapping")?).map_err(&bad)?;
+        config.final_logit_softcap =
+            common::softcap(keys.number("final_logit_softcapping")?).map_err(&bad)?;
+        Ok(config)
+    }
+
+    fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig> {
+        // The multimodal model keeps the language model's numbers in an object of their own.
+        let text = hf.object("text_config")?.unwrap_or(*hf);
+        let hf = &text.with_defaults(&[
+            ("vocab_size", 262_208),
+            ("hidden_size", 2304),
+            ("intermediate_size", 9216),
+            ("num_hidden_layers", 26),
+            ("num_attention_heads", 8),
+            ("max_position_embeddings", 131_072),
+        ]);
+        if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
+            return Err(
+                hf.unsupported("attention in both directions is not supported", "use a decoder model")
+            );
+        }
+        let key = if hf.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+        let defaults = common::HfDefaults {
+            head_dim: Some(256),
+            kv_heads: Some(4),
+            activation: Activation::GeluTanh,
+            activation_key: key,
+            ..Default::default()
+        };
+        let mut config = common::hf(self.name(), hf, &defaults)?;
+        config.norm_plus_one = true;
+        config.embedding_scale = (config.hidden_size as f32).sqrt();
+        let scalar = hf.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
+        config.attn_scale = (1.0 / scalar.sqrt()) as f32;
+
+        let window = hf.window(Some(4096))?;
+        let pattern = match hf.size("sliding_window_pattern", common::limit::LAYERS)? {
+            Some(pattern) => pattern,
+            None => hf.size("_sliding_window_pattern", common::limit::LAYERS)?.unwrap_or(PATTERN),
+        };
+        config.sliding_window = hf.windows(config.n_layers, window, |layer| is_sliding(layer, pattern))?;
+        hf_ropes(hf, &mut config)?;
+        config.attn_logit_softcap =
+            common::softcap(hf.number("attn_logit_softcapping")?).map_err(|what| hf.bad(what))?;
+        config.final_logit_softcap =
+            common::softcap(hf.number("final_logit_softcapping")?).map_err(|what| hf.bad(what))?;
+        Ok(config)
+    }
+
+    fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {
+        let mut layer = tensors::plain_layer(config);
+        layer.extend([
+            tensors::required("attn_q_norm.weight", &[config.head_dim]),
+            tensors::required("attn_k_norm.weight", &[config.head_dim]),
+            tensors::required("post_attention_norm.weight", &[config.hidden_size]),
+            tensors::required("post_ffw_norm.weight", &[config.hidden_size]),
+        ]);
+        layer
+    }
+
+    fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
+        match hf {
+            "post_attention_layernorm" => Some("post_attention_norm"),
+            "pre_feedforward_layernorm" => Some("ffn_norm"),
+            "post_feedforward_layernorm" => Some("post_ffw_norm"),
+            _ => tensors::layer_tensor_name(hf),
+        }
+    }
+}
+
+/// Global and local rotary embedding. The older `rope_scaling` and `rope_theta` speak of global layers only.
+fn hf_ropes(hf: &HfConfig<'_>, config: &mut ModelConfig) -> Result<()> {
+    let (head_dim, context) = (config.head_dim, config.context_length);
+    let object = hf.rope_object("full_attention")?;
+    let base = hf.rope_base(object, "full_attention", "rope_theta")?.unwrap_or(GLOBAL_BASE);
+    (config.rope, config.rope_long) = hf.ropes_with(object, base, head_dim, context)?;
+
+    let parameters = hf.object("rope_parameters")?;
+    let object = parameters.map(|p| p.object("sliding_attention")).transpose()?.flatten();
+    let base = object.map(|o| o.positive("rope_theta")).transpose()?.flatten();
+    let base = base.or(hf.positive("rope_local_base_freq")?).unwrap_or(LOCAL_BASE);
+    config.rope_local = Some(hf.ropes_with(object, base, head_dim, context)?.0);
+    Ok(())
+}

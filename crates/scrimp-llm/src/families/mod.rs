@@ -1,0 +1,98 @@
+//! Model families: what a file's metadata means, and what its tensors are called.
+//!
+//! To add a family, write one file with a [`Family`] in it and add it to [`FAMILIES`].
+
+mod common;
+mod gemma3;
+mod gguf_keys;
+mod hf_config;
+mod llama;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod rope;
+mod tensors;
+
+pub use self::{
+    gguf_keys::GgufKeys,
+    hf_config::HfConfig,
+    tensors::{Need, TensorSpec},
+};
+use crate::{
+    config::ModelConfig,
+    error::{Error, Result},
+};
+
+/// Every family that scrimp runs.
+pub const FAMILIES: &[&dyn Family] =
+    &[&llama::Llama, &qwen2::Qwen2, &qwen3::Qwen3, &gemma3::Gemma3, &phi3::Phi3];
+
+/// One architecture of decoder-only transformers.
+pub trait Family: Sync {
+    /// GGUF's name for it (`general.architecture`).
+    fn name(&self) -> &'static str;
+
+    /// Values of `model_type` in Hugging Face's `config.json`.
+    fn hf_model_types(&self) -> &'static [&'static str];
+
+    /// Reads the configuration of a GGUF file.
+    ///
+    /// # Errors
+    /// When metadata is missing, contradictory or out of bounds.
+    fn gguf_config(&self, keys: &GgufKeys<'_>) -> Result<ModelConfig>;
+
+    /// Reads Hugging Face's `config.json`.
+    ///
+    /// # Errors
+    /// As [`Family::gguf_config`].
+    fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig>;
+
+    /// Whether the output matrix is the embedding when `config.json` does not say.
+    fn tied_by_default(&self) -> bool {
+        false
+    }
+
+    /// Shapes of a layer's tensors, without `blk.N.`.
+    fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec>;
+
+    /// GGUF's name of a layer's tensor (`attn_q`) for Hugging Face's (`self_attn.q_proj`), both without prefix and
+    /// without `.weight` or `.bias`.
+    fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
+        tensors::layer_tensor_name(hf)
+    }
+}
+
+/// The family of a GGUF file's architecture.
+///
+/// # Errors
+/// When there is none; the hint names those that there are.
+pub fn by_architecture(name: &str) -> Result<&'static dyn Family> {
+    FAMILIES.iter().copied().find(|f| f.name() == name).ok_or_else(|| unknown(name))
+}
+
+/// The family of a `model_type` in `config.json`.
+///
+/// # Errors
+/// When there is none; the hint names those that there are.
+pub fn by_model_type(name: &str) -> Result<&'static dyn Family> {
+    FAMILIES.iter().copied().find(|f| f.hf_model_types().contains(&name)).ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &str) -> Error {
+    let known: Vec<_> = FAMILIES.iter().map(|f| f.name()).collect();
+    Error::unsupported(
+        format!("models of architecture {name:?} are not supported"),
+        format!("these are: {}", known.join(", ")),
+    )
+}
+
+/// GGUF's name for Hugging Face's tensor name `hf`, or `None` for a tensor that is no part of the decoder
+/// (vision towers, stored rotary frequencies).
+pub fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> {
+    tensors::gguf_tensor_name(family, hf)
+}
+
+/// All tensors of a model and their shapes, in the order in which a forward pass needs them.
+pub fn expected_tensors(family: &dyn Family, config: &ModelConfig) -> impl Iterator<Item = TensorSpec> {
+    tensors::expected(family, config)
+}

@@ -1,0 +1,114 @@
+//! Names and shapes of tensors.
+
+use super::Family;
+use crate::config::ModelConfig;
+
+/// Whether a model can do without a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// It has to be there.
+    Required,
+    /// It may be there.
+    Optional,
+}
+
+/// A tensor's name and shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// GGUF's name.
+    pub name: String,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Whether it has to be there.
+    pub need: Need,
+}
+
+fn spec(name: &str, shape: &[usize], need: Need) -> TensorSpec {
+    TensorSpec { name: name.to_owned(), shape: shape.to_vec(), need }
+}
+
+/// A tensor that has to be there.
+pub(super) fn required(name: &str, shape: &[usize]) -> TensorSpec {
+    spec(name, shape, Need::Required)
+}
+
+/// A tensor that may be there.
+pub(super) fn optional(name: &str, shape: &[usize]) -> TensorSpec {
+    spec(name, shape, Need::Optional)
+}
+
+/// The layer that most families have: separate Q, K, V, gate and up; biases on the attention's four where a model has
+/// them.
+pub(super) fn plain_layer(c: &ModelConfig) -> Vec<TensorSpec> {
+    let (h, q, kv, f) = (c.hidden_size, c.q_dim(), c.kv_dim(), c.intermediate_size);
+    vec![
+        required("attn_norm.weight", &[h]),
+        required("attn_q.weight", &[q, h]),
+        required("attn_k.weight", &[kv, h]),
+        required("attn_v.weight", &[kv, h]),
+        required("attn_output.weight", &[h, q]),
+        optional("attn_q.bias", &[q]),
+        optional("attn_k.bias", &[kv]),
+        optional("attn_v.bias", &[kv]),
+        optional("attn_output.bias", &[h]),
+        required("ffn_norm.weight", &[h]),
+        required("ffn_gate.weight", &[f, h]),
+        required("ffn_up.weight", &[f, h]),
+        required("ffn_down.weight", &[h, f]),
+    ]
+}
+
+/// All tensors of a model. `output.weight` is optional here: without it the embedding is the output matrix.
+pub(super) fn expected(family: &dyn Family, c: &ModelConfig) -> impl Iterator<Item = TensorSpec> {
+    let table = [c.vocab_size, c.hidden_size];
+    let layer = family.layer_tensors(c);
+    let layers = (0..c.n_layers).flat_map(move |i| {
+        layer.clone().into_iter().map(move |mut spec| {
+            spec.name = format!("blk.{i}.{}", spec.name);
+            spec
+        })
+    });
+    std::iter::once(required("token_embd.weight", &table))
+        .chain(layers)
+        .chain([required("output_norm.weight", &[c.hidden_size]), optional("output.weight", &table)])
+}
+
+/// Names that families share; Gemma 3 has its own for the norms.
+pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
+    Some(match hf {
+        "input_layernorm" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.qkv_proj" => "attn_qkv",
+        "self_attn.o_proj" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.gate_up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        _ => return None,
+    })
+}
+
+pub(super) fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> {
+    // A model inside a multimodal one has `language_model` before or after `model`.
+    let name = hf.strip_prefix("language_model.").unwrap_or(hf);
+    if name == "lm_head.weight" {
+        return Some("output.weight".to_owned());
+    }
+    let name = name.strip_prefix("model.")?;
+    let name = name.strip_prefix("language_model.").unwrap_or(name);
+    match name {
+        "embed_tokens.weight" => return Some("token_embd.weight".to_owned()),
+        "norm.weight" => return Some("output_norm.weight".to_owned()),
+        _ => {}
+    }
+    let (index, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+    let layer: usize = index.parse().ok()?;
+    let (stem, kind) = rest.rsplit_once('.')?;
+    matches!(kind, "weight" | "bias").then_some(())?;
+    Some(format!("blk.{layer}.{}.{kind}", family.layer_tensor_name(stem)?))
+}

@@ -1,0 +1,14 @@
+//! File formats: bytes on disk to names, numbers and byte ranges. Nothing here knows what a model is.
+//!
+//! Every parser reads a memory map and keeps ranges into it, so what it allocates is bounded by a small multiple of
+//! the header's own size: counts are compared with the bytes that are left before anything is reserved.
+
+pub mod gguf;
+pub mod hf_dir;
+pub mod safetensors;
+pub mod source;
+
+pub use gguf::{GgufFile, GgufMetadata};
+pub use hf_dir::HfDir;
+pub use safetensors::SafetensorsFile;
+pub use source::Source;
