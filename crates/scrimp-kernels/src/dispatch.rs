@@ -3,12 +3,12 @@
 //! A kernel is a value that implements [`Kernel`]; [`Tier::run`] calls it inside a function that carries the tier's
 //! `target_feature`s, and everything below is inlined into that function.
 
+#[cfg(target_arch = "x86_64")]
+use crate::isa::{avx2::Avx2, avx512::Avx512};
 use crate::{
     isa::{Simd, scalar::Scalar},
     tier::{Kind, Tier},
 };
-#[cfg(target_arch = "x86_64")]
-use crate::isa::{avx2::Avx2, avx512::Avx512};
 
 /// A computation written once over [`Simd`]. Implementations mark `run` `#[inline(always)]`.
 pub(crate) trait Kernel {

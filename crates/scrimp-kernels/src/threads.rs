@@ -116,7 +116,8 @@ impl Pool {
         let body: &Body<'_> = &body;
         // SAFETY: only the lifetime changes. The pointer is followed by workers inside the region only, and this
         // function does not return (nor unwind: `work_on` catches panics) before all of them have left it.
-        let body: *const Body<'static> = unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
+        let body: *const Body<'static> =
+            unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
         let region = Region { body, units };
         // SAFETY: no worker is inside a region (`running` is 0) and `busy` keeps other callers out.
         unsafe { *shared.region.get() = Some(region) };
@@ -251,7 +252,8 @@ mod tests {
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(2).unwrap();
-        let panicked = catch_unwind(AssertUnwindSafe(|| pool.run(10, |unit, _| assert!(unit != 5, "unit five"))));
+        let panicked =
+            catch_unwind(AssertUnwindSafe(|| pool.run(10, |unit, _| assert!(unit != 5, "unit five"))));
         assert!(panicked.is_err());
         let count = AtomicUsize::new(0);
         pool.run(10, |_, _| {

@@ -111,7 +111,8 @@ pub struct UnsupportedTier {
 impl fmt::Display for UnsupportedTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let supported: Vec<_> = Tier::supported().into_iter().map(Tier::name).collect();
-        let why = if NAMES.contains(&self.name.as_str()) { "this CPU lacks it" } else { "there is no such tier" };
+        let why =
+            if NAMES.contains(&self.name.as_str()) { "this CPU lacks it" } else { "there is no such tier" };
         write!(f, "tier `{}`: {why}; supported here: {}", self.name, supported.join(", "))
     }
 }

@@ -4,8 +4,8 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
-pub mod hub;
 pub mod families;
+pub mod hub;
 pub mod load;
 pub mod model;
 

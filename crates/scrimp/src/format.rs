@@ -28,7 +28,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         cells.chain([head[c].chars().count()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let text_last = rows.iter().filter_map(|r| r.last()).any(|s| s.contains(char::is_alphabetic));
+    let text_last = rows.iter().filter_map(|r| r.last()).any(|s| s.contains(' '));
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut out = String::new();
         for (c, (cell, w)) in cells.zip(&widths).enumerate() {

@@ -85,11 +85,7 @@ impl BlockFormat for Q5_0 {
 
     #[inline(always)]
     fn group<S: Simd, const G: usize>(s: S, block: &Block5_0) -> Group<S> {
-        Group {
-            w: unpack(s, &block.q, &block.high),
-            scale: s.load_f16(&block.scale),
-            second: s.splat(0.0),
-        }
+        Group { w: unpack(s, &block.q, &block.high), scale: s.load_f16(&block.scale), second: s.splat(0.0) }
     }
 }
 

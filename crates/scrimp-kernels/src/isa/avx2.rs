@@ -206,9 +206,7 @@ impl Simd for Avx2 {
         // u8 × i8 pairs fit an i16 because w <= 127 and |x| <= 127: at most 2 · 127 · 127 = 32258.
         isa!({
             let (x, ones) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
-            let half = |acc, w| {
-                _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones))
-            };
+            let half = |acc, w| _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
             [half(acc[0], w[0]), half(acc[1], w[1])]
         })
     }

@@ -98,7 +98,8 @@ impl Activations {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        self.groups.capacity() * size_of::<Quantised>() + (self.floats.capacity() + self.scratch.capacity()) * 4
+        self.groups.capacity() * size_of::<Quantised>()
+            + (self.floats.capacity() + self.scratch.capacity()) * 4
     }
 
     /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `needs` says.
@@ -113,7 +114,8 @@ impl Activations {
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let tile = tier.token_tile();
-        let stored = n_tokens / tile * tile + if n_tokens.is_multiple_of(tile) { 0 } else { padded(n_tokens % tile) };
+        let stored =
+            n_tokens / tile * tile + if n_tokens.is_multiple_of(tile) { 0 } else { padded(n_tokens % tile) };
         let groups_per_token = cols.div_ceil(GROUP);
         (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
         if needs.quantised {

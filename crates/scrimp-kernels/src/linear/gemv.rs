@@ -62,7 +62,11 @@ fn step<S: Simd, F: BlockFormat, const G: usize>(s: S, block: &F::Block, x: &Qua
 
 /// The same for float weights: column after column.
 #[inline(always)]
-pub(crate) fn float_tile<S: Simd, F: FloatFormat>(s: S, columns: &[[F::Element; TILE_ROWS]], x: &[f32]) -> S::F {
+pub(crate) fn float_tile<S: Simd, F: FloatFormat>(
+    s: S,
+    columns: &[[F::Element; TILE_ROWS]],
+    x: &[f32],
+) -> S::F {
     let mut acc = s.splat(0.0);
     for (w, &x) in columns.iter().zip(x) {
         acc = s.fma(F::load(s, w), s.splat(x), acc);

@@ -52,12 +52,18 @@ fn activations(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32]) -> Activatio
     activations
 }
 
-fn multiply(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32], bias: Option<&[f32]>, start: Option<&[f32]>) -> Vec<f32> {
+fn multiply(
+    pool: &Pool,
+    tier: Tier,
+    weight: &Matrix,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    start: Option<&[f32]>,
+) -> Vec<f32> {
     let n = x.len() / weight.cols();
     let mut out = start.map_or_else(|| vec![f32::NAN; n * weight.rows()], <[f32]>::to_vec);
     let x = activations(pool, tier, weight, x);
-    let product =
-        Linear { weight, bias, out: &mut out, stride: weight.rows(), accumulate: start.is_some() };
+    let product = Linear { weight, bias, out: &mut out, stride: weight.rows(), accumulate: start.is_some() };
     linear(pool, tier, &mut LinearScratch::default(), &x, &mut [product]);
     out
 }

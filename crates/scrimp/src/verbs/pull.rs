@@ -25,7 +25,7 @@ pub(crate) fn run(app: &App, args: &PullArgs) -> anyhow::Result<()> {
 }
 
 /// Path of the file or directory behind MODEL, downloaded first where it is not here yet.
-pub(crate) fn fetch(model: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn fetch(_app: &App, model: &str) -> anyhow::Result<PathBuf> {
     let reference = ModelRef::parse(model)?;
     Ok(Hub::from_env()?.fetch(&reference, &mut Bars::new())?)
 }
