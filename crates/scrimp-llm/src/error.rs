@@ -44,6 +44,14 @@ pub enum Error {
     /// The KV cache refused.
     #[error(transparent)]
     Kv(#[from] scrimp_kv::KvError),
+    /// A model can be had from nowhere, or cannot be stored.
+    #[error("{what}")]
+    Unavailable {
+        /// What was tried and how it failed.
+        what: String,
+        /// What to do instead.
+        hint: Option<String>,
+    },
     /// Memory for `what` could not be had.
     #[error("out of memory: {what}")]
     OutOfMemory {
@@ -65,6 +73,10 @@ impl Error {
     pub fn unsupported(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Unsupported { what: what.into(), hint: Some(hint.into()) }
     }
+    /// A model that cannot be downloaded or stored, and what to do instead.
+    pub fn unavailable(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Unavailable { what: what.into(), hint: Some(hint.into()) }
+    }
     /// Unusable input.
     pub fn bad_input(what: impl Into<String>) -> Self {
         Self::BadInput { what: what.into(), hint: None }
@@ -76,7 +88,9 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::Unsupported { hint, .. } | Self::BadInput { hint, .. } => hint.as_deref(),
+            Self::Unsupported { hint, .. } | Self::BadInput { hint, .. } | Self::Unavailable { hint, .. } => {
+                hint.as_deref()
+            }
             Self::BadFile { .. } => {
                 Some("the file may be damaged or incomplete: fetch it again and compare its SHA-256")
             }

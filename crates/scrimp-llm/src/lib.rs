@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod families;
+pub mod hub;
 pub mod load;
 pub mod model;
 

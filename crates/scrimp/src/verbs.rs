@@ -1,0 +1,26 @@
+//! One file per verb.
+
+mod bench;
+mod completions;
+mod doctor;
+mod eval;
+mod inspect;
+mod models;
+mod pull;
+mod run;
+
+use crate::{App, cli::Verb};
+
+/// Calls the verb.
+pub(crate) fn dispatch(app: &App, verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::Run(args) => run::run(app, &args),
+        Verb::Pull(args) => pull::run(app, &args),
+        Verb::Models => models::run(app),
+        Verb::Inspect(args) => inspect::run(app, &args),
+        Verb::Eval(verb) => eval::run(app, &verb),
+        Verb::Bench(verb) => bench::run(app, &verb),
+        Verb::Doctor(args) => doctor::run(app, &args),
+        Verb::Completions(args) => completions::run(app, &args),
+    }
+}

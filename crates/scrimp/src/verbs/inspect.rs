@@ -1,0 +1,165 @@
+//! `scrimp inspect`.
+
+use crate::{App, cli::InspectArgs, format, verbs::pull};
+use scrimp_kernels::DType;
+use scrimp_llm::{
+    checkpoint::Checkpoint,
+    config::{Activation, ModelConfig},
+};
+use serde::Serialize;
+use std::{fs, path::Path};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    model: &'a str,
+    path: &'a Path,
+    name: &'a str,
+    family: &'a str,
+    context_length: usize,
+    layers: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    vocab_size: usize,
+    activation: &'static str,
+    /// Layers that see only a window, and that window in tokens.
+    sliding_layers: usize,
+    sliding_window: Option<usize>,
+    /// The output matrix is the embedding.
+    tied_embeddings: bool,
+    chat_template: bool,
+    tensors: usize,
+    parameters: u64,
+    /// Bytes of all tensors.
+    bytes: u64,
+    file_bytes: u64,
+    bits_per_weight: f64,
+    /// Bytes of keys and values per token in bf16, all layers.
+    kv_bytes_per_token: usize,
+    types: Vec<TypeRow>,
+}
+
+#[derive(Serialize)]
+struct TypeRow {
+    #[serde(rename = "type")]
+    name: &'static str,
+    tensors: usize,
+    parameters: u64,
+    bytes: u64,
+}
+
+/// Shows a model's configuration and tensors.
+pub(crate) fn run(app: &App, args: &InspectArgs) -> anyhow::Result<()> {
+    let path = pull::fetch(app, &args.model)?;
+    let checkpoint = Checkpoint::open(&path)?;
+    app.printer.result(&report(&args.model, &path, &checkpoint), human)
+}
+
+fn report<'a>(model: &'a str, path: &'a Path, checkpoint: &'a Checkpoint) -> Report<'a> {
+    let config: &ModelConfig = checkpoint.config();
+    let mut types: Vec<TypeRow> = Vec::new();
+    for (_, tensor) in checkpoint.tensors() {
+        let name = DType::name(tensor.dtype);
+        let parameters = tensor.shape.iter().map(|&d| d as u64).product::<u64>();
+        let bytes = tensor.data.len() as u64;
+        match types.iter_mut().find(|t| t.name == name) {
+            Some(row) => {
+                row.tensors += 1;
+                row.parameters += parameters;
+                row.bytes += bytes;
+            }
+            None => types.push(TypeRow { name, tensors: 1, parameters, bytes }),
+        }
+    }
+    types.sort_by_key(|t| std::cmp::Reverse(t.bytes));
+    let sum = |f: fn(&TypeRow) -> u64| types.iter().map(f).sum::<u64>();
+    let (parameters, bytes) = (sum(|t| t.parameters), sum(|t| t.bytes));
+    let windows: Vec<usize> = config.sliding_window.iter().flatten().copied().collect();
+    Report {
+        model,
+        path,
+        name: &config.name,
+        family: config.family,
+        context_length: config.context_length,
+        layers: config.n_layers,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        heads: config.n_heads,
+        kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        vocab_size: config.vocab_size,
+        activation: match config.activation {
+            Activation::Silu => "SwiGLU",
+            Activation::GeluTanh => "GeGLU",
+        },
+        sliding_layers: windows.len(),
+        sliding_window: windows.iter().copied().min(),
+        tied_embeddings: checkpoint.try_tensor("output.weight").is_none(),
+        chat_template: has_chat_template(checkpoint),
+        tensors: checkpoint.tensors().len(),
+        parameters,
+        bytes,
+        file_bytes: checkpoint.file_bytes(),
+        bits_per_weight: if parameters == 0 { 0.0 } else { bytes as f64 * 8.0 / parameters as f64 },
+        kv_bytes_per_token: 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim,
+        types,
+    }
+}
+
+fn has_chat_template(checkpoint: &Checkpoint) -> bool {
+    if let Some(metadata) = checkpoint.gguf_metadata() {
+        return metadata.contains("tokenizer.chat_template");
+    }
+    let Some(dir) = checkpoint.hf_dir() else { return false };
+    if ["chat_template.jinja", "chat_template.json"].iter().any(|f| dir.join(f).is_file()) {
+        return true;
+    }
+    let config = fs::read(dir.join("tokenizer_config.json")).ok();
+    let config: Option<serde_json::Value> = config.and_then(|b| serde_json::from_slice(&b).ok());
+    config.is_some_and(|c| c.get("chat_template").is_some_and(|t| !t.is_null()))
+}
+
+fn human(r: &Report<'_>) -> String {
+    let yes = |b: bool| if b { "yes" } else { "no" }.to_owned();
+    let attention = match r.sliding_window {
+        Some(w) => {
+            format!("{} of {} layers see {w} tokens, the others everything", r.sliding_layers, r.layers)
+        }
+        None => "all layers see everything".to_owned(),
+    };
+    let facts = [
+        ("name", r.name.to_owned()),
+        ("file", r.path.display().to_string()),
+        ("family", r.family.to_owned()),
+        ("context", format!("{} tokens", r.context_length)),
+        ("layers", r.layers.to_string()),
+        ("width", format!("{} ({} in the {} block)", r.hidden_size, r.intermediate_size, r.activation)),
+        ("heads", format!("{} of {} (keys and values: {})", r.heads, r.head_dim, r.kv_heads)),
+        ("attention", attention),
+        ("vocabulary", format!("{} (output matrix of its own: {})", r.vocab_size, yes(!r.tied_embeddings))),
+        ("chat template", yes(r.chat_template)),
+        ("parameters", format!("{:.1} M", r.parameters as f64 / 1e6)),
+        ("weights", format!("{}, {:.2} bits per weight", format::bytes(r.bytes), r.bits_per_weight)),
+        ("KV cache", format!("{} per token in bf16", format::bytes(r.kv_bytes_per_token as u64))),
+    ];
+    let mut text: String = facts.iter().map(|(k, v)| format!("{k:<14} {v}\n")).collect();
+    let rows: Vec<Vec<String>> = r
+        .types
+        .iter()
+        .map(|t| {
+            let share = 100.0 * t.bytes as f64 / r.bytes.max(1) as f64;
+            vec![
+                t.name.to_owned(),
+                t.tensors.to_string(),
+                format!("{:.1} M", t.parameters as f64 / 1e6),
+                format::bytes(t.bytes),
+                format!("{share:.1}%"),
+            ]
+        })
+        .collect();
+    text.push('\n');
+    text.push_str(&format::table(&["TYPE", "TENSORS", "PARAMETERS", "SIZE", "SHARE"], &rows));
+    text
+}
