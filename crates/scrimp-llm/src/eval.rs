@@ -1,0 +1,20 @@
+//! How good a model is: one file per metric.
+//!
+//! Texts are cut into [`Windows`]; each metric goes over them window by window, so memory does not grow with the text.
+
+pub mod kl;
+pub mod ppl;
+mod windows;
+
+pub use windows::{Windows, read_text};
+
+/// How far an evaluation is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Tokens scored so far.
+    pub done: usize,
+    /// Tokens to be scored.
+    pub total: usize,
+    /// Perplexity over what is done.
+    pub ppl: f64,
+}

@@ -1,0 +1,97 @@
+//! A model's cache together with the tokens that are in it.
+
+use crate::error::Result;
+use crate::source::LogitsSource;
+
+/// Prompt tokens per call of the model: how long a cancelled prefill may go on.
+const PREFILL_CHUNK: usize = 512;
+
+/// A sequence that remembers its tokens, so that a new prompt reuses the part of the cache that it shares with the old one.
+#[derive(Debug)]
+pub struct Sequence<S> {
+    pub(super) source: S,
+    tokens: Vec<u32>,
+    context_length: usize,
+}
+
+impl<S: LogitsSource> Sequence<S> {
+    /// Wraps an empty `source` that takes at most `context_length` tokens.
+    pub fn new(source: S, context_length: usize) -> Self {
+        Self { source, tokens: Vec::new(), context_length }
+    }
+
+    /// Most tokens that fit.
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// True before the first token.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// The model underneath.
+    pub fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.source.reset();
+        self.tokens.clear();
+    }
+
+    /// How many tokens of `prompt` need no computing: the common prefix, but never all of `prompt` (its last logits are wanted).
+    pub fn reusable(&self, prompt: &[u32]) -> usize {
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        common.min(prompt.len().saturating_sub(1))
+    }
+
+    /// Makes the cache hold exactly `prompt` (not empty) and returns the logits after it; `None` if `cancelled` said so in between.
+    ///
+    /// # Errors
+    /// Those of the model; the sequence is then empty.
+    pub fn extend_to(&mut self, prompt: &[u32], cancelled: &dyn Fn() -> bool) -> Result<Option<&[f32]>> {
+        let kept = self.reusable(prompt);
+        if kept < self.tokens.len() {
+            self.source.truncate(kept);
+            self.tokens.truncate(kept);
+        }
+        let new = &prompt[kept..];
+        let (head, last) = new.split_at((new.len() - 1) / PREFILL_CHUNK * PREFILL_CHUNK);
+        for chunk in head.chunks(PREFILL_CHUNK) {
+            if cancelled() {
+                return Ok(None);
+            }
+            self.feed(chunk)?;
+        }
+        if cancelled() { Ok(None) } else { self.feed(last).map(Some) }
+    }
+
+    /// Appends one token and returns the logits after it.
+    ///
+    /// # Errors
+    /// Those of the model; the sequence is then empty.
+    pub fn append(&mut self, token: u32) -> Result<&[f32]> {
+        self.feed(&[token])
+    }
+
+    fn feed(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        let Self { source, tokens: held, .. } = self;
+        if held.is_empty() {
+            // After a failure the source may hold anything.
+            source.reset();
+        }
+        held.extend_from_slice(tokens);
+        let result = source.forward(tokens);
+        if result.is_err() {
+            held.clear();
+        }
+        result
+    }
+}

@@ -1,0 +1,124 @@
+//! From logits to the next token.
+//!
+//! The steps and their order (those of vLLM; each is skipped at its neutral value):
+//!
+//! 1. *repetition penalty* `r` (CTRL, arXiv 1909.05858): logits of tokens in the prompt or the answer so far are divided
+//!    by `r` where positive, multiplied by `r` where negative;
+//! 2. *frequency* and *presence penalty* (OpenAI): tokens of the answer lose `frequency * count + presence`;
+//! 3. *temperature* `t`: logits are divided by `t`. At 0 (below 1e-5) the best token is taken and the rest is skipped;
+//! 4. *min-p*: tokens with less than `min_p` times the best token's probability go;
+//! 5. *top-k*: the `k` best stay;
+//! 6. *top-p* (nucleus, arXiv 1904.09751): of what is left, the fewest best tokens whose probabilities sum to at least `p` stay;
+//! 7. one of the remaining tokens is drawn by its probability.
+//!
+//! Equal logits rank by token id. `NaN` and `-inf` are never drawn; a `+inf` is taken outright. The generator is ChaCha8
+//! and the exponential is our own, so a seed gives the same tokens on every machine that computes the same logits.
+
+mod params;
+mod select;
+
+pub use params::SamplingParams;
+
+use crate::error::{Error, Result};
+use crate::logits;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use select::Candidates;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+
+/// Draws tokens of one sequence; remembers what was said for the penalties.
+#[derive(Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    rng: ChaCha8Rng,
+    /// How often each token is in the answer; 0: only in the prompt.
+    seen: HashMap<u32, u32>,
+    penalised: Vec<f32>,
+    candidates: Candidates,
+}
+
+impl Sampler {
+    /// A sampler with `params`. Without a seed it takes one from the operating system.
+    ///
+    /// # Errors
+    /// When a parameter is out of range (see [`SamplingParams::validate`]).
+    pub fn new(params: SamplingParams) -> Result<Self> {
+        params.validate()?;
+        let seed = params.seed.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish());
+        Ok(Self {
+            params,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            seen: HashMap::new(),
+            penalised: Vec::new(),
+            candidates: Candidates::default(),
+        })
+    }
+
+    /// The best token always, no randomness.
+    pub fn greedy() -> Self {
+        Self::new(SamplingParams { seed: Some(0), ..SamplingParams::default() }).expect("defaults are valid")
+    }
+
+    /// Starts a new answer after `prompt`: forgets the tokens of the last one, not the state of the generator.
+    pub fn begin(&mut self, prompt: &[u32]) {
+        self.seen.clear();
+        if self.params.repetition_penalty != 1.0 {
+            self.seen.extend(prompt.iter().map(|&id| (id, 0)));
+        }
+    }
+
+    /// Notes that `token` became part of the answer.
+    pub fn accept(&mut self, token: u32) {
+        if self.params.has_penalties() {
+            *self.seen.entry(token).or_default() += 1;
+        }
+    }
+
+    /// Draws the token that follows, given the model's `logits` (`[vocab_size]`). Does not [`accept`](Self::accept) it.
+    ///
+    /// # Errors
+    /// When no logit is usable (all `NaN` or `-inf`): the model's weights are broken.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        let Self { params, rng, seen, penalised, candidates } = self;
+        let logits = if seen.is_empty() {
+            logits
+        } else {
+            penalised.clear();
+            penalised.extend_from_slice(logits);
+            for (&token, &count) in seen.iter() {
+                if let Some(logit) = penalised.get_mut(token as usize) {
+                    *logit = params.penalise(*logit, count);
+                }
+            }
+            penalised
+        };
+        let best = logits::argmax(logits).ok_or_else(|| {
+            Error::bad_input_hint(
+                "the model gave no usable logits (all are NaN or -inf)",
+                "its weights are damaged, or the file was converted wrongly",
+            )
+        })?;
+        let max = logits[best as usize];
+        if params.is_greedy() || max == f32::INFINITY {
+            return Ok(best);
+        }
+        // 53 random bits: uniform in [0, 1).
+        let uniform = (rng.next_u64() >> 11) as f64 * (0.5f64).powi(53);
+        let row = select::Row::new(logits, max, 1.0 / params.temperature, params.min_p);
+        let drawn = if params.top_k > 0 {
+            candidates.top_k(&row, params.top_k);
+            candidates.top_p(&row, params.top_p);
+            candidates.draw(&row, uniform)
+        } else if params.top_p < 1.0 {
+            candidates.nucleus(&row, params.top_p);
+            candidates.draw(&row, uniform)
+        } else {
+            row.draw(uniform)
+        };
+        Ok(drawn.unwrap_or(best))
+    }
+}
+
+#[cfg(test)]
+mod tests;

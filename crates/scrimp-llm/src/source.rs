@@ -1,0 +1,49 @@
+//! The little that generation and evaluation ask of a model.
+
+use crate::error::Result;
+use crate::model::Session;
+
+/// A causal language model with a cache: tokens go in, logits come out.
+///
+/// [`Session`] is the real one; tests put a small function in its place.
+pub trait LogitsSource {
+    /// Appends `tokens` and returns the logits after the last one (`[vocab_size]`).
+    ///
+    /// # Errors
+    /// When `tokens` is empty, holds an id outside the vocabulary, or the context is full.
+    fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]>;
+    /// Appends `tokens` and hands the logits after each of them, in order, to `visit(index in tokens, logits)`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn forward_each(&mut self, tokens: &[u32], visit: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
+    /// Forgets all tokens from position `len` on.
+    fn truncate(&mut self, len: usize);
+    /// Forgets everything.
+    fn reset(&mut self);
+    /// Bytes of the KV cache in use.
+    fn kv_bytes(&self) -> usize;
+    /// Tokens kept in the KV cache.
+    fn kv_tokens(&self) -> usize;
+}
+
+impl LogitsSource for Session<'_> {
+    fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        Session::forward(self, tokens)
+    }
+    fn forward_each(&mut self, tokens: &[u32], visit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        Session::forward_each(self, tokens, visit)
+    }
+    fn truncate(&mut self, len: usize) {
+        Session::truncate(self, len);
+    }
+    fn reset(&mut self) {
+        Session::reset(self);
+    }
+    fn kv_bytes(&self) -> usize {
+        Session::kv_bytes(self)
+    }
+    fn kv_tokens(&self) -> usize {
+        Session::kv_tokens(self)
+    }
+}
