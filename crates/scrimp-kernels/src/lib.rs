@@ -3,6 +3,7 @@
 //! It is the only crate of the workspace with `unsafe` code.
 
 pub mod arena;
+pub mod attention;
 mod dispatch;
 pub mod dtype;
 pub mod formats;
@@ -10,6 +11,7 @@ mod isa;
 pub mod linear;
 pub mod mmap;
 pub mod ops;
+pub mod page_memory;
 mod shared;
 pub mod threads;
 pub mod tier;

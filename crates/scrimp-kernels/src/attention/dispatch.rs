@@ -1,0 +1,162 @@
+//! The one place where tiers become compiled attention kernels: tables of functions that carry the tier's features.
+
+use super::{
+    kernels::{self, Bf16, F16, F32, Format},
+    lanes::Lanes,
+    storage::StorageKind,
+};
+use crate::{
+    isa::scalar::Scalar,
+    tier::{Kind, Tier},
+};
+
+/// Kernels for blocks of `rows` query rows. What they read and write, and what callers owe, stands in [`kernels`].
+pub(crate) struct RowKernels {
+    pub(crate) rows: usize,
+    /// `(k, tiles, steps, q, out, ahead)`
+    pub(crate) qk: unsafe fn(*const u8, usize, usize, *const f32, *mut f32, *const u8),
+    /// `(v, block_bytes, blocks, tiles, p, acc, ahead)`
+    pub(crate) pv: unsafe fn(*const u8, usize, usize, usize, *const f32, *mut f32, *const u8),
+    /// `(scores, tiles, scale, cap, bias)`
+    pub(crate) finish: unsafe fn(*mut f32, usize, f32, f32, *const f32),
+    /// `(scores, tiles, max)`
+    pub(crate) row_max: unsafe fn(*const f32, usize, *mut f32),
+    /// `(scores, tiles, c, max, sum)`
+    pub(crate) exp_sum: unsafe fn(*mut f32, usize, f32, *const f32, *mut f32),
+}
+
+/// The kernels of one tier for one storage format.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    /// By number of rows, smallest first.
+    pub(crate) blocks: &'static [RowKernels],
+    /// `(p, tiles, rows, picked, columns)`
+    pub(crate) add_columns: unsafe fn(*const f32, usize, usize, &[(usize, f32)], *mut f32),
+    /// `(row, steps, stride, to)`
+    pub(crate) elements: fn(&[f32], usize, usize, &mut [f32]),
+    /// Elements of a row to a step.
+    pub(crate) pair: usize,
+    /// Bytes of a step.
+    pub(crate) step_bytes: usize,
+    /// `f32` slots of an element.
+    pub(crate) slots: usize,
+}
+
+impl Kernels {
+    /// The kernels of `tier` for `kind`.
+    pub(crate) fn new(tier: Tier, kind: StorageKind) -> Self {
+        match kind {
+            StorageKind::Bf16 => Self::of::<Bf16>(tier),
+            StorageKind::F16 => Self::of::<F16>(tier),
+            StorageKind::F32 => Self::of::<F32>(tier),
+        }
+    }
+
+    fn of<F: Format + 'static>(tier: Tier) -> Self {
+        // A `Tier` exists only where the CPU has its features, so its functions may be called.
+        match tier.kind() {
+            Kind::Scalar => scalar::kernels::<F>(),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => avx2::kernels::<F>(),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => avx512::kernels::<F>(),
+        }
+    }
+}
+
+/// One module per tier: entry points with the tier's features, and their tables.
+/// `rows, tiles, blocks`: query rows of a block, and how many K tiles and V blocks its accumulators cover.
+macro_rules! tier {
+    ($name:ident, $lanes:ty, $token:expr, [$($attr:meta),*], [$(($rows:literal, $tiles:literal, $blocks:literal)),*]) => {
+        mod $name {
+            use super::*;
+
+            $(#[$attr])*
+            unsafe fn qk<F: Format, const R: usize, const T: usize>(
+                k: *const u8, tiles: usize, steps: usize, q: *const f32, out: *mut f32, ahead: *const u8,
+            ) {
+                // SAFETY: the caller vouches for the pointers, and that the CPU has the tier's features.
+                unsafe { kernels::qk::<$lanes, F, R, T>($token, k, tiles, steps, q, out, ahead) }
+            }
+
+            $(#[$attr])*
+            unsafe fn pv<F: Format, const R: usize, const D: usize>(
+                v: *const u8, block_bytes: usize, blocks: usize, tiles: usize, p: *const f32, acc: *mut f32,
+                ahead: *const u8,
+            ) {
+                // SAFETY: as above.
+                unsafe { kernels::pv::<$lanes, F, R, D>($token, v, block_bytes, blocks, tiles, p, acc, ahead) }
+            }
+
+            $(#[$attr])*
+            unsafe fn finish<const R: usize>(
+                scores: *mut f32, tiles: usize, scale: f32, cap: f32, bias: *const f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { kernels::finish::<$lanes, R>($token, scores, tiles, scale, cap, bias) }
+            }
+
+            $(#[$attr])*
+            unsafe fn row_max<const R: usize>(scores: *const f32, tiles: usize, max: *mut f32) {
+                // SAFETY: as above.
+                unsafe { kernels::row_max::<$lanes, R>($token, scores, tiles, max) }
+            }
+
+            $(#[$attr])*
+            unsafe fn exp_sum<F: Format, const R: usize>(
+                scores: *mut f32, tiles: usize, c: f32, max: *const f32, sum: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { kernels::exp_sum::<$lanes, F, R>($token, scores, tiles, c, max, sum) }
+            }
+
+            $(#[$attr])*
+            unsafe fn add_columns<F: Format>(
+                p: *const f32, tiles: usize, rows: usize, picked: &[(usize, f32)], columns: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { kernels::add_columns::<$lanes, F>($token, p, tiles, rows, picked, columns) }
+            }
+
+            struct Of<F>(std::marker::PhantomData<F>);
+            impl<F: Format> Of<F> {
+                const BLOCKS: &'static [RowKernels] = &[$(RowKernels {
+                    rows: $rows,
+                    qk: qk::<F, $rows, $tiles>,
+                    pv: pv::<F, $rows, $blocks>,
+                    finish: finish::<$rows>,
+                    row_max: row_max::<$rows>,
+                    exp_sum: exp_sum::<F, $rows>,
+                }),*];
+            }
+
+            pub(super) fn kernels<F: Format + 'static>() -> Kernels {
+                Kernels {
+                    blocks: Of::<F>::BLOCKS,
+                    add_columns: add_columns::<F>,
+                    elements: F::elements::<$lanes>,
+                    pair: F::PAIR,
+                    step_bytes: F::STEP_BYTES,
+                    slots: F::slots::<$lanes>(),
+                }
+            }
+        }
+    };
+}
+
+tier!(scalar, Scalar, Scalar, [], [(1, 1, 1), (4, 1, 1)]);
+
+#[cfg(target_arch = "x86_64")]
+use crate::isa::{avx2::Avx2, avx512::Avx512};
+#[cfg(target_arch = "x86_64")]
+tier!(avx2, Avx2, Avx2::new(), [target_feature(enable = "avx2,fma,f16c")], [(1, 2, 2), (2, 2, 2), (4, 1, 1)]);
+#[cfg(target_arch = "x86_64")]
+tier!(
+    avx512,
+    Avx512,
+    Avx512::new(),
+    [target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")],
+    [(1, 4, 4), (2, 4, 4), (4, 4, 4), (6, 4, 4), (8, 2, 2), (12, 2, 2)]
+);
+
+const _: () = assert!(<Scalar as Lanes>::PAIR_SLOTS == 2);

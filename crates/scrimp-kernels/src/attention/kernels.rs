@@ -1,0 +1,403 @@
+//! The inner loops of attention, written once over tier ([`Lanes`]) and storage ([`Format`]).
+//!
+//! For a block of `R` query rows and 16 keys to a tile:
+//! ```text
+//!   qk:      s[t][r][lane]  = sum over steps of K[t][step][lane] . q[step][r]            lane = key of the tile
+//!   finish:  s              = cap tanh(scale s / cap) + bias[key]      (only with a cap or a bias)
+//!   row_max: m[r]           = max over keys of s
+//!   exp_sum: p[t][r][lane]  = 2^((s - m[r]) c),  l[r] = sum over keys of p               (in place of s)
+//!   pv:      o[b][r][lane] += sum over steps of V[b][step][lane] . p[step][r]            lane = dim of block b
+//! ```
+//! `.` is a product of two bf16 pairs, or of two f32.
+//!
+//! ```text
+//! elements q: [step][R]          broadcast one after the other, shared by T tiles
+//! scores:     [tile][R][16]      all passes walk it in order; p of a tile and row stays inside its 64 bytes
+//! outputs:    [block][R][16]
+//! ```
+//!
+//! What limits it: with `R` rows a K or V vector that is loaded once feeds `R` multiply-adds; from 8 rows on the
+//! multiply-add units are the limit (prefill), below that the memory that K and V come from (decode).
+//!
+//! Source: the order "scores of a block of rows against all keys, exact maximum, exponentials, values" is plain attention
+//! (Vaswani et al. 2017) blocked for registers; the merge of key segments is that of Milakov & Gimelshein 2018.
+
+use super::lanes::Lanes;
+
+/// How a kernel reads one storage format.
+pub(crate) trait Format: Copy {
+    /// Elements of a row to a step.
+    const PAIR: usize;
+    /// Bytes of a step.
+    const STEP_BYTES: usize;
+    /// A step's data in registers.
+    type Step<S: Lanes>: Copy;
+
+    /// `f32` slots of an element.
+    fn slots<S: Lanes>() -> usize;
+    /// # Safety
+    /// `STEP_BYTES` bytes can be read at `at`, which is aligned to 4.
+    unsafe fn load<S: Lanes>(s: S, at: *const u8) -> Self::Step<S>;
+    /// # Safety
+    /// An element can be read at `element`.
+    unsafe fn mac<S: Lanes>(s: S, acc: S::F, step: Self::Step<S>, element: *const f32) -> S::F;
+    /// Writes probabilities in element form and returns them as they are stored.
+    fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F;
+    /// What `store_p` has written.
+    fn load_p<S: Lanes>(s: S, from: &[f32; 16]) -> S::F;
+    /// Writes the elements of `row`, `stride` slots apart; dims beyond its end are 0.
+    fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]);
+}
+
+/// bf16 pages; queries and probabilities are rounded to bf16 too, in every tier.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16;
+/// f16 pages, f32 arithmetic.
+#[derive(Clone, Copy)]
+pub(crate) struct F16;
+/// f32 pages, f32 arithmetic.
+#[derive(Clone, Copy)]
+pub(crate) struct F32;
+
+impl Format for Bf16 {
+    const PAIR: usize = 2;
+    const STEP_BYTES: usize = 64;
+    type Step<S: Lanes> = S::Pairs;
+
+    #[inline(always)]
+    fn slots<S: Lanes>() -> usize {
+        S::PAIR_SLOTS
+    }
+    #[inline(always)]
+    unsafe fn load<S: Lanes>(s: S, at: *const u8) -> S::Pairs {
+        // SAFETY: the caller vouches for 64 bytes.
+        s.load_pairs(unsafe { &*at.cast() })
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Lanes>(s: S, acc: S::F, step: S::Pairs, element: *const f32) -> S::F {
+        // SAFETY: the caller vouches for the element.
+        unsafe { s.mac_pairs(acc, step, element) }
+    }
+    #[inline(always)]
+    fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F {
+        s.store_rounded(x, to)
+    }
+    #[inline(always)]
+    fn load_p<S: Lanes>(s: S, from: &[f32; 16]) -> S::F {
+        s.load_rounded(from)
+    }
+    #[inline(always)]
+    fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
+        let at = |d: usize| super::storage::bfloat16::round_to_bf16(row.get(d).copied().unwrap_or(0.0));
+        for step in 0..steps {
+            S::pair_element(at(2 * step), at(2 * step + 1), &mut to[step * stride..]);
+        }
+    }
+}
+
+macro_rules! plain_format {
+    ($name:ident, $bytes:literal, |$s:ident, $at:ident| $load:expr) => {
+        impl Format for $name {
+            const PAIR: usize = 1;
+            const STEP_BYTES: usize = $bytes;
+            type Step<S: Lanes> = S::F;
+
+            #[inline(always)]
+            fn slots<S: Lanes>() -> usize {
+                1
+            }
+            #[inline(always)]
+            unsafe fn load<S: Lanes>($s: S, $at: *const u8) -> S::F {
+                // SAFETY: the caller vouches for the bytes.
+                unsafe { $load }
+            }
+            #[inline(always)]
+            unsafe fn mac<S: Lanes>(s: S, acc: S::F, step: S::F, element: *const f32) -> S::F {
+                // SAFETY: the caller vouches for the element.
+                s.mul_acc(step, s.splat(unsafe { *element }), acc)
+            }
+            #[inline(always)]
+            fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F {
+                s.store(x, to);
+                x
+            }
+            #[inline(always)]
+            fn load_p<S: Lanes>(s: S, from: &[f32; 16]) -> S::F {
+                s.load(from)
+            }
+            #[inline(always)]
+            fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
+                for step in 0..steps {
+                    to[step * stride] = row.get(step).copied().unwrap_or(0.0);
+                }
+            }
+        }
+    };
+}
+plain_format!(F16, 32, |s, at| s.load_f16(&*at.cast()));
+plain_format!(F32, 64, |s, at| s.load(&*at.cast()));
+
+/// Scores of `R` rows against `tiles` tiles of keys.
+///
+/// # Safety
+/// `k` has `tiles * steps` steps, `q` `steps * R` elements, `out` room for `tiles * R * 16` floats; `k` is aligned to 4.
+#[inline(always)]
+pub(crate) unsafe fn qk<S: Lanes, F: Format, const R: usize, const T: usize>(
+    s: S,
+    k: *const u8,
+    tiles: usize,
+    steps: usize,
+    q: *const f32,
+    out: *mut f32,
+    ahead: *const u8,
+) {
+    let tile_bytes = steps * F::STEP_BYTES;
+    let mut tile = 0;
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        while tile + T <= tiles {
+            let offset = tile * tile_bytes;
+            let ahead = ahead.wrapping_add(offset);
+            qk_tiles::<S, F, R, T>(s, k.add(offset), tile_bytes, steps, q, out.add(tile * R * 16), ahead);
+            tile += T;
+        }
+        while tile < tiles {
+            let offset = tile * tile_bytes;
+            let ahead = ahead.wrapping_add(offset);
+            qk_tiles::<S, F, R, 1>(s, k.add(offset), tile_bytes, steps, q, out.add(tile * R * 16), ahead);
+            tile += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`qk`], for `T` tiles.
+#[inline(always)]
+unsafe fn qk_tiles<S: Lanes, F: Format, const R: usize, const T: usize>(
+    s: S,
+    k: *const u8,
+    tile_bytes: usize,
+    steps: usize,
+    q: *const f32,
+    out: *mut f32,
+    ahead: *const u8,
+) {
+    let slots = F::slots::<S>();
+    let mut acc = [[s.splat(0.0); R]; T];
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        for step in 0..steps {
+            let at = step * F::STEP_BYTES;
+            let data: [F::Step<S>; T] = std::array::from_fn(|t| F::load(s, k.add(t * tile_bytes + at)));
+            if R <= 8 {
+                for t in 0..T {
+                    s.prefetch(ahead.wrapping_add(t * tile_bytes + at));
+                }
+            }
+            for r in 0..R {
+                let element = q.add((step * R + r) * slots);
+                for t in 0..T {
+                    acc[t][r] = F::mac(s, acc[t][r], data[t], element);
+                }
+            }
+        }
+        for t in 0..T {
+            for r in 0..R {
+                s.store(acc[t][r], &mut *out.add((t * R + r) * 16).cast());
+            }
+        }
+    }
+}
+
+/// Adds the values of `tiles` tiles, weighed by `p`, to the outputs of `R` rows.
+///
+/// # Safety
+/// `v` has `blocks` blocks, `block_bytes` apart, with the steps of `tiles` tiles each; `p` is what [`exp_sum`] wrote for
+/// `tiles` tiles, `acc` has `blocks * R * 16` floats; `v` is aligned to 4.
+#[inline(always)]
+pub(crate) unsafe fn pv<S: Lanes, F: Format, const R: usize, const D: usize>(
+    s: S,
+    v: *const u8,
+    block_bytes: usize,
+    blocks: usize,
+    tiles: usize,
+    p: *const f32,
+    acc: *mut f32,
+    ahead: *const u8,
+) {
+    let mut block = 0;
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        while block + D <= blocks {
+            let offset = block * block_bytes;
+            let ahead = ahead.wrapping_add(offset);
+            pv_blocks::<S, F, R, D>(s, v.add(offset), block_bytes, tiles, p, acc.add(block * R * 16), ahead);
+            block += D;
+        }
+        while block < blocks {
+            let offset = block * block_bytes;
+            let ahead = ahead.wrapping_add(offset);
+            pv_blocks::<S, F, R, 1>(s, v.add(offset), block_bytes, tiles, p, acc.add(block * R * 16), ahead);
+            block += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`pv`], for `D` blocks.
+#[inline(always)]
+unsafe fn pv_blocks<S: Lanes, F: Format, const R: usize, const D: usize>(
+    s: S,
+    v: *const u8,
+    block_bytes: usize,
+    tiles: usize,
+    p: *const f32,
+    out: *mut f32,
+    ahead: *const u8,
+) {
+    let slots = F::slots::<S>();
+    let steps = 16 / F::PAIR;
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        let mut acc: [[S::F; R]; D] =
+            std::array::from_fn(|d| std::array::from_fn(|r| s.load(&*out.add((d * R + r) * 16).cast())));
+        for tile in 0..tiles {
+            let p = p.add(tile * R * 16);
+            for step in 0..steps {
+                let at = (tile * steps + step) * F::STEP_BYTES;
+                let data: [F::Step<S>; D] = std::array::from_fn(|d| F::load(s, v.add(d * block_bytes + at)));
+                if R <= 8 {
+                    for d in 0..D {
+                        s.prefetch(ahead.wrapping_add(d * block_bytes + at));
+                    }
+                }
+                for r in 0..R {
+                    let element = p.add(r * 16 + step * slots);
+                    for d in 0..D {
+                        acc[d][r] = F::mac(s, acc[d][r], data[d], element);
+                    }
+                }
+            }
+        }
+        for d in 0..D {
+            for r in 0..R {
+                s.store(acc[d][r], &mut *out.add((d * R + r) * 16).cast());
+            }
+        }
+    }
+}
+
+/// `s = cap tanh(scale s / cap) + bias`, in place. No cap where `cap` is 0, no bias where `bias` is null.
+///
+/// # Safety
+/// `scores` has `tiles * R * 16` floats and `bias`, unless null, `tiles * 16`.
+#[inline(always)]
+pub(crate) unsafe fn finish<S: Lanes, const R: usize>(
+    s: S,
+    scores: *mut f32,
+    tiles: usize,
+    scale: f32,
+    cap: f32,
+    bias: *const f32,
+) {
+    let factor = 2.0 * std::f32::consts::LOG2_E / cap;
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        for tile in 0..tiles {
+            let add = if bias.is_null() { s.splat(0.0) } else { s.load(&*bias.add(tile * 16).cast()) };
+            for r in 0..R {
+                let at = &mut *scores.add((tile * R + r) * 16).cast();
+                let mut x = s.mul(s.load(at), s.splat(scale));
+                if cap != 0.0 {
+                    x = s.softcap(x, cap, factor);
+                }
+                s.store(s.add(x, add), at);
+            }
+        }
+    }
+}
+
+/// The largest score of each row; NaN is passed over.
+///
+/// # Safety
+/// `scores` has `tiles * R * 16` floats, `max` has room for `R`.
+#[inline(always)]
+pub(crate) unsafe fn row_max<S: Lanes, const R: usize>(
+    s: S,
+    scores: *const f32,
+    tiles: usize,
+    max: *mut f32,
+) {
+    let mut acc = [s.splat(f32::NEG_INFINITY); R];
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        for tile in 0..tiles {
+            for r in 0..R {
+                let x = s.load(&*scores.add((tile * R + r) * 16).cast());
+                // The second operand is returned where one is NaN.
+                acc[r] = s.max(x, acc[r]);
+            }
+        }
+        for r in 0..R {
+            let mut lanes = [0.0; 16];
+            s.store(acc[r], &mut lanes);
+            *max.add(r) = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        }
+    }
+}
+
+/// Turns scores into probabilities (not normalised) in place, and sums them as they are stored.
+///
+/// # Safety
+/// `scores` has `tiles * R * 16` floats, `max` has `R`, `sum` room for `R`.
+#[inline(always)]
+pub(crate) unsafe fn exp_sum<S: Lanes, F: Format, const R: usize>(
+    s: S,
+    scores: *mut f32,
+    tiles: usize,
+    c: f32,
+    max: *const f32,
+    sum: *mut f32,
+) {
+    let mut acc = [s.splat(0.0); R];
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        for tile in 0..tiles {
+            for r in 0..R {
+                let at = &mut *scores.add((tile * R + r) * 16).cast();
+                let x = s.mul(s.sub(s.load(at), s.splat(*max.add(r))), s.splat(c));
+                acc[r] = s.add(acc[r], F::store_p(s, s.exp2(x), at));
+            }
+        }
+        for r in 0..R {
+            *sum.add(r) = s.reduce_add(acc[r]);
+        }
+    }
+}
+
+/// `columns[key] += sum over picked rows of weight * p[key][row]`.
+///
+/// # Safety
+/// `p` is what [`exp_sum`] wrote for `tiles` tiles of `rows` rows, picked rows are below `rows`, `columns` has `tiles * 16` floats.
+#[inline(always)]
+pub(crate) unsafe fn add_columns<S: Lanes, F: Format>(
+    s: S,
+    p: *const f32,
+    tiles: usize,
+    rows: usize,
+    picked: &[(usize, f32)],
+    columns: *mut f32,
+) {
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        for tile in 0..tiles {
+            let p = p.add(tile * rows * 16);
+            let at = &mut *columns.add(tile * 16).cast();
+            let mut acc = s.load(at);
+            for &(row, weight) in picked {
+                acc = s.mul_acc(F::load_p(s, &*p.add(row * 16).cast()), s.splat(weight), acc);
+            }
+            s.store(acc, at);
+        }
+    }
+}

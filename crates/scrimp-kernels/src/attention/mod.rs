@@ -1,0 +1,241 @@
+//! Attention over a paged key/value cache, for prefill and decode alike.
+//!
+//! ```text
+//!   s[i][h][j] = scale q[i][h] . k[j][h / group]        (optionally cap tanh(s / cap)), + bias[j]
+//!   out[i][h]  = sum over j of softmax_j(s[i][h])[j] v[j][h / group]        j over the keys that token i sees
+//! ```
+//!
+//! The unit of work is one KV head and a block of *rows*: a row is a pair (token, query head of the group), so that all
+//! query heads of a group and neighbouring tokens share what is loaded of K and V (see [`kernels`]). Pages come from a
+//! [`KvView`]; how they are laid out stands in [`storage`].
+//!
+//! *Prefill*: units are blocks of rows. *Decode* (few rows): units are segments of keys, of a fixed length, so that one
+//! KV head can use all threads; their results are merged in order. What is added in which order depends on shapes only,
+//! never on the number of threads or on who ran what.
+//!
+//! *Accuracy*: f32 and f16 storage: within 1e-5 of exact attention, relative to the largest value, in every tier. bf16
+//! storage: queries and probabilities are rounded to bf16 too, in every tier, so tiers differ by f32 rounding (1e-5),
+//! and where that makes one probability round to the other neighbour, by 2^-8 of its share.
+//!
+//! *Column sums*: [`ColumnStats`] gathers the attention that each key received, per query head, for eviction policies.
+//! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of it
+//! is computed unless asked for.
+
+mod dispatch;
+mod kernels;
+mod lanes;
+mod scratch;
+mod stats;
+pub mod storage;
+mod unit;
+
+pub use scratch::AttentionScratch;
+pub use stats::{ColumnStats, StatsRequest};
+pub use storage::{PageGeometry, Storage, StorageKind};
+
+use crate::{shared::SharedMut, threads::Pool, tier::Tier};
+use dispatch::Kernels;
+use std::ops::Range;
+use unit::{BlockTask, Sink};
+
+/// Keys of a segment in decode. A constant, so that results do not depend on the number of threads.
+const DECODE_SEGMENT: usize = 256;
+/// Keys that a block of rows is scored against at once in prefill (bounds the scratch memory).
+const PREFILL_SEGMENT: usize = 8192;
+/// Query rows of a unit.
+const UNIT_ROWS: usize = 24;
+/// Accumulators that column sums of one KV head are spread over, so that several threads can add.
+const STAT_LANES: usize = 8;
+
+/// One page of keys and of values of a KV head, as a [`Storage`] wrote them; both start at a multiple of 64 bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct PageView<'a> {
+    /// The keys.
+    pub k: &'a [u8],
+    /// The values.
+    pub v: &'a [u8],
+    /// Added to the scores of the page's keys (`[page_tokens]`), `None` where all are 0.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// The keys and values that a layer's queries see. Keys are numbered from 0 for each KV head.
+pub trait KvView: Sync {
+    /// Keys of `kv_head`.
+    fn n_keys(&self, kv_head: usize) -> usize;
+    /// The page with keys `index * page_tokens..`; unused slots of its last tile hold finite numbers.
+    fn page(&self, kv_head: usize, index: usize) -> PageView<'_>;
+    /// Whether some page of `kv_head` has a bias.
+    fn has_bias(&self, kv_head: usize) -> bool;
+    /// The keys that query `token` sees, within `0..n_keys`.
+    fn visible(&self, kv_head: usize, token: usize) -> Range<usize>;
+}
+
+/// One call of attention.
+#[derive(Clone, Copy)]
+pub struct AttentionArgs<'a> {
+    /// Instructions to use.
+    pub tier: Tier,
+    /// Format of the pages.
+    pub storage: StorageKind,
+    /// Sizes of the pages.
+    pub geometry: PageGeometry,
+    /// Query tokens.
+    pub n_tokens: usize,
+    /// Query heads, a multiple of `n_kv_heads`.
+    pub n_heads: usize,
+    /// KV heads.
+    pub n_kv_heads: usize,
+    /// `[n_tokens][n_heads][head_dim]`, after RoPE.
+    pub q: &'a [f32],
+    /// Keys and values.
+    pub kv: &'a dyn KvView,
+    /// Factor on `q . k`.
+    pub scale: f32,
+    /// Soft cap on scores.
+    pub softcap: Option<f32>,
+}
+
+/// Computes attention into `out` (`[n_tokens][n_heads][head_dim]`) and, where asked for, adds to column sums.
+///
+/// A row that sees no key, or only keys with a bias of minus infinity, gives zeros.
+///
+/// # Panics
+/// When the lengths of `q`, `out` or of a page do not fit the shapes, or `n_heads` is no multiple of `n_kv_heads`.
+pub fn attend(
+    args: &AttentionArgs<'_>,
+    out: &mut [f32],
+    stats: Option<(StatsRequest, &mut ColumnStats)>,
+    pool: &Pool,
+    scratch: &mut AttentionScratch,
+) {
+    let width = args.n_heads * args.geometry.head_dim;
+    assert!(args.n_kv_heads > 0 && args.n_heads.is_multiple_of(args.n_kv_heads), "query heads per KV head");
+    assert!(args.geometry.head_dim > 0 && args.geometry.page_tokens.is_multiple_of(storage::TILE));
+    assert_eq!(args.q.len(), args.n_tokens * width, "length of q");
+    assert_eq!(out.len(), args.n_tokens * width, "length of out");
+    if args.n_tokens == 0 {
+        return;
+    }
+    let kernels = Kernels::new(args.tier, args.storage);
+    let rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
+    scratch.prepare(pool.threads());
+    let stats = stats.filter(|(request, _)| request.wants_any(args.n_tokens));
+    if let Some((request, columns)) = stats {
+        attend_with_stats(args, kernels, rows, out, request, columns, pool, scratch);
+    } else if rows <= UNIT_ROWS {
+        attend_segments(args, kernels, rows, out, pool, scratch);
+    } else {
+        attend_blocks(args, kernels, rows, out, pool, scratch);
+    }
+}
+
+/// Prefill: a unit is a block of rows.
+fn attend_blocks(
+    args: &AttentionArgs<'_>,
+    kernels: Kernels,
+    rows: usize,
+    out: &mut [f32],
+    pool: &Pool,
+    scratch: &AttentionScratch,
+) {
+    let blocks = rows.div_ceil(UNIT_ROWS);
+    let out = SharedMut::new(out);
+    pool.run(args.n_kv_heads * blocks, |unit, thread| {
+        // The last rows see the most keys: long units first.
+        let (head, block) = (unit / blocks, blocks - 1 - unit % blocks);
+        let rows = block * UNIT_ROWS..((block + 1) * UNIT_ROWS).min(rows);
+        let task = BlockTask { args, kernels, head, rows, segment: PREFILL_SEGMENT, only: None };
+        task.run(&mut scratch.thread(thread), &mut Sink::Rows(out));
+    });
+}
+
+/// Decode: a unit is a segment of keys; partial results are merged in order.
+fn attend_segments(
+    args: &AttentionArgs<'_>,
+    kernels: Kernels,
+    rows: usize,
+    out: &mut [f32],
+    pool: &Pool,
+    scratch: &mut AttentionScratch,
+) {
+    let mut units = std::mem::take(&mut scratch.units);
+    units.clear();
+    for head in 0..args.n_kv_heads {
+        let keys = unit::union_of_visible(args, head, 0..args.n_tokens);
+        let first = keys.start / DECODE_SEGMENT;
+        let last = keys.end.div_ceil(DECODE_SEGMENT).max(first + 1);
+        units.extend((first..last).map(|segment| (head, segment * DECODE_SEGMENT)));
+    }
+    let dim = args.geometry.head_dim;
+    let stride = rows * (dim + 2);
+    let mut partial = std::mem::take(&mut scratch.partial);
+    if partial.len() < units.len() * stride {
+        partial.resize(units.len() * stride, 0.0);
+    }
+    {
+        let (partial, scratch, units) = (SharedMut::new(&mut partial), &*scratch, &units);
+        pool.run(units.len(), |unit, thread| {
+            let (head, start) = units[unit];
+            let task = BlockTask {
+                args,
+                kernels,
+                head,
+                rows: 0..rows,
+                segment: DECODE_SEGMENT,
+                only: Some(start..start + DECODE_SEGMENT),
+            };
+            // SAFETY: the pool runs every unit once, and units have parts of their own.
+            let part = unsafe { partial.slice(unit * stride..(unit + 1) * stride) };
+            task.run(&mut scratch.thread(thread), &mut Sink::Partial(part));
+        });
+    }
+    let mut first = 0;
+    while first < units.len() {
+        let head = units[first].0;
+        let n = units[first..].iter().take_while(|u| u.0 == head).count();
+        unit::merge(args, head, rows, &partial[first * stride..(first + n) * stride], out);
+        first += n;
+    }
+    scratch.partial = partial;
+    scratch.units = units;
+}
+
+/// As [`attend_blocks`], with column sums: a unit is every `lanes`-th block of a head, and has sums of its own, which are
+/// added in order afterwards.
+#[allow(clippy::too_many_arguments)]
+fn attend_with_stats(
+    args: &AttentionArgs<'_>,
+    kernels: Kernels,
+    rows: usize,
+    out: &mut [f32],
+    request: StatsRequest,
+    columns: &mut ColumnStats,
+    pool: &Pool,
+    scratch: &mut AttentionScratch,
+) {
+    let blocks = rows.div_ceil(UNIT_ROWS);
+    let lanes = blocks.min(STAT_LANES);
+    let layout = stats::LaneLayout::new(args, request);
+    let mut sums = std::mem::take(&mut scratch.sums);
+    sums.clear();
+    sums.resize(layout.len(lanes), 0.0);
+    {
+        let (out, sums, scratch) = (SharedMut::new(out), SharedMut::new(&mut sums), &*scratch);
+        pool.run(args.n_kv_heads * lanes, |unit, thread| {
+            let (head, lane) = (unit / lanes, unit % lanes);
+            // SAFETY: the pool runs every unit once, and the ranges of lanes are apart.
+            let sums = unsafe { sums.slice(layout.range(head, lane, lanes)) };
+            for block in (lane..blocks).step_by(lanes) {
+                let rows = block * UNIT_ROWS..((block + 1) * UNIT_ROWS).min(rows);
+                let segment = if request.wants_row(args, &rows) { usize::MAX } else { PREFILL_SEGMENT };
+                let task = BlockTask { args, kernels, head, rows, segment, only: None };
+                task.run(&mut scratch.thread(thread), &mut Sink::RowsAndColumns(out, request, &layout, sums));
+            }
+        });
+    }
+    layout.add_to(columns, &sums, lanes, pool);
+    scratch.sums = sums;
+}
+
+#[cfg(test)]
+mod tests;

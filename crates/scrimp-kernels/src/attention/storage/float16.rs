@@ -1,0 +1,23 @@
+//! IEEE half precision, one element to a step; arithmetic is f32. Rounded to nearest-even; beyond 65504 it is infinite.
+
+use super::{Element, Plain, Storage, StorageKind};
+
+/// The format.
+pub static STORAGE: &dyn Storage = &Plain::<F16, 1>::new();
+
+#[derive(Debug)]
+struct F16;
+
+impl Element for F16 {
+    type Bits = u16;
+    const NAME: &'static str = "f16";
+    const KIND: StorageKind = StorageKind::F16;
+    #[inline(always)]
+    fn encode(x: f32) -> u16 {
+        half::f16::from_f32(x).to_bits()
+    }
+    #[inline(always)]
+    fn decode(bits: u16) -> f32 {
+        half::f16::from_bits(bits).to_f32()
+    }
+}

@@ -1,0 +1,407 @@
+//! One unit of work: a block of query rows of one KV head against a range of keys.
+
+use super::{
+    AttentionArgs, UNIT_ROWS,
+    dispatch::{Kernels, RowKernels},
+    scratch::ThreadScratch,
+    stats::{KINDS, LaneLayout, StatsRequest},
+    storage::TILE,
+};
+use crate::shared::SharedMut;
+use std::ops::Range;
+
+/// A block of rows of a KV head and what it is scored against.
+pub(crate) struct BlockTask<'a> {
+    pub(crate) args: &'a AttentionArgs<'a>,
+    pub(crate) kernels: Kernels,
+    pub(crate) head: usize,
+    /// Rows `token * group + member`, at most [`UNIT_ROWS`].
+    pub(crate) rows: Range<usize>,
+    /// Keys to score at once; segments start at multiples of it.
+    pub(crate) segment: usize,
+    /// Keys to look at, where not all.
+    pub(crate) only: Option<Range<usize>>,
+}
+
+/// Where results go.
+pub(crate) enum Sink<'a> {
+    /// Normalised rows into the output.
+    Rows(SharedMut<'a, f32>),
+    /// As `Rows`, and probabilities into column sums.
+    RowsAndColumns(SharedMut<'a, f32>, StatsRequest, &'a LaneLayout, &'a mut [f32]),
+    /// `[rows]` maxima, `[rows]` sums, `[rows][head_dim]` outputs that are not normalised.
+    Partial(&'a mut [f32]),
+}
+
+/// A part of the block's rows that one register block covers, and where its data stand in the scratch.
+struct RowBlock {
+    kernels: &'static RowKernels,
+    /// First row (of the layer), and how many of the kernel's rows are real.
+    first: usize,
+    n: usize,
+    /// Offsets of `q`, `scores` and `acc`.
+    q: usize,
+    scores: usize,
+    acc: usize,
+}
+
+/// Softmax state of a row: maximum and sum so far.
+#[derive(Clone, Copy)]
+struct RowState {
+    max: f32,
+    sum: f32,
+}
+
+/// The keys that some token of `tokens` sees.
+pub(crate) fn union_of_visible(args: &AttentionArgs<'_>, head: usize, tokens: Range<usize>) -> Range<usize> {
+    let n_keys = args.kv.n_keys(head);
+    let mut union = usize::MAX..0;
+    for token in tokens {
+        let keys = args.kv.visible(head, token);
+        if keys.start < keys.end {
+            union = union.start.min(keys.start)..union.end.max(keys.end.min(n_keys));
+        }
+    }
+    union.start.min(union.end)..union.end
+}
+
+impl BlockTask<'_> {
+    fn group(&self) -> usize {
+        self.args.n_heads / self.args.n_kv_heads
+    }
+
+    fn visible(&self, row: usize) -> Range<usize> {
+        self.args.kv.visible(self.head, row / self.group())
+    }
+
+    /// Computes the block.
+    pub(crate) fn run(&self, scratch: &mut ThreadScratch, sink: &mut Sink<'_>) {
+        let args = self.args;
+        let group = self.group();
+        let tokens = self.rows.start / group..(self.rows.end - 1) / group + 1;
+        let mut keys = union_of_visible(args, self.head, tokens);
+        if let Some(only) = &self.only {
+            keys = keys.start.max(only.start)..keys.end.min(only.end);
+        }
+        // Whole tiles; what they hold beyond the visible keys is masked.
+        let keys = keys.start / TILE * TILE..keys.end;
+        let n_keys = keys.end.saturating_sub(keys.start);
+
+        let steps = args.geometry.padded_dim() / self.kernels.pair;
+        let dim_blocks = args.geometry.padded_dim() / TILE;
+        let tiles = n_keys.min(self.segment).div_ceil(TILE);
+        let mut blocks: Vec<RowBlock> = Vec::with_capacity(4);
+        let (mut q, mut scores, mut acc) = (0, 0, 0);
+        let mut first = self.rows.start;
+        while first < self.rows.end {
+            let left = self.rows.end - first;
+            let kernels = self.kernels.blocks.iter().find(|k| k.rows >= left);
+            let Some(kernels) = kernels.or(self.kernels.blocks.last()) else { return };
+            blocks.push(RowBlock { kernels, first, n: left.min(kernels.rows), q, scores, acc });
+            q += (steps * kernels.rows * self.kernels.slots).next_multiple_of(TILE);
+            scores += tiles * kernels.rows * TILE;
+            acc += dim_blocks * kernels.rows * TILE;
+            first += kernels.rows;
+        }
+        let q = scratch.q.at_least(q);
+        let scores = scratch.scores.at_least(scores);
+        let acc = scratch.acc.at_least(acc);
+        acc.fill(0.0);
+        for block in &blocks {
+            self.write_elements(block, steps, &mut q[block.q..]);
+        }
+
+        let mut states = [RowState { max: f32::NEG_INFINITY, sum: 0.0 }; UNIT_ROWS];
+        let mut start = keys.start;
+        while start < keys.end {
+            let end = keys.end.min((start / self.segment + 1).saturating_mul(self.segment));
+            self.segment(start..end, &blocks, q, scores, acc, &mut states);
+            start = end;
+        }
+        self.write(&keys, &blocks, scores, acc, &states, sink);
+    }
+
+    /// The rows' queries as elements, `[step][R]`.
+    fn write_elements(&self, block: &RowBlock, steps: usize, to: &mut [f32]) {
+        let (args, group, dim) = (self.args, self.group(), self.args.geometry.head_dim);
+        let slots = self.kernels.slots;
+        for r in 0..block.kernels.rows {
+            let row: &[f32] = if r < block.n {
+                let (token, member) = ((block.first + r) / group, (block.first + r) % group);
+                &args.q[(token * args.n_heads + self.head * group + member) * dim..][..dim]
+            } else {
+                &[]
+            };
+            (self.kernels.elements)(row, steps, block.kernels.rows * slots, &mut to[r * slots..]);
+        }
+    }
+
+    /// Calls `visit(page, first tile in it, tiles, tiles before it)` for the pages of `keys`, with the next page.
+    fn pages(&self, keys: &Range<usize>, mut visit: impl FnMut(usize, usize, usize, usize)) {
+        let page_tokens = self.args.geometry.page_tokens;
+        let mut start = keys.start;
+        while start < keys.end {
+            let page = start / page_tokens;
+            let end = keys.end.min((page + 1) * page_tokens);
+            let (tile, tiles) = (start % page_tokens / TILE, (end - start).div_ceil(TILE));
+            visit(page, tile, tiles, (start - keys.start) / TILE);
+            start = end;
+        }
+    }
+
+    /// Scores, softmax and values of `keys`, on top of what earlier segments have given.
+    fn segment(
+        &self,
+        keys: Range<usize>,
+        blocks: &[RowBlock],
+        q: &[f32],
+        scores: &mut [f32],
+        acc: &mut [f32],
+        states: &mut [RowState; UNIT_ROWS],
+    ) {
+        let args = self.args;
+        let g = args.geometry;
+        let k = &self.kernels;
+        let (steps, dim_blocks) = (g.padded_dim() / k.pair, g.padded_dim() / TILE);
+        let tile_bytes = steps * k.step_bytes;
+        let block_bytes = g.page_tokens / k.pair * k.step_bytes;
+        let page_bytes = g.page_tokens / TILE * tile_bytes;
+        let cap = args.softcap.unwrap_or(0.0);
+        let (finished, c) = score_factor(args, self.head);
+
+        let last_page = (keys.end - 1) / g.page_tokens;
+        self.pages(&keys, |page, tile, tiles, before| {
+            let view = args.kv.page(self.head, page);
+            check_page(&view, page_bytes, g.page_tokens);
+            // What is read next is asked for now.
+            let ahead = if page < last_page {
+                args.kv.page(self.head, page + 1).k.as_ptr()
+            } else {
+                args.kv.page(self.head, keys.start / g.page_tokens).v.as_ptr()
+            };
+            for block in blocks {
+                let rows = block.kernels.rows;
+                let out = &mut scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
+                let q = &q[block.q..][..steps * rows * k.slots];
+                // SAFETY: the page holds tiles `tile..tile + tiles` (checked above, and `pages` stays inside a page), `q`
+                // and `out` have the lengths that the kernel asks for, and the table is that of a tier that the CPU has.
+                unsafe {
+                    (block.kernels.qk)(
+                        view.k.as_ptr().add(tile * tile_bytes),
+                        tiles,
+                        steps,
+                        q.as_ptr(),
+                        out.as_mut_ptr(),
+                        ahead.wrapping_add(tile * tile_bytes),
+                    );
+                }
+                if finished {
+                    let bias =
+                        view.bias.map_or(std::ptr::null(), |b| b[tile * TILE..][..tiles * TILE].as_ptr());
+                    // SAFETY: as above; the bias was cut to the tiles' keys.
+                    unsafe { (block.kernels.finish)(out.as_mut_ptr(), tiles, args.scale, cap, bias) };
+                }
+            }
+        });
+
+        let tiles = (keys.end - keys.start).div_ceil(TILE);
+        for block in blocks {
+            let rows = block.kernels.rows;
+            let scores = &mut scores[block.scores..][..tiles * rows * TILE];
+            for r in 0..block.n {
+                mask(scores, rows, r, &keys, &self.visible(block.first + r));
+            }
+            let (mut max, mut sum) = ([0.0; UNIT_ROWS], [0.0; UNIT_ROWS]);
+            let states = &mut states[block.first - self.rows.start..][..block.n];
+            // SAFETY: `scores` has `tiles * rows * 16` floats, and `UNIT_ROWS` is not below any kernel's `rows`.
+            unsafe { (block.kernels.row_max)(scores.as_ptr(), tiles, max.as_mut_ptr()) };
+            for r in 0..rows {
+                if let Some(state) = states.get(r) {
+                    max[r] = max[r].max(state.max);
+                }
+                if max[r] == f32::NEG_INFINITY {
+                    max[r] = 0.0;
+                }
+            }
+            // SAFETY: as above.
+            unsafe { (block.kernels.exp_sum)(scores.as_mut_ptr(), tiles, c, max.as_ptr(), sum.as_mut_ptr()) };
+            let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
+            for (r, state) in states.iter_mut().enumerate() {
+                if state.sum != 0.0 && state.max != max[r] {
+                    let factor = ((state.max - max[r]) * c).exp2();
+                    state.sum *= factor;
+                    for b in 0..dim_blocks {
+                        acc[(b * rows + r) * TILE..][..TILE].iter_mut().for_each(|x| *x *= factor);
+                    }
+                }
+                state.max = max[r];
+                state.sum += sum[r];
+            }
+        }
+
+        self.pages(&keys, |page, tile, tiles, before| {
+            let view = args.kv.page(self.head, page);
+            check_page(&view, page_bytes, g.page_tokens);
+            let next = if page < last_page { page + 1 } else { page };
+            let offset = tile * TILE / k.pair * k.step_bytes;
+            let ahead = args.kv.page(self.head, next).v.as_ptr().wrapping_add(offset);
+            for block in blocks {
+                let rows = block.kernels.rows;
+                let p = &scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
+                let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
+                // SAFETY: as for the scores.
+                unsafe {
+                    (block.kernels.pv)(
+                        view.v.as_ptr().add(offset),
+                        block_bytes,
+                        dim_blocks,
+                        tiles,
+                        p.as_ptr(),
+                        acc.as_mut_ptr(),
+                        ahead,
+                    );
+                }
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        keys: &Range<usize>,
+        blocks: &[RowBlock],
+        scores: &[f32],
+        acc: &[f32],
+        states: &[RowState; UNIT_ROWS],
+        sink: &mut Sink<'_>,
+    ) {
+        let (args, group, dim) = (self.args, self.group(), self.args.geometry.head_dim);
+        let n_rows = self.rows.len();
+        for block in blocks {
+            let rows = block.kernels.rows;
+            for r in 0..block.n {
+                let row = block.first + r;
+                let local = row - self.rows.start;
+                let state = states[local];
+                let (to, factor): (&mut [f32], f32) = match sink {
+                    Sink::Partial(part) => {
+                        part[local] = state.max;
+                        part[n_rows + local] = state.sum;
+                        (&mut part[2 * n_rows + local * dim..][..dim], 1.0)
+                    }
+                    Sink::Rows(out) | Sink::RowsAndColumns(out, ..) => {
+                        let at = (row / group * args.n_heads + self.head * group + row % group) * dim;
+                        // SAFETY: rows of the layer belong to one unit each, and every unit runs once.
+                        (unsafe { out.slice(at..at + dim) }, inverse(state.sum))
+                    }
+                };
+                for (b, to) in to.chunks_mut(TILE).enumerate() {
+                    let from = &acc[block.acc + (b * rows + r) * TILE..][..TILE];
+                    to.iter_mut().zip(from).for_each(|(to, x)| *to = x * factor);
+                }
+            }
+            if let Sink::RowsAndColumns(_, request, layout, sums) = sink {
+                self.add_columns(keys, block, scores, states, *request, layout, sums);
+            }
+        }
+    }
+
+    /// Adds the block's probabilities to the column sums of its lane.
+    fn add_columns(
+        &self,
+        keys: &Range<usize>,
+        block: &RowBlock,
+        scores: &[f32],
+        states: &[RowState; UNIT_ROWS],
+        request: StatsRequest,
+        layout: &LaneLayout,
+        sums: &mut [f32],
+    ) {
+        if keys.start >= keys.end || !request.wants_row(self.args, &self.rows) {
+            return;
+        }
+        let group = layout.group();
+        let rows = block.kernels.rows;
+        let tiles = (keys.end - keys.start).div_ceil(TILE);
+        let p = &scores[block.scores..][..tiles * rows * TILE];
+        let mut picked = Vec::with_capacity(rows);
+        for kind in 0..KINDS {
+            for member in 0..group {
+                let Some(columns) = layout.columns(self.head, kind, member) else { continue };
+                picked.clear();
+                picked.extend((0..block.n).filter_map(|r| {
+                    let row = block.first + r;
+                    let counts =
+                        row % group == member && request.counts(kind, row / group, self.args.n_tokens);
+                    counts.then(|| (r, inverse(states[row - self.rows.start].sum)))
+                }));
+                if picked.is_empty() {
+                    continue;
+                }
+                let columns = &mut sums[columns][keys.start..keys.start + tiles * TILE];
+                // SAFETY: `p` has the rows and tiles that are named, and the columns were cut to the tiles' keys.
+                unsafe { (self.kernels.add_columns)(p.as_ptr(), tiles, rows, &picked, columns.as_mut_ptr()) };
+            }
+        }
+    }
+}
+
+/// Whether scores are finished (scaled, capped, biased) before the softmax, and the factor that it takes them times.
+///
+/// Without a cap or a bias the scale is folded into the exponent.
+fn score_factor(args: &AttentionArgs<'_>, head: usize) -> (bool, f32) {
+    let finished = args.softcap.is_some() || args.scale <= 0.0 || args.kv.has_bias(head);
+    (finished, if finished { 1.0 } else { args.scale } * std::f32::consts::LOG2_E)
+}
+
+/// `1 / sum`, or 0 for a row that saw nothing.
+fn inverse(sum: f32) -> f32 {
+    if sum == 0.0 { 0.0 } else { 1.0 / sum }
+}
+
+fn check_page(view: &super::PageView<'_>, page_bytes: usize, page_tokens: usize) {
+    assert!(view.k.len() >= page_bytes && view.v.len() >= page_bytes, "a page is too short");
+    assert!(
+        (view.k.as_ptr() as usize | view.v.as_ptr() as usize).is_multiple_of(64),
+        "a page is not aligned"
+    );
+    assert!(view.bias.is_none_or(|b| b.len() >= page_tokens), "a page's bias is too short");
+}
+
+/// Minus infinity for the keys of a row that it does not see. `scores` are those of `keys`, `[tile][rows][16]`.
+fn mask(scores: &mut [f32], rows: usize, row: usize, keys: &Range<usize>, visible: &Range<usize>) {
+    let end = (keys.end - keys.start).next_multiple_of(TILE);
+    let from = visible.start.clamp(keys.start, keys.end) - keys.start;
+    let to = visible.end.clamp(keys.start, keys.end) - keys.start;
+    let mut fill = |keys: Range<usize>| {
+        for key in keys {
+            scores[(key / TILE * rows + row) * TILE + key % TILE] = f32::NEG_INFINITY;
+        }
+    };
+    fill(0..from.min(to));
+    fill(to..end);
+    if from > to {
+        fill(to..from);
+    }
+}
+
+/// Merges the partial results of a head's segments, in order, into the output.
+pub(crate) fn merge(args: &AttentionArgs<'_>, head: usize, rows: usize, parts: &[f32], out: &mut [f32]) {
+    let (group, dim) = (args.n_heads / args.n_kv_heads, args.geometry.head_dim);
+    let stride = rows * (dim + 2);
+    let (_, c) = score_factor(args, head);
+    for row in 0..rows {
+        let to = &mut out[(row / group * args.n_heads + head * group + row % group) * dim..][..dim];
+        let seen = |part: &&[f32]| part[rows + row] != 0.0;
+        let max = parts.chunks(stride).filter(seen).fold(f32::NEG_INFINITY, |m, part| m.max(part[row]));
+        let mut sum = 0.0;
+        to.fill(0.0);
+        for part in parts.chunks(stride).filter(seen) {
+            let factor = if part[row] == max { 1.0 } else { ((part[row] - max) * c).exp2() };
+            sum += factor * part[rows + row];
+            let from = &part[2 * rows + row * dim..][..dim];
+            to.iter_mut().zip(from).for_each(|(to, x)| *to += factor * x);
+        }
+        let inverse = inverse(sum);
+        to.iter_mut().for_each(|x| *x *= inverse);
+    }
+}

@@ -1,0 +1,85 @@
+//! What all sequences of a model share: shapes, storage format and memory.
+
+use crate::{error::KvError, pool::BlockPool, sequence::Sequence};
+use scrimp_kernels::attention::{PageGeometry, Storage};
+use std::sync::Arc;
+
+/// Shapes and options of a cache.
+#[derive(Debug, Clone)]
+pub struct KvConfig {
+    /// Elements of a key or value row.
+    pub head_dim: usize,
+    /// KV heads of each layer.
+    pub n_kv_heads: usize,
+    /// For each layer, the tokens that a query sees, itself included (`None`: all).
+    pub windows: Vec<Option<usize>>,
+    /// Storage format of keys and values.
+    pub storage: &'static dyn Storage,
+    /// Tokens per page, a multiple of 16 (64 is a good choice).
+    pub page_tokens: usize,
+    /// Most bytes of pages that all sequences may use together.
+    pub limit: Option<usize>,
+    /// Tokens that sliding-window layers keep beyond their window, so that [`Sequence::truncate`] can go back that far.
+    pub rewind: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: KvConfig,
+    pub(crate) geometry: PageGeometry,
+    pub(crate) pool: BlockPool,
+}
+
+/// Shapes, format and memory that sequences share. Clones are the same cache.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    shared: Arc<Shared>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// When a size is 0 or absurd, or `page_tokens` is no multiple of 16.
+    pub fn new(config: KvConfig) -> Result<Self, KvError> {
+        let bad = |what: String| Err(KvError::BadInput(what));
+        if config.head_dim == 0 || config.n_kv_heads == 0 || config.windows.is_empty() {
+            return bad("a KV cache needs layers, KV heads and a head dimension above 0".into());
+        }
+        if config.page_tokens == 0 || !config.page_tokens.is_multiple_of(16) {
+            return bad(format!(
+                "KV pages of {} tokens: the number must be a multiple of 16",
+                config.page_tokens
+            ));
+        }
+        if config.head_dim > 1 << 16 || config.page_tokens > 1 << 20 {
+            return bad(format!(
+                "KV pages of {} x {} elements are too large",
+                config.page_tokens, config.head_dim
+            ));
+        }
+        let geometry = PageGeometry { page_tokens: config.page_tokens, head_dim: config.head_dim };
+        let pool = BlockPool::new(config.storage.page_bytes(geometry), config.limit);
+        Ok(Self { shared: Arc::new(Shared { config, geometry, pool }) })
+    }
+
+    /// A sequence without tokens.
+    pub fn sequence(&self) -> Sequence {
+        Sequence::new(Arc::clone(&self.shared))
+    }
+
+    /// The shapes and options.
+    pub fn config(&self) -> &KvConfig {
+        &self.shared.config
+    }
+
+    /// Bytes of pages in use by all sequences; shared pages count once.
+    pub fn bytes_in_use(&self) -> usize {
+        self.shared.pool.bytes_in_use()
+    }
+
+    /// Bytes that are taken from the system for pages.
+    pub fn bytes_mapped(&self) -> usize {
+        self.shared.pool.bytes_mapped()
+    }
+}

@@ -1,0 +1,386 @@
+//! One text and its keys and values.
+
+use crate::{
+    cache::Shared,
+    error::KvError,
+    policy::{self, Kept, LayerView, Policy},
+    table::HeadTable,
+};
+use scrimp_kernels::{
+    Tier,
+    attention::{self, AttentionArgs, AttentionScratch, ColumnStats, KvView, PageView, StatsRequest},
+    threads::Pool,
+};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Tokens of an append from which on threads share the work.
+const PARALLEL_TOKENS: usize = 32;
+
+/// One layer of a sequence.
+#[derive(Debug, Clone)]
+struct Layer {
+    heads: Vec<HeadTable>,
+    /// Position of the next token.
+    next: u32,
+    /// Positions before this one are gone from a sliding-window layer.
+    dropped: u32,
+    stats: ColumnStats,
+}
+
+/// The keys and values of one text. Dropping it gives its pages back.
+#[derive(Debug)]
+pub struct Sequence {
+    shared: Arc<Shared>,
+    layers: Vec<Layer>,
+}
+
+/// Which column sums an attention call adds to; positions are those of the text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StatsWanted {
+    /// Over all queries.
+    pub sum: bool,
+    /// Over the queries from this position on.
+    pub recent_from: Option<u32>,
+    /// Of the last query of the call.
+    pub last: bool,
+}
+
+/// Queries of one layer and how to compute.
+#[derive(Debug)]
+pub struct AttentionInputs<'a> {
+    /// Instructions to use.
+    pub tier: Tier,
+    /// `[n_tokens][n_heads][head_dim]`, after RoPE, for the tokens that were appended last.
+    pub q: &'a [f32],
+    /// The result, `[n_tokens][n_heads][head_dim]`.
+    pub out: &'a mut [f32],
+    /// Query heads, a multiple of the KV heads.
+    pub n_heads: usize,
+    /// Factor on `q . k`.
+    pub scale: f32,
+    /// `tanh` soft cap on scores.
+    pub softcap: Option<f32>,
+    /// Column sums to add to (see [`Sequence::stats`]).
+    pub stats: Option<StatsWanted>,
+}
+
+impl Sequence {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let layer = Layer {
+            heads: vec![HeadTable::new(); shared.config.n_kv_heads],
+            next: 0,
+            dropped: 0,
+            stats: ColumnStats::default(),
+        };
+        let layers = vec![layer; shared.config.windows.len()];
+        Self { shared, layers }
+    }
+
+    /// Tokens of the text so far, whether kept or not.
+    pub fn len(&self) -> usize {
+        self.layers.last().map_or(0, |l| l.next as usize)
+    }
+
+    /// True before the first token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Layers of the model.
+    pub fn n_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// KV heads of each layer.
+    pub fn n_kv_heads(&self) -> usize {
+        self.shared.config.n_kv_heads
+    }
+
+    /// Stores the next tokens of a layer: `k` and `v` are `[n_tokens][n_kv_heads][head_dim]`, keys after RoPE.
+    /// Sliding-window layers let go of the pages that no later token sees.
+    ///
+    /// # Errors
+    /// When the lengths do not fit or pages cannot be had; then the layer is as before. (A forward pass that fails in a
+    /// later layer goes back with [`Sequence::truncate`] to the length before it.)
+    pub fn append(&mut self, layer: usize, k: &[f32], v: &[f32], pool: &Pool) -> Result<(), KvError> {
+        let shared = &*self.shared;
+        let width = shared.config.n_kv_heads * shared.geometry.head_dim;
+        let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
+        if k.len() != v.len() || !k.len().is_multiple_of(width) {
+            return Err(KvError::BadInput(format!(
+                "keys and values of {} and {} elements are no rows of {width}",
+                k.len(),
+                v.len()
+            )));
+        }
+        let n = k.len() / width;
+        let position = state.next;
+        let Some(next) = u32::try_from(n).ok().and_then(|n| position.checked_add(n)) else {
+            return Err(KvError::BadInput("a sequence cannot have 2^32 tokens".into()));
+        };
+        if let Some(window) = shared.config.windows[layer] {
+            let needed = (position as usize + 1).saturating_sub(window.saturating_add(shared.config.rewind));
+            state.drop_before(shared.geometry.page_tokens, needed as u32);
+        }
+        let growth: Vec<_> = state.heads.iter().map(|h| h.prepare(shared, n)).collect::<Result<_, _>>()?;
+        let mut tasks = Vec::with_capacity(growth.len() * (n / shared.geometry.page_tokens + 2));
+        for (head, (table, growth)) in state.heads.iter_mut().zip(growth).enumerate() {
+            table.grow(shared, head, growth, n, position, &mut tasks);
+        }
+        if n < PARALLEL_TOKENS {
+            tasks.iter_mut().for_each(|task| task.run(shared, k, v));
+        } else {
+            let tasks: Vec<_> = tasks.into_iter().map(Mutex::new).collect();
+            pool.run(tasks.len(), |unit, _| {
+                tasks[unit].lock().unwrap_or_else(PoisonError::into_inner).run(shared, k, v);
+            });
+        }
+        state.next = next;
+        Ok(())
+    }
+
+    /// Attention of the tokens that were appended last to `layer` over all that the layer keeps: causal, and within the
+    /// layer's window.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        inputs: AttentionInputs<'_>,
+        pool: &Pool,
+        scratch: &mut AttentionScratch,
+    ) -> Result<(), KvError> {
+        let shared = &*self.shared;
+        let (g, n_kv_heads) = (shared.geometry, shared.config.n_kv_heads);
+        let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
+        let row = inputs.n_heads * g.head_dim;
+        let n_tokens = if row == 0 { 0 } else { inputs.q.len() / row };
+        let fits = row > 0
+            && inputs.n_heads.is_multiple_of(n_kv_heads)
+            && inputs.q.len() == n_tokens * row
+            && inputs.out.len() == inputs.q.len()
+            && state.heads.iter().all(|h| h.len() >= n_tokens);
+        if !fits {
+            return Err(KvError::BadInput(format!(
+                "{} queries in {} heads of {} do not fit {n_kv_heads} KV heads and the tokens appended last",
+                inputs.q.len(),
+                inputs.n_heads,
+                g.head_dim
+            )));
+        }
+        let first = state.next - n_tokens as u32;
+        let view = Causal { heads: &state.heads, window: shared.config.windows[layer], n_tokens, first };
+        let args = AttentionArgs {
+            tier: inputs.tier,
+            storage: shared.config.storage.kind(),
+            geometry: g,
+            n_tokens,
+            n_heads: inputs.n_heads,
+            n_kv_heads,
+            q: inputs.q,
+            kv: &view,
+            scale: inputs.scale,
+            softcap: inputs.softcap,
+        };
+        let stats = inputs.stats.map(|wanted| {
+            let recent_from = wanted.recent_from.map(|p| p.saturating_sub(first) as usize);
+            (StatsRequest { sum: wanted.sum, recent_from, last: wanted.last }, &mut state.stats)
+        });
+        attention::attend(&args, inputs.out, stats, pool, scratch);
+        Ok(())
+    }
+
+    /// Column sums of a layer so far: per query head, one number per kept token (tokens behind the end of a row: 0).
+    pub fn stats(&self, layer: usize) -> &ColumnStats {
+        &self.layers[layer].stats
+    }
+
+    /// Forgets all column sums.
+    pub fn clear_stats(&mut self) {
+        self.layers.iter_mut().for_each(|l| l.stats = ColumnStats::default());
+    }
+
+    /// A second sequence with the same tokens. Pages are shared until one of the two writes.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), layers: self.layers.clone() }
+    }
+
+    /// Forgets the tokens from position `len` on. Column sums keep what forgotten queries have added.
+    ///
+    /// # Errors
+    /// When a sliding-window layer has let go of tokens that the token at `len` would see.
+    pub fn truncate(&mut self, len: usize) -> Result<(), KvError> {
+        for (state, window) in self.layers.iter().zip(&self.shared.config.windows) {
+            let needed = window.map_or(usize::MAX, |w| (len + 1).saturating_sub(w));
+            if len < state.next as usize && state.dropped as usize > needed {
+                return Err(KvError::Dropped { len, dropped: state.dropped as usize });
+            }
+        }
+        for state in &mut self.layers {
+            let Some(position) = u32::try_from(len).ok().filter(|&p| p < state.next) else { continue };
+            state.next = position;
+            let mut kept = Vec::with_capacity(state.heads.len());
+            for table in &mut state.heads {
+                table.truncate(self.shared.geometry.page_tokens, position);
+                kept.push(table.len());
+            }
+            state.each_column(|head, row| row.truncate(kept[head]));
+        }
+        Ok(())
+    }
+
+    /// Forgets everything; all pages go back.
+    pub fn reset(&mut self) {
+        *self = Self::new(Arc::clone(&self.shared));
+    }
+
+    /// Drops the pages of a layer whose tokens are all before `position`.
+    pub fn drop_before(&mut self, layer: usize, position: usize) {
+        let position = u32::try_from(position).unwrap_or(u32::MAX);
+        if let Some(state) = self.layers.get_mut(layer) {
+            state.drop_before(self.shared.geometry.page_tokens, position.min(state.next));
+        }
+    }
+
+    /// Keeps only the named tokens of each KV head of a layer, in new pages, and lets go of the old ones.
+    ///
+    /// # Errors
+    /// When `kept` does not fit the layer, or pages cannot be had; then the layer is as before.
+    pub fn compact(&mut self, layer: usize, kept: &[Kept]) -> Result<(), KvError> {
+        let shared = &*self.shared;
+        let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
+        if kept.len() != state.heads.len() {
+            return Err(KvError::BadInput(format!(
+                "kept tokens of {} heads for {} KV heads",
+                kept.len(),
+                state.heads.len()
+            )));
+        }
+        for (table, kept) in state.heads.iter().zip(kept) {
+            policy::check(kept, table.len())?;
+        }
+        let tables = state.heads.iter().zip(kept).map(|(table, kept)| table.compacted(shared, kept));
+        state.heads = tables.collect::<Result<_, _>>()?;
+        state.each_column(|head, row| {
+            let column = |&i: &u32| row.get(i as usize).copied().unwrap_or(0.0);
+            *row = kept[head].indices.iter().map(column).collect();
+        });
+        Ok(())
+    }
+
+    /// Compacts a layer to what `policy` selects, given that each KV head may keep `budget` tokens.
+    ///
+    /// # Errors
+    /// As [`Sequence::compact`].
+    pub fn compress(&mut self, layer: usize, policy: &dyn Policy, budget: usize) -> Result<(), KvError> {
+        if layer >= self.layers.len() {
+            return Err(no_layer(layer));
+        }
+        let kept = policy.select(&LayerView::new(self, layer, budget));
+        self.compact(layer, &kept)
+    }
+
+    /// Kept tokens of a KV head.
+    pub fn kept(&self, layer: usize, kv_head: usize) -> usize {
+        self.layers[layer].heads[kv_head].len()
+    }
+
+    /// Kept tokens, averaged over layers and KV heads.
+    pub fn kept_mean(&self) -> f64 {
+        let heads = || self.layers.iter().flat_map(|l| &l.heads);
+        heads().map(HeadTable::len).sum::<usize>() as f64 / heads().count() as f64
+    }
+
+    /// Bytes of the pages that this sequence holds, shared ones included.
+    pub fn bytes(&self) -> usize {
+        let blocks: usize = self.layers.iter().flat_map(|l| &l.heads).map(HeadTable::n_blocks).sum();
+        blocks * 2 * self.shared.pool.page_bytes()
+    }
+
+    /// Position of a kept token.
+    pub fn position(&self, layer: usize, kv_head: usize, index: usize) -> u32 {
+        self.layers[layer].heads[kv_head].position(index)
+    }
+
+    /// What is added to the scores of a kept token.
+    pub fn bias(&self, layer: usize, kv_head: usize, index: usize) -> f32 {
+        self.layers[layer].heads[kv_head].bias(self.shared.geometry.page_tokens, index)
+    }
+
+    /// Reads key and value of a kept token (`[head_dim]` each).
+    pub fn read(&self, layer: usize, kv_head: usize, index: usize, k: &mut [f32], v: &mut [f32]) {
+        self.layers[layer].heads[kv_head].read(&self.shared, index, k, v);
+    }
+
+    /// Sequences that hold a page of a KV head (0 where there is no such page).
+    pub fn ref_cnt(&self, layer: usize, kv_head: usize, page: usize) -> usize {
+        self.layers[layer].heads[kv_head].ref_cnt(page)
+    }
+}
+
+impl Layer {
+    fn drop_before(&mut self, page_tokens: usize, position: u32) {
+        let dropped: Vec<usize> =
+            self.heads.iter_mut().map(|table| table.drop_before(page_tokens, position)).collect();
+        if dropped.iter().all(|&n| n == 0) {
+            return;
+        }
+        // What is left starts at a page boundary at or before `position`.
+        let first = self.heads.iter().filter(|h| h.len() > 0).map(|h| h.position(0)).max();
+        self.dropped = self.dropped.max(first.unwrap_or(position).min(position));
+        self.each_column(|head, row| drop(row.drain(..dropped[head].min(row.len()))));
+    }
+
+    /// Calls `change(kv_head, sums)` for the sums of every query head.
+    fn each_column(&mut self, mut change: impl FnMut(usize, &mut Vec<f32>)) {
+        let n_kv_heads = self.heads.len();
+        for rows in [&mut self.stats.sum, &mut self.stats.recent, &mut self.stats.last] {
+            let group = (rows.len() / n_kv_heads).max(1);
+            for (head, row) in rows.iter_mut().enumerate() {
+                change(head / group, row);
+            }
+        }
+    }
+}
+
+/// A layer's tables as its newest tokens see them.
+struct Causal<'a> {
+    heads: &'a [HeadTable],
+    window: Option<usize>,
+    n_tokens: usize,
+    /// Position of the first of the tokens.
+    first: u32,
+}
+
+impl KvView for Causal<'_> {
+    fn n_keys(&self, kv_head: usize) -> usize {
+        self.heads[kv_head].len()
+    }
+
+    fn page(&self, kv_head: usize, index: usize) -> PageView<'_> {
+        self.heads[kv_head].page(index)
+    }
+
+    fn has_bias(&self, kv_head: usize) -> bool {
+        self.heads[kv_head].has_bias()
+    }
+
+    fn visible(&self, kv_head: usize, token: usize) -> Range<usize> {
+        let table = &self.heads[kv_head];
+        let end = table.len() - self.n_tokens + token + 1;
+        let start = self.window.map_or(0, |window| {
+            let oldest = (self.first as usize + token + 1).saturating_sub(window);
+            table.index_from(oldest as u32)
+        });
+        start..end
+    }
+}
+
+fn no_layer(layer: usize) -> KvError {
+    KvError::BadInput(format!("the cache has no layer {layer}"))
+}

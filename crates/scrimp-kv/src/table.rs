@@ -1,0 +1,258 @@
+//! The block table of one KV head of one layer.
+
+use crate::{cache::Shared, error::KvError, policy::Kept};
+use scrimp_kernels::{attention::PageView, page_memory::Page};
+use std::sync::Arc;
+
+/// A K page, a V page, and what is added to the scores of their tokens (`[page_tokens]`).
+#[derive(Debug, Clone)]
+pub(crate) struct Block {
+    k: Arc<Page>,
+    v: Arc<Page>,
+    bias: Option<Arc<[f32]>>,
+}
+
+/// Positions of the kept tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Positions {
+    /// `first`, `first + 1`, ...
+    Run(u32),
+    /// One by one, increasing.
+    List(Vec<u32>),
+}
+
+/// The kept tokens of one KV head: token `i` is in block `i / page_tokens`.
+#[derive(Debug, Clone)]
+pub(crate) struct HeadTable {
+    blocks: Vec<Block>,
+    len: usize,
+    positions: Positions,
+    /// Some block has a bias.
+    biased: bool,
+    /// Slots behind `len` in its tile may hold what was truncated.
+    stale_tail: bool,
+}
+
+/// One block's part of an append: which rows go where.
+pub(crate) struct WriteTask<'a> {
+    pub(crate) head: usize,
+    k: &'a mut [u8],
+    v: &'a mut [u8],
+    slot: usize,
+    n: usize,
+    first_row: usize,
+    clear_tail: bool,
+}
+
+impl HeadTable {
+    pub(crate) fn new() -> Self {
+        Self { blocks: Vec::new(), len: 0, positions: Positions::Run(0), biased: false, stale_tail: false }
+    }
+
+    /// Kept tokens.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub(crate) fn ref_cnt(&self, block: usize) -> usize {
+        self.blocks.get(block).map_or(0, |b| Arc::strong_count(&b.k))
+    }
+
+    pub(crate) fn page(&self, index: usize) -> PageView<'_> {
+        let block = &self.blocks[index];
+        PageView { k: &block.k, v: &block.v, bias: block.bias.as_deref() }
+    }
+
+    pub(crate) fn has_bias(&self) -> bool {
+        self.biased
+    }
+
+    pub(crate) fn position(&self, index: usize) -> u32 {
+        match &self.positions {
+            Positions::Run(first) => first + index as u32,
+            Positions::List(list) => list[index],
+        }
+    }
+
+    pub(crate) fn bias(&self, page_tokens: usize, index: usize) -> f32 {
+        self.blocks[index / page_tokens].bias.as_ref().map_or(0.0, |b| b[index % page_tokens])
+    }
+
+    /// The first kept token at `position` or later.
+    pub(crate) fn index_from(&self, position: u32) -> usize {
+        match &self.positions {
+            Positions::Run(first) => (position.saturating_sub(*first) as usize).min(self.len),
+            Positions::List(list) => list.partition_point(|&p| p < position),
+        }
+    }
+
+    /// The pages that an append of `n` tokens needs: a copy of the last block, if that is shared and partly filled, and
+    /// new blocks. Nothing changes yet.
+    pub(crate) fn prepare(&self, shared: &Shared, n: usize) -> Result<Growth, KvError> {
+        let page_tokens = shared.geometry.page_tokens;
+        let mut growth = Growth { replace_last: None, new: Vec::new() };
+        if n == 0 {
+            return Ok(growth);
+        }
+        if !self.len.is_multiple_of(page_tokens)
+            && let Some(last) = self.blocks.last()
+            && (Arc::strong_count(&last.k) > 1 || Arc::strong_count(&last.v) > 1)
+        {
+            growth.replace_last = Some(Block {
+                k: copy_page(shared, &last.k, n)?,
+                v: copy_page(shared, &last.v, n)?,
+                bias: last.bias.clone(),
+            });
+        }
+        let blocks = (self.len + n).div_ceil(page_tokens) - self.blocks.len();
+        for _ in 0..blocks {
+            growth.new.push(Block { k: shared.pool.alloc(n)?, v: shared.pool.alloc(n)?, bias: None });
+        }
+        Ok(growth)
+    }
+
+    /// Adds `n` tokens from `position` on and pushes what has to be written where.
+    pub(crate) fn grow<'a>(
+        &'a mut self,
+        shared: &Shared,
+        head: usize,
+        growth: Growth,
+        n: usize,
+        position: u32,
+        tasks: &mut Vec<WriteTask<'a>>,
+    ) {
+        let page_tokens = shared.geometry.page_tokens;
+        if let (Some(block), Some(last)) = (growth.replace_last, self.blocks.last_mut()) {
+            *last = block;
+        }
+        self.blocks.extend(growth.new);
+        match &mut self.positions {
+            Positions::Run(first) if self.len == 0 => *first = position,
+            Positions::Run(first) if *first as usize + self.len == position as usize => {}
+            Positions::Run(first) => {
+                let kept = *first..*first + self.len as u32;
+                self.positions = Positions::List(kept.chain(position..position + n as u32).collect());
+            }
+            Positions::List(list) => list.extend(position..position + n as u32),
+        }
+        let start = self.len;
+        let stale = std::mem::take(&mut self.stale_tail);
+        self.len += n;
+        let mut row = 0;
+        for block in &mut self.blocks[start / page_tokens..] {
+            let slot = (start + row) % page_tokens;
+            let count = (page_tokens - slot).min(n - row);
+            // Whole tiles are read, so the tail of a tile that was begun here (or holds old tokens) becomes zero.
+            let end = slot + count;
+            let clear_tail = !end.is_multiple_of(16) && (end / 16 * 16 >= slot || stale);
+            let (Some(k), Some(v)) = (Arc::get_mut(&mut block.k), Arc::get_mut(&mut block.v)) else {
+                unreachable!("blocks that are written have one owner: `prepare` copies shared ones");
+            };
+            tasks.push(WriteTask { head, k, v, slot, n: count, first_row: row, clear_tail });
+            row += count;
+        }
+    }
+
+    /// Forgets the tokens from `position` on.
+    pub(crate) fn truncate(&mut self, page_tokens: usize, position: u32) {
+        let len = self.index_from(position);
+        if len == self.len {
+            return;
+        }
+        self.len = len;
+        self.blocks.truncate(len.div_ceil(page_tokens));
+        self.stale_tail = !len.is_multiple_of(16);
+        if let Positions::List(list) = &mut self.positions {
+            list.truncate(len);
+        }
+    }
+
+    /// Drops blocks whose tokens are all before `position`; returns the number of dropped tokens.
+    pub(crate) fn drop_before(&mut self, page_tokens: usize, position: u32) -> usize {
+        let blocks = self.index_from(position) / page_tokens;
+        if blocks == 0 {
+            return 0;
+        }
+        let tokens = blocks * page_tokens;
+        self.blocks.drain(..blocks);
+        self.len -= tokens;
+        match &mut self.positions {
+            Positions::Run(first) => *first += tokens as u32,
+            Positions::List(list) => drop(list.drain(..tokens)),
+        }
+        tokens
+    }
+
+    /// A table with the kept tokens only, in new pages. Nothing changes yet.
+    pub(crate) fn compacted(&self, shared: &Shared, kept: &Kept) -> Result<Self, KvError> {
+        let (g, storage) = (shared.geometry, shared.config.storage);
+        let len = kept.indices.len();
+        let mut table = Self { len, ..Self::new() };
+        for (page, indices) in kept.indices.chunks(g.page_tokens).enumerate() {
+            let (mut k, mut v) = (shared.pool.alloc(len)?, shared.pool.alloc(len)?);
+            let (Some(to_k), Some(to_v)) = (Arc::get_mut(&mut k), Arc::get_mut(&mut v)) else {
+                unreachable!("a new page has one owner");
+            };
+            let mut bias = vec![0.0; g.page_tokens];
+            for (slot, &index) in indices.iter().enumerate() {
+                let index = index as usize;
+                let (from, at) = (&self.blocks[index / g.page_tokens], index % g.page_tokens);
+                storage.copy_k(g, &from.k, at, to_k, slot);
+                storage.copy_v(g, &from.v, at, to_v, slot);
+                bias[slot] = match &kept.bias {
+                    Some(bias) => bias[page * g.page_tokens + slot],
+                    None => self.bias(g.page_tokens, index),
+                };
+            }
+            if !indices.len().is_multiple_of(16) {
+                storage.clear_tile_from(g, to_k, to_v, indices.len());
+            }
+            let bias: Option<Arc<[f32]>> = bias.iter().any(|&b| b != 0.0).then(|| bias.into());
+            table.biased |= bias.is_some();
+            table.blocks.push(Block { k, v, bias });
+        }
+        let positions = kept.indices.iter().map(|&i| self.position(i as usize));
+        table.positions = Positions::List(positions.collect());
+        Ok(table)
+    }
+
+    /// Reads the key and value of token `index`.
+    pub(crate) fn read(&self, shared: &Shared, index: usize, k: &mut [f32], v: &mut [f32]) {
+        let (g, storage) = (shared.geometry, shared.config.storage);
+        let block = &self.blocks[index / g.page_tokens];
+        storage.read_k(g, &block.k, index % g.page_tokens, k);
+        storage.read_v(g, &block.v, index % g.page_tokens, v);
+    }
+}
+
+/// Blocks that an append has got for itself.
+pub(crate) struct Growth {
+    replace_last: Option<Block>,
+    new: Vec<Block>,
+}
+
+fn copy_page(shared: &Shared, page: &Page, tokens: usize) -> Result<Arc<Page>, KvError> {
+    let mut copy = shared.pool.alloc(tokens)?;
+    if let Some(copy) = Arc::get_mut(&mut copy) {
+        copy.copy_from_slice(page);
+    }
+    Ok(copy)
+}
+
+impl WriteTask<'_> {
+    /// Writes the block's part of `k` and `v` (`[n_tokens][n_kv_heads][head_dim]`).
+    pub(crate) fn run(&mut self, shared: &Shared, k: &[f32], v: &[f32]) {
+        let (g, storage) = (shared.geometry, shared.config.storage);
+        let stride = shared.config.n_kv_heads * g.head_dim;
+        let from = self.first_row * stride + self.head * g.head_dim;
+        storage.write_k(g, self.k, self.slot, self.n, &k[from..], stride);
+        storage.write_v(g, self.v, self.slot, self.n, &v[from..], stride);
+        if self.clear_tail {
+            storage.clear_tile_from(g, self.k, self.v, self.slot + self.n);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Sequences against plain vectors: whatever is appended, forked, truncated, dropped and compacted, every head holds the
+//! tokens that a naive model holds, attention sees them, and no page is lost or leaked.
+
+use proptest::prelude::*;
+use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_kv::{
+    AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, STORAGES, Sequence, StatsWanted,
+    policy::Kept,
+};
+
+const DIM: usize = 20;
+const HEADS: usize = 2;
+const GROUP: usize = 3;
+const WINDOW: usize = 24;
+
+#[derive(Debug, Clone, PartialEq)]
+struct Token {
+    position: u32,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    bias: f32,
+}
+
+/// `[layer][head]`, and the length of the text.
+#[derive(Debug, Clone)]
+struct Model {
+    heads: Vec<Vec<Vec<Token>>>,
+    len: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append { n: usize },
+    Fork,
+    Switch { to: usize },
+    Truncate { percent: usize },
+    Compact { layer: usize, keep: Vec<u8>, biased: bool },
+    Reset,
+    Attend,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => prop_oneof![1_usize..4, 10_usize..70].prop_map(|n| Step::Append { n }),
+        2 => Just(Step::Fork),
+        2 => (0_usize..4).prop_map(|to| Step::Switch { to }),
+        2 => (0_usize..=100).prop_map(|percent| Step::Truncate { percent }),
+        2 => (0_usize..2, prop::collection::vec(any::<u8>(), 8), any::<bool>())
+            .prop_map(|(layer, keep, biased)| Step::Compact { layer, keep, biased }),
+        1 => Just(Step::Reset),
+        3 => Just(Step::Attend),
+    ];
+    prop::collection::vec(step, 1..24)
+}
+
+/// A value that every format stores exactly, and that names token, head and dim.
+fn value(stamp: usize, head: usize, d: usize) -> f32 {
+    ((stamp * 31 + head * 17 + d * 7) % 129) as f32 / 64.0 - 1.0
+}
+
+struct World {
+    cache: KvCache,
+    pool: Pool,
+    sequences: Vec<(Sequence, Model)>,
+    current: usize,
+    stamp: usize,
+}
+
+impl World {
+    fn new(storage: usize, page_tokens: usize) -> Self {
+        let config = KvConfig {
+            head_dim: DIM,
+            n_kv_heads: HEADS,
+            windows: vec![None, Some(WINDOW)],
+            storage: STORAGES[storage],
+            page_tokens,
+            limit: None,
+            rewind: 0,
+        };
+        let cache = KvCache::new(config).unwrap();
+        let model = Model { heads: vec![vec![Vec::new(); HEADS]; 2], len: 0 };
+        let sequences = vec![(cache.sequence(), model)];
+        Self { cache, pool: Pool::new(2).unwrap(), sequences, current: 0, stamp: 0 }
+    }
+
+    fn step(&mut self, step: &Step) {
+        let (sequence, model) = &mut self.sequences[self.current];
+        match step {
+            Step::Append { n } => {
+                for layer in 0..2 {
+                    let element = |i: usize, scale: f32| {
+                        let (token, head, d) = (i / (HEADS * DIM), i / DIM % HEADS, i % DIM);
+                        scale * value(self.stamp + token, head + layer, d)
+                    };
+                    let k: Vec<f32> = (0..n * HEADS * DIM).map(|i| element(i, 1.0)).collect();
+                    let v: Vec<f32> = (0..n * HEADS * DIM).map(|i| element(i, -2.0)).collect();
+                    sequence.append(layer, &k, &v, &self.pool).unwrap();
+                    for token in 0..*n {
+                        for head in 0..HEADS {
+                            let row = |x: &[f32]| x[(token * HEADS + head) * DIM..][..DIM].to_vec();
+                            let position = (model.len + token) as u32;
+                            model.heads[layer][head].push(Token {
+                                position,
+                                k: row(&k),
+                                v: row(&v),
+                                bias: 0.0,
+                            });
+                        }
+                    }
+                }
+                self.stamp += n;
+                model.len += n;
+            }
+            Step::Fork => {
+                if self.sequences.len() < 4 {
+                    let fork =
+                        (self.sequences[self.current].0.fork(), self.sequences[self.current].1.clone());
+                    self.sequences.push(fork);
+                }
+            }
+            Step::Switch { to } => self.current = to % self.sequences.len(),
+            Step::Truncate { percent } => {
+                let len = model.len * percent / 100;
+                match sequence.truncate(len) {
+                    Ok(()) => {
+                        model.len = model.len.min(len);
+                        for head in model.heads.iter_mut().flatten() {
+                            head.retain(|t| (t.position as usize) < len);
+                        }
+                    }
+                    // Only where the window's tokens are really gone.
+                    Err(KvError::Dropped { dropped, .. }) => {
+                        assert!(dropped > (len + 1).saturating_sub(WINDOW))
+                    }
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            Step::Compact { layer, keep, biased } => {
+                let mut kept = Vec::new();
+                for head in 0..HEADS {
+                    // The sequence may hold fewer tokens of a window layer than the model.
+                    let tokens = &mut model.heads[*layer][head];
+                    let held = sequence.kept(*layer, head);
+                    tokens.drain(..tokens.len() - held);
+                    let keeps = |i: usize| keep[i % 8] >> ((i / 8 + head) % 8) & 1 == 1;
+                    let indices: Vec<u32> = (0..held).filter(|&i| keeps(i)).map(|i| i as u32).collect();
+                    let bias = biased.then(|| {
+                        indices
+                            .iter()
+                            .map(|i| if i % 3 == 0 { 0.0 } else { (*i as f32 + 2.0).ln() })
+                            .collect::<Vec<_>>()
+                    });
+                    let old = std::mem::take(tokens);
+                    for (n, &i) in indices.iter().enumerate() {
+                        let mut token = old[i as usize].clone();
+                        if let Some(bias) = &bias {
+                            token.bias = bias[n];
+                        }
+                        tokens.push(token);
+                    }
+                    kept.push(Kept { indices, bias });
+                }
+                sequence.compact(*layer, &kept).unwrap();
+            }
+            Step::Reset => {
+                sequence.reset();
+                *model = Model { heads: vec![vec![Vec::new(); HEADS]; 2], len: 0 };
+            }
+            Step::Attend => self.attend(),
+        }
+        self.check();
+    }
+
+    /// Two more tokens, and the attention of the last against the naive sum.
+    fn attend(&mut self) {
+        self.step(&Step::Append { n: 2 });
+        let (sequence, model) = &mut self.sequences[self.current];
+        let q: Vec<f32> = (0..2 * HEADS * GROUP * DIM).map(|i| value(i / DIM, 0, i % DIM) * 2.0).collect();
+        let mut scratch = AttentionScratch::new();
+        for layer in 0..2 {
+            let mut out = vec![f32::NAN; q.len()];
+            let inputs = AttentionInputs {
+                tier: Tier::detect(),
+                q: &q,
+                out: &mut out,
+                n_heads: HEADS * GROUP,
+                scale: 0.3,
+                softcap: None,
+                stats: Some(StatsWanted { last: true, ..StatsWanted::default() }),
+            };
+            sequence.attend(layer, inputs, &self.pool, &mut scratch).unwrap();
+            for row in HEADS * GROUP..2 * HEADS * GROUP {
+                let head = row % (HEADS * GROUP);
+                let oldest = if layer == 1 { model.len.saturating_sub(WINDOW) } else { 0 };
+                let tokens = &model.heads[layer][head / GROUP];
+                let seen: Vec<&Token> = tokens.iter().filter(|t| t.position as usize >= oldest).collect();
+                let score = |t: &Token| {
+                    let dot: f64 = (0..DIM).map(|d| f64::from(q[row * DIM + d]) * f64::from(t.k[d])).sum();
+                    dot * f64::from(0.3_f32) + f64::from(t.bias)
+                };
+                let p: Vec<f64> = seen.iter().map(|t| score(t).exp()).collect();
+                let total: f64 = p.iter().sum();
+                for d in 0..DIM {
+                    let want: f64 = seen.iter().zip(&p).map(|(t, p)| p / total * f64::from(t.v[d])).sum();
+                    assert!(
+                        (want - f64::from(out[row * DIM + d])).abs() < 0.02,
+                        "layer {layer}, row {row}, dim {d}"
+                    );
+                }
+                let last = &sequence.stats(layer).last[head];
+                assert_eq!(last.len(), sequence.kept(layer, head / GROUP));
+                assert!((last.iter().sum::<f32>() - 1.0).abs() < 0.02);
+            }
+        }
+    }
+
+    /// Every sequence holds what its model holds.
+    fn check(&self) {
+        let (mut k, mut v) = (vec![0.0; DIM], vec![0.0; DIM]);
+        let mut bytes = 0;
+        for (sequence, model) in &self.sequences {
+            assert_eq!(sequence.len(), model.len);
+            bytes += sequence.bytes();
+            for layer in 0..2 {
+                for head in 0..HEADS {
+                    let tokens = &model.heads[layer][head];
+                    let held = sequence.kept(layer, head);
+                    assert!(held <= tokens.len());
+                    assert!(layer == 1 || held == tokens.len());
+                    let missing = &tokens[..tokens.len() - held];
+                    // Dropped tokens are outside of the window of the newest token.
+                    assert!(missing.iter().all(|t| t.position as usize + WINDOW <= model.len));
+                    for (i, token) in tokens[tokens.len() - held..].iter().enumerate() {
+                        assert_eq!(sequence.position(layer, head, i), token.position);
+                        assert_eq!(sequence.bias(layer, head, i), token.bias);
+                        sequence.read(layer, head, i, &mut k, &mut v);
+                        assert_eq!((&k, &v), (&token.k, &token.v), "layer {layer}, head {head}, token {i}");
+                    }
+                }
+            }
+        }
+        // Shared pages count once in the cache, and more often in the sequences.
+        assert!(self.cache.bytes_in_use() <= bytes);
+        assert!(self.sequences.len() > 1 || self.cache.bytes_in_use() == bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn sequences_behave_like_vectors(
+        steps in steps(),
+        storage in 0_usize..STORAGES.len(),
+        page_tokens in prop::sample::select(vec![16_usize, 32, 48]),
+    ) {
+        let mut world = World::new(storage, page_tokens);
+        for step in &steps {
+            world.step(step);
+        }
+        world.sequences.clear();
+        prop_assert_eq!(world.cache.bytes_in_use(), 0);
+        prop_assert_eq!(world.cache.bytes_mapped(), 0);
+    }
+}
