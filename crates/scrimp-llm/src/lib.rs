@@ -6,5 +6,6 @@ pub mod config;
 pub mod error;
 pub mod load;
 pub mod model;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
