@@ -18,5 +18,6 @@ pub mod source;
 
 #[cfg(test)]
 mod fake;
+pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -88,7 +88,7 @@ impl<'m> Session<'m> {
 
     /// True before the first token.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Forgets everything; memory of the cache goes back to the pool.

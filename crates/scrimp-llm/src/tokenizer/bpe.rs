@@ -1,0 +1,113 @@
+//! Byte-pair encoding over GPT-2's byte alphabet.
+//!
+//! GGUF lists merges as texts, `"Ġ t"`: two halves, best first. A merge makes one token, and its place in the list is
+//! its rank. Instead of a map of pairs, each token remembers the rank of the merge that makes it and where its halves
+//! meet; as a pair of neighbours is a stretch of the text, looking up the whole says whether it may merge. Building
+//! that is one walk over the list, since the tokens of successive merges mostly are successive tokens.
+
+use std::collections::HashMap;
+
+use super::{
+    alphabet::Alphabet,
+    merge::Merger,
+    pretokenize::Splitter,
+    vocab::{Kind, Vocab},
+};
+use crate::error::Result;
+
+/// What makes which token, and in which order.
+pub(super) struct Ranks {
+    /// Per token: rank of its first merge and bytes of the left half; `(MAX, 0)` where there is none.
+    first: Vec<(u32, u32)>,
+    /// Further merges that make the same token (vocabularies converted from tiktoken have them): by token and left half.
+    others: HashMap<(u32, u32), u32>,
+}
+
+impl Ranks {
+    /// From GGUF's list. Merges that make no token of the vocabulary are left out.
+    pub(super) fn new<'a>(vocab: &Vocab, merges: impl ExactSizeIterator<Item = &'a [u8]>) -> Self {
+        let mut first = vec![(u32::MAX, 0); vocab.len()];
+        let mut others = HashMap::new();
+        let mut last = 0_u32;
+        let mut whole = Vec::new();
+        for (rank, merge) in (0_u32..).zip(merges) {
+            // A space as first character would be part of the left half.
+            let Some(space) = merge.iter().skip(1).position(|&b| b == b' ') else { continue };
+            let (left, right) = (&merge[..=space], &merge[space + 2..]);
+            let makes = |id: u32| {
+                let text = vocab.text(id);
+                text.len() == left.len() + right.len() && text.starts_with(left) && text.ends_with(right)
+            };
+            let guess = [last + 1, last].into_iter().find(|&id| makes(id));
+            let found = guess.or_else(|| {
+                whole.clear();
+                whole.extend_from_slice(left);
+                whole.extend_from_slice(right);
+                vocab.id(&whole)
+            });
+            let Some(id) = found else { continue };
+            last = id;
+            let place = &mut first[id as usize];
+            if place.0 == u32::MAX {
+                *place = (rank, left.len() as u32);
+            } else if place.1 != left.len() as u32 {
+                others.entry((id, left.len() as u32)).or_insert(rank);
+            }
+        }
+        Self { first, others }
+    }
+
+    /// Rank of the merge that makes token `id` with a left half of `left` bytes.
+    #[inline]
+    fn rank(&self, id: u32, left: u32) -> Option<u32> {
+        match self.first[id as usize] {
+            (u32::MAX, _) => None,
+            (rank, at) if at == left => Some(rank),
+            _ if self.others.is_empty() => None,
+            _ => self.others.get(&(id, left)).copied(),
+        }
+    }
+}
+
+/// The engine: words, then merges inside each of them.
+pub(super) struct Bpe {
+    pub(super) splitter: Splitter,
+    pub(super) ranks: Ranks,
+    pub(super) ignore_merges: bool,
+    pub(super) alphabet: Alphabet,
+    pub(super) unknown: Option<u32>,
+}
+
+impl Bpe {
+    /// Appends the ids of `text`.
+    pub(super) fn encode(&self, vocab: &Vocab, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        let mut merger = Merger::default();
+        let mut spelled = Vec::new();
+        let mut seen: HashMap<&str, (usize, usize)> = HashMap::new();
+        self.splitter.split(text, |word| {
+            if let Some(&(start, end)) = seen.get(word) {
+                ids.extend_from_within(start..end);
+                return;
+            }
+            spelled.clear();
+            self.alphabet.encode(word.as_bytes(), &mut spelled);
+            let start = ids.len();
+            match vocab.id(&spelled).filter(|_| self.ignore_merges) {
+                Some(id) => ids.push(id),
+                None => merger.run(
+                    vocab,
+                    &spelled,
+                    |id, left| self.ranks.rank(id, left),
+                    // Characters outside the vocabulary: only damaged vocabularies lack bytes.
+                    |_, id| ids.extend(id.or(self.unknown)),
+                ),
+            }
+            seen.insert(word, (start, ids.len()));
+        })
+    }
+}
+
+/// The token for what the vocabulary lacks, if it has one.
+pub(super) fn unknown(vocab: &Vocab, id: Option<u32>) -> Option<u32> {
+    id.filter(|&id| vocab.kind(id) == Some(Kind::Unknown))
+}

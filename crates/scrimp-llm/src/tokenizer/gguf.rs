@@ -1,0 +1,179 @@
+//! The tokenizer in a GGUF file: the keys under `tokenizer.ggml`.
+
+use super::{
+    Engine, SpacePrefix, Tokenizer, Words,
+    alphabet::Alphabet,
+    bpe::{self, Bpe, Ranks},
+    ends,
+    piece::Spelling,
+    pretokenize::PreTokenizer,
+    spm::Spm,
+    vocab::{Kind, MAX_TOKENS, Specials, Vocab},
+};
+use crate::{error::Result, load::gguf::GgufMetadata};
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const MERGES: &str = "tokenizer.ggml.merges";
+
+impl Tokenizer {
+    /// The tokenizer that a GGUF file carries.
+    ///
+    /// # Errors
+    /// When the file has none, has one of a kind that scrimp does not know (the message lists those it knows), or it is
+    /// damaged: arrays of different lengths, begin-of-text wanted but not named.
+    pub fn from_gguf(meta: &GgufMetadata) -> Result<Self> {
+        let key = "tokenizer.ggml.model";
+        match meta.str(key)?.ok_or_else(|| meta.missing(key))? {
+            "gpt2" => byte_pairs(meta),
+            "llama" => sentence_piece(meta),
+            other => Err(meta.source().unsupported(
+                format!("tokenizer model '{other}' is not supported"),
+                "models with the tokenizers 'gpt2' and 'llama' work",
+            )),
+        }
+    }
+}
+
+fn byte_pairs(meta: &GgufMetadata) -> Result<Tokenizer> {
+    let name = meta.str("tokenizer.ggml.pre")?.unwrap_or("default");
+    let pre = PreTokenizer::find(name).ok_or_else(|| {
+        let hint = format!("known pre-tokenizers: {}", PreTokenizer::names());
+        meta.source().unsupported(format!("pre-tokenizer '{name}' is not known"), hint)
+    })?;
+    let mut vocab = vocabulary(meta)?;
+    let merges = meta.bytes_array(MERGES)?.ok_or_else(|| meta.missing(MERGES))?;
+    let ranks = Ranks::new(&vocab, merges);
+    let ids = Ids::read(meta, &mut vocab, pre.add_bos, None, None)?;
+    let words = Words::Bpe(Bpe {
+        splitter: pre.build()?,
+        ranks,
+        ignore_merges: pre.ignore_merges,
+        alphabet: Alphabet::new(),
+        unknown: bpe::unknown(&vocab, ids.unknown),
+    });
+    Ok(ids.tokenizer(meta, vocab, words, Spelling::ByteLevel, SpacePrefix::Never))
+}
+
+fn sentence_piece(meta: &GgufMetadata) -> Result<Tokenizer> {
+    let mut vocab = vocabulary(meta)?;
+    let scores = meta.f32_array("tokenizer.ggml.scores")?.unwrap_or_default();
+    if !scores.is_empty() && scores.len() < vocab.len() {
+        let what = format!("tokenizer.ggml.scores has {} numbers for {} tokens", scores.len(), vocab.len());
+        return Err(meta.source().bad(what));
+    }
+    // Files that do not say mean Llama's.
+    let ids = Ids::read(meta, &mut vocab, true, Some(1), Some(2))?;
+    let add_space_prefix = meta.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let words = Words::Spm(Spm::new(&vocab, &scores, ids.unknown, add_space_prefix));
+    let prefix = if add_space_prefix { SpacePrefix::AfterSpecial } else { SpacePrefix::Never };
+    Ok(ids.tokenizer(meta, vocab, words, Spelling::SentencePiece, prefix))
+}
+
+fn vocabulary(meta: &GgufMetadata) -> Result<Vocab> {
+    let texts = meta.bytes_array(TOKENS)?.ok_or_else(|| meta.missing(TOKENS))?;
+    let count = texts.len();
+    if count == 0 {
+        return Err(meta.source().bad(format!("{TOKENS} is empty")));
+    }
+    let mut vocab = Vocab::new(texts, count * 8).ok_or_else(|| {
+        meta.source()
+            .bad(format!("{TOKENS} has {count} tokens; at most {MAX_TOKENS} and 4 GiB of text can be used"))
+    })?;
+    if let Some(kinds) = meta.i32_array("tokenizer.ggml.token_type")? {
+        if kinds.len() < count {
+            let what = format!("tokenizer.ggml.token_type has {} numbers for {count} tokens", kinds.len());
+            return Err(meta.source().bad(what));
+        }
+        for (id, kind) in (0..).zip(kinds.into_iter().take(count)) {
+            vocab.set_kind(id, Kind::from_gguf(kind));
+        }
+    }
+    Ok(vocab)
+}
+
+/// Ids with a meaning of their own.
+struct Ids {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unknown: Option<u32>,
+    adds_bos: bool,
+    ends: Vec<u32>,
+}
+
+impl Ids {
+    /// Reads them, and makes tokens that by their names are structure `Kind::Control`.
+    fn read(
+        meta: &GgufMetadata,
+        vocab: &mut Vocab,
+        add_bos: bool,
+        bos: Option<u32>,
+        eos: Option<u32>,
+    ) -> Result<Self> {
+        let id = |name: &str, default: Option<u32>| -> Result<Option<u32>> {
+            let id = meta.u64(&format!("tokenizer.ggml.{name}_token_id"))?;
+            // Converters write ids such as 2^32 - 1 for "none".
+            let id = id.map_or(default, |id| u32::try_from(id).ok());
+            Ok(id.filter(|&id| (id as usize) < vocab.len()))
+        };
+        let (bos, eos) = (id("bos", bos)?, id("eos", eos)?);
+        let unknown = id("unknown", None)?;
+        let named = [eos, id("eot", None)?, id("eom", None)?];
+        let adds_bos = meta.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
+        if adds_bos && bos.is_none() {
+            return Err(meta.source().bad(
+                "texts are to begin with a begin-of-text token, but tokenizer.ggml.bos_token_id names no token",
+            ));
+        }
+
+        let find = |name: &str| vocab.id(name.as_bytes());
+        let mut ends = ends::find(find, |id| vocab.kind(id) == Some(Kind::Control));
+        let marks = ends::CODE_MARKS.iter().filter_map(|name| find(name));
+        let structure: Vec<u32> = ends.iter().copied().chain(marks).collect();
+        for id in structure {
+            vocab.set_kind(id, Kind::Control);
+        }
+        ends.extend(named.into_iter().flatten());
+        ends.sort_unstable();
+        ends.dedup();
+        Ok(Self { bos, eos, unknown, adds_bos, ends })
+    }
+
+    fn tokenizer(
+        self,
+        meta: &GgufMetadata,
+        vocab: Vocab,
+        words: Words,
+        spelling: Spelling,
+        prefix: SpacePrefix,
+    ) -> Tokenizer {
+        let specials = specials(meta, &vocab);
+        let Self { bos, eos, adds_bos, ends, .. } = self;
+        Tokenizer {
+            engine: Engine::Native { vocab, specials, words },
+            spelling,
+            prefix,
+            bos,
+            eos,
+            adds_bos,
+            ends,
+        }
+    }
+}
+
+/// Tokens that are cut out of the text first.
+fn specials(meta: &GgufMetadata, vocab: &Vocab) -> Specials {
+    // Phi-3's special tokens swallow the white space after them, but for three of them; GGUF has no place to say so.
+    let name = meta.str("general.name").ok().flatten().unwrap_or("").to_lowercase();
+    let phi3 = name.contains("phi-3") || name.contains("phi3");
+    let tokens = (0..vocab.len() as u32).filter_map(|id| {
+        let text = vocab.text(id);
+        match vocab.kind(id)? {
+            Kind::Control | Kind::UserDefined | Kind::Unknown => {}
+            Kind::Normal | Kind::Unused | Kind::Byte => return None,
+        }
+        let strips = phi3 && !matches!(text, b"<unk>" | b"<s>" | b"<|endoftext|>");
+        // Matches must begin and end between characters.
+        std::str::from_utf8(text).ok().map(|_| (text.into(), id, strips))
+    });
+    Specials::new(tokens)
+}

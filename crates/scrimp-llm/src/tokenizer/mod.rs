@@ -1,0 +1,233 @@
+//! Text to token ids and back.
+//!
+//! Two engines behind one type. GGUF files carry a vocabulary and, depending on the kind, merges or scores; an engine
+//! of our own is built from them in some milliseconds ([`bpe`], [`spm`]), with the ids that llama.cpp gives.
+//! Hugging Face directories carry `tokenizer.json`, which the `tokenizers` crate runs ([`hf`]).
+//!
+//! Both cut out special tokens first, and both decode the same way: a token is a string of bytes
+//! ([`Tokenizer::token_bytes`]), a text is their concatenation.
+
+mod alphabet;
+mod bpe;
+mod ends;
+mod gguf;
+mod hf;
+mod merge;
+mod piece;
+mod pretokenize;
+mod spm;
+mod stream;
+mod vocab;
+
+use std::fmt;
+
+pub use stream::StreamDecoder;
+
+use self::{
+    bpe::Bpe,
+    hf::HfTokenizer,
+    piece::Spelling,
+    spm::Spm,
+    vocab::{Kind, Specials, Vocab},
+};
+use crate::error::{Error, Result};
+
+/// A model's tokenizer. Threads may share it.
+pub struct Tokenizer {
+    engine: Engine,
+    spelling: Spelling,
+    prefix: SpacePrefix,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    adds_bos: bool,
+    /// Tokens after which a model has said what it wanted to say; sorted.
+    ends: Vec<u32>,
+}
+
+enum Engine {
+    /// Built from GGUF metadata.
+    Native { vocab: Vocab, specials: Specials, words: Words },
+    /// Built from `tokenizer.json`.
+    Hf(Box<HfTokenizer>),
+}
+
+/// How text between special tokens becomes ids.
+enum Words {
+    Bpe(Bpe),
+    Spm(Spm),
+}
+
+/// Where the tokenizer puts a space before the text, which decoding takes away again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SpacePrefix {
+    Never,
+    /// At the beginning of a text.
+    AtStart,
+    /// At the beginning and after each special token.
+    AfterSpecial,
+}
+
+impl Tokenizer {
+    /// Ids of `text`. `add_bos` puts the begin-of-text token first, for tokenizers that want one
+    /// ([`Tokenizer::adds_bos`]). With `parse_special` the texts of special tokens (`<|im_start|>`) become those tokens;
+    /// without it they are text like any other: use that for what a user typed.
+    ///
+    /// # Errors
+    /// When `text` is 4 GiB or longer, or the tokenizer cannot express it.
+    pub fn encode(&self, text: &str, add_bos: bool, parse_special: bool) -> Result<Vec<u32>> {
+        // SentencePiece's marks and the byte alphabet make a text up to three times longer.
+        if text.len() > u32::MAX as usize / 4 {
+            return Err(Error::bad_input(format!("a text of {} bytes is too long to tokenize", text.len())));
+        }
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        if add_bos && self.adds_bos {
+            ids.extend(self.bos);
+        }
+        match &self.engine {
+            Engine::Native { vocab, specials, words } => {
+                let wanted =
+                    |id| parse_special || !matches!(vocab.kind(id), Some(Kind::Control | Kind::Unknown));
+                let (mut at, mut after_special) = (0, true);
+                while at < text.len() {
+                    let found = specials.find(text.as_bytes(), at, wanted);
+                    let end = found.as_ref().map_or(text.len(), |m| m.start);
+                    if at < end {
+                        match words {
+                            Words::Bpe(bpe) => bpe.encode(vocab, &text[at..end], &mut ids)?,
+                            Words::Spm(spm) => spm.encode(vocab, &text[at..end], after_special, &mut ids),
+                        }
+                    }
+                    let Some(found) = found else { break };
+                    ids.push(found.id);
+                    (at, after_special) = (found.end, true);
+                    if found.strip_after {
+                        at = text.len() - text[at..].trim_ascii_start().len();
+                    }
+                }
+            }
+            Engine::Hf(hf) => hf.encode(text, parse_special, &mut ids)?,
+        }
+        Ok(ids)
+    }
+
+    /// The text of `ids`, without special tokens. Bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.decode_with(ids, true)
+    }
+
+    /// The text of `ids`, special tokens left out or written as their names.
+    pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut stream = StreamDecoder::new(self, skip_special, true);
+        let mut text = String::new();
+        for &id in ids {
+            stream.push_into(id, &mut text);
+        }
+        text.push_str(&stream.finish());
+        text
+    }
+
+    /// Decodes tokens one by one, as the beginning of a text; special tokens are left out.
+    pub fn stream(&self) -> StreamDecoder<'_> {
+        StreamDecoder::new(self, true, true)
+    }
+
+    /// As [`Tokenizer::stream`], for tokens that go on where `prompt` ends: a space at the beginning is dropped only
+    /// where it is the tokenizer's, not the text's.
+    pub fn stream_after(&self, prompt: &[u32]) -> StreamDecoder<'_> {
+        let at_start = prompt.last().is_none_or(|&id| self.is_cut_out(id));
+        StreamDecoder::new(self, true, at_start)
+    }
+
+    /// The bytes that token `id` stands for; a special token's are its name, those of a place in the vocabulary that
+    /// nothing uses are none. `None`: there is no such token.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        match &self.engine {
+            Engine::Native { vocab, .. } => {
+                let text = vocab.text(id);
+                Some(match vocab.kind(id)? {
+                    Kind::Normal => self.spelling.bytes(text),
+                    Kind::Control | Kind::Unknown | Kind::UserDefined => text.to_vec(),
+                    Kind::Byte => piece::byte_token(text).map_or_else(|| text.to_vec(), |byte| vec![byte]),
+                    Kind::Unused => Vec::new(),
+                })
+            }
+            Engine::Hf(hf) => hf.token_bytes(id, self.spelling),
+        }
+    }
+
+    /// The id whose text in the vocabulary is exactly `text`: the way to special tokens by name.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        match &self.engine {
+            Engine::Native { vocab, .. } => vocab.id(text.as_bytes()),
+            Engine::Hf(hf) => hf.token_id(text),
+        }
+    }
+
+    /// Number of tokens. A model's embedding may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        match &self.engine {
+            Engine::Native { vocab, .. } => vocab.len(),
+            Engine::Hf(hf) => hf.vocab_size(),
+        }
+    }
+
+    /// The begin-of-text token.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The end-of-text token that the file names. Chat models often end with another one: see [`Tokenizer::is_end`].
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Whether texts begin with [`Tokenizer::bos`].
+    pub fn adds_bos(&self) -> bool {
+        self.adds_bos
+    }
+
+    /// Whether generation ends with `id`: the end of a text, of a turn, or of a message.
+    pub fn is_end(&self, id: u32) -> bool {
+        self.ends.binary_search(&id).is_ok()
+    }
+
+    /// All tokens for which [`Tokenizer::is_end`] holds, in ascending order.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Whether `id` is structure rather than text: left out of decoded text.
+    pub fn is_special(&self, id: u32) -> bool {
+        match &self.engine {
+            Engine::Native { vocab, .. } => matches!(vocab.kind(id), Some(Kind::Control | Kind::Unknown)),
+            Engine::Hf(hf) => hf.is_special(id),
+        }
+    }
+
+    /// Whether `id` is cut out of the text before the rest is looked at.
+    fn is_cut_out(&self, id: u32) -> bool {
+        match &self.engine {
+            Engine::Native { vocab, .. } => {
+                matches!(vocab.kind(id), Some(Kind::Control | Kind::Unknown | Kind::UserDefined))
+            }
+            Engine::Hf(hf) => hf.is_special(id),
+        }
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let engine = match &self.engine {
+            Engine::Native { words: Words::Bpe(_), .. } => "byte-pair encoding",
+            Engine::Native { words: Words::Spm(_), .. } => "SentencePiece",
+            Engine::Hf(_) => "tokenizer.json",
+        };
+        f.debug_struct("Tokenizer")
+            .field("engine", &engine)
+            .field("vocab_size", &self.vocab_size())
+            .field("bos", &self.bos)
+            .field("adds_bos", &self.adds_bos)
+            .field("ends", &self.ends)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,72 @@
+//! SentencePiece as Llama 2 and Gemma use it: characters merged in the order of the tokens' scores, over the whole text
+//! at once; what no token spells becomes bytes.
+//!
+//! The vocabulary has scores and no list of merges: any two neighbours that together are a token may merge, the
+//! highest score first.
+
+use super::{merge::Merger, piece::SPACE_MARK, vocab::Vocab};
+
+/// The engine.
+pub(super) struct Spm {
+    /// Per token: its place in the order of merges, smaller first.
+    order: Vec<u32>,
+    /// Tokens of the 256 bytes.
+    bytes: Vec<Option<u32>>,
+    unknown: Option<u32>,
+    /// A text (and what follows a special token) gets a space in front.
+    pub(super) add_space_prefix: bool,
+}
+
+/// Smaller for higher scores; equal for equal ones.
+fn order(score: f32) -> u32 {
+    let bits = (score + 0.0).to_bits(); // -0.0 becomes 0.0
+    if bits >> 31 == 0 { !(bits | 1 << 31) } else { bits }
+}
+
+impl Spm {
+    /// From the tokens' scores (missing ones are 0).
+    pub(super) fn new(vocab: &Vocab, scores: &[f32], unknown: Option<u32>, add_space_prefix: bool) -> Self {
+        let mut order: Vec<u32> = scores.iter().take(vocab.len()).map(|&s| self::order(s)).collect();
+        order.resize(vocab.len(), self::order(0.0));
+        let bytes = (0..=255_u8).map(|b| vocab.id(format!("<0x{b:02X}>").as_bytes())).collect();
+        Self { order, bytes, unknown, add_space_prefix }
+    }
+
+    /// Appends the ids of `text`; `at_start`: it begins a text or follows a special token.
+    pub(super) fn encode(&self, vocab: &Vocab, text: &str, at_start: bool, ids: &mut Vec<u32>) {
+        let mut marked = Vec::with_capacity(text.len() + text.len() / 2);
+        if at_start && self.add_space_prefix {
+            marked.extend_from_slice(SPACE_MARK.as_bytes());
+        }
+        for &byte in text.as_bytes() {
+            match byte {
+                b' ' => marked.extend_from_slice(SPACE_MARK.as_bytes()),
+                _ => marked.push(byte),
+            }
+        }
+        Merger::default().run(
+            vocab,
+            &marked,
+            |id, _| Some(self.order[id as usize]),
+            |text, id| match id {
+                Some(id) => ids.push(id),
+                None => {
+                    let bytes = text.iter().map(|&b| self.bytes[usize::from(b)].or(self.unknown));
+                    ids.extend(bytes.flatten());
+                }
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+
+    #[test]
+    fn higher_scores_come_first() {
+        let scores = [f32::INFINITY, 1.5, 1.0, 1e-30, 0.0, -1e-30, -1.0, -236_280.0, f32::NEG_INFINITY];
+        assert!(scores.windows(2).all(|w| order(w[0]) < order(w[1])));
+        assert_eq!(order(0.0), order(-0.0));
+    }
+}
