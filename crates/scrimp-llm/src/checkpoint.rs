@@ -59,11 +59,15 @@ impl Checkpoint {
     /// the configuration says.
     pub fn open(path: &Path) -> Result<Self> {
         let kind = fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if kind.is_dir() { Self::open_hf(path) } else { Self::open_gguf(path) }
+        if kind.is_dir() { Self::open_hf(path) } else { Self::from_source(Source::open(path)?) }
     }
 
-    fn open_gguf(path: &Path) -> Result<Self> {
-        let source = Source::open(path)?;
+    /// Opens a GGUF file that is mapped, or in memory, already.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_source(source: Source) -> Result<Self> {
+        let path = &source.path().to_owned();
         refuse_other_files(path, &source)?;
         let gguf = GgufFile::from_source(source)?;
         let metadata = gguf.metadata();

@@ -171,14 +171,19 @@ pub(super) fn drop_idle_windows(config: &mut ModelConfig) {
     }
 }
 
+/// A factor that is positive and neither overflows nor vanishes in single precision.
+pub(super) fn factor(what: &str, value: f64) -> Result<f32, String> {
+    let factor = value as f32;
+    if factor.is_normal() && factor > 0.0 {
+        Ok(factor)
+    } else {
+        Err(format!("{what} is {value}, which is out of range"))
+    }
+}
+
 /// A soft cap: absent and 0 both mean none.
 pub(super) fn softcap(value: Option<f64>) -> Result<Option<f32>, String> {
-    match value {
-        None => Ok(None),
-        Some(0.0) => Ok(None),
-        Some(cap) if cap > 0.0 => Ok(Some(cap as f32)),
-        Some(cap) => Err(format!("a logit soft cap is {cap}, but must be positive")),
-    }
+    value.filter(|&cap| cap != 0.0).map(|cap| factor("a logit soft cap", cap)).transpose()
 }
 
 fn even_share(hidden_size: usize, n_heads: usize) -> Result<usize, String> {

@@ -91,7 +91,8 @@ impl Family for Gemma3 {
         config.norm_plus_one = true;
         config.embedding_scale = (config.hidden_size as f32).sqrt();
         let scalar = hf.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
-        config.attn_scale = (1.0 / scalar.sqrt()) as f32;
+        config.attn_scale =
+            common::factor("the attention scale", 1.0 / scalar.sqrt()).map_err(|what| hf.bad(what))?;
 
         let window = hf.window(Some(4096))?;
         let pattern = match hf.size("sliding_window_pattern", common::limit::LAYERS)? {

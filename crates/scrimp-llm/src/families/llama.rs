@@ -23,7 +23,7 @@ impl Family for Llama {
         // The converter permuted the rows of Q and K.
         config.rope_pairs = RopePairs::Adjacent;
         if let Some(scale) = keys.number("attention.scale")?.filter(|&scale| scale != 0.0) {
-            config.attn_scale = scale as f32;
+            config.attn_scale = common::factor("the attention scale", scale).map_err(common::bad(keys))?;
         }
         let window = keys.size_or_zero("attention.sliding_window", common::limit::CONTEXT)?;
         config.sliding_window.fill(window);

@@ -1,0 +1,258 @@
+//! Configurations: what transformers makes of `config.json`, in its old and its new spelling, against what we make of
+//! it; and what GGUF metadata means.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Gguf, tiny_llama};
+use scrimp_kernels::DType;
+use scrimp_llm::{
+    checkpoint::Checkpoint,
+    config::{Activation, ModelConfig, Rope, RopePairs},
+    error::Result,
+    families::{self, HfConfig},
+    load::Source,
+};
+use serde_json::{Value, json};
+
+fn read(config: &Value) -> Result<ModelConfig> {
+    let hf = HfConfig::new(Path::new("config.json"), config)?;
+    families::by_model_type(hf.text("model_type")?.unwrap_or_default())?.hf_config(&hf)
+}
+
+fn assert_close(found: &[f32], expected: &Value, what: &str) {
+    let expected = expected.as_array().unwrap();
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        let b = b.as_f64().unwrap();
+        // transformers computes in f32.
+        assert!((f64::from(*a) - b).abs() <= 1e-6 * b.abs(), "{what}[{i}]: {a}, not {b}");
+    }
+}
+
+#[test]
+fn hf_configs_mean_what_transformers_means() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("golden/hf_configs.json")).unwrap();
+    assert!(cases.len() >= 15);
+    for case in &cases {
+        let expect = &case["expect"];
+        for (spelling, json) in ["old", "new"].iter().zip(case["configs"].as_array().unwrap()) {
+            let what = format!("{} ({spelling})", case["name"]);
+            let config = read(json).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert_close(&config.rope.inv_freq, &expect["inv_freq"], &what);
+            assert_close(&[config.rope.magnitude], &json!([expect["magnitude"]]), &what);
+            match &config.rope_local {
+                Some(local) => assert_close(&local.inv_freq, &expect["local_inv_freq"], &what),
+                None => assert!(expect.get("local_inv_freq").is_none(), "{what}"),
+            }
+            match &config.rope_long {
+                Some(long) => {
+                    assert_close(&long.rope.inv_freq, &expect["long_inv_freq"], &what);
+                    assert_close(&[long.rope.magnitude], &json!([expect["magnitude"]]), &what);
+                    assert_eq!(long.original_context as u64, expect["original_context"], "{what}");
+                    assert_eq!(config.rope_for(long.original_context), &config.rope);
+                    assert_eq!(config.rope_for(long.original_context + 1), &long.rope);
+                }
+                None => assert!(expect.get("long_inv_freq").is_none(), "{what}"),
+            }
+            let context = config.context_length as u64;
+            let spans = expect["sliding"].as_array().unwrap().iter();
+            let spans: Vec<_> =
+                spans.map(|w| w.as_u64().filter(|&w| w < context).map(|w| w as usize)).collect();
+            assert_eq!(config.sliding_window, spans, "{what}");
+            assert_eq!(config.rope_pairs, RopePairs::Halves);
+        }
+    }
+}
+
+#[test]
+fn gemma_3_from_hugging_face() {
+    // google/gemma-3-4b-it, whose file leaves most numbers to the class's defaults.
+    let json = json!({
+        "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+    });
+    let config = read(&json).unwrap();
+    assert_eq!((config.n_heads, config.n_kv_heads, config.head_dim), (8, 4, 256));
+    assert_eq!((config.vocab_size, config.context_length), (262_208, 131_072));
+    assert_eq!(config.attn_scale, 1.0 / 16.0);
+    assert_eq!(config.embedding_scale, 2560f32.sqrt());
+    assert_eq!(config.activation, Activation::GeluTanh);
+    assert!(config.norm_plus_one);
+    assert_eq!(config.rope.inv_freq[0], 0.125);
+    assert_eq!(config.rope_local.unwrap().inv_freq[0], 1.0);
+    let global: Vec<_> = (0..34).filter(|&i| config.sliding_window[i].is_none()).collect();
+    assert_eq!(global, [5, 11, 17, 23, 29]);
+
+    let mut capped = json.clone();
+    capped["text_config"]["final_logit_softcapping"] = json!(30.0);
+    capped["text_config"]["attn_logit_softcapping"] = json!(50.0);
+    let capped = read(&capped).unwrap();
+    assert_eq!((capped.final_logit_softcap, capped.attn_logit_softcap), (Some(30.0), Some(50.0)));
+}
+
+/// Every key of every golden configuration, replaced by every odd value: a configuration or an error, never a panic,
+/// and never sizes out of bounds.
+#[test]
+fn odd_values_in_config_json() {
+    let odd = [
+        json!(null),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(3),
+        json!(7.5),
+        json!(1u64 << 40),
+        json!(u64::MAX),
+        json!(1e308),
+        json!(-1e308),
+        json!(1e-308),
+        json!("x"),
+        json!(""),
+        json!(true),
+        json!([]),
+        json!([1, "x"]),
+        json!([0.0, 1e39]),
+        json!({}),
+        json!({"factor": 0}),
+        json!({"rope_type": "yarn", "factor": 1e300}),
+        json!({"rope_type": "llama3"}),
+        json!({"full_attention": {"rope_theta": -1}}),
+        json!({"rope_theta": "x"}),
+    ];
+    let cases: Vec<Value> = serde_json::from_str(include_str!("golden/hf_configs.json")).unwrap();
+    let mut refused = 0;
+    for json in cases.iter().flat_map(|case| case["configs"].as_array().unwrap()) {
+        let mut places: Vec<Vec<String>> = Vec::new();
+        for (key, value) in json.as_object().unwrap() {
+            places.push(vec![key.clone()]);
+            for (inner, value) in value.as_object().into_iter().flatten() {
+                places.push(vec![key.clone(), inner.clone()]);
+                for (innermost, _) in value.as_object().into_iter().flatten() {
+                    places.push(vec![key.clone(), inner.clone(), innermost.clone()]);
+                }
+            }
+        }
+        for place in places {
+            for value in &odd {
+                let mut json = json.clone();
+                *place.iter().fold(&mut json, |at, key| &mut at[key]) = value.clone();
+                match read(&json) {
+                    Ok(config) => check(&config),
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+    }
+    assert!(refused > 3000, "only {refused} refused");
+}
+
+fn check(config: &ModelConfig) {
+    let sound = |rope: &Rope| {
+        assert!(rope.rotary_dim() <= config.head_dim && !rope.inv_freq.is_empty());
+        assert!(rope.inv_freq.iter().all(|f| f.is_finite()) && rope.magnitude.is_finite());
+    };
+    sound(&config.rope);
+    config.rope_local.iter().for_each(sound);
+    config.rope_long.iter().for_each(|long| sound(&long.rope));
+    assert_eq!(config.sliding_window.len(), config.n_layers);
+    assert!(config.sliding_window.iter().flatten().all(|&w| w > 0));
+    assert!(config.n_heads.is_multiple_of(config.n_kv_heads));
+    assert!(config.attn_scale.is_finite() && config.rms_norm_eps > 0.0);
+}
+
+fn open(gguf: &Gguf) -> Checkpoint {
+    Checkpoint::from_source(Source::from_bytes(Path::new("tiny.gguf"), gguf.bytes())).unwrap()
+}
+
+#[test]
+fn llama_gguf_pairs_neighbours_and_scales_rope() {
+    let plain = open(&tiny_llama());
+    assert_eq!(plain.config().rope_pairs, RopePairs::Adjacent);
+    assert_eq!(plain.config().name, "tiny");
+    let frequencies = &plain.config().rope.inv_freq;
+
+    // Llama 3: a divisor per frequency (the test's bytes, made positive).
+    let mut scaled = tiny_llama();
+    scaled
+        .tensors
+        .insert(0, common::Tensor { name: "rope_freqs.weight".into(), shape: vec![32], dtype: DType::F32 });
+    let (mut bytes, marks) = scaled.build();
+    let data = marks[marks.len() - scaled.tensors.len()];
+    for i in 0..32 {
+        bytes[data + 4 * i..data + 4 * i + 4].copy_from_slice(&(1.0 + i as f32).to_le_bytes());
+    }
+    let scaled = Checkpoint::from_source(Source::from_bytes(Path::new("t.gguf"), bytes)).unwrap();
+    for (i, (a, b)) in scaled.config().rope.inv_freq.iter().zip(frequencies).enumerate() {
+        assert!((a * (1.0 + i as f32) - b).abs() <= 1e-6 * b);
+    }
+
+    let linear =
+        open(&tiny_llama().str("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 4.0));
+    assert_eq!(linear.config().rope.inv_freq[0], 0.25);
+    let yarn = open(
+        &tiny_llama()
+            .str("llama.rope.scaling.type", "yarn")
+            .f32("llama.rope.scaling.factor", 4.0)
+            .u32("llama.rope.scaling.original_context_length", 32),
+    );
+    assert_eq!(yarn.config().rope.inv_freq[31], frequencies[31] / 4.0);
+    assert!((yarn.config().rope.magnitude - 1.138_629_4).abs() < 1e-6);
+    let window = open(&tiny_llama().u32("llama.attention.sliding_window", 64));
+    assert_eq!(window.config().sliding_window, [Some(64), Some(64)]);
+    let idle = open(&tiny_llama().u32("llama.attention.sliding_window", 128));
+    assert_eq!(idle.config().sliding_window, [None, None]);
+}
+
+#[test]
+fn phi_3_gguf_has_two_ropes_and_fused_matrices() {
+    let base = |arch: &str| {
+        Gguf::new()
+            .str("general.architecture", arch)
+            .u32("phi3.block_count", 1)
+            .u32("phi3.context_length", 4096)
+            .u32("phi3.embedding_length", 64)
+            .u32("phi3.feed_forward_length", 96)
+            .u32("phi3.attention.head_count", 4)
+            .u32("phi3.attention.head_count_kv", 2)
+            .u32("phi3.rope.dimension_count", 12)
+            .f32("phi3.attention.layer_norm_rms_epsilon", 1e-5)
+            .u32("phi3.rope.scaling.original_context_length", 1024)
+            .f32("phi3.rope.scaling.attn_factor", 1.25)
+            .u32("phi3.attention.sliding_window", 0)
+            .tensor("token_embd.weight", DType::F16, &[10, 64])
+            .tensor("output.weight", DType::F16, &[10, 64])
+            .tensor("output_norm.weight", DType::F32, &[64])
+            .tensor("blk.0.attn_norm.weight", DType::F32, &[64])
+            .tensor("blk.0.attn_qkv.weight", DType::F16, &[64 + 2 * 32, 64])
+            .tensor("blk.0.attn_output.weight", DType::F16, &[64, 64])
+            .tensor("blk.0.ffn_norm.weight", DType::F32, &[64])
+            .tensor("blk.0.ffn_up.weight", DType::F16, &[2 * 96, 64])
+            .tensor("blk.0.ffn_down.weight", DType::F16, &[64, 96])
+    };
+    let plain = open(&base("phi3"));
+    assert_eq!(plain.config().rope.rotary_dim(), 12);
+    assert_eq!(plain.config().rope.magnitude, 1.25);
+    assert!(plain.config().rope_long.is_none());
+
+    let two = base("phi3").tensor("rope_factors_short.weight", DType::F32, &[6]).tensor(
+        "rope_factors_long.weight",
+        DType::F32,
+        &[6],
+    );
+    let (mut bytes, marks) = two.build();
+    for (from_end, factor) in [(2, 2f32), (1, 8f32)] {
+        let data = marks[marks.len() - from_end];
+        for i in 0..6 {
+            bytes[data + 4 * i..data + 4 * i + 4].copy_from_slice(&factor.to_le_bytes());
+        }
+    }
+    let two = Checkpoint::from_source(Source::from_bytes(Path::new("t.gguf"), bytes)).unwrap();
+    assert_eq!(two.config().rope.inv_freq[0], 0.5);
+    assert_eq!(two.config().rope_for(1025).inv_freq[0], 0.125);
+    assert_eq!(two.config().rope_for(1024).inv_freq[0], 0.5);
+}
