@@ -287,7 +287,7 @@ impl Hub {
     }
 
     fn client(&self) -> http::Client {
-        http::Client::new(self.hf_token.clone())
+        http::Client::new(&self.hf_endpoint, self.hf_token.clone())
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Cli {
 #[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalArgs {
     /// Worker threads [default: the cores that this process may use]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Print results as JSON, one object per line; everything else goes to stderr
     #[arg(long, global = true, action = ArgAction::SetTrue)]
@@ -315,6 +315,11 @@ fn fraction(s: &str) -> Result<f32, String> {
     finite(s).and_then(|v| {
         if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("must lie between 0 and 1".to_owned()) }
     })
+}
+
+fn threads(s: &str) -> Result<NonZeroUsize, String> {
+    let n: Option<NonZeroUsize> = s.parse().ok();
+    n.filter(|n| n.get() <= 1024).ok_or_else(|| "must be a whole number from 1 to 1024".to_owned())
 }
 
 fn at_least_two(s: &str) -> Result<usize, String> {

@@ -68,7 +68,7 @@ pub(super) fn file(
     let known =
         Remote { size: size.or(remote.size), sha256: sha256.map(str::to_owned).or(remote.sha256), ..remote };
     let data = work.join("data");
-    let sum = transfer(client, url, &data, &known, progress)?;
+    let sum = transfer(client, &known.url, &data, &known, progress)?;
     Ok((data, sum))
 }
 

@@ -31,6 +31,8 @@ const WORTH_IT: u64 = 1 << 20;
 /// What a server says of a file before it is fetched.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Remote {
+    /// Its address at the hub, after redirects inside the hub (a repository that was renamed).
+    pub(super) url: String,
     pub(super) size: Option<u64>,
     /// SHA-256, where the hub knows it (files in large-file storage).
     pub(super) sha256: Option<String>,
@@ -43,12 +45,13 @@ pub(super) struct Remote {
 pub(super) struct Client {
     follow: Agent,
     look: Agent,
+    hub: String,
     token: Option<String>,
 }
 
 impl Client {
-    /// `token` is sent to the hub itself, never to a server that it redirects to.
-    pub(super) fn new(token: Option<String>) -> Self {
+    /// `token` is sent to the server at `hub` itself, never to one that it redirects to.
+    pub(super) fn new(hub: &str, token: Option<String>) -> Self {
         // Certificates of the system where it has some (a company's proxy), else Mozilla's.
         let has_system_certs =
             std::env::var_os("SSL_CERT_FILE").is_some() || Path::new("/etc/ssl/certs").is_dir();
@@ -61,13 +64,14 @@ impl Client {
                 .timeout_recv_response(Some(ANSWER))
                 .timeout_per_read(Some(STALL))
                 .http_status_as_error(false)
-                .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+                .redirect_auth_headers(RedirectAuthHeaders::Never)
                 .user_agent(concat!("scrimp/", env!("CARGO_PKG_VERSION")))
                 .tls_config(TlsConfig::builder().root_certs(roots.clone()).build())
         };
         Self {
             follow: config().build().into(),
             look: config().max_redirects(0).max_redirects_will_error(false).build().into(),
+            hub: hub.to_owned(),
             token,
         }
     }
@@ -77,7 +81,7 @@ impl Client {
         let mut at = url.to_owned();
         for _ in 0..5 {
             let mut request = self.look.head(&at).header(header::ACCEPT_ENCODING, "identity");
-            if let Some(auth) = self.authorization(url, &at) {
+            if let Some(auth) = self.authorization(&at) {
                 request = request.header(header::AUTHORIZATION, auth);
             }
             let response = request.call().map_err(|e| unreachable(&at, &e))?;
@@ -92,12 +96,12 @@ impl Client {
                 continue;
             }
             if matches!(response.status(), StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
-                return Ok(Remote::default());
+                return Ok(Remote { url: at, ..Remote::default() });
             }
             if !response.status().is_redirection() {
                 check_status(&at, response.status())?;
             }
-            return Ok(remote(headers, described));
+            return Ok(remote(at.clone(), headers, described));
         }
         Err(source(format!("{url}: too many redirects")))
     }
@@ -223,14 +227,14 @@ impl Client {
         if let Some(from) = from.filter(|&n| n > 0) {
             request = request.header(header::RANGE, format!("bytes={from}-"));
         }
-        if let Some(auth) = self.authorization(url, url) {
+        if let Some(auth) = self.authorization(url) {
             request = request.header(header::AUTHORIZATION, auth);
         }
         request.call().map_err(|e| unreachable(url, &e))
     }
 
-    fn authorization(&self, first: &str, now: &str) -> Option<String> {
-        let token = self.token.as_ref().filter(|_| origin(first) == origin(now))?;
+    fn authorization(&self, url: &str) -> Option<String> {
+        let token = self.token.as_ref().filter(|_| origin(url) == origin(&self.hub))?;
         Some(format!("Bearer {token}"))
     }
 }
@@ -273,12 +277,13 @@ fn check_status(url: &str, status: StatusCode) -> Result<(), Fault> {
     Err(Fault::Source(Error::unavailable(format!("{url}: the server answers {status}"), hint)))
 }
 
-fn remote(headers: &HeaderMap, described: bool) -> Remote {
+fn remote(url: String, headers: &HeaderMap, described: bool) -> Remote {
     let (etag, size) =
         if described { ("x-linked-etag", "x-linked-size") } else { ("etag", "content-length") };
     let etag = text(headers, etag).map(|e| e.trim_start_matches("W/").trim_matches('"').to_owned());
     let is_sum = |e: &&String| e.len() == 64 && e.bytes().all(|c| c.is_ascii_hexdigit());
     Remote {
+        url,
         size: text(headers, size).and_then(|s| s.parse().ok()),
         sha256: etag.as_ref().filter(is_sum).map(|e| e.to_ascii_lowercase()),
         etag,

@@ -120,10 +120,13 @@ fn one_package(
     sink: &mut Sink,
     meter: &mut Meter<'_>,
 ) -> Result<(), Fault> {
-    let (wheels, temporary) = (work.join("wheel"), work.join("tmp"));
+    // A name of its own: a pip that outlived an interrupted run must not write where this one looks.
+    let mine = work.join(format!("pip-{}", std::process::id()));
+    let (wheels, temporary) = (mine.join("wheel"), mine.join("tmp"));
     let clean = || {
-        for dir in [&wheels, &temporary] {
-            let _ = fs::remove_dir_all(dir);
+        let is_pip = |e: &fs::DirEntry| e.file_name().to_string_lossy().starts_with("pip-");
+        for entry in fs::read_dir(work).into_iter().flatten().flatten().filter(is_pip) {
+            let _ = fs::remove_dir_all(entry.path());
         }
     };
     clean();
