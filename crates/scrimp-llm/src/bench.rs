@@ -28,9 +28,11 @@ impl DecodeOptions {
         self.prompt.max(self.depth)
     }
 
+    /// Whether a model with a context of `context_length` tokens can do this.
+    ///
     /// # Errors
     /// When a number is 0, or the model's context is too short.
-    fn check(&self, context_length: usize) -> Result<()> {
+    pub fn check(&self, context_length: usize) -> Result<()> {
         for (name, value) in [("--prompt", self.prompt), ("--tokens", self.tokens), ("--depth", self.depth)] {
             if value == 0 {
                 return Err(Error::bad_input(format!("{name} must be at least 1")));
