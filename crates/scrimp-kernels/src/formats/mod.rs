@@ -67,8 +67,8 @@ pub(crate) trait BlockFormat: Sized + 'static {
     /// Interleaves one block of each of 16 rows.
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Self::Block);
 
-    /// Unpacks group `G` of a block.
-    fn group<S: Simd, const G: usize>(s: S, block: &Self::Block) -> Group<S>;
+    /// Unpacks group `g` of a block.
+    fn group<S: Simd>(s: S, block: &Self::Block, g: usize) -> Group<S>;
 }
 
 /// Calls `$f::<F>($args)` with the [`BlockFormat`] of a [`DType`], or `$float::<F>($args)` with its float format.
@@ -105,13 +105,13 @@ pub(crate) fn gather_u16(rows: &[&[u8]; TILE_ROWS], at: usize) -> [u16; TILE_ROW
     rows.map(|row| u16::from_le_bytes([row[at], row[at + 1]]))
 }
 
-/// `block.q[k][G's nibble]` for the k-quants: group `2 i` is in the low and `2 i + 1` in the high nibbles of plane `i`.
+/// The nibbles of group `g` of a k-quant: group `2 i` is in the low and `2 i + 1` in the high nibbles of plane `i`.
 #[inline(always)]
-pub(crate) fn nibble_plane<S: Simd, const G: usize>(s: S, plane: &[[u8; 64]; 8]) -> [S::B; 8] {
+pub(crate) fn nibble_plane<S: Simd>(s: S, planes: &[[[u8; 64]; 8]; 4], g: usize) -> [S::B; 8] {
+    let plane = &planes[g / 2];
     let mut w = [s.load_b(&plane[0]); 8];
     for k in 0..8 {
-        let b = s.load_b(&plane[k]);
-        w[k] = if G % 2 == 0 { s.low_nibbles(b) } else { s.high_nibbles(b) };
+        w[k] = s.nibbles(s.load_b(&plane[k]), g % 2);
     }
     w
 }

@@ -55,7 +55,7 @@ impl BlockFormat for Q4_0 {
     }
 
     #[inline(always)]
-    fn group<S: Simd, const G: usize>(s: S, block: &Block4_0) -> Group<S> {
+    fn group<S: Simd>(s: S, block: &Block4_0, _: usize) -> Group<S> {
         Group { w: unpack(s, &block.q), scale: s.load_f16(&block.scale), second: s.splat(0.0) }
     }
 }
@@ -74,7 +74,7 @@ impl BlockFormat for Q4_1 {
     }
 
     #[inline(always)]
-    fn group<S: Simd, const G: usize>(s: S, block: &Block4_1) -> Group<S> {
+    fn group<S: Simd>(s: S, block: &Block4_1, _: usize) -> Group<S> {
         Group { w: unpack(s, &block.q), scale: s.load_f16(&block.scale), second: s.load_f16(&block.minimum) }
     }
 }

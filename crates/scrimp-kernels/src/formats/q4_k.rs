@@ -74,8 +74,8 @@ impl BlockFormat for Q4K {
     }
 
     #[inline(always)]
-    fn group<S: Simd, const G: usize>(s: S, block: &Block) -> Group<S> {
-        let (scale, second) = block.scales.load(s, G);
-        Group { w: nibble_plane::<S, G>(s, &block.q[G / 2]), scale, second }
+    fn group<S: Simd>(s: S, block: &Block, g: usize) -> Group<S> {
+        let (scale, second) = block.scales.load(s, g);
+        Group { w: nibble_plane(s, &block.q, g), scale, second }
     }
 }

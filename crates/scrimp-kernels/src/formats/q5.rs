@@ -56,17 +56,11 @@ fn pack_high(rows: &[&[u8]; TILE_ROWS], at: usize, high: &mut [u8; 64]) {
 
 #[inline(always)]
 fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4], high: &[u8; 64]) -> [S::B; 8] {
-    let (w, h) = (q4::unpack(s, q), s.load_b(high));
-    [
-        s.with_bit4::<0>(w[0], h),
-        s.with_bit4::<1>(w[1], h),
-        s.with_bit4::<2>(w[2], h),
-        s.with_bit4::<3>(w[3], h),
-        s.with_bit4::<4>(w[4], h),
-        s.with_bit4::<5>(w[5], h),
-        s.with_bit4::<6>(w[6], h),
-        s.with_bit4::<7>(w[7], h),
-    ]
+    let (mut w, high) = (q4::unpack(s, q), s.load_b(high));
+    for k in 0..8 {
+        w[k] = s.with_high_bits(w[k], high, k, 1);
+    }
+    w
 }
 
 impl BlockFormat for Q5_0 {
@@ -84,7 +78,7 @@ impl BlockFormat for Q5_0 {
     }
 
     #[inline(always)]
-    fn group<S: Simd, const G: usize>(s: S, block: &Block5_0) -> Group<S> {
+    fn group<S: Simd>(s: S, block: &Block5_0, _: usize) -> Group<S> {
         Group { w: unpack(s, &block.q, &block.high), scale: s.load_f16(&block.scale), second: s.splat(0.0) }
     }
 }
@@ -104,7 +98,7 @@ impl BlockFormat for Q5_1 {
     }
 
     #[inline(always)]
-    fn group<S: Simd, const G: usize>(s: S, block: &Block5_1) -> Group<S> {
+    fn group<S: Simd>(s: S, block: &Block5_1, _: usize) -> Group<S> {
         Group {
             w: unpack(s, &block.q, &block.high),
             scale: s.load_f16(&block.scale),

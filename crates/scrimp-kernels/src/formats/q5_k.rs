@@ -38,21 +38,11 @@ impl BlockFormat for Q5K {
     }
 
     #[inline(always)]
-    fn group<S: Simd, const G: usize>(s: S, block: &Block) -> Group<S> {
-        let (scale, second) = block.scales.load(s, G);
-        let mut w = nibble_plane::<S, G>(s, &block.q[G / 2]);
+    fn group<S: Simd>(s: S, block: &Block, g: usize) -> Group<S> {
+        let (scale, second) = block.scales.load(s, g);
+        let mut w = nibble_plane(s, &block.q, g);
         for k in 0..8 {
-            let high = s.load_b(&block.high[k]);
-            w[k] = match G {
-                0 => s.with_bit4::<0>(w[k], high),
-                1 => s.with_bit4::<1>(w[k], high),
-                2 => s.with_bit4::<2>(w[k], high),
-                3 => s.with_bit4::<3>(w[k], high),
-                4 => s.with_bit4::<4>(w[k], high),
-                5 => s.with_bit4::<5>(w[k], high),
-                6 => s.with_bit4::<6>(w[k], high),
-                _ => s.with_bit4::<7>(w[k], high),
-            };
+            w[k] = s.with_high_bits(w[k], s.load_b(&block.high[k]), g, 1);
         }
         Group { w, scale, second }
     }

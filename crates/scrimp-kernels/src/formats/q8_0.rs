@@ -36,7 +36,7 @@ impl BlockFormat for Q8_0 {
     }
 
     #[inline(always)]
-    fn group<S: Simd, const G: usize>(s: S, block: &Block) -> Group<S> {
+    fn group<S: Simd>(s: S, block: &Block, _: usize) -> Group<S> {
         let mut w = [s.load_b(&block.q[0]); 8];
         for k in 1..8 {
             w[k] = s.load_b(&block.q[k]);

@@ -172,6 +172,10 @@ impl Simd for Avx2 {
         });
     }
     #[inline(always)]
+    fn prefetch(self, x: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T0>(x.cast()));
+    }
+    #[inline(always)]
     fn load_b(self, x: &[u8; 64]) -> I {
         isa!([_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())])
     }
@@ -194,12 +198,25 @@ impl Simd for Avx2 {
         self.low_nibbles(both!(_mm256_srli_epi16::<4>, x))
     }
     #[inline(always)]
-    fn with_bit4<const SHIFT: u32>(self, low: I, x: I) -> I {
-        isa!(or_masked(low, to_bit4::<SHIFT>(x), _mm256_set1_epi8(0x10)))
+    fn nibbles(self, x: I, half: usize) -> I {
+        self.low_nibbles(isa!({
+            let n = _mm_cvtsi32_si128(4 * half as i32);
+            [_mm256_srl_epi16(x[0], n), _mm256_srl_epi16(x[1], n)]
+        }))
     }
     #[inline(always)]
-    fn with_bits45<const SHIFT: u32>(self, low: I, x: I) -> I {
-        isa!(or_masked(low, to_bit4::<SHIFT>(x), _mm256_set1_epi8(0x30)))
+    fn with_high_bits(self, low: I, x: I, shift: usize, mask: u8) -> I {
+        // One of the two shifts is by 0. They work on 16-bit lanes; bits that cross a byte are masked off.
+        isa!({
+            let left = _mm_cvtsi32_si128(4usize.saturating_sub(shift) as i32);
+            let right = _mm_cvtsi32_si128(shift.saturating_sub(4) as i32);
+            let mask = _mm256_set1_epi8((mask << 4) as i8);
+            let half = |low, x| {
+                let moved = _mm256_srl_epi16(_mm256_sll_epi16(x, left), right);
+                _mm256_or_si256(low, _mm256_and_si256(moved, mask))
+            };
+            [half(low[0], x[0]), half(low[1], x[1])]
+        })
     }
     #[inline(always)]
     fn dot(self, acc: I, w: I, x: i32) -> I {
@@ -245,41 +262,5 @@ pub(super) unsafe fn reduce_add_8(x: __m256) -> f32 {
         let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
         let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
         _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
-    }
-}
-
-/// Moves bit `SHIFT` of every byte to bit 4 (what else comes along is masked off afterwards).
-///
-/// # Safety
-/// Needs AVX2.
-#[inline(always)]
-unsafe fn to_bit4<const SHIFT: u32>(x: I) -> I {
-    // SAFETY: the caller has AVX2. Shifts work on 16-bit lanes; bits that cross a byte are masked off.
-    x.map(|x| unsafe {
-        match SHIFT {
-            0 => _mm256_slli_epi16::<4>(x),
-            1 => _mm256_slli_epi16::<3>(x),
-            2 => _mm256_slli_epi16::<2>(x),
-            3 => _mm256_slli_epi16::<1>(x),
-            4 => x,
-            5 => _mm256_srli_epi16::<1>(x),
-            6 => _mm256_srli_epi16::<2>(x),
-            _ => _mm256_srli_epi16::<3>(x),
-        }
-    })
-}
-
-/// `low | (x & mask)`.
-///
-/// # Safety
-/// Needs AVX2.
-#[inline(always)]
-unsafe fn or_masked(low: I, x: I, mask: __m256i) -> I {
-    // SAFETY: the caller has AVX2.
-    unsafe {
-        [
-            _mm256_or_si256(low[0], _mm256_and_si256(x[0], mask)),
-            _mm256_or_si256(low[1], _mm256_and_si256(x[1], mask)),
-        ]
     }
 }

@@ -134,6 +134,10 @@ impl Simd for Avx512 {
         isa!(_mm512_storeu_si512(to.as_mut_ptr().cast(), x));
     }
     #[inline(always)]
+    fn prefetch(self, x: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T0>(x.cast()));
+    }
+    #[inline(always)]
     fn load_b(self, x: &[u8; 64]) -> __m512i {
         isa!(_mm512_loadu_si512(x.as_ptr().cast()))
     }
@@ -150,12 +154,20 @@ impl Simd for Avx512 {
         isa!(_mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)))
     }
     #[inline(always)]
-    fn with_bit4<const SHIFT: u32>(self, low: __m512i, x: __m512i) -> __m512i {
-        isa!(or_masked(low, to_bit4::<SHIFT>(x), _mm512_set1_epi8(0x10)))
+    fn nibbles(self, x: __m512i, half: usize) -> __m512i {
+        isa!({
+            let shifted = _mm512_srl_epi16(x, _mm_cvtsi32_si128(4 * half as i32));
+            _mm512_and_si512(shifted, _mm512_set1_epi8(15))
+        })
     }
     #[inline(always)]
-    fn with_bits45<const SHIFT: u32>(self, low: __m512i, x: __m512i) -> __m512i {
-        isa!(or_masked(low, to_bit4::<SHIFT>(x), _mm512_set1_epi8(0x30)))
+    fn with_high_bits(self, low: __m512i, x: __m512i, shift: usize, mask: u8) -> __m512i {
+        // Rotating a 32-bit lane by 4 - shift moves the wanted bits of every byte to bit 4 of the same byte; the truth
+        // table 0xF8 is a | (b & c).
+        isa!({
+            let turned = _mm512_rolv_epi32(x, _mm512_set1_epi32(4 - shift as i32));
+            _mm512_ternarylogic_epi32::<0xF8>(low, turned, _mm512_set1_epi8((mask << 4) as i8))
+        })
     }
     #[inline(always)]
     fn dot(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
@@ -180,35 +192,4 @@ impl Simd for Avx512 {
     fn reduce_max_i32(self, x: __m512i) -> i32 {
         isa!(_mm512_reduce_max_epi32(x))
     }
-}
-
-/// Moves bit `SHIFT` of every byte to bit 4 (what else comes along is masked off afterwards).
-///
-/// # Safety
-/// Needs AVX-512BW.
-#[inline(always)]
-unsafe fn to_bit4<const SHIFT: u32>(x: __m512i) -> __m512i {
-    // SAFETY: the caller has AVX-512BW. Shifts work on 16-bit lanes; bits that cross a byte are masked off.
-    unsafe {
-        match SHIFT {
-            0 => _mm512_slli_epi16::<4>(x),
-            1 => _mm512_slli_epi16::<3>(x),
-            2 => _mm512_slli_epi16::<2>(x),
-            3 => _mm512_slli_epi16::<1>(x),
-            4 => x,
-            5 => _mm512_srli_epi16::<1>(x),
-            6 => _mm512_srli_epi16::<2>(x),
-            _ => _mm512_srli_epi16::<3>(x),
-        }
-    }
-}
-
-/// `low | (x & mask)` in one instruction.
-///
-/// # Safety
-/// Needs AVX-512F.
-#[inline(always)]
-unsafe fn or_masked(low: __m512i, x: __m512i, mask: __m512i) -> __m512i {
-    // SAFETY: the caller has AVX-512F. 0xF8 is the truth table of a | (b & c).
-    unsafe { _mm512_ternarylogic_epi32::<0xF8>(low, x, mask) }
 }

@@ -58,16 +58,21 @@ pub(crate) trait Simd: Copy {
     fn store_low_bytes(self, x: Self::I, to: &mut [i8; 16]);
     fn store_i32(self, x: Self::I, to: &mut [i32; 16]);
 
+    /// Asks for the cache line at `x`, which need not be readable.
+    fn prefetch(self, x: *const u8) {
+        let _ = x;
+    }
     fn load_b(self, x: &[u8; 64]) -> Self::B;
     fn store_b(self, x: Self::B, to: &mut [u8; 64]);
     /// The low 4 bits of each byte.
     fn low_nibbles(self, x: Self::B) -> Self::B;
     /// The high 4 bits of each byte.
     fn high_nibbles(self, x: Self::B) -> Self::B;
-    /// `low | ((x >> SHIFT) & 1) << 4`: puts bit `SHIFT` of each byte of `x` on top of a 4-bit value.
-    fn with_bit4<const SHIFT: u32>(self, low: Self::B, x: Self::B) -> Self::B;
-    /// `low | ((x >> SHIFT) & 3) << 4`: puts two bits of each byte of `x` on top of a 4-bit value.
-    fn with_bits45<const SHIFT: u32>(self, low: Self::B, x: Self::B) -> Self::B;
+    /// The low (`half` 0) or high (`half` 1) 4 bits of each byte.
+    fn nibbles(self, x: Self::B, half: usize) -> Self::B;
+    /// `low | ((x >> shift) & mask) << 4` for each byte: puts bits `shift..` of `x` on top of a 4-bit value. `mask` is 1
+    /// or 3, `shift` at most 7 or 6.
+    fn with_high_bits(self, low: Self::B, x: Self::B, shift: usize, mask: u8) -> Self::B;
 
     /// `acc[row] + sum over j < 4 of w[row][j] * x[j]`, where `x` is the 4 signed bytes of an i32 in memory order.
     /// The weights must be at most 127 (products of pairs fit an i16) and `x` within ±127.

@@ -140,12 +140,12 @@ impl Simd for Scalar {
         x.map(|x| x >> 4)
     }
     #[inline(always)]
-    fn with_bit4<const SHIFT: u32>(self, low: [u8; 64], x: [u8; 64]) -> [u8; 64] {
-        std::array::from_fn(|i| low[i] | ((x[i] >> SHIFT) & 1) << 4)
+    fn nibbles(self, x: [u8; 64], half: usize) -> [u8; 64] {
+        x.map(|x| x >> (4 * half) & 15)
     }
     #[inline(always)]
-    fn with_bits45<const SHIFT: u32>(self, low: [u8; 64], x: [u8; 64]) -> [u8; 64] {
-        std::array::from_fn(|i| low[i] | ((x[i] >> SHIFT) & 3) << 4)
+    fn with_high_bits(self, low: [u8; 64], x: [u8; 64], shift: usize, mask: u8) -> [u8; 64] {
+        std::array::from_fn(|i| low[i] | (x[i] >> shift & mask) << 4)
     }
     #[inline(always)]
     fn dot(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {

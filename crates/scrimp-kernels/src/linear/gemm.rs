@@ -45,32 +45,16 @@ impl PanelGroup {
 /// Unpacks the blocks of a tile.
 #[inline(always)]
 pub(crate) fn unpack<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], panel: &mut [PanelGroup]) {
-    if F::GROUPS == 1 {
-        for (block, out) in blocks.iter().zip(panel) {
-            unpack_group::<S, F, 0>(s, block, out);
-        }
-    } else {
-        for (block, out) in blocks.iter().zip(panel.as_chunks_mut::<8>().0) {
-            unpack_group::<S, F, 0>(s, block, &mut out[0]);
-            unpack_group::<S, F, 1>(s, block, &mut out[1]);
-            unpack_group::<S, F, 2>(s, block, &mut out[2]);
-            unpack_group::<S, F, 3>(s, block, &mut out[3]);
-            unpack_group::<S, F, 4>(s, block, &mut out[4]);
-            unpack_group::<S, F, 5>(s, block, &mut out[5]);
-            unpack_group::<S, F, 6>(s, block, &mut out[6]);
-            unpack_group::<S, F, 7>(s, block, &mut out[7]);
+    for (block, out) in blocks.iter().zip(panel.chunks_exact_mut(F::GROUPS)) {
+        for (g, out) in out.iter_mut().enumerate() {
+            let group = F::group(s, block, g);
+            for (w, out) in group.w.into_iter().zip(&mut out.w) {
+                s.store_b(w, out);
+            }
+            s.store(group.scale, &mut out.scale);
+            s.store(group.second, &mut out.second);
         }
     }
-}
-
-#[inline(always)]
-fn unpack_group<S: Simd, F: BlockFormat, const G: usize>(s: S, block: &F::Block, out: &mut PanelGroup) {
-    let group = F::group::<S, G>(s, block);
-    for (w, out) in group.w.into_iter().zip(&mut out.w) {
-        s.store_b(w, out);
-    }
-    s.store(group.scale, &mut out.scale);
-    s.store(group.second, &mut out.second);
 }
 
 /// Dot products of 16 rows with `T` tokens.

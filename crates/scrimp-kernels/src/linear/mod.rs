@@ -24,8 +24,11 @@ use crate::{
 };
 use gemm::PanelGroup;
 
-/// Weight bytes per unit of work when decoding: enough to hide the cost of handing it out.
-const GEMV_UNIT_BYTES: usize = 24 << 10;
+/// Weight bytes per unit of work when decoding: long runs let the hardware's prefetchers do their work, short ones let
+/// threads end together.
+const GEMV_UNIT_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
+/// Units per thread that a region is cut into where [`GEMV_UNIT_BYTES`] allows it.
+const GEMV_UNITS_PER_THREAD: usize = 6;
 /// Unpacked bytes per unit of work in a batch: they stay in the second-level cache while all tokens pass by.
 const PANEL_BYTES: usize = 160 << 10;
 
@@ -85,6 +88,9 @@ pub fn linear(
     }
     let decode = n_tokens == 1;
     let groups = x.cols().div_ceil(GROUP);
+    let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
+    let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
+        .clamp(*GEMV_UNIT_BYTES.start(), *GEMV_UNIT_BYTES.end());
     let mut units = 0;
     let mut panel_tiles = 0;
     let mut jobs = Vec::with_capacity(products.len());
@@ -99,7 +105,7 @@ pub fn linear(
             continue;
         }
         let per_unit = if decode {
-            GEMV_UNIT_BYTES / (weight.bytes() / n_tiles).max(1)
+            unit_bytes / (weight.bytes() / n_tiles).max(1)
         } else {
             // Never so many that threads run out of units.
             (PANEL_BYTES / (groups * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
