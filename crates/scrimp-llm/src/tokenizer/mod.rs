@@ -21,6 +21,7 @@ mod vocab;
 
 use std::fmt;
 
+pub(crate) use hf::Files;
 pub use stream::StreamDecoder;
 
 use self::{
