@@ -99,7 +99,7 @@ fn harmful_templates_end_in_an_error() {
         grow("{% set x = [x, x] | join('') %}"),
         grow("{% set x %}{{ x }}{{ x }}{% endset %}"),
         grow("{% set x = x | tojson | tojson | tojson %}"),
-        "{% set x = [1] %}".to_owned() + &"{% set x = x + x %}".repeat(60),
+        "{% set x = [1] %}".to_owned() + &"{% set x = x + x %}".repeat(30) + "{% for y in x %}{% endfor %}",
         "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(),
         "{% for m in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(),
         "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}".to_owned(),
@@ -112,20 +112,29 @@ fn harmful_templates_end_in_an_error() {
         "{{ messages.__class__.__mro__ }}".to_owned(),
         "{{ ''.__class__.__base__.__subclasses__() }}".to_owned(),
         "(".repeat(3) + "{{ " + &"(".repeat(100_000) + "1" + &")".repeat(100_000) + " }}",
-        "{{ ".to_owned() + &"[".repeat(100_000) + &"]".repeat(100_000) + " }}",
-        "{{ ".to_owned() + &"not ".repeat(100_000) + "1 }}",
+        "{{ ".to_owned() + &"[".repeat(50_000) + &"]".repeat(50_000) + " }}",
+        "{{ ".to_owned() + &"not ".repeat(30_000) + "no() }}",
+        "{{ ".to_owned() + &"not ".repeat(7_990) + "no() }}",
+        "{{ ".to_owned() + &"-".repeat(7_990) + "no() }}",
+        "{{ no()".to_owned() + &"+a".repeat(7_990) + " }}",
+        "{{ no()".to_owned() + &" if 1".repeat(20_000) + " }}",
+        "{% if no() %}".to_owned() + &"{% elif a %}".repeat(3_000) + "{% endif %}",
         "{{ ".to_owned() + &"-".repeat(100_000) + "'a' }}",
-        "{{ ".to_owned() + &"a.".repeat(100_000) + "a }}",
-        "{% if 1 %}".repeat(50_000) + &"{% endif %}".repeat(50_000) + "{{ no() }}",
-        "{% for x in [1] %}".repeat(50_000),
-        "{{ x".to_owned() + &"|upper".repeat(100_000) + "(1, 2) }}",
+        "{{ 1".to_owned() + &"+1".repeat(60_000) + "+'a' }}",
+        "{{ 1".to_owned() + &" if 1 else 1".repeat(10_000) + " }}{{ no() }}",
+        "{{ a".to_owned() + &"[0".repeat(60_000),
+        "{{ ".to_owned() + &"a.".repeat(60_000) + "a }}",
+        "{% if 1 %}".repeat(5_000) + &"{% endif %}".repeat(5_000) + "{{ no() }}",
+        "{% for x in [1] %}".repeat(7_000),
+        "{{ x".to_owned() + &"|upper".repeat(20_000) + "(1, 2) }}",
         " ".repeat(2 << 20),
-        "{%".repeat(100_000),
-        "{#".repeat(100_000),
+        "{%".repeat(60_000),
+        "{#".repeat(60_000),
     ];
     let mut bad = Vec::new();
     for attack in attacks {
         let name: String = attack.chars().take(100).collect();
+        eprintln!("{name}"); // a crash would not say which it was
         let start = Instant::now();
         let done = ChatTemplate::new(&attack, "", "").and_then(|t| t.render(&hello(), true, &Map::new()));
         let took = start.elapsed();
@@ -138,13 +147,31 @@ fn harmful_templates_end_in_an_error() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
+/// The budget grows with the messages; what it buys must not be enough to overflow the stack.
+#[test]
+fn nested_values_are_printed_and_freed() {
+    let long = [Message::new("user", "x".repeat(6 << 20))];
+    for depth in [40_000, 90_000, 99_999] {
+        for end in
+            ["", "{{ ns.x | length }}", "{{ ns.x }}", "{{ ns.x | string | length }}", "{{ ns.x == ns.x }}"]
+        {
+            let source = format!(
+                "{{% set ns = namespace(x=[]) %}}{{% for i in range({depth}) %}}{{% set ns.x = [ns.x] %}}{{% endfor %}}{end}"
+            );
+            let template = ChatTemplate::new(&source, "", "").unwrap();
+            let done = template.render(&long, true, &Map::new());
+            assert!(done.is_ok(), "{depth} {end}: {done:?}");
+        }
+    }
+}
+
 #[test]
 fn long_conversations_are_within_the_budget() {
     let dir = testdata().join("chat");
     for name in ["qwen2.5", "llama3_tools", "gemma3", "mistral"] {
         let source = fs::read_to_string(dir.join(format!("{name}.jinja"))).unwrap();
         let template = ChatTemplate::new(&source, "<s>", "</s>").unwrap();
-        let word = "A long message, again and again. ".repeat(1000);
+        let word = "A long message, again and again. ".repeat(100);
         let messages: Vec<Message> = (0..1001)
             .map(|i| Message::new(if i % 2 == 0 { "user" } else { "assistant" }, word.as_str()))
             .collect();

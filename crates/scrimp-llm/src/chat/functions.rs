@@ -272,6 +272,12 @@ pub(super) fn without_generation_marks(source: &str) -> String {
     out
 }
 
+/// An upper bound for the operators in a template: what looks like one, be it in an expression or in text.
+pub(super) fn operators(source: &str) -> usize {
+    let signs = source.bytes().filter(|b| b"+-*/%~".contains(b)).count();
+    ["not", "and", "or"].iter().map(|word| source.matches(word).count()).sum::<usize>() + signs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,6 +303,12 @@ mod tests {
             assert!(now > last, "{now} after {last}");
             last = now;
         }
+    }
+
+    #[test]
+    fn operators_are_never_missed() {
+        assert_eq!(operators("{{ a+b - -c*d/e % f~g not h and i or j }}"), 10);
+        assert_eq!(operators(""), 0);
     }
 
     #[test]

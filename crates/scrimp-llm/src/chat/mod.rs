@@ -1,7 +1,8 @@
 //! Chat templates: from a list of messages to the text that a chat model was trained on.
 //!
 //! Templates are Jinja programs that come with the model, so they are strangers' code. They run without access to
-//! files or to other templates, and on a budget that bounds their time and the memory of what they build.
+//! files or to other templates, and on a budget that bounds their time and the memory of what they build. One hole is
+//! known: minijinja 3.1 doubles lists lazily and for free (`x + x`), and after 32 times copies what that makes.
 
 mod functions;
 mod source;
@@ -38,13 +39,24 @@ pub struct ChatTemplate {
     eos: String,
 }
 
-/// Fuel that every rendering gets. One unit pays for an instruction or for 64 bytes of data, so this is some tens of
-/// milliseconds, or 16 MB.
-const FUEL: u64 = 250_000;
+/// Fuel of every rendering. One unit pays for an instruction or for 64 bytes of data.
+const FUEL: u64 = 100_000;
 /// Fuel for each message: the longest templates take a few hundred instructions per message.
-const FUEL_PER_MESSAGE: u64 = 2_000;
+const FUEL_PER_MESSAGE: u64 = 1_000;
+/// Most fuel, for some 5 MB of messages: then a template can run for a second, and build 160 MB.
+const MAX_FUEL: u64 = 2_500_000;
 /// Longest template that is compiled, bytes; the longest known ones have some 20,000.
-const MAX_TEMPLATE: usize = 1 << 20;
+const MAX_TEMPLATE: usize = 128 << 10;
+/// Most operators: the compiler takes time in the square of a chain of them, here about a second. The longest known
+/// templates have some 2,500 (with the signs of `{%- -%}`).
+const MAX_OPERATORS: usize = 8000;
+
+// The engine recurses into chains of operators when it compiles, and into nested lists when it prints or frees them.
+// What that takes at most was measured; stacks are only reserved, not used, by templates that do no such thing.
+/// Stack for compiling, bytes, and bytes per byte of the template.
+const COMPILE_STACK: (usize, usize) = (8 << 20, 1024);
+/// Stack for rendering, bytes, and bytes per unit of fuel.
+const RENDER_STACK: (usize, usize) = (1 << 20, 100);
 const NAME: &str = "chat";
 
 impl ChatTemplate {
@@ -59,6 +71,12 @@ impl ChatTemplate {
                 format!("the chat template has {} bytes; at most {MAX_TEMPLATE} are allowed", source.len());
             return Err(Error::bad_input(what));
         }
+        let operators = functions::operators(source);
+        if operators > MAX_OPERATORS {
+            let what =
+                format!("the chat template has {operators} operators; at most {MAX_OPERATORS} are allowed");
+            return Err(Error::bad_input(what));
+        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| error("the chat template's syntax", &e))?);
@@ -66,9 +84,14 @@ impl ChatTemplate {
         environment.add_function("raise_exception", functions::raise_exception);
         environment.add_function("strftime_now", functions::strftime_now);
         environment.add_filter("tojson", functions::tojson);
-        environment
-            .add_template_owned(NAME, functions::without_generation_marks(source))
-            .map_err(|e| error("the model's chat template is not valid", &e))?;
+        let source = functions::without_generation_marks(source);
+        let environment =
+            on_stack(COMPILE_STACK.0 + COMPILE_STACK.1 * source.len(), move || {
+                match environment.add_template_owned(NAME, source) {
+                    Ok(()) => Ok(environment),
+                    Err(e) => Err(error("the model's chat template is not valid", &e)),
+                }
+            })?;
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
@@ -88,24 +111,40 @@ impl ChatTemplate {
     ) -> Result<String> {
         let input: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
         let extra_size = serde_json::to_string(extra).map_or(0, |json| json.len());
+        let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + (input / 2 + 4 * extra_size) as u64;
+        let fuel = fuel.min(MAX_FUEL);
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(
-            FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + (input + 4 * extra_size) as u64,
-        ));
+        environment.set_fuel(Some(fuel));
         let template = environment.get_template(NAME).map_err(|e| error("the model's chat template", &e))?;
-        let given = context! {
-            messages => Value::from(Serde(messages)),
-            add_generation_prompt,
-            bos_token => self.bos.as_str(),
-            eos_token => self.eos.as_str(),
-            tools => (),
-            documents => (),
+        let (bos, eos) = (self.bos.as_str(), self.eos.as_str());
+        let render = || {
+            let given = context! {
+                messages => Value::from(Serde(messages)),
+                add_generation_prompt,
+                bos_token => bos,
+                eos_token => eos,
+                tools => (),
+                documents => (),
+            };
+            template
+                .render(context! { ..Value::from(Serde(extra)), ..given })
+                .map_err(|e| error("the model's chat template failed", &e))
         };
-        let extra = Value::from(Serde(extra));
-        template
-            .render(context! { ..extra, ..given })
-            .map_err(|e| error("the model's chat template failed", &e))
+        on_stack(RENDER_STACK.0 + RENDER_STACK.1 * fuel as usize, render)
     }
+}
+
+/// Runs `work` on a stack of `bytes`.
+fn on_stack<T: Send>(bytes: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(bytes).spawn_scoped(scope, work);
+        let thread = thread.map_err(|_| Error::OutOfMemory {
+            what: format!("{bytes} bytes of address space for the chat template's stack"),
+        })?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(Error::bad_input("the model's chat template made its engine fail")))
+    })
 }
 
 impl fmt::Debug for ChatTemplate {

@@ -45,6 +45,7 @@ pub struct Tokenizer {
     ends: Vec<u32>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a process has one or two of them")]
 enum Engine {
     /// Built from GGUF metadata.
     Native { vocab: Vocab, specials: Specials, words: Words },
@@ -53,6 +54,7 @@ enum Engine {
 }
 
 /// How text between special tokens becomes ids.
+#[expect(clippy::large_enum_variant, reason = "a process has one or two of them")]
 enum Words {
     Bpe(Bpe),
     Spm(Spm),
