@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod builtin_text;
+pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod error;

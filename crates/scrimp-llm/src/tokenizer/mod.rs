@@ -21,6 +21,7 @@ mod vocab;
 
 use std::fmt;
 
+pub(crate) use hf::Files;
 pub use stream::StreamDecoder;
 
 use self::{
@@ -44,6 +45,7 @@ pub struct Tokenizer {
     ends: Vec<u32>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a process has one or two of them")]
 enum Engine {
     /// Built from GGUF metadata.
     Native { vocab: Vocab, specials: Specials, words: Words },
@@ -52,6 +54,7 @@ enum Engine {
 }
 
 /// How text between special tokens becomes ids.
+#[expect(clippy::large_enum_variant, reason = "a process has one or two of them")]
 enum Words {
     Bpe(Bpe),
     Spm(Spm),
