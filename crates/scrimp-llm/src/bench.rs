@@ -103,6 +103,11 @@ pub fn decode<S: LogitsSource>(
     for i in 1..=ROUNDS {
         round(&format!("decode {i}/{ROUNDS}"));
         model.truncate(depth);
+        if model.len() < depth {
+            // It cannot go back that far.
+            model.reset();
+            model.forward(&text[..depth])?;
+        }
         let start = Instant::now();
         let mut next = first;
         for _ in 0..tokens {
@@ -148,6 +153,15 @@ mod tests {
         // Greedy, and the same tokens every round: position p is followed by p mod 9.
         assert_eq!(model.seen[20..], [2, 3, 4, 5, 6]);
         assert_eq!(rounds.len(), 8);
+    }
+
+    #[test]
+    fn a_cache_that_cannot_go_back_is_filled_again() {
+        let mut model = FakeModel::new(|seen| vec![seen.len() as f32, 0.0]);
+        model.rewind = 3;
+        let options = DecodeOptions { prompt: 8, tokens: 4, depth: 8 };
+        decode(&mut model, 64, &[1; 8], options, &mut |_| ()).unwrap();
+        assert_eq!(model.calls[5..], [8, 8, 8, 8, 1, 1, 1, 1, 8, 1, 1, 1, 1, 8, 1, 1, 1, 1]);
     }
 
     #[test]

@@ -14,11 +14,20 @@ pub(crate) struct FakeModel {
     pub(crate) calls: Vec<usize>,
     /// Fails when a call would pass this many tokens.
     pub(crate) fail_at: usize,
+    /// How many tokens it can forget one by one.
+    pub(crate) rewind: usize,
 }
 
 impl FakeModel {
     pub(crate) fn new(rule: impl Fn(&[u32]) -> Vec<f32> + 'static) -> Self {
-        Self { rule: Box::new(rule), seen: vec![], logits: vec![], calls: vec![], fail_at: usize::MAX }
+        Self {
+            rule: Box::new(rule),
+            seen: vec![],
+            logits: vec![],
+            calls: vec![],
+            fail_at: usize::MAX,
+            rewind: usize::MAX / 2,
+        }
     }
 
     /// Says `script` token by token, by position, whatever it reads; then token 0.
@@ -49,7 +58,13 @@ impl LogitsSource for FakeModel {
         }
         Ok(())
     }
+    fn len(&self) -> usize {
+        self.seen.len()
+    }
     fn truncate(&mut self, len: usize) {
+        if self.seen.len() > len + self.rewind {
+            self.seen.clear();
+        }
         self.seen.truncate(len);
     }
     fn reset(&mut self) {

@@ -16,6 +16,7 @@ pub use stop::StopStrings;
 use crate::error::{Error, Result};
 use crate::sampling::Sampler;
 use crate::source::LogitsSource;
+use crate::tokenizer::StreamDecoder;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -26,6 +27,15 @@ pub trait TextStream {
     fn push(&mut self, token: u32) -> String;
     /// What is still held back.
     fn finish(&mut self) -> String;
+}
+
+impl TextStream for StreamDecoder<'_> {
+    fn push(&mut self, token: u32) -> String {
+        StreamDecoder::push(self, token)
+    }
+    fn finish(&mut self) -> String {
+        StreamDecoder::finish(self)
+    }
 }
 
 /// What is to be generated.
@@ -121,7 +131,7 @@ pub fn generate<S: LogitsSource>(
         tokens: Vec::new(),
         reason: FinishReason::Cancelled,
         prompt_tokens: request.prompt.len(),
-        reused_tokens: sequence.reusable(request.prompt),
+        reused_tokens: sequence.rewind_to(request.prompt),
         prefill_seconds: 0.0,
         decode_seconds: 0.0,
         decode_steps: 0,

@@ -7,8 +7,8 @@ pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
-pub mod families;
 pub mod eval;
+pub mod families;
 pub mod generate;
 pub mod hub;
 pub mod load;
@@ -16,9 +16,9 @@ pub mod logits;
 pub mod model;
 pub mod sampling;
 pub mod source;
+pub mod tokenizer;
 
 #[cfg(test)]
 mod fake;
-pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -17,7 +17,13 @@ pub trait LogitsSource {
     /// # Errors
     /// As [`forward`](Self::forward).
     fn forward_each(&mut self, tokens: &[u32], visit: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
-    /// Forgets all tokens from position `len` on.
+    /// Tokens seen so far.
+    fn len(&self) -> usize;
+    /// True before the first token.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Forgets all tokens from position `len` on, or everything where it cannot go back that far: see [`len`](Self::len).
     fn truncate(&mut self, len: usize);
     /// Forgets everything.
     fn reset(&mut self);
@@ -33,6 +39,9 @@ impl LogitsSource for Session<'_> {
     }
     fn forward_each(&mut self, tokens: &[u32], visit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
         Session::forward_each(self, tokens, visit)
+    }
+    fn len(&self) -> usize {
+        Session::len(self)
     }
     fn truncate(&mut self, len: usize) {
         Session::truncate(self, len);

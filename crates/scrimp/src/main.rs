@@ -6,6 +6,7 @@
 mod cli;
 mod format;
 mod interrupt;
+mod loaded;
 mod machine;
 mod printer;
 mod progress;

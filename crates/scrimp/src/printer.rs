@@ -55,7 +55,6 @@ impl Printer {
     }
 
     /// A piece of streamed text, flushed at once; with `--json` nothing (the text is part of the result).
-    #[allow(dead_code, reason = "used by generation")]
     pub(crate) fn stream(&self, piece: &str) -> anyhow::Result<()> {
         if self.json { Ok(()) } else { self.write(piece) }
     }

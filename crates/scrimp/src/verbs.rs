@@ -6,7 +6,7 @@ mod doctor;
 mod eval;
 mod inspect;
 mod models;
-mod pull;
+pub(crate) mod pull;
 mod run;
 
 use crate::{App, cli::Verb};

@@ -46,10 +46,16 @@ impl<S: LogitsSource> Sequence<S> {
         self.tokens.clear();
     }
 
-    /// How many tokens of `prompt` need no computing: the common prefix, but never all of `prompt` (its last logits are wanted).
-    pub fn reusable(&self, prompt: &[u32]) -> usize {
+    /// Forgets what is not part of `prompt`, and returns how many tokens of it need no computing: the common prefix, but never
+    /// all of it (its last logits are wanted), and nothing where the model cannot go back that far.
+    pub fn rewind_to(&mut self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        common.min(prompt.len().saturating_sub(1))
+        let kept = common.min(prompt.len().saturating_sub(1));
+        if kept < self.tokens.len() {
+            self.source.truncate(kept);
+            self.tokens.truncate(self.source.len());
+        }
+        self.tokens.len()
     }
 
     /// Makes the cache hold exactly `prompt` (not empty) and returns the logits after it; `None` if `cancelled` said so in between.
@@ -57,11 +63,7 @@ impl<S: LogitsSource> Sequence<S> {
     /// # Errors
     /// Those of the model; the sequence is then empty.
     pub fn extend_to(&mut self, prompt: &[u32], cancelled: &dyn Fn() -> bool) -> Result<Option<&[f32]>> {
-        let kept = self.reusable(prompt);
-        if kept < self.tokens.len() {
-            self.source.truncate(kept);
-            self.tokens.truncate(kept);
-        }
+        let kept = self.rewind_to(prompt);
         let new = &prompt[kept..];
         let (head, last) = new.split_at((new.len() - 1) / PREFILL_CHUNK * PREFILL_CHUNK);
         for chunk in head.chunks(PREFILL_CHUNK) {

@@ -161,12 +161,25 @@ fn the_next_turn_computes_only_what_is_new() {
 }
 
 #[test]
+fn a_model_that_cannot_go_back_starts_over() {
+    let never = || false;
+    let mut s = Sequence::new(FakeModel::new(|seen| vec![seen.iter().sum::<u32>() as f32]), 100);
+    s.source.rewind = 2;
+    s.extend_to(&[1, 2, 3, 4, 5], &never).unwrap();
+    assert_eq!(s.rewind_to(&[1, 2, 3, 9, 9]), 3);
+    s.extend_to(&[1, 2, 3, 9, 9], &never).unwrap();
+    assert_eq!(s.rewind_to(&[1, 7, 7]), 0);
+    assert_eq!(s.extend_to(&[1, 7, 7], &never).unwrap().unwrap(), [15.0]);
+    assert_eq!(s.source().calls, [5, 2, 3]);
+}
+
+#[test]
 fn after_a_failure_nothing_is_reused() {
     let mut s = sequence(&[1, 2], 100);
     s.extend_to(PROMPT, &|| false).unwrap();
     s.source.fail_at = 3;
     assert!(s.append(1).is_err());
-    assert_eq!(s.reusable(PROMPT), 0);
+    assert_eq!(s.rewind_to(PROMPT), 0);
     s.source.fail_at = usize::MAX;
     s.extend_to(PROMPT, &|| false).unwrap();
     assert_eq!(s.source().seen, PROMPT, "what the failure left behind is gone");

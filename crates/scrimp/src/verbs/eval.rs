@@ -1,8 +1,111 @@
-//! `scrimp eval`.
+//! `scrimp eval`: how good a model is.
 
-use crate::{App, cli::EvalVerb};
+use crate::{
+    App,
+    cli::{EvalKlArgs, EvalPplArgs, EvalVerb, KvArgs, KvFormat, TextArgs},
+    loaded::Loaded,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use scrimp_llm::eval::{Progress, Windows, kl, ppl, read_text};
+use serde::Serialize;
 
-/// Runs the verb.
-pub(crate) fn run(_app: &App, _args: &EvalVerb) -> anyhow::Result<()> {
-    anyhow::bail!("`scrimp eval` is not in this build")
+#[derive(Serialize)]
+struct Ppl {
+    ppl: f64,
+    nll: f64,
+    tokens: usize,
+}
+
+#[derive(Serialize)]
+struct Kl {
+    kl: f64,
+    top1_agreement: f64,
+    ppl: f64,
+    ppl_reference: f64,
+    tokens: usize,
+}
+
+/// Runs the metric.
+pub(crate) fn run(app: &App, verb: &EvalVerb) -> anyhow::Result<()> {
+    match verb {
+        EvalVerb::Ppl(args) => perplexity(app, args),
+        EvalVerb::Kl(args) => divergence(app, args),
+    }
+}
+
+fn perplexity(app: &App, args: &EvalPplArgs) -> anyhow::Result<()> {
+    let text = read_text(&args.text.text)?;
+    let loaded = Loaded::open(app, &args.model, &args.kv)?;
+    let windows = windows(&args.text, &loaded, encode(&loaded, &text)?)?;
+    let mut bar = Bar::new();
+    let r = ppl::perplexity(&mut loaded.model.session(), &windows, &mut |p| bar.show(p))?;
+    bar.finish();
+    app.printer.result(&Ppl { ppl: r.ppl, nll: r.nll, tokens: r.tokens }, |r| {
+        format!("perplexity {:.4}  ({:.5} nats per token, {} tokens scored)", r.ppl, r.nll, r.tokens)
+    })
+}
+
+fn divergence(app: &App, args: &EvalKlArgs) -> anyhow::Result<()> {
+    let text = read_text(&args.text.text)?;
+    let full = KvArgs { kv_format: KvFormat::Bf16 };
+    let model = Loaded::open(app, &args.model, &args.kv)?;
+    let reference = Loaded::open(app, &args.against, &full)?;
+    let ids = encode(&model, &text)?;
+    kl::check_same_tokens(
+        (&ids, model.model.vocab_size()),
+        (&encode(&reference, &text)?, reference.model.vocab_size()),
+    )?;
+    let windows = windows(&args.text, &model, ids)?;
+    let mut bar = Bar::new();
+    let (mut a, mut b) = (model.model.session(), reference.model.session());
+    let r = kl::divergence(&mut a, &mut b, &windows, model.model.vocab_size(), &mut |p| bar.show(p))?;
+    bar.finish();
+    let result = Kl {
+        kl: r.kl,
+        top1_agreement: r.top1_agreement,
+        ppl: r.ppl,
+        ppl_reference: r.ppl_reference,
+        tokens: r.tokens,
+    };
+    app.printer.result(&result, |r| {
+        format!(
+            "KL divergence {:.6} nats per token, same best token {:.2}%\nperplexity {:.4}, of the reference {:.4}  ({} tokens scored)",
+            r.kl,
+            100.0 * r.top1_agreement,
+            r.ppl,
+            r.ppl_reference,
+            r.tokens
+        )
+    })
+}
+
+/// The text's tokens; what looks like a special token is text.
+fn encode(loaded: &Loaded, text: &str) -> anyhow::Result<Vec<u32>> {
+    Ok(loaded.tokenizer.encode(text, false, false)?)
+}
+
+fn windows(args: &TextArgs, loaded: &Loaded, ids: Vec<u32>) -> anyhow::Result<Windows> {
+    let limit = loaded.model.context_length();
+    Ok(Windows::new(ids, loaded.bos(), args.context, args.max_tokens, limit)?)
+}
+
+/// Progress on stderr, where that is a terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} tokens  {msg}  {eta} left");
+        let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self(bar)
+    }
+
+    fn show(&mut self, progress: Progress) {
+        self.0.set_length(progress.total as u64);
+        self.0.set_message(format!("perplexity {:.3}", progress.ppl));
+        self.0.set_position(progress.done as u64);
+    }
+
+    fn finish(self) {
+        self.0.finish_and_clear();
+    }
 }

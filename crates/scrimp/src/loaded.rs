@@ -1,0 +1,86 @@
+//! A model ready to run: what `run`, `eval` and `bench` have in common.
+
+use crate::{App, cli::KvArgs, verbs::pull};
+use anyhow::Context as _;
+use scrimp_llm::{
+    Error, Result, bench,
+    chat::{ChatTemplate, chat_template_from_gguf, chat_template_from_hf_dir},
+    checkpoint::Checkpoint,
+    generate::Sequence,
+    model::{Model, RunOptions, Session},
+    tokenizer::Tokenizer,
+};
+
+/// Weights and tokenizer of a model.
+pub(crate) struct Loaded {
+    pub(crate) model: Model,
+    pub(crate) tokenizer: Tokenizer,
+}
+
+impl Loaded {
+    /// Fetches and loads `model`, an alias, path or other reference.
+    pub(crate) fn open(app: &App, model: &str, kv: &KvArgs) -> anyhow::Result<Self> {
+        Ok(Self::open_with(app, model, kv, |_, _| Ok(()))?.0)
+    }
+
+    /// As [`Loaded::open`]; `more` takes what else is wanted from the files, before the weights are loaded.
+    pub(crate) fn open_with<T>(
+        app: &App,
+        model: &str,
+        kv: &KvArgs,
+        more: impl FnOnce(&Checkpoint, &Tokenizer) -> Result<T>,
+    ) -> anyhow::Result<(Self, T)> {
+        let options = RunOptions {
+            threads: app.global.threads.map(Into::into),
+            kv_format: kv.kv_format.name().to_owned(),
+            ..RunOptions::default()
+        };
+        let checkpoint = Checkpoint::open(&pull::fetch(app, model)?)?;
+        let tokenizer = tokenizer(&checkpoint)?;
+        let more = more(&checkpoint, &tokenizer)?;
+        let model = Model::load(checkpoint, &options)?;
+        Ok((Self { model, tokenizer }, more))
+    }
+
+    /// An empty sequence.
+    pub(crate) fn sequence(&self) -> Sequence<Session<'_>> {
+        Sequence::new(self.model.session(), self.model.context_length())
+    }
+
+    /// The token that texts begin with, where the tokenizer wants one.
+    pub(crate) fn bos(&self) -> Option<u32> {
+        self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
+    }
+}
+
+/// The most memory that this process had resident so far.
+pub(crate) fn peak_rss_bytes() -> anyhow::Result<u64> {
+    bench::peak_rss_bytes()
+        .context("this system does not say how much memory a process has used (/proc/self/status)")
+}
+
+fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+    match (checkpoint.gguf_metadata(), checkpoint.hf_dir()) {
+        (Some(metadata), _) => Tokenizer::from_gguf(metadata),
+        (None, Some(dir)) => Tokenizer::from_hf_dir(dir),
+        (None, None) => Err(Error::bad_file(checkpoint.path(), "it holds no tokenizer")),
+    }
+}
+
+/// The chat template; base models have none.
+pub(crate) fn template(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+    let template = match (checkpoint.gguf_metadata(), checkpoint.hf_dir()) {
+        (Some(metadata), _) => chat_template_from_gguf(metadata, tokenizer)?,
+        (None, Some(dir)) => chat_template_from_hf_dir(dir)?,
+        (None, None) => None,
+    };
+    template.ok_or_else(|| {
+        Error::unsupported(
+            format!(
+                "{} has no chat template: it is a base model, which continues texts",
+                checkpoint.path().display()
+            ),
+            "add --raw and write the beginning of a text",
+        )
+    })
+}
