@@ -157,7 +157,7 @@ mod x86 {
         #[inline(always)]
         fn prefetch(self, at: *const u8) {
             // SAFETY: a prefetch reads nothing architecturally; any address will do.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
         }
     }
 
@@ -217,7 +217,7 @@ mod x86 {
         #[inline(always)]
         fn prefetch(self, at: *const u8) {
             // SAFETY: a prefetch reads nothing architecturally; any address will do.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
         }
     }
 
