@@ -7,8 +7,8 @@
 use scrimp_kernels::{
     Tier,
     attention::{
-        AttentionArgs, AttentionScratch, ColumnStats, KvView, PageGeometry, PageView, StatsRequest, Storage, attend,
-        storage::storage,
+        AttentionArgs, AttentionScratch, ColumnStats, KvView, PageGeometry, PageView, StatsRequest, Storage,
+        attend, storage::storage,
     },
     page_memory::{Page, PageMemory},
     threads::Pool,
@@ -38,15 +38,34 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(shape: &Shape, n_keys: usize, g: PageGeometry, storage: &dyn Storage, memory: &PageMemory) -> Self {
-        let rows: Vec<f32> = (0..g.page_tokens * g.head_dim).map(|i| ((i * 37 % 256) as f32 - 128.0) / 256.0).collect();
-        let page = || {
-            let (mut k, mut v) = (memory.alloc().unwrap(), memory.alloc().unwrap());
-            storage.write_k(g, &mut k, 0, g.page_tokens, &rows, g.head_dim);
-            storage.write_v(g, &mut v, 0, g.page_tokens, &rows, g.head_dim);
-            (k, v)
+    fn new(
+        shape: &Shape,
+        n_keys: usize,
+        g: PageGeometry,
+        storage: &dyn Storage,
+        memory: &PageMemory,
+    ) -> Self {
+        let rows: Vec<f32> =
+            (0..g.page_tokens * g.head_dim).map(|i| ((i * 37 % 256) as f32 - 128.0) / 256.0).collect();
+        let run: usize = std::env::var("RUN").map_or(8, |r| r.parse().unwrap());
+        // Runs of pages of one kind, as an append of many tokens takes them.
+        let head = |_| {
+            let n = n_keys.div_ceil(g.page_tokens);
+            let mut pages = Vec::new();
+            while pages.len() < n {
+                let (k, v): (Vec<_>, Vec<_>) = (
+                    (0..run).map(|_| memory.alloc().unwrap()).collect(),
+                    (0..run).map(|_| memory.alloc().unwrap()).collect(),
+                );
+                for (mut k, mut v) in k.into_iter().zip(v) {
+                    storage.write_k(g, &mut k, 0, g.page_tokens, &rows, g.head_dim);
+                    storage.write_v(g, &mut v, 0, g.page_tokens, &rows, g.head_dim);
+                    pages.push((k, v));
+                }
+            }
+            pages.truncate(n);
+            pages
         };
-        let head = |_| (0..n_keys.div_ceil(g.page_tokens)).map(|_| page()).collect();
         let pages = (0..shape.n_kv_heads).map(head).collect();
         Self { pages, n_keys, n_tokens: 1, page_tokens: g.page_tokens }
     }
@@ -90,7 +109,13 @@ fn best(cpu_time: bool, times: usize, mut run: impl FnMut()) -> f64 {
 
 /// Reads all pages and does next to nothing with them.
 fn read_all(layers: &[Layer], pool: &Pool) {
-    let pages: Vec<&Page> = layers.iter().flat_map(|l| &l.pages).flatten().flat_map(|(k, v)| [k, v]).collect();
+    let pages: Vec<&Page> = layers
+        .iter()
+        .flat_map(|l| &l.pages)
+        .flatten()
+        .map(|(k, _)| k)
+        .chain(layers.iter().flat_map(|l| &l.pages).flatten().map(|(_, v)| v))
+        .collect();
     pool.run(pages.len(), |unit, _| {
         let words: &[u64] = bytemuck::cast_slice(pages[unit]);
         std::hint::black_box(words.iter().fold(0, |sum, &x| sum ^ x));
@@ -99,7 +124,8 @@ fn read_all(layers: &[Layer], pool: &Pool) {
 
 fn main() {
     let mut args = std::env::args().skip(1);
-    let threads = args.next().and_then(|a| a.parse().ok()).unwrap_or_else(scrimp_kernels::threads::available_threads);
+    let threads =
+        args.next().and_then(|a| a.parse().ok()).unwrap_or_else(scrimp_kernels::threads::available_threads);
     let format = args.next().unwrap_or_else(|| "bf16".to_owned());
     let filter = args.next().unwrap_or_default();
     let part = args.next().unwrap_or_default();
@@ -148,12 +174,14 @@ fn main() {
             );
         }
         for depth in [64, 512, 4096].into_iter().filter(|_| part != "prefill") {
-            let bytes = depth * shape.n_kv_heads * shape.head_dim * 2 * (storage.page_bytes(g) / 64 / shape.head_dim);
+            let bytes =
+                depth * shape.n_kv_heads * shape.head_dim * 2 * (storage.page_bytes(g) / 64 / shape.head_dim);
             // Layers of 256 MB in all, so that nothing is read from a cache (unless the depth is small).
             let layers: Vec<_> = (0..(256 << 20) / bytes.max(1 << 20))
                 .map(|_| Layer::new(shape, depth, g, storage, &memory))
                 .collect();
-            let time = best(threads == 1, 8, || layers.iter().for_each(|layer| attention(layer, None))) / layers.len() as f64;
+            let time = best(threads == 1, 8, || layers.iter().for_each(|layer| attention(layer, None)))
+                / layers.len() as f64;
             let read = best(threads == 1, 8, || read_all(&layers, &pool)) / layers.len() as f64;
             println!(
                 "{:13} decode at {depth:5}: {:8.1} us a layer  {:6.1} GB/s   reading alone {:6.1} GB/s",
