@@ -167,6 +167,14 @@ impl HeadTable {
         self.len = len;
         self.blocks.truncate(len.div_ceil(page_tokens));
         self.stale_tail = !len.is_multiple_of(16);
+        // The slots that are free now must not pass their bias on to what is appended next.
+        let free = len % page_tokens;
+        if free > 0
+            && let Some(bias) = self.blocks.last_mut().and_then(|b| b.bias.as_mut())
+        {
+            let kept = bias.iter().enumerate().map(|(slot, &b)| if slot < free { b } else { 0.0 });
+            *bias = kept.collect();
+        }
         if let Positions::List(list) = &mut self.positions {
             list.truncate(len);
         }
