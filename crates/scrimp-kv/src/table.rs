@@ -109,9 +109,10 @@ impl HeadTable {
             });
         }
         let blocks = (self.len + n).div_ceil(page_tokens) - self.blocks.len();
-        for _ in 0..blocks {
-            growth.new.push(Block { k: shared.pool.alloc(n)?, v: shared.pool.alloc(n)?, bias: None });
-        }
+        // Keys first, then values: attention reads many pages of one kind in a row, and memory delivers long runs faster.
+        let mut alloc = || (0..blocks).map(|_| shared.pool.alloc(n)).collect::<Result<Vec<_>, _>>();
+        let (k, v) = (alloc()?, alloc()?);
+        growth.new.extend(k.into_iter().zip(v).map(|(k, v)| Block { k, v, bias: None }));
         Ok(growth)
     }
 
@@ -166,6 +167,14 @@ impl HeadTable {
         self.len = len;
         self.blocks.truncate(len.div_ceil(page_tokens));
         self.stale_tail = !len.is_multiple_of(16);
+        // The slots that are free now must not pass their bias on to what is appended next.
+        let free = len % page_tokens;
+        if free > 0
+            && let Some(bias) = self.blocks.last_mut().and_then(|b| b.bias.as_mut())
+        {
+            let kept = bias.iter().enumerate().map(|(slot, &b)| if slot < free { b } else { 0.0 });
+            *bias = kept.collect();
+        }
         if let Positions::List(list) = &mut self.positions {
             list.truncate(len);
         }

@@ -156,7 +156,7 @@ tier!(
     Avx512,
     Avx512::new(),
     [target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")],
-    [(1, 4, 4), (2, 4, 4), (4, 4, 4), (6, 4, 4), (8, 2, 2), (12, 2, 2)]
+    [(1, 2, 2), (2, 2, 2), (4, 1, 1), (6, 1, 1), (8, 1, 1), (12, 2, 2)]
 );
 
 const _: () = assert!(<Scalar as Lanes>::PAIR_SLOTS == 2);

@@ -22,7 +22,7 @@
 //! Source: the order "scores of a block of rows against all keys, exact maximum, exponentials, values" is plain attention
 //! (Vaswani et al. 2017) blocked for registers; the merge of key segments is that of Milakov & Gimelshein 2018.
 
-use super::lanes::Lanes;
+use super::{lanes::Lanes, storage::bfloat16::round_to_bf16};
 
 /// How a kernel reads one storage format.
 pub(crate) trait Format: Copy {
@@ -88,10 +88,15 @@ impl Format for Bf16 {
     }
     #[inline(always)]
     fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
-        let at = |d: usize| super::storage::bfloat16::round_to_bf16(row.get(d).copied().unwrap_or(0.0));
-        for step in 0..steps {
-            S::pair_element(at(2 * step), at(2 * step + 1), &mut to[step * stride..]);
+        let mut groups = to.chunks_mut(stride).take(steps);
+        let pairs = row.chunks_exact(2);
+        let odd = pairs.remainder().first().map(|&x| [x, 0.0]);
+        for pair in pairs.map(|p| [p[0], p[1]]).chain(odd) {
+            if let Some(to) = groups.next() {
+                S::pair_element(round_to_bf16(pair[0]), round_to_bf16(pair[1]), to);
+            }
         }
+        groups.for_each(|to| S::pair_element(0, 0, to));
     }
 }
 
@@ -127,9 +132,8 @@ macro_rules! plain_format {
             }
             #[inline(always)]
             fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
-                for step in 0..steps {
-                    to[step * stride] = row.get(step).copied().unwrap_or(0.0);
-                }
+                let values = row.iter().copied().chain(std::iter::repeat(0.0));
+                to.chunks_mut(stride).take(steps).zip(values).for_each(|(to, x)| to[0] = x);
             }
         }
     };

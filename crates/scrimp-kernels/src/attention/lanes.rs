@@ -68,6 +68,12 @@ pub(crate) trait Lanes: Simd {
         let t = self.div(self.splat(-2.0 * cap), self.add(e, self.splat(1.0)));
         self.add(self.splat(cap), t)
     }
+
+    /// Asks for the cache line at `at`, which need not be valid.
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        let _ = at;
+    }
 }
 
 /// Widened pairs for tiers without a bf16 dot product: the first and the second elements.
@@ -147,6 +153,12 @@ mod x86 {
             self.store(x, to);
             x
         }
+
+        #[inline(always)]
+        fn prefetch(self, at: *const u8) {
+            // SAFETY: a prefetch reads nothing architecturally; any address will do.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+        }
     }
 
     impl Lanes for Avx512 {
@@ -200,6 +212,12 @@ mod x86 {
                 let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
                 _mm512_scalef_ps(self.exp2_fraction(_mm512_sub_ps(x, n)), n)
             }
+        }
+
+        #[inline(always)]
+        fn prefetch(self, at: *const u8) {
+            // SAFETY: a prefetch reads nothing architecturally; any address will do.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
         }
     }
 

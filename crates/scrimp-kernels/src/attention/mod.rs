@@ -39,7 +39,7 @@ use std::ops::Range;
 use unit::{BlockTask, Sink};
 
 /// Keys of a segment in decode. A constant, so that results do not depend on the number of threads.
-const DECODE_SEGMENT: usize = 256;
+const DECODE_SEGMENT: usize = 1024;
 /// Keys that a block of rows is scored against at once in prefill (bounds the scratch memory).
 const PREFILL_SEGMENT: usize = 8192;
 /// Query rows of a unit.

@@ -296,7 +296,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn every_tier_and_format_is_close_to_exact(shape in shapes(), seed in any::<u64>()) {
         let pool = Pool::new(2).unwrap();

@@ -172,10 +172,6 @@ impl Simd for Avx2 {
         });
     }
     #[inline(always)]
-    fn prefetch(self, x: *const u8) {
-        isa!(_mm_prefetch::<_MM_HINT_T0>(x.cast()));
-    }
-    #[inline(always)]
     fn load_b(self, x: &[u8; 64]) -> I {
         isa!([_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())])
     }

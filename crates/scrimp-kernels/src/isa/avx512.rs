@@ -134,10 +134,6 @@ impl Simd for Avx512 {
         isa!(_mm512_storeu_si512(to.as_mut_ptr().cast(), x));
     }
     #[inline(always)]
-    fn prefetch(self, x: *const u8) {
-        isa!(_mm_prefetch::<_MM_HINT_T0>(x.cast()));
-    }
-    #[inline(always)]
     fn load_b(self, x: &[u8; 64]) -> __m512i {
         isa!(_mm512_loadu_si512(x.as_ptr().cast()))
     }

@@ -58,10 +58,6 @@ pub(crate) trait Simd: Copy {
     fn store_low_bytes(self, x: Self::I, to: &mut [i8; 16]);
     fn store_i32(self, x: Self::I, to: &mut [i32; 16]);
 
-    /// Asks for the cache line at `x`, which need not be readable.
-    fn prefetch(self, x: *const u8) {
-        let _ = x;
-    }
     fn load_b(self, x: &[u8; 64]) -> Self::B;
     fn store_b(self, x: Self::B, to: &mut [u8; 64]);
     /// The low 4 bits of each byte.

@@ -1,0 +1,195 @@
+//! Speed of attention on shapes of real models: prefill in GFLOP/s, decode in GB/s of keys and values.
+//!
+//! `cargo run --release -p scrimp-kernels --example attention_bench [-- [threads] [format] [model] [prefill|decode]]`
+//! Best of several runs (with 1 thread: of its CPU time); `SCRIMP_TIER` chooses the tier.
+#![allow(clippy::print_stdout)]
+
+use scrimp_kernels::{
+    Tier,
+    attention::{
+        AttentionArgs, AttentionScratch, ColumnStats, KvView, PageGeometry, PageView, StatsRequest, Storage,
+        attend, storage::storage,
+    },
+    page_memory::{Page, PageMemory},
+    threads::Pool,
+};
+use std::ops::Range;
+
+struct Shape {
+    name: &'static str,
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+}
+
+const SHAPES: [Shape; 4] = [
+    Shape { name: "smollm2-135m", n_heads: 9, n_kv_heads: 3, head_dim: 64 },
+    Shape { name: "gemma3-270m", n_heads: 4, n_kv_heads: 1, head_dim: 256 },
+    Shape { name: "qwen2.5-0.5b", n_heads: 14, n_kv_heads: 2, head_dim: 64 },
+    Shape { name: "qwen2.5-1.5b", n_heads: 12, n_kv_heads: 2, head_dim: 128 },
+];
+
+/// The cache of one layer.
+struct Layer {
+    pages: Vec<Vec<(Page, Page)>>,
+    n_keys: usize,
+    n_tokens: usize,
+    page_tokens: usize,
+}
+
+impl Layer {
+    fn new(
+        shape: &Shape,
+        n_keys: usize,
+        g: PageGeometry,
+        storage: &dyn Storage,
+        memory: &PageMemory,
+    ) -> Self {
+        let rows: Vec<f32> =
+            (0..g.page_tokens * g.head_dim).map(|i| ((i * 37 % 256) as f32 - 128.0) / 256.0).collect();
+        let run: usize = std::env::var("RUN").map_or(8, |r| r.parse().unwrap());
+        // Runs of pages of one kind, as an append of many tokens takes them.
+        let head = |_| {
+            let n = n_keys.div_ceil(g.page_tokens);
+            let mut pages = Vec::new();
+            while pages.len() < n {
+                let (k, v): (Vec<_>, Vec<_>) = (
+                    (0..run).map(|_| memory.alloc().unwrap()).collect(),
+                    (0..run).map(|_| memory.alloc().unwrap()).collect(),
+                );
+                for (mut k, mut v) in k.into_iter().zip(v) {
+                    storage.write_k(g, &mut k, 0, g.page_tokens, &rows, g.head_dim);
+                    storage.write_v(g, &mut v, 0, g.page_tokens, &rows, g.head_dim);
+                    pages.push((k, v));
+                }
+            }
+            pages.truncate(n);
+            pages
+        };
+        let pages = (0..shape.n_kv_heads).map(head).collect();
+        Self { pages, n_keys, n_tokens: 1, page_tokens: g.page_tokens }
+    }
+}
+
+impl KvView for Layer {
+    fn n_keys(&self, _kv_head: usize) -> usize {
+        self.n_keys
+    }
+    fn page(&self, kv_head: usize, index: usize) -> PageView<'_> {
+        let (k, v) = &self.pages[kv_head][index];
+        debug_assert!(self.page_tokens > 0);
+        PageView { k, v, bias: None }
+    }
+    fn has_bias(&self, _kv_head: usize) -> bool {
+        false
+    }
+    fn visible(&self, _kv_head: usize, token: usize) -> Range<usize> {
+        0..self.n_keys - self.n_tokens + token + 1
+    }
+}
+
+/// Seconds; of this thread's CPU time, which other processes do not disturb, or of the wall clock.
+fn now(cpu_time: bool) -> f64 {
+    let clock = if cpu_time { libc::CLOCK_THREAD_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of ours.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+fn best(cpu_time: bool, times: usize, mut run: impl FnMut()) -> f64 {
+    let mut best = f64::MAX;
+    for _ in 0..times {
+        let start = now(cpu_time);
+        run();
+        best = best.min(now(cpu_time) - start);
+    }
+    best
+}
+
+/// Reads all pages and does next to nothing with them.
+fn read_all(layers: &[Layer], pool: &Pool) {
+    let pages: Vec<&Page> = layers
+        .iter()
+        .flat_map(|l| &l.pages)
+        .flatten()
+        .map(|(k, _)| k)
+        .chain(layers.iter().flat_map(|l| &l.pages).flatten().map(|(_, v)| v))
+        .collect();
+    pool.run(pages.len(), |unit, _| {
+        let words: &[u64] = bytemuck::cast_slice(pages[unit]);
+        std::hint::black_box(words.iter().fold(0, |sum, &x| sum ^ x));
+    });
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let threads =
+        args.next().and_then(|a| a.parse().ok()).unwrap_or_else(scrimp_kernels::threads::available_threads);
+    let format = args.next().unwrap_or_else(|| "bf16".to_owned());
+    let filter = args.next().unwrap_or_default();
+    let part = args.next().unwrap_or_default();
+    let storage = storage(&format).expect("a storage format: f32, f16 or bf16");
+    let tier = Tier::from_env().expect("a tier of this CPU");
+    let pool = Pool::new(threads).expect("threads");
+    let mut scratch = AttentionScratch::new();
+    println!("{tier}, {threads} threads, {format}");
+    for shape in SHAPES.iter().filter(|s| s.name.contains(&filter)) {
+        let g = PageGeometry { page_tokens: 64, head_dim: shape.head_dim };
+        let memory = PageMemory::new(storage.page_bytes(g), None);
+        let width = shape.n_heads * shape.head_dim;
+        let q: Vec<f32> = (0..512 * width).map(|i| ((i * 61 % 512) as f32 - 256.0) / 128.0).collect();
+        let mut out = vec![0.0; q.len()];
+        let mut attention = |layer: &Layer, stats: Option<(StatsRequest, &mut ColumnStats)>| {
+            let args = AttentionArgs {
+                tier,
+                storage: storage.kind(),
+                geometry: g,
+                n_tokens: layer.n_tokens,
+                n_heads: shape.n_heads,
+                n_kv_heads: shape.n_kv_heads,
+                q: &q[..layer.n_tokens * width],
+                kv: layer,
+                scale: 0.05,
+                softcap: None,
+            };
+            attend(&args, &mut out[..layer.n_tokens * width], stats, &pool, &mut scratch);
+        };
+        for n_keys in [512, 3072, 8192].into_iter().filter(|_| part != "decode") {
+            let mut layer = Layer::new(shape, n_keys, g, storage, &memory);
+            layer.n_tokens = 512;
+            let seen: usize = (0..512).map(|t| n_keys - 512 + t + 1).sum();
+            let flops = (seen * width * 4) as f64;
+            let times = (6e9 / flops) as usize + 3;
+            let plain = best(threads == 1, times, || attention(&layer, None));
+            let request = StatsRequest { sum: true, recent_from: Some(480), last: true };
+            let mut columns = ColumnStats::default();
+            let with = best(threads == 1, times, || attention(&layer, Some((request, &mut columns))));
+            println!(
+                "{:13} prefill 512 of {n_keys:5}: {:8.0} us  {:6.1} GFLOP/s   with column sums {:+5.1}%",
+                shape.name,
+                plain * 1e6,
+                flops / plain / 1e9,
+                (with / plain - 1.0) * 100.0
+            );
+        }
+        for depth in [64, 512, 4096].into_iter().filter(|_| part != "prefill") {
+            let bytes =
+                depth * shape.n_kv_heads * shape.head_dim * 2 * (storage.page_bytes(g) / 64 / shape.head_dim);
+            // Layers of 256 MB in all, so that nothing is read from a cache (unless the depth is small).
+            let layers: Vec<_> = (0..(256 << 20) / bytes.max(1 << 20))
+                .map(|_| Layer::new(shape, depth, g, storage, &memory))
+                .collect();
+            let time = best(threads == 1, 8, || layers.iter().for_each(|layer| attention(layer, None)))
+                / layers.len() as f64;
+            let read = best(threads == 1, 8, || read_all(&layers, &pool)) / layers.len() as f64;
+            println!(
+                "{:13} decode at {depth:5}: {:8.1} us a layer  {:6.1} GB/s   reading alone {:6.1} GB/s",
+                shape.name,
+                time * 1e6,
+                bytes as f64 / time / 1e9,
+                bytes as f64 / read / 1e9
+            );
+        }
+    }
+}
