@@ -109,7 +109,8 @@ impl Session<'_> {
     fn embed(&mut self, context: Context<'_>, tokens: &[u32]) -> Result<()> {
         let Context { config, tier, .. } = context;
         let (weights, width) = (&self.model.weights, config.hidden_size);
-        let stored = if weights.tied { None } else { Some(self.model.checkpoint.tensor("token_embd.weight")?) };
+        let stored =
+            if weights.tied { None } else { Some(self.model.checkpoint.tensor("token_embd.weight")?) };
         let h = sized(&mut self.buffers.h, tokens.len() * width);
         context.rows(h, width, |t, row| {
             let token = tokens[t] as usize;
@@ -158,11 +159,13 @@ impl Session<'_> {
         });
         let (q, k) = (sized(&mut b.q, n * q_dim), sized(&mut b.k, n * kv_dim));
         let v = sized(&mut b.v, n * kv_dim);
-        linear(pool, tier, &mut b.linear, &b.x, &mut [
-            product(&layer.q, q, false),
-            product(&layer.k, k, false),
-            product(&layer.v, v, false),
-        ]);
+        linear(
+            pool,
+            tier,
+            &mut b.linear,
+            &b.x,
+            &mut [product(&layer.q, q, false), product(&layer.k, k, false), product(&layer.v, v, false)],
+        );
         let window = config.sliding_window[index];
         let rope = if window.is_some() && config.rope_local.is_some() { &b.rope_local } else { &b.rope };
         let heads = |norm: Option<&[f32]>, t: usize, row: &mut [f32]| {
@@ -219,10 +222,13 @@ impl Session<'_> {
             ffn_norm.apply(tier, &h[t * hidden..(t + 1) * hidden], x);
         });
         let (gate, up) = (sized(&mut b.gate, n * width), sized(&mut b.up, n * width));
-        linear(pool, tier, &mut b.linear, &b.x, &mut [
-            product(&layer.gate, gate, false),
-            product(&layer.up, up, false),
-        ]);
+        linear(
+            pool,
+            tier,
+            &mut b.linear,
+            &b.x,
+            &mut [product(&layer.gate, gate, false), product(&layer.up, up, false)],
+        );
         let f = match config.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,

@@ -76,11 +76,16 @@ impl Model {
         .map_err(|e| Error::bad_input(e.to_string()))?;
         let storage = storage(&options.kv_format).ok_or_else(|| {
             let known: Vec<_> = STORAGES.iter().map(|s| s.name()).collect();
-            Error::bad_input(format!("KV format `{}` is unknown; there are {}", options.kv_format, known.join(", ")))
+            Error::bad_input(format!(
+                "KV format `{}` is unknown; there are {}",
+                options.kv_format,
+                known.join(", ")
+            ))
         })?;
         let threads = options.threads.unwrap_or_else(scrimp_kernels::threads::available_threads);
-        let pool = Pool::new(threads)
-            .map_err(|e| Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads"))?;
+        let pool = Pool::new(threads).map_err(|e| {
+            Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads")
+        })?;
         let weights = weights::load(&checkpoint, &pool, progress)?;
         let config = checkpoint.config();
         let kv = KvCache::new(KvConfig {

@@ -78,7 +78,9 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     let tied = checkpoint.try_tensor("output.weight").is_none();
     let output = if tied { "token_embd.weight" } else { "output.weight" };
     let mut packed_bytes = matrix_bytes(checkpoint, output)?;
-    for name in checkpoint.tensor_names().filter(|name| name.starts_with("blk.") && is_matrix(checkpoint, name)) {
+    for name in
+        checkpoint.tensor_names().filter(|name| name.starts_with("blk.") && is_matrix(checkpoint, name))
+    {
         packed_bytes += matrix_bytes(checkpoint, name)?;
     }
     // Cutting a fused tensor may leave a partly filled tile per part.
@@ -101,17 +103,18 @@ fn is_matrix(checkpoint: &Checkpoint, name: &str) -> bool {
 
 fn matrix_bytes(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
     let tensor = checkpoint.tensor(name)?;
-    shape(checkpoint, name, &tensor)
-        .and_then(|[rows, cols]| {
-            Matrix::packed_bytes(tensor.dtype, rows, cols)
-                .ok_or_else(|| Error::bad_file(checkpoint.path(), format!("tensor {name} is too large")))
-        })
+    shape(checkpoint, name, &tensor).and_then(|[rows, cols]| {
+        Matrix::packed_bytes(tensor.dtype, rows, cols)
+            .ok_or_else(|| Error::bad_file(checkpoint.path(), format!("tensor {name} is too large")))
+    })
 }
 
 fn shape(checkpoint: &Checkpoint, name: &str, tensor: &TensorView<'_>) -> Result<[usize; 2]> {
     match tensor.shape[..] {
         [rows, cols] => Ok([rows, cols]),
-        _ => Err(Error::bad_file(checkpoint.path(), format!("tensor {name} is no matrix: {:?}", tensor.shape))),
+        _ => {
+            Err(Error::bad_file(checkpoint.path(), format!("tensor {name} is no matrix: {:?}", tensor.shape)))
+        }
     }
 }
 
@@ -195,11 +198,17 @@ impl Loader<'_> {
         let len = tensor.shape.iter().product();
         let mut values = vec![0.0; len];
         if tensor.dtype.row_bytes(len) != Some(tensor.data.len()) {
-            return Err(Error::bad_file(self.checkpoint.path(), format!("tensor {name} has a damaged shape")));
+            return Err(Error::bad_file(
+                self.checkpoint.path(),
+                format!("tensor {name} has a damaged shape"),
+            ));
         }
         dequantize_row(tensor.dtype, tensor.data, &mut values);
         if values.iter().any(|x| !x.is_finite()) {
-            return Err(Error::bad_file(self.checkpoint.path(), format!("tensor {name} holds a NaN or an infinity")));
+            return Err(Error::bad_file(
+                self.checkpoint.path(),
+                format!("tensor {name} holds a NaN or an infinity"),
+            ));
         }
         Ok(values)
     }
