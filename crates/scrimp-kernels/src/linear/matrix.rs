@@ -78,7 +78,10 @@ impl Matrix {
             with_format!(dtype, pack_blocks, pack_floats, (&stored, out));
         });
         if !finite.into_inner() {
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "it holds a NaN or an infinity"));
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidData,
+                "it holds a NaN or an infinity",
+            ));
         }
         Ok(Self { rows, cols, dtype, data: packed })
     }
