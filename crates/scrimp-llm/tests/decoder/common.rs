@@ -1,0 +1,82 @@
+//! What the tests on golden files share.
+
+use scrimp_llm::checkpoint::Checkpoint;
+use scrimp_llm::model::{Model, RunOptions};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+
+/// A file of testdata/.
+pub(crate) fn testdata(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(relative)
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> T {
+    let text = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Loads the model at `path` with an f32 KV cache and two threads; `tier` as in [`RunOptions`].
+pub(crate) fn load(path: &Path, tier: Option<&str>) -> Model {
+    let options = RunOptions { threads: Some(2), tier: tier.map(str::to_owned), kv_format: "f32".to_owned() };
+    let checkpoint = Checkpoint::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    Model::load(checkpoint, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A real model, or `None` with a loud word where it cannot be had.
+pub(crate) fn real_model(file: &str) -> Option<PathBuf> {
+    let Some(folder) = std::env::var_os("SCRIMP_TEST_MODELS") else {
+        eprintln!("SKIPPED: {file}: SCRIMP_TEST_MODELS does not name a directory of models");
+        return None;
+    };
+    let path = Path::new(&folder).join(file);
+    if !path.is_file() {
+        eprintln!("SKIPPED: {file}: not in {}", Path::new(&folder).display());
+        return None;
+    }
+    Some(path)
+}
+
+/// What transformers computes, as `tests/golden/tiny_common.py` writes it.
+#[derive(Deserialize)]
+pub(crate) struct Expected {
+    /// The prompt.
+    pub(crate) ids: Vec<u32>,
+    /// Standard deviation of all logits, the measure of how large a difference is.
+    pub(crate) logits_std: f32,
+    /// The largest logits of every position but the last few.
+    pub(crate) top5_ids: Vec<Vec<u32>>,
+    /// Their values.
+    pub(crate) top5_logits: Vec<Vec<f32>>,
+    /// All logits of the last positions.
+    pub(crate) last_logits: Vec<Vec<f32>>,
+    /// What follows the prompt, always taking the largest logit.
+    pub(crate) greedy_ids: Vec<u32>,
+    /// The smallest lead of the largest logit among those steps.
+    pub(crate) greedy_min_gap: f32,
+}
+
+/// The largest difference between `logits` (after position `at`) and what is known of that position.
+pub(crate) fn difference(expected: &Expected, at: usize, logits: &[f32]) -> f32 {
+    let worst = |pairs: &mut dyn Iterator<Item = (f32, f32)>| {
+        pairs.map(|(a, b)| if a.is_finite() { (a - b).abs() } else { f32::INFINITY }).fold(0.0, f32::max)
+    };
+    match at.checked_sub(expected.top5_ids.len()) {
+        Some(row) => {
+            let want = &expected.last_logits[row];
+            assert_eq!(logits.len(), want.len(), "length of a logits row");
+            worst(&mut logits.iter().copied().zip(want.iter().copied()))
+        }
+        None => {
+            let (ids, want) = (&expected.top5_ids[at], &expected.top5_logits[at]);
+            worst(&mut ids.iter().map(|&id| logits[id as usize]).zip(want.iter().copied()))
+        }
+    }
+}
+
+/// Index of the largest value.
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
+    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    u32::try_from(best.expect("logits are not empty")).expect("a vocabulary fits u32")
+}

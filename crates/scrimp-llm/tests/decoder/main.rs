@@ -1,0 +1,5 @@
+//! The decoder against transformers: tiny random models of every family, and real ones where they can be had.
+
+mod common;
+mod real_models;
+mod tiny_models;

@@ -1,0 +1,74 @@
+"""Real models through the command: accuracy against transformers, chat, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from conftest import BINARY, ROOT, TEXT, real_model, scrimp
+
+NAMES = ["SmolLM2-135M-Instruct.Q4_1", "gemma-3-270m-Q4_K_M"]
+
+
+def reference(name):
+    return json.loads((ROOT / "testdata" / "reference" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_perplexity_as_transformers(name):
+    expected = reference(name)["excerpt"]
+    ran = scrimp("eval", "ppl", real_model(f"{name}.gguf"), "--text", TEXT, "--max-tokens", expected["max_tokens"], "--json",
+                 timeout=300)
+    result = ran.json()[0]
+    assert result["tokens"] == expected["scored_tokens"]
+    assert abs(result["ppl"] / expected["ppl"] - 1) < 0.007, (result["ppl"], expected["ppl"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_of_prompts(name):
+    """The prompt's token count through the command is the reference tokenizer's."""
+    for prompt in reference(name)["prompts"]:
+        ran = scrimp("run", real_model(f"{name}.gguf"), prompt["prompt"], "--raw", "--max-tokens", 1, "--json")
+        assert ran.json()[0]["prompt_tokens"] == len(prompt["ids"]), prompt["prompt"]
+
+
+def test_a_chat_answers(smollm2):
+    result = scrimp("run", smollm2, "What is the capital of France? Answer in one word.", "--temperature", 0,
+                    "--max-tokens", 30, "--json").json()[0]
+    assert "Paris" in result["text"], result["text"]
+    assert "<|im_end|>" not in result["text"]
+
+
+def test_gemma_without_template_says_raw():
+    scrimp("run", real_model("gemma-3-270m-Q4_K_M.gguf"), "Hello").refused("--raw")
+
+
+def test_a_prompt_that_fills_the_context(smollm2, tmp_path):
+    words = ("one two three four five six seven eight nine ten " * 2000).encode()
+    scrimp("run", smollm2, "-", "--raw", "--max-tokens", 1, stdin=words).refused("8192")
+
+
+def test_ctrl_c_keeps_what_was_generated(smollm2):
+    command = [str(BINARY), "run", str(smollm2), "Tell me a very long story about a river.", "--max-tokens", "4000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as process:
+        start = process.stdout.read(8)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=20)
+    assert len(start) == 8 and rest, "text came before and was flushed after the signal"
+    (start + rest).decode("utf-8")
+    assert process.returncode == 130, errors.decode()
+    assert b"panicked" not in errors
+
+
+def test_ctrl_c_with_json_still_gives_the_object(smollm2):
+    command = [str(BINARY), "run", str(smollm2), "Tell me a very long story about a river.", "--max-tokens", "4000", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as process:
+        time.sleep(2.0)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert json.loads(out)["generated_tokens"] > 0
