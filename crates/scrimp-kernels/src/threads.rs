@@ -2,7 +2,8 @@
 //!
 //! Workers live as long as the pool. Between regions they spin for a bounded time and then sleep, so a region that
 //! follows soon costs well under a microsecond to start and an idle pool costs nothing. Units of work are handed out
-//! by an atomic counter: a worker that the machine slows down simply takes fewer.
+//! by an atomic counter: a worker that the machine slows down simply takes fewer, and one that gets no core at all is
+//! not waited for, because a region ends when its units are done and those who *entered* it have left.
 
 use crate::shared::SharedMut;
 use std::{
@@ -11,7 +12,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
 };
@@ -21,25 +22,33 @@ const SPINS_BEFORE_SLEEP: u32 = 20_000;
 /// Rounds before the caller, waiting for the last worker, starts to yield its core.
 const SPINS_BEFORE_YIELD: u32 = 2_000;
 
+/// Set in [`Shared::state`] when no worker may enter the region any more.
+const CLOSED: u64 = 1 << 31;
+/// The workers inside, in [`Shared::state`].
+const INSIDE: u64 = CLOSED - 1;
+
+/// The number of the region in a [`Shared::state`].
+const fn epoch(state: u64) -> u64 {
+    state >> 32
+}
+
 /// The body of a region: `(unit, worker)`.
 type Body<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
 /// A region as workers see it.
 #[derive(Clone, Copy)]
 struct Region {
-    /// Valid until every worker has left the region; `run` does not return before.
+    /// Valid while a worker is inside the region; `run` does not return before all have left.
     body: *const Body<'static>,
     units: usize,
 }
 
 struct Shared {
     region: UnsafeCell<Option<Region>>,
-    /// Number of the current region.
-    epoch: AtomicU32,
+    /// The current region: `epoch << 32 | CLOSED | workers inside`.
+    state: AtomicU64,
     /// Next unit to hand out.
     next: AtomicUsize,
-    /// Workers that have not left the current region.
-    running: AtomicUsize,
     sleepers: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -47,8 +56,8 @@ struct Shared {
     wake: Condvar,
 }
 
-// SAFETY: `region` is written only by the one caller of `run` (which holds the pool's `busy` lock) while no worker is
-// inside a region, and read by workers only after they have seen the new epoch; the body it points to is `Sync`.
+// SAFETY: `region` is written only by the one caller of `run` (which holds the pool's `busy` lock) while the state is
+// closed and nobody is inside, and read by workers only after they have entered; the body it points to is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the raw pointer is only followed inside a region.
 unsafe impl Send for Shared {}
@@ -80,9 +89,8 @@ impl Pool {
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             region: UnsafeCell::new(None),
-            epoch: AtomicU32::new(0),
+            state: AtomicU64::new(CLOSED),
             next: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -120,24 +128,27 @@ impl Pool {
         let body: *const Body<'static> =
             unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
         let region = Region { body, units };
-        // SAFETY: no worker is inside a region (`running` is 0) and `busy` keeps other callers out.
+        let state = shared.state.load(Ordering::Relaxed);
+        // SAFETY: the state is closed with nobody inside, and `busy` keeps other callers out.
         unsafe { *shared.region.get() = Some(region) };
         shared.next.store(0, Ordering::Relaxed);
-        shared.running.store(self.workers.len(), Ordering::Relaxed);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        // Opens the region (the epoch wraps around after 2^32 of them).
+        shared.state.store(epoch(state).wrapping_add(1) << 32, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             let _lock = shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
             shared.wake.notify_all();
         }
         shared.work_on(region, 0);
         let mut spins = 0;
-        while shared.running.load(Ordering::Acquire) > 0 {
+        let mut state = shared.state.fetch_or(CLOSED, Ordering::AcqRel);
+        while state & INSIDE > 0 {
             spins += 1;
             if spins < SPINS_BEFORE_YIELD {
                 std::hint::spin_loop();
             } else {
                 std::thread::yield_now();
             }
+            state = shared.state.load(Ordering::Acquire);
         }
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -180,47 +191,60 @@ impl Shared {
         }
     }
 
-    /// A worker's life: wait for the next region, work on it, say so.
+    /// A worker's life: wait for a region, enter it while it is open, work, leave.
     fn work(&self, worker: usize) {
         let mut seen = 0;
         loop {
-            self.wait_for_change(seen);
+            let state = self.wait_for_change(seen);
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            // Every region waits for every worker, so no epoch can be missed.
-            seen = self.epoch.load(Ordering::Acquire);
-            // SAFETY: the epoch was published after the region was written, and it is not written again before this
-            // worker has left it.
-            if let Some(region) = unsafe { *self.region.get() } {
-                self.work_on(region, worker);
+            if state & CLOSED == 0 {
+                if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err()
+                {
+                    continue;
+                }
+                // SAFETY: this worker is inside, so the region is not written before it leaves; it was written before
+                // the state that the exchange has read.
+                if let Some(region) = unsafe { *self.region.get() } {
+                    self.work_on(region, worker);
+                }
+                self.state.fetch_sub(1, Ordering::Release);
             }
-            self.running.fetch_sub(1, Ordering::Release);
+            seen = epoch(state);
         }
     }
 
-    fn wait_for_change(&self, seen: u32) {
+    /// The first state of another region than `seen`.
+    fn wait_for_change(&self, seen: u64) -> u64 {
         for _ in 0..SPINS_BEFORE_SLEEP {
-            if self.epoch.load(Ordering::Acquire) != seen {
-                return;
+            let state = self.state.load(Ordering::Acquire);
+            if epoch(state) != seen {
+                return state;
             }
             std::hint::spin_loop();
         }
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        // Announced before the last look at the epoch; `run` looks at `sleepers` after it has changed the epoch. So
-        // one of the two sees the other (both sides are sequentially consistent).
+        // Announced before the last look at the state; `run` looks at `sleepers` after it has changed the state. So one
+        // of the two sees the other (both sides are sequentially consistent).
         self.sleepers.fetch_add(1, Ordering::SeqCst);
-        while self.epoch.load(Ordering::SeqCst) == seen {
+        let state = loop {
+            let state = self.state.load(Ordering::SeqCst);
+            if epoch(state) != seen {
+                break state;
+            }
             lock = self.wake.wait(lock).unwrap_or_else(PoisonError::into_inner);
-        }
+        };
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        state
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        // Another epoch, closed: workers wake up and see `stop`.
+        self.shared.state.fetch_add(1 << 32, Ordering::SeqCst);
         {
             let _lock = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
             self.shared.wake.notify_all();

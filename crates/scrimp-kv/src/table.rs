@@ -110,7 +110,7 @@ impl HeadTable {
         }
         let blocks = (self.len + n).div_ceil(page_tokens) - self.blocks.len();
         // Keys first, then values: attention reads many pages of one kind in a row, and memory delivers long runs faster.
-        let mut alloc = || (0..blocks).map(|_| shared.pool.alloc(n)).collect::<Result<Vec<_>, _>>();
+        let alloc = || (0..blocks).map(|_| shared.pool.alloc(n)).collect::<Result<Vec<_>, _>>();
         let (k, v) = (alloc()?, alloc()?);
         growth.new.extend(k.into_iter().zip(v).map(|(k, v)| Block { k, v, bias: None }));
         Ok(growth)

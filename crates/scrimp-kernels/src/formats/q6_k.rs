@@ -4,9 +4,12 @@
 //! file, per row:    128 bytes of nibbles, 64 bytes of 2 bits, 16 × i8 scales, f16 d. For each half of 128 columns:
 //!                   nibble plane A (32 bytes): columns 0..32 low, 64..96 high; plane B: 32..64 low, 96..128 high;
 //!                   2 bits (32 bytes): columns 0..32, 32..64, 64..96, 96..128 at bits 0, 2, 4, 6
-//! block of 16 rows: d[16] (and padding to a cache line) scale[16][16] high[2][8][16 rows][4] q[2 halves][A, B][8][16 rows][4]
+//! block of 16 rows: d[16] (and padding to a cache line) scale[16][16] then for each half, for k in 0..8:
+//!                   A[16 rows][4] B[16 rows][4] high[16 rows][4] of columns 4k..
 //! ```
-//! 6.625 bits per weight against the file's 6.5625: padded so that no vector straddles two cache lines.
+//! 6.625 bits per weight against the file's 6.5625: padded so that no vector straddles two cache lines. The three planes
+//! alternate because they are needed together: apart, the hardware's prefetchers lose track of three streams (measured: 9
+//! instead of 30 GB/s from memory).
 
 use super::{BlockFormat, Group, Scaling, TILE_ROWS, gather_u16, interleave4};
 use crate::{DType, isa::Simd};
@@ -21,8 +24,17 @@ pub(crate) struct Block {
     d: [u16; TILE_ROWS],
     _padding: [u16; TILE_ROWS],
     scale: [[i8; TILE_ROWS]; 16],
-    high: [[[u8; 64]; 8]; 2],
-    q: [[[u8; 64]; 8]; 4],
+    halves: [[Planes; 8]; 2],
+}
+
+/// 4 columns of each quarter of a half.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Planes {
+    /// Nibbles of planes A and B.
+    q: [[u8; 64]; 2],
+    /// Two bits for each quarter.
+    high: [u8; 64],
 }
 
 impl BlockFormat for Q6K {
@@ -32,11 +44,12 @@ impl BlockFormat for Q6K {
     const ZERO: i32 = 32;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
-        for (i, q) in block.q.as_flattened_mut().iter_mut().enumerate() {
-            interleave4(rows, 4 * i, q);
-        }
-        for (i, high) in block.high.as_flattened_mut().iter_mut().enumerate() {
-            interleave4(rows, 128 + 4 * i, high);
+        for (half, planes) in block.halves.iter_mut().enumerate() {
+            for (k, planes) in planes.iter_mut().enumerate() {
+                interleave4(rows, 64 * half + 4 * k, &mut planes.q[0]);
+                interleave4(rows, 64 * half + 32 + 4 * k, &mut planes.q[1]);
+                interleave4(rows, 128 + 32 * half + 4 * k, &mut planes.high);
+            }
         }
         for (r, row) in rows.iter().enumerate() {
             for (g, scale) in block.scale.iter_mut().enumerate() {
@@ -50,11 +63,11 @@ impl BlockFormat for Q6K {
     fn group<S: Simd>(s: S, block: &Block, g: usize) -> Group<S> {
         // Quarters 0 and 1 of a half are the low nibbles of planes A and B, 2 and 3 the high ones.
         let (half, quarter) = (g / 4, g % 4);
-        let (plane, high) = (&block.q[2 * half + quarter % 2], &block.high[half]);
-        let mut w = [s.load_b(&plane[0]); 8];
+        let planes = &block.halves[half];
+        let mut w = [s.load_b(&planes[0].high); 8];
         for k in 0..8 {
-            let low = s.nibbles(s.load_b(&plane[k]), quarter / 2);
-            w[k] = s.with_high_bits(low, s.load_b(&high[k]), 2 * quarter, 3);
+            let low = s.nibbles(s.load_b(&planes[k].q[quarter % 2]), quarter / 2);
+            w[k] = s.with_high_bits(low, s.load_b(&planes[k].high), 2 * quarter, 3);
         }
         let d = s.load_f16(&block.d);
         Group {
