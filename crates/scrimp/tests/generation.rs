@@ -123,7 +123,8 @@ fn model(name: &str) -> Option<String> {
 }
 
 fn json(args: &[&str]) -> serde_json::Map<String, serde_json::Value> {
-    let out = scrimp(args).arg("--json").output().unwrap();
+    // One thread: several tests run at a time, and two pools on the same cores wait for each other.
+    let out = scrimp(args).args(["--json", "--threads", "1"]).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let stdout = String::from_utf8(out.stdout).unwrap();
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
@@ -210,7 +211,7 @@ fn a_prompt_longer_than_the_context() {
 fn ctrl_c_keeps_what_was_generated() {
     let Some(path) = model(SMOLLM2) else { return };
     let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("scrimp"))
-        .args(["run", &path, "Once upon a time,", "--raw", "--stop", "never said"])
+        .args(["run", &path, "Once upon a time,", "--raw", "--stop", "never said", "--threads", "1"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -67,17 +67,17 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         (Prompt::Chat, None) => unreachable!("refused above"),
     };
     let result = speaker.say(&ids, &mut sampler)?;
-    let answer = Answer {
-        text: &result.text,
-        prompt_tokens: result.prompt_tokens,
-        generated_tokens: result.generated_tokens(),
-        prefill_tok_s: result.prefill_tok_s(),
-        decode_tok_s: result.decode_tok_s(),
-        kv_bytes: speaker.sequence.source().kv_bytes(),
-        kv_tokens: speaker.sequence.source().kv_tokens(),
-        peak_rss_bytes: loaded::peak_rss_bytes()?,
-    };
     if app.printer.is_json() {
+        let answer = Answer {
+            text: &result.text,
+            prompt_tokens: result.prompt_tokens,
+            generated_tokens: result.generated_tokens(),
+            prefill_tok_s: result.prefill_tok_s(),
+            decode_tok_s: result.decode_tok_s(),
+            kv_bytes: speaker.sequence.source().kv_bytes(),
+            kv_tokens: speaker.sequence.source().kv_tokens(),
+            peak_rss_bytes: loaded::peak_rss_bytes()?,
+        };
         app.printer.result(&answer, |_| "")?;
     }
     app.printer.note(summary(&result));
