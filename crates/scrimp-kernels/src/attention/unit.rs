@@ -372,16 +372,16 @@ fn mask(scores: &mut [f32], rows: usize, row: usize, keys: &Range<usize>, visibl
     let end = (keys.end - keys.start).next_multiple_of(TILE);
     let from = visible.start.clamp(keys.start, keys.end) - keys.start;
     let to = visible.end.clamp(keys.start, keys.end) - keys.start;
-    let mut fill = |keys: Range<usize>| {
-        for key in keys {
-            scores[(key / TILE * rows + row) * TILE + key % TILE] = f32::NEG_INFINITY;
+    let mut fill = |mut keys: Range<usize>| {
+        while keys.start < keys.end {
+            let (tile, lane) = (keys.start / TILE, keys.start % TILE);
+            let n = (TILE - lane).min(keys.end - keys.start);
+            scores[(tile * rows + row) * TILE + lane..][..n].fill(f32::NEG_INFINITY);
+            keys.start += n;
         }
     };
-    fill(0..from.min(to));
-    fill(to..end);
-    if from > to {
-        fill(to..from);
-    }
+    fill(0..from.min(end));
+    fill(to.max(from.min(end))..end);
 }
 
 /// Merges the partial results of a head's segments, in order, into the output.
