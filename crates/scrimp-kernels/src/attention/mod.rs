@@ -215,25 +215,28 @@ fn attend_with_stats(
 ) {
     let blocks = rows.div_ceil(UNIT_ROWS);
     let lanes = blocks.min(STAT_LANES);
-    let layout = stats::LaneLayout::new(args, request);
+    let layout = stats::LaneLayout::new(args, request, rows, UNIT_ROWS, lanes);
     let mut sums = std::mem::take(&mut scratch.sums);
     sums.clear();
-    sums.resize(layout.len(lanes), 0.0);
+    sums.resize(layout.len(), 0.0);
     {
         let (out, sums, scratch) = (SharedMut::new(out), SharedMut::new(&mut sums), &*scratch);
         pool.run(args.n_kv_heads * lanes, |unit, thread| {
             let (head, lane) = (unit / lanes, unit % lanes);
             // SAFETY: the pool runs every unit once, and the ranges of lanes are apart.
-            let sums = unsafe { sums.slice(layout.range(head, lane, lanes)) };
+            let sums = unsafe { sums.slice(layout.range(head, lane)) };
             for block in (lane..blocks).step_by(lanes) {
                 let rows = block * UNIT_ROWS..((block + 1) * UNIT_ROWS).min(rows);
                 let segment = if request.wants_row(args, &rows) { usize::MAX } else { PREFILL_SEGMENT };
                 let task = BlockTask { args, kernels, head, rows, segment, only: None };
-                task.run(&mut scratch.thread(thread), &mut Sink::RowsAndColumns(out, request, &layout, sums));
+                task.run(
+                    &mut scratch.thread(thread),
+                    &mut Sink::RowsAndColumns { out, request, layout: &layout, lane, sums },
+                );
             }
         });
     }
-    layout.add_to(columns, &sums, lanes, pool);
+    layout.add_to(columns, &sums, pool);
     scratch.sums = sums;
 }
 
