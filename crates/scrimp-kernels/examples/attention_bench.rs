@@ -47,7 +47,7 @@ impl Layer {
     ) -> Self {
         let rows: Vec<f32> =
             (0..g.page_tokens * g.head_dim).map(|i| ((i * 37 % 256) as f32 - 128.0) / 256.0).collect();
-        let run: usize = std::env::var("RUN").map_or(8, |r| r.parse().unwrap());
+        let run = 8;
         // Runs of pages of one kind, as an append of many tokens takes them.
         let head = |_| {
             let n = n_keys.div_ceil(g.page_tokens);
@@ -109,17 +109,42 @@ fn best(cpu_time: bool, times: usize, mut run: impl FnMut()) -> f64 {
 
 /// Reads all pages and does next to nothing with them.
 fn read_all(layers: &[Layer], pool: &Pool) {
-    let pages: Vec<&Page> = layers
-        .iter()
-        .flat_map(|l| &l.pages)
-        .flatten()
-        .map(|(k, _)| k)
-        .chain(layers.iter().flat_map(|l| &l.pages).flatten().map(|(_, v)| v))
-        .collect();
+    let mut pages: Vec<&Page> = Vec::new();
+    for head in layers.iter().flat_map(|l| &l.pages) {
+        pages.extend(head.iter().map(|(k, _)| k));
+        pages.extend(head.iter().map(|(_, v)| v));
+    }
     pool.run(pages.len(), |unit, _| {
         let words: &[u64] = bytemuck::cast_slice(pages[unit]);
         std::hint::black_box(words.iter().fold(0, |sum, &x| sum ^ x));
     });
+}
+
+/// Rows into pages, as a prefill appends them.
+fn bench_writes(storage: &dyn Storage) {
+    let g = PageGeometry { page_tokens: 64, head_dim: 64 };
+    let (stride, n) = (192, 512);
+    let rows: Vec<f32> = (0..n * stride).map(|i| i as f32).collect();
+    let memory = PageMemory::new(storage.page_bytes(g), None);
+    let mut pages: Vec<_> = (0..n / 64).map(|_| (memory.alloc().unwrap(), memory.alloc().unwrap())).collect();
+    let mut times = [f64::MAX; 2];
+    for _ in 0..20 {
+        for (v, time) in times.iter_mut().enumerate() {
+            let new = best(true, 1, || {
+                for (i, page) in pages.iter_mut().enumerate() {
+                    let from = &rows[i * 64 * stride..];
+                    if v == 0 {
+                        storage.write_k(g, &mut page.0, 0, 64, from, stride);
+                    } else {
+                        storage.write_v(g, &mut page.1, 0, 64, from, stride);
+                    }
+                }
+            });
+            *time = time.min(new);
+        }
+    }
+    let [k, v] = times.map(|t| t * 1e9 / (n * 64) as f64);
+    println!("writing keys {k:.2}, values {v:.2} ns per element");
 }
 
 fn main() {
@@ -134,6 +159,9 @@ fn main() {
     let pool = Pool::new(threads).expect("threads");
     let mut scratch = AttentionScratch::new();
     println!("{tier}, {threads} threads, {format}");
+    if part.is_empty() {
+        bench_writes(storage);
+    }
     for shape in SHAPES.iter().filter(|s| s.name.contains(&filter)) {
         let g = PageGeometry { page_tokens: 64, head_dim: shape.head_dim };
         let memory = PageMemory::new(storage.page_bytes(g), None);

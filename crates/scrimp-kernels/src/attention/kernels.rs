@@ -88,15 +88,16 @@ impl Format for Bf16 {
     }
     #[inline(always)]
     fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
-        let mut groups = to.chunks_mut(stride).take(steps);
-        let pairs = row.chunks_exact(2);
-        let odd = pairs.remainder().first().map(|&x| [x, 0.0]);
-        for pair in pairs.map(|p| [p[0], p[1]]).chain(odd) {
-            if let Some(to) = groups.next() {
-                S::pair_element(round_to_bf16(pair[0]), round_to_bf16(pair[1]), to);
+        let mut to = to.chunks_mut(stride).take(steps);
+        for x in row.chunks(16) {
+            let mut tile = [0.0; 16];
+            tile[..x.len()].copy_from_slice(x);
+            let tile = tile.map(round_to_bf16);
+            for (pair, to) in tile.chunks_exact(2).zip(&mut to) {
+                S::pair_element(pair[0], pair[1], to);
             }
         }
-        groups.for_each(|to| S::pair_element(0, 0, to));
+        to.for_each(|to| S::pair_element(0, 0, to));
     }
 }
 
@@ -366,10 +367,12 @@ pub(crate) unsafe fn exp_sum<S: Lanes, F: Format, const R: usize>(
     let mut acc = [s.splat(0.0); R];
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
+        let max: [f32; R] = std::array::from_fn(|r| *max.add(r));
         for tile in 0..tiles {
             for r in 0..R {
                 let at = &mut *scores.add((tile * R + r) * 16).cast();
-                let x = s.mul(s.sub(s.load(at), s.splat(*max.add(r))), s.splat(c));
+                // The difference first: then large scores lose nothing.
+                let x = s.mul(s.sub(s.load(at), s.splat(max[r])), s.splat(c));
                 acc[r] = s.add(acc[r], F::store_p(s, s.exp2(x), at));
             }
         }

@@ -220,7 +220,4 @@ mod x86 {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
         }
     }
-
-    #[allow(unused_imports)]
-    use bf16 as _;
 }

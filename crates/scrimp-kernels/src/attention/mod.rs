@@ -9,8 +9,8 @@
 //! query heads of a group and neighbouring tokens share what is loaded of K and V (see [`kernels`]). Pages come from a
 //! [`KvView`]; how they are laid out stands in [`storage`].
 //!
-//! *Prefill*: units are blocks of rows. *Decode* (few rows): units are segments of keys, of a fixed length, so that one
-//! KV head can use all threads; their results are merged in order. What is added in which order depends on shapes only,
+//! *Prefill*: units are blocks of rows. *Decode* (few rows): units are segments of keys, so that one KV head can use all
+//! threads; their results are merged in order. What is added in which order depends on shapes only,
 //! never on the number of threads or on who ran what.
 //!
 //! *Accuracy*: f32 and f16 storage: within 1e-5 of exact attention, relative to the largest value, in every tier. bf16
@@ -38,8 +38,9 @@ use dispatch::Kernels;
 use std::ops::Range;
 use unit::{BlockTask, Sink};
 
-/// Keys of a segment in decode. A constant, so that results do not depend on the number of threads.
-const DECODE_SEGMENT: usize = 1024;
+/// Fewest and most keys of a segment in decode, and how many segments to aim at.
+const DECODE_SEGMENT: (usize, usize) = (256, 1024);
+const DECODE_UNITS: usize = 16;
 /// Keys that a block of rows is scored against at once in prefill (bounds the scratch memory).
 const PREFILL_SEGMENT: usize = 8192;
 /// Query rows of a unit.
@@ -160,11 +161,13 @@ fn attend_segments(
 ) {
     let mut units = std::mem::take(&mut scratch.units);
     units.clear();
+    let keys: usize = (0..args.n_kv_heads).map(|head| args.kv.n_keys(head)).sum();
+    let segment = (keys / DECODE_UNITS).next_multiple_of(64).clamp(DECODE_SEGMENT.0, DECODE_SEGMENT.1);
     for head in 0..args.n_kv_heads {
         let keys = unit::union_of_visible(args, head, 0..args.n_tokens);
-        let first = keys.start / DECODE_SEGMENT;
-        let last = keys.end.div_ceil(DECODE_SEGMENT).max(first + 1);
-        units.extend((first..last).map(|segment| (head, segment * DECODE_SEGMENT)));
+        let first = keys.start / segment;
+        let last = keys.end.div_ceil(segment).max(first + 1);
+        units.extend((first..last).map(|i| (head, i * segment)));
     }
     let dim = args.geometry.head_dim;
     let stride = rows * (dim + 2);
@@ -176,14 +179,8 @@ fn attend_segments(
         let (partial, scratch, units) = (SharedMut::new(&mut partial), &*scratch, &units);
         pool.run(units.len(), |unit, thread| {
             let (head, start) = units[unit];
-            let task = BlockTask {
-                args,
-                kernels,
-                head,
-                rows: 0..rows,
-                segment: DECODE_SEGMENT,
-                only: Some(start..start + DECODE_SEGMENT),
-            };
+            let task =
+                BlockTask { args, kernels, head, rows: 0..rows, segment, only: Some(start..start + segment) };
             // SAFETY: the pool runs every unit once, and units have parts of their own.
             let part = unsafe { partial.slice(unit * stride..(unit + 1) * stride) };
             task.run(&mut scratch.thread(thread), &mut Sink::Partial(part));
@@ -215,25 +212,28 @@ fn attend_with_stats(
 ) {
     let blocks = rows.div_ceil(UNIT_ROWS);
     let lanes = blocks.min(STAT_LANES);
-    let layout = stats::LaneLayout::new(args, request);
+    let layout = stats::LaneLayout::new(args, request, rows, UNIT_ROWS, lanes);
     let mut sums = std::mem::take(&mut scratch.sums);
     sums.clear();
-    sums.resize(layout.len(lanes), 0.0);
+    sums.resize(layout.len(), 0.0);
     {
         let (out, sums, scratch) = (SharedMut::new(out), SharedMut::new(&mut sums), &*scratch);
         pool.run(args.n_kv_heads * lanes, |unit, thread| {
             let (head, lane) = (unit / lanes, unit % lanes);
             // SAFETY: the pool runs every unit once, and the ranges of lanes are apart.
-            let sums = unsafe { sums.slice(layout.range(head, lane, lanes)) };
+            let sums = unsafe { sums.slice(layout.range(head, lane)) };
             for block in (lane..blocks).step_by(lanes) {
                 let rows = block * UNIT_ROWS..((block + 1) * UNIT_ROWS).min(rows);
                 let segment = if request.wants_row(args, &rows) { usize::MAX } else { PREFILL_SEGMENT };
                 let task = BlockTask { args, kernels, head, rows, segment, only: None };
-                task.run(&mut scratch.thread(thread), &mut Sink::RowsAndColumns(out, request, &layout, sums));
+                task.run(
+                    &mut scratch.thread(thread),
+                    &mut Sink::RowsAndColumns { out, request, layout: &layout, lane, sums },
+                );
             }
         });
     }
-    layout.add_to(columns, &sums, lanes, pool);
+    layout.add_to(columns, &sums, pool);
     scratch.sums = sums;
 }
 

@@ -63,53 +63,87 @@ impl ColumnStats {
     }
 }
 
-/// Where the sums of each lane stand: `[kv_head][lane][kind wanted][group][keys, padded]`.
+/// Where the sums of each lane stand: `[kv_head][lane][kind that the lane adds to][group][keys, padded]`.
+///
+/// Lane `i` has the blocks of rows `i`, `i + lanes`, ... Most lanes have no recent rows, and need no room for their sums.
 pub(crate) struct LaneLayout {
-    /// Kinds that are wanted, and their place.
-    kinds: [Option<usize>; KINDS],
-    n_kinds: usize,
+    /// For each lane, the place of each kind among those that it adds to.
+    lanes: Vec<[Option<usize>; KINDS]>,
     group: usize,
     /// Keys and padded keys of each KV head.
     keys: Vec<(usize, usize)>,
-    last: bool,
+    /// Kinds that are asked for.
+    wanted: [bool; KINDS],
+    /// First number of each KV head and lane; then the end.
+    starts: Vec<usize>,
 }
 
 impl LaneLayout {
-    pub(crate) fn new(args: &AttentionArgs<'_>, request: StatsRequest) -> Self {
-        let wanted = [request.sum, request.recent_from.is_some_and(|f| f < args.n_tokens), request.last];
-        let mut n_kinds = 0;
-        let kinds = wanted.map(|wanted| {
-            wanted.then(|| {
-                n_kinds += 1;
-                n_kinds - 1
-            })
-        });
-        let keys = (0..args.n_kv_heads).map(|head| {
-            let n = args.kv.n_keys(head);
-            (n, n.next_multiple_of(TILE))
-        });
+    /// The layout for `blocks` blocks of `block_rows` rows (of `rows` in all) in `lanes` lanes.
+    pub(crate) fn new(
+        args: &AttentionArgs<'_>,
+        request: StatsRequest,
+        rows: usize,
+        block_rows: usize,
+        lanes: usize,
+    ) -> Self {
         let group = args.n_heads / args.n_kv_heads;
-        Self { kinds, n_kinds, group, keys: keys.collect(), last: request.last }
+        let mut of_lanes = vec![[None; KINDS]; lanes];
+        let mut first = 0;
+        while first < rows {
+            let end = (first + block_rows).min(rows);
+            let lane = &mut of_lanes[first / block_rows % lanes];
+            for (kind, place) in lane.iter_mut().enumerate() {
+                let counts = |token| request.counts(kind, token, args.n_tokens);
+                // Sums go to later tokens only: if one of the block counts, its last one does.
+                if counts((end - 1) / group) {
+                    *place = Some(0);
+                }
+            }
+            first = end;
+        }
+        for lane in &mut of_lanes {
+            lane.iter_mut().flatten().enumerate().for_each(|(n, place)| *place = n);
+        }
+        let keys: Vec<_> = (0..args.n_kv_heads)
+            .map(|head| {
+                let n = args.kv.n_keys(head);
+                (n, n.next_multiple_of(TILE))
+            })
+            .collect();
+        let mut starts = vec![0];
+        for &(_, padded) in &keys {
+            for lane in &of_lanes {
+                let end = starts[starts.len() - 1] + lane.iter().flatten().count() * group * padded;
+                starts.push(end);
+            }
+        }
+        let wanted =
+            [request.sum, request.recent_from.is_some_and(|from| from < args.n_tokens), request.last];
+        Self { lanes: of_lanes, group, keys, wanted, starts }
     }
 
-    fn lane_len(&self, head: usize) -> usize {
-        self.n_kinds * self.group * self.keys[head].1
-    }
-
-    pub(crate) fn len(&self, lanes: usize) -> usize {
-        (0..self.keys.len()).map(|head| self.lane_len(head) * lanes).sum()
+    /// Numbers in all.
+    pub(crate) fn len(&self) -> usize {
+        self.starts[self.starts.len() - 1]
     }
 
     /// The sums of one lane of one KV head.
-    pub(crate) fn range(&self, head: usize, lane: usize, lanes: usize) -> Range<usize> {
-        let start = (0..head).map(|h| self.lane_len(h) * lanes).sum::<usize>() + lane * self.lane_len(head);
-        start..start + self.lane_len(head)
+    pub(crate) fn range(&self, head: usize, lane: usize) -> Range<usize> {
+        let at = head * self.lanes.len() + lane;
+        self.starts[at]..self.starts[at + 1]
     }
 
     /// Within a lane, the sums of `kind` for query head `member` of the group.
-    pub(crate) fn columns(&self, head: usize, kind: usize, member: usize) -> Option<Range<usize>> {
+    pub(crate) fn columns(
+        &self,
+        head: usize,
+        lane: usize,
+        kind: usize,
+        member: usize,
+    ) -> Option<Range<usize>> {
         let padded = self.keys[head].1;
-        self.kinds[kind].map(|place| {
+        self.lanes[lane][kind].map(|place| {
             let start = (place * self.group + member) * padded;
             start..start + padded
         })
@@ -121,13 +155,13 @@ impl LaneLayout {
     }
 
     /// Adds the lanes, in order, to what `columns` holds.
-    pub(crate) fn add_to(&self, columns: &mut ColumnStats, sums: &[f32], lanes: usize, pool: &Pool) {
+    pub(crate) fn add_to(&self, columns: &mut ColumnStats, sums: &[f32], pool: &Pool) {
         let n_heads = self.keys.len() * self.group;
-        for kind in (0..KINDS).filter(|&kind| self.kinds[kind].is_some()) {
+        for kind in (0..KINDS).filter(|&kind| self.wanted[kind]) {
             let rows = columns.kind(kind);
             rows.resize_with(n_heads, Vec::new);
             for (head, row) in rows.iter_mut().enumerate() {
-                if kind == 2 && self.last {
+                if kind == 2 {
                     row.clear();
                 }
                 row.resize(self.keys[head / self.group].0, 0.0);
@@ -137,10 +171,11 @@ impl LaneLayout {
                 // SAFETY: the pool runs every unit once, and each has a row of its own.
                 let row = &mut unsafe { rows.slice(head..head + 1) }[0];
                 let (kv_head, member) = (head / self.group, head % self.group);
-                let Some(part) = self.columns(kv_head, kind, member) else { return };
-                for lane in 0..lanes {
-                    let lane = &sums[self.range(kv_head, lane, lanes)][part.clone()];
-                    row.iter_mut().zip(lane).for_each(|(sum, x)| *sum += x);
+                for lane in 0..self.lanes.len() {
+                    if let Some(part) = self.columns(kv_head, lane, kind, member) {
+                        let sums = &sums[self.range(kv_head, lane)][part];
+                        row.iter_mut().zip(sums).for_each(|(sum, x)| *sum += x);
+                    }
                 }
             });
         }

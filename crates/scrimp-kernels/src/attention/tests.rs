@@ -321,7 +321,8 @@ const PLAIN: Shape = Shape {
 #[test]
 fn many_segments_merge() {
     let pool = Pool::new(2).unwrap();
-    for (n_tokens, n_keys) in [(1, 3 * DECODE_SEGMENT + 5), (2, 2 * DECODE_SEGMENT + 1), (1, DECODE_SEGMENT)]
+    for (n_tokens, n_keys) in
+        [(1, 3 * DECODE_SEGMENT.0 + 5), (2, 2 * DECODE_SEGMENT.0 + 1), (1, DECODE_SEGMENT.0)]
     {
         for storage in STORAGES {
             problem(&Shape { n_tokens, n_keys, n_kv_heads: 1, ..PLAIN }, storage, 5).check(&pool);

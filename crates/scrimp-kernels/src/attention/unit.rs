@@ -28,7 +28,13 @@ pub(crate) enum Sink<'a> {
     /// Normalised rows into the output.
     Rows(SharedMut<'a, f32>),
     /// As `Rows`, and probabilities into column sums.
-    RowsAndColumns(SharedMut<'a, f32>, StatsRequest, &'a LaneLayout, &'a mut [f32]),
+    RowsAndColumns {
+        out: SharedMut<'a, f32>,
+        request: StatsRequest,
+        layout: &'a LaneLayout,
+        lane: usize,
+        sums: &'a mut [f32],
+    },
     /// `[rows]` maxima, `[rows]` sums, `[rows][head_dim]` outputs that are not normalised.
     Partial(&'a mut [f32]),
 }
@@ -288,7 +294,7 @@ impl BlockTask<'_> {
                         part[n_rows + local] = state.sum;
                         (&mut part[2 * n_rows + local * dim..][..dim], 1.0)
                     }
-                    Sink::Rows(out) | Sink::RowsAndColumns(out, ..) => {
+                    Sink::Rows(out) | Sink::RowsAndColumns { out, .. } => {
                         let at = (row / group * args.n_heads + self.head * group + row % group) * dim;
                         // SAFETY: rows of the layer belong to one unit each, and every unit runs once.
                         (unsafe { out.slice(at..at + dim) }, inverse(state.sum))
@@ -299,8 +305,8 @@ impl BlockTask<'_> {
                     to.iter_mut().zip(from).for_each(|(to, x)| *to = x * factor);
                 }
             }
-            if let Sink::RowsAndColumns(_, request, layout, sums) = sink {
-                self.add_columns(keys, block, scores, states, *request, layout, sums);
+            if let Sink::RowsAndColumns { request, layout, lane, sums, .. } = sink {
+                self.add_columns(keys, block, scores, states, *request, (layout, *lane), sums);
             }
         }
     }
@@ -313,7 +319,7 @@ impl BlockTask<'_> {
         scores: &[f32],
         states: &[RowState; UNIT_ROWS],
         request: StatsRequest,
-        layout: &LaneLayout,
+        (layout, lane): (&LaneLayout, usize),
         sums: &mut [f32],
     ) {
         if keys.start >= keys.end || !request.wants_row(self.args, &self.rows) {
@@ -326,7 +332,7 @@ impl BlockTask<'_> {
         let mut picked = Vec::with_capacity(rows);
         for kind in 0..KINDS {
             for member in 0..group {
-                let Some(columns) = layout.columns(self.head, kind, member) else { continue };
+                let Some(columns) = layout.columns(self.head, lane, kind, member) else { continue };
                 picked.clear();
                 picked.extend((0..block.n).filter_map(|r| {
                     let row = block.first + r;
@@ -372,16 +378,16 @@ fn mask(scores: &mut [f32], rows: usize, row: usize, keys: &Range<usize>, visibl
     let end = (keys.end - keys.start).next_multiple_of(TILE);
     let from = visible.start.clamp(keys.start, keys.end) - keys.start;
     let to = visible.end.clamp(keys.start, keys.end) - keys.start;
-    let mut fill = |keys: Range<usize>| {
-        for key in keys {
-            scores[(key / TILE * rows + row) * TILE + key % TILE] = f32::NEG_INFINITY;
+    let mut fill = |mut keys: Range<usize>| {
+        while keys.start < keys.end {
+            let (tile, lane) = (keys.start / TILE, keys.start % TILE);
+            let n = (TILE - lane).min(keys.end - keys.start);
+            scores[(tile * rows + row) * TILE + lane..][..n].fill(f32::NEG_INFINITY);
+            keys.start += n;
         }
     };
-    fill(0..from.min(to));
-    fill(to..end);
-    if from > to {
-        fill(to..from);
-    }
+    fill(0..from.min(end));
+    fill(to.max(from.min(end))..end);
 }
 
 /// Merges the partial results of a head's segments, in order, into the output.

@@ -1,6 +1,7 @@
 //! IEEE half precision, one element to a step; arithmetic is f32. Rounded to nearest-even; beyond 65504 it is infinite.
 
-use super::{Element, Plain, Storage, StorageKind};
+use super::{Element, Plain, Storage, StorageKind, TILE};
+use half::slice::HalfFloatSliceExt;
 
 /// The format.
 pub static STORAGE: &dyn Storage = &Plain::<F16, 1>::new();
@@ -15,6 +16,13 @@ impl Element for F16 {
     #[inline(always)]
     fn encode(x: f32) -> u16 {
         half::f16::from_f32(x).to_bits()
+    }
+    #[inline(always)]
+    fn encode_tile(x: &[f32; TILE]) -> [u16; TILE] {
+        // Uses the CPU's conversion instructions, which `half` finds at run time.
+        let mut bits = [half::f16::ZERO; TILE];
+        bits.convert_from_f32_slice(x);
+        bits.map(half::f16::to_bits)
     }
     #[inline(always)]
     fn decode(bits: u16) -> f32 {

@@ -93,6 +93,10 @@ pub(crate) trait Element: Send + Sync + std::fmt::Debug {
     const KIND: StorageKind;
     fn encode(x: f32) -> Self::Bits;
     fn decode(bits: Self::Bits) -> f32;
+    #[inline(always)]
+    fn encode_tile(x: &[f32; TILE]) -> [Self::Bits; TILE] {
+        x.map(Self::encode)
+    }
 }
 
 /// Plain elements, `P` of a row to a step.
@@ -102,6 +106,17 @@ pub(crate) struct Plain<E, const P: usize>(PhantomData<E>);
 impl<E: Element, const P: usize> Plain<E, P> {
     pub(crate) const fn new() -> Self {
         Self(PhantomData)
+    }
+
+    /// Up to 16 elements as they are stored, then zeros.
+    #[inline(always)]
+    fn encode(x: &[f32]) -> [E::Bits; TILE] {
+        if let Ok(x) = <&[f32; TILE]>::try_from(x) {
+            return E::encode_tile(x);
+        }
+        let mut bits = [E::Bits::default(); TILE];
+        bits.iter_mut().zip(x).for_each(|(bits, &x)| *bits = E::encode(x));
+        bits
     }
 
     /// Index of dim 0 of a key; dim `d` is at `d / P * 16 * P + d % P` from there.
@@ -134,11 +149,13 @@ impl<E: Element, const P: usize> Storage for Plain<E, P> {
         assert!(slot + n <= g.page_tokens);
         let page: &mut [E::Bits] = bytemuck::cast_slice_mut(page);
         for i in 0..n {
-            let row = &rows[i * stride..][..g.head_dim];
-            let to = &mut page[Self::k_base(g, slot + i)..];
-            for (group, x) in to.chunks_mut(TILE * P).zip(row.chunks(P)) {
-                for (to, &x) in group[..P].iter_mut().zip(x) {
-                    *to = E::encode(x);
+            let base = Self::k_base(g, slot + i);
+            for (block, x) in rows[i * stride..][..g.head_dim].chunks(TILE).enumerate() {
+                let x = Self::encode(x);
+                let to = &mut page[base + block * TILE * TILE..];
+                for step in 0..TILE / P {
+                    // The padding of a last block is zero already, and so is `x` there.
+                    to[step * TILE * P..][..P].copy_from_slice(&x[step * P..][..P]);
                 }
             }
         }
@@ -147,15 +164,26 @@ impl<E: Element, const P: usize> Storage for Plain<E, P> {
     fn write_v(&self, g: PageGeometry, page: &mut [u8], slot: usize, n: usize, rows: &[f32], stride: usize) {
         assert!(slot + n <= g.page_tokens);
         let page: &mut [E::Bits] = bytemuck::cast_slice_mut(page);
-        for i in 0..n {
-            let row = &rows[i * stride..][..g.head_dim];
+        let mut i = 0;
+        while i < n {
+            // The tokens of a step together, where all of them are here.
+            let whole = (slot + i).is_multiple_of(P) && i + P <= n;
             let base = Self::v_base(slot + i);
-            for (block, x) in row.chunks(TILE).enumerate() {
+            for (block, dims) in (0..g.head_dim).step_by(TILE).enumerate() {
+                let dims = dims..(dims + TILE).min(g.head_dim);
                 let to = &mut page[base + block * g.page_tokens * TILE..];
-                for (to, &x) in to.iter_mut().step_by(P).zip(x) {
-                    *to = E::encode(x);
+                if whole {
+                    let x: [[E::Bits; TILE]; P] =
+                        std::array::from_fn(|t| Self::encode(&rows[(i + t) * stride..][dims.clone()]));
+                    for (lane, to) in to[..TILE * P].chunks_exact_mut(P).enumerate() {
+                        to.iter_mut().zip(&x).for_each(|(to, x)| *to = x[lane]);
+                    }
+                } else {
+                    let x = Self::encode(&rows[i * stride..][dims]);
+                    to.iter_mut().step_by(P).zip(x).for_each(|(to, x)| *to = x);
                 }
             }
+            i += if whole { P } else { 1 };
         }
     }
 
