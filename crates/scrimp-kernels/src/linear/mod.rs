@@ -30,7 +30,7 @@ const GEMV_UNIT_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
 /// Units per thread that a region is cut into where [`GEMV_UNIT_BYTES`] allows it.
 const GEMV_UNITS_PER_THREAD: usize = 6;
 /// Unpacked bytes per unit of work in a batch: they stay in the second-level cache while all tokens pass by.
-const PANEL_BYTES: usize = 160 << 10;
+const PANEL_BYTES: usize = 400 << 10;
 
 /// One matrix product of a region.
 #[derive(Debug)]
