@@ -61,14 +61,15 @@ struct RowState {
 /// The keys that some token of `tokens` sees.
 pub(crate) fn union_of_visible(args: &AttentionArgs<'_>, head: usize, tokens: Range<usize>) -> Range<usize> {
     let n_keys = args.kv.n_keys(head);
-    let mut union = usize::MAX..0;
+    let (mut start, mut end) = (usize::MAX, 0);
     for token in tokens {
         let keys = args.kv.visible(head, token);
         if keys.start < keys.end {
-            union = union.start.min(keys.start)..union.end.max(keys.end.min(n_keys));
+            start = start.min(keys.start);
+            end = end.max(keys.end.min(n_keys));
         }
     }
-    union.start.min(union.end)..union.end
+    start.min(end)..end
 }
 
 impl BlockTask<'_> {
@@ -367,7 +368,9 @@ fn prefetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {
         // SAFETY: a prefetch reads nothing architecturally.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast());
+        };
     }
 }
 
