@@ -158,7 +158,7 @@ impl Sequence {
         let (g, n_kv_heads) = (shared.geometry, shared.config.n_kv_heads);
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
         let row = inputs.n_heads * g.head_dim;
-        let n_tokens = if row == 0 { 0 } else { inputs.q.len() / row };
+        let n_tokens = inputs.q.len().checked_div(row).unwrap_or(0);
         let fits = row > 0
             && inputs.n_heads.is_multiple_of(n_kv_heads)
             && inputs.q.len() == n_tokens * row

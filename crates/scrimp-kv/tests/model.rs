@@ -130,7 +130,7 @@ impl World {
                     }
                     // Only where the window's tokens are really gone.
                     Err(KvError::Dropped { dropped, .. }) => {
-                        assert!(dropped > (len + 1).saturating_sub(WINDOW))
+                        assert!(dropped > (len + 1).saturating_sub(WINDOW));
                     }
                     Err(e) => panic!("{e}"),
                 }

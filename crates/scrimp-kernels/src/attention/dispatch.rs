@@ -25,13 +25,15 @@ pub(crate) struct RowKernels {
     pub(crate) exp_sum: unsafe fn(*mut f32, usize, f32, *const f32, *mut f32),
 }
 
+type AddColumns = unsafe fn(*const f32, usize, usize, &[(usize, f32)], *mut f32);
+
 /// The kernels of one tier for one storage format.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     /// By number of rows, smallest first.
     pub(crate) blocks: &'static [RowKernels],
     /// `(p, tiles, rows, picked, columns)`
-    pub(crate) add_columns: unsafe fn(*const f32, usize, usize, &[(usize, f32)], *mut f32),
+    pub(crate) add_columns: AddColumns,
     /// `(row, steps, stride, to)`
     pub(crate) elements: fn(&[f32], usize, usize, &mut [f32]),
     /// Elements of a row to a step.

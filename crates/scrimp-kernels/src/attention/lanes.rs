@@ -54,7 +54,7 @@ pub(crate) trait Lanes: Simd {
     #[inline(always)]
     fn exp2_fraction(self, f: Self::F) -> Self::F {
         let mut p = self.splat(1.535_336_2e-4);
-        for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 0.240_226_48, 0.693_147_2, 1.0] {
+        for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 0.240_226_48, std::f32::consts::LN_2, 1.0] {
             p = self.mul_acc(p, f, self.splat(c));
         }
         p

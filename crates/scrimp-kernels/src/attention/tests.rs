@@ -6,11 +6,14 @@ use proptest::prelude::*;
 
 /// A layer's cache in the simplest form.
 struct Cache {
-    pages: Vec<Vec<(Aligned, Aligned, Option<Vec<f32>>)>>,
+    /// `[kv_head][page]`: K, V and bias.
+    pages: Vec<Vec<TestPage>>,
     g: PageGeometry,
     n_keys: Vec<usize>,
     visible: Vec<Range<usize>>,
 }
+
+type TestPage = (Aligned, Aligned, Option<Vec<f32>>);
 
 /// Bytes that start at a multiple of 64.
 struct Aligned(Vec<u8>, usize, usize);

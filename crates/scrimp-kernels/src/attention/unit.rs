@@ -61,14 +61,15 @@ struct RowState {
 /// The keys that some token of `tokens` sees.
 pub(crate) fn union_of_visible(args: &AttentionArgs<'_>, head: usize, tokens: Range<usize>) -> Range<usize> {
     let n_keys = args.kv.n_keys(head);
-    let mut union = usize::MAX..0;
+    let (mut start, mut end) = (usize::MAX, 0);
     for token in tokens {
         let keys = args.kv.visible(head, token);
         if keys.start < keys.end {
-            union = union.start.min(keys.start)..union.end.max(keys.end.min(n_keys));
+            start = start.min(keys.start);
+            end = end.max(keys.end.min(n_keys));
         }
     }
-    union.start.min(union.end)..union.end
+    start.min(end)..end
 }
 
 impl BlockTask<'_> {
@@ -108,6 +109,10 @@ impl BlockTask<'_> {
             scores += tiles * kernels.rows * TILE;
             acc += dim_blocks * kernels.rows * TILE;
             first += kernels.rows;
+        }
+        if self.only.is_some() && n_keys > 0 {
+            let page = args.kv.page(self.head, keys.start / args.geometry.page_tokens);
+            prefetch(page.k);
         }
         let q = scratch.q.at_least(q);
         let scores = scratch.scores.at_least(scores);
@@ -357,6 +362,16 @@ impl BlockTask<'_> {
 fn score_factor(args: &AttentionArgs<'_>, head: usize) -> (bool, f32) {
     let finished = args.softcap.is_some() || args.scale <= 0.0 || args.kv.has_bias(head);
     (finished, if finished { 1.0 } else { args.scale } * std::f32::consts::LOG2_E)
+}
+
+fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        // SAFETY: a prefetch reads nothing architecturally.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast());
+        };
+    }
 }
 
 /// `1 / sum`, or 0 for a row that saw nothing.

@@ -276,8 +276,9 @@ mod tests {
                 storage.write_v(g, v, 0, 5, &rows, stride);
                 storage.write_v(g, v, 5, page_tokens - 5, &rows[5 * stride..], stride);
                 storage.clear_tile_from(g, k, v, page_tokens - 2);
-                storage.copy_k(g, &k.to_vec(), 3, k, page_tokens - 1);
-                storage.copy_v(g, &v.to_vec(), 3, v, page_tokens - 1);
+                let (old_k, old_v) = (k.to_vec(), v.to_vec());
+                storage.copy_k(g, &old_k, 3, k, page_tokens - 1);
+                storage.copy_v(g, &old_v, 3, v, page_tokens - 1);
                 let mut row = vec![0.0; head_dim];
                 for slot in 0..page_tokens {
                     let expected = |d: usize| match page_tokens - slot {
