@@ -6,7 +6,7 @@ usage: llama_cpp_bench.py speed MODEL THREADS DEPTH TEXT    prefill of 512 and d
 """
 
 import json
-import resource
+import pathlib
 import sys
 import time
 
@@ -19,7 +19,9 @@ CONTEXT, PREFILL, DECODE = 8192, 512, 64
 
 
 def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: its maximum starts from what the parent process held when it forked.
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def load(model, threads):

@@ -130,7 +130,7 @@ impl Session<'_> {
 
     fn fill_rope(&mut self, context: Context<'_>, n: usize) {
         let positions: Vec<u32> = (self.len()..self.len() + n).map(|p| p as u32).collect();
-        let rope = context.config.rope_for(self.len() + n);
+        let rope = context.config.rope_for(self.rope_tokens);
         let fill = |table: &mut RopeTable, rope: &Rope| {
             table.fill(context.pool, &positions, &rope.inv_freq, rope.magnitude);
         };
@@ -181,30 +181,32 @@ impl Session<'_> {
             }
         };
         context.rows(k, kv_dim, |t, row| heads(layer.k_norm.as_deref(), t, row));
-        let first = n - wanted;
-        let q = &mut q[first * q_dim..];
-        if wanted > 0 {
-            context.rows(q, q_dim, |t, row| heads(layer.q_norm.as_deref(), first + t, row));
+        // Gathering attention needs every query; otherwise those whose result nobody wants are left out.
+        let queries = if self.stats.is_some() { n } else { wanted };
+        let q = &mut q[(n - queries) * q_dim..];
+        if queries > 0 {
+            context.rows(q, q_dim, |t, row| heads(layer.q_norm.as_deref(), n - queries + t, row));
         }
         self.kv.append(index, k, v, pool)?;
+        if queries > 0 {
+            let inputs = AttentionInputs {
+                tier,
+                q,
+                out: sized(&mut b.attn, queries * q_dim),
+                n_heads: config.n_heads,
+                scale: config.attn_scale,
+                softcap: config.attn_logit_softcap,
+                stats: self.stats,
+            };
+            self.kv.attend(index, inputs, pool, &mut b.attention)?;
+        }
         if wanted == 0 {
             return Ok(());
         }
-        let attn = sized(&mut b.attn, wanted * q_dim);
-        let inputs = AttentionInputs {
-            tier,
-            q,
-            out: attn,
-            n_heads: config.n_heads,
-            scale: config.attn_scale,
-            softcap: config.attn_logit_softcap,
-            stats: None,
-        };
-        self.kv.attend(index, inputs, pool, &mut b.attention)?;
-        if first > 0 {
-            b.h.copy_within(first * hidden..n * hidden, 0);
+        if wanted < n {
+            b.h.copy_within((n - wanted) * hidden..n * hidden, 0);
         }
-        let attn = &b.attn[..wanted * q_dim];
+        let attn = &b.attn[(queries - wanted) * q_dim..queries * q_dim];
         b.x.fill(pool, tier, wanted, q_dim, layer.o.needs(), |t, x| {
             x.copy_from_slice(&attn[t * q_dim..(t + 1) * q_dim]);
         });

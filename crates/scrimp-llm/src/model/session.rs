@@ -2,7 +2,7 @@
 
 use super::{Model, forward::Buffers};
 use crate::error::{Error, Result};
-use scrimp_kv::Sequence;
+use scrimp_kv::{Sequence, StatsWanted};
 
 /// Tokens that go through the layers together. Large enough that unpacking weights costs little, small enough that
 /// intermediate results stay small.
@@ -16,11 +16,15 @@ pub struct Session<'m> {
     pub(super) model: &'m Model,
     pub(super) kv: Sequence,
     pub(super) buffers: Buffers,
+    /// The longest that the sequence was going to be when tokens were appended (chooses between LongRoPE's two sets).
+    pub(super) rope_tokens: usize,
+    /// What attention gathers for eviction policies.
+    pub(super) stats: Option<StatsWanted>,
 }
 
 impl<'m> Session<'m> {
     pub(super) fn new(model: &'m Model) -> Self {
-        Self { model, kv: model.kv.sequence(), buffers: Buffers::default() }
+        Self { model, kv: model.kv.sequence(), buffers: Buffers::default(), rope_tokens: 0, stats: None }
     }
 
     /// The model that runs.
@@ -34,14 +38,13 @@ impl<'m> Session<'m> {
     /// # Errors
     /// When `tokens` is empty, holds an id outside the vocabulary, or the sequence would pass the context length.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
-        self.check(tokens)?;
-        let mut rest = tokens;
-        while rest.len() > CHUNK {
-            let (chunk, later) = rest.split_at(CHUNK);
-            self.layers(chunk, 0)?;
-            rest = later;
-        }
-        self.layers(rest, 1)?;
+        self.appending(tokens, |session| {
+            let mut chunks = tokens.chunks(CHUNK).peekable();
+            while let Some(chunk) = chunks.next() {
+                session.layers(chunk, usize::from(chunks.peek().is_none()))?;
+            }
+            Ok(())
+        })?;
         Ok(self.logits(0..1))
     }
 
@@ -50,18 +53,31 @@ impl<'m> Session<'m> {
     /// # Errors
     /// As [`Session::forward`].
     pub fn forward_each(&mut self, tokens: &[u32], visit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
-        self.check(tokens)?;
         let vocab = self.model.vocab_size();
-        for (c, chunk) in tokens.chunks(CHUNK).enumerate() {
-            self.layers(chunk, chunk.len())?;
-            for first in (0..chunk.len()).step_by(LOGITS_ROWS) {
-                let logits = self.logits(first..(first + LOGITS_ROWS).min(chunk.len()));
-                for (i, logits) in logits.chunks_exact(vocab).enumerate() {
-                    visit(c * CHUNK + first + i, logits);
+        self.appending(tokens, |session| {
+            for (c, chunk) in tokens.chunks(CHUNK).enumerate() {
+                session.layers(chunk, chunk.len())?;
+                for first in (0..chunk.len()).step_by(LOGITS_ROWS) {
+                    let logits = session.logits(first..(first + LOGITS_ROWS).min(chunk.len()));
+                    for (i, logits) in logits.chunks_exact(vocab).enumerate() {
+                        visit(c * CHUNK + first + i, logits);
+                    }
                 }
             }
+            Ok(())
+        })
+    }
+
+    /// Runs `append` on tokens that were checked; where it fails, the sequence is as it was before.
+    fn appending(&mut self, tokens: &[u32], append: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        self.check(tokens)?;
+        let before = self.len();
+        self.rope_tokens = self.rope_tokens.max(before + tokens.len());
+        let result = append(self);
+        if result.is_err() {
+            self.truncate(before);
         }
-        Ok(())
+        result
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {
@@ -94,13 +110,25 @@ impl<'m> Session<'m> {
     /// Forgets everything; memory of the cache goes back to the pool.
     pub fn reset(&mut self) {
         self.kv.reset();
+        self.rope_tokens = 0;
+    }
+
+    /// Has attention gather, from now on, how much each key is attended to (see [`Sequence::stats`]); `None` stops it.
+    /// Costs less than 3% of the time to first token.
+    pub fn gather_attention(&mut self, stats: Option<StatsWanted>) {
+        self.stats = stats;
+    }
+
+    /// The KV cache of this sequence, with the attention that was gathered.
+    pub fn kv(&self) -> &Sequence {
+        &self.kv
     }
 
     /// Forgets all tokens from position `len` on. Where a sliding-window layer has let go of tokens that it would need
     /// to go back that far, everything is forgotten, so look at [`Session::len`] afterwards.
     pub fn truncate(&mut self, len: usize) {
         if self.kv.truncate(len).is_err() {
-            self.kv.reset();
+            self.reset();
         }
     }
 
