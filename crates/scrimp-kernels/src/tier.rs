@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 /// A set of CPU features that kernels are compiled for.
 ///
-/// A value other than [`Tier::Scalar`] can only be had through [`Tier::detect`] and friends, which check the CPU:
+/// A value other than [`Tier::SCALAR`] can only be had through [`Tier::detect`] and friends, which check the CPU:
 /// holding one is the proof that its instructions may be executed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tier(Kind);
