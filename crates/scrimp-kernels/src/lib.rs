@@ -2,6 +2,7 @@
 //!
 //! It is the only crate of the workspace with `unsafe` code.
 
+pub mod alloc;
 pub mod arena;
 pub mod attention;
 mod dispatch;
@@ -13,6 +14,7 @@ pub mod mmap;
 pub mod ops;
 pub mod page_memory;
 mod shared;
+mod sync;
 pub mod threads;
 pub mod tier;
 
