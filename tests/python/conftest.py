@@ -100,8 +100,9 @@ def tiny_copy(tmp_path):
 
 @pytest.fixture
 def hub_faults():
-    """How the server of `hub` misbehaves: `cut_after` closes a connection after that many bytes."""
-    return {}
+    """How the server of `hub` misbehaves (`cut_after` closes a connection after that many bytes), and what it saw:
+    `ranges` lists the first byte of every body that was asked for."""
+    return {"ranges": []}
 
 
 @pytest.fixture
@@ -134,6 +135,7 @@ def hub(hub_faults):
             self.send_header("X-Linked-Size", str(len(content)))
             self.end_headers()
             if with_body:
+                hub_faults["ranges"].append(first)
                 cut = hub_faults.pop("cut_after", None)
                 self.wfile.write(body[:cut])
                 if cut:

@@ -47,11 +47,12 @@ fn given(memory: *mut u8, bytes: usize) -> *mut u8 {
 /// Must not allocate.
 #[cold]
 fn exit(bytes: usize) -> ! {
-    let mut text = [0; 160];
+    const SIZE: usize = 160;
+    let mut text = [0; SIZE];
     let mut rest = &mut text[..];
     let _ = writeln!(rest, "error: out of memory: the system refuses {bytes} more bytes");
     let _ = writeln!(rest, "hint: a smaller model, a shorter context or a higher memory limit may help");
-    let len = text.len() - rest.len();
+    let len = SIZE - rest.len();
     // SAFETY: the bytes are those of `text`; ending the process needs nothing.
     unsafe {
         libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), len);
