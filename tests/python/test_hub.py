@@ -1,6 +1,6 @@
 """Fetching models from a server: whole, resumed, refused."""
 
-from conftest import TINY_GGUF, scrimp
+from conftest import TINY_GGUF, models_in, scrimp
 
 ANY = "hf:tiny/llama:big.gguf"
 
@@ -28,13 +28,13 @@ def test_an_interrupted_download_is_finished(hub, tmp_path, hub_faults):
         ran.refused()
         pull(hub, tmp_path).ok()
     assert any(0 < first <= 100_000 for first in hub_faults["ranges"]), hub_faults["ranges"]
-    files = [p for p in tmp_path.rglob("big.gguf") if p.is_file()]
+    files = models_in(tmp_path)
     assert len(files) == 1 and files[0].stat().st_size == (TINY_GGUF / "llama-mixed.gguf").stat().st_size
 
 
 def test_what_is_not_there(hub, tmp_path):
     pull(hub, tmp_path, "hf:tiny/llama:other.gguf").refused("other.gguf")
-    assert not [p for p in tmp_path.rglob("*.gguf")]
+    assert not models_in(tmp_path)
 
 
 def test_no_network_says_what_to_do(tmp_path):
