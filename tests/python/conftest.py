@@ -65,6 +65,11 @@ def scrimp(*arguments, stdin=b"", env=None, memory_mib=None, timeout=60, stdout=
     return Ran(done)
 
 
+def models_in(cache):
+    """The files of a cache that look like models (locks are named after them)."""
+    return [path for path in cache.rglob("*.gguf") if path.is_file() and ".locks" not in path.parts]
+
+
 def real_model(file):
     """Path of a real model, or a skip."""
     folder = os.environ.get("SCRIMP_TEST_MODELS")
@@ -100,8 +105,9 @@ def tiny_copy(tmp_path):
 
 @pytest.fixture
 def hub_faults():
-    """How the server of `hub` misbehaves: `cut_after` closes a connection after that many bytes."""
-    return {}
+    """How the server of `hub` misbehaves (`cut_after` closes a connection after that many bytes), and what it saw:
+    `ranges` lists the first byte of every body that was asked for."""
+    return {"ranges": []}
 
 
 @pytest.fixture
@@ -134,6 +140,7 @@ def hub(hub_faults):
             self.send_header("X-Linked-Size", str(len(content)))
             self.end_headers()
             if with_body:
+                hub_faults["ranges"].append(first)
                 cut = hub_faults.pop("cut_after", None)
                 self.wfile.write(body[:cut])
                 if cut:

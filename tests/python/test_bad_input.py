@@ -3,12 +3,13 @@
 import json
 import os
 import random
+import re
 import struct
 import subprocess
 
 import pytest
 
-from conftest import TEXT, TINY, TINY_GGUF, scrimp
+from conftest import TEXT, TINY, TINY_GGUF, models_in, scrimp
 
 GGUF = TINY_GGUF / "llama-mixed.gguf"
 LLAMA = TINY / "llama"
@@ -99,7 +100,7 @@ def test_truncated_gguf(tmp_path):
     raw = GGUF.read_bytes()
     path = tmp_path / "cut.gguf"
     chance = random.Random(1)
-    for length in [5, 23, 24, 100, 1000, len(raw) // 2, len(raw) - 1] + [chance.randrange(len(raw)) for _ in range(8)]:
+    for length in [5, 23, 24, 100, 1000, len(raw) // 2, len(raw) - 64] + [chance.randrange(len(raw)) for _ in range(8)]:
         path.write_bytes(raw[:length])
         run(path).refused("cut.gguf")
 
@@ -169,9 +170,40 @@ def test_missing_tensor_is_named(tiny_copy):
     folder = tiny_copy("mistral")
     path = folder / "model.safetensors"
     header, data = read_safetensors(path)
-    header.pop("model.layers.1.mlp.up_proj.weight")
+    header["model.layers.1.mlp.up_prox.weight"] = header.pop("model.layers.1.mlp.up_proj.weight")
     write_safetensors(path, header, data)
-    run(folder).refused()
+    run(folder).refused(folder.name, "blk.1.ffn_up.weight")
+
+
+def test_missing_tensor_of_a_gguf_is_named(tmp_path):
+    raw = GGUF.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight")
+    path = tmp_path / "incomplete.gguf"
+    path.write_bytes(raw)
+    run(path).refused("incomplete.gguf", "blk.1.ffn_up.weight")
+
+
+def test_wrong_shape_is_named(tiny_copy):
+    """A tensor that fits the file but not the model."""
+    folder = tiny_copy("mistral")
+    path = folder / "model.safetensors"
+    header, data = read_safetensors(path)
+    entry = header["model.layers.0.self_attn.o_proj.weight"]
+    rows, columns = entry["shape"]
+    entry["shape"] = [rows // 2, columns * 2]
+    write_safetensors(path, header, data)
+    run(folder).refused("blk.0.attn_output.weight", str(rows // 2), str(columns * 2))
+
+
+def test_wrong_shape_in_a_gguf_is_named(tmp_path):
+    raw = bytearray(GGUF.read_bytes())
+    name = b"blk.0.attn_q.weight"
+    at = raw.index(name) + len(name)
+    dimensions, columns, rows = struct.unpack("<IQQ", raw[at:at + 20])
+    assert dimensions == 2
+    raw[at:at + 20] = struct.pack("<IQQ", 2, columns * 2, rows // 2)
+    path = tmp_path / "shape.gguf"
+    path.write_bytes(raw)
+    run(path).refused("shape.gguf", "blk.0.attn_q.weight")
 
 
 def test_missing_shard_is_named(tiny_copy):
@@ -217,8 +249,34 @@ def test_weights_that_are_not_numbers(tiny_copy, value, tensor):
     for at in range(begin, end, 4):
         damaged[at:at + 4] = struct.pack("<f", value)
     write_safetensors(path, header, damaged)
-    run(folder).refused()
-    scrimp("eval", "ppl", folder, "--text", TEXT, "--context", 32, "--max-tokens", 64).refused()
+    run(folder).refused("NaN or an infinity", folder.name)
+    scrimp("eval", "ppl", folder, "--text", TEXT, "--context", 32, "--max-tokens", 64).refused("NaN or an infinity")
+
+
+def tensor_info(raw, name):
+    """(type, offset in the data, end of the entry) of a GGUF tensor."""
+    at = raw.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+    (dimensions,) = struct.unpack("<I", raw[at:at + 4])
+    at += 4 + 8 * dimensions
+    dtype, offset = struct.unpack("<IQ", raw[at:at + 12])
+    return dtype, offset, at + 12
+
+
+@pytest.mark.parametrize("name, kind, scale", [
+    ("blk.0.attn_q.weight", 12, 0), ("blk.0.attn_norm.weight", 0, 0),
+], ids=["Q4_K scale", "f32 norm"])
+def test_gguf_weights_that_are_not_numbers(tmp_path, name, kind, scale):
+    """A scale of a block, or a plain float, that is NaN."""
+    raw = bytearray(GGUF.read_bytes())
+    names = set(re.findall(rb"(?:blk\.\d+\.\w+|token_embd|output|output_norm)\.weight", raw))
+    start = (max(tensor_info(raw, n)[2] for n in names) + 31) // 32 * 32  # of the tensors' data
+    dtype, offset, _ = tensor_info(raw, name.encode())
+    assert dtype == kind
+    at = start + offset + scale
+    raw[at:at + 4] = struct.pack("<f", float("nan")) if kind == 0 else b"\x00\x7e\x00\x00"
+    path = tmp_path / "nan.gguf"
+    path.write_bytes(raw)
+    run(path).refused("nan.gguf", name, "NaN or an infinity")
 
 
 def test_tokenizer_of_another_model(tiny_copy):
@@ -282,15 +340,28 @@ def test_reader_of_stdout_goes_away():
     os.close(read)
     with os.fdopen(write, "wb") as pipe:
         ran = scrimp("run", LLAMA, "the rain", "--raw", "--max-tokens", 3, "--temperature", 0, stdout=pipe)
-    assert ran.status in (141, -13, 1) and "panicked" not in ran.stderr, (ran.status, ran.stderr)
+    assert (ran.status, ran.stderr) == (141, ""), (ran.status, ran.stderr)
 
 
-def test_too_little_memory_is_an_error():
-    """Far less address space than the model needs: an error message or a clean refusal, not an abort."""
-    for mib in [40, 60, 90]:
-        ran = scrimp("run", LLAMA, "the rain", "--raw", "--max-tokens", 3, "--temperature", 0, "--threads", 1, memory_mib=mib)
-        assert ran.status in (0, 1, 127), f"{mib} MiB: status {ran.status}\n{ran.stderr}"
-        assert "panicked" not in ran.stderr, ran.stderr
+@pytest.mark.parametrize("options", [["run", LLAMA, "the rain", "--raw", "--max-tokens", 3, "--temperature", 0],
+                                     ["eval", "ppl", LLAMA, "--text", TEXT, "--context", 32, "--max-tokens", 64],
+                                     ["inspect", LLAMA]], ids=lambda o: o[0])
+def test_too_little_memory_is_an_error(options):
+    """`ulimit -v`, from what loads the program to what is enough: an error message and status 1, never an abort."""
+    start = next(mib for mib in range(8, 64) if scrimp("--version", memory_mib=mib).status == 0)
+    statuses = []
+    for mib in range(start, start + 24):
+        ran = scrimp(*options, "--threads", 1, memory_mib=mib)
+        statuses.append(ran.status)
+        if ran.status != 0:
+            ran.refused()
+    assert statuses[-1] == 0, statuses
+    assert 1 in statuses or options[0] == "inspect", statuses
+
+
+def test_too_little_memory_for_a_real_model(smollm2):
+    for mib in [100, 150, 200, 250]:
+        scrimp("run", smollm2, "The rain", "--raw", "--max-tokens", 3, memory_mib=mib).refused("memory")
 
 
 def test_unwritable_cache(tmp_path):
@@ -314,5 +385,4 @@ def small_disk(tmp_path):
 def test_cache_on_a_full_disk(small_disk, hub):
     ran = scrimp("pull", "hf:tiny/llama:big.gguf", env={"SCRIMP_CACHE": str(small_disk), "HF_ENDPOINT": hub})
     ran.refused("full")
-    left = [p for p in small_disk.rglob("*.gguf") if p.is_file() and not p.name.startswith(".")]
-    assert not left, f"half a model looks whole: {left}"
+    assert not models_in(small_disk), "half a model looks whole"

@@ -100,7 +100,7 @@ def test_eval_ppl_json(tmp_path):
     assert math.isclose(result["ppl"], math.exp(result["nll"]), rel_tol=1e-4)
     short = tmp_path / "short.txt"
     short.write_text("abc")
-    scrimp("eval", "ppl", LLAMA, "--text", short, "--context", 32).refused("short")
+    scrimp("eval", "ppl", LLAMA, "--text", short, "--context", 32).refused("3 tokens", "window")
 
 
 def test_eval_kl_json():

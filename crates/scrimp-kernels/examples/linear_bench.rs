@@ -32,7 +32,7 @@ fn main() {
                 let mut out = vec![0.0; n * rows];
                 let mut best = f64::INFINITY;
                 let (rounds, per_round) =
-                    if n == 1 { (5, copies) } else { (5, 1 + 2000 / n / (rows * cols >> 20).max(1)) };
+                    if n == 1 { (5, copies) } else { (5, 1 + 2000 / n / ((rows * cols) >> 20).max(1)) };
                 for _ in 0..rounds {
                     let start = Instant::now();
                     for weight in weights.iter().cycle().take(per_round) {

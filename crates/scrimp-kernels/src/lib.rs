@@ -42,6 +42,7 @@
 //! # }
 //! ```
 
+pub mod alloc;
 pub mod arena;
 pub mod attention;
 mod dispatch;
@@ -53,6 +54,7 @@ pub mod mmap;
 pub mod ops;
 pub mod page_memory;
 mod shared;
+mod sync;
 pub mod threads;
 pub mod tier;
 

@@ -13,10 +13,14 @@ mod progress;
 mod verbs;
 
 use clap::Parser;
+use scrimp_kernels::alloc::ExitWhenOutOfMemory;
 use std::{io, process::ExitCode};
 
 use cli::{Cli, GlobalArgs};
 use printer::Printer;
+
+#[global_allocator]
+static MEMORY: ExitWhenOutOfMemory = ExitWhenOutOfMemory;
 
 /// What every verb gets: the global options and the one way to stdout.
 struct App {

@@ -47,7 +47,7 @@ pub(crate) trait Lanes: Simd {
         // The exponent field of p is 126 or 127: with n = -128 the sum is negative, and becomes zero.
         let r = self.max_i32(self.add_i32(self.bits(p), self.shl_i32::<23>(n)), self.splat_i32(0));
         // Integer arithmetic loses a NaN; this brings it back.
-        self.mul_acc(f, self.splat(0.0), self.from_bits(r))
+        self.mul_acc(f, self.splat(0.0), self.of_bits(r))
     }
 
     /// `2^f` for `f` in [-0.5, 0.5]: the degree-6 minimax polynomial of the Cephes library.
@@ -86,8 +86,8 @@ macro_rules! widened_pairs {
         fn load_pairs(self, from: &[f32; 16]) -> Self::Pairs {
             let bits = self.bits(self.load(from));
             [
-                self.from_bits(self.shl_i32::<16>(bits)),
-                self.from_bits(self.and_i32(bits, self.splat_i32(0xffff_0000_u32 as i32))),
+                self.of_bits(self.shl_i32::<16>(bits)),
+                self.of_bits(self.and_i32(bits, self.splat_i32(0xffff_0000_u32 as i32))),
             ]
         }
 
@@ -149,7 +149,7 @@ mod x86 {
                 }
             });
             let bits = self.and_i32(self.add_i32(bits, rounded), self.splat_i32(0xffff_0000_u32 as i32));
-            let x = self.from_bits(bits);
+            let x = self.of_bits(bits);
             self.store(x, to);
             x
         }

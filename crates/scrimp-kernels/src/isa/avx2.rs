@@ -131,7 +131,7 @@ impl Simd for Avx2 {
         both!(_mm256_castps_si256, x)
     }
     #[inline(always)]
-    fn from_bits(self, x: I) -> F {
+    fn of_bits(self, x: I) -> F {
         both!(_mm256_castsi256_ps, x)
     }
     #[inline(always)]

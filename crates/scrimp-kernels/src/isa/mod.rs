@@ -47,7 +47,7 @@ pub(crate) trait Simd: Copy {
     /// The bits of the floats.
     fn bits(self, x: Self::F) -> Self::I;
     /// Floats from their bits.
-    fn from_bits(self, x: Self::I) -> Self::F;
+    fn of_bits(self, x: Self::I) -> Self::F;
 
     fn splat_i32(self, x: i32) -> Self::I;
     fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
@@ -114,7 +114,7 @@ pub(crate) trait Simd: Copy {
         for c in [8.333_334e-3, 4.166_666_8e-2, 0.166_666_67, 0.5, 1.0, 1.0] {
             p = self.fma(p, r, self.splat(c));
         }
-        self.from_bits(self.add_i32(self.bits(p), self.shl_i32::<23>(n)))
+        self.of_bits(self.add_i32(self.bits(p), self.shl_i32::<23>(n)))
     }
 
     /// `x / (1 + e^-x)`.

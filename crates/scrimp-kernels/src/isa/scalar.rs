@@ -92,7 +92,7 @@ impl Simd for Scalar {
         x.map(|x| x.to_bits() as i32)
     }
     #[inline(always)]
-    fn from_bits(self, x: [i32; 16]) -> [f32; 16] {
+    fn of_bits(self, x: [i32; 16]) -> [f32; 16] {
         x.map(|x| f32::from_bits(x as u32))
     }
     #[inline(always)]

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::{Activation, ModelConfig, Rope, RopePairs},
-    error::Result,
+    error::{Error, Result},
 };
 use scrimp_kernels::{
     Tier,
@@ -24,7 +24,10 @@ use scrimp_kernels::{
     threads::Pool,
 };
 use scrimp_kv::{AttentionInputs, AttentionScratch};
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// Tokens per unit of row-wise work.
 const ROWS_PER_UNIT: usize = 4;
@@ -112,6 +115,7 @@ impl Session<'_> {
         let stored =
             if weights.tied { None } else { Some(self.model.checkpoint.tensor("token_embd.weight")?) };
         let h = sized(&mut self.buffers.h, tokens.len() * width);
+        let finite = AtomicBool::new(true);
         context.rows(h, width, |t, row| {
             let token = tokens[t] as usize;
             match &stored {
@@ -119,12 +123,20 @@ impl Session<'_> {
                 Some(stored) => {
                     let bytes = stored.data.len() / config.vocab_size;
                     dequantize_row(stored.dtype, &stored.data[token * bytes..(token + 1) * bytes], row);
+                    // Unlike matrices, this tensor was not read when the model was loaded.
+                    if row.iter().any(|x| !x.is_finite()) {
+                        finite.store(false, Ordering::Relaxed);
+                    }
                 }
             }
             if config.embedding_scale != 1.0 {
                 ops::scale(tier, config.embedding_scale, row);
             }
         });
+        if !finite.into_inner() {
+            let what = "tensor token_embd.weight holds a NaN or an infinity";
+            return Err(Error::bad_file(self.model.checkpoint.path(), what));
+        }
         Ok(())
     }
 
