@@ -3,35 +3,17 @@
 //! With 4 KiB pages a core spends a noticeable part of a streaming read on address translation; 2 MiB pages raise the
 //! bandwidth by a fifth to a third. They are asked for with `madvise`, and where the system has none to give, ordinary pages serve.
 
+use crate::mapping::Mapping;
 use std::{ops::Deref, ops::DerefMut, ptr::NonNull, sync::Arc};
 
-const HUGE_PAGE: usize = 2 << 20;
 /// Every allocation starts at a multiple of this (two cache lines).
 const ALIGN: usize = 128;
-
-#[derive(Debug)]
-struct Mapping {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the mapping is plain memory; access to it goes through `ArenaBox`es over disjoint ranges.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made with this address and length, and nothing borrows from it any more.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
-    }
-}
 
 /// A bump allocator over one anonymous mapping.
 #[derive(Debug)]
 pub struct Arena {
     mapping: Arc<Mapping>,
-    /// Offset of the first byte that may be handed out (the mapping is aligned to a huge page from here on).
+    /// Offset of the first byte that may be handed out.
     next: usize,
     end: usize,
 }
@@ -60,32 +42,7 @@ impl Arena {
     /// # Errors
     /// When the system does not give the memory.
     pub fn new(bytes: usize) -> std::io::Result<Self> {
-        let out_of_memory = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
-        let huge = bytes >= HUGE_PAGE;
-        let len = bytes.max(1).checked_add(if huge { HUGE_PAGE } else { 0 }).ok_or_else(out_of_memory)?;
-        // SAFETY: an anonymous private mapping at an address of the system's choice touches no existing memory.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast::<u8>()).ok_or_else(out_of_memory)?;
-        let mapping = Arc::new(Mapping { base, len });
-        let next = if huge { base.as_ptr().align_offset(HUGE_PAGE) } else { 0 };
-        #[cfg(target_os = "linux")]
-        if huge {
-            // SAFETY: the range lies inside the mapping; the advice changes no contents, and it may be refused.
-            unsafe { libc::madvise(base.as_ptr().add(next).cast(), len - next, libc::MADV_HUGEPAGE) };
-        }
-        Ok(Self { mapping, next, end: next + bytes })
+        Ok(Self { mapping: Arc::new(Mapping::new(bytes)?), next: 0, end: bytes })
     }
 
     /// The next `bytes` bytes, all zero.
@@ -98,7 +55,7 @@ impl Arena {
             return Err(std::io::Error::new(std::io::ErrorKind::OutOfMemory, "the weight arena is full"));
         }
         // SAFETY: `next + size` lies inside the mapping.
-        let ptr = unsafe { self.mapping.base.add(self.next) };
+        let ptr = unsafe { self.mapping.base().add(self.next) };
         self.next += size;
         Ok(ArenaBox { ptr, len: bytes, _mapping: Arc::clone(&self.mapping) })
     }

@@ -50,6 +50,7 @@ pub mod dtype;
 pub mod formats;
 mod isa;
 pub mod linear;
+mod mapping;
 pub mod mmap;
 pub mod ops;
 pub mod page_memory;

@@ -4,6 +4,7 @@
 //! huge page. A new page is taken from the lowest chunk that has a free slot, so that use gathers in few chunks; a chunk
 //! whose last page is dropped is unmapped, so resident memory really falls. Nothing is reserved ahead of use.
 
+use crate::mapping::{HUGE_PAGE, Mapping};
 use std::{
     collections::BTreeSet,
     fmt,
@@ -12,7 +13,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-const HUGE_PAGE: usize = 2 << 20;
 /// Every page starts at a multiple of this and has a multiple of it as its size.
 const ALIGN: usize = 64;
 
@@ -48,7 +48,7 @@ impl std::error::Error for PageError {}
 
 #[derive(Debug)]
 struct Chunk {
-    base: NonNull<u8>,
+    mapping: Mapping,
     /// Indices of free slots.
     free: Vec<u32>,
     used: usize,
@@ -89,8 +89,6 @@ pub struct Page {
 unsafe impl Send for Page {}
 // SAFETY: shared access only reads.
 unsafe impl Sync for Page {}
-// SAFETY: the pointers of the chunks are only used to hand out pages and to unmap, under the mutex.
-unsafe impl Send for Chunk {}
 
 impl PageMemory {
     /// Pages of at least `page_bytes` bytes (rounded up to a multiple of 64), at most `limit` bytes of them at a time.
@@ -143,7 +141,7 @@ impl PageMemory {
         let Some(slot) = chunk.free.pop() else { unreachable!("the set names chunks with free slots") };
         chunk.used += 1;
         // SAFETY: the slot lies inside the chunk.
-        let ptr = unsafe { chunk.base.add(slot as usize * inner.page_bytes) };
+        let ptr = unsafe { chunk.mapping.base().add(slot as usize * inner.page_bytes) };
         if chunk.free.is_empty() {
             state.with_free.remove(&index);
         }
@@ -159,9 +157,10 @@ impl Inner {
 
     /// Maps one more chunk and returns its index.
     fn add_chunk(&self, state: &mut State) -> Result<usize, PageError> {
-        let base = map_aligned(self.chunk_bytes).ok_or(PageError::OutOfMemory { bytes: self.chunk_bytes })?;
+        let mapping =
+            Mapping::new(self.chunk_bytes).map_err(|_| PageError::OutOfMemory { bytes: self.chunk_bytes })?;
         let slots = (self.chunk_bytes / self.page_bytes) as u32;
-        let chunk = Chunk { base, free: (0..slots).rev().collect(), used: 0 };
+        let chunk = Chunk { mapping, free: (0..slots).rev().collect(), used: 0 };
         let index = match state.vacant.pop_first() {
             Some(index) => {
                 state.chunks[index] = Some(chunk);
@@ -175,56 +174,6 @@ impl Inner {
         state.with_free.insert(index);
         state.chunks_mapped += 1;
         Ok(index)
-    }
-
-    fn unmap(&self, chunk: Chunk) {
-        // SAFETY: the chunk was mapped with this length and none of its pages is alive.
-        unsafe { libc::munmap(chunk.base.as_ptr().cast(), self.chunk_bytes) };
-    }
-}
-
-/// An anonymous mapping of `bytes` (a multiple of the huge page's size) at a multiple of the huge page's size.
-fn map_aligned(bytes: usize) -> Option<NonNull<u8>> {
-    let len = bytes.checked_add(HUGE_PAGE)?;
-    // SAFETY: an anonymous private mapping at an address of the system's choice touches no existing memory.
-    let raw = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
-    if raw == libc::MAP_FAILED {
-        return None;
-    }
-    let raw = raw.cast::<u8>();
-    let before = raw.align_offset(HUGE_PAGE);
-    let after = HUGE_PAGE - before;
-    // SAFETY: the parts before and after the aligned range are whole pages of the mapping that nobody uses; the advice
-    // changes no contents and may be refused.
-    unsafe {
-        if before > 0 {
-            libc::munmap(raw.cast(), before);
-        }
-        let base = raw.add(before);
-        if after > 0 {
-            libc::munmap(base.add(bytes).cast(), after);
-        }
-        #[cfg(target_os = "linux")]
-        libc::madvise(base.cast(), bytes, libc::MADV_HUGEPAGE);
-        NonNull::new(base)
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        let state = std::mem::take(&mut *self.state());
-        for chunk in state.chunks.into_iter().flatten() {
-            self.unmap(chunk);
-        }
     }
 }
 
@@ -244,10 +193,9 @@ impl Drop for Page {
         state.vacant.insert(self.chunk);
         state.chunks_mapped -= 1;
         let empty = state.chunks[self.chunk].take();
+        // Unmapping takes its time: not under the lock.
         drop(guard);
-        if let Some(chunk) = empty {
-            self.owner.unmap(chunk);
-        }
+        drop(empty);
     }
 }
 

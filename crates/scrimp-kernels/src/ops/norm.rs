@@ -21,7 +21,7 @@ impl RmsNorm<'_> {
     /// When lengths differ (as in all methods here).
     pub fn apply(&self, tier: Tier, x: &[f32], out: &mut [f32]) {
         self.check(x.len(), out.len());
-        tier.run(Into { norm: self, x, out });
+        tier.run(Into::<false> { norm: self, x, out });
     }
 
     /// `x = norm(x)` for one row.
@@ -33,7 +33,7 @@ impl RmsNorm<'_> {
     /// `out += norm(x)` for one row.
     pub fn add_to(&self, tier: Tier, x: &[f32], out: &mut [f32]) {
         self.check(x.len(), out.len());
-        tier.run(Add { norm: self, x, out });
+        tier.run(Into::<true> { norm: self, x, out });
     }
 
     fn check(&self, x: usize, out: usize) {
@@ -60,7 +60,8 @@ impl RmsNorm<'_> {
     }
 }
 
-struct Into<'a> {
+/// `out = norm(x)`, or `out += norm(x)`.
+struct Into<'a, const ADD: bool> {
     norm: &'a RmsNorm<'a>,
     x: &'a [f32],
     out: &'a mut [f32],
@@ -71,13 +72,7 @@ struct InPlace<'a> {
     x: &'a mut [f32],
 }
 
-struct Add<'a> {
-    norm: &'a RmsNorm<'a>,
-    x: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl Kernel for Into<'_> {
+impl<const ADD: bool> Kernel for Into<'_, ADD> {
     type Output = ();
 
     #[inline(always)]
@@ -87,11 +82,14 @@ impl Kernel for Into<'_> {
         let ((x, x_tail), (w, w_tail)) = (x.as_chunks::<16>(), norm.weight.as_chunks::<16>());
         let (out, out_tail) = out.as_chunks_mut::<16>();
         for ((x, w), out) in x.iter().zip(w).zip(out) {
-            s.store(norm.vector(s, x, w, factor), out);
+            let y = norm.vector(s, x, w, factor);
+            s.store(if ADD { s.add(s.load(out), y) } else { y }, out);
         }
         let mut lanes = [0.0; 16];
         s.store(norm.vector(s, &padded(x_tail), &padded(w_tail), factor), &mut lanes);
-        out_tail.copy_from_slice(&lanes[..x_tail.len()]);
+        for (out, y) in out_tail.iter_mut().zip(lanes) {
+            *out = if ADD { *out + y } else { y };
+        }
     }
 }
 
@@ -109,24 +107,6 @@ impl Kernel for InPlace<'_> {
         let mut lanes = [0.0; 16];
         s.store(norm.vector(s, &padded(x_tail), &padded(w_tail), factor), &mut lanes);
         x_tail.copy_from_slice(&lanes[..x_tail.len()]);
-    }
-}
-
-impl Kernel for Add<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { norm, x, out } = self;
-        let factor = norm.factor(s, x);
-        let ((x, x_tail), (w, w_tail)) = (x.as_chunks::<16>(), norm.weight.as_chunks::<16>());
-        let (out, out_tail) = out.as_chunks_mut::<16>();
-        for ((x, w), out) in x.iter().zip(w).zip(out) {
-            s.store(s.add(s.load(out), norm.vector(s, x, w, factor)), out);
-        }
-        let mut lanes = [0.0; 16];
-        s.store(norm.vector(s, &padded(x_tail), &padded(w_tail), factor), &mut lanes);
-        out_tail.iter_mut().zip(lanes).for_each(|(out, y)| *out += y);
     }
 }
 
