@@ -7,6 +7,7 @@ import os
 import pathlib
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -63,6 +64,18 @@ def scrimp(*arguments, stdin=b"", env=None, memory_mib=None, timeout=60, stdout=
                           env=given, timeout=timeout, preexec_fn=limit, check=False)
     done.stdout = done.stdout or b""
     return Ran(done)
+
+
+def read_safetensors(path):
+    """(header, data) of a safetensors file."""
+    raw = path.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    return json.loads(raw[8:8 + length]), raw[8 + length:]
+
+
+def write_safetensors(path, header, data):
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def models_in(cache):

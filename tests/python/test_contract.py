@@ -2,10 +2,11 @@
 
 import json
 import math
+import struct
 
 import pytest
 
-from conftest import TEXT, TINY, TINY_GGUF, scrimp
+from conftest import TEXT, TINY, TINY_GGUF, read_safetensors, scrimp, write_safetensors
 
 LLAMA = TINY / "llama"
 GGUF = TINY_GGUF / "llama-mixed.gguf"
@@ -75,13 +76,14 @@ def test_threads_do_not_change_the_text():
     def text(threads):
         return one(scrimp("run", LLAMA, "the rain", "--max-tokens", 20, *GREEDY, "--threads", threads, "--json"))["text"]
 
-    assert text(1) == text(2)
+    assert text(1) and text(1) == text(2)
 
 
 def test_stop_text_is_not_printed():
     arguments = ["run", LLAMA, "the rain", "--max-tokens", 20, *GREEDY, "--json"]
     whole = one(scrimp(*arguments))["text"]
     stop = whole[5:7]
+    assert len(stop) == 2, "enough text to stop in"
     assert one(scrimp(*arguments, "--stop", stop))["text"] == whole[: whole.index(stop)]
 
 
@@ -109,6 +111,21 @@ def test_eval_kl_json():
     check_fields(same, kl=float, top1_agreement=float, ppl=float, ppl_reference=float, tokens=int)
     assert same["kl"] < 1e-3 and same["top1_agreement"] > 0.98
     assert math.isclose(same["ppl"], same["ppl_reference"], rel_tol=1e-2)
+
+
+def test_eval_kl_sees_a_difference(tiny_copy):
+    """Twice the final norm is twice every logit: the model is surer than it was, of the same tokens."""
+    folder = tiny_copy("mistral")
+    path = folder / "model.safetensors"
+    header, data = read_safetensors(path)
+    begin, end = header["model.norm.weight"]["data_offsets"]
+    count = (end - begin) // 4
+    weights = struct.unpack(f"<{count}f", data[begin:end])
+    write_safetensors(path, header, data[:begin] + struct.pack(f"<{count}f", *(2 * w for w in weights)) + data[end:])
+    result = one(scrimp("eval", "kl", folder, "--against", TINY / "mistral", "--text", TEXT, "--context", 32, "--max-tokens",
+                        320, "--json"))
+    assert result["kl"] > 0.01 and result["top1_agreement"] > 0.98, result
+    assert not math.isclose(result["ppl"], result["ppl_reference"], rel_tol=0.01), result
 
 
 def test_eval_kl_between_vocabularies_is_refused():
@@ -146,6 +163,7 @@ def test_models_json():
 def test_doctor_json():
     result = one(scrimp("doctor", "--json"))
     check_fields(result, tier=str, supported_tiers=list, threads=int, read_gb_per_s=float)
+    assert result["threads"] >= 1 and result["read_gb_per_s"] > 0.1
     assert result["tier"] in result["supported_tiers"] and "scalar" in result["supported_tiers"]
 
 
