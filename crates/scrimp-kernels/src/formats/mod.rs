@@ -58,8 +58,9 @@ pub(crate) trait BlockFormat: Sized + 'static {
     const SCALING: Scaling;
     /// Subtracted from every quant (for [`Scaling::Minimum`] it is 0).
     const ZERO: i32 = 0;
-    /// Quants may be over 127, so that the kernels must use [`Simd::dot_wide`]; `ZERO` is then 128.
-    const WIDE: bool = false;
+    /// The largest quant: 2^bits - 1. More than 127 means that the kernels must use [`Simd::dot_wide`]; `ZERO` is then
+    /// 128.
+    const LARGEST: usize;
 
     /// Groups per block.
     const GROUPS: usize = Self::DTYPE.block_len() / GROUP;

@@ -44,6 +44,7 @@ pub(super) fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4]) -> [S::B; 8] {
 impl BlockFormat for Q4_0 {
     type Block = Block4_0;
     const DTYPE: DType = DType::Q4_0;
+    const LARGEST: usize = 15;
     const SCALING: Scaling = Scaling::Symmetric;
     const ZERO: i32 = 8;
 
@@ -63,6 +64,7 @@ impl BlockFormat for Q4_0 {
 impl BlockFormat for Q4_1 {
     type Block = Block4_1;
     const DTYPE: DType = DType::Q4_1;
+    const LARGEST: usize = 15;
     const SCALING: Scaling = Scaling::Minimum;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block4_1) {

@@ -64,6 +64,7 @@ impl KScales {
 impl BlockFormat for Q4K {
     type Block = Block;
     const DTYPE: DType = DType::Q4_K;
+    const LARGEST: usize = 15;
     const SCALING: Scaling = Scaling::Minimum;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {

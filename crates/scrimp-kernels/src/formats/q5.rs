@@ -66,6 +66,7 @@ fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4], high: &[u8; 64]) -> [S::B; 8] {
 impl BlockFormat for Q5_0 {
     type Block = Block5_0;
     const DTYPE: DType = DType::Q5_0;
+    const LARGEST: usize = 31;
     const SCALING: Scaling = Scaling::Symmetric;
     const ZERO: i32 = 16;
 
@@ -86,6 +87,7 @@ impl BlockFormat for Q5_0 {
 impl BlockFormat for Q5_1 {
     type Block = Block5_1;
     const DTYPE: DType = DType::Q5_1;
+    const LARGEST: usize = 31;
     const SCALING: Scaling = Scaling::Minimum;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block5_1) {

@@ -25,6 +25,7 @@ pub(crate) struct Block {
 impl BlockFormat for Q5K {
     type Block = Block;
     const DTYPE: DType = DType::Q5_K;
+    const LARGEST: usize = 31;
     const SCALING: Scaling = Scaling::Minimum;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {

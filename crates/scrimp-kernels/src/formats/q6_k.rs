@@ -40,6 +40,7 @@ struct Planes {
 impl BlockFormat for Q6K {
     type Block = Block;
     const DTYPE: DType = DType::Q6_K;
+    const LARGEST: usize = 63;
     const SCALING: Scaling = Scaling::TwoScales;
     const ZERO: i32 = 32;
 

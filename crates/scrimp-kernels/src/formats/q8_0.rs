@@ -23,9 +23,9 @@ pub(crate) struct Block {
 impl BlockFormat for Q8_0 {
     type Block = Block;
     const DTYPE: DType = DType::Q8_0;
+    const LARGEST: usize = 255;
     const SCALING: Scaling = Scaling::Symmetric;
     const ZERO: i32 = 128;
-    const WIDE: bool = true;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
         block.scale = gather_u16(rows, 0);

@@ -38,11 +38,24 @@ macro_rules! both {
 type F = [__m256; 2];
 type I = [__m256i; 2];
 
+impl Avx2 {
+    /// `w - 128` of each byte.
+    #[inline(always)]
+    fn signed(self, w: I) -> I {
+        let flip = isa!([_mm256_set1_epi8(-128); 2]);
+        both!(_mm256_xor_si256, w, flip)
+    }
+}
+
 impl Simd for Avx2 {
+    const UNROLL: bool = false;
     const TOKEN_TILE: usize = 4;
     type F = F;
     type I = I;
     type B = I;
+    /// 16 rows × 2 sums of i16.
+    type Partial = I;
+    const PARTIAL_MAX: usize = i16::MAX as usize;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -160,9 +173,14 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn store_low_bytes(self, x: I, to: &mut [i8; 16]) {
-        let mut lanes = [0; 16];
-        self.store_i32(x, &mut lanes);
-        *to = lanes.map(|x| x as i8);
+        isa!({
+            let mask = _mm256_set1_epi32(0xff);
+            // Packs the 128-bit halves of both registers; the permutation puts them in order.
+            let words = _mm256_packus_epi32(_mm256_and_si256(x[0], mask), _mm256_and_si256(x[1], mask));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        });
     }
     #[inline(always)]
     fn store_i32(self, x: I, to: &mut [i32; 16]) {
@@ -215,30 +233,65 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    fn dot(self, acc: I, w: I, x: i32) -> I {
-        // u8 × i8 pairs fit an i16 because w <= 127 and |x| <= 127: at most 2 · 127 · 127 = 32258.
+    fn sums(self, x: &[i8; 16]) -> (i32, i32) {
+        // The negated sums are two i16, one for each of the lanes that a row has in a partial sum.
+        let packed = isa!({
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            let pairs = _mm_maddubs_epi16(_mm_set1_epi8(1), x);
+            let pairs = _mm_add_epi16(pairs, _mm_srli_si128::<8>(pairs));
+            let pairs = _mm_add_epi16(pairs, _mm_srli_si128::<4>(pairs));
+            _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), pairs))
+        });
+        (-(i32::from(packed as i16) + (packed >> 16)), packed)
+    }
+    #[inline(always)]
+    fn open(self, zero: i32, negated_sums: [i32; 2]) -> I {
         isa!({
-            let (x, ones) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
-            let half = |acc, w| _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
-            [half(acc[0], w[0]), half(acc[1], w[1])]
+            let sums =
+                _mm256_add_epi16(_mm256_set1_epi32(negated_sums[0]), _mm256_set1_epi32(negated_sums[1]));
+            [_mm256_mullo_epi16(sums, _mm256_set1_epi16(zero as i16)); 2]
         })
     }
     #[inline(always)]
-    fn wide_start(self, _isum: i32) -> I {
+    fn dot(self, partial: I, w: I, x: i32) -> I {
+        isa!({
+            let x = _mm256_set1_epi32(x);
+            [
+                _mm256_add_epi16(partial[0], _mm256_maddubs_epi16(w[0], x)),
+                _mm256_add_epi16(partial[1], _mm256_maddubs_epi16(w[1], x)),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn open_wide(self, _negated_sums: [i32; 2]) -> I {
         self.splat_i32(0)
     }
     #[inline(always)]
-    fn dot_wide(self, acc: I, w: I, x: i32) -> I {
+    fn dot_wide(self, partial: I, w: I, x: i32) -> I {
         // |s| · (sign(s) x) with s = w - 128: at most 2 · 128 · 127 = 32512, which fits an i16.
+        let s = self.signed(w);
+        let magnitude = both!(_mm256_abs_epi8, s);
         isa!({
-            let (x, ones) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
-            let flip = _mm256_set1_epi8(-128);
-            let half = |acc, w| {
-                let s = _mm256_xor_si256(w, flip);
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
-                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, ones))
-            };
-            [half(acc[0], w[0]), half(acc[1], w[1])]
+            let x = _mm256_set1_epi32(x);
+            [
+                _mm256_add_epi16(partial[0], _mm256_maddubs_epi16(magnitude[0], _mm256_sign_epi8(x, s[0]))),
+                _mm256_add_epi16(partial[1], _mm256_maddubs_epi16(magnitude[1], _mm256_sign_epi8(x, s[1]))),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn close(self, partial: I) -> I {
+        let ones = isa!([_mm256_set1_epi16(1); 2]);
+        both!(_mm256_madd_epi16, partial, ones)
+    }
+    #[inline(always)]
+    fn reduce_max_i32(self, x: I) -> i32 {
+        isa!({
+            let x = _mm256_max_epi32(x[0], x[1]);
+            let x = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let x = _mm_max_epi32(x, _mm_unpackhi_epi64(x, x));
+            let x = _mm_max_epi32(x, _mm_shuffle_epi32::<1>(x));
+            _mm_cvtsi128_si32(x)
         })
     }
     #[inline(always)]

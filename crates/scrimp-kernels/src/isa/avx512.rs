@@ -26,10 +26,13 @@ macro_rules! isa {
 }
 
 impl Simd for Avx512 {
+    const UNROLL: bool = true;
     const TOKEN_TILE: usize = 12;
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type Partial = __m512i;
+    const PARTIAL_MAX: usize = i32::MAX as usize;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -166,16 +169,24 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
-    fn dot(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
-        isa!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)))
+    fn open(self, zero: i32, negated_sums: [i32; 2]) -> __m512i {
+        self.splat_i32(zero * (negated_sums[0] + negated_sums[1]))
     }
     #[inline(always)]
-    fn wide_start(self, isum: i32) -> __m512i {
-        isa!(_mm512_set1_epi32(-128 * isum))
+    fn dot(self, partial: __m512i, w: __m512i, x: i32) -> __m512i {
+        isa!(_mm512_dpbusd_epi32(partial, w, _mm512_set1_epi32(x)))
     }
     #[inline(always)]
-    fn dot_wide(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
-        self.dot(acc, w, x)
+    fn open_wide(self, negated_sums: [i32; 2]) -> __m512i {
+        self.open(128, negated_sums)
+    }
+    #[inline(always)]
+    fn dot_wide(self, partial: __m512i, w: __m512i, x: i32) -> __m512i {
+        self.dot(partial, w, x)
+    }
+    #[inline(always)]
+    fn close(self, partial: __m512i) -> __m512i {
+        partial
     }
     #[inline(always)]
     fn reduce_add(self, x: __m512) -> f32 {

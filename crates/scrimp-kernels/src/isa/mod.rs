@@ -17,12 +17,18 @@ pub(crate) mod scalar;
 pub(crate) trait Simd: Copy {
     /// Tokens that a GEMM kernel handles at once: what the registers can accumulate.
     const TOKEN_TILE: usize;
+    /// The compiler may unroll and reorder the steps of a group: registers hold what it then keeps alive.
+    const UNROLL: bool;
     /// 16 × f32.
     type F: Copy;
     /// 16 × i32.
     type I: Copy;
     /// 64 × u8: for each of 16 rows, 4 neighbouring columns.
     type B: Copy;
+    /// Sums of integer products of 16 rows, in the narrowest form that the instructions give.
+    type Partial: Copy;
+    /// The largest magnitude that a lane of a [`Simd::Partial`] holds; it adds up two of each 4 columns, or all.
+    const PARTIAL_MAX: usize;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; 16]) -> Self::F;
@@ -70,13 +76,25 @@ pub(crate) trait Simd: Copy {
     /// or 3, `shift` at most 7 or 6.
     fn with_high_bits(self, low: Self::B, x: Self::B, shift: usize, mask: u8) -> Self::B;
 
-    /// `acc[row] + sum over j < 4 of w[row][j] * x[j]`, where `x` is the 4 signed bytes of an i32 in memory order.
-    /// The weights must be at most 127 (products of pairs fit an i16) and `x` within ±127.
-    fn dot(self, acc: Self::I, w: Self::B, x: i32) -> Self::I;
-    /// The start of an accumulator for [`Simd::dot_wide`], given the sum of the activations.
-    fn wide_start(self, isum: i32) -> Self::I;
-    /// As [`Simd::dot`] for any `w`; with [`Simd::wide_start`] the whole gives `sum of (w - 128) * x`.
-    fn dot_wide(self, acc: Self::I, w: Self::B, x: i32) -> Self::I;
+    /// The sum of 16 activations in memory order, and what [`Simd::open`] needs of them: the negated sums of the columns
+    /// that each lane of a [`Simd::Partial`] adds up.
+    #[inline(always)]
+    fn sums(self, x: &[i8; 16]) -> (i32, i32) {
+        let sum: i32 = x.iter().map(|&x| i32::from(x)).sum();
+        (sum, -sum)
+    }
+    /// `-zero * sum` of the activations whose negated [`Simd::sums`] are given, for a `zero` of at most 128.
+    fn open(self, zero: i32, negated_sums: [i32; 2]) -> Self::Partial;
+    /// Adds `sum over j < 4 of w[row][j] * x[j]`, where `x` is the 4 signed bytes of an i32 in memory order, within
+    /// ±127, and `w` at most 127. Sums wrap around: only what is handed to [`Simd::close`] must be within
+    /// [`Simd::PARTIAL_MAX`].
+    fn dot(self, partial: Self::Partial, w: Self::B, x: i32) -> Self::Partial;
+    /// [`Simd::open`] for [`Simd::dot_wide`], which may subtract the 128 itself.
+    fn open_wide(self, negated_sums: [i32; 2]) -> Self::Partial;
+    /// As [`Simd::dot`] for any `w`; with [`Simd::open_wide`] the whole gives `sum of (w - 128) * x`.
+    fn dot_wide(self, partial: Self::Partial, w: Self::B, x: i32) -> Self::Partial;
+    /// The sums of rows.
+    fn close(self, partial: Self::Partial) -> Self::I;
 
     /// Sum of the lanes: halves are added until one lane is left (16 → 8 → 4 → 2 → 1).
     #[inline(always)]

@@ -18,10 +18,13 @@ fn dot_row(w: &[u8; 64], row: usize, x: i32, f: impl Fn(u8) -> i32) -> i32 {
 }
 
 impl Simd for Scalar {
+    const UNROLL: bool = true;
     const TOKEN_TILE: usize = 4;
     type F = [f32; 16];
     type I = [i32; 16];
     type B = [u8; 64];
+    type Partial = [i32; 16];
+    const PARTIAL_MAX: usize = i32::MAX as usize;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 16] {
@@ -148,15 +151,23 @@ impl Simd for Scalar {
         std::array::from_fn(|i| low[i] | (x[i] >> shift & mask) << 4)
     }
     #[inline(always)]
-    fn dot(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
-        std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, i32::from))
+    fn open(self, zero: i32, negated_sums: [i32; 2]) -> [i32; 16] {
+        self.splat_i32(zero * (negated_sums[0] + negated_sums[1]))
     }
     #[inline(always)]
-    fn wide_start(self, _isum: i32) -> [i32; 16] {
-        [0; 16]
+    fn dot(self, partial: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
+        std::array::from_fn(|row| partial[row] + dot_row(&w, row, x, i32::from))
     }
     #[inline(always)]
-    fn dot_wide(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
-        std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, |w| i32::from(w) - 128))
+    fn open_wide(self, negated_sums: [i32; 2]) -> [i32; 16] {
+        self.open(0, negated_sums)
+    }
+    #[inline(always)]
+    fn dot_wide(self, partial: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
+        std::array::from_fn(|row| partial[row] + dot_row(&w, row, x, |w| i32::from(w) - 128))
+    }
+    #[inline(always)]
+    fn close(self, partial: [i32; 16]) -> [i32; 16] {
+        partial
     }
 }

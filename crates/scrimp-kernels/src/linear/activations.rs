@@ -4,6 +4,7 @@
 //! tokens are cut into tiles of up to `tier.token_tile()` tokens; a tile is [columns / 32][tokens of the tile] groups
 //! (or [columns][tokens of the tile] floats), so that a kernel walks it front to back.
 //! ```
+//! Tiles and sums have the form that the tier's kernels read; products must run in the tier that stored them.
 //!
 //! Numeric contract (every tier, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
 //! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
@@ -27,8 +28,8 @@ pub(crate) struct Quantised {
     pub(crate) scale: f32,
     /// `scale * sum(q)`.
     pub(crate) sum: f32,
-    /// Sums of the first and last 16 quants.
-    pub(crate) isum: [i32; 2],
+    /// [`Simd::sums`] of the first and last 16 quants, the negated ones.
+    pub(crate) negated_sums: [i32; 2],
 }
 
 /// The forms of the activations that a set of weights needs.
@@ -53,6 +54,8 @@ pub struct Activations {
     n_tokens: usize,
     cols: usize,
     needs: Needs,
+    /// The tier that they were stored for.
+    tier: Option<Tier>,
     tile: usize,
     groups: Vec<Quantised>,
     floats: Vec<f32>,
@@ -118,6 +121,7 @@ impl Activations {
             n_tokens / tile * tile + if n_tokens.is_multiple_of(tile) { 0 } else { padded(n_tokens % tile) };
         let groups_per_token = cols.div_ceil(GROUP);
         (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
+        self.tier = Some(tier);
         if needs.quantised {
             self.groups.resize(stored * groups_per_token, Quantised::default());
         }
@@ -155,6 +159,11 @@ impl Activations {
                 }
             }
         });
+    }
+
+    /// Whether kernels of `tier` can read them.
+    pub(crate) fn stored_for(&self, tier: Tier) -> bool {
+        self.tier == Some(tier)
     }
 
     /// Number of token tiles.
@@ -224,11 +233,12 @@ fn quantise<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantised {
     let mut bytes = [[0i8; 16]; 2];
     s.store_low_bytes(qlo, &mut bytes[0]);
     s.store_low_bytes(qhi, &mut bytes[1]);
-    let isum = bytes.map(|half| half.iter().map(|&q| i32::from(q)).sum());
     let q: [i32; 8] = std::array::from_fn(|i| {
         let b = &bytes[i / 4][4 * (i % 4)..4 * (i % 4) + 4];
         i32::from_le_bytes([b[0] as u8, b[1] as u8, b[2] as u8, b[3] as u8])
     });
     let scale = largest / 127.0;
-    Quantised { q, scale, sum: scale * (isum[0] + isum[1]) as f32, isum }
+    let [(first, negated_first), (last, negated_last)] = [s.sums(&bytes[0]), s.sums(&bytes[1])];
+    let negated_sums = [negated_first, negated_last];
+    Quantised { q, scale, sum: scale * (first + last) as f32, negated_sums }
 }

@@ -9,7 +9,7 @@
 
 use super::{
     activations::Quantised,
-    group::{dot, scaled, start},
+    group::{dots, scaled},
 };
 use crate::{
     formats::{BlockFormat, Scaling, TILE_ROWS, float::FloatFormat},
@@ -93,16 +93,7 @@ fn half<S: Simd, F: BlockFormat, const T: usize, const FROM: usize, const TO: us
     scale: S::F,
     x: &[Quantised; T],
 ) {
-    let mut sums = [s.splat_i32(0); T];
-    for t in 0..T {
-        sums[t] = start::<S, F>(s, &x[t], FROM / 4);
-    }
-    for k in FROM..TO {
-        let w = s.load_b(&w[k]);
-        for t in 0..T {
-            sums[t] = dot::<S, F>(s, sums[t], w, x[t].q[k]);
-        }
-    }
+    let sums = dots::<S, F, T, FROM, TO>(s, w, x);
     for t in 0..T {
         acc[t] = scaled(s, acc[t], sums[t], x[t].scale, scale);
     }

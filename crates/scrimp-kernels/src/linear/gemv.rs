@@ -5,7 +5,7 @@
 
 use super::{
     activations::Quantised,
-    group::{dot, scaled, start},
+    group::{dot, open, scaled, steps},
 };
 use crate::{
     formats::{BlockFormat, Scaling, TILE_ROWS, float::FloatFormat},
@@ -35,13 +35,16 @@ pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Quan
 fn step<S: Simd, F: BlockFormat>(s: S, block: &F::Block, g: usize, x: &Quantised, acc: S::F) -> S::F {
     let group = F::group(s, block, g);
     // Two chains of four: half the latency, and the halves that two scales need.
-    let (mut lo, mut hi) = (start::<S, F>(s, x, 0), s.splat_i32(0));
-    if F::SCALING == Scaling::TwoScales {
-        hi = start::<S, F>(s, x, 1);
-    }
-    for k in 0..4 {
-        lo = dot::<S, F>(s, lo, group.w[k], x.q[k]);
-        hi = dot::<S, F>(s, hi, group.w[k + 4], x.q[k + 4]);
+    let steps = const { if steps::<S, F>() < 4 { steps::<S, F>() } else { 4 } };
+    let (mut lo, mut hi) = (s.splat_i32(0), s.splat_i32(0));
+    for i in 0..4 / steps {
+        let [first, last] = if i == 0 { x.negated_sums } else { [0; 2] };
+        let (mut lo_part, mut hi_part) = (open::<S, F>(s, [first, 0]), open::<S, F>(s, [last, 0]));
+        for k in i * steps..(i + 1) * steps {
+            lo_part = dot::<S, F>(s, lo_part, group.w[k], x.q[k]);
+            hi_part = dot::<S, F>(s, hi_part, group.w[k + 4], x.q[k + 4]);
+        }
+        (lo, hi) = (s.add_i32(lo, s.close(lo_part)), s.add_i32(hi, s.close(hi_part)));
     }
     match F::SCALING {
         Scaling::Symmetric => scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale),

@@ -74,7 +74,7 @@ struct Job<'a> {
 /// Computes all of `products` from the same activations, in one parallel region.
 ///
 /// # Panics
-/// When shapes do not fit each other, or `x` was not stored in the form that a weight needs.
+/// When shapes do not fit each other, or `x` was not stored for this tier or in the form that a weight needs.
 pub fn linear(
     pool: &Pool,
     tier: Tier,
@@ -86,6 +86,7 @@ pub fn linear(
     if n_tokens == 0 {
         return;
     }
+    assert!(x.stored_for(tier), "tier of the activations");
     let decode = n_tokens == 1;
     let groups = x.cols().div_ceil(GROUP);
     let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();

@@ -169,3 +169,36 @@ fn weights_that_are_not_finite_are_refused() {
         assert!(Matrix::pack(&pool, &mut arena, dtype, 20, 512, &data).is_err(), "{dtype}");
     }
 }
+
+#[test]
+fn the_largest_quants_do_not_overflow_narrow_sums() {
+    let pool = Pool::new(1).unwrap();
+    let inputs: [fn(usize) -> f32; 4] = [
+        |_| 1.0,
+        |_| -1.0,
+        |i| if i % 2 == 0 { 1.0 } else { -1.0 },
+        |i| if i % 32 < 16 { 1.0 } else { -1.0 },
+    ];
+    for dtype in DType::ALL.into_iter().filter(|dtype| dtype.block_len() > 1) {
+        for byte in [0x00, 0x7f, 0x80, 0xff] {
+            let mut data = vec![byte; 16 * dtype.row_bytes(256).unwrap()];
+            for block in data.chunks_exact_mut(dtype.block_bytes()) {
+                for &at in dtype.half_fields() {
+                    block[at..at + 2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+                }
+            }
+            let weight = pack(&pool, dtype, 16, 256, &data);
+            for input in inputs {
+                let one: Vec<f32> = (0..256).map(input).collect();
+                // Alone and as part of a batch: different kernels.
+                for x in [one.clone(), one.repeat(5)] {
+                    let want = multiply(&pool, Tier::SCALAR, &weight, &x, None, None);
+                    for tier in Tier::supported() {
+                        let got = multiply(&pool, tier, &weight, &x, None, None);
+                        assert_eq!(got, want, "{dtype} {byte:#x} {tier}");
+                    }
+                }
+            }
+        }
+    }
+}
