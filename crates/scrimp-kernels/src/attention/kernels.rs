@@ -22,7 +22,7 @@
 //! Source: the order "scores of a block of rows against all keys, exact maximum, exponentials, values" is plain attention
 //! (Vaswani et al. 2017) blocked for registers; the merge of key segments is that of Milakov & Gimelshein 2018.
 
-use super::{lanes::Lanes, storage::bfloat16::round_to_bf16};
+use super::{columns::Strand, lanes::Lanes, storage::bfloat16::round_to_bf16};
 
 /// How a kernel reads one storage format.
 pub(crate) trait Format: Copy {
@@ -382,29 +382,65 @@ pub(crate) unsafe fn exp_sum<S: Lanes, F: Format, const R: usize>(
     }
 }
 
-/// `columns[key] += sum over picked rows of weight * p[key][row]`.
+/// For each strand: `columns[key] += sum over its rows of weights[row] * p[key][row]`.
 ///
 /// # Safety
-/// `p` is what [`exp_sum`] wrote for `tiles` tiles of `rows` rows, picked rows are below `rows`, `columns` has `tiles * 16` floats.
+/// `p` is what [`exp_sum`] wrote for `tiles` tiles of `rows` rows, the strands' rows are below `rows` and have weights, and
+/// `tiles * 16` floats can be written from each strand's column on.
 #[inline(always)]
 pub(crate) unsafe fn add_columns<S: Lanes, F: Format>(
     s: S,
-    p: *const f32,
-    tiles: usize,
-    rows: usize,
-    picked: &[(usize, f32)],
+    (p, tiles, rows): (*const f32, usize, usize),
+    group: usize,
+    weights: *const f32,
+    strands: &[Strand],
     columns: *mut f32,
 ) {
+    for strand in strands {
+        let (mut first, end) = (strand.first, strand.first + strand.n * group);
+        while first < end {
+            // SAFETY: rows up to the strand's end are taken, and all offsets stay inside what the caller vouches for.
+            unsafe {
+                let p = (p.add(first * 16), tiles, rows * 16, group * 16);
+                let (w, to) = (weights.add(first), columns.add(strand.columns));
+                first += group
+                    * match (end - first) / group {
+                        12.. => add_rows::<S, F, 12>(s, p, w, group, to),
+                        6.. => add_rows::<S, F, 6>(s, p, w, group, to),
+                        4.. => add_rows::<S, F, 4>(s, p, w, group, to),
+                        3 => add_rows::<S, F, 3>(s, p, w, group, to),
+                        2 => add_rows::<S, F, 2>(s, p, w, group, to),
+                        _ => add_rows::<S, F, 1>(s, p, w, group, to),
+                    };
+            }
+        }
+    }
+}
+
+/// Adds `N` rows, whose `p` are `row_stride` apart and `tile_stride` from tile to tile, and returns `N`.
+///
+/// # Safety
+/// As [`add_columns`].
+#[inline(always)]
+unsafe fn add_rows<S: Lanes, F: Format, const N: usize>(
+    s: S,
+    (p, tiles, tile_stride, row_stride): (*const f32, usize, usize, usize),
+    weights: *const f32,
+    group: usize,
+    columns: *mut f32,
+) -> usize {
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
+        let weights: [S::F; N] = std::array::from_fn(|i| s.splat(*weights.add(i * group)));
         for tile in 0..tiles {
-            let p = p.add(tile * rows * 16);
+            let p = p.add(tile * tile_stride);
             let at = &mut *columns.add(tile * 16).cast();
             let mut acc = s.load(at);
-            for &(row, weight) in picked {
-                acc = s.mul_acc(F::load_p(s, &*p.add(row * 16).cast()), s.splat(weight), acc);
+            for i in 0..N {
+                acc = s.mul_acc(F::load_p(s, &*p.add(i * row_stride).cast()), weights[i], acc);
             }
             s.store(acc, at);
         }
     }
+    N
 }
