@@ -7,6 +7,7 @@ use super::{
     storage::TILE,
     unit::{RowBlock, RowState},
 };
+use half::bf16;
 use std::ops::Range;
 
 /// The column sums that a unit adds to.
@@ -18,24 +19,42 @@ pub(crate) struct Columns<'a> {
     pub(crate) sums: &'a mut [f32],
 }
 
-/// Rows of one query head in a register block: `first`, `first + group`, ..., `n` of them.
+/// Two rows of a query head.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Strand {
-    pub(crate) first: usize,
-    pub(crate) n: usize,
-    /// Where the head's sums start in those of the lane.
-    pub(crate) columns: usize,
+pub(crate) struct RowPair {
+    /// Where their probabilities start in the scores.
+    pub(crate) rows: [usize; 2],
+    pub(crate) weights: [f32; 2],
+    /// Both weights as bf16, the first in the lower half; and the same of what that leaves.
+    pub(crate) parts: [i32; 2],
 }
 
-/// What a block adds where.
+impl RowPair {
+    fn new((a, weight_a): (usize, f32), (b, weight_b): (usize, f32)) -> Self {
+        let weights = [weight_a, weight_b];
+        let rounded = weights.map(bf16::from_f32);
+        let rest = [0, 1].map(|i| bf16::from_f32(weights[i] - rounded[i].to_f32()));
+        let parts = [rounded, rest].map(|[a, b]| i32::from(a.to_bits()) | i32::from(b.to_bits()) << 16);
+        Self { rows: [a, b], weights, parts }
+    }
+}
+
+/// Rows of one query head, in register blocks of one size.
+struct Strand {
+    pairs: Range<usize>,
+    /// The largest offset of a row.
+    last: usize,
+    /// Floats from tile to tile.
+    stride: usize,
+    /// Where the head's sums start in those of the lane.
+    columns: usize,
+}
+
+/// What a unit's rows add where.
 pub(crate) struct Adder<'a> {
     kernels: Kernels,
-    group: usize,
     strands: Vec<Strand>,
-    /// The strands of each register block.
-    of_blocks: Vec<Range<usize>>,
-    /// `1 / sum` of the rows.
-    weights: [f32; UNIT_ROWS],
+    pairs: Vec<RowPair>,
     /// Sums of a head.
     padded: usize,
     sums: &'a mut [f32],
@@ -55,46 +74,59 @@ impl<'a> Columns<'a> {
             return None;
         }
         let group = self.layout.group();
-        let mut strands = Vec::with_capacity(2 * UNIT_ROWS);
-        let mut of_blocks = Vec::with_capacity(4);
-        for block in blocks {
-            let start = strands.len();
+        let mut strands = Vec::new();
+        let mut pairs = Vec::with_capacity(2 * UNIT_ROWS);
+        for blocks in blocks.chunk_by(|a, b| a.rows() == b.rows()) {
+            let (size, start) = (blocks[0].rows(), blocks[0].first);
+            let end = blocks.iter().map(|block| block.first + block.n).max().unwrap_or(start);
+            // Where a row stands in the scores, and its weight.
+            let place = |row: usize| {
+                let (block, r) = ((row - start) / size, (row - start) % size);
+                (blocks[block].scores + r * TILE, inverse(states[row - rows.start].sum))
+            };
             for kind in 0..KINDS {
-                let counts = |&r: &usize| self.request.counts(kind, (block.first + r) / group, args.n_tokens);
+                let counts = |&row: &usize| self.request.counts(kind, row / group, args.n_tokens);
                 // If a token counts, so do all later ones.
-                let Some(from) = (0..block.n).find(counts) else { continue };
-                for first in from..block.n.min(from + group) {
-                    let member = (block.first + first) % group;
-                    let Some(columns) = self.layout.columns(head, self.lane, kind, member) else { continue };
+                let Some(from) = (start..end).find(counts) else { continue };
+                for first in from..end.min(from + group) {
+                    let Some(columns) = self.layout.columns(head, self.lane, kind, first % group) else {
+                        continue;
+                    };
                     assert!(columns.end <= self.sums.len());
-                    let n = (block.n - first).div_ceil(group);
-                    strands.push(Strand { first, n, columns: columns.start });
+                    let before = pairs.len();
+                    for a in (first..end).step_by(2 * group) {
+                        let b = a + group;
+                        let b = if b < end { place(b) } else { (place(a).0, 0.0) };
+                        pairs.push(RowPair::new(place(a), b));
+                    }
+                    let last = pairs[before..].iter().flat_map(|p| p.rows).max().unwrap_or(0);
+                    let (pairs, columns) = (before..pairs.len(), columns.start);
+                    strands.push(Strand { pairs, last, stride: size * TILE, columns });
                 }
             }
-            of_blocks.push(start..strands.len());
         }
-        let weights = states.map(|state| inverse(state.sum));
         let padded = self.layout.padded(head);
-        Some(Adder { kernels, group, strands, of_blocks, weights, padded, sums: self.sums })
+        Some(Adder { kernels, strands, pairs, padded, sums: self.sums })
     }
 }
 
 impl Adder<'_> {
-    /// Adds the probabilities `p` (`[tile][rows][16]`) of block `index`, whose first row is the unit's `row`, to the keys from `key` on.
-    pub(crate) fn add(&mut self, index: usize, row: usize, rows: usize, p: &[f32], key: usize) {
-        let tiles = p.len() / (rows * TILE);
+    /// Adds the probabilities of `tiles` tiles from `tile` on, which are those of the keys from `key` on.
+    pub(crate) fn add(&mut self, scores: &[f32], tile: usize, tiles: usize, key: usize) {
         assert!(key + tiles * TILE <= self.padded);
-        let strands = &self.strands[self.of_blocks[index].clone()];
-        // SAFETY: `p` has the tiles of `rows` rows, strands stay inside the block's rows, which have weights, and their
-        // columns plus `padded` inside the sums (both checked above).
-        unsafe {
-            (self.kernels.add_columns)(
-                (p.as_ptr(), tiles, rows),
-                self.group,
-                self.weights[row..].as_ptr(),
-                strands,
-                self.sums.as_mut_ptr().add(key),
-            );
+        for strand in &self.strands {
+            assert!(strand.last + (tile + tiles - 1) * strand.stride + TILE <= scores.len());
+            // SAFETY: the tiles of all rows are inside the scores, and the keys inside the head's sums; both were checked,
+            // the latter also when the strand was made.
+            unsafe {
+                (self.kernels.add_columns)(
+                    scores.as_ptr().add(tile * strand.stride),
+                    tiles,
+                    strand.stride,
+                    &self.pairs[strand.pairs.clone()],
+                    self.sums.as_mut_ptr().add(strand.columns + key),
+                );
+            }
         }
     }
 }

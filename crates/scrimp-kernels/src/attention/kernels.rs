@@ -22,7 +22,7 @@
 //! Source: the order "scores of a block of rows against all keys, exact maximum, exponentials, values" is plain attention
 //! (Vaswani et al. 2017) blocked for registers; the merge of key segments is that of Milakov & Gimelshein 2018.
 
-use super::{columns::Strand, lanes::Lanes, storage::bfloat16::round_to_bf16};
+use super::{columns::RowPair, lanes::Lanes, storage::bfloat16::round_to_bf16};
 
 /// How a kernel reads one storage format.
 pub(crate) trait Format: Copy {
@@ -43,8 +43,12 @@ pub(crate) trait Format: Copy {
     unsafe fn mac<S: Lanes>(s: S, acc: S::F, step: Self::Step<S>, element: *const f32) -> S::F;
     /// Writes probabilities in element form and returns them as they are stored.
     fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F;
-    /// What `store_p` has written.
-    fn load_p<S: Lanes>(s: S, from: &[f32; 16]) -> S::F;
+    /// The weights of two rows, in all lanes.
+    type Weights<S: Lanes>: Copy;
+    /// The weights of a pair of rows.
+    fn weights<S: Lanes>(s: S, pair: &RowPair) -> Self::Weights<S>;
+    /// `acc + weights[0] * a + weights[1] * b`, where `store_p` has written `a` and `b`.
+    fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights<S>) -> S::F;
     /// Writes the elements of `row`, `stride` slots apart; dims beyond its end are 0.
     fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]);
 }
@@ -82,9 +86,14 @@ impl Format for Bf16 {
     fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F {
         s.store_rounded(x, to)
     }
+    type Weights<S: Lanes> = S::Weights;
     #[inline(always)]
-    fn load_p<S: Lanes>(s: S, from: &[f32; 16]) -> S::F {
-        s.load_rounded(from)
+    fn weights<S: Lanes>(s: S, pair: &RowPair) -> S::Weights {
+        s.weights(pair)
+    }
+    #[inline(always)]
+    fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], weights: S::Weights) -> S::F {
+        s.add_rounded(acc, a, b, weights)
     }
     #[inline(always)]
     fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
@@ -127,9 +136,14 @@ macro_rules! plain_format {
                 s.store(x, to);
                 x
             }
+            type Weights<S: Lanes> = [S::F; 2];
             #[inline(always)]
-            fn load_p<S: Lanes>(s: S, from: &[f32; 16]) -> S::F {
-                s.load(from)
+            fn weights<S: Lanes>(s: S, pair: &RowPair) -> [S::F; 2] {
+                pair.weights.map(|w| s.splat(w))
+            }
+            #[inline(always)]
+            fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], w: [S::F; 2]) -> S::F {
+                s.mul_acc(s.load(b), w[1], s.mul_acc(s.load(a), w[0], acc))
             }
             #[inline(always)]
             fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
@@ -382,65 +396,55 @@ pub(crate) unsafe fn exp_sum<S: Lanes, F: Format, const R: usize>(
     }
 }
 
-/// For each strand: `columns[key] += sum over its rows of weights[row] * p[key][row]`.
+/// `columns[key] += sum over the pairs' rows of weight * p[key][row]`.
 ///
 /// # Safety
-/// `p` is what [`exp_sum`] wrote for `tiles` tiles of `rows` rows, the strands' rows are below `rows` and have weights, and
-/// `tiles * 16` floats can be written from each strand's column on.
+/// [`exp_sum`] has written `tiles` tiles, `stride` floats apart, from each row's offset in `p` on; `columns` has `tiles * 16` floats.
 #[inline(always)]
 pub(crate) unsafe fn add_columns<S: Lanes, F: Format>(
     s: S,
-    (p, tiles, rows): (*const f32, usize, usize),
-    group: usize,
-    weights: *const f32,
-    strands: &[Strand],
+    p: *const f32,
+    tiles: usize,
+    stride: usize,
+    pairs: &[RowPair],
     columns: *mut f32,
 ) {
-    for strand in strands {
-        let (mut first, end) = (strand.first, strand.first + strand.n * group);
-        while first < end {
-            // SAFETY: rows up to the strand's end are taken, and all offsets stay inside what the caller vouches for.
-            unsafe {
-                let p = (p.add(first * 16), tiles, rows * 16, group * 16);
-                let (w, to) = (weights.add(first), columns.add(strand.columns));
-                first += group
-                    * match (end - first) / group {
-                        12.. => add_rows::<S, F, 12>(s, p, w, group, to),
-                        6.. => add_rows::<S, F, 6>(s, p, w, group, to),
-                        4.. => add_rows::<S, F, 4>(s, p, w, group, to),
-                        3 => add_rows::<S, F, 3>(s, p, w, group, to),
-                        2 => add_rows::<S, F, 2>(s, p, w, group, to),
-                        _ => add_rows::<S, F, 1>(s, p, w, group, to),
-                    };
+    for pairs in pairs.chunks(4) {
+        // SAFETY: what the caller vouches for.
+        unsafe {
+            match pairs.len() {
+                4 => add_pairs::<S, F, 4>(s, p, tiles, stride, pairs, columns),
+                3 => add_pairs::<S, F, 3>(s, p, tiles, stride, pairs, columns),
+                2 => add_pairs::<S, F, 2>(s, p, tiles, stride, pairs, columns),
+                _ => add_pairs::<S, F, 1>(s, p, tiles, stride, pairs, columns),
             }
         }
     }
 }
 
-/// Adds `N` rows, whose `p` are `row_stride` apart and `tile_stride` from tile to tile, and returns `N`.
-///
 /// # Safety
 /// As [`add_columns`].
 #[inline(always)]
-unsafe fn add_rows<S: Lanes, F: Format, const N: usize>(
+unsafe fn add_pairs<S: Lanes, F: Format, const N: usize>(
     s: S,
-    (p, tiles, tile_stride, row_stride): (*const f32, usize, usize, usize),
-    weights: *const f32,
-    group: usize,
+    p: *const f32,
+    tiles: usize,
+    stride: usize,
+    pairs: &[RowPair],
     columns: *mut f32,
-) -> usize {
+) {
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
-        let weights: [S::F; N] = std::array::from_fn(|i| s.splat(*weights.add(i * group)));
+        let weights: [F::Weights<S>; N] = std::array::from_fn(|i| F::weights(s, &pairs[i]));
+        let rows: [[*const f32; 2]; N] = std::array::from_fn(|i| pairs[i].rows.map(|row| p.add(row)));
         for tile in 0..tiles {
-            let p = p.add(tile * tile_stride);
             let at = &mut *columns.add(tile * 16).cast();
             let mut acc = s.load(at);
             for i in 0..N {
-                acc = s.mul_acc(F::load_p(s, &*p.add(i * row_stride).cast()), weights[i], acc);
+                let [a, b] = rows[i].map(|row| &*row.add(tile * stride).cast());
+                acc = F::add_p(s, acc, a, b, weights[i]);
             }
             s.store(acc, at);
         }
     }
-    N
 }

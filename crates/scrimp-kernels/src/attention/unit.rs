@@ -39,8 +39,15 @@ pub(crate) struct RowBlock {
     pub(crate) n: usize,
     /// Offsets of `q`, `scores` and `acc`.
     q: usize,
-    scores: usize,
+    pub(crate) scores: usize,
     acc: usize,
+}
+
+impl RowBlock {
+    /// Rows that it has room for.
+    pub(crate) fn rows(&self) -> usize {
+        self.kernels.rows
+    }
 }
 
 /// Softmax state of a row: maximum and sum so far.
@@ -264,15 +271,9 @@ impl BlockTask<'_> {
             let next = if page < last_page { page + 1 } else { page };
             let offset = tile * TILE / k.pair * k.step_bytes;
             let ahead = args.kv.page(self.head, next).v.as_ptr().wrapping_add(offset);
-            for (index, block) in blocks.iter().enumerate() {
+            for block in blocks.iter().filter(|_| wanted) {
                 let rows = block.kernels.rows;
                 let p = &scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
-                if let Some(adder) = &mut adder {
-                    adder.add(index, block.first - self.rows.start, rows, p, keys.start + before * TILE);
-                }
-                if !wanted {
-                    continue;
-                }
                 let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
                 // SAFETY: as for the scores.
                 unsafe {
@@ -286,6 +287,10 @@ impl BlockTask<'_> {
                         ahead,
                     );
                 }
+            }
+            // After the values: now the probabilities are in the first cache.
+            if let Some(adder) = &mut adder {
+                adder.add(scores, before, tiles, keys.start + before * TILE);
             }
         });
     }
