@@ -180,6 +180,7 @@ fn main() {
                 kv: layer,
                 scale: 0.05,
                 softcap: None,
+                wanted_from: 0,
             };
             attend(&args, &mut out[..layer.n_tokens * width], stats, &pool, &mut scratch);
         };

@@ -63,6 +63,8 @@ pub struct AttentionInputs<'a> {
     pub scale: f32,
     /// `tanh` soft cap on scores.
     pub softcap: Option<f32>,
+    /// First of the tokens whose result is wanted; the others' may be anything afterwards, but count in column sums.
+    pub wanted_from: usize,
     /// Column sums to add to (see [`Sequence::stats`]).
     pub stats: Option<StatsWanted>,
 }
@@ -185,6 +187,7 @@ impl Sequence {
             kv: &view,
             scale: inputs.scale,
             softcap: inputs.softcap,
+            wanted_from: inputs.wanted_from,
         };
         let stats = inputs.stats.map(|wanted| {
             let recent_from = wanted.recent_from.map(|p| p.saturating_sub(first) as usize);

@@ -186,6 +186,7 @@ impl World {
                 n_heads: HEADS * GROUP,
                 scale: 0.3,
                 softcap: None,
+                wanted_from: 0,
                 stats: Some(StatsWanted { last: true, ..StatsWanted::default() }),
             };
             sequence.attend(layer, inputs, &self.pool, &mut scratch).unwrap();

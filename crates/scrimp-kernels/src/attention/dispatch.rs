@@ -1,6 +1,7 @@
 //! The one place where tiers become compiled attention kernels: tables of functions that carry the tier's features.
 
 use super::{
+    columns::RowPair,
     kernels::{self, Bf16, F16, F32, Format},
     lanes::Lanes,
     storage::StorageKind,
@@ -25,14 +26,14 @@ pub(crate) struct RowKernels {
     pub(crate) exp_sum: unsafe fn(*mut f32, usize, f32, *const f32, *mut f32),
 }
 
-type AddColumns = unsafe fn(*const f32, usize, usize, &[(usize, f32)], *mut f32);
+type AddColumns = unsafe fn(*const f32, usize, usize, &[RowPair], *mut f32);
 
 /// The kernels of one tier for one storage format.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     /// By number of rows, smallest first.
     pub(crate) blocks: &'static [RowKernels],
-    /// `(p, tiles, rows, picked, columns)`
+    /// `(p, tiles, stride, pairs, columns)`
     pub(crate) add_columns: AddColumns,
     /// `(row, steps, stride, to)`
     pub(crate) elements: fn(&[f32], usize, usize, &mut [f32]),
@@ -114,10 +115,10 @@ macro_rules! tier {
 
             $(#[$attr])*
             unsafe fn add_columns<F: Format>(
-                p: *const f32, tiles: usize, rows: usize, picked: &[(usize, f32)], columns: *mut f32,
+                p: *const f32, tiles: usize, stride: usize, pairs: &[RowPair], columns: *mut f32,
             ) {
                 // SAFETY: as above.
-                unsafe { kernels::add_columns::<$lanes, F>($token, p, tiles, rows, picked, columns) }
+                unsafe { kernels::add_columns::<$lanes, F>($token, p, tiles, stride, pairs, columns) }
             }
 
             struct Of<F>(std::marker::PhantomData<F>);

@@ -22,7 +22,7 @@
 //! Source: the order "scores of a block of rows against all keys, exact maximum, exponentials, values" is plain attention
 //! (Vaswani et al. 2017) blocked for registers; the merge of key segments is that of Milakov & Gimelshein 2018.
 
-use super::{lanes::Lanes, storage::bfloat16::round_to_bf16};
+use super::{columns::RowPair, lanes::Lanes, storage::bfloat16::round_to_bf16};
 
 /// How a kernel reads one storage format.
 pub(crate) trait Format: Copy {
@@ -43,8 +43,12 @@ pub(crate) trait Format: Copy {
     unsafe fn mac<S: Lanes>(s: S, acc: S::F, step: Self::Step<S>, element: *const f32) -> S::F;
     /// Writes probabilities in element form and returns them as they are stored.
     fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F;
-    /// What `store_p` has written.
-    fn load_p<S: Lanes>(s: S, from: &[f32; 16]) -> S::F;
+    /// The weights of two rows, in all lanes.
+    type Weights<S: Lanes>: Copy;
+    /// The weights of a pair of rows.
+    fn weights<S: Lanes>(s: S, pair: &RowPair) -> Self::Weights<S>;
+    /// `acc + weights[0] * a + weights[1] * b`, where `store_p` has written `a` and `b`.
+    fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights<S>) -> S::F;
     /// Writes the elements of `row`, `stride` slots apart; dims beyond its end are 0.
     fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]);
 }
@@ -82,9 +86,14 @@ impl Format for Bf16 {
     fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F {
         s.store_rounded(x, to)
     }
+    type Weights<S: Lanes> = S::Weights;
     #[inline(always)]
-    fn load_p<S: Lanes>(s: S, from: &[f32; 16]) -> S::F {
-        s.load_rounded(from)
+    fn weights<S: Lanes>(s: S, pair: &RowPair) -> S::Weights {
+        s.weights(pair)
+    }
+    #[inline(always)]
+    fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], weights: S::Weights) -> S::F {
+        s.add_rounded(acc, a, b, weights)
     }
     #[inline(always)]
     fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
@@ -127,9 +136,14 @@ macro_rules! plain_format {
                 s.store(x, to);
                 x
             }
+            type Weights<S: Lanes> = [S::F; 2];
             #[inline(always)]
-            fn load_p<S: Lanes>(s: S, from: &[f32; 16]) -> S::F {
-                s.load(from)
+            fn weights<S: Lanes>(s: S, pair: &RowPair) -> [S::F; 2] {
+                pair.weights.map(|w| s.splat(w))
+            }
+            #[inline(always)]
+            fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], w: [S::F; 2]) -> S::F {
+                s.mul_acc(s.load(b), w[1], s.mul_acc(s.load(a), w[0], acc))
             }
             #[inline(always)]
             fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
@@ -382,27 +396,53 @@ pub(crate) unsafe fn exp_sum<S: Lanes, F: Format, const R: usize>(
     }
 }
 
-/// `columns[key] += sum over picked rows of weight * p[key][row]`.
+/// `columns[key] += sum over the pairs' rows of weight * p[key][row]`.
 ///
 /// # Safety
-/// `p` is what [`exp_sum`] wrote for `tiles` tiles of `rows` rows, picked rows are below `rows`, `columns` has `tiles * 16` floats.
+/// [`exp_sum`] has written `tiles` tiles, `stride` floats apart, from each row's offset in `p` on; `columns` has `tiles * 16` floats.
 #[inline(always)]
 pub(crate) unsafe fn add_columns<S: Lanes, F: Format>(
     s: S,
     p: *const f32,
     tiles: usize,
-    rows: usize,
-    picked: &[(usize, f32)],
+    stride: usize,
+    pairs: &[RowPair],
+    columns: *mut f32,
+) {
+    for pairs in pairs.chunks(4) {
+        // SAFETY: what the caller vouches for.
+        unsafe {
+            match pairs.len() {
+                4 => add_pairs::<S, F, 4>(s, p, tiles, stride, pairs, columns),
+                3 => add_pairs::<S, F, 3>(s, p, tiles, stride, pairs, columns),
+                2 => add_pairs::<S, F, 2>(s, p, tiles, stride, pairs, columns),
+                _ => add_pairs::<S, F, 1>(s, p, tiles, stride, pairs, columns),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`add_columns`].
+#[inline(always)]
+unsafe fn add_pairs<S: Lanes, F: Format, const N: usize>(
+    s: S,
+    p: *const f32,
+    tiles: usize,
+    stride: usize,
+    pairs: &[RowPair],
     columns: *mut f32,
 ) {
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
+        let weights: [F::Weights<S>; N] = std::array::from_fn(|i| F::weights(s, &pairs[i]));
+        let rows: [[*const f32; 2]; N] = std::array::from_fn(|i| pairs[i].rows.map(|row| p.add(row)));
         for tile in 0..tiles {
-            let p = p.add(tile * rows * 16);
             let at = &mut *columns.add(tile * 16).cast();
             let mut acc = s.load(at);
-            for &(row, weight) in picked {
-                acc = s.mul_acc(F::load_p(s, &*p.add(row * 16).cast()), s.splat(weight), acc);
+            for i in 0..N {
+                let [a, b] = rows[i].map(|row| &*row.add(tile * stride).cast());
+                acc = F::add_p(s, acc, a, b, weights[i]);
             }
             s.store(acc, at);
         }

@@ -1,5 +1,6 @@
 //! What attention needs of a tier beyond [`Simd`]: bf16 pair products, `2^x`, and a row-block size that fits its registers.
 
+use super::columns::RowPair;
 use crate::isa::{Simd, scalar::Scalar};
 use half::bf16;
 
@@ -31,8 +32,12 @@ pub(crate) trait Lanes: Simd {
     /// Writes 16 probabilities rounded to bf16, in element form, and returns them as they are now.
     fn store_rounded(self, x: Self::F, to: &mut [f32; 16]) -> Self::F;
 
-    /// What [`Lanes::store_rounded`] has written.
-    fn load_rounded(self, from: &[f32; 16]) -> Self::F;
+    /// The weights of two rows, in all lanes.
+    type Weights: Copy;
+    /// The weights of a pair of rows.
+    fn weights(self, pair: &RowPair) -> Self::Weights;
+    /// `acc + weights[0] * a + weights[1] * b`, where [`Lanes::store_rounded`] has written `a` and `b`.
+    fn add_rounded(self, acc: Self::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights) -> Self::F;
 
     /// Writes a pair of bf16 values in element form into `to[..PAIR_SLOTS]`.
     fn pair_element(a: u16, b: u16, to: &mut [f32]);
@@ -98,9 +103,14 @@ macro_rules! widened_pairs {
             self.mul_acc(pairs[0], self.splat(a), self.mul_acc(pairs[1], self.splat(b), acc))
         }
 
+        type Weights = [Self::F; 2];
         #[inline(always)]
-        fn load_rounded(self, from: &[f32; 16]) -> Self::F {
-            self.load(from)
+        fn weights(self, pair: &RowPair) -> [Self::F; 2] {
+            pair.weights.map(|w| self.splat(w))
+        }
+        #[inline(always)]
+        fn add_rounded(self, acc: Self::F, a: &[f32; 16], b: &[f32; 16], w: [Self::F; 2]) -> Self::F {
+            self.mul_acc(self.load(b), w[1], self.mul_acc(self.load(a), w[0], acc))
         }
 
         #[inline(always)]
@@ -129,7 +139,7 @@ impl Lanes for Scalar {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Lanes, bf16};
+    use super::{Lanes, RowPair, bf16};
     use crate::isa::{Simd, avx2::Avx2, avx512::Avx512};
     use std::arch::x86_64::*;
 
@@ -190,12 +200,25 @@ mod x86 {
             }
         }
 
+        /// As bf16 pairs, and what rounding took from them: together they are good to 2^-17.
+        type Weights = [__m512bh; 2];
         #[inline(always)]
-        fn load_rounded(self, from: &[f32; 16]) -> __m512 {
-            // SAFETY: the token proves AVX-512; 32 of the 64 bytes are read.
+        fn weights(self, pair: &RowPair) -> [__m512bh; 2] {
+            // SAFETY: the token proves AVX-512; the types are 64 bytes without invalid values.
+            pair.parts.map(|x| unsafe { std::mem::transmute(_mm512_set1_epi32(x)) })
+        }
+        #[inline(always)]
+        fn add_rounded(self, acc: __m512, a: &[f32; 16], b: &[f32; 16], weights: [__m512bh; 2]) -> __m512 {
+            // Words i of both, side by side in lane i.
+            let order: [i32; 16] = std::array::from_fn(|i| (i | (i + 32) << 16) as i32);
+            // SAFETY: the token proves AVX-512 with BF16 and BW; 64 bytes each are read.
             unsafe {
-                let rounded = _mm256_loadu_si256(from.as_ptr().cast());
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
+                let load = |x: *const f32| _mm512_loadu_si512(x.cast());
+                let order = _mm512_loadu_si512(order.as_ptr().cast());
+                let pairs = _mm512_permutex2var_epi16(load(a.as_ptr()), order, load(b.as_ptr()));
+                let pairs: __m512bh = std::mem::transmute(pairs);
+                let acc = _mm512_dpbf16_ps(acc, pairs, weights[0]);
+                _mm512_dpbf16_ps(acc, pairs, weights[1])
             }
         }
 

@@ -21,6 +21,7 @@
 //! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of it
 //! is computed unless asked for.
 
+mod columns;
 mod dispatch;
 mod kernels;
 mod lanes;
@@ -34,6 +35,7 @@ pub use stats::{ColumnStats, StatsRequest};
 pub use storage::{PageGeometry, Storage, StorageKind};
 
 use crate::{shared::SharedMut, threads::Pool, tier::Tier};
+use columns::Columns;
 use dispatch::Kernels;
 use std::ops::Range;
 use unit::{BlockTask, Sink};
@@ -45,8 +47,10 @@ const DECODE_UNITS: usize = 16;
 const PREFILL_SEGMENT: usize = 8192;
 /// Query rows of a unit.
 const UNIT_ROWS: usize = 24;
-/// Accumulators that column sums of one KV head are spread over, so that several threads can add.
-const STAT_LANES: usize = 8;
+/// Of the blocks of rows that are left, one in so many goes to the next accumulator of column sums.
+const STAT_SHARE: usize = 5;
+/// The smallest accumulator gets one in so many of all blocks.
+const STAT_SMALLEST: usize = 64;
 
 /// One page of keys and of values of a KV head, as a [`Storage`] wrote them; both start at a multiple of 64 bytes.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +98,8 @@ pub struct AttentionArgs<'a> {
     pub scale: f32,
     /// Soft cap on scores.
     pub softcap: Option<f32>,
+    /// First token whose output is wanted. The outputs of earlier ones hold anything afterwards; they cost less, but still count in column sums.
+    pub wanted_from: usize,
 }
 
 /// Computes attention into `out` (`[n_tokens][n_heads][head_dim]`) and, where asked for, adds to column sums.
@@ -146,7 +152,7 @@ fn attend_blocks(
         let (head, block) = (unit / blocks, blocks - 1 - unit % blocks);
         let rows = block * UNIT_ROWS..((block + 1) * UNIT_ROWS).min(rows);
         let task = BlockTask { args, kernels, head, rows, segment: PREFILL_SEGMENT, only: None };
-        task.run(&mut scratch.thread(thread), &mut Sink::Rows(out));
+        task.run(&mut scratch.thread(thread), &mut Sink::Rows(out), None);
     });
 }
 
@@ -183,7 +189,7 @@ fn attend_segments(
                 BlockTask { args, kernels, head, rows: 0..rows, segment, only: Some(start..start + segment) };
             // SAFETY: the pool runs every unit once, and units have parts of their own.
             let part = unsafe { partial.slice(unit * stride..(unit + 1) * stride) };
-            task.run(&mut scratch.thread(thread), &mut Sink::Partial(part));
+            task.run(&mut scratch.thread(thread), &mut Sink::Partial(part), None);
         });
     }
     let mut first = 0;
@@ -197,8 +203,8 @@ fn attend_segments(
     scratch.units = units;
 }
 
-/// As [`attend_blocks`], with column sums: a unit is every `lanes`-th block of a head, and has sums of its own, which are
-/// added in order afterwards.
+/// As [`attend_blocks`], with column sums: a unit is a run of blocks of a head (see [`lane_blocks`]), and has sums of its
+/// own, which are added in order afterwards.
 #[allow(clippy::too_many_arguments)]
 fn attend_with_stats(
     args: &AttentionArgs<'_>,
@@ -210,31 +216,50 @@ fn attend_with_stats(
     pool: &Pool,
     scratch: &mut AttentionScratch,
 ) {
-    let blocks = rows.div_ceil(UNIT_ROWS);
-    let lanes = blocks.min(STAT_LANES);
-    let layout = stats::LaneLayout::new(args, request, rows, UNIT_ROWS, lanes);
+    let group = args.n_heads / args.n_kv_heads;
+    let lanes = lane_blocks(rows.div_ceil(UNIT_ROWS));
+    let rows_of = |blocks: &Range<usize>| blocks.start * UNIT_ROWS..(blocks.end * UNIT_ROWS).min(rows);
+    let layout = stats::LaneLayout::new(args, request, lanes.iter().map(rows_of));
     let mut sums = std::mem::take(&mut scratch.sums);
-    sums.clear();
-    sums.resize(layout.len(), 0.0);
+    if sums.len() < layout.len() {
+        sums.resize(layout.len(), 0.0);
+    }
     {
         let (out, sums, scratch) = (SharedMut::new(out), SharedMut::new(&mut sums), &*scratch);
-        pool.run(args.n_kv_heads * lanes, |unit, thread| {
-            let (head, lane) = (unit / lanes, unit % lanes);
+        // Long units first, so that threads end together.
+        pool.run(args.n_kv_heads * lanes.len(), |unit, thread| {
+            let (lane, head) = (unit / args.n_kv_heads, unit % args.n_kv_heads);
             // SAFETY: the pool runs every unit once, and the ranges of lanes are apart.
             let sums = unsafe { sums.slice(layout.range(head, lane)) };
-            for block in (lane..blocks).step_by(lanes) {
-                let rows = block * UNIT_ROWS..((block + 1) * UNIT_ROWS).min(rows);
-                let segment = if request.wants_row(args, &rows) { usize::MAX } else { PREFILL_SEGMENT };
+            sums.fill(0.0);
+            for block in lanes[lane].clone().rev() {
+                let rows = rows_of(&(block..block + 1));
+                let counts = request.wants_row(args, &rows);
+                if !counts && rows.end <= args.wanted_from * group {
+                    continue;
+                }
+                let segment = if counts { usize::MAX } else { PREFILL_SEGMENT };
                 let task = BlockTask { args, kernels, head, rows, segment, only: None };
-                task.run(
-                    &mut scratch.thread(thread),
-                    &mut Sink::RowsAndColumns { out, request, layout: &layout, lane, sums },
-                );
+                let columns = Columns { request, layout: &layout, lane, sums: &mut *sums };
+                task.run(&mut scratch.thread(thread), &mut Sink::Rows(out), Some(columns));
             }
         });
     }
     layout.add_to(columns, &sums, pool);
     scratch.sums = sums;
+}
+
+/// The blocks of each lane, last blocks first: at each step a part of what is left, so that lanes get smaller and any number
+/// of threads ends together, and yet there are few of them.
+fn lane_blocks(blocks: usize) -> Vec<Range<usize>> {
+    let mut lanes = Vec::new();
+    let mut end = blocks;
+    while end > 0 {
+        let start = end.saturating_sub(end.div_ceil(STAT_SHARE).max(blocks.div_ceil(STAT_SMALLEST)));
+        lanes.push(start..end);
+        end = start;
+    }
+    lanes
 }
 
 #[cfg(test)]

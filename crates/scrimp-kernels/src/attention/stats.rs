@@ -65,7 +65,7 @@ impl ColumnStats {
 
 /// Where the sums of each lane stand: `[kv_head][lane][kind that the lane adds to][group][keys, padded]`.
 ///
-/// Lane `i` has the blocks of rows `i`, `i + lanes`, ... Most lanes have no recent rows, and need no room for their sums.
+/// A lane is a run of rows. Most lanes have no recent rows, and need no room for their sums.
 pub(crate) struct LaneLayout {
     /// For each lane, the place of each kind among those that it adds to.
     lanes: Vec<[Option<usize>; KINDS]>,
@@ -79,32 +79,23 @@ pub(crate) struct LaneLayout {
 }
 
 impl LaneLayout {
-    /// The layout for `blocks` blocks of `block_rows` rows (of `rows` in all) in `lanes` lanes.
+    /// The layout for lanes with these rows.
     pub(crate) fn new(
         args: &AttentionArgs<'_>,
         request: StatsRequest,
-        rows: usize,
-        block_rows: usize,
-        lanes: usize,
+        lanes: impl Iterator<Item = Range<usize>>,
     ) -> Self {
         let group = args.n_heads / args.n_kv_heads;
-        let mut of_lanes = vec![[None; KINDS]; lanes];
-        let mut first = 0;
-        while first < rows {
-            let end = (first + block_rows).min(rows);
-            let lane = &mut of_lanes[first / block_rows % lanes];
-            for (kind, place) in lane.iter_mut().enumerate() {
-                let counts = |token| request.counts(kind, token, args.n_tokens);
-                // Sums go to later tokens only: if one of the block counts, its last one does.
-                if counts((end - 1) / group) {
-                    *place = Some(0);
-                }
-            }
-            first = end;
-        }
-        for lane in &mut of_lanes {
-            lane.iter_mut().flatten().enumerate().for_each(|(n, place)| *place = n);
-        }
+        let places = |rows: Range<usize>| {
+            let mut n = 0;
+            std::array::from_fn(|kind| {
+                // If a token counts, so do all later ones.
+                let counts = request.counts(kind, (rows.end - 1) / group, args.n_tokens);
+                n += usize::from(counts);
+                counts.then(|| n - 1)
+            })
+        };
+        let of_lanes: Vec<_> = lanes.map(places).collect();
         let keys: Vec<_> = (0..args.n_kv_heads)
             .map(|head| {
                 let n = args.kv.n_keys(head);
@@ -147,6 +138,11 @@ impl LaneLayout {
             let start = (place * self.group + member) * padded;
             start..start + padded
         })
+    }
+
+    /// Keys of a head, rounded up to whole tiles.
+    pub(crate) fn padded(&self, head: usize) -> usize {
+        self.keys[head].1
     }
 
     /// Query heads of a group.

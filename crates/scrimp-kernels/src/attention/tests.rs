@@ -165,6 +165,7 @@ impl Problem {
             kv: &self.cache,
             scale: self.scale,
             softcap: self.softcap,
+            wanted_from: 0,
         }
     }
 

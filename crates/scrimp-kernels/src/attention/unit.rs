@@ -2,9 +2,9 @@
 
 use super::{
     AttentionArgs, UNIT_ROWS,
+    columns::{Columns, inverse},
     dispatch::{Kernels, RowKernels},
     scratch::ThreadScratch,
-    stats::{KINDS, LaneLayout, StatsRequest},
     storage::TILE,
 };
 use crate::shared::SharedMut;
@@ -25,37 +25,36 @@ pub(crate) struct BlockTask<'a> {
 
 /// Where results go.
 pub(crate) enum Sink<'a> {
-    /// Normalised rows into the output.
+    /// Normalised rows into the output, except those that nobody wants.
     Rows(SharedMut<'a, f32>),
-    /// As `Rows`, and probabilities into column sums.
-    RowsAndColumns {
-        out: SharedMut<'a, f32>,
-        request: StatsRequest,
-        layout: &'a LaneLayout,
-        lane: usize,
-        sums: &'a mut [f32],
-    },
     /// `[rows]` maxima, `[rows]` sums, `[rows][head_dim]` outputs that are not normalised.
     Partial(&'a mut [f32]),
 }
 
 /// A part of the block's rows that one register block covers, and where its data stand in the scratch.
-struct RowBlock {
+pub(crate) struct RowBlock {
     kernels: &'static RowKernels,
     /// First row (of the layer), and how many of the kernel's rows are real.
-    first: usize,
-    n: usize,
+    pub(crate) first: usize,
+    pub(crate) n: usize,
     /// Offsets of `q`, `scores` and `acc`.
     q: usize,
-    scores: usize,
+    pub(crate) scores: usize,
     acc: usize,
+}
+
+impl RowBlock {
+    /// Rows that it has room for.
+    pub(crate) fn rows(&self) -> usize {
+        self.kernels.rows
+    }
 }
 
 /// Softmax state of a row: maximum and sum so far.
 #[derive(Clone, Copy)]
-struct RowState {
+pub(crate) struct RowState {
     max: f32,
-    sum: f32,
+    pub(crate) sum: f32,
 }
 
 /// The keys that some token of `tokens` sees.
@@ -81,8 +80,18 @@ impl BlockTask<'_> {
         self.args.kv.visible(self.head, row / self.group())
     }
 
-    /// Computes the block.
-    pub(crate) fn run(&self, scratch: &mut ThreadScratch, sink: &mut Sink<'_>) {
+    /// Whether the output of some row is wanted.
+    fn wanted(&self) -> bool {
+        (self.rows.end - 1) / self.group() >= self.args.wanted_from
+    }
+
+    /// Computes the block. Column sums take a segment that holds all keys.
+    pub(crate) fn run(
+        &self,
+        scratch: &mut ThreadScratch,
+        sink: &mut Sink<'_>,
+        mut columns: Option<Columns<'_>>,
+    ) {
         let args = self.args;
         let group = self.group();
         let tokens = self.rows.start / group..(self.rows.end - 1) / group + 1;
@@ -126,10 +135,12 @@ impl BlockTask<'_> {
         let mut start = keys.start;
         while start < keys.end {
             let end = keys.end.min((start / self.segment + 1).saturating_mul(self.segment));
-            self.segment(start..end, &blocks, q, scores, acc, &mut states);
+            self.segment(start..end, &blocks, q, scores, acc, &mut states, columns.take());
             start = end;
         }
-        self.write(&keys, &blocks, scores, acc, &states, sink);
+        if self.wanted() {
+            self.write(&blocks, acc, &states, sink);
+        }
     }
 
     /// The rows' queries as elements, `[step][R]`.
@@ -169,6 +180,7 @@ impl BlockTask<'_> {
         scores: &mut [f32],
         acc: &mut [f32],
         states: &mut [RowState; UNIT_ROWS],
+        columns: Option<Columns<'_>>,
     ) {
         let args = self.args;
         let g = args.geometry;
@@ -250,13 +262,16 @@ impl BlockTask<'_> {
             }
         }
 
+        let mut adder =
+            columns.and_then(|c| c.adder(args, self.kernels, (self.head, &self.rows), blocks, states));
+        let wanted = self.wanted();
         self.pages(&keys, |page, tile, tiles, before| {
             let view = args.kv.page(self.head, page);
             check_page(&view, page_bytes, g.page_tokens);
             let next = if page < last_page { page + 1 } else { page };
             let offset = tile * TILE / k.pair * k.step_bytes;
             let ahead = args.kv.page(self.head, next).v.as_ptr().wrapping_add(offset);
-            for block in blocks {
+            for block in blocks.iter().filter(|_| wanted) {
                 let rows = block.kernels.rows;
                 let p = &scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
                 let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
@@ -273,18 +288,14 @@ impl BlockTask<'_> {
                     );
                 }
             }
+            // After the values: now the probabilities are in the first cache.
+            if let Some(adder) = &mut adder {
+                adder.add(scores, before, tiles, keys.start + before * TILE);
+            }
         });
     }
 
-    fn write(
-        &self,
-        keys: &Range<usize>,
-        blocks: &[RowBlock],
-        scores: &[f32],
-        acc: &[f32],
-        states: &[RowState; UNIT_ROWS],
-        sink: &mut Sink<'_>,
-    ) {
+    fn write(&self, blocks: &[RowBlock], acc: &[f32], states: &[RowState; UNIT_ROWS], sink: &mut Sink<'_>) {
         let (args, group, dim) = (self.args, self.group(), self.args.geometry.head_dim);
         let n_rows = self.rows.len();
         for block in blocks {
@@ -299,7 +310,7 @@ impl BlockTask<'_> {
                         part[n_rows + local] = state.sum;
                         (&mut part[2 * n_rows + local * dim..][..dim], 1.0)
                     }
-                    Sink::Rows(out) | Sink::RowsAndColumns { out, .. } => {
+                    Sink::Rows(out) => {
                         let at = (row / group * args.n_heads + self.head * group + row % group) * dim;
                         // SAFETY: rows of the layer belong to one unit each, and every unit runs once.
                         (unsafe { out.slice(at..at + dim) }, inverse(state.sum))
@@ -309,48 +320,6 @@ impl BlockTask<'_> {
                     let from = &acc[block.acc + (b * rows + r) * TILE..][..TILE];
                     to.iter_mut().zip(from).for_each(|(to, x)| *to = x * factor);
                 }
-            }
-            if let Sink::RowsAndColumns { request, layout, lane, sums, .. } = sink {
-                self.add_columns(keys, block, scores, states, *request, (layout, *lane), sums);
-            }
-        }
-    }
-
-    /// Adds the block's probabilities to the column sums of its lane.
-    fn add_columns(
-        &self,
-        keys: &Range<usize>,
-        block: &RowBlock,
-        scores: &[f32],
-        states: &[RowState; UNIT_ROWS],
-        request: StatsRequest,
-        (layout, lane): (&LaneLayout, usize),
-        sums: &mut [f32],
-    ) {
-        if keys.start >= keys.end || !request.wants_row(self.args, &self.rows) {
-            return;
-        }
-        let group = layout.group();
-        let rows = block.kernels.rows;
-        let tiles = (keys.end - keys.start).div_ceil(TILE);
-        let p = &scores[block.scores..][..tiles * rows * TILE];
-        let mut picked = Vec::with_capacity(rows);
-        for kind in 0..KINDS {
-            for member in 0..group {
-                let Some(columns) = layout.columns(self.head, lane, kind, member) else { continue };
-                picked.clear();
-                picked.extend((0..block.n).filter_map(|r| {
-                    let row = block.first + r;
-                    let counts =
-                        row % group == member && request.counts(kind, row / group, self.args.n_tokens);
-                    counts.then(|| (r, inverse(states[row - self.rows.start].sum)))
-                }));
-                if picked.is_empty() {
-                    continue;
-                }
-                let columns = &mut sums[columns][keys.start..keys.start + tiles * TILE];
-                // SAFETY: `p` has the rows and tiles that are named, and the columns were cut to the tiles' keys.
-                unsafe { (self.kernels.add_columns)(p.as_ptr(), tiles, rows, &picked, columns.as_mut_ptr()) };
             }
         }
     }
@@ -372,11 +341,6 @@ fn prefetch(bytes: &[u8]) {
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast());
         };
     }
-}
-
-/// `1 / sum`, or 0 for a row that saw nothing.
-fn inverse(sum: f32) -> f32 {
-    if sum == 0.0 { 0.0 } else { 1.0 / sum }
 }
 
 fn check_page(view: &super::PageView<'_>, page_bytes: usize, page_tokens: usize) {

@@ -208,6 +208,7 @@ impl Session<'_> {
                 n_heads: config.n_heads,
                 scale: config.attn_scale,
                 softcap: config.attn_logit_softcap,
+                wanted_from: queries - wanted,
                 stats: self.stats,
             };
             self.kv.attend(index, inputs, pool, &mut b.attention)?;

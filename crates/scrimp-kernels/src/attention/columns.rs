@@ -1,0 +1,137 @@
+//! Adding a block's probabilities to column sums, page by page, while they are in the cache for the values anyway.
+
+use super::{
+    AttentionArgs, UNIT_ROWS,
+    dispatch::Kernels,
+    stats::{KINDS, LaneLayout, StatsRequest},
+    storage::TILE,
+    unit::{RowBlock, RowState},
+};
+use half::bf16;
+use std::ops::Range;
+
+/// The column sums that a unit adds to.
+pub(crate) struct Columns<'a> {
+    pub(crate) request: StatsRequest,
+    pub(crate) layout: &'a LaneLayout,
+    pub(crate) lane: usize,
+    /// Those of the lane.
+    pub(crate) sums: &'a mut [f32],
+}
+
+/// Two rows of a query head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowPair {
+    /// Where their probabilities start in the scores.
+    pub(crate) rows: [usize; 2],
+    pub(crate) weights: [f32; 2],
+    /// Both weights as bf16, the first in the lower half; and the same of what that leaves.
+    pub(crate) parts: [i32; 2],
+}
+
+impl RowPair {
+    fn new((a, weight_a): (usize, f32), (b, weight_b): (usize, f32)) -> Self {
+        let weights = [weight_a, weight_b];
+        let rounded = weights.map(bf16::from_f32);
+        let rest = [0, 1].map(|i| bf16::from_f32(weights[i] - rounded[i].to_f32()));
+        let parts = [rounded, rest].map(|[a, b]| i32::from(a.to_bits()) | i32::from(b.to_bits()) << 16);
+        Self { rows: [a, b], weights, parts }
+    }
+}
+
+/// Rows of one query head, in register blocks of one size.
+struct Strand {
+    pairs: Range<usize>,
+    /// The largest offset of a row.
+    last: usize,
+    /// Floats from tile to tile.
+    stride: usize,
+    /// Where the head's sums start in those of the lane.
+    columns: usize,
+}
+
+/// What a unit's rows add where.
+pub(crate) struct Adder<'a> {
+    kernels: Kernels,
+    strands: Vec<Strand>,
+    pairs: Vec<RowPair>,
+    /// Sums of a head.
+    padded: usize,
+    sums: &'a mut [f32],
+}
+
+impl<'a> Columns<'a> {
+    /// For the blocks that hold `rows` of `head`, whose softmax is known; `None` if none of the rows counts.
+    pub(crate) fn adder(
+        self,
+        args: &AttentionArgs<'_>,
+        kernels: Kernels,
+        (head, rows): (usize, &Range<usize>),
+        blocks: &[RowBlock],
+        states: &[RowState; UNIT_ROWS],
+    ) -> Option<Adder<'a>> {
+        if !self.request.wants_row(args, rows) {
+            return None;
+        }
+        let group = self.layout.group();
+        let mut strands = Vec::new();
+        let mut pairs = Vec::with_capacity(2 * UNIT_ROWS);
+        for blocks in blocks.chunk_by(|a, b| a.rows() == b.rows()) {
+            let (size, start) = (blocks[0].rows(), blocks[0].first);
+            let end = blocks.iter().map(|block| block.first + block.n).max().unwrap_or(start);
+            // Where a row stands in the scores, and its weight.
+            let place = |row: usize| {
+                let (block, r) = ((row - start) / size, (row - start) % size);
+                (blocks[block].scores + r * TILE, inverse(states[row - rows.start].sum))
+            };
+            for kind in 0..KINDS {
+                let counts = |&row: &usize| self.request.counts(kind, row / group, args.n_tokens);
+                // If a token counts, so do all later ones.
+                let Some(from) = (start..end).find(counts) else { continue };
+                for first in from..end.min(from + group) {
+                    let Some(columns) = self.layout.columns(head, self.lane, kind, first % group) else {
+                        continue;
+                    };
+                    assert!(columns.end <= self.sums.len());
+                    let before = pairs.len();
+                    for a in (first..end).step_by(2 * group) {
+                        let b = a + group;
+                        let b = if b < end { place(b) } else { (place(a).0, 0.0) };
+                        pairs.push(RowPair::new(place(a), b));
+                    }
+                    let last = pairs[before..].iter().flat_map(|p| p.rows).max().unwrap_or(0);
+                    let (pairs, columns) = (before..pairs.len(), columns.start);
+                    strands.push(Strand { pairs, last, stride: size * TILE, columns });
+                }
+            }
+        }
+        let padded = self.layout.padded(head);
+        Some(Adder { kernels, strands, pairs, padded, sums: self.sums })
+    }
+}
+
+impl Adder<'_> {
+    /// Adds the probabilities of `tiles` tiles from `tile` on, which are those of the keys from `key` on.
+    pub(crate) fn add(&mut self, scores: &[f32], tile: usize, tiles: usize, key: usize) {
+        assert!(key + tiles * TILE <= self.padded);
+        for strand in &self.strands {
+            assert!(strand.last + (tile + tiles - 1) * strand.stride + TILE <= scores.len());
+            // SAFETY: the tiles of all rows are inside the scores, and the keys inside the head's sums; both were checked,
+            // the latter also when the strand was made.
+            unsafe {
+                (self.kernels.add_columns)(
+                    scores.as_ptr().add(tile * strand.stride),
+                    tiles,
+                    strand.stride,
+                    &self.pairs[strand.pairs.clone()],
+                    self.sums.as_mut_ptr().add(strand.columns + key),
+                );
+            }
+        }
+    }
+}
+
+/// `1 / sum`, or 0 for a row that saw nothing.
+pub(crate) fn inverse(sum: f32) -> f32 {
+    if sum == 0.0 { 0.0 } else { 1.0 / sum }
+}
