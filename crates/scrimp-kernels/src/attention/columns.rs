@@ -74,21 +74,24 @@ impl<'a> Columns<'a> {
             return None;
         }
         let group = self.layout.group();
-        let mut strands = Vec::new();
+        // Where rows stand in the scores, and their weights.
+        let mut places = [(0, 0.0); UNIT_ROWS];
+        for block in blocks {
+            for r in 0..block.n {
+                let row = block.first + r - rows.start;
+                places[row] = (block.scores + r * TILE, inverse(states[row].sum));
+            }
+        }
+        let place = |row: usize| places[row - rows.start];
+        let mut strands = Vec::with_capacity(2 * group);
         let mut pairs = Vec::with_capacity(2 * UNIT_ROWS);
         for blocks in blocks.chunk_by(|a, b| a.rows() == b.rows()) {
             let (size, start) = (blocks[0].rows(), blocks[0].first);
             let end = blocks.iter().map(|block| block.first + block.n).max().unwrap_or(start);
-            // Where a row stands in the scores, and its weight.
-            let place = |row: usize| {
-                let (block, r) = ((row - start) / size, (row - start) % size);
-                (blocks[block].scores + r * TILE, inverse(states[row - rows.start].sum))
-            };
             for kind in 0..KINDS {
-                let counts = |&row: &usize| self.request.counts(kind, row / group, args.n_tokens);
-                // If a token counts, so do all later ones.
-                let Some(from) = (start..end).find(counts) else { continue };
-                for first in from..end.min(from + group) {
+                let Some(from) = self.request.first(kind, args.n_tokens) else { continue };
+                let from = from.saturating_mul(group).max(start);
+                for first in from..end.min(from.saturating_add(group)) {
                     let Some(columns) = self.layout.columns(head, self.lane, kind, first % group) else {
                         continue;
                     };

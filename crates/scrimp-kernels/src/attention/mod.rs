@@ -48,9 +48,9 @@ const PREFILL_SEGMENT: usize = 8192;
 /// Query rows of a unit.
 const UNIT_ROWS: usize = 24;
 /// Of the blocks of rows that are left, one in so many goes to the next accumulator of column sums.
-const STAT_SHARE: usize = 5;
+const STAT_SHARE: usize = 4;
 /// The smallest accumulator gets one in so many of all blocks.
-const STAT_SMALLEST: usize = 64;
+const STAT_SMALLEST: usize = 32;
 
 /// One page of keys and of values of a KV head, as a [`Storage`] wrote them; both start at a multiple of 64 bytes.
 #[derive(Debug, Clone, Copy)]

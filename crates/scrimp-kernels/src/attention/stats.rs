@@ -29,12 +29,12 @@ impl StatsRequest {
             || self.last && last_token + 1 == args.n_tokens
     }
 
-    /// Whether the queries of `token` count for kind `kind` of [`KINDS`].
-    pub(crate) fn counts(self, kind: usize, token: usize, n_tokens: usize) -> bool {
+    /// The first token whose queries count for kind `kind` of [`KINDS`]; all later ones count too.
+    pub(crate) fn first(self, kind: usize, n_tokens: usize) -> Option<usize> {
         match kind {
-            0 => self.sum,
-            1 => self.recent_from.is_some_and(|from| token >= from),
-            _ => self.last && token + 1 == n_tokens,
+            0 => self.sum.then_some(0),
+            1 => self.recent_from,
+            _ => self.last.then(|| n_tokens - 1),
         }
     }
 }
@@ -89,8 +89,8 @@ impl LaneLayout {
         let places = |rows: Range<usize>| {
             let mut n = 0;
             std::array::from_fn(|kind| {
-                // If a token counts, so do all later ones.
-                let counts = request.counts(kind, (rows.end - 1) / group, args.n_tokens);
+                let first = request.first(kind, args.n_tokens);
+                let counts = first.is_some_and(|first| (rows.end - 1) / group >= first);
                 n += usize::from(counts);
                 counts.then(|| n - 1)
             })
