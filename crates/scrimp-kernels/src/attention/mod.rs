@@ -220,12 +220,10 @@ fn attend_with_stats(
     let lanes = lane_blocks(rows.div_ceil(UNIT_ROWS));
     let rows_of = |blocks: &Range<usize>| blocks.start * UNIT_ROWS..(blocks.end * UNIT_ROWS).min(rows);
     let layout = stats::LaneLayout::new(args, request, lanes.iter().map(rows_of));
-    let mut sums = std::mem::take(&mut scratch.sums);
-    if sums.len() < layout.len() {
-        sums.resize(layout.len(), 0.0);
-    }
+    let mut lines = std::mem::take(&mut scratch.sums);
+    let sums = lines.at_least(layout.len());
     {
-        let (out, sums, scratch) = (SharedMut::new(out), SharedMut::new(&mut sums), &*scratch);
+        let (out, sums, scratch) = (SharedMut::new(out), SharedMut::new(&mut *sums), &*scratch);
         // Long units first, so that threads end together.
         pool.run(args.n_kv_heads * lanes.len(), |unit, thread| {
             let (lane, head) = (unit / args.n_kv_heads, unit % args.n_kv_heads);
@@ -245,8 +243,8 @@ fn attend_with_stats(
             }
         });
     }
-    layout.add_to(columns, &sums, pool);
-    scratch.sums = sums;
+    layout.add_to(columns, sums, pool);
+    scratch.sums = lines;
 }
 
 /// The blocks of each lane, last blocks first: at each step a part of what is left, so that lanes get smaller and any number

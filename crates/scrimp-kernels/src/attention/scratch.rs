@@ -38,7 +38,7 @@ pub struct AttentionScratch {
     threads: Vec<Mutex<ThreadScratch>>,
     pub(crate) partial: Vec<f32>,
     pub(crate) units: Vec<(usize, usize)>,
-    pub(crate) sums: Vec<f32>,
+    pub(crate) sums: Lines,
 }
 
 impl AttentionScratch {
