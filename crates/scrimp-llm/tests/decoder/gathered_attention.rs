@@ -1,0 +1,33 @@
+//! Gathering attention for eviction policies changes no logits, and every query hands out a whole of attention.
+
+use crate::common::{Expected, load, read_json, testdata};
+use scrimp_kv::StatsWanted;
+
+#[test]
+fn gathered_attention_sums_to_the_queries_and_changes_no_logits() {
+    let folder = testdata("tiny").join("llama");
+    let expected: Expected = read_json(&folder.join("expected.json"));
+    let n = expected.ids.len();
+    let recent = 5;
+    let wanted = StatsWanted { sum: true, recent_from: Some((n - recent) as u32), last: true };
+    for tier in [Some("scalar"), None] {
+        let model = load(&folder, tier);
+        let plain = model.session().forward(&expected.ids).unwrap().to_vec();
+        let mut session = model.session();
+        session.gather_attention(Some(wanted));
+        let logits = session.forward(&expected.ids).unwrap();
+        for (a, b) in plain.iter().zip(logits) {
+            assert!((a - b).abs() <= 1e-4, "{a} became {b}");
+        }
+        for layer in 0..model.config().n_layers {
+            let stats = session.kv().stats(layer);
+            for (sums, queries) in [(&stats.sum, n), (&stats.recent, recent), (&stats.last, 1)] {
+                assert_eq!(sums.len(), model.config().n_heads, "layer {layer}");
+                for (head, sums) in sums.iter().enumerate() {
+                    let total: f32 = sums.iter().sum();
+                    assert!((total - queries as f32).abs() < 1e-3, "layer {layer} head {head}: {total}, not {queries}");
+                }
+            }
+        }
+    }
+}
