@@ -347,10 +347,14 @@ def test_too_little_memory_is_an_error(options):
     for mib in range(start, start + 24):
         ran = scrimp(*options, "--threads", 1, memory_mib=mib)
         statuses.append(ran.status)
-        if ran.status != 0:
-            ran.refused()
-        else:
+        if ran.status == 0:
             assert ran.stdout
+        elif "failed to allocate an alternative stack" in ran.stderr:
+            # A race that cannot be won from here: Rust's library panics in a thread that starts (the one that waits for
+            # Ctrl-C) while the main thread takes the last memory. The command must still end with its own status.
+            assert ran.status == 1 and "error: " in ran.stderr, ran.stderr
+        else:
+            ran.refused()
     assert statuses[-1] == 0, statuses
     assert 1 in statuses or options[0] == "inspect", statuses
 
