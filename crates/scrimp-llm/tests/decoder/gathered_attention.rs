@@ -25,7 +25,10 @@ fn gathered_attention_sums_to_the_queries_and_changes_no_logits() {
                 assert_eq!(sums.len(), model.config().n_heads, "layer {layer}");
                 for (head, sums) in sums.iter().enumerate() {
                     let total: f32 = sums.iter().sum();
-                    assert!((total - queries as f32).abs() < 1e-3, "layer {layer} head {head}: {total}, not {queries}");
+                    assert!(
+                        (total - queries as f32).abs() < 1e-3,
+                        "layer {layer} head {head}: {total}, not {queries}"
+                    );
                 }
             }
         }
