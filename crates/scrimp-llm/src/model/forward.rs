@@ -19,7 +19,7 @@ use crate::{
 use scrimp_kernels::{
     Tier,
     formats::dequantize::dequantize_row,
-    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    linear::{Activations, Linear, LinearScratch, linear},
     ops::{self, Gate, RmsNorm, RopeTable},
     threads::Pool,
 };
@@ -269,24 +269,14 @@ impl Session<'_> {
             output_norm.apply(context.tier, &h[t * hidden..(t + 1) * hidden], x);
         });
         let logits = sized(&mut b.logits, rows.len() * vocab);
-        matrix_product(context, output, &b.x, &mut b.linear, logits, false);
+        let product =
+            Linear { weight: output, bias: None, out: &mut *logits, stride: vocab, accumulate: false };
+        linear(context.pool, context.tier, &mut b.linear, &b.x, &mut [product]);
         if let Some(cap) = config.final_logit_softcap {
             context.rows(logits, vocab, |_, row| ops::softcap(context.tier, cap, row));
         }
         logits
     }
-}
-
-fn matrix_product(
-    context: Context<'_>,
-    weight: &Matrix,
-    x: &Activations,
-    scratch: &mut LinearScratch,
-    out: &mut [f32],
-    accumulate: bool,
-) {
-    let product = Linear { weight, bias: None, out, stride: weight.rows(), accumulate };
-    linear(context.pool, context.tier, scratch, x, &mut [product]);
 }
 
 impl Buffers {
