@@ -47,6 +47,7 @@ pub mod arena;
 pub mod attention;
 mod dispatch;
 pub mod dtype;
+pub mod embedding;
 pub mod formats;
 mod isa;
 pub mod linear;
