@@ -45,6 +45,7 @@
 pub mod alloc;
 pub mod arena;
 pub mod attention;
+pub mod dense;
 mod dispatch;
 pub mod dtype;
 pub mod embedding;

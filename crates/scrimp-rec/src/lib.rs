@@ -8,6 +8,7 @@
 //! | [`metrics`] | AUC, log loss, calibration |
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod data;
 pub mod error;
 pub mod generate;

@@ -3,17 +3,22 @@
 //! Rows of look-up `l + AHEAD` are asked for before those of look-up `l` are added up, so cache misses overlap.
 
 use super::{
-    gather::Rows,
+    gather::{Rows, prefetch},
     hash::{IdHash, RowRange, row},
+    lanes::{self, BagKernel, Lanes},
     table::{Stored, Table, Values},
 };
-use crate::{Tier, dispatch::Kernel, isa::Simd, threads::Pool};
+use crate::{Tier, threads::Pool};
 use std::ops::Range;
 
-/// Look-ups whose rows are on their way while another's are added up.
-const AHEAD: usize = 8;
+/// Look-ups whose rows are on their way while others' are added up, at most.
+const AHEAD: usize = 16;
+/// Their probes, at most.
+const AHEAD_PROBES: usize = 512;
 /// Probes of a look-up, at most.
 pub const MAX_PROBES: usize = 256;
+/// Probes of the weight table, at most.
+pub(crate) const MAX_WEIGHT_PROBES: usize = 8;
 /// Scales of a look-up (groups of dimensions with an alpha of their own), at most.
 pub const MAX_GROUPS: usize = 32;
 /// Look-ups of a unit of parallel work, about.
@@ -37,8 +42,20 @@ impl Probing<'_> {
     #[inline(always)]
     pub fn fill(&self, feature: usize, id: u64, out: &mut [u32]) {
         let (start, range) = (self.hashes[feature].probes(id), self.ranges[feature]);
-        for (j, out) in out.iter_mut().enumerate() {
-            *out = row(start, j as u32, range, self.signs);
+        for j in 0..out.len() {
+            out[j] = row(start, j as u32, range, self.signs);
+        }
+    }
+
+    /// The probes of look-ups from `first` on. `PER` is their number for each, or 0.
+    #[inline(always)]
+    fn fill_all<const PER: usize>(&self, first: usize, ids: &[u64], out: &mut [u32]) {
+        let per = if PER == 0 { self.probes } else { PER };
+        let features = self.hashes.len();
+        let mut feature = first % features;
+        for i in 0..ids.len() {
+            self.fill(feature, ids[i], &mut out[i * per..(i + 1) * per]);
+            feature = if feature + 1 == features { 0 } else { feature + 1 };
         }
     }
 }
@@ -116,40 +133,35 @@ pub enum Scales<'a> {
 }
 
 impl Scales<'_> {
-    /// The scales of look-up `l`.
+    /// The scales of some look-ups, whose rows of the weight table are `rows`.
     #[inline(always)]
-    fn fill(&self, l: usize, ids: &[u64], factor: f32, out: &mut [f32; MAX_GROUPS]) -> usize {
+    fn fill(&self, range: Range<usize>, rows: &[u32], factor: f32, out: &mut [f32]) -> usize {
         match *self {
             Self::One(scale) => {
-                out[0] = scale * factor;
+                out[..range.len()].fill(scale * factor);
                 1
             }
             Self::Given { scales, groups } => {
-                for g in 0..groups {
-                    out[g] = scales[l * groups + g] * factor;
+                let scales = &scales[range.start * groups..range.end * groups];
+                for (out, &scale) in out.iter_mut().zip(scales) {
+                    *out = scale * factor;
                 }
                 groups
             }
             Self::Hashed { weights, probing, groups, scale } => {
-                let mut rows = [0_u32; MAX_PROBES];
-                let rows = &mut rows[..probing.probes];
-                probing.fill(l % probing.hashes.len(), ids[l], rows);
-                alpha(weights, rows, groups, scale * factor, out);
+                let k = probing.probes;
+                for l in 0..range.len() {
+                    for g in 0..groups {
+                        let mut sum = 0.0;
+                        for j in l * k..(l + 1) * k {
+                            sum += weights[rows[j] as usize * groups + g];
+                        }
+                        out[l * groups + g] = sum * (scale * factor);
+                    }
+                }
                 groups
             }
         }
-    }
-}
-
-/// `factor * sum of rows`, `groups` values.
-#[inline(always)]
-fn alpha(weights: &[f32], rows: &[u32], groups: usize, factor: f32, out: &mut [f32]) {
-    for (g, out) in out[..groups].iter_mut().enumerate() {
-        let mut sum = 0.0;
-        for &row in rows {
-            sum += weights[row as usize * groups + g];
-        }
-        *out = sum * factor;
     }
 }
 
@@ -217,10 +229,10 @@ pub fn forward(pool: &Pool, tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
     pool.chunks(out, bags_per_unit * dim, |unit, out| {
         let first = unit * bags_per_unit;
         match batch.table.values {
-            Values::F32(values) => tier.run(Forward { batch, values, factor: 1.0, dim, first, out }),
-            Values::Bf16(values) => tier.run(Forward { batch, values, factor: 1.0, dim, first, out }),
+            Values::F32(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first, out }),
+            Values::Bf16(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first, out }),
             Values::Int8 { q, scale } => {
-                tier.run(Forward { batch, values: q, factor: scale, dim, first, out })
+                lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first, out });
             }
         }
     });
@@ -236,11 +248,27 @@ struct Forward<'a, T> {
     out: &'a mut [f32],
 }
 
-impl<T: Stored> Kernel for Forward<'_, T> {
-    type Output = ();
-
+impl<T: Stored> BagKernel for Forward<'_, T> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Lanes>(self, s: S) {
+        match self.batch.k {
+            1 => self.with_k::<S, 1>(s),
+            _ => self.with_k::<S, 0>(s),
+        }
+    }
+}
+
+/// What is known of some look-ups before their rows arrive.
+struct Ahead {
+    probes: [u32; AHEAD_PROBES],
+    /// Rows of the weight table.
+    weights: [u32; AHEAD * MAX_WEIGHT_PROBES],
+}
+
+impl<T: Stored> Forward<'_, T> {
+    /// `K` is `k`, or 0 for any.
+    #[inline(always)]
+    fn with_k<S: Lanes, const K: usize>(self, s: S) {
         let batch = self.batch;
         let rows = Rows {
             values: self.values,
@@ -251,48 +279,79 @@ impl<T: Stored> Kernel for Forward<'_, T> {
         };
         let (per, total) = (batch.probes.per(), batch.probes.look_ups());
         let bags = self.out.len() / self.dim;
+        let (mut bag, mut bag_range) = (0, batch.bags.range(self.first, total));
+        let start = bag_range.start;
         let end = batch.bags.range(self.first + bags - 1, total).end;
-        let start = batch.bags.range(self.first, total).start;
-        let mut ring = [0_u32; AHEAD * MAX_PROBES];
-        for l in start..end.min(start + AHEAD) {
-            ask(batch, &rows, l, &mut ring[l % AHEAD * per..][..per]);
+        let at_once = AHEAD.min(AHEAD_PROBES / per);
+        let mut ahead = [
+            Ahead { probes: [0; AHEAD_PROBES], weights: [0; AHEAD * MAX_WEIGHT_PROBES] },
+            Ahead { probes: [0; AHEAD_PROBES], weights: [0; AHEAD * MAX_WEIGHT_PROBES] },
+        ];
+        if bag_range.is_empty() && !batch.add {
+            self.out[..self.dim].fill(0.0);
         }
-        let mut scales = [0.0; MAX_GROUPS];
-        for (b, out) in self.out.chunks_exact_mut(self.dim).enumerate() {
-            let range = batch.bags.range(self.first + b, total);
-            if range.is_empty() && !batch.add {
-                out.fill(0.0);
-            }
-            for l in range.clone() {
-                let add = batch.add || l > range.start;
-                let slot = &mut ring[l % AHEAD * per..][..per];
-                let (ids, weights, probes): (&[u64], &[f32], &[u32]) = match batch.probes {
-                    Probes::Hashed { ids, .. } => (ids, &[], slot),
+        ask(batch, &rows, start..end.min(start + at_once), &mut ahead[0]);
+        let mut scales = [0.0; AHEAD * MAX_GROUPS];
+        let (mut first, mut turn) = (start, 0);
+        while first < end {
+            let last = end.min(first + at_once);
+            ask(batch, &rows, last..end.min(last + at_once), &mut ahead[1 - turn]);
+            let known = &ahead[turn];
+            let groups = batch.scales.fill(first..last, &known.weights, self.factor, &mut scales);
+            for l in first..last {
+                while l >= bag_range.end {
+                    bag += 1;
+                    bag_range = batch.bags.range(self.first + bag, total);
+                    if bag_range.is_empty() && !batch.add {
+                        self.out[bag * self.dim..(bag + 1) * self.dim].fill(0.0);
+                    }
+                }
+                let out = &mut self.out[bag * self.dim..(bag + 1) * self.dim];
+                let i = l - first;
+                let scales = &scales[i * groups..(i + 1) * groups];
+                let (weights, probes): (&[f32], &[u32]) = match batch.probes {
+                    Probes::Hashed { .. } => (&[], &known.probes[i * per..(i + 1) * per]),
                     Probes::Given { probes, weights, .. } => {
                         let range = l * per..(l + 1) * per;
-                        let weights = if weights.is_empty() { weights } else { &weights[range.clone()] };
-                        (&[], weights, &probes[range])
+                        (if weights.is_empty() { weights } else { &weights[range.clone()] }, &probes[range])
                     }
                 };
-                let groups = batch.scales.fill(l, ids, self.factor, &mut scales);
-                rows.look_up(s, probes, weights, &scales[..groups], add, out);
-                if l + AHEAD < end {
-                    ask(batch, &rows, l + AHEAD, slot);
-                }
+                rows.look_up::<S, K>(s, probes, weights, scales, batch.add || l > bag_range.start, out);
+            }
+            (first, turn) = (last, 1 - turn);
+        }
+        // Empty bags at the end.
+        for bag in bag + 1..bags {
+            if !batch.add {
+                self.out[bag * self.dim..(bag + 1) * self.dim].fill(0.0);
             }
         }
     }
 }
 
-/// Finds the probes of look-up `l` and asks for their rows.
+/// Finds the rows of some look-ups and asks for them.
 #[inline(always)]
-fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, l: usize, slot: &mut [u32]) {
+fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ahead: &mut Ahead) {
     match batch.probes {
         Probes::Hashed { ids, probing } => {
-            probing.fill(l % probing.hashes.len(), ids[l], slot);
-            rows.prefetch(slot);
+            let per = probing.probes;
+            let ids = &ids[range.clone()];
+            let found = &mut ahead.probes[..ids.len() * per];
+            if per == 1 {
+                probing.fill_all::<1>(range.start, ids, found);
+            } else {
+                probing.fill_all::<0>(range.start, ids, found);
+            }
+            rows.prefetch(found);
+            if let Scales::Hashed { weights, probing, groups, .. } = batch.scales {
+                let found = &mut ahead.weights[..ids.len() * probing.probes];
+                probing.fill_all::<0>(range.start, ids, found);
+                for &row in &*found {
+                    prefetch(weights.as_ptr().wrapping_add(row as usize * groups).cast());
+                }
+            }
         }
-        Probes::Given { probes, .. } => rows.prefetch(&probes[l * slot.len()..(l + 1) * slot.len()]),
+        Probes::Given { probes, per, .. } => rows.prefetch(&probes[range.start * per..range.end * per]),
     }
 }
 
@@ -317,10 +376,10 @@ pub fn probe(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u32]) {
 pub fn forward_one(tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
     let dim = batch.probes.per() / batch.k * batch.table.width;
     match batch.table.values {
-        Values::F32(values) => tier.run(Forward { batch, values, factor: 1.0, dim, first: 0, out }),
-        Values::Bf16(values) => tier.run(Forward { batch, values, factor: 1.0, dim, first: 0, out }),
+        Values::F32(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, out }),
+        Values::Bf16(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, out }),
         Values::Int8 { q, scale } => {
-            tier.run(Forward { batch, values: q, factor: scale, dim, first: 0, out })
+            lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first: 0, out })
         }
     }
 }

@@ -8,12 +8,14 @@
 //! | `hash.rs` | the hash, and from it the probes |
 //! | `table.rs` | rows in f32, bf16 and int8 |
 //! | `gather.rs` | the sums of one look-up |
+//! | `lanes.rs` | what bags ask of a tier, and where they are compiled for it |
 //! | `bag.rs` | batches of look-ups, in parallel |
 //! | `scatter.rs` | gradients and optimisers |
 
 mod bag;
 mod gather;
 mod hash;
+mod lanes;
 mod scatter;
 mod table;
 #[cfg(test)]

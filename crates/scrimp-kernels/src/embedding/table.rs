@@ -8,6 +8,7 @@
 //!
 //! int8 values have one scale for the whole table: sums of rows stay integers, exact in any order and tier.
 
+use super::{gather::Rows, lanes::Lanes};
 use crate::isa::Simd;
 use half::bf16;
 
@@ -71,6 +72,17 @@ impl<'a> Table<'a> {
 pub(crate) trait Stored: Copy + Send + Sync + 'static {
     fn lanes<S: Simd>(s: S, from: &[Self; 16]) -> S::F;
     fn float(self) -> f32;
+    /// The sums of 64 values of the rows of `probes`, from `at` on; see [`Rows::lanes`].
+    #[inline(always)]
+    fn sum<S: Lanes, const K: usize>(
+        s: S,
+        rows: &Rows<'_, Self>,
+        probes: &[u32],
+        weights: &[f32],
+        at: usize,
+    ) -> [S::F; 4] {
+        rows.lanes::<S, 4, K>(s, probes, weights, at)
+    }
 }
 
 impl Stored for f32 {
@@ -103,5 +115,19 @@ impl Stored for i8 {
     #[inline(always)]
     fn float(self) -> f32 {
         f32::from(self)
+    }
+    #[inline(always)]
+    fn sum<S: Lanes, const K: usize>(
+        s: S,
+        rows: &Rows<'_, i8>,
+        probes: &[u32],
+        weights: &[f32],
+        at: usize,
+    ) -> [S::F; 4] {
+        if weights.is_empty() {
+            rows.bytes::<S, K>(s, probes, at)
+        } else {
+            rows.lanes::<S, 4, K>(s, probes, weights, at)
+        }
     }
 }
