@@ -279,15 +279,34 @@ mod tests {
                     for tier in Tier::supported() {
                         let mut scratch = GemmScratch::default();
                         let mut c = vec![f32::NAN; m * n];
-                        gemm(&pool, tier, [m, n, k], va, vb, Start::Bias { bias: &bias, relu: false }, &mut c, &mut scratch);
+                        gemm(
+                            &pool,
+                            tier,
+                            [m, n, k],
+                            va,
+                            vb,
+                            Start::Bias { bias: &bias, relu: false },
+                            &mut c,
+                            &mut scratch,
+                        );
                         let mut d = vec![f32::NAN; m * n];
-                        gemm(&pool, tier, [m, n, k], va, vb, Start::Bias { bias: &bias, relu: true }, &mut d, &mut scratch);
+                        gemm(
+                            &pool,
+                            tier,
+                            [m, n, k],
+                            va,
+                            vb,
+                            Start::Bias { bias: &bias, relu: true },
+                            &mut d,
+                            &mut scratch,
+                        );
                         gemm(&pool, tier, [m, n, k], va, vb, Start::Accumulate, &mut c, &mut scratch);
                         for i in 0..m {
                             for j in 0..n {
                                 let mut sum = 0.0;
                                 for step in 0..k {
-                                    let x = va.data[i * va.row + step * va.col] * vb.data[step * vb.row + j * vb.col];
+                                    let x = va.data[i * va.row + step * va.col]
+                                        * vb.data[step * vb.row + j * vb.col];
                                     sum += f64::from(x);
                                 }
                                 let at = i * n + j;

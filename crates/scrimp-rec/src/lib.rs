@@ -10,10 +10,13 @@
 
 pub mod bench;
 pub mod data;
+pub mod encoders;
 pub mod error;
 pub mod generate;
 pub mod metrics;
+pub mod model;
 pub mod output;
 pub mod schema;
+pub mod train;
 
 pub use error::{Error, Result};

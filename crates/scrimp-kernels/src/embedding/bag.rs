@@ -379,7 +379,7 @@ pub fn forward_one(tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
         Values::F32(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, out }),
         Values::Bf16(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, out }),
         Values::Int8 { q, scale } => {
-            lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first: 0, out })
+            lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first: 0, out });
         }
     }
 }

@@ -10,11 +10,13 @@
 //! | `gather.rs` | the sums of one look-up |
 //! | `lanes.rs` | what bags ask of a tier, and where they are compiled for it |
 //! | `bag.rs` | batches of look-ups, in parallel |
+//! | `interaction.rs` | dot products of the vectors of a sample |
 //! | `scatter.rs` | gradients and optimisers |
 
 mod bag;
 mod gather;
 mod hash;
+mod interaction;
 mod lanes;
 mod scatter;
 mod table;
@@ -23,5 +25,6 @@ mod tests;
 
 pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe};
 pub use hash::{IdHash, MAX_ROWS, NEGATIVE, RowRange};
+pub use interaction::{MAX_VECTORS, pairs, pairs_backward};
 pub use scatter::{Backward, Gradients, Optimizer, Trained, dots};
 pub use table::{Table, Values};
