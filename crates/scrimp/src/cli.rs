@@ -262,6 +262,33 @@ pub(crate) enum BenchVerb {
   scrimp bench decode smollm2
   scrimp bench decode qwen2.5-coder-1.5b --prompt 512 --tokens 64 --depth 4096 --threads 2 --json")]
     Decode(BenchDecodeArgs),
+    /// Speed of embedding look-ups: a full table against tables that fit a cache
+    #[command(
+        after_help = "One line per encoder and type of rows: bytes, nanoseconds per look-up in a batch, and for single look-ups.
+The full table takes 4 bytes times --rows-full times --dim.
+
+Examples:
+  scrimp bench embedding
+  scrimp bench embedding --rows-full 1000000 --threads 2 --json"
+    )]
+    Embedding(BenchEmbeddingArgs),
+}
+
+/// `scrimp bench embedding`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchEmbeddingArgs {
+    /// Rows of the full table [default: those of 10 GB, or of half of the free memory where that is less]
+    #[arg(long, value_name = "N")]
+    pub(crate) rows_full: Option<NonZeroUsize>,
+    /// Values of a vector, a multiple of 64
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub(crate) dim: NonZeroUsize,
+    /// Samples of a batch
+    #[arg(long, value_name = "N", default_value = "2048")]
+    pub(crate) batch: NonZeroUsize,
+    /// Ids of a sample
+    #[arg(long, value_name = "N", default_value = "26")]
+    pub(crate) features: NonZeroUsize,
 }
 
 /// `scrimp bench decode`.

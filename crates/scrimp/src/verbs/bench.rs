@@ -1,5 +1,7 @@
 //! `scrimp bench`: speed and memory.
 
+mod embedding;
+
 use crate::{
     App,
     cli::{BenchDecodeArgs, BenchVerb},
@@ -25,6 +27,7 @@ struct Decode {
 pub(crate) fn run(app: &App, verb: &BenchVerb) -> anyhow::Result<()> {
     match verb {
         BenchVerb::Decode(args) => decode(app, args),
+        BenchVerb::Embedding(args) => embedding::run(app, args),
     }
 }
 
