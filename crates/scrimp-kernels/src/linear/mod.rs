@@ -24,11 +24,9 @@ use crate::{
 };
 use gemm::PanelGroup;
 
-/// Weight bytes per unit of work when decoding: long runs let the hardware's prefetchers do their work, short ones let
-/// threads end together.
-const GEMV_UNIT_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
-/// Units per thread that a region is cut into where [`GEMV_UNIT_BYTES`] allows it.
-const GEMV_UNITS_PER_THREAD: usize = 6;
+/// Weight bytes per unit of work when decoding. Threads take runs of units, so this only bounds how much later than the
+/// others the last one ends.
+const GEMV_UNIT_BYTES: usize = 64 << 10;
 /// Unpacked bytes per unit of work in a batch: they stay in the second-level cache while all tokens pass by.
 const PANEL_BYTES: usize = 400 << 10;
 
@@ -89,9 +87,6 @@ pub fn linear(
     assert!(x.stored_for(tier), "tier of the activations");
     let decode = n_tokens == 1;
     let groups = x.cols().div_ceil(GROUP);
-    let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
-    let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
-        .clamp(*GEMV_UNIT_BYTES.start(), *GEMV_UNIT_BYTES.end());
     let mut units = 0;
     let mut panel_tiles = 0;
     let mut jobs = Vec::with_capacity(products.len());
@@ -106,7 +101,7 @@ pub fn linear(
             continue;
         }
         let per_unit = if decode {
-            unit_bytes / (weight.bytes() / n_tiles).max(1)
+            GEMV_UNIT_BYTES / (weight.bytes() / n_tiles).max(1)
         } else {
             // Never so many that threads run out of units.
             (PANEL_BYTES / (groups * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
@@ -129,7 +124,7 @@ pub fn linear(
         scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
     }
     let panels = SharedMut::new(&mut scratch.panels);
-    pool.run(units, |unit, worker| {
+    let body = |unit: usize, worker: usize| {
         let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
         let first = (unit - job.first_unit) * job.tiles_per_unit;
         let tiles = first..(first + job.tiles_per_unit).min(job.weight.n_tiles());
@@ -137,7 +132,12 @@ pub fn linear(
         let panel = unsafe { panels.slice(worker * panel_len..(worker + 1) * panel_len) };
         let unit = Unit { job, x, tiles, panel };
         with_format!(job.weight.dtype(), run_block, run_float, (tier, unit));
-    });
+    };
+    if decode {
+        pool.run_consecutive(units, body);
+    } else {
+        pool.run(units, body);
+    }
 }
 
 /// Tiles of one matrix for all tokens.
