@@ -48,6 +48,7 @@ pub mod attention;
 mod dispatch;
 pub mod dtype;
 pub mod formats;
+pub mod hamming;
 mod isa;
 pub mod linear;
 mod mapping;

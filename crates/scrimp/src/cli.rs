@@ -1,5 +1,6 @@
 //! All verbs and options. Defaults and units are said here and nowhere else.
 
+use crate::kv_args::KvArgs;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
@@ -135,15 +136,6 @@ pub(crate) struct SamplingArgs {
     /// Stop before this text (may be given several times)
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
-}
-
-/// Options of the KV cache; every verb that runs a model flattens them in.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "KV cache")]
-pub(crate) struct KvArgs {
-    /// How keys and values are stored
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvFormat::Bf16)]
-    pub(crate) kv_format: KvFormat,
 }
 
 /// Storage of the KV cache.

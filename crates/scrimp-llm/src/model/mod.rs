@@ -2,8 +2,10 @@
 //!
 //! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
-//! * [`session`]: one sequence, its KV cache and its working memory.
+//! * [`session`]: one sequence, its KV cache and its working memory;
+//! * [`compression`]: making that cache smaller.
 
+mod compression;
 mod forward;
 mod session;
 mod weights;

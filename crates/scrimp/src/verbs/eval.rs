@@ -2,7 +2,8 @@
 
 use crate::{
     App,
-    cli::{EvalKlArgs, EvalPplArgs, EvalVerb, KvArgs, KvFormat, TextArgs},
+    cli::{EvalKlArgs, EvalPplArgs, EvalVerb, TextArgs},
+    kv_args::KvArgs,
     loaded::Loaded,
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -47,9 +48,8 @@ fn perplexity(app: &App, args: &EvalPplArgs) -> anyhow::Result<()> {
 
 fn divergence(app: &App, args: &EvalKlArgs) -> anyhow::Result<()> {
     let text = read_text(&args.text.text)?;
-    let full = KvArgs { kv_format: KvFormat::Bf16 };
     let model = Loaded::open(app, &args.model, &args.kv)?;
-    let reference = Loaded::open(app, &args.against, &full)?;
+    let reference = Loaded::open(app, &args.against, &KvArgs::full())?;
     let ids = encode(&model, &text)?;
     kl::check_same_tokens(
         (&ids, model.model.vocab_size()),
