@@ -148,6 +148,16 @@ impl KvArgs {
         Ok(Some(how).filter(|how| !how.keeps_everything()))
     }
 
+    /// For verbs that have no prompt after which the cache could be made smaller.
+    pub(crate) fn only_format(&self, verb: &str) -> anyhow::Result<()> {
+        match self.compression(None)? {
+            None => Ok(()),
+            Some(_) => Err(usage(&format!(
+                "`{verb}` scores every token with a whole cache; what a smaller one costs is said by `eval kv`"
+            ))),
+        }
+    }
+
     /// As [`KvArgs::compression`], where the prompt is known to have `prompt_tokens` tokens: also refuses budgets that are
     /// larger, or smaller than what is kept in any case.
     pub(crate) fn compression_of(

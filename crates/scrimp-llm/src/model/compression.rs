@@ -48,6 +48,14 @@ impl Session<'_> {
         self.compression.plan = None;
     }
 
+    /// Has attention gathered, from now on, as compressions with these needs look at it when the sequence has `len` tokens.
+    /// For a prompt that is compressed in several ways: [`Session::fork`] it, then [`Session::compress`] the copies.
+    pub fn gather_for(&mut self, needs: Needs, len: usize) {
+        let recent_from = needs.recent.map(|w| len.saturating_sub(w) as u32);
+        let wanted = StatsWanted { sum: needs.sum, recent_from, last: needs.last };
+        self.gather_attention((wanted != StatsWanted::default()).then_some(wanted));
+    }
+
     /// Says that the prompt is complete when the sequence has `len` tokens. Until then attention is gathered as the policy
     /// needs it; then, before the call that gets there returns, the cache is made smaller. While text is generated, it is made smaller
     /// again whenever it has grown by an eighth (or 64 tokens, if that is more).

@@ -25,9 +25,13 @@ pub struct Session<'m> {
 
 impl<'m> Session<'m> {
     pub(super) fn new(model: &'m Model) -> Self {
+        Self::over(model, model.kv.sequence())
+    }
+
+    pub(super) fn over(model: &'m Model, kv: Sequence) -> Self {
         Self {
             model,
-            kv: model.kv.sequence(),
+            kv,
             buffers: Buffers::default(),
             rope_tokens: 0,
             stats: None,

@@ -1,5 +1,7 @@
 //! `scrimp eval`: how good a model is.
 
+mod kv;
+
 use crate::{
     App,
     cli::{EvalKlArgs, EvalPplArgs, EvalVerb, TextArgs},
@@ -31,11 +33,13 @@ pub(crate) fn run(app: &App, verb: &EvalVerb) -> anyhow::Result<()> {
     match verb {
         EvalVerb::Ppl(args) => perplexity(app, args),
         EvalVerb::Kl(args) => divergence(app, args),
+        EvalVerb::Kv(args) => kv::run(app, args),
     }
 }
 
 fn perplexity(app: &App, args: &EvalPplArgs) -> anyhow::Result<()> {
     let text = read_text(&args.text.text)?;
+    args.kv.only_format("eval ppl")?;
     let loaded = Loaded::open(app, &args.model, &args.kv)?;
     let windows = windows(&args.text, &loaded, encode(&loaded, &text)?)?;
     let mut bar = Bar::new();
@@ -48,6 +52,7 @@ fn perplexity(app: &App, args: &EvalPplArgs) -> anyhow::Result<()> {
 
 fn divergence(app: &App, args: &EvalKlArgs) -> anyhow::Result<()> {
     let text = read_text(&args.text.text)?;
+    args.kv.only_format("eval kl")?;
     let model = Loaded::open(app, &args.model, &args.kv)?;
     let reference = Loaded::open(app, &args.against, &KvArgs::full())?;
     let ids = encode(&model, &text)?;
