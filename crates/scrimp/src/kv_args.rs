@@ -134,6 +134,7 @@ impl KvArgs {
                 anchor: self.kvcrush_anchor.into(),
                 mass: self.kvcrush_mass.into(),
                 order: self.kvcrush_order.into(),
+                ..Crush::default()
             },
             sinks: self.kv_sinks,
             recent: self.kv_recent,

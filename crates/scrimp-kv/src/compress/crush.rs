@@ -52,8 +52,26 @@ pub enum Order {
     Score,
     /// Any; segments of equal length.
     Random,
+    /// By codes of key directions (experiment).
+    Keys,
     /// By position; segments of equal length. Without mass, a control: every so many tokens.
     Position,
+}
+
+/// Experiment: how an order is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cut {
+    /// As is usual for the order.
+    #[default]
+    Usual,
+    /// Equal length.
+    Equal,
+    /// Equal sums of roots.
+    Root,
+    /// Equal sums.
+    Sum,
+    /// Equal sums of fourth roots.
+    Fourth,
 }
 
 /// KVCrush's parameters.
@@ -67,6 +85,12 @@ pub struct Crush {
     pub mass: Mass,
     /// How dropped tokens are ordered.
     pub order: Order,
+    /// Experiment.
+    pub cut: Cut,
+    /// Experiment: a * ||v|| in the place of a. 1: choice and cut; 2: mass, too.
+    pub value: u8,
+    /// Experiment: exponent on the mass.
+    pub damp: f32,
 }
 
 impl Crush {
@@ -98,7 +122,16 @@ impl Crush {
             attention = vec![0.0; view.n_tokens(kv_head)];
             view.attention(Attention::Mean, kv_head, &mut attention);
         }
-        let a = |i: u32| attention[i as usize];
+        let mut weighed = attention.clone();
+        if self.value > 0 {
+            let (mut k, mut v) = (vec![0.0; view.head_dim()], vec![0.0; view.head_dim()]);
+            for &i in dropped {
+                view.read(kv_head, i as usize, &mut k, &mut v);
+                weighed[i as usize] *= v.iter().map(|x| x * x).sum::<f32>().sqrt();
+            }
+        }
+        let a = |i: u32| weighed[i as usize];
+        let m = |i: u32| if self.value == 2 { weighed[i as usize] } else { attention[i as usize] };
         let mut order = dropped.to_vec();
         match self.order {
             Order::Position => {}
@@ -108,10 +141,54 @@ impl Crush {
                 }
             }
             Order::Score => order.sort_by(|&x, &y| a(y).total_cmp(&a(x)).then(x.cmp(&y))),
+            Order::Keys => {
+                let d = view.head_dim();
+                let (mut k, mut v) = (vec![0.0; d], vec![0.0; d]);
+                let mut keys = vec![];
+                let mut mean = vec![0.0; d];
+                for &i in dropped {
+                    view.read(kv_head, i as usize, &mut k, &mut v);
+                    mean.iter_mut().zip(&k).for_each(|(m, x)| *m += x / dropped.len() as f32);
+                    keys.push(k.clone());
+                }
+                let bits = 6;
+                let planes: Vec<Vec<f32>> = (0..bits)
+                    .map(|b| {
+                        (0..d)
+                            .map(|i| {
+                                let x = mix(view.seed(kv_head) ^ (b * 1000 + i) as u64);
+                                ((x >> 40) as f32 / (1 << 24) as f32)
+                                    + ((x & 0xffffff) as f32 / (1 << 24) as f32)
+                                    - 1.0
+                            })
+                            .collect()
+                    })
+                    .collect();
+                let mut codes: Vec<(u32, f32, u32)> = dropped
+                    .iter()
+                    .zip(&keys)
+                    .map(|(&i, k)| {
+                        let mut code = 0_u32;
+                        for p in &planes {
+                            let dot: f32 = p.iter().zip(k).zip(&mean).map(|((p, k), m)| p * (k - m)).sum();
+                            code = code << 1 | u32::from(dot > 0.0);
+                        }
+                        (code, a(i), i)
+                    })
+                    .collect();
+                codes.sort_by(|x, y| x.0.cmp(&y.0).then(y.1.total_cmp(&x.1)).then(x.2.cmp(&y.2)));
+                order = codes.iter().map(|c| c.2).collect();
+            }
             Order::Random => shuffle(&mut order, view.seed(kv_head)),
         }
-        let segments = match self.order {
-            Order::Score => equal_sums(order.iter().map(|&i| f64::from(a(i).max(0.0)).sqrt()), n),
+        let power = match (self.cut, self.order) {
+            (Cut::Usual, Order::Score) | (Cut::Root, _) => Some(0.5),
+            (Cut::Sum, _) => Some(1.0),
+            (Cut::Fourth, _) => Some(0.25),
+            _ => None,
+        };
+        let segments = match power {
+            Some(power) => equal_sums(order.iter().map(|&i| f64::from(a(i).max(0.0)).powf(power)), n),
             _ => (0..n).map(|i| i * order.len() / n..(i + 1) * order.len() / n).collect(),
         };
         let of_segment = |segment: Range<usize>| {
@@ -127,8 +204,8 @@ impl Crush {
                         std::cmp::Ordering::Less => best,
                     });
                     let best = best.unwrap_or(middle);
-                    let sum: f64 = segment.iter().map(|&i| f64::from(a(i))).sum();
-                    (best, sum / f64::from(a(best)))
+                    let sum: f64 = segment.iter().map(|&i| f64::from(m(i))).sum();
+                    (best, (sum / f64::from(m(best))).powf(1.0 - f64::from(self.damp)))
                 }
             };
             // Where nothing was attended to, there is no ratio.

@@ -11,7 +11,7 @@ mod page;
 mod select;
 mod signature;
 
-pub use crush::{Anchor, Crush, Mass, Order};
+pub use crush::{Anchor, Crush, Cut, Mass, Order};
 pub use select::select;
 
 use crate::{

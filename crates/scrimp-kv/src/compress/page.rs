@@ -96,7 +96,7 @@ fn segments(
 ) -> Vec<Vec<u32>> {
     let mut order = dropped.to_vec();
     match how.crush.order {
-        Order::Position => {}
+        Order::Position | Order::Keys => {}
         Order::Signature => {
             let upper = select::best(scores, middle.clone(), middle.len() / 2);
             let mut set = vec![false; scores.len()];
