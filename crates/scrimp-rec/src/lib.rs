@@ -13,6 +13,7 @@ pub mod error;
 pub mod generate;
 pub mod metrics;
 pub mod output;
+pub mod prepare;
 pub mod schema;
 
 pub use error::{Error, Result};
