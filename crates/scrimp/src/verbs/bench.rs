@@ -32,6 +32,7 @@ pub(crate) fn run(app: &App, verb: &BenchVerb) -> anyhow::Result<()> {
 }
 
 fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
+    let how = args.kv.compression_of(args.depth.get(), app.global.seed)?;
     let loaded = Loaded::open(app, &args.model, &args.kv)?;
     let options =
         DecodeOptions { prompt: args.prompt.get(), tokens: args.tokens.get(), depth: args.depth.get() };
@@ -40,7 +41,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
     let encode = |text: &str| loaded.tokenizer.encode(text, false, false);
     let text = builtin_text::tokens(options.text_tokens(), loaded.bos(), encode)?;
     let spinner = ProgressBar::new_spinner();
-    let mut session = loaded.model.session();
+    let mut session = loaded.session(how);
     let measured = bench::decode(&mut session, context, &text, options, &mut |round| {
         spinner.set_message(round.to_owned());
         spinner.tick();
