@@ -31,7 +31,7 @@ fn main() {
         eo.k = get(2).map(|x| x as usize);
         eo.signs = get(3).map(|x| x > 0.0);
         eo.weight_share = get(4);
-        eo.hot_share = get(6).unwrap_or(0.0);
+        eo.hot_share = get(6);
         let config = match plan(&eo, &census) {
             Ok(c) => c,
             Err(e) => {

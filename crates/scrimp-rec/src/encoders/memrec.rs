@@ -33,6 +33,11 @@ const WIDTH: usize = 4;
 /// Part of the budget for the weight table.
 const WEIGHT_SHARE: f64 = 0.05;
 
+/// Rows added up per block.
+const K: usize = 2;
+/// Part of the budget for rows of frequent ids.
+const HOT_SHARE: f64 = 0.3;
+
 /// Initial values lie within plus and minus this.
 pub(super) fn spread(config: &EncoderConfig) -> f32 {
     0.5 / (config.dim as f32).sqrt()
@@ -42,7 +47,8 @@ fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<Encod
     let width = options.width.unwrap_or(WIDTH).min(options.dim);
     // A row of a frequent id, and its key.
     let hot_row = (options.dim * options.precision.bytes()) as u64 + 8;
-    let hot = (options.budget as f64 * options.hot_share.clamp(0.0, 0.9)) as u64 / hot_row;
+    let hot =
+        (options.budget as f64 * options.hot_share.unwrap_or(HOT_SHARE).clamp(0.0, 0.9)) as u64 / hot_row;
     let hot = hot.min(census.keys.len() as u64).min(1 << 30) as u32;
     // One more row: the zeros of all other ids.
     let budget = options.budget.saturating_sub(if hot > 0 { u64::from(hot) * hot_row + hot_row } else { 0 });
@@ -57,7 +63,16 @@ fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<Encod
     let weight_rows = if weight_rows == 0 { Vec::new() } else { vec![most(weight_rows)] };
     let signs = options.signs.unwrap_or(true);
     let base = options.base(census.distinct.len());
-    Ok(EncoderConfig { rows: vec![most(rows)], weight_rows, width, signs, bagged, hot, ..base })
+    Ok(EncoderConfig {
+        rows: vec![most(rows)],
+        weight_rows,
+        width,
+        k: options.k.unwrap_or(K),
+        signs,
+        bagged,
+        hot,
+        ..base
+    })
 }
 
 fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {

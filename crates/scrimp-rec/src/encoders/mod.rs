@@ -179,8 +179,8 @@ pub struct EncoderOptions {
     pub groups: usize,
     /// How rows are stored after training.
     pub precision: Precision,
-    /// Share of the budget for rows of frequent ids, for `memrec`.
-    pub hot_share: f64,
+    /// Share of the budget for rows of frequent ids, for `memrec` [default: the encoder's].
+    pub hot_share: Option<f64>,
 }
 
 impl EncoderOptions {
@@ -198,7 +198,7 @@ impl EncoderOptions {
             weight_k: 1,
             groups: 1,
             precision: Precision::F32,
-            hot_share: 0.0,
+            hot_share: None,
         }
     }
 

@@ -32,7 +32,7 @@ fn shapes() -> Vec<EncoderOptions> {
         if entry.name.starts_with("memrec") {
             let whole = EncoderOptions { width: Some(16), k: Some(3), weight_k: 2, ..options.clone() };
             all.push(EncoderOptions { weight_share: Some(0.0), signs: Some(false), ..whole.clone() });
-            all.push(EncoderOptions { hot_share: 0.3, ..whole.clone() });
+            all.push(EncoderOptions { hot_share: Some(0.0), ..whole.clone() });
             all.push(whole);
             all.push(EncoderOptions { groups: 4, k: Some(2), ..options });
         }
@@ -65,7 +65,9 @@ fn gradients_are_those_of_finite_differences() {
         let mut probe = build();
         for (t, (before, after)) in before.iter().zip(&after).enumerate() {
             let mut nonzero = 0;
-            for i in (0..before.len()).step_by(before.len() / 60 + 1) {
+            // Row 0 of frequent ids is that of all others: always zero.
+            let name = encoder.params()[t].0;
+            for i in (if name == "hot" { 16 } else { 0 }..before.len()).step_by(before.len() / 60 + 1) {
                 let gradient = f64::from(before[i] - after[i]);
                 let mut at = |x: f32| {
                     let mut params = probe.params_mut();
