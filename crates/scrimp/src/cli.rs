@@ -1,6 +1,8 @@
 //! All verbs and options. Defaults and units are said here and nowhere else.
 
 use crate::kv_args::KvArgs;
+pub(crate) mod rec;
+
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
@@ -73,6 +75,9 @@ HF_TOKEN, HF_ENDPOINT, SCRIMP_PIP (default `python3 -m pip`).")]
     /// Measure speed and memory
     #[command(subcommand, arg_required_else_help = true)]
     Bench(BenchVerb),
+    /// Recommenders: make data, train, evaluate, score
+    #[command(subcommand, arg_required_else_help = true)]
+    Rec(rec::RecVerb),
     /// Say what this machine can do: CPU, memory, bandwidth, expected speed
     #[command(after_help = "Examples:
   scrimp doctor
