@@ -1,0 +1,106 @@
+//! One decoder layer of a checkpoint, as dense f32 matrices that can be changed.
+
+use crate::{
+    checkpoint::Checkpoint,
+    error::{Error, Result},
+    model::parts::{Role, optional_vector, part, stored_rows, vector},
+};
+use scrimp_kernels::{formats::dequantize::dequantize_row, threads::Pool};
+
+/// A matrix `[rows][cols]` (out features × in features), row after row.
+#[derive(Debug, Clone)]
+pub struct Dense {
+    /// Out features.
+    pub rows: usize,
+    /// In features.
+    pub cols: usize,
+    /// The weights.
+    pub data: Vec<f32>,
+}
+
+impl Dense {
+    /// Weights that are exactly zero.
+    pub fn zeros(&self) -> usize {
+        self.data.iter().filter(|&&w| w == 0.0).count()
+    }
+}
+
+/// A linear layer with its bias.
+#[derive(Debug)]
+pub(super) struct Projection {
+    pub(super) weight: Dense,
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+/// A layer's tensors.
+#[derive(Debug)]
+pub(super) struct DenseLayer {
+    pub(super) attn_norm: Vec<f32>,
+    pub(super) q_norm: Option<Vec<f32>>,
+    pub(super) k_norm: Option<Vec<f32>>,
+    pub(super) post_attn_norm: Option<Vec<f32>>,
+    pub(super) ffn_norm: Vec<f32>,
+    pub(super) post_ffn_norm: Option<Vec<f32>>,
+    /// By [`Role`], in the order of [`Role::ALL`].
+    projections: [Projection; 7],
+}
+
+impl DenseLayer {
+    /// Reads layer `index` and decodes its matrices.
+    ///
+    /// # Errors
+    /// When a tensor is damaged: no matrix, or not finite.
+    pub(super) fn read(checkpoint: &Checkpoint, pool: &Pool, index: usize) -> Result<Self> {
+        let name = |stem: &str| format!("blk.{index}.{stem}");
+        let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
+        let mut projections = Vec::with_capacity(Role::ALL.len());
+        for role in Role::ALL {
+            let part = part(checkpoint, checkpoint.config(), index, role);
+            let bias = optional_vector(checkpoint, &part.bias())?.map(|b| b[part.rows.clone()].to_vec());
+            let weight = matrix(checkpoint, pool, &part.weight(), part.rows.start, part.rows.len())?;
+            projections.push(Projection { weight, bias });
+        }
+        Ok(Self {
+            attn_norm: vector(checkpoint, &name("attn_norm.weight"))?,
+            q_norm: optional("attn_q_norm.weight")?,
+            k_norm: optional("attn_k_norm.weight")?,
+            post_attn_norm: optional("post_attention_norm.weight")?,
+            ffn_norm: vector(checkpoint, &name("ffn_norm.weight"))?,
+            post_ffn_norm: optional("post_ffw_norm.weight")?,
+            projections: projections.try_into().expect("seven roles"),
+        })
+    }
+
+    pub(super) fn get(&self, role: Role) -> &Projection {
+        &self.projections[role as usize]
+    }
+
+    pub(super) fn weight_mut(&mut self, role: Role) -> &mut Dense {
+        &mut self.projections[role as usize].weight
+    }
+}
+
+/// Rows `first .. first + rows` of a stored matrix in f32. The mapped original is let go.
+///
+/// # Errors
+/// When the tensor is no matrix, has fewer rows, or is not finite.
+pub(super) fn matrix(
+    checkpoint: &Checkpoint,
+    pool: &Pool,
+    name: &str,
+    first: usize,
+    rows: usize,
+) -> Result<Dense> {
+    let (tensor, cols, stored) = stored_rows(checkpoint, name, &(first..first + rows))?;
+    let row_bytes = stored.len() / rows.max(1);
+    let mut data = vec![0.0; rows * cols];
+    pool.chunks(&mut data, cols, |i, row| {
+        dequantize_row(tensor.dtype, &stored[i * row_bytes..(i + 1) * row_bytes], row);
+    });
+    checkpoint.release(name);
+    if data.iter().any(|w| !w.is_finite()) {
+        let what = format!("tensor {name} holds a NaN or an infinity");
+        return Err(Error::bad_file(checkpoint.path(), what));
+    }
+    Ok(Dense { rows, cols, data })
+}
