@@ -7,6 +7,7 @@
 //! | [`Tier`] | which instructions kernels use, chosen once and passed along |
 //! | [`threads::Pool`] | parallel regions of microseconds |
 //! | [`linear::linear`] | products of packed weights ([`linear::Matrix`]) with a batch of tokens ([`linear::Activations`]) |
+//! | [`formats::packed`] | scrimp's own formats, dense and sparse: [`formats::packed::pack`], [`formats::packed::PackedView`], [`linear::Matrix::from_packed`] |
 //! | [`attention::attend`] | attention over pages that an [`attention::Storage`] wrote |
 //! | [`ops`] | RMSNorm, RoPE, gates and soft caps, a row at a time |
 //! | [`formats::dequantize::dequantize_row`] | the definition of every stored type ([`DType`]) |

@@ -41,7 +41,7 @@ impl Tier {
         None
     }
 
-    /// AVX-512 F, BW, DQ, VL, VNNI and BF16, where the CPU has them (Zen 4, Cooper Lake and later).
+    /// AVX-512 F, BW, DQ, VL, VNNI, BF16, VBMI and VBMI2, where the CPU has them (Zen 4, Sapphire Rapids and later).
     pub fn avx512() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if Self::avx2().is_some()
@@ -51,6 +51,8 @@ impl Tier {
             && std::is_x86_feature_detected!("avx512vl")
             && std::is_x86_feature_detected!("avx512vnni")
             && std::is_x86_feature_detected!("avx512bf16")
+            && std::is_x86_feature_detected!("avx512vbmi")
+            && std::is_x86_feature_detected!("avx512vbmi2")
         {
             return Some(Self(Kind::Avx512));
         }

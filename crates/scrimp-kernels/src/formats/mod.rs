@@ -15,6 +15,7 @@
 
 pub mod dequantize;
 pub(crate) mod float;
+pub mod packed;
 pub(crate) mod q4;
 pub(crate) mod q4_k;
 pub(crate) mod q5;
@@ -41,6 +42,7 @@ pub(crate) enum Scaling {
 }
 
 /// 32 columns of 16 rows, unpacked into registers.
+#[derive(Clone, Copy)]
 pub(crate) struct Group<S: Simd> {
     /// Unsigned quants, 4 columns each.
     pub(crate) w: [S::B; 8],
@@ -49,18 +51,22 @@ pub(crate) struct Group<S: Simd> {
     pub(crate) second: S::F,
 }
 
-/// A block-quantised weight format: one file of this folder each.
-pub(crate) trait BlockFormat: Sized + 'static {
-    /// A block of 16 rows as it is stored.
-    type Block: bytemuck::Pod;
-    /// Its name, and the layout of the rows that [`BlockFormat::pack`] reads.
-    const DTYPE: DType;
+/// What the arithmetic of a group has to know of a format's quants.
+pub(crate) trait Quants: 'static {
     const SCALING: Scaling;
     /// Subtracted from every quant (for [`Scaling::Minimum`] it is 0).
     const ZERO: i32 = 0;
     /// The largest quant: 2^bits - 1. More than 127 means that the kernels must use [`Simd::dot_wide`]; `ZERO` is then
     /// 128.
     const LARGEST: usize;
+}
+
+/// A block-quantised weight format: one file of this folder each.
+pub(crate) trait BlockFormat: Quants + Sized {
+    /// A block of 16 rows as it is stored.
+    type Block: bytemuck::Pod;
+    /// Its name, and the layout of the rows that [`BlockFormat::pack`] reads.
+    const DTYPE: DType;
 
     /// Groups per block.
     const GROUPS: usize = Self::DTYPE.block_len() / GROUP;

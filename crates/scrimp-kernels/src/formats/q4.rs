@@ -6,7 +6,7 @@
 //! ```
 //! 4.5 and 5 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, Scaling, TILE_ROWS, gather_u16, interleave4};
+use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4};
 use crate::{DType, isa::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -32,7 +32,7 @@ pub(crate) struct Block4_1 {
 
 /// The 8 × 4 columns that 4 registers of nibbles hold.
 #[inline(always)]
-pub(super) fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4]) -> [S::B; 8] {
+pub(crate) fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4]) -> [S::B; 8] {
     let mut w = [s.load_b(&q[0]); 8];
     for k in 0..4 {
         let b = s.load_b(&q[k]);
@@ -41,12 +41,15 @@ pub(super) fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4]) -> [S::B; 8] {
     w
 }
 
+impl Quants for Q4_0 {
+    const SCALING: Scaling = Scaling::Symmetric;
+    const ZERO: i32 = 8;
+    const LARGEST: usize = 15;
+}
+
 impl BlockFormat for Q4_0 {
     type Block = Block4_0;
     const DTYPE: DType = DType::Q4_0;
-    const LARGEST: usize = 15;
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 8;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block4_0) {
         block.scale = gather_u16(rows, 0);
@@ -61,11 +64,14 @@ impl BlockFormat for Q4_0 {
     }
 }
 
+impl Quants for Q4_1 {
+    const SCALING: Scaling = Scaling::Minimum;
+    const LARGEST: usize = 15;
+}
+
 impl BlockFormat for Q4_1 {
     type Block = Block4_1;
     const DTYPE: DType = DType::Q4_1;
-    const LARGEST: usize = 15;
-    const SCALING: Scaling = Scaling::Minimum;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block4_1) {
         block.scale = gather_u16(rows, 0);

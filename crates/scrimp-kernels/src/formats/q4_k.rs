@@ -7,7 +7,7 @@
 //! ```
 //! The 6-bit numbers are stored in a byte each: 4.625 bits per weight against the file's 4.5.
 
-use super::{BlockFormat, Group, Scaling, TILE_ROWS, gather_u16, interleave4, nibble_plane};
+use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4, nibble_plane};
 use crate::{DType, isa::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -61,11 +61,14 @@ impl KScales {
     }
 }
 
+impl Quants for Q4K {
+    const SCALING: Scaling = Scaling::Minimum;
+    const LARGEST: usize = 15;
+}
+
 impl BlockFormat for Q4K {
     type Block = Block;
     const DTYPE: DType = DType::Q4_K;
-    const LARGEST: usize = 15;
-    const SCALING: Scaling = Scaling::Minimum;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
         block.scales.pack(rows);

@@ -7,7 +7,7 @@
 //! ```
 //! 5.5 and 6 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, Scaling, TILE_ROWS, gather_u16, interleave4, q4};
+use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4, q4};
 use crate::{DType, isa::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -63,12 +63,15 @@ fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4], high: &[u8; 64]) -> [S::B; 8] {
     w
 }
 
+impl Quants for Q5_0 {
+    const SCALING: Scaling = Scaling::Symmetric;
+    const ZERO: i32 = 16;
+    const LARGEST: usize = 31;
+}
+
 impl BlockFormat for Q5_0 {
     type Block = Block5_0;
     const DTYPE: DType = DType::Q5_0;
-    const LARGEST: usize = 31;
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 16;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block5_0) {
         block.scale = gather_u16(rows, 0);
@@ -84,11 +87,14 @@ impl BlockFormat for Q5_0 {
     }
 }
 
+impl Quants for Q5_1 {
+    const SCALING: Scaling = Scaling::Minimum;
+    const LARGEST: usize = 31;
+}
+
 impl BlockFormat for Q5_1 {
     type Block = Block5_1;
     const DTYPE: DType = DType::Q5_1;
-    const LARGEST: usize = 31;
-    const SCALING: Scaling = Scaling::Minimum;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block5_1) {
         block.scale = gather_u16(rows, 0);

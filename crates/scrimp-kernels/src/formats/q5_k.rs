@@ -7,7 +7,7 @@
 //! ```
 //! 5.625 bits per weight against the file's 5.5.
 
-use super::{BlockFormat, Group, Scaling, TILE_ROWS, interleave4, nibble_plane, q4_k::KScales};
+use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, interleave4, nibble_plane, q4_k::KScales};
 use crate::{DType, isa::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -22,11 +22,14 @@ pub(crate) struct Block {
     q: [[[u8; 64]; 8]; 4],
 }
 
+impl Quants for Q5K {
+    const SCALING: Scaling = Scaling::Minimum;
+    const LARGEST: usize = 31;
+}
+
 impl BlockFormat for Q5K {
     type Block = Block;
     const DTYPE: DType = DType::Q5_K;
-    const LARGEST: usize = 31;
-    const SCALING: Scaling = Scaling::Minimum;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
         block.scales.pack(rows);

@@ -11,7 +11,7 @@
 //! alternate because they are needed together: apart, the hardware's prefetchers lose track of three streams (measured: 9
 //! instead of 30 GB/s from memory).
 
-use super::{BlockFormat, Group, Scaling, TILE_ROWS, gather_u16, interleave4};
+use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4};
 use crate::{DType, isa::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -37,12 +37,15 @@ struct Planes {
     high: [u8; 64],
 }
 
+impl Quants for Q6K {
+    const SCALING: Scaling = Scaling::TwoScales;
+    const ZERO: i32 = 32;
+    const LARGEST: usize = 63;
+}
+
 impl BlockFormat for Q6K {
     type Block = Block;
     const DTYPE: DType = DType::Q6_K;
-    const LARGEST: usize = 63;
-    const SCALING: Scaling = Scaling::TwoScales;
-    const ZERO: i32 = 32;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
         for (half, planes) in block.halves.iter_mut().enumerate() {

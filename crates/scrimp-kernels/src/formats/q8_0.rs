@@ -6,7 +6,7 @@
 //! ```
 //! 8.5 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, Scaling, TILE_ROWS, gather_u16, interleave4};
+use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4};
 use crate::{DType, isa::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -20,12 +20,15 @@ pub(crate) struct Block {
     q: [[u8; 64]; 8],
 }
 
+impl Quants for Q8_0 {
+    const SCALING: Scaling = Scaling::Symmetric;
+    const ZERO: i32 = 128;
+    const LARGEST: usize = 255;
+}
+
 impl BlockFormat for Q8_0 {
     type Block = Block;
     const DTYPE: DType = DType::Q8_0;
-    const LARGEST: usize = 255;
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 128;
 
     fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
         block.scale = gather_u16(rows, 0);

@@ -285,6 +285,20 @@ impl Simd for Avx2 {
         both!(_mm256_madd_epi16, partial, ones)
     }
     #[inline(always)]
+    fn dot_bf16(self, acc: F, w: I, x: u32) -> F {
+        isa!({
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let x = _mm256_set1_epi32(x as i32);
+            let (x0, x1) = (_mm256_slli_epi32::<16>(x), _mm256_and_si256(x, high));
+            let (x0, x1) = (_mm256_castsi256_ps(x0), _mm256_castsi256_ps(x1));
+            let half = |acc: __m256, w: __m256i| {
+                let acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(w)), x0, acc);
+                _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(w, high)), x1, acc)
+            };
+            [half(acc[0], w[0]), half(acc[1], w[1])]
+        })
+    }
+    #[inline(always)]
     fn reduce_max_i32(self, x: I) -> i32 {
         isa!({
             let x = _mm256_max_epi32(x[0], x[1]);

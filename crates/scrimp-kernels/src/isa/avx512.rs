@@ -1,4 +1,4 @@
-//! AVX-512 (F, BW, DQ, VL, VNNI, BF16): one register per vector.
+//! AVX-512 (F, BW, DQ, VL, VNNI, BF16, VBMI, VBMI2): one register per vector.
 
 use super::Simd;
 use std::arch::x86_64::*;
@@ -33,6 +33,7 @@ impl Simd for Avx512 {
     type B = __m512i;
     type Partial = __m512i;
     const PARTIAL_MAX: usize = i32::MAX as usize;
+    const BF16_CHAINS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -187,6 +188,38 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn close(self, partial: __m512i) -> __m512i {
         partial
+    }
+    #[inline(always)]
+    fn expand_bytes(self, mask: u64, from: &[u8; 64], hole: u8) -> __m512i {
+        isa!(_mm512_mask_expand_epi8(_mm512_set1_epi8(hole as i8), mask, self.load_b(from)))
+    }
+    #[inline(always)]
+    fn expand_words(self, mask: u32, from: &[u8; 64]) -> __m512i {
+        isa!(_mm512_maskz_expand_epi16(mask, self.load_b(from)))
+    }
+    #[inline(always)]
+    fn expand_nibbles(self, mask: u64, from: &[u8; 32]) -> __m512i {
+        isa!({
+            // A qword takes 8 nibbles, and every byte of it the 8 bits from its nibble on.
+            let wide = _mm512_cvtepu32_epi64(_mm256_loadu_si256(from.as_ptr().cast()));
+            let moved = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x1c18_1410_0c08_0400), wide);
+            let nibbles = _mm512_and_si512(moved, _mm512_set1_epi8(15));
+            _mm512_mask_expand_epi8(_mm512_set1_epi8(8), mask, nibbles)
+        })
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: __m512, w: __m512i, x: u32) -> __m512 {
+        // SAFETY: both types are 64 bytes without invalid patterns.
+        let bf16 = |x: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
+        isa!(_mm512_dpbf16_ps(acc, bf16(w), bf16(_mm512_set1_epi32(x as i32))))
+    }
+    #[inline(always)]
+    fn open_s8(self, sum: i32) -> __m512i {
+        self.splat_i32(sum.wrapping_mul(-128))
+    }
+    #[inline(always)]
+    fn dot_s8(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
+        self.dot(acc, w, x)
     }
     #[inline(always)]
     fn reduce_add(self, x: __m512) -> f32 {

@@ -96,6 +96,53 @@ pub(crate) trait Simd: Copy {
     /// The sums of rows.
     fn close(self, partial: Self::Partial) -> Self::I;
 
+    /// `from`'s first bytes, in order, where `mask` has a bit, `hole` elsewhere (`vpexpandb`): bit i is byte i.
+    #[inline(always)]
+    fn expand_bytes(self, mask: u64, from: &[u8; 64], hole: u8) -> Self::B {
+        let mut out = [hole; 64];
+        let mut n = 0;
+        for (i, out) in out.iter_mut().enumerate() {
+            if mask >> i & 1 != 0 {
+                *out = from[n];
+                n += 1;
+            }
+        }
+        self.load_b(&out)
+    }
+    /// The same for 32 × u16, 0 elsewhere (`vpexpandw`).
+    #[inline(always)]
+    fn expand_words(self, mask: u32, from: &[u8; 64]) -> Self::B {
+        let mut out = [0; 64];
+        let mut n = 0;
+        for i in 0..32 {
+            if mask >> i & 1 != 0 {
+                out[2 * i..2 * i + 2].copy_from_slice(&from[2 * n..2 * n + 2]);
+                n += 1;
+            }
+        }
+        self.load_b(&out)
+    }
+    /// The same for 64 × 4 bits, low nibbles first, 8 elsewhere, one to a byte.
+    #[inline(always)]
+    fn expand_nibbles(self, mask: u64, from: &[u8; 32]) -> Self::B {
+        self.expand_bytes(mask, &std::array::from_fn(|i| from[i / 2] >> (4 * (i % 2)) & 15), 8)
+    }
+    /// Chains of [`Simd::dot_bf16`] that are in flight: 1 or 2.
+    const BF16_CHAINS: usize = 1;
+    /// Adds `w[row][0] * x[0] + w[row][1] * x[1]`, where `w` is 16 rows of 2 × bf16, `x` two bf16, low half first. Tiers
+    /// differ in the order of the two and in rounding between them.
+    fn dot_bf16(self, acc: Self::F, w: Self::B, x: u32) -> Self::F;
+    /// What [`Simd::dot_s8`] starts from for activations with this sum, so that the whole gives `sum of (w - 128) x`.
+    #[inline(always)]
+    fn open_s8(self, _sum: i32) -> Self::I {
+        self.splat_i32(0)
+    }
+    /// Adds `sum over j < 4 of (w[row][j] - 128) * x[j]`, for `x` within ±127; wraps around.
+    #[inline(always)]
+    fn dot_s8(self, acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        self.add_i32(acc, self.close(self.dot_wide(self.open_wide([0; 2]), w, x)))
+    }
+
     /// Sum of the lanes: halves are added until one lane is left (16 → 8 → 4 → 2 → 1).
     #[inline(always)]
     fn reduce_add(self, x: Self::F) -> f32 {

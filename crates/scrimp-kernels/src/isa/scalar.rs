@@ -170,4 +170,14 @@ impl Simd for Scalar {
     fn close(self, partial: [i32; 16]) -> [i32; 16] {
         partial
     }
+    #[inline(always)]
+    fn dot_bf16(self, acc: [f32; 16], w: [u8; 64], x: u32) -> [f32; 16] {
+        let halves = |x: u32| [f32::from_bits(x << 16), f32::from_bits(x & 0xffff_0000)];
+        let x = halves(x);
+        std::array::from_fn(|row| {
+            let [first, second] =
+                halves(u32::from_le_bytes([w[4 * row], w[4 * row + 1], w[4 * row + 2], w[4 * row + 3]]));
+            second.mul_add(x[1], first.mul_add(x[0], acc[row]))
+        })
+    }
 }

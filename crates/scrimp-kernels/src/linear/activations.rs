@@ -6,9 +6,11 @@
 //! ```
 //! Tiles and sums have the form that the tier's kernels read; products must run in the tier that stored them.
 //!
+//! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token.
+//!
 //! Numeric contract (every tier, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
 //! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
-//! largest magnitude is below 1e-30 counts as zero.
+//! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
 
 use crate::{
     dispatch::Kernel,
@@ -39,12 +41,21 @@ pub struct Needs {
     pub quantised: bool,
     /// Float weights read f32.
     pub float: bool,
+    /// `bf16` and `sparse-bf16` weights read pairs of bf16.
+    pub bf16: bool,
+    /// `int8` and `sparse-int8` weights read 8 bits with one scale per token.
+    pub row_int8: bool,
 }
 
 impl Needs {
     /// What either needs.
     pub const fn and(self, other: Self) -> Self {
-        Self { quantised: self.quantised || other.quantised, float: self.float || other.float }
+        Self {
+            quantised: self.quantised || other.quantised,
+            float: self.float || other.float,
+            bf16: self.bf16 || other.bf16,
+            row_int8: self.row_int8 || other.row_int8,
+        }
     }
 }
 
@@ -59,7 +70,20 @@ pub struct Activations {
     tile: usize,
     groups: Vec<Quantised>,
     floats: Vec<f32>,
+    /// Tiles of `[cols / 2][tokens]`, columns padded to 32.
+    pairs: Vec<u32>,
+    /// Tiles of `[cols / 4][tokens]`, 4 signed bytes each, columns padded to 64.
+    bytes: Vec<i32>,
+    rows: Vec<RowScale>,
     scratch: Vec<f32>,
+}
+
+/// What belongs to the 8-bit row of a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct RowScale {
+    pub(crate) scale: f32,
+    /// The sum of the quants.
+    pub(crate) sum: i32,
 }
 
 impl Tier {
@@ -103,6 +127,8 @@ impl Activations {
     pub fn bytes(&self) -> usize {
         self.groups.capacity() * size_of::<Quantised>()
             + (self.floats.capacity() + self.scratch.capacity()) * 4
+            + (self.pairs.capacity() + self.bytes.capacity()) * 4
+            + self.rows.capacity() * size_of::<RowScale>()
     }
 
     /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `needs` says.
@@ -128,12 +154,22 @@ impl Activations {
         if needs.float {
             self.floats.resize(stored * cols, 0.0);
         }
+        let (pairs_per_token, bytes_per_token) = (groups_per_token * GROUP / 2, cols.div_ceil(64) * 16);
+        if needs.bf16 {
+            self.pairs.resize(stored * pairs_per_token, 0);
+        }
+        if needs.row_int8 {
+            self.bytes.resize(stored * bytes_per_token, 0);
+            self.rows.resize(stored, RowScale::default());
+        }
         // Quantisation reads whole groups, so scratch rows are padded with zeros.
-        let padded_cols = groups_per_token * GROUP;
+        let padded_cols = cols.next_multiple_of(2 * GROUP);
         if self.scratch.len() < pool.threads() * padded_cols {
             self.scratch.resize(pool.threads() * padded_cols, 0.0);
         }
         let (groups, floats) = (SharedMut::new(&mut self.groups), SharedMut::new(&mut self.floats));
+        let (pairs, bytes) = (SharedMut::new(&mut self.pairs), SharedMut::new(&mut self.bytes));
+        let rows = SharedMut::new(&mut self.rows);
         let scratch = SharedMut::new(&mut self.scratch);
         pool.run(n_tokens.div_ceil(tile), |unit, worker| {
             let first = unit * tile;
@@ -148,7 +184,24 @@ impl Activations {
                     let tile_groups = first * groups_per_token..(first + width) * groups_per_token;
                     // SAFETY: as above.
                     let out = unsafe { groups.slice(tile_groups) };
+                    let row = &row[..groups_per_token * GROUP];
                     tier.run(Quantise { row, out, width, t });
+                }
+                if needs.bf16 {
+                    // SAFETY: as above.
+                    let out =
+                        unsafe { pairs.slice(first * pairs_per_token..(first + width) * pairs_per_token) };
+                    for (out, x) in out[t..].iter_mut().step_by(width).zip(row.as_chunks::<2>().0) {
+                        *out = bf16_pair(*x);
+                    }
+                }
+                if needs.row_int8 {
+                    // SAFETY: as above.
+                    let out =
+                        unsafe { bytes.slice(first * bytes_per_token..(first + width) * bytes_per_token) };
+                    // SAFETY: as above.
+                    let scale = unsafe { rows.slice(first + t..first + t + 1) };
+                    scale[0] = tier.run(QuantiseRow { row, out: &mut out[t..], width });
                 }
                 if needs.float {
                     // SAFETY: as above.
@@ -186,6 +239,22 @@ impl Activations {
         &self.groups[first * n..(first + width) * n]
     }
 
+    /// The bf16 pairs of a tile, `[steps][width]`.
+    pub(crate) fn pairs(&self, i: usize) -> &[u32] {
+        assert!(self.needs.bf16, "activations were not stored as bf16");
+        let (first, _, width) = self.tile(i);
+        let n = self.cols.div_ceil(GROUP) * GROUP / 2;
+        &self.pairs[first * n..(first + width) * n]
+    }
+
+    /// The 8-bit rows of a tile, `[steps][width]`, and their scales.
+    pub(crate) fn row_bytes(&self, i: usize) -> (&[i32], &[RowScale]) {
+        assert!(self.needs.row_int8, "activations were not quantised by rows");
+        let (first, _, width) = self.tile(i);
+        let n = self.cols.div_ceil(64) * 16;
+        (&self.bytes[first * n..(first + width) * n], &self.rows[first..first + width])
+    }
+
     /// The floats of a tile, `[cols][width]`.
     pub(crate) fn floats(&self, i: usize) -> &[f32] {
         assert!(self.needs.float, "activations were not kept as floats");
@@ -211,6 +280,51 @@ impl Kernel for Quantise<'_> {
         for (x, out) in groups.iter().zip(self.out[self.t..].iter_mut().step_by(self.width)) {
             *out = quantise(s, x);
         }
+    }
+}
+
+/// Two floats as bf16, rounded half to even; NaN stays NaN.
+#[inline(always)]
+fn bf16_pair(x: [f32; 2]) -> u32 {
+    let [low, high] = x.map(|x| u32::from(half::bf16::from_f32(x).to_bits()));
+    low | high << 16
+}
+
+/// Quantises a whole row with one scale.
+struct QuantiseRow<'a> {
+    row: &'a [f32],
+    out: &'a mut [i32],
+    width: usize,
+}
+
+impl Kernel for QuantiseRow<'_> {
+    type Output = RowScale;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> RowScale {
+        let vectors = self.row.as_chunks::<16>().0;
+        let magnitude = s.splat_i32(0x7fff_ffff);
+        let mut bits = s.splat_i32(0);
+        for x in vectors {
+            bits = s.max_i32(bits, s.and_i32(s.bits(s.load(x)), magnitude));
+        }
+        let largest = f32::from_bits(s.reduce_max_i32(bits) as u32);
+        if !largest.is_finite() || largest < 1e-30 {
+            self.out.iter_mut().step_by(self.width).for_each(|out| *out = 0);
+            return RowScale { scale: if largest.is_finite() { 0.0 } else { f32::NAN }, sum: 0 };
+        }
+        let inverse = s.splat(127.0 / largest);
+        let mut sum = 0;
+        let mut out = self.out.iter_mut().step_by(self.width);
+        for x in vectors {
+            let mut bytes = [0i8; 16];
+            s.store_low_bytes(s.round_i32(s.mul(s.load(x), inverse)), &mut bytes);
+            sum += bytes.iter().map(|&b| i32::from(b)).sum::<i32>();
+            for (b, out) in bytes.as_chunks::<4>().0.iter().zip(out.by_ref()) {
+                *out = i32::from_ne_bytes(b.map(|b| b as u8));
+            }
+        }
+        RowScale { scale: largest / 127.0, sum }
     }
 }
 

@@ -12,12 +12,13 @@ use super::{
     group::{dots, scaled},
 };
 use crate::{
-    formats::{BlockFormat, Scaling, TILE_ROWS, float::FloatFormat},
+    formats::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, float::FloatFormat},
     isa::Simd,
 };
+use bytemuck::{Pod, Zeroable};
 
 /// 32 columns of 16 rows, unpacked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub(crate) struct PanelGroup {
     w: [[u8; 64]; 8],
@@ -28,8 +29,23 @@ pub(crate) struct PanelGroup {
 impl PanelGroup {
     pub(crate) const ZERO: Self = Self { w: [[0; 64]; 8], scale: [0.0; 16], second: [0.0; 16] };
 
+    /// The unsigned quants.
+    pub(crate) fn quants(&self) -> &[[u8; 64]; 8] {
+        &self.w
+    }
+
+    /// Stores an unpacked group.
+    #[inline(always)]
+    pub(crate) fn fill<S: Simd>(&mut self, s: S, group: Group<S>) {
+        for (w, out) in group.w.into_iter().zip(&mut self.w) {
+            s.store_b(w, out);
+        }
+        s.store(group.scale, &mut self.scale);
+        s.store(group.second, &mut self.second);
+    }
+
     /// Dequantises row `r` of the tile.
-    pub(crate) fn dequantize<F: BlockFormat>(&self, r: usize, out: &mut [f32]) {
+    pub(crate) fn dequantize<F: Quants>(&self, r: usize, out: &mut [f32]) {
         for (c, out) in out.iter_mut().enumerate() {
             let q = (i32::from(self.w[c / 4][4 * r + c % 4]) - F::ZERO) as f32;
             *out = match F::SCALING {
@@ -47,19 +63,14 @@ impl PanelGroup {
 pub(crate) fn unpack<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], panel: &mut [PanelGroup]) {
     for (block, out) in blocks.iter().zip(panel.chunks_exact_mut(F::GROUPS)) {
         for (g, out) in out.iter_mut().enumerate() {
-            let group = F::group(s, block, g);
-            for (w, out) in group.w.into_iter().zip(&mut out.w) {
-                s.store_b(w, out);
-            }
-            s.store(group.scale, &mut out.scale);
-            s.store(group.second, &mut out.second);
+            out.fill(s, F::group(s, block, g));
         }
     }
 }
 
 /// Dot products of 16 rows with `T` tokens.
 #[inline(always)]
-pub(crate) fn tile<S: Simd, F: BlockFormat, const T: usize>(
+pub(crate) fn tile<S: Simd, F: Quants, const T: usize>(
     s: S,
     panel: &[PanelGroup],
     x: &[Quantised],
@@ -86,7 +97,7 @@ pub(crate) fn tile<S: Simd, F: BlockFormat, const T: usize>(
 
 /// Columns `4 FROM .. 4 TO` of a group, which share one scale.
 #[inline(always)]
-fn half<S: Simd, F: BlockFormat, const T: usize, const FROM: usize, const TO: usize>(
+fn half<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
     s: S,
     acc: &mut [S::F; T],
     w: &[[u8; 64]; 8],

@@ -8,7 +8,7 @@ use super::{
     group::{dot, open, scaled, steps},
 };
 use crate::{
-    formats::{BlockFormat, Scaling, TILE_ROWS, float::FloatFormat},
+    formats::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, float::FloatFormat},
     isa::Simd,
 };
 
@@ -33,7 +33,12 @@ pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Quan
 
 #[inline(always)]
 fn step<S: Simd, F: BlockFormat>(s: S, block: &F::Block, g: usize, x: &Quantised, acc: S::F) -> S::F {
-    let group = F::group(s, block, g);
+    accumulate::<S, F>(s, &F::group(s, block, g), x, acc)
+}
+
+/// Adds the products of one group.
+#[inline(always)]
+pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &Quantised, acc: S::F) -> S::F {
     // Two chains of four: half the latency, and the halves that two scales need.
     let steps = const { if steps::<S, F>() < 4 { steps::<S, F>() } else { 4 } };
     let (mut lo, mut hi) = (s.splat_i32(0), s.splat_i32(0));

@@ -15,19 +15,19 @@
 
 use super::activations::Quantised;
 use crate::{
-    formats::{BlockFormat, Scaling},
+    formats::{Quants, Scaling},
     isa::Simd,
 };
 
 /// The sum that columns start from; the activations' sums are those of the columns.
 #[inline(always)]
-pub(crate) fn open<S: Simd, F: BlockFormat>(s: S, negated_sums: [i32; 2]) -> S::Partial {
+pub(crate) fn open<S: Simd, F: Quants>(s: S, negated_sums: [i32; 2]) -> S::Partial {
     if F::LARGEST > 127 { s.open_wide(negated_sums) } else { s.open(F::ZERO, negated_sums) }
 }
 
 /// Adds `q x` for 4 columns.
 #[inline(always)]
-pub(crate) fn dot<S: Simd, F: BlockFormat>(s: S, partial: S::Partial, w: S::B, x: i32) -> S::Partial {
+pub(crate) fn dot<S: Simd, F: Quants>(s: S, partial: S::Partial, w: S::B, x: i32) -> S::Partial {
     if F::LARGEST > 127 { s.dot_wide(partial, w, x) } else { s.dot(partial, w, x) }
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn dot<S: Simd, F: BlockFormat>(s: S, partial: S::Partial, w: S::B, x
 /// what [`open`] anticipates, and may wrap around. In 16 bits, 8 steps of 4-bit quants (`15 * 2 * 127 = 3810` each) and
 /// of `Q5_0` (4064) fit one sum, and the 4 steps that share a scale of `Q6_K` (8128). `Q5_1` (7874) takes two sums, and
 /// `Q8_0` one for each step.
-pub(crate) const fn steps<S: Simd, F: BlockFormat>() -> usize {
+pub(crate) const fn steps<S: Simd, F: Quants>() -> usize {
     let above = F::LARGEST as i32 - F::ZERO;
     let largest = if above > F::ZERO { above } else { F::ZERO } as usize;
     let wanted = if matches!(F::SCALING, Scaling::TwoScales) { 4 } else { 8 };
@@ -59,7 +59,7 @@ fn in_order<S: Simd>(n: usize) -> usize {
 
 /// Dot products of columns `4 FROM .. 4 TO` of a group, which share one scale, with `T` tokens.
 #[inline(always)]
-pub(crate) fn dots<S: Simd, F: BlockFormat, const T: usize, const FROM: usize, const TO: usize>(
+pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
     s: S,
     w: &[[u8; 64]; 8],
     x: &[Quantised; T],

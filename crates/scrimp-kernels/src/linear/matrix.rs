@@ -7,6 +7,7 @@ use crate::{
     formats::{
         BlockFormat, TILE_ROWS,
         float::{self, FloatFormat},
+        packed::{Layout, PackedView, Value},
         with_format,
     },
     shared::SharedMut,
@@ -19,9 +20,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Matrix {
     rows: usize,
     cols: usize,
-    dtype: DType,
+    kind: Kind,
     data: ArenaBox,
 }
+
+/// What the bytes of a matrix are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    /// Tiles of a stored type.
+    Stored(DType),
+    /// A packed matrix that has been checked.
+    Packed(Layout),
+}
+
+/// Bytes that a thread copies at once.
+const COPY_BYTES: usize = 1 << 20;
 
 /// Bytes of one tile of 16 rows.
 fn tile_bytes(dtype: DType, cols: usize) -> Option<usize> {
@@ -83,7 +96,23 @@ impl Matrix {
                 "it holds a NaN or an infinity",
             ));
         }
-        Ok(Self { rows, cols, dtype, data: packed })
+        Ok(Self { rows, cols, kind: Kind::Stored(dtype), data: packed })
+    }
+
+    /// Copies a packed matrix into memory of `arena`, of which it takes [`Arena::size_of`] its bytes.
+    ///
+    /// # Errors
+    /// When the arena is full.
+    pub fn from_packed(pool: &Pool, arena: &mut Arena, packed: &PackedView<'_>) -> std::io::Result<Self> {
+        let bytes = packed.bytes();
+        let mut data = arena.alloc(bytes.len())?;
+        let out = SharedMut::new(&mut data);
+        pool.run(bytes.len().div_ceil(COPY_BYTES), |unit, _| {
+            let range = unit * COPY_BYTES..((unit + 1) * COPY_BYTES).min(bytes.len());
+            // SAFETY: units have ranges of their own.
+            unsafe { out.slice(range.clone()) }.copy_from_slice(&bytes[range]);
+        });
+        Ok(Self { rows: packed.rows(), cols: packed.cols(), kind: Kind::Packed(packed.layout()), data })
     }
 
     /// Out features.
@@ -96,9 +125,20 @@ impl Matrix {
         self.cols
     }
 
-    /// The format of the weights.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// The name of the weights' format.
+    pub fn format_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Stored(dtype) => dtype.name(),
+            Kind::Packed(layout) => layout.format.name(),
+        }
+    }
+
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.data
     }
 
     /// Bytes of memory that the weights take.
@@ -108,8 +148,16 @@ impl Matrix {
 
     /// The form of activations that this format multiplies.
     pub fn needs(&self) -> Needs {
-        let float = self.dtype.block_len() == 1;
-        Needs { quantised: !float, float }
+        let none = Needs::default();
+        match self.kind {
+            Kind::Stored(dtype) if dtype.block_len() == 1 => Needs { float: true, ..none },
+            Kind::Stored(_) => Needs { quantised: true, ..none },
+            Kind::Packed(layout) => match layout.format.value() {
+                Value::Bf16 => Needs { bf16: true, ..none },
+                Value::Int8 => Needs { row_int8: true, ..none },
+                Value::Int4 => Needs { quantised: true, ..none },
+            },
+        }
     }
 
     pub(crate) fn n_tiles(&self) -> usize {

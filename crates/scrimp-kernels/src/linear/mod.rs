@@ -8,6 +8,9 @@ mod gemm;
 mod gemv;
 mod group;
 mod matrix;
+mod packed;
+#[cfg(test)]
+mod packed_tests;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +26,8 @@ use crate::{
     tier::Tier,
 };
 use gemm::PanelGroup;
+use matrix::Kind;
+use packed::{PackedUnit, panel_groups};
 
 /// Weight bytes per unit of work when decoding: long runs let the hardware's prefetchers do their work, short ones let
 /// threads end together.
@@ -67,8 +72,16 @@ struct Job<'a> {
     out: SharedMut<'a, f32>,
     stride: usize,
     accumulate: bool,
-    tiles_per_unit: usize,
+    split: Split,
     first_unit: usize,
+}
+
+/// How the tiles of a matrix are cut into units.
+enum Split {
+    /// As many tiles in each.
+    Tiles(usize),
+    /// As many bytes in each of so many units: sparse matrices may have rows of very different lengths.
+    Bytes(usize),
 }
 
 /// Computes all of `products` from the same activations, in one parallel region.
@@ -87,13 +100,15 @@ pub fn linear(
         return;
     }
     assert!(x.stored_for(tier), "tier of the activations");
-    let decode = n_tokens == 1;
+    // Few tokens: weights are unpacked in registers, so the work is what they take in memory.
+    let decode = n_tokens == 1
+        || x.n_tiles() == 1 && products.iter().all(|p| matches!(p.weight.kind(), Kind::Packed(_)));
     let groups = x.cols().div_ceil(GROUP);
     let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
     let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
         .clamp(*GEMV_UNIT_BYTES.start(), *GEMV_UNIT_BYTES.end());
     let mut units = 0;
-    let mut panel_tiles = 0;
+    let mut panel_len = 0;
     let mut jobs = Vec::with_capacity(products.len());
     for product in products {
         let weight = product.weight;
@@ -105,38 +120,57 @@ pub fn linear(
         if n_tiles == 0 {
             continue;
         }
+        let per_tile = match weight.kind() {
+            Kind::Stored(_) => groups,
+            Kind::Packed(layout) => panel_groups(layout),
+        };
         let per_unit = if decode {
             unit_bytes / (weight.bytes() / n_tiles).max(1)
         } else {
             // Never so many that threads run out of units.
-            (PANEL_BYTES / (groups * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
+            (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
         };
         let tiles_per_unit = per_unit.clamp(1, n_tiles);
-        panel_tiles = panel_tiles.max(tiles_per_unit);
+        panel_len = panel_len.max(tiles_per_unit * per_tile);
+        let n_units = n_tiles.div_ceil(tiles_per_unit);
+        let split = match weight.kind() {
+            Kind::Packed(layout) if decode && layout.format.is_sparse() => Split::Bytes(n_units),
+            _ => Split::Tiles(tiles_per_unit),
+        };
         jobs.push(Job {
             weight,
             bias: product.bias,
             out: SharedMut::new(product.out),
             stride: product.stride,
             accumulate: product.accumulate,
-            tiles_per_unit,
+            split,
             first_unit: units,
         });
-        units += n_tiles.div_ceil(tiles_per_unit);
+        units += n_units;
     }
-    let panel_len = if decode { 0 } else { panel_tiles * groups };
+    let panel_len = if decode { 0 } else { panel_len };
     if scratch.panels.len() < panel_len * pool.threads() {
         scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
     }
     let panels = SharedMut::new(&mut scratch.panels);
     pool.run(units, |unit, worker| {
         let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
-        let first = (unit - job.first_unit) * job.tiles_per_unit;
-        let tiles = first..(first + job.tiles_per_unit).min(job.weight.n_tiles());
+        let tiles = match (&job.split, job.weight.kind()) {
+            (&Split::Bytes(units), Kind::Packed(layout)) => {
+                Job::by_bytes(layout, job.weight.data(), unit - job.first_unit, units)
+            }
+            (&(Split::Tiles(n) | Split::Bytes(n)), _) => {
+                let first = (unit - job.first_unit) * n;
+                first..(first + n).min(job.weight.n_tiles())
+            }
+        };
         // SAFETY: every worker has a part of its own.
         let panel = unsafe { panels.slice(worker * panel_len..(worker + 1) * panel_len) };
         let unit = Unit { job, x, tiles, panel };
-        with_format!(job.weight.dtype(), run_block, run_float, (tier, unit));
+        match job.weight.kind() {
+            Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (tier, unit)),
+            Kind::Packed(layout) => packed::run(tier, PackedUnit { unit, layout, data: job.weight.data() }),
+        }
     });
 }
 
@@ -263,7 +297,10 @@ impl Matrix {
     /// When the row does not exist or `out` is not `cols` long.
     pub fn row(&self, tier: Tier, row: usize, out: &mut [f32]) {
         assert!(row < self.rows() && out.len() == self.cols(), "row {row} of {}", self.rows());
-        with_format!(self.dtype(), block_row, float_row, (tier, self, row, out));
+        match self.kind() {
+            Kind::Stored(dtype) => with_format!(dtype, block_row, float_row, (tier, self, row, out)),
+            Kind::Packed(layout) => layout.row(self.data(), row, out),
+        }
     }
 }
 

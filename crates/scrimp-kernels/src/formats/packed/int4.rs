@@ -1,0 +1,64 @@
+//! Groups of `int4` and `sparse-int4` in registers.
+
+use super::{INT4_BLOCK, INT4_INDEX};
+use crate::{
+    formats::{Group, Quants, Scaling},
+    isa::Simd,
+};
+use bytemuck::{Pod, Zeroable};
+
+/// `w = scale * (q - 8)`, the scale being a bf16 for 32 columns.
+pub(crate) struct Int4;
+
+impl Quants for Int4 {
+    const SCALING: Scaling = Scaling::Symmetric;
+    const ZERO: i32 = 8;
+    const LARGEST: usize = 15;
+}
+
+/// A dense group.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Block {
+    scale: [u16; 16],
+    q: [[u8; 64]; 4],
+}
+
+/// What is known of a sparse group before its values.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Index {
+    scale: [u16; 16],
+    /// Bytes, since packed bytes are not aligned for u64 in every file.
+    bitmap: [[u8; 8]; 8],
+}
+
+const _: () = assert!(size_of::<Block>() == INT4_BLOCK && size_of::<Index>() == INT4_INDEX);
+
+/// Unpacks a dense group.
+#[inline(always)]
+pub(crate) fn dense<S: Simd>(s: S, block: &Block) -> Group<S> {
+    Group {
+        w: crate::formats::q4::unpack(s, &block.q),
+        scale: s.load_bf16(&block.scale),
+        second: s.splat(0.0),
+    }
+}
+
+/// Unpacks a sparse group, whose values begin at `values`; returns where they end.
+///
+/// # Safety
+/// `values` points to the values of this group, with at least 64 readable bytes behind them.
+#[inline(always)]
+pub(crate) unsafe fn sparse<S: Simd>(s: S, index: &Index, values: *const u8) -> (Group<S>, *const u8) {
+    let mut at = values;
+    let mut w = [s.load_b(&[0; 64]); 8];
+    for k in 0..8 {
+        let mask = u64::from_le_bytes(index.bitmap[k]);
+        // SAFETY: the padding behind the values makes whole loads readable.
+        w[k] = s.expand_nibbles(mask, unsafe { &*at.cast::<[u8; 32]>() });
+        // SAFETY: as many values are there.
+        at = unsafe { at.add((mask.count_ones() as usize).div_ceil(2)) };
+    }
+    (Group { w, scale: s.load_bf16(&index.scale), second: s.splat(0.0) }, at)
+}

@@ -1,0 +1,415 @@
+//! Products with the formats of [`crate::formats::packed`], dense and sparse.
+//!
+//! ```text
+//! bf16   acc[row] += w[row][2 columns] · x[2 columns]         f32; x rounded to bf16
+//! int8   y[row] = float(sum (q - 128) x) * x.scale * scale[row]    the sum over all columns, exact in i32
+//! int4   as other block formats: see `group.rs`
+//! ```
+//! Up to a tile of tokens (12 with AVX-512, else 4), a sparse step is expanded in a register and multiplied at once: what
+//! limits is the memory that the packed weights take, or the expansion. More tokens: a tile of 16 rows is expanded once
+//! into a panel, which all tokens pass by.
+//!
+//! `bf16` sums are f32 in column order, in [`Simd::BF16_CHAINS`] interleaved chains of steps that are added at the end, so a
+//! token's result does not depend on the batch; tiers differ by rounding (AVX-512's `vdpbf16ps` flushes denormals and
+//! adds the second product first), within 2^-20 of the sum of magnitudes for 4096 columns. Integer formats give the same
+//! bits in every tier, and sparse formats those of their dense counterparts.
+
+use super::{
+    Job, Unit,
+    activations::{Quantised, RowScale},
+    gemm::{self, PanelGroup},
+    gemv,
+    group::{dots, scaled},
+};
+use crate::{
+    dispatch::Kernel,
+    formats::{
+        GROUP,
+        packed::{
+            Layout, Value,
+            int4::{self, Int4},
+        },
+    },
+    isa::Simd,
+    tier::Tier,
+};
+use std::ops::Range;
+
+/// Steps of a tile, one after another.
+trait Steps<S: Simd> {
+    /// The next step's 64 bytes.
+    fn next(&mut self, s: S) -> S::B;
+}
+
+struct Dense<'a>(std::slice::Iter<'a, [u8; 64]>);
+
+impl<S: Simd> Steps<S> for Dense<'_> {
+    #[inline(always)]
+    fn next(&mut self, s: S) -> S::B {
+        s.load_b(self.0.next().expect("a step"))
+    }
+}
+
+/// Steps of `sparse-bf16`.
+struct Words<'a> {
+    bitmap: std::slice::Iter<'a, [u8; 4]>,
+    values: *const u8,
+}
+
+impl<S: Simd> Steps<S> for Words<'_> {
+    #[inline(always)]
+    fn next(&mut self, s: S) -> S::B {
+        let mask = u32::from_le_bytes(*self.bitmap.next().expect("a step"));
+        // SAFETY: a packed matrix has been checked to hold as many values as its bitmap says, and 64 bytes behind them.
+        let w = s.expand_words(mask, unsafe { &*self.values.cast::<[u8; 64]>() });
+        // SAFETY: as above.
+        self.values = unsafe { self.values.add(2 * mask.count_ones() as usize) };
+        w
+    }
+}
+
+/// Steps of `sparse-int8`.
+struct Bytes<'a> {
+    bitmap: std::slice::Iter<'a, [u8; 8]>,
+    values: *const u8,
+}
+
+impl<S: Simd> Steps<S> for Bytes<'_> {
+    #[inline(always)]
+    fn next(&mut self, s: S) -> S::B {
+        let mask = u64::from_le_bytes(*self.bitmap.next().expect("a step"));
+        // SAFETY: as in `Words`.
+        let w = s.expand_bytes(mask, unsafe { &*self.values.cast::<[u8; 64]>() }, 128);
+        // SAFETY: as above.
+        self.values = unsafe { self.values.add(mask.count_ones() as usize) };
+        w
+    }
+}
+
+/// Dot products of a tile of `bf16` with `T` tokens.
+#[inline(always)]
+fn bf16_tile<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x: &[u32]) -> [S::F; T] {
+    let mut acc = [[s.splat(0.0); T]; 2];
+    // Steps come in blocks of 16.
+    let mut x = x.as_chunks::<T>().0.iter();
+    while let (Some(x0), Some(x1)) = (x.next(), x.next()) {
+        let w = steps.next(s);
+        for t in 0..T {
+            acc[0][t] = s.dot_bf16(acc[0][t], w, x0[t]);
+        }
+        let chain = S::BF16_CHAINS - 1;
+        let w = steps.next(s);
+        for t in 0..T {
+            acc[chain][t] = s.dot_bf16(acc[chain][t], w, x1[t]);
+        }
+    }
+    let mut y = acc[0];
+    if S::BF16_CHAINS == 2 {
+        for t in 0..T {
+            y[t] = s.add(y[t], acc[1][t]);
+        }
+    }
+    y
+}
+
+/// Dot products of a tile of `int8` with `T` tokens.
+#[inline(always)]
+fn int8_tile<S: Simd, W: Steps<S>, const T: usize>(
+    s: S,
+    mut steps: W,
+    scale: &[f32; 16],
+    (x, rows): (&[i32], &[RowScale]),
+) -> [S::F; T] {
+    let mut sums = [s.splat_i32(0); T];
+    for t in 0..T {
+        sums[t] = s.open_s8(rows[t].sum);
+    }
+    let mut others = [s.splat_i32(0); T];
+    let mut x = x.as_chunks::<T>().0.iter();
+    while let (Some(x0), Some(x1)) = (x.next(), x.next()) {
+        let w = steps.next(s);
+        for t in 0..T {
+            sums[t] = s.dot_s8(sums[t], w, x0[t]);
+        }
+        let w = steps.next(s);
+        for t in 0..T {
+            if T <= 2 {
+                others[t] = s.dot_s8(others[t], w, x1[t]);
+            } else {
+                sums[t] = s.dot_s8(sums[t], w, x1[t]);
+            }
+        }
+    }
+    let scale = s.load(scale);
+    let mut y = [s.splat(0.0); T];
+    for t in 0..T {
+        let sum = s.add_i32(sums[t], others[t]);
+        y[t] = s.mul(s.mul(s.to_f32(sum), s.splat(rows[t].scale)), scale);
+    }
+    y
+}
+
+/// Groups of `int4`, one after another.
+trait Groups<S: Simd> {
+    fn next(&mut self, s: S) -> crate::formats::Group<S>;
+}
+
+struct DenseGroups<'a>(std::slice::Iter<'a, int4::Block>);
+
+impl<S: Simd> Groups<S> for DenseGroups<'_> {
+    #[inline(always)]
+    fn next(&mut self, s: S) -> crate::formats::Group<S> {
+        int4::dense(s, self.0.next().expect("a group"))
+    }
+}
+
+struct SparseGroups<'a> {
+    index: std::slice::Iter<'a, int4::Index>,
+    values: *const u8,
+}
+
+impl<S: Simd> Groups<S> for SparseGroups<'_> {
+    #[inline(always)]
+    fn next(&mut self, s: S) -> crate::formats::Group<S> {
+        // SAFETY: as in `Words`.
+        let (group, end) = unsafe { int4::sparse(s, self.index.next().expect("a group"), self.values) };
+        self.values = end;
+        group
+    }
+}
+
+/// Dot products of a tile of `int4` with `T` tokens.
+#[inline(always)]
+fn int4_tile<S: Simd, W: Groups<S>, const T: usize>(s: S, mut groups: W, x: &[Quantised]) -> [S::F; T] {
+    let mut acc = [s.splat(0.0); T];
+    for x in x.as_chunks::<T>().0 {
+        let group = groups.next(s);
+        if T == 1 {
+            acc[0] = gemv::accumulate::<S, Int4>(s, &group, &x[0], acc[0]);
+            continue;
+        }
+        let mut panel = PanelGroup::ZERO;
+        panel.fill(s, group);
+        let sums = dots::<S, Int4, T, 0, 8>(s, panel.quants(), x);
+        for t in 0..T {
+            acc[t] = scaled(s, acc[t], sums[t], x[t].scale, group.scale);
+        }
+    }
+    acc
+}
+
+/// Calls `$kernel::<S, _, T>($args)` for the width of token tile `$i`, and stores the results.
+macro_rules! tokens {
+    ($s:ident, $unit:expr, $tile:expr, $i:expr, $kernel:ident, ($($arg:expr),*)) => {{
+        let (first, n, width) = $unit.x.tile($i);
+        match width {
+            1 => $unit.job.store($s, &$kernel::<S, _, 1>($s, $($arg),*), $tile, first, n),
+            2 => $unit.job.store($s, &$kernel::<S, _, 2>($s, $($arg),*), $tile, first, n),
+            4 => $unit.job.store($s, &$kernel::<S, _, 4>($s, $($arg),*), $tile, first, n),
+            8 if S::TOKEN_TILE >= 8 => $unit.job.store($s, &$kernel::<S, _, 8>($s, $($arg),*), $tile, first, n),
+            12 if S::TOKEN_TILE >= 12 => {
+                $unit.job.store($s, &$kernel::<S, _, 12>($s, $($arg),*), $tile, first, n);
+            }
+            width => unreachable!("no kernel for {width} tokens"),
+        }
+    }};
+}
+
+/// The packed bytes of one tile.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    layout: &'a Layout,
+    data: &'a [u8],
+    tile: usize,
+}
+
+impl<'a> Tile<'a> {
+    fn dense(self) -> Dense<'a> {
+        Dense(self.data[self.layout.dense_tile(self.tile)].as_chunks().0.iter())
+    }
+    fn values(self) -> *const u8 {
+        let start = self.data[self.layout.start_of(self.tile)].first_chunk().expect("8 bytes");
+        self.data[self.layout.values + u64::from_le_bytes(*start) as usize..].as_ptr()
+    }
+    fn index(self) -> &'a [u8] {
+        &self.data[self.layout.index_of(self.tile)]
+    }
+    fn words(self) -> Words<'a> {
+        Words { bitmap: self.index().as_chunks().0.iter(), values: self.values() }
+    }
+    fn bytes(self) -> Bytes<'a> {
+        Bytes { bitmap: self.index().as_chunks().0.iter(), values: self.values() }
+    }
+    fn dense_groups(self) -> DenseGroups<'a> {
+        DenseGroups(bytemuck::cast_slice(&self.data[self.layout.dense_tile(self.tile)]).iter())
+    }
+    fn sparse_groups(self) -> SparseGroups<'a> {
+        SparseGroups { index: bytemuck::cast_slice(self.index()).iter(), values: self.values() }
+    }
+    fn scale(self) -> &'a [f32; 16] {
+        let scales: &[f32] = bytemuck::cast_slice(&self.data[self.layout.scales_of(self.tile)]);
+        scales.first_chunk().expect("16 scales")
+    }
+}
+
+/// [`PanelGroup`]s that an expanded tile takes.
+pub(super) fn panel_groups(layout: &Layout) -> usize {
+    match layout.format.value() {
+        Value::Int4 => layout.cols.div_ceil(GROUP),
+        _ => (layout.steps * 64).div_ceil(size_of::<PanelGroup>()),
+    }
+}
+
+/// Tiles of one packed matrix for all tokens.
+pub(super) struct PackedUnit<'a> {
+    pub(super) unit: Unit<'a>,
+    pub(super) layout: &'a Layout,
+    pub(super) data: &'a [u8],
+}
+
+pub(super) fn run(tier: Tier, unit: PackedUnit<'_>) {
+    tier.run(unit);
+}
+
+impl<'a> PackedUnit<'a> {
+    fn tile(&self, tile: usize) -> Tile<'a> {
+        Tile { layout: self.layout, data: self.data, tile }
+    }
+
+    /// Expands tiles into the panel as far as it reaches; returns the tiles and what one takes.
+    #[inline(always)]
+    fn expand<S: Simd>(&mut self, s: S, tiles: Range<usize>) -> (Range<usize>, usize) {
+        let per_tile = panel_groups(self.layout);
+        let n = tiles.len().min(self.unit.panel.len() / per_tile.max(1));
+        let tiles = tiles.start..tiles.start + n;
+        for tile in tiles.clone() {
+            let from = self.tile(tile);
+            let panel = &mut self.unit.panel[(tile - tiles.start) * per_tile..][..per_tile];
+            match self.layout.format.value() {
+                Value::Bf16 => expand(s, from.words(), panel, self.layout.steps),
+                Value::Int8 => expand(s, from.bytes(), panel, self.layout.steps),
+                Value::Int4 => {
+                    let mut groups = from.sparse_groups();
+                    for out in panel {
+                        out.fill(s, groups.next(s));
+                    }
+                }
+            }
+        }
+        (tiles, per_tile)
+    }
+}
+
+#[inline(always)]
+fn expand<S: Simd, W: Steps<S>>(s: S, mut steps: W, panel: &mut [PanelGroup], n: usize) {
+    for out in bytemuck::cast_slice_mut::<PanelGroup, [u8; 64]>(panel).iter_mut().take(n) {
+        s.store_b(steps.next(s), out);
+    }
+}
+
+impl Kernel for PackedUnit<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let (layout, tiles, x) = (self.layout, self.unit.tiles.clone(), self.unit.x);
+        let (sparse, value) = (layout.format.is_sparse(), layout.format.value());
+        if !sparse || x.n_tiles() == 1 {
+            for i in 0..x.n_tiles() {
+                for tile in tiles.clone() {
+                    let from = self.tile(tile);
+                    let unit = &self.unit;
+                    match (value, sparse) {
+                        (Value::Bf16, false) => {
+                            tokens!(s, unit, tile, i, bf16_tile, (from.dense(), x.pairs(i)));
+                        }
+                        (Value::Bf16, true) => {
+                            tokens!(s, unit, tile, i, bf16_tile, (from.words(), x.pairs(i)));
+                        }
+                        (Value::Int8, false) => {
+                            tokens!(
+                                s,
+                                unit,
+                                tile,
+                                i,
+                                int8_tile,
+                                (from.dense(), from.scale(), x.row_bytes(i))
+                            );
+                        }
+                        (Value::Int8, true) => {
+                            tokens!(
+                                s,
+                                unit,
+                                tile,
+                                i,
+                                int8_tile,
+                                (from.bytes(), from.scale(), x.row_bytes(i))
+                            );
+                        }
+                        (Value::Int4, false) => {
+                            tokens!(s, unit, tile, i, int4_tile, (from.dense_groups(), x.groups(i)));
+                        }
+                        (Value::Int4, true) => {
+                            tokens!(s, unit, tile, i, int4_tile, (from.sparse_groups(), x.groups(i)));
+                        }
+                    }
+                }
+            }
+            return;
+        }
+        let mut left = tiles;
+        while !left.is_empty() {
+            let (tiles, per_tile) = self.expand(s, left.clone());
+            left.start = tiles.end;
+            for i in 0..x.n_tiles() {
+                for (tile, panel) in tiles.clone().zip(self.unit.panel.chunks_exact(per_tile)) {
+                    let unit = &self.unit;
+                    let from = Tile { layout, data: self.data, tile };
+                    let steps = || Dense(bytemuck::cast_slice(panel)[..layout.steps].iter());
+                    match value {
+                        Value::Bf16 => tokens!(s, unit, tile, i, bf16_tile, (steps(), x.pairs(i))),
+                        Value::Int8 => {
+                            tokens!(s, unit, tile, i, int8_tile, (steps(), from.scale(), x.row_bytes(i)));
+                        }
+                        Value::Int4 => tokens!(s, unit, tile, i, int4_panel, (Int4, panel, x.groups(i))),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `gemm::tile` with the parameters that `tokens!` gives.
+#[inline(always)]
+fn int4_panel<S: Simd, F: crate::formats::Quants, const T: usize>(
+    s: S,
+    _: F,
+    panel: &[PanelGroup],
+    x: &[Quantised],
+) -> [S::F; T] {
+    gemm::tile::<S, F, T>(s, panel, x)
+}
+
+impl Job<'_> {
+    /// The tiles of unit `unit` of `units` that have about as many packed bytes as the others.
+    pub(super) fn by_bytes(layout: &Layout, data: &[u8], unit: usize, units: usize) -> Range<usize> {
+        let cost = |tile: usize| {
+            let start = data[layout.start_of(tile)].first_chunk().expect("8 bytes");
+            u64::from_le_bytes(*start) as usize + tile * layout.index_bytes
+        };
+        let total = cost(layout.tiles);
+        let first = |unit: usize| {
+            if unit == units {
+                return layout.tiles;
+            }
+            let wanted = (total as u128 * unit as u128 / units as u128) as usize;
+            let (mut low, mut high) = (0, layout.tiles);
+            while low < high {
+                let middle = low.midpoint(high);
+                if cost(middle) < wanted { low = middle + 1 } else { high = middle }
+            }
+            low
+        };
+        first(unit)..first(unit + 1)
+    }
+}

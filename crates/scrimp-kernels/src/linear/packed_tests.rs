@@ -1,0 +1,139 @@
+//! Packed formats: every tier against f64, tiers and sparse against dense bit by bit.
+
+use super::*;
+use crate::{
+    arena::Arena,
+    formats::packed::{PackedView, WeightFormat, pack},
+};
+use proptest::prelude::*;
+
+fn matrix(pool: &Pool, format: WeightFormat, rows: usize, cols: usize, w: &[f32]) -> (Matrix, Vec<f32>) {
+    let bytes = pack(pool, format, rows, cols, w, None).unwrap();
+    let view = PackedView::new(format, rows, cols, &bytes).unwrap();
+    let mut arena = Arena::new(Arena::size_of(bytes.len())).unwrap();
+    (Matrix::from_packed(pool, &mut arena, &view).unwrap(), view.to_dense_f32())
+}
+
+fn multiply(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
+    let cols = weight.cols();
+    let n = x.len() / cols;
+    let mut activations = Activations::new();
+    activations.fill(pool, tier, n, cols, weight.needs(), |t, out| {
+        out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
+    });
+    let mut out = vec![1.0; n * weight.rows()];
+    let product = Linear { weight, bias: Some(bias), out: &mut out, stride: weight.rows(), accumulate: true };
+    linear(pool, tier, &mut LinearScratch::default(), &activations, &mut [product]);
+    out
+}
+
+fn inputs(n: usize, seed: u64) -> Vec<f32> {
+    (0..n as u64).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) % 1999) as f32 / 500.0 - 2.0).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn products_of_packed_formats(
+        which in 0..6usize, rows in 1usize..70, cols in 1usize..300, n_tokens in 1usize..30, sparsity in 0.0f64..1.0,
+        seed: u64, threads in 1usize..4,
+    ) {
+        let format = WeightFormat::ALL[which];
+        let pool = Pool::new(threads).unwrap();
+        let w = crate::formats::packed::test_weights(rows, cols, sparsity, seed);
+        let (weight, values) = matrix(&pool, format, rows, cols, &w);
+        let (dense, _) = matrix(&pool, format.dense(), rows, cols, &w);
+        let x = inputs(n_tokens * cols, seed);
+        let bias = inputs(rows, seed ^ 5);
+        let exact = !matches!(format, WeightFormat::Bf16 | WeightFormat::SparseBf16);
+        let mut first: Option<Vec<f32>> = None;
+        for tier in Tier::supported() {
+            let got = multiply(&pool, tier, &weight, &x, &bias);
+            // Sparse and dense give the same bits, one token and the batch too.
+            prop_assert_eq!(&multiply(&pool, tier, &dense, &x, &bias), &got, "dense {} {}", format, tier);
+            for t in [0, n_tokens - 1] {
+                let alone = multiply(&pool, tier, &weight, &x[t * cols..(t + 1) * cols], &bias);
+                prop_assert_eq!(&alone[..], &got[t * rows..(t + 1) * rows], "alone {} {}", format, tier);
+            }
+            for t in 0..n_tokens {
+                let x = &x[t * cols..(t + 1) * cols];
+                let step = |x: &[f32]| x.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+                let row_step = step(x);
+                for r in 0..rows {
+                    let (mut want, mut error) = (1.0 + f64::from(bias[r]), 1e-5);
+                    for (w, x) in values[r * cols..(r + 1) * cols].chunks(32).zip(x.chunks(32)) {
+                        let step = match format {
+                            WeightFormat::Int4 | WeightFormat::SparseInt4 => step(x),
+                            _ => row_step,
+                        };
+                        for (&w, &x) in w.iter().zip(x) {
+                            let x_error = if exact { f64::from(step) * 0.51 } else { f64::from(x).abs() / 256.0 };
+                            want += f64::from(w) * f64::from(x);
+                            error += f64::from(w).abs() * (x_error + f64::from(x).abs() * 1e-6);
+                        }
+                    }
+                    let got = f64::from(got[t * rows + r]);
+                    prop_assert!((got - want).abs() <= error, "{format} {tier}: {got} vs {want} ± {error}");
+                }
+            }
+            if let Some(first) = &first {
+                for (a, b) in first.iter().zip(&got) {
+                    prop_assert!(if exact { a == b } else { (a - b).abs() <= 1e-3 }, "{format} {tier}: {a} {b}");
+                }
+            } else {
+                first = Some(got);
+            }
+        }
+        for r in [0, rows - 1] {
+            let mut row = vec![0.0; cols];
+            weight.row(Tier::SCALAR, r, &mut row);
+            prop_assert_eq!(&row[..], &values[r * cols..(r + 1) * cols]);
+        }
+    }
+}
+
+#[test]
+fn units_cover_all_tiles_and_share_the_values() {
+    let pool = Pool::new(1).unwrap();
+    // The first rows are full, the others empty: cut by rows, one unit would have all the work.
+    let (rows, cols) = (1024, 512);
+    let w: Vec<f32> = (0..rows * cols).map(|i| if i / cols < 256 { 1.0 } else { 0.0 }).collect();
+    let (weight, _) = matrix(&pool, WeightFormat::SparseBf16, rows, cols, &w);
+    let Kind::Packed(layout) = weight.kind() else { unreachable!() };
+    let units: Vec<_> = (0..8).map(|unit| Job::by_bytes(layout, weight.data(), unit, 8)).collect();
+    assert_eq!((units[0].start, units[7].end), (0, layout.tiles));
+    assert!(units.windows(2).all(|u| u[0].end == u[1].start));
+    let full = |unit: &std::ops::Range<usize>| unit.clone().filter(|&tile| tile < 16).count();
+    assert!(units.iter().all(|unit| full(unit) <= 3), "{units:?}");
+}
+
+#[test]
+fn non_finite_activations_stay_in_their_token() {
+    let pool = Pool::new(2).unwrap();
+    for format in WeightFormat::ALL {
+        let (weight, _) =
+            matrix(&pool, format, 33, 96, &crate::formats::packed::test_weights(33, 96, 0.5, 1));
+        let mut x = inputs(20 * 96, 1);
+        x[96 + 40] = f32::NAN;
+        for tier in Tier::supported() {
+            for n in [3, 20] {
+                let y = multiply(&pool, tier, &weight, &x[..n * 96], &[0.0; 33]);
+                assert!(y[33..66].iter().all(|y| y.is_nan()), "{format} {tier}");
+                assert!(y[..33].iter().chain(&y[66..]).all(|y| y.is_finite()), "{format} {tier}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_longest_rows_of_the_largest_values_do_not_overflow() {
+    let pool = Pool::new(1).unwrap();
+    let cols = 1 << 17;
+    let (weight, _) = matrix(&pool, WeightFormat::SparseInt8, 1, cols, &vec![-1.0; cols]);
+    let x: Vec<f32> = vec![-1.0; cols];
+    for tier in Tier::supported() {
+        let y = multiply(&pool, tier, &weight, &x, &[0.0]);
+        assert!((y[0] - 1.0 - cols as f32).abs() < 1.0, "{tier}: {}", y[0]);
+    }
+}
