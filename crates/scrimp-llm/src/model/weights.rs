@@ -1,10 +1,11 @@
 //! A checkpoint's tensors, repacked for the kernels.
 
-use super::parts::{Part, Role, optional_vector, part, shape, stored_rows, vector};
+use super::parts::{Part, Role, StoredMatrix, optional_vector, part, shape, stored_matrix, vector};
 use crate::{
     checkpoint::Checkpoint,
     config::ModelConfig,
     error::{Error, Result},
+    load::Encoding,
 };
 use scrimp_kernels::{
     arena::Arena,
@@ -98,8 +99,11 @@ fn is_matrix(checkpoint: &Checkpoint, name: &str) -> bool {
 fn matrix_bytes(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
     let tensor = checkpoint.tensor(name)?;
     shape(checkpoint, name, &tensor).and_then(|[rows, cols]| {
-        Matrix::packed_bytes(tensor.dtype, rows, cols)
-            .ok_or_else(|| Error::bad_file(checkpoint.path(), format!("tensor {name} is too large")))
+        let bytes = match tensor.encoding {
+            Encoding::Rows(dtype) => Matrix::packed_bytes(dtype, rows, cols),
+            Encoding::Packed(_) => Some(Arena::size_of(tensor.data.len())),
+        };
+        bytes.ok_or_else(|| Error::bad_file(checkpoint.path(), format!("tensor {name} is too large")))
     })
 }
 
@@ -133,16 +137,21 @@ impl Loader<'_> {
     }
 
     fn matrix(&mut self, name: &str, rows: &Range<usize>) -> Result<Matrix> {
-        let (tensor, cols, data) = stored_rows(self.checkpoint, name, rows)?;
-        let matrix = Matrix::pack(self.pool, &mut self.arena, tensor.dtype, rows.len(), cols, data)
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::InvalidData => {
-                    Error::bad_file(self.checkpoint.path(), format!("tensor {name}: {e}"))
-                }
-                _ => Error::OutOfMemory { what: format!("tensor {name} ({e})") },
-            })?;
+        let (pool, arena) = (self.pool, &mut self.arena);
+        let (matrix, bytes) = match stored_matrix(self.checkpoint, name, rows)? {
+            StoredMatrix::Rows { dtype, rows, cols, data } => {
+                (Matrix::pack(pool, arena, dtype, rows, cols, data), data.len())
+            }
+            StoredMatrix::Packed(view) => (Matrix::from_packed(pool, arena, &view), view.bytes().len()),
+        };
+        let matrix = matrix.map_err(|e| match e.kind() {
+            std::io::ErrorKind::InvalidData => {
+                Error::bad_file(self.checkpoint.path(), format!("tensor {name}: {e}"))
+            }
+            _ => Error::OutOfMemory { what: format!("tensor {name} ({e})") },
+        })?;
         self.checkpoint.release(name);
-        (self.progress)(data.len() as u64);
+        (self.progress)(bytes as u64);
         Ok(matrix)
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     checkpoint::Checkpoint,
     error::{Error, Result},
-    model::parts::{Role, optional_vector, part, stored_rows, vector},
+    model::parts::{Role, StoredMatrix, optional_vector, part, stored_matrix, vector},
 };
 use scrimp_kernels::{formats::dequantize::dequantize_row, threads::Pool};
 
@@ -91,12 +91,17 @@ pub(super) fn matrix(
     first: usize,
     rows: usize,
 ) -> Result<Dense> {
-    let (tensor, cols, stored) = stored_rows(checkpoint, name, &(first..first + rows))?;
-    let row_bytes = stored.len() / rows.max(1);
-    let mut data = vec![0.0; rows * cols];
-    pool.chunks(&mut data, cols, |i, row| {
-        dequantize_row(tensor.dtype, &stored[i * row_bytes..(i + 1) * row_bytes], row);
-    });
+    let (cols, data) = match stored_matrix(checkpoint, name, &(first..first + rows))? {
+        StoredMatrix::Rows { dtype, cols, data: stored, .. } => {
+            let row_bytes = stored.len() / rows.max(1);
+            let mut data = vec![0.0; rows * cols];
+            pool.chunks(&mut data, cols, |i, row| {
+                dequantize_row(dtype, &stored[i * row_bytes..(i + 1) * row_bytes], row);
+            });
+            (cols, data)
+        }
+        StoredMatrix::Packed(view) => (view.cols(), view.to_dense_f32()),
+    };
     checkpoint.release(name);
     if data.iter().any(|w| !w.is_finite()) {
         let what = format!("tensor {name} holds a NaN or an infinity");

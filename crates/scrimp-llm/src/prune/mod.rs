@@ -8,6 +8,8 @@
 //!
 //! To add a method, write one file with a [`Pruner`] in it and add it to [`PRUNERS`].
 
+mod calibration;
+mod compress;
 mod inputs;
 mod layer;
 pub mod linalg;
@@ -17,7 +19,10 @@ mod runner;
 mod select;
 pub mod sparsegpt;
 pub mod wanda;
+mod workdir;
 
+pub use calibration::{Calibration, MAX_TOKENS};
+pub use compress::{Choice, Options, Progress, Report, compress};
 pub use inputs::{Inputs, Statistics};
 pub use layer::Dense;
 pub use rounding::Rounding;

@@ -21,7 +21,7 @@ use scrimp_kernels::{
     DType, Tier,
     arena::Arena,
     formats::dequantize::dequantize_row,
-    linear::{Activations, Linear, LinearScratch, Matrix, Needs, linear},
+    linear::{Activations, Linear, LinearScratch, Matrix, linear},
     ops::{self, Gate, RmsNorm, RopeTable},
     threads::Pool,
 };
@@ -29,8 +29,6 @@ use scrimp_kv::{AttentionInputs, AttentionScratch, KvCache, KvConfig, storage};
 
 /// Tokens per page of the cache of one window.
 const PAGE_TOKENS: usize = 64;
-/// Activations of a linear layer that is computed in f32.
-const NEEDS: Needs = Needs { quantised: false, float: true };
 
 /// Where the model runs and what it looks like.
 #[derive(Clone, Copy)]
@@ -82,7 +80,7 @@ impl Packed {
     pub(super) fn apply(&self, machine: Machine<'_>, scratch: &mut Scratch, x: &[f32]) -> Vec<f32> {
         let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
         let n = x.len() / cols;
-        scratch.x.fill(machine.pool, machine.tier, n, cols, NEEDS, |t, row| {
+        scratch.x.fill(machine.pool, machine.tier, n, cols, self.matrix.needs(), |t, row| {
             row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
         });
         let mut out = vec![0.0; n * rows];
@@ -131,6 +129,12 @@ impl<'a> Runner<'a> {
     ) -> Result<Self> {
         let (config, name) = (machine.config, "token_embd.weight");
         let stored = checkpoint.tensor(name)?;
+        let Some(dtype) = stored.encoding.rows() else {
+            return Err(Error::unsupported(
+                format!("{}: a model that is compressed already", checkpoint.path().display()),
+                "compress the original",
+            ));
+        };
         let row_bytes = stored.data.len() / config.vocab_size;
         let mut h = vec![0.0; tokens.len() * config.hidden_size];
         if let Some(token) = tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
@@ -138,7 +142,7 @@ impl<'a> Runner<'a> {
         }
         machine.pool.chunks(&mut h, config.hidden_size, |t, row| {
             let at = tokens[t] as usize * row_bytes;
-            dequantize_row(stored.dtype, &stored.data[at..at + row_bytes], row);
+            dequantize_row(dtype, &stored.data[at..at + row_bytes], row);
             if config.embedding_scale != 1.0 {
                 ops::scale(machine.tier, config.embedding_scale, row);
             }
@@ -161,6 +165,11 @@ impl<'a> Runner<'a> {
             rope_local.fill(machine.pool, &positions, &local.inv_freq, local.magnitude);
         }
         Self { machine, window, h, scratch: Scratch::default(), rope, rope_local }
+    }
+
+    /// Does the work.
+    pub(super) fn pool(&self) -> &'a Pool {
+        self.machine.pool
     }
 
     /// The residual stream, `[tokens][hidden_size]`.
