@@ -41,9 +41,9 @@ pub fn chat_template_from_side_files(side: &SideFiles) -> Result<Option<ChatTemp
     let files = Files::read(side)?;
     let name = "chat_template.jinja";
     let source = match side.read(name)? {
-        Some(source) => {
-            Some(String::from_utf8(source).map_err(|_| Error::bad_file(&side.path(name), "it is not UTF-8"))?)
-        }
+        Some(source) => Some(
+            String::from_utf8(source).map_err(|_| Error::bad_file(&side.path(name), "it is not UTF-8"))?,
+        ),
         None => configured(&files.tokenizer_config),
     };
     let Some(source) = source else { return Ok(None) };

@@ -26,8 +26,7 @@ pub(crate) enum Role {
 
 impl Role {
     /// All seven, in order.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    pub(crate) const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
     /// Name of the tensor that holds this matrix alone, without `blk.N.` and `.weight`.
     pub(crate) fn stem(self) -> &'static str {

@@ -253,12 +253,7 @@ fn as_stored<'a>(checkpoint: &'a Checkpoint, name: &str, shape: &[usize]) -> Opt
 }
 
 /// Puts layers, embedding, output and tokenizer together.
-fn assemble(
-    checkpoint: &Checkpoint,
-    out: &Path,
-    work: &WorkDir,
-    options: &Options<'_>,
-) -> Result<Report> {
+fn assemble(checkpoint: &Checkpoint, out: &Path, work: &WorkDir, options: &Options<'_>) -> Result<Report> {
     let config = checkpoint.config();
     let layers = (0..config.n_layers).map(|i| work.layer(i)).collect::<Result<Vec<_>>>()?;
     let mut items = Vec::new();

@@ -331,3 +331,69 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Model, RunOptions};
+    use std::path::Path;
+
+    /// The stages, with nothing changed in between, are the forward pass: every family, every tiny model.
+    #[test]
+    fn unchanged_weights_give_the_forward_pass() {
+        let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny");
+        let models = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma3", "gemma3-softcap", "phi3"];
+        for name in models {
+            let path = testdata.join(name);
+            let options = RunOptions { kv_format: "f32".to_owned(), ..RunOptions::default() };
+            let model = Model::load(Checkpoint::open(&path).unwrap(), &options).unwrap();
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            let (config, vocab) = (checkpoint.config(), checkpoint.config().vocab_size);
+            let window = config.context_length.min(40);
+            let tokens: Vec<u32> = (0..2 * window).map(|i| ((i * 31 + 7) % vocab) as u32).collect();
+            let pool = Pool::new(2).unwrap();
+            let machine = Machine { pool: &pool, tier: Tier::from_env().unwrap(), config };
+            let mut runner = Runner::embed(machine, &checkpoint, &tokens, window).unwrap();
+            let mut seen = Vec::new();
+            for index in 0..config.n_layers {
+                let mut layer = DenseLayer::read(&checkpoint, &pool, index).unwrap();
+                let visit = &mut |_: &mut DenseLayer, roles: &[Role], x: Option<&[f32]>| {
+                    seen.push((roles[0], x.map(<[f32]>::len)));
+                    Ok(())
+                };
+                runner.layer(&mut layer, index, visit).unwrap();
+            }
+            // Two windows, then the moment of change, for each of four stages.
+            assert_eq!(seen.len(), config.n_layers * 12);
+            assert_eq!(seen[..3].iter().map(|s| s.1.is_some()).collect::<Vec<_>>(), [true, true, false]);
+
+            let norm = crate::model::parts::vector(&checkpoint, "output_norm.weight").unwrap();
+            let x = machine.normed(runner.hidden(), &norm);
+            let tied = checkpoint.try_tensor("output.weight").is_none();
+            let output = if tied { "token_embd.weight" } else { "output.weight" };
+            let output = super::super::layer::matrix(&checkpoint, &pool, output, 0, vocab).unwrap();
+            let packed = Packed::new(machine, &output, None).unwrap();
+            let logits = packed.apply(machine, &mut Scratch::default(), &x);
+            let mut session = model.session();
+            for (w, tokens) in tokens.chunks(window).enumerate() {
+                session.reset();
+                session
+                    .forward_each(tokens, &mut |t, want| {
+                        let got = &logits[(w * window + t) * vocab..][..vocab];
+                        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                            let want = match config.final_logit_softcap {
+                                Some(cap) => {
+                                    let capped = cap * (got / cap).tanh();
+                                    assert!((capped - want).abs() < 1e-3, "{name} {w} {t} {i}");
+                                    continue;
+                                }
+                                None => want,
+                            };
+                            assert!((got - want).abs() < 1e-3, "{name} {w} {t} {i}: {got} {want}");
+                        }
+                    })
+                    .unwrap();
+            }
+        }
+    }
+}

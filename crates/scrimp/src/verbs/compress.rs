@@ -36,7 +36,8 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
         calibration: &calibration,
     };
     let bar = Bar::new();
-    let report = prune::compress(&checkpoint, &args.out, &pool, Tier::from_env()?, &options, &mut |p| bar.show(p))?;
+    let report =
+        prune::compress(&checkpoint, &args.out, &pool, Tier::from_env()?, &options, &mut |p| bar.show(p))?;
     bar.0.finish_and_clear();
     let result = Compressed {
         bytes_before: report.bytes_before,

@@ -137,7 +137,9 @@ fn describe(tensor: &SafeTensor, described: Described) -> Result<Entry, String> 
         Encoding::Rows(dtype) if tensor_bytes(dtype, &shape) != Some(bytes) => {
             return Err(format!("of shape {shape:?} cannot be {kind} in {bytes} bytes"));
         }
-        Encoding::Packed(_) if shape.len() != 2 => return Err(format!("is {kind}, but no matrix: {shape:?}")),
+        Encoding::Packed(_) if shape.len() != 2 => {
+            return Err(format!("is {kind}, but no matrix: {shape:?}"));
+        }
         _ => {}
     }
     Ok(Entry { name: tensor.name.clone(), encoding, shape, range: tensor.range.clone() })
