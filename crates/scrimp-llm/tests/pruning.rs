@@ -57,7 +57,7 @@ fn prune(
     }
     let mut rounding = Rounding::new(format, weight.cols);
     let mut out = weight.clone();
-    let job = Job { pool: &pool, weight: &mut out, inputs: &inputs, sparsity, rounding: &mut rounding };
+    let job = Job { pool: &pool, weight: &mut out, inputs: &inputs, sparsity, keep_zeros: false, rounding: &mut rounding };
     method.prune(job);
     (out, rounding)
 }
@@ -184,6 +184,30 @@ fn features_without_input_and_outliers_do_no_harm() {
             "{method}: weights of a silent feature"
         );
         assert!(got.data.iter().skip(9).step_by(64).all(|&w| w != 0.0), "{method}: weights of an outlier");
+    }
+}
+
+#[test]
+fn zeros_of_a_pruned_checkpoint_stay() {
+    let (mut weight, x) = data(5, 8, 200, 100);
+    weight.data.iter_mut().enumerate().filter(|(i, _)| i * 7 % 10 < 6).for_each(|(_, w)| *w = 0.0);
+    let pool = Pool::new(2).unwrap();
+    for (method, sparsity) in [("sparsegpt", 0.0), ("sparsegpt", 0.7), ("wanda", 0.0), ("magnitude", 0.5)] {
+        let method = pruner(method).unwrap();
+        let mut inputs = Inputs::new(200, method.needs());
+        inputs.add(&pool, &x);
+        let (mut got, mut rounding) = (weight.clone(), Rounding::new(WeightFormat::Int8, 200));
+        let weight_ = &mut got;
+        method.prune(Job {
+            pool: &pool,
+            weight: weight_,
+            inputs: &inputs,
+            sparsity,
+            keep_zeros: true,
+            rounding: &mut rounding,
+        });
+        assert!(weight.data.iter().zip(&got.data).all(|(a, b)| *a != 0.0 || *b == 0.0), "{}", method.name());
+        assert!(got.zeros() as f64 >= sparsity * 1600.0 && got.zeros() < 1200, "{}: {}", method.name(), got.zeros());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use scrimp_kernels::formats::packed::WeightFormat;
+use scrimp_llm::prune::Output;
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
 /// Run language models in a fraction of the memory, on ordinary CPUs.
@@ -209,12 +210,43 @@ pub(crate) struct CompressArgs {
     /// How weights are stored; zeros are left out where that is smaller
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = CompressFormat::Int8)]
     pub(crate) format: CompressFormat,
+    /// How the output matrix is stored (`auto`: the smallest that changes predictions by less than 0.005 nats)
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = OutputFormat::Auto)]
+    pub(crate) output: OutputFormat,
     /// Text that shows what inputs look like [default: a built-in one]
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
     /// Most tokens of that text
     #[arg(long, value_name = "N", default_value = "16384")]
     pub(crate) calibration_tokens: NonZeroUsize,
+}
+
+/// How the output matrix is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// The smallest whose measured divergence is small
+    Auto,
+    /// As the original has it
+    Keep,
+    /// bfloat16
+    Bf16,
+    /// 8 bits, one scale per row
+    Int8,
+    /// 4 bits, one scale for 32 weights
+    Int4,
+}
+
+impl OutputFormat {
+    /// The libraries' value.
+    pub(crate) fn output(self) -> Output {
+        match self {
+            Self::Auto => Output::Measured,
+            Self::Keep => Output::Keep,
+            Self::Bf16 => Output::As(WeightFormat::Bf16),
+            Self::Int8 => Output::As(WeightFormat::Int8),
+            Self::Int4 => Output::As(WeightFormat::Int4),
+        }
+    }
 }
 
 /// How weights are pruned.

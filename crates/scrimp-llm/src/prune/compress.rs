@@ -3,7 +3,8 @@
 use super::{
     Calibration, Dense, Inputs, Job, Pruner, Rounding, Statistics,
     layer::DenseLayer,
-    runner::{Machine, Runner},
+    output::{self, Measured, Output},
+    runner::{self, Machine, Runner, Visitor},
     workdir::WorkDir,
 };
 use crate::{
@@ -15,11 +16,11 @@ use crate::{
         compressed::{GGUF_HEADER, Item, write},
         side_files::SIDE_FILES,
     },
-    model::parts::Role,
+    model::parts::{Role, StoredMatrix},
 };
 use scrimp_kernels::{
     Tier,
-    formats::packed::{WeightFormat, pack},
+    formats::packed::{PackedView, WeightFormat, pack},
     threads::Pool,
 };
 use serde_json::json;
@@ -34,13 +35,42 @@ pub struct Choice {
     pub sparsity: f64,
 }
 
+/// How the matrices of all layers are to be stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choices {
+    /// Those that are not named.
+    pub all: Choice,
+    /// By layer.
+    pub layers: BTreeMap<usize, Choice>,
+}
+
+impl Choices {
+    /// The same for all.
+    pub fn uniform(format: WeightFormat, sparsity: f64) -> Self {
+        Self { all: Choice { format, sparsity }, layers: BTreeMap::new() }
+    }
+
+    /// How the matrices of layer `index` are stored.
+    pub fn of(&self, index: usize) -> Choice {
+        self.layers.get(&index).copied().unwrap_or(self.all)
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        let one = |c: &Choice| json!([c.format.name(), c.sparsity]);
+        let layers: Vec<_> = self.layers.iter().map(|(i, c)| json!([i, one(c)])).collect();
+        json!({"all": one(&self.all), "layers": layers})
+    }
+}
+
 /// What is to be done.
 #[derive(Debug)]
 pub struct Options<'a> {
     /// Who chooses the weights that go.
     pub method: &'static dyn Pruner,
-    /// How all matrices of all layers are stored.
-    pub choice: Choice,
+    /// How matrices are stored.
+    pub choices: Choices,
+    /// How the output matrix is stored.
+    pub output: Output,
     /// The text that shows what inputs look like.
     pub calibration: &'a Calibration,
 }
@@ -52,7 +82,7 @@ impl std::fmt::Debug for dyn Pruner {
 }
 
 /// What came out.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     /// Bytes of the original's files.
     pub bytes_before: u64,
@@ -62,6 +92,8 @@ pub struct Report {
     pub sparsity: f64,
     /// Bits of all tensors for each of their weights.
     pub bits_per_weight: f64,
+    /// Formats of the output matrix that were tried; the last was taken if it is allowed.
+    pub output: Vec<Measured>,
 }
 
 /// How far the work is.
@@ -100,22 +132,32 @@ pub fn compress(
             format!("name it {}", out.with_extension("safetensors").display()),
         ));
     }
-    let sparsity = options.choice.sparsity;
-    if !(0.0..1.0).contains(&sparsity) {
-        return Err(Error::bad_input_hint(
-            format!("a sparsity of {sparsity} is not possible"),
-            "give the share of weights that become zero: 0 or more, less than 1",
-        ));
+    for choice in options.choices.layers.values().chain([&options.choices.all]) {
+        if !(0.0..1.0).contains(&choice.sparsity) {
+            return Err(Error::bad_input_hint(
+                format!("a sparsity of {} is not possible", choice.sparsity),
+                "give the share of weights that become zero: 0 or more, less than 1",
+            ));
+        }
     }
     let config = checkpoint.config();
     let machine = Machine { pool, tier, config };
     let work = WorkDir::open(out, &plan(checkpoint, options))?;
     let Calibration { tokens, window } = options.calibration;
+    let total = config.n_layers * Role::ALL.len();
+    if work.part(OUTPUT).is_err() {
+        progress(Progress { done: 0, total, what: "output matrix" });
+        let (packed, measured) = output::compress(machine, checkpoint, options.output, options.calibration)?;
+        let items: Vec<_> = packed.iter().map(Packed::item).collect();
+        let measured = json!(measured.iter().map(|m| (m.format.name(), m.bytes, m.kl)).collect::<Vec<_>>());
+        work.store(OUTPUT, &items, &BTreeMap::from([(MEASURED.to_owned(), measured.to_string())]))?;
+    }
+    let embedding = embedding(&work, machine)?;
     let (first, mut runner) = match work.done(config.n_layers, tokens.len() * config.hidden_size) {
         Some((done, hidden)) => (done, Runner::from_hidden(machine, hidden, *window)),
-        None => (0, Runner::embed(machine, checkpoint, tokens, *window)?),
+        None => (0, Runner::embed(machine, checkpoint, embedding.as_ref().map(|e| &e.matrix), tokens, *window)?),
     };
-    let total = config.n_layers * Role::ALL.len();
+    drop(embedding);
     for index in first..config.n_layers {
         let what = format!("layer {} of {}", index + 1, config.n_layers);
         let mut done = index * Role::ALL.len();
@@ -125,12 +167,36 @@ pub fn compress(
             progress(Progress { done, total, what: &what });
         })?;
         let items = layer_items(checkpoint, index, &packed);
-        work.store(index, &items, &BTreeMap::new(), runner.hidden())?;
+        work.store(&layer_part(index), &items, &BTreeMap::new())?;
+        work.store_hidden(index + 1, runner.hidden())?;
     }
     progress(Progress { done: total, total, what: "writing the file" });
     let report = assemble(checkpoint, out, &work, options)?;
     work.remove();
     Ok(report)
+}
+
+/// Names of parts in the work directory.
+const OUTPUT: &str = "output";
+/// Key of the part's metadata with the formats that were tried.
+const MEASURED: &str = "scrimp.measured";
+
+fn layer_part(index: usize) -> String {
+    format!("layer-{index:04}")
+}
+
+/// The compressed embedding, where it is the output matrix and was compressed with it.
+fn embedding(work: &WorkDir, machine: Machine<'_>) -> Result<Option<runner::Packed>> {
+    let part = work.part(OUTPUT)?;
+    for entry in part.entries() {
+        if let (Encoding::Packed(format), "token_embd.weight") = (entry.encoding, entry.name.as_str()) {
+            let data = &part.source()[entry.range.clone()];
+            let view = PackedView::new(format, entry.shape[0], entry.shape[1], data)
+                .map_err(|e| part.source().bad(e.to_string()))?;
+            return runner::Packed::new(machine, &StoredMatrix::Packed(view)).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 /// Everything that decides what the result is.
@@ -139,8 +205,8 @@ fn plan(checkpoint: &Checkpoint, options: &Options<'_>) -> String {
         "model": checkpoint.path(),
         "bytes": checkpoint.file_bytes(),
         "method": options.method.name(),
-        "format": options.choice.format.name(),
-        "sparsity": options.choice.sparsity,
+        "choices": options.choices.describe(),
+        "output": format!("{:?}", options.output),
         "calibration": options.calibration.fingerprint(),
         "scrimp": env!("CARGO_PKG_VERSION"),
     })
@@ -148,11 +214,11 @@ fn plan(checkpoint: &Checkpoint, options: &Options<'_>) -> String {
 }
 
 /// A packed matrix.
-struct Packed {
-    name: String,
-    encoding: Encoding,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
+pub(super) struct Packed {
+    pub(super) name: String,
+    pub(super) encoding: Encoding,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Packed {
@@ -176,53 +242,68 @@ fn compress_layer(
 ) -> Result<Vec<Packed>> {
     let pool = runner.pool();
     let mut layer = DenseLayer::read(checkpoint, pool, index)?;
-    let mut packed = Vec::with_capacity(Role::ALL.len());
-    let mut inputs: Option<Inputs> = None;
-    let wanted = wanted(options);
-    runner.layer(&mut layer, index, &mut |layer, roles, x| {
-        let known = inputs.get_or_insert_with(|| Inputs::new(layer.get(roles[0]).weight.cols, wanted));
-        if let Some(x) = x {
-            known.add(pool, x);
-            return Ok(());
-        }
+    let choice = options.choices.of(index);
+    let mut visitor =
+        Compressor { pool, index, method: options.method, choice, inputs: None, packed: Vec::new(), done };
+    runner.layer(&mut layer, index, &mut visitor)?;
+    Ok(visitor.packed)
+}
+
+/// Compresses matrices when all that they get has been seen.
+struct Compressor<'a> {
+    pool: &'a Pool,
+    index: usize,
+    method: &'a dyn Pruner,
+    choice: Choice,
+    inputs: Option<Inputs>,
+    packed: Vec<Packed>,
+    done: &'a mut dyn FnMut(),
+}
+
+impl Visitor for Compressor<'_> {
+    fn inputs(&mut self, _: &[Role], cols: usize, x: &[f32]) {
+        let Choice { format, sparsity } = self.choice;
+        let idle = sparsity == 0.0 && format.dense() == WeightFormat::Bf16;
+        let wanted = if idle { Statistics::None } else { self.method.needs() };
+        self.inputs.get_or_insert_with(|| Inputs::new(cols, wanted)).add(self.pool, x);
+    }
+
+    fn ready(&mut self, layer: &mut DenseLayer, roles: &[Role]) -> Result<()> {
+        let Some(inputs) = self.inputs.take() else { return Ok(()) };
         for &role in roles {
-            let name = format!("blk.{index}.{}.weight", role.stem());
+            let keep_zeros = layer.pruned_already(role);
             let weight = layer.weight_mut(role);
-            packed.push(compress_matrix(pool, name, weight, known, options.method, options.choice)?);
-            done();
+            let rounding =
+                round_matrix(self.pool, weight, &inputs, self.method, self.choice, keep_zeros);
+            let name = format!("blk.{}.{}.weight", self.index, role.stem());
+            let (rows, cols) = (weight.rows, weight.cols);
+            let format = smaller(self.choice.format, weight);
+            let bytes = pack(self.pool, format, rows, cols, &weight.data, rounding.scales())
+                .map_err(|e| Error::bad_input(format!("tensor {name} cannot be {format}: {e}")))?;
+            let encoding = Encoding::Packed(format);
+            self.packed.push(Packed { name, encoding, shape: vec![rows, cols], bytes });
+            (self.done)();
         }
-        inputs = None;
         Ok(())
-    })?;
-    Ok(packed)
+    }
 }
 
-/// What has to be known of inputs.
-fn wanted(options: &Options<'_>) -> Statistics {
-    let Choice { format, sparsity } = options.choice;
-    if sparsity == 0.0 && format == WeightFormat::Bf16 { Statistics::None } else { options.method.needs() }
-}
-
-/// Prunes and rounds a matrix, in place, and packs it.
-fn compress_matrix(
+/// Prunes and rounds a matrix, in place.
+pub(super) fn round_matrix(
     pool: &Pool,
-    name: String,
     weight: &mut Dense,
     inputs: &Inputs,
     method: &dyn Pruner,
-    choice: Choice,
-) -> Result<Packed> {
-    let mut rounding = Rounding::new(choice.format, weight.cols);
-    if choice.sparsity > 0.0 || choice.format != WeightFormat::Bf16 {
+    Choice { format, sparsity }: Choice,
+    keep_zeros: bool,
+) -> Rounding {
+    let mut rounding = Rounding::new(format, weight.cols);
+    if sparsity > 0.0 || rounding.group().is_some() {
         let rounding = &mut rounding;
-        method.prune(Job { pool, weight, inputs, sparsity: choice.sparsity, rounding });
+        method.prune(Job { pool, weight, inputs, sparsity, keep_zeros, rounding });
     }
     rounding.apply(pool, weight);
-    let (rows, cols) = (weight.rows, weight.cols);
-    let format = smaller(choice.format, weight);
-    let bytes = pack(pool, format, rows, cols, &weight.data, rounding.scales())
-        .map_err(|e| Error::bad_input(format!("tensor {name} cannot be {format}: {e}")))?;
-    Ok(Packed { name, encoding: Encoding::Packed(format), shape: vec![rows, cols], bytes })
+    rounding
 }
 
 /// `format`, or its sparse form where that takes fewer bytes.
@@ -255,7 +336,10 @@ fn as_stored<'a>(checkpoint: &'a Checkpoint, name: &str, shape: &[usize]) -> Opt
 /// Puts layers, embedding, output and tokenizer together.
 fn assemble(checkpoint: &Checkpoint, out: &Path, work: &WorkDir, options: &Options<'_>) -> Result<Report> {
     let config = checkpoint.config();
-    let layers = (0..config.n_layers).map(|i| work.layer(i)).collect::<Result<Vec<_>>>()?;
+    let output = work.part(OUTPUT)?;
+    let measured: Vec<(String, usize, f64)> =
+        output.text(MEASURED).ok().and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
+    let layers = (0..config.n_layers).map(|i| work.part(&layer_part(i))).collect::<Result<Vec<_>>>()?;
     let mut items = Vec::new();
     let mut stored = Vec::new();
     let tokenizer;
@@ -272,19 +356,22 @@ fn assemble(checkpoint: &Checkpoint, out: &Path, work: &WorkDir, options: &Optio
     }
     let (mut weights, mut zeros, mut parameters, mut bytes) = (0, 0, 0, 0);
     for name in ["token_embd.weight", "output_norm.weight", "output.weight"] {
-        if let Some(tensor) = checkpoint.try_tensor(name) {
+        let tensor = checkpoint.try_tensor(name).filter(|_| !output.entries().iter().any(|e| e.name == name));
+        if let Some(tensor) = tensor {
             parameters += tensor.shape.iter().product::<usize>();
             bytes += tensor.data.len();
             items.extend(as_stored(checkpoint, name, &tensor.shape));
         }
     }
-    for layer in &layers {
-        for entry in layer.entries() {
-            let data = &layer.source()[entry.range.clone()];
+    for part in [&output].into_iter().chain(&layers) {
+        for entry in part.entries() {
+            let data = &part.source()[entry.range.clone()];
             let n: usize = entry.shape.iter().product();
-            if let Encoding::Packed(format) = entry.encoding {
+            if let (Encoding::Packed(format), true) = (entry.encoding, entry.name.starts_with("blk.")) {
+                let view = PackedView::new(format, entry.shape[0], entry.shape[1], data)
+                    .map_err(|e| part.source().bad(e.to_string()))?;
                 weights += n;
-                zeros += n - stored_weights(format, entry.shape[0], entry.shape[1], data)?;
+                zeros += n - view.stored();
             }
             parameters += n;
             bytes += data.len();
@@ -299,8 +386,7 @@ fn assemble(checkpoint: &Checkpoint, out: &Path, work: &WorkDir, options: &Optio
     let history = json!({
         "model": config.name,
         "method": options.method.name(),
-        "sparsity": options.choice.sparsity,
-        "format": options.choice.format.name(),
+        "choices": options.choices.describe(),
         "calibration_tokens": options.calibration.tokens.len(),
         "scrimp": env!("CARGO_PKG_VERSION"),
     });
@@ -315,12 +401,12 @@ fn assemble(checkpoint: &Checkpoint, out: &Path, work: &WorkDir, options: &Optio
         bytes_after,
         sparsity: zeros as f64 / weights.max(1) as f64,
         bits_per_weight: 8.0 * bytes as f64 / parameters.max(1) as f64,
+        output: measured
+            .iter()
+            .filter_map(|(format, bytes, kl)| {
+                Some(Measured { format: format.parse().ok()?, bytes: *bytes, kl: *kl })
+            })
+            .collect(),
     })
 }
 
-/// Weights of a packed matrix that are not zero.
-fn stored_weights(format: WeightFormat, rows: usize, cols: usize, data: &[u8]) -> Result<usize> {
-    use scrimp_kernels::formats::packed::PackedView;
-    let view = PackedView::new(format, rows, cols, data).map_err(|e| Error::bad_input(e.to_string()))?;
-    Ok(view.stored())
-}

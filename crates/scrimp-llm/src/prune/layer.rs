@@ -3,9 +3,10 @@
 use crate::{
     checkpoint::Checkpoint,
     error::{Error, Result},
+    load::Encoding,
     model::parts::{Role, StoredMatrix, optional_vector, part, stored_matrix, vector},
 };
-use scrimp_kernels::{formats::dequantize::dequantize_row, threads::Pool};
+use scrimp_kernels::{DType, formats::dequantize::dequantize_row, threads::Pool};
 
 /// A matrix `[rows][cols]` (out features × in features), row after row.
 #[derive(Debug, Clone)]
@@ -43,7 +44,12 @@ pub(super) struct DenseLayer {
     pub(super) post_ffn_norm: Option<Vec<f32>>,
     /// By [`Role`], in the order of [`Role::ALL`].
     projections: [Projection; 7],
+    /// Whether a file of float weights has so many zeros that somebody must have pruned them.
+    pruned: [bool; 7],
 }
+
+/// Share of zeros from which on a matrix of floats counts as pruned: by chance there are next to none.
+const PRUNED: f64 = 0.05;
 
 impl DenseLayer {
     /// Reads layer `index` and decodes its matrices.
@@ -54,10 +60,16 @@ impl DenseLayer {
         let name = |stem: &str| format!("blk.{index}.{stem}");
         let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
         let mut projections = Vec::with_capacity(Role::ALL.len());
+        let mut pruned = Vec::with_capacity(Role::ALL.len());
         for role in Role::ALL {
             let part = part(checkpoint, checkpoint.config(), index, role);
             let bias = optional_vector(checkpoint, &part.bias())?.map(|b| b[part.rows.clone()].to_vec());
             let weight = matrix(checkpoint, pool, &part.weight(), part.rows.start, part.rows.len())?;
+            let float = matches!(
+                checkpoint.stored(&part.weight()),
+                Some((Encoding::Rows(DType::F32 | DType::F16 | DType::BF16), _))
+            );
+            pruned.push(float && weight.zeros() as f64 > PRUNED * weight.data.len() as f64);
             projections.push(Projection { weight, bias });
         }
         Ok(Self {
@@ -68,11 +80,17 @@ impl DenseLayer {
             ffn_norm: vector(checkpoint, &name("ffn_norm.weight"))?,
             post_ffn_norm: optional("post_ffw_norm.weight")?,
             projections: projections.try_into().expect("seven roles"),
+            pruned: pruned.try_into().expect("seven roles"),
         })
     }
 
     pub(super) fn get(&self, role: Role) -> &Projection {
         &self.projections[role as usize]
+    }
+
+    /// Whether the matrix was pruned before: its zeros are to stay.
+    pub(super) fn pruned_already(&self, role: Role) -> bool {
+        self.pruned[role as usize]
     }
 
     pub(super) fn weight_mut(&mut self, role: Role) -> &mut Dense {

@@ -15,6 +15,7 @@ mod layer;
 pub mod linalg;
 pub mod magnitude;
 pub mod rounding;
+mod output;
 mod runner;
 mod select;
 pub mod sparsegpt;
@@ -22,9 +23,10 @@ pub mod wanda;
 mod workdir;
 
 pub use calibration::{Calibration, MAX_TOKENS};
-pub use compress::{Choice, Options, Progress, Report, compress};
+pub use compress::{Choice, Choices, Options, Progress, Report, compress};
 pub use inputs::{Inputs, Statistics};
 pub use layer::Dense;
+pub use output::{ALLOWED_KL, Measured, Output};
 pub use rounding::Rounding;
 
 use crate::error::{Error, Result};
@@ -44,6 +46,8 @@ pub struct Job<'a> {
     pub inputs: &'a Inputs,
     /// Share of the weights that become zero, in `[0, 1)`.
     pub sparsity: f64,
+    /// Weights that are zero already stay zero, whatever `sparsity` says (a checkpoint that was pruned before).
+    pub keep_zeros: bool,
     /// How weights will be stored.
     pub rounding: &'a mut Rounding,
 }

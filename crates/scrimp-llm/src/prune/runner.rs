@@ -15,7 +15,7 @@ use crate::{
     checkpoint::Checkpoint,
     config::{Activation, ModelConfig, RopePairs},
     error::{Error, Result},
-    model::parts::Role,
+    model::parts::{Role, StoredMatrix},
 };
 use scrimp_kernels::{
     DType, Tier,
@@ -55,25 +55,36 @@ impl Machine<'_> {
     }
 }
 
-/// A matrix packed for the kernels, in f32.
+/// A matrix as the kernels read it.
 pub(super) struct Packed {
-    matrix: Matrix,
+    pub(super) matrix: Matrix,
     bias: Option<Vec<f32>>,
 }
 
 impl Packed {
-    pub(super) fn new(machine: Machine<'_>, weight: &Dense, bias: Option<Vec<f32>>) -> Result<Self> {
-        let memory = |e: std::io::Error| Error::OutOfMemory { what: format!("a layer's weights ({e})") };
-        let bytes = Matrix::packed_bytes(DType::F32, weight.rows, weight.cols).unwrap_or(usize::MAX);
-        let mut arena = Arena::new(bytes).map_err(memory)?;
-        let stored = bytemuck::cast_slice(&weight.data);
-        let matrix = Matrix::pack(machine.pool, &mut arena, DType::F32, weight.rows, weight.cols, stored)
-            .map_err(memory)?;
-        Ok(Self { matrix, bias })
+    /// A matrix as it is stored.
+    pub(super) fn new(machine: Machine<'_>, stored: &StoredMatrix<'_>) -> Result<Self> {
+        let memory = |e: std::io::Error| Error::OutOfMemory { what: format!("a matrix ({e})") };
+        let pool = machine.pool;
+        let matrix = match stored {
+            StoredMatrix::Rows { dtype, rows, cols, data } => {
+                let bytes = Matrix::packed_bytes(*dtype, *rows, *cols).unwrap_or(usize::MAX);
+                let mut arena = Arena::new(bytes).map_err(memory)?;
+                Matrix::pack(pool, &mut arena, *dtype, *rows, *cols, data)
+            }
+            StoredMatrix::Packed(view) => {
+                let mut arena = Arena::new(Arena::size_of(view.bytes().len())).map_err(memory)?;
+                Matrix::from_packed(pool, &mut arena, view)
+            }
+        };
+        Ok(Self { matrix: matrix.map_err(memory)?, bias: None })
     }
 
     fn of(machine: Machine<'_>, projection: &Projection) -> Result<Self> {
-        Self::new(machine, &projection.weight, projection.bias.clone())
+        let Dense { rows, cols, data } = &projection.weight;
+        let data = bytemuck::cast_slice(data);
+        let stored = StoredMatrix::Rows { dtype: DType::F32, rows: *rows, cols: *cols, data };
+        Ok(Self { bias: projection.bias.clone(), ..Self::new(machine, &stored)? })
     }
 
     /// `W x + b` of all rows of `x`.
@@ -104,6 +115,29 @@ pub(super) struct Scratch {
     attention: AttentionScratch,
 }
 
+/// Is told of the inputs of a layer's matrices, and may then change these.
+pub(super) trait Visitor {
+    /// A piece of the inputs, `[tokens][cols]`, of the matrices `roles`.
+    fn inputs(&mut self, roles: &[Role], cols: usize, x: &[f32]);
+
+    /// All inputs of `roles` were shown; the matrices are used next.
+    ///
+    /// # Errors
+    /// Whatever ends the run.
+    fn ready(&mut self, layer: &mut DenseLayer, roles: &[Role]) -> Result<()>;
+}
+
+/// Changes nothing.
+pub(super) struct Unchanged;
+
+impl Visitor for Unchanged {
+    fn inputs(&mut self, _: &[Role], _: usize, _: &[f32]) {}
+
+    fn ready(&mut self, _: &mut DenseLayer, _: &[Role]) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// The residual stream of the calibration text.
 pub(super) struct Runner<'a> {
     machine: Machine<'a>,
@@ -117,38 +151,36 @@ pub(super) struct Runner<'a> {
 }
 
 impl<'a> Runner<'a> {
-    /// The embeddings of `tokens`, in windows of `window` tokens.
+    /// The embeddings of `tokens`, in windows of `window` tokens, from the checkpoint or its `packed` copy.
     ///
     /// # Errors
     /// When the embedding is damaged.
     pub(super) fn embed(
         machine: Machine<'a>,
         checkpoint: &Checkpoint,
+        packed: Option<&Matrix>,
         tokens: &[u32],
         window: usize,
     ) -> Result<Self> {
-        let (config, name) = (machine.config, "token_embd.weight");
-        let stored = checkpoint.tensor(name)?;
-        let Some(dtype) = stored.encoding.rows() else {
-            return Err(Error::unsupported(
-                format!("{}: a model that is compressed already", checkpoint.path().display()),
-                "compress the original",
-            ));
-        };
-        let row_bytes = stored.data.len() / config.vocab_size;
+        let config = machine.config;
+        let (dtype, stored) = checkpoint.embedding()?;
+        let row_bytes = stored.len() / config.vocab_size;
         let mut h = vec![0.0; tokens.len() * config.hidden_size];
         if let Some(token) = tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
             return Err(Error::bad_input(format!("token {token} is outside the vocabulary")));
         }
         machine.pool.chunks(&mut h, config.hidden_size, |t, row| {
-            let at = tokens[t] as usize * row_bytes;
-            dequantize_row(dtype, &stored.data[at..at + row_bytes], row);
+            let token = tokens[t] as usize;
+            match packed {
+                Some(packed) => packed.row(machine.tier, token, row),
+                None => dequantize_row(dtype, &stored[token * row_bytes..(token + 1) * row_bytes], row),
+            }
             if config.embedding_scale != 1.0 {
                 ops::scale(machine.tier, config.embedding_scale, row);
             }
         });
         if h.iter().any(|x| !x.is_finite()) {
-            let what = format!("tensor {name} holds a NaN or an infinity");
+            let what = "tensor token_embd.weight holds a NaN or an infinity";
             return Err(Error::bad_file(checkpoint.path(), what));
         }
         Ok(Self::from_hidden(machine, h, window))
@@ -177,51 +209,46 @@ impl<'a> Runner<'a> {
         &self.h
     }
 
-    /// Runs layer `index`. Before a matrix is first used, `visit(layer, roles, inputs)` is called with the matrices that
-    /// come next and share their inputs; `inputs` is `[tokens][cols]` of a piece of the text at a time: it is called
-    /// once for each piece, and then with `None`, when it may change the weights.
+    /// Runs layer `index` over all windows. `visitor` sees the inputs of each matrix before it is first used.
     ///
     /// # Errors
-    /// Those of `visit`, and when memory cannot be had.
+    /// Those of `visitor`, and when memory cannot be had.
     pub(super) fn layer(
         &mut self,
         layer: &mut DenseLayer,
         index: usize,
-        visit: &mut dyn FnMut(&mut DenseLayer, &[Role], Option<&[f32]>) -> Result<()>,
+        visitor: &mut dyn Visitor,
     ) -> Result<()> {
-        let machine = self.machine;
-        let width = self.window * machine.config.hidden_size;
-
-        let roles = [Role::Q, Role::K, Role::V];
-        for h in self.h.chunks(width) {
-            let x = machine.normed(h, &layer.attn_norm);
-            visit(layer, &roles, Some(&x))?;
-        }
-        visit(layer, &roles, None)?;
-        let attended = self.attention(layer, index, &mut |layer, x| visit(layer, &[Role::O], Some(x)))?;
-        visit(layer, &[Role::O], None)?;
+        self.normed(&[Role::Q, Role::K, Role::V], &layer.attn_norm, visitor);
+        visitor.ready(layer, &[Role::Q, Role::K, Role::V])?;
+        let attended = self.attention(layer, index, visitor)?;
+        visitor.ready(layer, &[Role::O])?;
         let norm = layer.post_attn_norm.as_deref();
         self.add(layer.get(Role::O), norm, &attended)?;
         drop(attended);
 
-        let roles = [Role::Gate, Role::Up];
-        for h in self.h.chunks(width) {
-            let x = machine.normed(h, &layer.ffn_norm);
-            visit(layer, &roles, Some(&x))?;
-        }
-        visit(layer, &roles, None)?;
-        let gated = self.gated(layer, &mut |layer, x| visit(layer, &[Role::Down], Some(x)))?;
-        visit(layer, &[Role::Down], None)?;
+        self.normed(&[Role::Gate, Role::Up], &layer.ffn_norm, visitor);
+        visitor.ready(layer, &[Role::Gate, Role::Up])?;
+        let gated = self.gated(layer, visitor)?;
+        visitor.ready(layer, &[Role::Down])?;
         let norm = layer.post_ffn_norm.as_deref();
         self.add(layer.get(Role::Down), norm, &gated)
+    }
+
+    /// Shows the normed residual stream.
+    fn normed(&self, roles: &[Role], weight: &[f32], visitor: &mut dyn Visitor) {
+        let hidden = self.machine.config.hidden_size;
+        for h in self.h.chunks(self.window * hidden) {
+            visitor.inputs(roles, hidden, &self.machine.normed(h, weight));
+        }
     }
 
     /// What attention gives to O, `[tokens][n_heads * head_dim]`.
     fn attention(
         &mut self,
-        layer: &mut DenseLayer,
+        layer: &DenseLayer,
         index: usize,
-        visit: &mut dyn FnMut(&mut DenseLayer, &[f32]) -> Result<()>,
+        visitor: &mut dyn Visitor,
     ) -> Result<Vec<f32>> {
         let Machine { pool, tier, config } = self.machine;
         let span = config.sliding_window[index];
@@ -275,18 +302,14 @@ impl<'a> Runner<'a> {
                 stats: None,
             };
             kv.attend(0, inputs, pool, &mut self.scratch.attention)?;
-            visit(layer, &out)?;
+            visitor.inputs(&[Role::O], config.q_dim(), &out);
             all.extend_from_slice(&out);
         }
         Ok(all)
     }
 
     /// What the gated non-linearity gives to down, `[tokens][intermediate_size]`.
-    fn gated(
-        &mut self,
-        layer: &mut DenseLayer,
-        visit: &mut dyn FnMut(&mut DenseLayer, &[f32]) -> Result<()>,
-    ) -> Result<Vec<f32>> {
+    fn gated(&mut self, layer: &DenseLayer, visitor: &mut dyn Visitor) -> Result<Vec<f32>> {
         let Machine { pool, tier, config } = self.machine;
         let f = match config.activation {
             Activation::Silu => Gate::Silu,
@@ -305,7 +328,7 @@ impl<'a> Runner<'a> {
                 let row = t * width..(t + 1) * width;
                 ops::gated(tier, f, &gate[row.clone()], &up[row], out);
             });
-            visit(layer, &out)?;
+            visitor.inputs(&[Role::Down], width, &out);
             all.extend_from_slice(&out);
         }
         Ok(all)
@@ -338,6 +361,21 @@ mod tests {
     use crate::model::{Model, RunOptions};
     use std::path::Path;
 
+    struct Seen(Vec<(Role, Option<usize>)>);
+
+    impl Visitor for Seen {
+        fn inputs(&mut self, roles: &[Role], cols: usize, x: &[f32]) {
+            assert!(x.len().is_multiple_of(cols));
+            self.0.push((roles[0], Some(x.len())));
+        }
+
+        fn ready(&mut self, layer: &mut DenseLayer, roles: &[Role]) -> Result<()> {
+            assert!(roles.iter().all(|&r| layer.get(r).weight.cols == layer.get(roles[0]).weight.cols));
+            self.0.push((roles[0], None));
+            Ok(())
+        }
+    }
+
     /// The stages, with nothing changed in between, are the forward pass: every family, every tiny model.
     #[test]
     fn unchanged_weights_give_the_forward_pass() {
@@ -353,26 +391,23 @@ mod tests {
             let tokens: Vec<u32> = (0..2 * window).map(|i| ((i * 31 + 7) % vocab) as u32).collect();
             let pool = Pool::new(2).unwrap();
             let machine = Machine { pool: &pool, tier: Tier::from_env().unwrap(), config };
-            let mut runner = Runner::embed(machine, &checkpoint, &tokens, window).unwrap();
-            let mut seen = Vec::new();
+            let mut runner = Runner::embed(machine, &checkpoint, None, &tokens, window).unwrap();
+            let mut seen = Seen(Vec::new());
             for index in 0..config.n_layers {
                 let mut layer = DenseLayer::read(&checkpoint, &pool, index).unwrap();
-                let visit = &mut |_: &mut DenseLayer, roles: &[Role], x: Option<&[f32]>| {
-                    seen.push((roles[0], x.map(<[f32]>::len)));
-                    Ok(())
-                };
-                runner.layer(&mut layer, index, visit).unwrap();
+                runner.layer(&mut layer, index, &mut seen).unwrap();
             }
             // Two windows, then the moment of change, for each of four stages.
-            assert_eq!(seen.len(), config.n_layers * 12);
-            assert_eq!(seen[..3].iter().map(|s| s.1.is_some()).collect::<Vec<_>>(), [true, true, false]);
+            assert_eq!(seen.0.len(), config.n_layers * 12);
+            let width = Some(window * config.q_dim());
+            assert_eq!(seen.0[3..6], [(Role::O, width), (Role::O, width), (Role::O, None)]);
 
             let norm = crate::model::parts::vector(&checkpoint, "output_norm.weight").unwrap();
             let x = machine.normed(runner.hidden(), &norm);
             let tied = checkpoint.try_tensor("output.weight").is_none();
             let output = if tied { "token_embd.weight" } else { "output.weight" };
-            let output = super::super::layer::matrix(&checkpoint, &pool, output, 0, vocab).unwrap();
-            let packed = Packed::new(machine, &output, None).unwrap();
+            let output = crate::model::parts::stored_matrix(&checkpoint, output, &(0..vocab)).unwrap();
+            let packed = Packed::new(machine, &output).unwrap();
             let logits = packed.apply(machine, &mut Scratch::default(), &x);
             let mut session = model.session();
             for (w, tokens) in tokens.chunks(window).enumerate() {

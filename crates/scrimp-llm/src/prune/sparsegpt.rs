@@ -39,7 +39,7 @@ impl Pruner for SparseGpt {
     }
 
     fn prune(&self, job: Job<'_>) {
-        let Job { pool, weight, inputs, sparsity, rounding } = job;
+        let Job { pool, weight, inputs, sparsity, keep_zeros, rounding } = job;
         let (rows, cols) = (weight.rows, weight.cols);
         let factor = inputs.factor(pool, DAMPING, by_size);
         let (order, u) = (&factor.order, &factor.u);
@@ -66,19 +66,22 @@ impl Pruner for SparseGpt {
             let of_block = linalg::rows(u, first..end);
             let block = linalg::columns(of_block, first..end);
             let inverse: Vec<f32> = (0..width).map(|j| 1.0 / block[(j, j)]).collect();
-            let count = share(sparsity, rows * width);
-            let gone = if count == 0 {
-                Vec::new()
-            } else {
+            let mut count = share(sparsity, rows * width);
+            let mut gone = Vec::new();
+            if count > 0 || keep_zeros {
                 let scores = &mut scores[..rows * width];
                 pool.chunks(scores, width, |r, scores| {
                     let row = &work[r * stride + first..r * stride + end];
                     for j in 0..width {
-                        scores[j] = (row[j] * inverse[j]).powi(2);
+                        let pinned = keep_zeros && weight.data[r * cols + order[first + j]] == 0.0;
+                        scores[j] = if pinned { -1.0 } else { (row[j] * inverse[j]).powi(2) };
                     }
                 });
-                smallest(scores, count)
-            };
+                if keep_zeros {
+                    count = count.max(scores.iter().filter(|&&score| score < 0.0).count());
+                }
+                gone = smallest(scores, count);
+            }
             pool.chunks(&mut work, stride * rows_per_unit, |unit, work| {
                 for (r, row) in work.chunks_exact_mut(stride).enumerate() {
                     let r = unit * rows_per_unit + r;

@@ -1,9 +1,10 @@
 //! What is done already: a directory beside the output with a part per layer, so that an interrupted run goes on.
 //!
 //! ```text
-//! OUT.work/plan.json               what is being made; another plan starts afresh
-//!          layer-000.safetensors   finished layers, in the output's own format
-//!          hidden-001.f32          the residual stream of the calibration text before layer 1
+//! OUT.work/plan.json                what is being made; another plan starts afresh
+//!          output.safetensors       the output matrix, in the output's own format
+//!          layer-0000.safetensors   finished layers, likewise
+//!          hidden-0001.f32          the residual stream of the calibration text before layer 1
 //! ```
 
 use crate::{
@@ -41,48 +42,52 @@ impl WorkDir {
         Ok(Self { dir })
     }
 
-    fn layer_path(&self, index: usize) -> PathBuf {
-        self.dir.join(format!("layer-{index:03}.safetensors"))
+    fn path(&self, part: &str) -> PathBuf {
+        self.dir.join(format!("{part}.safetensors"))
     }
 
     fn hidden_path(&self, index: usize) -> PathBuf {
-        self.dir.join(format!("hidden-{index:03}.f32"))
+        self.dir.join(format!("hidden-{index:04}.f32"))
     }
 
     /// How many layers are done, with the residual stream of `len` numbers after them.
     pub(super) fn done(&self, n_layers: usize, len: usize) -> Option<(usize, Vec<f32>)> {
         (1..=n_layers).rev().find_map(|index| {
             let bytes = fs::read(self.hidden_path(index)).ok().filter(|b| b.len() == 4 * len)?;
-            (0..index).all(|i| self.layer(i).is_ok()).then(|| {
-                let hidden = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-                (index, hidden)
-            })
+            let hidden = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            Some((index, hidden))
         })
     }
 
-    /// Stores layer `index` and the residual stream after it.
+    /// Stores a part.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// When the file cannot be written.
     pub(super) fn store(
         &self,
-        index: usize,
+        part: &str,
         items: &[compressed::Item<'_>],
         metadata: &BTreeMap<String, String>,
-        hidden: &[f32],
     ) -> Result<()> {
-        compressed::write(&self.layer_path(index), metadata, items, &mut |_| ())?;
-        write(&self.hidden_path(index + 1), bytemuck::cast_slice(hidden))?;
-        let _ = fs::remove_file(self.hidden_path(index));
+        compressed::write(&self.path(part), metadata, items, &mut |_| ())
+    }
+
+    /// Stores the residual stream before layer `index`, which says that all layers before it are stored.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(super) fn store_hidden(&self, index: usize, hidden: &[f32]) -> Result<()> {
+        write(&self.hidden_path(index), bytemuck::cast_slice(hidden))?;
+        let _ = fs::remove_file(self.hidden_path(index - 1));
         Ok(())
     }
 
-    /// A finished layer.
+    /// A part that was stored.
     ///
     /// # Errors
     /// When it is missing or damaged.
-    pub(super) fn layer(&self, index: usize) -> Result<CompressedFile> {
-        CompressedFile::new(SafetensorsFile::from_source(Source::open(&self.layer_path(index))?)?)
+    pub(super) fn part(&self, part: &str) -> Result<CompressedFile> {
+        CompressedFile::new(SafetensorsFile::from_source(Source::open(&self.path(part))?)?)
     }
 
     /// Removes everything.
