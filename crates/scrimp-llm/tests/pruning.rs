@@ -57,7 +57,14 @@ fn prune(
     }
     let mut rounding = Rounding::new(format, weight.cols);
     let mut out = weight.clone();
-    let job = Job { pool: &pool, weight: &mut out, inputs: &inputs, sparsity, keep_zeros: false, rounding: &mut rounding };
+    let job = Job {
+        pool: &pool,
+        weight: &mut out,
+        inputs: &inputs,
+        sparsity,
+        keep_zeros: false,
+        rounding: &mut rounding,
+    };
     method.prune(job);
     (out, rounding)
 }
@@ -207,7 +214,12 @@ fn zeros_of_a_pruned_checkpoint_stay() {
             rounding: &mut rounding,
         });
         assert!(weight.data.iter().zip(&got.data).all(|(a, b)| *a != 0.0 || *b == 0.0), "{}", method.name());
-        assert!(got.zeros() as f64 >= sparsity * 1600.0 && got.zeros() < 1200, "{}: {}", method.name(), got.zeros());
+        assert!(
+            got.zeros() as f64 >= sparsity * 1600.0 && got.zeros() < 1200,
+            "{}: {}",
+            method.name(),
+            got.zeros()
+        );
     }
 }
 

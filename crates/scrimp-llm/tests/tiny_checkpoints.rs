@@ -138,7 +138,8 @@ fn gguf_files_mean_the_same_as_their_directories() {
 #[test]
 fn every_stored_type_is_read() {
     let mixed = open("tiny-gguf/llama-mixed.gguf");
-    let types: std::collections::HashSet<_> = mixed.tensors().filter_map(|(_, t)| t.encoding.rows()).collect();
+    let types: std::collections::HashSet<_> =
+        mixed.tensors().filter_map(|(_, t)| t.encoding.rows()).collect();
     assert_eq!(types.len(), scrimp_kernels::DType::ALL.len(), "{types:?}");
     assert_eq!(mixed.config().rope_pairs, RopePairs::Adjacent);
 }

@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use scrimp_kernels::formats::packed::WeightFormat;
-use scrimp_llm::prune::Output;
+use scrimp_llm::prune::{Budget, Choice, Choices, Output};
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
 /// Run language models in a fraction of the memory, on ordinary CPUs.
@@ -210,6 +210,15 @@ pub(crate) struct CompressArgs {
     /// How weights are stored; zeros are left out where that is smaller
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = CompressFormat::Int8)]
     pub(crate) format: CompressFormat,
+    /// Which layers get the zeros: the same share in all, or more in those that matter less (measured)
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Allocation::Uniform)]
+    pub(crate) allocation: Allocation,
+    /// Choose formats and sparsities per layer, so that the model takes B bits for each weight
+    #[arg(long, value_name = "B", conflicts_with_all = ["sparsity", "format", "allocation", "target_size"], value_parser = bits)]
+    pub(crate) target_bits: Option<f64>,
+    /// Likewise, so that the file has at most SIZE (`80MB`, `1.5GB`, or a number of bytes)
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["sparsity", "format", "allocation"], value_parser = size)]
+    pub(crate) target_size: Option<u64>,
     /// How the output matrix is stored (`auto`: the smallest that changes predictions by less than 0.005 nats)
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = OutputFormat::Auto)]
     pub(crate) output: OutputFormat,
@@ -247,6 +256,28 @@ impl OutputFormat {
             Self::Int4 => Output::As(WeightFormat::Int4),
         }
     }
+}
+
+impl CompressArgs {
+    /// How it is decided how matrices are stored.
+    pub(crate) fn budget(&self) -> Budget {
+        let (format, sparsity) = (self.format.format(), self.sparsity);
+        match (self.target_bits, self.target_size, self.allocation) {
+            (Some(bits), ..) => Budget::Bits(bits),
+            (None, Some(size), _) => Budget::Size(size),
+            (None, None, Allocation::Sensitivity) => Budget::BySensitivity(Choice { format, sparsity }),
+            (None, None, Allocation::Uniform) => Budget::Fixed(Choices::uniform(format, sparsity)),
+        }
+    }
+}
+
+/// Which layers get the zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Allocation {
+    /// The same share in all
+    Uniform,
+    /// More in layers that matter less
+    Sensitivity,
 }
 
 /// How weights are pruned.
@@ -421,6 +452,26 @@ fn fraction(s: &str) -> Result<f32, String> {
     finite(s).and_then(|v| {
         if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("must lie between 0 and 1".to_owned()) }
     })
+}
+
+fn bits(s: &str) -> Result<f64, String> {
+    let bits: Option<f64> = s.parse().ok();
+    bits.filter(|b| (0.5..=32.0).contains(b)).ok_or_else(|| "must lie between 0.5 and 32".to_owned())
+}
+
+/// Bytes, with a unit of 1000s.
+fn size(s: &str) -> Result<u64, String> {
+    let s = s.trim();
+    let end = s.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(s.len());
+    let unit = match s[end..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        _ => return Err("is no size: write 80MB, 1.5GB or a number of bytes".to_owned()),
+    };
+    let bytes = s[..end].parse::<f64>().map(|n| n * unit).ok().filter(|n| (1.0..1e15).contains(n));
+    bytes.map(|n| n as u64).ok_or_else(|| "is no size: write 80MB, 1.5GB or a number of bytes".to_owned())
 }
 
 fn sparsity(s: &str) -> Result<f64, String> {

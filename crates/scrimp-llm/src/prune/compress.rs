@@ -1,7 +1,9 @@
 //! From a checkpoint to a compressed file: calibrate, prune, round and pack, layer by layer.
 
 use super::{
-    Calibration, Dense, Inputs, Job, Pruner, Rounding, Statistics,
+    Budget, Calibration, Choice, Choices, Dense, Inputs, Job, Pruner, Rounding, Statistics,
+    assemble::{assemble, extra_bytes, layer_items},
+    budget::{self, Goal},
     layer::DenseLayer,
     output::{self, Measured, Output},
     runner::{self, Machine, Runner, Visitor},
@@ -10,12 +12,7 @@ use super::{
 use crate::{
     checkpoint::Checkpoint,
     error::{Error, Result},
-    families,
-    load::{
-        Encoding,
-        compressed::{GGUF_HEADER, Item, write},
-        side_files::SIDE_FILES,
-    },
+    load::{Encoding, compressed},
     model::parts::{Role, StoredMatrix},
 };
 use scrimp_kernels::{
@@ -26,49 +23,13 @@ use scrimp_kernels::{
 use serde_json::json;
 use std::{collections::BTreeMap, path::Path};
 
-/// How a matrix is to be stored.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Choice {
-    /// The format; the sparse one is taken where it is smaller.
-    pub format: WeightFormat,
-    /// Share of the weights that become zero, in `[0, 1)`.
-    pub sparsity: f64,
-}
-
-/// How the matrices of all layers are to be stored.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Choices {
-    /// Those that are not named.
-    pub all: Choice,
-    /// By layer.
-    pub layers: BTreeMap<usize, Choice>,
-}
-
-impl Choices {
-    /// The same for all.
-    pub fn uniform(format: WeightFormat, sparsity: f64) -> Self {
-        Self { all: Choice { format, sparsity }, layers: BTreeMap::new() }
-    }
-
-    /// How the matrices of layer `index` are stored.
-    pub fn of(&self, index: usize) -> Choice {
-        self.layers.get(&index).copied().unwrap_or(self.all)
-    }
-
-    fn describe(&self) -> serde_json::Value {
-        let one = |c: &Choice| json!([c.format.name(), c.sparsity]);
-        let layers: Vec<_> = self.layers.iter().map(|(i, c)| json!([i, one(c)])).collect();
-        json!({"all": one(&self.all), "layers": layers})
-    }
-}
-
 /// What is to be done.
 #[derive(Debug)]
 pub struct Options<'a> {
     /// Who chooses the weights that go.
     pub method: &'static dyn Pruner,
     /// How matrices are stored.
-    pub choices: Choices,
+    pub budget: Budget,
     /// How the output matrix is stored.
     pub output: Output,
     /// The text that shows what inputs look like.
@@ -132,7 +93,12 @@ pub fn compress(
             format!("name it {}", out.with_extension("safetensors").display()),
         ));
     }
-    for choice in options.choices.layers.values().chain([&options.choices.all]) {
+    let asked: Vec<Choice> = match &options.budget {
+        Budget::Fixed(choices) => choices.layers.values().chain([&choices.all]).copied().collect(),
+        Budget::BySensitivity(choice) => vec![*choice],
+        Budget::Bits(_) | Budget::Size(_) => Vec::new(),
+    };
+    for choice in asked {
         if !(0.0..1.0).contains(&choice.sparsity) {
             return Err(Error::bad_input_hint(
                 format!("a sparsity of {} is not possible", choice.sparsity),
@@ -153,16 +119,30 @@ pub fn compress(
         work.store(OUTPUT, &items, &BTreeMap::from([(MEASURED.to_owned(), measured.to_string())]))?;
     }
     let embedding = embedding(&work, machine)?;
+    let choices = match work.choices() {
+        Some(choices) => choices,
+        None => {
+            let choices = decide(machine, checkpoint, &work, embedding.as_ref(), options, &mut |layer| {
+                let what = format!("sensitivity of layer {} of {}", layer + 1, config.n_layers);
+                progress(Progress { done: 0, total, what: &what });
+            })?;
+            work.store_choices(&choices)?;
+            choices
+        }
+    };
     let (first, mut runner) = match work.done(config.n_layers, tokens.len() * config.hidden_size) {
         Some((done, hidden)) => (done, Runner::from_hidden(machine, hidden, *window)),
-        None => (0, Runner::embed(machine, checkpoint, embedding.as_ref().map(|e| &e.matrix), tokens, *window)?),
+        None => {
+            (0, Runner::embed(machine, checkpoint, embedding.as_ref().map(|e| &e.matrix), tokens, *window)?)
+        }
     };
     drop(embedding);
     for index in first..config.n_layers {
         let what = format!("layer {} of {}", index + 1, config.n_layers);
         let mut done = index * Role::ALL.len();
         progress(Progress { done, total, what: &what });
-        let packed = compress_layer(checkpoint, &mut runner, index, options, &mut || {
+        let choice = choices.of(index);
+        let packed = compress_layer(checkpoint, &mut runner, index, options.method, choice, &mut || {
             done += 1;
             progress(Progress { done, total, what: &what });
         })?;
@@ -171,17 +151,17 @@ pub fn compress(
         work.store_hidden(index + 1, runner.hidden())?;
     }
     progress(Progress { done: total, total, what: "writing the file" });
-    let report = assemble(checkpoint, out, &work, options)?;
+    let report = assemble(checkpoint, out, &work, options, &choices)?;
     work.remove();
     Ok(report)
 }
 
 /// Names of parts in the work directory.
-const OUTPUT: &str = "output";
+pub(super) const OUTPUT: &str = "output";
 /// Key of the part's metadata with the formats that were tried.
-const MEASURED: &str = "scrimp.measured";
+pub(super) const MEASURED: &str = "scrimp.measured";
 
-fn layer_part(index: usize) -> String {
+pub(super) fn layer_part(index: usize) -> String {
     format!("layer-{index:04}")
 }
 
@@ -205,12 +185,49 @@ fn plan(checkpoint: &Checkpoint, options: &Options<'_>) -> String {
         "model": checkpoint.path(),
         "bytes": checkpoint.file_bytes(),
         "method": options.method.name(),
-        "choices": options.choices.describe(),
+        "budget": format!("{:?}", options.budget),
         "output": format!("{:?}", options.output),
         "calibration": options.calibration.fingerprint(),
         "scrimp": env!("CARGO_PKG_VERSION"),
     })
     .to_string()
+}
+
+/// How matrices are stored, measured where that is asked for.
+fn decide(
+    machine: Machine<'_>,
+    checkpoint: &Checkpoint,
+    work: &WorkDir,
+    embedding: Option<&runner::Packed>,
+    options: &Options<'_>,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Choices> {
+    let goal = match &options.budget {
+        Budget::Fixed(choices) => return Ok(choices.clone()),
+        Budget::BySensitivity(choice) => Goal::Sparsity(*choice),
+        Budget::Bits(_) | Budget::Size(_) => {
+            let output = work.part(OUTPUT)?;
+            let (mut fixed, mut parameters) = (0, 0);
+            for (name, tensor) in checkpoint.tensors() {
+                parameters += tensor.shape.iter().product::<usize>();
+                let compressed = output.entries().iter().find(|entry| entry.name == name);
+                let in_layer = name.starts_with("blk.") && tensor.shape.len() == 2;
+                fixed += match compressed {
+                    Some(entry) => entry.range.len(),
+                    None if in_layer => 0,
+                    None => tensor.data.len(),
+                };
+            }
+            let all = match options.budget {
+                Budget::Bits(bits) => bits * parameters as f64 / 8.0,
+                Budget::Size(bytes) => bytes as f64 - extra_bytes(checkpoint)? as f64,
+                _ => 0.0,
+            };
+            // Padding to whole tiles, and the starts of the tiles, are not in the estimate of a layer's size.
+            Goal::Bytes(((all - fixed as f64) * 0.995).max(0.0) as u64)
+        }
+    };
+    budget::choose(machine, checkpoint, embedding, options.method, options.calibration, goal, progress)
 }
 
 /// A packed matrix.
@@ -222,8 +239,8 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    fn item(&self) -> Item<'_> {
-        Item::Tensor {
+    pub(super) fn item(&self) -> compressed::Item<'_> {
+        compressed::Item::Tensor {
             name: self.name.clone(),
             encoding: self.encoding,
             shape: self.shape.clone(),
@@ -237,14 +254,13 @@ fn compress_layer(
     checkpoint: &Checkpoint,
     runner: &mut Runner<'_>,
     index: usize,
-    options: &Options<'_>,
+    method: &dyn Pruner,
+    choice: Choice,
     done: &mut dyn FnMut(),
 ) -> Result<Vec<Packed>> {
     let pool = runner.pool();
     let mut layer = DenseLayer::read(checkpoint, pool, index)?;
-    let choice = options.choices.of(index);
-    let mut visitor =
-        Compressor { pool, index, method: options.method, choice, inputs: None, packed: Vec::new(), done };
+    let mut visitor = Compressor { pool, index, method, choice, inputs: None, packed: Vec::new(), done };
     runner.layer(&mut layer, index, &mut visitor)?;
     Ok(visitor.packed)
 }
@@ -273,8 +289,7 @@ impl Visitor for Compressor<'_> {
         for &role in roles {
             let keep_zeros = layer.pruned_already(role);
             let weight = layer.weight_mut(role);
-            let rounding =
-                round_matrix(self.pool, weight, &inputs, self.method, self.choice, keep_zeros);
+            let rounding = round_matrix(self.pool, weight, &inputs, self.method, self.choice, keep_zeros);
             let name = format!("blk.{}.{}.weight", self.index, role.stem());
             let (rows, cols) = (weight.rows, weight.cols);
             let format = smaller(self.choice.format, weight);
@@ -306,107 +321,29 @@ pub(super) fn round_matrix(
     rounding
 }
 
-/// `format`, or its sparse form where that takes fewer bytes.
-fn smaller(format: WeightFormat, weight: &Dense) -> WeightFormat {
-    let bits = match format.dense() {
+/// Bits of a value in `format`.
+fn value_bits(format: WeightFormat) -> usize {
+    match format.dense() {
         WeightFormat::Bf16 => 16,
         WeightFormat::Int8 => 8,
         _ => 4,
-    };
+    }
+}
+
+/// `format`, or its sparse form where that takes fewer bytes.
+fn smaller(format: WeightFormat, weight: &Dense) -> WeightFormat {
     // The bitmap costs a bit per weight.
-    if weight.zeros() * bits > weight.data.len() { format.sparse() } else { format.dense() }
+    if weight.zeros() * value_bits(format) > weight.data.len() { format.sparse() } else { format.dense() }
 }
 
-/// A layer's matrices and what else it has.
-fn layer_items<'a>(checkpoint: &'a Checkpoint, index: usize, packed: &'a [Packed]) -> Vec<Item<'a>> {
-    let prefix = format!("blk.{index}.");
-    let vectors = checkpoint
-        .tensors()
-        .filter(|(name, tensor)| name.starts_with(&prefix) && tensor.shape.len() == 1)
-        .map(|(name, tensor)| as_stored(checkpoint, name, &tensor.shape));
-    packed.iter().map(Packed::item).chain(vectors.flatten()).collect()
+/// About the bytes that `weight` takes in the smaller form of `format` (without padding to whole tiles).
+pub(super) fn packed_bytes(format: WeightFormat, weight: &Dense) -> f64 {
+    let (n, bits) = (weight.data.len(), value_bits(format));
+    let scales = match format.scale_group(weight.cols) {
+        None => 0,
+        Some(group) if group == weight.cols => 32 * weight.rows,
+        Some(group) => 16 * weight.rows * weight.cols.div_ceil(group),
+    };
+    let values = (n * bits).min(n + (n - weight.zeros()) * bits);
+    (scales + values) as f64 / 8.0
 }
-
-/// A tensor as the original has it.
-fn as_stored<'a>(checkpoint: &'a Checkpoint, name: &str, shape: &[usize]) -> Option<Item<'a>> {
-    let (encoding, data) = checkpoint.stored(name)?;
-    Some(Item::Tensor { name: name.to_owned(), encoding, shape: shape.to_vec(), data })
-}
-
-/// Puts layers, embedding, output and tokenizer together.
-fn assemble(checkpoint: &Checkpoint, out: &Path, work: &WorkDir, options: &Options<'_>) -> Result<Report> {
-    let config = checkpoint.config();
-    let output = work.part(OUTPUT)?;
-    let measured: Vec<(String, usize, f64)> =
-        output.text(MEASURED).ok().and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
-    let layers = (0..config.n_layers).map(|i| work.part(&layer_part(i))).collect::<Result<Vec<_>>>()?;
-    let mut items = Vec::new();
-    let mut stored = Vec::new();
-    let tokenizer;
-    if let Some(metadata) = checkpoint.gguf_metadata() {
-        tokenizer = metadata.excerpt(|key| key.starts_with("tokenizer.") || key == "general.architecture");
-        items.push(Item::File { name: GGUF_HEADER.to_owned(), data: &tokenizer });
-    } else if let Some(side) = checkpoint.side_files() {
-        for name in SIDE_FILES {
-            if let Some(bytes) = side.read(name)? {
-                stored.push((name, bytes));
-            }
-        }
-        items.extend(stored.iter().map(|(name, data)| Item::File { name: (*name).to_owned(), data }));
-    }
-    let (mut weights, mut zeros, mut parameters, mut bytes) = (0, 0, 0, 0);
-    for name in ["token_embd.weight", "output_norm.weight", "output.weight"] {
-        let tensor = checkpoint.try_tensor(name).filter(|_| !output.entries().iter().any(|e| e.name == name));
-        if let Some(tensor) = tensor {
-            parameters += tensor.shape.iter().product::<usize>();
-            bytes += tensor.data.len();
-            items.extend(as_stored(checkpoint, name, &tensor.shape));
-        }
-    }
-    for part in [&output].into_iter().chain(&layers) {
-        for entry in part.entries() {
-            let data = &part.source()[entry.range.clone()];
-            let n: usize = entry.shape.iter().product();
-            if let (Encoding::Packed(format), true) = (entry.encoding, entry.name.starts_with("blk.")) {
-                let view = PackedView::new(format, entry.shape[0], entry.shape[1], data)
-                    .map_err(|e| part.source().bad(e.to_string()))?;
-                weights += n;
-                zeros += n - view.stored();
-            }
-            parameters += n;
-            bytes += data.len();
-            items.push(Item::Tensor {
-                name: entry.name.clone(),
-                encoding: entry.encoding,
-                shape: entry.shape.clone(),
-                data,
-            });
-        }
-    }
-    let history = json!({
-        "model": config.name,
-        "method": options.method.name(),
-        "choices": options.choices.describe(),
-        "calibration_tokens": options.calibration.tokens.len(),
-        "scrimp": env!("CARGO_PKG_VERSION"),
-    });
-    let metadata = BTreeMap::from([
-        ("scrimp.config".to_owned(), families::stored::to_json(config)),
-        ("scrimp.history".to_owned(), history.to_string()),
-    ]);
-    write(out, &metadata, &items, &mut |_| ())?;
-    let bytes_after = std::fs::metadata(out).map_err(|e| Error::io(out, e))?.len();
-    Ok(Report {
-        bytes_before: checkpoint.file_bytes(),
-        bytes_after,
-        sparsity: zeros as f64 / weights.max(1) as f64,
-        bits_per_weight: 8.0 * bytes as f64 / parameters.max(1) as f64,
-        output: measured
-            .iter()
-            .filter_map(|(format, bytes, kl)| {
-                Some(Measured { format: format.parse().ok()?, bytes: *bytes, kl: *kl })
-            })
-            .collect(),
-    })
-}
-

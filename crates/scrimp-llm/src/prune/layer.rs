@@ -27,14 +27,14 @@ impl Dense {
 }
 
 /// A linear layer with its bias.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Projection {
     pub(super) weight: Dense,
     pub(super) bias: Option<Vec<f32>>,
 }
 
 /// A layer's tensors.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct DenseLayer {
     pub(super) attn_norm: Vec<f32>,
     pub(super) q_norm: Option<Vec<f32>>,

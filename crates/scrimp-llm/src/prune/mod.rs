@@ -8,14 +8,17 @@
 //!
 //! To add a method, write one file with a [`Pruner`] in it and add it to [`PRUNERS`].
 
+mod assemble;
+pub mod budget;
 mod calibration;
+mod choices;
 mod compress;
 mod inputs;
 mod layer;
 pub mod linalg;
 pub mod magnitude;
-pub mod rounding;
 mod output;
+pub mod rounding;
 mod runner;
 mod select;
 pub mod sparsegpt;
@@ -23,7 +26,8 @@ pub mod wanda;
 mod workdir;
 
 pub use calibration::{Calibration, MAX_TOKENS};
-pub use compress::{Choice, Choices, Options, Progress, Report, compress};
+pub use choices::{Budget, Choice, Choices};
+pub use compress::{Options, Progress, Report, compress};
 pub use inputs::{Inputs, Statistics};
 pub use layer::Dense;
 pub use output::{ALLOWED_KL, Measured, Output};

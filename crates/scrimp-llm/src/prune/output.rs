@@ -79,7 +79,6 @@ pub(super) fn compress(
     let reference = hidden(machine, checkpoint, None, &text, &norm)?;
     let mut inputs = Inputs::new(norm.len(), Statistics::Gram);
     inputs.add(machine.pool, &reference);
-    let all = 0..machine.config.vocab_size;
     let mut measured = Vec::new();
     for &format in formats {
         let packed = round(machine, checkpoint, name, format, &inputs)?;
@@ -94,7 +93,7 @@ pub(super) fn compress(
         } else {
             reference.clone()
         };
-        let stored = Packed::new(machine, &stored_matrix(checkpoint, name, &all)?)?;
+        let stored = output_matrix(machine, checkpoint)?;
         let kl = divergence(machine, (&stored, &reference), (&candidate, &x));
         measured.push(Measured { format, bytes: packed.bytes.len(), kl });
         if packed.bytes.len() < original && kl <= ALLOWED_KL {
@@ -102,6 +101,15 @@ pub(super) fn compress(
         }
     }
     Ok((None, measured))
+}
+
+/// The output matrix as the original has it.
+///
+/// # Errors
+/// When it is damaged.
+pub(super) fn output_matrix(machine: Machine<'_>, checkpoint: &Checkpoint) -> Result<Packed> {
+    let all = 0..machine.config.vocab_size;
+    Packed::new(machine, &stored_matrix(checkpoint, name(checkpoint), &all)?)
 }
 
 /// What the output matrix gets, `[tokens][hidden_size]`, from the original's layers.

@@ -209,6 +209,11 @@ impl<'a> Runner<'a> {
         &self.h
     }
 
+    /// The residual stream, when nothing more is run.
+    pub(super) fn into_hidden(self) -> Vec<f32> {
+        self.h
+    }
+
     /// Runs layer `index` over all windows. `visitor` sees the inputs of each matrix before it is first used.
     ///
     /// # Errors
@@ -244,12 +249,7 @@ impl<'a> Runner<'a> {
     }
 
     /// What attention gives to O, `[tokens][n_heads * head_dim]`.
-    fn attention(
-        &mut self,
-        layer: &DenseLayer,
-        index: usize,
-        visitor: &mut dyn Visitor,
-    ) -> Result<Vec<f32>> {
+    fn attention(&mut self, layer: &DenseLayer, index: usize, visitor: &mut dyn Visitor) -> Result<Vec<f32>> {
         let Machine { pool, tier, config } = self.machine;
         let span = config.sliding_window[index];
         let cache = KvCache::new(KvConfig {

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! OUT.work/plan.json                what is being made; another plan starts afresh
+//!          choices.json             how matrices are to be stored, where that was measured
 //!          output.safetensors       the output matrix, in the output's own format
 //!          layer-0000.safetensors   finished layers, likewise
 //!          hidden-0001.f32          the residual stream of the calibration text before layer 1
 //! ```
 
+use super::Choices;
 use crate::{
     error::{Error, Result},
     load::{CompressedFile, SafetensorsFile, Source, compressed},
@@ -80,6 +82,19 @@ impl WorkDir {
         write(&self.hidden_path(index), bytemuck::cast_slice(hidden))?;
         let _ = fs::remove_file(self.hidden_path(index - 1));
         Ok(())
+    }
+
+    /// Stores how matrices are to be stored.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(super) fn store_choices(&self, choices: &Choices) -> Result<()> {
+        write(&self.dir.join("choices.json"), choices.describe().to_string().as_bytes())
+    }
+
+    /// What was decided before.
+    pub(super) fn choices(&self) -> Option<Choices> {
+        Choices::parse(&fs::read_to_string(self.dir.join("choices.json")).ok()?)
     }
 
     /// A part that was stored.

@@ -7,7 +7,7 @@ use scrimp_kernels::{Tier, threads};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     eval::read_text,
-    prune::{self, Calibration, Choices, Options, Progress},
+    prune::{self, Calibration, Options, Progress},
 };
 use serde::Serialize;
 
@@ -32,7 +32,7 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
     let pool = threads::Pool::new(threads).context("cannot start threads: use fewer --threads")?;
     let options = Options {
         method: prune::pruner(args.method.name())?,
-        choices: Choices::uniform(args.format.format(), args.sparsity),
+        budget: args.budget(),
         output: args.output.output(),
         calibration: &calibration,
     };
