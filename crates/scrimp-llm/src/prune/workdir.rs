@@ -38,7 +38,7 @@ impl WorkDir {
             if dir.exists() {
                 fs::remove_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
             }
-            fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+            fs::create_dir(&dir).map_err(|e| Error::io(&dir, e))?;
             write(&file, plan.as_bytes())?;
         }
         Ok(Self { dir })
