@@ -2,6 +2,7 @@
 
 use crate::kv_args::KvArgs;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use scrimp_kernels::linear::bench::BenchFormat;
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
 /// Run language models in a fraction of the memory, on ordinary CPUs.
@@ -282,6 +283,42 @@ pub(crate) enum BenchVerb {
   scrimp bench decode smollm2
   scrimp bench decode qwen2.5-coder-1.5b --prompt 512 --tokens 64 --depth 4096 --threads 2 --json")]
     Decode(BenchDecodeArgs),
+    /// Speed of one linear layer in several weight formats
+    #[command(
+        after_help = "All formats hold the same random weights, of which a share of --sparsity is zero. They take turns, and \
+walk through at least 512 MB of weights, so that nothing is timed in cache; a time is the best of its rounds.
+
+Examples:
+  scrimp bench linear
+  scrimp bench linear --rows 4096 --cols 4096 --batch 8 --sparsity 0.7 --formats bf16,sparse-bf16 --json
+  SCRIMP_TIER=avx2 scrimp bench linear --threads 1"
+    )]
+    Linear(BenchLinearArgs),
+}
+
+/// `scrimp bench linear`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchLinearArgs {
+    /// Out features
+    #[arg(long, value_name = "R", default_value = "14336")]
+    pub(crate) rows: NonZeroUsize,
+    /// In features
+    #[arg(long, value_name = "C", default_value = "4096")]
+    pub(crate) cols: NonZeroUsize,
+    /// Tokens
+    #[arg(long, value_name = "B", default_value = "1")]
+    pub(crate) batch: NonZeroUsize,
+    /// Share of the weights that are zero
+    #[arg(long, value_name = "F", default_value_t = 0.5, value_parser = sparsity)]
+    pub(crate) sparsity: f64,
+    /// Formats, separated by commas: f32, f16, bf16, int8, int4, sparse-bf16, sparse-int8, sparse-int4
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "bf16,int8,int4,sparse-bf16,sparse-int8,sparse-int4"
+    )]
+    pub(crate) formats: Vec<BenchFormat>,
 }
 
 /// `scrimp bench decode`.
@@ -330,6 +367,11 @@ fn fraction(s: &str) -> Result<f32, String> {
     finite(s).and_then(|v| {
         if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("must lie between 0 and 1".to_owned()) }
     })
+}
+
+fn sparsity(s: &str) -> Result<f64, String> {
+    let f: Option<f64> = s.parse().ok();
+    f.filter(|f| (0.0..1.0).contains(f)).ok_or_else(|| "must be at least 0 and less than 1".to_owned())
 }
 
 fn threads(s: &str) -> Result<NonZeroUsize, String> {
