@@ -49,6 +49,7 @@ pub mod attention;
 mod dispatch;
 pub mod dtype;
 pub mod formats;
+pub mod hamming;
 mod isa;
 pub mod linear;
 mod mapping;

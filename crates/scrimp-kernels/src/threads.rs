@@ -45,6 +45,10 @@ struct Region {
     units: usize,
 }
 
+/// A counter that shares its cache line with no other.
+#[repr(align(128))]
+struct OwnLine(AtomicUsize);
+
 struct Shared {
     region: UnsafeCell<Option<Region>>,
     /// The current region: `epoch << 32 | CLOSED | workers inside`.
@@ -111,6 +115,28 @@ impl Pool {
     /// Threads that take part in a region.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// [`Pool::run`] with another way of handing out units: each thread starts on a run of consecutive units of its own,
+    /// and helps with the runs of others when that is done.
+    ///
+    /// For regions that stream memory: the hardware's prefetchers follow a thread through its run, where units that
+    /// alternate between threads make them start again at each one.
+    pub fn run_consecutive(&self, units: usize, body: impl Fn(usize, usize) + Sync) {
+        let runs = self.threads().min(units);
+        let start = |run: usize| units * run / runs;
+        let next: Vec<_> = (0..runs).map(|run| OwnLine(AtomicUsize::new(start(run)))).collect();
+        self.run(runs, |first, worker| {
+            for run in (first..runs).chain(0..first) {
+                loop {
+                    let unit = next[run].0.fetch_add(1, Ordering::Relaxed);
+                    if unit >= start(run + 1) {
+                        break;
+                    }
+                    body(unit, worker);
+                }
+            }
+        });
     }
 
     /// Calls `body(unit, worker)` once for every `unit < units`, on all threads; returns when all calls have returned.
@@ -348,6 +374,11 @@ mod tests {
                     counts[unit].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+                pool.run_consecutive(units, |unit, worker| {
+                    assert!(worker < threads);
+                    counts[unit].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2));
             }
         }
     }

@@ -14,34 +14,36 @@
 //! Entry points: [`KvCache::new`] and [`KvCache::sequence`]; [`Sequence::append`] and [`Sequence::attend`] for each layer of a forward
 //! pass; [`Sequence::fork`], [`Sequence::truncate`] and [`Sequence::compress`] between them; [`policy::Policy`] to decide what is kept.
 //!
-//! Ten tokens of a model with one layer, of which an eviction policy keeps six:
+//! A policy says how important each token is. This one keeps every third token of a model with one layer, next to the first and the last one, which are
+//! kept whatever it says:
 //!
 //! ```
 //! use scrimp_kernels::threads::Pool;
 //! use scrimp_kv::{
 //!     KvCache, KvConfig, KvError,
-//!     policy::{Kept, LayerView, Needs, Policy},
+//!     compress::{Budget, Compression},
+//!     policy::{LayerView, Needs, Policy, PolicyChoice},
 //!     storage,
 //! };
 //!
-//! /// The first 4 tokens and the newest (StreamingLLM, Xiao et al. 2023).
+//! /// Every third token.
 //! #[derive(Debug)]
-//! struct Ends;
+//! struct Thirds;
 //!
-//! impl Policy for Ends {
+//! impl Policy for Thirds {
 //!     fn name(&self) -> &'static str {
-//!         "ends"
+//!         "thirds"
+//!     }
+//!     fn about(&self) -> &'static str {
+//!         "every third token"
 //!     }
 //!     fn needs(&self) -> Needs {
-//!         Needs::default()
+//!         Needs::NONE
 //!     }
-//!     fn select(&self, view: &LayerView<'_>) -> Vec<Kept> {
-//!         let head = |h| {
-//!             let (n, sinks) = (view.n_tokens(h), 4.min(view.budget));
-//!             let newest = n.saturating_sub(view.budget - sinks).max(sinks.min(n));
-//!             Kept { indices: (0..sinks.min(n)).chain(newest..n).map(|i| i as u32).collect(), bias: None }
-//!         };
-//!         (0..view.n_kv_heads()).map(head).collect()
+//!     fn score(&self, view: &LayerView<'_>, kv_head: usize, out: &mut [f32]) {
+//!         for (index, score) in out.iter_mut().enumerate() {
+//!             *score = if view.position(kv_head, index) % 3 == 0 { 1.0 } else { 0.0 };
+//!         }
 //!     }
 //! }
 //!
@@ -58,19 +60,23 @@
 //! })?;
 //! let pool = Pool::new(2).expect("threads");
 //! let mut sequence = cache.sequence();
-//! let rows = vec![1.0; 10 * n_kv_heads * head_dim];
+//! let rows = vec![1.0; 12 * n_kv_heads * head_dim];
 //! sequence.append(0, &rows, &rows, &pool)?;
 //!
-//! sequence.compress(0, &Ends, 6)?;
+//! let policy = PolicyChoice { policy: &Thirds, shared_budget: false };
+//! let mut how = Compression::new(policy, Budget::Tokens(5));
+//! (how.sinks, how.recent) = (1, 1);
+//! sequence.compress(&how, how.tokens(sequence.len())?, &pool)?;
 //! let positions: Vec<_> = (0..sequence.kept(0, 1)).map(|i| sequence.position(0, 1, i)).collect();
-//! assert_eq!(positions, [0, 1, 2, 3, 8, 9]);
-//! assert_eq!(sequence.len(), 10, "tokens of the text, kept or not");
+//! assert_eq!(positions, [0, 3, 6, 9, 11]);
+//! assert_eq!(sequence.len(), 12, "tokens of the text, kept or not");
 //! # Ok(())
 //! # }
 //! ```
 #![forbid(unsafe_code)]
 
 mod cache;
+pub mod compress;
 mod error;
 pub mod policy;
 mod pool;

@@ -2,8 +2,9 @@
 
 use crate::{
     cache::Shared,
+    compress::{Compression, select},
     error::KvError,
-    policy::{self, Kept, LayerView, Policy},
+    policy::{self, Kept, LayerBudget, LayerView},
     table::HeadTable,
 };
 use scrimp_kernels::{
@@ -28,6 +29,8 @@ struct Layer {
     /// Positions before this one are gone from a sliding-window layer.
     dropped: u32,
     stats: ColumnStats,
+    /// Positions of the queries that sums over all queries hold.
+    gathered: Vec<Range<u32>>,
 }
 
 /// The keys and values of one text. Dropping it gives its pages back.
@@ -76,6 +79,7 @@ impl Sequence {
             next: 0,
             dropped: 0,
             stats: ColumnStats::default(),
+            gathered: Vec::new(),
         };
         let layers = vec![layer; shared.config.windows.len()];
         Self { shared, layers }
@@ -99,6 +103,17 @@ impl Sequence {
     /// KV heads of each layer.
     pub fn n_kv_heads(&self) -> usize {
         self.shared.config.n_kv_heads
+    }
+
+    /// Elements of a key or value.
+    pub fn head_dim(&self) -> usize {
+        self.shared.geometry.head_dim
+    }
+
+    /// The layers that see all tokens, and so can be compressed; sliding-window layers are small already.
+    pub fn full_layers(&self) -> impl Iterator<Item = usize> + '_ {
+        let windows = self.shared.config.windows.iter().enumerate();
+        windows.filter(|(_, window)| window.is_none()).map(|(layer, _)| layer)
     }
 
     /// Stores the next tokens of a layer: `k` and `v` are `[n_tokens][n_kv_heads][head_dim]`, keys after RoPE.
@@ -189,6 +204,12 @@ impl Sequence {
             softcap: inputs.softcap,
             wanted_from: inputs.wanted_from,
         };
+        if inputs.stats.is_some_and(|wanted| wanted.sum) {
+            match state.gathered.last_mut() {
+                Some(last) if last.end == first => last.end = state.next,
+                _ => state.gathered.push(first..state.next),
+            }
+        }
         let stats = inputs.stats.map(|wanted| {
             let recent_from = wanted.recent_from.map(|p| p.saturating_sub(first) as usize);
             (StatsRequest { sum: wanted.sum, recent_from, last: wanted.last }, &mut state.stats)
@@ -202,9 +223,49 @@ impl Sequence {
         &self.layers[layer].stats
     }
 
+    /// Of the queries that the sums over all queries of a layer hold, how many could see a token at `position`.
+    pub fn queries_from(&self, layer: usize, position: u32) -> u32 {
+        let seeing = |q: &Range<u32>| q.end.saturating_sub(q.start.max(position));
+        self.layers[layer].gathered.iter().map(seeing).sum()
+    }
+
+    /// Replaces the column sums of a layer by others, for example of a second pass over the text; `queries` are the positions of the
+    /// queries in the sums over all queries.
+    ///
+    /// # Errors
+    /// When there is no such layer, or a row is longer than the tokens of its KV head.
+    pub fn set_stats(
+        &mut self,
+        layer: usize,
+        stats: ColumnStats,
+        queries: Range<u32>,
+    ) -> Result<(), KvError> {
+        let n_kv_heads = self.n_kv_heads();
+        let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
+        for rows in [&stats.sum, &stats.recent, &stats.last] {
+            let group = rows.len() / n_kv_heads;
+            let fits = rows.len().is_multiple_of(n_kv_heads)
+                && rows.iter().enumerate().all(|(h, row)| row.len() <= state.heads[h / group].len());
+            if !fits {
+                return Err(KvError::BadInput("column sums do not fit the layer's heads and tokens".into()));
+            }
+        }
+        state.stats = stats;
+        state.gathered = vec![queries];
+        Ok(())
+    }
+
+    /// Forgets the column sums over recent queries.
+    pub fn clear_recent_stats(&mut self) {
+        self.layers.iter_mut().for_each(|layer| layer.stats.recent.clear());
+    }
+
     /// Forgets all column sums.
     pub fn clear_stats(&mut self) {
-        self.layers.iter_mut().for_each(|l| l.stats = ColumnStats::default());
+        for layer in &mut self.layers {
+            layer.stats = ColumnStats::default();
+            layer.gathered.clear();
+        }
     }
 
     /// A second sequence with the same tokens. Pages are shared until one of the two writes.
@@ -276,16 +337,32 @@ impl Sequence {
         Ok(())
     }
 
-    /// Compacts a layer to what `policy` selects, given that each KV head may keep `budget` tokens.
+    /// Compacts all layers that see all tokens, given that each KV head may keep `budget` tokens (where layers or heads
+    /// share a budget: on average). Sliding-window layers stay as they are.
+    ///
+    /// Layers are chosen for by all threads of `pool`, then written one after the other, so that little memory is needed
+    /// beyond what is there.
     ///
     /// # Errors
-    /// As [`Sequence::compact`].
-    pub fn compress(&mut self, layer: usize, policy: &dyn Policy, budget: usize) -> Result<(), KvError> {
-        if layer >= self.layers.len() {
-            return Err(no_layer(layer));
+    /// As [`Sequence::compact`]; layers that are done by then stay compacted.
+    pub fn compress(&mut self, how: &Compression, budget: usize, pool: &Pool) -> Result<(), KvError> {
+        if how.keeps_everything() {
+            return Ok(());
         }
-        let kept = policy.select(&LayerView::new(self, layer, budget));
-        self.compact(layer, &kept)
+        let layers: Vec<usize> = self.full_layers().collect();
+        let chosen: Vec<Mutex<Vec<Kept>>> = layers.iter().map(|_| Mutex::default()).collect();
+        let this = &*self;
+        pool.run(layers.len(), |index, _| {
+            let tokens = (0..this.n_kv_heads()).map(|head| this.kept(layers[index], head)).min().unwrap_or(0);
+            let layer = LayerBudget { index, of: layers.len(), budget, fixed: how.fixed(), tokens };
+            let budget = how.policy.policy.layer_budget(layer);
+            let kept = select(&LayerView::new(this, layers[index], how.seed), how, budget);
+            *chosen[index].lock().unwrap_or_else(PoisonError::into_inner) = kept;
+        });
+        for (layer, kept) in layers.into_iter().zip(chosen) {
+            self.compact(layer, &kept.into_inner().unwrap_or_else(PoisonError::into_inner))?;
+        }
+        Ok(())
     }
 
     /// Kept tokens of a KV head.

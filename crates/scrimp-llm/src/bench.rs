@@ -18,7 +18,7 @@ pub struct DecodeOptions {
     pub prompt: usize,
     /// Tokens of the timed greedy decode; end-of-text does not end it.
     pub tokens: usize,
-    /// Tokens in the cache before the timed decode.
+    /// Tokens before the timed decode; a model that makes its cache smaller after a prompt has done so by then.
     pub depth: usize,
 }
 
@@ -92,12 +92,14 @@ pub fn decode<S: LogitsSource>(
         round(&format!("prefill {i}/{ROUNDS}"));
         model.reset();
         let start = Instant::now();
+        model.begin_prompt(prompt);
         model.forward(&text[..prompt])?;
         prefill = prefill.min(start.elapsed().as_secs_f64());
     }
 
     round("filling the cache");
     model.reset();
+    model.begin_prompt(depth);
     let first = best(model.forward(&text[..depth])?)?;
     let (mut fastest, mut kv_bytes) = (f64::INFINITY, 0);
     for i in 1..=ROUNDS {
@@ -106,6 +108,7 @@ pub fn decode<S: LogitsSource>(
         if model.len() < depth {
             // It cannot go back that far.
             model.reset();
+            model.begin_prompt(depth);
             model.forward(&text[..depth])?;
         }
         let start = Instant::now();

@@ -3,6 +3,7 @@
 //! Texts are cut into [`Windows`]; each metric goes over them window by window, so memory does not grow with the text.
 
 pub mod kl;
+pub mod kv;
 pub mod ppl;
 mod windows;
 

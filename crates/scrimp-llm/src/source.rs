@@ -23,6 +23,9 @@ pub trait LogitsSource {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Says that a prompt is complete at `len` tokens: where the cache is to be made smaller, it is then (see
+    /// [`Session::begin_prompt`]).
+    fn begin_prompt(&mut self, _len: usize) {}
     /// Forgets all tokens from position `len` on, or everything where it cannot go back that far: see [`len`](Self::len).
     fn truncate(&mut self, len: usize);
     /// Forgets everything.
@@ -39,6 +42,9 @@ impl LogitsSource for Session<'_> {
     }
     fn forward_each(&mut self, tokens: &[u32], visit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
         Session::forward_each(self, tokens, visit)
+    }
+    fn begin_prompt(&mut self, len: usize) {
+        Session::begin_prompt(self, len);
     }
     fn len(&self) -> usize {
         Session::len(self)

@@ -1,7 +1,8 @@
 //! All verbs and options. Defaults and units are said here and nowhere else.
 
+use crate::kv_args::KvArgs;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use scrimp_kernels::formats::packed::WeightFormat;
+use scrimp_kernels::{formats::packed::WeightFormat, linear::bench::BenchFormat};
 use scrimp_llm::prune::{Budget, Choice, Choices, Output};
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
@@ -146,15 +147,6 @@ pub(crate) struct SamplingArgs {
     /// Stop before this text (may be given several times)
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
-}
-
-/// Options of the KV cache; every verb that runs a model flattens them in.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "KV cache")]
-pub(crate) struct KvArgs {
-    /// How keys and values are stored
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvFormat::Bf16)]
-    pub(crate) kv_format: KvFormat,
 }
 
 /// Storage of the KV cache.
@@ -354,6 +346,16 @@ Examples:
   scrimp eval kl ./small.gguf --against ./large.gguf --text book.txt
   scrimp eval kl smollm2 --against smollm2 --text book.txt --kv-format f16 --max-tokens 4096")]
     Kl(EvalKlArgs),
+    /// What a smaller KV cache costs
+    #[command(
+        after_help = "The model reads the text's first --prompt-tokens tokens (one of them the begin-of-text token, where there \
+is one), its cache is made smaller, and its predictions after each of the next --score-tokens are compared with those of the whole cache in bf16.
+
+Examples:
+  scrimp eval kv smollm2 --text book.txt --prompt-tokens 3072 --score-tokens 256 --kv-budget 0.25 --kv-policy h2o
+  scrimp eval kv smollm2 --text book.txt --prompt-tokens 3072 --score-tokens 256 --kv-budget 0.25 --kvcrush 0.5 --json"
+    )]
+    Kv(EvalKvArgs),
 }
 
 /// The text that is scored.
@@ -396,6 +398,24 @@ pub(crate) struct EvalKlArgs {
     pub(crate) kv: KvArgs,
 }
 
+/// `scrimp eval kv`.
+#[derive(Debug, Args)]
+pub(crate) struct EvalKvArgs {
+    /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
+    pub(crate) model: String,
+    /// Text file, used byte for byte
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens that the model reads before its cache is made smaller
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt_tokens: NonZeroUsize,
+    /// Positions after them that are scored
+    #[arg(long, value_name = "M")]
+    pub(crate) score_tokens: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+}
+
 /// `scrimp bench`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchVerb {
@@ -404,6 +424,42 @@ pub(crate) enum BenchVerb {
   scrimp bench decode smollm2
   scrimp bench decode qwen2.5-coder-1.5b --prompt 512 --tokens 64 --depth 4096 --threads 2 --json")]
     Decode(BenchDecodeArgs),
+    /// Speed of one linear layer in several weight formats
+    #[command(
+        after_help = "All formats hold the same random weights, of which a share of --sparsity is zero. They take turns, and \
+walk through at least 512 MB of weights, so that nothing is timed in cache; a time is the best of its rounds.
+
+Examples:
+  scrimp bench linear
+  scrimp bench linear --rows 4096 --cols 4096 --batch 8 --sparsity 0.7 --formats bf16,sparse-bf16 --json
+  SCRIMP_TIER=avx2 scrimp bench linear --threads 1"
+    )]
+    Linear(BenchLinearArgs),
+}
+
+/// `scrimp bench linear`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchLinearArgs {
+    /// Out features
+    #[arg(long, value_name = "R", default_value = "14336")]
+    pub(crate) rows: NonZeroUsize,
+    /// In features
+    #[arg(long, value_name = "C", default_value = "4096")]
+    pub(crate) cols: NonZeroUsize,
+    /// Tokens
+    #[arg(long, value_name = "B", default_value = "1")]
+    pub(crate) batch: NonZeroUsize,
+    /// Share of the weights that are zero
+    #[arg(long, value_name = "F", default_value_t = 0.5, value_parser = sparsity)]
+    pub(crate) sparsity: f64,
+    /// Formats, separated by commas: f32, f16, bf16, int8, int4, sparse-bf16, sparse-int8, sparse-int4
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "bf16,int8,int4,sparse-bf16,sparse-int8,sparse-int4"
+    )]
+    pub(crate) formats: Vec<BenchFormat>,
 }
 
 /// `scrimp bench decode`.
@@ -476,7 +532,7 @@ fn size(s: &str) -> Result<u64, String> {
 
 fn sparsity(s: &str) -> Result<f64, String> {
     let f: Option<f64> = s.parse().ok();
-    f.filter(|f| (0.0..1.0).contains(f)).ok_or_else(|| "must be 0 or more, and less than 1".to_owned())
+    f.filter(|f| (0.0..1.0).contains(f)).ok_or_else(|| "must be at least 0 and less than 1".to_owned())
 }
 
 fn threads(s: &str) -> Result<NonZeroUsize, String> {

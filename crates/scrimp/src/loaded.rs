@@ -1,7 +1,8 @@
 //! A model ready to run: what `run`, `eval` and `bench` have in common.
 
-use crate::{App, cli::KvArgs, verbs::pull};
+use crate::{App, kv_args::KvArgs, verbs::pull};
 use anyhow::Context as _;
+use scrimp_kv::compress::Compression;
 use scrimp_llm::{
     Error, Result, bench,
     chat::ChatTemplate,
@@ -42,9 +43,16 @@ impl Loaded {
         Ok((Self { model, tokenizer }, more))
     }
 
-    /// An empty sequence.
-    pub(crate) fn sequence(&self) -> Sequence<Session<'_>> {
-        Sequence::new(self.model.session(), self.model.context_length())
+    /// An empty session that compresses its cache so.
+    pub(crate) fn session(&self, how: Option<Compression>) -> Session<'_> {
+        let mut session = self.model.session();
+        session.set_compression(how);
+        session
+    }
+
+    /// An empty sequence that compresses its cache so.
+    pub(crate) fn sequence(&self, how: Option<Compression>) -> Sequence<Session<'_>> {
+        Sequence::new(self.session(how), self.model.context_length())
     }
 
     /// The token that texts begin with, where the tokenizer wants one.

@@ -6,6 +6,7 @@
 mod cli;
 mod format;
 mod interrupt;
+mod kv_args;
 mod loaded;
 mod machine;
 mod printer;

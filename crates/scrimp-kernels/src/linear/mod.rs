@@ -4,6 +4,7 @@
 //! tokens ([`gemm`]). Several matrices that share their input run in one parallel region.
 
 pub(crate) mod activations;
+pub mod bench;
 mod gemm;
 mod gemv;
 mod group;
@@ -29,11 +30,9 @@ use gemm::PanelGroup;
 use matrix::Kind;
 use packed::{PackedUnit, panel_groups};
 
-/// Weight bytes per unit of work when decoding: long runs let the hardware's prefetchers do their work, short ones let
-/// threads end together.
-const GEMV_UNIT_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
-/// Units per thread that a region is cut into where [`GEMV_UNIT_BYTES`] allows it.
-const GEMV_UNITS_PER_THREAD: usize = 6;
+/// Weight bytes per unit of work when decoding. Threads take runs of units, so this only bounds how much later than the
+/// others the last one ends.
+const GEMV_UNIT_BYTES: usize = 64 << 10;
 /// Unpacked bytes per unit of work in a batch: they stay in the second-level cache while all tokens pass by.
 const PANEL_BYTES: usize = 400 << 10;
 
@@ -104,9 +103,6 @@ pub fn linear(
     let decode = n_tokens == 1
         || x.n_tiles() == 1 && products.iter().all(|p| matches!(p.weight.kind(), Kind::Packed(_)));
     let groups = x.cols().div_ceil(GROUP);
-    let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
-    let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
-        .clamp(*GEMV_UNIT_BYTES.start(), *GEMV_UNIT_BYTES.end());
     let mut units = 0;
     let mut panel_len = 0;
     let mut jobs = Vec::with_capacity(products.len());
@@ -125,7 +121,7 @@ pub fn linear(
             Kind::Packed(layout) => panel_groups(layout),
         };
         let per_unit = if decode {
-            unit_bytes / (weight.bytes() / n_tiles).max(1)
+            GEMV_UNIT_BYTES / (weight.bytes() / n_tiles).max(1)
         } else {
             // Never so many that threads run out of units.
             (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
@@ -153,7 +149,7 @@ pub fn linear(
         scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
     }
     let panels = SharedMut::new(&mut scratch.panels);
-    pool.run(units, |unit, worker| {
+    let body = |unit: usize, worker: usize| {
         let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
         let tiles = match (&job.split, job.weight.kind()) {
             (&Split::Bytes(units), Kind::Packed(layout)) => {
@@ -171,7 +167,12 @@ pub fn linear(
             Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (tier, unit)),
             Kind::Packed(layout) => packed::run(tier, PackedUnit { unit, layout, data: job.weight.data() }),
         }
-    });
+    };
+    if decode {
+        pool.run_consecutive(units, body);
+    } else {
+        pool.run(units, body);
+    }
 }
 
 /// Tiles of one matrix for all tokens.

@@ -64,6 +64,7 @@ impl<S: LogitsSource> Sequence<S> {
     /// Those of the model; the sequence is then empty.
     pub fn extend_to(&mut self, prompt: &[u32], cancelled: &dyn Fn() -> bool) -> Result<Option<&[f32]>> {
         let kept = self.rewind_to(prompt);
+        self.source.begin_prompt(prompt.len());
         let new = &prompt[kept..];
         let (head, last) = new.split_at((new.len() - 1) / PREFILL_CHUNK * PREFILL_CHUNK);
         for chunk in head.chunks(PREFILL_CHUNK) {

@@ -23,7 +23,7 @@ use scrimp_kernels::{
     ops::{self, Gate, RmsNorm, RopeTable},
     threads::Pool,
 };
-use scrimp_kv::{AttentionInputs, AttentionScratch};
+use scrimp_kv::{AttentionInputs, AttentionScratch, StatsWanted};
 use std::{
     ops::Range,
     sync::atomic::{AtomicBool, Ordering},
@@ -98,9 +98,10 @@ impl Session<'_> {
         let context = Context { pool: &model.pool, tier: model.tier, config };
         self.embed(context, tokens)?;
         self.fill_rope(context, n);
+        let stats = self.wanted_stats(n);
         for (index, layer) in model.weights.layers.iter().enumerate() {
             let wanted = if index + 1 == model.weights.layers.len() { wanted } else { n };
-            self.attention(context, layer, index, n, wanted)?;
+            self.attention(context, layer, index, n, wanted, stats)?;
             if wanted == 0 {
                 break;
             }
@@ -159,6 +160,7 @@ impl Session<'_> {
         index: usize,
         n: usize,
         wanted: usize,
+        stats: Option<StatsWanted>,
     ) -> Result<()> {
         let Context { pool, tier, config } = context;
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
@@ -193,7 +195,7 @@ impl Session<'_> {
         };
         context.rows(k, kv_dim, |t, row| heads(layer.k_norm.as_deref(), t, row));
         // Gathering attention needs every query; otherwise those whose result nobody wants are left out.
-        let queries = if self.stats.is_some() { n } else { wanted };
+        let queries = if stats.is_some() { n } else { wanted };
         let q = &mut q[(n - queries) * q_dim..];
         if queries > 0 {
             context.rows(q, q_dim, |t, row| heads(layer.q_norm.as_deref(), n - queries + t, row));
@@ -208,7 +210,7 @@ impl Session<'_> {
                 scale: config.attn_scale,
                 softcap: config.attn_logit_softcap,
                 wanted_from: queries - wanted,
-                stats: self.stats,
+                stats,
             };
             self.kv.attend(index, inputs, pool, &mut b.attention)?;
         }

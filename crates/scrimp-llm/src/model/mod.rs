@@ -3,8 +3,10 @@
 //! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
 //! * [`parts`]: where a layer's matrices are in a checkpoint;
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
-//! * [`session`]: one sequence, its KV cache and its working memory.
+//! * [`session`]: one sequence, its KV cache and its working memory;
+//! * [`compression`]: making that cache smaller.
 
+mod compression;
 mod forward;
 pub(crate) mod parts;
 mod session;
@@ -18,7 +20,7 @@ use crate::{
     error::{Error, Result},
 };
 use scrimp_kernels::{Tier, threads::Pool};
-use scrimp_kv::{KvCache, KvConfig, STORAGES, storage};
+use scrimp_kv::{KvCache, KvConfig, STORAGES, Storage, storage};
 use weights::Weights;
 
 /// Tokens per page of the KV cache.
@@ -76,35 +78,27 @@ impl Model {
             None => Tier::from_env(),
         }
         .map_err(|e| Error::bad_input(e.to_string()))?;
-        let storage = storage(&options.kv_format).ok_or_else(|| {
-            let known: Vec<_> = STORAGES.iter().map(|s| s.name()).collect();
-            Error::bad_input(format!(
-                "KV format `{}` is unknown; there are {}",
-                options.kv_format,
-                known.join(", ")
-            ))
-        })?;
+        let storage = storage_of(&options.kv_format)?;
         let threads = options.threads.unwrap_or_else(scrimp_kernels::threads::available_threads);
         let pool = Pool::new(threads).map_err(|e| {
             Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads")
         })?;
         let weights = weights::load(&checkpoint, &pool, progress)?;
-        let config = checkpoint.config();
-        let kv = KvCache::new(KvConfig {
-            head_dim: config.head_dim,
-            n_kv_heads: config.n_kv_heads,
-            windows: config.sliding_window.clone(),
-            storage,
-            page_tokens: PAGE_TOKENS,
-            limit: None,
-            rewind: REWIND_TOKENS,
-        })?;
+        let kv = cache(checkpoint.config(), storage)?;
         Ok(Self { checkpoint, weights, pool, tier, kv })
     }
 
     /// An empty sequence.
     pub fn session(&self) -> Session<'_> {
         Session::new(self)
+    }
+
+    /// An empty sequence whose keys and values are stored in another format than [`RunOptions::kv_format`].
+    ///
+    /// # Errors
+    /// When there is no such format.
+    pub fn session_in(&self, kv_format: &str) -> Result<Session<'_>> {
+        Ok(Session::over(self, cache(self.config(), storage_of(kv_format)?)?.sequence()))
     }
 
     /// What the model looks like.
@@ -141,4 +135,23 @@ impl Model {
     pub fn tier(&self) -> Tier {
         self.tier
     }
+}
+
+fn storage_of(name: &str) -> Result<&'static dyn Storage> {
+    storage(name).ok_or_else(|| {
+        let known: Vec<_> = STORAGES.iter().map(|s| s.name()).collect();
+        Error::bad_input(format!("KV format `{name}` is unknown; there are {}", known.join(", ")))
+    })
+}
+
+fn cache(config: &ModelConfig, storage: &'static dyn Storage) -> Result<KvCache> {
+    Ok(KvCache::new(KvConfig {
+        head_dim: config.head_dim,
+        n_kv_heads: config.n_kv_heads,
+        windows: config.sliding_window.clone(),
+        storage,
+        page_tokens: PAGE_TOKENS,
+        limit: None,
+        rewind: REWIND_TOKENS,
+    })?)
 }

@@ -1,6 +1,6 @@
 //! One sequence with its KV cache and working memory.
 
-use super::{Model, forward::Buffers};
+use super::{Model, compression::CompressionState, forward::Buffers};
 use crate::error::{Error, Result};
 use scrimp_kv::{Sequence, StatsWanted};
 
@@ -20,11 +20,36 @@ pub struct Session<'m> {
     pub(super) rope_tokens: usize,
     /// What attention gathers for eviction policies.
     pub(super) stats: Option<StatsWanted>,
+    pub(super) compression: CompressionState,
 }
 
 impl<'m> Session<'m> {
     pub(super) fn new(model: &'m Model) -> Self {
-        Self { model, kv: model.kv.sequence(), buffers: Buffers::default(), rope_tokens: 0, stats: None }
+        Self::over(model, model.kv.sequence())
+    }
+
+    pub(super) fn over(model: &'m Model, kv: Sequence) -> Self {
+        Self {
+            model,
+            kv,
+            buffers: Buffers::default(),
+            rope_tokens: 0,
+            stats: None,
+            compression: CompressionState::default(),
+        }
+    }
+
+    /// A second session with the same tokens and options. Pages of the cache are shared until one of the two writes.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            model: self.model,
+            kv: self.kv.fork(),
+            buffers: Buffers::default(),
+            rope_tokens: self.rope_tokens,
+            stats: self.stats,
+            compression: self.compression.clone(),
+        }
     }
 
     /// The model that runs.
@@ -73,7 +98,7 @@ impl<'m> Session<'m> {
         self.check(tokens)?;
         let before = self.len();
         self.rope_tokens = self.rope_tokens.max(before + tokens.len());
-        let result = append(self);
+        let result = append(self).and_then(|()| self.compress_if_due());
         if result.is_err() {
             self.truncate(before);
         }
@@ -107,9 +132,10 @@ impl<'m> Session<'m> {
         self.len() == 0
     }
 
-    /// Forgets everything; memory of the cache goes back to the pool.
+    /// Forgets everything; memory of the cache goes back to the pool. A prompt that was begun stays begun.
     pub fn reset(&mut self) {
         self.kv.reset();
+        self.compression.forget();
         self.rope_tokens = 0;
     }
 
@@ -125,9 +151,10 @@ impl<'m> Session<'m> {
     }
 
     /// Forgets all tokens from position `len` on. Where a sliding-window layer has let go of tokens that it would need
-    /// to go back that far, everything is forgotten, so look at [`Session::len`] afterwards.
+    /// to go back that far, or tokens before `len` were dropped when the cache was compressed at a later one, everything is
+    /// forgotten, so look at [`Session::len`] afterwards.
     pub fn truncate(&mut self, len: usize) {
-        if self.kv.truncate(len).is_err() {
+        if len < self.compressed() || self.kv.truncate(len).is_err() {
             self.reset();
         }
     }

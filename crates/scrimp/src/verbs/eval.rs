@@ -1,8 +1,11 @@
 //! `scrimp eval`: how good a model is.
 
+mod kv;
+
 use crate::{
     App,
-    cli::{EvalKlArgs, EvalPplArgs, EvalVerb, KvArgs, KvFormat, TextArgs},
+    cli::{EvalKlArgs, EvalPplArgs, EvalVerb, TextArgs},
+    kv_args::KvArgs,
     loaded::Loaded,
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -30,11 +33,13 @@ pub(crate) fn run(app: &App, verb: &EvalVerb) -> anyhow::Result<()> {
     match verb {
         EvalVerb::Ppl(args) => perplexity(app, args),
         EvalVerb::Kl(args) => divergence(app, args),
+        EvalVerb::Kv(args) => kv::run(app, args),
     }
 }
 
 fn perplexity(app: &App, args: &EvalPplArgs) -> anyhow::Result<()> {
     let text = read_text(&args.text.text)?;
+    args.kv.only_format("eval ppl")?;
     let loaded = Loaded::open(app, &args.model, &args.kv)?;
     let windows = windows(&args.text, &loaded, encode(&loaded, &text)?)?;
     let mut bar = Bar::new();
@@ -47,9 +52,9 @@ fn perplexity(app: &App, args: &EvalPplArgs) -> anyhow::Result<()> {
 
 fn divergence(app: &App, args: &EvalKlArgs) -> anyhow::Result<()> {
     let text = read_text(&args.text.text)?;
-    let full = KvArgs { kv_format: KvFormat::Bf16 };
+    args.kv.only_format("eval kl")?;
     let model = Loaded::open(app, &args.model, &args.kv)?;
-    let reference = Loaded::open(app, &args.against, &full)?;
+    let reference = Loaded::open(app, &args.against, &KvArgs::full())?;
     let ids = encode(&model, &text)?;
     kl::check_same_tokens(
         (&ids, model.model.vocab_size()),

@@ -6,7 +6,7 @@ mod prompt;
 use crate::{
     App,
     cli::{RunArgs, SamplingArgs, Usage},
-    interrupt,
+    interrupt, kv_args,
     loaded::{self, Loaded},
 };
 use prompt::Prompt;
@@ -42,15 +42,19 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         return Err(Usage(format!("{option} needs a PROMPT (`-` reads it from stdin)")).into());
     }
     let mut sampler = Sampler::new(sampling(&args.sampling, app.global.seed))?;
-    let template = |checkpoint: &Checkpoint, tokenizer: &Tokenizer| match args.raw {
-        true => Ok(None),
-        false => loaded::template(checkpoint, tokenizer).map(Some),
+    let compression = args.kv.compression(app.global.seed)?;
+    let template = |checkpoint: &Checkpoint, tokenizer: &Tokenizer| {
+        kv_args::check_context(compression.as_ref(), checkpoint.config().context_length)?;
+        match args.raw {
+            true => Ok(None),
+            false => loaded::template(checkpoint, tokenizer).map(Some),
+        }
     };
     let (loaded, template) = Loaded::open_with(app, &args.model, &args.kv, template)?;
     let mut speaker = Speaker {
         app,
         loaded: &loaded,
-        sequence: loaded.sequence(),
+        sequence: loaded.sequence(compression),
         max_tokens: args.max_tokens,
         stop: &args.sampling.stop,
     };

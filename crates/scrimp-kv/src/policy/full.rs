@@ -1,0 +1,33 @@
+//! Keeps everything.
+
+use super::{LayerBudget, LayerView, Needs, Policy};
+
+/// Keeps everything.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Full;
+
+impl Policy for Full {
+    fn name(&self) -> &'static str {
+        "full"
+    }
+
+    fn about(&self) -> &'static str {
+        "keeps everything"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::NONE
+    }
+
+    fn score(&self, _view: &LayerView<'_>, _kv_head: usize, out: &mut [f32]) {
+        out.fill(0.0);
+    }
+
+    fn layer_budget(&self, layer: LayerBudget) -> usize {
+        layer.tokens
+    }
+
+    fn keeps_everything(&self) -> bool {
+        true
+    }
+}

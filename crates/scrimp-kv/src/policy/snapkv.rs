@@ -1,0 +1,50 @@
+//! SnapKV (Li et al. 2024, arXiv 2404.14469, §4): what the end of the prompt looks at is what the answer will look at.
+//! Attention of the last 32 queries, averaged over 7 neighbouring tokens, so that tokens are kept with their context.
+//!
+//! ```text
+//! a[t]     = mean over the group's query heads of  sum over the last w queries of softmax(q_i k)[t]
+//! score[t] = (a[t-3] + ... + a[t+3]) / 7                       (tokens outside count as 0)
+//! ```
+
+use super::{Attention, LayerView, Needs, Policy};
+
+/// Queries at the end of the prompt that are looked at.
+pub(super) const WINDOW: usize = 32;
+/// Neighbouring tokens that are averaged.
+const KERNEL: usize = 7;
+
+/// Attention from the end of the prompt.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SnapKv;
+
+impl Policy for SnapKv {
+    fn name(&self) -> &'static str {
+        "snapkv"
+    }
+
+    fn about(&self) -> &'static str {
+        "attention of the prompt's last 32 queries, pooled (arXiv 2404.14469)"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { recent: Some(WINDOW), ..Needs::NONE }
+    }
+
+    fn score(&self, view: &LayerView<'_>, kv_head: usize, out: &mut [f32]) {
+        view.attention(Attention::Recent, kv_head, out);
+        average_pool(out, KERNEL);
+    }
+
+    fn signature(&self) -> Attention {
+        Attention::Recent
+    }
+}
+
+/// The mean of `kernel` (odd) neighbours, zeros outside.
+pub(super) fn average_pool(x: &mut [f32], kernel: usize) {
+    let (half, before) = (kernel / 2, x.to_vec());
+    for (i, x) in x.iter_mut().enumerate() {
+        let near = &before[i.saturating_sub(half)..(i + half + 1).min(before.len())];
+        *x = near.iter().sum::<f32>() / kernel as f32;
+    }
+}

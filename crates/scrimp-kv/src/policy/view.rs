@@ -1,0 +1,121 @@
+//! One layer, as a policy sees it.
+
+use super::Attention;
+use crate::sequence::Sequence;
+
+/// One layer, as a policy sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerView<'a> {
+    sequence: &'a Sequence,
+    layer: usize,
+    seed: u64,
+}
+
+impl<'a> LayerView<'a> {
+    /// Looks at `layer` of `sequence`; `seed` is that of everything random.
+    ///
+    /// # Panics
+    /// Methods panic when the sequence has no such layer.
+    pub fn new(sequence: &'a Sequence, layer: usize, seed: u64) -> Self {
+        Self { sequence, layer, seed }
+    }
+
+    /// The layer.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// KV heads of the layer.
+    pub fn n_kv_heads(&self) -> usize {
+        self.sequence.n_kv_heads()
+    }
+
+    /// Elements of a key.
+    pub fn head_dim(&self) -> usize {
+        self.sequence.head_dim()
+    }
+
+    /// Tokens that `kv_head` holds now.
+    pub fn n_tokens(&self, kv_head: usize) -> usize {
+        self.sequence.kept(self.layer, kv_head)
+    }
+
+    /// Position of a token in the text.
+    pub fn position(&self, kv_head: usize, index: usize) -> u32 {
+        self.sequence.position(self.layer, kv_head, index)
+    }
+
+    /// What is added to the scores of a token.
+    pub fn bias(&self, kv_head: usize, index: usize) -> f32 {
+        self.sequence.bias(self.layer, kv_head, index)
+    }
+
+    /// Reads key and value of a token (`[head_dim]` each).
+    pub fn read(&self, kv_head: usize, index: usize, k: &mut [f32], v: &mut [f32]) {
+        self.sequence.read(self.layer, kv_head, index, k, v);
+    }
+
+    /// Query heads whose attention is known; 0 where none was gathered.
+    pub fn n_heads(&self, kind: Attention) -> usize {
+        self.rows(kind).len()
+    }
+
+    fn rows(&self, kind: Attention) -> &'a [Vec<f32>] {
+        let stats = self.sequence.stats(self.layer);
+        match kind {
+            Attention::Mean => &stats.sum,
+            Attention::Recent => &stats.recent,
+            Attention::Last => &stats.last,
+        }
+    }
+
+    /// Writes the attention that the tokens of `kv_head` got from query head `head`, one of its group; 0 where nothing
+    /// was gathered.
+    pub fn head_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {
+        out.fill(0.0);
+        self.add_attention(kind, kv_head, head, out);
+        self.weigh(kind, kv_head, 1.0, out);
+    }
+
+    /// Writes the attention that the tokens of `kv_head` got, averaged over the query heads of its group.
+    pub fn attention(&self, kind: Attention, kv_head: usize, out: &mut [f32]) {
+        out.fill(0.0);
+        let group = self.n_heads(kind) / self.n_kv_heads();
+        for head in kv_head * group..(kv_head + 1) * group {
+            self.add_attention(kind, kv_head, head, out);
+        }
+        self.weigh(kind, kv_head, 1.0 / group.max(1) as f32, out);
+    }
+
+    fn add_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {
+        if let Some(row) = self.rows(kind).get(head) {
+            debug_assert_eq!(head * self.n_kv_heads() / self.n_heads(kind), kv_head);
+            out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
+        }
+    }
+
+    /// Multiplies by `factor`, and divides sums over all queries by the number of queries that could see the token.
+    fn weigh(&self, kind: Attention, kv_head: usize, factor: f32, out: &mut [f32]) {
+        if kind != Attention::Mean {
+            out.iter_mut().for_each(|x| *x *= factor);
+            return;
+        }
+        for (index, x) in out.iter_mut().enumerate() {
+            let queries = self.sequence.queries_from(self.layer, self.position(kv_head, index));
+            *x *= factor / queries.max(1) as f32;
+        }
+    }
+
+    /// A number that depends on the seed, the layer and the head.
+    pub fn seed(&self, kv_head: usize) -> u64 {
+        mix(mix(self.seed ^ 0x5c21_u64) ^ ((self.layer as u64) << 32 | kv_head as u64))
+    }
+}
+
+/// One step of SplitMix64 (Steele, Lea and Flood 2014).
+pub(crate) fn mix(x: u64) -> u64 {
+    let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

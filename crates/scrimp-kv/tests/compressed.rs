@@ -1,0 +1,199 @@
+//! Attention with a compressed cache, scores against NumPy, shared prefixes, and that no page is lost.
+
+use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_kv::{
+    AttentionInputs, AttentionScratch, KvCache, KvConfig, Sequence, StatsWanted,
+    compress::{Budget, Compression, Crush},
+    policy::{LayerView, policy},
+    storage,
+};
+
+const DIM: usize = 8;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+
+fn cache(windows: Vec<Option<usize>>) -> KvCache {
+    KvCache::new(KvConfig {
+        head_dim: DIM,
+        n_kv_heads: KV_HEADS,
+        windows,
+        storage: storage("f32").unwrap(),
+        page_tokens: 16,
+        limit: None,
+        rewind: 0,
+    })
+    .unwrap()
+}
+
+/// Pseudo-random numbers of about -2..2.
+fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 22) as f32 - 2.0
+    };
+    (0..n).map(next).collect()
+}
+
+/// Appends tokens to every layer and attends; returns the result of the last layer.
+fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], stats: StatsWanted) -> Vec<f32> {
+    let pool = Pool::new(1).unwrap();
+    let mut out = vec![0.0; q.len()];
+    for layer in 0..sequence.n_layers() {
+        sequence.append(layer, k, v, &pool).unwrap();
+        let inputs = AttentionInputs {
+            tier: Tier::detect(),
+            q,
+            out: &mut out,
+            n_heads: HEADS,
+            scale: (DIM as f32).powf(-0.5),
+            softcap: None,
+            wanted_from: 0,
+            stats: (stats != StatsWanted::default()).then_some(stats),
+        };
+        sequence.attend(layer, inputs, &pool, &mut AttentionScratch::new()).unwrap();
+    }
+    out
+}
+
+fn filled(cache: &KvCache, tokens: usize, seed: u64) -> Sequence {
+    let mut sequence = cache.sequence();
+    let (q, k) = (numbers(tokens * HEADS * DIM, seed), numbers(tokens * KV_HEADS * DIM, seed + 1));
+    let v = numbers(tokens * KV_HEADS * DIM, seed + 2);
+    let stats = StatsWanted { sum: true, recent_from: Some(tokens as u32 - 32), last: true };
+    step(&mut sequence, &q, &k, &v, stats);
+    sequence
+}
+
+fn crush(name: &str, budget: usize) -> Compression {
+    let mut how = Compression::new(policy(name).unwrap(), Budget::Tokens(budget));
+    how.crush = Crush { share: 0.4, ..Crush::default() };
+    (how.sinks, how.recent) = (2, 6);
+    how
+}
+
+#[test]
+fn scores_are_those_of_numpy() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/kv/scores.json");
+    let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let floats = |v: &serde_json::Value| -> Vec<f32> {
+        v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+    };
+    let (q, k) = (floats(&golden["q"]), floats(&golden["k"]));
+    let tokens = k.len() / KV_HEADS / DIM;
+    let mut sequence = cache(vec![None]).sequence();
+    // In two parts, as a long prompt is read.
+    let half = 20;
+    let stats = StatsWanted { sum: true, recent_from: Some(tokens as u32 - 32), last: true };
+    let (qa, qb) = q.split_at(half * HEADS * DIM);
+    let (ka, kb) = k.split_at(half * KV_HEADS * DIM);
+    step(&mut sequence, qa, ka, ka, stats);
+    step(&mut sequence, qb, kb, kb, stats);
+    let view = LayerView::new(&sequence, 0, 0);
+    for name in ["h2o", "snapkv", "tova", "knorm"] {
+        for head in 0..KV_HEADS {
+            let mut scores = vec![0.0; tokens];
+            policy(name).unwrap().policy.score(&view, head, &mut scores);
+            for (t, (got, want)) in scores.iter().zip(floats(&golden[name][head])).enumerate() {
+                assert!((got - want).abs() <= 1e-5, "{name}, head {head}, token {t}: {got}, not {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_with_a_compressed_cache_is_attention_to_what_was_kept() {
+    let pool = Pool::new(1).unwrap();
+    for name in ["h2o", "snapkv", "adakv:tova", "knorm", "random"] {
+        let cache = cache(vec![None]);
+        let mut sequence = filled(&cache, 150, 5);
+        let how = crush(name, 50);
+        sequence.compress(&how, 50, &pool).unwrap();
+        // Twice, so that representatives stand for representatives.
+        sequence.compress(&how, 37, &pool).unwrap();
+        let total: usize = (0..KV_HEADS).map(|head| sequence.kept(0, head)).sum();
+        assert_eq!(total, 37 * KV_HEADS, "{name}");
+        let (q, k, v) = (numbers(HEADS * DIM, 1), numbers(KV_HEADS * DIM, 2), numbers(KV_HEADS * DIM, 3));
+        let out = step(&mut sequence, &q, &k, &v, StatsWanted::default());
+        let mut masses = 0;
+        for head in 0..HEADS {
+            let kv = head / (HEADS / KV_HEADS);
+            let (mut total, mut want) = (0.0, [0.0; DIM]);
+            let (mut k, mut v) = (vec![0.0; DIM], vec![0.0; DIM]);
+            for t in 0..sequence.kept(0, kv) {
+                sequence.read(0, kv, t, &mut k, &mut v);
+                let dot: f64 = (0..DIM).map(|d| f64::from(q[head * DIM + d]) * f64::from(k[d])).sum();
+                let bias = f64::from(sequence.bias(0, kv, t));
+                masses += usize::from(bias > 0.0);
+                let p = (dot * (DIM as f64).powf(-0.5) + bias).exp();
+                total += p;
+                want.iter_mut().zip(&v).for_each(|(w, v)| *w += p * f64::from(*v));
+            }
+            for d in 0..DIM {
+                let got = f64::from(out[head * DIM + d]);
+                assert!((got - want[d] / total).abs() < 1e-5, "{name}, head {head}: {got}");
+            }
+        }
+        assert!(masses > 0, "{name}");
+    }
+}
+
+#[test]
+fn a_sharer_that_compresses_leaves_the_other_alone_and_windows_are_left_alone() {
+    let pool = Pool::new(1).unwrap();
+    let cache = cache(vec![Some(24), None]);
+    let first = filled(&cache, 150, 8);
+    let bytes = cache.bytes_in_use();
+    let mut second = first.fork();
+    second.compress(&crush("h2o", 40), 40, &pool).unwrap();
+    assert_eq!((second.kept(1, 0), second.kept(0, 0)), (40, first.kept(0, 0)));
+    assert_eq!(first.kept(1, 0), 150);
+    // The window layer is still shared, the other one is not.
+    assert_eq!((first.ref_cnt(0, 0, 0), first.ref_cnt(1, 0, 0), second.ref_cnt(1, 0, 0)), (2, 1, 1));
+    assert!(cache.bytes_in_use() > bytes && cache.bytes_in_use() < 2 * bytes);
+    let (q, k, v) = (numbers(HEADS * DIM, 1), numbers(KV_HEADS * DIM, 2), numbers(KV_HEADS * DIM, 3));
+    let alone = step(&mut first.fork(), &q, &k, &v, StatsWanted::default());
+    step(&mut second, &q, &k, &v, StatsWanted::default());
+    let again = step(&mut first.fork(), &q, &k, &v, StatsWanted::default());
+    assert_eq!(alone, again);
+    drop(first);
+    let left = cache.bytes_in_use();
+    assert_eq!(left, second.bytes());
+    drop(second);
+    assert_eq!(cache.bytes_in_use(), 0);
+}
+
+#[test]
+fn nothing_leaks_in_ten_thousand_steps() {
+    let pool = Pool::new(1).unwrap();
+    let cache = cache(vec![None, Some(24)]);
+    let mut held: Vec<Sequence> = vec![cache.sequence()];
+    let dice: Vec<usize> = numbers(20_000, 3).iter().map(|x| ((x + 2.0) * 4096.0) as usize).collect();
+    for roll in dice.chunks(2).take(10_000) {
+        let at = roll[1] % held.len();
+        match roll[0] % 8 {
+            0..=3 => {
+                let n = 1 + roll[1] % 40;
+                let rows = numbers(n * KV_HEADS * DIM, roll[1] as u64);
+                (0..2).for_each(|layer| held[at].append(layer, &rows, &rows, &pool).unwrap());
+            }
+            4 | 5 => {
+                let name = ["streaming", "random", "knorm", "adakv:knorm"][roll[1] % 4];
+                held[at].compress(&crush(name, 30), 30, &pool).unwrap();
+            }
+            6 if held.len() < 6 => {
+                let fork = held[at].fork();
+                held.push(fork);
+            }
+            _ if held.len() > 1 => drop(held.swap_remove(at)),
+            _ => held[at].reset(),
+        }
+        if held.len() == 1 {
+            assert_eq!(cache.bytes_in_use(), held[0].bytes());
+        }
+    }
+    held.clear();
+    assert_eq!((cache.bytes_in_use(), cache.bytes_mapped()), (0, 0));
+}

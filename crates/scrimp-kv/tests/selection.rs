@@ -1,0 +1,271 @@
+//! What is kept, against a brute-force oracle of the whole selection, and laws that hold for every setting.
+
+use proptest::prelude::*;
+use scrimp_kernels::threads::Pool;
+use scrimp_kv::{
+    ColumnStats, KvCache, KvConfig, Sequence,
+    compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order, select},
+    policy::{Attention, Kept, LayerView, policy},
+    storage,
+};
+
+const DIM: usize = 4;
+const GROUP: usize = 2;
+
+/// One layer of random keys and random attention, in small steps so that ties are common.
+fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
+    let pool = Pool::new(1).unwrap();
+    let cache = KvCache::new(KvConfig {
+        head_dim: DIM,
+        n_kv_heads: kv_heads,
+        windows: vec![None],
+        storage: storage("f32").unwrap(),
+        page_tokens: 16,
+        limit: None,
+        rewind: 0,
+    })
+    .unwrap();
+    let byte = |i: usize| f32::from(noise[(i * 31 + i / 7) % noise.len()] % 16);
+    let mut sequence = cache.sequence();
+    let k: Vec<f32> = (0..tokens * kv_heads * DIM).map(|i| byte(i) - 8.0).collect();
+    sequence.append(0, &k, &k, &pool).unwrap();
+    let rows = |salt: usize| -> Vec<Vec<f32>> {
+        (0..kv_heads * GROUP).map(|h| (0..tokens).map(|t| byte(salt + h * 977 + t * 13)).collect()).collect()
+    };
+    let stats = ColumnStats { sum: rows(1), recent: rows(2), last: rows(3) };
+    sequence.set_stats(0, stats, 0..tokens as u32).unwrap();
+    sequence
+}
+
+/// Everything that [`select`] does in token mode, as slowly as it is said: for each KV head, indices and biases.
+fn oracle(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<(Vec<u32>, Vec<f32>)> {
+    let n = view.n_tokens(0);
+    let kind = how.policy.policy.signature();
+    (0..view.n_kv_heads())
+        .map(|head| {
+            let (mut score, mut a) = (vec![0.0; n], vec![0.0; n]);
+            how.policy.policy.score(view, head, &mut score);
+            view.attention(Attention::Mean, head, &mut a);
+            let fixed = |t: usize| t < how.sinks || t + how.recent >= n;
+            let free = budget - (0..n).filter(|&t| fixed(t)).count();
+            let n_reps = ((how.crush.share * budget as f64).round() as usize).min(free);
+            let top = |score: &[f32], count: usize| {
+                let mut t: Vec<usize> = (0..n).filter(|&t| !fixed(t)).collect();
+                t.sort_by(|&x, &y| score[y].partial_cmp(&score[x]).unwrap().then(x.cmp(&y)));
+                t.truncate(count);
+                t
+            };
+            let important = top(&score, free - n_reps);
+            let mut keep: Vec<(usize, f32)> = (0..n).filter(|&t| fixed(t)).map(|t| (t, 0.0)).collect();
+            keep.extend(important.iter().map(|&t| (t, 0.0)));
+            let mut dropped: Vec<usize> = (0..n).filter(|&t| !fixed(t) && !important.contains(&t)).collect();
+            // Signatures: a bit per query head of the layer, set where the head itself would have kept the token.
+            let heads: Vec<Vec<usize>> = (0..view.n_heads(kind))
+                .map(|h| {
+                    let mut attention = vec![0.0; n];
+                    view.head_attention(kind, h / GROUP, h, &mut attention);
+                    top(&attention, free)
+                })
+                .collect();
+            let bit = |h: usize, t: usize| heads[h].contains(&t);
+            let anchor: Vec<bool> = (0..heads.len())
+                .map(|h| match how.crush.anchor {
+                    Anchor::Zeros => false,
+                    Anchor::Ones => true,
+                    Anchor::Mean => 2 * dropped.iter().filter(|&&t| bit(h, t)).count() > dropped.len(),
+                    Anchor::Alternate => h % 2 == 1,
+                    Anchor::Random => unreachable!("not compared"),
+                })
+                .collect();
+            let distance = |t: usize| (0..heads.len()).filter(|&h| bit(h, t) != anchor[h]).count();
+            match how.crush.order {
+                Order::Signature => dropped.sort_by_key(|&t| distance(t)),
+                Order::Score => dropped.sort_by(|&x, &y| a[y].partial_cmp(&a[x]).unwrap()),
+                _ => {}
+            }
+            let total: f64 = dropped.iter().map(|&t| f64::from(a[t]).sqrt()).sum();
+            let mut start = 0;
+            for part in 1..=n_reps {
+                let mut end = part * dropped.len() / n_reps;
+                if how.crush.order == Order::Score {
+                    let sum =
+                        |end: usize| dropped[..end].iter().map(|&t| f64::from(a[t]).sqrt()).sum::<f64>();
+                    let aim = total * part as f64 / n_reps as f64;
+                    end = (0..=dropped.len()).find(|&e| sum(e) >= aim).unwrap_or(dropped.len());
+                    end = end.clamp(start + 1, dropped.len() - (n_reps - part));
+                }
+                if part == n_reps {
+                    end = dropped.len();
+                }
+                let segment = &dropped[start..end];
+                let sum: f64 = segment.iter().map(|&t| f64::from(a[t])).sum();
+                let best = *segment
+                    .iter()
+                    .min_by(|&&x, &&y| a[y].partial_cmp(&a[x]).unwrap().then(x.cmp(&y)))
+                    .unwrap();
+                keep.push(match how.crush.mass {
+                    Mass::None => (segment[segment.len() / 2], 0.0),
+                    Mass::Count => (segment[segment.len() / 2], (segment.len() as f32).ln()),
+                    Mass::Attention => {
+                        (best, if sum > 0.0 { (sum / f64::from(a[best])).ln() as f32 } else { 0.0 })
+                    }
+                });
+                start = end;
+            }
+            keep.sort_by_key(|k| k.0);
+            keep.into_iter().map(|(t, bias)| (t as u32, bias)).unzip()
+        })
+        .collect()
+}
+
+fn crush(share: f64) -> impl Strategy<Value = Crush> {
+    let anchors = [Anchor::Zeros, Anchor::Ones, Anchor::Mean, Anchor::Alternate];
+    let masses = [Mass::None, Mass::Count, Mass::Attention];
+    let orders = [Order::Signature, Order::Score, Order::Position];
+    (
+        prop_oneof![Just(0.0), Just(1.0), 0.0..share],
+        prop::sample::select(anchors.to_vec()),
+        prop::sample::select(masses.to_vec()),
+        prop::sample::select(orders.to_vec()),
+    )
+        .prop_map(|(share, anchor, mass, order)| Crush {
+            share,
+            anchor,
+            mass,
+            order,
+            ..Crush::default()
+        })
+}
+
+fn how(name: &str, crush: Crush, sinks: usize, recent: usize, budget: usize) -> Compression {
+    let mut how = Compression::new(policy(name).unwrap(), Budget::Tokens(budget));
+    (how.crush, how.sinks, how.recent) = (crush, sinks, recent);
+    how
+}
+
+const NAMES: [&str; 6] = ["streaming", "h2o", "snapkv", "tova", "knorm", "random"];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_selection_is_that_of_the_oracle(
+        noise in prop::collection::vec(any::<u8>(), 40),
+        (tokens, kv_heads) in (20_usize..90, 1_usize..4),
+        (sinks, recent, more) in (0_usize..5, 0_usize..6, 1_usize..40),
+        name in prop::sample::select(NAMES.to_vec()),
+        crush in crush(1.0),
+    ) {
+        let budget = (sinks + recent + more).min(tokens - 1);
+        let sequence = sequence(tokens, kv_heads, &noise);
+        let view = LayerView::new(&sequence, 0, 5);
+        let how = how(name, crush, sinks, recent, budget);
+        let got = select(&view, &how, budget);
+        for (kept, (indices, bias)) in got.iter().zip(oracle(&view, &how, budget)) {
+            prop_assert_eq!(&kept.indices, &indices);
+            let zero = vec![0.0; bias.len()];
+            for (got, want) in kept.bias.as_ref().unwrap_or(&zero).iter().zip(&bias) {
+                prop_assert!((got - want).abs() < 1e-5, "{got} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn exactly_the_budget_is_kept_and_never_without_sinks_and_recent_tokens(
+        noise in prop::collection::vec(any::<u8>(), 40),
+        (tokens, kv_heads) in (5_usize..90, 1_usize..4),
+        (sinks, recent, more) in (0_usize..5, 0_usize..6, 0_usize..60),
+        name in prop::sample::select(NAMES.to_vec()),
+        shared in any::<bool>(),
+        crush in crush(1.0),
+        order in prop::sample::select(vec![Order::Signature, Order::Score, Order::Random, Order::Position]),
+        anchor in prop::sample::select(vec![Anchor::Random, Anchor::Mean]),
+        page in prop_oneof![Just(None), (1_usize..20).prop_map(Some)],
+    ) {
+        let budget = sinks + recent + more;
+        let sequence = sequence(tokens, kv_heads, &noise);
+        let name = if shared && page.is_none() { format!("adakv:{name}") } else { name.to_owned() };
+        let mut how = how(&name, Crush { order, anchor, ..crush }, sinks, recent, budget);
+        how.granularity = page.map_or(Granularity::Token, Granularity::Page);
+        let kept = select(&LayerView::new(&sequence, 0, 9), &how, budget);
+        let total: usize = kept.iter().map(|k| k.indices.len()).sum();
+        prop_assert_eq!(total, budget.min(tokens) * kv_heads);
+        for Kept { indices, bias } in &kept {
+            prop_assert!(shared || indices.len() == budget.min(tokens));
+            prop_assert!(indices.windows(2).all(|w| w[0] < w[1]));
+            for t in (0..sinks.min(tokens)).chain(tokens.saturating_sub(recent)..tokens) {
+                let at = indices.binary_search(&(t as u32));
+                prop_assert!(at.is_ok(), "token {t} is gone");
+                prop_assert!(bias.as_ref().is_none_or(|b| b[at.unwrap()] == 0.0));
+            }
+            prop_assert!(bias.as_ref().is_none_or(|b| b.len() == indices.len() && b.iter().all(|x| *x >= 0.0)));
+        }
+    }
+
+    #[test]
+    fn the_order_of_heads_does_not_matter(
+        noise in prop::collection::vec(any::<u8>(), 40),
+        more in 1_usize..40,
+        name in prop::sample::select(NAMES[..5].to_vec()),
+        crush in crush(1.0),
+        anchor in prop::sample::select(vec![Anchor::Zeros, Anchor::Ones, Anchor::Mean]),
+    ) {
+        let (tokens, kv_heads, budget) = (60, 3, 6 + more);
+        let straight = sequence(tokens, kv_heads, &noise);
+        let swap = |head: usize| (head + 1) % kv_heads;
+        let pool = Pool::new(1).unwrap();
+        let mut swapped = straight.fork();
+        swapped.reset();
+        let (mut rows, mut k, mut v) = (vec![0.0; tokens * kv_heads * DIM], vec![0.0; DIM], vec![0.0; DIM]);
+        for head in 0..kv_heads {
+            for t in 0..tokens {
+                straight.read(0, head, t, &mut k, &mut v);
+                rows[(t * kv_heads + swap(head)) * DIM..][..DIM].copy_from_slice(&k);
+            }
+        }
+        swapped.append(0, &rows, &rows, &pool).unwrap();
+        let stats = straight.stats(0);
+        let moved = |rows: &[Vec<f32>]| {
+            let mut moved = rows.to_vec();
+            for (h, row) in rows.iter().enumerate() {
+                // Heads within a group change places, too.
+                moved[swap(h / GROUP) * GROUP + (h + 1) % GROUP].clone_from(row);
+            }
+            moved
+        };
+        let stats =
+            ColumnStats { sum: moved(&stats.sum), recent: moved(&stats.recent), last: moved(&stats.last) };
+        swapped.set_stats(0, stats, 0..tokens as u32).unwrap();
+        let how = how(name, Crush { anchor, ..crush }, 3, 3, budget);
+        let a = select(&LayerView::new(&straight, 0, 1), &how, budget);
+        let b = select(&LayerView::new(&swapped, 0, 1), &how, budget);
+        for head in 0..kv_heads {
+            prop_assert_eq!(&a[head], &b[swap(head)]);
+        }
+    }
+}
+
+#[test]
+fn pages_of_the_best_sums_are_kept_whole() {
+    let mut sequence = sequence(40, 1, &[0]);
+    let mut scores = vec![0.0; 40];
+    scores[10..14].fill(1.0);
+    scores[30] = 3.0;
+    let rows = vec![scores; GROUP];
+    let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows };
+    sequence.set_stats(0, stats, 0..40).unwrap();
+    let mut how = how("tova", Crush::default(), 2, 4, 14);
+    how.granularity = Granularity::Page(4);
+    let kept = select(&LayerView::new(&sequence, 0, 0), &how, 14);
+    // Pages begin at token 2: 10..14 has a sum of 4, 30..34 one of 3.
+    let want: Vec<u32> = (0..2).chain(10..14).chain(30..34).chain(36..40).collect();
+    assert_eq!(kept[0].indices, want);
+    // With half of the budget for representatives, one page is important; of the eight pages that are left, in order
+    // of their distance from the anchor, the middle one stands for all.
+    how.crush = Crush { share: 0.3, mass: Mass::Count, order: Order::Position, ..Crush::default() };
+    let kept = select(&LayerView::new(&sequence, 0, 0), &how, 14);
+    let want: Vec<u32> = (0..2).chain(10..14).chain(22..26).chain(36..40).collect();
+    assert_eq!(kept[0].indices, want);
+    let bias = kept[0].bias.as_ref().unwrap();
+    assert!((0..14).all(|i| (bias[i] - if (6..10).contains(&i) { 8.0_f32.ln() } else { 0.0 }).abs() < 1e-6));
+}

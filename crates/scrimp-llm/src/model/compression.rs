@@ -1,0 +1,124 @@
+//! Making a session's KV cache smaller: when a prompt is complete, and again and again while text is generated.
+//!
+//! ```text
+//! begin_prompt(n)  forward ... forward | n tokens: compress to the budget | decode ... | budget + slack: compress again
+//!                  gathering attention                                      the last 32 queries before that gather it
+//! ```
+
+use super::Session;
+use crate::error::Result;
+use scrimp_kv::{StatsWanted, compress::Compression, policy::Needs};
+
+/// How many tokens beyond its budget a cache may hold while text is generated: a share of the budget, but at least so many.
+const SLACK: (usize, usize) = (8, 64);
+/// Decode steps before a compression that gather attention.
+const DECODE_QUERIES: usize = 32;
+
+/// The next compression.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    /// It comes when the sequence has so many tokens.
+    at: usize,
+    /// Tokens that each KV head keeps then.
+    budget: usize,
+    /// The position from which attention summed over all queries is gathered.
+    sum_from: usize,
+}
+
+/// What a session knows of compression.
+#[derive(Debug, Clone, Default)]
+pub(super) struct CompressionState {
+    how: Option<Compression>,
+    plan: Option<Plan>,
+    /// Tokens before this position were there at the last compression: what is left of them is what it chose.
+    done: usize,
+}
+
+impl CompressionState {
+    pub(super) fn forget(&mut self) {
+        self.done = 0;
+    }
+}
+
+impl Session<'_> {
+    /// How the cache is made smaller from now on, when a prompt is complete ([`Session::begin_prompt`]) and while text is
+    /// generated after it; `None`: not at all.
+    pub fn set_compression(&mut self, how: Option<Compression>) {
+        self.compression.how = how.filter(|how| !how.keeps_everything());
+        self.compression.plan = None;
+    }
+
+    /// Has attention gathered, from now on, as compressions with these needs look at it when the sequence has `len` tokens.
+    /// For a prompt that is compressed in several ways: [`Session::fork`] it, then [`Session::compress`] the copies.
+    pub fn gather_for(&mut self, needs: Needs, len: usize) {
+        let recent_from = needs.recent.map(|w| len.saturating_sub(w) as u32);
+        let wanted = StatsWanted { sum: needs.sum, recent_from, last: needs.last };
+        self.gather_attention((wanted != StatsWanted::default()).then_some(wanted));
+    }
+
+    /// Says that the prompt is complete when the sequence has `len` tokens. Until then attention is gathered as the policy
+    /// needs it; then, before the call that gets there returns, the cache is made smaller. While text is generated, it is made smaller
+    /// again whenever it has grown by an eighth (or 64 tokens, if that is more).
+    pub fn begin_prompt(&mut self, len: usize) {
+        let Some(how) = &self.compression.how else { return };
+        let budget = how.tokens_at_least_fixed(len);
+        self.compression.plan = Some(Plan { at: len, budget, sum_from: 0 });
+        self.kv.clear_recent_stats();
+    }
+
+    /// Makes the cache smaller now, to `budget` tokens of each KV head, by the attention that was gathered
+    /// ([`Session::gather_attention`]). See [`scrimp_kv::Sequence::compress`].
+    ///
+    /// # Errors
+    /// When memory cannot be had; then the session starts over.
+    pub fn compress(&mut self, how: &Compression, budget: usize) -> Result<()> {
+        if let Err(e) = self.kv.compress(how, budget, &self.model.pool) {
+            self.reset();
+            return Err(e.into());
+        }
+        self.compression.done = self.len();
+        Ok(())
+    }
+
+    /// Tokens up to here cannot be gone back to: what was dropped of them is gone.
+    pub(super) fn compressed(&self) -> usize {
+        self.compression.done
+    }
+
+    /// What attention of the next `n` tokens is to be gathered.
+    pub(super) fn wanted_stats(&self, n: usize) -> Option<StatsWanted> {
+        if self.stats.is_some() {
+            return self.stats;
+        }
+        let (plan, how) = (self.compression.plan?, self.compression.how.as_ref()?);
+        let end = self.len() + n;
+        let Needs { sum, recent, last } = how.needs();
+        let wanted = StatsWanted {
+            sum: sum && end > plan.sum_from,
+            recent_from: recent
+                .map(|w| plan.at.saturating_sub(w))
+                .filter(|&from| end > from)
+                .map(|p| p as u32),
+            last: last && end >= plan.at,
+        };
+        (wanted != StatsWanted::default()).then_some(wanted)
+    }
+
+    /// Compresses if it is time to, and plans the next time.
+    pub(super) fn compress_if_due(&mut self) -> Result<()> {
+        let Some(plan) = self.compression.plan.filter(|plan| self.len() >= plan.at) else { return Ok(()) };
+        let Some(how) = self.compression.how.take() else { return Ok(()) };
+        let result = self.compress(&how, plan.budget);
+        self.compression.how = Some(how);
+        result?;
+        // A prompt may have been shorter than the budget.
+        let kept = self.kv.full_layers().map(|l| (0..self.kv.n_kv_heads()).map(move |h| (l, h)));
+        let kept = kept.flatten().map(|(l, h)| self.kv.kept(l, h)).sum::<usize>()
+            / (self.kv.full_layers().count() * self.kv.n_kv_heads()).max(1);
+        let room = plan.budget.saturating_sub(kept) + (plan.budget / SLACK.0).max(SLACK.1);
+        let at = self.len() + room;
+        self.compression.plan = Some(Plan { at, sum_from: at.saturating_sub(DECODE_QUERIES), ..plan });
+        self.kv.clear_recent_stats();
+        Ok(())
+    }
+}

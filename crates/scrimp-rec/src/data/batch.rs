@@ -1,0 +1,157 @@
+//! What training and evaluation read: [`Batch`]es from a [`RowSource`].
+
+use crate::{error::Result, schema::Schema};
+
+/// Some rows, row-major: row `r` has label `labels[r]`, numbers `numeric[r * n_numeric ..][.. n_numeric]` and ids
+/// `ids[r * n_categorical ..][.. n_categorical]`. Buffers are kept when a batch is filled again.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// 0.0 or 1.0 per row; NaN where the data has no label (scoring).
+    pub labels: Vec<f32>,
+    /// Numbers after the schema's transforms, `[rows, n_numeric]`; never NaN.
+    pub numeric: Vec<f32>,
+    /// Ids, `[rows, n_categorical]`; the same text is the same id in every file ([`crate::schema::id_of`]).
+    pub ids: Vec<u64>,
+}
+
+impl Batch {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// True without rows.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Removes all rows, keeping the buffers.
+    pub fn clear(&mut self) {
+        self.labels.clear();
+        self.numeric.clear();
+        self.ids.clear();
+    }
+
+    /// Appends rows `range` of `from`, which has the same schema.
+    pub fn extend(&mut self, from: &Self, range: std::ops::Range<usize>) {
+        let rows = from.rows().max(1);
+        let (n, c) = (from.numeric.len() / rows, from.ids.len() / rows);
+        self.labels.extend_from_slice(&from.labels[range.clone()]);
+        self.numeric.extend_from_slice(&from.numeric[range.start * n..range.end * n]);
+        self.ids.extend_from_slice(&from.ids[range.start * c..range.end * c]);
+    }
+}
+
+/// Rows in a fixed order, read a batch at a time in bounded memory.
+pub trait RowSource: Send {
+    /// What the rows consist of. It does not change while the source lives.
+    fn schema(&self) -> &Schema;
+
+    /// Replaces the contents of `batch` by the next `rows` rows: fewer at the end, none after it. Returns how many.
+    ///
+    /// # Errors
+    /// A file cannot be read or has a row that cannot be used. After an error the source is spent.
+    fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<usize>;
+
+    /// Starts over. Shuffled sources give each `epoch` an order of its own; the same epoch is always the same rows in
+    /// the same order, whatever the number of threads.
+    ///
+    /// # Errors
+    /// A file cannot be opened.
+    fn rewind(&mut self, epoch: u64) -> Result<()>;
+
+    /// Passes over the next `rows` rows (to resume an epoch). Returns how many there were.
+    ///
+    /// # Errors
+    /// As [`RowSource::next_batch`].
+    fn skip(&mut self, rows: u64) -> Result<u64> {
+        let (mut batch, mut done) = (Batch::default(), 0);
+        while done < rows {
+            let want = usize::try_from(rows - done).unwrap_or(usize::MAX).min(8192);
+            match self.next_batch(want, &mut batch)? {
+                0 => break,
+                n => done += n as u64,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Number of rows of an epoch, where it is known without reading them.
+    fn rows(&self) -> Option<u64> {
+        None
+    }
+
+    /// Part of this epoch that has been read, 0 to 1, where it can be told (bytes read of the file's size).
+    fn progress(&self) -> Option<f64> {
+        None
+    }
+
+    /// Rows left out so far because they could not be used.
+    fn bad_rows(&self) -> u64 {
+        0
+    }
+}
+
+/// Rows in memory, in their order: tests and small data.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    schema: Schema,
+    data: Batch,
+    next: usize,
+}
+
+impl Memory {
+    /// The rows of `data`, whose shape fits `schema`.
+    ///
+    /// # Panics
+    /// If the lengths of `data` do not fit together.
+    pub fn new(schema: Schema, data: Batch) -> Self {
+        assert_eq!(data.numeric.len(), data.rows() * schema.n_numeric());
+        assert_eq!(data.ids.len(), data.rows() * schema.n_categorical());
+        Self { schema, data, next: 0 }
+    }
+
+    /// All that is left in `source`.
+    ///
+    /// # Errors
+    /// Those of `source`.
+    pub fn read(source: &mut dyn RowSource) -> Result<Self> {
+        let (mut data, mut batch) = (Batch::default(), Batch::default());
+        while source.next_batch(8192, &mut batch)? > 0 {
+            data.extend(&batch, 0..batch.rows());
+        }
+        Ok(Self::new(source.schema().clone(), data))
+    }
+
+    /// All rows.
+    pub fn data(&self) -> &Batch {
+        &self.data
+    }
+}
+
+impl RowSource for Memory {
+    fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<usize> {
+        let end = self.next.saturating_add(rows).min(self.data.rows());
+        batch.clear();
+        batch.extend(&self.data, self.next..end);
+        self.next = end;
+        Ok(batch.rows())
+    }
+
+    fn rewind(&mut self, _epoch: u64) -> Result<()> {
+        self.next = 0;
+        Ok(())
+    }
+
+    fn rows(&self) -> Option<u64> {
+        Some(self.data.rows() as u64)
+    }
+
+    fn progress(&self) -> Option<f64> {
+        Some(self.next as f64 / self.data.rows().max(1) as f64)
+    }
+}

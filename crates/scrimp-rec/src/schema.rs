@@ -1,0 +1,267 @@
+//! Which columns of a click log are what, and how their values become numbers and ids.
+//!
+//! | what is read | what the model gets |
+//! |---|---|
+//! | label | 0.0 or 1.0 |
+//! | number `x` | `(f(x) - mean) * scale`, f being the identity or `sign(x) ln(1 + abs(x))`; missing: 0 |
+//! | category | a `u64`: see [`Kind`] and [`id_of`]; missing: [`MISSING`] |
+//! | cross of categories | a `u64` made of theirs ([`cross`]) |
+//!
+//! Ids are stable: they depend on the text alone, not on the machine, the version or the rest of the file.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The id of an empty or absent category.
+pub const MISSING: u64 = u64::MAX;
+
+/// A schema: the label, the numeric columns and the categorical ones, in the order in which a batch has them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schema {
+    /// Name of the label's column.
+    #[serde(default = "default_label")]
+    pub label: String,
+    /// Numeric columns.
+    #[serde(default)]
+    pub numeric: Vec<Numeric>,
+    /// Categorical columns.
+    #[serde(default)]
+    pub categorical: Vec<Categorical>,
+    /// Crosses: each is a further category, made of the named ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub crosses: Vec<Vec<String>>,
+}
+
+/// A numeric column: the model gets `(f(x) - mean) * scale`, and 0 where `x` is missing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, from = "NumericForm")]
+pub struct Numeric {
+    /// Column name.
+    pub name: String,
+    /// What is done first.
+    pub transform: Transform,
+    /// Subtracted after the transform.
+    pub mean: f32,
+    /// Multiplied after that.
+    pub scale: f32,
+}
+
+/// First step of a numeric column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transform {
+    /// `x`.
+    #[default]
+    Identity,
+    /// `sign(x) ln(1 + abs(x))`: counts and amounts.
+    Log1p,
+}
+
+/// A categorical column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, from = "CategoricalForm")]
+pub struct Categorical {
+    /// Column name.
+    pub name: String,
+    /// How its text becomes an id.
+    pub kind: Kind,
+}
+
+/// How the text of a category becomes a `u64`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Any text ([`id_of`]).
+    #[default]
+    Text,
+    /// As `Text`, but a negative integer is an error.
+    Id,
+    /// Up to 16 hexadecimal digits, which are the id (Criteo).
+    Hex,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum NumericForm {
+    Name(String),
+    Full {
+        name: String,
+        #[serde(default)]
+        transform: Transform,
+        #[serde(default)]
+        mean: f32,
+        #[serde(default = "one")]
+        scale: f32,
+    },
+}
+
+impl From<NumericForm> for Numeric {
+    fn from(form: NumericForm) -> Self {
+        match form {
+            NumericForm::Name(name) => Self::new(name, Transform::Identity),
+            NumericForm::Full { name, transform, mean, scale } => Self { name, transform, mean, scale },
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum CategoricalForm {
+    Name(String),
+    Full {
+        name: String,
+        #[serde(default)]
+        kind: Kind,
+    },
+}
+
+impl From<CategoricalForm> for Categorical {
+    fn from(form: CategoricalForm) -> Self {
+        match form {
+            CategoricalForm::Name(name) => Self { name, kind: Kind::Text },
+            CategoricalForm::Full { name, kind } => Self { name, kind },
+        }
+    }
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+fn default_label() -> String {
+    "label".to_owned()
+}
+
+impl Numeric {
+    /// A column with `transform` and nothing else.
+    pub fn new(name: impl Into<String>, transform: Transform) -> Self {
+        Self { name: name.into(), transform, mean: 0.0, scale: 1.0 }
+    }
+
+    /// What the model gets for `x`.
+    #[inline]
+    pub fn apply(&self, x: f32) -> f32 {
+        (self.transform.apply(x) - self.mean) * self.scale
+    }
+}
+
+impl Transform {
+    /// The first step alone.
+    #[inline]
+    pub fn apply(self, x: f32) -> f32 {
+        match self {
+            Self::Identity => x,
+            Self::Log1p => x.abs().ln_1p().copysign(x),
+        }
+    }
+}
+
+impl Schema {
+    /// Criteo's: `label`, `I1` to `I13` with `log1p`, `C1` to `C26` in hexadecimal.
+    pub fn criteo() -> Self {
+        Self {
+            label: default_label(),
+            numeric: (1..=13).map(|i| Numeric::new(format!("I{i}"), Transform::Log1p)).collect(),
+            categorical: (1..=26).map(|i| Categorical { name: format!("C{i}"), kind: Kind::Hex }).collect(),
+            crosses: Vec::new(),
+        }
+    }
+
+    /// Numbers in a row.
+    pub fn n_numeric(&self) -> usize {
+        self.numeric.len()
+    }
+
+    /// Ids in a row: categorical columns, then crosses.
+    pub fn n_categorical(&self) -> usize {
+        self.categorical.len() + self.crosses.len()
+    }
+
+    /// Names of the ids in a row, in order; a cross is `a x b`.
+    pub fn categorical_names(&self) -> Vec<String> {
+        let columns = self.categorical.iter().map(|c| c.name.clone());
+        columns.chain(self.crosses.iter().map(|c| c.join(" x "))).collect()
+    }
+
+    /// Reads a TOML file: `label`, `numeric`, `categorical`, `crosses`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not TOML, has unknown keys, or does not hold together ([`Schema::check`]).
+    pub fn from_toml_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let schema: Self = toml::from_str(&text)
+            .map_err(|e| Error::bad_file(path, format!("not a schema: {}", e.to_string().trim_end())))?;
+        schema.check().map_err(|e| Error::bad_file(path, e.to_string()))?;
+        Ok(schema)
+    }
+
+    /// The schema as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).unwrap_or_default()
+    }
+
+    /// Is every name used once, is there a feature at all, are crosses made of categorical columns, are numbers finite?
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub fn check(&self) -> Result<()> {
+        let mut names: Vec<&str> = vec![&self.label];
+        names.extend(self.numeric.iter().map(|n| n.name.as_str()));
+        names.extend(self.categorical.iter().map(|c| c.name.as_str()));
+        names.sort_unstable();
+        if let Some(w) = names.windows(2).find(|w| w[0] == w[1]) {
+            return Err(Error::bad_input(format!("the schema has column `{}` twice", w[0])));
+        }
+        if names.len() == 1 {
+            return Err(Error::bad_input("the schema has no numeric and no categorical column"));
+        }
+        if let Some(n) = self.numeric.iter().find(|n| !n.mean.is_finite() || !n.scale.is_finite()) {
+            return Err(Error::bad_input(format!("column `{}`: mean and scale must be finite", n.name)));
+        }
+        for cross in &self.crosses {
+            if cross.len() < 2 {
+                return Err(Error::bad_input("a cross needs at least two categorical columns"));
+            }
+            for name in cross {
+                if !self.categorical.iter().any(|c| c.name == *name) {
+                    return Err(Error::bad_input(format!(
+                        "cross `{}`: there is no categorical column `{name}`",
+                        cross.join(" x ")
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The id of a category's text: [`MISSING`] for the empty text, the number itself for a decimal integer below 2^63
+/// without sign and leading zeros, else XXH3 (64 bits, seed 0) of the bytes.
+#[inline]
+pub fn id_of(text: &[u8]) -> u64 {
+    match text {
+        [] => MISSING,
+        [b'0'] => 0,
+        [b'1'..=b'9', rest @ ..] if text.len() <= 18 && rest.iter().all(u8::is_ascii_digit) => {
+            text.iter().fold(0, |n, d| n * 10 + u64::from(d - b'0'))
+        }
+        _ => xxh3_64(text),
+    }
+}
+
+/// The id of a cross: XXH3 (64 bits, seed 0) of the ids, little-endian, one after the other. It is never missing: a
+/// missing part is a part like any other.
+#[inline]
+pub fn cross(ids: impl IntoIterator<Item = u64>) -> u64 {
+    let mut h = 0x9e37_79b9_7f4a_7c15u64;
+    for id in ids {
+        let mut bytes = [0u8; 16];
+        bytes[..8].copy_from_slice(&h.to_le_bytes());
+        bytes[8..].copy_from_slice(&id.to_le_bytes());
+        h = xxh3_64(&bytes);
+    }
+    h
+}

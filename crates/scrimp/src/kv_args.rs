@@ -1,0 +1,316 @@
+//! Options of the KV cache, which every verb that runs a model takes.
+
+use crate::cli::{KvFormat, Usage};
+use clap::{Args, ValueEnum};
+use scrimp_kv::{
+    compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order},
+    policy::{PolicyChoice, policy},
+};
+
+/// Options of the KV cache; every verb that runs a model flattens them in.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "KV cache")]
+pub(crate) struct KvArgs {
+    /// Tokens that each KV head keeps of the prompt, or a share of it (0.25) [default: all]
+    #[arg(long, value_name = "N|F", value_parser = budget)]
+    pub(crate) kv_budget: Option<Budget>,
+    /// What decides which tokens are kept: full, streaming, h2o, snapkv, ... or adakv:POLICY (heads share one budget) [default: snapkv]
+    #[arg(long, value_name = "POLICY", value_parser = |s: &str| policy(s).map_err(|e| e.to_string()))]
+    pub(crate) kv_policy: Option<PolicyChoice>,
+    /// Share of the budget for representatives of dropped tokens (KVCrush); 0: off
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = share)]
+    pub(crate) kvcrush: f64,
+    /// What signatures are compared with
+    #[arg(long, value_enum, value_name = "ANCHOR", default_value_t = AnchorArg::Mean, hide_possible_values = true)]
+    pub(crate) kvcrush_anchor: AnchorArg,
+    /// What a representative stands for
+    #[arg(long, value_enum, value_name = "MASS", default_value_t = MassArg::Attention)]
+    pub(crate) kvcrush_mass: MassArg,
+    /// How dropped tokens are ordered and cut into segments
+    #[arg(long, value_enum, value_name = "ORDER", default_value_t = OrderArg::Score)]
+    pub(crate) kvcrush_order: OrderArg,
+    /// First tokens that are kept in any case
+    #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_FIXED.0)]
+    pub(crate) kv_sinks: usize,
+    /// Last tokens that are kept in any case
+    #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_FIXED.1)]
+    pub(crate) kv_recent: usize,
+    /// What is kept or dropped as a whole
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = GranularityArg::Token)]
+    pub(crate) kv_granularity: GranularityArg,
+    /// Tokens of a page, for --kv-granularity page
+    #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_PAGE, value_parser = at_least_one)]
+    pub(crate) kv_page: usize,
+    /// How keys and values are stored
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvFormat::Bf16)]
+    pub(crate) kv_format: KvFormat,
+}
+
+/// Anchors of KVCrush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AnchorArg {
+    /// Random bits
+    Random,
+    /// No bit set
+    Zeros,
+    /// All bits set
+    Ones,
+    /// Each bit as most of the dropped tokens have it
+    Mean,
+    /// 0101...
+    Alternate,
+}
+
+/// What a representative stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MassArg {
+    /// Itself, as in the paper
+    None,
+    /// The tokens of its segment
+    Count,
+    /// The attention of its segment
+    Attention,
+}
+
+/// Orders of dropped tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OrderArg {
+    /// By the distance of signatures to the anchor, as in the paper
+    Signature,
+    /// By attention, cut at equal sums of its square root
+    Score,
+    /// Any
+    Random,
+    /// By position (a control)
+    Position,
+}
+
+/// What is kept or dropped as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GranularityArg {
+    /// Tokens, each KV head its own
+    Token,
+    /// Runs of tokens, the same for all KV heads of a layer
+    Page,
+}
+
+impl KvArgs {
+    /// A whole cache in bf16, for a model that others are compared with.
+    pub(crate) fn full() -> Self {
+        let (kv_sinks, kv_recent) = Compression::DEFAULT_FIXED;
+        Self {
+            kv_budget: None,
+            kv_policy: None,
+            kvcrush: 0.0,
+            kvcrush_anchor: AnchorArg::Mean,
+            kvcrush_mass: MassArg::Attention,
+            kvcrush_order: OrderArg::Score,
+            kv_sinks,
+            kv_recent,
+            kv_granularity: GranularityArg::Token,
+            kv_page: Compression::DEFAULT_PAGE,
+            kv_format: KvFormat::Bf16,
+        }
+    }
+
+    /// How the cache is made smaller after a prompt of any length; `None`: not at all.
+    ///
+    /// Wrong combinations are said here, before a model is fetched.
+    pub(crate) fn compression(&self, seed: Option<u64>) -> anyhow::Result<Option<Compression>> {
+        let policy = match (self.kv_policy, self.kv_budget) {
+            (Some(policy), _) => policy,
+            (None, Some(_)) => policy("snapkv")?,
+            (None, None) => PolicyChoice::FULL,
+        };
+        let Some(budget) = self.kv_budget else {
+            if self.kvcrush > 0.0 {
+                return Err(usage("--kvcrush needs --kv-budget: it is a share of that"));
+            }
+            return Ok(None);
+        };
+        let how = Compression {
+            crush: Crush {
+                share: self.kvcrush,
+                anchor: self.kvcrush_anchor.into(),
+                mass: self.kvcrush_mass.into(),
+                order: self.kvcrush_order.into(),
+                ..Crush::default()
+            },
+            sinks: self.kv_sinks,
+            recent: self.kv_recent,
+            granularity: match self.kv_granularity {
+                GranularityArg::Token => Granularity::Token,
+                GranularityArg::Page => Granularity::Page(self.kv_page),
+            },
+            seed: seed.unwrap_or(0),
+            ..Compression::new(policy, budget)
+        };
+        how.check().map_err(|e| usage(&e.to_string()))?;
+        Ok(Some(how).filter(|how| !how.keeps_everything()))
+    }
+
+    /// For verbs that have no prompt after which the cache could be made smaller.
+    pub(crate) fn only_format(&self, verb: &str) -> anyhow::Result<()> {
+        match self.compression(None)? {
+            None => Ok(()),
+            Some(_) => Err(usage(&format!(
+                "`{verb}` scores every token with a whole cache; what a smaller one costs is said by `eval kv`"
+            ))),
+        }
+    }
+
+    /// As [`KvArgs::compression`], where the prompt is known to have `prompt_tokens` tokens: also refuses budgets that are
+    /// larger, or smaller than what is kept in any case.
+    pub(crate) fn compression_of(
+        &self,
+        prompt_tokens: usize,
+        seed: Option<u64>,
+    ) -> anyhow::Result<Option<Compression>> {
+        let how = self.compression(seed)?;
+        if let Some(how) = &how {
+            how.tokens(prompt_tokens).map_err(|e| usage(&e.to_string()))?;
+        }
+        Ok(how)
+    }
+}
+
+/// Refuses a budget that no prompt of a model with a context of `context_length` tokens can fill.
+pub(crate) fn check_context(how: Option<&Compression>, context_length: usize) -> scrimp_llm::Result<()> {
+    match how.map(|how| how.budget) {
+        Some(Budget::Tokens(n)) if n > context_length => Err(scrimp_llm::Error::bad_input_hint(
+            format!("a KV budget of {n} tokens is larger than the model's context of {context_length}"),
+            "use a smaller --kv-budget",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn usage(what: &str) -> anyhow::Error {
+    Usage(what.to_owned()).into()
+}
+
+/// A number with a `.` is a share, one without a number of tokens.
+fn budget(s: &str) -> Result<Budget, String> {
+    let wrong = "must be a number of tokens, 1 or more, or a share of the prompt above 0.0 and at most 1.0";
+    if s.contains('.') {
+        let share: Option<f64> = s.parse().ok();
+        return share.filter(|&f| f > 0.0 && f <= 1.0).map(Budget::Fraction).ok_or_else(|| wrong.to_owned());
+    }
+    at_least_one(s).map(Budget::Tokens).map_err(|_| wrong.to_owned())
+}
+
+fn share(s: &str) -> Result<f64, String> {
+    let share: Option<f64> = s.parse().ok();
+    share.filter(|f| (0.0..=1.0).contains(f)).ok_or_else(|| "must lie between 0 and 1".to_owned())
+}
+
+fn at_least_one(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|&n| n >= 1).ok_or_else(|| "must be a whole number, 1 or more".to_owned())
+}
+
+impl From<AnchorArg> for Anchor {
+    fn from(anchor: AnchorArg) -> Self {
+        match anchor {
+            AnchorArg::Random => Self::Random,
+            AnchorArg::Zeros => Self::Zeros,
+            AnchorArg::Ones => Self::Ones,
+            AnchorArg::Mean => Self::Mean,
+            AnchorArg::Alternate => Self::Alternate,
+        }
+    }
+}
+
+impl From<MassArg> for Mass {
+    fn from(mass: MassArg) -> Self {
+        match mass {
+            MassArg::None => Self::None,
+            MassArg::Count => Self::Count,
+            MassArg::Attention => Self::Attention,
+        }
+    }
+}
+
+impl From<OrderArg> for Order {
+    fn from(order: OrderArg) -> Self {
+        match order {
+            OrderArg::Signature => Self::Signature,
+            OrderArg::Score => Self::Score,
+            OrderArg::Random => Self::Random,
+            OrderArg::Position => Self::Position,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        kv: KvArgs,
+    }
+
+    fn parse(line: &str) -> Result<KvArgs, String> {
+        let words = std::iter::once("x").chain(line.split_whitespace());
+        Command::try_parse_from(words).map(|c| c.kv).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_are_those_of_a_full_cache() {
+        assert_eq!(format!("{:?}", parse("").unwrap()), format!("{:?}", KvArgs::full()));
+        assert_eq!(parse("").unwrap().compression(None).unwrap(), None);
+        assert_eq!(parse("--kv-policy full --kv-budget 64").unwrap().compression(None).unwrap(), None);
+        assert_eq!(parse("--kv-policy h2o").unwrap().compression(None).unwrap(), None);
+    }
+
+    #[test]
+    fn options_arrive() {
+        let line = "--kv-budget 0.25 --kv-policy adakv:h2o --kvcrush 0.5 --kvcrush-anchor alternate --kvcrush-mass count \
+                    --kvcrush-order signature --kv-sinks 2 --kv-recent 3 --kv-granularity page --kv-page 16";
+        let how = parse(line).unwrap().compression(Some(7)).unwrap().unwrap();
+        assert_eq!(
+            (how.budget, how.policy.name().as_str(), how.seed),
+            (Budget::Fraction(0.25), "adakv:h2o", 7)
+        );
+        let crush =
+            Crush { share: 0.5, anchor: Anchor::Alternate, mass: Mass::Count, order: Order::Signature };
+        assert_eq!(how.crush, crush);
+        assert_eq!((how.sinks, how.recent, how.granularity), (2, 3, Granularity::Page(16)));
+        assert_eq!(how.tokens(1000), Ok(250));
+        let how = parse("--kv-budget 100").unwrap().compression(None).unwrap().unwrap();
+        assert_eq!((how.policy.name().as_str(), how.tokens(1000)), ("snapkv", Ok(100)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_before_a_model_is_loaded() {
+        for (line, part) in [
+            ("--kv-budget 0", "a number of tokens, 1 or more"),
+            ("--kv-budget 0.0", "above 0.0"),
+            ("--kv-budget 1.5", "at most 1.0"),
+            ("--kv-budget x", "a number of tokens"),
+            ("--kv-budget nan.0", "a number of tokens"),
+            ("--kvcrush 1.1", "between 0 and 1"),
+            ("--kvcrush -0.1", "unexpected argument"),
+            ("--kvcrush=-0.1", "between 0 and 1"),
+            ("--kvcrush nan", "between 0 and 1"),
+            ("--kv-policy h3o", "no KV policy `h3o`; there are full, streaming, h2o, snapkv"),
+            ("--kv-policy adakv:", "no KV policy `adakv:`"),
+            ("--kv-policy adakv:full", "no KV policy `adakv:full`"),
+            ("--kv-page 0", "1 or more"),
+        ] {
+            let error = parse(line).map(|_| ()).unwrap_err();
+            assert!(error.contains(part), "{line}: {error}");
+        }
+        let error = |line: &str, prompt| {
+            parse(line).unwrap().compression_of(prompt, None).map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(error("--kvcrush 0.5", 99).contains("needs --kv-budget"));
+        assert!(error("--kv-budget 35", 99).contains("smaller than the 4 sinks and 32 recent"));
+        assert!(error("--kv-budget 0.25", 99).contains("a KV budget of 25 tokens is smaller"));
+        assert!(error("--kv-budget 100", 99).contains("larger than the 99 tokens"));
+        assert!(parse("--kv-budget 99").unwrap().compression_of(99, None).is_ok());
+        assert!(parse("--kv-budget 1 --kv-sinks 0 --kv-recent 0").unwrap().compression_of(9, None).is_ok());
+    }
+}

@@ -1,0 +1,96 @@
+//! `scrimp eval kv`: what a smaller KV cache costs.
+
+use crate::{
+    App,
+    cli::{EvalKvArgs, KvFormat},
+    format,
+    loaded::Loaded,
+};
+use indicatif::ProgressBar;
+use scrimp_kv::compress::Compression;
+use scrimp_llm::{
+    checkpoint::Checkpoint,
+    eval::{
+        kv::{self, KvComparison},
+        read_text,
+    },
+};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+#[derive(Serialize)]
+struct Kv {
+    kl: f64,
+    nll: f64,
+    nll_full: f64,
+    top1_agreement: f64,
+    kv_bytes: usize,
+    kv_bytes_full: usize,
+    compress_ms: f64,
+    prefill_ms: f64,
+}
+
+/// Compares the cache that the KV options ask for with a whole one in bf16.
+pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
+    let (prompt, scored) = (args.prompt_tokens.get(), args.score_tokens.get());
+    let how = args.kv.compression_of(prompt, app.global.seed)?;
+    let text = read_text(&args.text)?;
+    let check = |checkpoint: &Checkpoint, _: &_| {
+        let config = checkpoint.config();
+        kv::check(prompt, scored, config.vocab_size, config.context_length)
+    };
+    let (loaded, ()) = Loaded::open_with(app, &args.model, &args.kv, check)?;
+    let bos = loaded.bos();
+    let tokens = kv::text_tokens(prompt, scored);
+    let ids: Vec<u32> =
+        bos.into_iter().chain(loaded.tokenizer.encode(&text, false, false)?).take(tokens).collect();
+    let spinner = ProgressBar::new_spinner();
+    spinner.set_message("reading the prompt");
+    spinner.tick();
+    let needs = how.as_ref().map_or_else(Default::default, Compression::needs);
+    let whole = KvComparison::new(loaded.model.session_in("bf16")?, &ids, prompt, scored, needs)?;
+    spinner.set_message("scoring");
+    spinner.tick();
+    let score = match (args.kv.kv_format, &how) {
+        (KvFormat::Bf16, None) => whole.score_session(whole.prompt(), Duration::ZERO)?,
+        (KvFormat::Bf16, Some(how)) => whole.score(how)?,
+        (_, how) => {
+            let mut session = loaded.session(None);
+            session.gather_for(needs, prompt);
+            session.forward(&ids[..prompt])?;
+            session.gather_attention(None);
+            let start = Instant::now();
+            if let Some(how) = how {
+                session.compress(how, how.tokens(prompt)?)?;
+            }
+            whole.score_session(session, start.elapsed())?
+        }
+    };
+    spinner.finish_and_clear();
+    let ms = |d: Duration| d.as_secs_f64() * 1e3;
+    let result = Kv {
+        kl: score.kl,
+        nll: score.nll,
+        nll_full: whole.nll(),
+        top1_agreement: score.top1_agreement,
+        kv_bytes: score.kv_bytes,
+        kv_bytes_full: whole.kv_bytes(),
+        compress_ms: ms(score.compress),
+        prefill_ms: ms(whole.prefill()),
+    };
+    app.printer.result(&result, |r| {
+        format!(
+            "KL divergence {:.6} nats per token, same best token {:.2}%\n\
+             {:.5} nats per token, with the whole cache {:.5}\n\
+             KV cache {}, the whole one {}; compressed in {:.1} ms after a prefill of {:.1} ms",
+            r.kl,
+            100.0 * r.top1_agreement,
+            r.nll,
+            r.nll_full,
+            format::bytes(r.kv_bytes as u64),
+            format::bytes(r.kv_bytes_full as u64),
+            r.compress_ms,
+            r.prefill_ms
+        )
+    })
+}

@@ -1,0 +1,42 @@
+"""Scores of eviction policies in NumPy: testdata/kv/scores.json.
+
+Queries and keys are written out as f32; attention is causal softmax in f64.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+TOKENS, HEADS, KV_HEADS, DIM = 48, 4, 2, 8
+WINDOW, KERNEL = 32, 7
+
+rng = np.random.default_rng(13)
+q = np.round(rng.normal(size=(TOKENS, HEADS, DIM)), 3)
+k = np.round(rng.normal(size=(TOKENS, KV_HEADS, DIM)), 3)
+group = HEADS // KV_HEADS
+scale = DIM**-0.5
+
+# attention[h][i][t]: what query i of head h gives to token t
+scores = np.einsum("ihd,thd->hit", q, np.repeat(k, group, axis=1)) * scale
+scores = np.where(np.tril(np.ones((TOKENS, TOKENS), bool)), scores, -np.inf)
+attention = np.exp(scores - scores.max(-1, keepdims=True))
+attention /= attention.sum(-1, keepdims=True)
+
+
+def per_kv_head(x):
+    """Mean over the query heads of a group."""
+    return x.reshape(KV_HEADS, group, TOKENS).mean(1)
+
+
+h2o = per_kv_head(attention.sum(1) / np.arange(TOKENS, 0, -1))
+recent = per_kv_head(attention[:, -WINDOW:].sum(1))
+padded = np.pad(recent, ((0, 0), (KERNEL // 2, KERNEL // 2)))
+snapkv = np.lib.stride_tricks.sliding_window_view(padded, KERNEL, axis=1).mean(-1)
+tova = per_kv_head(attention[:, -1])
+knorm = -np.linalg.norm(k, axis=-1).T
+
+out = pathlib.Path(__file__).parents[2] / "testdata" / "kv" / "scores.json"
+out.parent.mkdir(exist_ok=True)
+rounded = {name: np.round(x, 9).tolist() for name, x in dict(h2o=h2o, snapkv=snapkv, tova=tova, knorm=knorm).items()}
+out.write_text(json.dumps(dict(q=q.ravel().tolist(), k=k.ravel().tolist(), **rounded)) + "\n")
