@@ -2,6 +2,7 @@
 
 mod bench;
 mod completions;
+mod compress;
 mod doctor;
 mod eval;
 mod inspect;
@@ -18,6 +19,7 @@ pub(crate) fn dispatch(app: &App, verb: Verb) -> anyhow::Result<()> {
         Verb::Pull(args) => pull::run(app, &args),
         Verb::Models => models::run(app),
         Verb::Inspect(args) => inspect::run(app, &args),
+        Verb::Compress(args) => compress::run(app, &args),
         Verb::Eval(verb) => eval::run(app, &verb),
         Verb::Bench(verb) => bench::run(app, &verb),
         Verb::Doctor(args) => doctor::run(app, &args),

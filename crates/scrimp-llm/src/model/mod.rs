@@ -1,12 +1,14 @@
 //! A decoder-only transformer: weights ready to run, and sessions that run them.
 //!
 //! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
+//! * [`parts`]: where a layer's matrices are in a checkpoint;
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
 //! * [`session`]: one sequence, its KV cache and its working memory;
 //! * [`compression`]: making that cache smaller.
 
 mod compression;
 mod forward;
+pub(crate) mod parts;
 mod session;
 mod weights;
 
