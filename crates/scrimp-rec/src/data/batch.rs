@@ -92,6 +92,30 @@ pub trait RowSource: Send {
     }
 }
 
+impl<S: RowSource + ?Sized> RowSource for Box<S> {
+    fn schema(&self) -> &Schema {
+        (**self).schema()
+    }
+    fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<usize> {
+        (**self).next_batch(rows, batch)
+    }
+    fn rewind(&mut self, epoch: u64) -> Result<()> {
+        (**self).rewind(epoch)
+    }
+    fn skip(&mut self, rows: u64) -> Result<u64> {
+        (**self).skip(rows)
+    }
+    fn rows(&self) -> Option<u64> {
+        (**self).rows()
+    }
+    fn progress(&self) -> Option<f64> {
+        (**self).progress()
+    }
+    fn bad_rows(&self) -> u64 {
+        (**self).bad_rows()
+    }
+}
+
 /// Rows in memory, in their order: tests and small data.
 #[derive(Debug, Clone)]
 pub struct Memory {

@@ -1,8 +1,59 @@
 //! Click logs: rows of a label, numbers and categories, a batch at a time.
+//!
+//! [`Data::find`] opens what the command calls DATA. [`DataSet::find`] says what is at a path (Criteo's format, CSV, JSON lines or Parquet; plain, gzip or Zstandard),
+//! [`DataSet::infer`] makes a schema for it, and [`DataSet::open`] reads it: in bounded memory, parsed by several
+//! threads, in the order of the file. [`Shuffled`] shuffles.
 
 mod batch;
+mod criteo;
+mod csv;
+mod infer;
+mod input;
+mod jsonl;
 pub(crate) mod ordered;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod roles;
+mod set;
 mod shuffle;
+mod splits;
+mod text;
+mod values;
 
 pub use batch::{Batch, Memory, RowSource};
+pub use infer::Hints;
+pub use set::{DataSet, Format, OpenOptions};
 pub use shuffle::{Fold, Folded, Shuffled};
+pub use splits::{Data, Split, preset};
+
+use crate::schema::{Schema, cross};
+
+/// Calls `each` with the text of each field of a CSV line (commas, quotes as in RFC 4180).
+pub(crate) fn fields(line: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<usize, String> {
+    csv::fields(line, b',', &mut Vec::new(), |_, text| {
+        each(text);
+        Ok(())
+    })
+}
+
+/// Where the parts of each cross are among the categorical columns.
+#[derive(Debug, Clone)]
+pub(crate) struct Crosses(Vec<Vec<usize>>);
+
+impl Crosses {
+    pub(crate) fn new(schema: &Schema) -> Self {
+        let place = |name: &String| schema.categorical.iter().position(|c| c.name == *name).unwrap_or(0);
+        Self(schema.crosses.iter().map(|c| c.iter().map(place).collect()).collect())
+    }
+
+    /// Appends the crosses of the row whose ids start at `start`.
+    #[inline]
+    pub(crate) fn append(&self, start: usize, ids: &mut Vec<u64>) {
+        for parts in &self.0 {
+            ids.push(cross(parts.iter().map(|&i| ids[start + i])));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

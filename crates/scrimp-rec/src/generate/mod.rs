@@ -10,7 +10,8 @@
 //!
 //! where the effects `m` and the hidden factors `v` (4 numbers per id) are hashes of (seed, feature, id), so no table
 //! of 180 million ids is needed, and `g` is the logarithm of base 2, linear between powers of two. All of that is a
-//! function of what the row shows: `p` is the best prediction there can be, and its AUC ([`Generator::bayes`]) the
+//! function of what the row shows (a missing number has the effect of the average one, and looks like it after
+//! standardisation): `p` is the best prediction there can be, and its AUC ([`Generator::bayes`]) the
 //! best AUC. Row `r` of a seed is always the same, whatever the threads and the rows around it.
 
 mod bayes;
@@ -41,7 +42,7 @@ pub const CRITEO_TB: [u64; 26] = [
 const BLOCK: u64 = 4096;
 /// Numbers per hidden factor.
 const FACTORS: usize = 4;
-/// Largest power of two of a count.
+/// Largest power of two of a count. Then `ln(1 + count)` has about mean 4.575 and deviation 1 / 0.39.
 const MAX_POWER: u64 = 12;
 
 /// What is generated.
@@ -193,7 +194,9 @@ impl World {
         let column = |j: usize| format!("I{}", j + 1);
         let schema = Schema {
             label: "label".to_owned(),
-            numeric: (0..options.numeric).map(|j| Numeric::new(column(j), Transform::Log1p)).collect(),
+            numeric: (0..options.numeric)
+                .map(|j| Numeric { mean: 4.575, scale: 0.39, ..Numeric::new(column(j), Transform::Log1p) })
+                .collect(),
             categorical: (0..n)
                 .map(|f| Categorical { name: format!("C{}", f + 1), kind: Kind::Hex })
                 .collect(),
@@ -233,7 +236,7 @@ impl World {
         }
     }
 
-    /// Appends row `row`; returns the probability that its label is 1.
+    /// Appends row `row`, with counts as they are and NaN for missing ones; returns the probability that its label is 1.
     fn row(&self, row: u64, batch: &mut Batch) -> f32 {
         let mut state = mix(mix(self.options.seed).wrapping_add(row.wrapping_mul(0xd134_2543_de82_ef95)));
         let mut draw = || {
@@ -244,14 +247,14 @@ impl World {
         for number in &self.numbers {
             let word = draw();
             let missing = number.may_miss && (word & 0xffff_ffff) < self.missing;
-            // A count between 2^power and 2^(power + 1) - 1. It is never 0, which is what a missing one looks like.
+            // A count between 2^power and 2^(power + 1) - 1.
             let power = ((word >> 32) * (MAX_POWER + 1)) >> 32;
             let offset = if power == 0 { 0 } else { draw() >> (64 - power) };
             let count = (1u64 << power) + offset;
             if missing {
-                batch.numeric.push(0.0);
+                batch.numeric.push(f32::NAN);
             } else {
-                batch.numeric.push((count as f32).ln_1p());
+                batch.numeric.push(count as f32);
                 let log2 = power as f32 + offset as f32 / (1u64 << power) as f32;
                 logit += number.scale * (log2 - 0.5 * MAX_POWER as f32 - 0.5);
             }
@@ -298,6 +301,12 @@ impl Work for Blocks {
         out.clear();
         for row in job {
             self.0.row(row, out);
+        }
+        let columns = &self.0.schema.numeric;
+        for row in out.numeric.chunks_exact_mut(columns.len().max(1)) {
+            for (x, column) in row.iter_mut().zip(columns) {
+                *x = if x.is_nan() { 0.0 } else { column.apply(*x) };
+            }
         }
     }
 }

@@ -72,7 +72,10 @@ fn values_are_in_range() {
     }
     assert_eq!(missing.map(|m| m > 0), [false, false, false, false, true, false]);
     assert!((1700..2300).contains(&missing[4]));
-    assert!(all.data().numeric.iter().all(|x| (0.0..=9.1).contains(x)));
+    let x = &all.data().numeric;
+    assert!(x.iter().all(|x| (-1.8..=1.8).contains(x)), "{:?}", x.iter().copied().fold(0.0, f32::max));
+    let mean = |f: &dyn Fn(f32) -> f32| x.iter().map(|&x| f64::from(f(x))).sum::<f64>() / x.len() as f64;
+    assert!(mean(&|x| x).abs() < 0.02 && (mean(&|x| x * x) - 1.0).abs() < 0.1, "{}", mean(&|x| x * x));
 }
 
 #[test]

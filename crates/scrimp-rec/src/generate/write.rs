@@ -82,8 +82,8 @@ fn lines(batch: &Batch, world: &World, separator: u8, out: &mut Vec<u8>) {
         out.push(if batch.labels[row] > 0.5 { b'1' } else { b'0' });
         for &x in &batch.numeric[row * n..][..n] {
             out.push(separator);
-            if x != 0.0 {
-                decimal(f64::from(x).exp_m1().round() as u64, out);
+            if !x.is_nan() {
+                decimal(x as u64, out);
             }
         }
         for &id in &batch.ids[row * c..][..c] {

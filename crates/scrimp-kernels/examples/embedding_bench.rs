@@ -1,0 +1,39 @@
+//! Time of a look-up for one shape: `embedding_bench ROWS WIDTH BLOCKS K BAG ALPHA THREADS`, int8.
+use scrimp_kernels::{Tier, embedding::*, threads::Pool};
+use std::time::Instant;
+
+fn main() {
+    let a: Vec<usize> = std::env::args().skip(1).map(|x| x.parse().expect("a number")).collect();
+    let [rows, width, blocks, k, bag, alpha, threads] = a[..] else { panic!("seven numbers") };
+    let q = vec![1_i8; rows * width];
+    let weights = vec![1.0_f32; 4096];
+    let features = 26;
+    let hashes: Vec<_> = (0..features).map(|f| IdHash::new(1, f as u32)).collect();
+    let range = |rows: usize| vec![RowRange { base: 0, rows: rows as u32 }; features];
+    let (ranges, weight_ranges) = (range(rows), range(4096));
+    let probing = Probing { hashes: &hashes, ranges: &ranges, probes: blocks * k, signs: false };
+    let weight_probing = Probing { hashes: &hashes, ranges: &weight_ranges, probes: 1, signs: false };
+    let ids: Vec<u64> = (0..2048 * features as u64).collect();
+    let pool = Pool::new(threads).unwrap();
+    let mut out = vec![0.0; ids.len() / bag * blocks * width];
+    let mut best = f64::MAX;
+    for _ in 0..300 {
+        let scales = if alpha > 0 {
+            Scales::Hashed { weights: &weights, probing: weight_probing, groups: 1, scale: 1.0 }
+        } else {
+            Scales::One(1.0)
+        };
+        let batch = Batch {
+            table: Table::new(Values::Int8 { q: &q, scale: 1.0 }, width),
+            probes: Probes::Hashed { ids: &ids, probing },
+            k,
+            scales,
+            bags: Bags::Fixed(bag),
+            add: false,
+        };
+        let start = Instant::now();
+        forward(&pool, Tier::detect(), &batch, &mut out);
+        best = best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
+    }
+    println!("{a:?}: {:.1} ns", best * 1e9);
+}

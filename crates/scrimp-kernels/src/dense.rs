@@ -1,0 +1,324 @@
+//! Products of dense f32 matrices, for training: `C = A B`, either factor transposed at will.
+//!
+//! ```text
+//! c[i][j] = (accumulate ? c[i][j] : bias[j]) + a[i][0] b[0][j] + a[i][1] b[1][j] + ...      one fma after another
+//! ```
+//!
+//! Both factors are first copied into panels (`MR` rows of A, `NR` columns of B, step by step of k), so that the inner loop
+//! reads memory in order whatever the strides were; a tile of `MR x NR` sums stays in registers for all of k. Every
+//! sum is one chain in the order of k: the same bits for every tier and number of threads. Bound by arithmetic.
+
+use crate::{
+    Tier,
+    dispatch::Kernel,
+    isa::{Simd, scalar::Scalar},
+    shared::SharedMut,
+    threads::Pool,
+};
+
+/// A matrix in memory: element (i, j) is `data[i * row + j * col]`.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The elements.
+    pub data: &'a [f32],
+    /// From row to row.
+    pub row: usize,
+    /// From column to column.
+    pub col: usize,
+}
+
+impl<'a> View<'a> {
+    /// Rows one after another, `cols` elements each.
+    pub const fn rows(data: &'a [f32], cols: usize) -> Self {
+        Self { data, row: cols, col: 1 }
+    }
+
+    /// The transpose.
+    pub const fn t(self) -> Self {
+        Self { data: self.data, row: self.col, col: self.row }
+    }
+}
+
+/// What happens to the sums.
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
+    /// They start at 0.
+    Zero,
+    /// They start at what `c` holds.
+    Accumulate,
+    /// They start at `bias[j]`; negative results become 0 where `relu`.
+    Bias {
+        /// One for each column.
+        bias: &'a [f32],
+        /// Cut off at 0.
+        relu: bool,
+    },
+}
+
+/// Panels, kept from call to call.
+#[derive(Debug, Default)]
+pub struct GemmScratch {
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+/// Rows and vectors of 16 columns of a tile.
+const fn tile<S: Simd>() -> (usize, usize) {
+    if S::TOKEN_TILE >= 8 { (8, 2) } else { (4, 1) }
+}
+
+/// `c = a b`, where `c` is `[m, n]`, one row after another, and the product has `k` steps.
+///
+/// # Panics
+/// When sizes do not fit each other.
+pub fn gemm(
+    pool: &Pool,
+    tier: Tier,
+    [m, n, k]: [usize; 3],
+    a: View<'_>,
+    b: View<'_>,
+    start: Start<'_>,
+    c: &mut [f32],
+    scratch: &mut GemmScratch,
+) {
+    assert_eq!(c.len(), m * n);
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k > 0 {
+        assert!((m - 1) * a.row + (k - 1) * a.col < a.data.len(), "A is smaller than [{m}, {k}]");
+        assert!((k - 1) * b.row + (n - 1) * b.col < b.data.len(), "B is smaller than [{k}, {n}]");
+    }
+    if let Start::Bias { bias, .. } = start {
+        assert_eq!(bias.len(), n);
+    }
+    let (mr, nv) = tier.run(TileOf);
+    let nr = nv * 16;
+    let (m_panels, n_panels) = (m.div_ceil(mr), n.div_ceil(nr));
+    grow(&mut scratch.a, m_panels * mr * k);
+    grow(&mut scratch.b, n_panels * nr * k);
+    let panels_a = &mut scratch.a[..m_panels * mr * k];
+    let panels_b = &mut scratch.b[..n_panels * nr * k];
+    if k > 0 {
+        pool.chunks(panels_a, mr * k, |panel, to| pack(a, panel * mr, m, mr, k, to));
+        pool.chunks(panels_b, nr * k, |panel, to| pack(b.t(), panel * nr, n, nr, k, to));
+    }
+    // A unit: some panels of A, which stay in the second-level cache, times some of B.
+    let (rows, cols) = (64 / mr, n_panels.div_ceil(n_panels.div_ceil(8)));
+    let (row_units, col_units) = (m_panels.div_ceil(rows), n_panels.div_ceil(cols));
+    let c = SharedMut::new(c);
+    pool.run(row_units * col_units, |unit, _| {
+        let (i, j) = (unit / col_units, unit % col_units);
+        tier.run(Unit {
+            a: panels_a,
+            b: panels_b,
+            m_panels: (i * rows, m_panels.min((i + 1) * rows)),
+            n_panels: (j * cols, n_panels.min((j + 1) * cols)),
+            size: [m, n, k],
+            start,
+            c,
+        });
+    });
+}
+
+/// Lengthens `v` to at least `len`.
+fn grow(v: &mut Vec<f32>, len: usize) {
+    if v.len() < len {
+        v.resize(len, 0.0);
+    }
+}
+
+/// `to[step * width + i] = x(first + i, step)`, 0 beyond `rows`.
+fn pack(x: View<'_>, first: usize, rows: usize, width: usize, k: usize, to: &mut [f32]) {
+    let there = width.min(rows - first);
+    if x.row == 1 {
+        for step in 0..k {
+            let to = &mut to[step * width..(step + 1) * width];
+            to[..there].copy_from_slice(&x.data[first + step * x.col..][..there]);
+            to[there..].fill(0.0);
+        }
+        return;
+    }
+    if there < width {
+        to.fill(0.0);
+    }
+    for i in 0..there {
+        let from = &x.data[(first + i) * x.row..];
+        for step in 0..k {
+            to[step * width + i] = from[step * x.col];
+        }
+    }
+}
+
+struct TileOf;
+
+impl Kernel for TileOf {
+    type Output = (usize, usize);
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> (usize, usize) {
+        tile::<S>()
+    }
+}
+
+struct Unit<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    m_panels: (usize, usize),
+    n_panels: (usize, usize),
+    size: [usize; 3],
+    start: Start<'a>,
+    c: SharedMut<'a, f32>,
+}
+
+impl Kernel for Unit<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if const { tile::<S>().0 == 8 } { self.tiles::<S, 8, 2>(s) } else { self.tiles::<S, 4, 1>(s) }
+    }
+}
+
+impl Unit<'_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const MR: usize, const NV: usize>(self, s: S) {
+        let [m, n, k] = self.size;
+        let nr = NV * 16;
+        for jp in self.n_panels.0..self.n_panels.1 {
+            let b = &self.b[jp * nr * k..(jp + 1) * nr * k];
+            let columns = nr.min(n - jp * nr);
+            for ip in self.m_panels.0..self.m_panels.1 {
+                let a = &self.a[ip * MR * k..(ip + 1) * MR * k];
+                let mut tile = [[[0.0_f32; 16]; NV]; MR];
+                for r in 0..MR.min(m - ip * MR) {
+                    let tile = tile[r].as_flattened_mut();
+                    match self.start {
+                        Start::Zero => {}
+                        Start::Bias { bias, .. } => {
+                            tile[..columns].copy_from_slice(&bias[jp * nr..][..columns]);
+                        }
+                        Start::Accumulate => {
+                            let at = (ip * MR + r) * n + jp * nr;
+                            // SAFETY: tiles of different units do not overlap, and this is the only reference.
+                            tile[..columns].copy_from_slice(unsafe { self.c.slice(at..at + columns) });
+                        }
+                    }
+                }
+                product::<S, MR, NV>(s, a, b, k, &mut tile);
+                let relu = matches!(self.start, Start::Bias { relu: true, .. });
+                for r in 0..MR.min(m - ip * MR) {
+                    let at = (ip * MR + r) * n + jp * nr;
+                    // SAFETY: as above.
+                    let c = unsafe { self.c.slice(at..at + columns) };
+                    let tile = tile[r].as_flattened();
+                    for j in 0..columns {
+                        c[j] = if relu && tile[j] < 0.0 { 0.0 } else { tile[j] };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `tile += a b` for one panel of each.
+#[inline(always)]
+fn product<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    a: &[f32],
+    b: &[f32],
+    k: usize,
+    tile: &mut [[[f32; 16]; NV]; MR],
+) {
+    let mut acc = [[s.splat(0.0); NV]; MR];
+    for r in 0..MR {
+        for v in 0..NV {
+            acc[r][v] = s.load(&tile[r][v]);
+        }
+    }
+    let (a, b) = (&a.as_chunks::<MR>().0[..k], &b.as_chunks::<16>().0[..k * NV]);
+    for step in 0..k {
+        let mut columns = [s.splat(0.0); NV];
+        for v in 0..NV {
+            columns[v] = s.load(&b[step * NV + v]);
+        }
+        for r in 0..MR {
+            let x = s.splat(a[step][r]);
+            for v in 0..NV {
+                acc[r][v] = s.fma(x, columns[v], acc[r][v]);
+            }
+        }
+    }
+    for r in 0..MR {
+        for v in 0..NV {
+            s.store(acc[r][v], &mut tile[r][v]);
+        }
+    }
+}
+
+const _: () = assert!(tile::<Scalar>().0 == 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedding::IdHash;
+
+    fn numbers(seed: u64, n: usize) -> Vec<f32> {
+        let hash = IdHash::new(seed, 0);
+        (0..n).map(|i| (hash.hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    #[test]
+    fn products_of_odd_sizes_are_right_and_the_same_everywhere() {
+        for [m, n, k] in [[1, 1, 1], [3, 17, 5], [8, 32, 64], [70, 33, 130], [130, 300, 7], [5, 4, 0]] {
+            for transposed in [0, 1, 2] {
+                let (a, b, bias) = (numbers(1, m * k), numbers(2, k * n), numbers(3, n));
+                let va = if transposed == 1 { View::rows(&a, m).t() } else { View::rows(&a, k) };
+                let vb = if transposed == 2 { View::rows(&b, k).t() } else { View::rows(&b, n) };
+                let mut reference = None;
+                for threads in [1, 3] {
+                    let pool = Pool::new(threads).unwrap();
+                    for tier in Tier::supported() {
+                        let mut scratch = GemmScratch::default();
+                        let mut c = vec![f32::NAN; m * n];
+                        gemm(
+                            &pool,
+                            tier,
+                            [m, n, k],
+                            va,
+                            vb,
+                            Start::Bias { bias: &bias, relu: false },
+                            &mut c,
+                            &mut scratch,
+                        );
+                        let mut d = vec![f32::NAN; m * n];
+                        gemm(
+                            &pool,
+                            tier,
+                            [m, n, k],
+                            va,
+                            vb,
+                            Start::Bias { bias: &bias, relu: true },
+                            &mut d,
+                            &mut scratch,
+                        );
+                        gemm(&pool, tier, [m, n, k], va, vb, Start::Accumulate, &mut c, &mut scratch);
+                        for i in 0..m {
+                            for j in 0..n {
+                                let mut sum = 0.0;
+                                for step in 0..k {
+                                    let x = va.data[i * va.row + step * va.col]
+                                        * vb.data[step * vb.row + j * vb.col];
+                                    sum += f64::from(x);
+                                }
+                                let at = i * n + j;
+                                let once = f64::from(bias[j]) + sum;
+                                assert!((f64::from(c[at]) - once - sum).abs() < 1e-4);
+                                assert!((f64::from(d[at]) - once.max(0.0)).abs() < 1e-4);
+                            }
+                        }
+                        assert_eq!(reference.get_or_insert_with(|| c.clone()), &c, "{tier} {threads}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Sums of table rows: the forward pass of every encoder.
+//!
+//! For block `b` of the output, with probes `p` of `k` rows per block, `w` their weights and signs:
+//!
+//! ```text
+//! out[b * width ..][..width] = scale(b) * sum over i < k of  sign(p) w(p) * row(p),   p = probes[b * k + i]
+//! ```
+//!
+//! Rows are added in the order of the probes, products and sums rounded one by one, so every tier gives the same bits. Bound by
+//! cache misses: `blocks * k` rows of `width` values each, asked for ahead of their use.
+
+use super::{hash::NEGATIVE, lanes::Lanes, table::Stored};
+
+/// One look-up's view of a table.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) width: usize,
+    pub(crate) stride: usize,
+    /// Rows added up per block.
+    pub(crate) k: usize,
+    /// Probes may be [`NEGATIVE`].
+    pub(crate) signs: bool,
+}
+
+/// Asks for the cache line at `at`, which need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing architecturally; any address will do.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+impl<T: Stored> Rows<'_, T> {
+    #[inline(always)]
+    fn start(&self, probe: u32) -> usize {
+        (probe & !NEGATIVE) as usize * self.stride
+    }
+
+    /// Asks for the rows of `probes`.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, probes: &[u32]) {
+        let lines = (self.width * size_of::<T>()).div_ceil(64);
+        for &probe in probes {
+            let at = self.values.as_ptr().wrapping_add(self.start(probe)).cast::<u8>();
+            prefetch(at);
+            for line in 1..lines {
+                prefetch(at.wrapping_add(line * 64));
+            }
+        }
+    }
+
+    /// One look-up: all blocks of `out`. `weights` are one per probe, or empty for ones; `scales` one for each group of
+    /// neighbouring blocks. `add` keeps what `out` holds. `K` is `k` or, for any other, 0.
+    #[inline(always)]
+    pub(crate) fn look_up<S: Lanes, const K: usize>(
+        &self,
+        s: S,
+        probes: &[u32],
+        weights: &[f32],
+        scales: &[f32],
+        add: bool,
+        out: &mut [f32],
+    ) {
+        let k = if K == 0 { self.k } else { K };
+        let width = self.width;
+        if scales.len() == 1 {
+            return match width {
+                2 => self.narrow::<2, K>(probes, weights, scales[0], add, out),
+                4 => self.narrow::<4, K>(probes, weights, scales[0], add, out),
+                8 => self.narrow::<8, K>(probes, weights, scales[0], add, out),
+                _ => self.blocks::<S, K>(s, probes, weights, scales[0], add, out),
+            };
+        }
+        // Groups of dimensions with a scale of their own: rare, so not worth code of its own for each width.
+        let blocks_per_group = probes.len() / k / scales.len();
+        for (g, &scale) in scales.iter().enumerate() {
+            let range = g * blocks_per_group * k..(g + 1) * blocks_per_group * k;
+            let weights = if weights.is_empty() { weights } else { &weights[range.clone()] };
+            let out = &mut out[g * blocks_per_group * width..(g + 1) * blocks_per_group * width];
+            self.blocks::<S, K>(s, &probes[range], weights, scale, add, out);
+        }
+    }
+
+    /// Blocks of any width. (Loops over indices: adaptors of iterators divide, and are not inlined reliably.)
+    #[inline(always)]
+    fn blocks<S: Lanes, const K: usize>(
+        &self,
+        s: S,
+        probes: &[u32],
+        weights: &[f32],
+        scale: f32,
+        add: bool,
+        out: &mut [f32],
+    ) {
+        let k = if K == 0 { self.k } else { K };
+        let (mut p, mut at) = (0, 0);
+        while p < probes.len() {
+            let weights = if weights.is_empty() { weights } else { &weights[p..p + k] };
+            self.block::<S, K>(s, &probes[p..p + k], weights, scale, add, &mut out[at..at + self.width]);
+            p += k;
+            at += self.width;
+        }
+    }
+
+    #[inline(always)]
+    fn narrow<const W: usize, const K: usize>(
+        &self,
+        probes: &[u32],
+        weights: &[f32],
+        scale: f32,
+        add: bool,
+        out: &mut [f32],
+    ) {
+        let k = if K == 0 { self.k } else { K };
+        let (blocks, _) = out.as_chunks_mut::<W>();
+        for b in 0..blocks.len() {
+            let mut acc = [0.0_f32; W];
+            for p in b * k..(b + 1) * k {
+                let start = self.start(probes[p]);
+                let (row, _) = self.values[start..start + W].as_chunks::<W>();
+                let w = weight(probes[p], weights, p);
+                for i in 0..W {
+                    acc[i] += w * row[0][i].float();
+                }
+            }
+            for i in 0..W {
+                let value = scale * acc[i];
+                blocks[b][i] = if add { blocks[b][i] + value } else { value };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn block<S: Lanes, const K: usize>(
+        &self,
+        s: S,
+        probes: &[u32],
+        weights: &[f32],
+        scale: f32,
+        add: bool,
+        out: &mut [f32],
+    ) {
+        let mut at = 0;
+        while out.len() - at >= 64 {
+            let acc = T::sum::<S, K>(s, self, probes, weights, at);
+            store(s, acc, scale, add, &mut out[at..at + 64]);
+            at += 64;
+        }
+        while out.len() - at >= 16 {
+            let acc = self.lanes::<S, 1, K>(s, probes, weights, at);
+            store(s, acc, scale, add, &mut out[at..at + 16]);
+            at += 16;
+        }
+        for i in at..out.len() {
+            let mut acc = 0.0_f32;
+            for p in 0..probes.len() {
+                acc += weight(probes[p], weights, p) * self.values[self.start(probes[p]) + i].float();
+            }
+            out[i] = if add { out[i] + scale * acc } else { scale * acc };
+        }
+    }
+
+    /// The sums of `N` times 16 values from `at` on.
+    #[inline(always)]
+    pub(crate) fn lanes<S: Lanes, const N: usize, const K: usize>(
+        &self,
+        s: S,
+        probes: &[u32],
+        weights: &[f32],
+        at: usize,
+    ) -> [S::F; N] {
+        let mut acc = [s.splat(0.0); N];
+        for p in 0..if K == 0 { probes.len() } else { K } {
+            let probe = probes[p];
+            let start = self.start(probe) + at;
+            let (row, _) = self.values[start..start + N * 16].as_chunks::<16>();
+            if weights.is_empty() && !self.signs {
+                for n in 0..N {
+                    acc[n] = s.add(acc[n], T::lanes(s, &row[n]));
+                }
+            } else {
+                let w = s.splat(weight(probe, weights, p));
+                for n in 0..N {
+                    // Two roundings, as in the narrow blocks.
+                    acc[n] = s.add(acc[n], s.mul(w, T::lanes(s, &row[n])));
+                }
+            }
+        }
+        acc
+    }
+}
+
+impl Rows<'_, i8> {
+    /// The same for bytes without weights, in integers: exact either way.
+    #[inline(always)]
+    pub(crate) fn bytes<S: Lanes, const K: usize>(&self, s: S, probes: &[u32], at: usize) -> [S::F; 4] {
+        let mut acc = [s.zero_i16(); 2];
+        for p in 0..if K == 0 { probes.len() } else { K } {
+            let start = self.start(probes[p]) + at;
+            let (row, _) = self.values[start..start + 64].as_chunks::<32>();
+            if self.signs && probes[p] & NEGATIVE != 0 {
+                acc = [s.add_i8::<true>(acc[0], &row[0]), s.add_i8::<true>(acc[1], &row[1])];
+            } else {
+                acc = [s.add_i8::<false>(acc[0], &row[0]), s.add_i8::<false>(acc[1], &row[1])];
+            }
+        }
+        let [a, b] = [s.floats(acc[0]), s.floats(acc[1])];
+        [a[0], a[1], b[0], b[1]]
+    }
+}
+
+#[inline(always)]
+fn store<S: Lanes, const N: usize>(s: S, acc: [S::F; N], scale: f32, add: bool, out: &mut [f32]) {
+    let scale = s.splat(scale);
+    let (out, _) = out.as_chunks_mut::<16>();
+    for n in 0..N {
+        let mut value = s.mul(scale, acc[n]);
+        if add {
+            value = s.add(s.load(&out[n]), value);
+        }
+        s.store(value, &mut out[n]);
+    }
+}
+
+/// Weight and sign of a probe.
+#[inline(always)]
+fn weight(probe: u32, weights: &[f32], p: usize) -> f32 {
+    let w = weights.get(p).copied().unwrap_or(1.0);
+    f32::from_bits(w.to_bits() ^ (probe & NEGATIVE))
+}

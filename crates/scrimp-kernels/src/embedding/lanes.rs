@@ -1,0 +1,145 @@
+//! What embedding bags ask of a tier beyond [`Simd`]: sums of bytes in 16 bits. And the place where their kernels are
+//! compiled with a tier's `target_feature`s.
+
+use crate::{
+    Tier,
+    isa::{Simd, scalar::Scalar},
+    tier::Kind,
+};
+
+/// 32 lanes of i16, sums of at most 256 bytes each.
+pub(crate) trait Lanes: Simd {
+    /// 32 × i16.
+    type W: Copy;
+    fn zero_i16(self) -> Self::W;
+    /// `sum + x`, or `sum - x` where `NEGATIVE`.
+    fn add_i8<const NEGATIVE: bool>(self, sum: Self::W, x: &[i8; 32]) -> Self::W;
+    /// Lanes 0 to 15 and 16 to 31.
+    fn floats(self, x: Self::W) -> [Self::F; 2];
+}
+
+impl Lanes for Scalar {
+    type W = [i16; 32];
+
+    #[inline(always)]
+    fn zero_i16(self) -> [i16; 32] {
+        [0; 32]
+    }
+    #[inline(always)]
+    fn add_i8<const NEGATIVE: bool>(self, sum: [i16; 32], x: &[i8; 32]) -> [i16; 32] {
+        std::array::from_fn(|i| {
+            let x = i16::from(x[i]);
+            if NEGATIVE { sum[i] - x } else { sum[i] + x }
+        })
+    }
+    #[inline(always)]
+    fn floats(self, x: [i16; 32]) -> [[f32; 16]; 2] {
+        [std::array::from_fn(|i| f32::from(x[i])), std::array::from_fn(|i| f32::from(x[i + 16]))]
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Lanes;
+    use crate::isa::{avx2::Avx2, avx512::Avx512};
+    use std::arch::x86_64::*;
+
+    impl Lanes for Avx2 {
+        type W = [__m256i; 2];
+
+        #[inline(always)]
+        fn zero_i16(self) -> [__m256i; 2] {
+            // SAFETY: the token proves AVX2.
+            unsafe { [_mm256_setzero_si256(); 2] }
+        }
+        #[inline(always)]
+        fn add_i8<const NEGATIVE: bool>(self, sum: [__m256i; 2], x: &[i8; 32]) -> [__m256i; 2] {
+            // SAFETY: the token proves AVX2; 32 bytes are read.
+            unsafe {
+                let a = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+                let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().add(16).cast()));
+                if NEGATIVE {
+                    [_mm256_sub_epi16(sum[0], a), _mm256_sub_epi16(sum[1], b)]
+                } else {
+                    [_mm256_add_epi16(sum[0], a), _mm256_add_epi16(sum[1], b)]
+                }
+            }
+        }
+        #[inline(always)]
+        fn floats(self, x: [__m256i; 2]) -> [[__m256; 2]; 2] {
+            // SAFETY: the token proves AVX2.
+            unsafe {
+                let half = |x| _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(x));
+                let [a, b] = x;
+                [
+                    [half(_mm256_castsi256_si128(a)), half(_mm256_extracti128_si256::<1>(a))],
+                    [half(_mm256_castsi256_si128(b)), half(_mm256_extracti128_si256::<1>(b))],
+                ]
+            }
+        }
+    }
+
+    impl Lanes for Avx512 {
+        type W = __m512i;
+
+        #[inline(always)]
+        fn zero_i16(self) -> __m512i {
+            // SAFETY: the token proves AVX-512F.
+            unsafe { _mm512_setzero_si512() }
+        }
+        #[inline(always)]
+        fn add_i8<const NEGATIVE: bool>(self, sum: __m512i, x: &[i8; 32]) -> __m512i {
+            // SAFETY: the token proves AVX-512BW; 32 bytes are read.
+            unsafe {
+                let x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast()));
+                if NEGATIVE { _mm512_sub_epi16(sum, x) } else { _mm512_add_epi16(sum, x) }
+            }
+        }
+        #[inline(always)]
+        fn floats(self, x: __m512i) -> [__m512; 2] {
+            // SAFETY: the token proves AVX-512F and BW.
+            unsafe {
+                [
+                    _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(x))),
+                    _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64::<1>(x))),
+                ]
+            }
+        }
+    }
+}
+
+/// A computation written once over [`Lanes`]. Implementations mark `run` `#[inline(always)]`.
+pub(crate) trait BagKernel {
+    fn run<S: Lanes>(self, s: S);
+}
+
+/// Runs `kernel` with the instructions of `tier`.
+pub(crate) fn run<K: BagKernel>(tier: Tier, kernel: K) {
+    match tier.kind() {
+        Kind::Scalar => kernel.run(Scalar),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Tier` of this kind exists only where the CPU has the features.
+        Kind::Avx2 => unsafe { run_avx2(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx512 => unsafe { run_avx512(kernel) },
+    }
+}
+
+/// # Safety
+/// The CPU must have the features that are enabled here.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn run_avx2<K: BagKernel>(kernel: K) {
+    // SAFETY: the caller vouches for the features.
+    kernel.run(unsafe { crate::isa::avx2::Avx2::new() });
+}
+
+/// # Safety
+/// The CPU must have the features that are enabled here.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+unsafe fn run_avx512<K: BagKernel>(kernel: K) {
+    // SAFETY: the caller vouches for the features.
+    kernel.run(unsafe { crate::isa::avx512::Avx512::new() });
+}

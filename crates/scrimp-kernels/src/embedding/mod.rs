@@ -1,0 +1,30 @@
+//! Embedding bags over tables whose rows are found by hashing: hash, gather, sum and scale in one pass, and the way back.
+//!
+//! A *look-up* is one id of one feature. Its *probes* are row numbers, `k` for each block of `width` values of its output;
+//! hashed from the id or given. Its rows are added up, scaled, and added to its *bag*, the output.
+//!
+//! | file | what |
+//! |---|---|
+//! | `hash.rs` | the hash, and from it the probes |
+//! | `table.rs` | rows in f32, bf16 and int8 |
+//! | `gather.rs` | the sums of one look-up |
+//! | `lanes.rs` | what bags ask of a tier, and where they are compiled for it |
+//! | `bag.rs` | batches of look-ups, in parallel |
+//! | `interaction.rs` | dot products of the vectors of a sample |
+//! | `scatter.rs` | gradients and optimisers |
+
+mod bag;
+mod gather;
+mod hash;
+mod interaction;
+mod lanes;
+mod scatter;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe};
+pub use hash::{IdHash, MAX_ROWS, NEGATIVE, RowRange};
+pub use interaction::{MAX_VECTORS, pairs, pairs_backward};
+pub use scatter::{Backward, Gradients, Optimizer, Trained, dots};
+pub use table::{Table, Values};

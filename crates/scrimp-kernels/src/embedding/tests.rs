@@ -1,0 +1,283 @@
+//! Every tier against the scalar one, bit by bit, and the scalar one against sums that are written down here.
+
+use super::{hash::row, *};
+use crate::{Tier, threads::Pool};
+use half::bf16;
+use proptest::prelude::*;
+
+/// A small generator of test numbers in [-1, 1].
+fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    let hash = IdHash::new(seed, 0);
+    (0..n).map(|i| (hash.hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+/// What a batch does, one number at a time.
+fn expected(values: &[f32], width: usize, stride: usize, batch: &Plain<'_>, out: &mut [f64]) {
+    let dim = batch.per / batch.k * width;
+    for (l, probes) in batch.probes.chunks(batch.per).enumerate() {
+        for (p, &probe) in probes.iter().enumerate() {
+            let sign = if probe & NEGATIVE == 0 { 1.0 } else { -1.0 };
+            let w = batch.weights.get(l * batch.per + p).map_or(1.0, |&w| f64::from(w));
+            let b = p / batch.k;
+            let scale = f64::from(batch.scales[l * batch.groups + b * batch.groups / (batch.per / batch.k)]);
+            for i in 0..width {
+                let value = f64::from(values[(probe & !NEGATIVE) as usize * stride + i]);
+                out[(l / batch.bag) * dim + b * width + i] += sign * w * scale * value;
+            }
+        }
+    }
+}
+
+struct Plain<'a> {
+    probes: &'a [u32],
+    per: usize,
+    k: usize,
+    weights: &'a [f32],
+    scales: &'a [f32],
+    groups: usize,
+    bag: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    width: usize,
+    blocks: usize,
+    k: usize,
+    rows: u32,
+    features: usize,
+    samples: usize,
+    signs: bool,
+    groups: usize,
+    bagged: bool,
+    stride_one: bool,
+    weighted: bool,
+    seed: u64,
+}
+
+prop_compose! {
+    fn case()(
+        width in prop::sample::select(vec![1_usize, 2, 3, 4, 8, 15, 16, 17, 32, 64, 80, 128, 144]),
+        blocks in prop::sample::select(vec![1_usize, 2, 4, 8]),
+        k in 1_usize..5,
+        rows in prop::sample::select(vec![1_u32, 2, 7, 300]),
+        features in 1_usize..4,
+        samples in prop::sample::select(vec![1_usize, 2, 9, 40, 600]),
+        signs: bool,
+        groups in prop::sample::select(vec![1_usize, 2]),
+        bagged: bool,
+        stride_one: bool,
+        weighted: bool,
+        seed: u64,
+    ) -> Case {
+        let groups = groups.min(blocks);
+        Case { width, blocks, k, rows, features, samples, signs, groups, bagged, stride_one, weighted, seed }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(80))]
+
+    #[test]
+    fn forward_and_backward(case in case()) {
+        check(&case);
+    }
+}
+
+fn check(case: &Case) {
+    let Case { width, blocks, k, rows, features, samples, signs, groups, .. } = *case;
+    let (per, look_ups, dim) = (blocks * k, samples * features, blocks * width);
+    let stride = if case.stride_one { 1 } else { width };
+    let values = numbers(case.seed, (rows as usize - 1) * stride + width);
+    let hashes: Vec<_> = (0..features).map(|f| IdHash::new(case.seed, f as u32)).collect();
+    let ranges = vec![RowRange { base: 0, rows }; features];
+    let probing = Probing { hashes: &hashes, ranges: &ranges, probes: per, signs };
+    let ids: Vec<u64> = (0..look_ups).map(|l| hashes[0].hash(l as u64) % 50).collect();
+    let bag = if case.bagged { features } else { 1 };
+    let bags = Bags::Fixed(bag);
+
+    let pool = Pool::new(3).unwrap();
+    let mut probes = vec![0; look_ups * per];
+    probe(&pool, &ids, &probing, &mut probes);
+    for (l, probes) in probes.chunks(per).enumerate() {
+        for (j, &p) in probes.iter().enumerate() {
+            assert_eq!(p, row(hashes[l % features].probes(ids[l]), j as u32, ranges[0], signs));
+        }
+    }
+
+    // Alpha hashed from the same ids.
+    let weight_table = numbers(case.seed ^ 1, rows as usize * groups);
+    let weight_hashes: Vec<_> = (0..features).map(|f| IdHash::new(case.seed ^ 2, f as u32)).collect();
+    let weight_probing = Probing { hashes: &weight_hashes, ranges: &ranges, probes: 2, signs: false };
+    let mut weight_probes = vec![0; look_ups * 2];
+    probe(&pool, &ids, &weight_probing, &mut weight_probes);
+    let scales: Vec<f32> = (0..look_ups * groups)
+        .map(|i| {
+            let (l, g) = (i / groups, i % groups);
+            let sum: f32 =
+                weight_probes[l * 2..l * 2 + 2].iter().map(|&r| weight_table[r as usize * groups + g]).sum();
+            sum * 0.5
+        })
+        .collect();
+    let weights = if case.weighted { numbers(case.seed ^ 3, probes.len()) } else { Vec::new() };
+
+    let q: Vec<i8> = values.iter().map(|v| (v * 127.0) as i8).collect();
+    let bits: Vec<u16> = values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect();
+    let stored = [
+        (Values::F32(&values), values.clone()),
+        (Values::Bf16(&bits), bits.iter().map(|&b| bf16::from_bits(b).to_f32()).collect()),
+        (Values::Int8 { q: &q, scale: 0.25 }, q.iter().map(|&q| f32::from(q) * 0.25).collect()),
+    ];
+    for (values, floats) in stored {
+        let table = Table { values, width, stride };
+        let hashed = Scales::Hashed { weights: &weight_table, probing: weight_probing, groups, scale: 0.5 };
+        let given = Probes::Given { probes: &probes, weights: &weights, per, signs };
+        let batch = Batch {
+            table,
+            probes: given,
+            k,
+            scales: Scales::Given { scales: &scales, groups },
+            bags,
+            add: false,
+        };
+        let mut sums = vec![0.0; look_ups / bag * dim];
+        let plain = Plain { probes: &probes, per, k, weights: &weights, scales: &scales, groups, bag };
+        expected(&floats, width, stride, &plain, &mut sums);
+        let mut scalar = vec![f32::NAN; sums.len()];
+        forward(&pool, Tier::SCALAR, &batch, &mut scalar);
+        for (a, b) in scalar.iter().zip(&sums) {
+            assert!((f64::from(*a) - b).abs() < 1e-5 * f64::from(bag as u32 * 4), "{a} {b}");
+        }
+        for tier in Tier::supported() {
+            let mut out = vec![f32::NAN; sums.len()];
+            forward(&pool, tier, &batch, &mut out);
+            assert_eq!(out, scalar, "{tier}");
+            if !case.weighted {
+                let fused = Batch { probes: Probes::Hashed { ids: &ids, probing }, scales: hashed, ..batch };
+                forward(&pool, tier, &fused, &mut out);
+                assert_eq!(out, scalar, "{tier}, fused");
+                let one = Batch { add: true, ..fused };
+                let mut sum = out.clone();
+                forward(&pool, tier, &one, &mut sum);
+                assert!(case.bagged || sum.iter().zip(&scalar).all(|(a, b)| *a == b + b));
+            }
+        }
+    }
+    backward(
+        case,
+        &values,
+        &Backward { probes: &probes, per, k, weights: &weights, scales: &scales, groups, bags, grad: &[] },
+        stride,
+    );
+}
+
+/// SGD with learning rate 1 subtracts exactly the summed gradient; more threads and other tiers change no bit.
+fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
+    let Case { width, blocks, samples, features, .. } = *case;
+    let dim = blocks * width;
+    let bags = if case.bagged { samples } else { samples * features };
+    let bag = if case.bagged { features } else { 1 };
+    let grad = numbers(case.seed ^ 9, bags * dim);
+    let batch = Backward { grad: &grad, ..*batch };
+    let mut sums = vec![0.0_f64; values.len()];
+    let mut dot = vec![0.0_f64; batch.probes.len()];
+    for (p, &probe) in batch.probes.iter().enumerate() {
+        let (l, b) = (p / batch.per, p % batch.per / batch.k);
+        let sign = if probe & NEGATIVE == 0 { 1.0 } else { -1.0 };
+        let factor = sign
+            * batch.weights.get(p).map_or(1.0, |&w| f64::from(w))
+            * f64::from(batch.scales[l * batch.groups + b * batch.groups / blocks]);
+        for i in 0..width {
+            let at = (probe & !NEGATIVE) as usize * stride + i;
+            let g = f64::from(grad[l / bag * dim + b * width + i]);
+            sums[at] += factor * g;
+            dot[p] += sign * g * f64::from(values[at]);
+        }
+    }
+    let optimizers = [
+        Optimizer::Sgd { lr: 1.0 },
+        Optimizer::Adagrad { lr: 0.1, eps: 1e-8 },
+        Optimizer::RowWiseAdagrad { lr: 0.1, eps: 1e-8 },
+    ];
+    for optimizer in optimizers {
+        let mut reference: Option<Vec<f32>> = None;
+        for (threads, tier) in
+            [1, 2, 5].into_iter().flat_map(|n| Tier::supported().into_iter().map(move |t| (n, t)))
+        {
+            let pool = Pool::new(threads).unwrap();
+            let mut trained = values.to_vec();
+            let mut state = vec![0.0; values.len()];
+            let mut gradients = Gradients::default();
+            for _ in 0..2 {
+                let table = Trained { values: &mut trained, state: &mut state, width, stride };
+                gradients.step(&pool, tier, optimizer, table, &batch);
+            }
+            if matches!(optimizer, Optimizer::Sgd { .. }) {
+                for (i, (new, old)) in trained.iter().zip(values).enumerate() {
+                    let change = f64::from(old - new);
+                    assert!(
+                        (change - 2.0 * sums[i]).abs() < 1e-3 * sums[i].abs().max(1.0),
+                        "{change} {}",
+                        sums[i]
+                    );
+                }
+            }
+            if matches!(optimizer, Optimizer::Adagrad { .. }) {
+                for (i, state) in state.iter().enumerate() {
+                    let expected = 2.0 * sums[i] * sums[i];
+                    assert!((f64::from(*state) - expected).abs() < 1e-3 * expected.max(1.0));
+                }
+            }
+            match &reference {
+                None => reference = Some(trained),
+                // The mean of squares of a row is the one sum that a tier may reorder.
+                Some(reference) => assert!(*reference == trained, "{optimizer:?} {threads} {tier}"),
+            }
+        }
+    }
+    let pool = Pool::new(2).unwrap();
+    let table = Table { values: Values::F32(values), width, stride };
+    let mut reference: Option<Vec<f32>> = None;
+    for tier in Tier::supported() {
+        let mut out = vec![0.0; dot.len()];
+        dots(&pool, tier, &table, &batch, &mut out);
+        for (a, b) in out.iter().zip(&dot) {
+            assert!((f64::from(*a) - b).abs() < 1e-4);
+        }
+        assert_eq!(*reference.get_or_insert_with(|| out.clone()), out, "{tier}");
+    }
+}
+
+#[test]
+fn bags_of_any_length() {
+    let pool = Pool::new(2).unwrap();
+    let values: Vec<f32> = (0..40).map(|i| i as f32).collect();
+    let probes = [3, 1, 4, 1, 5];
+    let batch = Batch {
+        table: Table::new(Values::F32(&values), 4),
+        probes: Probes::Given { probes: &probes, weights: &[], per: 1, signs: false },
+        k: 1,
+        scales: Scales::One(1.0),
+        bags: Bags::Offsets(&[0, 2, 2, 5]),
+        add: false,
+    };
+    let mut out = vec![f32::NAN; 16];
+    forward(&pool, Tier::detect(), &batch, &mut out);
+    let bag = |rows: &[u32]| [0, 1, 2, 3].map(|i| rows.iter().map(|&r| values[r as usize * 4 + i]).sum());
+    let expected: Vec<f32> = [bag(&[3, 1]), bag(&[]), bag(&[4, 1, 5]), bag(&[])].concat();
+    assert_eq!(out, expected);
+}
+
+#[test]
+#[should_panic]
+fn probes_outside_the_table_are_refused() {
+    let values = [0.0; 8];
+    let batch = Batch {
+        table: Table::new(Values::F32(&values), 4),
+        probes: Probes::Given { probes: &[2], weights: &[], per: 1, signs: false },
+        k: 1,
+        scales: Scales::One(1.0),
+        bags: Bags::Fixed(1),
+        add: false,
+    };
+    forward(&Pool::new(1).unwrap(), Tier::detect(), &batch, &mut [0.0; 4]);
+}

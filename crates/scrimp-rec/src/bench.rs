@@ -1,0 +1,250 @@
+//! Speed of embedding look-ups: a full table against tables that fit a cache.
+//!
+//! Every encoder answers the same kind of batch (`batch` samples of `features` ids, drawn evenly, other ids in each round) with
+//! vectors of `dim` f32 in one buffer. Rounds of all encoders are interleaved, so that a machine that slows down does so for all;
+//! the best round counts.
+
+use crate::{Error, Result};
+use scrimp_kernels::{
+    Tier,
+    arena::{Arena, ArenaBox},
+    embedding::{
+        Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, Values, forward, forward_one,
+    },
+    threads::Pool,
+};
+use std::time::Instant;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct EmbeddingBench {
+    /// Rows of the full f32 table.
+    pub rows_full: usize,
+    /// Values of a vector.
+    pub dim: usize,
+    /// Samples of a batch.
+    pub batch: usize,
+    /// Ids of a sample.
+    pub features: usize,
+    /// Rounds; the best counts.
+    pub rounds: usize,
+}
+
+/// The speed of one encoder.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct EmbeddingSpeed {
+    /// Its name and shape.
+    pub encoder: String,
+    /// How rows are stored.
+    pub dtype: &'static str,
+    /// Bytes of its tables.
+    pub bytes: usize,
+    /// Time of a batch divided by its look-ups, nanoseconds.
+    pub ns_per_lookup: f64,
+    /// The full table's time divided by this.
+    pub speedup_vs_full: f64,
+    /// Time of a single look-up, one after another on one thread, nanoseconds.
+    pub ns_single: f64,
+    /// The full table's time of a single look-up divided by this.
+    pub single_speedup_vs_full: f64,
+}
+
+/// The bytes of CriteoTB's tables divided by 2900, then tables for smaller caches.
+const SIZES: [usize; 3] = [33_000_000, 8_000_000, 2_000_000];
+/// Batches of ids that are used in turn.
+const ID_SETS: usize = 16;
+/// Single look-ups of a round.
+const SINGLES: usize = 4096;
+
+/// How an encoder finds its rows.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    name: &'static str,
+    blocks: usize,
+    k: usize,
+    alpha: bool,
+    bagged: bool,
+    signs: bool,
+}
+
+const fn shape(name: &'static str, blocks: usize, k: usize, alpha: bool) -> Shape {
+    Shape { name, blocks, k, alpha, bagged: false, signs: false }
+}
+
+struct Subject {
+    label: String,
+    shape: Shape,
+    dtype: &'static str,
+    memory: ArenaBox,
+    weights: Vec<f32>,
+    hashes: Vec<IdHash>,
+    ranges: Vec<RowRange>,
+    weight_hashes: Vec<IdHash>,
+    weight_ranges: Vec<RowRange>,
+    width: usize,
+    best: f64,
+    best_single: f64,
+}
+
+fn bytes_of(dtype: &str) -> usize {
+    match dtype {
+        "f32" => 4,
+        "bf16" => 2,
+        _ => 1,
+    }
+}
+
+impl Subject {
+    fn new(shape: Shape, dtype: &'static str, bytes: usize, options: &EmbeddingBench) -> Result<Self> {
+        let width = options.dim / shape.blocks;
+        // Alpha takes 1 % of the budget.
+        let weight_rows = if shape.alpha { bytes / 100 / 4 } else { 0 };
+        let rows = (bytes - weight_rows * 4) / (width * bytes_of(dtype));
+        let size = rows * width * bytes_of(dtype);
+        let memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size));
+        let mut memory =
+            memory.map_err(|_| Error::OutOfMemory { what: format!("a table of {size} bytes") })?;
+        // Other than zero everywhere, so that every page exists.
+        for (i, page) in memory.chunks_mut(4096).enumerate() {
+            let byte = if dtype == "int8" { i as u8 } else { 0 };
+            page.fill(byte);
+        }
+        let hashes = |seed| (0..options.features).map(|f| IdHash::new(seed, f as u32)).collect();
+        let ranges = |rows: usize| vec![RowRange { base: 0, rows: rows.max(1) as u32 }; options.features];
+        Ok(Self {
+            label: shape.name.to_owned(),
+            shape,
+            dtype,
+            memory,
+            weights: vec![1.0; weight_rows],
+            hashes: hashes(1),
+            ranges: ranges(rows),
+            weight_hashes: hashes(2),
+            weight_ranges: ranges(weight_rows),
+            width,
+            best: f64::INFINITY,
+            best_single: f64::INFINITY,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.memory.len() + self.weights.len() * 4
+    }
+
+    fn batch<'a>(&'a self, ids: &'a [u64], probes: &'a [u32]) -> Batch<'a> {
+        let values = match self.dtype {
+            "f32" => Values::F32(bytemuck::cast_slice(&self.memory)),
+            "bf16" => Values::Bf16(bytemuck::cast_slice(&self.memory)),
+            _ => Values::Int8 { q: bytemuck::cast_slice(&self.memory), scale: 0.01 },
+        };
+        let probing = |hashes: &'a [IdHash], ranges: &'a [RowRange], probes, signs| {
+            let n = hashes.len().min(ids.len().max(1));
+            Probing { hashes: &hashes[..n], ranges: &ranges[..n], probes, signs }
+        };
+        let Shape { blocks, k, signs, .. } = self.shape;
+        Batch {
+            table: Table::new(values, self.width),
+            probes: if self.shape.name == "full" {
+                Probes::Given { probes, weights: &[], per: 1, signs: false }
+            } else {
+                Probes::Hashed { ids, probing: probing(&self.hashes, &self.ranges, blocks * k, signs) }
+            },
+            k,
+            scales: if self.shape.alpha {
+                let probing = probing(&self.weight_hashes, &self.weight_ranges, 1, false);
+                Scales::Hashed { weights: &self.weights, probing, groups: 1, scale: 1.0 }
+            } else {
+                Scales::One(1.0)
+            },
+            bags: Bags::Fixed(if self.shape.bagged { ids.len().min(self.hashes.len()) } else { 1 }),
+            add: false,
+        }
+    }
+
+    fn round(&mut self, pool: &Pool, tier: Tier, ids: &[u64], probes: &[u32], out: &mut [f32]) {
+        let dim = self.width * self.shape.blocks;
+        let bags = if self.shape.bagged { ids.len() / self.hashes.len() } else { ids.len() };
+        let out = &mut out[..bags * dim];
+        let start = Instant::now();
+        forward(pool, tier, &self.batch(ids, probes), out);
+        self.best = self.best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
+        let singles = SINGLES.min(ids.len());
+        let out = &mut out[..dim];
+        let start = Instant::now();
+        for i in 0..singles {
+            forward_one(tier, &self.batch(&ids[i..=i], &probes[i..=i]), out);
+            std::hint::black_box(&mut *out);
+        }
+        self.best_single = self.best_single.min(start.elapsed().as_secs_f64() / singles as f64);
+    }
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// When the tables do not fit the memory, or `dim` is no multiple of 64.
+pub fn embedding(pool: &Pool, tier: Tier, options: &EmbeddingBench) -> Result<Vec<EmbeddingSpeed>> {
+    if options.dim == 0 || !options.dim.is_multiple_of(64) {
+        return Err(Error::bad_input(format!("--dim {}: must be a multiple of 64", options.dim)));
+    }
+    if options.rows_full == 0 || options.rows_full > i32::MAX as usize {
+        return Err(Error::bad_input(format!(
+            "--rows-full {}: must be from 1 to 2^31 - 1",
+            options.rows_full
+        )));
+    }
+    let row = options.dim * 4;
+    let mut subjects =
+        vec![Subject::new(shape("full", 1, 1, false), "f32", options.rows_full * row, options)?];
+    let wide = options.dim / 64;
+    for size in SIZES {
+        let shapes = [
+            (shape("hashing", 1, 1, false), "f32"),
+            (shape("memrec", 1, 4, true), "f32"),
+            (shape("memrec", 1, 4, true), "bf16"),
+            (shape("memrec", 1, 4, true), "int8"),
+            (shape("memrec blocks of 64", wide, 1, true), "bf16"),
+            (shape("memrec blocks of 64", wide, 1, true), "int8"),
+            (shape("memrec blocks of 16", 4 * wide, 1, true), "int8"),
+            (shape("memrec blocks of 8", 8 * wide, 1, true), "int8"),
+            (Shape { bagged: true, ..shape("memrec-bagged", 1, 1, true) }, "f32"),
+            (Shape { bagged: true, ..shape("memrec-bagged", 1, 4, true) }, "int8"),
+        ];
+        for (shape, dtype) in shapes {
+            let mut subject = Subject::new(shape, dtype, size, options)?;
+            subject.label = format!("{} k={}", shape.name, shape.k);
+            subjects.push(subject);
+        }
+    }
+    let look_ups = options.batch * options.features;
+    let hash = IdHash::new(3, 0);
+    let sets: Vec<(Vec<u64>, Vec<u32>)> = (0..ID_SETS)
+        .map(|set| {
+            let ids: Vec<u64> = (0..look_ups).map(|i| hash.hash((set * look_ups + i) as u64)).collect();
+            let row = |id: &u64| ((u128::from(*id) * options.rows_full as u128) >> 64) as u32;
+            let rows = ids.iter().map(row).collect();
+            (ids, rows)
+        })
+        .collect();
+    let mut out = vec![0.0; look_ups * options.dim];
+    for round in 0..options.rounds {
+        for subject in &mut subjects {
+            // A round of a few batches each: the first brings the table into the cache.
+            for i in 0..3 {
+                let (ids, rows) = &sets[(round * 3 + i) % ID_SETS];
+                subject.round(pool, tier, ids, rows, &mut out);
+            }
+        }
+    }
+    let (full, full_single) = (subjects[0].best, subjects[0].best_single);
+    let speed = |s: &Subject| EmbeddingSpeed {
+        encoder: s.label.clone(),
+        dtype: s.dtype,
+        bytes: s.bytes(),
+        ns_per_lookup: s.best * 1e9,
+        speedup_vs_full: full / s.best,
+        ns_single: s.best_single * 1e9,
+        single_speedup_vs_full: full_single / s.best_single,
+    };
+    Ok(subjects.iter().map(speed).collect())
+}

@@ -1,0 +1,158 @@
+//! Criteo's click logs (Kaggle's `train.txt`, the day files of the terabyte): lines of 40 columns separated by tabs: the
+//! label, 13 integers, 26 categories in hexadecimal; any but the label may be empty. Files to be scored may lack the
+//! label (39 columns), as Kaggle's `test.txt` does.
+
+use super::{
+    Batch, Crosses,
+    text::{Parse, Scratch},
+    values::{Log1p, hex, hex8, label, number, shown},
+};
+use crate::schema::{Kind, Schema};
+
+pub(super) const NUMBERS: usize = 13;
+pub(super) const CATEGORIES: usize = 26;
+
+pub(super) struct Criteo {
+    crosses: Crosses,
+    schema: Schema,
+    log1p: Log1p,
+    missing: f32,
+    /// Do lines begin with a label?
+    labelled: bool,
+}
+
+impl Criteo {
+    pub(super) fn new(schema: Schema, labelled: bool, missing: f32) -> Self {
+        Self { crosses: Crosses::new(&schema), schema, log1p: Log1p::new(), missing, labelled }
+    }
+
+    /// Is this a schema of Criteo's shape?
+    pub(super) fn fits(schema: &Schema) -> bool {
+        schema.numeric.len() == NUMBERS
+            && schema.categorical.len() == CATEGORIES
+            && schema.categorical.iter().all(|c| c.kind == Kind::Hex)
+    }
+
+    /// With a label: 40; without: 39; `None`: the line is not of Criteo's shape.
+    pub(super) fn columns(line: &[u8]) -> Option<usize> {
+        let fields: Vec<&[u8]> = line.split(|&b| b == b'\t').collect();
+        let numbers = fields.len().checked_sub(CATEGORIES)?;
+        let label = match numbers {
+            NUMBERS => true,
+            14 => matches!(fields[0], b"0" | b"1"),
+            _ => return None,
+        };
+        let number = |f: &&[u8]| number(f).is_ok();
+        let id = |f: &&[u8]| hex(f).is_some();
+        (label && fields[..numbers].iter().all(number) && fields[numbers..].iter().all(id))
+            .then_some(fields.len())
+    }
+
+    fn row(&self, line: &[u8], out: &mut Batch) -> Option<()> {
+        let mut rest = line;
+        if self.labelled {
+            match line {
+                [b @ (b'0' | b'1'), b'\t', after @ ..] => {
+                    out.labels.push(f32::from(b - b'0'));
+                    rest = after;
+                }
+                _ => return None,
+            }
+        } else {
+            out.labels.push(f32::NAN);
+        }
+        for column in &self.schema.numeric {
+            // Counts are short: a loop over their digits that also finds their end.
+            let negative = rest.first() == Some(&b'-');
+            let start = usize::from(negative);
+            let (mut n, mut at) = (0u64, start);
+            while let Some(digit) = rest.get(at).map(|b| b.wrapping_sub(b'0')).filter(|&d| d < 10) {
+                n = n * 10 + u64::from(digit);
+                at += 1;
+                if at > 18 {
+                    return None;
+                }
+            }
+            if rest.get(at) != Some(&b'\t') {
+                return None;
+            }
+            let value = if at > start {
+                let x = n as f32;
+                self.log1p.applied(column, if negative { -x } else { x })
+            } else if negative {
+                return None;
+            } else {
+                self.missing
+            };
+            out.numeric.push(value);
+            rest = &rest[at + 1..];
+        }
+        for column in 0..CATEGORIES {
+            let last = column + 1 == CATEGORIES;
+            let id = match rest.first_chunk::<8>().and_then(|&c| hex8(c)) {
+                Some(id) if rest.get(8) == if last { None } else { Some(&b'\t') } => {
+                    rest = rest.get(9..).unwrap_or(&[]);
+                    u64::from(id)
+                }
+                _ => {
+                    let end = rest.iter().position(|&b| b == b'\t');
+                    if end.is_none() != last {
+                        return None;
+                    }
+                    let field = &rest[..end.unwrap_or(rest.len())];
+                    rest = end.map_or(&[], |e| &rest[e + 1..]);
+                    hex(field)?
+                }
+            };
+            out.ids.push(id);
+        }
+        Some(())
+    }
+
+    /// A line that is not as it mostly is: numbers with a fraction, or an error.
+    #[cold]
+    fn careful_row(&self, line: &[u8], out: &mut Batch) -> Result<(), String> {
+        let fields: Vec<&[u8]> = line.split(|&b| b == b'\t').collect();
+        let expected = usize::from(self.labelled) + NUMBERS + CATEGORIES;
+        if fields.len() != expected {
+            return Err(format!("expected {expected} columns separated by tabs, found {}", fields.len()));
+        }
+        let (first, fields) = fields.split_at(usize::from(self.labelled));
+        out.labels.push(match first {
+            [text] => label(text)?,
+            _ => f32::NAN,
+        });
+        for (column, text) in self.schema.numeric.iter().zip(fields) {
+            let x = number(text).map_err(|e| format!("column {}: {e}", column.name))?;
+            out.numeric.push(x.map_or(self.missing, |x| self.log1p.applied(column, x)));
+        }
+        for (column, text) in self.schema.categorical.iter().zip(&fields[NUMBERS..]) {
+            let id = hex(text);
+            out.ids.push(id.ok_or_else(|| {
+                format!("column {}: `{}` is not a hexadecimal id", column.name, shown(text))
+            })?);
+        }
+        Ok(())
+    }
+}
+
+impl Parse for Criteo {
+    const HEADER: bool = false;
+
+    fn header(&self, _line: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    #[inline]
+    fn line(&self, line: &[u8], out: &mut Batch, _scratch: &mut Scratch) -> Result<(), String> {
+        let before = (out.labels.len(), out.numeric.len(), out.ids.len());
+        if self.row(line, out).is_none() {
+            out.labels.truncate(before.0);
+            out.numeric.truncate(before.1);
+            out.ids.truncate(before.2);
+            self.careful_row(line, out)?;
+        }
+        self.crosses.append(before.2, &mut out.ids);
+        Ok(())
+    }
+}

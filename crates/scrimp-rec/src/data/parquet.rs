@@ -1,0 +1,449 @@
+//! Apache Parquet: flat columns of booleans, integers, floats and texts; others are left alone. A row that cannot be
+//! used is named by its number in the file.
+
+use super::{
+    Batch, OpenOptions, RowSource,
+    roles::{Filler, Role},
+    values::{applied, id, number},
+};
+use crate::{
+    error::{Error, Result},
+    schema::Schema,
+};
+use parquet::{
+    basic::{Repetition, Type as Physical},
+    column::reader::ColumnReader,
+    data_type::ByteArray,
+    file::reader::{FileReader as _, SerializedFileReader},
+};
+use std::{
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+/// Rows that are decoded at once.
+const CHUNK: usize = 4096;
+
+type Reader = SerializedFileReader<File>;
+
+/// Damaged files must not end the process: what the decoder does not notice may panic inside it.
+fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Error::bad_file(path, "the Parquet data is damaged")))
+}
+
+fn damaged(path: &Path) -> impl Fn(parquet::errors::ParquetError) -> Error + '_ {
+    move |e| Error::bad_file(path, format!("not a Parquet file that can be read: {e}"))
+}
+
+fn reader(path: &Path) -> Result<Reader> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    guarded(path, || Reader::new(file).map_err(damaged(path)))
+}
+
+/// Flat columns that can be read: place among all leaves, and name.
+fn flat(reader: &Reader) -> Vec<(usize, String)> {
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let columns = schema.columns().iter().enumerate();
+    let usable = columns.filter(|(_, c)| {
+        let flat = c.path().parts().len() == 1 && c.max_rep_level() == 0 && c.max_def_level() <= 1;
+        let known = !matches!(c.physical_type(), Physical::INT96 | Physical::FIXED_LEN_BYTE_ARRAY);
+        flat && known && c.self_type().get_basic_info().repetition() != Repetition::REPEATED
+    });
+    usable.map(|(i, c)| (i, c.name().to_owned())).collect()
+}
+
+/// Names of the columns that can be read.
+pub(super) fn names(path: &Path) -> Result<Vec<String>> {
+    Ok(flat(&reader(path)?).into_iter().map(|(_, n)| n).collect())
+}
+
+/// Hands the texts of the first `rows` rows to `see`, column by column, with the place of the column in [`names`].
+pub(super) fn sample(path: &Path, rows: usize, see: &mut dyn FnMut(usize, &[u8])) -> Result<()> {
+    let reader = reader(path)?;
+    guarded(path, || {
+        let (mut left, mut group) = (rows, 0);
+        while left > 0 && group < reader.num_row_groups() {
+            let of_group = reader.get_row_group(group).map_err(damaged(path))?;
+            let n = usize::try_from(of_group.metadata().num_rows()).unwrap_or(0).min(left);
+            for (place, &(leaf, _)) in flat(&reader).iter().enumerate() {
+                let decoder = of_group.get_column_reader(leaf).map_err(damaged(path))?;
+                let mut column = Column::new(Role::Ignored, decoder);
+                column.read(n).map_err(damaged(path))?;
+                let mut text = Vec::new();
+                column.each(&mut |_, value| {
+                    text.clear();
+                    value.text(&mut text);
+                    see(place, &text);
+                });
+            }
+            (left, group) = (left - n, group + 1);
+        }
+        Ok(())
+    })
+}
+
+/// One column of a row group, and some values of it.
+struct Column {
+    role: Role,
+    decoder: ColumnReader,
+    present: Vec<i16>,
+    optional: bool,
+    records: usize,
+    values: Values,
+}
+
+enum Values {
+    Bool(Vec<bool>),
+    I32(Vec<i32>),
+    I64(Vec<i64>),
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    Bytes(Vec<ByteArray>),
+}
+
+/// A value that is there, or `Missing`.
+#[derive(Clone, Copy)]
+enum Value<'a> {
+    Missing,
+    Integer(i64),
+    Float(f64),
+    Bytes(&'a [u8]),
+}
+
+impl Value<'_> {
+    fn text(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Missing => {}
+            Self::Integer(n) => out.extend_from_slice(n.to_string().as_bytes()),
+            Self::Float(x) if x.is_nan() => {}
+            Self::Float(x) => out.extend_from_slice(x.to_string().as_bytes()),
+            Self::Bytes(b) => out.extend_from_slice(b),
+        }
+    }
+}
+
+impl Column {
+    fn new(role: Role, decoder: ColumnReader) -> Self {
+        let values = match decoder {
+            ColumnReader::BoolColumnReader(_) => Values::Bool(Vec::new()),
+            ColumnReader::Int32ColumnReader(_) => Values::I32(Vec::new()),
+            ColumnReader::Int64ColumnReader(_) => Values::I64(Vec::new()),
+            ColumnReader::FloatColumnReader(_) => Values::F32(Vec::new()),
+            ColumnReader::DoubleColumnReader(_) => Values::F64(Vec::new()),
+            _ => Values::Bytes(Vec::new()),
+        };
+        Self { role, decoder, present: Vec::new(), optional: false, records: 0, values }
+    }
+
+    /// Reads `n` values, absent ones included.
+    fn read(&mut self, n: usize) -> Result<(), parquet::errors::ParquetError> {
+        macro_rules! read {
+            ($reader:expr, $values:expr) => {{
+                $values.clear();
+                self.present.clear();
+                let mut records = 0;
+                while records < n {
+                    let got = $reader.read_records(n - records, Some(&mut self.present), None, $values)?;
+                    if got.0 == 0 {
+                        break;
+                    }
+                    records += got.0;
+                }
+                self.optional = !self.present.is_empty();
+                self.records = records;
+            }};
+        }
+        match (&mut self.decoder, &mut self.values) {
+            (ColumnReader::BoolColumnReader(r), Values::Bool(v)) => read!(r, v),
+            (ColumnReader::Int32ColumnReader(r), Values::I32(v)) => read!(r, v),
+            (ColumnReader::Int64ColumnReader(r), Values::I64(v)) => read!(r, v),
+            (ColumnReader::FloatColumnReader(r), Values::F32(v)) => read!(r, v),
+            (ColumnReader::DoubleColumnReader(r), Values::F64(v)) => read!(r, v),
+            (ColumnReader::ByteArrayColumnReader(r), Values::Bytes(v)) => read!(r, v),
+            _ => {
+                return Err(parquet::errors::ParquetError::General(
+                    "a type that is not supported".to_owned(),
+                ));
+            }
+        }
+        if self.records < n {
+            return Err(parquet::errors::ParquetError::General("a column ends too early".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with each row's number within what was read, and its value.
+    fn each(&self, f: &mut dyn FnMut(usize, Value<'_>)) {
+        let mut at = 0;
+        for row in 0..self.records {
+            if self.optional && self.present.get(row) == Some(&0) {
+                f(row, Value::Missing);
+                continue;
+            }
+            let value = match &self.values {
+                Values::Bool(v) => v.get(at).map(|&b| Value::Integer(i64::from(b))),
+                Values::I32(v) => v.get(at).map(|&n| Value::Integer(i64::from(n))),
+                Values::I64(v) => v.get(at).map(|&n| Value::Integer(n)),
+                Values::F32(v) => v.get(at).map(|&x| Value::Float(f64::from(x))),
+                Values::F64(v) => v.get(at).map(|&x| Value::Float(x)),
+                Values::Bytes(v) => v.get(at).map(|b| Value::Bytes(b.data())),
+            };
+            at += 1;
+            f(row, value.unwrap_or(Value::Missing));
+        }
+    }
+}
+
+/// Rows of Parquet files.
+pub(super) struct ParquetSource {
+    paths: Vec<PathBuf>,
+    filler: Filler,
+    options: OpenOptions,
+    total: u64,
+    /// The file that is read: how many came before it.
+    file: usize,
+    reader: Option<Reader>,
+    group: usize,
+    columns: Vec<Column>,
+    left: usize,
+    /// Rows of this file that have been read.
+    row: u64,
+    rows_read: u64,
+    bad_rows: u64,
+    block: Batch,
+    used: usize,
+}
+
+impl ParquetSource {
+    pub(super) fn new(paths: &[PathBuf], filler: Filler, options: OpenOptions) -> Result<Self> {
+        let mut total = 0;
+        for path in paths {
+            let rows = reader(path)?.metadata().file_metadata().num_rows();
+            total += u64::try_from(rows).unwrap_or(0);
+        }
+        if total == 0 {
+            return Err(Error::bad_file(&paths[0], "there is not one row that can be used"));
+        }
+        Ok(Self {
+            paths: paths.to_vec(),
+            filler,
+            options,
+            total,
+            file: 0,
+            reader: None,
+            group: 0,
+            columns: Vec::new(),
+            left: 0,
+            row: 0,
+            rows_read: 0,
+            bad_rows: 0,
+            block: Batch::default(),
+            used: 0,
+        })
+    }
+
+    /// Makes the next rows of a row group ready; false at the end of all files.
+    fn ready(&mut self) -> Result<bool> {
+        while self.left == 0 {
+            let Some(path) = self.paths.get(self.file) else { return Ok(false) };
+            let reader = match &mut self.reader {
+                Some(reader) => reader,
+                none => none.insert(reader(path)?),
+            };
+            if self.group == reader.num_row_groups() {
+                (self.file, self.reader, self.group, self.row) = (self.file + 1, None, 0, 0);
+                continue;
+            }
+            let flat = flat(reader);
+            let names: Vec<String> = flat.iter().map(|(_, n)| n.clone()).collect();
+            if let Some(name) = self.filler.absent(&names, self.options.labels).first() {
+                return Err(Error::bad_file(
+                    path,
+                    format!("there is no column {name}, unlike in the first file"),
+                ));
+            }
+            let group = reader.get_row_group(self.group).map_err(damaged(path))?;
+            self.columns.clear();
+            for (leaf, name) in flat {
+                let role = self.filler.role(&name);
+                if role != Role::Ignored {
+                    let decoder = group.get_column_reader(leaf).map_err(damaged(path))?;
+                    self.columns.push(Column::new(role, decoder));
+                }
+            }
+            self.left = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
+            self.group += 1;
+        }
+        Ok(true)
+    }
+
+    /// Decodes the next rows into `self.block`; false at the end.
+    fn refill(&mut self) -> Result<bool> {
+        self.block.clear();
+        self.used = 0;
+        while self.block.is_empty() {
+            let path = self.paths.get(self.file).cloned().unwrap_or_default();
+            if !guarded(&path, || self.ready())? {
+                if self.rows_read == self.bad_rows {
+                    return Err(Error::bad_file(&self.paths[0], "there is not one row that can be used"));
+                }
+                return Ok(false);
+            }
+            let path = self.paths[self.file].clone();
+            let n = self.left.min(CHUNK);
+            let problems = guarded(&path, || self.decode(&path, n))?;
+            for (row, what) in &problems {
+                self.bad_rows += 1;
+                if self.bad_rows > self.options.skip_bad_rows {
+                    let (row, what) = (self.row + *row as u64 + 1, format!("(row) {what}"));
+                    return Err(Error::bad_row(&path, row, what));
+                }
+            }
+            self.left -= n;
+            self.row += n as u64;
+            self.rows_read += n as u64;
+        }
+        Ok(true)
+    }
+
+    /// Decodes `n` rows and returns those that cannot be used, which are left out.
+    fn decode(&mut self, path: &Path, n: usize) -> Result<Vec<(usize, String)>> {
+        let Self { columns, filler, block, options, .. } = self;
+        let rows: Vec<_> = (0..n).map(|_| filler.begin(block)).collect();
+        // Crosses are appended after the ids of a row, so they wait until all rows stand apart.
+        let mut problems: Vec<Option<String>> = vec![None; n];
+        let mut scratch = Vec::new();
+        for column in columns.iter_mut() {
+            column.read(n).map_err(damaged(path))?;
+            column.each(&mut |r, value| {
+                if problems[r].is_none() {
+                    problems[r] =
+                        set(filler, rows[r], r, column.role, value, options, block, &mut scratch).err();
+                }
+            });
+        }
+        if options.labels {
+            for (problem, y) in problems.iter_mut().zip(&block.labels) {
+                if problem.is_none() && y.is_nan() {
+                    *problem = Some("the label is missing: 0 or 1 is expected".to_owned());
+                }
+            }
+        }
+        let mut whole = Batch::default();
+        let (numbers, ids) = (filler.schema.n_numeric(), filler.schema.categorical.len());
+        let mut bad = Vec::new();
+        for (r, problem) in problems.into_iter().enumerate() {
+            if let Some(what) = problem {
+                bad.push((r, what));
+                continue;
+            }
+            let start = filler.start(&whole);
+            whole.labels.push(block.labels[r]);
+            whole.numeric.extend_from_slice(&block.numeric[r * numbers..][..numbers]);
+            whole.ids.extend_from_slice(&block.ids[r * ids..][..ids]);
+            filler.end(start, &mut whole);
+        }
+        *block = whole;
+        Ok(bad)
+    }
+}
+
+/// Sets one value of row `r`.
+fn set(
+    filler: &Filler,
+    row: super::roles::Row,
+    r: usize,
+    role: Role,
+    value: Value<'_>,
+    options: &OpenOptions,
+    out: &mut Batch,
+    scratch: &mut Vec<u8>,
+) -> Result<(), String> {
+    let schema = &filler.schema;
+    match (role, value) {
+        (Role::Ignored, _) | (_, Value::Missing) => Ok(()),
+        (Role::Label, value) => {
+            out.labels[r] = match value {
+                Value::Integer(0) => 0.0,
+                Value::Integer(1) => 1.0,
+                Value::Float(x) if x == 0.0 || x == 1.0 => x as f32,
+                other => {
+                    scratch.clear();
+                    other.text(scratch);
+                    super::values::label(scratch).map_err(|e| format!("column {}: {e}", schema.label))?
+                }
+            };
+            Ok(())
+        }
+        (Role::Number(i), value) => {
+            let column = &schema.numeric[i];
+            let x = match value {
+                Value::Integer(n) => Some(n as f32),
+                Value::Float(x) if x.is_nan() => None,
+                Value::Float(x) if (x as f32).is_finite() => Some(x as f32),
+                Value::Float(x) => {
+                    return Err(format!("column {}: `{x}` is not a finite 32-bit number", column.name));
+                }
+                Value::Bytes(b) => number(b).map_err(|e| format!("column {}: {e}", column.name))?,
+                Value::Missing => None,
+            };
+            out.numeric[row.number(i)] = applied(column, x, options.missing);
+            Ok(())
+        }
+        (Role::Category(i), value) => {
+            let column = &schema.categorical[i];
+            let text = match value {
+                Value::Bytes(b) => b,
+                other => {
+                    scratch.clear();
+                    other.text(scratch);
+                    scratch
+                }
+            };
+            out.ids[row.category(i)] =
+                id(column, text).map_err(|e| format!("column {}: {e}", column.name))?;
+            Ok(())
+        }
+    }
+}
+
+impl RowSource for ParquetSource {
+    fn schema(&self) -> &Schema {
+        &self.filler.schema
+    }
+
+    fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<usize> {
+        batch.clear();
+        while batch.rows() < rows {
+            if self.used == self.block.rows() && !self.refill()? {
+                break;
+            }
+            let take = (rows - batch.rows()).min(self.block.rows() - self.used);
+            batch.extend(&self.block, self.used..self.used + take);
+            self.used += take;
+        }
+        Ok(batch.rows())
+    }
+
+    fn rewind(&mut self, _epoch: u64) -> Result<()> {
+        (self.file, self.reader, self.group, self.left) = (0, None, 0, 0);
+        (self.row, self.rows_read, self.bad_rows, self.used) = (0, 0, 0, 0);
+        self.columns.clear();
+        self.block.clear();
+        Ok(())
+    }
+
+    fn rows(&self) -> Option<u64> {
+        Some(self.total)
+    }
+
+    fn progress(&self) -> Option<f64> {
+        Some((self.rows_read - (self.block.rows() - self.used) as u64) as f64 / self.total as f64)
+    }
+
+    fn bad_rows(&self) -> u64 {
+        self.bad_rows
+    }
+}

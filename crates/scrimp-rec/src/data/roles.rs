@@ -1,0 +1,124 @@
+//! Which column of a file is what: by the names in its header.
+
+use super::{
+    Batch, Crosses,
+    values::{applied, id, label, number, shown},
+};
+use crate::schema::Schema;
+
+/// What a column of a file is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Ignored,
+    Label,
+    Number(usize),
+    Category(usize),
+}
+
+/// Writes fields to their places in a row.
+pub(super) struct Filler {
+    pub(super) schema: Schema,
+    crosses: Crosses,
+    missing: f32,
+}
+
+/// A row under construction: where it starts in the batch.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    numeric: usize,
+    ids: usize,
+}
+
+impl Row {
+    /// Where in a batch's numbers the number `i` is.
+    #[cfg(feature = "parquet")]
+    pub(super) fn number(self, i: usize) -> usize {
+        self.numeric + i
+    }
+
+    /// Where in a batch's ids the category `i` is.
+    #[cfg(feature = "parquet")]
+    pub(super) fn category(self, i: usize) -> usize {
+        self.ids + i
+    }
+}
+
+impl Filler {
+    pub(super) fn new(schema: Schema, missing: f32) -> Self {
+        Self { crosses: Crosses::new(&schema), schema, missing }
+    }
+
+    /// The role of the column called `name`.
+    pub(super) fn role(&self, name: &str) -> Role {
+        if name == self.schema.label {
+            return Role::Label;
+        }
+        if let Some(i) = self.schema.numeric.iter().position(|c| c.name == name) {
+            return Role::Number(i);
+        }
+        self.schema.categorical.iter().position(|c| c.name == name).map_or(Role::Ignored, Role::Category)
+    }
+
+    /// Columns of the schema that are not among `names`; the label only where `labels` are wanted.
+    pub(super) fn absent<'a>(&'a self, names: &[String], labels: bool) -> Vec<&'a str> {
+        let label = labels.then_some(self.schema.label.as_str());
+        let columns = label.into_iter().chain(self.schema.numeric.iter().map(|c| c.name.as_str()));
+        let columns = columns.chain(self.schema.categorical.iter().map(|c| c.name.as_str()));
+        columns.filter(|c| !names.iter().any(|n| n == c)).collect()
+    }
+
+    /// Appends a row of which everything is missing.
+    #[inline]
+    pub(super) fn begin(&self, out: &mut Batch) -> Row {
+        let row = self.start(out);
+        out.labels.push(f32::NAN);
+        out.numeric.resize(row.numeric + self.schema.numeric.len(), self.missing);
+        out.ids.resize(row.ids + self.schema.categorical.len(), crate::schema::MISSING);
+        row
+    }
+
+    /// The row that comes next.
+    pub(super) fn start(&self, out: &Batch) -> Row {
+        Row { numeric: out.numeric.len(), ids: out.ids.len() }
+    }
+
+    /// Sets one field.
+    #[inline]
+    pub(super) fn set(&self, row: Row, role: Role, text: &[u8], out: &mut Batch) -> Result<(), String> {
+        match role {
+            Role::Ignored => {}
+            Role::Label => {
+                let value = label(text).map_err(|e| format!("column {}: {e}", self.schema.label))?;
+                if let Some(last) = out.labels.last_mut() {
+                    *last = value;
+                }
+            }
+            Role::Number(i) => {
+                let column = &self.schema.numeric[i];
+                let x = number(text).map_err(|e| format!("column {}: {e}", column.name))?;
+                out.numeric[row.numeric + i] = applied(column, x, self.missing);
+            }
+            Role::Category(i) => {
+                let column = &self.schema.categorical[i];
+                out.ids[row.ids + i] =
+                    id(column, text).map_err(|e| format!("column {}: {e}", column.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the crosses.
+    #[inline]
+    pub(super) fn end(&self, row: Row, out: &mut Batch) {
+        self.crosses.append(row.ids, &mut out.ids);
+    }
+}
+
+/// Names for an error message, not too many.
+pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let names: Vec<String> = names.into_iter().map(|n| shown(n.as_bytes())).collect();
+    match names.len() {
+        0..=12 => names.join(", "),
+        n => format!("{}, ... ({n} in all)", names[..12].join(", ")),
+    }
+}

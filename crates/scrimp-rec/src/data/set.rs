@@ -1,0 +1,319 @@
+//! What data is at a path, and how it is opened.
+
+use super::{
+    RowSource,
+    criteo::Criteo,
+    csv::Csv,
+    input::Input,
+    jsonl::JsonLines,
+    roles::{Filler, listed},
+    text::{self, TextSource, without_bom},
+    values::shown,
+};
+use crate::{
+    error::{Error, Result},
+    schema::Schema,
+};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Bytes in which the first line must end.
+const FIRST_LINE: usize = 1 << 20;
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Criteo's: 40 columns separated by tabs, without a header.
+    Criteo,
+    /// A header, then a row per line.
+    Csv {
+        /// Between fields: `,`, a tab, `;` or `|`.
+        separator: u8,
+    },
+    /// A JSON object per line.
+    JsonLines,
+    /// Apache Parquet.
+    Parquet,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Criteo => "Criteo TSV",
+            Self::Csv { separator: b'\t' } => "TSV with a header",
+            Self::Csv { .. } => "CSV",
+            Self::JsonLines => "JSON lines",
+            Self::Parquet => "Parquet",
+        })
+    }
+}
+
+/// How data is read.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Threads that parse; 0: the caller does.
+    pub threads: usize,
+    /// Rows that cannot be used and are left out before it is an error.
+    pub skip_bad_rows: u64,
+    /// Must each row have a label? Where not, rows without one get NaN.
+    pub labels: bool,
+    /// What the model gets for a missing number.
+    pub missing: f32,
+    /// Bytes of text that are parsed at once, and the longest line that may be.
+    pub block: usize,
+}
+
+impl Default for OpenOptions {
+    /// One thread, no bad rows, labels in all rows.
+    fn default() -> Self {
+        Self { threads: 1, skip_bad_rows: 0, labels: true, missing: 0.0, block: text::BLOCK }
+    }
+}
+
+/// A file of rows, or a directory of files with the same columns, which are read one after the other.
+#[derive(Debug, Clone)]
+pub struct DataSet {
+    paths: Vec<PathBuf>,
+    format: Format,
+    /// Names of columns, where the format has them in one place.
+    names: Vec<String>,
+    /// Criteo: do lines begin with a label?
+    labelled: bool,
+}
+
+impl DataSet {
+    /// Looks at `path`: a file, or a directory of which all files but hidden and `.toml` ones are read, in the order of
+    /// their names (`day_2` before `day_10`). The format is recognised from the first file's beginning.
+    ///
+    /// # Errors
+    /// There is no such file, or its format is not known.
+    pub fn find(path: &Path) -> Result<Self> {
+        let paths = files(path)?;
+        let Some(first) = paths.first() else {
+            return Err(Error::bad_input(format!("{}: there are no data files in it", path.display())));
+        };
+        let mut start = vec![0; FIRST_LINE];
+        let read = Input::open(first, &Arc::default())?.fill(&mut start)?;
+        start.truncate(read);
+        if start.is_empty() {
+            return Err(Error::bad_file(first, "the file is empty"));
+        }
+        if start.starts_with(b"PAR1") {
+            return Self::parquet(paths);
+        }
+        let Some((_, line)) = text::lines(&start, 1).find(|(_, l)| !l.is_empty()) else {
+            return Err(Error::bad_file(first, "there is not one row that can be used"));
+        };
+        let line = without_bom(line);
+        if line.len() >= FIRST_LINE - 3 || line.contains(&0) {
+            return Err(Error::bad_file(first, "not a text file with a row per line, and not Parquet"));
+        }
+        if let Some(columns) = Criteo::columns(line) {
+            let labelled = columns == 40;
+            return Ok(Self { paths, format: Format::Criteo, names: Vec::new(), labelled });
+        }
+        if line.trim_ascii_start().starts_with(b"{") {
+            return Ok(Self { paths, format: Format::JsonLines, names: Vec::new(), labelled: false });
+        }
+        let count = |s: u8| line.iter().filter(|&&b| b == s).count();
+        let separator = [b'\t', b',', b';', b'|'].into_iter().rev().max_by_key(|&s| count(s)).unwrap_or(b',');
+        let names =
+            Csv::names(line, separator).map_err(|e| Error::bad_file(first, format!("line 1: {e}")))?;
+        header(first, &names, separator)?;
+        Ok(Self { paths, format: Format::Csv { separator }, names, labelled: false })
+    }
+
+    #[cfg(feature = "parquet")]
+    fn parquet(paths: Vec<PathBuf>) -> Result<Self> {
+        let names = super::parquet::names(&paths[0])?;
+        Ok(Self { paths, format: Format::Parquet, names, labelled: false })
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn parquet(paths: Vec<PathBuf>) -> Result<Self> {
+        Err(Error::bad_file_hint(
+            &paths[0],
+            "this scrimp was built without Parquet",
+            "build it with the feature `parquet`, or convert the file to CSV",
+        ))
+    }
+
+    /// The format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The files, in order.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Names of the columns; empty for formats that do not name them in one place.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum()
+    }
+
+    /// Rows of `schema`'s shape.
+    ///
+    /// # Errors
+    /// The data does not have the columns of `schema`. What is wrong with rows shows when they are read.
+    pub fn open(&self, schema: &Schema, options: &OpenOptions) -> Result<Box<dyn RowSource>> {
+        schema.check()?;
+        let (schema, paths, o) = (schema.clone(), &self.paths, options.clone());
+        let filler = Filler::new(schema.clone(), o.missing);
+        match self.format {
+            Format::Criteo => {
+                if !Criteo::fits(&schema) {
+                    return Err(self.misfit(format!(
+                        "the file has Criteo's format (13 numbers, 26 hexadecimal categories), but {} numbers and {} \
+                         categories are expected",
+                        schema.n_numeric(),
+                        schema.categorical.len()
+                    )));
+                }
+                if o.labels && !self.labelled {
+                    return Err(self.misfit("the rows have no label (39 columns, 40 are expected)"));
+                }
+                let (missing, labelled) = (o.missing, self.labelled);
+                let make = {
+                    let schema = schema.clone();
+                    move || Criteo::new(schema.clone(), labelled, missing)
+                };
+                Ok(Box::new(TextSource::new(schema, paths, o, make)))
+            }
+            Format::Csv { separator } => {
+                self.has_columns(&filler, o.labels)?;
+                let names = self.names.clone();
+                let make = {
+                    let (schema, missing) = (schema.clone(), o.missing);
+                    move || Csv::new(Filler::new(schema.clone(), missing), names.clone(), separator)
+                };
+                Ok(Box::new(TextSource::new(schema, paths, o, make)))
+            }
+            Format::JsonLines => {
+                let make = {
+                    let (schema, missing, labels) = (schema.clone(), o.missing, o.labels);
+                    move || JsonLines::new(Filler::new(schema.clone(), missing), labels)
+                };
+                Ok(Box::new(TextSource::new(schema, paths, o, make)))
+            }
+            Format::Parquet => {
+                self.has_columns(&filler, o.labels)?;
+                self.open_parquet(filler, o)
+            }
+        }
+    }
+
+    #[cfg(feature = "parquet")]
+    fn open_parquet(&self, filler: Filler, options: OpenOptions) -> Result<Box<dyn RowSource>> {
+        Ok(Box::new(super::parquet::ParquetSource::new(&self.paths, filler, options)?))
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn open_parquet(&self, _filler: Filler, _options: OpenOptions) -> Result<Box<dyn RowSource>> {
+        Err(self.misfit("this scrimp was built without Parquet"))
+    }
+
+    fn has_columns(&self, filler: &Filler, labels: bool) -> Result<()> {
+        match filler.absent(&self.names, labels)[..] {
+            [] => Ok(()),
+            ref absent => Err(Error::bad_file_hint(
+                &self.paths[0],
+                format!("there is no column {}", listed(absent.iter().copied())),
+                format!("the file has the columns {}", listed(self.names.iter().map(String::as_str))),
+            )),
+        }
+    }
+
+    fn misfit(&self, what: impl Into<String>) -> Error {
+        Error::bad_file_hint(
+            &self.paths[0],
+            what,
+            "use data with the columns that the model was trained with (`scrimp rec inspect` shows them)",
+        )
+    }
+}
+
+/// A header that can be one: no numbers, no name twice.
+fn header(path: &Path, names: &[String], separator: u8) -> Result<()> {
+    if let Some(name) = names.iter().find(|n| n.is_empty() || n.parse::<f64>().is_ok()) {
+        let columns = match separator {
+            b'\t' => format!("{} columns separated by tabs", names.len()),
+            s => format!("{} columns separated by `{}`", names.len(), char::from(s)),
+        };
+        return Err(Error::bad_file_hint(
+            path,
+            format!("line 1 is no header ({columns}, one of them `{}`)", shown(name.as_bytes())),
+            "CSV files need the names of their columns in the first line; Criteo's format, which needs none, has 40 \
+             columns separated by tabs: the label, 13 numbers, 26 hexadecimal categories",
+        ));
+    }
+    let mut sorted: Vec<&String> = names.iter().collect();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|w| w[0] == w[1]) {
+        Some(w) => Err(Error::bad_file(path, format!("line 1: column `{}` is there twice", w[0]))),
+        None => Ok(()),
+    }
+}
+
+/// The files at `path`.
+fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if !meta.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+        let entry = entry.map_err(|e| Error::io(path, e))?.path();
+        let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if entry.is_file()
+            && !name.starts_with(['.', '_'])
+            && !name.ends_with(".toml")
+            && !name.ends_with(".md")
+        {
+            found.push((natural(&name), entry));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, p)| p).collect())
+}
+
+/// A sort key in which runs of digits count as numbers.
+fn natural(name: &str) -> Vec<(u64, String)> {
+    let mut key = vec![(0, String::new())];
+    let mut digits = String::new();
+    for c in name.chars().chain(['\0']) {
+        if c.is_ascii_digit() {
+            digits.push(c);
+            continue;
+        }
+        if !digits.is_empty() {
+            key.push((digits.parse().unwrap_or(u64::MAX), String::new()));
+            digits.clear();
+        }
+        if let Some((_, text)) = key.last_mut() {
+            text.push(c);
+        }
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::natural;
+
+    #[test]
+    fn numbers_in_names_count() {
+        let mut names = ["day_10.gz", "day_2.gz", "day_1.gz", "a", "day_2a.gz"];
+        names.sort_by_key(|n| natural(n));
+        assert_eq!(names, ["a", "day_1.gz", "day_2.gz", "day_2a.gz", "day_10.gz"]);
+    }
+}

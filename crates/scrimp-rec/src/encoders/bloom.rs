@@ -1,0 +1,216 @@
+//! What hashing, ROBE and MEM-REC have in common: blocks of the vector looked up in one table by hashes of the id.
+//!
+//! ```text
+//! z(x) = alpha(x) * norm * [ sum of k rows of M | sum of k other rows of M | ... ]        dim / width blocks
+//! alpha(x) = sum of weight_k rows of w                                                    one for each group of blocks
+//! ```
+//!
+//! The gradients: dM[row] += sign alpha norm dz, dalpha = norm * sum over a group of  sign <dz, row>, dw[row'] += dalpha.
+
+use super::{Encoder, EncoderConfig, Param, Run};
+use crate::Result;
+use scrimp_kernels::embedding::{
+    Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
+};
+
+/// The seeds of the two tables' hashes, apart from each other and from other uses of the seed.
+const TABLE: u64 = 0x7461_626c;
+const WEIGHTS: u64 = 0x7765_6967;
+
+pub(super) struct Bloom {
+    features: usize,
+    per: usize,
+    k: usize,
+    norm: f32,
+    signs: bool,
+    bagged: bool,
+    hashes: Vec<IdHash>,
+    ranges: Vec<RowRange>,
+    table: Param,
+    alpha: Option<Alpha>,
+    quantised: super::Precision,
+    scratch: Scratch,
+}
+
+struct Alpha {
+    hashes: Vec<IdHash>,
+    ranges: Vec<RowRange>,
+    k: usize,
+    groups: usize,
+    weights: Param,
+}
+
+#[derive(Default)]
+struct Scratch {
+    probes: Vec<u32>,
+    weight_probes: Vec<u32>,
+    scales: Vec<f32>,
+    dots: Vec<f32>,
+    alpha_grad: Vec<f32>,
+}
+
+/// The rows of each feature: one table for all, or one after another.
+pub(super) fn ranges(rows: &[u32], features: usize) -> Vec<RowRange> {
+    if let [rows] = *rows {
+        return vec![RowRange { base: 0, rows }; features];
+    }
+    let mut base = 0;
+    rows.iter()
+        .map(|&rows| {
+            let range = RowRange { base, rows };
+            base += rows;
+            range
+        })
+        .collect()
+}
+
+pub(super) fn hashes(seed: u64, features: usize) -> Vec<IdHash> {
+    (0..features).map(|f| IdHash::new(seed, f as u32)).collect()
+}
+
+impl Bloom {
+    /// `stride` is 1 for rows that overlap.
+    pub(super) fn new(config: &EncoderConfig, stride: usize, spread: f32) -> Result<Self> {
+        let c = config;
+        let rows: usize = c.rows.iter().map(|&r| r as usize).sum();
+        let len = (rows.saturating_sub(1)) * stride + c.width;
+        let alpha = if c.weight_rows.is_empty() {
+            None
+        } else {
+            let rows: usize = c.weight_rows.iter().map(|&r| r as usize).sum();
+            let weights = Param::new(
+                rows * c.groups,
+                c.groups,
+                c.groups,
+                c.seed ^ WEIGHTS,
+                1.0 / c.weight_k as f32,
+                0.05 / c.weight_k as f32,
+            )?;
+            Some(Alpha {
+                hashes: hashes(c.seed ^ WEIGHTS, c.features),
+                ranges: ranges(&c.weight_rows, c.features),
+                k: c.weight_k,
+                groups: c.groups,
+                weights,
+            })
+        };
+        Ok(Self {
+            features: c.features,
+            per: c.dim / c.width * c.k,
+            k: c.k,
+            norm: 1.0 / (c.k as f32).sqrt(),
+            signs: c.signs,
+            bagged: c.bagged,
+            hashes: hashes(c.seed ^ TABLE, c.features),
+            ranges: ranges(&c.rows, c.features),
+            table: Param::new(len, c.width, stride, c.seed ^ TABLE, 0.0, spread)?,
+            alpha,
+            quantised: c.precision,
+            scratch: Scratch::default(),
+        })
+    }
+
+    fn probing(&self) -> Probing<'_> {
+        Probing { hashes: &self.hashes, ranges: &self.ranges, probes: self.per, signs: self.signs }
+    }
+
+    fn bags(&self) -> Bags<'static> {
+        Bags::Fixed(if self.bagged { self.features } else { 1 })
+    }
+}
+
+impl Alpha {
+    fn probing(&self) -> Probing<'_> {
+        Probing { hashes: &self.hashes, ranges: &self.ranges, probes: self.k, signs: false }
+    }
+}
+
+impl Encoder for Bloom {
+    fn vectors(&self) -> usize {
+        if self.bagged { 1 } else { self.features }
+    }
+
+    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
+        let scales = match &self.alpha {
+            None => Scales::One(self.norm),
+            Some(alpha) => Scales::Hashed {
+                weights: alpha.weights.floats(),
+                probing: alpha.probing(),
+                groups: alpha.groups,
+                scale: self.norm,
+            },
+        };
+        let probes = Probes::Hashed { ids, probing: self.probing() };
+        let batch =
+            Batch { table: self.table.table(), probes, k: self.k, scales, bags: self.bags(), add: false };
+        forward(run.pool, run.tier, &batch, out);
+    }
+
+    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let s = &mut scratch;
+        s.probes.resize(ids.len() * self.per, 0);
+        probe(run.pool, ids, &self.probing(), &mut s.probes);
+        let bags = self.bags();
+        let mut batch = Backward {
+            probes: &s.probes,
+            per: self.per,
+            k: self.k,
+            weights: &[],
+            scales: &[self.norm],
+            groups: 0,
+            bags,
+            grad,
+        };
+        if let Some(alpha) = &mut self.alpha {
+            s.weight_probes.resize(ids.len() * alpha.k, 0);
+            probe(run.pool, ids, &alpha.probing(), &mut s.weight_probes);
+            let (groups, k, norm) = (alpha.groups, alpha.k, self.norm);
+            s.scales.resize(ids.len() * groups, 0.0);
+            let (weights, probes) = (alpha.weights.floats(), &s.weight_probes);
+            run.pool.chunks(&mut s.scales, 1024 * groups, |unit, out| {
+                for (i, out) in out.iter_mut().enumerate() {
+                    let (l, g) = (unit * 1024 + i / groups, i % groups);
+                    let rows = &probes[l * k..(l + 1) * k];
+                    *out = norm * rows.iter().map(|&row| weights[row as usize * groups + g]).sum::<f32>();
+                }
+            });
+            // The gradient of alpha needs the rows as they were in the forward pass.
+            s.dots.resize(s.probes.len(), 0.0);
+            dots(run.pool, run.tier, &self.table.table(), &batch, &mut s.dots);
+            s.alpha_grad.resize(ids.len() * groups, 0.0);
+            let per_group = self.per / groups;
+            for (out, dots) in s.alpha_grad.iter_mut().zip(s.dots.chunks_exact(per_group)) {
+                *out = norm * dots.iter().sum::<f32>();
+            }
+            let alpha_batch = Backward {
+                probes: &s.weight_probes,
+                per: k,
+                k,
+                scales: &[1.0],
+                groups: 0,
+                bags: Bags::Fixed(1),
+                grad: &s.alpha_grad,
+                ..batch
+            };
+            alpha.weights.step(run, optimizer, &alpha_batch);
+            (batch.scales, batch.groups) = (&s.scales, groups);
+        }
+        self.table.step(run, optimizer, &batch);
+        self.scratch = scratch;
+    }
+
+    fn params(&self) -> Vec<(&'static str, &Param)> {
+        let table = ("table", &self.table);
+        std::iter::once(table).chain(self.alpha.as_ref().map(|a| ("alpha", &a.weights))).collect()
+    }
+
+    fn params_mut(&mut self) -> Vec<(&'static str, &mut Param)> {
+        let table = ("table", &mut self.table);
+        std::iter::once(table).chain(self.alpha.as_mut().map(|a| ("alpha", &mut a.weights))).collect()
+    }
+
+    fn quantise(&mut self) {
+        self.table.quantise(self.quantised);
+    }
+}

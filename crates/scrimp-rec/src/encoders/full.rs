@@ -1,0 +1,123 @@
+//! A row for each id of the training data; ids that it did not have are zero.
+
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, key_of};
+use crate::{Error, Result};
+use scrimp_kernels::embedding::{Backward, Bags, Batch, Optimizer, Probes, Scales, forward};
+use std::collections::HashMap;
+
+pub(super) const ENTRY: EncoderEntry =
+    EncoderEntry { name: "full", about: "a row of its own for each id", plan, build };
+
+fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
+    let full = census.total() * (options.dim * options.precision.bytes()) as u64;
+    if full > options.budget {
+        return Err(Error::bad_input_hint(
+            format!(
+                "encoder full: {} ids take {full} bytes, the budget is {}",
+                census.total(),
+                options.budget
+            ),
+            "another encoder, or no --budget and no --compression",
+        ));
+    }
+    if census.keys.len() as u64 != census.total() || census.keys.is_empty() {
+        return Err(Error::bad_input_hint("encoder full: too many ids to keep", "another encoder"));
+    }
+    // The last row is for ids that training has not seen.
+    let rows = census.keys.len() as u64 + 1;
+    let rows = u32::try_from(rows).map_err(|_| Error::bad_input("encoder full: too many ids"))?;
+    Ok(EncoderConfig { rows: vec![rows], k: 1, ..options.base(census.distinct.len()) })
+}
+
+fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
+    let [rows] = config.rows[..] else { return Err(Error::bad_input("encoder full has one table")) };
+    if keys.len() + 1 != rows as usize {
+        return Err(Error::bad_input(format!("encoder full: {} ids for {rows} rows", keys.len())));
+    }
+    let dim = config.dim;
+    let mut table =
+        Param::new(rows as usize * dim, dim, dim, config.seed, 0.0, super::memrec::spread(config))?;
+    if let super::Stored::F32(values) = &mut table.values {
+        values[keys.len() * dim..].fill(0.0);
+    }
+    let row_of = keys.iter().enumerate().map(|(row, &key)| (key, row as u32)).collect();
+    let features = config.features;
+    Ok(Box::new(Full { features, keys: keys.to_vec(), row_of, table, precision: config.precision }))
+}
+
+struct Full {
+    features: usize,
+    keys: Vec<u64>,
+    row_of: HashMap<u64, u32>,
+    table: Param,
+    precision: super::Precision,
+}
+
+impl Full {
+    fn rows(&self, run: Run<'_>, ids: &[u64]) -> Vec<u32> {
+        let mut rows = vec![0; ids.len()];
+        run.pool.chunks(&mut rows, 1024, |unit, rows| {
+            for (i, row) in rows.iter_mut().enumerate() {
+                let l = unit * 1024 + i;
+                let key = key_of(l % self.features, ids[l]);
+                *row = self.row_of.get(&key).copied().unwrap_or(self.keys.len() as u32);
+            }
+        });
+        rows
+    }
+}
+
+impl Encoder for Full {
+    fn vectors(&self) -> usize {
+        self.features
+    }
+
+    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
+        let rows = self.rows(run, ids);
+        let batch = Batch {
+            table: self.table.table(),
+            probes: Probes::Given { probes: &rows, weights: &[], per: 1, signs: false },
+            k: 1,
+            scales: Scales::One(1.0),
+            bags: Bags::Fixed(1),
+            add: false,
+        };
+        forward(run.pool, run.tier, &batch, out);
+    }
+
+    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+        let rows = self.rows(run, ids);
+        let batch = Backward {
+            probes: &rows,
+            per: 1,
+            k: 1,
+            weights: &[],
+            scales: &[1.0],
+            groups: 0,
+            bags: Bags::Fixed(1),
+            grad,
+        };
+        self.table.step(run, optimizer, &batch);
+    }
+
+    fn params(&self) -> Vec<(&'static str, &Param)> {
+        vec![("table", &self.table)]
+    }
+
+    fn params_mut(&mut self) -> Vec<(&'static str, &mut Param)> {
+        vec![("table", &mut self.table)]
+    }
+
+    /// The rows of known ids. Their list is not counted: it would be no part of a system whose ids are row numbers.
+    fn bytes(&self) -> usize {
+        self.table.bytes() / (self.keys.len() + 1) * self.keys.len()
+    }
+
+    fn keys(&self) -> &[u64] {
+        &self.keys
+    }
+
+    fn quantise(&mut self) {
+        self.table.quantise(self.precision);
+    }
+}

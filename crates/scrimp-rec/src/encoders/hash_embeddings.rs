@@ -1,0 +1,154 @@
+//! Hash embeddings (Svenstrup et al., arXiv 1709.03933): k rows of a shared table by hash, added up with weights that each id has of its
+//! own. Where ids are too many for weights of their own, they share them by hash.
+//!
+//! *Size.* Weights take at most a third of the budget, and no more than all ids need.
+
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, bloom, too_small};
+use crate::{Error, Result};
+use scrimp_kernels::embedding::{
+    Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
+};
+
+pub(super) const ENTRY: EncoderEntry = EncoderEntry {
+    name: "hash-embeddings",
+    about: "k rows by hash, with k weights per id (Svenstrup et al., 2017)",
+    plan,
+    build,
+};
+
+fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
+    let k = options.k.unwrap_or(2);
+    let weight_rows = (options.budget / 3 / (4 * k as u64)).min(census.total().next_power_of_two());
+    let rest = options.budget - weight_rows * 4 * k as u64;
+    let rows = rest / (options.dim * options.precision.bytes()) as u64;
+    if rows == 0 || weight_rows == 0 {
+        return Err(too_small(options));
+    }
+    let most = |rows: u64| u32::try_from(rows).unwrap_or(u32::MAX).min(u32::MAX >> 2);
+    let base = options.base(census.distinct.len());
+    Ok(EncoderConfig {
+        rows: vec![most(rows)],
+        weight_rows: vec![most(weight_rows)],
+        k,
+        weight_k: 1,
+        groups: 1,
+        ..base
+    })
+}
+
+fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
+    let c = config;
+    let ([rows], [weight_rows]) = (&c.rows[..], &c.weight_rows[..]) else {
+        return Err(Error::bad_input("encoder hash-embeddings has one table and one of weights"));
+    };
+    let spread = super::memrec::spread(c);
+    Ok(Box::new(HashEmbeddings {
+        features: c.features,
+        k: c.k,
+        hashes: bloom::hashes(c.seed ^ 1, c.features),
+        ranges: bloom::ranges(&c.rows, c.features),
+        weight_hashes: bloom::hashes(c.seed ^ 2, c.features),
+        weight_ranges: bloom::ranges(&c.weight_rows, c.features),
+        table: Param::new(*rows as usize * c.dim, c.dim, c.dim, c.seed ^ 3, 0.0, spread)?,
+        weights: Param::new(
+            *weight_rows as usize * c.k,
+            c.k,
+            c.k,
+            c.seed ^ 4,
+            1.0 / (c.k as f32).sqrt(),
+            0.3,
+        )?,
+        precision: c.precision,
+    }))
+}
+
+struct HashEmbeddings {
+    features: usize,
+    k: usize,
+    hashes: Vec<IdHash>,
+    ranges: Vec<RowRange>,
+    weight_hashes: Vec<IdHash>,
+    weight_ranges: Vec<RowRange>,
+    table: Param,
+    weights: Param,
+    precision: super::Precision,
+}
+
+impl HashEmbeddings {
+    /// Rows, rows of weights, and the weights.
+    fn look_up(&self, run: Run<'_>, ids: &[u64]) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
+        let probing = |hashes, ranges, probes| Probing { hashes, ranges, probes, signs: false };
+        let mut rows = vec![0; ids.len() * self.k];
+        probe(run.pool, ids, &probing(&self.hashes, &self.ranges, self.k), &mut rows);
+        let mut weight_rows = vec![0; ids.len()];
+        probe(run.pool, ids, &probing(&self.weight_hashes, &self.weight_ranges, 1), &mut weight_rows);
+        let (k, values) = (self.k, self.weights.floats());
+        let mut weights = vec![0.0; ids.len() * k];
+        run.pool.chunks(&mut weights, 1024 * k, |unit, out| {
+            for (out, &row) in out.chunks_exact_mut(k).zip(&weight_rows[unit * 1024..]) {
+                out.copy_from_slice(&values[row as usize * k..][..k]);
+            }
+        });
+        (rows, weight_rows, weights)
+    }
+}
+
+impl Encoder for HashEmbeddings {
+    fn vectors(&self) -> usize {
+        self.features
+    }
+
+    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
+        let (rows, _, weights) = self.look_up(run, ids);
+        let batch = Batch {
+            table: self.table.table(),
+            probes: Probes::Given { probes: &rows, weights: &weights, per: self.k, signs: false },
+            k: self.k,
+            scales: Scales::One(1.0),
+            bags: Bags::Fixed(1),
+            add: false,
+        };
+        forward(run.pool, run.tier, &batch, out);
+    }
+
+    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+        let (rows, weight_rows, weights) = self.look_up(run, ids);
+        let batch = Backward {
+            probes: &rows,
+            per: self.k,
+            k: self.k,
+            weights: &weights,
+            scales: &[1.0],
+            groups: 0,
+            bags: Bags::Fixed(1),
+            grad,
+        };
+        // The gradient of a weight is the row's product with the vector's gradient.
+        let mut weight_grad = vec![0.0; weights.len()];
+        dots(run.pool, run.tier, &self.table.table(), &batch, &mut weight_grad);
+        self.table.step(run, optimizer, &batch);
+        let weight_batch = Backward {
+            probes: &weight_rows,
+            per: 1,
+            k: 1,
+            weights: &[],
+            scales: &[1.0],
+            groups: 0,
+            bags: Bags::Fixed(1),
+            grad: &weight_grad,
+        };
+        self.weights.step(run, optimizer, &weight_batch);
+    }
+
+    fn params(&self) -> Vec<(&'static str, &Param)> {
+        vec![("table", &self.table), ("weights", &self.weights)]
+    }
+
+    fn params_mut(&mut self) -> Vec<(&'static str, &mut Param)> {
+        vec![("table", &mut self.table), ("weights", &mut self.weights)]
+    }
+
+    fn quantise(&mut self) {
+        self.table.quantise(self.precision);
+    }
+}

@@ -1,0 +1,57 @@
+//! MEM-REC (arXiv 2305.07205): Bloom signatures of ids select rows of a token table, and a second, small table gives each id a scale.
+//!
+//! In the paper the `k` rows are whole vectors. Here the vector is cut into blocks with hashes of their own (blockwise Bloom):
+//! two ids then collide in a block, almost never in the whole vector. `--block` of the whole dimension is the paper's shape.
+//!
+//! `memrec` has a vector for each feature; `memrec-bagged` adds all of them up into one per sample, as the authors' released
+//! code does.
+//!
+//! *Size.* All features share one table; a feature's share of it follows from how many ids it has. Of the budget, the
+//! weight table takes `weight_share`, the token table the rest.
+
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, bloom::Bloom, too_small};
+use crate::Result;
+
+pub(super) const PER_FEATURE: EncoderEntry = EncoderEntry {
+    name: "memrec",
+    about: "Bloom-coded blocks and a scale per id, a vector per feature (MEM-REC, arXiv 2305.07205)",
+    plan: |options, census| plan(options, census, false),
+    build,
+};
+
+pub(super) const BAGGED: EncoderEntry = EncoderEntry {
+    name: "memrec-bagged",
+    about: "the same, all features added up into one vector (the authors' code)",
+    plan: |options, census| plan(options, census, true),
+    build,
+};
+
+/// Values of a block where nothing else is asked for.
+const WIDTH: usize = 4;
+/// Part of the budget for the weight table.
+const WEIGHT_SHARE: f64 = 0.05;
+
+/// Initial values lie within plus and minus this.
+pub(super) fn spread(config: &EncoderConfig) -> f32 {
+    0.5 / (config.dim as f32).sqrt()
+}
+
+fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<EncoderConfig> {
+    let width = options.width.unwrap_or(WIDTH).min(options.dim);
+    let share = options.weight_share.unwrap_or(WEIGHT_SHARE).clamp(0.0, 0.9);
+    let weight_row = options.groups as u64 * 4;
+    let weight_rows = (options.budget as f64 * share) as u64 / weight_row;
+    let rows = (options.budget - weight_rows * weight_row) / (width * options.precision.bytes()) as u64;
+    if rows == 0 {
+        return Err(too_small(options));
+    }
+    let most = |rows: u64| u32::try_from(rows).unwrap_or(u32::MAX).min(u32::MAX >> 2);
+    let weight_rows = if weight_rows == 0 { Vec::new() } else { vec![most(weight_rows)] };
+    let signs = options.signs.unwrap_or(true);
+    let base = options.base(census.distinct.len());
+    Ok(EncoderConfig { rows: vec![most(rows)], weight_rows, width, signs, bagged, ..base })
+}
+
+fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
+    Ok(Box::new(Bloom::new(config, config.width, spread(config))?))
+}

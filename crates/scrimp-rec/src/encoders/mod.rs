@@ -1,0 +1,285 @@
+//! Encoders: from the ids of a sample to vectors, in as little memory as wanted.
+//!
+//! To add one, write a file with a type that implements [`Encoder`], and add a line to [`ENCODERS`].
+
+mod bloom;
+mod full;
+mod hash_embeddings;
+mod hashing;
+mod memrec;
+mod param;
+mod qr;
+mod robe;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use param::zeros;
+pub use param::{Param, Precision, Run, Stored};
+
+use crate::{Error, Result};
+use scrimp_kernels::embedding::{MAX_PROBES, Optimizer};
+use serde::{Deserialize, Serialize};
+
+/// Turns ids into vectors, and learns to do it better.
+pub trait Encoder: Send {
+    /// Vectors of a sample: one per feature, or one for all.
+    fn vectors(&self) -> usize;
+
+    /// The vectors of `ids` (`[samples, features]`): `out` is `[samples, vectors, dim]`.
+    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]);
+
+    /// Updates all parameters for the gradients of the vectors of `ids`.
+    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer);
+
+    /// The learned tables, in a fixed order.
+    fn params(&self) -> Vec<(&'static str, &Param)>;
+
+    /// The same.
+    fn params_mut(&mut self) -> Vec<(&'static str, &mut Param)>;
+
+    /// Bytes that answering takes: tables as they are stored, weights and pointers per id.
+    fn bytes(&self) -> usize {
+        self.params().iter().map(|(_, p)| p.bytes()).sum()
+    }
+
+    /// The ids that have rows of their own, as one list of keys; empty for encoders that know no ids.
+    fn keys(&self) -> &[u64] {
+        &[]
+    }
+
+    /// Stores the rows as they are used after training.
+    fn quantise(&mut self) {}
+}
+
+/// What is known of the training data before training.
+#[derive(Debug, Clone, Default)]
+pub struct Census {
+    /// Distinct ids of each feature.
+    pub distinct: Vec<u64>,
+    /// Keys of all ids ([`key_of`]), in the order of their first row; empty where they were too many to keep.
+    pub keys: Vec<u64>,
+    /// How often each of `keys` occurs.
+    pub counts: Vec<u32>,
+}
+
+impl Census {
+    /// Distinct ids of all features.
+    pub fn total(&self) -> u64 {
+        self.distinct.iter().sum()
+    }
+
+    /// Bytes of a table with an f32 row of `dim` values for each id.
+    pub fn full_bytes(&self, dim: usize) -> u64 {
+        self.total() * dim as u64 * 4
+    }
+}
+
+/// One number for an id and its feature, of which no two are the same in practice (64 bits of [`IdHash`]).
+///
+/// [`IdHash`]: scrimp_kernels::embedding::IdHash
+pub fn key_of(feature: usize, id: u64) -> u64 {
+    scrimp_kernels::embedding::IdHash::new(0x6b65_7973, feature as u32).hash(id)
+}
+
+/// Everything that an encoder's shape depends on; part of the model file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderConfig {
+    /// Name in [`ENCODERS`].
+    pub encoder: String,
+    /// Categorical features, crosses included.
+    pub features: usize,
+    /// Values of a vector.
+    pub dim: usize,
+    /// Seed of hashes and initial values.
+    pub seed: u64,
+    /// Name of the hash function.
+    pub hash: String,
+    /// Rows of the main table (of each feature, where it has one per feature).
+    pub rows: Vec<u32>,
+    /// Rows of the weight table, or of the second one.
+    pub weight_rows: Vec<u32>,
+    /// Values of a block.
+    pub width: usize,
+    /// Rows added up per block.
+    pub k: usize,
+    /// Rows of the weight table added up into alpha.
+    pub weight_k: usize,
+    /// Groups of dimensions with an alpha of their own.
+    pub groups: usize,
+    /// Rows have signs.
+    pub signs: bool,
+    /// All features are added up into one vector.
+    pub bagged: bool,
+    /// How rows are stored after training.
+    pub precision: Precision,
+}
+
+/// What the user asks for; [`EncoderConfig`] is what comes of it.
+#[derive(Debug, Clone)]
+pub struct EncoderOptions {
+    /// Name in [`ENCODERS`].
+    pub encoder: String,
+    /// Values of a vector.
+    pub dim: usize,
+    /// Seed of hashes and initial values.
+    pub seed: u64,
+    /// Bytes that all tables may take.
+    pub budget: u64,
+    /// Values of a block, for `memrec` and `robe` [default: the encoder's].
+    pub width: Option<usize>,
+    /// Rows added up [default: the encoder's].
+    pub k: Option<usize>,
+    /// Rows have signs [default: the encoder's].
+    pub signs: Option<bool>,
+    /// Share of the budget for the weight table (0: no alpha) [default: the encoder's].
+    pub weight_share: Option<f64>,
+    /// Rows of the weight table added up.
+    pub weight_k: usize,
+    /// Groups of dimensions with an alpha of their own.
+    pub groups: usize,
+    /// How rows are stored after training.
+    pub precision: Precision,
+}
+
+impl EncoderOptions {
+    /// The defaults of `encoder`.
+    pub fn new(encoder: &str, dim: usize, budget: u64) -> Self {
+        Self {
+            encoder: encoder.to_owned(),
+            dim,
+            seed: 1,
+            budget,
+            width: None,
+            k: None,
+            signs: None,
+            weight_share: None,
+            weight_k: 1,
+            groups: 1,
+            precision: Precision::F32,
+        }
+    }
+
+    /// A configuration that only lacks sizes.
+    fn base(&self, features: usize) -> EncoderConfig {
+        EncoderConfig {
+            encoder: self.encoder.clone(),
+            features,
+            dim: self.dim,
+            seed: self.seed,
+            hash: scrimp_kernels::embedding::IdHash::NAME.to_owned(),
+            rows: Vec::new(),
+            weight_rows: Vec::new(),
+            width: self.dim,
+            k: self.k.unwrap_or(1),
+            weight_k: self.weight_k,
+            groups: self.groups,
+            signs: self.signs.unwrap_or(false),
+            bagged: false,
+            precision: self.precision,
+        }
+    }
+}
+
+/// An entry of the registry.
+pub struct EncoderEntry {
+    /// The name on the command line.
+    pub name: &'static str,
+    /// One line on what it does, with its source.
+    pub about: &'static str,
+    /// Sizes for a budget.
+    pub plan: fn(&EncoderOptions, &Census) -> Result<EncoderConfig>,
+    /// A fresh encoder. `keys` are those of [`Encoder::keys`], for encoders that know ids.
+    pub build: fn(&EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>>,
+}
+
+/// All encoders.
+pub const ENCODERS: &[EncoderEntry] = &[
+    memrec::PER_FEATURE,
+    memrec::BAGGED,
+    full::ENTRY,
+    hashing::ENTRY,
+    qr::ENTRY,
+    hash_embeddings::ENTRY,
+    robe::ENTRY,
+];
+
+/// The encoder `name`.
+///
+/// # Errors
+/// When there is none; the message names all.
+pub fn entry(name: &str) -> Result<&'static EncoderEntry> {
+    ENCODERS.iter().find(|e| e.name == name).ok_or_else(|| {
+        let names: Vec<_> = ENCODERS.iter().map(|e| e.name).collect();
+        Error::bad_input_hint(
+            format!("encoder `{name}`: there is none"),
+            format!("one of {}", names.join(", ")),
+        )
+    })
+}
+
+/// Sizes an encoder for a budget, or says that none is small enough.
+///
+/// # Errors
+/// When the budget is too small for any row, or an option does not fit the encoder.
+pub fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
+    let config = (entry(&options.encoder)?.plan)(options, census)?;
+    check(&config).map_err(Error::bad_input)?;
+    Ok(config)
+}
+
+/// A fresh encoder.
+///
+/// # Errors
+/// When the configuration makes no sense (a damaged file) or the memory cannot be had.
+pub fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
+    check(config).map_err(Error::bad_input)?;
+    (entry(&config.encoder)?.build)(config, keys)
+}
+
+/// What must hold for any configuration, from a plan or from a file.
+fn check(c: &EncoderConfig) -> std::result::Result<(), String> {
+    let blocks = c.dim.checked_div(c.width).unwrap_or(0);
+    if c.features == 0 || c.features > 4096 || c.dim == 0 || c.dim > 65536 {
+        return Err(format!("{} features of {} dimensions", c.features, c.dim));
+    }
+    if c.hash != scrimp_kernels::embedding::IdHash::NAME {
+        return Err(format!("hash function `{}`: this version does not know it", c.hash));
+    }
+    if blocks == 0 || !c.dim.is_multiple_of(c.width) {
+        return Err(format!("blocks of {}: must divide the dimension, {}", c.width, c.dim));
+    }
+    if c.k == 0 || blocks.saturating_mul(c.k) > MAX_PROBES {
+        return Err(format!("{blocks} blocks of {} rows: {MAX_PROBES} rows are the most", c.k));
+    }
+    if c.weight_k == 0 || c.weight_k > 8 || c.groups == 0 || c.groups > 32 || !blocks.is_multiple_of(c.groups)
+    {
+        return Err(format!(
+            "{} groups of {} weights: groups must divide {blocks} blocks",
+            c.groups, c.weight_k
+        ));
+    }
+    let total = |rows: &[u32]| rows.iter().map(|&r| u64::from(r)).sum::<u64>();
+    if total(&c.rows) >= 1 << 31 || total(&c.weight_rows) >= 1 << 31 {
+        return Err("more than 2^31 rows".to_owned());
+    }
+    if [&c.rows, &c.weight_rows].iter().any(|rows| rows.contains(&0)) {
+        return Err("a table without rows".to_owned());
+    }
+    let one_per_feature = |rows: &[u32]| rows.len() <= 1 || rows.len() == c.features;
+    if !one_per_feature(&c.rows) || !one_per_feature(&c.weight_rows) {
+        return Err("neither one table nor one per feature".to_owned());
+    }
+    Ok(())
+}
+
+/// The error of a budget under an encoder's smallest form.
+fn too_small(options: &EncoderOptions) -> Error {
+    Error::bad_input_hint(
+        format!(
+            "{} bytes: too small for encoder {} with dimension {}",
+            options.budget, options.encoder, options.dim
+        ),
+        "a larger --budget, a smaller --compression or a smaller --dim",
+    )
+}

@@ -1,0 +1,161 @@
+//! Quotient-remainder embeddings (Shi et al., "Compositional Embeddings Using Complementary Partitions", arXiv 1909.02107): a hash
+//! of the id in `0..n`, n being the feature's number of ids, is split into quotient and remainder by m; the vector is
+//! the element-wise product of a row for each.
+//!
+//! *Size.* m and n/m rows for each feature. For a compression c the paper takes m = n / c; where even `2 sqrt(n)` rows are too
+//! many, ids are hashed into fewer values first.
+
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, bloom, too_small};
+use crate::{Error, Result};
+use scrimp_kernels::embedding::{
+    Backward, Bags, Batch, IdHash, Optimizer, Probes, RowRange, Scales, forward,
+};
+
+pub(super) const ENTRY: EncoderEntry = EncoderEntry {
+    name: "qr",
+    about: "the product of a row for the quotient and one for the remainder (Shi et al., 2020)",
+    plan,
+    build,
+};
+
+fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
+    let most = options.budget / (options.dim * options.precision.bytes()) as u64;
+    let sizes = |share: f64, c: f64| -> Vec<(u32, u32)> {
+        let size = |&n: &u64| {
+            let n = (n as f64 * share).max(1.0);
+            let m = (n / c).max(n.sqrt()).ceil().min(1e9);
+            (m as u32, (n / m).ceil() as u32)
+        };
+        census.distinct.iter().map(size).collect()
+    };
+    let rows = |sizes: &[(u32, u32)]| sizes.iter().map(|&(m, q)| u64::from(m) + u64::from(q)).sum::<u64>();
+    // The least compression that fits, or at the highest the largest share of values.
+    let (mut share, mut c) = (1.0, 1.0);
+    while rows(&sizes(share, c)) > most && c < 1e9 {
+        c *= 1.05;
+    }
+    while rows(&sizes(share, c)) > most && share > 1e-12 {
+        share *= 0.9;
+    }
+    let sizes = sizes(share, c);
+    if rows(&sizes) > most {
+        return Err(too_small(options));
+    }
+    let (rows, weight_rows) = sizes.into_iter().unzip();
+    Ok(EncoderConfig { rows, weight_rows, k: 1, ..options.base(census.distinct.len()) })
+}
+
+fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
+    let c = config;
+    if c.rows.len() != c.features || c.weight_rows.len() != c.features {
+        return Err(Error::bad_input("encoder qr has two tables per feature"));
+    }
+    let total = |rows: &[u32]| rows.iter().map(|&r| r as usize).sum::<usize>();
+    let spread = super::memrec::spread(c);
+    let table = |rows: &[u32], seed, middle, spread| {
+        Param::new(total(rows) * c.dim, c.dim, c.dim, seed, middle, spread)
+    };
+    Ok(Box::new(Qr {
+        features: c.features,
+        hashes: bloom::hashes(c.seed, c.features),
+        remainders: bloom::ranges(&c.rows, c.features),
+        quotients: bloom::ranges(&c.weight_rows, c.features),
+        remainder: table(&c.rows, c.seed ^ 1, 0.0, spread)?,
+        quotient: table(&c.weight_rows, c.seed ^ 2, 1.0, 0.5)?,
+        precision: c.precision,
+    }))
+}
+
+struct Qr {
+    features: usize,
+    hashes: Vec<IdHash>,
+    remainders: Vec<RowRange>,
+    quotients: Vec<RowRange>,
+    remainder: Param,
+    quotient: Param,
+    precision: super::Precision,
+}
+
+impl Qr {
+    fn rows(&self, ids: &[u64]) -> (Vec<u32>, Vec<u32>) {
+        let split = |(l, &id): (usize, &u64)| {
+            let f = l % self.features;
+            let (m, q) = (self.remainders[f], self.quotients[f]);
+            let values = u64::from(m.rows) * u64::from(q.rows);
+            let value = ((u128::from(self.hashes[f].hash(id)) * u128::from(values)) >> 64) as u64;
+            let (quotient, remainder) = (value / u64::from(m.rows), value % u64::from(m.rows));
+            (m.base + remainder as u32, q.base + quotient as u32)
+        };
+        ids.iter().enumerate().map(split).unzip()
+    }
+}
+
+fn look_up(run: Run<'_>, table: &Param, rows: &[u32], out: &mut [f32]) {
+    let batch = Batch {
+        table: table.table(),
+        probes: Probes::Given { probes: rows, weights: &[], per: 1, signs: false },
+        k: 1,
+        scales: Scales::One(1.0),
+        bags: Bags::Fixed(1),
+        add: false,
+    };
+    forward(run.pool, run.tier, &batch, out);
+}
+
+/// `a *= b`
+fn multiply(run: Run<'_>, a: &mut [f32], b: &[f32]) {
+    run.pool.chunks(a, 8192, |unit, a| {
+        for (a, b) in a.iter_mut().zip(&b[unit * 8192..]) {
+            *a *= b;
+        }
+    });
+}
+
+impl Encoder for Qr {
+    fn vectors(&self) -> usize {
+        self.features
+    }
+
+    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
+        let (remainders, quotients) = self.rows(ids);
+        let mut other = vec![0.0; out.len()];
+        look_up(run, &self.remainder, &remainders, out);
+        look_up(run, &self.quotient, &quotients, &mut other);
+        multiply(run, out, &other);
+    }
+
+    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+        let (remainders, quotients) = self.rows(ids);
+        let mut to_quotient = vec![0.0; grad.len()];
+        let mut to_remainder = vec![0.0; grad.len()];
+        look_up(run, &self.remainder, &remainders, &mut to_quotient);
+        look_up(run, &self.quotient, &quotients, &mut to_remainder);
+        multiply(run, &mut to_quotient, grad);
+        multiply(run, &mut to_remainder, grad);
+        let batch = |probes, grad| Backward {
+            probes,
+            per: 1,
+            k: 1,
+            weights: &[],
+            scales: &[1.0],
+            groups: 0,
+            bags: Bags::Fixed(1),
+            grad,
+        };
+        self.remainder.step(run, optimizer, &batch(&remainders, &to_remainder));
+        self.quotient.step(run, optimizer, &batch(&quotients, &to_quotient));
+    }
+
+    fn params(&self) -> Vec<(&'static str, &Param)> {
+        vec![("remainder", &self.remainder), ("quotient", &self.quotient)]
+    }
+
+    fn params_mut(&mut self) -> Vec<(&'static str, &mut Param)> {
+        vec![("remainder", &mut self.remainder), ("quotient", &mut self.quotient)]
+    }
+
+    fn quantise(&mut self) {
+        self.remainder.quantise(self.precision);
+        self.quotient.quantise(self.precision);
+    }
+}

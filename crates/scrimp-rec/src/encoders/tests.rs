@@ -1,0 +1,165 @@
+//! Every encoder: gradients against finite differences, budgets, quantisation.
+
+use super::*;
+use scrimp_kernels::{Tier, embedding::IdHash, threads::Pool};
+
+const FEATURES: usize = 3;
+
+/// Ids of `samples` samples and the census of them.
+fn ids(samples: usize) -> (Vec<u64>, Census) {
+    let hash = IdHash::new(77, 0);
+    let ids: Vec<u64> =
+        (0..samples * FEATURES).map(|i| hash.hash(i as u64) % [5, 40, 300][i % FEATURES]).collect();
+    let mut census = Census { distinct: vec![0; FEATURES], ..Census::default() };
+    for (i, &id) in ids.iter().enumerate() {
+        let key = key_of(i % FEATURES, id);
+        if !census.keys.contains(&key) {
+            census.keys.push(key);
+            census.counts.push(1);
+            census.distinct[i % FEATURES] += 1;
+        }
+    }
+    (ids, census)
+}
+
+/// All encoders, in more shapes than their defaults.
+fn shapes() -> Vec<EncoderOptions> {
+    let mut all = Vec::new();
+    for entry in ENCODERS {
+        let budget = if entry.name == "full" { 1 << 20 } else { 6000 };
+        let options = EncoderOptions::new(entry.name, 16, budget);
+        all.push(options.clone());
+        if entry.name.starts_with("memrec") {
+            let whole = EncoderOptions { width: Some(16), k: Some(3), weight_k: 2, ..options.clone() };
+            all.push(EncoderOptions { weight_share: Some(0.0), signs: Some(false), ..whole.clone() });
+            all.push(whole);
+            all.push(EncoderOptions { groups: 4, k: Some(2), ..options });
+        }
+    }
+    all
+}
+
+fn keys<'a>(config: &EncoderConfig, census: &'a Census) -> &'a [u64] {
+    if config.encoder == "full" { &census.keys } else { &[] }
+}
+
+/// With SGD and learning rate 1 a step subtracts the gradient; it is compared with how the loss `<out, direction>` changes.
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    let (pool, tier) = (Pool::new(2).unwrap(), Tier::detect());
+    let run = Run { pool: &pool, tier };
+    let (ids, census) = ids(40);
+    for options in shapes() {
+        let config = plan(&options, &census).unwrap();
+        let build = || build(&config, keys(&config, &census)).unwrap();
+        let mut encoder = build();
+        let len = 40 * encoder.vectors() * 16;
+        let hash = IdHash::new(5, 5);
+        let direction: Vec<f32> =
+            (0..len).map(|i| (hash.hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
+        let loss = |encoder: &dyn Encoder| {
+            let mut out = vec![f32::NAN; len];
+            encoder.forward(run, &ids, &mut out);
+            out.iter().zip(&direction).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+        };
+        let before: Vec<Vec<f32>> = encoder.params().iter().map(|(_, p)| p.floats().to_vec()).collect();
+        encoder.backward(run, &ids, &direction, Optimizer::Sgd { lr: 1.0 });
+        let after: Vec<Vec<f32>> = encoder.params().iter().map(|(_, p)| p.floats().to_vec()).collect();
+        let mut probe = build();
+        for (t, (before, after)) in before.iter().zip(&after).enumerate() {
+            let mut nonzero = 0;
+            for i in (0..before.len()).step_by(before.len() / 60 + 1) {
+                let gradient = f64::from(before[i] - after[i]);
+                let mut at = |x: f32| {
+                    let mut params = probe.params_mut();
+                    let Stored::F32(values) = &mut params[t].1.values else { unreachable!() };
+                    values[i] = x;
+                    loss(&*probe)
+                };
+                // All encoders are linear in each single value.
+                let slope = (at(before[i] + 0.25) - at(before[i] - 0.25)) / 0.5;
+                at(before[i]);
+                nonzero += usize::from(slope != 0.0);
+                assert!(
+                    (slope - gradient).abs() < 2e-3 * slope.abs().max(1.0),
+                    "{options:?}: table {t}, value {i}: {gradient}, but {slope}"
+                );
+            }
+            assert!(nonzero > 0, "{options:?}: table {t} does nothing");
+        }
+    }
+}
+
+#[test]
+fn encoders_stay_within_their_budget() {
+    let (_, census) = ids(400);
+    for options in shapes() {
+        for budget in [600, 5000, 100_000] {
+            let options = EncoderOptions { budget, ..options.clone() };
+            let Ok(config) = plan(&options, &census) else {
+                // Only a full table is all or nothing; the others shrink to almost nothing.
+                assert!(options.encoder == "full" || budget == 600, "{options:?}");
+                continue;
+            };
+            let encoder = build(&config, keys(&config, &census)).unwrap();
+            assert!(encoder.bytes() as u64 <= budget, "{options:?}: {} bytes", encoder.bytes());
+            assert!(
+                encoder.bytes() as u64 > budget / 3 || options.encoder == "full" || options.encoder == "qr"
+            );
+        }
+        assert!(plan(&EncoderOptions { budget: 3, ..options }, &census).is_err());
+    }
+}
+
+#[test]
+fn stored_rows_are_close_to_the_trained_ones() {
+    let pool = Pool::new(1).unwrap();
+    let run = Run { pool: &pool, tier: Tier::detect() };
+    let (ids, census) = ids(50);
+    for mut options in shapes() {
+        for (precision, error) in [(Precision::Bf16, 0.01), (Precision::Int8, 0.04)] {
+            options.precision = precision;
+            let config = plan(&options, &census).unwrap();
+            let mut encoder = build(&config, keys(&config, &census)).unwrap();
+            let mut exact = vec![0.0; 50 * encoder.vectors() * 16];
+            let mut stored = exact.clone();
+            encoder.forward(run, &ids, &mut exact);
+            let before = encoder.bytes();
+            encoder.quantise();
+            assert!(encoder.bytes() < before);
+            assert!(encoder.bytes() as u64 <= options.budget, "{options:?}");
+            encoder.forward(run, &ids, &mut stored);
+            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+            let difference = norm(&mut exact.iter().zip(&stored).map(|(a, b)| a - b));
+            assert!(difference < error * norm(&mut exact.iter().copied()), "{options:?} {difference}");
+        }
+    }
+}
+
+#[test]
+fn unknown_names_and_absurd_shapes_are_errors() {
+    let (_, census) = ids(40);
+    let good = plan(&EncoderOptions::new("memrec", 16, 10_000), &census).unwrap();
+    assert!(
+        plan(&EncoderOptions::new("mem", 16, 10_000), &census)
+            .unwrap_err()
+            .hint()
+            .unwrap()
+            .contains("memrec")
+    );
+    for bad in [
+        EncoderConfig { width: 3, ..good.clone() },
+        EncoderConfig { width: 0, ..good.clone() },
+        EncoderConfig { k: 1000, ..good.clone() },
+        EncoderConfig { rows: vec![0], ..good.clone() },
+        EncoderConfig { rows: vec![1; 2], ..good.clone() },
+        EncoderConfig { rows: vec![u32::MAX], ..good.clone() },
+        EncoderConfig { groups: 3, ..good.clone() },
+        EncoderConfig { hash: "md5".to_owned(), ..good.clone() },
+        EncoderConfig { features: 0, ..good.clone() },
+        EncoderConfig { encoder: "qr".to_owned(), ..good.clone() },
+        EncoderConfig { encoder: "full".to_owned(), ..good },
+    ] {
+        assert!(build(&bad, &[]).is_err(), "{bad:?}");
+    }
+}

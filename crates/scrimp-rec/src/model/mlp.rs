@@ -1,0 +1,194 @@
+//! Multi-layer perceptrons: `y = relu(x W' + b)`, and how they learn.
+
+use crate::{Result, encoders::Run};
+use scrimp_kernels::{
+    dense::{GemmScratch, Start, View, gemm},
+    embedding::IdHash,
+};
+
+/// A tensor that Adam trains (Kingma and Ba, arXiv 1412.6980).
+#[derive(Debug)]
+pub(super) struct Dense {
+    /// The values.
+    pub(super) values: Vec<f32>,
+    /// Mean of gradients.
+    pub(super) m: Vec<f32>,
+    /// Mean of squared gradients.
+    pub(super) v: Vec<f32>,
+}
+
+const BETA1: f32 = 0.9;
+const BETA2: f32 = 0.999;
+
+impl Dense {
+    fn new(values: Vec<f32>) -> Self {
+        let zeros = vec![0.0; values.len()];
+        Self { m: zeros.clone(), v: zeros, values }
+    }
+
+    /// Step number `step` (from 1) for the gradients `g`.
+    fn step(&mut self, run: Run<'_>, g: &[f32], lr: f32, step: u64) {
+        let step = step.min(1 << 20) as i32;
+        let lr = lr * (1.0 - BETA2.powi(step)).sqrt() / (1.0 - BETA1.powi(step));
+        const UNIT: usize = 16384;
+        let mut all: Vec<_> = self
+            .values
+            .chunks_mut(UNIT)
+            .zip(self.m.chunks_mut(UNIT))
+            .zip(self.v.chunks_mut(UNIT))
+            .zip(g.chunks(UNIT))
+            .collect();
+        run.pool.chunks(&mut all, 1, |_, unit| {
+            let (((values, m), v), g) = &mut unit[0];
+            for i in 0..g.len() {
+                m[i] = BETA1 * m[i] + (1.0 - BETA1) * g[i];
+                v[i] = BETA2 * v[i] + (1.0 - BETA2) * g[i] * g[i];
+                values[i] -= lr * m[i] / (v[i].sqrt() + 1e-8);
+            }
+        });
+    }
+}
+
+/// One layer: `[out, in]` weights, one row per output.
+#[derive(Debug)]
+struct Linear {
+    inputs: usize,
+    outputs: usize,
+    relu: bool,
+    weight: Dense,
+    bias: Dense,
+}
+
+/// Layers with rectifiers between them.
+#[derive(Debug)]
+pub struct Mlp {
+    layers: Vec<Linear>,
+    outputs: Vec<Vec<f32>>,
+    grads: [Vec<f32>; 2],
+    weight_grad: Vec<f32>,
+    bias_grad: Vec<f32>,
+    gemm: GemmScratch,
+}
+
+/// `v` with at least `n` places, the first `n` of them.
+pub(super) fn sized(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    if v.len() < n {
+        v.resize(n, 0.0);
+    }
+    &mut v[..n]
+}
+
+impl Mlp {
+    /// Layers of `sizes[0]` inputs, `sizes[1]` outputs and so on; the last one with a rectifier where `relu_last`.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(sizes: &[usize], relu_last: bool, seed: u64) -> Result<Self> {
+        let mut layers = Vec::new();
+        for (i, pair) in sizes.windows(2).enumerate() {
+            let (inputs, outputs) = (pair[0], pair[1]);
+            let hash = IdHash::new(seed, i as u32);
+            // Glorot's uniform distribution.
+            let spread = (6.0 / (inputs + outputs) as f32).sqrt();
+            let mut values = crate::encoders::zeros(inputs.saturating_mul(outputs), "a layer")?;
+            for (i, v) in values.iter_mut().enumerate() {
+                *v = spread * ((hash.hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0);
+            }
+            layers.push(Linear {
+                inputs,
+                outputs,
+                relu: relu_last || i + 2 < sizes.len(),
+                weight: Dense::new(values),
+                bias: Dense::new(vec![0.0; outputs]),
+            });
+        }
+        Ok(Self {
+            outputs: vec![Vec::new(); layers.len()],
+            layers,
+            grads: Default::default(),
+            weight_grad: Vec::new(),
+            bias_grad: Vec::new(),
+            gemm: GemmScratch::default(),
+        })
+    }
+
+    /// Outputs of `rows` rows of inputs.
+    pub fn forward(&mut self, run: Run<'_>, x: &[f32], rows: usize) -> &[f32] {
+        for i in 0..self.layers.len() {
+            let (before, after) = self.outputs.split_at_mut(i);
+            let layer = &self.layers[i];
+            let x = if i == 0 { x } else { &before[i - 1][..rows * layer.inputs] };
+            let y = sized(&mut after[0], rows * layer.outputs);
+            let start = Start::Bias { bias: &layer.bias.values, relu: layer.relu };
+            let (a, b) = (View::rows(x, layer.inputs), View::rows(&layer.weight.values, layer.inputs).t());
+            gemm(run.pool, run.tier, [rows, layer.outputs, layer.inputs], a, b, start, y, &mut self.gemm);
+        }
+        match self.layers.last() {
+            Some(last) => &self.outputs[self.layers.len() - 1][..rows * last.outputs],
+            None => &[],
+        }
+    }
+
+    /// Learns from `grad`, the gradients of the outputs of the last [`Mlp::forward`] with the same `x`; writes those of
+    /// the inputs to `dx`, where there is one.
+    pub fn backward(
+        &mut self,
+        run: Run<'_>,
+        x: &[f32],
+        rows: usize,
+        grad: &[f32],
+        dx: Option<&mut [f32]>,
+        lr: f32,
+        step: u64,
+    ) {
+        let [mut now, mut next] = std::mem::take(&mut self.grads);
+        sized(&mut now, grad.len()).copy_from_slice(grad);
+        let mut dx = dx;
+        for i in (0..self.layers.len()).rev() {
+            let layer = &mut self.layers[i];
+            let (inputs, outputs) = (layer.inputs, layer.outputs);
+            let g = &mut now[..rows * outputs];
+            if layer.relu {
+                let y = &self.outputs[i];
+                run.pool.chunks(g, 16384, |unit, g| {
+                    for (g, &y) in g.iter_mut().zip(&y[unit * 16384..]) {
+                        *g = if y > 0.0 { *g } else { 0.0 };
+                    }
+                });
+            }
+            let g = &*g;
+            let x = if i == 0 { x } else { &self.outputs[i - 1][..rows * inputs] };
+            let dx = if i == 0 { dx.take() } else { Some(sized(&mut next, rows * inputs)) };
+            if let Some(dx) = dx {
+                let (a, b) = (View::rows(g, outputs), View::rows(&layer.weight.values, inputs));
+                gemm(run.pool, run.tier, [rows, inputs, outputs], a, b, Start::Zero, dx, &mut self.gemm);
+            }
+            let weight_grad = sized(&mut self.weight_grad, inputs * outputs);
+            let (a, b) = (View::rows(g, outputs).t(), View::rows(x, inputs));
+            gemm(run.pool, run.tier, [outputs, inputs, rows], a, b, Start::Zero, weight_grad, &mut self.gemm);
+            let bias_grad = sized(&mut self.bias_grad, outputs);
+            bias_grad.fill(0.0);
+            for g in g.chunks_exact(outputs) {
+                for (sum, g) in bias_grad.iter_mut().zip(g) {
+                    *sum += g;
+                }
+            }
+            layer.weight.step(run, weight_grad, lr, step);
+            layer.bias.step(run, bias_grad, lr, step);
+            std::mem::swap(&mut now, &mut next);
+        }
+        self.grads = [now, next];
+    }
+
+    /// All tensors with their names and shapes.
+    pub(super) fn tensors_mut(&mut self, prefix: &str) -> Vec<(String, Vec<usize>, &mut Dense)> {
+        let mut all = Vec::new();
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            let shape = vec![layer.outputs, layer.inputs];
+            let outputs = layer.outputs;
+            all.push((format!("{prefix}.{i}.weight"), shape, &mut layer.weight));
+            all.push((format!("{prefix}.{i}.bias"), vec![outputs], &mut layer.bias));
+        }
+        all
+    }
+}

@@ -1,0 +1,4 @@
+//! Public data made ready for training.
+
+pub mod flights;
+mod tar;

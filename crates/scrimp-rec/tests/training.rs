@@ -1,0 +1,212 @@
+//! Training end to end: it learns, the file gives the same model back, and an interruption changes nothing.
+
+use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_rec::{
+    data::{Batch, Memory, RowSource},
+    encoders::{ENCODERS, EncoderOptions, Precision, Run, plan},
+    generate::{Generator, GeneratorOptions},
+    model::Model,
+    schema::Schema,
+    train::{Preset, TrainOptions, census, evaluate, train},
+};
+
+const CARDINALITIES: [u64; 6] = [1000, 3, 50, 400, 20, 2000];
+
+fn generated(first_row: u64, rows: u64, numeric: usize) -> Memory {
+    let options = GeneratorOptions {
+        first_row,
+        rows,
+        numeric,
+        cardinalities: CARDINALITIES.to_vec(),
+        effects: 2.0,
+        ..GeneratorOptions::default()
+    };
+    Memory::read(&mut Generator::new(options, 1).unwrap()).unwrap()
+}
+
+fn fresh(source: &mut Memory, encoder: &str, precision: Precision) -> Model {
+    let (census, rows) = census(source, true, &mut |_, _| ()).unwrap();
+    assert_eq!(Some(rows), source.rows());
+    let full = census.full_bytes(16);
+    let budget = if encoder == "full" { full } else { full / 4 };
+    let config =
+        plan(&EncoderOptions { precision, ..EncoderOptions::new(encoder, 16, budget) }, &census).unwrap();
+    let keys: &[u64] = if encoder == "full" { &census.keys } else { &[] };
+    let preset = Preset::named("dlrm").unwrap();
+    Model::new(preset.config(source.schema().clone(), config, 3, full), keys).unwrap()
+}
+
+fn logits(model: &mut Model, run: Run<'_>, rows: &Batch) -> Vec<f32> {
+    let mut out = Vec::new();
+    model.logits(run, rows, &mut out);
+    out
+}
+
+#[test]
+fn every_encoder_learns_and_comes_back_from_its_file() {
+    let pool = Pool::new(2).unwrap();
+    let run = Run { pool: &pool, tier: Tier::detect() };
+    let (mut data, mut valid) = (generated(0, 12_000, 4), generated(50_000, 4_000, 4));
+    let dir = tempfile::tempdir().unwrap();
+    for entry in ENCODERS {
+        for precision in [Precision::F32, Precision::Int8] {
+            let mut model = fresh(&mut data, entry.name, precision);
+            let options = TrainOptions { batch: 256, epochs: 1, ..TrainOptions::default() };
+            let report = train(&mut model, run, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
+            let auc = report.valid.unwrap().auc;
+            assert!(auc > 0.68, "{}: {auc}", entry.name);
+            model.quantise();
+            let after = evaluate(&mut model, run, &mut valid, 512).unwrap();
+            assert!((after.auc - auc).abs() < 0.01, "{}: {} {auc}", entry.name, after.auc);
+            let path = dir.path().join("model.safetensors");
+            model.save(&path, None).unwrap();
+            let (mut loaded, training) = Model::load(&path).unwrap();
+            assert!(training.is_none());
+            assert_eq!(loaded.config(), model.config());
+            assert_eq!(loaded.embedding_bytes(), model.embedding_bytes());
+            assert_eq!(
+                logits(&mut loaded, run, valid.data()),
+                logits(&mut model, run, valid.data()),
+                "{}",
+                entry.name
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_tiers_and_batches_of_prediction_change_nothing() {
+    let mut data = generated(0, 3000, 3);
+    let mut all: Option<Vec<f32>> = None;
+    for threads in [1, 3] {
+        for tier in Tier::supported() {
+            let pool = Pool::new(threads).unwrap();
+            let run = Run { pool: &pool, tier };
+            let mut model = fresh(&mut data, "memrec", Precision::F32);
+            let options = TrainOptions { batch: 200, ..TrainOptions::default() };
+            train(&mut model, run, &mut data, None, &options, &mut |_| ()).unwrap();
+            let whole = logits(&mut model, run, data.data());
+            let mut part = Batch::default();
+            part.extend(data.data(), 7..20);
+            assert_eq!(logits(&mut model, run, &part), whole[7..20]);
+            assert_eq!(*all.get_or_insert_with(|| whole.clone()), whole, "{tier}, {threads} threads");
+        }
+    }
+}
+
+/// Stops after some rows, as a killed process would.
+struct Dies {
+    inner: Memory,
+    left: usize,
+}
+
+impl RowSource for Dies {
+    fn schema(&self) -> &Schema {
+        self.inner.schema()
+    }
+    fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> scrimp_rec::Result<usize> {
+        if self.left == 0 {
+            return Err(scrimp_rec::Error::bad_input("killed"));
+        }
+        self.left -= 1;
+        self.inner.next_batch(rows, batch)
+    }
+    fn rewind(&mut self, epoch: u64) -> scrimp_rec::Result<()> {
+        self.inner.rewind(epoch)
+    }
+}
+
+#[test]
+fn an_interrupted_training_ends_like_an_uninterrupted_one() {
+    let pool = Pool::new(2).unwrap();
+    let run = Run { pool: &pool, tier: Tier::detect() };
+    let (mut data, mut valid) = (generated(0, 4000, 2), generated(9000, 1000, 2));
+    let dir = tempfile::tempdir().unwrap();
+    for encoder in ["memrec", "full", "qr"] {
+        let options = |name: &str| TrainOptions {
+            batch: 128,
+            epochs: 3,
+            patience: 0,
+            checkpoint: Some(dir.path().join(format!("{encoder}-{name}"))),
+            checkpoint_steps: 7,
+            ..TrainOptions::default()
+        };
+        let mut whole = fresh(&mut data, encoder, Precision::F32);
+        data.rewind(0).unwrap();
+        let report = train(&mut whole, run, &mut data, Some(&mut valid), &options("a"), &mut |_| ()).unwrap();
+        let mut model = fresh(&mut data, encoder, Precision::F32);
+        let mut resumed = None;
+        for _ in 0..20 {
+            let mut source = Dies { inner: data.clone(), left: 41 };
+            let mut fresh = fresh(&mut data, encoder, Precision::F32);
+            if let Ok(report) =
+                train(&mut fresh, run, &mut source, Some(&mut valid), &options("b"), &mut |_| ())
+            {
+                (model, resumed) = (fresh, Some(report));
+                break;
+            }
+        }
+        let resumed = resumed.expect("it gets on at every attempt");
+        assert_eq!(resumed.curve, report.curve, "{encoder}");
+        assert_eq!(logits(&mut model, run, valid.data()), logits(&mut whole, run, valid.data()), "{encoder}");
+    }
+}
+
+#[test]
+fn early_stopping_returns_the_best_model() {
+    let pool = Pool::new(2).unwrap();
+    let run = Run { pool: &pool, tier: Tier::detect() };
+    let (mut data, mut valid) = (generated(0, 2000, 2), generated(9000, 2000, 2));
+    let mut model = fresh(&mut data, "full", Precision::F32);
+    // Far too eager: it overfits within a few passes.
+    let options = TrainOptions { batch: 128, epochs: 40, lr: 0.3, patience: 2, ..TrainOptions::default() };
+    let report = train(&mut model, run, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
+    assert!(report.curve.len() < 40);
+    let best = report.curve.iter().map(|p| p.valid.unwrap().auc).fold(0.0, f64::max);
+    assert_eq!(report.valid.unwrap().auc, best);
+    assert_eq!(evaluate(&mut model, run, &mut valid, 100).unwrap().auc, best);
+    assert!(scrimp_rec::train::svg(&report.curve).contains("polyline"));
+}
+
+#[test]
+fn models_without_numbers_and_small_baselines_work() {
+    let pool = Pool::new(1).unwrap();
+    let run = Run { pool: &pool, tier: Tier::detect() };
+    let mut data = generated(0, 8000, 0);
+    let (census, _) = census(&mut data, true, &mut |_, _| ()).unwrap();
+    for (preset, dim) in [("dlrm", 8), ("lr", 1), ("fm", 8)] {
+        let full = census.full_bytes(dim);
+        let config = plan(&EncoderOptions::new("hashing", dim, full), &census).unwrap();
+        let preset = Preset::named(preset).unwrap();
+        let mut model = Model::new(preset.config(data.schema().clone(), config, 1, full), &[]).unwrap();
+        let options =
+            TrainOptions { batch: 128, epochs: 3, lr: 0.1, dense_lr: 0.01, ..TrainOptions::default() };
+        data.rewind(0).unwrap();
+        train(&mut model, run, &mut data, None, &options, &mut |_| ()).unwrap();
+        let auc = evaluate(&mut model, run, &mut data, 500).unwrap().auc;
+        assert!(auc > 0.7, "{preset:?}: {auc}");
+    }
+}
+
+#[test]
+fn damaged_files_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let mut model = fresh(&mut generated(0, 500, 2), "memrec", Precision::F32);
+    model.save(&path, None).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let bad = dir.path().join("bad.safetensors");
+    for cut in [0, 7, 8, 100, good.len() / 2, good.len() - 1] {
+        std::fs::write(&bad, &good[..cut]).unwrap();
+        let error = Model::load(&bad).err().expect("a truncated file");
+        assert!(error.to_string().contains("bad.safetensors"), "{error}");
+    }
+    for at in (0..good.len().min(3000)).step_by(13) {
+        let mut damaged = good.clone();
+        damaged[at] ^= 0x15;
+        std::fs::write(&bad, &damaged).unwrap();
+        // An error or a model, but no panic.
+        let _ = Model::load(&bad);
+    }
+    assert!(Model::load(&dir.path().join("absent")).is_err());
+}
