@@ -78,7 +78,7 @@ impl KvView for Layer {
     fn page(&self, kv_head: usize, index: usize) -> PageView<'_> {
         let (k, v) = &self.pages[kv_head][index];
         debug_assert!(self.page_tokens > 0);
-        PageView { k, v, bias: None }
+        PageView { k, v, bias: None, packed: None }
     }
     fn has_bias(&self, _kv_head: usize) -> bool {
         false
