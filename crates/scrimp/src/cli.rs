@@ -147,6 +147,10 @@ pub(crate) enum KvFormat {
     F16,
     /// bfloat16
     Bf16,
+    /// 8 bits with shared scales (KIVI), newest tokens in bf16
+    Int8,
+    /// 4 bits, likewise
+    Int4,
 }
 
 impl KvFormat {
@@ -156,6 +160,8 @@ impl KvFormat {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 }

@@ -127,6 +127,9 @@ pub(crate) unsafe fn qk<S: CodeLanes, C: Codes, const R: usize, const T: usize>(
             constant[r] = s.reduce_add(sum);
             factor[r] = from_int;
         }
+        for line in (0..4 * dim).step_by(64) {
+            s.prefetch(a.ahead.wrapping_add(line));
+        }
         let codes = a.page.add(4 * dim);
         let ahead = a.ahead.wrapping_add(4 * dim);
         let tile_bytes = a.dim_blocks * UNITS * C::BYTES;
@@ -136,10 +139,30 @@ pub(crate) unsafe fn qk<S: CodeLanes, C: Codes, const R: usize, const T: usize>(
             let out = out.add(tile * R * 16);
             let (k, ahead) = (codes.add(offset), ahead.wrapping_add(offset));
             if tile + T <= a.tiles {
-                qk_tiles::<S, C, R, T>(s, k, tile_bytes, a.dim_blocks, a.work, &constant, &factor, out, ahead);
+                qk_tiles::<S, C, R, T>(
+                    s,
+                    k,
+                    tile_bytes,
+                    a.dim_blocks,
+                    a.work,
+                    &constant,
+                    &factor,
+                    out,
+                    ahead,
+                );
                 tile += T;
             } else {
-                qk_tiles::<S, C, R, 1>(s, k, tile_bytes, a.dim_blocks, a.work, &constant, &factor, out, ahead);
+                qk_tiles::<S, C, R, 1>(
+                    s,
+                    k,
+                    tile_bytes,
+                    a.dim_blocks,
+                    a.work,
+                    &constant,
+                    &factor,
+                    out,
+                    ahead,
+                );
                 tile += 1;
             }
         }
@@ -167,7 +190,8 @@ unsafe fn qk_tiles<S: CodeLanes, C: Codes, const R: usize, const T: usize>(
         for b in 0..dim_blocks {
             for unit in 0..UNITS {
                 let at = (b * UNITS + unit) * C::BYTES;
-                let data: [[S::Codes; 2]; T] = std::array::from_fn(|t| C::load(s, k.add(t * tile_bytes + at)));
+                let data: [[S::Codes; 2]; T] =
+                    std::array::from_fn(|t| C::load(s, k.add(t * tile_bytes + at)));
                 if R <= 8 {
                     for t in 0..T {
                         s.prefetch(ahead.wrapping_add(t * tile_bytes + at));
@@ -205,7 +229,8 @@ pub(crate) unsafe fn pv<S: CodeLanes, C: Codes, const R: usize, const D: usize>(
     acc: *mut f32,
 ) {
     let limit = limit::<C>(a.page_tokens);
-    let (min, scale) = (a.page.wrapping_add(32 * a.first), a.page.wrapping_add(2 * a.page_tokens + 32 * a.first));
+    let (min, scale) =
+        (a.page.wrapping_add(32 * a.first), a.page.wrapping_add(2 * a.page_tokens + 32 * a.first));
     let (mut constant, mut factor) = ([0.0; R], [0.0; R]);
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
@@ -225,6 +250,9 @@ pub(crate) unsafe fn pv<S: CodeLanes, C: Codes, const R: usize, const D: usize>(
             }
             constant[r] = s.reduce_add(sum);
             factor[r] = from_int;
+        }
+        for line in (0..4 * a.page_tokens).step_by(64) {
+            s.prefetch(a.ahead.wrapping_add(line));
         }
         let tile_bytes = UNITS * C::BYTES;
         let block_bytes = a.page_tokens / 16 * tile_bytes;

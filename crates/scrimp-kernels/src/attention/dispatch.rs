@@ -206,7 +206,7 @@ tier!(
     Avx512,
     Avx512::new(),
     [target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")],
-    [(1, 2, 2), (2, 2, 2), (4, 1, 1), (6, 1, 1), (8, 1, 1), (12, 2, 2)]
+    [(1, 2, 2), (2, 2, 2), (3, 2, 2), (4, 2, 2), (6, 2, 2), (8, 1, 1), (12, 2, 2)]
 );
 
 const _: () = assert!(<Scalar as Lanes>::PAIR_SLOTS == 2);

@@ -65,7 +65,14 @@ struct Queries<'a> {
 
 impl Queries<'_> {
     /// Tiles of a packed page for its kernel.
-    fn page(&mut self, page: &[u8], ahead: *const u8, g: PageGeometry, first: usize, tiles: usize) -> PackedPage {
+    fn page(
+        &mut self,
+        page: &[u8],
+        ahead: *const u8,
+        g: PageGeometry,
+        first: usize,
+        tiles: usize,
+    ) -> PackedPage {
         PackedPage {
             page: page.as_ptr(),
             ahead,
@@ -143,7 +150,16 @@ impl BlockTask<'_> {
             let kind = self.kernels.blocks.iter().position(|k| k.rows >= left);
             let kind = kind.unwrap_or(self.kernels.blocks.len() - 1);
             let kernels = &self.kernels.blocks[kind];
-            blocks.push(RowBlock { kernels, kind, first, n: left.min(kernels.rows), q, plain_q, scores, acc });
+            blocks.push(RowBlock {
+                kernels,
+                kind,
+                first,
+                n: left.min(kernels.rows),
+                q,
+                plain_q,
+                scores,
+                acc,
+            });
             q += (steps * kernels.rows * self.kernels.slots).next_multiple_of(TILE);
             plain_q += if packed { args.geometry.padded_dim() * kernels.rows } else { 0 };
             scores += tiles * kernels.rows * TILE;

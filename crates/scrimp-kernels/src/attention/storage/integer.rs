@@ -200,3 +200,131 @@ impl<const BITS: usize> Packing for Integer<BITS> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pack(packing: &dyn Packing, g: PageGeometry, rows: &[f32]) -> [Vec<u8>; 2] {
+        // What an earlier page left must not show.
+        let [mut k, mut v] = packing.page_bytes(g).map(|bytes| vec![0xa5; bytes]);
+        packing.pack_k(g, rows, &mut k);
+        packing.pack_v(g, rows, &mut v);
+        [k, v]
+    }
+
+    /// What is read differs by half a scale at most, the scale being that of the numbers that share it.
+    fn check(packing: &dyn Packing, g: PageGeometry, rows: &[f32], steps: f32) {
+        let [k, v] = pack(packing, g, rows);
+        let dim = g.head_dim;
+        let spread = |x: &mut dyn Iterator<Item = f32>| {
+            let (min, max) = x.fold((f32::MAX, f32::MIN), |(a, b), x| (a.min(x), b.max(x)));
+            // The minimum is rounded down to bf16, and the scale up.
+            let low = min.abs() / 128.0;
+            (max - min + low) * (1.0 + 1.0 / 128.0) / steps * 0.5 * 1.0001 + max.abs().max(min.abs()) * 1e-6
+        };
+        let mut row = vec![0.0; dim];
+        for slot in 0..g.page_tokens {
+            let want = &rows[slot * dim..(slot + 1) * dim];
+            packing.read_k(g, &k, slot, &mut row);
+            for d in 0..dim {
+                let bound = spread(&mut rows[d..].iter().step_by(dim).copied());
+                assert!(
+                    (row[d] - want[d]).abs() <= bound,
+                    "K {slot}.{d}: {} for {} in {g:?}",
+                    row[d],
+                    want[d]
+                );
+            }
+            packing.read_v(g, &v, slot, &mut row);
+            let bound = spread(&mut want.iter().copied());
+            for d in 0..dim {
+                assert!(
+                    (row[d] - want[d]).abs() <= bound,
+                    "V {slot}.{d}: {} for {} in {g:?}",
+                    row[d],
+                    want[d]
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn numbers_come_back_within_half_a_scale(
+            tiles in 1_usize..5,
+            head_dim in 1_usize..70,
+            exponent in -20_i32..20,
+            offset in -100.0_f32..100.0,
+            seed in any::<u64>(),
+        ) {
+            let g = PageGeometry { page_tokens: tiles * 16, head_dim };
+            let mut seed = seed;
+            let unit = 2.0_f32.powi(exponent);
+            let mut rows: Vec<f32> = (0..g.page_tokens * head_dim)
+                .map(|_| super::super::super::tests::noise(&mut seed) * unit)
+                .collect();
+            // A channel that is large in every token, and one that is constant.
+            rows.iter_mut().step_by(head_dim).for_each(|x| *x += offset * unit);
+            rows[head_dim - 1..].iter_mut().step_by(head_dim).for_each(|x| *x = offset);
+            check(INT8, g, &rows, 255.0);
+            check(INT4, g, &rows, 15.0);
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_exact() {
+        let g = PageGeometry { page_tokens: 64, head_dim: 48 };
+        for (packing, codes) in [(INT8, 256), (INT4, 16)] {
+            let value = |slot: usize, d: usize| ((slot * 7 + d * 5) % codes) as f32 - 8.0;
+            let rows: Vec<f32> = (0..64 * 48).map(|i| value(i / 48, i % 48)).collect();
+            // Every channel and token reaches both ends.
+            let mut rows = rows;
+            for i in 0..64 {
+                rows[i * 48 + i % 48] = -8.0;
+                rows[i * 48 + (i + 1) % 48] = codes as f32 - 9.0;
+            }
+            let [k, v] = pack(packing, g, &rows);
+            let mut row = vec![0.0; 48];
+            for slot in 0..64 {
+                packing.read_k(g, &k, slot, &mut row);
+                assert_eq!(row, rows[slot * 48..][..48]);
+                packing.read_v(g, &v, slot, &mut row);
+                assert_eq!(row, rows[slot * 48..][..48]);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_show() {
+        let g = PageGeometry { page_tokens: 16, head_dim: 20 };
+        for packing in [INT8, INT4] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut rows = vec![1.0; 16 * 20];
+                rows[3 * 20 + 7] = bad;
+                let [k, v] = pack(packing, g, &rows);
+                let mut row = vec![0.0; 20];
+                packing.read_k(g, &k, 9, &mut row);
+                assert!((0..20).all(|d| row[d].is_nan() == (d == 7)));
+                packing.read_v(g, &v, 3, &mut row);
+                assert!(row.iter().all(|x| x.is_nan()));
+                packing.read_v(g, &v, 4, &mut row);
+                assert!(row.iter().all(|&x| x == 1.0));
+            }
+            // The largest numbers are no reason to panic.
+            let rows: Vec<f32> = (0..16 * 20).map(|i| if i % 2 == 0 { f32::MAX } else { f32::MIN }).collect();
+            pack(packing, g, &rows);
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        let g = PageGeometry { page_tokens: 64, head_dim: 64 };
+        assert_eq!(INT8.page_bytes(g), [4096 + 256, 4096 + 256]);
+        assert_eq!(INT4.page_bytes(g), [2048 + 256, 2048 + 256]);
+        let g = PageGeometry { page_tokens: 64, head_dim: 80 };
+        assert_eq!(INT8.page_bytes(g), [5120 + 320, 5120 + 256]);
+    }
+}
