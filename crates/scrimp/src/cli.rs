@@ -158,6 +158,10 @@ pub(crate) enum KvFormat {
     F16,
     /// bfloat16
     Bf16,
+    /// 8 bits with shared scales (KIVI), newest tokens in bf16
+    Int8,
+    /// 4 bits, likewise
+    Int4,
 }
 
 impl KvFormat {
@@ -167,6 +171,8 @@ impl KvFormat {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 }
