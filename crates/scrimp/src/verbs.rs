@@ -2,6 +2,7 @@
 
 mod bench;
 mod completions;
+mod compress;
 mod doctor;
 mod eval;
 mod inspect;
@@ -19,6 +20,7 @@ pub(crate) fn dispatch(app: &App, verb: Verb) -> anyhow::Result<()> {
         Verb::Pull(args) => pull::run(app, &args),
         Verb::Models => models::run(app),
         Verb::Inspect(args) => inspect::run(app, &args),
+        Verb::Compress(args) => compress::run(app, &args),
         Verb::Eval(verb) => eval::run(app, &verb),
         Verb::Bench(verb) => bench::run(app, &verb),
         Verb::Rec(verb) => rec::run(app, &verb),
