@@ -7,8 +7,9 @@
 use scrimp_kernels::{
     Tier,
     attention::{
-        AttentionArgs, AttentionScratch, ColumnStats, KvView, PageGeometry, PageView, StatsRequest, Storage,
-        attend, storage::storage,
+        AttentionArgs, AttentionScratch, ColumnStats, KvView, PackedKind, Packing, PageGeometry, PageView,
+        StatsRequest, Storage, attend,
+        storage::{bfloat16, packing::packing, storage},
     },
     page_memory::{Page, PageMemory},
     threads::Pool,
@@ -22,15 +23,50 @@ struct Shape {
     head_dim: usize,
 }
 
-const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 5] = [
     Shape { name: "smollm2-135m", n_heads: 9, n_kv_heads: 3, head_dim: 64 },
     Shape { name: "gemma3-270m", n_heads: 4, n_kv_heads: 1, head_dim: 256 },
     Shape { name: "qwen2.5-0.5b", n_heads: 14, n_kv_heads: 2, head_dim: 64 },
     Shape { name: "qwen2.5-1.5b", n_heads: 12, n_kv_heads: 2, head_dim: 128 },
+    Shape { name: "llama3-8b", n_heads: 32, n_kv_heads: 8, head_dim: 128 },
 ];
+
+/// How pages are stored.
+#[derive(Clone, Copy)]
+struct Format {
+    storage: &'static dyn Storage,
+    packing: Option<&'static dyn Packing>,
+}
+
+impl Format {
+    fn parse(name: &str) -> Option<Self> {
+        let packed = || packing(name).map(|p| Self { storage: bfloat16::STORAGE, packing: Some(p) });
+        storage(name).map(|storage| Self { storage, packing: None }).or_else(packed)
+    }
+
+    /// Bytes of a page of keys and of values.
+    fn page_bytes(self, g: PageGeometry) -> [usize; 2] {
+        self.packing.map_or([self.storage.page_bytes(g); 2], |p| p.page_bytes(g))
+    }
+
+    fn write_k(self, g: PageGeometry, page: &mut [u8], rows: &[f32]) {
+        match self.packing {
+            Some(packing) => packing.pack_k(g, rows, page),
+            None => self.storage.write_k(g, page, 0, g.page_tokens, rows, g.head_dim),
+        }
+    }
+
+    fn write_v(self, g: PageGeometry, page: &mut [u8], rows: &[f32]) {
+        match self.packing {
+            Some(packing) => packing.pack_v(g, rows, page),
+            None => self.storage.write_v(g, page, 0, g.page_tokens, rows, g.head_dim),
+        }
+    }
+}
 
 /// The cache of one layer.
 struct Layer {
+    packed: Option<PackedKind>,
     pages: Vec<Vec<(Page, Page)>>,
     n_keys: usize,
     n_tokens: usize,
@@ -38,13 +74,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(
-        shape: &Shape,
-        n_keys: usize,
-        g: PageGeometry,
-        storage: &dyn Storage,
-        memory: &PageMemory,
-    ) -> Self {
+    fn new(shape: &Shape, n_keys: usize, g: PageGeometry, format: Format, memory: &[PageMemory; 2]) -> Self {
         let rows: Vec<f32> =
             (0..g.page_tokens * g.head_dim).map(|i| ((i * 37 % 256) as f32 - 128.0) / 256.0).collect();
         let run = 8;
@@ -54,12 +84,12 @@ impl Layer {
             let mut pages = Vec::new();
             while pages.len() < n {
                 let (k, v): (Vec<_>, Vec<_>) = (
-                    (0..run).map(|_| memory.alloc().unwrap()).collect(),
-                    (0..run).map(|_| memory.alloc().unwrap()).collect(),
+                    (0..run).map(|_| memory[0].alloc().unwrap()).collect(),
+                    (0..run).map(|_| memory[1].alloc().unwrap()).collect(),
                 );
                 for (mut k, mut v) in k.into_iter().zip(v) {
-                    storage.write_k(g, &mut k, 0, g.page_tokens, &rows, g.head_dim);
-                    storage.write_v(g, &mut v, 0, g.page_tokens, &rows, g.head_dim);
+                    format.write_k(g, &mut k, &rows);
+                    format.write_v(g, &mut v, &rows);
                     pages.push((k, v));
                 }
             }
@@ -67,7 +97,8 @@ impl Layer {
             pages
         };
         let pages = (0..shape.n_kv_heads).map(head).collect();
-        Self { pages, n_keys, n_tokens: 1, page_tokens: g.page_tokens }
+        let packed = format.packing.map(Packing::kind);
+        Self { packed, pages, n_keys, n_tokens: 1, page_tokens: g.page_tokens }
     }
 }
 
@@ -78,7 +109,7 @@ impl KvView for Layer {
     fn page(&self, kv_head: usize, index: usize) -> PageView<'_> {
         let (k, v) = &self.pages[kv_head][index];
         debug_assert!(self.page_tokens > 0);
-        PageView { k, v, bias: None }
+        PageView { k, v, bias: None, packed: self.packed }
     }
     fn has_bias(&self, _kv_head: usize) -> bool {
         false
@@ -121,22 +152,23 @@ fn read_all(layers: &[Layer], pool: &Pool) {
 }
 
 /// Rows into pages, as a prefill appends them.
-fn bench_writes(storage: &dyn Storage) {
+fn bench_writes(format: Format) {
     let g = PageGeometry { page_tokens: 64, head_dim: 64 };
-    let (stride, n) = (192, 512);
-    let rows: Vec<f32> = (0..n * stride).map(|i| i as f32).collect();
-    let memory = PageMemory::new(storage.page_bytes(g), None);
-    let mut pages: Vec<_> = (0..n / 64).map(|_| (memory.alloc().unwrap(), memory.alloc().unwrap())).collect();
+    let n = 512;
+    let rows: Vec<f32> = (0..n * 64).map(|i| i as f32).collect();
+    let memory = format.page_bytes(g).map(|bytes| PageMemory::new(bytes, None));
+    let mut pages: Vec<_> =
+        (0..n / 64).map(|_| (memory[0].alloc().unwrap(), memory[1].alloc().unwrap())).collect();
     let mut times = [f64::MAX; 2];
     for _ in 0..20 {
         for (v, time) in times.iter_mut().enumerate() {
             let new = best(true, 1, || {
                 for (i, page) in pages.iter_mut().enumerate() {
-                    let from = &rows[i * 64 * stride..];
+                    let from = &rows[i * 64 * 64..][..64 * 64];
                     if v == 0 {
-                        storage.write_k(g, &mut page.0, 0, 64, from, stride);
+                        format.write_k(g, &mut page.0, from);
                     } else {
-                        storage.write_v(g, &mut page.1, 0, 64, from, stride);
+                        format.write_v(g, &mut page.1, from);
                     }
                 }
             });
@@ -151,27 +183,27 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let threads =
         args.next().and_then(|a| a.parse().ok()).unwrap_or_else(scrimp_kernels::threads::available_threads);
-    let format = args.next().unwrap_or_else(|| "bf16".to_owned());
+    let name = args.next().unwrap_or_else(|| "bf16".to_owned());
     let filter = args.next().unwrap_or_default();
     let part = args.next().unwrap_or_default();
-    let storage = storage(&format).expect("a storage format: f32, f16 or bf16");
+    let format = Format::parse(&name).expect("a storage format: f32, f16, bf16, int8 or int4");
     let tier = Tier::from_env().expect("a tier of this CPU");
     let pool = Pool::new(threads).expect("threads");
     let mut scratch = AttentionScratch::new();
-    println!("{tier}, {threads} threads, {format}");
+    println!("{tier}, {threads} threads, {name}");
     if part.is_empty() {
-        bench_writes(storage);
+        bench_writes(format);
     }
     for shape in SHAPES.iter().filter(|s| s.name.contains(&filter)) {
         let g = PageGeometry { page_tokens: 64, head_dim: shape.head_dim };
-        let memory = PageMemory::new(storage.page_bytes(g), None);
+        let memory = format.page_bytes(g).map(|bytes| PageMemory::new(bytes, None));
         let width = shape.n_heads * shape.head_dim;
         let q: Vec<f32> = (0..512 * width).map(|i| ((i * 61 % 512) as f32 - 256.0) / 128.0).collect();
         let mut out = vec![0.0; q.len()];
         let mut attention = |layer: &Layer, stats: Option<(StatsRequest, &mut ColumnStats)>| {
             let args = AttentionArgs {
                 tier,
-                storage: storage.kind(),
+                storage: format.storage.kind(),
                 geometry: g,
                 n_tokens: layer.n_tokens,
                 n_heads: shape.n_heads,
@@ -185,7 +217,7 @@ fn main() {
             attend(&args, &mut out[..layer.n_tokens * width], stats, &pool, &mut scratch);
         };
         for n_keys in [512, 3072, 8192].into_iter().filter(|_| part != "decode") {
-            let mut layer = Layer::new(shape, n_keys, g, storage, &memory);
+            let mut layer = Layer::new(shape, n_keys, g, format, &memory);
             layer.n_tokens = 512;
             let seen: usize = (0..512).map(|t| n_keys - 512 + t + 1).sum();
             let flops = (seen * width * 4) as f64;
@@ -202,15 +234,16 @@ fn main() {
                 (with / plain - 1.0) * 100.0
             );
         }
-        for depth in [64, 512, 4096].into_iter().filter(|_| part != "prefill") {
-            let bytes =
-                depth * shape.n_kv_heads * shape.head_dim * 2 * (storage.page_bytes(g) / 64 / shape.head_dim);
+        for depth in [64_usize, 512, 4096, 16384].into_iter().filter(|_| part != "prefill") {
+            let bytes = depth.div_ceil(64) * shape.n_kv_heads * format.page_bytes(g).iter().sum::<usize>();
             // Layers of 256 MB in all, so that nothing is read from a cache (unless the depth is small).
-            let layers: Vec<_> = (0..(256 << 20) / bytes.max(1 << 20))
-                .map(|_| Layer::new(shape, depth, g, storage, &memory))
+            let hot = std::env::var("HOT").is_ok();
+            let layers: Vec<_> = (0..if hot { 1 } else { (256 << 20) / bytes.max(1 << 20) })
+                .map(|_| Layer::new(shape, depth, g, format, &memory))
                 .collect();
-            let time = best(threads == 1, 8, || layers.iter().for_each(|layer| attention(layer, None)))
-                / layers.len() as f64;
+            let time = best(threads == 1, if hot { 100 } else { 8 }, || {
+                layers.iter().for_each(|layer| attention(layer, None));
+            }) / layers.len() as f64;
             let read = best(threads == 1, 8, || read_all(&layers, &pool)) / layers.len() as f64;
             println!(
                 "{:13} decode at {depth:5}: {:8.1} us a layer  {:6.1} GB/s   reading alone {:6.1} GB/s",

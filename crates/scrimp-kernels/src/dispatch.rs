@@ -35,7 +35,7 @@ impl Tier {
 /// # Safety
 /// The CPU must have the features that are enabled here.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
 unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller vouches for the features.
     kernel.run(unsafe { Avx2::new() })
@@ -45,7 +45,7 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 /// The CPU must have the features that are enabled here.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi,avx512vbmi2"
+    enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi,avx512vbmi2"
 )]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller vouches for the features.

@@ -29,12 +29,16 @@ impl Tier {
         self.0
     }
 
-    /// AVX2 + FMA + F16C, where the CPU has them.
+    /// AVX2, FMA, F16C and the bit operations that came with them (BMI, LZCNT, POPCNT), where the CPU has them.
     pub fn avx2() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if std::is_x86_feature_detected!("avx2")
             && std::is_x86_feature_detected!("fma")
             && std::is_x86_feature_detected!("f16c")
+            && std::is_x86_feature_detected!("bmi1")
+            && std::is_x86_feature_detected!("bmi2")
+            && std::is_x86_feature_detected!("lzcnt")
+            && std::is_x86_feature_detected!("popcnt")
         {
             return Some(Self(Kind::Avx2));
         }

@@ -1,7 +1,7 @@
 //! What all sequences of a model share: shapes, storage format and memory.
 
-use crate::{error::KvError, pool::BlockPool, sequence::Sequence};
-use scrimp_kernels::attention::{PageGeometry, Storage};
+use crate::{error::KvError, format::KvFormat, pool::BlockPool, sequence::Sequence};
+use scrimp_kernels::attention::PageGeometry;
 use std::sync::Arc;
 
 /// Shapes and options of a cache.
@@ -14,7 +14,7 @@ pub struct KvConfig {
     /// For each layer, the tokens that a query sees, itself included (`None`: all).
     pub windows: Vec<Option<usize>>,
     /// Storage format of keys and values.
-    pub storage: &'static dyn Storage,
+    pub format: KvFormat,
     /// Tokens per page, a multiple of 16 (64 is a good choice).
     pub page_tokens: usize,
     /// Most bytes of pages that all sequences may use together.
@@ -30,6 +30,13 @@ pub(crate) struct Shared {
     pub(crate) pool: BlockPool,
 }
 
+impl Shared {
+    /// Bytes of a page that tokens are appended to.
+    pub(crate) fn open_bytes(&self) -> usize {
+        self.config.format.storage().page_bytes(self.geometry)
+    }
+}
+
 /// Shapes, format and memory that sequences share. Clones are the same cache.
 #[derive(Debug, Clone)]
 pub struct KvCache {
@@ -40,7 +47,7 @@ impl KvCache {
     /// An empty cache.
     ///
     /// # Errors
-    /// When a size is 0 or absurd, or `page_tokens` is no multiple of 16.
+    /// When a size is 0 or absurd, `page_tokens` is no multiple of 16, or the format does not take the `head_dim`.
     pub fn new(config: KvConfig) -> Result<Self, KvError> {
         let bad = |what: String| Err(KvError::BadInput(what));
         if config.head_dim == 0 || config.n_kv_heads == 0 || config.windows.is_empty() {
@@ -59,7 +66,10 @@ impl KvCache {
             ));
         }
         let geometry = PageGeometry { page_tokens: config.page_tokens, head_dim: config.head_dim };
-        let pool = BlockPool::new(config.storage.page_bytes(geometry), config.limit);
+        config.format.check(config.head_dim)?;
+        let mut sizes = vec![config.format.storage().page_bytes(geometry)];
+        sizes.extend(config.format.packing().into_iter().flat_map(|packing| packing.page_bytes(geometry)));
+        let pool = BlockPool::new(&sizes, config.limit);
         Ok(Self { shared: Arc::new(Shared { config, geometry, pool }) })
     }
 

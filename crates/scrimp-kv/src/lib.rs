@@ -7,6 +7,8 @@
 //!        └ Block     a K page, a V page and perhaps a bias per token, shared by reference count
 //! ```
 //!
+//! With a packed format ([`KvFormat`]) old blocks are replaced by packed ones; the newest tokens stay in bf16.
+//!
 //! Invariants: a page with more than one owner is never written (an append copies it first); every layer of a sequence
 //! knows the same next position between forward passes; kept positions of a head are strictly increasing; a failed
 //! operation changes nothing.
@@ -23,7 +25,6 @@
 //!     KvCache, KvConfig, KvError,
 //!     compress::{Budget, Compression},
 //!     policy::{LayerView, Needs, Policy, PolicyChoice},
-//!     storage,
 //! };
 //!
 //! /// Every third token.
@@ -53,7 +54,7 @@
 //!     head_dim,
 //!     n_kv_heads,
 //!     windows: vec![None],
-//!     storage: storage("bf16").expect("a known format"),
+//!     format: "bf16".parse()?,
 //!     page_tokens: 64,
 //!     limit: None,
 //!     rewind: 0,
@@ -78,6 +79,7 @@
 mod cache;
 pub mod compress;
 mod error;
+mod format;
 pub mod policy;
 mod pool;
 mod sequence;
@@ -85,8 +87,10 @@ mod table;
 
 pub use cache::{KvCache, KvConfig};
 pub use error::KvError;
+pub use format::KvFormat;
 pub use pool::BlockPool;
 pub use scrimp_kernels::attention::{
-    AttentionScratch, ColumnStats, PageGeometry, Storage, StorageKind, storage::STORAGES, storage::storage,
+    AttentionScratch, ColumnStats, Packing, PageGeometry, Storage, StorageKind,
+    storage::{STORAGES, packing::PACKINGS, packing::packing, storage},
 };
 pub use sequence::{AttentionInputs, Sequence, StatsWanted};

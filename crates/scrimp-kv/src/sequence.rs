@@ -193,7 +193,7 @@ impl Sequence {
         let view = Causal { heads: &state.heads, window: shared.config.windows[layer], n_tokens, first };
         let args = AttentionArgs {
             tier: inputs.tier,
-            storage: shared.config.storage.kind(),
+            storage: shared.config.format.storage().kind(),
             geometry: g,
             n_tokens,
             n_heads: inputs.n_heads,
@@ -311,7 +311,32 @@ impl Sequence {
         }
     }
 
-    /// Keeps only the named tokens of each KV head of a layer, in new pages, and lets go of the old ones.
+    /// Packs the pages that are full and older than the format's window, where the format packs pages at all. To be
+    /// called after every append whose tokens are not going to be thinned out soon: what is packed twice loses twice.
+    ///
+    /// # Errors
+    /// When pages cannot be had. What was packed by then stays packed; no token is lost.
+    pub fn pack(&mut self, pool: &Pool) -> Result<(), KvError> {
+        let shared = &*self.shared;
+        if shared.config.format.packing().is_none() {
+            return Ok(());
+        }
+        let tables = self.layers.iter_mut().flat_map(|layer| &mut layer.heads);
+        let tasks: Vec<_> = tables
+            .filter_map(|table| {
+                let blocks = table.to_pack(shared);
+                (!blocks.is_empty()).then(|| Mutex::new((table, blocks, Ok(()))))
+            })
+            .collect();
+        pool.run(tasks.len(), |unit, _| {
+            let (table, blocks, result) = &mut *tasks[unit].lock().unwrap_or_else(PoisonError::into_inner);
+            *result = table.pack(shared, blocks.clone()).map(|packed| table.replace(blocks.start, packed));
+        });
+        tasks.into_iter().try_for_each(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner).2)
+    }
+
+    /// Keeps only the named tokens of each KV head of a layer, in new pages (packed as by [`Sequence::pack`]), and lets
+    /// go of the old ones.
     ///
     /// # Errors
     /// When `kept` does not fit the layer, or pages cannot be had; then the layer is as before.
@@ -378,8 +403,7 @@ impl Sequence {
 
     /// Bytes of the pages that this sequence holds, shared ones included.
     pub fn bytes(&self) -> usize {
-        let blocks: usize = self.layers.iter().flat_map(|l| &l.heads).map(HeadTable::n_blocks).sum();
-        blocks * 2 * self.shared.pool.page_bytes()
+        self.layers.iter().flat_map(|l| &l.heads).map(HeadTable::bytes).sum()
     }
 
     /// Position of a kept token.

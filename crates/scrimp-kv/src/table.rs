@@ -1,8 +1,11 @@
 //! The block table of one KV head of one layer.
 
 use crate::{cache::Shared, error::KvError, policy::Kept};
-use scrimp_kernels::{attention::PageView, page_memory::Page};
-use std::sync::Arc;
+use scrimp_kernels::{
+    attention::{PackedKind, PageView},
+    page_memory::Page,
+};
+use std::{ops::Range, sync::Arc};
 
 /// A K page, a V page, and what is added to the scores of their tokens (`[page_tokens]`).
 #[derive(Debug, Clone)]
@@ -10,6 +13,8 @@ pub(crate) struct Block {
     k: Arc<Page>,
     v: Arc<Page>,
     bias: Option<Arc<[f32]>>,
+    /// How the pages are packed, where they are. Nothing is appended to packed pages.
+    packed: Option<PackedKind>,
 }
 
 /// Positions of the kept tokens.
@@ -54,8 +59,9 @@ impl HeadTable {
         self.len
     }
 
-    pub(crate) fn n_blocks(&self) -> usize {
-        self.blocks.len()
+    /// Bytes of the pages.
+    pub(crate) fn bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.k.len() + block.v.len()).sum()
     }
 
     pub(crate) fn ref_cnt(&self, block: usize) -> usize {
@@ -64,7 +70,7 @@ impl HeadTable {
 
     pub(crate) fn page(&self, index: usize) -> PageView<'_> {
         let block = &self.blocks[index];
-        PageView { k: &block.k, v: &block.v, bias: block.bias.as_deref() }
+        PageView { k: &block.k, v: &block.v, bias: block.bias.as_deref(), packed: block.packed }
     }
 
     pub(crate) fn has_bias(&self) -> bool {
@@ -90,29 +96,31 @@ impl HeadTable {
         }
     }
 
-    /// The pages that an append of `n` tokens needs: a copy of the last block, if that is shared and partly filled, and
-    /// new blocks. Nothing changes yet.
+    /// The pages that an append of `n` tokens needs: a copy of the last block, if that is partly filled and shared or
+    /// packed, and new blocks. Nothing changes yet.
     pub(crate) fn prepare(&self, shared: &Shared, n: usize) -> Result<Growth, KvError> {
         let page_tokens = shared.geometry.page_tokens;
         let mut growth = Growth { replace_last: None, new: Vec::new() };
         if n == 0 {
             return Ok(growth);
         }
-        if !self.len.is_multiple_of(page_tokens)
+        let used = self.len % page_tokens;
+        if used > 0
             && let Some(last) = self.blocks.last()
-            && (Arc::strong_count(&last.k) > 1 || Arc::strong_count(&last.v) > 1)
         {
-            growth.replace_last = Some(Block {
-                k: copy_page(shared, &last.k, n)?,
-                v: copy_page(shared, &last.v, n)?,
-                bias: last.bias.clone(),
-            });
+            if last.packed.is_some() {
+                growth.replace_last = Some(last.unpacked(shared, used, n)?);
+            } else if Arc::strong_count(&last.k) > 1 || Arc::strong_count(&last.v) > 1 {
+                let (k, v) = (copy_page(shared, &last.k, n)?, copy_page(shared, &last.v, n)?);
+                growth.replace_last = Some(Block { k, v, bias: last.bias.clone(), packed: None });
+            }
         }
         let blocks = (self.len + n).div_ceil(page_tokens) - self.blocks.len();
         // Keys first, then values: attention reads many pages of one kind in a row, and memory delivers long runs faster.
-        let alloc = || (0..blocks).map(|_| shared.pool.alloc(n)).collect::<Result<Vec<_>, _>>();
+        let alloc =
+            || (0..blocks).map(|_| shared.pool.alloc(shared.open_bytes(), n)).collect::<Result<Vec<_>, _>>();
         let (k, v) = (alloc()?, alloc()?);
-        growth.new.extend(k.into_iter().zip(v).map(|(k, v)| Block { k, v, bias: None }));
+        growth.new.extend(k.into_iter().zip(v).map(|(k, v)| Block { k, v, bias: None, packed: None }));
         Ok(growth)
     }
 
@@ -196,46 +204,148 @@ impl HeadTable {
         tokens
     }
 
-    /// A table with the kept tokens only, in new pages. Nothing changes yet.
+    /// A table with the kept tokens only, in new pages, those of old tokens packed. Nothing changes yet.
     pub(crate) fn compacted(&self, shared: &Shared, kept: &Kept) -> Result<Self, KvError> {
-        let (g, storage) = (shared.geometry, shared.config.storage);
+        let g = shared.geometry;
         let len = kept.indices.len();
+        let old = shared.config.format.old_blocks(g, len);
         let mut table = Self { len, ..Self::new() };
         for (page, indices) in kept.indices.chunks(g.page_tokens).enumerate() {
-            let (mut k, mut v) = (shared.pool.alloc(len)?, shared.pool.alloc(len)?);
-            let (Some(to_k), Some(to_v)) = (Arc::get_mut(&mut k), Arc::get_mut(&mut v)) else {
-                unreachable!("a new page has one owner");
+            let mut block = if page < old {
+                self.packed_block(shared, indices)?
+            } else {
+                self.open_block(shared, indices)?
             };
-            let mut bias = vec![0.0; g.page_tokens];
-            for (slot, &index) in indices.iter().enumerate() {
-                let index = index as usize;
-                let (from, at) = (&self.blocks[index / g.page_tokens], index % g.page_tokens);
-                storage.copy_k(g, &from.k, at, to_k, slot);
-                storage.copy_v(g, &from.v, at, to_v, slot);
-                bias[slot] = match &kept.bias {
-                    Some(bias) => bias[page * g.page_tokens + slot],
-                    None => self.bias(g.page_tokens, index),
-                };
+            let bias: Vec<f32> = match &kept.bias {
+                Some(bias) => bias[page * g.page_tokens..][..indices.len()].to_vec(),
+                None => indices.iter().map(|&i| self.bias(g.page_tokens, i as usize)).collect(),
+            };
+            if bias.iter().any(|&b| b != 0.0) {
+                let bias = bias.into_iter().chain(std::iter::repeat(0.0)).take(g.page_tokens);
+                block.bias = Some(bias.collect());
+                table.biased = true;
             }
-            if !indices.len().is_multiple_of(16) {
-                storage.clear_tile_from(g, to_k, to_v, indices.len());
-            }
-            let bias: Option<Arc<[f32]>> = bias.iter().any(|&b| b != 0.0).then(|| bias.into());
-            table.biased |= bias.is_some();
-            table.blocks.push(Block { k, v, bias });
+            table.blocks.push(block);
         }
         let positions = kept.indices.iter().map(|&i| self.position(i as usize));
         table.positions = Positions::List(positions.collect());
         Ok(table)
     }
 
+    /// New pages with these tokens, their bits unchanged where they were not packed.
+    fn open_block(&self, shared: &Shared, indices: &[u32]) -> Result<Block, KvError> {
+        let (g, storage) = (shared.geometry, shared.config.format.storage());
+        let alloc = || shared.pool.alloc(shared.open_bytes(), indices.len());
+        let (mut k, mut v) = (alloc()?, alloc()?);
+        let (to_k, to_v) = (own(&mut k), own(&mut v));
+        let (mut row_k, mut row_v) = (vec![0.0; g.head_dim], vec![0.0; g.head_dim]);
+        for (slot, &index) in indices.iter().enumerate() {
+            let (from, at) = (&self.blocks[index as usize / g.page_tokens], index as usize % g.page_tokens);
+            if from.packed.is_some() {
+                from.read(shared, at, &mut row_k, &mut row_v);
+                storage.write_k(g, to_k, slot, 1, &row_k, g.head_dim);
+                storage.write_v(g, to_v, slot, 1, &row_v, g.head_dim);
+            } else {
+                storage.copy_k(g, &from.k, at, to_k, slot);
+                storage.copy_v(g, &from.v, at, to_v, slot);
+            }
+        }
+        if !indices.len().is_multiple_of(16) {
+            storage.clear_tile_from(g, to_k, to_v, indices.len());
+        }
+        Ok(Block { k, v, bias: None, packed: None })
+    }
+
+    /// Packed pages with these tokens, which fill them.
+    fn packed_block(&self, shared: &Shared, indices: &[u32]) -> Result<Block, KvError> {
+        let g = shared.geometry;
+        let Some(packing) = shared.config.format.packing() else { return self.open_block(shared, indices) };
+        let [k_bytes, v_bytes] = packing.page_bytes(g);
+        let mut k = shared.pool.alloc(k_bytes, indices.len())?;
+        let mut v = shared.pool.alloc(v_bytes, indices.len())?;
+        let mut rows = [vec![0.0; g.page_tokens * g.head_dim], vec![0.0; g.page_tokens * g.head_dim]];
+        for (slot, &index) in indices.iter().enumerate() {
+            let (from, at) = (&self.blocks[index as usize / g.page_tokens], index as usize % g.page_tokens);
+            let row = slot * g.head_dim..(slot + 1) * g.head_dim;
+            let [k, v] = &mut rows;
+            from.read(shared, at, &mut k[row.clone()], &mut v[row]);
+        }
+        packing.pack_k(g, &rows[0], own(&mut k));
+        packing.pack_v(g, &rows[1], own(&mut v));
+        Ok(Block { k, v, bias: None, packed: Some(packing.kind()) })
+    }
+
+    /// Blocks that are old enough to be packed and are not. (What is packed is a prefix: only a last block is unpacked.)
+    pub(crate) fn to_pack(&self, shared: &Shared) -> Range<usize> {
+        let old = shared.config.format.old_blocks(shared.geometry, self.len);
+        let last = self.blocks[..old].iter().rposition(|block| block.packed.is_some());
+        last.map_or(0, |i| i + 1)..old
+    }
+
+    /// Packed copies of blocks that are full.
+    pub(crate) fn pack(&self, shared: &Shared, blocks: Range<usize>) -> Result<Vec<Block>, KvError> {
+        let page_tokens = shared.geometry.page_tokens;
+        blocks
+            .map(|block| {
+                let indices: Vec<u32> =
+                    (block * page_tokens..(block + 1) * page_tokens).map(|i| i as u32).collect();
+                let packed = self.packed_block(shared, &indices)?;
+                Ok(Block { bias: self.blocks[block].bias.clone(), ..packed })
+            })
+            .collect()
+    }
+
+    /// Puts blocks with the same tokens in the place of those from `first` on.
+    pub(crate) fn replace(&mut self, first: usize, blocks: Vec<Block>) {
+        self.blocks.splice(first..first + blocks.len(), blocks);
+    }
+
     /// Reads the key and value of token `index`.
     pub(crate) fn read(&self, shared: &Shared, index: usize, k: &mut [f32], v: &mut [f32]) {
-        let (g, storage) = (shared.geometry, shared.config.storage);
-        let block = &self.blocks[index / g.page_tokens];
-        storage.read_k(g, &block.k, index % g.page_tokens, k);
-        storage.read_v(g, &block.v, index % g.page_tokens, v);
+        let page_tokens = shared.geometry.page_tokens;
+        self.blocks[index / page_tokens].read(shared, index % page_tokens, k, v);
     }
+}
+
+impl Block {
+    /// Reads the key and value in a slot.
+    fn read(&self, shared: &Shared, slot: usize, k: &mut [f32], v: &mut [f32]) {
+        let (g, format) = (shared.geometry, &shared.config.format);
+        match format.packing().filter(|_| self.packed.is_some()) {
+            Some(packing) => {
+                packing.read_k(g, &self.k, slot, k);
+                packing.read_v(g, &self.v, slot, v);
+            }
+            None => {
+                format.storage().read_k(g, &self.k, slot, k);
+                format.storage().read_v(g, &self.v, slot, v);
+            }
+        }
+    }
+
+    /// The first `used` tokens in pages that can be written to. `tokens` is for the message where there is no room.
+    fn unpacked(&self, shared: &Shared, used: usize, tokens: usize) -> Result<Self, KvError> {
+        let (g, storage) = (shared.geometry, shared.config.format.storage());
+        let alloc = || shared.pool.alloc(shared.open_bytes(), tokens);
+        let (mut k, mut v) = (alloc()?, alloc()?);
+        let (to_k, to_v) = (own(&mut k), own(&mut v));
+        let (mut row_k, mut row_v) = (vec![0.0; g.head_dim], vec![0.0; g.head_dim]);
+        for slot in 0..used {
+            self.read(shared, slot, &mut row_k, &mut row_v);
+            storage.write_k(g, to_k, slot, 1, &row_k, g.head_dim);
+            storage.write_v(g, to_v, slot, 1, &row_v, g.head_dim);
+        }
+        if !used.is_multiple_of(16) {
+            storage.clear_tile_from(g, to_k, to_v, used);
+        }
+        Ok(Self { k, v, bias: self.bias.clone(), packed: None })
+    }
+}
+
+/// The bytes of a page that was just allocated.
+fn own(page: &mut Arc<Page>) -> &mut [u8] {
+    let Some(page) = Arc::get_mut(page) else { unreachable!("a new page has one owner") };
+    page
 }
 
 /// Blocks that an append has got for itself.
@@ -245,7 +355,7 @@ pub(crate) struct Growth {
 }
 
 fn copy_page(shared: &Shared, page: &Page, tokens: usize) -> Result<Arc<Page>, KvError> {
-    let mut copy = shared.pool.alloc(tokens)?;
+    let mut copy = shared.pool.alloc(shared.open_bytes(), tokens)?;
     if let Some(copy) = Arc::get_mut(&mut copy) {
         copy.copy_from_slice(page);
     }
@@ -255,7 +365,7 @@ fn copy_page(shared: &Shared, page: &Page, tokens: usize) -> Result<Arc<Page>, K
 impl WriteTask<'_> {
     /// Writes the block's part of `k` and `v` (`[n_tokens][n_kv_heads][head_dim]`).
     pub(crate) fn run(&mut self, shared: &Shared, k: &[f32], v: &[f32]) {
-        let (g, storage) = (shared.geometry, shared.config.storage);
+        let (g, storage) = (shared.geometry, shared.config.format.storage());
         let stride = shared.config.n_kv_heads * g.head_dim;
         let from = self.first_row * stride + self.head * g.head_dim;
         storage.write_k(g, self.k, self.slot, self.n, &k[from..], stride);

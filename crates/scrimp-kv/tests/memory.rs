@@ -1,17 +1,16 @@
 //! What a cache takes and gives back: limits, shared pages, resident memory.
 
 use scrimp_kernels::threads::Pool;
-use scrimp_kv::{KvCache, KvConfig, KvError, Sequence, policy::Kept, storage};
+use scrimp_kv::{KvCache, KvConfig, KvError, Sequence, policy::Kept};
 
 const DIM: usize = 64;
 
 fn cache(windows: Vec<Option<usize>>, limit: Option<usize>) -> KvCache {
-    let storage = storage("bf16").unwrap();
     KvCache::new(KvConfig {
         head_dim: DIM,
         n_kv_heads: 1,
         windows,
-        storage,
+        format: "bf16".parse().unwrap(),
         page_tokens: 64,
         limit,
         rewind: 0,

@@ -1,7 +1,7 @@
 //! A model on disk: its configuration and its tensors under GGUF's names, whatever the file format.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     ops::Range,
     path::{Path, PathBuf},
@@ -11,20 +11,25 @@ use std::{
 use scrimp_kernels::DType;
 
 use crate::{
+    chat::{ChatTemplate, chat_template_from_gguf, chat_template_from_side_files},
     config::ModelConfig,
     error::{Error, Result},
-    families::{self, Family, GgufKeys, HfConfig, Need},
-    load::{GgufFile, GgufMetadata, HfDir, Source, hf_dir, safetensors::SafeDType},
+    families::{self, Family, GgufKeys, HfConfig, Need, TensorSpec},
+    load::{
+        CompressedFile, Encoding, GgufFile, GgufMetadata, HfDir, SafetensorsFile, SideFiles, Source,
+        compressed::GGUF_HEADER, hf_dir, safetensors::SafeDType,
+    },
+    tokenizer::Tokenizer,
 };
 
 /// One stored tensor, borrowed from the memory map.
 #[derive(Debug, Clone)]
 pub struct TensorView<'a> {
-    /// Encoding of `data`.
-    pub dtype: DType,
+    /// How `data` is stored.
+    pub encoding: Encoding,
     /// Dimensions, outermost first: a linear layer is `[out_features, in_features]`.
     pub shape: Vec<usize>,
-    /// Rows one after another, as in the file. Not necessarily aligned.
+    /// The bytes, as in the file. Not necessarily aligned.
     pub data: &'a [u8],
 }
 
@@ -40,19 +45,23 @@ pub struct Checkpoint {
     tensors: Vec<Stored>,
     by_name: HashMap<String, usize>,
     gguf: Option<GgufFile>,
+    side: Option<SideFiles>,
+    /// How a compressed file was made, JSON.
+    history: Option<String>,
 }
 
 #[derive(Debug)]
 struct Stored {
     name: String,
-    dtype: DType,
+    encoding: Encoding,
     shape: Vec<usize>,
     file: usize,
     range: Range<usize>,
 }
 
 impl Checkpoint {
-    /// Opens a GGUF file, or a Hugging Face directory with `config.json` and safetensors files.
+    /// Opens a GGUF file, a Hugging Face directory with `config.json` and safetensors files, or a file that
+    /// `scrimp compress` wrote.
     ///
     /// # Errors
     /// When files are missing, damaged or of an unsupported kind, or a tensor is missing or has another shape than
@@ -68,6 +77,16 @@ impl Checkpoint {
     /// As [`Checkpoint::open`].
     pub fn from_source(source: Source) -> Result<Self> {
         let path = &source.path().to_owned();
+        if path.extension().is_some_and(|e| e == "safetensors") && !source.starts_with(b"GGUF") {
+            let file = SafetensorsFile::from_source(source)?;
+            if CompressedFile::is_one(&file) {
+                return Self::open_compressed(path, &CompressedFile::new(file)?);
+            }
+            return Err(Error::bad_input_hint(
+                format!("{}: a single safetensors file without its configuration", path.display()),
+                "name the directory that holds it and config.json",
+            ));
+        }
         refuse_other_files(path, &source)?;
         let gguf = GgufFile::from_source(source)?;
         let metadata = gguf.metadata();
@@ -83,14 +102,46 @@ impl Checkpoint {
         let config = family.gguf_config(&GgufKeys::new(&gguf, architecture))?;
         let tensors = gguf.tensors().iter().map(|t| Stored {
             name: t.name.clone(),
-            dtype: t.dtype,
+            encoding: Encoding::Rows(t.dtype),
             shape: t.shape.clone(),
             file: 0,
             range: t.range.clone(),
         });
         let tensors = tensors.collect();
         let files = vec![Arc::clone(gguf.shared_source())];
-        Self::check(path, config, family, files, tensors, Some(gguf), &HashMap::new())
+        let specs = families::expected_tensors(family, &config).collect();
+        let checkpoint = Self::check(path, config, family, specs, files, tensors, &HashMap::new())?;
+        Ok(Self { gguf: Some(gguf), ..checkpoint })
+    }
+
+    fn open_compressed(path: &Path, file: &CompressedFile) -> Result<Self> {
+        let config = families::stored::from_json(file.text("scrimp.config")?)
+            .map_err(|what| file.source().bad(format!("scrimp.config is damaged: {what}")))?;
+        let family = families::by_architecture(config.family)?;
+        let tensors = file.entries().iter().map(|entry| Stored {
+            name: entry.name.clone(),
+            encoding: entry.encoding,
+            shape: entry.shape.clone(),
+            file: 0,
+            range: entry.range.clone(),
+        });
+        let tensors = tensors.collect();
+        let files = vec![Arc::clone(file.source())];
+        let specs =
+            families::expected_tensors(family, &config).flat_map(|spec| spec.unfused(&config)).collect();
+        let mut checkpoint = Self::check(path, config, family, specs, files, tensors, &HashMap::new())?;
+        if checkpoint.try_tensor("output.weight").is_some() {
+            checkpoint.embedding()?;
+        }
+        if let Some(header) = file.file(GGUF_HEADER) {
+            checkpoint.gguf = Some(GgufFile::from_source(Source::from_bytes(path, header.to_vec()))?);
+        } else {
+            let read = |name: &str| file.file(name).map(|bytes| (name.to_owned(), bytes.to_vec()));
+            let files: BTreeMap<_, _> = file.file_names().filter_map(read).collect();
+            checkpoint.side = Some(SideFiles::embedded(path, files));
+        }
+        checkpoint.history = Some(file.text("scrimp.history").unwrap_or("{}").to_owned());
+        Ok(checkpoint)
     }
 
     fn open_hf(dir: &Path) -> Result<Self> {
@@ -129,7 +180,7 @@ impl Checkpoint {
                 match tensor.dtype.dtype() {
                     Some(dtype) => tensors.push(Stored {
                         name,
-                        dtype,
+                        encoding: Encoding::Rows(dtype),
                         shape: tensor.shape.clone(),
                         file,
                         range: tensor.range.clone(),
@@ -138,7 +189,9 @@ impl Checkpoint {
                 }
             }
         }
-        let checkpoint = Self::check(dir, config, family, files, tensors, None, &other_types)?;
+        let specs = families::expected_tensors(family, &config).collect();
+        let mut checkpoint = Self::check(dir, config, family, specs, files, tensors, &other_types)?;
+        checkpoint.side = Some(SideFiles::in_dir(dir));
         if !tied && checkpoint.try_tensor("output.weight").is_none() {
             return Err(missing(
                 dir,
@@ -153,9 +206,9 @@ impl Checkpoint {
         path: &Path,
         config: ModelConfig,
         family: &dyn Family,
+        specs: Vec<TensorSpec>,
         files: Vec<Arc<Source>>,
         tensors: Vec<Stored>,
-        gguf: Option<GgufFile>,
         other_types: &HashMap<String, SafeDType>,
     ) -> Result<Self> {
         let mut by_name = HashMap::with_capacity(tensors.len());
@@ -164,7 +217,7 @@ impl Checkpoint {
                 return Err(Error::bad_file(path, format!("two tensors mean {}", tensor.name)));
             }
         }
-        for spec in families::expected_tensors(family, &config) {
+        for spec in specs {
             if let Some(dtype) = other_types.get(&spec.name) {
                 return Err(Error::unsupported(
                     format!("{}: tensor {} is of type {dtype:?}", path.display(), spec.name),
@@ -188,7 +241,16 @@ impl Checkpoint {
                 ));
             }
         }
-        let checkpoint = Self { path: path.to_owned(), config, files, tensors, by_name, gguf };
+        let checkpoint = Self {
+            path: path.to_owned(),
+            config,
+            files,
+            tensors,
+            by_name,
+            gguf: None,
+            side: None,
+            history: None,
+        };
         checkpoint.refuse_unknown_biases(family)?;
         Ok(checkpoint)
     }
@@ -227,6 +289,25 @@ impl Checkpoint {
         self.by_name.get(name).map(|&i| self.view(&self.tensors[i]))
     }
 
+    /// How the tensor `name` is stored, and its bytes.
+    pub fn stored(&self, name: &str) -> Option<(Encoding, &[u8])> {
+        self.by_name.get(name).map(|&i| {
+            let tensor = &self.tensors[i];
+            (tensor.encoding, &self.files[tensor.file][tensor.range.clone()])
+        })
+    }
+
+    /// The embedding where rows of it are looked up in the file: its type, and its rows one after another.
+    ///
+    /// # Errors
+    /// When it is packed, which only one that is the output matrix, too, may be.
+    pub fn embedding(&self) -> Result<(DType, &[u8])> {
+        let tensor = self.tensor("token_embd.weight")?;
+        let what = "the embedding is packed, though it is not the output matrix";
+        let dtype = tensor.encoding.rows().ok_or_else(|| Error::bad_file(&self.path, what))?;
+        Ok((dtype, tensor.data))
+    }
+
     /// GGUF's names of all tensors, in the files' order.
     pub fn tensor_names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.tensors.iter().map(|t| t.name.as_str())
@@ -263,9 +344,43 @@ impl Checkpoint {
         self.gguf.as_ref().map(GgufFile::metadata)
     }
 
-    /// The Hugging Face directory; `None` for a GGUF file.
+    /// The Hugging Face directory; `None` for a file.
     pub fn hf_dir(&self) -> Option<&Path> {
-        self.gguf.is_none().then_some(&self.path)
+        (self.gguf.is_none() && self.history.is_none()).then_some(&self.path)
+    }
+
+    /// Files of a Hugging Face model that stand beside the weights; `None` where there is GGUF metadata instead.
+    pub fn side_files(&self) -> Option<&SideFiles> {
+        self.side.as_ref()
+    }
+
+    /// How a file of `scrimp compress` was made, as JSON; `None` for other files.
+    pub fn history(&self) -> Option<&str> {
+        self.history.as_deref()
+    }
+
+    /// The tokenizer that comes with the model.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged or of an unknown kind.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match (&self.gguf, &self.side) {
+            (Some(gguf), _) => Tokenizer::from_gguf(gguf.metadata()),
+            (None, Some(side)) => Tokenizer::from_side_files(side),
+            (None, None) => Err(Error::bad_file(&self.path, "it holds no tokenizer")),
+        }
+    }
+
+    /// The chat template that comes with the model; `None` for a base model.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn chat_template(&self, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        match (&self.gguf, &self.side) {
+            (Some(gguf), _) => chat_template_from_gguf(gguf.metadata(), tokenizer),
+            (None, Some(side)) => chat_template_from_side_files(side),
+            (None, None) => Ok(None),
+        }
     }
 
     /// What [`Checkpoint::open`] was given.
@@ -275,7 +390,7 @@ impl Checkpoint {
 
     fn view(&self, tensor: &Stored) -> TensorView<'_> {
         TensorView {
-            dtype: tensor.dtype,
+            encoding: tensor.encoding,
             shape: tensor.shape.clone(),
             data: &self.files[tensor.file][tensor.range.clone()],
         }
@@ -293,10 +408,6 @@ fn refuse_other_files(path: &Path, bytes: &[u8]) -> Result<()> {
     }
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     match extension {
-        "safetensors" => Err(Error::bad_input_hint(
-            format!("{}: a single safetensors file without its configuration", path.display()),
-            "name the directory that holds it and config.json",
-        )),
         "bin" | "pt" | "pth" | "ckpt" if !bytes.is_empty() => Err(hf_dir::pickle(path)),
         _ if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02") => Err(hf_dir::pickle(path)),
         _ if bytes.starts_with(b"tjgg") || bytes.starts_with(b"lmgg") || bytes.starts_with(b"fmgg") => {

@@ -71,6 +71,7 @@ pub mod hub;
 pub mod load;
 pub mod logits;
 pub mod model;
+pub mod prune;
 pub mod sampling;
 pub mod source;
 pub mod tokenizer;

@@ -38,7 +38,7 @@ fn smollm2() {
     assert_eq!(checkpoint.config().rope.inv_freq[31], 1e5f32.powf(-62.0 / 64.0));
     assert!(checkpoint.try_tensor("output.weight").is_none());
     assert_eq!(checkpoint.tensors().len(), 272);
-    let q4_1 = checkpoint.tensors().filter(|(_, view)| view.dtype.name() == "Q4_1").count();
+    let q4_1 = checkpoint.tensors().filter(|(_, view)| view.encoding.name() == "Q4_1").count();
     assert_eq!(q4_1, 210);
     assert_eq!(checkpoint.file_bytes(), 98_362_432);
     // Released bytes are read again.

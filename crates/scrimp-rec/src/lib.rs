@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod model;
 pub mod output;
 pub mod prepare;
+pub mod recipe;
 pub mod schema;
 pub mod train;
 

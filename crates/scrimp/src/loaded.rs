@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use scrimp_kv::compress::Compression;
 use scrimp_llm::{
     Error, Result, bench,
-    chat::{ChatTemplate, chat_template_from_gguf, chat_template_from_hf_dir},
+    chat::ChatTemplate,
     checkpoint::Checkpoint,
     generate::Sequence,
     model::{Model, RunOptions, Session},
@@ -37,7 +37,7 @@ impl Loaded {
             ..RunOptions::default()
         };
         let checkpoint = Checkpoint::open(&pull::fetch(app, model)?)?;
-        let tokenizer = tokenizer(&checkpoint)?;
+        let tokenizer = checkpoint.tokenizer()?;
         let more = more(&checkpoint, &tokenizer)?;
         let model = Model::load(checkpoint, &options)?;
         Ok((Self { model, tokenizer }, more))
@@ -67,22 +67,9 @@ pub(crate) fn peak_rss_bytes() -> anyhow::Result<u64> {
         .context("this system does not say how much memory a process has used (/proc/self/status)")
 }
 
-fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer> {
-    match (checkpoint.gguf_metadata(), checkpoint.hf_dir()) {
-        (Some(metadata), _) => Tokenizer::from_gguf(metadata),
-        (None, Some(dir)) => Tokenizer::from_hf_dir(dir),
-        (None, None) => Err(Error::bad_file(checkpoint.path(), "it holds no tokenizer")),
-    }
-}
-
 /// The chat template; base models have none.
 pub(crate) fn template(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-    let template = match (checkpoint.gguf_metadata(), checkpoint.hf_dir()) {
-        (Some(metadata), _) => chat_template_from_gguf(metadata, tokenizer)?,
-        (None, Some(dir)) => chat_template_from_hf_dir(dir)?,
-        (None, None) => None,
-    };
-    template.ok_or_else(|| {
+    checkpoint.chat_template(tokenizer)?.ok_or_else(|| {
         Error::unsupported(
             format!(
                 "{} has no chat template: it is a base model, which continues texts",

@@ -2,11 +2,13 @@
 
 mod bench;
 mod completions;
+mod compress;
 mod doctor;
 mod eval;
 mod inspect;
 mod models;
 pub(crate) mod pull;
+mod rec;
 mod run;
 
 use crate::{App, cli::Verb};
@@ -18,8 +20,10 @@ pub(crate) fn dispatch(app: &App, verb: Verb) -> anyhow::Result<()> {
         Verb::Pull(args) => pull::run(app, &args),
         Verb::Models => models::run(app),
         Verb::Inspect(args) => inspect::run(app, &args),
+        Verb::Compress(args) => compress::run(app, &args),
         Verb::Eval(verb) => eval::run(app, &verb),
         Verb::Bench(verb) => bench::run(app, &verb),
+        Verb::Rec(verb) => rec::run(app, &verb),
         Verb::Doctor(args) => doctor::run(app, &args),
         Verb::Completions(args) => completions::run(app, &args),
     }

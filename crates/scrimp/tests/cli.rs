@@ -48,7 +48,7 @@ fn lines_of_json(output: &Output) -> Vec<serde_json::Value> {
 
 #[test]
 fn help_of_every_verb() {
-    let verbs: [&[&str]; 11] = [
+    let verbs: [&[&str]; 12] = [
         &[],
         &["run"],
         &["pull"],
@@ -56,7 +56,9 @@ fn help_of_every_verb() {
         &["inspect"],
         &["eval", "ppl"],
         &["eval", "kl"],
+        &["compress"],
         &["bench", "decode"],
+        &["bench", "linear"],
         &["doctor"],
         &["completions"],
         &["eval"],
@@ -81,19 +83,51 @@ fn without_arguments_help_is_shown() {
 
 #[test]
 fn wrong_usage_is_status_2() {
-    let cases: [(&str, &[&str]); 6] = [
+    let cases: [(&str, &[&str]); 8] = [
         ("unknown-verb", &["rum", "smollm2"]),
         ("missing-model", &["pull"]),
         ("bad-temperature", &["run", "smollm2", "--temperature=-1", "hi"]),
         ("bad-top-p", &["run", "smollm2", "--top-p", "1.5", "hi"]),
         ("zero-threads", &["--threads", "0", "models"]),
         ("bench-needs-a-model", &["bench", "decode"]),
+        ("bench-linear-sparsity", &["bench", "linear", "--sparsity", "1"]),
+        ("bench-linear-format", &["bench", "linear", "--formats", "bf16,int5"]),
     ];
     for (name, args) in cases {
         let result = run(args);
         assert_eq!(result.0.status.code(), Some(2), "{name}");
         insta::assert_snapshot!(format!("usage-{name}"), shown(&result));
     }
+}
+
+#[test]
+fn bench_linear_prints_a_line_per_format() {
+    let formats = "sparse-int8,f32,bf16";
+    let args = [
+        "bench",
+        "linear",
+        "--rows",
+        "4000",
+        "--cols",
+        "3000",
+        "--batch",
+        "2",
+        "--formats",
+        formats,
+        "--json",
+    ];
+    let (output, _) = run(&args);
+    assert!(output.status.success());
+    let lines = lines_of_json(&output);
+    let names: Vec<_> = lines.iter().map(|l| l["format"].as_str().unwrap()).collect();
+    assert_eq!(names, formats.split(',').collect::<Vec<_>>());
+    for line in &lines {
+        let keys: Vec<_> = line.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["format", "tier", "us", "gb_per_s", "bytes", "speedup_vs_dense_bf16"]);
+        let number = |key: &str| line[key].as_f64().unwrap();
+        assert!((number("bytes") / number("us") / 1e3 / number("gb_per_s") - 1.0).abs() < 1e-3);
+    }
+    assert_eq!(lines[2]["speedup_vs_dense_bf16"], 1.0);
 }
 
 #[test]

@@ -25,17 +25,15 @@ pub(crate) struct RowPair {
     /// Where their probabilities start in the scores.
     pub(crate) rows: [usize; 2],
     pub(crate) weights: [f32; 2],
-    /// Both weights as bf16, the first in the lower half; and the same of what that leaves.
-    pub(crate) parts: [i32; 2],
+    /// Both weights as bf16, the first in the lower half. Probabilities are rounded to bf16 as well, so this is no coarser.
+    pub(crate) rounded: i32,
 }
 
 impl RowPair {
     fn new((a, weight_a): (usize, f32), (b, weight_b): (usize, f32)) -> Self {
         let weights = [weight_a, weight_b];
-        let rounded = weights.map(bf16::from_f32);
-        let rest = [0, 1].map(|i| bf16::from_f32(weights[i] - rounded[i].to_f32()));
-        let parts = [rounded, rest].map(|[a, b]| i32::from(a.to_bits()) | i32::from(b.to_bits()) << 16);
-        Self { rows: [a, b], weights, parts }
+        let [lower, upper] = weights.map(|w| i32::from(bf16::from_f32(w).to_bits()));
+        Self { rows: [a, b], weights, rounded: lower | upper << 16 }
     }
 }
 

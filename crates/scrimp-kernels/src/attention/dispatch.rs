@@ -1,10 +1,11 @@
 //! The one place where tiers become compiled attention kernels: tables of functions that carry the tier's features.
 
 use super::{
+    codes::{self, Codes, Codes4, Codes8, PackedPage},
     columns::RowPair,
     kernels::{self, Bf16, F16, F32, Format},
     lanes::Lanes,
-    storage::StorageKind,
+    storage::{StorageKind, packing::PackedKind},
 };
 use crate::{
     isa::scalar::Scalar,
@@ -26,6 +27,14 @@ pub(crate) struct RowKernels {
     pub(crate) exp_sum: unsafe fn(*mut f32, usize, f32, *const f32, *mut f32),
 }
 
+/// Kernels over packed pages, for as many rows as the [`RowKernels`] in the same place.
+pub(crate) struct PackedKernels {
+    /// `(page, q, out)`
+    pub(crate) qk: unsafe fn(&PackedPage, *const f32, *mut f32),
+    /// `(page, p, acc)`
+    pub(crate) pv: unsafe fn(&PackedPage, *const f32, *mut f32),
+}
+
 type AddColumns = unsafe fn(*const f32, usize, usize, &[RowPair], *mut f32);
 
 /// The kernels of one tier for one storage format.
@@ -43,9 +52,15 @@ pub(crate) struct Kernels {
     pub(crate) step_bytes: usize,
     /// `f32` slots of an element.
     pub(crate) slots: usize,
+    packed: fn(PackedKind) -> &'static [PackedKernels],
 }
 
 impl Kernels {
+    /// The kernels over pages of `kind`, one for each of [`Kernels::blocks`].
+    pub(crate) fn packed(self, kind: PackedKind) -> &'static [PackedKernels] {
+        (self.packed)(kind)
+    }
+
     /// The kernels of `tier` for `kind`.
     pub(crate) fn new(tier: Tier, kind: StorageKind) -> Self {
         match kind {
@@ -121,6 +136,37 @@ macro_rules! tier {
                 unsafe { kernels::add_columns::<$lanes, F>($token, p, tiles, stride, pairs, columns) }
             }
 
+            $(#[$attr])*
+            unsafe fn qk_codes<C: Codes, const R: usize, const T: usize>(
+                page: &PackedPage, q: *const f32, out: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { codes::qk::<$lanes, C, R, T>($token, page, q, out) }
+            }
+
+            $(#[$attr])*
+            unsafe fn pv_codes<C: Codes, const R: usize, const D: usize>(
+                page: &PackedPage, p: *const f32, acc: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { codes::pv::<$lanes, C, R, D>($token, page, p, acc) }
+            }
+
+            struct OfCodes<C>(std::marker::PhantomData<C>);
+            impl<C: Codes> OfCodes<C> {
+                const BLOCKS: &'static [PackedKernels] = &[$(PackedKernels {
+                    qk: qk_codes::<C, $rows, $tiles>,
+                    pv: pv_codes::<C, $rows, $blocks>,
+                }),*];
+            }
+
+            fn packed(kind: PackedKind) -> &'static [PackedKernels] {
+                match kind {
+                    PackedKind::Int8 => OfCodes::<Codes8>::BLOCKS,
+                    PackedKind::Int4 => OfCodes::<Codes4>::BLOCKS,
+                }
+            }
+
             struct Of<F>(std::marker::PhantomData<F>);
             impl<F: Format> Of<F> {
                 const BLOCKS: &'static [RowKernels] = &[$(RowKernels {
@@ -141,6 +187,7 @@ macro_rules! tier {
                     pair: F::PAIR,
                     step_bytes: F::STEP_BYTES,
                     slots: F::slots::<$lanes>(),
+                    packed,
                 }
             }
         }
@@ -159,7 +206,7 @@ tier!(
     Avx512,
     Avx512::new(),
     [target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")],
-    [(1, 2, 2), (2, 2, 2), (4, 1, 1), (6, 1, 1), (8, 1, 1), (12, 2, 2)]
+    [(1, 2, 2), (2, 2, 2), (3, 2, 2), (4, 2, 2), (6, 2, 2), (8, 1, 1), (12, 2, 2)]
 );
 
 const _: () = assert!(<Scalar as Lanes>::PAIR_SLOTS == 2);

@@ -201,14 +201,14 @@ mod x86 {
         }
 
         /// As bf16 pairs, and what rounding took from them: together they are good to 2^-17.
-        type Weights = [__m512bh; 2];
+        type Weights = __m512bh;
         #[inline(always)]
-        fn weights(self, pair: &RowPair) -> [__m512bh; 2] {
+        fn weights(self, pair: &RowPair) -> __m512bh {
             // SAFETY: the token proves AVX-512; the types are 64 bytes without invalid values.
-            pair.parts.map(|x| unsafe { std::mem::transmute(_mm512_set1_epi32(x)) })
+            unsafe { std::mem::transmute(_mm512_set1_epi32(pair.rounded)) }
         }
         #[inline(always)]
-        fn add_rounded(self, acc: __m512, a: &[f32; 16], b: &[f32; 16], weights: [__m512bh; 2]) -> __m512 {
+        fn add_rounded(self, acc: __m512, a: &[f32; 16], b: &[f32; 16], weights: __m512bh) -> __m512 {
             // Words i of both, side by side in lane i.
             let order: [i32; 16] = std::array::from_fn(|i| (i | (i + 32) << 16) as i32);
             // SAFETY: the token proves AVX-512 with BF16 and BW; 64 bytes each are read.
@@ -217,8 +217,7 @@ mod x86 {
                 let order = _mm512_loadu_si512(order.as_ptr().cast());
                 let pairs = _mm512_permutex2var_epi16(load(a.as_ptr()), order, load(b.as_ptr()));
                 let pairs: __m512bh = std::mem::transmute(pairs);
-                let acc = _mm512_dpbf16_ps(acc, pairs, weights[0]);
-                _mm512_dpbf16_ps(acc, pairs, weights[1])
+                _mm512_dpbf16_ps(acc, pairs, weights)
             }
         }
 

@@ -17,10 +17,16 @@
 //! storage: queries and probabilities are rounded to bf16 too, in every tier, so tiers differ by f32 rounding (1e-5),
 //! and where that makes one probability round to the other neighbour, by 2^-8 of its share.
 //!
+//! *Packed pages* (int8, int4): a page as a whole has its own format, and a head may have packed and bf16 pages side by
+//! side. Against exact attention over the numbers that [`Packing`] reads back from a page: probabilities are rounded to
+//! bf16, queries are not.
+//!
 //! *Column sums*: [`ColumnStats`] gathers the attention that each key received, per query head, for eviction policies.
 //! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of it
 //! is computed unless asked for.
 
+mod code_lanes;
+mod codes;
 mod columns;
 mod dispatch;
 mod kernels;
@@ -32,7 +38,10 @@ mod unit;
 
 pub use scratch::AttentionScratch;
 pub use stats::{ColumnStats, StatsRequest};
-pub use storage::{PageGeometry, Storage, StorageKind};
+pub use storage::{
+    PageGeometry, Storage, StorageKind,
+    packing::{PackedKind, Packing},
+};
 
 use crate::{shared::SharedMut, threads::Pool, tier::Tier};
 use columns::Columns;
@@ -61,6 +70,8 @@ pub struct PageView<'a> {
     pub v: &'a [u8],
     /// Added to the scores of the page's keys (`[page_tokens]`), `None` where all are 0.
     pub bias: Option<&'a [f32]>,
+    /// How the page is packed, where it is (among bf16 pages only).
+    pub packed: Option<PackedKind>,
 }
 
 /// The keys and values that a layer's queries see. Keys are numbered from 0 for each KV head.
@@ -80,7 +91,7 @@ pub trait KvView: Sync {
 pub struct AttentionArgs<'a> {
     /// Instructions to use.
     pub tier: Tier,
-    /// Format of the pages.
+    /// Format of the pages that are not packed.
     pub storage: StorageKind,
     /// Sizes of the pages.
     pub geometry: PageGeometry,
@@ -107,7 +118,8 @@ pub struct AttentionArgs<'a> {
 /// A row that sees no key, or only keys with a bias of minus infinity, gives zeros.
 ///
 /// # Panics
-/// When the lengths of `q`, `out` or of a page do not fit the shapes, or `n_heads` is no multiple of `n_kv_heads`.
+/// When the lengths of `q`, `out` or of a page do not fit the shapes, `n_heads` is no multiple of `n_kv_heads`, or a page
+/// is packed and `storage` is not bf16.
 pub fn attend(
     args: &AttentionArgs<'_>,
     out: &mut [f32],

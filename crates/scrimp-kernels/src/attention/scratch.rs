@@ -29,6 +29,9 @@ pub(crate) struct ThreadScratch {
     pub(crate) q: Lines,
     pub(crate) scores: Lines,
     pub(crate) acc: Lines,
+    /// Queries in f32 and factors of codes, for packed pages.
+    pub(crate) plain_q: Lines,
+    pub(crate) work: Lines,
 }
 
 /// Working memory of [`attend`](super::attend): about 200 KB per thread in decode, 1 MB in prefill. It grows on demand

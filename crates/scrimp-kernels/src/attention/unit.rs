@@ -1,11 +1,12 @@
 //! One unit of work: a block of query rows of one KV head against a range of keys.
 
 use super::{
-    AttentionArgs, UNIT_ROWS,
+    AttentionArgs, PageGeometry, PageView, UNIT_ROWS,
+    codes::PackedPage,
     columns::{Columns, inverse},
     dispatch::{Kernels, RowKernels},
     scratch::ThreadScratch,
-    storage::TILE,
+    storage::{StorageKind, TILE, packing},
 };
 use crate::shared::SharedMut;
 use std::ops::Range;
@@ -34,11 +35,14 @@ pub(crate) enum Sink<'a> {
 /// A part of the block's rows that one register block covers, and where its data stand in the scratch.
 pub(crate) struct RowBlock {
     kernels: &'static RowKernels,
+    /// Which of the tier's kernels these are.
+    kind: usize,
     /// First row (of the layer), and how many of the kernel's rows are real.
     pub(crate) first: usize,
     pub(crate) n: usize,
-    /// Offsets of `q`, `scores` and `acc`.
+    /// Offsets of `q`, `scores` and `acc`, and of the queries for packed pages.
     q: usize,
+    plain_q: usize,
     pub(crate) scores: usize,
     acc: usize,
 }
@@ -47,6 +51,37 @@ impl RowBlock {
     /// Rows that it has room for.
     pub(crate) fn rows(&self) -> usize {
         self.kernels.rows
+    }
+}
+
+/// The queries of a unit, and room for what packed pages make of them.
+struct Queries<'a> {
+    /// As elements.
+    q: &'a [f32],
+    /// In f32.
+    plain_q: &'a [f32],
+    work: &'a mut [f32],
+}
+
+impl Queries<'_> {
+    /// Tiles of a packed page for its kernel.
+    fn page(
+        &mut self,
+        page: &[u8],
+        ahead: *const u8,
+        g: PageGeometry,
+        first: usize,
+        tiles: usize,
+    ) -> PackedPage {
+        PackedPage {
+            page: page.as_ptr(),
+            ahead,
+            page_tokens: g.page_tokens,
+            dim_blocks: g.padded_dim() / TILE,
+            first,
+            tiles,
+            work: self.work.as_mut_ptr().cast(),
+        }
     }
 }
 
@@ -107,14 +142,26 @@ impl BlockTask<'_> {
         let dim_blocks = args.geometry.padded_dim() / TILE;
         let tiles = n_keys.min(self.segment).div_ceil(TILE);
         let mut blocks: Vec<RowBlock> = Vec::with_capacity(4);
-        let (mut q, mut scores, mut acc) = (0, 0, 0);
+        let packed = self.has_packed(&keys);
+        let (mut q, mut plain_q, mut scores, mut acc) = (0, 0, 0, 0);
         let mut first = self.rows.start;
         while first < self.rows.end {
             let left = self.rows.end - first;
-            let kernels = self.kernels.blocks.iter().find(|k| k.rows >= left);
-            let Some(kernels) = kernels.or(self.kernels.blocks.last()) else { return };
-            blocks.push(RowBlock { kernels, first, n: left.min(kernels.rows), q, scores, acc });
+            let kind = self.kernels.blocks.iter().position(|k| k.rows >= left);
+            let kind = kind.unwrap_or(self.kernels.blocks.len() - 1);
+            let kernels = &self.kernels.blocks[kind];
+            blocks.push(RowBlock {
+                kernels,
+                kind,
+                first,
+                n: left.min(kernels.rows),
+                q,
+                plain_q,
+                scores,
+                acc,
+            });
             q += (steps * kernels.rows * self.kernels.slots).next_multiple_of(TILE);
+            plain_q += if packed { args.geometry.padded_dim() * kernels.rows } else { 0 };
             scores += tiles * kernels.rows * TILE;
             acc += dim_blocks * kernels.rows * TILE;
             first += kernels.rows;
@@ -126,16 +173,23 @@ impl BlockTask<'_> {
         let q = scratch.q.at_least(q);
         let scores = scratch.scores.at_least(scores);
         let acc = scratch.acc.at_least(acc);
+        let plain_q = scratch.plain_q.at_least(plain_q);
         acc.fill(0.0);
         for block in &blocks {
             self.write_elements(block, steps, &mut q[block.q..]);
+            if packed {
+                self.write_plain(block, &mut plain_q[block.plain_q..]);
+            }
         }
+        let tiles = dim_blocks.max(args.geometry.page_tokens / TILE);
+        let work = scratch.work.at_least(if packed { UNIT_ROWS * tiles * TILE / 2 } else { 0 });
+        let mut queries = Queries { q, plain_q, work };
 
         let mut states = [RowState { max: f32::NEG_INFINITY, sum: 0.0 }; UNIT_ROWS];
         let mut start = keys.start;
         while start < keys.end {
             let end = keys.end.min((start / self.segment + 1).saturating_mul(self.segment));
-            self.segment(start..end, &blocks, q, scores, acc, &mut states, columns.take());
+            self.segment(start..end, &blocks, &mut queries, scores, acc, &mut states, columns.take());
             start = end;
         }
         if self.wanted() {
@@ -143,17 +197,39 @@ impl BlockTask<'_> {
         }
     }
 
+    /// Whether a page of `keys` is packed.
+    fn has_packed(&self, keys: &Range<usize>) -> bool {
+        let page_tokens = self.args.geometry.page_tokens;
+        let mut pages = keys.start / page_tokens..keys.end.div_ceil(page_tokens);
+        let found = pages.any(|page| self.args.kv.page(self.head, page).packed.is_some());
+        assert!(!found || self.args.storage == StorageKind::Bf16, "packed pages stand among bf16 pages");
+        found
+    }
+
+    /// The query of a row of a block; nothing for rows that only fill it up.
+    fn query(&self, block: &RowBlock, r: usize) -> &[f32] {
+        let (args, group, dim) = (self.args, self.group(), self.args.geometry.head_dim);
+        if r >= block.n {
+            return &[];
+        }
+        let (token, member) = ((block.first + r) / group, (block.first + r) % group);
+        &args.q[(token * args.n_heads + self.head * group + member) * dim..][..dim]
+    }
+
+    /// The rows' queries in f32, `[R][dims]`, the padding zero.
+    fn write_plain(&self, block: &RowBlock, to: &mut [f32]) {
+        for (r, to) in to.chunks_exact_mut(self.args.geometry.padded_dim()).take(block.rows()).enumerate() {
+            let row = self.query(block, r);
+            to[..row.len()].copy_from_slice(row);
+            to[row.len()..].fill(0.0);
+        }
+    }
+
     /// The rows' queries as elements, `[step][R]`.
     fn write_elements(&self, block: &RowBlock, steps: usize, to: &mut [f32]) {
-        let (args, group, dim) = (self.args, self.group(), self.args.geometry.head_dim);
         let slots = self.kernels.slots;
         for r in 0..block.kernels.rows {
-            let row: &[f32] = if r < block.n {
-                let (token, member) = ((block.first + r) / group, (block.first + r) % group);
-                &args.q[(token * args.n_heads + self.head * group + member) * dim..][..dim]
-            } else {
-                &[]
-            };
+            let row = self.query(block, r);
             (self.kernels.elements)(row, steps, block.kernels.rows * slots, &mut to[r * slots..]);
         }
     }
@@ -176,7 +252,7 @@ impl BlockTask<'_> {
         &self,
         keys: Range<usize>,
         blocks: &[RowBlock],
-        q: &[f32],
+        queries: &mut Queries<'_>,
         scores: &mut [f32],
         acc: &mut [f32],
         states: &mut [RowState; UNIT_ROWS],
@@ -195,7 +271,7 @@ impl BlockTask<'_> {
         let last_page = (keys.end - 1) / g.page_tokens;
         self.pages(&keys, |page, tile, tiles, before| {
             let view = args.kv.page(self.head, page);
-            check_page(&view, page_bytes, g.page_tokens);
+            check_page(&view, page_bytes, g);
             // What is read next is asked for now.
             let ahead = if page < last_page {
                 args.kv.page(self.head, page + 1).k.as_ptr()
@@ -205,18 +281,26 @@ impl BlockTask<'_> {
             for block in blocks {
                 let rows = block.kernels.rows;
                 let out = &mut scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
-                let q = &q[block.q..][..steps * rows * k.slots];
-                // SAFETY: the page holds tiles `tile..tile + tiles` (checked above, and `pages` stays inside a page), `q`
-                // and `out` have the lengths that the kernel asks for, and the table is that of a tier that the CPU has.
+                let q = &queries.q[block.q..][..steps * rows * k.slots];
+                // SAFETY: the page holds tiles `tile..tile + tiles` (checked above, and `pages` stays inside a page), `q`,
+                // `plain_q`, `work` and `out` have the lengths that the kernel asks for, and the table is that of a tier
+                // that the CPU has.
                 unsafe {
-                    (block.kernels.qk)(
-                        view.k.as_ptr().add(tile * tile_bytes),
-                        tiles,
-                        steps,
-                        q.as_ptr(),
-                        out.as_mut_ptr(),
-                        ahead.wrapping_add(tile * tile_bytes),
-                    );
+                    match view.packed {
+                        None => (block.kernels.qk)(
+                            view.k.as_ptr().add(tile * tile_bytes),
+                            tiles,
+                            steps,
+                            q.as_ptr(),
+                            out.as_mut_ptr(),
+                            ahead.wrapping_add(tile * tile_bytes),
+                        ),
+                        Some(kind) => {
+                            let plain_q = &queries.plain_q[block.plain_q..][..g.padded_dim() * rows];
+                            let page = queries.page(view.k, ahead, g, tile, tiles);
+                            (k.packed(kind)[block.kind].qk)(&page, plain_q.as_ptr(), out.as_mut_ptr());
+                        }
+                    }
                 }
                 if finished {
                     let bias =
@@ -267,25 +351,31 @@ impl BlockTask<'_> {
         let wanted = self.wanted();
         self.pages(&keys, |page, tile, tiles, before| {
             let view = args.kv.page(self.head, page);
-            check_page(&view, page_bytes, g.page_tokens);
+            check_page(&view, page_bytes, g);
             let next = if page < last_page { page + 1 } else { page };
             let offset = tile * TILE / k.pair * k.step_bytes;
-            let ahead = args.kv.page(self.head, next).v.as_ptr().wrapping_add(offset);
+            let ahead = args.kv.page(self.head, next).v.as_ptr();
             for block in blocks.iter().filter(|_| wanted) {
                 let rows = block.kernels.rows;
                 let p = &scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
                 let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
                 // SAFETY: as for the scores.
                 unsafe {
-                    (block.kernels.pv)(
-                        view.v.as_ptr().add(offset),
-                        block_bytes,
-                        dim_blocks,
-                        tiles,
-                        p.as_ptr(),
-                        acc.as_mut_ptr(),
-                        ahead,
-                    );
+                    match view.packed {
+                        None => (block.kernels.pv)(
+                            view.v.as_ptr().add(offset),
+                            block_bytes,
+                            dim_blocks,
+                            tiles,
+                            p.as_ptr(),
+                            acc.as_mut_ptr(),
+                            ahead.wrapping_add(offset),
+                        ),
+                        Some(kind) => {
+                            let page = queries.page(view.v, ahead, g, tile, tiles);
+                            (k.packed(kind)[block.kind].pv)(&page, p.as_ptr(), acc.as_mut_ptr());
+                        }
+                    }
                 }
             }
             // After the values: now the probabilities are in the first cache.
@@ -343,13 +433,14 @@ fn prefetch(bytes: &[u8]) {
     }
 }
 
-fn check_page(view: &super::PageView<'_>, page_bytes: usize, page_tokens: usize) {
-    assert!(view.k.len() >= page_bytes && view.v.len() >= page_bytes, "a page is too short");
+fn check_page(view: &PageView<'_>, page_bytes: usize, g: PageGeometry) {
+    let [k, v] = view.packed.map_or([page_bytes; 2], |kind| packing::of(kind).page_bytes(g));
+    assert!(view.k.len() >= k && view.v.len() >= v, "a page is too short");
     assert!(
         (view.k.as_ptr() as usize | view.v.as_ptr() as usize).is_multiple_of(64),
         "a page is not aligned"
     );
-    assert!(view.bias.is_none_or(|b| b.len() >= page_tokens), "a page's bias is too short");
+    assert!(view.bias.is_none_or(|b| b.len() >= g.page_tokens), "a page's bias is too short");
 }
 
 /// Minus infinity for the keys of a row that it does not see. `scores` are those of `keys`, `[tile][rows][16]`.

@@ -285,6 +285,45 @@ impl Simd for Avx2 {
         both!(_mm256_madd_epi16, partial, ones)
     }
     #[inline(always)]
+    fn expand_words(self, mask: u32, from: &[u8; 64]) -> I {
+        // 8 words at a time; each eighth's values start behind those of the eighths before.
+        let eighth = |i: u32| {
+            let before = (mask & ((1 << (8 * i)) - 1)).count_ones() as usize;
+            let order = &EXPAND_WORDS[(mask >> (8 * i) & 0xff) as usize];
+            // SAFETY: at most 24 values lie before, so 16 bytes are left of the 64.
+            unsafe {
+                let values = _mm_loadu_si128(from.as_ptr().add(2 * before).cast());
+                _mm_shuffle_epi8(values, _mm_load_si128(order.0.as_ptr().cast()))
+            }
+        };
+        isa!([_mm256_set_m128i(eighth(1), eighth(0)), _mm256_set_m128i(eighth(3), eighth(2))])
+    }
+    #[inline(always)]
+    fn expand_bytes(self, mask: u64, from: &[u8; 64], hole: u8) -> I {
+        let hole = isa!(_mm_set1_epi8(hole as i8));
+        // Shuffles leave 0 in holes.
+        let quarter = |i| isa!(_mm_xor_si128(shuffle_bytes(mask, i, from, |x| _mm_xor_si128(x, hole)), hole));
+        isa!([_mm256_set_m128i(quarter(1), quarter(0)), _mm256_set_m128i(quarter(3), quarter(2))])
+    }
+    #[inline(always)]
+    fn expand_nibbles<const HIGH: bool>(self, mask: u64, from: &[u8; 64]) -> I {
+        let quarter = |i| {
+            isa!({
+                let eight = _mm_set1_epi8(8);
+                let signed = |x| {
+                    let x = if HIGH { _mm_srli_epi16::<4>(x) } else { x };
+                    _mm_xor_si128(_mm_and_si128(x, _mm_set1_epi8(15)), eight)
+                };
+                _mm_xor_si128(shuffle_bytes(mask, i, from, signed), eight)
+            })
+        };
+        isa!([_mm256_set_m128i(quarter(1), quarter(0)), _mm256_set_m128i(quarter(3), quarter(2))])
+    }
+    #[inline(always)]
+    fn prefetch_line(self, at: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+    }
+    #[inline(always)]
     fn dot_bf16(self, acc: F, w: I, x: u32) -> F {
         isa!({
             let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
@@ -311,6 +350,63 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn reduce_add(self, x: F) -> f32 {
         isa!(reduce_add_8(_mm256_add_ps(x[0], x[1])))
+    }
+}
+
+#[repr(align(16))]
+struct Aligned<T>(T);
+/// For each 8 bits of a bitmap, where 8 words take their bytes from; 0x80 leaves a zero.
+static EXPAND_WORDS: [Aligned<[u8; 16]>; 256] = {
+    let mut table = [const { Aligned([0x80; 16]) }; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut i, mut n) = (0, 0);
+        while i < 8 {
+            if mask >> i & 1 != 0 {
+                table[mask].0[2 * i] = n;
+                table[mask].0[2 * i + 1] = n + 1;
+                n += 2;
+            }
+            i += 1;
+        }
+        mask += 1;
+    }
+    table
+};
+/// The same for 8 bytes.
+static EXPAND_BYTES: [u64; 256] = {
+    let mut table = [0; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut i, mut n) = (0, 0);
+        while i < 8 {
+            if mask >> i & 1 != 0 {
+                table[mask] |= n << (8 * i);
+                n += 1;
+            } else {
+                table[mask] |= 0x80 << (8 * i);
+            }
+            i += 1;
+        }
+        mask += 1;
+    }
+    table
+};
+
+/// Quarter `i` (16 bytes) of an expansion of `prepare(values)`, 0 in holes.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn shuffle_bytes(mask: u64, i: u32, from: &[u8; 64], prepare: impl Fn(__m128i) -> __m128i) -> __m128i {
+    let before = |bits: u32| (mask & ((1 << bits) - 1)).count_ones() as usize;
+    let order = |bits: u32| EXPAND_BYTES[(mask >> bits & 0xff) as usize] as i64;
+    // SAFETY: at most 56 values lie before, so 8 bytes are left of the 64; the caller has AVX2.
+    unsafe {
+        let half = |bits: u32| from.as_ptr().add(before(bits)).cast::<i64>().read_unaligned();
+        let values = _mm_set_epi64x(half(16 * i + 8), half(16 * i));
+        let order = _mm_set_epi64x(order(16 * i + 8) + 0x0808_0808_0808_0808, order(16 * i));
+        _mm_shuffle_epi8(prepare(values), order)
     }
 }
 

@@ -122,11 +122,14 @@ pub(crate) trait Simd: Copy {
         }
         self.load_b(&out)
     }
-    /// The same for 64 × 4 bits, low nibbles first, 8 elsewhere, one to a byte.
+    /// The same for the low or high 4 bits of each byte, 8 elsewhere.
     #[inline(always)]
-    fn expand_nibbles(self, mask: u64, from: &[u8; 32]) -> Self::B {
-        self.expand_bytes(mask, &std::array::from_fn(|i| from[i / 2] >> (4 * (i % 2)) & 15), 8)
+    fn expand_nibbles<const HIGH: bool>(self, mask: u64, from: &[u8; 64]) -> Self::B {
+        self.expand_bytes(mask, &from.map(|b| if HIGH { b >> 4 } else { b & 15 }), 8)
     }
+    /// Asks for the cache line at an address that will be read soon, and may lie beyond what there is.
+    #[inline(always)]
+    fn prefetch_line(self, _at: *const u8) {}
     /// Chains of [`Simd::dot_bf16`] that are in flight: 1 or 2.
     const BF16_CHAINS: usize = 1;
     /// Adds `w[row][0] * x[0] + w[row][1] * x[1]`, where `w` is 16 rows of 2 × bf16, `x` two bf16, low half first. Tiers

@@ -95,6 +95,17 @@ pub(crate) fn tile<S: Simd, F: Quants, const T: usize>(
     acc
 }
 
+/// Adds one group of a symmetric format.
+#[inline(always)]
+pub(crate) fn symmetric<S: Simd, F: Quants, const T: usize>(
+    s: S,
+    acc: &mut [S::F; T],
+    group: &PanelGroup,
+    x: &[Quantised; T],
+) {
+    half::<S, F, T, 0, 8>(s, acc, &group.w, s.load(&group.scale), x);
+}
+
 /// Columns `4 FROM .. 4 TO` of a group, which share one scale.
 #[inline(always)]
 fn half<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(

@@ -4,6 +4,7 @@
 //! tokens ([`gemm`]). Several matrices that share their input run in one parallel region.
 
 pub(crate) mod activations;
+pub mod bench;
 mod gemm;
 mod gemv;
 mod group;

@@ -13,7 +13,7 @@ use minijinja::{Environment, Value, context, syntax::SyntaxConfig, value::Serde}
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-pub use self::source::{chat_template_from_gguf, chat_template_from_hf_dir};
+pub use self::source::{chat_template_from_gguf, chat_template_from_hf_dir, chat_template_from_side_files};
 use crate::error::{Error, Result};
 
 /// One message of a conversation.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::ChatTemplate;
 use crate::{
     error::{Error, Result},
-    load::gguf::GgufMetadata,
+    load::{SideFiles, gguf::GgufMetadata},
     tokenizer::{Files, Tokenizer},
 };
 
@@ -30,12 +30,21 @@ pub fn chat_template_from_gguf(meta: &GgufMetadata, tokenizer: &Tokenizer) -> Re
 /// # Errors
 /// When a file cannot be read, is no JSON, or the template is not valid.
 pub fn chat_template_from_hf_dir(dir: &Path) -> Result<Option<ChatTemplate>> {
-    let files = Files::read(dir)?;
-    let path = dir.join("chat_template.jinja");
-    let source = match std::fs::read_to_string(&path) {
-        Ok(source) => Some(source),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => configured(&files.tokenizer_config),
-        Err(e) => return Err(Error::io(&path, e)),
+    chat_template_from_side_files(&SideFiles::in_dir(dir))
+}
+
+/// As [`chat_template_from_hf_dir`], wherever the files are.
+///
+/// # Errors
+/// As [`chat_template_from_hf_dir`].
+pub fn chat_template_from_side_files(side: &SideFiles) -> Result<Option<ChatTemplate>> {
+    let files = Files::read(side)?;
+    let name = "chat_template.jinja";
+    let source = match side.read(name)? {
+        Some(source) => Some(
+            String::from_utf8(source).map_err(|_| Error::bad_file(&side.path(name), "it is not UTF-8"))?,
+        ),
+        None => configured(&files.tokenizer_config),
     };
     let Some(source) = source else { return Ok(None) };
     let token = |key| files.token(key).unwrap_or_default();

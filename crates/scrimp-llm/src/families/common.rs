@@ -195,7 +195,7 @@ fn even_share(hidden_size: usize, n_heads: usize) -> Result<usize, String> {
 }
 
 /// Relations between sizes that hold in every model.
-fn check(config: &ModelConfig) -> Result<(), String> {
+pub(super) fn check(config: &ModelConfig) -> Result<(), String> {
     let ModelConfig { n_heads, n_kv_heads, head_dim, rms_norm_eps: eps, .. } = *config;
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(format!("{n_heads} query heads cannot share {n_kv_heads} key/value heads evenly"));

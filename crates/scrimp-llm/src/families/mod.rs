@@ -11,6 +11,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod rope;
+pub(crate) mod stored;
 mod tensors;
 
 pub use self::{

@@ -23,6 +23,27 @@ pub struct TensorSpec {
     pub need: Need,
 }
 
+impl TensorSpec {
+    /// This tensor, or those that it is made of where it is Phi-3's QKV or gate and up: compressed files keep them apart.
+    pub(crate) fn unfused(self, c: &ModelConfig) -> Vec<Self> {
+        let parts = if self.name.ends_with("attn_qkv.weight") {
+            vec![("attn_q", c.q_dim()), ("attn_k", c.kv_dim()), ("attn_v", c.kv_dim())]
+        } else if self.name.ends_with("ffn_up.weight") && self.shape[0] == 2 * c.intermediate_size {
+            vec![("ffn_gate", c.intermediate_size), ("ffn_up", c.intermediate_size)]
+        } else {
+            return vec![self];
+        };
+        let layer = self.name.rsplit_once('.').and_then(|(stem, _)| stem.rsplit_once('.'));
+        let layer = layer.map(|(layer, _)| layer).unwrap_or_default();
+        let part = |(stem, rows)| Self {
+            name: format!("{layer}.{stem}.weight"),
+            shape: vec![rows, self.shape[1]],
+            need: self.need,
+        };
+        parts.into_iter().map(part).collect()
+    }
+}
+
 fn spec(name: &str, shape: &[usize], need: Need) -> TensorSpec {
     TensorSpec { name: name.to_owned(), shape: shape.to_vec(), need }
 }

@@ -113,17 +113,16 @@ impl Session<'_> {
     fn embed(&mut self, context: Context<'_>, tokens: &[u32]) -> Result<()> {
         let Context { config, tier, .. } = context;
         let (weights, width) = (&self.model.weights, config.hidden_size);
-        let stored =
-            if weights.tied { None } else { Some(self.model.checkpoint.tensor("token_embd.weight")?) };
+        let stored = if weights.tied { None } else { Some(self.model.checkpoint.embedding()?) };
         let h = sized(&mut self.buffers.h, tokens.len() * width);
         let finite = AtomicBool::new(true);
         context.rows(h, width, |t, row| {
             let token = tokens[t] as usize;
             match &stored {
                 None => weights.output.row(tier, token, row),
-                Some(stored) => {
-                    let bytes = stored.data.len() / config.vocab_size;
-                    dequantize_row(stored.dtype, &stored.data[token * bytes..(token + 1) * bytes], row);
+                Some((dtype, stored)) => {
+                    let bytes = stored.len() / config.vocab_size;
+                    dequantize_row(*dtype, &stored[token * bytes..(token + 1) * bytes], row);
                     // Unlike matrices, this tensor was not read when the model was loaded.
                     if row.iter().any(|x| !x.is_finite()) {
                         finite.store(false, Ordering::Relaxed);

@@ -1,12 +1,14 @@
 //! A decoder-only transformer: weights ready to run, and sessions that run them.
 //!
 //! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
+//! * [`parts`]: where a layer's matrices are in a checkpoint;
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
 //! * [`session`]: one sequence, its KV cache and its working memory;
 //! * [`compression`]: making that cache smaller.
 
 mod compression;
 mod forward;
+pub(crate) mod parts;
 mod session;
 mod weights;
 
@@ -18,7 +20,7 @@ use crate::{
     error::{Error, Result},
 };
 use scrimp_kernels::{Tier, threads::Pool};
-use scrimp_kv::{KvCache, KvConfig, STORAGES, Storage, storage};
+use scrimp_kv::{KvCache, KvConfig, KvFormat};
 use weights::Weights;
 
 /// Tokens per page of the KV cache.
@@ -33,7 +35,7 @@ pub struct RunOptions {
     pub threads: Option<usize>,
     /// Kernel tier (`scalar`, `avx2`, `avx512`); `None`: `SCRIMP_TIER` or the best that the CPU has.
     pub tier: Option<String>,
-    /// Storage of the KV cache (`f32`, `f16`, `bf16`).
+    /// Storage of the KV cache (`f32`, `f16`, `bf16`, `int8`, `int4`).
     pub kv_format: String,
 }
 
@@ -76,13 +78,14 @@ impl Model {
             None => Tier::from_env(),
         }
         .map_err(|e| Error::bad_input(e.to_string()))?;
-        let storage = storage_of(&options.kv_format)?;
+        let format: KvFormat = options.kv_format.parse()?;
+        format.check(checkpoint.config().head_dim)?;
         let threads = options.threads.unwrap_or_else(scrimp_kernels::threads::available_threads);
         let pool = Pool::new(threads).map_err(|e| {
             Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads")
         })?;
         let weights = weights::load(&checkpoint, &pool, progress)?;
-        let kv = cache(checkpoint.config(), storage)?;
+        let kv = cache(checkpoint.config(), format)?;
         Ok(Self { checkpoint, weights, pool, tier, kv })
     }
 
@@ -96,7 +99,7 @@ impl Model {
     /// # Errors
     /// When there is no such format.
     pub fn session_in(&self, kv_format: &str) -> Result<Session<'_>> {
-        Ok(Session::over(self, cache(self.config(), storage_of(kv_format)?)?.sequence()))
+        Ok(Session::over(self, cache(self.config(), kv_format.parse()?)?.sequence()))
     }
 
     /// What the model looks like.
@@ -135,19 +138,12 @@ impl Model {
     }
 }
 
-fn storage_of(name: &str) -> Result<&'static dyn Storage> {
-    storage(name).ok_or_else(|| {
-        let known: Vec<_> = STORAGES.iter().map(|s| s.name()).collect();
-        Error::bad_input(format!("KV format `{name}` is unknown; there are {}", known.join(", ")))
-    })
-}
-
-fn cache(config: &ModelConfig, storage: &'static dyn Storage) -> Result<KvCache> {
+fn cache(config: &ModelConfig, format: KvFormat) -> Result<KvCache> {
     Ok(KvCache::new(KvConfig {
         head_dim: config.head_dim,
         n_kv_heads: config.n_kv_heads,
         windows: config.sliding_window.clone(),
-        storage,
+        format,
         page_tokens: PAGE_TOKENS,
         limit: None,
         rewind: REWIND_TOKENS,

@@ -68,7 +68,8 @@ impl<'m> Session<'m> {
             while let Some(chunk) = chunks.next() {
                 session.layers(chunk, usize::from(chunks.peek().is_none()))?;
             }
-            Ok(())
+            // A prompt attends to its own tokens as they are; what comes later finds the old ones packed.
+            session.pack()
         })?;
         Ok(self.logits(0..1))
     }
@@ -82,6 +83,7 @@ impl<'m> Session<'m> {
         self.appending(tokens, |session| {
             for (c, chunk) in tokens.chunks(CHUNK).enumerate() {
                 session.layers(chunk, chunk.len())?;
+                session.pack()?;
                 for first in (0..chunk.len()).step_by(LOGITS_ROWS) {
                     let logits = session.logits(first..(first + LOGITS_ROWS).min(chunk.len()));
                     for (i, logits) in logits.chunks_exact(vocab).enumerate() {
@@ -103,6 +105,11 @@ impl<'m> Session<'m> {
             self.truncate(before);
         }
         result
+    }
+
+    /// Packs what is old enough, where the KV format packs at all.
+    fn pack(&mut self) -> Result<()> {
+        Ok(self.kv.pack(&self.model.pool)?)
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {

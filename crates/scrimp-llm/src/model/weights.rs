@@ -1,13 +1,14 @@
 //! A checkpoint's tensors, repacked for the kernels.
 
+use super::parts::{Part, Role, StoredMatrix, optional_vector, part, shape, stored_matrix, vector};
 use crate::{
-    checkpoint::{Checkpoint, TensorView},
+    checkpoint::Checkpoint,
     config::ModelConfig,
     error::{Error, Result},
+    load::Encoding,
 };
 use scrimp_kernels::{
     arena::Arena,
-    formats::dequantize::dequantize_row,
     linear::{Matrix, Needs},
     threads::Pool,
 };
@@ -56,12 +57,6 @@ impl Projection {
     }
 }
 
-/// Rows of a stored tensor that become one matrix.
-struct Part {
-    tensor: String,
-    rows: Range<usize>,
-}
-
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     pool: &'a Pool,
@@ -92,8 +87,8 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     let mut loader = Loader { checkpoint, pool, arena, progress };
     let layers = (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_>>()?;
     let rows = config.vocab_size;
-    let output = loader.matrix(Part { tensor: output.to_owned(), rows: 0..rows })?;
-    let output_norm = loader.vector("output_norm.weight")?;
+    let output = loader.matrix(output, &(0..rows))?;
+    let output_norm = vector(checkpoint, "output_norm.weight")?;
     Ok(Weights { layers, output_norm, output, tied, packed_bytes })
 }
 
@@ -104,112 +99,59 @@ fn is_matrix(checkpoint: &Checkpoint, name: &str) -> bool {
 fn matrix_bytes(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
     let tensor = checkpoint.tensor(name)?;
     shape(checkpoint, name, &tensor).and_then(|[rows, cols]| {
-        Matrix::packed_bytes(tensor.dtype, rows, cols)
-            .ok_or_else(|| Error::bad_file(checkpoint.path(), format!("tensor {name} is too large")))
+        let bytes = match tensor.encoding {
+            Encoding::Rows(dtype) => Matrix::packed_bytes(dtype, rows, cols),
+            Encoding::Packed(_) => Some(Arena::size_of(tensor.data.len())),
+        };
+        bytes.ok_or_else(|| Error::bad_file(checkpoint.path(), format!("tensor {name} is too large")))
     })
-}
-
-fn shape(checkpoint: &Checkpoint, name: &str, tensor: &TensorView<'_>) -> Result<[usize; 2]> {
-    match tensor.shape[..] {
-        [rows, cols] => Ok([rows, cols]),
-        _ => {
-            Err(Error::bad_file(checkpoint.path(), format!("tensor {name} is no matrix: {:?}", tensor.shape)))
-        }
-    }
 }
 
 impl Loader<'_> {
     fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<Layer> {
-        let (q, kv, ffn) = (config.q_dim(), config.kv_dim(), config.intermediate_size);
         let name = |stem: &str| format!("blk.{index}.{stem}");
-        let whole = |stem: &str, rows: usize| (name(stem), 0..rows);
-        // Phi-3 stores Q, K and V, and gate and up, on top of each other.
-        let fused_qkv = self.has(&format!("{}.weight", name("attn_qkv")));
-        let fused_ffn = !self.has(&format!("{}.weight", name("ffn_gate")));
-        let qkv = if fused_qkv {
-            let part = |rows| (name("attn_qkv"), rows);
-            [part(0..q), part(q..q + kv), part(q + kv..q + 2 * kv)]
-        } else {
-            [whole("attn_q", q), whole("attn_k", kv), whole("attn_v", kv)]
-        };
-        let gate_up = if fused_ffn {
-            [(name("ffn_up"), 0..ffn), (name("ffn_up"), ffn..2 * ffn)]
-        } else {
-            [whole("ffn_gate", ffn), whole("ffn_up", ffn)]
-        };
-        let [q, k, v] = qkv;
-        let [gate, up] = gate_up;
+        let checkpoint = self.checkpoint;
+        let mut projection = |role| self.projection(part(checkpoint, config, index, role));
+        let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
         Ok(Layer {
-            attn_norm: self.vector(&name("attn_norm.weight"))?,
-            q: self.projection(q)?,
-            k: self.projection(k)?,
-            v: self.projection(v)?,
-            q_norm: self.optional_vector(&name("attn_q_norm.weight"))?,
-            k_norm: self.optional_vector(&name("attn_k_norm.weight"))?,
-            o: self.projection(whole("attn_output", config.hidden_size))?,
-            post_attn_norm: self.optional_vector(&name("post_attention_norm.weight"))?,
-            ffn_norm: self.vector(&name("ffn_norm.weight"))?,
-            gate: self.projection(gate)?,
-            up: self.projection(up)?,
-            down: self.projection(whole("ffn_down", config.hidden_size))?,
-            post_ffn_norm: self.optional_vector(&name("post_ffw_norm.weight"))?,
+            attn_norm: vector(checkpoint, &name("attn_norm.weight"))?,
+            q: projection(Role::Q)?,
+            k: projection(Role::K)?,
+            v: projection(Role::V)?,
+            q_norm: optional("attn_q_norm.weight")?,
+            k_norm: optional("attn_k_norm.weight")?,
+            o: projection(Role::O)?,
+            post_attn_norm: optional("post_attention_norm.weight")?,
+            ffn_norm: vector(checkpoint, &name("ffn_norm.weight"))?,
+            gate: projection(Role::Gate)?,
+            up: projection(Role::Up)?,
+            down: projection(Role::Down)?,
+            post_ffn_norm: optional("post_ffw_norm.weight")?,
         })
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.checkpoint.try_tensor(name).is_some()
-    }
-
-    fn projection(&mut self, (stem, rows): (String, Range<usize>)) -> Result<Projection> {
-        let bias = self.optional_vector(&format!("{stem}.bias"))?.map(|b| b[rows.clone()].to_vec());
-        let weight = self.matrix(Part { tensor: format!("{stem}.weight"), rows })?;
+    fn projection(&mut self, part: Part) -> Result<Projection> {
+        let bias = optional_vector(self.checkpoint, &part.bias())?.map(|b| b[part.rows.clone()].to_vec());
+        let weight = self.matrix(&part.weight(), &part.rows)?;
         Ok(Projection { weight, bias })
     }
 
-    fn matrix(&mut self, part: Part) -> Result<Matrix> {
-        let name = &part.tensor;
-        let tensor = self.checkpoint.tensor(name)?;
-        let [rows, cols] = shape(self.checkpoint, name, &tensor)?;
-        let row_bytes = tensor.data.len() / rows.max(1);
-        if part.rows.end > rows {
-            let what = format!("tensor {name} has {rows} rows, {} are needed", part.rows.end);
-            return Err(Error::bad_file(self.checkpoint.path(), what));
-        }
-        let data = &tensor.data[part.rows.start * row_bytes..part.rows.end * row_bytes];
-        let matrix = Matrix::pack(self.pool, &mut self.arena, tensor.dtype, part.rows.len(), cols, data)
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::InvalidData => {
-                    Error::bad_file(self.checkpoint.path(), format!("tensor {name}: {e}"))
-                }
-                _ => Error::OutOfMemory { what: format!("tensor {name} ({e})") },
-            })?;
+    fn matrix(&mut self, name: &str, rows: &Range<usize>) -> Result<Matrix> {
+        let (pool, arena) = (self.pool, &mut self.arena);
+        let (matrix, bytes) = match stored_matrix(self.checkpoint, name, rows)? {
+            StoredMatrix::Rows { dtype, rows, cols, data } => {
+                (Matrix::pack(pool, arena, dtype, rows, cols, data), data.len())
+            }
+            StoredMatrix::Packed(view) => (Matrix::from_packed(pool, arena, &view), view.bytes().len()),
+        };
+        let matrix = matrix.map_err(|e| match e.kind() {
+            std::io::ErrorKind::InvalidData => {
+                Error::bad_file(self.checkpoint.path(), format!("tensor {name}: {e}"))
+            }
+            _ => Error::OutOfMemory { what: format!("tensor {name} ({e})") },
+        })?;
         self.checkpoint.release(name);
-        (self.progress)(data.len() as u64);
+        (self.progress)(bytes as u64);
         Ok(matrix)
-    }
-
-    fn optional_vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
-        if self.has(name) { self.vector(name).map(Some) } else { Ok(None) }
-    }
-
-    /// A norm's weights or a bias, as f32; a NaN or an infinity is refused.
-    fn vector(&self, name: &str) -> Result<Vec<f32>> {
-        let tensor = self.checkpoint.tensor(name)?;
-        let len = tensor.shape.iter().product();
-        let mut values = vec![0.0; len];
-        if tensor.dtype.row_bytes(len) != Some(tensor.data.len()) {
-            return Err(Error::bad_file(
-                self.checkpoint.path(),
-                format!("tensor {name} has a damaged shape"),
-            ));
-        }
-        dequantize_row(tensor.dtype, tensor.data, &mut values);
-        if values.iter().any(|x| !x.is_finite()) {
-            return Err(Error::bad_file(
-                self.checkpoint.path(),
-                format!("tensor {name} holds a NaN or an infinity"),
-            ));
-        }
-        Ok(values)
     }
 }

@@ -1,10 +1,6 @@
 //! The tokenizer in a Hugging Face directory: `tokenizer.json`, and what stands beside it.
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::{collections::HashMap, path::Path, sync::OnceLock};
 
 use serde_json::Value;
 
@@ -12,7 +8,10 @@ use super::{
     Engine, SpacePrefix, Tokenizer, ends,
     piece::{Spelling, byte_token},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    load::SideFiles,
+};
 
 /// `tokenizer.json`, run by the `tokenizers` crate.
 pub(super) struct HfTokenizer {
@@ -75,14 +74,21 @@ impl Tokenizer {
     /// # Errors
     /// When `tokenizer.json` is missing, damaged, or decodes in a way that scrimp does not know.
     pub fn from_hf_dir(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
-        if !path.is_file() {
-            return Err(Error::bad_input_hint(
-                format!("{} has no tokenizer.json", dir.display()),
+        Self::from_side_files(&SideFiles::in_dir(dir))
+    }
+
+    /// As [`Tokenizer::from_hf_dir`], wherever the files are.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_hf_dir`].
+    pub fn from_side_files(side: &SideFiles) -> Result<Self> {
+        let path = side.path("tokenizer.json");
+        let bytes = side.read("tokenizer.json")?.ok_or_else(|| {
+            Error::bad_input_hint(
+                format!("{} has no tokenizer.json", side.place().display()),
                 "fetch tokenizer.json along with the weights, or use a GGUF file of the model",
-            ));
-        }
-        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            )
+        })?;
         let mut parsing = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::bad_file(&path, format!("no usable tokenizer: {e}")))?;
         // Both are for training batches.
@@ -100,7 +106,7 @@ impl Tokenizer {
         let most = added.keys().max().map_or(0, |&id| id as usize + 1);
         let size = parsing.get_vocab_size(true).max(most);
 
-        let files = Files::read(dir)?;
+        let files = Files::read(side)?;
         let bos = files.token("bos_token").and_then(|t| parsing.token_to_id(&t));
         let eos = files.token("eos_token").and_then(|t| parsing.token_to_id(&t));
         let adds_bos = bos.is_some() && files.adds_bos().unwrap_or_else(|| begins_with(&parsing, bos));
@@ -180,15 +186,11 @@ pub(crate) struct Files {
 
 impl Files {
     /// Reads those that are there.
-    pub(crate) fn read(dir: &Path) -> Result<Self> {
-        let read = |name: &str| -> Result<Value> {
-            let path: PathBuf = dir.join(name);
-            match std::fs::read(&path) {
-                Ok(bytes) => serde_json::from_slice(&bytes)
-                    .map_err(|e| Error::bad_file(&path, format!("not valid JSON: {e}"))),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-                Err(e) => Err(Error::io(&path, e)),
-            }
+    pub(crate) fn read(side: &SideFiles) -> Result<Self> {
+        let read = |name: &str| match side.read(name)? {
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| Error::bad_file(&side.path(name), format!("not valid JSON: {e}"))),
+            None => Ok(Value::Null),
         };
         Ok(Self {
             tokenizer_config: read("tokenizer_config.json")?,

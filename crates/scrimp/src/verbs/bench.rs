@@ -4,16 +4,24 @@ mod embedding;
 
 use crate::{
     App,
-    cli::{BenchDecodeArgs, BenchVerb},
+    cli::{BenchDecodeArgs, BenchLinearArgs, BenchVerb},
     format,
     loaded::{self, Loaded},
 };
 use indicatif::ProgressBar;
+use scrimp_kernels::{
+    Tier, linear,
+    threads::{Pool, available_threads},
+};
 use scrimp_llm::{
     bench::{self, DecodeOptions},
     builtin_text,
 };
 use serde::Serialize;
+use std::time::Duration;
+
+/// How long `bench linear` measures, once its weights are there.
+const LINEAR_TIME: Duration = Duration::from_secs(2);
 
 #[derive(Serialize)]
 struct Decode {
@@ -27,6 +35,7 @@ struct Decode {
 pub(crate) fn run(app: &App, verb: &BenchVerb) -> anyhow::Result<()> {
     match verb {
         BenchVerb::Decode(args) => decode(app, args),
+        BenchVerb::Linear(args) => linear(app, args),
         BenchVerb::Embedding(args) => embedding::run(app, args),
     }
 }
@@ -74,4 +83,51 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
         .trim_start()
         .to_owned()
     })
+}
+
+#[derive(Serialize)]
+struct LinearLine {
+    format: &'static str,
+    tier: &'static str,
+    us: f64,
+    gb_per_s: f64,
+    bytes: usize,
+    speedup_vs_dense_bf16: f64,
+}
+
+fn linear(app: &App, args: &BenchLinearArgs) -> anyhow::Result<()> {
+    let tier = Tier::from_env()?;
+    let pool = Pool::new(app.global.threads.map_or_else(available_threads, usize::from))?;
+    let options = linear::bench::Options {
+        rows: args.rows.get(),
+        cols: args.cols.get(),
+        batch: args.batch.get(),
+        sparsity: args.sparsity,
+        formats: args.formats.clone(),
+        seed: app.global.seed.unwrap_or(1),
+        time: LINEAR_TIME,
+    };
+    for timing in linear::bench::measure(&pool, tier, &options)? {
+        let seconds = timing.best.as_secs_f64();
+        let line = LinearLine {
+            format: timing.format.name(),
+            tier: tier.name(),
+            us: seconds * 1e6,
+            gb_per_s: timing.bytes as f64 / seconds / 1e9,
+            bytes: timing.bytes,
+            speedup_vs_dense_bf16: timing.speedup_vs_dense_bf16,
+        };
+        app.printer.result(&line, |l| {
+            format!(
+                "{:12} {:7} {:9.1} us  {:6.2} GB/s  {:>8}  {:5.2}x dense bf16",
+                l.format,
+                l.tier,
+                l.us,
+                l.gb_per_s,
+                format::bytes(l.bytes as u64),
+                l.speedup_vs_dense_bf16
+            )
+        })?;
+    }
+    Ok(())
 }

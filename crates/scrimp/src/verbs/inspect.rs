@@ -1,13 +1,12 @@
 //! `scrimp inspect`.
 
 use crate::{App, cli::InspectArgs, format, verbs::pull};
-use scrimp_kernels::DType;
 use scrimp_llm::{
     checkpoint::Checkpoint,
     config::{Activation, ModelConfig},
 };
 use serde::Serialize;
-use std::{fs, path::Path};
+use std::path::Path;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -61,7 +60,7 @@ fn report<'a>(model: &'a str, path: &'a Path, checkpoint: &'a Checkpoint) -> Rep
     let config: &ModelConfig = checkpoint.config();
     let mut types: Vec<TypeRow> = Vec::new();
     for (_, tensor) in checkpoint.tensors() {
-        let name = DType::name(tensor.dtype);
+        let name = tensor.encoding.name();
         let parameters = tensor.shape.iter().map(|&d| d as u64).product::<u64>();
         let bytes = tensor.data.len() as u64;
         match types.iter_mut().find(|t| t.name == name) {
@@ -112,11 +111,11 @@ fn has_chat_template(checkpoint: &Checkpoint) -> bool {
     if let Some(metadata) = checkpoint.gguf_metadata() {
         return metadata.contains("tokenizer.chat_template");
     }
-    let Some(dir) = checkpoint.hf_dir() else { return false };
-    if ["chat_template.jinja", "chat_template.json"].iter().any(|f| dir.join(f).is_file()) {
+    let Some(side) = checkpoint.side_files() else { return false };
+    if ["chat_template.jinja", "chat_template.json"].iter().any(|f| side.has(f)) {
         return true;
     }
-    let config = fs::read(dir.join("tokenizer_config.json")).ok();
+    let config = side.read("tokenizer_config.json").ok().flatten();
     let config: Option<serde_json::Value> = config.and_then(|b| serde_json::from_slice(&b).ok());
     config.is_some_and(|c| c.get("chat_template").is_some_and(|t| !t.is_null()))
 }

@@ -20,6 +20,8 @@
 pub mod bfloat16;
 pub mod float16;
 pub mod float32;
+pub mod integer;
+pub mod packing;
 
 use bytemuck::Pod;
 use std::marker::PhantomData;

@@ -181,13 +181,14 @@ impl Source<'_> {
             return out;
         }
         let width = value.step_cols();
+        // 4-bit values of even and of odd groups.
+        let mut nibbles = [Vec::new(), Vec::new()];
         for step in 0..self.layout.steps {
             if value == Value::Int4 && (step * width).is_multiple_of(GROUP) {
                 debug_assert_eq!(out.index.len() % INT4_INDEX, 0);
                 group_scales(&mut out.index, step * width / GROUP);
             }
             let mut mask = 0u64;
-            let mut stored = 0;
             for i in 0..TILE_ROWS * width {
                 let (row, col) = (first + i / width, step * width + i % width);
                 if value == Value::Bf16 {
@@ -206,18 +207,18 @@ impl Source<'_> {
                 if value == Value::Int8 {
                     out.values.push((q + 128) as u8);
                 } else {
-                    if stored % 2 == 0 {
-                        out.values.push((q + 8) as u8);
-                    } else if let Some(last) = out.values.last_mut() {
-                        *last |= ((q + 8) << 4) as u8;
-                    }
-                    stored += 1;
+                    nibbles[step * width / GROUP % 2].push((q + 8) as u8);
                 }
             }
             if sparse {
                 let bytes = mask.to_le_bytes();
                 out.index.extend(&bytes[..TILE_ROWS * width / 8]);
             }
+        }
+        if value == Value::Int4 {
+            let [even, odd] = nibbles;
+            let at = |values: &[u8], i: usize| values.get(i).copied().unwrap_or(0);
+            out.values.extend((0..even.len().max(odd.len())).map(|i| at(&even, i) | at(&odd, i) << 4));
         }
         out
     }

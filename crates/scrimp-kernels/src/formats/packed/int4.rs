@@ -45,20 +45,26 @@ pub(crate) fn dense<S: Simd>(s: S, block: &Block) -> Group<S> {
     }
 }
 
-/// Unpacks a sparse group, whose values begin at `values`; returns where they end.
+/// Unpacks a sparse group, whose values are in the low or `HIGH` halves of the bytes from `values` on; returns where they
+/// end.
 ///
 /// # Safety
 /// `values` points to the values of this group, with at least 64 readable bytes behind them.
 #[inline(always)]
-pub(crate) unsafe fn sparse<S: Simd>(s: S, index: &Index, values: *const u8) -> (Group<S>, *const u8) {
+pub(crate) unsafe fn sparse<S: Simd, const HIGH: bool>(
+    s: S,
+    index: &Index,
+    values: *const u8,
+) -> (Group<S>, *const u8) {
     let mut at = values;
     let mut w = [s.load_b(&[0; 64]); 8];
     for k in 0..8 {
         let mask = u64::from_le_bytes(index.bitmap[k]);
-        // SAFETY: the padding behind the values makes whole loads readable.
-        w[k] = s.expand_nibbles(mask, unsafe { &*at.cast::<[u8; 32]>() });
-        // SAFETY: as many values are there.
-        at = unsafe { at.add((mask.count_ones() as usize).div_ceil(2)) };
+        // SAFETY: the padding behind the values makes whole loads readable, and as many values are there.
+        unsafe {
+            w[k] = s.expand_nibbles::<HIGH>(mask, &*at.cast::<[u8; 64]>());
+            at = at.add(mask.count_ones() as usize);
+        }
     }
     (Group { w, scale: s.load_bf16(&index.scale), second: s.splat(0.0) }, at)
 }

@@ -15,15 +15,16 @@
 //! ```
 //!
 //! Bit `2 row + column` (bf16) or `4 row + column` of a step's bitmap says that the weight is stored; `values` holds the
-//! stored ones in that order. In `sparse-int4` two weights share a byte, low nibble first, and each step begins with a
-//! new byte. `starts[t]` is the byte of `values` where tile `t` begins; the last one is their length. Sections begin at
+//! stored ones in that order. In `sparse-int4` a byte of a tile's values holds one of an even group of 32 columns in its
+//! low half and one of an odd group in its high half, each in order; the shorter of the two is padded with zeros.
+//! `starts[t]` is the byte of `values` where tile `t` begins; the last one is their length. Sections begin at
 //! multiples of 64 bytes. Rows are padded to 16, columns to 32 (64 for 8 bits), with zeros or holes.
 //!
 //! | | bits per weight | at 50% |
 //! |---|---|---|
 //! | `bf16`, `sparse-bf16` | 16 | 1 + 16 d = 9 |
 //! | `int8`, `sparse-int8` | 8 | 1 + 8 d = 5 |
-//! | `int4`, `sparse-int4` | 4.5 | 1.5 + 4 d + 1/32 = 3.53 |
+//! | `int4`, `sparse-int4` | 4.5 | 1.5 + 4 d = 3.5 |
 //!
 //! `d` is the share of weights that are stored.
 //!
@@ -160,15 +161,6 @@ impl Value {
         match self {
             Self::Bf16 | Self::Int4 => 32,
             Self::Int8 => 64,
-        }
-    }
-
-    /// Bytes that `n` stored values of one step take.
-    pub(crate) const fn bytes(self, n: usize) -> usize {
-        match self {
-            Self::Bf16 => 2 * n,
-            Self::Int8 => n,
-            Self::Int4 => n.div_ceil(2),
         }
     }
 }

@@ -106,9 +106,22 @@ impl<'a> PackedView<'a> {
         })
     }
 
+    /// Bytes that the values of a tile take, says its bitmap.
+    fn value_bytes(&self, tile: usize) -> u64 {
+        // Of the steps of even and odd groups.
+        let mut n = [0u64; 2];
+        for (step, mask) in self.masks(tile).enumerate() {
+            n[step / 8 % 2] += u64::from(mask.count_ones());
+        }
+        match self.format().value() {
+            Value::Bf16 => 2 * (n[0] + n[1]),
+            Value::Int8 => n[0] + n[1],
+            Value::Int4 => n[0].max(n[1]),
+        }
+    }
+
     /// Starts ascend by what the bitmap says, and end where the values end.
     fn check_starts(&self, values: usize) -> Result<(), FormatError> {
-        let value = self.format().value();
         let mut at = 0;
         for tile in 0..self.layout.tiles {
             if self.start(tile) != at {
@@ -118,7 +131,7 @@ impl<'a> PackedView<'a> {
                     self.start(tile)
                 )));
             }
-            at += self.masks(tile).map(|m| value.bytes(m.count_ones() as usize) as u64).sum::<u64>();
+            at += self.value_bytes(tile);
         }
         if self.start(self.layout.tiles) != at || values as u64 != at {
             return Err(FormatError(format!(
@@ -207,7 +220,7 @@ impl<'a> PackedView<'a> {
                 Value::Int8 => row_scale(row) * (f32::from(bytes[n]) - 128.0),
                 Value::Int4 => {
                     let block = &self.bytes[layout.index_of(tile)][step / 8 * INT4_INDEX..];
-                    half(block, row) * (f32::from(bytes[n / 2] >> (4 * (n % 2)) & 15) - 8.0)
+                    half(block, row) * (f32::from(bytes[n] >> (4 * (step / 8 % 2)) & 15) - 8.0)
                 }
             };
             (row, step * width + i % width, w)
@@ -221,14 +234,17 @@ impl<'a> PackedView<'a> {
             }
             return;
         }
-        let mut at = layout.values + self.start(tile) as usize;
+        let first = layout.values + self.start(tile) as usize;
+        // 4-bit values of even and odd groups are in the same bytes.
+        let mut at = [first; 2];
         for (step, mask) in self.masks(tile).enumerate() {
-            let bytes = &self.bytes[at..];
+            let at = &mut at[if value == Value::Int4 { step / 8 % 2 } else { 0 }];
+            let bytes = &self.bytes[*at..];
             for (n, i) in (0..64).filter(|i| mask >> i & 1 != 0).enumerate() {
                 let (row, col, w) = one(step, i, bytes, n);
                 put(row, col, w);
             }
-            at += value.bytes(mask.count_ones() as usize);
+            *at += mask.count_ones() as usize * if value == Value::Bf16 { 2 } else { 1 };
         }
     }
 }

@@ -65,6 +65,31 @@ impl GgufMetadata {
         self.values.get(key).map(|v| (v.kind, v.items))
     }
 
+    /// A GGUF file without tensors that holds those pairs whose keys are `wanted`, byte for byte.
+    pub fn excerpt(&self, wanted: impl Fn(&str) -> bool) -> Vec<u8> {
+        let keys: Vec<&String> = self.keys.iter().filter(|key| wanted(key)).collect();
+        let mut out = b"GGUF".to_vec();
+        out.extend(3_u32.to_le_bytes());
+        out.extend(0_u64.to_le_bytes());
+        out.extend((keys.len() as u64).to_le_bytes());
+        for key in keys {
+            let value = &self.values[key];
+            out.extend((key.len() as u64).to_le_bytes());
+            out.extend(key.as_bytes());
+            out.extend(value.kind.number().to_le_bytes());
+            match value.items {
+                Some((kind, count)) => {
+                    out.extend(kind.number().to_le_bytes());
+                    out.extend((count as u64).to_le_bytes());
+                }
+                None if value.kind == ValueType::Str => out.extend((value.range.len() as u64).to_le_bytes()),
+                None => {}
+            }
+            out.extend(&self.source[value.range.clone()]);
+        }
+        out
+    }
+
     /// A string.
     ///
     /// # Errors

@@ -103,6 +103,11 @@ impl ValueType {
         TYPES.get(usize::try_from(number).ok()?).copied()
     }
 
+    /// GGUF's number of the type.
+    pub(super) fn number(self) -> u32 {
+        self as u32
+    }
+
     /// Bytes of a value of fixed size; for strings and arrays the least that one can take.
     pub(super) fn min_bytes(self) -> usize {
         match self {

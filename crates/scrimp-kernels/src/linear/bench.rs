@@ -1,0 +1,268 @@
+//! Timing of one linear layer in several formats, as `scrimp bench linear` reports it.
+//!
+//! All formats hold the same pruned random weights. They take turns, one product each, and every format walks through
+//! copies of its weights, together at least [`ROTATED_BYTES`], so that nothing is timed in cache and what else the machine
+//! does hits all of them alike. A time is the best of its rounds and contains storing the activations.
+
+use super::{Activations, Linear, LinearScratch, Matrix, linear};
+use crate::{
+    DType,
+    arena::Arena,
+    formats::packed::{PackedView, WeightFormat, pack},
+    shared::SharedMut,
+    threads::Pool,
+    tier::Tier,
+};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+/// Bytes of all weights together, at least.
+pub const ROTATED_BYTES: usize = 512 << 20;
+/// Rounds that are timed whatever they take.
+const LEAST_ROUNDS: usize = 3;
+
+/// What to time.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Out features.
+    pub rows: usize,
+    /// In features.
+    pub cols: usize,
+    /// Tokens.
+    pub batch: usize,
+    /// Share of the weights that are zero, in `[0, 1]`.
+    pub sparsity: f64,
+    /// Names of formats: those of [`WeightFormat`], `f32` and `f16`.
+    pub formats: Vec<BenchFormat>,
+    /// Of the random weights.
+    pub seed: u64,
+    /// How long to measure, after setting up.
+    pub time: Duration,
+}
+
+/// A format that can be timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BenchFormat {
+    /// One of scrimp's own.
+    Packed(WeightFormat),
+    /// Plain numbers as files have them: f32 or f16.
+    Plain(DType),
+}
+
+impl BenchFormat {
+    /// Every one.
+    pub const ALL: [Self; 8] = [
+        Self::Plain(DType::F32),
+        Self::Plain(DType::F16),
+        Self::Packed(WeightFormat::Bf16),
+        Self::Packed(WeightFormat::Int8),
+        Self::Packed(WeightFormat::Int4),
+        Self::Packed(WeightFormat::SparseBf16),
+        Self::Packed(WeightFormat::SparseInt8),
+        Self::Packed(WeightFormat::SparseInt4),
+    ];
+
+    /// The name that users see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Packed(format) => format.name(),
+            Self::Plain(dtype) => dtype.name(),
+        }
+    }
+}
+
+impl std::str::FromStr for BenchFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|f| f.name() == name).ok_or_else(|| {
+            format!("there is no format `{name}`; there are {}", Self::ALL.map(Self::name).join(", "))
+        })
+    }
+}
+
+/// How long a product took.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Of the weights.
+    pub format: BenchFormat,
+    /// The tier that ran.
+    pub tier: Tier,
+    /// The best round.
+    pub best: Duration,
+    /// Bytes of the packed weights.
+    pub bytes: usize,
+    /// The time of dense bf16 in the same rounds, divided by this one.
+    pub speedup_vs_dense_bf16: f64,
+}
+
+/// Times every format of `options`, in that order.
+///
+/// # Errors
+/// When the shape is empty or too large, or memory cannot be had.
+pub fn measure(pool: &Pool, tier: Tier, options: &Options) -> io::Result<Vec<Timing>> {
+    let Options { rows, cols, batch, .. } = *options;
+    if rows == 0 || cols == 0 || batch == 0 {
+        return Err(io::Error::other("rows, columns and batch must be at least 1"));
+    }
+    let dense = BenchFormat::Packed(WeightFormat::Bf16);
+    let mut formats = options.formats.clone();
+    if !formats.contains(&dense) {
+        formats.push(dense);
+    }
+    let weights = random_weights(pool, options)?;
+    let mut sets =
+        formats.iter().map(|&f| Packed::new(pool, f, options, &weights)).collect::<io::Result<Vec<_>>>()?;
+    drop(weights);
+    let set_bytes: usize = sets.iter().map(|set| Arena::size_of(set.bytes.len())).sum();
+    let copies = ROTATED_BYTES.div_ceil(set_bytes.max(1));
+    let mut arena = Arena::new(set_bytes * copies)?;
+    for set in &mut sets {
+        set.copy(pool, &mut arena, options, copies)?;
+    }
+    let mut scratch = LinearScratch::default();
+    let mut x = Activations::new();
+    let mut out = Vec::new();
+    out.try_reserve_exact(rows.saturating_mul(batch)).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    out.resize(rows * batch, 0.0);
+    let begin = Instant::now();
+    let mut round = 0;
+    while round < LEAST_ROUNDS || begin.elapsed() < options.time {
+        for set in &mut sets {
+            let weight = &set.copies[round % copies];
+            let start = Instant::now();
+            x.fill(pool, tier, batch, cols, weight.needs(), |t, x| {
+                for (i, x) in x.iter_mut().enumerate() {
+                    *x = ((i * 7 + t) % 31) as f32 / 16.0 - 1.0;
+                }
+            });
+            let product = Linear { weight, bias: None, out: &mut out, stride: rows, accumulate: false };
+            linear(pool, tier, &mut scratch, &x, &mut [product]);
+            set.best = set.best.min(start.elapsed());
+        }
+        round += 1;
+    }
+    let bf16 = sets.iter().find(|set| set.format == dense).map_or(Duration::ZERO, |set| set.best);
+    Ok(sets
+        .iter()
+        .take(options.formats.len())
+        .map(|set| Timing {
+            format: set.format,
+            tier,
+            best: set.best,
+            bytes: set.copies[0].bytes(),
+            speedup_vs_dense_bf16: bf16.as_secs_f64() / set.best.as_secs_f64(),
+        })
+        .collect())
+}
+
+/// The weights of one format.
+struct Packed {
+    format: BenchFormat,
+    bytes: Vec<u8>,
+    copies: Vec<Matrix>,
+    best: Duration,
+}
+
+impl Packed {
+    fn new(pool: &Pool, format: BenchFormat, options: &Options, weights: &[f32]) -> io::Result<Self> {
+        let bytes = match format {
+            BenchFormat::Packed(format) => pack(pool, format, options.rows, options.cols, weights, None)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?,
+            BenchFormat::Plain(DType::F16) => {
+                weights.iter().flat_map(|&w| half::f16::from_f32(w).to_le_bytes()).collect()
+            }
+            BenchFormat::Plain(_) => weights.iter().flat_map(|w| w.to_le_bytes()).collect(),
+        };
+        let bytes = if let BenchFormat::Plain(_) = format {
+            let mut bytes: Vec<u8> = bytes;
+            bytes.resize(bytes.len() / options.rows * options.rows.next_multiple_of(16), 0);
+            bytes
+        } else {
+            bytes
+        };
+        Ok(Self { format, bytes, copies: Vec::new(), best: Duration::MAX })
+    }
+
+    fn copy(&mut self, pool: &Pool, arena: &mut Arena, options: &Options, copies: usize) -> io::Result<()> {
+        let bytes = std::mem::take(&mut self.bytes);
+        let Options { rows, cols, .. } = *options;
+        for _ in 0..copies {
+            self.copies.push(match self.format {
+                BenchFormat::Packed(format) => {
+                    let view = PackedView::new(format, rows, cols, &bytes)
+                        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                    Matrix::from_packed(pool, arena, &view)?
+                }
+                BenchFormat::Plain(dtype) => {
+                    let stored = rows * dtype.row_bytes(cols).expect("plain numbers");
+                    Matrix::pack(pool, arena, dtype, rows, cols, &bytes[..stored])?
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Weights around 0, each zero with the wanted probability.
+fn random_weights(pool: &Pool, options: &Options) -> io::Result<Vec<f32>> {
+    let too_large = || io::Error::new(io::ErrorKind::OutOfMemory, "there is no memory for the weights");
+    let len = options.rows.checked_mul(options.cols).ok_or_else(too_large)?;
+    let mut weights: Vec<f32> = Vec::new();
+    weights.try_reserve_exact(len).map_err(|_| too_large())?;
+    weights.resize(len, 0.0);
+    let chunk = 1 << 16;
+    let zero_below = (options.sparsity * f64::from(1u32 << 31)) as u64;
+    let out = SharedMut::new(&mut weights);
+    pool.run(len.div_ceil(chunk), |unit, _| {
+        // SAFETY: units have ranges of their own.
+        let out = unsafe { out.slice(unit * chunk..((unit + 1) * chunk).min(len)) };
+        let mut state = (options.seed ^ unit as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        for w in out {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let value = (state as u32 >> 8) as f32 / (1 << 23) as f32 - 1.0;
+            *w = if state >> 33 < zero_below { 0.0 } else { 0.03 * value };
+        }
+    });
+    Ok(weights)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_is_timed() {
+        let pool = Pool::new(2).unwrap();
+        let options = Options {
+            rows: 4096,
+            cols: 2048,
+            batch: 1,
+            sparsity: 0.5,
+            formats: BenchFormat::ALL.to_vec(),
+            seed: 1,
+            time: Duration::ZERO,
+        };
+        let timings = measure(&pool, Tier::detect(), &options).unwrap();
+        assert_eq!(timings.len(), 8);
+        for timing in timings {
+            assert_eq!(timing.format.name().parse(), Ok(timing.format));
+            let bits = timing.bytes as f64 * 8.0 / (4096.0 * 2048.0);
+            let want = match timing.format.name() {
+                "f32" => 32.0,
+                "f16" | "bf16" => 16.0,
+                "int8" => 8.0,
+                "int4" => 4.5,
+                "sparse-bf16" => 9.0,
+                "sparse-int8" => 5.0,
+                _ => 3.5,
+            };
+            assert!((bits - want).abs() < 0.1, "{}: {bits}", timing.format.name());
+        }
+        assert!(measure(&pool, Tier::detect(), &Options { rows: 0, ..options }).is_err());
+    }
+}

@@ -1,0 +1,80 @@
+//! scrimp's own files: one safetensors file that holds everything a model needs.
+//!
+//! ```text
+//! __metadata__   "format": "scrimp", "scrimp.version": "1"
+//!                "scrimp.config":  JSON, what the decoder has to know        "scrimp.history": JSON, how it was made
+//!                "scrimp.tensors": JSON, name -> {"type", "shape"} of tensors that safetensors has no type for
+//! tensors        GGUF's names. Vectors: F32. Matrices in the layout of the kernels, or as another file stored them: U8
+//! file:NAME      U8: a file that came with the original (tokenizer.json, ...), or tokenizer.gguf
+//! ```
+//! `docs/src/compressed_file.md` has it byte by byte.
+
+mod reader;
+mod writer;
+
+pub use self::{
+    reader::{CompressedFile, Entry},
+    writer::{Item, write},
+};
+
+use scrimp_kernels::{DType, formats::packed::WeightFormat};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Value of `format` in the metadata.
+pub const FORMAT: &str = "scrimp";
+/// The only version so far.
+pub const VERSION: &str = "1";
+/// Before the names of files that are stored as tensors.
+pub(crate) const FILE_PREFIX: &str = "file:";
+/// The tokenizer's part of a GGUF file's metadata, as a GGUF file without tensors.
+pub(crate) const GGUF_HEADER: &str = "tokenizer.gguf";
+
+/// How the numbers of a tensor are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// Row after row, each in a type of its own.
+    Rows(DType),
+    /// A matrix in the layout of the kernels.
+    Packed(WeightFormat),
+}
+
+impl Encoding {
+    /// The name that users see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rows(dtype) => dtype.name(),
+            Self::Packed(format) => format.name(),
+        }
+    }
+
+    /// The stored type of a tensor that is stored row after row.
+    pub fn rows(self) -> Option<DType> {
+        match self {
+            Self::Rows(dtype) => Some(dtype),
+            Self::Packed(_) => None,
+        }
+    }
+
+    /// As it is named in `scrimp.tensors`: a packed format, or a block type of GGUF.
+    fn from_name(name: &str) -> Option<Self> {
+        let block = |d: &DType| d.block_len() > 1 && d.name() == name;
+        let packed = || name.parse().ok().map(Self::Packed);
+        DType::ALL.into_iter().find(block).map(Self::Rows).or_else(packed)
+    }
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An entry of `scrimp.tensors`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Described {
+    #[serde(rename = "type")]
+    kind: String,
+    shape: Vec<usize>,
+}

@@ -1,0 +1,159 @@
+//! Which rows of which stored tensor are a layer's matrices: some families store several on top of each other.
+
+use crate::{
+    checkpoint::{Checkpoint, TensorView},
+    config::ModelConfig,
+    error::{Error, Result},
+    load::Encoding,
+};
+use scrimp_kernels::{
+    DType,
+    formats::{dequantize::dequantize_row, packed::PackedView},
+};
+use std::ops::Range;
+
+/// The matrices of a decoder layer, in the order in which the forward pass needs them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Role {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Role {
+    /// All seven, in order.
+    pub(crate) const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Name of the tensor that holds this matrix alone, without `blk.N.` and `.weight`.
+    pub(crate) fn stem(self) -> &'static str {
+        match self {
+            Self::Q => "attn_q",
+            Self::K => "attn_k",
+            Self::V => "attn_v",
+            Self::O => "attn_output",
+            Self::Gate => "ffn_gate",
+            Self::Up => "ffn_up",
+            Self::Down => "ffn_down",
+        }
+    }
+}
+
+/// Rows of a stored tensor that are one matrix.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    /// The tensor's name without `.weight`; a bias has the same with `.bias`.
+    pub(crate) stem: String,
+    pub(crate) rows: Range<usize>,
+}
+
+impl Part {
+    pub(crate) fn weight(&self) -> String {
+        format!("{}.weight", self.stem)
+    }
+
+    pub(crate) fn bias(&self) -> String {
+        format!("{}.bias", self.stem)
+    }
+}
+
+/// Where the matrix `role` of layer `index` is.
+pub(crate) fn part(checkpoint: &Checkpoint, config: &ModelConfig, index: usize, role: Role) -> Part {
+    let (q, kv, ffn) = (config.q_dim(), config.kv_dim(), config.intermediate_size);
+    let name = |stem: &str| format!("blk.{index}.{stem}");
+    let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
+    // Phi-3 stores Q, K and V, and gate and up, on top of each other.
+    let (stem, rows) = match role {
+        Role::Q if has("attn_qkv") => ("attn_qkv", 0..q),
+        Role::K if has("attn_qkv") => ("attn_qkv", q..q + kv),
+        Role::V if has("attn_qkv") => ("attn_qkv", q + kv..q + 2 * kv),
+        Role::Gate if !has("ffn_gate") => ("ffn_up", 0..ffn),
+        Role::Up if !has("ffn_gate") => ("ffn_up", ffn..2 * ffn),
+        Role::Q => (role.stem(), 0..q),
+        Role::K | Role::V => (role.stem(), 0..kv),
+        Role::O | Role::Down => (role.stem(), 0..config.hidden_size),
+        Role::Gate | Role::Up => (role.stem(), 0..ffn),
+    };
+    Part { stem: name(stem), rows }
+}
+
+/// Rows and columns of a matrix.
+///
+/// # Errors
+/// When the tensor is no matrix.
+pub(crate) fn shape(checkpoint: &Checkpoint, name: &str, tensor: &TensorView<'_>) -> Result<[usize; 2]> {
+    match tensor.shape[..] {
+        [rows, cols] => Ok([rows, cols]),
+        _ => {
+            Err(Error::bad_file(checkpoint.path(), format!("tensor {name} is no matrix: {:?}", tensor.shape)))
+        }
+    }
+}
+
+/// A norm's weights or a bias, as f32; a NaN or an infinity is refused.
+///
+/// # Errors
+/// When there is no such tensor, or it is damaged.
+pub(crate) fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
+    let tensor = checkpoint.tensor(name)?;
+    let len = tensor.shape.iter().product();
+    let mut values = vec![0.0; len];
+    let dtype = tensor.encoding.rows().filter(|dtype| dtype.row_bytes(len) == Some(tensor.data.len()));
+    let Some(dtype) = dtype else {
+        return Err(Error::bad_file(checkpoint.path(), format!("tensor {name} has a damaged shape")));
+    };
+    dequantize_row(dtype, tensor.data, &mut values);
+    if values.iter().any(|x| !x.is_finite()) {
+        return Err(Error::bad_file(checkpoint.path(), format!("tensor {name} holds a NaN or an infinity")));
+    }
+    Ok(values)
+}
+
+/// As [`vector`], for tensors that need not be there.
+///
+/// # Errors
+/// As [`vector`].
+pub(crate) fn optional_vector(checkpoint: &Checkpoint, name: &str) -> Result<Option<Vec<f32>>> {
+    if checkpoint.try_tensor(name).is_some() { vector(checkpoint, name).map(Some) } else { Ok(None) }
+}
+
+/// A matrix in a file: rows of a tensor that is stored row after row, or a packed one.
+pub(crate) enum StoredMatrix<'a> {
+    /// `[rows][cols]` in `dtype`.
+    Rows { dtype: DType, rows: usize, cols: usize, data: &'a [u8] },
+    /// Packed, and checked.
+    Packed(PackedView<'a>),
+}
+
+/// Rows `rows` of a stored matrix. A packed matrix is read and checked as a whole.
+///
+/// # Errors
+/// When the tensor is no matrix, has fewer rows, or is packed and damaged or of other rows.
+pub(crate) fn stored_matrix<'a>(
+    checkpoint: &'a Checkpoint,
+    name: &str,
+    rows: &Range<usize>,
+) -> Result<StoredMatrix<'a>> {
+    let tensor = checkpoint.tensor(name)?;
+    let [stored, cols] = shape(checkpoint, name, &tensor)?;
+    let bad = |what: String| Error::bad_file(checkpoint.path(), format!("tensor {name}: {what}"));
+    if rows.end > stored {
+        return Err(bad(format!("it has {stored} rows, {} are needed", rows.end)));
+    }
+    match tensor.encoding {
+        Encoding::Rows(dtype) => {
+            let row_bytes = tensor.data.len() / stored.max(1);
+            let data = &tensor.data[rows.start * row_bytes..rows.end * row_bytes];
+            Ok(StoredMatrix::Rows { dtype, rows: rows.len(), cols, data })
+        }
+        Encoding::Packed(_) if rows.len() != stored => {
+            Err(bad(format!("a packed matrix cannot be cut into rows {rows:?}")))
+        }
+        Encoding::Packed(format) => PackedView::new(format, stored, cols, tensor.data)
+            .map(StoredMatrix::Packed)
+            .map_err(|e| bad(e.to_string())),
+    }
+}

@@ -1,0 +1,72 @@
+//! The text that shows what a model's activations look like.
+
+use crate::{
+    builtin_text,
+    checkpoint::Checkpoint,
+    error::{Error, Result},
+    tokenizer::Tokenizer,
+};
+use sha2::{Digest, Sha256};
+
+/// Most tokens that are used unless told otherwise.
+pub const MAX_TOKENS: usize = 16 << 10;
+/// Tokens that attend to each other.
+const WINDOW: usize = 512;
+
+/// Token ids in windows of equal length.
+#[derive(Debug, Clone)]
+pub struct Calibration {
+    /// The windows, one after another.
+    pub tokens: Vec<u32>,
+    /// Tokens per window.
+    pub window: usize,
+}
+
+impl Calibration {
+    /// Windows of 512 tokens (fewer for models with a shorter context) over the first `max_tokens` of `text` (`None`: the
+    /// built-in text), each after the begin-of-text token where the tokenizer wants one.
+    ///
+    /// # Errors
+    /// When the text is too short for one window, or holds a token that the model does not have.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        tokenizer: &Tokenizer,
+        text: Option<&str>,
+        max_tokens: usize,
+    ) -> Result<Self> {
+        let config = checkpoint.config();
+        let ids = tokenizer.encode(text.unwrap_or(builtin_text::TEXT), false, false)?;
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        let window = WINDOW.min(config.context_length);
+        let step = window - usize::from(bos.is_some());
+        let tokens: Vec<u32> = ids[..ids.len().min(max_tokens)]
+            .chunks_exact(step.max(1))
+            .flat_map(|ids| bos.into_iter().chain(ids.iter().copied()))
+            .collect();
+        if tokens.is_empty() || step == 0 {
+            return Err(Error::bad_input_hint(
+                format!("the calibration text's {} tokens do not fill one window of {window}", ids.len()),
+                "give a longer text with --calibration (10,000 words or more), or none at all",
+            ));
+        }
+        if let Some(token) = tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
+            return Err(Error::bad_input(format!("token {token} of the text is outside the vocabulary")));
+        }
+        Ok(Self { tokens, window })
+    }
+
+    /// The first `n` tokens, in whole windows (at least one).
+    pub fn first(&self, n: usize) -> Self {
+        let windows = (n / self.window).max(1);
+        let end = (windows * self.window).min(self.tokens.len());
+        Self { tokens: self.tokens[..end].to_vec(), window: self.window }
+    }
+
+    /// Tells calibrations apart.
+    pub(super) fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.window.to_le_bytes());
+        self.tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
+        hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    }
+}

@@ -1,0 +1,34 @@
+//! Magnitude pruning: the smallest weights of each matrix go. Needs no calibration; the baseline.
+//!
+//! Han et al. 2015, "Learning both weights and connections for efficient neural networks" (arXiv 1506.02626).
+//! `score(w) = abs(w)`, compared within a matrix.
+
+use super::{
+    Job, Pruner, Statistics,
+    select::{share, smallest},
+};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Magnitude;
+
+impl Pruner for Magnitude {
+    fn name(&self) -> &'static str {
+        "magnitude"
+    }
+
+    fn needs(&self) -> Statistics {
+        Statistics::None
+    }
+
+    fn prune(&self, job: Job<'_>) {
+        let weights = &mut job.weight.data;
+        let scores: Vec<f32> = weights.iter().map(|w| w.abs()).collect();
+        let gone = smallest(&scores, share(job.sparsity, scores.len()));
+        for (w, gone) in weights.iter_mut().zip(gone) {
+            if gone {
+                *w = 0.0;
+            }
+        }
+    }
+}

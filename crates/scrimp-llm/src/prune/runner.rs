@@ -1,0 +1,434 @@
+//! The calibration text's way through the model, one decoder layer at a time, all windows before the next layer.
+//!
+//! The residual stream of all tokens stays in memory. A layer is run in stages, each of which ends at the input of the
+//! next matrices, so that these can be pruned with the inputs that they will really get: those that come out of all
+//! that was pruned before them, in earlier layers and in this one ("true sequential" in the GPTQ authors' words). Every
+//! product is computed once, with the pruned weights.
+//!
+//! ```text
+//! x = norm(h)                 -> Q, K, V     attention(rope(Q x), rope(K x), V x)  -> O      h += O ·
+//! x = norm(h)                 -> gate, up    f(gate x) * up x                      -> down   h += down ·
+//! ```
+
+use super::layer::{Dense, DenseLayer, Projection};
+use crate::{
+    checkpoint::Checkpoint,
+    config::{Activation, ModelConfig, RopePairs},
+    error::{Error, Result},
+    model::parts::{Role, StoredMatrix},
+};
+use scrimp_kernels::{
+    DType, Tier,
+    arena::Arena,
+    formats::dequantize::dequantize_row,
+    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    ops::{self, Gate, RmsNorm, RopeTable},
+    threads::Pool,
+};
+use scrimp_kv::{AttentionInputs, AttentionScratch, KvCache, KvConfig, storage};
+
+/// Tokens per page of the cache of one window.
+const PAGE_TOKENS: usize = 64;
+
+/// Where the model runs and what it looks like.
+#[derive(Clone, Copy)]
+pub(super) struct Machine<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) tier: Tier,
+    pub(super) config: &'a ModelConfig,
+}
+
+impl Machine<'_> {
+    fn norm<'w>(&self, weight: &'w [f32]) -> RmsNorm<'w> {
+        let offset = if self.config.norm_plus_one { 1.0 } else { 0.0 };
+        RmsNorm { weight, eps: self.config.rms_norm_eps, offset }
+    }
+
+    /// `norm(row)` of every row of `rows`.
+    pub(super) fn normed(&self, rows: &[f32], weight: &[f32]) -> Vec<f32> {
+        let (norm, width) = (self.norm(weight), weight.len());
+        let mut out = vec![0.0; rows.len()];
+        self.pool.chunks(&mut out, width, |t, out| {
+            norm.apply(self.tier, &rows[t * width..(t + 1) * width], out);
+        });
+        out
+    }
+}
+
+/// A matrix as the kernels read it.
+pub(super) struct Packed {
+    pub(super) matrix: Matrix,
+    bias: Option<Vec<f32>>,
+}
+
+impl Packed {
+    /// A matrix as it is stored.
+    pub(super) fn new(machine: Machine<'_>, stored: &StoredMatrix<'_>) -> Result<Self> {
+        let memory = |e: std::io::Error| Error::OutOfMemory { what: format!("a matrix ({e})") };
+        let pool = machine.pool;
+        let matrix = match stored {
+            StoredMatrix::Rows { dtype, rows, cols, data } => {
+                let bytes = Matrix::packed_bytes(*dtype, *rows, *cols).unwrap_or(usize::MAX);
+                let mut arena = Arena::new(bytes).map_err(memory)?;
+                Matrix::pack(pool, &mut arena, *dtype, *rows, *cols, data)
+            }
+            StoredMatrix::Packed(view) => {
+                let mut arena = Arena::new(Arena::size_of(view.bytes().len())).map_err(memory)?;
+                Matrix::from_packed(pool, &mut arena, view)
+            }
+        };
+        Ok(Self { matrix: matrix.map_err(memory)?, bias: None })
+    }
+
+    fn of(machine: Machine<'_>, projection: &Projection) -> Result<Self> {
+        let Dense { rows, cols, data } = &projection.weight;
+        let data = bytemuck::cast_slice(data);
+        let stored = StoredMatrix::Rows { dtype: DType::F32, rows: *rows, cols: *cols, data };
+        Ok(Self { bias: projection.bias.clone(), ..Self::new(machine, &stored)? })
+    }
+
+    /// `W x + b` of all rows of `x`.
+    pub(super) fn apply(&self, machine: Machine<'_>, scratch: &mut Scratch, x: &[f32]) -> Vec<f32> {
+        let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
+        let n = x.len() / cols;
+        scratch.x.fill(machine.pool, machine.tier, n, cols, self.matrix.needs(), |t, row| {
+            row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
+        });
+        let mut out = vec![0.0; n * rows];
+        let product = Linear {
+            weight: &self.matrix,
+            bias: self.bias.as_deref(),
+            out: &mut out,
+            stride: rows,
+            accumulate: false,
+        };
+        linear(machine.pool, machine.tier, &mut scratch.linear, &scratch.x, &mut [product]);
+        out
+    }
+}
+
+/// Memory of the kernels, kept between calls.
+#[derive(Default)]
+pub(super) struct Scratch {
+    x: Activations,
+    linear: LinearScratch,
+    attention: AttentionScratch,
+}
+
+/// Is told of the inputs of a layer's matrices, and may then change these.
+pub(super) trait Visitor {
+    /// A piece of the inputs, `[tokens][cols]`, of the matrices `roles`.
+    fn inputs(&mut self, roles: &[Role], cols: usize, x: &[f32]);
+
+    /// All inputs of `roles` were shown; the matrices are used next.
+    ///
+    /// # Errors
+    /// Whatever ends the run.
+    fn ready(&mut self, layer: &mut DenseLayer, roles: &[Role]) -> Result<()>;
+}
+
+/// Changes nothing.
+pub(super) struct Unchanged;
+
+impl Visitor for Unchanged {
+    fn inputs(&mut self, _: &[Role], _: usize, _: &[f32]) {}
+
+    fn ready(&mut self, _: &mut DenseLayer, _: &[Role]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The residual stream of the calibration text.
+pub(super) struct Runner<'a> {
+    machine: Machine<'a>,
+    /// Tokens per window.
+    window: usize,
+    /// `[tokens][hidden_size]`
+    h: Vec<f32>,
+    scratch: Scratch,
+    rope: RopeTable,
+    rope_local: RopeTable,
+}
+
+impl<'a> Runner<'a> {
+    /// The embeddings of `tokens`, in windows of `window` tokens, from the checkpoint or its `packed` copy.
+    ///
+    /// # Errors
+    /// When the embedding is damaged.
+    pub(super) fn embed(
+        machine: Machine<'a>,
+        checkpoint: &Checkpoint,
+        packed: Option<&Matrix>,
+        tokens: &[u32],
+        window: usize,
+    ) -> Result<Self> {
+        let config = machine.config;
+        let (dtype, stored) = checkpoint.embedding()?;
+        let row_bytes = stored.len() / config.vocab_size;
+        let mut h = vec![0.0; tokens.len() * config.hidden_size];
+        if let Some(token) = tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
+            return Err(Error::bad_input(format!("token {token} is outside the vocabulary")));
+        }
+        machine.pool.chunks(&mut h, config.hidden_size, |t, row| {
+            let token = tokens[t] as usize;
+            match packed {
+                Some(packed) => packed.row(machine.tier, token, row),
+                None => dequantize_row(dtype, &stored[token * row_bytes..(token + 1) * row_bytes], row),
+            }
+            if config.embedding_scale != 1.0 {
+                ops::scale(machine.tier, config.embedding_scale, row);
+            }
+        });
+        if h.iter().any(|x| !x.is_finite()) {
+            let what = "tensor token_embd.weight holds a NaN or an infinity";
+            return Err(Error::bad_file(checkpoint.path(), what));
+        }
+        Ok(Self::from_hidden(machine, h, window))
+    }
+
+    /// Goes on from the residual stream `h`, `[tokens][hidden_size]`.
+    pub(super) fn from_hidden(machine: Machine<'a>, h: Vec<f32>, window: usize) -> Self {
+        let config = machine.config;
+        let positions: Vec<u32> = (0..window as u32).collect();
+        let (mut rope, mut rope_local) = (RopeTable::default(), RopeTable::default());
+        let global = config.rope_for(window);
+        rope.fill(machine.pool, &positions, &global.inv_freq, global.magnitude);
+        if let Some(local) = &config.rope_local {
+            rope_local.fill(machine.pool, &positions, &local.inv_freq, local.magnitude);
+        }
+        Self { machine, window, h, scratch: Scratch::default(), rope, rope_local }
+    }
+
+    /// Does the work.
+    pub(super) fn pool(&self) -> &'a Pool {
+        self.machine.pool
+    }
+
+    /// The residual stream, `[tokens][hidden_size]`.
+    pub(super) fn hidden(&self) -> &[f32] {
+        &self.h
+    }
+
+    /// The residual stream, when nothing more is run.
+    pub(super) fn into_hidden(self) -> Vec<f32> {
+        self.h
+    }
+
+    /// Runs layer `index` over all windows. `visitor` sees the inputs of each matrix before it is first used.
+    ///
+    /// # Errors
+    /// Those of `visitor`, and when memory cannot be had.
+    pub(super) fn layer(
+        &mut self,
+        layer: &mut DenseLayer,
+        index: usize,
+        visitor: &mut dyn Visitor,
+    ) -> Result<()> {
+        self.normed(&[Role::Q, Role::K, Role::V], &layer.attn_norm, visitor);
+        visitor.ready(layer, &[Role::Q, Role::K, Role::V])?;
+        let attended = self.attention(layer, index, visitor)?;
+        visitor.ready(layer, &[Role::O])?;
+        let norm = layer.post_attn_norm.as_deref();
+        self.add(layer.get(Role::O), norm, &attended)?;
+        drop(attended);
+
+        self.normed(&[Role::Gate, Role::Up], &layer.ffn_norm, visitor);
+        visitor.ready(layer, &[Role::Gate, Role::Up])?;
+        let gated = self.gated(layer, visitor)?;
+        visitor.ready(layer, &[Role::Down])?;
+        let norm = layer.post_ffn_norm.as_deref();
+        self.add(layer.get(Role::Down), norm, &gated)
+    }
+
+    /// Shows the normed residual stream.
+    fn normed(&self, roles: &[Role], weight: &[f32], visitor: &mut dyn Visitor) {
+        let hidden = self.machine.config.hidden_size;
+        for h in self.h.chunks(self.window * hidden) {
+            visitor.inputs(roles, hidden, &self.machine.normed(h, weight));
+        }
+    }
+
+    /// What attention gives to O, `[tokens][n_heads * head_dim]`.
+    fn attention(&mut self, layer: &DenseLayer, index: usize, visitor: &mut dyn Visitor) -> Result<Vec<f32>> {
+        let Machine { pool, tier, config } = self.machine;
+        let span = config.sliding_window[index];
+        let cache = KvCache::new(KvConfig {
+            head_dim: config.head_dim,
+            n_kv_heads: config.n_kv_heads,
+            windows: vec![span],
+            storage: storage("f32").expect("f32 is a storage"),
+            page_tokens: PAGE_TOKENS,
+            limit: None,
+            rewind: 0,
+        })?;
+        let mut kv = cache.sequence();
+        let rope = if span.is_some() && config.rope_local.is_some() { &self.rope_local } else { &self.rope };
+        let [q, k, v] = [Role::Q, Role::K, Role::V].map(|role| Packed::of(self.machine, layer.get(role)));
+        let (q, k, v) = (q?, k?, v?);
+        let mut all = Vec::with_capacity(self.h.len() / config.hidden_size * config.q_dim());
+        for h in self.h.chunks(self.window * config.hidden_size) {
+            let x = self.machine.normed(h, &layer.attn_norm);
+            let mut q = q.apply(self.machine, &mut self.scratch, &x);
+            let mut k = k.apply(self.machine, &mut self.scratch, &x);
+            let v = v.apply(self.machine, &mut self.scratch, &x);
+            for (rows, width, norm) in
+                [(&mut q, config.q_dim(), &layer.q_norm), (&mut k, config.kv_dim(), &layer.k_norm)]
+            {
+                let norm = norm.as_deref().map(|weight| self.machine.norm(weight));
+                pool.chunks(rows, width, |t, row| {
+                    let (cos, sin) = rope.row(t);
+                    for head in row.chunks_exact_mut(config.head_dim) {
+                        if let Some(norm) = &norm {
+                            norm.apply_in_place(tier, head);
+                        }
+                        match config.rope_pairs {
+                            RopePairs::Halves => ops::rotate_halves(tier, head, cos, sin),
+                            RopePairs::Adjacent => ops::rotate_adjacent(tier, head, cos, sin),
+                        }
+                    }
+                });
+            }
+            kv.reset();
+            kv.append(0, &k, &v, pool)?;
+            let mut out = vec![0.0; q.len()];
+            let inputs = AttentionInputs {
+                tier,
+                q: &q,
+                out: &mut out,
+                n_heads: config.n_heads,
+                scale: config.attn_scale,
+                softcap: config.attn_logit_softcap,
+                wanted_from: 0,
+                stats: None,
+            };
+            kv.attend(0, inputs, pool, &mut self.scratch.attention)?;
+            visitor.inputs(&[Role::O], config.q_dim(), &out);
+            all.extend_from_slice(&out);
+        }
+        Ok(all)
+    }
+
+    /// What the gated non-linearity gives to down, `[tokens][intermediate_size]`.
+    fn gated(&mut self, layer: &DenseLayer, visitor: &mut dyn Visitor) -> Result<Vec<f32>> {
+        let Machine { pool, tier, config } = self.machine;
+        let f = match config.activation {
+            Activation::Silu => Gate::Silu,
+            Activation::GeluTanh => Gate::GeluTanh,
+        };
+        let gate = Packed::of(self.machine, layer.get(Role::Gate))?;
+        let up = Packed::of(self.machine, layer.get(Role::Up))?;
+        let width = config.intermediate_size;
+        let mut all = Vec::with_capacity(self.h.len() / config.hidden_size * width);
+        for h in self.h.chunks(self.window * config.hidden_size) {
+            let x = self.machine.normed(h, &layer.ffn_norm);
+            let gate = gate.apply(self.machine, &mut self.scratch, &x);
+            let up = up.apply(self.machine, &mut self.scratch, &x);
+            let mut out = vec![0.0; gate.len()];
+            pool.chunks(&mut out, width, |t, out| {
+                let row = t * width..(t + 1) * width;
+                ops::gated(tier, f, &gate[row.clone()], &up[row], out);
+            });
+            visitor.inputs(&[Role::Down], width, &out);
+            all.extend_from_slice(&out);
+        }
+        Ok(all)
+    }
+
+    /// `h += norm(W x + b)`, the norm where there is one.
+    fn add(&mut self, projection: &Projection, norm: Option<&[f32]>, x: &[f32]) -> Result<()> {
+        let Machine { pool, tier, config } = self.machine;
+        let packed = Packed::of(self.machine, projection)?;
+        let hidden = config.hidden_size;
+        let inputs = x.chunks(self.window * projection.weight.cols);
+        for (h, x) in self.h.chunks_mut(self.window * hidden).zip(inputs) {
+            let block = packed.apply(self.machine, &mut self.scratch, x);
+            let norm = norm.map(|weight| self.machine.norm(weight));
+            pool.chunks(h, hidden, |t, h| {
+                let block = &block[t * hidden..(t + 1) * hidden];
+                match &norm {
+                    Some(norm) => norm.add_to(tier, block, h),
+                    None => h.iter_mut().zip(block).for_each(|(h, x)| *h += x),
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Model, RunOptions};
+    use std::path::Path;
+
+    struct Seen(Vec<(Role, Option<usize>)>);
+
+    impl Visitor for Seen {
+        fn inputs(&mut self, roles: &[Role], cols: usize, x: &[f32]) {
+            assert!(x.len().is_multiple_of(cols));
+            self.0.push((roles[0], Some(x.len())));
+        }
+
+        fn ready(&mut self, layer: &mut DenseLayer, roles: &[Role]) -> Result<()> {
+            assert!(roles.iter().all(|&r| layer.get(r).weight.cols == layer.get(roles[0]).weight.cols));
+            self.0.push((roles[0], None));
+            Ok(())
+        }
+    }
+
+    /// The stages, with nothing changed in between, are the forward pass: every family, every tiny model.
+    #[test]
+    fn unchanged_weights_give_the_forward_pass() {
+        let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny");
+        let models = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma3", "gemma3-softcap", "phi3"];
+        for name in models {
+            let path = testdata.join(name);
+            let options = RunOptions { kv_format: "f32".to_owned(), ..RunOptions::default() };
+            let model = Model::load(Checkpoint::open(&path).unwrap(), &options).unwrap();
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            let (config, vocab) = (checkpoint.config(), checkpoint.config().vocab_size);
+            let window = config.context_length.min(40);
+            let tokens: Vec<u32> = (0..2 * window).map(|i| ((i * 31 + 7) % vocab) as u32).collect();
+            let pool = Pool::new(2).unwrap();
+            let machine = Machine { pool: &pool, tier: Tier::from_env().unwrap(), config };
+            let mut runner = Runner::embed(machine, &checkpoint, None, &tokens, window).unwrap();
+            let mut seen = Seen(Vec::new());
+            for index in 0..config.n_layers {
+                let mut layer = DenseLayer::read(&checkpoint, &pool, index).unwrap();
+                runner.layer(&mut layer, index, &mut seen).unwrap();
+            }
+            // Two windows, then the moment of change, for each of four stages.
+            assert_eq!(seen.0.len(), config.n_layers * 12);
+            let width = Some(window * config.q_dim());
+            assert_eq!(seen.0[3..6], [(Role::O, width), (Role::O, width), (Role::O, None)]);
+
+            let norm = crate::model::parts::vector(&checkpoint, "output_norm.weight").unwrap();
+            let x = machine.normed(runner.hidden(), &norm);
+            let tied = checkpoint.try_tensor("output.weight").is_none();
+            let output = if tied { "token_embd.weight" } else { "output.weight" };
+            let output = crate::model::parts::stored_matrix(&checkpoint, output, &(0..vocab)).unwrap();
+            let packed = Packed::new(machine, &output).unwrap();
+            let logits = packed.apply(machine, &mut Scratch::default(), &x);
+            let mut session = model.session();
+            for (w, tokens) in tokens.chunks(window).enumerate() {
+                session.reset();
+                session
+                    .forward_each(tokens, &mut |t, want| {
+                        let got = &logits[(w * window + t) * vocab..][..vocab];
+                        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                            let want = match config.final_logit_softcap {
+                                Some(cap) => {
+                                    let capped = cap * (got / cap).tanh();
+                                    assert!((capped - want).abs() < 1e-3, "{name} {w} {t} {i}");
+                                    continue;
+                                }
+                                None => want,
+                            };
+                            assert!((got - want).abs() < 1e-3, "{name} {w} {t} {i}: {got} {want}");
+                        }
+                    })
+                    .unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! SparseGPT: weights that go are made up for by those that stay, as well as second order allows; so is rounding.
+//!
+//! Frantar and Alistarh 2023, "SparseGPT: massive language models can be accurately pruned in one-shot"
+//! (arXiv 2301.00774), algorithm 1; rounding as in GPTQ (Frantar et al. 2022, arXiv 2210.17323), in the same pass.
+//!
+//! With `H = X^T X + damping` and `H^-1 = U^T U` (U upper triangular, columns in the order in which they are handled):
+//!
+//! ```text
+//! for each block of 128 columns:
+//!     the weights of the block with the smallest (w / U_jj)^2 are to go          compared over all rows
+//!     for each column j of the block:
+//!         e   = (w_j - round(w_j or 0)) / U_jj
+//!         w_k -= e U_jk     for k > j                                             later blocks: all 128 errors at once
+//! ```
+//! Columns with the largest inputs come first ("act-order"), so that their errors are made up for by many others.
+
+use super::{
+    Job, Pruner, Statistics, linalg,
+    select::{share, smallest},
+};
+use ndarray::{Axis, linalg::general_mat_mul};
+
+/// Columns that are decided on together.
+const BLOCK: usize = 128;
+/// Added to the diagonal of `X^T X`, as a share of its mean.
+const DAMPING: f32 = 0.01;
+
+/// See the module.
+#[derive(Debug)]
+pub struct SparseGpt;
+
+impl Pruner for SparseGpt {
+    fn name(&self) -> &'static str {
+        "sparsegpt"
+    }
+
+    fn needs(&self) -> Statistics {
+        Statistics::Gram
+    }
+
+    fn prune(&self, job: Job<'_>) {
+        let Job { pool, weight, inputs, sparsity, keep_zeros, rounding } = job;
+        let (rows, cols) = (weight.rows, weight.cols);
+        let factor = inputs.factor(pool, DAMPING, by_size);
+        let (order, u) = (&factor.order, &factor.u);
+        let norms = inputs.norms();
+        rounding.fix(weight);
+        let rounding = &*rounding;
+
+        // A row of `work` is a row of weights, columns in order, then the errors of the current block.
+        let stride = cols + BLOCK;
+        let mut work = vec![0.0; rows * stride];
+        pool.chunks(&mut work, stride, |r, to| {
+            let from = &weight.data[r * cols..(r + 1) * cols];
+            for (to, &col) in to.iter_mut().zip(order) {
+                // What never sees an input has nothing to say.
+                *to = if norms[col] > 0.0 { from[col] } else { 0.0 };
+            }
+        });
+        let u = linalg::view(u, cols, cols);
+        let rows_per_unit = (rows / (4 * pool.threads())).clamp(1, 256);
+        let mut scores = vec![0.0; rows * BLOCK];
+        for first in (0..cols).step_by(BLOCK) {
+            let width = BLOCK.min(cols - first);
+            let end = first + width;
+            let of_block = linalg::rows(u, first..end);
+            let block = linalg::columns(of_block, first..end);
+            let inverse: Vec<f32> = (0..width).map(|j| 1.0 / block[(j, j)]).collect();
+            let mut count = share(sparsity, rows * width);
+            let mut gone = Vec::new();
+            if count > 0 || keep_zeros {
+                let scores = &mut scores[..rows * width];
+                pool.chunks(scores, width, |r, scores| {
+                    let row = &work[r * stride + first..r * stride + end];
+                    for j in 0..width {
+                        let pinned = keep_zeros && weight.data[r * cols + order[first + j]] == 0.0;
+                        scores[j] = if pinned { -1.0 } else { (row[j] * inverse[j]).powi(2) };
+                    }
+                });
+                if keep_zeros {
+                    count = count.max(scores.iter().filter(|&&score| score < 0.0).count());
+                }
+                gone = smallest(scores, count);
+            }
+            pool.chunks(&mut work, stride * rows_per_unit, |unit, work| {
+                for (r, row) in work.chunks_exact_mut(stride).enumerate() {
+                    let r = unit * rows_per_unit + r;
+                    let (row, errors) = row.split_at_mut(cols);
+                    let row = &mut row[first..end];
+                    let rounding = rounding.row(r);
+                    for j in 0..width {
+                        let w = row[j];
+                        let goes = gone.get(r * width + j).copied().unwrap_or(false);
+                        let kept = if goes { 0.0 } else { rounding.round(order[first + j], w) };
+                        let error = (w - kept) * inverse[j];
+                        errors[j] = error;
+                        row[j] = kept;
+                        if error != 0.0 {
+                            let others = block.row(j);
+                            let others = &others.as_slice().expect("a row is contiguous")[j + 1..];
+                            for (w, u) in row[j + 1..].iter_mut().zip(others) {
+                                *w -= error * u;
+                            }
+                        }
+                    }
+                }
+                let n = work.len() / stride;
+                let (weights, errors) = linalg::view_mut(work, n, stride).split_at(Axis(1), cols);
+                let mut later = linalg::columns_mut(weights, end..cols);
+                let errors = linalg::columns_mut(errors, 0..width);
+                general_mat_mul(-1.0, &errors, &linalg::columns(of_block, end..cols), 1.0, &mut later);
+            });
+        }
+        pool.chunks(&mut weight.data, cols, |r, to| {
+            for (&w, &col) in work[r * stride..].iter().zip(order) {
+                to[col] = w;
+            }
+        });
+    }
+}
+
+/// Columns by descending diagonal.
+fn by_size(diagonal: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..diagonal.len()).collect();
+    order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]));
+    order
+}

@@ -1,0 +1,75 @@
+//! `scrimp compress`: a smaller copy of a model.
+
+use crate::{App, cli::CompressArgs, format, verbs::pull};
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use scrimp_kernels::{Tier, threads};
+use scrimp_llm::{
+    checkpoint::Checkpoint,
+    eval::read_text,
+    prune::{self, Calibration, Options, Progress},
+};
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Compressed {
+    bytes_before: u64,
+    bytes_after: u64,
+    sparsity: f64,
+    bits_per_weight: f64,
+}
+
+/// Compresses a model.
+pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
+    let text = args.calibration.as_deref().map(read_text).transpose()?;
+    let checkpoint = Checkpoint::open(&pull::fetch(app, &args.model)?)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let calibration =
+        Calibration::new(&checkpoint, &tokenizer, text.as_deref(), args.calibration_tokens.get())?;
+    drop(tokenizer);
+    checkpoint.release_header();
+    let threads = app.global.threads.map_or_else(threads::available_threads, Into::into);
+    let pool = threads::Pool::new(threads).context("cannot start threads: use fewer --threads")?;
+    let options = Options {
+        method: prune::pruner(args.method.name())?,
+        budget: args.budget(),
+        output: args.output.output(),
+        calibration: &calibration,
+    };
+    let bar = Bar::new();
+    let report =
+        prune::compress(&checkpoint, &args.out, &pool, Tier::from_env()?, &options, &mut |p| bar.show(p))?;
+    bar.0.finish_and_clear();
+    let result = Compressed {
+        bytes_before: report.bytes_before,
+        bytes_after: report.bytes_after,
+        sparsity: report.sparsity,
+        bits_per_weight: report.bits_per_weight,
+    };
+    app.printer.result(&result, |r| {
+        format!(
+            "{}: {} (before: {}), {:.2} bits per weight, {:.1}% of the layers' weights are zero",
+            args.out.display(),
+            format::bytes(r.bytes_after),
+            format::bytes(r.bytes_before),
+            r.bits_per_weight,
+            100.0 * r.sparsity
+        )
+    })
+}
+
+/// Progress on stderr, where that is a terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let style = ProgressStyle::with_template("{msg}  {wide_bar} {pos}/{len} matrices  {eta} left");
+        Self(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    }
+
+    fn show(&self, progress: Progress<'_>) {
+        self.0.set_length(progress.total as u64);
+        self.0.set_message(progress.what.to_owned());
+        self.0.set_position(progress.done as u64);
+    }
+}
