@@ -31,15 +31,10 @@ impl Loaded {
         kv: &KvArgs,
         more: impl FnOnce(&Checkpoint, &Tokenizer) -> Result<T>,
     ) -> anyhow::Result<(Self, T)> {
-        let options = RunOptions {
-            threads: app.global.threads.map(Into::into),
-            kv_format: kv.kv_format.name().to_owned(),
-            ..RunOptions::default()
-        };
         let checkpoint = Checkpoint::open(&pull::fetch(app, model)?)?;
         let tokenizer = checkpoint.tokenizer()?;
         let more = more(&checkpoint, &tokenizer)?;
-        let model = Model::load(checkpoint, &options)?;
+        let model = Model::load(checkpoint, &run_options(app, kv))?;
         Ok((Self { model, tokenizer }, more))
     }
 
@@ -58,6 +53,15 @@ impl Loaded {
     /// The token that texts begin with, where the tokenizer wants one.
     pub(crate) fn bos(&self) -> Option<u32> {
         self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
+    }
+}
+
+/// How the command line wants a model to run.
+pub(crate) fn run_options(app: &App, kv: &KvArgs) -> RunOptions {
+    RunOptions {
+        threads: app.global.threads.map(Into::into),
+        kv_format: kv.kv_format.name().to_owned(),
+        ..RunOptions::default()
     }
 }
 

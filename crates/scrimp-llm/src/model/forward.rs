@@ -13,6 +13,7 @@ use super::{
     weights::{Layer, Projection},
 };
 use crate::{
+    checkpoint::Checkpoint,
     config::{Activation, ModelConfig, Rope, RopePairs},
     error::{Error, Result},
 };
@@ -113,7 +114,8 @@ impl Session<'_> {
     fn embed(&mut self, context: Context<'_>, tokens: &[u32]) -> Result<()> {
         let Context { config, tier, .. } = context;
         let (weights, width) = (&self.model.weights, config.hidden_size);
-        let stored = if weights.tied { None } else { Some(self.model.checkpoint.embedding()?) };
+        let checkpoint = self.model.checkpoint().filter(|_| !weights.tied);
+        let stored = checkpoint.map(Checkpoint::embedding).transpose()?;
         let h = sized(&mut self.buffers.h, tokens.len() * width);
         let finite = AtomicBool::new(true);
         context.rows(h, width, |t, row| {
@@ -133,11 +135,13 @@ impl Session<'_> {
                 ops::scale(tier, config.embedding_scale, row);
             }
         });
-        if !finite.into_inner() {
-            let what = "tensor token_embd.weight holds a NaN or an infinity";
-            return Err(Error::bad_file(self.model.checkpoint.path(), what));
+        match checkpoint {
+            Some(checkpoint) if !finite.into_inner() => {
+                let what = "tensor token_embd.weight holds a NaN or an infinity";
+                Err(Error::bad_file(checkpoint.path(), what))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn fill_rope(&mut self, context: Context<'_>, n: usize) {
