@@ -36,7 +36,7 @@ const REWIND_TOKENS: usize = 64;
 pub struct RunOptions {
     /// Threads, the calling one included; `None`: as many as the process may use.
     pub threads: Option<usize>,
-    /// Kernel tier (`scalar`, `avx2`, `avx512`); `None`: `SCRIMP_TIER` or the best that the CPU has.
+    /// Kernel tier (`scalar`, `avx2`, `avx512`, `amx`); `None`: `SCRIMP_TIER` or the best that the CPU has.
     pub tier: Option<String>,
     /// Storage of the KV cache (`f32`, `f16`, `bf16`, `int8`, `int4`).
     pub kv_format: String,

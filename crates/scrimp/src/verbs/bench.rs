@@ -127,6 +127,7 @@ fn linear(app: &App, args: &BenchLinearArgs) -> anyhow::Result<()> {
         batch: args.batch.get(),
         sparsity: args.sparsity,
         formats: args.formats.clone(),
+        rotated_bytes: linear::bench::ROTATED_BYTES,
         seed: app.global.seed.unwrap_or(1),
         time: LINEAR_TIME,
     };
