@@ -29,6 +29,7 @@ fn setting(line: &str) -> Option<(String, Compression)> {
         let (key, value) = word.split_once('=')?;
         match key {
             "share" => crush.share = value.parse().ok()?,
+            "window" => crush.window = value.parse().ok()?,
             "damp" => crush.damp = value.parse().ok()?,
             "value" => crush.value = value.parse().ok()?,
             "seed" => how.seed = value.parse().ok()?,

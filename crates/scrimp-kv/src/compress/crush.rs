@@ -89,6 +89,8 @@ pub struct Crush {
     pub cut: Cut,
     /// Experiment: a * ||v|| in the place of a. 1: choice and cut; 2: mass, too.
     pub value: u8,
+    /// Experiment: a over so many last queries.
+    pub window: usize,
     /// Experiment: exponent on the mass.
     pub damp: f32,
 }
@@ -101,7 +103,7 @@ impl Crush {
         }
         let attention = self.mass == Mass::Attention || self.order == Order::Score;
         let signature = self.order == Order::Signature && policy.signature() == Attention::Mean;
-        Needs { sum: attention || signature, ..Needs::NONE }
+        Needs { sum: attention || signature, recent: Some(self.window).filter(|&w| w > 0), ..Needs::NONE }
     }
 
     /// Chooses `n` of `dropped` (indices of a KV head's tokens, increasing; more than `n`), and what is added to the score of
@@ -120,7 +122,11 @@ impl Crush {
         let mut attention = Vec::new();
         if self.mass == Mass::Attention || self.order == Order::Score {
             attention = vec![0.0; view.n_tokens(kv_head)];
-            view.attention(Attention::Mean, kv_head, &mut attention);
+            view.attention(
+                if self.window > 0 { Attention::Recent } else { Attention::Mean },
+                kv_head,
+                &mut attention,
+            );
         }
         let mut weighed = attention.clone();
         if self.value > 0 {

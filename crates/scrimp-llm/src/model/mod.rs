@@ -4,11 +4,12 @@
 //! * [`parts`]: where a layer's matrices are in a checkpoint;
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
 //! * [`session`]: one sequence, its KV cache and its working memory;
-//! * [`compression`]: making that cache smaller.
+//! * [`compression`]: making that cache smaller; [`passes`]: what some policies need for it.
 
 mod compression;
 mod forward;
 pub(crate) mod parts;
+mod passes;
 mod session;
 mod weights;
 

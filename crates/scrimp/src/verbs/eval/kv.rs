@@ -58,7 +58,7 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
             let mut session = loaded.session(None);
             session.gather_for(needs, prompt);
             session.forward(&ids[..prompt])?;
-            session.gather_attention(None);
+            session.complete(needs, &ids[..prompt])?;
             let start = Instant::now();
             if let Some(how) = how {
                 session.compress(how, how.tokens(prompt)?)?;
