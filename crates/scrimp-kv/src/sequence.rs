@@ -490,6 +490,11 @@ impl Sequence {
         self.layers[layer].heads[kv_head].read(&self.shared, index, k, v);
     }
 
+    /// Reads the key of a kept token (`[head_dim]`).
+    pub fn read_key(&self, layer: usize, kv_head: usize, index: usize, k: &mut [f32]) {
+        self.layers[layer].heads[kv_head].read_key(&self.shared, index, k);
+    }
+
     /// Sequences that hold a page of a KV head (0 where there is no such page).
     pub fn ref_cnt(&self, layer: usize, kv_head: usize, page: usize) -> usize {
         self.layers[layer].heads[kv_head].ref_cnt(page)

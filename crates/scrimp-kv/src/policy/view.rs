@@ -55,6 +55,11 @@ impl<'a> LayerView<'a> {
         self.sequence.read(self.layer, kv_head, index, k, v);
     }
 
+    /// Reads the key of a token (`[head_dim]`).
+    pub fn read_key(&self, kv_head: usize, index: usize, k: &mut [f32]) {
+        self.sequence.read_key(self.layer, kv_head, index, k);
+    }
+
     /// Tokens of `kv_head` whose attention of a kind is known, the first ones.
     pub fn n_known(&self, kind: Attention, kv_head: usize) -> usize {
         let rows = self.rows(kind);
