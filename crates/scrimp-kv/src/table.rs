@@ -232,6 +232,74 @@ impl HeadTable {
         Ok(table)
     }
 
+    /// New pages with these tokens, their bits unchanged where they were not packed.
+    fn open_block(&self, shared: &Shared, indices: &[u32]) -> Result<Block, KvError> {
+        let (g, storage) = (shared.geometry, shared.config.format.storage());
+        let alloc = || shared.pool.alloc(shared.open_bytes(), indices.len());
+        let (mut k, mut v) = (alloc()?, alloc()?);
+        let (to_k, to_v) = (own(&mut k), own(&mut v));
+        let (mut row_k, mut row_v) = (vec![0.0; g.head_dim], vec![0.0; g.head_dim]);
+        for (slot, &index) in indices.iter().enumerate() {
+            let (from, at) = (&self.blocks[index as usize / g.page_tokens], index as usize % g.page_tokens);
+            if from.packed.is_some() {
+                from.read(shared, at, &mut row_k, &mut row_v);
+                storage.write_k(g, to_k, slot, 1, &row_k, g.head_dim);
+                storage.write_v(g, to_v, slot, 1, &row_v, g.head_dim);
+            } else {
+                storage.copy_k(g, &from.k, at, to_k, slot);
+                storage.copy_v(g, &from.v, at, to_v, slot);
+            }
+        }
+        if !indices.len().is_multiple_of(16) {
+            storage.clear_tile_from(g, to_k, to_v, indices.len());
+        }
+        Ok(Block { k, v, bias: None, packed: None })
+    }
+
+    /// Packed pages with these tokens, which fill them.
+    fn packed_block(&self, shared: &Shared, indices: &[u32]) -> Result<Block, KvError> {
+        let g = shared.geometry;
+        let Some(packing) = shared.config.format.packing() else { return self.open_block(shared, indices) };
+        let [k_bytes, v_bytes] = packing.page_bytes(g);
+        let mut k = shared.pool.alloc(k_bytes, indices.len())?;
+        let mut v = shared.pool.alloc(v_bytes, indices.len())?;
+        let mut rows = [vec![0.0; g.page_tokens * g.head_dim], vec![0.0; g.page_tokens * g.head_dim]];
+        for (slot, &index) in indices.iter().enumerate() {
+            let (from, at) = (&self.blocks[index as usize / g.page_tokens], index as usize % g.page_tokens);
+            let row = slot * g.head_dim..(slot + 1) * g.head_dim;
+            let [k, v] = &mut rows;
+            from.read(shared, at, &mut k[row.clone()], &mut v[row]);
+        }
+        packing.pack_k(g, &rows[0], own(&mut k));
+        packing.pack_v(g, &rows[1], own(&mut v));
+        Ok(Block { k, v, bias: None, packed: Some(packing.kind()) })
+    }
+
+    /// Blocks that are old enough to be packed and are not. (What is packed is a prefix: only a last block is unpacked.)
+    pub(crate) fn to_pack(&self, shared: &Shared) -> Range<usize> {
+        let old = shared.config.format.old_blocks(shared.geometry, self.len);
+        let last = self.blocks[..old].iter().rposition(|block| block.packed.is_some());
+        last.map_or(0, |i| i + 1)..old
+    }
+
+    /// Packed copies of blocks that are full.
+    pub(crate) fn pack(&self, shared: &Shared, blocks: Range<usize>) -> Result<Vec<Block>, KvError> {
+        let page_tokens = shared.geometry.page_tokens;
+        blocks
+            .map(|block| {
+                let indices: Vec<u32> =
+                    (block * page_tokens..(block + 1) * page_tokens).map(|i| i as u32).collect();
+                let packed = self.packed_block(shared, &indices)?;
+                Ok(Block { bias: self.blocks[block].bias.clone(), ..packed })
+            })
+            .collect()
+    }
+
+    /// Puts blocks with the same tokens in the place of those from `first` on.
+    pub(crate) fn replace(&mut self, first: usize, blocks: Vec<Block>) {
+        self.blocks.splice(first..first + blocks.len(), blocks);
+    }
+
     /// Reads the key of token `index`.
     pub(crate) fn read_key(&self, shared: &Shared, index: usize, k: &mut [f32]) {
         let page_tokens = shared.geometry.page_tokens;

@@ -34,11 +34,17 @@ pub(super) struct CompressionState {
     done: usize,
     /// The tokens of the prompt, where it is to be repeated.
     tokens: Option<Vec<u32>>,
+    /// Tokens that are not packed before they are compressed.
+    unpacked_until: usize,
 }
 
 impl CompressionState {
     pub(super) fn forget(&mut self) {
         self.done = 0;
+    }
+
+    pub(super) fn unpacked_until(&self) -> usize {
+        self.unpacked_until
     }
 }
 
@@ -55,6 +61,7 @@ impl Session<'_> {
     /// [`Session::compress`] the copies.
     pub fn gather_for(&mut self, needs: Needs, len: usize) {
         self.sampled = needs.expected.then(|| SampledQueries::new(self.len(), len));
+        self.compression.unpacked_until = len;
         let recent_from = needs.recent.map(|w| len.saturating_sub(w) as u32);
         let wanted = StatsWanted { sum: needs.sum, recent_from, last: needs.last };
         self.gather_attention((wanted != StatsWanted::default()).then_some(wanted));
@@ -82,6 +89,7 @@ impl Session<'_> {
         let needs = how.needs();
         self.sampled = needs.expected.then(|| SampledQueries::new(self.len(), len));
         self.compression.tokens = needs.repeated.then(Vec::new);
+        self.compression.unpacked_until = len;
         self.compression.plan = Some(Plan { at: len, budget, sum_from: 0 });
         self.kv.clear_recent_stats();
     }

@@ -120,8 +120,12 @@ impl<'m> Session<'m> {
         result
     }
 
-    /// Packs what is old enough, where the KV format packs at all.
+    /// Packs what is old enough, where the KV format packs at all; a prompt that is going to be compressed only then, because
+    /// what is packed twice loses twice.
     fn pack(&mut self) -> Result<()> {
+        if self.len() <= self.compression.unpacked_until() {
+            return Ok(());
+        }
         Ok(self.kv.pack(&self.model.pool)?)
     }
 
