@@ -93,4 +93,4 @@ pub use scrimp_kernels::attention::{
     AttentionScratch, ColumnStats, Packing, PageGeometry, Storage, StorageKind,
     storage::{STORAGES, packing::PACKINGS, packing::packing, storage},
 };
-pub use sequence::{AttentionInputs, Sequence, StatsWanted};
+pub use sequence::{AttentionInputs, PassScores, Queries, Sequence, StatsWanted};

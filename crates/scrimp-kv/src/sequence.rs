@@ -31,6 +31,17 @@ struct Layer {
     stats: ColumnStats,
     /// Positions of the queries that sums over all queries hold.
     gathered: Vec<Range<u32>>,
+    passes: PassScores,
+}
+
+/// Scores that come from more than reading the text once; per KV head, one number per kept token (tokens behind the end of
+/// a row have none).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PassScores {
+    /// The most attention that a token got while the model repeated the text.
+    pub repeated: Vec<Vec<f32>>,
+    /// The attention that a token can expect of queries to come.
+    pub expected: Vec<Vec<f32>>,
 }
 
 /// The keys and values of one text. Dropping it gives its pages back.
@@ -51,13 +62,27 @@ pub struct StatsWanted {
     pub last: bool,
 }
 
+/// Whose queries they are, and so what they see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Queries {
+    /// Of the tokens that were appended last: each sees itself and what is before it.
+    #[default]
+    Last,
+    /// Likewise, but so many tokens were appended after theirs.
+    Before(usize),
+    /// Of tokens to come: they see everything.
+    Future,
+}
+
 /// Queries of one layer and how to compute.
 #[derive(Debug)]
 pub struct AttentionInputs<'a> {
     /// Instructions to use.
     pub tier: Tier,
-    /// `[n_tokens][n_heads][head_dim]`, after RoPE, for the tokens that were appended last.
+    /// `[n_tokens][n_heads][head_dim]`, after RoPE.
     pub q: &'a [f32],
+    /// Whose they are.
+    pub queries: Queries,
     /// The result, `[n_tokens][n_heads][head_dim]`.
     pub out: &'a mut [f32],
     /// Query heads, a multiple of the KV heads.
@@ -80,6 +105,7 @@ impl Sequence {
             dropped: 0,
             stats: ColumnStats::default(),
             gathered: Vec::new(),
+            passes: PassScores::default(),
         };
         let layers = vec![layer; shared.config.windows.len()];
         Self { shared, layers }
@@ -93,6 +119,11 @@ impl Sequence {
     /// True before the first token.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Position of the next token of a layer.
+    pub fn next_position(&self, layer: usize) -> usize {
+        self.layers[layer].next as usize
     }
 
     /// Layers of the model.
@@ -176,11 +207,17 @@ impl Sequence {
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
         let row = inputs.n_heads * g.head_dim;
         let n_tokens = inputs.q.len().checked_div(row).unwrap_or(0);
+        // Tokens from the first query's on.
+        let owners = match inputs.queries {
+            Queries::Last => n_tokens,
+            Queries::Before(after) => n_tokens.saturating_add(after),
+            Queries::Future => 0,
+        };
         let fits = row > 0
             && inputs.n_heads.is_multiple_of(n_kv_heads)
             && inputs.q.len() == n_tokens * row
             && inputs.out.len() == inputs.q.len()
-            && state.heads.iter().all(|h| h.len() >= n_tokens);
+            && state.heads.iter().all(|h| h.len() >= owners);
         if !fits {
             return Err(KvError::BadInput(format!(
                 "{} queries in {} heads of {} do not fit {n_kv_heads} KV heads and the tokens appended last",
@@ -189,8 +226,9 @@ impl Sequence {
                 g.head_dim
             )));
         }
-        let first = state.next - n_tokens as u32;
-        let view = Causal { heads: &state.heads, window: shared.config.windows[layer], n_tokens, first };
+        let first = state.next - owners as u32;
+        let window = shared.config.windows[layer];
+        let view = Causal { heads: &state.heads, window, owners, first };
         let args = AttentionArgs {
             tier: inputs.tier,
             storage: shared.config.format.storage().kind(),
@@ -206,8 +244,8 @@ impl Sequence {
         };
         if inputs.stats.is_some_and(|wanted| wanted.sum) {
             match state.gathered.last_mut() {
-                Some(last) if last.end == first => last.end = state.next,
-                _ => state.gathered.push(first..state.next),
+                Some(last) if last.end == first => last.end = first + n_tokens as u32,
+                _ => state.gathered.push(first..first + n_tokens as u32),
             }
         }
         let stats = inputs.stats.map(|wanted| {
@@ -238,7 +276,7 @@ impl Sequence {
         &mut self,
         layer: usize,
         stats: ColumnStats,
-        queries: Range<u32>,
+        queries: Vec<Range<u32>>,
     ) -> Result<(), KvError> {
         let n_kv_heads = self.n_kv_heads();
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
@@ -251,7 +289,36 @@ impl Sequence {
             }
         }
         state.stats = stats;
-        state.gathered = vec![queries];
+        state.gathered = queries;
+        Ok(())
+    }
+
+    /// Hands out the column sums of a layer and forgets them.
+    pub fn take_stats(&mut self, layer: usize) -> (ColumnStats, Vec<Range<u32>>) {
+        let layer = &mut self.layers[layer];
+        (std::mem::take(&mut layer.stats), std::mem::take(&mut layer.gathered))
+    }
+
+    /// Scores of passes over the text.
+    pub fn passes(&self, layer: usize) -> &PassScores {
+        &self.layers[layer].passes
+    }
+
+    /// Replaces the scores of passes over the text.
+    ///
+    /// # Errors
+    /// When there is no such layer, or rows do not fit its KV heads and tokens.
+    pub fn set_passes(&mut self, layer: usize, passes: PassScores) -> Result<(), KvError> {
+        let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
+        for rows in [&passes.repeated, &passes.expected] {
+            let fits = rows.is_empty()
+                || rows.len() == state.heads.len()
+                    && rows.iter().zip(&state.heads).all(|(row, head)| row.len() <= head.len());
+            if !fits {
+                return Err(KvError::BadInput("scores do not fit the layer's heads and tokens".into()));
+            }
+        }
+        state.passes = passes;
         Ok(())
     }
 
@@ -356,8 +423,10 @@ impl Sequence {
         let tables = state.heads.iter().zip(kept).map(|(table, kept)| table.compacted(shared, kept));
         state.heads = tables.collect::<Result<_, _>>()?;
         state.each_column(|head, row| {
-            let column = |&i: &u32| row.get(i as usize).copied().unwrap_or(0.0);
-            *row = kept[head].indices.iter().map(column).collect();
+            // Tokens behind the end of a row stay there.
+            let held = row.len();
+            let inside = kept[head].indices.iter().take_while(|&&i| (i as usize) < held);
+            *row = inside.map(|&i| row[i as usize]).collect();
         });
         Ok(())
     }
@@ -421,6 +490,11 @@ impl Sequence {
         self.layers[layer].heads[kv_head].read(&self.shared, index, k, v);
     }
 
+    /// Reads the key of a kept token (`[head_dim]`).
+    pub fn read_key(&self, layer: usize, kv_head: usize, index: usize, k: &mut [f32]) {
+        self.layers[layer].heads[kv_head].read_key(&self.shared, index, k);
+    }
+
     /// Sequences that hold a page of a KV head (0 where there is no such page).
     pub fn ref_cnt(&self, layer: usize, kv_head: usize, page: usize) -> usize {
         self.layers[layer].heads[kv_head].ref_cnt(page)
@@ -443,7 +517,10 @@ impl Layer {
     /// Calls `change(kv_head, sums)` for the sums of every query head.
     fn each_column(&mut self, mut change: impl FnMut(usize, &mut Vec<f32>)) {
         let n_kv_heads = self.heads.len();
-        for rows in [&mut self.stats.sum, &mut self.stats.recent, &mut self.stats.last] {
+        let (stats, passes) = (&mut self.stats, &mut self.passes);
+        for rows in
+            [&mut stats.sum, &mut stats.recent, &mut stats.last, &mut passes.repeated, &mut passes.expected]
+        {
             let group = (rows.len() / n_kv_heads).max(1);
             for (head, row) in rows.iter_mut().enumerate() {
                 change(head / group, row);
@@ -452,12 +529,13 @@ impl Layer {
     }
 }
 
-/// A layer's tables as its newest tokens see them.
+/// A layer's tables as queries see them.
 struct Causal<'a> {
     heads: &'a [HeadTable],
     window: Option<usize>,
-    n_tokens: usize,
-    /// Position of the first of the tokens.
+    /// Tokens from the first query's on.
+    owners: usize,
+    /// Position of the first query.
     first: u32,
 }
 
@@ -476,7 +554,7 @@ impl KvView for Causal<'_> {
 
     fn visible(&self, kv_head: usize, token: usize) -> Range<usize> {
         let table = &self.heads[kv_head];
-        let end = table.len() - self.n_tokens + token + 1;
+        let end = (table.len() - self.owners + token + 1).min(table.len());
         let start = self.window.map_or(0, |window| {
             let oldest = (self.first as usize + token + 1).saturating_sub(window);
             table.index_from(oldest as u32)

@@ -300,6 +300,12 @@ impl HeadTable {
         self.blocks.splice(first..first + blocks.len(), blocks);
     }
 
+    /// Reads the key of token `index`.
+    pub(crate) fn read_key(&self, shared: &Shared, index: usize, k: &mut [f32]) {
+        let page_tokens = shared.geometry.page_tokens;
+        self.blocks[index / page_tokens].read_key(shared, index % page_tokens, k);
+    }
+
     /// Reads the key and value of token `index`.
     pub(crate) fn read(&self, shared: &Shared, index: usize, k: &mut [f32], v: &mut [f32]) {
         let page_tokens = shared.geometry.page_tokens;
@@ -308,6 +314,15 @@ impl HeadTable {
 }
 
 impl Block {
+    /// Reads the key in a slot.
+    fn read_key(&self, shared: &Shared, slot: usize, k: &mut [f32]) {
+        let (g, format) = (shared.geometry, &shared.config.format);
+        match format.packing().filter(|_| self.packed.is_some()) {
+            Some(packing) => packing.read_k(g, &self.k, slot, k),
+            None => format.storage().read_k(g, &self.k, slot, k),
+        }
+    }
+
     /// Reads the key and value in a slot.
     fn read(&self, shared: &Shared, slot: usize, k: &mut [f32], v: &mut [f32]) {
         let (g, format) = (shared.geometry, &shared.config.format);

@@ -2,7 +2,7 @@
 
 use scrimp_kernels::{Tier, threads::Pool};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, KvCache, KvConfig, Sequence, StatsWanted,
+    AttentionInputs, AttentionScratch, KvCache, KvConfig, Queries, Sequence, StatsWanted,
     compress::{Budget, Compression, Crush},
     policy::{LayerView, policy},
     storage,
@@ -46,6 +46,7 @@ fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], stats: StatsWa
         let inputs = AttentionInputs {
             tier: Tier::detect(),
             q,
+            queries: Queries::Last,
             out: &mut out,
             n_heads: HEADS,
             scale: (DIM as f32).powf(-0.5),

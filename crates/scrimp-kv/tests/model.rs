@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use scrimp_kernels::{Tier, threads::Pool};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, Sequence, StatsWanted,
+    AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, Queries, Sequence, StatsWanted,
     policy::Kept,
 };
 
@@ -185,6 +185,7 @@ impl World {
             let inputs = AttentionInputs {
                 tier: Tier::detect(),
                 q: &q,
+                queries: Queries::Last,
                 out: &mut out,
                 n_heads: HEADS * GROUP,
                 scale: 0.3,

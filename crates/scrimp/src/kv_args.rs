@@ -27,7 +27,7 @@ pub(crate) struct KvArgs {
     #[arg(long, value_enum, value_name = "MASS", default_value_t = MassArg::Attention)]
     pub(crate) kvcrush_mass: MassArg,
     /// How dropped tokens are ordered and cut into segments
-    #[arg(long, value_enum, value_name = "ORDER", default_value_t = OrderArg::Score)]
+    #[arg(long, value_enum, value_name = "ORDER", default_value_t = OrderArg::Keys)]
     pub(crate) kvcrush_order: OrderArg,
     /// First tokens that are kept in any case
     #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_FIXED.0)]
@@ -75,9 +75,11 @@ pub(crate) enum MassArg {
 /// Orders of dropped tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OrderArg {
+    /// By the directions of their keys
+    Keys,
     /// By the distance of signatures to the anchor, as in the paper
     Signature,
-    /// By attention, cut at equal sums of its square root
+    /// By attention
     Score,
     /// Any
     Random,
@@ -104,7 +106,7 @@ impl KvArgs {
             kvcrush: 0.0,
             kvcrush_anchor: AnchorArg::Mean,
             kvcrush_mass: MassArg::Attention,
-            kvcrush_order: OrderArg::Score,
+            kvcrush_order: OrderArg::Keys,
             kv_sinks,
             kv_recent,
             kv_granularity: GranularityArg::Token,
@@ -134,7 +136,6 @@ impl KvArgs {
                 anchor: self.kvcrush_anchor.into(),
                 mass: self.kvcrush_mass.into(),
                 order: self.kvcrush_order.into(),
-                ..Crush::default()
             },
             sinks: self.kv_sinks,
             recent: self.kv_recent,
@@ -233,6 +234,7 @@ impl From<MassArg> for Mass {
 impl From<OrderArg> for Order {
     fn from(order: OrderArg) -> Self {
         match order {
+            OrderArg::Keys => Self::Keys,
             OrderArg::Signature => Self::Signature,
             OrderArg::Score => Self::Score,
             OrderArg::Random => Self::Random,

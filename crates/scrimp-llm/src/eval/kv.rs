@@ -79,8 +79,8 @@ impl<'m> KvComparison<'m> {
         session.gather_for(needs, prompt_tokens);
         let start = Instant::now();
         session.forward(&tokens[..prompt_tokens])?;
+        session.complete(needs, &tokens[..prompt_tokens])?;
         let prefill = start.elapsed();
-        session.gather_attention(None);
         let mut this = Self {
             prompt: session,
             prompt_tokens,

@@ -5,11 +5,12 @@
 //! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
 //! * [`session`]: one sequence, its KV cache and its working memory;
-//! * [`compression`]: making that cache smaller.
+//! * [`compression`]: making that cache smaller; [`passes`]: what some policies need for it.
 
 mod compression;
 mod forward;
 pub(crate) mod parts;
+mod passes;
 mod session;
 mod synthetic;
 mod weights;

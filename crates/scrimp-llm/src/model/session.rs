@@ -1,6 +1,11 @@
 //! One sequence with its KV cache and working memory.
 
-use super::{Model, compression::CompressionState, forward::Buffers};
+use super::{
+    Model,
+    compression::CompressionState,
+    forward::Buffers,
+    passes::{Repeated, SampledQueries},
+};
 use crate::error::{Error, Result};
 use scrimp_kv::{Sequence, StatsWanted};
 
@@ -21,6 +26,10 @@ pub struct Session<'m> {
     /// What attention gathers for eviction policies.
     pub(super) stats: Option<StatsWanted>,
     pub(super) compression: CompressionState,
+    /// Where the model repeats its prompt: the attention that it gives to it.
+    pub(super) repeated: Option<Repeated>,
+    /// Where a sample of queries is wanted.
+    pub(super) sampled: Option<SampledQueries>,
 }
 
 impl<'m> Session<'m> {
@@ -36,6 +45,8 @@ impl<'m> Session<'m> {
             rope_tokens: 0,
             stats: None,
             compression: CompressionState::default(),
+            repeated: None,
+            sampled: None,
         }
     }
 
@@ -49,6 +60,8 @@ impl<'m> Session<'m> {
             rope_tokens: self.rope_tokens,
             stats: self.stats,
             compression: self.compression.clone(),
+            repeated: None,
+            sampled: self.sampled.clone(),
         }
     }
 
@@ -100,15 +113,19 @@ impl<'m> Session<'m> {
         self.check(tokens)?;
         let before = self.len();
         self.rope_tokens = self.rope_tokens.max(before + tokens.len());
-        let result = append(self).and_then(|()| self.compress_if_due());
+        let result = append(self).and_then(|()| self.compress_if_due(tokens));
         if result.is_err() {
             self.truncate(before);
         }
         result
     }
 
-    /// Packs what is old enough, where the KV format packs at all.
+    /// Packs what is old enough, where the KV format packs at all; a prompt that is going to be compressed only then, because
+    /// what is packed twice loses twice.
     fn pack(&mut self) -> Result<()> {
+        if self.len() <= self.compression.unpacked_until() {
+            return Ok(());
+        }
         Ok(self.kv.pack(&self.model.pool)?)
     }
 

@@ -56,9 +56,11 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
         (KvFormat::Bf16, Some(how)) => whole.score(how)?,
         (_, how) => {
             let mut session = loaded.session(None);
-            session.gather_for(needs, prompt);
+            if how.is_some() {
+                session.gather_for(needs, prompt);
+            }
             session.forward(&ids[..prompt])?;
-            session.gather_attention(None);
+            session.complete(needs, &ids[..prompt])?;
             let start = Instant::now();
             if let Some(how) = how {
                 session.compress(how, how.tokens(prompt)?)?;
