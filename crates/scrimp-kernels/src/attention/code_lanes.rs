@@ -1,9 +1,11 @@
-//! What attention over integer codes needs of a tier beyond [`Lanes`]: products of 16-bit pairs.
+//! What attention over packed pages needs of a tier beyond [`Lanes`]: products of 16-bit pairs of codes, and pairs of bf16
+//! spread by a bitmap.
 
 use super::lanes::Lanes;
 use crate::isa::{Simd, scalar::Scalar};
+use half::bf16;
 
-/// Products of codes with 16-bit numbers, exact in i32.
+/// Packed elements: products of codes with 16-bit numbers are exact in i32.
 pub(crate) trait CodeLanes: Lanes {
     /// 16 pairs of codes, widened to 16 bits.
     type Codes: Copy;
@@ -18,6 +20,16 @@ pub(crate) trait CodeLanes: Lanes {
     fn store_i16(self, x: Self::F, to: &mut [i32; 8]);
     /// Reads what [`Lanes::store_rounded`] has written.
     fn load_rounded(self, from: &[f32; 16]) -> Self::F;
+    /// 16 pairs of bf16, of which those with a bit in `bitmap` are read from `values` one after the other; the others are 0.
+    ///
+    /// # Safety
+    /// 64 bytes can be read at `values`.
+    unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> Self::Pairs;
+    /// Bits that are set.
+    #[inline(always)]
+    fn count_ones(self, bitmap: u32) -> usize {
+        bitmap.count_ones() as usize
+    }
 }
 
 impl CodeLanes for Scalar {
@@ -48,6 +60,20 @@ impl CodeLanes for Scalar {
     fn load_rounded(self, from: &[f32; 16]) -> [f32; 16] {
         *from
     }
+    #[inline(always)]
+    unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[f32; 16]; 2] {
+        let (mut next, mut pairs) = (values.cast::<[u8; 2]>(), [[0.0; 16]; 2]);
+        for bit in 0..32 {
+            if bitmap >> bit & 1 == 1 {
+                // SAFETY: at most 32 values are read.
+                unsafe {
+                    pairs[bit % 2][bit / 2] = bf16::from_le_bytes(*next).to_f32_const();
+                    next = next.add(1);
+                }
+            }
+        }
+        pairs
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -55,6 +81,29 @@ mod x86 {
     use super::CodeLanes;
     use crate::isa::{Simd, avx2::Avx2, avx512::Avx512};
     use std::arch::x86_64::*;
+
+    /// For each byte of a bitmap, where `pshufb` finds the 8 elements of 16 bits.
+    #[repr(C, align(64))]
+    struct Spread([[u8; 16]; 256]);
+    static SPREAD: Spread = Spread(spread());
+
+    const fn spread() -> [[u8; 16]; 256] {
+        let mut table = [[0x80; 16]; 256];
+        let mut bitmap = 0;
+        while bitmap < 256 {
+            let (mut bit, mut n) = (0, 0);
+            while bit < 8 {
+                if bitmap >> bit & 1 == 1 {
+                    table[bitmap][2 * bit] = 2 * n;
+                    table[bitmap][2 * bit + 1] = 2 * n + 1;
+                    n += 1;
+                }
+                bit += 1;
+            }
+            bitmap += 1;
+        }
+        table
+    }
 
     impl CodeLanes for Avx2 {
         type Codes = [__m256i; 2];
@@ -103,6 +152,30 @@ mod x86 {
         fn load_rounded(self, from: &[f32; 16]) -> [__m256; 2] {
             self.load(from)
         }
+        #[inline(always)]
+        unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[__m256; 2]; 2] {
+            // SAFETY: the token proves AVX2; 16 bytes each are read, from at most 48 bytes on.
+            unsafe {
+                let bytes = bitmap.to_le_bytes();
+                let mut at = values;
+                let mut eight = [_mm_setzero_si128(); 4];
+                for i in 0..4 {
+                    let order = _mm_load_si128(SPREAD.0[usize::from(bytes[i])].as_ptr().cast());
+                    eight[i] = _mm_shuffle_epi8(_mm_loadu_si128(at.cast()), order);
+                    at = at.add(2 * _popcnt32(i32::from(bytes[i])) as usize);
+                }
+                let bits = [_mm256_set_m128i(eight[1], eight[0]), _mm256_set_m128i(eight[3], eight[2])];
+                [
+                    self.of_bits(self.shl_i32::<16>(bits)),
+                    self.of_bits(self.and_i32(bits, self.splat_i32(0xffff_0000_u32 as i32))),
+                ]
+            }
+        }
+        #[inline(always)]
+        fn count_ones(self, bitmap: u32) -> usize {
+            // SAFETY: the tier's entry points have POPCNT, which every CPU with AVX2 has.
+            unsafe { _popcnt32(bitmap as i32) as usize }
+        }
     }
 
     /// `vpdpwssd`. The intrinsic is compiled to `vpmaddwd` and `vpaddd`, for a latency that there is no lack of here.
@@ -148,6 +221,16 @@ mod x86 {
                 let narrow = _mm512_cvtepi32_epi16(self.round_i32(x));
                 _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
             }
+        }
+        #[inline(always)]
+        unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> __m512bh {
+            // SAFETY: the token proves AVX-512 with VBMI2; 64 bytes are read. They are loaded first: expanding from memory is slow.
+            unsafe { std::mem::transmute(_mm512_maskz_expand_epi16(bitmap, _mm512_loadu_si512(values.cast()))) }
+        }
+        #[inline(always)]
+        fn count_ones(self, bitmap: u32) -> usize {
+            // SAFETY: as above; every CPU with AVX-512 has POPCNT.
+            unsafe { _popcnt32(bitmap as i32) as usize }
         }
         #[inline(always)]
         fn load_rounded(self, from: &[f32; 16]) -> __m512 {

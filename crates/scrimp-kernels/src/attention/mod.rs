@@ -32,6 +32,7 @@ mod dispatch;
 mod kernels;
 mod lanes;
 mod scratch;
+mod sparse;
 mod stats;
 pub mod storage;
 mod unit;
