@@ -33,7 +33,7 @@ impl Loaded {
     ) -> anyhow::Result<(Self, T)> {
         let options = RunOptions {
             threads: app.global.threads.map(Into::into),
-            kv_format: kv.kv_format.name().to_owned(),
+            kv_format: kv.format()?.to_string(),
             ..RunOptions::default()
         };
         let checkpoint = Checkpoint::open(&pull::fetch(app, model)?)?;

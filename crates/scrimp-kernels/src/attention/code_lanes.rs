@@ -62,17 +62,10 @@ impl CodeLanes for Scalar {
     }
     #[inline(always)]
     unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[f32; 16]; 2] {
-        let (mut next, mut pairs) = (values.cast::<[u8; 2]>(), [[0.0; 16]; 2]);
-        for bit in 0..32 {
-            if bitmap >> bit & 1 == 1 {
-                // SAFETY: at most 32 values are read.
-                unsafe {
-                    pairs[bit % 2][bit / 2] = bf16::from_le_bytes(*next).to_f32_const();
-                    next = next.add(1);
-                }
-            }
-        }
-        pairs
+        // SAFETY: the caller vouches for 64 bytes.
+        let x = self.expand_words(bitmap, unsafe { &*values.cast() });
+        let word = |i: usize| bf16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32_const();
+        [std::array::from_fn(|i| word(2 * i)), std::array::from_fn(|i| word(2 * i + 1))]
     }
 }
 
@@ -81,29 +74,6 @@ mod x86 {
     use super::CodeLanes;
     use crate::isa::{Simd, avx2::Avx2, avx512::Avx512};
     use std::arch::x86_64::*;
-
-    /// For each byte of a bitmap, where `pshufb` finds the 8 elements of 16 bits.
-    #[repr(C, align(64))]
-    struct Spread([[u8; 16]; 256]);
-    static SPREAD: Spread = Spread(spread());
-
-    const fn spread() -> [[u8; 16]; 256] {
-        let mut table = [[0x80; 16]; 256];
-        let mut bitmap = 0;
-        while bitmap < 256 {
-            let (mut bit, mut n) = (0, 0);
-            while bit < 8 {
-                if bitmap >> bit & 1 == 1 {
-                    table[bitmap][2 * bit] = 2 * n;
-                    table[bitmap][2 * bit + 1] = 2 * n + 1;
-                    n += 1;
-                }
-                bit += 1;
-            }
-            bitmap += 1;
-        }
-        table
-    }
 
     impl CodeLanes for Avx2 {
         type Codes = [__m256i; 2];
@@ -154,22 +124,12 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[__m256; 2]; 2] {
-            // SAFETY: the token proves AVX2; 16 bytes each are read, from at most 48 bytes on.
-            unsafe {
-                let bytes = bitmap.to_le_bytes();
-                let mut at = values;
-                let mut eight = [_mm_setzero_si128(); 4];
-                for i in 0..4 {
-                    let order = _mm_load_si128(SPREAD.0[usize::from(bytes[i])].as_ptr().cast());
-                    eight[i] = _mm_shuffle_epi8(_mm_loadu_si128(at.cast()), order);
-                    at = at.add(2 * _popcnt32(i32::from(bytes[i])) as usize);
-                }
-                let bits = [_mm256_set_m128i(eight[1], eight[0]), _mm256_set_m128i(eight[3], eight[2])];
-                [
-                    self.of_bits(self.shl_i32::<16>(bits)),
-                    self.of_bits(self.and_i32(bits, self.splat_i32(0xffff_0000_u32 as i32))),
-                ]
-            }
+            // SAFETY: the caller vouches for 64 bytes.
+            let bits = self.expand_words(bitmap, unsafe { &*values.cast() });
+            [
+                self.of_bits(self.shl_i32::<16>(bits)),
+                self.of_bits(self.and_i32(bits, self.splat_i32(0xffff_0000_u32 as i32))),
+            ]
         }
         #[inline(always)]
         fn count_ones(self, bitmap: u32) -> usize {
@@ -224,8 +184,8 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> __m512bh {
-            // SAFETY: the token proves AVX-512 with VBMI2; 64 bytes are read. They are loaded first: expanding from memory is slow.
-            unsafe { std::mem::transmute(_mm512_maskz_expand_epi16(bitmap, _mm512_loadu_si512(values.cast()))) }
+            // SAFETY: the caller vouches for 64 bytes; both types are 64 bytes without invalid values.
+            unsafe { std::mem::transmute(self.expand_words(bitmap, &*values.cast())) }
         }
         #[inline(always)]
         fn count_ones(self, bitmap: u32) -> usize {

@@ -225,13 +225,21 @@ tier!(scalar, Scalar, Scalar, [], [(1, 1, 1), (4, 1, 1)]);
 #[cfg(target_arch = "x86_64")]
 use crate::isa::{avx2::Avx2, avx512::Avx512};
 #[cfg(target_arch = "x86_64")]
-tier!(avx2, Avx2, Avx2::new(), [target_feature(enable = "avx2,fma,f16c,popcnt")], [(1, 2, 2), (2, 2, 2), (4, 1, 1)]);
+tier!(
+    avx2,
+    Avx2,
+    Avx2::new(),
+    [target_feature(enable = "avx2,fma,f16c,popcnt")],
+    [(1, 2, 2), (2, 2, 2), (4, 1, 1)]
+);
 #[cfg(target_arch = "x86_64")]
 tier!(
     avx512,
     Avx512,
     Avx512::new(),
-    [target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi2")],
+    [target_feature(
+        enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi2"
+    )],
     [(1, 2, 2), (2, 2, 2), (3, 2, 2), (4, 2, 2), (6, 2, 2), (8, 1, 1), (12, 2, 2)]
 );
 

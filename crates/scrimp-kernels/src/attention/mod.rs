@@ -42,6 +42,7 @@ pub use stats::{ColumnStats, StatsRequest};
 pub use storage::{
     PageGeometry, Storage, StorageKind,
     packing::{PackedKind, Packing},
+    sparse::{Scope, Sparse},
 };
 
 use crate::{shared::SharedMut, threads::Pool, tier::Tier};

@@ -225,7 +225,10 @@ impl Problem {
                 let page_tokens = self.cache.g.page_tokens;
                 let is_rounded = |key: usize| {
                     self.format.0.kind() == StorageKind::Bf16
-                        && !matches!(self.cache.packed[key / page_tokens], Some(PackedKind::Int8 | PackedKind::Int4))
+                        && !matches!(
+                            self.cache.packed[key / page_tokens],
+                            Some(PackedKind::Int8 | PackedKind::Int4)
+                        )
                 };
                 let visible = self.cache.visible(head / self.group, token);
                 let score = |key: usize| {

@@ -77,7 +77,14 @@ impl Session<'_> {
             return Err(e.into());
         }
         self.compression.done = self.len();
-        Ok(())
+        // Sliding-window layers were left alone.
+        self.pack()
+    }
+
+    /// Whether a prompt is being read that is made smaller once it is complete.
+    pub(super) fn reads_prompt(&self) -> bool {
+        self.compression.how.is_some()
+            && self.compression.plan.is_some_and(|p| p.sum_from == 0 && self.len() < p.at)
     }
 
     /// Tokens up to here cannot be gone back to: what was dropped of them is gone.

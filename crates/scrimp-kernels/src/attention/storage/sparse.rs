@@ -60,7 +60,8 @@ impl Sparse {
 
     /// These shares of keys and values are dropped, from 0 to below 1; `None` for any other number.
     pub fn new(k: f64, v: f64, scope: Scope) -> Option<Self> {
-        let thousandths = |share: f64| (0.0..0.9995).contains(&share).then(|| (share * 1000.0).round() as u16);
+        let thousandths =
+            |share: f64| (0.0..0.9995).contains(&share).then(|| (share * 1000.0).round() as u16);
         Some(Self { k: thousandths(k)?, v: thousandths(v)?, scope })
     }
 
@@ -84,54 +85,57 @@ impl Sparse {
         (head_dim * (1000 - usize::from(dropped)) + 500) / 1000
     }
 
-    /// Packs rows; the bf16 element of dim `d` of token `t` has the index `place(t, d)`.
+    /// Packs rows. Lane `i` of a step (0 to 31) holds the dim `dims(i)` of the token `tokens(i)` further than the first
+    /// element of the step, and `first(step)` is that one's token and dim.
     fn pack(
         self,
         g: PageGeometry,
         dropped: u16,
         rows: &[f32],
         page: &mut [u8],
-        place: impl Fn(usize, usize) -> usize,
+        first: impl Fn(usize) -> (usize, usize),
+        lane: impl Fn(usize) -> (usize, usize),
     ) {
-        let dim = g.head_dim;
+        let (dim, padded) = (g.head_dim, g.padded_dim());
         assert!(rows.len() == g.page_tokens * dim && Self::fits(g));
         let kept = Self::kept(dropped, dim);
-        let mut elements: Vec<Option<u16>> = vec![None; g.page_tokens * g.padded_dim()];
         let bits: Vec<u16> = rows.iter().map(|&x| super::bfloat16::round_to_bf16(x)).collect();
         let (group, kept_of_group) = match self.scope {
             Scope::Token => (dim, kept),
             Scope::Page => (bits.len(), kept * g.page_tokens),
         };
-        let mut order: Vec<u32> = Vec::with_capacity(group);
-        for (first, bits) in bits.chunks_exact(group).enumerate().map(|(i, bits)| (i * group, bits)) {
-            order.clear();
-            order.extend(0..group as u32);
-            // Magnitudes of bf16 are ordered like their bits, NaN the largest.
-            let key = |&i: &u32| (std::cmp::Reverse(bits[i as usize] & 0x7fff), i);
-            if kept_of_group > 0 && kept_of_group < group {
-                order.select_nth_unstable_by_key(kept_of_group - 1, key);
-            }
-            for &i in &order[..kept_of_group] {
-                let at = first + i as usize;
-                elements[place(at / dim, at % dim)] = Some(bits[i as usize]);
-            }
+        let mut keep = Vec::with_capacity(bits.len());
+        let mut sorted = Vec::with_capacity(group);
+        for bits in bits.chunks_exact(group) {
+            mark_largest(bits, kept_of_group, &mut sorted, &mut keep);
         }
+        // The padding is dropped.
+        let lanes: [usize; STEP] = std::array::from_fn(|i| {
+            let (token, d) = lane(i);
+            token * dim + d
+        });
         let layout = Layout::new(g, kept * g.page_tokens);
         page[..layout.bytes].fill(0);
+        let (head, values) = page.split_at_mut(layout.values);
         let mut n = 0;
-        for (step, elements) in elements.chunks_exact(STEP).enumerate() {
+        for step in 0..g.page_tokens * padded / STEP {
             if step.is_multiple_of(UNIT / STEP) {
-                put(page, step / (UNIT / STEP) * 2, &(n as u16).to_le_bytes());
+                put(head, step / (UNIT / STEP) * 2, &(n as u16).to_le_bytes());
             }
+            let (token, d) = first(step);
+            let at = token * dim + d;
             let mut bitmap = 0_u32;
-            for (i, bits) in elements.iter().enumerate() {
-                if let Some(bits) = bits {
-                    bitmap |= 1 << i;
-                    put(page, layout.values + 2 * n, &bits.to_le_bytes());
-                    n += 1;
+            for (i, offset) in lanes.iter().enumerate() {
+                // A dim of the padding would be another token's.
+                if d + lane(i).1 < dim {
+                    let kept = keep[at + offset];
+                    bitmap |= u32::from(kept) << i;
+                    // What is not kept is overwritten by the next, or by nothing behind the last.
+                    put(values, 2 * n, &(bits[at + offset] * u16::from(kept)).to_le_bytes());
+                    n += usize::from(kept);
                 }
             }
-            put(page, layout.bitmaps + 4 * step, &bitmap.to_le_bytes());
+            put(head, layout.bitmaps + 4 * step, &bitmap.to_le_bytes());
         }
     }
 
@@ -153,6 +157,27 @@ impl Sparse {
         let at = layout.values + 2 * n;
         bf16::from_bits(u16::from_le_bytes([page[at], page[at + 1]])).to_f32()
     }
+}
+
+/// Appends to `keep` which `kept` elements of `bits` have the largest magnitudes; of equal ones the first.
+fn mark_largest(bits: &[u16], kept: usize, sorted: &mut Vec<u16>, keep: &mut Vec<bool>) {
+    if kept == 0 {
+        keep.extend(bits.iter().map(|_| false));
+        return;
+    }
+    // Magnitudes of bf16 are ordered like their bits, NaN the largest.
+    sorted.clear();
+    sorted.extend(bits.iter().map(|&bits| bits & 0x7fff));
+    let place = bits.len() - kept;
+    let (_, &mut threshold, above) = sorted.select_nth_unstable(place);
+    let above = above.iter().filter(|&&x| x > threshold).count();
+    let mut ties = kept - above;
+    keep.extend(bits.iter().map(|&bits| {
+        let magnitude = bits & 0x7fff;
+        let tie = magnitude == threshold && ties > 0;
+        ties -= usize::from(tie);
+        magnitude > threshold || tie
+    }));
 }
 
 fn put(page: &mut [u8], at: usize, bytes: &[u8]) {
@@ -179,11 +204,15 @@ impl Packing for Sparse {
     }
 
     fn pack_k(&self, g: PageGeometry, rows: &[f32], page: &mut [u8]) {
-        self.pack(g, self.k, rows, page, |t, d| k_place(g, t, d));
+        let steps = g.padded_dim() / 2;
+        let first = |step: usize| (step / steps * TILE, step % steps * 2);
+        self.pack(g, self.k, rows, page, first, |i| (i / 2, i % 2));
     }
 
     fn pack_v(&self, g: PageGeometry, rows: &[f32], page: &mut [u8]) {
-        self.pack(g, self.v, rows, page, |t, d| v_place(g, t, d));
+        let steps = g.page_tokens / 2;
+        let first = |step: usize| (step % steps * 2, step / steps * TILE);
+        self.pack(g, self.v, rows, page, first, |i| (i % 2, i / 2));
     }
 
     fn read_k(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]) {
@@ -200,5 +229,80 @@ impl Packing for Sparse {
             .iter_mut()
             .enumerate()
             .for_each(|(d, x)| *x = Self::element(page, layout, v_place(g, slot, d)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Elements of `group` neighbours that are kept, chosen by sorting.
+    fn pruned(rows: &[f32], group: usize, kept: usize) -> Vec<f32> {
+        let mut result = vec![0.0; rows.len()];
+        for (first, x) in rows.chunks(group).enumerate().map(|(i, x)| (i * group, x)) {
+            let mut order: Vec<usize> = (0..x.len()).collect();
+            order.sort_by(|&a, &b| x[b].abs().total_cmp(&x[a].abs()).then(a.cmp(&b)));
+            order[..kept].iter().for_each(|&i| result[first + i] = x[i]);
+        }
+        result
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn the_largest_are_kept_as_they_were(
+            tiles in 1_usize..5,
+            head_dim in 1_usize..70,
+            shares in (0.0..0.99, 0.0..0.99),
+            page in any::<bool>(),
+            seed in any::<u64>(),
+        ) {
+            let g = PageGeometry { page_tokens: tiles * 16, head_dim };
+            let scope = if page { Scope::Page } else { Scope::Token };
+            let sparse = Sparse::new(shares.0, shares.1, scope).unwrap();
+            let mut seed = seed;
+            let noise = |_| bf16::from_f32(super::super::super::tests::noise(&mut seed)).to_f32();
+            let rows: Vec<f32> = (0..g.page_tokens * head_dim).map(noise).collect();
+            let [mut k, mut v] = sparse.page_bytes(g).map(|bytes| vec![0xa5; bytes]);
+            sparse.pack_k(g, &rows, &mut k);
+            sparse.pack_v(g, &rows, &mut v);
+            let group = if page { rows.len() } else { head_dim };
+            let want = [shares.0, shares.1].map(|share| {
+                let kept = (head_dim as f64 * (1.0 - (share * 1000.0).round() / 1000.0) + 0.5 + 1e-9) as usize;
+                pruned(&rows, group, kept * group / head_dim)
+            });
+            let mut row = vec![0.0; head_dim];
+            for slot in 0..g.page_tokens {
+                let of = slot * head_dim..(slot + 1) * head_dim;
+                sparse.read_k(g, &k, slot, &mut row);
+                prop_assert_eq!(&row, &want[0][of.clone()]);
+                sparse.read_v(g, &v, slot, &mut row);
+                prop_assert_eq!(&row, &want[1][of]);
+            }
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        let g = PageGeometry { page_tokens: 64, head_dim: 128 };
+        // 90 and 64 of 128 elements are kept; 32 starts, 256 bitmaps, and 64 bytes of room.
+        assert_eq!(
+            Sparse::DEFAULT.page_bytes(g),
+            [64 + 1024 + 64 * 90 * 2 + 64, 64 + 1024 + 64 * 64 * 2 + 64]
+        );
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_kept() {
+        let g = PageGeometry { page_tokens: 16, head_dim: 16 };
+        let mut rows = vec![1.0; 256];
+        rows[100] = f32::NAN;
+        let sparse = Sparse::new(0.9, 0.9, Scope::Page).unwrap();
+        let mut page = vec![0; sparse.page_bytes(g)[0]];
+        sparse.pack_k(g, &rows, &mut page);
+        let mut row = [0.0; 16];
+        sparse.read_k(g, &page, 6, &mut row);
+        assert!(row[4].is_nan());
     }
 }
