@@ -7,8 +7,14 @@ use scrimp_kernels::attention::{
 };
 use std::{fmt, str::FromStr};
 
-/// Newest tokens of a packed format that stay in bf16.
-const WINDOW: usize = 32;
+/// Newest tokens that stay in bf16 beyond those of the page that is being filled. None for integers, as with KIVI's keys:
+/// with 64 tokens to a page, 0 to 63 are not packed. Sparse pages lose more, and have a dense tail.
+const fn window(packing: PackedKind) -> usize {
+    match packing {
+        PackedKind::Int8 | PackedKind::Int4 => 0,
+        PackedKind::Sparse(_) => 32,
+    }
+}
 
 /// A storage format, chosen by name (`"int8".parse()`): one of [`KvFormat::names`], where `sparse` may be followed by the
 /// shares of keys and values that are dropped and by `page`, if they are the smallest of a page and not of a token
@@ -90,7 +96,7 @@ impl From<&'static dyn Storage> for KvFormat {
 
 impl From<PackedKind> for KvFormat {
     fn from(packing: PackedKind) -> Self {
-        Self { storage: bfloat16::STORAGE, packing: Some(packing), window: WINDOW }
+        Self { storage: bfloat16::STORAGE, packing: Some(packing), window: window(packing) }
     }
 }
 

@@ -2,5 +2,6 @@
 
 mod common;
 mod gathered_attention;
+mod packed_cache;
 mod real_models;
 mod tiny_models;
