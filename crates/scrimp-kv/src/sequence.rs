@@ -4,6 +4,7 @@ use crate::{
     cache::Shared,
     compress::{Compression, select},
     error::KvError,
+    format::KvFormat,
     policy::{self, Kept, LayerBudget, LayerView},
     table::HeadTable,
 };
@@ -49,6 +50,7 @@ pub struct PassScores {
 pub struct Sequence {
     shared: Arc<Shared>,
     layers: Vec<Layer>,
+    format: KvFormat,
 }
 
 /// Which column sums an attention call adds to; positions are those of the text.
@@ -108,7 +110,8 @@ impl Sequence {
             passes: PassScores::default(),
         };
         let layers = vec![layer; shared.config.windows.len()];
-        Self { shared, layers }
+        let format = shared.config.format;
+        Self { shared, layers, format }
     }
 
     /// Tokens of the text so far, whether kept or not.
@@ -338,7 +341,7 @@ impl Sequence {
     /// A second sequence with the same tokens. Pages are shared until one of the two writes.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), layers: self.layers.clone() }
+        Self { shared: Arc::clone(&self.shared), layers: self.layers.clone(), format: self.format }
     }
 
     /// Forgets the tokens from position `len` on. Column sums keep what forgotten queries have added.
@@ -367,7 +370,7 @@ impl Sequence {
 
     /// Forgets everything; all pages go back.
     pub fn reset(&mut self) {
-        *self = Self::new(Arc::clone(&self.shared));
+        *self = Self { format: self.format, ..Self::new(Arc::clone(&self.shared)) };
     }
 
     /// Drops the pages of a layer whose tokens are all before `position`.
@@ -378,6 +381,29 @@ impl Sequence {
         }
     }
 
+    /// How keys and values are stored.
+    pub fn format(&self) -> KvFormat {
+        self.format
+    }
+
+    /// Stores keys and values so from now on. Pages that are packed already stay as they are until they are compacted, so
+    /// this is for a fork of a sequence that is not packed.
+    ///
+    /// # Errors
+    /// When new tokens would go to other pages than the cache's format has, or the format does not take the pages' sizes.
+    pub fn set_format(&mut self, format: KvFormat) -> Result<(), KvError> {
+        let now = self.shared.config.format.storage();
+        if format.storage().kind() != now.kind() {
+            return Err(KvError::BadInput(format!(
+                "a cache whose new tokens are stored in {} cannot be stored as {format}",
+                now.name()
+            )));
+        }
+        format.check(self.shared.geometry)?;
+        self.format = format;
+        Ok(())
+    }
+
     /// Packs the pages that are full and older than the format's window, where the format packs pages at all. To be
     /// called after every append whose tokens are not going to be thinned out soon: what is packed twice loses twice.
     ///
@@ -385,19 +411,19 @@ impl Sequence {
     /// When pages cannot be had. What was packed by then stays packed; no token is lost.
     pub fn pack(&mut self, pool: &Pool) -> Result<(), KvError> {
         let shared = &*self.shared;
-        if shared.config.format.packing().is_none() {
-            return Ok(());
-        }
+        let format = self.format;
+        let Some(kind) = format.packing() else { return Ok(()) };
         let tables = self.layers.iter_mut().flat_map(|layer| &mut layer.heads);
         let tasks: Vec<_> = tables
             .filter_map(|table| {
-                let blocks = table.to_pack(shared);
+                let blocks = table.to_pack(shared, format);
                 (!blocks.is_empty()).then(|| Mutex::new((table, blocks, Ok(()))))
             })
             .collect();
         pool.run(tasks.len(), |unit, _| {
             let (table, blocks, result) = &mut *tasks[unit].lock().unwrap_or_else(PoisonError::into_inner);
-            *result = table.pack(shared, blocks.clone()).map(|packed| table.replace(blocks.start, packed));
+            *result =
+                table.pack(shared, kind, blocks.clone()).map(|packed| table.replace(blocks.start, packed));
         });
         tasks.into_iter().try_for_each(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner).2)
     }
@@ -408,7 +434,7 @@ impl Sequence {
     /// # Errors
     /// When `kept` does not fit the layer, or pages cannot be had; then the layer is as before.
     pub fn compact(&mut self, layer: usize, kept: &[Kept]) -> Result<(), KvError> {
-        let shared = &*self.shared;
+        let (shared, format) = (&*self.shared, self.format);
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
         if kept.len() != state.heads.len() {
             return Err(KvError::BadInput(format!(
@@ -420,7 +446,7 @@ impl Sequence {
         for (table, kept) in state.heads.iter().zip(kept) {
             policy::check(kept, table.len())?;
         }
-        let tables = state.heads.iter().zip(kept).map(|(table, kept)| table.compacted(shared, kept));
+        let tables = state.heads.iter().zip(kept).map(|(table, kept)| table.compacted(shared, format, kept));
         state.heads = tables.collect::<Result<_, _>>()?;
         state.each_column(|head, row| {
             // Tokens behind the end of a row stay there.

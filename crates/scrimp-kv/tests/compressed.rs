@@ -5,7 +5,6 @@ use scrimp_kv::{
     AttentionInputs, AttentionScratch, KvCache, KvConfig, Queries, Sequence, StatsWanted,
     compress::{Budget, Compression, Crush},
     policy::{LayerView, policy},
-    storage,
 };
 
 const DIM: usize = 8;
@@ -17,7 +16,7 @@ fn cache(windows: Vec<Option<usize>>) -> KvCache {
         head_dim: DIM,
         n_kv_heads: KV_HEADS,
         windows,
-        storage: storage("f32").unwrap(),
+        format: "f32".parse().unwrap(),
         page_tokens: 16,
         limit: None,
         rewind: 0,

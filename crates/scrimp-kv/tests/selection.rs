@@ -6,7 +6,6 @@ use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
     compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order, select},
     policy::{Attention, Kept, LayerView, policy},
-    storage,
 };
 
 const DIM: usize = 4;
@@ -19,7 +18,7 @@ fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
         head_dim: DIM,
         n_kv_heads: kv_heads,
         windows: vec![None],
-        storage: storage("f32").unwrap(),
+        format: "f32".parse().unwrap(),
         page_tokens: 16,
         limit: None,
         rewind: 0,

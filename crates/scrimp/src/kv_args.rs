@@ -44,6 +44,9 @@ pub(crate) struct KvArgs {
     /// How keys and values are stored
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvFormat::Bf16)]
     pub(crate) kv_format: KvFormat,
+    /// Drop these shares of the elements of keys and values, the smallest of each old token (0.3,0.5)
+    #[arg(long, value_name = "K,V", value_parser = sparsity)]
+    pub(crate) kv_sparsity: Option<scrimp_kv::KvFormat>,
 }
 
 /// Anchors of KVCrush.
@@ -112,6 +115,7 @@ impl KvArgs {
             kv_granularity: GranularityArg::Token,
             kv_page: Compression::DEFAULT_PAGE,
             kv_format: KvFormat::Bf16,
+            kv_sparsity: None,
         }
     }
 
@@ -119,6 +123,7 @@ impl KvArgs {
     ///
     /// Wrong combinations are said here, before a model is fetched.
     pub(crate) fn compression(&self, seed: Option<u64>) -> anyhow::Result<Option<Compression>> {
+        self.format()?;
         let policy = match (self.kv_policy, self.kv_budget) {
             (Some(policy), _) => policy,
             (None, Some(_)) => policy("snapkv")?,
@@ -148,6 +153,20 @@ impl KvArgs {
         };
         how.check().map_err(|e| usage(&e.to_string()))?;
         Ok(Some(how).filter(|how| !how.keeps_everything()))
+    }
+
+    /// How keys and values are stored.
+    ///
+    /// # Errors
+    /// When they cannot be both sparse and in another format than bf16.
+    pub(crate) fn format(&self) -> anyhow::Result<scrimp_kv::KvFormat> {
+        match self.kv_sparsity {
+            Some(_) if self.kv_format != KvFormat::Bf16 => {
+                Err(usage("--kv-sparsity keeps elements in bf16; leave --kv-format out"))
+            }
+            Some(sparse) => Ok(sparse),
+            None => Ok(self.kv_format.name().parse()?),
+        }
     }
 
     /// For verbs that have no prompt after which the cache could be made smaller.
@@ -188,6 +207,11 @@ pub(crate) fn check_context(how: Option<&Compression>, context_length: usize) ->
 
 fn usage(what: &str) -> anyhow::Error {
     Usage(what.to_owned()).into()
+}
+
+/// Shares of keys and values, and perhaps `page`.
+fn sparsity(s: &str) -> Result<scrimp_kv::KvFormat, String> {
+    format!("sparse:{s}").parse().map_err(|e: scrimp_kv::KvError| e.to_string())
 }
 
 /// A number with a `.` is a share, one without a number of tokens.
@@ -283,11 +307,20 @@ mod tests {
         assert_eq!(how.tokens(1000), Ok(250));
         let how = parse("--kv-budget 100").unwrap().compression(None).unwrap().unwrap();
         assert_eq!((how.policy.name().as_str(), how.tokens(1000)), ("snapkv", Ok(100)));
+        let format = |line: &str| parse(line).unwrap().format().unwrap().to_string();
+        assert_eq!(format(""), "bf16");
+        assert_eq!(format("--kv-format int8"), "int8");
+        assert_eq!(format("--kv-sparsity 0.3,0.5"), "sparse:0.3,0.5");
+        assert_eq!(format("--kv-format bf16 --kv-sparsity 0,0.5,page"), "sparse:0,0.5,page");
     }
 
     #[test]
     fn what_cannot_be_is_said_before_a_model_is_loaded() {
         for (line, part) in [
+            ("--kv-sparsity 1.0,0.5", "from 0 to below 1"),
+            ("--kv-sparsity 0.5", "like 0.3,0.5"),
+            ("--kv-sparsity 0.3,0.5 --kv-format int8", "--kv-sparsity keeps elements in bf16"),
+            ("--kv-format int3", "int8, int4"),
             ("--kv-budget 0", "a number of tokens, 1 or more"),
             ("--kv-budget 0.0", "above 0.0"),
             ("--kv-budget 1.5", "at most 1.0"),

@@ -31,10 +31,11 @@ impl Loaded {
         kv: &KvArgs,
         more: impl FnOnce(&Checkpoint, &Tokenizer) -> Result<T>,
     ) -> anyhow::Result<(Self, T)> {
+        let options = run_options(app, kv)?;
         let checkpoint = Checkpoint::open(&pull::fetch(app, model)?)?;
         let tokenizer = checkpoint.tokenizer()?;
         let more = more(&checkpoint, &tokenizer)?;
-        let model = Model::load(checkpoint, &run_options(app, kv))?;
+        let model = Model::load(checkpoint, &options)?;
         Ok((Self { model, tokenizer }, more))
     }
 
@@ -57,12 +58,12 @@ impl Loaded {
 }
 
 /// How the command line wants a model to run.
-pub(crate) fn run_options(app: &App, kv: &KvArgs) -> RunOptions {
-    RunOptions {
+pub(crate) fn run_options(app: &App, kv: &KvArgs) -> anyhow::Result<RunOptions> {
+    Ok(RunOptions {
         threads: app.global.threads.map(Into::into),
-        kv_format: kv.kv_format.name().to_owned(),
+        kv_format: kv.format()?.to_string(),
         ..RunOptions::default()
-    }
+    })
 }
 
 /// The most memory that this process had resident so far.

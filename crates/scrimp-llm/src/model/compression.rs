@@ -105,7 +105,8 @@ impl Session<'_> {
             return Err(e.into());
         }
         self.compression.done = self.len();
-        Ok(())
+        // Sliding-window layers were left alone.
+        self.pack()
     }
 
     /// Tokens up to here cannot be gone back to: what was dropped of them is gone.

@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result},
 };
 use scrimp_kernels::{Tier, threads::Pool};
-use scrimp_kv::{KvCache, KvConfig, KvFormat};
+use scrimp_kv::{KvCache, KvConfig, KvFormat, PageGeometry};
 use weights::Weights;
 
 /// Tokens per page of the KV cache.
@@ -39,7 +39,7 @@ pub struct RunOptions {
     pub threads: Option<usize>,
     /// Kernel tier (`scalar`, `avx2`, `avx512`, `amx`); `None`: `SCRIMP_TIER` or the best that the CPU has.
     pub tier: Option<String>,
-    /// Storage of the KV cache (`f32`, `f16`, `bf16`, `int8`, `int4`).
+    /// Storage of the KV cache (see [`KvFormat`]).
     pub kv_format: String,
 }
 
@@ -155,7 +155,7 @@ fn set_up(config: &ModelConfig, options: &RunOptions) -> Result<(Tier, KvFormat,
     }
     .map_err(|e| Error::bad_input(e.to_string()))?;
     let format: KvFormat = options.kv_format.parse()?;
-    format.check(config.head_dim)?;
+    format.check(PageGeometry { page_tokens: PAGE_TOKENS, head_dim: config.head_dim })?;
     let threads = options.threads.unwrap_or_else(scrimp_kernels::threads::available_threads);
     let pool = Pool::new(threads).map_err(|e| {
         Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads")

@@ -3,5 +3,6 @@
 mod common;
 mod compression;
 mod gathered_attention;
+mod packed_cache;
 mod real_models;
 mod tiny_models;

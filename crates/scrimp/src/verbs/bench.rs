@@ -52,7 +52,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
             (loaded.model, text)
         }
         (None, shape) => {
-            let model = Model::synthetic(&synthetic(app, args, shape)?, &run_options(app, &args.kv))?;
+            let model = Model::synthetic(&synthetic(app, args, shape)?, &run_options(app, &args.kv)?)?;
             // Any ids will do.
             let encode = |text: &str| Ok(text.bytes().map(u32::from).collect());
             (model, builtin_text::tokens(options.text_tokens(), None, encode)?)
