@@ -31,6 +31,7 @@ fn main() {
         eo.k = get(2).map(|x| x as usize);
         eo.signs = get(3).map(|x| x > 0.0);
         eo.weight_share = get(4);
+        eo.hot_share = get(6);
         let config = match plan(&eo, &census) {
             Ok(c) => c,
             Err(e) => {
@@ -38,9 +39,9 @@ fn main() {
                 continue;
             }
         };
-        let keys: &[u64] = if p[0] == "full" { &census.keys } else { &[] };
+        let keys = keys_for(&config, &census);
         let mut model =
-            Model::new(Preset::named("dlrm").unwrap().config(data.schema().clone(), config, 3, full), keys)
+            Model::new(Preset::named("dlrm").unwrap().config(data.schema().clone(), config, 3, full), &keys)
                 .unwrap();
         let options = TrainOptions { epochs, lr: get(5).map_or(lr, |x| x as f32), ..TrainOptions::default() };
         let r = train(&mut model, run, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();

@@ -3,7 +3,7 @@
 use scrimp_kernels::{Tier, threads::Pool};
 use scrimp_rec::{
     data::{Batch, Memory, RowSource},
-    encoders::{ENCODERS, EncoderOptions, Precision, Run, plan},
+    encoders::{ENCODERS, EncoderOptions, Precision, Run, keys_for, plan},
     generate::{Generator, GeneratorOptions},
     model::Model,
     schema::Schema,
@@ -31,9 +31,9 @@ fn fresh(source: &mut Memory, encoder: &str, precision: Precision) -> Model {
     let budget = if encoder == "full" { full } else { full / 4 };
     let config =
         plan(&EncoderOptions { precision, ..EncoderOptions::new(encoder, 16, budget) }, &census).unwrap();
-    let keys: &[u64] = if encoder == "full" { &census.keys } else { &[] };
+    let keys = keys_for(&config, &census);
     let preset = Preset::named("dlrm").unwrap();
-    Model::new(preset.config(source.schema().clone(), config, 3, full), keys).unwrap()
+    Model::new(preset.config(source.schema().clone(), config, 3, full), &keys).unwrap()
 }
 
 fn logits(model: &mut Model, run: Run<'_>, rows: &Batch) -> Vec<f32> {

@@ -1,5 +1,7 @@
 //! All verbs and options. Defaults and units are said here and nowhere else.
 
+pub(crate) mod rec;
+
 use crate::kv_args::KvArgs;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use scrimp_kernels::{formats::packed::WeightFormat, linear::bench::BenchFormat};
@@ -84,6 +86,9 @@ where it stopped when it is started again.")]
     /// Measure speed and memory
     #[command(subcommand, arg_required_else_help = true)]
     Bench(BenchVerb),
+    /// Recommenders: make data, train, evaluate, score
+    #[command(subcommand, arg_required_else_help = true)]
+    Rec(rec::RecVerb),
     /// Say what this machine can do: CPU, memory, bandwidth, expected speed
     #[command(after_help = "Examples:
   scrimp doctor
@@ -442,6 +447,16 @@ Examples:
   SCRIMP_TIER=avx2 scrimp bench linear --threads 1"
     )]
     Linear(BenchLinearArgs),
+    /// Speed of embedding look-ups: a full table against tables that fit a cache
+    #[command(
+        after_help = "One line per encoder and type of rows: bytes, nanoseconds per look-up in a batch, and for single look-ups.
+The full table takes 4 bytes times --rows-full times --dim.
+
+Examples:
+  scrimp bench embedding
+  scrimp bench embedding --rows-full 1000000 --threads 2 --json"
+    )]
+    Embedding(BenchEmbeddingArgs),
 }
 
 /// `scrimp bench linear`.
@@ -467,6 +482,23 @@ pub(crate) struct BenchLinearArgs {
         default_value = "bf16,int8,int4,sparse-bf16,sparse-int8,sparse-int4"
     )]
     pub(crate) formats: Vec<BenchFormat>,
+}
+
+/// `scrimp bench embedding`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchEmbeddingArgs {
+    /// Rows of the full table [default: those of 10 GB, or of half of the free memory where that is less]
+    #[arg(long, value_name = "N")]
+    pub(crate) rows_full: Option<NonZeroUsize>,
+    /// Values of a vector, a multiple of 64
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub(crate) dim: NonZeroUsize,
+    /// Samples of a batch
+    #[arg(long, value_name = "N", default_value = "2048")]
+    pub(crate) batch: NonZeroUsize,
+    /// Ids of a sample
+    #[arg(long, value_name = "N", default_value = "26")]
+    pub(crate) features: NonZeroUsize,
 }
 
 /// `scrimp bench decode`.

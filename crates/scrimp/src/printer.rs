@@ -73,7 +73,7 @@ impl Printer {
     /// `error: what happened` and `hint: what to do`, to stderr.
     pub(crate) fn error(&self, error: &anyhow::Error) {
         self.note(format_args!("error: {}", one_line(error)));
-        if let Some(hint) = error.chain().find_map(|c| c.downcast_ref::<Error>().and_then(Error::hint)) {
+        if let Some(hint) = error.chain().find_map(hint) {
             self.note(format_args!("hint: {hint}"));
         }
     }
@@ -82,6 +82,12 @@ impl Printer {
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).context(Stdout)
     }
+}
+
+/// What can be done about an error of one of the libraries.
+fn hint<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a str> {
+    let llm = cause.downcast_ref::<Error>().and_then(Error::hint);
+    llm.or_else(|| cause.downcast_ref::<scrimp_rec::Error>().and_then(scrimp_rec::Error::hint))
 }
 
 /// The chain of causes on one line, without causes that their parent already quotes.

@@ -7,11 +7,12 @@
 //!
 //! The gradients: dM[row] += sign alpha norm dz, dalpha = norm * sum over a group of  sign <dz, row>, dw[row'] += dalpha.
 
-use super::{Encoder, EncoderConfig, Param, Run};
-use crate::Result;
+use super::{Encoder, EncoderConfig, Param, Run, Stored, key_of};
+use crate::{Error, Result};
 use scrimp_kernels::embedding::{
     Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
 };
+use std::collections::HashMap;
 
 /// The seeds of the two tables' hashes, apart from each other and from other uses of the seed.
 const TABLE: u64 = 0x7461_626c;
@@ -28,6 +29,7 @@ pub(super) struct Bloom {
     ranges: Vec<RowRange>,
     table: Param,
     alpha: Option<Alpha>,
+    hot: Option<Hot>,
     quantised: super::Precision,
     scratch: Scratch,
 }
@@ -38,6 +40,13 @@ struct Alpha {
     k: usize,
     groups: usize,
     weights: Param,
+}
+
+/// Rows of frequent ids, added to what the tables give. Row 0 is zero: that of all other ids.
+struct Hot {
+    keys: Vec<u64>,
+    row_of: HashMap<u64, u32>,
+    table: Param,
 }
 
 #[derive(Default)]
@@ -105,9 +114,24 @@ impl Bloom {
             ranges: ranges(&c.rows, c.features),
             table: Param::new(len, c.width, stride, c.seed ^ TABLE, 0.0, spread)?,
             alpha,
+            hot: None,
             quantised: c.precision,
             scratch: Scratch::default(),
         })
+    }
+
+    /// The same with rows for the ids of `keys`.
+    pub(super) fn with_hot(mut self, config: &EncoderConfig, keys: &[u64]) -> Result<Self> {
+        if keys.len() != config.hot as usize {
+            return Err(Error::bad_input(format!("{} frequent ids, not {}", keys.len(), config.hot)));
+        }
+        if !keys.is_empty() {
+            let len = (keys.len() + 1) * config.dim;
+            let table = Param::new(len, config.dim, config.dim, config.seed, 0.0, 0.0)?;
+            let row_of = keys.iter().zip(1..).map(|(&key, row)| (key, row)).collect();
+            self.hot = Some(Hot { keys: keys.to_vec(), row_of, table });
+        }
+        Ok(self)
     }
 
     fn probing(&self) -> Probing<'_> {
@@ -116,6 +140,43 @@ impl Bloom {
 
     fn bags(&self) -> Bags<'static> {
         Bags::Fixed(if self.bagged { self.features } else { 1 })
+    }
+}
+
+impl Bloom {
+    fn bags_forward(&self, run: Run<'_>, ids: &[u64], bags: Bags<'_>, out: &mut [f32]) {
+        let scales = match &self.alpha {
+            None => Scales::One(self.norm),
+            Some(alpha) => Scales::Hashed {
+                weights: alpha.weights.floats(),
+                probing: alpha.probing(),
+                groups: alpha.groups,
+                scale: self.norm,
+            },
+        };
+        let probes = Probes::Hashed { ids, probing: self.probing() };
+        let batch = Batch { table: self.table.table(), probes, k: self.k, scales, bags, add: false };
+        forward(run.pool, run.tier, &batch, out);
+        if let Some(hot) = &self.hot {
+            let rows = hot.rows(run, ids, self.features);
+            let probes = Probes::Given { probes: &rows, weights: &[], per: 1, signs: false };
+            let (table, scales) = (hot.table.table(), Scales::One(1.0));
+            let batch = Batch { table, probes, k: 1, scales, bags, add: true };
+            forward(run.pool, run.tier, &batch, out);
+        }
+    }
+}
+
+impl Hot {
+    fn rows(&self, run: Run<'_>, ids: &[u64], features: usize) -> Vec<u32> {
+        let mut rows = vec![0; ids.len()];
+        run.pool.chunks(&mut rows, 1024, |unit, rows| {
+            for (i, row) in rows.iter_mut().enumerate() {
+                let l = unit * 1024 + i;
+                *row = self.row_of.get(&key_of(l % features, ids[l])).copied().unwrap_or(0);
+            }
+        });
+        rows
     }
 }
 
@@ -131,19 +192,11 @@ impl Encoder for Bloom {
     }
 
     fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
-        let scales = match &self.alpha {
-            None => Scales::One(self.norm),
-            Some(alpha) => Scales::Hashed {
-                weights: alpha.weights.floats(),
-                probing: alpha.probing(),
-                groups: alpha.groups,
-                scale: self.norm,
-            },
-        };
-        let probes = Probes::Hashed { ids, probing: self.probing() };
-        let batch =
-            Batch { table: self.table.table(), probes, k: self.k, scales, bags: self.bags(), add: false };
-        forward(run.pool, run.tier, &batch, out);
+        self.bags_forward(run, ids, self.bags(), out);
+    }
+
+    fn forward_bags(&self, run: Run<'_>, ids: &[u64], offsets: &[usize], out: &mut [f32]) {
+        self.bags_forward(run, ids, Bags::Offsets(offsets), out);
     }
 
     fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
@@ -197,20 +250,49 @@ impl Encoder for Bloom {
             (batch.scales, batch.groups) = (&s.scales, groups);
         }
         self.table.step(run, optimizer, &batch);
+        if let Some(hot) = &mut self.hot {
+            let rows = hot.rows(run, ids, self.features);
+            let (scales, groups) = (&[1.0][..], 0);
+            hot.table.step(
+                run,
+                optimizer,
+                &Backward { probes: &rows, per: 1, k: 1, scales, groups, ..batch },
+            );
+            if let Stored::F32(values) = &mut hot.table.values {
+                values[..hot.table.width].fill(0.0);
+            }
+        }
         self.scratch = scratch;
     }
 
     fn params(&self) -> Vec<(&'static str, &Param)> {
         let table = ("table", &self.table);
-        std::iter::once(table).chain(self.alpha.as_ref().map(|a| ("alpha", &a.weights))).collect()
+        std::iter::once(table)
+            .chain(self.alpha.as_ref().map(|a| ("alpha", &a.weights)))
+            .chain(self.hot.as_ref().map(|h| ("hot", &h.table)))
+            .collect()
     }
 
     fn params_mut(&mut self) -> Vec<(&'static str, &mut Param)> {
         let table = ("table", &mut self.table);
-        std::iter::once(table).chain(self.alpha.as_mut().map(|a| ("alpha", &mut a.weights))).collect()
+        std::iter::once(table)
+            .chain(self.alpha.as_mut().map(|a| ("alpha", &mut a.weights)))
+            .chain(self.hot.as_mut().map(|h| ("hot", &mut h.table)))
+            .collect()
+    }
+
+    fn bytes(&self) -> usize {
+        self.params().iter().map(|(_, p)| p.bytes()).sum::<usize>() + self.keys().len() * 8
+    }
+
+    fn keys(&self) -> &[u64] {
+        self.hot.as_ref().map_or(&[], |hot| &hot.keys)
     }
 
     fn quantise(&mut self) {
         self.table.quantise(self.quantised);
+        if let Some(hot) = &mut self.hot {
+            hot.table.quantise(self.quantised);
+        }
     }
 }

@@ -6,6 +6,8 @@
 //! `memrec` has a vector for each feature; `memrec-bagged` adds all of them up into one per sample, as the authors' released
 //! code does.
 //!
+//! Frequent ids may have a row of their own, which is added to what they share (`hot_share`).
+//!
 //! *Size.* All features share one table; a feature's share of it follows from how many ids it has. Of the budget, the
 //! weight table takes `weight_share`, the token table the rest.
 
@@ -31,6 +33,11 @@ const WIDTH: usize = 4;
 /// Part of the budget for the weight table.
 const WEIGHT_SHARE: f64 = 0.05;
 
+/// Rows added up per block.
+const K: usize = 2;
+/// Part of the budget for rows of frequent ids.
+const HOT_SHARE: f64 = 0.3;
+
 /// Initial values lie within plus and minus this.
 pub(super) fn spread(config: &EncoderConfig) -> f32 {
     0.5 / (config.dim as f32).sqrt()
@@ -38,10 +45,17 @@ pub(super) fn spread(config: &EncoderConfig) -> f32 {
 
 fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<EncoderConfig> {
     let width = options.width.unwrap_or(WIDTH).min(options.dim);
+    // A row of a frequent id, and its key.
+    let hot_row = (options.dim * options.precision.bytes()) as u64 + 8;
+    let hot =
+        (options.budget as f64 * options.hot_share.unwrap_or(HOT_SHARE).clamp(0.0, 0.9)) as u64 / hot_row;
+    let hot = hot.min(census.keys.len() as u64).min(1 << 30) as u32;
+    // One more row: the zeros of all other ids.
+    let budget = options.budget.saturating_sub(if hot > 0 { u64::from(hot) * hot_row + hot_row } else { 0 });
     let share = options.weight_share.unwrap_or(WEIGHT_SHARE).clamp(0.0, 0.9);
     let weight_row = options.groups as u64 * 4;
-    let weight_rows = (options.budget as f64 * share) as u64 / weight_row;
-    let rows = (options.budget - weight_rows * weight_row) / (width * options.precision.bytes()) as u64;
+    let weight_rows = (budget as f64 * share) as u64 / weight_row;
+    let rows = (budget - weight_rows * weight_row) / (width * options.precision.bytes()) as u64;
     if rows == 0 {
         return Err(too_small(options));
     }
@@ -49,9 +63,18 @@ fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<Encod
     let weight_rows = if weight_rows == 0 { Vec::new() } else { vec![most(weight_rows)] };
     let signs = options.signs.unwrap_or(true);
     let base = options.base(census.distinct.len());
-    Ok(EncoderConfig { rows: vec![most(rows)], weight_rows, width, signs, bagged, ..base })
+    Ok(EncoderConfig {
+        rows: vec![most(rows)],
+        weight_rows,
+        width,
+        k: options.k.unwrap_or(K),
+        signs,
+        bagged,
+        hot,
+        ..base
+    })
 }
 
-fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
-    Ok(Box::new(Bloom::new(config, config.width, spread(config))?))
+fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
+    Ok(Box::new(Bloom::new(config, config.width, spread(config))?.with_hot(config, keys)?))
 }

@@ -3,6 +3,7 @@
 //! To add one, write a file with a type that implements [`Encoder`], and add a line to [`ENCODERS`].
 
 mod bloom;
+mod cce;
 mod full;
 mod hash_embeddings;
 mod hashing;
@@ -31,6 +32,23 @@ pub trait Encoder: Send {
     /// Updates all parameters for the gradients of the vectors of `ids`.
     fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer);
 
+    /// For an encoder of one feature: the sums of the vectors of the ids from `offsets[b]` to before `offsets[b + 1]` (the last
+    /// bag has the rest). `out` is `[bags, dim]`.
+    fn forward_bags(&self, run: Run<'_>, ids: &[u64], offsets: &[usize], out: &mut [f32]) {
+        let dim = out.len() / offsets.len().max(1);
+        let mut each = vec![0.0; ids.len() * dim];
+        self.forward(run, ids, &mut each);
+        for (b, out) in out.chunks_exact_mut(dim.max(1)).enumerate() {
+            let end = offsets.get(b + 1).copied().unwrap_or(ids.len());
+            out.fill(0.0);
+            for vector in each[offsets[b] * dim..end * dim].chunks_exact(dim) {
+                for (sum, x) in out.iter_mut().zip(vector) {
+                    *sum += x;
+                }
+            }
+        }
+    }
+
     /// The learned tables, in a fixed order.
     fn params(&self) -> Vec<(&'static str, &Param)>;
 
@@ -49,6 +67,24 @@ pub trait Encoder: Send {
 
     /// Stores the rows as they are used after training.
     fn quantise(&mut self) {}
+
+    /// What an encoder does between two passes over the data.
+    fn between_epochs(&mut self, run: Run<'_>) {
+        let _ = run;
+    }
+
+    /// What else a file must keep; nothing for most encoders.
+    fn memory(&self) -> Vec<u16> {
+        Vec::new()
+    }
+
+    /// Takes back what [`Encoder::memory`] gave.
+    ///
+    /// # Errors
+    /// When it does not fit.
+    fn restore(&mut self, memory: &[u16]) -> Result<()> {
+        if memory.is_empty() { Ok(()) } else { Err(Error::bad_input("an encoder without memory has some")) }
+    }
 }
 
 /// What is known of the training data before training.
@@ -113,6 +149,9 @@ pub struct EncoderConfig {
     pub bagged: bool,
     /// How rows are stored after training.
     pub precision: Precision,
+    /// Frequent ids that have a row of their own, added to the others.
+    #[serde(default)]
+    pub hot: u32,
 }
 
 /// What the user asks for; [`EncoderConfig`] is what comes of it.
@@ -140,6 +179,8 @@ pub struct EncoderOptions {
     pub groups: usize,
     /// How rows are stored after training.
     pub precision: Precision,
+    /// Share of the budget for rows of frequent ids, for `memrec` [default: the encoder's].
+    pub hot_share: Option<f64>,
 }
 
 impl EncoderOptions {
@@ -157,6 +198,7 @@ impl EncoderOptions {
             weight_k: 1,
             groups: 1,
             precision: Precision::F32,
+            hot_share: None,
         }
     }
 
@@ -177,6 +219,7 @@ impl EncoderOptions {
             signs: self.signs.unwrap_or(false),
             bagged: false,
             precision: self.precision,
+            hot: 0,
         }
     }
 }
@@ -202,6 +245,7 @@ pub const ENCODERS: &[EncoderEntry] = &[
     qr::ENTRY,
     hash_embeddings::ENTRY,
     robe::ENTRY,
+    cce::ENTRY,
 ];
 
 /// The encoder `name`.
@@ -226,6 +270,16 @@ pub fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> 
     let config = (entry(&options.encoder)?.plan)(options, census)?;
     check(&config).map_err(Error::bad_input)?;
     Ok(config)
+}
+
+/// The ids that an encoder of this configuration has rows for, of those that the training data has: what [`build`] asks for.
+pub fn keys_for(config: &EncoderConfig, census: &Census) -> Vec<u64> {
+    if config.encoder == "full" {
+        return census.keys.clone();
+    }
+    let mut by_count: Vec<usize> = (0..census.keys.len()).collect();
+    by_count.sort_by_key(|&i| (std::cmp::Reverse(census.counts[i]), census.keys[i]));
+    by_count.iter().take(config.hot as usize).map(|&i| census.keys[i]).collect()
 }
 
 /// A fresh encoder.

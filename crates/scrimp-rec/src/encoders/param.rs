@@ -116,12 +116,12 @@ impl Param {
         self.len() == 0
     }
 
-    /// Bytes of the values.
+    /// Bytes of the values (the one step of 8-bit values is not counted).
     pub fn bytes(&self) -> usize {
         match &self.values {
             Stored::F32(v) => v.len() * 4,
             Stored::Bf16(v) => v.len() * 2,
-            Stored::Int8 { q, .. } => q.len() + 4,
+            Stored::Int8 { q, .. } => q.len(),
         }
     }
 

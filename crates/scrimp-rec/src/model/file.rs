@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `encoder.NAME` | a table: F32, BF16, or I8 with its step in `encoder.NAME.scale` |
 //! | `encoder.keys` | U64: the ids of an encoder that knows ids |
+//! | `encoder.memory` | U16: what else an encoder keeps (the pointers of `cce`) |
 //! | `bottom.I.weight`, `bottom.I.bias`, `top.*` | layers, `[out, in]` |
 //! | `*.state`, `*.m`, `*.v` | in checkpoints: the optimisers' states |
 //!
@@ -91,6 +92,7 @@ impl Model {
         if !keys.is_empty() {
             w.add("encoder.keys", "U64", &[keys.len()], bytemuck::cast_slice(keys));
         }
+        let memory = self.encoder.memory();
         let params = self.encoder.params();
         let scales: Vec<f32> = params
             .iter()
@@ -116,6 +118,9 @@ impl Model {
                 w.add(&format!("{name}.m"), "F32", shape, bytemuck::cast_slice(&t.m));
                 w.add(&format!("{name}.v"), "F32", shape, bytemuck::cast_slice(&t.v));
             }
+        }
+        if !memory.is_empty() {
+            w.add("encoder.memory", "U16", &[memory.len()], bytemuck::cast_slice(&memory));
         }
         for (name, p) in &params {
             if let Stored::Bf16(v) = &p.values {
@@ -207,6 +212,10 @@ impl Model {
                 p.state = reader.floats(&format!("{full}.state"))?;
             }
         }
+        if reader.has("encoder.memory") {
+            let memory: Vec<u16> = values(&reader.take("encoder.memory", "U16")?);
+            self.encoder.restore(&memory).map_err(|e| e.to_string())?;
+        }
         let bottom = self.bottom.as_mut().map(|m| m.tensors_mut("bottom")).into_iter().flatten();
         for (name, _, t) in bottom.chain(self.top.tensors_mut("top")) {
             let len = t.values.len();
@@ -279,7 +288,7 @@ fn read(path: &Path) -> Result<(Map<String, Value>, Reader)> {
         let size = match dtype.as_str() {
             "F32" => 4,
             "U64" => 8,
-            "BF16" => 2,
+            "BF16" | "U16" => 2,
             _ => 1,
         };
         if !bytes.len().is_multiple_of(size) {

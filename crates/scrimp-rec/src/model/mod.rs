@@ -164,6 +164,11 @@ impl Model {
         self.encoder.quantise();
     }
 
+    /// To be called between two passes over the training data.
+    pub fn between_epochs(&mut self, run: Run<'_>) {
+        self.encoder.between_epochs(run);
+    }
+
     /// Number of vectors and of inputs of the top MLP.
     fn sizes(&self) -> (usize, usize) {
         let vectors = self.encoder.vectors() + usize::from(self.bottom.is_some());

@@ -341,6 +341,9 @@ pub fn train(
             }
             state.epoch += 1;
             state.epoch_rows = 0;
+            if !stopped && state.epoch < options.epochs {
+                model.between_epochs(run);
+            }
             if let Some(path) = &options.checkpoint {
                 save_state(model, path, &state)?;
             }

@@ -1,5 +1,7 @@
 //! `scrimp bench`: speed and memory.
 
+mod embedding;
+
 use crate::{
     App,
     cli::{BenchDecodeArgs, BenchLinearArgs, BenchVerb},
@@ -37,6 +39,7 @@ pub(crate) fn run(app: &App, verb: &BenchVerb) -> anyhow::Result<()> {
     match verb {
         BenchVerb::Decode(args) => decode(app, args),
         BenchVerb::Linear(args) => linear(app, args),
+        BenchVerb::Embedding(args) => embedding::run(app, args),
     }
 }
 

@@ -1,0 +1,315 @@
+//! Clustered compositional embeddings (Tsang and Ahle, "Clustering the Sketch", arXiv 2210.05974): each quarter of the vector is the sum of
+//! a row that a pointer names and a row that a hash names.
+//!
+//! Pointers begin as hashes. Between passes over the data, each quarter of all vectors is clustered (k-means): pointers then name the
+//! cluster, its centre becomes the row, and the hashed rows start again at zero with another hash: ids that have
+//! learnt to be alike share a row, and the hashed rows learn the difference.
+//!
+//! *Size.* Pointers take two bytes per id and quarter, at most half of the budget: ids are hashed into as many places first.
+
+use super::{
+    Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, Stored, bloom, too_small,
+};
+use crate::{Error, Result};
+use scrimp_kernels::embedding::{Backward, Bags, Batch, IdHash, Optimizer, Probes, Scales, forward};
+
+pub(super) const ENTRY: EncoderEntry = EncoderEntry {
+    name: "cce",
+    about: "a clustered and a hashed row for each quarter of the vector (Tsang and Ahle, 2023)",
+    plan,
+    build,
+};
+
+/// Parts of a vector.
+const COLUMNS: usize = 4;
+/// Rounds of k-means.
+const ROUNDS: usize = 8;
+/// Distances computed in a round, about.
+const DISTANCES: usize = 100_000_000;
+
+fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
+    if !options.dim.is_multiple_of(COLUMNS) {
+        return Err(Error::bad_input(format!(
+            "encoder cce: dimension {}: must be a multiple of 4",
+            options.dim
+        )));
+    }
+    let places = (options.budget / 2 / (2 * COLUMNS as u64)).min(census.total() * 3 / 2).min(1 << 30);
+    let rest = options.budget - places * 2 * COLUMNS as u64;
+    let rows = rest / (2 * options.dim * options.precision.bytes()) as u64;
+    if rows == 0 || places == 0 {
+        return Err(too_small(options));
+    }
+    let base = options.base(census.distinct.len());
+    let (rows, weight_rows) = (vec![rows.min(65535) as u32], vec![places as u32]);
+    Ok(EncoderConfig {
+        rows,
+        weight_rows,
+        width: options.dim / COLUMNS,
+        k: 2,
+        weight_k: 1,
+        groups: 1,
+        ..base
+    })
+}
+
+fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
+    let c = config;
+    let (&[rows], &[places]) = (&c.rows[..], &c.weight_rows[..]) else {
+        return Err(Error::bad_input("encoder cce has one table and one list of pointers"));
+    };
+    if c.dim != c.width * COLUMNS || c.k != 2 || rows > 65535 {
+        return Err(Error::bad_input("encoder cce: four blocks of two rows, at most 65535 of them"));
+    }
+    let hash = IdHash::new(c.seed ^ 1, 0);
+    let mut pointers = Vec::new();
+    pointers
+        .try_reserve_exact(places as usize * COLUMNS)
+        .map_err(|_| Error::OutOfMemory { what: format!("{places} pointers") })?;
+    pointers.extend((0..places as usize * COLUMNS).map(|i| reduce(hash.hash(i as u64), rows) as u16));
+    let spread = super::memrec::spread(c);
+    Ok(Box::new(Cce {
+        features: c.features,
+        rows,
+        places,
+        seed: c.seed,
+        clusterings: 0,
+        hashes: bloom::hashes(c.seed ^ 2, c.features),
+        pointers,
+        seen: vec![false; places as usize],
+        table: Param::new(rows as usize * 2 * COLUMNS * c.width, c.width, c.width, c.seed ^ 3, 0.0, spread)?,
+        precision: c.precision,
+    }))
+}
+
+/// A hash as a number below `n`.
+fn reduce(hash: u64, n: u32) -> u32 {
+    ((hash >> 32) * u64::from(n) >> 32) as u32
+}
+
+struct Cce {
+    features: usize,
+    rows: u32,
+    places: u32,
+    seed: u64,
+    /// Chooses the hash of the second rows.
+    clusterings: u32,
+    hashes: Vec<IdHash>,
+    /// `[places, COLUMNS]`
+    pointers: Vec<u16>,
+    /// Places that training has used.
+    seen: Vec<bool>,
+    /// For each column, the rows of pointers, then those of hashes.
+    table: Param,
+    precision: super::Precision,
+}
+
+impl Cce {
+    fn place(&self, l: usize, id: u64) -> usize {
+        reduce(self.hashes[l % self.features].hash(id), self.places) as usize
+    }
+
+    /// The rows of a place in column `c`.
+    fn rows_of(&self, place: usize, c: usize) -> [u32; 2] {
+        let hash = IdHash::new(self.seed ^ 4, self.clusterings);
+        let base = c as u32 * 2 * self.rows;
+        let pointer = u32::from(self.pointers[place * COLUMNS + c]).min(self.rows - 1);
+        [base + pointer, base + self.rows + reduce(hash.hash((place * COLUMNS + c) as u64), self.rows)]
+    }
+
+    fn probes(&self, run: Run<'_>, ids: &[u64]) -> Vec<u32> {
+        let mut probes = vec![0; ids.len() * 2 * COLUMNS];
+        run.pool.chunks(&mut probes, 1024 * 2 * COLUMNS, |unit, out| {
+            for (i, out) in out.chunks_exact_mut(2 * COLUMNS).enumerate() {
+                let l = unit * 1024 + i;
+                let place = self.place(l, ids[l]);
+                for c in 0..COLUMNS {
+                    out[c * 2..c * 2 + 2].copy_from_slice(&self.rows_of(place, c));
+                }
+            }
+        });
+        probes
+    }
+
+    /// Clusters column `c`: its new pointers and rows.
+    fn cluster(&self, run: Run<'_>, c: usize, seen: &[usize]) -> (Vec<u16>, Vec<f32>) {
+        let (width, k) = (self.table.width, self.rows as usize);
+        let values = self.table.floats();
+        let point = |place: usize, out: &mut [f32]| {
+            let [a, b] = self.rows_of(place, c).map(|r| &values[r as usize * width..][..width]);
+            for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+                *out = a + b;
+            }
+        };
+        let hash = IdHash::new(self.seed ^ 5, self.clusterings * COLUMNS as u32 + c as u32);
+        // Centres start at points chosen by chance; a sample of the points is enough to find them.
+        let sample = (DISTANCES / k).clamp(k, seen.len().max(k));
+        let every = (seen.len() / sample).max(1);
+        let mut centres = vec![0.0; k * width];
+        for (i, centre) in centres.chunks_exact_mut(width).enumerate() {
+            point(seen[reduce(hash.hash(i as u64), seen.len() as u32) as usize], centre);
+        }
+        let nearest = |centres: &[f32], norms: &[f32], x: &[f32]| {
+            let mut best = (f32::INFINITY, 0);
+            for (i, (centre, norm)) in centres.chunks_exact(width).zip(norms).enumerate() {
+                let mut dot = 0.0;
+                for (a, b) in centre.iter().zip(x) {
+                    dot += a * b;
+                }
+                let distance = norm - 2.0 * dot;
+                if distance < best.0 {
+                    best = (distance, i);
+                }
+            }
+            best.1
+        };
+        let norms = |centres: &[f32]| -> Vec<f32> {
+            centres.chunks_exact(width).map(|c| c.iter().map(|x| x * x).sum()).collect()
+        };
+        let some: Vec<usize> = seen.iter().copied().step_by(every).collect();
+        let mut assigned = vec![0_u16; some.len()];
+        for _ in 0..ROUNDS {
+            let norms = norms(&centres);
+            run.pool.chunks(&mut assigned, 256, |unit, out| {
+                let mut x = vec![0.0; width];
+                for (i, out) in out.iter_mut().enumerate() {
+                    point(some[unit * 256 + i], &mut x);
+                    *out = nearest(&centres, &norms, &x) as u16;
+                }
+            });
+            let mut sums = vec![0.0_f64; k * width];
+            let mut counts = vec![0_u32; k];
+            let mut x = vec![0.0; width];
+            for (&place, &cluster) in some.iter().zip(&assigned) {
+                point(place, &mut x);
+                counts[cluster as usize] += 1;
+                for (sum, &x) in sums[cluster as usize * width..].iter_mut().zip(&x) {
+                    *sum += f64::from(x);
+                }
+            }
+            for (i, &count) in counts.iter().enumerate().filter(|&(_, &count)| count > 0) {
+                for d in i * width..(i + 1) * width {
+                    centres[d] = (sums[d] / f64::from(count)) as f32;
+                }
+            }
+        }
+        let norms = norms(&centres);
+        let mut pointers: Vec<u16> =
+            (0..self.places as usize).map(|place| self.pointers[place * COLUMNS + c]).collect();
+        run.pool.chunks(&mut pointers, 256, |unit, out| {
+            let mut x = vec![0.0; width];
+            for (i, out) in out.iter_mut().enumerate() {
+                let place = unit * 256 + i;
+                if self.seen[place] {
+                    point(place, &mut x);
+                    *out = nearest(&centres, &norms, &x) as u16;
+                }
+            }
+        });
+        (pointers, centres)
+    }
+}
+
+impl Encoder for Cce {
+    fn vectors(&self) -> usize {
+        self.features
+    }
+
+    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
+        let probes = self.probes(run, ids);
+        let batch = Batch {
+            table: self.table.table(),
+            probes: Probes::Given { probes: &probes, weights: &[], per: 2 * COLUMNS, signs: false },
+            k: 2,
+            scales: Scales::One(1.0),
+            bags: Bags::Fixed(1),
+            add: false,
+        };
+        forward(run.pool, run.tier, &batch, out);
+    }
+
+    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+        for (l, &id) in ids.iter().enumerate() {
+            let place = self.place(l, id);
+            self.seen[place] = true;
+        }
+        let probes = self.probes(run, ids);
+        let batch = Backward {
+            probes: &probes,
+            per: 2 * COLUMNS,
+            k: 2,
+            weights: &[],
+            scales: &[1.0],
+            groups: 0,
+            bags: Bags::Fixed(1),
+            grad,
+        };
+        self.table.step(run, optimizer, &batch);
+    }
+
+    fn between_epochs(&mut self, run: Run<'_>) {
+        let seen: Vec<usize> = (0..self.places as usize).filter(|&place| self.seen[place]).collect();
+        if seen.is_empty() || self.clusterings > 0 {
+            return;
+        }
+        let all: Vec<_> = (0..COLUMNS).map(|c| self.cluster(run, c, &seen)).collect();
+        self.clusterings += 1;
+        let (width, rows) = (self.table.width, self.rows as usize);
+        // A new row has learnt nothing yet: its state starts again too.
+        self.table.state.fill(0.0);
+        let Stored::F32(values) = &mut self.table.values else { return };
+        for (c, (pointers, centres)) in all.into_iter().enumerate() {
+            for (place, pointer) in pointers.into_iter().enumerate() {
+                self.pointers[place * COLUMNS + c] = pointer;
+            }
+            let column = &mut values[c * 2 * rows * width..(c + 1) * 2 * rows * width];
+            column[..rows * width].copy_from_slice(&centres);
+            column[rows * width..].fill(0.0);
+        }
+    }
+
+    fn params(&self) -> Vec<(&'static str, &Param)> {
+        vec![("table", &self.table)]
+    }
+
+    fn params_mut(&mut self) -> Vec<(&'static str, &mut Param)> {
+        vec![("table", &mut self.table)]
+    }
+
+    fn bytes(&self) -> usize {
+        self.table.bytes() + self.pointers.len() * 2
+    }
+
+    /// The pointers, the number of clusterings and, as long as it matters, the places that were seen.
+    fn memory(&self) -> Vec<u16> {
+        let mut memory = self.pointers.clone();
+        memory.push(self.clusterings as u16);
+        if self.clusterings == 0 {
+            memory.extend(
+                self.seen
+                    .chunks(16)
+                    .map(|bits| bits.iter().enumerate().map(|(i, &seen)| u16::from(seen) << i).sum::<u16>()),
+            );
+        }
+        memory
+    }
+
+    fn restore(&mut self, memory: &[u16]) -> Result<()> {
+        let n = self.pointers.len();
+        let bits = self.seen.len().div_ceil(16);
+        if memory.len() != n + 1 && memory.len() != n + 1 + bits {
+            return Err(Error::bad_input(format!("{} pointers, not {n}", memory.len())));
+        }
+        self.pointers.copy_from_slice(&memory[..n]);
+        self.clusterings = u32::from(memory[n]);
+        for (place, seen) in self.seen.iter_mut().enumerate() {
+            *seen = memory.get(n + 1 + place / 16).is_none_or(|bits| bits >> (place % 16) & 1 == 1);
+        }
+        Ok(())
+    }
+
+    fn quantise(&mut self) {
+        self.table.quantise(self.precision);
+        self.seen = vec![true; self.seen.len()];
+    }
+}

@@ -1,0 +1,45 @@
+//! `scrimp rec`: recommenders.
+
+mod bars;
+mod generate;
+mod prepare;
+mod score;
+mod train;
+
+use crate::{App, cli::rec::RecVerb};
+use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_rec::encoders::Run;
+
+/// Runs the verb.
+pub(crate) fn run(app: &App, verb: &RecVerb) -> anyhow::Result<()> {
+    match verb {
+        RecVerb::Generate(args) => generate::run(app, args),
+        RecVerb::Prepare(args) => prepare::run(app, args),
+        RecVerb::Train(args) => train::run(app, args),
+        RecVerb::Eval(args) => score::eval(app, args),
+        RecVerb::Score(args) => score::score(app, args),
+        RecVerb::Inspect(args) => score::inspect(app, args),
+    }
+}
+
+/// Threads and instructions for models.
+struct Machine {
+    pool: Pool,
+    tier: Tier,
+}
+
+impl Machine {
+    fn new(app: &App) -> anyhow::Result<Self> {
+        let tier = Tier::from_env()?;
+        Ok(Self { pool: Pool::new(threads(app))?, tier })
+    }
+
+    fn run(&self) -> Run<'_> {
+        Run { pool: &self.pool, tier: self.tier }
+    }
+}
+
+/// `--threads`, or the cores that this process may use.
+fn threads(app: &App) -> usize {
+    app.global.threads.map_or_else(scrimp_kernels::threads::available_threads, std::num::NonZeroUsize::get)
+}

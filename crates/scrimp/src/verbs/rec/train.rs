@@ -1,0 +1,211 @@
+//! `scrimp rec train`.
+
+use super::{Machine, bars::RowBar};
+use crate::{
+    App,
+    cli::rec::{ColumnArgs, RecTrainArgs},
+    format,
+};
+use scrimp_rec::{
+    data::{Data, Format, Hints, OpenOptions, Split},
+    encoders::{EncoderOptions, Precision},
+    output::Output,
+    recipe::{Budget, Event, Recipe, train},
+    schema::Schema,
+    train::{TrainOptions, svg},
+};
+use serde::Serialize;
+use std::{path::Path, time::Instant};
+
+/// What a model's memory and accuracy are.
+#[derive(Serialize)]
+pub(super) struct Accuracy {
+    /// Null without validation rows, or with labels of one kind only.
+    pub(super) auc: Option<f64>,
+    pub(super) logloss: Option<f64>,
+    pub(super) embedding_bytes: u64,
+    pub(super) full_embedding_bytes: u64,
+    pub(super) compression: f64,
+    pub(super) rows: u64,
+    pub(super) seconds: f64,
+    #[serde(flatten)]
+    pub(super) more: More,
+}
+
+/// Fields that only one verb has.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum More {
+    Train { encoder: String, rows_per_second: f64, bad_rows: u64, model_bytes: u64 },
+    Eval { calibration: Option<f64>, calibration_error: f64, bad_rows: u64 },
+}
+
+/// Trains and writes a model.
+pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
+    let start = Instant::now();
+    // What would fail at the end fails now.
+    drop(Output::create(&args.output)?);
+    let options =
+        OpenOptions { threads: 1, skip_bad_rows: args.rows.skip_bad_rows, ..OpenOptions::default() };
+    let data = Data::find(&args.data, Split::Train)?;
+    check_format(&data, args.columns.format.as_deref(), &args.data)?;
+    let valid = match &args.columns.valid {
+        Some(path) => Some(Data::find(path, Split::Valid)?),
+        None => Data::beside(&args.data, Split::Valid)?,
+    };
+    app.printer.note(format_args!("data: {}", data.describe()));
+    let schema = schema(app, &args.data, &data, &args.columns, &options)?;
+    let machine = Machine::new(app)?;
+    let seed = app.global.seed.unwrap_or(1);
+    let recipe = recipe(args, seed);
+    let mut bar = RowBar::new("counting ids");
+    let trained =
+        train(&recipe, &data, valid.as_ref(), &schema, &options, machine.run(), &mut |event| match event {
+            Event::Counting(rows, part) => bar.show(part, || format!("{rows} rows")),
+            Event::Planned(census, config) => {
+                bar.note(&format!(
+                    "{} ids of {} features; {} of {} dimensions",
+                    census.total(),
+                    census.distinct.len(),
+                    config.encoder,
+                    config.dim
+                ));
+                bar.switch("training");
+            }
+            Event::Training(p) => {
+                let epochs = recipe.train.epochs.max(1) as f64;
+                let part = p.epoch_progress.map(|part| (p.epoch as f64 + part) / epochs);
+                bar.show(part, || {
+                    format!(
+                        "pass {} of {}  log loss {:.4}  {:.0} rows/s",
+                        p.epoch + 1,
+                        recipe.train.epochs,
+                        p.logloss,
+                        p.rows_per_second
+                    )
+                });
+            }
+        })?;
+    drop(bar);
+    let mut model = trained.model;
+    model.save(&args.output, None)?;
+    if let Some(path) = &args.training.curves {
+        let mut output = Output::create(path)?;
+        output.write(svg(&trained.report.curve).as_bytes())?;
+        output.finish()?;
+    }
+    if let Some(path) = &args.training.checkpoint {
+        // It has served its purpose.
+        let _ = std::fs::remove_file(path);
+    }
+    let report = &trained.report;
+    let (bytes, full) = (model.embedding_bytes(), model.config().full_embedding_bytes);
+    let result = Accuracy {
+        auc: report.valid.map(|v| v.auc).filter(|a| a.is_finite()),
+        logloss: report.valid.map(|v| v.logloss),
+        embedding_bytes: bytes,
+        full_embedding_bytes: full,
+        compression: full as f64 / bytes.max(1) as f64,
+        rows: report.rows,
+        seconds: start.elapsed().as_secs_f64(),
+        more: More::Train {
+            encoder: model.config().encoder.encoder.clone(),
+            rows_per_second: report.rows_per_second,
+            bad_rows: trained.bad_rows,
+            model_bytes: args.output.metadata().map_or(0, |m| m.len()),
+        },
+    };
+    app.printer.result(&result, |r| {
+        let accuracy = match (r.auc, r.logloss) {
+            (Some(auc), Some(loss)) => format!("validation AUC {auc:.4}, log loss {loss:.4}"),
+            (None, Some(loss)) => format!("validation log loss {loss:.4}"),
+            _ => "not validated".to_owned(),
+        };
+        let skipped = match trained.bad_rows {
+            0 => String::new(),
+            n => format!(", {n} bad rows left out"),
+        };
+        format!(
+            "{}: {accuracy}\nembeddings {} instead of {} ({:.0} times smaller); {} rows in {:.0} s{skipped}",
+            args.output.display(),
+            format::bytes(r.embedding_bytes),
+            format::bytes(r.full_embedding_bytes),
+            r.compression,
+            r.rows,
+            r.seconds
+        )
+    })
+}
+
+fn recipe(args: &RecTrainArgs, seed: u64) -> Recipe {
+    let (e, t) = (&args.encoder, &args.training);
+    let precision = match e.dtype.as_str() {
+        "bf16" => Precision::Bf16,
+        "int8" => Precision::Int8,
+        _ => Precision::F32,
+    };
+    let encoder =
+        EncoderOptions { width: e.width, k: e.k, precision, ..EncoderOptions::new(&e.encoder, e.dim, 0) };
+    let budget = match (e.budget, e.compression) {
+        (Some(bytes), _) => Budget::Bytes(bytes),
+        (None, by) => Budget::Compression(by.unwrap_or(100.0)),
+    };
+    let default = TrainOptions::default();
+    let train = TrainOptions {
+        epochs: t.epochs,
+        batch: t.batch,
+        lr: t.lr.unwrap_or(default.lr),
+        dense_lr: t.dense_lr.unwrap_or(default.dense_lr),
+        patience: 1,
+        checkpoint: t.checkpoint.clone(),
+        checkpoint_steps: t.checkpoint_steps,
+        ..default
+    };
+    Recipe { encoder, budget, preset: t.layers.clone(), seed, shuffle: t.shuffle, hold_out: 20, train }
+}
+
+/// The schema that the user gave, or one made for the data.
+fn schema(
+    app: &App,
+    path: &Path,
+    data: &Data,
+    columns: &ColumnArgs,
+    options: &OpenOptions,
+) -> anyhow::Result<Schema> {
+    let said = columns.label.is_some() || columns.categorical.is_some() || columns.numeric.is_some();
+    let file = columns.schema.clone().or_else(|| Data::schema_file(path).filter(|_| !said));
+    if let Some(file) = file {
+        app.printer.note(format_args!("schema: {}", file.display()));
+        let mut schema = Schema::from_toml_file(&file)?;
+        if let Data::Files(files) = data {
+            files.fit(&mut schema, options)?;
+        }
+        return Ok(schema);
+    }
+    let hints = Hints {
+        label: columns.label.clone(),
+        numeric: columns.numeric.clone(),
+        categorical: columns.categorical.clone(),
+        crosses: columns.cross.iter().map(|c| c.split(':').map(str::to_owned).collect()).collect(),
+    };
+    let (schema, notes) = data.schema(&hints, options)?;
+    for note in notes {
+        app.printer.note(note);
+    }
+    Ok(schema)
+}
+
+fn check_format(data: &Data, wanted: Option<&str>, path: &Path) -> anyhow::Result<()> {
+    let (Some(wanted), Data::Files(files)) = (wanted, data) else { return Ok(()) };
+    let found = files.format();
+    let same = match wanted {
+        "criteo" => found == Format::Criteo,
+        "csv" => matches!(found, Format::Csv { .. }),
+        "jsonl" => found == Format::JsonLines,
+        _ => found == Format::Parquet,
+    };
+    if same {
+        return Ok(());
+    }
+    Err(scrimp_rec::Error::bad_file(path, format!("its format is {found}, not {wanted}")).into())
+}
