@@ -2,7 +2,7 @@
 
 use crate::{
     data::{Data, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
-    encoders::{Census, EncoderConfig, EncoderOptions, Run, plan},
+    encoders::{Census, EncoderConfig, EncoderOptions, Run, keys_for, plan},
     error::{Error, Result},
     model::Model,
     schema::Schema,
@@ -80,7 +80,7 @@ pub fn train(
     let mut encoder = recipe.encoder.clone();
     encoder.seed = recipe.seed;
     let mut source = data.open(schema, options)?;
-    let keep_keys = matches!(encoder.encoder.as_str(), "full" | "cce");
+    let keep_keys = encoder.encoder == "full";
     let (census, _) =
         train::census(&mut *source, keep_keys, &mut |rows, part| on(Event::Counting(rows, part)))?;
     drop(source);
@@ -98,7 +98,8 @@ pub fn train(
             format!("the presets are {}", Preset::NAMES.join(", ")),
         )
     })?;
-    let mut model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &census.keys)?;
+    let keys = keys_for(&config, &census);
+    let mut model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &keys)?;
     drop(census);
 
     let fold = |fold| -> Result<Box<dyn RowSource>> {
