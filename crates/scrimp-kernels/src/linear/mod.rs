@@ -4,6 +4,7 @@
 //! tokens ([`gemm`]). Several matrices that share their input run in one parallel region.
 
 pub(crate) mod activations;
+mod amx;
 pub mod bench;
 mod gemm;
 mod gemv;
@@ -20,7 +21,7 @@ pub use matrix::Matrix;
 
 use crate::{
     dispatch::Kernel,
-    formats::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, with_format},
+    formats::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, packed::Value, with_format},
     isa::Simd,
     shared::SharedMut,
     threads::Pool,
@@ -100,8 +101,8 @@ pub fn linear(
     }
     assert!(x.stored_for(tier), "tier of the activations");
     // Few tokens: weights are unpacked in registers, so the work is what they take in memory.
-    let decode = n_tokens == 1
-        || x.n_tiles() == 1 && products.iter().all(|p| matches!(p.weight.kind(), Kind::Packed(_)));
+    let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
+    let decode = n_tokens == 1 || x.n_tiles() == 1 && !x.token_major() && products.iter().all(packed);
     let groups = x.cols().div_ceil(GROUP);
     let mut units = 0;
     let mut panel_len = 0;
@@ -126,6 +127,8 @@ pub fn linear(
             // Never so many that threads run out of units.
             (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
         };
+        // Tile registers take two tiles of rows at a time.
+        let per_unit = if uses_amx(x, weight) { (per_unit & !1).max(2) } else { per_unit };
         let tiles_per_unit = per_unit.clamp(1, n_tiles);
         panel_len = panel_len.max(tiles_per_unit * per_tile);
         let n_units = n_tiles.div_ceil(tiles_per_unit);
@@ -173,6 +176,35 @@ pub fn linear(
     } else {
         pool.run(units, body);
     }
+}
+
+/// Whether products of this weight run in tile registers.
+fn uses_amx(x: &Activations, weight: &Matrix) -> bool {
+    matches!(weight.kind(), Kind::Packed(layout) if x.token_major() && layout.format.value() != Value::Int4)
+}
+
+/// Whether this process may use AMX.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn amx_available() -> bool {
+    amx::asm::available()
+}
+
+/// One product over the given tile registers.
+#[cfg(test)]
+fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx::soft::Soft) {
+    let Kind::Packed(layout) = product.weight.kind() else { panic!("a packed matrix") };
+    let job = Job {
+        weight: product.weight,
+        bias: product.bias,
+        out: SharedMut::new(product.out),
+        stride: product.stride,
+        accumulate: product.accumulate,
+        split: Split::Tiles(layout.tiles),
+        first_unit: 0,
+    };
+    let mut panel = vec![PanelGroup::ZERO; 2 * panel_groups(layout)];
+    let unit = Unit { job: &job, x, tiles: 0..layout.tiles, panel: &mut panel };
+    tier.run(amx::AmxUnit { unit: PackedUnit { unit, layout, data: product.weight.data() }, tile });
 }
 
 /// Tiles of one matrix for all tokens.
