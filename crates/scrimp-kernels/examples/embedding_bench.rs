@@ -1,5 +1,5 @@
 //! Time of a look-up for one shape: `embedding_bench ROWS WIDTH BLOCKS K BAG ALPHA THREADS`, int8.
-use scrimp_kernels::{Tier, embedding::*, threads::Pool};
+use scrimp_kernels::{Tier, arena::Arena, embedding::*, threads::Pool};
 use std::time::Instant;
 
 fn main() {
@@ -15,7 +15,9 @@ fn main() {
     let weight_probing = Probing { hashes: &hashes, ranges: &weight_ranges, probes: 1, signs: false };
     let ids: Vec<u64> = (0..2048 * features as u64).collect();
     let pool = Pool::new(threads).unwrap();
-    let mut out = vec![0.0; ids.len() / bag * blocks * width];
+    let size = ids.len() / bag * blocks * width * 4;
+    let mut memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size)).expect("memory");
+    let out: &mut [f32] = bytemuck::cast_slice_mut(&mut memory);
     let mut best = f64::MAX;
     for _ in 0..300 {
         let scales = if alpha > 0 {
@@ -32,7 +34,7 @@ fn main() {
             add: false,
         };
         let start = Instant::now();
-        forward(&pool, Tier::detect(), &batch, &mut out);
+        forward(&pool, Tier::detect(), &batch, out);
         best = best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
     }
     println!("{a:?}: {:.1} ns", best * 1e9);

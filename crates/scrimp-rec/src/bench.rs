@@ -226,13 +226,17 @@ pub fn embedding(pool: &Pool, tier: Tier, options: &EmbeddingBench) -> Result<Ve
             (ids, rows)
         })
         .collect();
-    let mut out = vec![0.0; look_ups * options.dim];
+    // On huge pages, as the tables are.
+    let size = look_ups * row;
+    let memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size));
+    let mut out = memory.map_err(|_| Error::OutOfMemory { what: format!("outputs of {size} bytes") })?;
+    let out: &mut [f32] = bytemuck::cast_slice_mut(&mut out);
     for round in 0..options.rounds {
         for subject in &mut subjects {
             // A round of a few batches each: the first brings the table into the cache.
             for i in 0..3 {
                 let (ids, rows) = &sets[(round * 3 + i) % ID_SETS];
-                subject.round(pool, tier, ids, rows, &mut out);
+                subject.round(pool, tier, ids, rows, out);
             }
         }
     }

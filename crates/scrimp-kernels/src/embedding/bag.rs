@@ -21,6 +21,8 @@ pub const MAX_PROBES: usize = 256;
 pub(crate) const MAX_WEIGHT_PROBES: usize = 8;
 /// Scales of a look-up (groups of dimensions with an alpha of their own), at most.
 pub const MAX_GROUPS: usize = 32;
+/// Bytes of a batch's outputs from which on they bypass the caches.
+const STREAM: usize = 8 << 20;
 /// Look-ups of a unit of parallel work, about.
 const UNIT: usize = 512;
 
@@ -225,14 +227,20 @@ pub fn forward(pool: &Pool, tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
     if dim == 0 {
         return;
     }
+    // Outputs larger than a cache would only push the tables out of it; each is written once.
+    let stream = matches!(batch.bags, Bags::Fixed(1)) && size_of_val(out) >= STREAM;
     let bags_per_unit = (UNIT * bags).div_ceil(batch.probes.look_ups().max(1)).max(1);
     pool.chunks(out, bags_per_unit * dim, |unit, out| {
         let first = unit * bags_per_unit;
         match batch.table.values {
-            Values::F32(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first, out }),
-            Values::Bf16(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first, out }),
+            Values::F32(values) => {
+                lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first, stream, out });
+            }
+            Values::Bf16(values) => {
+                lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first, stream, out });
+            }
             Values::Int8 { q, scale } => {
-                lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first, out });
+                lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first, stream, out });
             }
         }
     });
@@ -245,6 +253,7 @@ struct Forward<'a, T> {
     dim: usize,
     /// The first bag.
     first: usize,
+    stream: bool,
     out: &'a mut [f32],
 }
 
@@ -276,6 +285,7 @@ impl<T: Stored> Forward<'_, T> {
             stride: batch.table.stride,
             k: batch.k,
             signs: batch.probes.signs(),
+            stream: self.stream,
         };
         let (per, total) = (batch.probes.per(), batch.probes.look_ups());
         let bags = self.out.len() / self.dim;
@@ -319,6 +329,9 @@ impl<T: Stored> Forward<'_, T> {
                 rows.look_up::<S, K>(s, probes, weights, scales, batch.add || l > bag_range.start, out);
             }
             (first, turn) = (last, 1 - turn);
+        }
+        if self.stream {
+            s.fence();
         }
         // Empty bags at the end.
         for bag in bag + 1..bags {
@@ -376,10 +389,14 @@ pub fn probe(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u32]) {
 pub fn forward_one(tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
     let dim = batch.probes.per() / batch.k * batch.table.width;
     match batch.table.values {
-        Values::F32(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, out }),
-        Values::Bf16(values) => lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, out }),
+        Values::F32(values) => {
+            lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, stream: false, out });
+        }
+        Values::Bf16(values) => {
+            lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, stream: false, out });
+        }
         Values::Int8 { q, scale } => {
-            lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first: 0, out });
+            lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first: 0, stream: false, out });
         }
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Rows<'a, T> {
     pub(crate) k: usize,
     /// Probes may be [`NEGATIVE`].
     pub(crate) signs: bool,
+    /// Outputs go past the caches.
+    pub(crate) stream: bool,
 }
 
 /// Asks for the cache line at `at`, which need not be valid.
@@ -148,12 +150,12 @@ impl<T: Stored> Rows<'_, T> {
         let mut at = 0;
         while out.len() - at >= 64 {
             let acc = T::sum::<S, K>(s, self, probes, weights, at);
-            store(s, acc, scale, add, &mut out[at..at + 64]);
+            store(s, acc, scale, add, self.stream, &mut out[at..at + 64]);
             at += 64;
         }
         while out.len() - at >= 16 {
             let acc = self.lanes::<S, 1, K>(s, probes, weights, at);
-            store(s, acc, scale, add, &mut out[at..at + 16]);
+            store(s, acc, scale, add, self.stream, &mut out[at..at + 16]);
             at += 16;
         }
         for i in at..out.len() {
@@ -215,15 +217,26 @@ impl Rows<'_, i8> {
 }
 
 #[inline(always)]
-fn store<S: Lanes, const N: usize>(s: S, acc: [S::F; N], scale: f32, add: bool, out: &mut [f32]) {
+fn store<S: Lanes, const N: usize>(
+    s: S,
+    acc: [S::F; N],
+    scale: f32,
+    add: bool,
+    stream: bool,
+    out: &mut [f32],
+) {
     let scale = s.splat(scale);
     let (out, _) = out.as_chunks_mut::<16>();
     for n in 0..N {
         let mut value = s.mul(scale, acc[n]);
         if add {
             value = s.add(s.load(&out[n]), value);
+            s.store(value, &mut out[n]);
+        } else if stream {
+            s.stream(value, &mut out[n]);
+        } else {
+            s.store(value, &mut out[n]);
         }
-        s.store(value, &mut out[n]);
     }
 }
 

@@ -16,6 +16,15 @@ pub(crate) trait Lanes: Simd {
     fn add_i8<const NEGATIVE: bool>(self, sum: Self::W, x: &[i8; 32]) -> Self::W;
     /// Lanes 0 to 15 and 16 to 31.
     fn floats(self, x: Self::W) -> [Self::F; 2];
+    /// Stores past the caches, where the tier can and `to` starts at a cache line. [`Lanes::fence`] must follow before
+    /// another thread reads.
+    #[inline(always)]
+    fn stream(self, x: Self::F, to: &mut [f32; 16]) {
+        self.store(x, to);
+    }
+    /// Orders streamed stores before all that follow.
+    #[inline(always)]
+    fn fence(self) {}
 }
 
 impl Lanes for Scalar {
@@ -66,6 +75,23 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn stream(self, x: [__m256; 2], to: &mut [f32; 16]) {
+            if to.as_ptr().addr().is_multiple_of(64) {
+                // SAFETY: the token proves AVX2; twice 32 aligned bytes are written.
+                unsafe {
+                    _mm256_stream_ps(to.as_mut_ptr(), x[0]);
+                    _mm256_stream_ps(to.as_mut_ptr().add(8), x[1]);
+                }
+            } else {
+                crate::isa::Simd::store(self, x, to);
+            }
+        }
+        #[inline(always)]
+        fn fence(self) {
+            // SAFETY: every x86-64 CPU has it.
+            unsafe { _mm_sfence() };
+        }
+        #[inline(always)]
         fn floats(self, x: [__m256i; 2]) -> [[__m256; 2]; 2] {
             // SAFETY: the token proves AVX2.
             unsafe {
@@ -94,6 +120,20 @@ mod x86 {
                 let x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast()));
                 if NEGATIVE { _mm512_sub_epi16(sum, x) } else { _mm512_add_epi16(sum, x) }
             }
+        }
+        #[inline(always)]
+        fn stream(self, x: __m512, to: &mut [f32; 16]) {
+            if to.as_ptr().addr().is_multiple_of(64) {
+                // SAFETY: the token proves AVX-512F; 64 aligned bytes are written.
+                unsafe { _mm512_stream_ps(to.as_mut_ptr(), x) };
+            } else {
+                crate::isa::Simd::store(self, x, to);
+            }
+        }
+        #[inline(always)]
+        fn fence(self) {
+            // SAFETY: every x86-64 CPU has it.
+            unsafe { _mm_sfence() };
         }
         #[inline(always)]
         fn floats(self, x: __m512i) -> [__m512; 2] {

@@ -247,6 +247,32 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
     }
 }
 
+/// Outputs that bypass the caches are the same as small ones.
+#[test]
+fn large_batches_are_like_small_ones() {
+    let pool = Pool::new(2).unwrap();
+    let (values, n) = (numbers(1, 64 * 100), 40_000);
+    let probes: Vec<u32> = (0..n).map(|i| i * 7 % 100).collect();
+    let batch = |probes| Batch {
+        table: Table::new(Values::F32(&values), 64),
+        probes: Probes::Given { probes, weights: &[], per: 1, signs: false },
+        k: 1,
+        scales: Scales::One(0.5),
+        bags: Bags::Fixed(1),
+        add: false,
+    };
+    for tier in Tier::supported() {
+        for offset in [0, 3] {
+            let mut out = vec![0.0; n as usize * 64 + offset];
+            forward(&pool, tier, &batch(&probes), &mut out[offset..]);
+            for (out, probe) in out[offset..].chunks(64).zip(&probes) {
+                let row = &values[*probe as usize * 64..][..64];
+                assert!(out.iter().zip(row).all(|(a, b)| *a == 0.5 * b));
+            }
+        }
+    }
+}
+
 #[test]
 fn bags_of_any_length() {
     let pool = Pool::new(2).unwrap();

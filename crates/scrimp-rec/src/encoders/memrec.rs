@@ -34,7 +34,7 @@ const WIDTH: usize = 4;
 const WEIGHT_SHARE: f64 = 0.05;
 
 /// Rows added up per block.
-const K: usize = 2;
+const K: usize = 1;
 /// Part of the budget for rows of frequent ids.
 const HOT_SHARE: f64 = 0.3;
 

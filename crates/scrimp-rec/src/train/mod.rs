@@ -45,7 +45,7 @@ impl Default for TrainOptions {
         Self {
             epochs: 1,
             batch: 2048,
-            lr: 0.03,
+            lr: 0.05,
             dense_lr: 1e-3,
             optimizer: OptimizerKind::Adagrad,
             eval_steps: None,
