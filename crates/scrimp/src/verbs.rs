@@ -8,6 +8,7 @@ mod eval;
 mod inspect;
 mod models;
 pub(crate) mod pull;
+mod report;
 mod run;
 
 use crate::{App, cli::Verb};
@@ -22,6 +23,7 @@ pub(crate) fn dispatch(app: &App, verb: Verb) -> anyhow::Result<()> {
         Verb::Compress(args) => compress::run(app, &args),
         Verb::Eval(verb) => eval::run(app, &verb),
         Verb::Bench(verb) => bench::run(app, &verb),
+        Verb::Report(verb) => report::run(app, &verb),
         Verb::Doctor(args) => doctor::run(app, &args),
         Verb::Completions(args) => completions::run(app, &args),
     }
