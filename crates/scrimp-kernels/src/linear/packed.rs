@@ -526,7 +526,15 @@ impl Job<'_> {
                 return layout.tiles;
             }
             let wanted = (total as u128 * unit as u128 / units as u128) as usize;
-            let (mut low, mut high) = (0, layout.tiles);
+            // Rows are much alike as a rule: start where they would end if they were, and widen.
+            let guess = (layout.tiles as u128 * unit as u128 / units as u128) as usize;
+            let (mut low, mut high, mut width) = (guess, guess, 1);
+            while low > 0 && cost(low - 1) >= wanted {
+                (high, low, width) = (low, low.saturating_sub(width), 2 * width);
+            }
+            while high < layout.tiles && cost(high) < wanted {
+                (low, high, width) = (high + 1, (high + width).min(layout.tiles), 2 * width);
+            }
             while low < high {
                 let middle = low.midpoint(high);
                 if cost(middle) < wanted { low = middle + 1 } else { high = middle }
