@@ -1,7 +1,7 @@
 //! Several settings of the KV cache, to be compared with each other: one line of options each.
 
 use crate::{
-    cli::Usage,
+    cli::{KvFormat, Usage},
     kv_args::{AnchorArg, KvArgs, MassArg, OrderArg},
 };
 use clap::{Parser, ValueEnum};
@@ -37,10 +37,9 @@ pub(crate) fn settings(
         let args = Line::try_parse_from(words).map_err(|e| {
             wrong(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned())
         })?;
-        if args.kv.kv_format != kv.kv_format {
-            return Err(
-                wrong("--kv-format belongs on the command line: it is the same for all".into()).into()
-            );
+        if args.kv.kv_format != KvFormat::Bf16 || args.kv.kv_sparsity.is_some() {
+            let what = "--kv-format and --kv-sparsity belong on the command line: they are the same for all";
+            return Err(wrong(what.into()).into());
         }
         let setting = named(args.kv.compression(seed).map_err(|e| wrong(e.to_string()))?);
         if settings.iter().any(|s| s.name == setting.name) {
@@ -121,7 +120,7 @@ mod tests {
                 .unwrap_err()
                 .contains("line 2: `snapkv 0.25` is there already")
         );
-        assert!(read("--kv-format f32").unwrap_err().contains("line 1: --kv-format belongs"));
+        assert!(read("--kv-format f32").unwrap_err().contains("line 1: --kv-format and"));
         assert!(read("--kvcrush 0.5").unwrap_err().contains("line 1: --kvcrush needs --kv-budget"));
         assert!(read("# nothing\n").unwrap_err().contains("holds no settings"));
     }

@@ -14,7 +14,7 @@ impl Subject for Session<'_> {
             settings.iter().filter_map(|s| s.as_ref()).map(Compression::needs).fold(Needs::NONE, Needs::and);
         self.gather_for(needs, tokens.len());
         let logits = self.forward(tokens)?.to_vec();
-        self.gather_attention(None);
+        self.complete(needs, tokens)?;
         Ok(logits)
     }
 

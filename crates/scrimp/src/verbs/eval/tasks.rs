@@ -156,7 +156,7 @@ struct Bench<'a> {
     loaded: Loaded,
     template: Option<ChatTemplate>,
     settings: Vec<Named<Option<Compression>>>,
-    kv_format: &'static str,
+    kv_format: String,
 }
 
 impl<'a> Bench<'a> {
@@ -169,7 +169,7 @@ impl<'a> Bench<'a> {
         for named in &settings {
             kv_args::check_context(named.setting.as_ref(), loaded.model.context_length())?;
         }
-        Ok(Self { how, loaded, template, settings, kv_format: kv.kv_format.name() })
+        Ok(Self { how, loaded, template, settings, kv_format: kv.format()?.to_string() })
     }
 
     /// Leaves room for an answer, and for the template around the text.
