@@ -25,8 +25,10 @@ fn generated(first_row: u64, rows: u64, numeric: usize) -> Memory {
 }
 
 fn fresh(source: &mut Memory, encoder: &str, precision: Precision) -> Model {
+    source.rewind(0).unwrap();
     let (census, rows) = census(source, true, &mut |_, _| ()).unwrap();
     assert_eq!(Some(rows), source.rows());
+    source.rewind(0).unwrap();
     let full = census.full_bytes(16);
     let budget = if encoder == "full" { full } else { full / 4 };
     let config =

@@ -48,7 +48,7 @@ fn lines_of_json(output: &Output) -> Vec<serde_json::Value> {
 
 #[test]
 fn help_of_every_verb() {
-    let verbs: [&[&str]; 18] = [
+    let verbs: [&[&str]; 19] = [
         &[],
         &["run"],
         &["pull"],
@@ -64,6 +64,7 @@ fn help_of_every_verb() {
         &["eval", "ruler"],
         &["report"],
         &["report", "kv"],
+        &["bench", "embedding"],
         &["doctor"],
         &["completions"],
         &["eval"],
@@ -103,6 +104,25 @@ fn wrong_usage_is_status_2() {
         assert_eq!(result.0.status.code(), Some(2), "{name}");
         insta::assert_snapshot!(format!("usage-{name}"), shown(&result));
     }
+}
+
+#[test]
+fn bench_embedding_prints_a_line_per_encoder() {
+    let small = ["--rows-full", "2000", "--dim", "64", "--batch", "64", "--features", "3"];
+    let (output, _) = run(&[&["bench", "embedding", "--json"][..], &small].concat());
+    assert!(output.status.success());
+    let lines = lines_of_json(&output);
+    assert_eq!(lines[0]["encoder"], "full");
+    assert_eq!(lines[0]["bytes"], 2000 * 64 * 4);
+    assert_eq!(lines[0]["speedup_vs_full"], 1.0);
+    assert!(lines.iter().any(|l| l["dtype"] == "int8" && l["encoder"] == "memrec k=4"));
+    for line in &lines {
+        assert!(
+            line["ns_per_lookup"].as_f64().unwrap() > 0.0 && line["bytes"].as_u64().unwrap() <= 33_000_000
+        );
+    }
+    let (output, _) = run(&["bench", "embedding", "--dim", "100", "--rows-full", "10"]);
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

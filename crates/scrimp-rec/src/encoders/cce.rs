@@ -84,7 +84,7 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
 
 /// A hash as a number below `n`.
 fn reduce(hash: u64, n: u32) -> u32 {
-    ((hash >> 32) * u64::from(n) >> 32) as u32
+    (((hash >> 32) * u64::from(n)) >> 32) as u32
 }
 
 struct Cce {

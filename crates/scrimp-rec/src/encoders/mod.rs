@@ -245,6 +245,9 @@ impl EncoderOptions {
     }
 }
 
+/// Makes a fresh encoder.
+pub type Build = fn(&EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>>;
+
 /// An entry of the registry.
 pub struct EncoderEntry {
     /// The name on the command line.
@@ -254,7 +257,7 @@ pub struct EncoderEntry {
     /// Sizes for a budget.
     pub plan: fn(&EncoderOptions, &Census) -> Result<EncoderConfig>,
     /// A fresh encoder. `keys` are those of [`Encoder::keys`], for encoders that know ids.
-    pub build: fn(&EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>>,
+    pub build: Build,
 }
 
 /// All encoders.

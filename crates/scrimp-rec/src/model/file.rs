@@ -103,7 +103,7 @@ impl Model {
                 Stored::F32(v) => w.floats(&format!("encoder.{name}"), v),
                 Stored::Bf16(_) => {}
                 Stored::Int8 { .. } => {
-                    w.floats(&format!("encoder.{name}.scale"), std::slice::from_ref(scale))
+                    w.floats(&format!("encoder.{name}.scale"), std::slice::from_ref(scale));
                 }
             }
             if training.is_some() {

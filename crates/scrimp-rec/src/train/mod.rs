@@ -357,9 +357,9 @@ pub fn train(
         (*model, _) = Model::load(&best_path)?;
     }
     let _ = std::fs::remove_file(&scratch);
-    let evaluated = state.curve.iter().filter_map(|p| p.valid);
+    let mut evaluated = state.curve.iter().filter_map(|p| p.valid);
     let valid =
-        if state.bad > 0 { evaluated.max_by(|a, b| a.auc.total_cmp(&b.auc)) } else { evaluated.last() };
+        if state.bad > 0 { evaluated.max_by(|a, b| a.auc.total_cmp(&b.auc)) } else { evaluated.next_back() };
     Ok(TrainReport {
         valid,
         curve: state.curve,
