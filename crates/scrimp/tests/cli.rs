@@ -48,7 +48,7 @@ fn lines_of_json(output: &Output) -> Vec<serde_json::Value> {
 
 #[test]
 fn help_of_every_verb() {
-    let verbs: [&[&str]; 13] = [
+    let verbs: [&[&str]; 14] = [
         &[],
         &["run"],
         &["pull"],
@@ -56,6 +56,7 @@ fn help_of_every_verb() {
         &["inspect"],
         &["eval", "ppl"],
         &["eval", "kl"],
+        &["eval", "kv"],
         &["compress"],
         &["bench", "decode"],
         &["bench", "linear"],
