@@ -56,6 +56,7 @@ fn help_of_every_verb() {
         &["inspect"],
         &["eval", "ppl"],
         &["eval", "kl"],
+        &["eval", "kv"],
         &["compress"],
         &["bench", "decode"],
         &["bench", "linear"],
