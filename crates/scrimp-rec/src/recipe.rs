@@ -2,7 +2,7 @@
 
 use crate::{
     data::{Data, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
-    encoders::{Census, EncoderConfig, EncoderOptions, Run, plan},
+    encoders::{Census, EncoderConfig, EncoderOptions, Run, keys_for, plan},
     error::{Error, Result},
     model::Model,
     schema::Schema,
@@ -98,8 +98,10 @@ pub fn train(
             format!("the presets are {}", Preset::NAMES.join(", ")),
         )
     })?;
-    let mut model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &census.keys)?;
+    let keys = keys_for(&config, &census);
     drop(census);
+    let mut model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &keys)?;
+    drop(keys);
 
     let fold = |fold| -> Result<Box<dyn RowSource>> {
         let source = data.open(schema, options)?;
