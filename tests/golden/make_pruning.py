@@ -58,19 +58,24 @@ def wanda(w, x, sparsity):
 
 
 def sparsegpt(w, x, sparsity, scales=None):
-    """Algorithm 1 of the paper; `scales` [ROWS][COLS / 32] rounds to int4 as GPTQ does."""
+    """Algorithm 1 of the paper, with the number of weights that go in each block found by one cut through the matrix by
+    w^2 / (H^-1)_jj; `scales` [ROWS][COLS / 32] rounds to int4 as GPTQ does."""
     h = x.T @ x
     h += np.eye(len(h)) * DAMPING * np.mean(np.diag(h))
     order = np.argsort(-np.diag(x.T @ x), kind="stable")
     w, h = w[:, order].copy(), h[order][:, order]
-    u = np.linalg.cholesky(np.linalg.inv(h)).T
+    inverse = np.linalg.inv(h)
+    u = np.linalg.cholesky(inverse).T
+    cut = np.zeros(w.size, dtype=bool)
+    cut[np.argsort((w**2 / np.diag(inverse)).ravel(), kind="stable")[: round(sparsity * w.size)]] = True
+    cut = cut.reshape(w.shape)
     out = np.zeros_like(w)
     for i1 in range(0, w.shape[1], BLOCK):
         i2 = min(i1 + BLOCK, w.shape[1])
         diag = np.diag(u)[i1:i2]
         scores = (w[:, i1:i2] / diag) ** 2
         mask = np.zeros(scores.size, dtype=bool)
-        mask[np.argsort(scores.ravel(), kind="stable")[: round(sparsity * scores.size)]] = True
+        mask[np.argsort(scores.ravel(), kind="stable")[: cut[:, i1:i2].sum()]] = True
         mask = mask.reshape(scores.shape)
         errors = np.zeros_like(scores)
         for j in range(i1, i2):

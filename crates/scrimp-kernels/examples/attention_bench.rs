@@ -7,9 +7,9 @@
 use scrimp_kernels::{
     Tier,
     attention::{
-        AttentionArgs, AttentionScratch, ColumnStats, KvView, PackedKind, Packing, PageGeometry, PageView,
-        StatsRequest, Storage, attend,
-        storage::{bfloat16, packing::packing, storage},
+        AttentionArgs, AttentionScratch, ColumnStats, KvView, PackedKind, PageGeometry, PageView, Scope,
+        Sparse, StatsRequest, Storage, attend,
+        storage::{bfloat16, packing::PACKINGS, storage},
     },
     page_memory::{Page, PageMemory},
     threads::Pool,
@@ -35,30 +35,38 @@ const SHAPES: [Shape; 5] = [
 #[derive(Clone, Copy)]
 struct Format {
     storage: &'static dyn Storage,
-    packing: Option<&'static dyn Packing>,
+    packing: Option<PackedKind>,
 }
 
 impl Format {
     fn parse(name: &str) -> Option<Self> {
-        let packed = || packing(name).map(|p| Self { storage: bfloat16::STORAGE, packing: Some(p) });
+        let packed = || {
+            let known = PACKINGS.into_iter().find(|p| p.packing().name() == name);
+            let sparse = || {
+                let (k, v) = name.strip_prefix("sparse:")?.split_once(',')?;
+                Sparse::new(k.parse().ok()?, v.parse().ok()?, Scope::Token).map(PackedKind::Sparse)
+            };
+            let packing = known.or_else(sparse)?;
+            Some(Self { storage: bfloat16::STORAGE, packing: Some(packing) })
+        };
         storage(name).map(|storage| Self { storage, packing: None }).or_else(packed)
     }
 
     /// Bytes of a page of keys and of values.
     fn page_bytes(self, g: PageGeometry) -> [usize; 2] {
-        self.packing.map_or([self.storage.page_bytes(g); 2], |p| p.page_bytes(g))
+        self.packing.map_or([self.storage.page_bytes(g); 2], |p| p.packing().page_bytes(g))
     }
 
     fn write_k(self, g: PageGeometry, page: &mut [u8], rows: &[f32]) {
         match self.packing {
-            Some(packing) => packing.pack_k(g, rows, page),
+            Some(packing) => packing.packing().pack_k(g, rows, page),
             None => self.storage.write_k(g, page, 0, g.page_tokens, rows, g.head_dim),
         }
     }
 
     fn write_v(self, g: PageGeometry, page: &mut [u8], rows: &[f32]) {
         match self.packing {
-            Some(packing) => packing.pack_v(g, rows, page),
+            Some(packing) => packing.packing().pack_v(g, rows, page),
             None => self.storage.write_v(g, page, 0, g.page_tokens, rows, g.head_dim),
         }
     }
@@ -97,8 +105,7 @@ impl Layer {
             pages
         };
         let pages = (0..shape.n_kv_heads).map(head).collect();
-        let packed = format.packing.map(Packing::kind);
-        Self { packed, pages, n_keys, n_tokens: 1, page_tokens: g.page_tokens }
+        Self { packed: format.packing, pages, n_keys, n_tokens: 1, page_tokens: g.page_tokens }
     }
 }
 
@@ -186,7 +193,7 @@ fn main() {
     let name = args.next().unwrap_or_else(|| "bf16".to_owned());
     let filter = args.next().unwrap_or_default();
     let part = args.next().unwrap_or_default();
-    let format = Format::parse(&name).expect("a storage format: f32, f16, bf16, int8 or int4");
+    let format = Format::parse(&name).expect("a format: f32, f16, bf16, int8, int4, sparse or sparse:K,V");
     let tier = Tier::from_env().expect("a tier of this CPU");
     let pool = Pool::new(threads).expect("threads");
     let mut scratch = AttentionScratch::new();

@@ -32,6 +32,19 @@ impl Tier {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Tier {
+    /// Runs a kernel that uses tile registers besides vectors, which is compiled for this tier only.
+    ///
+    /// # Panics
+    /// In a tier without AMX.
+    pub(crate) fn run_with_amx<K: Kernel>(self, kernel: K) -> K::Output {
+        assert!(self.has_amx() && self.kind() == Kind::Avx512, "a tier with AMX");
+        // SAFETY: a `Tier` of this kind exists only where the CPU has the features.
+        unsafe { run_avx512(kernel) }
+    }
+}
+
 /// # Safety
 /// The CPU must have the features that are enabled here.
 #[cfg(target_arch = "x86_64")]

@@ -5,9 +5,9 @@ use std::{fmt, str::FromStr};
 /// A set of CPU features that kernels are compiled for.
 ///
 /// A value other than [`Tier::SCALAR`] can only be had through [`Tier::detect`] and friends, which check the CPU:
-/// holding one is the proof that its instructions may be executed.
+/// holding one is the proof that its instructions may be executed. The flag says that AMX may be used too.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tier(Kind);
+pub struct Tier(Kind, bool);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
@@ -19,11 +19,11 @@ pub(crate) enum Kind {
 }
 
 /// Names that [`Tier::from_str`] knows, whatever this CPU has.
-const NAMES: [&str; 3] = ["scalar", "avx2", "avx512"];
+const NAMES: [&str; 4] = ["scalar", "avx2", "avx512", "amx"];
 
 impl Tier {
     /// Plain Rust: the specification of every kernel.
-    pub const SCALAR: Self = Self(Kind::Scalar);
+    pub const SCALAR: Self = Self(Kind::Scalar, false);
 
     pub(crate) const fn kind(self) -> Kind {
         self.0
@@ -40,7 +40,7 @@ impl Tier {
             && std::is_x86_feature_detected!("lzcnt")
             && std::is_x86_feature_detected!("popcnt")
         {
-            return Some(Self(Kind::Avx2));
+            return Some(Self(Kind::Avx2, false));
         }
         None
     }
@@ -58,14 +58,37 @@ impl Tier {
             && std::is_x86_feature_detected!("avx512vbmi")
             && std::is_x86_feature_detected!("avx512vbmi2")
         {
-            return Some(Self(Kind::Avx512));
+            return Some(Self(Kind::Avx512, false));
         }
         None
     }
 
+    /// AVX-512 and AMX with bf16 and int8 (Sapphire Rapids and later), where the CPU has them and the system gives this
+    /// process permission to use tile registers.
+    pub fn amx() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(Self(kind, _)) = Self::avx512()
+            && crate::linear::amx_available()
+        {
+            return Some(Self(kind, true));
+        }
+        None
+    }
+
+    /// A tier that uses AMX whether the CPU has it or not: for tests that execute the instructions themselves.
+    #[cfg(test)]
+    pub(crate) fn emulated_amx() -> Option<Self> {
+        Self::avx512().map(|Self(kind, _)| Self(kind, true))
+    }
+
+    /// Whether batches are multiplied with tile registers.
+    pub(crate) const fn has_amx(self) -> bool {
+        self.1
+    }
+
     /// Every tier that this CPU supports, slowest first.
     pub fn supported() -> Vec<Self> {
-        [Some(Self::SCALAR), Self::avx2(), Self::avx512()].into_iter().flatten().collect()
+        [Some(Self::SCALAR), Self::avx2(), Self::avx512(), Self::amx()].into_iter().flatten().collect()
     }
 
     /// The best tier of this CPU.
@@ -84,12 +107,14 @@ impl Tier {
         }
     }
 
-    /// `scalar`, `avx2` or `avx512`.
+    /// `scalar`, `avx2`, `avx512` or `amx`.
     pub const fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => NAMES[0],
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => NAMES[1],
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 if self.1 => NAMES[3],
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => NAMES[2],
         }

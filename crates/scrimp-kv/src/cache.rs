@@ -13,7 +13,7 @@ pub struct KvConfig {
     pub n_kv_heads: usize,
     /// For each layer, the tokens that a query sees, itself included (`None`: all).
     pub windows: Vec<Option<usize>>,
-    /// Storage format of keys and values.
+    /// Storage format of keys and values (of new sequences: see [`Sequence::set_format`]).
     pub format: KvFormat,
     /// Tokens per page, a multiple of 16 (64 is a good choice).
     pub page_tokens: usize,
@@ -66,10 +66,8 @@ impl KvCache {
             ));
         }
         let geometry = PageGeometry { page_tokens: config.page_tokens, head_dim: config.head_dim };
-        config.format.check(config.head_dim)?;
-        let mut sizes = vec![config.format.storage().page_bytes(geometry)];
-        sizes.extend(config.format.packing().into_iter().flat_map(|packing| packing.page_bytes(geometry)));
-        let pool = BlockPool::new(&sizes, config.limit);
+        config.format.check(geometry)?;
+        let pool = BlockPool::new(config.limit);
         Ok(Self { shared: Arc::new(Shared { config, geometry, pool }) })
     }
 

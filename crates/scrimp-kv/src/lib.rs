@@ -90,7 +90,7 @@ pub use error::KvError;
 pub use format::KvFormat;
 pub use pool::BlockPool;
 pub use scrimp_kernels::attention::{
-    AttentionScratch, ColumnStats, Packing, PageGeometry, Storage, StorageKind,
-    storage::{STORAGES, packing::PACKINGS, packing::packing, storage},
+    AttentionScratch, ColumnStats, PackedKind, Packing, PageGeometry, Scope, Sparse, Storage, StorageKind,
+    storage::{STORAGES, packing::PACKINGS, storage},
 };
-pub use sequence::{AttentionInputs, Sequence, StatsWanted};
+pub use sequence::{AttentionInputs, PassScores, Queries, Sequence, StatsWanted};

@@ -4,6 +4,7 @@ use crate::{
     cache::Shared,
     compress::{Compression, select},
     error::KvError,
+    format::KvFormat,
     policy::{self, Kept, LayerBudget, LayerView},
     table::HeadTable,
 };
@@ -31,6 +32,17 @@ struct Layer {
     stats: ColumnStats,
     /// Positions of the queries that sums over all queries hold.
     gathered: Vec<Range<u32>>,
+    passes: PassScores,
+}
+
+/// Scores that come from more than reading the text once; per KV head, one number per kept token (tokens behind the end of
+/// a row have none).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PassScores {
+    /// The most attention that a token got while the model repeated the text.
+    pub repeated: Vec<Vec<f32>>,
+    /// The attention that a token can expect of queries to come.
+    pub expected: Vec<Vec<f32>>,
 }
 
 /// The keys and values of one text. Dropping it gives its pages back.
@@ -38,6 +50,7 @@ struct Layer {
 pub struct Sequence {
     shared: Arc<Shared>,
     layers: Vec<Layer>,
+    format: KvFormat,
 }
 
 /// Which column sums an attention call adds to; positions are those of the text.
@@ -51,13 +64,27 @@ pub struct StatsWanted {
     pub last: bool,
 }
 
+/// Whose queries they are, and so what they see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Queries {
+    /// Of the tokens that were appended last: each sees itself and what is before it.
+    #[default]
+    Last,
+    /// Likewise, but so many tokens were appended after theirs.
+    Before(usize),
+    /// Of tokens to come: they see everything.
+    Future,
+}
+
 /// Queries of one layer and how to compute.
 #[derive(Debug)]
 pub struct AttentionInputs<'a> {
     /// Instructions to use.
     pub tier: Tier,
-    /// `[n_tokens][n_heads][head_dim]`, after RoPE, for the tokens that were appended last.
+    /// `[n_tokens][n_heads][head_dim]`, after RoPE.
     pub q: &'a [f32],
+    /// Whose they are.
+    pub queries: Queries,
     /// The result, `[n_tokens][n_heads][head_dim]`.
     pub out: &'a mut [f32],
     /// Query heads, a multiple of the KV heads.
@@ -80,9 +107,11 @@ impl Sequence {
             dropped: 0,
             stats: ColumnStats::default(),
             gathered: Vec::new(),
+            passes: PassScores::default(),
         };
         let layers = vec![layer; shared.config.windows.len()];
-        Self { shared, layers }
+        let format = shared.config.format;
+        Self { shared, layers, format }
     }
 
     /// Tokens of the text so far, whether kept or not.
@@ -93,6 +122,11 @@ impl Sequence {
     /// True before the first token.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Position of the next token of a layer.
+    pub fn next_position(&self, layer: usize) -> usize {
+        self.layers[layer].next as usize
     }
 
     /// Layers of the model.
@@ -176,11 +210,17 @@ impl Sequence {
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
         let row = inputs.n_heads * g.head_dim;
         let n_tokens = inputs.q.len().checked_div(row).unwrap_or(0);
+        // Tokens from the first query's on.
+        let owners = match inputs.queries {
+            Queries::Last => n_tokens,
+            Queries::Before(after) => n_tokens.saturating_add(after),
+            Queries::Future => 0,
+        };
         let fits = row > 0
             && inputs.n_heads.is_multiple_of(n_kv_heads)
             && inputs.q.len() == n_tokens * row
             && inputs.out.len() == inputs.q.len()
-            && state.heads.iter().all(|h| h.len() >= n_tokens);
+            && state.heads.iter().all(|h| h.len() >= owners);
         if !fits {
             return Err(KvError::BadInput(format!(
                 "{} queries in {} heads of {} do not fit {n_kv_heads} KV heads and the tokens appended last",
@@ -189,8 +229,9 @@ impl Sequence {
                 g.head_dim
             )));
         }
-        let first = state.next - n_tokens as u32;
-        let view = Causal { heads: &state.heads, window: shared.config.windows[layer], n_tokens, first };
+        let first = state.next - owners as u32;
+        let window = shared.config.windows[layer];
+        let view = Causal { heads: &state.heads, window, owners, first };
         let args = AttentionArgs {
             tier: inputs.tier,
             storage: shared.config.format.storage().kind(),
@@ -206,8 +247,8 @@ impl Sequence {
         };
         if inputs.stats.is_some_and(|wanted| wanted.sum) {
             match state.gathered.last_mut() {
-                Some(last) if last.end == first => last.end = state.next,
-                _ => state.gathered.push(first..state.next),
+                Some(last) if last.end == first => last.end = first + n_tokens as u32,
+                _ => state.gathered.push(first..first + n_tokens as u32),
             }
         }
         let stats = inputs.stats.map(|wanted| {
@@ -238,7 +279,7 @@ impl Sequence {
         &mut self,
         layer: usize,
         stats: ColumnStats,
-        queries: Range<u32>,
+        queries: Vec<Range<u32>>,
     ) -> Result<(), KvError> {
         let n_kv_heads = self.n_kv_heads();
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
@@ -251,7 +292,36 @@ impl Sequence {
             }
         }
         state.stats = stats;
-        state.gathered = vec![queries];
+        state.gathered = queries;
+        Ok(())
+    }
+
+    /// Hands out the column sums of a layer and forgets them.
+    pub fn take_stats(&mut self, layer: usize) -> (ColumnStats, Vec<Range<u32>>) {
+        let layer = &mut self.layers[layer];
+        (std::mem::take(&mut layer.stats), std::mem::take(&mut layer.gathered))
+    }
+
+    /// Scores of passes over the text.
+    pub fn passes(&self, layer: usize) -> &PassScores {
+        &self.layers[layer].passes
+    }
+
+    /// Replaces the scores of passes over the text.
+    ///
+    /// # Errors
+    /// When there is no such layer, or rows do not fit its KV heads and tokens.
+    pub fn set_passes(&mut self, layer: usize, passes: PassScores) -> Result<(), KvError> {
+        let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
+        for rows in [&passes.repeated, &passes.expected] {
+            let fits = rows.is_empty()
+                || rows.len() == state.heads.len()
+                    && rows.iter().zip(&state.heads).all(|(row, head)| row.len() <= head.len());
+            if !fits {
+                return Err(KvError::BadInput("scores do not fit the layer's heads and tokens".into()));
+            }
+        }
+        state.passes = passes;
         Ok(())
     }
 
@@ -271,7 +341,7 @@ impl Sequence {
     /// A second sequence with the same tokens. Pages are shared until one of the two writes.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), layers: self.layers.clone() }
+        Self { shared: Arc::clone(&self.shared), layers: self.layers.clone(), format: self.format }
     }
 
     /// Forgets the tokens from position `len` on. Column sums keep what forgotten queries have added.
@@ -300,7 +370,7 @@ impl Sequence {
 
     /// Forgets everything; all pages go back.
     pub fn reset(&mut self) {
-        *self = Self::new(Arc::clone(&self.shared));
+        *self = Self { format: self.format, ..Self::new(Arc::clone(&self.shared)) };
     }
 
     /// Drops the pages of a layer whose tokens are all before `position`.
@@ -311,6 +381,29 @@ impl Sequence {
         }
     }
 
+    /// How keys and values are stored.
+    pub fn format(&self) -> KvFormat {
+        self.format
+    }
+
+    /// Stores keys and values so from now on. Pages that are packed already stay as they are until they are compacted, so
+    /// this is for a fork of a sequence that is not packed.
+    ///
+    /// # Errors
+    /// When new tokens would go to other pages than the cache's format has, or the format does not take the pages' sizes.
+    pub fn set_format(&mut self, format: KvFormat) -> Result<(), KvError> {
+        let now = self.shared.config.format.storage();
+        if format.storage().kind() != now.kind() {
+            return Err(KvError::BadInput(format!(
+                "a cache whose new tokens are stored in {} cannot be stored as {format}",
+                now.name()
+            )));
+        }
+        format.check(self.shared.geometry)?;
+        self.format = format;
+        Ok(())
+    }
+
     /// Packs the pages that are full and older than the format's window, where the format packs pages at all. To be
     /// called after every append whose tokens are not going to be thinned out soon: what is packed twice loses twice.
     ///
@@ -318,19 +411,19 @@ impl Sequence {
     /// When pages cannot be had. What was packed by then stays packed; no token is lost.
     pub fn pack(&mut self, pool: &Pool) -> Result<(), KvError> {
         let shared = &*self.shared;
-        if shared.config.format.packing().is_none() {
-            return Ok(());
-        }
+        let format = self.format;
+        let Some(kind) = format.packing() else { return Ok(()) };
         let tables = self.layers.iter_mut().flat_map(|layer| &mut layer.heads);
         let tasks: Vec<_> = tables
             .filter_map(|table| {
-                let blocks = table.to_pack(shared);
+                let blocks = table.to_pack(shared, format);
                 (!blocks.is_empty()).then(|| Mutex::new((table, blocks, Ok(()))))
             })
             .collect();
         pool.run(tasks.len(), |unit, _| {
             let (table, blocks, result) = &mut *tasks[unit].lock().unwrap_or_else(PoisonError::into_inner);
-            *result = table.pack(shared, blocks.clone()).map(|packed| table.replace(blocks.start, packed));
+            *result =
+                table.pack(shared, kind, blocks.clone()).map(|packed| table.replace(blocks.start, packed));
         });
         tasks.into_iter().try_for_each(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner).2)
     }
@@ -341,7 +434,7 @@ impl Sequence {
     /// # Errors
     /// When `kept` does not fit the layer, or pages cannot be had; then the layer is as before.
     pub fn compact(&mut self, layer: usize, kept: &[Kept]) -> Result<(), KvError> {
-        let shared = &*self.shared;
+        let (shared, format) = (&*self.shared, self.format);
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
         if kept.len() != state.heads.len() {
             return Err(KvError::BadInput(format!(
@@ -353,11 +446,13 @@ impl Sequence {
         for (table, kept) in state.heads.iter().zip(kept) {
             policy::check(kept, table.len())?;
         }
-        let tables = state.heads.iter().zip(kept).map(|(table, kept)| table.compacted(shared, kept));
+        let tables = state.heads.iter().zip(kept).map(|(table, kept)| table.compacted(shared, format, kept));
         state.heads = tables.collect::<Result<_, _>>()?;
         state.each_column(|head, row| {
-            let column = |&i: &u32| row.get(i as usize).copied().unwrap_or(0.0);
-            *row = kept[head].indices.iter().map(column).collect();
+            // Tokens behind the end of a row stay there.
+            let held = row.len();
+            let inside = kept[head].indices.iter().take_while(|&&i| (i as usize) < held);
+            *row = inside.map(|&i| row[i as usize]).collect();
         });
         Ok(())
     }
@@ -421,6 +516,11 @@ impl Sequence {
         self.layers[layer].heads[kv_head].read(&self.shared, index, k, v);
     }
 
+    /// Reads the key of a kept token (`[head_dim]`).
+    pub fn read_key(&self, layer: usize, kv_head: usize, index: usize, k: &mut [f32]) {
+        self.layers[layer].heads[kv_head].read_key(&self.shared, index, k);
+    }
+
     /// Sequences that hold a page of a KV head (0 where there is no such page).
     pub fn ref_cnt(&self, layer: usize, kv_head: usize, page: usize) -> usize {
         self.layers[layer].heads[kv_head].ref_cnt(page)
@@ -443,7 +543,10 @@ impl Layer {
     /// Calls `change(kv_head, sums)` for the sums of every query head.
     fn each_column(&mut self, mut change: impl FnMut(usize, &mut Vec<f32>)) {
         let n_kv_heads = self.heads.len();
-        for rows in [&mut self.stats.sum, &mut self.stats.recent, &mut self.stats.last] {
+        let (stats, passes) = (&mut self.stats, &mut self.passes);
+        for rows in
+            [&mut stats.sum, &mut stats.recent, &mut stats.last, &mut passes.repeated, &mut passes.expected]
+        {
             let group = (rows.len() / n_kv_heads).max(1);
             for (head, row) in rows.iter_mut().enumerate() {
                 change(head / group, row);
@@ -452,12 +555,13 @@ impl Layer {
     }
 }
 
-/// A layer's tables as its newest tokens see them.
+/// A layer's tables as queries see them.
 struct Causal<'a> {
     heads: &'a [HeadTable],
     window: Option<usize>,
-    n_tokens: usize,
-    /// Position of the first of the tokens.
+    /// Tokens from the first query's on.
+    owners: usize,
+    /// Position of the first query.
     first: u32,
 }
 
@@ -476,7 +580,7 @@ impl KvView for Causal<'_> {
 
     fn visible(&self, kv_head: usize, token: usize) -> Range<usize> {
         let table = &self.heads[kv_head];
-        let end = table.len() - self.n_tokens + token + 1;
+        let end = (table.len() - self.owners + token + 1).min(table.len());
         let start = self.window.map_or(0, |window| {
             let oldest = (self.first as usize + token + 1).saturating_sub(window);
             table.index_from(oldest as u32)

@@ -1,6 +1,6 @@
 //! The block table of one KV head of one layer.
 
-use crate::{cache::Shared, error::KvError, policy::Kept};
+use crate::{cache::Shared, error::KvError, format::KvFormat, policy::Kept};
 use scrimp_kernels::{
     attention::{PackedKind, PageView},
     page_memory::Page,
@@ -205,16 +205,15 @@ impl HeadTable {
     }
 
     /// A table with the kept tokens only, in new pages, those of old tokens packed. Nothing changes yet.
-    pub(crate) fn compacted(&self, shared: &Shared, kept: &Kept) -> Result<Self, KvError> {
+    pub(crate) fn compacted(&self, shared: &Shared, format: KvFormat, kept: &Kept) -> Result<Self, KvError> {
         let g = shared.geometry;
         let len = kept.indices.len();
-        let old = shared.config.format.old_blocks(g, len);
+        let old = format.old_blocks(g, len);
         let mut table = Self { len, ..Self::new() };
         for (page, indices) in kept.indices.chunks(g.page_tokens).enumerate() {
-            let mut block = if page < old {
-                self.packed_block(shared, indices)?
-            } else {
-                self.open_block(shared, indices)?
+            let mut block = match format.packing().filter(|_| page < old) {
+                Some(kind) => self.packed_block(shared, kind, indices)?,
+                None => self.open_block(shared, indices)?,
             };
             let bias: Vec<f32> = match &kept.bias {
                 Some(bias) => bias[page * g.page_tokens..][..indices.len()].to_vec(),
@@ -257,9 +256,9 @@ impl HeadTable {
     }
 
     /// Packed pages with these tokens, which fill them.
-    fn packed_block(&self, shared: &Shared, indices: &[u32]) -> Result<Block, KvError> {
+    fn packed_block(&self, shared: &Shared, kind: PackedKind, indices: &[u32]) -> Result<Block, KvError> {
         let g = shared.geometry;
-        let Some(packing) = shared.config.format.packing() else { return self.open_block(shared, indices) };
+        let packing = kind.packing();
         let [k_bytes, v_bytes] = packing.page_bytes(g);
         let mut k = shared.pool.alloc(k_bytes, indices.len())?;
         let mut v = shared.pool.alloc(v_bytes, indices.len())?;
@@ -272,24 +271,29 @@ impl HeadTable {
         }
         packing.pack_k(g, &rows[0], own(&mut k));
         packing.pack_v(g, &rows[1], own(&mut v));
-        Ok(Block { k, v, bias: None, packed: Some(packing.kind()) })
+        Ok(Block { k, v, bias: None, packed: Some(kind) })
     }
 
     /// Blocks that are old enough to be packed and are not. (What is packed is a prefix: only a last block is unpacked.)
-    pub(crate) fn to_pack(&self, shared: &Shared) -> Range<usize> {
-        let old = shared.config.format.old_blocks(shared.geometry, self.len);
+    pub(crate) fn to_pack(&self, shared: &Shared, format: KvFormat) -> Range<usize> {
+        let old = format.old_blocks(shared.geometry, self.len);
         let last = self.blocks[..old].iter().rposition(|block| block.packed.is_some());
         last.map_or(0, |i| i + 1)..old
     }
 
     /// Packed copies of blocks that are full.
-    pub(crate) fn pack(&self, shared: &Shared, blocks: Range<usize>) -> Result<Vec<Block>, KvError> {
+    pub(crate) fn pack(
+        &self,
+        shared: &Shared,
+        kind: PackedKind,
+        blocks: Range<usize>,
+    ) -> Result<Vec<Block>, KvError> {
         let page_tokens = shared.geometry.page_tokens;
         blocks
             .map(|block| {
                 let indices: Vec<u32> =
                     (block * page_tokens..(block + 1) * page_tokens).map(|i| i as u32).collect();
-                let packed = self.packed_block(shared, &indices)?;
+                let packed = self.packed_block(shared, kind, &indices)?;
                 Ok(Block { bias: self.blocks[block].bias.clone(), ..packed })
             })
             .collect()
@@ -300,6 +304,12 @@ impl HeadTable {
         self.blocks.splice(first..first + blocks.len(), blocks);
     }
 
+    /// Reads the key of token `index`.
+    pub(crate) fn read_key(&self, shared: &Shared, index: usize, k: &mut [f32]) {
+        let page_tokens = shared.geometry.page_tokens;
+        self.blocks[index / page_tokens].read_key(shared, index % page_tokens, k);
+    }
+
     /// Reads the key and value of token `index`.
     pub(crate) fn read(&self, shared: &Shared, index: usize, k: &mut [f32], v: &mut [f32]) {
         let page_tokens = shared.geometry.page_tokens;
@@ -308,17 +318,27 @@ impl HeadTable {
 }
 
 impl Block {
+    /// Reads the key in a slot.
+    fn read_key(&self, shared: &Shared, slot: usize, k: &mut [f32]) {
+        let g = shared.geometry;
+        match &self.packed {
+            Some(kind) => kind.packing().read_k(g, &self.k, slot, k),
+            None => shared.config.format.storage().read_k(g, &self.k, slot, k),
+        }
+    }
+
     /// Reads the key and value in a slot.
     fn read(&self, shared: &Shared, slot: usize, k: &mut [f32], v: &mut [f32]) {
-        let (g, format) = (shared.geometry, &shared.config.format);
-        match format.packing().filter(|_| self.packed.is_some()) {
-            Some(packing) => {
-                packing.read_k(g, &self.k, slot, k);
-                packing.read_v(g, &self.v, slot, v);
+        let g = shared.geometry;
+        match &self.packed {
+            Some(kind) => {
+                kind.packing().read_k(g, &self.k, slot, k);
+                kind.packing().read_v(g, &self.v, slot, v);
             }
             None => {
-                format.storage().read_k(g, &self.k, slot, k);
-                format.storage().read_v(g, &self.v, slot, v);
+                let storage = shared.config.format.storage();
+                storage.read_k(g, &self.k, slot, k);
+                storage.read_v(g, &self.v, slot, v);
             }
         }
     }

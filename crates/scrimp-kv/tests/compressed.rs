@@ -2,10 +2,9 @@
 
 use scrimp_kernels::{Tier, threads::Pool};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, KvCache, KvConfig, Sequence, StatsWanted,
+    AttentionInputs, AttentionScratch, KvCache, KvConfig, Queries, Sequence, StatsWanted,
     compress::{Budget, Compression, Crush},
     policy::{LayerView, policy},
-    storage,
 };
 
 const DIM: usize = 8;
@@ -17,7 +16,7 @@ fn cache(windows: Vec<Option<usize>>) -> KvCache {
         head_dim: DIM,
         n_kv_heads: KV_HEADS,
         windows,
-        storage: storage("f32").unwrap(),
+        format: "f32".parse().unwrap(),
         page_tokens: 16,
         limit: None,
         rewind: 0,
@@ -46,6 +45,7 @@ fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], stats: StatsWa
         let inputs = AttentionInputs {
             tier: Tier::detect(),
             q,
+            queries: Queries::Last,
             out: &mut out,
             n_heads: HEADS,
             scale: (DIM as f32).powf(-0.5),

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use scrimp_kernels::{Tier, threads::Pool};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, Sequence, StatsWanted,
+    AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, Queries, Sequence, StatsWanted,
     policy::Kept,
 };
 
@@ -185,6 +185,7 @@ impl World {
             let inputs = AttentionInputs {
                 tier: Tier::detect(),
                 q: &q,
+                queries: Queries::Last,
                 out: &mut out,
                 n_heads: HEADS * GROUP,
                 scale: 0.3,
@@ -230,6 +231,8 @@ impl World {
         let tolerance = match self.cache.config().format.name() {
             "int8" => 0.05,
             "int4" => 0.3,
+            // What is dropped is small, and the test's numbers are not.
+            "sparse" => 1.1,
             _ => 0.0,
         };
         let close = |a: &[f32], b: &[f32], t: f32| a.iter().zip(b).all(|(a, b)| (a - b).abs() <= t);

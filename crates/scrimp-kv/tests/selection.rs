@@ -6,7 +6,6 @@ use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
     compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order, select},
     policy::{Attention, Kept, LayerView, policy},
-    storage,
 };
 
 const DIM: usize = 4;
@@ -19,7 +18,7 @@ fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
         head_dim: DIM,
         n_kv_heads: kv_heads,
         windows: vec![None],
-        storage: storage("f32").unwrap(),
+        format: "f32".parse().unwrap(),
         page_tokens: 16,
         limit: None,
         rewind: 0,
@@ -33,7 +32,7 @@ fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
         (0..kv_heads * GROUP).map(|h| (0..tokens).map(|t| byte(salt + h * 977 + t * 13)).collect()).collect()
     };
     let stats = ColumnStats { sum: rows(1), recent: rows(2), last: rows(3) };
-    sequence.set_stats(0, stats, 0..tokens as u32).unwrap();
+    sequence.set_stats(0, stats, vec![0..tokens as u32]).unwrap();
     sequence
 }
 
@@ -87,7 +86,7 @@ fn oracle(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<(Vec<u3
             let mut start = 0;
             for part in 1..=n_reps {
                 let mut end = part * dropped.len() / n_reps;
-                if how.crush.order == Order::Score {
+                if how.crush.mass == Mass::Attention {
                     let sum =
                         |end: usize| dropped[..end].iter().map(|&t| f64::from(a[t]).sqrt()).sum::<f64>();
                     let aim = total * part as f64 / n_reps as f64;
@@ -178,7 +177,7 @@ proptest! {
         name in prop::sample::select(NAMES.to_vec()),
         shared in any::<bool>(),
         crush in crush(1.0),
-        order in prop::sample::select(vec![Order::Signature, Order::Score, Order::Random, Order::Position]),
+        order in prop::sample::select(vec![Order::Keys, Order::Signature, Order::Score, Order::Random, Order::Position]),
         anchor in prop::sample::select(vec![Anchor::Random, Anchor::Mean]),
         page in prop_oneof![Just(None), (1_usize..20).prop_map(Some)],
     ) {
@@ -209,6 +208,7 @@ proptest! {
         name in prop::sample::select(NAMES[..5].to_vec()),
         crush in crush(1.0),
         anchor in prop::sample::select(vec![Anchor::Zeros, Anchor::Ones, Anchor::Mean]),
+        order in prop::sample::select(vec![Order::Keys, Order::Signature, Order::Score, Order::Position]),
     ) {
         let (tokens, kv_heads, budget) = (60, 3, 6 + more);
         let straight = sequence(tokens, kv_heads, &noise);
@@ -235,8 +235,8 @@ proptest! {
         };
         let stats =
             ColumnStats { sum: moved(&stats.sum), recent: moved(&stats.recent), last: moved(&stats.last) };
-        swapped.set_stats(0, stats, 0..tokens as u32).unwrap();
-        let how = how(name, Crush { anchor, ..crush }, 3, 3, budget);
+        swapped.set_stats(0, stats, vec![0..tokens as u32]).unwrap();
+        let how = how(name, Crush { anchor, order, ..crush }, 3, 3, budget);
         let a = select(&LayerView::new(&straight, 0, 1), &how, budget);
         let b = select(&LayerView::new(&swapped, 0, 1), &how, budget);
         for head in 0..kv_heads {
@@ -253,7 +253,7 @@ fn pages_of_the_best_sums_are_kept_whole() {
     scores[30] = 3.0;
     let rows = vec![scores; GROUP];
     let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows };
-    sequence.set_stats(0, stats, 0..40).unwrap();
+    sequence.set_stats(0, stats, vec![0..40]).unwrap();
     let mut how = how("tova", Crush::default(), 2, 4, 14);
     how.granularity = Granularity::Page(4);
     let kept = select(&LayerView::new(&sequence, 0, 0), &how, 14);

@@ -7,7 +7,7 @@
 #![allow(clippy::print_stdout)]
 
 use scrimp_kv::{
-    compress::{Anchor, Budget, Compression, Crush, Cut, Granularity, Mass, Order},
+    compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order},
     policy::{Needs, policy},
 };
 use scrimp_llm::{
@@ -29,8 +29,6 @@ fn setting(line: &str) -> Option<(String, Compression)> {
         let (key, value) = word.split_once('=')?;
         match key {
             "share" => crush.share = value.parse().ok()?,
-            "damp" => crush.damp = value.parse().ok()?,
-            "value" => crush.value = value.parse().ok()?,
             "seed" => how.seed = value.parse().ok()?,
             "page" => how.granularity = Granularity::Page(value.parse().ok()?),
             "mass" => {
@@ -58,15 +56,6 @@ fn setting(line: &str) -> Option<(String, Compression)> {
                     "random" => Order::Random,
                     "position" => Order::Position,
                     "keys" => Order::Keys,
-                    _ => return None,
-                }
-            }
-            "cut" => {
-                crush.cut = match value {
-                    "equal" => Cut::Equal,
-                    "root" => Cut::Root,
-                    "sum" => Cut::Sum,
-                    "fourth" => Cut::Fourth,
                     _ => return None,
                 }
             }

@@ -46,7 +46,7 @@ fn load(path: &Path) -> scrimp_llm::Result<Model> {
 
 fn logits(path: &Path) -> Vec<f32> {
     let model = load(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let tokens = text(model.checkpoint()).tokens;
+    let tokens = text(model.checkpoint().unwrap()).tokens;
     let mut all = Vec::new();
     model.session().forward_each(&tokens[..40], &mut |_, row| all.extend_from_slice(row)).unwrap();
     all
@@ -227,7 +227,7 @@ fn sample() -> Vec<u8> {
 fn verdict(dir: &Path, bytes: &[u8]) -> Result<(), String> {
     let path = dir.join("attack.safetensors");
     std::fs::write(&path, bytes).unwrap();
-    let result = load(&path).and_then(|model| model.checkpoint().tokenizer().map(drop));
+    let result = load(&path).and_then(|model| model.checkpoint().unwrap().tokenizer().map(drop));
     result.map_err(|e| e.to_string())
 }
 

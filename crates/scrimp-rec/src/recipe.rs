@@ -80,7 +80,7 @@ pub fn train(
     let mut encoder = recipe.encoder.clone();
     encoder.seed = recipe.seed;
     let mut source = data.open(schema, options)?;
-    let keep_keys = matches!(encoder.encoder.as_str(), "full" | "cce");
+    let keep_keys = encoder.encoder == "full";
     let (census, _) =
         train::census(&mut *source, keep_keys, &mut |rows, part| on(Event::Counting(rows, part)))?;
     drop(source);
@@ -99,9 +99,8 @@ pub fn train(
         )
     })?;
     let keys = keys_for(&config, &census);
-    drop(census);
     let mut model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &keys)?;
-    drop(keys);
+    drop(census);
 
     let fold = |fold| -> Result<Box<dyn RowSource>> {
         let source = data.open(schema, options)?;

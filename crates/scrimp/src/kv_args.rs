@@ -27,7 +27,7 @@ pub(crate) struct KvArgs {
     #[arg(long, value_enum, value_name = "MASS", default_value_t = MassArg::Attention)]
     pub(crate) kvcrush_mass: MassArg,
     /// How dropped tokens are ordered and cut into segments
-    #[arg(long, value_enum, value_name = "ORDER", default_value_t = OrderArg::Score)]
+    #[arg(long, value_enum, value_name = "ORDER", default_value_t = OrderArg::Keys)]
     pub(crate) kvcrush_order: OrderArg,
     /// First tokens that are kept in any case
     #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_FIXED.0)]
@@ -44,6 +44,9 @@ pub(crate) struct KvArgs {
     /// How keys and values are stored
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvFormat::Bf16)]
     pub(crate) kv_format: KvFormat,
+    /// Drop these shares of the elements of keys and values, the smallest of each old token (0.3,0.5)
+    #[arg(long, value_name = "K,V", value_parser = sparsity)]
+    pub(crate) kv_sparsity: Option<scrimp_kv::KvFormat>,
 }
 
 /// Anchors of KVCrush.
@@ -75,9 +78,11 @@ pub(crate) enum MassArg {
 /// Orders of dropped tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OrderArg {
+    /// By the directions of their keys
+    Keys,
     /// By the distance of signatures to the anchor, as in the paper
     Signature,
-    /// By attention, cut at equal sums of its square root
+    /// By attention
     Score,
     /// Any
     Random,
@@ -104,12 +109,13 @@ impl KvArgs {
             kvcrush: 0.0,
             kvcrush_anchor: AnchorArg::Mean,
             kvcrush_mass: MassArg::Attention,
-            kvcrush_order: OrderArg::Score,
+            kvcrush_order: OrderArg::Keys,
             kv_sinks,
             kv_recent,
             kv_granularity: GranularityArg::Token,
             kv_page: Compression::DEFAULT_PAGE,
             kv_format: KvFormat::Bf16,
+            kv_sparsity: None,
         }
     }
 
@@ -117,6 +123,7 @@ impl KvArgs {
     ///
     /// Wrong combinations are said here, before a model is fetched.
     pub(crate) fn compression(&self, seed: Option<u64>) -> anyhow::Result<Option<Compression>> {
+        self.format()?;
         let policy = match (self.kv_policy, self.kv_budget) {
             (Some(policy), _) => policy,
             (None, Some(_)) => policy("snapkv")?,
@@ -134,7 +141,6 @@ impl KvArgs {
                 anchor: self.kvcrush_anchor.into(),
                 mass: self.kvcrush_mass.into(),
                 order: self.kvcrush_order.into(),
-                ..Crush::default()
             },
             sinks: self.kv_sinks,
             recent: self.kv_recent,
@@ -147,6 +153,20 @@ impl KvArgs {
         };
         how.check().map_err(|e| usage(&e.to_string()))?;
         Ok(Some(how).filter(|how| !how.keeps_everything()))
+    }
+
+    /// How keys and values are stored.
+    ///
+    /// # Errors
+    /// When they cannot be both sparse and in another format than bf16.
+    pub(crate) fn format(&self) -> anyhow::Result<scrimp_kv::KvFormat> {
+        match self.kv_sparsity {
+            Some(_) if self.kv_format != KvFormat::Bf16 => {
+                Err(usage("--kv-sparsity keeps elements in bf16; leave --kv-format out"))
+            }
+            Some(sparse) => Ok(sparse),
+            None => Ok(self.kv_format.name().parse()?),
+        }
     }
 
     /// For verbs that have no prompt after which the cache could be made smaller.
@@ -187,6 +207,11 @@ pub(crate) fn check_context(how: Option<&Compression>, context_length: usize) ->
 
 fn usage(what: &str) -> anyhow::Error {
     Usage(what.to_owned()).into()
+}
+
+/// Shares of keys and values, and perhaps `page`.
+fn sparsity(s: &str) -> Result<scrimp_kv::KvFormat, String> {
+    format!("sparse:{s}").parse().map_err(|e: scrimp_kv::KvError| e.to_string())
 }
 
 /// A number with a `.` is a share, one without a number of tokens.
@@ -233,6 +258,7 @@ impl From<MassArg> for Mass {
 impl From<OrderArg> for Order {
     fn from(order: OrderArg) -> Self {
         match order {
+            OrderArg::Keys => Self::Keys,
             OrderArg::Signature => Self::Signature,
             OrderArg::Score => Self::Score,
             OrderArg::Random => Self::Random,
@@ -281,11 +307,20 @@ mod tests {
         assert_eq!(how.tokens(1000), Ok(250));
         let how = parse("--kv-budget 100").unwrap().compression(None).unwrap().unwrap();
         assert_eq!((how.policy.name().as_str(), how.tokens(1000)), ("snapkv", Ok(100)));
+        let format = |line: &str| parse(line).unwrap().format().unwrap().to_string();
+        assert_eq!(format(""), "bf16");
+        assert_eq!(format("--kv-format int8"), "int8");
+        assert_eq!(format("--kv-sparsity 0.3,0.5"), "sparse:0.3,0.5");
+        assert_eq!(format("--kv-format bf16 --kv-sparsity 0,0.5,page"), "sparse:0,0.5,page");
     }
 
     #[test]
     fn what_cannot_be_is_said_before_a_model_is_loaded() {
         for (line, part) in [
+            ("--kv-sparsity 1.0,0.5", "from 0 to below 1"),
+            ("--kv-sparsity 0.5", "like 0.3,0.5"),
+            ("--kv-sparsity 0.3,0.5 --kv-format int8", "--kv-sparsity keeps elements in bf16"),
+            ("--kv-format int3", "int8, int4"),
             ("--kv-budget 0", "a number of tokens, 1 or more"),
             ("--kv-budget 0.0", "above 0.0"),
             ("--kv-budget 1.5", "at most 1.0"),

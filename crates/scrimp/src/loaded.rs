@@ -31,11 +31,7 @@ impl Loaded {
         kv: &KvArgs,
         more: impl FnOnce(&Checkpoint, &Tokenizer) -> Result<T>,
     ) -> anyhow::Result<(Self, T)> {
-        let options = RunOptions {
-            threads: app.global.threads.map(Into::into),
-            kv_format: kv.kv_format.name().to_owned(),
-            ..RunOptions::default()
-        };
+        let options = run_options(app, kv)?;
         let checkpoint = Checkpoint::open(&pull::fetch(app, model)?)?;
         let tokenizer = checkpoint.tokenizer()?;
         let more = more(&checkpoint, &tokenizer)?;
@@ -59,6 +55,15 @@ impl Loaded {
     pub(crate) fn bos(&self) -> Option<u32> {
         self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
     }
+}
+
+/// How the command line wants a model to run.
+pub(crate) fn run_options(app: &App, kv: &KvArgs) -> anyhow::Result<RunOptions> {
+    Ok(RunOptions {
+        threads: app.global.threads.map(Into::into),
+        kv_format: kv.format()?.to_string(),
+        ..RunOptions::default()
+    })
 }
 
 /// The most memory that this process had resident so far.

@@ -68,10 +68,10 @@ fn options_that_make_no_sense() {
     1
     error: top-p is 0, it must be above 0 and at most 1 (off)
     ");
-    insta::assert_snapshot!(refused(scrimp(&["run", "none.gguf", "Hi", "--kv-format", "int3"])), @"
+    insta::assert_snapshot!(refused(scrimp(&["run", "none.gguf", "Hi", "--kv-format", "kivi"])), @"
     2
-    error: invalid value 'int8' for '--kv-format <FORMAT>'
-      [possible values: f32, f16, bf16]
+    error: invalid value 'kivi' for '--kv-format <FORMAT>'
+      [possible values: f32, f16, bf16, int8, int4]
 
     For more information, try '--help'.
     ");

@@ -1,9 +1,11 @@
-//! What attention over integer codes needs of a tier beyond [`Lanes`]: products of 16-bit pairs.
+//! What attention over packed pages needs of a tier beyond [`Lanes`]: products of 16-bit pairs of codes, and pairs of bf16
+//! spread by a bitmap.
 
 use super::lanes::Lanes;
 use crate::isa::{Simd, scalar::Scalar};
+use half::bf16;
 
-/// Products of codes with 16-bit numbers, exact in i32.
+/// Packed elements: products of codes with 16-bit numbers are exact in i32.
 pub(crate) trait CodeLanes: Lanes {
     /// 16 pairs of codes, widened to 16 bits.
     type Codes: Copy;
@@ -18,6 +20,16 @@ pub(crate) trait CodeLanes: Lanes {
     fn store_i16(self, x: Self::F, to: &mut [i32; 8]);
     /// Reads what [`Lanes::store_rounded`] has written.
     fn load_rounded(self, from: &[f32; 16]) -> Self::F;
+    /// 16 pairs of bf16, of which those with a bit in `bitmap` are read from `values` one after the other; the others are 0.
+    ///
+    /// # Safety
+    /// 64 bytes can be read at `values`.
+    unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> Self::Pairs;
+    /// Bits that are set.
+    #[inline(always)]
+    fn count_ones(self, bitmap: u32) -> usize {
+        bitmap.count_ones() as usize
+    }
 }
 
 impl CodeLanes for Scalar {
@@ -47,6 +59,13 @@ impl CodeLanes for Scalar {
     #[inline(always)]
     fn load_rounded(self, from: &[f32; 16]) -> [f32; 16] {
         *from
+    }
+    #[inline(always)]
+    unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[f32; 16]; 2] {
+        // SAFETY: the caller vouches for 64 bytes.
+        let x = self.expand_words(bitmap, unsafe { &*values.cast() });
+        let word = |i: usize| bf16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32_const();
+        [std::array::from_fn(|i| word(2 * i)), std::array::from_fn(|i| word(2 * i + 1))]
     }
 }
 
@@ -103,6 +122,20 @@ mod x86 {
         fn load_rounded(self, from: &[f32; 16]) -> [__m256; 2] {
             self.load(from)
         }
+        #[inline(always)]
+        unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[__m256; 2]; 2] {
+            // SAFETY: the caller vouches for 64 bytes.
+            let bits = self.expand_words(bitmap, unsafe { &*values.cast() });
+            [
+                self.of_bits(self.shl_i32::<16>(bits)),
+                self.of_bits(self.and_i32(bits, self.splat_i32(0xffff_0000_u32 as i32))),
+            ]
+        }
+        #[inline(always)]
+        fn count_ones(self, bitmap: u32) -> usize {
+            // SAFETY: the tier's entry points have POPCNT, which every CPU with AVX2 has.
+            unsafe { _popcnt32(bitmap as i32) as usize }
+        }
     }
 
     /// `vpdpwssd`. The intrinsic is compiled to `vpmaddwd` and `vpaddd`, for a latency that there is no lack of here.
@@ -148,6 +181,16 @@ mod x86 {
                 let narrow = _mm512_cvtepi32_epi16(self.round_i32(x));
                 _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
             }
+        }
+        #[inline(always)]
+        unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> __m512bh {
+            // SAFETY: the caller vouches for 64 bytes; both types are 64 bytes without invalid values.
+            unsafe { std::mem::transmute(self.expand_words(bitmap, &*values.cast())) }
+        }
+        #[inline(always)]
+        fn count_ones(self, bitmap: u32) -> usize {
+            // SAFETY: as above; every CPU with AVX-512 has POPCNT.
+            unsafe { _popcnt32(bitmap as i32) as usize }
         }
         #[inline(always)]
         fn load_rounded(self, from: &[f32; 16]) -> __m512 {

@@ -64,7 +64,7 @@ const UNITS: usize = 4;
 /// One page and a block of rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PackedPage {
-    /// The page, `[n]` minima and `[n]` scales first.
+    /// The page.
     pub(crate) page: *const u8,
     /// The page that is read next, and need not be there.
     pub(crate) ahead: *const u8,
@@ -72,6 +72,9 @@ pub(crate) struct PackedPage {
     pub(crate) page_tokens: usize,
     /// Blocks of 16 dims.
     pub(crate) dim_blocks: usize,
+    /// Where bitmaps and values of a sparse page begin.
+    pub(crate) bitmaps: usize,
+    pub(crate) values: usize,
     /// First tile, and how many.
     pub(crate) first: usize,
     pub(crate) tiles: usize,

@@ -5,6 +5,7 @@ use super::{
     columns::RowPair,
     kernels::{self, Bf16, F16, F32, Format},
     lanes::Lanes,
+    sparse,
     storage::{StorageKind, packing::PackedKind},
 };
 use crate::{
@@ -29,8 +30,9 @@ pub(crate) struct RowKernels {
 
 /// Kernels over packed pages, for as many rows as the [`RowKernels`] in the same place.
 pub(crate) struct PackedKernels {
-    /// `(page, q, out)`
+    /// `(page, q, out)`; q is in f32 if `plain_q`, else as elements.
     pub(crate) qk: unsafe fn(&PackedPage, *const f32, *mut f32),
+    pub(crate) plain_q: bool,
     /// `(page, p, acc)`
     pub(crate) pv: unsafe fn(&PackedPage, *const f32, *mut f32),
 }
@@ -156,14 +158,38 @@ macro_rules! tier {
             impl<C: Codes> OfCodes<C> {
                 const BLOCKS: &'static [PackedKernels] = &[$(PackedKernels {
                     qk: qk_codes::<C, $rows, $tiles>,
+                    plain_q: true,
                     pv: pv_codes::<C, $rows, $blocks>,
                 }),*];
             }
+
+            $(#[$attr])*
+            unsafe fn qk_sparse<const R: usize, const T: usize>(
+                page: &PackedPage, q: *const f32, out: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { sparse::qk::<$lanes, R, T>($token, page, q, out) }
+            }
+
+            $(#[$attr])*
+            unsafe fn pv_sparse<const R: usize, const D: usize>(
+                page: &PackedPage, p: *const f32, acc: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { sparse::pv::<$lanes, R, D>($token, page, p, acc) }
+            }
+
+            const SPARSE: &[PackedKernels] = &[$(PackedKernels {
+                qk: qk_sparse::<$rows, $tiles>,
+                plain_q: false,
+                pv: pv_sparse::<$rows, $blocks>,
+            }),*];
 
             fn packed(kind: PackedKind) -> &'static [PackedKernels] {
                 match kind {
                     PackedKind::Int8 => OfCodes::<Codes8>::BLOCKS,
                     PackedKind::Int4 => OfCodes::<Codes4>::BLOCKS,
+                    PackedKind::Sparse(_) => SPARSE,
                 }
             }
 
@@ -199,13 +225,21 @@ tier!(scalar, Scalar, Scalar, [], [(1, 1, 1), (4, 1, 1)]);
 #[cfg(target_arch = "x86_64")]
 use crate::isa::{avx2::Avx2, avx512::Avx512};
 #[cfg(target_arch = "x86_64")]
-tier!(avx2, Avx2, Avx2::new(), [target_feature(enable = "avx2,fma,f16c")], [(1, 2, 2), (2, 2, 2), (4, 1, 1)]);
+tier!(
+    avx2,
+    Avx2,
+    Avx2::new(),
+    [target_feature(enable = "avx2,fma,f16c,popcnt")],
+    [(1, 2, 2), (2, 2, 2), (4, 1, 1)]
+);
 #[cfg(target_arch = "x86_64")]
 tier!(
     avx512,
     Avx512,
     Avx512::new(),
-    [target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")],
+    [target_feature(
+        enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi2"
+    )],
     [(1, 2, 2), (2, 2, 2), (3, 2, 2), (4, 2, 2), (6, 2, 2), (8, 1, 1), (12, 2, 2)]
 );
 

@@ -32,6 +32,7 @@ mod dispatch;
 mod kernels;
 mod lanes;
 mod scratch;
+mod sparse;
 mod stats;
 pub mod storage;
 mod unit;
@@ -41,6 +42,7 @@ pub use stats::{ColumnStats, StatsRequest};
 pub use storage::{
     PageGeometry, Storage, StorageKind,
     packing::{PackedKind, Packing},
+    sparse::{Scope, Sparse},
 };
 
 use crate::{shared::SharedMut, threads::Pool, tier::Tier};

@@ -70,7 +70,7 @@ struct Problem {
 }
 
 /// A format of plain pages, and how those that are full are packed, except every fourth.
-type Format = (&'static dyn Storage, Option<&'static dyn Packing>);
+type Format = (&'static dyn Storage, Option<PackedKind>);
 
 fn formats() -> impl Iterator<Item = Format> {
     let packed = PACKINGS.into_iter().map(|packing| (STORAGES[2], Some(packing)));
@@ -78,7 +78,7 @@ fn formats() -> impl Iterator<Item = Format> {
 }
 
 fn name((storage, packing): Format) -> &'static str {
-    packing.map_or(storage.name(), |p| p.name())
+    packing.map_or(storage.name(), |p| p.packing().name())
 }
 
 /// Numbers that look random, in -1..1.
@@ -129,9 +129,10 @@ fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
     for head in 0..shape.n_kv_heads {
         let mut of_head = Vec::new();
         for page in 0..n_pages {
-            let bytes = packing_of(page).map_or([storage.page_bytes(g); 2], |p| p.page_bytes(g));
+            let bytes = packing_of(page).map_or([storage.page_bytes(g); 2], |p| p.packing().page_bytes(g));
             let [mut kp, mut vp] = bytes.map(Aligned::new);
-            if let Some(packing) = packing_of(page) {
+            if let Some(kind) = packing_of(page) {
+                let packing = kind.packing();
                 let keys = page * g.page_tokens..(page + 1) * g.page_tokens;
                 packing.pack_k(g, &k[head][keys.clone()].concat(), kp.get_mut());
                 packing.pack_v(g, &v[head][keys.clone()].concat(), vp.get_mut());
@@ -166,7 +167,7 @@ fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
         let end = (shape.n_keys + t + 1).saturating_sub(shape.n_tokens);
         shape.window.map_or(0, |w| end.saturating_sub(w))..end
     });
-    let packed = (0..n_pages).map(|page| packing_of(page).map(Packing::kind)).collect();
+    let packed = (0..n_pages).map(packing_of).collect();
     let cache =
         Cache { pages, packed, g, n_keys: vec![shape.n_keys; shape.n_kv_heads], visible: visible.collect() };
     Problem {
@@ -224,7 +225,10 @@ impl Problem {
                 let page_tokens = self.cache.g.page_tokens;
                 let is_rounded = |key: usize| {
                     self.format.0.kind() == StorageKind::Bf16
-                        && self.cache.packed[key / page_tokens].is_none()
+                        && !matches!(
+                            self.cache.packed[key / page_tokens],
+                            Some(PackedKind::Int8 | PackedKind::Int4)
+                        )
                 };
                 let visible = self.cache.visible(head / self.group, token);
                 let score = |key: usize| {

@@ -6,7 +6,7 @@ use super::{
     columns::{Columns, inverse},
     dispatch::{Kernels, RowKernels},
     scratch::ThreadScratch,
-    storage::{StorageKind, TILE, packing},
+    storage::{StorageKind, TILE, sparse::Layout},
 };
 use crate::shared::SharedMut;
 use std::ops::Range;
@@ -73,11 +73,14 @@ impl Queries<'_> {
         first: usize,
         tiles: usize,
     ) -> PackedPage {
+        let layout = Layout::new(g, 0);
         PackedPage {
             page: page.as_ptr(),
             ahead,
             page_tokens: g.page_tokens,
             dim_blocks: g.padded_dim() / TILE,
+            bitmaps: layout.bitmaps,
+            values: layout.values,
             first,
             tiles,
             work: self.work.as_mut_ptr().cast(),
@@ -296,9 +299,11 @@ impl BlockTask<'_> {
                             ahead.wrapping_add(tile * tile_bytes),
                         ),
                         Some(kind) => {
-                            let plain_q = &queries.plain_q[block.plain_q..][..g.padded_dim() * rows];
                             let page = queries.page(view.k, ahead, g, tile, tiles);
-                            (k.packed(kind)[block.kind].qk)(&page, plain_q.as_ptr(), out.as_mut_ptr());
+                            let kernel = &k.packed(kind)[block.kind];
+                            let plain_q = &queries.plain_q[block.plain_q..][..g.padded_dim() * rows];
+                            let q = if kernel.plain_q { plain_q } else { q };
+                            (kernel.qk)(&page, q.as_ptr(), out.as_mut_ptr());
                         }
                     }
                 }
@@ -434,7 +439,7 @@ fn prefetch(bytes: &[u8]) {
 }
 
 fn check_page(view: &PageView<'_>, page_bytes: usize, g: PageGeometry) {
-    let [k, v] = view.packed.map_or([page_bytes; 2], |kind| packing::of(kind).page_bytes(g));
+    let [k, v] = view.packed.map_or([page_bytes; 2], |kind| kind.packing().page_bytes(g));
     assert!(view.k.len() >= k && view.v.len() >= v, "a page is too short");
     assert!(
         (view.k.as_ptr() as usize | view.v.as_ptr() as usize).is_multiple_of(64),

@@ -12,6 +12,7 @@
 //! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
 //! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
 
+use super::amx::FEW_TOKENS;
 use crate::{
     dispatch::Kernel,
     formats::GROUP,
@@ -68,6 +69,8 @@ pub struct Activations {
     /// The tier that they were stored for.
     tier: Option<Tier>,
     tile: usize,
+    /// Whether `pairs` and `bytes` are `[token][cols]`, as tile registers load them, and not in tiles.
+    token_major: bool,
     groups: Vec<Quantised>,
     floats: Vec<f32>,
     /// Tiles of `[cols / 2][tokens]`, columns padded to 32.
@@ -142,12 +145,40 @@ impl Activations {
         needs: Needs,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
+        let token_major = tier.has_amx() && n_tokens > FEW_TOKENS;
+        self.fill_as(pool, tier, n_tokens, cols, needs, token_major, fill);
+    }
+
+    /// [`Activations::fill`] in the form that tile registers load, whatever the tier.
+    #[cfg(test)]
+    pub(crate) fn fill_for_tiles(
+        &mut self,
+        pool: &Pool,
+        tier: Tier,
+        n_tokens: usize,
+        cols: usize,
+        needs: Needs,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        self.fill_as(pool, tier, n_tokens, cols, needs, true, fill);
+    }
+
+    fn fill_as(
+        &mut self,
+        pool: &Pool,
+        tier: Tier,
+        n_tokens: usize,
+        cols: usize,
+        needs: Needs,
+        token_major: bool,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
         let tile = tier.token_tile();
         let stored =
             n_tokens / tile * tile + if n_tokens.is_multiple_of(tile) { 0 } else { padded(n_tokens % tile) };
         let groups_per_token = cols.div_ceil(GROUP);
         (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
-        self.tier = Some(tier);
+        (self.tier, self.token_major) = (Some(tier), token_major);
         if needs.quantised {
             self.groups.resize(stored * groups_per_token, Quantised::default());
         }
@@ -187,10 +218,11 @@ impl Activations {
                     let row = &row[..groups_per_token * GROUP];
                     tier.run(Quantise { row, out, width, t });
                 }
+                let (from, width, t) = if token_major { (first + t, 1, 0) } else { (first, width, t) };
                 if needs.bf16 {
                     // SAFETY: as above.
                     let out =
-                        unsafe { pairs.slice(first * pairs_per_token..(first + width) * pairs_per_token) };
+                        unsafe { pairs.slice(from * pairs_per_token..(from + width) * pairs_per_token) };
                     for (out, x) in out[t..].iter_mut().step_by(width).zip(row.as_chunks::<2>().0) {
                         *out = bf16_pair(*x);
                     }
@@ -198,9 +230,9 @@ impl Activations {
                 if needs.row_int8 {
                     // SAFETY: as above.
                     let out =
-                        unsafe { bytes.slice(first * bytes_per_token..(first + width) * bytes_per_token) };
+                        unsafe { bytes.slice(from * bytes_per_token..(from + width) * bytes_per_token) };
                     // SAFETY: as above.
-                    let scale = unsafe { rows.slice(first + t..first + t + 1) };
+                    let scale = unsafe { rows.slice(from + t..from + t + 1) };
                     scale[0] = tier.run(QuantiseRow { row, out: &mut out[t..], width });
                 }
                 if needs.float {
@@ -241,7 +273,7 @@ impl Activations {
 
     /// The bf16 pairs of a tile, `[steps][width]`.
     pub(crate) fn pairs(&self, i: usize) -> &[u32] {
-        assert!(self.needs.bf16, "activations were not stored as bf16");
+        assert!(self.needs.bf16 && !self.token_major, "activations were not stored as tiles of bf16");
         let (first, _, width) = self.tile(i);
         let n = self.cols.div_ceil(GROUP) * GROUP / 2;
         &self.pairs[first * n..(first + width) * n]
@@ -249,10 +281,32 @@ impl Activations {
 
     /// The 8-bit rows of a tile, `[steps][width]`, and their scales.
     pub(crate) fn row_bytes(&self, i: usize) -> (&[i32], &[RowScale]) {
-        assert!(self.needs.row_int8, "activations were not quantised by rows");
+        assert!(self.needs.row_int8 && !self.token_major, "activations were not quantised by rows, in tiles");
         let (first, _, width) = self.tile(i);
         let n = self.cols.div_ceil(64) * 16;
         (&self.bytes[first * n..(first + width) * n], &self.rows[first..first + width])
+    }
+
+    /// Whether pairs and bytes are stored for tile registers.
+    pub(crate) fn token_major(&self) -> bool {
+        self.token_major
+    }
+
+    /// For tile registers: the bytes of bf16 pairs, or of 8-bit rows, and those from one token to the next.
+    pub(crate) fn token_bytes(&self, int8: bool) -> (&[u8], usize) {
+        assert!(self.token_major, "activations were not stored by tokens");
+        if int8 {
+            assert!(self.needs.row_int8, "activations were not quantised by rows");
+            (bytemuck::cast_slice(&self.bytes), self.cols.div_ceil(64) * 64)
+        } else {
+            assert!(self.needs.bf16, "activations were not stored as bf16");
+            (bytemuck::cast_slice(&self.pairs), self.cols.div_ceil(GROUP) * GROUP * 2)
+        }
+    }
+
+    /// The scales of 8-bit rows.
+    pub(crate) fn row_scales(&self) -> &[RowScale] {
+        &self.rows
     }
 
     /// The floats of a tile, `[cols][width]`.

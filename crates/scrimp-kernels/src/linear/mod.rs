@@ -4,6 +4,7 @@
 //! tokens ([`gemm`]). Several matrices that share their input run in one parallel region.
 
 pub(crate) mod activations;
+mod amx;
 pub mod bench;
 mod gemm;
 mod gemv;
@@ -20,7 +21,7 @@ pub use matrix::Matrix;
 
 use crate::{
     dispatch::Kernel,
-    formats::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, with_format},
+    formats::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, packed::Value, with_format},
     isa::Simd,
     shared::SharedMut,
     threads::Pool,
@@ -31,8 +32,10 @@ use matrix::Kind;
 use packed::{PackedUnit, panel_groups};
 
 /// Weight bytes per unit of work when decoding. Threads take runs of units, so this only bounds how much later than the
-/// others the last one ends.
-const GEMV_UNIT_BYTES: usize = 64 << 10;
+/// others the last one ends; large regions can afford larger units, whose beginnings and ends cost less.
+const GEMV_UNIT_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=256 << 10;
+/// Units per thread that a large region is cut into.
+const GEMV_UNITS_PER_THREAD: usize = 64;
 /// Unpacked bytes per unit of work in a batch: they stay in the second-level cache while all tokens pass by.
 const PANEL_BYTES: usize = 400 << 10;
 
@@ -100,9 +103,12 @@ pub fn linear(
     }
     assert!(x.stored_for(tier), "tier of the activations");
     // Few tokens: weights are unpacked in registers, so the work is what they take in memory.
-    let decode = n_tokens == 1
-        || x.n_tiles() == 1 && products.iter().all(|p| matches!(p.weight.kind(), Kind::Packed(_)));
+    let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
+    let decode = n_tokens == 1 || x.n_tiles() == 1 && !x.token_major() && products.iter().all(packed);
     let groups = x.cols().div_ceil(GROUP);
+    let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
+    let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
+        .clamp(*GEMV_UNIT_BYTES.start(), *GEMV_UNIT_BYTES.end());
     let mut units = 0;
     let mut panel_len = 0;
     let mut jobs = Vec::with_capacity(products.len());
@@ -121,11 +127,13 @@ pub fn linear(
             Kind::Packed(layout) => panel_groups(layout),
         };
         let per_unit = if decode {
-            GEMV_UNIT_BYTES / (weight.bytes() / n_tiles).max(1)
+            unit_bytes / (weight.bytes() / n_tiles).max(1)
         } else {
             // Never so many that threads run out of units.
             (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
         };
+        // Tile registers take two tiles of rows at a time.
+        let per_unit = if uses_amx(x, weight) { (per_unit & !1).max(2) } else { per_unit };
         let tiles_per_unit = per_unit.clamp(1, n_tiles);
         panel_len = panel_len.max(tiles_per_unit * per_tile);
         let n_units = n_tiles.div_ceil(tiles_per_unit);
@@ -173,6 +181,35 @@ pub fn linear(
     } else {
         pool.run(units, body);
     }
+}
+
+/// Whether products of this weight run in tile registers.
+fn uses_amx(x: &Activations, weight: &Matrix) -> bool {
+    matches!(weight.kind(), Kind::Packed(layout) if x.token_major() && layout.format.value() != Value::Int4)
+}
+
+/// Whether this process may use AMX.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn amx_available() -> bool {
+    amx::asm::available()
+}
+
+/// One product over the given tile registers.
+#[cfg(test)]
+fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx::soft::Soft) {
+    let Kind::Packed(layout) = product.weight.kind() else { panic!("a packed matrix") };
+    let job = Job {
+        weight: product.weight,
+        bias: product.bias,
+        out: SharedMut::new(product.out),
+        stride: product.stride,
+        accumulate: product.accumulate,
+        split: Split::Tiles(layout.tiles),
+        first_unit: 0,
+    };
+    let mut panel = vec![PanelGroup::ZERO; 2 * panel_groups(layout)];
+    let unit = Unit { job: &job, x, tiles: 0..layout.tiles, panel: &mut panel };
+    tier.run(amx::AmxUnit { unit: PackedUnit { unit, layout, data: product.weight.data() }, tile });
 }
 
 /// Tiles of one matrix for all tokens.

@@ -20,6 +20,7 @@ use super::{
     gemm::{self, PanelGroup},
     gemv,
     group::{dots, scaled},
+    uses_amx,
 };
 use crate::{
     dispatch::Kernel,
@@ -36,7 +37,7 @@ use crate::{
 use std::ops::Range;
 
 /// Steps of a tile, one after another.
-trait Steps<S: Simd> {
+pub(super) trait Steps<S: Simd> {
     /// The next step's 64 bytes.
     ///
     /// # Safety
@@ -55,9 +56,9 @@ const PREFETCH: usize = 5 << 10;
 /// Whole steps.
 struct Dense(*const [u8; 64]);
 /// Steps of `sparse-bf16`: the bitmap and the values.
-struct Words(*const [u8; 4], *const u8);
+pub(super) struct Words(*const [u8; 4], *const u8);
 /// Steps of `sparse-int8`.
-struct Bytes(*const [u8; 8], *const u8);
+pub(super) struct Bytes(*const [u8; 8], *const u8);
 
 impl<S: Simd> Steps<S> for Dense {
     #[inline(always)]
@@ -328,7 +329,7 @@ macro_rules! tokens {
 
 /// The packed bytes of one tile.
 #[derive(Clone, Copy)]
-struct Tile<'a> {
+pub(super) struct Tile<'a> {
     layout: &'a Layout,
     data: &'a [u8],
     tile: usize,
@@ -336,7 +337,11 @@ struct Tile<'a> {
 
 impl<'a> Tile<'a> {
     fn dense(self) -> Dense {
-        Dense(self.data[self.layout.dense_tile(self.tile)].as_ptr().cast())
+        Dense(self.dense_bytes().cast())
+    }
+    /// All steps of a dense tile.
+    pub(super) fn dense_bytes(self) -> *const u8 {
+        self.data[self.layout.dense_tile(self.tile)].as_ptr()
     }
     fn values(self) -> *const u8 {
         let start = self.data[self.layout.start_of(self.tile)].first_chunk().expect("8 bytes");
@@ -345,10 +350,10 @@ impl<'a> Tile<'a> {
     fn index(self) -> &'a [u8] {
         &self.data[self.layout.index_of(self.tile)]
     }
-    fn words(self) -> Words {
+    pub(super) fn words(self) -> Words {
         Words(self.index().as_ptr().cast(), self.values())
     }
-    fn bytes(self) -> Bytes {
+    pub(super) fn bytes(self) -> Bytes {
         Bytes(self.index().as_ptr().cast(), self.values())
     }
     fn dense_groups(self) -> DenseGroups {
@@ -359,7 +364,7 @@ impl<'a> Tile<'a> {
         let values = self.values();
         SparseGroups(bytemuck::cast_slice(self.index()).as_ptr(), values, values)
     }
-    fn scale(self) -> &'a [f32; 16] {
+    pub(super) fn scale(self) -> &'a [f32; 16] {
         let scales: &[f32] = bytemuck::cast_slice(&self.data[self.layout.scales_of(self.tile)]);
         scales.first_chunk().expect("16 scales")
     }
@@ -381,17 +386,23 @@ pub(super) struct PackedUnit<'a> {
 }
 
 pub(super) fn run(tier: Tier, unit: PackedUnit<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if tier.has_amx() && uses_amx(unit.unit.x, unit.unit.job.weight) {
+        // SAFETY: the tier says that there are tile registers.
+        let tile = unsafe { super::amx::asm::Amx::new() };
+        return tier.run_with_amx(super::amx::AmxUnit { unit, tile });
+    }
     tier.run(unit);
 }
 
 impl<'a> PackedUnit<'a> {
-    fn tile(&self, tile: usize) -> Tile<'a> {
+    pub(super) fn tile(&self, tile: usize) -> Tile<'a> {
         Tile { layout: self.layout, data: self.data, tile }
     }
 
     /// Expands tiles into the panel as far as it reaches; returns the tiles and what one takes.
     #[inline(always)]
-    fn expand<S: Simd>(&mut self, s: S, tiles: Range<usize>) -> (Range<usize>, usize) {
+    pub(super) fn expand<S: Simd>(&mut self, s: S, tiles: Range<usize>) -> (Range<usize>, usize) {
         let per_tile = panel_groups(self.layout);
         let n = tiles.len().min(self.unit.panel.len() / per_tile.max(1));
         let tiles = tiles.start..tiles.start + n;
@@ -515,7 +526,15 @@ impl Job<'_> {
                 return layout.tiles;
             }
             let wanted = (total as u128 * unit as u128 / units as u128) as usize;
-            let (mut low, mut high) = (0, layout.tiles);
+            // Rows are much alike as a rule: start where they would end if they were, and widen.
+            let guess = (layout.tiles as u128 * unit as u128 / units as u128) as usize;
+            let (mut low, mut high, mut width) = (guess, guess, 1);
+            while low > 0 && cost(low - 1) >= wanted {
+                (high, low, width) = (low, low.saturating_sub(width), 2 * width);
+            }
+            while high < layout.tiles && cost(high) < wanted {
+                (low, high, width) = (high + 1, (high + width).min(layout.tiles), 2 * width);
+            }
             while low < high {
                 let middle = low.midpoint(high);
                 if cost(middle) < wanted { low = middle + 1 } else { high = middle }

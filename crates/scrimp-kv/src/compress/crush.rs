@@ -1,16 +1,20 @@
 //! KVCrush (arXiv 2503.00022): a part of the budget goes to *representatives* of the tokens that are dropped.
 //!
 //! ```text
-//! dropped tokens of a KV head, in the order of their signatures' distance to an anchor (§3.2), cut into segments:
+//! dropped tokens of a KV head, in some order, cut into segments:
 //!
 //!     | t17 t2 t80 | t3 t41 t9 | t5 t66 t12 | ...        one representative of each is kept
 //! ```
+//! In the paper (§3.2) the order is by the distance of their signatures to an anchor, and a representative is kept as it is.
+//!
 //! With a *mass* (ours), a representative stands for its segment `S`: its score gets `ln(sum of a over S / a[rep])` added
 //! from then on, so that `exp(score)` estimates what the whole segment would have added to the softmax. `a[t]` is the
 //! attention that the token got, divided by the number of queries that could see it. The representative is then the token
-//! of its segment with the most attention.
+//! of its segment with the most attention, and segments have about equal sums of `sqrt(a)`: those of tokens that matter are
+//! short. The estimate is better where a query treats the tokens of a segment alike, which it does where their keys are
+//! similar: so the order that measures best is that of `codes` of keys, in `keys.rs`.
 
-use super::signature::Signatures;
+use super::{keys, signature::Signatures};
 use crate::policy::{Attention, LayerView, Needs, Policy, mix};
 use std::ops::Range;
 
@@ -45,33 +49,17 @@ pub enum Mass {
 /// How dropped tokens are ordered before they are cut into segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
-    /// By the distance of signatures to the anchor, as in the paper; segments of equal length.
-    Signature,
-    /// By attention; segments of equal sums of its square root.
+    /// By codes of the directions of their keys, and by attention among those of one code.
     #[default]
-    Score,
-    /// Any; segments of equal length.
-    Random,
-    /// By codes of key directions (experiment).
     Keys,
-    /// By position; segments of equal length. Without mass, a control: every so many tokens.
+    /// By the distance of signatures to the anchor, as in the paper.
+    Signature,
+    /// By attention.
+    Score,
+    /// Any.
+    Random,
+    /// By position. Without mass, a control: every so many tokens.
     Position,
-}
-
-/// Experiment: how an order is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Cut {
-    /// As is usual for the order.
-    #[default]
-    Usual,
-    /// Equal length.
-    Equal,
-    /// Equal sums of roots.
-    Root,
-    /// Equal sums.
-    Sum,
-    /// Equal sums of fourth roots.
-    Fourth,
 }
 
 /// KVCrush's parameters.
@@ -85,12 +73,6 @@ pub struct Crush {
     pub mass: Mass,
     /// How dropped tokens are ordered.
     pub order: Order,
-    /// Experiment.
-    pub cut: Cut,
-    /// Experiment: a * ||v|| in the place of a. 1: choice and cut; 2: mass, too.
-    pub value: u8,
-    /// Experiment: exponent on the mass.
-    pub damp: f32,
 }
 
 impl Crush {
@@ -99,7 +81,7 @@ impl Crush {
         if self.share == 0.0 {
             return Needs::NONE;
         }
-        let attention = self.mass == Mass::Attention || self.order == Order::Score;
+        let attention = self.mass == Mass::Attention || matches!(self.order, Order::Keys | Order::Score);
         let signature = self.order == Order::Signature && policy.signature() == Attention::Mean;
         Needs { sum: attention || signature, ..Needs::NONE }
     }
@@ -117,21 +99,9 @@ impl Crush {
         if n == 0 {
             return Vec::new();
         }
-        let mut attention = Vec::new();
-        if self.mass == Mass::Attention || self.order == Order::Score {
-            attention = vec![0.0; view.n_tokens(kv_head)];
-            view.attention(Attention::Mean, kv_head, &mut attention);
-        }
-        let mut weighed = attention.clone();
-        if self.value > 0 {
-            let (mut k, mut v) = (vec![0.0; view.head_dim()], vec![0.0; view.head_dim()]);
-            for &i in dropped {
-                view.read(kv_head, i as usize, &mut k, &mut v);
-                weighed[i as usize] *= v.iter().map(|x| x * x).sum::<f32>().sqrt();
-            }
-        }
-        let a = |i: u32| weighed[i as usize];
-        let m = |i: u32| if self.value == 2 { weighed[i as usize] } else { attention[i as usize] };
+        let mut attention = vec![0.0; view.n_tokens(kv_head)];
+        view.attention(Attention::Mean, kv_head, &mut attention);
+        let a = |i: u32| attention[i as usize];
         let mut order = dropped.to_vec();
         match self.order {
             Order::Position => {}
@@ -140,56 +110,13 @@ impl Crush {
                     order = signatures.sorted(self.anchor, &order, view.seed(kv_head));
                 }
             }
+            Order::Keys => order = keys::sorted(view, kv_head, dropped, &attention),
             Order::Score => order.sort_by(|&x, &y| a(y).total_cmp(&a(x)).then(x.cmp(&y))),
-            Order::Keys => {
-                let d = view.head_dim();
-                let (mut k, mut v) = (vec![0.0; d], vec![0.0; d]);
-                let mut keys = vec![];
-                let mut mean = vec![0.0; d];
-                for &i in dropped {
-                    view.read(kv_head, i as usize, &mut k, &mut v);
-                    mean.iter_mut().zip(&k).for_each(|(m, x)| *m += x / dropped.len() as f32);
-                    keys.push(k.clone());
-                }
-                let bits = 6;
-                let planes: Vec<Vec<f32>> = (0..bits)
-                    .map(|b| {
-                        (0..d)
-                            .map(|i| {
-                                let x = mix(view.seed(kv_head) ^ (b * 1000 + i) as u64);
-                                ((x >> 40) as f32 / (1 << 24) as f32)
-                                    + ((x & 0xffffff) as f32 / (1 << 24) as f32)
-                                    - 1.0
-                            })
-                            .collect()
-                    })
-                    .collect();
-                let mut codes: Vec<(u32, f32, u32)> = dropped
-                    .iter()
-                    .zip(&keys)
-                    .map(|(&i, k)| {
-                        let mut code = 0_u32;
-                        for p in &planes {
-                            let dot: f32 = p.iter().zip(k).zip(&mean).map(|((p, k), m)| p * (k - m)).sum();
-                            code = code << 1 | u32::from(dot > 0.0);
-                        }
-                        (code, a(i), i)
-                    })
-                    .collect();
-                codes.sort_by(|x, y| x.0.cmp(&y.0).then(y.1.total_cmp(&x.1)).then(x.2.cmp(&y.2)));
-                order = codes.iter().map(|c| c.2).collect();
-            }
             Order::Random => shuffle(&mut order, view.seed(kv_head)),
         }
-        let power = match (self.cut, self.order) {
-            (Cut::Usual, Order::Score) | (Cut::Root, _) => Some(0.5),
-            (Cut::Sum, _) => Some(1.0),
-            (Cut::Fourth, _) => Some(0.25),
-            _ => None,
-        };
-        let segments = match power {
-            Some(power) => equal_sums(order.iter().map(|&i| f64::from(a(i).max(0.0)).powf(power)), n),
-            _ => (0..n).map(|i| i * order.len() / n..(i + 1) * order.len() / n).collect(),
+        let segments = match self.mass {
+            Mass::Attention => equal_sums(order.iter().map(|&i| f64::from(a(i).max(0.0)).sqrt()), n),
+            Mass::None | Mass::Count => equal_lengths(order.len(), n),
         };
         let of_segment = |segment: Range<usize>| {
             let segment = &order[segment];
@@ -204,8 +131,8 @@ impl Crush {
                         std::cmp::Ordering::Less => best,
                     });
                     let best = best.unwrap_or(middle);
-                    let sum: f64 = segment.iter().map(|&i| f64::from(m(i))).sum();
-                    (best, (sum / f64::from(m(best))).powf(1.0 - f64::from(self.damp)))
+                    let sum: f64 = segment.iter().map(|&i| f64::from(a(i))).sum();
+                    (best, sum / f64::from(a(best)))
                 }
             };
             // Where nothing was attended to, there is no ratio.
@@ -216,8 +143,13 @@ impl Crush {
     }
 }
 
+/// Cuts a row of `len` into `n` parts of about equal length.
+pub(super) fn equal_lengths(len: usize, n: usize) -> Vec<Range<usize>> {
+    (0..n).map(|i| i * len / n..(i + 1) * len / n).collect()
+}
+
 /// Cuts a row into `n` parts with about equal sums, none of them empty.
-fn equal_sums(weights: impl Iterator<Item = f64>, n: usize) -> Vec<Range<usize>> {
+pub(super) fn equal_sums(weights: impl Iterator<Item = f64>, n: usize) -> Vec<Range<usize>> {
     let mut sums = vec![0.0];
     for w in weights {
         sums.push(sums[sums.len() - 1] + w);

@@ -7,11 +7,12 @@
 //! [`Compression`] says how; [`select()`] decides for one layer; [`Sequence::compress`](crate::Sequence::compress) does it.
 
 mod crush;
+mod keys;
 mod page;
 mod select;
 mod signature;
 
-pub use crush::{Anchor, Crush, Cut, Mass, Order};
+pub use crush::{Anchor, Crush, Mass, Order};
 pub use select::select;
 
 use crate::{

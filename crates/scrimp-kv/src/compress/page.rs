@@ -7,9 +7,10 @@
 //! signature of a page   a bit per token, set where its score is in the upper half of the tokens that may be dropped
 //! ```
 //! The pages that the policy would drop are sorted by the distance of their signatures to the anchor, and evenly spaced ones of
-//! them are kept. With a mass, every token of such a page stands for the same share of the page's segment.
+//! them are kept. With a mass, a page stands for its segment: the score of each of its tokens gets the logarithm of the segment's attention
+//! over the page's. Keys have no order of pages: `keys` is `score` here.
 
-use super::{Compression, Mass, Order, select, signature::Signatures};
+use super::{Compression, Mass, Order, crush, select, signature::Signatures};
 use crate::policy::{Attention, Kept, LayerView};
 use std::ops::Range;
 
@@ -96,7 +97,7 @@ fn segments(
 ) -> Vec<Vec<u32>> {
     let mut order = dropped.to_vec();
     match how.crush.order {
-        Order::Position | Order::Keys => {}
+        Order::Position => {}
         Order::Signature => {
             let upper = select::best(scores, middle.clone(), middle.len() / 2);
             let mut set = vec![false; scores.len()];
@@ -106,13 +107,13 @@ fn segments(
             order =
                 Signatures::from_bits(pages.len(), bits, bit).sorted(how.crush.anchor, dropped, view.seed(0));
         }
-        Order::Score => {
+        Order::Score | Order::Keys => {
             let sum = |p: u32| -> f32 { scores[pages[p as usize].clone()].iter().sum() };
             order.sort_by(|&x, &y| sum(y).total_cmp(&sum(x)).then(x.cmp(&y)));
         }
-        Order::Random => super::crush::shuffle(&mut order, view.seed(0)),
+        Order::Random => crush::shuffle(&mut order, view.seed(0)),
     }
-    (0..n).map(|i| order[i * order.len() / n..(i + 1) * order.len() / n].to_vec()).collect()
+    crush::equal_lengths(order.len(), n).into_iter().map(|s| order[s].to_vec()).collect()
 }
 
 /// Keeps the best tokens that are left, until `budget` are kept.

@@ -25,9 +25,9 @@ impl Policy for KNorm {
     }
 
     fn score(&self, view: &LayerView<'_>, kv_head: usize, out: &mut [f32]) {
-        let (mut k, mut v) = (vec![0.0; view.head_dim()], vec![0.0; view.head_dim()]);
+        let mut k = vec![0.0; view.head_dim()];
         for (index, score) in out.iter_mut().enumerate() {
-            view.read(kv_head, index, &mut k, &mut v);
+            view.read_key(kv_head, index, &mut k);
             *score = -k.iter().map(|x| x * x).sum::<f32>().sqrt();
         }
     }

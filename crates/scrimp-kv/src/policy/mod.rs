@@ -5,18 +5,24 @@
 //! the same for all policies: see [`crate::compress`].
 
 pub mod adakv;
+mod expected;
 mod full;
 mod h2o;
 mod knorm;
+mod kvzip;
+mod pyramidkv;
 mod random;
 mod snapkv;
 mod streaming;
 mod tova;
 mod view;
 
+pub use expected::Expected;
 pub use full::Full;
 pub use h2o::H2o;
 pub use knorm::KNorm;
+pub use kvzip::KvZip;
+pub use pyramidkv::PyramidKv;
 pub use random::Random;
 pub use snapkv::SnapKv;
 pub use streaming::Streaming;
@@ -35,11 +41,15 @@ pub struct Needs {
     pub recent: Option<usize>,
     /// Attention of the last query.
     pub last: bool,
+    /// The most attention in a second pass, in which the model repeats the text.
+    pub repeated: bool,
+    /// Attention that queries to come can be expected to give.
+    pub expected: bool,
 }
 
 impl Needs {
     /// Nothing but positions and keys.
-    pub const NONE: Self = Self { sum: false, recent: None, last: false };
+    pub const NONE: Self = Self { sum: false, recent: None, last: false, repeated: false, expected: false };
 
     /// All that either needs; the larger window of recent queries.
     #[must_use]
@@ -48,6 +58,8 @@ impl Needs {
             sum: self.sum || other.sum,
             recent: self.recent.max(other.recent),
             last: self.last || other.last,
+            repeated: self.repeated || other.repeated,
+            expected: self.expected || other.expected,
         }
     }
 }
@@ -61,6 +73,10 @@ pub enum Attention {
     Recent,
     /// Of the last query.
     Last,
+    /// The most while the model repeated the text; per KV head.
+    Repeated,
+    /// What queries to come can be expected to give; per KV head.
+    Expected,
 }
 
 /// What a KV head keeps.
@@ -120,7 +136,8 @@ pub trait Policy: std::fmt::Debug + Send + Sync {
 }
 
 /// Every policy, in the order of the documentation.
-pub static POLICIES: [&dyn Policy; 7] = [&Full, &Streaming, &H2o, &SnapKv, &Tova, &KNorm, &Random];
+pub static POLICIES: [&dyn Policy; 10] =
+    [&Full, &Streaming, &H2o, &SnapKv, &PyramidKv, &Tova, &KNorm, &Expected, &KvZip, &Random];
 
 /// A policy, and whether the heads of a layer share their budget (`adakv:POLICY`).
 #[derive(Debug, Clone, Copy)]

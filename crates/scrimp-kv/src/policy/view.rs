@@ -55,17 +55,30 @@ impl<'a> LayerView<'a> {
         self.sequence.read(self.layer, kv_head, index, k, v);
     }
 
-    /// Query heads whose attention is known; 0 where none was gathered.
+    /// Reads the key of a token (`[head_dim]`).
+    pub fn read_key(&self, kv_head: usize, index: usize, k: &mut [f32]) {
+        self.sequence.read_key(self.layer, kv_head, index, k);
+    }
+
+    /// Tokens of `kv_head` whose attention of a kind is known, the first ones.
+    pub fn n_known(&self, kind: Attention, kv_head: usize) -> usize {
+        let rows = self.rows(kind);
+        rows.get(kv_head * rows.len() / self.n_kv_heads()).map_or(0, Vec::len)
+    }
+
+    /// Query heads whose attention is known (of passes over the text: KV heads); 0 where none was gathered.
     pub fn n_heads(&self, kind: Attention) -> usize {
         self.rows(kind).len()
     }
 
     fn rows(&self, kind: Attention) -> &'a [Vec<f32>] {
-        let stats = self.sequence.stats(self.layer);
+        let (stats, passes) = (self.sequence.stats(self.layer), self.sequence.passes(self.layer));
         match kind {
             Attention::Mean => &stats.sum,
             Attention::Recent => &stats.recent,
             Attention::Last => &stats.last,
+            Attention::Repeated => &passes.repeated,
+            Attention::Expected => &passes.expected,
         }
     }
 

@@ -9,7 +9,7 @@ use super::ppl::Score;
 use crate::error::{Error, Result};
 use crate::logits::{argmax, kl_divergence};
 use crate::model::Session;
-use scrimp_kv::{compress::Compression, policy::Needs};
+use scrimp_kv::{KvFormat, compress::Compression, policy::Needs};
 use std::time::{Duration, Instant};
 
 /// Most bytes of logits of the whole cache that are kept.
@@ -79,8 +79,8 @@ impl<'m> KvComparison<'m> {
         session.gather_for(needs, prompt_tokens);
         let start = Instant::now();
         session.forward(&tokens[..prompt_tokens])?;
+        session.complete(needs, &tokens[..prompt_tokens])?;
         let prefill = start.elapsed();
-        session.gather_attention(None);
         let mut this = Self {
             prompt: session,
             prompt_tokens,
@@ -106,10 +106,22 @@ impl<'m> KvComparison<'m> {
     /// # Errors
     /// When the budget does not fit the prompt, or the model fails.
     pub fn score(&self, how: &Compression) -> Result<KvScore> {
+        self.score_in(self.prompt.kv().format(), Some(how))
+    }
+
+    /// As [`KvComparison::score`], with what is kept stored in another format (whose new tokens are stored as those of the
+    /// prompt are).
+    ///
+    /// # Errors
+    /// As [`KvComparison::score`], and when the format does not fit the model or the prompt's.
+    pub fn score_in(&self, format: KvFormat, how: Option<&Compression>) -> Result<KvScore> {
         let mut session = self.prompt.fork();
-        let budget = how.tokens(self.prompt_tokens)?;
+        session.set_kv_format(format)?;
         let start = Instant::now();
-        session.compress(how, budget)?;
+        match how {
+            Some(how) => session.compress(how, how.tokens(self.prompt_tokens)?)?,
+            None => session.pack()?,
+        }
         self.score_session(session, start.elapsed())
     }
 

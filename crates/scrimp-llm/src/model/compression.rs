@@ -5,7 +5,7 @@
 //!                  gathering attention                                      the last 32 queries before that gather it
 //! ```
 
-use super::Session;
+use super::{Session, passes::SampledQueries};
 use crate::error::Result;
 use scrimp_kv::{StatsWanted, compress::Compression, policy::Needs};
 
@@ -32,11 +32,19 @@ pub(super) struct CompressionState {
     plan: Option<Plan>,
     /// Tokens before this position were there at the last compression: what is left of them is what it chose.
     done: usize,
+    /// The tokens of the prompt, where it is to be repeated.
+    tokens: Option<Vec<u32>>,
+    /// Tokens that are not packed before they are compressed.
+    unpacked_until: usize,
 }
 
 impl CompressionState {
     pub(super) fn forget(&mut self) {
         self.done = 0;
+    }
+
+    pub(super) fn unpacked_until(&self) -> usize {
+        self.unpacked_until
     }
 }
 
@@ -49,11 +57,27 @@ impl Session<'_> {
     }
 
     /// Has attention gathered, from now on, as compressions with these needs look at it when the sequence has `len` tokens.
-    /// For a prompt that is compressed in several ways: [`Session::fork`] it, then [`Session::compress`] the copies.
+    /// For a prompt that is compressed in several ways: call [`Session::complete`] when it is there, [`Session::fork`] it, then
+    /// [`Session::compress`] the copies.
     pub fn gather_for(&mut self, needs: Needs, len: usize) {
+        self.sampled = needs.expected.then(|| SampledQueries::new(self.len(), len));
+        self.compression.unpacked_until = len;
         let recent_from = needs.recent.map(|w| len.saturating_sub(w) as u32);
         let wanted = StatsWanted { sum: needs.sum, recent_from, last: needs.last };
         self.gather_attention((wanted != StatsWanted::default()).then_some(wanted));
+    }
+
+    /// Ends what [`Session::gather_for`] began, and does what is left to do for the same needs; `tokens` are the last ones
+    /// of the sequence, those that were appended since.
+    ///
+    /// # Errors
+    /// As [`Session::repeat`].
+    pub fn complete(&mut self, needs: Needs, tokens: &[u32]) -> Result<()> {
+        self.gather_attention(None);
+        if let Some(sampled) = self.sampled.take() {
+            self.expect(&sampled)?;
+        }
+        if needs.repeated { self.repeat(tokens) } else { Ok(()) }
     }
 
     /// Says that the prompt is complete when the sequence has `len` tokens. Until then attention is gathered as the policy
@@ -62,6 +86,10 @@ impl Session<'_> {
     pub fn begin_prompt(&mut self, len: usize) {
         let Some(how) = &self.compression.how else { return };
         let budget = how.tokens_at_least_fixed(len);
+        let needs = how.needs();
+        self.sampled = needs.expected.then(|| SampledQueries::new(self.len(), len));
+        self.compression.tokens = needs.repeated.then(Vec::new);
+        self.compression.unpacked_until = len;
         self.compression.plan = Some(Plan { at: len, budget, sum_from: 0 });
         self.kv.clear_recent_stats();
     }
@@ -77,7 +105,8 @@ impl Session<'_> {
             return Err(e.into());
         }
         self.compression.done = self.len();
-        Ok(())
+        // Sliding-window layers were left alone.
+        self.pack()
     }
 
     /// Tokens up to here cannot be gone back to: what was dropped of them is gone.
@@ -87,12 +116,15 @@ impl Session<'_> {
 
     /// What attention of the next `n` tokens is to be gathered.
     pub(super) fn wanted_stats(&self, n: usize) -> Option<StatsWanted> {
+        if self.repeated.is_some() {
+            return Some(StatsWanted { sum: true, ..StatsWanted::default() });
+        }
         if self.stats.is_some() {
             return self.stats;
         }
         let (plan, how) = (self.compression.plan?, self.compression.how.as_ref()?);
         let end = self.len() + n;
-        let Needs { sum, recent, last } = how.needs();
+        let Needs { sum, recent, last, .. } = how.needs();
         let wanted = StatsWanted {
             sum: sum && end > plan.sum_from,
             recent_from: recent
@@ -104,11 +136,18 @@ impl Session<'_> {
         (wanted != StatsWanted::default()).then_some(wanted)
     }
 
-    /// Compresses if it is time to, and plans the next time.
-    pub(super) fn compress_if_due(&mut self) -> Result<()> {
+    /// After `tokens` were appended: compresses if it is time to, and plans the next time.
+    pub(super) fn compress_if_due(&mut self, tokens: &[u32]) -> Result<()> {
+        if let Some(prompt) = &mut self.compression.tokens {
+            prompt.extend_from_slice(tokens);
+        }
         let Some(plan) = self.compression.plan.filter(|plan| self.len() >= plan.at) else { return Ok(()) };
         let Some(how) = self.compression.how.take() else { return Ok(()) };
-        let result = self.compress(&how, plan.budget);
+        let prompt = self.compression.tokens.take();
+        let needs = Needs { repeated: prompt.is_some(), ..Needs::NONE };
+        let result = self
+            .complete(needs, prompt.as_deref().unwrap_or_default())
+            .and_then(|()| self.compress(&how, plan.budget));
         self.compression.how = Some(how);
         result?;
         // A prompt may have been shorter than the budget.

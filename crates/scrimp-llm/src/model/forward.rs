@@ -10,10 +10,12 @@
 
 use super::{
     Session,
+    passes::{SLICE, rotate},
     weights::{Layer, Projection},
 };
 use crate::{
-    config::{Activation, ModelConfig, Rope, RopePairs},
+    checkpoint::Checkpoint,
+    config::{Activation, ModelConfig, Rope},
     error::{Error, Result},
 };
 use scrimp_kernels::{
@@ -23,7 +25,7 @@ use scrimp_kernels::{
     ops::{self, Gate, RmsNorm, RopeTable},
     threads::Pool,
 };
-use scrimp_kv::{AttentionInputs, AttentionScratch, StatsWanted};
+use scrimp_kv::{AttentionInputs, AttentionScratch, Queries, StatsWanted};
 use std::{
     ops::Range,
     sync::atomic::{AtomicBool, Ordering},
@@ -50,7 +52,7 @@ pub(super) struct Buffers {
     rope: RopeTable,
     rope_local: RopeTable,
     linear: LinearScratch,
-    attention: AttentionScratch,
+    pub(super) attention: AttentionScratch,
 }
 
 /// Makes `buffer` `n` long without clearing what is overwritten anyway.
@@ -113,7 +115,8 @@ impl Session<'_> {
     fn embed(&mut self, context: Context<'_>, tokens: &[u32]) -> Result<()> {
         let Context { config, tier, .. } = context;
         let (weights, width) = (&self.model.weights, config.hidden_size);
-        let stored = if weights.tied { None } else { Some(self.model.checkpoint.embedding()?) };
+        let checkpoint = self.model.checkpoint().filter(|_| !weights.tied);
+        let stored = checkpoint.map(Checkpoint::embedding).transpose()?;
         let h = sized(&mut self.buffers.h, tokens.len() * width);
         let finite = AtomicBool::new(true);
         context.rows(h, width, |t, row| {
@@ -133,11 +136,13 @@ impl Session<'_> {
                 ops::scale(tier, config.embedding_scale, row);
             }
         });
-        if !finite.into_inner() {
-            let what = "tensor token_embd.weight holds a NaN or an infinity";
-            return Err(Error::bad_file(self.model.checkpoint.path(), what));
+        match checkpoint {
+            Some(checkpoint) if !finite.into_inner() => {
+                let what = "tensor token_embd.weight holds a NaN or an infinity";
+                Err(Error::bad_file(checkpoint.path(), what))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn fill_rope(&mut self, context: Context<'_>, n: usize) {
@@ -164,6 +169,7 @@ impl Session<'_> {
     ) -> Result<()> {
         let Context { pool, tier, config } = context;
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
+        let position = self.kv.next_position(index);
         let b = &mut self.buffers;
         let needs = layer.q.needs().and(layer.k.needs()).and(layer.v.needs());
         let (h, attn_norm) = (&b.h[..n * hidden], context.norm(&layer.attn_norm));
@@ -187,32 +193,41 @@ impl Session<'_> {
                 if let Some(weight) = norm {
                     context.norm(weight).apply_in_place(tier, head);
                 }
-                match config.rope_pairs {
-                    RopePairs::Halves => ops::rotate_halves(tier, head, cos, sin),
-                    RopePairs::Adjacent => ops::rotate_adjacent(tier, head, cos, sin),
-                }
+                rotate(tier, config, head, cos, sin);
             }
         };
         context.rows(k, kv_dim, |t, row| heads(layer.k_norm.as_deref(), t, row));
         // Gathering attention needs every query; otherwise those whose result nobody wants are left out.
-        let queries = if stats.is_some() { n } else { wanted };
+        let gathers = stats.is_some() || self.repeated.is_some() || self.sampled.is_some();
+        let queries = if gathers { n } else { wanted };
         let q = &mut q[(n - queries) * q_dim..];
         if queries > 0 {
             context.rows(q, q_dim, |t, row| heads(layer.q_norm.as_deref(), n - queries + t, row));
         }
+        if let Some(sampled) = &mut self.sampled {
+            sampled.take(index, position, q, q_dim);
+        }
         self.kv.append(index, k, v, pool)?;
-        if queries > 0 {
+        // Repeating the prompt, few queries at a time, so that the most attention that a token gets can be told.
+        let slice = if self.repeated.is_some() { SLICE } else { queries };
+        for first in (0..queries).step_by(slice.max(1)) {
+            let last = (first + slice).min(queries);
+            let out = sized(&mut b.attn, queries * q_dim);
             let inputs = AttentionInputs {
                 tier,
-                q,
-                out: sized(&mut b.attn, queries * q_dim),
+                q: &q[first * q_dim..last * q_dim],
+                queries: Queries::Before(queries - last),
+                out: &mut out[first * q_dim..last * q_dim],
                 n_heads: config.n_heads,
                 scale: config.attn_scale,
                 softcap: config.attn_logit_softcap,
-                wanted_from: queries - wanted,
+                wanted_from: (queries - wanted).saturating_sub(first).min(last - first),
                 stats,
             };
             self.kv.attend(index, inputs, pool, &mut b.attention)?;
+            if let Some(repeated) = &mut self.repeated {
+                repeated.take(index, &self.kv.take_stats(index).0.sum);
+            }
         }
         if wanted == 0 {
             return Ok(());

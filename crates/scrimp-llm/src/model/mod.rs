@@ -2,17 +2,21 @@
 //!
 //! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
 //! * [`parts`]: where a layer's matrices are in a checkpoint;
+//! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
 //! * [`session`]: one sequence, its KV cache and its working memory;
-//! * [`compression`]: making that cache smaller.
+//! * [`compression`]: making that cache smaller; [`passes`]: what some policies need for it.
 
 mod compression;
 mod forward;
 pub(crate) mod parts;
+mod passes;
 mod session;
+mod synthetic;
 mod weights;
 
 pub use session::Session;
+pub use synthetic::{SHAPES, Shape, Synthetic};
 
 use crate::{
     checkpoint::Checkpoint,
@@ -20,7 +24,8 @@ use crate::{
     error::{Error, Result},
 };
 use scrimp_kernels::{Tier, threads::Pool};
-use scrimp_kv::{KvCache, KvConfig, KvFormat};
+use scrimp_kv::{KvCache, KvConfig, KvFormat, PageGeometry};
+use std::path::Path;
 use weights::Weights;
 
 /// Tokens per page of the KV cache.
@@ -33,9 +38,9 @@ const REWIND_TOKENS: usize = 64;
 pub struct RunOptions {
     /// Threads, the calling one included; `None`: as many as the process may use.
     pub threads: Option<usize>,
-    /// Kernel tier (`scalar`, `avx2`, `avx512`); `None`: `SCRIMP_TIER` or the best that the CPU has.
+    /// Kernel tier (`scalar`, `avx2`, `avx512`, `amx`); `None`: `SCRIMP_TIER` or the best that the CPU has.
     pub tier: Option<String>,
-    /// Storage of the KV cache (`f32`, `f16`, `bf16`, `int8`, `int4`).
+    /// Storage of the KV cache (see [`KvFormat`]).
     pub kv_format: String,
 }
 
@@ -48,7 +53,9 @@ impl Default for RunOptions {
 /// Weights ready to run. Sessions borrow it.
 #[derive(Debug)]
 pub struct Model {
-    checkpoint: Checkpoint,
+    config: ModelConfig,
+    /// The files that the weights came from, if any did.
+    checkpoint: Option<Checkpoint>,
     weights: Weights,
     pool: Pool,
     tier: Tier,
@@ -73,20 +80,23 @@ impl Model {
         options: &RunOptions,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let tier = match &options.tier {
-            Some(name) => name.parse(),
-            None => Tier::from_env(),
-        }
-        .map_err(|e| Error::bad_input(e.to_string()))?;
-        let format: KvFormat = options.kv_format.parse()?;
-        format.check(checkpoint.config().head_dim)?;
-        let threads = options.threads.unwrap_or_else(scrimp_kernels::threads::available_threads);
-        let pool = Pool::new(threads).map_err(|e| {
-            Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads")
-        })?;
+        let config = checkpoint.config().clone();
+        let (tier, format, pool) = set_up(&config, options)?;
         let weights = weights::load(&checkpoint, &pool, progress)?;
-        let kv = cache(checkpoint.config(), format)?;
-        Ok(Self { checkpoint, weights, pool, tier, kv })
+        let kv = cache(&config, format)?;
+        Ok(Self { config, checkpoint: Some(checkpoint), weights, pool, tier, kv })
+    }
+
+    /// A model with random weights, for measuring speed and memory.
+    ///
+    /// # Errors
+    /// When options are unknown, or memory cannot be had.
+    pub fn synthetic(synthetic: &Synthetic, options: &RunOptions) -> Result<Self> {
+        let config = synthetic.shape.config();
+        let (tier, format, pool) = set_up(&config, options)?;
+        let weights = synthetic::weights(synthetic, &config, &pool)?;
+        let kv = cache(&config, format)?;
+        Ok(Self { config, checkpoint: None, weights, pool, tier, kv })
     }
 
     /// An empty sequence.
@@ -104,12 +114,17 @@ impl Model {
 
     /// What the model looks like.
     pub fn config(&self) -> &ModelConfig {
-        self.checkpoint.config()
+        &self.config
     }
 
-    /// The files that the model was loaded from.
-    pub fn checkpoint(&self) -> &Checkpoint {
-        &self.checkpoint
+    /// The files that the model was loaded from; `None` where weights are random.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
+    }
+
+    /// What the model was loaded from; empty where weights are random.
+    pub fn path(&self) -> &Path {
+        self.checkpoint.as_ref().map_or(Path::new(""), Checkpoint::path)
     }
 
     /// Tokens in the vocabulary (length of a logits row).
@@ -136,6 +151,22 @@ impl Model {
     pub fn tier(&self) -> Tier {
         self.tier
     }
+}
+
+/// Tier, KV format and threads that `options` ask for.
+fn set_up(config: &ModelConfig, options: &RunOptions) -> Result<(Tier, KvFormat, Pool)> {
+    let tier = match &options.tier {
+        Some(name) => name.parse(),
+        None => Tier::from_env(),
+    }
+    .map_err(|e| Error::bad_input(e.to_string()))?;
+    let format: KvFormat = options.kv_format.parse()?;
+    format.check(PageGeometry { page_tokens: PAGE_TOKENS, head_dim: config.head_dim })?;
+    let threads = options.threads.unwrap_or_else(scrimp_kernels::threads::available_threads);
+    let pool = Pool::new(threads).map_err(|e| {
+        Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads")
+    })?;
+    Ok((tier, format, pool))
 }
 
 fn cache(config: &ModelConfig, format: KvFormat) -> Result<KvCache> {

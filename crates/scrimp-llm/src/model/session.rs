@@ -1,8 +1,13 @@
 //! One sequence with its KV cache and working memory.
 
-use super::{Model, compression::CompressionState, forward::Buffers};
+use super::{
+    Model,
+    compression::CompressionState,
+    forward::Buffers,
+    passes::{Repeated, SampledQueries},
+};
 use crate::error::{Error, Result};
-use scrimp_kv::{Sequence, StatsWanted};
+use scrimp_kv::{KvFormat, Sequence, StatsWanted};
 
 /// Tokens that go through the layers together. Large enough that unpacking weights costs little, small enough that
 /// intermediate results stay small.
@@ -21,6 +26,10 @@ pub struct Session<'m> {
     /// What attention gathers for eviction policies.
     pub(super) stats: Option<StatsWanted>,
     pub(super) compression: CompressionState,
+    /// Where the model repeats its prompt: the attention that it gives to it.
+    pub(super) repeated: Option<Repeated>,
+    /// Where a sample of queries is wanted.
+    pub(super) sampled: Option<SampledQueries>,
 }
 
 impl<'m> Session<'m> {
@@ -36,6 +45,8 @@ impl<'m> Session<'m> {
             rope_tokens: 0,
             stats: None,
             compression: CompressionState::default(),
+            repeated: None,
+            sampled: None,
         }
     }
 
@@ -49,6 +60,8 @@ impl<'m> Session<'m> {
             rope_tokens: self.rope_tokens,
             stats: self.stats,
             compression: self.compression.clone(),
+            repeated: None,
+            sampled: self.sampled.clone(),
         }
     }
 
@@ -68,8 +81,7 @@ impl<'m> Session<'m> {
             while let Some(chunk) = chunks.next() {
                 session.layers(chunk, usize::from(chunks.peek().is_none()))?;
             }
-            // A prompt attends to its own tokens as they are; what comes later finds the old ones packed.
-            session.pack()
+            Ok(())
         })?;
         Ok(self.logits(0..1))
     }
@@ -83,7 +95,7 @@ impl<'m> Session<'m> {
         self.appending(tokens, |session| {
             for (c, chunk) in tokens.chunks(CHUNK).enumerate() {
                 session.layers(chunk, chunk.len())?;
-                session.pack()?;
+                session.pack_if_done()?;
                 for first in (0..chunk.len()).step_by(LOGITS_ROWS) {
                     let logits = session.logits(first..(first + LOGITS_ROWS).min(chunk.len()));
                     for (i, logits) in logits.chunks_exact(vocab).enumerate() {
@@ -100,16 +112,36 @@ impl<'m> Session<'m> {
         self.check(tokens)?;
         let before = self.len();
         self.rope_tokens = self.rope_tokens.max(before + tokens.len());
-        let result = append(self).and_then(|()| self.compress_if_due());
+        let result =
+            append(self).and_then(|()| self.compress_if_due(tokens)).and_then(|()| self.pack_if_done());
         if result.is_err() {
             self.truncate(before);
         }
         result
     }
 
-    /// Packs what is old enough, where the KV format packs at all.
-    fn pack(&mut self) -> Result<()> {
+    /// Packs what is old enough, unless it belongs to a prompt that is going to be compressed: tokens are dropped first,
+    /// because what is packed twice loses twice. The tokens of a prompt attend to each other as they are; what comes later
+    /// finds the old ones packed.
+    fn pack_if_done(&mut self) -> Result<()> {
+        let later = self.stats.is_some() || self.len() <= self.compression.unpacked_until();
+        if later { Ok(()) } else { self.pack() }
+    }
+
+    /// Packs what is old enough, where the KV format packs at all (see [`Sequence::pack`]).
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn pack(&mut self) -> Result<()> {
         Ok(self.kv.pack(&self.model.pool)?)
+    }
+
+    /// Stores the cache so from now on (see [`Sequence::set_format`]).
+    ///
+    /// # Errors
+    /// When the cache's pages cannot be stored so.
+    pub fn set_kv_format(&mut self, format: KvFormat) -> Result<()> {
+        Ok(self.kv.set_format(format)?)
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {
@@ -162,6 +194,14 @@ impl<'m> Session<'m> {
     /// forgotten, so look at [`Session::len`] afterwards.
     pub fn truncate(&mut self, len: usize) {
         if len < self.compressed() || self.kv.truncate(len).is_err() {
+            self.reset();
+        }
+    }
+
+    /// Forgets the tokens from position `len` on, also where the cache was compressed at a later one: what stays is what that
+    /// has left of the tokens before. Where a sliding-window layer cannot go back that far, everything is forgotten.
+    pub fn truncate_compressed(&mut self, len: usize) {
+        if self.kv.truncate(len).is_err() {
             self.reset();
         }
     }

@@ -25,7 +25,7 @@ use scrimp_kernels::{
     ops::{self, Gate, RmsNorm, RopeTable},
     threads::Pool,
 };
-use scrimp_kv::{AttentionInputs, AttentionScratch, KvCache, KvConfig, storage};
+use scrimp_kv::{AttentionInputs, AttentionScratch, KvCache, KvConfig, Queries};
 
 /// Tokens per page of the cache of one window.
 const PAGE_TOKENS: usize = 64;
@@ -256,7 +256,7 @@ impl<'a> Runner<'a> {
             head_dim: config.head_dim,
             n_kv_heads: config.n_kv_heads,
             windows: vec![span],
-            storage: storage("f32").expect("f32 is a storage"),
+            format: "f32".parse()?,
             page_tokens: PAGE_TOKENS,
             limit: None,
             rewind: 0,
@@ -300,6 +300,7 @@ impl<'a> Runner<'a> {
                 softcap: config.attn_logit_softcap,
                 wanted_from: 0,
                 stats: None,
+                queries: Queries::Last,
             };
             kv.attend(0, inputs, pool, &mut self.scratch.attention)?;
             visitor.inputs(&[Role::O], config.q_dim(), &out);

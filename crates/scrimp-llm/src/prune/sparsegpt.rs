@@ -12,13 +12,18 @@
 //!         e   = (w_j - round(w_j or 0)) / U_jj
 //!         w_k -= e U_jk     for k > j                                             later blocks: all 128 errors at once
 //! ```
-//! Columns with the largest inputs come first ("act-order"), so that their errors are made up for by many others.
+//! Columns with the largest inputs come first ("act-order"), so that their errors are made up for by many others. How many
+//! weights of each block go is not the same for all, as in the paper, where the order is the file's: it is what a single cut
+//! through the whole matrix by the cost of losing a weight alone, `w^2 / (H^-1)_jj`, gives the block. (SmolLM2-135M at 50%:
+//! perplexity 31.1 on the calibration text's second half and 75.3 on another text; the same share for each block 30.7 and
+//! 81.8; in the file's order 31.6 and 76.8.)
 
 use super::{
     Job, Pruner, Statistics, linalg,
     select::{share, smallest},
 };
-use ndarray::{Axis, linalg::general_mat_mul};
+use ndarray::{ArrayView2, Axis, linalg::general_mat_mul};
+use scrimp_kernels::threads::Pool;
 
 /// Columns that are decided on together.
 const BLOCK: usize = 128;
@@ -58,6 +63,7 @@ impl Pruner for SparseGpt {
             }
         });
         let u = linalg::view(u, cols, cols);
+        let counts = counts(pool, &work, stride, u, sparsity);
         let rows_per_unit = (rows / (4 * pool.threads())).clamp(1, 256);
         let mut scores = vec![0.0; rows * BLOCK];
         for first in (0..cols).step_by(BLOCK) {
@@ -66,7 +72,7 @@ impl Pruner for SparseGpt {
             let of_block = linalg::rows(u, first..end);
             let block = linalg::columns(of_block, first..end);
             let inverse: Vec<f32> = (0..width).map(|j| 1.0 / block[(j, j)]).collect();
-            let mut count = share(sparsity, rows * width);
+            let mut count = counts[first / BLOCK];
             let mut gone = Vec::new();
             if count > 0 || keep_zeros {
                 let scores = &mut scores[..rows * width];
@@ -117,6 +123,34 @@ impl Pruner for SparseGpt {
             }
         });
     }
+}
+
+/// How many weights of each block of columns go.
+fn counts(pool: &Pool, work: &[f32], stride: usize, u: ArrayView2<'_, f32>, sparsity: f64) -> Vec<usize> {
+    let (rows, cols) = (work.len() / stride, u.ncols());
+    let total = share(sparsity, rows * cols);
+    let mut counts = vec![0; cols.div_ceil(BLOCK)];
+    if total == 0 {
+        return counts;
+    }
+    // The diagonal of H^-1 = U^T U.
+    let mut diagonal = vec![0.0_f32; cols];
+    for row in u.rows() {
+        diagonal.iter_mut().zip(row).for_each(|(sum, u)| *sum += u * u);
+    }
+    let mut costs = vec![0.0; rows * cols];
+    pool.chunks(&mut costs, cols, |r, costs| {
+        for ((cost, w), inverse) in costs.iter_mut().zip(&work[r * stride..]).zip(&diagonal) {
+            *cost = w * w / inverse;
+        }
+    });
+    let gone = smallest(&costs, total);
+    for row in gone.chunks_exact(cols) {
+        for (count, block) in counts.iter_mut().zip(row.chunks(BLOCK)) {
+            *count += block.iter().filter(|&&gone| gone).count();
+        }
+    }
+    counts
 }
 
 /// Columns by descending diagonal.

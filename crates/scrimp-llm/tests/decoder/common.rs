@@ -19,7 +19,13 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> T {
 
 /// Loads the model at `path` with an f32 KV cache and two threads; `tier` as in [`RunOptions`].
 pub(crate) fn load(path: &Path, tier: Option<&str>) -> Model {
-    let options = RunOptions { threads: Some(2), tier: tier.map(str::to_owned), kv_format: "f32".to_owned() };
+    load_in(path, tier, "f32")
+}
+
+/// As [`load`], with the KV cache in another format.
+pub(crate) fn load_in(path: &Path, tier: Option<&str>, kv_format: &str) -> Model {
+    let options =
+        RunOptions { threads: Some(2), tier: tier.map(str::to_owned), kv_format: kv_format.to_owned() };
     let checkpoint = Checkpoint::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     Model::load(checkpoint, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

@@ -1,6 +1,8 @@
 //! The decoder against transformers: tiny random models of every family, and real ones where they can be had.
 
 mod common;
+mod compression;
 mod gathered_attention;
+mod packed_cache;
 mod real_models;
 mod tiny_models;

@@ -7,12 +7,11 @@
 //!
 //! The gradients: dM[row] += sign alpha norm dz, dalpha = norm * sum over a group of  sign <dz, row>, dw[row'] += dalpha.
 
-use super::{Encoder, EncoderConfig, Param, Run, Stored, key_of};
+use super::{Encoder, EncoderConfig, KeyMap, Param, Run, Stored, key_of};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
     Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
 };
-use std::collections::HashMap;
 
 /// The seeds of the two tables' hashes, apart from each other and from other uses of the seed.
 const TABLE: u64 = 0x7461_626c;
@@ -45,7 +44,7 @@ struct Alpha {
 /// Rows of frequent ids, added to what the tables give. Row 0 is zero: that of all other ids.
 struct Hot {
     keys: Vec<u64>,
-    row_of: HashMap<u64, u32>,
+    row_of: KeyMap<u32>,
     table: Param,
 }
 

@@ -1,9 +1,8 @@
 //! A row for each id of the training data; ids that it did not have are zero.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, key_of};
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, KeyMap, Param, Run, key_of};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Bags, Batch, Optimizer, Probes, Scales, forward};
-use std::collections::HashMap;
 
 pub(super) const ENTRY: EncoderEntry =
     EncoderEntry { name: "full", about: "a row of its own for each id", plan, build };
@@ -48,7 +47,7 @@ fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
 struct Full {
     features: usize,
     keys: Vec<u64>,
-    row_of: HashMap<u64, u32>,
+    row_of: KeyMap<u32>,
     table: Param,
     precision: super::Precision,
 }

@@ -96,6 +96,16 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
+/// Calls `body(row, values)` for each row of `width` values, on all threads.
+fn each_row(run: Run<'_>, data: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+    const ROWS: usize = 64;
+    run.pool.chunks(data, ROWS * width, |unit, data| {
+        for (i, row) in data.chunks_exact_mut(width).enumerate() {
+            body(unit * ROWS + i, row);
+        }
+    });
+}
+
 impl Model {
     /// A fresh model. `keys` are the ids of an encoder that knows ids ([`Encoder::keys`]).
     ///
@@ -213,15 +223,12 @@ impl Model {
         let b = self.bottom.as_mut().map(|bottom| bottom.forward(run, &batch.numeric, rows));
         let v = &*v;
         let x = sized(&mut self.s.x, rows * vectors * dim);
-        run.pool.chunks(x, 64 * vectors * dim, |unit, x| {
-            for (i, x) in x.chunks_exact_mut(vectors * dim).enumerate() {
-                let row = unit * 64 + i;
-                let (head, tail) = x.split_at_mut(vectors * dim - per);
-                if let Some(b) = b {
-                    head.copy_from_slice(&b[row * dim..(row + 1) * dim]);
-                }
-                tail.copy_from_slice(&v[row * per..(row + 1) * per]);
+        each_row(run, x, vectors * dim, |row, x| {
+            let (head, tail) = x.split_at_mut(vectors * dim - per);
+            if let Some(b) = b {
+                head.copy_from_slice(&b[row * dim..(row + 1) * dim]);
             }
+            tail.copy_from_slice(&v[row * per..(row + 1) * per]);
         });
         let x = &self.s.x[..rows * vectors * dim];
         let z = match self.config.interaction {
@@ -230,9 +237,9 @@ impl Model {
                 let z = sized(&mut self.s.z, rows * inputs);
                 let offset = if self.bottom.is_some() { dim } else { 0 };
                 pairs(run.pool, run.tier, x, [vectors, dim], z, inputs, offset);
-                for (z, x) in z.chunks_exact_mut(inputs).zip(x.chunks_exact(vectors * dim)) {
-                    z[..offset].copy_from_slice(&x[..offset]);
-                }
+                each_row(run, z, inputs, |row, z| {
+                    z[..offset].copy_from_slice(&x[row * vectors * dim..][..offset]);
+                });
                 &*z
             }
         };
@@ -270,25 +277,24 @@ impl Model {
                 let offset = if self.bottom.is_some() { dim } else { 0 };
                 let dz = sized(dz, rows * inputs);
                 self.top.backward(run, &z[..rows * inputs], rows, &dlogit, Some(dz), lr, self.steps);
-                dx.fill(0.0);
-                for (dx, dz) in dx.chunks_exact_mut(vectors * dim).zip(dz.chunks_exact(inputs)) {
-                    dx[..offset].copy_from_slice(&dz[..offset]);
-                }
+                let dz = &*dz;
+                each_row(run, dx, vectors * dim, |row, dx| {
+                    dx[..offset].copy_from_slice(&dz[row * inputs..][..offset]);
+                    dx[offset..].fill(0.0);
+                });
                 pairs_backward(run.pool, run.tier, x, [vectors, dim], dz, inputs, offset, dx);
             }
         }
         let per = self.encoder.vectors() * dim;
         let dx = &*dx;
         let dv = sized(dv, rows * per);
-        for (dv, dx) in dv.chunks_exact_mut(per).zip(dx.chunks_exact(vectors * dim)) {
-            dv.copy_from_slice(&dx[vectors * dim - per..]);
-        }
+        each_row(run, dv, per, |row, dv| {
+            dv.copy_from_slice(&dx[(row + 1) * vectors * dim - per..][..per]);
+        });
         self.encoder.backward(run, &batch.ids, dv, options.embedding);
         if let Some(bottom) = &mut self.bottom {
             let db = sized(db, rows * dim);
-            for (db, dx) in db.chunks_exact_mut(dim).zip(dx.chunks_exact(vectors * dim)) {
-                db.copy_from_slice(&dx[..dim]);
-            }
+            each_row(run, db, dim, |row, db| db.copy_from_slice(&dx[row * vectors * dim..][..dim]));
             bottom.backward(run, &batch.numeric, rows, db, None, lr, self.steps);
         }
         self.s.dlogit = dlogit;

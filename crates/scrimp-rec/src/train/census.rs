@@ -3,9 +3,8 @@
 use crate::{
     Result,
     data::{Batch, RowSource},
-    encoders::{Census, key_of},
+    encoders::{Census, KeyMap, key_of},
 };
-use std::collections::HashMap;
 
 /// Keys of one feature that are kept before only an estimate is.
 const EXACT: usize = 1 << 18;
@@ -14,7 +13,7 @@ const REGISTERS: usize = 1 << 14;
 
 struct Feature {
     /// First row order and count by key; dropped when there are too many.
-    exact: Option<HashMap<u64, u32>>,
+    exact: Option<KeyMap<u32>>,
     order: Vec<u64>,
     registers: Vec<u8>,
 }
@@ -31,7 +30,7 @@ pub fn census(
 ) -> Result<(Census, u64)> {
     let n = source.schema().n_categorical();
     let mut features: Vec<Feature> = (0..n)
-        .map(|_| Feature { exact: Some(HashMap::new()), order: Vec::new(), registers: vec![0; REGISTERS] })
+        .map(|_| Feature { exact: Some(KeyMap::default()), order: Vec::new(), registers: vec![0; REGISTERS] })
         .collect();
     let (mut batch, mut rows) = (Batch::default(), 0);
     loop {

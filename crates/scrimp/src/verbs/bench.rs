@@ -6,16 +6,19 @@ use crate::{
     App,
     cli::{BenchDecodeArgs, BenchLinearArgs, BenchVerb},
     format,
-    loaded::{self, Loaded},
+    loaded::{self, Loaded, run_options},
 };
 use indicatif::ProgressBar;
 use scrimp_kernels::{
-    Tier, linear,
+    Tier,
+    formats::packed::WeightFormat,
+    linear,
     threads::{Pool, available_threads},
 };
 use scrimp_llm::{
     bench::{self, DecodeOptions},
     builtin_text,
+    model::{Model, Shape, Synthetic},
 };
 use serde::Serialize;
 use std::time::Duration;
@@ -42,15 +45,27 @@ pub(crate) fn run(app: &App, verb: &BenchVerb) -> anyhow::Result<()> {
 
 fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
     let how = args.kv.compression_of(args.depth.get(), app.global.seed)?;
-    let loaded = Loaded::open(app, &args.model, &args.kv)?;
     let options =
         DecodeOptions { prompt: args.prompt.get(), tokens: args.tokens.get(), depth: args.depth.get() };
-    let context = loaded.model.context_length();
+    let (model, text) = match (&args.model, &args.synthetic) {
+        (Some(model), _) => {
+            let loaded = Loaded::open(app, model, &args.kv)?;
+            let encode = |text: &str| loaded.tokenizer.encode(text, false, false);
+            let text = builtin_text::tokens(options.text_tokens(), loaded.bos(), encode)?;
+            (loaded.model, text)
+        }
+        (None, shape) => {
+            let model = Model::synthetic(&synthetic(app, args, shape)?, &run_options(app, &args.kv)?)?;
+            // Any ids will do.
+            let encode = |text: &str| Ok(text.bytes().map(u32::from).collect());
+            (model, builtin_text::tokens(options.text_tokens(), None, encode)?)
+        }
+    };
+    let context = model.context_length();
     options.check(context)?;
-    let encode = |text: &str| loaded.tokenizer.encode(text, false, false);
-    let text = builtin_text::tokens(options.text_tokens(), loaded.bos(), encode)?;
     let spinner = ProgressBar::new_spinner();
-    let mut session = loaded.session(how);
+    let mut session = model.session();
+    session.set_compression(how);
     let measured = bench::decode(&mut session, context, &text, options, &mut |round| {
         spinner.set_message(round.to_owned());
         spinner.tick();
@@ -85,6 +100,17 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
     })
 }
 
+fn synthetic(app: &App, args: &BenchDecodeArgs, shape: &Option<String>) -> anyhow::Result<Synthetic> {
+    let output = if args.format.is_sparse() { WeightFormat::Int8 } else { args.format };
+    Ok(Synthetic {
+        shape: Shape::named(shape.as_deref().unwrap_or_default())?,
+        format: args.format,
+        output_format: args.output_format.unwrap_or(output),
+        sparsity: args.sparsity,
+        seed: app.global.seed.unwrap_or(1),
+    })
+}
+
 #[derive(Serialize)]
 struct LinearLine {
     format: &'static str,
@@ -104,6 +130,7 @@ fn linear(app: &App, args: &BenchLinearArgs) -> anyhow::Result<()> {
         batch: args.batch.get(),
         sparsity: args.sparsity,
         formats: args.formats.clone(),
+        rotated_bytes: linear::bench::ROTATED_BYTES,
         seed: app.global.seed.unwrap_or(1),
         time: LINEAR_TIME,
     };

@@ -16,7 +16,7 @@
 //! The minimum is rounded down to bf16 and the scale up, so that codes reach every number: what is read differs by at
 //! most half a scale. A channel or token with a number that is not finite is NaN as a whole.
 
-use super::{PageGeometry, TILE, packing::PackedKind, packing::Packing};
+use super::{PageGeometry, TILE, packing::Packing};
 use half::bf16;
 
 /// 8 bits per element.
@@ -97,10 +97,6 @@ fn get_bf16(header: &[u8], index: usize) -> f32 {
 impl<const BITS: usize> Packing for Integer<BITS> {
     fn name(&self) -> &'static str {
         if BITS == 8 { "int8" } else { "int4" }
-    }
-
-    fn kind(&self) -> PackedKind {
-        if BITS == 8 { PackedKind::Int8 } else { PackedKind::Int4 }
     }
 
     fn page_bytes(&self, g: PageGeometry) -> [usize; 2] {

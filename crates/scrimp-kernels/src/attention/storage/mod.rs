@@ -22,6 +22,7 @@ pub mod float16;
 pub mod float32;
 pub mod integer;
 pub mod packing;
+pub mod sparse;
 
 use bytemuck::Pod;
 use std::marker::PhantomData;

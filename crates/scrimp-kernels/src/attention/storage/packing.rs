@@ -2,7 +2,7 @@
 //!
 //! Newer tokens stand in bf16 pages until then (the recent window of KIVI, Liu et al. 2024, section 4).
 
-use super::PageGeometry;
+use super::{PageGeometry, integer, sparse::Sparse};
 
 /// Which kernel reads a packed page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -11,6 +11,28 @@ pub enum PackedKind {
     Int8,
     /// See [`integer`](super::integer).
     Int4,
+    /// See [`sparse`](super::sparse).
+    Sparse(Sparse),
+}
+
+impl PackedKind {
+    /// The format of these pages.
+    pub fn packing(&self) -> &dyn Packing {
+        match self {
+            Self::Int8 => integer::INT8,
+            Self::Int4 => integer::INT4,
+            Self::Sparse(sparse) => sparse,
+        }
+    }
+
+    /// Whether pages of `g` can be packed so.
+    pub fn fits(&self, g: PageGeometry) -> bool {
+        match self {
+            // Beyond it, the 16-bit factors of sums would have few bits left.
+            Self::Int8 | Self::Int4 => g.head_dim <= 4096 && g.page_tokens <= 4096,
+            Self::Sparse(_) => Sparse::fits(g),
+        }
+    }
 }
 
 /// A format of packed pages. Pages are byte slices of [`Packing::page_bytes`], aligned to 64 bytes; they are not written
@@ -18,8 +40,6 @@ pub enum PackedKind {
 pub trait Packing: Send + Sync + std::fmt::Debug {
     /// The name that users see.
     fn name(&self) -> &'static str;
-    /// Which kernel reads the pages.
-    fn kind(&self) -> PackedKind;
     /// Bytes of a page of keys, and of values; multiples of 64.
     fn page_bytes(&self, g: PageGeometry) -> [usize; 2];
     /// Packs the keys of a page, `rows` being `[page_tokens][head_dim]`.
@@ -33,17 +53,5 @@ pub trait Packing: Send + Sync + std::fmt::Debug {
 }
 
 /// Every packed format, in the order of the documentation.
-pub static PACKINGS: [&dyn Packing; 2] = [super::integer::INT8, super::integer::INT4];
-
-/// The packed format of this name.
-pub fn packing(name: &str) -> Option<&'static dyn Packing> {
-    PACKINGS.into_iter().find(|p| p.name() == name)
-}
-
-/// The format of pages of this kind.
-pub(crate) fn of(kind: PackedKind) -> &'static dyn Packing {
-    match kind {
-        PackedKind::Int8 => super::integer::INT8,
-        PackedKind::Int4 => super::integer::INT4,
-    }
-}
+pub static PACKINGS: [PackedKind; 3] =
+    [PackedKind::Int8, PackedKind::Int4, PackedKind::Sparse(Sparse::DEFAULT)];

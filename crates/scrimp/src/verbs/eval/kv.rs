@@ -52,13 +52,20 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
     spinner.set_message("scoring");
     spinner.tick();
     let score = match (args.kv.kv_format, &how) {
-        (KvFormat::Bf16, None) => whole.score_session(whole.prompt(), Duration::ZERO)?,
-        (KvFormat::Bf16, Some(how)) => whole.score(how)?,
-        (_, how) => {
+        (KvFormat::Bf16, None) if args.kv.kv_sparsity.is_none() => {
+            whole.score_session(whole.prompt(), Duration::ZERO)?
+        }
+        // New tokens are stored in bf16: the same prompt serves.
+        (KvFormat::Bf16 | KvFormat::Int8 | KvFormat::Int4, how) => {
+            whole.score_in(args.kv.format()?, how.as_ref())?
+        }
+        (KvFormat::F32 | KvFormat::F16, how) => {
             let mut session = loaded.session(None);
-            session.gather_for(needs, prompt);
+            if how.is_some() {
+                session.gather_for(needs, prompt);
+            }
             session.forward(&ids[..prompt])?;
-            session.gather_attention(None);
+            session.complete(needs, &ids[..prompt])?;
             let start = Instant::now();
             if let Some(how) = how {
                 session.compress(how, how.tokens(prompt)?)?;

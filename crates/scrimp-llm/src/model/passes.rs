@@ -1,0 +1,208 @@
+//! Scores of eviction policies that need more than reading the prompt once: a second pass in which the model repeats it, and
+//! attention of queries that are still to come.
+
+use super::Session;
+use crate::{
+    config::{ModelConfig, RopePairs},
+    error::{Error, Result},
+};
+use scrimp_kernels::ops::{self, RopeTable};
+use scrimp_kv::{AttentionInputs, PassScores, Queries, StatsWanted};
+
+/// Tokens that are repeated before the cache is back at the prompt.
+const REPEAT: usize = 1024;
+/// Tokens of the text before a part, from which the model finds its place.
+const LEAD: usize = 16;
+/// Queries of one attention call in the second pass; the score is a maximum over their means.
+pub(super) const SLICE: usize = 8;
+/// Queries of the prompt that stand for those to come, and how far from the end of the prompt these are.
+const SAMPLES: usize = 64;
+const HORIZON: usize = 512;
+
+/// The most attention so far, `[layer][query head][token]`.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Repeated {
+    /// Tokens that count.
+    tokens: usize,
+    best: Vec<Vec<Vec<f32>>>,
+}
+
+impl Repeated {
+    /// Takes the sums of the last slice of queries.
+    pub(super) fn take(&mut self, layer: usize, sums: &[Vec<f32>]) {
+        let best = &mut self.best[layer];
+        best.resize_with(sums.len(), Vec::new);
+        for (best, sums) in best.iter_mut().zip(sums) {
+            let n = self.tokens.min(sums.len());
+            best.resize(n, 0.0);
+            best.iter_mut().zip(sums).for_each(|(best, x)| *best = best.max(*x));
+        }
+    }
+}
+
+/// A sample of the prompt's queries, after RoPE.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SampledQueries {
+    /// Every so many tokens.
+    every: usize,
+    positions: Vec<u32>,
+    /// `[layer][sample][q_dim]`.
+    rows: Vec<Vec<f32>>,
+}
+
+impl SampledQueries {
+    /// A sample of a prompt that ends at `len` tokens, of which `from` are there already.
+    pub(super) fn new(from: usize, len: usize) -> Self {
+        Self { every: (len.saturating_sub(from) / SAMPLES).max(1), ..Self::default() }
+    }
+
+    /// Takes from the queries `[n][q_dim]` of a layer, the first of which is at `position`.
+    pub(super) fn take(&mut self, layer: usize, position: usize, q: &[f32], q_dim: usize) {
+        if self.rows.len() <= layer {
+            self.rows.resize_with(layer + 1, Vec::new);
+        }
+        for (i, row) in q.chunks_exact(q_dim).enumerate() {
+            if (position + i).is_multiple_of(self.every) {
+                if layer == 0 {
+                    self.positions.push((position + i) as u32);
+                }
+                self.rows[layer].extend_from_slice(row);
+            }
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Has the model repeat `tokens`, the last ones of the sequence, and keeps how much each token was attended to in that, for policies that
+    /// need it. The sequence stays as it is. Takes about as long as reading the prompt, or twice as long.
+    ///
+    /// # Errors
+    /// When the context has no room for a part of the repetition, or the model fails.
+    pub fn repeat(&mut self, tokens: &[u32]) -> Result<()> {
+        let (len, context) = (self.len(), self.model.context_length());
+        let room = (context - len).min(REPEAT + LEAD);
+        if room <= LEAD {
+            return Err(Error::bad_input_hint(
+                format!(
+                    "repeating the prompt needs more than its {len} tokens of context, the model has {context}"
+                ),
+                "use a shorter prompt, or another --kv-policy",
+            ));
+        }
+        let mut copy = self.fork();
+        copy.compression = super::compression::CompressionState::default();
+        copy.stats = None;
+        copy.kv.clear_stats();
+        let n_layers = self.model.config().n_layers;
+        copy.repeated = Some(Repeated { tokens: len, best: vec![Vec::new(); n_layers] });
+        let mut start = 0;
+        while start < tokens.len() {
+            let end = (start + room - LEAD).min(tokens.len());
+            copy.forward(&tokens[start.saturating_sub(LEAD)..end])?;
+            copy.truncate(len);
+            if copy.len() < len {
+                // A sliding-window layer cannot go back that far: the next part starts from the prompt again.
+                let repeated = copy.repeated.take();
+                copy = self.fork();
+                copy.compression = super::compression::CompressionState::default();
+                copy.stats = None;
+                copy.kv.clear_stats();
+                copy.repeated = repeated;
+            }
+            start = end;
+        }
+        let Some(repeated) = copy.repeated.take() else { return Ok(()) };
+        drop(copy);
+        let layers: Vec<usize> = self.kv.full_layers().collect();
+        for layer in layers {
+            let heads = &repeated.best[layer];
+            let group = (heads.len() / self.kv.n_kv_heads()).max(1);
+            let mut passes = self.kv.passes(layer).clone();
+            let of_group = |heads: &[Vec<f32>]| {
+                let mut best = heads[0].clone();
+                for other in &heads[1..] {
+                    best.iter_mut().zip(other).for_each(|(best, x)| *best = best.max(*x));
+                }
+                best
+            };
+            let new: Vec<Vec<f32>> = heads.chunks(group).map(of_group).collect();
+            for (head, new) in new.into_iter().enumerate() {
+                // Tokens that were kept at an earlier compression had a score; the better one counts.
+                match passes.repeated.get_mut(head) {
+                    Some(old) => {
+                        let old_len = old.len();
+                        old.iter_mut().zip(&new).for_each(|(old, x)| *old = old.max(*x));
+                        old.extend(new.into_iter().skip(old_len));
+                    }
+                    None => passes.repeated.push(new),
+                }
+            }
+            self.kv.set_passes(layer, passes)?;
+        }
+        Ok(())
+    }
+
+    /// Turns the sampled queries to positions after the prompt and keeps what attention they give.
+    pub(super) fn expect(&mut self, sampled: &SampledQueries) -> Result<()> {
+        let config = self.model.config();
+        let (len, q_dim, n) = (self.len(), config.q_dim(), sampled.positions.len());
+        let turns: Vec<u32> =
+            (0..n).map(|i| (len + i * HORIZON / n.max(1)) as u32 - sampled.positions[i]).collect();
+        let mut table = RopeTable::default();
+        table.fill(&self.model.pool, &turns, &config.rope_for(self.rope_tokens).inv_freq, 1.0);
+        let layers: Vec<usize> = self.kv.full_layers().collect();
+        let mut out = vec![0.0; n * q_dim];
+        for layer in layers {
+            let Some(rows) = sampled.rows.get(layer).filter(|rows| rows.len() == n * q_dim && n > 0) else {
+                continue;
+            };
+            let mut q = rows.clone();
+            for (i, row) in q.chunks_exact_mut(q_dim).enumerate() {
+                let (cos, sin) = table.row(i);
+                row.chunks_exact_mut(config.head_dim)
+                    .for_each(|head| rotate(self.model.tier, config, head, cos, sin));
+            }
+            let (stats, gathered) = self.kv.take_stats(layer);
+            let inputs = AttentionInputs {
+                tier: self.model.tier,
+                q: &q,
+                queries: Queries::Future,
+                out: &mut out,
+                n_heads: config.n_heads,
+                scale: config.attn_scale,
+                softcap: config.attn_logit_softcap,
+                wanted_from: n,
+                stats: Some(StatsWanted { sum: true, ..StatsWanted::default() }),
+            };
+            self.kv.attend(layer, inputs, &self.model.pool, &mut self.buffers.attention)?;
+            let (sums, _) = self.kv.take_stats(layer);
+            self.kv.set_stats(layer, stats, gathered)?;
+            let group = config.n_heads / config.n_kv_heads;
+            let mean = |heads: &[Vec<f32>]| {
+                let mut mean = vec![0.0; heads[0].len()];
+                for head in heads {
+                    mean.iter_mut().zip(head).for_each(|(mean, x)| *mean += x / (group * n) as f32);
+                }
+                mean
+            };
+            let expected = sums.sum.chunks(group).map(mean).collect();
+            let passes = PassScores { expected, ..self.kv.passes(layer).clone() };
+            self.kv.set_passes(layer, passes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Turns a head's pairs.
+pub(super) fn rotate(
+    tier: scrimp_kernels::Tier,
+    config: &ModelConfig,
+    head: &mut [f32],
+    cos: &[f32],
+    sin: &[f32],
+) {
+    match config.rope_pairs {
+        RopePairs::Halves => ops::rotate_halves(tier, head, cos, sin),
+        RopePairs::Adjacent => ops::rotate_adjacent(tier, head, cos, sin),
+    }
+}

@@ -1,0 +1,265 @@
+//! Models with random weights: what a shape, a format and a sparsity cost in time and memory, without a file of that size.
+
+use super::weights::{Layer, Projection, Weights};
+use crate::{
+    config::{Activation, ModelConfig, Rope, RopePairs},
+    error::{Error, Result},
+};
+use scrimp_kernels::{
+    arena::Arena,
+    formats::packed::{PackedView, WeightFormat, pack},
+    linear::Matrix,
+    threads::Pool,
+};
+
+/// What a model looks like whose weights are random. All are of the llama family.
+#[derive(Debug)]
+pub struct Shape {
+    /// The name that users see.
+    pub name: &'static str,
+    n_layers: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+    vocab_size: usize,
+    context_length: usize,
+}
+
+/// Every shape.
+pub const SHAPES: [Shape; 2] = [
+    Shape {
+        name: "llama-3.2-1b",
+        n_layers: 16,
+        hidden_size: 2048,
+        intermediate_size: 8192,
+        n_heads: 32,
+        n_kv_heads: 8,
+        head_dim: 64,
+        vocab_size: 128_256,
+        context_length: 131_072,
+    },
+    Shape {
+        name: "llama-3-8b",
+        n_layers: 32,
+        hidden_size: 4096,
+        intermediate_size: 14_336,
+        n_heads: 32,
+        n_kv_heads: 8,
+        head_dim: 128,
+        vocab_size: 128_256,
+        context_length: 8192,
+    },
+];
+
+/// Random weights of a shape.
+#[derive(Debug, Clone, Copy)]
+pub struct Synthetic {
+    /// What the model looks like.
+    pub shape: &'static Shape,
+    /// Of the decoder layers.
+    pub format: WeightFormat,
+    /// Of the output matrix, which is never pruned; it is the embedding, too.
+    pub output_format: WeightFormat,
+    /// Share of the layers' weights that are zero, in `[0, 1)`.
+    pub sparsity: f64,
+    /// Of the random numbers.
+    pub seed: u64,
+}
+
+impl Shape {
+    /// The shape with this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn named(name: &str) -> Result<&'static Self> {
+        SHAPES.iter().find(|shape| shape.name == name).ok_or_else(|| {
+            let known = SHAPES.each_ref().map(|shape| shape.name).join(", ");
+            Error::bad_input(format!("there is no shape `{name}`; there are {known}"))
+        })
+    }
+
+    pub(super) fn config(&self) -> ModelConfig {
+        let inv_freq =
+            (0..self.head_dim / 2).map(|i| 500_000f32.powf(-2.0 * i as f32 / self.head_dim as f32));
+        ModelConfig {
+            family: "llama",
+            name: format!("synthetic {}", self.name),
+            n_layers: self.n_layers,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            vocab_size: self.vocab_size,
+            context_length: self.context_length,
+            rms_norm_eps: 1e-5,
+            norm_plus_one: false,
+            rope: Rope { inv_freq: inv_freq.collect(), magnitude: 1.0 },
+            rope_local: None,
+            rope_long: None,
+            rope_pairs: RopePairs::Halves,
+            sliding_window: vec![None; self.n_layers],
+            attn_scale: 1.0 / (self.head_dim as f32).sqrt(),
+            attn_logit_softcap: None,
+            final_logit_softcap: None,
+            embedding_scale: 1.0,
+            activation: Activation::Silu,
+        }
+    }
+}
+
+/// A packed matrix of random numbers, from which any number of copies are made.
+struct Template {
+    format: WeightFormat,
+    rows: usize,
+    cols: usize,
+    bytes: Vec<u8>,
+}
+
+impl Template {
+    fn new(
+        pool: &Pool,
+        format: WeightFormat,
+        [rows, cols]: [usize; 2],
+        sparsity: f64,
+        seed: u64,
+    ) -> Result<Self> {
+        let weights = random(pool, rows * cols, sparsity, 1.0 / (cols as f32).sqrt(), seed)?;
+        let bytes =
+            pack(pool, format, rows, cols, &weights, None).map_err(|e| Error::bad_input(e.to_string()))?;
+        Ok(Self { format, rows, cols, bytes })
+    }
+
+    fn copy(&self, pool: &Pool, arena: &mut Arena) -> Result<Matrix> {
+        let Self { format, rows, cols, bytes } = self;
+        let view =
+            PackedView::new(*format, *rows, *cols, bytes).map_err(|e| Error::bad_input(e.to_string()))?;
+        Matrix::from_packed(pool, arena, &view)
+            .map_err(|e| Error::OutOfMemory { what: format!("{rows} × {cols} weights ({e})") })
+    }
+}
+
+/// Weights with the shape's memory traffic: every layer has its own copy, with the same numbers in it.
+pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) -> Result<Weights> {
+    let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (config.q_dim(), config.kv_dim());
+    let shapes =
+        [[q, hidden], [kv, hidden], [kv, hidden], [hidden, q], [ffn, hidden], [ffn, hidden], [hidden, ffn]];
+    let mut seed = synthetic.seed;
+    let mut template = |format, shape, sparsity| {
+        seed = seed.wrapping_add(1);
+        Template::new(pool, format, shape, sparsity, seed)
+    };
+    let layer: Vec<_> =
+        shapes.iter().map(|&s| template(synthetic.format, s, synthetic.sparsity)).collect::<Result<_>>()?;
+    let output = template(synthetic.output_format, [config.vocab_size, hidden], 0.0)?;
+    let size = |template: &Template| Arena::size_of(template.bytes.len());
+    let packed_bytes = layer.iter().map(size).sum::<usize>() * config.n_layers + size(&output);
+    let mut arena = Arena::new(packed_bytes)
+        .map_err(|e| Error::OutOfMemory { what: format!("{} MiB of weights ({e})", packed_bytes >> 20) })?;
+    let norm = || vec![1.0; hidden];
+    let mut layers = Vec::with_capacity(config.n_layers);
+    for _ in 0..config.n_layers {
+        let mut copy = |i: usize| -> Result<Projection> {
+            Ok(Projection { weight: layer[i].copy(pool, &mut arena)?, bias: None })
+        };
+        layers.push(Layer {
+            attn_norm: norm(),
+            q: copy(0)?,
+            k: copy(1)?,
+            v: copy(2)?,
+            q_norm: None,
+            k_norm: None,
+            o: copy(3)?,
+            post_attn_norm: None,
+            ffn_norm: norm(),
+            gate: copy(4)?,
+            up: copy(5)?,
+            down: copy(6)?,
+            post_ffn_norm: None,
+        });
+    }
+    Ok(Weights {
+        layers,
+        output_norm: norm(),
+        output: output.copy(pool, &mut arena)?,
+        tied: true,
+        packed_bytes,
+    })
+}
+
+/// Numbers in `±scale`, of which a share of `sparsity` is 0; the same for a seed, whatever the number of threads.
+fn random(pool: &Pool, len: usize, sparsity: f64, scale: f32, seed: u64) -> Result<Vec<f32>> {
+    const CHUNK: usize = 1 << 16;
+    let mut numbers: Vec<f32> = Vec::new();
+    numbers
+        .try_reserve_exact(len)
+        .map_err(|_| Error::OutOfMemory { what: format!("{} MiB of random numbers", len >> 18) })?;
+    numbers.resize(len, 0.0);
+    let zero_below = (sparsity * f64::from(1u32 << 31)) as u64;
+    let chunks: Vec<_> = numbers.chunks_mut(CHUNK).map(std::sync::Mutex::new).collect();
+    pool.run(chunks.len(), |unit, _| {
+        let Ok(mut chunk) = chunks[unit].lock() else { return };
+        let mut state = (seed ^ (unit as u64) << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        for x in chunk.iter_mut() {
+            // xorshift64.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let value = (state as u32 >> 8) as f32 / (1 << 23) as f32 - 1.0;
+            *x = if state >> 33 < zero_below { 0.0 } else { scale * value };
+        }
+    });
+    drop(chunks);
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Model, RunOptions};
+
+    static TINY: Shape = Shape {
+        name: "tiny",
+        n_layers: 2,
+        hidden_size: 64,
+        intermediate_size: 96,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 16,
+        vocab_size: 100,
+        context_length: 64,
+    };
+
+    #[test]
+    fn every_format_runs_and_takes_what_it_should() {
+        let bytes = WeightFormat::ALL.map(|format| {
+            let synthetic =
+                Synthetic { shape: &TINY, format, output_format: format.dense(), sparsity: 0.5, seed: 1 };
+            let model = Model::synthetic(&synthetic, &RunOptions::default()).unwrap();
+            let mut session = model.session();
+            let logits = session.forward(&[1, 2, 3]).unwrap();
+            assert!(logits.len() == 100 && logits.iter().all(|x| x.is_finite()), "{format}");
+            model.weight_bytes()
+        });
+        assert!(bytes[3] < bytes[0] && bytes[4] < bytes[1], "{bytes:?}");
+    }
+
+    #[test]
+    fn shapes_have_names() {
+        assert_eq!(Shape::named("llama-3-8b").unwrap().hidden_size, 4096);
+        let error = Shape::named("gpt-5").unwrap_err().to_string();
+        assert_eq!(error, "there is no shape `gpt-5`; there are llama-3.2-1b, llama-3-8b");
+    }
+
+    #[test]
+    fn random_numbers_have_the_sparsity() {
+        let numbers = random(&Pool::new(2).unwrap(), 200_000, 0.3, 0.5, 7).unwrap();
+        let zeros = numbers.iter().filter(|&&x| x == 0.0).count();
+        assert!((59_000..61_000).contains(&zeros), "{zeros}");
+        assert!(numbers.iter().all(|x| x.abs() <= 0.5));
+        assert_eq!(numbers, random(&Pool::new(1).unwrap(), 200_000, 0.3, 0.5, 7).unwrap());
+    }
+}

@@ -1,0 +1,46 @@
+//! A cache whose old pages are packed is smaller, and what the model says with it is close to what it says with bf16.
+
+use crate::common::{Expected, load_in, read_json, testdata};
+
+#[test]
+fn packed_caches_are_smaller_and_close() {
+    let folder = testdata("tiny").join("llama");
+    let expected: Expected = read_json(&folder.join("expected.json"));
+    // A page of 64 tokens is packed after the prompt, and the second after the last of the tokens that follow.
+    let ids: Vec<u32> = expected.ids.iter().copied().cycle().take(128).collect();
+    let run = |format: &str, tier: Option<&str>| {
+        let model = load_in(&folder, tier, format);
+        let mut session = model.session();
+        session.forward(&ids[..100]).unwrap();
+        let mut logits = Vec::new();
+        for &id in &ids[100..] {
+            logits.extend_from_slice(session.forward(&[id]).unwrap());
+        }
+        // Going back into a packed page, and on from there.
+        session.truncate(40);
+        logits.extend_from_slice(session.forward(&ids[40..80]).unwrap());
+        session.truncate(0);
+        session.forward(&ids[..128]).unwrap();
+        (logits, session.kv_bytes())
+    };
+    for tier in [Some("scalar"), None] {
+        let (want, full) = run("bf16", tier);
+        for (format, bound, share) in [("int8", 0.05, 0.9), ("int4", 0.5, 0.5), ("sparse:0.3,0.3", 0.7, 1.0)]
+        {
+            let (logits, bytes) = run(format, tier);
+            assert!((bytes as f64) < full as f64 * share, "{format}: {bytes} of {full} bytes");
+            let worst = logits.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst > 0.0, "{format}: nothing was packed");
+            assert!(worst <= bound * expected.logits_std, "{format}: {worst}, std {}", expected.logits_std);
+        }
+    }
+}
+
+#[test]
+fn unknown_formats_are_refused() {
+    let folder = testdata("tiny").join("llama");
+    let checkpoint = scrimp_llm::checkpoint::Checkpoint::open(&folder).unwrap();
+    let options = scrimp_llm::model::RunOptions { kv_format: "sparse:2,0".to_owned(), ..Default::default() };
+    let error = scrimp_llm::model::Model::load(checkpoint, &options).unwrap_err().to_string();
+    assert!(error.contains("KV sparsity"), "{error}");
+}
