@@ -295,9 +295,11 @@ unsafe fn int4_panel<S: Simd, F: Quants, const T: usize>(
 ) -> [S::F; T] {
     let mut y = [[s.splat(0.0); T]; 2];
     for (parity, y) in y.iter_mut().enumerate() {
-        let groups = panel.iter().zip(x.as_chunks::<T>().0).skip(parity).step_by(2);
-        for (group, x) in groups {
-            gemm::symmetric::<S, F, T>(s, y, group, x);
+        let x = x.as_chunks::<T>().0;
+        let mut g = parity;
+        while g < panel.len() {
+            gemm::symmetric::<S, F, T>(s, y, &panel[g], &x[g]);
+            g += 2;
         }
     }
     let [mut even, odd] = y;
