@@ -150,8 +150,9 @@ fn budgets_are_met() {
         let (large, small) = (uniform(WeightFormat::Int8, 0.0), uniform(WeightFormat::Int4, 0.7));
         let bits = (large.bits_per_weight + small.bits_per_weight) / 2.0;
         let report = run(Budget::Bits(bits)).unwrap();
-        let met = |bits: f64| bits - report.bits_per_weight;
-        assert!(met(bits) > -0.03 && met(bits) < 0.8, "{bits} asked for, got {}", report.bits_per_weight);
+        // Two layers of different sizes leave few steps to choose from.
+        let got = report.bits_per_weight;
+        assert!(got <= 1.002 * bits && got > small.bits_per_weight, "{bits} asked for, got {got}");
 
         let size = (large.bytes_after + small.bytes_after) / 2;
         let report = run(Budget::Size(size)).unwrap();
