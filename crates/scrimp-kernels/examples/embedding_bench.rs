@@ -1,4 +1,5 @@
 //! Time of a look-up for one shape: `embedding_bench ROWS WIDTH BLOCKS K BAG ALPHA THREADS`, int8.
+#![allow(clippy::print_stdout)]
 use scrimp_kernels::{Tier, embedding::*, threads::Pool};
 use std::time::Instant;
 
