@@ -45,6 +45,19 @@ impl Arena {
         Ok(Self { mapping: Arc::new(Mapping::new(bytes)?), next: 0, end: bytes })
     }
 
+    /// An arena whose one allocation, of `bytes` bytes, ends where memory that must not be touched begins.
+    #[cfg(test)]
+    pub(crate) fn before_guard_page(bytes: usize) -> std::io::Result<Self> {
+        let page = 4096;
+        let end = bytes.next_multiple_of(page);
+        let mapping = Mapping::new(end + page)?;
+        let guard = mapping.base().as_ptr().wrapping_add(end);
+        // SAFETY: the page lies inside the mapping, and nobody has a reference into it.
+        let failed = unsafe { libc::mprotect(guard.cast(), page, libc::PROT_NONE) };
+        assert_eq!(failed, 0);
+        Ok(Self { mapping: Arc::new(mapping), next: end - bytes, end: end + ALIGN })
+    }
+
     /// The next `bytes` bytes, all zero.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
         (0..kv_heads * GROUP).map(|h| (0..tokens).map(|t| byte(salt + h * 977 + t * 13)).collect()).collect()
     };
     let stats = ColumnStats { sum: rows(1), recent: rows(2), last: rows(3) };
-    sequence.set_stats(0, stats, vec![0..tokens as u32]).unwrap();
+    sequence.set_stats(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
     sequence
 }
 
@@ -127,13 +127,7 @@ fn crush(share: f64) -> impl Strategy<Value = Crush> {
         prop::sample::select(masses.to_vec()),
         prop::sample::select(orders.to_vec()),
     )
-        .prop_map(|(share, anchor, mass, order)| Crush {
-            share,
-            anchor,
-            mass,
-            order,
-            ..Crush::default()
-        })
+        .prop_map(|(share, anchor, mass, order)| Crush { share, anchor, mass, order })
 }
 
 fn how(name: &str, crush: Crush, sinks: usize, recent: usize, budget: usize) -> Compression {
@@ -235,7 +229,7 @@ proptest! {
         };
         let stats =
             ColumnStats { sum: moved(&stats.sum), recent: moved(&stats.recent), last: moved(&stats.last) };
-        swapped.set_stats(0, stats, vec![0..tokens as u32]).unwrap();
+        swapped.set_stats(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
         let how = how(name, Crush { anchor, order, ..crush }, 3, 3, budget);
         let a = select(&LayerView::new(&straight, 0, 1), &how, budget);
         let b = select(&LayerView::new(&swapped, 0, 1), &how, budget);
@@ -253,7 +247,7 @@ fn pages_of_the_best_sums_are_kept_whole() {
     scores[30] = 3.0;
     let rows = vec![scores; GROUP];
     let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows };
-    sequence.set_stats(0, stats, vec![0..40]).unwrap();
+    sequence.set_stats(0, stats, std::iter::once(0..40).collect()).unwrap();
     let mut how = how("tova", Crush::default(), 2, 4, 14);
     how.granularity = Granularity::Page(4);
     let kept = select(&LayerView::new(&sequence, 0, 0), &how, 14);

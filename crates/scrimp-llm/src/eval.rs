@@ -1,10 +1,16 @@
 //! How good a model is: one file per metric.
 //!
 //! Texts are cut into [`Windows`]; each metric goes over them window by window, so memory does not grow with the text.
+//! Benchmarks that ask questions share what is in [`tasks`]; their metrics are in [`metrics`].
 
 pub mod kl;
 pub mod kv;
+pub mod longbench;
+pub mod metrics;
+pub mod needle;
 pub mod ppl;
+pub mod ruler;
+pub mod tasks;
 mod windows;
 
 pub use windows::{Windows, read_text};

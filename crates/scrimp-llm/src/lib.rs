@@ -8,6 +8,8 @@
 //! | [`model::Model::load`], [`model::Session`] | weights ready to run; one sequence with its KV cache |
 //! | [`generate::generate`] | from a prompt to a stream of text, with a [`sampling::Sampler`] |
 //! | [`eval::ppl::perplexity`], [`eval::kl::divergence`] | how good a model is |
+//! | [`eval::longbench`], [`eval::ruler`], [`eval::needle`] | questions about long contexts, under many settings of the KV cache |
+//! | [`report::kv`] | quality against size of the KV cache: chart and table |
 //! | [`families::FAMILIES`] | the families that can be run |
 //!
 //! Ask a model, and print the answer as it comes:
@@ -72,6 +74,7 @@ pub mod load;
 pub mod logits;
 pub mod model;
 pub mod prune;
+pub mod report;
 pub mod sampling;
 pub mod source;
 pub mod tokenizer;

@@ -31,9 +31,18 @@ fn run_compress(
     output: Output,
     progress: &mut dyn FnMut(usize),
 ) -> scrimp_llm::Result<Report> {
+    run_budget(model, out, Budget::Fixed(choices), output, progress)
+}
+
+fn run_budget(
+    model: &Path,
+    out: &Path,
+    budget: Budget,
+    output: Output,
+    progress: &mut dyn FnMut(usize),
+) -> scrimp_llm::Result<Report> {
     let checkpoint = Checkpoint::open(model)?;
     let calibration = text(&checkpoint);
-    let budget = Budget::Fixed(choices);
     let options = Options { method: pruner("sparsegpt").unwrap(), budget, output, calibration: &calibration };
     let pool = Pool::new(2).unwrap();
     compress(&checkpoint, out, &pool, Tier::from_env().unwrap(), &options, &mut |p| progress(p.done))
@@ -129,6 +138,34 @@ fn layers_may_differ() {
     assert_eq!(encoding("blk.0.ffn_down.weight"), "sparse-int4");
     assert_eq!(encoding("blk.1.ffn_down.weight"), "int8");
     assert!(checkpoint.history().unwrap().contains("int8"));
+}
+
+#[test]
+fn budgets_are_met() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.safetensors");
+    for model in [testdata("tiny/llama"), testdata("tiny-gguf/llama-mixed.gguf")] {
+        let run = |budget| run_budget(&model, &out, budget, Output::Keep, &mut |_| ());
+        let uniform = |format, sparsity| run(Budget::Fixed(Choices::uniform(format, sparsity))).unwrap();
+        let (large, small) = (uniform(WeightFormat::Int8, 0.0), uniform(WeightFormat::Int4, 0.7));
+        let bits = (large.bits_per_weight + small.bits_per_weight) / 2.0;
+        let report = run(Budget::Bits(bits)).unwrap();
+        // Two layers of different sizes leave few steps to choose from.
+        let got = report.bits_per_weight;
+        assert!(got <= 1.002 * bits && got > small.bits_per_weight, "{bits} asked for, got {got}");
+
+        let size = (large.bytes_after + small.bytes_after) / 2;
+        let report = run(Budget::Size(size)).unwrap();
+        assert!(report.bytes_after <= size, "{size} asked for, got {}", report.bytes_after);
+        let error = run(Budget::Size(1000)).unwrap_err();
+        assert!(error.to_string().contains("at least") && error.hint().is_some(), "{error}");
+
+        let choice = Choice { format: WeightFormat::Int8, sparsity: 0.5 };
+        let report = run(Budget::BySensitivity(choice)).unwrap();
+        assert!((report.sparsity - 0.5).abs() < 0.08, "{}", report.sparsity);
+        let history = Checkpoint::open(&out).unwrap().history().unwrap().to_owned();
+        assert!(history.contains(r#""layers":[[0,"int8","#), "{history}");
+    }
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 pub(crate) mod rec;
 
-use crate::kv_args::KvArgs;
+use crate::{
+    eval_args::{EvalNeedleArgs, EvalRulerArgs, EvalTaskArgs, ReportVerb},
+    kv_args::KvArgs,
+};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use scrimp_kernels::{formats::packed::WeightFormat, linear::bench::BenchFormat};
 use scrimp_llm::prune::{Budget, Choice, Choices, Output};
@@ -89,6 +92,9 @@ where it stopped when it is started again.")]
     /// Recommenders: make data, train, evaluate, score
     #[command(subcommand, arg_required_else_help = true)]
     Rec(rec::RecVerb),
+    /// Measure, and write up what was measured
+    #[command(subcommand, arg_required_else_help = true)]
+    Report(ReportVerb),
     /// Say what this machine can do: CPU, memory, bandwidth, expected speed
     #[command(after_help = "Examples:
   scrimp doctor
@@ -367,6 +373,25 @@ Examples:
   scrimp eval kv smollm2 --text book.txt --prompt-tokens 3072 --score-tokens 256 --kv-budget 0.25 --kvcrush 0.5 --json"
     )]
     Kv(EvalKvArgs),
+    /// Find a sentence in a long text
+    #[command(after_help = "Examples:
+  scrimp eval needle qwen2.5-coder-0.5b --haystack book.txt --lengths 1024,4096 --depths 0,25,50,75,100
+  scrimp eval needle qwen2.5-coder-0.5b --haystack book.txt --lengths 4096 --depths 50 --question after --json")]
+    Needle(EvalNeedleArgs),
+    /// LongBench: one of its 21 tasks, with its prompts and metrics
+    #[command(after_help = "The score is the mean over samples, 0 to 100.
+
+Examples:
+  scrimp eval longbench qwen2.5-coder-1.5b --data multifieldqa_zh.jsonl --limit 20
+  scrimp eval longbench qwen2.5-coder-1.5b --data multi_news.jsonl --state results.jsonl --json")]
+    Longbench(EvalTaskArgs),
+    /// RULER: retrieval, tracing and counting in synthetic texts
+    #[command(after_help = "The score is the mean over samples, 0 to 100.
+
+Examples:
+  scrimp eval ruler qwen2.5-coder-1.5b --data niah_multikey_3_4096.jsonl --limit 20
+  scrimp eval ruler qwen2.5-coder-1.5b --data qa_1/validation.jsonl --question after --json")]
+    Ruler(EvalRulerArgs),
 }
 
 /// The text that is scored.

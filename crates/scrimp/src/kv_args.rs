@@ -319,7 +319,6 @@ mod tests {
         for (line, part) in [
             ("--kv-sparsity 1.0,0.5", "from 0 to below 1"),
             ("--kv-sparsity 0.5", "like 0.3,0.5"),
-            ("--kv-sparsity 0.3,0.5 --kv-format int8", "--kv-sparsity keeps elements in bf16"),
             ("--kv-format int3", "int8, int4"),
             ("--kv-budget 0", "a number of tokens, 1 or more"),
             ("--kv-budget 0.0", "above 0.0"),
@@ -338,6 +337,8 @@ mod tests {
             let error = parse(line).map(|_| ()).unwrap_err();
             assert!(error.contains(part), "{line}: {error}");
         }
+        let both = parse("--kv-sparsity 0.3,0.5 --kv-format int8").unwrap().format().unwrap_err().to_string();
+        assert!(both.contains("--kv-sparsity keeps elements in bf16"), "{both}");
         let error = |line: &str, prompt| {
             parse(line).unwrap().compression_of(prompt, None).map(|_| ()).unwrap_err().to_string()
         };

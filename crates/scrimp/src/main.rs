@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod eval_args;
 mod format;
 mod interrupt;
 mod kv_args;
+mod kv_settings;
 mod loaded;
 mod machine;
 mod printer;

@@ -9,6 +9,7 @@ mod inspect;
 mod models;
 pub(crate) mod pull;
 mod rec;
+mod report;
 mod run;
 
 use crate::{App, cli::Verb};
@@ -24,6 +25,7 @@ pub(crate) fn dispatch(app: &App, verb: Verb) -> anyhow::Result<()> {
         Verb::Eval(verb) => eval::run(app, &verb),
         Verb::Bench(verb) => bench::run(app, &verb),
         Verb::Rec(verb) => rec::run(app, &verb),
+        Verb::Report(verb) => report::run(app, &verb),
         Verb::Doctor(args) => doctor::run(app, &args),
         Verb::Completions(args) => completions::run(app, &args),
     }

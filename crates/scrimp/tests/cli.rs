@@ -48,7 +48,7 @@ fn lines_of_json(output: &Output) -> Vec<serde_json::Value> {
 
 #[test]
 fn help_of_every_verb() {
-    let verbs: [&[&str]; 13] = [
+    let verbs: [&[&str]; 20] = [
         &[],
         &["run"],
         &["pull"],
@@ -56,9 +56,16 @@ fn help_of_every_verb() {
         &["inspect"],
         &["eval", "ppl"],
         &["eval", "kl"],
+        &["eval", "kv"],
         &["compress"],
         &["bench", "decode"],
         &["bench", "linear"],
+        &["eval", "needle"],
+        &["eval", "longbench"],
+        &["eval", "ruler"],
+        &["report"],
+        &["report", "kv"],
+        &["bench", "embedding"],
         &["doctor"],
         &["completions"],
         &["eval"],
@@ -67,7 +74,7 @@ fn help_of_every_verb() {
         let result = run(&[verb, &["--help"]].concat());
         assert_eq!(result.0.status.code(), Some(0));
         let short = run(&[verb, &["-h"]].concat());
-        if verb.len() != 1 || verb[0] != "eval" {
+        if !matches!(verb, ["eval" | "report"]) {
             assert!(String::from_utf8_lossy(&short.0.stdout).contains("Examples:\n  "), "{verb:?}");
         }
         insta::assert_snapshot!(format!("help-{}", [&["scrimp"], verb].concat().join("-")), shown(&short));

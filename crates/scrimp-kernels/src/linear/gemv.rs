@@ -44,7 +44,10 @@ pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &Quantis
     let (mut lo, mut hi) = (s.splat_i32(0), s.splat_i32(0));
     for i in 0..4 / steps {
         let [first, last] = if i == 0 { x.negated_sums } else { [0; 2] };
-        let (mut lo_part, mut hi_part) = (open::<S, F>(s, [first, 0]), open::<S, F>(s, [last, 0]));
+        // With one scale, a wide sum takes both halves' zero points.
+        let one = S::PARTIAL_MAX > i16::MAX as usize && matches!(F::SCALING, Scaling::Symmetric);
+        let (lo_opens, hi_opens) = if one { ([first, last], [0; 2]) } else { ([first, 0], [last, 0]) };
+        let (mut lo_part, mut hi_part) = (open::<S, F>(s, lo_opens), open::<S, F>(s, hi_opens));
         for k in i * steps..(i + 1) * steps {
             lo_part = dot::<S, F>(s, lo_part, group.w[k], x.q[k]);
             hi_part = dot::<S, F>(s, hi_part, group.w[k + 4], x.q[k + 4]);

@@ -32,8 +32,10 @@ use matrix::Kind;
 use packed::{PackedUnit, panel_groups};
 
 /// Weight bytes per unit of work when decoding. Threads take runs of units, so this only bounds how much later than the
-/// others the last one ends.
-const GEMV_UNIT_BYTES: usize = 64 << 10;
+/// others the last one ends; large regions can afford larger units, whose beginnings and ends cost less.
+const GEMV_UNIT_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=256 << 10;
+/// Units per thread that a large region is cut into.
+const GEMV_UNITS_PER_THREAD: usize = 64;
 /// Unpacked bytes per unit of work in a batch: they stay in the second-level cache while all tokens pass by.
 const PANEL_BYTES: usize = 400 << 10;
 
@@ -104,6 +106,9 @@ pub fn linear(
     let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
     let decode = n_tokens == 1 || x.n_tiles() == 1 && !x.token_major() && products.iter().all(packed);
     let groups = x.cols().div_ceil(GROUP);
+    let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
+    let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
+        .clamp(*GEMV_UNIT_BYTES.start(), *GEMV_UNIT_BYTES.end());
     let mut units = 0;
     let mut panel_len = 0;
     let mut jobs = Vec::with_capacity(products.len());
@@ -122,7 +127,7 @@ pub fn linear(
             Kind::Packed(layout) => panel_groups(layout),
         };
         let per_unit = if decode {
-            GEMV_UNIT_BYTES / (weight.bytes() / n_tiles).max(1)
+            unit_bytes / (weight.bytes() / n_tiles).max(1)
         } else {
             // Never so many that threads run out of units.
             (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))

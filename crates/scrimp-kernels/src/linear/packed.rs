@@ -295,9 +295,11 @@ unsafe fn int4_panel<S: Simd, F: Quants, const T: usize>(
 ) -> [S::F; T] {
     let mut y = [[s.splat(0.0); T]; 2];
     for (parity, y) in y.iter_mut().enumerate() {
-        let groups = panel.iter().zip(x.as_chunks::<T>().0).skip(parity).step_by(2);
-        for (group, x) in groups {
-            gemm::symmetric::<S, F, T>(s, y, group, x);
+        let x = x.as_chunks::<T>().0;
+        let mut g = parity;
+        while g < panel.len() {
+            gemm::symmetric::<S, F, T>(s, y, &panel[g], &x[g]);
+            g += 2;
         }
     }
     let [mut even, odd] = y;
@@ -526,7 +528,15 @@ impl Job<'_> {
                 return layout.tiles;
             }
             let wanted = (total as u128 * unit as u128 / units as u128) as usize;
-            let (mut low, mut high) = (0, layout.tiles);
+            // Rows are much alike as a rule: start where they would end if they were, and widen.
+            let guess = (layout.tiles as u128 * unit as u128 / units as u128) as usize;
+            let (mut low, mut high, mut width) = (guess, guess, 1);
+            while low > 0 && cost(low - 1) >= wanted {
+                (high, low, width) = (low, low.saturating_sub(width), 2 * width);
+            }
+            while high < layout.tiles && cost(high) < wanted {
+                (low, high, width) = (high + 1, (high + width).min(layout.tiles), 2 * width);
+            }
             while low < high {
                 let middle = low.midpoint(high);
                 if cost(middle) < wanted { low = middle + 1 } else { high = middle }

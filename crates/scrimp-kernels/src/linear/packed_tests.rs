@@ -93,6 +93,36 @@ proptest! {
     }
 }
 
+/// Memory behind the last value is out of bounds: a kernel that reads it ends the test.
+#[test]
+fn no_kernel_reads_beyond_the_packed_bytes() {
+    let pool = Pool::new(1).unwrap();
+    let (rows, cols) = (33, 70);
+    for format in WeightFormat::ALL {
+        for (sparsity, x_seed) in [(0.0, 1), (0.5, 2), (0.97, 3), (1.0, 4)] {
+            // Scales and starts are aligned if the length is.
+            let packed = (0..100).find_map(|seed| {
+                let w = crate::formats::packed::test_weights(rows, cols, sparsity, 7 * seed);
+                let bytes = pack(&pool, format, rows, cols, &w, None).unwrap();
+                bytes.len().is_multiple_of(8).then_some((w, bytes))
+            });
+            let (w, bytes) = packed.expect("some lengths are multiples of 8");
+            let view = PackedView::new(format, rows, cols, &bytes).unwrap();
+            let mut arena = Arena::before_guard_page(bytes.len()).unwrap();
+            let guarded = Matrix::from_packed(&pool, &mut arena, &view).unwrap();
+            let (ordinary, _) = matrix(&pool, format, rows, cols, &w);
+            for tier in Tier::supported() {
+                for n in [1, 3, 9, 20] {
+                    let x = inputs(n * cols, x_seed);
+                    let bias = vec![0.0; rows];
+                    let want = multiply(&pool, tier, &ordinary, &x, &bias);
+                    assert_eq!(multiply(&pool, tier, &guarded, &x, &bias), want, "{format} {tier}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn units_cover_all_tiles_and_share_the_values() {
     let pool = Pool::new(1).unwrap();

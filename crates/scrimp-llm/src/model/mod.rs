@@ -25,6 +25,7 @@ use crate::{
 };
 use scrimp_kernels::{Tier, threads::Pool};
 use scrimp_kv::{KvCache, KvConfig, KvFormat, PageGeometry};
+use std::path::Path;
 use weights::Weights;
 
 /// Tokens per page of the KV cache.
@@ -119,6 +120,11 @@ impl Model {
     /// The files that the model was loaded from; `None` where weights are random.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         self.checkpoint.as_ref()
+    }
+
+    /// What the model was loaded from; empty where weights are random.
+    pub fn path(&self) -> &Path {
+        self.checkpoint.as_ref().map_or(Path::new(""), Checkpoint::path)
     }
 
     /// Tokens in the vocabulary (length of a logits row).

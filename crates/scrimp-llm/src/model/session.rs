@@ -198,6 +198,14 @@ impl<'m> Session<'m> {
         }
     }
 
+    /// Forgets the tokens from position `len` on, also where the cache was compressed at a later one: what stays is what that
+    /// has left of the tokens before. Where a sliding-window layer cannot go back that far, everything is forgotten.
+    pub fn truncate_compressed(&mut self, len: usize) {
+        if self.kv.truncate(len).is_err() {
+            self.reset();
+        }
+    }
+
     /// Bytes of the KV cache in use.
     pub fn kv_bytes(&self) -> usize {
         self.kv.bytes()

@@ -223,7 +223,7 @@ fn decide(
                 Budget::Size(bytes) => bytes as f64 - extra_bytes(checkpoint)? as f64,
                 _ => 0.0,
             };
-            // Padding to whole tiles, and the starts of the tiles, are not in the estimate of a layer's size.
+            // Compressed layers may differ a little from what was measured on fewer tokens.
             Goal::Bytes(((all - fixed as f64) * 0.995).max(0.0) as u64)
         }
     };
@@ -321,29 +321,42 @@ pub(super) fn round_matrix(
     rounding
 }
 
-/// Bits of a value in `format`.
-fn value_bits(format: WeightFormat) -> usize {
+/// Bytes of `weight` in the dense and in the sparse form of `format` (see `scrimp_kernels::formats::packed`), the latter
+/// to within half a byte per 64 weights in int4.
+fn sizes(format: WeightFormat, weight: &Dense) -> (usize, usize) {
+    let tiles = weight.rows.div_ceil(16);
+    let starts = (8 * (tiles + 1)).next_multiple_of(64);
+    let stored = weight.data.len() - weight.zeros();
     match format.dense() {
-        WeightFormat::Bf16 => 16,
-        WeightFormat::Int8 => 8,
-        _ => 4,
+        WeightFormat::Bf16 => {
+            let cols = weight.cols.next_multiple_of(32);
+            (32 * tiles * cols, starts + 2 * tiles * cols + 2 * stored + 64)
+        }
+        WeightFormat::Int8 => {
+            let cols = weight.cols.next_multiple_of(64);
+            let scales = 64 * tiles;
+            (scales + 16 * tiles * cols, starts + scales + 2 * tiles * cols + stored + 64)
+        }
+        _ => {
+            let groups = weight.cols.div_ceil(32);
+            let steps = 8 * tiles * groups;
+            (288 * tiles * groups, starts + 96 * tiles * groups + (stored + steps) / 2 + 64)
+        }
     }
 }
 
-/// `format`, or its sparse form where that takes fewer bytes.
+/// `format`, or its sparse form where its zeros save more than the bitmap, a bit per weight, costs.
 fn smaller(format: WeightFormat, weight: &Dense) -> WeightFormat {
-    // The bitmap costs a bit per weight.
-    if weight.zeros() * value_bits(format) > weight.data.len() { format.sparse() } else { format.dense() }
+    let bits = match format.dense() {
+        WeightFormat::Bf16 => 16,
+        WeightFormat::Int8 => 8,
+        _ => 4,
+    };
+    if weight.zeros() * bits > weight.data.len() { format.sparse() } else { format.dense() }
 }
 
-/// About the bytes that `weight` takes in the smaller form of `format` (without padding to whole tiles).
+/// Bytes that `weight` takes in the form of `format` that [`smaller`] chooses.
 pub(super) fn packed_bytes(format: WeightFormat, weight: &Dense) -> f64 {
-    let (n, bits) = (weight.data.len(), value_bits(format));
-    let scales = match format.scale_group(weight.cols) {
-        None => 0,
-        Some(group) if group == weight.cols => 32 * weight.rows,
-        Some(group) => 16 * weight.rows * weight.cols.div_ceil(group),
-    };
-    let values = (n * bits).min(n + (n - weight.zeros()) * bits);
-    (scales + values) as f64 / 8.0
+    let (dense, sparse) = sizes(format, weight);
+    if smaller(format, weight).is_sparse() { sparse as f64 } else { dense as f64 }
 }

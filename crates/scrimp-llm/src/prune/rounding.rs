@@ -2,7 +2,7 @@
 
 use super::Dense;
 use scrimp_kernels::{
-    formats::packed::{WeightFormat, default_scales, round_scale},
+    formats::packed::{WeightFormat, default_scales},
     threads::Pool,
 };
 
@@ -101,9 +101,4 @@ impl RowRounding<'_> {
         }
         (w / scale).round_ties_even().clamp(self.largest.0, self.largest.1) * scale
     }
-}
-
-/// The scale that int4 stores for `scale`; here for methods that choose scales of their own.
-pub fn stored_scale(format: WeightFormat, scale: f32) -> f32 {
-    round_scale(format, scale)
 }

@@ -14,7 +14,7 @@
 //! ```
 //! Columns with the largest inputs come first ("act-order"), so that their errors are made up for by many others. How many
 //! weights of each block go is not the same for all, as in the paper, where the order is the file's: it is what a single cut
-//! through the whole matrix by the cost of losing a weight alone, `w^2 / (H^-1)_jj`, gives the block. (SmolLM2-135M at 50%:
+//! through the whole matrix by the cost of losing a weight alone, `w^2 / (H^-1)_jj`, gives the block. (SmolLM2-135M at 50%, 3,072 tokens:
 //! perplexity 31.1 on the calibration text's second half and 75.3 on another text; the same share for each block 30.7 and
 //! 81.8; in the file's order 31.6 and 76.8.)
 

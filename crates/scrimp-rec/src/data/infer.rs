@@ -179,6 +179,9 @@ impl DataSet {
     }
 
     fn guess(&self, columns: &[Column], hints: &Hints, notes: &mut Vec<String>) -> Result<Schema> {
+        if columns.iter().all(|c| c.distinct.is_empty()) {
+            return Err(Error::bad_file(&self.paths()[0], "there is not one row that can be used"));
+        }
         let known = || listed(columns.iter().map(|c| c.name.as_str()));
         let find = |name: &str| {
             columns.iter().find(|c| c.name == name).ok_or_else(|| {

@@ -39,7 +39,7 @@ Ids may be any text; there is no vocabulary. A schema file names label, numeric,
   numeric = [\"age\", { name = \"price\", transform = \"log1p\" }]
   categorical = [\"user\", { name = \"item\", kind = \"id\" }]
   crosses = [[\"user\", \"item\"]]")]
-    Train(RecTrainArgs),
+    Train(Box<RecTrainArgs>),
     /// Accuracy of a model on labelled rows
     #[command(after_help = "Examples:
   scrimp rec eval flights.model flights
@@ -266,7 +266,7 @@ fn size(s: &str) -> Result<u64, String> {
         _ => return Err(format!("`{unit}` is not B, kB, MB, GB, KiB, MiB or GiB")),
     };
     let bytes = number.parse::<f64>().map_err(|_| "as in 500kB, 33MB or 2GiB".to_owned())? * factor;
-    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err("must be at least one byte".to_owned()) }
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("must be at least one byte".to_owned()) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `scrimp eval`: how good a model is.
 
 mod kv;
+pub(super) mod tasks;
 
 use crate::{
     App,
@@ -34,6 +35,9 @@ pub(crate) fn run(app: &App, verb: &EvalVerb) -> anyhow::Result<()> {
         EvalVerb::Ppl(args) => perplexity(app, args),
         EvalVerb::Kl(args) => divergence(app, args),
         EvalVerb::Kv(args) => kv::run(app, args),
+        EvalVerb::Needle(args) => tasks::needle(app, args),
+        EvalVerb::Longbench(args) => tasks::longbench(app, args),
+        EvalVerb::Ruler(args) => tasks::ruler(app, args),
     }
 }
 

@@ -7,11 +7,11 @@ use super::{PageGeometry, integer, sparse::Sparse};
 /// Which kernel reads a packed page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PackedKind {
-    /// See [`integer`](super::integer).
+    /// See [`integer`].
     Int8,
-    /// See [`integer`](super::integer).
+    /// See [`integer`].
     Int4,
-    /// See [`sparse`](super::sparse).
+    /// See [`sparse`](mod@super::sparse).
     Sparse(Sparse),
 }
 

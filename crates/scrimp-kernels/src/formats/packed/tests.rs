@@ -48,7 +48,7 @@ proptest! {
                 None => half::bf16::from_f32(w).to_f32(),
                 Some(group) => {
                     let scale = scales[i / cols * cols.div_ceil(group) + i % cols / group];
-                    let (low, high) = if group == 32 { (-8.0, 7.0) } else { (-127.0, 127.0) };
+                    let (low, high) = if format.value() == Value::Int4 { (-8.0, 7.0) } else { (-127.0, 127.0) };
                     if scale == 0.0 { 0.0 } else { scale * (w / scale).round_ties_even().clamp(low, high) }
                 }
             };

@@ -46,7 +46,7 @@ fn multiply(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32], bias: &[f32]) -
     let n = x.len() / cols;
     let mut activations = Activations::new();
     activations.fill(pool, tier, n, cols, weight.needs(), |t, out| {
-        out.copy_from_slice(&x[t * cols..(t + 1) * cols])
+        out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
     });
     let mut out = vec![1.0; n * rows];
     let product = Linear { weight, bias: Some(bias), out: &mut out, stride: rows, accumulate: true };
@@ -128,7 +128,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
                 // Five tiles of rows in units of two; few tokens take vector instructions.
                 let unit = |tiles| predicted(tiles, step_blocks, n);
                 let want = if n <= FEW_TOKENS { 0 } else { 2 * unit(2) + unit(1) };
-                println!("{format}, {n} tokens: {executed} tile instructions");
+                eprintln!("{format}, {n} tokens: {executed} tile instructions");
                 assert_eq!(executed, want, "{format}, {n} tokens");
             }
         }
@@ -222,7 +222,11 @@ fn emulated_bf16_products_follow_the_manual() {
     let mut pick = |all: bool| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let x = (state >> 33) as usize;
-        if all && x % 3 == 0 { special[x / 3 % special.len()] } else { (x % 512) as f32 / 64.0 - 4.0 }
+        if all && x.is_multiple_of(3) {
+            special[x / 3 % special.len()]
+        } else {
+            (x % 512) as f32 / 64.0 - 4.0
+        }
     };
     for (m, k, n) in [(16, 16, 16), (1, 1, 1), (3, 7, 5), (16, 2, 9), (5, 16, 16)] {
         for all in [false, true] {

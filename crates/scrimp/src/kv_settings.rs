@@ -1,0 +1,127 @@
+//! Several settings of the KV cache, to be compared with each other: one line of options each.
+
+use crate::{
+    cli::{KvFormat, Usage},
+    kv_args::{AnchorArg, KvArgs, MassArg, OrderArg},
+};
+use clap::{Parser, ValueEnum};
+use scrimp_kv::compress::{Anchor, Budget, Compression, Granularity, Mass, Order};
+use scrimp_llm::eval::{read_text, tasks::suite::Named};
+use std::path::Path;
+
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct Line {
+    #[command(flatten)]
+    kv: KvArgs,
+}
+
+/// The settings in the file `compare`, or the one that `kv` is. Lines hold options as on the command line; empty ones and
+/// those that begin with `#` are skipped, `full` is the whole cache.
+pub(crate) fn settings(
+    kv: &KvArgs,
+    compare: Option<&Path>,
+    seed: Option<u64>,
+) -> anyhow::Result<Vec<Named<Option<Compression>>>> {
+    let Some(path) = compare else {
+        return Ok(vec![named(kv.compression(seed)?)]);
+    };
+    let mut settings: Vec<Named<Option<Compression>>> = Vec::new();
+    for (i, line) in read_text(path)?.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let wrong = |what: String| Usage(format!("{}: line {}: {what}", path.display(), i + 1));
+        let words = line.split_whitespace().filter(|word| *word != "full");
+        let args = Line::try_parse_from(words).map_err(|e| {
+            wrong(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned())
+        })?;
+        if args.kv.kv_format != KvFormat::Bf16 || args.kv.kv_sparsity.is_some() {
+            let what = "--kv-format and --kv-sparsity belong on the command line: they are the same for all";
+            return Err(wrong(what.into()).into());
+        }
+        let setting = named(args.kv.compression(seed).map_err(|e| wrong(e.to_string()))?);
+        if settings.iter().any(|s| s.name == setting.name) {
+            return Err(wrong(format!("`{}` is there already", setting.name)).into());
+        }
+        settings.push(setting);
+    }
+    if settings.is_empty() {
+        return Err(Usage(format!("{} holds no settings", path.display())).into());
+    }
+    Ok(settings)
+}
+
+fn named(setting: Option<Compression>) -> Named<Option<Compression>> {
+    Named { name: setting.as_ref().map_or_else(|| "full".to_owned(), name), setting }
+}
+
+/// What a setting is called in results: policy, budget, and what is not as by default.
+pub(crate) fn name(how: &Compression) -> String {
+    let mut name = match how.budget {
+        Budget::Tokens(n) => format!("{} {n}", how.policy.name()),
+        Budget::Fraction(f) => format!("{} {f}", how.policy.name()),
+    };
+    if how.crush.share > 0.0 {
+        name += &format!(" kvcrush {}", how.crush.share);
+        let value = |value: Option<clap::builder::PossibleValue>| {
+            value.map(|v| v.get_name().to_owned()).unwrap_or_default()
+        };
+        if how.crush.mass != Mass::default() {
+            let find = MassArg::value_variants().iter().find(|m| Mass::from(**m) == how.crush.mass);
+            name += &format!(" mass {}", value(find.and_then(ValueEnum::to_possible_value)));
+        }
+        // Always said: results of one order are not to be taken for those of another.
+        let find = OrderArg::value_variants().iter().find(|o| Order::from(**o) == how.crush.order);
+        name += &format!(" order {}", value(find.and_then(ValueEnum::to_possible_value)));
+        if how.crush.anchor != Anchor::default() {
+            let find = AnchorArg::value_variants().iter().find(|a| Anchor::from(**a) == how.crush.anchor);
+            name += &format!(" anchor {}", value(find.and_then(ValueEnum::to_possible_value)));
+        }
+    }
+    if (how.sinks, how.recent) != Compression::DEFAULT_FIXED {
+        name += &format!(" sinks {} recent {}", how.sinks, how.recent);
+    }
+    if let Granularity::Page(n) = how.granularity {
+        name += &format!(" page {n}");
+    }
+    if how.seed != 0 {
+        name += &format!(" seed {}", how.seed);
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn read(text: &str) -> Result<Vec<String>, String> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let settings = settings(&KvArgs::full(), Some(file.path()), Some(0)).map_err(|e| e.to_string())?;
+        Ok(settings.into_iter().map(|s| s.name).collect())
+    }
+
+    #[test]
+    fn a_line_per_setting() {
+        let text = "full\n\n# plain\n--kv-policy h2o --kv-budget 0.25\n--kv-budget 128 --kvcrush 0.5 --kvcrush-mass none \
+                    --kvcrush-order signature --kvcrush-anchor ones --kv-sinks 2 --kv-granularity page --kv-page 16\n";
+        let crush = "snapkv 128 kvcrush 0.5 mass none order signature anchor ones sinks 2 recent 32 page 16";
+        assert_eq!(read(text).unwrap(), ["full", "h2o 0.25", crush]);
+    }
+
+    #[test]
+    fn wrong_lines_are_named() {
+        assert!(read("full\n--kv-policy h3o\n").unwrap_err().contains("line 2: "));
+        assert!(
+            read("--kv-budget 0.25\n--kv-budget 0.25")
+                .unwrap_err()
+                .contains("line 2: `snapkv 0.25` is there already")
+        );
+        assert!(read("--kv-format f32").unwrap_err().contains("line 1: --kv-format and"));
+        assert!(read("--kvcrush 0.5").unwrap_err().contains("line 1: --kvcrush needs --kv-budget"));
+        assert!(read("# nothing\n").unwrap_err().contains("holds no settings"));
+    }
+}
