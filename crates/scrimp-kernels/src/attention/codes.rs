@@ -187,29 +187,9 @@ unsafe fn qk_tiles<S: CodeLanes, C: Codes, const R: usize, const T: usize>(
     out: *mut f32,
     ahead: *const u8,
 ) {
-    let mut acc = [[s.splat_i32(0); R]; T];
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
-        for b in 0..dim_blocks {
-            for unit in 0..UNITS {
-                let at = (b * UNITS + unit) * C::BYTES;
-                let data: [[S::Codes; 2]; T] =
-                    std::array::from_fn(|t| C::load(s, k.add(t * tile_bytes + at)));
-                if R <= 8 {
-                    for t in 0..T {
-                        s.prefetch(ahead.wrapping_add(t * tile_bytes + at));
-                    }
-                }
-                for half in 0..2 {
-                    for r in 0..R {
-                        let element = *work.add((b * R + r) * 8 + unit * 2 + half);
-                        for t in 0..T {
-                            acc[t][r] = s.mac_codes(acc[t][r], data[t][half], element);
-                        }
-                    }
-                }
-            }
-        }
+        let acc = mac_units::<S, C, R, T>(s, k, tile_bytes, dim_blocks, work, ahead);
         for t in 0..T {
             for r in 0..R {
                 let x = s.mul_acc(s.to_f32(acc[t][r]), s.splat(factor[r]), s.splat(constant[r]));
@@ -217,6 +197,46 @@ unsafe fn qk_tiles<S: CodeLanes, C: Codes, const R: usize, const T: usize>(
             }
         }
     }
+}
+
+/// Exact sums of codes times factors, for `N` runs of codes that start `stride` bytes apart and hold `blocks` blocks each.
+///
+/// # Safety
+/// As [`qk`]: the runs lie inside the page, and `work` holds `blocks * R * 8` factors.
+#[inline(always)]
+unsafe fn mac_units<S: CodeLanes, C: Codes, const R: usize, const N: usize>(
+    s: S,
+    codes: *const u8,
+    stride: usize,
+    blocks: usize,
+    work: *const i32,
+    ahead: *const u8,
+) -> [[S::I; R]; N] {
+    let mut acc = [[s.splat_i32(0); R]; N];
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        for b in 0..blocks {
+            for unit in 0..UNITS {
+                let at = (b * UNITS + unit) * C::BYTES;
+                let data: [[S::Codes; 2]; N] =
+                    std::array::from_fn(|n| C::load(s, codes.add(n * stride + at)));
+                if R <= 8 {
+                    for n in 0..N {
+                        s.prefetch(ahead.wrapping_add(n * stride + at));
+                    }
+                }
+                for half in 0..2 {
+                    for r in 0..R {
+                        let element = *work.add((b * R + r) * 8 + unit * 2 + half);
+                        for n in 0..N {
+                            acc[n][r] = s.mac_codes(acc[n][r], data[n][half], element);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    acc
 }
 
 /// Adds the values of the tiles of a page, weighed by `p` (`[tiles][R][16]`, as bf16 pages take it), to the outputs of
@@ -291,29 +311,9 @@ unsafe fn pv_blocks<S: CodeLanes, C: Codes, const R: usize, const D: usize>(
     out: *mut f32,
     ahead: *const u8,
 ) {
-    let mut acc = [[s.splat_i32(0); R]; D];
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
-        for tile in 0..tiles {
-            for unit in 0..UNITS {
-                let at = (tile * UNITS + unit) * C::BYTES;
-                let data: [[S::Codes; 2]; D] =
-                    std::array::from_fn(|d| C::load(s, v.add(d * block_bytes + at)));
-                if R <= 8 {
-                    for d in 0..D {
-                        s.prefetch(ahead.wrapping_add(d * block_bytes + at));
-                    }
-                }
-                for half in 0..2 {
-                    for r in 0..R {
-                        let element = *work.add((tile * R + r) * 8 + unit * 2 + half);
-                        for d in 0..D {
-                            acc[d][r] = s.mac_codes(acc[d][r], data[d][half], element);
-                        }
-                    }
-                }
-            }
-        }
+        let acc = mac_units::<S, C, R, D>(s, v, block_bytes, tiles, work, ahead);
         for d in 0..D {
             for r in 0..R {
                 let to = &mut *out.add((d * R + r) * 16).cast();

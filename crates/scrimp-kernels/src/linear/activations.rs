@@ -149,21 +149,8 @@ impl Activations {
         self.fill_as(pool, tier, n_tokens, cols, needs, token_major, fill);
     }
 
-    /// [`Activations::fill`] in the form that tile registers load, whatever the tier.
-    #[cfg(test)]
-    pub(crate) fn fill_for_tiles(
-        &mut self,
-        pool: &Pool,
-        tier: Tier,
-        n_tokens: usize,
-        cols: usize,
-        needs: Needs,
-        fill: impl Fn(usize, &mut [f32]) + Sync,
-    ) {
-        self.fill_as(pool, tier, n_tokens, cols, needs, true, fill);
-    }
-
-    fn fill_as(
+    /// [`Activations::fill`] in the form that tile registers load if `token_major`, whatever the tier.
+    pub(crate) fn fill_as(
         &mut self,
         pool: &Pool,
         tier: Tier,

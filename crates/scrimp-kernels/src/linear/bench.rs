@@ -114,7 +114,8 @@ pub fn measure(pool: &Pool, tier: Tier, options: &Options) -> io::Result<Vec<Tim
     if !formats.contains(&dense) {
         formats.push(dense);
     }
-    let weights = random_weights(pool, options)?;
+    let len = rows.checked_mul(cols).ok_or_else(too_large)?;
+    let weights = random_weights(pool, len, options.sparsity, 0.0375, options.seed)?;
     let mut sets =
         formats.iter().map(|&f| Packed::new(pool, f, options, &weights)).collect::<io::Result<Vec<_>>>()?;
     drop(weights);
@@ -208,30 +209,37 @@ impl Packed {
     }
 }
 
-/// Weights around 0, each zero with the wanted probability.
-fn random_weights(pool: &Pool, options: &Options) -> io::Result<Vec<f32>> {
-    let too_large = || io::Error::new(io::ErrorKind::OutOfMemory, "there is no memory for the weights");
-    let len = options.rows.checked_mul(options.cols).ok_or_else(too_large)?;
+/// `len` random numbers in `±scale`, of which a share of `sparsity` is 0; the same for a seed, whatever the number of threads.
+///
+/// # Errors
+/// When memory cannot be had.
+pub fn random_weights(pool: &Pool, len: usize, sparsity: f64, scale: f32, seed: u64) -> io::Result<Vec<f32>> {
+    const CHUNK: usize = 1 << 16;
     let mut weights: Vec<f32> = Vec::new();
     weights.try_reserve_exact(len).map_err(|_| too_large())?;
     weights.resize(len, 0.0);
-    let chunk = 1 << 16;
-    let zero_below = (options.sparsity * f64::from(1u32 << 31)) as u64;
+    let zero_below = (sparsity * f64::from(1u32 << 31)) as u64;
     let out = SharedMut::new(&mut weights);
-    pool.run(len.div_ceil(chunk), |unit, _| {
+    pool.run(len.div_ceil(CHUNK), |unit, _| {
         // SAFETY: units have ranges of their own.
-        let out = unsafe { out.slice(unit * chunk..((unit + 1) * chunk).min(len)) };
-        let mut state = (options.seed ^ unit as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let out = unsafe { out.slice(unit * CHUNK..((unit + 1) * CHUNK).min(len)) };
+        let mut state = (seed ^ unit as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         for w in out {
+            // xorshift64.
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            // Far enough from 0 that 4 bits do not round it away: the share of zeros is the same in every format.
             let value = (state as u32 >> 8) as f32 / (1 << 23) as f32 - 1.0;
-            *w = if state >> 33 < zero_below { 0.0 } else { 0.03 * (value + value.signum() * 0.25) };
+            // A fifth of the scale or more, so that 4 bits do not round it away: the share of zeros is the same in every format.
+            let value = 0.8 * value + 0.2 * value.signum();
+            *w = if state >> 33 < zero_below { 0.0 } else { scale * value };
         }
     });
     Ok(weights)
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::OutOfMemory, "there is no memory for the weights")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::{
 use scrimp_kernels::{
     arena::Arena,
     formats::packed::{PackedView, WeightFormat, pack},
-    linear::Matrix,
+    linear::{Matrix, bench::random_weights},
     threads::Pool,
 };
 
@@ -126,7 +126,8 @@ impl Template {
         sparsity: f64,
         seed: u64,
     ) -> Result<Self> {
-        let weights = random(pool, rows * cols, sparsity, 1.0 / (cols as f32).sqrt(), seed)?;
+        let weights = random_weights(pool, rows * cols, sparsity, 1.0 / (cols as f32).sqrt(), seed)
+            .map_err(|e| Error::OutOfMemory { what: format!("{rows} × {cols} random numbers ({e})") })?;
         let bytes =
             pack(pool, format, rows, cols, &weights, None).map_err(|e| Error::bad_input(e.to_string()))?;
         Ok(Self { format, rows, cols, bytes })
@@ -190,32 +191,6 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
     })
 }
 
-/// Numbers in `±scale`, of which a share of `sparsity` is 0; the same for a seed, whatever the number of threads.
-fn random(pool: &Pool, len: usize, sparsity: f64, scale: f32, seed: u64) -> Result<Vec<f32>> {
-    const CHUNK: usize = 1 << 16;
-    let mut numbers: Vec<f32> = Vec::new();
-    numbers
-        .try_reserve_exact(len)
-        .map_err(|_| Error::OutOfMemory { what: format!("{} MiB of random numbers", len >> 18) })?;
-    numbers.resize(len, 0.0);
-    let zero_below = (sparsity * f64::from(1u32 << 31)) as u64;
-    let chunks: Vec<_> = numbers.chunks_mut(CHUNK).map(std::sync::Mutex::new).collect();
-    pool.run(chunks.len(), |unit, _| {
-        let Ok(mut chunk) = chunks[unit].lock() else { return };
-        let mut state = (seed ^ (unit as u64) << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        for x in chunk.iter_mut() {
-            // xorshift64.
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let value = (state as u32 >> 8) as f32 / (1 << 23) as f32 - 1.0;
-            *x = if state >> 33 < zero_below { 0.0 } else { scale * value };
-        }
-    });
-    drop(chunks);
-    Ok(numbers)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,10 +231,10 @@ mod tests {
 
     #[test]
     fn random_numbers_have_the_sparsity() {
-        let numbers = random(&Pool::new(2).unwrap(), 200_000, 0.3, 0.5, 7).unwrap();
+        let numbers = random_weights(&Pool::new(2).unwrap(), 200_000, 0.3, 0.5, 7).unwrap();
         let zeros = numbers.iter().filter(|&&x| x == 0.0).count();
         assert!((59_000..61_000).contains(&zeros), "{zeros}");
         assert!(numbers.iter().all(|x| x.abs() <= 0.5));
-        assert_eq!(numbers, random(&Pool::new(1).unwrap(), 200_000, 0.3, 0.5, 7).unwrap());
+        assert_eq!(numbers, random_weights(&Pool::new(1).unwrap(), 200_000, 0.3, 0.5, 7).unwrap());
     }
 }

@@ -147,7 +147,7 @@ fn portable_tiles_agree_with_the_other_tiers() {
             let (x, bias) = (inputs(n * cols, 5), inputs(rows, 6));
             let want = multiply(&pool, Tier::SCALAR, &weight, &x, &bias);
             let mut activations = Activations::new();
-            activations.fill_for_tiles(&pool, tier, n, cols, weight.needs(), |t, out| {
+            activations.fill_as(&pool, tier, n, cols, weight.needs(), true, |t, out| {
                 out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
             });
             let mut out = vec![1.0; n * rows];
