@@ -210,6 +210,20 @@ pub struct Batch<'a> {
     pub add: bool,
 }
 
+impl<'a> Batch<'a> {
+    /// The sums of given rows as they are: `per` of them for each look-up, `k` for each block, every look-up an output.
+    pub fn given(table: Table<'a>, probes: &'a [u32], per: usize, k: usize) -> Self {
+        Self {
+            table,
+            probes: Probes::Given { probes, weights: &[], per, signs: false },
+            k,
+            scales: Scales::One(1.0),
+            bags: Bags::Fixed(1),
+            add: false,
+        }
+    }
+}
+
 /// Fills `out`, one after another the outputs of all bags.
 ///
 /// # Panics

@@ -100,7 +100,12 @@ pub struct Backward<'a> {
     pub grad: &'a [f32],
 }
 
-impl Backward<'_> {
+impl<'a> Backward<'a> {
+    /// What [`Batch::given`](super::Batch::given) read.
+    pub fn given(probes: &'a [u32], per: usize, k: usize, grad: &'a [f32]) -> Self {
+        Self { probes, per, k, weights: &[], scales: &[1.0], groups: 0, bags: Bags::Fixed(1), grad }
+    }
+
     /// The scale of block `b` of look-up `l`.
     #[inline(always)]
     fn scale(&self, l: usize, b: usize) -> f32 {

@@ -7,7 +7,7 @@
 //!
 //! The gradients: dM[row] += sign alpha norm dz, dalpha = norm * sum over a group of  sign <dz, row>, dw[row'] += dalpha.
 
-use super::{Encoder, EncoderConfig, KeyMap, Param, Run, Stored, key_of};
+use super::{Encoder, EncoderConfig, KeyMap, Param, Run, Stored, rows_of};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
     Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
@@ -168,14 +168,7 @@ impl Bloom {
 
 impl Hot {
     fn rows(&self, run: Run<'_>, ids: &[u64], features: usize) -> Vec<u32> {
-        let mut rows = vec![0; ids.len()];
-        run.pool.chunks(&mut rows, 1024, |unit, rows| {
-            for (i, row) in rows.iter_mut().enumerate() {
-                let l = unit * 1024 + i;
-                *row = self.row_of.get(&key_of(l % features, ids[l])).copied().unwrap_or(0);
-            }
-        });
-        rows
+        rows_of(run, &self.row_of, features, ids, 0)
     }
 }
 

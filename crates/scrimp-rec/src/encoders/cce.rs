@@ -11,7 +11,7 @@ use super::{
     Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, Stored, bloom, too_small,
 };
 use crate::{Error, Result};
-use scrimp_kernels::embedding::{Backward, Bags, Batch, IdHash, Optimizer, Probes, Scales, forward};
+use scrimp_kernels::embedding::{Backward, Batch, IdHash, Optimizer, forward};
 
 pub(super) const ENTRY: EncoderEntry = EncoderEntry {
     name: "cce",
@@ -217,14 +217,7 @@ impl Encoder for Cce {
 
     fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
         let probes = self.probes(run, ids);
-        let batch = Batch {
-            table: self.table.table(),
-            probes: Probes::Given { probes: &probes, weights: &[], per: 2 * COLUMNS, signs: false },
-            k: 2,
-            scales: Scales::One(1.0),
-            bags: Bags::Fixed(1),
-            add: false,
-        };
+        let batch = Batch::given(self.table.table(), &probes, 2 * COLUMNS, 2);
         forward(run.pool, run.tier, &batch, out);
     }
 
@@ -234,16 +227,7 @@ impl Encoder for Cce {
             self.seen[place] = true;
         }
         let probes = self.probes(run, ids);
-        let batch = Backward {
-            probes: &probes,
-            per: 2 * COLUMNS,
-            k: 2,
-            weights: &[],
-            scales: &[1.0],
-            groups: 0,
-            bags: Bags::Fixed(1),
-            grad,
-        };
+        let batch = Backward::given(&probes, 2 * COLUMNS, 2, grad);
         self.table.step(run, optimizer, &batch);
     }
 

@@ -1,8 +1,8 @@
 //! A row for each id of the training data; ids that it did not have are zero.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, KeyMap, Param, Run, key_of};
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, KeyMap, Param, Run, rows_of};
 use crate::{Error, Result};
-use scrimp_kernels::embedding::{Backward, Bags, Batch, Optimizer, Probes, Scales, forward};
+use scrimp_kernels::embedding::{Backward, Batch, Optimizer, forward};
 
 pub(super) const ENTRY: EncoderEntry =
     EncoderEntry { name: "full", about: "a row of its own for each id", plan, build };
@@ -54,15 +54,7 @@ struct Full {
 
 impl Full {
     fn rows(&self, run: Run<'_>, ids: &[u64]) -> Vec<u32> {
-        let mut rows = vec![0; ids.len()];
-        run.pool.chunks(&mut rows, 1024, |unit, rows| {
-            for (i, row) in rows.iter_mut().enumerate() {
-                let l = unit * 1024 + i;
-                let key = key_of(l % self.features, ids[l]);
-                *row = self.row_of.get(&key).copied().unwrap_or(self.keys.len() as u32);
-            }
-        });
-        rows
+        rows_of(run, &self.row_of, self.features, ids, self.keys.len() as u32)
     }
 }
 
@@ -73,29 +65,13 @@ impl Encoder for Full {
 
     fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
         let rows = self.rows(run, ids);
-        let batch = Batch {
-            table: self.table.table(),
-            probes: Probes::Given { probes: &rows, weights: &[], per: 1, signs: false },
-            k: 1,
-            scales: Scales::One(1.0),
-            bags: Bags::Fixed(1),
-            add: false,
-        };
+        let batch = Batch::given(self.table.table(), &rows, 1, 1);
         forward(run.pool, run.tier, &batch, out);
     }
 
     fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
         let rows = self.rows(run, ids);
-        let batch = Backward {
-            probes: &rows,
-            per: 1,
-            k: 1,
-            weights: &[],
-            scales: &[1.0],
-            groups: 0,
-            bags: Bags::Fixed(1),
-            grad,
-        };
+        let batch = Backward::given(&rows, 1, 1, grad);
         self.table.step(run, optimizer, &batch);
     }
 

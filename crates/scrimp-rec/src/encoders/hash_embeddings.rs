@@ -113,30 +113,12 @@ impl Encoder for HashEmbeddings {
 
     fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
         let (rows, weight_rows, weights) = self.look_up(run, ids);
-        let batch = Backward {
-            probes: &rows,
-            per: self.k,
-            k: self.k,
-            weights: &weights,
-            scales: &[1.0],
-            groups: 0,
-            bags: Bags::Fixed(1),
-            grad,
-        };
+        let batch = Backward { weights: &weights, ..Backward::given(&rows, self.k, self.k, grad) };
         // The gradient of a weight is the row's product with the vector's gradient.
         let mut weight_grad = vec![0.0; weights.len()];
         dots(run.pool, run.tier, &self.table.table(), &batch, &mut weight_grad);
         self.table.step(run, optimizer, &batch);
-        let weight_batch = Backward {
-            probes: &weight_rows,
-            per: 1,
-            k: 1,
-            weights: &[],
-            scales: &[1.0],
-            groups: 0,
-            bags: Bags::Fixed(1),
-            grad: &weight_grad,
-        };
+        let weight_batch = Backward::given(&weight_rows, 1, 1, &weight_grad);
         self.weights.step(run, optimizer, &weight_batch);
     }
 

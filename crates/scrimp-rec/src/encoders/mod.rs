@@ -120,6 +120,18 @@ pub fn key_of(feature: usize, id: u64) -> u64 {
 /// A map from keys ([`key_of`]), which need no further hashing.
 pub(crate) type KeyMap<V> = std::collections::HashMap<u64, V, std::hash::BuildHasherDefault<KeyHasher>>;
 
+/// The row of each of `ids` (sample after sample, one for each of `features`), or `missing`.
+fn rows_of(run: Run<'_>, row_of: &KeyMap<u32>, features: usize, ids: &[u64], missing: u32) -> Vec<u32> {
+    let mut rows = vec![0; ids.len()];
+    run.pool.chunks(&mut rows, 1024, |unit, rows| {
+        for (i, row) in rows.iter_mut().enumerate() {
+            let l = unit * 1024 + i;
+            *row = row_of.get(&key_of(l % features, ids[l])).copied().unwrap_or(missing);
+        }
+    });
+    rows
+}
+
 /// A key as its own hash.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct KeyHasher(u64);

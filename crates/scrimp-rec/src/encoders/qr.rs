@@ -7,9 +7,7 @@
 
 use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, bloom, too_small};
 use crate::{Error, Result};
-use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Optimizer, Probes, RowRange, Scales, forward,
-};
+use scrimp_kernels::embedding::{Backward, Batch, IdHash, Optimizer, RowRange, forward};
 
 pub(super) const ENTRY: EncoderEntry = EncoderEntry {
     name: "qr",
@@ -91,14 +89,7 @@ impl Qr {
 }
 
 fn look_up(run: Run<'_>, table: &Param, rows: &[u32], out: &mut [f32]) {
-    let batch = Batch {
-        table: table.table(),
-        probes: Probes::Given { probes: rows, weights: &[], per: 1, signs: false },
-        k: 1,
-        scales: Scales::One(1.0),
-        bags: Bags::Fixed(1),
-        add: false,
-    };
+    let batch = Batch::given(table.table(), rows, 1, 1);
     forward(run.pool, run.tier, &batch, out);
 }
 
@@ -132,16 +123,7 @@ impl Encoder for Qr {
         look_up(run, &self.quotient, &quotients, &mut to_remainder);
         multiply(run, &mut to_quotient, grad);
         multiply(run, &mut to_remainder, grad);
-        let batch = |probes, grad| Backward {
-            probes,
-            per: 1,
-            k: 1,
-            weights: &[],
-            scales: &[1.0],
-            groups: 0,
-            bags: Bags::Fixed(1),
-            grad,
-        };
+        let batch = |probes, grad| Backward::given(probes, 1, 1, grad);
         self.remainder.step(run, optimizer, &batch(&remainders, &to_remainder));
         self.quotient.step(run, optimizer, &batch(&quotients, &to_quotient));
     }
