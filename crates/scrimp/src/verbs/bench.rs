@@ -47,14 +47,15 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
     let how = args.kv.compression_of(args.depth.get(), app.global.seed)?;
     let options =
         DecodeOptions { prompt: args.prompt.get(), tokens: args.tokens.get(), depth: args.depth.get() };
-    let (model, text) = match (&args.model, &args.synthetic) {
-        (Some(model), _) => {
-            let loaded = Loaded::open(app, model, &args.kv)?;
+    let (model, text) = match &args.synthetic {
+        None => {
+            // Without a shape there is a model: clap has seen to it.
+            let loaded = Loaded::open(app, args.model.as_deref().unwrap_or_default(), &args.kv)?;
             let encode = |text: &str| loaded.tokenizer.encode(text, false, false);
             let text = builtin_text::tokens(options.text_tokens(), loaded.bos(), encode)?;
             (loaded.model, text)
         }
-        (None, shape) => {
+        Some(shape) => {
             let model = Model::synthetic(&synthetic(app, args, shape)?, &run_options(app, &args.kv)?)?;
             // Any ids will do.
             let encode = |text: &str| Ok(text.bytes().map(u32::from).collect());
@@ -100,10 +101,10 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
     })
 }
 
-fn synthetic(app: &App, args: &BenchDecodeArgs, shape: &Option<String>) -> anyhow::Result<Synthetic> {
+fn synthetic(app: &App, args: &BenchDecodeArgs, shape: &str) -> anyhow::Result<Synthetic> {
     let output = if args.format.is_sparse() { WeightFormat::Int8 } else { args.format };
     Ok(Synthetic {
-        shape: Shape::named(shape.as_deref().unwrap_or_default())?,
+        shape: Shape::named(shape)?,
         format: args.format,
         output_format: args.output_format.unwrap_or(output),
         sparsity: args.sparsity,
