@@ -1,6 +1,7 @@
 //! All verbs and options. Defaults and units are said here and nowhere else.
 
 pub(crate) mod rec;
+pub(crate) mod serve;
 
 use crate::{
     eval_args::{EvalNeedleArgs, EvalRulerArgs, EvalTaskArgs, ReportVerb},
@@ -89,6 +90,16 @@ where it stopped when it is started again.")]
     /// Measure speed and memory
     #[command(subcommand, arg_required_else_help = true)]
     Bench(BenchVerb),
+    /// Serve models over HTTP, in the shape of OpenAI's API
+    #[command(after_help = "Examples:
+  scrimp serve smollm2                                             http://127.0.0.1:8080, with a page to try it
+  scrimp serve qwen2.5-coder-1.5b --kv-memory 512MiB --kv-format int8 --kv-budget 0.25 --kv-pressure compress
+  scrimp serve smollm2 --rec flights.model --host 0.0.0.0 --api-key-file keys.txt --log json
+  scrimp serve --config serve.toml
+
+Clients: base URL http://127.0.0.1:8080/v1, any key where none was set. Requests may carry the KV options as fields
+(kv_budget, kv_policy, kvcrush, kv_format). SIGTERM and Ctrl-C let running requests end.")]
+    Serve(Box<serve::ServeArgs>),
     /// Recommenders: make data, train, evaluate, score
     #[command(subcommand, arg_required_else_help = true)]
     Rec(rec::RecVerb),
@@ -482,6 +493,12 @@ Examples:
   scrimp bench embedding --rows-full 1000000 --threads 2 --json"
     )]
     Embedding(BenchEmbeddingArgs),
+    /// Speed of a server that runs: time to the first token, between tokens, throughput
+    #[command(after_help = "Examples:
+  scrimp serve smollm2 &
+  scrimp bench serve --concurrency 16 --requests 64
+  scrimp bench serve --rate 4 --requests 100 --tokens 32 --json       requests come at a rate, whatever the server does")]
+    Serve(serve::BenchServeArgs),
 }
 
 /// `scrimp bench linear`.
@@ -601,7 +618,10 @@ fn size(s: &str) -> Result<u64, String> {
         "k" | "kb" => 1e3,
         "m" | "mb" => 1e6,
         "g" | "gb" => 1e9,
-        _ => return Err("is no size: write 80MB, 1.5GB or a number of bytes".to_owned()),
+        "kib" => 1024.0,
+        "mib" => f64::from(1 << 20),
+        "gib" => f64::from(1 << 30),
+        _ => return Err("is no size: write 80MB, 1.5GB, 512MiB or a number of bytes".to_owned()),
     };
     let bytes = s[..end].parse::<f64>().map(|n| n * unit).ok().filter(|n| (1.0..1e15).contains(n));
     bytes.map(|n| n as u64).ok_or_else(|| "is no size: write 80MB, 1.5GB or a number of bytes".to_owned())

@@ -11,6 +11,7 @@ pub(crate) mod pull;
 mod rec;
 mod report;
 mod run;
+mod serve;
 
 use crate::{App, cli::Verb};
 
@@ -24,6 +25,7 @@ pub(crate) fn dispatch(app: &App, verb: Verb) -> anyhow::Result<()> {
         Verb::Compress(args) => compress::run(app, &args),
         Verb::Eval(verb) => eval::run(app, &verb),
         Verb::Bench(verb) => bench::run(app, &verb),
+        Verb::Serve(args) => serve::run(app, &args),
         Verb::Rec(verb) => rec::run(app, &verb),
         Verb::Report(verb) => report::run(app, &verb),
         Verb::Doctor(args) => doctor::run(app, &args),

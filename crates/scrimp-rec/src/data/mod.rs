@@ -14,6 +14,7 @@ pub(crate) mod ordered;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod roles;
+mod rows;
 mod set;
 mod shuffle;
 mod splits;
@@ -22,6 +23,7 @@ mod values;
 
 pub use batch::{Batch, Memory, RowSource};
 pub use infer::Hints;
+pub use rows::JsonRows;
 pub use set::{DataSet, Format, OpenOptions};
 pub use shuffle::{Fold, Folded, Shuffled};
 pub use splits::{Data, Split, preset};

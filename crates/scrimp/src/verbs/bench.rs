@@ -1,6 +1,7 @@
 //! `scrimp bench`: speed and memory.
 
 mod embedding;
+mod serve;
 
 use crate::{
     App,
@@ -40,6 +41,7 @@ pub(crate) fn run(app: &App, verb: &BenchVerb) -> anyhow::Result<()> {
         BenchVerb::Decode(args) => decode(app, args),
         BenchVerb::Linear(args) => linear(app, args),
         BenchVerb::Embedding(args) => embedding::run(app, args),
+        BenchVerb::Serve(args) => serve::run(app, args),
     }
 }
 

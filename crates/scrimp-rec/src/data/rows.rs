@@ -1,0 +1,44 @@
+//! Rows that come one by one as JSON objects, as a server's requests have them.
+
+use super::{
+    Batch,
+    jsonl::JsonLines,
+    roles::Filler,
+    text::{Parse as _, Scratch},
+};
+use crate::schema::Schema;
+
+/// Parses JSON objects into rows. Columns that are absent or null are missing; labels are not looked for.
+pub struct JsonRows {
+    parser: JsonLines,
+    scratch: Scratch,
+}
+
+impl std::fmt::Debug for JsonRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JsonRows")
+    }
+}
+
+impl JsonRows {
+    /// Of `schema`.
+    pub fn new(schema: &Schema) -> Self {
+        let filler = Filler::new(schema.clone(), super::OpenOptions::default().missing);
+        Self { parser: JsonLines::new(filler, false), scratch: Scratch::default() }
+    }
+
+    /// Appends the row in `json`.
+    ///
+    /// # Errors
+    /// When it is no object, or has a value that its column does not take; then `batch` is as before.
+    pub fn push(&mut self, json: &[u8], batch: &mut Batch) -> Result<(), String> {
+        let before = (batch.labels.len(), batch.numeric.len(), batch.ids.len());
+        let result = self.parser.line(json, batch, &mut self.scratch);
+        if result.is_err() {
+            batch.labels.truncate(before.0);
+            batch.numeric.truncate(before.1);
+            batch.ids.truncate(before.2);
+        }
+        result
+    }
+}

@@ -1,0 +1,49 @@
+//! API keys.
+
+use super::{error::ApiError, state::State};
+use axum::{
+    extract::{Request, State as Shared},
+    http::{StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use subtle::{Choice, ConstantTimeEq};
+
+/// What is kept of a key.
+pub fn digest(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+/// Whether `key` is one of `keys`, in a time that does not depend on where it differs.
+fn is_known(key: &str, keys: &[[u8; 32]]) -> bool {
+    let digest = digest(key);
+    keys.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&digest)).into()
+}
+
+/// Lets requests with a key pass.
+pub(super) async fn check(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let keys = &state.options.api_keys;
+    if !keys.is_empty() {
+        let header = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+        let key = header.and_then(|v| v.strip_prefix("Bearer ").or_else(|| v.strip_prefix("bearer ")));
+        if !key.is_some_and(|key| is_known(key.trim(), keys)) {
+            let what = "a valid API key is needed: send the header Authorization: Bearer KEY";
+            return ApiError::new(StatusCode::UNAUTHORIZED, what).code("invalid_api_key").into_response();
+        }
+    }
+    next.run(request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_keys_pass() {
+        let keys = [digest("one"), digest("two")];
+        assert!(is_known("one", &keys) && is_known("two", &keys));
+        assert!(!is_known("", &keys) && !is_known("on", &keys) && !is_known("one ", &keys));
+    }
+}

@@ -1,0 +1,96 @@
+//! `/v1/embeddings`: the mean of a text's hidden states after the last layer, scaled to length 1.
+
+use super::{
+    completions::tokens,
+    error::ApiError,
+    fields::Fields,
+    state::{Jobs, State},
+};
+use crate::engine::{Event, Failure, KvChoice};
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Most texts of a request.
+const MAX_TEXTS: usize = 256;
+
+/// Answers a request.
+///
+/// # Errors
+/// When it cannot be answered.
+pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> Result<Response, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let language = state.language(fields.string("model")?.as_deref())?;
+    let wrong = || {
+        ApiError::field(
+            "input",
+            format!("input must be a text, a list of token ids, or up to {MAX_TEXTS} of them"),
+        )
+    };
+    let inputs = match fields.take("input").ok_or_else(wrong)? {
+        Value::Array(list) if list.first().is_some_and(|v| !v.is_number()) => list,
+        value => vec![value],
+    };
+    let base64 = match fields.string("encoding_format")?.as_deref() {
+        None | Some("float") => false,
+        Some("base64") => true,
+        Some(_) => return Err(ApiError::field("encoding_format", "encoding_format must be float or base64")),
+    };
+    if fields.take("dimensions").is_some() {
+        return Err(ApiError::field("dimensions", "this model's embeddings cannot be shortened"));
+    }
+    fields.ignore(&["user"]);
+    fields.finish()?;
+    if inputs.is_empty() || inputs.len() > MAX_TEXTS {
+        return Err(wrong());
+    }
+    let (mut jobs, mut events) = Jobs::new(&state, client);
+    let (n, mut total) = (inputs.len(), 0);
+    for input in inputs {
+        let prompt = tokens(language, input).ok_or_else(wrong)??;
+        language.room(&prompt, state.options.max_model_len)?;
+        total += prompt.len();
+        // A text is read once: its cache is the full one, and shared with nobody.
+        jobs.embed(prompt, KvChoice { compression: None, ..language.kv.clone() });
+    }
+    language.submit(jobs.finish())?;
+    let mut found: Vec<Vec<f32>> = vec![Vec::new(); n];
+    let mut left = n;
+    while left > 0 {
+        match events.recv().await {
+            Some((index, Event::Embedding(embedding))) => found[index] = normalised(embedding),
+            Some((_, Event::Done(_))) => left -= 1,
+            Some((_, Event::Failed(failure))) => return Err(failure.into()),
+            Some((_, Event::Token(_))) => {}
+            None => return Err(Failure::ShuttingDown.into()),
+        }
+    }
+    let data: Vec<Value> = found
+        .into_iter()
+        .enumerate()
+        .map(|(index, embedding)| {
+            let embedding = if base64 {
+                let bytes: Vec<u8> = embedding.iter().flat_map(|x| x.to_le_bytes()).collect();
+                Value::String(STANDARD.encode(bytes))
+            } else {
+                json!(embedding)
+            };
+            json!({ "object": "embedding", "index": index, "embedding": embedding })
+        })
+        .collect();
+    let usage = json!({ "prompt_tokens": total, "total_tokens": total });
+    let response = json!({ "object": "list", "data": data, "model": state.name(), "usage": usage });
+    Ok(Json(response).into_response())
+}
+
+fn normalised(mut x: Vec<f32>) -> Vec<f32> {
+    let length = x.iter().map(|x| x * x).sum::<f32>().sqrt();
+    if length > 0.0 {
+        x.iter_mut().for_each(|x| *x /= length);
+    }
+    x
+}

@@ -1,0 +1,83 @@
+//! What the server says of itself, and tokens of texts.
+
+use super::{error::ApiError, fields::Fields, messages, state::State, tools::Tools};
+use axum::{
+    Json,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Map, Value, json};
+use std::sync::{Arc, atomic::Ordering};
+
+/// `/v1/models`.
+pub(crate) fn models(state: &State) -> Value {
+    let one = |id: &String| {
+        json!({
+            "id": id,
+            "object": "model",
+            "created": state.created,
+            "owned_by": "scrimp",
+            "max_model_len": state.language.as_ref().map(|l| l.context_length.min(state.options.max_model_len)),
+        })
+    };
+    json!({ "object": "list", "data": state.names.iter().map(one).collect::<Vec<_>>() })
+}
+
+/// `/v1/models/{id}`.
+///
+/// # Errors
+/// 404 where there is no such model.
+pub(crate) fn model(state: &State, id: &str) -> Result<Value, ApiError> {
+    let Value::Array(all) = models(state)["data"].take() else { return Ok(Value::Null) };
+    all.into_iter().find(|model| model["id"] == id).ok_or_else(|| {
+        ApiError::new(StatusCode::NOT_FOUND, "there is no such model here").code("model_not_found")
+    })
+}
+
+/// `/health`: the process answers. `/ready`: it also takes requests.
+pub(crate) fn ready(state: &State) -> Response {
+    if state.draining.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response();
+    }
+    "ready\n".into_response()
+}
+
+/// `/metrics`.
+pub(crate) fn metrics(state: &State) -> Response {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, state.metrics.render(state.name())).into_response()
+}
+
+/// `/tokenize`: of a prompt or of messages.
+///
+/// # Errors
+/// When there is neither.
+pub(crate) fn tokenize(state: &Arc<State>, body: &[u8]) -> Result<Response, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let language = state.language(fields.string("model")?.as_deref())?;
+    let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
+    fields.ignore(&["add_generation_prompt"]);
+    let tokens = match fields.string("prompt")? {
+        Some(text) => language.tokenizer.encode(&text, special, true)?,
+        None => {
+            let messages = messages::take(&mut fields)?;
+            messages::prompt(language, messages, &Tools::default(), Map::new())?
+        }
+    };
+    fields.finish()?;
+    let most = language.context_length.min(state.options.max_model_len);
+    Ok(Json(json!({ "count": tokens.len(), "max_model_len": most, "tokens": tokens })).into_response())
+}
+
+/// `/detokenize`.
+///
+/// # Errors
+/// When there are no tokens.
+pub(crate) fn detokenize(state: &Arc<State>, body: &[u8]) -> Result<Response, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let language = state.language(fields.string("model")?.as_deref())?;
+    let ids: Option<Vec<u32>> = fields.take("tokens").and_then(|value| serde_json::from_value(value).ok());
+    fields.finish()?;
+    let ids = ids.ok_or_else(|| ApiError::field("tokens", "tokens must be a list of token ids"))?;
+    Ok(Json(json!({ "prompt": language.tokenizer.decode_with(&ids, false) })).into_response())
+}

@@ -1,0 +1,330 @@
+//! The fields that chat and completions share: sampling, stops, limits, the KV cache.
+
+use super::{error::ApiError, fields::Fields};
+use crate::{
+    constraint::{Constraint, Constraints},
+    engine::{Generate, KvChoice},
+};
+use scrimp_kv::{
+    KvFormat,
+    compress::{Budget, Compression},
+    policy::policy,
+};
+use scrimp_llm::sampling::SamplingParams;
+use serde_json::{Map, Value};
+
+/// Most stop strings, and most answers to one prompt.
+const MAX_STOPS: usize = 16;
+/// Most answers to one prompt.
+const MAX_N: i64 = 16;
+/// Most alternatives of a token.
+const MAX_LOGPROBS: i64 = 20;
+/// Most entries of a logit bias.
+const MAX_BIAS: usize = 1024;
+
+/// How to answer.
+#[derive(Debug)]
+pub(crate) struct Params {
+    /// Answers to each prompt.
+    pub(crate) n: usize,
+    /// As they come.
+    pub(crate) stream: bool,
+    /// The stream ends with its usage.
+    pub(crate) include_usage: bool,
+    /// How to choose tokens.
+    pub(crate) sampling: SamplingParams,
+    /// Most tokens.
+    pub(crate) max_tokens: Option<usize>,
+    /// No end before so many.
+    pub(crate) min_tokens: usize,
+    /// End tokens are text.
+    pub(crate) ignore_eos: bool,
+    /// What ends the answer.
+    pub(crate) stop: Vec<String>,
+    /// Tokens that end the answer.
+    pub(crate) stop_tokens: Vec<u32>,
+    /// Added to logits.
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    /// What it must look like.
+    pub(crate) format: ResponseFormat,
+    /// How the cache is kept.
+    pub(crate) kv: KvChoice,
+    /// Who asks, for the fair queue.
+    pub(crate) user: Option<String>,
+}
+
+/// What an answer must look like.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum ResponseFormat {
+    /// Anything.
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON of a schema.
+    Schema(Value),
+}
+
+impl ResponseFormat {
+    /// What enforces it; each answer needs its own.
+    ///
+    /// # Errors
+    /// When it cannot be enforced.
+    pub(crate) fn constraint(
+        &self,
+        constraints: Option<&Constraints>,
+    ) -> Result<Option<Box<dyn Constraint>>, ApiError> {
+        let known =
+            || constraints.ok_or_else(|| ApiError::field("response_format", "this model has no end token"));
+        Ok(match self {
+            Self::Text => None,
+            Self::JsonObject => Some(known()?.json_object()?),
+            Self::Schema(schema) => Some(known()?.schema(schema.clone())?),
+        })
+    }
+}
+
+impl Params {
+    /// Takes them from a request.
+    ///
+    /// # Errors
+    /// When a value is out of its range.
+    pub(crate) fn take(fields: &mut Fields, default_kv: &KvChoice) -> Result<Self, ApiError> {
+        let float = |x: Option<f64>, default: f32| x.map_or(default, |x| x as f32);
+        let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1) as usize;
+        let best_of = fields.integer("best_of", 1..=MAX_N)?;
+        if best_of.is_some_and(|best| best as usize != n) {
+            return Err(ApiError::field("best_of", "best_of must be n: answers are not ranked"));
+        }
+        let stream = fields.boolean("stream")?.unwrap_or(false);
+        let mut options = Fields::of(fields.object("stream_options")?.unwrap_or_default());
+        let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+        options.ignore(&["include_obfuscation", "continuous_usage_stats"]);
+        options.finish()?;
+        let top_k = fields.integer("top_k", -1..=1 << 20)?.unwrap_or(0).max(0) as usize;
+        let sampling = SamplingParams {
+            temperature: float(fields.number("temperature", 0.0..=100.0)?, 1.0),
+            top_k,
+            top_p: float(fields.number("top_p", 1e-6..=1.0)?, 1.0),
+            min_p: float(fields.number("min_p", 0.0..=1.0)?, 0.0),
+            repetition_penalty: float(fields.number("repetition_penalty", 0.01..=100.0)?, 1.0),
+            frequency_penalty: float(fields.number("frequency_penalty", -2.0..=2.0)?, 0.0),
+            presence_penalty: float(fields.number("presence_penalty", -2.0..=2.0)?, 0.0),
+            seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64),
+        };
+        let most = fields.integer("max_completion_tokens", 1..=i64::MAX)?;
+        let max_tokens = fields.integer("max_tokens", 1..=i64::MAX)?.or(most).map(|n| n as usize);
+        let min_tokens = fields.integer("min_tokens", 0..=i64::MAX)?.unwrap_or(0) as usize;
+        if max_tokens.is_some_and(|most| min_tokens > most) {
+            return Err(ApiError::field("min_tokens", "min_tokens must not be above max_tokens"));
+        }
+        let format = match fields.object("response_format")? {
+            Some(format) => response_format(format)?,
+            None => ResponseFormat::Text,
+        };
+        let params = Self {
+            n,
+            stream,
+            include_usage,
+            sampling,
+            max_tokens,
+            min_tokens,
+            ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
+            stop: fields.strings("stop", MAX_STOPS)?,
+            stop_tokens: token_ids(fields, "stop_token_ids")?,
+            logit_bias: logit_bias(fields)?,
+            format,
+            kv: kv_choice(fields, default_kv)?,
+            user: fields.string("user")?,
+        };
+        fields.ignore(&[
+            "store",
+            "metadata",
+            "service_tier",
+            "prompt_cache_key",
+            "safety_identifier",
+            "verbosity",
+            "reasoning_effort",
+            "prediction",
+            "modalities",
+        ]);
+        Ok(params)
+    }
+
+    /// The job of one answer; `room`: tokens that fit the context.
+    ///
+    /// # Errors
+    /// When what it must look like cannot be enforced.
+    pub(crate) fn generate(
+        &self,
+        index: usize,
+        room: usize,
+        default_tokens: usize,
+        logprobs: Option<usize>,
+        constraint: Option<Box<dyn Constraint>>,
+    ) -> Generate {
+        let seed = self.sampling.seed.map(|seed| seed.wrapping_add(index as u64));
+        Generate {
+            sampling: SamplingParams { seed, ..self.sampling.clone() },
+            max_tokens: self.max_tokens.unwrap_or(default_tokens).clamp(1, room.max(1)),
+            min_tokens: self.min_tokens,
+            ignore_eos: self.ignore_eos,
+            stop: self.stop.clone(),
+            stop_tokens: self.stop_tokens.clone(),
+            logprobs,
+            logit_bias: self.logit_bias.clone(),
+            constraint,
+        }
+    }
+}
+
+/// The number of alternatives of each token.
+///
+/// # Errors
+/// When it is out of range.
+pub(crate) fn alternatives(fields: &mut Fields, name: &str) -> Result<Option<usize>, ApiError> {
+    Ok(fields.integer(name, 0..=MAX_LOGPROBS)?.map(|n| n as usize))
+}
+
+fn response_format(map: Map<String, Value>) -> Result<ResponseFormat, ApiError> {
+    let mut fields = Fields::of(map);
+    let wrong = |what: &str| ApiError::field("response_format", what);
+    match fields.string("type")?.as_deref() {
+        Some("text") => Ok(ResponseFormat::Text),
+        Some("json_object") => Ok(ResponseFormat::JsonObject),
+        Some("json_schema") => {
+            let inner = fields.object("json_schema")?;
+            let schema = inner.and_then(|mut inner| inner.remove("schema"));
+            schema
+                .filter(Value::is_object)
+                .map(ResponseFormat::Schema)
+                .ok_or_else(|| wrong("response_format.json_schema.schema must be an object"))
+        }
+        _ => Err(wrong("response_format.type must be text, json_object or json_schema")),
+    }
+}
+
+fn token_ids(fields: &mut Fields, name: &str) -> Result<Vec<u32>, ApiError> {
+    let wrong = || ApiError::field(name, format!("{name} must be a list of up to {MAX_STOPS} token ids"));
+    match fields.take(name) {
+        None => Ok(Vec::new()),
+        Some(Value::Array(ids)) if ids.len() <= MAX_STOPS => {
+            ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong)).collect()
+        }
+        Some(_) => Err(wrong()),
+    }
+}
+
+fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+    let wrong = || {
+        let what = "logit_bias must map up to 1024 token ids to numbers from -100 to 100";
+        ApiError::field("logit_bias", what)
+    };
+    let Some(map) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
+    if map.len() > MAX_BIAS {
+        return Err(wrong());
+    }
+    map.iter()
+        .map(|(id, bias)| {
+            let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
+            Ok((id.parse().map_err(|_| wrong())?, bias.ok_or_else(wrong)? as f32))
+        })
+        .collect()
+}
+
+/// How the request wants its cache kept: the server's way, but for what it names.
+fn kv_choice(fields: &mut Fields, default: &KvChoice) -> Result<KvChoice, ApiError> {
+    let mut kv = default.clone();
+    if let Some(format) = fields.string("kv_format")? {
+        format.parse::<KvFormat>().map_err(|e| ApiError::field("kv_format", e.to_string()))?;
+        kv.format = format;
+    }
+    let budget = match fields.take("kv_budget") {
+        None => None,
+        Some(Value::Number(n)) if n.is_u64() => n.as_u64().map(|n| Budget::Tokens(n as usize)),
+        Some(Value::Number(n)) => n.as_f64().map(Budget::Fraction),
+        Some(_) => {
+            return Err(ApiError::field("kv_budget", "kv_budget must be a number of tokens or a share"));
+        }
+    };
+    let name = fields.string("kv_policy")?;
+    let share = fields.number("kvcrush", 0.0..=1.0)?;
+    let fixed = (fields.integer("kv_sinks", 0..=1 << 20)?, fields.integer("kv_recent", 0..=1 << 20)?);
+    if budget.is_none() && name.is_none() && share.is_none() && fixed == (None, None) {
+        return Ok(kv);
+    }
+    let chosen = policy(name.as_deref().unwrap_or("snapkv"))
+        .map_err(|e| ApiError::field("kv_policy", e.to_string()))?;
+    let mut how = match (kv.compression.take(), budget) {
+        (Some(how), None) => how,
+        (Some(how), Some(budget)) => Compression { budget, ..how },
+        (None, Some(budget)) => Compression::new(chosen, budget),
+        (None, None) if name.as_deref() == Some("full") => return Ok(kv),
+        (None, None) => return Err(ApiError::field("kv_budget", "kv_policy and kvcrush need a kv_budget")),
+    };
+    if name.is_some() {
+        how.policy = chosen;
+    }
+    if let Some(share) = share {
+        how.crush.share = share;
+    }
+    how.sinks = fixed.0.map_or(how.sinks, |n| n as usize);
+    how.recent = fixed.1.map_or(how.recent, |n| n as usize);
+    how.check().map_err(|e| ApiError::field("kv_budget", e.to_string()))?;
+    kv.compression = Some(how).filter(|how| !how.keeps_everything());
+    Ok(kv)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(text: &str) -> Result<Params, String> {
+        let mut fields = Fields::parse(text.as_bytes()).map_err(|e| e.message)?;
+        let kv = KvChoice { compression: None, format: "bf16".into() };
+        let params = Params::take(&mut fields, &kv).map_err(|e| e.message)?;
+        fields.finish().map_err(|e| e.message)?;
+        Ok(params)
+    }
+
+    #[test]
+    fn values_arrive() {
+        let p = take(
+            r#"{"n": 2, "seed": -1, "temperature": 0.5, "top_k": -1, "stop": "x", "logit_bias": {"5": -100},
+                "kv_budget": 0.25, "kvcrush": 0.5, "kv_format": "int8", "max_completion_tokens": 7, "user": null}"#,
+        )
+        .unwrap();
+        assert_eq!((p.n, p.sampling.top_k, p.max_tokens, p.stop.len()), (2, 0, Some(7), 1));
+        assert_eq!(p.logit_bias, [(5, -100.0)]);
+        assert_eq!(p.kv.format, "int8");
+        let how = p.kv.compression.clone().unwrap();
+        assert_eq!((how.budget, how.crush.share), (Budget::Fraction(0.25), 0.5));
+        let (a, b) = (p.generate(0, 9, 16, None, None), p.generate(1, 9, 16, None, None));
+        assert_ne!(a.sampling.seed, b.sampling.seed);
+        assert_eq!(p.generate(0, 3, 16, None, None).max_tokens, 3);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in [
+            r#"{"temperature": -1}"#,
+            r#"{"temperature": "hot"}"#,
+            r#"{"temperature": 1e999}"#,
+            r#"{"max_tokens": 0}"#,
+            r#"{"max_tokens": -5}"#,
+            r#"{"n": 1000}"#,
+            r#"{"stop": [""]}"#,
+            r#"{"top_p": 0}"#,
+            r#"{"logit_bias": {"x": 1}}"#,
+            r#"{"response_format": {"type": "xml"}}"#,
+            r#"{"kv_budget": 0}"#,
+            r#"{"kv_budget": 1.5}"#,
+            r#"{"kv_policy": "h3o", "kv_budget": 64}"#,
+            r#"{"kvcrush": 0.5}"#,
+            r#"{"kv_format": "int3"}"#,
+            r#"{"min_tokens": 5, "max_tokens": 4}"#,
+            r#"{"temprature": 1}"#,
+        ] {
+            assert!(take(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Server-sent events: what the engine says, as it says it.
+
+use super::{error::ApiError, state::Events};
+use crate::engine::{Event, Summary, Token};
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderValue, header},
+    response::Response,
+};
+use futures_core::Stream;
+use serde_json::{Value, json};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+/// How an endpoint writes its chunks.
+pub(crate) trait Chunks: Send + Unpin + 'static {
+    /// A token of answer `index`: chunks, possibly none.
+    fn token(&mut self, index: usize, token: Token) -> Vec<Value>;
+    /// The end of answer `index`.
+    fn end(&mut self, index: usize, summary: &Summary) -> Vec<Value>;
+    /// The last chunk, with the usage of all answers; none where it was not asked for.
+    fn usage(&mut self, usage: Value) -> Option<Value>;
+}
+
+/// The body of a streaming response. Dropping it, because the client went away, cancels what it waits for.
+struct EventStream<C> {
+    events: Events,
+    chunks: C,
+    /// The first event, which decided that this is a stream at all.
+    first: Option<(usize, Event)>,
+    left: usize,
+    usage: Usage,
+    done: bool,
+}
+
+/// Streams `n` answers.
+///
+/// # Errors
+/// That of the first event, if it is one: then there is no stream.
+pub(crate) async fn stream(mut events: Events, n: usize, chunks: impl Chunks) -> Result<Response, ApiError> {
+    let first = events.recv().await;
+    if let Some((_, Event::Failed(failure))) = first {
+        return Err(failure.into());
+    }
+    let body = EventStream { events, chunks, first, left: n, usage: Usage::default(), done: false };
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
+}
+
+impl<C: Chunks> EventStream<C> {
+    fn write(&mut self, index: usize, event: Event, out: &mut Vec<u8>) {
+        match event {
+            Event::Token(token) => self.chunks.token(index, token).iter().for_each(|chunk| frame(out, chunk)),
+            Event::Done(summary) => {
+                self.chunks.end(index, &summary).iter().for_each(|chunk| frame(out, chunk));
+                self.usage.add(&summary);
+                self.left -= 1;
+            }
+            Event::Failed(failure) => {
+                frame(out, &ApiError::from(failure).body());
+                self.done = true;
+            }
+            Event::Embedding(_) => {}
+        }
+        if self.left == 0 && !self.done {
+            if let Some(chunk) = self.chunks.usage(self.usage.json()) {
+                frame(out, &chunk);
+            }
+            out.extend_from_slice(b"data: [DONE]\n\n");
+            self.done = true;
+        }
+    }
+}
+
+fn frame(out: &mut Vec<u8>, chunk: &Value) {
+    out.extend_from_slice(b"data: ");
+    // Values are always JSON.
+    let _ = serde_json::to_writer(&mut *out, chunk);
+    out.extend_from_slice(b"\n\n");
+}
+
+impl<C: Chunks> Stream for EventStream<C> {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let mut out = Vec::new();
+        if let Some((index, event)) = this.first.take() {
+            this.write(index, event, &mut out);
+        }
+        // All that is there goes into one write.
+        while !this.done {
+            match this.events.poll_recv(cx) {
+                Poll::Ready(Some((index, event))) => this.write(index, event, &mut out),
+                Poll::Ready(None) => {
+                    frame(&mut out, &ApiError::from(crate::engine::Failure::ShuttingDown).body());
+                    this.done = true;
+                }
+                Poll::Pending if out.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        if out.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(out.into()))) }
+    }
+}
+
+/// Tokens of all answers to a request.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    prompt: usize,
+    cached: usize,
+    generated: usize,
+    kv_bytes: usize,
+    kv_tokens: usize,
+    kv_bytes_full: usize,
+}
+
+impl Usage {
+    /// Counts one more answer. The prompt of several answers counts once.
+    pub(crate) fn add(&mut self, summary: &Summary) {
+        self.prompt = self.prompt.max(summary.prompt_tokens);
+        self.cached = self.cached.max(summary.cached_tokens);
+        self.generated += summary.generated_tokens;
+        self.kv_bytes += summary.kv_bytes;
+        self.kv_tokens += summary.kv_tokens;
+        self.kv_bytes_full += summary.kv_bytes_full;
+    }
+
+    /// As in the API, with what the KV caches held.
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": self.prompt + self.generated,
+            "prompt_tokens_details": { "cached_tokens": self.cached },
+            "kv_bytes": self.kv_bytes,
+            "kv_tokens": self.kv_tokens,
+            "kv_bytes_full": self.kv_bytes_full,
+        })
+    }
+}
+
+/// An answer that is complete.
+#[derive(Debug, Default)]
+pub(crate) struct Complete {
+    /// Its text.
+    pub(crate) text: String,
+    /// Its tokens' log-probabilities.
+    pub(crate) logprobs: Vec<Token>,
+    /// How it ended.
+    pub(crate) reason: &'static str,
+}
+
+/// Waits for `n` answers.
+///
+/// # Errors
+/// That of the first one that fails.
+pub(crate) async fn collect(mut events: Events, n: usize) -> Result<(Vec<Complete>, Usage), ApiError> {
+    let mut answers: Vec<Complete> = (0..n).map(|_| Complete::default()).collect();
+    let mut usage = Usage::default();
+    let mut left = n;
+    while left > 0 {
+        match events.recv().await {
+            Some((index, Event::Token(token))) => {
+                answers[index].text += &token.text;
+                if token.logprobs.is_some() {
+                    answers[index].logprobs.push(token);
+                }
+            }
+            Some((index, Event::Done(summary))) => {
+                answers[index].text += &summary.text;
+                answers[index].reason = summary.reason.name();
+                usage.add(&summary);
+                left -= 1;
+            }
+            Some((_, Event::Failed(failure))) => return Err(failure.into()),
+            Some((_, Event::Embedding(_))) => {}
+            None => return Err(crate::engine::Failure::ShuttingDown.into()),
+        }
+    }
+    Ok((answers, usage))
+}

@@ -1,0 +1,218 @@
+//! Tool calling: what tools there are goes into the prompt; calls come out as JSON between `<tool_call>` tags, as Qwen's
+//! and Hermes' templates have it, or as plain JSON where a call is required.
+
+use super::{error::ApiError, fields::Fields};
+use crate::constraint::{Constraint, Constraints};
+use serde_json::{Value, json};
+
+const OPEN: &str = "<tool_call>";
+const CLOSE: &str = "</tool_call>";
+/// Most tools of a request.
+const MAX_TOOLS: usize = 64;
+
+/// The tools of a request, and whether one must be called.
+#[derive(Debug, Default)]
+pub(crate) struct Tools {
+    tools: Vec<Value>,
+    choice: Choice,
+}
+
+#[derive(Debug, Default, PartialEq)]
+enum Choice {
+    #[default]
+    Auto,
+    Never,
+    Required,
+    Named(String),
+}
+
+impl Tools {
+    /// Takes `tools` and `tool_choice`.
+    ///
+    /// # Errors
+    /// When they are no tools.
+    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let wrong = || {
+            let what = format!(
+                "tools must be a list of up to {MAX_TOOLS} objects of type function, each with a function.name"
+            );
+            ApiError::field("tools", what)
+        };
+        let tools = match fields.take("tools") {
+            None => Vec::new(),
+            Some(Value::Array(tools)) if tools.len() <= MAX_TOOLS => tools,
+            Some(_) => return Err(wrong()),
+        };
+        if !tools.iter().all(|tool| name_of(tool).is_some()) {
+            return Err(wrong());
+        }
+        fields.ignore(&["parallel_tool_calls"]);
+        let choice = match fields.take("tool_choice") {
+            None => Choice::Auto,
+            Some(Value::String(s)) if s == "auto" => Choice::Auto,
+            Some(Value::String(s)) if s == "none" => Choice::Never,
+            Some(Value::String(s)) if s == "required" => Choice::Required,
+            Some(choice) => match name_of(&choice) {
+                Some(name) if tools.iter().any(|tool| name_of(tool) == Some(name)) => {
+                    Choice::Named(name.to_owned())
+                }
+                _ => {
+                    let what = "tool_choice must be auto, none, required, or name one of the tools";
+                    return Err(ApiError::field("tool_choice", what));
+                }
+            },
+        };
+        if tools.is_empty() && matches!(choice, Choice::Required | Choice::Named(_)) {
+            return Err(ApiError::field("tool_choice", "tool_choice needs tools"));
+        }
+        Ok(Self { tools, choice })
+    }
+
+    /// Whether no call can come.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.is_offered()
+    }
+
+    /// Whether the prompt says what tools there are.
+    pub(crate) fn is_offered(&self) -> bool {
+        !self.tools.is_empty() && self.choice != Choice::Never
+    }
+
+    /// For templates that know tools.
+    pub(crate) fn list(&self) -> Value {
+        Value::Array(self.tools.clone())
+    }
+
+    /// For those that do not.
+    pub(crate) fn instructions(&self) -> String {
+        let list: Vec<String> = self.tools.iter().map(Value::to_string).collect();
+        format!(
+            "You may call these functions:\n{}\nTo call one, answer with nothing but\n{OPEN}\n\
+             {{\"name\": \"the function\", \"arguments\": {{...}}}}\n{CLOSE}",
+            list.join("\n")
+        )
+    }
+
+    /// Where a call is required: JSON of its name and arguments.
+    ///
+    /// # Errors
+    /// When a tool's parameters cannot be enforced.
+    pub(crate) fn constraint(
+        &self,
+        constraints: Option<&Constraints>,
+    ) -> Result<Option<Box<dyn Constraint>>, ApiError> {
+        let wanted: Vec<&Value> = match &self.choice {
+            Choice::Auto | Choice::Never => return Ok(None),
+            Choice::Required => self.tools.iter().collect(),
+            Choice::Named(name) => self.tools.iter().filter(|tool| name_of(tool) == Some(name)).collect(),
+        };
+        let Some(constraints) = constraints else {
+            return Err(ApiError::field(
+                "tool_choice",
+                "this model has no end token, which a required call needs",
+            ));
+        };
+        let one = |tool: &&Value| {
+            let parameters =
+                tool["function"].get("parameters").cloned().unwrap_or_else(|| json!({ "type": "object" }));
+            json!({
+                "type": "object",
+                "properties": { "name": { "const": name_of(tool) }, "arguments": parameters },
+                "required": ["name", "arguments"],
+                "additionalProperties": false,
+            })
+        };
+        let schema = json!({ "anyOf": wanted.iter().map(one).collect::<Vec<_>>() });
+        Ok(Some(constraints.schema(schema)?))
+    }
+
+    /// The content of an answer (null where it is nothing but calls), and its calls.
+    pub(crate) fn parse(&self, text: &str) -> (Value, Vec<Value>) {
+        if self.is_empty() {
+            return (Value::String(text.to_owned()), Vec::new());
+        }
+        let (mut content, mut calls, mut rest) = (String::new(), Vec::new(), text);
+        while let Some((before, behind)) = rest.split_once(OPEN) {
+            let (inside, after) = behind.split_once(CLOSE).unwrap_or((behind, ""));
+            match self.call(inside, calls.len()) {
+                Some(call) => {
+                    content += before;
+                    calls.push(call);
+                }
+                None => content += &rest[..rest.len() - after.len()],
+            }
+            rest = after;
+        }
+        match self.call(rest, calls.len()).filter(|_| calls.is_empty()) {
+            Some(call) => calls.push(call),
+            None => content += rest,
+        }
+        let content = content.trim();
+        let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { content.into() };
+        (content, calls)
+    }
+
+    /// A call in the shape of the API, if `json` is one of a tool that there is.
+    fn call(&self, json: &str, index: usize) -> Option<Value> {
+        let call: Value = serde_json::from_str(json.trim()).ok()?;
+        let name = call.get("name")?.as_str()?;
+        let arguments = call.get("arguments").or_else(|| call.get("parameters"))?;
+        self.tools.iter().find(|tool| name_of(tool) == Some(name))?;
+        let id = format!("call_{:016x}", super::hash_of(Some(&format!("{index}{json}"))));
+        let function = json!({ "name": name, "arguments": arguments.to_string() });
+        Some(json!({ "id": id, "type": "function", "function": function }))
+    }
+}
+
+fn name_of(tool: &Value) -> Option<&str> {
+    tool.get("function")?.get("name")?.as_str()
+}
+
+/// Whether `text`, the beginning of an answer, may still be a call.
+pub(crate) fn may_be_call(text: &str) -> bool {
+    let text = text.trim_start();
+    text.is_empty() || text.starts_with('{') || text.starts_with(OPEN) || OPEN.starts_with(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tools(choice: &str) -> Result<Tools, String> {
+        let text = format!(
+            r#"{{"tools": [{{"type": "function", "function": {{"name": "add", "parameters": {{"type": "object"}}}}}}],
+                "tool_choice": {choice}}}"#
+        );
+        Tools::take(&mut Fields::parse(text.as_bytes()).unwrap()).map_err(|e| e.message)
+    }
+
+    #[test]
+    fn calls_are_found() {
+        let t = tools("\"auto\"").unwrap();
+        let call = r#"{"name": "add", "arguments": {"a": 1}}"#;
+        for text in
+            [call.to_owned(), format!("<tool_call>\n{call}\n</tool_call>"), format!("<tool_call>{call}")]
+        {
+            let (content, calls) = t.parse(&text);
+            assert!(content.is_null(), "{text}");
+            assert_eq!(calls[0]["function"]["arguments"], r#"{"a":1}"#);
+        }
+        let (content, calls) =
+            t.parse(&format!("So: <tool_call>{call}</tool_call><tool_call>{call}</tool_call>"));
+        assert_eq!((content.as_str(), calls.len()), (Some("So:"), 2));
+        // What is no call of a tool that there is stays text.
+        let other = r#"{"name": "sub", "arguments": {}}"#;
+        assert_eq!(t.parse(other), (other.into(), vec![]));
+        assert_eq!(tools("\"none\"").unwrap().parse(call), (call.into(), vec![]));
+    }
+
+    #[test]
+    fn choices_are_checked() {
+        let named = r#"{"type": "function", "function": {"name": "add"}}"#;
+        assert_eq!(tools(named).unwrap().choice, Choice::Named("add".into()));
+        assert!(tools(&named.replace("add", "sub")).is_err() && tools("5").is_err());
+        assert!(
+            may_be_call("<tool") && may_be_call(" {\"na") && !may_be_call("Hello") && !may_be_call("<b>")
+        );
+    }
+}

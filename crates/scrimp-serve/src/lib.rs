@@ -1,0 +1,28 @@
+//! An OpenAI-compatible server for language models and recommenders.
+//!
+//! ```text
+//!  http      routes, keys, limits, shapes of requests and answers        (tokio, a thread or two)
+//!   │ Job            ▲ Event
+//!   ▼                │
+//!  engine    the thread that owns the model                               scheduler   who runs next (pure)
+//!   └ memory         caches of requests, kept prefixes                    └ prefix    kept caches by hash of blocks
+//!
+//!  score     the thread that owns the recommender
+//! ```
+//! Entry point: [`Server::bind`] and [`Server::run`].
+#![forbid(unsafe_code)]
+
+mod constraint;
+mod engine;
+mod http;
+pub mod load;
+mod metrics;
+mod options;
+pub mod scheduler;
+mod score;
+mod server;
+
+pub use engine::KvChoice;
+pub use http::digest;
+pub use options::ServeOptions;
+pub use server::{LanguageModel, Server};

@@ -1,0 +1,99 @@
+//! The recommender: a thread that owns the model and scores what is waiting, many requests in one batch.
+
+use crate::metrics::Metrics;
+use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_rec::{data::Batch, encoders::Run, model::Model, schema::Schema};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::JoinHandle,
+};
+use tokio::sync::oneshot;
+
+/// Rows that are scored at once; requests wait for each other no longer than a batch takes.
+const ROWS: usize = 4096;
+
+struct Request {
+    rows: Batch,
+    answer: oneshot::Sender<Vec<f32>>,
+}
+
+/// The way to the thread.
+#[derive(Debug)]
+pub(crate) struct Recommender {
+    schema: Schema,
+    requests: Mutex<Sender<Request>>,
+    _thread: JoinHandle<()>,
+}
+
+impl Recommender {
+    /// Starts the thread; `threads` compute.
+    ///
+    /// # Errors
+    /// When threads cannot be had.
+    pub(crate) fn start(
+        model: Model,
+        threads: usize,
+        tier: Tier,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let (sender, requests) = channel();
+        let (schema, pool) = (model.schema().clone(), Pool::new(threads)?);
+        let thread = std::thread::Builder::new()
+            .name("scrimp-rec".into())
+            .spawn(move || run(model, &pool, tier, &requests, &metrics))?;
+        Ok(Self { schema, requests: Mutex::new(sender), _thread: thread })
+    }
+
+    /// What rows consist of.
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Probabilities of rows of the schema; `None` when the thread has ended.
+    pub(crate) async fn score(&self, rows: Batch) -> Option<Vec<f32>> {
+        let (answer, answered) = oneshot::channel();
+        let request = Request { rows, answer };
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).send(request).ok()?;
+        answered.await.ok()
+    }
+}
+
+fn run(mut model: Model, pool: &Pool, tier: Tier, requests: &Receiver<Request>, metrics: &Metrics) {
+    let (mut rows, mut scores) = (Batch::default(), Vec::new());
+    while let Ok(first) = requests.recv() {
+        let mut waiting = vec![first];
+        let mut n = waiting[0].rows.rows();
+        while n < ROWS
+            && let Ok(next) = requests.try_recv()
+        {
+            n += next.rows.rows();
+            waiting.push(next);
+        }
+        let mut all = Vec::with_capacity(n);
+        rows.clear();
+        for request in &waiting {
+            rows.extend(&request.rows, 0..request.rows.rows());
+        }
+        let mut start = 0;
+        let mut part = Batch::default();
+        while start < n {
+            let end = (start + ROWS).min(n);
+            part.clear();
+            part.extend(&rows, start..end);
+            model.predict(Run { pool, tier }, &part, &mut scores);
+            all.extend_from_slice(&scores);
+            start = end;
+        }
+        metrics.scored_rows.add(n as u64);
+        let mut rest = all.as_slice();
+        for request in waiting {
+            let (own, behind) = rest.split_at(request.rows.rows());
+            rest = behind;
+            // Whoever asked may be gone.
+            let _ = request.answer.send(own.to_vec());
+        }
+    }
+}

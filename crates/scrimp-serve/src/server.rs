@@ -1,0 +1,206 @@
+//! Connections: accepted, limited, and ended when the server shuts down.
+
+use crate::{
+    constraint::Constraints,
+    engine::{self, Command, EngineOptions},
+    http::{Language, Peer, State, now, router},
+    metrics::Metrics,
+    options::ServeOptions,
+    score::Recommender,
+};
+use hyper::{body::Incoming, server::conn::http1::Builder};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+};
+use scrimp_llm::{chat::ChatTemplate, model::Model, tokenizer::Tokenizer};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Sender, channel},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tower::ServiceExt as _;
+
+/// How often the server looks whether it is to end.
+const POLL: Duration = Duration::from_millis(50);
+/// Largest head of a request, bytes.
+const MAX_HEAD: usize = 64 << 10;
+
+/// A language model that is ready to be served.
+pub struct LanguageModel {
+    /// The weights.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template, if it has one.
+    pub template: Option<ChatTemplate>,
+}
+
+/// A server that is listening.
+pub struct Server {
+    runtime: tokio::runtime::Runtime,
+    listener: TcpListener,
+    state: Arc<State>,
+    engine: Option<(Sender<Command>, JoinHandle<()>)>,
+}
+
+impl Server {
+    /// Begins to listen, and starts the engine. `names`: what the models are called.
+    ///
+    /// # Errors
+    /// When the address cannot be had, or threads cannot be started.
+    pub fn bind(
+        options: ServeOptions,
+        names: Vec<String>,
+        language: Option<LanguageModel>,
+        recommender: Option<(scrimp_rec::model::Model, usize)>,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("scrimp-http")
+            .enable_all()
+            .build()?;
+        let listener = runtime.block_on(TcpListener::bind(options.address))?;
+        let metrics = Arc::new(Metrics::default());
+        metrics.kv_limit.set(options.kv_bytes as u64);
+        let recommender = match recommender {
+            Some((model, threads)) => {
+                let tier = scrimp_kernels::Tier::from_env().map_err(io::Error::other)?;
+                Some(Recommender::start(model, threads, tier, Arc::clone(&metrics))?)
+            }
+            None => None,
+        };
+        let mut engine = None;
+        let language = match language {
+            Some(language) => {
+                let (language, commands, thread) = start_engine(language, &options, &metrics)?;
+                engine = Some((commands, thread));
+                Some(language)
+            }
+            None => None,
+        };
+        let state = Arc::new(State {
+            language,
+            recommender,
+            names,
+            options,
+            metrics,
+            draining: AtomicBool::new(false),
+            created: now(),
+            next_id: AtomicU64::new(1),
+        });
+        Ok(Self { runtime, listener, state, engine })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` is set; then takes nothing new, and gives what runs its time to end.
+    ///
+    /// # Errors
+    /// When connections can no longer be accepted.
+    pub fn run(self, stop: &AtomicBool) -> io::Result<()> {
+        let Self { runtime, listener, state, engine } = self;
+        let result = runtime.block_on(accept(&listener, &state, stop));
+        // What still runs after its time is told so.
+        if let Some((commands, thread)) = engine {
+            let _ = commands.send(Command::Stop);
+            let _ = thread.join();
+        }
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        result
+    }
+}
+
+/// Starts the engine's thread.
+fn start_engine(
+    language: LanguageModel,
+    options: &ServeOptions,
+    metrics: &Arc<Metrics>,
+) -> io::Result<(Language, Sender<Command>, JoinHandle<()>)> {
+    let LanguageModel { model, tokenizer, template } = language;
+    let tokenizer = Arc::new(tokenizer);
+    let (commands, received) = channel();
+    let shared = Language {
+        constraints: Constraints::new(&tokenizer).ok(),
+        template,
+        context_length: model.context_length(),
+        vocab_size: model.vocab_size(),
+        commands: Mutex::new(commands.clone()),
+        kv: options.kv.clone(),
+        tokenizer: Arc::clone(&tokenizer),
+    };
+    let options = EngineOptions {
+        limits: options.limits,
+        kv_bytes: options.kv_bytes,
+        compress_under_pressure: options.compress_under_pressure,
+        prefix_caching: options.prefix_caching,
+    };
+    let metrics = Arc::clone(metrics);
+    let thread = std::thread::Builder::new()
+        .name("scrimp-engine".into())
+        .spawn(move || engine::run(&model, &tokenizer, &options, &received, metrics))?;
+    Ok((shared, commands, thread))
+}
+
+async fn accept(listener: &TcpListener, state: &Arc<State>, stop: &AtomicBool) -> io::Result<()> {
+    let router = router(state);
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(state.options.max_connections));
+    let mut builder = Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(state.options.read_timeout).max_buf_size(MAX_HEAD);
+    let stopped = async {
+        while !stop.load(Ordering::Relaxed) {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::pin!(stopped);
+    loop {
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(e) => {
+                    // Out of file descriptors, or a connection that is gone already.
+                    tracing::warn!("a connection was not accepted: {e}");
+                    tokio::time::sleep(POLL).await;
+                    continue;
+                }
+            },
+            () = &mut stopped => break,
+        };
+        // Streams are many small writes.
+        let _ = stream.set_nodelay(true);
+        let router = router.clone();
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer.ip()));
+            router.clone().oneshot(request.map(axum::body::Body::new))
+        });
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            // Clients that go away are no error of the server.
+            if let Err(e) = connection.await {
+                tracing::debug!("a connection ended: {e}");
+            }
+            drop(place);
+        });
+    }
+    state.draining.store(true, Ordering::Relaxed);
+    tracing::info!("shutting down");
+    let _ = tokio::time::timeout(state.options.drain, graceful.shutdown()).await;
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! `scrimp serve`: a server for models and recommenders.
+
+mod config;
+
+use crate::{
+    App,
+    cli::{
+        Usage,
+        serve::{LogFormat, Pressure, ServeArgs},
+    },
+    interrupt, kv_args,
+    loaded::Loaded,
+};
+use anyhow::Context as _;
+use scrimp_llm::{checkpoint::Checkpoint, tokenizer::Tokenizer};
+use scrimp_serve::{KvChoice, LanguageModel, ServeOptions, Server, digest};
+use serde::Serialize;
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+/// Environment variable with a key.
+const KEY_VARIABLE: &str = "SCRIMP_API_KEY";
+
+#[derive(Serialize)]
+struct Listening<'a> {
+    url: &'a str,
+    models: &'a [String],
+}
+
+/// Serves until Ctrl-C or SIGTERM.
+pub(crate) fn run(app: &App, args: &ServeArgs) -> anyhow::Result<()> {
+    let with_file;
+    let args = match &args.config {
+        Some(path) => {
+            with_file = config::read(path)?;
+            &with_file
+        }
+        None => args,
+    };
+    let options = options(app, args)?;
+    log_to_stderr(args.log);
+    if !options.address.ip().is_loopback() && options.api_keys.is_empty() {
+        app.printer
+            .note("warning: anybody who reaches this address may use the server: there is no --api-key");
+    }
+    let mut names: Vec<String> = args.served_model_name.iter().cloned().collect();
+    let language = match &args.model {
+        Some(model) => {
+            let template = |checkpoint: &Checkpoint, tokenizer: &Tokenizer| {
+                kv_args::check_context(options.kv.compression.as_ref(), checkpoint.config().context_length)?;
+                checkpoint.chat_template(tokenizer)
+            };
+            let (Loaded { model: weights, tokenizer }, template) =
+                Loaded::open_with(app, model, &args.kv, template)?;
+            names.push(model.clone());
+            names.extend(file_name(Path::new(model)));
+            Some(LanguageModel { model: weights, tokenizer, template })
+        }
+        None => None,
+    };
+    let recommender = match &args.rec {
+        Some(path) => {
+            let (model, _) = scrimp_rec::model::Model::load(path)?;
+            names.extend(file_name(path));
+            Some((model, app.global.threads.map_or(1, |n| n.get().min(2))))
+        }
+        None => None,
+    };
+    if language.is_none() && recommender.is_none() {
+        return Err(Usage("there is no MODEL and no --rec to serve".into()).into());
+    }
+    let mut seen = std::collections::HashSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    let address = options.address;
+    let server = Server::bind(options, names.clone(), language, recommender)
+        .with_context(|| format!("cannot listen at {address}"))?;
+    let url = format!("http://{}", server.address()?);
+    app.printer.result(&Listening { url: &url, models: &names }, |l| format!("listening at {}", l.url))?;
+    let _graceful = interrupt::Graceful::begin();
+    server.run(interrupt::flag())?;
+    // Ending when asked to is success.
+    interrupt::clear();
+    Ok(())
+}
+
+fn options(app: &App, args: &ServeArgs) -> anyhow::Result<ServeOptions> {
+    let defaults = ServeOptions::default();
+    let limits = &args.limits;
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    Ok(ServeOptions {
+        address: SocketAddr::new(args.host, args.port),
+        api_keys: keys(args)?,
+        cors: args.access.cors.clone(),
+        limits: scrimp_serve::scheduler::Limits {
+            max_running: limits.max_seqs.get(),
+            max_step_tokens: limits.max_step_tokens.get().max(limits.max_seqs.get()),
+            max_waiting: limits.max_queue,
+            ..defaults.limits
+        },
+        kv_bytes: bytes(limits.kv_memory),
+        compress_under_pressure: limits.kv_pressure == Pressure::Compress,
+        prefix_caching: !limits.no_prefix_caching,
+        kv: KvChoice {
+            compression: args.kv.compression(app.global.seed)?,
+            format: args.kv.format()?.to_string(),
+        },
+        max_model_len: limits.max_model_len.map_or(usize::MAX, Into::into),
+        max_body: bytes(limits.max_body),
+        read_timeout: Duration::from_secs(limits.read_timeout.max(1)),
+        request_timeout: Duration::from_secs(limits.timeout.max(1)),
+        drain: Duration::from_secs(args.drain),
+        ..defaults
+    })
+}
+
+/// Keys of the command line, a file, and the environment.
+fn keys(args: &ServeArgs) -> anyhow::Result<Vec<[u8; 32]>> {
+    let mut keys: Vec<String> = args.access.api_key.iter().cloned().collect();
+    keys.extend(std::env::var(KEY_VARIABLE).ok());
+    if let Some(path) = &args.access.api_key_file {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let before = keys.len();
+        keys.extend(
+            text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned),
+        );
+        if keys.len() == before {
+            return Err(Usage(format!("{} holds no key", path.display())).into());
+        }
+    }
+    if keys.iter().any(|key| key.trim().is_empty()) {
+        return Err(Usage(format!("an API key is empty (--api-key or {KEY_VARIABLE})")).into());
+    }
+    Ok(keys.iter().map(|key| digest(key.trim())).collect())
+}
+
+/// The file's name without its ending, as a name of the model.
+fn file_name(path: &Path) -> Option<String> {
+    Some(path.file_stem()?.to_str()?.to_owned())
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let level = if format == LogFormat::Off { tracing::Level::ERROR } else { tracing::Level::INFO };
+    let builder =
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
+    // A second subscriber cannot be; there is none in this process.
+    let _ = match format {
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text | LogFormat::Off => builder.with_ansi(false).try_init(),
+    };
+}
