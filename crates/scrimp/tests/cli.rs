@@ -48,7 +48,7 @@ fn lines_of_json(output: &Output) -> Vec<serde_json::Value> {
 
 #[test]
 fn help_of_every_verb() {
-    let verbs: [&[&str]; 20] = [
+    let verbs: [&[&str]; 22] = [
         &[],
         &["run"],
         &["pull"],
@@ -66,6 +66,8 @@ fn help_of_every_verb() {
         &["report"],
         &["report", "kv"],
         &["bench", "embedding"],
+        &["serve"],
+        &["bench", "serve"],
         &["doctor"],
         &["completions"],
         &["eval"],

@@ -133,7 +133,11 @@ impl Head {
         if found.is_empty() {
             return Value::Null;
         }
-        let text = |id| self.tokenizer.decode_with(&[id], false);
+        // Two tokens that are parts of characters are not to look the same.
+        let text = |id| match String::from_utf8(self.tokenizer.token_bytes(id).unwrap_or_default()) {
+            Ok(text) => text,
+            Err(e) => e.as_bytes().iter().fold("bytes:".to_owned(), |text, b| text + &format!("\\x{b:02x}")),
+        };
         let offsets: Vec<usize> = tokens
             .iter()
             .map(|token| {

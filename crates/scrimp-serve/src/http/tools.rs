@@ -122,7 +122,9 @@ impl Tools {
                 "additionalProperties": false,
             })
         };
-        let schema = json!({ "anyOf": wanted.iter().map(one).collect::<Vec<_>>() });
+        // A model that is made to call may go on with spaces for ever, where it may.
+        let spaces = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
+        let schema = json!({ "anyOf": wanted.iter().map(one).collect::<Vec<_>>(), "x-guidance": spaces });
         Ok(Some(constraints.schema(schema)?))
     }
 
