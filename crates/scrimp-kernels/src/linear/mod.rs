@@ -108,7 +108,7 @@ pub fn linear(
     let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
     let stored = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Stored(dtype) if dtype.block_len() > 1);
     let few = n_tokens > 1 && n_tokens <= gemm::FEW && products.iter().all(stored);
-    let decode = n_tokens == 1 || few || x.n_tiles() == 1 && !x.token_major() && products.iter().all(packed);
+    let decode = n_tokens == 1 || few || x.expands_each() && !x.token_major() && products.iter().all(packed);
     let groups = x.cols().div_ceil(GROUP);
     let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
     let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
