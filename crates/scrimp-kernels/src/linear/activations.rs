@@ -110,6 +110,9 @@ const fn tile_of(tier: Tier, n_tokens: usize) -> usize {
     }
 }
 
+/// Tiles of tokens for which expanding packed weights anew is faster than a panel.
+const FEW_TILES: usize = 3;
+
 /// Widths that kernels are compiled for; a last tile with fewer tokens is padded to the next one.
 pub(crate) const TILE_WIDTHS: [usize; 5] = [1, 2, 4, 8, 12];
 
@@ -249,6 +252,13 @@ impl Activations {
     /// Number of token tiles.
     pub(crate) fn n_tiles(&self) -> usize {
         self.n_tokens.div_ceil(self.tile)
+    }
+
+    /// Whether packed weights are expanded for each tile of tokens, and not once into a panel: always with one tile; with
+    /// AVX-512 up to [`FEW_TILES`], because it expands the next step while it multiplies the last one with 12 tokens.
+    pub(crate) fn expands_each(&self) -> bool {
+        let few = if self.tier.is_some_and(|tier| tier.token_tile() == 12) { FEW_TILES } else { 1 };
+        self.n_tiles() <= few
     }
 
     /// First token, number of tokens and stored width of a tile.
