@@ -233,6 +233,9 @@ mod tests {
     #[test]
     fn percentiles() {
         let sorted: Vec<f64> = (0..=100).map(f64::from).collect();
-        assert_eq!((percentile(&sorted, 0.5), percentile(&sorted, 0.99), percentile(&[], 0.5)), (50.0, 99.0, 0.0));
+        assert_eq!(
+            (percentile(&sorted, 0.5), percentile(&sorted, 0.99), percentile(&[], 0.5)),
+            (50.0, 99.0, 0.0)
+        );
     }
 }

@@ -63,7 +63,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_running: 32, max_step_tokens: 512, max_prefill_beside_decode: 128, max_waiting: 256 }
+        Self { max_running: 32, max_step_tokens: 512, max_prefill_beside_decode: 256, max_waiting: 256 }
     }
 }
 

@@ -150,5 +150,6 @@ pub(crate) struct BenchServeArgs {
 
 fn rate(s: &str) -> Result<f64, String> {
     let rate: Option<f64> = s.parse().ok();
-    rate.filter(|r| (1e-3..=1e6).contains(r)).ok_or_else(|| "must be a number of requests per second".to_owned())
+    rate.filter(|r| (1e-3..=1e6).contains(r))
+        .ok_or_else(|| "must be a number of requests per second".to_owned())
 }

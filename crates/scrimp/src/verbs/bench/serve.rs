@@ -56,7 +56,14 @@ pub(super) fn run(app: &App, args: &BenchServeArgs) -> anyhow::Result<()> {
             "{:.1} tok/s, {:.2} requests/s ({} answered, {} failed)\n\
              to the first token  {:.1} ms (median), {:.1} ms (99%)\n\
              between tokens      {:.1} ms (median), {:.1} ms (99%)",
-            r.tok_s, r.requests_s, r.requests, r.failed, r.ttft_ms_p50, r.ttft_ms_p99, r.itl_ms_p50, r.itl_ms_p99
+            r.tok_s,
+            r.requests_s,
+            r.requests,
+            r.failed,
+            r.ttft_ms_p50,
+            r.ttft_ms_p99,
+            r.itl_ms_p50,
+            r.itl_ms_p99
         )
     })?;
     if result.requests == 0 {
