@@ -11,7 +11,7 @@
 
 use super::{
     Calibration, Choice, Choices, Inputs, Pruner,
-    compress::{packed_bytes, round_matrix},
+    matrix::{packed_bytes, round_matrix},
     layer::DenseLayer,
     output::{divergence, output_matrix},
     runner::{self, Machine, Runner, Unchanged, Visitor},

@@ -6,7 +6,8 @@
 
 use super::{
     Calibration, Choice, Dense, Inputs, Statistics,
-    compress::{Packed as PackedTensor, round_matrix},
+    compress::Packed as PackedTensor,
+    matrix::round_matrix,
     layer::{DenseLayer, matrix},
     runner::{Machine, Packed, Runner, Scratch, Unchanged},
     sparsegpt::SparseGpt,
