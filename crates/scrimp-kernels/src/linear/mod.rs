@@ -8,7 +8,7 @@ mod amx;
 pub mod bench;
 mod gemm;
 mod gemv;
-mod group;
+pub(crate) mod group;
 mod matrix;
 mod packed;
 #[cfg(test)]
@@ -157,7 +157,7 @@ pub fn linear(
         scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
     }
     let panels = SharedMut::new(&mut scratch.panels);
-    let body = |unit: usize, worker: usize| {
+    let body = |tiles_of_thread: &mut amx::ThreadTiles, unit: usize, worker: usize| {
         let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
         let tiles = match (&job.split, job.weight.kind()) {
             (&Split::Bytes(units), Kind::Packed(layout)) => {
@@ -173,13 +173,15 @@ pub fn linear(
         let unit = Unit { job, x, tiles, panel };
         match job.weight.kind() {
             Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (tier, unit)),
-            Kind::Packed(layout) => packed::run(tier, PackedUnit { unit, layout, data: job.weight.data() }),
+            Kind::Packed(layout) => {
+                packed::run(tier, PackedUnit { unit, layout, data: job.weight.data() }, tiles_of_thread);
+            }
         }
     };
     if decode {
-        pool.run_consecutive(units, body);
+        pool.run_consecutive(units, |unit, worker| body(&mut Default::default(), unit, worker));
     } else {
-        pool.run(units, body);
+        pool.run_with(units, || amx::thread_tiles(tier, x), body);
     }
 }
 
@@ -197,6 +199,7 @@ pub(crate) fn amx_available() -> bool {
 /// One product over the given tile registers.
 #[cfg(test)]
 fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx::soft::Soft) {
+    let mut tiles = amx::Configured::new(tile, x);
     let Kind::Packed(layout) = product.weight.kind() else { panic!("a packed matrix") };
     let job = Job {
         weight: product.weight,
@@ -209,7 +212,10 @@ fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx:
     };
     let mut panel = vec![PanelGroup::ZERO; 2 * panel_groups(layout)];
     let unit = Unit { job: &job, x, tiles: 0..layout.tiles, panel: &mut panel };
-    tier.run(amx::AmxUnit { unit: PackedUnit { unit, layout, data: product.weight.data() }, tile });
+    tier.run(amx::AmxUnit {
+        unit: PackedUnit { unit, layout, data: product.weight.data() },
+        tiles: &mut tiles,
+    });
 }
 
 /// Tiles of one matrix for all tokens.
