@@ -2,7 +2,11 @@
 
 | module | what for |
 |---|---|
+| ``scrimp.LLM`` | language models: ``generate``, ``stream``, ``chat``, ``logits`` |
+| ``scrimp.Rec`` | recommenders that ``scrimp rec train`` wrote: ``score`` |
 | ``scrimp.torch`` | makes any PyTorch model smaller and faster: ``compress`` and ``SparseLinear`` |
+| ``scrimp.kv`` | smaller KV caches for Hugging Face models: ``CompressedCache``, ``KVCrushPress`` |
+| ``scrimp.rec`` | embedding tables in a budget for PyTorch models: ``MemRecEmbedding``, ``MemRecEmbeddingBag`` |
 
 The kernels run on threads of their own, as many as there are CPUs for this process; ``set_num_threads`` changes that.
 """
@@ -10,9 +14,11 @@ The kernels run on threads of their own, as many as there are CPUs for this proc
 import os as _os
 
 from . import _scrimp
+from ._llm import LLM, Answer
+from ._recommender import Rec
 from ._scrimp import __version__, get_num_threads, set_num_threads, tier
 
-__all__ = ["__version__", "get_num_threads", "set_num_threads", "tier"]
+__all__ = ["LLM", "Answer", "Rec", "__version__", "get_num_threads", "set_num_threads", "tier"]
 
 if _os.environ.get("SCRIMP_NUM_THREADS"):
     try:

@@ -29,11 +29,12 @@ class Dense(nn.Module):
 
     def __init__(self, layer):
         super().__init__()
-        self.layer, self.dense = [layer], layer.weight.float()
+        self.layer, self.weight = [layer], layer.weight.float()
+        self.bias = layer.bias
 
     def forward(self, x):
         layer = self.layer[0]
-        y = rounded(x, layer.format) @ self.dense.t()
+        y = rounded(x, layer.format) @ self.weight.t()
         return (y if layer.bias is None else y + layer.bias.float()).to(x.dtype)
 
 

@@ -4,7 +4,7 @@ import copy
 import warnings
 
 import pytest
-import torch
+torch = pytest.importorskip("torch")
 from torch import nn
 from torch.nn.utils import prune
 

@@ -1,11 +1,10 @@
 """Threads, forked workers and processes."""
 
 import concurrent.futures
-import multiprocessing
 import os
 
 import pytest
-import torch
+torch = pytest.importorskip("torch")
 from torch import nn
 
 from scrimp.torch import compress
@@ -32,22 +31,22 @@ def test_threads_share_a_model():
 
 
 def test_a_forked_child_computes():
-    m = model()
-    x = torch.randn(300, 64)
+    """In the child only our kernels run in parallel: OpenMP hangs there, whoever uses it."""
+    layer, x = model()[0], torch.randn(300, 64)
     with torch.no_grad():
-        want = m(x).sum().item()  # starts the parent's threads
+        want = layer(x)[::37, ::11].tolist()  # starts the parent's threads
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                os.write(write, repr(m(x).sum().item()).encode())
+                os.write(write, repr(layer(x)[::37, ::11].tolist()).encode())
             finally:
                 os._exit(0)
         os.close(write)
         with os.fdopen(read) as pipe:
             got = pipe.read()
         assert os.waitpid(child, 0)[1] == 0
-    assert float(got) == want
+    assert got == repr(want)
 
 
 class Features(torch.utils.data.Dataset):
@@ -64,11 +63,9 @@ class Features(torch.utils.data.Dataset):
             return self.model(torch.full((64,), float(i)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_data_loader_workers(method):
+def test_data_loader_workers():
     m = model()
     data = Features(m)
     want = torch.stack([data[i] for i in range(8)])
-    context = multiprocessing.get_context(method)
-    loader = torch.utils.data.DataLoader(data, batch_size=4, num_workers=1, multiprocessing_context=context)
+    loader = torch.utils.data.DataLoader(data, batch_size=4, num_workers=1, multiprocessing_context="fork")
     assert torch.equal(torch.cat(list(loader)), want)

@@ -54,7 +54,9 @@ impl MemRec {
             return Err(PyValueError::new_err(format!("{features} features in blocks of {width}")));
         }
         if !(0.0..=0.9).contains(&weight_share) {
-            return Err(PyValueError::new_err(format!("weight_share must be in [0, 0.9], not {weight_share}")));
+            return Err(PyValueError::new_err(format!(
+                "weight_share must be in [0, 0.9], not {weight_share}"
+            )));
         }
         let options = EncoderOptions {
             seed,
@@ -82,6 +84,18 @@ impl MemRec {
     #[getter]
     fn weight_shape(&self) -> (u32, usize) {
         (self.config.weight_rows.iter().sum(), self.config.groups)
+    }
+
+    /// Rows of the table that a look-up reads.
+    #[getter]
+    fn table_probes(&self) -> usize {
+        self.config.dim / self.config.width * self.config.k
+    }
+
+    /// Rows of the weight table that a look-up reads.
+    #[getter]
+    fn weight_probes(&self) -> usize {
+        self.config.weight_k
     }
 
     /// Writes the vectors to `out`: without offsets one for each of `ids` (feature after feature), with offsets one for each bag.
@@ -184,6 +198,9 @@ impl MemRec {
         let weight_to = SparseTo::new(weight_rows, weight_values)?;
         let (mut table_to, mut weight_to) = (table_to.slices()?, weight_to.slices()?);
         let Runtime { pool, tier } = runtime(py)?;
+        if call.ids.is_empty() {
+            return Ok((0, 0));
+        }
         let counts = py.detach(|| {
             let run = Run { pool: &pool, tier };
             let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,8 +208,7 @@ impl MemRec {
             let read = Table::new(Values::F32(call.table), self.config.width);
             self.addressing.prepare(run, &read, call.weights, call.ids, call.bags, grad, prepared);
             let batch = self.addressing.table_batch(prepared, call.bags, grad);
-            let of_table =
-                collect(run, table, &batch, call.table.len(), self.config.width, &mut table_to)?;
+            let of_table = collect(run, table, &batch, call.table.len(), self.config.width, &mut table_to)?;
             let of_weights = match self.addressing.weight_batch(prepared) {
                 Some(batch) => {
                     collect(run, weights, &batch, call.weights.len(), self.config.groups, &mut weight_to)?
@@ -230,7 +246,9 @@ impl<'py> SparseTo<'py> {
     fn slices(&self) -> PyResult<Option<(&mut [i64], &mut [f32])>> {
         let Some((rows, values)) = &self.0 else { return Ok(None) };
         // SAFETY: int64 is i64 and float32 f32; they are the caller's alone.
-        Ok(Some(unsafe { (rows.slice_mut("the rows", "int64")?, values.slice_mut("the values", "float32")?) }))
+        Ok(Some(unsafe {
+            (rows.slice_mut("the rows", "int64")?, values.slice_mut("the values", "float32")?)
+        }))
     }
 }
 
@@ -346,6 +364,9 @@ impl MemRec {
             Some(to) => to.check(optimizer, call.weights.len(), groups)?,
             None if call.weights.is_empty() => {}
             None => return Err(PyValueError::new_err("the weight table's gradient has no place")),
+        }
+        if call.ids.is_empty() {
+            return Ok(());
         }
         let Runtime { pool, tier } = runtime(py)?;
         py.detach(|| {

@@ -3,8 +3,11 @@
 //! Tensors arrive as pointer and shape ([`tensor`]), are kept alive by the caller's reference, and are read and written in
 //! place; whatever takes long runs without the GIL. The Python half (`python/scrimp`) decides what is called when.
 
+mod embedding;
 mod linear;
+mod llm;
 mod prune;
+mod rec;
 mod runtime;
 mod tensor;
 
@@ -14,8 +17,12 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _scrimp(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    m.add_class::<embedding::MemRec>()?;
     m.add_class::<linear::PackedMatrix>()?;
+    m.add_class::<llm::Cancel>()?;
+    m.add_class::<llm::LanguageModel>()?;
     m.add_class::<prune::InputStatistics>()?;
+    m.add_class::<rec::RecModel>()?;
     m.add_function(wrap_pyfunction!(prune::compress_matrix, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::set_num_threads, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::get_num_threads, m)?)?;

@@ -82,8 +82,7 @@ impl PackedMatrix {
                     buffer.resize(n * rows, 0.0);
                     &mut buffer[..]
                 };
-                let product =
-                    Linear { weight: &self.matrix, bias, out: to, stride: rows, accumulate: false };
+                let product = Linear { weight: &self.matrix, bias, out: to, stride: rows, accumulate: false };
                 linear(pool, *tier, panels, activations, &mut [product]);
                 if !direct {
                     let from = &buffer[..];
@@ -128,8 +127,7 @@ impl PackedMatrix {
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Arguments<'py>)> {
         let this = slf.get();
-        let arguments =
-            (this.format.name(), this.matrix.rows(), this.matrix.cols(), this.to_bytes(slf.py()));
+        let arguments = (this.format.name(), this.matrix.rows(), this.matrix.cols(), this.to_bytes(slf.py()));
         Ok((slf.getattr("from_bytes")?, arguments))
     }
 

@@ -93,6 +93,22 @@ impl<'py> Tensor<'py> {
         };
         Ok(Floats { ptr: self.ptr, len: self.len, dtype })
     }
+
+    /// Its elements, of the type whose name in torch is `dtype`.
+    ///
+    /// # Safety
+    /// `T` is the element type that `dtype` names; see the module for writes at the same time.
+    pub(crate) unsafe fn slice_mut<T>(&self, name: &str, dtype: &str) -> PyResult<&mut [T]> {
+        let torch = self.object.py().import(intern!(self.object.py(), "torch"))?;
+        if !self.dtype()?.is(&torch.getattr(dtype)?) {
+            return Err(self.wrong_dtype(name, dtype));
+        }
+        if self.len == 0 {
+            return Ok(&mut []);
+        }
+        // SAFETY: a contiguous tensor of this type has as many elements there, and the object keeps them alive.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.ptr.cast(), self.len) })
+    }
 }
 
 /// `torch.float32`, `bfloat16` and `float16`.

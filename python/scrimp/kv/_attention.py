@@ -84,6 +84,8 @@ def forward(
 
     layer, bias = getattr(key, LAYER, None), getattr(key, BIAS, None)
     q, n = query.shape[2], key.shape[2]
+    if layer is not None and attention_mask is not None:
+        raise ValueError("CompressedCache takes prompts without padding: one at a time, or all of one length")
     if bias is None:
         bias = getattr(module, BIAS, None)
         if bias is not None and (q == n or bias.shape[0] != key.shape[0] or bias.shape[-1] > n):

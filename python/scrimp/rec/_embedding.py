@@ -67,14 +67,17 @@ class _MemRec(nn.Module):
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
     def _fused_step(self, table, weights, ids, offsets, grad) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise RuntimeError(
-                "a fused optimizer would update each process' tables by its own batch only: "
-                "leave fused out under DistributedDataParallel, and use a torch optimizer"
-            )
         f = self.fused
-        states = (self.table_state, self.weights_state)
-        self._rows.step(table, weights, ids, offsets, grad, f.name, f.lr, f.eps, *states)
+        self._rows.step(table, weights, ids, offsets, grad, f.name, f.lr, f.eps, self.table_state, self.weights_state)
+
+    def _check_distributed(self) -> None:
+        """DistributedDataParallel averages dense gradients of modules that it does not know, and no others."""
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                "DistributedDataParallel would not average what sparse=True or fused= make of the gradients, and the processes' tables would "
+                "drift apart: leave both out, and use any torch optimizer"
+            )
 
     def get_extra_state(self) -> Dict[str, Any]:
         names = ("features", "dim", "budget", "seed", "block", "k", "groups", "signs", "weight_share")
@@ -114,7 +117,7 @@ class MemRecEmbedding(_MemRec):
         signs: rows are added or subtracted, as a hash says.
         weight_share: part of the budget for the table of scales; 0 for none.
         seed: of the hashes.
-        sparse: gradients are sparse tensors, for ``SGD``, ``Adagrad`` and ``SparseAdam``.
+        sparse: gradients are sparse tensors, for ``SGD``, ``Adagrad`` and ``SparseAdam``. Not for DistributedDataParallel.
         fused: ``scrimp.rec.Sgd``, ``Adagrad`` or ``RowWiseAdagrad``: the backward pass updates the tables at once, which is fastest;
             other optimizers then see no gradient. Not for DistributedDataParallel.
     """

@@ -24,6 +24,8 @@ class Lookup(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         ids, offsets, table, weights = ctx.saved_tensors
         owner, inputs = ctx.owner, (table, weights, ids, offsets, grad.contiguous())
+        if owner.fused is not None or owner.sparse:
+            owner._check_distributed()
         if owner.fused is not None:
             owner._fused_step(*inputs)
             table_grad = weight_grad = None

@@ -43,18 +43,19 @@ def _skipped(name: str, skip: Iterable[str]) -> bool:
 def linear_layers(model: nn.Module, skip: Iterable[str]) -> Tuple[List[Layer], List[str]]:
     """The layers to compress, in the model's order, and the names of those that are left alone."""
     found: Dict[int, Layer] = {}
-    skipped: List[str] = []
+    skipped: Dict[str, int] = {}
     for parent_name, parent in model.named_modules():
-        for child, module in parent.named_children():
-            name = f"{parent_name}.{child}" if parent_name else child
-            if not _is_linear(module):
+        # Not named_children(), which leaves out what was there under another name.
+        for child, module in parent._modules.items():
+            if module is None or not _is_linear(module):
                 continue
+            name = f"{parent_name}.{child}" if parent_name else child
             # nn.MultiheadAttention hands its projection's weight to a fused kernel and never calls the module.
             if _skipped(name, skip) or isinstance(parent, nn.MultiheadAttention) or module.weight.numel() == 0:
-                skipped.append(name)
-                found.pop(id(module), None)
+                skipped[name] = id(module)
             elif id(module) in found:
                 found[id(module)].places.append((parent, child))
             else:
                 found[id(module)] = Layer(name, module, [(parent, child)])
-    return list(found.values()), skipped
+    kept = set(skipped.values())
+    return [layer for key, layer in found.items() if key not in kept], list(skipped)

@@ -7,8 +7,8 @@
 use super::{
     Calibration, Choice, Dense, Inputs, Statistics,
     compress::Packed as PackedTensor,
-    matrix::round_matrix,
     layer::{DenseLayer, matrix},
+    matrix::round_matrix,
     runner::{Machine, Packed, Runner, Scratch, Unchanged},
     sparsegpt::SparseGpt,
 };

@@ -81,9 +81,7 @@ impl Addressing {
     ) {
         let scales = match &self.weights {
             None => Scales::One(self.norm),
-            Some(w) => {
-                Scales::Hashed { weights, probing: w.probing(), groups: w.groups, scale: self.norm }
-            }
+            Some(w) => Scales::Hashed { weights, probing: w.probing(), groups: w.groups, scale: self.norm },
         };
         let probes = Probes::Hashed { ids, probing: self.probing() };
         let batch = Batch { table, probes, k: self.k, scales, bags, add: false };
