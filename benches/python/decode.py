@@ -60,7 +60,8 @@ def main():
         models["stock bf16, torch.compile"] = compiled
     for format in args.formats.split(","):
         for skip in (("lm_head",), ()):
-            model = copy.deepcopy(stock)
+            shared = [stock.model.embed_tokens, *([stock.lm_head] if skip else [])]
+            model = copy.deepcopy(stock, {id(m): m for m in shared})
             compress(model, 0.5, format=format, skip=skip)
             name = f"compress({format}){'' if skip else ', lm_head too'}"
             models[name] = model
