@@ -1,7 +1,7 @@
 //! Linear layers: `y = W x (+ bias) (+ y)` for one token or many, any weight format, any tier.
 //!
 //! Decode (one token) unpacks weights in registers ([`gemv`]); batches unpack a tile once into a panel and use it for all
-//! tokens ([`gemm`]). Several matrices that share their input run in one parallel region.
+//! tokens ([`gemm`]), a few columns at a time where tokens are few. Several matrices that share their input run in one parallel region.
 
 pub(crate) mod activations;
 mod amx;
@@ -76,6 +76,8 @@ struct Job<'a> {
     accumulate: bool,
     split: Split,
     first_unit: usize,
+    /// Few tokens of a block format (see [`gemm::few`]).
+    few: bool,
 }
 
 /// How the tiles of a matrix are cut into units.
@@ -104,7 +106,9 @@ pub fn linear(
     assert!(x.stored_for(tier), "tier of the activations");
     // Few tokens: weights are unpacked in registers, so the work is what they take in memory.
     let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
-    let decode = n_tokens == 1 || x.n_tiles() == 1 && !x.token_major() && products.iter().all(packed);
+    let stored = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Stored(dtype) if dtype.block_len() > 1);
+    let few = n_tokens > 1 && n_tokens <= gemm::FEW && products.iter().all(stored);
+    let decode = n_tokens == 1 || few || x.expands_each() && !x.token_major() && products.iter().all(packed);
     let groups = x.cols().div_ceil(GROUP);
     let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
     let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
@@ -149,10 +153,15 @@ pub fn linear(
             accumulate: product.accumulate,
             split,
             first_unit: units,
+            few,
         });
         units += n_units;
     }
-    let panel_len = if decode { 0 } else { panel_len };
+    let panel_len = match decode {
+        true if few => gemm::FEW_GROUPS,
+        true => 0,
+        false => panel_len,
+    };
     if scratch.panels.len() < panel_len * pool.threads() {
         scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
     }
@@ -209,6 +218,7 @@ fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx:
         accumulate: product.accumulate,
         split: Split::Tiles(layout.tiles),
         first_unit: 0,
+        few: false,
     };
     let mut panel = vec![PanelGroup::ZERO; 2 * panel_groups(layout)];
     let unit = Unit { job: &job, x, tiles: 0..layout.tiles, panel: &mut panel };
@@ -261,6 +271,14 @@ impl<F: BlockFormat> Kernel for BlockUnit<'_, F> {
             for tile in tiles {
                 let y = gemv::tile::<S, F>(s, job.weight.blocks::<F>(tile), x.groups(0));
                 job.store(s, &[y], tile, 0, 1);
+            }
+            return;
+        }
+        if job.few {
+            let mut acc = [s.splat(0.0); gemm::FEW_SUMS];
+            for tile in tiles {
+                gemm::few::<S, F>(s, job.weight.blocks::<F>(tile), x, panel, &mut acc);
+                job.store(s, &acc, tile, 0, x.n_tokens());
             }
             return;
         }

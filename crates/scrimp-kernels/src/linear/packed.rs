@@ -5,9 +5,9 @@
 //! int8   y[row] = float(sum (q - 128) x) * x.scale * scale[row]    the sum over all columns, exact in i32
 //! int4   as other block formats: see `group.rs`
 //! ```
-//! Up to a tile of tokens (12 with AVX-512, else 4), a sparse step is expanded in a register and multiplied at once: what
-//! limits is the memory that the packed weights take, or the expansion. More tokens: a tile of 16 rows is expanded once
-//! into a panel, which all tokens pass by.
+//! For few tokens (up to three tiles of 12 with AVX-512, one of 4 elsewhere), a sparse step is expanded in a register and
+//! multiplied at once: what limits is the memory that the packed weights take, or the expansion. For more, a tile of 16 rows
+//! is expanded once into a panel, which all tokens pass by.
 //!
 //! `bf16` sums are f32 in column order, in [`Simd::BF16_CHAINS`] interleaved chains of steps that are added at the end, so a
 //! token's result does not depend on the batch; tiers differ by rounding (AVX-512's `vdpbf16ps` flushes denormals and
@@ -515,9 +515,9 @@ impl Kernel for PackedUnit<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let (layout, tiles, x) = (self.layout, self.unit.tiles.clone(), self.unit.x);
         let (sparse, value) = (layout.format.is_sparse(), layout.format.value());
-        if !sparse || x.n_tiles() == 1 {
-            for i in 0..x.n_tiles() {
-                for tile in tiles.clone() {
+        if !sparse || x.expands_each() {
+            for tile in tiles.clone() {
+                for i in 0..x.n_tiles() {
                     let from = self.tile(tile);
                     let unit = &self.unit;
                     match (value, sparse) {
