@@ -112,7 +112,7 @@ impl MemRec {
         let tensors = Tensors::new(table, weights, ids, offsets)?;
         let starts = tensors.offsets()?;
         let call = self.call(&tensors, starts.as_deref())?;
-        let out = Tensor::new(out, "the output")?;
+        let mut out = Tensor::new(out, "the output")?;
         // SAFETY: float32 is f32, and the output is the caller's alone.
         let out = unsafe { out.slice_mut::<f32>("the output", "float32")? };
         self.fits(&call, out.len())?;
@@ -192,10 +192,10 @@ impl MemRec {
         let call = self.call(&tensors, starts.as_deref())?;
         let grad = Tensor::new(grad, "the gradient")?;
         // SAFETY: float32 is f32; it is only read.
-        let grad: &[f32] = unsafe { grad.slice_mut("the gradient", "float32")? };
+        let grad: &[f32] = unsafe { grad.slice("the gradient", "float32")? };
         self.fits(&call, grad.len())?;
-        let table_to = SparseTo::new(Some(table_rows), Some(table_values))?;
-        let weight_to = SparseTo::new(weight_rows, weight_values)?;
+        let mut table_to = SparseTo::new(Some(table_rows), Some(table_values))?;
+        let mut weight_to = SparseTo::new(weight_rows, weight_values)?;
         let (mut table_to, mut weight_to) = (table_to.slices()?, weight_to.slices()?);
         let Runtime { pool, tier } = runtime(py)?;
         if call.ids.is_empty() {
@@ -243,8 +243,8 @@ impl<'py> SparseTo<'py> {
         Ok(Self(Some((Tensor::new(rows, "the rows")?, Tensor::new(values, "the values")?))))
     }
 
-    fn slices(&self) -> PyResult<Option<(&mut [i64], &mut [f32])>> {
-        let Some((rows, values)) = &self.0 else { return Ok(None) };
+    fn slices(&mut self) -> PyResult<Option<(&mut [i64], &mut [f32])>> {
+        let Some((rows, values)) = &mut self.0 else { return Ok(None) };
         // SAFETY: int64 is i64 and float32 f32; they are the caller's alone.
         Ok(Some(unsafe {
             (rows.slice_mut("the rows", "int64")?, values.slice_mut("the values", "float32")?)
@@ -287,7 +287,7 @@ impl<'py> Tensors<'py> {
     fn offsets(&self) -> PyResult<Option<Vec<usize>>> {
         let Some(offsets) = &self.offsets else { return Ok(None) };
         // SAFETY: int64 is i64; they are only read.
-        let given: &[i64] = unsafe { offsets.slice_mut("the offsets", "int64")? };
+        let given: &[i64] = unsafe { offsets.slice("the offsets", "int64")? };
         let starts: Vec<usize> = given.iter().map(|&o| usize::try_from(o).unwrap_or(usize::MAX)).collect();
         let fits = starts.is_sorted()
             && starts.first().is_none_or(|&first| first == 0)
@@ -305,12 +305,12 @@ impl MemRec {
         // SAFETY: float32 is f32, int64 as many bits as u64; they are only read while this lives, but for the tables that
         // `step` updates, which it reads before.
         let (table, weights, ids) = unsafe {
-            let table: &[f32] = tensors.table.slice_mut("the table", "float32")?;
+            let table: &[f32] = tensors.table.slice("the table", "float32")?;
             let weights: &[f32] = match &tensors.weights {
-                Some(weights) => weights.slice_mut("the weight table", "float32")?,
+                Some(weights) => weights.slice("the weight table", "float32")?,
                 None => &[],
             };
-            let ids: &[u64] = tensors.ids.slice_mut("the ids", "int64")?;
+            let ids: &[u64] = tensors.ids.slice("the ids", "int64")?;
             (table, weights, ids)
         };
         let size = |(rows, cols): (u32, usize)| rows as usize * cols;
@@ -354,7 +354,7 @@ impl MemRec {
         let call = self.call(&tensors, starts.as_deref())?;
         let grad = Tensor::new(grad, "the gradient")?;
         // SAFETY: float32 is f32; it is only read.
-        let grad: &[f32] = unsafe { grad.slice_mut("the gradient", "float32")? };
+        let grad: &[f32] = unsafe { grad.slice("the gradient", "float32")? };
         self.fits(&call, grad.len())?;
         let table_to = Updated::new(to.0, states.0)?;
         let weights_to = to.1.map(|w| Updated::new(w, states.1)).transpose()?;
@@ -403,7 +403,7 @@ unsafe impl Sync for Raw {}
 
 impl Raw {
     fn new(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Self> {
-        let tensor = Tensor::new(object, name)?;
+        let mut tensor = Tensor::new(object, name)?;
         // SAFETY: float32 is f32; the slice is gone before anybody else uses the memory.
         let slice = unsafe { tensor.slice_mut::<f32>(name, "float32")? };
         Ok(Self(slice.as_mut_ptr(), slice.len()))

@@ -94,19 +94,34 @@ impl<'py> Tensor<'py> {
         Ok(Floats { ptr: self.ptr, len: self.len, dtype })
     }
 
+    fn check_dtype(&self, name: &str, dtype: &str) -> PyResult<()> {
+        let torch = self.object.py().import(intern!(self.object.py(), "torch"))?;
+        if self.dtype()?.is(&torch.getattr(dtype)?) { Ok(()) } else { Err(self.wrong_dtype(name, dtype)) }
+    }
+
     /// Its elements, of the type whose name in torch is `dtype`.
     ///
     /// # Safety
-    /// `T` is the element type that `dtype` names; see the module for writes at the same time.
-    pub(crate) unsafe fn slice_mut<T>(&self, name: &str, dtype: &str) -> PyResult<&mut [T]> {
-        let torch = self.object.py().import(intern!(self.object.py(), "torch"))?;
-        if !self.dtype()?.is(&torch.getattr(dtype)?) {
-            return Err(self.wrong_dtype(name, dtype));
+    /// `T` is a type of plain numbers, of the size of what `dtype` names; see the module for writes at the same time.
+    pub(crate) unsafe fn slice<T>(&self, name: &str, dtype: &str) -> PyResult<&[T]> {
+        self.check_dtype(name, dtype)?;
+        if self.len == 0 {
+            return Ok(&[]);
         }
+        // SAFETY: a contiguous tensor of this type has as many elements there, and the object keeps them alive.
+        Ok(unsafe { std::slice::from_raw_parts(self.ptr.cast(), self.len) })
+    }
+
+    /// The same, to be written.
+    ///
+    /// # Safety
+    /// As [`Tensor::slice`], and nobody else uses the elements meanwhile.
+    pub(crate) unsafe fn slice_mut<T>(&mut self, name: &str, dtype: &str) -> PyResult<&mut [T]> {
+        self.check_dtype(name, dtype)?;
         if self.len == 0 {
             return Ok(&mut []);
         }
-        // SAFETY: a contiguous tensor of this type has as many elements there, and the object keeps them alive.
+        // SAFETY: as in `slice`.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.ptr.cast(), self.len) })
     }
 }
