@@ -22,6 +22,7 @@ def main():
     parser.add_argument("--features", type=int, default=26)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--budget", default="16MB")
+    parser.add_argument("--block", type=int, default=4, help="values of a row; a vector is dim / block rows")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--optimizers", action="store_true", help="training as well; needs as much memory again for each state")
     args = parser.parse_args()
@@ -36,7 +37,7 @@ def main():
     full = nn.EmbeddingBag(n, dim, mode="sum", sparse=True, _weight=table)
     batches = [torch.randint(0, n, (args.batch, args.features)) for _ in range(8)]
     offsets = torch.arange(args.batch * args.features)
-    memrec = MemRecEmbedding(args.features, dim, args.budget)
+    memrec = MemRecEmbedding(args.features, dim, args.budget, block=args.block)
     turn = iter(range(1 << 60))
 
     def ids():
@@ -58,10 +59,10 @@ def main():
     calls = {}
     for name, optimizer in (("SGD", torch.optim.SGD), ("Adagrad", torch.optim.Adagrad), ("SparseAdam", torch.optim.SparseAdam)):
         calls[f"nn.EmbeddingBag + {name}"] = training(lambda: full(ids().view(-1), offsets), optimizer(full.parameters(), lr=0.01), grad)
-        sparse = MemRecEmbedding(args.features, dim, args.budget, sparse=True)
+        sparse = MemRecEmbedding(args.features, dim, args.budget, block=args.block, sparse=True)
         calls[f"MemRecEmbedding, sparse + {name}"] = training(lambda e=sparse: e(ids()), optimizer(sparse.parameters(), lr=0.01), grad)
     for fused in (Adagrad(0.01), RowWiseAdagrad(0.01)):
-        e = MemRecEmbedding(args.features, dim, args.budget, fused=fused)
+        e = MemRecEmbedding(args.features, dim, args.budget, block=args.block, fused=fused)
         calls[f"MemRecEmbedding, fused {type(fused).__name__}"] = training(lambda e=e: e(ids()), None, grad)
     print("forward + backward + step:")
     report(interleaved(calls, args.rounds), "nn.EmbeddingBag + Adagrad")
