@@ -175,21 +175,64 @@ impl Gradients {
         table: Trained<'_>,
         batch: &Backward<'_>,
     ) {
-        let (_, dim) = batch.check(table.width);
-        let blocks = table.values.len().div_ceil(table.width);
-        assert!(blocks < u32::MAX as usize);
         assert!(table.stride == table.width || table.stride == 1);
+        let Trained { values, state, width, stride } = table;
+        assert!(state.len() >= optimizer.states(values.len(), width));
+        let len = values.len();
+        let shared = (SharedMut::new(values), SharedMut::new(state));
+        self.add_up(pool, tier, Some(optimizer), (len, width, stride), shared, batch);
+    }
+
+    /// Adds up the gradients of a batch in a table of `len` values in rows of `width`, for somebody else to apply: the rows that it
+    /// touched, each once, go to the front of `rows`, and their gradients to the front of `values`. Returns their number, or `None`
+    /// where they do not fit.
+    ///
+    /// # Panics
+    /// When sizes do not fit each other, or a probe lies outside the table.
+    pub fn collect(
+        &mut self,
+        pool: &Pool,
+        tier: Tier,
+        len: usize,
+        width: usize,
+        batch: &Backward<'_>,
+        rows: &mut [i64],
+        values: &mut [f32],
+    ) -> Option<usize> {
+        let nothing = (SharedMut::new(&mut []), SharedMut::new(&mut []));
+        self.add_up(pool, tier, None, (len, width, width), nothing, batch);
+        let n = self.shares.iter().map(|share| share.touched.len()).sum();
+        let (mut rows, mut values) = (rows.get_mut(..n)?, values.get_mut(..n.checked_mul(width)?)?);
+        for share in &self.shares {
+            let of_share = rows.split_off_mut(..share.touched.len())?;
+            of_share.iter_mut().zip(&share.touched).for_each(|(to, &row)| *to = i64::from(row));
+            let of_share = values.split_off_mut(..share.touched.len() * width)?;
+            of_share.copy_from_slice(&share.sums[..of_share.len()]);
+        }
+        Some(n)
+    }
+
+    /// Every thread adds up the gradients of its rows, and applies them where there is an optimiser.
+    fn add_up(
+        &mut self,
+        pool: &Pool,
+        tier: Tier,
+        optimizer: Option<Optimizer>,
+        (values_len, width, stride): (usize, usize, usize),
+        (values, state): (SharedMut<'_, f32>, SharedMut<'_, f32>),
+        batch: &Backward<'_>,
+    ) {
+        let (_, dim) = batch.check(width);
+        let blocks = values_len.div_ceil(width);
+        assert!(blocks < u32::MAX as usize);
         let threads = pool.threads();
         self.slot_of.resize(blocks, 0);
         self.shares.resize_with(threads, Share::default);
-        let (values_len, width) = (table.values.len(), table.width);
-        assert!(table.state.len() >= optimizer.states(values_len, width));
-        let (values, state) = (SharedMut::new(table.values), SharedMut::new(table.state));
         let slot_of = SharedMut::new(&mut self.slot_of);
         pool.chunks(&mut self.shares, 1, |owner, share| {
             let share = &mut share[0];
             let part = Part { owner, owners: threads, slot_of, values, state, values_len, width, dim };
-            tier.run(Step { part, stride: table.stride, batch, share, optimizer });
+            tier.run(Step { part, stride, batch, share, optimizer });
         });
     }
 }
@@ -220,7 +263,7 @@ struct Step<'a, 'b> {
     stride: usize,
     batch: &'a Backward<'b>,
     share: &'a mut Share,
-    optimizer: Optimizer,
+    optimizer: Option<Optimizer>,
 }
 
 impl Kernel for Step<'_, '_> {
@@ -311,6 +354,11 @@ impl Step<'_, '_> {
         }
         for (slot, &block) in touched.iter().enumerate() {
             let range = block as usize * width..((block as usize + 1) * width).min(part.values_len);
+            let Some(optimizer) = optimizer else {
+                // SAFETY: this thread alone owns the block.
+                unsafe { part.slot_of.slice(block as usize..block as usize + 1)[0] = 0 };
+                continue;
+            };
             let state = match optimizer {
                 Optimizer::Adagrad { .. } => range.clone(),
                 Optimizer::RowWiseAdagrad { .. } => block as usize..block as usize + 1,

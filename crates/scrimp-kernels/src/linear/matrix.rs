@@ -133,6 +133,14 @@ impl Matrix {
         }
     }
 
+    /// The packed bytes of one of scrimp's own formats; `None` for types of other files.
+    pub fn packed(&self) -> Option<PackedView<'_>> {
+        match self.kind {
+            Kind::Packed(layout) => Some(PackedView::of_checked(layout, &self.data)),
+            Kind::Stored(_) => None,
+        }
+    }
+
     pub(crate) fn kind(&self) -> &Kind {
         &self.kind
     }

@@ -11,8 +11,8 @@
 
 use super::{
     Calibration, Choice, Choices, Inputs, Pruner,
-    compress::{packed_bytes, round_matrix},
     layer::DenseLayer,
+    matrix::{packed_bytes, round_matrix},
     output::{divergence, output_matrix},
     runner::{self, Machine, Runner, Unchanged, Visitor},
 };

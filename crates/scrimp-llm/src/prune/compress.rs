@@ -1,10 +1,11 @@
 //! From a checkpoint to a compressed file: calibrate, prune, round and pack, layer by layer.
 
 use super::{
-    Budget, Calibration, Choice, Choices, Dense, Inputs, Job, Pruner, Rounding, Statistics,
+    Budget, Calibration, Choice, Choices, Inputs, Pruner, Statistics,
     assemble::{assemble, extra_bytes, layer_items},
     budget::{self, Goal},
     layer::DenseLayer,
+    matrix::compress_matrix,
     output::{self, Measured, Output},
     runner::{self, Machine, Runner, Visitor},
     workdir::WorkDir,
@@ -17,7 +18,7 @@ use crate::{
 };
 use scrimp_kernels::{
     Tier,
-    formats::packed::{PackedView, WeightFormat, pack},
+    formats::packed::{PackedView, WeightFormat},
     threads::Pool,
 };
 use serde_json::json;
@@ -289,74 +290,15 @@ impl Visitor for Compressor<'_> {
         for &role in roles {
             let keep_zeros = layer.pruned_already(role);
             let weight = layer.weight_mut(role);
-            let rounding = round_matrix(self.pool, weight, &inputs, self.method, self.choice, keep_zeros);
             let name = format!("blk.{}.{}.weight", self.index, role.stem());
-            let (rows, cols) = (weight.rows, weight.cols);
-            let format = smaller(self.choice.format, weight);
-            let bytes = pack(self.pool, format, rows, cols, &weight.data, rounding.scales())
-                .map_err(|e| Error::bad_input(format!("tensor {name} cannot be {format}: {e}")))?;
-            let encoding = Encoding::Packed(format);
-            self.packed.push(Packed { name, encoding, shape: vec![rows, cols], bytes });
+            let (format, bytes) =
+                compress_matrix(self.pool, weight, &inputs, self.method, self.choice, keep_zeros).map_err(
+                    |e| Error::bad_input(format!("tensor {name} cannot be {}: {e}", self.choice.format)),
+                )?;
+            let (encoding, shape) = (Encoding::Packed(format), vec![weight.rows, weight.cols]);
+            self.packed.push(Packed { name, encoding, shape, bytes });
             (self.done)();
         }
         Ok(())
     }
-}
-
-/// Prunes and rounds a matrix, in place.
-pub(super) fn round_matrix(
-    pool: &Pool,
-    weight: &mut Dense,
-    inputs: &Inputs,
-    method: &dyn Pruner,
-    Choice { format, sparsity }: Choice,
-    keep_zeros: bool,
-) -> Rounding {
-    let mut rounding = Rounding::new(format, weight.cols);
-    if sparsity > 0.0 || rounding.group().is_some() {
-        let rounding = &mut rounding;
-        method.prune(Job { pool, weight, inputs, sparsity, keep_zeros, rounding });
-    }
-    rounding.apply(pool, weight);
-    rounding
-}
-
-/// Bytes of `weight` in the dense and in the sparse form of `format` (see `scrimp_kernels::formats::packed`), the latter
-/// to within half a byte per 64 weights in int4.
-fn sizes(format: WeightFormat, weight: &Dense) -> (usize, usize) {
-    let tiles = weight.rows.div_ceil(16);
-    let starts = (8 * (tiles + 1)).next_multiple_of(64);
-    let stored = weight.data.len() - weight.zeros();
-    match format.dense() {
-        WeightFormat::Bf16 => {
-            let cols = weight.cols.next_multiple_of(32);
-            (32 * tiles * cols, starts + 2 * tiles * cols + 2 * stored + 64)
-        }
-        WeightFormat::Int8 => {
-            let cols = weight.cols.next_multiple_of(64);
-            let scales = 64 * tiles;
-            (scales + 16 * tiles * cols, starts + scales + 2 * tiles * cols + stored + 64)
-        }
-        _ => {
-            let groups = weight.cols.div_ceil(32);
-            let steps = 8 * tiles * groups;
-            (288 * tiles * groups, starts + 96 * tiles * groups + (stored + steps) / 2 + 64)
-        }
-    }
-}
-
-/// `format`, or its sparse form where its zeros save more than the bitmap, a bit per weight, costs.
-fn smaller(format: WeightFormat, weight: &Dense) -> WeightFormat {
-    let bits = match format.dense() {
-        WeightFormat::Bf16 => 16,
-        WeightFormat::Int8 => 8,
-        _ => 4,
-    };
-    if weight.zeros() * bits > weight.data.len() { format.sparse() } else { format.dense() }
-}
-
-/// Bytes that `weight` takes in the form of `format` that [`smaller`] chooses.
-pub(super) fn packed_bytes(format: WeightFormat, weight: &Dense) -> f64 {
-    let (dense, sparse) = sizes(format, weight);
-    if smaller(format, weight).is_sparse() { sparse as f64 } else { dense as f64 }
 }

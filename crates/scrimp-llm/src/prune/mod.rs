@@ -17,6 +17,7 @@ mod inputs;
 mod layer;
 pub mod linalg;
 pub mod magnitude;
+mod matrix;
 mod output;
 pub mod rounding;
 mod runner;
@@ -30,6 +31,7 @@ pub use choices::{Budget, Choice, Choices};
 pub use compress::{Options, Progress, Report, compress};
 pub use inputs::{Inputs, Statistics};
 pub use layer::Dense;
+pub use matrix::compress_matrix;
 pub use output::{ALLOWED_KL, Measured, Output};
 pub use rounding::Rounding;
 

@@ -6,8 +6,9 @@
 
 use super::{
     Calibration, Choice, Dense, Inputs, Statistics,
-    compress::{Packed as PackedTensor, round_matrix},
+    compress::Packed as PackedTensor,
     layer::{DenseLayer, matrix},
+    matrix::round_matrix,
     runner::{Machine, Packed, Runner, Scratch, Unchanged},
     sparsegpt::SparseGpt,
 };

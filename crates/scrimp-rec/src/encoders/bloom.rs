@@ -7,38 +7,29 @@
 //!
 //! The gradients: dM[row] += sign alpha norm dz, dalpha = norm * sum over a group of  sign <dz, row>, dw[row'] += dalpha.
 
-use super::{Encoder, EncoderConfig, KeyMap, Param, Run, Stored, rows_of};
+use super::{
+    Encoder, EncoderConfig, KeyMap, Param, Run, Stored,
+    addressing::{Addressing, Prepared},
+    rows_of,
+};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
+    Backward, Bags, Batch, IdHash, Optimizer, Probes, RowRange, Scales, forward,
 };
 
 /// The seeds of the two tables' hashes, apart from each other and from other uses of the seed.
-const TABLE: u64 = 0x7461_626c;
-const WEIGHTS: u64 = 0x7765_6967;
+pub(super) const TABLE: u64 = 0x7461_626c;
+pub(super) const WEIGHTS: u64 = 0x7765_6967;
 
 pub(super) struct Bloom {
     features: usize,
-    per: usize,
-    k: usize,
-    norm: f32,
-    signs: bool,
     bagged: bool,
-    hashes: Vec<IdHash>,
-    ranges: Vec<RowRange>,
+    addressing: Addressing,
     table: Param,
-    alpha: Option<Alpha>,
+    alpha: Option<Param>,
     hot: Option<Hot>,
     quantised: super::Precision,
-    scratch: Scratch,
-}
-
-struct Alpha {
-    hashes: Vec<IdHash>,
-    ranges: Vec<RowRange>,
-    k: usize,
-    groups: usize,
-    weights: Param,
+    prepared: Prepared,
 }
 
 /// Rows of frequent ids, added to what the tables give. Row 0 is zero: that of all other ids.
@@ -46,15 +37,6 @@ struct Hot {
     keys: Vec<u64>,
     row_of: KeyMap<u32>,
     table: Param,
-}
-
-#[derive(Default)]
-struct Scratch {
-    probes: Vec<u32>,
-    weight_probes: Vec<u32>,
-    scales: Vec<f32>,
-    dots: Vec<f32>,
-    alpha_grad: Vec<f32>,
 }
 
 /// The rows of each feature: one table for all, or one after another.
@@ -86,36 +68,18 @@ impl Bloom {
             None
         } else {
             let rows: usize = c.weight_rows.iter().map(|&r| r as usize).sum();
-            let weights = Param::new(
-                rows * c.groups,
-                c.groups,
-                c.groups,
-                c.seed ^ WEIGHTS,
-                1.0 / c.weight_k as f32,
-                0.05 / c.weight_k as f32,
-            )?;
-            Some(Alpha {
-                hashes: hashes(c.seed ^ WEIGHTS, c.features),
-                ranges: ranges(&c.weight_rows, c.features),
-                k: c.weight_k,
-                groups: c.groups,
-                weights,
-            })
+            let k = c.weight_k as f32;
+            Some(Param::new(rows * c.groups, c.groups, c.groups, c.seed ^ WEIGHTS, 1.0 / k, 0.05 / k)?)
         };
         Ok(Self {
             features: c.features,
-            per: c.dim / c.width * c.k,
-            k: c.k,
-            norm: 1.0 / (c.k as f32).sqrt(),
-            signs: c.signs,
             bagged: c.bagged,
-            hashes: hashes(c.seed ^ TABLE, c.features),
-            ranges: ranges(&c.rows, c.features),
+            addressing: Addressing::new(c),
             table: Param::new(len, c.width, stride, c.seed ^ TABLE, 0.0, spread)?,
             alpha,
             hot: None,
             quantised: c.precision,
-            scratch: Scratch::default(),
+            prepared: Prepared::default(),
         })
     }
 
@@ -133,10 +97,6 @@ impl Bloom {
         Ok(self)
     }
 
-    fn probing(&self) -> Probing<'_> {
-        Probing { hashes: &self.hashes, ranges: &self.ranges, probes: self.per, signs: self.signs }
-    }
-
     fn bags(&self) -> Bags<'static> {
         Bags::Fixed(if self.bagged { self.features } else { 1 })
     }
@@ -144,18 +104,8 @@ impl Bloom {
 
 impl Bloom {
     fn bags_forward(&self, run: Run<'_>, ids: &[u64], bags: Bags<'_>, out: &mut [f32]) {
-        let scales = match &self.alpha {
-            None => Scales::One(self.norm),
-            Some(alpha) => Scales::Hashed {
-                weights: alpha.weights.floats(),
-                probing: alpha.probing(),
-                groups: alpha.groups,
-                scale: self.norm,
-            },
-        };
-        let probes = Probes::Hashed { ids, probing: self.probing() };
-        let batch = Batch { table: self.table.table(), probes, k: self.k, scales, bags, add: false };
-        forward(run.pool, run.tier, &batch, out);
+        let weights = self.alpha.as_ref().map_or(&[][..], Param::floats);
+        self.addressing.forward(run, self.table.table(), weights, ids, bags, out);
         if let Some(hot) = &self.hot {
             let rows = hot.rows(run, ids, self.features);
             let probes = Probes::Given { probes: &rows, weights: &[], per: 1, signs: false };
@@ -169,12 +119,6 @@ impl Bloom {
 impl Hot {
     fn rows(&self, run: Run<'_>, ids: &[u64], features: usize) -> Vec<u32> {
         rows_of(run, &self.row_of, features, ids, 0)
-    }
-}
-
-impl Alpha {
-    fn probing(&self) -> Probing<'_> {
-        Probing { hashes: &self.hashes, ranges: &self.ranges, probes: self.k, signs: false }
     }
 }
 
@@ -192,55 +136,14 @@ impl Encoder for Bloom {
     }
 
     fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let s = &mut scratch;
-        s.probes.resize(ids.len() * self.per, 0);
-        probe(run.pool, ids, &self.probing(), &mut s.probes);
         let bags = self.bags();
-        let mut batch = Backward {
-            probes: &s.probes,
-            per: self.per,
-            k: self.k,
-            weights: &[],
-            scales: &[self.norm],
-            groups: 0,
-            bags,
-            grad,
-        };
-        if let Some(alpha) = &mut self.alpha {
-            s.weight_probes.resize(ids.len() * alpha.k, 0);
-            probe(run.pool, ids, &alpha.probing(), &mut s.weight_probes);
-            let (groups, k, norm) = (alpha.groups, alpha.k, self.norm);
-            s.scales.resize(ids.len() * groups, 0.0);
-            let (weights, probes) = (alpha.weights.floats(), &s.weight_probes);
-            run.pool.chunks(&mut s.scales, 1024 * groups, |unit, out| {
-                for (i, out) in out.iter_mut().enumerate() {
-                    let (l, g) = (unit * 1024 + i / groups, i % groups);
-                    let rows = &probes[l * k..(l + 1) * k];
-                    *out = norm * rows.iter().map(|&row| weights[row as usize * groups + g]).sum::<f32>();
-                }
-            });
-            // The gradient of alpha needs the rows as they were in the forward pass.
-            s.dots.resize(s.probes.len(), 0.0);
-            dots(run.pool, run.tier, &self.table.table(), &batch, &mut s.dots);
-            s.alpha_grad.resize(ids.len() * groups, 0.0);
-            let per_group = self.per / groups;
-            for (out, dots) in s.alpha_grad.iter_mut().zip(s.dots.chunks_exact(per_group)) {
-                *out = norm * dots.iter().sum::<f32>();
-            }
-            let alpha_batch = Backward {
-                probes: &s.weight_probes,
-                per: k,
-                k,
-                scales: &[1.0],
-                groups: 0,
-                bags: Bags::Fixed(1),
-                grad: &s.alpha_grad,
-                ..batch
-            };
-            alpha.weights.step(run, optimizer, &alpha_batch);
-            (batch.scales, batch.groups) = (&s.scales, groups);
+        let weights = self.alpha.as_ref().map_or(&[][..], Param::floats);
+        let table = self.table.table();
+        self.addressing.prepare(run, &table, weights, ids, bags, grad, &mut self.prepared);
+        if let (Some(alpha), Some(batch)) = (&mut self.alpha, self.addressing.weight_batch(&self.prepared)) {
+            alpha.step(run, optimizer, &batch);
         }
+        let batch = self.addressing.table_batch(&self.prepared, bags, grad);
         self.table.step(run, optimizer, &batch);
         if let Some(hot) = &mut self.hot {
             let rows = hot.rows(run, ids, self.features);
@@ -254,13 +157,12 @@ impl Encoder for Bloom {
                 values[..hot.table.width].fill(0.0);
             }
         }
-        self.scratch = scratch;
     }
 
     fn params(&self) -> Vec<(&'static str, &Param)> {
         let table = ("table", &self.table);
         std::iter::once(table)
-            .chain(self.alpha.as_ref().map(|a| ("alpha", &a.weights)))
+            .chain(self.alpha.as_ref().map(|a| ("alpha", a)))
             .chain(self.hot.as_ref().map(|h| ("hot", &h.table)))
             .collect()
     }
@@ -268,7 +170,7 @@ impl Encoder for Bloom {
     fn params_mut(&mut self) -> Vec<(&'static str, &mut Param)> {
         let table = ("table", &mut self.table);
         std::iter::once(table)
-            .chain(self.alpha.as_mut().map(|a| ("alpha", &mut a.weights)))
+            .chain(self.alpha.as_mut().map(|a| ("alpha", a)))
             .chain(self.hot.as_mut().map(|h| ("hot", &mut h.table)))
             .collect()
     }

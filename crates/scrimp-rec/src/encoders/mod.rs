@@ -2,6 +2,7 @@
 //!
 //! To add one, write a file with a type that implements [`Encoder`], and add a line to [`ENCODERS`].
 
+mod addressing;
 mod bloom;
 mod cce;
 mod full;
@@ -14,6 +15,7 @@ mod robe;
 #[cfg(test)]
 mod tests;
 
+pub use addressing::{Addressing, Prepared};
 pub(crate) use param::zeros;
 pub use param::{Param, Precision, Run, Stored};
 

@@ -54,6 +54,11 @@ impl<'a> PackedView<'a> {
         Ok(view)
     }
 
+    /// Bytes that have been checked before.
+    pub(crate) fn of_checked(layout: Layout, bytes: &'a [u8]) -> Self {
+        Self { layout, bytes }
+    }
+
     /// The format.
     pub fn format(&self) -> WeightFormat {
         self.layout.format

@@ -1,0 +1,32 @@
+//! The Rust half of the Python package `scrimp`: types and functions over the crates, no logic of their own.
+//!
+//! Tensors arrive as pointer and shape ([`tensor`]), are kept alive by the caller's reference, and are read and written in
+//! place; whatever takes long runs without the GIL. The Python half (`python/scrimp`) decides what is called when.
+
+mod embedding;
+mod linear;
+mod llm;
+mod prune;
+mod rec;
+mod runtime;
+mod tensor;
+
+use pyo3::prelude::*;
+
+/// Registers everything that Python sees.
+#[pymodule]
+fn _scrimp(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    m.add_class::<embedding::MemRec>()?;
+    m.add_class::<linear::PackedMatrix>()?;
+    m.add_class::<llm::Cancel>()?;
+    m.add_class::<llm::LanguageModel>()?;
+    m.add_class::<prune::InputStatistics>()?;
+    m.add_class::<rec::RecModel>()?;
+    m.add_function(wrap_pyfunction!(prune::compress_matrix, m)?)?;
+    m.add_function(wrap_pyfunction!(runtime::set_num_threads, m)?)?;
+    m.add_function(wrap_pyfunction!(runtime::get_num_threads, m)?)?;
+    m.add_function(wrap_pyfunction!(runtime::after_fork, m)?)?;
+    m.add_function(wrap_pyfunction!(runtime::tier, m)?)?;
+    Ok(())
+}

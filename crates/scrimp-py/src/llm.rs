@@ -1,0 +1,274 @@
+//! Language models: open, tokens, text, logits.
+
+use crate::linear::value_error;
+use pyo3::{
+    exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError},
+    prelude::*,
+    types::PyBytes,
+};
+use scrimp_kv::{
+    compress::{Budget, Compression, Crush},
+    policy::policy,
+};
+use scrimp_llm::{
+    Error,
+    chat::{ChatTemplate, Message},
+    checkpoint::Checkpoint,
+    generate::{FinishReason, Request, Sequence, generate},
+    hub::{Hub, ModelRef, Silent},
+    model::{Model, RunOptions},
+    sampling::{Sampler, SamplingParams},
+    tokenizer::Tokenizer,
+};
+use std::{
+    ops::ControlFlow,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// An error of the library as a Python exception.
+fn python(error: Error) -> PyErr {
+    let text = match error.hint() {
+        Some(hint) => format!("{error} (hint: {hint})"),
+        None => error.to_string(),
+    };
+    match error {
+        Error::Io { .. } | Error::Unavailable { .. } => PyOSError::new_err(text),
+        Error::OutOfMemory { .. } => PyMemoryError::new_err(text),
+        Error::Kv(_) => PyRuntimeError::new_err(text),
+        _ => PyValueError::new_err(text),
+    }
+}
+
+/// Ends an answer from another thread.
+#[pyclass(frozen, module = "scrimp._scrimp")]
+#[derive(Default)]
+pub(crate) struct Cancel(AtomicBool);
+
+#[pymethods]
+impl Cancel {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// The answer ends after the token that is being computed.
+    fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A language model with its tokenizer.
+#[pyclass(frozen, module = "scrimp._scrimp")]
+pub(crate) struct LanguageModel {
+    model: Model,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+/// What came of a request: text, tokens, why it ended, prompt tokens, seconds of prefill and decode, bytes of the KV cache.
+type Answer = (String, Vec<u32>, &'static str, usize, f64, f64, usize);
+
+#[pymethods]
+impl LanguageModel {
+    /// Fetches (where it is not here) and loads a model.
+    #[new]
+    #[pyo3(signature = (reference, threads, kv_format))]
+    fn open(py: Python<'_>, reference: &str, threads: Option<usize>, kv_format: String) -> PyResult<Self> {
+        if threads == Some(0) {
+            return Err(PyValueError::new_err("threads must be 1 or more"));
+        }
+        let open = || {
+            let path = Hub::from_env()?.fetch(&ModelRef::parse(reference)?, &mut Silent)?;
+            let checkpoint = Checkpoint::open(&path)?;
+            let tokenizer = checkpoint.tokenizer()?;
+            let template = checkpoint.chat_template(&tokenizer)?;
+            let options = RunOptions { threads, kv_format, ..RunOptions::default() };
+            let model = Model::load(checkpoint, &options)?;
+            Ok(Self { model, tokenizer, template })
+        };
+        py.detach(open).map_err(python)
+    }
+
+    /// Most tokens of a prompt and its answer.
+    #[getter]
+    fn context_length(&self) -> usize {
+        self.model.context_length()
+    }
+
+    /// Tokens that there are.
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+
+    /// Whether the model has a chat template.
+    #[getter]
+    fn can_chat(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// Tokens of a text; `special` also reads special tokens written out in it.
+    fn encode(&self, py: Python<'_>, text: &str, bos: bool, special: bool) -> PyResult<Vec<u32>> {
+        py.detach(|| self.tokenizer.encode(text, bos, special)).map_err(python)
+    }
+
+    /// The text of tokens.
+    fn decode(&self, ids: Vec<u32>) -> String {
+        self.tokenizer.decode(&ids)
+    }
+
+    /// The text that the chat template makes of `(role, content)` messages.
+    fn render_chat(&self, py: Python<'_>, messages: Vec<(String, String)>) -> PyResult<String> {
+        let Some(template) = &self.template else {
+            return Err(PyValueError::new_err(
+                "this is a base model without a chat template, which continues texts: use generate(..., raw=True)",
+            ));
+        };
+        let messages: Vec<_> = messages.into_iter().map(|(role, text)| Message::new(role, text)).collect();
+        py.detach(|| template.render(&messages, true, &Default::default())).map_err(python)
+    }
+
+    /// Continues the prompt `ids`. `on_text` is called with each piece of text as soon as it is certain.
+    #[pyo3(signature = (ids, max_tokens, stop, sampling, kv, on_text, cancel))]
+    fn generate(
+        &self,
+        py: Python<'_>,
+        ids: Vec<u32>,
+        max_tokens: Option<usize>,
+        stop: Vec<String>,
+        sampling: Sampling,
+        kv: Option<Kv>,
+        on_text: Option<Py<PyAny>>,
+        cancel: Option<Py<Cancel>>,
+    ) -> PyResult<Answer> {
+        let mut sampler = Sampler::new(sampling.params()).map_err(python)?;
+        let compression = kv.map(Kv::compression).transpose()?;
+        let mut failed = None;
+        let result = py.detach(|| {
+            let mut session = self.model.session();
+            session.set_compression(compression);
+            let mut sequence = Sequence::new(session, self.model.context_length());
+            let tokenizer = &self.tokenizer;
+            let request = Request {
+                prompt: &ids,
+                max_tokens,
+                stop: &stop,
+                is_end: &|id| tokenizer.is_end(id),
+                cancel: cancel.as_ref().map(|c| &c.get().0),
+            };
+            let mut tell = |piece: &str| {
+                let told = Python::attach(|py| {
+                    py.check_signals()?;
+                    match &on_text {
+                        Some(on_text) => on_text.call1(py, (piece,)).map(drop),
+                        None => Ok(()),
+                    }
+                });
+                match told {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(e) => {
+                        failed = Some(e);
+                        ControlFlow::Break(())
+                    }
+                }
+            };
+            let answer =
+                generate(&mut sequence, &request, &mut sampler, &mut tokenizer.stream_after(&ids), &mut tell);
+            answer.map(|answer| (answer, sequence.source().kv_bytes()))
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let (g, kv_bytes) = result.map_err(python)?;
+        let reason = match g.reason {
+            FinishReason::End => "end",
+            FinishReason::Stop(_) => "stop",
+            FinishReason::Length => "length",
+            FinishReason::ContextFull => "context_full",
+            FinishReason::Cancelled => "cancelled",
+        };
+        Ok((g.text, g.tokens, reason, g.prompt_tokens, g.prefill_seconds, g.decode_seconds, kv_bytes))
+    }
+
+    /// The logits after each of `ids` (or after the last one only), as bytes of `[rows][vocab_size]` float32.
+    fn logits<'py>(&self, py: Python<'py>, ids: Vec<u32>, all: bool) -> PyResult<Bound<'py, PyBytes>> {
+        let vocab = self.model.vocab_size();
+        let logits = py.detach(|| {
+            let mut session = self.model.session();
+            if !all {
+                return session.forward(&ids).map(<[f32]>::to_vec);
+            }
+            let mut out = Vec::new();
+            session.forward_each(&ids, &mut |_, row| out.extend_from_slice(row)).map(|()| out)
+        });
+        let logits = logits.map_err(python)?;
+        debug_assert!(logits.len().is_multiple_of(vocab));
+        let write = |bytes: &mut [u8]| {
+            for (to, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&logits) {
+                *to = x.to_ne_bytes();
+            }
+            Ok(())
+        };
+        PyBytes::new_with(py, 4 * logits.len(), write)
+    }
+}
+
+/// How tokens are drawn.
+#[derive(FromPyObject)]
+pub(crate) struct Sampling {
+    #[pyo3(item)]
+    temperature: f32,
+    #[pyo3(item)]
+    top_k: usize,
+    #[pyo3(item)]
+    top_p: f32,
+    #[pyo3(item)]
+    min_p: f32,
+    #[pyo3(item)]
+    repetition_penalty: f32,
+    #[pyo3(item)]
+    seed: Option<u64>,
+}
+
+impl Sampling {
+    fn params(&self) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            ..SamplingParams::default()
+        }
+    }
+}
+
+/// How the KV cache is made smaller.
+#[derive(FromPyObject)]
+pub(crate) struct Kv {
+    #[pyo3(item)]
+    policy: String,
+    #[pyo3(item)]
+    tokens: Option<usize>,
+    #[pyo3(item)]
+    share: Option<f64>,
+    #[pyo3(item)]
+    kvcrush: f64,
+}
+
+impl Kv {
+    fn compression(self) -> PyResult<Compression> {
+        let budget = match (self.tokens, self.share) {
+            (Some(tokens), _) => Budget::Tokens(tokens),
+            (None, Some(share)) => Budget::Fraction(share),
+            (None, None) => return Err(PyValueError::new_err("a KV budget is missing")),
+        };
+        let how = Compression {
+            crush: Crush { share: self.kvcrush, ..Crush::default() },
+            ..Compression::new(policy(&self.policy).map_err(value_error)?, budget)
+        };
+        how.check().map_err(value_error)?;
+        Ok(how)
+    }
+}

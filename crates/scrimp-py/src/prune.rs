@@ -1,0 +1,131 @@
+//! Pruning of one matrix, and what is remembered of a layer's inputs for it.
+
+use crate::{
+    linear::{PackedMatrix, value_error},
+    runtime::runtime,
+    tensor::Tensor,
+};
+use pyo3::{exceptions::PyValueError, prelude::*};
+use scrimp_kernels::formats::packed::{PackedView, WeightFormat};
+use scrimp_llm::prune::{Choice, Dense, Inputs, Pruner, Statistics, compress_matrix as compress, pruner};
+use std::sync::{Mutex, PoisonError};
+
+/// Rows that are read at once.
+const ROWS: usize = 256;
+
+/// Statistics of the inputs of layers that share them, as a pruning method wants them.
+#[pyclass(frozen, module = "scrimp._scrimp")]
+pub(crate) struct InputStatistics {
+    features: usize,
+    inputs: Mutex<Inputs>,
+}
+
+fn method(name: &str) -> PyResult<&'static dyn Pruner> {
+    pruner(name).map_err(|e| PyValueError::new_err(format!("{e}; {}", e.hint().unwrap_or_default())))
+}
+
+/// A square matrix of the inputs larger than this is refused: 16 GiB.
+const MAX_GRAM_FEATURES: usize = 1 << 16;
+
+#[pymethods]
+impl InputStatistics {
+    /// None yet, for layers of so many in features and the pruning method called `name`.
+    #[new]
+    fn new(features: usize, name: &str) -> PyResult<Self> {
+        let needs = method(name)?.needs();
+        if features == 0 || needs == Statistics::Gram && features > MAX_GRAM_FEATURES {
+            return Err(PyValueError::new_err(format!("{features} in features cannot be pruned by {name}")));
+        }
+        Ok(Self { features, inputs: Mutex::new(Inputs::new(features, needs)) })
+    }
+
+    /// Adds the rows of `x`, `[..., features]`.
+    fn add(&self, py: Python<'_>, x: &Bound<'_, PyAny>) -> PyResult<()> {
+        let x = Tensor::new(x, "the input")?;
+        if !x.len().is_multiple_of(self.features) {
+            return Err(PyValueError::new_err(format!("{} inputs for {} features", x.len(), self.features)));
+        }
+        let from = x.floats("the input")?;
+        let runtime = runtime(py)?;
+        let finite = py.detach(|| {
+            let mut inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut rows = Vec::new();
+            for first in (0..from.len()).step_by(ROWS * self.features) {
+                rows.resize((ROWS * self.features).min(from.len() - first), 0.0);
+                // SAFETY: `x` keeps the tensor alive.
+                unsafe { from.read(first, &mut rows) };
+                if !rows.iter().all(|x| x.is_finite()) {
+                    return false;
+                }
+                inputs.add(&runtime.pool, &rows);
+            }
+            true
+        });
+        if finite { Ok(()) } else { Err(PyValueError::new_err("a calibration input is NaN or infinite")) }
+    }
+
+    /// Rows that were added.
+    #[getter]
+    fn tokens(&self) -> usize {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).tokens()
+    }
+}
+
+/// Prunes a weight matrix `[rows, cols]` by the method called `name` and packs it. The tensor itself stays as it is.
+#[pyfunction]
+#[pyo3(signature = (weight, rows, cols, name, sparsity, format, inputs))]
+pub(crate) fn compress_matrix(
+    py: Python<'_>,
+    weight: &Bound<'_, PyAny>,
+    rows: usize,
+    cols: usize,
+    name: &str,
+    sparsity: f64,
+    format: &str,
+    inputs: Option<&Bound<'_, InputStatistics>>,
+) -> PyResult<PackedMatrix> {
+    let format: WeightFormat = format.parse().map_err(value_error)?;
+    let method = method(name)?;
+    if !(0.0..1.0).contains(&sparsity) {
+        return Err(PyValueError::new_err(format!("sparsity must be in [0, 1), not {sparsity}")));
+    }
+    let weight = Tensor::new(weight, "the weight")?;
+    if rows.checked_mul(cols) != Some(weight.len()) || weight.len() == 0 {
+        return Err(PyValueError::new_err(format!("{} weights are no {rows} × {cols}", weight.len())));
+    }
+    let from = weight.floats("the weight")?;
+    let inputs = inputs.map(Bound::get);
+    if inputs.is_none() && method.needs() != Statistics::None {
+        return Err(PyValueError::new_err(format!("{name} needs calibration inputs")));
+    }
+    if inputs.is_some_and(|i| i.features != cols) {
+        return Err(PyValueError::new_err(format!("the calibration inputs do not have {cols} features")));
+    }
+    let runtime = runtime(py)?;
+    py.detach(|| {
+        let mut dense = Dense { rows, cols, data: vec![0.0; rows * cols] };
+        // SAFETY: `weight` keeps the tensor alive.
+        unsafe { from.read(0, &mut dense.data) };
+        if !dense.data.iter().all(|w| w.is_finite()) {
+            return Err(PyValueError::new_err("a weight is NaN or infinite"));
+        }
+        let none;
+        let guard;
+        let inputs = match inputs {
+            Some(inputs) => {
+                guard = inputs.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+                &*guard
+            }
+            None => {
+                none = Inputs::new(cols, Statistics::None);
+                &none
+            }
+        };
+        let choice = Choice { format, sparsity };
+        let (format, bytes) =
+            compress(&runtime.pool, &mut dense, inputs, method, choice, true).map_err(value_error)?;
+        drop(dense);
+        let view = PackedView::new(format, rows, cols, &bytes).map_err(value_error)?;
+        PackedMatrix::new(&runtime.pool, &view)
+    })
+}

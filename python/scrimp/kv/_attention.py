@@ -1,0 +1,115 @@
+"""Attention with a bias per cached token, and how much attention tokens get: an attention function for transformers."""
+
+import math
+from typing import Any, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+#: The name of the attention function: ``model.set_attn_implementation("scrimp")``.
+NAME = "scrimp"
+#: Attributes that tell the attention function of a bias (on an attention module or on keys) and of a cache layer (on keys).
+BIAS, LAYER = "_scrimp_bias", "_scrimp_layer"
+#: Queries whose scores are held at once.
+_CHUNK = 128
+
+
+def attention_received(
+    queries: Tensor, keys: Tensor, scaling: float, positions: Optional[Tensor] = None, bias: Optional[Tensor] = None
+) -> Tensor:
+    """The attention that each key gets, summed over the given queries, ``[batch, query_heads, keys]``.
+
+    ``queries`` are ``[batch, query_heads, q, dim]``; query ``i`` sees keys up to ``positions[i]``, by default the last ``q`` ones of the keys' positions.
+    """
+    batch, heads, q, dim = queries.shape
+    kv_heads, n = keys.shape[1], keys.shape[2]
+    if positions is None:
+        positions = torch.arange(n - q, n, device=keys.device)
+    total = torch.zeros(batch, heads, n, device=keys.device)
+    grouped = queries.view(batch, kv_heads, heads // kv_heads, q, dim)
+    at = torch.arange(n, device=keys.device)
+    for first in range(0, q, _CHUNK):
+        part = grouped[:, :, :, first : first + _CHUNK]
+        scores = (part.flatten(2, 3) @ keys.transpose(2, 3)).float().mul_(scaling)
+        scores = scores.view(batch, kv_heads, -1, part.shape[3], n)
+        if bias is not None:
+            scores += bias[:, :, None, None, :]
+        scores.masked_fill_(at > positions[first : first + _CHUNK, None], -math.inf)
+        total += scores.softmax(-1).sum(3).flatten(1, 2)
+    return total
+
+
+def received_mean(queries: Tensor, keys: Tensor, scaling: float, most: Optional[int]) -> Tensor:
+    """The attention that each key gets from the queries that see it, divided by their number, and averaged over the query heads of a KV head.
+
+    ``most`` queries are looked at, evenly spaced (the last one always); ``None``: all.
+    """
+    q, n = queries.shape[2], keys.shape[2]
+    rows = torch.arange(q, device=keys.device)
+    if most is not None and q > most:
+        rows = q - 1 - (torch.arange(most, device=keys.device).flip(0) * q) // most
+    positions = rows + (n - q)
+    total = attention_received(queries[:, :, rows], keys, scaling, positions)
+    seen = torch.searchsorted(positions, torch.arange(n, device=keys.device))
+    counts = (rows.numel() - seen).clamp_min(1)
+    return group_mean(total / counts, keys.shape[1])
+
+
+def group_mean(x: Tensor, kv_heads: int) -> Tensor:
+    """``[batch, query_heads, n]`` to ``[batch, kv_heads, n]``."""
+    return x.view(x.shape[0], kv_heads, -1, x.shape[-1]).mean(2)
+
+
+def biased_mask(bias: Tensor, heads: int, q: int, n: int, mask: Optional[Tensor], dtype: torch.dtype) -> Tensor:
+    """The additive mask of an attention with ``bias`` (``[batch, kv_heads, cached]``) for the first keys, and none for those behind."""
+    bias = torch.nn.functional.pad(bias, (0, n - bias.shape[-1]))
+    added = bias.repeat_interleave(heads // bias.shape[1], 1).unsqueeze(2)
+    if mask is None:
+        if q > 1:
+            hidden = torch.ones(q, n, dtype=torch.bool, device=bias.device).triu(n - q + 1)
+            added = added.masked_fill(hidden, torch.finfo(dtype).min)
+        return added.to(dtype)
+    mask = mask[..., :n]
+    if mask.dtype == torch.bool:
+        return added.masked_fill(~mask, torch.finfo(dtype).min).to(dtype)
+    return (added + mask).clamp_min(torch.finfo(dtype).min).to(dtype)
+
+
+def forward(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Optional[Tensor], dropout: float = 0.0,
+    scaling: Optional[float] = None, is_causal: Optional[bool] = None, **kwargs: Any,
+) -> Tuple[Tensor, None]:
+    """``scaled_dot_product_attention``, with the bias of representatives where the cache or a press has set one."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    layer, bias = getattr(key, LAYER, None), getattr(key, BIAS, None)
+    q, n = query.shape[2], key.shape[2]
+    if layer is not None and attention_mask is not None:
+        raise ValueError("CompressedCache takes prompts without padding: one at a time, or all of one length")
+    if bias is None:
+        bias = getattr(module, BIAS, None)
+        if bias is not None and (q == n or bias.shape[0] != key.shape[0] or bias.shape[-1] > n):
+            # A new prompt: what a press said of an earlier one is over.
+            delattr(module, BIAS)
+            bias = None
+    if bias is None:
+        output = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+    else:
+        mask = biased_mask(bias, query.shape[1], q, n, attention_mask, query.dtype)
+        output = sdpa_attention_forward(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=False, **kwargs
+        )
+    if layer is not None:
+        layer.after_attention(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return output
+
+
+def register() -> None:
+    """Makes the attention function known to transformers."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)

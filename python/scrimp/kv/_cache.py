@@ -1,0 +1,200 @@
+"""``CompressedCache``: a cache for ``model.generate`` that keeps a part of the prompt's tokens."""
+
+import math
+from typing import Any, List, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from ._attention import BIAS, LAYER, received_mean, register
+from ._policies import POLICIES
+from ._select import Crush, select
+from ._store import STORES, Plain, Store
+
+try:
+    from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer
+except ImportError as _error:
+    raise ImportError("scrimp.kv needs transformers 4.56 or later: pip install transformers") from _error
+
+register()
+
+
+class CompressedLayer(CacheLayerMixin):
+    """The cache of one layer: what was kept of the prompt, and all tokens since."""
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, owner: "CompressedCache", index: int) -> None:
+        super().__init__()
+        self.owner, self.index = owner, index
+        self.seen = 0
+        self.kept: Optional[Tuple[Store, Store]] = None
+        self.bias: Optional[Tensor] = None
+        self.pending = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Optional[Tensor] = None) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        batch, heads, _, dim = key_states.shape
+        self.keys = key_states.new_empty(batch, heads, 0, dim)
+        self.values = key_states.new_empty(batch, heads, 0, (key_states if value_states is None else value_states).shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.pending:
+            raise RuntimeError(
+                "the prompt was not compressed, because the model does not use scrimp's attention: "
+                "call model.set_attn_implementation('scrimp') first"
+            )
+        first = self.seen == 0
+        self.seen += key_states.shape[2]
+        self.keys = torch.cat([self.keys, key_states], 2)
+        self.values = torch.cat([self.values, value_states], 2)
+        if self.kept is None:
+            keys, values = self.keys[:], self.values[:]
+        else:
+            keys = torch.cat([self.kept[0].get(), self.keys], 2)
+            values = torch.cat([self.kept[1].get(), self.values], 2)
+        if first and self.owner.tokens(self.seen) < self.seen:
+            setattr(keys, LAYER, self)
+            self.pending = True
+        elif self.bias is not None:
+            setattr(keys, BIAS, self.bias)
+        return keys, values
+
+    def after_attention(self, queries: Tensor, scaling: float) -> None:
+        """Called by the attention function when the prompt's attention is done."""
+        owner, keys = self.owner, self.keys
+        self.pending = False
+        mean = None
+        if owner.policy == "h2o" or owner.crush.share > 0:
+            mean = received_mean(queries, keys, scaling, owner.queries)
+        scores = POLICIES[owner.policy](queries, keys, scaling, mean)
+        chosen = select(
+            scores, mean, keys, owner.tokens(self.seen), owner.crush, sinks=owner.sinks, recent=owner.recent, layer=self.index, seed=owner.seed
+        )
+        store = STORES[owner.format]
+        self.kept = (store(chosen.take(keys)), store(chosen.take(self.values)))
+        self.bias = chosen.bias if owner.crush.share > 0 and owner.crush.mass != "none" else None
+        self.keys, self.values = keys[:, :, :0].clone(), self.values[:, :, :0].clone()
+
+    def get_seq_length(self, *args: Any) -> int:
+        """Tokens that were seen; what RoPE goes on with."""
+        return self.seen
+
+    def _held(self) -> int:
+        kept = 0 if self.kept is None else self.kept[0].get().shape[2]
+        return kept + (self.keys.shape[2] if self.is_initialized else 0)
+
+    def get_mask_sizes(self, query_length: Any) -> Tuple[int, int]:
+        """Keys count as the last positions before the new tokens, so that all of them are seen."""
+        n = query_length if isinstance(query_length, int) else query_length.shape[0]
+        held = self._held()
+        return held + n, self.seen - held
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.__init__(self.owner, self.index)
+
+    def crop(self, *_: Any) -> None:
+        raise RuntimeError("a compressed cache cannot go back: what was dropped is gone")
+
+    def _each_row(self, batch: Tensor) -> None:
+        if not self.is_initialized:
+            return
+        self.keys, self.values = self.keys.index_select(0, batch), self.values.index_select(0, batch)
+        if self.kept is not None:
+            self.kept = (self.kept[0].select(batch), self.kept[1].select(batch))
+        if self.bias is not None:
+            self.bias = self.bias.index_select(0, batch)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._each_row(beam_idx.to(self.keys.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._each_row(torch.arange(self.keys.shape[0], device=self.keys.device).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._each_row(indices.to(self.keys.device))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and biases."""
+        parts: List[Any] = [] if self.kept is None else list(self.kept)
+        if self.is_initialized:
+            parts += [Plain(self.keys), Plain(self.values)]
+        if self.bias is not None:
+            parts.append(Plain(self.bias))
+        return sum(p.nbytes for p in parts)
+
+
+class CompressedCache(Cache):
+    """Keeps ``budget`` tokens of a prompt for each KV head, chosen by ``policy``, with representatives of the others (KVCrush).
+
+    >>> model.set_attn_implementation("scrimp")
+    >>> cache = CompressedCache(policy="snapkv", budget=0.25, kvcrush=0.75)
+    >>> model.generate(**inputs, past_key_values=cache)
+
+    The first tokens that go through are the prompt: it is read with a whole cache and compressed layer by layer. Whatever comes later is
+    kept. Prompts of a batch must be of one length, without padding.
+
+    Args:
+        policy: ``snapkv``, ``h2o``, ``tova``, ``knorm`` or ``streaming``.
+        budget: tokens that each KV head keeps; a float is a share of the prompt.
+        kvcrush: share of the budget for representatives, or a :class:`Crush`; 0 is off.
+        format: ``model`` (as the model computes them) or ``int8``.
+        sinks, recent: first and last tokens of the prompt that stay in any case; they count in the budget.
+        queries: so many of the prompt's queries say what attention tokens get; ``None``: all.
+        config: the model's, where some of its layers have a sliding window: these are small already and stay as they are.
+    """
+
+    def __init__(
+        self, policy: str = "snapkv", budget: Union[int, float] = 0.25, kvcrush: Union[float, Crush] = 0.75, format: str = "model", *,
+        sinks: int = 4, recent: int = 32, queries: Optional[int] = 512, seed: int = 0, config: Any = None,
+    ) -> None:
+        super().__init__(layers=[])
+        if policy not in POLICIES:
+            raise ValueError(f"there is no policy {policy!r}; these are: {', '.join(POLICIES)}")
+        if format not in STORES:
+            raise ValueError(f"there is no format {format!r}; these are: {', '.join(STORES)}")
+        if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+            raise TypeError(f"budget must be a number of tokens or a share, not {budget!r}")
+        if isinstance(budget, float) and not 0 < budget <= 1:
+            raise ValueError(f"a budget of {budget} is no share of the prompt: it must be above 0.0 and at most 1.0")
+        if isinstance(budget, int) and budget < max(1, sinks + recent):
+            raise ValueError(f"a budget of {budget} tokens is smaller than the {sinks} sinks and {recent} recent tokens; take 1 or more beyond")
+        if queries is not None and queries < 1:
+            raise ValueError("queries must be 1 or more, or None for all")
+        self.policy, self.budget, self.format = policy, budget, format
+        self.crush = kvcrush if isinstance(kvcrush, Crush) else Crush(share=float(kvcrush))
+        self.sinks, self.recent, self.queries, self.seed = sinks, recent, queries, seed
+        config = getattr(config, "text_config", config)
+        kinds = getattr(config, "layer_types", None) or []
+        self._windows = [getattr(config, "sliding_window", None) if kind == "sliding_attention" else None for kind in kinds]
+
+    def tokens(self, prompt: int) -> int:
+        """Tokens that each KV head keeps of a prompt; of a short one, never less than sinks and recent ones."""
+        n = self.budget if isinstance(self.budget, int) else math.floor(self.budget * prompt + 0.5)
+        return max(n, self.sinks + self.recent)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Tuple[Tensor, Tensor]:
+        while len(self.layers) <= layer_idx:
+            index = len(self.layers)
+            window = self._windows[index] if index < len(self._windows) else None
+            self.layers.append(DynamicSlidingWindowLayer(window) if window else CompressedLayer(self, index))
+        return self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole cache."""
+        return sum(
+            layer.nbytes if isinstance(layer, CompressedLayer) else sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))
+            for layer in self.layers
+        )

@@ -1,0 +1,177 @@
+"""Which tokens of each KV head stay, and what stands for the others (``crates/scrimp-kv/src/compress`` in torch operations).
+
+::
+
+    budget of a KV head = sinks + recent + important + representatives
+                          always kept       by score    KVCrush
+
+Dropped tokens are sorted by the sides of six random hyperplanes that their keys are on, and by attention among those alike; the row is cut
+into segments of about equal sums of ``sqrt(a)``; the token of a segment with the most attention stays, and ``ln(sum of a over the segment / a of
+the token)`` is added to its score from then on.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ._hash import planes
+
+_BITS = 6
+
+
+@dataclass(frozen=True)
+class Crush:
+    """KVCrush's parameters.
+
+    Args:
+        share: part of the whole budget that goes to representatives; 0 is off.
+        order: how dropped tokens are ordered before they are cut into segments: ``keys`` (what measures best), ``score`` or ``position``.
+        mass: what a representative stands for: ``attention``, ``count`` (tokens of its segment) or ``none`` (itself, as in the paper).
+    """
+
+    share: float = 0.75
+    order: str = "keys"
+    mass: str = "attention"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must lie between 0 and 1, not {self.share}")
+        if self.order not in ("keys", "score", "position"):
+            raise ValueError(f"there is no order {self.order!r}; these are: keys, score, position")
+        if self.mass not in ("attention", "count", "none"):
+            raise ValueError(f"there is no mass {self.mass!r}; these are: attention, count, none")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """``indices`` of the tokens that stay, increasing, and the ``bias`` of their scores (float32): both ``[batch, kv_heads, budget]``."""
+
+    indices: Tensor
+    bias: Tensor
+
+    def take(self, states: Tensor) -> Tensor:
+        """The rows of keys or values, ``[batch, kv_heads, tokens, dim]``, that stay."""
+        return states.gather(2, self.indices.unsqueeze(-1).expand(-1, -1, -1, states.shape[-1])).contiguous()
+
+
+def select(
+    scores: Tensor, attention: Optional[Tensor], keys: Optional[Tensor], budget: int, crush: Crush = Crush(), *,
+    sinks: int = 4, recent: int = 32, bias: Optional[Tensor] = None, layer: int = 0, seed: int = 0,
+) -> Selection:
+    """Chooses ``budget`` tokens of each KV head.
+
+    Args:
+        scores: importance by any policy, ``[batch, kv_heads, tokens]``.
+        attention: what each token got from the queries that could see it, divided by their number: of the same shape. Not looked at by
+            ``Crush(share=0)``.
+        keys: ``[batch, kv_heads, tokens, dim]``, for ``order="keys"``.
+        sinks, recent: first and last tokens that stay in any case; they count in the budget.
+        bias: what is added to the tokens' scores already.
+        layer, seed: for the random hyperplanes.
+    """
+    batch, heads, tokens = scores.shape
+    if budget < 1:
+        raise ValueError(f"a budget of {budget} tokens keeps nothing")
+    old = torch.zeros(batch, heads, tokens, device=scores.device) if bias is None else bias
+    if tokens <= budget:
+        indices = torch.arange(tokens, device=scores.device).expand(batch, heads, -1)
+        return Selection(indices, old)
+    begin = min(sinks, tokens)
+    end = max(tokens - recent, begin)
+    free = max(budget - (tokens - (end - begin)), 0)
+    representatives = min(math.floor(crush.share * budget + 0.5), free)
+    keep = torch.ones(batch, heads, tokens, dtype=torch.bool, device=scores.device)
+    keep[..., begin:end] = False
+    keep.scatter_(-1, _best(scores, begin, end, free - representatives), True)
+    added = torch.zeros_like(old)
+    if representatives:
+        chosen, mass = _representatives(~keep, attention, keys, representatives, crush, layer, seed)
+        keep.scatter_(-1, chosen, True)
+        added.scatter_(-1, chosen, mass)
+    indices = keep.nonzero()[:, 2].view(batch, heads, -1)
+    return Selection(indices, (old + added).gather(-1, indices))
+
+
+def _best(scores: Tensor, begin: int, end: int, n: int) -> Tensor:
+    """The ``n`` highest, the earlier one where two are equal."""
+    middle = torch.where(scores.isnan(), -math.inf, scores)[..., begin:end]
+    return middle.sort(dim=-1, descending=True, stable=True).indices[..., :n] + begin
+
+
+def _representatives(
+    dropped: Tensor, attention: Optional[Tensor], keys: Optional[Tensor], n: int, crush: Crush, layer: int, seed: int
+) -> Tuple[Tensor, Tensor]:
+    """One token of each of ``n`` segments, and the logarithm of what it stands for: ``[batch, kv_heads, n]``."""
+    batch, heads, _ = dropped.shape
+    order = dropped.nonzero()[:, 2].view(batch, heads, -1)
+    count = order.shape[-1]
+    if attention is None:
+        if crush.mass == "attention" or crush.order != "position":
+            raise ValueError("this needs the attention of the tokens")
+        a = torch.zeros(order.shape, device=order.device)
+    else:
+        a = attention.float().gather(-1, order)
+
+    def rearrange(by: Tensor) -> None:
+        nonlocal order, a
+        order, a = order.gather(-1, by), a.gather(-1, by)
+
+    if crush.order == "keys":
+        if keys is None:
+            raise ValueError("order='keys' needs the keys")
+        codes = _codes(keys, order, layer, seed)
+        by = a.sort(dim=-1, descending=True, stable=True).indices
+        rearrange(by.gather(-1, codes.gather(-1, by).sort(dim=-1, stable=True).indices))
+    elif crush.order == "score":
+        rearrange(a.sort(dim=-1, descending=True, stable=True).indices)
+
+    # Ends of the segments, [batch, heads, n].
+    parts = torch.arange(1, n + 1, device=order.device)
+    if crush.mass == "attention":
+        ends = _equal_sums(a.clamp_min(0).to(_exact(order.device)).sqrt(), parts)
+    else:
+        ends = (parts * count // n).expand(batch, heads, -1)
+    segment = torch.searchsorted(ends.contiguous(), torch.arange(count, device=order.device).expand_as(order).contiguous(), right=True)
+    if crush.mass != "attention":
+        starts = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
+        chosen = order.gather(-1, starts + (ends - starts) // 2)
+        mass = (ends - starts).float().log() if crush.mass == "count" else torch.zeros(chosen.shape, device=order.device)
+        return chosen, mass
+    most = torch.full((batch, heads, n), -math.inf, device=order.device).scatter_reduce(-1, segment, a, "amax")
+    # The first token of those with the most attention.
+    candidates = torch.where(a == most.gather(-1, segment), order, torch.iinfo(torch.int64).max)
+    chosen = torch.full((batch, heads, n), torch.iinfo(torch.int64).max, device=order.device)
+    chosen = chosen.scatter_reduce(-1, segment, candidates, "amin")
+    sums = torch.zeros(batch, heads, n, dtype=_exact(order.device), device=order.device).scatter_add(-1, segment, a.to(_exact(order.device)))
+    ratio = sums / most
+    # Where nothing was attended to, there is no ratio.
+    usable = ratio.isfinite() & (ratio >= 1)
+    return chosen, torch.where(usable, ratio, 1.0).log().float()
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _codes(keys: Tensor, order: Tensor, layer: int, seed: int) -> Tensor:
+    """Which sides of the hyperplanes through their mean the keys are on, as a number."""
+    dim = keys.shape[-1]
+    sides = torch.tensor(planes(dim, _BITS, seed, layer), device=keys.device)
+    products = keys.float() @ sides
+    products = products.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, _BITS))
+    sides_of = products > products.mean(dim=2, keepdim=True)
+    return (sides_of * (1 << torch.arange(_BITS, device=keys.device))).sum(-1)
+
+
+def _equal_sums(weights: Tensor, parts: Tensor) -> Tensor:
+    """Ends of ``n`` parts of a row with about equal sums, none of them empty."""
+    n, length = parts.numel(), weights.shape[-1]
+    sums = torch.nn.functional.pad(weights.cumsum(-1), (1, 0))
+    ends = torch.searchsorted(sums, sums[..., -1:] * parts / n)
+    # end[i] = clamp(end[i], end[i - 1] + 1, length - (n - i)), and the last one is the row's.
+    slack = (ends - parts).clamp(0, length - n)
+    slack[..., -1] = length - n
+    return slack.cummax(-1).values + parts

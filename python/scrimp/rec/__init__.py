@@ -1,0 +1,15 @@
+"""Recommenders: embedding tables in a fraction of the memory.
+
+``MemRecEmbedding`` and ``MemRecEmbeddingBag`` (MEM-REC, arXiv 2305.07205) take the place of embedding tables in PyTorch models: any 64-bit id
+has a vector, made of rows of one small table.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as _error:
+    raise ImportError("scrimp.rec needs PyTorch: pip install torch") from _error
+
+from ._embedding import MemRecEmbedding, MemRecEmbeddingBag
+from ._fused import Adagrad, RowWiseAdagrad, Sgd
+
+__all__ = ["Adagrad", "MemRecEmbedding", "MemRecEmbeddingBag", "RowWiseAdagrad", "Sgd"]

@@ -1,0 +1,194 @@
+"""MEM-REC embeddings (arXiv 2305.07205) as PyTorch modules."""
+
+import re
+from typing import Any, Dict, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from .._scrimp import MemRec
+from ._fused import Adagrad, RowWiseAdagrad, Sgd
+from ._lookup import lookup
+
+Budget = Union[int, str]
+Fused = Union[Sgd, Adagrad, RowWiseAdagrad]
+
+
+def _bytes(budget: Budget) -> int:
+    """Bytes of ``"64MB"`` and the like."""
+    if isinstance(budget, str):
+        match = re.fullmatch(r"([\d.]+)\s*([kMGT]?)(i?)B?", budget.strip())
+        if not match:
+            raise ValueError(f"budget {budget!r}: write a number of bytes, or '64MB', '1.5GiB'")
+        number, prefix, binary = match.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix or " "))
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
+        raise ValueError(f"budget must be a number of bytes, not {budget!r}")
+    return budget
+
+
+class _MemRec(nn.Module):
+    """The tables that both modules have, and what is done with them."""
+
+    table: Tensor
+    weights: Optional[Tensor]
+
+    def __init__(
+        self, features: int, dim: int, budget: Budget, block: int, k: int, groups: int, signs: bool, weight_share: float,
+        seed: int, sparse: bool, fused: Optional[Fused],
+    ) -> None:
+        super().__init__()
+        if fused is not None and not isinstance(fused, (Sgd, Adagrad, RowWiseAdagrad)):
+            raise TypeError("fused must be scrimp.rec.Sgd, Adagrad or RowWiseAdagrad; give other optimizers the parameters")
+        self.embedding_dim, self.sparse, self.fused = dim, sparse, fused
+        self._arguments = (features, dim, _bytes(budget), seed, min(block, dim), k, groups, signs, weight_share)
+        self._rows = MemRec(*self._arguments)
+        self.table = nn.Parameter(torch.empty(self._rows.table_shape))
+        rows, _ = self._rows.weight_shape
+        self.weights = nn.Parameter(torch.empty(self._rows.weight_shape)) if rows else None
+        for name, values in (("table_state", self.table), ("weights_state", self.weights)):
+            shape = None if fused is None or values is None else fused.state_shape(*values.shape)
+            self.register_buffer(name, None if shape is None else torch.zeros(shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh tables, as ``scrimp rec train`` starts with."""
+        spread = 0.5 / self.embedding_dim**0.5
+        nn.init.uniform_(self.table, -spread, spread)
+        if self.weights is not None:
+            nn.init.uniform_(self.weights, 0.95, 1.05)
+        for state in (self.table_state, self.weights_state):
+            if state is not None:
+                state.zero_()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables."""
+        return sum(p.numel() * p.element_size() for p in self.parameters())
+
+    def _fused_step(self, table, weights, ids, offsets, grad) -> None:
+        f = self.fused
+        self._rows.step(table, weights, ids, offsets, grad, f.name, f.lr, f.eps, self.table_state, self.weights_state)
+
+    def _check_distributed(self) -> None:
+        """DistributedDataParallel averages dense gradients of modules that it does not know, and no others."""
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                "DistributedDataParallel would not average what sparse=True or fused= make of the gradients, and the processes' tables would "
+                "drift apart: leave both out, and use any torch optimizer"
+            )
+
+    def get_extra_state(self) -> Dict[str, Any]:
+        names = ("features", "dim", "budget", "seed", "block", "k", "groups", "signs", "weight_share")
+        return dict(zip(names, self._arguments))
+
+    def set_extra_state(self, state: Dict[str, Any]) -> None:
+        mine = self.get_extra_state()
+        if state != mine:
+            raise ValueError(f"the tables were trained as {state}, this embedding is {mine}: ids would find other rows")
+
+    def __getstate__(self) -> Dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_rows"]
+        return state
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._rows = MemRec(*self._arguments)
+
+    def _ids(self, ids: Tensor) -> Tensor:
+        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(f"ids must be a tensor of integers, not {got}")
+        return ids.to(torch.int64).contiguous()
+
+
+class MemRecEmbedding(_MemRec):
+    """A vector for each of ``num_features`` ids of a sample: ``[..., num_features]`` to ``[..., num_features, embedding_dim]``.
+
+    Args:
+        num_features: categorical features, which share the tables; the same id of two features has two vectors.
+        embedding_dim: values of a vector.
+        budget: bytes for all tables, whatever the number of ids: a number, or ``"64MB"``.
+        block: values of a row; a vector is as many rows as it takes, each found by a hash of its own.
+        k: rows added up per block.
+        groups: scales of a vector (alpha of the paper), each for as many neighbouring blocks.
+        signs: rows are added or subtracted, as a hash says.
+        weight_share: part of the budget for the table of scales; 0 for none.
+        seed: of the hashes.
+        sparse: gradients are sparse tensors, for ``SGD``, ``Adagrad`` and ``SparseAdam``. Not for DistributedDataParallel.
+        fused: ``scrimp.rec.Sgd``, ``Adagrad`` or ``RowWiseAdagrad``: the backward pass updates the tables at once, which is fastest;
+            other optimizers then see no gradient. Not for DistributedDataParallel.
+    """
+
+    def __init__(
+        self, num_features: int, embedding_dim: int, budget: Budget, *, block: int = 4, k: int = 1, groups: int = 1,
+        signs: bool = True, weight_share: float = 0.05, seed: int = 1, sparse: bool = False, fused: Optional[Fused] = None,
+    ) -> None:
+        super().__init__(num_features, embedding_dim, budget, block, k, groups, signs, weight_share, seed, sparse, fused)
+        self.num_features = num_features
+
+    def forward(self, ids: Tensor) -> Tensor:
+        ids = self._ids(ids)
+        if not ids.dim() or ids.shape[-1] != self.num_features:
+            raise ValueError(f"ids of shape {tuple(ids.shape)}: the last dimension must be {self.num_features} features")
+        return lookup(self, ids, None).view(*ids.shape, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, {self.embedding_dim}, rows={self.table.shape[0]}, bytes={self.nbytes}"
+
+
+class MemRecEmbeddingBag(_MemRec):
+    """``nn.EmbeddingBag`` in a budget: sums or means of the vectors of bags of ids of one feature.
+
+    Args:
+        num_embeddings: distinct ids, about; only says what ``budget`` is by default. ``None`` where nobody knows.
+        embedding_dim: values of a vector.
+        budget: bytes for the tables; by default a hundredth of a full table's.
+        mode: ``"sum"`` or ``"mean"``.
+        include_last_offset: as in ``nn.EmbeddingBag``.
+
+    Others as in :class:`MemRecEmbedding`.
+    """
+
+    def __init__(
+        self, num_embeddings: Optional[int], embedding_dim: int, budget: Optional[Budget] = None, *, mode: str = "mean",
+        include_last_offset: bool = False, block: int = 4, k: int = 1, groups: int = 1, signs: bool = True,
+        weight_share: float = 0.05, seed: int = 1, sparse: bool = False, fused: Optional[Fused] = None,
+    ) -> None:
+        if budget is None:
+            if num_embeddings is None:
+                raise ValueError("without num_embeddings, say how many bytes the tables may take: budget=")
+            budget = num_embeddings * embedding_dim * 4 // 100
+        if mode not in ("sum", "mean"):
+            raise ValueError(f"mode must be 'sum' or 'mean', not {mode!r}")
+        super().__init__(1, embedding_dim, budget, block, k, groups, signs, weight_share, seed, sparse, fused)
+        self.num_embeddings, self.mode, self.include_last_offset = num_embeddings, mode, include_last_offset
+
+    def forward(self, input: Tensor, offsets: Optional[Tensor] = None, per_sample_weights: Optional[Tensor] = None) -> Tensor:
+        if per_sample_weights is not None:
+            raise NotImplementedError("MemRecEmbeddingBag has no per_sample_weights: it learns a weight for each id")
+        ids = self._ids(input)
+        if ids.dim() == 2:
+            if offsets is not None:
+                raise ValueError("offsets are for 1D input; a row of 2D input is a bag")
+            offsets = torch.arange(0, ids.numel(), ids.shape[1]) if ids.shape[1] else ids.new_zeros(ids.shape[0])
+            ends = torch.full((ids.shape[0],), ids.shape[1])
+        elif ids.dim() == 1 and offsets is not None:
+            offsets = self._ids(offsets)
+            if offsets.dim() != 1:
+                raise ValueError(f"offsets of shape {tuple(offsets.shape)}: must be 1D")
+            if self.include_last_offset:
+                if not offsets.numel() or int(offsets[-1]) != ids.numel():
+                    raise ValueError(f"include_last_offset: the last offset must be {ids.numel()}")
+                ends, offsets = offsets.diff(), offsets[:-1].contiguous()
+            else:
+                ends = torch.diff(offsets, append=offsets.new_tensor([ids.numel()]))
+        else:
+            raise ValueError(f"input of shape {tuple(ids.shape)}: must be 2D, or 1D with offsets")
+        out = lookup(self, ids.view(-1), offsets)
+        return out if self.mode == "sum" else out / ends.clamp_min(1).unsqueeze(1)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode}, rows={self.table.shape[0]}, bytes={self.nbytes}"

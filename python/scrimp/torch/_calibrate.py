@@ -1,0 +1,102 @@
+"""What goes into linear layers when the model runs on calibration data."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from .._scrimp import InputStatistics
+from ._layers import Layer
+
+Calibration = Union[Iterable[Any], Callable[[nn.Module], Any]]
+
+
+class Recorder:
+    """Collects the inputs of layers. Layers that are given the same tensor share their statistics."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.statistics: Dict[str, InputStatistics] = {}
+        self._last: Optional[Tensor] = None
+        self._last_statistics: Optional[InputStatistics] = None
+        self._added: set = set()
+
+    def hook(self, layer: Layer, features: int) -> Any:
+        def record(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            same = x is self._last
+            statistics = self.statistics.get(layer.name)
+            if statistics is None:
+                shared = self._last_statistics if same else None
+                statistics = shared or InputStatistics(features, self.method)
+                self.statistics[layer.name] = statistics
+            if not same:
+                self._last, self._added = x, set()
+            self._last_statistics = statistics
+            if id(statistics) not in self._added:
+                self._added.add(id(statistics))
+                statistics.add(x.detach().contiguous())
+
+        return layer.module.register_forward_pre_hook(record, with_kwargs=True)
+
+
+def run(model: nn.Module, calibration: Calibration) -> None:
+    """Runs the model once over all data, without gradients and in evaluation mode."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            if callable(calibration):
+                calibration(model)
+                return
+            for batch in calibration:
+                if isinstance(batch, Mapping):
+                    model(**batch)
+                elif isinstance(batch, (tuple, list)):
+                    model(*batch)
+                else:
+                    model(batch)
+    finally:
+        model.train(training)
+
+
+def groups(layers: List[Layer], method: str, memory: int) -> Iterator[List[Layer]]:
+    """Layers whose statistics fit into ``memory`` bytes together: each group costs a pass over the calibration data.
+
+    Later groups see what earlier ones have become, so errors do not add up unseen.
+    """
+    group: List[Layer] = []
+    used = 0
+    for layer in layers:
+        features = layer.weight().shape[1]
+        # X^T X, and the factor of its inverse while the layer is pruned.
+        size = 8 * features * features if method == "sparsegpt" else 8 * features
+        if group and used + size > memory:
+            yield group
+            group, used = [], 0
+        group.append(layer)
+        used += size
+    if group:
+        yield group
+
+
+def collect(model: nn.Module, group: List[Layer], method: str, calibration: Calibration) -> Dict[str, InputStatistics]:
+    """Statistics of the inputs of these layers, by name; layers that the data never reaches have none."""
+    recorder = Recorder(method)
+    handles = [recorder.hook(layer, layer.weight().shape[1]) for layer in group]
+    try:
+        run(model, calibration)
+    finally:
+        for handle in handles:
+            handle.remove()
+    unseen = [layer.name for layer in group if layer.name not in recorder.statistics]
+    if len(unseen) == len(group):
+        raise ValueError("no layer was called: the calibration data is empty, or the model does not use these layers")
+    if unseen:
+        warnings.warn(
+            f"the calibration data never reaches {len(unseen)} layers ({unseen[0]}, ...): they are pruned by magnitude",
+            stacklevel=4,
+        )
+    return recorder.statistics

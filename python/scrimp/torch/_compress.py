@@ -1,0 +1,100 @@
+"""``compress``: packed layers in the place of a model's linear layers."""
+
+from typing import Iterable, Optional
+
+import torch
+from torch import nn
+
+from . import _calibrate
+from ._calibrate import Calibration
+from ._layers import Layer, is_conv1d, linear_layers
+from ._linear import SparseLinear
+
+_METHODS = ("magnitude", "wanda", "sparsegpt")
+_FORMATS = ("bf16", "int8", "int4")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def compress(
+    model: nn.Module,
+    sparsity: float = 0.5,
+    method: Optional[str] = "magnitude",
+    format: str = "bf16",
+    calibration: Optional[Calibration] = None,
+    skip: Iterable[str] = ("lm_head",),
+    *,
+    memory: int = 2 << 30,
+) -> nn.Module:
+    """Replaces the linear layers of ``model``, in place, by :class:`SparseLinear`; returns the model.
+
+    Args:
+        model: any module on the CPU. ``nn.Linear`` (at any depth) and Hugging Face's ``Conv1D`` are replaced; the output projection
+            of ``nn.MultiheadAttention`` stays, since PyTorch never calls it as a module.
+        sparsity: share of the weights that become zero, in [0, 1). Weights that are zero already stay zero.
+        method: ``magnitude`` (Han et al. 2015), ``wanda`` (arXiv 2306.11695) or ``sparsegpt`` (arXiv 2301.00774). ``None`` packs the
+            weights as they are, for models that were pruned before; ``sparsity`` is then ignored.
+        format: ``bf16``, ``int8`` (a scale per row) or ``int4`` (a scale per 32 columns).
+        calibration: what ``wanda`` and ``sparsegpt`` look at: an iterable of batches (a tensor, a tuple or a dict: the model is called
+            with it), or a function that is called with the model and runs it. Some hundred sequences are plenty. It is gone
+            through more than once where statistics do not fit into ``memory``, so a generator is turned into a list.
+        skip: layers to leave alone: a full name, its last parts, or a pattern (``"*.mlp.*"``).
+        memory: bytes for the statistics of ``sparsegpt``.
+
+    Raises:
+        ValueError, TypeError: before anything is changed, when an argument or a layer cannot be used.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if method is not None and method not in _METHODS:
+        raise ValueError(f"there is no method {method!r}; these are: {', '.join(_METHODS)}, or None")
+    if format not in _FORMATS:
+        raise ValueError(f"there is no format {format!r}; these are: {', '.join(_FORMATS)}")
+    sparsity = float(sparsity)
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be in [0, 1), not {sparsity}")
+    calibrated = method in ("wanda", "sparsegpt")
+    if calibrated and calibration is None:
+        raise ValueError(f"{method} needs calibration data: calibration=[batch, ...]; magnitude needs none")
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    if type(model) is nn.Linear or is_conv1d(model):
+        raise TypeError("the model is itself a linear layer: use SparseLinear.from_dense")
+    layers, _ = linear_layers(model, skip)
+    for layer in layers:
+        _check(layer)
+    if not layers:
+        raise ValueError("the model has no linear layer to compress (all skipped, or compressed already?)")
+    if not calibrated:
+        for layer in layers:
+            _replace(layer, method, sparsity, format, None)
+        return model
+    if not callable(calibration) and iter(calibration) is calibration:
+        calibration = list(calibration)
+    for group in _calibrate.groups(layers, method, memory):
+        statistics = _calibrate.collect(model, group, method, calibration)
+        for layer in group:
+            inputs = statistics.get(layer.name)
+            _replace(layer, method if inputs else "magnitude", sparsity, format, inputs)
+    return model
+
+
+def _check(layer: Layer) -> None:
+    """Raises where the layer cannot be compressed."""
+    weight = layer.module.weight
+    if weight.device.type != "cpu":
+        raise ValueError(f"{layer.name} is on {weight.device}; scrimp runs on the CPU: model.cpu() first, or skip it")
+    if weight.dtype not in _DTYPES:
+        raise TypeError(f"{layer.name} has {weight.dtype} weights; compress float32, bfloat16 or float16 ones, or skip it")
+    if not torch.isfinite(weight).all():
+        raise ValueError(f"{layer.name} has a weight that is NaN or infinite")
+    if type(weight) not in (nn.Parameter, torch.Tensor):
+        raise TypeError(f"{layer.name} has weights of type {type(weight).__name__}: skip it")
+
+
+def _replace(layer: Layer, method, sparsity, format, inputs) -> None:
+    try:
+        new = SparseLinear.from_dense(
+            layer.weight(), layer.module.bias, sparsity=sparsity, method=method, format=format, inputs=inputs
+        )
+    except ValueError as error:
+        raise ValueError(f"{layer.name}: {error}") from None
+    layer.replace(new)

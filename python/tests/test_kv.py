@@ -1,0 +1,213 @@
+"""The compressed cache and the press, and the choice of tokens against the Rust side's."""
+
+import json
+import math
+
+import pytest
+torch = pytest.importorskip("torch")
+
+from conftest import ROOT
+from scrimp.kv import Crush, CompressedCache, KVCrushPress, select
+from scrimp.kv._attention import attention_received, received_mean
+
+transformers = pytest.importorskip("transformers")
+
+
+def model(kind="llama", **more):
+    sizes = dict(
+        vocab_size=200, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, **more,
+    )
+    made = {
+        "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)),
+        "qwen": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes)),
+    }[kind]().eval()
+    for p in made.parameters():  # attention that differs between tokens
+        p.data.mul_(3) if p.dim() == 2 else None
+    made.set_attn_implementation("scrimp")
+    return made
+
+
+def ids(n, batch=1):
+    return torch.randint(0, 200, (batch, n))
+
+
+def test_choices_are_those_of_the_rust_side():
+    cases = json.loads((ROOT / "testdata" / "kv" / "select.json").read_text())
+    assert len(cases) >= 8
+    for case in cases:
+        heads, tokens = case["heads"], case["tokens"]
+
+        def tensor(name, *shape):
+            return torch.tensor(case[name]).view(1, heads, tokens, *shape)
+
+        crush = Crush(share=case["share"], order=case["order"], mass=case["mass"])
+        got = select(
+            tensor("scores"), tensor("attention"), tensor("keys", case["dim"]), case["budget"], crush,
+            sinks=case["sinks"], recent=case["recent"], layer=case["layer"], seed=case["seed"],
+        )
+        assert got.indices[0].tolist() == case["indices"], case["name"]
+        assert torch.allclose(got.bias[0], torch.tensor(case["bias"]), atol=1e-5), case["name"]
+
+
+def test_attention_received_is_that_of_a_plain_softmax():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 4, 300, 16), torch.randn(2, 2, 300, 16)
+    scores = torch.einsum("bhqd,bhkd->bhqk", q, k.repeat_interleave(2, 1)) / 4
+    scores.masked_fill_(torch.ones(300, 300, dtype=torch.bool).triu(1), -math.inf)
+    plain = scores.softmax(-1)
+    assert torch.allclose(attention_received(q, k, 0.25), plain.sum(2), atol=1e-4)
+    mean = (plain.sum(2) / torch.arange(300, 0, -1)).view(2, 2, 2, 300).mean(2)
+    assert torch.allclose(received_mean(q, k, 0.25, None), mean, atol=1e-5)
+    assert torch.allclose(received_mean(q, k, 0.25, 300), mean, atol=1e-5)
+    some = received_mean(q, k, 0.25, 100)
+    assert ((some - mean).abs().mean() / mean.mean()).item() < 0.3
+
+
+def test_a_budget_of_everything_changes_nothing():
+    m, x = model(), ids(60)
+    with torch.no_grad():
+        want = m.generate(x, max_new_tokens=10, do_sample=False, pad_token_id=0)
+        got = m.generate(x, max_new_tokens=10, do_sample=False, pad_token_id=0, past_key_values=CompressedCache(budget=1.0))
+    assert torch.equal(got, want)
+
+
+def test_one_key_in_many_places_counts_as_often_as_it_is_there():
+    """Where the dropped tokens of a segment are copies of each other, mass makes the answer exact."""
+    torch.manual_seed(0)
+    n, dim = 64, 8
+    kinds = torch.randn(1, 1, 4, dim)
+    which = torch.arange(n) % 4
+    keys, values = kinds[:, :, which], torch.randn(1, 1, 4, dim)[:, :, which]
+    attention = torch.full((1, 1, n), 1.0 / n)
+    chosen = select(torch.zeros(1, 1, n), attention, keys, 4, Crush(share=1.0), sinks=0, recent=0)
+    query = torch.randn(1, 1, 1, dim)
+    want = (query @ keys.transpose(2, 3)).softmax(-1) @ values
+    got = (query @ chosen.take(keys).transpose(2, 3) + chosen.bias.unsqueeze(2)).softmax(-1) @ chosen.take(values)
+    assert torch.allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["snapkv", "h2o", "tova", "knorm", "streaming"])
+@pytest.mark.parametrize("kvcrush", [0.0, 0.75])
+def test_the_cache_keeps_its_budget(policy, kvcrush):
+    m, x = model("qwen"), ids(200, batch=2)
+    cache = CompressedCache(policy=policy, budget=0.25, kvcrush=kvcrush)
+    with torch.no_grad():
+        m(x, past_key_values=cache)
+        full = 2 * 3 * 2 * 2 * 200 * 16 * 4
+        bias = 0 if not kvcrush else 3 * 2 * 2 * 50 * 4
+        assert cache.nbytes == full // 4 + bias
+        assert cache.get_seq_length() == 200
+        out = m(ids(1, 2), past_key_values=cache).logits
+    assert cache.get_seq_length() == 201 and cache.layers[0]._held() == 51
+    assert out.isfinite().all()
+
+
+def test_several_tokens_at_once_see_what_single_ones_see():
+    m, x, new = model(), ids(100), ids(5)
+    with torch.no_grad():
+        one, many = CompressedCache(budget=0.5), CompressedCache(budget=0.5)
+        m(x, past_key_values=one), m(x, past_key_values=many)
+        want = torch.cat([m(new[:, i : i + 1], past_key_values=one).logits for i in range(5)], 1)
+        got = m(new, past_key_values=many).logits
+    assert torch.allclose(got, want, atol=1e-4)
+
+
+def test_int8_is_close_and_small():
+    m, x, new = model(), ids(100), ids(3)
+    with torch.no_grad():
+        plain, small = CompressedCache(budget=0.5), CompressedCache(budget=0.5, format="int8")
+        m(x, past_key_values=plain), m(x, past_key_values=small)
+        assert small.nbytes < 0.45 * plain.nbytes
+        a, b = m(new, past_key_values=plain).logits, m(new, past_key_values=small).logits
+    assert ((a - b).abs().max() / a.abs().max()).item() < 0.05
+
+
+def test_beams():
+    m, x = model(), ids(80)
+    cache = CompressedCache(budget=0.5)
+    with torch.no_grad():
+        out = m.generate(x, max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=0, past_key_values=cache)
+    assert out.shape == (1, 86)
+
+
+def test_a_model_without_our_attention_is_refused():
+    m = model()
+    m.set_attn_implementation("sdpa")
+    with torch.no_grad(), pytest.raises(RuntimeError, match="set_attn_implementation"):
+        m.generate(ids(100), max_new_tokens=3, do_sample=False, pad_token_id=0, past_key_values=CompressedCache(budget=0.5))
+
+
+def test_padding_is_refused():
+    m, x = model(), ids(100, 2)
+    mask = torch.ones_like(x)
+    mask[0, :30] = 0
+    with torch.no_grad(), pytest.raises(ValueError, match="without padding"):
+        m(x, attention_mask=mask, past_key_values=CompressedCache(budget=0.5))
+
+
+@pytest.mark.parametrize(
+    "arguments,error,words",
+    [
+        (dict(policy="h3o"), ValueError, "no policy 'h3o'"),
+        (dict(format="int3"), ValueError, "no format 'int3'"),
+        (dict(budget=0.0), ValueError, "above 0.0"),
+        (dict(budget=1.5), ValueError, "at most 1.0"),
+        (dict(budget=10), ValueError, "smaller than the 4 sinks and 32 recent"),
+        (dict(budget="all"), TypeError, "number of tokens or a share"),
+        (dict(kvcrush=1.5), ValueError, "between 0 and 1"),
+        (dict(kvcrush=Crush(share=0.5, order="keys")), None, None),
+        (dict(queries=0), ValueError, "1 or more"),
+    ],
+)
+def test_bad_settings(arguments, error, words):
+    if error is None:
+        CompressedCache(**arguments)
+        return
+    with pytest.raises(error, match=words):
+        CompressedCache(**arguments)
+
+
+class NormPress:
+    """What kvpress's ScorerPress is, as far as KVCrushPress goes."""
+
+    def __init__(self, compression_ratio):
+        self.compression_ratio = compression_ratio
+
+    def score(self, module, hidden_states, keys, values, attentions, kwargs):
+        return -keys.norm(dim=-1)
+
+
+def test_a_press_chooses_what_the_cache_chooses():
+    m, x, new = model(), ids(120), ids(4)
+    cache = CompressedCache(policy="knorm", budget=0.5)
+    pressed = transformers.DynamicCache()
+    with torch.no_grad():
+        m(x, past_key_values=cache)
+        with KVCrushPress(NormPress(0.5))(m):
+            m(x, past_key_values=pressed)
+        assert all(a.keys.shape[2] == 60 for a in pressed.layers)
+        for ours, theirs in zip(cache.layers, pressed.layers):
+            assert torch.equal(ours.kept[0].get(), theirs.keys)
+        positions = torch.arange(120, 124).unsqueeze(0)
+        for i in range(4):
+            at = dict(position_ids=positions[:, i : i + 1])
+            a = m(new[:, i : i + 1], past_key_values=cache, **at).logits
+            b = m(new[:, i : i + 1], past_key_values=pressed, **at).logits
+            assert torch.allclose(a, b, atol=1e-5)
+        # A new prompt forgets what the press said of the last one.
+        assert torch.equal(m(x).logits, m(x, past_key_values=transformers.DynamicCache()).logits)
+
+
+def test_presses_that_cannot_be_composed():
+    with pytest.raises(TypeError, match="no score"):
+        KVCrushPress(object())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu():
+    m, x = model().cuda(), ids(200).cuda()
+    cache = CompressedCache(budget=0.25)
+    with torch.no_grad():
+        out = m.generate(x, max_new_tokens=5, do_sample=False, pad_token_id=0, past_key_values=cache)
+    assert out.is_cuda and cache.nbytes < 0.4 * 2 * 3 * 2 * 200 * 16 * 4
