@@ -10,7 +10,7 @@
 
 use super::{
     Session,
-    passes::{SLICE, rotate},
+    passes::rotate,
     weights::{Layer, Projection},
 };
 use crate::{
@@ -208,25 +208,21 @@ impl Session<'_> {
             sampled.take(index, position, q, q_dim);
         }
         self.kv.append(index, k, v, pool)?;
-        // Repeating the prompt, few queries at a time, so that the most attention that a token gets can be told.
-        let slice = if self.repeated.is_some() { SLICE } else { queries };
-        for first in (0..queries).step_by(slice.max(1)) {
-            let last = (first + slice).min(queries);
-            let out = sized(&mut b.attn, queries * q_dim);
+        if queries > 0 {
             let inputs = AttentionInputs {
                 tier,
-                q: &q[first * q_dim..last * q_dim],
-                queries: Queries::Before(queries - last),
-                out: &mut out[first * q_dim..last * q_dim],
+                q,
+                queries: Queries::Last,
+                out: sized(&mut b.attn, queries * q_dim),
                 n_heads: config.n_heads,
                 scale: config.attn_scale,
                 softcap: config.attn_logit_softcap,
-                wanted_from: (queries - wanted).saturating_sub(first).min(last - first),
+                wanted_from: queries - wanted,
                 stats,
             };
             self.kv.attend(index, inputs, pool, &mut b.attention)?;
             if let Some(repeated) = &mut self.repeated {
-                repeated.take(index, &self.kv.take_stats(index).0.sum);
+                repeated.take(index, &self.kv.take_stats(index).0.peak);
             }
         }
         if wanted == 0 {
