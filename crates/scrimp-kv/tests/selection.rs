@@ -106,7 +106,7 @@ fn oracle(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<(Vec<u3
                     Mass::None => (segment[segment.len() / 2], 0.0),
                     Mass::Count => (segment[segment.len() / 2], (segment.len() as f32).ln()),
                     Mass::Attention => {
-                        (best, if sum > 0.0 { (sum / f64::from(a[best])).ln() as f32 } else { 0.0 })
+                        (best, if sum > 0.0 { (0.75 * (sum / f64::from(a[best])).ln()) as f32 } else { 0.0 })
                     }
                 });
                 start = end;

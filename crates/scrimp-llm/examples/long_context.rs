@@ -2,9 +2,9 @@
 //!
 //! `cargo run --release -p scrimp-llm --example long_context MODEL TEXT TOKENS DECODE`
 //!
-//! The text is repeated until it is long enough. A line of JSON for each cache: its bytes right after compression, the time that
-//! took, and the speed of `DECODE` greedy steps (the best of two). Between reading and decoding it waits for a line on
-//! standard input.
+//! The text is repeated until it is long enough; with `-` in its place, random keys and values stand for a prompt (speed does not
+//! depend on what they are). A line of JSON for each cache: its bytes right after compression, the time that
+//! took, and the speed of `DECODE` greedy steps (the best of two).
 #![allow(clippy::print_stdout)]
 
 use scrimp_kv::{
@@ -30,7 +30,10 @@ fn main() -> Result<()> {
     let (tokens, decode) = (number(tokens)?, number(decode)?);
     let checkpoint = Checkpoint::open(path.as_ref())?;
     let tokenizer = checkpoint.tokenizer()?;
-    let ids = tokenizer.encode(&read_text(Path::new(text))?, true, false)?;
+    let ids = match text.as_str() {
+        "-" => vec![0],
+        text => tokenizer.encode(&read_text(Path::new(text))?, true, false)?,
+    };
     let ids: Vec<u32> = ids.into_iter().cycle().take(tokens).collect();
     let model = Model::load(checkpoint, &RunOptions::default())?;
 
@@ -48,15 +51,17 @@ fn main() -> Result<()> {
     let needs =
         caches.iter().filter_map(|c| c.1.as_ref()).map(Compression::needs).fold(Needs::NONE, Needs::and);
     let mut session = model.session();
-    session.gather_for(needs, tokens);
     let start = Instant::now();
-    let logits = session.forward(&ids)?.to_vec();
-    session.complete(needs, &ids)?;
+    let first = if text == "-" {
+        session.pretend(tokens)?;
+        0
+    } else {
+        session.gather_for(needs, tokens);
+        let logits = session.forward(&ids)?.to_vec();
+        session.complete(needs, &ids)?;
+        argmax(&logits).ok_or_else(|| Error::bad_input("unusable logits"))?
+    };
     println!("{{\"prompt_tokens\":{tokens},\"prefill_s\":{:.1}}}", start.elapsed().as_secs_f64());
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(|e| Error::io(Path::new("stdin"), e))?;
-
-    let first = argmax(&logits).ok_or_else(|| Error::bad_input("unusable logits"))?;
     for (name, how, format) in &caches {
         let mut fork = session.fork();
         fork.set_kv_format(*format)?;

@@ -57,21 +57,20 @@ pub(super) fn of_layer(view: &LayerView<'_>, how: &Compression, budget: usize, t
         let segments = segments(view, how, &dropped, &scores, &pages, &middle, &mass, representatives);
         for segment in segments {
             let middle = segment[segment.len() / 2];
-            let (page, mass) = match how.crush.mass {
-                Mass::None => (middle, 1.0),
-                Mass::Count => (middle, segment.len() as f32),
+            let (page, added) = match how.crush.mass {
+                Mass::None => (middle, 0.0),
+                Mass::Count => (middle, (segment.len() as f32).ln()),
                 Mass::Attention => {
                     let best = segment
                         .iter()
                         .copied()
                         .fold(segment[0], |best, p| if mass(p) > mass(best) { p } else { best });
-                    (best, segment.iter().map(|&p| mass(p)).sum::<f32>() / mass(best))
+                    let sum = segment.iter().map(|&p| mass(p)).sum::<f32>();
+                    (best, crush::bias(sum.into(), mass(best).into()))
                 }
             };
             kept[pages[page as usize].clone()].fill(true);
-            if mass.is_finite() && mass >= 1.0 {
-                bias[pages[page as usize].clone()].fill(mass.ln());
-            }
+            bias[pages[page as usize].clone()].fill(added);
         }
     }
     fill_up(&mut kept, &scores, &middle, budget);
