@@ -26,13 +26,16 @@ fn main() {
                 .collect();
             let mut scratch = LinearScratch::default();
             let mut report = format!("{dtype:5} {rows:5} x {cols:4}");
-            for n in [1, 16, 512] {
+            for n in [1, 2, 4, 8, 16, 32, 512] {
                 let mut x = Activations::new();
                 x.fill(&pool, tier, n, cols, weights[0].needs(), |_, x| x.fill(0.5));
                 let mut out = vec![0.0; n * rows];
                 let mut best = f64::INFINITY;
-                let (rounds, per_round) =
-                    if n == 1 { (5, copies) } else { (5, 1 + 2000 / n / ((rows * cols) >> 20).max(1)) };
+                let (rounds, per_round) = if n < 64 {
+                    (5, copies / (n + 2).min(8))
+                } else {
+                    (5, 1 + 2000 / n / ((rows * cols) >> 20).max(1))
+                };
                 for _ in 0..rounds {
                     let start = Instant::now();
                     for weight in weights.iter().cycle().take(per_round) {

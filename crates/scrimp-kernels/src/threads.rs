@@ -139,6 +139,26 @@ impl Pool {
         });
     }
 
+    /// [`Pool::run`] with something that each thread makes when it takes its first unit, and drops after its last one.
+    pub fn run_with<T>(
+        &self,
+        units: usize,
+        enter: impl Fn() -> T + Sync,
+        body: impl Fn(&mut T, usize, usize) + Sync,
+    ) {
+        let next = AtomicUsize::new(0);
+        self.run(self.threads().min(units), |_, worker| {
+            let mut own = None;
+            loop {
+                let unit = next.fetch_add(1, Ordering::Relaxed);
+                if unit >= units {
+                    break;
+                }
+                body(own.get_or_insert_with(&enter), unit, worker);
+            }
+        });
+    }
+
     /// Calls `body(unit, worker)` once for every `unit < units`, on all threads; returns when all calls have returned.
     ///
     /// `worker < self.threads()` names the thread, so that bodies can use scratch memory of their own. A panic in a

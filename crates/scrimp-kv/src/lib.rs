@@ -76,6 +76,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod batch;
 mod cache;
 pub mod compress;
 mod error;
@@ -84,7 +85,9 @@ pub mod policy;
 mod pool;
 mod sequence;
 mod table;
+mod view;
 
+pub use batch::{BatchEntry, attend_all};
 pub use cache::{KvCache, KvConfig};
 pub use error::KvError;
 pub use format::KvFormat;

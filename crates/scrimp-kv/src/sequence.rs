@@ -7,10 +7,11 @@ use crate::{
     format::KvFormat,
     policy::{self, Kept, LayerBudget, LayerView},
     table::{HeadTable, Turn},
+    view::Causal,
 };
 use scrimp_kernels::{
     Tier,
-    attention::{self, AttentionArgs, AttentionScratch, ColumnStats, KvView, PageView, StatsRequest},
+    attention::{self, AttentionScratch, ColumnStats, StatsRequest},
     threads::Pool,
 };
 use std::{
@@ -20,6 +21,9 @@ use std::{
 
 /// Tokens of an append from which on threads share the work.
 const PARALLEL_TOKENS: usize = 32;
+
+/// Tokens that are appended at once, as [`Sequence::growth_bytes`] takes it.
+const AT_ONCE: usize = 512;
 
 /// One layer of a sequence.
 #[derive(Debug, Clone)]
@@ -48,7 +52,7 @@ pub struct PassScores {
 /// The keys and values of one text. Dropping it gives its pages back.
 #[derive(Debug)]
 pub struct Sequence {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     layers: Vec<Layer>,
     format: KvFormat,
 }
@@ -208,58 +212,29 @@ impl Sequence {
         scratch: &mut AttentionScratch,
     ) -> Result<(), KvError> {
         let shared = &*self.shared;
-        let (g, n_kv_heads) = (shared.geometry, shared.config.n_kv_heads);
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
-        let row = inputs.n_heads * g.head_dim;
-        let n_tokens = inputs.q.len().checked_div(row).unwrap_or(0);
-        // Tokens from the first query's on.
-        let owners = match inputs.queries {
-            Queries::Last => n_tokens,
-            Queries::Before(after) => n_tokens.saturating_add(after),
-            Queries::Future => 0,
-        };
-        let fits = row > 0
-            && inputs.n_heads.is_multiple_of(n_kv_heads)
-            && inputs.q.len() == n_tokens * row
-            && inputs.out.len() == inputs.q.len()
-            && state.heads.iter().all(|h| h.len() >= owners);
-        if !fits {
-            return Err(KvError::BadInput(format!(
-                "{} queries in {} heads of {} do not fit {n_kv_heads} KV heads and the tokens appended last",
-                inputs.q.len(),
-                inputs.n_heads,
-                g.head_dim
-            )));
-        }
-        let first = state.next - owners as u32;
-        let window = shared.config.windows[layer];
-        let view = Causal { heads: &state.heads, window, owners, first };
-        let args = AttentionArgs {
-            tier: inputs.tier,
-            storage: shared.config.format.storage().kind(),
-            geometry: g,
-            n_tokens,
-            n_heads: inputs.n_heads,
-            n_kv_heads,
-            q: inputs.q,
-            kv: &view,
-            scale: inputs.scale,
-            softcap: inputs.softcap,
-            wanted_from: inputs.wanted_from,
-        };
-        if inputs.stats.is_some_and(|wanted| wanted.sum) {
-            match state.gathered.last_mut() {
-                Some(last) if last.end == first => last.end = first + n_tokens as u32,
-                _ => state.gathered.push(first..first + n_tokens as u32),
-            }
-        }
+        let view = Causal::new(shared, layer, state.next, &state.heads, &inputs)?;
+        let args = view.args(shared, &inputs);
         let stats = inputs.stats.map(|wanted| {
-            let recent_from = wanted.recent_from.map(|p| p.saturating_sub(first) as usize);
+            if wanted.sum {
+                let queries = view.first..view.first + args.n_tokens as u32;
+                match state.gathered.last_mut() {
+                    Some(last) if last.end == queries.start => last.end = queries.end,
+                    _ => state.gathered.push(queries),
+                }
+            }
+            let recent_from = wanted.recent_from.map(|p| p.saturating_sub(view.first) as usize);
             let StatsWanted { sum, last, peak, .. } = wanted;
             (StatsRequest { sum, recent_from, last, peak }, &mut state.stats)
         });
         attention::attend(&args, inputs.out, stats, pool, scratch);
         Ok(())
+    }
+
+    /// The layer's tables as `inputs` see them.
+    pub(crate) fn causal(&self, layer: usize, inputs: &AttentionInputs<'_>) -> Result<Causal<'_>, KvError> {
+        let Some(state) = self.layers.get(layer) else { return Err(no_layer(layer)) };
+        Causal::new(&self.shared, layer, state.next, &state.heads, inputs)
     }
 
     /// Column sums of a layer so far: per query head, one number per kept token (tokens behind the end of a row: 0).
@@ -573,6 +548,20 @@ impl Sequence {
         heads().map(HeadTable::len).sum::<usize>() as f64 / heads().count() as f64
     }
 
+    /// Bytes of new pages that appending `tokens` takes at most, copies of shared and packed pages included.
+    pub fn growth_bytes(&self, tokens: usize) -> usize {
+        let page_tokens = self.shared.geometry.page_tokens;
+        let layers = self.layers.iter().zip(&self.shared.config.windows);
+        let blocks: usize = layers
+            .map(|(layer, window)| {
+                // A sliding-window layer lets go of pages as it goes on; what is appended at once stays until then.
+                let most = window.map_or(usize::MAX, |w| w + self.shared.config.rewind + AT_ONCE);
+                layer.heads.iter().map(|head| head.growth(page_tokens, tokens.min(most))).sum::<usize>()
+            })
+            .sum();
+        2 * blocks * self.shared.open_bytes()
+    }
+
     /// Bytes of the pages that this sequence holds, shared ones included, and of what is added to scores.
     pub fn bytes(&self) -> usize {
         self.layers.iter().flat_map(|l| &l.heads).map(HeadTable::bytes).sum()
@@ -644,40 +633,6 @@ impl Layer {
                 change(head / group, row);
             }
         }
-    }
-}
-
-/// A layer's tables as queries see them.
-struct Causal<'a> {
-    heads: &'a [HeadTable],
-    window: Option<usize>,
-    /// Tokens from the first query's on.
-    owners: usize,
-    /// Position of the first query.
-    first: u32,
-}
-
-impl KvView for Causal<'_> {
-    fn n_keys(&self, kv_head: usize) -> usize {
-        self.heads[kv_head].len()
-    }
-
-    fn page(&self, kv_head: usize, index: usize) -> PageView<'_> {
-        self.heads[kv_head].page(index)
-    }
-
-    fn has_bias(&self, kv_head: usize) -> bool {
-        self.heads[kv_head].has_bias()
-    }
-
-    fn visible(&self, kv_head: usize, token: usize) -> Range<usize> {
-        let table = &self.heads[kv_head];
-        let end = (table.len() - self.owners + token + 1).min(table.len());
-        let start = self.window.map_or(0, |window| {
-            let oldest = (self.first as usize + token + 1).saturating_sub(window);
-            table.index_from(oldest as u32)
-        });
-        start..end
     }
 }
 

@@ -112,6 +112,17 @@ impl HeadTable {
         }
     }
 
+    /// Blocks that [`HeadTable::prepare`] gets for `n` tokens.
+    pub(crate) fn growth(&self, page_tokens: usize, n: usize) -> usize {
+        let new = (self.len + n).div_ceil(page_tokens) - self.blocks.len();
+        let copied = n > 0
+            && !self.len.is_multiple_of(page_tokens)
+            && self.blocks.last().is_some_and(|last| {
+                last.packed.is_some() || Arc::strong_count(&last.k) > 1 || Arc::strong_count(&last.v) > 1
+            });
+        new + usize::from(copied)
+    }
+
     /// The pages that an append of `n` tokens needs: a copy of the last block, if that is partly filled and shared or
     /// packed, and new blocks. Nothing changes yet.
     pub(crate) fn prepare(&self, shared: &Shared, n: usize) -> Result<Growth, KvError> {

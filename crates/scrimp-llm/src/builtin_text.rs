@@ -1,10 +1,14 @@
-//! A text that is always at hand, for benchmarks: chapters I to V of *Alice's Adventures in Wonderland* by Lewis Carroll
-//! (1865, in the public domain), 57,866 bytes of ASCII.
+//! Texts that are always at hand, for benchmarks and calibration: chapters I to V of *Alice's Adventures in Wonderland* by
+//! Lewis Carroll (1865, in the public domain), 57,866 bytes of ASCII, and 24 KB of source code (Rust, Python, shell) from
+//! this project.
 
 use crate::error::{Error, Result};
 
 /// The text itself.
 pub const TEXT: &str = include_str!("../assets/alice.txt");
+
+/// Source code.
+pub const CODE: &str = include_str!("../assets/code.txt");
 
 /// The first `count` tokens of the text, over again from its start where it is too short, after `bos` if there is one.
 ///

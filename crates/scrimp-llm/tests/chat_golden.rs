@@ -45,16 +45,16 @@ fn as_jinja2_renders_them() {
 fn extra_variables_come_first() {
     let template = ChatTemplate::new("{{ bos_token }}{{ eos_token }}{{ mood }}", "B", "E").unwrap();
     let mut extra = Map::new();
-    assert_eq!(template.render(&[], false, &extra).unwrap(), "BE");
+    assert_eq!(template.render::<Message>(&[], false, &extra).unwrap(), "BE");
     extra.insert("bos_token".into(), "b".into());
     extra.insert("mood".into(), "!".into());
-    assert_eq!(template.render(&[], false, &extra).unwrap(), "bE!");
+    assert_eq!(template.render::<Message>(&[], false, &extra).unwrap(), "bE!");
 }
 
 #[test]
 fn today() {
     let template = ChatTemplate::new("{{ strftime_now('%Y-%m-%d') }}", "", "").unwrap();
-    let date = template.render(&[], false, &Map::new()).unwrap();
+    let date = template.render::<Message>(&[], false, &Map::new()).unwrap();
     assert_eq!((date.len(), &date[..2]), (10, "20"));
 }
 
@@ -188,8 +188,10 @@ fn hugging_face_directories() {
 
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-    let render =
-        || chat_template_from_hf_dir(dir.path()).map(|t| t.unwrap().render(&[], true, &Map::new()).unwrap());
+    let render = || {
+        chat_template_from_hf_dir(dir.path())
+            .map(|t| t.unwrap().render::<Message>(&[], true, &Map::new()).unwrap())
+    };
     assert!(chat_template_from_hf_dir(dir.path()).unwrap().is_none());
     write(
         "tokenizer_config.json",

@@ -25,6 +25,7 @@
 //! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of it
 //! is computed unless asked for.
 
+mod batch;
 mod code_lanes;
 mod codes;
 mod columns;
@@ -37,6 +38,7 @@ mod stats;
 pub mod storage;
 mod unit;
 
+pub use batch::{AttentionCall, attend_batch};
 pub use scratch::AttentionScratch;
 pub use stats::{ColumnStats, StatsRequest};
 pub use storage::{
@@ -129,108 +131,38 @@ pub fn attend(
     pool: &Pool,
     scratch: &mut AttentionScratch,
 ) {
+    match stats.filter(|(request, _)| request.wants_any(args.n_tokens)) {
+        Some((request, columns)) => {
+            check(args, out);
+            scratch.prepare(pool.threads());
+            attend_with_stats(args, out, request, columns, pool, scratch);
+        }
+        None => attend_batch(&mut [AttentionCall { args: *args, out }], pool, scratch),
+    }
+}
+
+/// Panics where shapes do not fit.
+fn check(args: &AttentionArgs<'_>, out: &[f32]) {
     let width = args.n_heads * args.geometry.head_dim;
     assert!(args.n_kv_heads > 0 && args.n_heads.is_multiple_of(args.n_kv_heads), "query heads per KV head");
     assert!(args.geometry.head_dim > 0 && args.geometry.page_tokens.is_multiple_of(storage::TILE));
     assert_eq!(args.q.len(), args.n_tokens * width, "length of q");
     assert_eq!(out.len(), args.n_tokens * width, "length of out");
-    if args.n_tokens == 0 {
-        return;
-    }
-    let kernels = Kernels::new(args.tier, args.storage);
-    let rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
-    scratch.prepare(pool.threads());
-    let stats = stats.filter(|(request, _)| request.wants_any(args.n_tokens));
-    if let Some((request, columns)) = stats {
-        attend_with_stats(args, kernels, rows, out, request, columns, pool, scratch);
-    } else if rows <= UNIT_ROWS {
-        attend_segments(args, kernels, rows, out, pool, scratch);
-    } else {
-        attend_blocks(args, kernels, rows, out, pool, scratch);
-    }
 }
 
-/// Prefill: a unit is a block of rows.
-fn attend_blocks(
-    args: &AttentionArgs<'_>,
-    kernels: Kernels,
-    rows: usize,
-    out: &mut [f32],
-    pool: &Pool,
-    scratch: &AttentionScratch,
-) {
-    let blocks = rows.div_ceil(UNIT_ROWS);
-    let out = SharedMut::new(out);
-    pool.run(args.n_kv_heads * blocks, |unit, thread| {
-        // The last rows see the most keys: long units first.
-        let (head, block) = (unit / blocks, blocks - 1 - unit % blocks);
-        let rows = block * UNIT_ROWS..((block + 1) * UNIT_ROWS).min(rows);
-        let task = BlockTask { args, kernels, head, rows, segment: PREFILL_SEGMENT, only: None };
-        task.run(&mut scratch.thread(thread), &mut Sink::Rows(out), None);
-    });
-}
-
-/// Decode: a unit is a segment of keys; partial results are merged in order.
-fn attend_segments(
-    args: &AttentionArgs<'_>,
-    kernels: Kernels,
-    rows: usize,
-    out: &mut [f32],
-    pool: &Pool,
-    scratch: &mut AttentionScratch,
-) {
-    let mut units = std::mem::take(&mut scratch.units);
-    units.clear();
-    let keys: usize = (0..args.n_kv_heads).map(|head| args.kv.n_keys(head)).sum();
-    let segment = (keys / DECODE_UNITS).next_multiple_of(64).clamp(DECODE_SEGMENT.0, DECODE_SEGMENT.1);
-    for head in 0..args.n_kv_heads {
-        let keys = unit::union_of_visible(args, head, 0..args.n_tokens);
-        let first = keys.start / segment;
-        let last = keys.end.div_ceil(segment).max(first + 1);
-        units.extend((first..last).map(|i| (head, i * segment)));
-    }
-    let dim = args.geometry.head_dim;
-    let stride = rows * (dim + 2);
-    let mut partial = std::mem::take(&mut scratch.partial);
-    if partial.len() < units.len() * stride {
-        partial.resize(units.len() * stride, 0.0);
-    }
-    {
-        let (partial, scratch, units) = (SharedMut::new(&mut partial), &*scratch, &units);
-        pool.run(units.len(), |unit, thread| {
-            let (head, start) = units[unit];
-            let task =
-                BlockTask { args, kernels, head, rows: 0..rows, segment, only: Some(start..start + segment) };
-            // SAFETY: the pool runs every unit once, and units have parts of their own.
-            let part = unsafe { partial.slice(unit * stride..(unit + 1) * stride) };
-            task.run(&mut scratch.thread(thread), &mut Sink::Partial(part), None);
-        });
-    }
-    let mut first = 0;
-    while first < units.len() {
-        let head = units[first].0;
-        let n = units[first..].iter().take_while(|u| u.0 == head).count();
-        unit::merge(args, head, rows, &partial[first * stride..(first + n) * stride], out);
-        first += n;
-    }
-    scratch.partial = partial;
-    scratch.units = units;
-}
-
-/// As [`attend_blocks`], with column sums: a unit is a run of blocks of a head (see [`lane_blocks`]), and has sums of its
+/// With column sums: a unit is a run of blocks of a head (see [`lane_blocks`]), and has sums of its
 /// own, which are added in order afterwards.
-#[allow(clippy::too_many_arguments)]
 fn attend_with_stats(
     args: &AttentionArgs<'_>,
-    kernels: Kernels,
-    rows: usize,
     out: &mut [f32],
     request: StatsRequest,
     columns: &mut ColumnStats,
     pool: &Pool,
     scratch: &mut AttentionScratch,
 ) {
+    let kernels = Kernels::new(args.tier, args.storage);
     let group = args.n_heads / args.n_kv_heads;
+    let rows = args.n_tokens * group;
     let lanes = lane_blocks(rows.div_ceil(UNIT_ROWS));
     let rows_of = |blocks: &Range<usize>| blocks.start * UNIT_ROWS..(blocks.end * UNIT_ROWS).min(rows);
     let layout = stats::LaneLayout::new(args, request, lanes.iter().map(rows_of));

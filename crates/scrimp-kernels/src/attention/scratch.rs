@@ -40,7 +40,7 @@ pub(crate) struct ThreadScratch {
 pub struct AttentionScratch {
     threads: Vec<Mutex<ThreadScratch>>,
     pub(crate) partial: Vec<f32>,
-    pub(crate) units: Vec<(usize, usize)>,
+    pub(crate) units: Vec<super::batch::Unit>,
     pub(crate) sums: Lines,
 }
 

@@ -172,6 +172,13 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn shr_i32<const N: u32>(self, a: I) -> I {
+        isa!({
+            let n = _mm_cvtsi32_si128(N as i32);
+            [_mm256_sra_epi32(a[0], n), _mm256_sra_epi32(a[1], n)]
+        })
+    }
+    #[inline(always)]
     fn store_low_bytes(self, x: I, to: &mut [i8; 16]) {
         isa!({
             let mask = _mm256_set1_epi32(0xff);

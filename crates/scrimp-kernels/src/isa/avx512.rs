@@ -69,6 +69,29 @@ fn expand_bytes(mask: u64, from: &[u8; 64], holes: __m512i) -> __m512i {
     x
 }
 
+/// `vpexpandb` of one `half` of each byte in memory, with `holes` elsewhere; see [`expand_words`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
+fn expand_halves(mask: u64, from: &[u8; 64], half: __m512i, holes: __m512i) -> __m512i {
+    let (x, _v): (__m512i, __m512i);
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!(
+            "vpandd {v}, {half}, [{from}]",
+            "vmovdqa64 {x}, {holes}",
+            "vpexpandb {x} {{{mask}}}, {v}",
+            v = out(zmm_reg) _v,
+            x = out(zmm_reg) x,
+            mask = in(kreg) mask,
+            half = in(zmm_reg) half,
+            holes = in(zmm_reg) holes,
+            from = in(reg) from.as_ptr(),
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    x
+}
+
 impl Simd for Avx512 {
     const UNROLL: bool = true;
     const TOKEN_TILE: usize = 12;
@@ -174,6 +197,10 @@ impl Simd for Avx512 {
         isa!(_mm512_slli_epi32::<N>(a))
     }
     #[inline(always)]
+    fn shr_i32<const N: u32>(self, a: __m512i) -> __m512i {
+        isa!(_mm512_srai_epi32::<N>(a))
+    }
+    #[inline(always)]
     fn store_low_bytes(self, x: __m512i, to: &mut [i8; 16]) {
         isa!(_mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)));
     }
@@ -242,10 +269,14 @@ impl Simd for Avx512 {
         isa!(expand_words(mask, from))
     }
     #[inline(always)]
+    fn expand_halves<const HIGH: bool>(self, mask: u64, from: &[u8; 64]) -> __m512i {
+        let (half, hole) = if HIGH { (0xF0u8, 0x80u8) } else { (0x0F, 0x08) };
+        isa!(expand_halves(mask, from, _mm512_set1_epi8(half as i8), _mm512_set1_epi8(hole as i8)))
+    }
+    #[inline(always)]
     fn expand_nibbles<const HIGH: bool>(self, mask: u64, from: &[u8; 64]) -> __m512i {
-        let bytes = self.load_b(from);
-        let nibbles = if HIGH { self.high_nibbles(bytes) } else { self.low_nibbles(bytes) };
-        isa!(_mm512_mask_expand_epi8(_mm512_set1_epi8(8), mask, nibbles))
+        let x = self.expand_halves::<HIGH>(mask, from);
+        if HIGH { self.high_nibbles(x) } else { x }
     }
     #[inline(always)]
     fn prefetch_line(self, at: *const u8) {

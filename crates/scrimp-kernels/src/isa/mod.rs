@@ -60,6 +60,8 @@ pub(crate) trait Simd: Copy {
     fn and_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn max_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl_i32<const N: u32>(self, a: Self::I) -> Self::I;
+    /// With copies of the sign bit.
+    fn shr_i32<const N: u32>(self, a: Self::I) -> Self::I;
     /// The low byte of each lane.
     fn store_low_bytes(self, x: Self::I, to: &mut [i8; 16]);
     fn store_i32(self, x: Self::I, to: &mut [i32; 16]);
@@ -126,6 +128,12 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn expand_nibbles<const HIGH: bool>(self, mask: u64, from: &[u8; 64]) -> Self::B {
         self.expand_bytes(mask, &from.map(|b| if HIGH { b >> 4 } else { b & 15 }), 8)
+    }
+    /// The same, left where it is in its byte: 16 times as much for `HIGH`.
+    #[inline(always)]
+    fn expand_halves<const HIGH: bool>(self, mask: u64, from: &[u8; 64]) -> Self::B {
+        let (half, hole) = if HIGH { (0xF0, 0x80) } else { (0x0F, 0x08) };
+        self.expand_bytes(mask, &from.map(|b| b & half), hole)
     }
     /// Asks for the cache line at an address that will be read soon, and may lie beyond what there is.
     #[inline(always)]

@@ -119,6 +119,10 @@ impl Simd for Scalar {
         a.map(|a| a << N)
     }
     #[inline(always)]
+    fn shr_i32<const N: u32>(self, a: [i32; 16]) -> [i32; 16] {
+        a.map(|a| a >> N)
+    }
+    #[inline(always)]
     fn store_low_bytes(self, x: [i32; 16], to: &mut [i8; 16]) {
         *to = x.map(|x| x as i8);
     }

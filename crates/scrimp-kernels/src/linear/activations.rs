@@ -1,7 +1,7 @@
 //! Activations as the linear kernels read them: 8-bit groups of 32 with a scale each, and plain f32 where asked.
 //!
 //! ```text
-//! tokens are cut into tiles of up to `tier.token_tile()` tokens; a tile is [columns / 32][tokens of the tile] groups
+//! tokens are cut into tiles of up to `tier.token_tile()` tokens (see `tile_of`); a tile is [columns / 32][tokens of the tile] groups
 //! (or [columns][tokens of the tile] floats), so that a kernel walks it front to back.
 //! ```
 //! Tiles and sums have the form that the tier's kernels read; products must run in the tier that stored them.
@@ -102,6 +102,17 @@ impl Tier {
     }
 }
 
+/// Tokens of a tile of a batch: 16 do better as two tiles of 8 than as 12 and 4.
+const fn tile_of(tier: Tier, n_tokens: usize) -> usize {
+    match (tier.token_tile(), n_tokens) {
+        (12, 13..=16) => 8,
+        (tile, _) => tile,
+    }
+}
+
+/// Tiles of tokens for which expanding packed weights anew is faster than a panel.
+const FEW_TILES: usize = 3;
+
 /// Widths that kernels are compiled for; a last tile with fewer tokens is padded to the next one.
 pub(crate) const TILE_WIDTHS: [usize; 5] = [1, 2, 4, 8, 12];
 
@@ -160,7 +171,7 @@ impl Activations {
         token_major: bool,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        let tile = tier.token_tile();
+        let tile = tile_of(tier, n_tokens);
         let stored =
             n_tokens / tile * tile + if n_tokens.is_multiple_of(tile) { 0 } else { padded(n_tokens % tile) };
         let groups_per_token = cols.div_ceil(GROUP);
@@ -241,6 +252,13 @@ impl Activations {
     /// Number of token tiles.
     pub(crate) fn n_tiles(&self) -> usize {
         self.n_tokens.div_ceil(self.tile)
+    }
+
+    /// Whether packed weights are expanded for each tile of tokens, and not once into a panel: always with one tile; with
+    /// AVX-512 up to [`FEW_TILES`], because it expands the next step while it multiplies the last one with 12 tokens.
+    pub(crate) fn expands_each(&self) -> bool {
+        let few = if self.tier.is_some_and(|tier| tier.token_tile() == 12) { FEW_TILES } else { 1 };
+        self.n_tiles() <= few
     }
 
     /// First token, number of tokens and stored width of a tile.

@@ -4,11 +4,13 @@
 //! panel group: w[8][16 rows][4]  scale[16]  second[16]        640 bytes per 32 columns, stays in L2
 //! registers:   T float accumulators, T integer accumulators, one register of weights
 //! ```
+//! (For few tokens the panel is a part of the columns, and stays in the first-level cache: see [`few`].)
+//!
 //! Limited by arithmetic: per token and group 8 `vpdpbusd` and 3 to 5 float instructions, so at most 73% of the
 //! integer peak with AVX-512 (67% for formats with a minimum).
 
 use super::{
-    activations::Quantised,
+    activations::{Activations, Quantised},
     group::{dots, scaled},
 };
 use crate::{
@@ -16,6 +18,13 @@ use crate::{
     isa::Simd,
 };
 use bytemuck::{Pod, Zeroable};
+
+/// Most tokens of [`few`].
+pub(crate) const FEW: usize = 36;
+/// Their sums, with those of tokens that only fill up the last tile.
+pub(crate) const FEW_SUMS: usize = FEW + 4;
+/// Groups of its panel: 10 KB.
+pub(crate) const FEW_GROUPS: usize = 16;
 
 /// 32 columns of 16 rows, unpacked.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -75,7 +84,58 @@ pub(crate) fn tile<S: Simd, F: Quants, const T: usize>(
     panel: &[PanelGroup],
     x: &[Quantised],
 ) -> [S::F; T] {
-    let mut acc = [s.splat(0.0); T];
+    add_tile::<S, F, T>(s, [s.splat(0.0); T], panel, x)
+}
+
+/// Few tokens, at most [`FEW`]: a tile's columns are unpacked [`FEW_GROUPS`] groups at a time, into a panel that stays in
+/// the first-level cache while all tokens pass by, and sums wait in memory meanwhile. Every weight is read once, as for one
+/// token, and is unpacked once, as for many.
+#[inline(always)]
+pub(crate) fn few<S: Simd, F: BlockFormat>(
+    s: S,
+    blocks: &[F::Block],
+    x: &Activations,
+    panel: &mut [PanelGroup],
+    acc: &mut [S::F; FEW_SUMS],
+) {
+    let per_chunk = const { if F::GROUPS < FEW_GROUPS { FEW_GROUPS / F::GROUPS } else { 1 } };
+    acc[..x.n_tokens().next_multiple_of(4)].fill(s.splat(0.0));
+    let mut from = 0;
+    for blocks in blocks.chunks(per_chunk) {
+        let panel = &mut panel[..blocks.len() * F::GROUPS];
+        unpack::<S, F>(s, blocks, panel);
+        for i in 0..x.n_tiles() {
+            let (first, _, width) = x.tile(i);
+            let x = &x.groups(i)[from * width..][..panel.len() * width];
+            let acc = &mut acc[first..];
+            match width {
+                1 => add_to::<S, F, 1>(s, acc, panel, x),
+                2 => add_to::<S, F, 2>(s, acc, panel, x),
+                4 => add_to::<S, F, 4>(s, acc, panel, x),
+                8 if S::TOKEN_TILE >= 8 => add_to::<S, F, 8>(s, acc, panel, x),
+                12 if S::TOKEN_TILE >= 12 => add_to::<S, F, 12>(s, acc, panel, x),
+                width => unreachable!("no kernel for {width} tokens"),
+            }
+        }
+        from += panel.len();
+    }
+}
+
+#[inline(always)]
+fn add_to<S: Simd, F: Quants, const T: usize>(s: S, acc: &mut [S::F], panel: &[PanelGroup], x: &[Quantised]) {
+    if let Some(acc) = acc.first_chunk_mut::<T>() {
+        *acc = add_tile::<S, F, T>(s, *acc, panel, x);
+    }
+}
+
+/// Adds the dot products of 16 rows with `T` tokens.
+#[inline(always)]
+fn add_tile<S: Simd, F: Quants, const T: usize>(
+    s: S,
+    mut acc: [S::F; T],
+    panel: &[PanelGroup],
+    x: &[Quantised],
+) -> [S::F; T] {
     for (group, x) in panel.iter().zip(x.as_chunks::<T>().0) {
         let (w, scale, second) = (&group.w, s.load(&group.scale), s.load(&group.second));
         match F::SCALING {

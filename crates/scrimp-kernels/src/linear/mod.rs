@@ -1,14 +1,14 @@
 //! Linear layers: `y = W x (+ bias) (+ y)` for one token or many, any weight format, any tier.
 //!
 //! Decode (one token) unpacks weights in registers ([`gemv`]); batches unpack a tile once into a panel and use it for all
-//! tokens ([`gemm`]). Several matrices that share their input run in one parallel region.
+//! tokens ([`gemm`]), a few columns at a time where tokens are few. Several matrices that share their input run in one parallel region.
 
 pub(crate) mod activations;
 mod amx;
 pub mod bench;
 mod gemm;
 mod gemv;
-mod group;
+pub(crate) mod group;
 mod matrix;
 mod packed;
 #[cfg(test)]
@@ -76,6 +76,8 @@ struct Job<'a> {
     accumulate: bool,
     split: Split,
     first_unit: usize,
+    /// Few tokens of a block format (see [`gemm::few`]).
+    few: bool,
 }
 
 /// How the tiles of a matrix are cut into units.
@@ -104,7 +106,9 @@ pub fn linear(
     assert!(x.stored_for(tier), "tier of the activations");
     // Few tokens: weights are unpacked in registers, so the work is what they take in memory.
     let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
-    let decode = n_tokens == 1 || x.n_tiles() == 1 && !x.token_major() && products.iter().all(packed);
+    let stored = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Stored(dtype) if dtype.block_len() > 1);
+    let few = n_tokens > 1 && n_tokens <= gemm::FEW && products.iter().all(stored);
+    let decode = n_tokens == 1 || few || x.expands_each() && !x.token_major() && products.iter().all(packed);
     let groups = x.cols().div_ceil(GROUP);
     let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
     let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
@@ -149,15 +153,20 @@ pub fn linear(
             accumulate: product.accumulate,
             split,
             first_unit: units,
+            few,
         });
         units += n_units;
     }
-    let panel_len = if decode { 0 } else { panel_len };
+    let panel_len = match decode {
+        true if few => gemm::FEW_GROUPS,
+        true => 0,
+        false => panel_len,
+    };
     if scratch.panels.len() < panel_len * pool.threads() {
         scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
     }
     let panels = SharedMut::new(&mut scratch.panels);
-    let body = |unit: usize, worker: usize| {
+    let body = |tiles_of_thread: &mut amx::ThreadTiles, unit: usize, worker: usize| {
         let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
         let tiles = match (&job.split, job.weight.kind()) {
             (&Split::Bytes(units), Kind::Packed(layout)) => {
@@ -173,13 +182,15 @@ pub fn linear(
         let unit = Unit { job, x, tiles, panel };
         match job.weight.kind() {
             Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (tier, unit)),
-            Kind::Packed(layout) => packed::run(tier, PackedUnit { unit, layout, data: job.weight.data() }),
+            Kind::Packed(layout) => {
+                packed::run(tier, PackedUnit { unit, layout, data: job.weight.data() }, tiles_of_thread);
+            }
         }
     };
     if decode {
-        pool.run_consecutive(units, body);
+        pool.run_consecutive(units, |unit, worker| body(&mut Default::default(), unit, worker));
     } else {
-        pool.run(units, body);
+        pool.run_with(units, || amx::thread_tiles(tier, x), body);
     }
 }
 
@@ -197,6 +208,7 @@ pub(crate) fn amx_available() -> bool {
 /// One product over the given tile registers.
 #[cfg(test)]
 fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx::soft::Soft) {
+    let mut tiles = amx::Configured::new(tile, x);
     let Kind::Packed(layout) = product.weight.kind() else { panic!("a packed matrix") };
     let job = Job {
         weight: product.weight,
@@ -206,10 +218,14 @@ fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx:
         accumulate: product.accumulate,
         split: Split::Tiles(layout.tiles),
         first_unit: 0,
+        few: false,
     };
     let mut panel = vec![PanelGroup::ZERO; 2 * panel_groups(layout)];
     let unit = Unit { job: &job, x, tiles: 0..layout.tiles, panel: &mut panel };
-    tier.run(amx::AmxUnit { unit: PackedUnit { unit, layout, data: product.weight.data() }, tile });
+    tier.run(amx::AmxUnit {
+        unit: PackedUnit { unit, layout, data: product.weight.data() },
+        tiles: &mut tiles,
+    });
 }
 
 /// Tiles of one matrix for all tokens.
@@ -255,6 +271,14 @@ impl<F: BlockFormat> Kernel for BlockUnit<'_, F> {
             for tile in tiles {
                 let y = gemv::tile::<S, F>(s, job.weight.blocks::<F>(tile), x.groups(0));
                 job.store(s, &[y], tile, 0, 1);
+            }
+            return;
+        }
+        if job.few {
+            let mut acc = [s.splat(0.0); gemm::FEW_SUMS];
+            for tile in tiles {
+                gemm::few::<S, F>(s, job.weight.blocks::<F>(tile), x, panel, &mut acc);
+                job.store(s, &acc, tile, 0, x.n_tokens());
             }
             return;
         }

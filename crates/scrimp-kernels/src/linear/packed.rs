@@ -5,9 +5,9 @@
 //! int8   y[row] = float(sum (q - 128) x) * x.scale * scale[row]    the sum over all columns, exact in i32
 //! int4   as other block formats: see `group.rs`
 //! ```
-//! Up to a tile of tokens (12 with AVX-512, else 4), a sparse step is expanded in a register and multiplied at once: what
-//! limits is the memory that the packed weights take, or the expansion. More tokens: a tile of 16 rows is expanded once
-//! into a panel, which all tokens pass by.
+//! For few tokens (up to three tiles of 12 with AVX-512, one of 4 elsewhere), a sparse step is expanded in a register and
+//! multiplied at once: what limits is the memory that the packed weights take, or the expansion. For more, a tile of 16 rows
+//! is expanded once into a panel, which all tokens pass by.
 //!
 //! `bf16` sums are f32 in column order, in [`Simd::BF16_CHAINS`] interleaved chains of steps that are added at the end, so a
 //! token's result does not depend on the batch; tiers differ by rounding (AVX-512's `vdpbf16ps` flushes denormals and
@@ -17,6 +17,7 @@
 use super::{
     Job, Unit,
     activations::{Quantised, RowScale},
+    amx::ThreadTiles,
     gemm::{self, PanelGroup},
     gemv,
     group::{dots, scaled},
@@ -194,6 +195,25 @@ trait Groups<S: Simd> {
     /// # Safety
     /// There is another group.
     unsafe fn odd(&mut self, s: S) -> Group<S>;
+
+    /// Adds the next even group's products with one token.
+    ///
+    /// # Safety
+    /// There is another group.
+    #[inline(always)]
+    unsafe fn add_even(&mut self, s: S, x: &Quantised, acc: S::F) -> S::F {
+        // SAFETY: the caller's word.
+        gemv::accumulate::<S, Int4>(s, &unsafe { self.even(s) }, x, acc)
+    }
+    /// Adds the next odd group's products with one token.
+    ///
+    /// # Safety
+    /// There is another group.
+    #[inline(always)]
+    unsafe fn add_odd(&mut self, s: S, x: &Quantised, acc: S::F) -> S::F {
+        // SAFETY: the caller's word.
+        gemv::accumulate::<S, Int4>(s, &unsafe { self.odd(s) }, x, acc)
+    }
 }
 
 /// Whole groups.
@@ -240,15 +260,45 @@ impl<S: Simd> Groups<S> for SparseGroups {
             group
         }
     }
+    #[inline(always)]
+    unsafe fn add_even(&mut self, s: S, x: &Quantised, acc: S::F) -> S::F {
+        // SAFETY: as in `Words`.
+        unsafe {
+            if !wide::<S>() {
+                return gemv::accumulate::<S, Int4>(s, &self.even(s), x, acc);
+            }
+            // Four lines for each pair of groups, which is what half of 1024 weights take.
+            s.prefetch_line(self.1.wrapping_add(PREFETCH));
+            s.prefetch_line(self.1.wrapping_add(PREFETCH + 64));
+            let (acc, end) = int4::add_sparse::<S, false>(s, &*self.0, self.1, x, acc);
+            (self.0, self.1) = (self.0.add(1), end);
+            acc
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_odd(&mut self, s: S, x: &Quantised, acc: S::F) -> S::F {
+        // SAFETY: as in `Words`.
+        unsafe {
+            if !wide::<S>() {
+                return gemv::accumulate::<S, Int4>(s, &self.odd(s), x, acc);
+            }
+            s.prefetch_line(self.2.wrapping_add(PREFETCH + 128));
+            s.prefetch_line(self.2.wrapping_add(PREFETCH + 192));
+            let (acc, end) = int4::add_sparse::<S, true>(s, &*self.0, self.2, x, acc);
+            (self.0, self.2) = (self.0.add(1), end);
+            acc
+        }
+    }
+}
+
+/// Whether the tier adds up products in 32 bits.
+const fn wide<S: Simd>() -> bool {
+    S::PARTIAL_MAX > i16::MAX as usize
 }
 
 /// Adds the products of one group with `T` tokens.
 #[inline(always)]
 fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<S>, x: &[Quantised; T]) {
-    if T == 1 {
-        acc[0] = gemv::accumulate::<S, Int4>(s, group, &x[0], acc[0]);
-        return;
-    }
     let mut panel = PanelGroup::ZERO;
     panel.fill(s, *group);
     let sums = dots::<S, Int4, T, 0, 8>(s, panel.quants(), x);
@@ -269,14 +319,28 @@ unsafe fn int4_tile<S: Simd, W: Groups<S>, const T: usize>(
 ) -> [S::F; T] {
     let (mut even, mut odd) = ([s.splat(0.0); T], [s.splat(0.0); T]);
     let (pairs, last) = x.as_chunks::<T>().0.as_chunks::<2>();
+    // SAFETY, of all blocks: the caller vouches for the groups.
     for [x0, x1] in pairs {
-        // SAFETY: the caller vouches for the groups.
+        if T == 1 {
+            // SAFETY: see above.
+            unsafe {
+                even[0] = groups.add_even(s, &x0[0], even[0]);
+                odd[0] = groups.add_odd(s, &x1[0], odd[0]);
+            }
+            continue;
+        }
+        // SAFETY: see above.
         int4_group(s, &mut even, &unsafe { groups.even(s) }, x0);
-        // SAFETY: as above.
+        // SAFETY: see above.
         int4_group(s, &mut odd, &unsafe { groups.odd(s) }, x1);
     }
     for x in last {
-        // SAFETY: as above.
+        if T == 1 {
+            // SAFETY: see above.
+            even[0] = unsafe { groups.add_even(s, &x[0], even[0]) };
+            continue;
+        }
+        // SAFETY: see above.
         int4_group(s, &mut even, &unsafe { groups.even(s) }, x);
     }
     for t in 0..T {
@@ -387,12 +451,13 @@ pub(super) struct PackedUnit<'a> {
     pub(super) data: &'a [u8],
 }
 
-pub(super) fn run(tier: Tier, unit: PackedUnit<'_>) {
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
+pub(super) fn run(tier: Tier, unit: PackedUnit<'_>, tiles: &mut ThreadTiles) {
     #[cfg(target_arch = "x86_64")]
-    if tier.has_amx() && uses_amx(unit.unit.x, unit.unit.job.weight) {
-        // SAFETY: the tier says that there are tile registers.
-        let tile = unsafe { super::amx::asm::Amx::new() };
-        return tier.run_with_amx(super::amx::AmxUnit { unit, tile });
+    if let Some(tiles) = tiles
+        && uses_amx(unit.unit.x, unit.unit.job.weight)
+    {
+        return tier.run_with_amx(super::amx::AmxUnit { unit, tiles });
     }
     tier.run(unit);
 }
@@ -450,9 +515,9 @@ impl Kernel for PackedUnit<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let (layout, tiles, x) = (self.layout, self.unit.tiles.clone(), self.unit.x);
         let (sparse, value) = (layout.format.is_sparse(), layout.format.value());
-        if !sparse && value != Value::Int4 || x.n_tiles() == 1 {
-            for i in 0..x.n_tiles() {
-                for tile in tiles.clone() {
+        if !sparse || x.expands_each() {
+            for tile in tiles.clone() {
+                for i in 0..x.n_tiles() {
                     let from = self.tile(tile);
                     let unit = &self.unit;
                     match (value, sparse) {

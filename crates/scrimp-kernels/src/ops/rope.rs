@@ -13,11 +13,28 @@ pub struct RopeTable {
 impl RopeTable {
     /// Fills the table for `positions`; `inv_freq` is the angle per position of each pair, `magnitude` a factor on both.
     pub fn fill(&mut self, pool: &Pool, positions: &[u32], inv_freq: &[f32], magnitude: f32) {
-        let pairs = inv_freq.len();
+        self.clear(inv_freq.len());
+        self.push(pool, positions, inv_freq, magnitude);
+    }
+
+    /// An empty table for heads of `pairs` pairs.
+    pub fn clear(&mut self, pairs: usize) {
         self.pairs = pairs;
-        self.cos.resize(positions.len() * pairs, 0.0);
-        self.sin.resize(positions.len() * pairs, 0.0);
-        let (cos, sin) = (SharedMut::new(&mut self.cos), SharedMut::new(&mut self.sin));
+        self.cos.clear();
+        self.sin.clear();
+    }
+
+    /// Adds rows for `positions`, as [`RopeTable::fill`].
+    ///
+    /// # Panics
+    /// When `inv_freq` has not as many pairs as the table.
+    pub fn push(&mut self, pool: &Pool, positions: &[u32], inv_freq: &[f32], magnitude: f32) {
+        let pairs = self.pairs;
+        assert_eq!(inv_freq.len(), pairs, "pairs of a rope table");
+        let old = self.cos.len();
+        self.cos.resize(old + positions.len() * pairs, 0.0);
+        self.sin.resize(old + positions.len() * pairs, 0.0);
+        let (cos, sin) = (SharedMut::new(&mut self.cos[old..]), SharedMut::new(&mut self.sin[old..]));
         const CHUNK: usize = 16;
         pool.run(positions.len().div_ceil(CHUNK), |unit, _| {
             for i in unit * CHUNK..((unit + 1) * CHUNK).min(positions.len()) {

@@ -95,7 +95,7 @@ impl ChatTemplate {
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
-    /// The text of `messages`; with `add_generation_prompt` followed by what begins the assistant's answer. `extra` are
+    /// The text of `messages` ([`Message`], or JSON objects with what else a template knows, such as `tool_calls`); with `add_generation_prompt` followed by what begins the assistant's answer. `extra` are
     /// further variables of the template (`tools`, `enable_thinking`, ...); they may replace `bos_token` and `eos_token`.
     ///
     /// Tokenize the text with special tokens parsed and without a BOS of its own: templates write theirs.
@@ -103,13 +103,13 @@ impl ChatTemplate {
     /// # Errors
     /// When the template refuses the messages (many want user and assistant to alternate), fails, or takes more than its
     /// budget.
-    pub fn render(
+    pub fn render<M: Serialize + Sync>(
         &self,
-        messages: &[Message],
+        messages: &[M],
         add_generation_prompt: bool,
         extra: &Map<String, Json>,
     ) -> Result<String> {
-        let input: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        let input = serde_json::to_string(messages).map_or(0, |json| json.len());
         let extra_size = serde_json::to_string(extra).map_or(0, |json| json.len());
         let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + (input / 2 + 4 * extra_size) as u64;
         let fuel = fuel.min(MAX_FUEL);

@@ -125,7 +125,7 @@ impl Session<'_> {
     }
 
     /// Tokens up to here cannot be gone back to: what was dropped of them is gone.
-    pub(super) fn compressed(&self) -> usize {
+    pub fn compressed(&self) -> usize {
         self.compression.done
     }
 

@@ -1,5 +1,8 @@
 //! The forward pass: from token ids to the residual stream after the last layer, and from there to logits.
 //!
+//! It takes many sequences at once, each with one token or more: all but attention ([`super::attention`]) sees rows, one per
+//! token, whoever's they are.
+//!
 //! ```text
 //! h = embed(token)
 //! for each layer:   h += norm'(O · attention(rope(norm(Q x)), rope(norm(K x)), V x))      x = norm(h)
@@ -9,7 +12,7 @@
 //! `norm'` (after the block) and the norms of queries and keys exist in some families only.
 
 use super::{
-    Session,
+    Model, Session,
     passes::rotate,
     weights::{Layer, Projection},
 };
@@ -25,7 +28,7 @@ use scrimp_kernels::{
     ops::{self, Gate, RmsNorm, RopeTable},
     threads::Pool,
 };
-use scrimp_kv::{AttentionInputs, AttentionScratch, Queries, StatsWanted};
+use scrimp_kv::{AttentionScratch, StatsWanted};
 use std::{
     ops::Range,
     sync::atomic::{AtomicBool, Ordering},
@@ -39,11 +42,11 @@ const ROWS_PER_UNIT: usize = 4;
 pub(super) struct Buffers {
     /// Residual stream.
     h: Vec<f32>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    pub(super) q: Vec<f32>,
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
     /// Attention's result, and what a block adds where a norm follows it.
-    attn: Vec<f32>,
+    pub(super) attn: Vec<f32>,
     block: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
@@ -56,19 +59,45 @@ pub(super) struct Buffers {
 }
 
 /// Makes `buffer` `n` long without clearing what is overwritten anyway.
-fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
+pub(super) fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
     if buffer.len() < n {
         buffer.resize(n, 0.0);
     }
     &mut buffer[..n]
 }
 
+/// One sequence's part of a forward pass.
+pub(super) struct Part<'a, 'm> {
+    pub(super) session: &'a mut Session<'m>,
+    /// Tokens that are appended.
+    pub(super) tokens: &'a [u32],
+    /// Of so many last tokens, the residual stream after the last layer is wanted.
+    pub(super) wanted: usize,
+    /// What went wrong with it; the other parts go on.
+    pub(super) error: Option<Error>,
+    /// First row.
+    pub(super) first: usize,
+    /// What attention gathers.
+    pub(super) stats: Option<StatsWanted>,
+}
+
+impl<'a, 'm> Part<'a, 'm> {
+    pub(super) fn new(session: &'a mut Session<'m>, tokens: &'a [u32], wanted: usize) -> Self {
+        Self { session, tokens, wanted, error: None, first: 0, stats: None }
+    }
+
+    /// Its rows.
+    pub(super) fn rows(&self) -> Range<usize> {
+        self.first..self.first + self.tokens.len()
+    }
+}
+
 /// What a row-wise step needs to know.
 #[derive(Clone, Copy)]
-struct Context<'a> {
-    pool: &'a Pool,
-    tier: Tier,
-    config: &'a ModelConfig,
+pub(super) struct Context<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) tier: Tier,
+    pub(super) config: &'a ModelConfig,
 }
 
 impl Context<'_> {
@@ -91,33 +120,45 @@ fn product<'a>(p: &'a Projection, out: &'a mut [f32], accumulate: bool) -> Linea
     Linear { weight: &p.weight, bias: p.bias.as_deref(), out, stride: p.weight.rows(), accumulate }
 }
 
-impl Session<'_> {
-    /// Runs `tokens` (at most a chunk) through all layers and appends them to the cache. Afterwards `buffers.h` holds the
-    /// residual stream of the last `wanted` tokens; the last layer computes nothing else for the others.
-    pub(super) fn layers(&mut self, tokens: &[u32], wanted: usize) -> Result<()> {
-        let model = self.model;
-        let (config, n) = (model.config(), tokens.len());
+impl Buffers {
+    /// Runs all parts through all layers and appends their tokens to their caches. Afterwards `h` holds the residual
+    /// stream of the wanted tokens, part after part; the last layer computes nothing else for the others.
+    ///
+    /// A part that fails has its error in it, and rows of any value.
+    ///
+    /// # Errors
+    /// When the embedding of a token is damaged; then nothing was appended.
+    pub(super) fn layers(&mut self, model: &Model, parts: &mut [Part<'_, '_>]) -> Result<()> {
+        let config = model.config();
         let context = Context { pool: &model.pool, tier: model.tier, config };
-        self.embed(context, tokens)?;
-        self.fill_rope(context, n);
-        let stats = self.wanted_stats(n);
+        let (mut n, mut wanted) = (0, Vec::new());
+        for part in &mut *parts {
+            part.first = n;
+            n += part.tokens.len();
+            wanted.extend(n - part.wanted..n);
+            part.stats = part.session.wanted_stats(part.tokens.len());
+        }
+        self.embed(context, model, n, parts)?;
+        self.fill_rope(context, parts);
         for (index, layer) in model.weights.layers.iter().enumerate() {
-            let wanted = if index + 1 == model.weights.layers.len() { wanted } else { n };
-            self.attention(context, layer, index, n, wanted, stats)?;
-            if wanted == 0 {
-                break;
+            let last = index + 1 == model.weights.layers.len();
+            let wanted = (last && wanted.len() < n).then_some(&wanted[..]);
+            self.attention_block(context, layer, index, n, parts, wanted);
+            let n = wanted.map_or(n, <[usize]>::len);
+            if n > 0 {
+                self.feed_forward(context, layer, n);
             }
-            self.feed_forward(context, layer, wanted);
         }
         Ok(())
     }
 
-    fn embed(&mut self, context: Context<'_>, tokens: &[u32]) -> Result<()> {
+    fn embed(&mut self, context: Context<'_>, model: &Model, n: usize, parts: &[Part<'_, '_>]) -> Result<()> {
         let Context { config, tier, .. } = context;
-        let (weights, width) = (&self.model.weights, config.hidden_size);
-        let checkpoint = self.model.checkpoint().filter(|_| !weights.tied);
+        let (weights, width) = (&model.weights, config.hidden_size);
+        let checkpoint = model.checkpoint().filter(|_| !weights.tied);
         let stored = checkpoint.map(Checkpoint::embedding).transpose()?;
-        let h = sized(&mut self.buffers.h, tokens.len() * width);
+        let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
+        let h = sized(&mut self.h, n * width);
         let finite = AtomicBool::new(true);
         context.rows(h, width, |t, row| {
             let token = tokens[t] as usize;
@@ -145,48 +186,51 @@ impl Session<'_> {
         }
     }
 
-    fn fill_rope(&mut self, context: Context<'_>, n: usize) {
-        let positions: Vec<u32> = (self.len()..self.len() + n).map(|p| p as u32).collect();
-        let rope = context.config.rope_for(self.rope_tokens);
-        let fill = |table: &mut RopeTable, rope: &Rope| {
-            table.fill(context.pool, &positions, &rope.inv_freq, rope.magnitude);
-        };
-        fill(&mut self.buffers.rope, rope);
-        if let Some(local) = &context.config.rope_local {
-            fill(&mut self.buffers.rope_local, local);
+    fn fill_rope(&mut self, context: Context<'_>, parts: &[Part<'_, '_>]) {
+        let Context { config, pool, .. } = context;
+        self.rope.clear(config.rope.inv_freq.len());
+        self.rope_local.clear(config.rope_local.as_ref().map_or(0, |rope| rope.inv_freq.len()));
+        for part in parts {
+            let first = part.session.len();
+            let positions: Vec<u32> = (first..first + part.tokens.len()).map(|p| p as u32).collect();
+            let push = |table: &mut RopeTable, rope: &Rope| {
+                table.push(pool, &positions, &rope.inv_freq, rope.magnitude);
+            };
+            push(&mut self.rope, config.rope_for(part.session.rope_tokens));
+            if let Some(local) = &config.rope_local {
+                push(&mut self.rope_local, local);
+            }
         }
     }
 
-    /// Adds the attention block of a layer to the residual stream of the last `wanted` tokens.
-    fn attention(
+    /// Adds the attention block of a layer to the residual stream of `n` rows; only the `wanted` ones stay, if not all.
+    fn attention_block(
         &mut self,
         context: Context<'_>,
         layer: &Layer,
         index: usize,
         n: usize,
-        wanted: usize,
-        stats: Option<StatsWanted>,
-    ) -> Result<()> {
+        parts: &mut [Part<'_, '_>],
+        wanted: Option<&[usize]>,
+    ) {
         let Context { pool, tier, config } = context;
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
-        let position = self.kv.next_position(index);
-        let b = &mut self.buffers;
         let needs = layer.q.needs().and(layer.k.needs()).and(layer.v.needs());
-        let (h, attn_norm) = (&b.h[..n * hidden], context.norm(&layer.attn_norm));
-        b.x.fill(pool, tier, n, hidden, needs, |t, x| {
+        let (h, attn_norm) = (&self.h[..n * hidden], context.norm(&layer.attn_norm));
+        self.x.fill(pool, tier, n, hidden, needs, |t, x| {
             attn_norm.apply(tier, &h[t * hidden..(t + 1) * hidden], x);
         });
-        let (q, k) = (sized(&mut b.q, n * q_dim), sized(&mut b.k, n * kv_dim));
-        let v = sized(&mut b.v, n * kv_dim);
+        let (q, k) = (sized(&mut self.q, n * q_dim), sized(&mut self.k, n * kv_dim));
+        let v = sized(&mut self.v, n * kv_dim);
         linear(
             pool,
             tier,
-            &mut b.linear,
-            &b.x,
+            &mut self.linear,
+            &self.x,
             &mut [product(&layer.q, q, false), product(&layer.k, k, false), product(&layer.v, v, false)],
         );
-        let window = config.sliding_window[index];
-        let rope = if window.is_some() && config.rope_local.is_some() { &b.rope_local } else { &b.rope };
+        let local = config.sliding_window[index].is_some() && config.rope_local.is_some();
+        let rope = if local { &self.rope_local } else { &self.rope };
         let heads = |norm: Option<&[f32]>, t: usize, row: &mut [f32]| {
             let (cos, sin) = rope.row(t);
             for head in row.chunks_exact_mut(config.head_dim) {
@@ -197,63 +241,40 @@ impl Session<'_> {
             }
         };
         context.rows(k, kv_dim, |t, row| heads(layer.k_norm.as_deref(), t, row));
-        // Gathering attention needs every query; otherwise those whose result nobody wants are left out.
-        let gathers = stats.is_some() || self.repeated.is_some() || self.sampled.is_some();
-        let queries = if gathers { n } else { wanted };
-        let q = &mut q[(n - queries) * q_dim..];
-        if queries > 0 {
-            context.rows(q, q_dim, |t, row| heads(layer.q_norm.as_deref(), n - queries + t, row));
-        }
-        if let Some(sampled) = &mut self.sampled {
-            sampled.take(index, position, q, q_dim);
-        }
-        self.kv.append(index, k, v, pool)?;
-        if queries > 0 {
-            let inputs = AttentionInputs {
-                tier,
-                q,
-                queries: Queries::Last,
-                out: sized(&mut b.attn, queries * q_dim),
-                n_heads: config.n_heads,
-                scale: config.attn_scale,
-                softcap: config.attn_logit_softcap,
-                wanted_from: queries - wanted,
-                stats,
-            };
-            self.kv.attend(index, inputs, pool, &mut b.attention)?;
-            if let Some(repeated) = &mut self.repeated {
-                repeated.take(index, &self.kv.take_stats(index).0.peak);
+        context.rows(q, q_dim, |t, row| heads(layer.q_norm.as_deref(), t, row));
+        self.attend(context, index, n, parts, wanted.is_some());
+        if let Some(wanted) = wanted {
+            // Rows only move towards the front.
+            for (to, &from) in wanted.iter().enumerate() {
+                self.h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+                self.attn.copy_within(from * q_dim..(from + 1) * q_dim, to * q_dim);
             }
         }
-        if wanted == 0 {
-            return Ok(());
+        let n = wanted.map_or(n, <[usize]>::len);
+        if n == 0 {
+            return;
         }
-        if wanted < n {
-            b.h.copy_within((n - wanted) * hidden..n * hidden, 0);
-        }
-        let attn = &b.attn[(queries - wanted) * q_dim..queries * q_dim];
-        b.x.fill(pool, tier, wanted, q_dim, layer.o.needs(), |t, x| {
+        let attn = &self.attn;
+        self.x.fill(pool, tier, n, q_dim, layer.o.needs(), |t, x| {
             x.copy_from_slice(&attn[t * q_dim..(t + 1) * q_dim]);
         });
-        b.add_block(context, &layer.o, layer.post_attn_norm.as_deref(), wanted);
-        Ok(())
+        self.add_block(context, &layer.o, layer.post_attn_norm.as_deref(), n);
     }
 
-    /// Adds the feed-forward block of a layer to the residual stream of `n` tokens.
+    /// Adds the feed-forward block of a layer to the residual stream of `n` rows.
     fn feed_forward(&mut self, context: Context<'_>, layer: &Layer, n: usize) {
         let Context { pool, tier, config } = context;
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
-        let b = &mut self.buffers;
-        let (h, ffn_norm) = (&b.h[..n * hidden], context.norm(&layer.ffn_norm));
-        b.x.fill(pool, tier, n, hidden, layer.gate.needs().and(layer.up.needs()), |t, x| {
+        let (h, ffn_norm) = (&self.h[..n * hidden], context.norm(&layer.ffn_norm));
+        self.x.fill(pool, tier, n, hidden, layer.gate.needs().and(layer.up.needs()), |t, x| {
             ffn_norm.apply(tier, &h[t * hidden..(t + 1) * hidden], x);
         });
-        let (gate, up) = (sized(&mut b.gate, n * width), sized(&mut b.up, n * width));
+        let (gate, up) = (sized(&mut self.gate, n * width), sized(&mut self.up, n * width));
         linear(
             pool,
             tier,
-            &mut b.linear,
-            &b.x,
+            &mut self.linear,
+            &self.x,
             &mut [product(&layer.gate, gate, false), product(&layer.up, up, false)],
         );
         let f = match config.activation {
@@ -261,37 +282,52 @@ impl Session<'_> {
             Activation::GeluTanh => Gate::GeluTanh,
         };
         let (gate, up) = (&*gate, &*up);
-        b.x.fill(pool, tier, n, width, layer.down.needs(), |t, x| {
+        self.x.fill(pool, tier, n, width, layer.down.needs(), |t, x| {
             let row = t * width..(t + 1) * width;
             ops::gated(tier, f, &gate[row.clone()], &up[row], x);
         });
-        b.add_block(context, &layer.down, layer.post_ffn_norm.as_deref(), n);
+        self.add_block(context, &layer.down, layer.post_ffn_norm.as_deref(), n);
     }
 
-    /// Logits of `rows` of the residual stream that [`Session::layers`] left, `[rows][vocab_size]`.
-    pub(super) fn logits(&mut self, rows: Range<usize>) -> &[f32] {
-        let model = self.model;
+    /// Logits of `rows` of the residual stream that [`Buffers::layers`] left, `[rows][vocab_size]`.
+    pub(super) fn logits(&mut self, model: &Model, rows: Range<usize>) -> &[f32] {
         let config = model.config();
         let context = Context { pool: &model.pool, tier: model.tier, config };
         let (output, hidden, vocab) = (&model.weights.output, config.hidden_size, config.vocab_size);
-        let b = &mut self.buffers;
-        let h = &b.h[rows.start * hidden..rows.end * hidden];
+        let h = &self.h[rows.start * hidden..rows.end * hidden];
         let output_norm = context.norm(&model.weights.output_norm);
-        b.x.fill(context.pool, context.tier, rows.len(), hidden, output.needs(), |t, x| {
+        self.x.fill(context.pool, context.tier, rows.len(), hidden, output.needs(), |t, x| {
             output_norm.apply(context.tier, &h[t * hidden..(t + 1) * hidden], x);
         });
-        let logits = sized(&mut b.logits, rows.len() * vocab);
+        let logits = sized(&mut self.logits, rows.len() * vocab);
         let product =
             Linear { weight: output, bias: None, out: &mut *logits, stride: vocab, accumulate: false };
-        linear(context.pool, context.tier, &mut b.linear, &b.x, &mut [product]);
+        linear(context.pool, context.tier, &mut self.linear, &self.x, &mut [product]);
         if let Some(cap) = config.final_logit_softcap {
             context.rows(logits, vocab, |_, row| ops::softcap(context.tier, cap, row));
         }
         logits
     }
-}
 
-impl Buffers {
+    /// Copies a row of the residual stream to a place before it.
+    pub(super) fn move_row(&mut self, model: &Model, from: usize, to: usize) {
+        let hidden = model.config().hidden_size;
+        self.h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+    }
+
+    /// The residual stream of `rows`, after the output norm, `[rows][hidden_size]`: what an embedding of a text is made of.
+    pub(super) fn hidden(&self, model: &Model, rows: Range<usize>) -> Vec<f32> {
+        let config = model.config();
+        let context = Context { pool: &model.pool, tier: model.tier, config };
+        let (hidden, norm) = (config.hidden_size, context.norm(&model.weights.output_norm));
+        let mut out = vec![0.0; rows.len() * hidden];
+        let h = &self.h[rows.start * hidden..rows.end * hidden];
+        context.rows(&mut out, hidden, |t, row| {
+            norm.apply(context.tier, &h[t * hidden..(t + 1) * hidden], row);
+        });
+        out
+    }
+
     /// `h += norm(projection x)` for `n` tokens, the norm where there is one.
     fn add_block(&mut self, context: Context<'_>, projection: &Projection, norm: Option<&[f32]>, n: usize) {
         let Context { pool, tier, config } = context;

@@ -4,9 +4,12 @@
 //! * [`parts`]: where a layer's matrices are in a checkpoint;
 //! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
-//! * [`session`]: one sequence, its KV cache and its working memory;
+//! * [`attention`]: what of it each sequence does with its own cache;
+//! * [`session`]: one sequence, its KV cache and its working memory; [`batch`]: many of them in one pass;
 //! * [`compression`]: making that cache smaller; [`passes`]: what some policies need for it.
 
+mod attention;
+mod batch;
 mod compression;
 mod forward;
 pub(crate) mod parts;
@@ -15,6 +18,7 @@ mod session;
 mod synthetic;
 mod weights;
 
+pub use batch::{Batch, Output, Step};
 pub use session::Session;
 pub use synthetic::{SHAPES, Shape, Synthetic};
 
@@ -123,6 +127,19 @@ impl Model {
         })
     }
 
+    /// A cache for sessions of this model ([`Model::session_in_cache`]) whose pages take at most `limit` bytes together.
+    ///
+    /// # Errors
+    /// When there is no such format.
+    pub fn kv_cache(&self, kv_format: &str, limit: Option<usize>) -> Result<KvCache> {
+        limited_cache(self.config(), kv_format.parse()?, limit)
+    }
+
+    /// An empty sequence in `cache`, which is one of [`Model::kv_cache`].
+    pub fn session_in_cache(&self, cache: &KvCache) -> Session<'_> {
+        Session::over(self, cache.sequence())
+    }
+
     /// What the model looks like.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -181,13 +198,17 @@ fn set_up(config: &ModelConfig, options: &RunOptions) -> Result<(Tier, KvFormat,
 }
 
 fn cache(config: &ModelConfig, format: KvFormat) -> Result<KvCache> {
+    limited_cache(config, format, None)
+}
+
+fn limited_cache(config: &ModelConfig, format: KvFormat, limit: Option<usize>) -> Result<KvCache> {
     Ok(KvCache::new(KvConfig {
         head_dim: config.head_dim,
         n_kv_heads: config.n_kv_heads,
         windows: config.sliding_window.clone(),
         format,
         page_tokens: PAGE_TOKENS,
-        limit: None,
+        limit,
         rewind: REWIND_TOKENS,
     })?)
 }

@@ -3,7 +3,7 @@
 use super::{
     Model,
     compression::CompressionState,
-    forward::Buffers,
+    forward::{Buffers, Part},
     passes::{Repeated, SampledQueries},
 };
 use crate::error::{Error, Result};
@@ -76,14 +76,14 @@ impl<'m> Session<'m> {
     /// # Errors
     /// When `tokens` is empty, holds an id outside the vocabulary, or the sequence would pass the context length.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
-        self.appending(tokens, |session| {
+        self.appending(tokens, |session, buffers| {
             let mut chunks = tokens.chunks(CHUNK).peekable();
             while let Some(chunk) = chunks.next() {
-                session.layers(chunk, usize::from(chunks.peek().is_none()))?;
+                session.layers(buffers, chunk, usize::from(chunks.peek().is_none()))?;
             }
             Ok(())
         })?;
-        Ok(self.logits(0..1))
+        Ok(self.buffers.logits(self.model, 0..1))
     }
 
     /// Appends `tokens` and hands the logits after each of them, in order, to `visit(index in tokens, logits)`.
@@ -91,14 +91,14 @@ impl<'m> Session<'m> {
     /// # Errors
     /// As [`Session::forward`].
     pub fn forward_each(&mut self, tokens: &[u32], visit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
-        let vocab = self.model.vocab_size();
-        self.appending(tokens, |session| {
+        let model = self.model;
+        self.appending(tokens, |session, buffers| {
             for (c, chunk) in tokens.chunks(CHUNK).enumerate() {
-                session.layers(chunk, chunk.len())?;
+                session.layers(buffers, chunk, chunk.len())?;
                 session.pack_if_done()?;
                 for first in (0..chunk.len()).step_by(LOGITS_ROWS) {
-                    let logits = session.logits(first..(first + LOGITS_ROWS).min(chunk.len()));
-                    for (i, logits) in logits.chunks_exact(vocab).enumerate() {
+                    let logits = buffers.logits(model, first..(first + LOGITS_ROWS).min(chunk.len()));
+                    for (i, logits) in logits.chunks_exact(model.vocab_size()).enumerate() {
                         visit(c * CHUNK + first + i, logits);
                     }
                 }
@@ -107,13 +107,38 @@ impl<'m> Session<'m> {
         })
     }
 
+    /// A batch of one: runs `tokens` (at most a chunk) through all layers, for the residual stream of the last `wanted`.
+    fn layers(&mut self, buffers: &mut Buffers, tokens: &[u32], wanted: usize) -> Result<()> {
+        let model = self.model;
+        let mut parts = [Part::new(self, tokens, wanted)];
+        buffers.layers(model, &mut parts)?;
+        let [part] = parts;
+        part.error.map_or(Ok(()), Err)
+    }
+
     /// Runs `append` on tokens that were checked; where it fails, the sequence is as it was before.
-    fn appending(&mut self, tokens: &[u32], append: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+    fn appending(
+        &mut self,
+        tokens: &[u32],
+        append: impl FnOnce(&mut Self, &mut Buffers) -> Result<()>,
+    ) -> Result<()> {
+        let before = self.begin_append(tokens)?;
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let result = append(self, &mut buffers);
+        self.buffers = buffers;
+        self.end_append(before, tokens, result)
+    }
+
+    /// Checks tokens that are to be appended; returns the length before them.
+    pub(super) fn begin_append(&mut self, tokens: &[u32]) -> Result<usize> {
         self.check(tokens)?;
-        let before = self.len();
-        self.rope_tokens = self.rope_tokens.max(before + tokens.len());
-        let result =
-            append(self).and_then(|()| self.compress_if_due(tokens)).and_then(|()| self.pack_if_done());
+        self.rope_tokens = self.rope_tokens.max(self.len() + tokens.len());
+        Ok(self.len())
+    }
+
+    /// After `tokens` were appended, or were not: does what is due then, or goes back to `before`.
+    pub(super) fn end_append(&mut self, before: usize, tokens: &[u32], result: Result<()>) -> Result<()> {
+        let result = result.and_then(|()| self.compress_if_due(tokens)).and_then(|()| self.pack_if_done());
         if result.is_err() {
             self.truncate(before);
         }

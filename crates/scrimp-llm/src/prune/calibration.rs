@@ -23,8 +23,9 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Windows of 512 tokens (fewer for models with a shorter context) over the first `max_tokens` of `text` (`None`: the
-    /// built-in text), each after the begin-of-text token where the tokenizer wants one.
+    /// Windows of 512 tokens (fewer for models with a shorter context) over the first `max_tokens` of `text`, each after the
+    /// begin-of-text token where the tokenizer wants one. `None`: the built-in texts, windows of prose and of source code
+    /// in turn while both last, then the longer one.
     ///
     /// # Errors
     /// When the text is too short for one window, or holds a token that the model does not have.
@@ -35,10 +36,14 @@ impl Calibration {
         max_tokens: usize,
     ) -> Result<Self> {
         let config = checkpoint.config();
-        let ids = tokenizer.encode(text.unwrap_or(builtin_text::TEXT), false, false)?;
+        let encode = |text: &str| tokenizer.encode(text, false, false);
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         let window = WINDOW.min(config.context_length);
         let step = window - usize::from(bos.is_some());
+        let ids = match text {
+            Some(text) => encode(text)?,
+            None => in_turn(&encode(builtin_text::TEXT)?, &encode(builtin_text::CODE)?, step.max(1)),
+        };
         let tokens: Vec<u32> = ids[..ids.len().min(max_tokens)]
             .chunks_exact(step.max(1))
             .flat_map(|ids| bos.into_iter().chain(ids.iter().copied()))
@@ -68,5 +73,29 @@ impl Calibration {
         hash.update(self.window.to_le_bytes());
         self.tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
         hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// Whole windows of `a` and `b` in turn, until the shorter one has no more; then those of the other.
+fn in_turn(a: &[u32], b: &[u32], window: usize) -> Vec<u32> {
+    let (mut a, mut b) = (a.chunks_exact(window), b.chunks_exact(window));
+    let mut out = Vec::new();
+    loop {
+        let next = [a.next(), b.next()];
+        if next == [None; 2] {
+            return out;
+        }
+        next.into_iter().flatten().for_each(|ids| out.extend_from_slice(ids));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_turn;
+
+    #[test]
+    fn windows_of_two_texts_take_turns() {
+        assert_eq!(in_turn(&[1, 2, 3, 4, 5, 6, 7], &[10, 11, 12], 2), [1, 2, 10, 11, 3, 4, 5, 6]);
+        assert_eq!(in_turn(&[1], &[2], 2), [0; 0]);
     }
 }

@@ -1,5 +1,6 @@
 //! The decoder against transformers: tiny random models of every family, and real ones where they can be had.
 
+mod batch;
 mod common;
 mod compression;
 mod gathered_attention;

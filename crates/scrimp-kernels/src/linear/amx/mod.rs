@@ -10,8 +10,8 @@
 //! while the multiplications of the other one are under way; with more than 32 tokens a tile is expanded once into a panel
 //! that all tokens share. Per 16 steps and full block: 4 loads and 4 products of 16 × 16 × 64 bytes.
 //!
-//! One tile configuration per unit of work; A and C have as many rows as a block has tokens, so small batches waste no
-//! work. Up to 4 tokens stay with AVX-512, which reads the weights as fast as memory gives them.
+//! Each thread configures its tiles once in a region ([`ThreadTiles`]); A and C have as many rows as a block has tokens, so
+//! small batches waste no work. Up to 4 tokens stay with AVX-512, which reads the weights as fast as memory gives them.
 //!
 //! `int8` gives the bits of every other tier. `bf16` sums differ by rounding: `tdpbf16ps` adds even and odd columns of a
 //! step apart, and flushes denormals (Intel SDM, volume 2, `TDPBF16PS`).
@@ -26,13 +26,14 @@ pub(crate) mod soft;
 mod tests;
 
 use super::{
-    Job,
+    Activations, Job,
     packed::{PackedUnit, Steps, panel_groups},
 };
 use crate::{
     dispatch::Kernel,
     formats::{TILE_ROWS, packed::Value},
     isa::Simd,
+    tier::Tier,
 };
 use std::ops::Range;
 
@@ -72,15 +73,48 @@ pub(crate) trait Tile {
     fn dot_i8u8<const C: u8, const A: u8, const B: u8>(&mut self);
 }
 
+/// A thread's tile registers, configured for a batch until they are dropped.
+pub(super) struct Configured<X: Tile>(X);
+
+impl<X: Tile> Configured<X> {
+    pub(super) fn new(mut tile: X, x: &Activations) -> Self {
+        tile.configure(block_rows(x.n_tokens()) as u8);
+        Self(tile)
+    }
+}
+
+impl<X: Tile> Drop for Configured<X> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+/// What a thread holds while it takes part in a region.
+#[cfg(target_arch = "x86_64")]
+pub(super) type ThreadTiles = Option<Configured<asm::Amx>>;
+/// What a thread holds while it takes part in a region.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) type ThreadTiles = ();
+
+/// Tile registers for products of `x`, where the tier has them and the batch is worth it.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn thread_tiles(tier: Tier, x: &Activations) -> ThreadTiles {
+    // SAFETY: the tier says that there are tile registers.
+    (tier.has_amx() && x.token_major()).then(|| Configured::new(unsafe { asm::Amx::new() }, x))
+}
+/// Nothing: the CPU has no tile registers.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn thread_tiles(_: Tier, _: &Activations) -> ThreadTiles {}
+
 /// 1 KiB of weights in the order of a B tile.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Buffer([[u8; 64]; TILE_STEPS]);
 
 /// A unit of packed work, for tiles of type `X`.
-pub(super) struct AmxUnit<'a, X> {
+pub(super) struct AmxUnit<'a, 'x, X: Tile> {
     pub(super) unit: PackedUnit<'a>,
-    pub(super) tile: X,
+    pub(super) tiles: &'x mut Configured<X>,
 }
 
 /// Where the weights of row tiles come from: packed or expanded bytes, or an expansion on the fly.
@@ -204,7 +238,7 @@ fn dot<X: Tile, const C: u8, const A: u8, const B: u8, const INT8: bool>(tile: &
     }
 }
 
-impl<X: Tile> AmxUnit<'_, X> {
+impl<X: Tile> AmxUnit<'_, '_, X> {
     /// Adds scale, bias and residual to C tile `T` and stores it.
     #[inline(always)]
     fn finish<S: Simd, const T: u8>(
@@ -218,7 +252,7 @@ impl<X: Tile> AmxUnit<'_, X> {
         let first = tokens.first[block];
         let mut c = [[0f32; TILE_ROWS]; BLOCK];
         // SAFETY: a C tile has at most 16 rows of 64 bytes.
-        unsafe { self.tile.store::<T>(c.as_mut_ptr().cast(), 64) };
+        unsafe { self.tiles.0.store::<T>(c.as_mut_ptr().cast(), 64) };
         let layout = self.unit.layout;
         for (t, c) in c.iter().enumerate().take(tokens.rows).skip(tokens.shared[block]) {
             let y = if layout.format.value() == Value::Int8 {
@@ -268,16 +302,16 @@ impl<X: Tile> AmxUnit<'_, X> {
             unsafe {
                 match (int8, two) {
                     (false, false) => {
-                        product::<S, X, W, false, 1, NB>(s, &mut self.tile, tokens, &mut weights, blocks);
+                        product::<S, X, W, false, 1, NB>(s, &mut self.tiles.0, tokens, &mut weights, blocks);
                     }
                     (false, true) => {
-                        product::<S, X, W, false, 2, NB>(s, &mut self.tile, tokens, &mut weights, blocks);
+                        product::<S, X, W, false, 2, NB>(s, &mut self.tiles.0, tokens, &mut weights, blocks);
                     }
                     (true, false) => {
-                        product::<S, X, W, true, 1, NB>(s, &mut self.tile, tokens, &mut weights, blocks);
+                        product::<S, X, W, true, 1, NB>(s, &mut self.tiles.0, tokens, &mut weights, blocks);
                     }
                     (true, true) => {
-                        product::<S, X, W, true, 2, NB>(s, &mut self.tile, tokens, &mut weights, blocks);
+                        product::<S, X, W, true, 2, NB>(s, &mut self.tiles.0, tokens, &mut weights, blocks);
                     }
                 }
             }
@@ -337,13 +371,12 @@ pub(super) fn block_rows(n: usize) -> usize {
     n.div_ceil(n.div_ceil(BLOCK))
 }
 
-impl<X: Tile> Kernel for AmxUnit<'_, X> {
+impl<X: Tile> Kernel for AmxUnit<'_, '_, X> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let tiles = self.unit.unit.tiles.clone();
-        self.tile.configure(block_rows(self.unit.unit.x.n_tokens()) as u8);
         // The panel has room for at least one tile, and for two unless a tile is huge.
         let room = self.unit.unit.panel.len() / panel_groups(self.unit.layout).max(1);
         let at_once = if self.unit.layout.format.is_sparse() && self.unit.unit.x.n_tokens() > 2 * BLOCK {
@@ -354,6 +387,5 @@ impl<X: Tile> Kernel for AmxUnit<'_, X> {
         for first in tiles.clone().step_by(at_once) {
             self.pair(s, first..(first + at_once).min(tiles.end));
         }
-        self.tile.release();
     }
 }

@@ -1,0 +1,166 @@
+//! Attention of many sequences in one parallel region.
+//!
+//! A call is one sequence: its queries, its keys, its output. How a call is cut into units depends on that call alone, so
+//! its result is the same whatever runs beside it.
+
+use super::{
+    AttentionArgs, DECODE_SEGMENT, DECODE_UNITS, PREFILL_SEGMENT, UNIT_ROWS,
+    dispatch::Kernels,
+    scratch::AttentionScratch,
+    unit::{self, BlockTask, Sink},
+};
+use crate::{shared::SharedMut, threads::Pool};
+
+/// One sequence's attention.
+pub struct AttentionCall<'a> {
+    /// What to compute.
+    pub args: AttentionArgs<'a>,
+    /// The result, `[n_tokens][n_heads][head_dim]`.
+    pub out: &'a mut [f32],
+}
+
+/// A unit of work of a call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unit {
+    call: usize,
+    head: usize,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What {
+    /// Prefill: a block of rows against all keys.
+    Rows(usize),
+    /// Decode: all rows against the keys from `start` on, where those are all that there are.
+    Keys { start: usize },
+    /// Decode: all rows against a segment of the keys; the partial result goes to `at`, to be merged.
+    Segment { start: usize, at: usize },
+}
+
+/// A call as workers see it.
+struct Job<'a> {
+    args: &'a AttentionArgs<'a>,
+    kernels: Kernels,
+    /// Rows of each KV head: tokens times query heads of the group.
+    rows: usize,
+    /// Keys of a segment.
+    segment: usize,
+    out: SharedMut<'a, f32>,
+}
+
+/// [`attend`](super::attend) without column sums, for many sequences.
+///
+/// # Panics
+/// As [`attend`](super::attend).
+pub fn attend_batch(calls: &mut [AttentionCall<'_>], pool: &Pool, scratch: &mut AttentionScratch) {
+    scratch.prepare(pool.threads());
+    let mut units = std::mem::take(&mut scratch.units);
+    let mut partial = std::mem::take(&mut scratch.partial);
+    units.clear();
+    let mut partial_len = 0;
+    let mut jobs = Vec::with_capacity(calls.len());
+    for call in &mut *calls {
+        super::check(&call.args, call.out);
+        let (args, index) = (&call.args, jobs.len());
+        let rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
+        let mut segment = PREFILL_SEGMENT;
+        if rows > UNIT_ROWS {
+            // The last rows see the most keys: long units first.
+            let blocks =
+                (0..args.n_kv_heads).flat_map(|h| (0..rows.div_ceil(UNIT_ROWS)).rev().map(move |b| (h, b)));
+            units.extend(blocks.map(|(head, block)| Unit { call: index, head, what: What::Rows(block) }));
+        } else if rows > 0 {
+            segment = segment_of(args);
+            cut_keys(args, index, rows, segment, &mut units, &mut partial_len);
+        }
+        jobs.push(Job {
+            args,
+            kernels: Kernels::new(args.tier, args.storage),
+            rows,
+            segment,
+            out: SharedMut::new(&mut *call.out),
+        });
+    }
+    if partial.len() < partial_len {
+        partial.resize(partial_len, 0.0);
+    }
+    {
+        let (partial, scratch, units, jobs) = (SharedMut::new(&mut partial), &*scratch, &units, &jobs);
+        pool.run(units.len(), |unit, thread| {
+            let Unit { call, head, what } = units[unit];
+            jobs[call].run(head, what, &partial, scratch, thread);
+        });
+    }
+    for same in units.chunk_by(|a, b| (a.call, a.head) == (b.call, b.head)) {
+        if let What::Segment { at, .. } = same[0].what {
+            let Job { args, rows, out, .. } = &jobs[same[0].call];
+            let parts = &partial[at..at + same.len() * partial_stride(args, *rows)];
+            // SAFETY: the region is over; nobody else writes.
+            let out = unsafe { out.slice(0..args.q.len()) };
+            unit::merge(args, same[0].head, *rows, parts, out);
+        }
+    }
+    drop(jobs);
+    scratch.partial = partial;
+    scratch.units = units;
+}
+
+/// Keys of a segment: one KV head can use all threads, and segments are worth their beginnings.
+fn segment_of(args: &AttentionArgs<'_>) -> usize {
+    let keys: usize = (0..args.n_kv_heads).map(|head| args.kv.n_keys(head)).sum();
+    (keys / DECODE_UNITS).next_multiple_of(64).clamp(DECODE_SEGMENT.0, DECODE_SEGMENT.1)
+}
+
+/// Floats of the partial result of a unit.
+fn partial_stride(args: &AttentionArgs<'_>, rows: usize) -> usize {
+    rows * (args.geometry.head_dim + 2)
+}
+
+/// Pushes the units of a decode step.
+fn cut_keys(
+    args: &AttentionArgs<'_>,
+    call: usize,
+    rows: usize,
+    segment: usize,
+    units: &mut Vec<Unit>,
+    partial_len: &mut usize,
+) {
+    for head in 0..args.n_kv_heads {
+        let keys = unit::union_of_visible(args, head, 0..args.n_tokens);
+        let first = keys.start / segment;
+        let last = keys.end.div_ceil(segment).max(first + 1);
+        if last == first + 1 {
+            units.push(Unit { call, head, what: What::Keys { start: first * segment } });
+            continue;
+        }
+        for start in (first..last).map(|i| i * segment) {
+            units.push(Unit { call, head, what: What::Segment { start, at: *partial_len } });
+            *partial_len += partial_stride(args, rows);
+        }
+    }
+}
+
+impl Job<'_> {
+    fn run(
+        &self,
+        head: usize,
+        what: What,
+        partial: &SharedMut<'_, f32>,
+        scratch: &AttentionScratch,
+        thread: usize,
+    ) {
+        let Self { args, kernels, rows, segment, out } = *self;
+        let mut sink = Sink::Rows(out);
+        let (rows, only) = match what {
+            What::Rows(block) => (block * UNIT_ROWS..((block + 1) * UNIT_ROWS).min(rows), None),
+            What::Keys { start } => (0..rows, Some(start..start + segment)),
+            What::Segment { start, at } => {
+                // SAFETY: the pool runs every unit once, and units have parts of their own.
+                sink = Sink::Partial(unsafe { partial.slice(at..at + partial_stride(args, rows)) });
+                (0..rows, Some(start..start + segment))
+            }
+        };
+        let task = BlockTask { args, kernels, head, rows, segment, only };
+        task.run(&mut scratch.thread(thread), &mut sink, None);
+    }
+}

@@ -1,0 +1,97 @@
+//! A layer's tables as the queries of an attention call see them: causal, and within the layer's window.
+
+use crate::{
+    cache::Shared,
+    error::KvError,
+    sequence::{AttentionInputs, Queries},
+    table::HeadTable,
+};
+use scrimp_kernels::attention::{AttentionArgs, KvView, PageView};
+use std::ops::Range;
+
+/// One layer of one sequence.
+pub(crate) struct Causal<'a> {
+    heads: &'a [HeadTable],
+    window: Option<usize>,
+    /// Tokens from the first query's on.
+    owners: usize,
+    /// Position of the first query.
+    pub(crate) first: u32,
+    n_tokens: usize,
+}
+
+impl<'a> Causal<'a> {
+    /// Checks that `inputs` fit the layer, whose next token is at `next`.
+    pub(crate) fn new(
+        shared: &Shared,
+        layer: usize,
+        next: u32,
+        heads: &'a [HeadTable],
+        inputs: &AttentionInputs<'_>,
+    ) -> Result<Self, KvError> {
+        let (g, n_kv_heads) = (shared.geometry, shared.config.n_kv_heads);
+        let row = inputs.n_heads * g.head_dim;
+        let n_tokens = inputs.q.len().checked_div(row).unwrap_or(0);
+        let owners = match inputs.queries {
+            Queries::Last => n_tokens,
+            Queries::Before(after) => n_tokens.saturating_add(after),
+            Queries::Future => 0,
+        };
+        let fits = row > 0
+            && inputs.n_heads.is_multiple_of(n_kv_heads)
+            && inputs.q.len() == n_tokens * row
+            && inputs.out.len() == inputs.q.len()
+            && heads.iter().all(|h| h.len() >= owners);
+        if !fits {
+            return Err(KvError::BadInput(format!(
+                "{} queries in {} heads of {} do not fit {n_kv_heads} KV heads and the tokens appended last",
+                inputs.q.len(),
+                inputs.n_heads,
+                g.head_dim
+            )));
+        }
+        let window = shared.config.windows[layer];
+        Ok(Self { heads, window, owners, first: next - owners as u32, n_tokens })
+    }
+
+    /// The call of the kernels.
+    pub(crate) fn args<'b>(&'b self, shared: &Shared, inputs: &AttentionInputs<'b>) -> AttentionArgs<'b> {
+        AttentionArgs {
+            tier: inputs.tier,
+            storage: shared.config.format.storage().kind(),
+            geometry: shared.geometry,
+            n_tokens: self.n_tokens,
+            n_heads: inputs.n_heads,
+            n_kv_heads: shared.config.n_kv_heads,
+            q: inputs.q,
+            kv: self,
+            scale: inputs.scale,
+            softcap: inputs.softcap,
+            wanted_from: inputs.wanted_from,
+        }
+    }
+}
+
+impl KvView for Causal<'_> {
+    fn n_keys(&self, kv_head: usize) -> usize {
+        self.heads[kv_head].len()
+    }
+
+    fn page(&self, kv_head: usize, index: usize) -> PageView<'_> {
+        self.heads[kv_head].page(index)
+    }
+
+    fn has_bias(&self, kv_head: usize) -> bool {
+        self.heads[kv_head].has_bias()
+    }
+
+    fn visible(&self, kv_head: usize, token: usize) -> Range<usize> {
+        let table = &self.heads[kv_head];
+        let end = (table.len() - self.owners + token + 1).min(table.len());
+        let start = self.window.map_or(0, |window| {
+            let oldest = (self.first as usize + token + 1).saturating_sub(window);
+            table.index_from(oldest as u32)
+        });
+        start..end
+    }
+}

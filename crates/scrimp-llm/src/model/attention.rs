@@ -1,0 +1,110 @@
+//! Attention of a forward pass: each sequence appends its keys and values to its own cache and reads that.
+
+use super::forward::{Buffers, Context, Part, sized};
+use crate::error::Result;
+use scrimp_kv::{AttentionInputs, BatchEntry, Queries, StatsWanted, attend_all};
+
+impl Part<'_, '_> {
+    /// Whether it attends on its own: what is gathered of its attention is its own.
+    fn alone(&self) -> bool {
+        self.stats.is_some() || self.session.repeated.is_some()
+    }
+}
+
+impl Buffers {
+    /// Attention of a layer, from `q`, `k` and `v` of `n` rows to `attn`. If `only_wanted`, the rows of tokens whose result
+    /// nobody wants hold anything afterwards.
+    pub(super) fn attend(
+        &mut self,
+        context: Context<'_>,
+        layer: usize,
+        n: usize,
+        parts: &mut [Part<'_, '_>],
+        only_wanted: bool,
+    ) {
+        let Context { pool, config, .. } = context;
+        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
+        sized(&mut self.attn, n * q_dim);
+        for part in parts.iter_mut().filter(|part| part.error.is_none()) {
+            let (rows, session) = (part.rows(), &mut *part.session);
+            if let Some(sampled) = &mut session.sampled {
+                let q = &self.q[rows.start * q_dim..rows.end * q_dim];
+                sampled.take(layer, session.kv.next_position(layer), q, q_dim);
+            }
+            let kv = rows.start * kv_dim..rows.end * kv_dim;
+            let appended = session.kv.append(layer, &self.k[kv.clone()], &self.v[kv], pool);
+            part.error = appended.err().map(Into::into);
+            if part.error.is_none() && part.alone() {
+                part.error = self.attend_alone(context, layer, part, only_wanted).err();
+            }
+        }
+        let (mut rest, mut at) = (&mut self.attn[..n * q_dim], 0);
+        let mut entries = Vec::with_capacity(parts.len());
+        for part in parts.iter().filter(|part| part.error.is_none() && !part.alone()) {
+            let rows = part.rows();
+            let queries = if only_wanted { part.wanted } else { rows.len() };
+            let first = (rows.end - queries) * q_dim;
+            let out = rest.split_off_mut(first - at..).expect("parts follow each other");
+            let (out, behind) = out.split_at_mut(queries * q_dim);
+            (rest, at) = (behind, rows.end * q_dim);
+            if queries > 0 {
+                let q = &self.q[first..rows.end * q_dim];
+                entries.push(BatchEntry {
+                    sequence: &part.session.kv,
+                    inputs: inputs(context, q, out, Queries::Last, 0, None),
+                });
+            }
+        }
+        let attended = attend_all(layer, &mut entries, pool, &mut self.attention);
+        if let Err(e) = attended {
+            // Shapes come from the model and fit all sequences or none.
+            let e = crate::error::Error::from(e);
+            for part in parts.iter_mut().filter(|part| part.error.is_none() && !part.alone()) {
+                part.error = Some(crate::error::Error::bad_input(e.to_string()));
+            }
+        }
+    }
+
+    /// One sequence, with what is gathered of its attention: that takes every query.
+    fn attend_alone(
+        &mut self,
+        context: Context<'_>,
+        layer: usize,
+        part: &mut Part<'_, '_>,
+        only_wanted: bool,
+    ) -> Result<()> {
+        let (rows, q_dim) = (part.rows(), context.config.q_dim());
+        let (queries, session) = (rows.len(), &mut *part.session);
+        let wanted = if only_wanted { part.wanted } else { queries };
+        let all = rows.start * q_dim..rows.end * q_dim;
+        let (q, out) = (&self.q[all.clone()], &mut self.attn[all]);
+        let inputs = inputs(context, q, out, Queries::Last, queries - wanted, part.stats);
+        session.kv.attend(layer, inputs, context.pool, &mut self.attention)?;
+        if let Some(repeated) = &mut session.repeated {
+            repeated.take(layer, &session.kv.take_stats(layer).0.peak);
+        }
+        Ok(())
+    }
+}
+
+fn inputs<'a>(
+    context: Context<'_>,
+    q: &'a [f32],
+    out: &'a mut [f32],
+    queries: Queries,
+    wanted_from: usize,
+    stats: Option<StatsWanted>,
+) -> AttentionInputs<'a> {
+    let Context { tier, config, .. } = context;
+    AttentionInputs {
+        tier,
+        q,
+        queries,
+        out,
+        n_heads: config.n_heads,
+        scale: config.attn_scale,
+        softcap: config.attn_logit_softcap,
+        wanted_from,
+        stats,
+    }
+}
