@@ -97,3 +97,4 @@ pub use scrimp_kernels::attention::{
     storage::{STORAGES, packing::PACKINGS, storage},
 };
 pub use sequence::{AttentionInputs, PassScores, Queries, Sequence, StatsWanted};
+pub use table::Turn;

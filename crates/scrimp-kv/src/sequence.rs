@@ -6,7 +6,7 @@ use crate::{
     error::KvError,
     format::KvFormat,
     policy::{self, Kept, LayerBudget, LayerView},
-    table::HeadTable,
+    table::{HeadTable, Turn},
     view::Causal,
 };
 use scrimp_kernels::{
@@ -66,6 +66,8 @@ pub struct StatsWanted {
     pub recent_from: Option<u32>,
     /// Of the last query of the call.
     pub last: bool,
+    /// The most that one query gave.
+    pub peak: bool,
 }
 
 /// Whose queries they are, and so what they see.
@@ -222,7 +224,8 @@ impl Sequence {
                 }
             }
             let recent_from = wanted.recent_from.map(|p| p.saturating_sub(view.first) as usize);
-            (StatsRequest { sum: wanted.sum, recent_from, last: wanted.last }, &mut state.stats)
+            let StatsWanted { sum, last, peak, .. } = wanted;
+            (StatsRequest { sum, recent_from, last, peak }, &mut state.stats)
         });
         attention::attend(&args, inputs.out, stats, pool, scratch);
         Ok(())
@@ -258,7 +261,7 @@ impl Sequence {
     ) -> Result<(), KvError> {
         let n_kv_heads = self.n_kv_heads();
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
-        for rows in [&stats.sum, &stats.recent, &stats.last] {
+        for rows in [&stats.sum, &stats.recent, &stats.last, &stats.peak] {
             let group = rows.len() / n_kv_heads;
             let fits = rows.len().is_multiple_of(n_kv_heads)
                 && rows.iter().enumerate().all(|(h, row)| row.len() <= state.heads[h / group].len());
@@ -409,8 +412,7 @@ impl Sequence {
     /// # Errors
     /// When `kept` does not fit the layer, or pages cannot be had; then the layer is as before.
     pub fn compact(&mut self, layer: usize, kept: &[Kept]) -> Result<(), KvError> {
-        let (shared, format) = (&*self.shared, self.format);
-        let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
+        let Some(state) = self.layers.get(layer) else { return Err(no_layer(layer)) };
         if kept.len() != state.heads.len() {
             return Err(KvError::BadInput(format!(
                 "kept tokens of {} heads for {} KV heads",
@@ -421,41 +423,116 @@ impl Sequence {
         for (table, kept) in state.heads.iter().zip(kept) {
             policy::check(kept, table.len())?;
         }
-        let tables = state.heads.iter().zip(kept).map(|(table, kept)| table.compacted(shared, format, kept));
-        state.heads = tables.collect::<Result<_, _>>()?;
+        let heads = (0..kept.len()).map(|head| self.compacted(layer, head, &kept[head], None));
+        let heads = heads.collect::<Result<_, _>>()?;
+        self.replace(layer, heads, kept);
+        Ok(())
+    }
+
+    /// A head's table with the named tokens only.
+    fn compacted(
+        &self,
+        layer: usize,
+        head: usize,
+        kept: &Kept,
+        turn: Option<Turn<'_>>,
+    ) -> Result<HeadTable, KvError> {
+        let state = &self.layers[layer];
+        state.heads[head].compacted(&self.shared, self.format, kept, turn.map(|turn| (turn, state.next)))
+    }
+
+    /// Puts tables that hold the named tokens in the place of a layer's.
+    fn replace(&mut self, layer: usize, heads: Vec<HeadTable>, kept: &[Kept]) {
+        let state = &mut self.layers[layer];
+        state.heads = heads;
         state.each_column(|head, row| {
             // Tokens behind the end of a row stay there.
             let held = row.len();
             let inside = kept[head].indices.iter().take_while(|&&i| (i as usize) < held);
             *row = inside.map(|&i| row[i as usize]).collect();
         });
-        Ok(())
     }
 
     /// Compacts all layers that see all tokens, given that each KV head may keep `budget` tokens (where layers or heads
     /// share a budget: on average). Sliding-window layers stay as they are.
     ///
-    /// Layers are chosen for by all threads of `pool`, then written one after the other, so that little memory is needed
-    /// beyond what is there.
+    /// Layers are chosen for by all threads of `pool`, then written a few at a time, so that little memory is needed beyond what is
+    /// there.
     ///
     /// # Errors
-    /// As [`Sequence::compact`]; layers that are done by then stay compacted.
+    /// As [`Sequence::compact`]; layers that are done by then stay compacted. When keys are to be turned
+    /// ([`Sequence::compress_turning`]).
     pub fn compress(&mut self, how: &Compression, budget: usize, pool: &Pool) -> Result<(), KvError> {
+        if how.rerotate {
+            return Err(KvError::BadInput("turning keys needs the model's rotary embedding".into()));
+        }
+        self.compress_turning(how, budget, pool, None)
+    }
+
+    /// As [`Sequence::compress`], with `turn`, which rotates a key (`[head_dim]`) by so many positions as the model does it. With it, the
+    /// kept keys of a head are turned until they are one position apart, and the last of them one from the next token. The
+    /// positions that a sequence tells stay those of the text.
+    ///
+    /// # Errors
+    /// As [`Sequence::compact`].
+    pub fn compress_turning(
+        &mut self,
+        how: &Compression,
+        budget: usize,
+        pool: &Pool,
+        turn: Option<Turn<'_>>,
+    ) -> Result<(), KvError> {
         if how.keeps_everything() {
             return Ok(());
         }
         let layers: Vec<usize> = self.full_layers().collect();
         let chosen: Vec<Mutex<Vec<Kept>>> = layers.iter().map(|_| Mutex::default()).collect();
         let this = &*self;
+        let view = |index: usize| LayerView::new(this, layers[index], how.seed);
+        let shared = select::shares_layers(how).then(|| {
+            let scores: Vec<Mutex<Vec<Vec<f32>>>> = layers.iter().map(|_| Mutex::default()).collect();
+            pool.run(layers.len(), |index, _| {
+                *scores[index].lock().unwrap_or_else(PoisonError::into_inner) =
+                    select::scores(&view(index), how);
+            });
+            let scores: Vec<_> =
+                scores.into_iter().map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
+            let budgets = select::model_budgets(&scores, how, budget);
+            (scores, budgets)
+        });
         pool.run(layers.len(), |index, _| {
             let tokens = (0..this.n_kv_heads()).map(|head| this.kept(layers[index], head)).min().unwrap_or(0);
             let layer = LayerBudget { index, of: layers.len(), budget, fixed: how.fixed(), tokens };
             let budget = how.policy.policy.layer_budget(layer);
-            let kept = select(&LayerView::new(this, layers[index], how.seed), how, budget);
+            let kept = match &shared {
+                Some((scores, budgets)) => {
+                    select::within(&view(index), how, budget, &scores[index], &budgets[index])
+                }
+                None => select(&view(index), how, budget),
+            };
             *chosen[index].lock().unwrap_or_else(PoisonError::into_inner) = kept;
         });
-        for (layer, kept) in layers.into_iter().zip(chosen) {
-            self.compact(layer, &kept.into_inner().unwrap_or_else(PoisonError::into_inner))?;
+        let chosen: Vec<Vec<Kept>> = chosen
+            .into_iter()
+            .map(|kept| kept.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        let heads = self.n_kv_heads();
+        // As many layers together as threads.
+        for (layers, chosen) in layers.chunks(pool.threads()).zip(chosen.chunks(pool.threads())) {
+            let tables: Vec<Mutex<Option<Result<HeadTable, KvError>>>> =
+                (0..layers.len() * heads).map(|_| Mutex::default()).collect();
+            let this = &*self;
+            pool.run(tables.len(), |unit, _| {
+                let (layer, head) = (unit / heads, unit % heads);
+                let table = this.compacted(layers[layer], head, &chosen[layer][head], turn);
+                *tables[unit].lock().unwrap_or_else(PoisonError::into_inner) = Some(table);
+            });
+            let mut tables =
+                tables.into_iter().filter_map(|t| t.into_inner().unwrap_or_else(PoisonError::into_inner));
+            for (&layer, kept) in layers.iter().zip(chosen) {
+                let tables = tables.by_ref().take(heads).collect::<Result<Vec<_>, _>>()?;
+                self.replace(layer, tables, kept);
+            }
         }
         Ok(())
     }
@@ -485,9 +562,14 @@ impl Sequence {
         2 * blocks * self.shared.open_bytes()
     }
 
-    /// Bytes of the pages that this sequence holds, shared ones included.
+    /// Bytes of the pages that this sequence holds, shared ones included, and of what is added to scores.
     pub fn bytes(&self) -> usize {
         self.layers.iter().flat_map(|l| &l.heads).map(HeadTable::bytes).sum()
+    }
+
+    /// Of those, what is added to scores takes so many.
+    pub fn bias_bytes(&self) -> usize {
+        self.layers.iter().flat_map(|l| &l.heads).map(HeadTable::bias_bytes).sum()
     }
 
     /// Position of a kept token.
@@ -508,6 +590,11 @@ impl Sequence {
     /// Reads the key of a kept token (`[head_dim]`).
     pub fn read_key(&self, layer: usize, kv_head: usize, index: usize, k: &mut [f32]) {
         self.layers[layer].heads[kv_head].read_key(&self.shared, index, k);
+    }
+
+    /// Reads the keys of kept tokens `16 * tile..` at once, `[head_dim][16]`; what is behind the last token is anything.
+    pub fn read_key_tile(&self, layer: usize, kv_head: usize, tile: usize, keys: &mut [[f32; 16]]) {
+        self.layers[layer].heads[kv_head].read_key_tile(&self.shared, tile, keys);
     }
 
     /// Sequences that hold a page of a KV head (0 where there is no such page).
@@ -533,9 +620,14 @@ impl Layer {
     fn each_column(&mut self, mut change: impl FnMut(usize, &mut Vec<f32>)) {
         let n_kv_heads = self.heads.len();
         let (stats, passes) = (&mut self.stats, &mut self.passes);
-        for rows in
-            [&mut stats.sum, &mut stats.recent, &mut stats.last, &mut passes.repeated, &mut passes.expected]
-        {
+        for rows in [
+            &mut stats.sum,
+            &mut stats.recent,
+            &mut stats.last,
+            &mut stats.peak,
+            &mut passes.repeated,
+            &mut passes.expected,
+        ] {
             let group = (rows.len() / n_kv_heads).max(1);
             for (head, row) in rows.iter_mut().enumerate() {
                 change(head / group, row);

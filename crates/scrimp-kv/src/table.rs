@@ -26,12 +26,17 @@ pub(crate) enum Positions {
     List(Vec<u32>),
 }
 
+/// Rotates a key (`[head_dim]`) by so many positions.
+pub type Turn<'a> = &'a (dyn Fn(&mut [f32], u32) + Sync);
+
 /// The kept tokens of one KV head: token `i` is in block `i / page_tokens`.
 #[derive(Debug, Clone)]
 pub(crate) struct HeadTable {
     blocks: Vec<Block>,
     len: usize,
     positions: Positions,
+    /// By how many positions the keys of the first tokens were turned beyond their own; those behind its end were not.
+    turned: Vec<u32>,
     /// Some block has a bias.
     biased: bool,
     /// Slots behind `len` in its tile may hold what was truncated.
@@ -51,7 +56,14 @@ pub(crate) struct WriteTask<'a> {
 
 impl HeadTable {
     pub(crate) fn new() -> Self {
-        Self { blocks: Vec::new(), len: 0, positions: Positions::Run(0), biased: false, stale_tail: false }
+        Self {
+            blocks: Vec::new(),
+            len: 0,
+            positions: Positions::Run(0),
+            turned: Vec::new(),
+            biased: false,
+            stale_tail: false,
+        }
     }
 
     /// Kept tokens.
@@ -59,9 +71,13 @@ impl HeadTable {
         self.len
     }
 
-    /// Bytes of the pages.
+    /// Bytes of the pages, and of what is added to the scores of their tokens.
     pub(crate) fn bytes(&self) -> usize {
-        self.blocks.iter().map(|block| block.k.len() + block.v.len()).sum()
+        self.blocks.iter().map(|block| block.k.len() + block.v.len()).sum::<usize>() + self.bias_bytes()
+    }
+
+    pub(crate) fn bias_bytes(&self) -> usize {
+        self.blocks.iter().filter_map(|block| block.bias.as_ref()).map(|bias| size_of_val(&**bias)).sum()
     }
 
     pub(crate) fn ref_cnt(&self, block: usize) -> usize {
@@ -184,6 +200,7 @@ impl HeadTable {
             return;
         }
         self.len = len;
+        self.turned.truncate(len);
         self.blocks.truncate(len.div_ceil(page_tokens));
         self.stale_tail = !len.is_multiple_of(16);
         // The slots that are free now must not pass their bias on to what is appended next.
@@ -208,6 +225,7 @@ impl HeadTable {
         let tokens = blocks * page_tokens;
         self.blocks.drain(..blocks);
         self.len -= tokens;
+        self.turned.drain(..tokens.min(self.turned.len()));
         match &mut self.positions {
             Positions::Run(first) => *first += tokens as u32,
             Positions::List(list) => drop(list.drain(..tokens)),
@@ -215,16 +233,36 @@ impl HeadTable {
         tokens
     }
 
-    /// A table with the kept tokens only, in new pages, those of old tokens packed. Nothing changes yet.
-    pub(crate) fn compacted(&self, shared: &Shared, format: KvFormat, kept: &Kept) -> Result<Self, KvError> {
+    /// A table with the kept tokens only, in new pages, those of old tokens packed; with `turn`, keys are turned until they are
+    /// one position apart, the last one before the given position. Nothing changes yet.
+    pub(crate) fn compacted(
+        &self,
+        shared: &Shared,
+        format: KvFormat,
+        kept: &Kept,
+        turn: Option<(Turn<'_>, u32)>,
+    ) -> Result<Self, KvError> {
         let g = shared.geometry;
         let len = kept.indices.len();
         let old = format.old_blocks(g, len);
         let mut table = Self { len, ..Self::new() };
+        let position = |&i: &u32| self.position(i as usize);
+        let turned = |&i: &u32| self.turned.get(i as usize).copied().unwrap_or(0);
+        // By how much each key is turned now, and has been then.
+        let mut by = Vec::new();
+        if let Some((_, next)) = turn {
+            let first = next - len as u32;
+            let aims = (first..next).zip(&kept.indices);
+            table.turned = aims.map(|(aim, i)| aim - position(i)).collect();
+            by = table.turned.iter().zip(&kept.indices).map(|(now, i)| now - turned(i)).collect();
+        } else if !self.turned.is_empty() {
+            table.turned = kept.indices.iter().map(turned).collect();
+        }
         for (page, indices) in kept.indices.chunks(g.page_tokens).enumerate() {
+            let turn = turn.map(|(turn, _)| (turn, &by[page * g.page_tokens..][..indices.len()]));
             let mut block = match format.packing().filter(|_| page < old) {
-                Some(kind) => self.packed_block(shared, kind, indices)?,
-                None => self.open_block(shared, indices)?,
+                Some(kind) => self.packed_block(shared, kind, indices, turn)?,
+                None => self.open_block(shared, indices, turn)?,
             };
             let bias: Vec<f32> = match &kept.bias {
                 Some(bias) => bias[page * g.page_tokens..][..indices.len()].to_vec(),
@@ -237,13 +275,17 @@ impl HeadTable {
             }
             table.blocks.push(block);
         }
-        let positions = kept.indices.iter().map(|&i| self.position(i as usize));
-        table.positions = Positions::List(positions.collect());
+        table.positions = Positions::List(kept.indices.iter().map(position).collect());
         Ok(table)
     }
 
-    /// New pages with these tokens, their bits unchanged where they were not packed.
-    fn open_block(&self, shared: &Shared, indices: &[u32]) -> Result<Block, KvError> {
+    /// New pages with these tokens, their bits unchanged where they were not packed and are not turned (by so many positions each).
+    fn open_block(
+        &self,
+        shared: &Shared,
+        indices: &[u32],
+        turn: Option<(Turn<'_>, &[u32])>,
+    ) -> Result<Block, KvError> {
         let (g, storage) = (shared.geometry, shared.config.format.storage());
         let alloc = || shared.pool.alloc(shared.open_bytes(), indices.len());
         let (mut k, mut v) = (alloc()?, alloc()?);
@@ -251,13 +293,21 @@ impl HeadTable {
         let (mut row_k, mut row_v) = (vec![0.0; g.head_dim], vec![0.0; g.head_dim]);
         for (slot, &index) in indices.iter().enumerate() {
             let (from, at) = (&self.blocks[index as usize / g.page_tokens], index as usize % g.page_tokens);
+            let turn = turn.map(|(turn, by)| (turn, by[slot])).filter(|&(_, by)| by > 0);
             if from.packed.is_some() {
                 from.read(shared, at, &mut row_k, &mut row_v);
-                storage.write_k(g, to_k, slot, 1, &row_k, g.head_dim);
                 storage.write_v(g, to_v, slot, 1, &row_v, g.head_dim);
             } else {
-                storage.copy_k(g, &from.k, at, to_k, slot);
                 storage.copy_v(g, &from.v, at, to_v, slot);
+            }
+            if from.packed.is_none() && turn.is_none() {
+                storage.copy_k(g, &from.k, at, to_k, slot);
+            } else {
+                from.read_key(shared, at, &mut row_k);
+                if let Some((turn, by)) = turn {
+                    turn(&mut row_k, by);
+                }
+                storage.write_k(g, to_k, slot, 1, &row_k, g.head_dim);
             }
         }
         if !indices.len().is_multiple_of(16) {
@@ -266,8 +316,14 @@ impl HeadTable {
         Ok(Block { k, v, bias: None, packed: None })
     }
 
-    /// Packed pages with these tokens, which fill them.
-    fn packed_block(&self, shared: &Shared, kind: PackedKind, indices: &[u32]) -> Result<Block, KvError> {
+    /// Packed pages with these tokens, which fill them; keys are turned first, by so many positions each.
+    fn packed_block(
+        &self,
+        shared: &Shared,
+        kind: PackedKind,
+        indices: &[u32],
+        turn: Option<(Turn<'_>, &[u32])>,
+    ) -> Result<Block, KvError> {
         let g = shared.geometry;
         let packing = kind.packing();
         let [k_bytes, v_bytes] = packing.page_bytes(g);
@@ -278,7 +334,12 @@ impl HeadTable {
             let (from, at) = (&self.blocks[index as usize / g.page_tokens], index as usize % g.page_tokens);
             let row = slot * g.head_dim..(slot + 1) * g.head_dim;
             let [k, v] = &mut rows;
-            from.read(shared, at, &mut k[row.clone()], &mut v[row]);
+            from.read(shared, at, &mut k[row.clone()], &mut v[row.clone()]);
+            if let Some((turn, by)) = turn
+                && by[slot] > 0
+            {
+                turn(&mut k[row], by[slot]);
+            }
         }
         packing.pack_k(g, &rows[0], own(&mut k));
         packing.pack_v(g, &rows[1], own(&mut v));
@@ -304,7 +365,7 @@ impl HeadTable {
             .map(|block| {
                 let indices: Vec<u32> =
                     (block * page_tokens..(block + 1) * page_tokens).map(|i| i as u32).collect();
-                let packed = self.packed_block(shared, kind, &indices)?;
+                let packed = self.packed_block(shared, kind, &indices, None)?;
                 Ok(Block { bias: self.blocks[block].bias.clone(), ..packed })
             })
             .collect()
@@ -319,6 +380,20 @@ impl HeadTable {
     pub(crate) fn read_key(&self, shared: &Shared, index: usize, k: &mut [f32]) {
         let page_tokens = shared.geometry.page_tokens;
         self.blocks[index / page_tokens].read_key(shared, index % page_tokens, k);
+    }
+
+    /// Reads the keys of tokens `16 * tile..`, `[head_dim][16]`; where there are fewer, the last ones are anything.
+    pub(crate) fn read_key_tile(&self, shared: &Shared, tile: usize, keys: &mut [[f32; 16]]) {
+        let (g, start) = (shared.geometry, tile * 16);
+        let (block, slot) = (&self.blocks[start / g.page_tokens], start % g.page_tokens);
+        if block.packed.is_none() {
+            return shared.config.format.storage().read_k_tile(g, &block.k, slot / 16, keys);
+        }
+        let mut row = vec![0.0; g.head_dim];
+        for t in 0..16.min(self.len - start) {
+            block.read_key(shared, slot + t, &mut row);
+            keys.iter_mut().zip(&row).for_each(|(key, &x)| key[t] = x);
+        }
     }
 
     /// Reads the key and value of token `index`.

@@ -2,7 +2,7 @@
 
 use scrimp_kernels::{Tier, threads::Pool};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, KvCache, KvConfig, Queries, Sequence, StatsWanted,
+    AttentionInputs, AttentionScratch, KvCache, KvConfig, PassScores, Queries, Sequence, StatsWanted,
     compress::{Budget, Compression, Crush},
     policy::{LayerView, policy},
 };
@@ -62,7 +62,7 @@ fn filled(cache: &KvCache, tokens: usize, seed: u64) -> Sequence {
     let mut sequence = cache.sequence();
     let (q, k) = (numbers(tokens * HEADS * DIM, seed), numbers(tokens * KV_HEADS * DIM, seed + 1));
     let v = numbers(tokens * KV_HEADS * DIM, seed + 2);
-    let stats = StatsWanted { sum: true, recent_from: Some(tokens as u32 - 32), last: true };
+    let stats = StatsWanted { sum: true, recent_from: Some(tokens as u32 - 32), last: true, peak: false };
     step(&mut sequence, &q, &k, &v, stats);
     sequence
 }
@@ -86,7 +86,7 @@ fn scores_are_those_of_numpy() {
     let mut sequence = cache(vec![None]).sequence();
     // In two parts, as a long prompt is read.
     let half = 20;
-    let stats = StatsWanted { sum: true, recent_from: Some(tokens as u32 - 32), last: true };
+    let stats = StatsWanted { sum: true, recent_from: Some(tokens as u32 - 32), last: true, peak: false };
     let (qa, qb) = q.split_at(half * HEADS * DIM);
     let (ka, kb) = k.split_at(half * KV_HEADS * DIM);
     step(&mut sequence, qa, ka, ka, stats);
@@ -141,6 +141,74 @@ fn attention_with_a_compressed_cache_is_attention_to_what_was_kept() {
 }
 
 #[test]
+fn keys_are_turned_until_they_have_no_gaps() {
+    let pool = Pool::new(1).unwrap();
+    let cache = cache(vec![None]);
+    let mut sequence = filled(&cache, 90, 5);
+    let mut how = crush("h2o", 40);
+    how.rerotate = true;
+    assert!(sequence.compress(&how, 40, &pool).is_err(), "nobody says how");
+    let original = sequence.fork();
+    // A turn that can be read off: it adds the positions.
+    let turn = |key: &mut [f32], by: u32| key[0] += by as f32;
+    sequence.compress_turning(&how, 40, &pool, Some(&turn)).unwrap();
+    let (q, k) = (numbers(8 * HEADS * DIM, 7), numbers(8 * KV_HEADS * DIM, 8));
+    step(&mut sequence, &q, &k, &k, StatsWanted::default());
+    let mut appended = sequence.fork();
+    sequence.compress_turning(&how, 30, &pool, Some(&turn)).unwrap();
+    let (mut got, mut was, mut v) = (vec![0.0; DIM], vec![0.0; DIM], vec![0.0; DIM]);
+    for head in 0..KV_HEADS {
+        assert_eq!(sequence.kept(0, head), 30);
+        for i in 0..30 {
+            let position = sequence.position(0, head, i);
+            sequence.read(0, head, i, &mut got, &mut v);
+            let from = if position < 90 { &original } else { &appended };
+            let index = (0..from.kept(0, head)).find(|&j| from.position(0, head, j) == position).unwrap();
+            from.read(0, head, index, &mut was, &mut v);
+            // The last one is token 97, whose key stays.
+            let by = (98 - 30 + i) as f32 - position as f32;
+            assert!((got[0] - was[0] - by).abs() < 1e-4, "token {i} at {position}");
+            assert_eq!(got[1..], was[1..]);
+        }
+    }
+    appended.truncate(95).unwrap();
+    assert_eq!(appended.position(0, 0, appended.kept(0, 0) - 1), 94);
+}
+
+#[test]
+fn heads_of_all_layers_share_the_budget_of_kvzip() {
+    let pool = Pool::new(2).unwrap();
+    let cache = cache(vec![None; 3]);
+    let mut sequence = filled(&cache, 100, 9);
+    // Layer 1, head 0 needs all of its tokens, the others need the first ten that may go.
+    for layer in 0..3 {
+        let row = |head: usize| -> Vec<f32> {
+            let high = if (layer, head) == (1, 0) { 100 } else { 12 };
+            (0..100).map(|t| if t < high { 0.5 + (t % 7) as f32 / 100.0 } else { 0.01 }).collect()
+        };
+        let repeated = (0..KV_HEADS).map(row).collect();
+        sequence.set_passes(layer, PassScores { repeated, ..PassScores::default() }).unwrap();
+    }
+    let mut how = Compression::new(policy("kvzip").unwrap(), Budget::Tokens(40));
+    (how.sinks, how.recent) = (2, 6);
+    let kept = |how: &Compression| -> Vec<usize> {
+        let mut copy = sequence.fork();
+        copy.compress(how, 40, &pool).unwrap();
+        (0..3)
+            .flat_map(|layer| (0..KV_HEADS).map(move |head| (layer, head)))
+            .map(|(l, h)| copy.kept(l, h))
+            .collect()
+    };
+    let shared = kept(&how);
+    assert_eq!(shared.iter().sum::<usize>(), 240);
+    assert_eq!(shared[2], 100);
+    assert!(shared.iter().all(|&n| n >= 18), "{shared:?}");
+    // Within layers, the others have nothing to give to layer 1.
+    let layers = kept(&Compression { policy: policy("adakv:kvzip").unwrap(), ..how });
+    assert!(layers.chunks(KV_HEADS).all(|layer| layer.iter().sum::<usize>() == 80), "{layers:?}");
+}
+
+#[test]
 fn a_sharer_that_compresses_leaves_the_other_alone_and_windows_are_left_alone() {
     let pool = Pool::new(1).unwrap();
     let cache = cache(vec![Some(24), None]);
@@ -160,7 +228,9 @@ fn a_sharer_that_compresses_leaves_the_other_alone_and_windows_are_left_alone() 
     assert_eq!(alone, again);
     drop(first);
     let left = cache.bytes_in_use();
-    assert_eq!(left, second.bytes());
+    // Beside its pages it has a bias for each token of three pages of either head.
+    assert_eq!(second.bias_bytes(), KV_HEADS * 3 * 16 * size_of::<f32>());
+    assert_eq!(left + second.bias_bytes(), second.bytes());
     drop(second);
     assert_eq!(cache.bytes_in_use(), 0);
 }

@@ -31,7 +31,7 @@ fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
     let rows = |salt: usize| -> Vec<Vec<f32>> {
         (0..kv_heads * GROUP).map(|h| (0..tokens).map(|t| byte(salt + h * 977 + t * 13)).collect()).collect()
     };
-    let stats = ColumnStats { sum: rows(1), recent: rows(2), last: rows(3) };
+    let stats = ColumnStats { sum: rows(1), recent: rows(2), last: rows(3), ..ColumnStats::default() };
     sequence.set_stats(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
     sequence
 }
@@ -106,7 +106,7 @@ fn oracle(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<(Vec<u3
                     Mass::None => (segment[segment.len() / 2], 0.0),
                     Mass::Count => (segment[segment.len() / 2], (segment.len() as f32).ln()),
                     Mass::Attention => {
-                        (best, if sum > 0.0 { (sum / f64::from(a[best])).ln() as f32 } else { 0.0 })
+                        (best, if sum > 0.0 { (0.75 * (sum / f64::from(a[best])).ln()) as f32 } else { 0.0 })
                     }
                 });
                 start = end;
@@ -227,8 +227,12 @@ proptest! {
             }
             moved
         };
-        let stats =
-            ColumnStats { sum: moved(&stats.sum), recent: moved(&stats.recent), last: moved(&stats.last) };
+        let stats = ColumnStats {
+            sum: moved(&stats.sum),
+            recent: moved(&stats.recent),
+            last: moved(&stats.last),
+            ..ColumnStats::default()
+        };
         swapped.set_stats(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
         let how = how(name, Crush { anchor, order, ..crush }, 3, 3, budget);
         let a = select(&LayerView::new(&straight, 0, 1), &how, budget);
@@ -246,7 +250,7 @@ fn pages_of_the_best_sums_are_kept_whole() {
     scores[10..14].fill(1.0);
     scores[30] = 3.0;
     let rows = vec![scores; GROUP];
-    let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows };
+    let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows, ..ColumnStats::default() };
     sequence.set_stats(0, stats, std::iter::once(0..40).collect()).unwrap();
     let mut how = how("tova", Crush::default(), 2, 4, 14);
     how.granularity = Granularity::Page(4);
@@ -262,4 +266,28 @@ fn pages_of_the_best_sums_are_kept_whole() {
     assert_eq!(kept[0].indices, want);
     let bias = kept[0].bias.as_ref().unwrap();
     assert!((0..14).all(|i| (bias[i] - if (6..10).contains(&i) { 8.0_f32.ln() } else { 0.0 }).abs() < 1e-6));
+}
+
+#[test]
+fn pages_with_like_keys_stand_next_to_each_other() {
+    let pool = Pool::new(1).unwrap();
+    let mut sequence = sequence(36, 1, &[0]);
+    sequence.reset();
+    // Pages of four tokens behind two sinks, with keys that point in turn to either of two sides, and attention that falls.
+    let side = |t: usize| if t >= 2 && (t - 2) / 4 % 2 == 1 { -3.0_f32 } else { 3.0 };
+    let k: Vec<f32> = (0..36).flat_map(|t| [side(t), 0.5 * side(t), 1.0, 0.25]).collect();
+    sequence.append(0, &k, &k, &pool).unwrap();
+    let rows = vec![(0..36).map(|t| (36 - t) as f32 / (1 + (t + 2) / 4) as f32).collect::<Vec<f32>>(); GROUP];
+    let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows, ..ColumnStats::default() };
+    sequence.set_stats(0, stats, std::iter::once(0..36).collect()).unwrap();
+    let mut how = how("tova", Crush::default(), 2, 2, 12);
+    how.granularity = Granularity::Page(4);
+    how.crush = Crush { share: 0.67, mass: Mass::Attention, order: Order::Keys, ..Crush::default() };
+    let kept = select(&LayerView::new(&sequence, 0, 0), &how, 12);
+    // No page is important; of either side one is kept, the one with most attention, for the four of its side.
+    let want: Vec<u32> = (0..2).chain(2..10).chain(34..36).collect();
+    assert_eq!(kept[0].indices, want);
+    how.crush.order = Order::Score;
+    let by_score = select(&LayerView::new(&sequence, 0, 0), &how, 12);
+    assert_ne!(by_score[0].indices, want, "by attention, both halves have pages of both sides");
 }

@@ -2,11 +2,12 @@
 //!
 //! `cargo run --release -p scrimp-llm --example kv_grid MODEL OUT.jsonl PROMPT SCORED SETTINGS TEXT@TOKEN...`
 //!
-//! SETTINGS is a file with one setting per line: name, budget, policy, share, mass, order (see `setting`). Results that
+//! SETTINGS is a file with one setting per line: name, budget, policy, share, mass, order, format (see `setting`). Results that
 //! OUT.jsonl has already are not computed again.
 #![allow(clippy::print_stdout)]
 
 use scrimp_kv::{
+    KvFormat,
     compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order},
     policy::{Needs, policy},
 };
@@ -19,16 +20,18 @@ use scrimp_llm::{
 };
 use std::{collections::HashSet, io::Write as _, path::Path};
 
-fn setting(line: &str) -> Option<(String, Compression)> {
+fn setting(line: &str) -> Option<(String, Compression, KvFormat)> {
     let mut words = line.split_whitespace();
     let name = words.next()?.to_owned();
     let budget: f64 = words.next()?.parse().ok()?;
     let mut how = Compression::new(policy(words.next()?).ok()?, Budget::Fraction(budget));
-    let mut crush = Crush::default();
+    let (mut crush, mut format) = (Crush::default(), "bf16".parse().ok()?);
     for word in words {
         let (key, value) = word.split_once('=')?;
         match key {
+            "format" => format = value.parse().ok()?,
             "share" => crush.share = value.parse().ok()?,
+            "rerotate" => how.rerotate = value == "yes",
             "seed" => how.seed = value.parse().ok()?,
             "page" => how.granularity = Granularity::Page(value.parse().ok()?),
             "mass" => {
@@ -63,7 +66,7 @@ fn setting(line: &str) -> Option<(String, Compression)> {
         }
     }
     how.crush = crush;
-    Some((name, how))
+    Some((name, how, format))
 }
 
 fn main() -> Result<()> {
@@ -107,8 +110,8 @@ fn main() -> Result<()> {
         let ids: Vec<u32> = bos.into_iter().chain(ids.into_iter().skip(number(from)?)).collect();
         let needs = todo.iter().fold(Needs::NONE, |n, h| n.and(h.1.needs()));
         let whole = KvComparison::new(model.session(), &ids, prompt, scored, needs)?;
-        for (name, how) in todo {
-            let r = whole.score(how)?;
+        for (name, how, format) in todo {
+            let r = whole.score_in(*format, Some(how))?;
             let line = serde_json::json!({
                 "text": text, "setting": name, "kl": r.kl, "nll": r.nll, "nll_full": whole.nll(),
                 "top1": r.top1_agreement, "bytes": r.kv_bytes, "bytes_full": whole.kv_bytes(),

@@ -41,6 +41,9 @@ pub(crate) struct KvArgs {
     /// Tokens of a page, for --kv-granularity page
     #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_PAGE, value_parser = at_least_one)]
     pub(crate) kv_page: usize,
+    /// Turn kept keys so that no gaps are left where tokens were dropped
+    #[arg(long)]
+    pub(crate) kv_rerotate: bool,
     /// How keys and values are stored
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvFormat::Bf16)]
     pub(crate) kv_format: KvFormat,
@@ -114,6 +117,7 @@ impl KvArgs {
             kv_recent,
             kv_granularity: GranularityArg::Token,
             kv_page: Compression::DEFAULT_PAGE,
+            kv_rerotate: false,
             kv_format: KvFormat::Bf16,
             kv_sparsity: None,
         }
@@ -148,6 +152,7 @@ impl KvArgs {
                 GranularityArg::Token => Granularity::Token,
                 GranularityArg::Page => Granularity::Page(self.kv_page),
             },
+            rerotate: self.kv_rerotate,
             seed: seed.unwrap_or(0),
             ..Compression::new(policy, budget)
         };
@@ -294,7 +299,7 @@ mod tests {
     #[test]
     fn options_arrive() {
         let line = "--kv-budget 0.25 --kv-policy adakv:h2o --kvcrush 0.5 --kvcrush-anchor alternate --kvcrush-mass count \
-                    --kvcrush-order signature --kv-sinks 2 --kv-recent 3 --kv-granularity page --kv-page 16";
+                    --kvcrush-order signature --kv-sinks 2 --kv-recent 3 --kv-granularity page --kv-page 16 --kv-rerotate";
         let how = parse(line).unwrap().compression(Some(7)).unwrap().unwrap();
         assert_eq!(
             (how.budget, how.policy.name().as_str(), how.seed),
@@ -304,6 +309,7 @@ mod tests {
             Crush { share: 0.5, anchor: Anchor::Alternate, mass: Mass::Count, order: Order::Signature };
         assert_eq!(how.crush, crush);
         assert_eq!((how.sinks, how.recent, how.granularity), (2, 3, Granularity::Page(16)));
+        assert!(how.rerotate);
         assert_eq!(how.tokens(1000), Ok(250));
         let how = parse("--kv-budget 100").unwrap().compression(None).unwrap().unwrap();
         assert_eq!((how.policy.name().as_str(), how.tokens(1000)), ("snapkv", Ok(100)));

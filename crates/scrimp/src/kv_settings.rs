@@ -86,6 +86,9 @@ pub(crate) fn name(how: &Compression) -> String {
     if let Granularity::Page(n) = how.granularity {
         name += &format!(" page {n}");
     }
+    if how.rerotate {
+        name += " rerotate";
+    }
     if how.seed != 0 {
         name += &format!(" seed {}", how.seed);
     }

@@ -18,8 +18,6 @@ pub(crate) trait CodeLanes: Lanes {
     /// Rounds to the nearest integers (ties to even), which fit 16 bits unless something was not finite, and writes them
     /// as pairs.
     fn store_i16(self, x: Self::F, to: &mut [i32; 8]);
-    /// Reads what [`Lanes::store_rounded`] has written.
-    fn load_rounded(self, from: &[f32; 16]) -> Self::F;
     /// 16 pairs of bf16, of which those with a bit in `bitmap` are read from `values` one after the other; the others are 0.
     ///
     /// # Safety
@@ -55,10 +53,6 @@ impl CodeLanes for Scalar {
     fn store_i16(self, x: [f32; 16], to: &mut [i32; 8]) {
         let x = self.round_i32(x);
         *to = std::array::from_fn(|i| (x[2 * i] & 0xffff) | x[2 * i + 1] << 16);
-    }
-    #[inline(always)]
-    fn load_rounded(self, from: &[f32; 16]) -> [f32; 16] {
-        *from
     }
     #[inline(always)]
     unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[f32; 16]; 2] {
@@ -117,10 +111,6 @@ mod x86 {
                 let narrow = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packs_epi32(x[0], x[1]));
                 _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
             }
-        }
-        #[inline(always)]
-        fn load_rounded(self, from: &[f32; 16]) -> [__m256; 2] {
-            self.load(from)
         }
         #[inline(always)]
         unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[__m256; 2]; 2] {
@@ -191,14 +181,6 @@ mod x86 {
         fn count_ones(self, bitmap: u32) -> usize {
             // SAFETY: as above; every CPU with AVX-512 has POPCNT.
             unsafe { _popcnt32(bitmap as i32) as usize }
-        }
-        #[inline(always)]
-        fn load_rounded(self, from: &[f32; 16]) -> __m512 {
-            // SAFETY: the token proves AVX-512F; 32 of the 64 bytes are read.
-            unsafe {
-                let half = _mm256_loadu_si256(from.as_ptr().cast());
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
-            }
         }
     }
 }

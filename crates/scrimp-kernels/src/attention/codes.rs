@@ -72,8 +72,9 @@ pub(crate) struct PackedPage {
     pub(crate) page_tokens: usize,
     /// Blocks of 16 dims.
     pub(crate) dim_blocks: usize,
-    /// Where bitmaps and values of a sparse page begin.
+    /// Where bitmaps, centre and values of a sparse page begin.
     pub(crate) bitmaps: usize,
+    pub(crate) centre: usize,
     pub(crate) values: usize,
     /// First tile, and how many.
     pub(crate) first: usize,

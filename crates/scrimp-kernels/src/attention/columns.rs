@@ -3,7 +3,7 @@
 use super::{
     AttentionArgs, UNIT_ROWS,
     dispatch::Kernels,
-    stats::{KINDS, LaneLayout, StatsRequest},
+    stats::{KINDS, LaneLayout, PEAK, StatsRequest},
     storage::TILE,
     unit::{RowBlock, RowState},
 };
@@ -46,6 +46,8 @@ struct Strand {
     stride: usize,
     /// Where the head's sums start in those of the lane.
     columns: usize,
+    /// They are maxima.
+    peak: bool,
 }
 
 /// What a unit's rows add where.
@@ -102,7 +104,8 @@ impl<'a> Columns<'a> {
                     }
                     let last = pairs[before..].iter().flat_map(|p| p.rows).max().unwrap_or(0);
                     let (pairs, columns) = (before..pairs.len(), columns.start);
-                    strands.push(Strand { pairs, last, stride: size * TILE, columns });
+                    let peak = kind == PEAK;
+                    strands.push(Strand { pairs, last, stride: size * TILE, columns, peak });
                 }
             }
         }
@@ -117,10 +120,11 @@ impl Adder<'_> {
         assert!(key + tiles * TILE <= self.padded);
         for strand in &self.strands {
             assert!(strand.last + (tile + tiles - 1) * strand.stride + TILE <= scores.len());
+            let add = if strand.peak { self.kernels.max_columns } else { self.kernels.add_columns };
             // SAFETY: the tiles of all rows are inside the scores, and the keys inside the head's sums; both were checked,
             // the latter also when the strand was made.
             unsafe {
-                (self.kernels.add_columns)(
+                add(
                     scores.as_ptr().add(tile * strand.stride),
                     tiles,
                     strand.stride,

@@ -46,6 +46,8 @@ pub(crate) struct Kernels {
     pub(crate) blocks: &'static [RowKernels],
     /// `(p, tiles, stride, pairs, columns)`
     pub(crate) add_columns: AddColumns,
+    /// Likewise, with maxima in the place of sums.
+    pub(crate) max_columns: AddColumns,
     /// `(row, steps, stride, to)`
     pub(crate) elements: fn(&[f32], usize, usize, &mut [f32]),
     /// Elements of a row to a step.
@@ -139,6 +141,14 @@ macro_rules! tier {
             }
 
             $(#[$attr])*
+            unsafe fn max_columns<F: Format>(
+                p: *const f32, tiles: usize, stride: usize, pairs: &[RowPair], columns: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { kernels::max_columns::<$lanes, F>($token, p, tiles, stride, pairs, columns) }
+            }
+
+            $(#[$attr])*
             unsafe fn qk_codes<C: Codes, const R: usize, const T: usize>(
                 page: &PackedPage, q: *const f32, out: *mut f32,
             ) {
@@ -209,6 +219,7 @@ macro_rules! tier {
                 Kernels {
                     blocks: Of::<F>::BLOCKS,
                     add_columns: add_columns::<F>,
+                    max_columns: max_columns::<F>,
                     elements: F::elements::<$lanes>,
                     pair: F::PAIR,
                     step_bytes: F::STEP_BYTES,

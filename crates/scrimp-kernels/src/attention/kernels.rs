@@ -49,6 +49,8 @@ pub(crate) trait Format: Copy {
     fn weights<S: Lanes>(s: S, pair: &RowPair) -> Self::Weights<S>;
     /// `acc + weights[0] * a + weights[1] * b`, where `store_p` has written `a` and `b`.
     fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights<S>) -> S::F;
+    /// What `store_p` has written to `a`.
+    fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F;
     /// Writes the elements of `row`, `stride` slots apart; dims beyond its end are 0.
     fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]);
 }
@@ -94,6 +96,10 @@ impl Format for Bf16 {
     #[inline(always)]
     fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], weights: S::Weights) -> S::F {
         s.add_rounded(acc, a, b, weights)
+    }
+    #[inline(always)]
+    fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F {
+        s.load_rounded(a)
     }
     #[inline(always)]
     fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
@@ -144,6 +150,10 @@ macro_rules! plain_format {
             #[inline(always)]
             fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], w: [S::F; 2]) -> S::F {
                 s.mul_acc(s.load(b), w[1], s.mul_acc(s.load(a), w[0], acc))
+            }
+            #[inline(always)]
+            fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F {
+                s.load(a)
             }
             #[inline(always)]
             fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
@@ -445,6 +455,34 @@ unsafe fn add_pairs<S: Lanes, F: Format, const N: usize>(
                 acc = F::add_p(s, acc, a, b, weights[i]);
             }
             s.store(acc, at);
+        }
+    }
+}
+
+/// As [`add_columns`], but `columns[key] = max(columns[key], weight * p)` over all rows.
+///
+/// # Safety
+/// As [`add_columns`].
+#[inline(always)]
+pub(crate) unsafe fn max_columns<S: Lanes, F: Format>(
+    s: S,
+    p: *const f32,
+    tiles: usize,
+    stride: usize,
+    pairs: &[RowPair],
+    columns: *mut f32,
+) {
+    for pair in pairs {
+        let weights = pair.weights.map(|w| s.splat(w));
+        for tile in 0..tiles {
+            // SAFETY: all offsets stay inside what the caller vouches for.
+            unsafe {
+                let at = &mut *columns.add(tile * 16).cast();
+                let rows = pair.rows.map(|row| F::load_p(s, &*p.add(row + tile * stride).cast()));
+                let best = s.max(s.mul(rows[0], weights[0]), s.mul(rows[1], weights[1]));
+                let most = s.max(s.load(at), best);
+                s.store(most, at);
+            }
         }
     }
 }

@@ -32,6 +32,9 @@ pub(crate) trait Lanes: Simd {
     /// Writes 16 probabilities rounded to bf16, in element form, and returns them as they are now.
     fn store_rounded(self, x: Self::F, to: &mut [f32; 16]) -> Self::F;
 
+    /// What [`Lanes::store_rounded`] has written.
+    fn load_rounded(self, from: &[f32; 16]) -> Self::F;
+
     /// The weights of two rows, in all lanes.
     type Weights: Copy;
     /// The weights of a pair of rows.
@@ -101,6 +104,11 @@ macro_rules! widened_pairs {
             // SAFETY: the caller vouches for two slots.
             let (a, b) = unsafe { (*element, *element.add(1)) };
             self.mul_acc(pairs[0], self.splat(a), self.mul_acc(pairs[1], self.splat(b), acc))
+        }
+
+        #[inline(always)]
+        fn load_rounded(self, from: &[f32; 16]) -> Self::F {
+            self.load(from)
         }
 
         type Weights = [Self::F; 2];
@@ -196,6 +204,15 @@ mod x86 {
             unsafe {
                 let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x));
                 _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded);
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
+            }
+        }
+
+        #[inline(always)]
+        fn load_rounded(self, from: &[f32; 16]) -> __m512 {
+            // SAFETY: the token proves AVX-512; 32 of the 64 bytes are read.
+            unsafe {
+                let rounded = _mm256_loadu_si256(from.as_ptr().cast());
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
             }
         }

@@ -4,6 +4,9 @@
 //! (`vpexpandw`; in AVX2 a shuffle for each byte of the bitmap); then all is as with bf16 pages. Queries and probabilities
 //! come in the form that those take. Loads run up to 64 bytes past what is kept, which the page has room for.
 //!
+//! A page's centre adds the same to all scores of a row, `q . centre`, and to outputs the sum of the row's probabilities times
+//! the centre: once per page.
+//!
 //! What limits it: memory, where the rows are few; spreading costs about two multiply-adds.
 
 use super::{code_lanes::CodeLanes, codes::PackedPage};
@@ -81,16 +84,28 @@ pub(crate) unsafe fn qk<S: CodeLanes, const R: usize, const T: usize>(
     if R <= 8 {
         prefetch_header(s, a);
     }
+    // In all lanes.
+    let mut base = [s.splat(0.0); R];
+    for step in 0..a.dim_blocks * STEPS {
+        // SAFETY: the centre has a pair for each step.
+        unsafe {
+            let pair = *a.page.add(a.centre).cast::<f32>().add(step);
+            let pairs = s.load_pairs(&[pair; 16]);
+            for r in 0..R {
+                base[r] = s.mac_pairs(base[r], pairs, q.add((step * R + r) * S::PAIR_SLOTS));
+            }
+        }
+    }
     let mut tile = 0;
     while tile < a.tiles {
         // SAFETY: all offsets stay inside what the caller vouches for.
         unsafe {
             let out = out.add(tile * R * 16);
             if tile + T <= a.tiles {
-                qk_tiles::<S, R, T>(s, a, tile, q, out);
+                qk_tiles::<S, R, T>(s, a, tile, q, &base, out);
                 tile += T;
             } else {
-                qk_tiles::<S, R, 1>(s, a, tile, q, out);
+                qk_tiles::<S, R, 1>(s, a, tile, q, &base, out);
                 tile += 1;
             }
         }
@@ -105,9 +120,10 @@ unsafe fn qk_tiles<S: CodeLanes, const R: usize, const T: usize>(
     a: &PackedPage,
     tile: usize,
     q: *const f32,
+    base: &[S::F; R],
     out: *mut f32,
 ) {
-    let mut acc = [[s.splat(0.0); R]; T];
+    let mut acc = [*base; T];
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
         let mut cursors: [Cursor; T] =
@@ -144,16 +160,24 @@ pub(crate) unsafe fn pv<S: CodeLanes, const R: usize, const D: usize>(
     if R <= 8 {
         prefetch_header(s, a);
     }
+    let mut sums = [s.splat(0.0); R];
+    for tile in 0..a.tiles {
+        for r in 0..R {
+            // SAFETY: the caller vouches for the tiles' probabilities.
+            sums[r] = s.add(sums[r], s.load_rounded(unsafe { &*p.add((tile * R + r) * 16).cast() }));
+        }
+    }
+    let sums: [f32; R] = std::array::from_fn(|r| s.reduce_add(sums[r]));
     let mut block = 0;
     while block < a.dim_blocks {
         // SAFETY: all offsets stay inside what the caller vouches for.
         unsafe {
             let acc = acc.add(block * R * 16);
             if block + D <= a.dim_blocks {
-                pv_blocks::<S, R, D>(s, a, block, p, acc);
+                pv_blocks::<S, R, D>(s, a, block, p, &sums, acc);
                 block += D;
             } else {
-                pv_blocks::<S, R, 1>(s, a, block, p, acc);
+                pv_blocks::<S, R, 1>(s, a, block, p, &sums, acc);
                 block += 1;
             }
         }
@@ -168,6 +192,7 @@ unsafe fn pv_blocks<S: CodeLanes, const R: usize, const D: usize>(
     a: &PackedPage,
     block: usize,
     p: *const f32,
+    sums: &[f32; R],
     out: *mut f32,
 ) {
     // SAFETY: all offsets stay inside what the caller vouches for.
@@ -176,6 +201,12 @@ unsafe fn pv_blocks<S: CodeLanes, const R: usize, const D: usize>(
         let mut cursors: [Cursor; D] = std::array::from_fn(|d| Cursor::at(a, (block + d) * units + a.first));
         let mut acc: [[S::F; R]; D] =
             std::array::from_fn(|d| std::array::from_fn(|r| s.load(&*out.add((d * R + r) * 16).cast())));
+        for d in 0..D {
+            let centre = s.load_bf16(&*a.page.add(a.centre + (block + d) * 32).cast());
+            for r in 0..R {
+                acc[d][r] = s.mul_acc(centre, s.splat(sums[r]), acc[d][r]);
+            }
+        }
         for tile in 0..a.tiles {
             for step in 0..STEPS {
                 for d in 0..D {

@@ -13,18 +13,21 @@ pub struct StatsRequest {
     pub recent_from: Option<usize>,
     /// Of the last query alone; it replaces what was there.
     pub last: bool,
+    /// The most that a query of the call or before gave, in the place of a sum.
+    pub peak: bool,
 }
 
 impl StatsRequest {
     /// Whether a call with `n_tokens` queries has something to add.
     pub(crate) fn wants_any(self, n_tokens: usize) -> bool {
-        self.sum || self.last || self.recent_from.is_some_and(|from| from < n_tokens)
+        self.sum || self.last || self.peak || self.recent_from.is_some_and(|from| from < n_tokens)
     }
 
     /// Whether some of `rows` counts.
     pub(crate) fn wants_row(self, args: &AttentionArgs<'_>, rows: &Range<usize>) -> bool {
         let last_token = (rows.end - 1) / (args.n_heads / args.n_kv_heads);
         self.sum
+            || self.peak
             || self.recent_from.is_some_and(|from| last_token >= from)
             || self.last && last_token + 1 == args.n_tokens
     }
@@ -34,13 +37,16 @@ impl StatsRequest {
         match kind {
             0 => self.sum.then_some(0),
             1 => self.recent_from,
-            _ => self.last.then(|| n_tokens - 1),
+            2 => self.last.then(|| n_tokens - 1),
+            _ => self.peak.then_some(0),
         }
     }
 }
 
-/// Kinds of sums: all queries, recent ones, the last.
-pub(crate) const KINDS: usize = 3;
+/// Kinds of sums: all queries, recent ones, the last, and the most of all queries.
+pub(crate) const KINDS: usize = 4;
+/// The kind that is a maximum.
+pub(crate) const PEAK: usize = 3;
 
 /// Normalised attention per (query head, key), summed over queries. Keys are numbered as in the KV head's table.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -51,6 +57,8 @@ pub struct ColumnStats {
     pub recent: Vec<Vec<f32>>,
     /// Of the last query.
     pub last: Vec<Vec<f32>>,
+    /// The most that one query gave.
+    pub peak: Vec<Vec<f32>>,
 }
 
 impl ColumnStats {
@@ -58,7 +66,8 @@ impl ColumnStats {
         match kind {
             0 => &mut self.sum,
             1 => &mut self.recent,
-            _ => &mut self.last,
+            2 => &mut self.last,
+            _ => &mut self.peak,
         }
     }
 }
@@ -109,8 +118,9 @@ impl LaneLayout {
                 starts.push(end);
             }
         }
-        let wanted =
-            [request.sum, request.recent_from.is_some_and(|from| from < args.n_tokens), request.last];
+        let wanted = std::array::from_fn(|kind| {
+            request.first(kind, args.n_tokens).is_some_and(|from| from < args.n_tokens)
+        });
         Self { lanes: of_lanes, group, keys, wanted, starts }
     }
 
@@ -170,7 +180,10 @@ impl LaneLayout {
                 for lane in 0..self.lanes.len() {
                     if let Some(part) = self.columns(kv_head, lane, kind, member) {
                         let sums = &sums[self.range(kv_head, lane)][part];
-                        row.iter_mut().zip(sums).for_each(|(sum, x)| *sum += x);
+                        match kind {
+                            PEAK => row.iter_mut().zip(sums).for_each(|(most, x)| *most = most.max(*x)),
+                            _ => row.iter_mut().zip(sums).for_each(|(sum, x)| *sum += x),
+                        }
                     }
                 }
             });

@@ -208,11 +208,11 @@ impl Problem {
         out
     }
 
-    /// Attention and its column sums (all, from token `recent`, last), in f64.
-    fn exact(&self, recent: usize) -> (Vec<f64>, [Vec<Vec<f64>>; 3]) {
+    /// Attention and its column sums (all, from token `recent`, last) and maxima, in f64.
+    fn exact(&self, recent: usize) -> (Vec<f64>, [Vec<Vec<f64>>; 4]) {
         let (dim, n_heads) = (self.cache.g.head_dim, self.group * self.n_kv_heads);
         let mut out = vec![0.0; self.q.len()];
-        let mut sums: [Vec<Vec<f64>>; 3] =
+        let mut sums: [Vec<Vec<f64>>; 4] =
             std::array::from_fn(|_| vec![vec![0.0; self.cache.n_keys[0]]; n_heads]);
         for token in 0..self.n_tokens {
             for head in 0..n_heads {
@@ -253,6 +253,7 @@ impl Problem {
                     sums[0][head][key] += p;
                     sums[1][head][key] += if token >= recent { p } else { 0.0 };
                     sums[2][head][key] += if token + 1 == self.n_tokens { p } else { 0.0 };
+                    sums[3][head][key] = f64::max(sums[3][head][key], p);
                 }
             }
         }
@@ -286,13 +287,14 @@ impl Problem {
                     assert!((x - y).abs() <= between, "{what}: {x}, scalar {y}");
                 }
             }
-            let request = StatsRequest { sum: true, recent_from: Some(recent), last: true };
+            let request = StatsRequest { sum: true, recent_from: Some(recent), last: true, peak: true };
             let mut columns = ColumnStats::default();
             let with_stats = self.run(tier, Some((request, &mut columns)), pool);
             for (x, y) in with_stats.iter().zip(&exact) {
                 assert!((f64::from(*x) - y).abs() <= self.tolerance(), "{what}: {x}, should be {y}");
             }
-            for (got, want) in [&columns.sum, &columns.recent, &columns.last].into_iter().zip(&sums) {
+            let got = [&columns.sum, &columns.recent, &columns.last, &columns.peak];
+            for (got, want) in got.into_iter().zip(&sums) {
                 for (head, (got, want)) in got.iter().zip(want).enumerate() {
                     assert_eq!(got.len(), want.len());
                     for (key, (&x, &y)) in got.iter().zip(want).enumerate() {
@@ -386,7 +388,7 @@ fn long_prefill_uses_segments() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    let request = StatsRequest { sum: true, recent_from: Some(30), last: true };
+    let request = StatsRequest { sum: true, recent_from: Some(30), last: true, peak: true };
     for (n_tokens, n_keys) in [(1, 1000), (70, 300)] {
         for format in formats() {
             let problem = problem(&Shape { n_tokens, n_keys, ..PLAIN }, format, 11);

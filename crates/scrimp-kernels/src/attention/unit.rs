@@ -80,6 +80,7 @@ impl Queries<'_> {
             page_tokens: g.page_tokens,
             dim_blocks: g.padded_dim() / TILE,
             bitmaps: layout.bitmaps,
+            centre: layout.centre,
             values: layout.values,
             first,
             tiles,

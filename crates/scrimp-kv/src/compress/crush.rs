@@ -7,8 +7,9 @@
 //! ```
 //! In the paper (§3.2) the order is by the distance of their signatures to an anchor, and a representative is kept as it is.
 //!
-//! With a *mass* (ours), a representative stands for its segment `S`: its score gets `ln(sum of a over S / a[rep])` added
-//! from then on, so that `exp(score)` estimates what the whole segment would have added to the softmax. `a[t]` is the
+//! With a *mass* (ours), a representative stands for its segment `S`: its score gets `0.75 ln(sum of a over S / a[rep])` added
+//! from then on, so that `exp(score)` estimates what the whole segment would have added to the softmax. (Not all of it: the estimate is a noisy one, and where heads attend to single tokens, too
+//! high.) `a[t]` is the
 //! attention that the token got, divided by the number of queries that could see it. The representative is then the token
 //! of its segment with the most attention, and segments have about equal sums of `sqrt(a)`: those of tokens that matter are
 //! short. The estimate is better where a query treats the tokens of a segment alike, which it does where their keys are
@@ -121,9 +122,9 @@ impl Crush {
         let of_segment = |segment: Range<usize>| {
             let segment = &order[segment];
             let middle = segment[segment.len() / 2];
-            let (index, mass) = match self.mass {
-                Mass::None => (middle, 1.0),
-                Mass::Count => (middle, segment.len() as f64),
+            match self.mass {
+                Mass::None => (middle, 0.0),
+                Mass::Count => (middle, (segment.len() as f32).ln()),
                 Mass::Attention => {
                     let best = segment.iter().copied().reduce(|best, i| match a(i).total_cmp(&a(best)) {
                         std::cmp::Ordering::Greater => i,
@@ -132,15 +133,22 @@ impl Crush {
                     });
                     let best = best.unwrap_or(middle);
                     let sum: f64 = segment.iter().map(|&i| f64::from(a(i))).sum();
-                    (best, sum / f64::from(a(best)))
+                    (best, bias(sum, f64::from(a(best))))
                 }
-            };
-            // Where nothing was attended to, there is no ratio.
-            let bias = if mass.is_finite() && mass >= 1.0 { mass.ln() as f32 } else { 0.0 };
-            (index, bias)
+            }
         };
         segments.into_iter().map(of_segment).collect()
     }
+}
+
+/// The power of a segment's mass that its representative stands for.
+const POWER: f64 = 0.75;
+
+/// What is added to the score of a token with attention `own`, which stands for a segment that got `sum`.
+pub(super) fn bias(sum: f64, own: f64) -> f32 {
+    let mass = sum / own;
+    // Where nothing was attended to, there is no ratio.
+    if mass.is_finite() && mass >= 1.0 { (POWER * mass.ln()) as f32 } else { 0.0 }
 }
 
 /// Cuts a row of `len` into `n` parts of about equal length.

@@ -9,7 +9,7 @@
 mod crush;
 mod keys;
 mod page;
-mod select;
+pub(crate) mod select;
 mod signature;
 
 pub use crush::{Anchor, Crush, Mass, Order};
@@ -53,6 +53,9 @@ pub struct Compression {
     pub crush: Crush,
     /// What is kept or dropped as a whole.
     pub granularity: Granularity,
+    /// Turn kept keys so that the model finds no gaps where tokens were dropped (see
+    /// [`Sequence::compress_turning`](crate::Sequence::compress_turning)).
+    pub rerotate: bool,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -73,6 +76,7 @@ impl Compression {
             recent,
             crush: Crush::default(),
             granularity: Granularity::Token,
+            rerotate: false,
             seed: 0,
         }
     }

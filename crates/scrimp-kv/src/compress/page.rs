@@ -8,9 +8,9 @@
 //! ```
 //! The pages that the policy would drop are sorted by the distance of their signatures to the anchor, and evenly spaced ones of
 //! them are kept. With a mass, a page stands for its segment: the score of each of its tokens gets the logarithm of the segment's attention
-//! over the page's. Keys have no order of pages: `keys` is `score` here.
+//! over the page's.
 
-use super::{Compression, Mass, Order, crush, select, signature::Signatures};
+use super::{Compression, Mass, Order, crush, keys, select, signature::Signatures};
 use crate::policy::{Attention, Kept, LayerView};
 use std::ops::Range;
 
@@ -52,26 +52,25 @@ pub(super) fn of_layer(view: &LayerView<'_>, how: &Compression, budget: usize, t
     let representatives = (representatives / tokens).min(dropped.len());
     let mut bias = vec![0.0; n];
     if representatives > 0 {
-        let segments = segments(view, how, &dropped, &scores, &pages, &middle, representatives);
         let attention = mean_of(&|head, out| view.attention(Attention::Mean, head, out));
         let mass = |p: u32| -> f32 { attention[pages[p as usize].clone()].iter().sum() };
+        let segments = segments(view, how, &dropped, &scores, &pages, &middle, &mass, representatives);
         for segment in segments {
             let middle = segment[segment.len() / 2];
-            let (page, mass) = match how.crush.mass {
-                Mass::None => (middle, 1.0),
-                Mass::Count => (middle, segment.len() as f32),
+            let (page, added) = match how.crush.mass {
+                Mass::None => (middle, 0.0),
+                Mass::Count => (middle, (segment.len() as f32).ln()),
                 Mass::Attention => {
                     let best = segment
                         .iter()
                         .copied()
                         .fold(segment[0], |best, p| if mass(p) > mass(best) { p } else { best });
-                    (best, segment.iter().map(|&p| mass(p)).sum::<f32>() / mass(best))
+                    let sum = segment.iter().map(|&p| mass(p)).sum::<f32>();
+                    (best, crush::bias(sum.into(), mass(best).into()))
                 }
             };
             kept[pages[page as usize].clone()].fill(true);
-            if mass.is_finite() && mass >= 1.0 {
-                bias[pages[page as usize].clone()].fill(mass.ln());
-            }
+            bias[pages[page as usize].clone()].fill(added);
         }
     }
     fill_up(&mut kept, &scores, &middle, budget);
@@ -86,6 +85,7 @@ pub(super) fn of_layer(view: &LayerView<'_>, how: &Compression, budget: usize, t
 }
 
 /// Dropped pages in order, cut into `n` segments of equal length.
+#[allow(clippy::too_many_arguments)]
 fn segments(
     view: &LayerView<'_>,
     how: &Compression,
@@ -93,6 +93,7 @@ fn segments(
     scores: &[f32],
     pages: &[Range<usize>],
     middle: &Range<usize>,
+    mass: &dyn Fn(u32) -> f32,
     n: usize,
 ) -> Vec<Vec<u32>> {
     let mut order = dropped.to_vec();
@@ -107,7 +108,8 @@ fn segments(
             order =
                 Signatures::from_bits(pages.len(), bits, bit).sorted(how.crush.anchor, dropped, view.seed(0));
         }
-        Order::Score | Order::Keys => {
+        Order::Keys => order = keys::sorted_pages(view, pages, dropped, mass),
+        Order::Score => {
             let sum = |p: u32| -> f32 { scores[pages[p as usize].clone()].iter().sum() };
             order.sort_by(|&x, &y| sum(y).total_cmp(&sum(x)).then(x.cmp(&y)));
         }

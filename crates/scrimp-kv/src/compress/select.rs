@@ -15,22 +15,53 @@ pub fn select(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<Kep
     if let Granularity::Page(tokens) = how.granularity {
         return page::of_layer(view, how, budget, tokens);
     }
-    let scores: Vec<Vec<f32>> = heads
-        .clone()
-        .map(|head| {
-            let mut scores = vec![0.0; view.n_tokens(head)];
-            how.policy.policy.score(view, head, &mut scores);
-            scores.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = f32::NEG_INFINITY);
-            scores
-        })
-        .collect();
-    let mut budgets = vec![budget; heads.len()];
-    if how.policy.shared_budget {
-        let free: Vec<_> = scores.iter().map(|s| s[middle(s.len(), how)].to_vec()).collect();
-        let shares = adakv::head_budgets(&free, budget.saturating_sub(how.fixed()));
-        budgets = shares.into_iter().zip(&scores).map(|(n, s)| n + how.fixed().min(s.len())).collect();
-    }
+    let scores = scores(view, how);
+    let budgets = match how.policy.shared_budget {
+        true => head_budgets(&scores.iter().collect::<Vec<_>>(), how, budget, adakv::FLOOR),
+        false => vec![budget; scores.len()],
+    };
+    within(view, how, budget, &scores, &budgets)
+}
+
+/// Whether heads of all layers share one budget.
+pub(crate) fn shares_layers(how: &Compression) -> bool {
+    how.policy.policy.shares_layers() && !how.policy.shared_budget && how.granularity == Granularity::Token
+}
+
+/// The policy's score of every token of each KV head.
+pub(crate) fn scores(view: &LayerView<'_>, how: &Compression) -> Vec<Vec<f32>> {
+    let of_head = |head| {
+        let mut scores = vec![0.0; view.n_tokens(head)];
+        how.policy.policy.score(view, head, &mut scores);
+        scores.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = f32::NEG_INFINITY);
+        scores
+    };
+    (0..view.n_kv_heads()).map(of_head).collect()
+}
+
+/// Tokens that each KV head of each layer may keep, `budget` on average, given the scores `[layer][head][token]`.
+pub(crate) fn model_budgets(scores: &[Vec<Vec<f32>>], how: &Compression, budget: usize) -> Vec<Vec<usize>> {
+    let heads: Vec<_> = scores.iter().flatten().collect();
+    let mut budgets = head_budgets(&heads, how, budget, 0.0).into_iter();
+    scores.iter().map(|layer| budgets.by_ref().take(layer.len()).collect()).collect()
+}
+
+fn head_budgets(scores: &[&Vec<f32>], how: &Compression, budget: usize, floor: f64) -> Vec<usize> {
+    let free: Vec<&[f32]> = scores.iter().map(|s| &s[middle(s.len(), how)]).collect();
+    let shares = adakv::head_budgets(&free, budget.saturating_sub(how.fixed()), floor);
+    shares.into_iter().zip(scores).map(|(n, s)| n + how.fixed().min(s.len())).collect()
+}
+
+/// What each KV head keeps, given its scores and how many tokens it may keep (`budget` on average).
+pub(crate) fn within(
+    view: &LayerView<'_>,
+    how: &Compression,
+    budget: usize,
+    scores: &[Vec<f32>],
+    budgets: &[usize],
+) -> Vec<Kept> {
     let signatures = SharedSignatures::new(view, how, budget);
+    let heads = 0..scores.len();
     heads.map(|head| of_head(view, how, head, &scores[head], budgets[head], signatures.as_ref())).collect()
 }
 

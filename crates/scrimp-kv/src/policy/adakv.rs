@@ -10,24 +10,25 @@
 pub const PREFIX: &str = "adakv:";
 
 /// Share of the budget that each head has for itself.
-const FLOOR: f64 = 0.2;
+pub(crate) const FLOOR: f64 = 0.2;
 
-/// Splits `heads x budget` tokens among heads, given the scores of the tokens that may be evicted.
+/// Splits `heads x budget` tokens among heads, given the scores of the tokens that may be evicted, and the share of its budget that
+/// each head has for itself.
 ///
 /// The result adds up to `heads x budget`, and no head gets more than it has.
-pub fn head_budgets(scores: &[Vec<f32>], budget: usize) -> Vec<usize> {
+pub fn head_budgets(scores: &[&[f32]], budget: usize, floor: f64) -> Vec<usize> {
     let heads = scores.len();
     let total = heads * budget;
     let mut all: Vec<(f32, usize)> =
         scores.iter().enumerate().flat_map(|(head, s)| s.iter().map(move |&x| (x, head))).collect();
     if total >= all.len() {
-        return scores.iter().map(Vec::len).collect();
+        return scores.iter().map(|s| s.len()).collect();
     }
     // The highest first; where scores are equal, the lower head.
-    all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    all.select_nth_unstable_by(total, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut counts = vec![0_usize; heads];
     all[..total].iter().for_each(|&(_, head)| counts[head] += 1);
-    let shares = counts.iter().map(|&c| FLOOR * budget as f64 + (1.0 - FLOOR) * c as f64);
+    let shares = counts.iter().map(|&c| floor * budget as f64 + (1.0 - floor) * c as f64);
     // Rounding the running total makes the parts add up; each stays within one of its share, so a head is capped where it has too little, and
     // the rest goes to the first that have room.
     let (mut exact, mut given) = (0.0, 0);
@@ -56,8 +57,8 @@ mod tests {
         let mut peaked = vec![0.0; 100];
         peaked[..5].fill(9.0);
         // Of the 40 best, 5 belong to the second head.
-        assert_eq!(head_budgets(&[flat.clone(), peaked.clone()], 20), [4 + 28, 4 + 4]);
-        assert_eq!(head_budgets(&[peaked, flat], 20), [4 + 4, 4 + 28]);
+        assert_eq!(head_budgets(&[&flat, &peaked], 20, FLOOR), [4 + 28, 4 + 4]);
+        assert_eq!(head_budgets(&[&peaked, &flat], 20, FLOOR), [4 + 4, 4 + 28]);
     }
 
     #[test]
@@ -66,7 +67,8 @@ mod tests {
         {
             let scores: Vec<Vec<f32>> =
                 lengths.iter().map(|&n| (0..n).map(|i| (i * 7 % 5) as f32).collect()).collect();
-            let budgets = head_budgets(&scores, budget);
+            let scores: Vec<&[f32]> = scores.iter().map(Vec::as_slice).collect();
+            let budgets = head_budgets(&scores, budget, FLOOR);
             let held: usize = lengths.iter().sum();
             assert_eq!(budgets.iter().sum::<usize>(), held.min(budget * lengths.len()));
             assert!(budgets.iter().zip(&lengths).all(|(b, n)| b <= n));

@@ -5,8 +5,8 @@
 //! ```text
 //! score[t] = max over repeated tokens i and the group's query heads of softmax(q_i k)[t]
 //! ```
-//! The maximum is taken over means of a few neighbouring queries, which one attention call computes together. Tokens
-//! that came after that pass count as needed.
+//! All KV heads of all layers share one budget (§3.4): heads that the model copies with keep nearly everything, others next
+//! to nothing. `adakv:kvzip` shares within each layer only. Tokens that came after that pass count as needed.
 
 use super::{Attention, LayerView, Needs, Policy};
 
@@ -31,5 +31,9 @@ impl Policy for KvZip {
         view.attention(Attention::Repeated, kv_head, out);
         let known = view.n_known(Attention::Repeated, kv_head);
         out.iter_mut().skip(known).for_each(|x| *x = 1.0);
+    }
+
+    fn shares_layers(&self) -> bool {
+        true
     }
 }

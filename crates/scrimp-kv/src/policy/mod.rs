@@ -124,6 +124,12 @@ pub trait Policy: std::fmt::Debug + Send + Sync {
         layer.budget
     }
 
+    /// Whether scores of different layers can be compared, so that the heads of all layers share one budget, spent where
+    /// scores are highest.
+    fn shares_layers(&self) -> bool {
+        false
+    }
+
     /// The attention that query heads judge tokens by (KVCrush's signatures, §3.1 of arXiv 2503.00022).
     fn signature(&self) -> Attention {
         Attention::Mean

@@ -60,6 +60,11 @@ impl<'a> LayerView<'a> {
         self.sequence.read_key(self.layer, kv_head, index, k);
     }
 
+    /// Reads the keys of tokens `16 * tile..` at once (`[head_dim][16]`; what is behind the last token is anything).
+    pub fn read_key_tile(&self, kv_head: usize, tile: usize, keys: &mut [[f32; 16]]) {
+        self.sequence.read_key_tile(self.layer, kv_head, tile, keys);
+    }
+
     /// Tokens of `kv_head` whose attention of a kind is known, the first ones.
     pub fn n_known(&self, kind: Attention, kv_head: usize) -> usize {
         let rows = self.rows(kind);

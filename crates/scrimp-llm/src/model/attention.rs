@@ -1,9 +1,6 @@
 //! Attention of a forward pass: each sequence appends its keys and values to its own cache and reads that.
 
-use super::{
-    forward::{Buffers, Context, Part, sized},
-    passes::SLICE,
-};
+use super::forward::{Buffers, Context, Part, sized};
 use crate::error::Result;
 use scrimp_kv::{AttentionInputs, BatchEntry, Queries, StatsWanted, attend_all};
 
@@ -81,18 +78,10 @@ impl Buffers {
         let wanted = if only_wanted { part.wanted } else { queries };
         let all = rows.start * q_dim..rows.end * q_dim;
         let (q, out) = (&self.q[all.clone()], &mut self.attn[all]);
-        // Repeating the prompt, few queries at a time, so that the most attention that a token gets can be told.
-        let slice = if session.repeated.is_some() { SLICE } else { queries };
-        for first in (0..queries).step_by(slice.max(1)) {
-            let last = (first + slice).min(queries);
-            let range = first * q_dim..last * q_dim;
-            let from = (queries - wanted).saturating_sub(first).min(last - first);
-            let whose = Queries::Before(queries - last);
-            let inputs = inputs(context, &q[range.clone()], &mut out[range], whose, from, part.stats);
-            session.kv.attend(layer, inputs, context.pool, &mut self.attention)?;
-            if let Some(repeated) = &mut session.repeated {
-                repeated.take(layer, &session.kv.take_stats(layer).0.sum);
-            }
+        let inputs = inputs(context, q, out, Queries::Last, queries - wanted, part.stats);
+        session.kv.attend(layer, inputs, context.pool, &mut self.attention)?;
+        if let Some(repeated) = &mut session.repeated {
+            repeated.take(layer, &session.kv.take_stats(layer).0.peak);
         }
         Ok(())
     }

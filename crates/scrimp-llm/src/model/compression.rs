@@ -5,9 +5,13 @@
 //!                  gathering attention                                      the last 32 queries before that gather it
 //! ```
 
-use super::{Session, passes::SampledQueries};
+use super::{
+    Session,
+    passes::{SampledQueries, rotate},
+};
 use crate::error::Result;
-use scrimp_kv::{StatsWanted, compress::Compression, policy::Needs};
+use scrimp_kernels::ops::RopeTable;
+use scrimp_kv::{StatsWanted, Turn, compress::Compression, policy::Needs};
 
 /// How many tokens beyond its budget a cache may hold while text is generated: a share of the budget, but at least so many.
 const SLACK: (usize, usize) = (8, 64);
@@ -63,7 +67,7 @@ impl Session<'_> {
         self.sampled = needs.expected.then(|| SampledQueries::new(self.len(), len));
         self.compression.unpacked_until = len;
         let recent_from = needs.recent.map(|w| len.saturating_sub(w) as u32);
-        let wanted = StatsWanted { sum: needs.sum, recent_from, last: needs.last };
+        let wanted = StatsWanted { sum: needs.sum, recent_from, last: needs.last, peak: false };
         self.gather_attention((wanted != StatsWanted::default()).then_some(wanted));
     }
 
@@ -100,7 +104,18 @@ impl Session<'_> {
     /// # Errors
     /// When memory cannot be had; then the session starts over.
     pub fn compress(&mut self, how: &Compression, budget: usize) -> Result<()> {
-        if let Err(e) = self.kv.compress(how, budget, &self.model.pool) {
+        let (model, len) = (self.model, self.len() as u32);
+        let mut table = RopeTable::default();
+        if how.rerotate {
+            let inv_freq = &model.config().rope_for(self.rope_tokens).inv_freq;
+            table.fill(&model.pool, &(0..len).collect::<Vec<_>>(), inv_freq, 1.0);
+        }
+        let turn = |key: &mut [f32], by: u32| {
+            let (cos, sin) = table.row(by as usize);
+            rotate(model.tier, model.config(), key, cos, sin);
+        };
+        let turn: Option<Turn<'_>> = if how.rerotate { Some(&turn) } else { None };
+        if let Err(e) = self.kv.compress_turning(how, budget, &model.pool, turn) {
             self.reset();
             return Err(e.into());
         }
@@ -117,7 +132,7 @@ impl Session<'_> {
     /// What attention of the next `n` tokens is to be gathered.
     pub(super) fn wanted_stats(&self, n: usize) -> Option<StatsWanted> {
         if self.repeated.is_some() {
-            return Some(StatsWanted { sum: true, ..StatsWanted::default() });
+            return Some(StatsWanted { peak: true, ..StatsWanted::default() });
         }
         if self.stats.is_some() {
             return self.stats;
@@ -132,6 +147,7 @@ impl Session<'_> {
                 .filter(|&from| end > from)
                 .map(|p| p as u32),
             last: last && end >= plan.at,
+            peak: false,
         };
         (wanted != StatsWanted::default()).then_some(wanted)
     }

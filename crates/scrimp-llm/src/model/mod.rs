@@ -29,7 +29,7 @@ use crate::{
 };
 use scrimp_kernels::{Tier, threads::Pool};
 use scrimp_kv::{KvCache, KvConfig, KvFormat, PageGeometry};
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
 use weights::Weights;
 
 /// Tokens per page of the KV cache.
@@ -64,6 +64,8 @@ pub struct Model {
     pool: Pool,
     tier: Tier,
     kv: KvCache,
+    /// Made when it is needed.
+    repeat_prompts: OnceLock<passes::RepeatPrompts>,
 }
 
 impl Model {
@@ -88,7 +90,8 @@ impl Model {
         let (tier, format, pool) = set_up(&config, options)?;
         let weights = weights::load(&checkpoint, &pool, progress)?;
         let kv = cache(&config, format)?;
-        Ok(Self { config, checkpoint: Some(checkpoint), weights, pool, tier, kv })
+        let checkpoint = Some(checkpoint);
+        Ok(Self { config, checkpoint, weights, pool, tier, kv, repeat_prompts: OnceLock::new() })
     }
 
     /// A model with random weights, for measuring speed and memory.
@@ -100,7 +103,7 @@ impl Model {
         let (tier, format, pool) = set_up(&config, options)?;
         let weights = synthetic::weights(synthetic, &config, &pool)?;
         let kv = cache(&config, format)?;
-        Ok(Self { config, checkpoint: None, weights, pool, tier, kv })
+        Ok(Self { config, checkpoint: None, weights, pool, tier, kv, repeat_prompts: OnceLock::new() })
     }
 
     /// An empty sequence.
@@ -114,6 +117,14 @@ impl Model {
     /// When there is no such format.
     pub fn session_in(&self, kv_format: &str) -> Result<Session<'_>> {
         Ok(Session::over(self, cache(self.config(), kv_format.parse()?)?.sequence()))
+    }
+
+    /// What stands before the parts of a prompt that the model is made to repeat; nothing where the files have no tokenizer.
+    fn repeat_prompts(&self) -> &passes::RepeatPrompts {
+        self.repeat_prompts.get_or_init(|| {
+            let prompts = self.checkpoint.as_ref().map(passes::RepeatPrompts::new);
+            prompts.and_then(Result::ok).unwrap_or_default()
+        })
     }
 
     /// A cache for sessions of this model ([`Model::session_in_cache`]) whose pages take at most `limit` bytes together.

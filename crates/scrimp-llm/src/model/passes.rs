@@ -3,6 +3,8 @@
 
 use super::Session;
 use crate::{
+    chat::{ChatTemplate, Message},
+    checkpoint::Checkpoint,
     config::{ModelConfig, RopePairs},
     error::{Error, Result},
 };
@@ -12,12 +14,65 @@ use scrimp_kv::{AttentionInputs, PassScores, Queries, StatsWanted};
 /// Tokens that are repeated before the cache is back at the prompt.
 const REPEAT: usize = 1024;
 /// Tokens of the text before a part, from which the model finds its place.
-const LEAD: usize = 16;
-/// Queries of one attention call in the second pass; the score is a maximum over their means.
-pub(super) const SLICE: usize = 8;
+const LEAD: usize = 8;
+/// What the model is told to do (§3.2 of arXiv 2505.23416), before the first part and before the others.
+const REPEAT_ALL: &str = "Repeat the previous context exactly.";
+const REPEAT_FROM: &str = "Repeat the part of the previous context exactly, starting with";
 /// Queries of the prompt that stand for those to come, and how far from the end of the prompt these are.
 const SAMPLES: usize = 64;
 const HORIZON: usize = 512;
+
+/// What stands before the parts of a repetition, in tokens.
+#[derive(Debug, Default)]
+pub(super) struct RepeatPrompts {
+    /// Before the first part.
+    all: Vec<u32>,
+    /// Before the others, on both sides of the tokens that they follow.
+    from: [Vec<u32>; 2],
+}
+
+impl RepeatPrompts {
+    /// In the words of a chat template, if the model has one; without a tokenizer there are none.
+    pub(super) fn new(checkpoint: &Checkpoint) -> Result<Self> {
+        let tokenizer = checkpoint.tokenizer()?;
+        let [before, after] = match checkpoint.chat_template(&tokenizer)? {
+            Some(template) => turn(&template).unwrap_or_else(Self::plain),
+            None => Self::plain(),
+        };
+        let ids = |text: String| tokenizer.encode(&text, false, true);
+        Ok(Self {
+            all: ids(format!("{before}{REPEAT_ALL}{after}"))?,
+            from: [ids(format!("{before}{REPEAT_FROM}"))?, ids(after)?],
+        })
+    }
+
+    fn plain() -> [String; 2] {
+        ["\n\n".into(), "\n".into()]
+    }
+
+    /// Before a part that follows `lead`.
+    fn before(&self, lead: &[u32]) -> Vec<u32> {
+        let [before, after] = &self.from;
+        match lead {
+            [] => self.all.clone(),
+            _ => [before, lead, after].concat(),
+        }
+    }
+
+    fn longest(&self) -> usize {
+        self.all.len().max(self.from.iter().map(Vec::len).sum())
+    }
+}
+
+/// What a template puts before and after a question that follows an answer.
+fn turn(template: &ChatTemplate) -> Option<[String; 2]> {
+    let [question, answer, next] = ["7f3q", "7f3a", "7f3n"];
+    let messages =
+        [Message::new("user", question), Message::new("assistant", answer), Message::new("user", next)];
+    let text = template.render(&messages, true, &serde_json::Map::new()).ok()?;
+    let (before, after) = text.split_once(answer)?.1.split_once(next)?;
+    Some([before.to_owned(), after.to_owned()])
+}
 
 /// The most attention so far, `[layer][query head][token]`.
 #[derive(Debug, Clone, Default)]
@@ -28,14 +83,14 @@ pub(super) struct Repeated {
 }
 
 impl Repeated {
-    /// Takes the sums of the last slice of queries.
-    pub(super) fn take(&mut self, layer: usize, sums: &[Vec<f32>]) {
+    /// Takes the most attention that the last queries gave.
+    pub(super) fn take(&mut self, layer: usize, peaks: &[Vec<f32>]) {
         let best = &mut self.best[layer];
-        best.resize_with(sums.len(), Vec::new);
-        for (best, sums) in best.iter_mut().zip(sums) {
-            let n = self.tokens.min(sums.len());
+        best.resize_with(peaks.len(), Vec::new);
+        for (best, peaks) in best.iter_mut().zip(peaks) {
+            let n = self.tokens.min(peaks.len());
             best.resize(n, 0.0);
-            best.iter_mut().zip(sums).for_each(|(best, x)| *best = best.max(*x));
+            best.iter_mut().zip(peaks).for_each(|(best, x)| *best = best.max(*x));
         }
     }
 }
@@ -80,8 +135,13 @@ impl Session<'_> {
     /// When the context has no room for a part of the repetition, or the model fails.
     pub fn repeat(&mut self, tokens: &[u32]) -> Result<()> {
         let (len, context) = (self.len(), self.model.context_length());
-        let room = (context - len).min(REPEAT + LEAD);
-        if room <= LEAD {
+        // Where there is no room for words, the model finds its place without.
+        let none = RepeatPrompts::default();
+        let told = self.model.repeat_prompts();
+        let prompts = if context - len > 2 * (told.longest() + LEAD) { told } else { &none };
+        let lead = prompts.longest() + LEAD;
+        let room = (context - len).min(REPEAT + lead);
+        if room <= lead {
             return Err(Error::bad_input_hint(
                 format!(
                     "repeating the prompt needs more than its {len} tokens of context, the model has {context}"
@@ -97,8 +157,10 @@ impl Session<'_> {
         copy.repeated = Some(Repeated { tokens: len, best: vec![Vec::new(); n_layers] });
         let mut start = 0;
         while start < tokens.len() {
-            let end = (start + room - LEAD).min(tokens.len());
-            copy.forward(&tokens[start.saturating_sub(LEAD)..end])?;
+            let end = (start + room - lead).min(tokens.len());
+            let mut told = prompts.before(&tokens[start.saturating_sub(LEAD)..start]);
+            told.extend_from_slice(&tokens[start..end]);
+            copy.forward(&told)?;
             copy.truncate(len);
             if copy.len() < len {
                 // A sliding-window layer cannot go back that far: the next part starts from the prompt again.
@@ -204,5 +266,27 @@ pub(super) fn rotate(
     match config.rope_pairs {
         RopePairs::Halves => ops::rotate_halves(tier, head, cos, sin),
         RopePairs::Adjacent => ops::rotate_adjacent(tier, head, cos, sin),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_stand_in_a_turn_of_their_own() {
+        let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                      {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        let want = ["<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"];
+        assert_eq!(turn(&template), Some(want.map(str::to_owned)));
+    }
+
+    #[test]
+    fn a_part_follows_the_tokens_before_it() {
+        let prompts = RepeatPrompts { all: vec![1, 2], from: [vec![3], vec![4, 5]] };
+        assert_eq!(prompts.before(&[]), [1, 2]);
+        assert_eq!(prompts.before(&[8, 9]), [3, 8, 9, 4, 5]);
+        assert_eq!(prompts.longest(), 3);
     }
 }

@@ -186,6 +186,32 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
+    /// Appends `n` tokens that nobody has read: random keys and values, so that the speed behind long prompts can be measured without
+    /// reading them.
+    ///
+    /// # Errors
+    /// When the context has no room for them, or memory cannot be had.
+    pub fn pretend(&mut self, n: usize) -> Result<()> {
+        if self.len() + n > self.model.context_length() {
+            return Err(Error::bad_input(format!("{n} more tokens do not fit the model's context")));
+        }
+        let width = self.kv.n_kv_heads() * self.kv.head_dim();
+        let mut state = 1_u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let rows: Vec<f32> = (0..2 * CHUNK * width).map(|_| noise()).collect();
+        for start in (0..n).step_by(CHUNK) {
+            let len = CHUNK.min(n - start) * width;
+            for layer in 0..self.kv.n_layers() {
+                self.kv.append(layer, &rows[..len], &rows[CHUNK * width..][..len], &self.model.pool)?;
+            }
+        }
+        self.rope_tokens = self.rope_tokens.max(self.len());
+        Ok(())
+    }
+
     /// Tokens seen so far.
     pub fn len(&self) -> usize {
         self.kv.len()

@@ -9,7 +9,7 @@ fn gathered_attention_sums_to_the_queries_and_changes_no_logits() {
     let expected: Expected = read_json(&folder.join("expected.json"));
     let n = expected.ids.len();
     let recent = 5;
-    let wanted = StatsWanted { sum: true, recent_from: Some((n - recent) as u32), last: true };
+    let wanted = StatsWanted { sum: true, recent_from: Some((n - recent) as u32), last: true, peak: false };
     for tier in [Some("scalar"), None] {
         let model = load(&folder, tier);
         let plain = model.session().forward(&expected.ids).unwrap().to_vec();

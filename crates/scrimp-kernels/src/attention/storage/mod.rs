@@ -73,6 +73,9 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn read_k(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]);
     /// Reads the value in `slot` (`[head_dim]`).
     fn read_v(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]);
+    /// Reads the keys of a whole tile, `[head_dim][16 tokens]`: much faster than one by one. Slots that hold no token may give
+    /// anything.
+    fn read_k_tile(&self, g: PageGeometry, page: &[u8], tile: usize, keys: &mut [[f32; TILE]]);
     /// Copies a key between pages without changing its bits.
     fn copy_k(&self, g: PageGeometry, from: &[u8], from_slot: usize, to: &mut [u8], to_slot: usize);
     /// Copies a value between pages without changing its bits.
@@ -208,6 +211,16 @@ impl<E: Element, const P: usize> Storage for Plain<E, P> {
         }
     }
 
+    fn read_k_tile(&self, g: PageGeometry, page: &[u8], tile: usize, keys: &mut [[f32; TILE]]) {
+        let page: &[E::Bits] = bytemuck::cast_slice(page);
+        let tile = &page[Self::k_base(g, tile * TILE)..][..g.padded_dim() * TILE];
+        for (step, keys) in tile.chunks_exact(TILE * P).zip(keys[..g.head_dim].chunks_mut(P)) {
+            for (p, key) in keys.iter_mut().enumerate() {
+                *key = std::array::from_fn(|t| E::decode(step[t * P + p]));
+            }
+        }
+    }
+
     fn copy_k(&self, g: PageGeometry, from: &[u8], from_slot: usize, to: &mut [u8], to_slot: usize) {
         assert!(from_slot < g.page_tokens && to_slot < g.page_tokens);
         let (from, to): (&[E::Bits], &mut [E::Bits]) =
@@ -283,6 +296,7 @@ mod tests {
                 storage.copy_k(g, &old_k, 3, k, page_tokens - 1);
                 storage.copy_v(g, &old_v, 3, v, page_tokens - 1);
                 let mut row = vec![0.0; head_dim];
+                let mut tile = vec![[0.0; TILE]; head_dim];
                 for slot in 0..page_tokens {
                     let expected = |d: usize| match page_tokens - slot {
                         1 => value(3, d),
@@ -295,6 +309,8 @@ mod tests {
                         "{} K {slot} of {g:?}",
                         storage.name()
                     );
+                    storage.read_k_tile(g, k, slot / TILE, &mut tile);
+                    assert!((0..head_dim).all(|d| tile[d][slot % TILE] == expected(d)), "{g:?}");
                     storage.read_v(g, v, slot, &mut row);
                     assert!(
                         (0..head_dim).all(|d| row[d] == expected(d)),

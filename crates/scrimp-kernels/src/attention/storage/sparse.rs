@@ -3,13 +3,17 @@
 //! ```text
 //! page: starts   [units] u16    kept elements before each unit of 16 by 16 elements
 //!       bitmaps  [steps] u32    bit i: element i of the step is kept
-//!       values   [kept] bf16    in the order of the bits
+//!       centre   [D] bf16       mean of each dim over the tokens of the page
+//!       values   [kept] bf16    what is kept, less the centre, in the order of the bits
 //! ```
+//! The centre (ours) is what dropped elements are read as, and what magnitudes are measured from: keys have dims whose mean is far
+//! from zero, and dims that RoPE turns slowly are nearly the same for neighbours.
+//!
 //! each part padded to a multiple of 64 bytes, and 64 bytes behind the values, so that kernels may load whole vectors. Steps
 //! of 32 elements, and units of 8 steps, stand in the order of bf16 pages (see [`storage`](super)). Every token keeps as
 //! many elements (those of the largest magnitude; of equal ones the first), or every page does, so a page has one size.
 //!
-//! With 64 tokens to a page, sparsity `s` takes `16 (1 - s) + 1 + 1/16` bits for each element.
+//! With 64 tokens to a page, sparsity `s` takes `16 (1 - s) + 1 + 5/16` bits for each element.
 
 use super::{PageGeometry, TILE, packing::Packing};
 use half::bf16;
@@ -41,6 +45,7 @@ const UNIT: usize = TILE * TILE;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     pub(crate) bitmaps: usize,
+    pub(crate) centre: usize,
     pub(crate) values: usize,
     bytes: usize,
 }
@@ -49,8 +54,9 @@ impl Layout {
     pub(crate) const fn new(g: PageGeometry, kept: usize) -> Self {
         let elements = g.page_tokens * g.padded_dim();
         let bitmaps = (elements / UNIT * 2).next_multiple_of(64);
-        let values = bitmaps + (elements / STEP * 4).next_multiple_of(64);
-        Self { bitmaps, values, bytes: values + (kept * 2).next_multiple_of(64) + 64 }
+        let centre = bitmaps + (elements / STEP * 4).next_multiple_of(64);
+        let values = centre + (g.padded_dim() * 2).next_multiple_of(64);
+        Self { bitmaps, centre, values, bytes: values + (kept * 2).next_multiple_of(64) + 64 }
     }
 }
 
@@ -99,7 +105,10 @@ impl Sparse {
         let (dim, padded) = (g.head_dim, g.padded_dim());
         assert!(rows.len() == g.page_tokens * dim && Self::fits(g));
         let kept = Self::kept(dropped, dim);
-        let bits: Vec<u16> = rows.iter().map(|&x| super::bfloat16::round_to_bf16(x)).collect();
+        let centre = centre(rows, dim);
+        let offsets = centre.iter().map(|c| c.to_f32()).cycle();
+        let bits: Vec<u16> =
+            rows.iter().zip(offsets).map(|(&x, c)| super::bfloat16::round_to_bf16(x - c)).collect();
         let (group, kept_of_group) = match self.scope {
             Scope::Token => (dim, kept),
             Scope::Page => (bits.len(), kept * g.page_tokens),
@@ -116,6 +125,7 @@ impl Sparse {
         });
         let layout = Layout::new(g, kept * g.page_tokens);
         page[..layout.bytes].fill(0);
+        centre.iter().enumerate().for_each(|(d, c)| put(page, layout.centre + 2 * d, &c.to_le_bytes()));
         let (head, values) = page.split_at_mut(layout.values);
         let mut n = 0;
         for step in 0..g.page_tokens * padded / STEP {
@@ -139,8 +149,10 @@ impl Sparse {
         }
     }
 
-    /// The element with this index of a page.
-    fn element(page: &[u8], layout: Layout, at: usize) -> f32 {
+    /// The element with this index of a page, and of this dim.
+    fn element(page: &[u8], layout: Layout, at: usize, d: usize) -> f32 {
+        let number = |at: usize| bf16::from_bits(u16::from_le_bytes([page[at], page[at + 1]])).to_f32();
+        let centre = number(layout.centre + 2 * d);
         let bitmap = |step: usize| {
             let at = layout.bitmaps + 4 * step;
             u32::from_le_bytes(page[at..at + 4].try_into().unwrap_or_default())
@@ -148,15 +160,25 @@ impl Sparse {
         let (step, bit) = (at / STEP, at % STEP);
         let map = bitmap(step);
         if map >> bit & 1 == 0 {
-            return 0.0;
+            return centre;
         }
         let unit = at / UNIT;
         let start = usize::from(u16::from_le_bytes([page[2 * unit], page[2 * unit + 1]]));
         let before: u32 = (unit * UNIT / STEP..step).map(|s| bitmap(s).count_ones()).sum();
         let n = start + (before + (map & ((1 << bit) - 1)).count_ones()) as usize;
-        let at = layout.values + 2 * n;
-        bf16::from_bits(u16::from_le_bytes([page[at], page[at + 1]])).to_f32()
+        centre + number(layout.values + 2 * n)
     }
+}
+
+/// Means of the dims of `rows`; 0 where that is no number, so that an element that is none spoils no other.
+fn centre(rows: &[f32], dim: usize) -> Vec<bf16> {
+    let mut sums = vec![0.0_f32; dim];
+    for row in rows.chunks_exact(dim) {
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+    }
+    let n = (rows.len() / dim.max(1)) as f32;
+    let mean = |sum: f32| Some(bf16::from_f32(sum / n)).filter(|mean| mean.is_finite()).unwrap_or_default();
+    sums.into_iter().map(mean).collect()
 }
 
 /// Appends to `keep` which `kept` elements of `bits` have the largest magnitudes; of equal ones the first.
@@ -220,7 +242,7 @@ impl Packing for Sparse {
         row[..g.head_dim]
             .iter_mut()
             .enumerate()
-            .for_each(|(d, x)| *x = Self::element(page, layout, k_place(g, slot, d)));
+            .for_each(|(d, x)| *x = Self::element(page, layout, k_place(g, slot, d), d));
     }
 
     fn read_v(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]) {
@@ -228,7 +250,7 @@ impl Packing for Sparse {
         row[..g.head_dim]
             .iter_mut()
             .enumerate()
-            .for_each(|(d, x)| *x = Self::element(page, layout, v_place(g, slot, d)));
+            .for_each(|(d, x)| *x = Self::element(page, layout, v_place(g, slot, d), d));
     }
 }
 
@@ -268,9 +290,18 @@ mod tests {
             sparse.pack_k(g, &rows, &mut k);
             sparse.pack_v(g, &rows, &mut v);
             let group = if page { rows.len() } else { head_dim };
+            // What is kept is the distance from the centre, in bf16.
+            let centre: Vec<f32> = centre(&rows, head_dim).iter().map(|c| c.to_f32()).collect();
+            let from_centre: Vec<f32> = rows
+                .iter()
+                .zip(centre.iter().cycle())
+                .map(|(x, c)| bf16::from_f32(x - c).to_f32())
+                .collect();
             let want = [shares.0, shares.1].map(|share| {
                 let kept = (head_dim as f64 * (1.0 - (share * 1000.0).round() / 1000.0) + 0.5 + 1e-9) as usize;
-                pruned(&rows, group, kept * group / head_dim)
+                let mut rows = pruned(&from_centre, group, kept * group / head_dim);
+                rows.iter_mut().zip(centre.iter().cycle()).for_each(|(x, c)| *x += c);
+                rows
             });
             let mut row = vec![0.0; head_dim];
             for slot in 0..g.page_tokens {
@@ -286,10 +317,10 @@ mod tests {
     #[test]
     fn sizes() {
         let g = PageGeometry { page_tokens: 64, head_dim: 128 };
-        // 90 and 64 of 128 elements are kept; 32 starts, 256 bitmaps, and 64 bytes of room.
+        // 90 and 64 of 128 elements are kept; 32 starts, 256 bitmaps, the centre, and 64 bytes of room.
         assert_eq!(
             Sparse::DEFAULT.page_bytes(g),
-            [64 + 1024 + 64 * 90 * 2 + 64, 64 + 1024 + 64 * 64 * 2 + 64]
+            [64 + 1024 + 256 + 64 * 90 * 2 + 64, 64 + 1024 + 256 + 64 * 64 * 2 + 64]
         );
     }
 
