@@ -42,7 +42,12 @@ fn sequence(tokens: usize, heads: usize, salt: u64) -> Sequence {
             let row = |h: usize| (0..tokens).map(|t| number(salt, h * tokens + t).powi(3) / 256.0).collect();
             (0..heads).map(row).collect()
         };
-        let stats = ColumnStats { sum: rows(salt + 1), recent: rows(salt + 2), last: rows(salt + 3) };
+        let stats = ColumnStats {
+            sum: rows(salt + 1),
+            recent: rows(salt + 2),
+            last: rows(salt + 3),
+            peak: rows(salt + 4),
+        };
         sequence.set_stats(layer, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
     }
     sequence

@@ -6,7 +6,7 @@
                           always kept       by score    KVCrush
 
 Dropped tokens are sorted by the sides of six random hyperplanes that their keys are on, and by attention among those alike; the row is cut
-into segments of about equal sums of ``sqrt(a)``; the token of a segment with the most attention stays, and ``ln(sum of a over the segment / a of
+into segments of about equal sums of ``sqrt(a)``; the token of a segment with the most attention stays, and ``0.75 ln(sum of a over the segment / a of
 the token)`` is added to its score from then on.
 """
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from ._hash import planes
 
 _BITS = 6
+# The power of a segment's mass that its representative stands for.
+_POWER = 0.75
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _representatives(
     ratio = sums / most
     # Where nothing was attended to, there is no ratio.
     usable = ratio.isfinite() & (ratio >= 1)
-    return chosen, torch.where(usable, ratio, 1.0).log().float()
+    return chosen, (_POWER * torch.where(usable, ratio, 1.0).log()).float()
 
 
 def _exact(device: torch.device) -> torch.dtype:
