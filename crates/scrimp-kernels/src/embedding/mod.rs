@@ -10,6 +10,7 @@
 //! | `gather.rs` | the sums of one look-up |
 //! | `lanes.rs` | what bags ask of a tier, and where they are compiled for it |
 //! | `bag.rs` | batches of look-ups, in parallel |
+//! | `wide.rs` | the same where rows are whole cache lines |
 //! | `interaction.rs` | dot products of the vectors of a sample |
 //! | `scatter.rs` | gradients and optimisers |
 
@@ -22,9 +23,10 @@ mod scatter;
 mod table;
 #[cfg(test)]
 mod tests;
+mod wide;
 
 pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe};
 pub use hash::{IdHash, MAX_ROWS, NEGATIVE, RowRange};
-pub use interaction::{MAX_VECTORS, pairs, pairs_backward};
+pub use interaction::{MAX_VECTORS, Vectors, pairs, pairs_backward};
 pub use scatter::{Backward, Gradients, Optimizer, Trained, dots};
 pub use table::{Table, Values};

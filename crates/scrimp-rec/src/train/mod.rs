@@ -71,7 +71,8 @@ pub enum OptimizerKind {
 }
 
 impl TrainOptions {
-    fn step(&self) -> StepOptions {
+    /// How a step changes the parameters.
+    pub fn step(&self) -> StepOptions {
         let (lr, eps) = (self.lr, 1e-8);
         let embedding = match self.optimizer {
             OptimizerKind::Adagrad => Optimizer::Adagrad { lr, eps },
