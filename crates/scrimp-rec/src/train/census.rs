@@ -134,7 +134,8 @@ mod tests {
         let mut data = Batch { labels: vec![0.0; rows], ..Batch::default() };
         data.numeric = vec![0.0; rows * schema.n_numeric()];
         // In the first column every tenth row has one of 100 ids, all others have ids of their own.
-        let id = |row: usize| if row % 10 == 0 { (row / 10 % 100) as u64 } else { 1000 + row as u64 };
+        let id =
+            |row: usize| if row.is_multiple_of(10) { (row / 10 % 100) as u64 } else { 1000 + row as u64 };
         data.ids = (0..rows * n).map(|i| if i % n == 0 { id(i / n) } else { 7 }).collect();
         let (census, _) = census(&mut Memory::new(schema, data), false, &mut |_, _| ()).unwrap();
         let mut by_count: Vec<_> = census.counts.iter().zip(&census.keys).collect();
