@@ -78,7 +78,8 @@ def test_operator_passes_opcheck():
 
 def test_inputs_that_are_not_contiguous():
     _, sparse = layer(sparsity=0.3)
-    x = torch.randn(80, 6).t()
+    # More than 4 rows on both sides: CPUs with AMX multiply up to 4 another way, with other roundings.
+    x = torch.randn(80, 12).t()
     assert not x.is_contiguous()
     with torch.no_grad():
         assert torch.equal(sparse(x), sparse(x.contiguous()))

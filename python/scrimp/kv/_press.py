@@ -76,9 +76,11 @@ class KVCrushPress:
 
     def forward_hook(self, module: Any, input: Any, kwargs: Any, output: Any) -> Any:
         """After the attention of a layer: compresses the cache of a prompt that was read at once."""
-        cache = kwargs.get("past_key_values")
+        # What transformers calls it, newest first.
+        names = ("cache", "past_key_values", "past_key_value")
+        cache = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
         if cache is None:
-            cache = kwargs["past_key_value"]
+            raise RuntimeError("there is no cache to compress: pass one as past_key_values, or use_cache=True")
         layer, hidden_states = cache.layers[module.layer_idx], kwargs["hidden_states"]
         if layer.keys.shape[2] == hidden_states.shape[1]:
             layer.keys, layer.values = self.compress(module, hidden_states, layer.keys, layer.values, output[1], kwargs)

@@ -12,7 +12,7 @@
 //! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
 //! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
 
-use super::amx::FEW_TOKENS;
+use super::amx::{FEW_TOKENS, block_rows};
 use crate::{
     dispatch::Kernel,
     formats::GROUP,
@@ -69,8 +69,9 @@ pub struct Activations {
     /// The tier that they were stored for.
     tier: Option<Tier>,
     tile: usize,
-    /// Whether `pairs` and `bytes` are `[token][cols]`, as tile registers load them, and not in tiles.
-    token_major: bool,
+    /// Whether `pairs` and `bytes` are stored as tile registers load them: `[block of tokens][64 bytes of a token][tokens of
+    /// the block]`. Tokens of a block, or 0.
+    block: usize,
     groups: Vec<Quantised>,
     floats: Vec<f32>,
     /// Tiles of `[cols / 2][tokens]`, columns padded to 32.
@@ -156,11 +157,11 @@ impl Activations {
         needs: Needs,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        let token_major = tier.has_amx() && n_tokens > FEW_TOKENS;
-        self.fill_as(pool, tier, n_tokens, cols, needs, token_major, fill);
+        let blocks = tier.has_amx() && n_tokens > FEW_TOKENS;
+        self.fill_as(pool, tier, n_tokens, cols, needs, blocks, fill);
     }
 
-    /// [`Activations::fill`] in the form that tile registers load if `token_major`, whatever the tier.
+    /// [`Activations::fill`] in the form that tile registers load if `blocks`, whatever the tier.
     pub(crate) fn fill_as(
         &mut self,
         pool: &Pool,
@@ -168,15 +169,17 @@ impl Activations {
         n_tokens: usize,
         cols: usize,
         needs: Needs,
-        token_major: bool,
+        blocks: bool,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let tile = tile_of(tier, n_tokens);
+        let block = if blocks { block_rows(n_tokens) } else { 0 };
         let stored =
             n_tokens / tile * tile + if n_tokens.is_multiple_of(tile) { 0 } else { padded(n_tokens % tile) };
+        let stored = stored.max(if blocks { n_tokens.next_multiple_of(block) } else { 0 });
         let groups_per_token = cols.div_ceil(GROUP);
         (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
-        (self.tier, self.token_major) = (Some(tier), token_major);
+        (self.tier, self.block) = (Some(tier), block);
         if needs.quantised {
             self.groups.resize(stored * groups_per_token, Quantised::default());
         }
@@ -191,10 +194,10 @@ impl Activations {
             self.bytes.resize(stored * bytes_per_token, 0);
             self.rows.resize(stored, RowScale::default());
         }
-        // Quantisation reads whole groups, so scratch rows are padded with zeros.
+        // Quantisation reads whole groups, so scratch rows are padded with zeros. The second half is for 8-bit rows.
         let padded_cols = cols.next_multiple_of(2 * GROUP);
-        if self.scratch.len() < pool.threads() * padded_cols {
-            self.scratch.resize(pool.threads() * padded_cols, 0.0);
+        if self.scratch.len() < pool.threads() * 2 * padded_cols {
+            self.scratch.resize(pool.threads() * 2 * padded_cols, 0.0);
         }
         let (groups, floats) = (SharedMut::new(&mut self.groups), SharedMut::new(&mut self.floats));
         let (pairs, bytes) = (SharedMut::new(&mut self.pairs), SharedMut::new(&mut self.bytes));
@@ -205,7 +208,8 @@ impl Activations {
             let n = tile.min(n_tokens - first);
             let width = if n == tile { tile } else { padded(n) };
             // SAFETY: each worker has a scratch row of its own, and each unit a tile of its own.
-            let row = unsafe { scratch.slice(worker * padded_cols..(worker + 1) * padded_cols) };
+            let row = unsafe { scratch.slice(2 * worker * padded_cols..2 * (worker + 1) * padded_cols) };
+            let (row, quants) = row.split_at_mut(padded_cols);
             row[cols..].fill(0.0);
             for t in 0..n {
                 fill(first + t, &mut row[..cols]);
@@ -216,28 +220,43 @@ impl Activations {
                     let row = &row[..groups_per_token * GROUP];
                     tier.run(Quantise { row, out, width, t });
                 }
-                let (from, width, t) = if token_major { (first + t, 1, 0) } else { (first, width, t) };
-                if needs.bf16 {
-                    // SAFETY: as above.
-                    let out =
-                        unsafe { pairs.slice(from * pairs_per_token..(from + width) * pairs_per_token) };
-                    for (out, x) in out[t..].iter_mut().step_by(width).zip(row.as_chunks::<2>().0) {
-                        *out = bf16_pair(*x);
-                    }
-                }
-                if needs.row_int8 {
-                    // SAFETY: as above.
-                    let out =
-                        unsafe { bytes.slice(from * bytes_per_token..(from + width) * bytes_per_token) };
-                    // SAFETY: as above.
-                    let scale = unsafe { rows.slice(from + t..from + t + 1) };
-                    scale[0] = tier.run(QuantiseRow { row, out: &mut out[t..], width });
-                }
                 if needs.float {
                     // SAFETY: as above.
                     let out = unsafe { floats.slice(first * cols..(first + width) * cols) };
                     for (out, &x) in out[t..].iter_mut().step_by(width).zip(&row[..cols]) {
                         *out = x;
+                    }
+                }
+                // Floats and groups stay in tiles: no tile register loads them.
+                if needs.bf16 {
+                    let row = row[..2 * pairs_per_token].as_chunks::<2>().0.iter().map(|&x| bf16_pair(x));
+                    if blocks {
+                        // SAFETY: nobody else stores this token.
+                        unsafe { store_in_block(&pairs, block, pairs_per_token, first + t, row) };
+                    } else {
+                        // SAFETY: as above.
+                        let out = unsafe {
+                            pairs.slice(first * pairs_per_token..(first + width) * pairs_per_token)
+                        };
+                        out[t..].iter_mut().step_by(width).zip(row).for_each(|(out, x)| *out = x);
+                    }
+                }
+                if needs.row_int8 {
+                    // SAFETY: as above.
+                    let scale = unsafe { rows.slice(first + t..first + t + 1) };
+                    if blocks {
+                        let quants: &mut [i32] = &mut bytemuck::cast_slice_mut(quants)[..bytes_per_token];
+                        scale[0] = tier.run(QuantiseRow { row, out: quants, width: 1 });
+                        // SAFETY: nobody else stores this token.
+                        unsafe {
+                            store_in_block(&bytes, block, bytes_per_token, first + t, quants.iter().copied());
+                        };
+                    } else {
+                        // SAFETY: as above.
+                        let out = unsafe {
+                            bytes.slice(first * bytes_per_token..(first + width) * bytes_per_token)
+                        };
+                        scale[0] = tier.run(QuantiseRow { row, out: &mut out[t..], width });
                     }
                 }
             }
@@ -278,7 +297,7 @@ impl Activations {
 
     /// The bf16 pairs of a tile, `[steps][width]`.
     pub(crate) fn pairs(&self, i: usize) -> &[u32] {
-        assert!(self.needs.bf16 && !self.token_major, "activations were not stored as tiles of bf16");
+        assert!(self.needs.bf16 && self.block == 0, "activations were not stored as tiles of bf16");
         let (first, _, width) = self.tile(i);
         let n = self.cols.div_ceil(GROUP) * GROUP / 2;
         &self.pairs[first * n..(first + width) * n]
@@ -286,26 +305,27 @@ impl Activations {
 
     /// The 8-bit rows of a tile, `[steps][width]`, and their scales.
     pub(crate) fn row_bytes(&self, i: usize) -> (&[i32], &[RowScale]) {
-        assert!(self.needs.row_int8 && !self.token_major, "activations were not quantised by rows, in tiles");
+        assert!(self.needs.row_int8 && self.block == 0, "activations were not quantised by rows, in tiles");
         let (first, _, width) = self.tile(i);
         let n = self.cols.div_ceil(64) * 16;
         (&self.bytes[first * n..(first + width) * n], &self.rows[first..first + width])
     }
 
-    /// Whether pairs and bytes are stored for tile registers.
-    pub(crate) fn token_major(&self) -> bool {
-        self.token_major
+    /// Tokens of a block, where pairs and bytes are stored for tile registers; else 0.
+    pub(crate) fn block(&self) -> usize {
+        self.block
     }
 
-    /// For tile registers: the bytes of bf16 pairs, or of 8-bit rows, and those from one token to the next.
-    pub(crate) fn token_bytes(&self, int8: bool) -> (&[u8], usize) {
-        assert!(self.token_major, "activations were not stored by tokens");
+    /// For tile registers: the bytes of bf16 pairs, or of 8-bit rows, `[blocks][steps of 64 bytes][tokens of a block][64]`, and
+    /// the number of steps.
+    pub(crate) fn blocks(&self, int8: bool) -> (&[u8], usize) {
+        assert!(self.block > 0, "activations were not stored in blocks");
         if int8 {
             assert!(self.needs.row_int8, "activations were not quantised by rows");
-            (bytemuck::cast_slice(&self.bytes), self.cols.div_ceil(64) * 64)
+            (bytemuck::cast_slice(&self.bytes), self.cols.div_ceil(64))
         } else {
             assert!(self.needs.bf16, "activations were not stored as bf16");
-            (bytemuck::cast_slice(&self.pairs), self.cols.div_ceil(GROUP) * GROUP * 2)
+            (bytemuck::cast_slice(&self.pairs), self.cols.div_ceil(GROUP))
         }
     }
 
@@ -319,6 +339,26 @@ impl Activations {
         assert!(self.needs.float, "activations were not kept as floats");
         let (first, _, width) = self.tile(i);
         &self.floats[first * self.cols..(first + width) * self.cols]
+    }
+}
+
+/// Stores the `len` words of a token in its block of `block` tokens, 64 bytes after 64 bytes.
+///
+/// # Safety
+/// Nobody else uses the words of this token.
+unsafe fn store_in_block<T: Copy>(
+    to: &SharedMut<'_, T>,
+    block: usize,
+    len: usize,
+    token: usize,
+    mut words: impl Iterator<Item = T>,
+) {
+    const STEP: usize = 16;
+    let start = token / block * block * len + token % block * STEP;
+    for step in 0..len / STEP {
+        // SAFETY: the caller's word.
+        let out = unsafe { to.slice(start + step * block * STEP..start + step * block * STEP + STEP) };
+        out.iter_mut().zip(words.by_ref()).for_each(|(out, x)| *out = x);
     }
 }
 
@@ -414,4 +454,32 @@ fn quantise<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantised {
     let [(first, negated_first), (last, negated_last)] = [s.sums(&bytes[0]), s.sums(&bytes[1])];
     let negated_sums = [negated_first, negated_last];
     Quantised { q, scale, sum: scale * (first + last) as f32, negated_sums }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights that tile registers do not multiply read the batch as they always do.
+    #[test]
+    fn storing_in_blocks_changes_pairs_and_bytes_only() {
+        let pool = Pool::new(2).unwrap();
+        let needs = Needs { quantised: true, float: true, bf16: true, row_int8: true };
+        let (n, cols) = (15, 70);
+        for tier in Tier::supported() {
+            let [tiles, blocks] = [false, true].map(|blocks| {
+                let mut x = Activations::new();
+                x.fill_as(&pool, tier, n, cols, needs, blocks, |t, out| {
+                    out.iter_mut().enumerate().for_each(|(i, x)| *x = (t * cols + i) as f32);
+                });
+                x
+            });
+            assert_eq!(tiles.floats, blocks.floats, "{tier}");
+            assert_eq!(tiles.groups, blocks.groups, "{tier}");
+            for i in 0..n {
+                assert_eq!(tiles.rows[i], blocks.rows[i], "{tier}");
+            }
+            assert_ne!(tiles.pairs, blocks.pairs, "{tier}");
+        }
+    }
 }

@@ -108,7 +108,7 @@ pub fn linear(
     let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
     let stored = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Stored(dtype) if dtype.block_len() > 1);
     let few = n_tokens > 1 && n_tokens <= gemm::FEW && products.iter().all(stored);
-    let decode = n_tokens == 1 || few || x.expands_each() && !x.token_major() && products.iter().all(packed);
+    let decode = n_tokens == 1 || few || x.expands_each() && x.block() == 0 && products.iter().all(packed);
     let groups = x.cols().div_ceil(GROUP);
     let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
     let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
@@ -137,9 +137,11 @@ pub fn linear(
             (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
         };
         // Tile registers take two tiles of rows at a time.
-        let per_unit = if uses_amx(x, weight) { (per_unit & !1).max(2) } else { per_unit };
+        let amx = uses_amx(x, weight);
+        let per_unit =
+            if amx { ((n_tiles / (4 * pool.threads())) & !1).clamp(2, amx::UNIT_TILES) } else { per_unit };
         let tiles_per_unit = per_unit.clamp(1, n_tiles);
-        panel_len = panel_len.max(tiles_per_unit * per_tile);
+        panel_len = panel_len.max(per_tile * if amx { 2 } else { tiles_per_unit });
         let n_units = n_tiles.div_ceil(tiles_per_unit);
         let split = match weight.kind() {
             Kind::Packed(layout) if decode && layout.format.is_sparse() => Split::Bytes(n_units),
@@ -196,7 +198,7 @@ pub fn linear(
 
 /// Whether products of this weight run in tile registers.
 fn uses_amx(x: &Activations, weight: &Matrix) -> bool {
-    matches!(weight.kind(), Kind::Packed(layout) if x.token_major() && layout.format.value() != Value::Int4)
+    matches!(weight.kind(), Kind::Packed(layout) if x.block() > 0 && layout.format.value() != Value::Int4)
 }
 
 /// Whether this process may use AMX.

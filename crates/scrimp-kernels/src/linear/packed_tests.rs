@@ -54,7 +54,11 @@ proptest! {
             prop_assert_eq!(&multiply(&pool, tier, &dense, &x, &bias), &got, "dense {} {}", format, tier);
             for t in [0, n_tokens - 1] {
                 let alone = multiply(&pool, tier, &weight, &x[t * cols..(t + 1) * cols], &bias);
-                prop_assert_eq!(&alone[..], &got[t * rows..(t + 1) * rows], "alone {} {}", format, tier);
+                for (alone, got) in alone.iter().zip(&got[t * rows..]) {
+                    // Tile registers, which a batch gets, add bf16 products in another order.
+                    let same = if exact || !tier.has_amx() { alone == got } else { (alone - got).abs() <= 1e-3 };
+                    prop_assert!(same, "alone {format} {tier}: {alone} {got}");
+                }
             }
             for t in 0..n_tokens {
                 let x = &x[t * cols..(t + 1) * cols];

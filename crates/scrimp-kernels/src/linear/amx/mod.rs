@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! C (4 tiles)   2 blocks of up to 16 tokens × 2 tiles of 16 rows        f32 or i32, in tiles across all columns
-//! A (2 tiles)   16 tokens × 64 bytes: 32 bf16 or 64 signed bytes        activations as they are, `[token][cols]`
+//! A (2 tiles)   16 tokens × 64 bytes: 32 bf16 or 64 signed bytes        activations, stored tile after tile
 //! B (2 tiles)   16 steps × 64 bytes: a step is [16 rows][2 or 4 cols]   packed weights as they are: 1 KiB of a tile
 //! ```
 //! The packed order of a tile of 16 rows *is* the order of B tiles, 16 steps each. Dense weights are loaded where they lie.
 //! Sparse ones are expanded by vector instructions, 16 steps at a time, into one of two buffers in the first-level cache,
-//! while the multiplications of the other one are under way; with more than 32 tokens a tile is expanded once into a panel
-//! that all tokens share. Per 16 steps and full block: 4 loads and 4 products of 16 × 16 × 64 bytes.
+//! while the multiplications of the other one are under way; with more than 32 tokens they are expanded side by side into a
+//! panel, which the tokens behind the first 32 read. Per 16 steps and full block: 4 loads and 4 products of 16 × 16 × 64 bytes.
+//!
+//! Every pair of row tiles passes all tokens by, so their activations have to be near: large batches are cut into parts of
+//! [`NEAR`] bytes, which stay in the second-level cache while all rows of a unit pass.
 //!
 //! Each thread configures its tiles once in a region ([`ThreadTiles`]); A and C have as many rows as a block has tokens, so
 //! small batches waste no work. Up to 4 tokens stay with AVX-512, which reads the weights as fast as memory gives them.
@@ -27,6 +30,7 @@ mod tests;
 
 use super::{
     Activations, Job,
+    gemm::PanelGroup,
     packed::{PackedUnit, Steps, panel_groups},
 };
 use crate::{
@@ -41,6 +45,10 @@ use std::ops::Range;
 pub(crate) const FEW_TOKENS: usize = 4;
 /// Tokens of a block: rows of a tile.
 const BLOCK: usize = 16;
+/// Bytes of activations that stay in the second-level cache, of which CPUs with AMX have 2 MB.
+const NEAR: usize = if cfg!(test) { 4 << 10 } else { 1 << 20 };
+/// Row tiles of a unit at most: more of them read the activations less often.
+pub(super) const UNIT_TILES: usize = 32;
 /// Bytes of a B tile.
 const TILE_BYTES: usize = 1024;
 /// Steps of a B tile.
@@ -78,7 +86,7 @@ pub(super) struct Configured<X: Tile>(X);
 
 impl<X: Tile> Configured<X> {
     pub(super) fn new(mut tile: X, x: &Activations) -> Self {
-        tile.configure(block_rows(x.n_tokens()) as u8);
+        tile.configure(x.block() as u8);
         Self(tile)
     }
 }
@@ -100,16 +108,11 @@ pub(super) type ThreadTiles = ();
 #[cfg(target_arch = "x86_64")]
 pub(super) fn thread_tiles(tier: Tier, x: &Activations) -> ThreadTiles {
     // SAFETY: the tier says that there are tile registers.
-    (tier.has_amx() && x.token_major()).then(|| Configured::new(unsafe { asm::Amx::new() }, x))
+    (tier.has_amx() && x.block() > 0).then(|| Configured::new(unsafe { asm::Amx::new() }, x))
 }
 /// Nothing: the CPU has no tile registers.
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn thread_tiles(_: Tier, _: &Activations) -> ThreadTiles {}
-
-/// 1 KiB of weights in the order of a B tile.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Buffer([[u8; 64]; TILE_STEPS]);
 
 /// A unit of packed work, for tiles of type `X`.
 pub(super) struct AmxUnit<'a, 'x, X: Tile> {
@@ -138,45 +141,46 @@ impl<S: Simd> Source<S> for Whole {
     }
 }
 
-/// Sparse steps, expanded into two buffers in turn.
+/// Sparse steps, expanded into a panel or into two buffers in turn.
 struct Expanded<W> {
     steps: W,
-    buffers: [Buffer; 2],
-    turn: usize,
+    to: *mut [u8; 64],
+    at: usize,
+    /// What remains of `at`.
+    mask: usize,
 }
 
 impl<W> Expanded<W> {
-    fn new(steps: W) -> Self {
-        Self { steps, buffers: [Buffer([[0; 64]; TILE_STEPS]); 2], turn: 0 }
+    /// `to` has room for two B tiles, or for all steps if they are to be kept.
+    fn new(steps: W, to: *mut u8, keep: bool) -> Self {
+        Self { steps, to: to.cast(), at: 0, mask: if keep { usize::MAX } else { 2 * TILE_STEPS - 1 } }
     }
 }
 
 impl<S: Simd, W: Steps<S>> Source<S> for Expanded<W> {
     #[inline(always)]
     unsafe fn next(&mut self, s: S) -> *const u8 {
-        self.turn ^= 1;
-        let buffer = &mut self.buffers[self.turn];
-        for (k, out) in buffer.0.iter_mut().enumerate() {
+        let tile = self.to.wrapping_add(self.at);
+        for k in 0..TILE_STEPS {
             if k % 2 == 0 {
                 self.steps.prefetch(s);
             }
-            // SAFETY: the caller vouches for the steps.
-            s.store_b(unsafe { self.steps.next(s) }, out);
+            // SAFETY: the caller vouches for the steps, and `to` has room for them.
+            unsafe { s.store_b(self.steps.next(s), &mut *tile.add(k)) };
         }
-        buffer.0.as_ptr().cast()
+        self.at = (self.at + TILE_STEPS) & self.mask;
+        tile.cast_const().cast()
     }
 }
 
-/// Activations `[token][bytes]` and the first tokens of one or two blocks.
+/// One or two blocks of tokens.
 #[derive(Clone, Copy)]
 struct Tokens {
-    x: *const u8,
-    stride: usize,
+    /// The activations of each block.
+    x: [*const u8; 2],
     /// Tokens of a block.
     rows: usize,
     first: [usize; 2],
-    /// Tokens of each block that the one before it has too.
-    shared: [usize; 2],
 }
 
 /// Products of `NA` blocks of tokens with `NB` tiles of rows; results are left in the C tiles.
@@ -191,7 +195,7 @@ unsafe fn product<S: Simd, X: Tile, W: Source<S>, const INT8: bool, const NA: us
     weights: &mut [W; NB],
     blocks: usize,
 ) {
-    let a = |i: usize| tokens.x.wrapping_add(tokens.first[i] * tokens.stride);
+    let a_bytes = 64 * tokens.rows;
     tile.zero::<0>();
     if NB == 2 {
         tile.zero::<1>();
@@ -211,9 +215,9 @@ unsafe fn product<S: Simd, X: Tile, W: Source<S>, const INT8: bool, const NA: us
                 let b1 = weights[1].next(s);
                 tile.load::<{ B[1] }>(b1, 64);
             }
-            tile.load::<{ A[0] }>(a(0).wrapping_add(64 * block), tokens.stride);
+            tile.load::<{ A[0] }>(tokens.x[0].wrapping_add(a_bytes * block), 64);
             if NA == 2 {
-                tile.load::<{ A[1] }>(a(1).wrapping_add(64 * block), tokens.stride);
+                tile.load::<{ A[1] }>(tokens.x[1].wrapping_add(a_bytes * block), 64);
             }
         }
         dot::<X, 0, { A[0] }, { B[0] }, INT8>(tile);
@@ -254,7 +258,8 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
         // SAFETY: a C tile has at most 16 rows of 64 bytes.
         unsafe { self.tiles.0.store::<T>(c.as_mut_ptr().cast(), 64) };
         let layout = self.unit.layout;
-        for (t, c) in c.iter().enumerate().take(tokens.rows).skip(tokens.shared[block]) {
+        let rows = tokens.rows.min(self.unit.unit.x.n_tokens() - first);
+        for (t, c) in c.iter().enumerate().take(rows) {
             let y = if layout.format.value() == Value::Int8 {
                 let x = self.unit.unit.x.row_scales()[first + t];
                 // 128 was added to each weight.
@@ -269,34 +274,31 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
         }
     }
 
-    /// All tokens for one or two tiles of rows; `source(i)` starts the weights of the `i`-th.
+    /// Blocks of tokens for one or two tiles of rows; `source(i)` starts the weights of the `i`-th.
     #[inline(always)]
     fn tiles<S: Simd, W: Source<S>, const NB: usize>(
         &mut self,
         s: S,
         first_tile: usize,
+        token_blocks: Range<usize>,
         mut source: impl FnMut(usize) -> W,
     ) {
         let (x, job) = (self.unit.unit.x, self.unit.unit.job);
-        let (n, rows) = (x.n_tokens(), block_rows(x.n_tokens()));
+        let rows = x.block();
         let int8 = self.unit.layout.format.value() == Value::Int8;
-        let (data, stride) = x.token_bytes(int8);
+        let (data, steps) = x.blocks(int8);
         let blocks = self.unit.layout.steps / TILE_STEPS;
-        assert!(stride == 64 * blocks && data.len() >= n * stride, "activations of the matrix's columns");
+        let bytes = steps * rows * 64;
+        assert!(
+            steps == blocks && data.len() >= token_blocks.end * bytes,
+            "activations of the matrix's columns"
+        );
         let data = data.as_ptr();
-        // The last block may begin in the one before it: all have as many rows as the tiles.
-        let first = |block: usize| (block * rows).min(n - rows);
-        let n_blocks = n.div_ceil(rows);
-        for block in (0..n_blocks).step_by(2) {
-            let two = block + 1 < n_blocks;
+        for block in token_blocks.clone().step_by(2) {
+            let two = block + 1 < token_blocks.end;
             let both = [block, block + usize::from(two)];
-            let tokens = Tokens {
-                x: data,
-                stride,
-                rows,
-                first: both.map(first),
-                shared: both.map(|block| block * rows - first(block)),
-            };
+            let tokens =
+                Tokens { x: both.map(|b| data.wrapping_add(b * bytes)), rows, first: both.map(|b| b * rows) };
             let mut weights: [W; NB] = std::array::from_fn(&mut source);
             // SAFETY: tiles and activations are padded to whole blocks of the same number of columns.
             unsafe {
@@ -330,7 +332,7 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
 
     /// The tiles of `tiles`, which are one or two.
     #[inline(always)]
-    fn pair<S: Simd>(&mut self, s: S, tiles: Range<usize>) {
+    fn pair<S: Simd>(&mut self, s: S, tiles: Range<usize>, tokens: Range<usize>) {
         let layout = self.unit.layout;
         let one = tiles.len() == 1;
         let first = tiles.start;
@@ -338,36 +340,38 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
             let at: [*const u8; 2] =
                 std::array::from_fn(|i| self.unit.tile((first + i).min(tiles.end - 1)).dense_bytes());
             if one {
-                self.tiles::<S, _, 1>(s, first, |i| Whole(at[i]));
+                self.tiles::<S, _, 1>(s, first, tokens, |i| Whole(at[i]));
             } else {
-                self.tiles::<S, _, 2>(s, first, |i| Whole(at[i]));
+                self.tiles::<S, _, 2>(s, first, tokens, |i| Whole(at[i]));
             }
             return;
         }
-        if self.unit.unit.x.n_tokens() > 2 * BLOCK {
-            let (expanded, per_tile) = self.unit.expand(s, tiles);
-            debug_assert_eq!(expanded.start, first);
-            let panel: *const u8 = self.unit.unit.panel.as_ptr().cast();
-            let bytes = per_tile * size_of::<super::gemm::PanelGroup>();
-            if expanded.len() == 1 {
-                self.tiles::<S, _, 1>(s, first, |_| Whole(panel));
-            } else {
-                self.tiles::<S, _, 2>(s, first, |i| Whole(panel.wrapping_add(i * bytes)));
-            }
-            return;
-        }
+        let per_tile = panel_groups(layout);
+        assert!(self.unit.unit.panel.len() >= 2 * per_tile, "room for two tiles");
+        let panel: *mut u8 = self.unit.unit.panel.as_mut_ptr().cast();
+        let panel = |i: usize| panel.wrapping_add(i * per_tile * size_of::<PanelGroup>());
         let from: [_; 2] = std::array::from_fn(|i| self.unit.tile((first + i).min(tiles.end - 1)));
+        let few = tokens.start..(tokens.start + 2).min(tokens.end);
+        let others = few.end..tokens.end;
+        let keep = !others.is_empty();
+        let words = |i: usize| Expanded::new(from[i].words(), panel(i), keep);
+        let bytes = |i: usize| Expanded::new(from[i].bytes(), panel(i), keep);
         match (layout.format.value(), one) {
-            (Value::Bf16, true) => self.tiles::<S, _, 1>(s, first, |i| Expanded::new(from[i].words())),
-            (Value::Bf16, false) => self.tiles::<S, _, 2>(s, first, |i| Expanded::new(from[i].words())),
-            (_, true) => self.tiles::<S, _, 1>(s, first, |i| Expanded::new(from[i].bytes())),
-            (_, false) => self.tiles::<S, _, 2>(s, first, |i| Expanded::new(from[i].bytes())),
+            (Value::Bf16, true) => self.tiles::<S, _, 1>(s, first, few, words),
+            (Value::Bf16, false) => self.tiles::<S, _, 2>(s, first, few, words),
+            (_, true) => self.tiles::<S, _, 1>(s, first, few, bytes),
+            (_, false) => self.tiles::<S, _, 2>(s, first, few, bytes),
+        }
+        if one {
+            self.tiles::<S, _, 1>(s, first, others, |i| Whole(panel(i)));
+        } else {
+            self.tiles::<S, _, 2>(s, first, others, |i| Whole(panel(i)));
         }
     }
 }
 
 /// Tokens of a block when `n` are cut into as few blocks of at most 16 as can be.
-pub(super) fn block_rows(n: usize) -> usize {
+pub(in crate::linear) fn block_rows(n: usize) -> usize {
     n.div_ceil(n.div_ceil(BLOCK))
 }
 
@@ -377,15 +381,14 @@ impl<X: Tile> Kernel for AmxUnit<'_, '_, X> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let tiles = self.unit.unit.tiles.clone();
-        // The panel has room for at least one tile, and for two unless a tile is huge.
-        let room = self.unit.unit.panel.len() / panel_groups(self.unit.layout).max(1);
-        let at_once = if self.unit.layout.format.is_sparse() && self.unit.unit.x.n_tokens() > 2 * BLOCK {
-            room.clamp(1, 2)
-        } else {
-            2
-        };
-        for first in tiles.clone().step_by(at_once) {
-            self.pair(s, first..(first + at_once).min(tiles.end));
+        let x = self.unit.unit.x;
+        let blocks = x.n_tokens().div_ceil(x.block());
+        let (_, steps) = x.blocks(self.unit.layout.format.value() == Value::Int8);
+        let near = (NEAR / (steps * x.block() * 64)).next_multiple_of(2).max(2);
+        for block in (0..blocks).step_by(near) {
+            for first in tiles.clone().step_by(2) {
+                self.pair(s, first..(first + 2).min(tiles.end), block..(block + near).min(blocks));
+            }
         }
     }
 }
