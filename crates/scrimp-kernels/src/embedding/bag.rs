@@ -6,8 +6,8 @@ use super::{
     gather::{Rows, prefetch},
     hash::{IdHash, RowRange, row},
     lanes::{self, BagKernel, Lanes},
+    ring::{self, Ring},
     table::{Stored, Table, Values},
-    wide::{self, Wide},
 };
 use crate::{Tier, threads::Pool};
 use std::ops::Range;
@@ -268,8 +268,8 @@ fn part_of<T: Stored>(
     stream: bool,
     out: &mut [f32],
 ) {
-    if wide::can(batch) {
-        return lanes::run(tier, Wide { batch, values, factor, first, stream, out });
+    if ring::can(batch) {
+        return lanes::run(tier, Ring { batch, values, factor, first, stream, out });
     }
     let dim = batch.probes.per() / batch.k * batch.table.width;
     lanes::run(tier, Forward { batch, values, factor, dim, first, stream, out });

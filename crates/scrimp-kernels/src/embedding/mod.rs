@@ -10,7 +10,7 @@
 //! | `gather.rs` | the sums of one look-up |
 //! | `lanes.rs` | what bags ask of a tier, and where they are compiled for it |
 //! | `bag.rs` | batches of look-ups, in parallel |
-//! | `wide.rs` | the same where rows are whole cache lines |
+//! | `ring.rs` | the same, faster, for the common case |
 //! | `interaction.rs` | dot products of the vectors of a sample |
 //! | `scatter.rs` | gradients and optimisers |
 
@@ -19,11 +19,11 @@ mod gather;
 mod hash;
 mod interaction;
 mod lanes;
+mod ring;
 mod scatter;
 mod table;
 #[cfg(test)]
 mod tests;
-mod wide;
 
 pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe};
 pub use hash::{IdHash, MAX_ROWS, NEGATIVE, RowRange};

@@ -1,4 +1,4 @@
-//! Look-ups of rows that are whole cache lines, the fast path of [`forward`](super::forward): few probes, blocks of a multiple of 64 values.
+//! The fast path of [`forward`](super::forward): look-ups of few rows, without weights, with one scale, in bags of the same size.
 //!
 //! ```text
 //! look-up      l                        l + DISTANCE
@@ -23,7 +23,7 @@ const DISTANCE: usize = 8;
 /// Look-ups whose probes are known; a power of two above [`DISTANCE`].
 const RING: usize = 16;
 /// Probes of a look-up, at most.
-const MAX_PER: usize = 8;
+const MAX_PER: usize = 32;
 
 /// Whether this path can answer `batch`.
 pub(super) fn can(batch: &Batch<'_>) -> bool {
@@ -35,17 +35,15 @@ pub(super) fn can(batch: &Batch<'_>) -> bool {
             groups == 1 && probing.probes == 1 && matches!(batch.probes, Probes::Hashed { .. })
         }
     };
-    let width = batch.table.width;
     !weights
         && one_scale
-        && width > 0
-        && width.is_multiple_of(64)
+        && batch.table.width > 0
         && (1..=MAX_PER).contains(&batch.probes.per())
         && matches!(batch.bags, Bags::Fixed(_))
 }
 
 /// A part of a batch, from bag `first` on.
-pub(super) struct Wide<'a, T> {
+pub(super) struct Ring<'a, T> {
     pub(super) batch: &'a Batch<'a>,
     pub(super) values: &'a [T],
     /// Multiplies all values.
@@ -55,51 +53,55 @@ pub(super) struct Wide<'a, T> {
     pub(super) out: &'a mut [f32],
 }
 
-impl<T: Stored> BagKernel for Wide<'_, T> {
+impl<T: Stored> BagKernel for Ring<'_, T> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
+        let whole = self.batch.table.width.is_multiple_of(64);
         match (self.batch.probes.per(), self.batch.k) {
-            (1, 1) => self.look_ups::<S, 1, 1>(s),
-            (2, 1) => self.look_ups::<S, 2, 1>(s),
-            (4, 4) => self.look_ups::<S, 4, 4>(s),
-            _ => self.look_ups::<S, 0, 0>(s),
+            (1, 1) if whole => self.look_ups::<S, 1, 1, 1>(s),
+            (2, 1) if whole => self.look_ups::<S, 2, 1, 2>(s),
+            (4, 4) if whole => self.look_ups::<S, 4, 4, 4>(s),
+            (_, 1) => self.look_ups::<S, 0, 1, MAX_PER>(s),
+            _ => self.look_ups::<S, 0, 0, MAX_PER>(s),
         }
     }
 }
 
 /// What is known of the look-ups ahead.
-struct Known {
-    probes: [[u32; MAX_PER]; RING],
+struct Known<const MOST: usize> {
+    probes: [[u32; MOST]; RING],
     /// Rows of the weight table.
     weights: [u32; RING],
 }
 
-impl<T: Stored> Wide<'_, T> {
-    /// `PER` and `K` are the probes of a look-up and of a block, or 0 for any.
+impl<T: Stored> Ring<'_, T> {
+    /// `PER` and `K` are the probes of a look-up and of a block, or 0 for any; `MOST` is at least the number of probes. Where `PER`
+    /// is given, rows are a multiple of 64 values.
     #[inline(always)]
-    fn look_ups<S: Lanes, const PER: usize, const K: usize>(self, s: S) {
+    fn look_ups<S: Lanes, const PER: usize, const K: usize, const MOST: usize>(self, s: S) {
         let batch = self.batch;
         let (width, stride, signs) = (batch.table.width, batch.table.stride, batch.probes.signs());
-        let (per, k) = if PER == 0 { (batch.probes.per(), batch.k) } else { (PER, K) };
+        let per = if PER == 0 { batch.probes.per() } else { PER };
+        let k = if K == 0 { batch.k } else { K };
         let rows = Rows { values: self.values, width, stride, k, signs, stream: self.stream };
         let dim = per / k * width;
         let Bags::Fixed(members) = batch.bags else { return };
         let start = self.first * members;
         let end = start + self.out.len() / dim * members;
-        let mut known = Known { probes: [[0; MAX_PER]; RING], weights: [0; RING] };
+        let mut known = Known { probes: [[0; MOST]; RING], weights: [0; RING] };
         let mut feature = match batch.probes {
             Probes::Hashed { probing, .. } => start % probing.hashes.len(),
             Probes::Given { .. } => 0,
         };
         let mut asked = start;
         while asked < end.min(start + DISTANCE) {
-            ask::<T, PER>(batch, &rows, asked, &mut feature, &mut known);
+            ask::<T, PER, MOST>(batch, &rows, asked, &mut feature, &mut known);
             asked += 1;
         }
         let (mut member, mut at) = (0, 0);
         for l in start..end {
             if asked < end {
-                ask::<T, PER>(batch, &rows, asked, &mut feature, &mut known);
+                ask::<T, PER, MOST>(batch, &rows, asked, &mut feature, &mut known);
                 asked += 1;
             }
             let scale = match batch.scales {
@@ -109,19 +111,23 @@ impl<T: Stored> Wide<'_, T> {
                     weights[known.weights[l % RING] as usize] * (scale * self.factor)
                 }
             };
-            let probes = &known.probes[l % RING];
+            let probes = &known.probes[l % RING][..per];
             let out = &mut self.out[at..at + dim];
             let add = batch.add || member > 0;
-            let (mut p, mut to) = (0, 0);
-            while p < per {
-                let mut value = 0;
-                while value < width {
-                    let sum = T::sum::<S, K>(s, &rows, &probes[p..p + k], &[], value);
-                    store(s, sum, scale, add, self.stream, &mut out[to..to + 64]);
-                    value += 64;
-                    to += 64;
+            if PER == 0 {
+                rows.look_up::<S, K>(s, probes, &[], &[scale], add, out);
+            } else {
+                let (mut p, mut to) = (0, 0);
+                while p < per {
+                    let mut value = 0;
+                    while value < width {
+                        let sum = T::sum::<S, K>(s, &rows, &probes[p..p + k], &[], value);
+                        store(s, sum, scale, add, self.stream, &mut out[to..to + 64]);
+                        value += 64;
+                        to += 64;
+                    }
+                    p += k;
                 }
-                p += k;
             }
             member += 1;
             if member == members {
@@ -137,12 +143,12 @@ impl<T: Stored> Wide<'_, T> {
 
 /// Finds the rows of look-up `l` of `feature` and asks for them; goes on to the next feature.
 #[inline(always)]
-fn ask<T: Stored, const PER: usize>(
+fn ask<T: Stored, const PER: usize, const MOST: usize>(
     batch: &Batch<'_>,
     rows: &Rows<'_, T>,
     l: usize,
     feature: &mut usize,
-    known: &mut Known,
+    known: &mut Known<MOST>,
 ) {
     let per = if PER == 0 { batch.probes.per() } else { PER };
     let probes = &mut known.probes[l % RING][..per];
