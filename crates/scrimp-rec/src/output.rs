@@ -28,8 +28,9 @@ impl Output {
         if path.is_dir() {
             return Err(Error::bad_input(format!("{}: is a directory", path.display())));
         }
-        let temporary =
-            path.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
+        let name = name.to_string_lossy();
+        remove_abandoned(path, &name);
+        let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
         let file = File::create(&temporary).map_err(|e| write_error(path, e))?;
         let writer = Some(BufWriter::with_capacity(1 << 18, file));
         Ok(Self { writer, temporary, path: path.to_owned(), bytes: 0 })
@@ -70,12 +71,34 @@ impl Drop for Output {
     }
 }
 
+/// Removes what processes left that were killed while they wrote `path`, where the system can tell that they are gone.
+fn remove_abandoned(path: &Path, name: &str) {
+    let Some(dir) = path.parent() else { return };
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    if !Path::new("/proc/self").exists() {
+        return;
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let found = entry.file_name();
+        let pid = found.to_str().and_then(|f| {
+            f.strip_prefix('.')?.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(".partial")?.parse().ok()
+        });
+        if pid.is_some_and(|pid: u32| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// An error while writing `path`, with what to do about it.
 pub fn write_error(path: &Path, e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::unavailable(
             format!("{}: the disk is full; nothing was written", path.display()),
             "free some space, or write to another disk",
+        ),
+        io::ErrorKind::FileTooLarge => Error::unavailable(
+            format!("{}: larger than this process may write; nothing was written", path.display()),
+            "raise the limit on file sizes (ulimit -f)",
         ),
         io::ErrorKind::NotFound => Error::unavailable(
             format!("{}: its directory does not exist", path.display()),
@@ -104,6 +127,15 @@ mod tests {
         assert_eq!(output.finish().unwrap(), 3);
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // What a killed process left goes away; what a living one writes stays.
+        let (dead, living) =
+            (dir.path().join(".a.txt.4294967295.partial"), dir.path().join(".a.txt.1.partial"));
+        fs::write(&dead, "").unwrap();
+        fs::write(&living, "").unwrap();
+        drop(Output::create(&path).unwrap());
+        if Path::new("/proc/self").exists() {
+            assert!(!dead.exists() && living.exists());
+        }
         let nowhere = Output::create(&dir.path().join("no/a.txt")).unwrap_err();
         assert!(nowhere.to_string().contains("directory does not exist"), "{nowhere}");
         assert!(Output::create(dir.path()).unwrap_err().to_string().contains("is a directory"));

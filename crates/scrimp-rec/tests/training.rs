@@ -25,14 +25,19 @@ fn generated(first_row: u64, rows: u64, numeric: usize) -> Memory {
 }
 
 fn fresh(source: &mut Memory, encoder: &str, precision: Precision) -> Model {
+    fresh_with(source, encoder, precision, false)
+}
+
+fn fresh_with(source: &mut Memory, encoder: &str, precision: Precision, quantization_aware: bool) -> Model {
     source.rewind(0).unwrap();
     let (census, rows) = census(source, true, &mut |_, _| ()).unwrap();
     assert_eq!(Some(rows), source.rows());
     source.rewind(0).unwrap();
     let full = census.full_bytes(16);
     let budget = if encoder == "full" { full } else { full / 4 };
-    let config =
-        plan(&EncoderOptions { precision, ..EncoderOptions::new(encoder, 16, budget) }, &census).unwrap();
+    let options =
+        EncoderOptions { precision, quantization_aware, ..EncoderOptions::new(encoder, 16, budget) };
+    let config = plan(&options, &census).unwrap();
     let keys = keys_for(&config, &census);
     let preset = Preset::named("dlrm").unwrap();
     Model::new(preset.config(source.schema().clone(), config, 3, full), &keys).unwrap()
@@ -124,23 +129,30 @@ fn an_interrupted_training_ends_like_an_uninterrupted_one() {
     let run = Run { pool: &pool, tier: Tier::detect() };
     let (mut data, mut valid) = (generated(0, 4000, 2), generated(9000, 1000, 2));
     let dir = tempfile::tempdir().unwrap();
-    for encoder in ["memrec", "full", "qr"] {
+    for (encoder, precision) in [
+        ("memrec", Precision::F32),
+        ("memrec", Precision::Int8),
+        ("full", Precision::Bf16),
+        ("cce", Precision::Int8),
+        ("qr", Precision::F32),
+    ] {
+        let fresh = |data: &mut Memory| fresh_with(data, encoder, precision, precision != Precision::F32);
         let options = |name: &str| TrainOptions {
             batch: 128,
             epochs: 3,
             patience: 0,
-            checkpoint: Some(dir.path().join(format!("{encoder}-{name}"))),
+            checkpoint: Some(dir.path().join(format!("{encoder}-{precision:?}-{name}"))),
             checkpoint_steps: 7,
             ..TrainOptions::default()
         };
-        let mut whole = fresh(&mut data, encoder, Precision::F32);
+        let mut whole = fresh(&mut data);
         data.rewind(0).unwrap();
         let report = train(&mut whole, run, &mut data, Some(&mut valid), &options("a"), &mut |_| ()).unwrap();
-        let mut model = fresh(&mut data, encoder, Precision::F32);
+        let mut model = fresh(&mut data);
         let mut resumed = None;
         for _ in 0..20 {
             let mut source = Dies { inner: data.clone(), left: 41 };
-            let mut fresh = fresh(&mut data, encoder, Precision::F32);
+            let mut fresh = fresh(&mut data);
             if let Ok(report) =
                 train(&mut fresh, run, &mut source, Some(&mut valid), &options("b"), &mut |_| ())
             {
@@ -152,6 +164,29 @@ fn an_interrupted_training_ends_like_an_uninterrupted_one() {
         assert_eq!(resumed.curve, report.curve, "{encoder}");
         assert_eq!(logits(&mut model, run, valid.data()), logits(&mut whole, run, valid.data()), "{encoder}");
     }
+}
+
+/// With few ids and many rows, a full table learns almost all there is to know.
+#[test]
+fn the_best_possible_auc_is_approached() {
+    let pool = Pool::new(2).unwrap();
+    let run = Run { pool: &pool, tier: Tier::detect() };
+    let options = |first_row, rows| GeneratorOptions {
+        first_row,
+        rows,
+        numeric: 2,
+        cardinalities: vec![30, 8, 100, 4],
+        effects: 1.5,
+        ..GeneratorOptions::default()
+    };
+    let bayes = Generator::new(options(0, 200_000), 1).unwrap().bayes(200_000).auc;
+    let read = |first, rows| Memory::read(&mut Generator::new(options(first, rows), 1).unwrap()).unwrap();
+    let (mut data, mut valid) = (read(0, 150_000), read(1_000_000, 50_000));
+    let mut model = fresh(&mut data, "full", Precision::F32);
+    let options = TrainOptions { batch: 512, epochs: 3, ..TrainOptions::default() };
+    let report = train(&mut model, run, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
+    let auc = report.valid.unwrap().auc;
+    assert!(bayes - 0.015 < auc && auc < bayes + 0.008, "{auc} of {bayes}");
 }
 
 #[test]

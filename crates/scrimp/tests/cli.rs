@@ -48,7 +48,7 @@ fn lines_of_json(output: &Output) -> Vec<serde_json::Value> {
 
 #[test]
 fn help_of_every_verb() {
-    let verbs: [&[&str]; 22] = [
+    let verbs: [&[&str]; 29] = [
         &[],
         &["run"],
         &["pull"],
@@ -71,12 +71,19 @@ fn help_of_every_verb() {
         &["doctor"],
         &["completions"],
         &["eval"],
+        &["rec"],
+        &["rec", "generate"],
+        &["rec", "prepare"],
+        &["rec", "train"],
+        &["rec", "eval"],
+        &["rec", "score"],
+        &["rec", "inspect"],
     ];
     for verb in verbs {
         let result = run(&[verb, &["--help"]].concat());
         assert_eq!(result.0.status.code(), Some(0));
         let short = run(&[verb, &["-h"]].concat());
-        if !matches!(verb, ["eval" | "report"]) {
+        if !matches!(verb, ["eval" | "report" | "rec"]) {
             assert!(String::from_utf8_lossy(&short.0.stdout).contains("Examples:\n  "), "{verb:?}");
         }
         insta::assert_snapshot!(format!("help-{}", [&["scrimp"], verb].concat().join("-")), shown(&short));

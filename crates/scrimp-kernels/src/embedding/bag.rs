@@ -6,6 +6,7 @@ use super::{
     gather::{Rows, prefetch},
     hash::{IdHash, RowRange, row},
     lanes::{self, BagKernel, Lanes},
+    ring::{self, Ring},
     table::{Stored, Table, Values},
 };
 use crate::{Tier, threads::Pool};
@@ -86,7 +87,7 @@ pub enum Probes<'a> {
 }
 
 impl Probes<'_> {
-    fn per(&self) -> usize {
+    pub(super) fn per(&self) -> usize {
         match self {
             Self::Hashed { probing, .. } => probing.probes,
             Self::Given { per, .. } => *per,
@@ -100,7 +101,7 @@ impl Probes<'_> {
         }
     }
 
-    fn signs(&self) -> bool {
+    pub(super) fn signs(&self) -> bool {
         match self {
             Self::Hashed { probing, .. } => probing.signs,
             Self::Given { signs, .. } => *signs,
@@ -242,22 +243,36 @@ pub fn forward(pool: &Pool, tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
         return;
     }
     // Outputs larger than a cache would only push the tables out of it; each is written once.
-    let stream = matches!(batch.bags, Bags::Fixed(1)) && size_of_val(out) >= STREAM;
+    let stream = matches!(batch.bags, Bags::Fixed(1)) && !batch.add && size_of_val(out) >= STREAM;
     let bags_per_unit = (UNIT * bags).div_ceil(batch.probes.look_ups().max(1)).max(1);
     pool.chunks(out, bags_per_unit * dim, |unit, out| {
-        let first = unit * bags_per_unit;
-        match batch.table.values {
-            Values::F32(values) => {
-                lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first, stream, out });
-            }
-            Values::Bf16(values) => {
-                lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first, stream, out });
-            }
-            Values::Int8 { q, scale } => {
-                lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first, stream, out });
-            }
-        }
+        part(tier, batch, unit * bags_per_unit, stream, out);
     });
+}
+
+/// The outputs of the bags from `first` on.
+fn part(tier: Tier, batch: &Batch<'_>, first: usize, stream: bool, out: &mut [f32]) {
+    match batch.table.values {
+        Values::F32(values) => part_of(tier, batch, values, 1.0, first, stream, out),
+        Values::Bf16(values) => part_of(tier, batch, values, 1.0, first, stream, out),
+        Values::Int8 { q, scale } => part_of(tier, batch, q, scale, first, stream, out),
+    }
+}
+
+fn part_of<T: Stored>(
+    tier: Tier,
+    batch: &Batch<'_>,
+    values: &[T],
+    factor: f32,
+    first: usize,
+    stream: bool,
+    out: &mut [f32],
+) {
+    if ring::can(batch) {
+        return lanes::run(tier, Ring { batch, values, factor, first, stream, out });
+    }
+    let dim = batch.probes.per() / batch.k * batch.table.width;
+    lanes::run(tier, Forward { batch, values, factor, dim, first, stream, out });
 }
 
 struct Forward<'a, T> {
@@ -401,16 +416,5 @@ pub fn probe(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u32]) {
 /// # Panics
 /// As [`forward`].
 pub fn forward_one(tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
-    let dim = batch.probes.per() / batch.k * batch.table.width;
-    match batch.table.values {
-        Values::F32(values) => {
-            lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, stream: false, out });
-        }
-        Values::Bf16(values) => {
-            lanes::run(tier, Forward { batch, values, factor: 1.0, dim, first: 0, stream: false, out });
-        }
-        Values::Int8 { q, scale } => {
-            lanes::run(tier, Forward { batch, values: q, factor: scale, dim, first: 0, stream: false, out });
-        }
-    }
+    part(tier, batch, 0, false, out);
 }

@@ -216,8 +216,9 @@ impl Rows<'_, i8> {
     }
 }
 
+/// Writes `scale * acc`, or adds it to `out`.
 #[inline(always)]
-fn store<S: Lanes, const N: usize>(
+pub(crate) fn store<S: Lanes, const N: usize>(
     s: S,
     acc: [S::F; N],
     scale: f32,

@@ -5,9 +5,11 @@
 //! dx_i = sum over j != i of  d[pair] x_j
 //! ```
 //!
-//! The vectors are transposed first, so that the lanes of a register are 16 values of j and there are no horizontal sums.
+//! A sample's vectors lie in two places, the first one (DLRM: of its numbers) and the others (of its ids): they are brought together
+//! a sample at a time, where they fit the first cache, and transposed, so that the lanes of a register are 16 values of j and
+//! there are no horizontal sums.
 
-use crate::{Tier, dispatch::Kernel, isa::Simd, threads::Pool};
+use crate::{Tier, dispatch::Kernel, isa::Simd, shared::SharedMut, threads::Pool};
 
 /// Vectors of a sample, at most.
 pub const MAX_VECTORS: usize = 512;
@@ -15,34 +17,63 @@ pub const MAX_VECTORS: usize = 512;
 /// Samples of a unit of parallel work.
 const UNIT: usize = 16;
 
-/// For each sample, `x` has `vectors` vectors of `dim` values; `out` has a place for each pair, every `stride` values,
-/// from `offset` on.
+/// The vectors of samples.
+#[derive(Debug, Clone, Copy)]
+pub struct Vectors<'a> {
+    /// The first vector of each sample, or nothing where they have no such.
+    pub head: &'a [f32],
+    /// The others: `others` for each sample.
+    pub tail: &'a [f32],
+    /// Vectors of a sample that are in `tail`.
+    pub others: usize,
+    /// Values of a vector.
+    pub dim: usize,
+}
+
+impl Vectors<'_> {
+    /// Vectors of a sample.
+    fn count(&self) -> usize {
+        self.others + usize::from(!self.head.is_empty())
+    }
+
+    /// Checks the sizes; returns the number of samples.
+    fn check(&self, stride: usize, offset: usize) -> usize {
+        let vectors = self.count();
+        assert!(vectors <= MAX_VECTORS && offset + vectors * vectors.saturating_sub(1) / 2 <= stride);
+        let samples = match self.head.len() {
+            0 => self.tail.len() / (self.others * self.dim).max(1),
+            head => head / self.dim.max(1),
+        };
+        assert_eq!(self.tail.len(), samples * self.others * self.dim);
+        assert!(self.head.is_empty() || self.head.len() == samples * self.dim);
+        samples
+    }
+
+    /// Copies the vectors of sample `n` to `to`.
+    #[inline(always)]
+    fn gather(&self, n: usize, to: &mut [f32]) {
+        let tail = self.others * self.dim;
+        let (a, b) = to.split_at_mut(to.len() - tail);
+        a.copy_from_slice(&self.head[n * a.len()..(n + 1) * a.len()]);
+        b.copy_from_slice(&self.tail[n * tail..(n + 1) * tail]);
+    }
+}
+
+/// For each sample, `out` has a place for each pair, every `stride` values, from `offset` on.
 ///
 /// # Panics
 /// When sizes do not fit each other.
-pub fn pairs(
-    pool: &Pool,
-    tier: Tier,
-    x: &[f32],
-    [vectors, dim]: [usize; 2],
-    out: &mut [f32],
-    stride: usize,
-    offset: usize,
-) {
-    assert!(vectors <= MAX_VECTORS && offset + vectors * vectors.saturating_sub(1) / 2 <= stride);
-    let samples = x.len() / (vectors * dim).max(1);
+pub fn pairs(pool: &Pool, tier: Tier, x: &Vectors<'_>, out: &mut [f32], stride: usize, offset: usize) {
+    let samples = x.check(stride, offset);
     assert_eq!(out.len(), samples * stride);
     pool.chunks(out, UNIT * stride, |unit, out| {
-        let n = out.len() / stride;
-        let x = &x[unit * UNIT * vectors * dim..][..n * vectors * dim];
-        tier.run(Pairs { x, vectors, dim, out, stride, offset });
+        tier.run(Pairs { x, first: unit * UNIT, out, stride, offset });
     });
 }
 
 struct Pairs<'a> {
-    x: &'a [f32],
-    vectors: usize,
-    dim: usize,
+    x: &'a Vectors<'a>,
+    first: usize,
     out: &'a mut [f32],
     stride: usize,
     offset: usize,
@@ -52,12 +83,14 @@ impl Kernel for Pairs<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Pairs { x, vectors, dim, out, stride, offset } = self;
+        let Pairs { x: all, first, out, stride, offset } = self;
+        let (vectors, dim) = (all.count(), all.dim);
+        let mut x = vec![0.0; vectors * dim];
         let chunks = vectors.div_ceil(16);
         // transposed[c][d]: value d of vectors 16 c .. 16 c + 16
         let mut transposed = vec![[0.0_f32; 16]; chunks * dim];
         for n in 0..out.len() / stride {
-            let x = &x[n * vectors * dim..(n + 1) * vectors * dim];
+            all.gather(first + n, &mut x);
             let out = &mut out[n * stride + offset..(n + 1) * stride];
             for i in 0..vectors {
                 let column = &mut transposed[i / 16 * dim..(i / 16 + 1) * dim];
@@ -101,50 +134,68 @@ impl Kernel for Pairs<'_> {
     }
 }
 
-/// Adds the gradients of the vectors to `dx`, given those of the pairs at the places where [`pairs`] writes them.
+/// Given the gradients `grad` of the pairs, at the places where [`pairs`] writes them: adds those of the first vectors to `head`, and
+/// writes those of the others to `tail`.
 ///
 /// # Panics
 /// As [`pairs`].
 pub fn pairs_backward(
     pool: &Pool,
     tier: Tier,
-    x: &[f32],
-    [vectors, dim]: [usize; 2],
+    x: &Vectors<'_>,
     grad: &[f32],
     stride: usize,
     offset: usize,
-    dx: &mut [f32],
+    head: &mut [f32],
+    tail: &mut [f32],
 ) {
-    assert!(vectors <= MAX_VECTORS && offset + vectors * vectors.saturating_sub(1) / 2 <= stride);
-    assert_eq!(x.len(), dx.len());
-    let per = vectors * dim;
-    assert_eq!(grad.len(), x.len() / per.max(1) * stride);
-    pool.chunks(dx, UNIT * per, |unit, dx| {
-        let n = dx.len() / per;
-        let x = &x[unit * UNIT * per..][..n * per];
-        let grad = &grad[unit * UNIT * stride..][..n * stride];
-        tier.run(Gradients { x, vectors, dim, grad, stride, offset, dx });
+    let samples = x.check(stride, offset);
+    assert_eq!((x.head.len(), x.tail.len()), (head.len(), tail.len()));
+    assert_eq!(grad.len(), samples * stride);
+    let (head, tail) = (SharedMut::new(head), SharedMut::new(tail));
+    let (vectors, others, dim) = (x.count(), x.others, x.dim);
+    let heads = vectors - others;
+    pool.run(samples.div_ceil(UNIT), |unit, _| {
+        let range = unit * UNIT..((unit + 1) * UNIT).min(samples);
+        // SAFETY: units have samples of their own, and samples places of their own.
+        let (head, tail) = unsafe {
+            (
+                head.slice(range.start * heads * dim..range.end * heads * dim),
+                tail.slice(range.start * others * dim..range.end * others * dim),
+            )
+        };
+        let (first, samples) = (range.start, range.len());
+        tier.run(Gradients { all: x, grad, stride, offset, first, samples, head, tail });
     });
 }
 
 struct Gradients<'a> {
-    x: &'a [f32],
-    vectors: usize,
-    dim: usize,
+    all: &'a Vectors<'a>,
     grad: &'a [f32],
     stride: usize,
     offset: usize,
-    dx: &'a mut [f32],
+    first: usize,
+    samples: usize,
+    head: &'a mut [f32],
+    tail: &'a mut [f32],
 }
 
-impl Gradients<'_> {
-    /// `N` times 16 values of sample `n`'s gradients, from `at` on.
+/// One sample's vectors and their gradients.
+struct Sample {
+    vectors: usize,
+    dim: usize,
+    x: Vec<f32>,
+    dx: Vec<f32>,
+}
+
+impl Sample {
+    /// `N` times 16 values of the gradients, from `at` on.
     #[inline(always)]
-    fn lanes<S: Simd, const N: usize>(&mut self, s: S, n: usize, at: usize, weights: &[f32]) {
+    fn lanes<S: Simd, const N: usize>(&mut self, s: S, at: usize, weights: &[f32]) {
         let (vectors, dim) = (self.vectors, self.dim);
-        let x = &self.x[n * vectors * dim..(n + 1) * vectors * dim];
+        let x = &self.x[..];
         for i in 0..vectors {
-            let to = &mut self.dx[(n * vectors + i) * dim + at..][..N * 16];
+            let to = &mut self.dx[i * dim + at..][..N * 16];
             let (to, _) = to.as_chunks_mut::<16>();
             let mut acc = [s.splat(0.0); N];
             for v in 0..N {
@@ -167,11 +218,18 @@ impl Gradients<'_> {
 impl Kernel for Gradients<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let (vectors, dim) = (self.vectors, self.dim);
+    fn run<S: Simd>(self, s: S) {
+        let (vectors, dim) = (self.all.count(), self.all.dim);
+        let tail = self.all.others * dim;
+        let head = vectors * dim - tail;
+        let mut sample = Sample { vectors, dim, x: vec![0.0; vectors * dim], dx: vec![0.0; vectors * dim] };
         let mut weights = vec![0.0; vectors * vectors];
-        for n in 0..self.dx.len() / (vectors * dim) {
-            let grad = &self.grad[n * self.stride + self.offset..];
+        for n in 0..self.samples {
+            self.all.gather(self.first + n, &mut sample.x);
+            let (first, others) = sample.dx.split_at_mut(head);
+            first.copy_from_slice(&self.head[n * head..(n + 1) * head]);
+            others.fill(0.0);
+            let grad = &self.grad[(self.first + n) * self.stride + self.offset..];
             let mut pair = 0;
             for i in 1..vectors {
                 for j in 0..i {
@@ -182,22 +240,25 @@ impl Kernel for Gradients<'_> {
             }
             let mut at = 0;
             while dim - at >= 64 {
-                self.lanes::<S, 4>(s, n, at, &weights);
+                sample.lanes::<S, 4>(s, at, &weights);
                 at += 64;
             }
             while dim - at >= 16 {
-                self.lanes::<S, 1>(s, n, at, &weights);
+                sample.lanes::<S, 1>(s, at, &weights);
                 at += 16;
             }
             for d in at..dim {
                 for i in 0..vectors {
-                    let mut sum = self.dx[(n * vectors + i) * dim + d];
+                    let mut sum = sample.dx[i * dim + d];
                     for j in 0..vectors {
-                        sum += weights[i * vectors + j] * self.x[(n * vectors + j) * dim + d];
+                        sum += weights[i * vectors + j] * sample.x[j * dim + d];
                     }
-                    self.dx[(n * vectors + i) * dim + d] = sum;
+                    sample.dx[i * dim + d] = sum;
                 }
             }
+            let (first, others) = sample.dx.split_at(head);
+            self.head[n * head..(n + 1) * head].copy_from_slice(first);
+            self.tail[n * tail..(n + 1) * tail].copy_from_slice(others);
         }
     }
 }
@@ -222,14 +283,30 @@ mod tests {
             let stride = offset + count + 2;
             let x = numbers(1, samples * vectors * dim);
             let grad = numbers(2, samples * stride);
-            for tier in Tier::supported() {
+            let split = |all: &[f32], heads: usize| -> (Vec<f32>, Vec<f32>) {
+                let samples = || all.chunks(vectors * dim).map(|sample| sample.split_at(heads * dim));
+                (
+                    samples().flat_map(|s| s.0.to_vec()).collect(),
+                    samples().flat_map(|s| s.1.to_vec()).collect(),
+                )
+            };
+            for (tier, heads) in Tier::supported().into_iter().flat_map(|tier| [(tier, 0), (tier, 1)]) {
+                let (head, tail) = split(&x, heads);
+                let x_in_two = Vectors { head: &head, tail: &tail, others: vectors - heads, dim };
                 let mut out = vec![7.0; samples * stride];
-                pairs(&pool, tier, &x, [vectors, dim], &mut out, stride, offset);
-                let mut dx = vec![1.0; x.len()];
-                pairs_backward(&pool, tier, &x, [vectors, dim], &grad, stride, offset, &mut dx);
+                pairs(&pool, tier, &x_in_two, &mut out, stride, offset);
+                let (mut head, mut tail) = (vec![1.0; head.len()], vec![9.0; tail.len()]);
+                pairs_backward(&pool, tier, &x_in_two, &grad, stride, offset, &mut head, &mut tail);
+                let dx: Vec<f32> = (0..samples)
+                    .flat_map(|n| {
+                        let (h, t) = (heads * dim, (vectors - heads) * dim);
+                        [&head[n * h..(n + 1) * h], &tail[n * t..(n + 1) * t]].concat()
+                    })
+                    .collect();
                 for n in 0..samples {
                     let x = |i: usize| &x[(n * vectors + i) * dim..][..dim];
-                    let mut expected = vec![1.0_f32; vectors * dim];
+                    let mut expected = vec![0.0_f32; vectors * dim];
+                    expected[..heads * dim].fill(1.0);
                     let mut pair = n * stride + offset;
                     assert_eq!(out[n * stride..pair], [7.0; 3]);
                     for i in 0..vectors {

@@ -10,6 +10,7 @@
 //! | `gather.rs` | the sums of one look-up |
 //! | `lanes.rs` | what bags ask of a tier, and where they are compiled for it |
 //! | `bag.rs` | batches of look-ups, in parallel |
+//! | `ring.rs` | the same, faster, for the common case |
 //! | `interaction.rs` | dot products of the vectors of a sample |
 //! | `scatter.rs` | gradients and optimisers |
 
@@ -18,6 +19,7 @@ mod gather;
 mod hash;
 mod interaction;
 mod lanes;
+mod ring;
 mod scatter;
 mod table;
 #[cfg(test)]
@@ -25,6 +27,6 @@ mod tests;
 
 pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe};
 pub use hash::{IdHash, MAX_ROWS, NEGATIVE, RowRange};
-pub use interaction::{MAX_VECTORS, pairs, pairs_backward};
+pub use interaction::{MAX_VECTORS, Vectors, pairs, pairs_backward};
 pub use scatter::{Backward, Gradients, Optimizer, Trained, dots};
 pub use table::{Table, Values};

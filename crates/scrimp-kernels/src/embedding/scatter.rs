@@ -11,7 +11,7 @@
 use super::{
     bag::Bags,
     hash::NEGATIVE,
-    table::{Table, Values},
+    table::{Stored, Table, Values},
 };
 use crate::{Tier, dispatch::Kernel, isa::Simd, shared::SharedMut, threads::Pool};
 
@@ -181,6 +181,11 @@ impl Gradients {
         let len = values.len();
         let shared = (SharedMut::new(values), SharedMut::new(state));
         self.add_up(pool, tier, Some(optimizer), (len, width, stride), shared, batch);
+    }
+
+    /// The blocks of `width` values that the last [`Gradients::step`] changed, each once.
+    pub fn touched(&self) -> impl Iterator<Item = &u32> {
+        self.shares.iter().flat_map(|share| &share.touched)
     }
 
     /// Adds up the gradients of a batch in a table of `len` values in rows of `width`, for somebody else to apply: the rows that it
@@ -408,11 +413,10 @@ fn slot<'s, const W: usize>(
 /// `out[l * per + p] = sign(p) * dot(grad of the block, row(p))`: what the weights and scales of look-ups are trained with.
 ///
 /// # Panics
-/// When sizes do not fit each other, the table is not f32, or a probe lies outside it.
+/// When sizes do not fit each other, or a probe lies outside the table.
 pub fn dots(pool: &Pool, tier: Tier, table: &Table<'_>, batch: &Backward<'_>, out: &mut [f32]) {
     let (look_ups, dim) = batch.check(table.width);
     assert_eq!(out.len(), batch.probes.len());
-    let Values::F32(values) = table.values else { panic!("tables in training are f32") };
     let bags = batch.bags.count(look_ups);
     let out = SharedMut::new(out);
     let at_once = 64;
@@ -423,21 +427,28 @@ pub fn dots(pool: &Pool, tier: Tier, table: &Table<'_>, batch: &Backward<'_>, ou
             // SAFETY: bags do not overlap: `Bags::range` of different bags are different look-ups.
             let out = unsafe { out.slice(probes.clone()) };
             let grad = &batch.grad[bag * dim..(bag + 1) * dim];
-            tier.run(Dots {
-                values,
+            let dots = Dots {
+                values: &[],
+                factor: 1.0,
                 table,
                 probes: &batch.probes[probes],
                 grad,
                 per: batch.per,
                 k: batch.k,
                 out,
-            });
+            };
+            match table.values {
+                Values::F32(values) => tier.run(Dots::<f32> { values, ..dots }),
+                Values::Bf16(values) => tier.run(dots.of(values, 1.0)),
+                Values::Int8 { q, scale } => tier.run(dots.of(q, scale)),
+            }
         }
     });
 }
 
-struct Dots<'a> {
-    values: &'a [f32],
+struct Dots<'a, T> {
+    values: &'a [T],
+    factor: f32,
     table: &'a Table<'a>,
     probes: &'a [u32],
     grad: &'a [f32],
@@ -446,7 +457,15 @@ struct Dots<'a> {
     out: &'a mut [f32],
 }
 
-impl Kernel for Dots<'_> {
+impl<'a> Dots<'a, f32> {
+    /// The same of a table of another type, whose values are multiplied with `factor`.
+    fn of<T>(self, values: &'a [T], factor: f32) -> Dots<'a, T> {
+        let Dots { table, probes, grad, per, k, out, .. } = self;
+        Dots { values, factor, table, probes, grad, per, k, out }
+    }
+}
+
+impl<T: Stored> Kernel for Dots<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -461,14 +480,14 @@ impl Kernel for Dots<'_> {
             if !row.is_empty() {
                 let mut acc = s.splat(0.0);
                 for (row, grad) in row.iter().zip(grad) {
-                    acc = s.add(acc, s.mul(s.load(row), s.load(grad)));
+                    acc = s.add(acc, s.mul(T::lanes(s, row), s.load(grad)));
                 }
                 dot = s.reduce_add(acc);
             }
             for (row, grad) in row_tail.iter().zip(grad_tail) {
-                dot += row * grad;
+                dot += row.float() * grad;
             }
-            *out = f32::from_bits(dot.to_bits() ^ (probe & NEGATIVE));
+            *out = f32::from_bits((dot * self.factor).to_bits() ^ (probe & NEGATIVE));
         }
     }
 }

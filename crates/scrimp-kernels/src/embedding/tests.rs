@@ -51,6 +51,7 @@ struct Case {
     bagged: bool,
     stride_one: bool,
     weighted: bool,
+    weight_k: usize,
     seed: u64,
 }
 
@@ -67,10 +68,11 @@ prop_compose! {
         bagged: bool,
         stride_one: bool,
         weighted: bool,
+        weight_k in 1_usize..3,
         seed: u64,
     ) -> Case {
         let groups = groups.min(blocks);
-        Case { width, blocks, k, rows, features, samples, signs, groups, bagged, stride_one, weighted, seed }
+        Case { width, blocks, k, rows, features, samples, signs, groups, bagged, stride_one, weighted, weight_k, seed }
     }
 }
 
@@ -107,14 +109,15 @@ fn check(case: &Case) {
     // Alpha hashed from the same ids.
     let weight_table = numbers(case.seed ^ 1, rows as usize * groups);
     let weight_hashes: Vec<_> = (0..features).map(|f| IdHash::new(case.seed ^ 2, f as u32)).collect();
-    let weight_probing = Probing { hashes: &weight_hashes, ranges: &ranges, probes: 2, signs: false };
-    let mut weight_probes = vec![0; look_ups * 2];
+    let weight_probing =
+        Probing { hashes: &weight_hashes, ranges: &ranges, probes: case.weight_k, signs: false };
+    let mut weight_probes = vec![0; look_ups * case.weight_k];
     probe(&pool, &ids, &weight_probing, &mut weight_probes);
     let scales: Vec<f32> = (0..look_ups * groups)
         .map(|i| {
             let (l, g) = (i / groups, i % groups);
-            let sum: f32 =
-                weight_probes[l * 2..l * 2 + 2].iter().map(|&r| weight_table[r as usize * groups + g]).sum();
+            let rows = &weight_probes[l * case.weight_k..(l + 1) * case.weight_k];
+            let sum: f32 = rows.iter().map(|&r| weight_table[r as usize * groups + g]).sum();
             sum * 0.5
         })
         .collect();

@@ -155,6 +155,7 @@ impl Encoder for Bloom {
             );
             if let Stored::F32(values) = &mut hot.table.values {
                 values[..hot.table.width].fill(0.0);
+                hot.table.round(0..hot.table.width);
             }
         }
     }

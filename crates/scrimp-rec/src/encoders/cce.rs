@@ -250,6 +250,7 @@ impl Encoder for Cce {
             column[..rows * width].copy_from_slice(&centres);
             column[rows * width..].fill(0.0);
         }
+        self.table.round(0..self.table.len());
     }
 
     fn params(&self) -> Vec<(&'static str, &Param)> {

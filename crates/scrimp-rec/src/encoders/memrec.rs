@@ -9,7 +9,8 @@
 //! Frequent ids may have a row of their own, which is added to what they share (`hot_share`).
 //!
 //! *Size.* All features share one table; a feature's share of it follows from how many ids it has. Of the budget, the
-//! weight table takes `weight_share`, the token table the rest.
+//! weight table takes `weight_share`, the token table the rest. With `per_feature_tables` each feature has rows of its own, as many
+//! as the logarithm of its number of ids asks for (the paper's rule).
 
 use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, bloom::Bloom, too_small};
 use crate::Result;
@@ -59,20 +60,23 @@ fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<Encod
     if rows == 0 {
         return Err(too_small(options));
     }
-    let most = |rows: u64| u32::try_from(rows).unwrap_or(u32::MAX).min(u32::MAX >> 2);
-    let weight_rows = if weight_rows == 0 { Vec::new() } else { vec![most(weight_rows)] };
+    let tables = |rows: u64| {
+        let most = |rows: u64| u32::try_from(rows).unwrap_or(u32::MAX).min(u32::MAX >> 2);
+        if !options.per_feature_tables {
+            return vec![most(rows)];
+        }
+        let logs: Vec<f64> = census.distinct.iter().map(|&n| (n as f64 + 2.0).ln()).collect();
+        let all: f64 = logs.iter().sum();
+        logs.iter().map(|log| most((rows as f64 * log / all) as u64)).collect()
+    };
+    let weight_rows = if weight_rows == 0 { Vec::new() } else { tables(weight_rows) };
+    let rows = tables(rows);
+    if rows.iter().chain(&weight_rows).any(|&rows| rows == 0) {
+        return Err(too_small(options));
+    }
     let signs = options.signs.unwrap_or(true);
     let base = options.base(census.distinct.len());
-    Ok(EncoderConfig {
-        rows: vec![most(rows)],
-        weight_rows,
-        width,
-        k: options.k.unwrap_or(K),
-        signs,
-        bagged,
-        hot,
-        ..base
-    })
+    Ok(EncoderConfig { rows, weight_rows, width, k: options.k.unwrap_or(K), signs, bagged, hot, ..base })
 }
 
 fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {

@@ -94,9 +94,10 @@ pub trait Encoder: Send {
 pub struct Census {
     /// Distinct ids of each feature.
     pub distinct: Vec<u64>,
-    /// Keys of all ids ([`key_of`]), in the order of their first row; empty where they were too many to keep.
+    /// Keys of the ids ([`key_of`]): all of a feature in the order of their first row, or, where they were too many to keep,
+    /// the frequent ones.
     pub keys: Vec<u64>,
-    /// How often each of `keys` occurs.
+    /// How often each of `keys` occurs; at least, where not all are kept.
     pub counts: Vec<u32>,
 }
 
@@ -187,6 +188,9 @@ pub struct EncoderConfig {
     /// Frequent ids that have a row of their own, added to the others.
     #[serde(default)]
     pub hot: u32,
+    /// Rows are rounded to `precision` in training already.
+    #[serde(default)]
+    pub quantization_aware: bool,
 }
 
 /// What the user asks for; [`EncoderConfig`] is what comes of it.
@@ -216,6 +220,10 @@ pub struct EncoderOptions {
     pub precision: Precision,
     /// Share of the budget for rows of frequent ids, for `memrec` [default: the encoder's].
     pub hot_share: Option<f64>,
+    /// A table for each feature instead of one for all, for `memrec`.
+    pub per_feature_tables: bool,
+    /// Train through the rounding to `precision`: the forward pass sees rounded rows, gradients pass straight through.
+    pub quantization_aware: bool,
 }
 
 impl EncoderOptions {
@@ -234,6 +242,8 @@ impl EncoderOptions {
             groups: 1,
             precision: Precision::F32,
             hot_share: None,
+            per_feature_tables: false,
+            quantization_aware: false,
         }
     }
 
@@ -255,6 +265,7 @@ impl EncoderOptions {
             bagged: false,
             precision: self.precision,
             hot: 0,
+            quantization_aware: self.quantization_aware,
         }
     }
 }
@@ -326,7 +337,18 @@ pub fn keys_for(config: &EncoderConfig, census: &Census) -> Vec<u64> {
 /// When the configuration makes no sense (a damaged file) or the memory cannot be had.
 pub fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
     check(config).map_err(Error::bad_input)?;
-    (entry(&config.encoder)?.build)(config, keys)
+    let mut encoder = (entry(&config.encoder)?.build)(config, keys)?;
+    if config.quantization_aware {
+        for (_, param) in encoder.params_mut().into_iter().filter(|(name, _)| !is_weight(name)) {
+            param.round_in_training(config.precision);
+        }
+    }
+    Ok(encoder)
+}
+
+/// Whether a parameter is a table of weights, which is always f32.
+pub(crate) fn is_weight(param: &str) -> bool {
+    matches!(param, "alpha" | "weights")
 }
 
 /// What must hold for any configuration, from a plan or from a file.

@@ -7,7 +7,7 @@ use scrimp_kernels::{
     threads::Pool,
 };
 use serde::{Deserialize, Serialize};
-use std::sync::Mutex;
+use std::{ops::Range, sync::Mutex};
 
 /// What computations run on.
 #[derive(Debug, Clone, Copy)]
@@ -69,8 +69,21 @@ pub struct Param {
     pub width: usize,
     /// Values from row to row: `width` or 1.
     pub stride: usize,
+    rounded: Option<Rounded>,
     gradients: Mutex<Gradients>,
 }
+
+/// The values as they will be stored, beside those that learn: quantisation-aware training with straight-through gradients (Bengio
+/// et al., arXiv 1308.3432).
+#[derive(Debug)]
+struct Rounded {
+    values: Stored,
+    /// Steps so far, which say when the step of quantisation is chosen again.
+    steps: u32,
+}
+
+/// Steps of training between two choices of the step of quantisation; in the beginning it is chosen more often.
+const RESCALE: u32 = 64;
 
 /// A vector of `n` numbers, or an error where the memory cannot be had.
 pub(crate) fn zeros(n: usize, what: &str) -> Result<Vec<f32>> {
@@ -98,8 +111,48 @@ impl Param {
             state: Vec::new(),
             width,
             stride,
+            rounded: None,
             gradients: Mutex::default(),
         })
+    }
+
+    /// From now on [`Param::table`] has the values rounded to `precision`, while training goes on with the exact ones.
+    pub fn round_in_training(&mut self, precision: Precision) {
+        if let Stored::F32(values) = &self.values {
+            self.rounded = match rounded(values, precision) {
+                Stored::F32(_) => None,
+                values => Some(Rounded { values, steps: 0 }),
+            };
+        }
+    }
+
+    /// Rounds some values again, which have changed.
+    pub fn round(&mut self, range: Range<usize>) {
+        let (Stored::F32(values), Some(rounded)) = (&self.values, &mut self.rounded) else { return };
+        round(&values[range.clone()], range.start, &mut rounded.values);
+    }
+
+    /// What a file must keep of a table that is rounded in training: the step of quantisation and its age.
+    pub fn rounding(&self) -> Option<[f32; 2]> {
+        let rounded = self.rounded.as_ref()?;
+        let scale = if let Stored::Int8 { scale, .. } = rounded.values { scale } else { 1.0 };
+        Some([scale, rounded.steps as f32])
+    }
+
+    /// Takes values from a file, with what [`Param::rounding`] was.
+    pub fn replace(&mut self, stored: Stored, rounding: Option<[f32; 2]>) {
+        self.values = stored;
+        match (&self.values, &mut self.rounded, rounding) {
+            (Stored::F32(values), Some(rounded), Some([step, steps])) => {
+                if let Stored::Int8 { scale, q } = &mut rounded.values {
+                    *scale = step;
+                    q.resize(values.len(), 0);
+                }
+                rounded.steps = steps as u32;
+                round(values, 0, &mut rounded.values);
+            }
+            _ => self.rounded = None,
+        }
     }
 
     /// Number of values.
@@ -127,7 +180,7 @@ impl Param {
 
     /// The table that kernels read.
     pub fn table(&self) -> Table<'_> {
-        let values = match &self.values {
+        let values = match self.rounded.as_ref().map_or(&self.values, |r| &r.values) {
             Stored::F32(v) => Values::F32(v),
             Stored::Bf16(v) => Values::Bf16(v),
             Stored::Int8 { q, scale } => Values::Int8 { q, scale: *scale },
@@ -160,30 +213,77 @@ impl Param {
         let table = Trained { values, state: &mut self.state, width: self.width, stride: self.stride };
         let gradients = self.gradients.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         gradients.step(run.pool, run.tier, optimizer, table, batch);
+        let Some(rounded) = &mut self.rounded else { return };
+        rounded.steps += 1;
+        if rounded.steps.is_multiple_of(RESCALE) || rounded.steps.is_power_of_two() {
+            // Kept small: a file stores it as f32.
+            rounded.steps = rounded.steps.min(1 << 20);
+            if let Stored::Int8 { q, scale } = &mut rounded.values {
+                *scale = best_step(values);
+                let scale = *scale;
+                run.pool.chunks(q, 1 << 16, |unit, q| {
+                    for (q, &v) in q.iter_mut().zip(&values[unit << 16..]) {
+                        *q = quantised(v, scale);
+                    }
+                });
+                return;
+            }
+        }
+        for &block in gradients.touched() {
+            let start = block as usize * self.width;
+            let end = (start + self.width).min(values.len());
+            round(&values[start..end], start, &mut rounded.values);
+        }
     }
 
-    /// Stores the values with `precision` and frees what training needed.
+    /// Stores the values with `precision` and frees what training needed. Values that were rounded in training stay as they were.
     pub fn quantise(&mut self, precision: Precision) {
         let Stored::F32(values) = &self.values else { return };
-        let stored = match precision {
-            Precision::F32 => return,
-            Precision::Bf16 => {
-                Stored::Bf16(values.iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect())
-            }
-            Precision::Int8 => {
-                let scale = best_step(values);
-                let q = values.iter().map(|&v| quantised(v, scale)).collect();
-                Stored::Int8 { q, scale }
-            }
+        self.values = match self.rounded.take() {
+            Some(rounded) => rounded.values,
+            None if precision == Precision::F32 => return,
+            None => rounded(values, precision),
         };
-        self.values = stored;
         self.state = Vec::new();
         self.gradients = Mutex::default();
     }
 }
 
+/// `values` stored with `precision`.
+fn rounded(values: &[f32], precision: Precision) -> Stored {
+    let n = values.len();
+    let mut stored = match precision {
+        Precision::F32 => Stored::F32(vec![0.0; n]),
+        Precision::Bf16 => Stored::Bf16(vec![0; n]),
+        Precision::Int8 => Stored::Int8 { q: vec![0; n], scale: best_step(values) },
+    };
+    round(values, 0, &mut stored);
+    stored
+}
+
+/// Stores `values` in the places from `at` on.
+fn round(values: &[f32], at: usize, stored: &mut Stored) {
+    match stored {
+        Stored::F32(v) => v[at..at + values.len()].copy_from_slice(values),
+        Stored::Bf16(v) => {
+            for (to, &v) in v[at..].iter_mut().zip(values) {
+                *to = half::bf16::from_f32(v).to_bits();
+            }
+        }
+        Stored::Int8 { q, scale } => {
+            for (to, &v) in q[at..].iter_mut().zip(values) {
+                *to = quantised(v, *scale);
+            }
+        }
+    }
+}
+
+/// The nearest step, ties to even.
+#[inline]
 fn quantised(v: f32, scale: f32) -> i8 {
-    (v / scale).round_ties_even().clamp(-127.0, 127.0) as i8
+    // Added to a number below 2^22 and subtracted again, it leaves no place for a fraction: rounding without a call.
+    const WHOLE: f32 = 12_582_912.0;
+    ((v / scale).clamp(-127.0, 127.0) + WHOLE - WHOLE) as i8
 }
 
 /// The step with the least squared error, of some that cut off more and more of the largest values.

@@ -34,7 +34,8 @@ fn shapes() -> Vec<EncoderOptions> {
             all.push(EncoderOptions { weight_share: Some(0.0), signs: Some(false), ..whole.clone() });
             all.push(EncoderOptions { hot_share: Some(0.0), ..whole.clone() });
             all.push(whole);
-            all.push(EncoderOptions { groups: 4, k: Some(2), ..options });
+            all.push(EncoderOptions { groups: 4, k: Some(2), ..options.clone() });
+            all.push(EncoderOptions { per_feature_tables: true, ..options });
         }
     }
     all
@@ -131,6 +132,41 @@ fn stored_rows_are_close_to_the_trained_ones() {
             let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
             let difference = norm(&mut exact.iter().zip(&stored).map(|(a, b)| a - b));
             assert!(difference < error * norm(&mut exact.iter().copied()), "{options:?} {difference}");
+        }
+    }
+}
+
+/// In quantisation-aware training the forward pass is that of the stored model, at any time; gradients are those of the rounded rows.
+#[test]
+fn training_through_rounding_sees_what_will_be_stored() {
+    let pool = Pool::new(2).unwrap();
+    let run = Run { pool: &pool, tier: Tier::detect() };
+    let (ids, census) = ids(50);
+    for options in shapes() {
+        for precision in [Precision::Bf16, Precision::Int8] {
+            let options = EncoderOptions { precision, quantization_aware: true, ..options.clone() };
+            let config = plan(&options, &census).unwrap();
+            let mut encoder = build(&config, &keys_for(&config, &census)).unwrap();
+            let len = 50 * encoder.vectors() * 16;
+            let (mut first, mut out) = (vec![0.0; len], vec![0.0; len]);
+            encoder.forward(run, &ids, &mut first);
+            // Towards zero, in steps that are far smaller than those of int8: only exact values can sum them up.
+            for step in 0..150 {
+                encoder.forward(run, &ids, &mut out);
+                encoder.backward(run, &ids, &out, Optimizer::Sgd { lr: 0.004 });
+                if step == 70 {
+                    encoder.between_epochs(run);
+                }
+            }
+            encoder.forward(run, &ids, &mut out);
+            let norm = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>();
+            assert!(norm(&out) < 0.8 * norm(&first), "{options:?}: {} {}", norm(&first), norm(&out));
+            let rounding: Vec<_> = encoder.params().iter().map(|(_, p)| p.rounding()).collect();
+            assert!(rounding[0].is_some());
+            encoder.quantise();
+            let mut stored = vec![0.0; len];
+            encoder.forward(run, &ids, &mut stored);
+            assert_eq!(stored, out, "{options:?}");
         }
     }
 }

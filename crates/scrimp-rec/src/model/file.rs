@@ -10,12 +10,19 @@
 //! | `encoder.keys` | U64: the ids of an encoder that knows ids |
 //! | `encoder.memory` | U16: what else an encoder keeps (the pointers of `cce`) |
 //! | `bottom.I.weight`, `bottom.I.bias`, `top.*` | layers, `[out, in]` |
+//! | `encoder.NAME.rounding` | F32: step and age of a table that is rounded in training ([`Param::rounding`]) |
 //! | `*.state`, `*.m`, `*.v` | in checkpoints: the optimisers' states |
+//!
+//! [`Param::rounding`]: crate::encoders::Param::rounding
 //!
 //! Nothing is allocated for a number in the header before the file has been seen to have as many bytes.
 
 use super::{Model, ModelConfig};
-use crate::{Error, Result, encoders::Stored, output::Output};
+use crate::{
+    Error, Result,
+    encoders::{Stored, is_weight},
+    output::Output,
+};
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, io::Read, path::Path};
 
@@ -98,6 +105,7 @@ impl Model {
             .iter()
             .map(|(_, p)| if let Stored::Int8 { scale, .. } = &p.values { *scale } else { 1.0 })
             .collect();
+        let roundings: Vec<_> = params.iter().map(|(_, p)| p.rounding()).collect();
         for ((name, p), scale) in params.iter().zip(&scales) {
             match &p.values {
                 Stored::F32(v) => w.floats(&format!("encoder.{name}"), v),
@@ -108,6 +116,11 @@ impl Model {
             }
             if training.is_some() {
                 w.floats(&format!("encoder.{name}.state"), &p.state);
+            }
+        }
+        for ((name, _), rounding) in params.iter().zip(&roundings) {
+            if let Some(rounding) = rounding {
+                w.floats(&format!("encoder.{name}.rounding"), rounding);
             }
         }
         let mlps = self.bottom.as_mut().map(|m| m.tensors_mut("bottom")).into_iter().flatten();
@@ -201,10 +214,12 @@ impl Model {
                 }
                 _ => Stored::F32(reader.floats(&full)?),
             };
-            if matches!(name, "alpha" | "weights") && !matches!(stored, Stored::F32(_)) {
+            if is_weight(name) && !matches!(stored, Stored::F32(_)) {
                 return Err(format!("tensor {full} must be F32"));
             }
-            p.values = stored;
+            let rounding = format!("{full}.rounding");
+            let rounding = if reader.has(&rounding) { reader.floats(&rounding)? } else { Vec::new() };
+            p.replace(stored, rounding.first_chunk().copied());
             if p.len() != len {
                 return Err(format!("tensor {full} has {} values, not {len}", p.len()));
             }

@@ -123,9 +123,14 @@ impl Mlp {
             let (a, b) = (View::rows(x, layer.inputs), View::rows(&layer.weight.values, layer.inputs).t());
             gemm(run.pool, run.tier, [rows, layer.outputs, layer.inputs], a, b, start, y, &mut self.gemm);
         }
-        match self.layers.last() {
-            Some(last) => &self.outputs[self.layers.len() - 1][..rows * last.outputs],
-            None => &[],
+        self.outputs(rows)
+    }
+
+    /// What the last [`Mlp::forward`], of as many rows, returned.
+    pub(super) fn outputs(&self, rows: usize) -> &[f32] {
+        match (self.layers.last(), self.outputs.last()) {
+            (Some(layer), Some(outputs)) => &outputs[..rows * layer.outputs],
+            _ => &[],
         }
     }
 

@@ -23,7 +23,7 @@ use crate::{
     schema::Schema,
 };
 use mlp::sized;
-use scrimp_kernels::embedding::{MAX_VECTORS, Optimizer, pairs, pairs_backward};
+use scrimp_kernels::embedding::{MAX_VECTORS, Optimizer, Vectors, pairs, pairs_backward};
 use serde::{Deserialize, Serialize};
 
 /// How vectors meet.
@@ -80,11 +80,8 @@ pub struct Model {
 struct Scratch {
     /// Vectors of the encoder.
     v: Vec<f32>,
-    /// Bottom output and vectors of each sample, one after another.
-    x: Vec<f32>,
     /// Inputs of the top MLP.
     z: Vec<f32>,
-    dx: Vec<f32>,
     dz: Vec<f32>,
     dv: Vec<f32>,
     db: Vec<f32>,
@@ -216,33 +213,28 @@ impl Model {
     fn forward(&mut self, run: Run<'_>, batch: &Batch) -> &[f32] {
         let rows = batch.rows();
         let dim = self.config.encoder.dim;
-        let (vectors, inputs) = self.sizes();
-        let per = self.encoder.vectors() * dim;
+        let (_, inputs) = self.sizes();
+        let others = self.encoder.vectors();
+        let per = others * dim;
         let v = sized(&mut self.s.v, rows * per);
         self.encoder.forward(run, &batch.ids, v);
-        let b = self.bottom.as_mut().map(|bottom| bottom.forward(run, &batch.numeric, rows));
-        let v = &*v;
-        let x = sized(&mut self.s.x, rows * vectors * dim);
-        each_row(run, x, vectors * dim, |row, x| {
-            let (head, tail) = x.split_at_mut(vectors * dim - per);
-            if let Some(b) = b {
-                head.copy_from_slice(&b[row * dim..(row + 1) * dim]);
-            }
-            tail.copy_from_slice(&v[row * per..(row + 1) * per]);
-        });
-        let x = &self.s.x[..rows * vectors * dim];
-        let z = match self.config.interaction {
-            Interaction::Concat => x,
-            Interaction::Dot => {
-                let z = sized(&mut self.s.z, rows * inputs);
-                let offset = if self.bottom.is_some() { dim } else { 0 };
-                pairs(run.pool, run.tier, x, [vectors, dim], z, inputs, offset);
-                each_row(run, z, inputs, |row, z| {
-                    z[..offset].copy_from_slice(&x[row * vectors * dim..][..offset]);
-                });
-                &*z
-            }
+        let b = match &mut self.bottom {
+            Some(bottom) => bottom.forward(run, &batch.numeric, rows),
+            None => &[],
         };
+        let (v, z) = (&*v, sized(&mut self.s.z, rows * inputs));
+        let head = if b.is_empty() { 0 } else { dim };
+        if self.config.interaction == Interaction::Dot {
+            pairs(run.pool, run.tier, &Vectors { head: b, tail: v, others, dim }, z, inputs, head);
+        }
+        let concat = self.config.interaction == Interaction::Concat;
+        each_row(run, z, inputs, |row, z| {
+            let (first, rest) = z.split_at_mut(head);
+            first.copy_from_slice(&b[row * head..(row + 1) * head]);
+            if concat {
+                rest.copy_from_slice(&v[row * per..(row + 1) * per]);
+            }
+        });
         self.top.forward(run, z, rows)
     }
 
@@ -257,7 +249,7 @@ impl Model {
             return 0.0;
         }
         let dim = self.config.encoder.dim;
-        let (vectors, inputs) = self.sizes();
+        let (_, inputs) = self.sizes();
         let mut dlogit = std::mem::take(&mut self.s.dlogit);
         dlogit.clear();
         let mut loss = 0.0;
@@ -268,33 +260,30 @@ impl Model {
         }
         self.steps += 1;
         let lr = options.dense_lr;
-        let Scratch { x, z, dx, dz, dv, db, .. } = &mut self.s;
-        let x = &x[..rows * vectors * dim];
-        let dx = sized(dx, x.len());
+        let Scratch { v, z, dz, dv, db, .. } = &mut self.s;
+        let dz = sized(dz, rows * inputs);
+        self.top.backward(run, &z[..rows * inputs], rows, &dlogit, Some(dz), lr, self.steps);
+        let dz = &*dz;
+        let head = if self.bottom.is_some() { dim } else { 0 };
+        let db = sized(db, rows * head);
+        if head > 0 {
+            each_row(run, db, head, |row, db| db.copy_from_slice(&dz[row * inputs..][..head]));
+        }
+        let others = self.encoder.vectors();
+        let per = others * dim;
+        let dv = sized(dv, rows * per);
         match self.config.interaction {
-            Interaction::Concat => self.top.backward(run, x, rows, &dlogit, Some(dx), lr, self.steps),
+            Interaction::Concat => {
+                each_row(run, dv, per, |row, dv| dv.copy_from_slice(&dz[row * inputs + head..][..per]));
+            }
             Interaction::Dot => {
-                let offset = if self.bottom.is_some() { dim } else { 0 };
-                let dz = sized(dz, rows * inputs);
-                self.top.backward(run, &z[..rows * inputs], rows, &dlogit, Some(dz), lr, self.steps);
-                let dz = &*dz;
-                each_row(run, dx, vectors * dim, |row, dx| {
-                    dx[..offset].copy_from_slice(&dz[row * inputs..][..offset]);
-                    dx[offset..].fill(0.0);
-                });
-                pairs_backward(run.pool, run.tier, x, [vectors, dim], dz, inputs, offset, dx);
+                let b = self.bottom.as_ref().map_or(&[][..], |bottom| bottom.outputs(rows));
+                let x = Vectors { head: b, tail: &v[..rows * per], others, dim };
+                pairs_backward(run.pool, run.tier, &x, dz, inputs, head, db, dv);
             }
         }
-        let per = self.encoder.vectors() * dim;
-        let dx = &*dx;
-        let dv = sized(dv, rows * per);
-        each_row(run, dv, per, |row, dv| {
-            dv.copy_from_slice(&dx[(row + 1) * vectors * dim - per..][..per]);
-        });
         self.encoder.backward(run, &batch.ids, dv, options.embedding);
         if let Some(bottom) = &mut self.bottom {
-            let db = sized(db, rows * dim);
-            each_row(run, db, dim, |row, db| db.copy_from_slice(&dx[row * vectors * dim..][..dim]));
             bottom.backward(run, &batch.numeric, rows, db, None, lr, self.steps);
         }
         self.s.dlogit = dlogit;

@@ -1,4 +1,6 @@
-//! Counting distinct ids before training: exactly while they are few, by HyperLogLog (Flajolet et al., 2007) beyond.
+//! Counting ids before training: exactly while they are few. Beyond, distinct ids are estimated by HyperLogLog (Flajolet et al., 2007), and
+//! only frequent ones stay counted: whenever a feature has too many, the rarer half is forgotten, as in lossy counting
+//! (Manku and Motwani, 2002). An id that comes again after that is counted from one, so counts are lower bounds.
 
 use crate::{
     Result,
@@ -6,15 +8,16 @@ use crate::{
     encoders::{Census, KeyMap, key_of},
 };
 
-/// Keys of one feature that are kept before only an estimate is.
+/// Keys of one feature that are counted at a time.
 const EXACT: usize = 1 << 18;
 /// Registers of an estimate (standard error 0.8 %).
 const REGISTERS: usize = 1 << 14;
 
 struct Feature {
-    /// First row order and count by key; dropped when there are too many.
-    exact: Option<KeyMap<u32>>,
-    order: Vec<u64>,
+    /// Count by key; of the frequent ones only, once there were too many.
+    counts: KeyMap<u32>,
+    /// Keys in the order of their first row, as long as none is forgotten.
+    order: Option<Vec<u64>>,
     registers: Vec<u8>,
 }
 
@@ -30,7 +33,11 @@ pub fn census(
 ) -> Result<(Census, u64)> {
     let n = source.schema().n_categorical();
     let mut features: Vec<Feature> = (0..n)
-        .map(|_| Feature { exact: Some(KeyMap::default()), order: Vec::new(), registers: vec![0; REGISTERS] })
+        .map(|_| Feature {
+            counts: KeyMap::default(),
+            order: Some(Vec::new()),
+            registers: vec![0; REGISTERS],
+        })
         .collect();
     let (mut batch, mut rows) = (Batch::default(), 0);
     loop {
@@ -44,36 +51,50 @@ pub fn census(
                 let key = key_of(f, id);
                 let register = &mut feature.registers[(key >> 50) as usize];
                 *register = (*register).max((key << 14 | 1 << 13).leading_zeros() as u8 + 1);
-                if let Some(exact) = &mut feature.exact {
-                    let count = exact.entry(key).or_insert(0);
-                    if *count == 0 {
-                        feature.order.push(key);
-                    }
-                    *count = count.saturating_add(1);
-                    if !keep_keys && exact.len() > EXACT {
-                        feature.exact = None;
-                        feature.order = Vec::new();
-                    }
+                let count = feature.counts.entry(key).or_insert(0);
+                if *count == 0
+                    && let Some(order) = &mut feature.order
+                {
+                    order.push(key);
+                }
+                *count = count.saturating_add(1);
+                if !keep_keys && feature.counts.len() > EXACT {
+                    feature.forget();
                 }
             }
         }
         progress(rows, source.progress());
     }
-    let all_exact = features.iter().all(|f| f.exact.is_some());
     let mut census = Census::default();
     for feature in features {
-        match feature.exact {
-            Some(exact) => {
-                census.distinct.push(exact.len() as u64);
-                if all_exact {
-                    census.counts.extend(feature.order.iter().map(|key| exact[key]));
-                    census.keys.extend(feature.order);
-                }
+        let counts = feature.counts;
+        let keys = match feature.order {
+            Some(order) => {
+                census.distinct.push(order.len() as u64);
+                order
             }
-            None => census.distinct.push(estimate(&feature.registers)),
-        }
+            None => {
+                census.distinct.push(estimate(&feature.registers));
+                let mut keys: Vec<u64> = counts.keys().copied().collect();
+                keys.sort_unstable();
+                keys
+            }
+        };
+        census.counts.extend(keys.iter().map(|key| counts[key]));
+        census.keys.extend(keys);
     }
     Ok((census, rows))
+}
+
+impl Feature {
+    /// Keeps the more frequent half of the keys, or fewer.
+    fn forget(&mut self) {
+        self.order = None;
+        let mut counts: Vec<u32> = self.counts.values().copied().collect();
+        let middle = counts.len() / 2;
+        let median = *counts.select_nth_unstable(middle).1;
+        self.counts.retain(|_, count| *count > median);
+    }
 }
 
 fn estimate(registers: &[u8]) -> u64 {
@@ -100,6 +121,28 @@ mod tests {
         assert_eq!(seen, rows as u64);
         assert_eq!(census.distinct[1..], (1..n as u64).map(|f| f * 3).collect::<Vec<_>>());
         assert!(census.distinct[0].abs_diff(rows as u64) < rows as u64 / 40, "{}", census.distinct[0]);
-        assert!(census.keys.is_empty());
+        // Of the first feature, in which no id comes twice, nothing is worth keeping; all others are complete.
+        assert_eq!(census.keys.len(), census.counts.len());
+        let small: u64 = census.distinct[1..].iter().sum();
+        assert!((census.keys.len() as u64) < small + EXACT as u64);
+    }
+
+    #[test]
+    fn frequent_ids_are_known_among_many_others() {
+        let schema = Schema::criteo();
+        let (n, rows) = (schema.n_categorical(), 600_000_usize);
+        let mut data = Batch { labels: vec![0.0; rows], ..Batch::default() };
+        data.numeric = vec![0.0; rows * schema.n_numeric()];
+        // In the first column every tenth row has one of 100 ids, all others have ids of their own.
+        let id =
+            |row: usize| if row.is_multiple_of(10) { (row / 10 % 100) as u64 } else { 1000 + row as u64 };
+        data.ids = (0..rows * n).map(|i| if i % n == 0 { id(i / n) } else { 7 }).collect();
+        let (census, _) = census(&mut Memory::new(schema, data), false, &mut |_, _| ()).unwrap();
+        let mut by_count: Vec<_> = census.counts.iter().zip(&census.keys).collect();
+        by_count.sort_unstable_by(|a, b| b.cmp(a));
+        // Twenty-five columns of one id come first.
+        let frequent: std::collections::HashSet<_> = by_count[25..125].iter().map(|(_, key)| **key).collect();
+        assert!((0..100).all(|id| frequent.contains(&key_of(0, id))));
+        assert_eq!(*by_count[25].0, 600);
     }
 }

@@ -15,7 +15,10 @@ use crate::{
 };
 use scrimp_kernels::embedding::Optimizer;
 use serde::{Deserialize, Serialize};
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// How to train.
 #[derive(Debug, Clone)]
@@ -68,7 +71,8 @@ pub enum OptimizerKind {
 }
 
 impl TrainOptions {
-    fn step(&self) -> StepOptions {
+    /// How a step changes the parameters.
+    pub fn step(&self) -> StepOptions {
         let (lr, eps) = (self.lr, 1e-8);
         let embedding = match self.optimizer {
             OptimizerKind::Adagrad => Optimizer::Adagrad { lr, eps },
@@ -273,11 +277,7 @@ pub fn train(
         }
         *model = loaded;
     }
-    let best_path = options.checkpoint.as_ref().map(|p| {
-        let mut name = p.file_name().unwrap_or_default().to_owned();
-        name.push(".best");
-        p.with_file_name(name)
-    });
+    let best_path = options.checkpoint.as_deref().map(best_path);
     // The best model so far, where a later one may be worse.
     let scratch = tempfile_path();
     let best_path = best_path.unwrap_or_else(|| scratch.clone());
@@ -369,6 +369,19 @@ pub fn train(
     })
 }
 
+/// Where the best model so far is kept beside the checkpoint at `path`.
+fn best_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".best");
+    path.with_file_name(name)
+}
+
+/// Removes the checkpoint at `path` and what belongs to it, when the model has been written.
+pub fn remove_checkpoint(path: &Path) {
+    let _ = std::fs::remove_file(path);
+    let _ = std::fs::remove_file(best_path(path));
+}
+
 /// A name for the best model of a training without checkpoints.
 fn tempfile_path() -> PathBuf {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -377,7 +390,7 @@ fn tempfile_path() -> PathBuf {
     std::env::temp_dir().join(format!("scrimp-best-{}-{n}.safetensors", std::process::id()))
 }
 
-fn save_state(model: &mut Model, path: &std::path::Path, state: &State) -> Result<()> {
+fn save_state(model: &mut Model, path: &Path, state: &State) -> Result<()> {
     let state = serde_json::to_value(state).map_err(|e| Error::bad_input(e.to_string()))?;
     model.save(path, Some(&state))
 }
@@ -389,7 +402,7 @@ fn point(
     valid: &mut Option<&mut dyn RowSource>,
     options: &TrainOptions,
     state: &mut State,
-    best_path: &std::path::Path,
+    best_path: &Path,
 ) -> Result<bool> {
     let evaluation = match valid {
         Some(valid) => Some(evaluate(model, run, &mut **valid, options.batch)?),

@@ -170,12 +170,33 @@ pub(crate) struct EncoderArgs {
     /// How tables are stored after training
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "bf16", "int8"])]
     pub(crate) dtype: String,
+    /// Round rows to --dtype in training already (quantisation-aware: gradients pass straight through)
+    #[arg(long)]
+    pub(crate) qat: bool,
     /// Values that are looked up together (memrec, robe) [default: the encoder's]
     #[arg(long, value_name = "N")]
     pub(crate) width: Option<usize>,
     /// Rows that are added up [default: the encoder's]
     #[arg(short, long, value_name = "N")]
     pub(crate) k: Option<usize>,
+    /// Whether rows have signs (memrec) [default: the encoder's]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) signs: Option<bool>,
+    /// Share of the size for exact rows of frequent ids, 0 to 0.9 (memrec) [default: the encoder's]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) hot: Option<f64>,
+    /// Share of the size for alpha, a scale of each id, 0 to 0.9 (memrec) [default: the encoder's]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) alpha: Option<f64>,
+    /// Rows that are added up into alpha
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) alpha_k: usize,
+    /// Groups of blocks that have an alpha of their own
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) alpha_groups: usize,
+    /// A table for each feature, sized by the logarithm of its ids, instead of one for all (memrec)
+    #[arg(long)]
+    pub(crate) per_feature_tables: bool,
 }
 
 /// How training goes.
@@ -194,6 +215,9 @@ pub(crate) struct TrainingArgs {
     /// Learning rate of the dense layers
     #[arg(long, value_name = "R")]
     pub(crate) dense_lr: Option<f32>,
+    /// How embeddings learn
+    #[arg(long, value_name = "NAME", default_value = "adagrad", value_parser = ["adagrad", "row-wise-adagrad", "sgd"])]
+    pub(crate) optimizer: String,
     /// Dense layers
     #[arg(long, value_name = "NAME", default_value = "dlrm", value_parser = Preset::NAMES)]
     pub(crate) layers: String,
@@ -249,6 +273,13 @@ fn encoder_names() -> PossibleValuesParser {
 
 fn at_least_one(s: &str) -> Result<f64, String> {
     s.parse::<f64>().ok().filter(|f| *f >= 1.0 && f.is_finite()).ok_or_else(|| "must be 1 or more".to_owned())
+}
+
+fn share(s: &str) -> Result<f64, String> {
+    s.parse::<f64>()
+        .ok()
+        .filter(|f| (0.0..=0.9).contains(f))
+        .ok_or_else(|| "must be from 0 to 0.9".to_owned())
 }
 
 /// `33MB`, `64 KiB`, `1000000`.

@@ -12,7 +12,7 @@ use scrimp_rec::{
     output::Output,
     recipe::{Budget, Event, Recipe, train},
     schema::Schema,
-    train::{TrainOptions, svg},
+    train::{OptimizerKind, TrainOptions, remove_checkpoint, svg},
 };
 use serde::Serialize;
 use std::{path::Path, time::Instant};
@@ -57,7 +57,7 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     let schema = schema(app, &args.data, &data, &args.columns, &options)?;
     let machine = Machine::new(app)?;
     let seed = app.global.seed.unwrap_or(1);
-    let recipe = recipe(args, seed);
+    let recipe = recipe(args, seed)?;
     let mut bar = RowBar::new("counting ids");
     let trained =
         train(&recipe, &data, valid.as_ref(), &schema, &options, machine.run(), &mut |event| match event {
@@ -96,7 +96,7 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     }
     if let Some(path) = &args.training.checkpoint {
         // It has served its purpose.
-        let _ = std::fs::remove_file(path);
+        remove_checkpoint(path);
     }
     let report = &trained.report;
     let (bytes, full) = (model.embedding_bytes(), model.config().full_embedding_bytes);
@@ -137,15 +137,33 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     })
 }
 
-fn recipe(args: &RecTrainArgs, seed: u64) -> Recipe {
+fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
     let (e, t) = (&args.encoder, &args.training);
     let precision = match e.dtype.as_str() {
         "bf16" => Precision::Bf16,
         "int8" => Precision::Int8,
         _ => Precision::F32,
     };
-    let encoder =
-        EncoderOptions { width: e.width, k: e.k, precision, ..EncoderOptions::new(&e.encoder, e.dim, 0) };
+    if e.qat && precision == Precision::F32 {
+        return Err(scrimp_rec::Error::bad_input_hint(
+            "--qat: rows of f32 are not rounded",
+            "say what they are rounded to with --dtype bf16 or --dtype int8",
+        )
+        .into());
+    }
+    let encoder = EncoderOptions {
+        width: e.width,
+        k: e.k,
+        signs: e.signs,
+        weight_share: e.alpha,
+        weight_k: e.alpha_k,
+        groups: e.alpha_groups,
+        hot_share: e.hot,
+        per_feature_tables: e.per_feature_tables,
+        precision,
+        quantization_aware: e.qat,
+        ..EncoderOptions::new(&e.encoder, e.dim, 0)
+    };
     let budget = match (e.budget, e.compression) {
         (Some(bytes), _) => Budget::Bytes(bytes),
         (None, by) => Budget::Compression(by.unwrap_or(100.0)),
@@ -156,12 +174,17 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> Recipe {
         batch: t.batch,
         lr: t.lr.unwrap_or(default.lr),
         dense_lr: t.dense_lr.unwrap_or(default.dense_lr),
+        optimizer: match t.optimizer.as_str() {
+            "row-wise-adagrad" => OptimizerKind::RowWiseAdagrad,
+            "sgd" => OptimizerKind::Sgd,
+            _ => OptimizerKind::Adagrad,
+        },
         patience: 1,
         checkpoint: t.checkpoint.clone(),
         checkpoint_steps: t.checkpoint_steps,
         ..default
     };
-    Recipe { encoder, budget, preset: t.layers.clone(), seed, shuffle: t.shuffle, hold_out: 20, train }
+    Ok(Recipe { encoder, budget, preset: t.layers.clone(), seed, shuffle: t.shuffle, hold_out: 20, train })
 }
 
 /// The schema that the user gave, or one made for the data.
