@@ -12,18 +12,33 @@ use crate::{
     isa::Simd,
 };
 
+/// How far ahead weights are asked for; measured: 4 to 6 KiB do best. Without it, Intel's server CPUs stream half as fast.
+pub(super) const PREFETCH: usize = 5 << 10;
+
+/// Asks for one of `parts` parts of the block that lies [`PREFETCH`] behind this one.
+#[inline(always)]
+fn ask_ahead<S: Simd, B>(s: S, block: &B, part: usize, parts: usize) {
+    let bytes = size_of::<B>() / parts;
+    let at = std::ptr::from_ref(block).cast::<u8>().wrapping_add(PREFETCH + part * bytes);
+    for line in 0..bytes.div_ceil(64) {
+        s.prefetch_line(at.wrapping_add(64 * line));
+    }
+}
+
 /// Dot products of the 16 rows of a tile with one token.
 #[inline(always)]
 pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Quantised]) -> S::F {
     let mut acc = s.splat(0.0);
     for (block, x) in blocks.iter().zip(x.chunks_exact(F::GROUPS)) {
         if F::GROUPS == 1 {
+            ask_ahead(s, block, 0, 1);
             acc = step::<S, F>(s, block, 0, &x[0], acc);
             continue;
         }
         // Two groups share the bytes that they are unpacked from. A loop that stays a loop: with all 8 groups of a block
         // unrolled, the compiler unpacks them together and spills what does not fit the registers (half the speed).
         for (i, x) in x.as_chunks::<2>().0.iter().enumerate().take(std::hint::black_box(F::GROUPS / 2)) {
+            ask_ahead(s, block, i, F::GROUPS / 2);
             acc = step::<S, F>(s, block, 2 * i, &x[0], acc);
             acc = step::<S, F>(s, block, 2 * i + 1, &x[1], acc);
         }
@@ -76,6 +91,7 @@ pub(crate) fn float_tile<S: Simd, F: FloatFormat>(
 ) -> S::F {
     let mut acc = s.splat(0.0);
     for (w, &x) in columns.iter().zip(x) {
+        ask_ahead(s, w, 0, 1);
         acc = s.fma(F::load(s, w), s.splat(x), acc);
     }
     acc

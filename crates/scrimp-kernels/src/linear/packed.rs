@@ -19,7 +19,7 @@ use super::{
     activations::{Quantised, RowScale},
     amx::ThreadTiles,
     gemm::{self, PanelGroup},
-    gemv,
+    gemv::{self, PREFETCH},
     group::{dots, scaled},
     uses_amx,
 };
@@ -50,9 +50,6 @@ pub(super) trait Steps<S: Simd> {
     #[inline(always)]
     fn prefetch(&self, _s: S) {}
 }
-
-/// How far ahead values are asked for; measured: 4 to 6 KiB do best.
-const PREFETCH: usize = 5 << 10;
 
 /// Whole steps, and how many bytes ahead the next ones are asked for.
 struct Dense(*const [u8; 64], usize);
