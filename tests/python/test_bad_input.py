@@ -360,7 +360,7 @@ def test_too_little_memory_is_an_error(options):
 
 
 def test_too_little_memory_for_a_real_model(smollm2):
-    for mib in [100, 150, 200, 250]:
+    for mib in [100, 150, 200]:
         scrimp("run", smollm2, "The rain", "--raw", "--max-tokens", 3, memory_mib=mib).refused("memory")
 
 
