@@ -178,12 +178,12 @@ fn read_speed(memory: &[u8], threads: usize) -> f64 {
 /// Sums words of four streams side by side: with one, the prefetchers of some CPUs fall behind.
 fn sum(bytes: &[u8]) -> u64 {
     let quarter = (bytes.len() / 4).next_multiple_of(64).max(64);
-    let [mut a, mut b, mut c, mut d] = std::array::from_fn(|i| {
+    let [a, mut b, mut c, mut d] = std::array::from_fn(|i| {
         bytes.get(i * quarter..).unwrap_or_default().chunks_exact(64).take(quarter / 64)
     });
     let mut sums = [0u64; 8];
     // The first stream is the longest.
-    while let Some(line) = a.next() {
+    for line in a {
         for line in [Some(line), b.next(), c.next(), d.next()].into_iter().flatten() {
             for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
                 *sum = sum.wrapping_add(u64::from_le_bytes(*word));
