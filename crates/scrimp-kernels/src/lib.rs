@@ -59,6 +59,7 @@ pub mod mmap;
 pub mod ops;
 pub mod page_memory;
 mod shared;
+pub mod stream;
 mod sync;
 pub mod threads;
 pub mod tier;

@@ -1,6 +1,6 @@
 //! What this machine is: facts from /proc and /sys, and the speed of its memory, measured.
 
-use scrimp_kernels::arena::Arena;
+use scrimp_kernels::{Tier, arena::Arena, stream::largest_word};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -159,6 +159,7 @@ impl Bandwidth {
 
 /// Best speed of several passes over `memory`, bytes per second.
 fn read_speed(memory: &[u8], threads: usize) -> f64 {
+    let tier = Tier::detect();
     let begin = Instant::now();
     let mut best = Duration::MAX;
     let mut passes = 0;
@@ -166,7 +167,7 @@ fn read_speed(memory: &[u8], threads: usize) -> f64 {
         let pass = Instant::now();
         std::thread::scope(|scope| {
             for chunk in memory.chunks(memory.len().div_ceil(threads).max(1)) {
-                scope.spawn(|| std::hint::black_box(sum(chunk)));
+                scope.spawn(move || std::hint::black_box(largest_word(tier, chunk)));
             }
         });
         best = best.min(pass.elapsed());
@@ -175,32 +176,9 @@ fn read_speed(memory: &[u8], threads: usize) -> f64 {
     memory.len() as f64 / best.as_secs_f64()
 }
 
-/// Sums words of four streams side by side: with one, the prefetchers of some CPUs fall behind.
-fn sum(bytes: &[u8]) -> u64 {
-    let quarter = (bytes.len() / 4).next_multiple_of(64).max(64);
-    let [a, mut b, mut c, mut d] = std::array::from_fn(|i| {
-        bytes.get(i * quarter..).unwrap_or_default().chunks_exact(64).take(quarter / 64)
-    });
-    let mut sums = [0u64; 8];
-    // The first stream is the longest.
-    for line in a {
-        for line in [Some(line), b.next(), c.next(), d.next()].into_iter().flatten() {
-            for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
-                *sum = sum.wrapping_add(u64::from_le_bytes(*word));
-            }
-        }
-    }
-    sums.iter().fold(0, |a, &b| a.wrapping_add(b))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_byte_is_read() {
-        assert_eq!(sum(&[1; 128]), 16 * 0x0101_0101_0101_0101);
-    }
 
     #[test]
     fn a_small_buffer_has_a_speed() {

@@ -10,10 +10,8 @@ use super::{
 use crate::{
     formats::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, float::FloatFormat},
     isa::Simd,
+    stream::PREFETCH,
 };
-
-/// How far ahead weights are asked for; measured: 4 to 6 KiB do best. Without it, Intel's server CPUs stream half as fast.
-pub(super) const PREFETCH: usize = 5 << 10;
 
 /// Asks for one of `parts` parts of the block that lies [`PREFETCH`] behind this one.
 #[inline(always)]

@@ -19,7 +19,7 @@ use super::{
     activations::{Quantised, RowScale},
     amx::ThreadTiles,
     gemm::{self, PanelGroup},
-    gemv::{self, PREFETCH},
+    gemv,
     group::{dots, scaled},
     uses_amx,
 };
@@ -33,6 +33,7 @@ use crate::{
         },
     },
     isa::Simd,
+    stream::PREFETCH,
     tier::Tier,
 };
 use std::ops::Range;
