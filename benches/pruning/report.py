@@ -89,6 +89,8 @@ def drawing(rows, text, axis, title):
 
 
 def main():
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise SystemExit(__doc__)
     out = pathlib.Path(sys.argv[1])
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     parts = []
