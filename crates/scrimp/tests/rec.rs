@@ -77,6 +77,14 @@ impl Work {
         let _ = child.kill();
         child.wait().unwrap().signal() == Some(9)
     }
+
+    /// The model of an interrupted training is, byte for byte, that of the uninterrupted one.
+    fn assert_model_is_whole(&self) {
+        assert!(
+            fs::read(self.path("model")).unwrap() == fs::read(self.path("whole")).unwrap(),
+            "not the same"
+        );
+    }
 }
 
 fn said(output: &Output) -> String {
@@ -111,7 +119,7 @@ fn killed_trainings_go_on_to_the_same_model() {
     assert!(!work.path("model").exists());
     let report = succeeds(work.train("model", Some(&checkpoint)));
     assert_eq!((&report["rows"], &report["auc"]), (&uninterrupted["rows"], &uninterrupted["auc"]));
-    assert!(fs::read(work.path("model")).unwrap() == fs::read(work.path("whole")).unwrap(), "not the same");
+    work.assert_model_is_whole();
     assert_eq!(work.names(), ["data.csv", "model", "whole"]);
 }
 
@@ -131,7 +139,7 @@ fn a_file_that_may_not_grow_leaves_the_checkpoint_as_it_was() {
     assert!(fs::read(&checkpoint).unwrap() == before);
     assert_eq!(work.names(), ["checkpoint", "data.csv", "whole"]);
     succeeds(work.train("model", Some(&checkpoint)));
-    assert!(fs::read(work.path("model")).unwrap() == fs::read(work.path("whole")).unwrap(), "not the same");
+    work.assert_model_is_whole();
 }
 
 /// On a disk that has room for one checkpoint, not for a second one beside it.
@@ -170,7 +178,7 @@ fn a_full_disk_leaves_the_checkpoint_as_it_was() {
     fs::rename(work.path("disk.checkpoint"), &checkpoint).unwrap();
     succeeds(work.train("whole", None));
     succeeds(work.train("model", Some(&checkpoint)));
-    assert!(fs::read(work.path("model")).unwrap() == fs::read(work.path("whole")).unwrap(), "not the same");
+    work.assert_model_is_whole();
 }
 
 #[test]
