@@ -10,9 +10,9 @@
 //! is expanded once into a panel, which all tokens pass by.
 //!
 //! `bf16` sums are f32 in column order, in [`Simd::BF16_CHAINS`] interleaved chains of steps that are added at the end, so a
-//! token's result does not depend on the batch (but with AMX on whether it is one of few); tiers differ by rounding (AVX-512's `vdpbf16ps` flushes denormals and
-//! adds the second product first), within 2^-20 of the sum of magnitudes for 4096 columns. Integer formats give the same
-//! bits in every tier, and sparse formats those of their dense counterparts.
+//! token's result does not depend on the batch (but with AMX on whether it is one of few); tiers differ by rounding
+//! (AVX-512's `vdpbf16ps` flushes denormals and adds the second product first), within 2^-20 of the sum of magnitudes for
+//! 4096 columns. Integer formats give the same bits in every tier, and sparse formats those of their dense counterparts.
 
 use super::{
     Job, Unit,
