@@ -154,10 +154,7 @@ fn ask<T: Stored, const PER: usize, const MOST: usize>(
     let probes = &mut known.probes[l % RING][..per];
     match batch.probes {
         Probes::Hashed { ids, probing } => {
-            let (start, range) = (probing.hashes[*feature].probes(ids[l]), probing.ranges[*feature]);
-            for j in 0..per {
-                probes[j] = row(start, j as u32, range, probing.signs);
-            }
+            probing.fill(*feature, ids[l], probes);
             rows.prefetch(probes);
             if let Scales::Hashed { weights, probing, .. } = batch.scales {
                 let start = probing.hashes[*feature].probes(ids[l]);
