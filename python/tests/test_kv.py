@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from conftest import ROOT
 from scrimp.kv import Crush, CompressedCache, KVCrushPress, select
-from scrimp.kv._attention import attention_received, received_mean
+from scrimp.kv._attention import attention_received, biased_attention, received_mean
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,18 +28,24 @@ def model(kind="llama", **more):
     return made
 
 
-def ids(n, batch=1):
-    return torch.randint(0, 200, (batch, n))
+def ids(n, batch=1, device="cpu"):
+    return torch.randint(0, 200, (batch, n), device=device)
 
 
-def test_choices_are_those_of_the_rust_side():
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))])
+def device(request):
+    """The press and the cache compute where the tensors are."""
+    return request.param
+
+
+def test_choices_are_those_of_the_rust_side(device):
     cases = json.loads((ROOT / "testdata" / "kv" / "select.json").read_text())
     assert len(cases) >= 8
     for case in cases:
         heads, tokens = case["heads"], case["tokens"]
 
         def tensor(name, *shape):
-            return torch.tensor(case[name]).view(1, heads, tokens, *shape)
+            return torch.tensor(case[name], device=device).view(1, heads, tokens, *shape)
 
         crush = Crush(share=case["share"], order=case["order"], mass=case["mass"])
         got = select(
@@ -47,25 +53,25 @@ def test_choices_are_those_of_the_rust_side():
             sinks=case["sinks"], recent=case["recent"], layer=case["layer"], seed=case["seed"],
         )
         assert got.indices[0].tolist() == case["indices"], case["name"]
-        assert torch.allclose(got.bias[0], torch.tensor(case["bias"]), atol=1e-5), case["name"]
+        assert torch.allclose(got.bias[0], torch.tensor(case["bias"], device=device), atol=1e-5), case["name"]
 
 
-def test_attention_received_is_that_of_a_plain_softmax():
+def test_attention_received_is_that_of_a_plain_softmax(device):
     torch.manual_seed(0)
-    q, k = torch.randn(2, 4, 300, 16), torch.randn(2, 2, 300, 16)
+    q, k = torch.randn(2, 4, 300, 16, device=device), torch.randn(2, 2, 300, 16, device=device)
     scores = torch.einsum("bhqd,bhkd->bhqk", q, k.repeat_interleave(2, 1)) / 4
-    scores.masked_fill_(torch.ones(300, 300, dtype=torch.bool).triu(1), -math.inf)
+    scores.masked_fill_(torch.ones(300, 300, dtype=torch.bool, device=device).triu(1), -math.inf)
     plain = scores.softmax(-1)
     assert torch.allclose(attention_received(q, k, 0.25), plain.sum(2), atol=1e-4)
-    mean = (plain.sum(2) / torch.arange(300, 0, -1)).view(2, 2, 2, 300).mean(2)
+    mean = (plain.sum(2) / torch.arange(300, 0, -1, device=device)).view(2, 2, 2, 300).mean(2)
     assert torch.allclose(received_mean(q, k, 0.25, None), mean, atol=1e-5)
     assert torch.allclose(received_mean(q, k, 0.25, 300), mean, atol=1e-5)
     some = received_mean(q, k, 0.25, 100)
     assert ((some - mean).abs().mean() / mean.mean()).item() < 0.3
 
 
-def test_a_budget_of_everything_changes_nothing():
-    m, x = model(), ids(60)
+def test_a_budget_of_everything_changes_nothing(device):
+    m, x = model().to(device), ids(60, device=device)
     with torch.no_grad():
         want = m.generate(x, max_new_tokens=10, do_sample=False, pad_token_id=0)
         got = m.generate(x, max_new_tokens=10, do_sample=False, pad_token_id=0, past_key_values=CompressedCache(budget=1.0))
@@ -89,8 +95,8 @@ def test_one_key_in_many_places_counts_as_often_as_it_is_there():
 
 @pytest.mark.parametrize("policy", ["snapkv", "h2o", "tova", "knorm", "streaming"])
 @pytest.mark.parametrize("kvcrush", [0.0, 0.75])
-def test_the_cache_keeps_its_budget(policy, kvcrush):
-    m, x = model("qwen"), ids(200, batch=2)
+def test_the_cache_keeps_its_budget(policy, kvcrush, device):
+    m, x = model("qwen").to(device), ids(200, 2, device)
     cache = CompressedCache(policy=policy, budget=0.25, kvcrush=kvcrush)
     with torch.no_grad():
         m(x, past_key_values=cache)
@@ -98,13 +104,13 @@ def test_the_cache_keeps_its_budget(policy, kvcrush):
         bias = 0 if not kvcrush else 3 * 2 * 2 * 50 * 4
         assert cache.nbytes == full // 4 + bias
         assert cache.get_seq_length() == 200
-        out = m(ids(1, 2), past_key_values=cache).logits
+        out = m(ids(1, 2, device), past_key_values=cache).logits
     assert cache.get_seq_length() == 201 and cache.layers[0]._held() == 51
     assert out.isfinite().all()
 
 
-def test_several_tokens_at_once_see_what_single_ones_see():
-    m, x, new = model(), ids(100), ids(5)
+def test_several_tokens_at_once_see_what_single_ones_see(device):
+    m, x, new = model().to(device), ids(100, device=device), ids(5, device=device)
     with torch.no_grad():
         one, many = CompressedCache(budget=0.5), CompressedCache(budget=0.5)
         m(x, past_key_values=one), m(x, past_key_values=many)
@@ -113,8 +119,8 @@ def test_several_tokens_at_once_see_what_single_ones_see():
     assert torch.allclose(got, want, atol=1e-4)
 
 
-def test_int8_is_close_and_small():
-    m, x, new = model(), ids(100), ids(3)
+def test_int8_is_close_and_small(device):
+    m, x, new = model().to(device), ids(100, device=device), ids(3, device=device)
     with torch.no_grad():
         plain, small = CompressedCache(budget=0.5), CompressedCache(budget=0.5, format="int8")
         m(x, past_key_values=plain), m(x, past_key_values=small)
@@ -123,8 +129,8 @@ def test_int8_is_close_and_small():
     assert ((a - b).abs().max() / a.abs().max()).item() < 0.05
 
 
-def test_beams():
-    m, x = model(), ids(80)
+def test_beams(device):
+    m, x = model().to(device), ids(80, device=device)
     cache = CompressedCache(budget=0.5)
     with torch.no_grad():
         out = m.generate(x, max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=0, past_key_values=cache)
@@ -168,6 +174,37 @@ def test_bad_settings(arguments, error, words):
         CompressedCache(**arguments)
 
 
+def test_other_default_dtypes_change_nothing(device):
+    """As where a model was made with ``torch.set_default_dtype(torch.bfloat16)``."""
+    m, x = model().to(device), ids(100, device=device)
+    with torch.no_grad():
+        want, got = CompressedCache(budget=0.5), CompressedCache(budget=0.5)
+        m(x, past_key_values=want)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            m(x, past_key_values=got)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a.keys, b.keys) and torch.equal(a.bias, b.bias) for a, b in zip(want.layers, got.layers))
+
+
+def test_attention_with_a_bias_is_softmax_with_a_bias(device):
+    batch, heads, kv_heads, n, dim = 2, 6, 2, 9, 8
+    key, value = (torch.randn(batch, kv_heads, n, dim, device=device) for _ in range(2))
+    bias = torch.randn(batch, kv_heads, 5, device=device)
+    full = torch.nn.functional.pad(bias, (0, n - 5)).repeat_interleave(3, 1).unsqueeze(2)
+    for q in (1, 4):
+        query = torch.randn(batch, heads, q, dim, device=device)
+        causal = torch.ones(q, n, dtype=torch.bool, device=device).tril(n - q)
+        kinds = [None, causal[None, None], causal.expand(batch, heads, q, n)]
+        kinds.append(torch.zeros(1, 1, q, n, device=device).masked_fill(~causal, -1e30))
+        for mask in kinds:
+            got = biased_attention(query, key, value, bias, mask, 0.0, 0.3)
+            scores = query @ key.repeat_interleave(3, 1).transpose(2, 3) * 0.3 + full
+            want = scores.masked_fill(~causal, -math.inf).softmax(-1) @ value.repeat_interleave(3, 1)
+            assert torch.allclose(got, want.transpose(1, 2), atol=1e-5)
+
+
 class NormPress:
     """What kvpress's ScorerPress is, as far as KVCrushPress goes."""
 
@@ -178,8 +215,8 @@ class NormPress:
         return -keys.norm(dim=-1)
 
 
-def test_a_press_chooses_what_the_cache_chooses():
-    m, x, new = model(), ids(120), ids(4)
+def test_a_press_chooses_what_the_cache_chooses(device):
+    m, x, new = model().to(device), ids(120, device=device), ids(4, device=device)
     cache = CompressedCache(policy="knorm", budget=0.5)
     pressed = transformers.DynamicCache()
     with torch.no_grad():
@@ -188,8 +225,8 @@ def test_a_press_chooses_what_the_cache_chooses():
             m(x, past_key_values=pressed)
         assert all(a.keys.shape[2] == 60 for a in pressed.layers)
         for ours, theirs in zip(cache.layers, pressed.layers):
-            assert torch.equal(ours.kept[0].get(), theirs.keys)
-        positions = torch.arange(120, 124).unsqueeze(0)
+            assert torch.equal(ours.keys, theirs.keys)
+        positions = torch.arange(120, 124, device=device).unsqueeze(0)
         for i in range(4):
             at = dict(position_ids=positions[:, i : i + 1])
             a = m(new[:, i : i + 1], past_key_values=cache, **at).logits
@@ -202,12 +239,3 @@ def test_a_press_chooses_what_the_cache_chooses():
 def test_presses_that_cannot_be_composed():
     with pytest.raises(TypeError, match="no score"):
         KVCrushPress(object())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_on_a_gpu():
-    m, x = model().cuda(), ids(200).cuda()
-    cache = CompressedCache(budget=0.25)
-    with torch.no_grad():
-        out = m.generate(x, max_new_tokens=5, do_sample=False, pad_token_id=0, past_key_values=cache)
-    assert out.is_cuda and cache.nbytes < 0.4 * 2 * 3 * 2 * 200 * 16 * 4

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 ROWS, COLS, TOKENS, SOURCES = 8, 160, 96, 6
-BLOCK, DAMPING = 128, 0.01
+BLOCK, OWN, ALL = 128, 0.3, 0.3
 
 
 class Lcg:
@@ -58,25 +58,25 @@ def wanda(w, x, sparsity):
 
 
 def sparsegpt(w, x, sparsity, scales=None):
-    """Algorithm 1 of the paper, with the number of weights that go in each block found by one cut through the matrix by
-    w^2 / (H^-1)_jj; `scales` [ROWS][COLS / 32] rounds to int4 as GPTQ does."""
+    """Algorithm 1 of the paper with weights compared within their row, the number of weights that go in each block found by
+    one cut through the row by w^2 / (H^-1)_jj; `scales` [ROWS][COLS / 32] rounds to int4 as GPTQ does."""
     h = x.T @ x
-    h += np.eye(len(h)) * DAMPING * np.mean(np.diag(h))
+    h += np.eye(len(h)) * (OWN * np.diag(h) + ALL * np.mean(np.diag(h)))
     order = np.argsort(-np.diag(x.T @ x), kind="stable")
     w, h = w[:, order].copy(), h[order][:, order]
     inverse = np.linalg.inv(h)
     u = np.linalg.cholesky(inverse).T
-    cut = np.zeros(w.size, dtype=bool)
-    cut[np.argsort((w**2 / np.diag(inverse)).ravel(), kind="stable")[: round(sparsity * w.size)]] = True
-    cut = cut.reshape(w.shape)
+    cut = np.zeros(w.shape, dtype=bool)
+    for r, costs in enumerate(w**2 / np.diag(inverse)):
+        cut[r, np.argsort(costs, kind="stable")[: round(sparsity * w.shape[1])]] = True
     out = np.zeros_like(w)
     for i1 in range(0, w.shape[1], BLOCK):
         i2 = min(i1 + BLOCK, w.shape[1])
         diag = np.diag(u)[i1:i2]
         scores = (w[:, i1:i2] / diag) ** 2
-        mask = np.zeros(scores.size, dtype=bool)
-        mask[np.argsort(scores.ravel(), kind="stable")[: cut[:, i1:i2].sum()]] = True
-        mask = mask.reshape(scores.shape)
+        mask = np.zeros(scores.shape, dtype=bool)
+        for r, row in enumerate(scores):
+            mask[r, np.argsort(row, kind="stable")[: cut[r, i1:i2].sum()]] = True
         errors = np.zeros_like(scores)
         for j in range(i1, i2):
             q = w[:, j].copy()

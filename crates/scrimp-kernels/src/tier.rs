@@ -81,6 +81,14 @@ impl Tier {
         Self::avx512().map(|Self(kind, _)| Self(kind, true))
     }
 
+    /// Whether batches of bf16 are multiplied faster than f32 (two or more products per lane and instruction).
+    pub const fn has_bf16_products(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self.0, Kind::Avx512);
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
     /// Whether batches are multiplied with tile registers.
     pub(crate) const fn has_amx(self) -> bool {
         self.1

@@ -47,21 +47,17 @@ impl InputStatistics {
         }
         let from = x.floats("the input")?;
         let runtime = runtime(py)?;
-        let finite = py.detach(|| {
+        py.detach(|| {
             let mut inputs = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
             let mut rows = Vec::new();
             for first in (0..from.len()).step_by(ROWS * self.features) {
                 rows.resize((ROWS * self.features).min(from.len() - first), 0.0);
                 // SAFETY: `x` keeps the tensor alive.
                 unsafe { from.read(first, &mut rows) };
-                if !rows.iter().all(|x| x.is_finite()) {
-                    return false;
-                }
-                inputs.add(&runtime.pool, &rows);
+                inputs.add(&runtime.pool, runtime.tier, &rows).map_err(value_error)?;
             }
-            true
-        });
-        if finite { Ok(()) } else { Err(PyValueError::new_err("a calibration input is NaN or infinite")) }
+            Ok(())
+        })
     }
 
     /// Rows that were added.

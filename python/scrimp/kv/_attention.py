@@ -1,10 +1,12 @@
 """Attention with a bias per cached token, and how much attention tokens get: an attention function for transformers."""
 
 import math
-from typing import Any, Optional, Tuple
+from contextlib import nullcontext
+from typing import Any, ContextManager, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 #: The name of the attention function: ``model.set_attn_implementation("scrimp")``.
 NAME = "scrimp"
@@ -25,7 +27,7 @@ def attention_received(
     kv_heads, n = keys.shape[1], keys.shape[2]
     if positions is None:
         positions = torch.arange(n - q, n, device=keys.device)
-    total = torch.zeros(batch, heads, n, device=keys.device)
+    total = torch.zeros(batch, heads, n, dtype=torch.float32, device=keys.device)
     grouped = queries.view(batch, kv_heads, heads // kv_heads, q, dim)
     at = torch.arange(n, device=keys.device)
     for first in range(0, q, _CHUNK):
@@ -60,19 +62,39 @@ def group_mean(x: Tensor, kv_heads: int) -> Tensor:
     return x.view(x.shape[0], kv_heads, -1, x.shape[-1]).mean(2)
 
 
-def biased_mask(bias: Tensor, heads: int, q: int, n: int, mask: Optional[Tensor], dtype: torch.dtype) -> Tensor:
-    """The additive mask of an attention with ``bias`` (``[batch, kv_heads, cached]``) for the first keys, and none for those behind."""
-    bias = torch.nn.functional.pad(bias, (0, n - bias.shape[-1]))
-    added = bias.repeat_interleave(heads // bias.shape[1], 1).unsqueeze(2)
-    if mask is None:
-        if q > 1:
-            hidden = torch.ones(q, n, dtype=torch.bool, device=bias.device).triu(n - q + 1)
-            added = added.masked_fill(hidden, torch.finfo(dtype).min)
-        return added.to(dtype)
-    mask = mask[..., :n]
-    if mask.dtype == torch.bool:
-        return added.masked_fill(~mask, torch.finfo(dtype).min).to(dtype)
-    return (added + mask).clamp_min(torch.finfo(dtype).min).to(dtype)
+def _kernels(device: torch.device) -> ContextManager[Any]:
+    """The kernels that attention with a bias may use. cuDNN's make a plan for each length of the cache, which costs more than the attention."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Optional[Tensor], dropout: float, scaling: Optional[float]) -> Tensor:
+    """Attention with ``bias`` (``[batch, kv_heads, cached]``) on the scores of the first keys, ``[batch, q, query_heads, dim]``.
+
+    The query heads of a KV head become rows of one product, so that neither keys nor biases are repeated for them.
+    """
+    batch, heads, q, dim = query.shape
+    kv_heads, n = key.shape[1], key.shape[2]
+    group = heads // kv_heads
+    least = torch.finfo(query.dtype).min
+    added = bias.to(query.dtype)
+    if added.shape[-1] < n:
+        added = torch.nn.functional.pad(added, (0, n - added.shape[-1]))
+    added = added.unsqueeze(2)
+    if mask is None and q > 1:
+        mask = torch.ones(q, n, dtype=torch.bool, device=key.device).tril(n - q)[None, None]
+    if mask is not None:
+        mask = mask[..., :n]
+        per_head = mask.shape[1] == heads and heads > 1
+        mask = mask.unflatten(1, (kv_heads, group)) if per_head else mask.unsqueeze(2)
+        added = added.unsqueeze(2)
+        added = added.masked_fill(~mask, least) if mask.dtype == torch.bool else (added + mask).clamp_min(least)
+        added = added.expand(batch, kv_heads, group, q, n).reshape(batch, kv_heads, group * q, n)
+    rows = query.reshape(batch, kv_heads, group * q, dim)
+    with _kernels(query.device):
+        out = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=added, dropout_p=dropout, scale=scaling)
+    return out.reshape(batch, heads, q, value.shape[-1]).transpose(1, 2).contiguous()
 
 
 def forward(
@@ -97,10 +119,7 @@ def forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
     else:
-        mask = biased_mask(bias, query.shape[1], q, n, attention_mask, query.dtype)
-        output = sdpa_attention_forward(
-            module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=False, **kwargs
-        )
+        output = biased_attention(query, key, value, bias, attention_mask, dropout, scaling), None
     if layer is not None:
         layer.after_attention(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
     return output

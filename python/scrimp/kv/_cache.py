@@ -1,7 +1,7 @@
 """``CompressedCache``: a cache for ``model.generate`` that keeps a part of the prompt's tokens."""
 
 import math
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from ._attention import BIAS, LAYER, received_mean, register
 from ._policies import POLICIES
 from ._select import Crush, select
-from ._store import STORES, Plain, Store
+from ._store import STORES, Growing, Store
 
 try:
     from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer
@@ -29,16 +29,21 @@ class CompressedLayer(CacheLayerMixin):
         super().__init__()
         self.owner, self.index = owner, index
         self.seen = 0
-        self.kept: Optional[Tuple[Store, Store]] = None
+        # What was packed of the prompt, and everything else; keys and values.
+        self.packed: Optional[Tuple[Store, Store]] = None
+        self.open: Optional[Tuple[Growing, Growing]] = None
         self.bias: Optional[Tensor] = None
         self.pending = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Optional[Tensor] = None) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        batch, heads, _, dim = key_states.shape
-        self.keys = key_states.new_empty(batch, heads, 0, dim)
-        self.values = key_states.new_empty(batch, heads, 0, (key_states if value_states is None else value_states).shape[-1])
+        value_states = key_states if value_states is None else value_states
+        self._set(key_states[:, :, :0], value_states[:, :, :0])
         self.is_initialized = True
+
+    def _set(self, keys: Tensor, values: Tensor) -> None:
+        self.open = (Growing(keys), Growing(values))
+        self.keys, self.values = keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -50,13 +55,15 @@ class CompressedLayer(CacheLayerMixin):
             )
         first = self.seen == 0
         self.seen += key_states.shape[2]
-        self.keys = torch.cat([self.keys, key_states], 2)
-        self.values = torch.cat([self.values, value_states], 2)
-        if self.kept is None:
+        if first:
+            self._set(key_states, value_states)
+        else:
+            self.keys, self.values = self.open[0].append(key_states), self.open[1].append(value_states)
+        if self.packed is None:
             keys, values = self.keys[:], self.values[:]
         else:
-            keys = torch.cat([self.kept[0].get(), self.keys], 2)
-            values = torch.cat([self.kept[1].get(), self.values], 2)
+            keys = torch.cat([self.packed[0].get(), self.keys], 2)
+            values = torch.cat([self.packed[1].get(), self.values], 2)
         if first and self.owner.tokens(self.seen) < self.seen:
             setattr(keys, LAYER, self)
             self.pending = True
@@ -75,18 +82,21 @@ class CompressedLayer(CacheLayerMixin):
         chosen = select(
             scores, mean, keys, owner.tokens(self.seen), owner.crush, sinks=owner.sinks, recent=owner.recent, layer=self.index, seed=owner.seed
         )
-        store = STORES[owner.format]
-        self.kept = (store(chosen.take(keys)), store(chosen.take(self.values)))
         self.bias = chosen.bias if owner.crush.share > 0 and owner.crush.mass != "none" else None
-        self.keys, self.values = keys[:, :, :0].clone(), self.values[:, :, :0].clone()
+        store = STORES[owner.format]
+        if store is None:
+            self._set(chosen.take(keys), chosen.take(self.values))
+        else:
+            self.packed = (store(chosen.take(keys)), store(chosen.take(self.values)))
+            self._set(keys[:, :, :0].clone(), self.values[:, :, :0].clone())
 
     def get_seq_length(self, *args: Any) -> int:
         """Tokens that were seen; what RoPE goes on with."""
         return self.seen
 
     def _held(self) -> int:
-        kept = 0 if self.kept is None else self.kept[0].get().shape[2]
-        return kept + (self.keys.shape[2] if self.is_initialized else 0)
+        packed = 0 if self.packed is None else self.packed[0].tokens
+        return packed + (self.open[0].length if self.is_initialized else 0)
 
     def get_mask_sizes(self, query_length: Any) -> Tuple[int, int]:
         """Keys count as the last positions before the new tokens, so that all of them are seen."""
@@ -109,9 +119,10 @@ class CompressedLayer(CacheLayerMixin):
     def _each_row(self, batch: Tensor) -> None:
         if not self.is_initialized:
             return
-        self.keys, self.values = self.keys.index_select(0, batch), self.values.index_select(0, batch)
-        if self.kept is not None:
-            self.kept = (self.kept[0].select(batch), self.kept[1].select(batch))
+        self.open = (self.open[0].select(batch), self.open[1].select(batch))
+        self.keys, self.values = (part.get() for part in self.open)
+        if self.packed is not None:
+            self.packed = (self.packed[0].select(batch), self.packed[1].select(batch))
         if self.bias is not None:
             self.bias = self.bias.index_select(0, batch)
 
@@ -127,12 +138,9 @@ class CompressedLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Bytes of keys, values and biases."""
-        parts: List[Any] = [] if self.kept is None else list(self.kept)
-        if self.is_initialized:
-            parts += [Plain(self.keys), Plain(self.values)]
-        if self.bias is not None:
-            parts.append(Plain(self.bias))
-        return sum(p.nbytes for p in parts)
+        parts = [*(self.packed or ()), *(self.open or ())]
+        bias = 0 if self.bias is None else self.bias.numel() * self.bias.element_size()
+        return sum(part.nbytes for part in parts) + bias
 
 
 class CompressedCache(Cache):

@@ -77,7 +77,7 @@ def select(
     batch, heads, tokens = scores.shape
     if budget < 1:
         raise ValueError(f"a budget of {budget} tokens keeps nothing")
-    old = torch.zeros(batch, heads, tokens, device=scores.device) if bias is None else bias
+    old = torch.zeros(batch, heads, tokens, dtype=torch.float32, device=scores.device) if bias is None else bias
     if tokens <= budget:
         indices = torch.arange(tokens, device=scores.device).expand(batch, heads, -1)
         return Selection(indices, old)
@@ -113,7 +113,7 @@ def _representatives(
     if attention is None:
         if crush.mass == "attention" or crush.order != "position":
             raise ValueError("this needs the attention of the tokens")
-        a = torch.zeros(order.shape, device=order.device)
+        a = torch.zeros(order.shape, dtype=torch.float32, device=order.device)
     else:
         a = attention.float().gather(-1, order)
 
@@ -140,9 +140,9 @@ def _representatives(
     if crush.mass != "attention":
         starts = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
         chosen = order.gather(-1, starts + (ends - starts) // 2)
-        mass = (ends - starts).float().log() if crush.mass == "count" else torch.zeros(chosen.shape, device=order.device)
+        mass = (ends - starts).float().log() if crush.mass == "count" else torch.zeros(chosen.shape, dtype=torch.float32, device=order.device)
         return chosen, mass
-    most = torch.full((batch, heads, n), -math.inf, device=order.device).scatter_reduce(-1, segment, a, "amax")
+    most = torch.full((batch, heads, n), -math.inf, dtype=torch.float32, device=order.device).scatter_reduce(-1, segment, a, "amax")
     # The first token of those with the most attention.
     candidates = torch.where(a == most.gather(-1, segment), order, torch.iinfo(torch.int64).max)
     chosen = torch.full((batch, heads, n), torch.iinfo(torch.int64).max, device=order.device)
@@ -161,7 +161,7 @@ def _exact(device: torch.device) -> torch.dtype:
 def _codes(keys: Tensor, order: Tensor, layer: int, seed: int) -> Tensor:
     """Which sides of the hyperplanes through their mean the keys are on, as a number."""
     dim = keys.shape[-1]
-    sides = torch.tensor(planes(dim, _BITS, seed, layer), device=keys.device)
+    sides = torch.tensor(planes(dim, _BITS, seed, layer), dtype=torch.float32, device=keys.device)
     products = keys.float() @ sides
     products = products.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, _BITS))
     sides_of = products > products.mean(dim=2, keepdim=True)

@@ -1,6 +1,6 @@
 """How the kept tokens of a cache are stored."""
 
-from typing import Protocol
+from typing import Dict, Optional, Protocol, Type
 
 import torch
 from torch import Tensor
@@ -12,24 +12,40 @@ class Store(Protocol):
     def get(self) -> Tensor: ...
     def select(self, batch: Tensor) -> "Store": ...
     @property
+    def tokens(self) -> int: ...
+    @property
     def nbytes(self) -> int: ...
 
 
-class Plain:
-    """As the model computes them."""
+class Growing:
+    """States that others are added to, token after token, in memory with some room to spare."""
 
     def __init__(self, states: Tensor) -> None:
-        self.states = states
+        self.memory, self.length = states, states.shape[2]
+
+    def append(self, states: Tensor) -> Tensor:
+        """All states so far."""
+        end = self.length + states.shape[2]
+        if end > self.memory.shape[2]:
+            # Room for an eighth more, so that copying is rare.
+            room = max(end, self.length + self.length // 8, self.length + 64) - self.length
+            self.memory = torch.nn.functional.pad(self.get(), (0, 0, 0, room))
+        self.memory[:, :, self.length : end] = states
+        self.length = end
+        return self.get()
 
     def get(self) -> Tensor:
-        return self.states
+        return self.memory[:, :, : self.length]
 
-    def select(self, batch: Tensor) -> "Plain":
-        return Plain(self.states.index_select(0, batch))
+    def select(self, batch: Tensor) -> "Growing":
+        new = object.__new__(Growing)
+        new.memory, new.length = self.memory.index_select(0, batch), self.length
+        return new
 
     @property
     def nbytes(self) -> int:
-        return self.states.numel() * self.states.element_size()
+        """Of all memory, that to spare included."""
+        return self.memory.numel() * self.memory.element_size()
 
 
 class Int8:
@@ -51,8 +67,13 @@ class Int8:
         return new
 
     @property
+    def tokens(self) -> int:
+        return self.codes.shape[2]
+
+    @property
     def nbytes(self) -> int:
         return self.codes.numel() + self.scale.numel() * self.scale.element_size()
 
 
-STORES = {"model": Plain, "int8": Int8}
+STORES: Dict[str, Optional[Type[Store]]] = {"model": None, "int8": Int8}
+"""What packs the kept tokens of a format; ``None`` where they stay as the model computes them."""

@@ -1,7 +1,7 @@
 """Recommenders: embedding tables in a fraction of the memory.
 
 ``MemRecEmbedding`` and ``MemRecEmbeddingBag`` (MEM-REC, arXiv 2305.07205) take the place of embedding tables in PyTorch models: any 64-bit id
-has a vector, made of rows of one small table.
+has a vector, made of rows of one small table. ``MemRecEmbeddingBagCollection`` takes that of TorchRec's ``EmbeddingBagCollection``.
 """
 
 try:
@@ -9,7 +9,10 @@ try:
 except ImportError as _error:
     raise ImportError("scrimp.rec needs PyTorch: pip install torch") from _error
 
+from ._collection import EmbeddingBagConfig, KeyedTensor, MemRecEmbeddingBagCollection
 from ._embedding import MemRecEmbedding, MemRecEmbeddingBag
 from ._fused import Adagrad, RowWiseAdagrad, Sgd
 
-__all__ = ["Adagrad", "MemRecEmbedding", "MemRecEmbeddingBag", "RowWiseAdagrad", "Sgd"]
+__all__ = [
+    "Adagrad", "EmbeddingBagConfig", "KeyedTensor", "MemRecEmbedding", "MemRecEmbeddingBag", "MemRecEmbeddingBagCollection", "RowWiseAdagrad", "Sgd",
+]

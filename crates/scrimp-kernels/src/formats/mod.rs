@@ -30,6 +30,16 @@ pub(crate) const TILE_ROWS: usize = 16;
 /// Columns that share one activation scale, and at least one weight scale.
 pub(crate) const GROUP: usize = 32;
 
+/// A float as bf16, rounded half to even; NaN stays NaN. The bits of `half::bf16::from_f32`, in arithmetic that compilers
+/// turn into vectors.
+#[inline(always)]
+pub(crate) fn bf16_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let nan = bits >> 16 | 0x40;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
+}
+
 /// How the integer dot product of a group becomes a float.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Scaling {

@@ -15,7 +15,7 @@
 use super::amx::{FEW_TOKENS, block_rows};
 use crate::{
     dispatch::Kernel,
-    formats::GROUP,
+    formats::{GROUP, bf16_bits},
     isa::Simd,
     shared::SharedMut,
     threads::Pool,
@@ -194,7 +194,7 @@ impl Activations {
             self.bytes.resize(stored * bytes_per_token, 0);
             self.rows.resize(stored, RowScale::default());
         }
-        // Quantisation reads whole groups, so scratch rows are padded with zeros. The second half is for 8-bit rows.
+        // Quantisation reads whole groups, so scratch rows are padded with zeros. The second half is for rounded rows.
         let padded_cols = cols.next_multiple_of(2 * GROUP);
         if self.scratch.len() < pool.threads() * 2 * padded_cols {
             self.scratch.resize(pool.threads() * 2 * padded_cols, 0.0);
@@ -229,16 +229,17 @@ impl Activations {
                 }
                 // Floats and groups stay in tiles: no tile register loads them.
                 if needs.bf16 {
-                    let row = row[..2 * pairs_per_token].as_chunks::<2>().0.iter().map(|&x| bf16_pair(x));
+                    let rounded: &mut [u32] = &mut bytemuck::cast_slice_mut(quants)[..pairs_per_token];
+                    tier.run(RoundRow { row, out: bytemuck::cast_slice_mut(rounded) });
                     if blocks {
                         // SAFETY: nobody else stores this token.
-                        unsafe { store_in_block(&pairs, block, pairs_per_token, first + t, row) };
+                        unsafe { store_in_block(&pairs, block, first + t, rounded) };
                     } else {
                         // SAFETY: as above.
                         let out = unsafe {
                             pairs.slice(first * pairs_per_token..(first + width) * pairs_per_token)
                         };
-                        out[t..].iter_mut().step_by(width).zip(row).for_each(|(out, x)| *out = x);
+                        out[t..].iter_mut().step_by(width).zip(&*rounded).for_each(|(out, x)| *out = *x);
                     }
                 }
                 if needs.row_int8 {
@@ -248,9 +249,7 @@ impl Activations {
                         let quants: &mut [i32] = &mut bytemuck::cast_slice_mut(quants)[..bytes_per_token];
                         scale[0] = tier.run(QuantiseRow { row, out: quants, width: 1 });
                         // SAFETY: nobody else stores this token.
-                        unsafe {
-                            store_in_block(&bytes, block, bytes_per_token, first + t, quants.iter().copied());
-                        };
+                        unsafe { store_in_block(&bytes, block, first + t, quants) };
                     } else {
                         // SAFETY: as above.
                         let out = unsafe {
@@ -342,23 +341,17 @@ impl Activations {
     }
 }
 
-/// Stores the `len` words of a token in its block of `block` tokens, 64 bytes after 64 bytes.
+/// Stores the words of a token in its block of `block` tokens, 64 bytes after 64 bytes.
 ///
 /// # Safety
 /// Nobody else uses the words of this token.
-unsafe fn store_in_block<T: Copy>(
-    to: &SharedMut<'_, T>,
-    block: usize,
-    len: usize,
-    token: usize,
-    mut words: impl Iterator<Item = T>,
-) {
+unsafe fn store_in_block<T: Copy>(to: &SharedMut<'_, T>, block: usize, token: usize, words: &[T]) {
     const STEP: usize = 16;
-    let start = token / block * block * len + token % block * STEP;
-    for step in 0..len / STEP {
+    let start = token / block * block * words.len() + token % block * STEP;
+    for (step, words) in words.as_chunks::<STEP>().0.iter().enumerate() {
         // SAFETY: the caller's word.
         let out = unsafe { to.slice(start + step * block * STEP..start + step * block * STEP + STEP) };
-        out.iter_mut().zip(words.by_ref()).for_each(|(out, x)| *out = x);
+        out.copy_from_slice(words);
     }
 }
 
@@ -382,11 +375,21 @@ impl Kernel for Quantise<'_> {
     }
 }
 
-/// Two floats as bf16, rounded half to even; NaN stays NaN.
-#[inline(always)]
-fn bf16_pair(x: [f32; 2]) -> u32 {
-    let [low, high] = x.map(|x| u32::from(half::bf16::from_f32(x).to_bits()));
-    low | high << 16
+/// A row as bf16, rounded half to even; NaN stays NaN. Plain integer arithmetic, which compilers turn into vectors.
+struct RoundRow<'a> {
+    row: &'a [f32],
+    out: &'a mut [u16],
+}
+
+impl Kernel for RoundRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (out, x) in self.out.iter_mut().zip(self.row) {
+            *out = bf16_bits(*x);
+        }
+    }
 }
 
 /// Quantises a whole row with one scale.

@@ -188,10 +188,10 @@ struct Collector<'a> {
 }
 
 impl Visitor for Collector<'_> {
-    fn inputs(&mut self, roles: &[Role], cols: usize, x: &[f32]) {
+    fn inputs(&mut self, roles: &[Role], cols: usize, x: &[f32]) -> Result<()> {
         let wanted = self.method.needs();
         let inputs = self.inputs.entry(roles[0] as usize).or_insert_with(|| Inputs::new(cols, wanted));
-        inputs.add(self.machine.pool, x);
+        inputs.add(self.machine.pool, self.machine.tier, x)
     }
 
     fn ready(&mut self, _: &mut DenseLayer, roles: &[Role]) -> Result<()> {

@@ -131,6 +131,9 @@ pub fn compress(
             choices
         }
     };
+    // Where nobody asks for inputs, no text runs through the model.
+    let asks = |layer| statistics(options.method, choices.of(layer)) != Statistics::None;
+    let tokens = if (0..config.n_layers).any(asks) { &tokens[..] } else { &[] };
     let (first, mut runner) = match work.done(config.n_layers, tokens.len() * config.hidden_size) {
         Some((done, hidden)) => (done, Runner::from_hidden(machine, hidden, *window)),
         None => {
@@ -259,16 +262,24 @@ fn compress_layer(
     choice: Choice,
     done: &mut dyn FnMut(),
 ) -> Result<Vec<Packed>> {
-    let pool = runner.pool();
+    let Machine { pool, tier, .. } = runner.machine();
     let mut layer = DenseLayer::read(checkpoint, pool, index)?;
-    let mut visitor = Compressor { pool, index, method, choice, inputs: None, packed: Vec::new(), done };
+    let mut visitor =
+        Compressor { pool, tier, index, method, choice, inputs: None, packed: Vec::new(), done };
     runner.layer(&mut layer, index, &mut visitor)?;
     Ok(visitor.packed)
+}
+
+/// What `method` has to know of the inputs of a matrix that becomes `choice`.
+fn statistics(method: &dyn Pruner, choice: Choice) -> Statistics {
+    let idle = choice.sparsity == 0.0 && choice.format.dense() == WeightFormat::Bf16;
+    if idle { Statistics::None } else { method.needs() }
 }
 
 /// Compresses matrices when all that they get has been seen.
 struct Compressor<'a> {
     pool: &'a Pool,
+    tier: Tier,
     index: usize,
     method: &'a dyn Pruner,
     choice: Choice,
@@ -278,21 +289,22 @@ struct Compressor<'a> {
 }
 
 impl Visitor for Compressor<'_> {
-    fn inputs(&mut self, _: &[Role], cols: usize, x: &[f32]) {
-        let Choice { format, sparsity } = self.choice;
-        let idle = sparsity == 0.0 && format.dense() == WeightFormat::Bf16;
-        let wanted = if idle { Statistics::None } else { self.method.needs() };
-        self.inputs.get_or_insert_with(|| Inputs::new(cols, wanted)).add(self.pool, x);
+    fn inputs(&mut self, _: &[Role], cols: usize, x: &[f32]) -> Result<()> {
+        let wanted = statistics(self.method, self.choice);
+        let inputs = self.inputs.get_or_insert_with(|| Inputs::new(cols, wanted));
+        inputs.add(self.pool, self.tier, x)
     }
 
     fn ready(&mut self, layer: &mut DenseLayer, roles: &[Role]) -> Result<()> {
-        let Some(inputs) = self.inputs.take() else { return Ok(()) };
+        let inputs = self.inputs.take();
         for &role in roles {
             let keep_zeros = layer.pruned_already(role);
             let weight = layer.weight_mut(role);
+            let none = Inputs::new(weight.cols, Statistics::None);
+            let inputs = inputs.as_ref().unwrap_or(&none);
             let name = format!("blk.{}.{}.weight", self.index, role.stem());
             let (format, bytes) =
-                compress_matrix(self.pool, weight, &inputs, self.method, self.choice, keep_zeros).map_err(
+                compress_matrix(self.pool, weight, inputs, self.method, self.choice, keep_zeros).map_err(
                     |e| Error::bad_input(format!("tensor {name} cannot be {}: {e}", self.choice.format)),
                 )?;
             let (encoding, shape) = (Encoding::Packed(format), vec![weight.rows, weight.cols]);

@@ -1,7 +1,8 @@
 //! What is remembered of the inputs of a linear layer.
 
-use super::linalg::Gram;
-use scrimp_kernels::threads::Pool;
+use super::gram::{Damping, Gram};
+use crate::error::{Error, Result};
+use scrimp_kernels::{Tier, threads::Pool};
 use std::sync::OnceLock;
 
 /// What a method wants to know of a layer's inputs.
@@ -47,17 +48,24 @@ impl Inputs {
     }
 
     /// Adds the tokens `x`, `[tokens][n]`.
-    pub fn add(&mut self, pool: &Pool, x: &[f32]) {
+    ///
+    /// # Errors
+    /// When an input is NaN or infinite, or memory cannot be had.
+    pub fn add(&mut self, pool: &Pool, tier: Tier, x: &[f32]) -> Result<()> {
+        if !x.iter().all(|x| x.is_finite()) {
+            return Err(Error::bad_input("a calibration input is NaN or infinite"));
+        }
         self.tokens += x.len() / self.n;
         self.factor = OnceLock::new();
         if let Some(gram) = &mut self.gram {
-            gram.add(pool, x);
+            gram.add(pool, tier, x)?;
         }
         if !self.squares.is_empty() {
             for row in x.chunks_exact(self.n) {
                 self.squares.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
             }
         }
+        Ok(())
     }
 
     /// Tokens that were added.
@@ -79,12 +87,12 @@ impl Inputs {
         self.gram.as_ref()
     }
 
-    /// The factor for columns in the order that `order` gives for the diagonal of `X^T X`, with `damping` (a share of the
-    /// diagonal's mean). Computed when first asked for; matrices with the same inputs share it.
+    /// The factor for columns in the order that `order` gives for the diagonal of `X^T X`, with `damping`.
+    /// Computed when first asked for; matrices with the same inputs share it.
     ///
     /// # Panics
     /// When `X^T X` was not asked for.
-    pub fn factor(&self, pool: &Pool, damping: f32, order: impl FnOnce(&[f32]) -> Vec<usize>) -> &Factor {
+    pub fn factor(&self, pool: &Pool, damping: Damping, order: impl FnOnce(&[f32]) -> Vec<usize>) -> &Factor {
         self.factor.get_or_init(|| {
             let gram = self.gram.as_ref().expect("X^T X was asked for");
             let order = order(&gram.diagonal());

@@ -79,7 +79,7 @@ pub(super) fn compress(
     let norm = vector(checkpoint, "output_norm.weight")?;
     let reference = hidden(machine, checkpoint, None, &text, &norm)?;
     let mut inputs = Inputs::new(norm.len(), Statistics::Gram);
-    inputs.add(machine.pool, &reference);
+    inputs.add(machine.pool, machine.tier, &reference)?;
     let mut measured = Vec::new();
     for &format in formats {
         let packed = round(machine, checkpoint, name, format, &inputs)?;

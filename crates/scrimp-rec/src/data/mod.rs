@@ -4,7 +4,11 @@
 //! [`DataSet::infer`] makes a schema for it, and [`DataSet::open`] reads it: in bounded memory, parsed by several
 //! threads, in the order of the file. [`Shuffled`] shuffles.
 
+#[cfg(feature = "arrow")]
+mod arrow;
 mod batch;
+#[cfg(any(feature = "arrow", feature = "parquet"))]
+mod columns;
 mod criteo;
 mod csv;
 mod infer;
@@ -21,6 +25,8 @@ mod splits;
 mod text;
 mod values;
 
+#[cfg(feature = "arrow")]
+pub use arrow::{ArrowError, ArrowRows, arrow_scores};
 pub use batch::{Batch, Memory, RowSource};
 pub use infer::Hints;
 pub use rows::JsonRows;

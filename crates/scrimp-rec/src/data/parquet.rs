@@ -3,8 +3,8 @@
 
 use super::{
     Batch, OpenOptions, RowSource,
+    columns::{Columns, Value},
     roles::{Filler, Role},
-    values::{applied, id, number},
 };
 use crate::{
     error::{Error, Result},
@@ -101,27 +101,6 @@ enum Values {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bytes(Vec<ByteArray>),
-}
-
-/// A value that is there, or `Missing`.
-#[derive(Clone, Copy)]
-enum Value<'a> {
-    Missing,
-    Integer(i64),
-    Float(f64),
-    Bytes(&'a [u8]),
-}
-
-impl Value<'_> {
-    fn text(self, out: &mut Vec<u8>) {
-        match self {
-            Self::Missing => {}
-            Self::Integer(n) => out.extend_from_slice(n.to_string().as_bytes()),
-            Self::Float(x) if x.is_nan() => {}
-            Self::Float(x) => out.extend_from_slice(x.to_string().as_bytes()),
-            Self::Bytes(b) => out.extend_from_slice(b),
-        }
-    }
 }
 
 impl Column {
@@ -311,101 +290,12 @@ impl ParquetSource {
     /// Decodes `n` rows and returns those that cannot be used, which are left out.
     fn decode(&mut self, path: &Path, n: usize) -> Result<Vec<(usize, String)>> {
         let Self { columns, filler, block, options, .. } = self;
-        let rows: Vec<_> = (0..n).map(|_| filler.begin(block)).collect();
-        // Crosses are appended after the ids of a row, so they wait until all rows stand apart.
-        let mut problems: Vec<Option<String>> = vec![None; n];
-        let mut scratch = Vec::new();
+        let mut rows = Columns::new(filler, options, n, block);
         for column in columns.iter_mut() {
             column.read(n).map_err(damaged(path))?;
-            column.each(&mut |r, value| {
-                if problems[r].is_none() {
-                    problems[r] =
-                        set(filler, rows[r], r, column.role, value, options, block, &mut scratch).err();
-                }
-            });
+            column.each(&mut |r, value| rows.set(r, column.role, value));
         }
-        if options.labels {
-            for (problem, y) in problems.iter_mut().zip(&block.labels) {
-                if problem.is_none() && y.is_nan() {
-                    *problem = Some("the label is missing: 0 or 1 is expected".to_owned());
-                }
-            }
-        }
-        let mut whole = Batch::default();
-        let (numbers, ids) = (filler.schema.n_numeric(), filler.schema.categorical.len());
-        let mut bad = Vec::new();
-        for (r, problem) in problems.into_iter().enumerate() {
-            if let Some(what) = problem {
-                bad.push((r, what));
-                continue;
-            }
-            let start = filler.start(&whole);
-            whole.labels.push(block.labels[r]);
-            whole.numeric.extend_from_slice(&block.numeric[r * numbers..][..numbers]);
-            whole.ids.extend_from_slice(&block.ids[r * ids..][..ids]);
-            filler.end(start, &mut whole);
-        }
-        *block = whole;
-        Ok(bad)
-    }
-}
-
-/// Sets one value of row `r`.
-fn set(
-    filler: &Filler,
-    row: super::roles::Row,
-    r: usize,
-    role: Role,
-    value: Value<'_>,
-    options: &OpenOptions,
-    out: &mut Batch,
-    scratch: &mut Vec<u8>,
-) -> Result<(), String> {
-    let schema = &filler.schema;
-    match (role, value) {
-        (Role::Ignored, _) | (_, Value::Missing) => Ok(()),
-        (Role::Label, value) => {
-            out.labels[r] = match value {
-                Value::Integer(0) => 0.0,
-                Value::Integer(1) => 1.0,
-                Value::Float(x) if x == 0.0 || x == 1.0 => x as f32,
-                other => {
-                    scratch.clear();
-                    other.text(scratch);
-                    super::values::label(scratch).map_err(|e| format!("column {}: {e}", schema.label))?
-                }
-            };
-            Ok(())
-        }
-        (Role::Number(i), value) => {
-            let column = &schema.numeric[i];
-            let x = match value {
-                Value::Integer(n) => Some(n as f32),
-                Value::Float(x) if x.is_nan() => None,
-                Value::Float(x) if (x as f32).is_finite() => Some(x as f32),
-                Value::Float(x) => {
-                    return Err(format!("column {}: `{x}` is not a finite 32-bit number", column.name));
-                }
-                Value::Bytes(b) => number(b).map_err(|e| format!("column {}: {e}", column.name))?,
-                Value::Missing => None,
-            };
-            out.numeric[row.number(i)] = applied(column, x, options.missing);
-            Ok(())
-        }
-        (Role::Category(i), value) => {
-            let column = &schema.categorical[i];
-            let text = match value {
-                Value::Bytes(b) => b,
-                other => {
-                    scratch.clear();
-                    other.text(scratch);
-                    scratch
-                }
-            };
-            out.ids[row.category(i)] =
-                id(column, text).map_err(|e| format!("column {}: {e}", column.name))?;
-            Ok(())
-        }
+        Ok(rows.finish())
     }
 }
 

@@ -31,13 +31,11 @@ pub(super) struct Row {
 
 impl Row {
     /// Where in a batch's numbers the number `i` is.
-    #[cfg(feature = "parquet")]
     pub(super) fn number(self, i: usize) -> usize {
         self.numeric + i
     }
 
     /// Where in a batch's ids the category `i` is.
-    #[cfg(feature = "parquet")]
     pub(super) fn category(self, i: usize) -> usize {
         self.ids + i
     }

@@ -8,6 +8,8 @@
 //! A request fails alone: a panic while its token is drawn, an error of its cache or of its constraint end it and no other.
 
 mod answer;
+#[cfg(test)]
+mod faults;
 mod job;
 mod memory;
 

@@ -6,6 +6,8 @@ mod completions;
 mod embeddings;
 mod error;
 mod fields;
+#[cfg(test)]
+mod fuzz;
 mod info;
 mod messages;
 mod params;
@@ -17,6 +19,8 @@ mod tools;
 pub use auth::digest;
 pub(crate) use error::ApiError;
 pub(crate) use state::{Language, State, now};
+
+use score::Form;
 
 use axum::{
     Json, Router,
@@ -107,11 +111,11 @@ async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) 
 async fn post_json(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
     let path = request.uri().path().to_owned();
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let lines = kind.starts_with("application/x-ndjson");
-    if !(kind.starts_with("application/json") || lines && path == "/v1/score") {
+    let form = Form::of(kind).filter(|&form| form == Form::Json || path == "/v1/score");
+    let Some(form) = form else {
         let what = "the body must be JSON: send the header Content-Type: application/json";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
-    }
+    };
     let key = request.headers().get(header::AUTHORIZATION).map(|v| v.as_bytes().to_vec());
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     let client = hash_of(Some(&(key, peer)));
@@ -120,7 +124,7 @@ async fn post_json(Shared(state): Shared<Arc<State>>, request: Request) -> Resul
         "/v1/chat/completions" => chat::chat(state, &body, client).await,
         "/v1/completions" => completions::completions(state, &body, client).await,
         "/v1/embeddings" => embeddings::embeddings(state, &body, client).await,
-        "/v1/score" => score::score(state, &body, lines).await,
+        "/v1/score" => score::score(state, &body, form).await,
         "/tokenize" => info::tokenize(&state, &body),
         _ => info::detokenize(&state, &body),
     }

@@ -4,44 +4,72 @@ use super::{error::ApiError, fields::Fields, state::State};
 use crate::engine::Failure;
 use axum::{
     Json,
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use scrimp_rec::data::{Batch, JsonRows};
+use scrimp_rec::data::{ArrowError, ArrowRows, Batch, JsonRows, arrow_scores};
+use scrimp_rec::schema::Schema;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Answers a request: `{"rows": [{column: value}, ...]}`, or, if `lines`, a row per line.
+/// What Arrow's streams are called.
+const ARROW: &str = "application/vnd.apache.arrow.stream";
+
+/// How rows are sent, and probabilities come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `{"rows": [{column: value}, ...]}`
+    Json,
+    /// A JSON object per line; a probability per line.
+    Lines,
+    /// An Arrow IPC stream; one with the column `score`.
+    Arrow,
+}
+
+impl Form {
+    /// The form that a content type stands for.
+    pub(super) fn of(content_type: &str) -> Option<Self> {
+        let forms =
+            [("application/json", Self::Json), ("application/x-ndjson", Self::Lines), (ARROW, Self::Arrow)];
+        forms.into_iter().find_map(|(name, form)| content_type.starts_with(name).then_some(form))
+    }
+}
+
+/// Answers a request.
 ///
 /// # Errors
 /// When it cannot be answered.
-pub(crate) async fn score(state: Arc<State>, body: &[u8], lines: bool) -> Result<Response, ApiError> {
+pub(super) async fn score(state: Arc<State>, body: &[u8], form: Form) -> Result<Response, ApiError> {
     let Some(recommender) = &state.recommender else {
         let what = "this server serves no recommender; start it with --rec MODEL";
         return Err(ApiError::new(StatusCode::NOT_FOUND, what).code("model_not_found"));
     };
-    let mut parser = JsonRows::new(recommender.schema());
-    let mut batch = Batch::default();
     let most = state.options.max_rows;
-    let mut push = |i: usize, row: &[u8]| {
-        if i >= most {
-            let what = format!("a request may have {most} rows");
-            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, what));
+    let batch = match form {
+        Form::Arrow => {
+            let rows = ArrowRows::new(recommender.schema()).read(body, most);
+            rows.map_err(|e| match e {
+                ArrowError::TooMany => too_many(most),
+                ArrowError::Bad(what) => ApiError::field("rows", what),
+            })?
         }
-        parser.push(row, &mut batch).map_err(|e| ApiError::field("rows", format!("row {i}: {e}")))
+        Form::Json => {
+            let mut fields = Fields::parse(body)?;
+            fields.ignore(&["model"]);
+            let Some(Value::Array(rows)) = fields.take("rows") else {
+                return Err(ApiError::field(
+                    "rows",
+                    "rows must be a list of objects, a value for each column",
+                ));
+            };
+            fields.finish()?;
+            parsed(recommender.schema(), most, rows.iter().map(|row| row.to_string().into_bytes()))?
+        }
+        Form::Lines => {
+            let rows = body.split(|&b| b == b'\n').filter(|row| !row.trim_ascii().is_empty());
+            parsed(recommender.schema(), most, rows)?
+        }
     };
-    if lines {
-        let rows = body.split(|&b| b == b'\n').filter(|row| !row.trim_ascii().is_empty());
-        rows.enumerate().try_for_each(|(i, row)| push(i, row))?;
-    } else {
-        let mut fields = Fields::parse(body)?;
-        fields.ignore(&["model"]);
-        let Some(Value::Array(rows)) = fields.take("rows") else {
-            return Err(ApiError::field("rows", "rows must be a list of objects, a value for each column"));
-        };
-        fields.finish()?;
-        rows.iter().enumerate().try_for_each(|(i, row)| push(i, row.to_string().as_bytes()))?;
-    }
     let n = batch.rows();
     if n == 0 {
         return Err(ApiError::field("rows", "there are no rows"));
@@ -50,12 +78,36 @@ pub(crate) async fn score(state: Arc<State>, body: &[u8], lines: bool) -> Result
         .score(batch)
         .await
         .ok_or_else(|| ApiError::from(Failure::Internal("the recommender has stopped".into())))?;
-    if lines {
-        let mut text = String::with_capacity(9 * n);
-        for p in scores {
-            text += &format!("{p:.6}\n");
+    Ok(match form {
+        Form::Json => Json(json!({ "object": "list", "scores": scores, "rows": n })).into_response(),
+        Form::Lines => {
+            let mut text = String::with_capacity(9 * n);
+            for p in scores {
+                text += &format!("{p:.6}\n");
+            }
+            text.into_response()
         }
-        return Ok(text.into_response());
+        Form::Arrow => ([(header::CONTENT_TYPE, ARROW)], arrow_scores(scores)).into_response(),
+    })
+}
+
+fn too_many(most: usize) -> ApiError {
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a request may have {most} rows"))
+}
+
+/// Rows that are JSON objects each.
+fn parsed<R: AsRef<[u8]>>(
+    schema: &Schema,
+    most: usize,
+    rows: impl Iterator<Item = R>,
+) -> Result<Batch, ApiError> {
+    let (mut parser, mut batch) = (JsonRows::new(schema), Batch::default());
+    for (i, row) in rows.enumerate() {
+        if i >= most {
+            return Err(too_many(most));
+        }
+        let bad = |e| ApiError::field("rows", format!("row {i}: {e}"));
+        parser.push(row.as_ref(), &mut batch).map_err(bad)?;
     }
-    Ok(Json(json!({ "object": "list", "scores": scores, "rows": n })).into_response())
+    Ok(batch)
 }

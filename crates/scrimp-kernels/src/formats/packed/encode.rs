@@ -1,8 +1,9 @@
 //! f32 weights to packed bytes.
 
 use super::{FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, TILE_ROWS, Value, WeightFormat};
-use crate::{shared::SharedMut, threads::Pool};
+use crate::{formats::bf16_bits, shared::SharedMut, threads::Pool};
 use half::bf16;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The scale as `format` stores it: int4 keeps bf16.
 pub fn round_scale(format: WeightFormat, scale: f32) -> f32 {
@@ -59,8 +60,11 @@ pub fn pack(
     if rows.checked_mul(cols) != Some(weights.len()) {
         return Err(FormatError(format!("{} weights are no matrix of {rows} × {cols}", weights.len())));
     }
-    if !weights.iter().all(|w| w.is_finite()) {
+    if !all(pool, weights, f32::is_finite) {
         return Err(FormatError("a weight is NaN or infinite".to_owned()));
+    }
+    if format.value() == Value::Bf16 && !all(pool, weights, |w| bf16_bits(w) & 0x7f80 != 0x7f80) {
+        return Err(FormatError("a weight is too large for bf16".to_owned()));
     }
     let groups = format.scale_group(cols).map_or(0, |group| cols.div_ceil(group));
     let default;
@@ -76,9 +80,6 @@ pub fn pack(
     }
     if !scales.iter().all(|&s| usable_scale(round_scale(format, s))) {
         return Err(FormatError("a scale is NaN, infinite or absurdly large".to_owned()));
-    }
-    if format.value() == Value::Bf16 && !weights.iter().all(|&w| bf16::from_f32(w).is_finite()) {
-        return Err(FormatError("a weight is too large for bf16".to_owned()));
     }
     let source = Source { layout, weights, scales, groups };
     let mut encoded = vec![Encoded::default(); layout.tiles];
@@ -108,6 +109,20 @@ pub fn pack(
     Ok(bytes)
 }
 
+/// Whether `test` holds for every weight.
+fn all(pool: &Pool, weights: &[f32], test: impl Fn(f32) -> bool + Sync) -> bool {
+    const UNIT: usize = 1 << 16;
+    let holds = AtomicBool::new(true);
+    pool.run(weights.len().div_ceil(UNIT), |unit, _| {
+        let weights = &weights[unit * UNIT..((unit + 1) * UNIT).min(weights.len())];
+        // No early end: vectors do not know one.
+        if !weights.iter().fold(true, |holds, &w| holds & test(w)) {
+            holds.store(false, Ordering::Relaxed);
+        }
+    });
+    holds.into_inner()
+}
+
 /// One packed tile.
 #[derive(Debug, Clone, Default)]
 struct Encoded {
@@ -124,12 +139,6 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The weight, 0 in the padding.
-    fn weight(&self, row: usize, col: usize) -> f32 {
-        let Layout { rows, cols, .. } = self.layout;
-        if row < rows && col < cols { self.weights[row * cols + col] } else { 0.0 }
-    }
-
     fn scale(&self, row: usize, group: usize) -> f32 {
         if row < self.layout.rows && group < self.groups {
             self.scales[row * self.groups + group]
@@ -138,18 +147,35 @@ impl Source<'_> {
         }
     }
 
-    /// The quantised weight, signed.
-    fn quant(&self, row: usize, col: usize) -> i32 {
-        let (int4, group) = match self.layout.format.value() {
-            Value::Int4 => (true, col / GROUP),
-            _ => (false, 0),
-        };
-        let scale = round_scale(self.layout.format, self.scale(row, group));
-        if scale == 0.0 {
-            return 0;
+    /// The values of a tile as integers, `[TILE_ROWS][steps * step columns]`: bits of bf16, or signed quants; 0 in the padding.
+    fn codes(&self, tile: usize) -> Vec<i16> {
+        let Layout { rows, cols, format, steps, .. } = self.layout;
+        let stride = steps * format.value().step_cols();
+        let mut codes = vec![0; TILE_ROWS * stride];
+        for (i, codes) in codes.chunks_exact_mut(stride.max(1)).enumerate() {
+            let row = tile * TILE_ROWS + i;
+            if row >= rows {
+                break;
+            }
+            let weights = &self.weights[row * cols..(row + 1) * cols];
+            let (group, (low, high)) = match format.value() {
+                Value::Bf16 => {
+                    codes.iter_mut().zip(weights).for_each(|(code, &w)| *code = bf16_bits(w) as i16);
+                    continue;
+                }
+                Value::Int8 => (cols, (-127.0, 127.0)),
+                Value::Int4 => (GROUP, (-8.0, 7.0)),
+            };
+            let groups = codes.chunks_mut(group.max(1)).zip(weights.chunks(group.max(1)));
+            for (g, (codes, weights)) in groups.enumerate() {
+                let scale = round_scale(format, self.scale(row, g));
+                if scale != 0.0 {
+                    let code = |w: f32| round_half_even((w / scale).clamp(low, high)) as i16;
+                    codes.iter_mut().zip(weights).for_each(|(c, &w)| *c = code(w));
+                }
+            }
         }
-        let q = (self.weight(row, col) / scale).round_ties_even();
-        if int4 { q.clamp(-8.0, 7.0) as i32 } else { q.clamp(-127.0, 127.0) as i32 }
+        codes
     }
 
     fn tile(&self, tile: usize) -> Encoded {
@@ -167,20 +193,23 @@ impl Source<'_> {
                 out.scales.extend(self.scale(row, 0).to_le_bytes());
             }
         }
+        let width = value.step_cols();
+        let stride = self.layout.steps * width;
+        let codes = self.codes(tile);
         if value == Value::Int4 && !sparse {
+            out.values.reserve(self.layout.dense_tile_bytes);
             for group in 0..self.layout.dense_tile_bytes / INT4_BLOCK {
                 group_scales(&mut out.values, group);
                 for k in 0..4 {
-                    for (row, j) in (0..64).map(|i| (first + i / 4, i % 4)) {
-                        let col = GROUP * group + 4 * k + j;
-                        let (low, high) = (self.quant(row, col) + 8, self.quant(row, col + 16) + 8);
+                    for (row, j) in (0..64).map(|i| (i / 4, i % 4)) {
+                        let at = row * stride + GROUP * group + 4 * k + j;
+                        let (low, high) = (codes[at] + 8, codes[at + 16] + 8);
                         out.values.push((low | high << 4) as u8);
                     }
                 }
             }
             return out;
         }
-        let width = value.step_cols();
         // 4-bit values of even and of odd groups.
         let mut nibbles = [Vec::new(), Vec::new()];
         for step in 0..self.layout.steps {
@@ -188,31 +217,29 @@ impl Source<'_> {
                 debug_assert_eq!(out.index.len() % INT4_INDEX, 0);
                 group_scales(&mut out.index, step * width / GROUP);
             }
-            let mut mask = 0u64;
-            for i in 0..TILE_ROWS * width {
-                let (row, col) = (first + i / width, step * width + i % width);
-                if value == Value::Bf16 {
-                    let w = bf16::from_f32(self.weight(row, col));
-                    if !sparse || w != bf16::ZERO {
-                        mask |= 1 << i;
-                        out.values.extend(w.to_le_bytes());
-                    }
-                    continue;
-                }
-                let q = self.quant(row, col);
-                if sparse && q == 0 {
-                    continue;
-                }
-                mask |= 1 << i;
-                if value == Value::Int8 {
-                    out.values.push((q + 128) as u8);
-                } else {
-                    nibbles[step * width / GROUP % 2].push((q + 8) as u8);
-                }
+            // The step's codes, `[TILE_ROWS][width]`; those that are stored come first.
+            let mut block = [0; 4 * TILE_ROWS];
+            let mut block = &mut block[..TILE_ROWS * width];
+            for (row, block) in block.chunks_exact_mut(width).enumerate() {
+                block.copy_from_slice(&codes[row * stride + step * width..][..width]);
             }
             if sparse {
-                let bytes = mask.to_le_bytes();
-                out.index.extend(&bytes[..TILE_ROWS * width / 8]);
+                let (mut mask, mut n) = (0u64, 0);
+                for i in 0..block.len() {
+                    let code = block[i];
+                    // The bits of -0.0 in bf16 are not zero, but it is.
+                    let stored = code != 0 && (value != Value::Bf16 || code != i16::MIN);
+                    mask |= u64::from(stored) << i;
+                    block[n] = code;
+                    n += usize::from(stored);
+                }
+                out.index.extend(&mask.to_le_bytes()[..block.len() / 8]);
+                block = &mut block[..n];
+            }
+            match value {
+                Value::Bf16 => block.iter().for_each(|code| out.values.extend(code.to_le_bytes())),
+                Value::Int8 => out.values.extend(block.iter().map(|q| (q + 128) as u8)),
+                Value::Int4 => nibbles[step * width / GROUP % 2].extend(block.iter().map(|q| (q + 8) as u8)),
             }
         }
         if value == Value::Int4 {
@@ -222,4 +249,12 @@ impl Source<'_> {
         }
         out
     }
+}
+
+/// `x.round_ties_even()` of numbers far below 2^22, in two additions instead of a call: the first leaves no room for
+/// fractions.
+#[inline(always)]
+fn round_half_even(x: f32) -> f32 {
+    const NO_FRACTIONS: f32 = 12_582_912.0;
+    (x + NO_FRACTIONS) - NO_FRACTIONS
 }

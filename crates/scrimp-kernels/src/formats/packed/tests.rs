@@ -133,3 +133,14 @@ fn bits_per_weight_are_what_the_documentation_says() {
         assert!((got - want).abs() < 0.1, "{format}: {got} bits");
     }
 }
+
+#[test]
+fn every_bf16_is_rounded_as_the_half_crate_does() {
+    // Every pattern of the bits that decide, with each kind of exponent.
+    for high in 0..=u16::MAX {
+        for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+            let x = f32::from_bits(u32::from(high) << 16 | low);
+            assert_eq!(crate::formats::bf16_bits(x), half::bf16::from_f32(x).to_bits(), "{x:e}");
+        }
+    }
+}

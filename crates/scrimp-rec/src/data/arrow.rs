@@ -1,0 +1,264 @@
+//! Arrow IPC streams: flat columns of booleans, integers, floats and texts, plain or as dictionaries. What a server gets in
+//! one piece.
+
+use super::{
+    Batch, OpenOptions,
+    columns::{Columns, Value},
+    roles::{Filler, Role},
+};
+use crate::schema::Schema;
+use arrow_array::{Array, ArrayRef, Float32Array, RecordBatch, cast::AsArray, downcast_integer_array, types};
+use arrow_ipc::{reader::StreamReader, writer::StreamWriter};
+use arrow_schema::DataType;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+/// Why a stream was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ArrowError {
+    /// It has more rows than are allowed.
+    TooMany,
+    /// It is no stream that can be read, or a column or value in it does not fit the schema.
+    Bad(String),
+}
+
+/// Parses Arrow IPC streams into rows. Columns that are absent or null are missing; labels are not looked for.
+pub struct ArrowRows {
+    filler: Filler,
+    options: OpenOptions,
+}
+
+/// An Arrow IPC stream of probabilities, in the one column `score`.
+pub fn arrow_scores(scores: Vec<f32>) -> Vec<u8> {
+    let column = Arc::new(Float32Array::from(scores)) as ArrayRef;
+    let batch = RecordBatch::try_from_iter([("score", column)]).expect("one column");
+    let mut bytes = Vec::new();
+    let mut writer = StreamWriter::try_new(&mut bytes, batch.schema_ref()).expect("memory takes everything");
+    writer.write(&batch).and_then(|()| writer.finish()).expect("memory takes everything");
+    drop(writer);
+    bytes
+}
+
+impl std::fmt::Debug for ArrowRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ArrowRows")
+    }
+}
+
+impl ArrowRows {
+    /// Of `schema`.
+    pub fn new(schema: &Schema) -> Self {
+        let options = OpenOptions { labels: false, ..OpenOptions::default() };
+        Self { filler: Filler::new(schema.clone(), options.missing), options }
+    }
+
+    /// The rows of the stream `bytes`, of at most `most` rows.
+    ///
+    /// # Errors
+    /// When it is no such stream, is compressed, has more rows, or a column's type or a value that its column does not take.
+    pub fn read(&self, bytes: &[u8], most: usize) -> Result<Batch, ArrowError> {
+        // What the reader does not notice may panic inside it.
+        catch_unwind(AssertUnwindSafe(|| self.read_stream(bytes, most)))
+            .unwrap_or_else(|_| Err(ArrowError::Bad("the Arrow stream is damaged".to_owned())))
+    }
+
+    fn read_stream(&self, bytes: &[u8], most: usize) -> Result<Batch, ArrowError> {
+        let damaged = |e| ArrowError::Bad(format!("not an Arrow IPC stream that can be read: {e}"));
+        let mut all = Batch::default();
+        for batch in StreamReader::try_new(bytes, None).map_err(damaged)? {
+            let batch = batch.map_err(damaged)?;
+            if batch.num_rows() > most - all.rows() {
+                return Err(ArrowError::TooMany);
+            }
+            let rows = self.rows(&batch, all.rows()).map_err(ArrowError::Bad)?;
+            all.extend(&rows, 0..rows.rows());
+        }
+        Ok(all)
+    }
+
+    /// The rows of a record batch that `before` rows come before.
+    fn rows(&self, batch: &RecordBatch, before: usize) -> Result<Batch, String> {
+        let mut out = Batch::default();
+        let mut rows = Columns::new(&self.filler, &self.options, batch.num_rows(), &mut out);
+        for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+            let role = self.filler.role(field.name());
+            if matches!(role, Role::Number(_) | Role::Category(_)) {
+                each(column, &mut |r, value| rows.set(r, role, value))
+                    .map_err(|e| format!("column {}: {e}", field.name()))?;
+            }
+        }
+        match rows.finish().first() {
+            Some((r, what)) => Err(format!("row {}: {what}", before + r)),
+            None => Ok(out),
+        }
+    }
+}
+
+/// Calls `f` with each row's number and value.
+fn each(column: &dyn Array, f: &mut dyn FnMut(usize, Value<'_>)) -> Result<(), String> {
+    let mut at = |r: usize, value: Value<'_>| f(r, if column.is_null(r) { Value::Missing } else { value });
+    macro_rules! all {
+        ($array:expr, $value:expr) => {{
+            let array = $array;
+            for r in 0..array.len() {
+                at(r, $value(array.value(r)));
+            }
+        }};
+    }
+    let text = |x| Value::Bytes(str::as_bytes(x));
+    downcast_integer_array!(
+        column => {
+            for r in 0..column.len() {
+                let n = i128::from(column.value(r));
+                at(r, i64::try_from(n).map_or(Value::Float(n as f64), Value::Integer));
+            }
+        },
+        DataType::Boolean => all!(column.as_boolean(), |x| Value::Integer(i64::from(x))),
+        DataType::Float32 => all!(column.as_primitive::<types::Float32Type>(), |x: f32| Value::Float(f64::from(x))),
+        DataType::Float64 => all!(column.as_primitive::<types::Float64Type>(), Value::Float),
+        DataType::Utf8 => all!(column.as_string::<i32>(), text),
+        DataType::LargeUtf8 => all!(column.as_string::<i64>(), text),
+        DataType::Utf8View => all!(column.as_string_view(), text),
+        DataType::Dictionary(_, values) if !matches!(**values, DataType::Dictionary(..)) => dictionary(column, f)?,
+        DataType::Null => (0..column.len()).for_each(|r| f(r, Value::Missing)),
+        other => return Err(format!("the type {other} is not supported: integers, floats, booleans and texts are")),
+    );
+    Ok(())
+}
+
+fn dictionary(column: &dyn Array, f: &mut dyn FnMut(usize, Value<'_>)) -> Result<(), String> {
+    let column = column.as_any_dictionary();
+    let mut texts = vec![Vec::new(); column.values().len()];
+    each(column.values(), &mut |i, value| value.text(&mut texts[i]))?;
+    let keys = if texts.is_empty() { vec![0; column.len()] } else { column.normalized_keys() };
+    for (r, &key) in keys.iter().enumerate() {
+        let text = texts.get(key).filter(|_| column.is_valid(r));
+        f(r, text.map_or(Value::Missing, |t| Value::Bytes(t)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        data::JsonRows,
+        schema::{Categorical, Kind, Numeric, Schema, Transform},
+    };
+    use arrow_array::{
+        BooleanArray, DictionaryArray, Float64Array, Int64Array, RecordBatchOptions, StringArray,
+        types::Int8Type,
+    };
+    use arrow_schema::{Field, Schema as ArrowSchema};
+
+    fn schema() -> Schema {
+        Schema {
+            label: "y".into(),
+            numeric: ["a", "b"].map(|name| Numeric::new(name, Transform::Identity)).to_vec(),
+            categorical: ["c", "d"].map(|name| Categorical { name: name.into(), kind: Kind::Text }).to_vec(),
+            ..Schema::criteo()
+        }
+    }
+
+    fn stream(columns: Vec<(&str, Arc<dyn Array>)>, batches: usize) -> Vec<u8> {
+        let fields: Vec<_> =
+            columns.iter().map(|(n, c)| Field::new(*n, c.data_type().clone(), true)).collect();
+        let schema = Arc::new(ArrowSchema::new(fields));
+        let columns: Vec<_> = columns.into_iter().map(|(_, c)| c).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(columns[0].len()));
+        let batch = RecordBatch::try_new_with_options(schema.clone(), columns, &options).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = StreamWriter::try_new(&mut bytes, &schema).unwrap();
+        (0..batches).for_each(|_| writer.write(&batch).unwrap());
+        writer.finish().unwrap();
+        drop(writer);
+        bytes
+    }
+
+    fn columns() -> Vec<(&'static str, Arc<dyn Array>)> {
+        let d: DictionaryArray<Int8Type> = vec![Some("x"), None, Some("y")].into_iter().collect();
+        vec![
+            ("a", Arc::new(Int64Array::from(vec![Some(3), None, Some(-7)]))),
+            ("other", Arc::new(BooleanArray::from(vec![true, false, true]))),
+            ("b", Arc::new(Float64Array::from(vec![Some(0.5), Some(f64::NAN), Some(1e3)]))),
+            ("c", Arc::new(StringArray::from(vec![Some("UA"), Some("7"), None]))),
+            ("d", Arc::new(d)),
+        ]
+    }
+
+    #[test]
+    fn rows_are_those_of_json() {
+        let schema = schema();
+        let got = ArrowRows::new(&schema).read(&stream(columns(), 2), 6).unwrap();
+        let (mut json, mut want) = (JsonRows::new(&schema), Batch::default());
+        for _ in 0..2 {
+            for row in [
+                r#"{"a": 3, "b": 0.5, "c": "UA", "d": "x"}"#,
+                r#"{"c": 7}"#,
+                r#"{"a": -7, "b": 1000, "d": "y"}"#,
+            ] {
+                json.push(row.as_bytes(), &mut want).unwrap();
+            }
+        }
+        assert_eq!((got.numeric, got.ids), (want.numeric, want.ids));
+        assert_eq!(got.labels.len(), 6);
+    }
+
+    #[test]
+    fn scores_are_a_stream() {
+        let bytes = arrow_scores(vec![0.25, 1.0]);
+        let batch = StreamReader::try_new(&bytes[..], None).unwrap().next().unwrap().unwrap();
+        assert_eq!(
+            batch.column_by_name("score").unwrap().as_primitive::<types::Float32Type>().values(),
+            &[0.25, 1.0]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said() {
+        let rows = ArrowRows::new(&schema());
+        assert_eq!(rows.read(&stream(columns(), 2), 5), Err(ArrowError::TooMany));
+        let error = |bytes: &[u8], most| match rows.read(bytes, most) {
+            Err(ArrowError::Bad(what)) => what,
+            other => panic!("{other:?}"),
+        };
+        let text = |c: Vec<&str>| Arc::new(StringArray::from(c)) as Arc<dyn Array>;
+        assert!(error(&stream(vec![("a", text(vec!["1", "x"]))], 1), 9).contains("row 1: column a"));
+        let dates = Arc::new(arrow_array::Date32Array::from(vec![1])) as Arc<dyn Array>;
+        assert!(error(&stream(vec![("c", dates)], 1), 9).contains("column c: the type Date32"));
+        assert!(error(b"", 9).contains("not an Arrow IPC stream"));
+        let empty = DictionaryArray::<Int8Type>::from_iter([None::<&str>, None]);
+        assert_eq!(rows.read(&stream(vec![("c", Arc::new(empty))], 1), 9).unwrap().rows(), 2);
+    }
+
+    /// No damage may panic, or make rows that were not sent.
+    #[test]
+    fn damaged_streams_are_refused_or_read() {
+        let rows = ArrowRows::new(&schema());
+        let whole = stream(columns(), 2);
+        let mut state = 1_u64;
+        let mut next = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n
+        };
+        let quiet = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| ()));
+        for _ in 0..3000 {
+            let mut bytes = whole.clone();
+            for _ in 0..=next(3) {
+                let at = next(bytes.len());
+                match next(3) {
+                    0 => bytes[at] ^= 1 << next(8),
+                    1 => bytes[at] = [0, 0x7f, 0x80, 0xff][next(4)],
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            if let Ok(batch) = rows.read(&bytes, 1000) {
+                assert!(batch.rows() <= 1000);
+            }
+        }
+        std::panic::set_hook(quiet);
+    }
+}

@@ -1,0 +1,163 @@
+//! Injected faults: a request whose constraint panics or errs fails, and those that run beside it say what they say alone.
+
+use super::{Command, EngineOptions, Event, Failure, Generate, Job, KvChoice, Work, run};
+use crate::{constraint::Constraint, metrics::Metrics, scheduler::Limits};
+use scrimp_llm::{
+    Error, Result,
+    checkpoint::Checkpoint,
+    model::{Model, RunOptions},
+    sampling::SamplingParams,
+    tokenizer::Tokenizer,
+};
+use std::{
+    path::Path,
+    sync::{Arc, mpsc::channel},
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    PanicInMask,
+    PanicInAccept,
+    ErrorInMask,
+    NothingMayCome,
+}
+
+/// Goes wrong after some tokens.
+#[derive(Debug)]
+struct Faulty {
+    fault: Fault,
+    left: usize,
+}
+
+impl Constraint for Faulty {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
+        if self.left == 0 {
+            match self.fault {
+                Fault::PanicInMask => panic!("injected"),
+                Fault::ErrorInMask => return Err(Error::bad_input("injected")),
+                Fault::NothingMayCome => logits.fill(f32::NEG_INFINITY),
+                Fault::PanicInAccept => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, _: u32) -> Result<bool> {
+        assert!(self.left > 0 || self.fault != Fault::PanicInAccept, "injected");
+        self.left = self.left.saturating_sub(1);
+        Ok(false)
+    }
+}
+
+fn job(id: u64, prompt: Vec<u32>, fault: Option<Faulty>) -> (Job, UnboundedReceiver<(usize, Event)>) {
+    let (events, received) = unbounded_channel();
+    let how = Generate {
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        max_tokens: 12,
+        min_tokens: 0,
+        ignore_eos: true,
+        stop: Vec::new(),
+        stop_tokens: Vec::new(),
+        logprobs: None,
+        logit_bias: Vec::new(),
+        constraint: fault.map(|fault| Box::new(fault) as Box<dyn Constraint>),
+    };
+    let job = Job {
+        id,
+        client: id,
+        prompt,
+        work: Work::Generate(Box::new(how)),
+        kv: KvChoice { compression: None, format: "f32".into() },
+        deadline: Instant::now() + Duration::from_secs(60),
+        index: 0,
+        events,
+    };
+    (job, received)
+}
+
+/// The text of an answer, or why there is none.
+fn answer(mut events: UnboundedReceiver<(usize, Event)>) -> std::result::Result<String, Failure> {
+    let mut text = String::new();
+    loop {
+        match events.blocking_recv().expect("an end").1 {
+            Event::Token(token) => text += &token.text,
+            Event::Done(summary) => return Ok(text + &summary.text),
+            Event::Failed(failure) => return Err(failure),
+            Event::Embedding(_) => unreachable!("nobody asked for one"),
+        }
+    }
+}
+
+/// Starts an engine, has `jobs` done together, and returns their answers and the bytes of KV pages that are still in use.
+fn answers(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    jobs: Vec<(Vec<u32>, Option<Faulty>)>,
+) -> (Vec<std::result::Result<String, Failure>>, u64) {
+    let metrics = Arc::new(Metrics::default());
+    let options = EngineOptions {
+        limits: Limits::default(),
+        kv_bytes: 64 << 20,
+        compress_under_pressure: false,
+        prefix_caching: false,
+    };
+    let (commands, received) = channel();
+    std::thread::scope(|scope| {
+        let (engine_metrics, options) = (Arc::clone(&metrics), &options);
+        let engine = scope.spawn(move || run(model, tokenizer, options, &received, engine_metrics));
+        let mut waiting = Vec::new();
+        for (id, (prompt, fault)) in jobs.into_iter().enumerate() {
+            let (job, events) = job(id as u64, prompt, fault);
+            commands.send(Command::Submit(Box::new(job))).unwrap();
+            waiting.push(events);
+        }
+        let answers = waiting.into_iter().map(answer).collect();
+        let end = Instant::now() + Duration::from_secs(10);
+        while metrics.running.get() > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        commands.send(Command::Stop).unwrap();
+        engine.join().expect("the engine never panics");
+        (answers, metrics.kv_bytes.get())
+    })
+}
+
+#[test]
+fn a_fault_ends_its_own_request_and_no_other() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny/llama");
+    let tokenizer = Checkpoint::open(&path).unwrap().tokenizer().unwrap();
+    let options = RunOptions { kv_format: "f32".to_owned(), ..RunOptions::default() };
+    let model = Model::load(Checkpoint::open(&path).unwrap(), &options).unwrap();
+    let prompts: Vec<Vec<u32>> =
+        (0..6).map(|i| (0..5 + i).map(|t| (t * 7 + i * 13 + 3) as u32 % 200).collect()).collect();
+    let alone: Vec<String> = prompts
+        .iter()
+        .map(|p| answers(&model, &tokenizer, vec![(p.clone(), None)]).0.remove(0).unwrap())
+        .collect();
+    let quiet = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    for fault in [Fault::PanicInMask, Fault::PanicInAccept, Fault::ErrorInMask, Fault::NothingMayCome] {
+        for after in [0, 3] {
+            let jobs = prompts.iter().enumerate().map(|(i, prompt)| {
+                let faulty = (i % 3 == 1).then_some(Faulty { fault, left: after });
+                (prompt.clone(), faulty)
+            });
+            let (got, kv_bytes) = answers(&model, &tokenizer, jobs.collect());
+            for (i, (got, alone)) in got.iter().zip(&alone).enumerate() {
+                match got {
+                    Ok(text) if i % 3 != 1 => assert_eq!(text, alone, "{fault:?} after {after}: request {i}"),
+                    Err(Failure::Internal(_)) if i % 3 == 1 && fault != Fault::ErrorInMask => {}
+                    Err(Failure::BadRequest(_)) if i % 3 == 1 && fault == Fault::ErrorInMask => {}
+                    other => {
+                        assert!(fault == Fault::NothingMayCome && i % 3 == 1, "{fault:?} {i}: {other:?}");
+                    }
+                }
+            }
+            assert_eq!(kv_bytes, 0, "{fault:?} after {after}: pages are not free");
+        }
+    }
+    std::panic::set_hook(quiet);
+}

@@ -1,0 +1,126 @@
+"""``MemRecEmbeddingBagCollection``: what TorchRec calls an ``EmbeddingBagCollection``, in a budget."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import torch
+from torch import Tensor, nn
+
+from ._embedding import Budget, Fused, MemRecEmbeddingBag, _bytes
+
+
+@dataclass
+class EmbeddingBagConfig:
+    """A table, for those who have no TorchRec: its ``EmbeddingBagConfig`` serves as well."""
+
+    name: str
+    embedding_dim: int
+    num_embeddings: int
+    feature_names: List[str] = field(default_factory=list)
+    pooling: Any = "sum"
+
+
+class KeyedTensor:
+    """Pooled vectors by feature, where there is no TorchRec: ``[batch, sum of dims]``, cut at ``length_per_key``."""
+
+    def __init__(self, keys: List[str], length_per_key: List[int], values: Tensor) -> None:
+        self._keys, self._lengths, self._values = keys, length_per_key, values
+
+    def keys(self) -> List[str]:
+        return self._keys
+
+    def length_per_key(self) -> List[int]:
+        return self._lengths
+
+    def values(self) -> Tensor:
+        return self._values
+
+    def to_dict(self) -> Dict[str, Tensor]:
+        return dict(zip(self._keys, self._values.split(self._lengths, 1)))
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.to_dict()[key]
+
+
+def _keyed(keys: List[str], lengths: List[int], values: Tensor) -> Any:
+    try:
+        from torchrec.sparse.jagged_tensor import KeyedTensor as Theirs
+    except Exception:  # Broken installations raise all sorts of things.
+        return KeyedTensor(keys, lengths, values)
+    return Theirs(keys=keys, length_per_key=lengths, values=values)
+
+
+class MemRecEmbeddingBagCollection(nn.Module):
+    """Takes the place of ``torchrec.EmbeddingBagCollection``: jagged ids of many features to pooled vectors.
+
+    >>> tables = [EmbeddingBagConfig("users", 16, 10_000_000, ["user"]), EmbeddingBagConfig("items", 16, 2_000_000, ["clicked", "bought"])]
+    >>> collection = MemRecEmbeddingBagCollection(tables, budget="8MB")
+    >>> collection(kjt)["user"]                                     # [batch, 16]
+
+    Args:
+        tables: TorchRec's ``EmbeddingBagConfig`` or the one here. Features of one table share it; poolings are sum and mean.
+        budget: bytes for all tables, shared in proportion to what full ones would take; by default a hundredth of that.
+        options: as of :class:`MemRecEmbeddingBag`.
+
+    The input is a ``KeyedJaggedTensor``, or anything with its ``keys()``, ``values()`` and ``lengths()``. Weighted ones are refused.
+    """
+
+    def __init__(
+        self, tables: Sequence[Any], budget: Optional[Budget] = None, *, sparse: bool = False, fused: Optional[Fused] = None, seed: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not tables:
+            raise ValueError("there are no tables")
+        full = [t.num_embeddings * t.embedding_dim * 4 for t in tables]
+        whole = sum(full) // 100 if budget is None else _bytes(budget)
+        self.embedding_bags = nn.ModuleDict()
+        self._features: List[List[str]] = []
+        for i, (table, size) in enumerate(zip(tables, full)):
+            if table.name in self.embedding_bags:
+                raise ValueError(f"there are two tables called {table.name!r}")
+            if hasattr(self.embedding_bags, table.name) or "." in table.name:
+                raise ValueError(f"a table cannot be called {table.name!r}: PyTorch's modules have such an attribute, or it has a dot")
+            self.embedding_bags[table.name] = MemRecEmbeddingBag(
+                table.num_embeddings, table.embedding_dim, whole * size // sum(full), mode=_mode(table.pooling), seed=seed + i, sparse=sparse,
+                fused=fused, **options,
+            )
+            self._features.append(list(table.feature_names or [table.name]))
+        names = [name for features in self._features for name in features]
+        # As in TorchRec, where several tables have a feature.
+        self._keys = [
+            name if names.count(name) == 1 else f"{name}@{table}"
+            for table, features in zip(self.embedding_bags, self._features) for name in features
+        ]
+        self._lengths = [bag.embedding_dim for bag, features in zip(self.embedding_bags.values(), self._features) for _ in features]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(bag.nbytes for bag in self.embedding_bags.values())
+
+    def forward(self, features: Any) -> Union[KeyedTensor, Any]:
+        keys = list(features.keys())
+        weights = getattr(features, "weights_or_none", lambda: None)()
+        if weights is not None:
+            raise NotImplementedError("MemRecEmbeddingBagCollection takes no weights: it learns one for each id")
+        lengths = features.lengths().view(len(keys), -1)
+        # Ids are stored feature after feature.
+        parts = dict(zip(keys, features.values().split(lengths.sum(1).tolist())))
+        lengths_of = dict(zip(keys, lengths))
+        pooled = []
+        for bag, names in zip(self.embedding_bags.values(), self._features):
+            for name in names:
+                if name not in parts:
+                    raise ValueError(f"there is no feature {name!r} among {keys}")
+                offsets = lengths_of[name].cumsum(0) - lengths_of[name]
+                pooled.append(bag(parts[name], offsets))
+        return _keyed(list(self._keys), list(self._lengths), torch.cat(pooled, 1))
+
+
+def _mode(pooling: Any) -> str:
+    """``"sum"`` of ``PoolingType.SUM``, ``"SUM"`` or ``"sum"``."""
+    mode = str(getattr(pooling, "value", pooling)).lower()
+    if mode not in ("sum", "mean"):
+        raise ValueError(f"there is no pooling {pooling!r}; these are: sum, mean")
+    return mode
