@@ -97,8 +97,9 @@ def test_other_forms_and_too_many_rows(server):
 
 
 def test_damage_never_ends_the_server(server, rows):
+    """Nor does it fill its log: nobody reads the standard error of this one."""
     whole = stream(pyarrow.Table.from_pylist(rows[0]))
-    for at in range(0, len(whole), 97):
+    for at in range(0, len(whole), 5):
         broken = whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :]
         assert send(server, broken, ARROW)[0] in (200, 400, 413)
     assert server.post("/v1/score", {"rows": rows[0][:1]})[0] == 200

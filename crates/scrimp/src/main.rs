@@ -43,6 +43,7 @@ fn main() -> ExitCode {
             };
         }
     };
+    scrimp_rec::data::hide_guarded_panics();
     interrupt::install();
     let app = App { printer: Printer::new(cli.global.json), global: cli.global };
     match verbs::dispatch(&app, cli.verb) {

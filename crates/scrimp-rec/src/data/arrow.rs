@@ -4,16 +4,14 @@
 use super::{
     Batch, OpenOptions,
     columns::{Columns, Value},
+    guard::guarded,
     roles::{Filler, Role},
 };
 use crate::schema::Schema;
 use arrow_array::{Array, ArrayRef, Float32Array, RecordBatch, cast::AsArray, downcast_integer_array, types};
 use arrow_ipc::{reader::StreamReader, writer::StreamWriter};
 use arrow_schema::DataType;
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 /// Why a stream was not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +58,8 @@ impl ArrowRows {
     /// When it is no such stream, is compressed, has more rows, or a column's type or a value that its column does not take.
     pub fn read(&self, bytes: &[u8], most: usize) -> Result<Batch, ArrowError> {
         // What the reader does not notice may panic inside it.
-        catch_unwind(AssertUnwindSafe(|| self.read_stream(bytes, most)))
-            .unwrap_or_else(|_| Err(ArrowError::Bad("the Arrow stream is damaged".to_owned())))
+        guarded(|| self.read_stream(bytes, most))
+            .unwrap_or_else(|| Err(ArrowError::Bad("the Arrow stream is damaged".to_owned())))
     }
 
     fn read_stream(&self, bytes: &[u8], most: usize) -> Result<Batch, ArrowError> {
@@ -243,8 +241,7 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize % n
         };
-        let quiet = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| ()));
+        crate::data::hide_guarded_panics();
         for _ in 0..3000 {
             let mut bytes = whole.clone();
             for _ in 0..=next(3) {
@@ -259,6 +256,5 @@ mod tests {
                 assert!(batch.rows() <= 1000);
             }
         }
-        std::panic::set_hook(quiet);
     }
 }

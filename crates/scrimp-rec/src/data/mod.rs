@@ -11,6 +11,8 @@ mod batch;
 mod columns;
 mod criteo;
 mod csv;
+#[cfg(any(feature = "arrow", feature = "parquet"))]
+mod guard;
 mod infer;
 mod input;
 mod jsonl;
@@ -28,6 +30,8 @@ mod values;
 #[cfg(feature = "arrow")]
 pub use arrow::{ArrowError, ArrowRows, arrow_scores};
 pub use batch::{Batch, Memory, RowSource};
+#[cfg(any(feature = "arrow", feature = "parquet"))]
+pub use guard::hide_guarded_panics;
 pub use infer::Hints;
 pub use rows::JsonRows;
 pub use set::{DataSet, Format, OpenOptions};

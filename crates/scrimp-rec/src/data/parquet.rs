@@ -18,7 +18,6 @@ use parquet::{
 };
 use std::{
     fs::File,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
@@ -27,10 +26,9 @@ const CHUNK: usize = 4096;
 
 type Reader = SerializedFileReader<File>;
 
-/// Damaged files must not end the process: what the decoder does not notice may panic inside it.
+/// What the decoder does not notice may panic inside it.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(Error::bad_file(path, "the Parquet data is damaged")))
+    super::guard::guarded(work).unwrap_or_else(|| Err(Error::bad_file(path, "the Parquet data is damaged")))
 }
 
 fn damaged(path: &Path) -> impl Fn(parquet::errors::ParquetError) -> Error + '_ {
