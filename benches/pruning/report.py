@@ -24,6 +24,17 @@ def series(row):
     return f"{method} {row['format']}"
 
 
+def with_speeds(rows):
+    """Rows of quality, each with the speed of its format and share of zeros."""
+    speeds = {(r["model"], r["format"], r["sparsity"]): r["decode_tok_s"] for r in rows if r["method"] == "speed"}
+    rows = [r for r in rows if r["method"] != "speed"]
+    for row in rows:
+        key = row["model"], row["format"], row["sparsity"]
+        if row["engine"] == "scrimp" and key in speeds:
+            row.setdefault("decode_tok_s", speeds[key])
+    return rows
+
+
 def texts(rows):
     return sorted({key.removeprefix("kl.") for row in rows for key in row if key.startswith("kl.")})
 
@@ -92,7 +103,7 @@ def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit(__doc__)
     out = pathlib.Path(sys.argv[1])
-    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    rows = with_speeds([json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()])
     parts = []
     for model in sorted({r["model"] for r in rows}):
         mine = [r for r in rows if r["model"] == model]

@@ -4,8 +4,8 @@
 usage: benches/pruning/run.py MODEL.gguf --text prose=book.txt [--text code=code.txt] [options]
 
 Every point is one line of OUT/results.jsonl; points that are there are not measured again, so an interrupted run goes on.
-Each is compressed, compared with the original (`scrimp eval kl`: KL divergence, same best token, perplexity), timed
-(`scrimp bench decode`, with --speed) and deleted. `--llama` adds llama.cpp's own types, requantised from the same file and
+Each is compressed, compared with the original (`scrimp eval kl`: KL divergence, same best token, perplexity) and deleted. `--speed`
+times decoding (`scrimp bench decode`) for each format and share of zeros: which weights are zero makes no difference. `--llama` adds llama.cpp's own types, requantised from the same file and
 compared with the original as llama.cpp runs it (needs llama-cpp-python). Tables and drawings: report.py.
 
 Calibration is scrimp's built-in text (chapters I to V of Alice), so score other texts.
@@ -102,11 +102,11 @@ class Bench:
             out |= {f"kl.{name}": got["kl"], f"top1.{name}": got["top1_agreement"], f"ppl.{name}": got["ppl"]}
         return out
 
-    def speed(self, model):
-        if not self.args.speed:
-            return {}
-        got = self.scrimp("bench", "decode", model, "--prompt", 64, "--tokens", 64)
-        return {"decode_tok_s": got["decode_tok_s"]}
+    def compress(self, options):
+        """Compresses the model and returns the file, and what the command says of it."""
+        path = self.args.out / f"{self.args.name}.safetensors"
+        calibration = ["--calibration", self.args.calibration] if self.args.calibration else []
+        return path, self.scrimp("compress", self.args.model, "-o", path, *options, *calibration)
 
 
 def original(bench):
@@ -118,7 +118,7 @@ def original(bench):
     for name, text in args.texts.items():
         row[f"ppl.{name}"] = bench.scrimp("eval", "ppl", args.model, "--text", text, "--max-tokens", args.max_tokens)["ppl"]
         row |= {f"kl.{name}": 0.0, f"top1.{name}": 1.0}
-    bench.add(row | bench.speed(args.model))
+    bench.add(row)
 
 
 def compressed(bench):
@@ -127,14 +127,30 @@ def compressed(bench):
         row = {"model": args.name, "engine": "scrimp", "method": method, "format": fmt, "sparsity": sparsity}
         if bench.measured(row):
             continue
-        path = args.out / f"{args.name}.safetensors"
         start = time.monotonic()
-        calibration = ["--calibration", args.calibration] if args.calibration else []
-        got = bench.scrimp("compress", args.model, "-o", path, *options, *calibration)
+        path, got = bench.compress(options)
         row |= {"bytes": got["bytes_after"], "zeros": got["sparsity"], "bits_per_weight": got["bits_per_weight"],
                 "compress_s": round(time.monotonic() - start, 1)}
-        bench.add(row | bench.quality(path) | bench.speed(path))
+        bench.add(row | bench.quality(path))
         path.unlink()
+
+
+def speeds(bench):
+    """Tokens per second of the original, and of everything that has one format and one share of zeros."""
+    args = bench.args
+    wanted = {(args.model.name, 0.0): None}
+    for method, fmt, sparsity, _ in points(args):
+        if method in ("none", *args.methods.split(",")):
+            wanted[fmt, sparsity] = ["--format", fmt, "--method", "magnitude", "--sparsity", sparsity]
+    for (fmt, sparsity), options in wanted.items():
+        row = {"model": args.name, "engine": "scrimp", "method": "speed", "format": fmt, "sparsity": sparsity}
+        if bench.measured(row):
+            continue
+        path = args.model if options is None else bench.compress(options)[0]
+        got = bench.scrimp("bench", "decode", path, "--prompt", 64, "--tokens", 64)
+        bench.add(row | {"decode_tok_s": got["decode_tok_s"]})
+        if options is not None:
+            path.unlink()
 
 
 def llama(bench):
@@ -206,6 +222,8 @@ def main():
     bench = Bench(arguments())
     original(bench)
     compressed(bench)
+    if bench.args.speed:
+        speeds(bench)
     llama(bench)
 
 

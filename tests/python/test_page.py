@@ -15,6 +15,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="SKIPPED: there is no Chromium here (Debian: apt-get install chromium)")
 
+#: Long enough that a quarter of it is little.
+PASSAGE = (
+    "Once upon a time there was an old king who lived in a castle by the sea with his three daughters. The eldest could sing, the second could "
+    "ride, and the youngest knew the names of all the birds. Every evening they sat at the long table and told each other what they had seen "
+    "that day: ships with red sails, a fox on the wall, a stranger who asked for bread. "
+) * 2
+
 #: What the page may take for an answer of the tiny model.
 PATIENCE = 60_000
 
@@ -93,7 +100,7 @@ def test_a_small_cache_beside_a_full_one(page):
     page.select_option("#format", "int8")
     page.check("#compare")
     assert "25% of the tokens, snapkv, int8" in page.inner_text("#left-title")
-    ask(page, "Once upon a time there was a king. " * 20)
+    ask(page, PASSAGE + " Who lived in the castle?")
     small, full = (page.inner_text(f"#{side} .figures") for side in ("left", "right"))
     share = [int(text.split("% of a full")[0].split()[-1].removesuffix("%").split("MiB")[-1].split("KiB")[-1]) for text in (small, full)]
     assert share[0] < 60 < share[1], (small, full)
