@@ -13,7 +13,6 @@ import gzip
 import itertools
 import pathlib
 import time
-import tomllib
 import zlib
 
 import torch
@@ -81,6 +80,8 @@ def criteo(path, rows):
 
 def flights(folder):
     """train.csv and test.csv of `scrimp rec prepare flights`, as schema.toml describes them."""
+    import tomllib  # Python 3.11
+
     schema = tomllib.loads((folder / "schema.toml").read_text())
     numeric, categorical = ([c["name"] for c in schema.get(kind, [])] for kind in ("numeric", "categorical"))
 
