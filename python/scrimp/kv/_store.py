@@ -38,8 +38,8 @@ class Growing:
         return self.memory[:, :, : self.length]
 
     def select(self, batch: Tensor) -> "Growing":
-        new = object.__new__(Growing)
-        new.memory, new.length = self.memory.index_select(0, batch), self.length
+        new = Growing(self.memory.index_select(0, batch))
+        new.length = self.length
         return new
 
     @property

@@ -1,5 +1,6 @@
 """``MemRecEmbeddingBagCollection``: what TorchRec calls an ``EmbeddingBagCollection``, in a budget."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Sequence, Union
 
@@ -42,12 +43,14 @@ class KeyedTensor:
         return self.to_dict()[key]
 
 
-def _keyed(keys: List[str], lengths: List[int], values: Tensor) -> Any:
+@functools.lru_cache(None)
+def _keyed_tensor() -> Any:
+    """TorchRec's class, or the one here; looked for once, since an import that fails is tried anew each time."""
     try:
-        from torchrec.sparse.jagged_tensor import KeyedTensor as Theirs
+        from torchrec.sparse.jagged_tensor import KeyedTensor as theirs
     except Exception:  # Broken installations raise all sorts of things.
-        return KeyedTensor(keys, lengths, values)
-    return Theirs(keys=keys, length_per_key=lengths, values=values)
+        return KeyedTensor
+    return theirs
 
 
 class MemRecEmbeddingBagCollection(nn.Module):
@@ -115,7 +118,7 @@ class MemRecEmbeddingBagCollection(nn.Module):
                     raise ValueError(f"there is no feature {name!r} among {keys}")
                 offsets = lengths_of[name].cumsum(0) - lengths_of[name]
                 pooled.append(bag(parts[name], offsets))
-        return _keyed(list(self._keys), list(self._lengths), torch.cat(pooled, 1))
+        return _keyed_tensor()(keys=list(self._keys), length_per_key=list(self._lengths), values=torch.cat(pooled, 1))
 
 
 def _mode(pooling: Any) -> str:

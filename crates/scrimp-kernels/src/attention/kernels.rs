@@ -22,7 +22,8 @@
 //! Source: the order "scores of a block of rows against all keys, exact maximum, exponentials, values" is plain attention
 //! (Vaswani et al. 2017) blocked for registers; the merge of key segments is that of Milakov & Gimelshein 2018.
 
-use super::{columns::RowPair, lanes::Lanes, storage::bfloat16::round_to_bf16};
+use super::{columns::RowPair, lanes::Lanes};
+use crate::formats::round_to_bf16;
 
 /// How a kernel reads one storage format.
 pub(crate) trait Format: Copy {

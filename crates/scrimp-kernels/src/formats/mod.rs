@@ -30,14 +30,13 @@ pub(crate) const TILE_ROWS: usize = 16;
 /// Columns that share one activation scale, and at least one weight scale.
 pub(crate) const GROUP: usize = 32;
 
-/// A float as bf16, rounded half to even; NaN stays NaN. The bits of `half::bf16::from_f32`, in arithmetic that compilers
-/// turn into vectors.
+/// The bits of the nearest bf16, ties to even; NaN stays NaN. Without branches, so that loops over it are vectorised.
 #[inline(always)]
-pub(crate) fn bf16_bits(x: f32) -> u16 {
+pub(crate) fn round_to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    let nan = bits >> 16 | 0x40;
-    (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let quiet = bits | 0x0040_0000;
+    ((if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded }) >> 16) as u16
 }
 
 /// How the integer dot product of a group becomes a float.

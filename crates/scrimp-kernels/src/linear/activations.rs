@@ -15,7 +15,7 @@
 use super::amx::{FEW_TOKENS, block_rows};
 use crate::{
     dispatch::Kernel,
-    formats::{GROUP, bf16_bits},
+    formats::{GROUP, round_to_bf16},
     isa::Simd,
     shared::SharedMut,
     threads::Pool,
@@ -387,7 +387,7 @@ impl Kernel for RoundRow<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         for (out, x) in self.out.iter_mut().zip(self.row) {
-            *out = bf16_bits(*x);
+            *out = round_to_bf16(*x);
         }
     }
 }

@@ -452,6 +452,7 @@ mod tests {
             }
         }
     }
+
     /// The same in bf16, where the CPU has that.
     #[test]
     fn a_run_in_bf16_differs_by_its_rounding() {

@@ -1,7 +1,7 @@
 //! f32 weights to packed bytes.
 
 use super::{FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, TILE_ROWS, Value, WeightFormat};
-use crate::{formats::bf16_bits, shared::SharedMut, threads::Pool};
+use crate::{formats::round_to_bf16, shared::SharedMut, threads::Pool};
 use half::bf16;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -63,7 +63,7 @@ pub fn pack(
     if !all(pool, weights, f32::is_finite) {
         return Err(FormatError("a weight is NaN or infinite".to_owned()));
     }
-    if format.value() == Value::Bf16 && !all(pool, weights, |w| bf16_bits(w) & 0x7f80 != 0x7f80) {
+    if format.value() == Value::Bf16 && !all(pool, weights, |w| round_to_bf16(w) & 0x7f80 != 0x7f80) {
         return Err(FormatError("a weight is too large for bf16".to_owned()));
     }
     let groups = format.scale_group(cols).map_or(0, |group| cols.div_ceil(group));
@@ -160,7 +160,7 @@ impl Source<'_> {
             let weights = &self.weights[row * cols..(row + 1) * cols];
             let (group, (low, high)) = match format.value() {
                 Value::Bf16 => {
-                    codes.iter_mut().zip(weights).for_each(|(code, &w)| *code = bf16_bits(w) as i16);
+                    codes.iter_mut().zip(weights).for_each(|(code, &w)| *code = round_to_bf16(w) as i16);
                     continue;
                 }
                 Value::Int8 => (cols, (-127.0, 127.0)),
