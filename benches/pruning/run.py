@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import platform
+import struct
 import subprocess
 import time
 
@@ -70,6 +71,8 @@ class Bench:
         self.path = args.out / "results.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.done = {self.key(json.loads(line)) for line in lines}
+        # How the output matrix is stored does not depend on the layers: it is measured for the first file only.
+        self.output = "auto"
 
     @staticmethod
     def key(row):
@@ -106,7 +109,20 @@ class Bench:
         """Compresses the model and returns the file, and what the command says of it."""
         path = self.args.out / f"{self.args.name}.safetensors"
         calibration = ["--calibration", self.args.calibration] if self.args.calibration else []
-        return path, self.scrimp("compress", self.args.model, "-o", path, *options, *calibration)
+        got = self.scrimp("compress", self.args.model, "-o", path, *options, *calibration, "--output", self.output)
+        if self.output == "auto":
+            self.output = output_format(path)
+        return path, got
+
+
+def output_format(path):
+    """What `--output auto` chose for a compressed file."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        tensors = json.loads(json.loads(file.read(length))["__metadata__"]["scrimp.tensors"])
+    name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+    kind = tensors.get(name, {}).get("type", "keep")
+    return kind if kind in ("bf16", "int8", "int4") else "keep"
 
 
 def original(bench):

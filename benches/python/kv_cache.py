@@ -73,12 +73,14 @@ def main():
         bytes_full = sum(t.numel() * t.element_size() for layer in full.layers for t in (layer.keys, layer.values))
         print(f"DynamicCache: {bytes_full / 1e6:.1f} MB, prompt {prompt:.2f} s, {args.batch / step:.1f} tokens/s", flush=True)
         del full
-        for queries, format in ((512, "model"), (512, "int8"), (128, "model")):
-            spent, cache = 0.0, CompressedCache(policy="snapkv", budget=args.budget, kvcrush=0.75, format=format, queries=queries)
-            seconds, each = measure(cache)
+        for kvcrush, queries, format in ((0.0, 512, "model"), (0.75, 512, "model"), (0.75, 128, "model"), (0.75, 512, "int8")):
+            for _ in range(2):
+                spent, cache = 0.0, CompressedCache(policy="snapkv", budget=args.budget, kvcrush=kvcrush, format=format, queries=queries)
+                seconds, each = measure(cache)
             print(
-                f"CompressedCache({args.budget}, {format}, queries={queries}): {cache.nbytes / 1e6:.1f} MB, {cache.nbytes / bytes_full:.3f}x; "
-                f"prompt {seconds:.2f} s, of which compressing {100 * spent / seconds:.1f}%; {args.batch / each:.1f} tokens/s, {step / each:.2f}x",
+                f"CompressedCache({args.budget}, {format}, kvcrush={kvcrush}, queries={queries}): {cache.nbytes / 1e6:.1f} MB, "
+                f"{cache.nbytes / bytes_full:.3f}x; prompt {seconds:.3f} s, of which compressing {1e3 * spent:.1f} ms: {100 * spent / seconds:.1f}%, "
+                f"{100 * spent / (seconds + args.decode * each):.2f}% of prompt and {args.decode} tokens; {args.batch / each:.1f} tokens/s, {step / each:.2f}x",
                 flush=True,
             )
 

@@ -1,5 +1,6 @@
 """The compressed cache and the press, and the choice of tokens against the Rust side's."""
 
+import contextlib
 import json
 import math
 
@@ -8,7 +9,8 @@ torch = pytest.importorskip("torch")
 
 from conftest import ROOT
 from scrimp.kv import Crush, CompressedCache, KVCrushPress, select
-from scrimp.kv._attention import attention_received, biased_attention, received_mean
+from scrimp.kv._attention import BIAS, attention_received, biased_attention, received_mean
+from scrimp.kv._heads import with_floor
 
 transformers = pytest.importorskip("transformers")
 
@@ -234,6 +236,76 @@ def test_a_press_chooses_what_the_cache_chooses(device):
             assert torch.allclose(a, b, atol=1e-5)
         # A new prompt forgets what the press said of the last one.
         assert torch.equal(m(x).logits, m(x, past_key_values=transformers.DynamicCache()).logits)
+
+
+class HeadsPress:
+    """What kvpress's AdaKVPress is: the heads of a layer share a budget, and what goes is masked."""
+
+    def __init__(self, press, kept):
+        self.press, self.compression_ratio, self.kept = press, press.compression_ratio, kept
+
+    def compress(self, module, hidden_states, keys, values, attentions, kwargs):
+        scores = self.press.score(module, hidden_states, keys, values, attentions, kwargs)
+        gone = [scores[0, h].argsort()[: scores.shape[2] - kept] for h, kept in enumerate(self.kept[module.layer_idx])]
+        heads = torch.cat([torch.full_like(tokens, h) for h, tokens in enumerate(gone)])
+        module.masked_key_indices = torch.zeros_like(heads), heads, torch.cat(gone)
+        return keys, values
+
+
+class AtTheEndPress(HeadsPress):
+    """What kvpress's KVzipPress is: it compresses when the prompt has been read."""
+
+    @contextlib.contextmanager
+    def __call__(self, model):
+        self.model = model
+        yield
+        self.compress_post(model)
+
+    def compress_post(self, model):
+        self.score_val = torch.stack([self.press.score(None, None, layer.keys, None, None, None) for layer in self.cache.layers])
+        for layer, cached in zip(model.model.layers, self.cache.layers):
+            self.compress(layer.self_attn, None, cached.keys, cached.values, None, None)
+
+
+@pytest.mark.parametrize("kind", [HeadsPress, AtTheEndPress])
+def test_heads_get_what_a_press_gives_them(kind, device):
+    m, x, new = model().to(device), ids(120, device=device), ids(4, device=device)
+    positions = torch.arange(120, 124, device=device).unsqueeze(0)
+    cache = transformers.DynamicCache()
+    budgets = [[80, 40], [40, 90], [60, 60]]
+    press = kind(NormPress(0.5), budgets)
+    press.cache = cache
+    with torch.no_grad():
+        with KVCrushPress(press, crush=Crush(share=0.0))(m):
+            m(x, past_key_values=cache)
+        modules = [layer.self_attn for layer in m.model.layers]
+        assert [layer.keys.shape[2] for layer in cache.layers] == [80, 90, 60]
+        assert all(module.masked_key_indices is None for module in modules)
+        got = m(new, past_key_values=cache, position_ids=positions).logits
+        # The same tokens hidden in a whole cache.
+        whole = transformers.DynamicCache()
+        m(x, past_key_values=whole)
+        for layer, module, kept in zip(whole.layers, modules, budgets):
+            bias = torch.full(layer.keys.shape[:3], -math.inf, device=device)
+            for h, kept in enumerate(kept):
+                chosen = select(-layer.keys[:, h : h + 1].norm(dim=-1), None, None, kept, Crush(share=0.0))
+                bias[0, h, chosen.indices[0, 0]] = 0.0
+            setattr(module, BIAS, bias)
+        want = m(new, past_key_values=whole, position_ids=positions).logits
+        assert torch.allclose(got, want, atol=1e-4)
+        # With representatives: as many tokens, other ones.
+        crushed = transformers.DynamicCache()
+        press.cache = crushed
+        with KVCrushPress(press)(m):
+            m(x, past_key_values=crushed)
+        held = [[bias.isfinite().sum().item() for bias in getattr(module, BIAS)[0]] for module in modules]
+        assert held == budgets
+        assert m(new, past_key_values=crushed, position_ids=positions).logits.isfinite().all()
+
+
+def test_small_heads_are_filled_up_from_large_ones():
+    budgets = torch.tensor([[100, 60, 4], [40, 40, 40], [1, 2, 3]])
+    assert with_floor(budgets, 36).tolist() == [[76, 51, 36], [40, 40, 40], [36, 36, 36]]
 
 
 def test_presses_that_cannot_be_composed():

@@ -36,12 +36,14 @@ pub struct Gram {
     tokens: usize,
     /// `[n][n]`; only `j <= i` is meaningful.
     lower: Vec<f32>,
+    /// Memory of [`Gram::add`], used again by the next tokens.
+    transposed: Vec<f32>,
 }
 
 impl Gram {
     /// No tokens yet, for inputs of `n` features.
     pub fn new(n: usize) -> Self {
-        Self { n, tokens: 0, lower: vec![0.0; n * n] }
+        Self { n, tokens: 0, lower: vec![0.0; n * n], transposed: Vec::new() }
     }
 
     /// Features.
@@ -89,8 +91,9 @@ impl Gram {
         if tokens == 0 {
             return Ok(());
         }
-        let mut transposed = vec![0.0; x.len()];
-        pool.chunks(&mut transposed, tokens * LINE, |band, features| {
+        let transposed = &mut self.transposed;
+        transposed.resize(x.len(), 0.0);
+        pool.chunks(transposed, tokens * LINE, |band, features| {
             for (t, x) in x.chunks_exact(n).enumerate() {
                 for (feature, &x) in features.chunks_exact_mut(tokens).zip(&x[band * LINE..]) {
                     feature[t] = x;

@@ -2,7 +2,7 @@
 
 use super::Dense;
 use scrimp_kernels::{
-    formats::packed::{WeightFormat, default_scales},
+    formats::packed::{WeightFormat, default_scales, round_half_even},
     threads::Pool,
 };
 
@@ -37,8 +37,8 @@ impl Rounding {
     }
 
     /// Fixes all scales by the weights as they are.
-    pub fn fix(&mut self, weight: &Dense) {
-        self.scales = Some(default_scales(self.format, weight.rows, weight.cols, &weight.data));
+    pub fn fix(&mut self, pool: &Pool, weight: &Dense) {
+        self.scales = Some(default_scales(pool, self.format, weight.rows, weight.cols, &weight.data));
     }
 
     /// The scales, `[rows][groups]`, if they are fixed and there are any.
@@ -61,7 +61,7 @@ impl Rounding {
             return;
         }
         if self.scales.is_none() {
-            self.fix(weight);
+            self.fix(pool, weight);
         }
         let rounding = &*self;
         pool.chunks(&mut weight.data, weight.cols, |r, row| {
@@ -99,6 +99,6 @@ impl RowRounding<'_> {
         if scale == 0.0 {
             return 0.0;
         }
-        (w / scale).round_ties_even().clamp(self.largest.0, self.largest.1) * scale
+        round_half_even((w / scale).clamp(self.largest.0, self.largest.1)) * scale
     }
 }

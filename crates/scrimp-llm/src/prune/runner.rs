@@ -49,12 +49,18 @@ impl Machine<'_> {
 
     /// `norm(row)` of every row of `rows`.
     pub(super) fn normed(&self, rows: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mut out = Vec::new();
+        self.normed_to(&mut out, rows, weight);
+        out
+    }
+
+    /// `norm(row)` of every row of `rows`, in `out`.
+    fn normed_to(&self, out: &mut Vec<f32>, rows: &[f32], weight: &[f32]) {
         let (norm, width) = (self.norm(weight), weight.len());
-        let mut out = vec![0.0; rows.len()];
-        self.pool.chunks(&mut out, width, |t, out| {
+        out.resize(rows.len(), 0.0);
+        self.pool.chunks(out, width, |t, out| {
             norm.apply(self.tier, &rows[t * width..(t + 1) * width], out);
         });
-        out
     }
 }
 
@@ -99,21 +105,22 @@ impl Packed {
 
     /// `W x + b` of all rows of `x`.
     pub(super) fn apply(&self, machine: Machine<'_>, scratch: &mut Scratch, x: &[f32]) -> Vec<f32> {
+        let mut out = Vec::new();
+        self.apply_to(&mut out, machine, scratch, x);
+        out
+    }
+
+    /// `W x + b` of all rows of `x`, in `out`, whose memory is used again.
+    fn apply_to(&self, out: &mut Vec<f32>, machine: Machine<'_>, scratch: &mut Scratch, x: &[f32]) {
         let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
         let n = x.len() / cols;
         scratch.x.fill(machine.pool, machine.tier, n, cols, self.matrix.needs(), |t, row| {
             row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
         });
-        let mut out = vec![0.0; n * rows];
-        let product = Linear {
-            weight: &self.matrix,
-            bias: self.bias.as_deref(),
-            out: &mut out,
-            stride: rows,
-            accumulate: false,
-        };
+        out.resize(n * rows, 0.0);
+        let product =
+            Linear { weight: &self.matrix, bias: self.bias.as_deref(), out, stride: rows, accumulate: false };
         linear(machine.pool, machine.tier, &mut scratch.linear, &scratch.x, &mut [product]);
-        out
     }
 }
 
@@ -262,8 +269,11 @@ impl<'a> Runner<'a> {
     /// Shows the normed residual stream.
     fn normed(&self, roles: &[Role], weight: &[f32], visitor: &mut dyn Visitor) -> Result<()> {
         let hidden = self.machine.config.hidden_size;
-        let mut windows = self.h.chunks(self.window * hidden);
-        windows.try_for_each(|h| visitor.inputs(roles, hidden, &self.machine.normed(h, weight)))
+        let mut x = Vec::new();
+        self.h.chunks(self.window * hidden).try_for_each(|h| {
+            self.machine.normed_to(&mut x, h, weight);
+            visitor.inputs(roles, hidden, &x)
+        })
     }
 
     /// What attention gives to O, `[tokens][n_heads * head_dim]`.
@@ -281,14 +291,16 @@ impl<'a> Runner<'a> {
         })?;
         let mut kv = cache.sequence();
         let rope = if span.is_some() && config.rope_local.is_some() { &self.rope_local } else { &self.rope };
-        let [q, k, v] = [Role::Q, Role::K, Role::V].map(|role| Packed::of(self.machine, layer.get(role)));
-        let (q, k, v) = (q?, k?, v?);
-        let mut all = Vec::with_capacity(self.h.len() / config.hidden_size * config.q_dim());
-        for h in self.h.chunks(self.window * config.hidden_size) {
-            let x = self.machine.normed(h, &layer.attn_norm);
-            let mut q = q.apply(self.machine, &mut self.scratch, &x);
-            let mut k = k.apply(self.machine, &mut self.scratch, &x);
-            let v = v.apply(self.machine, &mut self.scratch, &x);
+        let [wq, wk, wv] = [Role::Q, Role::K, Role::V].map(|role| Packed::of(self.machine, layer.get(role)));
+        let (wq, wk, wv) = (wq?, wk?, wv?);
+        let [mut x, mut q, mut k, mut v] = [const { Vec::new() }; 4];
+        let mut all = vec![0.0; self.h.len() / config.hidden_size * config.q_dim()];
+        let outs = all.chunks_mut(self.window * config.q_dim());
+        for (h, out) in self.h.chunks(self.window * config.hidden_size).zip(outs) {
+            self.machine.normed_to(&mut x, h, &layer.attn_norm);
+            wq.apply_to(&mut q, self.machine, &mut self.scratch, &x);
+            wk.apply_to(&mut k, self.machine, &mut self.scratch, &x);
+            wv.apply_to(&mut v, self.machine, &mut self.scratch, &x);
             for (rows, width, norm) in
                 [(&mut q, config.q_dim(), &layer.q_norm), (&mut k, config.kv_dim(), &layer.k_norm)]
             {
@@ -308,11 +320,10 @@ impl<'a> Runner<'a> {
             }
             kv.reset();
             kv.append(0, &k, &v, pool)?;
-            let mut out = vec![0.0; q.len()];
             let inputs = AttentionInputs {
                 tier,
                 q: &q,
-                out: &mut out,
+                out,
                 n_heads: config.n_heads,
                 scale: config.attn_scale,
                 softcap: config.attn_logit_softcap,
@@ -321,8 +332,7 @@ impl<'a> Runner<'a> {
                 queries: Queries::Last,
             };
             kv.attend(0, inputs, pool, &mut self.scratch.attention)?;
-            visitor.inputs(&[Role::O], config.q_dim(), &out)?;
-            all.extend_from_slice(&out);
+            visitor.inputs(&[Role::O], config.q_dim(), out)?;
         }
         Ok(all)
     }
@@ -334,21 +344,22 @@ impl<'a> Runner<'a> {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
         };
-        let gate = Packed::of(self.machine, layer.get(Role::Gate))?;
-        let up = Packed::of(self.machine, layer.get(Role::Up))?;
+        let w_gate = Packed::of(self.machine, layer.get(Role::Gate))?;
+        let w_up = Packed::of(self.machine, layer.get(Role::Up))?;
         let width = config.intermediate_size;
-        let mut all = Vec::with_capacity(self.h.len() / config.hidden_size * width);
-        for h in self.h.chunks(self.window * config.hidden_size) {
-            let x = self.machine.normed(h, &layer.ffn_norm);
-            let gate = gate.apply(self.machine, &mut self.scratch, &x);
-            let up = up.apply(self.machine, &mut self.scratch, &x);
-            let mut out = vec![0.0; gate.len()];
-            pool.chunks(&mut out, width, |t, out| {
+        let [mut x, mut gate, mut up] = [const { Vec::new() }; 3];
+        let mut all = vec![0.0; self.h.len() / config.hidden_size * width];
+        for (h, out) in
+            self.h.chunks(self.window * config.hidden_size).zip(all.chunks_mut(self.window * width))
+        {
+            self.machine.normed_to(&mut x, h, &layer.ffn_norm);
+            w_gate.apply_to(&mut gate, self.machine, &mut self.scratch, &x);
+            w_up.apply_to(&mut up, self.machine, &mut self.scratch, &x);
+            pool.chunks(out, width, |t, out| {
                 let row = t * width..(t + 1) * width;
                 ops::gated(tier, f, &gate[row.clone()], &up[row], out);
             });
-            visitor.inputs(&[Role::Down], width, &out)?;
-            all.extend_from_slice(&out);
+            visitor.inputs(&[Role::Down], width, out)?;
         }
         Ok(all)
     }
@@ -359,8 +370,9 @@ impl<'a> Runner<'a> {
         let packed = Packed::of(self.machine, projection)?;
         let hidden = config.hidden_size;
         let inputs = x.chunks(self.window * projection.weight.cols);
+        let mut block = Vec::new();
         for (h, x) in self.h.chunks_mut(self.window * hidden).zip(inputs) {
-            let block = packed.apply(self.machine, &mut self.scratch, x);
+            packed.apply_to(&mut block, self.machine, &mut self.scratch, x);
             let norm = norm.map(|weight| self.machine.norm(weight));
             pool.chunks(h, hidden, |t, h| {
                 let block = &block[t * hidden..(t + 1) * hidden];

@@ -39,9 +39,12 @@ use super::{
 };
 use ndarray::{ArrayView2, Axis, linalg::general_mat_mul};
 use scrimp_kernels::threads::Pool;
+use std::ops::Range;
 
 /// Columns that are decided on together.
 const BLOCK: usize = 128;
+/// Columns whose errors are made up for one by one; the rest of a block gets those of so many at once.
+const STEP: usize = 32;
 /// Added to the diagonal of `X^T X`.
 const DAMPING: Damping = Damping { own: 0.3, all: 0.3 };
 
@@ -64,7 +67,7 @@ impl Pruner for SparseGpt {
         let factor = inputs.factor(pool, DAMPING, by_size);
         let (order, u) = (&factor.order, &factor.u);
         let norms = inputs.norms();
-        rounding.fix(weight);
+        rounding.fix(pool, weight);
         let rounding = &*rounding;
 
         // A row of `work` is a row of weights, columns in order, then the errors of the current block.
@@ -88,20 +91,31 @@ impl Pruner for SparseGpt {
             let block = linalg::columns(of_block, first..end);
             let inverse: Vec<f32> = (0..width).map(|j| 1.0 / block[(j, j)]).collect();
             pool.chunks(&mut work, stride * rows_per_unit, |unit, work| {
-                for (r, row) in work.chunks_exact_mut(stride).enumerate() {
-                    let r = unit * rows_per_unit + r;
-                    let (row, errors) = row.split_at_mut(cols);
-                    let row = &mut row[first..end];
+                let n = work.len() / stride;
+                let row_of = |i| unit * rows_per_unit + i;
+                let mut gone = Vec::with_capacity(n * width);
+                for (i, row) in work.chunks_exact(stride).enumerate() {
+                    let r = row_of(i);
                     let pinned = |j| keep_zeros && weight.data[r * cols + order[first + j]] == 0.0;
-                    let gone = which(row, &inverse, counts[r * n_blocks + first / BLOCK], pinned);
-                    let rounding = rounding.row(r);
-                    for j in 0..width {
-                        let w = row[j];
-                        let kept = if gone[j] { 0.0 } else { rounding.round(order[first + j], w) };
-                        let error = (w - kept) * inverse[j];
-                        errors[j] = error;
-                        row[j] = kept;
-                        if error != 0.0 {
+                    let count = counts[r * n_blocks + first / BLOCK];
+                    if count > 0 || keep_zeros {
+                        gone.extend(which(&row[first..end], &inverse, count, pinned));
+                    } else {
+                        gone.resize(gone.len() + width, false);
+                    }
+                }
+                for step in (0..width).step_by(STEP) {
+                    let step = step..(step + STEP).min(width);
+                    for (i, row) in work.chunks_exact_mut(stride).enumerate() {
+                        let (row, errors) = row.split_at_mut(cols);
+                        let row = &mut row[first..first + step.end];
+                        let (gone, rounding) = (&gone[i * width..], rounding.row(row_of(i)));
+                        for j in step.clone() {
+                            let w = row[j];
+                            let kept = if gone[j] { 0.0 } else { rounding.round(order[first + j], w) };
+                            let error = (w - kept) * inverse[j];
+                            errors[j] = error;
+                            row[j] = kept;
                             let others = block.row(j);
                             let others = &others.as_slice().expect("a row is contiguous")[j + 1..];
                             for (w, u) in row[j + 1..].iter_mut().zip(others) {
@@ -109,12 +123,9 @@ impl Pruner for SparseGpt {
                             }
                         }
                     }
+                    make_up(work, cols, first, step, u, end);
                 }
-                let n = work.len() / stride;
-                let (weights, errors) = linalg::view_mut(work, n, stride).split_at(Axis(1), cols);
-                let mut later = linalg::columns_mut(weights, end..cols);
-                let errors = linalg::columns_mut(errors, 0..width);
-                general_mat_mul(-1.0, &errors, &linalg::columns(of_block, end..cols), 1.0, &mut later);
+                make_up(work, cols, first, 0..width, u, cols);
             });
         }
         pool.chunks(&mut weight.data, cols, |r, to| {
@@ -123,6 +134,25 @@ impl Pruner for SparseGpt {
             }
         });
     }
+}
+
+/// The errors of columns `done` of the block at `first` are made up for by those behind, up to `until`.
+fn make_up(
+    work: &mut [f32],
+    cols: usize,
+    first: usize,
+    done: Range<usize>,
+    u: ArrayView2<'_, f32>,
+    until: usize,
+) {
+    let stride = cols + BLOCK;
+    let n = work.len() / stride;
+    let (weights, errors) = linalg::view_mut(work, n, stride).split_at(Axis(1), cols);
+    let later = first + done.end;
+    let mut weights = linalg::columns_mut(weights, later..until);
+    let errors = linalg::columns_mut(errors, done.clone());
+    let factors = linalg::columns(linalg::rows(u, first + done.start..first + done.end), later..until);
+    general_mat_mul(-1.0, &errors, &factors, 1.0, &mut weights);
 }
 
 /// Which weights of a row's block go: `count` of them, those that are `pinned` to zero first.

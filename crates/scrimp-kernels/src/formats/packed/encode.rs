@@ -25,19 +25,25 @@ pub(super) fn usable_scale(scale: f32) -> bool {
 ///
 /// # Panics
 /// When `weights` is not `rows * cols` long.
-pub fn default_scales(format: WeightFormat, rows: usize, cols: usize, weights: &[f32]) -> Vec<f32> {
+pub fn default_scales(
+    pool: &Pool,
+    format: WeightFormat,
+    rows: usize,
+    cols: usize,
+    weights: &[f32],
+) -> Vec<f32> {
     assert_eq!(weights.len(), rows * cols, "length of the weights");
     let Some(group) = format.scale_group(cols) else { return Vec::new() };
-    let mut scales = Vec::with_capacity(rows * cols.div_ceil(group));
-    for row in weights.chunks_exact(cols.max(1)) {
-        for w in row.chunks(group) {
+    let groups = cols.div_ceil(group);
+    let mut scales = vec![0.0; rows * groups];
+    pool.chunks(&mut scales, groups.max(1), |row, scales| {
+        let groups = weights[row * cols..(row + 1) * cols].chunks(group);
+        for (scale, w) in scales.iter_mut().zip(groups) {
             let largest = w.iter().fold(0f32, |m, &w| if w.abs() > m.abs() { w } else { m });
-            scales.push(round_scale(
-                format,
-                if format.value() == Value::Int4 { largest / -8.0 } else { largest.abs() / 127.0 },
-            ));
+            let int4 = format.value() == Value::Int4;
+            *scale = round_scale(format, if int4 { largest / -8.0 } else { largest.abs() / 127.0 });
         }
-    }
+    });
     scales
 }
 
@@ -71,7 +77,7 @@ pub fn pack(
     let scales = match scales {
         Some(scales) => scales,
         None => {
-            default = default_scales(format, rows, cols, weights);
+            default = default_scales(pool, format, rows, cols, weights);
             &default
         }
     };
@@ -252,9 +258,9 @@ impl Source<'_> {
 }
 
 /// `x.round_ties_even()` of numbers far below 2^22, in two additions instead of a call: the first leaves no room for
-/// fractions.
+/// fractions. -0.0 becomes 0.0.
 #[inline(always)]
-fn round_half_even(x: f32) -> f32 {
+pub fn round_half_even(x: f32) -> f32 {
     const NO_FRACTIONS: f32 = 12_582_912.0;
     (x + NO_FRACTIONS) - NO_FRACTIONS
 }

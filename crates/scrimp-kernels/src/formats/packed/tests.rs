@@ -38,7 +38,7 @@ proptest! {
         let pool = Pool::new(2).unwrap();
         let format = WeightFormat::ALL[which];
         let w = weights(rows, cols, sparsity, seed);
-        let scales = default_scales(format, rows, cols, &w);
+        let scales = default_scales(&pool, format, rows, cols, &w);
         let bytes = pack(&pool, format, rows, cols, &w, None).unwrap();
         let view = PackedView::new(format, rows, cols, &bytes).unwrap();
         let got = view.to_dense_f32();
