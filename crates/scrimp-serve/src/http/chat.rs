@@ -57,6 +57,7 @@ pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<
         let chunks = Chat {
             head,
             begun: vec![false; params.n],
+            said: vec![false; params.n],
             held: vec![String::new(); params.n],
             tools,
             include_usage: params.include_usage,
@@ -122,7 +123,9 @@ impl Head {
 struct Chat {
     head: Head,
     begun: Vec<bool>,
-    /// Text that may be a tool call.
+    /// Whether there was text that is no tool call.
+    said: Vec<bool>,
+    /// Text behind it, which may be one.
     held: Vec<String>,
     tools: Tools,
     include_usage: bool,
@@ -150,11 +153,10 @@ impl Chunks for Chat {
         let mut text = token.text;
         if !self.tools.is_empty() {
             self.held[index] += &text;
-            text = if tools::may_be_call(&self.held[index]) {
-                String::new()
-            } else {
-                std::mem::take(&mut self.held[index])
-            };
+            let held = &mut self.held[index];
+            let behind = held.split_off(tools::settled(held, self.said[index]));
+            text = std::mem::replace(held, behind);
+            self.said[index] |= !text.is_empty();
         }
         if !text.is_empty() || !logprobs.is_null() {
             out.push(self.head.chunk(index, json!({ "content": text }), logprobs, None));

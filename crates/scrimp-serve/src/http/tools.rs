@@ -170,10 +170,14 @@ fn name_of(tool: &Value) -> Option<&str> {
     tool.get("function")?.get("name")?.as_str()
 }
 
-/// Whether `text`, the beginning of an answer, may still be a call.
-pub(crate) fn may_be_call(text: &str) -> bool {
-    let text = text.trim_start();
-    text.is_empty() || text.starts_with('{') || text.starts_with(OPEN) || OPEN.starts_with(text)
+/// How much of `text`, the end of an answer so far, is certainly no call: up to where a tag begins or may begin. Before anything was
+/// `said`, JSON may be a call without tags.
+pub(crate) fn settled(text: &str, said: bool) -> usize {
+    if !said && (text.trim_start().is_empty() || text.trim_start().starts_with('{')) {
+        return 0;
+    }
+    let begun = |n: &usize| text.as_bytes().ends_with(&OPEN.as_bytes()[..*n]);
+    text.find(OPEN).unwrap_or_else(|| text.len() - (1..OPEN.len()).rev().find(begun).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -213,8 +217,24 @@ mod tests {
         let named = r#"{"type": "function", "function": {"name": "add"}}"#;
         assert_eq!(tools(named).unwrap().choice, Choice::Named("add".into()));
         assert!(tools(&named.replace("add", "sub")).is_err() && tools("5").is_err());
-        assert!(
-            may_be_call("<tool") && may_be_call(" {\"na") && !may_be_call("Hello") && !may_be_call("<b>")
-        );
+    }
+
+    #[test]
+    fn only_what_may_be_a_call_is_held_back() {
+        for (text, said, out) in [
+            ("", false, ""),
+            ("  ", false, ""),
+            (" {\"na", false, ""),
+            ("{\"na", true, "{\"na"),
+            ("<tool", false, ""),
+            ("<b>", false, "<b>"),
+            ("Hello", false, "Hello"),
+            ("Hello <", false, "Hello "),
+            ("a < b, <tool_", true, "a < b, "),
+            ("<<tool_call", true, "<"),
+            ("So: <tool_call>{} é", true, "So: "),
+        ] {
+            assert_eq!(&text[..settled(text, said)], out, "{text}");
+        }
     }
 }
