@@ -327,6 +327,25 @@ impl Checkpoint {
         }
     }
 
+    /// As [`Checkpoint::release`], of `part` of a tensor's bytes; nothing happens where it is none.
+    pub fn release_part(&self, name: &str, part: &[u8]) {
+        if let Some(&i) = self.by_name.get(name) {
+            let tensor = &self.tensors[i];
+            let file = &self.files[tensor.file];
+            let whole = &file[tensor.range.clone()];
+            let start = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
+            if start.checked_add(part.len()).is_some_and(|end| end <= whole.len()) {
+                let start = tensor.range.start + start;
+                file.release(start..start + part.len());
+            }
+        }
+    }
+
+    /// Drops all resident pages of the files (their bytes can still be read).
+    pub fn release_all(&self) {
+        self.files.iter().for_each(|file| file.release(0..file.len()));
+    }
+
     /// Drops the resident pages of the GGUF header, which holds the vocabulary: for when the tokenizer is built.
     pub fn release_header(&self) {
         if let Some(gguf) = &self.gguf {

@@ -10,6 +10,7 @@
 //! | [`eval::ppl::perplexity`], [`eval::kl::divergence`] | how good a model is |
 //! | [`eval::longbench`], [`eval::ruler`], [`eval::needle`] | questions about long contexts, under many settings of the KV cache |
 //! | [`report::kv`] | quality against size of the KV cache: chart and table |
+//! | [`fit::settings`] | how small weights and cache have to be for the memory that there is |
 //! | [`families::FAMILIES`] | the families that can be run |
 //!
 //! Ask a model, and print the answer as it comes:
@@ -68,6 +69,7 @@ pub mod config;
 pub mod error;
 pub mod eval;
 pub mod families;
+pub mod fit;
 pub mod generate;
 pub mod hub;
 pub mod load;

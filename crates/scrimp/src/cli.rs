@@ -1,5 +1,6 @@
 //! All verbs and options. Defaults and units are said here and nowhere else.
 
+pub(crate) mod fit;
 pub(crate) mod rec;
 pub(crate) mod serve;
 
@@ -84,6 +85,15 @@ HF_TOKEN, HF_ENDPOINT, SCRIMP_PIP (default `python3 -m pip`).")]
 The copy holds tokenizer and configuration: every other verb takes it as MODEL. An interrupted run goes on
 where it stopped when it is started again.")]
     Compress(CompressArgs),
+    /// Find the settings that lose least in the memory that there is
+    #[command(after_help = "Examples:
+  scrimp fit qwen2.5-coder-1.5b --memory 1.2GB --context 8192
+  scrimp fit qwen2.5-coder-1.5b --memory 2GB --context 32768 --sequences 4 --text notes.txt
+  scrimp fit smollm2 --memory 150MB --context 4096 -o small.safetensors     compress it at once
+
+Memory is what the process takes at most: weights, the caches of all conversations, and what it works in.
+Where the model fits as it is, nothing is measured. KL is the divergence of predictions, nats per token.")]
+    Fit(fit::FitArgs),
     /// Measure accuracy
     #[command(subcommand, arg_required_else_help = true)]
     Eval(EvalVerb),

@@ -5,6 +5,7 @@ mod completions;
 mod compress;
 mod doctor;
 mod eval;
+mod fit;
 mod inspect;
 mod models;
 pub(crate) mod pull;
@@ -23,6 +24,7 @@ pub(crate) fn dispatch(app: &App, verb: Verb) -> anyhow::Result<()> {
         Verb::Models => models::run(app),
         Verb::Inspect(args) => inspect::run(app, &args),
         Verb::Compress(args) => compress::run(app, &args),
+        Verb::Fit(args) => fit::run(app, &args),
         Verb::Eval(verb) => eval::run(app, &verb),
         Verb::Bench(verb) => bench::run(app, &verb),
         Verb::Serve(args) => serve::run(app, &args),

@@ -48,7 +48,7 @@ fn lines_of_json(output: &Output) -> Vec<serde_json::Value> {
 
 #[test]
 fn help_of_every_verb() {
-    let verbs: [&[&str]; 29] = [
+    let verbs: [&[&str]; 30] = [
         &[],
         &["run"],
         &["pull"],
@@ -58,6 +58,7 @@ fn help_of_every_verb() {
         &["eval", "kl"],
         &["eval", "kv"],
         &["compress"],
+        &["fit"],
         &["bench", "decode"],
         &["bench", "linear"],
         &["eval", "needle"],

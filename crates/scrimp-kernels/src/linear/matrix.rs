@@ -13,7 +13,10 @@ use crate::{
     shared::SharedMut,
     threads::Pool,
 };
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// Weights of a linear layer, `[rows][cols]` (out features × in features), repacked into tiles of 16 rows.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(crate) enum Kind {
 
 /// Bytes that a thread copies at once.
 const COPY_BYTES: usize = 1 << 20;
+/// Stored bytes after which they can be let go of.
+const PIECE_BYTES: usize = 16 << 20;
 
 /// Bytes of one tile of 16 rows.
 fn tile_bytes(dtype: DType, cols: usize) -> Option<usize> {
@@ -69,6 +74,26 @@ impl Matrix {
         cols: usize,
         data: &[u8],
     ) -> std::io::Result<Self> {
+        Self::pack_in_pieces(pool, arena, dtype, rows, cols, data, &mut |_| ())
+    }
+
+    /// As [`Matrix::pack`]; `done` is told of pieces of `data` that are not needed any more, so that a matrix need not be in memory
+    /// twice.
+    ///
+    /// # Errors
+    /// As [`Matrix::pack`].
+    ///
+    /// # Panics
+    /// As [`Matrix::pack`].
+    pub fn pack_in_pieces(
+        pool: &Pool,
+        arena: &mut Arena,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        data: &[u8],
+        done: &mut dyn FnMut(&[u8]),
+    ) -> std::io::Result<Self> {
         let row_bytes = dtype.row_bytes(cols).expect("columns fit the block size");
         assert_eq!(data.len(), rows * row_bytes, "matrix data");
         let tile_bytes = tile_bytes(dtype, cols).expect("checked by row_bytes");
@@ -77,19 +102,27 @@ impl Matrix {
         let zero = vec![0; if rows.is_multiple_of(TILE_ROWS) { 0 } else { row_bytes }];
         let out = SharedMut::new(&mut packed);
         let finite = AtomicBool::new(true);
-        pool.run(n_tiles, |tile, _| {
-            let stored: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
-                let row = tile * TILE_ROWS + r;
-                if row < rows { &data[row * row_bytes..(row + 1) * row_bytes] } else { &zero[..] }
+        let rows_of = |tiles: Range<usize>| {
+            &data[tiles.start * TILE_ROWS * row_bytes..(tiles.end * TILE_ROWS).min(rows) * row_bytes]
+        };
+        let piece = (PIECE_BYTES / (TILE_ROWS * row_bytes).max(1)).max(1);
+        for first in (0..n_tiles).step_by(piece) {
+            let tiles = first..(first + piece).min(n_tiles);
+            pool.run(tiles.len(), |i, _| {
+                let tile = first + i;
+                let stored: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
+                    let row = tile * TILE_ROWS + r;
+                    if row < rows { &data[row * row_bytes..(row + 1) * row_bytes] } else { &zero[..] }
+                });
+                if !dtype.all_finite(rows_of(tile..tile + 1)) {
+                    finite.store(false, Ordering::Relaxed);
+                }
+                // SAFETY: tiles do not overlap.
+                let out = unsafe { out.slice(tile * tile_bytes..(tile + 1) * tile_bytes) };
+                with_format!(dtype, pack_blocks, pack_floats, (&stored, out));
             });
-            let first = tile * TILE_ROWS;
-            if !dtype.all_finite(&data[first * row_bytes..(first + TILE_ROWS).min(rows) * row_bytes]) {
-                finite.store(false, Ordering::Relaxed);
-            }
-            // SAFETY: tiles do not overlap.
-            let out = unsafe { out.slice(tile * tile_bytes..(tile + 1) * tile_bytes) };
-            with_format!(dtype, pack_blocks, pack_floats, (&stored, out));
-        });
+            done(rows_of(tiles));
+        }
         if !finite.into_inner() {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::InvalidData,
@@ -104,14 +137,32 @@ impl Matrix {
     /// # Errors
     /// When the arena is full.
     pub fn from_packed(pool: &Pool, arena: &mut Arena, packed: &PackedView<'_>) -> std::io::Result<Self> {
+        Self::from_packed_in_pieces(pool, arena, packed, &mut |_| ())
+    }
+
+    /// As [`Matrix::from_packed`], with `done` as in [`Matrix::pack_in_pieces`].
+    ///
+    /// # Errors
+    /// When the arena is full.
+    pub fn from_packed_in_pieces(
+        pool: &Pool,
+        arena: &mut Arena,
+        packed: &PackedView<'_>,
+        done: &mut dyn FnMut(&[u8]),
+    ) -> std::io::Result<Self> {
         let bytes = packed.bytes();
         let mut data = arena.alloc(bytes.len())?;
         let out = SharedMut::new(&mut data);
-        pool.run(bytes.len().div_ceil(COPY_BYTES), |unit, _| {
-            let range = unit * COPY_BYTES..((unit + 1) * COPY_BYTES).min(bytes.len());
-            // SAFETY: units have ranges of their own.
-            unsafe { out.slice(range.clone()) }.copy_from_slice(&bytes[range]);
-        });
+        for first in (0..bytes.len()).step_by(PIECE_BYTES) {
+            let piece = first..(first + PIECE_BYTES).min(bytes.len());
+            pool.run(piece.len().div_ceil(COPY_BYTES), |unit, _| {
+                let start = first + unit * COPY_BYTES;
+                let range = start..(start + COPY_BYTES).min(piece.end);
+                // SAFETY: units have ranges of their own.
+                unsafe { out.slice(range.clone()) }.copy_from_slice(&bytes[range]);
+            });
+            done(&bytes[piece]);
+        }
         Ok(Self { rows: packed.rows(), cols: packed.cols(), kind: Kind::Packed(packed.layout()), data })
     }
 

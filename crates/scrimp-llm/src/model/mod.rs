@@ -19,7 +19,7 @@ mod synthetic;
 mod weights;
 
 pub use batch::{Batch, Output, Step};
-pub use session::Session;
+pub use session::{PIECE, Session};
 pub use synthetic::{SHAPES, Shape, Synthetic};
 
 use crate::{

@@ -12,6 +12,8 @@ use scrimp_kv::{KvFormat, Sequence, StatsWanted};
 /// Tokens that go through the layers together. Large enough that unpacking weights costs little, small enough that
 /// intermediate results stay small.
 const CHUNK: usize = 512;
+/// Tokens of a prompt after which what is old is packed, where the KV format packs: so many are in bf16 at most.
+pub const PIECE: usize = 2 * CHUNK;
 /// Rows of logits that are computed at once where all are wanted.
 const LOGITS_ROWS: usize = 48;
 
@@ -77,9 +79,12 @@ impl<'m> Session<'m> {
     /// When `tokens` is empty, holds an id outside the vocabulary, or the sequence would pass the context length.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         self.appending(tokens, |session, buffers| {
-            let mut chunks = tokens.chunks(CHUNK).peekable();
-            while let Some(chunk) = chunks.next() {
+            let mut chunks = tokens.chunks(CHUNK).enumerate().peekable();
+            while let Some((c, chunk)) = chunks.next() {
                 session.layers(buffers, chunk, usize::from(chunks.peek().is_none()))?;
+                if ((c + 1) * CHUNK).is_multiple_of(PIECE) {
+                    session.pack_if_done()?;
+                }
             }
             Ok(())
         })?;
@@ -146,8 +151,8 @@ impl<'m> Session<'m> {
     }
 
     /// Packs what is old enough, unless it belongs to a prompt that is going to be compressed: tokens are dropped first,
-    /// because what is packed twice loses twice. The tokens of a prompt attend to each other as they are; what comes later
-    /// finds the old ones packed.
+    /// because what is packed twice loses twice. The tokens of a prompt attend to each other as they are, up to [`PIECE`] of
+    /// them; what comes later finds the old ones packed.
     fn pack_if_done(&mut self) -> Result<()> {
         let later = self.stats.is_some() || self.len() <= self.compression.unpacked_until();
         if later { Ok(()) } else { self.pack() }

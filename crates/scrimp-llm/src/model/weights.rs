@@ -89,6 +89,7 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     let rows = config.vocab_size;
     let output = loader.matrix(output, &(0..rows))?;
     let output_norm = vector(checkpoint, "output_norm.weight")?;
+    checkpoint.release_all();
     Ok(Weights { layers, output_norm, output, tied, packed_bytes })
 }
 
@@ -113,7 +114,7 @@ impl Loader<'_> {
         let checkpoint = self.checkpoint;
         let mut projection = |role| self.projection(part(checkpoint, config, index, role));
         let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
-        Ok(Layer {
+        let layer = Layer {
             attn_norm: vector(checkpoint, &name("attn_norm.weight"))?,
             q: projection(Role::Q)?,
             k: projection(Role::K)?,
@@ -127,7 +128,10 @@ impl Loader<'_> {
             up: projection(Role::Up)?,
             down: projection(Role::Down)?,
             post_ffn_norm: optional("post_ffw_norm.weight")?,
-        })
+        };
+        // Reading a page maps its neighbours, too, of tensors that were let go of.
+        checkpoint.release_all();
+        Ok(layer)
     }
 
     fn projection(&mut self, part: Part) -> Result<Projection> {
@@ -137,12 +141,18 @@ impl Loader<'_> {
     }
 
     fn matrix(&mut self, name: &str, rows: &Range<usize>) -> Result<Matrix> {
-        let (pool, arena) = (self.pool, &mut self.arena);
-        let (matrix, bytes) = match stored_matrix(self.checkpoint, name, rows)? {
+        let (pool, arena, checkpoint) = (self.pool, &mut self.arena, self.checkpoint);
+        // The mapped original goes piece by piece, so that the largest matrix is not in memory twice.
+        let mut done = |part: &[u8]| checkpoint.release_part(name, part);
+        let (matrix, bytes) = match stored_matrix(checkpoint, name, rows)? {
             StoredMatrix::Rows { dtype, rows, cols, data } => {
-                (Matrix::pack(pool, arena, dtype, rows, cols, data), data.len())
+                (Matrix::pack_in_pieces(pool, arena, dtype, rows, cols, data, &mut done), data.len())
             }
-            StoredMatrix::Packed(view) => (Matrix::from_packed(pool, arena, &view), view.bytes().len()),
+            StoredMatrix::Packed(view) => {
+                // Checking it has read all of it.
+                checkpoint.release(name);
+                (Matrix::from_packed_in_pieces(pool, arena, &view, &mut done), view.bytes().len())
+            }
         };
         let matrix = matrix.map_err(|e| match e.kind() {
             std::io::ErrorKind::InvalidData => {

@@ -43,9 +43,9 @@ pub enum Goal {
 pub(super) struct Candidate {
     choice: Choice,
     /// Bytes, or weights that are not zero.
-    size: f64,
+    pub(super) size: f64,
     /// Predicted divergence, nats per token.
-    harm: f64,
+    pub(super) harm: f64,
 }
 
 /// What may be chosen from.
@@ -76,6 +76,51 @@ pub(super) fn choose(
     goal: Goal,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Choices> {
+    let layers = measure(machine, checkpoint, embedding, method, calibration, goal, progress)?;
+    let budget = match goal {
+        Goal::Bytes(bytes) => bytes as f64,
+        Goal::Sparsity(choice) => {
+            // All candidates of a layer are shares of the same number of weights.
+            let weights = |c: &[Candidate]| c[0].size / (1.0 - c[0].choice.sparsity);
+            (1.0 - choice.sparsity) * layers.iter().map(|c| weights(c)).sum::<f64>()
+        }
+    };
+    let chosen = allocate(&layers, budget).ok_or_else(|| {
+        Error::bad_input_hint(
+            format!(
+                "the layers take {:.1} MB at least, {:.1} MB are left for them",
+                smallest(&layers) / 1e6,
+                budget / 1e6
+            ),
+            "ask for more bits or a larger size",
+        )
+    })?;
+    Ok(choices(&chosen))
+}
+
+/// A candidate of each layer as choices.
+pub(super) fn choices(chosen: &[Candidate]) -> Choices {
+    Choices { all: ANCHOR, layers: chosen.iter().map(|c| c.choice).enumerate().collect() }
+}
+
+/// The size of all layers, each in its smallest format.
+pub(super) fn smallest(layers: &[Vec<Candidate>]) -> f64 {
+    layers.iter().map(|c| c.iter().map(|c| c.size).fold(f64::INFINITY, f64::min)).sum()
+}
+
+/// What each layer may become, how large that is and what harm it does.
+///
+/// # Errors
+/// When the checkpoint is damaged.
+pub(super) fn measure(
+    machine: Machine<'_>,
+    checkpoint: &Checkpoint,
+    embedding: Option<&runner::Packed>,
+    method: &dyn Pruner,
+    calibration: &Calibration,
+    goal: Goal,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Vec<Candidate>>> {
     let text = calibration.first(TOKENS);
     let all = candidates(goal);
     let width = text.tokens.len() * machine.config.hidden_size;
@@ -131,34 +176,12 @@ pub(super) fn choose(
         *kl = divergence(machine, (&output, &x[..width]), (&output, changed)).max(0.0);
         candidates.iter_mut().for_each(|c| c.harm *= *kl);
     }
-    let budget = match goal {
-        Goal::Bytes(bytes) => bytes as f64,
-        Goal::Sparsity(choice) => {
-            // All candidates of a layer are shares of the same number of weights.
-            let weights = |c: &[Candidate]| c[0].size / (1.0 - c[0].choice.sparsity);
-            (1.0 - choice.sparsity) * layers.iter().map(|(c, _)| weights(c)).sum::<f64>()
-        }
-    };
-    let candidates: Vec<_> = layers.into_iter().map(|(candidates, _)| candidates).collect();
-    let chosen = allocate(&candidates, budget).ok_or_else(|| {
-        let least =
-            candidates.iter().map(|c| c.iter().map(|c| c.size).fold(f64::INFINITY, f64::min)).sum::<f64>();
-        Error::bad_input_hint(
-            format!(
-                "the layers take {:.1} MB at least, {:.1} MB are left for them",
-                least / 1e6,
-                budget / 1e6
-            ),
-            "ask for more bits or a larger size",
-        )
-    })?;
-    let layers = chosen.into_iter().map(|c| c.choice).enumerate().collect();
-    Ok(Choices { all: ANCHOR, layers })
+    Ok(layers.into_iter().map(|(candidates, _)| candidates).collect())
 }
 
 /// One candidate per layer, of at most `budget` together: from the least harm on, always the step that costs least harm per
 /// size that it saves. `None` where even the smallest are too large.
-fn allocate(layers: &[Vec<Candidate>], budget: f64) -> Option<Vec<Candidate>> {
+pub(super) fn allocate(layers: &[Vec<Candidate>], budget: f64) -> Option<Vec<Candidate>> {
     let least_harm =
         |a: &&Candidate, b: &&Candidate| a.harm.total_cmp(&b.harm).then(a.size.total_cmp(&b.size));
     let mut chosen: Vec<Candidate> =

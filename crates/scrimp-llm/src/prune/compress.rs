@@ -211,27 +211,45 @@ fn decide(
         Budget::BySensitivity(choice) => Goal::Sparsity(*choice),
         Budget::Bits(_) | Budget::Size(_) => {
             let output = work.part(OUTPUT)?;
-            let (mut fixed, mut parameters) = (0, 0);
-            for (name, tensor) in checkpoint.tensors() {
-                parameters += tensor.shape.iter().product::<usize>();
-                let compressed = output.entries().iter().find(|entry| entry.name == name);
-                let in_layer = name.starts_with("blk.") && tensor.shape.len() == 2;
-                fixed += match compressed {
-                    Some(entry) => entry.range.len(),
-                    None if in_layer => 0,
-                    None => tensor.data.len(),
-                };
-            }
+            let compressed = output.entries().iter().map(|e| (e.name.as_str(), e.range.len())).collect();
+            let Outside { bytes: fixed, parameters } = outside_layers(checkpoint, &compressed);
             let all = match options.budget {
                 Budget::Bits(bits) => bits * parameters as f64 / 8.0,
                 Budget::Size(bytes) => bytes as f64 - extra_bytes(checkpoint)? as f64,
                 _ => 0.0,
             };
-            // Compressed layers may differ a little from what was measured on fewer tokens.
-            Goal::Bytes(((all - fixed as f64) * 0.995).max(0.0) as u64)
+            Goal::Bytes(for_layers(all, fixed))
         }
     };
     budget::choose(machine, checkpoint, embedding, options.method, options.calibration, goal, progress)
+}
+
+/// What does not belong to a layer's matrices.
+pub(super) struct Outside {
+    /// Bytes of its tensors.
+    pub(super) bytes: usize,
+    /// Weights of the whole model, the layers' included.
+    pub(super) parameters: usize,
+}
+
+/// Sizes of what is not in the layers' matrices, some tensors of it `compressed` to so many bytes.
+pub(super) fn outside_layers(checkpoint: &Checkpoint, compressed: &BTreeMap<&str, usize>) -> Outside {
+    let mut outside = Outside { bytes: 0, parameters: 0 };
+    for (name, tensor) in checkpoint.tensors() {
+        outside.parameters += tensor.shape.iter().product::<usize>();
+        let in_layer = name.starts_with("blk.") && tensor.shape.len() == 2;
+        outside.bytes += match compressed.get(name) {
+            Some(&bytes) => bytes,
+            None if in_layer => 0,
+            None => tensor.data.len(),
+        };
+    }
+    outside
+}
+
+/// What is left of a file of `bytes` for the matrices of the layers. They may differ a little from what was measured on fewer tokens.
+pub(super) fn for_layers(bytes: f64, outside: usize) -> u64 {
+    ((bytes - outside as f64) * 0.995).max(0.0) as u64
 }
 
 /// A packed matrix.

@@ -36,10 +36,10 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
         output: args.output.output(),
         calibration: &calibration,
     };
-    let bar = Bar::new();
+    let bar = Bar::new("matrices");
     let report =
         prune::compress(&checkpoint, &args.out, &pool, Tier::from_env()?, &options, &mut |p| bar.show(p))?;
-    bar.0.finish_and_clear();
+    bar.finish();
     let result = Compressed {
         bytes_before: report.bytes_before,
         bytes_after: report.bytes_after,
@@ -59,15 +59,21 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
 }
 
 /// Progress on stderr, where that is a terminal.
-struct Bar(ProgressBar);
+pub(super) struct Bar(ProgressBar);
 
 impl Bar {
-    fn new() -> Self {
-        let style = ProgressStyle::with_template("{msg}  {wide_bar} {pos}/{len} matrices  {eta} left");
-        Self(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    /// Counts `things`.
+    pub(super) fn new(things: &str) -> Self {
+        let template = format!("{{msg}}  {{wide_bar}} {{pos}}/{{len}} {things}  {{eta}} left");
+        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(ProgressBar::new(0).with_style(style))
     }
 
-    fn show(&self, progress: Progress<'_>) {
+    pub(super) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+
+    pub(super) fn show(&self, progress: Progress<'_>) {
         self.0.set_length(progress.total as u64);
         self.0.set_message(progress.what.to_owned());
         self.0.set_position(progress.done as u64);
