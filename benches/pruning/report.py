@@ -26,12 +26,14 @@ def series(row):
 
 def with_speeds(rows):
     """Rows of quality, each with the speed of its format and share of zeros."""
-    speeds = {(r["model"], r["format"], r["sparsity"]): r["decode_tok_s"] for r in rows if r["method"] == "speed"}
+    def key(row):
+        return row["model"], row["engine"], row["format"], row["sparsity"]
+
+    speeds = {key(r): r["decode_tok_s"] for r in rows if r["method"] == "speed"}
     rows = [r for r in rows if r["method"] != "speed"]
     for row in rows:
-        key = row["model"], row["format"], row["sparsity"]
-        if row["engine"] == "scrimp" and key in speeds:
-            row.setdefault("decode_tok_s", speeds[key])
+        if key(row) in speeds:
+            row.setdefault("decode_tok_s", speeds[key(row)])
     return rows
 
 

@@ -173,9 +173,12 @@ def llama(bench):
     """llama.cpp's own types, by its own engine."""
     args = bench.args
     types = LLAMA_TYPES if args.llama == "all" else list(filter(None, args.llama.split(",")))
-    rows = [{"model": args.name, "engine": "llama.cpp", "method": "quantize", "format": t, "sparsity": 0.0} for t in types]
-    rows = [row for row in rows if not bench.measured(row)]
-    if not rows:
+    def wanted(method):
+        rows = ({"model": args.name, "engine": "llama.cpp", "method": method, "format": t, "sparsity": 0.0} for t in types)
+        return {row["format"]: row for row in rows if not bench.measured(row)}
+
+    quality, speed = wanted("quantize"), wanted("speed") if args.speed else {}
+    if not quality and not speed:
         return
     import ctypes
 
@@ -199,37 +202,40 @@ def llama(bench):
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
     reference = load(args.model)
-    for row in rows:
-        path = args.out / f"{args.name}.{row['format']}.gguf"
+    for kind in types:
+        if kind not in quality and kind not in speed:
+            continue
+        path = args.out / f"{args.name}.{kind}.gguf"
         params = llama_cpp.llama_model_quantize_default_params()
-        params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{row['format']}")
+        params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
         params.allow_requantize = True
         params.nthread = args.threads
         status = llama_cpp.llama_model_quantize(str(args.model).encode(), str(path).encode(), ctypes.byref(params))
         if status != 0:
-            raise SystemExit(f"llama.cpp cannot make {row['format']}: {status}")
-        row["bytes"] = path.stat().st_size
+            raise SystemExit(f"llama.cpp cannot make {kind}: {status}")
         engine = load(path)
-        for name, text in args.texts.items():
-            kl = same = nll = n = 0.0
-            for window in windows(reference, text):
-                p, q = log_probabilities(reference, window), log_probabilities(engine, window)
-                kl += float((np.exp(p) * (p - q)).sum())
-                same += float((p.argmax(-1) == q.argmax(-1)).sum())
-                nll -= float(q[np.arange(len(q)), window[1:]].sum())
-                n += len(q)
-            row |= {f"kl.{name}": kl / n, f"top1.{name}": same / n, f"ppl.{name}": float(np.exp(nll / n))}
-        if args.speed:
+        if kind in quality:
+            row = quality[kind] | {"bytes": path.stat().st_size}
+            for name, text in args.texts.items():
+                kl = same = nll = n = 0.0
+                for window in windows(reference, text):
+                    p, q = log_probabilities(reference, window), log_probabilities(engine, window)
+                    kl += float((np.exp(p) * (p - q)).sum())
+                    same += float((p.argmax(-1) == q.argmax(-1)).sum())
+                    nll -= float(q[np.arange(len(q)), window[1:]].sum())
+                    n += len(q)
+                row |= {f"kl.{name}": kl / n, f"top1.{name}": same / n, f"ppl.{name}": float(np.exp(nll / n))}
+            bench.add(row)
+        if kind in speed:
             engine.reset()
-            engine.eval(windows(reference, next(iter(args.texts.values())))[0][:8])
+            engine.eval(windows(reference, next(iter(args.texts.values())))[0][:64])
             best = 0.0
             for _ in range(3):
                 start = time.monotonic()
                 for _ in range(64):
                     engine.eval([100])
                 best = max(best, 64 / (time.monotonic() - start))
-            row["decode_tok_s"] = best
-        bench.add(row)
+            bench.add(speed[kind] | {"decode_tok_s": best})
         del engine
         path.unlink()
 
