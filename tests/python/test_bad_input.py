@@ -386,3 +386,11 @@ def test_cache_on_a_full_disk(small_disk, hub):
     ran = scrimp("pull", "hf:tiny/llama:big.gguf", env={"SCRIMP_CACHE": str(small_disk), "HF_ENDPOINT": hub})
     ran.refused("full")
     assert not models_in(small_disk), "half a model looks whole"
+
+
+def test_zeros_that_save_nothing_are_said(tmp_path):
+    """A dense 4-bit matrix is smaller than a sparse one of few zeros: those are pruned for nothing."""
+    few = scrimp("compress", TINY / "llama", "-o", tmp_path / "few.safetensors", "--sparsity", 0.1, "--format", "int4").ok()
+    assert "leave --sparsity out" in few.stderr
+    many = scrimp("compress", TINY / "llama", "-o", tmp_path / "many.safetensors", "--sparsity", 0.5, "--format", "int4").ok()
+    assert "leave --sparsity out" not in many.stderr

@@ -40,6 +40,15 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
     let report =
         prune::compress(&checkpoint, &args.out, &pool, Tier::from_env()?, &options, &mut |p| bar.show(p))?;
     bar.finish();
+    if args.sparsity > 0.0
+        && args.target_bits.is_none()
+        && args.target_size.is_none()
+        && report.sparsity < 0.5 * args.sparsity
+    {
+        app.printer.note(
+            "so few zeros make this format no smaller, and cost accuracy: leave --sparsity out, or ask for more (from 30% on in int4)",
+        );
+    }
     let result = Compressed {
         bytes_before: report.bytes_before,
         bytes_after: report.bytes_after,
