@@ -1,14 +1,15 @@
 //! What has to fit: caches of so many sequences, and the memory that the model works in.
 
 use super::cache::Cache;
-use crate::{config::ModelConfig, model::PIECE};
+use crate::{
+    config::ModelConfig,
+    model::{CHUNK, PIECE},
+};
 
 /// Tokens per page of the cache.
 const PAGE: usize = 64;
 /// What a process takes besides: code, tokenizer, threads.
 const PROCESS: u64 = 16 << 20;
-/// Tokens that go through the layers together.
-const CHUNK: usize = 512;
 
 /// What has to fit into how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

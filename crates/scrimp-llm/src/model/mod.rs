@@ -19,6 +19,7 @@ mod synthetic;
 mod weights;
 
 pub use batch::{Batch, Output, Step};
+pub(crate) use session::CHUNK;
 pub use session::{PIECE, Session};
 pub use synthetic::{SHAPES, Shape, Synthetic};
 

@@ -11,7 +11,7 @@ use scrimp_kv::{KvFormat, Sequence, StatsWanted};
 
 /// Tokens that go through the layers together. Large enough that unpacking weights costs little, small enough that
 /// intermediate results stay small.
-const CHUNK: usize = 512;
+pub(crate) const CHUNK: usize = 512;
 /// Tokens of a prompt after which what is old is packed, where the KV format packs: so many are in bf16 at most.
 pub const PIECE: usize = 2 * CHUNK;
 /// Rows of logits that are computed at once where all are wanted.

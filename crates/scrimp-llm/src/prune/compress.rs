@@ -247,9 +247,12 @@ pub(super) fn outside_layers(checkpoint: &Checkpoint, compressed: &BTreeMap<&str
     outside
 }
 
-/// What is left of a file of `bytes` for the matrices of the layers. They may differ a little from what was measured on fewer tokens.
+/// Share of their room that layers are planned for: they may differ a little from what was measured on fewer tokens.
+pub(super) const PLANNED: f64 = 0.995;
+
+/// What is left of a file of `bytes` for the matrices of the layers.
 pub(super) fn for_layers(bytes: f64, outside: usize) -> u64 {
-    ((bytes - outside as f64) * 0.995).max(0.0) as u64
+    ((bytes - outside as f64) * PLANNED).max(0.0) as u64
 }
 
 /// A packed matrix.

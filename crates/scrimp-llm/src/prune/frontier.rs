@@ -7,7 +7,7 @@ use super::{
     Calibration, Choices, Output, Progress, Pruner,
     assemble::extra_bytes,
     budget::{self, Candidate, Goal},
-    compress::{for_layers, outside_layers},
+    compress::{PLANNED, for_layers, outside_layers},
     output,
     runner::{Machine, Packed},
 };
@@ -83,7 +83,7 @@ impl Frontier {
 
     /// The smallest file that there can be.
     pub fn smallest(&self) -> u64 {
-        (budget::smallest(&self.layers) / 0.995) as u64 + self.outside as u64 + 1
+        (budget::smallest(&self.layers) / PLANNED) as u64 + self.outside as u64 + 1
     }
 
     /// What [`Budget::Size`](super::Budget::Size) would choose for a file of `bytes`; `None` where it cannot be so small.

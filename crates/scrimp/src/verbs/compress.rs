@@ -28,8 +28,7 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
         Calibration::new(&checkpoint, &tokenizer, text.as_deref(), args.calibration_tokens.get())?;
     drop(tokenizer);
     checkpoint.release_header();
-    let threads = app.global.threads.map_or_else(threads::available_threads, Into::into);
-    let pool = threads::Pool::new(threads).context("cannot start threads: use fewer --threads")?;
+    let pool = pool(app)?;
     let options = Options {
         method: prune::pruner(args.method.name())?,
         budget: args.budget(),
@@ -65,6 +64,12 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
             100.0 * r.sparsity
         )
     })
+}
+
+/// As many threads as were asked for.
+pub(super) fn pool(app: &App) -> anyhow::Result<threads::Pool> {
+    let threads = app.global.threads.map_or_else(threads::available_threads, Into::into);
+    threads::Pool::new(threads).context("cannot start threads: use fewer --threads")
 }
 
 /// Progress on stderr, where that is a terminal.

@@ -6,11 +6,10 @@ use crate::{
     cli::{Usage, fit::FitArgs},
     format,
     kv_args::KvArgs,
-    loaded::{Loaded, run_options},
+    loaded::Loaded,
     verbs::pull,
 };
-use anyhow::Context as _;
-use scrimp_kernels::{Tier, threads};
+use scrimp_kernels::Tier;
 use scrimp_kv::compress::Budget;
 use scrimp_llm::{
     builtin_text,
@@ -21,7 +20,6 @@ use scrimp_llm::{
         cache::{self, Cache},
         memory::Demand,
     },
-    model::Model,
     prune::{self, Calibration, Choices, Frontier, Options, Output},
 };
 use serde::Serialize;
@@ -171,35 +169,38 @@ fn measured(
     Ok((settings, frontier))
 }
 
-fn pool(app: &App) -> anyhow::Result<threads::Pool> {
-    let threads = app.global.threads.map_or_else(threads::available_threads, Into::into);
-    threads::Pool::new(threads).context("cannot start threads: use fewer --threads")
-}
-
 /// What weights cost at any size.
 fn frontier(app: &App, checkpoint: &Checkpoint) -> anyhow::Result<Frontier> {
     let calibration = Calibration::new(checkpoint, &checkpoint.tokenizer()?, None, prune::MAX_TOKENS)?;
     let bar = compress::Bar::new("layers");
     let method = &prune::sparsegpt::SparseGpt;
-    let frontier =
-        Frontier::measure(checkpoint, &pool(app)?, Tier::from_env()?, method, &calibration, &mut |p| {
+    let frontier = Frontier::measure(
+        checkpoint,
+        &compress::pool(app)?,
+        Tier::from_env()?,
+        method,
+        &calibration,
+        &mut |p| {
             bar.show(p);
-        })?;
+        },
+    )?;
     bar.finish();
     Ok(frontier)
 }
 
+/// The model at `path`, with a whole cache.
+fn open(app: &App, path: &Path) -> anyhow::Result<Loaded> {
+    Loaded::open(app, &path.display().to_string(), &KvArgs::full())
+}
+
 /// What smaller caches cost.
 fn caches(app: &App, args: &FitArgs, path: &Path, text: &str) -> anyhow::Result<Vec<Cache>> {
-    let checkpoint = Checkpoint::open(path)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    let model = Model::load(checkpoint, &run_options(app, &KvArgs::full())?)?;
-    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let n = cache::text_tokens(args.context, model.context_length());
-    let ids = tokenizer.encode(text, false, false)?;
-    let ids: Vec<u32> = bos.into_iter().chain(ids).take(n).collect();
+    let loaded = open(app, path)?;
+    let n = cache::text_tokens(args.context, loaded.model.context_length());
+    let ids = loaded.tokenizer.encode(text, false, false)?;
+    let ids: Vec<u32> = loaded.bos().into_iter().chain(ids).take(n).collect();
     let bar = compress::Bar::new("caches");
-    let caches = cache::measure(&model, &ids, args.context, &mut |done, total| {
+    let caches = cache::measure(&loaded.model, &ids, args.context, &mut |done, total| {
         bar.show(prune::Progress { done, total, what: "smaller caches" });
     })?;
     bar.finish();
@@ -216,15 +217,16 @@ fn write(app: &App, checkpoint: &Checkpoint, out: &Path, choices: Choices) -> an
         calibration: &calibration,
     };
     let bar = compress::Bar::new("matrices");
-    prune::compress(checkpoint, out, &pool(app)?, Tier::from_env()?, &options, &mut |p| bar.show(p))?;
+    prune::compress(checkpoint, out, &compress::pool(app)?, Tier::from_env()?, &options, &mut |p| {
+        bar.show(p);
+    })?;
     bar.finish();
     Ok(())
 }
 
 /// How far the compressed model's predictions are from the original's.
 fn divergence(app: &App, original: &Path, compressed: &Path, text: &str) -> anyhow::Result<f64> {
-    let open = |path: &Path| Loaded::open(app, &path.display().to_string(), &KvArgs::full());
-    let (model, reference) = (open(compressed)?, open(original)?);
+    let (model, reference) = (open(app, compressed)?, open(app, original)?);
     let ids = model.tokenizer.encode(text, false, false)?;
     let context = model.model.context_length();
     let windows = Windows::new(ids, model.bos(), context.min(512), Some(MEASURED), context)?;
