@@ -1,4 +1,4 @@
-//! What a cache takes and gives back: limits, shared pages, resident memory.
+//! What a cache takes and gives back: limits, shared pages.
 
 use scrimp_kernels::threads::Pool;
 use scrimp_kv::{KvCache, KvConfig, KvError, Sequence, policy::Kept};
@@ -104,40 +104,4 @@ fn bad_input_is_an_error() {
     for page_tokens in [0, 8, 1 << 30] {
         assert!(KvCache::new(KvConfig { page_tokens, ..cache.config().clone() }).is_err());
     }
-}
-
-/// Resident memory of this process, bytes.
-#[cfg(target_os = "linux")]
-fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn dropped_and_compacted_memory_goes_back_to_the_system() {
-    const MIB: usize = 1 << 20;
-    let pool = Pool::new(1).unwrap();
-    let cache = cache(vec![None; 8], None);
-    let before = resident();
-    let mut sequence = cache.sequence();
-    for _ in 0..64 {
-        append(&mut sequence, 512, &pool).unwrap();
-    }
-    assert_eq!(sequence.bytes(), 64 * MIB);
-    let full = resident() - before;
-    assert!(full >= 63 * MIB, "{full}");
-    // A quarter is kept, layer by layer.
-    let len = sequence.kept(0, 0) as u32;
-    for layer in 0..8 {
-        let kept = Kept { indices: (0..len).filter(|i| i % 4 == 0).collect(), bias: None };
-        sequence.compact(layer, &[kept]).unwrap();
-    }
-    assert_eq!(sequence.bytes(), 16 * MIB);
-    let compacted = resident().saturating_sub(before);
-    assert!(compacted <= 24 * MIB, "{compacted}");
-    drop(sequence);
-    let empty = resident().saturating_sub(before);
-    assert!(empty <= 4 * MIB, "{empty}");
-    assert_eq!(cache.bytes_mapped(), 0);
 }

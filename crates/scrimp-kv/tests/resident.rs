@@ -1,0 +1,52 @@
+//! Memory that a cache no longer needs goes back to the system. A process of its own: no other test's memory counts.
+#![cfg(target_os = "linux")]
+
+use scrimp_kernels::threads::Pool;
+use scrimp_kv::{KvCache, KvConfig, policy::Kept};
+
+const MIB: usize = 1 << 20;
+
+/// Resident memory of this process, bytes, counted page by page. (`statm` and `VmRSS` add up a counter of each
+/// processor only now and then: on a machine with many they are megabytes off.)
+fn resident() -> usize {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+}
+
+#[test]
+fn dropped_and_compacted_memory_goes_back_to_the_system() {
+    let pool = Pool::new(1).unwrap();
+    let cache = KvCache::new(KvConfig {
+        head_dim: 64,
+        n_kv_heads: 1,
+        windows: vec![None; 8],
+        format: "bf16".parse().unwrap(),
+        page_tokens: 64,
+        limit: None,
+        rewind: 0,
+    })
+    .unwrap();
+    let rows = vec![0.5; 512 * 64];
+    let before = resident();
+    let mut sequence = cache.sequence();
+    for _ in 0..64 {
+        (0..8).for_each(|layer| sequence.append(layer, &rows, &rows, &pool).unwrap());
+    }
+    assert_eq!(sequence.bytes(), 64 * MIB);
+    let full = resident() - before;
+    assert!(full >= 63 * MIB, "{full}");
+    // A quarter is kept, layer by layer.
+    let len = sequence.kept(0, 0) as u32;
+    for layer in 0..8 {
+        let kept = Kept { indices: (0..len).filter(|i| i % 4 == 0).collect(), bias: None };
+        sequence.compact(layer, &[kept]).unwrap();
+    }
+    assert_eq!(sequence.bytes(), 16 * MIB);
+    let compacted = resident().saturating_sub(before);
+    assert!(compacted <= 24 * MIB, "{compacted}");
+    drop(sequence);
+    let empty = resident().saturating_sub(before);
+    assert!(empty <= 4 * MIB, "{empty}");
+    assert_eq!(cache.bytes_mapped(), 0);
+}
