@@ -289,6 +289,30 @@ impl Simd for Avx512 {
         isa!(_mm512_dpbf16_ps(acc, bf16(w), bf16(_mm512_set1_epi32(x as i32))))
     }
     #[inline(always)]
+    fn bf16_steps(self, w: __m512i, scale: __m512, offset: __m512) -> [__m512i; 2] {
+        isa!({
+            let low = _mm512_set1_epi32(255);
+            let column = |bytes| _mm512_fmadd_ps(_mm512_cvtepi32_ps(bytes), scale, offset);
+            let columns = [
+                column(_mm512_and_si512(w, low)),
+                column(_mm512_and_si512(_mm512_srli_epi32::<8>(w), low)),
+                column(_mm512_and_si512(_mm512_srli_epi32::<16>(w), low)),
+                column(_mm512_srli_epi32::<24>(w)),
+            ];
+            // Words of the first column, then of the second: one of each in turn.
+            let mut order = [0u16; 32];
+            for (i, order) in order.iter_mut().enumerate() {
+                *order = (i / 2 + i % 2 * 16) as u16;
+            }
+            let order = _mm512_loadu_si512(order.as_ptr().cast());
+            [0, 2].map(|c| {
+                let both =
+                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(columns[c + 1], columns[c]));
+                _mm512_permutexvar_epi16(order, both)
+            })
+        })
+    }
+    #[inline(always)]
     fn open_s8(self, sum: i32) -> __m512i {
         self.splat_i32(sum.wrapping_mul(-128))
     }

@@ -143,6 +143,24 @@ pub(crate) trait Simd: Copy {
     /// Adds `w[row][0] * x[0] + w[row][1] * x[1]`, where `w` is 16 rows of 2 × bf16, `x` two bf16, low half first. Tiers
     /// differ in the order of the two and in rounding between them.
     fn dot_bf16(self, acc: Self::F, w: Self::B, x: u32) -> Self::F;
+    /// `scale * w + offset` of 16 rows of 4 columns, rounded to bf16 (half to even): the first and the last two columns of each row.
+    #[inline(always)]
+    fn bf16_steps(self, w: Self::B, scale: Self::F, offset: Self::F) -> [Self::B; 2] {
+        let (mut bytes, mut scales, mut offsets) = ([0; 64], [0.0; 16], [0.0; 16]);
+        self.store_b(w, &mut bytes);
+        self.store(scale, &mut scales);
+        self.store(offset, &mut offsets);
+        [0, 2].map(|first| {
+            let mut out = [0; 64];
+            for (r, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                for (c, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                    let x = f32::from(bytes[4 * r + first + c]).mul_add(scales[r], offsets[r]);
+                    *out = crate::formats::round_to_bf16(x).to_le_bytes();
+                }
+            }
+            self.load_b(&out)
+        })
+    }
     /// What [`Simd::dot_s8`] starts from for activations with this sum, so that the whole gives `sum of (w - 128) x`.
     #[inline(always)]
     fn open_s8(self, _sum: i32) -> Self::I {

@@ -6,13 +6,14 @@
 //! ```
 //! Tiles and sums have the form that the tier's kernels read; products must run in the tier that stored them.
 //!
-//! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token.
+//! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token. With tile registers,
+//! batches of [`EXPANDED_TOKENS`] and more are bf16 for weights in blocks, too.
 //!
 //! Numeric contract (every tier, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
 //! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
 //! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
 
-use super::amx::{FEW_TOKENS, block_rows};
+use super::amx::{FEW_TOKENS, block_rows, expanded::EXPANDED_TOKENS};
 use crate::{
     dispatch::Kernel,
     formats::{GROUP, round_to_bf16},
@@ -72,6 +73,8 @@ pub struct Activations {
     /// Whether `pairs` and `bytes` are stored as tile registers load them: `[block of tokens][64 bytes of a token][tokens of
     /// the block]`. Tokens of a block, or 0.
     block: usize,
+    /// Whether weights in blocks are dequantised for tile registers: they read `pairs`, too.
+    expanded: bool,
     groups: Vec<Quantised>,
     floats: Vec<f32>,
     /// Tiles of `[cols / 2][tokens]`, columns padded to 32.
@@ -178,8 +181,10 @@ impl Activations {
             n_tokens / tile * tile + if n_tokens.is_multiple_of(tile) { 0 } else { padded(n_tokens % tile) };
         let stored = stored.max(if blocks { n_tokens.next_multiple_of(block) } else { 0 });
         let groups_per_token = cols.div_ceil(GROUP);
+        let expanded = blocks && needs.quantised && n_tokens >= EXPANDED_TOKENS;
+        let needs = if expanded { Needs { quantised: false, bf16: true, ..needs } } else { needs };
         (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
-        (self.tier, self.block) = (Some(tier), block);
+        (self.tier, self.block, self.expanded) = (Some(tier), block, expanded);
         if needs.quantised {
             self.groups.resize(stored * groups_per_token, Quantised::default());
         }
@@ -313,6 +318,11 @@ impl Activations {
     /// Tokens of a block, where pairs and bytes are stored for tile registers; else 0.
     pub(crate) fn block(&self) -> usize {
         self.block
+    }
+
+    /// Whether weights in blocks run in tile registers.
+    pub(crate) fn expanded(&self) -> bool {
+        self.expanded
     }
 
     /// For tile registers: the bytes of bf16 pairs, or of 8-bit rows, `[blocks][steps of 64 bytes][tokens of a block][64]`, and

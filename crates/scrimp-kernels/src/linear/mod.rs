@@ -107,7 +107,7 @@ pub fn linear(
     // Few tokens: weights are unpacked in registers, so the work is what they take in memory.
     let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
     let stored = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Stored(dtype) if dtype.block_len() > 1);
-    let few = n_tokens > 1 && n_tokens <= gemm::FEW && products.iter().all(stored);
+    let few = n_tokens > 1 && n_tokens <= gemm::FEW && !x.expanded() && products.iter().all(stored);
     let decode = n_tokens == 1 || few || x.expands_each() && x.block() == 0 && products.iter().all(packed);
     let groups = x.cols().div_ceil(GROUP);
     let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
@@ -137,11 +137,21 @@ pub fn linear(
             (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
         };
         // Tile registers take two tiles of rows at a time.
-        let amx = uses_amx(x, weight);
-        let per_unit =
-            if amx { ((n_tiles / (4 * pool.threads())) & !1).clamp(2, amx::UNIT_TILES) } else { per_unit };
-        let tiles_per_unit = per_unit.clamp(1, n_tiles);
-        panel_len = panel_len.max(per_tile * if amx { 2 } else { tiles_per_unit });
+        let form = tile_registers(x, weight);
+        let pairs = |units: usize, most| ((n_tiles / (units * pool.threads())) & !1).clamp(2, most);
+        let tiles_per_unit = match form {
+            TileRegisters::None => per_unit,
+            TileRegisters::Packed => pairs(4, amx::UNIT_TILES),
+            TileRegisters::Expanded => pairs(2, amx::expanded::EXPANDED_TILES),
+        }
+        .clamp(1, n_tiles);
+        panel_len = panel_len.max(match form {
+            TileRegisters::None => per_tile * tiles_per_unit,
+            TileRegisters::Packed => per_tile * 2,
+            TileRegisters::Expanded => {
+                amx::expanded::panel_groups(tiles_per_unit, n_tokens.div_ceil(x.block()))
+            }
+        });
         let n_units = n_tiles.div_ceil(tiles_per_unit);
         let split = match weight.kind() {
             Kind::Packed(layout) if decode && layout.format.is_sparse() => Split::Bytes(n_units),
@@ -183,7 +193,7 @@ pub fn linear(
         let panel = unsafe { panels.slice(worker * panel_len..(worker + 1) * panel_len) };
         let unit = Unit { job, x, tiles, panel };
         match job.weight.kind() {
-            Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (tier, unit)),
+            Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (tier, unit, tiles_of_thread)),
             Kind::Packed(layout) => {
                 packed::run(tier, PackedUnit { unit, layout, data: job.weight.data() }, tiles_of_thread);
             }
@@ -196,9 +206,26 @@ pub fn linear(
     }
 }
 
-/// Whether products of this weight run in tile registers.
-fn uses_amx(x: &Activations, weight: &Matrix) -> bool {
-    matches!(weight.kind(), Kind::Packed(layout) if x.block() > 0 && layout.format.value() != Value::Int4)
+/// How products of a matrix use tile registers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TileRegisters {
+    None,
+    /// Packed weights are loaded as they are, or expanded.
+    Packed,
+    /// Weights in blocks are dequantised to bf16.
+    Expanded,
+}
+
+/// How products of this weight with these activations use tile registers.
+fn tile_registers(x: &Activations, weight: &Matrix) -> TileRegisters {
+    match weight.kind() {
+        Kind::Packed(layout) if x.block() > 0 && layout.format.value() != Value::Int4 => {
+            TileRegisters::Packed
+        }
+        Kind::Stored(dtype) if dtype.block_len() == 1 => TileRegisters::None,
+        _ if x.expanded() => TileRegisters::Expanded,
+        _ => TileRegisters::None,
+    }
 }
 
 /// Whether this process may use AMX.
@@ -210,24 +237,49 @@ pub(crate) fn amx_available() -> bool {
 /// One product over the given tile registers.
 #[cfg(test)]
 fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx::soft::Soft) {
+    let weight = product.weight;
     let mut tiles = amx::Configured::new(tile, x);
-    let Kind::Packed(layout) = product.weight.kind() else { panic!("a packed matrix") };
     let job = Job {
-        weight: product.weight,
+        weight,
         bias: product.bias,
         out: SharedMut::new(product.out),
         stride: product.stride,
         accumulate: product.accumulate,
-        split: Split::Tiles(layout.tiles),
+        split: Split::Tiles(weight.n_tiles()),
         first_unit: 0,
         few: false,
     };
-    let mut panel = vec![PanelGroup::ZERO; 2 * panel_groups(layout)];
-    let unit = Unit { job: &job, x, tiles: 0..layout.tiles, panel: &mut panel };
-    tier.run(amx::AmxUnit {
-        unit: PackedUnit { unit, layout, data: product.weight.data() },
-        tiles: &mut tiles,
-    });
+    let packed = |layout| 2 * panel_groups(layout);
+    let expanded = amx::expanded::panel_groups(weight.n_tiles(), x.n_tokens().div_ceil(x.block()));
+    let mut panel = match weight.kind() {
+        Kind::Packed(layout) => vec![PanelGroup::ZERO; packed(layout).max(expanded)],
+        Kind::Stored(_) => vec![PanelGroup::ZERO; expanded],
+    };
+    let unit = Unit { job: &job, x, tiles: 0..weight.n_tiles(), panel: &mut panel };
+    match weight.kind() {
+        Kind::Packed(layout) => {
+            struct Plain(Tier);
+            impl packed::Runner for Plain {
+                fn run(self, kernel: impl Kernel<Output = ()>) {
+                    self.0.run(kernel);
+                }
+            }
+            packed::run_in_tiles(PackedUnit { unit, layout, data: weight.data() }, &mut tiles, Plain(tier));
+        }
+        Kind::Stored(dtype) => {
+            fn float<F: FloatFormat>(_: Tier, _: Unit<'_>, _: &mut amx::Configured<&mut amx::soft::Soft>) {
+                unreachable!("floats take no tile registers");
+            }
+            fn block<F: BlockFormat>(
+                tier: Tier,
+                unit: Unit<'_>,
+                tiles: &mut amx::Configured<&mut amx::soft::Soft>,
+            ) {
+                tier.run(expanded_blocks::<F, _>(unit, tiles));
+            }
+            with_format!(dtype, block, float, (tier, unit, &mut tiles));
+        }
+    }
 }
 
 /// Tiles of one matrix for all tokens.
@@ -241,11 +293,28 @@ struct Unit<'a> {
 struct BlockUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 struct FloatUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 
-fn run_block<F: BlockFormat>(tier: Tier, unit: Unit<'_>) {
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
+fn run_block<F: BlockFormat>(tier: Tier, unit: Unit<'_>, tiles: &mut amx::ThreadTiles) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(tiles) = tiles
+        && unit.x.expanded()
+    {
+        return tier.run_with_amx(expanded_blocks::<F, _>(unit, tiles));
+    }
     tier.run(BlockUnit::<F>(unit, std::marker::PhantomData));
 }
 
-fn run_float<F: FloatFormat>(tier: Tier, unit: Unit<'_>) {
+/// A unit that dequantises the blocks of a matrix for tile registers.
+fn expanded_blocks<'a, 'x, F: BlockFormat, X: amx::Tile>(
+    unit: Unit<'a>,
+    tiles: &'x mut amx::Configured<X>,
+) -> impl Kernel<Output = ()> {
+    let weight = unit.job.weight;
+    let rows = move |tile| amx::expanded::Blocks::<F>::new(weight.blocks::<F>(tile));
+    amx::expanded::ExpandedUnit { unit, rows, tiles }
+}
+
+fn run_float<F: FloatFormat>(tier: Tier, unit: Unit<'_>, _: &mut amx::ThreadTiles) {
     tier.run(FloatUnit::<F>(unit, std::marker::PhantomData));
 }
 

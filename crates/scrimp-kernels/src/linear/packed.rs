@@ -15,13 +15,13 @@
 //! 4096 columns. Integer formats give the same bits in every tier, and sparse formats those of their dense counterparts.
 
 use super::{
-    Job, Unit,
+    Job, TileRegisters, Unit,
     activations::{Quantised, RowScale},
-    amx::ThreadTiles,
+    amx::{self, ThreadTiles},
     gemm::{self, PanelGroup},
     gemv,
     group::{dots, scaled},
-    uses_amx,
+    tile_registers,
 };
 use crate::{
     dispatch::Kernel,
@@ -222,8 +222,10 @@ trait Groups<S: Simd> {
 }
 
 /// Whole groups.
-struct DenseGroups(*const int4::Block);
+#[derive(Clone, Copy)]
+pub(super) struct DenseGroups(*const int4::Block);
 /// Groups of `sparse-int4`: what is known of them, the values of even groups and those of odd ones.
+#[derive(Clone, Copy)]
 struct SparseGroups(*const int4::Index, *const u8, *const u8);
 
 impl<S: Simd> Groups<S> for DenseGroups {
@@ -293,6 +295,34 @@ impl<S: Simd> Groups<S> for SparseGroups {
             (self.0, self.2) = (self.0.add(1), end);
             acc
         }
+    }
+}
+
+impl amx::expanded::Rows for DenseGroups {
+    type Quants = Int4;
+
+    #[inline(always)]
+    unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S> {
+        // SAFETY: the caller's word.
+        unsafe { self.even(s) }
+    }
+}
+
+/// Sparse groups one after another.
+#[derive(Clone, Copy)]
+struct InTurn {
+    groups: SparseGroups,
+    odd: bool,
+}
+
+impl amx::expanded::Rows for InTurn {
+    type Quants = Int4;
+
+    #[inline(always)]
+    unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S> {
+        self.odd = !self.odd;
+        // SAFETY: the caller's word.
+        unsafe { if self.odd { self.groups.even(s) } else { self.groups.odd(s) } }
     }
 }
 
@@ -459,12 +489,46 @@ pub(super) struct PackedUnit<'a> {
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 pub(super) fn run(tier: Tier, unit: PackedUnit<'_>, tiles: &mut ThreadTiles) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(tiles) = tiles
-        && uses_amx(unit.unit.x, unit.unit.job.weight)
-    {
-        return tier.run_with_amx(super::amx::AmxUnit { unit, tiles });
+    if let Some(tiles) = tiles {
+        struct Amx(Tier);
+        impl Runner for Amx {
+            fn run(self, kernel: impl Kernel<Output = ()>) {
+                self.0.run_with_amx(kernel);
+            }
+        }
+        match tile_registers(unit.unit.x, unit.unit.job.weight) {
+            TileRegisters::None => tier.run(unit),
+            _ => run_in_tiles(unit, tiles, Amx(tier)),
+        }
+        return;
     }
     tier.run(unit);
+}
+
+/// Who runs a kernel.
+pub(super) trait Runner {
+    fn run(self, kernel: impl Kernel<Output = ()>);
+}
+
+/// Runs a unit in tile registers.
+pub(super) fn run_in_tiles<X: amx::Tile>(
+    unit: PackedUnit<'_>,
+    tiles: &mut amx::Configured<X>,
+    runner: impl Runner,
+) {
+    let (layout, data) = (unit.layout, unit.data);
+    let tile = move |tile| Tile { layout, data, tile };
+    match (layout.format.value(), layout.format.is_sparse()) {
+        (Value::Int4, false) => {
+            let rows = move |i| tile(i).dense_groups();
+            runner.run(amx::expanded::ExpandedUnit { unit: unit.unit, rows, tiles });
+        }
+        (Value::Int4, true) => {
+            let rows = move |i| InTurn { groups: tile(i).sparse_groups(), odd: false };
+            runner.run(amx::expanded::ExpandedUnit { unit: unit.unit, rows, tiles });
+        }
+        _ => runner.run(amx::AmxUnit { unit, tiles }),
+    }
 }
 
 impl<'a> PackedUnit<'a> {

@@ -5,7 +5,7 @@ use crate::{DType, arena::Arena, formats::dequantize::dequantize_row};
 use proptest::prelude::*;
 
 /// Stored rows with random contents whose scales are finite and moderate.
-fn random_rows(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
+pub(super) fn random_rows(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
         state ^= state << 13;
@@ -33,7 +33,7 @@ fn random_rows(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     data
 }
 
-fn pack(pool: &Pool, dtype: DType, rows: usize, cols: usize, data: &[u8]) -> Matrix {
+pub(super) fn pack(pool: &Pool, dtype: DType, rows: usize, cols: usize, data: &[u8]) -> Matrix {
     let mut arena = Arena::new(Matrix::packed_bytes(dtype, rows, cols).unwrap()).unwrap();
     Matrix::pack(pool, &mut arena, dtype, rows, cols, data).unwrap()
 }

@@ -1,4 +1,4 @@
-//! Batches of `bf16` and `int8` weights, dense and sparse, with AMX.
+//! Batches of `bf16` and `int8` weights, dense and sparse, with AMX. (Weights in blocks: [`expanded`].)
 //!
 //! ```text
 //! C (4 tiles)   2 blocks of up to 16 tokens × 2 tiles of 16 rows        f32 or i32, in tiles across all columns
@@ -23,6 +23,9 @@
 pub(crate) mod asm;
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) mod emulator;
+pub(super) mod expanded;
+#[cfg(test)]
+mod expanded_tests;
 #[cfg(test)]
 pub(crate) mod soft;
 #[cfg(test)]
@@ -195,7 +198,14 @@ unsafe fn product<S: Simd, X: Tile, W: Source<S>, const INT8: bool, const NA: us
     weights: &mut [W; NB],
     blocks: usize,
 ) {
-    let a_bytes = 64 * tokens.rows;
+    clear::<X, NA, NB>(tile);
+    // SAFETY: the caller's word.
+    unsafe { add::<S, X, W, INT8, NA, NB>(s, tile, tokens, weights, blocks) };
+}
+
+/// Zeroes the C tiles.
+#[inline(always)]
+fn clear<X: Tile, const NA: usize, const NB: usize>(tile: &mut X) {
     tile.zero::<0>();
     if NB == 2 {
         tile.zero::<1>();
@@ -206,6 +216,21 @@ unsafe fn product<S: Simd, X: Tile, W: Source<S>, const INT8: bool, const NA: us
             tile.zero::<3>();
         }
     }
+}
+
+/// Adds the products to the C tiles.
+///
+/// # Safety
+/// As for [`product`].
+#[inline(always)]
+unsafe fn add<S: Simd, X: Tile, W: Source<S>, const INT8: bool, const NA: usize, const NB: usize>(
+    s: S,
+    tile: &mut X,
+    tokens: Tokens,
+    weights: &mut [W; NB],
+    blocks: usize,
+) {
+    let a_bytes = 64 * tokens.rows;
     for block in 0..blocks {
         // SAFETY: the caller vouches for `blocks` of them, on both sides.
         unsafe {

@@ -15,10 +15,10 @@ use proptest::prelude::*;
 use std::sync::{Mutex, PoisonError};
 
 /// Counts of executed instructions are of one test at a time.
-static ONE: Mutex<()> = Mutex::new(());
+pub(super) static ONE: Mutex<()> = Mutex::new(());
 
 /// A tier whose tile instructions are executed by somebody; `None`, said aloud, where AVX-512 is missing.
-fn amx() -> Option<(Tier, bool)> {
+pub(super) fn amx() -> Option<(Tier, bool)> {
     if let Some(tier) = Tier::amx() {
         return Some((tier, true));
     }
@@ -31,17 +31,17 @@ fn amx() -> Option<(Tier, bool)> {
     None
 }
 
-fn matrix(pool: &Pool, format: WeightFormat, rows: usize, cols: usize, w: &[f32]) -> Matrix {
+pub(super) fn matrix(pool: &Pool, format: WeightFormat, rows: usize, cols: usize, w: &[f32]) -> Matrix {
     let bytes = pack(pool, format, rows, cols, w, None).unwrap();
     let mut arena = Arena::new(Arena::size_of(bytes.len())).unwrap();
     Matrix::from_packed(pool, &mut arena, &PackedView::new(format, rows, cols, &bytes).unwrap()).unwrap()
 }
 
-fn inputs(n: usize, seed: u64) -> Vec<f32> {
+pub(super) fn inputs(n: usize, seed: u64) -> Vec<f32> {
     (0..n as u64).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) % 1999) as f32 / 500.0 - 2.0).collect()
 }
 
-fn multiply(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
+pub(super) fn multiply(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let n = x.len() / cols;
     let mut activations = Activations::new();
