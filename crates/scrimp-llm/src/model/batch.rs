@@ -7,7 +7,7 @@
 //! ```
 //! Weights are read once for all of them. Everything that belongs to a sequence (its cache, how that is made smaller, in
 //! which format it is stored) is its session's, and a session's results are the same, bit for bit, whatever runs beside
-//! it, in every tier but for what linear layers of `bf16` weights say (see ARCHITECTURE.md).
+//! it, in every tier but for what linear layers of `bf16` weights and AMX batches say (see ARCHITECTURE.md).
 
 use super::{
     Model, Session,

@@ -203,11 +203,11 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExpandedUnit<'_, '_, X, W> {
                         match (two_blocks, two_tiles) {
                             (true, true) => add_to::<S, X, 2, 2>(s, tile, tokens, weights, n, to, start),
                             (true, false) => {
-                                add_to::<S, X, 2, 1>(s, tile, tokens, [weights[0]], n, to, start)
+                                add_to::<S, X, 2, 1>(s, tile, tokens, [weights[0]], n, to, start);
                             }
                             (false, true) => add_to::<S, X, 1, 2>(s, tile, tokens, weights, n, to, start),
                             (false, false) => {
-                                add_to::<S, X, 1, 1>(s, tile, tokens, [weights[0]], n, to, start)
+                                add_to::<S, X, 1, 1>(s, tile, tokens, [weights[0]], n, to, start);
                             }
                         }
                     }

@@ -52,7 +52,8 @@ fn check(w: &[f32], x: &[f32], bias: &[f32], got: &[f32]) -> Result<(), String> 
             // Two factors rounded to 8 bits, whose errors do not all point the same way.
             let slack = 1e-3 + products().map(f64::abs).sum::<f64>() / 256.0;
             let got = f64::from(got[t * rows + r]);
-            if !((got - want).abs() <= slack) {
+            let error = (got - want).abs();
+            if error.is_nan() || error > slack {
                 return Err(format!("token {t}, row {r}: {got} instead of {want} within {slack}"));
             }
         }

@@ -1,7 +1,8 @@
 //! Many cache settings on one sample, for one prefill.
 //!
 //! The prompt is prefilled once, with all the attention gathered that any of the settings looks at. Each setting then gets
-//! a fork of the cache, whose pages are shared until it is compressed.
+//! a fork of the cache, whose pages are shared until it is compressed. Forks decode together, up to [`TOGETHER`] of them, so
+//! that weights are read once for all.
 
 use super::prompt::Prompt;
 use crate::{
@@ -9,6 +10,9 @@ use crate::{
     logits::argmax,
     source::LogitsSource,
 };
+
+/// Forks that decode together.
+const TOGETHER: usize = 8;
 
 /// A model with a cache that can be copied and compressed.
 pub trait Subject: LogitsSource + Sized {
@@ -27,6 +31,13 @@ pub trait Subject: LogitsSource + Sized {
     /// # Errors
     /// Those of the cache.
     fn compress(&mut self, setting: &Self::Setting, tokens: &[u32]) -> Result<()>;
+    /// Appends a token to each of `forks` and returns the logits after it.
+    ///
+    /// # Errors
+    /// Those of the model.
+    fn decode(forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>> {
+        forks.iter_mut().map(|(fork, token)| Ok(fork.forward(&[*token])?.to_vec())).collect()
+    }
     /// Forgets the tokens from position `len` on; of those before, what compression has left stays.
     fn forget_from(&mut self, len: usize);
 }
@@ -69,7 +80,47 @@ pub fn compare<S: Subject>(
     on_answer: &mut dyn FnMut(usize, Answer) -> Result<()>,
 ) -> Result<()> {
     let first = subject.prefill(&prompt.prefill, settings)?;
-    for (i, setting) in settings.iter().enumerate() {
+    let mut answered = 0;
+    for settings in settings.chunks(TOGETHER) {
+        let mut all = Vec::with_capacity(settings.len());
+        for setting in settings {
+            all.push(Answering::begin(subject, setting, prompt, &first)?);
+        }
+        loop {
+            let mut forks = Vec::with_capacity(all.len());
+            let mut logits = Vec::with_capacity(all.len());
+            for answering in &mut all {
+                if let Some(token) = answering.next(rules)? {
+                    forks.push((&mut answering.fork, token));
+                    logits.push(&mut answering.logits);
+                }
+            }
+            if forks.is_empty() {
+                break;
+            }
+            for (to, from) in logits.into_iter().zip(S::decode(&mut forks)?) {
+                *to = from;
+            }
+        }
+        for answering in all {
+            on_answer(answered, answering.answer)?;
+            answered += 1;
+        }
+    }
+    Ok(())
+}
+
+/// An answer that is being given.
+struct Answering<S> {
+    fork: S,
+    logits: Vec<f32>,
+    answer: Answer,
+    ended: bool,
+}
+
+impl<S: Subject> Answering<S> {
+    /// Compresses a fork of `subject`, whose prompt ended with the logits `first`, and puts the question.
+    fn begin(subject: &S, setting: &S::Setting, prompt: &Prompt, first: &[f32]) -> Result<Self> {
         let mut fork = subject.fork();
         let kv_bytes_full = fork.kv_bytes();
         fork.compress(setting, &prompt.prefill)?;
@@ -84,38 +135,40 @@ pub fn compare<S: Subject>(
             }
         }
         let logits = match &prompt.question[..] {
-            [] => first.clone(),
+            [] => first.to_vec(),
             question => fork.forward(question)?.to_vec(),
         };
-        let tokens = answer(&mut fork, logits, rules)?;
-        on_answer(i, Answer { tokens, kv_bytes, kv_bytes_full })?;
+        Ok(Self {
+            fork,
+            logits,
+            answer: Answer { tokens: Vec::new(), kv_bytes, kv_bytes_full },
+            ended: false,
+        })
     }
-    Ok(())
-}
 
-fn answer<S: LogitsSource>(source: &mut S, mut logits: Vec<f32>, rules: &Rules<'_>) -> Result<Vec<u32>> {
-    let mut tokens = Vec::new();
-    while tokens.len() < rules.max_tokens {
+    /// The answer's next token, if another has to be looked for behind it.
+    fn next(&mut self, rules: &Rules<'_>) -> Result<Option<u32>> {
+        let tokens = &mut self.answer.tokens;
+        if self.ended || tokens.len() >= rules.max_tokens {
+            return Ok(None);
+        }
         if rules.not_empty && tokens.is_empty() {
-            for (id, logit) in logits.iter_mut().enumerate() {
+            for (id, logit) in self.logits.iter_mut().enumerate() {
                 if (rules.is_end)(id as u32) {
                     *logit = f32::NEG_INFINITY;
                 }
             }
         }
-        let Some(next) = argmax(&logits) else {
+        let Some(next) = argmax(&self.logits) else {
             return Err(Error::bad_input("the model gives unusable logits: its weights are damaged"));
         };
-        if (rules.is_end)(next) {
-            break;
+        self.ended = (rules.is_end)(next);
+        if !self.ended {
+            tokens.push(next);
+            self.ended = tokens.len() == rules.max_tokens || (rules.decided)(tokens);
         }
-        tokens.push(next);
-        if tokens.len() == rules.max_tokens || (rules.decided)(&tokens) {
-            break;
-        }
-        logits = source.forward(&[next])?.to_vec();
+        Ok((!self.ended).then_some(next))
     }
-    Ok(tokens)
 }
 
 #[cfg(test)]

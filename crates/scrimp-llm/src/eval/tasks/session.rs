@@ -1,10 +1,13 @@
 //! The real [`Subject`]: a session whose cache is compressed once, when the prompt is complete.
 
 use super::compare::Subject;
-use crate::{error::Result, model::Session};
+use crate::{
+    error::Result,
+    model::{Batch, Output, Session, Step},
+};
 use scrimp_kv::{compress::Compression, policy::Needs};
 
-impl Subject for Session<'_> {
+impl<'m> Subject for Session<'m> {
     /// `None`: the full cache.
     type Setting = Option<Compression>;
 
@@ -27,6 +30,23 @@ impl Subject for Session<'_> {
             Some(how) => Session::compress(self, how, how.tokens(tokens.len())?),
             None => Ok(()),
         }
+    }
+
+    fn decode(forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>> {
+        let Some((first, _)) = forks.first() else { return Ok(Vec::new()) };
+        let mut logits = vec![Vec::new(); forks.len()];
+        let mut batch = Batch::new(first.model());
+        let mut steps: Vec<Step<'_, 'm>> = forks
+            .iter_mut()
+            .map(|(session, token)| Step {
+                session,
+                tokens: std::slice::from_ref(token),
+                output: Output::Logits,
+            })
+            .collect();
+        let results = batch.forward(&mut steps, &mut |i, got| logits[i] = got.to_vec());
+        results.into_iter().collect::<Result<()>>()?;
+        Ok(logits)
     }
 
     fn forget_from(&mut self, len: usize) {
