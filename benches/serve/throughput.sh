@@ -10,4 +10,4 @@ for _ in 1 2; do
     $scrimp bench serve --url $url --requests 2 --concurrency 1 --tokens 64 --json
     $scrimp bench serve --url $url --requests "$n" --concurrency "$n" --tokens 64 --json
 done
-"$python" "$(dirname "$0")/openvino.py" "$model" "$n" 64
+"$python" "$(dirname "$0")/openvino_batch.py" "$model" "$n" 64

@@ -37,13 +37,13 @@ def arguments():
 
 
 class Server:
-    """`scrimp serve` with both models."""
+    """`scrimp serve` of a model, on a port of its own."""
 
-    def __init__(self, args):
+    def __init__(self, scrimp, model, *options):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [args.scrimp, "serve", args.pruned, "--rec", args.rec, "--port", port, "--threads", args.threads, *KV, "--log", "off"]
+        command = [scrimp, "serve", model, "--port", port, "--log", "off", *options]
         self.process = subprocess.Popen([str(part) for part in command])
         self.url = f"http://127.0.0.1:{port}"
         while True:
@@ -93,7 +93,7 @@ def main():
     text = pathlib.Path(args.text).read_text(encoding="utf-8")
     ours, theirs, scores = [], [], []
     for _ in range(args.rounds):
-        server = Server(args)
+        server = Server(args.scrimp, args.pruned, "--rec", args.rec, "--threads", args.threads, *KV)
         prompt = server.prompt(text, args.tokens)
         stop = threading.Event()
 

@@ -75,3 +75,23 @@ def test_ctrl_c_with_json_still_gives_the_object(smollm2):
         if out:
             break
     assert json.loads(out)["generated_tokens"] > 0
+
+
+def test_settings_compared_answer_as_each_does_alone(tmp_path):
+    """Forks of one prompt decode together; nobody may notice."""
+    model = real_model("SmolLM2-135M-Instruct.Q4_1.gguf")
+    settings = ["--kv-budget 1.0", *(f"--kv-budget 0.25 --kv-policy snapkv --kvcrush {share}" for share in (0, 0.5)), "--kv-budget 60 --kv-policy streaming"]
+    task = ("eval", "needle", model, "--haystack", TEXT, "--lengths", 300, "--depths", "0.3,0.7", "--json")
+
+    def answers(name, lines):
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        state = tmp_path / f"{name}.jsonl"
+        scrimp(*task, "--compare", tmp_path / f"{name}.txt", "--state", state).ok()
+        entries = [json.loads(line) for line in state.read_text().splitlines()[1:]]
+        return {(entry["sample"], entry["setting"]): entry["answer"] for entry in entries}
+
+    together = answers("all", settings)
+    assert len(together) == 8 and len(set(together.values())) > 1
+    for i, setting in enumerate(settings):
+        alone = answers(str(i), [setting])
+        assert alone.items() <= together.items()

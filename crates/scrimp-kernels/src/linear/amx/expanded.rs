@@ -1,12 +1,12 @@
-//! Batches of weights in blocks (GGUF's formats and `int4`) with AMX: dequantised to bf16, once for up to 512 tokens.
+//! Batches of weights in blocks (GGUF's formats and `int4`) with AMX: dequantised to bf16, once for up to 256 tokens.
 //!
 //! ```text
-//! for each 512 columns                   the activations of 512 tokens: 512 KB, in the second-level cache
+//! for each 512 columns                   the activations of 256 tokens: 256 KB, in the second-level cache
 //!   for each pair of row tiles           dequantised: 2 × 16 KB, in the first-level cache
 //!     for each pair of token blocks      C: 4 KB of sums are loaded, 16 × 4 products added, and stored
 //! ```
-//! On a Xeon with 2.6 TFLOP/s of `tdpbf16ps` a core, 512 tokens run at 0.9 (of 0.4 without tile registers): each step of products
-//! reads 2 KB of activations from the second-level cache, and results are written to the third. Dequantising takes about 180 vector
+//! On a Xeon with 2.6 TFLOP/s of `tdpbf16ps` a core, two run 512 tokens at 1.1 to 1.8 (at 0.5 to 0.8 without tile registers): each step of
+//! products reads 2 KB of activations from the second-level cache, and results are written to the third. Dequantising takes about 180 vector
 //! instructions for 32 columns of 16 rows, as long as the products of 100 tokens.
 //!
 //! Both factors are rounded to bf16 (relative error 2^-9) and sums are f32, so results differ by rounding from those of fewer tokens, whose
@@ -23,12 +23,12 @@ use std::ops::Range;
 
 /// Tokens from which on dequantising pays.
 pub(in crate::linear) const EXPANDED_TOKENS: usize = 48;
-/// Row tiles of a unit at most, whose sums for 512 tokens take 1 MB of the second-level cache. Each unit reads all activations.
+/// Row tiles of a unit at most, whose sums for 256 tokens take 512 KB of the second-level cache. Each unit reads all activations.
 pub(in crate::linear) const EXPANDED_TILES: usize = 32;
 /// Groups of columns that are dequantised at a time.
 const GROUPS: usize = if cfg!(test) { 2 } else { 16 };
 /// Blocks of tokens that pass by a dequantised pair.
-const TOKEN_BLOCKS: usize = if cfg!(test) { 4 } else { 32 };
+const TOKEN_BLOCKS: usize = if cfg!(test) { 4 } else { 16 };
 /// Lines of 64 bytes in a C tile.
 const C_LINES: usize = 16;
 

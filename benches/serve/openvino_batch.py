@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching: N prompts of 400 characters at once. usage: openvino.py MODEL.gguf N NEW_TOKENS"""
+"""OpenVINO GenAI's continuous batching: N prompts of 400 characters at once. usage: openvino_batch.py MODEL.gguf N NEW_TOKENS"""
 import json
 import pathlib
 import sys
