@@ -16,11 +16,13 @@ struct Register {
 #[derive(Clone, Copy)]
 pub(crate) struct Soft {
     tiles: [Register; 8],
+    /// Instructions of [`Tile`] that were executed.
+    pub(crate) executed: usize,
 }
 
 impl Soft {
     pub(crate) const fn new() -> Self {
-        Self { tiles: [Register { rows: 0, width: 0, data: [[0; 64]; 16] }; 8] }
+        Self { tiles: [Register { rows: 0, width: 0, data: [[0; 64]; 16] }; 8], executed: 0 }
     }
 
     /// `LDTILECFG` from its 64 bytes.
@@ -28,7 +30,7 @@ impl Soft {
     /// # Panics
     /// Where the CPU would raise #GP.
     pub(crate) fn load_config(&mut self, config: &[u8; 64]) {
-        *self = Self::new();
+        self.tiles = Self::new().tiles;
         if config[0] == 0 {
             return;
         }
@@ -158,26 +160,33 @@ impl Tile for &mut Soft {
             config[16 + 2 * t] = 64;
             config[48 + t] = if t < 6 { rows } else { 16 };
         }
+        self.executed += 1;
         self.load_config(&config);
     }
     fn release(&mut self) {
-        **self = Soft::new();
+        self.executed += 1;
+        self.tiles = Soft::new().tiles;
     }
     fn zero<const T: u8>(&mut self) {
+        self.executed += 1;
         self.clear(usize::from(T));
     }
     unsafe fn load<const T: u8>(&mut self, from: *const u8, stride: usize) {
+        self.executed += 1;
         // SAFETY: the caller vouches for the memory.
         unsafe { self.read(usize::from(T), from, stride) };
     }
     unsafe fn store<const T: u8>(&mut self, to: *mut u8, stride: usize) {
+        self.executed += 1;
         // SAFETY: the caller vouches for the memory.
         unsafe { self.write(usize::from(T), to, stride) };
     }
     fn dot_bf16<const C: u8, const A: u8, const B: u8>(&mut self) {
+        self.executed += 1;
         self.bf16(C.into(), A.into(), B.into());
     }
     fn dot_i8u8<const C: u8, const A: u8, const B: u8>(&mut self) {
+        self.executed += 1;
         self.i8u8(C.into(), A.into(), B.into());
     }
 }
