@@ -29,10 +29,13 @@ def test_product_is_that_of_the_dense_weights(format, sparsity, dtype):
         x = torch.randn(*shape, cols, dtype=dtype)
         with torch.no_grad():
             got = sparse(x)
-        want = rounded(x, format) @ sparse.weight.t() + sparse.bias
+        wants = [rounded(x, format) @ sparse.weight.t() + sparse.bias]
+        if format == "int4" and x.numel() // cols >= 48:
+            # With AMX, such batches are products of bf16.
+            wants.append(rounded(x, "bf16") @ rounded(sparse.weight, "bf16").t() + sparse.bias)
         assert got.dtype == dtype and got.shape == (*shape, rows)
         tolerance = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 3e-3}[dtype]
-        assert error(got.float(), want) < tolerance
+        assert min(error(got.float(), want) for want in wants) < tolerance
         if sparsity:
             assert sparse.format == f"sparse-{format}" or rows * cols == 1
 
