@@ -78,6 +78,7 @@ struct Job<'a> {
     first_unit: usize,
     /// Few tokens of a block format (see [`gemm::few`]).
     few: bool,
+    registers: TileRegisters,
 }
 
 /// How the tiles of a matrix are cut into units.
@@ -137,15 +138,15 @@ pub fn linear(
             (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
         };
         // Tile registers take two tiles of rows at a time.
-        let form = tile_registers(x, weight);
+        let registers = tile_registers(x, weight);
         let pairs = |units: usize, most| ((n_tiles / (units * pool.threads())) & !1).clamp(2, most);
-        let tiles_per_unit = match form {
+        let tiles_per_unit = match registers {
             TileRegisters::None => per_unit,
             TileRegisters::Packed => pairs(4, amx::UNIT_TILES),
             TileRegisters::Expanded => pairs(2, amx::expanded::EXPANDED_TILES),
         }
         .clamp(1, n_tiles);
-        panel_len = panel_len.max(match form {
+        panel_len = panel_len.max(match registers {
             TileRegisters::None => per_tile * tiles_per_unit,
             TileRegisters::Packed => per_tile * 2,
             TileRegisters::Expanded => {
@@ -166,6 +167,7 @@ pub fn linear(
             split,
             first_unit: units,
             few,
+            registers,
         });
         units += n_units;
     }
@@ -248,36 +250,23 @@ fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx:
         split: Split::Tiles(weight.n_tiles()),
         first_unit: 0,
         few: false,
+        registers: tile_registers(x, weight),
     };
-    let packed = |layout| 2 * panel_groups(layout);
-    let expanded = amx::expanded::panel_groups(weight.n_tiles(), x.n_tokens().div_ceil(x.block()));
-    let mut panel = match weight.kind() {
-        Kind::Packed(layout) => vec![PanelGroup::ZERO; packed(layout).max(expanded)],
-        Kind::Stored(_) => vec![PanelGroup::ZERO; expanded],
+    let panel = match (job.registers, weight.kind()) {
+        (TileRegisters::Packed, Kind::Packed(layout)) => 2 * panel_groups(layout),
+        _ => amx::expanded::panel_groups(weight.n_tiles(), x.n_tokens().div_ceil(x.block())),
     };
+    let mut panel = vec![PanelGroup::ZERO; panel];
     let unit = Unit { job: &job, x, tiles: 0..weight.n_tiles(), panel: &mut panel };
     match weight.kind() {
         Kind::Packed(layout) => {
-            struct Plain(Tier);
-            impl packed::Runner for Plain {
-                fn run(self, kernel: impl Kernel<Output = ()>) {
-                    self.0.run(kernel);
-                }
-            }
-            packed::run_in_tiles(PackedUnit { unit, layout, data: weight.data() }, &mut tiles, Plain(tier));
+            packed::run_over_tiles(tier, PackedUnit { unit, layout, data: weight.data() }, &mut tiles);
         }
         Kind::Stored(dtype) => {
-            fn float<F: FloatFormat>(_: Tier, _: Unit<'_>, _: &mut amx::Configured<&mut amx::soft::Soft>) {
+            fn float<F: FloatFormat>(_: Tier, _: Unit<'_>, _: &mut amx::Configured<impl amx::Tile>) {
                 unreachable!("floats take no tile registers");
             }
-            fn block<F: BlockFormat>(
-                tier: Tier,
-                unit: Unit<'_>,
-                tiles: &mut amx::Configured<&mut amx::soft::Soft>,
-            ) {
-                tier.run(expanded_blocks::<F, _>(unit, tiles));
-            }
-            with_format!(dtype, block, float, (tier, unit, &mut tiles));
+            with_format!(dtype, run_expanded, float, (tier, unit, &mut tiles));
         }
     }
 }
@@ -297,21 +286,18 @@ struct FloatUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 fn run_block<F: BlockFormat>(tier: Tier, unit: Unit<'_>, tiles: &mut amx::ThreadTiles) {
     #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = tiles
-        && unit.x.expanded()
+        && unit.job.registers == TileRegisters::Expanded
     {
-        return tier.run_with_amx(expanded_blocks::<F, _>(unit, tiles));
+        return run_expanded::<F>(tier, unit, tiles);
     }
     tier.run(BlockUnit::<F>(unit, std::marker::PhantomData));
 }
 
-/// A unit that dequantises the blocks of a matrix for tile registers.
-fn expanded_blocks<'a, 'x, F: BlockFormat, X: amx::Tile>(
-    unit: Unit<'a>,
-    tiles: &'x mut amx::Configured<X>,
-) -> impl Kernel<Output = ()> {
+/// Dequantises the blocks of a matrix for tile registers.
+fn run_expanded<F: BlockFormat>(tier: Tier, unit: Unit<'_>, tiles: &mut amx::Configured<impl amx::Tile>) {
     let weight = unit.job.weight;
     let rows = move |tile| amx::expanded::Blocks::<F>::new(weight.blocks::<F>(tile));
-    amx::expanded::ExpandedUnit { unit, rows, tiles }
+    amx::expanded::ExpandedUnit { unit, rows, tiles }.run_over_tiles(tier);
 }
 
 fn run_float<F: FloatFormat>(tier: Tier, unit: Unit<'_>, _: &mut amx::ThreadTiles) {

@@ -21,7 +21,6 @@ use super::{
     gemm::{self, PanelGroup},
     gemv,
     group::{dots, scaled},
-    tile_registers,
 };
 use crate::{
     dispatch::Kernel,
@@ -489,45 +488,28 @@ pub(super) struct PackedUnit<'a> {
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 pub(super) fn run(tier: Tier, unit: PackedUnit<'_>, tiles: &mut ThreadTiles) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(tiles) = tiles {
-        struct Amx(Tier);
-        impl Runner for Amx {
-            fn run(self, kernel: impl Kernel<Output = ()>) {
-                self.0.run_with_amx(kernel);
-            }
-        }
-        match tile_registers(unit.unit.x, unit.unit.job.weight) {
-            TileRegisters::None => tier.run(unit),
-            _ => run_in_tiles(unit, tiles, Amx(tier)),
-        }
-        return;
+    if let Some(tiles) = tiles
+        && unit.unit.job.registers != TileRegisters::None
+    {
+        return run_over_tiles(tier, unit, tiles);
     }
     tier.run(unit);
 }
 
-/// Who runs a kernel.
-pub(super) trait Runner {
-    fn run(self, kernel: impl Kernel<Output = ()>);
-}
-
 /// Runs a unit in tile registers.
-pub(super) fn run_in_tiles<X: amx::Tile>(
-    unit: PackedUnit<'_>,
-    tiles: &mut amx::Configured<X>,
-    runner: impl Runner,
-) {
+pub(super) fn run_over_tiles(tier: Tier, unit: PackedUnit<'_>, tiles: &mut amx::Configured<impl amx::Tile>) {
     let (layout, data) = (unit.layout, unit.data);
     let tile = move |tile| Tile { layout, data, tile };
     match (layout.format.value(), layout.format.is_sparse()) {
         (Value::Int4, false) => {
             let rows = move |i| tile(i).dense_groups();
-            runner.run(amx::expanded::ExpandedUnit { unit: unit.unit, rows, tiles });
+            amx::expanded::ExpandedUnit { unit: unit.unit, rows, tiles }.run_over_tiles(tier);
         }
         (Value::Int4, true) => {
             let rows = move |i| InTurn { groups: tile(i).sparse_groups(), odd: false };
-            runner.run(amx::expanded::ExpandedUnit { unit: unit.unit, rows, tiles });
+            amx::expanded::ExpandedUnit { unit: unit.unit, rows, tiles }.run_over_tiles(tier);
         }
-        _ => runner.run(amx::AmxUnit { unit, tiles }),
+        _ => amx::AmxUnit { unit, tiles }.run_over_tiles(tier),
     }
 }
 

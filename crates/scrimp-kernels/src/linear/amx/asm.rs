@@ -4,6 +4,7 @@
 //! (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), and saves less while they are released.
 
 use super::Tile;
+use crate::{dispatch::Kernel, tier::Tier};
 use std::{arch::asm, sync::OnceLock};
 
 /// The registers; a value is the proof that they may be used.
@@ -68,6 +69,9 @@ struct Config {
 }
 
 impl Tile for Amx {
+    fn run<K: Kernel>(tier: Tier, kernel: K) -> K::Output {
+        tier.run_with_amx(kernel)
+    }
     #[inline(always)]
     fn configure(&mut self, rows: u8) {
         let mut config =

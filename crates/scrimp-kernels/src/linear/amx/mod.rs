@@ -62,6 +62,8 @@ const B: [u8; 2] = [6, 7];
 
 /// The eight tile registers of a thread.
 pub(crate) trait Tile {
+    /// Runs a kernel that uses them.
+    fn run<K: Kernel>(tier: Tier, kernel: K) -> K::Output;
     /// C and A tiles get `rows` rows, B tiles 16, all of 64 bytes; everything is zeroed.
     fn configure(&mut self, rows: u8);
     /// Gives the registers back: their state need no longer be saved.
@@ -121,6 +123,13 @@ pub(super) fn thread_tiles(_: Tier, _: &Activations) -> ThreadTiles {}
 pub(super) struct AmxUnit<'a, 'x, X: Tile> {
     pub(super) unit: PackedUnit<'a>,
     pub(super) tiles: &'x mut Configured<X>,
+}
+
+impl<X: Tile> AmxUnit<'_, '_, X> {
+    /// Runs it over its tiles.
+    pub(super) fn run_over_tiles(self, tier: Tier) {
+        X::run(tier, self);
+    }
 }
 
 /// Where the weights of row tiles come from: packed or expanded bytes, or an expansion on the fly.

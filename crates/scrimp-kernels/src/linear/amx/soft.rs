@@ -2,6 +2,7 @@
 //! `TDPBSSD` and its siblings). The kernels run over them on every machine, and the emulator executes with them.
 
 use super::Tile;
+use crate::{dispatch::Kernel, tier::Tier};
 
 /// One tile register.
 #[derive(Clone, Copy)]
@@ -153,6 +154,9 @@ fn flushed(x: f32) -> f32 {
 }
 
 impl Tile for &mut Soft {
+    fn run<K: Kernel>(tier: Tier, kernel: K) -> K::Output {
+        tier.run(kernel)
+    }
     fn configure(&mut self, rows: u8) {
         let mut config = [0; 64];
         config[0] = 1;

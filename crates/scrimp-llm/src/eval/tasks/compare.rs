@@ -31,13 +31,15 @@ pub trait Subject: LogitsSource + Sized {
     /// # Errors
     /// Those of the cache.
     fn compress(&mut self, setting: &Self::Setting, tokens: &[u32]) -> Result<()>;
+    /// Memory that forks decode in together.
+    type Together;
+    /// Empty memory of that kind.
+    fn together(&self) -> Self::Together;
     /// Appends a token to each of `forks` and returns the logits after it.
     ///
     /// # Errors
     /// Those of the model.
-    fn decode(forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>> {
-        forks.iter_mut().map(|(fork, token)| Ok(fork.forward(&[*token])?.to_vec())).collect()
-    }
+    fn decode(together: &mut Self::Together, forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>>;
     /// Forgets the tokens from position `len` on; of those before, what compression has left stays.
     fn forget_from(&mut self, len: usize);
 }
@@ -80,6 +82,7 @@ pub fn compare<S: Subject>(
     on_answer: &mut dyn FnMut(usize, Answer) -> Result<()>,
 ) -> Result<()> {
     let first = subject.prefill(&prompt.prefill, settings)?;
+    let mut together = subject.together();
     let mut answered = 0;
     for settings in settings.chunks(TOGETHER) {
         let mut all = Vec::with_capacity(settings.len());
@@ -98,7 +101,7 @@ pub fn compare<S: Subject>(
             if forks.is_empty() {
                 break;
             }
-            for (to, from) in logits.into_iter().zip(S::decode(&mut forks)?) {
+            for (to, from) in logits.into_iter().zip(S::decode(&mut together, &mut forks)?) {
                 *to = from;
             }
         }

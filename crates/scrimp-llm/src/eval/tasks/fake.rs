@@ -70,6 +70,11 @@ impl Subject for Counting {
         self.cache.drain(..self.cache.len() - setting);
         Ok(())
     }
+    type Together = ();
+    fn together(&self) {}
+    fn decode((): &mut (), forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>> {
+        forks.iter_mut().map(|(fork, token)| Ok(fork.forward(&[*token])?.to_vec())).collect()
+    }
     fn forget_from(&mut self, len: usize) {
         self.truncate(len);
     }

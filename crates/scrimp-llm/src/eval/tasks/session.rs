@@ -32,10 +32,14 @@ impl<'m> Subject for Session<'m> {
         }
     }
 
-    fn decode(forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>> {
-        let Some((first, _)) = forks.first() else { return Ok(Vec::new()) };
+    type Together = Batch<'m>;
+
+    fn together(&self) -> Batch<'m> {
+        Batch::new(self.model())
+    }
+
+    fn decode(batch: &mut Batch<'m>, forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>> {
         let mut logits = vec![Vec::new(); forks.len()];
-        let mut batch = Batch::new(first.model());
         let mut steps: Vec<Step<'_, 'm>> = forks
             .iter_mut()
             .map(|(session, token)| Step {
