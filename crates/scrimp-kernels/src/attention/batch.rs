@@ -5,9 +5,8 @@
 
 use super::{
     AttentionArgs, DECODE_SEGMENT, DECODE_UNITS, PREFILL_SEGMENT, UNIT_ROWS,
-    dispatch::Kernels,
     scratch::AttentionScratch,
-    unit::{self, BlockTask, Sink},
+    unit::{self, BlockTask, Sink, UnitKernels},
 };
 use crate::{shared::SharedMut, threads::Pool};
 
@@ -40,7 +39,7 @@ enum What {
 /// A call as workers see it.
 struct Job<'a> {
     args: &'a AttentionArgs<'a>,
-    kernels: Kernels,
+    kernels: UnitKernels,
     /// Rows of each KV head: tokens times query heads of the group.
     rows: usize,
     /// Keys of a segment.
@@ -64,22 +63,17 @@ pub fn attend_batch(calls: &mut [AttentionCall<'_>], pool: &Pool, scratch: &mut 
         let (args, index) = (&call.args, jobs.len());
         let rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
         let mut segment = PREFILL_SEGMENT;
+        let kernels = UnitKernels::new(args, rows > UNIT_ROWS);
         if rows > UNIT_ROWS {
             // The last rows see the most keys: long units first.
-            let blocks =
-                (0..args.n_kv_heads).flat_map(|h| (0..rows.div_ceil(UNIT_ROWS)).rev().map(move |b| (h, b)));
+            let blocks = rows.div_ceil(kernels.unit_rows());
+            let blocks = (0..args.n_kv_heads).flat_map(|h| (0..blocks).rev().map(move |b| (h, b)));
             units.extend(blocks.map(|(head, block)| Unit { call: index, head, what: What::Rows(block) }));
         } else if rows > 0 {
             segment = segment_of(args);
             cut_keys(args, index, rows, segment, &mut units, &mut partial_len);
         }
-        jobs.push(Job {
-            args,
-            kernels: Kernels::new(args.tier, args.storage),
-            rows,
-            segment,
-            out: SharedMut::new(&mut *call.out),
-        });
+        jobs.push(Job { args, kernels, rows, segment, out: SharedMut::new(&mut *call.out) });
     }
     if partial.len() < partial_len {
         partial.resize(partial_len, 0.0);
@@ -152,7 +146,10 @@ impl Job<'_> {
         let Self { args, kernels, rows, segment, out } = *self;
         let mut sink = Sink::Rows(out);
         let (rows, only) = match what {
-            What::Rows(block) => (block * UNIT_ROWS..((block + 1) * UNIT_ROWS).min(rows), None),
+            What::Rows(block) => {
+                let unit_rows = kernels.unit_rows();
+                (block * unit_rows..((block + 1) * unit_rows).min(rows), None)
+            }
             What::Keys { start } => (0..rows, Some(start..start + segment)),
             What::Segment { start, at } => {
                 // SAFETY: the pool runs every unit once, and units have parts of their own.

@@ -1,7 +1,7 @@
 //! Adding a block's probabilities to column sums, page by page, while they are in the cache for the values anyway.
 
 use super::{
-    AttentionArgs, UNIT_ROWS,
+    AttentionArgs, MOST_ROWS,
     dispatch::Kernels,
     stats::{KINDS, LaneLayout, PEAK, StatsRequest},
     storage::TILE,
@@ -68,14 +68,14 @@ impl<'a> Columns<'a> {
         kernels: Kernels,
         (head, rows): (usize, &Range<usize>),
         blocks: &[RowBlock],
-        states: &[RowState; UNIT_ROWS],
+        states: &[RowState; MOST_ROWS],
     ) -> Option<Adder<'a>> {
         if !self.request.wants_row(args, rows) {
             return None;
         }
         let group = self.layout.group();
         // Where rows stand in the scores, and their weights.
-        let mut places = [(0, 0.0); UNIT_ROWS];
+        let mut places = [(0, 0.0); MOST_ROWS];
         for block in blocks {
             for r in 0..block.n {
                 let row = block.first + r - rows.start;
@@ -84,7 +84,7 @@ impl<'a> Columns<'a> {
         }
         let place = |row: usize| places[row - rows.start];
         let mut strands = Vec::with_capacity(2 * group);
-        let mut pairs = Vec::with_capacity(2 * UNIT_ROWS);
+        let mut pairs = Vec::with_capacity(2 * MOST_ROWS);
         for blocks in blocks.chunk_by(|a, b| a.rows() == b.rows()) {
             let (size, start) = (blocks[0].rows(), blocks[0].first);
             let end = blocks.iter().map(|block| block.first + block.n).max().unwrap_or(start);

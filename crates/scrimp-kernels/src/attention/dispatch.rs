@@ -3,10 +3,11 @@
 use super::{
     codes::{self, Codes, Codes4, Codes8, PackedPage},
     columns::RowPair,
-    kernels::{self, Bf16, F16, F32, Format},
+    kernels::{self, Bf16, F16, F32, Format, Values},
     lanes::Lanes,
     sparse,
-    storage::{StorageKind, packing::PackedKind},
+    storage::{PageGeometry, StorageKind, packing::PackedKind},
+    tiles,
 };
 use crate::{
     isa::scalar::Scalar,
@@ -18,8 +19,8 @@ pub(crate) struct RowKernels {
     pub(crate) rows: usize,
     /// `(k, tiles, steps, q, out, ahead)`
     pub(crate) qk: unsafe fn(*const u8, usize, usize, *const f32, *mut f32, *const u8),
-    /// `(v, block_bytes, blocks, tiles, p, acc, ahead)`
-    pub(crate) pv: unsafe fn(*const u8, usize, usize, usize, *const f32, *mut f32, *const u8),
+    /// `(pages, block_bytes, blocks, p, acc, ahead)`
+    pub(crate) pv: unsafe fn(&[Values], usize, usize, *const f32, *mut f32, *const u8),
     /// `(scores, tiles, scale, cap, bias)`
     pub(crate) finish: unsafe fn(*mut f32, usize, f32, f32, *const f32),
     /// `(scores, tiles, max)`
@@ -48,18 +49,32 @@ pub(crate) struct Kernels {
     pub(crate) add_columns: AddColumns,
     /// Likewise, with maxima in the place of sums.
     pub(crate) max_columns: AddColumns,
-    /// `(row, steps, stride, to)`
-    pub(crate) elements: fn(&[f32], usize, usize, &mut [f32]),
+    /// `(row, steps, r, rows, to)`
+    pub(crate) elements: fn(&[f32], usize, usize, usize, &mut [f32]),
     /// Elements of a row to a step.
     pub(crate) pair: usize,
     /// Bytes of a step.
     pub(crate) step_bytes: usize,
     /// `f32` slots of an element.
     pub(crate) slots: usize,
+    /// Pages whose values are added at a time.
+    pub(crate) run_pages: usize,
+    /// Whether they use tile registers: then a unit has all of its rows in one block, and its keys start at an even tile.
+    pub(crate) in_tiles: bool,
     packed: fn(PackedKind) -> &'static [PackedKernels],
 }
 
 impl Kernels {
+    /// Kernels over bf16 pages that use tile registers, where the tier has them and the pages suit them.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
+    pub(crate) fn in_tiles(tier: Tier, kind: StorageKind, g: PageGeometry) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if tier.has_amx() && kind == StorageKind::Bf16 && tiles::fits(g) {
+            return Some(amx::KERNELS);
+        }
+        None
+    }
+
     /// The kernels over pages of `kind`, one for each of [`Kernels::blocks`].
     pub(crate) fn packed(self, kind: PackedKind) -> &'static [PackedKernels] {
         (self.packed)(kind)
@@ -68,7 +83,7 @@ impl Kernels {
     /// The kernels of `tier` for `kind`.
     pub(crate) fn new(tier: Tier, kind: StorageKind) -> Self {
         match kind {
-            StorageKind::Bf16 => Self::of::<Bf16>(tier),
+            StorageKind::Bf16 => Self::of::<Bf16<false>>(tier),
             StorageKind::F16 => Self::of::<F16>(tier),
             StorageKind::F32 => Self::of::<F32>(tier),
         }
@@ -103,15 +118,14 @@ macro_rules! tier {
 
             $(#[$attr])*
             unsafe fn pv<F: Format, const R: usize, const D: usize>(
-                v: *const u8, block_bytes: usize, blocks: usize, tiles: usize, p: *const f32, acc: *mut f32,
-                ahead: *const u8,
+                pages: &[Values], block_bytes: usize, blocks: usize, p: *const f32, acc: *mut f32, ahead: *const u8,
             ) {
                 // SAFETY: as above.
-                unsafe { kernels::pv::<$lanes, F, R, D>($token, v, block_bytes, blocks, tiles, p, acc, ahead) }
+                unsafe { kernels::pv::<$lanes, F, R, D>($token, pages, block_bytes, blocks, p, acc, ahead) }
             }
 
             $(#[$attr])*
-            unsafe fn finish<const R: usize>(
+            pub(super) unsafe fn finish<const R: usize>(
                 scores: *mut f32, tiles: usize, scale: f32, cap: f32, bias: *const f32,
             ) {
                 // SAFETY: as above.
@@ -119,13 +133,13 @@ macro_rules! tier {
             }
 
             $(#[$attr])*
-            unsafe fn row_max<const R: usize>(scores: *const f32, tiles: usize, max: *mut f32) {
+            pub(super) unsafe fn row_max<const R: usize>(scores: *const f32, tiles: usize, max: *mut f32) {
                 // SAFETY: as above.
                 unsafe { kernels::row_max::<$lanes, R>($token, scores, tiles, max) }
             }
 
             $(#[$attr])*
-            unsafe fn exp_sum<F: Format, const R: usize>(
+            pub(super) unsafe fn exp_sum<F: Format, const R: usize>(
                 scores: *mut f32, tiles: usize, c: f32, max: *const f32, sum: *mut f32,
             ) {
                 // SAFETY: as above.
@@ -133,7 +147,7 @@ macro_rules! tier {
             }
 
             $(#[$attr])*
-            unsafe fn add_columns<F: Format>(
+            pub(super) unsafe fn add_columns<F: Format>(
                 p: *const f32, tiles: usize, stride: usize, pairs: &[RowPair], columns: *mut f32,
             ) {
                 // SAFETY: as above.
@@ -141,7 +155,7 @@ macro_rules! tier {
             }
 
             $(#[$attr])*
-            unsafe fn max_columns<F: Format>(
+            pub(super) unsafe fn max_columns<F: Format>(
                 p: *const f32, tiles: usize, stride: usize, pairs: &[RowPair], columns: *mut f32,
             ) {
                 // SAFETY: as above.
@@ -224,6 +238,8 @@ macro_rules! tier {
                     pair: F::PAIR,
                     step_bytes: F::STEP_BYTES,
                     slots: F::slots::<$lanes>(),
+                    run_pages: 1,
+                    in_tiles: false,
                     packed,
                 }
             }
@@ -253,5 +269,51 @@ tier!(
     )],
     [(1, 2, 2), (2, 2, 2), (3, 2, 2), (4, 2, 2), (6, 2, 2), (8, 1, 1), (12, 2, 2)]
 );
+
+/// Products in tile registers, everything else with AVX-512.
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    use super::*;
+    use crate::linear::amx::asm::Amx;
+
+    type InTiles = Bf16<true>;
+
+    unsafe fn qk(k: *const u8, keys: usize, steps: usize, q: *const f32, out: *mut f32, _ahead: *const u8) {
+        // SAFETY: the caller vouches for the pointers, and that the CPU has tile registers, which are configured.
+        unsafe { tiles::qk(&mut Amx::new(), k, keys, steps, q, out) }
+    }
+
+    unsafe fn pv(
+        pages: &[Values],
+        block_bytes: usize,
+        blocks: usize,
+        p: *const f32,
+        acc: *mut f32,
+        _ahead: *const u8,
+    ) {
+        // SAFETY: as above.
+        unsafe { tiles::pv(&mut Amx::new(), pages, block_bytes, blocks, p, acc) }
+    }
+
+    pub(super) const KERNELS: Kernels = Kernels {
+        blocks: &[RowKernels {
+            rows: tiles::ROWS,
+            qk,
+            pv,
+            finish: avx512::finish::<{ tiles::ROWS }>,
+            row_max: avx512::row_max::<{ tiles::ROWS }>,
+            exp_sum: avx512::exp_sum::<InTiles, { tiles::ROWS }>,
+        }],
+        add_columns: avx512::add_columns::<InTiles>,
+        max_columns: avx512::max_columns::<InTiles>,
+        elements: InTiles::elements::<Avx512>,
+        pair: InTiles::PAIR,
+        step_bytes: InTiles::STEP_BYTES,
+        slots: <Avx512 as Lanes>::PAIR_SLOTS,
+        run_pages: tiles::RUN_PAGES,
+        in_tiles: true,
+        packed: |_| unreachable!("packed pages stay with AVX-512"),
+    };
+}
 
 const _: () = assert!(<Scalar as Lanes>::PAIR_SLOTS == 2);

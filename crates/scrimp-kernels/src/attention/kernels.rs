@@ -52,13 +52,27 @@ pub(crate) trait Format: Copy {
     fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights<S>) -> S::F;
     /// What `store_p` has written to `a`.
     fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F;
-    /// Writes the elements of `row`, `stride` slots apart; dims beyond its end are 0.
-    fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]);
+    /// Writes the elements of `row`, which is the `r`-th of `rows`, in their places; dims beyond its end are 0.
+    fn elements<S: Lanes>(row: &[f32], steps: usize, r: usize, rows: usize, to: &mut [f32]);
+    /// Where the probabilities of a tile start, in floats; its scores start at `tile * stride`.
+    #[inline(always)]
+    fn place_p(tile: usize, stride: usize) -> usize {
+        tile * stride
+    }
+    /// What is written behind the last of `tiles` tiles, `stride` floats each.
+    ///
+    /// # Safety
+    /// `p` are their probabilities.
+    #[inline(always)]
+    unsafe fn pad_p(_p: *mut f32, _tiles: usize, _stride: usize) {}
 }
 
 /// bf16 pages; queries and probabilities are rounded to bf16 too, in every tier.
+///
+/// With `IN_TILES` they stand as tile registers load them (see [`tiles`](super::tiles)): 64 bytes of a row after the other,
+/// queries as `[block of 16 steps][R][16 steps]`, probabilities of two tiles of keys side by side.
 #[derive(Clone, Copy)]
-pub(crate) struct Bf16;
+pub(crate) struct Bf16<const IN_TILES: bool = false>;
 /// f16 pages, f32 arithmetic.
 #[derive(Clone, Copy)]
 pub(crate) struct F16;
@@ -66,7 +80,7 @@ pub(crate) struct F16;
 #[derive(Clone, Copy)]
 pub(crate) struct F32;
 
-impl Format for Bf16 {
+impl<const IN_TILES: bool> Format for Bf16<IN_TILES> {
     const PAIR: usize = 2;
     const STEP_BYTES: usize = 64;
     type Step<S: Lanes> = S::Pairs;
@@ -103,17 +117,36 @@ impl Format for Bf16 {
         s.load_rounded(a)
     }
     #[inline(always)]
-    fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
-        let mut to = to.chunks_mut(stride).take(steps);
-        for x in row.chunks(16) {
-            let mut tile = [0.0; 16];
-            tile[..x.len()].copy_from_slice(x);
-            let tile = tile.map(round_to_bf16);
-            for (pair, to) in tile.chunks_exact(2).zip(&mut to) {
-                S::pair_element(pair[0], pair[1], to);
+    fn elements<S: Lanes>(row: &[f32], steps: usize, r: usize, rows: usize, to: &mut [f32]) {
+        let slots = S::PAIR_SLOTS;
+        let place = |step: usize| match IN_TILES {
+            true => step / 16 * rows * 16 + r * 16 + step % 16,
+            false => step * rows + r,
+        };
+        // Vectors of 16: 8 steps, which lie apart or together.
+        for first in (0..steps).step_by(8) {
+            let mut x = [0.0; 16];
+            let from = row.get(2 * first..).unwrap_or_default();
+            let n = from.len().min(16);
+            x[..n].copy_from_slice(&from[..n]);
+            let x = x.map(round_to_bf16);
+            for (i, pair) in x.chunks_exact(2).enumerate() {
+                S::pair_element(pair[0], pair[1], &mut to[place(first + i) * slots..][..slots]);
             }
         }
-        to.for_each(|to| S::pair_element(0, 0, to));
+    }
+    #[inline(always)]
+    fn place_p(tile: usize, stride: usize) -> usize {
+        if IN_TILES { tile / 2 * 2 * stride + tile % 2 * 8 } else { tile * stride }
+    }
+    #[inline(always)]
+    unsafe fn pad_p(p: *mut f32, tiles: usize, stride: usize) {
+        if IN_TILES && !tiles.is_multiple_of(2) {
+            for row in (0..stride).step_by(16) {
+                // SAFETY: the second half of a row of the last tile, whose scores are no longer needed.
+                unsafe { p.add(Self::place_p(tiles, stride) + row).write_bytes(0, 8) };
+            }
+        }
     }
 }
 
@@ -157,9 +190,9 @@ macro_rules! plain_format {
                 s.load(a)
             }
             #[inline(always)]
-            fn elements<S: Lanes>(row: &[f32], steps: usize, stride: usize, to: &mut [f32]) {
+            fn elements<S: Lanes>(row: &[f32], steps: usize, r: usize, rows: usize, to: &mut [f32]) {
                 let values = row.iter().copied().chain(std::iter::repeat(0.0));
-                to.chunks_mut(stride).take(steps).zip(values).for_each(|(to, x)| to[0] = x);
+                to[r..].iter_mut().step_by(rows).take(steps).zip(values).for_each(|(to, x)| *to = x);
             }
         }
     };
@@ -239,18 +272,47 @@ unsafe fn qk_tiles<S: Lanes, F: Format, const R: usize, const T: usize>(
     }
 }
 
-/// Adds the values of `tiles` tiles, weighed by `p`, to the outputs of `R` rows.
+/// Values of a page.
+#[derive(Clone, Copy)]
+pub(crate) struct Values {
+    /// The first step of the first block.
+    pub(crate) at: *const u8,
+    /// Tiles of keys.
+    pub(crate) tiles: usize,
+}
+
+/// Adds values, weighed by `p`, to the outputs of `R` rows, page after page.
 ///
 /// # Safety
-/// `v` has `blocks` blocks, `block_bytes` apart, with the steps of `tiles` tiles each; `p` is what [`exp_sum`] wrote for
-/// `tiles` tiles, `acc` has `blocks * R * 16` floats; `v` is aligned to 4.
+/// A page has `blocks` blocks, `block_bytes` apart, with the steps of its tiles; `p` is what [`exp_sum`] wrote for all of
+/// them, `acc` has `blocks * R * 16` floats; pages are aligned to 4.
 #[inline(always)]
 pub(crate) unsafe fn pv<S: Lanes, F: Format, const R: usize, const D: usize>(
     s: S,
-    v: *const u8,
+    pages: &[Values],
     block_bytes: usize,
     blocks: usize,
-    tiles: usize,
+    mut p: *const f32,
+    acc: *mut f32,
+    ahead: *const u8,
+) {
+    for &page in pages {
+        // SAFETY: the caller's word.
+        unsafe {
+            pv_page::<S, F, R, D>(s, page, block_bytes, blocks, p, acc, ahead);
+            p = p.add(page.tiles * R * 16);
+        }
+    }
+}
+
+/// # Safety
+/// As [`pv`], for one page.
+#[inline(always)]
+unsafe fn pv_page<S: Lanes, F: Format, const R: usize, const D: usize>(
+    s: S,
+    Values { at: v, tiles }: Values,
+    block_bytes: usize,
+    blocks: usize,
     p: *const f32,
     acc: *mut f32,
     ahead: *const u8,
@@ -358,17 +420,42 @@ pub(crate) unsafe fn row_max<S: Lanes, const R: usize>(
     tiles: usize,
     max: *mut f32,
 ) {
-    let mut acc = [s.splat(f32::NEG_INFINITY); R];
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        if R <= IN_REGISTERS {
+            max_of_rows::<S, R>(s, scores, R, tiles, max);
+        } else {
+            for r in (0..R).step_by(IN_REGISTERS) {
+                max_of_rows::<S, IN_REGISTERS>(s, scores.add(r * 16), R, tiles, max.add(r));
+            }
+        }
+    }
+}
+
+/// Rows whose maxima or sums are kept in registers.
+const IN_REGISTERS: usize = 16;
+
+/// # Safety
+/// As [`row_max`], for `N` of `rows` rows.
+#[inline(always)]
+unsafe fn max_of_rows<S: Lanes, const N: usize>(
+    s: S,
+    scores: *const f32,
+    rows: usize,
+    tiles: usize,
+    max: *mut f32,
+) {
+    let mut acc = [s.splat(f32::NEG_INFINITY); N];
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
         for tile in 0..tiles {
-            for r in 0..R {
-                let x = s.load(&*scores.add((tile * R + r) * 16).cast());
+            for r in 0..N {
+                let x = s.load(&*scores.add((tile * rows + r) * 16).cast());
                 // The second operand is returned where one is NaN.
                 acc[r] = s.max(x, acc[r]);
             }
         }
-        for r in 0..R {
+        for r in 0..N {
             let mut lanes = [0.0; 16];
             s.store(acc[r], &mut lanes);
             *max.add(r) = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
@@ -389,19 +476,48 @@ pub(crate) unsafe fn exp_sum<S: Lanes, F: Format, const R: usize>(
     max: *const f32,
     sum: *mut f32,
 ) {
-    let mut acc = [s.splat(0.0); R];
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
-        let max: [f32; R] = std::array::from_fn(|r| *max.add(r));
-        for tile in 0..tiles {
-            for r in 0..R {
-                let at = &mut *scores.add((tile * R + r) * 16).cast();
-                // The difference first: then large scores lose nothing.
-                let x = s.mul(s.sub(s.load(at), s.splat(max[r])), s.splat(c));
-                acc[r] = s.add(acc[r], F::store_p(s, s.exp2(x), at));
+        if R <= IN_REGISTERS {
+            exp_of_rows::<S, F, R>(s, scores, R, tiles, c, max, sum);
+        } else {
+            for r in (0..R).step_by(IN_REGISTERS) {
+                let (scores, max, sum) = (scores.add(r * 16), max.add(r), sum.add(r));
+                exp_of_rows::<S, F, IN_REGISTERS>(s, scores, R, tiles, c, max, sum);
             }
         }
-        for r in 0..R {
+        F::pad_p(scores, tiles, R * 16);
+    }
+}
+
+/// # Safety
+/// As [`exp_sum`], for `N` of `rows` rows.
+#[inline(always)]
+unsafe fn exp_of_rows<S: Lanes, F: Format, const N: usize>(
+    s: S,
+    scores: *mut f32,
+    rows: usize,
+    tiles: usize,
+    c: f32,
+    max: *const f32,
+    sum: *mut f32,
+) {
+    let mut acc = [s.splat(0.0); N];
+    // SAFETY: all offsets stay inside what the caller vouches for; the place of a probability held scores of its row, of
+    // this tile or of one before.
+    unsafe {
+        let max: [f32; N] = std::array::from_fn(|r| *max.add(r));
+        for tile in 0..tiles {
+            let place = F::place_p(tile, rows * 16);
+            for r in 0..N {
+                let score = s.load(&*scores.add((tile * rows + r) * 16).cast());
+                // The difference first: then large scores lose nothing.
+                let x = s.mul(s.sub(score, s.splat(max[r])), s.splat(c));
+                let to = &mut *scores.add(place + r * 16).cast();
+                acc[r] = s.add(acc[r], F::store_p(s, s.exp2(x), to));
+            }
+        }
+        for r in 0..N {
             *sum.add(r) = s.reduce_add(acc[r]);
         }
     }
@@ -452,7 +568,7 @@ unsafe fn add_pairs<S: Lanes, F: Format, const N: usize>(
             let at = &mut *columns.add(tile * 16).cast();
             let mut acc = s.load(at);
             for i in 0..N {
-                let [a, b] = rows[i].map(|row| &*row.add(tile * stride).cast());
+                let [a, b] = rows[i].map(|row| &*row.add(F::place_p(tile, stride)).cast());
                 acc = F::add_p(s, acc, a, b, weights[i]);
             }
             s.store(acc, at);
@@ -479,7 +595,7 @@ pub(crate) unsafe fn max_columns<S: Lanes, F: Format>(
             // SAFETY: all offsets stay inside what the caller vouches for.
             unsafe {
                 let at = &mut *columns.add(tile * 16).cast();
-                let rows = pair.rows.map(|row| F::load_p(s, &*p.add(row + tile * stride).cast()));
+                let rows = pair.rows.map(|row| F::load_p(s, &*p.add(row + F::place_p(tile, stride)).cast()));
                 let best = s.max(s.mul(rows[0], weights[0]), s.mul(rows[1], weights[1]));
                 let most = s.max(s.load(at), best);
                 s.store(most, at);

@@ -36,6 +36,7 @@ mod scratch;
 mod sparse;
 mod stats;
 pub mod storage;
+mod tiles;
 mod unit;
 
 pub use batch::{AttentionCall, attend_batch};
@@ -49,17 +50,17 @@ pub use storage::{
 
 use crate::{shared::SharedMut, threads::Pool, tier::Tier};
 use columns::Columns;
-use dispatch::Kernels;
 use std::ops::Range;
-use unit::{BlockTask, Sink};
+use unit::{BlockTask, Sink, UnitKernels};
 
 /// Fewest and most keys of a segment in decode, and how many segments to aim at.
 const DECODE_SEGMENT: (usize, usize) = (256, 1024);
 const DECODE_UNITS: usize = 16;
 /// Keys that a block of rows is scored against at once in prefill (bounds the scratch memory).
 const PREFILL_SEGMENT: usize = 8192;
-/// Query rows of a unit.
+/// Query rows of a unit, and the most that a unit may have (those of [`tiles`]).
 const UNIT_ROWS: usize = 24;
+const MOST_ROWS: usize = tiles::ROWS;
 /// Of the blocks of rows that are left, one in so many goes to the next accumulator of column sums.
 const STAT_SHARE: usize = 4;
 /// The smallest accumulator gets one in so many of all blocks.
@@ -160,11 +161,12 @@ fn attend_with_stats(
     pool: &Pool,
     scratch: &mut AttentionScratch,
 ) {
-    let kernels = Kernels::new(args.tier, args.storage);
+    let kernels = UnitKernels::new(args, true);
     let group = args.n_heads / args.n_kv_heads;
     let rows = args.n_tokens * group;
-    let lanes = lane_blocks(rows.div_ceil(UNIT_ROWS));
-    let rows_of = |blocks: &Range<usize>| blocks.start * UNIT_ROWS..(blocks.end * UNIT_ROWS).min(rows);
+    let unit_rows = kernels.unit_rows();
+    let lanes = lane_blocks(rows.div_ceil(unit_rows));
+    let rows_of = |blocks: &Range<usize>| blocks.start * unit_rows..(blocks.end * unit_rows).min(rows);
     let layout = stats::LaneLayout::new(args, request, lanes.iter().map(rows_of));
     let mut lines = std::mem::take(&mut scratch.sums);
     let sums = lines.at_least(layout.len());

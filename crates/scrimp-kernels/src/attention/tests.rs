@@ -1,6 +1,7 @@
 //! Every tier and format against attention in f64, on odd shapes.
 
 use super::{
+    dispatch::Kernels,
     storage::{STORAGES, packing::PACKINGS},
     *,
 };
@@ -424,10 +425,10 @@ fn odd_numbers_do_not_panic_and_nan_shows() {
     let pool = Pool::new(1).unwrap();
     for tier in Tier::supported() {
         for format in formats() {
-            for n_tokens in [1, 30] {
+            for (n_tokens, page_tokens) in [(1, 16), (30, 16), (30, 64)] {
                 for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE / 2.0] {
                     let mut problem =
-                        problem(&Shape { n_tokens, n_keys: 40, page_tokens: 16, ..PLAIN }, format, 3);
+                        problem(&Shape { n_tokens, n_keys: 40, page_tokens, ..PLAIN }, format, 3);
                     problem.q[5] = bad;
                     let out = problem.run(tier, None, &pool);
                     // Packed pages do not round queries to bf16: the largest number may pass or not.

@@ -1,12 +1,14 @@
 //! One unit of work: a block of query rows of one KV head against a range of keys.
 
 use super::{
-    AttentionArgs, PageGeometry, PageView, UNIT_ROWS,
+    AttentionArgs, MOST_ROWS, PageGeometry, PageView, UNIT_ROWS,
     codes::PackedPage,
     columns::{Columns, inverse},
     dispatch::{Kernels, RowKernels},
+    kernels::Values,
     scratch::ThreadScratch,
     storage::{StorageKind, TILE, sparse::Layout},
+    tiles,
 };
 use crate::shared::SharedMut;
 use std::ops::Range;
@@ -14,14 +16,41 @@ use std::ops::Range;
 /// A block of rows of a KV head and what it is scored against.
 pub(crate) struct BlockTask<'a> {
     pub(crate) args: &'a AttentionArgs<'a>,
-    pub(crate) kernels: Kernels,
+    pub(crate) kernels: UnitKernels,
     pub(crate) head: usize,
-    /// Rows `token * group + member`, at most [`UNIT_ROWS`].
+    /// Rows `token * group + member`, at most [`UnitKernels::unit_rows`].
     pub(crate) rows: Range<usize>,
     /// Keys to score at once; segments start at multiples of it.
     pub(crate) segment: usize,
     /// Keys to look at, where not all.
     pub(crate) only: Option<Range<usize>>,
+}
+
+/// The kernels that units of a call choose from.
+#[derive(Clone, Copy)]
+pub(crate) struct UnitKernels {
+    plain: Kernels,
+    /// With tile registers, where no page is packed.
+    in_tiles: Option<Kernels>,
+}
+
+impl UnitKernels {
+    /// Those of the tier; tile registers are for `many` rows.
+    pub(crate) fn new(args: &AttentionArgs<'_>, many: bool) -> Self {
+        let in_tiles = Kernels::in_tiles(args.tier, args.storage, args.geometry).filter(|_| many);
+        Self { plain: Kernels::new(args.tier, args.storage), in_tiles }
+    }
+
+    /// Query rows of a unit.
+    pub(crate) fn unit_rows(self) -> usize {
+        if self.in_tiles.is_some() { tiles::ROWS } else { UNIT_ROWS }
+    }
+}
+
+/// A unit's rows, cut into blocks for the kernels that were chosen.
+struct Cut {
+    kernels: Kernels,
+    blocks: Vec<RowBlock>,
 }
 
 /// Where results go.
@@ -138,38 +167,34 @@ impl BlockTask<'_> {
         if let Some(only) = &self.only {
             keys = keys.start.max(only.start)..keys.end.min(only.end);
         }
+        let packed = self.has_packed(&keys);
+        let kernels = self.kernels.in_tiles.filter(|_| !packed).unwrap_or(self.kernels.plain);
         // Whole tiles; what they hold beyond the visible keys is masked.
-        let keys = keys.start / TILE * TILE..keys.end;
+        let whole = if kernels.in_tiles { 2 * TILE } else { TILE };
+        let keys = keys.start / whole * whole..keys.end;
         let n_keys = keys.end.saturating_sub(keys.start);
 
-        let steps = args.geometry.padded_dim() / self.kernels.pair;
+        let steps = args.geometry.padded_dim() / kernels.pair;
         let dim_blocks = args.geometry.padded_dim() / TILE;
         let tiles = n_keys.min(self.segment).div_ceil(TILE);
         let mut blocks: Vec<RowBlock> = Vec::with_capacity(4);
-        let packed = self.has_packed(&keys);
         let (mut q, mut plain_q, mut scores, mut acc) = (0, 0, 0, 0);
         let mut first = self.rows.start;
         while first < self.rows.end {
             let left = self.rows.end - first;
-            let kind = self.kernels.blocks.iter().position(|k| k.rows >= left);
-            let kind = kind.unwrap_or(self.kernels.blocks.len() - 1);
-            let kernels = &self.kernels.blocks[kind];
-            blocks.push(RowBlock {
-                kernels,
-                kind,
-                first,
-                n: left.min(kernels.rows),
-                q,
-                plain_q,
-                scores,
-                acc,
-            });
-            q += (steps * kernels.rows * self.kernels.slots).next_multiple_of(TILE);
-            plain_q += if packed { args.geometry.padded_dim() * kernels.rows } else { 0 };
-            scores += tiles * kernels.rows * TILE;
-            acc += dim_blocks * kernels.rows * TILE;
-            first += kernels.rows;
+            let kind = kernels.blocks.iter().position(|k| k.rows >= left);
+            let kind = kind.unwrap_or(kernels.blocks.len() - 1);
+            let of_block = &kernels.blocks[kind];
+            let rows = of_block.rows;
+            let n = left.min(rows);
+            blocks.push(RowBlock { kernels: of_block, kind, first, n, q, plain_q, scores, acc });
+            q += (steps * rows * kernels.slots).next_multiple_of(TILE);
+            plain_q += if packed { args.geometry.padded_dim() * rows } else { 0 };
+            scores += tiles * rows * TILE;
+            acc += dim_blocks * rows * TILE;
+            first += rows;
         }
+        let cut = Cut { kernels, blocks };
         if self.only.is_some() && n_keys > 0 {
             let page = args.kv.page(self.head, keys.start / args.geometry.page_tokens);
             prefetch(page.k);
@@ -179,25 +204,29 @@ impl BlockTask<'_> {
         let acc = scratch.acc.at_least(acc);
         let plain_q = scratch.plain_q.at_least(plain_q);
         acc.fill(0.0);
-        for block in &blocks {
-            self.write_elements(block, steps, &mut q[block.q..]);
+        for block in &cut.blocks {
+            for r in 0..block.rows() {
+                (kernels.elements)(self.query(block, r), steps, r, block.rows(), &mut q[block.q..]);
+            }
             if packed {
                 self.write_plain(block, &mut plain_q[block.plain_q..]);
             }
         }
         let tiles = dim_blocks.max(args.geometry.page_tokens / TILE);
-        let work = scratch.work.at_least(if packed { UNIT_ROWS * tiles * TILE / 2 } else { 0 });
+        let work = scratch.work.at_least(if packed { MOST_ROWS * tiles * TILE / 2 } else { 0 });
         let mut queries = Queries { q, plain_q, work };
 
-        let mut states = [RowState { max: f32::NEG_INFINITY, sum: 0.0 }; UNIT_ROWS];
+        let mut states = [RowState { max: f32::NEG_INFINITY, sum: 0.0 }; MOST_ROWS];
         let mut start = keys.start;
+        let registers = kernels.in_tiles.then(tiles::Registers::take);
         while start < keys.end {
             let end = keys.end.min((start / self.segment + 1).saturating_mul(self.segment));
-            self.segment(start..end, &blocks, &mut queries, scores, acc, &mut states, columns.take());
+            self.segment(start..end, &cut, &mut queries, scores, acc, &mut states, columns.take());
             start = end;
         }
+        drop(registers);
         if self.wanted() {
-            self.write(&blocks, acc, &states, sink);
+            self.write(&cut.blocks, acc, &states, sink);
         }
     }
 
@@ -229,15 +258,6 @@ impl BlockTask<'_> {
         }
     }
 
-    /// The rows' queries as elements, `[step][R]`.
-    fn write_elements(&self, block: &RowBlock, steps: usize, to: &mut [f32]) {
-        let slots = self.kernels.slots;
-        for r in 0..block.kernels.rows {
-            let row = self.query(block, r);
-            (self.kernels.elements)(row, steps, block.kernels.rows * slots, &mut to[r * slots..]);
-        }
-    }
-
     /// Calls `visit(page, first tile in it, tiles, tiles before it)` for the pages of `keys`, with the next page.
     fn pages(&self, keys: &Range<usize>, mut visit: impl FnMut(usize, usize, usize, usize)) {
         let page_tokens = self.args.geometry.page_tokens;
@@ -255,16 +275,15 @@ impl BlockTask<'_> {
     fn segment(
         &self,
         keys: Range<usize>,
-        blocks: &[RowBlock],
+        Cut { kernels: k, blocks }: &Cut,
         queries: &mut Queries<'_>,
         scores: &mut [f32],
         acc: &mut [f32],
-        states: &mut [RowState; UNIT_ROWS],
+        states: &mut [RowState; MOST_ROWS],
         columns: Option<Columns<'_>>,
     ) {
         let args = self.args;
         let g = args.geometry;
-        let k = &self.kernels;
         let (steps, dim_blocks) = (g.padded_dim() / k.pair, g.padded_dim() / TILE);
         let tile_bytes = steps * k.step_bytes;
         let block_bytes = g.page_tokens / k.pair * k.step_bytes;
@@ -324,9 +343,9 @@ impl BlockTask<'_> {
             for r in 0..block.n {
                 mask(scores, rows, r, &keys, &self.visible(block.first + r));
             }
-            let (mut max, mut sum) = ([0.0; UNIT_ROWS], [0.0; UNIT_ROWS]);
+            let (mut max, mut sum) = ([0.0; MOST_ROWS], [0.0; MOST_ROWS]);
             let states = &mut states[block.first - self.rows.start..][..block.n];
-            // SAFETY: `scores` has `tiles * rows * 16` floats, and `UNIT_ROWS` is not below any kernel's `rows`.
+            // SAFETY: `scores` has `tiles * rows * 16` floats, and `MOST_ROWS` is not below any kernel's `rows`.
             unsafe { (block.kernels.row_max)(scores.as_ptr(), tiles, max.as_mut_ptr()) };
             for r in 0..rows {
                 if let Some(state) = states.get(r) {
@@ -352,27 +371,33 @@ impl BlockTask<'_> {
             }
         }
 
-        let mut adder =
-            columns.and_then(|c| c.adder(args, self.kernels, (self.head, &self.rows), blocks, states));
+        let mut adder = columns.and_then(|c| c.adder(args, *k, (self.head, &self.rows), blocks, states));
         let wanted = self.wanted();
+        let mut run = Vec::with_capacity(k.run_pages);
         self.pages(&keys, |page, tile, tiles, before| {
             let view = args.kv.page(self.head, page);
             check_page(&view, page_bytes, g);
             let next = if page < last_page { page + 1 } else { page };
             let offset = tile * TILE / k.pair * k.step_bytes;
             let ahead = args.kv.page(self.head, next).v.as_ptr();
+            run.push(Values { at: view.v.as_ptr().wrapping_add(offset), tiles });
+            if run.len() < k.run_pages && page < last_page {
+                return;
+            }
+            let end = before + tiles;
+            let tiles = run.iter().map(|page| page.tiles).sum::<usize>();
+            let before = end - tiles;
             for block in blocks.iter().filter(|_| wanted) {
                 let rows = block.kernels.rows;
                 let p = &scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
                 let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
-                // SAFETY: as for the scores.
+                // SAFETY: as for the scores. (Where pages are packed, a run is one page.)
                 unsafe {
                     match view.packed {
                         None => (block.kernels.pv)(
-                            view.v.as_ptr().add(offset),
+                            &run,
                             block_bytes,
                             dim_blocks,
-                            tiles,
                             p.as_ptr(),
                             acc.as_mut_ptr(),
                             ahead.wrapping_add(offset),
@@ -388,10 +413,11 @@ impl BlockTask<'_> {
             if let Some(adder) = &mut adder {
                 adder.add(scores, before, tiles, keys.start + before * TILE);
             }
+            run.clear();
         });
     }
 
-    fn write(&self, blocks: &[RowBlock], acc: &[f32], states: &[RowState; UNIT_ROWS], sink: &mut Sink<'_>) {
+    fn write(&self, blocks: &[RowBlock], acc: &[f32], states: &[RowState; MOST_ROWS], sink: &mut Sink<'_>) {
         let (args, group, dim) = (self.args, self.group(), self.args.geometry.head_dim);
         let n_rows = self.rows.len();
         for block in blocks {

@@ -4,7 +4,7 @@
 //! tokens ([`gemm`]), a few columns at a time where tokens are few. Several matrices that share their input run in one parallel region.
 
 pub(crate) mod activations;
-mod amx;
+pub(crate) mod amx;
 pub mod bench;
 mod gemm;
 mod gemv;
