@@ -48,8 +48,16 @@ pub(crate) trait Format: Copy {
     type Weights<S: Lanes>: Copy;
     /// The weights of a pair of rows.
     fn weights<S: Lanes>(s: S, pair: &RowPair) -> Self::Weights<S>;
-    /// `acc + weights[0] * a + weights[1] * b`, where `store_p` has written `a` and `b`.
-    fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights<S>) -> S::F;
+    /// Tiles whose probabilities of a row share a line.
+    const LINE: usize = 1;
+    /// `acc + weights[0] * a + weights[1] * b` for the [`Format::LINE`] tiles that `store_p` has written to `a` and `b`.
+    fn add_p<S: Lanes>(
+        s: S,
+        acc: [S::F; 2],
+        a: &[f32; 16],
+        b: &[f32; 16],
+        weights: Self::Weights<S>,
+    ) -> [S::F; 2];
     /// What `store_p` has written to `a`.
     fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F;
     /// Writes the elements of `row`, which is the `r`-th of `rows`, in their places; dims beyond its end are 0.
@@ -108,9 +116,13 @@ impl<const IN_TILES: bool> Format for Bf16<IN_TILES> {
     fn weights<S: Lanes>(s: S, pair: &RowPair) -> S::Weights {
         s.weights(pair)
     }
+    const LINE: usize = if IN_TILES { 2 } else { 1 };
     #[inline(always)]
-    fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], weights: S::Weights) -> S::F {
-        s.add_rounded(acc, a, b, weights)
+    fn add_p<S: Lanes>(s: S, acc: [S::F; 2], a: &[f32; 16], b: &[f32; 16], weights: S::Weights) -> [S::F; 2] {
+        match IN_TILES {
+            true => s.add_rounded_line(acc, a, b, weights),
+            false => [s.add_rounded(acc[0], a, b, weights), acc[1]],
+        }
     }
     #[inline(always)]
     fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F {
@@ -182,8 +194,14 @@ macro_rules! plain_format {
                 pair.weights.map(|w| s.splat(w))
             }
             #[inline(always)]
-            fn add_p<S: Lanes>(s: S, acc: S::F, a: &[f32; 16], b: &[f32; 16], w: [S::F; 2]) -> S::F {
-                s.mul_acc(s.load(b), w[1], s.mul_acc(s.load(a), w[0], acc))
+            fn add_p<S: Lanes>(
+                s: S,
+                acc: [S::F; 2],
+                a: &[f32; 16],
+                b: &[f32; 16],
+                w: [S::F; 2],
+            ) -> [S::F; 2] {
+                [s.mul_acc(s.load(b), w[1], s.mul_acc(s.load(a), w[0], acc[0])), acc[1]]
             }
             #[inline(always)]
             fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F {
@@ -536,10 +554,13 @@ pub(crate) unsafe fn add_columns<S: Lanes, F: Format>(
     pairs: &[RowPair],
     columns: *mut f32,
 ) {
-    for pairs in pairs.chunks(4) {
+    // Of 32 rows, a query head of a group of three has 11: one pass.
+    for pairs in pairs.chunks(6) {
         // SAFETY: what the caller vouches for.
         unsafe {
             match pairs.len() {
+                6 => add_pairs::<S, F, 6>(s, p, tiles, stride, pairs, columns),
+                5 => add_pairs::<S, F, 5>(s, p, tiles, stride, pairs, columns),
                 4 => add_pairs::<S, F, 4>(s, p, tiles, stride, pairs, columns),
                 3 => add_pairs::<S, F, 3>(s, p, tiles, stride, pairs, columns),
                 2 => add_pairs::<S, F, 2>(s, p, tiles, stride, pairs, columns),
@@ -564,14 +585,19 @@ unsafe fn add_pairs<S: Lanes, F: Format, const N: usize>(
     unsafe {
         let weights: [F::Weights<S>; N] = std::array::from_fn(|i| F::weights(s, &pairs[i]));
         let rows: [[*const f32; 2]; N] = std::array::from_fn(|i| pairs[i].rows.map(|row| p.add(row)));
-        for tile in 0..tiles {
-            let at = &mut *columns.add(tile * 16).cast();
-            let mut acc = s.load(at);
+        for tile in (0..tiles).step_by(F::LINE) {
+            let first: &mut [f32; 16] = &mut *columns.add(tile * 16).cast();
+            let second = (tile + 1 < tiles).then(|| &mut *columns.add(tile * 16 + 16).cast::<[f32; 16]>());
+            let second = second.filter(|_| F::LINE == 2);
+            let mut acc = [s.load(first), second.as_deref().map_or(s.splat(0.0), |at| s.load(at))];
             for i in 0..N {
                 let [a, b] = rows[i].map(|row| &*row.add(F::place_p(tile, stride)).cast());
                 acc = F::add_p(s, acc, a, b, weights[i]);
             }
-            s.store(acc, at);
+            s.store(acc[0], first);
+            if let Some(second) = second {
+                s.store(acc[1], second);
+            }
         }
     }
 }

@@ -41,6 +41,17 @@ pub(crate) trait Lanes: Simd {
     fn weights(self, pair: &RowPair) -> Self::Weights;
     /// `acc + weights[0] * a + weights[1] * b`, where [`Lanes::store_rounded`] has written `a` and `b`.
     fn add_rounded(self, acc: Self::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights) -> Self::F;
+    /// The same for two tiles, whose probabilities stand side by side in `a` and `b` (in tiers with tile registers only).
+    #[inline(always)]
+    fn add_rounded_line(
+        self,
+        _acc: [Self::F; 2],
+        _a: &[f32; 16],
+        _b: &[f32; 16],
+        _weights: Self::Weights,
+    ) -> [Self::F; 2] {
+        unreachable!("no tile registers in this tier")
+    }
 
     /// Writes a pair of bf16 values in element form into `to[..PAIR_SLOTS]`.
     fn pair_element(a: u16, b: u16, to: &mut [f32]);
@@ -151,6 +162,29 @@ mod x86 {
     use crate::isa::{Simd, avx2::Avx2, avx512::Avx512};
     use std::arch::x86_64::*;
 
+    /// Adds the products of 16 words of `a` and `b` each, from word `FROM` on, with a pair of weights.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 with BF16 and BW.
+    #[inline(always)]
+    unsafe fn add_half<const FROM: usize>(
+        acc: __m512,
+        a: &[f32; 16],
+        b: &[f32; 16],
+        weights: __m512bh,
+    ) -> __m512 {
+        // Words i of both, side by side in lane i.
+        let order: [i32; 16] = std::array::from_fn(|i| ((FROM + i) | (FROM + i + 32) << 16) as i32);
+        // SAFETY: the caller's word; 64 bytes each are read.
+        unsafe {
+            let load = |x: *const f32| _mm512_loadu_si512(x.cast());
+            let order = _mm512_loadu_si512(order.as_ptr().cast());
+            let pairs = _mm512_permutex2var_epi16(load(a.as_ptr()), order, load(b.as_ptr()));
+            let pairs: __m512bh = std::mem::transmute(pairs);
+            _mm512_dpbf16_ps(acc, pairs, weights)
+        }
+    }
+
     impl Lanes for Avx2 {
         widened_pairs!();
 
@@ -226,16 +260,19 @@ mod x86 {
         }
         #[inline(always)]
         fn add_rounded(self, acc: __m512, a: &[f32; 16], b: &[f32; 16], weights: __m512bh) -> __m512 {
-            // Words i of both, side by side in lane i.
-            let order: [i32; 16] = std::array::from_fn(|i| (i | (i + 32) << 16) as i32);
-            // SAFETY: the token proves AVX-512 with BF16 and BW; 64 bytes each are read.
-            unsafe {
-                let load = |x: *const f32| _mm512_loadu_si512(x.cast());
-                let order = _mm512_loadu_si512(order.as_ptr().cast());
-                let pairs = _mm512_permutex2var_epi16(load(a.as_ptr()), order, load(b.as_ptr()));
-                let pairs: __m512bh = std::mem::transmute(pairs);
-                _mm512_dpbf16_ps(acc, pairs, weights)
-            }
+            // SAFETY: the token proves AVX-512 with BF16 and BW.
+            unsafe { add_half::<0>(acc, a, b, weights) }
+        }
+        #[inline(always)]
+        fn add_rounded_line(
+            self,
+            acc: [__m512; 2],
+            a: &[f32; 16],
+            b: &[f32; 16],
+            weights: __m512bh,
+        ) -> [__m512; 2] {
+            // SAFETY: as above.
+            unsafe { [add_half::<0>(acc[0], a, b, weights), add_half::<16>(acc[1], a, b, weights)] }
         }
 
         #[inline(always)]
