@@ -122,18 +122,26 @@ impl Pool {
     ///
     /// For regions that stream memory: the hardware's prefetchers follow a thread through its run, where units that
     /// alternate between threads make them start again at each one.
-    pub fn run_consecutive(&self, units: usize, body: impl Fn(usize, usize) + Sync) {
+    ///
+    /// `enter` and `body` are as for [`Pool::run_with`].
+    pub fn run_consecutive<T>(
+        &self,
+        units: usize,
+        enter: impl Fn() -> T + Sync,
+        body: impl Fn(&mut T, usize, usize) + Sync,
+    ) {
         let runs = self.threads().min(units);
         let start = |run: usize| units * run / runs;
         let next: Vec<_> = (0..runs).map(|run| OwnLine(AtomicUsize::new(start(run)))).collect();
         self.run(runs, |first, worker| {
+            let mut own = None;
             for run in (first..runs).chain(0..first) {
                 loop {
                     let unit = next[run].0.fetch_add(1, Ordering::Relaxed);
                     if unit >= start(run + 1) {
                         break;
                     }
-                    body(unit, worker);
+                    body(own.get_or_insert_with(&enter), unit, worker);
                 }
             }
         });
@@ -394,8 +402,9 @@ mod tests {
                     counts[unit].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
-                pool.run_consecutive(units, |unit, worker| {
-                    assert!(worker < threads);
+                pool.run_consecutive(units, Vec::new, |own: &mut Vec<usize>, unit, worker| {
+                    assert!(worker < threads && own.iter().all(|&before| before != unit));
+                    own.push(unit);
                     counts[unit].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2));

@@ -13,7 +13,7 @@
 //! from those of AVX-512 by rounding.
 
 use super::{PageGeometry, kernels::Values, storage::TILE};
-use crate::linear::amx::Tile;
+use crate::linear::amx::{Shape, Tile};
 
 /// Query rows of a block.
 pub(super) const ROWS: usize = 32;
@@ -37,7 +37,7 @@ pub(super) fn fits(g: PageGeometry) -> bool {
 
 /// Whole tiles, for everything here.
 pub(super) fn configure(tile: &mut impl Tile) {
-    tile.configure(TILE as u8);
+    tile.configure(Shape::whole(TILE));
 }
 
 /// The CPU's tile registers while a unit of work has them.

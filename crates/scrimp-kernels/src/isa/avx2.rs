@@ -38,15 +38,6 @@ macro_rules! both {
 type F = [__m256; 2];
 type I = [__m256i; 2];
 
-impl Avx2 {
-    /// `w - 128` of each byte.
-    #[inline(always)]
-    fn signed(self, w: I) -> I {
-        let flip = isa!([_mm256_set1_epi8(-128); 2]);
-        both!(_mm256_xor_si256, w, flip)
-    }
-}
-
 impl Simd for Avx2 {
     const UNROLL: bool = false;
     const TOKEN_TILE: usize = 4;
@@ -208,6 +199,11 @@ impl Simd for Avx2 {
         });
     }
     #[inline(always)]
+    fn less(self, a: I, x: u8) -> I {
+        let x = isa!([_mm256_set1_epi8(x as i8); 2]);
+        both!(_mm256_sub_epi8, a, x)
+    }
+    #[inline(always)]
     fn low_nibbles(self, x: I) -> I {
         isa!({
             let mask = _mm256_set1_epi8(15);
@@ -276,7 +272,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn dot_wide(self, partial: I, w: I, x: i32) -> I {
         // |s| · (sign(s) x) with s = w - 128: at most 2 · 128 · 127 = 32512, which fits an i16.
-        let s = self.signed(w);
+        let s = self.less(w, 128);
         let magnitude = both!(_mm256_abs_epi8, s);
         isa!({
             let x = _mm256_set1_epi32(x);

@@ -217,6 +217,10 @@ impl Simd for Avx512 {
         isa!(_mm512_storeu_si512(to.as_mut_ptr().cast(), x));
     }
     #[inline(always)]
+    fn less(self, a: __m512i, x: u8) -> __m512i {
+        isa!(_mm512_sub_epi8(a, _mm512_set1_epi8(x as i8)))
+    }
+    #[inline(always)]
     fn low_nibbles(self, x: __m512i) -> __m512i {
         isa!(_mm512_and_si512(x, _mm512_set1_epi8(15)))
     }

@@ -68,6 +68,8 @@ pub(crate) trait Simd: Copy {
 
     fn load_b(self, x: &[u8; 64]) -> Self::B;
     fn store_b(self, x: Self::B, to: &mut [u8; 64]);
+    /// Each byte less `x`; wraps around.
+    fn less(self, a: Self::B, x: u8) -> Self::B;
     /// The low 4 bits of each byte.
     fn low_nibbles(self, x: Self::B) -> Self::B;
     /// The high 4 bits of each byte.

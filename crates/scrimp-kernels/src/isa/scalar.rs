@@ -139,6 +139,10 @@ impl Simd for Scalar {
         *to = x;
     }
     #[inline(always)]
+    fn less(self, a: [u8; 64], x: u8) -> [u8; 64] {
+        a.map(|a| a.wrapping_sub(x))
+    }
+    #[inline(always)]
     fn low_nibbles(self, x: [u8; 64]) -> [u8; 64] {
         x.map(|x| x & 15)
     }

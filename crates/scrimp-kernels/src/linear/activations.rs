@@ -7,17 +7,23 @@
 //! Tiles and sums have the form that the tier's kernels read; products must run in the tier that stored them.
 //!
 //! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token. With tile registers,
-//! batches of [`EXPANDED_TOKENS`] and more are bf16 for weights in blocks, too.
+//! batches of [`EXPANDED_TOKENS`] and more are bf16 for weights in blocks, too, and those of [`EXACT_TOKENS`] are one tile of 8-bit
+//! groups, as wide as a tile register.
 //!
 //! Numeric contract (every tier, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
 //! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
 //! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
 
-use super::amx::{FEW_TOKENS, block_rows, expanded::EXPANDED_TOKENS};
+use super::{
+    amx::{
+        FEW_TOKENS, block_rows,
+        exact::{self, EXACT_TOKENS},
+        expanded::EXPANDED_TOKENS,
+    },
+    quantise::{Quantise, QuantiseRow, RoundRow},
+};
 use crate::{
-    dispatch::Kernel,
-    formats::{GROUP, round_to_bf16},
-    isa::Simd,
+    formats::GROUP,
     shared::SharedMut,
     threads::Pool,
     tier::{Kind, Tier},
@@ -75,6 +81,8 @@ pub struct Activations {
     block: usize,
     /// Whether weights in blocks are dequantised for tile registers: they read `pairs`, too.
     expanded: bool,
+    /// Whether tile registers load the 8-bit groups, which are one tile then.
+    exact: bool,
     groups: Vec<Quantised>,
     floats: Vec<f32>,
     /// Tiles of `[cols / 2][tokens]`, columns padded to 32.
@@ -123,6 +131,24 @@ pub(crate) const TILE_WIDTHS: [usize; 5] = [1, 2, 4, 8, 12];
 /// Stored tokens of a tile of `n` tokens.
 pub(crate) fn padded(n: usize) -> usize {
     TILE_WIDTHS.into_iter().find(|&w| w >= n).unwrap_or(n)
+}
+
+/// How tokens are cut into tiles.
+#[derive(Clone, Copy)]
+struct Tiles {
+    n_tokens: usize,
+    tile: usize,
+    /// The last tile is stored as wide as a tile.
+    whole: bool,
+}
+
+impl Tiles {
+    /// First token, number of tokens and stored width of a tile.
+    fn get(self, i: usize) -> (usize, usize, usize) {
+        let first = i * self.tile;
+        let n = self.tile.min(self.n_tokens - first);
+        (first, n, if self.whole || n == self.tile { self.tile } else { padded(n) })
+    }
 }
 
 impl Activations {
@@ -175,16 +201,18 @@ impl Activations {
         blocks: bool,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        let tile = tile_of(tier, n_tokens);
-        let block = if blocks { block_rows(n_tokens) } else { 0 };
-        let stored =
-            n_tokens / tile * tile + if n_tokens.is_multiple_of(tile) { 0 } else { padded(n_tokens % tile) };
-        let stored = stored.max(if blocks { n_tokens.next_multiple_of(block) } else { 0 });
-        let groups_per_token = cols.div_ceil(GROUP);
         let expanded = blocks && needs.quantised && n_tokens >= EXPANDED_TOKENS;
+        // Floats would need tiles of other widths.
+        let exact = blocks && needs.quantised && !needs.float && EXACT_TOKENS.contains(&n_tokens);
         let needs = if expanded { Needs { quantised: false, bf16: true, ..needs } } else { needs };
+        let tile = if exact { exact::width(n_tokens) } else { tile_of(tier, n_tokens) };
+        let block = if blocks { block_rows(n_tokens) } else { 0 };
         (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
-        (self.tier, self.block, self.expanded) = (Some(tier), block, expanded);
+        (self.tier, self.block, self.expanded, self.exact) = (Some(tier), block, expanded, exact);
+        let tiles = self.tiles();
+        let (first, _, width) = tiles.get(n_tokens.div_ceil(tile).saturating_sub(1));
+        let stored = (first + width).max(if blocks { n_tokens.next_multiple_of(block) } else { 0 });
+        let groups_per_token = cols.div_ceil(GROUP);
         if needs.quantised {
             self.groups.resize(stored * groups_per_token, Quantised::default());
         }
@@ -208,22 +236,21 @@ impl Activations {
         let (pairs, bytes) = (SharedMut::new(&mut self.pairs), SharedMut::new(&mut self.bytes));
         let rows = SharedMut::new(&mut self.rows);
         let scratch = SharedMut::new(&mut self.scratch);
-        pool.run(n_tokens.div_ceil(tile), |unit, worker| {
-            let first = unit * tile;
-            let n = tile.min(n_tokens - first);
-            let width = if n == tile { tile } else { padded(n) };
-            // SAFETY: each worker has a scratch row of its own, and each unit a tile of its own.
+        // Every thread takes a part of the tile for tile registers: groups of 4 tokens are whole cache lines.
+        let per_unit = if exact { 4 } else { tile };
+        pool.run(n_tokens.div_ceil(per_unit), |unit, worker| {
+            let (first, n, width) = tiles.get(unit * per_unit / tile);
+            let start = unit * per_unit - first;
+            // SAFETY: each worker has a scratch row of its own, and each unit tokens of its own.
             let row = unsafe { scratch.slice(2 * worker * padded_cols..2 * (worker + 1) * padded_cols) };
             let (row, quants) = row.split_at_mut(padded_cols);
             row[cols..].fill(0.0);
-            for t in 0..n {
+            for t in start..n.min(start + per_unit) {
                 fill(first + t, &mut row[..cols]);
                 if needs.quantised {
-                    let tile_groups = first * groups_per_token..(first + width) * groups_per_token;
-                    // SAFETY: as above.
-                    let out = unsafe { groups.slice(tile_groups) };
                     let row = &row[..groups_per_token * GROUP];
-                    tier.run(Quantise { row, out, width, t });
+                    // SAFETY: as above.
+                    tier.run(unsafe { Quantise::new(row, &groups, first * groups_per_token + t, width) });
                 }
                 if needs.float {
                     // SAFETY: as above.
@@ -286,9 +313,11 @@ impl Activations {
 
     /// First token, number of tokens and stored width of a tile.
     pub(crate) fn tile(&self, i: usize) -> (usize, usize, usize) {
-        let first = i * self.tile;
-        let n = self.tile.min(self.n_tokens - first);
-        (first, n, if n == self.tile { n } else { padded(n) })
+        self.tiles().get(i)
+    }
+
+    fn tiles(&self) -> Tiles {
+        Tiles { n_tokens: self.n_tokens, tile: self.tile, whole: self.exact }
     }
 
     /// The 8-bit groups of a tile, `[cols / 32][width]`.
@@ -323,6 +352,11 @@ impl Activations {
     /// Whether weights in blocks run in tile registers.
     pub(crate) fn expanded(&self) -> bool {
         self.expanded
+    }
+
+    /// Whether tile registers load the 8-bit groups.
+    pub(crate) fn exact(&self) -> bool {
+        self.exact
     }
 
     /// For tile registers: the bytes of bf16 pairs, or of 8-bit rows, `[blocks][steps of 64 bytes][tokens of a block][64]`, and
@@ -363,110 +397,6 @@ unsafe fn store_in_block<T: Copy>(to: &SharedMut<'_, T>, block: usize, token: us
         let out = unsafe { to.slice(start + step * block * STEP..start + step * block * STEP + STEP) };
         out.copy_from_slice(words);
     }
-}
-
-/// Quantises the row of token `t` into its tile.
-struct Quantise<'a> {
-    row: &'a [f32],
-    out: &'a mut [Quantised],
-    width: usize,
-    t: usize,
-}
-
-impl Kernel for Quantise<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let groups = self.row.as_chunks::<GROUP>().0;
-        for (x, out) in groups.iter().zip(self.out[self.t..].iter_mut().step_by(self.width)) {
-            *out = quantise(s, x);
-        }
-    }
-}
-
-/// A row as bf16, rounded half to even; NaN stays NaN. Plain integer arithmetic, which compilers turn into vectors.
-struct RoundRow<'a> {
-    row: &'a [f32],
-    out: &'a mut [u16],
-}
-
-impl Kernel for RoundRow<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (out, x) in self.out.iter_mut().zip(self.row) {
-            *out = round_to_bf16(*x);
-        }
-    }
-}
-
-/// Quantises a whole row with one scale.
-struct QuantiseRow<'a> {
-    row: &'a [f32],
-    out: &'a mut [i32],
-    width: usize,
-}
-
-impl Kernel for QuantiseRow<'_> {
-    type Output = RowScale;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> RowScale {
-        let vectors = self.row.as_chunks::<16>().0;
-        let magnitude = s.splat_i32(0x7fff_ffff);
-        let mut bits = s.splat_i32(0);
-        for x in vectors {
-            bits = s.max_i32(bits, s.and_i32(s.bits(s.load(x)), magnitude));
-        }
-        let largest = f32::from_bits(s.reduce_max_i32(bits) as u32);
-        if !largest.is_finite() || largest < 1e-30 {
-            self.out.iter_mut().step_by(self.width).for_each(|out| *out = 0);
-            return RowScale { scale: if largest.is_finite() { 0.0 } else { f32::NAN }, sum: 0 };
-        }
-        let inverse = s.splat(127.0 / largest);
-        let mut sum = 0;
-        let mut out = self.out.iter_mut().step_by(self.width);
-        for x in vectors {
-            let mut bytes = [0i8; 16];
-            s.store_low_bytes(s.round_i32(s.mul(s.load(x), inverse)), &mut bytes);
-            sum += bytes.iter().map(|&b| i32::from(b)).sum::<i32>();
-            for (b, out) in bytes.as_chunks::<4>().0.iter().zip(out.by_ref()) {
-                *out = i32::from_ne_bytes(b.map(|b| b as u8));
-            }
-        }
-        RowScale { scale: largest / 127.0, sum }
-    }
-}
-
-#[inline(always)]
-fn quantise<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantised {
-    let [lo, hi] = *x.as_chunks::<16>().0 else { unreachable!("a group is two vectors") };
-    let (lo, hi) = (s.load(&lo), s.load(&hi));
-    // The bits of a magnitude, seen as an integer, are ordered like the magnitude; NaN and infinity come last.
-    let magnitude = s.splat_i32(0x7fff_ffff);
-    let bits = s.max_i32(s.and_i32(s.bits(lo), magnitude), s.and_i32(s.bits(hi), magnitude));
-    let largest = f32::from_bits(s.reduce_max_i32(bits) as u32);
-    if !largest.is_finite() {
-        return Quantised { scale: f32::NAN, sum: f32::NAN, ..Quantised::default() };
-    }
-    if largest < 1e-30 {
-        return Quantised::default();
-    }
-    let inverse = s.splat(127.0 / largest);
-    let (qlo, qhi) = (s.round_i32(s.mul(lo, inverse)), s.round_i32(s.mul(hi, inverse)));
-    let mut bytes = [[0i8; 16]; 2];
-    s.store_low_bytes(qlo, &mut bytes[0]);
-    s.store_low_bytes(qhi, &mut bytes[1]);
-    let q: [i32; 8] = std::array::from_fn(|i| {
-        let b = &bytes[i / 4][4 * (i % 4)..4 * (i % 4) + 4];
-        i32::from_le_bytes([b[0] as u8, b[1] as u8, b[2] as u8, b[3] as u8])
-    });
-    let scale = largest / 127.0;
-    let [(first, negated_first), (last, negated_last)] = [s.sums(&bytes[0]), s.sums(&bytes[1])];
-    let negated_sums = [negated_first, negated_last];
-    Quantised { q, scale, sum: scale * (first + last) as f32, negated_sums }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 
 use super::{
     activations::{Activations, Quantised},
-    group::{dots, scaled},
+    group::{dots, least, scaled},
 };
 use crate::{
     formats::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, float::FloatFormat},
@@ -38,9 +38,15 @@ pub(crate) struct PanelGroup {
 impl PanelGroup {
     pub(crate) const ZERO: Self = Self { w: [[0; 64]; 8], scale: [0.0; 16], second: [0.0; 16] };
 
-    /// The unsigned quants.
+    /// The quants, unsigned (or as who filled it has made them).
     pub(crate) fn quants(&self) -> &[[u8; 64]; 8] {
         &self.w
+    }
+
+    /// Its scale and second number.
+    #[inline(always)]
+    pub(crate) fn scales<S: Simd>(&self, s: S) -> (S::F, S::F) {
+        (s.load(&self.scale), s.load(&self.second))
     }
 
     /// Stores an unpacked group.
@@ -137,13 +143,13 @@ fn add_tile<S: Simd, F: Quants, const T: usize>(
     x: &[Quantised],
 ) -> [S::F; T] {
     for (group, x) in panel.iter().zip(x.as_chunks::<T>().0) {
-        let (w, scale, second) = (&group.w, s.load(&group.scale), s.load(&group.second));
+        let (w, (scale, second)) = (&group.w, group.scales(s));
         match F::SCALING {
             Scaling::Symmetric => half::<S, F, T, 0, 8>(s, &mut acc, w, scale, x),
             Scaling::Minimum => {
                 half::<S, F, T, 0, 8>(s, &mut acc, w, scale, x);
                 for t in 0..T {
-                    acc[t] = s.fma(s.splat(x[t].sum), second, acc[t]);
+                    acc[t] = least(s, acc[t], x[t].sum, second);
                 }
             }
             Scaling::TwoScales => {

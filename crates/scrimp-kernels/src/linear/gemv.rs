@@ -5,7 +5,7 @@
 
 use super::{
     activations::Quantised,
-    group::{dot, open, scaled, steps},
+    group::{dot, least, open, scaled, steps},
 };
 use crate::{
     formats::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, float::FloatFormat},
@@ -15,7 +15,7 @@ use crate::{
 
 /// Asks for one of `parts` parts of the block that lies [`PREFETCH`] behind this one.
 #[inline(always)]
-fn ask_ahead<S: Simd, B>(s: S, block: &B, part: usize, parts: usize) {
+pub(crate) fn ask_ahead<S: Simd, B>(s: S, block: &B, part: usize, parts: usize) {
     let bytes = size_of::<B>() / parts;
     let at = std::ptr::from_ref(block).cast::<u8>().wrapping_add(PREFETCH + part * bytes);
     for line in 0..bytes.div_ceil(64) {
@@ -71,7 +71,7 @@ pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &Quantis
         Scaling::Symmetric => scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale),
         Scaling::Minimum => {
             let acc = scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale);
-            s.fma(s.splat(x.sum), group.second, acc)
+            least(s, acc, x.sum, group.second)
         }
         Scaling::TwoScales => {
             let acc = scaled(s, acc, lo, x.scale, group.scale);

@@ -93,6 +93,12 @@ pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const 
     sums
 }
 
+/// Adds `x_sum * minimum`.
+#[inline(always)]
+pub(crate) fn least<S: Simd>(s: S, acc: S::F, x_sum: f32, minimum: S::F) -> S::F {
+    s.fma(s.splat(x_sum), minimum, acc)
+}
+
 /// Adds `float(i) * x_scale * scale`.
 #[inline(always)]
 pub(crate) fn scaled<S: Simd>(s: S, acc: S::F, i: S::I, x_scale: f32, scale: S::F) -> S::F {

@@ -1,7 +1,8 @@
 //! Linear layers: `y = W x (+ bias) (+ y)` for one token or many, any weight format, any tier.
 //!
 //! Decode (one token) unpacks weights in registers ([`gemv`]); batches unpack a tile once into a panel and use it for all
-//! tokens ([`gemm`]), a few columns at a time where tokens are few. Several matrices that share their input run in one parallel region.
+//! tokens ([`gemm`]), a few columns at a time where tokens are few. CPUs with tile registers multiply batches there ([`amx`]). Several
+//! matrices that share their input run in one parallel region.
 
 pub(crate) mod activations;
 pub(crate) mod amx;
@@ -13,6 +14,7 @@ mod matrix;
 mod packed;
 #[cfg(test)]
 mod packed_tests;
+mod quantise;
 #[cfg(test)]
 mod tests;
 
@@ -108,8 +110,13 @@ pub fn linear(
     // Few tokens: weights are unpacked in registers, so the work is what they take in memory.
     let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
     let stored = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Stored(dtype) if dtype.block_len() > 1);
-    let few = n_tokens > 1 && n_tokens <= gemm::FEW && !x.expanded() && products.iter().all(stored);
-    let decode = n_tokens == 1 || few || x.expands_each() && x.block() == 0 && products.iter().all(packed);
+    let few =
+        n_tokens > 1 && n_tokens <= gemm::FEW && !x.expanded() && !x.exact() && products.iter().all(stored);
+    let exact = |p: &Linear<'_>| tile_registers(x, p.weight) == TileRegisters::Exact;
+    let decode = n_tokens == 1
+        || few
+        || x.expands_each() && x.block() == 0 && products.iter().all(packed)
+        || products.iter().all(exact);
     let groups = x.cols().div_ceil(GROUP);
     let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
     let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
@@ -131,17 +138,17 @@ pub fn linear(
             Kind::Stored(_) => groups,
             Kind::Packed(layout) => panel_groups(layout),
         };
-        let per_unit = if decode {
+        let registers = tile_registers(x, weight);
+        let per_unit = if decode || registers == TileRegisters::Exact {
             unit_bytes / (weight.bytes() / n_tiles).max(1)
         } else {
             // Never so many that threads run out of units.
             (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
         };
-        // Tile registers take two tiles of rows at a time.
-        let registers = tile_registers(x, weight);
+        // Most use tile registers for two tiles of rows at a time.
         let pairs = |units: usize, most| ((n_tiles / (units * pool.threads())) & !1).clamp(2, most);
         let tiles_per_unit = match registers {
-            TileRegisters::None => per_unit,
+            TileRegisters::None | TileRegisters::Exact => per_unit,
             TileRegisters::Packed => pairs(4, amx::UNIT_TILES),
             TileRegisters::Expanded => pairs(2, amx::expanded::EXPANDED_TILES),
         }
@@ -149,6 +156,7 @@ pub fn linear(
         panel_len = panel_len.max(match registers {
             TileRegisters::None => per_tile * tiles_per_unit,
             TileRegisters::Packed => per_tile * 2,
+            TileRegisters::Exact => amx::exact::PANEL_GROUPS,
             TileRegisters::Expanded => {
                 amx::expanded::panel_groups(tiles_per_unit, n_tokens.div_ceil(x.block()))
             }
@@ -173,8 +181,8 @@ pub fn linear(
     }
     let panel_len = match decode {
         true if few => gemm::FEW_GROUPS,
-        true => 0,
-        false => panel_len,
+        true if !x.exact() => 0,
+        _ => panel_len,
     };
     if scratch.panels.len() < panel_len * pool.threads() {
         scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
@@ -201,10 +209,11 @@ pub fn linear(
             }
         }
     };
+    let enter = || amx::thread_tiles(tier, x);
     if decode {
-        pool.run_consecutive(units, |unit, worker| body(&mut Default::default(), unit, worker));
+        pool.run_consecutive(units, enter, body);
     } else {
-        pool.run_with(units, || amx::thread_tiles(tier, x), body);
+        pool.run_with(units, enter, body);
     }
 }
 
@@ -214,6 +223,8 @@ enum TileRegisters {
     None,
     /// Packed weights are loaded as they are, or expanded.
     Packed,
+    /// Groups of weights in blocks are multiplied as integers.
+    Exact,
     /// Weights in blocks are dequantised to bf16.
     Expanded,
 }
@@ -226,6 +237,7 @@ fn tile_registers(x: &Activations, weight: &Matrix) -> TileRegisters {
         }
         Kind::Stored(dtype) if dtype.block_len() == 1 => TileRegisters::None,
         _ if x.expanded() => TileRegisters::Expanded,
+        _ if x.exact() => TileRegisters::Exact,
         _ => TileRegisters::None,
     }
 }
@@ -240,7 +252,7 @@ pub(crate) fn amx_available() -> bool {
 #[cfg(test)]
 fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx::soft::Soft) {
     let weight = product.weight;
-    let mut tiles = amx::Configured::new(tile, x);
+    let mut tiles = amx::Configured::new(tile);
     let job = Job {
         weight,
         bias: product.bias,
@@ -254,6 +266,7 @@ fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx:
     };
     let panel = match (job.registers, weight.kind()) {
         (TileRegisters::Packed, Kind::Packed(layout)) => 2 * panel_groups(layout),
+        (TileRegisters::Exact, _) => amx::exact::PANEL_GROUPS,
         _ => amx::expanded::panel_groups(weight.n_tiles(), x.n_tokens().div_ceil(x.block())),
     };
     let mut panel = vec![PanelGroup::ZERO; panel];
@@ -266,7 +279,7 @@ fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx:
             fn float<F: FloatFormat>(_: Tier, _: Unit<'_>, _: &mut amx::Configured<impl amx::Tile>) {
                 unreachable!("floats take no tile registers");
             }
-            with_format!(dtype, run_expanded, float, (tier, unit, &mut tiles));
+            with_format!(dtype, run_rows, float, (tier, unit, &mut tiles));
         }
     }
 }
@@ -286,18 +299,18 @@ struct FloatUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 fn run_block<F: BlockFormat>(tier: Tier, unit: Unit<'_>, tiles: &mut amx::ThreadTiles) {
     #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = tiles
-        && unit.job.registers == TileRegisters::Expanded
+        && unit.job.registers != TileRegisters::None
     {
-        return run_expanded::<F>(tier, unit, tiles);
+        return run_rows::<F>(tier, unit, tiles);
     }
     tier.run(BlockUnit::<F>(unit, std::marker::PhantomData));
 }
 
-/// Dequantises the blocks of a matrix for tile registers.
-fn run_expanded<F: BlockFormat>(tier: Tier, unit: Unit<'_>, tiles: &mut amx::Configured<impl amx::Tile>) {
+/// Multiplies the blocks of a matrix in tile registers.
+fn run_rows<F: BlockFormat>(tier: Tier, unit: Unit<'_>, tiles: &mut amx::Configured<impl amx::Tile>) {
     let weight = unit.job.weight;
     let rows = move |tile| amx::expanded::Blocks::<F>::new(weight.blocks::<F>(tile));
-    amx::expanded::ExpandedUnit { unit, rows, tiles }.run_over_tiles(tier);
+    amx::run_rows(tier, unit, rows, tiles);
 }
 
 fn run_float<F: FloatFormat>(tier: Tier, unit: Unit<'_>, _: &mut amx::ThreadTiles) {

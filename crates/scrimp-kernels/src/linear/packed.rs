@@ -299,11 +299,18 @@ impl<S: Simd> Groups<S> for SparseGroups {
 
 impl amx::expanded::Rows for DenseGroups {
     type Quants = Int4;
+    const CHAINS: usize = 2;
 
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S> {
         // SAFETY: the caller's word.
         unsafe { self.even(s) }
+    }
+
+    #[inline(always)]
+    fn ask_ahead<S: Simd>(&self, s: S) {
+        // SAFETY: there is a next group.
+        gemv::ask_ahead(s, unsafe { &*self.0 }, 0, 1);
     }
 }
 
@@ -316,6 +323,7 @@ struct InTurn {
 
 impl amx::expanded::Rows for InTurn {
     type Quants = Int4;
+    const CHAINS: usize = 2;
 
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S> {
@@ -502,12 +510,11 @@ pub(super) fn run_over_tiles(tier: Tier, unit: PackedUnit<'_>, tiles: &mut amx::
     let tile = move |tile| Tile { layout, data, tile };
     match (layout.format.value(), layout.format.is_sparse()) {
         (Value::Int4, false) => {
-            let rows = move |i| tile(i).dense_groups();
-            amx::expanded::ExpandedUnit { unit: unit.unit, rows, tiles }.run_over_tiles(tier);
+            amx::run_rows(tier, unit.unit, move |i| tile(i).dense_groups(), tiles);
         }
         (Value::Int4, true) => {
             let rows = move |i| InTurn { groups: tile(i).sparse_groups(), odd: false };
-            amx::expanded::ExpandedUnit { unit: unit.unit, rows, tiles }.run_over_tiles(tier);
+            amx::run_rows(tier, unit.unit, rows, tiles);
         }
         _ => amx::AmxUnit { unit, tiles }.run_over_tiles(tier),
     }

@@ -3,7 +3,7 @@
 //! The kernel saves tiles with the rest of a thread's registers, once the process has asked for permission
 //! (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), and saves less while they are released.
 
-use super::Tile;
+use super::{Shape, Tile};
 use crate::{dispatch::Kernel, tier::Tier};
 use std::{arch::asm, sync::OnceLock};
 
@@ -73,12 +73,12 @@ impl Tile for Amx {
         tier.run_with_amx(kernel)
     }
     #[inline(always)]
-    fn configure(&mut self, rows: u8) {
+    fn configure(&mut self, shape: Shape) {
         let mut config =
             Config { palette: 1, start_row: 0, _reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
-        config.bytes_per_row[..8].fill(64);
-        config.rows[..6].fill(rows);
-        config.rows[6..8].fill(16);
+        for (t, (width, rows)) in shape.registers().into_iter().enumerate() {
+            (config.bytes_per_row[t], config.rows[t]) = (width.into(), rows);
+        }
         // SAFETY: `self` proves that the instruction exists; it reads 64 bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(readonly, nostack)) };
     }
@@ -120,6 +120,13 @@ impl Tile for Amx {
         // SAFETY: as above.
         unsafe {
             asm!("tdpbsud tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B, options(nomem, nostack));
+        }
+    }
+    #[inline(always)]
+    fn dot_i8<const C: u8, const A: u8, const B: u8>(&mut self) {
+        // SAFETY: as above.
+        unsafe {
+            asm!("tdpbssd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B, options(nomem, nostack));
         }
     }
 }

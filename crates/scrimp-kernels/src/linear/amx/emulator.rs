@@ -73,6 +73,7 @@ fn execute(tiles: &mut Soft, instruction: &Instruction, registers: &[i64; 23]) -
             Mnemonic::Tileloadd => tiles.read(tile(0), base as *const u8, stride),
             Mnemonic::Tilestored => tiles.write(tile(1), base as *mut u8, stride),
             Mnemonic::Tdpbf16ps => tiles.bf16(tile(0), tile(1), tile(2)),
+            Mnemonic::Tdpbssd => tiles.i8(tile(0), tile(1), tile(2)),
             Mnemonic::Tdpbsud => tiles.i8u8(tile(0), tile(1), tile(2)),
             _ => return false,
         }

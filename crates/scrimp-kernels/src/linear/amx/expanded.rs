@@ -12,12 +12,12 @@
 //! Both factors are rounded to bf16 (relative error 2^-9) and sums are f32, so results differ by rounding from those of fewer tokens, whose
 //! activations have 8 bits in groups of 32.
 
-use super::{BLOCK, Configured, TILE_BYTES, TILE_STEPS, Tile, Tokens, Whole, add, clear};
+use super::{BLOCK, Configured, Shape, TILE_BYTES, TILE_STEPS, Tile, Tokens, Whole, add, clear};
 use crate::{
     dispatch::Kernel,
     formats::{BlockFormat, GROUP, Group, Quants, Scaling, TILE_ROWS},
     isa::Simd,
-    linear::{Unit, gemm::PanelGroup},
+    linear::{Unit, gemm::PanelGroup, gemv::ask_ahead},
     tier::Tier,
 };
 use std::ops::Range;
@@ -36,11 +36,16 @@ const C_LINES: usize = 16;
 /// The groups of a tile of 16 rows, one after another.
 pub(in crate::linear) trait Rows: Copy {
     type Quants: Quants;
+    /// Sums of a row: 2 where even and odd groups are added up apart, in every kernel of the format.
+    const CHAINS: usize = 1;
     /// The next group.
     ///
     /// # Safety
     /// There is another group.
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S>;
+    /// Asks for a group that will come later, once for each, unless `next` does.
+    #[inline(always)]
+    fn ask_ahead<S: Simd>(&self, _: S) {}
 }
 
 /// The groups of a block format.
@@ -71,6 +76,11 @@ impl<F: BlockFormat> Rows for Blocks<'_, F> {
         let group = F::group(s, &self.blocks[self.group / F::GROUPS], self.group % F::GROUPS);
         self.group += 1;
         group
+    }
+
+    #[inline(always)]
+    fn ask_ahead<S: Simd>(&self, s: S) {
+        ask_ahead(s, &self.blocks[self.group / F::GROUPS], self.group % F::GROUPS, F::GROUPS);
     }
 }
 
@@ -203,7 +213,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExpandedUnit<'_, '_, X, W> {
                     };
                     let sums = &mut sums[(pair * block_pairs + at) * 4 * C_LINES..][..4 * C_LINES];
                     let to: *mut u8 = sums.as_mut_ptr().cast();
-                    let (tile, start) = (&mut self.tiles.0, from == 0);
+                    let (tile, start) = (&mut self.tiles.tile, from == 0);
                     // SAFETY: `sums` are four tiles; `n` groups of weights and activations are there.
                     unsafe {
                         match (two_blocks, two_tiles) {
@@ -241,6 +251,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> Kernel for ExpandedUnit<'_, '_, X, W> 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         debug_assert!(self.unit.x.block() <= BLOCK);
+        self.tiles.shaped(Shape::whole(self.unit.x.block()));
         let blocks = self.unit.x.n_tokens().div_ceil(self.unit.x.block());
         for first in (0..blocks).step_by(TOKEN_BLOCKS) {
             self.token_blocks(s, first..(first + TOKEN_BLOCKS).min(blocks));

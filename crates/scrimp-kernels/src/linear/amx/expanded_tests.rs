@@ -20,7 +20,13 @@ use proptest::prelude::*;
 use std::sync::PoisonError;
 
 /// A matrix in one of the formats that are dequantised, and its values.
-fn weights(pool: &Pool, which: usize, rows: usize, blocks: usize, seed: u64) -> (Matrix, Vec<f32>) {
+pub(super) fn weights(
+    pool: &Pool,
+    which: usize,
+    rows: usize,
+    blocks: usize,
+    seed: u64,
+) -> (Matrix, Vec<f32>) {
     let stored: Vec<_> = DType::ALL.into_iter().filter(|dtype| dtype.block_len() > 1).collect();
     let Some(&dtype) = stored.get(which) else {
         let format = [WeightFormat::Int4, WeightFormat::SparseInt4][which - stored.len()];
@@ -39,7 +45,7 @@ fn weights(pool: &Pool, which: usize, rows: usize, blocks: usize, seed: u64) -> 
 }
 
 /// Formats of [`weights`].
-const FORMATS: usize = 10;
+pub(super) const FORMATS: usize = 10;
 
 /// Compares results, to which 1 and the bias were added, with f64 arithmetic.
 fn check(w: &[f32], x: &[f32], bias: &[f32], got: &[f32]) -> Result<(), String> {

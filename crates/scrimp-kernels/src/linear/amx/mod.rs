@@ -1,4 +1,4 @@
-//! Batches of `bf16` and `int8` weights, dense and sparse, with AMX. (Weights in blocks: [`expanded`].)
+//! Batches of `bf16` and `int8` weights, dense and sparse, with AMX. (Weights in blocks: [`exact`] for few tokens, [`expanded`] for many.)
 //!
 //! ```text
 //! C (4 tiles)   2 blocks of up to 16 tokens × 2 tiles of 16 rows        f32 or i32, in tiles across all columns
@@ -13,8 +13,9 @@
 //! Every pair of row tiles passes all tokens by, so their activations have to be near: large batches are cut into parts of
 //! [`NEAR`] bytes, which stay in the second-level cache while all rows of a unit pass.
 //!
-//! Each thread configures its tiles once in a region ([`ThreadTiles`]); A and C have as many rows as a block has tokens, so
-//! small batches waste no work. Up to 4 tokens stay with AVX-512, which reads the weights as fast as memory gives them.
+//! Each thread configures its tiles in a region when it first uses them, and again where matrices use them in different ways
+//! ([`ThreadTiles`]); A and C have as many rows as a block has tokens, so small batches waste no work. Up to 4 tokens stay with
+//! AVX-512, which reads the weights as fast as memory gives them.
 //!
 //! `int8` gives the bits of every other tier. `bf16` sums differ by rounding: `tdpbf16ps` adds even and odd columns of a
 //! step apart, and flushes denormals (Intel SDM, volume 2, `TDPBF16PS`).
@@ -23,16 +24,20 @@
 pub(crate) mod asm;
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) mod emulator;
+pub(super) mod exact;
+#[cfg(test)]
+mod exact_tests;
 pub(super) mod expanded;
 #[cfg(test)]
 mod expanded_tests;
+mod registers;
 #[cfg(test)]
 pub(crate) mod soft;
 #[cfg(test)]
 mod tests;
 
 use super::{
-    Activations, Job,
+    Job, TileRegisters, Unit,
     gemm::PanelGroup,
     packed::{PackedUnit, Steps, panel_groups},
 };
@@ -42,6 +47,9 @@ use crate::{
     isa::Simd,
     tier::Tier,
 };
+use expanded::Rows;
+pub(super) use registers::{Configured, ThreadTiles, thread_tiles};
+pub(crate) use registers::{Shape, Tile};
 use std::ops::Range;
 
 /// Tokens that stay with vector instructions.
@@ -60,64 +68,19 @@ const TILE_STEPS: usize = 16;
 const A: [u8; 2] = [4, 5];
 const B: [u8; 2] = [6, 7];
 
-/// The eight tile registers of a thread.
-pub(crate) trait Tile {
-    /// Runs a kernel that uses them.
-    fn run<K: Kernel>(tier: Tier, kernel: K) -> K::Output;
-    /// C and A tiles get `rows` rows, B tiles 16, all of 64 bytes; everything is zeroed.
-    fn configure(&mut self, rows: u8);
-    /// Gives the registers back: their state need no longer be saved.
-    fn release(&mut self);
-    /// `T = 0`
-    fn zero<const T: u8>(&mut self);
-    /// Loads the rows of a tile.
-    ///
-    /// # Safety
-    /// 64 bytes can be read at `from`, `from + stride` and so on, for each row of the tile.
-    unsafe fn load<const T: u8>(&mut self, from: *const u8, stride: usize);
-    /// Stores the rows of a tile.
-    ///
-    /// # Safety
-    /// 64 bytes can be written at `to`, `to + stride` and so on, for each row of the tile.
-    unsafe fn store<const T: u8>(&mut self, to: *mut u8, stride: usize);
-    /// `C += A B` for bf16 pairs (`tdpbf16ps`).
-    fn dot_bf16<const C: u8, const A: u8, const B: u8>(&mut self);
-    /// `C += A B` for signed bytes of A and unsigned ones of B (`tdpbsud`).
-    fn dot_i8u8<const C: u8, const A: u8, const B: u8>(&mut self);
-}
-
-/// A thread's tile registers, configured for a batch until they are dropped.
-pub(super) struct Configured<X: Tile>(X);
-
-impl<X: Tile> Configured<X> {
-    pub(super) fn new(mut tile: X, x: &Activations) -> Self {
-        tile.configure(x.block() as u8);
-        Self(tile)
+/// Runs a unit of weights in blocks; `rows(tile)` starts a tile of rows.
+pub(super) fn run_rows<X: Tile, R: Rows>(
+    tier: Tier,
+    unit: Unit<'_>,
+    rows: impl Fn(usize) -> R,
+    tiles: &mut Configured<X>,
+) {
+    if unit.job.registers == TileRegisters::Exact {
+        exact::ExactUnit { unit, rows, tiles }.run_over_tiles(tier);
+    } else {
+        expanded::ExpandedUnit { unit, rows, tiles }.run_over_tiles(tier);
     }
 }
-
-impl<X: Tile> Drop for Configured<X> {
-    fn drop(&mut self) {
-        self.0.release();
-    }
-}
-
-/// What a thread holds while it takes part in a region.
-#[cfg(target_arch = "x86_64")]
-pub(super) type ThreadTiles = Option<Configured<asm::Amx>>;
-/// What a thread holds while it takes part in a region.
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) type ThreadTiles = ();
-
-/// Tile registers for products of `x`, where the tier has them and the batch is worth it.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn thread_tiles(tier: Tier, x: &Activations) -> ThreadTiles {
-    // SAFETY: the tier says that there are tile registers.
-    (tier.has_amx() && x.block() > 0).then(|| Configured::new(unsafe { asm::Amx::new() }, x))
-}
-/// Nothing: the CPU has no tile registers.
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn thread_tiles(_: Tier, _: &Activations) -> ThreadTiles {}
 
 /// A unit of packed work, for tiles of type `X`.
 pub(super) struct AmxUnit<'a, 'x, X: Tile> {
@@ -290,7 +253,7 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
         let first = tokens.first[block];
         let mut c = [[0f32; TILE_ROWS]; BLOCK];
         // SAFETY: a C tile has at most 16 rows of 64 bytes.
-        unsafe { self.tiles.0.store::<T>(c.as_mut_ptr().cast(), 64) };
+        unsafe { self.tiles.tile.store::<T>(c.as_mut_ptr().cast(), 64) };
         let layout = self.unit.layout;
         let rows = tokens.rows.min(self.unit.unit.x.n_tokens() - first);
         for (t, c) in c.iter().enumerate().take(rows) {
@@ -338,16 +301,40 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
             unsafe {
                 match (int8, two) {
                     (false, false) => {
-                        product::<S, X, W, false, 1, NB>(s, &mut self.tiles.0, tokens, &mut weights, blocks);
+                        product::<S, X, W, false, 1, NB>(
+                            s,
+                            &mut self.tiles.tile,
+                            tokens,
+                            &mut weights,
+                            blocks,
+                        );
                     }
                     (false, true) => {
-                        product::<S, X, W, false, 2, NB>(s, &mut self.tiles.0, tokens, &mut weights, blocks);
+                        product::<S, X, W, false, 2, NB>(
+                            s,
+                            &mut self.tiles.tile,
+                            tokens,
+                            &mut weights,
+                            blocks,
+                        );
                     }
                     (true, false) => {
-                        product::<S, X, W, true, 1, NB>(s, &mut self.tiles.0, tokens, &mut weights, blocks);
+                        product::<S, X, W, true, 1, NB>(
+                            s,
+                            &mut self.tiles.tile,
+                            tokens,
+                            &mut weights,
+                            blocks,
+                        );
                     }
                     (true, true) => {
-                        product::<S, X, W, true, 2, NB>(s, &mut self.tiles.0, tokens, &mut weights, blocks);
+                        product::<S, X, W, true, 2, NB>(
+                            s,
+                            &mut self.tiles.tile,
+                            tokens,
+                            &mut weights,
+                            blocks,
+                        );
                     }
                 }
             }
@@ -416,6 +403,7 @@ impl<X: Tile> Kernel for AmxUnit<'_, '_, X> {
     fn run<S: Simd>(mut self, s: S) {
         let tiles = self.unit.unit.tiles.clone();
         let x = self.unit.unit.x;
+        self.tiles.shaped(Shape::whole(x.block()));
         let blocks = x.n_tokens().div_ceil(x.block());
         let (_, steps) = x.blocks(self.unit.layout.format.value() == Value::Int8);
         let near = (NEAR / (steps * x.block() * 64)).next_multiple_of(2).max(2);

@@ -1,7 +1,7 @@
 //! Tile registers in plain Rust, as the manual describes them (Intel SDM, volume 2: `LDTILECFG`, `TILELOADD`, `TDPBF16PS`,
 //! `TDPBSSD` and its siblings). The kernels run over them on every machine, and the emulator executes with them.
 
-use super::Tile;
+use super::{Shape, Tile};
 use crate::{dispatch::Kernel, tier::Tier};
 
 /// One tile register.
@@ -121,6 +121,15 @@ impl Soft {
 
     /// `TDPBSUD`: signed bytes of A, unsigned ones of B; sums wrap around.
     pub(crate) fn i8u8(&mut self, c: usize, a: usize, b: usize) {
+        self.bytes(c, a, b, i32::from);
+    }
+
+    /// `TDPBSSD`: signed bytes of both.
+    pub(crate) fn i8(&mut self, c: usize, a: usize, b: usize) {
+        self.bytes(c, a, b, |b| i32::from(b as i8));
+    }
+
+    fn bytes(&mut self, c: usize, a: usize, b: usize, of_b: impl Fn(u8) -> i32) {
         let inner = self.inner(c, a, b);
         let (ta, tb) = (self.tiles[a], self.tiles[b]);
         let tile = &mut self.tiles[c];
@@ -132,7 +141,7 @@ impl Soft {
                     for k in 0..inner {
                         for j in 0..4 {
                             let product =
-                                i32::from(ta.data[m][4 * k + j] as i8) * i32::from(tb.data[k][4 * n + j]);
+                                i32::from(ta.data[m][4 * k + j] as i8) * of_b(tb.data[k][4 * n + j]);
                             sum = sum.wrapping_add(product);
                         }
                     }
@@ -157,12 +166,11 @@ impl Tile for &mut Soft {
     fn run<K: Kernel>(tier: Tier, kernel: K) -> K::Output {
         tier.run(kernel)
     }
-    fn configure(&mut self, rows: u8) {
+    fn configure(&mut self, shape: Shape) {
         let mut config = [0; 64];
         config[0] = 1;
-        for t in 0..8 {
-            config[16 + 2 * t] = 64;
-            config[48 + t] = if t < 6 { rows } else { 16 };
+        for (t, (width, rows)) in shape.registers().into_iter().enumerate() {
+            (config[16 + 2 * t], config[48 + t]) = (width, rows);
         }
         self.executed += 1;
         self.load_config(&config);
@@ -192,5 +200,9 @@ impl Tile for &mut Soft {
     fn dot_i8u8<const C: u8, const A: u8, const B: u8>(&mut self) {
         self.executed += 1;
         self.i8u8(C.into(), A.into(), B.into());
+    }
+    fn dot_i8<const C: u8, const A: u8, const B: u8>(&mut self) {
+        self.executed += 1;
+        self.i8(C.into(), A.into(), B.into());
     }
 }

@@ -273,7 +273,9 @@ fn emulated_integer_products_wrap_and_do_not_saturate() {
     if amx().is_none() {
         return;
     }
-    for (m, k, n) in [(16, 16, 16), (2, 3, 4), (1, 16, 1)] {
+    for ((m, k, n), signed) in
+        [(16, 16, 16), (2, 3, 4), (1, 16, 1)].into_iter().flat_map(|shape| [(shape, false), (shape, true)])
+    {
         let a: [[i8; 64]; 16] =
             std::array::from_fn(|i| std::array::from_fn(|j| [127, -128, -1, 5][(i + j) % 4]));
         let b: [[u8; 64]; 16] =
@@ -287,7 +289,11 @@ fn emulated_integer_products_wrap_and_do_not_saturate() {
                 tile.load::<0>(c.as_ptr().cast(), 64);
                 tile.load::<1>(a.as_ptr().cast(), 64);
                 tile.load::<2>(b.as_ptr().cast(), 64);
-                tile.dot_i8u8::<0, 1, 2>();
+                if signed {
+                    tile.dot_i8::<0, 1, 2>();
+                } else {
+                    tile.dot_i8u8::<0, 1, 2>();
+                }
                 tile.store::<0>(c.as_mut_ptr().cast(), 64);
             }
         });
@@ -296,7 +302,8 @@ fn emulated_integer_products_wrap_and_do_not_saturate() {
                 let mut want = i64::from(before[i][j]);
                 if i < m && j < n {
                     for p in 0..4 * k {
-                        want += i64::from(a[i][p]) * i64::from(b[p / 4][4 * j + p % 4]);
+                        let b = b[p / 4][4 * j + p % 4];
+                        want += i64::from(a[i][p]) * if signed { i64::from(b as i8) } else { i64::from(b) };
                     }
                 }
                 assert_eq!(c[i][j], want as i32, "{m} {k} {n}, row {i} column {j}");
