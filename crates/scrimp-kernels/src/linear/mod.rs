@@ -150,7 +150,7 @@ pub fn linear(
         let tiles_per_unit = match registers {
             TileRegisters::None | TileRegisters::Exact => per_unit,
             TileRegisters::Packed => pairs(4, amx::UNIT_TILES),
-            TileRegisters::Expanded => pairs(2, amx::expanded::EXPANDED_TILES),
+            TileRegisters::Expanded => amx::expanded::unit_tiles(n_tiles, pool.threads()),
         }
         .clamp(1, n_tiles);
         panel_len = panel_len.max(match registers {

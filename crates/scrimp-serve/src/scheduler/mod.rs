@@ -8,7 +8,8 @@
 //! ```
 //! A request is `target` tokens that are to be in the cache, of which `computed` are. One more token each step is
 //! *decode*, several are *prefill*; both may be in one step, decode first, prefill cut into chunks so that streams do not
-//! stall behind a long prompt.
+//! stall behind a long prompt. Where more requests wait for their first token than decode, prompts may fill the step: they are
+//! read faster in large parts, and fewer wait for the longer step than gain by it.
 //!
 //! What is promised, whatever memory does (the simulator in `tests` checks it):
 //!
@@ -55,7 +56,7 @@ pub struct Limits {
     pub max_running: usize,
     /// Tokens of a step.
     pub max_step_tokens: usize,
-    /// Tokens of prompts in a step in which others decode.
+    /// Tokens of prompts in a step in which at least as many others decode as wait for their first token.
     pub max_prefill_beside_decode: usize,
     /// Requests that wait.
     pub max_waiting: usize,
@@ -198,8 +199,11 @@ impl Scheduler {
         if left == 1 || !decoding {
             return left.min(room);
         }
-        let prefill: usize = plan.steps.iter().filter(|(_, n)| *n > 1).map(|(_, n)| n).sum();
-        left.min(room).min(self.limits.max_prefill_beside_decode.saturating_sub(prefill))
+        let decode = plan.steps.iter().filter(|(_, n)| *n == 1).count();
+        if self.requests.len() > 2 * decode {
+            return left.min(room);
+        }
+        left.min(room).min(self.limits.max_prefill_beside_decode.saturating_sub(planned - decode))
     }
 
     /// Decode steps, or chunks of prompts, of the requests that run.

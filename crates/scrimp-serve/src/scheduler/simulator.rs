@@ -278,6 +278,15 @@ fn decode_goes_on_beside_a_long_prompt() {
     scheduler.extend(0);
     let plan = scheduler.plan(&mut memory);
     assert_eq!(plan.steps, [(0, 1), (1, 100)]);
+    for (id, n) in plan.steps {
+        memory.append(id, n);
+        scheduler.computed(id, n);
+    }
+    // Two wait for their first token, and one decodes.
+    memory.texts.insert(2, vec![2; 300]);
+    assert!(scheduler.submit(2, 0, 300));
+    scheduler.extend(0);
+    assert_eq!(scheduler.plan(&mut memory).steps, [(0, 1), (1, 398), (2, 113)]);
 }
 
 #[test]

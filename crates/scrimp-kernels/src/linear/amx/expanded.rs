@@ -25,7 +25,7 @@ use std::ops::Range;
 /// Tokens from which on dequantising pays.
 pub(in crate::linear) const EXPANDED_TOKENS: usize = 48;
 /// Row tiles of a unit at most, whose sums for 256 tokens take 512 KB of the second-level cache. Each unit reads all activations.
-pub(in crate::linear) const EXPANDED_TILES: usize = 32;
+const EXPANDED_TILES: usize = 32;
 /// Groups of columns that are dequantised at a time.
 const GROUPS: usize = if cfg!(test) { 2 } else { 16 };
 /// Blocks of tokens that pass by a dequantised pair.
@@ -89,6 +89,14 @@ pub(in crate::linear) struct ExpandedUnit<'a, 'x, X: Tile, W> {
     pub(in crate::linear) unit: Unit<'a>,
     pub(in crate::linear) rows: W,
     pub(in crate::linear) tiles: &'x mut Configured<X>,
+}
+
+/// Row tiles of a unit, in pairs: as many that threads end together, in one unit or in two for each thread.
+pub(in crate::linear) fn unit_tiles(n_tiles: usize, threads: usize) -> usize {
+    let of = |units: usize| n_tiles.div_ceil(units * threads).next_multiple_of(2).min(EXPANDED_TILES);
+    // What the thread that ends last computes.
+    let longest = |tiles: usize| n_tiles.div_ceil(tiles).div_ceil(threads) * tiles;
+    [of(2), of(1)].into_iter().min_by_key(|&tiles| longest(tiles)).expect("two of them")
 }
 
 /// [`PanelGroup`]s that a worker needs for units of `row_tiles` tiles and `blocks` blocks of tokens.
