@@ -125,7 +125,7 @@ impl Adder<'_> {
             // the latter also when the strand was made.
             unsafe {
                 add(
-                    scores.as_ptr().add(tile * strand.stride),
+                    scores.as_ptr().add((self.kernels.place_p)(tile, strand.stride)),
                     tiles,
                     strand.stride,
                     &self.pairs[strand.pairs.clone()],

@@ -57,6 +57,8 @@ pub(crate) struct Kernels {
     pub(crate) step_bytes: usize,
     /// `f32` slots of an element.
     pub(crate) slots: usize,
+    /// `(tile, stride)`: where the probabilities of a tile start, see [`Format::place_p`].
+    pub(crate) place_p: fn(usize, usize) -> usize,
     /// Pages whose values are added at a time.
     pub(crate) run_pages: usize,
     /// Whether they use tile registers: then a unit has all of its rows in one block, and its keys start at an even tile.
@@ -238,6 +240,7 @@ macro_rules! tier {
                     pair: F::PAIR,
                     step_bytes: F::STEP_BYTES,
                     slots: F::slots::<$lanes>(),
+                    place_p: F::place_p,
                     run_pages: 1,
                     in_tiles: false,
                     packed,
@@ -310,6 +313,7 @@ mod amx {
         pair: InTiles::PAIR,
         step_bytes: InTiles::STEP_BYTES,
         slots: <Avx512 as Lanes>::PAIR_SLOTS,
+        place_p: InTiles::place_p,
         run_pages: tiles::RUN_PAGES,
         in_tiles: true,
         packed: |_| unreachable!("packed pages stay with AVX-512"),

@@ -149,7 +149,7 @@ impl<const IN_TILES: bool> Format for Bf16<IN_TILES> {
     }
     #[inline(always)]
     fn place_p(tile: usize, stride: usize) -> usize {
-        if IN_TILES { tile / 2 * 2 * stride + tile % 2 * 8 } else { tile * stride }
+        if IN_TILES { tile / 2 * stride + tile % 2 * 8 } else { tile * stride }
     }
     #[inline(always)]
     unsafe fn pad_p(p: *mut f32, tiles: usize, stride: usize) {
@@ -521,8 +521,8 @@ unsafe fn exp_of_rows<S: Lanes, F: Format, const N: usize>(
     sum: *mut f32,
 ) {
     let mut acc = [s.splat(0.0); N];
-    // SAFETY: all offsets stay inside what the caller vouches for; the place of a probability held scores of its row, of
-    // this tile or of one before.
+    // SAFETY: all offsets stay inside what the caller vouches for; the place of a probability held a score of its row, of
+    // this tile or of one before, which has been read.
     unsafe {
         let max: [f32; N] = std::array::from_fn(|r| *max.add(r));
         for tile in 0..tiles {

@@ -191,7 +191,7 @@ pub(super) unsafe fn pv<X: Tile>(
                 for _ in 0..page.tiles / 2 {
                     products::<X, true>(x, p.cast(), 64, v, block_bytes);
                     v = v.wrapping_add(TILE_BYTES);
-                    p = p.wrapping_add(2 * STRIDE);
+                    p = p.wrapping_add(STRIDE);
                 }
                 if !page.tiles.is_multiple_of(2) {
                     // What stands behind the last tile may be no numbers at all.
@@ -284,7 +284,7 @@ mod tests {
                 (0..tiles.next_multiple_of(2) * TILE).flat_map(|k| (0..ROWS).map(move |r| (k, r)))
             {
                 let p = if key < keys { p[row * keys + key] } else { 0.0 };
-                let line = key / TILE / 2 * 2 * ROWS + row;
+                let line = key / TILE / 2 * ROWS + row;
                 bits[line * 32 + key % 32] = bf16::from_f32(p).to_bits();
             }
             let mut acc = vec![1.0_f32; head_dim * ROWS];

@@ -389,9 +389,11 @@ impl BlockTask<'_> {
             let before = end - tiles;
             for block in blocks.iter().filter(|_| wanted) {
                 let rows = block.kernels.rows;
-                let p = &scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
+                let scores = &scores[block.scores..][..end * rows * TILE];
+                let p = &scores[(k.place_p)(before, rows * TILE)..];
                 let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
-                // SAFETY: as for the scores. (Where pages are packed, a run is one page.)
+                // SAFETY: as for the scores: the probabilities of `tiles` tiles start at `p`. (Where pages are packed, a run is
+                // one page.)
                 unsafe {
                     match view.packed {
                         None => (block.kernels.pv)(
