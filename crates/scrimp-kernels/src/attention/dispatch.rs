@@ -7,7 +7,7 @@ use super::{
     lanes::Lanes,
     sparse,
     storage::{PageGeometry, StorageKind, packing::PackedKind},
-    tiles,
+    tiles, unpack,
 };
 use crate::{
     isa::scalar::Scalar,
@@ -61,6 +61,8 @@ pub(crate) struct Kernels {
     pub(crate) place_p: fn(usize, usize) -> usize,
     /// Pages whose values are added at a time.
     pub(crate) run_pages: usize,
+    /// `(kind, page, n, runs, to)`: turns a page of codes into one of bf16, see [`unpack`]; `None` for kernels that read codes.
+    pub(crate) unpack: Option<unsafe fn(PackedKind, *const u8, usize, usize, *mut u8)>,
     /// Whether they use tile registers: then a unit has all of its rows in one block, and its keys start at an even tile.
     pub(crate) in_tiles: bool,
     packed: fn(PackedKind) -> &'static [PackedKernels],
@@ -242,6 +244,7 @@ macro_rules! tier {
                     slots: F::slots::<$lanes>(),
                     place_p: F::place_p,
                     run_pages: 1,
+                    unpack: None,
                     in_tiles: false,
                     packed,
                 }
@@ -298,6 +301,20 @@ mod amx {
         unsafe { tiles::pv(&mut Amx::new(), pages, block_bytes, blocks, p, acc) }
     }
 
+    #[target_feature(
+        enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi2"
+    )]
+    unsafe fn unpack_page(kind: PackedKind, page: *const u8, n: usize, runs: usize, to: *mut u8) {
+        // SAFETY: the caller vouches for the pointers, and that the CPU has AVX-512.
+        unsafe {
+            match kind {
+                PackedKind::Int8 => unpack::unpack::<Avx512, 8>(Avx512::new(), page, n, runs, to),
+                PackedKind::Int4 => unpack::unpack::<Avx512, 4>(Avx512::new(), page, n, runs, to),
+                PackedKind::Sparse(_) => unreachable!("sparse pages stay with AVX-512"),
+            }
+        }
+    }
+
     pub(super) const KERNELS: Kernels = Kernels {
         blocks: &[RowKernels {
             rows: tiles::ROWS,
@@ -315,8 +332,9 @@ mod amx {
         slots: <Avx512 as Lanes>::PAIR_SLOTS,
         place_p: InTiles::place_p,
         run_pages: tiles::RUN_PAGES,
+        unpack: Some(unpack_page),
         in_tiles: true,
-        packed: |_| unreachable!("packed pages stay with AVX-512"),
+        packed: |_| unreachable!("packed pages are unpacked, or stay with AVX-512"),
     };
 }
 

@@ -19,7 +19,7 @@
 //!
 //! *Packed pages* (int8, int4): a page as a whole has its own format, and a head may have packed and bf16 pages side by
 //! side. Against exact attention over the numbers that [`Packing`] reads back from a page: probabilities are rounded to
-//! bf16, queries are not.
+//! bf16, queries are not. In tile registers, int8 and int4 pages are read as bf16, and so are queries.
 //!
 //! *Column sums*: [`ColumnStats`] gathers the attention that each key received, per query head, for eviction policies.
 //! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of it
@@ -38,6 +38,7 @@ mod stats;
 pub mod storage;
 mod tiles;
 mod unit;
+mod unpack;
 
 pub use batch::{AttentionCall, attend_batch};
 pub use scratch::AttentionScratch;

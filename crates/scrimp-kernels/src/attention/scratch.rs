@@ -32,6 +32,8 @@ pub(crate) struct ThreadScratch {
     /// Queries in f32 and factors of codes, for packed pages.
     pub(crate) plain_q: Lines,
     pub(crate) work: Lines,
+    /// Packed pages as bf16.
+    pub(crate) pages: Lines,
 }
 
 /// Working memory of [`attend`](super::attend): about 200 KB per thread in decode, 1 MB in prefill. It grows on demand

@@ -262,8 +262,10 @@ impl Problem {
     }
 
     /// Largest error that a format may have against [`Problem::exact`], values being at most 1.
-    fn tolerance(&self) -> f64 {
+    fn tolerance(&self, tier: Tier) -> f64 {
         match self.format.0.kind() {
+            // Queries and what is read from a page are rounded, too.
+            StorageKind::Bf16 if self.format.1.is_some() && tier.has_amx() => 2e-2,
             StorageKind::Bf16 => 4e-3,
             _ => 1e-5,
         }
@@ -278,28 +280,29 @@ impl Problem {
             let plain = self.run(tier, None, pool);
             for (i, (&x, &y)) in plain.iter().zip(&exact).enumerate() {
                 assert!(
-                    (f64::from(x) - y).abs() <= self.tolerance(),
+                    (f64::from(x) - y).abs() <= self.tolerance(tier),
                     "{what}: out[{i}] is {x}, should be {y}"
                 );
             }
             if let Some(scalar) = &scalar {
-                let between = if self.format.0.kind() == StorageKind::Bf16 { 2e-3 } else { 1e-5 };
+                let between =
+                    self.tolerance(tier) / if self.format.0.kind() == StorageKind::Bf16 { 2.0 } else { 1.0 };
                 for (x, y) in plain.iter().zip(scalar) {
-                    assert!((x - y).abs() <= between, "{what}: {x}, scalar {y}");
+                    assert!(f64::from((x - y).abs()) <= between, "{what}: {x}, scalar {y}");
                 }
             }
             let request = StatsRequest { sum: true, recent_from: Some(recent), last: true, peak: true };
             let mut columns = ColumnStats::default();
             let with_stats = self.run(tier, Some((request, &mut columns)), pool);
             for (x, y) in with_stats.iter().zip(&exact) {
-                assert!((f64::from(*x) - y).abs() <= self.tolerance(), "{what}: {x}, should be {y}");
+                assert!((f64::from(*x) - y).abs() <= self.tolerance(tier), "{what}: {x}, should be {y}");
             }
             let got = [&columns.sum, &columns.recent, &columns.last, &columns.peak];
             for (got, want) in got.into_iter().zip(&sums) {
                 for (head, (got, want)) in got.iter().zip(want).enumerate() {
                     assert_eq!(got.len(), want.len());
                     for (key, (&x, &y)) in got.iter().zip(want).enumerate() {
-                        let bound = self.tolerance() * (1.0 + y);
+                        let bound = self.tolerance(tier) * (1.0 + y);
                         assert!(
                             (f64::from(x) - y).abs() <= bound,
                             "{what}: column {head}.{key} is {x}, not {y}"

@@ -7,8 +7,8 @@ use super::{
     dispatch::{Kernels, RowKernels},
     kernels::Values,
     scratch::ThreadScratch,
-    storage::{StorageKind, TILE, sparse::Layout},
-    tiles,
+    storage::{StorageKind, TILE, packing::PackedKind, sparse::Layout},
+    tiles, unpack,
 };
 use crate::shared::SharedMut;
 use std::ops::Range;
@@ -30,7 +30,7 @@ pub(crate) struct BlockTask<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct UnitKernels {
     plain: Kernels,
-    /// With tile registers, where no page is packed.
+    /// With tile registers, where no page is sparse.
     in_tiles: Option<Kernels>,
 }
 
@@ -90,9 +90,37 @@ struct Queries<'a> {
     /// In f32.
     plain_q: &'a [f32],
     work: &'a mut [f32],
+    /// Room for as many unpacked pages as are read at a time.
+    pages: &'a mut [f32],
+}
+
+/// What pages hold.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Contents {
+    Plain,
+    Codes,
+    Sparse,
 }
 
 impl Queries<'_> {
+    /// Where kernels `k` read a page of `n` minima and scales and `runs` runs, and how: a packed one that they cannot read is
+    /// unpacked into place `at`.
+    fn readable(
+        &mut self,
+        k: &Kernels,
+        page: &[u8],
+        packed: Option<PackedKind>,
+        (n, runs): (usize, usize),
+        at: usize,
+    ) -> (*const u8, Option<PackedKind>) {
+        let (Some(kind), Some(unpack)) = (packed, k.unpack) else { return (page.as_ptr(), packed) };
+        let floats = unpacked_floats(n * runs * TILE);
+        let to = &mut self.pages[at * floats..][..floats];
+        // SAFETY: the page was checked to have the length of its packing, and `to` has room for it in bf16.
+        unsafe { unpack(kind, page.as_ptr(), n, runs, to.as_mut_ptr().cast()) };
+        (to.as_ptr().cast(), None)
+    }
+
     /// Tiles of a packed page for its kernel.
     fn page(
         &mut self,
@@ -116,6 +144,11 @@ impl Queries<'_> {
             work: self.work.as_mut_ptr().cast(),
         }
     }
+}
+
+/// Floats of memory that an unpacked page of so many elements takes.
+fn unpacked_floats(elements: usize) -> usize {
+    (2 * elements + unpack::SLACK).next_multiple_of(64) / 4
 }
 
 /// Softmax state of a row: maximum and sum so far.
@@ -167,8 +200,10 @@ impl BlockTask<'_> {
         if let Some(only) = &self.only {
             keys = keys.start.max(only.start)..keys.end.min(only.end);
         }
-        let packed = self.has_packed(&keys);
-        let kernels = self.kernels.in_tiles.filter(|_| !packed).unwrap_or(self.kernels.plain);
+        let contents = self.contents(&keys);
+        let in_tiles = self.kernels.in_tiles.filter(|_| contents != Contents::Sparse);
+        let kernels = in_tiles.unwrap_or(self.kernels.plain);
+        let packed = contents != Contents::Plain && kernels.unpack.is_none();
         // Whole tiles; what they hold beyond the visible keys is masked.
         let whole = if kernels.in_tiles { 2 * TILE } else { TILE };
         let keys = keys.start / whole * whole..keys.end;
@@ -214,7 +249,11 @@ impl BlockTask<'_> {
         }
         let tiles = dim_blocks.max(args.geometry.page_tokens / TILE);
         let work = scratch.work.at_least(if packed { MOST_ROWS * tiles * TILE / 2 } else { 0 });
-        let mut queries = Queries { q, plain_q, work };
+        let unpacks = contents != Contents::Plain && kernels.unpack.is_some();
+        let elements = args.geometry.page_tokens * args.geometry.padded_dim();
+        let pages = if unpacks { kernels.run_pages * unpacked_floats(elements) } else { 0 };
+        let pages = scratch.pages.at_least(pages);
+        let mut queries = Queries { q, plain_q, work, pages };
 
         let mut states = [RowState { max: f32::NEG_INFINITY, sum: 0.0 }; MOST_ROWS];
         let mut start = keys.start;
@@ -230,13 +269,21 @@ impl BlockTask<'_> {
         }
     }
 
-    /// Whether a page of `keys` is packed.
-    fn has_packed(&self, keys: &Range<usize>) -> bool {
+    /// What the pages of `keys` hold; the most that one of them does.
+    fn contents(&self, keys: &Range<usize>) -> Contents {
         let page_tokens = self.args.geometry.page_tokens;
-        let mut pages = keys.start / page_tokens..keys.end.div_ceil(page_tokens);
-        let found = pages.any(|page| self.args.kv.page(self.head, page).packed.is_some());
-        assert!(!found || self.args.storage == StorageKind::Bf16, "packed pages stand among bf16 pages");
-        found
+        let pages = keys.start / page_tokens..keys.end.div_ceil(page_tokens);
+        let contents = pages.map(|page| match self.args.kv.page(self.head, page).packed {
+            None => Contents::Plain,
+            Some(PackedKind::Int8 | PackedKind::Int4) => Contents::Codes,
+            Some(PackedKind::Sparse(_)) => Contents::Sparse,
+        });
+        let contents = contents.max().unwrap_or(Contents::Plain);
+        assert!(
+            contents == Contents::Plain || self.args.storage == StorageKind::Bf16,
+            "packed pages stand among bf16 pages"
+        );
+        contents
     }
 
     /// The query of a row of a block; nothing for rows that only fill it up.
@@ -301,6 +348,8 @@ impl BlockTask<'_> {
             } else {
                 args.kv.page(self.head, keys.start / g.page_tokens).v.as_ptr()
             };
+            let shape = (g.padded_dim(), g.page_tokens / TILE);
+            let (at, packed) = queries.readable(k, view.k, view.packed, shape, 0);
             for block in blocks {
                 let rows = block.kernels.rows;
                 let out = &mut scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
@@ -309,9 +358,9 @@ impl BlockTask<'_> {
                 // `plain_q`, `work` and `out` have the lengths that the kernel asks for, and the table is that of a tier
                 // that the CPU has.
                 unsafe {
-                    match view.packed {
+                    match packed {
                         None => (block.kernels.qk)(
-                            view.k.as_ptr().add(tile * tile_bytes),
+                            at.add(tile * tile_bytes),
                             tiles,
                             steps,
                             q.as_ptr(),
@@ -380,7 +429,12 @@ impl BlockTask<'_> {
             let next = if page < last_page { page + 1 } else { page };
             let offset = tile * TILE / k.pair * k.step_bytes;
             let ahead = args.kv.page(self.head, next).v.as_ptr();
-            run.push(Values { at: view.v.as_ptr().wrapping_add(offset), tiles });
+            let shape = (g.page_tokens, dim_blocks);
+            let (at, packed) = match wanted {
+                true => queries.readable(k, view.v, view.packed, shape, run.len()),
+                false => (view.v.as_ptr(), None),
+            };
+            run.push(Values { at: at.wrapping_add(offset), tiles });
             if run.len() < k.run_pages && page < last_page {
                 return;
             }
@@ -392,10 +446,10 @@ impl BlockTask<'_> {
                 let scores = &scores[block.scores..][..end * rows * TILE];
                 let p = &scores[(k.place_p)(before, rows * TILE)..];
                 let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
-                // SAFETY: as for the scores: the probabilities of `tiles` tiles start at `p`. (Where pages are packed, a run is
-                // one page.)
+                // SAFETY: as for the scores: the probabilities of `tiles` tiles start at `p`. (Where kernels read packed
+                // pages, a run is one page.)
                 unsafe {
-                    match view.packed {
+                    match packed {
                         None => (block.kernels.pv)(
                             &run,
                             block_bytes,

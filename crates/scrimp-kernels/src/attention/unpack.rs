@@ -1,0 +1,51 @@
+//! Packed pages of codes ([`integer`](super::storage::integer)) as bf16 pages, for kernels that read no others.
+//!
+//! Codes stand in the order of bf16 elements, and the two elements of a pair have a minimum and a scale each: those of two dims in
+//! a page of keys, of two tokens in a page of values. So both are the same: `runs` runs (tiles of keys, or blocks of dims) of
+//! `n / 2` steps, and step `i` has the numbers `2 i` and `2 i + 1` of the header.
+
+use super::{lanes::Lanes, storage::integer::header_bytes};
+use half::bf16;
+
+/// Bytes behind the page that may be written.
+pub(super) const SLACK: usize = 32;
+
+/// Writes a page of bf16 elements, rounded, to `to`.
+///
+/// # Safety
+/// `page` is a packed page of `BITS` bits with `n` minima and scales (a multiple of 16) and `runs` runs; `to`, aligned to 64, has room for the
+/// bf16 page and [`SLACK`] bytes more.
+#[inline(always)]
+pub(super) unsafe fn unpack<S: Lanes, const BITS: usize>(
+    s: S,
+    page: *const u8,
+    n: usize,
+    runs: usize,
+    to: *mut u8,
+) {
+    let steps = n / 2;
+    for step in 0..steps {
+        // SAFETY: the header has `n` minima, then as many scales.
+        let number = |at: usize| unsafe { bf16::from_bits(page.cast::<u16>().add(at).read()).to_f32_const() };
+        let pairs: [[f32; 2]; 2] =
+            std::array::from_fn(|i| [number(i * n + 2 * step), number(i * n + 2 * step + 1)]);
+        let [low, scale] = pairs.map(|pair| s.load(&std::array::from_fn(|i| pair[i % 2])));
+        for run in 0..runs {
+            let at = run * steps + step;
+            // SAFETY: there are `runs * steps` steps of 32 codes, and of 64 bytes to write.
+            unsafe {
+                let codes = page.add(header_bytes(n));
+                let codes: [u8; 32] = if BITS == 8 {
+                    codes.add(at * 32).cast::<[u8; 32]>().read()
+                } else {
+                    let both = codes.add(at / 2 * 32).cast::<[u8; 32]>().read();
+                    if at.is_multiple_of(2) { both.map(|b| b & 15) } else { both.map(|b| b >> 4) }
+                };
+                for (i, codes) in codes.as_chunks::<16>().0.iter().enumerate() {
+                    let x = s.fma(s.load_u8(codes), scale, low);
+                    s.store_rounded(x, &mut *to.add(at * 64 + i * 32).cast());
+                }
+            }
+        }
+    }
+}
