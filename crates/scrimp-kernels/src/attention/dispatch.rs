@@ -38,6 +38,7 @@ pub(crate) struct PackedKernels {
     pub(crate) pv: unsafe fn(&PackedPage, *const f32, *mut f32),
 }
 
+type UnpackPage = unsafe fn(PackedKind, *const u8, usize, usize, *mut u8);
 type AddColumns = unsafe fn(*const f32, usize, usize, &[RowPair], *mut f32);
 
 /// The kernels of one tier for one storage format.
@@ -62,7 +63,7 @@ pub(crate) struct Kernels {
     /// Pages whose values are added at a time.
     pub(crate) run_pages: usize,
     /// `(kind, page, n, runs, to)`: turns a page of codes into one of bf16, see [`unpack`]; `None` for kernels that read codes.
-    pub(crate) unpack: Option<unsafe fn(PackedKind, *const u8, usize, usize, *mut u8)>,
+    pub(crate) unpack: Option<UnpackPage>,
     /// Whether they use tile registers: then a unit has all of its rows in one block, and its keys start at an even tile.
     pub(crate) in_tiles: bool,
     packed: fn(PackedKind) -> &'static [PackedKernels],
