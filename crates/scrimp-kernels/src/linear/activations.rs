@@ -38,7 +38,7 @@ pub(crate) struct Quantised {
     pub(crate) scale: f32,
     /// `scale * sum(q)`.
     pub(crate) sum: f32,
-    /// [`Simd::sums`] of the first and last 16 quants, the negated ones.
+    /// [`Simd::sums`](crate::isa::Simd::sums) of the first and last 16 quants, the negated ones.
     pub(crate) negated_sums: [i32; 2],
 }
 
