@@ -3,7 +3,8 @@
 use super::{
     codes::{self, Codes, Codes4, Codes8, PackedPage},
     columns::RowPair,
-    kernels::{self, Bf16, F16, F32, Format, Values},
+    format::{Bf16, F16, F32, Format},
+    kernels::{self, Values},
     lanes::Lanes,
     sparse,
     storage::{PageGeometry, StorageKind, packing::PackedKind},

@@ -30,6 +30,7 @@ mod code_lanes;
 mod codes;
 mod columns;
 mod dispatch;
+mod format;
 mod kernels;
 mod lanes;
 mod scratch;

@@ -5,7 +5,7 @@
 //! values   A: 16 rows x 32 keys of p     B: 32 keys x 16 dims, as they lie in the page      C: [16 rows][16 dims], outputs
 //! ```
 //! The layouts of pages, scores and outputs (see [`storage`](super::storage) and [`kernels`](super::kernels)) are those of B
-//! and C tiles already; queries and probabilities are stored as A tiles are loaded ([`Bf16`](super::kernels::Bf16) with
+//! and C tiles already; queries and probabilities are stored as A tiles are loaded ([`Bf16`](super::format::Bf16) with
 //! `IN_TILES`). Two blocks of rows meet two tiles of keys, or two blocks of dims: 4 loads for 4 products of 16 x 16 x 32. Outputs stay
 //! in registers for [`RUN_PAGES`] pages.
 //!
