@@ -153,7 +153,8 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             for n in [EXPANDED_TOKENS - 1, EXPANDED_TOKENS, 64] {
                 super::emulator::EXECUTED.store(0, Relaxed);
                 multiply(&pool, tier, &weight, &inputs(n * cols, 1), &[0.0; 40]);
-                let executed = super::emulator::EXECUTED.load(Relaxed) - 2;
+                // Tile registers that nobody asked for are neither configured nor released.
+                let executed = super::emulator::EXECUTED.load(Relaxed).saturating_sub(2);
                 eprintln!("{}, {n} tokens: {executed} tile instructions", weight.format_name());
                 assert_eq!(executed, predicted(groups, n), "{}, {n} tokens", weight.format_name());
             }
