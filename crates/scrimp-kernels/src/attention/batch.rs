@@ -63,7 +63,7 @@ pub fn attend_batch(calls: &mut [AttentionCall<'_>], pool: &Pool, scratch: &mut 
         let (args, index) = (&call.args, jobs.len());
         let rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
         let mut segment = PREFILL_SEGMENT;
-        let kernels = UnitKernels::new(args, rows > UNIT_ROWS);
+        let kernels = UnitKernels::new(args);
         if rows > UNIT_ROWS {
             // The last rows see the most keys: long units first.
             let blocks = rows.div_ceil(kernels.unit_rows());

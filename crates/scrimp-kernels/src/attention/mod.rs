@@ -163,7 +163,7 @@ fn attend_with_stats(
     pool: &Pool,
     scratch: &mut AttentionScratch,
 ) {
-    let kernels = UnitKernels::new(args, true);
+    let kernels = UnitKernels::new(args);
     let group = args.n_heads / args.n_kv_heads;
     let rows = args.n_tokens * group;
     let unit_rows = kernels.unit_rows();

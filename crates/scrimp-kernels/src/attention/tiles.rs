@@ -13,53 +13,36 @@
 //! from those of AVX-512 by rounding.
 
 use super::{PageGeometry, kernels::Values, storage::TILE};
-use crate::linear::amx::{Shape, Tile};
+use crate::linear::amx::{A, B, TILE_BYTES, TILE_STEPS, Tile, clear};
+#[cfg(target_arch = "x86_64")]
+use crate::linear::amx::{Configured, Shape, asm::Amx};
 
 /// Query rows of a block.
 pub(super) const ROWS: usize = 32;
 /// Pages whose values are added while outputs stay in registers; their probabilities stay in the first-level cache.
 pub(super) const RUN_PAGES: usize = 4;
-/// Bytes of a tile, and steps of a B tile.
-const TILE_BYTES: usize = 1024;
-const STEPS: usize = 16;
-/// Floats of a C tile.
+/// Floats of a C tile; that of block `r` of rows and tile `t` of keys (or block of dims) is register `2 r + t`.
 const FLOATS: usize = TILE_BYTES / 4;
 /// Floats of a tile of keys: scores of all rows.
 const STRIDE: usize = ROWS * TILE;
-/// Tile registers: C of block `r` of rows and tile `t` of keys (or block of dims) is `2 r + t`.
-const A: [u8; 2] = [4, 5];
-const B: [u8; 2] = [6, 7];
 
 /// Whether keys and values come in whole B tiles.
 pub(super) fn fits(g: PageGeometry) -> bool {
-    g.padded_dim().is_multiple_of(2 * STEPS) && g.page_tokens.is_multiple_of(2 * TILE)
+    g.padded_dim().is_multiple_of(2 * TILE_STEPS) && g.page_tokens.is_multiple_of(2 * TILE)
 }
 
-/// Whole tiles, for everything here.
-pub(super) fn configure(tile: &mut impl Tile) {
-    tile.configure(Shape::whole(TILE));
+/// The CPU's tile registers, whole, while a unit of work has them: for kernels that use them, which are chosen in tiers that have
+/// some.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn registers() -> Configured<Amx> {
+    // SAFETY: as the text says.
+    let mut registers = Configured::new(unsafe { Amx::new() });
+    registers.shaped(Shape::whole(TILE));
+    registers
 }
-
-/// The CPU's tile registers while a unit of work has them.
-pub(super) struct Registers(());
-
-impl Registers {
-    /// Configures them; the caller has chosen kernels that use them, so there are some.
-    pub(super) fn take() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: kernels that use tile registers are chosen in tiers that have them.
-        configure(&mut unsafe { crate::linear::amx::asm::Amx::new() });
-        Self(())
-    }
-}
-
-impl Drop for Registers {
-    fn drop(&mut self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        unsafe { crate::linear::amx::asm::Amx::new() }.release();
-    }
-}
+/// Nothing: the CPU has no tile registers.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn registers() {}
 
 /// Scores of [`ROWS`] rows against `tiles` tiles of keys, `[tile][ROWS][16]`.
 ///
@@ -80,9 +63,9 @@ pub(super) unsafe fn qk<X: Tile>(
         // SAFETY: the caller's word.
         unsafe {
             if tile + 1 < tiles {
-                qk_tiles::<X, true>(x, k, tile_bytes, q, out);
+                qk_tiles::<X, 2>(x, k, tile_bytes, q, out);
             } else {
-                qk_tiles::<X, false>(x, k, tile_bytes, q, out);
+                qk_tiles::<X, 1>(x, k, tile_bytes, q, out);
             }
         }
     }
@@ -93,53 +76,42 @@ pub(super) unsafe fn qk<X: Tile>(
 /// # Safety
 /// As for [`qk`].
 #[inline(always)]
-unsafe fn qk_tiles<X: Tile, const TWO: bool>(
+unsafe fn qk_tiles<X: Tile, const NB: usize>(
     x: &mut X,
     k: *const u8,
     tile_bytes: usize,
     q: *const f32,
     out: *mut f32,
 ) {
-    x.zero::<0>();
-    x.zero::<2>();
-    if TWO {
-        x.zero::<1>();
-        x.zero::<3>();
-    }
+    clear::<X, 2, NB>(x);
     for at in (0..tile_bytes).step_by(TILE_BYTES) {
-        let q = q.wrapping_add(at / STEPS / 4 * ROWS);
+        let q = q.wrapping_add(at / TILE_STEPS / 4 * ROWS);
         // SAFETY: the caller's word: a block of steps is a B tile of `k`, and two A tiles of `q`.
-        unsafe { products::<X, TWO>(x, q.cast(), 64, k.wrapping_add(at), tile_bytes) };
+        unsafe { products::<X, NB>(x, q.cast(), k.wrapping_add(at), tile_bytes) };
     }
     // SAFETY: the caller's word.
-    unsafe { store::<X, TWO>(x, out, STRIDE) };
+    unsafe { store::<X, NB>(x, out, STRIDE) };
 }
 
 /// `C += A B` for two A tiles, one behind the other, and one or two B tiles.
 ///
 /// # Safety
-/// The tiles can be read: A at `a` with 64 bytes from row to row, B at `b` and `b_stride` bytes on.
+/// The tiles can be read: A at `a`, B at `b` and `b_stride` bytes on.
 #[inline(always)]
-unsafe fn products<X: Tile, const TWO: bool>(
-    x: &mut X,
-    a: *const u8,
-    a_stride: usize,
-    b: *const u8,
-    b_stride: usize,
-) {
+unsafe fn products<X: Tile, const NB: usize>(x: &mut X, a: *const u8, b: *const u8, b_stride: usize) {
     // SAFETY: the caller's word.
     unsafe {
         x.load::<{ B[0] }>(b, 64);
-        x.load::<{ A[0] }>(a, a_stride);
+        x.load::<{ A[0] }>(a, 64);
         x.dot_bf16::<0, { A[0] }, { B[0] }>();
-        if TWO {
+        if NB == 2 {
             x.load::<{ B[1] }>(b.wrapping_add(b_stride), 64);
             x.dot_bf16::<1, { A[0] }, { B[1] }>();
         }
-        x.load::<{ A[1] }>(a.wrapping_add(16 * a_stride), a_stride);
+        x.load::<{ A[1] }>(a.wrapping_add(TILE_BYTES), 64);
     }
     x.dot_bf16::<2, { A[1] }, { B[0] }>();
-    if TWO {
+    if NB == 2 {
         x.dot_bf16::<3, { A[1] }, { B[1] }>();
     }
 }
@@ -149,12 +121,12 @@ unsafe fn products<X: Tile, const TWO: bool>(
 /// # Safety
 /// They can be written.
 #[inline(always)]
-unsafe fn store<X: Tile, const TWO: bool>(x: &mut X, out: *mut f32, stride: usize) {
+unsafe fn store<X: Tile, const NB: usize>(x: &mut X, out: *mut f32, stride: usize) {
     // SAFETY: the caller's word.
     unsafe {
         x.store::<0>(out.cast(), 64);
         x.store::<2>(out.wrapping_add(FLOATS).cast(), 64);
-        if TWO {
+        if NB == 2 {
             let out = out.wrapping_add(stride);
             x.store::<1>(out.cast(), 64);
             x.store::<3>(out.wrapping_add(FLOATS).cast(), 64);
@@ -189,7 +161,7 @@ pub(super) unsafe fn pv<X: Tile>(
             for page in pages {
                 let mut v = page.at.wrapping_add(block * block_bytes);
                 for _ in 0..page.tiles / 2 {
-                    products::<X, true>(x, p.cast(), 64, v, block_bytes);
+                    products::<X, 2>(x, p.cast(), v, block_bytes);
                     v = v.wrapping_add(TILE_BYTES);
                     p = p.wrapping_add(STRIDE);
                 }
@@ -199,10 +171,10 @@ pub(super) unsafe fn pv<X: Tile>(
                     for (i, half) in half.iter_mut().enumerate() {
                         v.wrapping_add(i * block_bytes).copy_to(half.as_mut_ptr(), TILE_BYTES / 2);
                     }
-                    products::<X, true>(x, p.cast(), 64, half.as_ptr().cast(), TILE_BYTES);
+                    products::<X, 2>(x, p.cast(), half.as_ptr().cast(), TILE_BYTES);
                 }
             }
-            store::<X, true>(x, acc, STRIDE);
+            store::<X, 2>(x, acc, STRIDE);
         }
     }
 }
@@ -212,7 +184,7 @@ mod tests {
     use super::{super::storage::bfloat16, *};
     use crate::{
         attention::{storage::Storage, tests::noise},
-        linear::amx::soft::Soft,
+        linear::amx::{Shape, soft::Soft},
     };
     use half::bf16;
 
@@ -263,7 +235,7 @@ mod tests {
             }
             let mut scores = vec![f32::NAN; tiles * STRIDE];
             let tile = &mut &mut soft;
-            configure(tile);
+            tile.configure(Shape::whole(TILE));
             for (i, page) in k.iter().enumerate() {
                 let before = i * page_tokens / TILE;
                 let n = (tiles - before).min(page_tokens / TILE);

@@ -35,8 +35,9 @@ pub(crate) struct UnitKernels {
 }
 
 impl UnitKernels {
-    /// Those of the tier; tile registers are for `many` rows.
-    pub(crate) fn new(args: &AttentionArgs<'_>, many: bool) -> Self {
+    /// Those of the tier; tile registers are for prompts, which have more rows than a unit.
+    pub(crate) fn new(args: &AttentionArgs<'_>) -> Self {
+        let many = args.n_tokens * (args.n_heads / args.n_kv_heads) > UNIT_ROWS;
         let in_tiles = Kernels::in_tiles(args.tier, args.storage, args.geometry).filter(|_| many);
         Self { plain: Kernels::new(args.tier, args.storage), in_tiles }
     }
@@ -257,13 +258,12 @@ impl BlockTask<'_> {
 
         let mut states = [RowState { max: f32::NEG_INFINITY, sum: 0.0 }; MOST_ROWS];
         let mut start = keys.start;
-        let registers = kernels.in_tiles.then(tiles::Registers::take);
+        let _registers = kernels.in_tiles.then(tiles::registers);
         while start < keys.end {
             let end = keys.end.min((start / self.segment + 1).saturating_mul(self.segment));
             self.segment(start..end, &cut, &mut queries, scores, acc, &mut states, columns.take());
             start = end;
         }
-        drop(registers);
         if self.wanted() {
             self.write(&cut.blocks, acc, &states, sink);
         }

@@ -505,7 +505,7 @@ pub(super) fn run(tier: Tier, unit: PackedUnit<'_>, tiles: &mut ThreadTiles) {
 }
 
 /// Runs a unit in tile registers.
-pub(super) fn run_over_tiles(tier: Tier, unit: PackedUnit<'_>, tiles: &mut amx::Configured<impl amx::Tile>) {
+pub(super) fn run_over_tiles<X: amx::Tile>(tier: Tier, unit: PackedUnit<'_>, tiles: &mut amx::Configured<X>) {
     let (layout, data) = (unit.layout, unit.data);
     let tile = move |tile| Tile { layout, data, tile };
     match (layout.format.value(), layout.format.is_sparse()) {
@@ -516,7 +516,7 @@ pub(super) fn run_over_tiles(tier: Tier, unit: PackedUnit<'_>, tiles: &mut amx::
             let rows = move |i| InTurn { groups: tile(i).sparse_groups(), odd: false };
             amx::run_rows(tier, unit.unit, rows, tiles);
         }
-        _ => amx::AmxUnit { unit, tiles }.run_over_tiles(tier),
+        _ => X::run(tier, amx::AmxUnit { unit, tiles }),
     }
 }
 

@@ -26,7 +26,6 @@ use crate::{
         gemm::PanelGroup,
         group::{least, scaled},
     },
-    tier::Tier,
 };
 use std::ops::RangeInclusive;
 
@@ -133,11 +132,6 @@ fn add<S: Simd, F: Quants, const T: usize>(
 }
 
 impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExactUnit<'_, '_, X, W> {
-    /// Runs it over its tiles.
-    pub(in crate::linear) fn run_over_tiles(self, tier: Tier) {
-        X::run(tier, self);
-    }
-
     /// All columns for at most `T` tokens.
     #[inline(always)]
     fn tokens<S: Simd, const T: usize>(self, s: S) {

@@ -5,8 +5,7 @@ use super::{
     super::{Activations, Linear, LinearScratch, Matrix, linear},
     exact::EXACT_TOKENS,
     expanded_tests::{FORMATS, weights},
-    soft::Soft,
-    tests::{ONE, amx, inputs, multiply},
+    tests::{ONE, amx, inputs, multiply, multiply_softly},
 };
 use crate::{DType, formats::packed::WeightFormat, threads::Pool, tier::Tier};
 use proptest::prelude::*;
@@ -16,19 +15,11 @@ fn bits(y: &[f32]) -> Vec<u32> {
     y.iter().map(|y| y.to_bits()).collect()
 }
 
-/// The product over tiles in plain Rust, and how many of their instructions were executed; as [`multiply`].
+/// [`multiply_softly`] with activations that are stored for these kernels.
 fn over_soft(tier: Tier, pool: &Pool, weight: &Matrix, x: &[f32], bias: &[f32]) -> (Vec<f32>, usize) {
-    let (rows, cols) = (weight.rows(), weight.cols());
-    let n = x.len() / cols;
-    let mut activations = Activations::new();
-    activations.fill_as(pool, tier, n, cols, weight.needs(), true, |t, out| {
-        out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
-    });
-    assert!(activations.exact(), "{n} tokens");
-    let (mut out, mut tiles) = (vec![1.0; n * rows], Soft::new());
-    let product = Linear { weight, bias: Some(bias), out: &mut out, stride: rows, accumulate: true };
-    super::super::linear_over(tier, &activations, product, &mut tiles);
-    (out, tiles.executed)
+    let (activations, out, executed) = multiply_softly(pool, tier, weight, x, bias);
+    assert!(activations.exact(), "{} tokens", activations.n_tokens());
+    (out, executed)
 }
 
 proptest! {

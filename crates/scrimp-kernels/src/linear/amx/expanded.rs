@@ -18,7 +18,6 @@ use crate::{
     formats::{BlockFormat, GROUP, Group, Quants, Scaling, TILE_ROWS},
     isa::Simd,
     linear::{Unit, gemm::PanelGroup, gemv::ask_ahead},
-    tier::Tier,
 };
 use std::ops::Range;
 
@@ -180,11 +179,6 @@ unsafe fn add_to<S: Simd, X: Tile, const NA: usize, const NB: usize>(
 }
 
 impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExpandedUnit<'_, '_, X, W> {
-    /// Runs it over its tiles.
-    pub(in crate::linear) fn run_over_tiles(self, tier: Tier) {
-        X::run(tier, self);
-    }
-
     /// All columns for the given blocks of tokens.
     #[inline(always)]
     fn token_blocks<S: Simd>(&mut self, s: S, blocks: Range<usize>) {

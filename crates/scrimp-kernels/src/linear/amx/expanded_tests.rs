@@ -2,13 +2,12 @@
 
 use super::{
     super::{
-        Activations, Linear, Matrix,
+        Matrix,
         tests::{pack, random_rows},
     },
     TILE_STEPS,
     expanded::EXPANDED_TOKENS,
-    soft,
-    tests::{ONE, amx, inputs, matrix, multiply},
+    tests::{ONE, amx, inputs, matrix, multiply, multiply_softly},
 };
 use crate::{
     DType,
@@ -96,15 +95,8 @@ fn portable_tiles_give_the_same_in_every_tier() {
         let (x, bias) = (inputs(n * weight.cols(), 5), inputs(rows, 6));
         let mut first: Option<Vec<f32>> = None;
         for tier in Tier::supported() {
-            let mut activations = Activations::new();
-            activations.fill_as(&pool, tier, n, weight.cols(), weight.needs(), true, |t, out| {
-                out.copy_from_slice(&x[t * weight.cols()..(t + 1) * weight.cols()]);
-            });
+            let (activations, out, _) = multiply_softly(&pool, tier, &weight, &x, &bias);
             assert!(activations.expanded());
-            let mut out = vec![1.0; n * rows];
-            let product =
-                Linear { weight: &weight, bias: Some(&bias), out: &mut out, stride: rows, accumulate: true };
-            super::super::linear_over(tier, &activations, product, &mut soft::Soft::new());
             check(&values, &x, &bias, &out).unwrap();
             if let Some(first) = &first {
                 assert_eq!(first, &out, "{} in {tier}", weight.format_name());
@@ -138,13 +130,9 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
         let (weight, _) = weights(&pool, which, 40, 1, 1);
         let (cols, groups) = (weight.cols(), weight.cols().div_ceil(2 * TILE_STEPS));
         for n in [EXPANDED_TOKENS, 64] {
-            let mut activations = Activations::new();
-            activations.fill_as(&pool, Tier::SCALAR, n, cols, weight.needs(), true, |_, out| out.fill(1.0));
-            let (mut out, mut tiles) = (vec![0.0; n * 40], soft::Soft::new());
-            let product =
-                Linear { weight: &weight, bias: None, out: &mut out, stride: 40, accumulate: false };
-            super::super::linear_over(Tier::SCALAR, &activations, product, &mut tiles);
-            assert_eq!(tiles.executed - 2, predicted(groups, n), "{}, {n} tokens", weight.format_name());
+            let (_, _, executed) =
+                multiply_softly(&pool, Tier::SCALAR, &weight, &inputs(n * cols, 1), &[0.0; 40]);
+            assert_eq!(executed - 2, predicted(groups, n), "{}, {n} tokens", weight.format_name());
         }
         // The compiled kernels, where the emulator counts.
         #[cfg(target_os = "linux")]

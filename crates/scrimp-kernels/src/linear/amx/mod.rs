@@ -48,8 +48,8 @@ use crate::{
     tier::Tier,
 };
 use expanded::Rows;
-pub(super) use registers::{Configured, ThreadTiles, thread_tiles};
-pub(crate) use registers::{Shape, Tile};
+pub(crate) use registers::{Configured, Shape, Tile};
+pub(super) use registers::{ThreadTiles, thread_tiles};
 use std::ops::Range;
 
 /// Tokens that stay with vector instructions.
@@ -61,12 +61,12 @@ const NEAR: usize = if cfg!(test) { 4 << 10 } else { 1 << 20 };
 /// Row tiles of a unit at most: more of them read the activations less often.
 pub(super) const UNIT_TILES: usize = 32;
 /// Bytes of a B tile.
-const TILE_BYTES: usize = 1024;
+pub(crate) const TILE_BYTES: usize = 1024;
 /// Steps of a B tile.
-const TILE_STEPS: usize = 16;
+pub(crate) const TILE_STEPS: usize = 16;
 /// Tile registers: C of token block `t` and row tile `r` is `2 t + r`.
-const A: [u8; 2] = [4, 5];
-const B: [u8; 2] = [6, 7];
+pub(crate) const A: [u8; 2] = [4, 5];
+pub(crate) const B: [u8; 2] = [6, 7];
 
 /// Runs a unit of weights in blocks; `rows(tile)` starts a tile of rows.
 pub(super) fn run_rows<X: Tile, R: Rows>(
@@ -76,9 +76,9 @@ pub(super) fn run_rows<X: Tile, R: Rows>(
     tiles: &mut Configured<X>,
 ) {
     if unit.job.registers == TileRegisters::Exact {
-        exact::ExactUnit { unit, rows, tiles }.run_over_tiles(tier);
+        X::run(tier, exact::ExactUnit { unit, rows, tiles });
     } else {
-        expanded::ExpandedUnit { unit, rows, tiles }.run_over_tiles(tier);
+        X::run(tier, expanded::ExpandedUnit { unit, rows, tiles });
     }
 }
 
@@ -86,13 +86,6 @@ pub(super) fn run_rows<X: Tile, R: Rows>(
 pub(super) struct AmxUnit<'a, 'x, X: Tile> {
     pub(super) unit: PackedUnit<'a>,
     pub(super) tiles: &'x mut Configured<X>,
-}
-
-impl<X: Tile> AmxUnit<'_, '_, X> {
-    /// Runs it over its tiles.
-    pub(super) fn run_over_tiles(self, tier: Tier) {
-        X::run(tier, self);
-    }
 }
 
 /// Where the weights of row tiles come from: packed or expanded bytes, or an expansion on the fly.
@@ -177,7 +170,7 @@ unsafe fn product<S: Simd, X: Tile, W: Source<S>, const INT8: bool, const NA: us
 
 /// Zeroes the C tiles.
 #[inline(always)]
-fn clear<X: Tile, const NA: usize, const NB: usize>(tile: &mut X) {
+pub(crate) fn clear<X: Tile, const NA: usize, const NB: usize>(tile: &mut X) {
     tile.zero::<0>();
     if NB == 2 {
         tile.zero::<1>();
@@ -299,43 +292,12 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
             let mut weights: [W; NB] = std::array::from_fn(&mut source);
             // SAFETY: tiles and activations are padded to whole blocks of the same number of columns.
             unsafe {
+                let tile = &mut self.tiles.tile;
                 match (int8, two) {
-                    (false, false) => {
-                        product::<S, X, W, false, 1, NB>(
-                            s,
-                            &mut self.tiles.tile,
-                            tokens,
-                            &mut weights,
-                            blocks,
-                        );
-                    }
-                    (false, true) => {
-                        product::<S, X, W, false, 2, NB>(
-                            s,
-                            &mut self.tiles.tile,
-                            tokens,
-                            &mut weights,
-                            blocks,
-                        );
-                    }
-                    (true, false) => {
-                        product::<S, X, W, true, 1, NB>(
-                            s,
-                            &mut self.tiles.tile,
-                            tokens,
-                            &mut weights,
-                            blocks,
-                        );
-                    }
-                    (true, true) => {
-                        product::<S, X, W, true, 2, NB>(
-                            s,
-                            &mut self.tiles.tile,
-                            tokens,
-                            &mut weights,
-                            blocks,
-                        );
-                    }
+                    (false, false) => product::<S, X, W, false, 1, NB>(s, tile, tokens, &mut weights, blocks),
+                    (false, true) => product::<S, X, W, false, 2, NB>(s, tile, tokens, &mut weights, blocks),
+                    (true, false) => product::<S, X, W, true, 1, NB>(s, tile, tokens, &mut weights, blocks),
+                    (true, true) => product::<S, X, W, true, 2, NB>(s, tile, tokens, &mut weights, blocks),
                 }
             }
             self.finish::<S, 0>(s, job, first_tile, tokens, 0);

@@ -58,19 +58,19 @@ pub(crate) trait Tile {
 }
 
 /// A thread's tile registers, configured as they are used, until they are dropped.
-pub(in crate::linear) struct Configured<X: Tile> {
+pub(crate) struct Configured<X: Tile> {
     pub(super) tile: X,
     shape: Option<Shape>,
 }
 
 impl<X: Tile> Configured<X> {
-    pub(in crate::linear) fn new(tile: X) -> Self {
+    pub(crate) fn new(tile: X) -> Self {
         Self { tile, shape: None }
     }
 
     /// The registers in this shape.
     #[inline(always)]
-    pub(super) fn shaped(&mut self, shape: Shape) -> &mut X {
+    pub(crate) fn shaped(&mut self, shape: Shape) -> &mut X {
         if self.shape != Some(shape) {
             self.tile.configure(shape);
             self.shape = Some(shape);

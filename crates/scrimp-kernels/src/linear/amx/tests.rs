@@ -54,6 +54,26 @@ pub(super) fn multiply(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32], bias
     out
 }
 
+/// The same over tiles in plain Rust, with how activations were stored, and how many tile instructions were executed.
+pub(super) fn multiply_softly(
+    pool: &Pool,
+    tier: Tier,
+    weight: &Matrix,
+    x: &[f32],
+    bias: &[f32],
+) -> (Activations, Vec<f32>, usize) {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let n = x.len() / cols;
+    let mut activations = Activations::new();
+    activations.fill_as(pool, tier, n, cols, weight.needs(), true, |t, out| {
+        out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
+    });
+    let (mut out, mut tiles) = (vec![1.0; n * rows], soft::Soft::new());
+    let product = Linear { weight, bias: Some(bias), out: &mut out, stride: rows, accumulate: true };
+    super::super::linear_over(tier, &activations, product, &mut tiles);
+    (activations, out, tiles.executed)
+}
+
 fn same(format: WeightFormat, got: &[f32], want: &[f32]) -> Result<(), String> {
     let exact = matches!(format, WeightFormat::Int8 | WeightFormat::SparseInt8);
     for (i, (a, b)) in got.iter().zip(want).enumerate() {
@@ -146,15 +166,7 @@ fn portable_tiles_agree_with_the_other_tiers() {
             let weight = matrix(&pool, format, rows, cols, &test_weights(rows, cols, 0.6, 4));
             let (x, bias) = (inputs(n * cols, 5), inputs(rows, 6));
             let want = multiply(&pool, Tier::SCALAR, &weight, &x, &bias);
-            let mut activations = Activations::new();
-            activations.fill_as(&pool, tier, n, cols, weight.needs(), true, |t, out| {
-                out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
-            });
-            let mut out = vec![1.0; n * rows];
-            let product =
-                Linear { weight: &weight, bias: Some(&bias), out: &mut out, stride: rows, accumulate: true };
-            let mut tiles = soft::Soft::new();
-            super::super::linear_over(tier, &activations, product, &mut tiles);
+            let (_, out, _) = multiply_softly(&pool, tier, &weight, &x, &bias);
             same(format, &out, &want).unwrap();
         }
     }
