@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from conftest import ROOT
 from scrimp.kv import Crush, CompressedCache, KVCrushPress, select
-from scrimp.kv._attention import BIAS, attention_received, biased_attention, received_mean
+from scrimp.kv._attention import BIAS, biased_attention
 from scrimp.kv._heads import with_floor
 
 transformers = pytest.importorskip("transformers")
@@ -56,20 +56,6 @@ def test_choices_are_those_of_the_rust_side(device):
         )
         assert got.indices[0].tolist() == case["indices"], case["name"]
         assert torch.allclose(got.bias[0], torch.tensor(case["bias"], device=device), atol=1e-5), case["name"]
-
-
-def test_attention_received_is_that_of_a_plain_softmax(device):
-    torch.manual_seed(0)
-    q, k = torch.randn(2, 4, 300, 16, device=device), torch.randn(2, 2, 300, 16, device=device)
-    scores = torch.einsum("bhqd,bhkd->bhqk", q, k.repeat_interleave(2, 1)) / 4
-    scores.masked_fill_(torch.ones(300, 300, dtype=torch.bool, device=device).triu(1), -math.inf)
-    plain = scores.softmax(-1)
-    assert torch.allclose(attention_received(q, k, 0.25), plain.sum(2), atol=1e-4)
-    mean = (plain.sum(2) / torch.arange(300, 0, -1, device=device)).view(2, 2, 2, 300).mean(2)
-    assert torch.allclose(received_mean(q, k, 0.25, None), mean, atol=1e-5)
-    assert torch.allclose(received_mean(q, k, 0.25, 300), mean, atol=1e-5)
-    some = received_mean(q, k, 0.25, 100)
-    assert ((some - mean).abs().mean() / mean.mean()).item() < 0.3
 
 
 def test_a_budget_of_everything_changes_nothing(device):

@@ -1,6 +1,5 @@
-"""Attention with a bias per cached token, and how much attention tokens get: an attention function for transformers."""
+"""Attention with a bias per cached token: an attention function for transformers."""
 
-import math
 from contextlib import nullcontext
 from typing import Any, ContextManager, Optional, Tuple
 
@@ -12,56 +11,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 NAME = "scrimp"
 #: Attributes that tell the attention function of a bias (on an attention module or on keys) and of a cache layer (on keys).
 BIAS, LAYER = "_scrimp_bias", "_scrimp_layer"
-#: Queries whose scores are held at once.
-_CHUNK = 128
-
-
-def attention_received(
-    queries: Tensor, keys: Tensor, scaling: float, positions: Optional[Tensor] = None, bias: Optional[Tensor] = None
-) -> Tensor:
-    """The attention that each key gets, summed over the given queries, ``[batch, query_heads, keys]``.
-
-    ``queries`` are ``[batch, query_heads, q, dim]``; query ``i`` sees keys up to ``positions[i]``, by default the last ``q`` ones of the keys' positions.
-    """
-    batch, heads, q, dim = queries.shape
-    kv_heads, n = keys.shape[1], keys.shape[2]
-    if positions is None:
-        positions = torch.arange(n - q, n, device=keys.device)
-    total = torch.zeros(batch, heads, n, dtype=torch.float32, device=keys.device)
-    grouped = queries.view(batch, kv_heads, heads // kv_heads, q, dim)
-    columns = keys.flatten(0, 1).transpose(1, 2)
-    at = torch.arange(n, device=keys.device)
-    for first in range(0, q, _CHUNK):
-        part = grouped[:, :, :, first : first + _CHUNK]
-        hidden = torch.zeros(part.shape[3], n, dtype=keys.dtype, device=keys.device)
-        hidden = hidden.masked_fill_(at > positions[first : first + _CHUNK, None], -math.inf).repeat(part.shape[2], 1)[None]
-        if bias is not None:
-            hidden = hidden + bias.to(keys.dtype).flatten(0, 1).unsqueeze(1)
-        # In the type of the keys: on a GPU, the time of this is the traffic of the scores.
-        scores = torch.baddbmm(hidden, part.reshape(batch * kv_heads, -1, dim), columns, alpha=scaling).softmax(-1)
-        total += scores.view(batch, heads, -1, n).sum(2, dtype=torch.float32)
-    return total
-
-
-def received_mean(queries: Tensor, keys: Tensor, scaling: float, most: Optional[int]) -> Tensor:
-    """The attention that each key gets from the queries that see it, divided by their number, and averaged over the query heads of a KV head.
-
-    ``most`` queries are looked at, evenly spaced (the last one always); ``None``: all.
-    """
-    q, n = queries.shape[2], keys.shape[2]
-    rows = torch.arange(q, device=keys.device)
-    if most is not None and q > most:
-        rows = q - 1 - (torch.arange(most, device=keys.device).flip(0) * q) // most
-    positions = rows + (n - q)
-    total = attention_received(queries[:, :, rows], keys, scaling, positions)
-    seen = torch.searchsorted(positions, torch.arange(n, device=keys.device))
-    counts = (rows.numel() - seen).clamp_min(1)
-    return group_mean(total / counts, keys.shape[1])
-
-
-def group_mean(x: Tensor, kv_heads: int) -> Tensor:
-    """``[batch, query_heads, n]`` to ``[batch, kv_heads, n]``."""
-    return x.view(x.shape[0], kv_heads, -1, x.shape[-1]).mean(2)
 
 
 def _kernels(device: torch.device) -> ContextManager[Any]:
@@ -105,7 +54,7 @@ def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, ma
     if mask is None and query.device.type == "cuda" and dropout == 0.0:
         # Few rows: three kernels that read keys and values once. Those of scaled_dot_product_attention are not made for so few.
         scores = torch.baddbmm(added.flatten(0, 1), rows.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=dim**-0.5 if scaling is None else scaling)
-        out = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value.flatten(0, 1)
+        out = scores.softmax(-1) @ value.flatten(0, 1)
         return out.view(batch, heads, q, value.shape[-1]).transpose(1, 2).contiguous()
     with _kernels(query.device):
         out = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=added, dropout_p=dropout, scale=scaling)

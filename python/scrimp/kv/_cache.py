@@ -6,8 +6,9 @@ from typing import Any, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from ._attention import BIAS, LAYER, received_mean, register
+from ._attention import BIAS, LAYER, register
 from ._policies import POLICIES
+from ._received import received_mean
 from ._select import Crush, select
 from ._store import STORES, Growing, Store
 
@@ -68,8 +69,15 @@ class CompressedLayer(CacheLayerMixin):
             setattr(keys, LAYER, self)
             self.pending = True
         elif self.bias is not None:
-            setattr(keys, BIAS, self.bias)
+            setattr(keys, BIAS, self._biases(keys.shape[2]))
         return keys, values
+
+    def _biases(self, n: int) -> Tensor:
+        """Biases of ``n`` tokens; those that came after the prompt have none. Memory grows rarely, so that a step adds nothing to it."""
+        missing = n - self.bias.shape[-1]
+        if missing > 0:
+            self.bias = torch.nn.functional.pad(self.bias, (0, missing + n // 8))
+        return self.bias[..., :n]
 
     def after_attention(self, queries: Tensor, scaling: float) -> None:
         """Called by the attention function when the prompt's attention is done."""
@@ -82,7 +90,7 @@ class CompressedLayer(CacheLayerMixin):
         chosen = select(
             scores, mean, keys, owner.tokens(self.seen), owner.crush, sinks=owner.sinks, recent=owner.recent, layer=self.index, seed=owner.seed
         )
-        self.bias = chosen.bias if owner.crush.share > 0 and owner.crush.mass != "none" else None
+        self.bias = chosen.bias.to(keys.dtype) if owner.crush.share > 0 and owner.crush.mass != "none" else None
         store = STORES[owner.format]
         if store is None:
             self._set(chosen.take(keys), chosen.take(self.values))

@@ -1,6 +1,5 @@
 """The random numbers of the Rust side, so that both choose the same tokens."""
 
-import functools
 from typing import Tuple
 
 _MASK = (1 << 64) - 1
@@ -14,7 +13,6 @@ def mix(x: int) -> int:
     return z ^ (z >> 31)
 
 
-@functools.lru_cache(maxsize=1024)
 def planes(dim: int, bits: int, seed: int, layer: int) -> Tuple[Tuple[float, ...], ...]:
     """``[dim][bits]`` of random signs: the hyperplanes of a layer."""
     of_layer = mix(mix((seed ^ 0x5C21) & _MASK) ^ (layer << 32))

@@ -5,7 +5,7 @@ from typing import Callable, Dict
 import torch
 from torch import Tensor
 
-from ._attention import attention_received, group_mean
+from ._received import attention_received
 
 #: Queries of SnapKV's window, and neighbours that are averaged.
 _WINDOW, _KERNEL = 32, 7
@@ -13,13 +13,13 @@ _WINDOW, _KERNEL = 32, 7
 
 def _snapkv(queries: Tensor, keys: Tensor, scaling: float, mean: Tensor) -> Tensor:
     """Attention of the last 32 queries, averaged over 7 neighbours (arXiv 2404.14469)."""
-    recent = group_mean(attention_received(queries[:, :, -_WINDOW:], keys, scaling), keys.shape[1])
+    recent = attention_received(queries[:, :, -_WINDOW:], keys, scaling)
     return torch.nn.functional.avg_pool1d(recent, _KERNEL, 1, _KERNEL // 2)
 
 
 def _tova(queries: Tensor, keys: Tensor, scaling: float, mean: Tensor) -> Tensor:
     """Attention of the last query (arXiv 2401.06104)."""
-    return group_mean(attention_received(queries[:, :, -1:], keys, scaling), keys.shape[1])
+    return attention_received(queries[:, :, -1:], keys, scaling)
 
 
 def _h2o(queries: Tensor, keys: Tensor, scaling: float, mean: Tensor) -> Tensor:

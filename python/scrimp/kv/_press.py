@@ -7,8 +7,9 @@ from typing import Any, Dict, Iterator, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from ._attention import BIAS, received_mean, register
+from ._attention import BIAS, register
 from ._heads import select_of_each, with_floor
+from ._received import received_mean
 from ._select import Crush, select
 
 

@@ -10,6 +10,7 @@ into segments of about equal sums of ``sqrt(a)``; the token of a segment with th
 the token)`` is added to its score from then on.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Optional, Tuple
@@ -90,11 +91,19 @@ def select(
     keep.scatter_(-1, _best(scores, begin, end, free - representatives), True)
     added = torch.zeros_like(old)
     if representatives:
-        chosen, mass = _representatives(~keep, attention, keys, representatives, crush, layer, seed)
+        dropped = _places(~keep, end - begin - (free - representatives))
+        chosen, mass = _representatives(dropped, attention, keys, representatives, crush, layer, seed)
         keep.scatter_(-1, chosen, True)
         added.scatter_(-1, chosen, mass)
-    indices = keep.nonzero()[:, 2].view(batch, heads, -1)
+    indices = _places(keep, tokens - (end - begin) + free)
     return Selection(indices, (old + added).gather(-1, indices))
+
+
+def _places(marked: Tensor, n: int) -> Tensor:
+    """Indices of the ``n`` tokens of each head that are marked, increasing. Unlike ``nonzero``, this does not wait for a GPU."""
+    row = torch.arange(marked.shape[-1], device=marked.device).expand_as(marked)
+    to = torch.where(marked, marked.cumsum(-1) - 1, n)
+    return torch.empty(*marked.shape[:-1], n + 1, dtype=row.dtype, device=row.device).scatter_(-1, to, row)[..., :n]
 
 
 def _best(scores: Tensor, begin: int, end: int, n: int) -> Tensor:
@@ -104,12 +113,10 @@ def _best(scores: Tensor, begin: int, end: int, n: int) -> Tensor:
 
 
 def _representatives(
-    dropped: Tensor, attention: Optional[Tensor], keys: Optional[Tensor], n: int, crush: Crush, layer: int, seed: int
+    order: Tensor, attention: Optional[Tensor], keys: Optional[Tensor], n: int, crush: Crush, layer: int, seed: int
 ) -> Tuple[Tensor, Tensor]:
-    """One token of each of ``n`` segments, and the logarithm of what it stands for: ``[batch, kv_heads, n]``."""
-    batch, heads, _ = dropped.shape
-    order = dropped.nonzero()[:, 2].view(batch, heads, -1)
-    count = order.shape[-1]
+    """One token of each of ``n`` segments of the dropped ones, and the logarithm of what it stands for: ``[batch, kv_heads, n]``."""
+    batch, heads, count = order.shape
     if attention is None:
         if crush.mass == "attention" or crush.order != "position":
             raise ValueError("this needs the attention of the tokens")
@@ -124,9 +131,10 @@ def _representatives(
     if crush.order == "keys":
         if keys is None:
             raise ValueError("order='keys' needs the keys")
-        codes = _codes(keys, order, layer, seed)
-        by = a.sort(dim=-1, descending=True, stable=True).indices
-        rearrange(by.gather(-1, codes.gather(-1, by).sort(dim=-1, stable=True).indices))
+        # By code, and by falling attention among those of one code: the bits of a float, as an integer that rises with it.
+        bits = a.contiguous().view(torch.int32)
+        rising = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+        rearrange(((_codes(keys, order, layer, seed) << 33) - rising).sort(dim=-1, stable=True).indices)
     elif crush.order == "score":
         rearrange(a.sort(dim=-1, descending=True, stable=True).indices)
 
@@ -158,10 +166,17 @@ def _exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+@functools.lru_cache(maxsize=1024)
+def _sides(dim: int, seed: int, layer: int, device: torch.device) -> Tensor:
+    """The hyperplanes, ``[dim, bits]``. Kept, because making them on a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(planes(dim, _BITS, seed, layer), dtype=torch.float32, device=device)
+
+
 def _codes(keys: Tensor, order: Tensor, layer: int, seed: int) -> Tensor:
     """Which sides of the hyperplanes through their mean the keys are on, as a number."""
     dim = keys.shape[-1]
-    sides = torch.tensor(planes(dim, _BITS, seed, layer), dtype=torch.float32, device=keys.device)
+    sides = _sides(dim, seed, layer, keys.device)
     products = keys.float() @ sides
     products = products.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, _BITS))
     sides_of = products > products.mean(dim=2, keepdim=True)

@@ -1,0 +1,62 @@
+"""How much attention the tokens of a prompt get."""
+
+import importlib.util
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+#: Queries whose scores are held at once.
+_CHUNK = 128
+#: Whether there is Triton, which the kernels for GPUs are written in.
+_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions: Optional[Tensor] = None) -> Tensor:
+    """The attention that each key gets, summed over the given queries and averaged over the query heads of its KV head, ``[batch, kv_heads, keys]``.
+
+    ``queries`` are ``[batch, query_heads, q, dim]``; query ``i`` sees keys up to ``positions[i]`` (increasing), by default the last ``q`` ones of the
+    keys' positions.
+    """
+    q, n = queries.shape[2], keys.shape[2]
+    if positions is None:
+        positions = torch.arange(n - q, n, device=keys.device)
+    if keys.is_cuda and _TRITON:
+        from . import _received_cuda
+
+        return _received_cuda.attention_received(queries, keys, scaling, positions)
+    return _in_chunks(queries, keys, scaling, positions)
+
+
+def _in_chunks(queries: Tensor, keys: Tensor, scaling: float, positions: Tensor) -> Tensor:
+    batch, heads, q, dim = queries.shape
+    kv_heads, n = keys.shape[1], keys.shape[2]
+    group = heads // kv_heads
+    total = torch.zeros(batch * kv_heads, n, dtype=torch.float32, device=keys.device)
+    grouped = queries.reshape(batch, kv_heads, group, q, dim)
+    columns = keys.flatten(0, 1).transpose(1, 2)
+    at = torch.arange(n, device=keys.device)
+    for first in range(0, q, _CHUNK):
+        part = grouped[:, :, :, first : first + _CHUNK]
+        hidden = torch.zeros(part.shape[3], n, dtype=keys.dtype, device=keys.device)
+        hidden = hidden.masked_fill_(at > positions[first : first + _CHUNK, None], -math.inf).repeat(group, 1)[None]
+        # In the type of the keys: the time of this is the traffic of the scores.
+        scores = torch.baddbmm(hidden, part.reshape(batch * kv_heads, -1, dim), columns, alpha=scaling).softmax(-1)
+        total += scores.sum(1, dtype=torch.float32)
+    return total.view(batch, kv_heads, n) / group
+
+
+def received_mean(queries: Tensor, keys: Tensor, scaling: float, most: Optional[int]) -> Tensor:
+    """The attention that each key gets from the queries that see it, divided by their number, and averaged over the query heads of a KV head.
+
+    ``most`` queries are looked at, evenly spaced (the last one always); ``None``: all.
+    """
+    q, n = queries.shape[2], keys.shape[2]
+    rows = torch.arange(q, device=keys.device)
+    if most is not None and q > most:
+        rows = q - 1 - (torch.arange(most, device=keys.device).flip(0) * q) // most
+        queries = queries[:, :, rows]
+    positions = rows + (n - q)
+    seen = torch.searchsorted(positions, torch.arange(n, device=keys.device))
+    return attention_received(queries, keys, scaling, positions) / (rows.numel() - seen).clamp_min(1)

@@ -1,0 +1,93 @@
+"""Attention that tokens get, on a GPU: scores never leave the chip.
+
+::
+
+    1. for each query:  norm[i] = log2 of the sum over keys of 2^(q_i k)         rows of a KV head's queries, all keys in turn
+    2. for each key:    sum over queries of 2^(q_i k - norm[i])                  keys of a KV head, all of its queries in turn
+
+Both passes compute the products: that is less than the traffic of scores in memory would cost. Written in Triton, which PyTorch brings along.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+#: Queries and keys of a tile.
+_ROWS, _KEYS = 64, 64
+
+
+@triton.jit
+def _scores(q, k, last, keys, scale, EXACT: tl.constexpr):
+    """Scaled scores of a tile, ``-inf`` where a query does not see a key."""
+    product = tl.dot(q, tl.trans(k), input_precision="ieee") if EXACT else tl.dot(q, tl.trans(k))
+    return tl.where(keys[None, :] <= last[:, None], product * scale, -float("inf"))
+
+
+@triton.jit
+def _norms(
+    q_ptr, k_ptr, positions_ptr, norm_ptr, q, n, dim, n_rows, scale, q_head, q_row, k_head, k_row,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, EXACT: tl.constexpr,
+):
+    head = tl.program_id(1).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, DIM)
+    inside = rows < n_rows
+    queries = tl.load(q_ptr + head * q_head + rows[:, None] * q_row + d[None, :], mask=inside[:, None] & (d < dim)[None, :], other=0.0)
+    last = tl.load(positions_ptr + rows % q, mask=inside, other=-1)
+    most = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for first in range(0, tl.max(last) + 1, KEYS):
+        at = first + tl.arange(0, KEYS)
+        k = tl.load(k_ptr + head * k_head + at[:, None] * k_row + d[None, :], mask=(at < n)[:, None] & (d < dim)[None, :], other=0.0)
+        s = _scores(queries, k, last, at, scale, EXACT)
+        new = tl.maximum(most, tl.max(s, 1))
+        # Rows that see nothing yet keep -inf, and add nothing.
+        base = tl.where(new == -float("inf"), 0.0, new)
+        total = total * tl.exp2(most - base) + tl.sum(tl.exp2(s - base[:, None]), 1)
+        most = new
+    tl.store(norm_ptr + head * n_rows + rows, most + tl.log2(total), mask=inside)
+
+
+@triton.jit
+def _sums(
+    q_ptr, k_ptr, positions_ptr, norm_ptr, out_ptr, q, n, dim, n_rows, scale, q_head, q_row, k_head, k_row,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, EXACT: tl.constexpr,
+):
+    head = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    d = tl.arange(0, DIM)
+    k = tl.load(k_ptr + head * k_head + at[:, None] * k_row + d[None, :], mask=(at < n)[:, None] & (d < dim)[None, :], other=0.0)
+    total = tl.zeros([KEYS], tl.float32)
+    for first in range(0, n_rows, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        inside = rows < n_rows
+        last = tl.load(positions_ptr + rows % q, mask=inside, other=-1)
+        # Queries before all of these keys give them nothing.
+        if tl.max(last) >= tl.program_id(0) * KEYS:
+            queries = tl.load(q_ptr + head * q_head + rows[:, None] * q_row + d[None, :], mask=inside[:, None] & (d < dim)[None, :], other=0.0)
+            norm = tl.load(norm_ptr + head * n_rows + rows, mask=inside, other=0.0)
+            total += tl.sum(tl.exp2(_scores(queries, k, last, at, scale, EXACT) - norm[:, None]), 0)
+    tl.store(out_ptr + head * n + at, total, mask=at < n)
+
+
+def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions: Tensor) -> Tensor:
+    """As :func:`scrimp.kv._received.attention_received`: ``[batch, kv_heads, keys]``, float32."""
+    batch, heads, q, dim = queries.shape
+    kv_heads, n = keys.shape[1], keys.shape[2]
+    group = heads // kv_heads
+    rows = queries.reshape(batch * kv_heads, group * q, dim)
+    keys = keys.flatten(0, 1)
+    norm = torch.empty(batch * kv_heads, group * q, dtype=torch.float32, device=keys.device)
+    out = torch.empty(batch * kv_heads, n, dtype=torch.float32, device=keys.device)
+    sizes = (q, n, dim, group * q, scaling * math.log2(math.e))
+    strides = (rows.stride(0), rows.stride(1), keys.stride(0), keys.stride(1))
+    tile = dict(ROWS=_ROWS, KEYS=_KEYS, DIM=max(16, triton.next_power_of_2(dim)), EXACT=keys.dtype == torch.float32)
+    if keys.stride(2) != 1 or rows.stride(2) != 1:
+        raise ValueError("the elements of a query or key must lie side by side")
+    with torch.cuda.device_of(keys):
+        _norms[(triton.cdiv(group * q, _ROWS), batch * kv_heads)](rows, keys, positions, norm, *sizes, *strides, **tile)
+        _sums[(triton.cdiv(n, _KEYS), batch * kv_heads)](rows, keys, positions, norm, out, *sizes, *strides, **tile)
+    return out.view(batch, kv_heads, n) / group
