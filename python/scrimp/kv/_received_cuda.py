@@ -2,7 +2,7 @@
 
 ::
 
-    1. for each query:  norm[i] = log2 of the sum over keys of 2^(q_i k)         rows of a KV head's queries, all keys in turn
+    1. for each query:  norm[i] = log2 of the sum over keys of 2^(q_i k)         rows of a KV head's queries, keys of a span in turn
     2. for each key:    sum over queries of 2^(q_i k - norm[i])                  keys of a KV head, all of its queries in turn
 
 Both passes compute the products: that is less than the traffic of scores in memory would cost. Written in Triton, which PyTorch brings along.
@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: Queries and keys of a tile.
-_ROWS, _KEYS = 64, 64
+#: Queries and keys of a tile, and keys that one program of the first pass goes through: enough programs to fill a GPU with a single prompt.
+_ROWS, _KEYS, _SPAN = 64, 128, 2048
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _scores(q, k, last, keys, scale, EXACT: tl.constexpr):
 @triton.jit
 def _norms(
     q_ptr, k_ptr, positions_ptr, norm_ptr, q, n, dim, n_rows, scale, q_head, q_row, k_head, k_row,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, EXACT: tl.constexpr,
+    SPAN: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, EXACT: tl.constexpr,
 ):
     head = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -39,7 +39,8 @@ def _norms(
     last = tl.load(positions_ptr + rows % q, mask=inside, other=-1)
     most = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    for first in range(0, tl.max(last) + 1, KEYS):
+    begin = tl.program_id(2) * SPAN
+    for first in range(begin, tl.minimum(tl.max(last) + 1, begin + SPAN), KEYS):
         at = first + tl.arange(0, KEYS)
         k = tl.load(k_ptr + head * k_head + at[:, None] * k_row + d[None, :], mask=(at < n)[:, None] & (d < dim)[None, :], other=0.0)
         s = _scores(queries, k, last, at, scale, EXACT)
@@ -48,7 +49,8 @@ def _norms(
         base = tl.where(new == -float("inf"), 0.0, new)
         total = total * tl.exp2(most - base) + tl.sum(tl.exp2(s - base[:, None]), 1)
         most = new
-    tl.store(norm_ptr + head * n_rows + rows, most + tl.log2(total), mask=inside)
+    # What of a span no query sees is 0, whose logarithm is -inf.
+    tl.store(norm_ptr + (tl.program_id(2) * tl.num_programs(1) + head) * n_rows + rows, most + tl.log2(total), mask=inside)
 
 
 @triton.jit
@@ -80,7 +82,8 @@ def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions:
     group = heads // kv_heads
     rows = queries.reshape(batch * kv_heads, group * q, dim)
     keys = keys.flatten(0, 1)
-    norm = torch.empty(batch * kv_heads, group * q, dtype=torch.float32, device=keys.device)
+    spans = triton.cdiv(n, _SPAN)
+    norm = torch.empty(spans, batch * kv_heads, group * q, dtype=torch.float32, device=keys.device)
     out = torch.empty(batch * kv_heads, n, dtype=torch.float32, device=keys.device)
     sizes = (q, n, dim, group * q, scaling * math.log2(math.e))
     strides = (rows.stride(0), rows.stride(1), keys.stride(0), keys.stride(1))
@@ -88,6 +91,7 @@ def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions:
     if keys.stride(2) != 1 or rows.stride(2) != 1:
         raise ValueError("the elements of a query or key must lie side by side")
     with torch.cuda.device_of(keys):
-        _norms[(triton.cdiv(group * q, _ROWS), batch * kv_heads)](rows, keys, positions, norm, *sizes, *strides, **tile)
+        _norms[(triton.cdiv(group * q, _ROWS), batch * kv_heads, spans)](rows, keys, positions, norm, *sizes, *strides, SPAN=_SPAN, **tile)
+        norm = (norm * math.log(2)).logsumexp(0) / math.log(2) if spans > 1 else norm
         _sums[(triton.cdiv(n, _KEYS), batch * kv_heads)](rows, keys, positions, norm, out, *sizes, *strides, **tile)
     return out.view(batch, kv_heads, n) / group

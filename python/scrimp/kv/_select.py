@@ -177,7 +177,8 @@ def _codes(keys: Tensor, order: Tensor, layer: int, seed: int) -> Tensor:
     """Which sides of the hyperplanes through their mean the keys are on, as a number."""
     dim = keys.shape[-1]
     sides = _sides(dim, seed, layer, keys.device)
-    products = keys.float() @ sides
+    # Sides are 1 and -1, exact in any type; sums are taken in float32 inside the product.
+    products = keys @ sides.to(keys.dtype)
     products = products.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, _BITS))
     sides_of = products > products.mean(dim=2, keepdim=True)
     return (sides_of * (1 << torch.arange(_BITS, device=keys.device))).sum(-1)
