@@ -1,7 +1,8 @@
 """MemRecEmbedding against nn.EmbeddingBag on a table of 10 GB: forward, and forward + backward + optimizer step.
 
-usage: embedding.py [--table-gb 10] [--batch 2048] [--features 26] [--dim 128] [--budget 16MB]
+usage: GOMP_SPINCOUNT=0 embedding.py [--table-gb 10] [--batch 2048] [--features 26] [--dim 128] [--budget 16MB]
 
+Without GOMP_SPINCOUNT=0 PyTorch's threads spin on the cores for a while after each of its calls, and what takes turns with them is up to twice as slow.
 The full table is one nn.EmbeddingBag over all features' rows, a bag for each look-up, as torch's fastest way to look rows up.
 """
 
@@ -23,6 +24,7 @@ def main():
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--budget", default="16MB")
     parser.add_argument("--block", type=int, default=4, help="values of a row; a vector is dim / block rows")
+    parser.add_argument("--weight-share", type=float, default=0.05, help="part of the budget for scales of vectors")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--optimizers", action="store_true", help="training as well; needs as much memory again for each state")
     args = parser.parse_args()
@@ -37,7 +39,8 @@ def main():
     full = nn.EmbeddingBag(n, dim, mode="sum", sparse=True, _weight=table)
     batches = [torch.randint(0, n, (args.batch, args.features)) for _ in range(8)]
     offsets = torch.arange(args.batch * args.features)
-    memrec = MemRecEmbedding(args.features, dim, args.budget, block=args.block)
+    more = dict(block=args.block, weight_share=args.weight_share)
+    memrec = MemRecEmbedding(args.features, dim, args.budget, **more)
     turn = iter(range(1 << 60))
 
     def ids():
@@ -59,10 +62,10 @@ def main():
     calls = {}
     for name, optimizer in (("SGD", torch.optim.SGD), ("Adagrad", torch.optim.Adagrad), ("SparseAdam", torch.optim.SparseAdam)):
         calls[f"nn.EmbeddingBag + {name}"] = training(lambda: full(ids().view(-1), offsets), optimizer(full.parameters(), lr=0.01), grad)
-        sparse = MemRecEmbedding(args.features, dim, args.budget, block=args.block, sparse=True)
+        sparse = MemRecEmbedding(args.features, dim, args.budget, **more, sparse=True)
         calls[f"MemRecEmbedding, sparse + {name}"] = training(lambda e=sparse: e(ids()), optimizer(sparse.parameters(), lr=0.01), grad)
     for fused in (Adagrad(0.01), RowWiseAdagrad(0.01)):
-        e = MemRecEmbedding(args.features, dim, args.budget, block=args.block, fused=fused)
+        e = MemRecEmbedding(args.features, dim, args.budget, **more, fused=fused)
         calls[f"MemRecEmbedding, fused {type(fused).__name__}"] = training(lambda e=e: e(ids()), None, grad)
     print("forward + backward + step:")
     report(interleaved(calls, args.rounds), "nn.EmbeddingBag + Adagrad")
