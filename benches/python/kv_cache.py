@@ -59,26 +59,30 @@ def main():
         read(x[:, -1:], 1)
         return prompt, compressing, read(x[:, -1:], args.decode), nbytes(cache)
 
-    caches = {"DynamicCache": transformers.DynamicCache}
+    # By representatives' share, queries that say what attention tokens get, and format.
+    caches = {None: transformers.DynamicCache}
     for kvcrush, queries, format in ((0.0, 512, "model"), (0.75, 512, "model"), (0.75, 128, "model"), (0.0, 512, "int8"), (0.75, 512, "int8")):
         more = dict(policy="snapkv", budget=args.budget, kvcrush=kvcrush, format=format, queries=queries)
-        caches[f"{format}, kvcrush={kvcrush}, queries={queries}"] = functools.partial(CompressedCache, **more)
+        caches[kvcrush, queries, format] = functools.partial(CompressedCache, **more)
     with torch.inference_mode(), realtime():
         for make in caches.values():
             measure(make)
-        rounds = [{name: measure(make) for name, make in caches.items()} for _ in range(args.rounds)]
-    medians = {name: [statistics.median(part) for part in zip(*(r[name] for r in rounds))] for name in caches}
-    full_prompt, _, full_step, full_bytes = medians["DynamicCache"]
-    for name, (prompt, compressing, step, size) in medians.items():
+        rounds = [{key: measure(make) for key, make in caches.items()} for _ in range(args.rounds)]
+    medians = {key: [statistics.median(part) for part in zip(*(r[key] for r in rounds))] for key in caches}
+    full_prompt, _, full_step, full_bytes = medians[None]
+    for key, (prompt, compressing, step, size) in medians.items():
         total = prompt + args.decode * step
-        line = f"{name}: {size / 1e6:.1f} MB, {size / full_bytes:.3f}x; prompt {prompt:.3f} s, {prompt / full_prompt:.2f}x; "
+        line = f"{size / 1e6:.1f} MB, {size / full_bytes:.3f}x; prompt {prompt:.3f} s, {prompt / full_prompt:.2f}x; "
         line += f"{args.batch / step:.1f} tokens/s, {full_step / step:.2f}x"
-        if name != "DynamicCache":
-            line += f"; compressing {1e3 * compressing:.1f} ms, {100 * compressing / total:.2f}% of prompt and {args.decode} tokens"
-        if "kvcrush=0.75" in name:
-            without = medians[name.replace("kvcrush=0.75", "kvcrush=0.0").replace("queries=128", "queries=512")]
-            line += f", KVCrush's part {100 * (compressing - without[1]) / total:.2f}%"
-        print(line)
+        if key is None:
+            print(f"DynamicCache: {line}")
+            continue
+        kvcrush, queries, format = key
+        line += f"; compressing {1e3 * compressing:.1f} ms, {100 * compressing / total:.2f}% of prompt and {args.decode} tokens"
+        if kvcrush > 0:
+            _, without, _, _ = medians[0.0, 512, format]
+            line += f", KVCrush's part {100 * (compressing - without) / total:.2f}%"
+        print(f"{format}, kvcrush={kvcrush}, queries={queries}: {line}")
 
 
 def random_llama(args):

@@ -19,3 +19,12 @@ def seed():
     except ImportError:
         return
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Where tensors are: for what computes wherever that is."""
+    torch = pytest.importorskip("torch")
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    return request.param

@@ -34,12 +34,6 @@ def ids(n, batch=1, device="cpu"):
     return torch.randint(0, 200, (batch, n), device=device)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))])
-def device(request):
-    """The press and the cache compute where the tensors are."""
-    return request.param
-
-
 def test_choices_are_those_of_the_rust_side(device):
     cases = json.loads((ROOT / "testdata" / "kv" / "select.json").read_text())
     assert len(cases) >= 8

@@ -9,8 +9,8 @@ from torch import Tensor
 
 #: Queries whose scores are held at once.
 _CHUNK = 128
-#: Whether there is Triton, which the kernels for GPUs are written in.
-_TRITON = importlib.util.find_spec("triton") is not None
+#: Whether there is Triton, which the kernels for GPUs are written in, and the types that they take.
+_TRITON, _TYPES = importlib.util.find_spec("triton") is not None, (torch.float32, torch.float16, torch.bfloat16)
 
 
 def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions: Optional[Tensor] = None) -> Tensor:
@@ -22,7 +22,7 @@ def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions:
     q, n = queries.shape[2], keys.shape[2]
     if positions is None:
         positions = torch.arange(n - q, n, device=keys.device)
-    if keys.is_cuda and _TRITON:
+    if keys.is_cuda and _TRITON and keys.dtype in _TYPES:
         from . import _received_cuda
 
         return _received_cuda.attention_received(queries, keys, scaling, positions)

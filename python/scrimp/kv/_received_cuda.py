@@ -20,6 +20,13 @@ _ROWS, _KEYS, _SPAN = 64, 128, 2048
 
 
 @triton.jit
+def _vectors(ptr, at, inside, stride, dim, DIM: tl.constexpr):
+    """Queries or keys ``at``, zeros where they are not ``inside``: ``[at, DIM]``."""
+    d = tl.arange(0, DIM)
+    return tl.load(ptr + at[:, None] * stride + d[None, :], mask=inside[:, None] & (d < dim)[None, :], other=0.0)
+
+
+@triton.jit
 def _scores(q, k, last, keys, scale, EXACT: tl.constexpr):
     """Scaled scores of a tile, ``-inf`` where a query does not see a key."""
     product = tl.dot(q, tl.trans(k), input_precision="ieee") if EXACT else tl.dot(q, tl.trans(k))
@@ -33,16 +40,15 @@ def _norms(
 ):
     head = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    d = tl.arange(0, DIM)
     inside = rows < n_rows
-    queries = tl.load(q_ptr + head * q_head + rows[:, None] * q_row + d[None, :], mask=inside[:, None] & (d < dim)[None, :], other=0.0)
+    queries = _vectors(q_ptr + head * q_head, rows, inside, q_row, dim, DIM)
     last = tl.load(positions_ptr + rows % q, mask=inside, other=-1)
     most = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     begin = tl.program_id(2) * SPAN
     for first in range(begin, tl.minimum(tl.max(last) + 1, begin + SPAN), KEYS):
         at = first + tl.arange(0, KEYS)
-        k = tl.load(k_ptr + head * k_head + at[:, None] * k_row + d[None, :], mask=(at < n)[:, None] & (d < dim)[None, :], other=0.0)
+        k = _vectors(k_ptr + head * k_head, at, at < n, k_row, dim, DIM)
         s = _scores(queries, k, last, at, scale, EXACT)
         new = tl.maximum(most, tl.max(s, 1))
         # Rows that see nothing yet keep -inf, and add nothing.
@@ -60,8 +66,7 @@ def _sums(
 ):
     head = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
-    d = tl.arange(0, DIM)
-    k = tl.load(k_ptr + head * k_head + at[:, None] * k_row + d[None, :], mask=(at < n)[:, None] & (d < dim)[None, :], other=0.0)
+    k = _vectors(k_ptr + head * k_head, at, at < n, k_row, dim, DIM)
     total = tl.zeros([KEYS], tl.float32)
     for first in range(0, n_rows, ROWS):
         rows = first + tl.arange(0, ROWS)
@@ -69,7 +74,7 @@ def _sums(
         last = tl.load(positions_ptr + rows % q, mask=inside, other=-1)
         # Queries before all of these keys give them nothing.
         if tl.max(last) >= tl.program_id(0) * KEYS:
-            queries = tl.load(q_ptr + head * q_head + rows[:, None] * q_row + d[None, :], mask=inside[:, None] & (d < dim)[None, :], other=0.0)
+            queries = _vectors(q_ptr + head * q_head, rows, inside, q_row, dim, DIM)
             norm = tl.load(norm_ptr + head * n_rows + rows, mask=inside, other=0.0)
             total += tl.sum(tl.exp2(_scores(queries, k, last, at, scale, EXACT) - norm[:, None]), 0)
     tl.store(out_ptr + head * n + at, total, mask=at < n)
@@ -80,16 +85,14 @@ def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions:
     batch, heads, q, dim = queries.shape
     kv_heads, n = keys.shape[1], keys.shape[2]
     group = heads // kv_heads
-    rows = queries.reshape(batch * kv_heads, group * q, dim)
-    keys = keys.flatten(0, 1)
+    # The elements of a vector lie side by side.
+    rows, keys = (t if t.stride(2) == 1 else t.contiguous() for t in (queries.reshape(batch * kv_heads, group * q, dim), keys.flatten(0, 1)))
     spans = triton.cdiv(n, _SPAN)
     norm = torch.empty(spans, batch * kv_heads, group * q, dtype=torch.float32, device=keys.device)
     out = torch.empty(batch * kv_heads, n, dtype=torch.float32, device=keys.device)
     sizes = (q, n, dim, group * q, scaling * math.log2(math.e))
     strides = (rows.stride(0), rows.stride(1), keys.stride(0), keys.stride(1))
     tile = dict(ROWS=_ROWS, KEYS=_KEYS, DIM=max(16, triton.next_power_of_2(dim)), EXACT=keys.dtype == torch.float32)
-    if keys.stride(2) != 1 or rows.stride(2) != 1:
-        raise ValueError("the elements of a query or key must lie side by side")
     with torch.cuda.device_of(keys):
         _norms[(triton.cdiv(group * q, _ROWS), batch * kv_heads, spans)](rows, keys, positions, norm, *sizes, *strides, SPAN=_SPAN, **tile)
         norm = (norm * math.log(2)).logsumexp(0) / math.log(2) if spans > 1 else norm

@@ -86,12 +86,13 @@ def select(
     end = max(tokens - recent, begin)
     free = max(budget - (tokens - (end - begin)), 0)
     representatives = min(math.floor(crush.share * budget + 0.5), free)
+    important = free - representatives
     keep = torch.ones(batch, heads, tokens, dtype=torch.bool, device=scores.device)
     keep[..., begin:end] = False
-    keep.scatter_(-1, _best(scores, begin, end, free - representatives), True)
+    keep.scatter_(-1, _best(scores, begin, end, important), True)
     added = torch.zeros_like(old)
     if representatives:
-        dropped = _places(~keep, end - begin - (free - representatives))
+        dropped = _places(~keep, end - begin - important)
         chosen, mass = _representatives(dropped, attention, keys, representatives, crush, layer, seed)
         keep.scatter_(-1, chosen, True)
         added.scatter_(-1, chosen, mass)
