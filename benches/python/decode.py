@@ -12,7 +12,6 @@ import gc
 import torch
 import transformers
 
-import scrimp
 from common import machine, realtime, seconds
 from scrimp.torch import compress, summary
 
@@ -50,7 +49,6 @@ def main():
     parser.add_argument("--formats", default="bf16,int8")
     args = parser.parse_args()
     torch.set_num_threads(2)
-    scrimp.set_num_threads(2)
     print(machine(), flush=True)
     stock = llama(args.layers, args.vocab)
     models = {"stock bf16": stock}

@@ -1,8 +1,7 @@
 """MemRecEmbedding against nn.EmbeddingBag on a table of 10 GB: forward, and forward + backward + optimizer step.
 
-usage: GOMP_SPINCOUNT=0 embedding.py [--table-gb 10] [--batch 2048] [--features 26] [--dim 128] [--budget 16MB]
+usage: embedding.py [--table-gb 10] [--batch 2048] [--features 26] [--dim 128] [--budget 16MB]
 
-Without GOMP_SPINCOUNT=0 PyTorch's threads spin on the cores for a while after each of its calls, and what takes turns with them is up to twice as slow.
 The full table is one nn.EmbeddingBag over all features' rows, a bag for each look-up, as torch's fastest way to look rows up.
 """
 
@@ -11,7 +10,6 @@ import argparse
 import torch
 from torch import nn
 
-import scrimp
 from common import interleaved, machine
 from scrimp.rec import Adagrad, MemRecEmbedding, RowWiseAdagrad
 
@@ -29,7 +27,6 @@ def main():
     parser.add_argument("--optimizers", action="store_true", help="training as well; needs as much memory again for each state")
     args = parser.parse_args()
     torch.set_num_threads(2)
-    scrimp.set_num_threads(2)
     print(machine())
     n, dim = int(args.table_gb * 1e9 / 4 / args.dim), args.dim
     table = torch.empty(n, dim)

@@ -8,14 +8,12 @@ A layer so small that nothing but overhead is left, against the Rust kernel call
 import torch
 from torch import nn
 
-import scrimp
 from common import interleaved, machine
 from scrimp.torch import SparseLinear, _op
 
 
 def main():
     print(machine())
-    scrimp.set_num_threads(2)
     torch.set_num_threads(2)
     for rows, cols in ((16, 64), (2048, 2048), (8192, 2048)):
         for dtype in (torch.float32, torch.bfloat16):

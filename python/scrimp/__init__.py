@@ -8,7 +8,8 @@
 | ``scrimp.kv`` | smaller KV caches for Hugging Face models: ``CompressedCache``, ``KVCrushPress`` |
 | ``scrimp.rec`` | embedding tables in a budget for PyTorch models: ``MemRecEmbedding``, ``MemRecEmbeddingBag`` |
 
-The kernels run on threads of their own, as many as there are CPUs for this process; ``set_num_threads`` changes that.
+Kernels for PyTorch's tensors run on PyTorch's own threads; everything else on threads of scrimp's, as many as there are CPUs for this
+process. ``set_num_threads`` changes their number; None brings the default back.
 """
 
 import os as _os

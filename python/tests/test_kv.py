@@ -60,6 +60,13 @@ def test_a_budget_of_everything_changes_nothing(device):
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize(("budget", "recent"), [(40, 32), (480, 80), (900, 128)])
+def test_as_many_recent_tokens_stay_as_the_command_keeps(budget, recent):
+    n = 1000
+    chosen = select(-torch.arange(n).float().view(1, 1, n), None, None, budget, Crush(share=0), sinks=4)
+    assert chosen.indices[0, 0].tolist() == [*range(budget - recent), *range(n - recent, n)]
+
+
 def test_one_key_in_many_places_counts_as_often_as_it_is_there():
     """Where the dropped tokens of a segment are copies of each other, mass makes the answer exact."""
     torch.manual_seed(0)

@@ -2,8 +2,14 @@
 
 import concurrent.futures
 import os
+import pathlib
+import time
 
 import pytest
+
+import scrimp
+from scrimp import _scrimp
+
 torch = pytest.importorskip("torch")
 from torch import nn
 
@@ -30,8 +36,47 @@ def test_threads_share_a_model():
             assert torch.equal(got, expected)
 
 
+def test_kernels_run_on_torchs_threads():
+    before = torch.get_num_threads()
+    layer, x = model()[0], torch.randn(300, 64)
+    try:
+        scrimp.set_num_threads(None)
+        with torch.no_grad():
+            want = layer(x)
+            for threads in (1, 3, before):
+                torch.set_num_threads(threads)
+                assert scrimp.get_num_threads() == threads and _scrimp.borrows_threads()
+                started = threads_of_scrimp()
+                assert torch.equal(layer(x), want) and threads_of_scrimp() == started
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_another_number_of_threads_is_scrimps_own():
+    layer, x, others = model()[0], torch.randn(300, 64), torch.get_num_threads() + 1
+    try:
+        with torch.no_grad():
+            want = layer(x)
+            scrimp.set_num_threads(others)
+            assert not _scrimp.borrows_threads()
+            assert torch.equal(layer(x), want)
+        # Threads give themselves their names, and a call does not wait for those that find nothing left to do.
+        deadline = time.monotonic() + 10
+        while threads_of_scrimp() != others - 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threads_of_scrimp() == others - 1
+    finally:
+        scrimp.set_num_threads(None)
+    assert _scrimp.borrows_threads()
+
+
+def threads_of_scrimp():
+    tasks = pathlib.Path("/proc/self/task").glob("*/comm")
+    return sum(task.read_text().startswith("scrimp-") for task in tasks)
+
+
 def test_a_forked_child_computes():
-    """In the child only our kernels run in parallel: OpenMP hangs there, whoever uses it."""
+    """In the child only our kernels run in parallel, on threads of their own: OpenMP hangs there, whoever uses it."""
     layer, x = model()[0], torch.randn(300, 64)
     with torch.no_grad():
         want = layer(x)[::37, ::11].tolist()  # starts the parent's threads

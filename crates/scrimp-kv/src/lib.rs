@@ -66,7 +66,7 @@
 //!
 //! let policy = PolicyChoice { policy: &Thirds, shared_budget: false };
 //! let mut how = Compression::new(policy, Budget::Tokens(5));
-//! (how.sinks, how.recent) = (1, 1);
+//! (how.sinks, how.recent) = (1, Some(1));
 //! sequence.compress(&how, how.tokens(sequence.len())?, &pool)?;
 //! let positions: Vec<_> = (0..sequence.kept(0, 1)).map(|i| sequence.position(0, 1, i)).collect();
 //! assert_eq!(positions, [0, 3, 6, 9, 11]);

@@ -502,7 +502,7 @@ impl Sequence {
         });
         pool.run(layers.len(), |index, _| {
             let tokens = (0..this.n_kv_heads()).map(|head| this.kept(layers[index], head)).min().unwrap_or(0);
-            let layer = LayerBudget { index, of: layers.len(), budget, fixed: how.fixed(), tokens };
+            let layer = LayerBudget { index, of: layers.len(), budget, fixed: how.fixed_of(budget), tokens };
             let budget = how.policy.policy.layer_budget(layer);
             let kept = match &shared {
                 Some((scores, budgets)) => {

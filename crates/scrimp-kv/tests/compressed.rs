@@ -70,7 +70,7 @@ fn filled(cache: &KvCache, tokens: usize, seed: u64) -> Sequence {
 fn crush(name: &str, budget: usize) -> Compression {
     let mut how = Compression::new(policy(name).unwrap(), Budget::Tokens(budget));
     how.crush = Crush { share: 0.4, ..Crush::default() };
-    (how.sinks, how.recent) = (2, 6);
+    (how.sinks, how.recent) = (2, Some(6));
     how
 }
 
@@ -190,7 +190,7 @@ fn heads_of_all_layers_share_the_budget_of_kvzip() {
         sequence.set_passes(layer, PassScores { repeated, ..PassScores::default() }).unwrap();
     }
     let mut how = Compression::new(policy("kvzip").unwrap(), Budget::Tokens(40));
-    (how.sinks, how.recent) = (2, 6);
+    (how.sinks, how.recent) = (2, Some(6));
     let kept = |how: &Compression| -> Vec<usize> {
         let mut copy = sequence.fork();
         copy.compress(how, 40, &pool).unwrap();

@@ -45,7 +45,8 @@ fn oracle(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<(Vec<u3
             let (mut score, mut a) = (vec![0.0; n], vec![0.0; n]);
             how.policy.policy.score(view, head, &mut score);
             view.attention(Attention::Mean, head, &mut a);
-            let fixed = |t: usize| t < how.sinks || t + how.recent >= n;
+            let recent = how.recent_of(budget);
+            let fixed = |t: usize| t < how.sinks || t + recent >= n;
             let free = budget - (0..n).filter(|&t| fixed(t)).count();
             let n_reps = ((how.crush.share * budget as f64).round() as usize).min(free);
             let top = |score: &[f32], count: usize| {
@@ -132,7 +133,7 @@ fn crush(share: f64) -> impl Strategy<Value = Crush> {
 
 fn how(name: &str, crush: Crush, sinks: usize, recent: usize, budget: usize) -> Compression {
     let mut how = Compression::new(policy(name).unwrap(), Budget::Tokens(budget));
-    (how.crush, how.sinks, how.recent) = (crush, sinks, recent);
+    (how.crush, how.sinks, how.recent) = (crush, sinks, Some(recent));
     how
 }
 

@@ -95,7 +95,7 @@ fn cases() -> Vec<Value> {
     let how = |policy_name: &str, share: f64, order: Order, mass: Mass| Compression {
         crush: Crush { share, order, mass, ..Crush::default() },
         sinks: 2,
-        recent: 5,
+        recent: Some(5),
         seed: 7,
         ..Compression::new(policy(policy_name).unwrap(), Budget::Tokens(1))
     };

@@ -32,6 +32,7 @@ fn setting(line: &str) -> Option<(String, Compression, KvFormat)> {
             "format" => format = value.parse().ok()?,
             "share" => crush.share = value.parse().ok()?,
             "rerotate" => how.rerotate = value == "yes",
+            "recent" => how.recent = Some(value.parse().ok()?),
             "seed" => how.seed = value.parse().ok()?,
             "page" => how.granularity = Granularity::Page(value.parse().ok()?),
             "mass" => {

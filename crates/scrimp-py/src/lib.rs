@@ -6,6 +6,7 @@
 mod embedding;
 mod linear;
 mod llm;
+mod openmp;
 mod prune;
 mod rec;
 mod runtime;
@@ -26,6 +27,8 @@ fn _scrimp(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(prune::compress_matrix, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::set_num_threads, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::get_num_threads, m)?)?;
+    m.add_function(wrap_pyfunction!(runtime::use_threads_of, m)?)?;
+    m.add_function(wrap_pyfunction!(runtime::borrows_threads, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::after_fork, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::tier, m)?)?;
     Ok(())

@@ -30,11 +30,11 @@ pub(crate) struct KvArgs {
     #[arg(long, value_enum, value_name = "ORDER", default_value_t = OrderArg::Keys)]
     pub(crate) kvcrush_order: OrderArg,
     /// First tokens that are kept in any case
-    #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_FIXED.0)]
+    #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_SINKS)]
     pub(crate) kv_sinks: usize,
-    /// Last tokens that are kept in any case
-    #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_FIXED.1)]
-    pub(crate) kv_recent: usize,
+    /// Last tokens that are kept in any case [default: a sixth of the budget, 32 to 128]
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_recent: Option<usize>,
     /// What is kept or dropped as a whole
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = GranularityArg::Token)]
     pub(crate) kv_granularity: GranularityArg,
@@ -105,7 +105,6 @@ pub(crate) enum GranularityArg {
 impl KvArgs {
     /// A whole cache in bf16, for a model that others are compared with.
     pub(crate) fn full() -> Self {
-        let (kv_sinks, kv_recent) = Compression::DEFAULT_FIXED;
         Self {
             kv_budget: None,
             kv_policy: None,
@@ -113,8 +112,8 @@ impl KvArgs {
             kvcrush_anchor: AnchorArg::Mean,
             kvcrush_mass: MassArg::Attention,
             kvcrush_order: OrderArg::Keys,
-            kv_sinks,
-            kv_recent,
+            kv_sinks: Compression::DEFAULT_SINKS,
+            kv_recent: None,
             kv_granularity: GranularityArg::Token,
             kv_page: Compression::DEFAULT_PAGE,
             kv_rerotate: false,
@@ -308,11 +307,12 @@ mod tests {
         let crush =
             Crush { share: 0.5, anchor: Anchor::Alternate, mass: Mass::Count, order: Order::Signature };
         assert_eq!(how.crush, crush);
-        assert_eq!((how.sinks, how.recent, how.granularity), (2, 3, Granularity::Page(16)));
+        assert_eq!((how.sinks, how.recent, how.granularity), (2, Some(3), Granularity::Page(16)));
         assert!(how.rerotate);
         assert_eq!(how.tokens(1000), Ok(250));
         let how = parse("--kv-budget 100").unwrap().compression(None).unwrap().unwrap();
         assert_eq!((how.policy.name().as_str(), how.tokens(1000)), ("snapkv", Ok(100)));
+        assert_eq!([100, 480, 4000].map(|budget| how.recent_of(budget)), [32, 80, 128]);
         let format = |line: &str| parse(line).unwrap().format().unwrap().to_string();
         assert_eq!(format(""), "bf16");
         assert_eq!(format("--kv-format int8"), "int8");

@@ -80,8 +80,11 @@ pub(crate) fn name(how: &Compression) -> String {
             name += &format!(" anchor {}", value(find.and_then(ValueEnum::to_possible_value)));
         }
     }
-    if (how.sinks, how.recent) != Compression::DEFAULT_FIXED {
-        name += &format!(" sinks {} recent {}", how.sinks, how.recent);
+    if how.sinks != Compression::DEFAULT_SINKS {
+        name += &format!(" sinks {}", how.sinks);
+    }
+    if let Some(recent) = how.recent {
+        name += &format!(" recent {recent}");
     }
     if let Granularity::Page(n) = how.granularity {
         name += &format!(" page {n}");
@@ -111,7 +114,7 @@ mod tests {
     fn a_line_per_setting() {
         let text = "full\n\n# plain\n--kv-policy h2o --kv-budget 0.25\n--kv-budget 128 --kvcrush 0.5 --kvcrush-mass none \
                     --kvcrush-order signature --kvcrush-anchor ones --kv-sinks 2 --kv-granularity page --kv-page 16\n";
-        let crush = "snapkv 128 kvcrush 0.5 mass none order signature anchor ones sinks 2 recent 32 page 16";
+        let crush = "snapkv 128 kvcrush 0.5 mass none order signature anchor ones sinks 2 page 16";
         assert_eq!(read(text).unwrap(), ["full", "h2o 0.25", crush]);
     }
 

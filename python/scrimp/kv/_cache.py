@@ -9,7 +9,7 @@ from torch import Tensor
 from ._attention import BIAS, LAYER, register
 from ._policies import POLICIES
 from ._received import received_mean
-from ._select import Crush, select
+from ._select import Crush, recent_of, select
 from ._store import STORES, Growing, Store
 
 try:
@@ -166,14 +166,15 @@ class CompressedCache(Cache):
         budget: tokens that each KV head keeps; a float is a share of the prompt.
         kvcrush: share of the budget for representatives, or a :class:`Crush`; 0 is off.
         format: ``model`` (as the model computes them) or ``int8``.
-        sinks, recent: first and last tokens of the prompt that stay in any case; they count in the budget.
+        sinks, recent: first and last tokens of the prompt that stay in any case; they count in the budget. ``recent=None``: a sixth of the budget,
+            32 to 128.
         queries: so many of the prompt's queries say what attention tokens get; ``None``: all.
         config: the model's, where some of its layers have a sliding window: these are small already and stay as they are.
     """
 
     def __init__(
         self, policy: str = "snapkv", budget: Union[int, float] = 0.25, kvcrush: Union[float, Crush] = 0.75, format: str = "model", *,
-        sinks: int = 4, recent: int = 32, queries: Optional[int] = 512, seed: int = 0, config: Any = None,
+        sinks: int = 4, recent: Optional[int] = None, queries: Optional[int] = 512, seed: int = 0, config: Any = None,
     ) -> None:
         super().__init__(layers=[])
         if policy not in POLICIES:
@@ -184,13 +185,15 @@ class CompressedCache(Cache):
             raise TypeError(f"budget must be a number of tokens or a share, not {budget!r}")
         if isinstance(budget, float) and not 0 < budget <= 1:
             raise ValueError(f"a budget of {budget} is no share of the prompt: it must be above 0.0 and at most 1.0")
-        if isinstance(budget, int) and budget < max(1, sinks + recent):
-            raise ValueError(f"a budget of {budget} tokens is smaller than the {sinks} sinks and {recent} recent tokens; take 1 or more beyond")
         if queries is not None and queries < 1:
             raise ValueError("queries must be 1 or more, or None for all")
         self.policy, self.budget, self.format = policy, budget, format
         self.crush = kvcrush if isinstance(kvcrush, Crush) else Crush(share=float(kvcrush))
         self.sinks, self.recent, self.queries, self.seed = sinks, recent, queries, seed
+        if isinstance(budget, int) and budget < max(1, sinks + self._recent(budget)):
+            raise ValueError(
+                f"a budget of {budget} tokens is smaller than the {sinks} sinks and {self._recent(budget)} recent tokens; take 1 or more beyond"
+            )
         config = getattr(config, "text_config", config)
         kinds = getattr(config, "layer_types", None) or []
         self._windows = [getattr(config, "sliding_window", None) if kind == "sliding_attention" else None for kind in kinds]
@@ -198,7 +201,10 @@ class CompressedCache(Cache):
     def tokens(self, prompt: int) -> int:
         """Tokens that each KV head keeps of a prompt; of a short one, never less than sinks and recent ones."""
         n = self.budget if isinstance(self.budget, int) else math.floor(self.budget * prompt + 0.5)
-        return max(n, self.sinks + self.recent)
+        return max(n, self.sinks + self._recent(n))
+
+    def _recent(self, budget: int) -> int:
+        return recent_of(budget) if self.recent is None else self.recent
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Tuple[Tensor, Tensor]:
         while len(self.layers) <= layer_idx:

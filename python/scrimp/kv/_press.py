@@ -10,7 +10,7 @@ from torch import Tensor
 from ._attention import BIAS, register
 from ._heads import select_of_each, with_floor
 from ._received import received_mean
-from ._select import Crush, select
+from ._select import Crush, recent_of, select
 
 
 @dataclass
@@ -29,13 +29,14 @@ class KVCrushPress:
     Args:
         press: what says which tokens are important, and how many stay (``compression_ratio``).
         crush: share, order and mass of representatives.
+        sinks, recent: first and last tokens that stay in any case; they count in the budget. ``recent=None``: a sixth of the budget, 32 to 128.
         queries: so many of the prompt's queries say what attention tokens get; ``None``: all.
     """
 
     press: Any
     crush: Crush = Crush()
     sinks: int = 4
-    recent: int = 32
+    recent: Optional[int] = None
     queries: Optional[int] = 512
     seed: int = 0
 
@@ -86,8 +87,9 @@ class KVCrushPress:
         self, module: Any, scores: Tensor, attention: Optional[Tensor], keys: Tensor, values: Tensor, budgets: Union[int, Tensor]
     ) -> Tuple[Tensor, Tensor]:
         """Keys and values that stay; the biases go to the module. ``budgets``: tokens of each head, one number or ``[batch, kv_heads]``."""
-        at_least = max(1, min(self.sinks + self.recent, keys.shape[2]))
-        more = dict(sinks=self.sinks, recent=self.recent, layer=module.layer_idx, seed=self.seed)
+        recent = recent_of(int(keys.shape[2] * (1 - self.compression_ratio))) if self.recent is None else self.recent
+        at_least = max(1, min(self.sinks + recent, keys.shape[2]))
+        more = dict(sinks=self.sinks, recent=recent, layer=module.layer_idx, seed=self.seed)
         if isinstance(budgets, int):
             chosen = select(scores.float(), attention, keys, max(budgets, at_least), self.crush, **more)
         else:

@@ -60,9 +60,14 @@ class Selection:
         return states.gather(2, self.indices.unsqueeze(-1).expand(-1, -1, -1, states.shape[-1])).contiguous()
 
 
+def recent_of(budget: int) -> int:
+    """Last tokens that stay in any case of a budget of so many, if nothing else is said."""
+    return min(max(budget // 6, 32), 128)
+
+
 def select(
     scores: Tensor, attention: Optional[Tensor], keys: Optional[Tensor], budget: int, crush: Crush = Crush(), *,
-    sinks: int = 4, recent: int = 32, bias: Optional[Tensor] = None, layer: int = 0, seed: int = 0,
+    sinks: int = 4, recent: Optional[int] = None, bias: Optional[Tensor] = None, layer: int = 0, seed: int = 0,
 ) -> Selection:
     """Chooses ``budget`` tokens of each KV head.
 
@@ -71,7 +76,7 @@ def select(
         attention: what each token got from the queries that could see it, divided by their number: of the same shape. Not looked at by
             ``Crush(share=0)``.
         keys: ``[batch, kv_heads, tokens, dim]``, for ``order="keys"``.
-        sinks, recent: first and last tokens that stay in any case; they count in the budget.
+        sinks, recent: first and last tokens that stay in any case; they count in the budget. ``recent=None``: a sixth of the budget, 32 to 128.
         bias: what is added to the tokens' scores already.
         layer, seed: for the random hyperplanes.
     """
@@ -83,7 +88,7 @@ def select(
         indices = torch.arange(tokens, device=scores.device).expand(batch, heads, -1)
         return Selection(indices, old)
     begin = min(sinks, tokens)
-    end = max(tokens - recent, begin)
+    end = max(tokens - (recent_of(budget) if recent is None else recent), begin)
     free = max(budget - (tokens - (end - begin)), 0)
     representatives = min(math.floor(crush.share * budget + 0.5), free)
     important = free - representatives

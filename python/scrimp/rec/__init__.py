@@ -9,9 +9,12 @@ try:
 except ImportError as _error:
     raise ImportError("scrimp.rec needs PyTorch: pip install torch") from _error
 
+from .. import _threads
 from ._collection import EmbeddingBagConfig, KeyedTensor, MemRecEmbeddingBagCollection
 from ._embedding import MemRecEmbedding, MemRecEmbeddingBag
 from ._fused import Adagrad, RowWiseAdagrad, Sgd
+
+_threads.share()
 
 __all__ = [
     "Adagrad", "EmbeddingBagConfig", "KeyedTensor", "MemRecEmbedding", "MemRecEmbeddingBag", "MemRecEmbeddingBagCollection", "RowWiseAdagrad", "Sgd",

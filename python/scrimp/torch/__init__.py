@@ -10,9 +10,12 @@ try:
 except ImportError as _error:
     raise ImportError("scrimp.torch needs PyTorch: pip install torch") from _error
 
+from .. import _threads
 from ._compress import compress
 from ._linear import SparseLinear
 from ._load import load_compressed
 from ._summary import Summary, summary
+
+_threads.share()
 
 __all__ = ["SparseLinear", "Summary", "compress", "load_compressed", "summary"]

@@ -47,8 +47,8 @@ pub struct Compression {
     pub policy: PolicyChoice,
     /// First tokens that are kept in any case.
     pub sinks: usize,
-    /// Last tokens that are kept in any case.
-    pub recent: usize,
+    /// Last tokens that are kept in any case; none: as many as [`Compression::recent_of`] says.
+    pub recent: Option<usize>,
     /// Representatives of what is dropped.
     pub crush: Crush,
     /// What is kept or dropped as a whole.
@@ -61,19 +61,18 @@ pub struct Compression {
 }
 
 impl Compression {
-    /// Sinks and recent tokens that are kept by default.
-    pub const DEFAULT_FIXED: (usize, usize) = (4, 32);
+    /// Sinks that are kept by default.
+    pub const DEFAULT_SINKS: usize = 4;
     /// Tokens of a page by default.
     pub const DEFAULT_PAGE: usize = 32;
 
     /// `policy` with `budget`, and defaults.
     pub fn new(policy: PolicyChoice, budget: Budget) -> Self {
-        let (sinks, recent) = Self::DEFAULT_FIXED;
         Self {
             budget,
             policy,
-            sinks,
-            recent,
+            sinks: Self::DEFAULT_SINKS,
+            recent: None,
             crush: Crush::default(),
             granularity: Granularity::Token,
             rerotate: false,
@@ -86,9 +85,17 @@ impl Compression {
         self.policy.policy.keeps_everything()
     }
 
-    /// Tokens that are kept in any case.
-    pub fn fixed(&self) -> usize {
-        self.sinks.saturating_add(self.recent)
+    /// Last tokens that are kept in any case of a budget of so many: by default a sixth of it, from 32 to 128.
+    ///
+    /// A prompt ends with what is wanted, and no policy finds all of that: with 128 instead of 32 tokens questions stay whole
+    /// (docs/src/kv_compression.md has what it does to KL and to answers).
+    pub fn recent_of(&self, budget: usize) -> usize {
+        self.recent.unwrap_or_else(|| (budget / 6).clamp(32, 128))
+    }
+
+    /// Tokens that are kept in any case of a budget of so many.
+    pub fn fixed_of(&self, budget: usize) -> usize {
+        self.sinks.saturating_add(self.recent_of(budget))
     }
 
     /// Checks what can be checked before the length of the prompt is known.
@@ -118,13 +125,14 @@ impl Compression {
     }
 
     fn check_fixed(&self, tokens: usize) -> Result<(), KvError> {
-        if self.keeps_everything() || tokens >= self.fixed() {
+        if self.keeps_everything() || tokens >= self.fixed_of(tokens) {
             return Ok(());
         }
         Err(KvError::BadInput(format!(
             "a KV budget of {tokens} tokens is smaller than the {} sinks and {} recent tokens that are always kept; \
              take a larger budget, or fewer sinks and recent tokens",
-            self.sinks, self.recent
+            self.sinks,
+            self.recent_of(tokens)
         )))
     }
 
@@ -147,7 +155,8 @@ impl Compression {
     /// As [`Compression::tokens`], for prompts of any length: a short one is kept whole, and never less than sinks and
     /// recent tokens.
     pub fn tokens_at_least_fixed(&self, prompt: usize) -> usize {
-        self.nominal(prompt).max(self.fixed())
+        let tokens = self.nominal(prompt);
+        tokens.max(self.fixed_of(tokens))
     }
 
     fn nominal(&self, prompt: usize) -> usize {

@@ -24,7 +24,7 @@ pub(super) fn of_layer(view: &LayerView<'_>, how: &Compression, budget: usize, t
     if n <= budget {
         return (0..heads).map(|_| Kept { indices: (0..n as u32).collect(), bias: None }).collect();
     }
-    let middle = select::middle(n, how);
+    let middle = select::middle(n, how, budget);
     let free = budget.saturating_sub(n - middle.len());
     let mean_of = |write: &dyn Fn(usize, &mut [f32])| {
         let mut total = vec![0.0; n];

@@ -47,9 +47,10 @@ pub(crate) fn model_budgets(scores: &[Vec<Vec<f32>>], how: &Compression, budget:
 }
 
 fn head_budgets(scores: &[&Vec<f32>], how: &Compression, budget: usize, floor: f64) -> Vec<usize> {
-    let free: Vec<&[f32]> = scores.iter().map(|s| &s[middle(s.len(), how)]).collect();
-    let shares = adakv::head_budgets(&free, budget.saturating_sub(how.fixed()), floor);
-    shares.into_iter().zip(scores).map(|(n, s)| n + how.fixed().min(s.len())).collect()
+    let free: Vec<&[f32]> = scores.iter().map(|s| &s[middle(s.len(), how, budget)]).collect();
+    let fixed = how.fixed_of(budget);
+    let shares = adakv::head_budgets(&free, budget.saturating_sub(fixed), floor);
+    shares.into_iter().zip(scores).map(|(n, s)| n + fixed.min(s.len())).collect()
 }
 
 /// What each KV head keeps, given its scores and how many tokens it may keep (`budget` on average).
@@ -62,17 +63,21 @@ pub(crate) fn within(
 ) -> Vec<Kept> {
     let signatures = SharedSignatures::new(view, how, budget);
     let heads = 0..scores.len();
-    heads.map(|head| of_head(view, how, head, &scores[head], budgets[head], signatures.as_ref())).collect()
+    let of_head = |head: usize| {
+        let middle = middle(scores[head].len(), how, budget);
+        of_head(view, how, head, &scores[head], budgets[head], middle, signatures.as_ref())
+    };
+    heads.map(of_head).collect()
 }
 
 fn everything(n: usize) -> Kept {
     Kept { indices: (0..n as u32).collect(), bias: None }
 }
 
-/// The tokens that are neither sinks nor recent.
-pub(super) fn middle(n: usize, how: &Compression) -> Range<usize> {
+/// The tokens that are neither sinks nor recent, of `n` of which a head keeps `budget` (on average).
+pub(super) fn middle(n: usize, how: &Compression, budget: usize) -> Range<usize> {
     let sinks = how.sinks.min(n);
-    sinks..n.saturating_sub(how.recent).max(sinks)
+    sinks..n.saturating_sub(how.recent_of(budget)).max(sinks)
 }
 
 /// Of a budget beyond sinks and recent tokens (`free`), how many are important and how many representatives. KVCrush's share
@@ -104,13 +109,13 @@ fn of_head(
     head: usize,
     scores: &[f32],
     budget: usize,
+    middle: Range<usize>,
     signatures: Option<&SharedSignatures>,
 ) -> Kept {
     let n = scores.len();
     if n <= budget {
         return everything(n);
     }
-    let middle = middle(n, how);
     let free = budget.saturating_sub(n - middle.len());
     let (important, representatives) = split(budget, free, how.crush.share);
     let important = best(scores, middle.clone(), important);
@@ -123,7 +128,7 @@ fn of_head(
     let signatures = match signatures {
         Some(SharedSignatures::OfLayer(signatures)) => Some(signatures),
         Some(SharedSignatures::OfGroups) => {
-            own = SharedSignatures::of_group(view, how, head, budget);
+            own = SharedSignatures::of_group(view, how, head, middle, free);
             Some(&own)
         }
         None => None,
@@ -163,17 +168,20 @@ impl SharedSignatures {
         }
         let kind = how.policy.policy.signature();
         let heads = 0..view.n_heads(kind);
-        let middle = middle(n, how);
+        let middle = middle(n, how, budget);
         let free = budget.saturating_sub(n - middle.len());
         Some(Self::OfLayer(Signatures::of_heads(view, kind, 0, heads, middle, free)))
     }
 
-    fn of_group(view: &LayerView<'_>, how: &Compression, head: usize, budget: usize) -> Signatures {
+    fn of_group(
+        view: &LayerView<'_>,
+        how: &Compression,
+        head: usize,
+        middle: Range<usize>,
+        free: usize,
+    ) -> Signatures {
         let kind = how.policy.policy.signature();
         let group = view.n_heads(kind) / view.n_kv_heads();
-        let n = view.n_tokens(head);
-        let middle = middle(n, how);
-        let free = budget.saturating_sub(n - middle.len());
         Signatures::of_heads(view, kind, head, head * group..(head + 1) * group, middle, free)
     }
 }

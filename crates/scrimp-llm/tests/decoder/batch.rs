@@ -21,7 +21,7 @@ fn session<'m>(model: &'m Model, seed: usize, prompt: &[u32]) -> Session<'m> {
     let mut session = if seed == 4 { model.session_in("int8").unwrap() } else { model.session() };
     if let Some(name) = ["", "h2o", "", "snapkv"].get(seed).filter(|name| !name.is_empty()) {
         let mut how = Compression::new(policy(name).unwrap(), Budget::Tokens(10));
-        (how.sinks, how.recent) = (2, 4);
+        (how.sinks, how.recent) = (2, Some(4));
         how.crush = Crush { share: 0.5, ..Crush::default() };
         session.set_compression(Some(how));
     }

@@ -13,7 +13,7 @@ fn tokens(model: &Model, n: usize) -> Vec<u32> {
 
 fn how(name: &str, budget: Budget) -> Compression {
     let mut how = Compression::new(policy(name).unwrap(), budget);
-    (how.sinks, how.recent) = (2, 6);
+    (how.sinks, how.recent) = (2, Some(6));
     how.crush = Crush { share: 0.5, ..Crush::default() };
     how
 }
@@ -177,7 +177,7 @@ fn turned_keys_are_those_of_tokens_that_stand_there() {
         let model = load(&testdata("tiny").join(name), None);
         let prompt = tokens(&model, 30);
         let mut how = how("streaming", Budget::Tokens(10));
-        (how.sinks, how.recent, how.crush.share) = (3, 7, 0.0);
+        (how.sinks, how.recent, how.crush.share) = (3, Some(7), 0.0);
         how.rerotate = true;
         let mut session = model.session();
         session.forward(&prompt).unwrap();

@@ -268,7 +268,7 @@ fn kv_choice(fields: &mut Fields, default: &KvChoice) -> Result<KvChoice, ApiErr
         how.crush.share = share;
     }
     how.sinks = fixed.0.map_or(how.sinks, |n| n as usize);
-    how.recent = fixed.1.map_or(how.recent, |n| n as usize);
+    how.recent = fixed.1.map(|n| n as usize).or(how.recent);
     how.check().map_err(|e| ApiError::field("kv_budget", e.to_string()))?;
     kv.compression = Some(how).filter(|how| !how.keeps_everything());
     Ok(kv)

@@ -19,7 +19,7 @@ struct Header {
 }
 
 /// Version of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Entries of type `E` that were collected so far, in memory and, if wanted, in a file.
 #[derive(Debug)]
@@ -151,7 +151,7 @@ mod tests {
         drop(Journal::<i32>::open(&path, &json!(1)).unwrap());
         let error = Journal::<i32>::open(&path, &json!(2)).unwrap_err().to_string();
         assert!(error.contains("other results: 1, not 2"), "{error}");
-        fs::write(&path, "{\"scrimp_results\":1,\"of\":1}\n5\nbroken\n6\n").unwrap();
+        fs::write(&path, "{\"scrimp_results\":2,\"of\":1}\n5\nbroken\n6\n").unwrap();
         let error = Journal::<i32>::open(&path, &json!(1)).unwrap_err().to_string();
         assert!(error.contains("line 3"), "{error}");
         fs::write(&path, "hello\n").unwrap();

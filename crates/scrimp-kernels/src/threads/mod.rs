@@ -4,6 +4,12 @@
 //! follows soon costs well under a microsecond to start and an idle pool costs nothing. Units of work are handed out
 //! by an atomic counter: a worker that the machine slows down simply takes fewer, and one that gets no core at all is
 //! not waited for, because a region ends when its units are done and those who *entered* it have left.
+//!
+//! Or the threads are those of another library ([`Team`]).
+
+mod team;
+
+pub use team::{StartTeam, Team};
 
 use crate::{
     shared::SharedMut,
@@ -72,6 +78,8 @@ unsafe impl Send for Shared {}
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Others do the work, where there are no workers of our own.
+    team: Option<Team>,
     /// Held by the thread that runs a region: regions of one pool do not overlap.
     busy: Mutex<()>,
 }
@@ -93,6 +101,21 @@ impl Pool {
     /// # Errors
     /// When the system refuses to start a thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
+        let mut pool = Self::alone(None);
+        for worker in 1..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            let builder = Builder::new().name(format!("scrimp-{worker}"));
+            pool.workers.push(builder.spawn(move || shared.work(worker))?);
+        }
+        Ok(pool)
+    }
+
+    /// A pool that runs its regions on the threads of another library.
+    pub fn of_team(team: Team) -> Self {
+        Self::alone(Some(team))
+    }
+
+    fn alone(team: Option<Team>) -> Self {
         let shared = Arc::new(Shared {
             region: UnsafeCell::new(None),
             state: AtomicU64::new(CLOSED),
@@ -103,18 +126,12 @@ impl Pool {
             lock: Mutex::new(()),
             wake: Condvar::new(),
         });
-        let mut pool = Self { shared, workers: Vec::new(), busy: Mutex::new(()) };
-        for worker in 1..threads.max(1) {
-            let shared = Arc::clone(&pool.shared);
-            let builder = Builder::new().name(format!("scrimp-{worker}"));
-            pool.workers.push(builder.spawn(move || shared.work(worker))?);
-        }
-        Ok(pool)
+        Self { shared, workers: Vec::new(), team, busy: Mutex::new(()) }
     }
 
     /// Threads that take part in a region.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.team.map_or(self.workers.len() + 1, |team| team.threads())
     }
 
     /// [`Pool::run`] with another way of handing out units: each thread starts on a run of consecutive units of its own,
@@ -172,13 +189,16 @@ impl Pool {
     /// `worker < self.threads()` names the thread, so that bodies can use scratch memory of their own. A panic in a
     /// body is raised again here. A region must not start another one on the same pool.
     pub fn run(&self, units: usize, body: impl Fn(usize, usize) + Sync) {
-        if self.workers.is_empty() || units <= 1 {
+        if self.threads() == 1 || units <= 1 {
             (0..units).for_each(|unit| body(unit, 0));
             return;
         }
         let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = &*self.shared;
         let body: &Body<'_> = &body;
+        if let Some(team) = self.team {
+            return team.run(units, body);
+        }
+        let shared = &*self.shared;
         // SAFETY: only the lifetime changes. The pointer is followed by workers inside the region only, and this
         // function does not return (nor unwind: `work_on` catches panics) before all of them have left it.
         let body: *const Body<'static> =
