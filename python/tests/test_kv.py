@@ -108,6 +108,33 @@ def test_several_tokens_at_once_see_what_single_ones_see(device):
     assert torch.allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3, 100])
+def test_layers_that_are_chosen_for_together_keep_the_same(device, layers):
+    m, x, new = model().to(device), ids(100, 2, device), ids(3, 2, device)
+    with torch.no_grad():
+        one, together = CompressedCache(budget=0.5, layers_at_once=1), CompressedCache(budget=0.5, layers_at_once=layers)
+        m(x, past_key_values=one), m(x, past_key_values=together)
+        assert [layer.waits for layer in together.layers] == [i >= 3 // layers * layers for i in range(3)]
+        want, got = m(new, past_key_values=one).logits, m(new, past_key_values=together).logits
+    assert torch.equal(got, want)
+    for a, b in zip(one.layers, together.layers):
+        assert torch.equal(a.keys, b.keys) and torch.equal(a.bias, b.bias)
+
+
+def test_what_waits_is_chosen_before_anybody_looks(device):
+    m, x = model().to(device), ids(80, device=device)
+    with torch.no_grad():
+        want = m.generate(x, max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=0, past_key_values=CompressedCache(budget=0.5))
+        cache = CompressedCache(budget=0.5, layers_at_once=100)
+        assert torch.equal(m.generate(x, max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=0, past_key_values=cache), want)
+        for look in (lambda c: c.nbytes, lambda c: c.batch_repeat_interleave(2), lambda c: c.reset(), lambda c: c.get_mask_sizes(1, 0)):
+            cache = CompressedCache(budget=0.5, layers_at_once=100)
+            m(x, past_key_values=cache)
+            assert all(layer.waits for layer in cache.layers)
+            look(cache)
+            assert not any(layer.waits for layer in cache.layers)
+
+
 def test_int8_is_close_and_small(device):
     m, x, new = model().to(device), ids(100, device=device), ids(3, device=device)
     with torch.no_grad():
@@ -153,6 +180,7 @@ def test_padding_is_refused():
         (dict(kvcrush=1.5), ValueError, "between 0 and 1"),
         (dict(kvcrush=Crush(share=0.5, order="keys")), None, None),
         (dict(queries=0), ValueError, "1 or more"),
+        (dict(layers_at_once=0), ValueError, "1 or more"),
     ],
 )
 def test_bad_settings(arguments, error, words):

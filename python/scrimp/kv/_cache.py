@@ -9,8 +9,9 @@ from torch import Tensor
 from ._attention import BIAS, LAYER, register
 from ._policies import POLICIES
 from ._received import received_mean
-from ._select import Crush, recent_of, select
+from ._select import Crush, Selection, recent_of
 from ._store import STORES, Growing, Store
+from ._waiting import Waiting
 
 try:
     from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer
@@ -34,7 +35,8 @@ class CompressedLayer(CacheLayerMixin):
         self.packed: Optional[Tuple[Store, Store]] = None
         self.open: Optional[Tuple[Growing, Growing]] = None
         self.bias: Optional[Tensor] = None
-        self.pending = False
+        # Whether the prompt's attention is still to come; whether the choice is.
+        self.pending = self.waits = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Optional[Tensor] = None) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -54,6 +56,7 @@ class CompressedLayer(CacheLayerMixin):
                 "the prompt was not compressed, because the model does not use scrimp's attention: "
                 "call model.set_attn_implementation('scrimp') first"
             )
+        self._settle()
         first = self.seen == 0
         self.seen += key_states.shape[2]
         if first:
@@ -86,10 +89,17 @@ class CompressedLayer(CacheLayerMixin):
         mean = None
         if owner.policy == "h2o" or owner.crush.share > 0:
             mean = received_mean(queries, keys, scaling, owner.queries)
-        scores = POLICIES[owner.policy](queries, keys, scaling, mean)
-        chosen = select(
-            scores, mean, keys, owner.tokens(self.seen), owner.crush, sinks=owner.sinks, recent=owner.recent, layer=self.index, seed=owner.seed
-        )
+        self.waits = True
+        owner.waiting.add(self, POLICIES[owner.policy](queries, keys, scaling, mean), mean, keys)
+
+    def _settle(self) -> None:
+        if self.waits:
+            self.owner.waiting.end()
+
+    def keep(self, chosen: Selection) -> None:
+        """Drops what was not chosen."""
+        self.waits = False
+        owner, keys = self.owner, self.keys
         self.bias = chosen.bias.to(keys.dtype) if owner.crush.share > 0 and owner.crush.mass != "none" else None
         store = STORES[owner.format]
         if store is None:
@@ -108,6 +118,7 @@ class CompressedLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: Any) -> Tuple[int, int]:
         """Keys count as the last positions before the new tokens, so that all of them are seen."""
+        self._settle()
         n = query_length if isinstance(query_length, int) else query_length.shape[0]
         held = self._held()
         return held + n, self.seen - held
@@ -119,6 +130,7 @@ class CompressedLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
+        self._settle()
         self.__init__(self.owner, self.index)
 
     def crop(self, *_: Any) -> None:
@@ -127,6 +139,7 @@ class CompressedLayer(CacheLayerMixin):
     def _each_row(self, batch: Tensor) -> None:
         if not self.is_initialized:
             return
+        self._settle()
         self.open = (self.open[0].select(batch), self.open[1].select(batch))
         self.keys, self.values = (part.get() for part in self.open)
         if self.packed is not None:
@@ -146,6 +159,7 @@ class CompressedLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Bytes of keys, values and biases."""
+        self._settle()
         parts = [*(self.packed or ()), *(self.open or ())]
         bias = 0 if self.bias is None else self.bias.numel() * self.bias.element_size()
         return sum(part.nbytes for part in parts) + bias
@@ -169,12 +183,13 @@ class CompressedCache(Cache):
         sinks, recent: first and last tokens of the prompt that stay in any case; they count in the budget. ``recent=None``: a sixth of the budget,
             32 to 128.
         queries: so many of the prompt's queries say what attention tokens get; ``None``: all.
+        layers_at_once: choose for so many layers together; ``None``: 4 on a GPU, where that is faster, else each on its own.
         config: the model's, where some of its layers have a sliding window: these are small already and stay as they are.
     """
 
     def __init__(
         self, policy: str = "snapkv", budget: Union[int, float] = 0.25, kvcrush: Union[float, Crush] = 0.75, format: str = "model", *,
-        sinks: int = 4, recent: Optional[int] = None, queries: Optional[int] = 512, seed: int = 0, config: Any = None,
+        sinks: int = 4, recent: Optional[int] = None, queries: Optional[int] = 512, seed: int = 0, config: Any = None, layers_at_once: Optional[int] = None,
     ) -> None:
         super().__init__(layers=[])
         if policy not in POLICIES:
@@ -187,6 +202,8 @@ class CompressedCache(Cache):
             raise ValueError(f"a budget of {budget} is no share of the prompt: it must be above 0.0 and at most 1.0")
         if queries is not None and queries < 1:
             raise ValueError("queries must be 1 or more, or None for all")
+        if layers_at_once is not None and layers_at_once < 1:
+            raise ValueError("layers_at_once must be 1 or more, or None")
         self.policy, self.budget, self.format = policy, budget, format
         self.crush = kvcrush if isinstance(kvcrush, Crush) else Crush(share=float(kvcrush))
         self.sinks, self.recent, self.queries, self.seed = sinks, recent, queries, seed
@@ -194,6 +211,7 @@ class CompressedCache(Cache):
             raise ValueError(
                 f"a budget of {budget} tokens is smaller than the {sinks} sinks and {self._recent(budget)} recent tokens; take 1 or more beyond"
             )
+        self.waiting = Waiting(self, layers_at_once)
         config = getattr(config, "text_config", config)
         kinds = getattr(config, "layer_types", None) or []
         self._windows = [getattr(config, "sliding_window", None) if kind == "sliding_attention" else None for kind in kinds]

@@ -1,8 +1,9 @@
 """How much attention the tokens of a prompt get."""
 
+import functools
 import importlib.util
 import math
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -53,10 +54,19 @@ def received_mean(queries: Tensor, keys: Tensor, scaling: float, most: Optional[
     ``most`` queries are looked at, evenly spaced (the last one always); ``None``: all.
     """
     q, n = queries.shape[2], keys.shape[2]
-    rows = torch.arange(q, device=keys.device)
-    if most is not None and q > most:
-        rows = q - 1 - (torch.arange(most, device=keys.device).flip(0) * q) // most
+    rows, positions, seen_by = _rows(q, n, most, keys.device)
+    if rows.numel() < q:
         queries = queries[:, :, rows]
-    positions = rows + (n - q)
-    seen = torch.searchsorted(positions, torch.arange(n, device=keys.device))
-    return attention_received(queries, keys, scaling, positions) / (rows.numel() - seen).clamp_min(1)
+    return attention_received(queries, keys, scaling, positions) / seen_by
+
+
+@functools.lru_cache(maxsize=4)
+def _rows(q: int, n: int, most: Optional[int], device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
+    """Which queries are looked at, the positions of these, and by how many of them each key is seen (at least 1); the same for all layers."""
+    with torch.inference_mode(False):
+        rows = torch.arange(q, device=device)
+        if most is not None and q > most:
+            rows = q - 1 - (torch.arange(most, device=device).flip(0) * q) // most
+        positions = rows + (n - q)
+        before = torch.searchsorted(positions, torch.arange(n, device=device))
+        return rows, positions, (rows.numel() - before).clamp_min(1)

@@ -80,6 +80,20 @@ def select(
         bias: what is added to the tokens' scores already.
         layer, seed: for the random hyperplanes.
     """
+    products = None if keys is None or not wants_keys(crush) else key_products(keys, layer, seed)
+    return choose(scores, attention, products, budget, crush, sinks=sinks, recent=recent, bias=bias)
+
+
+def wants_keys(crush: Crush) -> bool:
+    """Whether the keys of tokens have a part in the choice of representatives."""
+    return crush.share > 0 and crush.order == "keys"
+
+
+def choose(
+    scores: Tensor, attention: Optional[Tensor], products: Optional[Tensor], budget: int, crush: Crush, *,
+    sinks: int, recent: Optional[int], bias: Optional[Tensor] = None,
+) -> Selection:
+    """As ``select``, with :func:`key_products` in the place of keys, layer and seed: layers can be stacked."""
     batch, heads, tokens = scores.shape
     if budget < 1:
         raise ValueError(f"a budget of {budget} tokens keeps nothing")
@@ -98,7 +112,7 @@ def select(
     added = torch.zeros_like(old)
     if representatives:
         dropped = _places(~keep, end - begin - important)
-        chosen, mass = _representatives(dropped, attention, keys, representatives, crush, layer, seed)
+        chosen, mass = _representatives(dropped, attention, products, representatives, crush)
         keep.scatter_(-1, chosen, True)
         added.scatter_(-1, chosen, mass)
     indices = _places(keep, tokens - (end - begin) + free)
@@ -119,7 +133,7 @@ def _best(scores: Tensor, begin: int, end: int, n: int) -> Tensor:
 
 
 def _representatives(
-    order: Tensor, attention: Optional[Tensor], keys: Optional[Tensor], n: int, crush: Crush, layer: int, seed: int
+    order: Tensor, attention: Optional[Tensor], products: Optional[Tensor], n: int, crush: Crush
 ) -> Tuple[Tensor, Tensor]:
     """One token of each of ``n`` segments of the dropped ones, and the logarithm of what it stands for: ``[batch, kv_heads, n]``."""
     batch, heads, count = order.shape
@@ -135,12 +149,12 @@ def _representatives(
         order, a = order.gather(-1, by), a.gather(-1, by)
 
     if crush.order == "keys":
-        if keys is None:
+        if products is None:
             raise ValueError("order='keys' needs the keys")
         # By code, and by falling attention among those of one code: the bits of a float, as an integer that rises with it.
         bits = a.contiguous().view(torch.int32)
         rising = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
-        rearrange(((_codes(keys, order, layer, seed) << 33) - rising).sort(dim=-1, stable=True).indices)
+        rearrange(((_codes(products, order) << 33) - rising).sort(dim=-1, stable=True).indices)
     elif crush.order == "score":
         rearrange(a.sort(dim=-1, descending=True, stable=True).indices)
 
@@ -179,15 +193,17 @@ def _sides(dim: int, seed: int, layer: int, device: torch.device) -> Tensor:
         return torch.tensor(planes(dim, _BITS, seed, layer), dtype=torch.float32, device=device)
 
 
-def _codes(keys: Tensor, order: Tensor, layer: int, seed: int) -> Tensor:
-    """Which sides of the hyperplanes through their mean the keys are on, as a number."""
-    dim = keys.shape[-1]
-    sides = _sides(dim, seed, layer, keys.device)
+def key_products(keys: Tensor, layer: int, seed: int) -> Tensor:
+    """How far the keys are from the hyperplanes of the layer, ``[batch, kv_heads, tokens, bits]``."""
     # Sides are 1 and -1, exact in any type; sums are taken in float32 inside the product.
-    products = keys @ sides.to(keys.dtype)
+    return keys @ _sides(keys.shape[-1], seed, layer, keys.device).to(keys.dtype)
+
+
+def _codes(products: Tensor, order: Tensor) -> Tensor:
+    """Which sides of the hyperplanes through their mean the keys of tokens are on, as a number."""
     products = products.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, _BITS))
     sides_of = products > products.mean(dim=2, keepdim=True)
-    return (sides_of * (1 << torch.arange(_BITS, device=keys.device))).sum(-1)
+    return (sides_of * (1 << torch.arange(_BITS, device=order.device))).sum(-1)
 
 
 def _equal_sums(weights: Tensor, parts: Tensor) -> Tensor:
