@@ -313,7 +313,7 @@ fn options_of_the_embeddings() {
     let path = |name: &str| work.path(name).display().to_string();
     let tested = succeeds(["rec", "eval", &path("model"), &path("data.csv"), "--json"]);
     assert_eq!(tested["auc"], trained["auc"]);
-    fails(&train(&["--qat"]), "--qat: rows of f32 are not rounded", "--dtype int8");
+    fails(&train(&["--dtype", "f32", "--qat"]), "--qat: rows of f32 are not rounded", "--dtype int8");
     let output = train(&["--hot", "1.5"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("must be from 0 to 0.9"));

@@ -167,9 +167,9 @@ pub(crate) struct EncoderArgs {
     /// Values of a vector
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub(crate) dim: usize,
-    /// How tables are stored after training
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "bf16", "int8"])]
-    pub(crate) dtype: String,
+    /// How tables are stored after training; smaller types have more rows in the same bytes [default: int8; full: f32]
+    #[arg(long, value_name = "TYPE", value_parser = ["f32", "bf16", "int8"])]
+    pub(crate) dtype: Option<String>,
     /// Round rows to --dtype in training already (quantisation-aware: gradients pass straight through)
     #[arg(long)]
     pub(crate) qat: bool,

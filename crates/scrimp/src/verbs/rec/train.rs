@@ -139,9 +139,10 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
 
 fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
     let (e, t) = (&args.encoder, &args.training);
-    let precision = match e.dtype.as_str() {
-        "bf16" => Precision::Bf16,
-        "int8" => Precision::Int8,
+    let precision = match e.dtype.as_deref() {
+        Some("bf16") => Precision::Bf16,
+        Some("int8") => Precision::Int8,
+        None if e.encoder != "full" => Precision::Int8,
         _ => Precision::F32,
     };
     if e.qat && precision == Precision::F32 {
