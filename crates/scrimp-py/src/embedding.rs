@@ -61,6 +61,7 @@ impl MemRec {
         let options = EncoderOptions {
             seed,
             width: Some(width),
+            overlap: Some(false),
             k: Some(k),
             groups,
             signs: Some(signs),

@@ -64,11 +64,12 @@ struct Shape {
     k: usize,
     alpha: bool,
     bagged: bool,
-    signs: bool,
+    /// Rows have signs and begin at each value of the table: the default of `memrec`.
+    overlap: bool,
 }
 
 const fn shape(name: &'static str, blocks: usize, k: usize, alpha: bool) -> Shape {
-    Shape { name, blocks, k, alpha, bagged: false, signs: false }
+    Shape { name, blocks, k, alpha, bagged: false, overlap: false }
 }
 
 struct Subject {
@@ -99,8 +100,9 @@ impl Subject {
         let width = options.dim / shape.blocks;
         // Alpha takes 1 % of the budget.
         let weight_rows = if shape.alpha { bytes / 100 / 4 } else { 0 };
-        let rows = (bytes - weight_rows * 4) / (width * bytes_of(dtype));
-        let size = rows * width * bytes_of(dtype);
+        let whole = (bytes - weight_rows * 4) / (width * bytes_of(dtype));
+        let size = whole * width * bytes_of(dtype);
+        let rows = if shape.overlap { (whole - 1) * width + 1 } else { whole };
         let memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size));
         let mut memory =
             memory.map_err(|_| Error::OutOfMemory { what: format!("a table of {size} bytes") })?;
@@ -141,13 +143,13 @@ impl Subject {
             let n = hashes.len().min(ids.len().max(1));
             Probing { hashes: &hashes[..n], ranges: &ranges[..n], probes, signs }
         };
-        let Shape { blocks, k, signs, .. } = self.shape;
+        let Shape { blocks, k, overlap, .. } = self.shape;
         Batch {
-            table: Table::new(values, self.width),
+            table: Table { values, width: self.width, stride: if overlap { 1 } else { self.width } },
             probes: if self.shape.name == "full" {
                 Probes::Given { probes, weights: &[], per: 1, signs: false }
             } else {
-                Probes::Hashed { ids, probing: probing(&self.hashes, &self.ranges, blocks * k, signs) }
+                Probes::Hashed { ids, probing: probing(&self.hashes, &self.ranges, blocks * k, overlap) }
             },
             k,
             scales: if self.shape.alpha {
@@ -205,8 +207,8 @@ pub fn embedding(pool: &Pool, tier: Tier, options: &EmbeddingBench) -> Result<Ve
             (shape("memrec", 1, 4, true), "int8"),
             (shape("memrec blocks of 64", wide, 1, true), "bf16"),
             (shape("memrec blocks of 64", wide, 1, true), "int8"),
-            (shape("memrec blocks of 16", 4 * wide, 1, true), "int8"),
-            (shape("memrec blocks of 8", 8 * wide, 1, true), "int8"),
+            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, "bf16"),
+            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, "int8"),
             (Shape { bagged: true, ..shape("memrec-bagged", 1, 1, true) }, "f32"),
             (Shape { bagged: true, ..shape("memrec-bagged", 1, 4, true) }, "int8"),
         ];

@@ -299,7 +299,7 @@ fn options_of_the_embeddings() {
             && none["rows"][0].as_u64() > plain["rows"][0].as_u64()
     );
     let (more, trained) =
-        inspect(&["--hot", "0.6", "--alpha", "0.2", "--alpha-k", "2", "--alpha-groups", "2"]);
+        inspect(&["--hot", "0.6", "--alpha", "0.2", "--alpha-k", "2", "--alpha-groups", "2", "--width", "4"]);
     assert!(more["hot"].as_u64().unwrap() > 3 * plain["hot"].as_u64().unwrap() / 2);
     assert_eq!((&more["weight_k"], &more["groups"]), (&2.into(), &2.into()));
     assert!(trained["embedding_bytes"].as_u64().unwrap() <= budget + 64);

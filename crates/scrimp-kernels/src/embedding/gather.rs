@@ -46,12 +46,18 @@ impl<T: Stored> Rows<'_, T> {
     /// Asks for the rows of `probes`.
     #[inline(always)]
     pub(crate) fn prefetch(&self, probes: &[u32]) {
-        let lines = (self.width * size_of::<T>()).div_ceil(64);
+        let bytes = self.width * size_of::<T>();
+        let lines = bytes.div_ceil(64);
+        // Rows that overlap begin anywhere in a line, and end in one more.
+        let anywhere = self.stride < self.width;
         for &probe in probes {
             let at = self.values.as_ptr().wrapping_add(self.start(probe)).cast::<u8>();
             prefetch(at);
             for line in 1..lines {
                 prefetch(at.wrapping_add(line * 64));
+            }
+            if anywhere {
+                prefetch(at.wrapping_add(bytes - 1));
             }
         }
     }

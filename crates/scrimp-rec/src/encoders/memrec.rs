@@ -1,7 +1,8 @@
 //! MEM-REC (arXiv 2305.07205): Bloom signatures of ids select rows of a token table, and a second, small table gives each id a scale.
 //!
-//! In the paper the `k` rows are whole vectors. Here the vector is cut into blocks with hashes of their own (blockwise Bloom):
-//! two ids then collide in a block, almost never in the whole vector. `--block` of the whole dimension is the paper's shape.
+//! In the paper the `k` rows are whole vectors, and few fit into a small table, so that ids share them. Here rows *overlap*: they begin at
+//! each value of the table (as in ROBE, arXiv 2108.02191), and two ids have the same one almost never. `overlap: false` gives the paper's shape;
+//! the vector can then be cut into blocks (`width`) with hashes of their own, which is as accurate but reads many short rows.
 //!
 //! `memrec` has a vector for each feature; `memrec-bagged` adds all of them up into one per sample, as the authors' released
 //! code does.
@@ -29,15 +30,15 @@ pub(super) const BAGGED: EncoderEntry = EncoderEntry {
     build,
 };
 
-/// Values of a block where nothing else is asked for.
-const WIDTH: usize = 4;
 /// Part of the budget for the weight table.
 const WEIGHT_SHARE: f64 = 0.05;
 
 /// Rows added up per block.
 const K: usize = 1;
-/// Part of the budget for rows of frequent ids.
-const HOT_SHARE: f64 = 0.3;
+/// Part of the budget for rows of frequent ids, at most.
+const HOT_SHARE: f64 = 0.1;
+/// That part times the dimension, at most: rows of their own pay the less, the longer they are.
+const HOT_VALUES: f64 = 1.6;
 
 /// Initial values lie within plus and minus this.
 pub(super) fn spread(config: &EncoderConfig) -> f32 {
@@ -45,21 +46,23 @@ pub(super) fn spread(config: &EncoderConfig) -> f32 {
 }
 
 fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<EncoderConfig> {
-    let width = options.width.unwrap_or(WIDTH).min(options.dim);
+    let width = options.width.unwrap_or(options.dim).min(options.dim);
     // A row of a frequent id, and its key.
     let hot_row = (options.dim * options.precision.bytes()) as u64 + 8;
-    let hot =
-        (options.budget as f64 * options.hot_share.unwrap_or(HOT_SHARE).clamp(0.0, 0.9)) as u64 / hot_row;
+    let hot_share = options.hot_share.unwrap_or((HOT_VALUES / options.dim as f64).min(HOT_SHARE));
+    let hot = (options.budget as f64 * hot_share.clamp(0.0, 0.9)) as u64 / hot_row;
     let hot = hot.min(census.keys.len() as u64).min(1 << 30) as u32;
     // One more row: the zeros of all other ids.
     let budget = options.budget.saturating_sub(if hot > 0 { u64::from(hot) * hot_row + hot_row } else { 0 });
     let share = options.weight_share.unwrap_or(WEIGHT_SHARE).clamp(0.0, 0.9);
     let weight_row = options.groups as u64 * 4;
     let weight_rows = (budget as f64 * share) as u64 / weight_row;
-    let rows = (budget - weight_rows * weight_row) / (width * options.precision.bytes()) as u64;
-    if rows == 0 {
+    let overlap = options.overlap.unwrap_or(true);
+    let values = (budget - weight_rows * weight_row) / options.precision.bytes() as u64;
+    if values < width as u64 {
         return Err(too_small(options));
     }
+    let rows = if overlap { values - width as u64 + 1 } else { values / width as u64 };
     let tables = |rows: u64| {
         let most = |rows: u64| u32::try_from(rows).unwrap_or(u32::MAX).min(u32::MAX >> 2);
         if !options.per_feature_tables {
@@ -76,9 +79,20 @@ fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<Encod
     }
     let signs = options.signs.unwrap_or(true);
     let base = options.base(census.distinct.len());
-    Ok(EncoderConfig { rows, weight_rows, width, k: options.k.unwrap_or(K), signs, bagged, hot, ..base })
+    Ok(EncoderConfig {
+        rows,
+        weight_rows,
+        width,
+        overlap,
+        k: options.k.unwrap_or(K),
+        signs,
+        bagged,
+        hot,
+        ..base
+    })
 }
 
 fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
-    Ok(Box::new(Bloom::new(config, config.width, spread(config))?.with_hot(config, keys)?))
+    let stride = if config.overlap { 1 } else { config.width };
+    Ok(Box::new(Bloom::new(config, stride, spread(config))?.with_hot(config, keys)?))
 }

@@ -173,6 +173,9 @@ pub struct EncoderConfig {
     pub weight_rows: Vec<u32>,
     /// Values of a block.
     pub width: usize,
+    /// Rows of the main table begin at each of its values, not at multiples of `width`.
+    #[serde(default)]
+    pub overlap: bool,
     /// Rows added up per block.
     pub k: usize,
     /// Rows of the weight table added up into alpha.
@@ -206,6 +209,8 @@ pub struct EncoderOptions {
     pub budget: u64,
     /// Values of a block, for `memrec` and `robe` [default: the encoder's].
     pub width: Option<usize>,
+    /// Rows begin at each value of the table, for `memrec` [default: the encoder's].
+    pub overlap: Option<bool>,
     /// Rows added up [default: the encoder's].
     pub k: Option<usize>,
     /// Rows have signs [default: the encoder's].
@@ -235,6 +240,7 @@ impl EncoderOptions {
             seed: 1,
             budget,
             width: None,
+            overlap: None,
             k: None,
             signs: None,
             weight_share: None,
@@ -258,6 +264,7 @@ impl EncoderOptions {
             rows: Vec::new(),
             weight_rows: Vec::new(),
             width: self.dim,
+            overlap: false,
             k: self.k.unwrap_or(1),
             weight_k: self.weight_k,
             groups: self.groups,

@@ -30,11 +30,14 @@ fn shapes() -> Vec<EncoderOptions> {
         let options = EncoderOptions::new(entry.name, 16, budget);
         all.push(options.clone());
         if entry.name.starts_with("memrec") {
-            let whole = EncoderOptions { width: Some(16), k: Some(3), weight_k: 2, ..options.clone() };
+            let whole = EncoderOptions { overlap: Some(false), k: Some(3), weight_k: 2, ..options.clone() };
+            all.push(EncoderOptions { overlap: Some(true), ..whole.clone() });
             all.push(EncoderOptions { weight_share: Some(0.0), signs: Some(false), ..whole.clone() });
             all.push(EncoderOptions { hot_share: Some(0.0), ..whole.clone() });
             all.push(whole);
-            all.push(EncoderOptions { groups: 4, k: Some(2), ..options.clone() });
+            let blocks = EncoderOptions { width: Some(4), groups: 4, k: Some(2), ..options.clone() };
+            all.push(EncoderOptions { overlap: Some(false), ..blocks.clone() });
+            all.push(blocks);
             all.push(EncoderOptions { per_feature_tables: true, ..options });
         }
     }

@@ -176,6 +176,9 @@ pub(crate) struct EncoderArgs {
     /// Values that are looked up together (memrec, robe) [default: the encoder's]
     #[arg(long, value_name = "N")]
     pub(crate) width: Option<usize>,
+    /// Whether rows begin at any value of the table and overlap (memrec) [default: the encoder's]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) overlap: Option<bool>,
     /// Rows that are added up [default: the encoder's]
     #[arg(short, long, value_name = "N")]
     pub(crate) k: Option<usize>,

@@ -154,6 +154,7 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
     }
     let encoder = EncoderOptions {
         width: e.width,
+        overlap: e.overlap,
         k: e.k,
         signs: e.signs,
         weight_share: e.alpha,
