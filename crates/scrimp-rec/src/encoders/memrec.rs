@@ -18,7 +18,7 @@ use crate::Result;
 
 pub(super) const PER_FEATURE: EncoderEntry = EncoderEntry {
     name: "memrec",
-    about: "Bloom-coded blocks and a scale per id, a vector per feature (MEM-REC, arXiv 2305.07205)",
+    about: "overlapping rows by Bloom signatures and a scale per id, a vector per feature (MEM-REC, arXiv 2305.07205)",
     plan: |options, census| plan(options, census, false),
     build,
 };
