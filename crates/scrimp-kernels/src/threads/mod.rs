@@ -43,6 +43,9 @@ const fn epoch(state: u64) -> u64 {
 /// The body of a region: `(unit, worker)`.
 type Body<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
+/// What a body panicked with.
+type Panic = Mutex<Option<Box<dyn Any + Send>>>;
+
 /// A region as workers see it.
 #[derive(Clone, Copy)]
 struct Region {
@@ -63,7 +66,7 @@ struct Shared {
     next: AtomicUsize,
     sleepers: AtomicUsize,
     stop: AtomicBool,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    panic: Panic,
     lock: Mutex<()>,
     wake: Condvar,
 }
@@ -249,23 +252,28 @@ impl Pool {
     }
 }
 
+/// Calls `body` with units from `next` on until none is left. What it panics with goes to `panic`.
+fn take_units(next: &AtomicUsize, units: usize, body: &Body<'_>, worker: usize, panic: &Panic) {
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        loop {
+            let unit = next.fetch_add(1, Ordering::Relaxed);
+            if unit >= units {
+                break;
+            }
+            body(unit, worker);
+        }
+    }));
+    if let Err(with) = result {
+        *panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(with);
+    }
+}
+
 impl Shared {
     /// Takes units until none is left.
     fn work_on(&self, region: Region, worker: usize) {
         // SAFETY: the caller is inside the region, so the body is alive.
         let body = unsafe { &*region.body };
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let unit = self.next.fetch_add(1, Ordering::Relaxed);
-                if unit >= region.units {
-                    break;
-                }
-                body(unit, worker);
-            }
-        }));
-        if let Err(panic) = result {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
-        }
+        take_units(&self.next, region.units, body, worker, &self.panic);
     }
 
     /// A worker's life: wait for a region, enter it while it is open, work, leave.

@@ -4,15 +4,12 @@
 //! that the other needs. OpenMP's threads spin for milliseconds, so kernels that are called between an OpenMP program's own
 //! regions (layers of a PyTorch model) borrow its threads instead.
 
-use super::Body;
+use super::{Body, Panic, take_units};
+use crate::sync::{AtomicUsize, Mutex};
 use std::{
-    any::Any,
     ffi::{c_uint, c_void},
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    panic::resume_unwind,
+    sync::{PoisonError, atomic::Ordering},
 };
 
 /// `GOMP_parallel` of the GNU OpenMP runtime, which LLVM's and Intel's export too: calls `work(data)` on the calling thread and on
@@ -39,7 +36,7 @@ struct Region<'a> {
     next: AtomicUsize,
     /// Threads that have come.
     came: AtomicUsize,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    panic: Panic,
 }
 
 impl Team {
@@ -81,23 +78,13 @@ unsafe extern "C" fn work(data: *mut c_void) {
     // SAFETY: `run` passes a region that is alive until all threads have left.
     let region = unsafe { &*data.cast::<Region<'_>>() };
     let worker = region.came.fetch_add(1, Ordering::Relaxed);
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        loop {
-            let unit = region.next.fetch_add(1, Ordering::Relaxed);
-            if unit >= region.units {
-                break;
-            }
-            (region.body)(unit, worker);
-        }
-    }));
-    if let Err(panic) = result {
-        *region.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
-    }
+    take_units(&region.next, region.units, region.body, worker, &region.panic);
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::{super::Pool, *};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     /// As an OpenMP runtime that starts all threads of a region anew.
     unsafe extern "C" fn start(
