@@ -207,9 +207,9 @@ class CompressedCache(Cache):
         self.policy, self.budget, self.format = policy, budget, format
         self.crush = kvcrush if isinstance(kvcrush, Crush) else Crush(share=float(kvcrush))
         self.sinks, self.recent, self.queries, self.seed = sinks, recent, queries, seed
-        if isinstance(budget, int) and budget < max(1, sinks + self._recent(budget)):
+        if isinstance(budget, int) and budget < max(1, sinks + recent_of(budget, recent)):
             raise ValueError(
-                f"a budget of {budget} tokens is smaller than the {sinks} sinks and {self._recent(budget)} recent tokens; take 1 or more beyond"
+                f"a budget of {budget} tokens is smaller than the {sinks} sinks and {recent_of(budget, recent)} recent tokens; take 1 or more beyond"
             )
         self.waiting = Waiting(self, layers_at_once)
         config = getattr(config, "text_config", config)
@@ -219,10 +219,7 @@ class CompressedCache(Cache):
     def tokens(self, prompt: int) -> int:
         """Tokens that each KV head keeps of a prompt; of a short one, never less than sinks and recent ones."""
         n = self.budget if isinstance(self.budget, int) else math.floor(self.budget * prompt + 0.5)
-        return max(n, self.sinks + self._recent(n))
-
-    def _recent(self, budget: int) -> int:
-        return recent_of(budget) if self.recent is None else self.recent
+        return max(n, self.sinks + recent_of(n, self.recent))
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Tuple[Tensor, Tensor]:
         while len(self.layers) <= layer_idx:

@@ -87,7 +87,7 @@ class KVCrushPress:
         self, module: Any, scores: Tensor, attention: Optional[Tensor], keys: Tensor, values: Tensor, budgets: Union[int, Tensor]
     ) -> Tuple[Tensor, Tensor]:
         """Keys and values that stay; the biases go to the module. ``budgets``: tokens of each head, one number or ``[batch, kv_heads]``."""
-        recent = recent_of(int(keys.shape[2] * (1 - self.compression_ratio))) if self.recent is None else self.recent
+        recent = recent_of(int(keys.shape[2] * (1 - self.compression_ratio)), self.recent)
         at_least = max(1, min(self.sinks + recent, keys.shape[2]))
         more = dict(sinks=self.sinks, recent=recent, layer=module.layer_idx, seed=self.seed)
         if isinstance(budgets, int):

@@ -60,9 +60,9 @@ class Selection:
         return states.gather(2, self.indices.unsqueeze(-1).expand(-1, -1, -1, states.shape[-1])).contiguous()
 
 
-def recent_of(budget: int) -> int:
-    """Last tokens that stay in any case of a budget of so many, if nothing else is said."""
-    return min(max(budget // 6, 32), 128)
+def recent_of(budget: int, recent: Optional[int]) -> int:
+    """Last tokens that stay in any case of a budget of so many: ``recent``, or if nothing is said, a sixth of the budget."""
+    return min(max(budget // 6, 32), 128) if recent is None else recent
 
 
 def select(
@@ -80,7 +80,8 @@ def select(
         bias: what is added to the tokens' scores already.
         layer, seed: for the random hyperplanes.
     """
-    products = None if keys is None or not wants_keys(crush) else key_products(keys, layer, seed)
+    wanted = keys is not None and wants_keys(crush) and scores.shape[-1] > budget
+    products = key_products(keys, layer, seed) if wanted else None
     return choose(scores, attention, products, budget, crush, sinks=sinks, recent=recent, bias=bias)
 
 
@@ -102,7 +103,7 @@ def choose(
         indices = torch.arange(tokens, device=scores.device).expand(batch, heads, -1)
         return Selection(indices, old)
     begin = min(sinks, tokens)
-    end = max(tokens - (recent_of(budget) if recent is None else recent), begin)
+    end = max(tokens - recent_of(budget, recent), begin)
     free = max(budget - (tokens - (end - begin)), 0)
     representatives = min(math.floor(crush.share * budget + 0.5), free)
     important = free - representatives
