@@ -96,5 +96,5 @@ pub use scrimp_kernels::attention::{
     AttentionScratch, ColumnStats, PackedKind, Packing, PageGeometry, Scope, Sparse, Storage, StorageKind,
     storage::{STORAGES, packing::PACKINGS, storage},
 };
-pub use sequence::{AttentionInputs, PassScores, Queries, Sequence, StatsWanted};
+pub use sequence::{AttentionInputs, PARALLEL_TOKENS, PassScores, Queries, Sequence, StatsWanted};
 pub use table::Turn;

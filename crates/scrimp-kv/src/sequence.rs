@@ -19,8 +19,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Tokens of an append from which on threads share the work.
-const PARALLEL_TOKENS: usize = 32;
+/// Tokens of an append from which on threads share the work; appending fewer does not use the pool.
+pub const PARALLEL_TOKENS: usize = 32;
 
 /// Tokens that are appended at once, as [`Sequence::growth_bytes`] takes it.
 const AT_ONCE: usize = 512;

@@ -119,8 +119,9 @@ impl<const IN_TILES: bool> Format for Bf16<IN_TILES> {
             let from = row.get(2 * first..).unwrap_or_default();
             let n = from.len().min(16);
             x[..n].copy_from_slice(&from[..n]);
-            let x = x.map(round_to_bf16);
-            for (i, pair) in x.chunks_exact(2).enumerate() {
+            let mut bits = [0; 16];
+            bits.iter_mut().zip(x).for_each(|(bits, x)| *bits = round_to_bf16(x));
+            for (i, pair) in bits.chunks_exact(2).enumerate() {
                 S::pair_element(pair[0], pair[1], &mut to[place(first + i) * slots..][..slots]);
             }
         }

@@ -32,6 +32,7 @@ use crate::{
 use gemm::PanelGroup;
 use matrix::Kind;
 use packed::{PackedUnit, panel_groups};
+use std::ops::Range;
 
 /// Weight bytes per unit of work when decoding. Threads take runs of units, so this only bounds how much later than the
 /// others the last one ends; large regions can afford larger units, whose beginnings and ends cost less.
@@ -390,6 +391,38 @@ impl<F: FloatFormat> Kernel for FloatUnit<'_, F> {
 }
 
 impl Job<'_> {
+    /// Writes the results of a token for the rows of `tiles`, tile `tiles.start + i` being `y(i)`.
+    #[inline(always)]
+    fn store_row<S: Simd>(&self, s: S, token: usize, tiles: Range<usize>, y: impl Fn(usize) -> S::F) {
+        let first = tiles.start * TILE_ROWS;
+        let rows = first..(tiles.end * TILE_ROWS).min(self.weight.rows());
+        let at = token * self.stride + first;
+        // SAFETY: units have tiles of their own, and tiles have rows of their own.
+        let out = unsafe { self.out.slice(at..at + rows.len()) };
+        let bias = self.bias.map(|bias| &bias[rows]);
+        let (whole, rest) = out.as_chunks_mut::<TILE_ROWS>();
+        let whole_bias = bias.map(|bias| bias.as_chunks::<TILE_ROWS>().0);
+        for (i, out) in whole.iter_mut().enumerate() {
+            let mut y = y(i);
+            if let Some(bias) = whole_bias {
+                y = s.add(y, s.load(&bias[i]));
+            }
+            if self.accumulate {
+                y = s.add(y, s.load(out));
+            }
+            s.store(y, out);
+        }
+        if !rest.is_empty() {
+            let mut lanes = [0.0; TILE_ROWS];
+            s.store(y(whole.len()), &mut lanes);
+            let bias = bias.map(|bias| &bias[whole.len() * TILE_ROWS..]);
+            for (i, (out, y)) in rest.iter_mut().zip(lanes).enumerate() {
+                let y = y + bias.map_or(0.0, |bias| bias[i]);
+                *out = if self.accumulate { *out + y } else { y };
+            }
+        }
+    }
+
     /// Writes the results of 16 rows for tokens `first .. first + n`.
     #[inline(always)]
     fn store<S: Simd>(&self, s: S, y: &[S::F], row_tile: usize, first: usize, n: usize) {

@@ -1,4 +1,4 @@
-//! Attention of a forward pass: each sequence appends its keys and values to its own cache and reads that.
+//! Attention of a forward pass: each sequence reads its own cache, to which its keys and values were appended.
 
 use super::forward::{Buffers, Context, Part, sized};
 use crate::error::Result;
@@ -23,20 +23,10 @@ impl Buffers {
         only_wanted: bool,
     ) {
         let Context { pool, config, .. } = context;
-        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
+        let q_dim = config.q_dim();
         sized(&mut self.attn, n * q_dim);
-        for part in parts.iter_mut().filter(|part| part.error.is_none()) {
-            let (rows, session) = (part.rows(), &mut *part.session);
-            if let Some(sampled) = &mut session.sampled {
-                let q = &self.q[rows.start * q_dim..rows.end * q_dim];
-                sampled.take(layer, session.kv.next_position(layer), q, q_dim);
-            }
-            let kv = rows.start * kv_dim..rows.end * kv_dim;
-            let appended = session.kv.append(layer, &self.k[kv.clone()], &self.v[kv], pool);
-            part.error = appended.err().map(Into::into);
-            if part.error.is_none() && part.alone() {
-                part.error = self.attend_alone(context, layer, part, only_wanted).err();
-            }
+        for part in parts.iter_mut().filter(|part| part.error.is_none() && part.alone()) {
+            part.error = self.attend_alone(context, layer, part, only_wanted).err();
         }
         let (mut rest, mut at) = (&mut self.attn[..n * q_dim], 0);
         let mut entries = Vec::with_capacity(parts.len());

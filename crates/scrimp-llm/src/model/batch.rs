@@ -50,14 +50,14 @@ impl<'m> Batch<'m> {
         Self { model, buffers: Buffers::default() }
     }
 
-    /// Runs all steps in one pass and calls `visit(step, output)` for each that gives something.
+    /// Runs all steps in one pass and calls `visit(step, output)` for each that gives something, logits on all threads.
     ///
     /// A step fails alone, its session is then as it was before: too many tokens, ids outside the vocabulary, no memory
     /// for its cache. The results are in the order of the steps.
     pub fn forward(
         &mut self,
         steps: &mut [Step<'_, 'm>],
-        visit: &mut dyn FnMut(usize, &[f32]),
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
     ) -> Vec<Result<()>> {
         let before: Vec<Result<usize>> =
             steps.iter_mut().map(|step| step.session.begin_append(step.tokens)).collect();
@@ -103,7 +103,7 @@ impl<'m> Batch<'m> {
         indices: &[usize],
         outputs: &[Output],
         results: &[Result<()>],
-        visit: &mut dyn FnMut(usize, &[f32]),
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
     ) {
         let mut row = 0;
         let mut with_logits = Vec::new();
@@ -131,10 +131,11 @@ impl<'m> Batch<'m> {
             return;
         }
         let logits = self.buffers.logits(self.model, 0..with_logits.len());
-        for (&index, logits) in with_logits.iter().zip(logits.chunks_exact(self.model.vocab_size())) {
-            if results[index].is_ok() {
-                visit(index, logits);
+        let vocab = self.model.vocab_size();
+        self.model.pool.run(with_logits.len(), |row, _| {
+            if results[with_logits[row]].is_ok() {
+                visit(with_logits[row], &logits[row * vocab..(row + 1) * vocab]);
             }
-        }
+        });
     }
 }

@@ -13,7 +13,6 @@
 
 use super::{
     Model, Session,
-    passes::rotate,
     weights::{Layer, Projection},
 };
 use crate::{
@@ -52,8 +51,8 @@ pub(super) struct Buffers {
     up: Vec<f32>,
     logits: Vec<f32>,
     x: Activations,
-    rope: RopeTable,
-    rope_local: RopeTable,
+    pub(super) rope: RopeTable,
+    pub(super) rope_local: RopeTable,
     linear: LinearScratch,
     pub(super) attention: AttentionScratch,
 }
@@ -101,7 +100,7 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn norm<'w>(&self, weight: &'w [f32]) -> RmsNorm<'w> {
+    pub(super) fn norm<'w>(&self, weight: &'w [f32]) -> RmsNorm<'w> {
         let offset = if self.config.norm_plus_one { 1.0 } else { 0.0 };
         RmsNorm { weight, eps: self.config.rms_norm_eps, offset }
     }
@@ -229,19 +228,7 @@ impl Buffers {
             &self.x,
             &mut [product(&layer.q, q, false), product(&layer.k, k, false), product(&layer.v, v, false)],
         );
-        let local = config.sliding_window[index].is_some() && config.rope_local.is_some();
-        let rope = if local { &self.rope_local } else { &self.rope };
-        let heads = |norm: Option<&[f32]>, t: usize, row: &mut [f32]| {
-            let (cos, sin) = rope.row(t);
-            for head in row.chunks_exact_mut(config.head_dim) {
-                if let Some(weight) = norm {
-                    context.norm(weight).apply_in_place(tier, head);
-                }
-                rotate(tier, config, head, cos, sin);
-            }
-        };
-        context.rows(k, kv_dim, |t, row| heads(layer.k_norm.as_deref(), t, row));
-        context.rows(q, q_dim, |t, row| heads(layer.q_norm.as_deref(), t, row));
+        self.turn_and_store(context, layer, index, parts);
         self.attend(context, index, n, parts, wanted.is_some());
         if let Some(wanted) = wanted {
             // Rows only move towards the front.

@@ -15,6 +15,7 @@ mod forward;
 pub(crate) mod parts;
 mod passes;
 mod session;
+mod store;
 mod synthetic;
 mod weights;
 

@@ -6,6 +6,7 @@ use scrimp_kv::{
     policy::policy,
 };
 use scrimp_llm::model::{Batch, Model, Output, Session, Step};
+use std::sync::Mutex;
 
 /// Tokens of a prompt that go into one pass.
 const CHUNK: usize = 30;
@@ -83,7 +84,7 @@ fn together(model: &Model, seeds: std::ops::Range<usize>) -> Vec<(Vec<u32>, Vec<
             break;
         }
         let next: Vec<_> = active.iter().map(|&i| runs[i].next()).collect();
-        let mut given = Vec::new();
+        let given = Mutex::new(Vec::new());
         let mut steps: Vec<Step<'_, '_>> = Vec::new();
         for (i, run) in runs.iter_mut().enumerate() {
             if let Some(at) = active.iter().position(|&a| a == i) {
@@ -91,12 +92,13 @@ fn together(model: &Model, seeds: std::ops::Range<usize>) -> Vec<(Vec<u32>, Vec<
                 steps.push(Step { session: &mut run.session, tokens, output: *output });
             }
         }
-        let results = batch.forward(&mut steps, &mut |step, logits| given.push((step, logits.to_vec())));
+        let results =
+            batch.forward(&mut steps, &|step, logits| given.lock().unwrap().push((step, logits.to_vec())));
         assert!(results.iter().all(Result::is_ok));
         for (&i, (tokens, _)) in active.iter().zip(&next) {
             runs[i].fed += tokens.len();
         }
-        for (step, logits) in given {
+        for (step, logits) in given.into_inner().unwrap() {
             let run = &mut runs[active[step]];
             run.tokens.push(argmax(&logits));
             run.logits = logits;
@@ -141,18 +143,28 @@ fn a_step_that_fails_leaves_the_others_alone() {
         Step { session: &mut a, tokens: &[1, 2, 3], output: Output::Logits },
         Step { session: &mut d, tokens: &[1_000_000], output: Output::Logits },
         Step { session: &mut b, tokens: &[1, 2, 3], output: Output::Hidden },
-        Step { session: &mut c, tokens: &[4, 5], output: Output::Logits },
+        Step { session: &mut c, tokens: &[1, 2, 3], output: Output::Logits },
     ];
-    let mut given = Vec::new();
-    let results = batch.forward(&mut steps, &mut |step, out| given.push((step, out.to_vec())));
-    assert!(results[0].is_ok() && results[2].is_ok());
+    let given = Mutex::new(Vec::new());
+    let results = batch.forward(&mut steps, &|step, out| given.lock().unwrap().push((step, out.to_vec())));
     assert!(results[1].as_ref().unwrap_err().to_string().contains("outside the vocabulary"));
-    assert!(results[3].as_ref().unwrap_err().to_string().contains("no room"));
-    assert_eq!((a.len(), b.len(), c.len(), d.len()), (3, 3, 0, 0));
+    // They ask for their pages at once: which of them gets none is not said.
+    let fit: Vec<usize> = [0, 2, 3].into_iter().filter(|&i| results[i].is_ok()).collect();
+    let [failed] = [0, 2, 3].into_iter().filter(|i| !fit.contains(i)).collect::<Vec<_>>()[..] else {
+        panic!("two fit: {results:?}");
+    };
+    assert!(results[failed].as_ref().unwrap_err().to_string().contains("no room"));
+    let lens = [a.len(), d.len(), b.len(), c.len()];
+    assert!((0..4).all(|i| lens[i] == if fit.contains(&i) { 3 } else { 0 }), "{lens:?}, {results:?}");
+    let mut given = given.into_inner().unwrap();
     given.sort_by_key(|(step, _)| *step);
-    assert_eq!(given.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [0, 2]);
-    assert!(given[0].1 == alone);
-    assert_eq!(given[1].1.len(), 3 * model.config().hidden_size);
+    assert_eq!(given.iter().map(|(step, _)| *step).collect::<Vec<_>>(), fit);
+    for (step, out) in given {
+        match step {
+            2 => assert_eq!(out.len(), 3 * model.config().hidden_size),
+            _ => assert!(out == alone),
+        }
+    }
     drop((a, b, c));
     assert_eq!(cache.bytes_in_use(), 0, "all pages came back");
 }

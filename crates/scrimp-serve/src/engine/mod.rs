@@ -32,7 +32,7 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -74,6 +74,29 @@ struct Active<'t> {
     restarts: usize,
     begun: Instant,
     last_token: Option<Instant>,
+}
+
+/// What a step's logits do to its request, on any thread.
+struct Drawing<'a, 't> {
+    active: Option<&'a mut Active<'t>>,
+    /// Tokens that still fit the context afterwards.
+    room: usize,
+    drawn: Option<Result<Drawn, Failure>>,
+}
+
+impl Drawing<'_, '_> {
+    /// Draws a token from logits, or adds hidden states of `width` elements to their mean.
+    fn visit(&mut self, out: &[f32], width: usize) {
+        let Some(active) = &mut self.active else { return };
+        let Some(answer) = &mut active.answer else {
+            return add_rows(&mut active.hidden, out, width, active.prompt_tokens);
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| answer.draw(out, self.room)));
+        self.drawn = Some(match result {
+            Ok(result) => result.map_err(|e| failure(&e)),
+            Err(_) => Err(Failure::Internal("drawing a token failed".into())),
+        });
+    }
 }
 
 struct Engine<'m> {
@@ -198,35 +221,28 @@ impl<'m> Engine<'m> {
                 running.push((id, session, tokens, output));
             }
         }
-        let mut drawn: Vec<Option<Result<Drawn, Failure>>> = running.iter().map(|_| None).collect();
         let (context, width) = (self.model.context_length(), self.model.config().hidden_size);
-        let rooms: Vec<(RequestId, usize)> = running
-            .iter()
-            .map(|(id, session, tokens, _)| (*id, context.saturating_sub(session.len() + tokens.len() + 1)))
-            .collect();
+        let mut active: BTreeMap<_, _> = self.active.iter_mut().collect();
+        let mut drawings = Vec::with_capacity(running.len());
+        for (id, session, tokens, _) in &running {
+            let room = context.saturating_sub(session.len() + tokens.len() + 1);
+            drawings.push(Mutex::new(Drawing { active: active.remove(id), room, drawn: None }));
+        }
         let results = {
             let mut steps: Vec<Step<'_, 'm>> = running
                 .iter_mut()
                 .map(|(_, session, tokens, output)| Step { session, tokens, output: *output })
                 .collect();
-            let (batch, active) = (&mut self.batch, &mut self.active);
+            let batch = &mut self.batch;
             catch_unwind(AssertUnwindSafe(|| {
-                batch.forward(&mut steps, &mut |i, out| {
-                    let (id, room) = rooms[i];
-                    let Some(active) = active.get_mut(&id) else { return };
-                    match &mut active.answer {
-                        Some(answer) => {
-                            let result = catch_unwind(AssertUnwindSafe(|| answer.draw(out, room)));
-                            drawn[i] = Some(match result {
-                                Ok(result) => result.map_err(|e| failure(&e)),
-                                Err(_) => Err(Failure::Internal("drawing a token failed".into())),
-                            });
-                        }
-                        None => add_rows(&mut active.hidden, out, width, active.prompt_tokens),
-                    }
+                batch.forward(&mut steps, &|i, out| {
+                    drawings[i].lock().unwrap_or_else(PoisonError::into_inner).visit(out, width);
                 })
             }))
         };
+        let drawn =
+            drawings.into_iter().map(|d| d.into_inner().unwrap_or_else(PoisonError::into_inner).drawn);
+        let drawn: Vec<_> = drawn.collect();
         let Ok(results) = results else {
             // The sessions of this step are lost, and nobody else's.
             self.batch = Batch::new(self.model);

@@ -101,7 +101,10 @@ pub(crate) trait Element: Send + Sync + std::fmt::Debug {
     fn decode(bits: Self::Bits) -> f32;
     #[inline(always)]
     fn encode_tile(x: &[f32; TILE]) -> [Self::Bits; TILE] {
-        x.map(Self::encode)
+        // (`map` is a call for each array, and not vectorised.)
+        let mut bits = [Self::Bits::default(); TILE];
+        bits.iter_mut().zip(x).for_each(|(bits, &x)| *bits = Self::encode(x));
+        bits
     }
 }
 
@@ -117,7 +120,7 @@ impl<E: Element, const P: usize> Plain<E, P> {
     /// Up to 16 elements as they are stored, then zeros.
     #[inline(always)]
     fn encode(x: &[f32]) -> [E::Bits; TILE] {
-        if let Ok(x) = <&[f32; TILE]>::try_from(x) {
+        if let Some(x) = x.as_array::<TILE>() {
             return E::encode_tile(x);
         }
         let mut bits = [E::Bits::default(); TILE];

@@ -6,6 +6,7 @@ use crate::{
     model::{Batch, Output, Session, Step},
 };
 use scrimp_kv::{compress::Compression, policy::Needs};
+use std::sync::OnceLock;
 
 impl<'m> Subject for Session<'m> {
     /// `None`: the full cache.
@@ -39,7 +40,7 @@ impl<'m> Subject for Session<'m> {
     }
 
     fn decode(batch: &mut Batch<'m>, forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>> {
-        let mut logits = vec![Vec::new(); forks.len()];
+        let logits: Vec<_> = forks.iter().map(|_| OnceLock::new()).collect();
         let mut steps: Vec<Step<'_, 'm>> = forks
             .iter_mut()
             .map(|(session, token)| Step {
@@ -48,9 +49,11 @@ impl<'m> Subject for Session<'m> {
                 output: Output::Logits,
             })
             .collect();
-        let results = batch.forward(&mut steps, &mut |i, got| logits[i] = got.to_vec());
+        let results = batch.forward(&mut steps, &|i, got| {
+            logits[i].get_or_init(|| got.to_vec());
+        });
         results.into_iter().collect::<Result<()>>()?;
-        Ok(logits)
+        Ok(logits.into_iter().map(|logits| logits.into_inner().unwrap_or_default()).collect())
     }
 
     fn forget_from(&mut self, len: usize) {
