@@ -4,8 +4,8 @@
 //! c[i][j] = (accumulate ? c[i][j] : bias[j]) + a[i][0] b[0][j] + a[i][1] b[1][j] + ...      one fma after another
 //! ```
 //!
-//! Both factors are first copied into panels (`MR` rows of A, `NR` columns of B, step by step of k), so that the inner loop
-//! reads memory in order whatever the strides were; a tile of `MR x NR` sums stays in registers for all of k. Every
+//! B is first copied into panels (`NR` columns, step by step of k), and so is A (`MR` rows) unless its rows lie in memory one after
+//! another, so that the inner loop reads memory in order; a tile of `MR x NR` sums stays in registers for [`STEPS`] of k. Every
 //! sum is one chain in the order of k: the same bits for every tier and number of threads. Bound by arithmetic.
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     shared::SharedMut,
     threads::Pool,
 };
+use std::ops::Range;
 
 /// A matrix in memory: element (i, j) is `data[i * row + j * col]`.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +55,9 @@ pub enum Start<'a> {
         relu: bool,
     },
 }
+
+/// Steps of k at a time, for which a panel of B stays in the first-level cache.
+const STEPS: usize = if cfg!(test) { 50 } else { 256 };
 
 /// Panels, kept from call to call.
 #[derive(Debug, Default)]
@@ -95,14 +99,17 @@ pub fn gemm(
     let (mr, nv) = tier.run(TileOf);
     let nr = nv * 16;
     let (m_panels, n_panels) = (m.div_ceil(mr), n.div_ceil(nr));
-    grow(&mut scratch.a, m_panels * mr * k);
+    let in_rows = a.col == 1;
+    let packed_a = if in_rows { 0 } else { m_panels * mr * k };
+    grow(&mut scratch.a, packed_a);
     grow(&mut scratch.b, n_panels * nr * k);
-    let panels_a = &mut scratch.a[..m_panels * mr * k];
+    let panels_a = &mut scratch.a[..packed_a];
     let panels_b = &mut scratch.b[..n_panels * nr * k];
     if k > 0 {
         pool.chunks(panels_a, mr * k, |panel, to| pack(a, panel * mr, m, mr, k, to));
         pool.chunks(panels_b, nr * k, |panel, to| pack(b.t(), panel * nr, n, nr, k, to));
     }
+    let a = if in_rows { Left::Rows(a) } else { Left::Panels(panels_a) };
     // A unit: some panels of A, which stay in the second-level cache, times some of B.
     let (rows, cols) = (64 / mr, n_panels.div_ceil(n_panels.div_ceil(8)));
     let (row_units, col_units) = (m_panels.div_ceil(rows), n_panels.div_ceil(cols));
@@ -110,7 +117,7 @@ pub fn gemm(
     pool.run(row_units * col_units, |unit, _| {
         let (i, j) = (unit / col_units, unit % col_units);
         tier.run(Unit {
-            a: panels_a,
+            a,
             b: panels_b,
             m_panels: (i * rows, m_panels.min((i + 1) * rows)),
             n_panels: (j * cols, n_panels.min((j + 1) * cols)),
@@ -131,23 +138,42 @@ fn grow(v: &mut Vec<f32>, len: usize) {
 /// `to[step * width + i] = x(first + i, step)`, 0 beyond `rows`.
 fn pack(x: View<'_>, first: usize, rows: usize, width: usize, k: usize, to: &mut [f32]) {
     let there = width.min(rows - first);
-    if x.row == 1 {
-        for step in 0..k {
-            let to = &mut to[step * width..(step + 1) * width];
-            to[..there].copy_from_slice(&x.data[first + step * x.col..][..there]);
-            to[there..].fill(0.0);
-        }
-        return;
+    match width {
+        _ if x.row != 1 || there < width => {}
+        32 => return pack_columns::<32>(x, first, to),
+        16 => return pack_columns::<16>(x, first, to),
+        8 => return pack_columns::<8>(x, first, to),
+        4 => return pack_columns::<4>(x, first, to),
+        _ => {}
     }
     if there < width {
         to.fill(0.0);
     }
     for i in 0..there {
         let from = &x.data[(first + i) * x.row..];
-        for step in 0..k {
-            to[step * width + i] = from[step * x.col];
+        let to = to[i..].iter_mut().step_by(width);
+        if x.col == 1 {
+            to.zip(&from[..k]).for_each(|(to, &x)| *to = x);
+        } else {
+            to.zip(from.iter().step_by(x.col)).for_each(|(to, &x)| *to = x);
         }
     }
+}
+
+/// [`pack`] of `W` values that lie side by side.
+fn pack_columns<const W: usize>(x: View<'_>, first: usize, to: &mut [f32]) {
+    for (step, to) in to.as_chunks_mut::<W>().0.iter_mut().enumerate() {
+        *to = *x.data[first + step * x.col..].first_chunk().expect("columns inside the matrix");
+    }
+}
+
+/// Where the rows of A are.
+#[derive(Clone, Copy)]
+enum Left<'a> {
+    /// In panels.
+    Panels(&'a [f32]),
+    /// Where they were.
+    Rows(View<'a>),
 }
 
 struct TileOf;
@@ -161,7 +187,7 @@ impl Kernel for TileOf {
 }
 
 struct Unit<'a> {
-    a: &'a [f32],
+    a: Left<'a>,
     b: &'a [f32],
     m_panels: (usize, usize),
     n_panels: (usize, usize),
@@ -181,51 +207,81 @@ impl Kernel for Unit<'_> {
 impl Unit<'_> {
     #[inline(always)]
     fn tiles<S: Simd, const MR: usize, const NV: usize>(self, s: S) {
+        let [_, _, k] = self.size;
+        for jp in self.n_panels.0..self.n_panels.1 {
+            let mut from = 0;
+            loop {
+                let steps = from..k.min(from + STEPS);
+                for ip in self.m_panels.0..self.m_panels.1 {
+                    self.tile::<S, MR, NV>(s, ip, jp, steps.clone());
+                }
+                from = steps.end;
+                if from == k {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Steps `steps` of k of one tile.
+    #[inline(always)]
+    fn tile<S: Simd, const MR: usize, const NV: usize>(
+        &self,
+        s: S,
+        ip: usize,
+        jp: usize,
+        steps: Range<usize>,
+    ) {
         let [m, n, k] = self.size;
         let nr = NV * 16;
-        for jp in self.n_panels.0..self.n_panels.1 {
-            let b = &self.b[jp * nr * k..(jp + 1) * nr * k];
-            let columns = nr.min(n - jp * nr);
-            for ip in self.m_panels.0..self.m_panels.1 {
-                let a = &self.a[ip * MR * k..(ip + 1) * MR * k];
-                let mut tile = [[[0.0_f32; 16]; NV]; MR];
-                for r in 0..MR.min(m - ip * MR) {
-                    let tile = tile[r].as_flattened_mut();
-                    match self.start {
-                        Start::Zero => {}
-                        Start::Bias { bias, .. } => {
-                            tile[..columns].copy_from_slice(&bias[jp * nr..][..columns]);
-                        }
-                        Start::Accumulate => {
-                            let at = (ip * MR + r) * n + jp * nr;
-                            // SAFETY: tiles of different units do not overlap, and this is the only reference.
-                            tile[..columns].copy_from_slice(unsafe { self.c.slice(at..at + columns) });
-                        }
-                    }
+        let (columns, rows) = (nr.min(n - jp * nr), MR.min(m - ip * MR));
+        let at = |r: usize| (ip * MR + r) * n + jp * nr;
+        let mut tile = [[[0.0_f32; 16]; NV]; MR];
+        for r in 0..rows {
+            let tile = tile[r].as_flattened_mut();
+            match self.start {
+                Start::Bias { bias, .. } if steps.start == 0 => {
+                    tile[..columns].copy_from_slice(&bias[jp * nr..][..columns]);
                 }
-                product::<S, MR, NV>(s, a, b, k, &mut tile);
-                let relu = matches!(self.start, Start::Bias { relu: true, .. });
-                for r in 0..MR.min(m - ip * MR) {
-                    let at = (ip * MR + r) * n + jp * nr;
-                    // SAFETY: as above.
-                    let c = unsafe { self.c.slice(at..at + columns) };
-                    let tile = tile[r].as_flattened();
-                    for j in 0..columns {
-                        c[j] = if relu && tile[j] < 0.0 { 0.0 } else { tile[j] };
-                    }
+                Start::Zero if steps.start == 0 => {}
+                _ => {
+                    // SAFETY: tiles of different units do not overlap, and this is the only reference.
+                    tile[..columns].copy_from_slice(unsafe { self.c.slice(at(r)..at(r) + columns) });
                 }
+            }
+        }
+        let b = &self.b[jp * nr * k..][nr * steps.start..nr * steps.end];
+        match self.a {
+            _ if steps.is_empty() => {}
+            Left::Panels(a) => {
+                let a = &a.as_chunks::<MR>().0[ip * k..][steps.clone()];
+                product::<S, MR, NV>(s, |step| a[step], b, &mut tile);
+            }
+            Left::Rows(a) => {
+                // Rows beyond the last one are that one again; nobody stores what comes of them.
+                let rows: [&[f32]; MR] =
+                    std::array::from_fn(|r| &a.data[(ip * MR + r).min(m - 1) * a.row..][steps.clone()]);
+                product::<S, MR, NV>(s, |step| std::array::from_fn(|r| rows[r][step]), b, &mut tile);
+            }
+        }
+        let relu = steps.end == k && matches!(self.start, Start::Bias { relu: true, .. });
+        for r in 0..rows {
+            // SAFETY: as above.
+            let c = unsafe { self.c.slice(at(r)..at(r) + columns) };
+            let tile = tile[r].as_flattened();
+            for j in 0..columns {
+                c[j] = if relu && tile[j] < 0.0 { 0.0 } else { tile[j] };
             }
         }
     }
 }
 
-/// `tile += a b` for one panel of each.
+/// `tile += a b` for one panel of each, `a(step)` being a step of A.
 #[inline(always)]
 fn product<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    a: &[f32],
+    a: impl Fn(usize) -> [f32; MR],
     b: &[f32],
-    k: usize,
     tile: &mut [[[f32; 16]; NV]; MR],
 ) {
     let mut acc = [[s.splat(0.0); NV]; MR];
@@ -234,14 +290,15 @@ fn product<S: Simd, const MR: usize, const NV: usize>(
             acc[r][v] = s.load(&tile[r][v]);
         }
     }
-    let (a, b) = (&a.as_chunks::<MR>().0[..k], &b.as_chunks::<16>().0[..k * NV]);
-    for step in 0..k {
+    let b = b.as_chunks::<16>().0.as_chunks::<NV>().0;
+    for (step, b) in b.iter().enumerate() {
         let mut columns = [s.splat(0.0); NV];
         for v in 0..NV {
-            columns[v] = s.load(&b[step * NV + v]);
+            columns[v] = s.load(&b[v]);
         }
+        let a = a(step);
         for r in 0..MR {
-            let x = s.splat(a[step][r]);
+            let x = s.splat(a[r]);
             for v in 0..NV {
                 acc[r][v] = s.fma(x, columns[v], acc[r][v]);
             }

@@ -16,6 +16,8 @@ pub const MAX_VECTORS: usize = 512;
 
 /// Samples of a unit of parallel work.
 const UNIT: usize = 16;
+/// Vectors whose products with 16 others are added up at once.
+const ROWS: usize = 8;
 
 /// The vectors of samples.
 #[derive(Debug, Clone, Copy)]
@@ -102,14 +104,14 @@ impl Kernel for Pairs<'_> {
                 let column = &transposed[c * dim..(c + 1) * dim];
                 let mut i = (c * 16 + 1).max(1);
                 while i < vectors {
-                    let rows = 4.min(vectors - i);
-                    let mut acc = [s.splat(0.0); 4];
-                    if rows == 4 {
-                        let four = &x[i * dim..(i + 4) * dim];
+                    let rows = ROWS.min(vectors - i);
+                    let mut acc = [s.splat(0.0); ROWS];
+                    if rows == ROWS {
+                        let x = &x[i * dim..(i + ROWS) * dim];
                         for d in 0..dim {
                             let v = s.load(&column[d]);
-                            for r in 0..4 {
-                                acc[r] = s.fma(s.splat(four[r * dim + d]), v, acc[r]);
+                            for r in 0..ROWS {
+                                acc[r] = s.fma(s.splat(x[r * dim + d]), v, acc[r]);
                             }
                         }
                     } else {
@@ -192,24 +194,47 @@ impl Sample {
     /// `N` times 16 values of the gradients, from `at` on.
     #[inline(always)]
     fn lanes<S: Simd, const N: usize>(&mut self, s: S, at: usize, weights: &[f32]) {
+        let mut i = 0;
+        // As many rows at once as there are registers for: each then reads the vectors for all of them.
+        while const { S::TOKEN_TILE >= 8 } && i + 4 <= self.vectors {
+            self.rows::<S, N, 4>(s, i, at, weights);
+            i += 4;
+        }
+        while i < self.vectors {
+            self.rows::<S, N, 1>(s, i, at, weights);
+            i += 1;
+        }
+    }
+
+    /// [`Sample::lanes`] of rows `i..i + R`.
+    #[inline(always)]
+    fn rows<S: Simd, const N: usize, const R: usize>(&mut self, s: S, i: usize, at: usize, weights: &[f32]) {
         let (vectors, dim) = (self.vectors, self.dim);
-        let x = &self.x[..];
-        for i in 0..vectors {
-            let to = &mut self.dx[i * dim + at..][..N * 16];
-            let (to, _) = to.as_chunks_mut::<16>();
-            let mut acc = [s.splat(0.0); N];
+        let of_rows: [&[f32]; R] = std::array::from_fn(|r| &weights[(i + r) * vectors..][..vectors]);
+        let mut acc = [[s.splat(0.0); N]; R];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let (dx, _) = self.dx[(i + r) * dim + at..][..N * 16].as_chunks::<16>();
             for v in 0..N {
-                acc[v] = s.load(&to[v]);
+                acc[v] = s.load(&dx[v]);
             }
-            for j in 0..vectors {
-                let w = s.splat(weights[i * vectors + j]);
-                let (row, _) = x[j * dim + at..][..N * 16].as_chunks::<16>();
+        }
+        for j in 0..vectors {
+            let (x, _) = self.x[j * dim + at..][..N * 16].as_chunks::<16>();
+            let mut lanes = [s.splat(0.0); N];
+            for v in 0..N {
+                lanes[v] = s.load(&x[v]);
+            }
+            for r in 0..R {
+                let w = s.splat(of_rows[r][j]);
                 for v in 0..N {
-                    acc[v] = s.fma(w, s.load(&row[v]), acc[v]);
+                    acc[r][v] = s.fma(w, lanes[v], acc[r][v]);
                 }
             }
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            let (dx, _) = self.dx[(i + r) * dim + at..][..N * 16].as_chunks_mut::<16>();
             for v in 0..N {
-                s.store(acc[v], &mut to[v]);
+                s.store(acc[v], &mut dx[v]);
             }
         }
     }
