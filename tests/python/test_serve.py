@@ -1,5 +1,6 @@
 """`scrimp serve` as its clients see it: the openai package, unchanged, and sockets that misbehave."""
 
+import atexit
 import concurrent.futures
 import json
 import pathlib
@@ -26,6 +27,8 @@ class Server:
     def __init__(self, *arguments, env=None):
         self.process = subprocess.Popen([str(a) for a in (BINARY, "serve", *arguments, "--port", 0, "--json", "--log", "off")],
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        # A test that fails does not stop it.
+        atexit.register(self.process.kill)
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
         self.url = json.loads(line)["url"]
