@@ -209,15 +209,10 @@ impl Unit<'_> {
     fn tiles<S: Simd, const MR: usize, const NV: usize>(self, s: S) {
         let [_, _, k] = self.size;
         for jp in self.n_panels.0..self.n_panels.1 {
-            let mut from = 0;
-            loop {
-                let steps = from..k.min(from + STEPS);
+            // Without steps, tiles still start and end.
+            for from in (0..k.max(1)).step_by(STEPS) {
                 for ip in self.m_panels.0..self.m_panels.1 {
-                    self.tile::<S, MR, NV>(s, ip, jp, steps.clone());
-                }
-                from = steps.end;
-                if from == k {
-                    break;
+                    self.tile::<S, MR, NV>(s, ip, jp, from..k.min(from + STEPS));
                 }
             }
         }

@@ -426,29 +426,8 @@ impl Job<'_> {
     /// Writes the results of 16 rows for tokens `first .. first + n`.
     #[inline(always)]
     fn store<S: Simd>(&self, s: S, y: &[S::F], row_tile: usize, first: usize, n: usize) {
-        let row = row_tile * TILE_ROWS;
-        let rows = TILE_ROWS.min(self.weight.rows() - row);
         for (t, &y) in y.iter().take(n).enumerate() {
-            let at = (first + t) * self.stride + row;
-            // SAFETY: units have tiles of their own, and tiles have rows of their own.
-            let out = unsafe { self.out.slice(at..at + rows) };
-            if let Some(out) = out.as_mut_array::<TILE_ROWS>() {
-                let mut y = y;
-                if let Some(bias) = self.bias {
-                    y = s.add(y, s.load(bias[row..].first_chunk().expect("a whole tile")));
-                }
-                if self.accumulate {
-                    y = s.add(y, s.load(out));
-                }
-                s.store(y, out);
-            } else {
-                let mut lanes = [0.0; TILE_ROWS];
-                s.store(y, &mut lanes);
-                for (r, (out, y)) in out.iter_mut().zip(lanes).enumerate() {
-                    let y = y + self.bias.map_or(0.0, |bias| bias[row + r]);
-                    *out = if self.accumulate { *out + y } else { y };
-                }
-            }
+            self.store_row(s, first + t, row_tile..row_tile + 1, |_| y);
         }
     }
 }
