@@ -10,7 +10,6 @@ use super::{
 };
 use scrimp_kernels::ops::RopeTable;
 use scrimp_kv::PARALLEL_TOKENS;
-use std::sync::{Mutex, PoisonError};
 
 /// Tokens of a longer sequence in a unit.
 const TOKENS_PER_UNIT: usize = 8;
@@ -22,8 +21,10 @@ struct Unit<'a, 'p, 'm> {
     q: &'a mut [f32],
     k: &'a mut [f32],
     v: &'a [f32],
-    /// The sequence and its index, where these are all of its rows: then they are stored.
-    part: Option<(usize, &'a mut Part<'p, 'm>)>,
+    /// The sequence, where these are all of its rows: then they are stored.
+    part: Option<&'a mut Part<'p, 'm>>,
+    /// They could not be stored.
+    failed: bool,
 }
 
 /// Splits the rows of `n` tokens off the front.
@@ -59,36 +60,37 @@ impl Buffers {
         let rope = if local { &self.rope_local } else { &self.rope };
         let (mut q, mut k, mut v) = (&mut self.q[..], &mut self.k[..], &self.v[..]);
         let mut units = Vec::with_capacity(parts.len());
-        for (i, part) in parts.iter_mut().enumerate() {
+        for part in &mut *parts {
             let rows = part.rows();
             let few = rows.len() < PARALLEL_TOKENS;
             let tokens = if few { rows.len().max(1) } else { TOKENS_PER_UNIT };
-            let mut part = few.then_some((i, part));
+            let mut part = few.then_some(part);
             for first in rows.clone().step_by(tokens) {
                 let n = tokens.min(rows.end - first);
                 let (q, k) = (take(&mut q, n, q_dim), take(&mut k, n, kv_dim));
                 let v = v.split_off(..n * kv_dim).expect("rows of all tokens");
-                units.push(Unit { first, q, k, v, part: part.take() });
+                units.push(Unit { first, q, k, v, part: part.take(), failed: false });
             }
         }
-        let failed = Mutex::new(Vec::new());
         pool.chunks(&mut units, 1, |_, units| {
             for unit in units {
                 turn(context, layer.q_norm.as_deref(), rope, unit.first, (unit.q, q_dim));
                 turn(context, layer.k_norm.as_deref(), rope, unit.first, (unit.k, kv_dim));
-                if let Some((i, part)) = unit.part.as_mut().filter(|(_, part)| part.error.is_none()) {
+                if let Some(part) = unit.part.as_mut().filter(|part| part.error.is_none()) {
                     part.store(context, index, unit.q, unit.k, unit.v);
-                    if part.error.is_some() {
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(*i);
-                    }
+                    unit.failed = part.error.is_some();
                 }
             }
         });
-        let failed = std::mem::take(&mut *failed.lock().unwrap_or_else(PoisonError::into_inner));
-        for (i, part) in parts.iter_mut().enumerate() {
+        // Several that ask for the last pages at once may all fail: one after the other, some do not.
+        for unit in units.into_iter().filter(|unit| unit.failed) {
+            if let Some(part) = unit.part {
+                part.store(context, index, unit.q, unit.k, unit.v);
+            }
+        }
+        for part in parts {
             let rows = part.rows();
-            // Several that ask for the last pages at once may all fail: one after the other, some do not.
-            if failed.contains(&i) || part.error.is_none() && rows.len() >= PARALLEL_TOKENS {
+            if part.error.is_none() && rows.len() >= PARALLEL_TOKENS {
                 let q = &self.q[rows.start * q_dim..rows.end * q_dim];
                 let kv = rows.start * kv_dim..rows.end * kv_dim;
                 part.store(context, index, q, &self.k[kv.clone()], &self.v[kv]);
