@@ -236,8 +236,9 @@ impl Activations {
         let (pairs, bytes) = (SharedMut::new(&mut self.pairs), SharedMut::new(&mut self.bytes));
         let rows = SharedMut::new(&mut self.rows);
         let scratch = SharedMut::new(&mut self.scratch);
-        // Every thread takes a part of the tile for tile registers: groups of 4 tokens are whole cache lines.
-        let per_unit = if exact { 4 } else { tile };
+        // Parts of a tile: groups of 4 tokens are whole cache lines.
+        let only_groups = needs == Needs { quantised: true, ..Needs::default() };
+        let per_unit = if only_groups || exact { 4.min(tile) } else { tile };
         pool.run(n_tokens.div_ceil(per_unit), |unit, worker| {
             let (first, n, width) = tiles.get(unit * per_unit / tile);
             let start = unit * per_unit - first;

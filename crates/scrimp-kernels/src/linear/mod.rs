@@ -26,7 +26,7 @@ use crate::{
     formats::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, packed::Value, with_format},
     isa::Simd,
     shared::SharedMut,
-    threads::Pool,
+    threads::{self, Pool},
     tier::Tier,
 };
 use gemm::PanelGroup;
@@ -41,6 +41,8 @@ const GEMV_UNIT_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=256 << 10;
 const GEMV_UNITS_PER_THREAD: usize = 64;
 /// Unpacked bytes per unit of work in a batch: they stay in the second-level cache while all tokens pass by.
 const PANEL_BYTES: usize = 400 << 10;
+/// Least tokens for which weights are unpacked by each of several threads, which then have tokens of their own.
+const BLOCK_TOKENS: usize = 24;
 
 /// One matrix product of a region.
 #[derive(Debug)]
@@ -118,6 +120,10 @@ pub fn linear(
         || few
         || x.expands_each() && x.block() == 0 && products.iter().all(packed)
         || products.iter().all(exact);
+    let blocks = match decode || products.iter().any(|p| tile_registers(x, p.weight) != TileRegisters::None) {
+        true => 1,
+        false => token_blocks(x, pool.threads()),
+    };
     let groups = x.cols().div_ceil(GROUP);
     let region_bytes: usize = products.iter().map(|p| p.weight.bytes()).sum();
     let unit_bytes = (region_bytes / (GEMV_UNITS_PER_THREAD * pool.threads()))
@@ -144,7 +150,8 @@ pub fn linear(
             unit_bytes / (weight.bytes() / n_tiles).max(1)
         } else {
             // Never so many that threads run out of units.
-            (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1)).min(n_tiles / (4 * pool.threads()))
+            (PANEL_BYTES / (per_tile * size_of::<PanelGroup>()).max(1))
+                .min(n_tiles * blocks / (8 * pool.threads()))
         };
         // Most use tile registers for two tiles of rows at a time.
         let pairs = |units: usize, most| ((n_tiles / (units * pool.threads())) & !1).clamp(2, most);
@@ -190,6 +197,8 @@ pub fn linear(
     }
     let panels = SharedMut::new(&mut scratch.panels);
     let body = |tiles_of_thread: &mut amx::ThreadTiles, unit: usize, worker: usize| {
+        let (block, unit) = (unit / units, unit % units);
+        let x_tiles = threads::part(x.n_tiles(), block, blocks);
         let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
         let tiles = match (&job.split, job.weight.kind()) {
             (&Split::Bytes(units), Kind::Packed(layout)) => {
@@ -202,7 +211,7 @@ pub fn linear(
         };
         // SAFETY: every worker has a part of its own.
         let panel = unsafe { panels.slice(worker * panel_len..(worker + 1) * panel_len) };
-        let unit = Unit { job, x, tiles, panel };
+        let unit = Unit { job, x, x_tiles, tiles, panel };
         match job.weight.kind() {
             Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (tier, unit, tiles_of_thread)),
             Kind::Packed(layout) => {
@@ -210,12 +219,15 @@ pub fn linear(
             }
         }
     };
-    let enter = || amx::thread_tiles(tier, x);
-    if decode {
-        pool.run_consecutive(units, enter, body);
-    } else {
-        pool.run_with(units, enter, body);
-    }
+    pool.run_with(units * blocks, || amx::thread_tiles(tier, x), body);
+}
+
+/// Into how many blocks the tokens of a large batch are cut, for as many groups of `threads` threads. Then what a thread has
+/// written of the activations and results of its tokens stays in its caches from one layer to the next, and only weights, which
+/// nobody writes, are read by all.
+fn token_blocks(x: &Activations, threads: usize) -> usize {
+    let most = (x.n_tokens() / BLOCK_TOKENS).min(x.n_tiles());
+    (1..=threads).rev().find(|blocks| threads.is_multiple_of(*blocks) && *blocks <= most).unwrap_or(1)
 }
 
 /// How products of a matrix use tile registers.
@@ -271,7 +283,7 @@ fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx:
         _ => amx::expanded::panel_groups(weight.n_tiles(), x.n_tokens().div_ceil(x.block())),
     };
     let mut panel = vec![PanelGroup::ZERO; panel];
-    let unit = Unit { job: &job, x, tiles: 0..weight.n_tiles(), panel: &mut panel };
+    let unit = Unit { job: &job, x, x_tiles: 0..x.n_tiles(), tiles: 0..weight.n_tiles(), panel: &mut panel };
     match weight.kind() {
         Kind::Packed(layout) => {
             packed::run_over_tiles(tier, PackedUnit { unit, layout, data: weight.data() }, &mut tiles);
@@ -285,10 +297,12 @@ fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx:
     }
 }
 
-/// Tiles of one matrix for all tokens.
+/// Tiles of one matrix for some tokens.
 struct Unit<'a> {
     job: &'a Job<'a>,
     x: &'a Activations,
+    /// Tiles of tokens (all of them where they are few, or in tile registers).
+    x_tiles: std::ops::Range<usize>,
     tiles: std::ops::Range<usize>,
     panel: &'a mut [PanelGroup],
 }
@@ -337,7 +351,7 @@ impl<F: BlockFormat> Kernel for BlockUnit<'_, F> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Unit { job, x, tiles, panel } = self.0;
+        let Unit { job, x, x_tiles, tiles, panel } = self.0;
         if x.n_tokens() == 1 {
             for tile in tiles {
                 let y = gemv::tile::<S, F>(s, job.weight.blocks::<F>(tile), x.groups(0));
@@ -357,7 +371,7 @@ impl<F: BlockFormat> Kernel for BlockUnit<'_, F> {
         for (tile, panel) in tiles.clone().zip(panel.chunks_exact_mut(groups)) {
             gemm::unpack::<S, F>(s, job.weight.blocks::<F>(tile), panel);
         }
-        for i in 0..x.n_tiles() {
+        for i in x_tiles {
             let (first, n, width) = x.tile(i);
             let x = x.groups(i);
             for (tile, panel) in tiles.clone().zip(panel.chunks_exact(groups)) {
@@ -373,8 +387,8 @@ impl<F: FloatFormat> Kernel for FloatUnit<'_, F> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Unit { job, x, tiles, .. } = self.0;
-        for i in 0..x.n_tiles() {
+        let Unit { job, x, x_tiles, tiles, .. } = self.0;
+        for i in x_tiles {
             let (first, n, width) = x.tile(i);
             let x = x.floats(i);
             for tile in tiles.clone() {

@@ -572,10 +572,11 @@ impl Kernel for PackedUnit<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let (layout, tiles, x) = (self.layout, self.unit.tiles.clone(), self.unit.x);
+        let x_tiles = self.unit.x_tiles.clone();
         let (sparse, value) = (layout.format.is_sparse(), layout.format.value());
         if !sparse || x.expands_each() {
             for tile in tiles.clone() {
-                for i in 0..x.n_tiles() {
+                for i in x_tiles.clone() {
                     let from = self.tile(tile);
                     let unit = &self.unit;
                     match (value, sparse) {
@@ -620,7 +621,7 @@ impl Kernel for PackedUnit<'_> {
         while !left.is_empty() {
             let (tiles, per_tile) = self.expand(s, left.clone());
             left.start = tiles.end;
-            for i in 0..x.n_tiles() {
+            for i in x_tiles.clone() {
                 for (tile, panel) in tiles.clone().zip(self.unit.panel.chunks_exact(per_tile)) {
                     let unit = &self.unit;
                     let from = Tile { layout, data: self.data, tile };

@@ -97,6 +97,29 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    // As for formats in blocks.
+    #[test]
+    fn large_batches_give_the_bits_of_single_tokens(
+        which in 0..6usize, rows in 1usize..70, n_tokens in 30usize..120, seed: u64, threads in 1usize..6,
+    ) {
+        let (format, cols) = (WeightFormat::ALL[which], 70);
+        let pool = Pool::new(threads).unwrap();
+        let w = crate::formats::packed::test_weights(rows, cols, 0.5, seed);
+        let (weight, _) = matrix(&pool, format, rows, cols, &w);
+        let (x, bias) = (inputs(n_tokens * cols, seed), inputs(rows, seed));
+        for tier in Tier::supported().into_iter().filter(|tier| !tier.has_amx()) {
+            let got = multiply(&pool, tier, &weight, &x, &bias);
+            for (t, (x, got)) in x.chunks_exact(cols).zip(got.chunks_exact(rows)).enumerate() {
+                let alone = multiply(&pool, tier, &weight, x, &bias);
+                prop_assert_eq!(&alone[..], got, "token {} of {} {}", t, format, tier);
+            }
+        }
+    }
+}
+
 /// Memory behind the last value is out of bounds: a kernel that reads it ends the test.
 #[test]
 fn no_kernel_reads_beyond_the_packed_bytes() {

@@ -143,6 +143,29 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    // Batches whose tokens are cut into blocks for several threads (with tile registers they are not, and are bf16).
+    #[test]
+    fn large_batches_give_the_bits_of_single_tokens(
+        which in 0..DType::ALL.len(), rows in 1usize..70, n_tokens in 30usize..120, seed: u64, threads in 1usize..6,
+    ) {
+        let dtype = DType::ALL[which];
+        let cols = dtype.block_len().max(29);
+        let pool = Pool::new(threads).unwrap();
+        let weight = pack(&pool, dtype, rows, cols, &random_rows(dtype, rows, cols, seed));
+        let x = inputs(n_tokens * cols, seed);
+        for tier in Tier::supported().into_iter().filter(|tier| !tier.has_amx()) {
+            let got = multiply(&pool, tier, &weight, &x, None, None);
+            for (t, (x, got)) in x.chunks_exact(cols).zip(got.chunks_exact(rows)).enumerate() {
+                let alone = multiply(&pool, tier, &weight, x, None, None);
+                prop_assert_eq!(&alone[..], got, "token {} of {} {}", t, dtype, tier);
+            }
+        }
+    }
+}
+
 #[test]
 fn non_finite_inputs_give_nan_for_their_token_only() {
     let pool = Pool::new(2).unwrap();

@@ -1,15 +1,18 @@
 //! A fork-join pool for short parallel regions: about 150 per decoded token, each some microseconds long.
 //!
 //! Workers live as long as the pool. Between regions they spin for a bounded time and then sleep, so a region that
-//! follows soon costs well under a microsecond to start and an idle pool costs nothing. Units of work are handed out
-//! by an atomic counter: a worker that the machine slows down simply takes fewer, and one that gets no core at all is
+//! follows soon costs well under a microsecond to start and an idle pool costs nothing. How units of work are handed out
+//! stands in [`units`]: a worker that the machine slows down simply takes fewer, and one that gets no core at all is
 //! not waited for, because a region ends when its units are done and those who *entered* it have left.
 //!
 //! Or the threads are those of another library ([`Team`]).
 
 mod team;
+mod units;
 
 pub use team::{StartTeam, Team};
+pub(crate) use units::part;
+use units::{Runs, Units};
 
 use crate::{
     shared::SharedMut,
@@ -40,8 +43,8 @@ const fn epoch(state: u64) -> u64 {
     state >> 32
 }
 
-/// The body of a region: `(unit, worker)`.
-type Body<'a> = dyn Fn(usize, usize) + Sync + 'a;
+/// What each thread does in a region: `(the units that it gets, worker)`.
+type Body<'a> = dyn Fn(Units<'_>, usize) + Sync + 'a;
 
 /// What a body panicked with.
 type Panic = Mutex<Option<Box<dyn Any + Send>>>;
@@ -54,16 +57,12 @@ struct Region {
     units: usize,
 }
 
-/// A counter that shares its cache line with no other.
-#[repr(align(128))]
-struct OwnLine(AtomicUsize);
-
 struct Shared {
     region: UnsafeCell<Option<Region>>,
     /// The current region: `epoch << 32 | CLOSED | workers inside`.
     state: AtomicU64,
-    /// Next unit to hand out.
-    next: AtomicUsize,
+    /// What is left of the region's units.
+    runs: Runs,
     sleepers: AtomicUsize,
     stop: AtomicBool,
     panic: Panic,
@@ -104,8 +103,8 @@ impl Pool {
     /// # Errors
     /// When the system refuses to start a thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
-        let mut pool = Self::alone(None);
-        for worker in 1..threads.max(1) {
+        let mut pool = Self::of_threads(threads, None);
+        for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let builder = Builder::new().name(format!("scrimp-{worker}"));
             pool.workers.push(builder.spawn(move || shared.work(worker))?);
@@ -115,14 +114,15 @@ impl Pool {
 
     /// A pool that runs its regions on the threads of another library.
     pub fn of_team(team: Team) -> Self {
-        Self::alone(Some(team))
+        Self::of_threads(1, Some(team))
     }
 
-    fn alone(team: Option<Team>) -> Self {
+    /// Without its workers.
+    fn of_threads(threads: usize, team: Option<Team>) -> Self {
         let shared = Arc::new(Shared {
             region: UnsafeCell::new(None),
             state: AtomicU64::new(CLOSED),
-            next: AtomicUsize::new(0),
+            runs: Runs::new(threads),
             sleepers: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -137,34 +137,14 @@ impl Pool {
         self.team.map_or(self.workers.len() + 1, |team| team.threads())
     }
 
-    /// [`Pool::run`] with another way of handing out units: each thread starts on a run of consecutive units of its own,
-    /// and helps with the runs of others when that is done.
+    /// Calls `body(unit, worker)` once for every `unit < units`, on all threads; returns when all calls have returned.
     ///
-    /// For regions that stream memory: the hardware's prefetchers follow a thread through its run, where units that
-    /// alternate between threads make them start again at each one.
+    /// `worker < self.threads()` names the thread, so that bodies can use scratch memory of their own. A panic in a
+    /// body is raised again here. A region must not start another one on the same pool.
     ///
-    /// `enter` and `body` are as for [`Pool::run_with`].
-    pub fn run_consecutive<T>(
-        &self,
-        units: usize,
-        enter: impl Fn() -> T + Sync,
-        body: impl Fn(&mut T, usize, usize) + Sync,
-    ) {
-        let runs = self.threads().min(units);
-        let start = |run: usize| units * run / runs;
-        let next: Vec<_> = (0..runs).map(|run| OwnLine(AtomicUsize::new(start(run)))).collect();
-        self.run(runs, |first, worker| {
-            let mut own = None;
-            for run in (first..runs).chain(0..first) {
-                loop {
-                    let unit = next[run].0.fetch_add(1, Ordering::Relaxed);
-                    if unit >= start(run + 1) {
-                        break;
-                    }
-                    body(own.get_or_insert_with(&enter), unit, worker);
-                }
-            }
-        });
+    /// A thread starts on consecutive units, in every region on the same part of all units.
+    pub fn run(&self, units: usize, body: impl Fn(usize, usize) + Sync) {
+        self.run_with(units, || (), |(), unit, worker| body(unit, worker));
     }
 
     /// [`Pool::run`] with something that each thread makes when it takes its first unit, and drops after its last one.
@@ -174,30 +154,23 @@ impl Pool {
         enter: impl Fn() -> T + Sync,
         body: impl Fn(&mut T, usize, usize) + Sync,
     ) {
-        let next = AtomicUsize::new(0);
-        self.run(self.threads().min(units), |_, worker| {
+        if self.threads() == 1 || units <= 1 {
+            if units > 0 {
+                let mut own = enter();
+                (0..units).for_each(|unit| body(&mut own, unit, 0));
+            }
+            return;
+        }
+        self.region(units, &|units, worker| {
             let mut own = None;
-            loop {
-                let unit = next.fetch_add(1, Ordering::Relaxed);
-                if unit >= units {
-                    break;
-                }
+            for unit in units {
                 body(own.get_or_insert_with(&enter), unit, worker);
             }
         });
     }
 
-    /// Calls `body(unit, worker)` once for every `unit < units`, on all threads; returns when all calls have returned.
-    ///
-    /// `worker < self.threads()` names the thread, so that bodies can use scratch memory of their own. A panic in a
-    /// body is raised again here. A region must not start another one on the same pool.
-    pub fn run(&self, units: usize, body: impl Fn(usize, usize) + Sync) {
-        if self.threads() == 1 || units <= 1 {
-            (0..units).for_each(|unit| body(unit, 0));
-            return;
-        }
+    fn region(&self, units: usize, body: &Body<'_>) {
         let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let body: &Body<'_> = &body;
         if let Some(team) = self.team {
             return team.run(units, body);
         }
@@ -210,7 +183,7 @@ impl Pool {
         let state = shared.state.load(Ordering::Relaxed);
         // SAFETY: the state is closed with nobody inside, and `busy` keeps other callers out.
         shared.region.with_mut(|to| unsafe { *to = Some(region) });
-        shared.next.store(0, Ordering::Relaxed);
+        shared.runs.fill(units);
         // Opens the region (the epoch wraps around after 2^32 of them).
         shared.state.store(epoch(state).wrapping_add(1) << 32, Ordering::Release);
         // Reading by a read-modify-write: see `wait_for_change`.
@@ -252,18 +225,9 @@ impl Pool {
     }
 }
 
-/// Calls `body` with units from `next` on until none is left. What it panics with goes to `panic`.
-fn take_units(next: &AtomicUsize, units: usize, body: &Body<'_>, worker: usize, panic: &Panic) {
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        loop {
-            let unit = next.fetch_add(1, Ordering::Relaxed);
-            if unit >= units {
-                break;
-            }
-            body(unit, worker);
-        }
-    }));
-    if let Err(with) = result {
+/// Calls `body` with the units that `worker` gets. What it panics with goes to `panic`.
+fn take_units(runs: &Runs, units: usize, body: &Body<'_>, worker: usize, panic: &Panic) {
+    if let Err(with) = catch_unwind(AssertUnwindSafe(|| body(runs.units(units, worker), worker))) {
         *panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(with);
     }
 }
@@ -273,7 +237,7 @@ impl Shared {
     fn work_on(&self, region: Region, worker: usize) {
         // SAFETY: the caller is inside the region, so the body is alive.
         let body = unsafe { &*region.body };
-        take_units(&self.next, region.units, body, worker, &self.panic);
+        take_units(&self.runs, region.units, body, worker, &self.panic);
     }
 
     /// A worker's life: wait for a region, enter it while it is open, work, leave.
@@ -430,7 +394,7 @@ mod tests {
                     counts[unit].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
-                pool.run_consecutive(units, Vec::new, |own: &mut Vec<usize>, unit, worker| {
+                pool.run_with(units, Vec::new, |own: &mut Vec<usize>, unit, worker| {
                     assert!(worker < threads && own.iter().all(|&before| before != unit));
                     own.push(unit);
                     counts[unit].fetch_add(1, Ordering::Relaxed);

@@ -4,7 +4,7 @@
 //! that the other needs. OpenMP's threads spin for milliseconds, so kernels that are called between an OpenMP program's own
 //! regions (layers of a PyTorch model) borrow its threads instead.
 
-use super::{Body, Panic, take_units};
+use super::{Body, Panic, Runs, take_units};
 use crate::sync::{AtomicUsize, Mutex};
 use std::{
     ffi::{c_uint, c_void},
@@ -32,8 +32,7 @@ pub struct Team {
 struct Region<'a> {
     body: &'a Body<'a>,
     units: usize,
-    /// Next unit to hand out.
-    next: AtomicUsize,
+    runs: Runs,
     /// Threads that have come.
     came: AtomicUsize,
     panic: Panic,
@@ -59,10 +58,11 @@ impl Team {
         let region = Region {
             body,
             units,
-            next: AtomicUsize::new(0),
+            runs: Runs::new(self.threads),
             came: AtomicUsize::new(0),
             panic: Mutex::new(None),
         };
+        region.runs.fill(units);
         let data = std::ptr::from_ref(&region).cast_mut().cast::<c_void>();
         // SAFETY: `start` is as `new` wants it, so that `region` outlives all calls of `work`, which only share it.
         unsafe { (self.start)(work, data, self.threads as c_uint, 0) };
@@ -78,7 +78,7 @@ unsafe extern "C" fn work(data: *mut c_void) {
     // SAFETY: `run` passes a region that is alive until all threads have left.
     let region = unsafe { &*data.cast::<Region<'_>>() };
     let worker = region.came.fetch_add(1, Ordering::Relaxed);
-    take_units(&region.next, region.units, region.body, worker, &region.panic);
+    take_units(&region.runs, region.units, region.body, worker, &region.panic);
 }
 
 #[cfg(all(test, not(loom)))]
@@ -127,8 +127,7 @@ mod tests {
                 };
                 pool.run(units, count);
                 pool.run_with(units, || (), |(), unit, worker| count(unit, worker));
-                pool.run_consecutive(units, || (), |(), unit, worker| count(unit, worker));
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 3));
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2));
             }
         }
     }

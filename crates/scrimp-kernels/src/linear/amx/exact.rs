@@ -135,7 +135,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExactUnit<'_, '_, X, W> {
     /// All columns for at most `T` tokens.
     #[inline(always)]
     fn tokens<S: Simd, const T: usize>(self, s: S) {
-        let Unit { job, x, tiles, panel } = self.unit;
+        let Unit { job, x, tiles, panel, .. } = self.unit;
         let per_group = const { products::<R::Quants>() };
         let most = const { PRODUCTS / products::<R::Quants>() };
         let tile = self.tiles.shaped(Shape { rows: T, width: 32 / per_group, steps: 8 / per_group });

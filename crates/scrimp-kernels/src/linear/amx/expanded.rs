@@ -182,7 +182,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExpandedUnit<'_, '_, X, W> {
     /// All columns for the given blocks of tokens.
     #[inline(always)]
     fn token_blocks<S: Simd>(&mut self, s: S, blocks: Range<usize>) {
-        let Unit { job, x, ref tiles, ref mut panel } = self.unit;
+        let Unit { job, x, ref tiles, ref mut panel, .. } = self.unit;
         let (data, groups) = x.blocks(false);
         let rows = x.block();
         let block_bytes = groups * rows * 64;
