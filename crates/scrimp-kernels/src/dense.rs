@@ -230,62 +230,94 @@ impl Unit<'_> {
         let [m, n, k] = self.size;
         let nr = NV * 16;
         let (columns, rows) = (nr.min(n - jp * nr), MR.min(m - ip * MR));
-        let at = |r: usize| (ip * MR + r) * n + jp * nr;
-        let mut tile = [[[0.0_f32; 16]; NV]; MR];
-        for r in 0..rows {
-            let tile = tile[r].as_flattened_mut();
-            match self.start {
-                Start::Bias { bias, .. } if steps.start == 0 => {
-                    tile[..columns].copy_from_slice(&bias[jp * nr..][..columns]);
-                }
-                Start::Zero if steps.start == 0 => {}
-                _ => {
-                    // SAFETY: tiles of different units do not overlap, and this is the only reference.
-                    tile[..columns].copy_from_slice(unsafe { self.c.slice(at(r)..at(r) + columns) });
+        // SAFETY: tiles of different units do not overlap, and this is the only reference.
+        let c = |r: usize| unsafe {
+            self.c.slice((ip * MR + r) * n + jp * nr..(ip * MR + r) * n + jp * nr + columns)
+        };
+        let mut acc = [[s.splat(0.0); NV]; MR];
+        match self.start {
+            Start::Bias { bias, .. } if steps.start == 0 => {
+                acc = [load(s, &bias[jp * nr..][..columns]); MR];
+            }
+            Start::Zero if steps.start == 0 => {}
+            _ => {
+                for r in 0..rows {
+                    acc[r] = load(s, c(r));
                 }
             }
         }
         let b = &self.b[jp * nr * k..][nr * steps.start..nr * steps.end];
+        let b = b.as_chunks::<16>().0.as_chunks::<NV>().0;
         match self.a {
             _ if steps.is_empty() => {}
             Left::Panels(a) => {
                 let a = &a.as_chunks::<MR>().0[ip * k..][steps.clone()];
-                product::<S, MR, NV>(s, |step| a[step], b, &mut tile);
+                acc = product::<S, MR, NV>(s, acc, |step| a[step], b);
             }
             Left::Rows(a) => {
                 // Rows beyond the last one are that one again; nobody stores what comes of them.
-                let rows: [&[f32]; MR] =
-                    std::array::from_fn(|r| &a.data[(ip * MR + r).min(m - 1) * a.row..][steps.clone()]);
-                product::<S, MR, NV>(s, |step| std::array::from_fn(|r| rows[r][step]), b, &mut tile);
+                let rows: [&[f32]; MR] = std::array::from_fn(|r| {
+                    &a.data[(ip * MR + r).min(m - 1) * a.row + steps.start..][..b.len()]
+                });
+                acc = product::<S, MR, NV>(s, acc, |step| std::array::from_fn(|r| rows[r][step]), b);
             }
         }
-        let relu = steps.end == k && matches!(self.start, Start::Bias { relu: true, .. });
-        for r in 0..rows {
-            // SAFETY: as above.
-            let c = unsafe { self.c.slice(at(r)..at(r) + columns) };
-            let tile = tile[r].as_flattened();
-            for j in 0..columns {
-                c[j] = if relu && tile[j] < 0.0 { 0.0 } else { tile[j] };
+        if steps.end == k && matches!(self.start, Start::Bias { relu: true, .. }) {
+            // The second operand is what is left of a NaN.
+            for r in 0..MR {
+                for v in 0..NV {
+                    acc[r][v] = s.max(s.splat(0.0), acc[r][v]);
+                }
             }
+        }
+        for r in 0..rows {
+            store(s, acc[r], c(r));
         }
     }
 }
 
-/// `tile += a b` for one panel of each, `a(step)` being a step of A.
+/// Up to `16 NV` numbers, and zeros.
+#[inline(always)]
+fn load<S: Simd, const NV: usize>(s: S, from: &[f32]) -> [S::F; NV] {
+    let mut x = [s.splat(0.0); NV];
+    if let Some(whole) = from.as_chunks::<16>().0.as_chunks::<NV>().0.first() {
+        for v in 0..NV {
+            x[v] = s.load(&whole[v]);
+        }
+    } else {
+        let mut padded = [[0.0; 16]; NV];
+        padded.as_flattened_mut()[..from.len()].copy_from_slice(from);
+        for v in 0..NV {
+            x[v] = s.load(&padded[v]);
+        }
+    }
+    x
+}
+
+/// As many of the `16 NV` numbers as there is room for.
+#[inline(always)]
+fn store<S: Simd, const NV: usize>(s: S, x: [S::F; NV], to: &mut [f32]) {
+    if let Some(whole) = to.as_chunks_mut::<16>().0.as_chunks_mut::<NV>().0.first_mut() {
+        for v in 0..NV {
+            s.store(x[v], &mut whole[v]);
+        }
+        return;
+    }
+    let mut padded = [[0.0; 16]; NV];
+    for v in 0..NV {
+        s.store(x[v], &mut padded[v]);
+    }
+    to.copy_from_slice(&padded.as_flattened()[..to.len()]);
+}
+
+/// `acc + a b` for one panel of each, `a(step)` being a step of A.
 #[inline(always)]
 fn product<S: Simd, const MR: usize, const NV: usize>(
     s: S,
+    mut acc: [[S::F; NV]; MR],
     a: impl Fn(usize) -> [f32; MR],
-    b: &[f32],
-    tile: &mut [[[f32; 16]; NV]; MR],
-) {
-    let mut acc = [[s.splat(0.0); NV]; MR];
-    for r in 0..MR {
-        for v in 0..NV {
-            acc[r][v] = s.load(&tile[r][v]);
-        }
-    }
-    let b = b.as_chunks::<16>().0.as_chunks::<NV>().0;
+    b: &[[[f32; 16]; NV]],
+) -> [[S::F; NV]; MR] {
     for (step, b) in b.iter().enumerate() {
         let mut columns = [s.splat(0.0); NV];
         for v in 0..NV {
@@ -299,11 +331,7 @@ fn product<S: Simd, const MR: usize, const NV: usize>(
             }
         }
     }
-    for r in 0..MR {
-        for v in 0..NV {
-            s.store(acc[r][v], &mut tile[r][v]);
-        }
-    }
+    acc
 }
 
 const _: () = assert!(tile::<Scalar>().0 == 4);

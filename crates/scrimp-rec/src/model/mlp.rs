@@ -70,6 +70,11 @@ pub struct Mlp {
     gemm: GemmScratch,
 }
 
+/// Gradients of a unit of work.
+const UNIT: usize = 16384;
+/// Columns whose gradients a thread sums at a time.
+const COLUMNS: usize = 32;
+
 /// `v` with at least `n` places, the first `n` of them.
 pub(super) fn sized(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
     if v.len() < n {
@@ -147,17 +152,23 @@ impl Mlp {
         step: u64,
     ) {
         let [mut now, mut next] = std::mem::take(&mut self.grads);
-        sized(&mut now, grad.len()).copy_from_slice(grad);
-        let mut dx = dx;
+        sized(&mut now, grad.len());
+        let (mut dx, last) = (dx, self.layers.len().saturating_sub(1));
         for i in (0..self.layers.len()).rev() {
             let layer = &mut self.layers[i];
             let (inputs, outputs) = (layer.inputs, layer.outputs);
             let g = &mut now[..rows * outputs];
-            if layer.relu {
-                let y = &self.outputs[i];
-                run.pool.chunks(g, 16384, |unit, g| {
-                    for (g, &y) in g.iter_mut().zip(&y[unit * 16384..]) {
-                        *g = if y > 0.0 { *g } else { 0.0 };
+            if layer.relu || i == last {
+                let (y, relu) = (&self.outputs[i], layer.relu);
+                run.pool.chunks(g, UNIT, |unit, g| {
+                    let at = unit * UNIT..unit * UNIT + g.len();
+                    if i == last {
+                        g.copy_from_slice(&grad[at.clone()]);
+                    }
+                    if relu {
+                        for (g, &y) in g.iter_mut().zip(&y[at]) {
+                            *g = if y > 0.0 { *g } else { 0.0 };
+                        }
                     }
                 });
             }
@@ -172,12 +183,14 @@ impl Mlp {
             let (a, b) = (View::rows(g, outputs).t(), View::rows(x, inputs));
             gemm(run.pool, run.tier, [outputs, inputs, rows], a, b, Start::Zero, weight_grad, &mut self.gemm);
             let bias_grad = sized(&mut self.bias_grad, outputs);
-            bias_grad.fill(0.0);
-            for g in g.chunks_exact(outputs) {
-                for (sum, g) in bias_grad.iter_mut().zip(g) {
-                    *sum += g;
+            run.pool.chunks(bias_grad, COLUMNS, |unit, sums| {
+                sums.fill(0.0);
+                for g in g.chunks_exact(outputs) {
+                    for (sum, g) in sums.iter_mut().zip(&g[unit * COLUMNS..]) {
+                        *sum += g;
+                    }
                 }
-            }
+            });
             layer.weight.step(run, weight_grad, lr, step);
             layer.bias.step(run, bias_grad, lr, step);
             std::mem::swap(&mut now, &mut next);
