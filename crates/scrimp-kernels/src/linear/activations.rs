@@ -236,7 +236,7 @@ impl Activations {
         let (pairs, bytes) = (SharedMut::new(&mut self.pairs), SharedMut::new(&mut self.bytes));
         let rows = SharedMut::new(&mut self.rows);
         let scratch = SharedMut::new(&mut self.scratch);
-        // Parts of a tile: groups of 4 tokens are whole cache lines.
+        // Groups of 4 tokens are whole cache lines; what is stored otherwise is written through slices of a whole tile.
         let only_groups = needs == Needs { quantised: true, ..Needs::default() };
         let per_unit = if only_groups || exact { 4.min(tile) } else { tile };
         pool.run(n_tokens.div_ceil(per_unit), |unit, worker| {
