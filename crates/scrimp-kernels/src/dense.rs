@@ -230,9 +230,10 @@ impl Unit<'_> {
         let [m, n, k] = self.size;
         let nr = NV * 16;
         let (columns, rows) = (nr.min(n - jp * nr), MR.min(m - ip * MR));
-        // SAFETY: tiles of different units do not overlap, and this is the only reference.
-        let c = |r: usize| unsafe {
-            self.c.slice((ip * MR + r) * n + jp * nr..(ip * MR + r) * n + jp * nr + columns)
+        let c = |r: usize| {
+            let at = (ip * MR + r) * n + jp * nr;
+            // SAFETY: tiles of different units do not overlap, and this is the only reference.
+            unsafe { self.c.slice(at..at + columns) }
         };
         let mut acc = [[s.splat(0.0); NV]; MR];
         match self.start {

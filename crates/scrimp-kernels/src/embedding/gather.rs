@@ -207,16 +207,17 @@ impl Rows<'_, i8> {
     /// The same for bytes without weights, in integers: exact either way.
     #[inline(always)]
     pub(crate) fn bytes<S: Lanes, const K: usize>(&self, s: S, probes: &[u32], at: usize) -> [S::F; 4] {
-        let mut acc = [s.zero_i16(); 2];
+        let zero = s.splat_i16(0);
+        let mut acc = [zero; 2];
         for p in 0..if K == 0 { probes.len() } else { K } {
             let start = self.start(probes[p]) + at;
             let (row, _) = self.values[start..start + 64].as_chunks::<32>();
             if self.signs {
                 // No branch: half of the signs would be guessed wrong.
                 let mask = s.splat_i16(-i16::from(probes[p] & NEGATIVE != 0));
-                acc = [s.add_signed_i8(acc[0], &row[0], mask), s.add_signed_i8(acc[1], &row[1], mask)];
+                acc = [s.add_i8::<true>(acc[0], &row[0], mask), s.add_i8::<true>(acc[1], &row[1], mask)];
             } else {
-                acc = [s.add_i8(acc[0], &row[0]), s.add_i8(acc[1], &row[1])];
+                acc = [s.add_i8::<false>(acc[0], &row[0], zero), s.add_i8::<false>(acc[1], &row[1], zero)];
             }
         }
         let [a, b] = [s.floats(acc[0]), s.floats(acc[1])];

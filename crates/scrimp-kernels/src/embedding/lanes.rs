@@ -11,12 +11,9 @@ use crate::{
 pub(crate) trait Lanes: Simd {
     /// 32 × i16.
     type W: Copy;
-    fn zero_i16(self) -> Self::W;
     fn splat_i16(self, x: i16) -> Self::W;
-    /// `sum + x`.
-    fn add_i8(self, sum: Self::W, x: &[i8; 32]) -> Self::W;
-    /// `sum + (x ^ mask) - mask`: `sum - x` where the mask is -1, `sum + x` where it is 0.
-    fn add_signed_i8(self, sum: Self::W, x: &[i8; 32], mask: Self::W) -> Self::W;
+    /// `sum + x`; where `SIGNED`, `sum + (x ^ mask) - mask`: `sum - x` where the mask is -1, `sum + x` where it is 0.
+    fn add_i8<const SIGNED: bool>(self, sum: Self::W, x: &[i8; 32], mask: Self::W) -> Self::W;
     /// Lanes 0 to 15 and 16 to 31.
     fn floats(self, x: Self::W) -> [Self::F; 2];
     /// Stores past the caches, where the tier can and `to` starts at a cache line. [`Lanes::fence`] must follow before
@@ -34,20 +31,15 @@ impl Lanes for Scalar {
     type W = [i16; 32];
 
     #[inline(always)]
-    fn zero_i16(self) -> [i16; 32] {
-        [0; 32]
-    }
-    #[inline(always)]
     fn splat_i16(self, x: i16) -> [i16; 32] {
         [x; 32]
     }
     #[inline(always)]
-    fn add_i8(self, sum: [i16; 32], x: &[i8; 32]) -> [i16; 32] {
-        std::array::from_fn(|i| sum[i] + i16::from(x[i]))
-    }
-    #[inline(always)]
-    fn add_signed_i8(self, sum: [i16; 32], x: &[i8; 32], mask: [i16; 32]) -> [i16; 32] {
-        std::array::from_fn(|i| sum[i] + ((i16::from(x[i]) ^ mask[i]) - mask[i]))
+    fn add_i8<const SIGNED: bool>(self, sum: [i16; 32], x: &[i8; 32], mask: [i16; 32]) -> [i16; 32] {
+        std::array::from_fn(|i| {
+            let x = i16::from(x[i]);
+            sum[i] + if SIGNED { (x ^ mask[i]) - mask[i] } else { x }
+        })
     }
     #[inline(always)]
     fn floats(self, x: [i16; 32]) -> [[f32; 16]; 2] {
@@ -65,32 +57,26 @@ mod x86 {
         type W = [__m256i; 2];
 
         #[inline(always)]
-        fn zero_i16(self) -> [__m256i; 2] {
-            // SAFETY: the token proves AVX2.
-            unsafe { [_mm256_setzero_si256(); 2] }
-        }
-        #[inline(always)]
         fn splat_i16(self, x: i16) -> [__m256i; 2] {
             // SAFETY: the token proves AVX2.
             unsafe { [_mm256_set1_epi16(x); 2] }
         }
         #[inline(always)]
-        fn add_i8(self, sum: [__m256i; 2], x: &[i8; 32]) -> [__m256i; 2] {
+        fn add_i8<const SIGNED: bool>(
+            self,
+            sum: [__m256i; 2],
+            x: &[i8; 32],
+            mask: [__m256i; 2],
+        ) -> [__m256i; 2] {
             // SAFETY: the token proves AVX2; 32 bytes are read.
             unsafe {
-                let a = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
-                let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().add(16).cast()));
+                let mut a = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+                let mut b = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().add(16).cast()));
+                if SIGNED {
+                    a = _mm256_sub_epi16(_mm256_xor_si256(a, mask[0]), mask[0]);
+                    b = _mm256_sub_epi16(_mm256_xor_si256(b, mask[1]), mask[1]);
+                }
                 [_mm256_add_epi16(sum[0], a), _mm256_add_epi16(sum[1], b)]
-            }
-        }
-        #[inline(always)]
-        fn add_signed_i8(self, sum: [__m256i; 2], x: &[i8; 32], mask: [__m256i; 2]) -> [__m256i; 2] {
-            // SAFETY: the token proves AVX2; 32 bytes are read.
-            unsafe {
-                let a = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
-                let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().add(16).cast()));
-                let signed = |x, mask| _mm256_sub_epi16(_mm256_xor_si256(x, mask), mask);
-                [_mm256_add_epi16(sum[0], signed(a, mask[0])), _mm256_add_epi16(sum[1], signed(b, mask[1]))]
             }
         }
         #[inline(always)]
@@ -128,26 +114,19 @@ mod x86 {
         type W = __m512i;
 
         #[inline(always)]
-        fn zero_i16(self) -> __m512i {
-            // SAFETY: the token proves AVX-512F.
-            unsafe { _mm512_setzero_si512() }
-        }
-        #[inline(always)]
         fn splat_i16(self, x: i16) -> __m512i {
             // SAFETY: the token proves AVX-512BW.
             unsafe { _mm512_set1_epi16(x) }
         }
         #[inline(always)]
-        fn add_i8(self, sum: __m512i, x: &[i8; 32]) -> __m512i {
-            // SAFETY: the token proves AVX-512BW; 32 bytes are read.
-            unsafe { _mm512_add_epi16(sum, _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast()))) }
-        }
-        #[inline(always)]
-        fn add_signed_i8(self, sum: __m512i, x: &[i8; 32], mask: __m512i) -> __m512i {
+        fn add_i8<const SIGNED: bool>(self, sum: __m512i, x: &[i8; 32], mask: __m512i) -> __m512i {
             // SAFETY: the token proves AVX-512BW; 32 bytes are read.
             unsafe {
-                let x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast()));
-                _mm512_add_epi16(sum, _mm512_sub_epi16(_mm512_xor_si512(x, mask), mask))
+                let mut x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast()));
+                if SIGNED {
+                    x = _mm512_sub_epi16(_mm512_xor_si512(x, mask), mask);
+                }
+                _mm512_add_epi16(sum, x)
             }
         }
         #[inline(always)]

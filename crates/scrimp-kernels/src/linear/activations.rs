@@ -236,9 +236,9 @@ impl Activations {
         let (pairs, bytes) = (SharedMut::new(&mut self.pairs), SharedMut::new(&mut self.bytes));
         let rows = SharedMut::new(&mut self.rows);
         let scratch = SharedMut::new(&mut self.scratch);
-        // Groups of 4 tokens are whole cache lines; what is stored otherwise is written through slices of a whole tile.
+        // A tile is a multiple of 4 tokens, whose groups are whole cache lines; the other forms are written through slices of a tile.
         let only_groups = needs == Needs { quantised: true, ..Needs::default() };
-        let per_unit = if only_groups || exact { 4.min(tile) } else { tile };
+        let per_unit = if only_groups || exact { 4 } else { tile };
         pool.run(n_tokens.div_ceil(per_unit), |unit, worker| {
             let (first, n, width) = tiles.get(unit * per_unit / tile);
             let start = unit * per_unit - first;

@@ -302,8 +302,8 @@ struct Unit<'a> {
     job: &'a Job<'a>,
     x: &'a Activations,
     /// Tiles of tokens (all of them where they are few, or in tile registers).
-    x_tiles: std::ops::Range<usize>,
-    tiles: std::ops::Range<usize>,
+    x_tiles: Range<usize>,
+    tiles: Range<usize>,
     panel: &'a mut [PanelGroup],
 }
 

@@ -153,7 +153,8 @@ impl Mlp {
     ) {
         let [mut now, mut next] = std::mem::take(&mut self.grads);
         sized(&mut now, grad.len());
-        let (mut dx, last) = (dx, self.layers.len().saturating_sub(1));
+        let mut dx = dx;
+        let last = self.layers.len().saturating_sub(1);
         for i in (0..self.layers.len()).rev() {
             let layer = &mut self.layers[i];
             let (inputs, outputs) = (layer.inputs, layer.outputs);
