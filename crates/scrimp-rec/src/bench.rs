@@ -4,7 +4,7 @@
 //! vectors of `dim` f32 in one buffer. Rounds of all encoders are interleaved, so that a machine that slows down does so for all;
 //! the best round counts.
 
-use crate::{Error, Result};
+use crate::{Error, Result, encoders::Precision};
 use scrimp_kernels::{
     Tier,
     arena::{Arena, ArenaBox},
@@ -75,7 +75,9 @@ const fn shape(name: &'static str, blocks: usize, k: usize, alpha: bool) -> Shap
 struct Subject {
     label: String,
     shape: Shape,
-    dtype: &'static str,
+    precision: Precision,
+    /// Values of the table.
+    values: usize,
     memory: ArenaBox,
     weights: Vec<f32>,
     hashes: Vec<IdHash>,
@@ -87,28 +89,22 @@ struct Subject {
     best_single: f64,
 }
 
-fn bytes_of(dtype: &str) -> usize {
-    match dtype {
-        "f32" => 4,
-        "bf16" => 2,
-        _ => 1,
-    }
-}
-
 impl Subject {
-    fn new(shape: Shape, dtype: &'static str, bytes: usize, options: &EmbeddingBench) -> Result<Self> {
+    fn new(shape: Shape, precision: Precision, bytes: usize, options: &EmbeddingBench) -> Result<Self> {
         let width = options.dim / shape.blocks;
         // Alpha takes 1 % of the budget.
         let weight_rows = if shape.alpha { bytes / 100 / 4 } else { 0 };
-        let whole = (bytes - weight_rows * 4) / (width * bytes_of(dtype));
-        let size = whole * width * bytes_of(dtype);
-        let rows = if shape.overlap { (whole - 1) * width + 1 } else { whole };
+        let stride = if shape.overlap { 1 } else { width };
+        let values = precision.fitting((bytes - weight_rows * 4) as u64, width, stride) as usize;
+        let values = values / width * width;
+        let size = precision.bytes(values, width, stride);
+        let rows = (values - width) / stride + 1;
         let memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size));
         let mut memory =
             memory.map_err(|_| Error::OutOfMemory { what: format!("a table of {size} bytes") })?;
         // Other than zero everywhere, so that every page exists.
         for (i, page) in memory.chunks_mut(4096).enumerate() {
-            let byte = if dtype == "int8" { i as u8 } else { 0 };
+            let byte = if matches!(precision, Precision::Int8 | Precision::Int4) { i as u8 } else { 0 };
             page.fill(byte);
         }
         let hashes = |seed| (0..options.features).map(|f| IdHash::new(seed, f as u32)).collect();
@@ -116,7 +112,8 @@ impl Subject {
         Ok(Self {
             label: shape.name.to_owned(),
             shape,
-            dtype,
+            precision,
+            values,
             memory,
             weights: vec![1.0; weight_rows],
             hashes: hashes(1),
@@ -134,10 +131,11 @@ impl Subject {
     }
 
     fn batch<'a>(&'a self, ids: &'a [u64], probes: &'a [u32]) -> Batch<'a> {
-        let values = match self.dtype {
-            "f32" => Values::F32(bytemuck::cast_slice(&self.memory)),
-            "bf16" => Values::Bf16(bytemuck::cast_slice(&self.memory)),
-            _ => Values::Int8 { q: bytemuck::cast_slice(&self.memory), scale: 0.01 },
+        let values = match self.precision {
+            Precision::F32 => Values::F32(bytemuck::cast_slice(&self.memory)),
+            Precision::Bf16 => Values::Bf16(bytemuck::cast_slice(&self.memory)),
+            Precision::Int8 => Values::Int8 { q: bytemuck::cast_slice(&self.memory), scale: 0.01 },
+            Precision::Int4 => Values::Int4 { q: &self.memory, len: self.values, scale: 0.1 },
         };
         let probing = |hashes: &'a [IdHash], ranges: &'a [RowRange], probes, signs| {
             let n = hashes.len().min(ids.len().max(1));
@@ -197,23 +195,24 @@ pub fn embedding(pool: &Pool, tier: Tier, options: &EmbeddingBench) -> Result<Ve
     }
     let row = options.dim * 4;
     let mut subjects =
-        vec![Subject::new(shape("full", 1, 1, false), "f32", options.rows_full * row, options)?];
+        vec![Subject::new(shape("full", 1, 1, false), Precision::F32, options.rows_full * row, options)?];
     let wide = options.dim / 64;
     for size in SIZES {
         let shapes = [
-            (shape("hashing", 1, 1, false), "f32"),
-            (shape("memrec", 1, 4, true), "f32"),
-            (shape("memrec", 1, 4, true), "bf16"),
-            (shape("memrec", 1, 4, true), "int8"),
-            (shape("memrec blocks of 64", wide, 1, true), "bf16"),
-            (shape("memrec blocks of 64", wide, 1, true), "int8"),
-            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, "bf16"),
-            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, "int8"),
-            (Shape { bagged: true, ..shape("memrec-bagged", 1, 1, true) }, "f32"),
-            (Shape { bagged: true, ..shape("memrec-bagged", 1, 4, true) }, "int8"),
+            (shape("hashing", 1, 1, false), Precision::F32),
+            (shape("memrec", 1, 4, true), Precision::F32),
+            (shape("memrec", 1, 4, true), Precision::Bf16),
+            (shape("memrec", 1, 4, true), Precision::Int8),
+            (shape("memrec blocks of 64", wide, 1, true), Precision::Bf16),
+            (shape("memrec blocks of 64", wide, 1, true), Precision::Int8),
+            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, Precision::Bf16),
+            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, Precision::Int8),
+            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, Precision::Int4),
+            (Shape { bagged: true, ..shape("memrec-bagged", 1, 1, true) }, Precision::F32),
+            (Shape { bagged: true, ..shape("memrec-bagged", 1, 4, true) }, Precision::Int8),
         ];
-        for (shape, dtype) in shapes {
-            let mut subject = Subject::new(shape, dtype, size, options)?;
+        for (shape, precision) in shapes {
+            let mut subject = Subject::new(shape, precision, size, options)?;
             subject.label = format!("{} k={}", shape.name, shape.k);
             subjects.push(subject);
         }
@@ -245,7 +244,7 @@ pub fn embedding(pool: &Pool, tier: Tier, options: &EmbeddingBench) -> Result<Ve
     let (full, full_single) = (subjects[0].best, subjects[0].best_single);
     let speed = |s: &Subject| EmbeddingSpeed {
         encoder: s.label.clone(),
-        dtype: s.dtype,
+        dtype: s.precision.name(),
         bytes: s.bytes(),
         ns_per_lookup: s.best * 1e9,
         speedup_vs_full: full / s.best,

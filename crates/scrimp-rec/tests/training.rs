@@ -56,7 +56,7 @@ fn every_encoder_learns_and_comes_back_from_its_file() {
     let (mut data, mut valid) = (generated(0, 12_000, 4), generated(50_000, 4_000, 4));
     let dir = tempfile::tempdir().unwrap();
     for entry in ENCODERS {
-        for precision in [Precision::F32, Precision::Int8] {
+        for precision in [Precision::F32, Precision::Int8, Precision::Int4] {
             let mut model = fresh(&mut data, entry.name, precision);
             let options = TrainOptions { batch: 256, epochs: 1, ..TrainOptions::default() };
             let report = train(&mut model, run, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
@@ -132,6 +132,8 @@ fn an_interrupted_training_ends_like_an_uninterrupted_one() {
     for (encoder, precision) in [
         ("memrec", Precision::F32),
         ("memrec", Precision::Int8),
+        ("memrec", Precision::Int4),
+        ("hashing", Precision::Int4),
         ("full", Precision::Bf16),
         ("cce", Precision::Int8),
         ("qr", Precision::F32),

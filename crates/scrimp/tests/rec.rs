@@ -313,7 +313,19 @@ fn options_of_the_embeddings() {
     let path = |name: &str| work.path(name).display().to_string();
     let tested = succeeds(["rec", "eval", &path("model"), &path("data.csv"), "--json"]);
     assert_eq!(tested["auc"], trained["auc"]);
-    fails(&train(&["--dtype", "f32", "--qat"]), "--qat: rows of f32 are not rounded", "--dtype int8");
+    let (fewer, trained) =
+        inspect(&["--dtype", "int4", "--valid", &work.path("data.csv").display().to_string()]);
+    assert_eq!((&fewer["precision"], &fewer["quantization_aware"]), (&"int4".into(), &true.into()));
+    // Twice the rows in the same bytes, less the keys of frequent ids.
+    assert!(fewer["rows"][0].as_u64().unwrap() * 2 > plain["rows"][0].as_u64().unwrap() * 3);
+    assert!(trained["embedding_bytes"].as_u64().unwrap() <= budget + 64);
+    let tested = succeeds(["rec", "eval", &path("model"), &path("data.csv"), "--json"]);
+    assert_eq!(tested["auc"], trained["auc"]);
+    fails(
+        &train(&["--dtype", "f32", "--qat"]),
+        "--qat: rows of f32 are not rounded",
+        "--dtype bf16, int8 or int4",
+    );
     let output = train(&["--hot", "1.5"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("must be from 0 to 0.9"));

@@ -256,6 +256,7 @@ fn part(tier: Tier, batch: &Batch<'_>, first: usize, stream: bool, out: &mut [f3
         Values::F32(values) => part_of(tier, batch, values, 1.0, first, stream, out),
         Values::Bf16(values) => part_of(tier, batch, values, 1.0, first, stream, out),
         Values::Int8 { q, scale } => part_of(tier, batch, q, scale, first, stream, out),
+        Values::Int4 { q, scale, .. } => part_of(tier, batch, q, scale, first, stream, out),
     }
 }
 
@@ -312,6 +313,7 @@ impl<T: Stored> Forward<'_, T> {
             values: self.values,
             width: batch.table.width,
             stride: batch.table.stride,
+            half: batch.table.half(),
             k: batch.k,
             signs: batch.probes.signs(),
             stream: self.stream,

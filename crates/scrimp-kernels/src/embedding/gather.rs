@@ -9,7 +9,11 @@
 //! Rows are added in the order of the probes, products and sums rounded one by one, so every tier gives the same bits. Bound by
 //! cache misses: `blocks * k` rows of `width` values each, asked for ahead of their use.
 
-use super::{hash::NEGATIVE, lanes::Lanes, table::Stored};
+use super::{
+    hash::NEGATIVE,
+    lanes::Lanes,
+    table::{Bytes, Stored},
+};
 
 /// One look-up's view of a table.
 #[derive(Clone, Copy)]
@@ -17,6 +21,8 @@ pub(crate) struct Rows<'a, T> {
     pub(crate) values: &'a [T],
     pub(crate) width: usize,
     pub(crate) stride: usize,
+    /// Values in the low halves, for types that have halves.
+    pub(crate) half: usize,
     /// Rows added up per block.
     pub(crate) k: usize,
     /// Probes may be [`NEGATIVE`].
@@ -38,9 +44,10 @@ pub(crate) fn prefetch(at: *const u8) {
 }
 
 impl<T: Stored> Rows<'_, T> {
+    /// Where the row of `probe` begins, and whether it lies in the high halves.
     #[inline(always)]
-    fn start(&self, probe: u32) -> usize {
-        (probe & !NEGATIVE) as usize * self.stride
+    fn place(&self, probe: u32) -> (usize, bool) {
+        place::<T>(probe, self.stride, self.half)
     }
 
     /// Asks for the rows of `probes`.
@@ -51,7 +58,7 @@ impl<T: Stored> Rows<'_, T> {
         // Rows that overlap begin anywhere in a line, and end in one more.
         let anywhere = self.stride < self.width;
         for &probe in probes {
-            let at = self.values.as_ptr().wrapping_add(self.start(probe)).cast::<u8>();
+            let at = self.values.as_ptr().wrapping_add(self.place(probe).0).cast::<u8>();
             prefetch(at);
             for line in 1..lines {
                 prefetch(at.wrapping_add(line * 64));
@@ -129,11 +136,11 @@ impl<T: Stored> Rows<'_, T> {
         for b in 0..blocks.len() {
             let mut acc = [0.0_f32; W];
             for p in b * k..(b + 1) * k {
-                let start = self.start(probes[p]);
+                let (start, high) = self.place(probes[p]);
                 let (row, _) = self.values[start..start + W].as_chunks::<W>();
                 let w = weight(probes[p], weights, p);
                 for i in 0..W {
-                    acc[i] += w * row[0][i].float();
+                    acc[i] += w * row[0][i].float(high);
                 }
             }
             for i in 0..W {
@@ -167,7 +174,8 @@ impl<T: Stored> Rows<'_, T> {
         for i in at..out.len() {
             let mut acc = 0.0_f32;
             for p in 0..probes.len() {
-                acc += weight(probes[p], weights, p) * self.values[self.start(probes[p]) + i].float();
+                let (start, high) = self.place(probes[p]);
+                acc += weight(probes[p], weights, p) * self.values[start + i].float(high);
             }
             out[i] = if add { out[i] + scale * acc } else { scale * acc };
         }
@@ -185,17 +193,18 @@ impl<T: Stored> Rows<'_, T> {
         let mut acc = [s.splat(0.0); N];
         for p in 0..if K == 0 { probes.len() } else { K } {
             let probe = probes[p];
-            let start = self.start(probe) + at;
+            let (start, high) = self.place(probe);
+            let start = start + at;
             let (row, _) = self.values[start..start + N * 16].as_chunks::<16>();
             if weights.is_empty() && !self.signs {
                 for n in 0..N {
-                    acc[n] = s.add(acc[n], T::lanes(s, &row[n]));
+                    acc[n] = s.add(acc[n], T::lanes(s, &row[n], high));
                 }
             } else {
                 let w = s.splat(weight(probe, weights, p));
                 for n in 0..N {
                     // Two roundings, as in the narrow blocks.
-                    acc[n] = s.add(acc[n], s.mul(w, T::lanes(s, &row[n])));
+                    acc[n] = s.add(acc[n], s.mul(w, T::lanes(s, &row[n], high)));
                 }
             }
         }
@@ -203,15 +212,27 @@ impl<T: Stored> Rows<'_, T> {
     }
 }
 
-impl Rows<'_, i8> {
-    /// The same for bytes without weights, in integers: exact either way.
+impl<T: Bytes> Rows<'_, T> {
+    /// The sums of 64 values of bytes or their halves, without weights in integers: exact either way.
     #[inline(always)]
-    pub(crate) fn bytes<S: Lanes, const K: usize>(&self, s: S, probes: &[u32], at: usize) -> [S::F; 4] {
+    pub(crate) fn bytes<S: Lanes, const K: usize>(
+        &self,
+        s: S,
+        probes: &[u32],
+        weights: &[f32],
+        at: usize,
+    ) -> [S::F; 4] {
+        if !weights.is_empty() {
+            return self.lanes::<S, 4, K>(s, probes, weights, at);
+        }
         let zero = s.splat_i16(0);
         let mut acc = [zero; 2];
         for p in 0..if K == 0 { probes.len() } else { K } {
-            let start = self.start(probes[p]) + at;
-            let (row, _) = self.values[start..start + 64].as_chunks::<32>();
+            let (start, high) = self.place(probes[p]);
+            let start = start + at;
+            let (row, _) = self.values[start..start + 64].as_chunks::<64>();
+            let row = T::bytes(&row[0], high);
+            let (row, _) = row.as_chunks::<32>();
             if self.signs {
                 // No branch: half of the signs would be guessed wrong.
                 let mask = s.splat_i16(-i16::from(probes[p] & NEGATIVE != 0));
@@ -223,6 +244,13 @@ impl Rows<'_, i8> {
         let [a, b] = [s.floats(acc[0]), s.floats(acc[1])];
         [a[0], a[1], b[0], b[1]]
     }
+}
+
+/// Where the row of `probe` begins, and whether it lies in the high halves (see [`Int4`](super::Int4)).
+#[inline(always)]
+pub(crate) fn place<T: Stored>(probe: u32, stride: usize, half: usize) -> (usize, bool) {
+    let at = (probe & !NEGATIVE) as usize * stride;
+    if T::HALVES && at >= half { (at - half, true) } else { (at, false) }
 }
 
 /// Writes `scale * acc`, or adds it to `out`.

@@ -6,7 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | `hash.rs` | the hash, and from it the probes |
-//! | `table.rs` | rows in f32, bf16 and int8 |
+//! | `table.rs` | rows in f32, bf16, int8 and int4 |
 //! | `gather.rs` | the sums of one look-up |
 //! | `lanes.rs` | what bags ask of a tier, and where they are compiled for it |
 //! | `bag.rs` | batches of look-ups, in parallel |
@@ -29,4 +29,4 @@ pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forw
 pub use hash::{IdHash, MAX_ROWS, NEGATIVE, RowRange};
 pub use interaction::{MAX_VECTORS, Vectors, pairs, pairs_backward};
 pub use scatter::{Backward, Gradients, Optimizer, Trained, dots};
-pub use table::{Table, Values};
+pub use table::{Int4, Table, Values};

@@ -83,7 +83,8 @@ impl<T: Stored> Ring<'_, T> {
         let (width, stride, signs) = (batch.table.width, batch.table.stride, batch.probes.signs());
         let per = if PER == 0 { batch.probes.per() } else { PER };
         let k = if K == 0 { batch.k } else { K };
-        let rows = Rows { values: self.values, width, stride, k, signs, stream: self.stream };
+        let half = batch.table.half();
+        let rows = Rows { values: self.values, width, stride, half, k, signs, stream: self.stream };
         let dim = per / k * width;
         let Bags::Fixed(members) = batch.bags else { return };
         let start = self.first * members;

@@ -10,6 +10,7 @@
 
 use super::{
     bag::Bags,
+    gather::place,
     hash::NEGATIVE,
     table::{Stored, Table, Values},
 };
@@ -441,6 +442,7 @@ pub fn dots(pool: &Pool, tier: Tier, table: &Table<'_>, batch: &Backward<'_>, ou
                 Values::F32(values) => tier.run(Dots::<f32> { values, ..dots }),
                 Values::Bf16(values) => tier.run(dots.of(values, 1.0)),
                 Values::Int8 { q, scale } => tier.run(dots.of(q, scale)),
+                Values::Int4 { q, scale, .. } => tier.run(dots.of(q, scale)),
             }
         }
     });
@@ -470,22 +472,22 @@ impl<T: Stored> Kernel for Dots<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let width = self.table.width;
+        let (width, half) = (self.table.width, self.table.half());
         for (p, (&probe, out)) in self.probes.iter().zip(self.out.iter_mut()).enumerate() {
             let b = p % self.per / self.k;
-            let start = (probe & !NEGATIVE) as usize * self.table.stride;
+            let (start, high) = place::<T>(probe, self.table.stride, half);
             let (row, grad) = (&self.values[start..start + width], &self.grad[b * width..(b + 1) * width]);
             let ((row, row_tail), (grad, grad_tail)) = (row.as_chunks::<16>(), grad.as_chunks::<16>());
             let mut dot = 0.0;
             if !row.is_empty() {
                 let mut acc = s.splat(0.0);
                 for (row, grad) in row.iter().zip(grad) {
-                    acc = s.add(acc, s.mul(T::lanes(s, row), s.load(grad)));
+                    acc = s.add(acc, s.mul(T::lanes(s, row, high), s.load(grad)));
                 }
                 dot = s.reduce_add(acc);
             }
             for (row, grad) in row_tail.iter().zip(grad_tail) {
-                dot += row.float() * grad;
+                dot += row.float(high) * grad;
             }
             *out = f32::from_bits((dot * self.factor).to_bits() ^ (probe & NEGATIVE));
         }

@@ -6,7 +6,8 @@
 //!            | row 1 ..... |
 //! ```
 //!
-//! int8 values have one scale for the whole table: sums of rows stay integers, exact in any order and tier.
+//! int8 and int4 values have one scale for the whole table: sums of rows stay integers, exact in any order and tier.
+//! The halves of a byte of int4 are `len / 2` values apart ([`Int4`]), so that a row is neighbouring bytes wherever it begins.
 
 use super::{gather::Rows, lanes::Lanes};
 use crate::isa::Simd;
@@ -26,6 +27,77 @@ pub enum Values<'a> {
         /// The step of quantisation.
         scale: f32,
     },
+    /// `scale * q`, packed by [`Int4`].
+    Int4 {
+        /// The quantised values.
+        q: &'a [u8],
+        /// How many.
+        len: usize,
+        /// The step of quantisation.
+        scale: f32,
+    },
+}
+
+/// How `len` values of 4 bits (-8 to 7) lie in bytes, for rows of `width` values, one every `stride` values:
+///
+/// ```text
+/// byte               0    1   ...                       half - 1 |  half       ...
+/// low half     value 0    1   ...                       half - 1 |  half       ...    half + width - stride - 1
+/// high half    value half ...                           len - 1  |
+/// ```
+/// A row is `width` neighbouring bytes, of which it has the low or the high halves. Where rows overlap, the first values of the
+/// high halves are there twice, for rows that begin before `half` and end behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Int4 {
+    /// Values.
+    pub len: usize,
+    /// Values of a row.
+    pub width: usize,
+    /// Values from the start of a row to the start of the next, at most `width`.
+    pub stride: usize,
+}
+
+impl Int4 {
+    /// Values in the low halves, before those that are there twice.
+    pub(crate) fn half(self) -> usize {
+        self.len.div_ceil(2).next_multiple_of(self.stride.max(1))
+    }
+
+    /// Bytes of all values.
+    pub fn bytes(self) -> usize {
+        let half = self.half();
+        half + self.width.saturating_sub(self.stride).min(self.len.saturating_sub(half))
+    }
+
+    /// Values of such rows that fit in `bytes`.
+    pub fn fitting(bytes: usize, width: usize, stride: usize) -> usize {
+        2 * (bytes.saturating_sub(width.saturating_sub(stride)) / stride.max(1) * stride)
+    }
+
+    /// Writes the bytes from `first` on: `value` gives value `i`.
+    pub fn fill(self, first: usize, q: &mut [u8], value: impl Fn(usize) -> i8) {
+        let half = self.half();
+        for (j, byte) in (first..).zip(q) {
+            let bits = |i: usize| if i < self.len { value(i) as u8 & 15 } else { 0 };
+            *byte = bits(j) | if j < half { bits(half + j) << 4 } else { 0 };
+        }
+    }
+
+    /// Writes value `i`.
+    ///
+    /// # Panics
+    /// When there is none, or `q` is too short.
+    #[inline]
+    pub fn set(self, q: &mut [u8], i: usize, value: i8) {
+        let (half, bits) = (self.half(), value as u8 & 15);
+        assert!(i < self.len, "value {i} of {}", self.len);
+        if i < q.len() {
+            q[i] = q[i] & 0xf0 | bits;
+        }
+        if i >= half {
+            q[i - half] = q[i - half] & 15 | bits << 4;
+        }
+    }
 }
 
 impl Values<'_> {
@@ -35,6 +107,7 @@ impl Values<'_> {
             Self::F32(v) => v.len(),
             Self::Bf16(v) => v.len(),
             Self::Int8 { q, .. } => q.len(),
+            Self::Int4 { len, .. } => *len,
         }
     }
 
@@ -61,6 +134,11 @@ impl<'a> Table<'a> {
         Self { values, width, stride: width }
     }
 
+    /// Values in the low halves of [`Int4`].
+    pub(crate) fn half(&self) -> usize {
+        Int4 { len: self.values.len(), width: self.width, stride: self.stride }.half()
+    }
+
     /// Rows that lie wholly inside the values.
     pub fn rows(&self) -> usize {
         let len = self.values.len();
@@ -70,8 +148,10 @@ impl<'a> Table<'a> {
 
 /// How one stored type becomes lanes of `f32`.
 pub(crate) trait Stored: Copy + Send + Sync + 'static {
-    fn lanes<S: Simd>(s: S, from: &[Self; 16]) -> S::F;
-    fn float(self) -> f32;
+    /// Rows may lie in the high halves ([`Int4`]); `high` says so below, and is false for all other types.
+    const HALVES: bool = false;
+    fn lanes<S: Simd>(s: S, from: &[Self; 16], high: bool) -> S::F;
+    fn float(self, high: bool) -> f32;
     /// The sums of 64 values of the rows of `probes`, from `at` on; see [`Rows::lanes`].
     #[inline(always)]
     fn sum<S: Lanes, const K: usize>(
@@ -87,33 +167,33 @@ pub(crate) trait Stored: Copy + Send + Sync + 'static {
 
 impl Stored for f32 {
     #[inline(always)]
-    fn lanes<S: Simd>(s: S, from: &[f32; 16]) -> S::F {
+    fn lanes<S: Simd>(s: S, from: &[f32; 16], _: bool) -> S::F {
         s.load(from)
     }
     #[inline(always)]
-    fn float(self) -> f32 {
+    fn float(self, _: bool) -> f32 {
         self
     }
 }
 
 impl Stored for u16 {
     #[inline(always)]
-    fn lanes<S: Simd>(s: S, from: &[u16; 16]) -> S::F {
+    fn lanes<S: Simd>(s: S, from: &[u16; 16], _: bool) -> S::F {
         s.load_bf16(from)
     }
     #[inline(always)]
-    fn float(self) -> f32 {
+    fn float(self, _: bool) -> f32 {
         bf16::from_bits(self).to_f32_const()
     }
 }
 
 impl Stored for i8 {
     #[inline(always)]
-    fn lanes<S: Simd>(s: S, from: &[i8; 16]) -> S::F {
+    fn lanes<S: Simd>(s: S, from: &[i8; 16], _: bool) -> S::F {
         s.load_i8(from)
     }
     #[inline(always)]
-    fn float(self) -> f32 {
+    fn float(self, _: bool) -> f32 {
         f32::from(self)
     }
     #[inline(always)]
@@ -124,10 +204,64 @@ impl Stored for i8 {
         weights: &[f32],
         at: usize,
     ) -> [S::F; 4] {
-        if weights.is_empty() {
-            rows.bytes::<S, K>(s, probes, at)
-        } else {
-            rows.lanes::<S, 4, K>(s, probes, weights, at)
+        rows.bytes::<S, K>(s, probes, weights, at)
+    }
+}
+
+/// A half of a byte, from -8 to 7.
+#[inline(always)]
+fn half_of(byte: u8, high: bool) -> i8 {
+    let bits = if high { byte >> 4 } else { byte & 15 };
+    (bits ^ 8) as i8 - 8
+}
+
+/// The halves of bytes: see [`Int4`].
+impl Stored for u8 {
+    const HALVES: bool = true;
+
+    #[inline(always)]
+    fn lanes<S: Simd>(s: S, from: &[u8; 16], high: bool) -> S::F {
+        let mut row = [0; 16];
+        for i in 0..16 {
+            row[i] = half_of(from[i], high);
         }
+        s.load_i8(&row)
+    }
+    #[inline(always)]
+    fn float(self, high: bool) -> f32 {
+        f32::from(half_of(self, high))
+    }
+    #[inline(always)]
+    fn sum<S: Lanes, const K: usize>(
+        s: S,
+        rows: &Rows<'_, u8>,
+        probes: &[u32],
+        weights: &[f32],
+        at: usize,
+    ) -> [S::F; 4] {
+        rows.bytes::<S, K>(s, probes, weights, at)
+    }
+}
+
+/// A stored type whose values are integers of at most 8 bits.
+pub(crate) trait Bytes: Stored {
+    fn bytes(from: &[Self; 64], high: bool) -> [i8; 64];
+}
+
+impl Bytes for i8 {
+    #[inline(always)]
+    fn bytes(from: &[i8; 64], _: bool) -> [i8; 64] {
+        *from
+    }
+}
+
+impl Bytes for u8 {
+    #[inline(always)]
+    fn bytes(from: &[u8; 64], high: bool) -> [i8; 64] {
+        let mut row = [0; 64];
+        for i in 0..64 {
+            row[i] = half_of(from[i], high);
+        }
+        row
     }
 }

@@ -124,11 +124,19 @@ fn check(case: &Case) {
     let weights = if case.weighted { numbers(case.seed ^ 3, probes.len()) } else { Vec::new() };
 
     let q: Vec<i8> = values.iter().map(|v| (v * 127.0) as i8).collect();
+    let nibbles: Vec<i8> = values.iter().map(|v| (v * 7.9) as i8).collect();
+    let layout = Int4 { len: values.len(), width, stride };
+    let mut packed = vec![0; layout.bytes()];
+    layout.fill(0, &mut packed, |i| nibbles[i]);
     let bits: Vec<u16> = values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect();
     let stored = [
         (Values::F32(&values), values.clone()),
         (Values::Bf16(&bits), bits.iter().map(|&b| bf16::from_bits(b).to_f32()).collect()),
         (Values::Int8 { q: &q, scale: 0.25 }, q.iter().map(|&q| f32::from(q) * 0.25).collect()),
+        (
+            Values::Int4 { q: &packed, len: values.len(), scale: 2.0 },
+            nibbles.iter().map(|&q| f32::from(q) * 2.0).collect(),
+        ),
     ];
     for (values, floats) in stored {
         let table = Table { values, width, stride };
@@ -247,6 +255,34 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
             assert!((f64::from(*a) - b).abs() < 1e-4);
         }
         assert_eq!(*reference.get_or_insert_with(|| out.clone()), out, "{tier}");
+    }
+}
+
+/// Every value can be read from where a row has it, whichever row that is, and as many fit as are said to.
+#[test]
+fn halves_of_bytes_hold_every_row() {
+    for (len, width, stride) in
+        [(1, 1, 1), (7, 3, 1), (40, 8, 1), (41, 8, 1), (64, 8, 8), (72, 8, 8), (30, 8, 2)]
+    {
+        let layout = Int4 { len, width, stride };
+        let value = |i: usize| (i * 5 % 16) as i8 - 8;
+        let (mut filled, mut set) = (vec![0; layout.bytes()], vec![0; layout.bytes()]);
+        layout.fill(0, &mut filled, value);
+        (0..len).for_each(|i| layout.set(&mut set, i, value(i)));
+        assert_eq!(filled, set, "{layout:?}");
+        let table = Table { values: Values::Int4 { q: &filled, len, scale: 1.0 }, width, stride };
+        for row in 0..table.rows() {
+            let mut out = vec![0.0; width];
+            forward_one(Tier::SCALAR, &Batch::given(table, &[row as u32], 1, 1), &mut out);
+            let expected: Vec<f32> =
+                (row * stride..row * stride + width).map(|i| f32::from(value(i))).collect();
+            assert_eq!(out, expected, "{layout:?}, row {row}");
+        }
+        for bytes in 0..200 {
+            let len = Int4::fitting(bytes, width, stride);
+            assert!(len < width || Int4 { len, width, stride }.bytes() <= bytes, "{bytes} {width} {stride}");
+            assert!(len + 2 * width + 2 * stride > 2 * bytes);
+        }
     }
 }
 

@@ -36,7 +36,7 @@ fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
     }
     let places = (options.budget / 2 / (2 * COLUMNS as u64)).min(census.total() * 3 / 2).min(1 << 30);
     let rest = options.budget - places * 2 * COLUMNS as u64;
-    let rows = rest / (2 * options.dim * options.precision.bytes()) as u64;
+    let rows = options.precision.rows_in(rest, options.dim) / 2;
     if rows == 0 || places == 0 {
         return Err(too_small(options));
     }

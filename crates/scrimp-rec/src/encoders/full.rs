@@ -8,7 +8,8 @@ pub(super) const ENTRY: EncoderEntry =
     EncoderEntry { name: "full", about: "a row of its own for each id", plan, build };
 
 fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
-    let full = census.total() * (options.dim * options.precision.bytes()) as u64;
+    let values = usize::try_from(census.total()).unwrap_or(usize::MAX).saturating_mul(options.dim);
+    let full = options.precision.bytes(values, options.dim, options.dim) as u64;
     if full > options.budget {
         return Err(Error::bad_input_hint(
             format!(
@@ -85,7 +86,7 @@ impl Encoder for Full {
 
     /// The rows of known ids. Their list is not counted: it would be no part of a system whose ids are row numbers.
     fn bytes(&self) -> usize {
-        self.table.bytes() / (self.keys.len() + 1) * self.keys.len()
+        self.table.bytes() * self.keys.len() / (self.keys.len() + 1)
     }
 
     fn keys(&self) -> &[u64] {

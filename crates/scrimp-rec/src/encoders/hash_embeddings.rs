@@ -20,7 +20,7 @@ fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
     let k = options.k.unwrap_or(2);
     let weight_rows = (options.budget / 3 / (4 * k as u64)).min(census.total().next_power_of_two());
     let rest = options.budget - weight_rows * 4 * k as u64;
-    let rows = rest / (options.dim * options.precision.bytes()) as u64;
+    let rows = options.precision.rows_in(rest, options.dim);
     if rows == 0 || weight_rows == 0 {
         return Err(too_small(options));
     }

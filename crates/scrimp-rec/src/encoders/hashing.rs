@@ -11,7 +11,7 @@ pub(super) const ENTRY: EncoderEntry = EncoderEntry {
 };
 
 fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
-    let rows = options.budget / (options.dim * options.precision.bytes()) as u64;
+    let rows = options.precision.rows_in(options.budget, options.dim);
     if rows == 0 {
         return Err(too_small(options));
     }

@@ -48,17 +48,19 @@ pub(super) fn spread(config: &EncoderConfig) -> f32 {
 fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<EncoderConfig> {
     let width = options.width.unwrap_or(options.dim).min(options.dim);
     // A row of a frequent id, and its key.
-    let hot_row = (options.dim * options.precision.bytes()) as u64 + 8;
+    let hot_rows =
+        |n: u64| options.precision.bytes(n as usize * options.dim, options.dim, options.dim) as u64 + 8 * n;
     let hot_share = options.hot_share.unwrap_or((HOT_VALUES / options.dim as f64).min(HOT_SHARE));
-    let hot = (options.budget as f64 * hot_share.clamp(0.0, 0.9)) as u64 / hot_row;
+    let hot = (options.budget as f64 * hot_share.clamp(0.0, 0.9)) as u64 * 2 / hot_rows(2);
     let hot = hot.min(census.keys.len() as u64).min(1 << 30) as u32;
     // One more row: the zeros of all other ids.
-    let budget = options.budget.saturating_sub(if hot > 0 { u64::from(hot) * hot_row + hot_row } else { 0 });
+    let budget = options.budget.saturating_sub(if hot > 0 { hot_rows(u64::from(hot) + 1) } else { 0 });
     let share = options.weight_share.unwrap_or(WEIGHT_SHARE).clamp(0.0, 0.9);
     let weight_row = options.groups as u64 * 4;
     let weight_rows = (budget as f64 * share) as u64 / weight_row;
     let overlap = options.overlap.unwrap_or(true);
-    let values = (budget - weight_rows * weight_row) / options.precision.bytes() as u64;
+    let stride = if overlap { 1 } else { width };
+    let values = options.precision.fitting(budget - weight_rows * weight_row, width, stride);
     if values < width as u64 {
         return Err(too_small(options));
     }

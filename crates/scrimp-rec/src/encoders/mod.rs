@@ -12,12 +12,14 @@ mod memrec;
 mod param;
 mod qr;
 mod robe;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 pub use addressing::{Addressing, Prepared};
 pub(crate) use param::zeros;
-pub use param::{Param, Precision, Run, Stored};
+pub use param::{Param, Run};
+pub use stored::{Precision, Stored};
 
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{MAX_PROBES, Optimizer};

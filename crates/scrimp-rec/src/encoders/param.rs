@@ -1,12 +1,12 @@
 //! Learned tables.
 
+use super::stored::{Precision, Stored, best_step, quantised, round, rounded};
 use crate::{Error, Result};
 use scrimp_kernels::{
     Tier,
-    embedding::{Backward, Gradients, IdHash, Optimizer, Table, Trained, Values},
+    embedding::{Backward, Gradients, IdHash, Int4, Optimizer, Table, Trained, Values},
     threads::Pool,
 };
-use serde::{Deserialize, Serialize};
 use std::{ops::Range, sync::Mutex};
 
 /// What computations run on.
@@ -16,46 +16,6 @@ pub struct Run<'a> {
     pub pool: &'a Pool,
     /// The instructions.
     pub tier: Tier,
-}
-
-/// How rows are stored when training is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// As trained.
-    #[default]
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// 8 bits and one step for the table, the one with the least squared error.
-    Int8,
-}
-
-impl Precision {
-    /// Bytes of a value.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-            Self::Int8 => 1,
-        }
-    }
-}
-
-/// Values as they are stored.
-#[derive(Debug)]
-pub enum Stored {
-    /// In training, or for good.
-    F32(Vec<f32>),
-    /// bfloat16, as bits.
-    Bf16(Vec<u16>),
-    /// `scale * q`.
-    Int8 {
-        /// The quantised values.
-        q: Vec<i8>,
-        /// The step.
-        scale: f32,
-    },
 }
 
 /// A table of rows with what training needs of it.
@@ -119,7 +79,7 @@ impl Param {
     /// From now on [`Param::table`] has the values rounded to `precision`, while training goes on with the exact ones.
     pub fn round_in_training(&mut self, precision: Precision) {
         if let Stored::F32(values) = &self.values {
-            self.rounded = match rounded(values, precision) {
+            self.rounded = match rounded(values, precision, self.width, self.stride) {
                 Stored::F32(_) => None,
                 values => Some(Rounded { values, steps: 0 }),
             };
@@ -128,28 +88,28 @@ impl Param {
 
     /// Rounds some values again, which have changed.
     pub fn round(&mut self, range: Range<usize>) {
+        let shape = self.shape();
         let (Stored::F32(values), Some(rounded)) = (&self.values, &mut self.rounded) else { return };
-        round(&values[range.clone()], range.start, &mut rounded.values);
+        round(&values[range.clone()], range.start, shape, &mut rounded.values);
     }
 
     /// What a file must keep of a table that is rounded in training: the step of quantisation and its age.
     pub fn rounding(&self) -> Option<[f32; 2]> {
         let rounded = self.rounded.as_ref()?;
-        let scale = if let Stored::Int8 { scale, .. } = rounded.values { scale } else { 1.0 };
-        Some([scale, rounded.steps as f32])
+        Some([rounded.values.scale().unwrap_or(1.0), rounded.steps as f32])
     }
 
     /// Takes values from a file, with what [`Param::rounding`] was.
     pub fn replace(&mut self, stored: Stored, rounding: Option<[f32; 2]>) {
+        let shape = self.shape();
         self.values = stored;
         match (&self.values, &mut self.rounded, rounding) {
-            (Stored::F32(values), Some(rounded), Some([step, steps])) => {
-                if let Stored::Int8 { scale, q } = &mut rounded.values {
+            (Stored::F32(values), Some(rounded), Some([step, steps])) if values.len() == shape.len => {
+                if let Some((scale, _)) = rounded.values.scale_mut() {
                     *scale = step;
-                    q.resize(values.len(), 0);
                 }
                 rounded.steps = steps as u32;
-                round(values, 0, &mut rounded.values);
+                round(values, 0, shape, &mut rounded.values);
             }
             _ => self.rounded = None,
         }
@@ -161,7 +121,13 @@ impl Param {
             Stored::F32(v) => v.len(),
             Stored::Bf16(v) => v.len(),
             Stored::Int8 { q, .. } => q.len(),
+            Stored::Int4 { len, .. } => *len,
         }
+    }
+
+    /// How the values lie if they are int4.
+    pub fn shape(&self) -> Int4 {
+        Int4 { len: self.len(), width: self.width, stride: self.stride }
     }
 
     /// True without values.
@@ -169,12 +135,13 @@ impl Param {
         self.len() == 0
     }
 
-    /// Bytes of the values (the one step of 8-bit values is not counted).
+    /// Bytes of the values (the one step of integers is not counted).
     pub fn bytes(&self) -> usize {
         match &self.values {
             Stored::F32(v) => v.len() * 4,
             Stored::Bf16(v) => v.len() * 2,
             Stored::Int8 { q, .. } => q.len(),
+            Stored::Int4 { q, .. } => q.len(),
         }
     }
 
@@ -184,6 +151,7 @@ impl Param {
             Stored::F32(v) => Values::F32(v),
             Stored::Bf16(v) => Values::Bf16(v),
             Stored::Int8 { q, scale } => Values::Int8 { q, scale: *scale },
+            Stored::Int4 { q, len, scale } => Values::Int4 { q, len: *len, scale: *scale },
         };
         Table { values, width: self.width, stride: self.stride }
     }
@@ -204,6 +172,7 @@ impl Param {
     /// # Panics
     /// After [`Param::quantise`].
     pub fn step(&mut self, run: Run<'_>, optimizer: Optimizer, batch: &Backward<'_>) {
+        let shape = self.shape();
         let Stored::F32(values) = &mut self.values else { panic!("a quantised table is not trained") };
         // Overlapping rows have no row of their own whose state could be kept.
         let states = optimizer.states(values.len(), self.width) + 1;
@@ -218,21 +187,32 @@ impl Param {
         if rounded.steps.is_multiple_of(RESCALE) || rounded.steps.is_power_of_two() {
             // Kept small: a file stores it as f32.
             rounded.steps = rounded.steps.min(1 << 20);
-            if let Stored::Int8 { q, scale } = &mut rounded.values {
-                *scale = best_step(values);
-                let scale = *scale;
-                run.pool.chunks(q, 1 << 16, |unit, q| {
-                    for (q, &v) in q.iter_mut().zip(&values[unit << 16..]) {
-                        *q = quantised(v, scale);
-                    }
-                });
-                return;
+            if let Some((scale, precision)) = rounded.values.scale_mut() {
+                *scale = best_step(values, precision);
+            }
+            match &mut rounded.values {
+                Stored::F32(_) | Stored::Bf16(_) => {}
+                Stored::Int8 { q, scale } => {
+                    let scale = *scale;
+                    run.pool.chunks(q, 1 << 16, |unit, q| {
+                        for (q, &v) in q.iter_mut().zip(&values[unit << 16..]) {
+                            *q = quantised(v, scale, Precision::Int8);
+                        }
+                    });
+                    return;
+                }
+                Stored::Int4 { q, scale, .. } => {
+                    let scale = *scale;
+                    let value = |i: usize| quantised(values[i], scale, Precision::Int4);
+                    run.pool.chunks(q, 1 << 16, |unit, q| shape.fill(unit << 16, q, value));
+                    return;
+                }
             }
         }
         for &block in gradients.touched() {
             let start = block as usize * self.width;
             let end = (start + self.width).min(values.len());
-            round(&values[start..end], start, &mut rounded.values);
+            round(&values[start..end], start, shape, &mut rounded.values);
         }
     }
 
@@ -242,71 +222,9 @@ impl Param {
         self.values = match self.rounded.take() {
             Some(rounded) => rounded.values,
             None if precision == Precision::F32 => return,
-            None => rounded(values, precision),
+            None => rounded(values, precision, self.width, self.stride),
         };
         self.state = Vec::new();
         self.gradients = Mutex::default();
     }
-}
-
-/// `values` stored with `precision`.
-fn rounded(values: &[f32], precision: Precision) -> Stored {
-    let n = values.len();
-    let mut stored = match precision {
-        Precision::F32 => Stored::F32(vec![0.0; n]),
-        Precision::Bf16 => Stored::Bf16(vec![0; n]),
-        Precision::Int8 => Stored::Int8 { q: vec![0; n], scale: best_step(values) },
-    };
-    round(values, 0, &mut stored);
-    stored
-}
-
-/// Stores `values` in the places from `at` on.
-fn round(values: &[f32], at: usize, stored: &mut Stored) {
-    match stored {
-        Stored::F32(v) => v[at..at + values.len()].copy_from_slice(values),
-        Stored::Bf16(v) => {
-            for (to, &v) in v[at..].iter_mut().zip(values) {
-                *to = half::bf16::from_f32(v).to_bits();
-            }
-        }
-        Stored::Int8 { q, scale } => {
-            for (to, &v) in q[at..].iter_mut().zip(values) {
-                *to = quantised(v, *scale);
-            }
-        }
-    }
-}
-
-/// The nearest step, ties to even.
-#[inline]
-fn quantised(v: f32, scale: f32) -> i8 {
-    // Added to a number below 2^22 and subtracted again, it leaves no place for a fraction: rounding without a call.
-    const WHOLE: f32 = 12_582_912.0;
-    ((v / scale).clamp(-127.0, 127.0) + WHOLE - WHOLE) as i8
-}
-
-/// The step with the least squared error, of some that cut off more and more of the largest values.
-fn best_step(values: &[f32]) -> f32 {
-    let max = values.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-    if max == 0.0 {
-        return 1.0;
-    }
-    // A sample is enough to judge.
-    let every = (values.len() / 200_000).max(1);
-    let mut best = (f64::INFINITY, max / 127.0);
-    let mut clip = max;
-    for _ in 0..24 {
-        let scale = clip / 127.0;
-        let error: f64 = values
-            .iter()
-            .step_by(every)
-            .map(|&v| f64::from(v - f32::from(quantised(v, scale)) * scale).powi(2))
-            .sum();
-        if error < best.0 {
-            best = (error, scale);
-        }
-        clip *= 0.85;
-    }
-    best.1
 }

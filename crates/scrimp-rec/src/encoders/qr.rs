@@ -17,7 +17,9 @@ pub(super) const ENTRY: EncoderEntry = EncoderEntry {
 };
 
 fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
-    let most = options.budget / (options.dim * options.precision.bytes()) as u64;
+    // Of two tables, one may have a half that is empty.
+    let odd = u64::from(options.precision == super::Precision::Int4);
+    let most = options.precision.rows_in(options.budget, options.dim).saturating_sub(odd);
     let sizes = |share: f64, c: f64| -> Vec<(u32, u32)> {
         let size = |&n: &u64| {
             let n = (n as f64 * share).max(1.0);

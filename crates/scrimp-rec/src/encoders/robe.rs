@@ -13,7 +13,7 @@ pub(super) const ENTRY: EncoderEntry = EncoderEntry {
 
 fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
     let width = options.width.unwrap_or(8).min(options.dim);
-    let values = options.budget / options.precision.bytes() as u64;
+    let values = options.precision.fitting(options.budget, width, 1);
     if values < width as u64 {
         return Err(too_small(options));
     }

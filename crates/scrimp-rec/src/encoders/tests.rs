@@ -120,7 +120,7 @@ fn stored_rows_are_close_to_the_trained_ones() {
     let run = Run { pool: &pool, tier: Tier::detect() };
     let (ids, census) = ids(50);
     for mut options in shapes() {
-        for (precision, error) in [(Precision::Bf16, 0.01), (Precision::Int8, 0.04)] {
+        for (precision, error) in [(Precision::Bf16, 0.01), (Precision::Int8, 0.04), (Precision::Int4, 0.2)] {
             options.precision = precision;
             let config = plan(&options, &census).unwrap();
             let mut encoder = build(&config, &keys_for(&config, &census)).unwrap();
@@ -146,7 +146,7 @@ fn training_through_rounding_sees_what_will_be_stored() {
     let run = Run { pool: &pool, tier: Tier::detect() };
     let (ids, census) = ids(50);
     for options in shapes() {
-        for precision in [Precision::Bf16, Precision::Int8] {
+        for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
             let options = EncoderOptions { precision, quantization_aware: true, ..options.clone() };
             let config = plan(&options, &census).unwrap();
             let mut encoder = build(&config, &keys_for(&config, &census)).unwrap();

@@ -167,8 +167,8 @@ pub(crate) struct EncoderArgs {
     /// Values of a vector
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub(crate) dim: usize,
-    /// How tables are stored after training; smaller types have more rows in the same bytes [default: int8; full: f32]
-    #[arg(long, value_name = "TYPE", value_parser = ["f32", "bf16", "int8"])]
+    /// How tables are stored after training; smaller types have more rows in the same bytes (int4 implies --qat) [default: int8; full: f32]
+    #[arg(long, value_name = "TYPE", value_parser = ["f32", "bf16", "int8", "int4"])]
     pub(crate) dtype: Option<String>,
     /// Round rows to --dtype in training already (quantisation-aware: gradients pass straight through)
     #[arg(long)]

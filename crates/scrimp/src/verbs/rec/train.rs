@@ -142,13 +142,14 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
     let precision = match e.dtype.as_deref() {
         Some("bf16") => Precision::Bf16,
         Some("int8") => Precision::Int8,
+        Some("int4") => Precision::Int4,
         None if e.encoder != "full" => Precision::Int8,
         _ => Precision::F32,
     };
     if e.qat && precision == Precision::F32 {
         return Err(scrimp_rec::Error::bad_input_hint(
             "--qat: rows of f32 are not rounded",
-            "say what they are rounded to with --dtype bf16 or --dtype int8",
+            "say what they are rounded to with --dtype bf16, int8 or int4",
         )
         .into());
     }
@@ -163,7 +164,8 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
         hot_share: e.hot,
         per_feature_tables: e.per_feature_tables,
         precision,
-        quantization_aware: e.qat,
+        // Four bits that training has not seen cost more than the rows that they save.
+        quantization_aware: e.qat || precision == Precision::Int4,
         ..EncoderOptions::new(&e.encoder, e.dim, 0)
     };
     let budget = match (e.budget, e.compression) {

@@ -1,0 +1,180 @@
+//! How the values of tables are stored: types, their bytes, and rounding to them.
+
+use scrimp_kernels::embedding::Int4;
+use serde::{Deserialize, Serialize};
+
+/// How rows are stored when training is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// As trained.
+    #[default]
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 8 bits and one step for the table, the one with the least squared error.
+    Int8,
+    /// The same in 4 bits, -7 to 7 steps.
+    Int4,
+}
+
+impl Precision {
+    /// As on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    /// Bytes of a table of `len` values with rows of `width`, one every `stride` values.
+    pub fn bytes(self, len: usize, width: usize, stride: usize) -> usize {
+        match self {
+            Self::F32 => len.saturating_mul(4),
+            Self::Bf16 => len.saturating_mul(2),
+            Self::Int8 => len,
+            Self::Int4 => Int4 { len, width, stride }.bytes(),
+        }
+    }
+
+    /// Values of such a table that fit in `bytes`.
+    pub fn fitting(self, bytes: u64, width: usize, stride: usize) -> u64 {
+        match self {
+            Self::F32 => bytes / 4,
+            Self::Bf16 => bytes / 2,
+            Self::Int8 => bytes,
+            Self::Int4 => {
+                Int4::fitting(usize::try_from(bytes).unwrap_or(usize::MAX >> 2), width, stride) as u64
+            }
+        }
+    }
+
+    /// Rows of `dim` values, side by side, that fit in `bytes`.
+    pub fn rows_in(self, bytes: u64, dim: usize) -> u64 {
+        self.fitting(bytes, dim, dim) / dim as u64
+    }
+
+    /// The largest number of steps, for integers.
+    const fn most(self) -> f32 {
+        match self {
+            Self::Int4 => 7.0,
+            _ => 127.0,
+        }
+    }
+}
+
+/// Values as they are stored.
+#[derive(Debug)]
+pub enum Stored {
+    /// In training, or for good.
+    F32(Vec<f32>),
+    /// bfloat16, as bits.
+    Bf16(Vec<u16>),
+    /// `scale * q`.
+    Int8 {
+        /// The quantised values.
+        q: Vec<i8>,
+        /// The step.
+        scale: f32,
+    },
+    /// `scale * q`, packed by [`Int4`].
+    Int4 {
+        /// The quantised values.
+        q: Vec<u8>,
+        /// How many.
+        len: usize,
+        /// The step.
+        scale: f32,
+    },
+}
+
+impl Stored {
+    /// The step of quantisation, of integers.
+    pub fn scale(&self) -> Option<f32> {
+        match self {
+            Self::F32(_) | Self::Bf16(_) => None,
+            Self::Int8 { scale, .. } | Self::Int4 { scale, .. } => Some(*scale),
+        }
+    }
+
+    pub(super) fn scale_mut(&mut self) -> Option<(&mut f32, Precision)> {
+        match self {
+            Self::F32(_) | Self::Bf16(_) => None,
+            Self::Int8 { scale, .. } => Some((scale, Precision::Int8)),
+            Self::Int4 { scale, .. } => Some((scale, Precision::Int4)),
+        }
+    }
+}
+
+/// `values` stored with `precision`, in rows of `width`, one every `stride` values.
+pub(super) fn rounded(values: &[f32], precision: Precision, width: usize, stride: usize) -> Stored {
+    let n = values.len();
+    let shape = Int4 { len: n, width, stride };
+    let mut stored = match precision {
+        Precision::F32 => Stored::F32(vec![0.0; n]),
+        Precision::Bf16 => Stored::Bf16(vec![0; n]),
+        Precision::Int8 => Stored::Int8 { q: vec![0; n], scale: best_step(values, precision) },
+        Precision::Int4 => {
+            Stored::Int4 { q: vec![0; shape.bytes()], len: n, scale: best_step(values, precision) }
+        }
+    };
+    round(values, 0, shape, &mut stored);
+    stored
+}
+
+/// Stores `values` in the places from `at` on.
+pub(super) fn round(values: &[f32], at: usize, shape: Int4, stored: &mut Stored) {
+    match stored {
+        Stored::F32(v) => v[at..at + values.len()].copy_from_slice(values),
+        Stored::Bf16(v) => {
+            for (to, &v) in v[at..].iter_mut().zip(values) {
+                *to = half::bf16::from_f32(v).to_bits();
+            }
+        }
+        Stored::Int8 { q, scale } => {
+            for (to, &v) in q[at..].iter_mut().zip(values) {
+                *to = quantised(v, *scale, Precision::Int8);
+            }
+        }
+        Stored::Int4 { q, scale, .. } => {
+            for (i, &v) in (at..).zip(values) {
+                shape.set(q, i, quantised(v, *scale, Precision::Int4));
+            }
+        }
+    }
+}
+
+/// The nearest step, ties to even.
+#[inline]
+pub(super) fn quantised(v: f32, scale: f32, precision: Precision) -> i8 {
+    // Added to a number below 2^22 and subtracted again, it leaves no place for a fraction: rounding without a call.
+    const WHOLE: f32 = 12_582_912.0;
+    ((v / scale).clamp(-precision.most(), precision.most()) + WHOLE - WHOLE) as i8
+}
+
+/// The step with the least squared error, of some that cut off more and more of the largest values.
+pub(super) fn best_step(values: &[f32], precision: Precision) -> f32 {
+    let max = values.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+    if max == 0.0 {
+        return 1.0;
+    }
+    // A sample is enough to judge.
+    let every = (values.len() / 200_000).max(1);
+    let mut best = (f64::INFINITY, max / precision.most());
+    let mut clip = max;
+    for _ in 0..24 {
+        let scale = clip / precision.most();
+        let error: f64 = values
+            .iter()
+            .step_by(every)
+            .map(|&v| f64::from(v - f32::from(quantised(v, scale, precision)) * scale).powi(2))
+            .sum();
+        if error < best.0 {
+            best = (error, scale);
+        }
+        clip *= 0.85;
+    }
+    best.1
+}
