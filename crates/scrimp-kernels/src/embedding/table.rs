@@ -71,7 +71,7 @@ impl Int4 {
 
     /// Values of such rows that fit in `bytes`.
     pub fn fitting(bytes: usize, width: usize, stride: usize) -> usize {
-        2 * (bytes.saturating_sub(width.saturating_sub(stride)) / stride.max(1) * stride)
+        (bytes.saturating_sub(width.saturating_sub(stride)) / stride.max(1) * stride).saturating_mul(2)
     }
 
     /// Writes the bytes from `first` on: `value` gives value `i`.
