@@ -215,17 +215,23 @@ fn half_of(byte: u8, high: bool) -> i8 {
     (bits ^ 8) as i8 - 8
 }
 
+/// The same of neighbouring bytes. (A loop: closures are not inlined reliably in kernels.)
+#[inline(always)]
+fn halves_of<const N: usize>(from: &[u8; N], high: bool) -> [i8; N] {
+    let mut row = [0; N];
+    for i in 0..N {
+        row[i] = half_of(from[i], high);
+    }
+    row
+}
+
 /// The halves of bytes: see [`Int4`].
 impl Stored for u8 {
     const HALVES: bool = true;
 
     #[inline(always)]
     fn lanes<S: Simd>(s: S, from: &[u8; 16], high: bool) -> S::F {
-        let mut row = [0; 16];
-        for i in 0..16 {
-            row[i] = half_of(from[i], high);
-        }
-        s.load_i8(&row)
+        s.load_i8(&halves_of(from, high))
     }
     #[inline(always)]
     fn float(self, high: bool) -> f32 {
@@ -258,10 +264,6 @@ impl Bytes for i8 {
 impl Bytes for u8 {
     #[inline(always)]
     fn bytes(from: &[u8; 64], high: bool) -> [i8; 64] {
-        let mut row = [0; 64];
-        for i in 0..64 {
-            row[i] = half_of(from[i], high);
-        }
-        row
+        halves_of(from, high)
     }
 }
