@@ -2,7 +2,7 @@
 """CriteoTB's cardinalities, generated: memrec at 2900x against the other encoders and, with capped cardinalities, the full table.
 
 usage: benches/rec/criteo_tb.py [--scrimp target/release/scrimp] [--work target/bench-rec] [--rows 20000000] [--cap 0]
-                                [--encoders memrec,hashing,robe] [--dtype int8] [--compression 2900] [--dim 128] [--report-only]
+                                [--encoders memrec,hashing,robe] [--dtype int4] [--compression 2900] [--dim 128] [--seed 1] [--report-only]
 
 Rows are made while they are read and never touch the disk; validation rows come from elsewhere in the same stream. --cap N
 limits every cardinality to N, so that a full table fits in memory (`--cap 150000 --dim 64 --encoders full,memrec`). Every
@@ -27,7 +27,7 @@ def train(args, encoder):
     model, checkpoint = args.work / f"tb-{encoder}.model", args.work / f"tb-{encoder}.checkpoint"
     command = [args.scrimp, "rec", "train", f"generate:criteo-tb,rows={args.rows}{cap}", "-o", model, "--encoder", encoder,
                "--valid", f"generate:criteo-tb,rows={args.valid},first={10**10}{cap}", "--dim", args.dim, "--epochs", 1,
-               "--batch", 2048, "--shuffle", 0, "--seed", 1, "--json"]
+               "--batch", 2048, "--shuffle", 0, "--seed", args.seed, "--json"]
     if encoder != "full":
         command += ["--compression", args.compression, "--dtype", args.dtype]
         # A checkpoint of gigabytes costs more than it saves.
@@ -46,13 +46,13 @@ def train(args, encoder):
 
 def report(results):
     lines = ["# CriteoTB's cardinalities, generated", "",
-             "| encoder | rows in | cap on cardinalities | dim | rows | AUC | log loss | embeddings | full table | times | rows/s | peak RSS |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+             "| encoder | rows in | seed | cap on cardinalities | dim | rows | AUC | log loss | embeddings | full table | times | rows/s | peak RSS |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for line in results.read_text().splitlines() if results.exists() else []:
         r = json.loads(line)
         if "error" in r:
             continue
-        lines.append(f"| {r['encoder']} | {r['dtype']} | {r['cap'] or 'none'} | {r['dim']} | {r['rows']:,} | {r['auc']:.4f} | {r['logloss']:.4f} | "
+        lines.append(f"| {r['encoder']} | {r['dtype']} | {r.get('seed', 1)} | {r['cap'] or 'none'} | {r['dim']} | {r['rows']:,} | {r['auc']:.4f} | {r['logloss']:.4f} | "
                      f"{r['embedding_bytes'] / 1e6:,.1f} MB | {r['full_embedding_bytes'] / 1e6:,.0f} MB | "
                      f"{r['compression']:,.0f} | {r['rows_per_second']:,.0f} | {r['peak_rss_bytes'] / 1e9:.2f} GB |")
     lines += ["", "The full table is counted over the distinct ids of the training rows. "
@@ -71,17 +71,18 @@ def main():
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--compression", type=float, default=2900)
     parser.add_argument("--encoders", default="memrec,hashing,robe")
-    parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--dtype", default="int4")
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument("train", nargs="*", help="further options of `scrimp rec train`, after --")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     results = args.work / "criteo_tb.jsonl"
-    keys = ["encoder", "cap", "dim", "rows_wanted", "compression_wanted", "dtype"]
+    keys = ["encoder", "cap", "dim", "rows_wanted", "compression_wanted", "dtype", "seed"]
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {tuple(r.get(k) for k in keys) for r in done if "error" not in r}
     for encoder in [] if args.report_only else args.encoders.split(","):
-        key = (encoder, args.cap, args.dim, args.rows, *((1.0, "f32") if encoder == "full" else (args.compression, args.dtype)))
+        key = (encoder, args.cap, args.dim, args.rows, *((1.0, "f32") if encoder == "full" else (args.compression, args.dtype)), args.seed)
         if key in done:
             continue
         row = dict(zip(keys, key)) | train(args, encoder)

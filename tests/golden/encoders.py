@@ -35,10 +35,16 @@ def initial(n, seed, middle, spread):
 
 
 def probe(seed, feature, x, j, base, rows):
-    """Row and sign of probe j."""
+    """Row of probe j."""
     h = Hash(seed, feature)(x)
     at = ((h & 0xFFFFFFFF) + j * (h >> 32 | 1)) & 0xFFFFFFFF
-    return base + (at * rows >> 32), -1 if at >> 7 & 1 else 1
+    return base + (at * rows >> 32)
+
+
+def signs(seed, feature, x, dim):
+    """A sign for each eight values of a vector."""
+    bits = mum(Hash(seed, feature)(x), P[1])
+    return np.array([-1 if bits >> (i // 8 % 64) & 1 else 1 for i in range(dim)])
 
 
 def ranges(rows, features):
@@ -57,13 +63,15 @@ def bloom(c, ids, stride):
             for b in range(blocks):
                 z = np.zeros(width)
                 for j in range(b * k, (b + 1) * k):
-                    row, sign = probe(c["seed"] ^ TABLE, f, x, j, *ranges(c["rows"], c["features"])[f])
-                    z += (sign if c["signs"] else 1) * table[row * stride :][:width]
+                    row = probe(c["seed"] ^ TABLE, f, x, j, *ranges(c["rows"], c["features"])[f])
+                    z += table[row * stride :][:width]
                 alpha = 1
                 if c["weight_rows"]:
-                    rows = [probe(weight_seed, f, x, j, *ranges(c["weight_rows"], c["features"])[f])[0] for j in range(wk)]
+                    rows = [probe(weight_seed, f, x, j, *ranges(c["weight_rows"], c["features"])[f]) for j in range(wk)]
                     alpha = sum(alphas[row * groups + b * groups // blocks] for row in rows)
                 out[n, f, b * width :][:width] = alpha * z / np.sqrt(k)
+            if c["signs"]:
+                out[n, f] *= signs(c["seed"] ^ TABLE, f, x, c["dim"])
     return out.sum(1, keepdims=True) if c["bagged"] else out
 
 
@@ -87,22 +95,23 @@ def hash_embeddings(c, ids):
     out = np.zeros((len(ids), c["features"], dim))
     for n, sample in enumerate(ids):
         for f, x in enumerate(sample):
-            w = weights[probe(c["seed"] ^ 2, f, x, 0, 0, c["weight_rows"][0])[0]]
+            w = weights[probe(c["seed"] ^ 2, f, x, 0, 0, c["weight_rows"][0])]
             for j in range(k):
-                out[n, f] += w[j] * table[probe(c["seed"] ^ 1, f, x, j, 0, c["rows"][0])[0]]
+                out[n, f] += w[j] * table[probe(c["seed"] ^ 1, f, x, j, 0, c["rows"][0])]
     return out
 
 
 def main():
     rng = np.random.default_rng(1)
     features, dim = 3, 16
-    base = dict(features=features, dim=dim, seed=9, hash="mum64-1", rows=[50], weight_rows=[], width=dim, k=1)
+    base = dict(features=features, dim=dim, seed=9, hash="mum64-2", rows=[50], weight_rows=[], width=dim, k=1)
     base |= dict(weight_k=1, groups=1, signs=False, bagged=False, precision="f32")
     configs = [
         dict(encoder="hashing"),
         dict(encoder="robe", rows=[300], width=8, signs=True),
         dict(encoder="memrec", width=4, weight_rows=[20], signs=True),
         dict(encoder="memrec", k=4, weight_rows=[20], weight_k=2),
+        dict(encoder="memrec", rows=[300], overlap=True, weight_rows=[20], signs=True),
         dict(encoder="memrec", width=8, k=2, weight_rows=[10], groups=2, rows=[7, 9, 30]),
         dict(encoder="memrec-bagged", k=4, weight_rows=[20], bagged=True),
         dict(encoder="qr", rows=[3, 10, 12], weight_rows=[2, 5, 9]),
@@ -112,7 +121,7 @@ def main():
     for config in configs:
         c = base | config
         ids = [[int(x) for x in row] for row in rng.integers(0, 2**63, (4, features), dtype=np.uint64)]
-        stride = 1 if c["encoder"] == "robe" else c["width"]
+        stride = 1 if c["encoder"] == "robe" or c.get("overlap") else c["width"]
         encode = {"qr": qr, "hash-embeddings": hash_embeddings}.get(c["encoder"], lambda c, ids: bloom(c, ids, stride))
         cases.append({"config": c, "ids": ids, "out": [float(f"{x:.7g}") for x in encode(c, ids).reshape(-1)]})
     path = pathlib.Path(sys.argv[1])

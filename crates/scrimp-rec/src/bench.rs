@@ -64,7 +64,7 @@ struct Shape {
     k: usize,
     alpha: bool,
     bagged: bool,
-    /// Rows have signs and begin at each value of the table: the default of `memrec`.
+    /// Values have signs and rows begin at each value of the table: the default of `memrec` (two in a vector).
     overlap: bool,
 }
 
@@ -145,7 +145,7 @@ impl Subject {
         Batch {
             table: Table { values, width: self.width, stride: if overlap { 1 } else { self.width } },
             probes: if self.shape.name == "full" {
-                Probes::Given { probes, weights: &[], per: 1, signs: false }
+                Probes::Given { probes, weights: &[], per: 1 }
             } else {
                 Probes::Hashed { ids, probing: probing(&self.hashes, &self.ranges, blocks * k, overlap) }
             },
@@ -205,9 +205,12 @@ pub fn embedding(pool: &Pool, tier: Tier, options: &EmbeddingBench) -> Result<Ve
             (shape("memrec", 1, 4, true), Precision::Int8),
             (shape("memrec blocks of 64", wide, 1, true), Precision::Bf16),
             (shape("memrec blocks of 64", wide, 1, true), Precision::Int8),
-            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, Precision::Bf16),
-            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, Precision::Int8),
-            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, true) }, Precision::Int4),
+            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, false) }, Precision::Int8),
+            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, false) }, Precision::Int4),
+            (Shape { overlap: true, ..shape("memrec two overlapping", 2, 1, false) }, Precision::Bf16),
+            (Shape { overlap: true, ..shape("memrec two overlapping", 2, 1, false) }, Precision::Int8),
+            (Shape { overlap: true, ..shape("memrec two overlapping", 2, 1, false) }, Precision::Int4),
+            (Shape { overlap: true, ..shape("robe", options.dim / 8, 1, false) }, Precision::Int4),
             (Shape { bagged: true, ..shape("memrec-bagged", 1, 1, true) }, Precision::F32),
             (Shape { bagged: true, ..shape("memrec-bagged", 1, 4, true) }, Precision::Int8),
         ];

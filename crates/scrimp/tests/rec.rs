@@ -291,13 +291,13 @@ fn options_of_the_embeddings() {
     };
     let (plain, trained) = inspect(&[]);
     let budget = trained["embedding_bytes"].as_u64().unwrap();
-    assert!(plain["hot"].as_u64().unwrap() > 0 && plain["weight_rows"].as_array().unwrap().len() == 1);
-    let (none, _) = inspect(&["--hot", "0", "--alpha", "0", "--signs", "false"]);
+    assert!(plain["hot"].as_u64().unwrap() > 0 && plain["weight_rows"].as_array().unwrap().is_empty());
+    let (none, _) = inspect(&["--hot", "0", "--signs", "false"]);
     assert_eq!((&none["hot"], &none["signs"]), (&0.into(), &false.into()));
-    assert!(
-        none["weight_rows"].as_array().unwrap().is_empty()
-            && none["rows"][0].as_u64() > plain["rows"][0].as_u64()
-    );
+    assert!(none["rows"][0].as_u64() > plain["rows"][0].as_u64());
+    // The paper's shape has a scale for each id.
+    let (paper, _) = inspect(&["--overlap", "false", "-k", "4"]);
+    assert_eq!((&paper["k"], paper["weight_rows"].as_array().unwrap().len()), (&4.into(), 1));
     let (more, trained) =
         inspect(&["--hot", "0.6", "--alpha", "0.2", "--alpha-k", "2", "--alpha-groups", "2", "--width", "4"]);
     assert!(more["hot"].as_u64().unwrap() > 3 * plain["hot"].as_u64().unwrap() / 2);
@@ -313,11 +313,10 @@ fn options_of_the_embeddings() {
     let path = |name: &str| work.path(name).display().to_string();
     let tested = succeeds(["rec", "eval", &path("model"), &path("data.csv"), "--json"]);
     assert_eq!(tested["auc"], trained["auc"]);
-    let (fewer, trained) =
-        inspect(&["--dtype", "int4", "--valid", &work.path("data.csv").display().to_string()]);
-    assert_eq!((&fewer["precision"], &fewer["quantization_aware"]), (&"int4".into(), &true.into()));
+    let (_, trained) = inspect(&["--valid", &work.path("data.csv").display().to_string()]);
+    assert_eq!((&plain["precision"], &plain["quantization_aware"]), (&"int4".into(), &true.into()));
     // Twice the rows in the same bytes, less the keys of frequent ids.
-    assert!(fewer["rows"][0].as_u64().unwrap() * 2 > plain["rows"][0].as_u64().unwrap() * 3);
+    assert!(plain["rows"][0].as_u64().unwrap() * 2 > aware["rows"][0].as_u64().unwrap() * 3);
     assert!(trained["embedding_bytes"].as_u64().unwrap() <= budget + 64);
     let tested = succeeds(["rec", "eval", &path("model"), &path("data.csv"), "--json"]);
     assert_eq!(tested["auc"], trained["auc"]);

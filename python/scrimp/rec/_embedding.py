@@ -114,7 +114,7 @@ class MemRecEmbedding(_MemRec):
         block: values of a row; a vector is as many rows as it takes, each found by a hash of its own.
         k: rows added up per block.
         groups: scales of a vector (alpha of the paper), each for as many neighbouring blocks.
-        signs: rows are added or subtracted, as a hash says.
+        signs: values have hashed signs, one for each eight.
         weight_share: part of the budget for the table of scales; 0 for none.
         seed: of the hashes.
         sparse: gradients are sparse tensors, for ``SGD``, ``Adagrad`` and ``SparseAdam``. Not for DistributedDataParallel.

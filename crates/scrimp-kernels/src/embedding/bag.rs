@@ -7,6 +7,7 @@ use super::{
     hash::{IdHash, RowRange, row},
     lanes::{self, BagKernel, Lanes},
     ring::{self, Ring},
+    signs::of_hash,
     table::{Stored, Table, Values},
 };
 use crate::{Tier, threads::Pool};
@@ -36,28 +37,32 @@ pub struct Probing<'a> {
     pub ranges: &'a [RowRange],
     /// Probes of an id.
     pub probes: usize,
-    /// Whether rows have a sign.
+    /// Whether values have signs, one for each [`SIGN_WIDTH`](super::SIGN_WIDTH) of a look-up.
     pub signs: bool,
 }
 
 impl Probing<'_> {
-    /// The probes of `id` of `feature`; `out` has [`Probing::probes`] places.
+    /// The probes of `id` of `feature`; `out` has [`Probing::probes`] places. Returns its signs.
     #[inline(always)]
-    pub fn fill(&self, feature: usize, id: u64, out: &mut [u32]) {
-        let (start, range) = (self.hashes[feature].probes(id), self.ranges[feature]);
+    pub(super) fn fill(&self, feature: usize, id: u64, out: &mut [u32]) -> u64 {
+        let (h, range) = (self.hashes[feature].hash(id), self.ranges[feature]);
         for j in 0..out.len() {
-            out[j] = row(start, j as u32, range, self.signs);
+            out[j] = row(h, j as u32, range);
         }
+        if self.signs { of_hash(h) } else { 0 }
     }
 
-    /// The probes of look-ups from `first` on. `PER` is their number for each, or 0.
+    /// The probes of look-ups from `first` on, and where `signs` has places, those. `PER` is the number of probes of each, or 0.
     #[inline(always)]
-    fn fill_all<const PER: usize>(&self, first: usize, ids: &[u64], out: &mut [u32]) {
+    fn fill_all<const PER: usize>(&self, first: usize, ids: &[u64], out: &mut [u32], signs: &mut [u64]) {
         let per = if PER == 0 { self.probes } else { PER };
         let features = self.hashes.len();
         let mut feature = first % features;
         for i in 0..ids.len() {
-            self.fill(feature, ids[i], &mut out[i * per..(i + 1) * per]);
+            let found = self.fill(feature, ids[i], &mut out[i * per..(i + 1) * per]);
+            if let Some(signs) = signs.get_mut(i) {
+                *signs = found;
+            }
             feature = if feature + 1 == features { 0 } else { feature + 1 };
         }
     }
@@ -75,14 +80,12 @@ pub enum Probes<'a> {
     },
     /// Given, with weights or without.
     Given {
-        /// `per` for each look-up; row numbers, with [`super::NEGATIVE`] where a row is subtracted.
+        /// `per` for each look-up; row numbers.
         probes: &'a [u32],
         /// As many as probes, or none.
         weights: &'a [f32],
         /// Probes of a look-up.
         per: usize,
-        /// Whether any is negative.
-        signs: bool,
     },
 }
 
@@ -98,13 +101,6 @@ impl Probes<'_> {
         match self {
             Self::Hashed { ids, .. } => ids.len(),
             Self::Given { probes, per, .. } => probes.len() / per,
-        }
-    }
-
-    pub(super) fn signs(&self) -> bool {
-        match self {
-            Self::Hashed { probing, .. } => probing.signs,
-            Self::Given { signs, .. } => *signs,
         }
     }
 }
@@ -216,7 +212,7 @@ impl<'a> Batch<'a> {
     pub fn given(table: Table<'a>, probes: &'a [u32], per: usize, k: usize) -> Self {
         Self {
             table,
-            probes: Probes::Given { probes, weights: &[], per, signs: false },
+            probes: Probes::Given { probes, weights: &[], per },
             k,
             scales: Scales::One(1.0),
             bags: Bags::Fixed(1),
@@ -300,6 +296,7 @@ impl<T: Stored> BagKernel for Forward<'_, T> {
 /// What is known of some look-ups before their rows arrive.
 struct Ahead {
     probes: [u32; AHEAD_PROBES],
+    signs: [u64; AHEAD],
     /// Rows of the weight table.
     weights: [u32; AHEAD * MAX_WEIGHT_PROBES],
 }
@@ -315,7 +312,6 @@ impl<T: Stored> Forward<'_, T> {
             stride: batch.table.stride,
             half: batch.table.half(),
             k: batch.k,
-            signs: batch.probes.signs(),
             stream: self.stream,
         };
         let (per, total) = (batch.probes.per(), batch.probes.look_ups());
@@ -324,10 +320,9 @@ impl<T: Stored> Forward<'_, T> {
         let start = bag_range.start;
         let end = batch.bags.range(self.first + bags - 1, total).end;
         let at_once = AHEAD.min(AHEAD_PROBES / per);
-        let mut ahead = [
-            Ahead { probes: [0; AHEAD_PROBES], weights: [0; AHEAD * MAX_WEIGHT_PROBES] },
-            Ahead { probes: [0; AHEAD_PROBES], weights: [0; AHEAD * MAX_WEIGHT_PROBES] },
-        ];
+        const NOTHING: Ahead =
+            Ahead { probes: [0; AHEAD_PROBES], signs: [0; AHEAD], weights: [0; AHEAD * MAX_WEIGHT_PROBES] };
+        let mut ahead = [NOTHING; 2];
         if bag_range.is_empty() && !batch.add {
             self.out[..self.dim].fill(0.0);
         }
@@ -357,7 +352,8 @@ impl<T: Stored> Forward<'_, T> {
                         (if weights.is_empty() { weights } else { &weights[range.clone()] }, &probes[range])
                     }
                 };
-                rows.look_up::<S, K>(s, probes, weights, scales, batch.add || l > bag_range.start, out);
+                let add = batch.add || l > bag_range.start;
+                rows.look_up::<S, K>(s, probes, weights, scales, known.signs[i], add, out);
             }
             (first, turn) = (last, 1 - turn);
         }
@@ -382,14 +378,14 @@ fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ah
             let ids = &ids[range.clone()];
             let found = &mut ahead.probes[..ids.len() * per];
             if per == 1 {
-                probing.fill_all::<1>(range.start, ids, found);
+                probing.fill_all::<1>(range.start, ids, found, &mut ahead.signs);
             } else {
-                probing.fill_all::<0>(range.start, ids, found);
+                probing.fill_all::<0>(range.start, ids, found, &mut ahead.signs);
             }
             rows.prefetch(found);
             if let Scales::Hashed { weights, probing, groups, .. } = batch.scales {
                 let found = &mut ahead.weights[..ids.len() * probing.probes];
-                probing.fill_all::<0>(range.start, ids, found);
+                probing.fill_all::<0>(range.start, ids, found, &mut []);
                 for &row in &*found {
                     prefetch(weights.as_ptr().wrapping_add(row as usize * groups).cast());
                 }
@@ -409,6 +405,20 @@ pub fn probe(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u32]) {
         for (i, out) in out.chunks_exact_mut(probing.probes).enumerate() {
             let l = unit * UNIT + i;
             probing.fill(l % probing.hashes.len(), ids[l], out);
+        }
+    });
+}
+
+/// The signs of all ids, for a backward pass: `out` has a place for each id, or none where there are no signs.
+///
+/// # Panics
+/// When `out` has another size.
+pub fn signs(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u64]) {
+    assert_eq!(out.len(), if probing.signs { ids.len() } else { 0 });
+    pool.chunks(out, UNIT, |unit, out| {
+        for (i, out) in out.iter_mut().enumerate() {
+            let l = unit * UNIT + i;
+            *out = of_hash(probing.hashes[l % probing.hashes.len()].hash(ids[l]));
         }
     });
 }

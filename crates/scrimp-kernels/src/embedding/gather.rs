@@ -1,17 +1,17 @@
 //! Sums of table rows: the forward pass of every encoder.
 //!
-//! For block `b` of the output, with probes `p` of `k` rows per block, `w` their weights and signs:
+//! For block `b` of the output, with probes `p` of `k` rows per block, `w` their weights:
 //!
 //! ```text
-//! out[b * width ..][..width] = scale(b) * sum over i < k of  sign(p) w(p) * row(p),   p = probes[b * k + i]
+//! out[b * width ..][..width] = signs * scale(b) * sum over i < k of  w(p) * row(p),   p = probes[b * k + i]
 //! ```
 //!
 //! Rows are added in the order of the probes, products and sums rounded one by one, so every tier gives the same bits. Bound by
 //! cache misses: `blocks * k` rows of `width` values each, asked for ahead of their use.
 
 use super::{
-    hash::NEGATIVE,
     lanes::Lanes,
+    signs::{SIGN_WIDTH, flip, flip_lanes},
     table::{Bytes, Stored},
 };
 
@@ -25,8 +25,6 @@ pub(crate) struct Rows<'a, T> {
     pub(crate) half: usize,
     /// Rows added up per block.
     pub(crate) k: usize,
-    /// Probes may be [`NEGATIVE`].
-    pub(crate) signs: bool,
     /// Outputs go past the caches.
     pub(crate) stream: bool,
 }
@@ -44,9 +42,9 @@ pub(crate) fn prefetch(at: *const u8) {
 }
 
 impl<T: Stored> Rows<'_, T> {
-    /// Where the row of `probe` begins, and whether it lies in the high halves.
+    /// See [`place`].
     #[inline(always)]
-    fn place(&self, probe: u32) -> (usize, bool) {
+    fn place(&self, probe: u32) -> (usize, u32) {
         place::<T>(probe, self.stride, self.half)
     }
 
@@ -70,7 +68,7 @@ impl<T: Stored> Rows<'_, T> {
     }
 
     /// One look-up: all blocks of `out`. `weights` are one per probe, or empty for ones; `scales` one for each group of
-    /// neighbouring blocks. `add` keeps what `out` holds. `K` is `k` or, for any other, 0.
+    /// neighbouring blocks; `signs` as in `signs.rs`. `add` keeps what `out` holds. `K` is `k` or, for any other, 0.
     #[inline(always)]
     pub(crate) fn look_up<S: Lanes, const K: usize>(
         &self,
@@ -78,6 +76,7 @@ impl<T: Stored> Rows<'_, T> {
         probes: &[u32],
         weights: &[f32],
         scales: &[f32],
+        signs: u64,
         add: bool,
         out: &mut [f32],
     ) {
@@ -85,10 +84,10 @@ impl<T: Stored> Rows<'_, T> {
         let width = self.width;
         if scales.len() == 1 {
             return match width {
-                2 => self.narrow::<2, K>(probes, weights, scales[0], add, out),
-                4 => self.narrow::<4, K>(probes, weights, scales[0], add, out),
-                8 => self.narrow::<8, K>(probes, weights, scales[0], add, out),
-                _ => self.blocks::<S, K>(s, probes, weights, scales[0], add, out),
+                2 => self.narrow::<2, K>(probes, weights, scales[0], signs, add, out),
+                4 => self.narrow::<4, K>(probes, weights, scales[0], signs, add, out),
+                8 => self.narrow::<8, K>(probes, weights, scales[0], signs, add, out),
+                _ => self.blocks::<S, K>(s, probes, weights, scales[0], (signs, 0), add, out),
             };
         }
         // Groups of dimensions with a scale of their own: rare, so not worth code of its own for each width.
@@ -96,12 +95,14 @@ impl<T: Stored> Rows<'_, T> {
         for (g, &scale) in scales.iter().enumerate() {
             let range = g * blocks_per_group * k..(g + 1) * blocks_per_group * k;
             let weights = if weights.is_empty() { weights } else { &weights[range.clone()] };
-            let out = &mut out[g * blocks_per_group * width..(g + 1) * blocks_per_group * width];
-            self.blocks::<S, K>(s, &probes[range], weights, scale, add, out);
+            let first = g * blocks_per_group * width;
+            let out = &mut out[first..first + blocks_per_group * width];
+            self.blocks::<S, K>(s, &probes[range], weights, scale, (signs, first), add, out);
         }
     }
 
-    /// Blocks of any width. (Loops over indices: adaptors of iterators divide, and are not inlined reliably.)
+    /// Blocks of any width, of which the first begins with value `first` of the look-up. (Loops over indices: adaptors of iterators
+    /// divide, and are not inlined reliably.)
     #[inline(always)]
     fn blocks<S: Lanes, const K: usize>(
         &self,
@@ -109,6 +110,7 @@ impl<T: Stored> Rows<'_, T> {
         probes: &[u32],
         weights: &[f32],
         scale: f32,
+        (signs, first): (u64, usize),
         add: bool,
         out: &mut [f32],
     ) {
@@ -116,7 +118,8 @@ impl<T: Stored> Rows<'_, T> {
         let (mut p, mut at) = (0, 0);
         while p < probes.len() {
             let weights = if weights.is_empty() { weights } else { &weights[p..p + k] };
-            self.block::<S, K>(s, &probes[p..p + k], weights, scale, add, &mut out[at..at + self.width]);
+            let out = &mut out[at..at + self.width];
+            self.block::<S, K>(s, &probes[p..p + k], weights, scale, (signs, first + at), add, out);
             p += k;
             at += self.width;
         }
@@ -128,21 +131,24 @@ impl<T: Stored> Rows<'_, T> {
         probes: &[u32],
         weights: &[f32],
         scale: f32,
+        signs: u64,
         add: bool,
         out: &mut [f32],
     ) {
         let k = if K == 0 { self.k } else { K };
+        const { assert!(SIGN_WIDTH.is_multiple_of(W)) };
         let (blocks, _) = out.as_chunks_mut::<W>();
         for b in 0..blocks.len() {
             let mut acc = [0.0_f32; W];
             for p in b * k..(b + 1) * k {
-                let (start, high) = self.place(probes[p]);
+                let (start, shift) = self.place(probes[p]);
                 let (row, _) = self.values[start..start + W].as_chunks::<W>();
-                let w = weight(probes[p], weights, p);
+                let w = weights.get(p).copied().unwrap_or(1.0);
                 for i in 0..W {
-                    acc[i] += w * row[0][i].float(high);
+                    acc[i] += w * row[0][i].float(shift);
                 }
             }
+            let scale = flip(scale, signs, b * W);
             for i in 0..W {
                 let value = scale * acc[i];
                 blocks[b][i] = if add { blocks[b][i] + value } else { value };
@@ -157,27 +163,29 @@ impl<T: Stored> Rows<'_, T> {
         probes: &[u32],
         weights: &[f32],
         scale: f32,
+        (signs, first): (u64, usize),
         add: bool,
         out: &mut [f32],
     ) {
         let mut at = 0;
         while out.len() - at >= 64 {
             let acc = T::sum::<S, K>(s, self, probes, weights, at);
-            store(s, acc, scale, add, self.stream, &mut out[at..at + 64]);
+            store(s, acc, scale, (signs, first + at), add, self.stream, &mut out[at..at + 64]);
             at += 64;
         }
         while out.len() - at >= 16 {
             let acc = self.lanes::<S, 1, K>(s, probes, weights, at);
-            store(s, acc, scale, add, self.stream, &mut out[at..at + 16]);
+            store(s, acc, scale, (signs, first + at), add, self.stream, &mut out[at..at + 16]);
             at += 16;
         }
         for i in at..out.len() {
             let mut acc = 0.0_f32;
             for p in 0..probes.len() {
-                let (start, high) = self.place(probes[p]);
-                acc += weight(probes[p], weights, p) * self.values[start + i].float(high);
+                let (start, shift) = self.place(probes[p]);
+                acc += weights.get(p).copied().unwrap_or(1.0) * self.values[start + i].float(shift);
             }
-            out[i] = if add { out[i] + scale * acc } else { scale * acc };
+            let value = flip(scale * acc, signs, first + i);
+            out[i] = if add { out[i] + value } else { value };
         }
     }
 
@@ -192,19 +200,18 @@ impl<T: Stored> Rows<'_, T> {
     ) -> [S::F; N] {
         let mut acc = [s.splat(0.0); N];
         for p in 0..if K == 0 { probes.len() } else { K } {
-            let probe = probes[p];
-            let (start, high) = self.place(probe);
+            let (start, shift) = self.place(probes[p]);
             let start = start + at;
             let (row, _) = self.values[start..start + N * 16].as_chunks::<16>();
-            if weights.is_empty() && !self.signs {
+            if weights.is_empty() {
                 for n in 0..N {
-                    acc[n] = s.add(acc[n], T::lanes(s, &row[n], high));
+                    acc[n] = s.add(acc[n], T::lanes(s, &row[n], shift));
                 }
             } else {
-                let w = s.splat(weight(probe, weights, p));
+                let w = s.splat(weights[p]);
                 for n in 0..N {
                     // Two roundings, as in the narrow blocks.
-                    acc[n] = s.add(acc[n], s.mul(w, T::lanes(s, &row[n], high)));
+                    acc[n] = s.add(acc[n], s.mul(w, T::lanes(s, &row[n], shift)));
                 }
             }
         }
@@ -225,40 +232,35 @@ impl<T: Bytes> Rows<'_, T> {
         if !weights.is_empty() {
             return self.lanes::<S, 4, K>(s, probes, weights, at);
         }
-        let zero = s.splat_i16(0);
-        let mut acc = [zero; 2];
+        let mut acc = [s.splat_i16(0); 2];
         for p in 0..if K == 0 { probes.len() } else { K } {
-            let (start, high) = self.place(probes[p]);
+            let (start, shift) = self.place(probes[p]);
             let start = start + at;
             let (row, _) = self.values[start..start + 64].as_chunks::<64>();
-            let row = T::bytes(&row[0], high);
+            let row = T::bytes(&row[0], shift);
             let (row, _) = row.as_chunks::<32>();
-            if self.signs {
-                // No branch: half of the signs would be guessed wrong.
-                let mask = s.splat_i16(-i16::from(probes[p] & NEGATIVE != 0));
-                acc = [s.add_i8::<true>(acc[0], &row[0], mask), s.add_i8::<true>(acc[1], &row[1], mask)];
-            } else {
-                acc = [s.add_i8::<false>(acc[0], &row[0], zero), s.add_i8::<false>(acc[1], &row[1], zero)];
-            }
+            acc = [s.add_i8(acc[0], &row[0]), s.add_i8(acc[1], &row[1])];
         }
         let [a, b] = [s.floats(acc[0]), s.floats(acc[1])];
         [a[0], a[1], b[0], b[1]]
     }
 }
 
-/// Where the row of `probe` begins, and whether it lies in the high halves (see [`Int4`](super::Int4)).
+/// Where the row of `probe` begins, and the shift that brings its halves of bytes down (see [`Int4`](super::Int4)).
 #[inline(always)]
-pub(crate) fn place<T: Stored>(probe: u32, stride: usize, half: usize) -> (usize, bool) {
-    let at = (probe & !NEGATIVE) as usize * stride;
-    if T::HALVES && at >= half { (at - half, true) } else { (at, false) }
+pub(crate) fn place<T: Stored>(probe: u32, stride: usize, half: usize) -> (usize, u32) {
+    let at = probe as usize * stride;
+    let high = usize::from(T::HALVES && at >= half);
+    (at - high * half, high as u32 * 4)
 }
 
-/// Writes `scale * acc`, or adds it to `out`.
+/// Writes `scale * acc` with `signs`, or adds it to `out`, whose first value is value `at` of the look-up.
 #[inline(always)]
 pub(crate) fn store<S: Lanes, const N: usize>(
     s: S,
     acc: [S::F; N],
     scale: f32,
+    (signs, at): (u64, usize),
     add: bool,
     stream: bool,
     out: &mut [f32],
@@ -266,7 +268,7 @@ pub(crate) fn store<S: Lanes, const N: usize>(
     let scale = s.splat(scale);
     let (out, _) = out.as_chunks_mut::<16>();
     for n in 0..N {
-        let mut value = s.mul(scale, acc[n]);
+        let mut value = flip_lanes(s, s.mul(scale, acc[n]), signs, at + n * 16);
         if add {
             value = s.add(s.load(&out[n]), value);
             s.store(value, &mut out[n]);
@@ -276,11 +278,4 @@ pub(crate) fn store<S: Lanes, const N: usize>(
             s.store(value, &mut out[n]);
         }
     }
-}
-
-/// Weight and sign of a probe.
-#[inline(always)]
-fn weight(probe: u32, weights: &[f32], p: usize) -> f32 {
-    let w = weights.get(p).copied().unwrap_or(1.0);
-    f32::from_bits(w.to_bits() ^ (probe & NEGATIVE))
 }

@@ -7,6 +7,7 @@
 //! h1, h2      = low 32 bits of h, high 32 bits of h, made odd
 //! probe j     = h1 + j * h2          mod 2^32
 //! row j       = base + (probe j * rows) >> 32             fixed point: no division
+//! signs       = mum(h, P1)                                a bit for each eight values of the vector
 //! ```
 //!
 //! The mixing is that of wyhash (Wang Yi, public domain). Double hashing makes the probes of one id independent in pairs,
@@ -16,10 +17,8 @@
 const P: [u64; 4] =
     [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db, 0x8ebc_6af0_9c88_c6e3, 0x5899_65cc_7537_4cc3];
 
-/// The largest number of rows that probes can address; the bit above says the sign.
+/// The largest number of rows that probes can address.
 pub const MAX_ROWS: usize = 1 << 31;
-/// Set in a probe whose row counts negatively.
-pub const NEGATIVE: u32 = 1 << 31;
 
 #[inline(always)]
 const fn wide(a: u64, b: u64) -> (u64, u64) {
@@ -28,7 +27,7 @@ const fn wide(a: u64, b: u64) -> (u64, u64) {
 }
 
 #[inline(always)]
-const fn mum(a: u64, b: u64) -> u64 {
+pub(super) const fn mum(a: u64, b: u64) -> u64 {
     let (lo, hi) = wide(a, b);
     lo ^ hi
 }
@@ -41,7 +40,7 @@ pub struct IdHash {
 
 impl IdHash {
     /// The name under which model files record this function.
-    pub const NAME: &'static str = "mum64-1";
+    pub const NAME: &'static str = "mum64-2";
 
     /// The hash of `feature` under `seed`.
     pub const fn new(seed: u64, feature: u32) -> Self {
@@ -54,13 +53,6 @@ impl IdHash {
         let (lo, hi) = wide(id ^ P[2], self.key ^ P[3]);
         mum(lo ^ P[2], hi ^ P[3])
     }
-
-    /// The start and the step of the probes of `id`.
-    #[inline(always)]
-    pub const fn probes(self, id: u64) -> (u32, u32) {
-        let h = self.hash(id);
-        (h as u32, (h >> 32) as u32 | 1)
-    }
 }
 
 /// The rows of a table that one feature may use.
@@ -72,14 +64,12 @@ pub struct RowRange {
     pub rows: u32,
 }
 
-/// Row of probe `j`, with [`NEGATIVE`] from another bit of the probe where `signs`.
+/// Row of probe `j` of an id whose hash is `h`.
 #[inline(always)]
-pub(crate) fn row(probes: (u32, u32), j: u32, range: RowRange, signs: bool) -> u32 {
-    let h = probes.0.wrapping_add(j.wrapping_mul(probes.1));
-    let row = range.base + ((u64::from(h) * u64::from(range.rows)) >> 32) as u32;
-    // Bit 7: the lowest one alternates with j because the step is odd, and the high ones chose the row.
-    let sign = if signs { h << 24 & NEGATIVE } else { 0 };
-    row | sign
+pub(crate) fn row(h: u64, j: u32, range: RowRange) -> u32 {
+    let (start, step) = (h as u32, (h >> 32) as u32 | 1);
+    let at = start.wrapping_add(j.wrapping_mul(step));
+    range.base + ((u64::from(at) * u64::from(range.rows)) >> 32) as u32
 }
 
 #[cfg(test)]
@@ -107,18 +97,35 @@ mod tests {
     fn rows_are_inside_their_range_and_spread_evenly() {
         let range = RowRange { base: 100, rows: 37 };
         let mut seen = [0_u32; 37];
-        let mut negative = 0;
         for id in 0..37_000 {
-            let probes = IdHash::new(5, 1).probes(id);
+            let h = IdHash::new(5, 1).hash(id);
             for j in 0..4 {
-                let row = row(probes, j, range, true);
-                negative += u32::from(row & NEGATIVE != 0);
-                seen[((row & !NEGATIVE) - 100) as usize] += 1;
+                seen[(row(h, j, range) - 100) as usize] += 1;
             }
         }
         // 4000 each, with a standard deviation of 63.
         assert!(seen.iter().all(|&n| n.abs_diff(4000) < 320), "{seen:?}");
-        assert!(negative.abs_diff(74_000) < 1500, "{negative}");
+    }
+
+    /// Signs are fair coins, whichever row an id has and whichever two of its signs are looked at.
+    #[test]
+    fn signs_are_independent() {
+        let (range, n) = (RowRange { base: 0, rows: 2 }, 20_000_u32);
+        let (mut ones, mut as_row, mut as_next) = ([0_u32; 64], [0_u32; 64], [0_u32; 64]);
+        for id in 0..n {
+            let h = IdHash::new(7, 2).hash(u64::from(id));
+            let signs = super::super::signs::of_hash(h);
+            for i in 0..64 {
+                let bit = (signs >> i) as u32 & 1;
+                ones[i] += bit;
+                as_row[i] += bit ^ row(h, 0, range);
+                as_next[i] += bit ^ (signs >> ((i + 1) % 64)) as u32 & 1;
+            }
+        }
+        // n / 2 each, with a standard deviation of 71.
+        for counts in [ones, as_row, as_next] {
+            assert!(counts.iter().all(|c| c.abs_diff(n / 2) < 350), "{counts:?}");
+        }
     }
 
     /// Two ids share all k rows with probability about (1 / rows)^2 for every k >= 2 that double hashing can tell apart, and
@@ -129,8 +136,8 @@ mod tests {
         let range = RowRange { base: 0, rows };
         let all: Vec<[u32; 2]> = (0..ids)
             .map(|id| {
-                let probes = IdHash::new(11, 3).probes(id * 7919);
-                [row(probes, 0, range, false), row(probes, 1, range, false)]
+                let h = IdHash::new(11, 3).hash(id * 7919);
+                [row(h, 0, range), row(h, 1, range)]
             })
             .collect();
         let (mut first, mut both) = (0.0, 0.0);

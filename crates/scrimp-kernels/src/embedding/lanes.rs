@@ -12,8 +12,10 @@ pub(crate) trait Lanes: Simd {
     /// 32 × i16.
     type W: Copy;
     fn splat_i16(self, x: i16) -> Self::W;
-    /// `sum + x`; where `SIGNED`, `sum + (x ^ mask) - mask`: `sum - x` where the mask is -1, `sum + x` where it is 0.
-    fn add_i8<const SIGNED: bool>(self, sum: Self::W, x: &[i8; 32], mask: Self::W) -> Self::W;
+    /// `sum + x`.
+    fn add_i8(self, sum: Self::W, x: &[i8; 32]) -> Self::W;
+    /// `-x` in the lanes whose bit of `mask` is set.
+    fn negate(self, x: Self::F, mask: u16) -> Self::F;
     /// Lanes 0 to 15 and 16 to 31.
     fn floats(self, x: Self::W) -> [Self::F; 2];
     /// Stores past the caches, where the tier can and `to` starts at a cache line. [`Lanes::fence`] must follow before
@@ -35,11 +37,12 @@ impl Lanes for Scalar {
         [x; 32]
     }
     #[inline(always)]
-    fn add_i8<const SIGNED: bool>(self, sum: [i16; 32], x: &[i8; 32], mask: [i16; 32]) -> [i16; 32] {
-        std::array::from_fn(|i| {
-            let x = i16::from(x[i]);
-            sum[i] + if SIGNED { (x ^ mask[i]) - mask[i] } else { x }
-        })
+    fn add_i8(self, sum: [i16; 32], x: &[i8; 32]) -> [i16; 32] {
+        std::array::from_fn(|i| sum[i] + i16::from(x[i]))
+    }
+    #[inline(always)]
+    fn negate(self, x: [f32; 16], mask: u16) -> [f32; 16] {
+        std::array::from_fn(|i| if mask >> i & 1 == 1 { -x[i] } else { x[i] })
     }
     #[inline(always)]
     fn floats(self, x: [i16; 32]) -> [[f32; 16]; 2] {
@@ -62,21 +65,27 @@ mod x86 {
             unsafe { [_mm256_set1_epi16(x); 2] }
         }
         #[inline(always)]
-        fn add_i8<const SIGNED: bool>(
-            self,
-            sum: [__m256i; 2],
-            x: &[i8; 32],
-            mask: [__m256i; 2],
-        ) -> [__m256i; 2] {
+        fn add_i8(self, sum: [__m256i; 2], x: &[i8; 32]) -> [__m256i; 2] {
             // SAFETY: the token proves AVX2; 32 bytes are read.
             unsafe {
-                let mut a = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
-                let mut b = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().add(16).cast()));
-                if SIGNED {
-                    a = _mm256_sub_epi16(_mm256_xor_si256(a, mask[0]), mask[0]);
-                    b = _mm256_sub_epi16(_mm256_xor_si256(b, mask[1]), mask[1]);
-                }
+                let a = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+                let b = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().add(16).cast()));
                 [_mm256_add_epi16(sum[0], a), _mm256_add_epi16(sum[1], b)]
+            }
+        }
+        #[inline(always)]
+        fn negate(self, x: [__m256; 2], mask: u16) -> [__m256; 2] {
+            // SAFETY: the token proves AVX2.
+            unsafe {
+                // The bit of each lane moves to where its sign is.
+                let bits = _mm256_set1_epi32(i32::from(mask));
+                let top = _mm256_set1_epi32(i32::MIN);
+                let low = _mm256_sllv_epi32(bits, _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24));
+                let high = _mm256_sllv_epi32(bits, _mm256_setr_epi32(23, 22, 21, 20, 19, 18, 17, 16));
+                [
+                    _mm256_xor_ps(x[0], _mm256_castsi256_ps(_mm256_and_si256(low, top))),
+                    _mm256_xor_ps(x[1], _mm256_castsi256_ps(_mm256_and_si256(high, top))),
+                ]
             }
         }
         #[inline(always)]
@@ -119,15 +128,14 @@ mod x86 {
             unsafe { _mm512_set1_epi16(x) }
         }
         #[inline(always)]
-        fn add_i8<const SIGNED: bool>(self, sum: __m512i, x: &[i8; 32], mask: __m512i) -> __m512i {
+        fn add_i8(self, sum: __m512i, x: &[i8; 32]) -> __m512i {
             // SAFETY: the token proves AVX-512BW; 32 bytes are read.
-            unsafe {
-                let mut x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast()));
-                if SIGNED {
-                    x = _mm512_sub_epi16(_mm512_xor_si512(x, mask), mask);
-                }
-                _mm512_add_epi16(sum, x)
-            }
+            unsafe { _mm512_add_epi16(sum, _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast()))) }
+        }
+        #[inline(always)]
+        fn negate(self, x: __m512, mask: u16) -> __m512 {
+            // SAFETY: the token proves AVX-512DQ.
+            unsafe { _mm512_mask_xor_ps(x, mask, x, _mm512_set1_ps(-0.0)) }
         }
         #[inline(always)]
         fn stream(self, x: __m512, to: &mut [f32; 16]) {

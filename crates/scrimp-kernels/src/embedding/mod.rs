@@ -6,6 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | `hash.rs` | the hash, and from it the probes |
+//! | `signs.rs` | a sign for each eight values of a look-up |
 //! | `table.rs` | rows in f32, bf16, int8 and int4 |
 //! | `gather.rs` | the sums of one look-up |
 //! | `lanes.rs` | what bags ask of a tier, and where they are compiled for it |
@@ -21,12 +22,16 @@ mod interaction;
 mod lanes;
 mod ring;
 mod scatter;
+mod signs;
 mod table;
 #[cfg(test)]
 mod tests;
 
-pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe};
-pub use hash::{IdHash, MAX_ROWS, NEGATIVE, RowRange};
+pub use bag::{
+    Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe, signs,
+};
+pub use hash::{IdHash, MAX_ROWS, RowRange};
 pub use interaction::{MAX_VECTORS, Vectors, pairs, pairs_backward};
 pub use scatter::{Backward, Gradients, Optimizer, Trained, dots};
+pub use signs::SIGN_WIDTH;
 pub use table::{Int4, Table, Values};

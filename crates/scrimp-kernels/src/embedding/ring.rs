@@ -70,6 +70,7 @@ impl<T: Stored> BagKernel for Ring<'_, T> {
 /// What is known of the look-ups ahead.
 struct Known<const MOST: usize> {
     probes: [[u32; MOST]; RING],
+    signs: [u64; RING],
     /// Rows of the weight table.
     weights: [u32; RING],
 }
@@ -80,16 +81,16 @@ impl<T: Stored> Ring<'_, T> {
     #[inline(always)]
     fn look_ups<S: Lanes, const PER: usize, const K: usize, const MOST: usize>(self, s: S) {
         let batch = self.batch;
-        let (width, stride, signs) = (batch.table.width, batch.table.stride, batch.probes.signs());
+        let (width, stride) = (batch.table.width, batch.table.stride);
         let per = if PER == 0 { batch.probes.per() } else { PER };
         let k = if K == 0 { batch.k } else { K };
         let half = batch.table.half();
-        let rows = Rows { values: self.values, width, stride, half, k, signs, stream: self.stream };
+        let rows = Rows { values: self.values, width, stride, half, k, stream: self.stream };
         let dim = per / k * width;
         let Bags::Fixed(members) = batch.bags else { return };
         let start = self.first * members;
         let end = start + self.out.len() / dim * members;
-        let mut known = Known { probes: [[0; MOST]; RING], weights: [0; RING] };
+        let mut known = Known { probes: [[0; MOST]; RING], signs: [0; RING], weights: [0; RING] };
         let mut feature = match batch.probes {
             Probes::Hashed { probing, .. } => start % probing.hashes.len(),
             Probes::Given { .. } => 0,
@@ -112,18 +113,18 @@ impl<T: Stored> Ring<'_, T> {
                     weights[known.weights[l % RING] as usize] * (scale * self.factor)
                 }
             };
-            let probes = &known.probes[l % RING][..per];
+            let (probes, signs) = (&known.probes[l % RING][..per], known.signs[l % RING]);
             let out = &mut self.out[at..at + dim];
             let add = batch.add || member > 0;
             if PER == 0 {
-                rows.look_up::<S, K>(s, probes, &[], &[scale], add, out);
+                rows.look_up::<S, K>(s, probes, &[], &[scale], signs, add, out);
             } else {
                 let (mut p, mut to) = (0, 0);
                 while p < per {
                     let mut value = 0;
                     while value < width {
                         let sum = T::sum::<S, K>(s, &rows, &probes[p..p + k], &[], value);
-                        store(s, sum, scale, add, self.stream, &mut out[to..to + 64]);
+                        store(s, sum, scale, (signs, to), add, self.stream, &mut out[to..to + 64]);
                         value += 64;
                         to += 64;
                     }
@@ -155,11 +156,11 @@ fn ask<T: Stored, const PER: usize, const MOST: usize>(
     let probes = &mut known.probes[l % RING][..per];
     match batch.probes {
         Probes::Hashed { ids, probing } => {
-            probing.fill(*feature, ids[l], probes);
+            known.signs[l % RING] = probing.fill(*feature, ids[l], probes);
             rows.prefetch(probes);
             if let Scales::Hashed { weights, probing, .. } = batch.scales {
-                let start = probing.hashes[*feature].probes(ids[l]);
-                let row = row(start, 0, probing.ranges[*feature], false);
+                let h = probing.hashes[*feature].hash(ids[l]);
+                let row = row(h, 0, probing.ranges[*feature]);
                 known.weights[l % RING] = row;
                 prefetch(weights.as_ptr().wrapping_add(row as usize).cast());
             }

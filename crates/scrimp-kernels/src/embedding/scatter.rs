@@ -1,7 +1,7 @@
 //! The backward pass of embedding bags: sparse gradients, summed per row, and the optimisers that apply them.
 //!
 //! ```text
-//! G[row(p)] += sign(p) w(p) scale(l, b) * grad[bag(l)][b * width ..][..width]     for all probes p of look-up l
+//! G[row(p)] += w(p) scale(l, b) * signs(l) * grad[bag(l)][b * width ..][..width]     for all probes p of look-up l
 //! ```
 //!
 //! Every thread owns some rows, picks the probes that hit them out of the whole batch, adds up their gradients in the order of
@@ -11,7 +11,8 @@
 use super::{
     bag::Bags,
     gather::place,
-    hash::NEGATIVE,
+    lanes::{self, BagKernel, Lanes},
+    signs::{SIGN_WIDTH, flip, flip_lanes},
     table::{Stored, Table, Values},
 };
 use crate::{Tier, dispatch::Kernel, isa::Simd, shared::SharedMut, threads::Pool};
@@ -91,6 +92,8 @@ pub struct Backward<'a> {
     pub k: usize,
     /// As many as probes, or none.
     pub weights: &'a [f32],
+    /// One of [`signs`](super::signs) for each look-up, or none.
+    pub signs: &'a [u64],
     /// `groups` for each look-up, or one for all.
     pub scales: &'a [f32],
     /// Scales of a look-up; 0 where one is for all.
@@ -104,7 +107,17 @@ pub struct Backward<'a> {
 impl<'a> Backward<'a> {
     /// What [`Batch::given`](super::Batch::given) read.
     pub fn given(probes: &'a [u32], per: usize, k: usize, grad: &'a [f32]) -> Self {
-        Self { probes, per, k, weights: &[], scales: &[1.0], groups: 0, bags: Bags::Fixed(1), grad }
+        Self {
+            probes,
+            per,
+            k,
+            weights: &[],
+            signs: &[],
+            scales: &[1.0],
+            groups: 0,
+            bags: Bags::Fixed(1),
+            grad,
+        }
     }
 
     /// The scale of block `b` of look-up `l`.
@@ -122,6 +135,7 @@ impl<'a> Backward<'a> {
         let look_ups = self.probes.len() / self.per;
         let dim = self.per / self.k * width;
         assert!(self.weights.is_empty() || self.weights.len() == self.probes.len());
+        assert!(self.signs.is_empty() || self.signs.len() == look_ups);
         assert_eq!(self.scales.len(), (look_ups * self.groups).max(1));
         assert_eq!(self.grad.len(), self.bags.count(look_ups) * dim);
         (look_ups, dim)
@@ -158,6 +172,8 @@ struct Share {
     mine: Vec<u32>,
     /// The block that each probe of a look-up belongs to.
     block_of: Vec<usize>,
+    /// The gradient of a block with its signs.
+    signed: Vec<f32>,
 }
 
 /// Probes that are sorted out at once.
@@ -294,7 +310,8 @@ impl Step<'_, '_> {
     fn with_width<const W: usize>(self) {
         let Step { part, stride, batch, share, optimizer } = self;
         let width = if W == 0 { part.width } else { W };
-        let Share { touched, sums, mine, block_of } = share;
+        let Share { touched, sums, mine, block_of, signed } = share;
+        signed.resize(width, 0.0);
         touched.clear();
         block_of.clear();
         block_of.extend((0..batch.per).map(|p| p / batch.k));
@@ -311,11 +328,10 @@ impl Step<'_, '_> {
             // Without branches: a coin toss for each probe would be mispredicted half of the time.
             let mut count = 0;
             for (p, &probe) in probes.iter().enumerate() {
-                let row = probe & !NEGATIVE;
                 let owned = if stride == width {
-                    part.owns(row)
+                    part.owns(probe)
                 } else {
-                    let block = (row as usize * stride / width) as u32;
+                    let block = (probe as usize * stride / width) as u32;
                     part.owns(block) | part.owns(block + 1)
                 };
                 mine[count] = p as u32;
@@ -337,13 +353,20 @@ impl Step<'_, '_> {
                 if !batch.weights.is_empty() {
                     factor *= batch.weights[first * batch.per + p];
                 }
-                let factor = f32::from_bits(factor.to_bits() ^ (probe & NEGATIVE));
                 let at = bag * part.dim + b * width;
-                let grad = &batch.grad[at..at + width];
-                let start = (probe & !NEGATIVE) as usize * stride;
+                let mut grad = &batch.grad[at..at + width];
+                if let Some(&signs) = batch.signs.get(l) {
+                    if SIGN_WIDTH.is_multiple_of(width) {
+                        factor = flip(factor, signs, b * width);
+                    } else {
+                        with_signs(grad, signs, b * width, signed);
+                        grad = signed;
+                    }
+                }
+                let start = probe as usize * stride;
                 assert!(start + width <= part.values_len, "a probe outside the table");
                 if stride == width {
-                    add(factor, grad, slot::<W>(&part, (probe & !NEGATIVE) as usize, touched, sums));
+                    add(factor, grad, slot::<W>(&part, probe as usize, touched, sums));
                     continue;
                 }
                 // A row over two blocks, or exactly one.
@@ -380,6 +403,19 @@ impl Step<'_, '_> {
     }
 }
 
+/// `to = signs * grad`, whose first value is value `at` of its look-up.
+#[inline(always)]
+fn with_signs(grad: &[f32], signs: u64, at: usize, to: &mut [f32]) {
+    let mut i = 0;
+    while i < grad.len() {
+        let end = grad.len().min(i + SIGN_WIDTH - (at + i) % SIGN_WIDTH);
+        for (to, &g) in to[i..end].iter_mut().zip(&grad[i..end]) {
+            *to = flip(g, signs, at + i);
+        }
+        i = end;
+    }
+}
+
 /// `to += factor * grad`
 #[inline(always)]
 fn add(factor: f32, grad: &[f32], to: &mut [f32]) {
@@ -411,7 +447,7 @@ fn slot<'s, const W: usize>(
     &mut sums[(*number as usize - 1) * width..*number as usize * width]
 }
 
-/// `out[l * per + p] = sign(p) * dot(grad of the block, row(p))`: what the weights and scales of look-ups are trained with.
+/// `out[l * per + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of look-ups are trained with.
 ///
 /// # Panics
 /// When sizes do not fit each other, or a probe lies outside the table.
@@ -433,16 +469,17 @@ pub fn dots(pool: &Pool, tier: Tier, table: &Table<'_>, batch: &Backward<'_>, ou
                 factor: 1.0,
                 table,
                 probes: &batch.probes[probes],
+                signs: if batch.signs.is_empty() { &[] } else { &batch.signs[range.clone()] },
                 grad,
                 per: batch.per,
                 k: batch.k,
                 out,
             };
             match table.values {
-                Values::F32(values) => tier.run(Dots::<f32> { values, ..dots }),
-                Values::Bf16(values) => tier.run(dots.of(values, 1.0)),
-                Values::Int8 { q, scale } => tier.run(dots.of(q, scale)),
-                Values::Int4 { q, scale, .. } => tier.run(dots.of(q, scale)),
+                Values::F32(values) => lanes::run(tier, Dots::<f32> { values, ..dots }),
+                Values::Bf16(values) => lanes::run(tier, dots.of(values, 1.0)),
+                Values::Int8 { q, scale } => lanes::run(tier, dots.of(q, scale)),
+                Values::Int4 { q, scale, .. } => lanes::run(tier, dots.of(q, scale)),
             }
         }
     });
@@ -453,6 +490,7 @@ struct Dots<'a, T> {
     factor: f32,
     table: &'a Table<'a>,
     probes: &'a [u32],
+    signs: &'a [u64],
     grad: &'a [f32],
     per: usize,
     k: usize,
@@ -462,34 +500,35 @@ struct Dots<'a, T> {
 impl<'a> Dots<'a, f32> {
     /// The same of a table of another type, whose values are multiplied with `factor`.
     fn of<T>(self, values: &'a [T], factor: f32) -> Dots<'a, T> {
-        let Dots { table, probes, grad, per, k, out, .. } = self;
-        Dots { values, factor, table, probes, grad, per, k, out }
+        let Dots { table, probes, signs, grad, per, k, out, .. } = self;
+        Dots { values, factor, table, probes, signs, grad, per, k, out }
     }
 }
 
-impl<T: Stored> Kernel for Dots<'_, T> {
-    type Output = ();
-
+impl<T: Stored> BagKernel for Dots<'_, T> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Lanes>(self, s: S) {
         let (width, half) = (self.table.width, self.table.half());
         for (p, (&probe, out)) in self.probes.iter().zip(self.out.iter_mut()).enumerate() {
             let b = p % self.per / self.k;
-            let (start, high) = place::<T>(probe, self.table.stride, half);
-            let (row, grad) = (&self.values[start..start + width], &self.grad[b * width..(b + 1) * width]);
+            let (signs, at) = (self.signs.get(p / self.per).copied().unwrap_or(0), b * width);
+            let (start, shift) = place::<T>(probe, self.table.stride, half);
+            let (row, grad) = (&self.values[start..start + width], &self.grad[at..at + width]);
             let ((row, row_tail), (grad, grad_tail)) = (row.as_chunks::<16>(), grad.as_chunks::<16>());
             let mut dot = 0.0;
             if !row.is_empty() {
                 let mut acc = s.splat(0.0);
-                for (row, grad) in row.iter().zip(grad) {
-                    acc = s.add(acc, s.mul(T::lanes(s, row, high), s.load(grad)));
+                for (i, (row, grad)) in row.iter().zip(grad).enumerate() {
+                    let grad = flip_lanes(s, s.load(grad), signs, at + i * 16);
+                    acc = s.add(acc, s.mul(T::lanes(s, row, shift), grad));
                 }
                 dot = s.reduce_add(acc);
             }
-            for (row, grad) in row_tail.iter().zip(grad_tail) {
-                dot += row.float(high) * grad;
+            let tail = at + width - grad_tail.len();
+            for (i, (row, &grad)) in row_tail.iter().zip(grad_tail).enumerate() {
+                dot += row.float(shift) * flip(grad, signs, tail + i);
             }
-            *out = f32::from_bits((dot * self.factor).to_bits() ^ (probe & NEGATIVE));
+            *out = dot * self.factor;
         }
     }
 }

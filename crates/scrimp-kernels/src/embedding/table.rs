@@ -74,12 +74,25 @@ impl Int4 {
         (bytes.saturating_sub(width.saturating_sub(stride)) / stride.max(1) * stride).saturating_mul(2)
     }
 
-    /// Writes the bytes from `first` on: `value` gives value `i`.
-    pub fn fill(self, first: usize, q: &mut [u8], value: impl Fn(usize) -> i8) {
+    /// Writes the bytes from `first` on: `quantised` makes 4 bits of a value.
+    ///
+    /// # Panics
+    /// When there are other than `len` values.
+    #[inline]
+    pub fn fill(self, first: usize, q: &mut [u8], values: &[f32], quantised: impl Fn(f32) -> i8) {
+        assert_eq!(values.len(), self.len);
         let half = self.half();
-        for (j, byte) in (first..).zip(q) {
-            let bits = |i: usize| if i < self.len { value(i) as u8 & 15 } else { 0 };
-            *byte = bits(j) | if j < half { bits(half + j) << 4 } else { 0 };
+        // Bytes that have two values, then those that have one.
+        let (low, high) = values.split_at(half.min(self.len));
+        let both = high.len().clamp(first, first + q.len()) - first;
+        let (q, rest) = q.split_at_mut(both);
+        if both > 0 {
+            for ((byte, &low), &high) in q.iter_mut().zip(&low[first..]).zip(&high[first..]) {
+                *byte = quantised(low) as u8 & 15 | (quantised(high) as u8) << 4;
+            }
+        }
+        for (j, byte) in (first + both..).zip(rest) {
+            *byte = values.get(j).map_or(0, |&v| quantised(v) as u8 & 15);
         }
     }
 
@@ -148,10 +161,10 @@ impl<'a> Table<'a> {
 
 /// How one stored type becomes lanes of `f32`.
 pub(crate) trait Stored: Copy + Send + Sync + 'static {
-    /// Rows may lie in the high halves ([`Int4`]); `high` says so below, and is false for all other types.
+    /// Rows may lie in the high halves ([`Int4`]); `shift` is 4 for those below, and 0 for all others and all other types.
     const HALVES: bool = false;
-    fn lanes<S: Simd>(s: S, from: &[Self; 16], high: bool) -> S::F;
-    fn float(self, high: bool) -> f32;
+    fn lanes<S: Simd>(s: S, from: &[Self; 16], shift: u32) -> S::F;
+    fn float(self, shift: u32) -> f32;
     /// The sums of 64 values of the rows of `probes`, from `at` on; see [`Rows::lanes`].
     #[inline(always)]
     fn sum<S: Lanes, const K: usize>(
@@ -167,33 +180,33 @@ pub(crate) trait Stored: Copy + Send + Sync + 'static {
 
 impl Stored for f32 {
     #[inline(always)]
-    fn lanes<S: Simd>(s: S, from: &[f32; 16], _: bool) -> S::F {
+    fn lanes<S: Simd>(s: S, from: &[f32; 16], _: u32) -> S::F {
         s.load(from)
     }
     #[inline(always)]
-    fn float(self, _: bool) -> f32 {
+    fn float(self, _: u32) -> f32 {
         self
     }
 }
 
 impl Stored for u16 {
     #[inline(always)]
-    fn lanes<S: Simd>(s: S, from: &[u16; 16], _: bool) -> S::F {
+    fn lanes<S: Simd>(s: S, from: &[u16; 16], _: u32) -> S::F {
         s.load_bf16(from)
     }
     #[inline(always)]
-    fn float(self, _: bool) -> f32 {
+    fn float(self, _: u32) -> f32 {
         bf16::from_bits(self).to_f32_const()
     }
 }
 
 impl Stored for i8 {
     #[inline(always)]
-    fn lanes<S: Simd>(s: S, from: &[i8; 16], _: bool) -> S::F {
+    fn lanes<S: Simd>(s: S, from: &[i8; 16], _: u32) -> S::F {
         s.load_i8(from)
     }
     #[inline(always)]
-    fn float(self, _: bool) -> f32 {
+    fn float(self, _: u32) -> f32 {
         f32::from(self)
     }
     #[inline(always)]
@@ -208,19 +221,18 @@ impl Stored for i8 {
     }
 }
 
-/// A half of a byte, from -8 to 7.
+/// A half of a byte, from -8 to 7. (A shift and no branch: half of the rows lie in either half, and would be guessed wrong.)
 #[inline(always)]
-fn half_of(byte: u8, high: bool) -> i8 {
-    let bits = if high { byte >> 4 } else { byte & 15 };
-    (bits ^ 8) as i8 - 8
+fn half_of(byte: u8, shift: u32) -> i8 {
+    ((byte >> shift & 15) ^ 8) as i8 - 8
 }
 
 /// The same of neighbouring bytes. (A loop: closures are not inlined reliably in kernels.)
 #[inline(always)]
-fn halves_of<const N: usize>(from: &[u8; N], high: bool) -> [i8; N] {
+fn halves_of<const N: usize>(from: &[u8; N], shift: u32) -> [i8; N] {
     let mut row = [0; N];
     for i in 0..N {
-        row[i] = half_of(from[i], high);
+        row[i] = half_of(from[i], shift);
     }
     row
 }
@@ -230,12 +242,12 @@ impl Stored for u8 {
     const HALVES: bool = true;
 
     #[inline(always)]
-    fn lanes<S: Simd>(s: S, from: &[u8; 16], high: bool) -> S::F {
-        s.load_i8(&halves_of(from, high))
+    fn lanes<S: Simd>(s: S, from: &[u8; 16], shift: u32) -> S::F {
+        s.load_i8(&halves_of(from, shift))
     }
     #[inline(always)]
-    fn float(self, high: bool) -> f32 {
-        f32::from(half_of(self, high))
+    fn float(self, shift: u32) -> f32 {
+        f32::from(half_of(self, shift))
     }
     #[inline(always)]
     fn sum<S: Lanes, const K: usize>(
@@ -251,19 +263,19 @@ impl Stored for u8 {
 
 /// A stored type whose values are integers of at most 8 bits.
 pub(crate) trait Bytes: Stored {
-    fn bytes(from: &[Self; 64], high: bool) -> [i8; 64];
+    fn bytes(from: &[Self; 64], shift: u32) -> [i8; 64];
 }
 
 impl Bytes for i8 {
     #[inline(always)]
-    fn bytes(from: &[i8; 64], _: bool) -> [i8; 64] {
+    fn bytes(from: &[i8; 64], _: u32) -> [i8; 64] {
         *from
     }
 }
 
 impl Bytes for u8 {
     #[inline(always)]
-    fn bytes(from: &[u8; 64], high: bool) -> [i8; 64] {
-        halves_of(from, high)
+    fn bytes(from: &[u8; 64], shift: u32) -> [i8; 64] {
+        halves_of(from, shift)
     }
 }

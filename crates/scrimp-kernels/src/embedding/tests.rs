@@ -1,6 +1,6 @@
 //! Every tier against the scalar one, bit by bit, and the scalar one against sums that are written down here.
 
-use super::{hash::row, *};
+use super::{hash::row, signs::of_hash, *};
 use crate::{Tier, threads::Pool};
 use half::bf16;
 use proptest::prelude::*;
@@ -16,19 +16,32 @@ fn expected(values: &[f32], width: usize, stride: usize, batch: &Plain<'_>, out:
     let dim = batch.per / batch.k * width;
     for (l, probes) in batch.probes.chunks(batch.per).enumerate() {
         for (p, &probe) in probes.iter().enumerate() {
-            let sign = if probe & NEGATIVE == 0 { 1.0 } else { -1.0 };
             let w = batch.weights.get(l * batch.per + p).map_or(1.0, |&w| f64::from(w));
             let b = p / batch.k;
             let scale = f64::from(batch.scales[l * batch.groups + b * batch.groups / (batch.per / batch.k)]);
             for i in 0..width {
-                let value = f64::from(values[(probe & !NEGATIVE) as usize * stride + i]);
-                out[(l / batch.bag) * dim + b * width + i] += sign * w * scale * value;
+                let value = f64::from(values[probe as usize * stride + i]);
+                out[(l / batch.bag) * dim + b * width + i] +=
+                    batch.sign(l, b * width + i) * w * scale * value;
             }
         }
     }
 }
 
+impl Plain<'_> {
+    /// The sign of value `i` of look-up `l`.
+    fn sign(&self, l: usize, i: usize) -> f64 {
+        sign(self.signs, l, i)
+    }
+}
+
+fn sign(signs: &[u64], l: usize, i: usize) -> f64 {
+    let bits = signs.get(l).copied().unwrap_or(0);
+    if bits >> (i / 8 % 64) & 1 == 1 { -1.0 } else { 1.0 }
+}
+
 struct Plain<'a> {
+    signs: &'a [u64],
     probes: &'a [u32],
     per: usize,
     k: usize,
@@ -100,10 +113,14 @@ fn check(case: &Case) {
     let pool = Pool::new(3).unwrap();
     let mut probes = vec![0; look_ups * per];
     probe(&pool, &ids, &probing, &mut probes);
+    let mut sign_bits = vec![0; if signs { look_ups } else { 0 }];
+    super::signs(&pool, &ids, &probing, &mut sign_bits);
     for (l, probes) in probes.chunks(per).enumerate() {
+        let h = hashes[l % features].hash(ids[l]);
         for (j, &p) in probes.iter().enumerate() {
-            assert_eq!(p, row(hashes[l % features].probes(ids[l]), j as u32, ranges[0], signs));
+            assert_eq!(p, row(h, j as u32, ranges[0]));
         }
+        assert!(!signs || sign_bits[l] == of_hash(h));
     }
 
     // Alpha hashed from the same ids.
@@ -127,7 +144,7 @@ fn check(case: &Case) {
     let nibbles: Vec<i8> = values.iter().map(|v| (v * 7.9) as i8).collect();
     let layout = Int4 { len: values.len(), width, stride };
     let mut packed = vec![0; layout.bytes()];
-    layout.fill(0, &mut packed, |i| nibbles[i]);
+    layout.fill(0, &mut packed, &values, |v| (v * 7.9) as i8);
     let bits: Vec<u16> = values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect();
     let stored = [
         (Values::F32(&values), values.clone()),
@@ -140,43 +157,66 @@ fn check(case: &Case) {
     ];
     for (values, floats) in stored {
         let table = Table { values, width, stride };
-        let hashed = Scales::Hashed { weights: &weight_table, probing: weight_probing, groups, scale: 0.5 };
-        let given = Probes::Given { probes: &probes, weights: &weights, per, signs };
-        let batch = Batch {
+        // Rows given, and rows and alpha hashed: alike, but only the one has weights and only the other signs.
+        let given = Batch {
             table,
-            probes: given,
+            probes: Probes::Given { probes: &probes, weights: &weights, per },
             k,
             scales: Scales::Given { scales: &scales, groups },
             bags,
             add: false,
         };
+        let fused = Batch {
+            probes: Probes::Hashed { ids: &ids, probing },
+            scales: Scales::Hashed { weights: &weight_table, probing: weight_probing, groups, scale: 0.5 },
+            ..given
+        };
+        let batches = match (case.weighted, signs) {
+            (true, _) => vec![given],
+            (false, true) => vec![fused],
+            (false, false) => vec![given, fused],
+        };
         let mut sums = vec![0.0; look_ups / bag * dim];
-        let plain = Plain { probes: &probes, per, k, weights: &weights, scales: &scales, groups, bag };
+        let plain = Plain {
+            signs: if case.weighted { &[] } else { &sign_bits },
+            probes: &probes,
+            per,
+            k,
+            weights: &weights,
+            scales: &scales,
+            groups,
+            bag,
+        };
         expected(&floats, width, stride, &plain, &mut sums);
         let mut scalar = vec![f32::NAN; sums.len()];
-        forward(&pool, Tier::SCALAR, &batch, &mut scalar);
+        forward(&pool, Tier::SCALAR, &batches[0], &mut scalar);
         for (a, b) in scalar.iter().zip(&sums) {
             assert!((f64::from(*a) - b).abs() < 1e-5 * f64::from(bag as u32 * 4), "{a} {b}");
         }
-        for tier in Tier::supported() {
+        for (tier, batch) in
+            Tier::supported().into_iter().flat_map(|tier| batches.iter().map(move |b| (tier, b)))
+        {
             let mut out = vec![f32::NAN; sums.len()];
-            forward(&pool, tier, &batch, &mut out);
+            forward(&pool, tier, batch, &mut out);
             assert_eq!(out, scalar, "{tier}");
-            if !case.weighted {
-                let fused = Batch { probes: Probes::Hashed { ids: &ids, probing }, scales: hashed, ..batch };
-                forward(&pool, tier, &fused, &mut out);
-                assert_eq!(out, scalar, "{tier}, fused");
-                let one = Batch { add: true, ..fused };
-                let mut sum = out.clone();
-                forward(&pool, tier, &one, &mut sum);
-                assert!(case.bagged || sum.iter().zip(&scalar).all(|(a, b)| *a == b + b));
-            }
+            forward(&pool, tier, &Batch { add: true, ..*batch }, &mut out);
+            assert!(case.bagged || out.iter().zip(&scalar).all(|(a, b)| *a == b + b));
         }
     }
     backward(
         case,
         &values,
-        &Backward { probes: &probes, per, k, weights: &weights, scales: &scales, groups, bags, grad: &[] },
+        &Backward {
+            probes: &probes,
+            per,
+            k,
+            weights: &weights,
+            signs: &sign_bits,
+            scales: &scales,
+            groups,
+            bags,
+            grad: &[],
+        },
         stride,
     );
 }
@@ -193,15 +233,13 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
     let mut dot = vec![0.0_f64; batch.probes.len()];
     for (p, &probe) in batch.probes.iter().enumerate() {
         let (l, b) = (p / batch.per, p % batch.per / batch.k);
-        let sign = if probe & NEGATIVE == 0 { 1.0 } else { -1.0 };
-        let factor = sign
-            * batch.weights.get(p).map_or(1.0, |&w| f64::from(w))
+        let factor = batch.weights.get(p).map_or(1.0, |&w| f64::from(w))
             * f64::from(batch.scales[l * batch.groups + b * batch.groups / blocks]);
         for i in 0..width {
-            let at = (probe & !NEGATIVE) as usize * stride + i;
-            let g = f64::from(grad[l / bag * dim + b * width + i]);
+            let at = probe as usize * stride + i;
+            let g = sign(batch.signs, l, b * width + i) * f64::from(grad[l / bag * dim + b * width + i]);
             sums[at] += factor * g;
-            dot[p] += sign * g * f64::from(values[at]);
+            dot[p] += g * f64::from(values[at]);
         }
     }
     let optimizers = [
@@ -267,7 +305,13 @@ fn halves_of_bytes_hold_every_row() {
         let layout = Int4 { len, width, stride };
         let value = |i: usize| (i * 5 % 16) as i8 - 8;
         let (mut filled, mut set) = (vec![0; layout.bytes()], vec![0; layout.bytes()]);
-        layout.fill(0, &mut filled, value);
+        let floats: Vec<f32> = (0..len).map(|i| f32::from(value(i))).collect();
+        layout.fill(0, &mut filled, &floats, |v| v as i8);
+        let mut in_parts = vec![0; layout.bytes()];
+        for (i, part) in in_parts.chunks_mut(3).enumerate() {
+            layout.fill(i * 3, part, &floats, |v| v as i8);
+        }
+        assert_eq!(filled, in_parts, "{layout:?}");
         (0..len).for_each(|i| layout.set(&mut set, i, value(i)));
         assert_eq!(filled, set, "{layout:?}");
         let table = Table { values: Values::Int4 { q: &filled, len, scale: 1.0 }, width, stride };
@@ -294,7 +338,7 @@ fn large_batches_are_like_small_ones() {
     let probes: Vec<u32> = (0..n).map(|i| i * 7 % 100).collect();
     let batch = |probes| Batch {
         table: Table::new(Values::F32(&values), 64),
-        probes: Probes::Given { probes, weights: &[], per: 1, signs: false },
+        probes: Probes::Given { probes, weights: &[], per: 1 },
         k: 1,
         scales: Scales::One(0.5),
         bags: Bags::Fixed(1),
@@ -319,7 +363,7 @@ fn bags_of_any_length() {
     let probes = [3, 1, 4, 1, 5];
     let batch = Batch {
         table: Table::new(Values::F32(&values), 4),
-        probes: Probes::Given { probes: &probes, weights: &[], per: 1, signs: false },
+        probes: Probes::Given { probes: &probes, weights: &[], per: 1 },
         k: 1,
         scales: Scales::One(1.0),
         bags: Bags::Offsets(&[0, 2, 2, 5]),
@@ -338,7 +382,7 @@ fn probes_outside_the_table_are_refused() {
     let values = [0.0; 8];
     let batch = Batch {
         table: Table::new(Values::F32(&values), 4),
-        probes: Probes::Given { probes: &[2], weights: &[], per: 1, signs: false },
+        probes: Probes::Given { probes: &[2], weights: &[], per: 1 },
         k: 1,
         scales: Scales::One(1.0),
         bags: Bags::Fixed(1),

@@ -5,7 +5,7 @@ use super::{
     bloom::{TABLE, WEIGHTS, hashes, ranges},
 };
 use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, dots, forward, probe,
+    Backward, Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, dots, forward, probe, signs,
 };
 
 /// Hashes and shapes of an encoder of blocks (see `bloom.rs` for the formulas).
@@ -33,6 +33,7 @@ struct WeightAddressing {
 #[derive(Debug, Default)]
 pub struct Prepared {
     probes: Vec<u32>,
+    signs: Vec<u64>,
     weight_probes: Vec<u32>,
     scales: Vec<f32>,
     dots: Vec<f32>,
@@ -101,6 +102,8 @@ impl Addressing {
     ) {
         to.probes.resize(ids.len() * self.per, 0);
         probe(run.pool, ids, &self.probing(), &mut to.probes);
+        to.signs.resize(if self.signs { ids.len() } else { 0 }, 0);
+        signs(run.pool, ids, &self.probing(), &mut to.signs);
         let Some(w) = &self.weights else { return };
         to.weight_probes.resize(ids.len() * w.k, 0);
         probe(run.pool, ids, &w.probing(), &mut to.weight_probes);
@@ -121,6 +124,7 @@ impl Addressing {
             per: self.per,
             k: self.k,
             weights: &[],
+            signs: &to.signs,
             scales: &[norm],
             groups: 0,
             bags,
@@ -139,7 +143,8 @@ impl Addressing {
             Some(w) => (&from.scales[..], w.groups),
             None => (std::slice::from_ref(&self.norm), 0),
         };
-        Backward { probes: &from.probes, per: self.per, k: self.k, weights: &[], scales, groups, bags, grad }
+        let Prepared { probes, signs, .. } = from;
+        Backward { probes, per: self.per, k: self.k, weights: &[], signs, scales, groups, bags, grad }
     }
 
     /// The weight table's gradients, likewise; `None` where there is no weight table.
@@ -150,6 +155,7 @@ impl Addressing {
             per: w.k,
             k: w.k,
             weights: &[],
+            signs: &[],
             scales: &[1.0],
             groups: 0,
             bags: Bags::Fixed(1),

@@ -1,11 +1,12 @@
 //! What hashing, ROBE and MEM-REC have in common: blocks of the vector looked up in one table by hashes of the id.
 //!
 //! ```text
-//! z(x) = alpha(x) * norm * [ sum of k rows of M | sum of k other rows of M | ... ]        dim / width blocks
+//! z(x) = signs(x) * alpha(x) * norm * [ sum of k rows of M | sum of k other rows of M | ... ]        dim / width blocks
+//! signs(x) = 1 or -1, for each eight values
 //! alpha(x) = sum of weight_k rows of w                                                    one for each group of blocks
 //! ```
 //!
-//! The gradients: dM[row] += sign alpha norm dz, dalpha = norm * sum over a group of  sign <dz, row>, dw[row'] += dalpha.
+//! The gradients: dM[row] += signs alpha norm dz, dalpha = norm * sum over a group of  <signs dz, row>, dw[row'] += dalpha.
 
 use super::{
     Encoder, EncoderConfig, KeyMap, Param, Run, Stored,
@@ -108,7 +109,7 @@ impl Bloom {
         self.addressing.forward(run, self.table.table(), weights, ids, bags, out);
         if let Some(hot) = &self.hot {
             let rows = hot.rows(run, ids, self.features);
-            let probes = Probes::Given { probes: &rows, weights: &[], per: 1, signs: false };
+            let probes = Probes::Given { probes: &rows, weights: &[], per: 1 };
             let (table, scales) = (hot.table.table(), Scales::One(1.0));
             let batch = Batch { table, probes, k: 1, scales, bags, add: true };
             forward(run.pool, run.tier, &batch, out);
@@ -147,12 +148,8 @@ impl Encoder for Bloom {
         self.table.step(run, optimizer, &batch);
         if let Some(hot) = &mut self.hot {
             let rows = hot.rows(run, ids, self.features);
-            let (scales, groups) = (&[1.0][..], 0);
-            hot.table.step(
-                run,
-                optimizer,
-                &Backward { probes: &rows, per: 1, k: 1, scales, groups, ..batch },
-            );
+            let batch = Backward { bags, ..Backward::given(&rows, 1, 1, grad) };
+            hot.table.step(run, optimizer, &batch);
             if let Stored::F32(values) = &mut hot.table.values {
                 values[..hot.table.width].fill(0.0);
                 hot.table.round(0..hot.table.width);

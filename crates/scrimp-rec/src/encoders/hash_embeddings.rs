@@ -102,7 +102,7 @@ impl Encoder for HashEmbeddings {
         let (rows, _, weights) = self.look_up(run, ids);
         let batch = Batch {
             table: self.table.table(),
-            probes: Probes::Given { probes: &rows, weights: &weights, per: self.k, signs: false },
+            probes: Probes::Given { probes: &rows, weights: &weights, per: self.k },
             k: self.k,
             scales: Scales::One(1.0),
             bags: Bags::Fixed(1),

@@ -1,8 +1,10 @@
 //! MEM-REC (arXiv 2305.07205): Bloom signatures of ids select rows of a token table, and a second, small table gives each id a scale.
 //!
-//! In the paper the `k` rows are whole vectors, and few fit into a small table, so that ids share them. Here rows *overlap*: they begin at
-//! each value of the table (as in ROBE, arXiv 2108.02191), and two ids have the same one almost never. `overlap: false` gives the paper's shape;
-//! the vector can then be cut into blocks (`width`) with hashes of their own, which is as accurate but reads many short rows.
+//! In the paper the `k` rows are whole vectors, and few fit into a small table, so that ids share them, and scales (alpha) tell them apart.
+//! `overlap: false` gives that shape. Here rows *overlap*: they begin at each value of the table (as in ROBE, arXiv 2108.02191), so that two
+//! ids have the same one almost never, and alpha, which then brings nothing, takes no bytes unless it is asked for. Eight neighbouring values
+//! have a sign of their own, so that an id whose row reaches into another's does not push all of it the same way; and a vector is two rows
+//! side by side, each found by a hash of its own, so that it has more and weaker neighbours. More and shorter rows are not better, but slower.
 //!
 //! `memrec` has a vector for each feature; `memrec-bagged` adds all of them up into one per sample, as the authors' released
 //! code does.
@@ -30,9 +32,13 @@ pub(super) const BAGGED: EncoderEntry = EncoderEntry {
     build,
 };
 
-/// Part of the budget for the weight table.
+/// Part of the budget for the weight table where rows do not overlap.
 const WEIGHT_SHARE: f64 = 0.05;
 
+/// Blocks of a vector where rows overlap, if its dimension allows it.
+const BLOCKS: usize = 2;
+/// Values of such a block, at least.
+const BLOCK: usize = 8;
 /// Rows added up per block.
 const K: usize = 1;
 /// Part of the budget for rows of frequent ids, at most.
@@ -46,7 +52,9 @@ pub(super) fn spread(config: &EncoderConfig) -> f32 {
 }
 
 fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<EncoderConfig> {
-    let width = options.width.unwrap_or(options.dim).min(options.dim);
+    let overlap = options.overlap.unwrap_or(true);
+    let in_blocks = overlap && options.dim >= BLOCKS * BLOCK && options.dim.is_multiple_of(BLOCKS);
+    let width = options.width.unwrap_or(options.dim / if in_blocks { BLOCKS } else { 1 }).min(options.dim);
     // A row of a frequent id, and its key.
     let hot_rows =
         |n: u64| options.precision.bytes(n as usize * options.dim, options.dim, options.dim) as u64 + 8 * n;
@@ -55,10 +63,9 @@ fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<Encod
     let hot = hot.min(census.keys.len() as u64).min(1 << 30) as u32;
     // One more row: the zeros of all other ids.
     let budget = options.budget.saturating_sub(if hot > 0 { hot_rows(u64::from(hot) + 1) } else { 0 });
-    let share = options.weight_share.unwrap_or(WEIGHT_SHARE).clamp(0.0, 0.9);
+    let share = options.weight_share.unwrap_or(if overlap { 0.0 } else { WEIGHT_SHARE }).clamp(0.0, 0.9);
     let weight_row = options.groups as u64 * 4;
     let weight_rows = (budget as f64 * share) as u64 / weight_row;
-    let overlap = options.overlap.unwrap_or(true);
     let stride = if overlap { 1 } else { width };
     let values = options.precision.fitting(budget - weight_rows * weight_row, width, stride);
     if values < width as u64 {

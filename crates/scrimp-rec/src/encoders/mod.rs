@@ -184,7 +184,7 @@ pub struct EncoderConfig {
     pub weight_k: usize,
     /// Groups of dimensions with an alpha of their own.
     pub groups: usize,
-    /// Rows have signs.
+    /// Values have signs, one for each eight.
     pub signs: bool,
     /// All features are added up into one vector.
     pub bagged: bool,
@@ -215,7 +215,7 @@ pub struct EncoderOptions {
     pub overlap: Option<bool>,
     /// Rows added up [default: the encoder's].
     pub k: Option<usize>,
-    /// Rows have signs [default: the encoder's].
+    /// Values have signs, one for each eight [default: the encoder's].
     pub signs: Option<bool>,
     /// Share of the budget for the weight table (0: no alpha) [default: the encoder's].
     pub weight_share: Option<f64>,

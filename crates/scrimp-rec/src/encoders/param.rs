@@ -1,6 +1,6 @@
 //! Learned tables.
 
-use super::stored::{Precision, Stored, best_step, quantised, round, rounded};
+use super::stored::{Precision, Stored, best_step, round, round_all, rounded};
 use crate::{Error, Result};
 use scrimp_kernels::{
     Tier,
@@ -190,24 +190,10 @@ impl Param {
             if let Some((scale, precision)) = rounded.values.scale_mut() {
                 *scale = best_step(values, precision);
             }
-            match &mut rounded.values {
-                Stored::F32(_) | Stored::Bf16(_) => {}
-                Stored::Int8 { q, scale } => {
-                    let scale = *scale;
-                    run.pool.chunks(q, 1 << 16, |unit, q| {
-                        for (q, &v) in q.iter_mut().zip(&values[unit << 16..]) {
-                            *q = quantised(v, scale, Precision::Int8);
-                        }
-                    });
-                    return;
-                }
-                Stored::Int4 { q, scale, .. } => {
-                    let scale = *scale;
-                    let value = |i: usize| quantised(values[i], scale, Precision::Int4);
-                    run.pool.chunks(q, 1 << 16, |unit, q| shape.fill(unit << 16, q, value));
-                    return;
-                }
-            }
+            return round_all(run.pool, values, shape, &mut rounded.values);
+        }
+        if gradients.touched().count() > values.len() / self.width / 4 {
+            return round_all(run.pool, values, shape, &mut rounded.values);
         }
         for &block in gradients.touched() {
             let start = block as usize * self.width;

@@ -1,6 +1,6 @@
 //! How the values of tables are stored: types, their bytes, and rounding to them.
 
-use scrimp_kernels::embedding::Int4;
+use scrimp_kernels::{embedding::Int4, threads::Pool};
 use serde::{Deserialize, Serialize};
 
 /// How rows are stored when training is over.
@@ -142,6 +142,32 @@ pub(super) fn round(values: &[f32], at: usize, shape: Int4, stored: &mut Stored)
             for (i, &v) in (at..).zip(values) {
                 shape.set(q, i, quantised(v, *scale, Precision::Int4));
             }
+        }
+    }
+}
+
+/// The same for all values, on all threads.
+pub(super) fn round_all(pool: &Pool, values: &[f32], shape: Int4, stored: &mut Stored) {
+    const UNIT: usize = 1 << 14;
+    match stored {
+        Stored::F32(v) => v.copy_from_slice(values),
+        Stored::Bf16(v) => pool.chunks(v, UNIT, |unit, v| {
+            for (to, &v) in v.iter_mut().zip(&values[unit * UNIT..]) {
+                *to = half::bf16::from_f32(v).to_bits();
+            }
+        }),
+        Stored::Int8 { q, scale } => {
+            let scale = *scale;
+            pool.chunks(q, UNIT, |unit, q| {
+                for (to, &v) in q.iter_mut().zip(&values[unit * UNIT..]) {
+                    *to = quantised(v, scale, Precision::Int8);
+                }
+            });
+        }
+        Stored::Int4 { q, scale, .. } => {
+            let scale = *scale;
+            let bits = |v| quantised(v, scale, Precision::Int4);
+            pool.chunks(q, UNIT, |unit, q| shape.fill(unit * UNIT, q, values, bits));
         }
     }
 }

@@ -31,7 +31,7 @@ fn shapes() -> Vec<EncoderOptions> {
         all.push(options.clone());
         if entry.name.starts_with("memrec") {
             let whole = EncoderOptions { overlap: Some(false), k: Some(3), weight_k: 2, ..options.clone() };
-            all.push(EncoderOptions { overlap: Some(true), ..whole.clone() });
+            all.push(EncoderOptions { overlap: Some(true), weight_share: Some(0.05), ..whole.clone() });
             all.push(EncoderOptions { weight_share: Some(0.0), signs: Some(false), ..whole.clone() });
             all.push(EncoderOptions { hot_share: Some(0.0), ..whole.clone() });
             all.push(whole);

@@ -167,7 +167,7 @@ pub(crate) struct EncoderArgs {
     /// Values of a vector
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub(crate) dim: usize,
-    /// How tables are stored after training; smaller types have more rows in the same bytes (int4 implies --qat) [default: int8; full: f32]
+    /// How tables are stored after training; smaller types have more rows in the same bytes (int4 implies --qat) [default: int4; full: f32]
     #[arg(long, value_name = "TYPE", value_parser = ["f32", "bf16", "int8", "int4"])]
     pub(crate) dtype: Option<String>,
     /// Round rows to --dtype in training already (quantisation-aware: gradients pass straight through)
@@ -182,13 +182,13 @@ pub(crate) struct EncoderArgs {
     /// Rows that are added up [default: the encoder's]
     #[arg(short, long, value_name = "N")]
     pub(crate) k: Option<usize>,
-    /// Whether rows have signs (memrec) [default: the encoder's]
+    /// Whether values have hashed signs, one for each eight (memrec) [default: the encoder's]
     #[arg(long, value_name = "BOOL")]
     pub(crate) signs: Option<bool>,
     /// Share of the size for exact rows of frequent ids, 0 to 0.9 (memrec) [default: the encoder's]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub(crate) hot: Option<f64>,
-    /// Share of the size for alpha, a scale of each id, 0 to 0.9 (memrec) [default: the encoder's]
+    /// Share of the size for alpha, a scale of each id, 0 to 0.9 (memrec) [default: 0; without --overlap: 0.05]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub(crate) alpha: Option<f64>,
     /// Rows that are added up into alpha

@@ -142,9 +142,9 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
     let precision = match e.dtype.as_deref() {
         Some("bf16") => Precision::Bf16,
         Some("int8") => Precision::Int8,
-        Some("int4") => Precision::Int4,
-        None if e.encoder != "full" => Precision::Int8,
-        _ => Precision::F32,
+        Some("f32") => Precision::F32,
+        None if e.encoder == "full" => Precision::F32,
+        _ => Precision::Int4,
     };
     if e.qat && precision == Precision::F32 {
         return Err(scrimp_rec::Error::bad_input_hint(
