@@ -253,7 +253,10 @@ impl Gradients {
         let slot_of = SharedMut::new(&mut self.slot_of);
         pool.chunks(&mut self.shares, 1, |owner, share| {
             let share = &mut share[0];
-            let part = Part { owner, owners: threads, slot_of, values, state, values_len, width, dim };
+            // A row that overlaps lies in two blocks, and is wanted by one thread the more often, the longer a thread's parts are.
+            let together = if stride == width { 0 } else { 3 };
+            let owners = threads;
+            let part = Part { owner, owners, together, slot_of, values, state, values_len, width, dim };
             tier.run(Step { part, stride, batch, share, optimizer });
         });
     }
@@ -264,6 +267,8 @@ impl Gradients {
 struct Part<'a> {
     owner: usize,
     owners: usize,
+    /// `2^together` neighbouring blocks have the same owner.
+    together: u32,
     slot_of: SharedMut<'a, u32>,
     values: SharedMut<'a, f32>,
     state: SharedMut<'a, f32>,
@@ -275,7 +280,7 @@ struct Part<'a> {
 impl Part<'_> {
     #[inline(always)]
     fn owns(&self, block: u32) -> bool {
-        let mixed = block.wrapping_mul(0x9e37_79b1);
+        let mixed = (block >> self.together).wrapping_mul(0x9e37_79b1);
         (u64::from(mixed) * self.owners as u64) >> 32 == self.owner as u64
     }
 }
