@@ -13,9 +13,11 @@
 //! | `bag.rs` | batches of look-ups, in parallel |
 //! | `ring.rs` | the same, faster, for the common case |
 //! | `interaction.rs` | dot products of the vectors of a sample |
-//! | `scatter.rs` | gradients and optimisers |
+//! | `scatter.rs` | gradients of rows, and optimisers |
+//! | `dots.rs` | gradients of weights and scales |
 
 mod bag;
+mod dots;
 mod gather;
 mod hash;
 mod interaction;
@@ -30,8 +32,9 @@ mod tests;
 pub use bag::{
     Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe, signs,
 };
+pub use dots::dots;
 pub use hash::{IdHash, MAX_ROWS, RowRange};
 pub use interaction::{MAX_VECTORS, Vectors, pairs, pairs_backward};
-pub use scatter::{Backward, Gradients, Optimizer, Trained, dots};
+pub use scatter::{Backward, Gradients, Optimizer, Trained};
 pub use signs::SIGN_WIDTH;
 pub use table::{Int4, Table, Values};

@@ -1,0 +1,96 @@
+//! Products of rows with the gradients of what they were added up into.
+
+use super::{
+    gather::place,
+    lanes::{self, BagKernel, Lanes},
+    scatter::Backward,
+    signs::{flip, flip_lanes},
+    table::{Stored, Table, Values},
+};
+use crate::{Tier, shared::SharedMut, threads::Pool};
+
+/// `out[l * per + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of look-ups are trained with.
+///
+/// # Panics
+/// When sizes do not fit each other, or a probe lies outside the table.
+pub fn dots(pool: &Pool, tier: Tier, table: &Table<'_>, batch: &Backward<'_>, out: &mut [f32]) {
+    let (look_ups, dim) = batch.check(table.width);
+    assert_eq!(out.len(), batch.probes.len());
+    let bags = batch.bags.count(look_ups);
+    let out = SharedMut::new(out);
+    let at_once = 64;
+    pool.run(bags.div_ceil(at_once), |unit, _| {
+        for bag in unit * at_once..bags.min((unit + 1) * at_once) {
+            let range = batch.bags.range(bag, look_ups);
+            let probes = range.start * batch.per..range.end * batch.per;
+            // SAFETY: bags do not overlap: `Bags::range` of different bags are different look-ups.
+            let out = unsafe { out.slice(probes.clone()) };
+            let grad = &batch.grad[bag * dim..(bag + 1) * dim];
+            let dots = Dots {
+                values: &[],
+                factor: 1.0,
+                table,
+                probes: &batch.probes[probes],
+                signs: if batch.signs.is_empty() { &[] } else { &batch.signs[range.clone()] },
+                grad,
+                per: batch.per,
+                k: batch.k,
+                out,
+            };
+            match table.values {
+                Values::F32(values) => lanes::run(tier, Dots::<f32> { values, ..dots }),
+                Values::Bf16(values) => lanes::run(tier, dots.of(values, 1.0)),
+                Values::Int8 { q, scale } => lanes::run(tier, dots.of(q, scale)),
+                Values::Int4 { q, scale, .. } => lanes::run(tier, dots.of(q, scale)),
+            }
+        }
+    });
+}
+
+struct Dots<'a, T> {
+    values: &'a [T],
+    factor: f32,
+    table: &'a Table<'a>,
+    probes: &'a [u32],
+    signs: &'a [u64],
+    grad: &'a [f32],
+    per: usize,
+    k: usize,
+    out: &'a mut [f32],
+}
+
+impl<'a> Dots<'a, f32> {
+    /// The same of a table of another type, whose values are multiplied with `factor`.
+    fn of<T>(self, values: &'a [T], factor: f32) -> Dots<'a, T> {
+        let Dots { table, probes, signs, grad, per, k, out, .. } = self;
+        Dots { values, factor, table, probes, signs, grad, per, k, out }
+    }
+}
+
+impl<T: Stored> BagKernel for Dots<'_, T> {
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        let (width, half) = (self.table.width, self.table.half());
+        for (p, (&probe, out)) in self.probes.iter().zip(self.out.iter_mut()).enumerate() {
+            let b = p % self.per / self.k;
+            let (signs, at) = (self.signs.get(p / self.per).copied().unwrap_or(0), b * width);
+            let (start, shift) = place::<T>(probe, self.table.stride, half);
+            let (row, grad) = (&self.values[start..start + width], &self.grad[at..at + width]);
+            let ((row, row_tail), (grad, grad_tail)) = (row.as_chunks::<16>(), grad.as_chunks::<16>());
+            let mut dot = 0.0;
+            if !row.is_empty() {
+                let mut acc = s.splat(0.0);
+                for (i, (row, grad)) in row.iter().zip(grad).enumerate() {
+                    let grad = flip_lanes(s, s.load(grad), signs, at + i * 16);
+                    acc = s.add(acc, s.mul(T::lanes(s, row, shift), grad));
+                }
+                dot = s.reduce_add(acc);
+            }
+            let tail = at + width - grad_tail.len();
+            for (i, (row, &grad)) in row_tail.iter().zip(grad_tail).enumerate() {
+                dot += row.float(shift) * flip(grad, signs, tail + i);
+            }
+            *out = dot * self.factor;
+        }
+    }
+}
