@@ -24,7 +24,8 @@ ROOT = HERE.parents[1]
 
 def train(args, encoder):
     cap = f",cap={args.cap}" if args.cap else ""
-    model, checkpoint = args.work / f"tb-{encoder}.model", args.work / f"tb-{encoder}.checkpoint"
+    name = f"tb-{encoder}-{args.dtype}-{args.seed}"
+    model, checkpoint = args.work / f"{name}.model", args.work / f"{name}.checkpoint"
     command = [args.scrimp, "rec", "train", f"generate:criteo-tb,rows={args.rows}{cap}", "-o", model, "--encoder", encoder,
                "--valid", f"generate:criteo-tb,rows={args.valid},first={10**10}{cap}", "--dim", args.dim, "--epochs", 1,
                "--batch", 2048, "--shuffle", 0, "--seed", args.seed, "--json"]

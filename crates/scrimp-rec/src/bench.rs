@@ -72,6 +72,10 @@ const fn shape(name: &'static str, blocks: usize, k: usize, alpha: bool) -> Shap
     Shape { name, blocks, k, alpha, bagged: false, overlap: false }
 }
 
+const fn overlapping(name: &'static str, blocks: usize) -> Shape {
+    Shape { overlap: true, ..shape(name, blocks, 1, false) }
+}
+
 struct Subject {
     label: String,
     shape: Shape,
@@ -205,12 +209,12 @@ pub fn embedding(pool: &Pool, tier: Tier, options: &EmbeddingBench) -> Result<Ve
             (shape("memrec", 1, 4, true), Precision::Int8),
             (shape("memrec blocks of 64", wide, 1, true), Precision::Bf16),
             (shape("memrec blocks of 64", wide, 1, true), Precision::Int8),
-            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, false) }, Precision::Int8),
-            (Shape { overlap: true, ..shape("memrec overlapping", 1, 1, false) }, Precision::Int4),
-            (Shape { overlap: true, ..shape("memrec two overlapping", 2, 1, false) }, Precision::Bf16),
-            (Shape { overlap: true, ..shape("memrec two overlapping", 2, 1, false) }, Precision::Int8),
-            (Shape { overlap: true, ..shape("memrec two overlapping", 2, 1, false) }, Precision::Int4),
-            (Shape { overlap: true, ..shape("robe", options.dim / 8, 1, false) }, Precision::Int4),
+            (overlapping("memrec overlapping", 1), Precision::Int8),
+            (overlapping("memrec overlapping", 1), Precision::Int4),
+            (overlapping("memrec two overlapping", 2), Precision::Bf16),
+            (overlapping("memrec two overlapping", 2), Precision::Int8),
+            (overlapping("memrec two overlapping", 2), Precision::Int4),
+            (overlapping("robe", options.dim / 8), Precision::Int4),
             (Shape { bagged: true, ..shape("memrec-bagged", 1, 1, true) }, Precision::F32),
             (Shape { bagged: true, ..shape("memrec-bagged", 1, 4, true) }, Precision::Int8),
         ];

@@ -10,7 +10,7 @@ use super::{
     signs::of_hash,
     table::{Stored, Table, Values},
 };
-use crate::{Tier, threads::Pool};
+use crate::{Tier, shared::SharedMut, threads::Pool};
 use std::ops::Range;
 
 /// Look-ups whose rows are on their way while others' are added up, at most.
@@ -395,31 +395,21 @@ fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ah
     }
 }
 
-/// The probes of all ids, for a backward pass that needs them again: `out` has `probing.probes` for each id.
+/// The probes of all ids, for a backward pass that needs them again: `out` has `probing.probes` for each id, `signs` a place for each
+/// id or none.
 ///
 /// # Panics
-/// When `out` has another size.
-pub fn probe(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u32]) {
+/// When they have another size.
+pub fn probe(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u32], signs: &mut [u64]) {
     assert_eq!(out.len(), ids.len() * probing.probes);
+    assert!(signs.is_empty() || signs.len() == ids.len());
+    let signed = signs.len();
+    let signs = SharedMut::new(signs);
     pool.chunks(out, UNIT * probing.probes, |unit, out| {
-        for (i, out) in out.chunks_exact_mut(probing.probes).enumerate() {
-            let l = unit * UNIT + i;
-            probing.fill(l % probing.hashes.len(), ids[l], out);
-        }
-    });
-}
-
-/// The signs of all ids, for a backward pass: `out` has a place for each id, or none where there are no signs.
-///
-/// # Panics
-/// When `out` has another size.
-pub fn signs(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u64]) {
-    assert_eq!(out.len(), if probing.signs { ids.len() } else { 0 });
-    pool.chunks(out, UNIT, |unit, out| {
-        for (i, out) in out.iter_mut().enumerate() {
-            let l = unit * UNIT + i;
-            *out = of_hash(probing.hashes[l % probing.hashes.len()].hash(ids[l]));
-        }
+        let range = unit * UNIT..ids.len().min((unit + 1) * UNIT);
+        // SAFETY: the look-ups of different units are different ones.
+        let signs = unsafe { signs.slice(range.start.min(signed)..range.end.min(signed)) };
+        probing.fill_all::<0>(range.start, &ids[range], out, signs);
     });
 }
 

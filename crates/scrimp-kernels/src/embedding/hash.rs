@@ -14,7 +14,7 @@
 //! which is what a Bloom filter needs (Kirsch and Mitzenmacher, "Less hashing, same performance", 2006). The functions are
 //! part of the model file's format: they never change under their name.
 
-const P: [u64; 4] =
+pub(super) const P: [u64; 4] =
     [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db, 0x8ebc_6af0_9c88_c6e3, 0x5899_65cc_7537_4cc3];
 
 /// The largest number of rows that probes can address.

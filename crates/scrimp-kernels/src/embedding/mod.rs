@@ -29,9 +29,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use bag::{
-    Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe, signs,
-};
+pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe};
 pub use dots::dots;
 pub use hash::{IdHash, MAX_ROWS, RowRange};
 pub use interaction::{MAX_VECTORS, Vectors, pairs, pairs_backward};

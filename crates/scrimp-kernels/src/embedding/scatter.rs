@@ -89,7 +89,7 @@ pub struct Backward<'a> {
     pub k: usize,
     /// As many as probes, or none.
     pub weights: &'a [f32],
-    /// One of [`signs`](super::signs) for each look-up, or none.
+    /// Those of [`probe`](super::probe), or none.
     pub signs: &'a [u64],
     /// `groups` for each look-up, or one for all.
     pub scales: &'a [f32],

@@ -4,7 +4,10 @@
 //! other cancels in sums over many ids (the sign of a count sketch: Charikar, Chen and Farach-Colton, 2002). With one sign for
 //! a whole row, an overlapping row meets the same few other ids in all of its values.
 
-use super::{hash::mum, lanes::Lanes};
+use super::{
+    hash::{P, mum},
+    lanes::Lanes,
+};
 
 /// Neighbouring values with the same sign. The signs of a look-up are 64 bits, those of the values `512 i .. 512 (i + 1)` are the same.
 pub const SIGN_WIDTH: usize = 8;
@@ -12,7 +15,7 @@ pub const SIGN_WIDTH: usize = 8;
 /// The bits of an id whose hash is `h`: set where a value counts negatively.
 #[inline(always)]
 pub(super) const fn of_hash(h: u64) -> u64 {
-    mum(h, 0xe703_7ed1_a0b4_28db)
+    mum(h, P[1])
 }
 
 /// The sign bit of an `f32` that is value `at` of a look-up.

@@ -22,19 +22,13 @@ fn expected(values: &[f32], width: usize, stride: usize, batch: &Plain<'_>, out:
             for i in 0..width {
                 let value = f64::from(values[probe as usize * stride + i]);
                 out[(l / batch.bag) * dim + b * width + i] +=
-                    batch.sign(l, b * width + i) * w * scale * value;
+                    sign(batch.signs, l, b * width + i) * w * scale * value;
             }
         }
     }
 }
 
-impl Plain<'_> {
-    /// The sign of value `i` of look-up `l`.
-    fn sign(&self, l: usize, i: usize) -> f64 {
-        sign(self.signs, l, i)
-    }
-}
-
+/// The sign of value `i` of look-up `l`.
 fn sign(signs: &[u64], l: usize, i: usize) -> f64 {
     let bits = signs.get(l).copied().unwrap_or(0);
     if bits >> (i / 8 % 64) & 1 == 1 { -1.0 } else { 1.0 }
@@ -112,9 +106,8 @@ fn check(case: &Case) {
 
     let pool = Pool::new(3).unwrap();
     let mut probes = vec![0; look_ups * per];
-    probe(&pool, &ids, &probing, &mut probes);
     let mut sign_bits = vec![0; if signs { look_ups } else { 0 }];
-    super::signs(&pool, &ids, &probing, &mut sign_bits);
+    probe(&pool, &ids, &probing, &mut probes, &mut sign_bits);
     for (l, probes) in probes.chunks(per).enumerate() {
         let h = hashes[l % features].hash(ids[l]);
         for (j, &p) in probes.iter().enumerate() {
@@ -129,7 +122,7 @@ fn check(case: &Case) {
     let weight_probing =
         Probing { hashes: &weight_hashes, ranges: &ranges, probes: case.weight_k, signs: false };
     let mut weight_probes = vec![0; look_ups * case.weight_k];
-    probe(&pool, &ids, &weight_probing, &mut weight_probes);
+    probe(&pool, &ids, &weight_probing, &mut weight_probes, &mut []);
     let scales: Vec<f32> = (0..look_ups * groups)
         .map(|i| {
             let (l, g) = (i / groups, i % groups);
@@ -141,10 +134,10 @@ fn check(case: &Case) {
     let weights = if case.weighted { numbers(case.seed ^ 3, probes.len()) } else { Vec::new() };
 
     let q: Vec<i8> = values.iter().map(|v| (v * 127.0) as i8).collect();
-    let nibbles: Vec<i8> = values.iter().map(|v| (v * 7.9) as i8).collect();
+    let nibble = |v: f32| (v * 7.9) as i8;
     let layout = Int4 { len: values.len(), width, stride };
     let mut packed = vec![0; layout.bytes()];
-    layout.fill(0, &mut packed, &values, |v| (v * 7.9) as i8);
+    layout.fill(0, &mut packed, &values, nibble);
     let bits: Vec<u16> = values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect();
     let stored = [
         (Values::F32(&values), values.clone()),
@@ -152,7 +145,7 @@ fn check(case: &Case) {
         (Values::Int8 { q: &q, scale: 0.25 }, q.iter().map(|&q| f32::from(q) * 0.25).collect()),
         (
             Values::Int4 { q: &packed, len: values.len(), scale: 2.0 },
-            nibbles.iter().map(|&q| f32::from(q) * 2.0).collect(),
+            values.iter().map(|&v| f32::from(nibble(v)) * 2.0).collect(),
         ),
     ];
     for (values, floats) in stored {

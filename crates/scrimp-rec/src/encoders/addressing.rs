@@ -5,7 +5,7 @@ use super::{
     bloom::{TABLE, WEIGHTS, hashes, ranges},
 };
 use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, dots, forward, probe, signs,
+    Backward, Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, dots, forward, probe,
 };
 
 /// Hashes and shapes of an encoder of blocks (see `bloom.rs` for the formulas).
@@ -101,12 +101,11 @@ impl Addressing {
         to: &mut Prepared,
     ) {
         to.probes.resize(ids.len() * self.per, 0);
-        probe(run.pool, ids, &self.probing(), &mut to.probes);
         to.signs.resize(if self.signs { ids.len() } else { 0 }, 0);
-        signs(run.pool, ids, &self.probing(), &mut to.signs);
+        probe(run.pool, ids, &self.probing(), &mut to.probes, &mut to.signs);
         let Some(w) = &self.weights else { return };
         to.weight_probes.resize(ids.len() * w.k, 0);
-        probe(run.pool, ids, &w.probing(), &mut to.weight_probes);
+        probe(run.pool, ids, &w.probing(), &mut to.weight_probes, &mut []);
         let (groups, k, norm) = (w.groups, w.k, self.norm);
         to.scales.resize(ids.len() * groups, 0.0);
         let probes = &to.weight_probes;

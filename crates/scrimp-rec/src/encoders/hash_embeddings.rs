@@ -79,9 +79,15 @@ impl HashEmbeddings {
     fn look_up(&self, run: Run<'_>, ids: &[u64]) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
         let probing = |hashes, ranges, probes| Probing { hashes, ranges, probes, signs: false };
         let mut rows = vec![0; ids.len() * self.k];
-        probe(run.pool, ids, &probing(&self.hashes, &self.ranges, self.k), &mut rows);
+        probe(run.pool, ids, &probing(&self.hashes, &self.ranges, self.k), &mut rows, &mut []);
         let mut weight_rows = vec![0; ids.len()];
-        probe(run.pool, ids, &probing(&self.weight_hashes, &self.weight_ranges, 1), &mut weight_rows);
+        probe(
+            run.pool,
+            ids,
+            &probing(&self.weight_hashes, &self.weight_ranges, 1),
+            &mut weight_rows,
+            &mut [],
+        );
         let (k, values) = (self.k, self.weights.floats());
         let mut weights = vec![0.0; ids.len() * k];
         run.pool.chunks(&mut weights, 1024 * k, |unit, out| {

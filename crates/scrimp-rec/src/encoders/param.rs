@@ -184,15 +184,15 @@ impl Param {
         gradients.step(run.pool, run.tier, optimizer, table, batch);
         let Some(rounded) = &mut self.rounded else { return };
         rounded.steps += 1;
-        if rounded.steps.is_multiple_of(RESCALE) || rounded.steps.is_power_of_two() {
+        let again = rounded.steps.is_multiple_of(RESCALE) || rounded.steps.is_power_of_two();
+        if again {
             // Kept small: a file stores it as f32.
             rounded.steps = rounded.steps.min(1 << 20);
             if let Some((scale, precision)) = rounded.values.scale_mut() {
                 *scale = best_step(values, precision);
             }
-            return round_all(run.pool, values, shape, &mut rounded.values);
         }
-        if gradients.touched().count() > values.len() / self.width / 4 {
+        if again || gradients.touched().count() > values.len() / self.width / 4 {
             return round_all(run.pool, values, shape, &mut rounded.values);
         }
         for &block in gradients.touched() {

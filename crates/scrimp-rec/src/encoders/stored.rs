@@ -128,16 +128,8 @@ pub(super) fn rounded(values: &[f32], precision: Precision, width: usize, stride
 pub(super) fn round(values: &[f32], at: usize, shape: Int4, stored: &mut Stored) {
     match stored {
         Stored::F32(v) => v[at..at + values.len()].copy_from_slice(values),
-        Stored::Bf16(v) => {
-            for (to, &v) in v[at..].iter_mut().zip(values) {
-                *to = half::bf16::from_f32(v).to_bits();
-            }
-        }
-        Stored::Int8 { q, scale } => {
-            for (to, &v) in q[at..].iter_mut().zip(values) {
-                *to = quantised(v, *scale, Precision::Int8);
-            }
-        }
+        Stored::Bf16(v) => bf16s(values, &mut v[at..]),
+        Stored::Int8 { q, scale } => int8s(values, *scale, &mut q[at..]),
         Stored::Int4 { q, scale, .. } => {
             for (i, &v) in (at..).zip(values) {
                 shape.set(q, i, quantised(v, *scale, Precision::Int4));
@@ -151,24 +143,28 @@ pub(super) fn round_all(pool: &Pool, values: &[f32], shape: Int4, stored: &mut S
     const UNIT: usize = 1 << 14;
     match stored {
         Stored::F32(v) => v.copy_from_slice(values),
-        Stored::Bf16(v) => pool.chunks(v, UNIT, |unit, v| {
-            for (to, &v) in v.iter_mut().zip(&values[unit * UNIT..]) {
-                *to = half::bf16::from_f32(v).to_bits();
-            }
-        }),
+        Stored::Bf16(v) => pool.chunks(v, UNIT, |unit, v| bf16s(&values[unit * UNIT..], v)),
         Stored::Int8 { q, scale } => {
             let scale = *scale;
-            pool.chunks(q, UNIT, |unit, q| {
-                for (to, &v) in q.iter_mut().zip(&values[unit * UNIT..]) {
-                    *to = quantised(v, scale, Precision::Int8);
-                }
-            });
+            pool.chunks(q, UNIT, |unit, q| int8s(&values[unit * UNIT..], scale, q));
         }
         Stored::Int4 { q, scale, .. } => {
             let scale = *scale;
             let bits = |v| quantised(v, scale, Precision::Int4);
             pool.chunks(q, UNIT, |unit, q| shape.fill(unit * UNIT, q, values, bits));
         }
+    }
+}
+
+fn bf16s(values: &[f32], to: &mut [u16]) {
+    for (to, &v) in to.iter_mut().zip(values) {
+        *to = half::bf16::from_f32(v).to_bits();
+    }
+}
+
+fn int8s(values: &[f32], scale: f32, to: &mut [i8]) {
+    for (to, &v) in to.iter_mut().zip(values) {
+        *to = quantised(v, scale, Precision::Int8);
     }
 }
 
