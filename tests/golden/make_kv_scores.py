@@ -35,8 +35,15 @@ padded = np.pad(recent, ((0, 0), (KERNEL // 2, KERNEL // 2)))
 snapkv = np.lib.stride_tricks.sliding_window_view(padded, KERNEL, axis=1).mean(-1)
 tova = per_kv_head(attention[:, -1])
 knorm = -np.linalg.norm(k, axis=-1).T
+# The most attention while the context is repeated: any numbers, of a generator of their own.
+repeated = np.round(np.random.default_rng(14).uniform(0, 1, size=(KV_HEADS, TOKENS)) ** 3, 3)
+near = attention[:, -WINDOW:].sum(1).mean(0)
+near[:4] = 0
+place = np.array([near[max(p - 32, 0) : p + 5].mean() for p in range(TOKENS)])
+kvzip_query = repeated * place**2
 
 out = pathlib.Path(__file__).parents[2] / "testdata" / "kv" / "scores.json"
 out.parent.mkdir(exist_ok=True)
-rounded = {name: np.round(x, 9).tolist() for name, x in dict(h2o=h2o, snapkv=snapkv, tova=tova, knorm=knorm).items()}
+scores = {"h2o": h2o, "snapkv": snapkv, "tova": tova, "knorm": knorm, "repeated": repeated, "kvzip-query": kvzip_query}
+rounded = {name: np.round(x, 9).tolist() for name, x in scores.items()}
 out.write_text(json.dumps(dict(q=q.ravel().tolist(), k=k.ravel().tolist(), **rounded)) + "\n")

@@ -82,6 +82,20 @@ impl KvFormat {
         )))
     }
 
+    /// Whether a cache in this format can go on in format `other`: new tokens must be stored alike.
+    ///
+    /// # Errors
+    /// When they would not be.
+    pub fn check_switch(&self, other: &Self) -> Result<(), KvError> {
+        if self.storage.kind() == other.storage.kind() {
+            return Ok(());
+        }
+        Err(KvError::BadInput(format!(
+            "a cache whose new tokens are stored in {} cannot be stored as {other}",
+            self.storage.name()
+        )))
+    }
+
     /// Full blocks of a head with `len` tokens that are to be packed.
     pub(crate) fn old_blocks(&self, g: PageGeometry, len: usize) -> usize {
         if self.packing.is_some() { len.saturating_sub(self.window) / g.page_tokens } else { 0 }

@@ -5,7 +5,7 @@ use crate::{
     compress::{Compression, select},
     error::KvError,
     format::KvFormat,
-    policy::{self, Kept, LayerBudget, LayerView},
+    policy::{self, Kept, LayerBudget, ModelView},
     table::{HeadTable, Turn},
     view::Causal,
 };
@@ -370,13 +370,7 @@ impl Sequence {
     /// # Errors
     /// When new tokens would go to other pages than the cache's format has, or the format does not take the pages' sizes.
     pub fn set_format(&mut self, format: KvFormat) -> Result<(), KvError> {
-        let now = self.shared.config.format.storage();
-        if format.storage().kind() != now.kind() {
-            return Err(KvError::BadInput(format!(
-                "a cache whose new tokens are stored in {} cannot be stored as {format}",
-                now.name()
-            )));
-        }
+        self.shared.config.format.check_switch(&format)?;
         format.check(self.shared.geometry)?;
         self.format = format;
         Ok(())
@@ -488,7 +482,8 @@ impl Sequence {
         let layers: Vec<usize> = self.full_layers().collect();
         let chosen: Vec<Mutex<Vec<Kept>>> = layers.iter().map(|_| Mutex::default()).collect();
         let this = &*self;
-        let view = |index: usize| LayerView::new(this, layers[index], how.seed);
+        let model = ModelView::new(this, how.seed);
+        let view = |index: usize| model.layer(layers[index]);
         let shared = select::shares_layers(how).then(|| {
             let scores: Vec<Mutex<Vec<Vec<f32>>>> = layers.iter().map(|_| Mutex::default()).collect();
             pool.run(layers.len(), |index, _| {

@@ -2,9 +2,10 @@
 
 use scrimp_kernels::{Tier, threads::Pool};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, KvCache, KvConfig, PassScores, Queries, Sequence, StatsWanted,
+    AttentionInputs, AttentionScratch, ColumnStats, KvCache, KvConfig, PassScores, Queries, Sequence,
+    StatsWanted,
     compress::{Budget, Compression, Crush},
-    policy::{LayerView, policy},
+    policy::{ModelView, policy},
 };
 
 const DIM: usize = 8;
@@ -91,8 +92,11 @@ fn scores_are_those_of_numpy() {
     let (ka, kb) = k.split_at(half * KV_HEADS * DIM);
     step(&mut sequence, qa, ka, ka, stats);
     step(&mut sequence, qb, kb, kb, stats);
-    let view = LayerView::new(&sequence, 0, 0);
-    for name in ["h2o", "snapkv", "tova", "knorm"] {
+    let repeated = (0..KV_HEADS).map(|head| floats(&golden["repeated"][head])).collect();
+    sequence.set_passes(0, PassScores { repeated, ..PassScores::default() }).unwrap();
+    let model = ModelView::new(&sequence, 0);
+    let view = model.layer(0);
+    for name in ["h2o", "snapkv", "tova", "knorm", "kvzip-query"] {
         for head in 0..KV_HEADS {
             let mut scores = vec![0.0; tokens];
             policy(name).unwrap().policy.score(&view, head, &mut scores);
@@ -206,6 +210,37 @@ fn heads_of_all_layers_share_the_budget_of_kvzip() {
     // Within layers, the others have nothing to give to layer 1.
     let layers = kept(&Compression { policy: policy("adakv:kvzip").unwrap(), ..how });
     assert!(layers.chunks(KV_HEADS).all(|layer| layer.iter().sum::<usize>() == 80), "{layers:?}");
+}
+
+#[test]
+fn kvzip_query_keeps_in_every_layer_what_follows_a_token_that_one_layer_looks_at() {
+    let pool = Pool::new(1).unwrap();
+    let mut sequence = filled(&cache(vec![None; 3]), 200, 9);
+    for layer in 0..3 {
+        let repeated = vec![vec![0.5; 200]; KV_HEADS];
+        sequence.set_passes(layer, PassScores { repeated, ..PassScores::default() }).unwrap();
+        let mut recent = vec![vec![0.01; 200]; HEADS];
+        if layer == 1 {
+            recent[3][80] = 20.0;
+        }
+        let stats = ColumnStats { recent, ..ColumnStats::default() };
+        sequence.set_stats(layer, stats, std::iter::once(0..200).collect()).unwrap();
+    }
+    let mut how = Compression::new(policy("kvzip-query").unwrap(), Budget::Tokens(60));
+    (how.sinks, how.recent) = (4, Some(8));
+    sequence.compress(&how, 60, &pool).unwrap();
+    let held = |layer, head, position| {
+        (0..sequence.kept(layer, head)).any(|i| sequence.position(layer, head, i) == position)
+    };
+    for (layer, head) in [(0, 0), (1, 1), (2, 0)] {
+        assert!((76..=112).all(|position| held(layer, head, position)), "layer {layer}, head {head}");
+    }
+    // The next time a token's place in the cache is not its position.
+    let view = ModelView::new(&sequence, 0);
+    let near = view.layer(0).recent_of_all_heads();
+    let dropped = (0..200).find(|p| (0..3).all(|l| (0..KV_HEADS).all(|h| !held(l, h, *p)))).unwrap();
+    assert!((near[80] - (20.0 + 11.0 * 0.01) / 12.0).abs() < 1e-5, "{}", near[80]);
+    assert_eq!(near[dropped as usize], 0.0);
 }
 
 #[test]

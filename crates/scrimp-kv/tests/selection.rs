@@ -5,7 +5,7 @@ use scrimp_kernels::threads::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
     compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order, select},
-    policy::{Attention, Kept, LayerView, policy},
+    policy::{Attention, Kept, LayerView, ModelView, policy},
 };
 
 const DIM: usize = 4;
@@ -152,7 +152,8 @@ proptest! {
     ) {
         let budget = (sinks + recent + more).min(tokens - 1);
         let sequence = sequence(tokens, kv_heads, &noise);
-        let view = LayerView::new(&sequence, 0, 5);
+        let model = ModelView::new(&sequence, 5);
+        let view = model.layer(0);
         let how = how(name, crush, sinks, recent, budget);
         let got = select(&view, &how, budget);
         for (kept, (indices, bias)) in got.iter().zip(oracle(&view, &how, budget)) {
@@ -181,7 +182,7 @@ proptest! {
         let name = if shared && page.is_none() { format!("adakv:{name}") } else { name.to_owned() };
         let mut how = how(&name, Crush { order, anchor, ..crush }, sinks, recent, budget);
         how.granularity = page.map_or(Granularity::Token, Granularity::Page);
-        let kept = select(&LayerView::new(&sequence, 0, 9), &how, budget);
+        let kept = select(&ModelView::new(&sequence, 9).layer(0), &how, budget);
         let total: usize = kept.iter().map(|k| k.indices.len()).sum();
         prop_assert_eq!(total, budget.min(tokens) * kv_heads);
         for Kept { indices, bias } in &kept {
@@ -236,8 +237,8 @@ proptest! {
         };
         swapped.set_stats(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
         let how = how(name, Crush { anchor, order, ..crush }, 3, 3, budget);
-        let a = select(&LayerView::new(&straight, 0, 1), &how, budget);
-        let b = select(&LayerView::new(&swapped, 0, 1), &how, budget);
+        let a = select(&ModelView::new(&straight, 1).layer(0), &how, budget);
+        let b = select(&ModelView::new(&swapped, 1).layer(0), &how, budget);
         for head in 0..kv_heads {
             prop_assert_eq!(&a[head], &b[swap(head)]);
         }
@@ -255,14 +256,14 @@ fn pages_of_the_best_sums_are_kept_whole() {
     sequence.set_stats(0, stats, std::iter::once(0..40).collect()).unwrap();
     let mut how = how("tova", Crush::default(), 2, 4, 14);
     how.granularity = Granularity::Page(4);
-    let kept = select(&LayerView::new(&sequence, 0, 0), &how, 14);
+    let kept = select(&ModelView::new(&sequence, 0).layer(0), &how, 14);
     // Pages begin at token 2: 10..14 has a sum of 4, 30..34 one of 3.
     let want: Vec<u32> = (0..2).chain(10..14).chain(30..34).chain(36..40).collect();
     assert_eq!(kept[0].indices, want);
     // With half of the budget for representatives, one page is important; of the eight pages that are left, in order
     // of their distance from the anchor, the middle one stands for all.
     how.crush = Crush { share: 0.3, mass: Mass::Count, order: Order::Position, ..Crush::default() };
-    let kept = select(&LayerView::new(&sequence, 0, 0), &how, 14);
+    let kept = select(&ModelView::new(&sequence, 0).layer(0), &how, 14);
     let want: Vec<u32> = (0..2).chain(10..14).chain(22..26).chain(36..40).collect();
     assert_eq!(kept[0].indices, want);
     let bias = kept[0].bias.as_ref().unwrap();
@@ -284,11 +285,11 @@ fn pages_with_like_keys_stand_next_to_each_other() {
     let mut how = how("tova", Crush::default(), 2, 2, 12);
     how.granularity = Granularity::Page(4);
     how.crush = Crush { share: 0.67, mass: Mass::Attention, order: Order::Keys, ..Crush::default() };
-    let kept = select(&LayerView::new(&sequence, 0, 0), &how, 12);
+    let kept = select(&ModelView::new(&sequence, 0).layer(0), &how, 12);
     // No page is important; of either side one is kept, the one with most attention, for the four of its side.
     let want: Vec<u32> = (0..2).chain(2..10).chain(34..36).collect();
     assert_eq!(kept[0].indices, want);
     how.crush.order = Order::Score;
-    let by_score = select(&LayerView::new(&sequence, 0, 0), &how, 12);
+    let by_score = select(&ModelView::new(&sequence, 0).layer(0), &how, 12);
     assert_ne!(by_score[0].indices, want, "by attention, both halves have pages of both sides");
 }

@@ -6,7 +6,7 @@ use scrimp_kernels::threads::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
     compress::{Budget, Compression, Crush, Mass, Order, select},
-    policy::{Attention, LayerView, policy},
+    policy::{Attention, ModelView, policy},
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -56,7 +56,8 @@ fn sequence(tokens: usize, heads: usize, salt: u64) -> Sequence {
 /// What the case is, in the names of the Python function's arguments, and what is chosen.
 fn case(name: &str, tokens: usize, heads: usize, layer: usize, budget: usize, how: &Compression) -> Value {
     let sequence = sequence(tokens, heads, tokens as u64);
-    let view = LayerView::new(&sequence, layer, how.seed);
+    let model = ModelView::new(&sequence, how.seed);
+    let view = model.layer(layer);
     let (mut keys, mut scores, mut attention) = (Vec::new(), Vec::new(), Vec::new());
     for head in 0..heads {
         let mut row = vec![0.0; tokens];

@@ -44,9 +44,9 @@ pub(crate) struct KvArgs {
     /// Turn kept keys so that no gaps are left where tokens were dropped
     #[arg(long)]
     pub(crate) kv_rerotate: bool,
-    /// How keys and values are stored
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = KvFormat::Bf16)]
-    pub(crate) kv_format: KvFormat,
+    /// How keys and values are stored [default: bf16]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) kv_format: Option<KvFormat>,
     /// Drop these shares of the elements of keys and values, the smallest of each old token (0.3,0.5)
     #[arg(long, value_name = "K,V", value_parser = sparsity)]
     pub(crate) kv_sparsity: Option<scrimp_kv::KvFormat>,
@@ -117,7 +117,7 @@ impl KvArgs {
             kv_granularity: GranularityArg::Token,
             kv_page: Compression::DEFAULT_PAGE,
             kv_rerotate: false,
-            kv_format: KvFormat::Bf16,
+            kv_format: None,
             kv_sparsity: None,
         }
     }
@@ -164,12 +164,13 @@ impl KvArgs {
     /// # Errors
     /// When they cannot be both sparse and in another format than bf16.
     pub(crate) fn format(&self) -> anyhow::Result<scrimp_kv::KvFormat> {
+        let format = self.kv_format.unwrap_or(KvFormat::Bf16);
         match self.kv_sparsity {
-            Some(_) if self.kv_format != KvFormat::Bf16 => {
+            Some(_) if format != KvFormat::Bf16 => {
                 Err(usage("--kv-sparsity keeps elements in bf16; leave --kv-format out"))
             }
             Some(sparse) => Ok(sparse),
-            None => Ok(self.kv_format.name().parse()?),
+            None => Ok(format.name().parse()?),
         }
     }
 

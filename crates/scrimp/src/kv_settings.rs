@@ -1,12 +1,15 @@
 //! Several settings of the KV cache, to be compared with each other: one line of options each.
 
 use crate::{
-    cli::{KvFormat, Usage},
+    cli::Usage,
     kv_args::{AnchorArg, KvArgs, MassArg, OrderArg},
 };
 use clap::{Parser, ValueEnum};
 use scrimp_kv::compress::{Anchor, Budget, Compression, Granularity, Mass, Order};
-use scrimp_llm::eval::{read_text, tasks::suite::Named};
+use scrimp_llm::eval::{
+    read_text,
+    tasks::{CacheSetting, suite::Named},
+};
 use std::path::Path;
 
 #[derive(Parser)]
@@ -17,16 +20,16 @@ struct Line {
 }
 
 /// The settings in the file `compare`, or the one that `kv` is. Lines hold options as on the command line; empty ones and
-/// those that begin with `#` are skipped, `full` is the whole cache.
+/// those that begin with `#` are skipped, `full` is the whole cache. A line without a format has that of the command line.
 pub(crate) fn settings(
     kv: &KvArgs,
     compare: Option<&Path>,
     seed: Option<u64>,
-) -> anyhow::Result<Vec<Named<Option<Compression>>>> {
+) -> anyhow::Result<Vec<Named<CacheSetting>>> {
     let Some(path) = compare else {
-        return Ok(vec![named(kv.compression(seed)?)]);
+        return Ok(vec![named(CacheSetting { compression: kv.compression(seed)?, format: None })]);
     };
-    let mut settings: Vec<Named<Option<Compression>>> = Vec::new();
+    let mut settings: Vec<Named<CacheSetting>> = Vec::new();
     for (i, line) in read_text(path)?.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -37,11 +40,7 @@ pub(crate) fn settings(
         let args = Line::try_parse_from(words).map_err(|e| {
             wrong(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned())
         })?;
-        if args.kv.kv_format != KvFormat::Bf16 || args.kv.kv_sparsity.is_some() {
-            let what = "--kv-format and --kv-sparsity belong on the command line: they are the same for all";
-            return Err(wrong(what.into()).into());
-        }
-        let setting = named(args.kv.compression(seed).map_err(|e| wrong(e.to_string()))?);
+        let setting = named(setting(&args.kv, kv, seed).map_err(|e| wrong(e.to_string()))?);
         if settings.iter().any(|s| s.name == setting.name) {
             return Err(wrong(format!("`{}` is there already", setting.name)).into());
         }
@@ -53,8 +52,23 @@ pub(crate) fn settings(
     Ok(settings)
 }
 
-fn named(setting: Option<Compression>) -> Named<Option<Compression>> {
-    Named { name: setting.as_ref().map_or_else(|| "full".to_owned(), name), setting }
+/// What a line says, where the cache of the prompt is stored as `base` has it.
+fn setting(line: &KvArgs, base: &KvArgs, seed: Option<u64>) -> anyhow::Result<CacheSetting> {
+    let compression = line.compression(seed)?;
+    let given = line.kv_format.is_some() || line.kv_sparsity.is_some();
+    let format = if given { Some(line.format()?) } else { None };
+    if let Some(format) = &format {
+        base.format()?.check_switch(format)?;
+    }
+    Ok(CacheSetting { compression, format })
+}
+
+fn named(setting: CacheSetting) -> Named<CacheSetting> {
+    let mut name = setting.compression.as_ref().map_or_else(|| "full".to_owned(), name);
+    if let Some(format) = &setting.format {
+        name += &format!(" {format}");
+    }
+    Named { name, setting }
 }
 
 /// What a setting is called in results: policy, budget, and what is not as by default.
@@ -116,6 +130,12 @@ mod tests {
                     --kvcrush-order signature --kvcrush-anchor ones --kv-sinks 2 --kv-granularity page --kv-page 16\n";
         let crush = "snapkv 128 kvcrush 0.5 mass none order signature anchor ones sinks 2 page 16";
         assert_eq!(read(text).unwrap(), ["full", "h2o 0.25", crush]);
+        let text =
+            "full\n--kv-format int8\n--kv-budget 0.5 --kv-format int8\n--kv-budget 0.5 --kv-sparsity 0.3,0.5";
+        assert_eq!(
+            read(text).unwrap(),
+            ["full", "full int8", "snapkv 0.5 int8", "snapkv 0.5 sparse:0.3,0.5"]
+        );
     }
 
     #[test]
@@ -126,7 +146,11 @@ mod tests {
                 .unwrap_err()
                 .contains("line 2: `snapkv 0.25` is there already")
         );
-        assert!(read("--kv-format f32").unwrap_err().contains("line 1: --kv-format and"));
+        let error = read("full\n--kv-format f32").unwrap_err();
+        assert!(
+            error.contains("line 2: a cache whose new tokens are stored in bf16 cannot be stored as f32")
+        );
+        assert!(read("--kv-format int3").unwrap_err().contains("line 1: invalid value 'int3'"));
         assert!(read("--kvcrush 0.5").unwrap_err().contains("line 1: --kvcrush needs --kv-budget"));
         assert!(read("# nothing\n").unwrap_err().contains("holds no settings"));
     }

@@ -55,7 +55,8 @@ fn ruler_compares_settings_and_goes_on_where_it_was_killed() {
     fs::write(path("niah_single_1.jsonl"), format!("{NIAH}\n{NIAH}\n")).unwrap();
     fs::write(
         path("settings"),
-        "full\n--kv-policy snapkv --kv-budget 0.5\n--kv-policy h2o --kv-budget 0.5 --kvcrush 0.5\n",
+        "full\n--kv-policy snapkv --kv-budget 0.5\n--kv-policy h2o --kv-budget 0.5 --kvcrush 0.5\n\
+         --kv-format int8\n",
     )
     .unwrap();
     let (model, data, settings, state) =
@@ -76,7 +77,7 @@ fn ruler_compares_settings_and_goes_on_where_it_was_killed() {
     let first = results(&args);
     let names: Vec<&str> = first.iter().map(|r| r["setting"].as_str().unwrap()).collect();
     assert_eq!(names[..2], ["full", "snapkv 0.5"]);
-    assert!(names[2].starts_with("h2o 0.5 kvcrush 0.5 order "), "{names:?}");
+    assert!(names[2].starts_with("h2o 0.5 kvcrush 0.5 order ") && names[3] == "full int8", "{names:?}");
     for result in &first {
         assert_eq!(
             (&result["task"], &result["metric"]),
@@ -85,17 +86,17 @@ fn ruler_compares_settings_and_goes_on_where_it_was_killed() {
         assert_eq!((&result["samples"], &result["score"]), (&2.into(), &0.0.into()));
     }
     let share = |result: &Value| result["kv_share"].as_f64().unwrap();
-    assert!(share(&first[0]) == 1.0 && share(&first[1]) < 1.0 && share(&first[2]) < 1.0);
+    assert!(share(&first[0]) == 1.0 && first[1..].iter().all(|result| share(result) < 1.0));
 
     // Two answers are declared right, one line and a half are lost: only what is missing is asked again.
     let lines: Vec<String> = fs::read_to_string(&state).unwrap().lines().map(str::to_owned).collect();
-    assert_eq!(lines.len(), 1 + 6);
+    assert_eq!(lines.len(), 1 + 8);
     let right = |line: &str| line.replace("\"score\":0.0", "\"score\":1.0");
     let kept = [&lines[0], &right(&lines[1]), &right(&lines[2]), &lines[3], &lines[4], &lines[5][..20]];
     fs::write(&state, kept.map(|line| format!("{line}\n")).concat().trim_end()).unwrap();
     let scores: Vec<f64> = results(&args).iter().map(|r| r["score"].as_f64().unwrap()).collect();
-    assert_eq!(scores, [50.0, 50.0, 0.0]);
-    assert_eq!(fs::read_to_string(&state).unwrap().lines().count(), 1 + 6);
+    assert_eq!(scores, [50.0, 50.0, 0.0, 0.0]);
+    assert_eq!(fs::read_to_string(&state).unwrap().lines().count(), 1 + 8);
     // The file is of these results and no others.
     let message = error(&[&args[..], &["--question", "after"]].concat());
     assert!(message.contains("holds other results"), "{message}");

@@ -10,6 +10,7 @@ mod full;
 mod h2o;
 mod knorm;
 mod kvzip;
+mod kvzip_query;
 mod pyramidkv;
 mod random;
 mod snapkv;
@@ -22,13 +23,14 @@ pub use full::Full;
 pub use h2o::H2o;
 pub use knorm::KNorm;
 pub use kvzip::KvZip;
+pub use kvzip_query::KvZipQuery;
 pub use pyramidkv::PyramidKv;
 pub use random::Random;
 pub use snapkv::SnapKv;
 pub use streaming::Streaming;
 pub use tova::Tova;
-pub use view::LayerView;
 pub(crate) use view::mix;
+pub use view::{LayerView, ModelView};
 
 use crate::error::KvError;
 
@@ -142,8 +144,8 @@ pub trait Policy: std::fmt::Debug + Send + Sync {
 }
 
 /// Every policy, in the order of the documentation.
-pub static POLICIES: [&dyn Policy; 10] =
-    [&Full, &Streaming, &H2o, &SnapKv, &PyramidKv, &Tova, &KNorm, &Expected, &KvZip, &Random];
+pub static POLICIES: [&dyn Policy; 11] =
+    [&Full, &Streaming, &H2o, &SnapKv, &PyramidKv, &Tova, &KNorm, &Expected, &KvZip, &KvZipQuery, &Random];
 
 /// A policy, and whether the heads of a layer share their budget (`adakv:POLICY`).
 #[derive(Debug, Clone, Copy)]

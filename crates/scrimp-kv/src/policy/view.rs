@@ -1,25 +1,59 @@
-//! One layer, as a policy sees it.
+//! A sequence's layers, as policies see them.
 
 use super::Attention;
 use crate::sequence::Sequence;
+use std::sync::OnceLock;
+
+/// All layers of a sequence, and what policies find out about them together.
+#[derive(Debug)]
+pub struct ModelView<'a> {
+    sequence: &'a Sequence,
+    seed: u64,
+    recent: OnceLock<Vec<f32>>,
+}
+
+impl<'a> ModelView<'a> {
+    /// Looks at `sequence`; `seed` is that of everything random.
+    pub fn new(sequence: &'a Sequence, seed: u64) -> Self {
+        Self { sequence, seed, recent: OnceLock::new() }
+    }
+
+    /// One of its layers.
+    ///
+    /// # Panics
+    /// The view's methods panic when the sequence has no such layer.
+    pub fn layer(&self, layer: usize) -> LayerView<'_> {
+        LayerView { model: self, sequence: self.sequence, layer }
+    }
+
+    /// See [`LayerView::recent_of_all_heads`].
+    fn recent(&self) -> Vec<f32> {
+        let (sequence, mut heads) = (self.sequence, 0);
+        let mut sum = vec![0.0; sequence.len()];
+        for layer in sequence.full_layers() {
+            let rows = &sequence.stats(layer).recent;
+            for (head, row) in rows.iter().enumerate() {
+                let kv_head = head * sequence.n_kv_heads() / rows.len();
+                for (index, x) in row.iter().enumerate() {
+                    sum[sequence.position(layer, kv_head, index) as usize] += x;
+                }
+            }
+            heads += rows.len();
+        }
+        sum.iter_mut().for_each(|x| *x /= heads.max(1) as f32);
+        sum
+    }
+}
 
 /// One layer, as a policy sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerView<'a> {
+    model: &'a ModelView<'a>,
     sequence: &'a Sequence,
     layer: usize,
-    seed: u64,
 }
 
 impl<'a> LayerView<'a> {
-    /// Looks at `layer` of `sequence`; `seed` is that of everything random.
-    ///
-    /// # Panics
-    /// Methods panic when the sequence has no such layer.
-    pub fn new(sequence: &'a Sequence, layer: usize, seed: u64) -> Self {
-        Self { sequence, layer, seed }
-    }
-
     /// The layer.
     pub fn layer(&self) -> usize {
         self.layer
@@ -105,6 +139,13 @@ impl<'a> LayerView<'a> {
         self.weigh(kind, kv_head, 1.0 / group.max(1) as f32, out);
     }
 
+    /// Attention of the prompt's last queries ([`Attention::Recent`]), averaged over the query heads of all layers without a
+    /// sliding window, by position (`[tokens seen]`). A token that a head does not hold any more got none from it; all are 0
+    /// where nothing was gathered.
+    pub fn recent_of_all_heads(&self) -> &'a [f32] {
+        self.model.recent.get_or_init(|| self.model.recent())
+    }
+
     fn add_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {
         if let Some(row) = self.rows(kind).get(head) {
             debug_assert_eq!(head * self.n_kv_heads() / self.n_heads(kind), kv_head);
@@ -126,7 +167,7 @@ impl<'a> LayerView<'a> {
 
     /// A number that depends on the seed, the layer and the head.
     pub fn seed(&self, kv_head: usize) -> u64 {
-        mix(mix(self.seed ^ 0x5c21_u64) ^ ((self.layer as u64) << 32 | kv_head as u64))
+        mix(mix(self.model.seed ^ 0x5c21_u64) ^ ((self.layer as u64) << 32 | kv_head as u64))
     }
 }
 

@@ -71,7 +71,7 @@ fn a_budget_that_is_not_reached_changes_nothing() {
 #[test]
 fn a_budget_is_held_while_text_is_generated() {
     let model = load(&testdata("tiny").join("llama"), None);
-    for name in ["h2o", "snapkv", "kvzip", "expected"] {
+    for name in ["h2o", "snapkv", "kvzip", "kvzip-query", "expected"] {
         let mut session = model.session();
         session.set_compression(Some(how(name, Budget::Tokens(10))));
         session.begin_prompt(30);

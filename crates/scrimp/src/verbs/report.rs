@@ -16,6 +16,7 @@ use scrimp_llm::{
     eval::{
         kv, longbench, read_text, ruler,
         tasks::{
+            CacheSetting,
             journal::{self, Journal},
             prompt::{Builder, Question},
             suite::{Named, Outcome, Suite},
@@ -154,9 +155,10 @@ fn questions(
     suite: &Suite,
     pairs: &[Pair],
 ) -> anyhow::Result<Vec<Outcome>> {
-    let mut settings = vec![Named { name: "full".to_owned(), setting: None }];
+    let mut settings = vec![Named { name: "full".to_owned(), setting: CacheSetting::default() }];
     for named in pairs.iter().flat_map(|pair| [&pair.alone, &pair.crushed]) {
-        settings.push(Named { name: named.name.clone(), setting: Some(named.setting.clone()) });
+        let setting = CacheSetting { compression: Some(named.setting.clone()), format: None };
+        settings.push(Named { name: named.name.clone(), setting });
     }
     let max_tokens = loaded.model.context_length().saturating_sub(suite.answer_tokens + 128);
     let builder = Builder { tokenizer: &loaded.tokenizer, template, max_tokens };

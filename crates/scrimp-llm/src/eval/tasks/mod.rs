@@ -8,3 +8,5 @@ pub mod jsonl;
 pub mod prompt;
 mod session;
 pub mod suite;
+
+pub use session::CacheSetting;

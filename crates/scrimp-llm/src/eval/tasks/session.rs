@@ -5,17 +5,25 @@ use crate::{
     error::Result,
     model::{Batch, Output, Session, Step},
 };
-use scrimp_kv::{compress::Compression, policy::Needs};
+use scrimp_kv::{KvFormat, compress::Compression, policy::Needs};
 use std::sync::OnceLock;
 
+/// What is done to the cache of a prompt.
+#[derive(Debug, Clone, Default)]
+pub struct CacheSetting {
+    /// What is kept; `None`: all of it.
+    pub compression: Option<Compression>,
+    /// How it is stored; `None`: as the session stores its cache anyway. New tokens must be stored alike in both.
+    pub format: Option<KvFormat>,
+}
+
 impl<'m> Subject for Session<'m> {
-    /// `None`: the full cache.
-    type Setting = Option<Compression>;
+    type Setting = CacheSetting;
 
     fn prefill(&mut self, tokens: &[u32], settings: &[&Self::Setting]) -> Result<Vec<f32>> {
         self.reset();
-        let needs =
-            settings.iter().filter_map(|s| s.as_ref()).map(Compression::needs).fold(Needs::NONE, Needs::and);
+        let compressions = settings.iter().filter_map(|s| s.compression.as_ref());
+        let needs = compressions.map(Compression::needs).fold(Needs::NONE, Needs::and);
         self.gather_for(needs, tokens.len());
         let logits = self.forward(tokens)?.to_vec();
         self.complete(needs, tokens)?;
@@ -27,9 +35,12 @@ impl<'m> Subject for Session<'m> {
     }
 
     fn compress(&mut self, setting: &Self::Setting, tokens: &[u32]) -> Result<()> {
-        match setting {
+        if let Some(format) = setting.format {
+            self.set_kv_format(format)?;
+        }
+        match &setting.compression {
             Some(how) => Session::compress(self, how, how.tokens(tokens.len())?),
-            None => Ok(()),
+            None => self.pack(),
         }
     }
 

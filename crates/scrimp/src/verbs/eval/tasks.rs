@@ -9,12 +9,12 @@ use crate::{
     loaded::Loaded,
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use scrimp_kv::compress::Compression;
 use scrimp_llm::{
     chat::ChatTemplate,
     eval::{
         longbench, needle, read_text, ruler,
         tasks::{
+            CacheSetting,
             journal::{self, Journal},
             prompt::Builder,
             suite::{Named, Outcome, Suite},
@@ -155,7 +155,7 @@ struct Bench<'a> {
     how: &'a TaskArgs,
     loaded: Loaded,
     template: Option<ChatTemplate>,
-    settings: Vec<Named<Option<Compression>>>,
+    settings: Vec<Named<CacheSetting>>,
     kv_format: String,
 }
 
@@ -167,7 +167,10 @@ impl<'a> Bench<'a> {
             false => checkpoint.chat_template(tokenizer),
         })?;
         for named in &settings {
-            kv_args::check_context(named.setting.as_ref(), loaded.model.context_length())?;
+            kv_args::check_context(named.setting.compression.as_ref(), loaded.model.context_length())?;
+            if let Some(format) = named.setting.format {
+                loaded.model.session().set_kv_format(format)?;
+            }
         }
         Ok(Self { how, loaded, template, settings, kv_format: kv.format()?.to_string() })
     }
