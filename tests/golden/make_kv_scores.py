@@ -40,7 +40,7 @@ repeated = np.round(np.random.default_rng(14).uniform(0, 1, size=(KV_HEADS, TOKE
 near = attention[:, -WINDOW:].sum(1).mean(0)
 near[:4] = 0
 place = np.array([near[max(p - 32, 0) : p + 5].mean() for p in range(TOKENS)])
-kvzip_query = repeated * place**2
+kvzip_query = repeated * (place / place.mean()) ** 2
 
 out = pathlib.Path(__file__).parents[2] / "testdata" / "kv" / "scores.json"
 out.parent.mkdir(exist_ok=True)

@@ -237,10 +237,9 @@ fn kvzip_query_keeps_in_every_layer_what_follows_a_token_that_one_layer_looks_at
     }
     // The next time a token's place in the cache is not its position.
     let view = ModelView::new(&sequence, 0);
-    let near = view.layer(0).recent_of_all_heads();
-    let dropped = (0..200).find(|p| (0..3).all(|l| (0..KV_HEADS).all(|h| !held(l, h, *p)))).unwrap();
-    assert!((near[80] - (20.0 + 11.0 * 0.01) / 12.0).abs() < 1e-5, "{}", near[80]);
-    assert_eq!(near[dropped as usize], 0.0);
+    let places = view.layer(0).places();
+    let high: Vec<usize> = (0..200).filter(|&p| places[p] > 3.0).collect();
+    assert_eq!(high, (76..=112).collect::<Vec<_>>());
 }
 
 #[test]

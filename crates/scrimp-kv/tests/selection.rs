@@ -5,7 +5,7 @@ use scrimp_kernels::threads::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
     compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order, select},
-    policy::{Attention, Kept, LayerView, ModelView, policy},
+    policy::{Kept, LayerView, ModelView, policy},
 };
 
 const DIM: usize = 4;
@@ -44,7 +44,7 @@ fn oracle(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<(Vec<u3
         .map(|head| {
             let (mut score, mut a) = (vec![0.0; n], vec![0.0; n]);
             how.policy.policy.score(view, head, &mut score);
-            view.attention(Attention::Mean, head, &mut a);
+            view.attention_by_place(head, &mut a);
             let recent = how.recent_of(budget);
             let fixed = |t: usize| t < how.sinks || t + recent >= n;
             let free = budget - (0..n).filter(|&t| fixed(t)).count();

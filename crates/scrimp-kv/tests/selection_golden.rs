@@ -6,7 +6,7 @@ use scrimp_kernels::threads::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
     compress::{Budget, Compression, Crush, Mass, Order, select},
-    policy::{Attention, ModelView, policy},
+    policy::{ModelView, policy},
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ fn case(name: &str, tokens: usize, heads: usize, layer: usize, budget: usize, ho
         let mut row = vec![0.0; tokens];
         how.policy.policy.score(&view, head, &mut row);
         scores.extend_from_slice(&row);
-        view.attention(Attention::Mean, head, &mut row);
+        view.attention_by_place(head, &mut row);
         attention.extend_from_slice(&row);
         for t in 0..tokens {
             let mut key = vec![0.0; DIM];

@@ -9,14 +9,14 @@
 //!
 //! With a *mass* (ours), a representative stands for its segment `S`: its score gets `0.75 ln(sum of a over S / a[rep])` added
 //! from then on, so that `exp(score)` estimates what the whole segment would have added to the softmax. (Not all of it: the estimate is a noisy one, and where heads attend to single tokens, too
-//! high.) `a[t]` is the
-//! attention that the token got, divided by the number of queries that could see it. The representative is then the token
+//! high.) `a[t]` is the attention that the token can be expected to get: what it got, divided by the number of queries that could see it, weighed by
+//! how much the end of the prompt looks at its place (`policy/place.rs`). The representative is then the token
 //! of its segment with the most attention, and segments have about equal sums of `sqrt(a)`: those of tokens that matter are
 //! short. The estimate is better where a query treats the tokens of a segment alike, which it does where their keys are
 //! similar: so the order that measures best is that of `codes` of keys, in `keys.rs`.
 
 use super::{keys, signature::Signatures};
-use crate::policy::{Attention, LayerView, Needs, Policy, mix};
+use crate::policy::{Attention, LayerView, Needs, Policy, mix, place};
 use std::ops::Range;
 
 /// What signatures are compared with (§3.2 and the ablation of anchors in the paper).
@@ -84,7 +84,8 @@ impl Crush {
         }
         let attention = self.mass == Mass::Attention || matches!(self.order, Order::Keys | Order::Score);
         let signature = self.order == Order::Signature && policy.signature() == Attention::Mean;
-        Needs { sum: attention || signature, ..Needs::NONE }
+        let recent = attention.then_some(place::WINDOW);
+        Needs { sum: attention || signature, recent, ..Needs::NONE }
     }
 
     /// Chooses `n` of `dropped` (indices of a KV head's tokens, increasing; more than `n`), and what is added to the score of
@@ -101,7 +102,7 @@ impl Crush {
             return Vec::new();
         }
         let mut attention = vec![0.0; view.n_tokens(kv_head)];
-        view.attention(Attention::Mean, kv_head, &mut attention);
+        view.attention_by_place(kv_head, &mut attention);
         let a = |i: u32| attention[i as usize];
         let mut order = dropped.to_vec();
         match self.order {

@@ -11,7 +11,7 @@
 //! over the page's.
 
 use super::{Compression, Mass, Order, crush, keys, select, signature::Signatures};
-use crate::policy::{Attention, Kept, LayerView};
+use crate::policy::{Kept, LayerView};
 use std::ops::Range;
 
 /// What each KV head keeps.
@@ -52,7 +52,7 @@ pub(super) fn of_layer(view: &LayerView<'_>, how: &Compression, budget: usize, t
     let representatives = (representatives / tokens).min(dropped.len());
     let mut bias = vec![0.0; n];
     if representatives > 0 {
-        let attention = mean_of(&|head, out| view.attention(Attention::Mean, head, out));
+        let attention = mean_of(&|head, out| view.attention_by_place(head, out));
         let mass = |p: u32| -> f32 { attention[pages[p as usize].clone()].iter().sum() };
         let segments = segments(view, how, &dropped, &scores, &pages, &middle, &mass, representatives);
         for segment in segments {

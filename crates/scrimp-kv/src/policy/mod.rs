@@ -11,6 +11,7 @@ mod h2o;
 mod knorm;
 mod kvzip;
 mod kvzip_query;
+pub(crate) mod place;
 mod pyramidkv;
 mod random;
 mod snapkv;

@@ -6,10 +6,8 @@
 //! score[t] = (a[t-3] + ... + a[t+3]) / 7                       (tokens outside count as 0)
 //! ```
 
-use super::{Attention, LayerView, Needs, Policy};
+use super::{Attention, LayerView, Needs, Policy, place::WINDOW};
 
-/// Queries at the end of the prompt that are looked at.
-pub(super) const WINDOW: usize = 32;
 /// Neighbouring tokens that are averaged.
 const KERNEL: usize = 7;
 

@@ -1,6 +1,6 @@
 //! A sequence's layers, as policies see them.
 
-use super::Attention;
+use super::{Attention, place};
 use crate::sequence::Sequence;
 use std::sync::OnceLock;
 
@@ -9,13 +9,13 @@ use std::sync::OnceLock;
 pub struct ModelView<'a> {
     sequence: &'a Sequence,
     seed: u64,
-    recent: OnceLock<Vec<f32>>,
+    places: OnceLock<Vec<f32>>,
 }
 
 impl<'a> ModelView<'a> {
     /// Looks at `sequence`; `seed` is that of everything random.
     pub fn new(sequence: &'a Sequence, seed: u64) -> Self {
-        Self { sequence, seed, recent: OnceLock::new() }
+        Self { sequence, seed, places: OnceLock::new() }
     }
 
     /// One of its layers.
@@ -24,24 +24,6 @@ impl<'a> ModelView<'a> {
     /// The view's methods panic when the sequence has no such layer.
     pub fn layer(&self, layer: usize) -> LayerView<'_> {
         LayerView { model: self, sequence: self.sequence, layer }
-    }
-
-    /// See [`LayerView::recent_of_all_heads`].
-    fn recent(&self) -> Vec<f32> {
-        let (sequence, mut heads) = (self.sequence, 0);
-        let mut sum = vec![0.0; sequence.len()];
-        for layer in sequence.full_layers() {
-            let rows = &sequence.stats(layer).recent;
-            for (head, row) in rows.iter().enumerate() {
-                let kv_head = head * sequence.n_kv_heads() / rows.len();
-                for (index, x) in row.iter().enumerate() {
-                    sum[sequence.position(layer, kv_head, index) as usize] += x;
-                }
-            }
-            heads += rows.len();
-        }
-        sum.iter_mut().for_each(|x| *x /= heads.max(1) as f32);
-        sum
     }
 }
 
@@ -139,11 +121,25 @@ impl<'a> LayerView<'a> {
         self.weigh(kind, kv_head, 1.0 / group.max(1) as f32, out);
     }
 
-    /// Attention of the prompt's last queries ([`Attention::Recent`]), averaged over the query heads of all layers without a
-    /// sliding window, by position (`[tokens seen]`). A token that a head does not hold any more got none from it; all are 0
-    /// where nothing was gathered.
-    pub fn recent_of_all_heads(&self) -> &'a [f32] {
-        self.model.recent.get_or_init(|| self.model.recent())
+    /// Writes the attention that the tokens of `kv_head` can be expected to get: [`Attention::Mean`], weighed by
+    /// [`LayerView::places`].
+    pub fn attention_by_place(&self, kv_head: usize, out: &mut [f32]) {
+        self.attention(Attention::Mean, kv_head, out);
+        self.weigh_by_place(kv_head, 1, out);
+    }
+
+    /// Multiplies a number for each token of `kv_head` by the weight of its place to this power.
+    pub(crate) fn weigh_by_place(&self, kv_head: usize, power: i32, out: &mut [f32]) {
+        let places = self.places();
+        for (index, x) in out.iter_mut().enumerate() {
+            *x *= places[self.position(kv_head, index) as usize].powi(power);
+        }
+    }
+
+    /// How much the end of the prompt looks around each position, by position (`[tokens seen]`, 1 on average; see `place`): the
+    /// same for all layers and heads. All are 1 where that was not gathered ([`Needs::recent`](super::Needs::recent)).
+    pub fn places(&self) -> &'a [f32] {
+        self.model.places.get_or_init(|| place::places(self.sequence))
     }
 
     fn add_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {
