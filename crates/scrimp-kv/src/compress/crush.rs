@@ -8,12 +8,14 @@
 //! In the paper (§3.2) the order is by the distance of their signatures to an anchor, and a representative is kept as it is.
 //!
 //! With a *mass* (ours), a representative stands for its segment `S`: its score gets `0.75 ln(sum of a over S / a[rep])` added
-//! from then on, so that `exp(score)` estimates what the whole segment would have added to the softmax. (Not all of it: the estimate is a noisy one, and where heads attend to single tokens, too
-//! high.) `a[t]` is the attention that the token can be expected to get: what it got, divided by the number of queries that could see it, weighed by
-//! how much the end of the prompt looks at its place (`policy/place.rs`). The representative is then the token
-//! of its segment with the most attention, and segments have about equal sums of `sqrt(a)`: those of tokens that matter are
-//! short. The estimate is better where a query treats the tokens of a segment alike, which it does where their keys are
-//! similar: so the order that measures best is that of `codes` of keys, in `keys.rs`.
+//! from then on, so that `exp(score)` estimates what the whole segment would have added to the softmax. (Not all of it: the
+//! estimate is a noisy one, and where heads attend to single tokens, too high.) `a[t]` is the attention that the token can be
+//! expected to get: what it got, divided by the number of queries that could see it, weighed by how much the end of the prompt
+//! looks at its place (`policy/place.rs`).
+//!
+//! The representative is the token of its segment with the most attention, and segments have about equal sums of `sqrt(a)`:
+//! those of tokens that matter are short. The estimate is better where a query treats the tokens of a segment alike, which it
+//! does where their keys are similar: so the order that measures best is that of `codes` of keys, in `keys.rs`.
 
 use super::{keys, signature::Signatures};
 use crate::policy::{Attention, LayerView, Needs, Policy, mix, place};

@@ -23,7 +23,13 @@ const LEAST: f32 = 1e-6;
 
 /// The weight of each position of `sequence`; 1 where no attention of the prompt's end was gathered.
 pub(super) fn places(sequence: &Sequence) -> Vec<f32> {
-    let mut near = vec![0.0_f32; sequence.len()];
+    let heads =
+        (0..sequence.n_layers()).flat_map(|layer| (0..sequence.n_kv_heads()).map(move |head| (layer, head)));
+    let end = |(layer, head)| match sequence.kept(layer, head) {
+        0 => 0,
+        n => sequence.position(layer, head, n - 1) as usize + 1,
+    };
+    let mut near = vec![0.0_f32; heads.map(end).max().unwrap_or(0)];
     for layer in sequence.full_layers() {
         let rows = &sequence.stats(layer).recent;
         for (head, row) in rows.iter().enumerate() {
