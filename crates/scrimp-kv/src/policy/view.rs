@@ -23,7 +23,7 @@ impl<'a> ModelView<'a> {
     /// # Panics
     /// The view's methods panic when the sequence has no such layer.
     pub fn layer(&self, layer: usize) -> LayerView<'_> {
-        LayerView { model: self, sequence: self.sequence, layer }
+        LayerView { model: self, layer }
     }
 }
 
@@ -31,7 +31,6 @@ impl<'a> ModelView<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct LayerView<'a> {
     model: &'a ModelView<'a>,
-    sequence: &'a Sequence,
     layer: usize,
 }
 
@@ -43,42 +42,42 @@ impl<'a> LayerView<'a> {
 
     /// KV heads of the layer.
     pub fn n_kv_heads(&self) -> usize {
-        self.sequence.n_kv_heads()
+        self.model.sequence.n_kv_heads()
     }
 
     /// Elements of a key.
     pub fn head_dim(&self) -> usize {
-        self.sequence.head_dim()
+        self.model.sequence.head_dim()
     }
 
     /// Tokens that `kv_head` holds now.
     pub fn n_tokens(&self, kv_head: usize) -> usize {
-        self.sequence.kept(self.layer, kv_head)
+        self.model.sequence.kept(self.layer, kv_head)
     }
 
     /// Position of a token in the text.
     pub fn position(&self, kv_head: usize, index: usize) -> u32 {
-        self.sequence.position(self.layer, kv_head, index)
+        self.model.sequence.position(self.layer, kv_head, index)
     }
 
     /// What is added to the scores of a token.
     pub fn bias(&self, kv_head: usize, index: usize) -> f32 {
-        self.sequence.bias(self.layer, kv_head, index)
+        self.model.sequence.bias(self.layer, kv_head, index)
     }
 
     /// Reads key and value of a token (`[head_dim]` each).
     pub fn read(&self, kv_head: usize, index: usize, k: &mut [f32], v: &mut [f32]) {
-        self.sequence.read(self.layer, kv_head, index, k, v);
+        self.model.sequence.read(self.layer, kv_head, index, k, v);
     }
 
     /// Reads the key of a token (`[head_dim]`).
     pub fn read_key(&self, kv_head: usize, index: usize, k: &mut [f32]) {
-        self.sequence.read_key(self.layer, kv_head, index, k);
+        self.model.sequence.read_key(self.layer, kv_head, index, k);
     }
 
     /// Reads the keys of tokens `16 * tile..` at once (`[head_dim][16]`; what is behind the last token is anything).
     pub fn read_key_tile(&self, kv_head: usize, tile: usize, keys: &mut [[f32; 16]]) {
-        self.sequence.read_key_tile(self.layer, kv_head, tile, keys);
+        self.model.sequence.read_key_tile(self.layer, kv_head, tile, keys);
     }
 
     /// Tokens of `kv_head` whose attention of a kind is known, the first ones.
@@ -93,7 +92,7 @@ impl<'a> LayerView<'a> {
     }
 
     fn rows(&self, kind: Attention) -> &'a [Vec<f32>] {
-        let (stats, passes) = (self.sequence.stats(self.layer), self.sequence.passes(self.layer));
+        let (stats, passes) = (self.model.sequence.stats(self.layer), self.model.sequence.passes(self.layer));
         match kind {
             Attention::Mean => &stats.sum,
             Attention::Recent => &stats.recent,
@@ -139,7 +138,7 @@ impl<'a> LayerView<'a> {
     /// How much the end of the prompt looks around each position, by position (`[tokens seen]`, 1 on average; see `place`): the
     /// same for all layers and heads. All are 1 where that was not gathered ([`Needs::recent`](super::Needs::recent)).
     pub fn places(&self) -> &'a [f32] {
-        self.model.places.get_or_init(|| place::places(self.sequence))
+        self.model.places.get_or_init(|| place::places(self.model.sequence))
     }
 
     fn add_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {
@@ -156,7 +155,7 @@ impl<'a> LayerView<'a> {
             return;
         }
         for (index, x) in out.iter_mut().enumerate() {
-            let queries = self.sequence.queries_from(self.layer, self.position(kv_head, index));
+            let queries = self.model.sequence.queries_from(self.layer, self.position(kv_head, index));
             *x *= factor / queries.max(1) as f32;
         }
     }
