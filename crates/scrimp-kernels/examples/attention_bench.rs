@@ -230,7 +230,12 @@ fn main() {
             let flops = (seen * width * 4) as f64;
             let times = (6e9 / flops) as usize + 3;
             let plain = best(threads == 1, times, || attention(&layer, None));
-            let request = StatsRequest { sum: true, recent_from: Some(480), last: true, peak: false };
+            let request = StatsRequest {
+                sum: true,
+                recent_from: Some(480),
+                per_kv_head: true,
+                ..StatsRequest::default()
+            };
             let mut columns = ColumnStats::default();
             let with = best(threads == 1, times, || attention(&layer, Some((request, &mut columns))));
             println!(

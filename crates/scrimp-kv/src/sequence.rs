@@ -68,6 +68,16 @@ pub struct StatsWanted {
     pub last: bool,
     /// The most that one query gave.
     pub peak: bool,
+    /// One row for each KV head, the mean over its query heads (the largest of [`StatsWanted::peak`]), in the place of one for each query head,
+    /// which takes longer. Rows of the other kind are forgotten.
+    pub per_kv_head: bool,
+}
+
+impl StatsWanted {
+    /// Whether some sums are wanted.
+    pub fn any(self) -> bool {
+        self.sum || self.recent_from.is_some() || self.last || self.peak
+    }
 }
 
 /// Whose queries they are, and so what they see.
@@ -213,6 +223,12 @@ impl Sequence {
     ) -> Result<(), KvError> {
         let shared = &*self.shared;
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
+        if let Some(wanted) = inputs.stats {
+            let rows = if wanted.per_kv_head { state.heads.len() } else { inputs.n_heads };
+            if state.stats.rows().is_some_and(|n| n != rows) {
+                state.forget_stats();
+            }
+        }
         let view = Causal::new(shared, layer, state.next, &state.heads, &inputs)?;
         let args = view.args(shared, &inputs);
         let stats = inputs.stats.map(|wanted| {
@@ -224,8 +240,8 @@ impl Sequence {
                 }
             }
             let recent_from = wanted.recent_from.map(|p| p.saturating_sub(view.first) as usize);
-            let StatsWanted { sum, last, peak, .. } = wanted;
-            (StatsRequest { sum, recent_from, last, peak }, &mut state.stats)
+            let StatsWanted { sum, last, peak, per_kv_head, .. } = wanted;
+            (StatsRequest { sum, recent_from, last, peak, per_kv_head }, &mut state.stats)
         });
         attention::attend(&args, inputs.out, stats, pool, scratch);
         Ok(())
@@ -237,7 +253,8 @@ impl Sequence {
         Causal::new(&self.shared, layer, state.next, &state.heads, inputs)
     }
 
-    /// Column sums of a layer so far: per query head, one number per kept token (tokens behind the end of a row: 0).
+    /// Column sums of a layer so far: per query head or KV head ([`StatsWanted::per_kv_head`]), one number per kept token (tokens behind the
+    /// end of a row: 0).
     pub fn stats(&self, layer: usize) -> &ColumnStats {
         &self.layers[layer].stats
     }
@@ -310,10 +327,7 @@ impl Sequence {
 
     /// Forgets all column sums.
     pub fn clear_stats(&mut self) {
-        for layer in &mut self.layers {
-            layer.stats = ColumnStats::default();
-            layer.gathered.clear();
-        }
+        self.layers.iter_mut().for_each(Layer::forget_stats);
     }
 
     /// A second sequence with the same tokens. Pages are shared until one of the two writes.
@@ -599,6 +613,11 @@ impl Sequence {
 }
 
 impl Layer {
+    fn forget_stats(&mut self) {
+        self.stats = ColumnStats::default();
+        self.gathered.clear();
+    }
+
     fn drop_before(&mut self, page_tokens: usize, position: u32) {
         let dropped: Vec<usize> =
             self.heads.iter_mut().map(|table| table.drop_before(page_tokens, position)).collect();
@@ -611,7 +630,7 @@ impl Layer {
         self.each_column(|head, row| drop(row.drain(..dropped[head].min(row.len()))));
     }
 
-    /// Calls `change(kv_head, sums)` for the sums of every query head.
+    /// Calls `change(kv_head, sums)` for every row of sums.
     fn each_column(&mut self, mut change: impl FnMut(usize, &mut Vec<f32>)) {
         let n_kv_heads = self.heads.len();
         let (stats, passes) = (&mut self.stats, &mut self.passes);

@@ -52,7 +52,7 @@ fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], stats: StatsWa
             scale: (DIM as f32).powf(-0.5),
             softcap: None,
             wanted_from: 0,
-            stats: (stats != StatsWanted::default()).then_some(stats),
+            stats: stats.any().then_some(stats),
         };
         sequence.attend(layer, inputs, &pool, &mut AttentionScratch::new()).unwrap();
     }
@@ -63,7 +63,12 @@ fn filled(cache: &KvCache, tokens: usize, seed: u64) -> Sequence {
     let mut sequence = cache.sequence();
     let (q, k) = (numbers(tokens * HEADS * DIM, seed), numbers(tokens * KV_HEADS * DIM, seed + 1));
     let v = numbers(tokens * KV_HEADS * DIM, seed + 2);
-    let stats = StatsWanted { sum: true, recent_from: Some(tokens as u32 - 32), last: true, peak: false };
+    let stats = StatsWanted {
+        sum: true,
+        recent_from: Some(tokens as u32 - 32),
+        last: true,
+        ..StatsWanted::default()
+    };
     step(&mut sequence, &q, &k, &v, stats);
     sequence
 }
@@ -87,7 +92,12 @@ fn scores_are_those_of_numpy() {
     let mut sequence = cache(vec![None]).sequence();
     // In two parts, as a long prompt is read.
     let half = 20;
-    let stats = StatsWanted { sum: true, recent_from: Some(tokens as u32 - 32), last: true, peak: false };
+    let stats = StatsWanted {
+        sum: true,
+        recent_from: Some(tokens as u32 - 32),
+        last: true,
+        ..StatsWanted::default()
+    };
     let (qa, qb) = q.split_at(half * HEADS * DIM);
     let (ka, kb) = k.split_at(half * KV_HEADS * DIM);
     step(&mut sequence, qa, ka, ka, stats);
@@ -300,4 +310,28 @@ fn nothing_leaks_in_ten_thousand_steps() {
     }
     held.clear();
     assert_eq!((cache.bytes_in_use(), cache.bytes_mapped()), (0, 0));
+}
+
+#[test]
+fn sums_are_of_query_heads_or_of_kv_heads_and_never_of_both() {
+    let of_heads = StatsWanted { sum: true, last: true, ..StatsWanted::default() };
+    let of_kv_heads = StatsWanted { per_kv_head: true, ..of_heads };
+    let [q, k, v] = [HEADS, KV_HEADS, KV_HEADS].map(|n| numbers(40 * n * DIM, n as u64));
+    let mut sequence = cache(vec![None]).sequence();
+    step(&mut sequence, &q, &k, &v, of_heads);
+    let each = sequence.stats(0).clone();
+    let mut again = cache(vec![None]).sequence();
+    step(&mut again, &q, &k, &v, of_kv_heads);
+    let means = again.stats(0).clone();
+    assert_eq!((each.rows(), means.rows()), (Some(HEADS), Some(KV_HEADS)));
+    for (mean, of_head) in means.sum.iter().zip(each.sum.chunks(HEADS / KV_HEADS)) {
+        for (token, mean) in mean.iter().enumerate() {
+            assert!((mean - (of_head[0][token] + of_head[1][token]) / 2.0).abs() < 1e-4);
+        }
+    }
+    // The other kind: what was there is forgotten, and so are its queries.
+    step(&mut sequence, &q[..HEADS * DIM], &k[..KV_HEADS * DIM], &v[..KV_HEADS * DIM], of_kv_heads);
+    assert_eq!((sequence.stats(0).rows(), sequence.queries_from(0, 0)), (Some(KV_HEADS), 1));
+    let total: f32 = sequence.stats(0).sum[0].iter().sum();
+    assert!((total - 1.0).abs() < 1e-3, "{total}");
 }

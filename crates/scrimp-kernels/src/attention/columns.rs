@@ -19,7 +19,7 @@ pub(crate) struct Columns<'a> {
     pub(crate) sums: &'a mut [f32],
 }
 
-/// Two rows of a query head.
+/// Two rows that add to the same sums.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowPair {
     /// Where their probabilities start in the scores.
@@ -30,21 +30,22 @@ pub(crate) struct RowPair {
 }
 
 impl RowPair {
-    fn new((a, weight_a): (usize, f32), (b, weight_b): (usize, f32)) -> Self {
-        let weights = [weight_a, weight_b];
+    /// The rows and their weights, of which `share` counts.
+    fn new(rows: [(usize, f32); 2], share: f32) -> Self {
+        let weights = rows.map(|(_, weight)| weight * share);
         let [lower, upper] = weights.map(|w| i32::from(bf16::from_f32(w).to_bits()));
-        Self { rows: [a, b], weights, rounded: lower | upper << 16 }
+        Self { rows: rows.map(|(row, _)| row), weights, rounded: lower | upper << 16 }
     }
 }
 
-/// Rows of one query head, in register blocks of one size.
+/// Rows that add to the same sums, in register blocks of one size.
 struct Strand {
     pairs: Range<usize>,
     /// The largest offset of a row.
     last: usize,
     /// Floats from tile to tile.
     stride: usize,
-    /// Where the head's sums start in those of the lane.
+    /// Where these start in those of the lane.
     columns: usize,
     /// They are maxima.
     peak: bool,
@@ -55,7 +56,7 @@ pub(crate) struct Adder<'a> {
     kernels: Kernels,
     strands: Vec<Strand>,
     pairs: Vec<RowPair>,
-    /// Sums of a head.
+    /// Sums of a row.
     padded: usize,
     sums: &'a mut [f32],
 }
@@ -73,7 +74,8 @@ impl<'a> Columns<'a> {
         if !self.request.wants_row(args, rows) {
             return None;
         }
-        let group = self.layout.group();
+        // Rows that add to the same sums are `step` apart.
+        let (group, step) = (args.n_heads / args.n_kv_heads, self.layout.rows());
         // Where rows stand in the scores, and their weights.
         let mut places = [(0, 0.0); MOST_ROWS];
         for block in blocks {
@@ -91,20 +93,21 @@ impl<'a> Columns<'a> {
             for kind in 0..KINDS {
                 let Some(from) = self.request.first(kind, args.n_tokens) else { continue };
                 let from = from.saturating_mul(group).max(start);
-                for first in from..end.min(from.saturating_add(group)) {
-                    let Some(columns) = self.layout.columns(head, self.lane, kind, first % group) else {
+                let peak = kind == PEAK;
+                let share = if peak { 1.0 } else { step as f32 / group as f32 };
+                for first in from..end.min(from.saturating_add(step)) {
+                    let Some(columns) = self.layout.columns(head, self.lane, kind, first % step) else {
                         continue;
                     };
                     assert!(columns.end <= self.sums.len());
                     let before = pairs.len();
-                    for a in (first..end).step_by(2 * group) {
-                        let b = a + group;
+                    for a in (first..end).step_by(2 * step) {
+                        let b = a + step;
                         let b = if b < end { place(b) } else { (place(a).0, 0.0) };
-                        pairs.push(RowPair::new(place(a), b));
+                        pairs.push(RowPair::new([place(a), b], share));
                     }
                     let last = pairs[before..].iter().flat_map(|p| p.rows).max().unwrap_or(0);
                     let (pairs, columns) = (before..pairs.len(), columns.start);
-                    let peak = kind == PEAK;
                     strands.push(Strand { pairs, last, stride: size * TILE, columns, peak });
                 }
             }

@@ -162,7 +162,7 @@ mod x86 {
     use crate::isa::{Simd, avx2::Avx2, avx512::Avx512};
     use std::arch::x86_64::*;
 
-    /// Adds the products of 16 words of `a` and `b` each, from word `FROM` on, with a pair of weights.
+    /// Adds the products of 16 words of `a` and `b` each, from float `FROM` (0 or 8) on, with a pair of weights.
     ///
     /// # Safety
     /// The CPU has AVX-512 with BF16 and BW.
@@ -174,12 +174,12 @@ mod x86 {
         weights: __m512bh,
     ) -> __m512 {
         // Words i of both, side by side in lane i.
-        let order: [i32; 16] = std::array::from_fn(|i| ((FROM + i) | (FROM + i + 32) << 16) as i32);
-        // SAFETY: the caller's word; 64 bytes each are read.
+        let order: [i32; 16] = std::array::from_fn(|i| (i | (i + 32) << 16) as i32);
+        // SAFETY: the caller's word; 8 floats each are read.
         unsafe {
-            let load = |x: *const f32| _mm512_loadu_si512(x.cast());
+            let load = |x: &[f32; 16]| _mm512_castsi256_si512(_mm256_loadu_si256(x[FROM..].as_ptr().cast()));
             let order = _mm512_loadu_si512(order.as_ptr().cast());
-            let pairs = _mm512_permutex2var_epi16(load(a.as_ptr()), order, load(b.as_ptr()));
+            let pairs = _mm512_permutex2var_epi16(load(a), order, load(b));
             let pairs: __m512bh = std::mem::transmute(pairs);
             _mm512_dpbf16_ps(acc, pairs, weights)
         }
@@ -272,7 +272,7 @@ mod x86 {
             weights: __m512bh,
         ) -> [__m512; 2] {
             // SAFETY: as above.
-            unsafe { [add_half::<0>(acc[0], a, b, weights), add_half::<16>(acc[1], a, b, weights)] }
+            unsafe { [add_half::<0>(acc[0], a, b, weights), add_half::<8>(acc[1], a, b, weights)] }
         }
 
         #[inline(always)]

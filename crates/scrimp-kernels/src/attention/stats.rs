@@ -15,6 +15,9 @@ pub struct StatsRequest {
     pub last: bool,
     /// The most that a query of the call or before gave, in the place of a sum.
     pub peak: bool,
+    /// One row for each KV head, the mean over its query heads (of peaks the largest), in the place of one for each query head: a third of
+    /// the rows or less to add to.
+    pub per_kv_head: bool,
 }
 
 impl StatsRequest {
@@ -51,7 +54,8 @@ pub(crate) const PEAK: usize = 3;
 /// Normalised attention per (query head, key), summed over queries. Keys are numbered as in the KV head's table.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ColumnStats {
-    /// Over all queries: `[n_heads][keys of the KV head]`.
+    /// Over all queries: `[n_heads][keys of the KV head]`, or `[n_kv_heads]` of them where that was
+    /// [asked for](StatsRequest::per_kv_head).
     pub sum: Vec<Vec<f32>>,
     /// Over the recent queries.
     pub recent: Vec<Vec<f32>>,
@@ -62,6 +66,11 @@ pub struct ColumnStats {
 }
 
 impl ColumnStats {
+    /// How many rows of sums there are: one for each query head, or for each KV head. `None` where nothing was added yet.
+    pub fn rows(&self) -> Option<usize> {
+        [&self.sum, &self.recent, &self.last, &self.peak].map(Vec::len).into_iter().find(|&n| n > 0)
+    }
+
     fn kind(&mut self, kind: usize) -> &mut Vec<Vec<f32>> {
         match kind {
             0 => &mut self.sum,
@@ -72,13 +81,14 @@ impl ColumnStats {
     }
 }
 
-/// Where the sums of each lane stand: `[kv_head][lane][kind that the lane adds to][group][keys, padded]`.
+/// Where the sums of each lane stand: `[kv_head][lane][kind that the lane adds to][row of the KV head][keys, padded]`.
 ///
 /// A lane is a run of rows. Most lanes have no recent rows, and need no room for their sums.
 pub(crate) struct LaneLayout {
     /// For each lane, the place of each kind among those that it adds to.
     lanes: Vec<[Option<usize>; KINDS]>,
-    group: usize,
+    /// Rows of a KV head: one, or one for each of its query heads.
+    rows: usize,
     /// Keys and padded keys of each KV head.
     keys: Vec<(usize, usize)>,
     /// Kinds that are asked for.
@@ -95,11 +105,12 @@ impl LaneLayout {
         lanes: impl Iterator<Item = Range<usize>>,
     ) -> Self {
         let group = args.n_heads / args.n_kv_heads;
-        let places = |rows: Range<usize>| {
+        let rows = if request.per_kv_head { 1 } else { group };
+        let places = |queries: Range<usize>| {
             let mut n = 0;
             std::array::from_fn(|kind| {
                 let first = request.first(kind, args.n_tokens);
-                let counts = first.is_some_and(|first| (rows.end - 1) / group >= first);
+                let counts = first.is_some_and(|first| (queries.end - 1) / group >= first);
                 n += usize::from(counts);
                 counts.then(|| n - 1)
             })
@@ -114,14 +125,14 @@ impl LaneLayout {
         let mut starts = vec![0];
         for &(_, padded) in &keys {
             for lane in &of_lanes {
-                let end = starts[starts.len() - 1] + lane.iter().flatten().count() * group * padded;
+                let end = starts[starts.len() - 1] + lane.iter().flatten().count() * rows * padded;
                 starts.push(end);
             }
         }
         let wanted = std::array::from_fn(|kind| {
             request.first(kind, args.n_tokens).is_some_and(|from| from < args.n_tokens)
         });
-        Self { lanes: of_lanes, group, keys, wanted, starts }
+        Self { lanes: of_lanes, rows, keys, wanted, starts }
     }
 
     /// Numbers in all.
@@ -135,17 +146,11 @@ impl LaneLayout {
         self.starts[at]..self.starts[at + 1]
     }
 
-    /// Within a lane, the sums of `kind` for query head `member` of the group.
-    pub(crate) fn columns(
-        &self,
-        head: usize,
-        lane: usize,
-        kind: usize,
-        member: usize,
-    ) -> Option<Range<usize>> {
+    /// Within a lane, row `row` of the sums of `kind`.
+    pub(crate) fn columns(&self, head: usize, lane: usize, kind: usize, row: usize) -> Option<Range<usize>> {
         let padded = self.keys[head].1;
         self.lanes[lane][kind].map(|place| {
-            let start = (place * self.group + member) * padded;
+            let start = (place * self.rows + row) * padded;
             start..start + padded
         })
     }
@@ -155,30 +160,30 @@ impl LaneLayout {
         self.keys[head].1
     }
 
-    /// Query heads of a group.
-    pub(crate) fn group(&self) -> usize {
-        self.group
+    /// Rows of a KV head.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Adds the lanes, in order, to what `columns` holds.
     pub(crate) fn add_to(&self, columns: &mut ColumnStats, sums: &[f32], pool: &Pool) {
-        let n_heads = self.keys.len() * self.group;
+        let n_rows = self.keys.len() * self.rows;
         for kind in (0..KINDS).filter(|&kind| self.wanted[kind]) {
             let rows = columns.kind(kind);
-            rows.resize_with(n_heads, Vec::new);
-            for (head, row) in rows.iter_mut().enumerate() {
+            rows.resize_with(n_rows, Vec::new);
+            for (i, row) in rows.iter_mut().enumerate() {
                 if kind == 2 {
                     row.clear();
                 }
-                row.resize(self.keys[head / self.group].0, 0.0);
+                row.resize(self.keys[i / self.rows].0, 0.0);
             }
             let rows = SharedMut::new(rows);
-            pool.run(n_heads, |head, _| {
+            pool.run(n_rows, |i, _| {
                 // SAFETY: the pool runs every unit once, and each has a row of its own.
-                let row = &mut unsafe { rows.slice(head..head + 1) }[0];
-                let (kv_head, member) = (head / self.group, head % self.group);
+                let row = &mut unsafe { rows.slice(i..i + 1) }[0];
+                let (kv_head, of_head) = (i / self.rows, i % self.rows);
                 for lane in 0..self.lanes.len() {
-                    if let Some(part) = self.columns(kv_head, lane, kind, member) {
+                    if let Some(part) = self.columns(kv_head, lane, kind, of_head) {
                         let sums = &sums[self.range(kv_head, lane)][part];
                         match kind {
                             PEAK => row.iter_mut().zip(sums).for_each(|(most, x)| *most = most.max(*x)),

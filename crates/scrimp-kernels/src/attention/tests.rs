@@ -291,9 +291,17 @@ impl Problem {
                     assert!(f64::from((x - y).abs()) <= between, "{what}: {x}, scalar {y}");
                 }
             }
-            let request = StatsRequest { sum: true, recent_from: Some(recent), last: true, peak: true };
+            let request = StatsRequest {
+                sum: true,
+                recent_from: Some(recent),
+                last: true,
+                peak: true,
+                per_kv_head: false,
+            };
             let mut columns = ColumnStats::default();
             let with_stats = self.run(tier, Some((request, &mut columns)), pool);
+            let mut means = ColumnStats::default();
+            self.run(tier, Some((StatsRequest { per_kv_head: true, ..request }, &mut means)), pool);
             for (x, y) in with_stats.iter().zip(&exact) {
                 assert!((f64::from(*x) - y).abs() <= self.tolerance(tier), "{what}: {x}, should be {y}");
             }
@@ -306,6 +314,24 @@ impl Problem {
                         assert!(
                             (f64::from(x) - y).abs() <= bound,
                             "{what}: column {head}.{key} is {x}, not {y}"
+                        );
+                    }
+                }
+            }
+            let means = [&means.sum, &means.recent, &means.last, &means.peak];
+            for (kind, (got, want)) in means.into_iter().zip(&sums).enumerate() {
+                assert_eq!(got.len(), self.n_kv_heads);
+                for (got, heads) in got.iter().zip(want.chunks(self.group)) {
+                    for (key, &x) in got.iter().enumerate() {
+                        let of_heads = heads.iter().map(|head| head[key]);
+                        let want = match kind {
+                            3 => of_heads.fold(0.0, f64::max),
+                            _ => of_heads.sum::<f64>() / self.group as f64,
+                        };
+                        let bound = self.tolerance(tier) * (1.0 + want);
+                        assert!(
+                            (f64::from(x) - want).abs() <= bound,
+                            "{what}: mean {key} is {x}, not {want}"
                         );
                     }
                 }
@@ -392,7 +418,8 @@ fn long_prefill_uses_segments() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    let request = StatsRequest { sum: true, recent_from: Some(30), last: true, peak: true };
+    let request =
+        StatsRequest { sum: true, recent_from: Some(30), last: true, peak: true, per_kv_head: false };
     for (n_tokens, n_keys) in [(1, 1000), (70, 300)] {
         for format in formats() {
             let problem = problem(&Shape { n_tokens, n_keys, ..PLAIN }, format, 11);

@@ -85,9 +85,10 @@ impl Crush {
             return Needs::NONE;
         }
         let attention = self.mass == Mass::Attention || matches!(self.order, Order::Keys | Order::Score);
-        let signature = self.order == Order::Signature && policy.signature() == Attention::Mean;
+        let query_heads = self.order == Order::Signature;
+        let signature = query_heads && policy.signature() == Attention::Mean;
         let recent = attention.then_some(place::WINDOW);
-        Needs { sum: attention || signature, recent, ..Needs::NONE }
+        Needs { sum: attention || signature, recent, query_heads, ..Needs::NONE }
     }
 
     /// Chooses `n` of `dropped` (indices of a KV head's tokens, increasing; more than `n`), and what is added to the score of

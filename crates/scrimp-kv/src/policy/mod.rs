@@ -48,11 +48,14 @@ pub struct Needs {
     pub repeated: bool,
     /// Attention that queries to come can be expected to give.
     pub expected: bool,
+    /// Sums of each query head by itself, not only their mean over a KV head's group.
+    pub query_heads: bool,
 }
 
 impl Needs {
     /// Nothing but positions and keys.
-    pub const NONE: Self = Self { sum: false, recent: None, last: false, repeated: false, expected: false };
+    pub const NONE: Self =
+        Self { sum: false, recent: None, last: false, repeated: false, expected: false, query_heads: false };
 
     /// All that either needs; the larger window of recent queries.
     #[must_use]
@@ -63,6 +66,7 @@ impl Needs {
             last: self.last || other.last,
             repeated: self.repeated || other.repeated,
             expected: self.expected || other.expected,
+            query_heads: self.query_heads || other.query_heads,
         }
     }
 }

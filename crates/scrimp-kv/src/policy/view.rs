@@ -86,7 +86,8 @@ impl<'a> LayerView<'a> {
         rows.get(kv_head * rows.len() / self.n_kv_heads()).map_or(0, Vec::len)
     }
 
-    /// Query heads whose attention is known (of passes over the text: KV heads); 0 where none was gathered.
+    /// Query heads whose attention is known, or KV heads, where it is their mean ([`Needs::query_heads`](super::Needs::query_heads)) or of
+    /// passes over the text; 0 where none was gathered.
     pub fn n_heads(&self, kind: Attention) -> usize {
         self.rows(kind).len()
     }
@@ -102,8 +103,8 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// Writes the attention that the tokens of `kv_head` got from query head `head`, one of its group; 0 where nothing
-    /// was gathered.
+    /// Writes the attention that the tokens of `kv_head` got from query head `head`, one of its group (of
+    /// [`LayerView::n_heads`]); 0 where nothing was gathered.
     pub fn head_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {
         out.fill(0.0);
         self.add_attention(kind, kv_head, head, out);

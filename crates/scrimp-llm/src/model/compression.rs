@@ -67,8 +67,10 @@ impl Session<'_> {
         self.sampled = needs.expected.then(|| SampledQueries::new(self.len(), len));
         self.compression.unpacked_until = len;
         let recent_from = needs.recent.map(|w| len.saturating_sub(w) as u32);
-        let wanted = StatsWanted { sum: needs.sum, recent_from, last: needs.last, peak: false };
-        self.gather_attention((wanted != StatsWanted::default()).then_some(wanted));
+        let Needs { sum, last, .. } = needs;
+        let per_kv_head = !needs.query_heads;
+        let wanted = StatsWanted { sum, recent_from, last, peak: false, per_kv_head };
+        self.gather_attention(wanted.any().then_some(wanted));
     }
 
     /// Ends what [`Session::gather_for`] began, and does what is left to do for the same needs; `tokens` are the last ones
@@ -132,14 +134,14 @@ impl Session<'_> {
     /// What attention of the next `n` tokens is to be gathered.
     pub(super) fn wanted_stats(&self, n: usize) -> Option<StatsWanted> {
         if self.repeated.is_some() {
-            return Some(StatsWanted { peak: true, ..StatsWanted::default() });
+            return Some(StatsWanted { peak: true, per_kv_head: true, ..StatsWanted::default() });
         }
         if self.stats.is_some() {
             return self.stats;
         }
         let (plan, how) = (self.compression.plan?, self.compression.how.as_ref()?);
         let end = self.len() + n;
-        let Needs { sum, recent, last, .. } = how.needs();
+        let Needs { sum, recent, last, query_heads, .. } = how.needs();
         let wanted = StatsWanted {
             sum: sum && end > plan.sum_from,
             recent_from: recent
@@ -148,8 +150,9 @@ impl Session<'_> {
                 .map(|p| p as u32),
             last: last && end >= plan.at,
             peak: false,
+            per_kv_head: !query_heads,
         };
-        (wanted != StatsWanted::default()).then_some(wanted)
+        wanted.any().then_some(wanted)
     }
 
     /// After `tokens` were appended: compresses if it is time to, and plans the next time.

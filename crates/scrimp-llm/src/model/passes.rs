@@ -74,7 +74,7 @@ fn turn(template: &ChatTemplate) -> Option<[String; 2]> {
     Some([before.to_owned(), after.to_owned()])
 }
 
-/// The most attention so far, `[layer][query head][token]`.
+/// The most attention so far, `[layer][KV head][token]`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Repeated {
     /// Tokens that count.
@@ -173,22 +173,12 @@ impl Session<'_> {
             }
             start = end;
         }
-        let Some(repeated) = copy.repeated.take() else { return Ok(()) };
+        let Some(mut repeated) = copy.repeated.take() else { return Ok(()) };
         drop(copy);
         let layers: Vec<usize> = self.kv.full_layers().collect();
         for layer in layers {
-            let heads = &repeated.best[layer];
-            let group = (heads.len() / self.kv.n_kv_heads()).max(1);
             let mut passes = self.kv.passes(layer).clone();
-            let of_group = |heads: &[Vec<f32>]| {
-                let mut best = heads[0].clone();
-                for other in &heads[1..] {
-                    best.iter_mut().zip(other).for_each(|(best, x)| *best = best.max(*x));
-                }
-                best
-            };
-            let new: Vec<Vec<f32>> = heads.chunks(group).map(of_group).collect();
-            for (head, new) in new.into_iter().enumerate() {
+            for (head, new) in std::mem::take(&mut repeated.best[layer]).into_iter().enumerate() {
                 // Tokens that were kept at an earlier compression had a score; the better one counts.
                 match passes.repeated.get_mut(head) {
                     Some(old) => {
@@ -234,20 +224,13 @@ impl Session<'_> {
                 scale: config.attn_scale,
                 softcap: config.attn_logit_softcap,
                 wanted_from: n,
-                stats: Some(StatsWanted { sum: true, ..StatsWanted::default() }),
+                stats: Some(StatsWanted { sum: true, per_kv_head: true, ..StatsWanted::default() }),
             };
             self.kv.attend(layer, inputs, &self.model.pool, &mut self.buffers.attention)?;
             let (sums, _) = self.kv.take_stats(layer);
             self.kv.set_stats(layer, stats, gathered)?;
-            let group = config.n_heads / config.n_kv_heads;
-            let mean = |heads: &[Vec<f32>]| {
-                let mut mean = vec![0.0; heads[0].len()];
-                for head in heads {
-                    mean.iter_mut().zip(head).for_each(|(mean, x)| *mean += x / (group * n) as f32);
-                }
-                mean
-            };
-            let expected = sums.sum.chunks(group).map(mean).collect();
+            let mut expected = sums.sum;
+            expected.iter_mut().flatten().for_each(|sum| *sum /= n as f32);
             let passes = PassScores { expected, ..self.kv.passes(layer).clone() };
             self.kv.set_passes(layer, passes)?;
         }

@@ -9,9 +9,11 @@ fn gathered_attention_sums_to_the_queries_and_changes_no_logits() {
     let expected: Expected = read_json(&folder.join("expected.json"));
     let n = expected.ids.len();
     let recent = 5;
-    let wanted = StatsWanted { sum: true, recent_from: Some((n - recent) as u32), last: true, peak: false };
-    for tier in [Some("scalar"), None] {
+    for (tier, per_kv_head) in [(Some("scalar"), false), (None, false), (None, true)] {
+        let recent_from = Some((n - recent) as u32);
+        let wanted = StatsWanted { sum: true, recent_from, last: true, peak: false, per_kv_head };
         let model = load(&folder, tier);
+        let heads = if per_kv_head { model.config().n_kv_heads } else { model.config().n_heads };
         let plain = model.session().forward(&expected.ids).unwrap().to_vec();
         let mut session = model.session();
         session.gather_attention(Some(wanted));
@@ -22,7 +24,7 @@ fn gathered_attention_sums_to_the_queries_and_changes_no_logits() {
         for layer in 0..model.config().n_layers {
             let stats = session.kv().stats(layer);
             for (sums, queries) in [(&stats.sum, n), (&stats.recent, recent), (&stats.last, 1)] {
-                assert_eq!(sums.len(), model.config().n_heads, "layer {layer}");
+                assert_eq!(sums.len(), heads, "layer {layer}");
                 for (head, sums) in sums.iter().enumerate() {
                     let total: f32 = sums.iter().sum();
                     assert!(
