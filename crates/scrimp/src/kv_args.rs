@@ -159,12 +159,17 @@ impl KvArgs {
         Ok(Some(how).filter(|how| !how.keeps_everything()))
     }
 
+    /// The format of those elements that are stored: bf16 where nothing was said.
+    pub(crate) fn element_format(&self) -> KvFormat {
+        self.kv_format.unwrap_or(KvFormat::Bf16)
+    }
+
     /// How keys and values are stored.
     ///
     /// # Errors
     /// When they cannot be both sparse and in another format than bf16.
     pub(crate) fn format(&self) -> anyhow::Result<scrimp_kv::KvFormat> {
-        let format = self.kv_format.unwrap_or(KvFormat::Bf16);
+        let format = self.element_format();
         match self.kv_sparsity {
             Some(_) if format != KvFormat::Bf16 => {
                 Err(usage("--kv-sparsity keeps elements in bf16; leave --kv-format out"))

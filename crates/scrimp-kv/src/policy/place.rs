@@ -1,7 +1,7 @@
 //! Which places of a text matter for what comes: those around which the end of the prompt looks.
 //!
 //! ```text
-//! near[p]  = mean over the query heads of all layers of  sum over the last 32 queries of softmax(q_i k)[p]   (0 for the first 4)
+//! near[p]  = sum over the query heads of all layers and the last 32 queries of softmax(q_i k)[p]   (0 for the first 4)
 //! place[p] = mean of near[p-32 ..= p+4], divided by the mean of that over all places
 //! ```
 //! A place is one for all heads and layers: those that find it are not those that copy from it. What follows a token that was

@@ -51,7 +51,7 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
     let whole = KvComparison::new(loaded.model.session_in("bf16")?, &ids, prompt, scored, needs)?;
     spinner.set_message("scoring");
     spinner.tick();
-    let score = match (args.kv.kv_format.unwrap_or(KvFormat::Bf16), &how) {
+    let score = match (args.kv.element_format(), &how) {
         (KvFormat::Bf16, None) if args.kv.kv_sparsity.is_none() => {
             whole.score_session(whole.prompt(), Duration::ZERO)?
         }

@@ -166,12 +166,14 @@ impl<'a> Bench<'a> {
             true => Ok(None),
             false => checkpoint.chat_template(tokenizer),
         })?;
+        let mut session = loaded.model.session();
         for named in &settings {
             kv_args::check_context(named.setting.compression.as_ref(), loaded.model.context_length())?;
             if let Some(format) = named.setting.format {
-                loaded.model.session().set_kv_format(format)?;
+                session.set_kv_format(format)?;
             }
         }
+        drop(session);
         Ok(Self { how, loaded, template, settings, kv_format: kv.format()?.to_string() })
     }
 
