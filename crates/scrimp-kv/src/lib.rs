@@ -83,6 +83,7 @@ mod error;
 mod format;
 pub mod policy;
 mod pool;
+mod received;
 mod sequence;
 mod table;
 mod view;
@@ -92,9 +93,10 @@ pub use cache::{KvCache, KvConfig};
 pub use error::KvError;
 pub use format::KvFormat;
 pub use pool::BlockPool;
+pub use received::{PassScores, StatsWanted};
 pub use scrimp_kernels::attention::{
     AttentionScratch, ColumnStats, PackedKind, Packing, PageGeometry, Scope, Sparse, Storage, StorageKind,
     storage::{STORAGES, packing::PACKINGS, storage},
 };
-pub use sequence::{AttentionInputs, PARALLEL_TOKENS, PassScores, Queries, Sequence, StatsWanted};
+pub use sequence::{AttentionInputs, PARALLEL_TOKENS, Queries, Sequence};
 pub use table::Turn;

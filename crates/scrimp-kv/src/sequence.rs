@@ -2,16 +2,17 @@
 
 use crate::{
     cache::Shared,
-    compress::{Compression, select},
+    compress::{Compression, choose::choose},
     error::KvError,
     format::KvFormat,
-    policy::{self, Kept, LayerBudget, ModelView},
+    policy::{self, Kept},
+    received::{PassScores, Received, StatsWanted},
     table::{HeadTable, Turn},
     view::Causal,
 };
 use scrimp_kernels::{
     Tier,
-    attention::{self, AttentionScratch, ColumnStats, StatsRequest},
+    attention::{self, AttentionScratch, ColumnStats},
     threads::Pool,
 };
 use std::{
@@ -33,20 +34,7 @@ struct Layer {
     next: u32,
     /// Positions before this one are gone from a sliding-window layer.
     dropped: u32,
-    stats: ColumnStats,
-    /// Positions of the queries that sums over all queries hold.
-    gathered: Vec<Range<u32>>,
-    passes: PassScores,
-}
-
-/// Scores that come from more than reading the text once; per KV head, one number per kept token (tokens behind the end of
-/// a row have none).
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct PassScores {
-    /// The most attention that a token got while the model repeated the text.
-    pub repeated: Vec<Vec<f32>>,
-    /// The attention that a token can expect of queries to come.
-    pub expected: Vec<Vec<f32>>,
+    received: Received,
 }
 
 /// The keys and values of one text. Dropping it gives its pages back.
@@ -55,29 +43,6 @@ pub struct Sequence {
     pub(crate) shared: Arc<Shared>,
     layers: Vec<Layer>,
     format: KvFormat,
-}
-
-/// Which column sums an attention call adds to; positions are those of the text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StatsWanted {
-    /// Over all queries.
-    pub sum: bool,
-    /// Over the queries from this position on.
-    pub recent_from: Option<u32>,
-    /// Of the last query of the call.
-    pub last: bool,
-    /// The most that one query gave.
-    pub peak: bool,
-    /// One row for each KV head, the mean over its query heads (the largest of [`StatsWanted::peak`]), in the place of one for each query head,
-    /// which takes longer. Rows of the other kind are forgotten.
-    pub per_kv_head: bool,
-}
-
-impl StatsWanted {
-    /// Whether some sums are wanted.
-    pub fn any(self) -> bool {
-        self.sum || self.recent_from.is_some() || self.last || self.peak
-    }
 }
 
 /// Whose queries they are, and so what they see.
@@ -121,9 +86,7 @@ impl Sequence {
             heads: vec![HeadTable::new(); shared.config.n_kv_heads],
             next: 0,
             dropped: 0,
-            stats: ColumnStats::default(),
-            gathered: Vec::new(),
-            passes: PassScores::default(),
+            received: Received::default(),
         };
         let layers = vec![layer; shared.config.windows.len()];
         let format = shared.config.format;
@@ -223,25 +186,12 @@ impl Sequence {
     ) -> Result<(), KvError> {
         let shared = &*self.shared;
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
-        if let Some(wanted) = inputs.stats {
-            let rows = if wanted.per_kv_head { state.heads.len() } else { inputs.n_heads };
-            if state.stats.rows().is_some_and(|n| n != rows) {
-                state.forget_stats();
-            }
-        }
         let view = Causal::new(shared, layer, state.next, &state.heads, &inputs)?;
         let args = view.args(shared, &inputs);
         let stats = inputs.stats.map(|wanted| {
-            if wanted.sum {
-                let queries = view.first..view.first + args.n_tokens as u32;
-                match state.gathered.last_mut() {
-                    Some(last) if last.end == queries.start => last.end = queries.end,
-                    _ => state.gathered.push(queries),
-                }
-            }
-            let recent_from = wanted.recent_from.map(|p| p.saturating_sub(view.first) as usize);
-            let StatsWanted { sum, last, peak, per_kv_head, .. } = wanted;
-            (StatsRequest { sum, recent_from, last, peak, per_kv_head }, &mut state.stats)
+            let queries = view.first..view.first + args.n_tokens as u32;
+            let rows = if wanted.per_kv_head { args.n_kv_heads } else { args.n_heads };
+            (state.received.request(wanted, queries, rows), &mut state.received.stats)
         });
         attention::attend(&args, inputs.out, stats, pool, scratch);
         Ok(())
@@ -256,13 +206,12 @@ impl Sequence {
     /// Column sums of a layer so far: per query head or KV head ([`StatsWanted::per_kv_head`]), one number per kept token (tokens behind the
     /// end of a row: 0).
     pub fn stats(&self, layer: usize) -> &ColumnStats {
-        &self.layers[layer].stats
+        &self.layers[layer].received.stats
     }
 
     /// Of the queries that the sums over all queries of a layer hold, how many could see a token at `position`.
     pub fn queries_from(&self, layer: usize, position: u32) -> u32 {
-        let seeing = |q: &Range<u32>| q.end.saturating_sub(q.start.max(position));
-        self.layers[layer].gathered.iter().map(seeing).sum()
+        self.layers[layer].received.queries_from(position)
     }
 
     /// Replaces the column sums of a layer by others, for example of a second pass over the text; `queries` are the positions of the
@@ -276,30 +225,19 @@ impl Sequence {
         stats: ColumnStats,
         queries: Vec<Range<u32>>,
     ) -> Result<(), KvError> {
-        let n_kv_heads = self.n_kv_heads();
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
-        for rows in [&stats.sum, &stats.recent, &stats.last, &stats.peak] {
-            let group = rows.len() / n_kv_heads;
-            let fits = rows.len().is_multiple_of(n_kv_heads)
-                && rows.iter().enumerate().all(|(h, row)| row.len() <= state.heads[h / group].len());
-            if !fits {
-                return Err(KvError::BadInput("column sums do not fit the layer's heads and tokens".into()));
-            }
-        }
-        state.stats = stats;
-        state.gathered = queries;
-        Ok(())
+        state.received.set_stats(&state.heads, stats, queries)
     }
 
     /// Hands out the column sums of a layer and forgets them.
     pub fn take_stats(&mut self, layer: usize) -> (ColumnStats, Vec<Range<u32>>) {
-        let layer = &mut self.layers[layer];
-        (std::mem::take(&mut layer.stats), std::mem::take(&mut layer.gathered))
+        let Received { stats, queries, .. } = &mut self.layers[layer].received;
+        (std::mem::take(stats), std::mem::take(queries))
     }
 
     /// Scores of passes over the text.
     pub fn passes(&self, layer: usize) -> &PassScores {
-        &self.layers[layer].passes
+        &self.layers[layer].received.passes
     }
 
     /// Replaces the scores of passes over the text.
@@ -308,26 +246,17 @@ impl Sequence {
     /// When there is no such layer, or rows do not fit its KV heads and tokens.
     pub fn set_passes(&mut self, layer: usize, passes: PassScores) -> Result<(), KvError> {
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
-        for rows in [&passes.repeated, &passes.expected] {
-            let fits = rows.is_empty()
-                || rows.len() == state.heads.len()
-                    && rows.iter().zip(&state.heads).all(|(row, head)| row.len() <= head.len());
-            if !fits {
-                return Err(KvError::BadInput("scores do not fit the layer's heads and tokens".into()));
-            }
-        }
-        state.passes = passes;
-        Ok(())
+        state.received.set_passes(&state.heads, passes)
     }
 
     /// Forgets the column sums over recent queries.
     pub fn clear_recent_stats(&mut self) {
-        self.layers.iter_mut().for_each(|layer| layer.stats.recent.clear());
+        self.layers.iter_mut().for_each(|layer| layer.received.stats.recent.clear());
     }
 
     /// Forgets all column sums.
     pub fn clear_stats(&mut self) {
-        self.layers.iter_mut().for_each(Layer::forget_stats);
+        self.layers.iter_mut().for_each(|layer| layer.received.forget_stats());
     }
 
     /// A second sequence with the same tokens. Pages are shared until one of the two writes.
@@ -355,7 +284,7 @@ impl Sequence {
                 table.truncate(self.shared.geometry.page_tokens, position);
                 kept.push(table.len());
             }
-            state.each_column(|head, row| row.truncate(kept[head]));
+            state.received.each_row(kept.len(), |head, row| row.truncate(kept[head]));
         }
         Ok(())
     }
@@ -453,7 +382,7 @@ impl Sequence {
     fn replace(&mut self, layer: usize, heads: Vec<HeadTable>, kept: &[Kept]) {
         let state = &mut self.layers[layer];
         state.heads = heads;
-        state.each_column(|head, row| {
+        state.received.each_row(kept.len(), |head, row| {
             // Tokens behind the end of a row stay there.
             let held = row.len();
             let inside = kept[head].indices.iter().take_while(|&&i| (i as usize) < held);
@@ -494,50 +423,18 @@ impl Sequence {
             return Ok(());
         }
         let layers: Vec<usize> = self.full_layers().collect();
-        let chosen: Vec<Mutex<Vec<Kept>>> = layers.iter().map(|_| Mutex::default()).collect();
-        let this = &*self;
-        let model = ModelView::new(this, how.seed);
-        let view = |index: usize| model.layer(layers[index]);
-        let shared = select::shares_layers(how).then(|| {
-            let scores: Vec<Mutex<Vec<Vec<f32>>>> = layers.iter().map(|_| Mutex::default()).collect();
-            pool.run(layers.len(), |index, _| {
-                *scores[index].lock().unwrap_or_else(PoisonError::into_inner) =
-                    select::scores(&view(index), how);
-            });
-            let scores: Vec<_> =
-                scores.into_iter().map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
-            let budgets = select::model_budgets(&scores, how, budget);
-            (scores, budgets)
-        });
-        pool.run(layers.len(), |index, _| {
-            let tokens = (0..this.n_kv_heads()).map(|head| this.kept(layers[index], head)).min().unwrap_or(0);
-            let layer = LayerBudget { index, of: layers.len(), budget, fixed: how.fixed_of(budget), tokens };
-            let budget = how.policy.policy.layer_budget(layer);
-            let kept = match &shared {
-                Some((scores, budgets)) => {
-                    select::within(&view(index), how, budget, &scores[index], &budgets[index])
-                }
-                None => select(&view(index), how, budget),
-            };
-            *chosen[index].lock().unwrap_or_else(PoisonError::into_inner) = kept;
-        });
-        let chosen: Vec<Vec<Kept>> = chosen
-            .into_iter()
-            .map(|kept| kept.into_inner().unwrap_or_else(PoisonError::into_inner))
-            .collect();
+        let chosen = choose(self, &layers, how, budget, pool);
         let heads = self.n_kv_heads();
         // As many layers together as threads.
         for (layers, chosen) in layers.chunks(pool.threads()).zip(chosen.chunks(pool.threads())) {
-            let tables: Vec<Mutex<Option<Result<HeadTable, KvError>>>> =
-                (0..layers.len() * heads).map(|_| Mutex::default()).collect();
+            let mut tables: Vec<Result<HeadTable, KvError>> =
+                (0..layers.len() * heads).map(|_| Ok(HeadTable::new())).collect();
             let this = &*self;
-            pool.run(tables.len(), |unit, _| {
+            pool.chunks(&mut tables, 1, |unit, table| {
                 let (layer, head) = (unit / heads, unit % heads);
-                let table = this.compacted(layers[layer], head, &chosen[layer][head], turn);
-                *tables[unit].lock().unwrap_or_else(PoisonError::into_inner) = Some(table);
+                table[0] = this.compacted(layers[layer], head, &chosen[layer][head], turn);
             });
-            let mut tables =
-                tables.into_iter().filter_map(|t| t.into_inner().unwrap_or_else(PoisonError::into_inner));
+            let mut tables = tables.into_iter();
             for (&layer, kept) in layers.iter().zip(chosen) {
                 let tables = tables.by_ref().take(heads).collect::<Result<Vec<_>, _>>()?;
                 self.replace(layer, tables, kept);
@@ -613,11 +510,6 @@ impl Sequence {
 }
 
 impl Layer {
-    fn forget_stats(&mut self) {
-        self.stats = ColumnStats::default();
-        self.gathered.clear();
-    }
-
     fn drop_before(&mut self, page_tokens: usize, position: u32) {
         let dropped: Vec<usize> =
             self.heads.iter_mut().map(|table| table.drop_before(page_tokens, position)).collect();
@@ -627,26 +519,8 @@ impl Layer {
         // What is left starts at a page boundary at or before `position`.
         let first = self.heads.iter().filter(|h| h.len() > 0).map(|h| h.position(0)).max();
         self.dropped = self.dropped.max(first.unwrap_or(position).min(position));
-        self.each_column(|head, row| drop(row.drain(..dropped[head].min(row.len()))));
-    }
-
-    /// Calls `change(kv_head, sums)` for every row of sums.
-    fn each_column(&mut self, mut change: impl FnMut(usize, &mut Vec<f32>)) {
-        let n_kv_heads = self.heads.len();
-        let (stats, passes) = (&mut self.stats, &mut self.passes);
-        for rows in [
-            &mut stats.sum,
-            &mut stats.recent,
-            &mut stats.last,
-            &mut stats.peak,
-            &mut passes.repeated,
-            &mut passes.expected,
-        ] {
-            let group = (rows.len() / n_kv_heads).max(1);
-            for (head, row) in rows.iter_mut().enumerate() {
-                change(head / group, row);
-            }
-        }
+        let dropped_of = |head: usize, row: &mut Vec<f32>| drop(row.drain(..dropped[head].min(row.len())));
+        self.received.each_row(dropped.len(), dropped_of);
     }
 }
 

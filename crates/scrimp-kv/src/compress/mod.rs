@@ -6,10 +6,11 @@
 //! ```
 //! [`Compression`] says how; [`select()`] decides for one layer; [`Sequence::compress`](crate::Sequence::compress) does it.
 
+pub(crate) mod choose;
 mod crush;
 mod keys;
 mod page;
-pub(crate) mod select;
+mod select;
 mod signature;
 
 pub use crush::{Anchor, Crush, Mass, Order};

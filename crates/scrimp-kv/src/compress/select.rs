@@ -24,12 +24,12 @@ pub fn select(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<Kep
 }
 
 /// Whether heads of all layers share one budget.
-pub(crate) fn shares_layers(how: &Compression) -> bool {
+pub(super) fn shares_layers(how: &Compression) -> bool {
     how.policy.policy.shares_layers() && !how.policy.shared_budget && how.granularity == Granularity::Token
 }
 
 /// The policy's score of every token of each KV head.
-pub(crate) fn scores(view: &LayerView<'_>, how: &Compression) -> Vec<Vec<f32>> {
+pub(super) fn scores(view: &LayerView<'_>, how: &Compression) -> Vec<Vec<f32>> {
     let of_head = |head| {
         let mut scores = vec![0.0; view.n_tokens(head)];
         how.policy.policy.score(view, head, &mut scores);
@@ -40,7 +40,7 @@ pub(crate) fn scores(view: &LayerView<'_>, how: &Compression) -> Vec<Vec<f32>> {
 }
 
 /// Tokens that each KV head of each layer may keep, `budget` on average, given the scores `[layer][head][token]`.
-pub(crate) fn model_budgets(scores: &[Vec<Vec<f32>>], how: &Compression, budget: usize) -> Vec<Vec<usize>> {
+pub(super) fn model_budgets(scores: &[Vec<Vec<f32>>], how: &Compression, budget: usize) -> Vec<Vec<usize>> {
     let heads: Vec<_> = scores.iter().flatten().collect();
     let mut budgets = head_budgets(&heads, how, budget, 0.0).into_iter();
     scores.iter().map(|layer| budgets.by_ref().take(layer.len()).collect()).collect()
@@ -54,7 +54,7 @@ fn head_budgets(scores: &[&Vec<f32>], how: &Compression, budget: usize, floor: f
 }
 
 /// What each KV head keeps, given its scores and how many tokens it may keep (`budget` on average).
-pub(crate) fn within(
+pub(super) fn within(
     view: &LayerView<'_>,
     how: &Compression,
     budget: usize,
