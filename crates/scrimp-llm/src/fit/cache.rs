@@ -19,7 +19,7 @@ const SCORED: usize = 256;
 const BUDGETS: [f64; 3] = [0.5, 0.25, 0.125];
 /// Formats that are tried.
 const FORMATS: [&str; 3] = ["bf16", "int8", "int4"];
-/// What says which tokens stay, and the share of representatives (see `docs/src/kv_compression.md` for the comparison).
+/// What says which tokens stay, and the share of representatives (see `benches/kv/quality.md` for the comparison).
 const POLICY: (&str, f64) = ("snapkv", 0.75);
 
 /// A way to store the cache, and what it costs.
