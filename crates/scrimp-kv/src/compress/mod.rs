@@ -89,7 +89,7 @@ impl Compression {
     /// Last tokens that are kept in any case of a budget of so many: by default a sixth of it, from 32 to 128.
     ///
     /// A prompt ends with what is wanted, and no policy finds all of that: with 128 instead of 32 tokens questions stay whole
-    /// (docs/src/kv_compression.md has what it does to KL and to answers).
+    /// (benches/kv/quality.md has what it does to KL and to answers).
     pub fn recent_of(&self, budget: usize) -> usize {
         self.recent.unwrap_or_else(|| (budget / 6).clamp(32, 128))
     }
