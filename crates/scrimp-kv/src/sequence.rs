@@ -427,14 +427,12 @@ impl Sequence {
         let heads = self.n_kv_heads();
         // As many layers together as threads.
         for (layers, chosen) in layers.chunks(pool.threads()).zip(chosen.chunks(pool.threads())) {
-            let mut tables: Vec<Result<HeadTable, KvError>> =
-                (0..layers.len() * heads).map(|_| Ok(HeadTable::new())).collect();
             let this = &*self;
-            pool.chunks(&mut tables, 1, |unit, table| {
+            let compacted = |unit: usize| {
                 let (layer, head) = (unit / heads, unit % heads);
-                table[0] = this.compacted(layers[layer], head, &chosen[layer][head], turn);
-            });
-            let mut tables = tables.into_iter();
+                this.compacted(layers[layer], head, &chosen[layer][head], turn)
+            };
+            let mut tables = pool.map(layers.len() * heads, compacted).into_iter();
             for (&layer, kept) in layers.iter().zip(chosen) {
                 let tables = tables.by_ref().take(heads).collect::<Result<Vec<_>, _>>()?;
                 self.replace(layer, tables, kept);

@@ -1,7 +1,7 @@
 //! The attention that each key received, summed over queries: what eviction policies look at.
 
 use super::{AttentionArgs, storage::TILE};
-use crate::{shared::SharedMut, threads::Pool};
+use crate::threads::Pool;
 use std::ops::Range;
 
 /// Which sums a call of attention adds to.
@@ -177,10 +177,8 @@ impl LaneLayout {
                 }
                 row.resize(self.keys[i / self.rows].0, 0.0);
             }
-            let rows = SharedMut::new(rows);
-            pool.run(n_rows, |i, _| {
-                // SAFETY: the pool runs every unit once, and each has a row of its own.
-                let row = &mut unsafe { rows.slice(i..i + 1) }[0];
+            pool.chunks(rows, 1, |i, row| {
+                let row = &mut row[0];
                 let (kv_head, of_head) = (i / self.rows, i % self.rows);
                 for lane in 0..self.lanes.len() {
                     if let Some(part) = self.columns(kv_head, lane, kind, of_head) {

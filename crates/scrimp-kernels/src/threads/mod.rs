@@ -223,6 +223,13 @@ impl Pool {
             body(unit, unsafe { data.slice(unit * len..((unit + 1) * len).min(total)) });
         });
     }
+
+    /// What `of` gives for each of `0..n`, in order, computed on all threads.
+    pub fn map<T: Send>(&self, n: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let mut results: Vec<Option<T>> = (0..n).map(|_| None).collect();
+        self.chunks(&mut results, 1, |i, result| result[0] = Some(of(i)));
+        results.into_iter().flatten().collect()
+    }
 }
 
 /// Calls `body` with the units that `worker` gets. What it panics with goes to `panic`.

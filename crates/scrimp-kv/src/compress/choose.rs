@@ -18,11 +18,11 @@ pub(crate) fn choose(
 ) -> Vec<Vec<Kept>> {
     let model = ModelView::new(sequence, how.seed);
     let shared = select::shares_layers(how).then(|| {
-        let scores = of_layers(layers, pool, |index| select::scores(&model.layer(layers[index]), how));
+        let scores = pool.map(layers.len(), |index| select::scores(&model.layer(layers[index]), how));
         let budgets = select::model_budgets(&scores, how, budget);
         (scores, budgets)
     });
-    of_layers(layers, pool, |index| {
+    pool.map(layers.len(), |index| {
         let view = model.layer(layers[index]);
         let tokens = (0..view.n_kv_heads()).map(|head| view.n_tokens(head)).min().unwrap_or(0);
         let layer = LayerBudget { index, of: layers.len(), budget, fixed: how.fixed_of(budget), tokens };
@@ -32,14 +32,4 @@ pub(crate) fn choose(
             None => select(&view, how, budget),
         }
     })
-}
-
-fn of_layers<T: Clone + Default + Send>(
-    layers: &[usize],
-    pool: &Pool,
-    of: impl Fn(usize) -> T + Sync,
-) -> Vec<T> {
-    let mut results = vec![T::default(); layers.len()];
-    pool.chunks(&mut results, 1, |index, result| result[0] = of(index));
-    results
 }
