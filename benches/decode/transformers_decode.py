@@ -1,7 +1,7 @@
-"""Decode speed of a randomly initialised Llama in transformers (bf16, eager). usage: transformers_decode.py SHAPE THREADS
+"""Decode speed of a randomly initialized Llama in transformers (bf16, eager). usage: transformers_decode.py SHAPE THREADS
 
 One line of JSON: the median of the times of 24 steps after a prompt of 64 tokens, greedy, with its own KV cache. A random
-initialisation is as fast as a trained one. SHAPE: llama-3.2-1b or llama-3-8b.
+initialization is as fast as a trained one. SHAPE: llama-3.2-1b or llama-3-8b.
 """
 import json
 import statistics

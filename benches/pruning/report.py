@@ -89,14 +89,14 @@ def drawing(rows, text, axis, title):
                f'KL divergence on {html.escape(text)}, nats per token</text>')
     names = sorted({series(r) for r in shown})
     for i, name in enumerate(names):
-        colour = COLOURS[i % len(COLOURS)]
+        color = COLOURS[i % len(COLOURS)]
         line = sorted((at(r[axis] / scale, math.log10(r[f"kl.{text}"])) for r in shown if series(r) == name))
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
         dash = ' stroke-dasharray="5 3"' if name == "llama.cpp" else ""
-        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
-        out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in line]
+        out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"{dash}/>')
+        out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in line]
         ly = TOP + 10 + 18 * i
-        out.append(f'<rect x="{WIDTH - RIGHT + 15}" y="{ly - 9}" width="12" height="10" fill="{colour}"/>'
+        out.append(f'<rect x="{WIDTH - RIGHT + 15}" y="{ly - 9}" width="12" height="10" fill="{color}"/>'
                    f'<text x="{WIDTH - RIGHT + 33}" y="{ly}">{html.escape(name)}</text>')
     return "\n".join(out) + "\n</svg>\n"
 

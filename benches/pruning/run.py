@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Quality, size and speed of `scrimp compress`, beside llama.cpp's quantisations of the same file. Resumable.
+"""Quality, size and speed of `scrimp compress`, beside llama.cpp's quantizations of the same file. Resumable.
 
 usage: benches/pruning/run.py MODEL.gguf --text prose=book.txt [--text code=code.txt] [options]
 
 Every point is one line of OUT/results.jsonl; points that are there are not measured again, so an interrupted run goes on.
 Each is compressed, compared with the original (`scrimp eval kl`: KL divergence, same best token, perplexity) and deleted. `--speed`
-times decoding (`scrimp bench decode`) for each format and share of zeros: which weights are zero makes no difference. `--llama` adds llama.cpp's own types, requantised from the same file and
+times decoding (`scrimp bench decode`) for each format and share of zeros: which weights are zero makes no difference. `--llama` adds llama.cpp's own types, requantized from the same file and
 compared with the original as llama.cpp runs it (needs llama-cpp-python). Tables and drawings: report.py.
 
 Calibration is scrimp's built-in text (chapters I to V of Alice), so score other texts.

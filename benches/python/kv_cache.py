@@ -47,11 +47,11 @@ def main():
         clock.spans.clear()
 
         def read(tokens, repeat):
-            synchronise(args.device)
+            synchronize(args.device)
             start = time.perf_counter()
             for _ in range(repeat):
                 model(tokens, past_key_values=cache, logits_to_keep=1)
-            synchronise(args.device)
+            synchronize(args.device)
             return (time.perf_counter() - start) / repeat
 
         prompt = read(x, 1)
@@ -129,7 +129,7 @@ class Clock:
         return sum(start.elapsed_time(end) / 1e3 for start, end in self.spans) if self.on_gpu else sum(self.spans)
 
 
-def synchronise(device):
+def synchronize(device):
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 

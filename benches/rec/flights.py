@@ -150,15 +150,15 @@ def svg(table):
         points = sorted((c, v) for e, c, v in cells if e == encoder)
         if not points:
             continue
-        colour = COLOURS[i % len(COLOURS)]
+        color = COLOURS[i % len(COLOURS)]
         path = " ".join(f"{x(c):.1f},{y(v[0]):.1f}" for c, v in points)
-        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
         for c, v in points:
             s = 0 if math.isnan(v[1]) else v[1]
             out.append(f'<line x1="{x(c):.1f}" x2="{x(c):.1f}" y1="{y(v[0] - s):.1f}" y2="{y(v[0] + s):.1f}" '
-                       f'stroke="{colour}"/><circle cx="{x(c):.1f}" cy="{y(v[0]):.1f}" r="3" fill="{colour}"/>')
+                       f'stroke="{color}"/><circle cx="{x(c):.1f}" cy="{y(v[0]):.1f}" r="3" fill="{color}"/>')
         row = top + 40 + 18 * i
-        out.append(f'<rect x="{width - right + 12}" y="{row - 9}" width="10" height="10" fill="{colour}"/>'
+        out.append(f'<rect x="{width - right + 12}" y="{row - 9}" width="10" height="10" fill="{color}"/>'
                    f'<text x="{width - right + 28}" y="{row}">{encoder}</text>')
     return "\n".join([*out, "</svg>", ""])
 

@@ -1,4 +1,4 @@
-"""Quantise and dequantise with the reference code: the `gguf` package, and llama.cpp's own library for K-quants."""
+"""Quantize and dequantize with the reference code: the `gguf` package, and llama.cpp's own library for K-quants."""
 
 import ctypes
 import pathlib

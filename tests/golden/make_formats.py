@@ -2,8 +2,8 @@
 
 usage: python make_formats.py     (numpy, gguf, llama-cpp-python)
 
-<type>.bin  rows x cols as stored, rows one after another;  <type>.f32  the same matrix dequantised, little endian.
-index.json  names, rows and cols. The first rows come out of the reference quantiser (ordinary, all zero, constant, huge,
+<type>.bin  rows x cols as stored, rows one after another;  <type>.f32  the same matrix dequantized, little endian.
+index.json  names, rows and cols. The first rows come out of the reference quantizer (ordinary, all zero, constant, huge,
 tiny and alternating values, one outlier); the rest are random bytes, so that every bit pattern of quants and packed scales
 is met, with the f16 scales replaced by finite ones.
 """

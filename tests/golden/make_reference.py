@@ -1,4 +1,4 @@
-"""Writes testdata/reference/<model>.json: what transformers (fp32, dequantised weights) says about a real GGUF model.
+"""Writes testdata/reference/<model>.json: what transformers (fp32, dequantized weights) says about a real GGUF model.
 
 usage: python make_reference.py MODEL.gguf TEXT OUT.json [--max-tokens N]
        python make_reference.py --merge FULL.json OUT.json

@@ -15,7 +15,7 @@ import eval as longbench  # noqa: E402  (LongBench's eval.py)
 import metrics  # noqa: E402
 
 random.seed(0)
-EN = """The council met on Tuesday to discuss the new bridge. A majority of its members was in favour of a toll.
+EN = """The council met on Tuesday to discuss the new bridge. A majority of its members was in favor of a toll.
 The river's ferry, which has run since 1921, would close. Critics say that an increase of 3.5% in taxes isn't fair!
 "We were never asked," said Ms. O'Neil (owner of the ferry). Engineers expect the work to take 2 to 3 years.
 In Paragraph 12 of the report, the costs are put at $4,200,000. Paragraph 7 disagrees. Other towns have built cheaper bridges.

@@ -4,7 +4,7 @@ usage: python make_tiny_gguf.py     (after make_tiny_models.py; torch, transform
 
 `llama3.gguf`, `qwen3.gguf`, `phi3.gguf` and `phi3-longrope.gguf` hold the very weights of testdata/tiny/, so the same
 expectations apply. `llama-mixed.gguf` has every stored type that scrimp reads in some tensor; what is expected of it, fp32
-arithmetic on the dequantised weights, is in `llama-mixed.json`. Every file is also run through llama.cpp here and has to
+arithmetic on the dequantized weights, is in `llama-mixed.json`. Every file is also run through llama.cpp here and has to
 agree, so that names, metadata and the permutation of Q and K are those that llama.cpp understands.
 """
 
@@ -17,7 +17,7 @@ from llama_cpp import Llama
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from ggml_formats import decode, encode
-from tiny_common import ROOT, TINY, choose_prompt, expect, make_tokenizer, randomise, write_json
+from tiny_common import ROOT, TINY, choose_prompt, expect, make_tokenizer, randomize, write_json
 
 OUT = ROOT / "testdata" / "tiny-gguf"
 
@@ -42,7 +42,7 @@ def gguf_name(name):
 
 
 def permute(matrix, heads):
-    """Rows of Q or K from halves (i, i + d/2) to neighbours (2i, 2i + 1), as the converter does for `llama`."""
+    """Rows of Q or K from halves (i, i + d/2) to neighbors (2i, 2i + 1), as the converter does for `llama`."""
     rows, cols = matrix.shape
     return matrix.reshape(heads, 2, rows // heads // 2, cols).swapaxes(1, 2).reshape(rows, cols)
 
@@ -172,7 +172,7 @@ def mixed():
                          head_dim=32, num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False,
                          max_position_embeddings=128, rope_parameters=dict(rope_type="default", rope_theta=10000.0))
     model = AutoModelForCausalLM.from_config(config).float().eval()
-    randomise(model, seed=2000)
+    randomize(model, seed=2000)
     kinds = {
         "token_embd.weight": T.Q5_1, "output.weight": T.Q6_K,
         "blk.0.attn_q.weight": T.Q4_K, "blk.0.attn_k.weight": T.Q8_0, "blk.0.attn_v.weight": T.F32,

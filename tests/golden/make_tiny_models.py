@@ -1,4 +1,4 @@
-"""Writes testdata/tiny/<name>/: randomly initialised Hugging Face models and what transformers computes with them.
+"""Writes testdata/tiny/<name>/: randomly initialized Hugging Face models and what transformers computes with them.
 
 usage: python make_tiny_models.py [NAME...]     (torch 2.x, transformers 5.x, tokenizers; CPU, about a minute)
 
@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
 
-from tiny_common import TINY, choose_prompt, make_tokenizer, randomise, save_tokenizer, write_json
+from tiny_common import TINY, choose_prompt, make_tokenizer, randomize, save_tokenizer, write_json
 
 COMMON = dict(bos_token_id=0, eos_token_id=1, pad_token_id=None, max_position_embeddings=128)
 
@@ -114,7 +114,7 @@ def make(name, index):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
-    randomise(model, seed=1000 + index)
+    randomize(model, seed=1000 + index)
     size = sum(p.numel() * dtype.itemsize for p in model.parameters())
     shard = size // 2 + 20_000 if options.get("shards") else 10**9
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)

@@ -28,7 +28,7 @@ TRAINING_TEXT = (
 )
 
 
-def randomise(model, seed, gain=1.4):
+def randomize(model, seed, gain=1.4):
     """Overwrites every parameter with seeded noise whose scale gives logits that are far from flat.
 
     Matrices get a standard deviation of gain / sqrt(columns), norms vary by a third around their neutral value

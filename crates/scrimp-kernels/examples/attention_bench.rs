@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout)]
 
 use scrimp_kernels::{
-    Tier,
+    SimdLevel,
     attention::{
         AttentionArgs, AttentionScratch, ColumnStats, KvView, PackedKind, PageGeometry, PageView, Scope,
         Sparse, StatsRequest, Storage, attend,
@@ -194,10 +194,10 @@ fn main() {
     let filter = args.next().unwrap_or_default();
     let part = args.next().unwrap_or_default();
     let format = Format::parse(&name).expect("a format: f32, f16, bf16, int8, int4, sparse or sparse:K,V");
-    let tier = Tier::from_env().expect("a tier of this CPU");
+    let level = SimdLevel::from_env().expect("a level of this CPU");
     let pool = Pool::new(threads).expect("threads");
     let mut scratch = AttentionScratch::new();
-    println!("{tier}, {threads} threads, {name}");
+    println!("{level}, {threads} threads, {name}");
     if part.is_empty() {
         bench_writes(format);
     }
@@ -209,7 +209,7 @@ fn main() {
         let mut out = vec![0.0; q.len()];
         let mut attention = |layer: &Layer, stats: Option<(StatsRequest, &mut ColumnStats)>| {
             let args = AttentionArgs {
-                tier,
+                level,
                 storage: format.storage.kind(),
                 geometry: g,
                 n_tokens: layer.n_tokens,

@@ -1,7 +1,7 @@
 //! Time of a look-up for one shape: `embedding_bench ROWS WIDTH BLOCKS K BAG ALPHA THREADS`, int8.
 #![allow(clippy::print_stdout)]
 
-use scrimp_kernels::{Tier, arena::Arena, embedding::*, threads::Pool};
+use scrimp_kernels::{SimdLevel, arena::Arena, embedding::*, threads::Pool};
 use std::time::Instant;
 
 fn main() {
@@ -36,7 +36,7 @@ fn main() {
             add: false,
         };
         let start = Instant::now();
-        forward(&pool, Tier::detect(), &batch, out);
+        forward(&pool, SimdLevel::detect(), &batch, out);
         best = best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
     }
     println!("{a:?}: {:.1} ns", best * 1e9);

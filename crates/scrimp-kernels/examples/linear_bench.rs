@@ -4,7 +4,7 @@
 #![allow(clippy::print_stdout)]
 
 use scrimp_kernels::{
-    DType, Tier,
+    DType, SimdLevel,
     arena::Arena,
     linear::{Activations, Linear, LinearScratch, Matrix, linear},
     threads::Pool,
@@ -13,8 +13,8 @@ use std::time::Instant;
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
-    let (pool, tier) = (Pool::new(threads).expect("threads"), Tier::from_env().expect("tier"));
-    println!("tier {tier}, {threads} threads");
+    let (pool, level) = (Pool::new(threads).expect("threads"), SimdLevel::from_env().expect("level"));
+    println!("level {level}, {threads} threads");
     for (rows, cols) in [(1536, 576), (896, 4864), (8960, 1536)] {
         for dtype in [DType::Q4_1, DType::Q5_0, DType::Q8_0, DType::Q4_K, DType::Q6_K, DType::BF16] {
             let Some(bytes) = Matrix::packed_bytes(dtype, rows, cols) else { continue };
@@ -28,7 +28,7 @@ fn main() {
             let mut report = format!("{dtype:5} {rows:5} x {cols:4}");
             for n in [1, 2, 4, 8, 16, 32, 512] {
                 let mut x = Activations::new();
-                x.fill(&pool, tier, n, cols, weights[0].needs(), |_, x| x.fill(0.5));
+                x.fill(&pool, level, n, cols, weights[0].needs(), |_, x| x.fill(0.5));
                 let mut out = vec![0.0; n * rows];
                 let mut best = f64::INFINITY;
                 let (rounds, per_round) = if n < 64 {
@@ -41,7 +41,7 @@ fn main() {
                     for weight in weights.iter().cycle().take(per_round) {
                         let product =
                             Linear { weight, bias: None, out: &mut out, stride: rows, accumulate: false };
-                        linear(&pool, tier, &mut scratch, &x, &mut [product]);
+                        linear(&pool, level, &mut scratch, &x, &mut [product]);
                     }
                     best = best.min(start.elapsed().as_secs_f64() / per_round as f64);
                 }

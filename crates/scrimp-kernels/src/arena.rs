@@ -77,7 +77,7 @@ impl Arena {
 impl Deref for ArenaBox {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range is inside the mapping, initialised (anonymous pages are zero) and ours alone.
+        // SAFETY: the range is inside the mapping, initialized (anonymous pages are zero) and ours alone.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }

@@ -9,10 +9,10 @@
 //! sum is one chain in the order of k: the same bits for every tier and number of threads. Bound by arithmetic.
 
 use crate::{
-    Tier,
+    SimdLevel,
     dispatch::Kernel,
     isa::{Simd, scalar::Scalar},
-    shared::SharedMut,
+    shared::DisjointSliceMut,
     threads::Pool,
 };
 use std::ops::Range;
@@ -77,7 +77,7 @@ const fn tile<S: Simd>() -> (usize, usize) {
 /// When sizes do not fit each other.
 pub fn gemm(
     pool: &Pool,
-    tier: Tier,
+    level: SimdLevel,
     [m, n, k]: [usize; 3],
     a: View<'_>,
     b: View<'_>,
@@ -96,7 +96,7 @@ pub fn gemm(
     if let Start::Bias { bias, .. } = start {
         assert_eq!(bias.len(), n);
     }
-    let (mr, nv) = tier.run(TileOf);
+    let (mr, nv) = level.run(TileOf);
     let nr = nv * 16;
     let (m_panels, n_panels) = (m.div_ceil(mr), n.div_ceil(nr));
     let in_rows = a.col == 1;
@@ -113,10 +113,10 @@ pub fn gemm(
     // A unit: some panels of A, which stay in the second-level cache, times some of B.
     let (rows, cols) = (64 / mr, n_panels.div_ceil(n_panels.div_ceil(8)));
     let (row_units, col_units) = (m_panels.div_ceil(rows), n_panels.div_ceil(cols));
-    let c = SharedMut::new(c);
+    let c = DisjointSliceMut::new(c);
     pool.run(row_units * col_units, |unit, _| {
         let (i, j) = (unit / col_units, unit % col_units);
-        tier.run(Unit {
+        level.run(Unit {
             a,
             b: panels_b,
             m_panels: (i * rows, m_panels.min((i + 1) * rows)),
@@ -193,7 +193,7 @@ struct Unit<'a> {
     n_panels: (usize, usize),
     size: [usize; 3],
     start: Start<'a>,
-    c: SharedMut<'a, f32>,
+    c: DisjointSliceMut<'a, f32>,
 }
 
 impl Kernel for Unit<'_> {
@@ -357,12 +357,12 @@ mod tests {
                 let mut reference = None;
                 for threads in [1, 3] {
                     let pool = Pool::new(threads).unwrap();
-                    for tier in Tier::supported() {
+                    for level in SimdLevel::supported() {
                         let mut scratch = GemmScratch::default();
                         let mut c = vec![f32::NAN; m * n];
                         gemm(
                             &pool,
-                            tier,
+                            level,
                             [m, n, k],
                             va,
                             vb,
@@ -373,7 +373,7 @@ mod tests {
                         let mut d = vec![f32::NAN; m * n];
                         gemm(
                             &pool,
-                            tier,
+                            level,
                             [m, n, k],
                             va,
                             vb,
@@ -381,7 +381,7 @@ mod tests {
                             &mut d,
                             &mut scratch,
                         );
-                        gemm(&pool, tier, [m, n, k], va, vb, Start::Accumulate, &mut c, &mut scratch);
+                        gemm(&pool, level, [m, n, k], va, vb, Start::Accumulate, &mut c, &mut scratch);
                         for i in 0..m {
                             for j in 0..n {
                                 let mut sum = 0.0;
@@ -396,7 +396,7 @@ mod tests {
                                 assert!((f64::from(d[at]) - once.max(0.0)).abs() < 1e-4);
                             }
                         }
-                        assert_eq!(reference.get_or_insert_with(|| c.clone()), &c, "{tier} {threads}");
+                        assert_eq!(reference.get_or_insert_with(|| c.clone()), &c, "{level} {threads}");
                     }
                 }
             }

@@ -1,13 +1,13 @@
 //! The one place where a tier becomes compiled code.
 //!
-//! A kernel is a value that implements [`Kernel`]; [`Tier::run`] calls it inside a function that carries the tier's
+//! A kernel is a value that implements [`Kernel`]; [`SimdLevel::run`] calls it inside a function that carries the tier's
 //! `target_feature`s, and everything below is inlined into that function.
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::{avx2::Avx2, avx512::Avx512};
 use crate::{
     isa::{Simd, scalar::Scalar},
-    tier::{Kind, Tier},
+    level::{Kind, SimdLevel},
 };
 
 /// A computation written once over [`Simd`]. Implementations mark `run` `#[inline(always)]`.
@@ -16,14 +16,14 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
-impl Tier {
+impl SimdLevel {
     /// Runs `kernel` with this tier's instructions.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.kind() {
             Kind::Scalar => kernel.run(Scalar),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a `Tier` of this kind exists only where the CPU has the features.
+            // SAFETY: a `SimdLevel` of this kind exists only where the CPU has the features.
             Kind::Avx2 => unsafe { run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
@@ -33,14 +33,14 @@ impl Tier {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Tier {
+impl SimdLevel {
     /// Runs a kernel that uses tile registers besides vectors, which is compiled for this tier only.
     ///
     /// # Panics
     /// In a tier without AMX.
     pub(crate) fn run_with_amx<K: Kernel>(self, kernel: K) -> K::Output {
-        assert!(self.has_amx() && self.kind() == Kind::Avx512, "a tier with AMX");
-        // SAFETY: a `Tier` of this kind exists only where the CPU has the features.
+        assert!(self.has_amx() && self.kind() == Kind::Avx512, "a level with AMX");
+        // SAFETY: a `SimdLevel` of this kind exists only where the CPU has the features.
         unsafe { run_avx512(kernel) }
     }
 }

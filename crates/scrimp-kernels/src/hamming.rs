@@ -6,15 +6,15 @@
 //! Bound by memory from a few words on: 8 bytes per word are read once, in order. Each word is a XOR, a population count and an
 //! addition; AVX-512 VPOPCNTDQ counts 8 words at once. All tiers give the same numbers.
 
-use crate::tier::{Kind, Tier};
+use crate::level::{Kind, SimdLevel};
 
 /// Writes the distance of each of `out.len()` strings to `anchor`.
 ///
 /// # Panics
 /// When `strings` does not hold `out.len()` times as many words as `anchor`, or `anchor` is empty.
-pub fn distances(tier: Tier, strings: &[u64], anchor: &[u64], out: &mut [u32]) {
+pub fn distances(level: SimdLevel, strings: &[u64], anchor: &[u64], out: &mut [u32]) {
     assert!(!anchor.is_empty() && strings.len() == out.len() * anchor.len(), "words of strings");
-    match tier.kind() {
+    match level.kind() {
         Kind::Scalar => scalar(strings, anchor, out),
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512
@@ -90,10 +90,10 @@ mod tests {
                     (0..64 * words).filter(|&b| bit(&strings[i * words..], b) != bit(anchor, b)).count() as u32
                 })
                 .collect();
-            for tier in Tier::supported() {
+            for level in SimdLevel::supported() {
                 let mut out = vec![u32::MAX; n];
-                distances(tier, strings, anchor, &mut out);
-                prop_assert_eq!(&out, &want, "{}", tier);
+                distances(level, strings, anchor, &mut out);
+                prop_assert_eq!(&out, &want, "{}", level);
             }
         }
     }

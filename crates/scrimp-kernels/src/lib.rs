@@ -4,7 +4,7 @@
 //!
 //! | entry point | what it does |
 //! |---|---|
-//! | [`Tier`] | which instructions kernels use, chosen once and passed along |
+//! | [`SimdLevel`] | which instructions kernels use, chosen once and passed along |
 //! | [`threads::Pool`] | parallel regions of microseconds |
 //! | [`linear::linear`] | products of packed weights ([`linear::Matrix`]) with a batch of tokens ([`linear::Activations`]) |
 //! | [`formats::packed`] | scrimp's own formats, dense and sparse: [`formats::packed::pack`], [`formats::packed::PackedView`], [`linear::Matrix::from_packed`] |
@@ -17,14 +17,14 @@
 //!
 //! ```
 //! use scrimp_kernels::{
-//!     DType, Tier,
+//!     DType, SimdLevel,
 //!     arena::Arena,
 //!     linear::{Activations, Linear, LinearScratch, Matrix, linear},
 //!     threads::Pool,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let (pool, tier) = (Pool::new(2)?, Tier::from_env()?);
+//! let (pool, tier) = (Pool::new(2)?, SimdLevel::from_env()?);
 //! let (rows, cols) = (2, 3);
 //! // Stored rows, one after another: [1, 2, 3] and [0.5, 0, -1].
 //! let stored: Vec<u8> = [0x3f80_u16, 0x4000, 0x4040, 0x3f00, 0, 0xbf80].into_iter().flat_map(u16::to_le_bytes).collect();
@@ -50,6 +50,7 @@ pub mod dense;
 mod dispatch;
 pub mod dtype;
 pub mod embedding;
+pub mod exec;
 pub mod formats;
 pub mod hamming;
 mod isa;
@@ -62,7 +63,8 @@ mod shared;
 pub mod stream;
 mod sync;
 pub mod threads;
-pub mod tier;
+pub mod level;
 
 pub use dtype::DType;
-pub use tier::Tier;
+pub use exec::Exec;
+pub use level::SimdLevel;

@@ -202,7 +202,7 @@ impl Drop for Page {
 impl Deref for Page {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range belongs to this page, is mapped, and is initialised (anonymous memory is zero).
+        // SAFETY: the range belongs to this page, is mapped, and is initialized (anonymous memory is zero).
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.owner.page_bytes) }
     }
 }

@@ -4,18 +4,18 @@ use std::{marker::PhantomData, ops::Range};
 
 /// A mutable slice that several threads may write at once, in parts that do not overlap.
 #[derive(Clone, Copy)]
-pub(crate) struct SharedMut<'a, T> {
+pub(crate) struct DisjointSliceMut<'a, T> {
     ptr: *mut T,
     len: usize,
     _lifetime: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: parts handed out do not overlap (see `slice`), so threads never touch the same element.
-unsafe impl<T: Send> Send for SharedMut<'_, T> {}
+unsafe impl<T: Send> Send for DisjointSliceMut<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+unsafe impl<T: Send> Sync for DisjointSliceMut<'_, T> {}
 
-impl<'a, T> SharedMut<'a, T> {
+impl<'a, T> DisjointSliceMut<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { ptr: slice.as_mut_ptr(), len: slice.len(), _lifetime: PhantomData }
     }

@@ -1,16 +1,16 @@
 //! Reading memory as products read weights: what the bandwidth of a machine means here.
 
-use crate::{dispatch::Kernel, isa::Simd, tier::Tier};
+use crate::{dispatch::Kernel, isa::Simd, level::SimdLevel};
 
 /// How far ahead, in bytes, a stream is asked for; measured: 4 to 6 KiB do best. Without it, a core of Intel's servers has too
 /// few lines in flight, and streams half as fast.
 pub(crate) const PREFETCH: usize = 5 << 10;
 
 /// The largest of the whole 4-byte words of `memory` as signed numbers: reads every byte of it once, front to back.
-pub fn largest_word(tier: Tier, memory: &[u8]) -> i32 {
+pub fn largest_word(level: SimdLevel, memory: &[u8]) -> i32 {
     let (head, lines, tail) = bytemuck::pod_align_to::<u8, [f32; 16]>(memory);
     let ends = [head, tail].into_iter().flat_map(|end| end.as_chunks::<4>().0);
-    ends.map(|&word| i32::from_ne_bytes(word)).fold(tier.run(Largest(lines)), i32::max)
+    ends.map(|&word| i32::from_ne_bytes(word)).fold(level.run(Largest(lines)), i32::max)
 }
 
 struct Largest<'a>(&'a [[f32; 16]]);
@@ -42,15 +42,15 @@ mod tests {
 
     #[test]
     fn every_word_counts_in_every_tier() {
-        for tier in Tier::supported() {
+        for level in SimdLevel::supported() {
             for len in [0, 3, 4, 64, 500, 4096] {
                 for at in 0..len / 4 {
                     let mut words = vec![-5i32; len / 4];
                     words[at] = 7;
-                    assert_eq!(largest_word(tier, bytemuck::cast_slice(&words)), 7, "{tier} {len} {at}");
+                    assert_eq!(largest_word(level, bytemuck::cast_slice(&words)), 7, "{level} {len} {at}");
                 }
             }
-            assert_eq!(largest_word(tier, &[1, 2, 3]), i32::MIN);
+            assert_eq!(largest_word(level, &[1, 2, 3]), i32::MIN);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What [`crate::threads`] synchronises with: the standard library, or loom where its tests explore interleavings.
+//! What [`crate::threads`] synchronizes with: the standard library, or loom where its tests explore interleavings.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test --release -p scrimp-kernels --lib --target-dir target/loom threads::model

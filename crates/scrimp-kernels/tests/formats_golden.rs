@@ -1,8 +1,8 @@
-//! Every stored type against values that llama.cpp's own code dequantised (`testdata/formats`): designed rows (zeros,
-//! constants, huge, tiny, alternating, one outlier) out of its quantiser, then rows of random bytes.
+//! Every stored type against values that llama.cpp's own code dequantized (`testdata/formats`): designed rows (zeros,
+//! constants, huge, tiny, alternating, one outlier) out of its quantizer, then rows of random bytes.
 
 use scrimp_kernels::{
-    DType, Tier,
+    DType, SimdLevel,
     arena::Arena,
     formats::dequantize::dequantize_row,
     linear::{Activations, Linear, LinearScratch, Matrix, linear},
@@ -11,7 +11,7 @@ use scrimp_kernels::{
 use std::path::Path;
 
 const COLS: usize = 512;
-/// Rows that came out of the quantiser; the random ones have values up to the type's limits.
+/// Rows that came out of the quantizer; the random ones have values up to the type's limits.
 const DESIGNED: usize = 11;
 
 /// A matrix as stored, and its values `[rows][COLS]`.
@@ -77,14 +77,14 @@ fn packed_rows_are_decoded_as_the_reference_does() {
         let golden = Golden::read(dtype);
         let matrix = golden.matrix(&pool, dtype, golden.rows());
         let mut out = vec![f32::NAN; COLS];
-        for tier in Tier::supported() {
+        for level in SimdLevel::supported() {
             for (r, want) in golden.values.chunks_exact(COLS).enumerate() {
-                matrix.row(tier, r, &mut out);
+                matrix.row(level, r, &mut out);
                 assert_near(
                     &out,
                     want,
                     dtype.block_len(),
-                    &format!("{dtype}, row {r}, packed, {}", tier.name()),
+                    &format!("{dtype}, row {r}, packed, {}", level.name()),
                 );
             }
         }
@@ -104,10 +104,10 @@ fn products_with_exact_activations() {
         let golden = Golden::read(dtype);
         let rows = DESIGNED; // no multiple of a tile either
         let matrix = golden.matrix(&pool, dtype, rows);
-        for tier in Tier::supported() {
+        for level in SimdLevel::supported() {
             for tokens in [1, 2, 13] {
                 let (mut x, mut scratch) = (Activations::new(), LinearScratch::default());
-                x.fill(&pool, tier, tokens, COLS, matrix.needs(), |t, x| {
+                x.fill(&pool, level, tokens, COLS, matrix.needs(), |t, x| {
                     for (c, x) in x.iter_mut().enumerate() {
                         *x = activation(t, c);
                     }
@@ -115,7 +115,7 @@ fn products_with_exact_activations() {
                 let mut out = vec![f32::NAN; tokens * rows];
                 let product =
                     Linear { weight: &matrix, bias: None, out: &mut out, stride: rows, accumulate: false };
-                linear(&pool, tier, &mut scratch, &x, &mut [product]);
+                linear(&pool, level, &mut scratch, &x, &mut [product]);
                 for (i, got) in out.iter().enumerate() {
                     let (t, r) = (i / rows, i % rows);
                     let terms = golden.values[r * COLS..][..COLS]
@@ -128,7 +128,7 @@ fn products_with_exact_activations() {
                     assert!(
                         error <= 2e-6 * size,
                         "{dtype}, {}, {tokens} tokens: row {r} of token {t}: {got}, not {sum}",
-                        tier.name()
+                        level.name()
                     );
                 }
             }

@@ -11,7 +11,7 @@ use crate::{
     view::Causal,
 };
 use scrimp_kernels::{
-    Tier,
+    SimdLevel,
     attention::{self, AttentionScratch, ColumnStats},
     threads::Pool,
 };
@@ -61,7 +61,7 @@ pub enum Queries {
 #[derive(Debug)]
 pub struct AttentionInputs<'a> {
     /// Instructions to use.
-    pub tier: Tier,
+    pub level: SimdLevel,
     /// `[n_tokens][n_heads][head_dim]`, after RoPE.
     pub q: &'a [f32],
     /// Whose they are.

@@ -57,7 +57,7 @@ impl<'a> Causal<'a> {
     /// The call of the kernels.
     pub(crate) fn args<'b>(&'b self, shared: &Shared, inputs: &AttentionInputs<'b>) -> AttentionArgs<'b> {
         AttentionArgs {
-            tier: inputs.tier,
+            level: inputs.level,
             storage: shared.config.format.storage().kind(),
             geometry: shared.geometry,
             n_tokens: self.n_tokens,

@@ -1,6 +1,6 @@
 //! Attention with a compressed cache, scores against NumPy, shared prefixes, and that no page is lost.
 
-use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_kernels::{SimdLevel, threads::Pool};
 use scrimp_kv::{
     AttentionInputs, AttentionScratch, ColumnStats, KvCache, KvConfig, PassScores, Queries, Sequence,
     StatsWanted,
@@ -44,7 +44,7 @@ fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], stats: StatsWa
     for layer in 0..sequence.n_layers() {
         sequence.append(layer, k, v, &pool).unwrap();
         let inputs = AttentionInputs {
-            tier: Tier::detect(),
+            level: SimdLevel::detect(),
             q,
             queries: Queries::Last,
             out: &mut out,

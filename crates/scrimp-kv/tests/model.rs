@@ -2,7 +2,7 @@
 //! tokens that a naive model holds, attention sees them, and no page is lost or leaked.
 
 use proptest::prelude::*;
-use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_kernels::{SimdLevel, threads::Pool};
 use scrimp_kv::{
     AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, Queries, Sequence, StatsWanted,
     policy::Kept,
@@ -183,7 +183,7 @@ impl World {
         for layer in 0..2 {
             let mut out = vec![f32::NAN; q.len()];
             let inputs = AttentionInputs {
-                tier: Tier::detect(),
+                level: SimdLevel::detect(),
                 q: &q,
                 queries: Queries::Last,
                 out: &mut out,

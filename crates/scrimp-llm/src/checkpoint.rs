@@ -319,7 +319,7 @@ impl Checkpoint {
     }
 
     /// Drops the resident pages of a tensor that is not needed soon (its bytes can still be read). Pages that it
-    /// shares with a neighbour stay.
+    /// shares with a neighbor stay.
     pub fn release(&self, name: &str) {
         if let Some(&i) = self.by_name.get(name) {
             let tensor = &self.tensors[i];

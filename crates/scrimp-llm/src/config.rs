@@ -12,7 +12,7 @@ pub enum Activation {
 /// Which two elements of a head vector RoPE rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopePairs {
-    /// Neighbours `(2i, 2i + 1)`: GGUF files of architecture `llama`, whose converter permuted Q and K.
+    /// Neighbors `(2i, 2i + 1)`: GGUF files of architecture `llama`, whose converter permuted Q and K.
     Adjacent,
     /// Halves `(i, i + rotary_dim / 2)`: everything else.
     Halves,

@@ -4,7 +4,7 @@
 //!  prompt ids ── Sequence: reuse the cached prefix, prefill the rest ── logits ─┐
 //!                        ┌───────────── decode one token ◄──────────────────────┤
 //!                        ▼                                                      │
-//!                     Sampler ── end token? ── detokeniser ── stop strings ── text out
+//!                     Sampler ── end token? ── detokenizer ── stop strings ── text out
 //! ```
 
 mod sequence;

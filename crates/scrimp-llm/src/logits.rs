@@ -1,6 +1,6 @@
 //! Arithmetic on rows of logits: maximum, softmax sums, log-probabilities.
 //!
-//! Written so that the compiler vectorises it, with no call into the system's math library, so that every machine
+//! Written so that the compiler vectorizes it, with no call into the system's math library, so that every machine
 //! gets the same bits. `NaN` never wins a comparison and has probability 0; so has `-inf`.
 
 const LANES: usize = 16;

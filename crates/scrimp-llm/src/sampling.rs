@@ -34,7 +34,7 @@ pub struct Sampler {
     rng: ChaCha8Rng,
     /// How often each token is in the answer; 0: only in the prompt.
     seen: HashMap<u32, u32>,
-    penalised: Vec<f32>,
+    penalized: Vec<f32>,
     candidates: Candidates,
 }
 
@@ -50,7 +50,7 @@ impl Sampler {
             params,
             rng: ChaCha8Rng::seed_from_u64(seed),
             seen: HashMap::new(),
-            penalised: Vec::new(),
+            penalized: Vec::new(),
             candidates: Candidates::default(),
         })
     }
@@ -80,18 +80,18 @@ impl Sampler {
     /// # Errors
     /// When no logit is usable (all `NaN` or `-inf`): the model's weights are broken.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        let Self { params, rng, seen, penalised, candidates } = self;
+        let Self { params, rng, seen, penalized, candidates } = self;
         let logits = if seen.is_empty() {
             logits
         } else {
-            penalised.clear();
-            penalised.extend_from_slice(logits);
+            penalized.clear();
+            penalized.extend_from_slice(logits);
             for (&token, &count) in seen.iter() {
-                if let Some(logit) = penalised.get_mut(token as usize) {
-                    *logit = params.penalise(*logit, count);
+                if let Some(logit) = penalized.get_mut(token as usize) {
+                    *logit = params.penalize(*logit, count);
                 }
             }
-            penalised
+            penalized
         };
         let best = logits::argmax(logits).ok_or_else(|| {
             Error::bad_input_hint(

@@ -2,7 +2,7 @@
 
 mod common;
 
-use scrimp_kernels::{Tier, formats::packed::WeightFormat, threads::Pool};
+use scrimp_kernels::{SimdLevel, formats::packed::WeightFormat, threads::Pool};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     load::{Encoding, SafetensorsFile, Source},
@@ -45,7 +45,7 @@ fn run_budget(
     let calibration = text(&checkpoint);
     let options = Options { method: pruner("sparsegpt").unwrap(), budget, output, calibration: &calibration };
     let pool = Pool::new(2).unwrap();
-    compress(&checkpoint, out, &pool, Tier::from_env().unwrap(), &options, &mut |p| progress(p.done))
+    compress(&checkpoint, out, &pool, SimdLevel::from_env().unwrap(), &options, &mut |p| progress(p.done))
 }
 
 fn load(path: &Path) -> scrimp_llm::Result<Model> {

@@ -170,7 +170,7 @@ fn open(gguf: &Gguf) -> Checkpoint {
 }
 
 #[test]
-fn llama_gguf_pairs_neighbours_and_scales_rope() {
+fn llama_gguf_pairs_neighbors_and_scales_rope() {
     let plain = open(&tiny_llama());
     assert_eq!(plain.config().rope_pairs, RopePairs::Adjacent);
     assert_eq!(plain.config().name, "tiny");

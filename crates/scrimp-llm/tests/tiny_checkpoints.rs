@@ -100,7 +100,7 @@ fn same_config(a: &ModelConfig, b: &ModelConfig, name: &str) {
     assert_eq!(a.activation, b.activation, "{name}");
 }
 
-/// Rows of one head, from halves `(i, i + d/2)` to neighbours `(2i, 2i + 1)`.
+/// Rows of one head, from halves `(i, i + d/2)` to neighbors `(2i, 2i + 1)`.
 fn permuted(t: &TensorView<'_>, head_dim: usize) -> Vec<u8> {
     let row = t.data.len() / t.shape[0];
     let at = |r: usize| &t.data[r * row..(r + 1) * row];

@@ -7,7 +7,7 @@ use crate::{
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
 use scrimp_kernels::embedding::{Backward, Bags, Gradients, Optimizer, Table, Trained, Values};
-use scrimp_rec::encoders::{Addressing, Census, EncoderConfig, EncoderOptions, Prepared, Run, plan};
+use scrimp_rec::encoders::{Addressing, Census, EncoderConfig, EncoderOptions, Exec, Prepared, plan};
 use std::sync::{Mutex, PoisonError};
 
 /// The shape of a MEM-REC embedding: which rows of a table and of a weight table an id reads.
@@ -117,11 +117,11 @@ impl MemRec {
         // SAFETY: float32 is f32, and the output is the caller's alone.
         let out = unsafe { out.slice_mut::<f32>("the output", "float32")? };
         self.fits(&call, out.len())?;
-        let Runtime { pool, tier } = runtime(py)?;
+        let Runtime { pool, level } = runtime(py)?;
         py.detach(|| {
-            let run = Run { pool: &pool, tier };
+            let exec = Exec { pool: &pool, level };
             let table = Table::new(Values::F32(call.table), self.config.width);
-            self.addressing.forward(run, table, call.weights, call.ids, call.bags, out);
+            self.addressing.forward(exec, table, call.weights, call.ids, call.bags, out);
         });
         Ok(())
     }
@@ -145,7 +145,7 @@ impl MemRec {
         self.backward(py, (table, weights, ids, offsets), grad, optimizer, to, (None, None))
     }
 
-    /// Lets an optimiser (`sgd`, `adagrad` or `rowwise_adagrad`) update the tables in place. States are float32 tensors: of the
+    /// Lets an optimizer (`sgd`, `adagrad` or `rowwise_adagrad`) update the tables in place. States are float32 tensors: of the
     /// tables' shapes for `adagrad`, of their rows for `rowwise_adagrad`.
     #[pyo3(signature = (table, weights, ids, offsets, grad, optimizer, lr, eps, table_state, weight_state))]
     fn step(
@@ -198,21 +198,21 @@ impl MemRec {
         let mut table_to = SparseTo::new(Some(table_rows), Some(table_values))?;
         let mut weight_to = SparseTo::new(weight_rows, weight_values)?;
         let (mut table_to, mut weight_to) = (table_to.slices()?, weight_to.slices()?);
-        let Runtime { pool, tier } = runtime(py)?;
+        let Runtime { pool, level } = runtime(py)?;
         if call.ids.is_empty() {
             return Ok((0, 0));
         }
         let counts = py.detach(|| {
-            let run = Run { pool: &pool, tier };
+            let exec = Exec { pool: &pool, level };
             let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
             let Scratch { prepared, table, weights } = &mut *scratch;
             let read = Table::new(Values::F32(call.table), self.config.width);
-            self.addressing.prepare(run, &read, call.weights, call.ids, call.bags, grad, prepared);
+            self.addressing.prepare(exec, &read, call.weights, call.ids, call.bags, grad, prepared);
             let batch = self.addressing.table_batch(prepared, call.bags, grad);
-            let of_table = collect(run, table, &batch, call.table.len(), self.config.width, &mut table_to)?;
+            let of_table = collect(exec, table, &batch, call.table.len(), self.config.width, &mut table_to)?;
             let of_weights = match self.addressing.weight_batch(prepared) {
                 Some(batch) => {
-                    collect(run, weights, &batch, call.weights.len(), self.config.groups, &mut weight_to)?
+                    collect(exec, weights, &batch, call.weights.len(), self.config.groups, &mut weight_to)?
                 }
                 None => 0,
             };
@@ -224,7 +224,7 @@ impl MemRec {
 
 /// Gradients of a table into `to`; `None` where they do not fit.
 fn collect(
-    run: Run<'_>,
+    exec: Exec<'_>,
     gradients: &mut Gradients,
     batch: &Backward<'_>,
     len: usize,
@@ -232,7 +232,7 @@ fn collect(
     to: &mut Option<(&mut [i64], &mut [f32])>,
 ) -> Option<usize> {
     let (rows, values) = to.as_mut()?;
-    gradients.collect(run.pool, run.tier, len, width, batch, rows, values)
+    gradients.collect(exec.pool, exec.level, len, width, batch, rows, values)
 }
 
 /// Where the gradients of a table go.
@@ -369,26 +369,26 @@ impl MemRec {
         if call.ids.is_empty() {
             return Ok(());
         }
-        let Runtime { pool, tier } = runtime(py)?;
+        let Runtime { pool, level } = runtime(py)?;
         py.detach(|| {
-            let run = Run { pool: &pool, tier };
+            let exec = Exec { pool: &pool, level };
             let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
             let Scratch { prepared, table, weights } = &mut *scratch;
             let read = Table::new(Values::F32(call.table), width);
-            self.addressing.prepare(run, &read, call.weights, call.ids, call.bags, grad, prepared);
+            self.addressing.prepare(exec, &read, call.weights, call.ids, call.bags, grad, prepared);
             if let (Some(to), Some(batch)) = (&weights_to, self.addressing.weight_batch(prepared)) {
                 // SAFETY: nothing reads the weight table any more.
-                weights.step(run.pool, run.tier, optimizer, unsafe { to.trained(groups) }, &batch);
+                weights.step(exec.pool, exec.level, optimizer, unsafe { to.trained(groups) }, &batch);
             }
             let batch = self.addressing.table_batch(prepared, call.bags, grad);
             // SAFETY: nothing reads the table any more.
-            table.step(run.pool, run.tier, optimizer, unsafe { table_to.trained(width) }, &batch);
+            table.step(exec.pool, exec.level, optimizer, unsafe { table_to.trained(width) }, &batch);
         });
         Ok(())
     }
 }
 
-/// A table that changes, and its optimiser's state.
+/// A table that changes, and its optimizer's state.
 struct Updated {
     values: Raw,
     state: Raw,

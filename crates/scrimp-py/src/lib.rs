@@ -30,6 +30,6 @@ fn _scrimp(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(runtime::use_threads_of, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::borrows_threads, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::after_fork, m)?)?;
-    m.add_function(wrap_pyfunction!(runtime::tier, m)?)?;
+    m.add_function(wrap_pyfunction!(runtime::level, m)?)?;
     Ok(())
 }

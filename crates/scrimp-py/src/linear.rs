@@ -57,7 +57,7 @@ impl PackedMatrix {
     }
 
     /// `out[t] = W x[t] + bias` for all tokens.
-    fn product(&self, Runtime { pool, tier }: &Runtime, x: Floats, bias: Option<Floats>, out: Floats) {
+    fn product(&self, Runtime { pool, level }: &Runtime, x: Floats, bias: Option<Floats>, out: Floats) {
         let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
         let n_tokens = out.len() / rows;
         SCRATCH.with_borrow_mut(|scratch| {
@@ -70,7 +70,7 @@ impl PackedMatrix {
             let bias = bias.map(|_| &bias_f32[..]);
             for first in (0..n_tokens).step_by(CHUNK) {
                 let n = CHUNK.min(n_tokens - first);
-                activations.fill(pool, *tier, n, cols, self.matrix.needs(), |t, row| {
+                activations.fill(pool, *level, n, cols, self.matrix.needs(), |t, row| {
                     // SAFETY: the caller keeps the tensor alive.
                     unsafe { x.read((first + t) * cols, row) }
                 });
@@ -83,7 +83,7 @@ impl PackedMatrix {
                     &mut buffer[..]
                 };
                 let product = Linear { weight: &self.matrix, bias, out: to, stride: rows, accumulate: false };
-                linear(pool, *tier, panels, activations, &mut [product]);
+                linear(pool, *level, panels, activations, &mut [product]);
                 if !direct {
                     let from = &buffer[..];
                     let parts = if n == 1 { 1 } else { n };

@@ -54,7 +54,7 @@ impl InputStatistics {
                 rows.resize((ROWS * self.features).min(from.len() - first), 0.0);
                 // SAFETY: `x` keeps the tensor alive.
                 unsafe { from.read(first, &mut rows) };
-                inputs.add(&runtime.pool, runtime.tier, &rows).map_err(value_error)?;
+                inputs.add(&runtime.pool, runtime.level, &rows).map_err(value_error)?;
             }
             Ok(())
         })

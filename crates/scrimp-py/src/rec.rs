@@ -8,7 +8,7 @@ use pyo3::{exceptions::PyValueError, prelude::*};
 use scrimp_rec::{
     Error,
     data::{Batch, Data, OpenOptions, Split},
-    encoders::Run,
+    encoders::Exec,
     model::Model,
 };
 use std::{
@@ -46,7 +46,7 @@ impl RecModel {
 
     /// The probability of each row of a file (CSV, Parquet, Criteo TSV), in order.
     fn score_file(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<f32>> {
-        let Runtime { pool, tier } = runtime(py)?;
+        let Runtime { pool, level } = runtime(py)?;
         py.detach(|| {
             let mut model = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let options =
@@ -54,7 +54,7 @@ impl RecModel {
             let mut rows = Data::find(&path, Split::Test)?.open(model.schema(), &options)?;
             let (mut batch, mut some, mut all) = (Batch::default(), Vec::new(), Vec::new());
             while rows.next_batch(ROWS, &mut batch)? > 0 {
-                model.predict(Run { pool: &pool, tier }, &batch, &mut some);
+                model.predict(Exec { pool: &pool, level }, &batch, &mut some);
                 all.extend_from_slice(&some);
             }
             Ok(all)

@@ -3,7 +3,7 @@
 use crate::openmp::OpenMp;
 use pyo3::{exceptions::PyRuntimeError, exceptions::PyValueError, prelude::*};
 use scrimp_kernels::{
-    Tier,
+    SimdLevel,
     threads::{Pool, available_threads},
 };
 use std::{
@@ -15,7 +15,7 @@ use std::{
 #[derive(Clone)]
 pub(crate) struct Runtime {
     pub(crate) pool: Arc<Pool>,
-    pub(crate) tier: Tier,
+    pub(crate) level: SimdLevel,
 }
 
 /// Threads that were asked for, and pools once they were needed. Locked only while the GIL is held, so no thread can hold it
@@ -29,7 +29,7 @@ struct State {
 }
 
 static STATE: Mutex<State> = Mutex::new(State { threads: None, openmp: None, borrowed: None, own: None });
-static TIER: OnceLock<Result<Tier, String>> = OnceLock::new();
+static TIER: OnceLock<Result<SimdLevel, String>> = OnceLock::new();
 
 /// More than any machine here has; a typing error should not start a million threads.
 const MAX_THREADS: usize = 1024;
@@ -55,19 +55,19 @@ impl State {
     }
 }
 
-fn found_tier() -> PyResult<Tier> {
-    let tier = TIER.get_or_init(|| Tier::from_env().map_err(|e| format!("SCRIMP_TIER: {e}")));
-    tier.clone().map_err(PyValueError::new_err)
+fn found_level() -> PyResult<SimdLevel> {
+    let level = TIER.get_or_init(|| SimdLevel::from_env().map_err(|e| format!("SCRIMP_TIER: {e}")));
+    level.clone().map_err(PyValueError::new_err)
 }
 
 /// The pool and the tier for a call from Python.
 pub(crate) fn runtime(_: Python<'_>) -> PyResult<Runtime> {
-    let tier = found_tier()?;
+    let level = found_level()?;
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     let pool = state
         .pool()
         .map_err(|e| PyRuntimeError::new_err(format!("cannot start {} threads: {e}", state.threads())))?;
-    Ok(Runtime { pool, tier })
+    Ok(Runtime { pool, level })
 }
 
 /// Threads of scrimp's kernels from now on, the calling one included; none: as many as PyTorch has, or as the process may use.
@@ -121,6 +121,6 @@ pub(crate) fn after_fork() {
 
 /// The instructions that kernels use here: `scalar`, `avx2`, `avx512` or `amx`.
 #[pyfunction]
-pub(crate) fn tier() -> PyResult<&'static str> {
-    Ok(found_tier()?.name())
+pub(crate) fn level() -> PyResult<&'static str> {
+    Ok(found_level()?.name())
 }

@@ -4,10 +4,10 @@
 //! The model of that script: 13 numbers, 26 features, dim 64, batches of 2048 rows that lie in memory; compressed tables in int4, trained
 //! through, as `rec train` has them. Prints one JSON object with rows per second, the best of three passes.
 
-use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_kernels::{SimdLevel, threads::Pool};
 use scrimp_rec::{
     data::{Batch, Memory, RowSource},
-    encoders::{EncoderOptions, Precision, Run, keys_for, plan},
+    encoders::{EncoderOptions, Exec, Precision, keys_for, plan},
     generate::{Generator, GeneratorOptions},
     model::Model,
     train::{Preset, TrainOptions, census},
@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let preset = Preset::named("dlrm").ok_or("no preset")?;
     let mut model = Model::new(preset.config(rows.schema().clone(), config, 1, full), &keys)?;
     let pool = Pool::new(threads)?;
-    let run = Run { pool: &pool, tier: Tier::from_env()? };
+    let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
     let step = TrainOptions::default().step();
     let mut best = 0.0_f64;
     for _ in 0..3 {
@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (mut batch, mut seconds) = (Batch::default(), 0.0);
         while rows.next_batch(BATCH, &mut batch)? > 0 {
             let start = Instant::now();
-            model.step(run, &batch, step);
+            model.step(exec, &batch, step);
             seconds += start.elapsed().as_secs_f64();
         }
         best = best.max(ROWS as f64 / seconds);

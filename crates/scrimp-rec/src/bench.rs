@@ -6,7 +6,7 @@
 
 use crate::{Error, Result, encoders::Precision};
 use scrimp_kernels::{
-    Tier,
+    SimdLevel,
     arena::{Arena, ArenaBox},
     embedding::{
         Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, Values, forward, forward_one,
@@ -165,18 +165,18 @@ impl Subject {
         }
     }
 
-    fn round(&mut self, pool: &Pool, tier: Tier, ids: &[u64], probes: &[u32], out: &mut [f32]) {
+    fn round(&mut self, pool: &Pool, level: SimdLevel, ids: &[u64], probes: &[u32], out: &mut [f32]) {
         let dim = self.width * self.shape.blocks;
         let bags = if self.shape.bagged { ids.len() / self.hashes.len() } else { ids.len() };
         let out = &mut out[..bags * dim];
         let start = Instant::now();
-        forward(pool, tier, &self.batch(ids, probes), out);
+        forward(pool, level, &self.batch(ids, probes), out);
         self.best = self.best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
         let singles = SINGLES.min(ids.len());
         let out = &mut out[..dim];
         let start = Instant::now();
         for i in 0..singles {
-            forward_one(tier, &self.batch(&ids[i..=i], &probes[i..=i]), out);
+            forward_one(level, &self.batch(&ids[i..=i], &probes[i..=i]), out);
             std::hint::black_box(&mut *out);
         }
         self.best_single = self.best_single.min(start.elapsed().as_secs_f64() / singles as f64);
@@ -187,7 +187,7 @@ impl Subject {
 ///
 /// # Errors
 /// When the tables do not fit the memory, or `dim` is no multiple of 64.
-pub fn embedding(pool: &Pool, tier: Tier, options: &EmbeddingBench) -> Result<Vec<EmbeddingSpeed>> {
+pub fn embedding(pool: &Pool, level: SimdLevel, options: &EmbeddingBench) -> Result<Vec<EmbeddingSpeed>> {
     if options.dim == 0 || !options.dim.is_multiple_of(64) {
         return Err(Error::bad_input(format!("--dim {}: must be a multiple of 64", options.dim)));
     }
@@ -244,7 +244,7 @@ pub fn embedding(pool: &Pool, tier: Tier, options: &EmbeddingBench) -> Result<Ve
             // A round of a few batches each: the first brings the table into the cache.
             for i in 0..3 {
                 let (ids, rows) = &sets[(round * 3 + i) % ID_SETS];
-                subject.round(pool, tier, ids, rows, out);
+                subject.round(pool, level, ids, rows, out);
             }
         }
     }

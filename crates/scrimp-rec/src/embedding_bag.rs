@@ -2,19 +2,19 @@
 
 use crate::{
     Error, Result,
-    encoders::{self, Census, Encoder, EncoderOptions, Run},
+    encoders::{self, Census, Encoder, EncoderOptions, Exec},
 };
 use scrimp_kernels::embedding::Optimizer;
 
 /// A compressed embedding of one feature.
 ///
 /// ```
-/// use scrimp_kernels::{Tier, threads::Pool};
-/// use scrimp_rec::{EmbeddingBag, encoders::{EncoderOptions, Run}};
+/// use scrimp_kernels::{SimdLevel, threads::Pool};
+/// use scrimp_rec::{EmbeddingBag, encoders::{EncoderOptions, Exec}};
 ///
 /// # fn main() -> Result<(), scrimp_rec::Error> {
 /// let pool = Pool::new(1).unwrap();
-/// let run = Run { pool: &pool, tier: Tier::detect() };
+/// let exec = Exec { pool: &pool, level: SimdLevel::detect() };
 /// // Vectors of 64 values for any number of ids, in 32 kB.
 /// let bag = EmbeddingBag::new(&EncoderOptions::new("memrec", 64, 32_000), 1_000_000)?;
 /// // Two bags: the first three ids, and the last one.
@@ -45,10 +45,10 @@ impl EmbeddingBag {
     ///
     /// # Errors
     /// When offsets decrease or lie beyond the ids.
-    pub fn forward(&self, run: Run<'_>, ids: &[u64], offsets: &[usize]) -> Result<Vec<f32>> {
+    pub fn forward(&self, exec: Exec<'_>, ids: &[u64], offsets: &[usize]) -> Result<Vec<f32>> {
         check(ids, offsets)?;
         let mut out = vec![0.0; offsets.len() * self.dim];
-        self.encoder.forward_bags(run, ids, offsets, &mut out);
+        self.encoder.forward_bags(exec, ids, offsets, &mut out);
         Ok(out)
     }
 
@@ -58,7 +58,7 @@ impl EmbeddingBag {
     /// As [`EmbeddingBag::forward`], or when `grad` has another size than the sums.
     pub fn backward(
         &mut self,
-        run: Run<'_>,
+        exec: Exec<'_>,
         ids: &[u64],
         offsets: &[usize],
         grad: &[f32],
@@ -76,7 +76,7 @@ impl EmbeddingBag {
                 each.extend_from_slice(&grad[b * self.dim..(b + 1) * self.dim]);
             }
         }
-        self.encoder.backward(run, &ids[first..], &each, optimizer);
+        self.encoder.backward(exec, &ids[first..], &each, optimizer);
         Ok(())
     }
 
@@ -96,18 +96,18 @@ fn check(ids: &[u64], offsets: &[usize]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use scrimp_kernels::{Tier, threads::Pool};
+    use scrimp_kernels::{SimdLevel, threads::Pool};
 
     #[test]
     fn bags_are_sums_and_learn() {
         let pool = Pool::new(2).unwrap();
-        let run = Run { pool: &pool, tier: Tier::detect() };
+        let exec = Exec { pool: &pool, level: SimdLevel::detect() };
         for name in ["memrec", "hashing", "robe", "qr", "hash-embeddings"] {
             let mut bag = EmbeddingBag::new(&EncoderOptions::new(name, 16, 20_000), 1000).unwrap();
             let ids = [5, 900, 5, 17, u64::MAX];
             let offsets = [0, 3, 3];
-            let sums = bag.forward(run, &ids, &offsets).unwrap();
-            let single = bag.forward(run, &ids, &[0, 1, 2, 3, 4]).unwrap();
+            let sums = bag.forward(exec, &ids, &offsets).unwrap();
+            let single = bag.forward(exec, &ids, &[0, 1, 2, 3, 4]).unwrap();
             let row = |i: usize| &single[i * 16..(i + 1) * 16];
             for d in 0..16 {
                 assert!((sums[d] - row(0)[d] - row(1)[d] - row(2)[d]).abs() < 1e-6);
@@ -116,14 +116,14 @@ mod tests {
             }
             // Towards zero.
             for _ in 0..100 {
-                let sums = bag.forward(run, &ids, &offsets).unwrap();
-                bag.backward(run, &ids, &offsets, &sums, Optimizer::Sgd { lr: 0.05 }).unwrap();
+                let sums = bag.forward(exec, &ids, &offsets).unwrap();
+                bag.backward(exec, &ids, &offsets, &sums, Optimizer::Sgd { lr: 0.05 }).unwrap();
             }
-            let after = bag.forward(run, &ids, &offsets).unwrap();
+            let after = bag.forward(exec, &ids, &offsets).unwrap();
             let norm = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>();
             assert!(norm(&after) < 0.1 * norm(&sums), "{name}: {} {}", norm(&after), norm(&sums));
-            assert!(bag.forward(run, &ids, &[0, 6]).is_err());
-            assert!(bag.forward(run, &ids, &[3, 2]).is_err());
+            assert!(bag.forward(exec, &ids, &[0, 6]).is_err());
+            assert!(bag.forward(exec, &ids, &[3, 2]).is_err());
         }
         assert!(EmbeddingBag::new(&EncoderOptions::new("full", 16, 1 << 20), 1000).is_err());
     }

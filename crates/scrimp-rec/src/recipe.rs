@@ -2,7 +2,7 @@
 
 use crate::{
     data::{Data, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
-    encoders::{Census, EncoderConfig, EncoderOptions, Precision, Run, keys_for, plan},
+    encoders::{Census, EncoderConfig, EncoderOptions, Exec, Precision, keys_for, plan},
     error::{Error, Result},
     model::Model,
     schema::Schema,
@@ -68,7 +68,7 @@ pub fn train(
     valid: Option<&Data>,
     schema: &Schema,
     options: &OpenOptions,
-    run: Run<'_>,
+    exec: Exec<'_>,
     on: &mut dyn FnMut(Event<'_>),
 ) -> Result<Trained> {
     if schema.n_categorical() == 0 {
@@ -121,12 +121,12 @@ pub fn train(
     };
     let checked = held_out.as_mut().map(|v| &mut **v as &mut dyn RowSource);
     let mut report =
-        train::train(&mut model, run, &mut *rows, checked, &recipe.train, &mut |p| on(Event::Training(p)))?;
-    model.quantise();
+        train::train(&mut model, exec, &mut *rows, checked, &recipe.train, &mut |p| on(Event::Training(p)))?;
+    model.quantize();
     // What is reported is the accuracy of the model as it is stored.
     let rounds = encoder.precision != Precision::F32 && !encoder.quantization_aware;
     if let Some(source) = held_out.as_mut().filter(|_| rounds && report.valid.is_some()) {
-        report.valid = Some(train::evaluate(&mut model, run, &mut **source, recipe.train.batch)?);
+        report.valid = Some(train::evaluate(&mut model, exec, &mut **source, recipe.train.batch)?);
     }
     Ok(Trained { model, report, bad_rows: rows.bad_rows() })
 }

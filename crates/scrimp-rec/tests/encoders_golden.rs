@@ -1,7 +1,7 @@
 //! Forward passes against NumPy (`tests/golden/encoders.py`): they are part of the model format and never change.
 
-use scrimp_kernels::{Tier, threads::Pool};
-use scrimp_rec::encoders::{EncoderConfig, Run, build};
+use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_rec::encoders::{EncoderConfig, Exec, build};
 
 #[derive(serde::Deserialize)]
 struct Case {
@@ -17,9 +17,9 @@ fn encoders_give_what_numpy_gives() {
     let pool = Pool::new(2).unwrap();
     for case in cases {
         let encoder = build(&case.config, &[]).unwrap();
-        for tier in Tier::supported() {
+        for level in SimdLevel::supported() {
             let mut out = vec![f32::NAN; case.out.len()];
-            encoder.forward(Run { pool: &pool, tier }, &case.ids.concat(), &mut out);
+            encoder.forward(Exec { pool: &pool, level }, &case.ids.concat(), &mut out);
             for (a, b) in out.iter().zip(&case.out) {
                 assert!((a - b).abs() < 1e-5, "{:?}: {a} {b}", case.config);
             }

@@ -1,9 +1,9 @@
 //! Training end to end: it learns, the file gives the same model back, and an interruption changes nothing.
 
-use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_kernels::{SimdLevel, threads::Pool};
 use scrimp_rec::{
     data::{Batch, Memory, RowSource},
-    encoders::{ENCODERS, EncoderOptions, Precision, Run, keys_for, plan},
+    encoders::{ENCODERS, EncoderOptions, Exec, Precision, keys_for, plan},
     generate::{Generator, GeneratorOptions},
     model::Model,
     schema::Schema,
@@ -43,27 +43,27 @@ fn fresh_with(source: &mut Memory, encoder: &str, precision: Precision, quantiza
     Model::new(preset.config(source.schema().clone(), config, 3, full), &keys).unwrap()
 }
 
-fn logits(model: &mut Model, run: Run<'_>, rows: &Batch) -> Vec<f32> {
+fn logits(model: &mut Model, exec: Exec<'_>, rows: &Batch) -> Vec<f32> {
     let mut out = Vec::new();
-    model.logits(run, rows, &mut out);
+    model.logits(exec, rows, &mut out);
     out
 }
 
 #[test]
 fn every_encoder_learns_and_comes_back_from_its_file() {
     let pool = Pool::new(2).unwrap();
-    let run = Run { pool: &pool, tier: Tier::detect() };
+    let exec = Exec { pool: &pool, level: SimdLevel::detect() };
     let (mut data, mut valid) = (generated(0, 12_000, 4), generated(50_000, 4_000, 4));
     let dir = tempfile::tempdir().unwrap();
     for entry in ENCODERS {
         for precision in [Precision::F32, Precision::Int8, Precision::Int4] {
             let mut model = fresh(&mut data, entry.name, precision);
             let options = TrainOptions { batch: 256, epochs: 1, ..TrainOptions::default() };
-            let report = train(&mut model, run, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
+            let report = train(&mut model, exec, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
             let auc = report.valid.unwrap().auc;
             assert!(auc > 0.68, "{}: {auc}", entry.name);
-            model.quantise();
-            let after = evaluate(&mut model, run, &mut valid, 512).unwrap();
+            model.quantize();
+            let after = evaluate(&mut model, exec, &mut valid, 512).unwrap();
             assert!((after.auc - auc).abs() < 0.01, "{}: {} {auc}", entry.name, after.auc);
             let path = dir.path().join("model.safetensors");
             model.save(&path, None).unwrap();
@@ -72,8 +72,8 @@ fn every_encoder_learns_and_comes_back_from_its_file() {
             assert_eq!(loaded.config(), model.config());
             assert_eq!(loaded.embedding_bytes(), model.embedding_bytes());
             assert_eq!(
-                logits(&mut loaded, run, valid.data()),
-                logits(&mut model, run, valid.data()),
+                logits(&mut loaded, exec, valid.data()),
+                logits(&mut model, exec, valid.data()),
                 "{}",
                 entry.name
             );
@@ -86,17 +86,17 @@ fn threads_tiers_and_batches_of_prediction_change_nothing() {
     let mut data = generated(0, 3000, 3);
     let mut all: Option<Vec<f32>> = None;
     for threads in [1, 3] {
-        for tier in Tier::supported() {
+        for level in SimdLevel::supported() {
             let pool = Pool::new(threads).unwrap();
-            let run = Run { pool: &pool, tier };
+            let exec = Exec { pool: &pool, level };
             let mut model = fresh(&mut data, "memrec", Precision::F32);
             let options = TrainOptions { batch: 200, ..TrainOptions::default() };
-            train(&mut model, run, &mut data, None, &options, &mut |_| ()).unwrap();
-            let whole = logits(&mut model, run, data.data());
+            train(&mut model, exec, &mut data, None, &options, &mut |_| ()).unwrap();
+            let whole = logits(&mut model, exec, data.data());
             let mut part = Batch::default();
             part.extend(data.data(), 7..20);
-            assert_eq!(logits(&mut model, run, &part), whole[7..20]);
-            assert_eq!(*all.get_or_insert_with(|| whole.clone()), whole, "{tier}, {threads} threads");
+            assert_eq!(logits(&mut model, exec, &part), whole[7..20]);
+            assert_eq!(*all.get_or_insert_with(|| whole.clone()), whole, "{level}, {threads} threads");
         }
     }
 }
@@ -126,7 +126,7 @@ impl RowSource for Dies {
 #[test]
 fn an_interrupted_training_ends_like_an_uninterrupted_one() {
     let pool = Pool::new(2).unwrap();
-    let run = Run { pool: &pool, tier: Tier::detect() };
+    let exec = Exec { pool: &pool, level: SimdLevel::detect() };
     let (mut data, mut valid) = (generated(0, 4000, 2), generated(9000, 1000, 2));
     let dir = tempfile::tempdir().unwrap();
     for (encoder, precision) in [
@@ -149,14 +149,15 @@ fn an_interrupted_training_ends_like_an_uninterrupted_one() {
         };
         let mut whole = fresh(&mut data);
         data.rewind(0).unwrap();
-        let report = train(&mut whole, run, &mut data, Some(&mut valid), &options("a"), &mut |_| ()).unwrap();
+        let report =
+            train(&mut whole, exec, &mut data, Some(&mut valid), &options("a"), &mut |_| ()).unwrap();
         let mut model = fresh(&mut data);
         let mut resumed = None;
         for _ in 0..20 {
             let mut source = Dies { inner: data.clone(), left: 41 };
             let mut fresh = fresh(&mut data);
             if let Ok(report) =
-                train(&mut fresh, run, &mut source, Some(&mut valid), &options("b"), &mut |_| ())
+                train(&mut fresh, exec, &mut source, Some(&mut valid), &options("b"), &mut |_| ())
             {
                 (model, resumed) = (fresh, Some(report));
                 break;
@@ -164,7 +165,11 @@ fn an_interrupted_training_ends_like_an_uninterrupted_one() {
         }
         let resumed = resumed.expect("it gets on at every attempt");
         assert_eq!(resumed.curve, report.curve, "{encoder}");
-        assert_eq!(logits(&mut model, run, valid.data()), logits(&mut whole, run, valid.data()), "{encoder}");
+        assert_eq!(
+            logits(&mut model, exec, valid.data()),
+            logits(&mut whole, exec, valid.data()),
+            "{encoder}"
+        );
     }
 }
 
@@ -172,7 +177,7 @@ fn an_interrupted_training_ends_like_an_uninterrupted_one() {
 #[test]
 fn the_best_possible_auc_is_approached() {
     let pool = Pool::new(2).unwrap();
-    let run = Run { pool: &pool, tier: Tier::detect() };
+    let exec = Exec { pool: &pool, level: SimdLevel::detect() };
     let options = |first_row, rows| GeneratorOptions {
         first_row,
         rows,
@@ -186,7 +191,7 @@ fn the_best_possible_auc_is_approached() {
     let (mut data, mut valid) = (read(0, 150_000), read(1_000_000, 50_000));
     let mut model = fresh(&mut data, "full", Precision::F32);
     let options = TrainOptions { batch: 512, epochs: 3, ..TrainOptions::default() };
-    let report = train(&mut model, run, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
+    let report = train(&mut model, exec, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
     let auc = report.valid.unwrap().auc;
     assert!(bayes - 0.015 < auc && auc < bayes + 0.008, "{auc} of {bayes}");
 }
@@ -194,23 +199,23 @@ fn the_best_possible_auc_is_approached() {
 #[test]
 fn early_stopping_returns_the_best_model() {
     let pool = Pool::new(2).unwrap();
-    let run = Run { pool: &pool, tier: Tier::detect() };
+    let exec = Exec { pool: &pool, level: SimdLevel::detect() };
     let (mut data, mut valid) = (generated(0, 2000, 2), generated(9000, 2000, 2));
     let mut model = fresh(&mut data, "full", Precision::F32);
     // Far too eager: it overfits within a few passes.
     let options = TrainOptions { batch: 128, epochs: 40, lr: 0.3, patience: 2, ..TrainOptions::default() };
-    let report = train(&mut model, run, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
+    let report = train(&mut model, exec, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
     assert!(report.curve.len() < 40);
     let best = report.curve.iter().map(|p| p.valid.unwrap().auc).fold(0.0, f64::max);
     assert_eq!(report.valid.unwrap().auc, best);
-    assert_eq!(evaluate(&mut model, run, &mut valid, 100).unwrap().auc, best);
+    assert_eq!(evaluate(&mut model, exec, &mut valid, 100).unwrap().auc, best);
     assert!(scrimp_rec::train::svg(&report.curve).contains("polyline"));
 }
 
 #[test]
 fn models_without_numbers_and_small_baselines_work() {
     let pool = Pool::new(1).unwrap();
-    let run = Run { pool: &pool, tier: Tier::detect() };
+    let exec = Exec { pool: &pool, level: SimdLevel::detect() };
     let mut data = generated(0, 8000, 0);
     let (census, _) = census(&mut data, true, &mut |_, _| ()).unwrap();
     for (preset, dim) in [("dlrm", 8), ("lr", 1), ("fm", 8)] {
@@ -221,8 +226,8 @@ fn models_without_numbers_and_small_baselines_work() {
         let options =
             TrainOptions { batch: 128, epochs: 3, lr: 0.1, dense_lr: 0.01, ..TrainOptions::default() };
         data.rewind(0).unwrap();
-        train(&mut model, run, &mut data, None, &options, &mut |_| ()).unwrap();
-        let auc = evaluate(&mut model, run, &mut data, 500).unwrap().auc;
+        train(&mut model, exec, &mut data, None, &options, &mut |_| ()).unwrap();
+        let auc = evaluate(&mut model, exec, &mut data, 500).unwrap().auc;
         assert!(auc > 0.7, "{preset:?}: {auc}");
     }
 }

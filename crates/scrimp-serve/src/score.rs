@@ -1,8 +1,8 @@
 //! The recommender: a thread that owns the model and scores what is waiting, many requests in one batch.
 
 use crate::metrics::Metrics;
-use scrimp_kernels::{Tier, threads::Pool};
-use scrimp_rec::{data::Batch, encoders::Run, model::Model, schema::Schema};
+use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_rec::{data::Batch, encoders::Exec, model::Model, schema::Schema};
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -36,14 +36,14 @@ impl Recommender {
     pub(crate) fn start(
         model: Model,
         threads: usize,
-        tier: Tier,
+        level: SimdLevel,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let (sender, requests) = channel();
         let (schema, pool) = (model.schema().clone(), Pool::new(threads)?);
         let thread = std::thread::Builder::new()
             .name("scrimp-rec".into())
-            .spawn(move || run(model, &pool, tier, &requests, &metrics))?;
+            .spawn(move || run(model, &pool, level, &requests, &metrics))?;
         Ok(Self { schema, requests: Mutex::new(sender), _thread: thread })
     }
 
@@ -61,7 +61,7 @@ impl Recommender {
     }
 }
 
-fn run(mut model: Model, pool: &Pool, tier: Tier, requests: &Receiver<Request>, metrics: &Metrics) {
+fn run(mut model: Model, pool: &Pool, level: SimdLevel, requests: &Receiver<Request>, metrics: &Metrics) {
     let (mut rows, mut scores) = (Batch::default(), Vec::new());
     while let Ok(first) = requests.recv() {
         let mut waiting = vec![first];
@@ -83,7 +83,7 @@ fn run(mut model: Model, pool: &Pool, tier: Tier, requests: &Receiver<Request>, 
             let end = (start + ROWS).min(n);
             part.clear();
             part.extend(&rows, start..end);
-            model.predict(Run { pool, tier }, &part, &mut scores);
+            model.predict(Exec { pool, level }, &part, &mut scores);
             all.extend_from_slice(&scores);
             start = end;
         }

@@ -72,8 +72,8 @@ impl Server {
         metrics.kv_limit.set(options.kv_bytes as u64);
         let recommender = match recommender {
             Some((model, threads)) => {
-                let tier = scrimp_kernels::Tier::from_env().map_err(io::Error::other)?;
-                Some(Recommender::start(model, threads, tier, Arc::clone(&metrics))?)
+                let level = scrimp_kernels::SimdLevel::from_env().map_err(io::Error::other)?;
+                Some(Recommender::start(model, threads, level, Arc::clone(&metrics))?)
             }
             None => None,
         };

@@ -1,6 +1,6 @@
 //! What this machine is: facts from /proc and /sys, and the speed of its memory, measured.
 
-use scrimp_kernels::{Tier, arena::Arena, stream::largest_word};
+use scrimp_kernels::{SimdLevel, arena::Arena, stream::largest_word};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -159,7 +159,7 @@ impl Bandwidth {
 
 /// Best speed of several passes over `memory`, bytes per second.
 fn read_speed(memory: &[u8], threads: usize) -> f64 {
-    let tier = Tier::detect();
+    let tier = SimdLevel::detect();
     let begin = Instant::now();
     let mut best = Duration::MAX;
     let mut passes = 0;

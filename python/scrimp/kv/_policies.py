@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ._received import attention_received
 
-#: Queries of SnapKV's window, and neighbours that are averaged.
+#: Queries of SnapKV's window, and neighbors that are averaged.
 _WINDOW, _KERNEL = 32, 7
 
 
 def _snapkv(queries: Tensor, keys: Tensor, scaling: float, mean: Tensor) -> Tensor:
-    """Attention of the last 32 queries, averaged over 7 neighbours (arXiv 2404.14469)."""
+    """Attention of the last 32 queries, averaged over 7 neighbors (arXiv 2404.14469)."""
     recent = attention_received(queries[:, :, -_WINDOW:], keys, scaling)
     return torch.nn.functional.avg_pool1d(recent, _KERNEL, 1, _KERNEL // 2)
 

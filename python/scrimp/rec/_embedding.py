@@ -113,7 +113,7 @@ class MemRecEmbedding(_MemRec):
         budget: bytes for all tables, whatever the number of ids: a number, or ``"64MB"``.
         block: values of a row; a vector is as many rows as it takes, each found by a hash of its own.
         k: rows added up per block.
-        groups: scales of a vector (alpha of the paper), each for as many neighbouring blocks.
+        groups: scales of a vector (alpha of the paper), each for as many neighboring blocks.
         signs: values have hashed signs, one for each eight.
         weight_share: part of the budget for the table of scales; 0 for none.
         seed: of the hashes.

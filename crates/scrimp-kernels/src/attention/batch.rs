@@ -8,7 +8,7 @@ use super::{
     scratch::AttentionScratch,
     unit::{self, BlockTask, Sink, UnitKernels},
 };
-use crate::{shared::SharedMut, threads::Pool};
+use crate::{shared::DisjointSliceMut, threads::Pool};
 
 /// One sequence's attention.
 pub struct AttentionCall<'a> {
@@ -44,7 +44,7 @@ struct Job<'a> {
     rows: usize,
     /// Keys of a segment.
     segment: usize,
-    out: SharedMut<'a, f32>,
+    out: DisjointSliceMut<'a, f32>,
 }
 
 /// [`attend`](super::attend) without column sums, for many sequences.
@@ -73,13 +73,13 @@ pub fn attend_batch(calls: &mut [AttentionCall<'_>], pool: &Pool, scratch: &mut 
             segment = segment_of(args);
             cut_keys(args, index, rows, segment, &mut units, &mut partial_len);
         }
-        jobs.push(Job { args, kernels, rows, segment, out: SharedMut::new(&mut *call.out) });
+        jobs.push(Job { args, kernels, rows, segment, out: DisjointSliceMut::new(&mut *call.out) });
     }
     if partial.len() < partial_len {
         partial.resize(partial_len, 0.0);
     }
     {
-        let (partial, scratch, units, jobs) = (SharedMut::new(&mut partial), &*scratch, &units, &jobs);
+        let (partial, scratch, units, jobs) = (DisjointSliceMut::new(&mut partial), &*scratch, &units, &jobs);
         pool.run(units.len(), |unit, thread| {
             let Unit { call, head, what } = units[unit];
             jobs[call].run(head, what, &partial, scratch, thread);
@@ -139,7 +139,7 @@ impl Job<'_> {
         &self,
         head: usize,
         what: What,
-        partial: &SharedMut<'_, f32>,
+        partial: &DisjointSliceMut<'_, f32>,
         scratch: &AttentionScratch,
         thread: usize,
     ) {

@@ -72,9 +72,9 @@ pub(crate) struct PackedPage {
     pub(crate) page_tokens: usize,
     /// Blocks of 16 dims.
     pub(crate) dim_blocks: usize,
-    /// Where bitmaps, centre and values of a sparse page begin.
+    /// Where bitmaps, center and values of a sparse page begin.
     pub(crate) bitmaps: usize,
-    pub(crate) centre: usize,
+    pub(crate) center: usize,
     pub(crate) values: usize,
     /// First tile, and how many.
     pub(crate) first: usize,

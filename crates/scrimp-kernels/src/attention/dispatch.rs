@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     isa::scalar::Scalar,
-    tier::{Kind, Tier},
+    level::{Kind, SimdLevel},
 };
 
 /// Kernels for blocks of `rows` query rows. What they read and write, and what callers owe, stands in [`kernels`].
@@ -73,9 +73,9 @@ pub(crate) struct Kernels {
 impl Kernels {
     /// Kernels over bf16 pages that use tile registers, where the tier has them and the pages suit them.
     #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
-    pub(crate) fn in_tiles(tier: Tier, kind: StorageKind, g: PageGeometry) -> Option<Self> {
+    pub(crate) fn in_tiles(level: SimdLevel, kind: StorageKind, g: PageGeometry) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        if tier.has_amx() && kind == StorageKind::Bf16 && tiles::fits(g) {
+        if level.has_amx() && kind == StorageKind::Bf16 && tiles::fits(g) {
             return Some(amx::KERNELS);
         }
         None
@@ -87,17 +87,17 @@ impl Kernels {
     }
 
     /// The kernels of `tier` for `kind`.
-    pub(crate) fn new(tier: Tier, kind: StorageKind) -> Self {
+    pub(crate) fn new(level: SimdLevel, kind: StorageKind) -> Self {
         match kind {
-            StorageKind::Bf16 => Self::of::<Bf16<false>>(tier),
-            StorageKind::F16 => Self::of::<F16>(tier),
-            StorageKind::F32 => Self::of::<F32>(tier),
+            StorageKind::Bf16 => Self::of::<Bf16<false>>(level),
+            StorageKind::F16 => Self::of::<F16>(level),
+            StorageKind::F32 => Self::of::<F32>(level),
         }
     }
 
-    fn of<F: Format + 'static>(tier: Tier) -> Self {
-        // A `Tier` exists only where the CPU has its features, so its functions may be called.
-        match tier.kind() {
+    fn of<F: Format + 'static>(level: SimdLevel) -> Self {
+        // A `SimdLevel` exists only where the CPU has its features, so its functions may be called.
+        match level.kind() {
             Kind::Scalar => scalar::kernels::<F>(),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => avx2::kernels::<F>(),
@@ -109,7 +109,7 @@ impl Kernels {
 
 /// One module per tier: entry points with the tier's features, and their tables.
 /// `rows, tiles, blocks`: query rows of a block, and how many K tiles and V blocks its accumulators cover.
-macro_rules! tier {
+macro_rules! level {
     ($name:ident, $lanes:ty, $token:expr, [$($attr:meta),*], [$(($rows:literal, $tiles:literal, $blocks:literal)),*]) => {
         mod $name {
             use super::*;
@@ -255,12 +255,12 @@ macro_rules! tier {
     };
 }
 
-tier!(scalar, Scalar, Scalar, [], [(1, 1, 1), (4, 1, 1)]);
+level!(scalar, Scalar, Scalar, [], [(1, 1, 1), (4, 1, 1)]);
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::{avx2::Avx2, avx512::Avx512};
 #[cfg(target_arch = "x86_64")]
-tier!(
+level!(
     avx2,
     Avx2,
     Avx2::new(),
@@ -268,7 +268,7 @@ tier!(
     [(1, 2, 2), (2, 2, 2), (4, 1, 1)]
 );
 #[cfg(target_arch = "x86_64")]
-tier!(
+level!(
     avx512,
     Avx512,
     Avx512::new(),

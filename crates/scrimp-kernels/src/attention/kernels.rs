@@ -287,7 +287,7 @@ unsafe fn max_of_rows<S: Lanes, const N: usize>(
     }
 }
 
-/// Turns scores into probabilities (not normalised) in place, and sums them as they are stored.
+/// Turns scores into probabilities (not normalized) in place, and sums them as they are stored.
 ///
 /// # Safety
 /// `scores` has `tiles * R * 16` floats, `max` has `R`, `sum` room for `R`.

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The unit of work is one KV head and a block of *rows*: a row is a pair (token, query head of the group), so that all
-//! query heads of a group and neighbouring tokens share what is loaded of K and V (see [`kernels`]). Pages come from a
+//! query heads of a group and neighboring tokens share what is loaded of K and V (see [`kernels`]). Pages come from a
 //! [`KvView`]; how they are laid out stands in [`storage`].
 //!
 //! *Prefill*: units are blocks of rows. *Decode* (few rows): units are segments of keys, so that one KV head can use all
@@ -15,7 +15,7 @@
 //!
 //! *Accuracy*: f32 and f16 storage: within 1e-5 of exact attention, relative to the largest value, in every tier. bf16
 //! storage: queries and probabilities are rounded to bf16 too, in every tier, so tiers differ by f32 rounding (1e-5),
-//! and where that makes one probability round to the other neighbour, by 2^-8 of its share.
+//! and where that makes one probability round to the other neighbor, by 2^-8 of its share.
 //!
 //! *Packed pages* (int8, int4): a page as a whole has its own format, and a head may have packed and bf16 pages side by
 //! side. Against exact attention over the numbers that [`Packing`] reads back from a page: probabilities are rounded to
@@ -50,7 +50,7 @@ pub use storage::{
     sparse::{Scope, Sparse},
 };
 
-use crate::{shared::SharedMut, threads::Pool, tier::Tier};
+use crate::{shared::DisjointSliceMut, threads::Pool, level::SimdLevel};
 use columns::Columns;
 use std::ops::Range;
 use unit::{BlockTask, Sink, UnitKernels};
@@ -97,7 +97,7 @@ pub trait KvView: Sync {
 #[derive(Clone, Copy)]
 pub struct AttentionArgs<'a> {
     /// Instructions to use.
-    pub tier: Tier,
+    pub level: SimdLevel,
     /// Format of the pages that are not packed.
     pub storage: StorageKind,
     /// Sizes of the pages.
@@ -173,7 +173,7 @@ fn attend_with_stats(
     let mut lines = std::mem::take(&mut scratch.sums);
     let sums = lines.at_least(layout.len());
     {
-        let (out, sums, scratch) = (SharedMut::new(out), SharedMut::new(&mut *sums), &*scratch);
+        let (out, sums, scratch) = (DisjointSliceMut::new(out), DisjointSliceMut::new(&mut *sums), &*scratch);
         // Long units first, so that threads end together.
         pool.run(args.n_kv_heads * lanes.len(), |unit, thread| {
             let (lane, head) = (unit / args.n_kv_heads, unit % args.n_kv_heads);

@@ -4,8 +4,8 @@
 //! (`vpexpandw`; in AVX2 a shuffle for each byte of the bitmap); then all is as with bf16 pages. Queries and probabilities
 //! come in the form that those take. Loads run up to 64 bytes past what is kept, which the page has room for.
 //!
-//! A page's centre adds the same to all scores of a row, `q . centre`, and to outputs the sum of the row's probabilities times
-//! the centre: once per page.
+//! A page's center adds the same to all scores of a row, `q . center`, and to outputs the sum of the row's probabilities times
+//! the center: once per page.
 //!
 //! What limits it: memory, where the rows are few; spreading costs about two multiply-adds.
 
@@ -87,9 +87,9 @@ pub(crate) unsafe fn qk<S: CodeLanes, const R: usize, const T: usize>(
     // In all lanes.
     let mut base = [s.splat(0.0); R];
     for step in 0..a.dim_blocks * STEPS {
-        // SAFETY: the centre has a pair for each step.
+        // SAFETY: the center has a pair for each step.
         unsafe {
-            let pair = *a.page.add(a.centre).cast::<f32>().add(step);
+            let pair = *a.page.add(a.center).cast::<f32>().add(step);
             let pairs = s.load_pairs(&[pair; 16]);
             for r in 0..R {
                 base[r] = s.mac_pairs(base[r], pairs, q.add((step * R + r) * S::PAIR_SLOTS));
@@ -202,9 +202,9 @@ unsafe fn pv_blocks<S: CodeLanes, const R: usize, const D: usize>(
         let mut acc: [[S::F; R]; D] =
             std::array::from_fn(|d| std::array::from_fn(|r| s.load(&*out.add((d * R + r) * 16).cast())));
         for d in 0..D {
-            let centre = s.load_bf16(&*a.page.add(a.centre + (block + d) * 32).cast());
+            let center = s.load_bf16(&*a.page.add(a.center + (block + d) * 32).cast());
             for r in 0..R {
-                acc[d][r] = s.mul_acc(centre, s.splat(sums[r]), acc[d][r]);
+                acc[d][r] = s.mul_acc(center, s.splat(sums[r]), acc[d][r]);
             }
         }
         for tile in 0..a.tiles {

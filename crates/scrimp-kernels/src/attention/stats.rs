@@ -51,7 +51,7 @@ pub(crate) const KINDS: usize = 4;
 /// The kind that is a maximum.
 pub(crate) const PEAK: usize = 3;
 
-/// Normalised attention per (query head, key), summed over queries. Keys are numbered as in the KV head's table.
+/// Normalized attention per (query head, key), summed over queries. Keys are numbered as in the KV head's table.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ColumnStats {
     /// Over all queries: `[n_heads][keys of the KV head]`, or `[n_kv_heads]` of them where that was

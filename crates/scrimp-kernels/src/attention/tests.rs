@@ -187,9 +187,9 @@ fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
 }
 
 impl Problem {
-    fn args(&self, tier: Tier) -> AttentionArgs<'_> {
+    fn args(&self, level: SimdLevel) -> AttentionArgs<'_> {
         AttentionArgs {
-            tier,
+            level,
             storage: self.format.0.kind(),
             geometry: self.cache.g,
             n_tokens: self.n_tokens,
@@ -203,9 +203,9 @@ impl Problem {
         }
     }
 
-    fn run(&self, tier: Tier, stats: Option<(StatsRequest, &mut ColumnStats)>, pool: &Pool) -> Vec<f32> {
+    fn run(&self, level: SimdLevel, stats: Option<(StatsRequest, &mut ColumnStats)>, pool: &Pool) -> Vec<f32> {
         let mut out = vec![f32::NAN; self.q.len()];
-        attend(&self.args(tier), &mut out, stats, pool, &mut AttentionScratch::new());
+        attend(&self.args(level), &mut out, stats, pool, &mut AttentionScratch::new());
         out
     }
 
@@ -262,10 +262,10 @@ impl Problem {
     }
 
     /// Largest error that a format may have against [`Problem::exact`], values being at most 1.
-    fn tolerance(&self, tier: Tier) -> f64 {
+    fn tolerance(&self, level: SimdLevel) -> f64 {
         match self.format.0.kind() {
             // Queries and what is read from a page are rounded, too.
-            StorageKind::Bf16 if self.format.1.is_some() && tier.has_amx() => 2e-2,
+            StorageKind::Bf16 if self.format.1.is_some() && level.has_amx() => 2e-2,
             StorageKind::Bf16 => 4e-3,
             _ => 1e-5,
         }
@@ -275,18 +275,18 @@ impl Problem {
         let recent = self.n_tokens.saturating_sub(3);
         let (exact, sums) = self.exact(recent);
         let mut scalar: Option<Vec<f32>> = None;
-        for tier in Tier::supported() {
-            let what = format!("{tier} {}", name(self.format));
-            let plain = self.run(tier, None, pool);
+        for level in SimdLevel::supported() {
+            let what = format!("{level} {}", name(self.format));
+            let plain = self.run(level, None, pool);
             for (i, (&x, &y)) in plain.iter().zip(&exact).enumerate() {
                 assert!(
-                    (f64::from(x) - y).abs() <= self.tolerance(tier),
+                    (f64::from(x) - y).abs() <= self.tolerance(level),
                     "{what}: out[{i}] is {x}, should be {y}"
                 );
             }
             if let Some(scalar) = &scalar {
                 let between =
-                    self.tolerance(tier) / if self.format.0.kind() == StorageKind::Bf16 { 2.0 } else { 1.0 };
+                    self.tolerance(level) / if self.format.0.kind() == StorageKind::Bf16 { 2.0 } else { 1.0 };
                 for (x, y) in plain.iter().zip(scalar) {
                     assert!(f64::from((x - y).abs()) <= between, "{what}: {x}, scalar {y}");
                 }
@@ -299,18 +299,18 @@ impl Problem {
                 per_kv_head: false,
             };
             let mut columns = ColumnStats::default();
-            let with_stats = self.run(tier, Some((request, &mut columns)), pool);
+            let with_stats = self.run(level, Some((request, &mut columns)), pool);
             let mut means = ColumnStats::default();
-            self.run(tier, Some((StatsRequest { per_kv_head: true, ..request }, &mut means)), pool);
+            self.run(level, Some((StatsRequest { per_kv_head: true, ..request }, &mut means)), pool);
             for (x, y) in with_stats.iter().zip(&exact) {
-                assert!((f64::from(*x) - y).abs() <= self.tolerance(tier), "{what}: {x}, should be {y}");
+                assert!((f64::from(*x) - y).abs() <= self.tolerance(level), "{what}: {x}, should be {y}");
             }
             let got = [&columns.sum, &columns.recent, &columns.last, &columns.peak];
             for (got, want) in got.into_iter().zip(&sums) {
                 for (head, (got, want)) in got.iter().zip(want).enumerate() {
                     assert_eq!(got.len(), want.len());
                     for (key, (&x, &y)) in got.iter().zip(want).enumerate() {
-                        let bound = self.tolerance(tier) * (1.0 + y);
+                        let bound = self.tolerance(level) * (1.0 + y);
                         assert!(
                             (f64::from(x) - y).abs() <= bound,
                             "{what}: column {head}.{key} is {x}, not {y}"
@@ -328,7 +328,7 @@ impl Problem {
                             3 => of_heads.fold(0.0, f64::max),
                             _ => of_heads.sum::<f64>() / self.group as f64,
                         };
-                        let bound = self.tolerance(tier) * (1.0 + want);
+                        let bound = self.tolerance(level) * (1.0 + want);
                         assert!(
                             (f64::from(x) - want).abs() <= bound,
                             "{what}: mean {key} is {x}, not {want}"
@@ -426,8 +426,8 @@ fn threads_do_not_change_a_bit() {
             let mut results = [1, 2, 5].into_iter().map(|threads| {
                 let pool = Pool::new(threads).unwrap();
                 let mut columns = ColumnStats::default();
-                let plain = problem.run(Tier::detect(), None, &pool);
-                let with_stats = problem.run(Tier::detect(), Some((request, &mut columns)), &pool);
+                let plain = problem.run(SimdLevel::detect(), None, &pool);
+                let with_stats = problem.run(SimdLevel::detect(), Some((request, &mut columns)), &pool);
                 (plain, with_stats, columns)
             });
             let first = results.next().unwrap();
@@ -442,25 +442,25 @@ fn rows_that_see_nothing_are_zero() {
     for n_tokens in [1, 40] {
         let mut problem = problem(&Shape { n_tokens, n_keys: 50, ..PLAIN }, (STORAGES[2], None), 1);
         problem.cache.visible[0] = 7..7;
-        let out = problem.run(Tier::detect(), None, &pool);
+        let out = problem.run(SimdLevel::detect(), None, &pool);
         assert!(out[..6 * 64].iter().all(|&x| x == 0.0));
         problem.cache.visible[0] = 0..0;
         problem.cache.n_keys = vec![0; 2];
-        assert!(problem.run(Tier::detect(), None, &pool).iter().all(|&x| x == 0.0));
+        assert!(problem.run(SimdLevel::detect(), None, &pool).iter().all(|&x| x == 0.0));
     }
 }
 
 #[test]
 fn odd_numbers_do_not_panic_and_nan_shows() {
     let pool = Pool::new(1).unwrap();
-    for tier in Tier::supported() {
+    for level in SimdLevel::supported() {
         for format in formats() {
             for (n_tokens, page_tokens) in [(1, 16), (30, 16), (30, 64)] {
                 for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE / 2.0] {
                     let mut problem =
                         problem(&Shape { n_tokens, n_keys: 40, page_tokens, ..PLAIN }, format, 3);
                     problem.q[5] = bad;
-                    let out = problem.run(tier, None, &pool);
+                    let out = problem.run(level, None, &pool);
                     // Packed pages do not round queries to bf16: the largest number may pass or not.
                     let either = bad == f32::MAX && format.1.is_some();
                     assert!(
@@ -468,7 +468,7 @@ fn odd_numbers_do_not_panic_and_nan_shows() {
                             || out[..64].iter().any(|x| x.is_nan())
                                 == (!bad.is_finite()
                                     || bad == f32::MAX && format.0.kind() == StorageKind::Bf16),
-                        "{tier} {} {bad}",
+                        "{level} {} {bad}",
                         name(format)
                     );
                     // The other heads and tokens know nothing of it.
@@ -481,9 +481,9 @@ fn odd_numbers_do_not_panic_and_nan_shows() {
 
 #[test]
 fn exponentials_are_close() {
-    for tier in Tier::supported() {
+    for level in SimdLevel::supported() {
         // One query of head_dim 1 and keys that are scores: p is seen through one-hot values.
-        let kernels = Kernels::new(tier, StorageKind::F32);
+        let kernels = Kernels::new(level, StorageKind::F32);
         let block = &kernels.blocks[0];
         for scores in [
             [0.0_f32; 16],
@@ -499,7 +499,7 @@ fn exponentials_are_close() {
                 if want < 1e-37 {
                     assert!(p < 1.2e-37);
                 } else {
-                    assert!((f64::from(p) / want - 1.0).abs() < 1e-5, "{tier}: exp({s}) = {p}, not {want}");
+                    assert!((f64::from(p) / want - 1.0).abs() < 1e-5, "{level}: exp({s}) = {p}, not {want}");
                 }
             }
         }

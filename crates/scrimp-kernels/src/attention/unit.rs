@@ -10,7 +10,7 @@ use super::{
     storage::{StorageKind, TILE, packing::PackedKind, sparse::Layout},
     tiles, unpack,
 };
-use crate::shared::SharedMut;
+use crate::shared::DisjointSliceMut;
 use std::ops::Range;
 
 /// A block of rows of a KV head and what it is scored against.
@@ -38,8 +38,8 @@ impl UnitKernels {
     /// Those of the tier; tile registers are for prompts, which have more rows than a unit.
     pub(crate) fn new(args: &AttentionArgs<'_>) -> Self {
         let many = args.n_tokens * (args.n_heads / args.n_kv_heads) > UNIT_ROWS;
-        let in_tiles = Kernels::in_tiles(args.tier, args.storage, args.geometry).filter(|_| many);
-        Self { plain: Kernels::new(args.tier, args.storage), in_tiles }
+        let in_tiles = Kernels::in_tiles(args.level, args.storage, args.geometry).filter(|_| many);
+        Self { plain: Kernels::new(args.level, args.storage), in_tiles }
     }
 
     /// Query rows of a unit.
@@ -56,9 +56,9 @@ struct Cut {
 
 /// Where results go.
 pub(crate) enum Sink<'a> {
-    /// Normalised rows into the output, except those that nobody wants.
-    Rows(SharedMut<'a, f32>),
-    /// `[rows]` maxima, `[rows]` sums, `[rows][head_dim]` outputs that are not normalised.
+    /// Normalized rows into the output, except those that nobody wants.
+    Rows(DisjointSliceMut<'a, f32>),
+    /// `[rows]` maxima, `[rows]` sums, `[rows][head_dim]` outputs that are not normalized.
     Partial(&'a mut [f32]),
 }
 
@@ -138,7 +138,7 @@ impl Queries<'_> {
             page_tokens: g.page_tokens,
             dim_blocks: g.padded_dim() / TILE,
             bitmaps: layout.bitmaps,
-            centre: layout.centre,
+            center: layout.center,
             values: layout.values,
             first,
             tiles,

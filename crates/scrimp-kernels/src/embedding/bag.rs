@@ -10,7 +10,7 @@ use super::{
     signs::of_hash,
     table::{Stored, Table, Values},
 };
-use crate::{Tier, shared::SharedMut, threads::Pool};
+use crate::{SimdLevel, shared::DisjointSliceMut, threads::Pool};
 use std::ops::Range;
 
 /// Look-ups whose rows are on their way while others' are added up, at most.
@@ -110,7 +110,7 @@ impl Probes<'_> {
 pub enum Scales<'a> {
     /// One for all.
     One(f32),
-    /// `groups` for each look-up, each for as many neighbouring blocks.
+    /// `groups` for each look-up, each for as many neighboring blocks.
     Given {
         /// Look-up after look-up.
         scales: &'a [f32],
@@ -225,7 +225,7 @@ impl<'a> Batch<'a> {
 ///
 /// # Panics
 /// When sizes do not fit each other, or a probe lies outside the table.
-pub fn forward(pool: &Pool, tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
+pub fn forward(pool: &Pool, level: SimdLevel, batch: &Batch<'_>, out: &mut [f32]) {
     let per = batch.probes.per();
     assert!(
         per <= MAX_PROBES && batch.k > 0 && per.is_multiple_of(batch.k),
@@ -242,22 +242,22 @@ pub fn forward(pool: &Pool, tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
     let stream = matches!(batch.bags, Bags::Fixed(1)) && !batch.add && size_of_val(out) >= STREAM;
     let bags_per_unit = (UNIT * bags).div_ceil(batch.probes.look_ups().max(1)).max(1);
     pool.chunks(out, bags_per_unit * dim, |unit, out| {
-        part(tier, batch, unit * bags_per_unit, stream, out);
+        part(level, batch, unit * bags_per_unit, stream, out);
     });
 }
 
 /// The outputs of the bags from `first` on.
-fn part(tier: Tier, batch: &Batch<'_>, first: usize, stream: bool, out: &mut [f32]) {
+fn part(level: SimdLevel, batch: &Batch<'_>, first: usize, stream: bool, out: &mut [f32]) {
     match batch.table.values {
-        Values::F32(values) => part_of(tier, batch, values, 1.0, first, stream, out),
-        Values::Bf16(values) => part_of(tier, batch, values, 1.0, first, stream, out),
-        Values::Int8 { q, scale } => part_of(tier, batch, q, scale, first, stream, out),
-        Values::Int4 { q, scale, .. } => part_of(tier, batch, q, scale, first, stream, out),
+        Values::F32(values) => part_of(level, batch, values, 1.0, first, stream, out),
+        Values::Bf16(values) => part_of(level, batch, values, 1.0, first, stream, out),
+        Values::Int8 { q, scale } => part_of(level, batch, q, scale, first, stream, out),
+        Values::Int4 { q, scale, .. } => part_of(level, batch, q, scale, first, stream, out),
     }
 }
 
 fn part_of<T: Stored>(
-    tier: Tier,
+    level: SimdLevel,
     batch: &Batch<'_>,
     values: &[T],
     factor: f32,
@@ -266,10 +266,10 @@ fn part_of<T: Stored>(
     out: &mut [f32],
 ) {
     if ring::can(batch) {
-        return lanes::run(tier, Ring { batch, values, factor, first, stream, out });
+        return lanes::run(level, Ring { batch, values, factor, first, stream, out });
     }
     let dim = batch.probes.per() / batch.k * batch.table.width;
-    lanes::run(tier, Forward { batch, values, factor, dim, first, stream, out });
+    lanes::run(level, Forward { batch, values, factor, dim, first, stream, out });
 }
 
 struct Forward<'a, T> {
@@ -404,7 +404,7 @@ pub fn probe(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u32], s
     assert_eq!(out.len(), ids.len() * probing.probes);
     assert!(signs.is_empty() || signs.len() == ids.len());
     let signed = signs.len();
-    let signs = SharedMut::new(signs);
+    let signs = DisjointSliceMut::new(signs);
     pool.chunks(out, UNIT * probing.probes, |unit, out| {
         let range = unit * UNIT..ids.len().min((unit + 1) * UNIT);
         // SAFETY: the look-ups of different units are different ones.
@@ -417,6 +417,6 @@ pub fn probe(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u32], s
 ///
 /// # Panics
 /// As [`forward`].
-pub fn forward_one(tier: Tier, batch: &Batch<'_>, out: &mut [f32]) {
-    part(tier, batch, 0, false, out);
+pub fn forward_one(level: SimdLevel, batch: &Batch<'_>, out: &mut [f32]) {
+    part(level, batch, 0, false, out);
 }

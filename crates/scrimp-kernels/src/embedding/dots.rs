@@ -7,17 +7,17 @@ use super::{
     signs::{flip, flip_lanes},
     table::{Stored, Table, Values},
 };
-use crate::{Tier, shared::SharedMut, threads::Pool};
+use crate::{SimdLevel, shared::DisjointSliceMut, threads::Pool};
 
 /// `out[l * per + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of look-ups are trained with.
 ///
 /// # Panics
 /// When sizes do not fit each other, or a probe lies outside the table.
-pub fn dots(pool: &Pool, tier: Tier, table: &Table<'_>, batch: &Backward<'_>, out: &mut [f32]) {
+pub fn dots(pool: &Pool, level: SimdLevel, table: &Table<'_>, batch: &Backward<'_>, out: &mut [f32]) {
     let (look_ups, dim) = batch.check(table.width);
     assert_eq!(out.len(), batch.probes.len());
     let bags = batch.bags.count(look_ups);
-    let out = SharedMut::new(out);
+    let out = DisjointSliceMut::new(out);
     let at_once = 64;
     pool.run(bags.div_ceil(at_once), |unit, _| {
         for bag in unit * at_once..bags.min((unit + 1) * at_once) {
@@ -38,10 +38,10 @@ pub fn dots(pool: &Pool, tier: Tier, table: &Table<'_>, batch: &Backward<'_>, ou
                 out,
             };
             match table.values {
-                Values::F32(values) => lanes::run(tier, Dots::<f32> { values, ..dots }),
-                Values::Bf16(values) => lanes::run(tier, dots.of(values, 1.0)),
-                Values::Int8 { q, scale } => lanes::run(tier, dots.of(q, scale)),
-                Values::Int4 { q, scale, .. } => lanes::run(tier, dots.of(q, scale)),
+                Values::F32(values) => lanes::run(level, Dots::<f32> { values, ..dots }),
+                Values::Bf16(values) => lanes::run(level, dots.of(values, 1.0)),
+                Values::Int8 { q, scale } => lanes::run(level, dots.of(q, scale)),
+                Values::Int4 { q, scale, .. } => lanes::run(level, dots.of(q, scale)),
             }
         }
     });

@@ -68,7 +68,7 @@ impl<T: Stored> Rows<'_, T> {
     }
 
     /// One look-up: all blocks of `out`. `weights` are one per probe, or empty for ones; `scales` one for each group of
-    /// neighbouring blocks; `signs` as in `signs.rs`. `add` keeps what `out` holds. `K` is `k` or, for any other, 0.
+    /// neighboring blocks; `signs` as in `signs.rs`. `add` keeps what `out` holds. `K` is `k` or, for any other, 0.
     #[inline(always)]
     pub(crate) fn look_up<S: Lanes, const K: usize>(
         &self,

@@ -9,7 +9,7 @@
 //! a sample at a time, where they fit the first cache, and transposed, so that the lanes of a register are 16 values of j and
 //! there are no horizontal sums.
 
-use crate::{Tier, dispatch::Kernel, isa::Simd, shared::SharedMut, threads::Pool};
+use crate::{SimdLevel, dispatch::Kernel, isa::Simd, shared::DisjointSliceMut, threads::Pool};
 
 /// Vectors of a sample, at most.
 pub const MAX_VECTORS: usize = 512;
@@ -65,11 +65,11 @@ impl Vectors<'_> {
 ///
 /// # Panics
 /// When sizes do not fit each other.
-pub fn pairs(pool: &Pool, tier: Tier, x: &Vectors<'_>, out: &mut [f32], stride: usize, offset: usize) {
+pub fn pairs(pool: &Pool, level: SimdLevel, x: &Vectors<'_>, out: &mut [f32], stride: usize, offset: usize) {
     let samples = x.check(stride, offset);
     assert_eq!(out.len(), samples * stride);
     pool.chunks(out, UNIT * stride, |unit, out| {
-        tier.run(Pairs { x, first: unit * UNIT, out, stride, offset });
+        level.run(Pairs { x, first: unit * UNIT, out, stride, offset });
     });
 }
 
@@ -143,7 +143,7 @@ impl Kernel for Pairs<'_> {
 /// As [`pairs`].
 pub fn pairs_backward(
     pool: &Pool,
-    tier: Tier,
+    level: SimdLevel,
     x: &Vectors<'_>,
     grad: &[f32],
     stride: usize,
@@ -154,7 +154,7 @@ pub fn pairs_backward(
     let samples = x.check(stride, offset);
     assert_eq!((x.head.len(), x.tail.len()), (head.len(), tail.len()));
     assert_eq!(grad.len(), samples * stride);
-    let (head, tail) = (SharedMut::new(head), SharedMut::new(tail));
+    let (head, tail) = (DisjointSliceMut::new(head), DisjointSliceMut::new(tail));
     let (vectors, others, dim) = (x.count(), x.others, x.dim);
     let heads = vectors - others;
     pool.run(samples.div_ceil(UNIT), |unit, _| {
@@ -167,7 +167,7 @@ pub fn pairs_backward(
             )
         };
         let (first, samples) = (range.start, range.len());
-        tier.run(Gradients { all: x, grad, stride, offset, first, samples, head, tail });
+        level.run(Gradients { all: x, grad, stride, offset, first, samples, head, tail });
     });
 }
 
@@ -315,13 +315,13 @@ mod tests {
                     samples().flat_map(|s| s.1.to_vec()).collect(),
                 )
             };
-            for (tier, heads) in Tier::supported().into_iter().flat_map(|tier| [(tier, 0), (tier, 1)]) {
+            for (level, heads) in SimdLevel::supported().into_iter().flat_map(|level| [(level, 0), (level, 1)]) {
                 let (head, tail) = split(&x, heads);
                 let x_in_two = Vectors { head: &head, tail: &tail, others: vectors - heads, dim };
                 let mut out = vec![7.0; samples * stride];
-                pairs(&pool, tier, &x_in_two, &mut out, stride, offset);
+                pairs(&pool, level, &x_in_two, &mut out, stride, offset);
                 let (mut head, mut tail) = (vec![1.0; head.len()], vec![9.0; tail.len()]);
-                pairs_backward(&pool, tier, &x_in_two, &grad, stride, offset, &mut head, &mut tail);
+                pairs_backward(&pool, level, &x_in_two, &grad, stride, offset, &mut head, &mut tail);
                 let dx: Vec<f32> = (0..samples)
                     .flat_map(|n| {
                         let (h, t) = (heads * dim, (vectors - heads) * dim);
@@ -337,7 +337,7 @@ mod tests {
                     for i in 0..vectors {
                         for j in 0..i {
                             let dot: f32 = x(i).iter().zip(x(j)).map(|(a, b)| a * b).sum();
-                            assert!((out[pair] - dot).abs() < 1e-4, "{tier} {i} {j}");
+                            assert!((out[pair] - dot).abs() < 1e-4, "{level} {i} {j}");
                             for d in 0..dim {
                                 expected[i * dim + d] += grad[pair] * x(j)[d];
                                 expected[j * dim + d] += grad[pair] * x(i)[d];
@@ -346,7 +346,7 @@ mod tests {
                         }
                     }
                     for (a, b) in dx[n * vectors * dim..].iter().zip(&expected) {
-                        assert!((a - b).abs() < 1e-3, "{tier}");
+                        assert!((a - b).abs() < 1e-3, "{level}");
                     }
                 }
             }

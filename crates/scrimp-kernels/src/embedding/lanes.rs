@@ -2,9 +2,9 @@
 //! compiled with a tier's `target_feature`s.
 
 use crate::{
-    Tier,
+    SimdLevel,
     isa::{Simd, scalar::Scalar},
-    tier::Kind,
+    level::Kind,
 };
 
 /// 32 lanes of i16, sums of at most 256 bytes each.
@@ -170,11 +170,11 @@ pub(crate) trait BagKernel {
 }
 
 /// Runs `kernel` with the instructions of `tier`.
-pub(crate) fn run<K: BagKernel>(tier: Tier, kernel: K) {
-    match tier.kind() {
+pub(crate) fn run<K: BagKernel>(level: SimdLevel, kernel: K) {
+    match level.kind() {
         Kind::Scalar => kernel.run(Scalar),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a `Tier` of this kind exists only where the CPU has the features.
+        // SAFETY: a `SimdLevel` of this kind exists only where the CPU has the features.
         Kind::Avx2 => unsafe { run_avx2(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

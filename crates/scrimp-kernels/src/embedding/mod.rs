@@ -13,7 +13,7 @@
 //! | `bag.rs` | batches of look-ups, in parallel |
 //! | `ring.rs` | the same, faster, for the common case |
 //! | `interaction.rs` | dot products of the vectors of a sample |
-//! | `scatter.rs` | gradients of rows, and optimisers |
+//! | `scatter.rs` | gradients of rows, and optimizers |
 //! | `dots.rs` | gradients of weights and scales |
 
 mod bag;

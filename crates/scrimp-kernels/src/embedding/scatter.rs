@@ -1,4 +1,4 @@
-//! The backward pass of embedding bags: sparse gradients, summed per row, and the optimisers that apply them.
+//! The backward pass of embedding bags: sparse gradients, summed per row, and the optimizers that apply them.
 //!
 //! ```text
 //! G[row(p)] += w(p) scale(l, b) * signs(l) * grad[bag(l)][b * width ..][..width]     for all probes p of look-up l
@@ -12,7 +12,7 @@ use super::{
     bag::Bags,
     signs::{SIGN_WIDTH, flip},
 };
-use crate::{Tier, dispatch::Kernel, isa::Simd, shared::SharedMut, threads::Pool};
+use crate::{SimdLevel, dispatch::Kernel, isa::Simd, shared::DisjointSliceMut, threads::Pool};
 
 /// How a gradient changes a value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,7 +48,7 @@ impl Optimizer {
         }
     }
 
-    /// Applies the gradients `g` of neighbouring values. `state` is one number for each value, for all, or none.
+    /// Applies the gradients `g` of neighboring values. `state` is one number for each value, for all, or none.
     #[inline(always)]
     fn apply(&self, values: &mut [f32], state: &mut [f32], g: &[f32]) {
         match *self {
@@ -139,7 +139,7 @@ impl<'a> Backward<'a> {
     }
 }
 
-/// Values in training: rows of f32 with their optimiser's state.
+/// Values in training: rows of f32 with their optimizer's state.
 #[derive(Debug)]
 pub struct Trained<'a> {
     /// The values.
@@ -184,7 +184,7 @@ impl Gradients {
     pub fn step(
         &mut self,
         pool: &Pool,
-        tier: Tier,
+        level: SimdLevel,
         optimizer: Optimizer,
         table: Trained<'_>,
         batch: &Backward<'_>,
@@ -193,8 +193,8 @@ impl Gradients {
         let Trained { values, state, width, stride } = table;
         assert!(state.len() >= optimizer.states(values.len(), width));
         let len = values.len();
-        let shared = (SharedMut::new(values), SharedMut::new(state));
-        self.add_up(pool, tier, Some(optimizer), (len, width, stride), shared, batch);
+        let shared = (DisjointSliceMut::new(values), DisjointSliceMut::new(state));
+        self.add_up(pool, level, Some(optimizer), (len, width, stride), shared, batch);
     }
 
     /// The blocks of `width` values that the last [`Gradients::step`] changed, each once.
@@ -211,15 +211,15 @@ impl Gradients {
     pub fn collect(
         &mut self,
         pool: &Pool,
-        tier: Tier,
+        level: SimdLevel,
         len: usize,
         width: usize,
         batch: &Backward<'_>,
         rows: &mut [i64],
         values: &mut [f32],
     ) -> Option<usize> {
-        let nothing = (SharedMut::new(&mut []), SharedMut::new(&mut []));
-        self.add_up(pool, tier, None, (len, width, width), nothing, batch);
+        let nothing = (DisjointSliceMut::new(&mut []), DisjointSliceMut::new(&mut []));
+        self.add_up(pool, level, None, (len, width, width), nothing, batch);
         let n = self.shares.iter().map(|share| share.touched.len()).sum();
         let (mut rows, mut values) = (rows.get_mut(..n)?, values.get_mut(..n.checked_mul(width)?)?);
         for share in &self.shares {
@@ -231,14 +231,14 @@ impl Gradients {
         Some(n)
     }
 
-    /// Every thread adds up the gradients of its rows, and applies them where there is an optimiser.
+    /// Every thread adds up the gradients of its rows, and applies them where there is an optimizer.
     fn add_up(
         &mut self,
         pool: &Pool,
-        tier: Tier,
+        level: SimdLevel,
         optimizer: Option<Optimizer>,
         (values_len, width, stride): (usize, usize, usize),
-        (values, state): (SharedMut<'_, f32>, SharedMut<'_, f32>),
+        (values, state): (DisjointSliceMut<'_, f32>, DisjointSliceMut<'_, f32>),
         batch: &Backward<'_>,
     ) {
         let (_, dim) = batch.check(width);
@@ -247,14 +247,14 @@ impl Gradients {
         let threads = pool.threads();
         self.slot_of.resize(blocks, 0);
         self.shares.resize_with(threads, Share::default);
-        let slot_of = SharedMut::new(&mut self.slot_of);
+        let slot_of = DisjointSliceMut::new(&mut self.slot_of);
         pool.chunks(&mut self.shares, 1, |owner, share| {
             let share = &mut share[0];
             // A row that overlaps lies in two blocks, and is wanted by one thread the more often, the longer a thread's parts are.
             let together = if stride == width { 0 } else { 3 };
             let owners = threads;
             let part = Part { owner, owners, together, slot_of, values, state, values_len, width, dim };
-            tier.run(Step { part, stride, batch, share, optimizer });
+            level.run(Step { part, stride, batch, share, optimizer });
         });
     }
 }
@@ -264,11 +264,11 @@ impl Gradients {
 struct Part<'a> {
     owner: usize,
     owners: usize,
-    /// `2^together` neighbouring blocks have the same owner.
+    /// `2^together` neighboring blocks have the same owner.
     together: u32,
-    slot_of: SharedMut<'a, u32>,
-    values: SharedMut<'a, f32>,
-    state: SharedMut<'a, f32>,
+    slot_of: DisjointSliceMut<'a, u32>,
+    values: DisjointSliceMut<'a, f32>,
+    state: DisjointSliceMut<'a, f32>,
     values_len: usize,
     width: usize,
     dim: usize,

@@ -1,4 +1,4 @@
-//! Signs of a look-up's values: one hashed bit for each eight neighbouring values.
+//! Signs of a look-up's values: one hashed bit for each eight neighboring values.
 //!
 //! Two ids that share values of a table then disturb each other with either sign in each eight of them, so that what they do to each
 //! other cancels in sums over many ids (the sign of a count sketch: Charikar, Chen and Farach-Colton, 2002). With one sign for
@@ -9,7 +9,7 @@ use super::{
     lanes::Lanes,
 };
 
-/// Neighbouring values with the same sign. The signs of a look-up are 64 bits, those of the values `512 i .. 512 (i + 1)` are the same.
+/// Neighboring values with the same sign. The signs of a look-up are 64 bits, those of the values `512 i .. 512 (i + 1)` are the same.
 pub const SIGN_WIDTH: usize = 8;
 
 /// The bits of an id whose hash is `h`: set where a value counts negatively.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! int8 and int4 values have one scale for the whole table: sums of rows stay integers, exact in any order and tier.
-//! The halves of a byte of int4 are `len / 2` values apart ([`Int4`]), so that a row is neighbouring bytes wherever it begins.
+//! The halves of a byte of int4 are `len / 2` values apart ([`Int4`]), so that a row is neighboring bytes wherever it begins.
 
 use super::{gather::Rows, lanes::Lanes};
 use crate::isa::Simd;
@@ -22,18 +22,18 @@ pub enum Values<'a> {
     Bf16(&'a [u16]),
     /// `scale * q`.
     Int8 {
-        /// The quantised values.
+        /// The quantized values.
         q: &'a [i8],
-        /// The step of quantisation.
+        /// The step of quantization.
         scale: f32,
     },
     /// `scale * q`, packed by [`Int4`].
     Int4 {
-        /// The quantised values.
+        /// The quantized values.
         q: &'a [u8],
         /// How many.
         len: usize,
-        /// The step of quantisation.
+        /// The step of quantization.
         scale: f32,
     },
 }
@@ -45,7 +45,7 @@ pub enum Values<'a> {
 /// low half     value 0    1   ...                       half - 1 |  half       ...    half + width - stride - 1
 /// high half    value half ...                           len - 1  |
 /// ```
-/// A row is `width` neighbouring bytes, of which it has the low or the high halves. Where rows overlap, the first values of the
+/// A row is `width` neighboring bytes, of which it has the low or the high halves. Where rows overlap, the first values of the
 /// high halves are there twice, for rows that begin before `half` and end behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Int4 {
@@ -74,12 +74,12 @@ impl Int4 {
         (bytes.saturating_sub(width.saturating_sub(stride)) / stride.max(1) * stride).saturating_mul(2)
     }
 
-    /// Writes the bytes from `first` on: `quantised` makes 4 bits of a value.
+    /// Writes the bytes from `first` on: `quantized` makes 4 bits of a value.
     ///
     /// # Panics
     /// When there are other than `len` values.
     #[inline]
-    pub fn fill(self, first: usize, q: &mut [u8], values: &[f32], quantised: impl Fn(f32) -> i8) {
+    pub fn fill(self, first: usize, q: &mut [u8], values: &[f32], quantized: impl Fn(f32) -> i8) {
         assert_eq!(values.len(), self.len);
         let half = self.half();
         // Bytes that have two values, then those that have one.
@@ -88,11 +88,11 @@ impl Int4 {
         let (q, rest) = q.split_at_mut(both);
         if both > 0 {
             for ((byte, &low), &high) in q.iter_mut().zip(&low[first..]).zip(&high[first..]) {
-                *byte = quantised(low) as u8 & 15 | (quantised(high) as u8) << 4;
+                *byte = quantized(low) as u8 & 15 | (quantized(high) as u8) << 4;
             }
         }
         for (j, byte) in (first + both..).zip(rest) {
-            *byte = values.get(j).map_or(0, |&v| quantised(v) as u8 & 15);
+            *byte = values.get(j).map_or(0, |&v| quantized(v) as u8 & 15);
         }
     }
 
@@ -227,7 +227,7 @@ fn half_of(byte: u8, shift: u32) -> i8 {
     ((byte >> shift & 15) ^ 8) as i8 - 8
 }
 
-/// The same of neighbouring bytes. (A loop: closures are not inlined reliably in kernels.)
+/// The same of neighboring bytes. (A loop: closures are not inlined reliably in kernels.)
 #[inline(always)]
 fn halves_of<const N: usize>(from: &[u8; N], shift: u32) -> [i8; N] {
     let mut row = [0; N];

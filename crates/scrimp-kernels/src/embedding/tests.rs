@@ -1,7 +1,7 @@
 //! Every tier against the scalar one, bit by bit, and the scalar one against sums that are written down here.
 
 use super::{hash::row, signs::of_hash, *};
-use crate::{Tier, threads::Pool};
+use crate::{SimdLevel, threads::Pool};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -182,17 +182,17 @@ fn check(case: &Case) {
         };
         expected(&floats, width, stride, &plain, &mut sums);
         let mut scalar = vec![f32::NAN; sums.len()];
-        forward(&pool, Tier::SCALAR, &batches[0], &mut scalar);
+        forward(&pool, SimdLevel::SCALAR, &batches[0], &mut scalar);
         for (a, b) in scalar.iter().zip(&sums) {
             assert!((f64::from(*a) - b).abs() < 1e-5 * f64::from(bag as u32 * 4), "{a} {b}");
         }
-        for (tier, batch) in
-            Tier::supported().into_iter().flat_map(|tier| batches.iter().map(move |b| (tier, b)))
+        for (level, batch) in
+            SimdLevel::supported().into_iter().flat_map(|level| batches.iter().map(move |b| (level, b)))
         {
             let mut out = vec![f32::NAN; sums.len()];
-            forward(&pool, tier, batch, &mut out);
-            assert_eq!(out, scalar, "{tier}");
-            forward(&pool, tier, &Batch { add: true, ..*batch }, &mut out);
+            forward(&pool, level, batch, &mut out);
+            assert_eq!(out, scalar, "{level}");
+            forward(&pool, level, &Batch { add: true, ..*batch }, &mut out);
             assert!(case.bagged || out.iter().zip(&scalar).all(|(a, b)| *a == b + b));
         }
     }
@@ -242,8 +242,8 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
     ];
     for optimizer in optimizers {
         let mut reference: Option<Vec<f32>> = None;
-        for (threads, tier) in
-            [1, 2, 5].into_iter().flat_map(|n| Tier::supported().into_iter().map(move |t| (n, t)))
+        for (threads, level) in
+            [1, 2, 5].into_iter().flat_map(|n| SimdLevel::supported().into_iter().map(move |t| (n, t)))
         {
             let pool = Pool::new(threads).unwrap();
             let mut trained = values.to_vec();
@@ -251,7 +251,7 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
             let mut gradients = Gradients::default();
             for _ in 0..2 {
                 let table = Trained { values: &mut trained, state: &mut state, width, stride };
-                gradients.step(&pool, tier, optimizer, table, &batch);
+                gradients.step(&pool, level, optimizer, table, &batch);
             }
             if matches!(optimizer, Optimizer::Sgd { .. }) {
                 for (i, (new, old)) in trained.iter().zip(values).enumerate() {
@@ -272,20 +272,20 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
             match &reference {
                 None => reference = Some(trained),
                 // The mean of squares of a row is the one sum that a tier may reorder.
-                Some(reference) => assert!(*reference == trained, "{optimizer:?} {threads} {tier}"),
+                Some(reference) => assert!(*reference == trained, "{optimizer:?} {threads} {level}"),
             }
         }
     }
     let pool = Pool::new(2).unwrap();
     let table = Table { values: Values::F32(values), width, stride };
     let mut reference: Option<Vec<f32>> = None;
-    for tier in Tier::supported() {
+    for level in SimdLevel::supported() {
         let mut out = vec![0.0; dot.len()];
-        dots(&pool, tier, &table, &batch, &mut out);
+        dots(&pool, level, &table, &batch, &mut out);
         for (a, b) in out.iter().zip(&dot) {
             assert!((f64::from(*a) - b).abs() < 1e-4);
         }
-        assert_eq!(*reference.get_or_insert_with(|| out.clone()), out, "{tier}");
+        assert_eq!(*reference.get_or_insert_with(|| out.clone()), out, "{level}");
     }
 }
 
@@ -310,7 +310,7 @@ fn halves_of_bytes_hold_every_row() {
         let table = Table { values: Values::Int4 { q: &filled, len, scale: 1.0 }, width, stride };
         for row in 0..table.rows() {
             let mut out = vec![0.0; width];
-            forward_one(Tier::SCALAR, &Batch::given(table, &[row as u32], 1, 1), &mut out);
+            forward_one(SimdLevel::SCALAR, &Batch::given(table, &[row as u32], 1, 1), &mut out);
             let expected: Vec<f32> =
                 (row * stride..row * stride + width).map(|i| f32::from(value(i))).collect();
             assert_eq!(out, expected, "{layout:?}, row {row}");
@@ -337,10 +337,10 @@ fn large_batches_are_like_small_ones() {
         bags: Bags::Fixed(1),
         add: false,
     };
-    for tier in Tier::supported() {
+    for level in SimdLevel::supported() {
         for offset in [0, 3] {
             let mut out = vec![0.0; n as usize * 64 + offset];
-            forward(&pool, tier, &batch(&probes), &mut out[offset..]);
+            forward(&pool, level, &batch(&probes), &mut out[offset..]);
             for (out, probe) in out[offset..].chunks(64).zip(&probes) {
                 let row = &values[*probe as usize * 64..][..64];
                 assert!(out.iter().zip(row).all(|(a, b)| *a == 0.5 * b));
@@ -363,7 +363,7 @@ fn bags_of_any_length() {
         add: false,
     };
     let mut out = vec![f32::NAN; 16];
-    forward(&pool, Tier::detect(), &batch, &mut out);
+    forward(&pool, SimdLevel::detect(), &batch, &mut out);
     let bag = |rows: &[u32]| [0, 1, 2, 3].map(|i| rows.iter().map(|&r| values[r as usize * 4 + i]).sum());
     let expected: Vec<f32> = [bag(&[3, 1]), bag(&[]), bag(&[4, 1, 5]), bag(&[])].concat();
     assert_eq!(out, expected);
@@ -381,5 +381,5 @@ fn probes_outside_the_table_are_refused() {
         bags: Bags::Fixed(1),
         add: false,
     };
-    forward(&Pool::new(1).unwrap(), Tier::detect(), &batch, &mut [0.0; 4]);
+    forward(&Pool::new(1).unwrap(), SimdLevel::detect(), &batch, &mut [0.0; 4]);
 }

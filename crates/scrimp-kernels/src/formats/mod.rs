@@ -10,7 +10,7 @@
 //!          └ …                                            [4 columns at a time][16 rows][4 columns]
 //! ```
 //!
-//! The order inside a block is the one that `vpdpbusd` reads: 64 bytes hold 4 neighbouring columns of 16 rows.
+//! The order inside a block is the one that `vpdpbusd` reads: 64 bytes hold 4 neighboring columns of 16 rows.
 //! Repacking changes no value: the quants and scales are those of the file. Rows beyond the matrix are zero.
 
 pub mod dequantize;
@@ -30,7 +30,7 @@ pub(crate) const TILE_ROWS: usize = 16;
 /// Columns that share one activation scale, and at least one weight scale.
 pub(crate) const GROUP: usize = 32;
 
-/// The bits of the nearest bf16, ties to even; NaN stays NaN. Without branches, so that loops over it are vectorised.
+/// The bits of the nearest bf16, ties to even; NaN stays NaN. Without branches, so that loops over it are vectorized.
 #[inline(always)]
 pub(crate) fn round_to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -70,7 +70,7 @@ pub(crate) trait Quants: 'static {
     const LARGEST: usize;
 }
 
-/// A block-quantised weight format: one file of this folder each.
+/// A block-quantized weight format: one file of this folder each.
 pub(crate) trait BlockFormat: Quants + Sized {
     /// A block of 16 rows as it is stored.
     type Block: bytemuck::Pod;

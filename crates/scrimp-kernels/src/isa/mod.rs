@@ -23,7 +23,7 @@ pub(crate) trait Simd: Copy {
     type F: Copy;
     /// 16 × i32.
     type I: Copy;
-    /// 64 × u8: for each of 16 rows, 4 neighbouring columns.
+    /// 64 × u8: for each of 16 rows, 4 neighboring columns.
     type B: Copy;
     /// Sums of integer products of 16 rows, in the narrowest form that the instructions give.
     type Partial: Copy;

@@ -20,19 +20,19 @@ use super::{
         exact::{self, EXACT_TOKENS},
         expanded::EXPANDED_TOKENS,
     },
-    quantise::{Quantise, QuantiseRow, RoundRow},
+    quantize::{Quantize, QuantizeRow, RoundRow},
 };
 use crate::{
     formats::GROUP,
-    shared::SharedMut,
+    shared::DisjointSliceMut,
     threads::Pool,
-    tier::{Kind, Tier},
+    level::{Kind, SimdLevel},
 };
 
 /// 32 activations of one token.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
-pub(crate) struct Quantised {
+pub(crate) struct Quantized {
     /// 4 signed bytes each, in memory order.
     pub(crate) q: [i32; 8],
     pub(crate) scale: f32,
@@ -45,8 +45,8 @@ pub(crate) struct Quantised {
 /// The forms of the activations that a set of weights needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// Block-quantised weights read 8-bit groups.
-    pub quantised: bool,
+    /// Block-quantized weights read 8-bit groups.
+    pub quantized: bool,
     /// Float weights read f32.
     pub float: bool,
     /// `bf16` and `sparse-bf16` weights read pairs of bf16.
@@ -59,7 +59,7 @@ impl Needs {
     /// What either needs.
     pub const fn and(self, other: Self) -> Self {
         Self {
-            quantised: self.quantised || other.quantised,
+            quantized: self.quantized || other.quantized,
             float: self.float || other.float,
             bf16: self.bf16 || other.bf16,
             row_int8: self.row_int8 || other.row_int8,
@@ -74,16 +74,16 @@ pub struct Activations {
     cols: usize,
     needs: Needs,
     /// The tier that they were stored for.
-    tier: Option<Tier>,
+    level: Option<SimdLevel>,
     tile: usize,
     /// Whether `pairs` and `bytes` are stored as tile registers load them: `[block of tokens][64 bytes of a token][tokens of
     /// the block]`. Tokens of a block, or 0.
     block: usize,
-    /// Whether weights in blocks are dequantised for tile registers: they read `pairs`, too.
+    /// Whether weights in blocks are dequantized for tile registers: they read `pairs`, too.
     expanded: bool,
     /// Whether tile registers load the 8-bit groups, which are one tile then.
     exact: bool,
-    groups: Vec<Quantised>,
+    groups: Vec<Quantized>,
     floats: Vec<f32>,
     /// Tiles of `[cols / 2][tokens]`, columns padded to 32.
     pairs: Vec<u32>,
@@ -101,7 +101,7 @@ pub(crate) struct RowScale {
     pub(crate) sum: i32,
 }
 
-impl Tier {
+impl SimdLevel {
     /// Tokens that a GEMM kernel of this tier handles at once.
     pub(crate) const fn token_tile(self) -> usize {
         match self.kind() {
@@ -115,8 +115,8 @@ impl Tier {
 }
 
 /// Tokens of a tile of a batch: 16 do better as two tiles of 8 than as 12 and 4.
-const fn tile_of(tier: Tier, n_tokens: usize) -> usize {
-    match (tier.token_tile(), n_tokens) {
+const fn tile_of(level: SimdLevel, n_tokens: usize) -> usize {
+    match (level.token_tile(), n_tokens) {
         (12, 13..=16) => 8,
         (tile, _) => tile,
     }
@@ -169,7 +169,7 @@ impl Activations {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        self.groups.capacity() * size_of::<Quantised>()
+        self.groups.capacity() * size_of::<Quantized>()
             + (self.floats.capacity() + self.scratch.capacity()) * 4
             + (self.pairs.capacity() + self.bytes.capacity()) * 4
             + self.rows.capacity() * size_of::<RowScale>()
@@ -180,41 +180,41 @@ impl Activations {
     pub fn fill(
         &mut self,
         pool: &Pool,
-        tier: Tier,
+        level: SimdLevel,
         n_tokens: usize,
         cols: usize,
         needs: Needs,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        let blocks = tier.has_amx() && n_tokens > FEW_TOKENS;
-        self.fill_as(pool, tier, n_tokens, cols, needs, blocks, fill);
+        let blocks = level.has_amx() && n_tokens > FEW_TOKENS;
+        self.fill_as(pool, level, n_tokens, cols, needs, blocks, fill);
     }
 
     /// [`Activations::fill`] in the form that tile registers load if `blocks`, whatever the tier.
     pub(crate) fn fill_as(
         &mut self,
         pool: &Pool,
-        tier: Tier,
+        level: SimdLevel,
         n_tokens: usize,
         cols: usize,
         needs: Needs,
         blocks: bool,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        let expanded = blocks && needs.quantised && n_tokens >= EXPANDED_TOKENS;
+        let expanded = blocks && needs.quantized && n_tokens >= EXPANDED_TOKENS;
         // Floats would need tiles of other widths.
-        let exact = blocks && needs.quantised && !needs.float && EXACT_TOKENS.contains(&n_tokens);
-        let needs = if expanded { Needs { quantised: false, bf16: true, ..needs } } else { needs };
-        let tile = if exact { exact::width(n_tokens) } else { tile_of(tier, n_tokens) };
+        let exact = blocks && needs.quantized && !needs.float && EXACT_TOKENS.contains(&n_tokens);
+        let needs = if expanded { Needs { quantized: false, bf16: true, ..needs } } else { needs };
+        let tile = if exact { exact::width(n_tokens) } else { tile_of(level, n_tokens) };
         let block = if blocks { block_rows(n_tokens) } else { 0 };
         (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
-        (self.tier, self.block, self.expanded, self.exact) = (Some(tier), block, expanded, exact);
+        (self.level, self.block, self.expanded, self.exact) = (Some(level), block, expanded, exact);
         let tiles = self.tiles();
         let (first, _, width) = tiles.get(n_tokens.div_ceil(tile).saturating_sub(1));
         let stored = (first + width).max(if blocks { n_tokens.next_multiple_of(block) } else { 0 });
         let groups_per_token = cols.div_ceil(GROUP);
-        if needs.quantised {
-            self.groups.resize(stored * groups_per_token, Quantised::default());
+        if needs.quantized {
+            self.groups.resize(stored * groups_per_token, Quantized::default());
         }
         if needs.float {
             self.floats.resize(stored * cols, 0.0);
@@ -227,17 +227,17 @@ impl Activations {
             self.bytes.resize(stored * bytes_per_token, 0);
             self.rows.resize(stored, RowScale::default());
         }
-        // Quantisation reads whole groups, so scratch rows are padded with zeros. The second half is for rounded rows.
+        // Quantization reads whole groups, so scratch rows are padded with zeros. The second half is for rounded rows.
         let padded_cols = cols.next_multiple_of(2 * GROUP);
         if self.scratch.len() < pool.threads() * 2 * padded_cols {
             self.scratch.resize(pool.threads() * 2 * padded_cols, 0.0);
         }
-        let (groups, floats) = (SharedMut::new(&mut self.groups), SharedMut::new(&mut self.floats));
-        let (pairs, bytes) = (SharedMut::new(&mut self.pairs), SharedMut::new(&mut self.bytes));
-        let rows = SharedMut::new(&mut self.rows);
-        let scratch = SharedMut::new(&mut self.scratch);
+        let (groups, floats) = (DisjointSliceMut::new(&mut self.groups), DisjointSliceMut::new(&mut self.floats));
+        let (pairs, bytes) = (DisjointSliceMut::new(&mut self.pairs), DisjointSliceMut::new(&mut self.bytes));
+        let rows = DisjointSliceMut::new(&mut self.rows);
+        let scratch = DisjointSliceMut::new(&mut self.scratch);
         // A tile is a multiple of 4 tokens, whose groups are whole cache lines; the other forms are written through slices of a tile.
-        let only_groups = needs == Needs { quantised: true, ..Needs::default() };
+        let only_groups = needs == Needs { quantized: true, ..Needs::default() };
         let per_unit = if only_groups || exact { 4 } else { tile };
         pool.run(n_tokens.div_ceil(per_unit), |unit, worker| {
             let (first, n, width) = tiles.get(unit * per_unit / tile);
@@ -248,10 +248,10 @@ impl Activations {
             row[cols..].fill(0.0);
             for t in start..n.min(start + per_unit) {
                 fill(first + t, &mut row[..cols]);
-                if needs.quantised {
+                if needs.quantized {
                     let row = &row[..groups_per_token * GROUP];
                     // SAFETY: as above.
-                    tier.run(unsafe { Quantise::new(row, &groups, first * groups_per_token + t, width) });
+                    level.run(unsafe { Quantize::new(row, &groups, first * groups_per_token + t, width) });
                 }
                 if needs.float {
                     // SAFETY: as above.
@@ -263,7 +263,7 @@ impl Activations {
                 // Floats and groups stay in tiles: no tile register loads them.
                 if needs.bf16 {
                     let rounded: &mut [u32] = &mut bytemuck::cast_slice_mut(quants)[..pairs_per_token];
-                    tier.run(RoundRow { row, out: bytemuck::cast_slice_mut(rounded) });
+                    level.run(RoundRow { row, out: bytemuck::cast_slice_mut(rounded) });
                     if blocks {
                         // SAFETY: nobody else stores this token.
                         unsafe { store_in_block(&pairs, block, first + t, rounded) };
@@ -280,7 +280,7 @@ impl Activations {
                     let scale = unsafe { rows.slice(first + t..first + t + 1) };
                     if blocks {
                         let quants: &mut [i32] = &mut bytemuck::cast_slice_mut(quants)[..bytes_per_token];
-                        scale[0] = tier.run(QuantiseRow { row, out: quants, width: 1 });
+                        scale[0] = level.run(QuantizeRow { row, out: quants, width: 1 });
                         // SAFETY: nobody else stores this token.
                         unsafe { store_in_block(&bytes, block, first + t, quants) };
                     } else {
@@ -288,7 +288,7 @@ impl Activations {
                         let out = unsafe {
                             bytes.slice(first * bytes_per_token..(first + width) * bytes_per_token)
                         };
-                        scale[0] = tier.run(QuantiseRow { row, out: &mut out[t..], width });
+                        scale[0] = level.run(QuantizeRow { row, out: &mut out[t..], width });
                     }
                 }
             }
@@ -296,8 +296,8 @@ impl Activations {
     }
 
     /// Whether kernels of `tier` can read them.
-    pub(crate) fn stored_for(&self, tier: Tier) -> bool {
-        self.tier == Some(tier)
+    pub(crate) fn stored_for(&self, level: SimdLevel) -> bool {
+        self.level == Some(level)
     }
 
     /// Number of token tiles.
@@ -308,7 +308,7 @@ impl Activations {
     /// Whether packed weights are expanded for each tile of tokens, and not once into a panel: always with one tile; with
     /// AVX-512 up to [`FEW_TILES`], because it expands the next step while it multiplies the last one with 12 tokens.
     pub(crate) fn expands_each(&self) -> bool {
-        let few = if self.tier.is_some_and(|tier| tier.token_tile() == 12) { FEW_TILES } else { 1 };
+        let few = if self.level.is_some_and(|level| level.token_tile() == 12) { FEW_TILES } else { 1 };
         self.n_tiles() <= few
     }
 
@@ -322,8 +322,8 @@ impl Activations {
     }
 
     /// The 8-bit groups of a tile, `[cols / 32][width]`.
-    pub(crate) fn groups(&self, i: usize) -> &[Quantised] {
-        assert!(self.needs.quantised, "activations were not quantised");
+    pub(crate) fn groups(&self, i: usize) -> &[Quantized] {
+        assert!(self.needs.quantized, "activations were not quantized");
         let (first, _, width) = self.tile(i);
         let n = self.cols.div_ceil(GROUP);
         &self.groups[first * n..(first + width) * n]
@@ -339,7 +339,7 @@ impl Activations {
 
     /// The 8-bit rows of a tile, `[steps][width]`, and their scales.
     pub(crate) fn row_bytes(&self, i: usize) -> (&[i32], &[RowScale]) {
-        assert!(self.needs.row_int8 && self.block == 0, "activations were not quantised by rows, in tiles");
+        assert!(self.needs.row_int8 && self.block == 0, "activations were not quantized by rows, in tiles");
         let (first, _, width) = self.tile(i);
         let n = self.cols.div_ceil(64) * 16;
         (&self.bytes[first * n..(first + width) * n], &self.rows[first..first + width])
@@ -365,7 +365,7 @@ impl Activations {
     pub(crate) fn blocks(&self, int8: bool) -> (&[u8], usize) {
         assert!(self.block > 0, "activations were not stored in blocks");
         if int8 {
-            assert!(self.needs.row_int8, "activations were not quantised by rows");
+            assert!(self.needs.row_int8, "activations were not quantized by rows");
             (bytemuck::cast_slice(&self.bytes), self.cols.div_ceil(64))
         } else {
             assert!(self.needs.bf16, "activations were not stored as bf16");
@@ -390,7 +390,7 @@ impl Activations {
 ///
 /// # Safety
 /// Nobody else uses the words of this token.
-unsafe fn store_in_block<T: Copy>(to: &SharedMut<'_, T>, block: usize, token: usize, words: &[T]) {
+unsafe fn store_in_block<T: Copy>(to: &DisjointSliceMut<'_, T>, block: usize, token: usize, words: &[T]) {
     const STEP: usize = 16;
     let start = token / block * block * words.len() + token % block * STEP;
     for (step, words) in words.as_chunks::<STEP>().0.iter().enumerate() {
@@ -408,22 +408,22 @@ mod tests {
     #[test]
     fn storing_in_blocks_changes_pairs_and_bytes_only() {
         let pool = Pool::new(2).unwrap();
-        let needs = Needs { quantised: true, float: true, bf16: true, row_int8: true };
+        let needs = Needs { quantized: true, float: true, bf16: true, row_int8: true };
         let (n, cols) = (15, 70);
-        for tier in Tier::supported() {
+        for level in SimdLevel::supported() {
             let [tiles, blocks] = [false, true].map(|blocks| {
                 let mut x = Activations::new();
-                x.fill_as(&pool, tier, n, cols, needs, blocks, |t, out| {
+                x.fill_as(&pool, level, n, cols, needs, blocks, |t, out| {
                     out.iter_mut().enumerate().for_each(|(i, x)| *x = (t * cols + i) as f32);
                 });
                 x
             });
-            assert_eq!(tiles.floats, blocks.floats, "{tier}");
-            assert_eq!(tiles.groups, blocks.groups, "{tier}");
+            assert_eq!(tiles.floats, blocks.floats, "{level}");
+            assert_eq!(tiles.groups, blocks.groups, "{level}");
             for i in 0..n {
-                assert_eq!(tiles.rows[i], blocks.rows[i], "{tier}");
+                assert_eq!(tiles.rows[i], blocks.rows[i], "{level}");
             }
-            assert_ne!(tiles.pairs, blocks.pairs, "{tier}");
+            assert_ne!(tiles.pairs, blocks.pairs, "{level}");
         }
     }
 }

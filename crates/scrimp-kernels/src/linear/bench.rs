@@ -9,9 +9,9 @@ use crate::{
     DType,
     arena::Arena,
     formats::packed::{PackedView, WeightFormat, pack},
-    shared::SharedMut,
+    shared::DisjointSliceMut,
     threads::Pool,
-    tier::Tier,
+    level::SimdLevel,
 };
 use std::{
     io,
@@ -91,7 +91,7 @@ pub struct Timing {
     /// Of the weights.
     pub format: BenchFormat,
     /// The tier that ran.
-    pub tier: Tier,
+    pub level: SimdLevel,
     /// The best round.
     pub best: Duration,
     /// Bytes of the packed weights.
@@ -104,7 +104,7 @@ pub struct Timing {
 ///
 /// # Errors
 /// When the shape is empty or too large, or memory cannot be had.
-pub fn measure(pool: &Pool, tier: Tier, options: &Options) -> io::Result<Vec<Timing>> {
+pub fn measure(pool: &Pool, level: SimdLevel, options: &Options) -> io::Result<Vec<Timing>> {
     let Options { rows, cols, batch, .. } = *options;
     if rows == 0 || cols == 0 || batch == 0 {
         return Err(io::Error::other("rows, columns and batch must be at least 1"));
@@ -136,13 +136,13 @@ pub fn measure(pool: &Pool, tier: Tier, options: &Options) -> io::Result<Vec<Tim
         for set in &mut sets {
             let weight = &set.copies[round % copies];
             let start = Instant::now();
-            x.fill(pool, tier, batch, cols, weight.needs(), |t, x| {
+            x.fill(pool, level, batch, cols, weight.needs(), |t, x| {
                 for (i, x) in x.iter_mut().enumerate() {
                     *x = ((i * 7 + t) % 31) as f32 / 16.0 - 1.0;
                 }
             });
             let product = Linear { weight, bias: None, out: &mut out, stride: rows, accumulate: false };
-            linear(pool, tier, &mut scratch, &x, &mut [product]);
+            linear(pool, level, &mut scratch, &x, &mut [product]);
             set.best = set.best.min(start.elapsed());
         }
         round += 1;
@@ -153,7 +153,7 @@ pub fn measure(pool: &Pool, tier: Tier, options: &Options) -> io::Result<Vec<Tim
         .take(options.formats.len())
         .map(|set| Timing {
             format: set.format,
-            tier,
+            level,
             best: set.best,
             bytes: set.copies[0].bytes(),
             speedup_vs_dense_bf16: bf16.as_secs_f64() / set.best.as_secs_f64(),
@@ -219,7 +219,7 @@ pub fn random_weights(pool: &Pool, len: usize, sparsity: f64, scale: f32, seed: 
     weights.try_reserve_exact(len).map_err(|_| too_large())?;
     weights.resize(len, 0.0);
     let zero_below = (sparsity * f64::from(1u32 << 31)) as u64;
-    let out = SharedMut::new(&mut weights);
+    let out = DisjointSliceMut::new(&mut weights);
     pool.run(len.div_ceil(CHUNK), |unit, _| {
         // SAFETY: units have ranges of their own.
         let out = unsafe { out.slice(unit * CHUNK..((unit + 1) * CHUNK).min(len)) };
@@ -259,7 +259,7 @@ mod tests {
             seed: 1,
             time: Duration::ZERO,
         };
-        let timings = measure(&pool, Tier::detect(), &options).unwrap();
+        let timings = measure(&pool, SimdLevel::detect(), &options).unwrap();
         assert_eq!(timings.len(), 8);
         for timing in timings {
             assert_eq!(timing.format.name().parse(), Ok(timing.format));
@@ -275,6 +275,6 @@ mod tests {
             };
             assert!((bits - want).abs() < 0.1, "{}: {bits}", timing.format.name());
         }
-        assert!(measure(&pool, Tier::detect(), &Options { rows: 0, ..options }).is_err());
+        assert!(measure(&pool, SimdLevel::detect(), &Options { rows: 0, ..options }).is_err());
     }
 }

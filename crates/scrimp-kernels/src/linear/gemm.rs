@@ -10,7 +10,7 @@
 //! integer peak with AVX-512 (67% for formats with a minimum).
 
 use super::{
-    activations::{Activations, Quantised},
+    activations::{Activations, Quantized},
     group::{dots, least, scaled},
 };
 use crate::{
@@ -59,7 +59,7 @@ impl PanelGroup {
         s.store(group.second, &mut self.second);
     }
 
-    /// Dequantises row `r` of the tile.
+    /// Dequantizes row `r` of the tile.
     pub(crate) fn dequantize<F: Quants>(&self, r: usize, out: &mut [f32]) {
         for (c, out) in out.iter_mut().enumerate() {
             let q = (i32::from(self.w[c / 4][4 * r + c % 4]) - F::ZERO) as f32;
@@ -88,7 +88,7 @@ pub(crate) fn unpack<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], panel: 
 pub(crate) fn tile<S: Simd, F: Quants, const T: usize>(
     s: S,
     panel: &[PanelGroup],
-    x: &[Quantised],
+    x: &[Quantized],
 ) -> [S::F; T] {
     add_tile::<S, F, T>(s, [s.splat(0.0); T], panel, x)
 }
@@ -128,7 +128,7 @@ pub(crate) fn few<S: Simd, F: BlockFormat>(
 }
 
 #[inline(always)]
-fn add_to<S: Simd, F: Quants, const T: usize>(s: S, acc: &mut [S::F], panel: &[PanelGroup], x: &[Quantised]) {
+fn add_to<S: Simd, F: Quants, const T: usize>(s: S, acc: &mut [S::F], panel: &[PanelGroup], x: &[Quantized]) {
     if let Some(acc) = acc.first_chunk_mut::<T>() {
         *acc = add_tile::<S, F, T>(s, *acc, panel, x);
     }
@@ -140,7 +140,7 @@ fn add_tile<S: Simd, F: Quants, const T: usize>(
     s: S,
     mut acc: [S::F; T],
     panel: &[PanelGroup],
-    x: &[Quantised],
+    x: &[Quantized],
 ) -> [S::F; T] {
     for (group, x) in panel.iter().zip(x.as_chunks::<T>().0) {
         let (w, (scale, second)) = (&group.w, group.scales(s));
@@ -167,7 +167,7 @@ pub(crate) fn symmetric<S: Simd, F: Quants, const T: usize>(
     s: S,
     acc: &mut [S::F; T],
     group: &PanelGroup,
-    x: &[Quantised; T],
+    x: &[Quantized; T],
 ) {
     half::<S, F, T, 0, 8>(s, acc, &group.w, s.load(&group.scale), x);
 }
@@ -179,7 +179,7 @@ fn half<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
     acc: &mut [S::F; T],
     w: &[[u8; 64]; 8],
     scale: S::F,
-    x: &[Quantised; T],
+    x: &[Quantized; T],
 ) {
     let sums = dots::<S, F, T, FROM, TO>(s, w, x);
     for t in 0..T {

@@ -4,7 +4,7 @@
 //! group of 512 4-bit weights takes about 25 instructions, a quarter of the time that a core needs to load them.
 
 use super::{
-    activations::Quantised,
+    activations::Quantized,
     group::{dot, least, open, scaled, steps},
 };
 use crate::{
@@ -25,7 +25,7 @@ pub(crate) fn ask_ahead<S: Simd, B>(s: S, block: &B, part: usize, parts: usize) 
 
 /// Dot products of the 16 rows of a tile with one token.
 #[inline(always)]
-pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Quantised]) -> S::F {
+pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Quantized]) -> S::F {
     let mut acc = s.splat(0.0);
     for (block, x) in blocks.iter().zip(x.chunks_exact(F::GROUPS)) {
         if F::GROUPS == 1 {
@@ -45,13 +45,13 @@ pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Quan
 }
 
 #[inline(always)]
-fn step<S: Simd, F: BlockFormat>(s: S, block: &F::Block, g: usize, x: &Quantised, acc: S::F) -> S::F {
+fn step<S: Simd, F: BlockFormat>(s: S, block: &F::Block, g: usize, x: &Quantized, acc: S::F) -> S::F {
     accumulate::<S, F>(s, &F::group(s, block, g), x, acc)
 }
 
 /// Adds the products of one group.
 #[inline(always)]
-pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &Quantised, acc: S::F) -> S::F {
+pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &Quantized, acc: S::F) -> S::F {
     // Two chains of four: half the latency, and the halves that two scales need.
     let steps = const { if steps::<S, F>() < 4 { steps::<S, F>() } else { 4 } };
     let (mut lo, mut hi) = (s.splat_i32(0), s.splat_i32(0));

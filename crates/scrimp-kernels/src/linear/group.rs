@@ -13,7 +13,7 @@
 //! The groups of a row are added in column order, whatever the batch, the chunk or the number of threads, so results
 //! are bit-equal in every tier and for every way of cutting the work.
 
-use super::activations::Quantised;
+use super::activations::Quantized;
 use crate::{
     formats::{Quants, Scaling},
     isa::Simd,
@@ -62,7 +62,7 @@ fn in_order<S: Simd>(n: usize) -> usize {
 pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
     s: S,
     w: &[[u8; 64]; 8],
-    x: &[Quantised; T],
+    x: &[Quantized; T],
 ) -> [S::I; T] {
     let steps = const { steps::<S, F>() };
     let mut sums = [s.splat_i32(0); T];

@@ -10,7 +10,7 @@ use crate::{
         packed::{Layout, PackedView, Value},
         with_format,
     },
-    shared::SharedMut,
+    shared::DisjointSliceMut,
     threads::Pool,
 };
 use std::{
@@ -100,7 +100,7 @@ impl Matrix {
         let n_tiles = rows.div_ceil(TILE_ROWS);
         let mut packed = arena.alloc(tile_bytes * n_tiles)?;
         let zero = vec![0; if rows.is_multiple_of(TILE_ROWS) { 0 } else { row_bytes }];
-        let out = SharedMut::new(&mut packed);
+        let out = DisjointSliceMut::new(&mut packed);
         let finite = AtomicBool::new(true);
         let rows_of = |tiles: Range<usize>| {
             &data[tiles.start * TILE_ROWS * row_bytes..(tiles.end * TILE_ROWS).min(rows) * row_bytes]
@@ -152,7 +152,7 @@ impl Matrix {
     ) -> std::io::Result<Self> {
         let bytes = packed.bytes();
         let mut data = arena.alloc(bytes.len())?;
-        let out = SharedMut::new(&mut data);
+        let out = DisjointSliceMut::new(&mut data);
         for first in (0..bytes.len()).step_by(PIECE_BYTES) {
             let piece = first..(first + PIECE_BYTES).min(bytes.len());
             pool.run(piece.len().div_ceil(COPY_BYTES), |unit, _| {
@@ -210,11 +210,11 @@ impl Matrix {
         let none = Needs::default();
         match self.kind {
             Kind::Stored(dtype) if dtype.block_len() == 1 => Needs { float: true, ..none },
-            Kind::Stored(_) => Needs { quantised: true, ..none },
+            Kind::Stored(_) => Needs { quantized: true, ..none },
             Kind::Packed(layout) => match layout.format.value() {
                 Value::Bf16 => Needs { bf16: true, ..none },
                 Value::Int8 => Needs { row_int8: true, ..none },
-                Value::Int4 => Needs { quantised: true, ..none },
+                Value::Int4 => Needs { quantized: true, ..none },
             },
         }
     }

@@ -14,7 +14,7 @@ mod matrix;
 mod packed;
 #[cfg(test)]
 mod packed_tests;
-mod quantise;
+mod quantize;
 #[cfg(test)]
 mod tests;
 
@@ -25,9 +25,9 @@ use crate::{
     dispatch::Kernel,
     formats::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, packed::Value, with_format},
     isa::Simd,
-    shared::SharedMut,
+    shared::DisjointSliceMut,
     threads::{self, Pool},
-    tier::Tier,
+    level::SimdLevel,
 };
 use gemm::PanelGroup;
 use matrix::Kind;
@@ -76,7 +76,7 @@ impl LinearScratch {
 struct Job<'a> {
     weight: &'a Matrix,
     bias: Option<&'a [f32]>,
-    out: SharedMut<'a, f32>,
+    out: DisjointSliceMut<'a, f32>,
     stride: usize,
     accumulate: bool,
     split: Split,
@@ -100,7 +100,7 @@ enum Split {
 /// When shapes do not fit each other, or `x` was not stored for this tier or in the form that a weight needs.
 pub fn linear(
     pool: &Pool,
-    tier: Tier,
+    level: SimdLevel,
     scratch: &mut LinearScratch,
     x: &Activations,
     products: &mut [Linear<'_>],
@@ -109,7 +109,7 @@ pub fn linear(
     if n_tokens == 0 {
         return;
     }
-    assert!(x.stored_for(tier), "tier of the activations");
+    assert!(x.stored_for(level), "tier of the activations");
     // Few tokens: weights are unpacked in registers, so the work is what they take in memory.
     let packed = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Packed(_));
     let stored = |p: &Linear<'_>| matches!(p.weight.kind(), Kind::Stored(dtype) if dtype.block_len() > 1);
@@ -177,7 +177,7 @@ pub fn linear(
         jobs.push(Job {
             weight,
             bias: product.bias,
-            out: SharedMut::new(product.out),
+            out: DisjointSliceMut::new(product.out),
             stride: product.stride,
             accumulate: product.accumulate,
             split,
@@ -195,7 +195,7 @@ pub fn linear(
     if scratch.panels.len() < panel_len * pool.threads() {
         scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
     }
-    let panels = SharedMut::new(&mut scratch.panels);
+    let panels = DisjointSliceMut::new(&mut scratch.panels);
     let body = |tiles_of_thread: &mut amx::ThreadTiles, unit: usize, worker: usize| {
         let (block, unit) = (unit / units, unit % units);
         let x_tiles = threads::part(x.n_tiles(), block, blocks);
@@ -213,13 +213,13 @@ pub fn linear(
         let panel = unsafe { panels.slice(worker * panel_len..(worker + 1) * panel_len) };
         let unit = Unit { job, x, x_tiles, tiles, panel };
         match job.weight.kind() {
-            Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (tier, unit, tiles_of_thread)),
+            Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (level, unit, tiles_of_thread)),
             Kind::Packed(layout) => {
-                packed::run(tier, PackedUnit { unit, layout, data: job.weight.data() }, tiles_of_thread);
+                packed::run(level, PackedUnit { unit, layout, data: job.weight.data() }, tiles_of_thread);
             }
         }
     };
-    pool.run_with(units * blocks, || amx::thread_tiles(tier, x), body);
+    pool.run_with(units * blocks, || amx::thread_tiles(level, x), body);
 }
 
 /// Into how many blocks the tokens of a large batch are cut, for as many groups of `threads` threads. Then what a thread has
@@ -238,7 +238,7 @@ enum TileRegisters {
     Packed,
     /// Groups of weights in blocks are multiplied as integers.
     Exact,
-    /// Weights in blocks are dequantised to bf16.
+    /// Weights in blocks are dequantized to bf16.
     Expanded,
 }
 
@@ -263,13 +263,13 @@ pub(crate) fn amx_available() -> bool {
 
 /// One product over the given tile registers.
 #[cfg(test)]
-fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx::soft::Soft) {
+fn linear_over(level: SimdLevel, x: &Activations, product: Linear<'_>, tile: &mut amx::soft::Soft) {
     let weight = product.weight;
     let mut tiles = amx::Configured::new(tile);
     let job = Job {
         weight,
         bias: product.bias,
-        out: SharedMut::new(product.out),
+        out: DisjointSliceMut::new(product.out),
         stride: product.stride,
         accumulate: product.accumulate,
         split: Split::Tiles(weight.n_tiles()),
@@ -286,13 +286,13 @@ fn linear_over(tier: Tier, x: &Activations, product: Linear<'_>, tile: &mut amx:
     let unit = Unit { job: &job, x, x_tiles: 0..x.n_tiles(), tiles: 0..weight.n_tiles(), panel: &mut panel };
     match weight.kind() {
         Kind::Packed(layout) => {
-            packed::run_over_tiles(tier, PackedUnit { unit, layout, data: weight.data() }, &mut tiles);
+            packed::run_over_tiles(level, PackedUnit { unit, layout, data: weight.data() }, &mut tiles);
         }
         Kind::Stored(dtype) => {
-            fn float<F: FloatFormat>(_: Tier, _: Unit<'_>, _: &mut amx::Configured<impl amx::Tile>) {
+            fn float<F: FloatFormat>(_: SimdLevel, _: Unit<'_>, _: &mut amx::Configured<impl amx::Tile>) {
                 unreachable!("floats take no tile registers");
             }
-            with_format!(dtype, run_rows, float, (tier, unit, &mut tiles));
+            with_format!(dtype, run_rows, float, (level, unit, &mut tiles));
         }
     }
 }
@@ -311,25 +311,25 @@ struct BlockUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 struct FloatUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
-fn run_block<F: BlockFormat>(tier: Tier, unit: Unit<'_>, tiles: &mut amx::ThreadTiles) {
+fn run_block<F: BlockFormat>(level: SimdLevel, unit: Unit<'_>, tiles: &mut amx::ThreadTiles) {
     #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = tiles
         && unit.job.registers != TileRegisters::None
     {
-        return run_rows::<F>(tier, unit, tiles);
+        return run_rows::<F>(level, unit, tiles);
     }
-    tier.run(BlockUnit::<F>(unit, std::marker::PhantomData));
+    level.run(BlockUnit::<F>(unit, std::marker::PhantomData));
 }
 
 /// Multiplies the blocks of a matrix in tile registers.
-fn run_rows<F: BlockFormat>(tier: Tier, unit: Unit<'_>, tiles: &mut amx::Configured<impl amx::Tile>) {
+fn run_rows<F: BlockFormat>(level: SimdLevel, unit: Unit<'_>, tiles: &mut amx::Configured<impl amx::Tile>) {
     let weight = unit.job.weight;
     let rows = move |tile| amx::expanded::Blocks::<F>::new(weight.blocks::<F>(tile));
-    amx::run_rows(tier, unit, rows, tiles);
+    amx::run_rows(level, unit, rows, tiles);
 }
 
-fn run_float<F: FloatFormat>(tier: Tier, unit: Unit<'_>, _: &mut amx::ThreadTiles) {
-    tier.run(FloatUnit::<F>(unit, std::marker::PhantomData));
+fn run_float<F: FloatFormat>(level: SimdLevel, unit: Unit<'_>, _: &mut amx::ThreadTiles) {
+    level.run(FloatUnit::<F>(unit, std::marker::PhantomData));
 }
 
 /// Calls `$kernel::<S, F, T>($args)` and stores the results of `T` tokens, for the width `T` of a token tile.
@@ -453,20 +453,20 @@ impl Matrix {
     ///
     /// # Panics
     /// When the row does not exist or `out` is not `cols` long.
-    pub fn row(&self, tier: Tier, row: usize, out: &mut [f32]) {
+    pub fn row(&self, level: SimdLevel, row: usize, out: &mut [f32]) {
         assert!(row < self.rows() && out.len() == self.cols(), "row {row} of {}", self.rows());
         match self.kind() {
-            Kind::Stored(dtype) => with_format!(dtype, block_row, float_row, (tier, self, row, out)),
+            Kind::Stored(dtype) => with_format!(dtype, block_row, float_row, (level, self, row, out)),
             Kind::Packed(layout) => layout.row(self.data(), row, out),
         }
     }
 }
 
-fn block_row<F: BlockFormat>(tier: Tier, weight: &Matrix, row: usize, out: &mut [f32]) {
-    tier.run(Row::<F>(weight, row, out, std::marker::PhantomData));
+fn block_row<F: BlockFormat>(level: SimdLevel, weight: &Matrix, row: usize, out: &mut [f32]) {
+    level.run(Row::<F>(weight, row, out, std::marker::PhantomData));
 }
 
-fn float_row<F: FloatFormat>(_: Tier, weight: &Matrix, row: usize, out: &mut [f32]) {
+fn float_row<F: FloatFormat>(_: SimdLevel, weight: &Matrix, row: usize, out: &mut [f32]) {
     for (column, out) in weight.columns::<F>(row / TILE_ROWS).iter().zip(out) {
         *out = F::load(crate::isa::scalar::Scalar, column)[row % TILE_ROWS];
     }

@@ -16,7 +16,7 @@
 
 use super::{
     Job, TileRegisters, Unit,
-    activations::{Quantised, RowScale},
+    activations::{Quantized, RowScale},
     amx::{self, ThreadTiles},
     gemm::{self, PanelGroup},
     gemv,
@@ -33,7 +33,7 @@ use crate::{
     },
     isa::Simd,
     stream::PREFETCH,
-    tier::Tier,
+    level::SimdLevel,
 };
 use std::ops::Range;
 
@@ -205,7 +205,7 @@ trait Groups<S: Simd> {
     /// # Safety
     /// There is another group.
     #[inline(always)]
-    unsafe fn add_even(&mut self, s: S, x: &Quantised, acc: S::F) -> S::F {
+    unsafe fn add_even(&mut self, s: S, x: &Quantized, acc: S::F) -> S::F {
         // SAFETY: the caller's word.
         gemv::accumulate::<S, Int4>(s, &unsafe { self.even(s) }, x, acc)
     }
@@ -214,7 +214,7 @@ trait Groups<S: Simd> {
     /// # Safety
     /// There is another group.
     #[inline(always)]
-    unsafe fn add_odd(&mut self, s: S, x: &Quantised, acc: S::F) -> S::F {
+    unsafe fn add_odd(&mut self, s: S, x: &Quantized, acc: S::F) -> S::F {
         // SAFETY: the caller's word.
         gemv::accumulate::<S, Int4>(s, &unsafe { self.odd(s) }, x, acc)
     }
@@ -267,7 +267,7 @@ impl<S: Simd> Groups<S> for SparseGroups {
         }
     }
     #[inline(always)]
-    unsafe fn add_even(&mut self, s: S, x: &Quantised, acc: S::F) -> S::F {
+    unsafe fn add_even(&mut self, s: S, x: &Quantized, acc: S::F) -> S::F {
         // SAFETY: as in `Words`.
         unsafe {
             if !wide::<S>() {
@@ -282,7 +282,7 @@ impl<S: Simd> Groups<S> for SparseGroups {
         }
     }
     #[inline(always)]
-    unsafe fn add_odd(&mut self, s: S, x: &Quantised, acc: S::F) -> S::F {
+    unsafe fn add_odd(&mut self, s: S, x: &Quantized, acc: S::F) -> S::F {
         // SAFETY: as in `Words`.
         unsafe {
             if !wide::<S>() {
@@ -340,7 +340,7 @@ const fn wide<S: Simd>() -> bool {
 
 /// Adds the products of one group with `T` tokens.
 #[inline(always)]
-fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<S>, x: &[Quantised; T]) {
+fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<S>, x: &[Quantized; T]) {
     let mut panel = PanelGroup::ZERO;
     panel.fill(s, *group);
     let sums = dots::<S, Int4, T, 0, 8>(s, panel.quants(), x);
@@ -357,7 +357,7 @@ fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<
 unsafe fn int4_tile<S: Simd, W: Groups<S>, const T: usize>(
     s: S,
     mut groups: W,
-    x: &[Quantised],
+    x: &[Quantized],
 ) -> [S::F; T] {
     let (mut even, mut odd) = ([s.splat(0.0); T], [s.splat(0.0); T]);
     let (pairs, last) = x.as_chunks::<T>().0.as_chunks::<2>();
@@ -397,7 +397,7 @@ unsafe fn int4_panel<S: Simd, F: Quants, const T: usize>(
     s: S,
     _: F,
     panel: &[PanelGroup],
-    x: &[Quantised],
+    x: &[Quantized],
 ) -> [S::F; T] {
     let mut y = [[s.splat(0.0); T]; 2];
     for (parity, y) in y.iter_mut().enumerate() {
@@ -494,29 +494,29 @@ pub(super) struct PackedUnit<'a> {
 }
 
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
-pub(super) fn run(tier: Tier, unit: PackedUnit<'_>, tiles: &mut ThreadTiles) {
+pub(super) fn run(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut ThreadTiles) {
     #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = tiles
         && unit.unit.job.registers != TileRegisters::None
     {
-        return run_over_tiles(tier, unit, tiles);
+        return run_over_tiles(level, unit, tiles);
     }
-    tier.run(unit);
+    level.run(unit);
 }
 
 /// Runs a unit in tile registers.
-pub(super) fn run_over_tiles<X: amx::Tile>(tier: Tier, unit: PackedUnit<'_>, tiles: &mut amx::Configured<X>) {
+pub(super) fn run_over_tiles<X: amx::Tile>(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut amx::Configured<X>) {
     let (layout, data) = (unit.layout, unit.data);
     let tile = move |tile| Tile { layout, data, tile };
     match (layout.format.value(), layout.format.is_sparse()) {
         (Value::Int4, false) => {
-            amx::run_rows(tier, unit.unit, move |i| tile(i).dense_groups(), tiles);
+            amx::run_rows(level, unit.unit, move |i| tile(i).dense_groups(), tiles);
         }
         (Value::Int4, true) => {
             let rows = move |i| InTurn { groups: tile(i).sparse_groups(), odd: false };
-            amx::run_rows(tier, unit.unit, rows, tiles);
+            amx::run_rows(level, unit.unit, rows, tiles);
         }
-        _ => X::run(tier, amx::AmxUnit { unit, tiles }),
+        _ => X::run(level, amx::AmxUnit { unit, tiles }),
     }
 }
 

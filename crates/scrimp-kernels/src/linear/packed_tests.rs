@@ -14,16 +14,16 @@ fn matrix(pool: &Pool, format: WeightFormat, rows: usize, cols: usize, w: &[f32]
     (Matrix::from_packed(pool, &mut arena, &view).unwrap(), view.to_dense_f32())
 }
 
-fn multiply(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
+fn multiply(pool: &Pool, level: SimdLevel, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
     let cols = weight.cols();
     let n = x.len() / cols;
     let mut activations = Activations::new();
-    activations.fill(pool, tier, n, cols, weight.needs(), |t, out| {
+    activations.fill(pool, level, n, cols, weight.needs(), |t, out| {
         out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
     });
     let mut out = vec![1.0; n * weight.rows()];
     let product = Linear { weight, bias: Some(bias), out: &mut out, stride: weight.rows(), accumulate: true };
-    linear(pool, tier, &mut LinearScratch::default(), &activations, &mut [product]);
+    linear(pool, level, &mut LinearScratch::default(), &activations, &mut [product]);
     out
 }
 
@@ -48,16 +48,16 @@ proptest! {
         let bias = inputs(rows, seed ^ 5);
         let exact = !matches!(format, WeightFormat::Bf16 | WeightFormat::SparseBf16);
         let mut first: Option<Vec<f32>> = None;
-        for tier in Tier::supported() {
-            let got = multiply(&pool, tier, &weight, &x, &bias);
+        for level in SimdLevel::supported() {
+            let got = multiply(&pool, level, &weight, &x, &bias);
             // Sparse and dense give the same bits, one token and the batch too.
-            prop_assert_eq!(&multiply(&pool, tier, &dense, &x, &bias), &got, "dense {} {}", format, tier);
+            prop_assert_eq!(&multiply(&pool, level, &dense, &x, &bias), &got, "dense {} {}", format, level);
             for t in [0, n_tokens - 1] {
-                let alone = multiply(&pool, tier, &weight, &x[t * cols..(t + 1) * cols], &bias);
+                let alone = multiply(&pool, level, &weight, &x[t * cols..(t + 1) * cols], &bias);
                 for (alone, got) in alone.iter().zip(&got[t * rows..]) {
                     // Tile registers, which a batch gets, add bf16 products in another order.
-                    let same = if exact || !tier.has_amx() { alone == got } else { (alone - got).abs() <= 1e-3 };
-                    prop_assert!(same, "alone {format} {tier}: {alone} {got}");
+                    let same = if exact || !level.has_amx() { alone == got } else { (alone - got).abs() <= 1e-3 };
+                    prop_assert!(same, "alone {format} {level}: {alone} {got}");
                 }
             }
             for t in 0..n_tokens {
@@ -78,12 +78,12 @@ proptest! {
                         }
                     }
                     let got = f64::from(got[t * rows + r]);
-                    prop_assert!((got - want).abs() <= error, "{format} {tier}: {got} vs {want} ± {error}");
+                    prop_assert!((got - want).abs() <= error, "{format} {level}: {got} vs {want} ± {error}");
                 }
             }
             if let Some(first) = &first {
                 for (a, b) in first.iter().zip(&got) {
-                    prop_assert!(if exact { a == b } else { (a - b).abs() <= 1e-3 }, "{format} {tier}: {a} {b}");
+                    prop_assert!(if exact { a == b } else { (a - b).abs() <= 1e-3 }, "{format} {level}: {a} {b}");
                 }
             } else {
                 first = Some(got);
@@ -91,7 +91,7 @@ proptest! {
         }
         for r in [0, rows - 1] {
             let mut row = vec![0.0; cols];
-            weight.row(Tier::SCALAR, r, &mut row);
+            weight.row(SimdLevel::SCALAR, r, &mut row);
             prop_assert_eq!(&row[..], &values[r * cols..(r + 1) * cols]);
         }
     }
@@ -110,11 +110,11 @@ proptest! {
         let w = crate::formats::packed::test_weights(rows, cols, 0.5, seed);
         let (weight, _) = matrix(&pool, format, rows, cols, &w);
         let (x, bias) = (inputs(n_tokens * cols, seed), inputs(rows, seed));
-        for tier in Tier::supported().into_iter().filter(|tier| !tier.has_amx()) {
-            let got = multiply(&pool, tier, &weight, &x, &bias);
+        for level in SimdLevel::supported().into_iter().filter(|level| !level.has_amx()) {
+            let got = multiply(&pool, level, &weight, &x, &bias);
             for (t, (x, got)) in x.chunks_exact(cols).zip(got.chunks_exact(rows)).enumerate() {
-                let alone = multiply(&pool, tier, &weight, x, &bias);
-                prop_assert_eq!(&alone[..], got, "token {} of {} {}", t, format, tier);
+                let alone = multiply(&pool, level, &weight, x, &bias);
+                prop_assert_eq!(&alone[..], got, "token {} of {} {}", t, format, level);
             }
         }
     }
@@ -138,12 +138,12 @@ fn no_kernel_reads_beyond_the_packed_bytes() {
             let mut arena = Arena::before_guard_page(bytes.len()).unwrap();
             let guarded = Matrix::from_packed(&pool, &mut arena, &view).unwrap();
             let (ordinary, _) = matrix(&pool, format, rows, cols, &w);
-            for tier in Tier::supported() {
+            for level in SimdLevel::supported() {
                 for n in [1, 3, 9, 20] {
                     let x = inputs(n * cols, x_seed);
                     let bias = vec![0.0; rows];
-                    let want = multiply(&pool, tier, &ordinary, &x, &bias);
-                    assert_eq!(multiply(&pool, tier, &guarded, &x, &bias), want, "{format} {tier}");
+                    let want = multiply(&pool, level, &ordinary, &x, &bias);
+                    assert_eq!(multiply(&pool, level, &guarded, &x, &bias), want, "{format} {level}");
                 }
             }
         }
@@ -173,11 +173,11 @@ fn non_finite_activations_stay_in_their_token() {
             matrix(&pool, format, 33, 96, &crate::formats::packed::test_weights(33, 96, 0.5, 1));
         let mut x = inputs(20 * 96, 1);
         x[96 + 40] = f32::NAN;
-        for tier in Tier::supported() {
+        for level in SimdLevel::supported() {
             for n in [3, 20] {
-                let y = multiply(&pool, tier, &weight, &x[..n * 96], &[0.0; 33]);
-                assert!(y[33..66].iter().all(|y| y.is_nan()), "{format} {tier}");
-                assert!(y[..33].iter().chain(&y[66..]).all(|y| y.is_finite()), "{format} {tier}");
+                let y = multiply(&pool, level, &weight, &x[..n * 96], &[0.0; 33]);
+                assert!(y[33..66].iter().all(|y| y.is_nan()), "{format} {level}");
+                assert!(y[..33].iter().chain(&y[66..]).all(|y| y.is_finite()), "{format} {level}");
             }
         }
     }
@@ -189,8 +189,8 @@ fn the_longest_rows_of_the_largest_values_do_not_overflow() {
     let cols = 1 << 17;
     let (weight, _) = matrix(&pool, WeightFormat::SparseInt8, 1, cols, &vec![-1.0; cols]);
     let x: Vec<f32> = vec![-1.0; cols];
-    for tier in Tier::supported() {
-        let y = multiply(&pool, tier, &weight, &x, &[0.0]);
-        assert!((y[0] - 1.0 - cols as f32).abs() < 1.0, "{tier}: {}", y[0]);
+    for level in SimdLevel::supported() {
+        let y = multiply(&pool, level, &weight, &x, &[0.0]);
+        assert!((y[0] - 1.0 - cols as f32).abs() < 1.0, "{level}: {}", y[0]);
     }
 }

@@ -1,4 +1,4 @@
-//! Every format in every tier against plain dequantised f64 arithmetic, and tiers against each other bit by bit.
+//! Every format in every tier against plain dequantized f64 arithmetic, and tiers against each other bit by bit.
 
 use super::*;
 use crate::{DType, arena::Arena, formats::dequantize::dequantize_row};
@@ -38,10 +38,10 @@ pub(super) fn pack(pool: &Pool, dtype: DType, rows: usize, cols: usize, data: &[
     Matrix::pack(pool, &mut arena, dtype, rows, cols, data).unwrap()
 }
 
-fn activations(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32]) -> Activations {
+fn activations(pool: &Pool, level: SimdLevel, weight: &Matrix, x: &[f32]) -> Activations {
     let cols = weight.cols();
     let mut activations = Activations::new();
-    activations.fill(pool, tier, x.len() / cols, cols, weight.needs(), |t, out| {
+    activations.fill(pool, level, x.len() / cols, cols, weight.needs(), |t, out| {
         out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
     });
     activations
@@ -49,7 +49,7 @@ fn activations(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32]) -> Activatio
 
 fn multiply(
     pool: &Pool,
-    tier: Tier,
+    level: SimdLevel,
     weight: &Matrix,
     x: &[f32],
     bias: Option<&[f32]>,
@@ -57,9 +57,9 @@ fn multiply(
 ) -> Vec<f32> {
     let n = x.len() / weight.cols();
     let mut out = start.map_or_else(|| vec![f32::NAN; n * weight.rows()], <[f32]>::to_vec);
-    let x = activations(pool, tier, weight, x);
+    let x = activations(pool, level, weight, x);
     let product = Linear { weight, bias, out: &mut out, stride: weight.rows(), accumulate: start.is_some() };
-    linear(pool, tier, &mut LinearScratch::default(), &x, &mut [product]);
+    linear(pool, level, &mut LinearScratch::default(), &x, &mut [product]);
     out
 }
 
@@ -74,12 +74,12 @@ fn packed_rows_hold_the_stored_values() {
         let (rows, cols) = (19, 512);
         let data = random_rows(dtype, rows, cols, 7);
         let weight = pack(&pool, dtype, rows, cols, &data);
-        for tier in Tier::supported() {
+        for level in SimdLevel::supported() {
             for (r, stored) in data.chunks_exact(data.len() / rows).enumerate() {
                 let (mut got, mut want) = (vec![0.0; cols], vec![0.0; cols]);
-                weight.row(tier, r, &mut got);
+                weight.row(level, r, &mut got);
                 dequantize_row(dtype, stored, &mut want);
-                assert_eq!(got, want, "{dtype} row {r} {tier}");
+                assert_eq!(got, want, "{dtype} row {r} {level}");
             }
         }
     }
@@ -104,16 +104,16 @@ proptest! {
         let bias = with_bias.then_some(&bias[..]);
         let start = accumulate.then_some(&before[..]);
         let mut first: Option<Vec<f32>> = None;
-        for tier in Tier::supported() {
-            let got = multiply(&pool, tier, &weight, &x, bias, start);
+        for level in SimdLevel::supported() {
+            let got = multiply(&pool, level, &weight, &x, bias, start);
             // One token at a time gives the same bits as the batch.
             for t in [0, n_tokens - 1] {
                 let start = start.map(|s| &s[t * rows..(t + 1) * rows]);
-                let alone = multiply(&pool, tier, &weight, &x[t * cols..(t + 1) * cols], bias, start);
+                let alone = multiply(&pool, level, &weight, &x[t * cols..(t + 1) * cols], bias, start);
                 prop_assert_eq!(&alone[..], &got[t * rows..(t + 1) * rows]);
             }
             if let Some(first) = &first {
-                prop_assert_eq!(first, &got, "{} {}", dtype, tier);
+                prop_assert_eq!(first, &got, "{} {}", dtype, level);
             } else {
                 first = Some(got);
             }
@@ -156,11 +156,11 @@ proptest! {
         let pool = Pool::new(threads).unwrap();
         let weight = pack(&pool, dtype, rows, cols, &random_rows(dtype, rows, cols, seed));
         let x = inputs(n_tokens * cols, seed);
-        for tier in Tier::supported().into_iter().filter(|tier| !tier.has_amx()) {
-            let got = multiply(&pool, tier, &weight, &x, None, None);
+        for level in SimdLevel::supported().into_iter().filter(|level| !level.has_amx()) {
+            let got = multiply(&pool, level, &weight, &x, None, None);
             for (t, (x, got)) in x.chunks_exact(cols).zip(got.chunks_exact(rows)).enumerate() {
-                let alone = multiply(&pool, tier, &weight, x, None, None);
-                prop_assert_eq!(&alone[..], got, "token {} of {} {}", t, dtype, tier);
+                let alone = multiply(&pool, level, &weight, x, None, None);
+                prop_assert_eq!(&alone[..], got, "token {} of {} {}", t, dtype, level);
             }
         }
     }
@@ -172,8 +172,8 @@ fn non_finite_inputs_give_nan_for_their_token_only() {
     let weight = pack(&pool, DType::Q4_0, 33, 64, &random_rows(DType::Q4_0, 33, 64, 3));
     let mut x = inputs(3 * 64, 1);
     x[64 + 40] = f32::INFINITY;
-    for tier in Tier::supported() {
-        let y = multiply(&pool, tier, &weight, &x, None, None);
+    for level in SimdLevel::supported() {
+        let y = multiply(&pool, level, &weight, &x, None, None);
         assert!(y[33..66].iter().all(|y| y.is_nan()));
         assert!(y[..33].iter().chain(&y[66..]).all(|y| y.is_finite()));
     }
@@ -215,10 +215,10 @@ fn the_largest_quants_do_not_overflow_narrow_sums() {
                 let one: Vec<f32> = (0..256).map(input).collect();
                 // Alone and as part of a batch: different kernels.
                 for x in [one.clone(), one.repeat(5)] {
-                    let want = multiply(&pool, Tier::SCALAR, &weight, &x, None, None);
-                    for tier in Tier::supported() {
-                        let got = multiply(&pool, tier, &weight, &x, None, None);
-                        assert_eq!(got, want, "{dtype} {byte:#x} {tier}");
+                    let want = multiply(&pool, SimdLevel::SCALAR, &weight, &x, None, None);
+                    for level in SimdLevel::supported() {
+                        let got = multiply(&pool, level, &weight, &x, None, None);
+                        assert_eq!(got, want, "{dtype} {byte:#x} {level}");
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! The gated feed-forward's non-linearity, and soft caps on logits.
 
 use super::padded;
-use crate::{dispatch::Kernel, isa::Simd, tier::Tier};
+use crate::{dispatch::Kernel, isa::Simd, level::SimdLevel};
 
 /// Non-linearity of a gated feed-forward block (Shazeer 2020, "GLU variants improve Transformer").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,19 +20,19 @@ struct Scale<'a>(f32, &'a mut [f32]);
 ///
 /// # Panics
 /// When lengths differ.
-pub fn gated(tier: Tier, f: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
+pub fn gated(level: SimdLevel, f: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert!(gate.len() == up.len() && gate.len() == out.len(), "gated: lengths differ");
-    tier.run(Gated(f, gate, up, out));
+    level.run(Gated(f, gate, up, out));
 }
 
 /// `x = cap * tanh(x / cap)`, in place (Gemma 2).
-pub fn softcap(tier: Tier, cap: f32, x: &mut [f32]) {
-    tier.run(Softcap(cap, x));
+pub fn softcap(level: SimdLevel, cap: f32, x: &mut [f32]) {
+    level.run(Softcap(cap, x));
 }
 
 /// `x = factor * x`, in place.
-pub fn scale(tier: Tier, factor: f32, x: &mut [f32]) {
-    tier.run(Scale(factor, x));
+pub fn scale(level: SimdLevel, factor: f32, x: &mut [f32]) {
+    level.run(Scale(factor, x));
 }
 
 impl Kernel for Gated<'_> {
@@ -101,16 +101,16 @@ mod tests {
         let x: Vec<f32> = (-400..403).map(|i| i as f32 / 10.0).collect();
         let ones = vec![1.0; x.len()];
         let mut out = vec![0.0; x.len()];
-        for tier in Tier::supported() {
-            gated(tier, Gate::Silu, &x, &ones, &mut out);
+        for level in SimdLevel::supported() {
+            gated(level, Gate::Silu, &x, &ones, &mut out);
             for (&x, &y) in x.iter().zip(&out) {
                 let want = f64::from(x) / (1.0 + f64::from(-x).exp());
                 assert!(
                     (f64::from(y) - want).abs() <= 3e-7 * want.abs().max(1e-6),
-                    "silu({x}) = {y}, {want} {tier}"
+                    "silu({x}) = {y}, {want} {level}"
                 );
             }
-            gated(tier, Gate::GeluTanh, &x, &ones, &mut out);
+            gated(level, Gate::GeluTanh, &x, &ones, &mut out);
             for (&x, &y) in x.iter().zip(&out) {
                 let x = f64::from(x);
                 let want = 0.5
@@ -118,14 +118,14 @@ mod tests {
                     * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
                 assert!(
                     (f64::from(y) - want).abs() <= 2e-6 * x.abs().max(0.1),
-                    "gelu({x}) = {y}, {want} {tier}"
+                    "gelu({x}) = {y}, {want} {level}"
                 );
             }
             let mut capped = x.clone();
-            softcap(tier, 30.0, &mut capped);
+            softcap(level, 30.0, &mut capped);
             for (&x, &y) in x.iter().zip(&capped) {
                 let want = 30.0 * (f64::from(x) / 30.0).tanh();
-                assert!((f64::from(y) - want).abs() <= 1e-5, "softcap({x}) = {y}, {want} {tier}");
+                assert!((f64::from(y) - want).abs() <= 1e-5, "softcap({x}) = {y}, {want} {level}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * (w + offset)`.
 
 use super::padded;
-use crate::{dispatch::Kernel, isa::Simd, tier::Tier};
+use crate::{dispatch::Kernel, isa::Simd, level::SimdLevel};
 
 /// The learned part of a norm.
 #[derive(Debug, Clone, Copy)]
@@ -19,21 +19,21 @@ impl RmsNorm<'_> {
     ///
     /// # Panics
     /// When lengths differ (as in all methods here).
-    pub fn apply(&self, tier: Tier, x: &[f32], out: &mut [f32]) {
+    pub fn apply(&self, level: SimdLevel, x: &[f32], out: &mut [f32]) {
         self.check(x.len(), out.len());
-        tier.run(Into::<false> { norm: self, x, out });
+        level.run(Into::<false> { norm: self, x, out });
     }
 
     /// `x = norm(x)` for one row.
-    pub fn apply_in_place(&self, tier: Tier, x: &mut [f32]) {
+    pub fn apply_in_place(&self, level: SimdLevel, x: &mut [f32]) {
         self.check(x.len(), x.len());
-        tier.run(InPlace { norm: self, x });
+        level.run(InPlace { norm: self, x });
     }
 
     /// `out += norm(x)` for one row.
-    pub fn add_to(&self, tier: Tier, x: &[f32], out: &mut [f32]) {
+    pub fn add_to(&self, level: SimdLevel, x: &[f32], out: &mut [f32]) {
         self.check(x.len(), out.len());
-        tier.run(Into::<true> { norm: self, x, out });
+        level.run(Into::<true> { norm: self, x, out });
     }
 
     fn check(&self, x: usize, out: usize) {
@@ -121,15 +121,15 @@ mod tests {
             let weight: Vec<f32> = (0..len).map(|i| (i as f32 * 0.3).cos()).collect();
             let norm = RmsNorm { weight: &weight, eps: 1e-5, offset: 1.0 };
             let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / len as f64;
-            for tier in Tier::supported() {
+            for level in SimdLevel::supported() {
                 let (mut out, mut added, mut in_place) = (vec![0.0; len], vec![2.0; len], x.clone());
-                norm.apply(tier, &x, &mut out);
-                norm.add_to(tier, &x, &mut added);
-                norm.apply_in_place(tier, &mut in_place);
+                norm.apply(level, &x, &mut out);
+                norm.add_to(level, &x, &mut added);
+                norm.apply_in_place(level, &mut in_place);
                 assert_eq!(out, in_place);
                 for i in 0..len {
                     let want = f64::from(x[i]) / (mean + 1e-5).sqrt() * (f64::from(weight[i]) + 1.0);
-                    assert!((f64::from(out[i]) - want).abs() < 1e-5, "{tier}");
+                    assert!((f64::from(out[i]) - want).abs() < 1e-5, "{level}");
                     assert!((added[i] - 2.0 - out[i]).abs() < 1e-6);
                 }
             }

@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al. 2021): rotates pairs of elements of a head by `position * inv_freq`.
 
-use crate::{dispatch::Kernel, isa::Simd, shared::SharedMut, threads::Pool, tier::Tier};
+use crate::{dispatch::Kernel, isa::Simd, shared::DisjointSliceMut, threads::Pool, level::SimdLevel};
 
 /// Cosines and sines of a batch of positions, `[n_positions][pairs]` each.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl RopeTable {
         let old = self.cos.len();
         self.cos.resize(old + positions.len() * pairs, 0.0);
         self.sin.resize(old + positions.len() * pairs, 0.0);
-        let (cos, sin) = (SharedMut::new(&mut self.cos[old..]), SharedMut::new(&mut self.sin[old..]));
+        let (cos, sin) = (DisjointSliceMut::new(&mut self.cos[old..]), DisjointSliceMut::new(&mut self.sin[old..]));
         const CHUNK: usize = 16;
         pool.run(positions.len().div_ceil(CHUNK), |unit, _| {
             for i in unit * CHUNK..((unit + 1) * CHUNK).min(positions.len()) {
@@ -63,9 +63,9 @@ struct Halves<'a>(&'a mut [f32], &'a [f32], &'a [f32]);
 ///
 /// # Panics
 /// When the head is shorter than `2 * pairs`, or `cos` and `sin` differ in length.
-pub fn rotate_halves(tier: Tier, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub fn rotate_halves(level: SimdLevel, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     assert!(cos.len() == sin.len() && head.len() >= 2 * cos.len(), "rope: lengths");
-    tier.run(Halves(head, cos, sin));
+    level.run(Halves(head, cos, sin));
 }
 
 impl Kernel for Halves<'_> {
@@ -96,7 +96,7 @@ impl Kernel for Halves<'_> {
 ///
 /// # Panics
 /// When the head is shorter than `2 * pairs`, or `cos` and `sin` differ in length.
-pub fn rotate_adjacent(_tier: Tier, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub fn rotate_adjacent(_tier: SimdLevel, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     assert!(cos.len() == sin.len() && head.len() >= 2 * cos.len(), "rope: lengths");
     for (pair, (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos.iter().zip(sin)) {
         let [x, y] = *pair;
@@ -122,10 +122,10 @@ mod tests {
                     (adjacent[2 * i], adjacent[2 * i + 1]) = (head[i], head[i + pairs]);
                 }
                 let (cos, sin) = table.row(1);
-                rotate_adjacent(Tier::SCALAR, &mut adjacent, cos, sin);
-                for tier in Tier::supported() {
+                rotate_adjacent(SimdLevel::SCALAR, &mut adjacent, cos, sin);
+                for level in SimdLevel::supported() {
                     let mut halves = head.clone();
-                    rotate_halves(tier, &mut halves, cos, sin);
+                    rotate_halves(level, &mut halves, cos, sin);
                     for i in 0..pairs {
                         assert_eq!((halves[i], halves[i + pairs]), (adjacent[2 * i], adjacent[2 * i + 1]));
                     }

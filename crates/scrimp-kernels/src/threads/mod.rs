@@ -15,7 +15,7 @@ pub(crate) use units::part;
 use units::{Runs, Units};
 
 use crate::{
-    shared::SharedMut,
+    shared::DisjointSliceMut,
     sync::{
         Arc, AtomicBool, AtomicU64, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, UnsafeCell, spin_loop,
         yield_now,
@@ -217,7 +217,7 @@ impl Pool {
     /// When `len` is 0.
     pub fn chunks<T: Send>(&self, data: &mut [T], len: usize, body: impl Fn(usize, &mut [T]) + Sync) {
         let (n, total) = (data.len().div_ceil(len), data.len());
-        let data = SharedMut::new(data);
+        let data = DisjointSliceMut::new(data);
         self.run(n, |unit, _| {
             // SAFETY: `run` hands out every unit once, and units have elements of their own.
             body(unit, unsafe { data.slice(unit * len..((unit + 1) * len).min(total)) });
@@ -282,7 +282,7 @@ impl Shared {
         }
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         // Announced before the last look at the state; `run` looks at `sleepers` after it has changed the state. Both do
-        // so by a read-modify-write, and of two such the later one synchronises with the earlier: either `run` sees the
+        // so by a read-modify-write, and of two such the later one synchronizes with the earlier: either `run` sees the
         // sleeper, or the sleeper sees the new state.
         self.sleepers.fetch_add(1, Ordering::AcqRel);
         let state = loop {

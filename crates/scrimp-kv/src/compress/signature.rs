@@ -3,7 +3,7 @@
 
 use super::Anchor;
 use crate::policy::{Attention, LayerView, mix};
-use scrimp_kernels::{Tier, hamming};
+use scrimp_kernels::{SimdLevel, hamming};
 
 /// Signatures of the tokens of one KV head, `[tokens][words]`.
 pub(super) struct Signatures {
@@ -77,7 +77,7 @@ impl Signatures {
     pub(super) fn sorted(&self, anchor: Anchor, items: &[u32], seed: u64) -> Vec<u32> {
         let anchor = self.anchor(anchor, items, seed);
         let mut distances = vec![0; self.packed.len() / self.words];
-        hamming::distances(Tier::detect(), &self.packed, &anchor, &mut distances);
+        hamming::distances(SimdLevel::detect(), &self.packed, &anchor, &mut distances);
         let mut starts = vec![0_usize; self.bits + 2];
         for &item in items {
             starts[distances[item as usize] as usize + 1] += 1;

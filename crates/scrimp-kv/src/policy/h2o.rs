@@ -1,4 +1,4 @@
-//! Heavy-hitter oracle (Zhang et al. 2023, arXiv 2306.14048, §4): tokens that got much attention so far. Sums favour
+//! Heavy-hitter oracle (Zhang et al. 2023, arXiv 2306.14048, §4): tokens that got much attention so far. Sums favor
 //! early tokens, which more queries saw, so they are divided by the number of queries that could see the token.
 //!
 //! ```text

@@ -1,5 +1,5 @@
 //! SnapKV (Li et al. 2024, arXiv 2404.14469, §4): what the end of the prompt looks at is what the answer will look at.
-//! Attention of the last 32 queries, averaged over 7 neighbouring tokens, so that tokens are kept with their context.
+//! Attention of the last 32 queries, averaged over 7 neighboring tokens, so that tokens are kept with their context.
 //!
 //! ```text
 //! a[t]     = mean over the group's query heads of  sum over the last w queries of softmax(q_i k)[t]
@@ -8,7 +8,7 @@
 
 use super::{Attention, LayerView, Needs, Policy, place::WINDOW};
 
-/// Neighbouring tokens that are averaged.
+/// Neighboring tokens that are averaged.
 const KERNEL: usize = 7;
 
 /// Attention from the end of the prompt.
@@ -38,7 +38,7 @@ impl Policy for SnapKv {
     }
 }
 
-/// The mean of `kernel` (odd) neighbours, zeros outside.
+/// The mean of `kernel` (odd) neighbors, zeros outside.
 pub(super) fn average_pool(x: &mut [f32], kernel: usize) {
     let (half, before) = (kernel / 2, x.to_vec());
     for (i, x) in x.iter_mut().enumerate() {

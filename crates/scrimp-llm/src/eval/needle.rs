@@ -85,7 +85,7 @@ struct Needle {
 }
 
 impl Needle {
-    /// The `n`th needle: neighbouring ones have different cities.
+    /// The `n`th needle: neighboring ones have different cities.
     fn new(seed: u64, n: u64) -> Self {
         let random = mix(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n));
         let city = CITIES[(seed.wrapping_add(n) % CITIES.len() as u64) as usize];

@@ -24,7 +24,7 @@ pub enum ModelRef {
     Path(PathBuf),
     /// A repository on the Hugging Face hub, or one file of it.
     Hf {
-        /// `organisation/name`.
+        /// `organization/name`.
         repo: String,
         /// Path inside the repository; `None`: everything that a model needs.
         file: Option<String>,

@@ -85,9 +85,9 @@ fn inputs<'a>(
     wanted_from: usize,
     stats: Option<StatsWanted>,
 ) -> AttentionInputs<'a> {
-    let Context { tier, config, .. } = context;
+    let Context { level, config, .. } = context;
     AttentionInputs {
-        tier,
+        level,
         q,
         queries,
         out,

@@ -114,7 +114,7 @@ impl Session<'_> {
         }
         let turn = |key: &mut [f32], by: u32| {
             let (cos, sin) = table.row(by as usize);
-            rotate(model.tier, model.config(), key, cos, sin);
+            rotate(model.level, model.config(), key, cos, sin);
         };
         let turn: Option<Turn<'_>> = if how.rerotate { Some(&turn) } else { None };
         if let Err(e) = self.kv.compress_turning(how, budget, &model.pool, turn) {

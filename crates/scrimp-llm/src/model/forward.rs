@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
 };
 use scrimp_kernels::{
-    Tier,
+    SimdLevel,
     formats::dequantize::dequantize_row,
     linear::{Activations, Linear, LinearScratch, linear},
     ops::{self, Gate, RmsNorm, RopeTable},
@@ -95,7 +95,7 @@ impl<'a, 'm> Part<'a, 'm> {
 #[derive(Clone, Copy)]
 pub(super) struct Context<'a> {
     pub(super) pool: &'a Pool,
-    pub(super) tier: Tier,
+    pub(super) level: SimdLevel,
     pub(super) config: &'a ModelConfig,
 }
 
@@ -129,7 +129,7 @@ impl Buffers {
     /// When the embedding of a token is damaged; then nothing was appended.
     pub(super) fn layers(&mut self, model: &Model, parts: &mut [Part<'_, '_>]) -> Result<()> {
         let config = model.config();
-        let context = Context { pool: &model.pool, tier: model.tier, config };
+        let context = Context { pool: &model.pool, level: model.level, config };
         let (mut n, mut wanted) = (0, Vec::new());
         for part in &mut *parts {
             part.first = n;
@@ -152,7 +152,7 @@ impl Buffers {
     }
 
     fn embed(&mut self, context: Context<'_>, model: &Model, n: usize, parts: &[Part<'_, '_>]) -> Result<()> {
-        let Context { config, tier, .. } = context;
+        let Context { config, level, .. } = context;
         let (weights, width) = (&model.weights, config.hidden_size);
         let checkpoint = model.checkpoint().filter(|_| !weights.tied);
         let stored = checkpoint.map(Checkpoint::embedding).transpose()?;
@@ -162,7 +162,7 @@ impl Buffers {
         context.rows(h, width, |t, row| {
             let token = tokens[t] as usize;
             match &stored {
-                None => weights.output.row(tier, token, row),
+                None => weights.output.row(level, token, row),
                 Some((dtype, stored)) => {
                     let bytes = stored.len() / config.vocab_size;
                     dequantize_row(*dtype, &stored[token * bytes..(token + 1) * bytes], row);
@@ -173,7 +173,7 @@ impl Buffers {
                 }
             }
             if config.embedding_scale != 1.0 {
-                ops::scale(tier, config.embedding_scale, row);
+                ops::scale(level, config.embedding_scale, row);
             }
         });
         match checkpoint {
@@ -212,18 +212,18 @@ impl Buffers {
         parts: &mut [Part<'_, '_>],
         wanted: Option<&[usize]>,
     ) {
-        let Context { pool, tier, config } = context;
+        let Context { pool, level, config } = context;
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
         let needs = layer.q.needs().and(layer.k.needs()).and(layer.v.needs());
         let (h, attn_norm) = (&self.h[..n * hidden], context.norm(&layer.attn_norm));
-        self.x.fill(pool, tier, n, hidden, needs, |t, x| {
-            attn_norm.apply(tier, &h[t * hidden..(t + 1) * hidden], x);
+        self.x.fill(pool, level, n, hidden, needs, |t, x| {
+            attn_norm.apply(level, &h[t * hidden..(t + 1) * hidden], x);
         });
         let (q, k) = (sized(&mut self.q, n * q_dim), sized(&mut self.k, n * kv_dim));
         let v = sized(&mut self.v, n * kv_dim);
         linear(
             pool,
-            tier,
+            level,
             &mut self.linear,
             &self.x,
             &mut [product(&layer.q, q, false), product(&layer.k, k, false), product(&layer.v, v, false)],
@@ -242,7 +242,7 @@ impl Buffers {
             return;
         }
         let attn = &self.attn;
-        self.x.fill(pool, tier, n, q_dim, layer.o.needs(), |t, x| {
+        self.x.fill(pool, level, n, q_dim, layer.o.needs(), |t, x| {
             x.copy_from_slice(&attn[t * q_dim..(t + 1) * q_dim]);
         });
         self.add_block(context, &layer.o, layer.post_attn_norm.as_deref(), n);
@@ -250,16 +250,16 @@ impl Buffers {
 
     /// Adds the feed-forward block of a layer to the residual stream of `n` rows.
     fn feed_forward(&mut self, context: Context<'_>, layer: &Layer, n: usize) {
-        let Context { pool, tier, config } = context;
+        let Context { pool, level, config } = context;
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
         let (h, ffn_norm) = (&self.h[..n * hidden], context.norm(&layer.ffn_norm));
-        self.x.fill(pool, tier, n, hidden, layer.gate.needs().and(layer.up.needs()), |t, x| {
-            ffn_norm.apply(tier, &h[t * hidden..(t + 1) * hidden], x);
+        self.x.fill(pool, level, n, hidden, layer.gate.needs().and(layer.up.needs()), |t, x| {
+            ffn_norm.apply(level, &h[t * hidden..(t + 1) * hidden], x);
         });
         let (gate, up) = (sized(&mut self.gate, n * width), sized(&mut self.up, n * width));
         linear(
             pool,
-            tier,
+            level,
             &mut self.linear,
             &self.x,
             &mut [product(&layer.gate, gate, false), product(&layer.up, up, false)],
@@ -269,9 +269,9 @@ impl Buffers {
             Activation::GeluTanh => Gate::GeluTanh,
         };
         let (gate, up) = (&*gate, &*up);
-        self.x.fill(pool, tier, n, width, layer.down.needs(), |t, x| {
+        self.x.fill(pool, level, n, width, layer.down.needs(), |t, x| {
             let row = t * width..(t + 1) * width;
-            ops::gated(tier, f, &gate[row.clone()], &up[row], x);
+            ops::gated(level, f, &gate[row.clone()], &up[row], x);
         });
         self.add_block(context, &layer.down, layer.post_ffn_norm.as_deref(), n);
     }
@@ -279,19 +279,19 @@ impl Buffers {
     /// Logits of `rows` of the residual stream that [`Buffers::layers`] left, `[rows][vocab_size]`.
     pub(super) fn logits(&mut self, model: &Model, rows: Range<usize>) -> &[f32] {
         let config = model.config();
-        let context = Context { pool: &model.pool, tier: model.tier, config };
+        let context = Context { pool: &model.pool, level: model.level, config };
         let (output, hidden, vocab) = (&model.weights.output, config.hidden_size, config.vocab_size);
         let h = &self.h[rows.start * hidden..rows.end * hidden];
         let output_norm = context.norm(&model.weights.output_norm);
-        self.x.fill(context.pool, context.tier, rows.len(), hidden, output.needs(), |t, x| {
-            output_norm.apply(context.tier, &h[t * hidden..(t + 1) * hidden], x);
+        self.x.fill(context.pool, context.level, rows.len(), hidden, output.needs(), |t, x| {
+            output_norm.apply(context.level, &h[t * hidden..(t + 1) * hidden], x);
         });
         let logits = sized(&mut self.logits, rows.len() * vocab);
         let product =
             Linear { weight: output, bias: None, out: &mut *logits, stride: vocab, accumulate: false };
-        linear(context.pool, context.tier, &mut self.linear, &self.x, &mut [product]);
+        linear(context.pool, context.level, &mut self.linear, &self.x, &mut [product]);
         if let Some(cap) = config.final_logit_softcap {
-            context.rows(logits, vocab, |_, row| ops::softcap(context.tier, cap, row));
+            context.rows(logits, vocab, |_, row| ops::softcap(context.level, cap, row));
         }
         logits
     }
@@ -305,28 +305,28 @@ impl Buffers {
     /// The residual stream of `rows`, after the output norm, `[rows][hidden_size]`: what an embedding of a text is made of.
     pub(super) fn hidden(&self, model: &Model, rows: Range<usize>) -> Vec<f32> {
         let config = model.config();
-        let context = Context { pool: &model.pool, tier: model.tier, config };
+        let context = Context { pool: &model.pool, level: model.level, config };
         let (hidden, norm) = (config.hidden_size, context.norm(&model.weights.output_norm));
         let mut out = vec![0.0; rows.len() * hidden];
         let h = &self.h[rows.start * hidden..rows.end * hidden];
         context.rows(&mut out, hidden, |t, row| {
-            norm.apply(context.tier, &h[t * hidden..(t + 1) * hidden], row);
+            norm.apply(context.level, &h[t * hidden..(t + 1) * hidden], row);
         });
         out
     }
 
     /// `h += norm(projection x)` for `n` tokens, the norm where there is one.
     fn add_block(&mut self, context: Context<'_>, projection: &Projection, norm: Option<&[f32]>, n: usize) {
-        let Context { pool, tier, config } = context;
+        let Context { pool, level, config } = context;
         let hidden = config.hidden_size;
         let h = &mut self.h[..n * hidden];
         let Some(weight) = norm else {
-            linear(pool, tier, &mut self.linear, &self.x, &mut [product(projection, h, true)]);
+            linear(pool, level, &mut self.linear, &self.x, &mut [product(projection, h, true)]);
             return;
         };
         let block = sized(&mut self.block, n * hidden);
-        linear(pool, tier, &mut self.linear, &self.x, &mut [product(projection, block, false)]);
+        linear(pool, level, &mut self.linear, &self.x, &mut [product(projection, block, false)]);
         let (block, norm) = (&*block, context.norm(weight));
-        context.rows(h, hidden, |t, h| norm.add_to(tier, &block[t * hidden..(t + 1) * hidden], h));
+        context.rows(h, hidden, |t, h| norm.add_to(level, &block[t * hidden..(t + 1) * hidden], h));
     }
 }

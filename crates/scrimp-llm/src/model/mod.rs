@@ -29,7 +29,7 @@ use crate::{
     config::ModelConfig,
     error::{Error, Result},
 };
-use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_kernels::{SimdLevel, threads::Pool};
 use scrimp_kv::{KvCache, KvConfig, KvFormat, PageGeometry};
 use std::{path::Path, sync::OnceLock};
 use weights::Weights;
@@ -45,14 +45,14 @@ pub struct RunOptions {
     /// Threads, the calling one included; `None`: as many as the process may use.
     pub threads: Option<usize>,
     /// Kernel tier (`scalar`, `avx2`, `avx512`, `amx`); `None`: `SCRIMP_TIER` or the best that the CPU has.
-    pub tier: Option<String>,
+    pub level: Option<String>,
     /// Storage of the KV cache (see [`KvFormat`]).
     pub kv_format: String,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { threads: None, tier: None, kv_format: "bf16".to_owned() }
+        Self { threads: None, level: None, kv_format: "bf16".to_owned() }
     }
 }
 
@@ -64,7 +64,7 @@ pub struct Model {
     checkpoint: Option<Checkpoint>,
     weights: Weights,
     pool: Pool,
-    tier: Tier,
+    level: SimdLevel,
     kv: KvCache,
     /// Made when it is needed.
     repeat_prompts: OnceLock<passes::RepeatPrompts>,
@@ -89,11 +89,11 @@ impl Model {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
         let config = checkpoint.config().clone();
-        let (tier, format, pool) = set_up(&config, options)?;
+        let (level, format, pool) = set_up(&config, options)?;
         let weights = weights::load(&checkpoint, &pool, progress)?;
         let kv = cache(&config, format)?;
         let checkpoint = Some(checkpoint);
-        Ok(Self { config, checkpoint, weights, pool, tier, kv, repeat_prompts: OnceLock::new() })
+        Ok(Self { config, checkpoint, weights, pool, level, kv, repeat_prompts: OnceLock::new() })
     }
 
     /// A model with random weights, for measuring speed and memory.
@@ -102,10 +102,10 @@ impl Model {
     /// When options are unknown, or memory cannot be had.
     pub fn synthetic(synthetic: &Synthetic, options: &RunOptions) -> Result<Self> {
         let config = synthetic.shape.config();
-        let (tier, format, pool) = set_up(&config, options)?;
+        let (level, format, pool) = set_up(&config, options)?;
         let weights = synthetic::weights(synthetic, &config, &pool)?;
         let kv = cache(&config, format)?;
-        Ok(Self { config, checkpoint: None, weights, pool, tier, kv, repeat_prompts: OnceLock::new() })
+        Ok(Self { config, checkpoint: None, weights, pool, level, kv, repeat_prompts: OnceLock::new() })
     }
 
     /// An empty sequence.
@@ -178,16 +178,16 @@ impl Model {
     }
 
     /// The instructions that kernels use.
-    pub fn tier(&self) -> Tier {
-        self.tier
+    pub fn level(&self) -> SimdLevel {
+        self.level
     }
 }
 
-/// Tier, KV format and threads that `options` ask for.
-fn set_up(config: &ModelConfig, options: &RunOptions) -> Result<(Tier, KvFormat, Pool)> {
-    let tier = match &options.tier {
+/// SimdLevel, KV format and threads that `options` ask for.
+fn set_up(config: &ModelConfig, options: &RunOptions) -> Result<(SimdLevel, KvFormat, Pool)> {
+    let level = match &options.level {
         Some(name) => name.parse(),
-        None => Tier::from_env(),
+        None => SimdLevel::from_env(),
     }
     .map_err(|e| Error::bad_input(e.to_string()))?;
     let format: KvFormat = options.kv_format.parse()?;
@@ -196,7 +196,7 @@ fn set_up(config: &ModelConfig, options: &RunOptions) -> Result<(Tier, KvFormat,
     let pool = Pool::new(threads).map_err(|e| {
         Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads")
     })?;
-    Ok((tier, format, pool))
+    Ok((level, format, pool))
 }
 
 fn cache(config: &ModelConfig, format: KvFormat) -> Result<KvCache> {

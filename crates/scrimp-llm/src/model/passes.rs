@@ -212,11 +212,11 @@ impl Session<'_> {
             for (i, row) in q.chunks_exact_mut(q_dim).enumerate() {
                 let (cos, sin) = table.row(i);
                 row.chunks_exact_mut(config.head_dim)
-                    .for_each(|head| rotate(self.model.tier, config, head, cos, sin));
+                    .for_each(|head| rotate(self.model.level, config, head, cos, sin));
             }
             let (stats, gathered) = self.kv.take_stats(layer);
             let inputs = AttentionInputs {
-                tier: self.model.tier,
+                level: self.model.level,
                 q: &q,
                 queries: Queries::Future,
                 out: &mut out,
@@ -240,15 +240,15 @@ impl Session<'_> {
 
 /// Turns a head's pairs.
 pub(super) fn rotate(
-    tier: scrimp_kernels::Tier,
+    level: scrimp_kernels::SimdLevel,
     config: &ModelConfig,
     head: &mut [f32],
     cos: &[f32],
     sin: &[f32],
 ) {
     match config.rope_pairs {
-        RopePairs::Halves => ops::rotate_halves(tier, head, cos, sin),
-        RopePairs::Adjacent => ops::rotate_adjacent(tier, head, cos, sin),
+        RopePairs::Halves => ops::rotate_halves(level, head, cos, sin),
+        RopePairs::Adjacent => ops::rotate_adjacent(level, head, cos, sin),
     }
 }
 

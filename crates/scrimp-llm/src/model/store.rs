@@ -99,7 +99,7 @@ impl Buffers {
     }
 }
 
-/// Normalises the heads of tokens `first..`, `width` elements each, and turns them.
+/// Normalizes the heads of tokens `first..`, `width` elements each, and turns them.
 fn turn(
     context: Context<'_>,
     norm: Option<&[f32]>,
@@ -107,14 +107,14 @@ fn turn(
     first: usize,
     (rows, width): (&mut [f32], usize),
 ) {
-    let Context { tier, config, .. } = context;
+    let Context { level, config, .. } = context;
     for (i, row) in rows.chunks_exact_mut(width).enumerate() {
         let (cos, sin) = rope.row(first + i);
         for head in row.chunks_exact_mut(config.head_dim) {
             if let Some(weight) = norm {
-                context.norm(weight).apply_in_place(tier, head);
+                context.norm(weight).apply_in_place(level, head);
             }
-            rotate(tier, config, head, cos, sin);
+            rotate(level, config, head, cos, sin);
         }
     }
 }

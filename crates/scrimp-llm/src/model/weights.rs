@@ -129,7 +129,7 @@ impl Loader<'_> {
             down: projection(Role::Down)?,
             post_ffn_norm: optional("post_ffw_norm.weight")?,
         };
-        // Reading a page maps its neighbours, too, of tensors that were let go of.
+        // Reading a page maps its neighbors, too, of tensors that were let go of.
         checkpoint.release_all();
         Ok(layer)
     }

@@ -214,7 +214,7 @@ impl Visitor for Collector<'_> {
     fn inputs(&mut self, roles: &[Role], cols: usize, x: &[f32]) -> Result<()> {
         let wanted = self.method.needs();
         let inputs = self.inputs.entry(roles[0] as usize).or_insert_with(|| Inputs::new(cols, wanted));
-        inputs.add(self.machine.pool, self.machine.tier, x)
+        inputs.add(self.machine.pool, self.machine.level, x)
     }
 
     fn ready(&mut self, _: &mut DenseLayer, roles: &[Role]) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::{
     model::parts::{Role, StoredMatrix},
 };
 use scrimp_kernels::{
-    Tier,
+    SimdLevel,
     formats::packed::{PackedView, WeightFormat},
     threads::Pool,
 };
@@ -78,7 +78,7 @@ pub fn compress(
     checkpoint: &Checkpoint,
     out: &Path,
     pool: &Pool,
-    tier: Tier,
+    level: SimdLevel,
     options: &Options<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report> {
@@ -108,7 +108,7 @@ pub fn compress(
         }
     }
     let config = checkpoint.config();
-    let machine = Machine { pool, tier, config };
+    let machine = Machine { pool, level, config };
     let work = WorkDir::open(out, &plan(checkpoint, options))?;
     let Calibration { tokens, window } = options.calibration;
     let total = config.n_layers * Role::ALL.len();
@@ -283,10 +283,10 @@ fn compress_layer(
     choice: Choice,
     done: &mut dyn FnMut(),
 ) -> Result<Vec<Packed>> {
-    let Machine { pool, tier, .. } = runner.machine();
+    let Machine { pool, level, .. } = runner.machine();
     let mut layer = DenseLayer::read(checkpoint, pool, index)?;
     let mut visitor =
-        Compressor { pool, tier, index, method, choice, inputs: None, packed: Vec::new(), done };
+        Compressor { pool, level, index, method, choice, inputs: None, packed: Vec::new(), done };
     runner.layer(&mut layer, index, &mut visitor)?;
     Ok(visitor.packed)
 }
@@ -300,7 +300,7 @@ fn statistics(method: &dyn Pruner, choice: Choice) -> Statistics {
 /// Compresses matrices when all that they get has been seen.
 struct Compressor<'a> {
     pool: &'a Pool,
-    tier: Tier,
+    level: SimdLevel,
     index: usize,
     method: &'a dyn Pruner,
     choice: Choice,
@@ -313,7 +313,7 @@ impl Visitor for Compressor<'_> {
     fn inputs(&mut self, _: &[Role], cols: usize, x: &[f32]) -> Result<()> {
         let wanted = statistics(self.method, self.choice);
         let inputs = self.inputs.get_or_insert_with(|| Inputs::new(cols, wanted));
-        inputs.add(self.pool, self.tier, x)
+        inputs.add(self.pool, self.level, x)
     }
 
     fn ready(&mut self, layer: &mut DenseLayer, roles: &[Role]) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::{
     load::Encoding,
     model::parts::StoredMatrix,
 };
-use scrimp_kernels::{Tier, formats::packed::PackedView, threads::Pool};
+use scrimp_kernels::{SimdLevel, formats::packed::PackedView, threads::Pool};
 use std::collections::BTreeMap;
 
 /// Sizes of a compressed model, and what they cost.
@@ -47,12 +47,12 @@ impl Frontier {
     pub fn measure(
         checkpoint: &Checkpoint,
         pool: &Pool,
-        tier: Tier,
+        level: SimdLevel,
         method: &dyn Pruner,
         calibration: &Calibration,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self> {
-        let machine = Machine { pool, tier, config: checkpoint.config() };
+        let machine = Machine { pool, level, config: checkpoint.config() };
         let total = machine.config.n_layers;
         progress(Progress { done: 0, total, what: "output matrix" });
         let (packed, measured) = output::compress(machine, checkpoint, Output::Measured, calibration)?;

@@ -8,7 +8,7 @@ use super::linalg::{BLOCK, cholesky, columns, columns_mut, invert_lower, view, v
 use crate::error::{Error, Result};
 use ndarray::linalg::general_mat_mul;
 use scrimp_kernels::{
-    Tier,
+    SimdLevel,
     arena::Arena,
     formats::packed::{PackedView, WeightFormat, pack},
     linear::{Activations, Linear, LinearScratch, Matrix, linear},
@@ -63,9 +63,9 @@ impl Gram {
     ///
     /// # Panics
     /// When `x` is no whole number of rows.
-    pub fn add(&mut self, pool: &Pool, tier: Tier, x: &[f32]) -> Result<()> {
+    pub fn add(&mut self, pool: &Pool, level: SimdLevel, x: &[f32]) -> Result<()> {
         self.tokens += x.len() / self.n;
-        if tier.has_bf16_products() { self.add_rounded(pool, tier, x) } else { self.add_exact(pool, x) }
+        if level.has_bf16_products() { self.add_rounded(pool, level, x) } else { self.add_exact(pool, x) }
     }
 
     fn add_exact(&mut self, pool: &Pool, x: &[f32]) -> Result<()> {
@@ -86,7 +86,7 @@ impl Gram {
     }
 
     /// The product of `X^T` as a bf16 weight matrix, some rows at a time, with `X^T` as its batch.
-    fn add_rounded(&mut self, pool: &Pool, tier: Tier, x: &[f32]) -> Result<()> {
+    fn add_rounded(&mut self, pool: &Pool, level: SimdLevel, x: &[f32]) -> Result<()> {
         let (n, tokens) = (self.n, x.len() / self.n);
         if tokens == 0 {
             return Ok(());
@@ -110,12 +110,12 @@ impl Gram {
             let memory = |e| Error::OutOfMemory { what: format!("inputs of a layer ({e})") };
             let mut arena = Arena::new(Arena::size_of(packed.len())).map_err(memory)?;
             let weight = Matrix::from_packed(pool, &mut arena, &view).map_err(memory)?;
-            batch.fill(pool, tier, n - first, tokens, weight.needs(), |t, row| {
+            batch.fill(pool, level, n - first, tokens, weight.needs(), |t, row| {
                 row.copy_from_slice(&transposed[(first + t) * tokens..(first + t + 1) * tokens]);
             });
             let out = &mut self.lower[first * n + first..];
             let product = Linear { weight: &weight, bias: None, out, stride: n, accumulate: true };
-            linear(pool, tier, &mut scratch, &batch, &mut [product]);
+            linear(pool, level, &mut scratch, &batch, &mut [product]);
         }
         Ok(())
     }
@@ -191,8 +191,8 @@ mod tests {
         let (tokens, n) = (50, 300);
         let x = inputs(tokens, n);
         let mut gram = Gram::new(n);
-        gram.add(&Pool::new(3).unwrap(), Tier::SCALAR, &x[..20 * n]).unwrap();
-        gram.add(&Pool::new(1).unwrap(), Tier::SCALAR, &x[20 * n..]).unwrap();
+        gram.add(&Pool::new(3).unwrap(), SimdLevel::SCALAR, &x[..20 * n]).unwrap();
+        gram.add(&Pool::new(1).unwrap(), SimdLevel::SCALAR, &x[20 * n..]).unwrap();
         assert_eq!(gram.tokens(), tokens);
         for (i, j) in [(0, 0), (299, 0), (130, 129), (128, 127), (7, 255), (299, 299)] {
             let want: f64 = (0..tokens).map(|t| f64::from(x[t * n + i]) * f64::from(x[t * n + j])).sum();
@@ -208,19 +208,19 @@ mod tests {
             let x = inputs(tokens, n);
             let mut exact = Gram::new(n);
             exact.add_exact(&pool, &x).unwrap();
-            for tier in Tier::supported() {
+            for level in SimdLevel::supported() {
                 let mut gram = Gram::new(n);
-                gram.add(&pool, tier, &x[..n]).unwrap();
-                gram.add(&pool, tier, &x[n..]).unwrap();
+                gram.add(&pool, level, &x[..n]).unwrap();
+                gram.add(&pool, level, &x[n..]).unwrap();
                 assert_eq!(gram.tokens(), tokens);
-                let bound = if tier.has_bf16_products() { 1.0 / 128.0 } else { 1e-5 };
+                let bound = if level.has_bf16_products() { 1.0 / 128.0 } else { 1e-5 };
                 for i in 0..n {
                     for j in 0..=i {
                         let (got, want) = (gram.at(i, j), exact.at(i, j));
                         let size = (exact.at(i, i) * exact.at(j, j)).sqrt();
                         assert!(
                             (got - want).abs() <= bound * size + 1e-6,
-                            "{tier} {n}: {i} {j}: {got} {want}"
+                            "{level} {n}: {i} {j}: {got} {want}"
                         );
                     }
                 }
@@ -234,7 +234,7 @@ mod tests {
             let x = inputs(2 * n + 3, n);
             let pool = Pool::new(2).unwrap();
             let mut gram = Gram::new(n);
-            gram.add(&pool, Tier::SCALAR, &x).unwrap();
+            gram.add(&pool, SimdLevel::SCALAR, &x).unwrap();
             let order: Vec<usize> = (0..n).map(|i| (i * 7 + 3) % n).collect();
             let order = if n % 7 == 0 { (0..n).rev().collect() } else { order };
             let u = gram.inverse_factor(&pool, &order, Damping { own: 0.3, all: 0.01 });
@@ -268,7 +268,7 @@ mod tests {
         // One token, the same in every feature, and features 3 and 4 silent.
         let mut x = vec![1e4; 40];
         x[3..5].fill(0.0);
-        gram.add(&pool, Tier::SCALAR, &x).unwrap();
+        gram.add(&pool, SimdLevel::SCALAR, &x).unwrap();
         let order: Vec<usize> = (0..40).collect();
         assert!(
             gram.inverse_factor(&pool, &order, Damping { own: 0.0, all: 0.0 }).iter().all(|u| u.is_finite())

@@ -2,7 +2,7 @@
 
 use super::gram::{Damping, Gram};
 use crate::error::{Error, Result};
-use scrimp_kernels::{Tier, threads::Pool};
+use scrimp_kernels::{SimdLevel, threads::Pool};
 use std::sync::OnceLock;
 
 /// What a method wants to know of a layer's inputs.
@@ -51,14 +51,14 @@ impl Inputs {
     ///
     /// # Errors
     /// When an input is NaN or infinite, or memory cannot be had.
-    pub fn add(&mut self, pool: &Pool, tier: Tier, x: &[f32]) -> Result<()> {
+    pub fn add(&mut self, pool: &Pool, level: SimdLevel, x: &[f32]) -> Result<()> {
         if !x.iter().all(|x| x.is_finite()) {
             return Err(Error::bad_input("a calibration input is NaN or infinite"));
         }
         self.tokens += x.len() / self.n;
         self.factor = OnceLock::new();
         if let Some(gram) = &mut self.gram {
-            gram.add(pool, tier, x)?;
+            gram.add(pool, level, x)?;
         }
         if !self.squares.is_empty() {
             for row in x.chunks_exact(self.n) {

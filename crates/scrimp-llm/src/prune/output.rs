@@ -79,7 +79,7 @@ pub(super) fn compress(
     let norm = vector(checkpoint, "output_norm.weight")?;
     let reference = hidden(machine, checkpoint, None, &text, &norm)?;
     let mut inputs = Inputs::new(norm.len(), Statistics::Gram);
-    inputs.add(machine.pool, machine.tier, &reference)?;
+    inputs.add(machine.pool, machine.level, &reference)?;
     let mut measured = Vec::new();
     for &format in formats {
         let packed = round(machine, checkpoint, name, format, &inputs)?;
@@ -164,7 +164,7 @@ fn capped<'a>(machine: Machine<'_>, logits: &'a [f32]) -> Cow<'a, [f32]> {
         None => Cow::Borrowed(logits),
         Some(cap) => {
             let mut logits = logits.to_vec();
-            ops::softcap(machine.tier, cap, &mut logits);
+            ops::softcap(machine.level, cap, &mut logits);
             Cow::Owned(logits)
         }
     }

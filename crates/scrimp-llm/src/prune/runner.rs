@@ -18,7 +18,7 @@ use crate::{
     model::parts::{Role, StoredMatrix},
 };
 use scrimp_kernels::{
-    DType, Tier,
+    DType, SimdLevel,
     arena::Arena,
     formats::{
         dequantize::dequantize_row,
@@ -37,7 +37,7 @@ const PAGE_TOKENS: usize = 64;
 #[derive(Clone, Copy)]
 pub(super) struct Machine<'a> {
     pub(super) pool: &'a Pool,
-    pub(super) tier: Tier,
+    pub(super) level: SimdLevel,
     pub(super) config: &'a ModelConfig,
 }
 
@@ -59,7 +59,7 @@ impl Machine<'_> {
         let (norm, width) = (self.norm(weight), weight.len());
         out.resize(rows.len(), 0.0);
         self.pool.chunks(out, width, |t, out| {
-            norm.apply(self.tier, &rows[t * width..(t + 1) * width], out);
+            norm.apply(self.level, &rows[t * width..(t + 1) * width], out);
         });
     }
 }
@@ -93,7 +93,7 @@ impl Packed {
     fn of(machine: Machine<'_>, projection: &Projection) -> Result<Self> {
         let Dense { rows, cols, data } = &projection.weight;
         let (rows, cols, bias) = (*rows, *cols, projection.bias.clone());
-        if machine.tier.has_bf16_products() {
+        if machine.level.has_bf16_products() {
             let bad = |e: FormatError| Error::bad_input(format!("a matrix of the calibration run: {e}"));
             let bytes = pack(machine.pool, WeightFormat::Bf16, rows, cols, data, None).map_err(bad)?;
             let view = PackedView::new(WeightFormat::Bf16, rows, cols, &bytes).map_err(bad)?;
@@ -114,13 +114,13 @@ impl Packed {
     fn apply_to(&self, out: &mut Vec<f32>, machine: Machine<'_>, scratch: &mut Scratch, x: &[f32]) {
         let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
         let n = x.len() / cols;
-        scratch.x.fill(machine.pool, machine.tier, n, cols, self.matrix.needs(), |t, row| {
+        scratch.x.fill(machine.pool, machine.level, n, cols, self.matrix.needs(), |t, row| {
             row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
         });
         out.resize(n * rows, 0.0);
         let product =
             Linear { weight: &self.matrix, bias: self.bias.as_deref(), out, stride: rows, accumulate: false };
-        linear(machine.pool, machine.tier, &mut scratch.linear, &scratch.x, &mut [product]);
+        linear(machine.pool, machine.level, &mut scratch.linear, &scratch.x, &mut [product]);
     }
 }
 
@@ -194,11 +194,11 @@ impl<'a> Runner<'a> {
         machine.pool.chunks(&mut h, config.hidden_size, |t, row| {
             let token = tokens[t] as usize;
             match packed {
-                Some(packed) => packed.row(machine.tier, token, row),
+                Some(packed) => packed.row(machine.level, token, row),
                 None => dequantize_row(dtype, &stored[token * row_bytes..(token + 1) * row_bytes], row),
             }
             if config.embedding_scale != 1.0 {
-                ops::scale(machine.tier, config.embedding_scale, row);
+                ops::scale(machine.level, config.embedding_scale, row);
             }
         });
         if h.iter().any(|x| !x.is_finite()) {
@@ -278,7 +278,7 @@ impl<'a> Runner<'a> {
 
     /// What attention gives to O, `[tokens][n_heads * head_dim]`.
     fn attention(&mut self, layer: &DenseLayer, index: usize, visitor: &mut dyn Visitor) -> Result<Vec<f32>> {
-        let Machine { pool, tier, config } = self.machine;
+        let Machine { pool, level, config } = self.machine;
         let span = config.sliding_window[index];
         let cache = KvCache::new(KvConfig {
             head_dim: config.head_dim,
@@ -309,11 +309,11 @@ impl<'a> Runner<'a> {
                     let (cos, sin) = rope.row(t);
                     for head in row.chunks_exact_mut(config.head_dim) {
                         if let Some(norm) = &norm {
-                            norm.apply_in_place(tier, head);
+                            norm.apply_in_place(level, head);
                         }
                         match config.rope_pairs {
-                            RopePairs::Halves => ops::rotate_halves(tier, head, cos, sin),
-                            RopePairs::Adjacent => ops::rotate_adjacent(tier, head, cos, sin),
+                            RopePairs::Halves => ops::rotate_halves(level, head, cos, sin),
+                            RopePairs::Adjacent => ops::rotate_adjacent(level, head, cos, sin),
                         }
                     }
                 });
@@ -321,7 +321,7 @@ impl<'a> Runner<'a> {
             kv.reset();
             kv.append(0, &k, &v, pool)?;
             let inputs = AttentionInputs {
-                tier,
+                level,
                 q: &q,
                 out,
                 n_heads: config.n_heads,
@@ -339,7 +339,7 @@ impl<'a> Runner<'a> {
 
     /// What the gated non-linearity gives to down, `[tokens][intermediate_size]`.
     fn gated(&mut self, layer: &DenseLayer, visitor: &mut dyn Visitor) -> Result<Vec<f32>> {
-        let Machine { pool, tier, config } = self.machine;
+        let Machine { pool, level, config } = self.machine;
         let f = match config.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
@@ -357,7 +357,7 @@ impl<'a> Runner<'a> {
             w_up.apply_to(&mut up, self.machine, &mut self.scratch, &x);
             pool.chunks(out, width, |t, out| {
                 let row = t * width..(t + 1) * width;
-                ops::gated(tier, f, &gate[row.clone()], &up[row], out);
+                ops::gated(level, f, &gate[row.clone()], &up[row], out);
             });
             visitor.inputs(&[Role::Down], width, out)?;
         }
@@ -366,7 +366,7 @@ impl<'a> Runner<'a> {
 
     /// `h += norm(W x + b)`, the norm where there is one.
     fn add(&mut self, projection: &Projection, norm: Option<&[f32]>, x: &[f32]) -> Result<()> {
-        let Machine { pool, tier, config } = self.machine;
+        let Machine { pool, level, config } = self.machine;
         let packed = Packed::of(self.machine, projection)?;
         let hidden = config.hidden_size;
         let inputs = x.chunks(self.window * projection.weight.cols);
@@ -377,7 +377,7 @@ impl<'a> Runner<'a> {
             pool.chunks(h, hidden, |t, h| {
                 let block = &block[t * hidden..(t + 1) * hidden];
                 match &norm {
-                    Some(norm) => norm.add_to(tier, block, h),
+                    Some(norm) => norm.add_to(level, block, h),
                     None => h.iter_mut().zip(block).for_each(|(h, x)| *h += x),
                 }
             });
@@ -423,7 +423,8 @@ mod tests {
             let tokens: Vec<u32> = (0..2 * window).map(|i| ((i * 31 + 7) % vocab) as u32).collect();
             let pool = Pool::new(2).unwrap();
             // In f32.
-            let machine = Machine { pool: &pool, tier: Tier::avx2().unwrap_or(Tier::SCALAR), config };
+            let machine =
+                Machine { pool: &pool, level: SimdLevel::avx2().unwrap_or(SimdLevel::SCALAR), config };
             let mut runner = Runner::embed(machine, &checkpoint, None, &tokens, window).unwrap();
             let mut seen = Seen(Vec::new());
             for index in 0..config.n_layers {
@@ -468,7 +469,7 @@ mod tests {
     /// The same in bf16, where the CPU has that.
     #[test]
     fn a_run_in_bf16_differs_by_its_rounding() {
-        let Some(tier) = Tier::supported().into_iter().rfind(|tier| tier.has_bf16_products()) else {
+        let Some(level) = SimdLevel::supported().into_iter().rfind(|level| level.has_bf16_products()) else {
             eprintln!("SKIPPED: this CPU has no bf16 products");
             return;
         };
@@ -476,8 +477,8 @@ mod tests {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let (pool, config) = (Pool::new(2).unwrap(), checkpoint.config());
         let tokens: Vec<u32> = (0..80).map(|i| ((i * 31 + 7) % config.vocab_size) as u32).collect();
-        let run = |tier| {
-            let machine = Machine { pool: &pool, tier, config };
+        let run = |level| {
+            let machine = Machine { pool: &pool, level, config };
             let mut runner = Runner::embed(machine, &checkpoint, None, &tokens, 40).unwrap();
             for index in 0..config.n_layers {
                 let mut layer = DenseLayer::read(&checkpoint, &pool, index).unwrap();
@@ -485,7 +486,7 @@ mod tests {
             }
             runner.into_hidden()
         };
-        let (got, want) = (run(tier), run(Tier::SCALAR));
+        let (got, want) = (run(level), run(SimdLevel::SCALAR));
         let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
         let error = squares(&mut got.iter().zip(&want).map(|(a, b)| a - b));
         let size = squares(&mut want.iter().copied());

@@ -1,11 +1,11 @@
-//! The chart: a colour per policy, dashed alone, solid with KVCrush, with error bars.
+//! The chart: a color per policy, dashed alone, solid with KVCrush, with error bars.
 
 use super::kv::{Mean, Report};
 use crate::error::{Error, Result};
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (860, 560);
-/// Told apart by most colour-blind people (Okabe and Ito).
+/// Told apart by most color-blind people (Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -23,7 +23,7 @@ const LEAST: f64 = 1e-6;
 struct Line<'a> {
     policy: &'a str,
     crushed: bool,
-    colour: RGBColor,
+    color: RGBColor,
     /// Size in per cent, divergence.
     points: Vec<(f64, Mean)>,
 }
@@ -73,7 +73,7 @@ fn lines(report: &Report) -> Vec<Line<'_>> {
     for (i, policy) in policies.iter().enumerate() {
         for crushed in [false, true] {
             let (i, points, crushed) = line((i, policy), crushed);
-            lines.push(Line { policy, crushed, colour: COLOURS[i % COLOURS.len()], points });
+            lines.push(Line { policy, crushed, color: COLOURS[i % COLOURS.len()], points });
         }
     }
     lines
@@ -107,23 +107,23 @@ fn draw(
     let middle = lines.len() as f64 / 2.0;
     for (i, line) in lines.iter().enumerate() {
         let shift = (i as f64 - middle) * 0.003 * width;
-        let style = line.colour.stroke_width(2);
+        let style = line.color.stroke_width(2);
         let at = line.points.iter().map(|&(x, m)| (x + shift, m.mean.max(LEAST)));
         let drawn = if line.crushed {
             chart.draw_series(LineSeries::new(at, style))?
         } else {
             chart.draw_series(DashedLineSeries::new(at, 6, 5, style))?
         };
-        let (colour, crushed) = (line.colour, line.crushed);
+        let (color, crushed) = (line.color, line.crushed);
         drawn.label(format!("{}{}", line.policy, if crushed { " + KVCrush" } else { "" })).legend(
             move |(x, y)| {
                 // A dash and a half, or a line.
                 let end = if crushed { x + 24 } else { x + 9 };
-                PathElement::new(vec![(x, y), (end, y)], colour.stroke_width(2))
+                PathElement::new(vec![(x, y), (end, y)], color.stroke_width(2))
             },
         );
         chart.draw_series(line.points.iter().map(|&(x, m)| {
-            ErrorBar::new_vertical(x + shift, low(m), m.mean.max(LEAST), high(m), line.colour.filled(), 8)
+            ErrorBar::new_vertical(x + shift, low(m), m.mean.max(LEAST), high(m), line.color.filled(), 8)
         }))?;
     }
     chart

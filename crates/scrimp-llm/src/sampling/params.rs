@@ -70,7 +70,7 @@ impl SamplingParams {
     }
 
     /// The logit of a token that was seen, `generated` times of it in the answer.
-    pub(super) fn penalise(&self, logit: f32, generated: u32) -> f32 {
+    pub(super) fn penalize(&self, logit: f32, generated: u32) -> f32 {
         let r = self.repetition_penalty;
         let repeated = if logit > 0.0 { logit / r } else { logit * r };
         if generated == 0 {

@@ -165,7 +165,7 @@ proptest! {
         let mut sampler = Sampler::new(p).unwrap();
         for _ in 0..20 {
             let token = sampler.sample(&logits).unwrap() as usize;
-            // The nucleus ends within rounding of `top_p`: allow its neighbour in rank.
+            // The nucleus ends within rounding of `top_p`: allow its neighbor in rank.
             prop_assert!(want[token] > 0.0 || nucleus && logits.iter().enumerate().any(|(i, &x)| want[i] > 0.0 && x - logits[token] <= 1.0));
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! GGUF lists merges as texts, `"Ġ t"`: two halves, best first. A merge makes one token, and its place in the list is
 //! its rank. Instead of a map of pairs, each token remembers the rank of the merge that makes it and where its halves
-//! meet; as a pair of neighbours is a stretch of the text, looking up the whole says whether it may merge. Building
+//! meet; as a pair of neighbors is a stretch of the text, looking up the whole says whether it may merge. Building
 //! that is one walk over the list, since the tokens of successive merges mostly are successive tokens.
 
 use std::collections::HashMap;

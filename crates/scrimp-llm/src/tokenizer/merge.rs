@@ -1,8 +1,8 @@
-//! Merging of neighbours, lowest priority number first: the heart of byte-pair encoding and of SentencePiece.
+//! Merging of neighbors, lowest priority number first: the heart of byte-pair encoding and of SentencePiece.
 //!
-//! Symbols are stretches of the text. A pair of neighbours can merge when both together are a token; which pair goes
+//! Symbols are stretches of the text. A pair of neighbors can merge when both together are a token; which pair goes
 //! first is a number from the vocabulary (the merge's rank, or the order of the token's score), and of equal numbers
-//! the leftmost. A heap holds the pairs; a pair whose symbols have changed since is recognised by its length.
+//! the leftmost. A heap holds the pairs; a pair whose symbols have changed since is recognized by its length.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -13,7 +13,7 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy)]
 struct Symbol {
     start: u32,
-    /// Bytes; 0 once it was merged into its left neighbour.
+    /// Bytes; 0 once it was merged into its left neighbor.
     len: u32,
     prev: u32,
     next: u32,
@@ -93,7 +93,7 @@ impl Merger {
         }
     }
 
-    /// Puts the pair of `left` and its right neighbour on the heap if it can merge.
+    /// Puts the pair of `left` and its right neighbor on the heap if it can merge.
     #[inline]
     fn consider(
         &mut self,

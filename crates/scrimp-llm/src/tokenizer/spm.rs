@@ -1,7 +1,7 @@
 //! SentencePiece as Llama 2 and Gemma use it: characters merged in the order of the tokens' scores, over the whole text
 //! at once; what no token spells becomes bytes.
 //!
-//! The vocabulary has scores and no list of merges: any two neighbours that together are a token may merge, the
+//! The vocabulary has scores and no list of merges: any two neighbors that together are a token may merge, the
 //! highest score first.
 
 use super::{merge::Merger, piece::SPACE_MARK, vocab::Vocab};

@@ -110,17 +110,17 @@ fn together(model: &Model, seeds: std::ops::Range<usize>) -> Vec<(Vec<u32>, Vec<
 #[test]
 fn a_batch_gives_the_bits_of_its_sequences_alone() {
     for name in ["llama", "gemma3"] {
-        for tier in [Some("scalar"), None] {
+        for level in [Some("scalar"), None] {
             for format in ["f32", "bf16"] {
                 let path = testdata("tiny").join(name);
-                let model = crate::common::load_in(&path, tier, format);
+                let model = crate::common::load_in(&path, level, format);
                 let seeds = if format == "f32" { 0..4 } else { 0..6 };
                 let alone: Vec<_> = seeds.clone().map(|seed| solo(&model, seed)).collect();
                 for ((tokens, logits), (want_tokens, want_logits)) in
                     together(&model, seeds).iter().zip(&alone)
                 {
-                    assert_eq!(tokens, want_tokens, "{name} {tier:?} {format}");
-                    assert!(logits == want_logits, "{name} {tier:?} {format}: logits differ");
+                    assert_eq!(tokens, want_tokens, "{name} {level:?} {format}");
+                    assert!(logits == want_logits, "{name} {level:?} {format}: logits differ");
                 }
             }
         }

@@ -18,14 +18,14 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> T {
 }
 
 /// Loads the model at `path` with an f32 KV cache and two threads; `tier` as in [`RunOptions`].
-pub(crate) fn load(path: &Path, tier: Option<&str>) -> Model {
-    load_in(path, tier, "f32")
+pub(crate) fn load(path: &Path, level: Option<&str>) -> Model {
+    load_in(path, level, "f32")
 }
 
 /// As [`load`], with the KV cache in another format.
-pub(crate) fn load_in(path: &Path, tier: Option<&str>, kv_format: &str) -> Model {
+pub(crate) fn load_in(path: &Path, level: Option<&str>, kv_format: &str) -> Model {
     let options =
-        RunOptions { threads: Some(2), tier: tier.map(str::to_owned), kv_format: kv_format.to_owned() };
+        RunOptions { threads: Some(2), level: level.map(str::to_owned), kv_format: kv_format.to_owned() };
     let checkpoint = Checkpoint::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     Model::load(checkpoint, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

@@ -9,10 +9,10 @@ fn gathered_attention_sums_to_the_queries_and_changes_no_logits() {
     let expected: Expected = read_json(&folder.join("expected.json"));
     let n = expected.ids.len();
     let recent = 5;
-    for (tier, per_kv_head) in [(Some("scalar"), false), (None, false), (None, true)] {
+    for (level, per_kv_head) in [(Some("scalar"), false), (None, false), (None, true)] {
         let recent_from = Some((n - recent) as u32);
         let wanted = StatsWanted { sum: true, recent_from, last: true, peak: false, per_kv_head };
-        let model = load(&folder, tier);
+        let model = load(&folder, level);
         let heads = if per_kv_head { model.config().n_kv_heads } else { model.config().n_heads };
         let plain = model.session().forward(&expected.ids).unwrap().to_vec();
         let mut session = model.session();

@@ -8,8 +8,8 @@ fn packed_caches_are_smaller_and_close() {
     let expected: Expected = read_json(&folder.join("expected.json"));
     // A page of 64 tokens is packed after the prompt, and the second after the last of the tokens that follow.
     let ids: Vec<u32> = expected.ids.iter().copied().cycle().take(128).collect();
-    let run = |format: &str, tier: Option<&str>| {
-        let model = load_in(&folder, tier, format);
+    let run = |format: &str, level: Option<&str>| {
+        let model = load_in(&folder, level, format);
         let mut session = model.session();
         session.forward(&ids[..100]).unwrap();
         let mut logits = Vec::new();
@@ -23,11 +23,11 @@ fn packed_caches_are_smaller_and_close() {
         session.forward(&ids[..128]).unwrap();
         (logits, session.kv_bytes())
     };
-    for tier in [Some("scalar"), None] {
-        let (want, full) = run("bf16", tier);
+    for level in [Some("scalar"), None] {
+        let (want, full) = run("bf16", level);
         for (format, bound, share) in [("int8", 0.05, 0.9), ("int4", 0.5, 0.5), ("sparse:0.3,0.3", 0.7, 1.0)]
         {
-            let (logits, bytes) = run(format, tier);
+            let (logits, bytes) = run(format, level);
             assert!((bytes as f64) < full as f64 * share, "{format}: {bytes} of {full} bytes");
             let difference = logits.iter().zip(&want).map(|(a, b)| (a - b).abs()).sum::<f32>();
             let mean = difference / logits.len() as f32 / expected.logits_std;

@@ -1,4 +1,4 @@
-//! Real models against transformers (fp32 on the dequantised weights): `testdata/reference`.
+//! Real models against transformers (fp32 on the dequantized weights): `testdata/reference`.
 //!
 //! They need the model files: `SCRIMP_TEST_MODELS=DIR`. Perplexity is checked on the first 2048 tokens of the committed
 //! excerpt. The figure over 8192 tokens of the whole book (`whole` in the reference) is checked by
@@ -33,7 +33,7 @@ struct Prompt {
     greedy_ids: Vec<u32>,
 }
 
-/// A lead of the largest logit that the error of quantised activations must not turn around.
+/// A lead of the largest logit that the error of quantized activations must not turn around.
 const CLEAR_LEAD: f32 = 0.3;
 /// Allowed relative difference of perplexity.
 const PPL_BOUND: f64 = 0.007;

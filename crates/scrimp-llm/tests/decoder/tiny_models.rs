@@ -48,9 +48,9 @@ fn check(model_path: &Path, expected_path: &Path, bound: f32) {
     // transformers takes the long factors for all of a prompt that is long at once: only that is comparable.
     let at_once = model_path.to_string_lossy().contains("longrope");
     let expected: Expected = read_json(expected_path);
-    for tier in [Some("scalar"), None] {
-        let model = load(model_path, tier);
-        let name = format!("{} ({})", model_path.display(), tier.unwrap_or("best tier"));
+    for level in [Some("scalar"), None] {
+        let model = load(model_path, level);
+        let name = format!("{} ({})", model_path.display(), level.unwrap_or("best tier"));
         for pieces in [&[1000][..], &[7, 1, 16, 3], &[1]].into_iter().take(if at_once { 1 } else { 3 }) {
             let error = worst(&model, &expected, pieces);
             assert!(
@@ -124,7 +124,7 @@ fn gguf_holds_the_same_models() {
     }
 }
 
-/// Quantised matrices meet activations of 8 bits: an error of several percent of the logits' spread belongs to that.
+/// Quantized matrices meet activations of 8 bits: an error of several percent of the logits' spread belongs to that.
 #[test]
 fn gguf_with_every_stored_type() {
     let expected = testdata("tiny-gguf/llama-mixed.json");

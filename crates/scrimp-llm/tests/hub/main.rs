@@ -9,7 +9,7 @@ use scrimp_llm::{
     Error,
     hub::{Alias, Hub, ModelRef, Pip, Progress, Silent},
 };
-use server::{Behaviour, Server, sha256};
+use server::{Behavior, Server, sha256};
 use std::{
     collections::HashMap,
     fs,
@@ -31,12 +31,12 @@ fn payload(len: usize) -> Vec<u8> {
     b"GGUF".iter().copied().chain(std::iter::repeat_with(&mut next)).take(len).collect()
 }
 
-fn server(len: usize, change: impl FnOnce(&mut Behaviour)) -> (Server, Vec<u8>) {
+fn server(len: usize, change: impl FnOnce(&mut Behavior)) -> (Server, Vec<u8>) {
     let bytes = payload(len);
-    let mut behaviour =
-        Behaviour { files: HashMap::from([(FILE.to_owned(), bytes.clone())]), ..Default::default() };
-    change(&mut behaviour);
-    (Server::start(behaviour), bytes)
+    let mut behavior =
+        Behavior { files: HashMap::from([(FILE.to_owned(), bytes.clone())]), ..Default::default() };
+    change(&mut behavior);
+    (Server::start(behavior), bytes)
 }
 
 fn hub(cache: &Path, endpoint: &str) -> Hub {
@@ -143,7 +143,7 @@ fn another_run_resumes() {
     let e = hub.fetch(&hf(), &mut Silent).unwrap_err();
     assert!(e.to_string().contains("attempts"), "{e}");
     assert!(visible(dir.path()).is_empty());
-    server.behaviour.lock().unwrap().drop_after = None;
+    server.behavior.lock().unwrap().drop_after = None;
     let mut progress = Recorder::default();
     let path = hub.fetch(&hf(), &mut progress).unwrap();
     assert_eq!(fs::read(path).unwrap(), bytes);
@@ -160,7 +160,7 @@ fn a_file_that_changed_meanwhile_is_started_again() {
     let mut other = payload(100_000);
     other[5] ^= 1;
     {
-        let mut b = server.behaviour.lock().unwrap();
+        let mut b = server.behavior.lock().unwrap();
         b.drop_after = None;
         b.files.insert(FILE.to_owned(), other.clone());
     }
@@ -173,7 +173,7 @@ fn a_server_without_ranges_works_too() {
     let dir = TempDir::new().unwrap();
     let hub = hub(dir.path(), &server.address);
     hub.fetch(&hf(), &mut Silent).unwrap_err();
-    server.behaviour.lock().unwrap().drop_after = None;
+    server.behavior.lock().unwrap().drop_after = None;
     assert_eq!(fs::read(hub.fetch(&hf(), &mut Silent).unwrap()).unwrap(), bytes);
 }
 
@@ -215,11 +215,11 @@ fn the_token_goes_to_the_hub() {
 fn the_token_does_not_follow_to_another_host() {
     let (store, bytes) = server(1000, |_| {});
     // The hub's listing is at one server; its file redirects to another.
-    let hub_server = Server::start(Behaviour::default());
+    let hub_server = Server::start(Behavior::default());
     let dir = TempDir::new().unwrap();
     let mut hub = hub(dir.path(), &hub_server.address);
     hub.hf_token = Some("secret".to_owned());
-    hub_server.behaviour.lock().unwrap().redirect_to = Some(store.address.clone());
+    hub_server.behavior.lock().unwrap().redirect_to = Some(store.address.clone());
     let path = hub.fetch(&hf(), &mut Silent).unwrap();
     assert_eq!(fs::read(path).unwrap(), bytes);
     assert!(hub_server.requests("").iter().all(|r| r.contains("secret")));
@@ -359,7 +359,7 @@ fn wrong_bytes_never_get_the_final_name() {
         assert!(visible(dir.path()).is_empty());
     }
     // A hub that names the sum beforehand is not even downloaded from.
-    server.behaviour.lock().unwrap().announce_sha256 = true;
+    server.behavior.lock().unwrap().announce_sha256 = true;
     let before = server.requests("GET").len();
     let e = message(&hub.fetch(&alias(&bytes, &["hf:o/r:m.gguf"]), &mut Silent).unwrap_err());
     assert!(e.contains("another file"), "{e}");

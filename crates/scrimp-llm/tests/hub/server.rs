@@ -13,7 +13,7 @@ use std::{
 
 /// What the server has and how it behaves.
 #[derive(Default, Clone)]
-pub(crate) struct Behaviour {
+pub(crate) struct Behavior {
     /// Path (with its leading slash) to contents.
     pub(crate) files: HashMap<String, Vec<u8>>,
     /// The hub announces the SHA-256 of the contents, as for large files.
@@ -35,7 +35,7 @@ pub(crate) struct Behaviour {
 /// A running server; stops when dropped.
 pub(crate) struct Server {
     pub(crate) address: String,
-    pub(crate) behaviour: Arc<Mutex<Behaviour>>,
+    pub(crate) behavior: Arc<Mutex<Behavior>>,
     /// `METHOD PATH [range] [authorization]` of every request.
     pub(crate) log: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
@@ -43,28 +43,28 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(behaviour: Behaviour) -> Self {
+    pub(crate) fn start(behavior: Behavior) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let behaviour = Arc::new(Mutex::new(behaviour));
+        let behavior = Arc::new(Mutex::new(behavior));
         let log = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
-            let (behaviour, log, stop) = (behaviour.clone(), log.clone(), stop.clone());
+            let (behavior, log, stop) = (behavior.clone(), log.clone(), stop.clone());
             move || {
                 for stream in listener.incoming() {
                     if stop.load(Ordering::SeqCst) {
                         return;
                     }
-                    let (behaviour, log) = (behaviour.lock().unwrap().clone(), log.clone());
+                    let (behavior, log) = (behavior.lock().unwrap().clone(), log.clone());
                     std::thread::spawn(move || {
                         // A client that hangs up is no failure of the test.
-                        let _ = serve(stream.unwrap(), &behaviour, &log);
+                        let _ = serve(stream.unwrap(), &behavior, &log);
                     });
                 }
             }
         });
-        Self { address: format!("http://127.0.0.1:{port}"), behaviour, log, stop, thread: Some(thread) }
+        Self { address: format!("http://127.0.0.1:{port}"), behavior, log, stop, thread: Some(thread) }
     }
 
     /// Requests so far that start with `prefix`.
@@ -81,7 +81,7 @@ impl Drop for Server {
     }
 }
 
-fn serve(stream: TcpStream, b: &Behaviour, log: &Mutex<Vec<String>>) -> std::io::Result<()> {
+fn serve(stream: TcpStream, b: &Behavior, log: &Mutex<Vec<String>>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut out = stream;
     let mut first = String::new();

@@ -18,12 +18,12 @@ pub(super) struct Criteo {
     log1p: Log1p,
     missing: f32,
     /// Do lines begin with a label?
-    labelled: bool,
+    labeled: bool,
 }
 
 impl Criteo {
-    pub(super) fn new(schema: Schema, labelled: bool, missing: f32) -> Self {
-        Self { crosses: Crosses::new(&schema), schema, log1p: Log1p::new(), missing, labelled }
+    pub(super) fn new(schema: Schema, labeled: bool, missing: f32) -> Self {
+        Self { crosses: Crosses::new(&schema), schema, log1p: Log1p::new(), missing, labeled }
     }
 
     /// Is this a schema of Criteo's shape?
@@ -50,7 +50,7 @@ impl Criteo {
 
     fn row(&self, line: &[u8], out: &mut Batch) -> Option<()> {
         let mut rest = line;
-        if self.labelled {
+        if self.labeled {
             match line {
                 [b @ (b'0' | b'1'), b'\t', after @ ..] => {
                     out.labels.push(f32::from(b - b'0'));
@@ -113,11 +113,11 @@ impl Criteo {
     #[cold]
     fn careful_row(&self, line: &[u8], out: &mut Batch) -> Result<(), String> {
         let fields: Vec<&[u8]> = line.split(|&b| b == b'\t').collect();
-        let expected = usize::from(self.labelled) + NUMBERS + CATEGORIES;
+        let expected = usize::from(self.labeled) + NUMBERS + CATEGORIES;
         if fields.len() != expected {
             return Err(format!("expected {expected} columns separated by tabs, found {}", fields.len()));
         }
-        let (first, fields) = fields.split_at(usize::from(self.labelled));
+        let (first, fields) = fields.split_at(usize::from(self.labeled));
         out.labels.push(match first {
             [text] => label(text)?,
             _ => f32::NAN,

@@ -152,7 +152,7 @@ fn named(name: &str, letter: char) -> bool {
 }
 
 impl DataSet {
-    /// A schema, and what was decided, in sentences for the user. Numbers are not yet standardised ([`DataSet::fit`]).
+    /// A schema, and what was decided, in sentences for the user. Numbers are not yet standardized ([`DataSet::fit`]).
     ///
     /// # Errors
     /// The label cannot be told, a named column is not there, the file cannot be read.
@@ -285,7 +285,7 @@ impl DataSet {
         Ok(columns)
     }
 
-    /// Standardises numeric columns that have mean 0 and scale 1 (nobody has said anything else): mean and deviation, after
+    /// Standardizes numeric columns that have mean 0 and scale 1 (nobody has said anything else): mean and deviation, after
     /// the transform, of the values present in the first 100,000 rows become 0 and 1.
     ///
     /// # Errors

@@ -81,12 +81,12 @@ pub struct DataSet {
     /// Names of columns, where the format has them in one place.
     names: Vec<String>,
     /// Criteo: do lines begin with a label?
-    labelled: bool,
+    labeled: bool,
 }
 
 impl DataSet {
     /// Looks at `path`: a file, or a directory of which all files but hidden and `.toml` ones are read, in the order of
-    /// their names (`day_2` before `day_10`). The format is recognised from the first file's beginning.
+    /// their names (`day_2` before `day_10`). The format is recognized from the first file's beginning.
     ///
     /// # Errors
     /// There is no such file, or its format is not known.
@@ -112,24 +112,24 @@ impl DataSet {
             return Err(Error::bad_file(first, "not a text file with a row per line, and not Parquet"));
         }
         if let Some(columns) = Criteo::columns(line) {
-            let labelled = columns == 40;
-            return Ok(Self { paths, format: Format::Criteo, names: Vec::new(), labelled });
+            let labeled = columns == 40;
+            return Ok(Self { paths, format: Format::Criteo, names: Vec::new(), labeled });
         }
         if line.trim_ascii_start().starts_with(b"{") {
-            return Ok(Self { paths, format: Format::JsonLines, names: Vec::new(), labelled: false });
+            return Ok(Self { paths, format: Format::JsonLines, names: Vec::new(), labeled: false });
         }
         let count = |s: u8| line.iter().filter(|&&b| b == s).count();
         let separator = [b'\t', b',', b';', b'|'].into_iter().rev().max_by_key(|&s| count(s)).unwrap_or(b',');
         let names =
             Csv::names(line, separator).map_err(|e| Error::bad_file(first, format!("line 1: {e}")))?;
         header(first, &names, separator)?;
-        Ok(Self { paths, format: Format::Csv { separator }, names, labelled: false })
+        Ok(Self { paths, format: Format::Csv { separator }, names, labeled: false })
     }
 
     #[cfg(feature = "parquet")]
     fn parquet(paths: Vec<PathBuf>) -> Result<Self> {
         let names = super::parquet::names(&paths[0])?;
-        Ok(Self { paths, format: Format::Parquet, names, labelled: false })
+        Ok(Self { paths, format: Format::Parquet, names, labeled: false })
     }
 
     #[cfg(not(feature = "parquet"))]
@@ -179,13 +179,13 @@ impl DataSet {
                         schema.categorical.len()
                     )));
                 }
-                if o.labels && !self.labelled {
+                if o.labels && !self.labeled {
                     return Err(self.misfit("the rows have no label (39 columns, 40 are expected)"));
                 }
-                let (missing, labelled) = (o.missing, self.labelled);
+                let (missing, labeled) = (o.missing, self.labeled);
                 let make = {
                     let schema = schema.clone();
-                    move || Criteo::new(schema.clone(), labelled, missing)
+                    move || Criteo::new(schema.clone(), labeled, missing)
                 };
                 Ok(Box::new(TextSource::new(schema, paths, o, make)))
             }

@@ -86,7 +86,7 @@ impl Data {
         }
     }
 
-    /// A schema for the data with standardised numbers ([`DataSet::infer`], [`DataSet::fit`]), and what was decided.
+    /// A schema for the data with standardized numbers ([`DataSet::infer`], [`DataSet::fit`]), and what was decided.
     ///
     /// # Errors
     /// As these.

@@ -302,17 +302,17 @@ fn rows_to_score_need_no_label() {
     assert!(
         read(&path, &Schema::criteo(), &OpenOptions::default()).unwrap_err().to_string().contains("no label")
     );
-    let unlabelled = OpenOptions { labels: false, ..OpenOptions::default() };
-    let batch = read(&path, &Schema::criteo(), &unlabelled).unwrap();
+    let unlabeled = OpenOptions { labels: false, ..OpenOptions::default() };
+    let batch = read(&path, &Schema::criteo(), &unlabeled).unwrap();
     assert!(batch.labels[0].is_nan() && batch.ids[0] == 0x05db_9164);
     for (name, text) in
         [("a.csv", "x,c,n,d\n1,a,2,b\n"), ("a.json", "{\"x\":1,\"c\":\"a\",\"n\":2,\"d\":\"b\"}\n")]
     {
         let path = dir.file(name, text);
-        let batch = read(&path, &csv_schema(), &unlabelled).unwrap();
+        let batch = read(&path, &csv_schema(), &unlabeled).unwrap();
         assert!(batch.labels[0].is_nan() && batch.ids[0] == id_of(b"a"));
     }
-    let said = read(&path, &csv_schema(), &unlabelled).unwrap_err();
+    let said = read(&path, &csv_schema(), &unlabeled).unwrap_err();
     assert!(matches!(said, Error::BadFile { .. }), "{said}");
 }
 

@@ -117,7 +117,7 @@ pub(super) fn hex8(text: [u8; 8]) -> Option<u32> {
         return None;
     }
     let nibbles = (x & (0x0f * ONES)) + 9 * (letters >> 7);
-    // Join neighbours: the first digit is the highest one.
+    // Join neighbors: the first digit is the highest one.
     let pairs = ((nibbles << 4) | (nibbles >> 8)) & 0x00ff_00ff_00ff_00ff;
     let fours = ((pairs << 8) | (pairs >> 16)) & 0x0000_ffff_0000_ffff;
     Some(((fours << 16) | (fours >> 32)) as u32)

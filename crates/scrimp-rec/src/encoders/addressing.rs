@@ -1,7 +1,7 @@
 //! Where Bloom-coded look-ups find their rows, apart from who owns the tables: forward and backward over plain slices.
 
 use super::{
-    EncoderConfig, Run,
+    EncoderConfig, Exec,
     bloom::{TABLE, WEIGHTS, hashes, ranges},
 };
 use scrimp_kernels::embedding::{
@@ -73,7 +73,7 @@ impl Addressing {
     /// The sums of `bags` of look-ups. `weights` is the weight table, where the configuration has one.
     pub fn forward(
         &self,
-        run: Run<'_>,
+        exec: Exec<'_>,
         table: Table<'_>,
         weights: &[f32],
         ids: &[u64],
@@ -86,13 +86,13 @@ impl Addressing {
         };
         let probes = Probes::Hashed { ids, probing: self.probing() };
         let batch = Batch { table, probes, k: self.k, scales, bags, add: false };
-        forward(run.pool, run.tier, &batch, out);
+        forward(exec.pool, exec.level, &batch, out);
     }
 
     /// Finds rows again, and what the weights' gradients are, for the gradients `grad` of the outputs of `forward`.
     pub fn prepare(
         &self,
-        run: Run<'_>,
+        exec: Exec<'_>,
         table: &Table<'_>,
         weights: &[f32],
         ids: &[u64],
@@ -102,14 +102,14 @@ impl Addressing {
     ) {
         to.probes.resize(ids.len() * self.per, 0);
         to.signs.resize(if self.signs { ids.len() } else { 0 }, 0);
-        probe(run.pool, ids, &self.probing(), &mut to.probes, &mut to.signs);
+        probe(exec.pool, ids, &self.probing(), &mut to.probes, &mut to.signs);
         let Some(w) = &self.weights else { return };
         to.weight_probes.resize(ids.len() * w.k, 0);
-        probe(run.pool, ids, &w.probing(), &mut to.weight_probes, &mut []);
+        probe(exec.pool, ids, &w.probing(), &mut to.weight_probes, &mut []);
         let (groups, k, norm) = (w.groups, w.k, self.norm);
         to.scales.resize(ids.len() * groups, 0.0);
         let probes = &to.weight_probes;
-        run.pool.chunks(&mut to.scales, 1024 * groups, |unit, out| {
+        exec.pool.chunks(&mut to.scales, 1024 * groups, |unit, out| {
             for (i, out) in out.iter_mut().enumerate() {
                 let (l, g) = (unit * 1024 + i / groups, i % groups);
                 let rows = &probes[l * k..(l + 1) * k];
@@ -129,7 +129,7 @@ impl Addressing {
             bags,
             grad,
         };
-        dots(run.pool, run.tier, table, &batch, &mut to.dots);
+        dots(exec.pool, exec.level, table, &batch, &mut to.dots);
         to.weight_grad.resize(ids.len() * groups, 0.0);
         for (out, dots) in to.weight_grad.iter_mut().zip(to.dots.chunks_exact(self.per / groups)) {
             *out = norm * dots.iter().sum::<f32>();

@@ -9,7 +9,7 @@
 //! The gradients: dM[row] += signs alpha norm dz, dalpha = norm * sum over a group of  <signs dz, row>, dw[row'] += dalpha.
 
 use super::{
-    Encoder, EncoderConfig, KeyMap, Param, Run, Stored,
+    Encoder, EncoderConfig, Exec, KeyMap, Param, Stored,
     addressing::{Addressing, Prepared},
     rows_of,
 };
@@ -29,7 +29,7 @@ pub(super) struct Bloom {
     table: Param,
     alpha: Option<Param>,
     hot: Option<Hot>,
-    quantised: super::Precision,
+    quantized: super::Precision,
     prepared: Prepared,
 }
 
@@ -79,7 +79,7 @@ impl Bloom {
             table: Param::new(len, c.width, stride, c.seed ^ TABLE, 0.0, spread)?,
             alpha,
             hot: None,
-            quantised: c.precision,
+            quantized: c.precision,
             prepared: Prepared::default(),
         })
     }
@@ -104,22 +104,22 @@ impl Bloom {
 }
 
 impl Bloom {
-    fn bags_forward(&self, run: Run<'_>, ids: &[u64], bags: Bags<'_>, out: &mut [f32]) {
+    fn bags_forward(&self, exec: Exec<'_>, ids: &[u64], bags: Bags<'_>, out: &mut [f32]) {
         let weights = self.alpha.as_ref().map_or(&[][..], Param::floats);
-        self.addressing.forward(run, self.table.table(), weights, ids, bags, out);
+        self.addressing.forward(exec, self.table.table(), weights, ids, bags, out);
         if let Some(hot) = &self.hot {
-            let rows = hot.rows(run, ids, self.features);
+            let rows = hot.rows(exec, ids, self.features);
             let probes = Probes::Given { probes: &rows, weights: &[], per: 1 };
             let (table, scales) = (hot.table.table(), Scales::One(1.0));
             let batch = Batch { table, probes, k: 1, scales, bags, add: true };
-            forward(run.pool, run.tier, &batch, out);
+            forward(exec.pool, exec.level, &batch, out);
         }
     }
 }
 
 impl Hot {
-    fn rows(&self, run: Run<'_>, ids: &[u64], features: usize) -> Vec<u32> {
-        rows_of(run, &self.row_of, features, ids, 0)
+    fn rows(&self, exec: Exec<'_>, ids: &[u64], features: usize) -> Vec<u32> {
+        rows_of(exec, &self.row_of, features, ids, 0)
     }
 }
 
@@ -128,28 +128,28 @@ impl Encoder for Bloom {
         if self.bagged { 1 } else { self.features }
     }
 
-    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
-        self.bags_forward(run, ids, self.bags(), out);
+    fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
+        self.bags_forward(exec, ids, self.bags(), out);
     }
 
-    fn forward_bags(&self, run: Run<'_>, ids: &[u64], offsets: &[usize], out: &mut [f32]) {
-        self.bags_forward(run, ids, Bags::Offsets(offsets), out);
+    fn forward_bags(&self, exec: Exec<'_>, ids: &[u64], offsets: &[usize], out: &mut [f32]) {
+        self.bags_forward(exec, ids, Bags::Offsets(offsets), out);
     }
 
-    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+    fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
         let bags = self.bags();
         let weights = self.alpha.as_ref().map_or(&[][..], Param::floats);
         let table = self.table.table();
-        self.addressing.prepare(run, &table, weights, ids, bags, grad, &mut self.prepared);
+        self.addressing.prepare(exec, &table, weights, ids, bags, grad, &mut self.prepared);
         if let (Some(alpha), Some(batch)) = (&mut self.alpha, self.addressing.weight_batch(&self.prepared)) {
-            alpha.step(run, optimizer, &batch);
+            alpha.step(exec, optimizer, &batch);
         }
         let batch = self.addressing.table_batch(&self.prepared, bags, grad);
-        self.table.step(run, optimizer, &batch);
+        self.table.step(exec, optimizer, &batch);
         if let Some(hot) = &mut self.hot {
-            let rows = hot.rows(run, ids, self.features);
+            let rows = hot.rows(exec, ids, self.features);
             let batch = Backward { bags, ..Backward::given(&rows, 1, 1, grad) };
-            hot.table.step(run, optimizer, &batch);
+            hot.table.step(exec, optimizer, &batch);
             if let Stored::F32(values) = &mut hot.table.values {
                 values[..hot.table.width].fill(0.0);
                 hot.table.round(0..hot.table.width);
@@ -181,10 +181,10 @@ impl Encoder for Bloom {
         self.hot.as_ref().map_or(&[], |hot| &hot.keys)
     }
 
-    fn quantise(&mut self) {
-        self.table.quantise(self.quantised);
+    fn quantize(&mut self) {
+        self.table.quantize(self.quantized);
         if let Some(hot) = &mut self.hot {
-            hot.table.quantise(self.quantised);
+            hot.table.quantize(self.quantized);
         }
     }
 }

@@ -2,13 +2,13 @@
 //! a row that a pointer names and a row that a hash names.
 //!
 //! Pointers begin as hashes. Between passes over the data, each quarter of all vectors is clustered (k-means): pointers then name the
-//! cluster, its centre becomes the row, and the hashed rows start again at zero with another hash: ids that have
+//! cluster, its center becomes the row, and the hashed rows start again at zero with another hash: ids that have
 //! learnt to be alike share a row, and the hashed rows learn the difference.
 //!
 //! *Size.* Pointers take two bytes per id and quarter, at most half of the budget: ids are hashed into as many places first.
 
 use super::{
-    Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, Stored, bloom, too_small,
+    Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, Param, Stored, bloom, too_small,
 };
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Batch, IdHash, Optimizer, forward};
@@ -117,9 +117,9 @@ impl Cce {
         [base + pointer, base + self.rows + reduce(hash.hash((place * COLUMNS + c) as u64), self.rows)]
     }
 
-    fn probes(&self, run: Run<'_>, ids: &[u64]) -> Vec<u32> {
+    fn probes(&self, exec: Exec<'_>, ids: &[u64]) -> Vec<u32> {
         let mut probes = vec![0; ids.len() * 2 * COLUMNS];
-        run.pool.chunks(&mut probes, 1024 * 2 * COLUMNS, |unit, out| {
+        exec.pool.chunks(&mut probes, 1024 * 2 * COLUMNS, |unit, out| {
             for (i, out) in out.chunks_exact_mut(2 * COLUMNS).enumerate() {
                 let l = unit * 1024 + i;
                 let place = self.place(l, ids[l]);
@@ -132,7 +132,7 @@ impl Cce {
     }
 
     /// Clusters column `c`: its new pointers and rows.
-    fn cluster(&self, run: Run<'_>, c: usize, seen: &[usize]) -> (Vec<u16>, Vec<f32>) {
+    fn cluster(&self, exec: Exec<'_>, c: usize, seen: &[usize]) -> (Vec<u16>, Vec<f32>) {
         let (width, k) = (self.table.width, self.rows as usize);
         let values = self.table.floats();
         let point = |place: usize, out: &mut [f32]| {
@@ -142,18 +142,18 @@ impl Cce {
             }
         };
         let hash = IdHash::new(self.seed ^ 5, self.clusterings * COLUMNS as u32 + c as u32);
-        // Centres start at points chosen by chance; a sample of the points is enough to find them.
+        // Centers start at points chosen by chance; a sample of the points is enough to find them.
         let sample = (DISTANCES / k).clamp(k, seen.len().max(k));
         let every = (seen.len() / sample).max(1);
-        let mut centres = vec![0.0; k * width];
-        for (i, centre) in centres.chunks_exact_mut(width).enumerate() {
-            point(seen[reduce(hash.hash(i as u64), seen.len() as u32) as usize], centre);
+        let mut centers = vec![0.0; k * width];
+        for (i, center) in centers.chunks_exact_mut(width).enumerate() {
+            point(seen[reduce(hash.hash(i as u64), seen.len() as u32) as usize], center);
         }
-        let nearest = |centres: &[f32], norms: &[f32], x: &[f32]| {
+        let nearest = |centers: &[f32], norms: &[f32], x: &[f32]| {
             let mut best = (f32::INFINITY, 0);
-            for (i, (centre, norm)) in centres.chunks_exact(width).zip(norms).enumerate() {
+            for (i, (center, norm)) in centers.chunks_exact(width).zip(norms).enumerate() {
                 let mut dot = 0.0;
-                for (a, b) in centre.iter().zip(x) {
+                for (a, b) in center.iter().zip(x) {
                     dot += a * b;
                 }
                 let distance = norm - 2.0 * dot;
@@ -163,18 +163,18 @@ impl Cce {
             }
             best.1
         };
-        let norms = |centres: &[f32]| -> Vec<f32> {
-            centres.chunks_exact(width).map(|c| c.iter().map(|x| x * x).sum()).collect()
+        let norms = |centers: &[f32]| -> Vec<f32> {
+            centers.chunks_exact(width).map(|c| c.iter().map(|x| x * x).sum()).collect()
         };
         let some: Vec<usize> = seen.iter().copied().step_by(every).collect();
         let mut assigned = vec![0_u16; some.len()];
         for _ in 0..ROUNDS {
-            let norms = norms(&centres);
-            run.pool.chunks(&mut assigned, 256, |unit, out| {
+            let norms = norms(&centers);
+            exec.pool.chunks(&mut assigned, 256, |unit, out| {
                 let mut x = vec![0.0; width];
                 for (i, out) in out.iter_mut().enumerate() {
                     point(some[unit * 256 + i], &mut x);
-                    *out = nearest(&centres, &norms, &x) as u16;
+                    *out = nearest(&centers, &norms, &x) as u16;
                 }
             });
             let mut sums = vec![0.0_f64; k * width];
@@ -189,24 +189,24 @@ impl Cce {
             }
             for (i, &count) in counts.iter().enumerate().filter(|&(_, &count)| count > 0) {
                 for d in i * width..(i + 1) * width {
-                    centres[d] = (sums[d] / f64::from(count)) as f32;
+                    centers[d] = (sums[d] / f64::from(count)) as f32;
                 }
             }
         }
-        let norms = norms(&centres);
+        let norms = norms(&centers);
         let mut pointers: Vec<u16> =
             (0..self.places as usize).map(|place| self.pointers[place * COLUMNS + c]).collect();
-        run.pool.chunks(&mut pointers, 256, |unit, out| {
+        exec.pool.chunks(&mut pointers, 256, |unit, out| {
             let mut x = vec![0.0; width];
             for (i, out) in out.iter_mut().enumerate() {
                 let place = unit * 256 + i;
                 if self.seen[place] {
                     point(place, &mut x);
-                    *out = nearest(&centres, &norms, &x) as u16;
+                    *out = nearest(&centers, &norms, &x) as u16;
                 }
             }
         });
-        (pointers, centres)
+        (pointers, centers)
     }
 }
 
@@ -215,39 +215,39 @@ impl Encoder for Cce {
         self.features
     }
 
-    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
-        let probes = self.probes(run, ids);
+    fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
+        let probes = self.probes(exec, ids);
         let batch = Batch::given(self.table.table(), &probes, 2 * COLUMNS, 2);
-        forward(run.pool, run.tier, &batch, out);
+        forward(exec.pool, exec.level, &batch, out);
     }
 
-    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+    fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
         for (l, &id) in ids.iter().enumerate() {
             let place = self.place(l, id);
             self.seen[place] = true;
         }
-        let probes = self.probes(run, ids);
+        let probes = self.probes(exec, ids);
         let batch = Backward::given(&probes, 2 * COLUMNS, 2, grad);
-        self.table.step(run, optimizer, &batch);
+        self.table.step(exec, optimizer, &batch);
     }
 
-    fn between_epochs(&mut self, run: Run<'_>) {
+    fn between_epochs(&mut self, exec: Exec<'_>) {
         let seen: Vec<usize> = (0..self.places as usize).filter(|&place| self.seen[place]).collect();
         if seen.is_empty() || self.clusterings > 0 {
             return;
         }
-        let all: Vec<_> = (0..COLUMNS).map(|c| self.cluster(run, c, &seen)).collect();
+        let all: Vec<_> = (0..COLUMNS).map(|c| self.cluster(exec, c, &seen)).collect();
         self.clusterings += 1;
         let (width, rows) = (self.table.width, self.rows as usize);
         // A new row has learnt nothing yet: its state starts again too.
         self.table.state.fill(0.0);
         let Stored::F32(values) = &mut self.table.values else { return };
-        for (c, (pointers, centres)) in all.into_iter().enumerate() {
+        for (c, (pointers, centers)) in all.into_iter().enumerate() {
             for (place, pointer) in pointers.into_iter().enumerate() {
                 self.pointers[place * COLUMNS + c] = pointer;
             }
             let column = &mut values[c * 2 * rows * width..(c + 1) * 2 * rows * width];
-            column[..rows * width].copy_from_slice(&centres);
+            column[..rows * width].copy_from_slice(&centers);
             column[rows * width..].fill(0.0);
         }
         self.table.round(0..self.table.len());
@@ -293,8 +293,8 @@ impl Encoder for Cce {
         Ok(())
     }
 
-    fn quantise(&mut self) {
-        self.table.quantise(self.precision);
+    fn quantize(&mut self) {
+        self.table.quantize(self.precision);
         self.seen = vec![true; self.seen.len()];
     }
 }

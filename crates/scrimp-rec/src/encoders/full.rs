@@ -1,6 +1,6 @@
 //! A row for each id of the training data; ids that it did not have are zero.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, KeyMap, Param, Run, rows_of};
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, KeyMap, Param, rows_of};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Batch, Optimizer, forward};
 
@@ -54,8 +54,8 @@ struct Full {
 }
 
 impl Full {
-    fn rows(&self, run: Run<'_>, ids: &[u64]) -> Vec<u32> {
-        rows_of(run, &self.row_of, self.features, ids, self.keys.len() as u32)
+    fn rows(&self, exec: Exec<'_>, ids: &[u64]) -> Vec<u32> {
+        rows_of(exec, &self.row_of, self.features, ids, self.keys.len() as u32)
     }
 }
 
@@ -64,16 +64,16 @@ impl Encoder for Full {
         self.features
     }
 
-    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
-        let rows = self.rows(run, ids);
+    fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
+        let rows = self.rows(exec, ids);
         let batch = Batch::given(self.table.table(), &rows, 1, 1);
-        forward(run.pool, run.tier, &batch, out);
+        forward(exec.pool, exec.level, &batch, out);
     }
 
-    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
-        let rows = self.rows(run, ids);
+    fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+        let rows = self.rows(exec, ids);
         let batch = Backward::given(&rows, 1, 1, grad);
-        self.table.step(run, optimizer, &batch);
+        self.table.step(exec, optimizer, &batch);
     }
 
     fn params(&self) -> Vec<(&'static str, &Param)> {
@@ -93,7 +93,7 @@ impl Encoder for Full {
         &self.keys
     }
 
-    fn quantise(&mut self) {
-        self.table.quantise(self.precision);
+    fn quantize(&mut self) {
+        self.table.quantize(self.precision);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! *Size.* Weights take at most a third of the budget, and no more than all ids need.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, bloom, too_small};
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, Param, bloom, too_small};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
     Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
@@ -76,13 +76,13 @@ struct HashEmbeddings {
 
 impl HashEmbeddings {
     /// Rows, rows of weights, and the weights.
-    fn look_up(&self, run: Run<'_>, ids: &[u64]) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
+    fn look_up(&self, exec: Exec<'_>, ids: &[u64]) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
         let probing = |hashes, ranges, probes| Probing { hashes, ranges, probes, signs: false };
         let mut rows = vec![0; ids.len() * self.k];
-        probe(run.pool, ids, &probing(&self.hashes, &self.ranges, self.k), &mut rows, &mut []);
+        probe(exec.pool, ids, &probing(&self.hashes, &self.ranges, self.k), &mut rows, &mut []);
         let mut weight_rows = vec![0; ids.len()];
         probe(
-            run.pool,
+            exec.pool,
             ids,
             &probing(&self.weight_hashes, &self.weight_ranges, 1),
             &mut weight_rows,
@@ -90,7 +90,7 @@ impl HashEmbeddings {
         );
         let (k, values) = (self.k, self.weights.floats());
         let mut weights = vec![0.0; ids.len() * k];
-        run.pool.chunks(&mut weights, 1024 * k, |unit, out| {
+        exec.pool.chunks(&mut weights, 1024 * k, |unit, out| {
             for (out, &row) in out.chunks_exact_mut(k).zip(&weight_rows[unit * 1024..]) {
                 out.copy_from_slice(&values[row as usize * k..][..k]);
             }
@@ -104,8 +104,8 @@ impl Encoder for HashEmbeddings {
         self.features
     }
 
-    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
-        let (rows, _, weights) = self.look_up(run, ids);
+    fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
+        let (rows, _, weights) = self.look_up(exec, ids);
         let batch = Batch {
             table: self.table.table(),
             probes: Probes::Given { probes: &rows, weights: &weights, per: self.k },
@@ -114,18 +114,18 @@ impl Encoder for HashEmbeddings {
             bags: Bags::Fixed(1),
             add: false,
         };
-        forward(run.pool, run.tier, &batch, out);
+        forward(exec.pool, exec.level, &batch, out);
     }
 
-    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
-        let (rows, weight_rows, weights) = self.look_up(run, ids);
+    fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+        let (rows, weight_rows, weights) = self.look_up(exec, ids);
         let batch = Backward { weights: &weights, ..Backward::given(&rows, self.k, self.k, grad) };
         // The gradient of a weight is the row's product with the vector's gradient.
         let mut weight_grad = vec![0.0; weights.len()];
-        dots(run.pool, run.tier, &self.table.table(), &batch, &mut weight_grad);
-        self.table.step(run, optimizer, &batch);
+        dots(exec.pool, exec.level, &self.table.table(), &batch, &mut weight_grad);
+        self.table.step(exec, optimizer, &batch);
         let weight_batch = Backward::given(&weight_rows, 1, 1, &weight_grad);
-        self.weights.step(run, optimizer, &weight_batch);
+        self.weights.step(exec, optimizer, &weight_batch);
     }
 
     fn params(&self) -> Vec<(&'static str, &Param)> {
@@ -136,7 +136,7 @@ impl Encoder for HashEmbeddings {
         vec![("table", &mut self.table), ("weights", &mut self.weights)]
     }
 
-    fn quantise(&mut self) {
-        self.table.quantise(self.precision);
+    fn quantize(&mut self) {
+        self.table.quantize(self.precision);
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! In the paper the `k` rows are whole vectors, and few fit into a small table, so that ids share them, and scales (alpha) tell them apart.
 //! `overlap: false` gives that shape. Here rows *overlap*: they begin at each value of the table (as in ROBE, arXiv 2108.02191), so that two
-//! ids have the same one almost never, and alpha, which then brings nothing, takes no bytes unless it is asked for. Eight neighbouring values
+//! ids have the same one almost never, and alpha, which then brings nothing, takes no bytes unless it is asked for. Eight neighboring values
 //! have a sign of their own, so that an id whose row reaches into another's does not push all of it the same way; and a vector is two rows
-//! side by side, each found by a hash of its own, so that it has more and weaker neighbours. More and shorter rows are not better, but slower.
+//! side by side, each found by a hash of its own, so that it has more and weaker neighbors. More and shorter rows are not better, but slower.
 //!
 //! `memrec` has a vector for each feature; `memrec-bagged` adds all of them up into one per sample, as the authors' released
 //! code does.

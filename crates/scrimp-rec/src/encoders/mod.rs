@@ -17,8 +17,9 @@ mod stored;
 mod tests;
 
 pub use addressing::{Addressing, Prepared};
+pub use param::Param;
 pub(crate) use param::zeros;
-pub use param::{Param, Run};
+pub use scrimp_kernels::Exec;
 pub use stored::{Precision, Stored};
 
 use crate::{Error, Result};
@@ -31,17 +32,17 @@ pub trait Encoder: Send {
     fn vectors(&self) -> usize;
 
     /// The vectors of `ids` (`[samples, features]`): `out` is `[samples, vectors, dim]`.
-    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]);
+    fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]);
 
     /// Updates all parameters for the gradients of the vectors of `ids`.
-    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer);
+    fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer);
 
     /// For an encoder of one feature: the sums of the vectors of the ids from `offsets[b]` to before `offsets[b + 1]` (the last
     /// bag has the rest). `out` is `[bags, dim]`.
-    fn forward_bags(&self, run: Run<'_>, ids: &[u64], offsets: &[usize], out: &mut [f32]) {
+    fn forward_bags(&self, exec: Exec<'_>, ids: &[u64], offsets: &[usize], out: &mut [f32]) {
         let dim = out.len() / offsets.len().max(1);
         let mut each = vec![0.0; ids.len() * dim];
-        self.forward(run, ids, &mut each);
+        self.forward(exec, ids, &mut each);
         for (b, out) in out.chunks_exact_mut(dim.max(1)).enumerate() {
             let end = offsets.get(b + 1).copied().unwrap_or(ids.len());
             out.fill(0.0);
@@ -70,11 +71,11 @@ pub trait Encoder: Send {
     }
 
     /// Stores the rows as they are used after training.
-    fn quantise(&mut self) {}
+    fn quantize(&mut self) {}
 
     /// What an encoder does between two passes over the data.
-    fn between_epochs(&mut self, run: Run<'_>) {
-        let _ = run;
+    fn between_epochs(&mut self, exec: Exec<'_>) {
+        let _ = exec;
     }
 
     /// What else a file must keep; nothing for most encoders.
@@ -126,9 +127,9 @@ pub fn key_of(feature: usize, id: u64) -> u64 {
 pub(crate) type KeyMap<V> = std::collections::HashMap<u64, V, std::hash::BuildHasherDefault<KeyHasher>>;
 
 /// The row of each of `ids` (sample after sample, one for each of `features`), or `missing`.
-fn rows_of(run: Run<'_>, row_of: &KeyMap<u32>, features: usize, ids: &[u64], missing: u32) -> Vec<u32> {
+fn rows_of(exec: Exec<'_>, row_of: &KeyMap<u32>, features: usize, ids: &[u64], missing: u32) -> Vec<u32> {
     let mut rows = vec![0; ids.len()];
-    run.pool.chunks(&mut rows, 1024, |unit, rows| {
+    exec.pool.chunks(&mut rows, 1024, |unit, rows| {
         for (i, row) in rows.iter_mut().enumerate() {
             let l = unit * 1024 + i;
             *row = row_of.get(&key_of(l % features, ids[l])).copied().unwrap_or(missing);

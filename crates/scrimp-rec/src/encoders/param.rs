@@ -3,27 +3,17 @@
 use super::stored::{Precision, Stored, best_step, round, round_all, rounded};
 use crate::{Error, Result};
 use scrimp_kernels::{
-    Tier,
+    Exec,
     embedding::{Backward, Gradients, IdHash, Int4, Optimizer, Table, Trained, Values},
-    threads::Pool,
 };
 use std::{ops::Range, sync::Mutex};
-
-/// What computations run on.
-#[derive(Debug, Clone, Copy)]
-pub struct Run<'a> {
-    /// The threads.
-    pub pool: &'a Pool,
-    /// The instructions.
-    pub tier: Tier,
-}
 
 /// A table of rows with what training needs of it.
 #[derive(Debug)]
 pub struct Param {
     /// The values.
     pub values: Stored,
-    /// The optimiser's state; empty until the first step.
+    /// The optimizer's state; empty until the first step.
     pub state: Vec<f32>,
     /// Values of a row.
     pub width: usize,
@@ -33,16 +23,16 @@ pub struct Param {
     gradients: Mutex<Gradients>,
 }
 
-/// The values as they will be stored, beside those that learn: quantisation-aware training with straight-through gradients (Bengio
+/// The values as they will be stored, beside those that learn: quantization-aware training with straight-through gradients (Bengio
 /// et al., arXiv 1308.3432).
 #[derive(Debug)]
 struct Rounded {
     values: Stored,
-    /// Steps so far, which say when the step of quantisation is chosen again.
+    /// Steps so far, which say when the step of quantization is chosen again.
     steps: u32,
 }
 
-/// Steps of training between two choices of the step of quantisation; in the beginning it is chosen more often.
+/// Steps of training between two choices of the step of quantization; in the beginning it is chosen more often.
 const RESCALE: u32 = 64;
 
 /// A vector of `n` numbers, or an error where the memory cannot be had.
@@ -93,7 +83,7 @@ impl Param {
         round(&values[range.clone()], range.start, shape, &mut rounded.values);
     }
 
-    /// What a file must keep of a table that is rounded in training: the step of quantisation and its age.
+    /// What a file must keep of a table that is rounded in training: the step of quantization and its age.
     pub fn rounding(&self) -> Option<[f32; 2]> {
         let rounded = self.rounded.as_ref()?;
         Some([rounded.values.scale().unwrap_or(1.0), rounded.steps as f32])
@@ -159,21 +149,21 @@ impl Param {
     /// The values in training.
     ///
     /// # Panics
-    /// After [`Param::quantise`].
+    /// After [`Param::quantize`].
     pub fn floats(&self) -> &[f32] {
         match &self.values {
             Stored::F32(v) => v,
-            _ => panic!("a quantised table is not trained"),
+            _ => panic!("a quantized table is not trained"),
         }
     }
 
     /// Applies the gradients of a batch.
     ///
     /// # Panics
-    /// After [`Param::quantise`].
-    pub fn step(&mut self, run: Run<'_>, optimizer: Optimizer, batch: &Backward<'_>) {
+    /// After [`Param::quantize`].
+    pub fn step(&mut self, exec: Exec<'_>, optimizer: Optimizer, batch: &Backward<'_>) {
         let shape = self.shape();
-        let Stored::F32(values) = &mut self.values else { panic!("a quantised table is not trained") };
+        let Stored::F32(values) = &mut self.values else { panic!("a quantized table is not trained") };
         // Overlapping rows have no row of their own whose state could be kept.
         let states = optimizer.states(values.len(), self.width) + 1;
         if self.state.len() < states {
@@ -181,7 +171,7 @@ impl Param {
         }
         let table = Trained { values, state: &mut self.state, width: self.width, stride: self.stride };
         let gradients = self.gradients.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        gradients.step(run.pool, run.tier, optimizer, table, batch);
+        gradients.step(exec.pool, exec.level, optimizer, table, batch);
         let Some(rounded) = &mut self.rounded else { return };
         rounded.steps += 1;
         let again = rounded.steps.is_multiple_of(RESCALE) || rounded.steps.is_power_of_two();
@@ -193,7 +183,7 @@ impl Param {
             }
         }
         if again || gradients.touched().count() > values.len() / self.width / 4 {
-            return round_all(run.pool, values, shape, &mut rounded.values);
+            return round_all(exec.pool, values, shape, &mut rounded.values);
         }
         for &block in gradients.touched() {
             let start = block as usize * self.width;
@@ -203,7 +193,7 @@ impl Param {
     }
 
     /// Stores the values with `precision` and frees what training needed. Values that were rounded in training stay as they were.
-    pub fn quantise(&mut self, precision: Precision) {
+    pub fn quantize(&mut self, precision: Precision) {
         let Stored::F32(values) = &self.values else { return };
         self.values = match self.rounded.take() {
             Some(rounded) => rounded.values,

@@ -5,7 +5,7 @@
 //! *Size.* m and n/m rows for each feature. For a compression c the paper takes m = n / c; where even `2 sqrt(n)` rows are too
 //! many, ids are hashed into fewer values first.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Param, Run, bloom, too_small};
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, Param, bloom, too_small};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Batch, IdHash, Optimizer, RowRange, forward};
 
@@ -90,14 +90,14 @@ impl Qr {
     }
 }
 
-fn look_up(run: Run<'_>, table: &Param, rows: &[u32], out: &mut [f32]) {
+fn look_up(exec: Exec<'_>, table: &Param, rows: &[u32], out: &mut [f32]) {
     let batch = Batch::given(table.table(), rows, 1, 1);
-    forward(run.pool, run.tier, &batch, out);
+    forward(exec.pool, exec.level, &batch, out);
 }
 
 /// `a *= b`
-fn multiply(run: Run<'_>, a: &mut [f32], b: &[f32]) {
-    run.pool.chunks(a, 8192, |unit, a| {
+fn multiply(exec: Exec<'_>, a: &mut [f32], b: &[f32]) {
+    exec.pool.chunks(a, 8192, |unit, a| {
         for (a, b) in a.iter_mut().zip(&b[unit * 8192..]) {
             *a *= b;
         }
@@ -109,25 +109,25 @@ impl Encoder for Qr {
         self.features
     }
 
-    fn forward(&self, run: Run<'_>, ids: &[u64], out: &mut [f32]) {
+    fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
         let (remainders, quotients) = self.rows(ids);
         let mut other = vec![0.0; out.len()];
-        look_up(run, &self.remainder, &remainders, out);
-        look_up(run, &self.quotient, &quotients, &mut other);
-        multiply(run, out, &other);
+        look_up(exec, &self.remainder, &remainders, out);
+        look_up(exec, &self.quotient, &quotients, &mut other);
+        multiply(exec, out, &other);
     }
 
-    fn backward(&mut self, run: Run<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
+    fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
         let (remainders, quotients) = self.rows(ids);
         let mut to_quotient = vec![0.0; grad.len()];
         let mut to_remainder = vec![0.0; grad.len()];
-        look_up(run, &self.remainder, &remainders, &mut to_quotient);
-        look_up(run, &self.quotient, &quotients, &mut to_remainder);
-        multiply(run, &mut to_quotient, grad);
-        multiply(run, &mut to_remainder, grad);
+        look_up(exec, &self.remainder, &remainders, &mut to_quotient);
+        look_up(exec, &self.quotient, &quotients, &mut to_remainder);
+        multiply(exec, &mut to_quotient, grad);
+        multiply(exec, &mut to_remainder, grad);
         let batch = |probes, grad| Backward::given(probes, 1, 1, grad);
-        self.remainder.step(run, optimizer, &batch(&remainders, &to_remainder));
-        self.quotient.step(run, optimizer, &batch(&quotients, &to_quotient));
+        self.remainder.step(exec, optimizer, &batch(&remainders, &to_remainder));
+        self.quotient.step(exec, optimizer, &batch(&quotients, &to_quotient));
     }
 
     fn params(&self) -> Vec<(&'static str, &Param)> {
@@ -138,8 +138,8 @@ impl Encoder for Qr {
         vec![("remainder", &mut self.remainder), ("quotient", &mut self.quotient)]
     }
 
-    fn quantise(&mut self) {
-        self.remainder.quantise(self.precision);
-        self.quotient.quantise(self.precision);
+    fn quantize(&mut self) {
+        self.remainder.quantize(self.precision);
+        self.quotient.quantize(self.precision);
     }
 }

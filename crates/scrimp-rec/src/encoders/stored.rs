@@ -74,14 +74,14 @@ pub enum Stored {
     Bf16(Vec<u16>),
     /// `scale * q`.
     Int8 {
-        /// The quantised values.
+        /// The quantized values.
         q: Vec<i8>,
         /// The step.
         scale: f32,
     },
     /// `scale * q`, packed by [`Int4`].
     Int4 {
-        /// The quantised values.
+        /// The quantized values.
         q: Vec<u8>,
         /// How many.
         len: usize,
@@ -91,7 +91,7 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// The step of quantisation, of integers.
+    /// The step of quantization, of integers.
     pub fn scale(&self) -> Option<f32> {
         match self {
             Self::F32(_) | Self::Bf16(_) => None,
@@ -132,7 +132,7 @@ pub(super) fn round(values: &[f32], at: usize, shape: Int4, stored: &mut Stored)
         Stored::Int8 { q, scale } => int8s(values, *scale, &mut q[at..]),
         Stored::Int4 { q, scale, .. } => {
             for (i, &v) in (at..).zip(values) {
-                shape.set(q, i, quantised(v, *scale, Precision::Int4));
+                shape.set(q, i, quantized(v, *scale, Precision::Int4));
             }
         }
     }
@@ -150,7 +150,7 @@ pub(super) fn round_all(pool: &Pool, values: &[f32], shape: Int4, stored: &mut S
         }
         Stored::Int4 { q, scale, .. } => {
             let scale = *scale;
-            let bits = |v| quantised(v, scale, Precision::Int4);
+            let bits = |v| quantized(v, scale, Precision::Int4);
             pool.chunks(q, UNIT, |unit, q| shape.fill(unit * UNIT, q, values, bits));
         }
     }
@@ -164,13 +164,13 @@ fn bf16s(values: &[f32], to: &mut [u16]) {
 
 fn int8s(values: &[f32], scale: f32, to: &mut [i8]) {
     for (to, &v) in to.iter_mut().zip(values) {
-        *to = quantised(v, scale, Precision::Int8);
+        *to = quantized(v, scale, Precision::Int8);
     }
 }
 
 /// The nearest step, ties to even.
 #[inline]
-pub(super) fn quantised(v: f32, scale: f32, precision: Precision) -> i8 {
+pub(super) fn quantized(v: f32, scale: f32, precision: Precision) -> i8 {
     // Added to a number below 2^22 and subtracted again, it leaves no place for a fraction: rounding without a call.
     const WHOLE: f32 = 12_582_912.0;
     ((v / scale).clamp(-precision.most(), precision.most()) + WHOLE - WHOLE) as i8
@@ -191,7 +191,7 @@ pub(super) fn best_step(values: &[f32], precision: Precision) -> f32 {
         let error: f64 = values
             .iter()
             .step_by(every)
-            .map(|&v| f64::from(v - f32::from(quantised(v, scale, precision)) * scale).powi(2))
+            .map(|&v| f64::from(v - f32::from(quantized(v, scale, precision)) * scale).powi(2))
             .sum();
         if error < best.0 {
             best = (error, scale);

@@ -1,7 +1,7 @@
-//! Every encoder: gradients against finite differences, budgets, quantisation.
+//! Every encoder: gradients against finite differences, budgets, quantization.
 
 use super::*;
-use scrimp_kernels::{Tier, embedding::IdHash, threads::Pool};
+use scrimp_kernels::{SimdLevel, embedding::IdHash, threads::Pool};
 
 const FEATURES: usize = 3;
 
@@ -47,8 +47,8 @@ fn shapes() -> Vec<EncoderOptions> {
 /// With SGD and learning rate 1 a step subtracts the gradient; it is compared with how the loss `<out, direction>` changes.
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    let (pool, tier) = (Pool::new(2).unwrap(), Tier::detect());
-    let run = Run { pool: &pool, tier };
+    let (pool, level) = (Pool::new(2).unwrap(), SimdLevel::detect());
+    let exec = Exec { pool: &pool, level };
     let (ids, census) = ids(40);
     for options in shapes() {
         let config = plan(&options, &census).unwrap();
@@ -60,11 +60,11 @@ fn gradients_are_those_of_finite_differences() {
             (0..len).map(|i| (hash.hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
         let loss = |encoder: &dyn Encoder| {
             let mut out = vec![f32::NAN; len];
-            encoder.forward(run, &ids, &mut out);
+            encoder.forward(exec, &ids, &mut out);
             out.iter().zip(&direction).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
         };
         let before: Vec<Vec<f32>> = encoder.params().iter().map(|(_, p)| p.floats().to_vec()).collect();
-        encoder.backward(run, &ids, &direction, Optimizer::Sgd { lr: 1.0 });
+        encoder.backward(exec, &ids, &direction, Optimizer::Sgd { lr: 1.0 });
         let after: Vec<Vec<f32>> = encoder.params().iter().map(|(_, p)| p.floats().to_vec()).collect();
         let mut probe = build();
         for (t, (before, after)) in before.iter().zip(&after).enumerate() {
@@ -117,7 +117,7 @@ fn encoders_stay_within_their_budget() {
 #[test]
 fn stored_rows_are_close_to_the_trained_ones() {
     let pool = Pool::new(1).unwrap();
-    let run = Run { pool: &pool, tier: Tier::detect() };
+    let exec = Exec { pool: &pool, level: SimdLevel::detect() };
     let (ids, census) = ids(50);
     for mut options in shapes() {
         for (precision, error) in [(Precision::Bf16, 0.01), (Precision::Int8, 0.04), (Precision::Int4, 0.2)] {
@@ -126,12 +126,12 @@ fn stored_rows_are_close_to_the_trained_ones() {
             let mut encoder = build(&config, &keys_for(&config, &census)).unwrap();
             let mut exact = vec![0.0; 50 * encoder.vectors() * 16];
             let mut stored = exact.clone();
-            encoder.forward(run, &ids, &mut exact);
+            encoder.forward(exec, &ids, &mut exact);
             let before = encoder.bytes();
-            encoder.quantise();
+            encoder.quantize();
             assert!(encoder.bytes() < before);
             assert!(encoder.bytes() as u64 <= options.budget, "{options:?}");
-            encoder.forward(run, &ids, &mut stored);
+            encoder.forward(exec, &ids, &mut stored);
             let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
             let difference = norm(&mut exact.iter().zip(&stored).map(|(a, b)| a - b));
             assert!(difference < error * norm(&mut exact.iter().copied()), "{options:?} {difference}");
@@ -139,11 +139,11 @@ fn stored_rows_are_close_to_the_trained_ones() {
     }
 }
 
-/// In quantisation-aware training the forward pass is that of the stored model, at any time; gradients are those of the rounded rows.
+/// In quantization-aware training the forward pass is that of the stored model, at any time; gradients are those of the rounded rows.
 #[test]
 fn training_through_rounding_sees_what_will_be_stored() {
     let pool = Pool::new(2).unwrap();
-    let run = Run { pool: &pool, tier: Tier::detect() };
+    let exec = Exec { pool: &pool, level: SimdLevel::detect() };
     let (ids, census) = ids(50);
     for options in shapes() {
         for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
@@ -152,23 +152,23 @@ fn training_through_rounding_sees_what_will_be_stored() {
             let mut encoder = build(&config, &keys_for(&config, &census)).unwrap();
             let len = 50 * encoder.vectors() * 16;
             let (mut first, mut out) = (vec![0.0; len], vec![0.0; len]);
-            encoder.forward(run, &ids, &mut first);
+            encoder.forward(exec, &ids, &mut first);
             // Towards zero, in steps that are far smaller than those of int8: only exact values can sum them up.
             for step in 0..150 {
-                encoder.forward(run, &ids, &mut out);
-                encoder.backward(run, &ids, &out, Optimizer::Sgd { lr: 0.004 });
+                encoder.forward(exec, &ids, &mut out);
+                encoder.backward(exec, &ids, &out, Optimizer::Sgd { lr: 0.004 });
                 if step == 70 {
-                    encoder.between_epochs(run);
+                    encoder.between_epochs(exec);
                 }
             }
-            encoder.forward(run, &ids, &mut out);
+            encoder.forward(exec, &ids, &mut out);
             let norm = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>();
             assert!(norm(&out) < 0.8 * norm(&first), "{options:?}: {} {}", norm(&first), norm(&out));
             let rounding: Vec<_> = encoder.params().iter().map(|(_, p)| p.rounding()).collect();
             assert!(rounding[0].is_some());
-            encoder.quantise();
+            encoder.quantize();
             let mut stored = vec![0.0; len];
-            encoder.forward(run, &ids, &mut stored);
+            encoder.forward(exec, &ids, &mut stored);
             assert_eq!(stored, out, "{options:?}");
         }
     }

@@ -11,7 +11,7 @@
 //! where the effects `m` and the hidden factors `v` (4 numbers per id) are hashes of (seed, feature, id), so no table
 //! of 180 million ids is needed, and `g` is the logarithm of base 2, linear between powers of two. All of that is a
 //! function of what the row shows (a missing number has the effect of the average one, and looks like it after
-//! standardisation): `p` is the best prediction there can be, and its AUC ([`Generator::bayes`]) the
+//! standardization): `p` is the best prediction there can be, and its AUC ([`Generator::bayes`]) the
 //! best AUC. Row `r` of a seed is always the same, whatever the threads and the rows around it.
 
 mod bayes;
@@ -170,7 +170,7 @@ struct Number {
     may_miss: bool,
 }
 
-/// The finaliser of SplitMix64: a good hash of one word.
+/// The finalizer of SplitMix64: a good hash of one word.
 #[inline]
 fn mix(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -11,7 +11,7 @@
 //! | `encoder.memory` | U16: what else an encoder keeps (the pointers of `cce`) |
 //! | `bottom.I.weight`, `bottom.I.bias`, `top.*` | layers, `[out, in]` |
 //! | `encoder.NAME.rounding` | F32: step and age of a table that is rounded in training ([`Param::rounding`]) |
-//! | `*.state`, `*.m`, `*.v` | in checkpoints: the optimisers' states |
+//! | `*.state`, `*.m`, `*.v` | in checkpoints: the optimizers' states |
 //!
 //! [`Param::rounding`]: crate::encoders::Param::rounding
 //! [`Int4`]: scrimp_kernels::embedding::Int4
@@ -81,7 +81,7 @@ impl Reader {
 }
 
 impl Model {
-    /// Writes the model to `path`; `training` makes it a checkpoint: with the optimisers' states, and this to go on with.
+    /// Writes the model to `path`; `training` makes it a checkpoint: with the optimizers' states, and this to go on with.
     ///
     /// # Errors
     /// When the file cannot be written; one that was there before stays as it was.

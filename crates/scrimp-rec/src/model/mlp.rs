@@ -1,6 +1,6 @@
 //! Multi-layer perceptrons: `y = relu(x W' + b)`, and how they learn.
 
-use crate::{Result, encoders::Run};
+use crate::{Result, encoders::Exec};
 use scrimp_kernels::{
     dense::{GemmScratch, Start, View, gemm},
     embedding::IdHash,
@@ -27,7 +27,7 @@ impl Dense {
     }
 
     /// Step number `step` (from 1) for the gradients `g`.
-    fn step(&mut self, run: Run<'_>, g: &[f32], lr: f32, step: u64) {
+    fn step(&mut self, exec: Exec<'_>, g: &[f32], lr: f32, step: u64) {
         let step = step.min(1 << 20) as i32;
         let lr = lr * (1.0 - BETA2.powi(step)).sqrt() / (1.0 - BETA1.powi(step));
         const UNIT: usize = 16384;
@@ -38,7 +38,7 @@ impl Dense {
             .zip(self.v.chunks_mut(UNIT))
             .zip(g.chunks(UNIT))
             .collect();
-        run.pool.chunks(&mut all, 1, |_, unit| {
+        exec.pool.chunks(&mut all, 1, |_, unit| {
             let (((values, m), v), g) = &mut unit[0];
             for i in 0..g.len() {
                 m[i] = BETA1 * m[i] + (1.0 - BETA1) * g[i];
@@ -118,7 +118,7 @@ impl Mlp {
     }
 
     /// Outputs of `rows` rows of inputs.
-    pub fn forward(&mut self, run: Run<'_>, x: &[f32], rows: usize) -> &[f32] {
+    pub fn forward(&mut self, exec: Exec<'_>, x: &[f32], rows: usize) -> &[f32] {
         for i in 0..self.layers.len() {
             let (before, after) = self.outputs.split_at_mut(i);
             let layer = &self.layers[i];
@@ -126,7 +126,7 @@ impl Mlp {
             let y = sized(&mut after[0], rows * layer.outputs);
             let start = Start::Bias { bias: &layer.bias.values, relu: layer.relu };
             let (a, b) = (View::rows(x, layer.inputs), View::rows(&layer.weight.values, layer.inputs).t());
-            gemm(run.pool, run.tier, [rows, layer.outputs, layer.inputs], a, b, start, y, &mut self.gemm);
+            gemm(exec.pool, exec.level, [rows, layer.outputs, layer.inputs], a, b, start, y, &mut self.gemm);
         }
         self.outputs(rows)
     }
@@ -143,7 +143,7 @@ impl Mlp {
     /// the inputs to `dx`, where there is one.
     pub fn backward(
         &mut self,
-        run: Run<'_>,
+        exec: Exec<'_>,
         x: &[f32],
         rows: usize,
         grad: &[f32],
@@ -161,7 +161,7 @@ impl Mlp {
             let g = &mut now[..rows * outputs];
             if layer.relu || i == last {
                 let (y, relu) = (&self.outputs[i], layer.relu);
-                run.pool.chunks(g, UNIT, |unit, g| {
+                exec.pool.chunks(g, UNIT, |unit, g| {
                     let at = unit * UNIT..unit * UNIT + g.len();
                     if i == last {
                         g.copy_from_slice(&grad[at.clone()]);
@@ -178,13 +178,22 @@ impl Mlp {
             let dx = if i == 0 { dx.take() } else { Some(sized(&mut next, rows * inputs)) };
             if let Some(dx) = dx {
                 let (a, b) = (View::rows(g, outputs), View::rows(&layer.weight.values, inputs));
-                gemm(run.pool, run.tier, [rows, inputs, outputs], a, b, Start::Zero, dx, &mut self.gemm);
+                gemm(exec.pool, exec.level, [rows, inputs, outputs], a, b, Start::Zero, dx, &mut self.gemm);
             }
             let weight_grad = sized(&mut self.weight_grad, inputs * outputs);
             let (a, b) = (View::rows(g, outputs).t(), View::rows(x, inputs));
-            gemm(run.pool, run.tier, [outputs, inputs, rows], a, b, Start::Zero, weight_grad, &mut self.gemm);
+            gemm(
+                exec.pool,
+                exec.level,
+                [outputs, inputs, rows],
+                a,
+                b,
+                Start::Zero,
+                weight_grad,
+                &mut self.gemm,
+            );
             let bias_grad = sized(&mut self.bias_grad, outputs);
-            run.pool.chunks(bias_grad, COLUMNS, |unit, sums| {
+            exec.pool.chunks(bias_grad, COLUMNS, |unit, sums| {
                 sums.fill(0.0);
                 for g in g.chunks_exact(outputs) {
                     for (sum, g) in sums.iter_mut().zip(&g[unit * COLUMNS..]) {
@@ -192,8 +201,8 @@ impl Mlp {
                     }
                 }
             });
-            layer.weight.step(run, weight_grad, lr, step);
-            layer.bias.step(run, bias_grad, lr, step);
+            layer.weight.step(exec, weight_grad, lr, step);
+            layer.bias.step(exec, bias_grad, lr, step);
             std::mem::swap(&mut now, &mut next);
         }
         self.grads = [now, next];

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Small baselines are the same thing with less of it: logistic regression is `concat` with one-dimensional vectors and
-//! no hidden layers, a factorisation machine `dot` without hidden layers (with a weight per pair of features).
+//! no hidden layers, a factorization machine `dot` without hidden layers (with a weight per pair of features).
 
 mod file;
 mod mlp;
@@ -19,7 +19,7 @@ pub use mlp::Mlp;
 use crate::{
     Error, Result,
     data::Batch,
-    encoders::{self, Encoder, EncoderConfig, Run},
+    encoders::{self, Encoder, EncoderConfig, Exec},
     schema::Schema,
 };
 use mlp::sized;
@@ -94,9 +94,9 @@ pub fn sigmoid(x: f32) -> f32 {
 }
 
 /// Calls `body(row, values)` for each row of `width` values, on all threads.
-fn each_row(run: Run<'_>, data: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+fn each_row(exec: Exec<'_>, data: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
     const ROWS: usize = 64;
-    run.pool.chunks(data, ROWS * width, |unit, data| {
+    exec.pool.chunks(data, ROWS * width, |unit, data| {
         for (i, row) in data.chunks_exact_mut(width).enumerate() {
             body(unit * ROWS + i, row);
         }
@@ -167,13 +167,13 @@ impl Model {
     }
 
     /// Stores the embeddings as they are used after training; the model can then no longer learn.
-    pub fn quantise(&mut self) {
-        self.encoder.quantise();
+    pub fn quantize(&mut self) {
+        self.encoder.quantize();
     }
 
     /// To be called between two passes over the training data.
-    pub fn between_epochs(&mut self, run: Run<'_>) {
-        self.encoder.between_epochs(run);
+    pub fn between_epochs(&mut self, exec: Exec<'_>) {
+        self.encoder.between_epochs(exec);
     }
 
     /// Number of vectors and of inputs of the top MLP.
@@ -193,56 +193,56 @@ impl Model {
     ///
     /// # Panics
     /// When the batch has another shape than the schema says.
-    pub fn logits(&mut self, run: Run<'_>, batch: &Batch, logits: &mut Vec<f32>) {
+    pub fn logits(&mut self, exec: Exec<'_>, batch: &Batch, logits: &mut Vec<f32>) {
         self.check(batch);
         logits.clear();
-        logits.extend_from_slice(self.forward(run, batch));
+        logits.extend_from_slice(self.forward(exec, batch));
     }
 
     /// Probabilities of the rows of `batch`.
     ///
     /// # Panics
     /// As [`Model::logits`].
-    pub fn predict(&mut self, run: Run<'_>, batch: &Batch, probabilities: &mut Vec<f32>) {
-        self.logits(run, batch, probabilities);
+    pub fn predict(&mut self, exec: Exec<'_>, batch: &Batch, probabilities: &mut Vec<f32>) {
+        self.logits(exec, batch, probabilities);
         for p in probabilities {
             *p = sigmoid(*p);
         }
     }
 
-    fn forward(&mut self, run: Run<'_>, batch: &Batch) -> &[f32] {
+    fn forward(&mut self, exec: Exec<'_>, batch: &Batch) -> &[f32] {
         let rows = batch.rows();
         let dim = self.config.encoder.dim;
         let (_, inputs) = self.sizes();
         let others = self.encoder.vectors();
         let per = others * dim;
         let v = sized(&mut self.s.v, rows * per);
-        self.encoder.forward(run, &batch.ids, v);
+        self.encoder.forward(exec, &batch.ids, v);
         let b = match &mut self.bottom {
-            Some(bottom) => bottom.forward(run, &batch.numeric, rows),
+            Some(bottom) => bottom.forward(exec, &batch.numeric, rows),
             None => &[],
         };
         let (v, z) = (&*v, sized(&mut self.s.z, rows * inputs));
         let head = if b.is_empty() { 0 } else { dim };
         if self.config.interaction == Interaction::Dot {
-            pairs(run.pool, run.tier, &Vectors { head: b, tail: v, others, dim }, z, inputs, head);
+            pairs(exec.pool, exec.level, &Vectors { head: b, tail: v, others, dim }, z, inputs, head);
         }
         let concat = self.config.interaction == Interaction::Concat;
-        each_row(run, z, inputs, |row, z| {
+        each_row(exec, z, inputs, |row, z| {
             let (first, rest) = z.split_at_mut(head);
             first.copy_from_slice(&b[row * head..(row + 1) * head]);
             if concat {
                 rest.copy_from_slice(&v[row * per..(row + 1) * per]);
             }
         });
-        self.top.forward(run, z, rows)
+        self.top.forward(exec, z, rows)
     }
 
     /// Learns from `batch`; returns the sum of its rows' log losses before the step.
     ///
     /// # Panics
-    /// As [`Model::logits`], or after [`Model::quantise`].
-    pub fn step(&mut self, run: Run<'_>, batch: &Batch, options: StepOptions) -> f64 {
+    /// As [`Model::logits`], or after [`Model::quantize`].
+    pub fn step(&mut self, exec: Exec<'_>, batch: &Batch, options: StepOptions) -> f64 {
         self.check(batch);
         let rows = batch.rows();
         if rows == 0 {
@@ -253,7 +253,7 @@ impl Model {
         let mut dlogit = std::mem::take(&mut self.s.dlogit);
         dlogit.clear();
         let mut loss = 0.0;
-        for (&x, &y) in self.forward(run, batch).iter().zip(&batch.labels) {
+        for (&x, &y) in self.forward(exec, batch).iter().zip(&batch.labels) {
             dlogit.push((sigmoid(x) - y) / rows as f32);
             // log(1 + e^x) - y x, without overflow
             loss += f64::from(x.max(0.0) - y * x + (-x.abs()).exp().ln_1p());
@@ -262,29 +262,29 @@ impl Model {
         let lr = options.dense_lr;
         let Scratch { v, z, dz, dv, db, .. } = &mut self.s;
         let dz = sized(dz, rows * inputs);
-        self.top.backward(run, &z[..rows * inputs], rows, &dlogit, Some(dz), lr, self.steps);
+        self.top.backward(exec, &z[..rows * inputs], rows, &dlogit, Some(dz), lr, self.steps);
         let dz = &*dz;
         let head = if self.bottom.is_some() { dim } else { 0 };
         let db = sized(db, rows * head);
         if head > 0 {
-            each_row(run, db, head, |row, db| db.copy_from_slice(&dz[row * inputs..][..head]));
+            each_row(exec, db, head, |row, db| db.copy_from_slice(&dz[row * inputs..][..head]));
         }
         let others = self.encoder.vectors();
         let per = others * dim;
         let dv = sized(dv, rows * per);
         match self.config.interaction {
             Interaction::Concat => {
-                each_row(run, dv, per, |row, dv| dv.copy_from_slice(&dz[row * inputs + head..][..per]));
+                each_row(exec, dv, per, |row, dv| dv.copy_from_slice(&dz[row * inputs + head..][..per]));
             }
             Interaction::Dot => {
                 let b = self.bottom.as_ref().map_or(&[][..], |bottom| bottom.outputs(rows));
                 let x = Vectors { head: b, tail: &v[..rows * per], others, dim };
-                pairs_backward(run.pool, run.tier, &x, dz, inputs, head, db, dv);
+                pairs_backward(exec.pool, exec.level, &x, dz, inputs, head, db, dv);
             }
         }
-        self.encoder.backward(run, &batch.ids, dv, options.embedding);
+        self.encoder.backward(exec, &batch.ids, dv, options.embedding);
         if let Some(bottom) = &mut self.bottom {
-            bottom.backward(run, &batch.numeric, rows, db, None, lr, self.steps);
+            bottom.backward(exec, &batch.numeric, rows, db, None, lr, self.steps);
         }
         self.s.dlogit = dlogit;
         loss

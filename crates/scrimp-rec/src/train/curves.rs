@@ -25,7 +25,7 @@ pub fn svg(curve: &[CurvePoint]) -> String {
         ("validation log loss", "#cc4433", &valid_loss, losses),
         ("validation AUC (right)", "#2266cc", &auc, bounds(auc.iter())),
     ];
-    for (i, (name, colour, points, (low, high))) in series.into_iter().enumerate() {
+    for (i, (name, color, points, (low, high))) in series.into_iter().enumerate() {
         let at = |&(x, y): &(f64, f64)| {
             let x = MARGIN + x / rows * (WIDTH - 2.0 * MARGIN);
             let y = HEIGHT - MARGIN - (y - low) / (high - low) * (HEIGHT - 2.0 * MARGIN);
@@ -34,12 +34,12 @@ pub fn svg(curve: &[CurvePoint]) -> String {
         let line: Vec<_> = points.iter().map(at).collect();
         let _ = writeln!(
             out,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"/>",
             line.join(" ")
         );
         let _ = writeln!(
             out,
-            "<text x=\"{}\" y=\"20\" fill=\"{colour}\">{name}</text>",
+            "<text x=\"{}\" y=\"20\" fill=\"{color}\">{name}</text>",
             MARGIN + 180.0 * i as f64
         );
         if i != 1 {

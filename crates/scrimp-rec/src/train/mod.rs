@@ -9,7 +9,7 @@ pub use curves::svg;
 use crate::{
     Error, Result,
     data::{Batch, RowSource},
-    encoders::{EncoderConfig, Run},
+    encoders::{EncoderConfig, Exec},
     metrics,
     model::{Interaction, Model, ModelConfig, StepOptions},
 };
@@ -99,7 +99,7 @@ impl Preset {
     pub const NAMES: [&'static str; 4] = ["dlrm", "dlrm-mlperf", "lr", "fm"];
 
     /// `dlrm` (small layers), `dlrm-mlperf` (those of MLPerf: 512-256 and 1024-1024-512-256), `lr` (logistic
-    /// regression, with `--dim 1`), `fm` (a factorisation machine).
+    /// regression, with `--dim 1`), `fm` (a factorization machine).
     pub fn named(name: &str) -> Option<Self> {
         let preset = |interaction, bottom: &[usize], top: &[usize]| {
             Some(Self { interaction, bottom: bottom.to_vec(), top: top.to_vec() })
@@ -201,7 +201,7 @@ struct State {
 /// Those of the source; rows without a label; labels of one kind only.
 pub fn evaluate(
     model: &mut Model,
-    run: Run<'_>,
+    exec: Exec<'_>,
     source: &mut dyn RowSource,
     batch: usize,
 ) -> Result<Evaluation> {
@@ -210,7 +210,7 @@ pub fn evaluate(
     let (mut rows, mut some) = (Batch::default(), Vec::new());
     source.rewind(0)?;
     while source.next_batch(batch.max(1), &mut rows)? > 0 {
-        model.predict(run, &rows, &mut some);
+        model.predict(exec, &rows, &mut some);
         labels.extend_from_slice(&rows.labels);
         predictions.extend_from_slice(&some);
     }
@@ -251,7 +251,7 @@ fn check_schema(model: &Model, source: &dyn RowSource) -> Result<()> {
 /// Those of the sources; a checkpoint that cannot be written or belongs to another training.
 pub fn train(
     model: &mut Model,
-    run: Run<'_>,
+    exec: Exec<'_>,
     source: &mut dyn RowSource,
     mut valid: Option<&mut dyn RowSource>,
     options: &TrainOptions,
@@ -300,7 +300,7 @@ pub fn train(
             if batch.labels.iter().any(|l| l.is_nan()) {
                 return Err(Error::bad_input("the training data has rows without a label"));
             }
-            let loss = model.step(run, &batch, step);
+            let loss = model.step(exec, &batch, step);
             if !loss.is_finite() {
                 return Err(Error::bad_input_hint(
                     "training diverged: the loss is not a number",
@@ -324,7 +324,7 @@ pub fn train(
                 rows_per_second: learnt as f64 / learning.max(1e-9),
             });
             if options.eval_steps.is_some_and(|n| steps.is_multiple_of(n.max(1))) {
-                stopped = point(model, run, &mut valid, options, &mut state, &best_path)?;
+                stopped = point(model, exec, &mut valid, options, &mut state, &best_path)?;
                 if stopped {
                     break;
                 }
@@ -337,12 +337,12 @@ pub fn train(
         }
         if !stopped {
             if state.loss_rows > 0 {
-                stopped = point(model, run, &mut valid, options, &mut state, &best_path)?;
+                stopped = point(model, exec, &mut valid, options, &mut state, &best_path)?;
             }
             state.epoch += 1;
             state.epoch_rows = 0;
             if !stopped && state.epoch < options.epochs {
-                model.between_epochs(run);
+                model.between_epochs(exec);
             }
             if let Some(path) = &options.checkpoint {
                 save_state(model, path, &state)?;
@@ -398,14 +398,14 @@ fn save_state(model: &mut Model, path: &Path, state: &State) -> Result<()> {
 /// Adds a point to the curves; true where training should stop.
 fn point(
     model: &mut Model,
-    run: Run<'_>,
+    exec: Exec<'_>,
     valid: &mut Option<&mut dyn RowSource>,
     options: &TrainOptions,
     state: &mut State,
     best_path: &Path,
 ) -> Result<bool> {
     let evaluation = match valid {
-        Some(valid) => Some(evaluate(model, run, &mut **valid, options.batch)?),
+        Some(valid) => Some(evaluate(model, exec, &mut **valid, options.batch)?),
         None => None,
     };
     let train_logloss = state.loss / state.loss_rows.max(1) as f64;

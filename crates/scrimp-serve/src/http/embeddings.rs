@@ -62,7 +62,7 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
     let mut left = n;
     while left > 0 {
         match events.recv().await {
-            Some((index, Event::Embedding(embedding))) => found[index] = normalised(embedding),
+            Some((index, Event::Embedding(embedding))) => found[index] = normalized(embedding),
             Some((_, Event::Done(_))) => left -= 1,
             Some((_, Event::Failed(failure))) => return Err(failure.into()),
             Some((_, Event::Token(_))) => {}
@@ -87,7 +87,7 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
     Ok(Json(response).into_response())
 }
 
-fn normalised(mut x: Vec<f32>) -> Vec<f32> {
+fn normalized(mut x: Vec<f32>) -> Vec<f32> {
     let length = x.iter().map(|x| x * x).sum::<f32>().sqrt();
     if length > 0.0 {
         x.iter_mut().for_each(|x| *x /= length);

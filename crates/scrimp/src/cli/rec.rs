@@ -25,7 +25,7 @@ its SHA-256. Written are train.csv, valid.csv, test.csv and schema.toml.")]
     Prepare(RecPrepareArgs),
     /// Train a model on a click log
     #[command(after_help = "Examples:
-  scrimp rec train train.txt -o criteo.model                          Criteo's format is recognised
+  scrimp rec train train.txt -o criteo.model                          Criteo's format is recognized
   scrimp rec train clicks.csv -o clicks.model --compression 1000      columns are guessed, and shown
   scrimp rec train clicks.parquet -o clicks.model --label clicked --categorical user,item,site --numeric price
   scrimp rec train flights -o flights.model --encoder full --json     a directory with train, valid, schema.toml
@@ -40,7 +40,7 @@ Ids may be any text; there is no vocabulary. A schema file names label, numeric,
   categorical = [\"user\", { name = \"item\", kind = \"id\" }]
   crosses = [[\"user\", \"item\"]]")]
     Train(Box<RecTrainArgs>),
-    /// Accuracy of a model on labelled rows
+    /// Accuracy of a model on labeled rows
     #[command(after_help = "Examples:
   scrimp rec eval flights.model flights
   scrimp rec eval criteo.model day_23.gz --json")]
@@ -143,7 +143,7 @@ pub(crate) struct ColumnArgs {
     /// File that says all of that [default: DATA/schema.toml, if DATA is a directory that has one]
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["label", "categorical", "numeric", "cross"])]
     pub(crate) schema: Option<PathBuf>,
-    /// Refuse data that does not have this format [default: recognised]
+    /// Refuse data that does not have this format [default: recognized]
     #[arg(long, value_name = "FORMAT", value_parser = ["criteo", "csv", "jsonl", "parquet"])]
     pub(crate) format: Option<String>,
     /// Data that decides when to stop [default: valid.* of a directory, else 1 row in 20 is held out]
@@ -170,7 +170,7 @@ pub(crate) struct EncoderArgs {
     /// How tables are stored after training; smaller types have more rows in the same bytes (int4 implies --qat) [default: int4; full: f32]
     #[arg(long, value_name = "TYPE", value_parser = ["f32", "bf16", "int8", "int4"])]
     pub(crate) dtype: Option<String>,
-    /// Round rows to --dtype in training already (quantisation-aware: gradients pass straight through)
+    /// Round rows to --dtype in training already (quantization-aware: gradients pass straight through)
     #[arg(long)]
     pub(crate) qat: bool,
     /// Values that are looked up together (memrec, robe) [default: the encoder's]
@@ -243,7 +243,7 @@ pub(crate) struct TrainingArgs {
 pub(crate) struct RecEvalArgs {
     /// Model file
     pub(crate) model: PathBuf,
-    /// Labelled rows; of a directory with train.* and test.*, the test
+    /// Labeled rows; of a directory with train.* and test.*, the test
     pub(crate) data: PathBuf,
     #[command(flatten)]
     pub(crate) rows: RowArgs,

@@ -11,7 +11,7 @@ use crate::{
 };
 use indicatif::ProgressBar;
 use scrimp_kernels::{
-    Tier,
+    SimdLevel,
     formats::packed::WeightFormat,
     linear,
     threads::{Pool, available_threads},
@@ -125,7 +125,7 @@ struct LinearLine {
 }
 
 fn linear(app: &App, args: &BenchLinearArgs) -> anyhow::Result<()> {
-    let tier = Tier::from_env()?;
+    let tier = SimdLevel::from_env()?;
     let pool = Pool::new(app.global.threads.map_or_else(available_threads, usize::from))?;
     let options = linear::bench::Options {
         rows: args.rows.get(),

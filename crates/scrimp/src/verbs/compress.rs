@@ -3,7 +3,7 @@
 use crate::{App, cli::CompressArgs, format, verbs::pull};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
-use scrimp_kernels::{Tier, threads};
+use scrimp_kernels::{SimdLevel, threads};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     eval::read_text,
@@ -37,7 +37,9 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
     };
     let bar = Bar::new("matrices");
     let report =
-        prune::compress(&checkpoint, &args.out, &pool, Tier::from_env()?, &options, &mut |p| bar.show(p))?;
+        prune::compress(&checkpoint, &args.out, &pool, SimdLevel::from_env()?, &options, &mut |p| {
+            bar.show(p)
+        })?;
     bar.finish();
     if args.sparsity > 0.0
         && args.target_bits.is_none()

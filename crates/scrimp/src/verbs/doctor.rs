@@ -1,7 +1,7 @@
 //! `scrimp doctor`.
 
 use crate::{App, cli::DoctorArgs, format, machine};
-use scrimp_kernels::{Tier, threads::available_threads};
+use scrimp_kernels::{SimdLevel, threads::available_threads};
 use scrimp_llm::hub::{ALIASES, Hub, ModelRef};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ struct Expectation {
 
 /// Says what this machine can do.
 pub(crate) fn run(app: &App, _args: &DoctorArgs) -> anyhow::Result<()> {
-    let tier = Tier::from_env()?;
+    let tier = SimdLevel::from_env()?;
     let threads = app.global.threads.map_or_else(available_threads, usize::from);
     let (cpu, features) = machine::cpu();
     let (memory_bytes, memory_available_bytes, memory_limit_bytes) = machine::memory();
@@ -66,7 +66,7 @@ pub(crate) fn run(app: &App, _args: &DoctorArgs) -> anyhow::Result<()> {
         cpu,
         features,
         tier: tier.name(),
-        supported_tiers: Tier::supported().into_iter().map(Tier::name).collect(),
+        supported_tiers: SimdLevel::supported().into_iter().map(SimdLevel::name).collect(),
         online_cpus: machine::online_cpus(),
         cpu_quota: machine::cpu_quota(),
         threads,

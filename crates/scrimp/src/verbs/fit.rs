@@ -9,7 +9,7 @@ use crate::{
     loaded::Loaded,
     verbs::pull,
 };
-use scrimp_kernels::Tier;
+use scrimp_kernels::SimdLevel;
 use scrimp_kv::compress::Budget;
 use scrimp_llm::{
     builtin_text,
@@ -177,7 +177,7 @@ fn frontier(app: &App, checkpoint: &Checkpoint) -> anyhow::Result<Frontier> {
     let frontier = Frontier::measure(
         checkpoint,
         &compress::pool(app)?,
-        Tier::from_env()?,
+        SimdLevel::from_env()?,
         method,
         &calibration,
         &mut |p| {
@@ -217,7 +217,7 @@ fn write(app: &App, checkpoint: &Checkpoint, out: &Path, choices: Choices) -> an
         calibration: &calibration,
     };
     let bar = compress::Bar::new("matrices");
-    prune::compress(checkpoint, out, &compress::pool(app)?, Tier::from_env()?, &options, &mut |p| {
+    prune::compress(checkpoint, out, &compress::pool(app)?, SimdLevel::from_env()?, &options, &mut |p| {
         bar.show(p);
     })?;
     bar.finish();

@@ -7,8 +7,8 @@ mod score;
 mod train;
 
 use crate::{App, cli::rec::RecVerb};
-use scrimp_kernels::{Tier, threads::Pool};
-use scrimp_rec::encoders::Run;
+use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_rec::encoders::Exec;
 
 /// Runs the verb.
 pub(crate) fn run(app: &App, verb: &RecVerb) -> anyhow::Result<()> {
@@ -25,17 +25,17 @@ pub(crate) fn run(app: &App, verb: &RecVerb) -> anyhow::Result<()> {
 /// Threads and instructions for models.
 struct Machine {
     pool: Pool,
-    tier: Tier,
+    level: SimdLevel,
 }
 
 impl Machine {
     fn new(app: &App) -> anyhow::Result<Self> {
-        let tier = Tier::from_env()?;
-        Ok(Self { pool: Pool::new(threads(app))?, tier })
+        let level = SimdLevel::from_env()?;
+        Ok(Self { pool: Pool::new(threads(app))?, level })
     }
 
-    fn run(&self) -> Run<'_> {
-        Run { pool: &self.pool, tier: self.tier }
+    fn run(&self) -> Exec<'_> {
+        Exec { pool: &self.pool, level: self.level }
     }
 }
 

@@ -10,7 +10,7 @@
 //!   V page: [T] vmin, [T] vscale (bf16)      then codes        T: page_tokens
 //! ```
 //!
-//! Codes stand in the order of bf16 elements (see [`storage`](super)), a byte each in `int8`. In `int4` two neighbouring
+//! Codes stand in the order of bf16 elements (see [`storage`](super)), a byte each in `int8`. In `int4` two neighboring
 //! steps share 32 bytes, the first in the low halves of the bytes.
 //!
 //! The minimum is rounded down to bf16 and the scale up, so that codes reach every number: what is read differs by at
@@ -71,7 +71,7 @@ fn towards(x: f32, end: f32) -> bf16 {
 }
 
 /// `(x - min) / scale` to the nearest integer from 0 to `largest`, given `1 / scale`. Without branches or calls, so that
-/// loops over it are vectorised: adding 1.5 * 2^23 leaves the rounded number in the lowest bits.
+/// loops over it are vectorized: adding 1.5 * 2^23 leaves the rounded number in the lowest bits.
 #[inline(always)]
 fn code(x: f32, min: f32, inverse: f32, largest: f32) -> u8 {
     let y = (x - min) * inverse;

@@ -101,7 +101,7 @@ pub(crate) trait Element: Send + Sync + std::fmt::Debug {
     fn decode(bits: Self::Bits) -> f32;
     #[inline(always)]
     fn encode_tile(x: &[f32; TILE]) -> [Self::Bits; TILE] {
-        // (`map` is a call for each array, and not vectorised.)
+        // (`map` is a call for each array, and not vectorized.)
         let mut bits = [Self::Bits::default(); TILE];
         bits.iter_mut().zip(x).for_each(|(bits, &x)| *bits = Self::encode(x));
         bits

@@ -3,11 +3,11 @@
 //! ```text
 //! page: starts   [units] u16    kept elements before each unit of 16 by 16 elements
 //!       bitmaps  [steps] u32    bit i: element i of the step is kept
-//!       centre   [D] bf16       mean of each dim over the tokens of the page
-//!       values   [kept] bf16    what is kept, less the centre, in the order of the bits
+//!       center   [D] bf16       mean of each dim over the tokens of the page
+//!       values   [kept] bf16    what is kept, less the center, in the order of the bits
 //! ```
-//! The centre (ours) is what dropped elements are read as, and what magnitudes are measured from: keys have dims whose mean is far
-//! from zero, and dims that RoPE turns slowly are nearly the same for neighbours.
+//! The center (ours) is what dropped elements are read as, and what magnitudes are measured from: keys have dims whose mean is far
+//! from zero, and dims that RoPE turns slowly are nearly the same for neighbors.
 //!
 //! each part padded to a multiple of 64 bytes, and 64 bytes behind the values, so that kernels may load whole vectors. Steps
 //! of 32 elements, and units of 8 steps, stand in the order of bf16 pages (see [`storage`](super)). Every token keeps as
@@ -45,7 +45,7 @@ const UNIT: usize = TILE * TILE;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     pub(crate) bitmaps: usize,
-    pub(crate) centre: usize,
+    pub(crate) center: usize,
     pub(crate) values: usize,
     bytes: usize,
 }
@@ -54,9 +54,9 @@ impl Layout {
     pub(crate) const fn new(g: PageGeometry, kept: usize) -> Self {
         let elements = g.page_tokens * g.padded_dim();
         let bitmaps = (elements / UNIT * 2).next_multiple_of(64);
-        let centre = bitmaps + (elements / STEP * 4).next_multiple_of(64);
-        let values = centre + (g.padded_dim() * 2).next_multiple_of(64);
-        Self { bitmaps, centre, values, bytes: values + (kept * 2).next_multiple_of(64) + 64 }
+        let center = bitmaps + (elements / STEP * 4).next_multiple_of(64);
+        let values = center + (g.padded_dim() * 2).next_multiple_of(64);
+        Self { bitmaps, center, values, bytes: values + (kept * 2).next_multiple_of(64) + 64 }
     }
 }
 
@@ -105,8 +105,8 @@ impl Sparse {
         let (dim, padded) = (g.head_dim, g.padded_dim());
         assert!(rows.len() == g.page_tokens * dim && Self::fits(g));
         let kept = Self::kept(dropped, dim);
-        let centre = centre(rows, dim);
-        let offsets = centre.iter().map(|c| c.to_f32()).cycle();
+        let center = center(rows, dim);
+        let offsets = center.iter().map(|c| c.to_f32()).cycle();
         let bits: Vec<u16> =
             rows.iter().zip(offsets).map(|(&x, c)| crate::formats::round_to_bf16(x - c)).collect();
         let (group, kept_of_group) = match self.scope {
@@ -125,7 +125,7 @@ impl Sparse {
         });
         let layout = Layout::new(g, kept * g.page_tokens);
         page[..layout.bytes].fill(0);
-        centre.iter().enumerate().for_each(|(d, c)| put(page, layout.centre + 2 * d, &c.to_le_bytes()));
+        center.iter().enumerate().for_each(|(d, c)| put(page, layout.center + 2 * d, &c.to_le_bytes()));
         let (head, values) = page.split_at_mut(layout.values);
         let mut n = 0;
         for step in 0..g.page_tokens * padded / STEP {
@@ -152,7 +152,7 @@ impl Sparse {
     /// The element with this index of a page, and of this dim.
     fn element(page: &[u8], layout: Layout, at: usize, d: usize) -> f32 {
         let number = |at: usize| bf16::from_bits(u16::from_le_bytes([page[at], page[at + 1]])).to_f32();
-        let centre = number(layout.centre + 2 * d);
+        let center = number(layout.center + 2 * d);
         let bitmap = |step: usize| {
             let at = layout.bitmaps + 4 * step;
             u32::from_le_bytes(page[at..at + 4].try_into().unwrap_or_default())
@@ -160,18 +160,18 @@ impl Sparse {
         let (step, bit) = (at / STEP, at % STEP);
         let map = bitmap(step);
         if map >> bit & 1 == 0 {
-            return centre;
+            return center;
         }
         let unit = at / UNIT;
         let start = usize::from(u16::from_le_bytes([page[2 * unit], page[2 * unit + 1]]));
         let before: u32 = (unit * UNIT / STEP..step).map(|s| bitmap(s).count_ones()).sum();
         let n = start + (before + (map & ((1 << bit) - 1)).count_ones()) as usize;
-        centre + number(layout.values + 2 * n)
+        center + number(layout.values + 2 * n)
     }
 }
 
 /// Means of the dims of `rows`; 0 where that is no number, so that an element that is none spoils no other.
-fn centre(rows: &[f32], dim: usize) -> Vec<bf16> {
+fn center(rows: &[f32], dim: usize) -> Vec<bf16> {
     let mut sums = vec![0.0_f32; dim];
     for row in rows.chunks_exact(dim) {
         sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Elements of `group` neighbours that are kept, chosen by sorting.
+    /// Elements of `group` neighbors that are kept, chosen by sorting.
     fn pruned(rows: &[f32], group: usize, kept: usize) -> Vec<f32> {
         let mut result = vec![0.0; rows.len()];
         for (first, x) in rows.chunks(group).enumerate().map(|(i, x)| (i * group, x)) {
@@ -290,17 +290,17 @@ mod tests {
             sparse.pack_k(g, &rows, &mut k);
             sparse.pack_v(g, &rows, &mut v);
             let group = if page { rows.len() } else { head_dim };
-            // What is kept is the distance from the centre, in bf16.
-            let centre: Vec<f32> = centre(&rows, head_dim).iter().map(|c| c.to_f32()).collect();
-            let from_centre: Vec<f32> = rows
+            // What is kept is the distance from the center, in bf16.
+            let center: Vec<f32> = center(&rows, head_dim).iter().map(|c| c.to_f32()).collect();
+            let from_center: Vec<f32> = rows
                 .iter()
-                .zip(centre.iter().cycle())
+                .zip(center.iter().cycle())
                 .map(|(x, c)| bf16::from_f32(x - c).to_f32())
                 .collect();
             let want = [shares.0, shares.1].map(|share| {
                 let kept = (head_dim as f64 * (1.0 - (share * 1000.0).round() / 1000.0) + 0.5 + 1e-9) as usize;
-                let mut rows = pruned(&from_centre, group, kept * group / head_dim);
-                rows.iter_mut().zip(centre.iter().cycle()).for_each(|(x, c)| *x += c);
+                let mut rows = pruned(&from_center, group, kept * group / head_dim);
+                rows.iter_mut().zip(center.iter().cycle()).for_each(|(x, c)| *x += c);
                 rows
             });
             let mut row = vec![0.0; head_dim];
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn sizes() {
         let g = PageGeometry { page_tokens: 64, head_dim: 128 };
-        // 90 and 64 of 128 elements are kept; 32 starts, 256 bitmaps, the centre, and 64 bytes of room.
+        // 90 and 64 of 128 elements are kept; 32 starts, 256 bitmaps, the center, and 64 bytes of room.
         assert_eq!(
             Sparse::DEFAULT.page_bytes(g),
             [64 + 1024 + 256 + 64 * 90 * 2 + 64, 64 + 1024 + 256 + 64 * 64 * 2 + 64]

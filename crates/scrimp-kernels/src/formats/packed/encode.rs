@@ -1,7 +1,7 @@
 //! f32 weights to packed bytes.
 
 use super::{FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, TILE_ROWS, Value, WeightFormat};
-use crate::{formats::round_to_bf16, shared::SharedMut, threads::Pool};
+use crate::{formats::round_to_bf16, shared::DisjointSliceMut, threads::Pool};
 use half::bf16;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -89,7 +89,7 @@ pub fn pack(
     }
     let source = Source { layout, weights, scales, groups };
     let mut encoded = vec![Encoded::default(); layout.tiles];
-    let out = SharedMut::new(&mut encoded);
+    let out = DisjointSliceMut::new(&mut encoded);
     pool.run(layout.tiles, |tile, _| {
         // SAFETY: each unit has an element of its own.
         let out = unsafe { out.slice(tile..tile + 1) };

@@ -4,7 +4,7 @@ use super::{INT4_BLOCK, INT4_INDEX};
 use crate::{
     formats::{Group, Quants, Scaling},
     isa::Simd,
-    linear::{activations::Quantised, group::scaled},
+    linear::{activations::Quantized, group::scaled},
 };
 use bytemuck::{Pod, Zeroable};
 
@@ -81,7 +81,7 @@ pub(crate) unsafe fn add_sparse<S: Simd, const HIGH: bool>(
     s: S,
     index: &Index,
     values: *const u8,
-    x: &Quantised,
+    x: &Quantized,
     acc: S::F,
 ) -> (S::F, *const u8) {
     let zero = if HIGH { Int4::ZERO << 4 } else { Int4::ZERO };

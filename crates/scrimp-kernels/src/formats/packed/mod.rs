@@ -1,7 +1,7 @@
 //! Formats of scrimp's own files: `bf16`, `int8`, `int4`, and the same with holes (SparAMX, arXiv 2502.12444).
 //!
 //! A matrix is one run of bytes in the order in which kernels walk it: tiles of 16 rows, in each tile *steps* of 2 (bf16)
-//! or 4 (int8, int4) neighbouring columns. A step is what one vector register holds, `[16 rows][2 or 4 columns]`, which
+//! or 4 (int8, int4) neighboring columns. A step is what one vector register holds, `[16 rows][2 or 4 columns]`, which
 //! is the operand of `vdpbf16ps` and `vpdpbusd`, and a row of a B tile of AMX. The same order serves every tier, and goes
 //! to disk as it is.
 //!
@@ -29,7 +29,7 @@
 //! `d` is the share of weights that are stored.
 //!
 //! ```
-//! use scrimp_kernels::{Tier, arena::Arena, formats::packed::{PackedView, WeightFormat, pack}, linear::Matrix, threads::Pool};
+//! use scrimp_kernels::{SimdLevel, arena::Arena, formats::packed::{PackedView, WeightFormat, pack}, linear::Matrix, threads::Pool};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let (pool, format) = (Pool::new(2)?, WeightFormat::SparseInt8);

@@ -4,7 +4,7 @@
 //! (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), and saves less while they are released.
 
 use super::{Shape, Tile};
-use crate::{dispatch::Kernel, tier::Tier};
+use crate::{dispatch::Kernel, level::SimdLevel};
 use std::{arch::asm, sync::OnceLock};
 
 /// The registers; a value is the proof that they may be used.
@@ -69,8 +69,8 @@ struct Config {
 }
 
 impl Tile for Amx {
-    fn run<K: Kernel>(tier: Tier, kernel: K) -> K::Output {
-        tier.run_with_amx(kernel)
+    fn run<K: Kernel>(level: SimdLevel, kernel: K) -> K::Output {
+        level.run_with_amx(kernel)
     }
     #[inline(always)]
     fn configure(&mut self, shape: Shape) {

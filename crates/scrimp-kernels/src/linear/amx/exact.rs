@@ -22,7 +22,7 @@ use crate::{
     isa::Simd,
     linear::{
         Unit,
-        activations::Quantised,
+        activations::Quantized,
         gemm::PanelGroup,
         group::{least, scaled},
     },
@@ -84,7 +84,7 @@ unsafe fn unpack<S: Simd, R: Rows>(s: S, rows: &mut R, panel: &mut [PanelGroup])
 fn multiply<X: Tile, F: Quants, const T: usize, const C: u8, const A: u8, const B: u8>(
     tile: &mut X,
     panel: &[PanelGroup],
-    x: &[[Quantised; T]],
+    x: &[[Quantized; T]],
 ) {
     let (group, half) = (usize::from(C) / products::<F>(), usize::from(C) % products::<F>());
     let (Some(weights), Some(x)) = (panel.get(group), x.get(group)) else { return };
@@ -92,7 +92,7 @@ fn multiply<X: Tile, F: Quants, const T: usize, const C: u8, const A: u8, const 
     // SAFETY: B has `steps` rows of 64 bytes, and A `T` rows of as many columns, which start each group of `x`.
     unsafe {
         tile.load::<B>(weights.quants()[steps * half..].as_ptr().cast(), 64);
-        tile.load::<A>(x.as_ptr().cast::<u8>().add(4 * steps * half), size_of::<Quantised>());
+        tile.load::<A>(x.as_ptr().cast::<u8>().add(4 * steps * half), size_of::<Quantized>());
     }
     tile.zero::<C>();
     tile.dot_i8::<C, A, B>();
@@ -114,7 +114,7 @@ fn add<S: Simd, F: Quants, const T: usize>(
     acc: &mut [S::F; T],
     panel: &PanelGroup,
     sums: &[Sums],
-    x: &[Quantised; T],
+    x: &[Quantized; T],
 ) {
     let (scale, second) = panel.scales(s);
     for t in 0..T {

@@ -7,7 +7,7 @@ use super::{
     expanded_tests::{FORMATS, weights},
     tests::{ONE, amx, inputs, multiply, multiply_softly},
 };
-use crate::{DType, formats::packed::WeightFormat, threads::Pool, tier::Tier};
+use crate::{DType, formats::packed::WeightFormat, threads::Pool, level::SimdLevel};
 use proptest::prelude::*;
 use std::sync::PoisonError;
 
@@ -16,8 +16,8 @@ fn bits(y: &[f32]) -> Vec<u32> {
 }
 
 /// [`multiply_softly`] with activations that are stored for these kernels.
-fn over_soft(tier: Tier, pool: &Pool, weight: &Matrix, x: &[f32], bias: &[f32]) -> (Vec<f32>, usize) {
-    let (activations, out, executed) = multiply_softly(pool, tier, weight, x, bias);
+fn over_soft(level: SimdLevel, pool: &Pool, weight: &Matrix, x: &[f32], bias: &[f32]) -> (Vec<f32>, usize) {
+    let (activations, out, executed) = multiply_softly(pool, level, weight, x, bias);
     assert!(activations.exact(), "{} tokens", activations.n_tokens());
     (out, executed)
 }
@@ -30,12 +30,12 @@ proptest! {
         which in 0..FORMATS, rows in 1usize..70, blocks in 1usize..12, n in 1..48usize, seed: u64, threads in 1usize..3,
     ) {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((tier, _)) = amx() else { return Ok(()) };
+        let Some((level, _)) = amx() else { return Ok(()) };
         let pool = Pool::new(threads).unwrap();
         let (weight, _) = weights(&pool, which, rows, blocks, seed);
         let (x, bias) = (inputs(n * weight.cols(), seed), inputs(rows, seed ^ 3));
-        let want = multiply(&pool, Tier::SCALAR, &weight, &x, &bias);
-        let got = multiply(&pool, tier, &weight, &x, &bias);
+        let want = multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias);
+        let got = multiply(&pool, level, &weight, &x, &bias);
         prop_assert_eq!(bits(&got), bits(&want), "{}", weight.format_name());
     }
 }
@@ -47,10 +47,10 @@ fn portable_tiles_give_the_bits_of_the_scalar_tier() {
         for n in EXACT_TOKENS {
             let (weight, _) = weights(&pool, which, [40, 33, 16, 5][n % 4], 1 + (n + which) % 7, n as u64);
             let (x, bias) = (inputs(n * weight.cols(), 5), inputs(weight.rows(), 6));
-            let want = bits(&multiply(&pool, Tier::SCALAR, &weight, &x, &bias));
-            for tier in Tier::supported() {
-                let (got, _) = over_soft(tier, &pool, &weight, &x, &bias);
-                assert_eq!(bits(&got), want, "{}, {n} tokens in {tier}", weight.format_name());
+            let want = bits(&multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias));
+            for level in SimdLevel::supported() {
+                let (got, _) = over_soft(level, &pool, &weight, &x, &bias);
+                assert_eq!(bits(&got), want, "{}, {n} tokens in {level}", weight.format_name());
             }
         }
     }
@@ -63,7 +63,7 @@ fn a_group_that_is_not_finite_is_nan_and_nothing_else() {
     let (cols, n) = (weight.cols(), 9);
     let mut x = inputs(n * cols, 5);
     x[3 * cols + 40] = f32::INFINITY;
-    let (got, _) = over_soft(Tier::SCALAR, &pool, &weight, &x, &[0.0; 16]);
+    let (got, _) = over_soft(SimdLevel::SCALAR, &pool, &weight, &x, &[0.0; 16]);
     for (t, y) in got.chunks_exact(16).enumerate() {
         assert!(y.iter().all(|y| y.is_nan() == (t == 3)), "token {t}");
     }
@@ -84,16 +84,16 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
         let (weight, _) = weights(&pool, which, 40, 3, 1);
         for n in [*EXACT_TOKENS.start(), 12, 13, 16] {
             let (_, executed) =
-                over_soft(Tier::SCALAR, &pool, &weight, &inputs(n * weight.cols(), 1), &[0.0; 40]);
+                over_soft(SimdLevel::SCALAR, &pool, &weight, &inputs(n * weight.cols(), 1), &[0.0; 40]);
             assert_eq!(executed, predicted(&weight, n), "{}, {n} tokens", weight.format_name());
         }
         // The compiled kernels, where the emulator counts.
         #[cfg(target_os = "linux")]
-        if let Some((tier, false)) = amx() {
+        if let Some((level, false)) = amx() {
             use std::sync::atomic::Ordering::Relaxed;
             for n in [EXACT_TOKENS.start() - 1, *EXACT_TOKENS.start(), 16, 17] {
                 super::emulator::EXECUTED.store(0, Relaxed);
-                multiply(&pool, tier, &weight, &inputs(n * weight.cols(), 1), &[0.0; 40]);
+                multiply(&pool, level, &weight, &inputs(n * weight.cols(), 1), &[0.0; 40]);
                 let executed = super::emulator::EXECUTED.load(Relaxed);
                 assert_eq!(executed, predicted(&weight, n), "{}, {n} tokens", weight.format_name());
             }
@@ -105,7 +105,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
 #[test]
 fn shapes_change_within_a_region() {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some((tier, _)) = amx() else { return };
+    let Some((level, _)) = amx() else { return };
     let pool = Pool::new(1).unwrap();
     let (rows, cols, n) = (40, 256, 9);
     let q6_k = DType::ALL.into_iter().filter(|d| d.block_len() > 1).position(|d| d == DType::Q6_K).unwrap();
@@ -114,11 +114,11 @@ fn shapes_change_within_a_region() {
     let int8 = super::tests::matrix(&pool, WeightFormat::Int8, rows, cols, &values);
     let matrices = [&blocks[0], &int8, &blocks[1]];
     let x = inputs(n * cols, 5);
-    let run = |tier| {
+    let run = |level| {
         let mut activations = Activations::new();
         let needs =
             matrices.iter().fold(Default::default(), |needs: super::super::Needs, m| needs.and(m.needs()));
-        activations.fill(&pool, tier, n, cols, needs, |t, out| {
+        activations.fill(&pool, level, n, cols, needs, |t, out| {
             out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
         });
         let mut out = vec![vec![0.0; n * rows]; 3];
@@ -127,8 +127,8 @@ fn shapes_change_within_a_region() {
             .zip(&mut out)
             .map(|(weight, out)| Linear { weight, bias: None, out, stride: rows, accumulate: false })
             .collect();
-        linear(&pool, tier, &mut LinearScratch::default(), &activations, &mut products);
+        linear(&pool, level, &mut LinearScratch::default(), &activations, &mut products);
         out.concat()
     };
-    assert_eq!(bits(&run(tier)), bits(&run(Tier::SCALAR)));
+    assert_eq!(bits(&run(level)), bits(&run(SimdLevel::SCALAR)));
 }

@@ -1,12 +1,12 @@
-//! Batches of weights in blocks (GGUF's formats and `int4`) with AMX: dequantised to bf16, once for up to 256 tokens.
+//! Batches of weights in blocks (GGUF's formats and `int4`) with AMX: dequantized to bf16, once for up to 256 tokens.
 //!
 //! ```text
 //! for each 576 columns or fewer          the activations of 256 tokens: 288 KB, in the second-level cache
-//!   for each pair of row tiles           dequantised: 2 × 18 KB, in the first-level cache
+//!   for each pair of row tiles           dequantized: 2 × 18 KB, in the first-level cache
 //!     for each pair of token blocks      C: 4 KB of sums are loaded, 16 × 4 products added, and stored
 //! ```
 //! On a Xeon with 2.6 TFLOP/s of `tdpbf16ps` a core, two run 512 tokens at 1.1 to 1.8 (at 0.5 to 0.8 without tile registers): each step of
-//! products reads 2 KB of activations from the second-level cache, and results are written to the third. Dequantising takes about 180 vector
+//! products reads 2 KB of activations from the second-level cache, and results are written to the third. Dequantizing takes about 180 vector
 //! instructions for 32 columns of 16 rows, as long as the products of 100 tokens.
 //!
 //! Both factors are rounded to bf16 (relative error 2^-9) and sums are f32, so results differ by rounding from those of fewer tokens, whose
@@ -21,13 +21,13 @@ use crate::{
 };
 use std::ops::Range;
 
-/// Tokens from which on dequantising pays.
+/// Tokens from which on dequantizing pays.
 pub(in crate::linear) const EXPANDED_TOKENS: usize = 48;
 /// Row tiles of a unit at most, whose sums for 256 tokens take 512 KB of the second-level cache. Each unit reads all activations.
 const EXPANDED_TILES: usize = 32;
-/// Groups of columns that are dequantised at a time, at most.
+/// Groups of columns that are dequantized at a time, at most.
 const GROUPS: usize = if cfg!(test) { 2 } else { 18 };
-/// Blocks of tokens that pass by a dequantised pair.
+/// Blocks of tokens that pass by a dequantized pair.
 const TOKEN_BLOCKS: usize = if cfg!(test) { 4 } else { 16 };
 /// Lines of 64 bytes in a C tile.
 const C_LINES: usize = 16;
@@ -104,7 +104,7 @@ pub(in crate::linear) fn panel_groups(row_tiles: usize, blocks: usize) -> usize 
     ((2 * GROUPS * TILE_STEPS + sums) * 64).div_ceil(size_of::<PanelGroup>())
 }
 
-/// Dequantises `n` groups into as many B tiles.
+/// Dequantizes `n` groups into as many B tiles.
 ///
 /// # Safety
 /// There are as many groups.

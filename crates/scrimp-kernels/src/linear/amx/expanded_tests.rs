@@ -1,4 +1,4 @@
-//! Weights in blocks over tile registers (the CPU's, the emulator's, and plain Rust) against dequantised f64 arithmetic.
+//! Weights in blocks over tile registers (the CPU's, the emulator's, and plain Rust) against dequantized f64 arithmetic.
 
 use super::{
     super::{
@@ -13,12 +13,12 @@ use crate::{
     DType,
     formats::{dequantize::dequantize_row, packed::WeightFormat, packed::test_weights},
     threads::Pool,
-    tier::Tier,
+    level::SimdLevel,
 };
 use proptest::prelude::*;
 use std::sync::PoisonError;
 
-/// A matrix in one of the formats that are dequantised, and its values.
+/// A matrix in one of the formats that are dequantized, and its values.
 pub(super) fn weights(
     pool: &Pool,
     which: usize,
@@ -74,15 +74,15 @@ proptest! {
         which in 0..FORMATS, rows in 1usize..70, blocks in 1usize..4, n in EXPANDED_TOKENS..100, seed: u64, threads in 1usize..3,
     ) {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((tier, _)) = amx() else { return Ok(()) };
+        let Some((level, _)) = amx() else { return Ok(()) };
         let pool = Pool::new(threads).unwrap();
         let (weight, values) = weights(&pool, which, rows, blocks, seed);
         let (x, bias) = (inputs(n * weight.cols(), seed), inputs(rows, seed ^ 3));
-        let got = multiply(&pool, tier, &weight, &x, &bias);
+        let got = multiply(&pool, level, &weight, &x, &bias);
         prop_assert_eq!(check(&values, &x, &bias, &got), Ok(()), "{}", weight.format_name());
         // Each token by itself: the same, whatever batch it is in, as long as that is a large one.
         let last = &x[(n - EXPANDED_TOKENS) * weight.cols()..];
-        prop_assert_eq!(&multiply(&pool, tier, &weight, last, &bias)[..], &got[(n - EXPANDED_TOKENS) * rows..]);
+        prop_assert_eq!(&multiply(&pool, level, &weight, last, &bias)[..], &got[(n - EXPANDED_TOKENS) * rows..]);
     }
 }
 
@@ -94,12 +94,12 @@ fn portable_tiles_give_the_same_in_every_tier() {
         let (weight, values) = weights(&pool, which, rows, 1 + which % 3, 4);
         let (x, bias) = (inputs(n * weight.cols(), 5), inputs(rows, 6));
         let mut first: Option<Vec<f32>> = None;
-        for tier in Tier::supported() {
-            let (activations, out, _) = multiply_softly(&pool, tier, &weight, &x, &bias);
+        for level in SimdLevel::supported() {
+            let (activations, out, _) = multiply_softly(&pool, level, &weight, &x, &bias);
             assert!(activations.expanded());
             check(&values, &x, &bias, &out).unwrap();
             if let Some(first) = &first {
-                assert_eq!(first, &out, "{} in {tier}", weight.format_name());
+                assert_eq!(first, &out, "{} in {level}", weight.format_name());
             } else {
                 first = Some(out);
             }
@@ -131,16 +131,16 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
         let (cols, groups) = (weight.cols(), weight.cols().div_ceil(2 * TILE_STEPS));
         for n in [EXPANDED_TOKENS, 64] {
             let (_, _, executed) =
-                multiply_softly(&pool, Tier::SCALAR, &weight, &inputs(n * cols, 1), &[0.0; 40]);
+                multiply_softly(&pool, SimdLevel::SCALAR, &weight, &inputs(n * cols, 1), &[0.0; 40]);
             assert_eq!(executed - 2, predicted(groups, n), "{}, {n} tokens", weight.format_name());
         }
         // The compiled kernels, where the emulator counts.
         #[cfg(target_os = "linux")]
-        if let Some((tier, false)) = amx() {
+        if let Some((level, false)) = amx() {
             use std::sync::atomic::Ordering::Relaxed;
             for n in [EXPANDED_TOKENS - 1, EXPANDED_TOKENS, 64] {
                 super::emulator::EXECUTED.store(0, Relaxed);
-                multiply(&pool, tier, &weight, &inputs(n * cols, 1), &[0.0; 40]);
+                multiply(&pool, level, &weight, &inputs(n * cols, 1), &[0.0; 40]);
                 // Tile registers that nobody asked for are neither configured nor released.
                 let executed = super::emulator::EXECUTED.load(Relaxed).saturating_sub(2);
                 eprintln!("{}, {n} tokens: {executed} tile instructions", weight.format_name());

@@ -45,7 +45,7 @@ use crate::{
     dispatch::Kernel,
     formats::{TILE_ROWS, packed::Value},
     isa::Simd,
-    tier::Tier,
+    level::SimdLevel,
 };
 use expanded::Rows;
 pub(crate) use registers::{Configured, Shape, Tile};
@@ -70,15 +70,15 @@ pub(crate) const B: [u8; 2] = [6, 7];
 
 /// Runs a unit of weights in blocks; `rows(tile)` starts a tile of rows.
 pub(super) fn run_rows<X: Tile, R: Rows>(
-    tier: Tier,
+    level: SimdLevel,
     unit: Unit<'_>,
     rows: impl Fn(usize) -> R,
     tiles: &mut Configured<X>,
 ) {
     if unit.job.registers == TileRegisters::Exact {
-        X::run(tier, exact::ExactUnit { unit, rows, tiles });
+        X::run(level, exact::ExactUnit { unit, rows, tiles });
     } else {
-        X::run(tier, expanded::ExpandedUnit { unit, rows, tiles });
+        X::run(level, expanded::ExpandedUnit { unit, rows, tiles });
     }
 }
 

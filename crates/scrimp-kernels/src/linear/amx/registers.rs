@@ -3,7 +3,7 @@
 use super::TILE_STEPS;
 #[cfg(target_arch = "x86_64")]
 use super::asm;
-use crate::{dispatch::Kernel, linear::Activations, tier::Tier};
+use crate::{dispatch::Kernel, linear::Activations, level::SimdLevel};
 
 /// Shapes of the tile registers. Rows of C and B have 64 bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Shape {
 /// The eight tile registers of a thread.
 pub(crate) trait Tile {
     /// Runs a kernel that uses them.
-    fn run<K: Kernel>(tier: Tier, kernel: K) -> K::Output;
+    fn run<K: Kernel>(level: SimdLevel, kernel: K) -> K::Output;
     /// Gives the registers a shape; everything is zeroed.
     fn configure(&mut self, shape: Shape);
     /// Gives the registers back: their state need no longer be saved.
@@ -96,10 +96,10 @@ pub(in crate::linear) type ThreadTiles = ();
 
 /// Tile registers for products of `x`, where the tier has them and the batch is worth it.
 #[cfg(target_arch = "x86_64")]
-pub(in crate::linear) fn thread_tiles(tier: Tier, x: &Activations) -> ThreadTiles {
+pub(in crate::linear) fn thread_tiles(level: SimdLevel, x: &Activations) -> ThreadTiles {
     // SAFETY: the tier says that there are tile registers.
-    (tier.has_amx() && x.block() > 0).then(|| Configured::new(unsafe { asm::Amx::new() }))
+    (level.has_amx() && x.block() > 0).then(|| Configured::new(unsafe { asm::Amx::new() }))
 }
 /// Nothing: the CPU has no tile registers.
 #[cfg(not(target_arch = "x86_64"))]
-pub(in crate::linear) fn thread_tiles(_: Tier, _: &Activations) -> ThreadTiles {}
+pub(in crate::linear) fn thread_tiles(_: SimdLevel, _: &Activations) -> ThreadTiles {}

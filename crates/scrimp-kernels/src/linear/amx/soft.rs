@@ -2,7 +2,7 @@
 //! `TDPBSSD` and its siblings). The kernels run over them on every machine, and the emulator executes with them.
 
 use super::{Shape, Tile};
-use crate::{dispatch::Kernel, tier::Tier};
+use crate::{dispatch::Kernel, level::SimdLevel};
 
 /// One tile register.
 #[derive(Clone, Copy)]
@@ -163,8 +163,8 @@ fn flushed(x: f32) -> f32 {
 }
 
 impl Tile for &mut Soft {
-    fn run<K: Kernel>(tier: Tier, kernel: K) -> K::Output {
-        tier.run(kernel)
+    fn run<K: Kernel>(level: SimdLevel, kernel: K) -> K::Output {
+        level.run(kernel)
     }
     fn configure(&mut self, shape: Shape) {
         let mut config = [0; 64];

@@ -9,7 +9,7 @@ use crate::{
     arena::Arena,
     formats::packed::{PackedView, WeightFormat, pack, test_weights},
     threads::Pool,
-    tier::Tier,
+    level::SimdLevel,
 };
 use proptest::prelude::*;
 use std::sync::{Mutex, PoisonError};
@@ -18,14 +18,14 @@ use std::sync::{Mutex, PoisonError};
 pub(super) static ONE: Mutex<()> = Mutex::new(());
 
 /// A tier whose tile instructions are executed by somebody; `None`, said aloud, where AVX-512 is missing.
-pub(super) fn amx() -> Option<(Tier, bool)> {
-    if let Some(tier) = Tier::amx() {
-        return Some((tier, true));
+pub(super) fn amx() -> Option<(SimdLevel, bool)> {
+    if let Some(level) = SimdLevel::amx() {
+        return Some((level, true));
     }
     #[cfg(target_os = "linux")]
-    if let Some(tier) = Tier::emulated_amx() {
+    if let Some(level) = SimdLevel::emulated_amx() {
         emulator::install();
-        return Some((tier, false));
+        return Some((level, false));
     }
     eprintln!("SKIPPED: the compiled AMX kernels need AVX-512, which this CPU lacks");
     None
@@ -41,23 +41,23 @@ pub(super) fn inputs(n: usize, seed: u64) -> Vec<f32> {
     (0..n as u64).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) % 1999) as f32 / 500.0 - 2.0).collect()
 }
 
-pub(super) fn multiply(pool: &Pool, tier: Tier, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
+pub(super) fn multiply(pool: &Pool, level: SimdLevel, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let n = x.len() / cols;
     let mut activations = Activations::new();
-    activations.fill(pool, tier, n, cols, weight.needs(), |t, out| {
+    activations.fill(pool, level, n, cols, weight.needs(), |t, out| {
         out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
     });
     let mut out = vec![1.0; n * rows];
     let product = Linear { weight, bias: Some(bias), out: &mut out, stride: rows, accumulate: true };
-    linear(pool, tier, &mut LinearScratch::default(), &activations, &mut [product]);
+    linear(pool, level, &mut LinearScratch::default(), &activations, &mut [product]);
     out
 }
 
 /// The same over tiles in plain Rust, with how activations were stored, and how many tile instructions were executed.
 pub(super) fn multiply_softly(
     pool: &Pool,
-    tier: Tier,
+    level: SimdLevel,
     weight: &Matrix,
     x: &[f32],
     bias: &[f32],
@@ -65,12 +65,12 @@ pub(super) fn multiply_softly(
     let (rows, cols) = (weight.rows(), weight.cols());
     let n = x.len() / cols;
     let mut activations = Activations::new();
-    activations.fill_as(pool, tier, n, cols, weight.needs(), true, |t, out| {
+    activations.fill_as(pool, level, n, cols, weight.needs(), true, |t, out| {
         out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
     });
     let (mut out, mut tiles) = (vec![1.0; n * rows], soft::Soft::new());
     let product = Linear { weight, bias: Some(bias), out: &mut out, stride: rows, accumulate: true };
-    super::super::linear_over(tier, &activations, product, &mut tiles);
+    super::super::linear_over(level, &activations, product, &mut tiles);
     (activations, out, tiles.executed)
 }
 
@@ -96,16 +96,16 @@ proptest! {
         threads in 1usize..3,
     ) {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((tier, _)) = amx() else { return Ok(()) };
+        let Some((level, _)) = amx() else { return Ok(()) };
         let (format, pool) = (FORMATS[which], Pool::new(threads).unwrap());
         let weight = matrix(&pool, format, rows, cols, &test_weights(rows, cols, sparsity, seed));
         let (x, bias) = (inputs(n * cols, seed), inputs(rows, seed ^ 3));
-        let want = multiply(&pool, Tier::SCALAR, &weight, &x, &bias);
-        let got = multiply(&pool, tier, &weight, &x, &bias);
+        let want = multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias);
+        let got = multiply(&pool, level, &weight, &x, &bias);
         prop_assert_eq!(same(format, &got, &want), Ok(()));
         // Sparse and dense execution of the same weights.
         let dense = matrix(&pool, format.dense(), rows, cols, &test_weights(rows, cols, sparsity, seed));
-        prop_assert_eq!(multiply(&pool, tier, &dense, &x, &bias), got);
+        prop_assert_eq!(multiply(&pool, level, &dense, &x, &bias), got);
     }
 }
 
@@ -127,7 +127,7 @@ fn predicted(tiles: usize, blocks_of_steps: usize, tokens: usize) -> usize {
 #[test]
 fn the_predicted_number_of_tile_instructions_is_executed() {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some((tier, native)) = amx() else { return };
+    let Some((level, native)) = amx() else { return };
     let pool = Pool::new(1).unwrap();
     let (rows, cols) = (5 * 16 - 3, 130);
     for format in FORMATS {
@@ -137,8 +137,8 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             let (x, bias) = (inputs(n * cols, 1), vec![0.0; rows]);
             #[cfg(target_os = "linux")]
             emulator::EXECUTED.store(0, std::sync::atomic::Ordering::Relaxed);
-            let got = multiply(&pool, tier, &weight, &x, &bias);
-            same(format, &got, &multiply(&pool, Tier::SCALAR, &weight, &x, &bias)).unwrap();
+            let got = multiply(&pool, level, &weight, &x, &bias);
+            same(format, &got, &multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias)).unwrap();
             if native {
                 continue;
             }
@@ -162,11 +162,11 @@ fn portable_tiles_agree_with_the_other_tiers() {
     for (format, (rows, cols, n)) in
         FORMATS.into_iter().zip([(40, 70, 19), (33, 130, 33), (17, 65, 50), (50, 129, 5)].into_iter().cycle())
     {
-        for tier in Tier::supported() {
+        for level in SimdLevel::supported() {
             let weight = matrix(&pool, format, rows, cols, &test_weights(rows, cols, 0.6, 4));
             let (x, bias) = (inputs(n * cols, 5), inputs(rows, 6));
-            let want = multiply(&pool, Tier::SCALAR, &weight, &x, &bias);
-            let (_, out, _) = multiply_softly(&pool, tier, &weight, &x, &bias);
+            let want = multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias);
+            let (_, out, _) = multiply_softly(&pool, level, &weight, &x, &bias);
             same(format, &out, &want).unwrap();
         }
     }

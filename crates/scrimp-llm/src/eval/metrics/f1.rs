@@ -3,7 +3,7 @@
 use super::python;
 use std::{borrow::Cow, collections::HashMap};
 
-/// F1 over normalised words: lower case, without ASCII punctuation and the articles `a`, `an`, `the`.
+/// F1 over normalized words: lower case, without ASCII punctuation and the articles `a`, `an`, `the`.
 pub(super) fn words(answer: &str, truth: &str) -> f64 {
     let (answer, truth) = (normalized(answer), normalized(truth));
     tokens(&python::split(&answer).collect::<Vec<_>>(), &python::split(&truth).collect::<Vec<_>>())
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn normalisation() {
+    fn normalization() {
         assert_eq!(normalized("The U.S. a-b an  apple's THE"), "  us ab    apples  ");
         assert_eq!(normalized("a，a"), " ， ");
     }

@@ -2,7 +2,7 @@
 
 use crate::{App, cli::BenchEmbeddingArgs, format};
 use anyhow::Context as _;
-use scrimp_kernels::{Tier, threads};
+use scrimp_kernels::{SimdLevel, threads};
 use scrimp_rec::bench::{self, EmbeddingBench, EmbeddingSpeed};
 use std::num::NonZeroUsize;
 
@@ -22,7 +22,7 @@ pub(crate) fn run(app: &App, args: &BenchEmbeddingArgs) -> anyhow::Result<()> {
     };
     let threads = app.global.threads.map_or_else(threads::available_threads, NonZeroUsize::get);
     let pool = threads::Pool::new(threads).context("cannot start threads")?;
-    let tier = Tier::from_env()?;
+    let tier = SimdLevel::from_env()?;
     let results = bench::embedding(&pool, tier, &options)?;
     if app.printer.is_json() {
         for result in &results {

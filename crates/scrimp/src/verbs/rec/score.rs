@@ -23,7 +23,7 @@ use std::{fmt::Write as _, path::Path, time::Instant};
 /// Rows that are predicted at once.
 const ROWS: usize = 2048;
 
-/// Accuracy on labelled rows.
+/// Accuracy on labeled rows.
 pub(super) fn eval(app: &App, args: &RecEvalArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let (mut model, _) = Model::load(&args.model)?;

@@ -4,10 +4,10 @@ use std::{fmt, str::FromStr};
 
 /// A set of CPU features that kernels are compiled for.
 ///
-/// A value other than [`Tier::SCALAR`] can only be had through [`Tier::detect`] and friends, which check the CPU:
+/// A value other than [`SimdLevel::SCALAR`] can only be had through [`SimdLevel::detect`] and friends, which check the CPU:
 /// holding one is the proof that its instructions may be executed. The flag says that AMX may be used too.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tier(Kind, bool);
+pub struct SimdLevel(Kind, bool);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
@@ -18,10 +18,10 @@ pub(crate) enum Kind {
     Avx512,
 }
 
-/// Names that [`Tier::from_str`] knows, whatever this CPU has.
+/// Names that [`SimdLevel::from_str`] knows, whatever this CPU has.
 const NAMES: [&str; 4] = ["scalar", "avx2", "avx512", "amx"];
 
-impl Tier {
+impl SimdLevel {
     /// Plain Rust: the specification of every kernel.
     pub const SCALAR: Self = Self(Kind::Scalar, false);
 
@@ -108,7 +108,7 @@ impl Tier {
     ///
     /// # Errors
     /// When the variable names a tier that is unknown or that this CPU lacks.
-    pub fn from_env() -> Result<Self, UnsupportedTier> {
+    pub fn from_env() -> Result<Self, UnsupportedSimdLevel> {
         match std::env::var("SCRIMP_TIER") {
             Ok(name) if !name.is_empty() => name.parse(),
             _ => Ok(Self::detect()),
@@ -129,13 +129,13 @@ impl Tier {
     }
 }
 
-impl fmt::Debug for Tier {
+impl fmt::Debug for SimdLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl fmt::Display for Tier {
+impl fmt::Display for SimdLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -143,29 +143,29 @@ impl fmt::Display for Tier {
 
 /// A tier was asked for that does not exist or that this CPU cannot run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnsupportedTier {
+pub struct UnsupportedSimdLevel {
     name: String,
 }
 
-impl fmt::Display for UnsupportedTier {
+impl fmt::Display for UnsupportedSimdLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let supported: Vec<_> = Tier::supported().into_iter().map(Tier::name).collect();
+        let supported: Vec<_> = SimdLevel::supported().into_iter().map(SimdLevel::name).collect();
         let why =
             if NAMES.contains(&self.name.as_str()) { "this CPU lacks it" } else { "there is no such tier" };
         write!(f, "tier `{}`: {why}; supported here: {}", self.name, supported.join(", "))
     }
 }
 
-impl std::error::Error for UnsupportedTier {}
+impl std::error::Error for UnsupportedSimdLevel {}
 
-impl FromStr for Tier {
-    type Err = UnsupportedTier;
+impl FromStr for SimdLevel {
+    type Err = UnsupportedSimdLevel;
 
-    fn from_str(name: &str) -> Result<Self, UnsupportedTier> {
+    fn from_str(name: &str) -> Result<Self, UnsupportedSimdLevel> {
         Self::supported()
             .into_iter()
-            .find(|tier| tier.name() == name)
-            .ok_or_else(|| UnsupportedTier { name: name.to_owned() })
+            .find(|level| level.name() == name)
+            .ok_or_else(|| UnsupportedSimdLevel { name: name.to_owned() })
     }
 }
 
@@ -175,9 +175,9 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for tier in Tier::supported() {
-            assert_eq!(tier.name().parse(), Ok(tier));
+        for level in SimdLevel::supported() {
+            assert_eq!(level.name().parse(), Ok(level));
         }
-        assert!("avx3".parse::<Tier>().unwrap_err().to_string().contains("scalar"));
+        assert!("avx3".parse::<SimdLevel>().unwrap_err().to_string().contains("scalar"));
     }
 }

@@ -1,27 +1,27 @@
 //! How a row of activations becomes 8-bit numbers or bf16.
 
-use super::activations::{Quantised, RowScale};
+use super::activations::{Quantized, RowScale};
 use crate::{
     dispatch::Kernel,
     formats::{GROUP, round_to_bf16},
     isa::Simd,
-    shared::SharedMut,
+    shared::DisjointSliceMut,
 };
 
-/// Quantises the row of a token into the groups `start`, `start + width` and so on.
-pub(super) struct Quantise<'a> {
+/// Quantizes the row of a token into the groups `start`, `start + width` and so on.
+pub(super) struct Quantize<'a> {
     row: &'a [f32],
-    out: &'a SharedMut<'a, Quantised>,
+    out: &'a DisjointSliceMut<'a, Quantized>,
     start: usize,
     width: usize,
 }
 
-impl<'a> Quantise<'a> {
+impl<'a> Quantize<'a> {
     /// # Safety
     /// Nobody else uses these groups until it has run.
     pub(super) unsafe fn new(
         row: &'a [f32],
-        out: &'a SharedMut<'a, Quantised>,
+        out: &'a DisjointSliceMut<'a, Quantized>,
         start: usize,
         width: usize,
     ) -> Self {
@@ -29,7 +29,7 @@ impl<'a> Quantise<'a> {
     }
 }
 
-impl Kernel for Quantise<'_> {
+impl Kernel for Quantize<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -38,7 +38,7 @@ impl Kernel for Quantise<'_> {
             let at = self.start + i * self.width;
             // SAFETY: the word of whoever made this.
             let out = unsafe { self.out.slice(at..at + 1) };
-            out[0] = quantise(s, x);
+            out[0] = quantize(s, x);
         }
     }
 }
@@ -60,14 +60,14 @@ impl Kernel for RoundRow<'_> {
     }
 }
 
-/// Quantises a whole row with one scale.
-pub(super) struct QuantiseRow<'a> {
+/// Quantizes a whole row with one scale.
+pub(super) struct QuantizeRow<'a> {
     pub(super) row: &'a [f32],
     pub(super) out: &'a mut [i32],
     pub(super) width: usize,
 }
 
-impl Kernel for QuantiseRow<'_> {
+impl Kernel for QuantizeRow<'_> {
     type Output = RowScale;
 
     #[inline(always)]
@@ -99,7 +99,7 @@ impl Kernel for QuantiseRow<'_> {
 }
 
 #[inline(always)]
-fn quantise<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantised {
+fn quantize<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantized {
     let [lo, hi] = *x.as_chunks::<16>().0 else { unreachable!("a group is two vectors") };
     let (lo, hi) = (s.load(&lo), s.load(&hi));
     // The bits of a magnitude, seen as an integer, are ordered like the magnitude; NaN and infinity come last.
@@ -107,10 +107,10 @@ fn quantise<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantised {
     let bits = s.max_i32(s.and_i32(s.bits(lo), magnitude), s.and_i32(s.bits(hi), magnitude));
     let largest = f32::from_bits(s.reduce_max_i32(bits) as u32);
     if !largest.is_finite() {
-        return Quantised { scale: f32::NAN, sum: f32::NAN, ..Quantised::default() };
+        return Quantized { scale: f32::NAN, sum: f32::NAN, ..Quantized::default() };
     }
     if largest < 1e-30 {
-        return Quantised::default();
+        return Quantized::default();
     }
     let inverse = s.splat(127.0 / largest);
     let (qlo, qhi) = (s.round_i32(s.mul(lo, inverse)), s.round_i32(s.mul(hi, inverse)));
@@ -124,5 +124,5 @@ fn quantise<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantised {
     let scale = largest / 127.0;
     let [(first, negated_first), (last, negated_last)] = [s.sums(&bytes[0]), s.sums(&bytes[1])];
     let negated_sums = [negated_first, negated_last];
-    Quantised { q, scale, sum: scale * (first + last) as f32, negated_sums }
+    Quantized { q, scale, sum: scale * (first + last) as f32, negated_sums }
 }

@@ -1,0 +1,172 @@
+//! Files that appear complete or not at all.
+
+use crate::{Error, Result};
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+/// A file under construction. It is written under a temporary name beside its path; [`AtomicFile::commit`] renames it.
+/// Without `commit` the temporary file is removed and the path keeps its old content.
+///
+/// ```
+/// # fn main() -> scrimp_base::Result<()> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("report.txt");
+/// let mut file = scrimp_base::AtomicFile::create(&path)?;
+/// file.append(b"complete")?;
+/// assert!(!path.exists());
+/// file.commit()?;
+/// assert_eq!(std::fs::read(&path).unwrap(), b"complete");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct AtomicFile {
+    writer: Option<BufWriter<File>>,
+    temporary: PathBuf,
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl AtomicFile {
+    /// Opens a temporary file for `path`. Temporary files that killed processes left for the same path are removed.
+    ///
+    /// # Errors
+    /// `path` is a directory, or its directory is missing or not writable.
+    pub fn create(path: &Path) -> Result<Self> {
+        let Some(name) = path.file_name() else {
+            return Err(Error::bad_input(format!("{}: not the name of a file", path.display())));
+        };
+        if path.is_dir() {
+            return Err(Error::bad_input(format!("{}: is a directory", path.display())));
+        }
+        let name = name.to_string_lossy();
+        remove_abandoned(path, &name);
+        let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        let file = File::create(&temporary).map_err(|e| Error::write(path, e))?;
+        let writer = Some(BufWriter::with_capacity(1 << 18, file));
+        Ok(Self { writer, temporary, path: path.to_owned(), bytes: 0 })
+    }
+
+    /// Appends `bytes`. Unlike [`Write::write_all`], the error names the path and carries a hint.
+    ///
+    /// # Errors
+    /// The disk is full, or the system refuses.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        Write::write_all(self, bytes).map_err(|e| Error::write(&self.path, e))
+    }
+
+    /// The bytes written so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Flushes the file to disk and gives it its final name. Returns its size in bytes.
+    ///
+    /// # Errors
+    /// The disk is full, or the system refuses; then the path keeps its old content.
+    pub fn commit(mut self) -> Result<u64> {
+        if let Some(writer) = self.writer.take() {
+            let file = writer.into_inner().map_err(|e| Error::write(&self.path, e.into_error()))?;
+            file.sync_all().map_err(|e| Error::write(&self.path, e))?;
+        }
+        fs::rename(&self.temporary, &self.path).map_err(|e| Error::write(&self.path, e))?;
+        Ok(self.bytes)
+    }
+
+    /// Replaces the content of `path` by `bytes`, atomically.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::create`], [`AtomicFile::append`] and [`AtomicFile::commit`].
+    pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+        let mut file = Self::create(path)?;
+        file.append(bytes)?;
+        file.commit().map(drop)
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(writer) = &mut self.writer else { return Ok(bytes.len()) };
+        let n = writer.write(bytes)?;
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        // After `commit` there is no such file.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Removes the temporary files of `path` whose process no longer runs. Without `/proc` nothing is removed.
+fn remove_abandoned(path: &Path, name: &str) {
+    let Some(dir) = path.parent() else { return };
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    if !Path::new("/proc/self").exists() {
+        return;
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let found = entry.file_name();
+        let pid = found.to_str().and_then(|f| {
+            f.strip_prefix('.')?.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(".partial")?.parse().ok()
+        });
+        if pid.is_some_and(|pid: u32| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complete_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        fs::write(&path, "old").unwrap();
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.append(b"new").unwrap();
+        drop(file);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.append(b"new").unwrap();
+        assert_eq!(file.commit().unwrap(), 3);
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        AtomicFile::write(&path, b"newer").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"newer");
+    }
+
+    #[test]
+    fn leftovers_of_killed_processes_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        let (dead, living) =
+            (dir.path().join(".a.txt.4294967295.partial"), dir.path().join(".a.txt.1.partial"));
+        fs::write(&dead, "").unwrap();
+        fs::write(&living, "").unwrap();
+        drop(AtomicFile::create(&path).unwrap());
+        if Path::new("/proc/self").exists() {
+            assert!(!dead.exists() && living.exists());
+        }
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let nowhere = AtomicFile::create(&dir.path().join("no/a.txt")).unwrap_err();
+        assert!(nowhere.to_string().contains("directory does not exist"), "{nowhere}");
+        assert!(AtomicFile::create(dir.path()).unwrap_err().to_string().contains("is a directory"));
+    }
+}
