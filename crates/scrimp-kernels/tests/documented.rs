@@ -1,10 +1,10 @@
-//! What `docs/src/formats.md` says about sizes is true.
+//! What `docs/src/reference/weight_formats.md` says about sizes is true.
 
 use scrimp_kernels::{DType, linear::Matrix};
 
 #[test]
 fn table_of_weight_formats() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/formats.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/reference/weight_formats.md");
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
     for dtype in DType::ALL {
         let name = format!("`{dtype}`");

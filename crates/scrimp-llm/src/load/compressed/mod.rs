@@ -7,7 +7,7 @@
 //! tensors        GGUF's names. Vectors: F32. Matrices in the layout of the kernels, or as another file stored them: U8
 //! file:NAME      U8: a file that came with the original (tokenizer.json, ...), or tokenizer.gguf
 //! ```
-//! `docs/src/compressed_file.md` has it byte by byte.
+//! `docs/src/reference/compressed_file.md` has it byte by byte.
 
 mod reader;
 mod writer;
