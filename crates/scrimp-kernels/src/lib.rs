@@ -54,6 +54,7 @@ pub mod exec;
 pub mod formats;
 pub mod hamming;
 mod isa;
+pub mod level;
 pub mod linear;
 mod mapping;
 pub mod mmap;
@@ -63,7 +64,6 @@ mod shared;
 pub mod stream;
 mod sync;
 pub mod threads;
-pub mod level;
 
 pub use dtype::DType;
 pub use exec::Exec;

@@ -1,6 +1,6 @@
 //! What all sequences of a model share: shapes, storage format and memory.
 
-use crate::{error::KvError, format::KvFormat, pool::BlockPool, sequence::Sequence};
+use crate::{block_pool::BlockPool, error::KvError, format::KvFormat, sequence::Sequence};
 use scrimp_kernels::attention::PageGeometry;
 use std::sync::Arc;
 

@@ -76,27 +76,27 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod attention_scores;
 mod batch;
+mod block_pool;
+mod block_table;
 mod cache;
+mod causal_view;
 pub mod compress;
 mod error;
 mod format;
 pub mod policy;
-mod pool;
-mod received;
 mod sequence;
-mod table;
-mod view;
 
+pub use attention_scores::{PassScores, StatsWanted};
 pub use batch::{BatchEntry, attend_all};
+pub use block_pool::BlockPool;
+pub use block_table::Turn;
 pub use cache::{KvCache, KvConfig};
 pub use error::KvError;
 pub use format::KvFormat;
-pub use pool::BlockPool;
-pub use received::{PassScores, StatsWanted};
 pub use scrimp_kernels::attention::{
     AttentionScratch, ColumnStats, PackedKind, Packing, PageGeometry, Scope, Sparse, Storage, StorageKind,
     storage::{STORAGES, packing::PACKINGS, storage},
 };
 pub use sequence::{AttentionInputs, PARALLEL_TOKENS, Queries, Sequence};
-pub use table::Turn;

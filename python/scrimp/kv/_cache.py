@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._attention import BIAS, LAYER, register
 from ._policies import POLICIES
-from ._received import received_mean
+from ._attention_scores import received_mean
 from ._select import Crush, Selection, recent_of
 from ._store import STORES, Growing, Store
 from ._waiting import Waiting

@@ -5,7 +5,7 @@ from typing import Callable, Dict
 import torch
 from torch import Tensor
 
-from ._received import attention_received
+from ._attention_scores import attention_received
 
 #: Queries of SnapKV's window, and neighbors that are averaged.
 _WINDOW, _KERNEL = 32, 7

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._attention import BIAS, register
 from ._heads import select_of_each, with_floor
-from ._received import received_mean
+from ._attention_scores import received_mean
 from ._select import Crush, recent_of, select
 
 

@@ -50,7 +50,7 @@ pub use storage::{
     sparse::{Scope, Sparse},
 };
 
-use crate::{shared::DisjointSliceMut, threads::Pool, level::SimdLevel};
+use crate::{level::SimdLevel, shared::DisjointSliceMut, threads::Pool};
 use columns::Columns;
 use std::ops::Range;
 use unit::{BlockTask, Sink, UnitKernels};

@@ -203,7 +203,12 @@ impl Problem {
         }
     }
 
-    fn run(&self, level: SimdLevel, stats: Option<(StatsRequest, &mut ColumnStats)>, pool: &Pool) -> Vec<f32> {
+    fn run(
+        &self,
+        level: SimdLevel,
+        stats: Option<(StatsRequest, &mut ColumnStats)>,
+        pool: &Pool,
+    ) -> Vec<f32> {
         let mut out = vec![f32::NAN; self.q.len()];
         attend(&self.args(level), &mut out, stats, pool, &mut AttentionScratch::new());
         out

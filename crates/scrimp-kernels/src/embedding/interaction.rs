@@ -315,7 +315,9 @@ mod tests {
                     samples().flat_map(|s| s.1.to_vec()).collect(),
                 )
             };
-            for (level, heads) in SimdLevel::supported().into_iter().flat_map(|level| [(level, 0), (level, 1)]) {
+            for (level, heads) in
+                SimdLevel::supported().into_iter().flat_map(|level| [(level, 0), (level, 1)])
+            {
                 let (head, tail) = split(&x, heads);
                 let x_in_two = Vectors { head: &head, tail: &tail, others: vectors - heads, dim };
                 let mut out = vec![7.0; samples * stride];

@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{
     formats::GROUP,
+    level::{Kind, SimdLevel},
     shared::DisjointSliceMut,
     threads::Pool,
-    level::{Kind, SimdLevel},
 };
 
 /// 32 activations of one token.
@@ -232,7 +232,8 @@ impl Activations {
         if self.scratch.len() < pool.threads() * 2 * padded_cols {
             self.scratch.resize(pool.threads() * 2 * padded_cols, 0.0);
         }
-        let (groups, floats) = (DisjointSliceMut::new(&mut self.groups), DisjointSliceMut::new(&mut self.floats));
+        let (groups, floats) =
+            (DisjointSliceMut::new(&mut self.groups), DisjointSliceMut::new(&mut self.floats));
         let (pairs, bytes) = (DisjointSliceMut::new(&mut self.pairs), DisjointSliceMut::new(&mut self.bytes));
         let rows = DisjointSliceMut::new(&mut self.rows);
         let scratch = DisjointSliceMut::new(&mut self.scratch);

@@ -9,9 +9,9 @@ use crate::{
     DType,
     arena::Arena,
     formats::packed::{PackedView, WeightFormat, pack},
+    level::SimdLevel,
     shared::DisjointSliceMut,
     threads::Pool,
-    level::SimdLevel,
 };
 use std::{
     io,

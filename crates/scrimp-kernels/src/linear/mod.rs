@@ -25,9 +25,9 @@ use crate::{
     dispatch::Kernel,
     formats::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, packed::Value, with_format},
     isa::Simd,
+    level::SimdLevel,
     shared::DisjointSliceMut,
     threads::{self, Pool},
-    level::SimdLevel,
 };
 use gemm::PanelGroup;
 use matrix::Kind;

@@ -32,8 +32,8 @@ use crate::{
         },
     },
     isa::Simd,
-    stream::PREFETCH,
     level::SimdLevel,
+    stream::PREFETCH,
 };
 use std::ops::Range;
 
@@ -505,7 +505,11 @@ pub(super) fn run(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut ThreadTile
 }
 
 /// Runs a unit in tile registers.
-pub(super) fn run_over_tiles<X: amx::Tile>(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut amx::Configured<X>) {
+pub(super) fn run_over_tiles<X: amx::Tile>(
+    level: SimdLevel,
+    unit: PackedUnit<'_>,
+    tiles: &mut amx::Configured<X>,
+) {
     let (layout, data) = (unit.layout, unit.data);
     let tile = move |tile| Tile { layout, data, tile };
     match (layout.format.value(), layout.format.is_sparse()) {

@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al. 2021): rotates pairs of elements of a head by `position * inv_freq`.
 
-use crate::{dispatch::Kernel, isa::Simd, shared::DisjointSliceMut, threads::Pool, level::SimdLevel};
+use crate::{dispatch::Kernel, isa::Simd, level::SimdLevel, shared::DisjointSliceMut, threads::Pool};
 
 /// Cosines and sines of a batch of positions, `[n_positions][pairs]` each.
 #[derive(Debug, Default)]
@@ -34,7 +34,8 @@ impl RopeTable {
         let old = self.cos.len();
         self.cos.resize(old + positions.len() * pairs, 0.0);
         self.sin.resize(old + positions.len() * pairs, 0.0);
-        let (cos, sin) = (DisjointSliceMut::new(&mut self.cos[old..]), DisjointSliceMut::new(&mut self.sin[old..]));
+        let (cos, sin) =
+            (DisjointSliceMut::new(&mut self.cos[old..]), DisjointSliceMut::new(&mut self.sin[old..]));
         const CHUNK: usize = 16;
         pool.run(positions.len().div_ceil(CHUNK), |unit, _| {
             for i in unit * CHUNK..((unit + 1) * CHUNK).min(positions.len()) {

@@ -18,7 +18,7 @@
 //! does where their keys are similar: so the order that measures best is that of `codes` of keys, in `keys.rs`.
 
 use super::{keys, signature::Signatures};
-use crate::policy::{Attention, LayerView, Needs, Policy, mix, place};
+use crate::policy::{Attention, LayerView, Needs, Policy, mix, position_weight};
 use std::ops::Range;
 
 /// What signatures are compared with (§3.2 and the ablation of anchors in the paper).
@@ -87,7 +87,7 @@ impl Crush {
         let attention = self.mass == Mass::Attention || matches!(self.order, Order::Keys | Order::Score);
         let query_heads = self.order == Order::Signature;
         let signature = query_heads && policy.signature() == Attention::Mean;
-        let recent = attention.then_some(place::WINDOW);
+        let recent = attention.then_some(position_weight::WINDOW);
         Needs { sum: attention || signature, recent, query_heads, ..Needs::NONE }
     }
 

@@ -9,7 +9,7 @@
 //! arXiv 2404.14469, but of all heads together). A question that comes after the compression finds what `kvzip` leaves near
 //! the end of the text.
 
-use super::{KvZip, LayerView, Needs, Policy, place};
+use super::{KvZip, LayerView, Needs, Policy, position_weight};
 
 /// The most attention while the model repeats its context, near what the end of the prompt looks at.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,7 +25,7 @@ impl Policy for KvZipQuery {
     }
 
     fn needs(&self) -> Needs {
-        Needs { recent: Some(place::WINDOW), ..KvZip.needs() }
+        Needs { recent: Some(position_weight::WINDOW), ..KvZip.needs() }
     }
 
     fn score(&self, view: &LayerView<'_>, kv_head: usize, out: &mut [f32]) {

@@ -11,7 +11,7 @@ mod h2o;
 mod knorm;
 mod kvzip;
 mod kvzip_query;
-pub(crate) mod place;
+pub(crate) mod position_weight;
 mod pyramidkv;
 mod random;
 mod snapkv;

@@ -6,7 +6,7 @@
 //! score[t] = (a[t-3] + ... + a[t+3]) / 7                       (tokens outside count as 0)
 //! ```
 
-use super::{Attention, LayerView, Needs, Policy, place::WINDOW};
+use super::{Attention, LayerView, Needs, Policy, position_weight::WINDOW};
 
 /// Neighboring tokens that are averaged.
 const KERNEL: usize = 7;

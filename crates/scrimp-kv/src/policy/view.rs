@@ -1,6 +1,6 @@
 //! A sequence's layers, as policies see them.
 
-use super::{Attention, place};
+use super::{Attention, position_weight};
 use crate::sequence::Sequence;
 use std::sync::OnceLock;
 
@@ -139,7 +139,7 @@ impl<'a> LayerView<'a> {
     /// How much the end of the prompt looks around each position, by position (`[tokens seen]`, 1 on average; see `place`): the
     /// same for all layers and heads. All are 1 where that was not gathered ([`Needs::recent`](super::Needs::recent)).
     pub fn places(&self) -> &'a [f32] {
-        self.model.places.get_or_init(|| place::places(self.model.sequence))
+        self.model.places.get_or_init(|| position_weight::places(self.model.sequence))
     }
 
     fn add_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {

@@ -7,7 +7,7 @@
 
 use super::{
     Session,
-    passes::{SampledQueries, rotate},
+    reconstruction::{SampledQueries, rotate},
 };
 use crate::error::Result;
 use scrimp_kernels::ops::RopeTable;

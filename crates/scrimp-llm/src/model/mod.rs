@@ -6,16 +6,16 @@
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
 //! * [`attention`]: what of it each sequence does with its own cache;
 //! * [`session`]: one sequence, its KV cache and its working memory; [`batch`]: many of them in one pass;
-//! * [`compression`]: making that cache smaller; [`passes`]: what some policies need for it.
+//! * [`compression`]: making that cache smaller; [`reconstruction`]: what some policies need for it.
 
 mod attention;
 mod batch;
 mod compression;
 mod forward;
 pub(crate) mod parts;
-mod passes;
+mod reconstruction;
+mod rope_and_append;
 mod session;
-mod store;
 mod synthetic;
 mod weights;
 
@@ -67,7 +67,7 @@ pub struct Model {
     level: SimdLevel,
     kv: KvCache,
     /// Made when it is needed.
-    repeat_prompts: OnceLock<passes::RepeatPrompts>,
+    repeat_prompts: OnceLock<reconstruction::RepeatPrompts>,
 }
 
 impl Model {
@@ -122,9 +122,9 @@ impl Model {
     }
 
     /// What stands before the parts of a prompt that the model is made to repeat; nothing where the files have no tokenizer.
-    fn repeat_prompts(&self) -> &passes::RepeatPrompts {
+    fn repeat_prompts(&self) -> &reconstruction::RepeatPrompts {
         self.repeat_prompts.get_or_init(|| {
-            let prompts = self.checkpoint.as_ref().map(passes::RepeatPrompts::new);
+            let prompts = self.checkpoint.as_ref().map(reconstruction::RepeatPrompts::new);
             prompts.and_then(Result::ok).unwrap_or_default()
         })
     }

@@ -4,7 +4,7 @@ use super::{
     Model,
     compression::CompressionState,
     forward::{Buffers, Part},
-    passes::{Repeated, SampledQueries},
+    reconstruction::{Repeated, SampledQueries},
 };
 use crate::error::{Error, Result};
 use scrimp_kv::{KvFormat, Sequence, StatsWanted};

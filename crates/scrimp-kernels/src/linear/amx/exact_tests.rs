@@ -7,7 +7,7 @@ use super::{
     expanded_tests::{FORMATS, weights},
     tests::{ONE, amx, inputs, multiply, multiply_softly},
 };
-use crate::{DType, formats::packed::WeightFormat, threads::Pool, level::SimdLevel};
+use crate::{DType, formats::packed::WeightFormat, level::SimdLevel, threads::Pool};
 use proptest::prelude::*;
 use std::sync::PoisonError;
 

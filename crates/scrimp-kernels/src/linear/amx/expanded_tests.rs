@@ -12,8 +12,8 @@ use super::{
 use crate::{
     DType,
     formats::{dequantize::dequantize_row, packed::WeightFormat, packed::test_weights},
-    threads::Pool,
     level::SimdLevel,
+    threads::Pool,
 };
 use proptest::prelude::*;
 use std::sync::PoisonError;

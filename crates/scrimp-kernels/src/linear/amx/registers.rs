@@ -3,7 +3,7 @@
 use super::TILE_STEPS;
 #[cfg(target_arch = "x86_64")]
 use super::asm;
-use crate::{dispatch::Kernel, linear::Activations, level::SimdLevel};
+use crate::{dispatch::Kernel, level::SimdLevel, linear::Activations};
 
 /// Shapes of the tile registers. Rows of C and B have 64 bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]

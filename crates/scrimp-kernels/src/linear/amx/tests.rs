@@ -8,8 +8,8 @@ use super::{
 use crate::{
     arena::Arena,
     formats::packed::{PackedView, WeightFormat, pack, test_weights},
-    threads::Pool,
     level::SimdLevel,
+    threads::Pool,
 };
 use proptest::prelude::*;
 use std::sync::{Mutex, PoisonError};

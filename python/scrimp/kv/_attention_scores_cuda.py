@@ -81,7 +81,7 @@ def _sums(
 
 
 def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions: Tensor) -> Tensor:
-    """As :func:`scrimp.kv._received.attention_received`: ``[batch, kv_heads, keys]``, float32."""
+    """As :func:`scrimp.kv._attention_scores.attention_received`: ``[batch, kv_heads, keys]``, float32."""
     batch, heads, q, dim = queries.shape
     kv_heads, n = keys.shape[1], keys.shape[2]
     group = heads // kv_heads

@@ -5,7 +5,7 @@
 
 use super::{
     forward::{Buffers, Context, Part},
-    passes::rotate,
+    reconstruction::rotate,
     weights::Layer,
 };
 use scrimp_kernels::ops::RopeTable;

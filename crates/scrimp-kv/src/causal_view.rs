@@ -1,10 +1,10 @@
 //! A layer's tables as the queries of an attention call see them: causal, and within the layer's window.
 
 use crate::{
+    block_table::HeadTable,
     cache::Shared,
     error::KvError,
     sequence::{AttentionInputs, Queries},
-    table::HeadTable,
 };
 use scrimp_kernels::attention::{AttentionArgs, KvView, PageView};
 use std::ops::Range;

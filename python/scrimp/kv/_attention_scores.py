@@ -24,9 +24,9 @@ def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions:
     if positions is None:
         positions = torch.arange(n - q, n, device=keys.device)
     if keys.is_cuda and _TRITON and keys.dtype in _TYPES:
-        from . import _received_cuda
+        from . import _attention_scores_cuda
 
-        return _received_cuda.attention_received(queries, keys, scaling, positions)
+        return _attention_scores_cuda.attention_received(queries, keys, scaling, positions)
     return _in_chunks(queries, keys, scaling, positions)
 
 

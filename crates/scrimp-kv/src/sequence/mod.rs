@@ -1,14 +1,14 @@
 //! One text and its keys and values.
 
 use crate::{
+    attention_scores::{PassScores, Received, StatsWanted},
+    block_table::{HeadTable, Turn},
     cache::Shared,
+    causal_view::Causal,
     compress::{Compression, choose::choose},
     error::KvError,
     format::KvFormat,
     policy::{self, Kept},
-    received::{PassScores, Received, StatsWanted},
-    table::{HeadTable, Turn},
-    view::Causal,
 };
 use scrimp_kernels::{
     SimdLevel,

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from scrimp.kv._received import attention_received, received_mean
+from scrimp.kv._attention_scores import attention_received, received_mean
 
 
 def plain(q, k, positions, scaling):
@@ -61,11 +61,11 @@ def test_the_kernels_for_gpus_interpreted():
 
 
 if __name__ == "__main__":
-    from scrimp.kv import _received_cuda
+    from scrimp.kv import _attention_scores_cuda
 
     # The interpreter has no products in bf16.
     for dtype, close in ((torch.float32, 1e-5), (torch.float16, 1e-2)):
         for shape in SHAPES:
             q, k, positions = case(shape, dtype)
-            got = _received_cuda.attention_received(q, k, 0.25, positions)
+            got = _attention_scores_cuda.attention_received(q, k, 0.25, positions)
             assert torch.allclose(got, plain(q, k, positions, 0.25).sum(2), rtol=close, atol=close), (dtype, shape)

@@ -2,7 +2,7 @@
 //!
 //! Rows go with the layer's tables: a number for each kept token, dropped with it.
 
-use crate::{error::KvError, table::HeadTable};
+use crate::{block_table::HeadTable, error::KvError};
 use scrimp_kernels::attention::{ColumnStats, StatsRequest};
 use std::ops::Range;
 
