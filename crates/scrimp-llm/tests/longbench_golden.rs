@@ -1,4 +1,4 @@
-//! LongBench's metrics and configuration against values from its own Python (`tests/golden/make_task_metrics.py`).
+//! LongBench's metrics and configuration against values from its own Python (`testdata/longbench/make.py`).
 
 use scrimp_llm::eval::{longbench::TASKS, metrics::Metric};
 use serde::Deserialize;

@@ -1,4 +1,4 @@
-//! The pruning methods against NumPy (`testdata/pruning`, written by `tests/golden/make_pruning.py`), and their order.
+//! The pruning methods against NumPy (`testdata/pruning`, written by `testdata/pruning/make.py`), and their order.
 
 use scrimp_kernels::{SimdLevel, formats::packed::WeightFormat, threads::Pool};
 use scrimp_llm::prune::{Dense, Inputs, Job, Rounding, Statistics, pruner};

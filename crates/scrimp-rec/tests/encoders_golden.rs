@@ -1,4 +1,4 @@
-//! Forward passes against NumPy (`tests/golden/encoders.py`): they are part of the model format and never change.
+//! Forward passes against NumPy (`testdata/encoders/make.py`): they are part of the model format and never change.
 
 use scrimp_kernels::{SimdLevel, threads::Pool};
 use scrimp_rec::encoders::{EncoderConfig, Exec, build};

@@ -1,4 +1,4 @@
-//! Metrics against scikit-learn (`tests/golden/make_metrics.py`).
+//! Metrics against scikit-learn (`testdata/metrics/make.py`).
 
 use scrimp_rec::metrics::{Calibration, auc, log_loss};
 use serde::Deserialize;

@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn vectors_stay_as_they_are() {
-        // Computed by the Python lines of tests/golden/embedding.py.
+        // Computed in Python.
         for (seed, feature, id, expected) in VECTORS {
             assert_eq!(IdHash::new(seed, feature).hash(id), expected, "{seed} {feature} {id}");
         }

@@ -44,7 +44,7 @@ pub(crate) fn real_model(file: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// What transformers computes, as `tests/golden/tiny_common.py` writes it.
+/// What transformers computes, as `testdata/common/tiny.py` writes it.
 #[derive(Deserialize)]
 pub(crate) struct Expected {
     /// The prompt.

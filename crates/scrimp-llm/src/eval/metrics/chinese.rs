@@ -7,7 +7,7 @@ use std::{
     sync::OnceLock,
 };
 
-/// `dict.txt`: a word and its frequency per line (`tests/golden/make_jieba_dict.py`).
+/// `dict.txt`: a word and its frequency per line (`make_jieba_dict.py` beside it).
 static DICTIONARY: &[u8] = include_bytes!("../../../assets/jieba_dict.zip");
 
 const PUNCTUATION: &str = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏.";

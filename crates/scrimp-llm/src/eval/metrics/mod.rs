@@ -1,5 +1,5 @@
 //! What an answer is worth: the metrics of LongBench and RULER, number for number as their Python computes them
-//! (`tests/golden/make_task_metrics.py` writes pairs that the tests compare with).
+//! (`testdata/longbench/make.py` writes pairs that the tests compare with).
 
 mod chinese;
 mod choice;

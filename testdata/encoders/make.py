@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
 """Forward passes of all encoders in NumPy, from the definitions alone: testdata/encoders/golden.json.
 
-usage: tests/golden/encoders.py testdata/encoders/golden.json
+usage: testdata/encoders/make.py
 """
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 
@@ -124,8 +123,7 @@ def main():
         stride = 1 if c["encoder"] == "robe" or c.get("overlap") else c["width"]
         encode = {"qr": qr, "hash-embeddings": hash_embeddings}.get(c["encoder"], lambda c, ids: bloom(c, ids, stride))
         cases.append({"config": c, "ids": ids, "out": [float(f"{x:.7g}") for x in encode(c, ids).reshape(-1)]})
-    path = pathlib.Path(sys.argv[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = pathlib.Path(__file__).resolve().parent / "golden.json"
     path.write_text(json.dumps(cases) + "\n")
 
 

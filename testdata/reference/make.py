@@ -1,7 +1,7 @@
 """Writes testdata/reference/<model>.json: what transformers (fp32, dequantized weights) says about a real GGUF model.
 
-usage: python make_reference.py MODEL.gguf TEXT OUT.json [--max-tokens N]
-       python make_reference.py --merge FULL.json OUT.json
+usage: python3 testdata/reference/make.py MODEL.gguf TEXT OUT.json [--max-tokens N]
+       python3 testdata/reference/make.py --merge FULL.json OUT.json
 
 The first form computes everything, the perplexity over the first N tokens of TEXT (default 2048) in windows of 512; the
 second takes prompts, top-10 logits, greedy continuations and the 8192-token perplexity from a file of the same layout and
@@ -12,8 +12,10 @@ import argparse
 import json
 import math
 import pathlib
+import sys
 
-from tiny_common import write_json
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from common.tiny import write_json
 
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "Once upon a time, there was a little girl who",
            "Alice was beginning to get very tired of sitting by her sister on the bank,", "Water boils at"]

@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TINY = ROOT / "testdata" / "tiny"
-FORMATS = ROOT / "testdata" / "formats"
-REFERENCE = ROOT / "testdata" / "reference"
+TESTDATA = pathlib.Path(__file__).resolve().parents[1]
+TINY = TESTDATA / "tiny"
 
 PROMPT_TOKENS = 40
 GREEDY_TOKENS = 16

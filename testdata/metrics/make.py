@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Golden values of AUC, log loss and calibration, from scikit-learn.
 
-usage: pip install scikit-learn; tests/golden/make_metrics.py      writes testdata/metrics/golden.json
+usage: pip install scikit-learn; python3 testdata/metrics/make.py      writes golden.json beside it
 """
 
 import json
@@ -12,7 +12,7 @@ import sklearn
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, roc_auc_score
 
-OUT = pathlib.Path(__file__).resolve().parents[2] / "testdata" / "metrics" / "golden.json"
+OUT = pathlib.Path(__file__).resolve().parent / "golden.json"
 
 
 def case(name, labels, predictions, bins=10):
@@ -45,7 +45,6 @@ def main():
     cases.append(case("all the same", rng.random(50) < 0.4, np.full(50, 0.4)))
     extremes = rng.choice([0.0, 1.0, 1e-9, 0.5, 1 - 6e-8], 200)
     cases.append(case("zeros and ones", rng.random(200) < 0.5, extremes))
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     text = ",\n".join(json.dumps(c) for c in cases)
     OUT.write_text(f'{{"scikit_learn": "{sklearn.__version__}", "cases": [\n{text}\n]}}\n')
 

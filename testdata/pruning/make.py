@@ -1,6 +1,6 @@
 """Golden file of the pruning methods: testdata/pruning/small.json, computed in float64 with NumPy.
 
-usage: python3 tests/golden/make_pruning.py      (needs numpy)
+usage: python3 testdata/pruning/make.py      (needs numpy)
 
 Weights and inputs come from a generator that the Rust test repeats, so only results are stored. The algorithms are
 written from the papers and from the authors' reference code (blocks of 128 columns, inverse by np.linalg), not from ours.
@@ -121,7 +121,7 @@ def main():
         "error": {m: {s: float(np.sum((x @ (out - w).T) ** 2)) for s, out in by.items()} for m, by in cases.items()},
         "sparsegpt_int4_quants": "".join("0123456789abcdef"[q + 8] for q in quants.ravel()),
     }
-    path = pathlib.Path(__file__).resolve().parents[2] / "testdata/pruning/small.json"
+    path = pathlib.Path(__file__).resolve().parent / "small.json"
     path.write_text(json.dumps(golden, indent=1) + "\n")
     print(path, path.stat().st_size, "bytes", golden["error"])
 

@@ -1,6 +1,6 @@
 """Writes testdata/tiny-gguf/: the tiny models as GGUF files, the way llama.cpp's converter lays them out.
 
-usage: python make_tiny_gguf.py     (after make_tiny_models.py; torch, transformers, gguf, llama-cpp-python)
+usage: python3 testdata/tiny-gguf/make.py     (after testdata/tiny/make.py; torch, transformers, gguf, llama-cpp-python)
 
 `llama3.gguf`, `qwen3.gguf`, `phi3.gguf` and `phi3-longrope.gguf` hold the very weights of testdata/tiny/, so the same
 expectations apply. `llama-mixed.gguf` has every stored type that scrimp reads in some tensor; what is expected of it, fp32
@@ -9,6 +9,8 @@ agree, so that names, metadata and the permutation of Q and K are those that lla
 """
 
 import json
+import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -16,10 +18,11 @@ from gguf import GGMLQuantizationType as T, GGUFWriter, RopeScalingType, TokenTy
 from llama_cpp import Llama
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from ggml_formats import decode, encode
-from tiny_common import ROOT, TINY, choose_prompt, expect, make_tokenizer, randomize, write_json
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from common.ggml_formats import decode, encode
+from common.tiny import TINY, choose_prompt, expect, make_tokenizer, randomize, write_json
 
-OUT = ROOT / "testdata" / "tiny-gguf"
+OUT = pathlib.Path(__file__).resolve().parent
 
 # Where transformers and GGUF name a layer's tensors differently.
 LAYER_NAMES = {
@@ -198,7 +201,6 @@ def mixed():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    OUT.mkdir(parents=True, exist_ok=True)
     mixed()
     convert("llama3", T.F16, bound=0.02)
     convert("qwen3", T.BF16, bound=0.05)

@@ -1,6 +1,6 @@
 """Writes testdata/formats/: for every stored type the bytes of a small matrix and the float32 values they stand for.
 
-usage: python make_formats.py     (numpy, gguf, llama-cpp-python)
+usage: python3 testdata/formats/make.py     (numpy, gguf, llama-cpp-python)
 
 <type>.bin  rows x cols as stored, rows one after another;  <type>.f32  the same matrix dequantized, little endian.
 index.json  names, rows and cols. The first rows come out of the reference quantizer (ordinary, all zero, constant, huge,
@@ -8,11 +8,17 @@ tiny and alternating values, one outlier); the rest are random bytes, so that ev
 is met, with the f16 scales replaced by finite ones.
 """
 
+import pathlib
+import sys
+
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as T
 
-from ggml_formats import TYPES, decode, encode
-from tiny_common import FORMATS, write_json
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from common.ggml_formats import TYPES, decode, encode
+from common.tiny import write_json
+
+FORMATS = pathlib.Path(__file__).resolve().parent
 
 COLS, RANDOM_ROWS = 512, 5
 # Where the f16 scale (and minimum) of a block is, in bytes.
@@ -48,7 +54,6 @@ def random_bytes(kind, rng):
 
 
 def main():
-    FORMATS.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, kind in enumerate(TYPES):
         rng = np.random.default_rng(100 + number)

@@ -1,6 +1,6 @@
-"""Writes hf_configs.json: configurations as old and new transformers write them, and what transformers makes of them.
+"""Writes golden.json: configurations as old and new transformers write them, and what transformers makes of them.
 
-Needs torch and transformers 5; run as `python hf_configs.py > hf_configs.json`.
+Needs torch and transformers 5; run as `python3 testdata/hf_configs/make.py > testdata/hf_configs/golden.json`.
 """
 import json
 

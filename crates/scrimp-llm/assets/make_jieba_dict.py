@@ -1,4 +1,4 @@
-"""Makes crates/scrimp-llm/assets/jieba_dict.zip: the dictionary of the Python package jieba (MIT license), words and
+"""Makes jieba_dict.zip, which lies beside this file: the dictionary of the Python package jieba (MIT license), words and
 frequencies only. The crate jieba-rs can bring one itself, but at the price of twenty more crates and a C library.
 
 usage: make_jieba_dict.py OUT.zip        needs: pip install jieba==0.42.1

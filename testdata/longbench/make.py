@@ -1,6 +1,6 @@
-"""Golden values of LongBench's metrics and configuration: testdata/longbench/{metrics.jsonl,config.json}.
+"""Golden values of LongBench's metrics and configuration: metrics.jsonl and config.json.
 
-usage: make_task_metrics.py LONGBENCH_DIR OUT_DIR
+usage: python3 testdata/longbench/make.py LONGBENCH_DIR
 LONGBENCH_DIR is the folder LongBench of github.com/THUDM/LongBench (commit 2e00731), whose metrics.py and eval.py are
 imported and called. needs: pip install rouge==1.0.1 jieba==0.42.1 fuzzywuzzy==0.18.0 numpy   (not python-Levenshtein:
 fuzzywuzzy would use it instead of difflib)
@@ -9,7 +9,7 @@ A line of metrics.jsonl: [metric, prediction, truth, classes or null, score]. Te
 """
 import json, pathlib, random, sys
 
-source, out = map(pathlib.Path, sys.argv[1:3])
+source, out = pathlib.Path(sys.argv[1]), pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(source))
 import eval as longbench  # noqa: E402  (LongBench's eval.py)
 import metrics  # noqa: E402
@@ -93,7 +93,6 @@ for _ in range(60):
     add("retrieval_zh", metrics.retrieval_zh_score, random.choice([f"段落{n[0]}", f"是段落{n[0]}，不是段落{n[1]}", "没有", n[0] * 2]), f"段落{n[3]}")
     add("count", metrics.count_score, random.choice([n[0], f"{n[0]}, {n[1]} and {n[2]}", "many", f"{n[0]}."]), n[3])
 
-out.mkdir(parents=True, exist_ok=True)
 with open(out / "metrics.jsonl", "w", encoding="utf-8") as f:
     for row in rows:
         f.write(json.dumps(row, ensure_ascii=False) + "\n")

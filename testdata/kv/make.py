@@ -1,4 +1,6 @@
-"""Scores of eviction policies in NumPy: testdata/kv/scores.json.
+"""Scores of eviction policies in NumPy: scores.json.
+
+usage: python3 testdata/kv/make.py      (needs numpy)
 
 Queries and keys are written out as f32; attention is causal softmax in f64.
 """
@@ -42,8 +44,7 @@ near[:4] = 0
 place = np.array([near[max(p - 32, 0) : p + 5].mean() for p in range(TOKENS)])
 kvzip_query = repeated * (place / place.mean()) ** 2
 
-out = pathlib.Path(__file__).parents[2] / "testdata" / "kv" / "scores.json"
-out.parent.mkdir(exist_ok=True)
+out = pathlib.Path(__file__).resolve().parent / "scores.json"
 scores = {"h2o": h2o, "snapkv": snapkv, "tova": tova, "knorm": knorm, "repeated": repeated, "kvzip-query": kvzip_query}
 rounded = {name: np.round(x, 9).tolist() for name, x in scores.items()}
 out.write_text(json.dumps(dict(q=q.ravel().tolist(), k=k.ravel().tolist(), **rounded)) + "\n")

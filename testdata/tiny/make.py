@@ -1,6 +1,6 @@
 """Writes testdata/tiny/<name>/: randomly initialized Hugging Face models and what transformers computes with them.
 
-usage: python make_tiny_models.py [NAME...]     (torch 2.x, transformers 5.x, tokenizers; CPU, about a minute)
+usage: python3 testdata/tiny/make.py [NAME...]     (torch 2.x, transformers 5.x, tokenizers; CPU, about a minute)
 
 Sizes are awkward on purpose: widths that are no multiple of 64, head sizes unequal to hidden / heads, windows shorter
 than the prompt. Expectations are fp32 arithmetic on the weights as stored (also where they are stored in 16 bits).
@@ -9,6 +9,7 @@ transformers 5 writes them (`rope_parameters`): a loader has to read both.
 """
 
 import json
+import pathlib
 import shutil
 import sys
 
@@ -16,7 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
 
-from tiny_common import TINY, choose_prompt, make_tokenizer, randomize, save_tokenizer, write_json
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from common.tiny import TINY, choose_prompt, make_tokenizer, randomize, save_tokenizer, write_json
 
 COMMON = dict(bos_token_id=0, eos_token_id=1, pad_token_id=None, max_position_embeddings=128)
 
