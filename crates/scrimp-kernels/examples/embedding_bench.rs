@@ -1,7 +1,7 @@
 //! Time of a look-up for one shape: `embedding_bench ROWS WIDTH BLOCKS K BAG ALPHA THREADS`, int8.
 #![allow(clippy::print_stdout)]
 
-use scrimp_kernels::{SimdLevel, arena::Arena, embedding::*, threads::Pool};
+use scrimp_kernels::{SimdLevel, embedding::*, exec::Pool, mem::Arena};
 use std::time::Instant;
 
 fn main() {

@@ -5,9 +5,9 @@
 
 use scrimp_kernels::{
     DType, SimdLevel,
-    arena::Arena,
+    exec::Pool,
     linear::{Activations, Linear, LinearScratch, Matrix, linear},
-    threads::Pool,
+    mem::Arena,
 };
 use std::time::Instant;
 

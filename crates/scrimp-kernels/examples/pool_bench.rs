@@ -7,7 +7,7 @@
 #![allow(clippy::print_stdout)]
 
 use rayon::prelude::*;
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::exec::Pool;
 use std::{
     hint::black_box,
     sync::atomic::{AtomicUsize, Ordering},

@@ -6,7 +6,7 @@
 //! Bound by memory from a few words on: 8 bytes per word are read once, in order. Each word is a XOR, a population count and an
 //! addition; AVX-512 VPOPCNTDQ counts 8 words at once. All tiers give the same numbers.
 
-use crate::level::{Kind, SimdLevel};
+use crate::arch::{SimdLevel, level::Kind};
 
 /// Writes the distance of each of `out.len()` strings to `anchor`.
 ///

@@ -5,22 +5,22 @@
 //! | entry point | what it does |
 //! |---|---|
 //! | [`SimdLevel`] | which instructions kernels use, chosen once and passed along |
-//! | [`threads::Pool`] | parallel regions of microseconds |
+//! | [`exec::Pool`] | parallel regions of microseconds |
 //! | [`linear::linear`] | products of packed weights ([`linear::Matrix`]) with a batch of tokens ([`linear::Activations`]) |
-//! | [`formats::packed`] | scrimp's own formats, dense and sparse: [`formats::packed::pack`], [`formats::packed::PackedView`], [`linear::Matrix::from_packed`] |
+//! | [`quant::packed`] | scrimp's own formats, dense and sparse: [`quant::packed::pack`], [`quant::packed::PackedView`], [`linear::Matrix::from_packed`] |
 //! | [`attention::attend`] | attention over pages that an [`attention::Storage`] wrote |
 //! | [`ops`] | RMSNorm, RoPE, gates and soft caps, a row at a time |
-//! | [`formats::dequantize::dequantize_row`] | the definition of every stored type ([`DType`]) |
-//! | [`arena::Arena`], [`page_memory::PageMemory`], [`mmap::MappedFile`] | memory for weights, for pages, and files |
+//! | [`quant::dequantize::dequantize_row`] | the definition of every stored type ([`DType`]) |
+//! | [`mem::Arena`], [`mem::PageMemory`], [`mem::MappedFile`] | memory for weights, for pages, and files |
 //!
 //! A linear layer of two rows, with weights in bf16:
 //!
 //! ```
 //! use scrimp_kernels::{
 //!     DType, SimdLevel,
-//!     arena::Arena,
+//!     mem::Arena,
 //!     linear::{Activations, Linear, LinearScratch, Matrix, linear},
-//!     threads::Pool,
+//!     exec::Pool,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -43,28 +43,16 @@
 //! # }
 //! ```
 
-pub mod alloc;
-pub mod arena;
+pub mod arch;
 pub mod attention;
-pub mod dense;
-mod dispatch;
-pub mod dtype;
 pub mod embedding;
 pub mod exec;
-pub mod formats;
 pub mod hamming;
-mod isa;
-pub mod level;
 pub mod linear;
-mod mapping;
-pub mod mmap;
+pub mod mem;
 pub mod ops;
-pub mod page_memory;
-mod shared;
-pub mod stream;
-mod sync;
-pub mod threads;
+pub mod quant;
 
-pub use dtype::DType;
-pub use exec::Exec;
-pub use level::SimdLevel;
+pub use arch::SimdLevel;
+pub use exec::{Exec, Pool};
+pub use quant::DType;

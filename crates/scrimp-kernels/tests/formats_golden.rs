@@ -3,10 +3,10 @@
 
 use scrimp_kernels::{
     DType, SimdLevel,
-    arena::Arena,
-    formats::dequantize::dequantize_row,
+    exec::Pool,
     linear::{Activations, Linear, LinearScratch, Matrix, linear},
-    threads::Pool,
+    mem::Arena,
+    quant::dequantize::dequantize_row,
 };
 use std::path::Path;
 

@@ -6,7 +6,7 @@
 //! random attention. Best of five.
 #![allow(clippy::print_stdout)]
 
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, KvError,
     compress::{Budget, Compression, Crush},

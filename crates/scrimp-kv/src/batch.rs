@@ -5,8 +5,8 @@ use crate::{
     sequence::{AttentionInputs, Sequence},
 };
 use scrimp_kernels::{
+    Pool,
     attention::{AttentionCall, AttentionScratch, attend_batch},
-    threads::Pool,
 };
 
 /// One sequence and its queries.

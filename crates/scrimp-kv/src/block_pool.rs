@@ -1,7 +1,7 @@
 //! Where pages come from.
 
 use crate::error::KvError;
-use scrimp_kernels::page_memory::{Page, PageError, PageMemory};
+use scrimp_kernels::mem::{Page, PageError, PageMemory};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The pages of one cache, of a few sizes. A page's reference count is that of its `Arc`: whoever holds the only

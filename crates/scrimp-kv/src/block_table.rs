@@ -3,7 +3,7 @@
 use crate::{cache::Shared, error::KvError, format::KvFormat, policy::Kept};
 use scrimp_kernels::{
     attention::{PackedKind, PageView},
-    page_memory::Page,
+    mem::Page,
 };
 use std::{ops::Range, sync::Arc};
 

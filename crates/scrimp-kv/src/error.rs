@@ -1,6 +1,6 @@
 //! What can go wrong with a cache.
 
-use scrimp_kernels::page_memory::PageError;
+use scrimp_kernels::mem::PageError;
 
 /// An error of the KV cache. The cache is as it was before the failed call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

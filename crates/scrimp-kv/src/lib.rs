@@ -20,7 +20,7 @@
 //! kept whatever it says:
 //!
 //! ```
-//! use scrimp_kernels::threads::Pool;
+//! use scrimp_kernels::Pool;
 //! use scrimp_kv::{
 //!     KvCache, KvConfig, KvError,
 //!     compress::{Budget, Compression},

@@ -1,6 +1,6 @@
 //! Attention with a compressed cache, scores against NumPy, shared prefixes, and that no page is lost.
 
-use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel};
 use scrimp_kv::{
     AttentionInputs, AttentionScratch, ColumnStats, KvCache, KvConfig, PassScores, Queries, Sequence,
     StatsWanted,

@@ -1,6 +1,6 @@
 //! What a cache takes and gives back: limits, shared pages.
 
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::Pool;
 use scrimp_kv::{KvCache, KvConfig, KvError, Sequence, policy::Kept};
 
 const DIM: usize = 64;

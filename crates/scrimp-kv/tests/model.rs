@@ -2,7 +2,7 @@
 //! tokens that a naive model holds, attention sees them, and no page is lost or leaked.
 
 use proptest::prelude::*;
-use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel};
 use scrimp_kv::{
     AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, Queries, Sequence, StatsWanted,
     policy::Kept,

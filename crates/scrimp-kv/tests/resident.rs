@@ -1,7 +1,7 @@
 //! Memory that a cache no longer needs goes back to the system. A process of its own: no other test's memory counts.
 #![cfg(target_os = "linux")]
 
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::Pool;
 use scrimp_kv::{KvCache, KvConfig, policy::Kept};
 
 const MIB: usize = 1 << 20;

@@ -1,7 +1,7 @@
 //! What is kept, against a brute-force oracle of the whole selection, and laws that hold for every setting.
 
 use proptest::prelude::*;
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
     compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order, select},

@@ -2,7 +2,7 @@
 //!
 //! `SCRIMP_BLESS=1 cargo test -p scrimp-kv --test selection_golden` writes the file anew.
 
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
     compress::{Budget, Compression, Crush, Mass, Order, select},

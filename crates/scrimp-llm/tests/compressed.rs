@@ -2,7 +2,7 @@
 
 mod common;
 
-use scrimp_kernels::{SimdLevel, formats::packed::WeightFormat, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel, quant::packed::WeightFormat};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     load::{Encoding, SafetensorsFile, Source},

@@ -33,7 +33,8 @@ fn assert_close(found: &[f32], expected: &Value, what: &str) {
 
 #[test]
 fn hf_configs_mean_what_transformers_means() {
-    let cases: Vec<Value> = serde_json::from_str(include_str!("../../../testdata/hf_configs/golden.json")).unwrap();
+    let cases: Vec<Value> =
+        serde_json::from_str(include_str!("../../../testdata/hf_configs/golden.json")).unwrap();
     assert!(cases.len() >= 15);
     for case in &cases {
         let expect = &case["expect"];
@@ -124,7 +125,8 @@ fn odd_values_in_config_json() {
         json!({"full_attention": {"rope_theta": -1}}),
         json!({"rope_theta": "x"}),
     ];
-    let cases: Vec<Value> = serde_json::from_str(include_str!("../../../testdata/hf_configs/golden.json")).unwrap();
+    let cases: Vec<Value> =
+        serde_json::from_str(include_str!("../../../testdata/hf_configs/golden.json")).unwrap();
     let mut refused = 0;
     for json in cases.iter().flat_map(|case| case["configs"].as_array().unwrap()) {
         let mut places: Vec<Vec<String>> = Vec::new();

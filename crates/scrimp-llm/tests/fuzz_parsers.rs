@@ -141,7 +141,8 @@ fn safetensors() {
 
 #[test]
 fn config() {
-    let cases: Vec<serde_json::Value> = serde_json::from_str(include_str!("../../../testdata/hf_configs/golden.json")).unwrap();
+    let cases: Vec<serde_json::Value> =
+        serde_json::from_str(include_str!("../../../testdata/hf_configs/golden.json")).unwrap();
     let configs = cases.iter().flat_map(|case| case["configs"].as_array().unwrap());
     let mut seeds = corpus("config");
     seeds.extend(configs.map(|config| config.to_string().into_bytes()));

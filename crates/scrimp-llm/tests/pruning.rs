@@ -1,6 +1,6 @@
 //! The pruning methods against NumPy (`testdata/pruning`, written by `testdata/pruning/make.py`), and their order.
 
-use scrimp_kernels::{SimdLevel, formats::packed::WeightFormat, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel, quant::packed::WeightFormat};
 use scrimp_llm::prune::{Dense, Inputs, Job, Rounding, Statistics, pruner};
 use serde_json::Value;
 

@@ -10,10 +10,10 @@ use pyo3::{
     types::{PyBytes, PyType},
 };
 use scrimp_kernels::{
-    arena::Arena,
-    formats::packed::{PackedView, WeightFormat},
+    Pool,
     linear::{Activations, Linear, LinearScratch, Matrix, linear},
-    threads::Pool,
+    mem::Arena,
+    quant::packed::{PackedView, WeightFormat},
 };
 use std::cell::RefCell;
 

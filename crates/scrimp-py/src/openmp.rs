@@ -1,6 +1,6 @@
 //! The OpenMP runtime that PyTorch uses, where kernels can run on its threads.
 
-use scrimp_kernels::threads::{StartTeam, Team};
+use scrimp_kernels::exec::{StartTeam, Team};
 use std::ffi::{CStr, CString, c_int, c_void};
 
 /// The two functions of an OpenMP runtime that are wanted here.

@@ -6,7 +6,7 @@ use crate::{
     tensor::Tensor,
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
-use scrimp_kernels::formats::packed::{PackedView, WeightFormat};
+use scrimp_kernels::quant::packed::{PackedView, WeightFormat};
 use scrimp_llm::prune::{Choice, Dense, Inputs, Pruner, Statistics, compress_matrix as compress, pruner};
 use std::sync::{Mutex, PoisonError};
 

@@ -2,10 +2,7 @@
 
 use crate::openmp::OpenMp;
 use pyo3::{exceptions::PyRuntimeError, exceptions::PyValueError, prelude::*};
-use scrimp_kernels::{
-    SimdLevel,
-    threads::{Pool, available_threads},
-};
+use scrimp_kernels::{Pool, SimdLevel, exec::available_threads};
 use std::{
     mem::ManuallyDrop,
     sync::{Arc, Mutex, OnceLock, PoisonError},

@@ -4,7 +4,7 @@
 //! The model of that script: 13 numbers, 26 features, dim 64, batches of 2048 rows that lie in memory; compressed tables in int4, trained
 //! through, as `rec train` has them. Prints one JSON object with rows per second, the best of three passes.
 
-use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel};
 use scrimp_rec::{
     data::{Batch, Memory, RowSource},
     encoders::{EncoderOptions, Exec, Precision, keys_for, plan},

@@ -6,12 +6,11 @@
 
 use crate::{Error, Result, encoders::Precision};
 use scrimp_kernels::{
-    SimdLevel,
-    arena::{Arena, ArenaBox},
+    Pool, SimdLevel,
     embedding::{
         Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, Values, forward, forward_one,
     },
-    threads::Pool,
+    mem::{Arena, ArenaBox},
 };
 use std::time::Instant;
 

@@ -9,7 +9,7 @@ use scrimp_kernels::embedding::Optimizer;
 /// A compressed embedding of one feature.
 ///
 /// ```
-/// use scrimp_kernels::{SimdLevel, threads::Pool};
+/// use scrimp_kernels::{SimdLevel, Pool};
 /// use scrimp_rec::{EmbeddingBag, encoders::{EncoderOptions, Exec}};
 ///
 /// # fn main() -> Result<(), scrimp_rec::Error> {
@@ -96,7 +96,7 @@ fn check(ids: &[u64], offsets: &[usize]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use scrimp_kernels::{SimdLevel, threads::Pool};
+    use scrimp_kernels::{Pool, SimdLevel};
 
     #[test]
     fn bags_are_sums_and_learn() {

@@ -1,6 +1,6 @@
 //! Forward passes against NumPy (`testdata/encoders/make.py`): they are part of the model format and never change.
 
-use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel};
 use scrimp_rec::encoders::{EncoderConfig, Exec, build};
 
 #[derive(serde::Deserialize)]

@@ -1,6 +1,6 @@
 //! Training end to end: it learns, the file gives the same model back, and an interruption changes nothing.
 
-use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel};
 use scrimp_rec::{
     data::{Batch, Memory, RowSource},
     encoders::{ENCODERS, EncoderOptions, Exec, Precision, keys_for, plan},

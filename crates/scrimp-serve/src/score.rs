@@ -1,7 +1,7 @@
 //! The recommender: a thread that owns the model and scores what is waiting, many requests in one batch.
 
 use crate::metrics::Metrics;
-use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel};
 use scrimp_rec::{data::Batch, encoders::Exec, model::Model, schema::Schema};
 use std::{
     sync::{

@@ -9,7 +9,7 @@ use crate::{
     kv_args::KvArgs,
 };
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use scrimp_kernels::{formats::packed::WeightFormat, linear::bench::BenchFormat};
+use scrimp_kernels::{linear::bench::BenchFormat, quant::packed::WeightFormat};
 use scrimp_llm::prune::{Budget, Choice, Choices, Output};
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 

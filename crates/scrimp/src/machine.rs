@@ -1,6 +1,6 @@
 //! What this machine is: facts from /proc and /sys, and the speed of its memory, measured.
 
-use scrimp_kernels::{SimdLevel, arena::Arena, stream::largest_word};
+use scrimp_kernels::{SimdLevel, mem::Arena, mem::largest_word};
 use std::{
     fs,
     path::{Path, PathBuf},

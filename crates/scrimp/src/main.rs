@@ -16,7 +16,7 @@ mod progress;
 mod verbs;
 
 use clap::Parser;
-use scrimp_kernels::alloc::ExitWhenOutOfMemory;
+use scrimp_kernels::mem::ExitWhenOutOfMemory;
 use std::{io, process::ExitCode};
 
 use cli::{Cli, GlobalArgs};

@@ -5,10 +5,10 @@
 
 use super::{
     AttentionArgs, DECODE_SEGMENT, DECODE_UNITS, PREFILL_SEGMENT, UNIT_ROWS,
+    rows::{self, BlockTask, Sink, UnitKernels},
     scratch::AttentionScratch,
-    unit::{self, BlockTask, Sink, UnitKernels},
 };
-use crate::{shared::DisjointSliceMut, threads::Pool};
+use crate::{exec::DisjointSliceMut, exec::Pool};
 
 /// One sequence's attention.
 pub struct AttentionCall<'a> {
@@ -91,7 +91,7 @@ pub fn attend_batch(calls: &mut [AttentionCall<'_>], pool: &Pool, scratch: &mut 
             let parts = &partial[at..at + same.len() * partial_stride(args, *rows)];
             // SAFETY: the region is over; nobody else writes.
             let out = unsafe { out.slice(0..args.q.len()) };
-            unit::merge(args, same[0].head, *rows, parts, out);
+            rows::merge(args, same[0].head, *rows, parts, out);
         }
     }
     drop(jobs);
@@ -120,7 +120,7 @@ fn cut_keys(
     partial_len: &mut usize,
 ) {
     for head in 0..args.n_kv_heads {
-        let keys = unit::union_of_visible(args, head, 0..args.n_tokens);
+        let keys = rows::union_of_visible(args, head, 0..args.n_tokens);
         let first = keys.start / segment;
         let last = keys.end.div_ceil(segment).max(first + 1);
         if last == first + 1 {

@@ -18,7 +18,7 @@
 //!
 //! What limits it: as many multiply-adds per element as bf16 pages, at half (`int8`) or a quarter (`int4`) of the bytes.
 
-use super::code_lanes::CodeLanes;
+use crate::arch::codes::CodeLanes;
 
 /// How codes are stored: two steps of 16 pairs at a time.
 pub(crate) trait Codes: Copy {

@@ -1,18 +1,19 @@
 //! The one place where tiers become compiled attention kernels: tables of functions that carry the tier's features.
 
 use super::{
+    amx as tiles,
     codes::{self, Codes, Codes4, Codes8, PackedPage},
-    columns::RowPair,
     format::{Bf16, F16, F32, Format},
-    kernels::{self, Values},
-    lanes::Lanes,
+    qk_pv::{self as kernels, Values},
     sparse,
     storage::{PageGeometry, StorageKind, packing::PackedKind},
-    tiles, unpack,
+    unpack,
 };
-use crate::{
-    isa::scalar::Scalar,
-    level::{Kind, SimdLevel},
+use crate::arch::{
+    SimdLevel,
+    attention::{Lanes, RowPair},
+    level::Kind,
+    scalar::Scalar,
 };
 
 /// Kernels for blocks of `rows` query rows. What they read and write, and what callers owe, stands in [`kernels`].
@@ -258,7 +259,7 @@ macro_rules! level {
 level!(scalar, Scalar, Scalar, [], [(1, 1, 1), (4, 1, 1)]);
 
 #[cfg(target_arch = "x86_64")]
-use crate::isa::{avx2::Avx2, avx512::Avx512};
+use crate::arch::{avx2::Avx2, avx512::Avx512};
 #[cfg(target_arch = "x86_64")]
 level!(
     avx2,
@@ -282,7 +283,7 @@ level!(
 #[cfg(target_arch = "x86_64")]
 mod amx {
     use super::*;
-    use crate::linear::amx::asm::Amx;
+    use crate::arch::amx::asm::Amx;
 
     type InTiles = Bf16<true>;
 

@@ -1,7 +1,7 @@
-//! What kernels ([`kernels`](super::kernels)) ask of a storage format: how steps of a page, elements of a query and probabilities are read and written.
+//! What kernels ([`kernels`](super::qk_pv)) ask of a storage format: how steps of a page, elements of a query and probabilities are read and written.
 
-use super::{columns::RowPair, lanes::Lanes};
-use crate::formats::round_to_bf16;
+use crate::arch::attention::{Lanes, RowPair};
+use crate::quant::round_to_bf16;
 
 /// How a kernel reads one storage format.
 pub(crate) trait Format: Copy {
@@ -55,7 +55,7 @@ pub(crate) trait Format: Copy {
 
 /// bf16 pages; queries and probabilities are rounded to bf16 too, in every tier.
 ///
-/// With `IN_TILES` they stand as tile registers load them (see [`tiles`](super::tiles)): 64 bytes of a row after the other,
+/// With `IN_TILES` they stand as tile registers load them (see [`tiles`](super::amx)): 64 bytes of a row after the other,
 /// queries as `[block of 16 steps][R][16 steps]`, probabilities of two tiles of keys side by side.
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16<const IN_TILES: bool = false>;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The unit of work is one KV head and a block of *rows*: a row is a pair (token, query head of the group), so that all
-//! query heads of a group and neighboring tokens share what is loaded of K and V (see [`kernels`]). Pages come from a
+//! query heads of a group and neighboring tokens share what is loaded of K and V (see [`qk_pv`]). Pages come from a
 //! [`KvView`]; how they are laid out stands in [`storage`].
 //!
 //! *Prefill*: units are blocks of rows. *Decode* (few rows): units are segments of keys, so that one KV head can use all
@@ -25,20 +25,18 @@
 //! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of it
 //! is computed unless asked for.
 
+mod amx;
 mod batch;
-mod code_lanes;
 mod codes;
-mod columns;
+mod column_sums;
 mod dispatch;
 mod format;
-mod kernels;
-mod lanes;
+mod qk_pv;
+mod rows;
 mod scratch;
 mod sparse;
 mod stats;
 pub mod storage;
-mod tiles;
-mod unit;
 mod unpack;
 
 pub use batch::{AttentionCall, attend_batch};
@@ -50,10 +48,10 @@ pub use storage::{
     sparse::{Scope, Sparse},
 };
 
-use crate::{level::SimdLevel, shared::DisjointSliceMut, threads::Pool};
-use columns::Columns;
+use crate::{arch::SimdLevel, exec::DisjointSliceMut, exec::Pool};
+use column_sums::Columns;
+use rows::{BlockTask, Sink, UnitKernels};
 use std::ops::Range;
-use unit::{BlockTask, Sink, UnitKernels};
 
 /// Fewest and most keys of a segment in decode, and how many segments to aim at.
 const DECODE_SEGMENT: (usize, usize) = (256, 1024);
@@ -62,7 +60,7 @@ const DECODE_UNITS: usize = 16;
 const PREFILL_SEGMENT: usize = 8192;
 /// Query rows of a unit, and the most that a unit may have (those of [`tiles`]).
 const UNIT_ROWS: usize = 24;
-const MOST_ROWS: usize = tiles::ROWS;
+const MOST_ROWS: usize = amx::ROWS;
 /// Of the blocks of rows that are left, one in so many goes to the next accumulator of column sums.
 const STAT_SHARE: usize = 4;
 /// The smallest accumulator gets one in so many of all blocks.

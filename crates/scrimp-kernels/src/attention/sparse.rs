@@ -9,7 +9,8 @@
 //!
 //! What limits it: memory, where the rows are few; spreading costs about two multiply-adds.
 
-use super::{code_lanes::CodeLanes, codes::PackedPage};
+use super::codes::PackedPage;
+use crate::arch::codes::CodeLanes;
 
 /// Steps of a unit of 16 by 16 elements.
 const STEPS: usize = 8;

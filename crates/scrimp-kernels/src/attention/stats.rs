@@ -1,7 +1,7 @@
 //! The attention that each key received, summed over queries: what eviction policies look at.
 
 use super::{AttentionArgs, storage::TILE};
-use crate::threads::Pool;
+use crate::exec::Pool;
 use std::ops::Range;
 
 /// Which sums a call of attention adds to.

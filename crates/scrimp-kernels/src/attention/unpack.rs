@@ -4,7 +4,8 @@
 //! a page of keys, of two tokens in a page of values. So both are the same: `runs` runs (tiles of keys, or blocks of dims) of
 //! `n / 2` steps, and step `i` has the numbers `2 i` and `2 i + 1` of the header.
 
-use super::{lanes::Lanes, storage::integer::header_bytes};
+use super::storage::integer::header_bytes;
+use crate::arch::attention::Lanes;
 use half::bf16;
 
 /// Bytes behind the page that may be written.

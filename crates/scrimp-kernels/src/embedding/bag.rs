@@ -5,12 +5,12 @@
 use super::{
     gather::{Rows, prefetch},
     hash::{IdHash, RowRange, row},
-    lanes::{self, BagKernel, Lanes},
     ring::{self, Ring},
     signs::of_hash,
     table::{Stored, Table, Values},
 };
-use crate::{SimdLevel, shared::DisjointSliceMut, threads::Pool};
+use crate::arch::embedding::{BagKernel, Lanes};
+use crate::{SimdLevel, exec::DisjointSliceMut, exec::Pool};
 use std::ops::Range;
 
 /// Look-ups whose rows are on their way while others' are added up, at most.
@@ -266,10 +266,10 @@ fn part_of<T: Stored>(
     out: &mut [f32],
 ) {
     if ring::can(batch) {
-        return lanes::run(level, Ring { batch, values, factor, first, stream, out });
+        return crate::arch::embedding::run(level, Ring { batch, values, factor, first, stream, out });
     }
     let dim = batch.probes.per() / batch.k * batch.table.width;
-    lanes::run(level, Forward { batch, values, factor, dim, first, stream, out });
+    crate::arch::embedding::run(level, Forward { batch, values, factor, dim, first, stream, out });
 }
 
 struct Forward<'a, T> {

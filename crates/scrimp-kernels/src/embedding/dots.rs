@@ -1,13 +1,13 @@
 //! Products of rows with the gradients of what they were added up into.
 
 use super::{
+    backward::Backward,
     gather::place,
-    lanes::{self, BagKernel, Lanes},
-    scatter::Backward,
     signs::{flip, flip_lanes},
     table::{Stored, Table, Values},
 };
-use crate::{SimdLevel, shared::DisjointSliceMut, threads::Pool};
+use crate::arch::embedding::{BagKernel, Lanes};
+use crate::{SimdLevel, exec::DisjointSliceMut, exec::Pool};
 
 /// `out[l * per + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of look-ups are trained with.
 ///
@@ -38,10 +38,10 @@ pub fn dots(pool: &Pool, level: SimdLevel, table: &Table<'_>, batch: &Backward<'
                 out,
             };
             match table.values {
-                Values::F32(values) => lanes::run(level, Dots::<f32> { values, ..dots }),
-                Values::Bf16(values) => lanes::run(level, dots.of(values, 1.0)),
-                Values::Int8 { q, scale } => lanes::run(level, dots.of(q, scale)),
-                Values::Int4 { q, scale, .. } => lanes::run(level, dots.of(q, scale)),
+                Values::F32(values) => crate::arch::embedding::run(level, Dots::<f32> { values, ..dots }),
+                Values::Bf16(values) => crate::arch::embedding::run(level, dots.of(values, 1.0)),
+                Values::Int8 { q, scale } => crate::arch::embedding::run(level, dots.of(q, scale)),
+                Values::Int4 { q, scale, .. } => crate::arch::embedding::run(level, dots.of(q, scale)),
             }
         }
     });

@@ -10,10 +10,10 @@
 //! cache misses: `blocks * k` rows of `width` values each, asked for ahead of their use.
 
 use super::{
-    lanes::Lanes,
     signs::{SIGN_WIDTH, flip, flip_lanes},
     table::{Bytes, Stored},
 };
+use crate::arch::embedding::Lanes;
 
 /// One look-up's view of a table.
 #[derive(Clone, Copy)]

@@ -9,7 +9,7 @@
 //! a sample at a time, where they fit the first cache, and transposed, so that the lanes of a register are 16 values of j and
 //! there are no horizontal sums.
 
-use crate::{SimdLevel, dispatch::Kernel, isa::Simd, shared::DisjointSliceMut, threads::Pool};
+use crate::{SimdLevel, arch::Kernel, arch::Simd, exec::DisjointSliceMut, exec::Pool};
 
 /// Vectors of a sample, at most.
 pub const MAX_VECTORS: usize = 512;

@@ -9,30 +9,28 @@
 //! | `signs.rs` | a sign for each eight values of a look-up |
 //! | `table.rs` | rows in f32, bf16, int8 and int4 |
 //! | `gather.rs` | the sums of one look-up |
-//! | `lanes.rs` | what bags ask of a tier, and where they are compiled for it |
 //! | `bag.rs` | batches of look-ups, in parallel |
 //! | `ring.rs` | the same, faster, for the common case |
 //! | `interaction.rs` | dot products of the vectors of a sample |
-//! | `scatter.rs` | gradients of rows, and optimizers |
+//! | `backward.rs` | gradients of rows, and optimizers |
 //! | `dots.rs` | gradients of weights and scales |
 
+mod backward;
 mod bag;
 mod dots;
 mod gather;
 mod hash;
 mod interaction;
-mod lanes;
 mod ring;
-mod scatter;
 mod signs;
 mod table;
 #[cfg(test)]
 mod tests;
 
+pub use backward::{Backward, Gradients, Optimizer, Trained};
 pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe};
 pub use dots::dots;
 pub use hash::{IdHash, MAX_ROWS, RowRange};
 pub use interaction::{MAX_VECTORS, Vectors, pairs, pairs_backward};
-pub use scatter::{Backward, Gradients, Optimizer, Trained};
 pub use signs::SIGN_WIDTH;
 pub use table::{Int4, Table, Values};

@@ -14,9 +14,9 @@ use super::{
     bag::{Bags, Batch, Probes, Scales},
     gather::{Rows, prefetch, store},
     hash::row,
-    lanes::{BagKernel, Lanes},
     table::Stored,
 };
+use crate::arch::embedding::{BagKernel, Lanes};
 
 /// Look-ups between asking for rows and adding them up.
 const DISTANCE: usize = 8;

@@ -4,10 +4,8 @@
 //! other cancels in sums over many ids (the sign of a count sketch: Charikar, Chen and Farach-Colton, 2002). With one sign for
 //! a whole row, an overlapping row meets the same few other ids in all of its values.
 
-use super::{
-    hash::{P, mum},
-    lanes::Lanes,
-};
+use super::hash::{P, mum};
+use crate::arch::embedding::Lanes;
 
 /// Neighboring values with the same sign. The signs of a look-up are 64 bits, those of the values `512 i .. 512 (i + 1)` are the same.
 pub const SIGN_WIDTH: usize = 8;

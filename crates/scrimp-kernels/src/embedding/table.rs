@@ -9,8 +9,9 @@
 //! int8 and int4 values have one scale for the whole table: sums of rows stay integers, exact in any order and tier.
 //! The halves of a byte of int4 are `len / 2` values apart ([`Int4`]), so that a row is neighboring bytes wherever it begins.
 
-use super::{gather::Rows, lanes::Lanes};
-use crate::isa::Simd;
+use super::gather::Rows;
+use crate::arch::Simd;
+use crate::arch::embedding::Lanes;
 use half::bf16;
 
 /// The values of a table.

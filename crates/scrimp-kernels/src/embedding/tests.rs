@@ -1,7 +1,7 @@
 //! Every tier against the scalar one, bit by bit, and the scalar one against sums that are written down here.
 
 use super::{hash::row, signs::of_hash, *};
-use crate::{SimdLevel, threads::Pool};
+use crate::{SimdLevel, exec::Pool};
 use half::bf16;
 use proptest::prelude::*;
 

@@ -15,32 +15,17 @@
 //! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
 
 use super::{
-    amx::{
-        FEW_TOKENS, block_rows,
-        exact::{self, EXACT_TOKENS},
-        expanded::EXPANDED_TOKENS,
-    },
+    amx_bf16::EXPANDED_TOKENS,
+    amx_int8::{self, EXACT_TOKENS},
+    amx_packed::{FEW_TOKENS, block_rows},
     quantize::{Quantize, QuantizeRow, RoundRow},
 };
 use crate::{
-    formats::GROUP,
-    level::{Kind, SimdLevel},
-    shared::DisjointSliceMut,
-    threads::Pool,
+    arch::{SimdLevel, level::Kind},
+    exec::DisjointSliceMut,
+    exec::Pool,
+    quant::{GROUP, QuantGroup},
 };
-
-/// 32 activations of one token.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[repr(C)]
-pub(crate) struct Quantized {
-    /// 4 signed bytes each, in memory order.
-    pub(crate) q: [i32; 8],
-    pub(crate) scale: f32,
-    /// `scale * sum(q)`.
-    pub(crate) sum: f32,
-    /// [`Simd::sums`](crate::isa::Simd::sums) of the first and last 16 quants, the negated ones.
-    pub(crate) negated_sums: [i32; 2],
-}
 
 /// The forms of the activations that a set of weights needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +68,7 @@ pub struct Activations {
     expanded: bool,
     /// Whether tile registers load the 8-bit groups, which are one tile then.
     exact: bool,
-    groups: Vec<Quantized>,
+    groups: Vec<QuantGroup>,
     floats: Vec<f32>,
     /// Tiles of `[cols / 2][tokens]`, columns padded to 32.
     pairs: Vec<u32>,
@@ -169,7 +154,7 @@ impl Activations {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        self.groups.capacity() * size_of::<Quantized>()
+        self.groups.capacity() * size_of::<QuantGroup>()
             + (self.floats.capacity() + self.scratch.capacity()) * 4
             + (self.pairs.capacity() + self.bytes.capacity()) * 4
             + self.rows.capacity() * size_of::<RowScale>()
@@ -205,7 +190,7 @@ impl Activations {
         // Floats would need tiles of other widths.
         let exact = blocks && needs.quantized && !needs.float && EXACT_TOKENS.contains(&n_tokens);
         let needs = if expanded { Needs { quantized: false, bf16: true, ..needs } } else { needs };
-        let tile = if exact { exact::width(n_tokens) } else { tile_of(level, n_tokens) };
+        let tile = if exact { amx_int8::width(n_tokens) } else { tile_of(level, n_tokens) };
         let block = if blocks { block_rows(n_tokens) } else { 0 };
         (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
         (self.level, self.block, self.expanded, self.exact) = (Some(level), block, expanded, exact);
@@ -214,7 +199,7 @@ impl Activations {
         let stored = (first + width).max(if blocks { n_tokens.next_multiple_of(block) } else { 0 });
         let groups_per_token = cols.div_ceil(GROUP);
         if needs.quantized {
-            self.groups.resize(stored * groups_per_token, Quantized::default());
+            self.groups.resize(stored * groups_per_token, QuantGroup::default());
         }
         if needs.float {
             self.floats.resize(stored * cols, 0.0);
@@ -323,7 +308,7 @@ impl Activations {
     }
 
     /// The 8-bit groups of a tile, `[cols / 32][width]`.
-    pub(crate) fn groups(&self, i: usize) -> &[Quantized] {
+    pub(crate) fn groups(&self, i: usize) -> &[QuantGroup] {
         assert!(self.needs.quantized, "activations were not quantized");
         let (first, _, width) = self.tile(i);
         let n = self.cols.div_ceil(GROUP);

@@ -7,11 +7,11 @@
 use super::{Activations, Linear, LinearScratch, Matrix, linear};
 use crate::{
     DType,
-    arena::Arena,
-    formats::packed::{PackedView, WeightFormat, pack},
-    level::SimdLevel,
-    shared::DisjointSliceMut,
-    threads::Pool,
+    arch::SimdLevel,
+    exec::DisjointSliceMut,
+    exec::Pool,
+    mem::Arena,
+    quant::packed::{PackedView, WeightFormat, pack},
 };
 use std::{
     io,

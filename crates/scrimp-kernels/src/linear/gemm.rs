@@ -9,13 +9,14 @@
 //! Limited by arithmetic: per token and group 8 `vpdpbusd` and 3 to 5 float instructions, so at most 73% of the
 //! integer peak with AVX-512 (67% for formats with a minimum).
 
-use super::{
-    activations::{Activations, Quantized},
-    group::{dots, least, scaled},
-};
+use super::activations::Activations;
 use crate::{
-    formats::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, float::FloatFormat},
-    isa::Simd,
+    arch::Simd,
+    quant::{
+        BlockFormat, Group, QuantGroup, Quants, Scaling, TILE_ROWS,
+        float::FloatFormat,
+        group::{dots, least, scaled},
+    },
 };
 use bytemuck::{Pod, Zeroable};
 
@@ -88,7 +89,7 @@ pub(crate) fn unpack<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], panel: 
 pub(crate) fn tile<S: Simd, F: Quants, const T: usize>(
     s: S,
     panel: &[PanelGroup],
-    x: &[Quantized],
+    x: &[QuantGroup],
 ) -> [S::F; T] {
     add_tile::<S, F, T>(s, [s.splat(0.0); T], panel, x)
 }
@@ -128,7 +129,12 @@ pub(crate) fn few<S: Simd, F: BlockFormat>(
 }
 
 #[inline(always)]
-fn add_to<S: Simd, F: Quants, const T: usize>(s: S, acc: &mut [S::F], panel: &[PanelGroup], x: &[Quantized]) {
+fn add_to<S: Simd, F: Quants, const T: usize>(
+    s: S,
+    acc: &mut [S::F],
+    panel: &[PanelGroup],
+    x: &[QuantGroup],
+) {
     if let Some(acc) = acc.first_chunk_mut::<T>() {
         *acc = add_tile::<S, F, T>(s, *acc, panel, x);
     }
@@ -140,7 +146,7 @@ fn add_tile<S: Simd, F: Quants, const T: usize>(
     s: S,
     mut acc: [S::F; T],
     panel: &[PanelGroup],
-    x: &[Quantized],
+    x: &[QuantGroup],
 ) -> [S::F; T] {
     for (group, x) in panel.iter().zip(x.as_chunks::<T>().0) {
         let (w, (scale, second)) = (&group.w, group.scales(s));
@@ -167,7 +173,7 @@ pub(crate) fn symmetric<S: Simd, F: Quants, const T: usize>(
     s: S,
     acc: &mut [S::F; T],
     group: &PanelGroup,
-    x: &[Quantized; T],
+    x: &[QuantGroup; T],
 ) {
     half::<S, F, T, 0, 8>(s, acc, &group.w, s.load(&group.scale), x);
 }
@@ -179,7 +185,7 @@ fn half<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
     acc: &mut [S::F; T],
     w: &[[u8; 64]; 8],
     scale: S::F,
-    x: &[Quantized; T],
+    x: &[QuantGroup; T],
 ) {
     let sums = dots::<S, F, T, FROM, TO>(s, w, x);
     for t in 0..T {

@@ -3,14 +3,14 @@
 //! Limited by memory: every weight is read once (4.5 bits for `Q4_0`, so 0.56 bytes per multiply-add). Unpacking a
 //! group of 512 4-bit weights takes about 25 instructions, a quarter of the time that a core needs to load them.
 
-use super::{
-    activations::Quantized,
-    group::{dot, least, open, scaled, steps},
-};
 use crate::{
-    formats::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, float::FloatFormat},
-    isa::Simd,
-    stream::PREFETCH,
+    arch::Simd,
+    mem::stream::PREFETCH,
+    quant::{
+        BlockFormat, Group, QuantGroup, Quants, Scaling, TILE_ROWS,
+        float::FloatFormat,
+        group::{dot, least, open, scaled, steps},
+    },
 };
 
 /// Asks for one of `parts` parts of the block that lies [`PREFETCH`] behind this one.
@@ -25,7 +25,7 @@ pub(crate) fn ask_ahead<S: Simd, B>(s: S, block: &B, part: usize, parts: usize) 
 
 /// Dot products of the 16 rows of a tile with one token.
 #[inline(always)]
-pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Quantized]) -> S::F {
+pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[QuantGroup]) -> S::F {
     let mut acc = s.splat(0.0);
     for (block, x) in blocks.iter().zip(x.chunks_exact(F::GROUPS)) {
         if F::GROUPS == 1 {
@@ -45,13 +45,13 @@ pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Quan
 }
 
 #[inline(always)]
-fn step<S: Simd, F: BlockFormat>(s: S, block: &F::Block, g: usize, x: &Quantized, acc: S::F) -> S::F {
+fn step<S: Simd, F: BlockFormat>(s: S, block: &F::Block, g: usize, x: &QuantGroup, acc: S::F) -> S::F {
     accumulate::<S, F>(s, &F::group(s, block, g), x, acc)
 }
 
 /// Adds the products of one group.
 #[inline(always)]
-pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &Quantized, acc: S::F) -> S::F {
+pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &QuantGroup, acc: S::F) -> S::F {
     // Two chains of four: half the latency, and the halves that two scales need.
     let steps = const { if steps::<S, F>() < 4 { steps::<S, F>() } else { 4 } };
     let (mut lo, mut hi) = (s.splat_i32(0), s.splat_i32(0));

@@ -3,15 +3,15 @@
 use super::activations::Needs;
 use crate::{
     DType,
-    arena::{Arena, ArenaBox},
-    formats::{
+    exec::DisjointSliceMut,
+    exec::Pool,
+    mem::{Arena, ArenaBox},
+    quant::{
         BlockFormat, TILE_ROWS,
         float::{self, FloatFormat},
         packed::{Layout, PackedView, Value},
         with_format,
     },
-    shared::DisjointSliceMut,
-    threads::Pool,
 };
 use std::{
     ops::Range,

@@ -1,15 +1,22 @@
 //! Linear layers: `y = W x (+ bias) (+ y)` for one token or many, any weight format, any tier.
 //!
 //! Decode (one token) unpacks weights in registers ([`gemv`]); batches unpack a tile once into a panel and use it for all
-//! tokens ([`gemm`]), a few columns at a time where tokens are few. CPUs with tile registers multiply batches there ([`amx`]). Several
+//! tokens ([`gemm`]), a few columns at a time where tokens are few. CPUs with tile registers multiply batches there ([`amx_packed`]). Several
 //! matrices that share their input run in one parallel region.
 
 pub(crate) mod activations;
-pub(crate) mod amx;
+mod amx_bf16;
+#[cfg(test)]
+mod amx_bf16_tests;
+mod amx_int8;
+#[cfg(test)]
+mod amx_int8_tests;
+mod amx_packed;
+#[cfg(test)]
+mod amx_packed_tests;
 pub mod bench;
 mod gemm;
 mod gemv;
-pub(crate) mod group;
 mod matrix;
 mod packed;
 #[cfg(test)]
@@ -17,22 +24,24 @@ mod packed_tests;
 mod quantize;
 #[cfg(test)]
 mod tests;
+mod thread_tiles;
 
 pub use activations::{Activations, Needs};
 pub use matrix::Matrix;
 
 use crate::{
-    dispatch::Kernel,
-    formats::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, packed::Value, with_format},
-    isa::Simd,
-    level::SimdLevel,
-    shared::DisjointSliceMut,
-    threads::{self, Pool},
+    arch::{
+        Kernel, Simd, SimdLevel,
+        amx::{Configured, Tile},
+    },
+    exec::{self, DisjointSliceMut, Pool},
+    quant::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, packed::Value, with_format},
 };
 use gemm::PanelGroup;
 use matrix::Kind;
 use packed::{PackedUnit, panel_groups};
 use std::ops::Range;
+use thread_tiles::{ThreadTiles, thread_tiles};
 
 /// Weight bytes per unit of work when decoding. Threads take runs of units, so this only bounds how much later than the
 /// others the last one ends; large regions can afford larger units, whose beginnings and ends cost less.
@@ -157,17 +166,15 @@ pub fn linear(
         let pairs = |units: usize, most| ((n_tiles / (units * pool.threads())) & !1).clamp(2, most);
         let tiles_per_unit = match registers {
             TileRegisters::None | TileRegisters::Exact => per_unit,
-            TileRegisters::Packed => pairs(4, amx::UNIT_TILES),
-            TileRegisters::Expanded => amx::expanded::unit_tiles(n_tiles, pool.threads()),
+            TileRegisters::Packed => pairs(4, amx_packed::UNIT_TILES),
+            TileRegisters::Expanded => amx_bf16::unit_tiles(n_tiles, pool.threads()),
         }
         .clamp(1, n_tiles);
         panel_len = panel_len.max(match registers {
             TileRegisters::None => per_tile * tiles_per_unit,
             TileRegisters::Packed => per_tile * 2,
-            TileRegisters::Exact => amx::exact::PANEL_GROUPS,
-            TileRegisters::Expanded => {
-                amx::expanded::panel_groups(tiles_per_unit, n_tokens.div_ceil(x.block()))
-            }
+            TileRegisters::Exact => amx_int8::PANEL_GROUPS,
+            TileRegisters::Expanded => amx_bf16::panel_groups(tiles_per_unit, n_tokens.div_ceil(x.block())),
         });
         let n_units = n_tiles.div_ceil(tiles_per_unit);
         let split = match weight.kind() {
@@ -196,9 +203,9 @@ pub fn linear(
         scratch.panels.resize(panel_len * pool.threads(), PanelGroup::ZERO);
     }
     let panels = DisjointSliceMut::new(&mut scratch.panels);
-    let body = |tiles_of_thread: &mut amx::ThreadTiles, unit: usize, worker: usize| {
+    let body = |tiles_of_thread: &mut ThreadTiles, unit: usize, worker: usize| {
         let (block, unit) = (unit / units, unit % units);
-        let x_tiles = threads::part(x.n_tiles(), block, blocks);
+        let x_tiles = exec::part(x.n_tiles(), block, blocks);
         let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
         let tiles = match (&job.split, job.weight.kind()) {
             (&Split::Bytes(units), Kind::Packed(layout)) => {
@@ -219,7 +226,7 @@ pub fn linear(
             }
         }
     };
-    pool.run_with(units * blocks, || amx::thread_tiles(level, x), body);
+    pool.run_with(units * blocks, || thread_tiles(level, x), body);
 }
 
 /// Into how many blocks the tokens of a large batch are cut, for as many groups of `threads` threads. Then what a thread has
@@ -255,17 +262,16 @@ fn tile_registers(x: &Activations, weight: &Matrix) -> TileRegisters {
     }
 }
 
-/// Whether this process may use AMX.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn amx_available() -> bool {
-    amx::asm::available()
-}
-
 /// One product over the given tile registers.
 #[cfg(test)]
-fn linear_over(level: SimdLevel, x: &Activations, product: Linear<'_>, tile: &mut amx::soft::Soft) {
+fn linear_over(
+    level: SimdLevel,
+    x: &Activations,
+    product: Linear<'_>,
+    tile: &mut crate::arch::amx::soft::Soft,
+) {
     let weight = product.weight;
-    let mut tiles = amx::Configured::new(tile);
+    let mut tiles = Configured::new(tile);
     let job = Job {
         weight,
         bias: product.bias,
@@ -279,8 +285,8 @@ fn linear_over(level: SimdLevel, x: &Activations, product: Linear<'_>, tile: &mu
     };
     let panel = match (job.registers, weight.kind()) {
         (TileRegisters::Packed, Kind::Packed(layout)) => 2 * panel_groups(layout),
-        (TileRegisters::Exact, _) => amx::exact::PANEL_GROUPS,
-        _ => amx::expanded::panel_groups(weight.n_tiles(), x.n_tokens().div_ceil(x.block())),
+        (TileRegisters::Exact, _) => amx_int8::PANEL_GROUPS,
+        _ => amx_bf16::panel_groups(weight.n_tiles(), x.n_tokens().div_ceil(x.block())),
     };
     let mut panel = vec![PanelGroup::ZERO; panel];
     let unit = Unit { job: &job, x, x_tiles: 0..x.n_tiles(), tiles: 0..weight.n_tiles(), panel: &mut panel };
@@ -289,7 +295,7 @@ fn linear_over(level: SimdLevel, x: &Activations, product: Linear<'_>, tile: &mu
             packed::run_over_tiles(level, PackedUnit { unit, layout, data: weight.data() }, &mut tiles);
         }
         Kind::Stored(dtype) => {
-            fn float<F: FloatFormat>(_: SimdLevel, _: Unit<'_>, _: &mut amx::Configured<impl amx::Tile>) {
+            fn float<F: FloatFormat>(_: SimdLevel, _: Unit<'_>, _: &mut Configured<impl Tile>) {
                 unreachable!("floats take no tile registers");
             }
             with_format!(dtype, run_rows, float, (level, unit, &mut tiles));
@@ -311,7 +317,7 @@ struct BlockUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 struct FloatUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
-fn run_block<F: BlockFormat>(level: SimdLevel, unit: Unit<'_>, tiles: &mut amx::ThreadTiles) {
+fn run_block<F: BlockFormat>(level: SimdLevel, unit: Unit<'_>, tiles: &mut ThreadTiles) {
     #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = tiles
         && unit.job.registers != TileRegisters::None
@@ -322,13 +328,13 @@ fn run_block<F: BlockFormat>(level: SimdLevel, unit: Unit<'_>, tiles: &mut amx::
 }
 
 /// Multiplies the blocks of a matrix in tile registers.
-fn run_rows<F: BlockFormat>(level: SimdLevel, unit: Unit<'_>, tiles: &mut amx::Configured<impl amx::Tile>) {
+fn run_rows<F: BlockFormat>(level: SimdLevel, unit: Unit<'_>, tiles: &mut Configured<impl Tile>) {
     let weight = unit.job.weight;
-    let rows = move |tile| amx::expanded::Blocks::<F>::new(weight.blocks::<F>(tile));
-    amx::run_rows(level, unit, rows, tiles);
+    let rows = move |tile| amx_bf16::Blocks::<F>::new(weight.blocks::<F>(tile));
+    amx_packed::run_rows(level, unit, rows, tiles);
 }
 
-fn run_float<F: FloatFormat>(level: SimdLevel, unit: Unit<'_>, _: &mut amx::ThreadTiles) {
+fn run_float<F: FloatFormat>(level: SimdLevel, unit: Unit<'_>, _: &mut ThreadTiles) {
     level.run(FloatUnit::<F>(unit, std::marker::PhantomData));
 }
 
@@ -468,7 +474,7 @@ fn block_row<F: BlockFormat>(level: SimdLevel, weight: &Matrix, row: usize, out:
 
 fn float_row<F: FloatFormat>(_: SimdLevel, weight: &Matrix, row: usize, out: &mut [f32]) {
     for (column, out) in weight.columns::<F>(row / TILE_ROWS).iter().zip(out) {
-        *out = F::load(crate::isa::scalar::Scalar, column)[row % TILE_ROWS];
+        *out = F::load(crate::arch::scalar::Scalar, column)[row % TILE_ROWS];
     }
 }
 

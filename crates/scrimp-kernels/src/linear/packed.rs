@@ -1,4 +1,4 @@
-//! Products with the formats of [`crate::formats::packed`], dense and sparse.
+//! Products with the formats of [`crate::quant::packed`], dense and sparse.
 //!
 //! ```text
 //! bf16   acc[row] += w[row][2 columns] · x[2 columns]         f32; x rounded to bf16
@@ -15,25 +15,25 @@
 //! 4096 columns. Integer formats give the same bits in every tier, and sparse formats those of their dense counterparts.
 
 use super::{
-    Job, TileRegisters, Unit,
-    activations::{Quantized, RowScale},
-    amx::{self, ThreadTiles},
+    Job, ThreadTiles, TileRegisters, Unit,
+    activations::RowScale,
+    amx_packed,
     gemm::{self, PanelGroup},
     gemv,
-    group::{dots, scaled},
 };
 use crate::{
-    dispatch::Kernel,
-    formats::{
-        GROUP, Group, Quants,
+    arch::Kernel,
+    arch::Simd,
+    arch::SimdLevel,
+    mem::stream::PREFETCH,
+    quant::{
+        GROUP, Group, QuantGroup, Quants,
+        group::{dots, scaled},
         packed::{
             Layout, Value,
             int4::{self, Int4},
         },
     },
-    isa::Simd,
-    level::SimdLevel,
-    stream::PREFETCH,
 };
 use std::ops::Range;
 
@@ -205,7 +205,7 @@ trait Groups<S: Simd> {
     /// # Safety
     /// There is another group.
     #[inline(always)]
-    unsafe fn add_even(&mut self, s: S, x: &Quantized, acc: S::F) -> S::F {
+    unsafe fn add_even(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
         // SAFETY: the caller's word.
         gemv::accumulate::<S, Int4>(s, &unsafe { self.even(s) }, x, acc)
     }
@@ -214,7 +214,7 @@ trait Groups<S: Simd> {
     /// # Safety
     /// There is another group.
     #[inline(always)]
-    unsafe fn add_odd(&mut self, s: S, x: &Quantized, acc: S::F) -> S::F {
+    unsafe fn add_odd(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
         // SAFETY: the caller's word.
         gemv::accumulate::<S, Int4>(s, &unsafe { self.odd(s) }, x, acc)
     }
@@ -267,7 +267,7 @@ impl<S: Simd> Groups<S> for SparseGroups {
         }
     }
     #[inline(always)]
-    unsafe fn add_even(&mut self, s: S, x: &Quantized, acc: S::F) -> S::F {
+    unsafe fn add_even(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
         // SAFETY: as in `Words`.
         unsafe {
             if !wide::<S>() {
@@ -282,7 +282,7 @@ impl<S: Simd> Groups<S> for SparseGroups {
         }
     }
     #[inline(always)]
-    unsafe fn add_odd(&mut self, s: S, x: &Quantized, acc: S::F) -> S::F {
+    unsafe fn add_odd(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
         // SAFETY: as in `Words`.
         unsafe {
             if !wide::<S>() {
@@ -297,7 +297,7 @@ impl<S: Simd> Groups<S> for SparseGroups {
     }
 }
 
-impl amx::expanded::Rows for DenseGroups {
+impl super::amx_bf16::Rows for DenseGroups {
     type Quants = Int4;
     const CHAINS: usize = 2;
 
@@ -321,7 +321,7 @@ struct InTurn {
     odd: bool,
 }
 
-impl amx::expanded::Rows for InTurn {
+impl super::amx_bf16::Rows for InTurn {
     type Quants = Int4;
     const CHAINS: usize = 2;
 
@@ -340,7 +340,7 @@ const fn wide<S: Simd>() -> bool {
 
 /// Adds the products of one group with `T` tokens.
 #[inline(always)]
-fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<S>, x: &[Quantized; T]) {
+fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<S>, x: &[QuantGroup; T]) {
     let mut panel = PanelGroup::ZERO;
     panel.fill(s, *group);
     let sums = dots::<S, Int4, T, 0, 8>(s, panel.quants(), x);
@@ -357,7 +357,7 @@ fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<
 unsafe fn int4_tile<S: Simd, W: Groups<S>, const T: usize>(
     s: S,
     mut groups: W,
-    x: &[Quantized],
+    x: &[QuantGroup],
 ) -> [S::F; T] {
     let (mut even, mut odd) = ([s.splat(0.0); T], [s.splat(0.0); T]);
     let (pairs, last) = x.as_chunks::<T>().0.as_chunks::<2>();
@@ -397,7 +397,7 @@ unsafe fn int4_panel<S: Simd, F: Quants, const T: usize>(
     s: S,
     _: F,
     panel: &[PanelGroup],
-    x: &[Quantized],
+    x: &[QuantGroup],
 ) -> [S::F; T] {
     let mut y = [[s.splat(0.0); T]; 2];
     for (parity, y) in y.iter_mut().enumerate() {
@@ -505,22 +505,22 @@ pub(super) fn run(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut ThreadTile
 }
 
 /// Runs a unit in tile registers.
-pub(super) fn run_over_tiles<X: amx::Tile>(
+pub(super) fn run_over_tiles<X: crate::arch::amx::Tile>(
     level: SimdLevel,
     unit: PackedUnit<'_>,
-    tiles: &mut amx::Configured<X>,
+    tiles: &mut crate::arch::amx::Configured<X>,
 ) {
     let (layout, data) = (unit.layout, unit.data);
     let tile = move |tile| Tile { layout, data, tile };
     match (layout.format.value(), layout.format.is_sparse()) {
         (Value::Int4, false) => {
-            amx::run_rows(level, unit.unit, move |i| tile(i).dense_groups(), tiles);
+            amx_packed::run_rows(level, unit.unit, move |i| tile(i).dense_groups(), tiles);
         }
         (Value::Int4, true) => {
             let rows = move |i| InTurn { groups: tile(i).sparse_groups(), odd: false };
-            amx::run_rows(level, unit.unit, rows, tiles);
+            amx_packed::run_rows(level, unit.unit, rows, tiles);
         }
-        _ => X::run(level, amx::AmxUnit { unit, tiles }),
+        _ => X::run(level, amx_packed::AmxUnit { unit, tiles }),
     }
 }
 

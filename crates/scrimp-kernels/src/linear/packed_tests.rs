@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
-    arena::Arena,
-    formats::packed::{PackedView, WeightFormat, pack},
+    mem::Arena,
+    quant::packed::{PackedView, WeightFormat, pack},
 };
 use proptest::prelude::*;
 
@@ -41,7 +41,7 @@ proptest! {
     ) {
         let format = WeightFormat::ALL[which];
         let pool = Pool::new(threads).unwrap();
-        let w = crate::formats::packed::test_weights(rows, cols, sparsity, seed);
+        let w = crate::quant::packed::test_weights(rows, cols, sparsity, seed);
         let (weight, values) = matrix(&pool, format, rows, cols, &w);
         let (dense, _) = matrix(&pool, format.dense(), rows, cols, &w);
         let x = inputs(n_tokens * cols, seed);
@@ -107,7 +107,7 @@ proptest! {
     ) {
         let (format, cols) = (WeightFormat::ALL[which], 70);
         let pool = Pool::new(threads).unwrap();
-        let w = crate::formats::packed::test_weights(rows, cols, 0.5, seed);
+        let w = crate::quant::packed::test_weights(rows, cols, 0.5, seed);
         let (weight, _) = matrix(&pool, format, rows, cols, &w);
         let (x, bias) = (inputs(n_tokens * cols, seed), inputs(rows, seed));
         for level in SimdLevel::supported().into_iter().filter(|level| !level.has_amx()) {
@@ -129,7 +129,7 @@ fn no_kernel_reads_beyond_the_packed_bytes() {
         for (sparsity, x_seed) in [(0.0, 1), (0.5, 2), (0.97, 3), (1.0, 4)] {
             // Scales and starts are aligned if the length is.
             let packed = (0..100).find_map(|seed| {
-                let w = crate::formats::packed::test_weights(rows, cols, sparsity, 7 * seed);
+                let w = crate::quant::packed::test_weights(rows, cols, sparsity, 7 * seed);
                 let bytes = pack(&pool, format, rows, cols, &w, None).unwrap();
                 bytes.len().is_multiple_of(8).then_some((w, bytes))
             });
@@ -169,8 +169,7 @@ fn units_cover_all_tiles_and_share_the_values() {
 fn non_finite_activations_stay_in_their_token() {
     let pool = Pool::new(2).unwrap();
     for format in WeightFormat::ALL {
-        let (weight, _) =
-            matrix(&pool, format, 33, 96, &crate::formats::packed::test_weights(33, 96, 0.5, 1));
+        let (weight, _) = matrix(&pool, format, 33, 96, &crate::quant::packed::test_weights(33, 96, 0.5, 1));
         let mut x = inputs(20 * 96, 1);
         x[96 + 40] = f32::NAN;
         for level in SimdLevel::supported() {

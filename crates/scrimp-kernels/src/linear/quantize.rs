@@ -1,17 +1,17 @@
 //! How a row of activations becomes 8-bit numbers or bf16.
 
-use super::activations::{Quantized, RowScale};
+use super::activations::RowScale;
 use crate::{
-    dispatch::Kernel,
-    formats::{GROUP, round_to_bf16},
-    isa::Simd,
-    shared::DisjointSliceMut,
+    arch::Kernel,
+    arch::Simd,
+    exec::DisjointSliceMut,
+    quant::{GROUP, QuantGroup, round_to_bf16},
 };
 
 /// Quantizes the row of a token into the groups `start`, `start + width` and so on.
 pub(super) struct Quantize<'a> {
     row: &'a [f32],
-    out: &'a DisjointSliceMut<'a, Quantized>,
+    out: &'a DisjointSliceMut<'a, QuantGroup>,
     start: usize,
     width: usize,
 }
@@ -21,7 +21,7 @@ impl<'a> Quantize<'a> {
     /// Nobody else uses these groups until it has run.
     pub(super) unsafe fn new(
         row: &'a [f32],
-        out: &'a DisjointSliceMut<'a, Quantized>,
+        out: &'a DisjointSliceMut<'a, QuantGroup>,
         start: usize,
         width: usize,
     ) -> Self {
@@ -99,7 +99,7 @@ impl Kernel for QuantizeRow<'_> {
 }
 
 #[inline(always)]
-fn quantize<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantized {
+fn quantize<S: Simd>(s: S, x: &[f32; GROUP]) -> QuantGroup {
     let [lo, hi] = *x.as_chunks::<16>().0 else { unreachable!("a group is two vectors") };
     let (lo, hi) = (s.load(&lo), s.load(&hi));
     // The bits of a magnitude, seen as an integer, are ordered like the magnitude; NaN and infinity come last.
@@ -107,10 +107,10 @@ fn quantize<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantized {
     let bits = s.max_i32(s.and_i32(s.bits(lo), magnitude), s.and_i32(s.bits(hi), magnitude));
     let largest = f32::from_bits(s.reduce_max_i32(bits) as u32);
     if !largest.is_finite() {
-        return Quantized { scale: f32::NAN, sum: f32::NAN, ..Quantized::default() };
+        return QuantGroup { scale: f32::NAN, sum: f32::NAN, ..QuantGroup::default() };
     }
     if largest < 1e-30 {
-        return Quantized::default();
+        return QuantGroup::default();
     }
     let inverse = s.splat(127.0 / largest);
     let (qlo, qhi) = (s.round_i32(s.mul(lo, inverse)), s.round_i32(s.mul(hi, inverse)));
@@ -124,5 +124,5 @@ fn quantize<S: Simd>(s: S, x: &[f32; GROUP]) -> Quantized {
     let scale = largest / 127.0;
     let [(first, negated_first), (last, negated_last)] = [s.sums(&bytes[0]), s.sums(&bytes[1])];
     let negated_sums = [negated_first, negated_last];
-    Quantized { q, scale, sum: scale * (first + last) as f32, negated_sums }
+    QuantGroup { q, scale, sum: scale * (first + last) as f32, negated_sums }
 }

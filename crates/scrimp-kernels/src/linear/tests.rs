@@ -1,7 +1,7 @@
 //! Every format in every tier against plain dequantized f64 arithmetic, and tiers against each other bit by bit.
 
 use super::*;
-use crate::{DType, arena::Arena, formats::dequantize::dequantize_row};
+use crate::{DType, mem::Arena, quant::dequantize::dequantize_row};
 use proptest::prelude::*;
 
 /// Stored rows with random contents whose scales are finite and moderate.

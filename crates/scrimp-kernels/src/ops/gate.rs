@@ -1,7 +1,7 @@
 //! The gated feed-forward's non-linearity, and soft caps on logits.
 
 use super::padded;
-use crate::{dispatch::Kernel, isa::Simd, level::SimdLevel};
+use crate::{arch::Kernel, arch::Simd, arch::SimdLevel};
 
 /// Non-linearity of a gated feed-forward block (Shazeer 2020, "GLU variants improve Transformer").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

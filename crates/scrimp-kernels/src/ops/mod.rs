@@ -4,6 +4,7 @@
 //! that are no multiple of 16 are finished with a zero-padded vector.
 
 mod gate;
+pub mod gemm_f32;
 mod norm;
 mod rope;
 

@@ -1,7 +1,7 @@
 //! RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * (w + offset)`.
 
 use super::padded;
-use crate::{dispatch::Kernel, isa::Simd, level::SimdLevel};
+use crate::{arch::Kernel, arch::Simd, arch::SimdLevel};
 
 /// The learned part of a norm.
 #[derive(Debug, Clone, Copy)]

@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al. 2021): rotates pairs of elements of a head by `position * inv_freq`.
 
-use crate::{dispatch::Kernel, isa::Simd, level::SimdLevel, shared::DisjointSliceMut, threads::Pool};
+use crate::{arch::Kernel, arch::Simd, arch::SimdLevel, exec::DisjointSliceMut, exec::Pool};
 
 /// Cosines and sines of a batch of positions, `[n_positions][pairs]` each.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@ use crate::{
     policy::{Kept, LayerBudget, ModelView},
     sequence::Sequence,
 };
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::Pool;
 
 /// What each KV head of each of `layers` keeps, given that one may keep `budget` tokens (where layers or heads share a budget: on
 /// average).

@@ -11,9 +11,8 @@ use crate::{
     policy::{self, Kept},
 };
 use scrimp_kernels::{
-    SimdLevel,
+    Pool, SimdLevel,
     attention::{self, AttentionScratch, ColumnStats},
-    threads::Pool,
 };
 use std::{
     ops::Range,

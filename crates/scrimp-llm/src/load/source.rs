@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use scrimp_kernels::mmap::MappedFile;
+use scrimp_kernels::mem::MappedFile;
 
 use crate::error::{Error, Result};
 

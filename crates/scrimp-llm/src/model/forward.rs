@@ -21,11 +21,10 @@ use crate::{
     error::{Error, Result},
 };
 use scrimp_kernels::{
-    SimdLevel,
-    formats::dequantize::dequantize_row,
+    Pool, SimdLevel,
     linear::{Activations, Linear, LinearScratch, linear},
     ops::{self, Gate, RmsNorm, RopeTable},
-    threads::Pool,
+    quant::dequantize::dequantize_row,
 };
 use scrimp_kv::{AttentionScratch, StatsWanted};
 use std::{

@@ -29,7 +29,7 @@ use crate::{
     config::ModelConfig,
     error::{Error, Result},
 };
-use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel};
 use scrimp_kv::{KvCache, KvConfig, KvFormat, PageGeometry};
 use std::{path::Path, sync::OnceLock};
 use weights::Weights;
@@ -192,7 +192,7 @@ fn set_up(config: &ModelConfig, options: &RunOptions) -> Result<(SimdLevel, KvFo
     .map_err(|e| Error::bad_input(e.to_string()))?;
     let format: KvFormat = options.kv_format.parse()?;
     format.check(PageGeometry { page_tokens: PAGE_TOKENS, head_dim: config.head_dim })?;
-    let threads = options.threads.unwrap_or_else(scrimp_kernels::threads::available_threads);
+    let threads = options.threads.unwrap_or_else(scrimp_kernels::exec::available_threads);
     let pool = Pool::new(threads).map_err(|e| {
         Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads")
     })?;

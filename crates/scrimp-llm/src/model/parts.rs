@@ -8,7 +8,7 @@ use crate::{
 };
 use scrimp_kernels::{
     DType,
-    formats::{dequantize::dequantize_row, packed::PackedView},
+    quant::{dequantize::dequantize_row, packed::PackedView},
 };
 use std::ops::Range;
 

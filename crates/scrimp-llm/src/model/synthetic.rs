@@ -6,10 +6,10 @@ use crate::{
     error::{Error, Result},
 };
 use scrimp_kernels::{
-    arena::Arena,
-    formats::packed::{PackedView, WeightFormat, pack},
+    Pool,
     linear::{Matrix, bench::random_weights},
-    threads::Pool,
+    mem::Arena,
+    quant::packed::{PackedView, WeightFormat, pack},
 };
 
 /// What a model looks like whose weights are random. All are of the llama family.

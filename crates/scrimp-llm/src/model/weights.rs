@@ -8,9 +8,9 @@ use crate::{
     load::Encoding,
 };
 use scrimp_kernels::{
-    arena::Arena,
+    Pool,
     linear::{Matrix, Needs},
-    threads::Pool,
+    mem::Arena,
 };
 use std::ops::Range;
 

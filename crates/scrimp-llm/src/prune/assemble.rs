@@ -16,7 +16,7 @@ use crate::{
         side_files::SIDE_FILES,
     },
 };
-use scrimp_kernels::formats::packed::PackedView;
+use scrimp_kernels::quant::packed::PackedView;
 use serde_json::json;
 use std::{collections::BTreeMap, path::Path};
 

@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     model::parts::{Role, vector},
 };
-use scrimp_kernels::formats::packed::WeightFormat;
+use scrimp_kernels::quant::packed::WeightFormat;
 use std::collections::BTreeMap;
 
 /// Tokens that are measured on.

@@ -1,6 +1,6 @@
 //! How the matrices of a model are to be stored.
 
-use scrimp_kernels::formats::packed::WeightFormat;
+use scrimp_kernels::quant::packed::WeightFormat;
 use serde_json::json;
 use std::collections::BTreeMap;
 

@@ -17,9 +17,8 @@ use crate::{
     model::parts::{Role, StoredMatrix},
 };
 use scrimp_kernels::{
-    SimdLevel,
-    formats::packed::{PackedView, WeightFormat},
-    threads::Pool,
+    Pool, SimdLevel,
+    quant::packed::{PackedView, WeightFormat},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, path::Path};

@@ -17,7 +17,7 @@ use crate::{
     load::Encoding,
     model::parts::StoredMatrix,
 };
-use scrimp_kernels::{SimdLevel, formats::packed::PackedView, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel, quant::packed::PackedView};
 use std::collections::BTreeMap;
 
 /// Sizes of a compressed model, and what they cost.

@@ -8,11 +8,10 @@ use super::linalg::{BLOCK, cholesky, columns, columns_mut, invert_lower, view, v
 use crate::error::{Error, Result};
 use ndarray::linalg::general_mat_mul;
 use scrimp_kernels::{
-    SimdLevel,
-    arena::Arena,
-    formats::packed::{PackedView, WeightFormat, pack},
+    Pool, SimdLevel,
     linear::{Activations, Linear, LinearScratch, Matrix, linear},
-    threads::Pool,
+    mem::Arena,
+    quant::packed::{PackedView, WeightFormat, pack},
 };
 
 /// Columns of the result that are computed together from bf16.

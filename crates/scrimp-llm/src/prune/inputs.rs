@@ -2,7 +2,7 @@
 
 use super::gram::{Damping, Gram};
 use crate::error::{Error, Result};
-use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel};
 use std::sync::OnceLock;
 
 /// What a method wants to know of a layer's inputs.

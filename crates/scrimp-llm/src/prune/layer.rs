@@ -6,7 +6,7 @@ use crate::{
     load::Encoding,
     model::parts::{Role, StoredMatrix, optional_vector, part, stored_matrix, vector},
 };
-use scrimp_kernels::{DType, formats::dequantize::dequantize_row, threads::Pool};
+use scrimp_kernels::{DType, Pool, quant::dequantize::dequantize_row};
 
 /// A matrix `[rows][cols]` (out features × in features), row after row.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@
 //! piece of memory that one thread owns; products inside a band are single-threaded (`ndarray`).
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice, linalg::general_mat_mul};
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::Pool;
 use std::ops::Range;
 
 /// Rows and columns of a block.

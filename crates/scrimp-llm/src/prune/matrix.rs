@@ -2,8 +2,8 @@
 
 use super::{Choice, Dense, Inputs, Job, Pruner, Rounding};
 use scrimp_kernels::{
-    formats::packed::{FormatError, WeightFormat, pack},
-    threads::Pool,
+    Pool,
+    quant::packed::{FormatError, WeightFormat, pack},
 };
 
 /// Prunes and rounds `weight` in place and packs it, as `choice` says; the sparse form of the format is taken where it is
@@ -46,7 +46,7 @@ pub(super) fn round_matrix(
     rounding
 }
 
-/// Bytes of `weight` in the dense and in the sparse form of `format` (see `scrimp_kernels::formats::packed`), the latter
+/// Bytes of `weight` in the dense and in the sparse form of `format` (see `scrimp_kernels::quant::packed`), the latter
 /// to within half a byte per 64 weights in int4.
 fn sizes(format: WeightFormat, weight: &Dense) -> (usize, usize) {
     let tiles = weight.rows.div_ceil(16);

@@ -39,7 +39,7 @@ pub use output::{ALLOWED_KL, Measured, Output};
 pub use rounding::Rounding;
 
 use crate::error::{Error, Result};
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::Pool;
 
 /// Every method.
 pub const PRUNERS: &[&dyn Pruner] = &[&magnitude::Magnitude, &wanda::Wanda, &sparsegpt::SparseGpt];

@@ -20,8 +20,8 @@ use crate::{
     model::parts::{StoredMatrix, stored_matrix, vector},
 };
 use scrimp_kernels::{
-    formats::packed::{PackedView, WeightFormat, pack},
     ops,
+    quant::packed::{PackedView, WeightFormat, pack},
 };
 use std::borrow::Cow;
 

@@ -2,8 +2,8 @@
 
 use super::Dense;
 use scrimp_kernels::{
-    formats::packed::{WeightFormat, default_scales, round_half_even},
-    threads::Pool,
+    Pool,
+    quant::packed::{WeightFormat, default_scales, round_half_even},
 };
 
 /// How the weights of a matrix are rounded.

@@ -18,15 +18,14 @@ use crate::{
     model::parts::{Role, StoredMatrix},
 };
 use scrimp_kernels::{
-    DType, SimdLevel,
-    arena::Arena,
-    formats::{
+    DType, Pool, SimdLevel,
+    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    mem::Arena,
+    ops::{self, Gate, RmsNorm, RopeTable},
+    quant::{
         dequantize::dequantize_row,
         packed::{FormatError, PackedView, WeightFormat, pack},
     },
-    linear::{Activations, Linear, LinearScratch, Matrix, linear},
-    ops::{self, Gate, RmsNorm, RopeTable},
-    threads::Pool,
 };
 use scrimp_kv::{AttentionInputs, AttentionScratch, KvCache, KvConfig, Queries};
 

@@ -38,7 +38,7 @@ use super::{
     select::{share, smallest},
 };
 use ndarray::{ArrayView2, Axis, linalg::general_mat_mul};
-use scrimp_kernels::threads::Pool;
+use scrimp_kernels::Pool;
 use std::ops::Range;
 
 /// Columns that are decided on together.

@@ -1,6 +1,6 @@
 //! How the values of tables are stored: types, their bytes, and rounding to them.
 
-use scrimp_kernels::{embedding::Int4, threads::Pool};
+use scrimp_kernels::{Pool, embedding::Int4};
 use serde::{Deserialize, Serialize};
 
 /// How rows are stored when training is over.

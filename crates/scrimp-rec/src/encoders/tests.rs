@@ -1,7 +1,7 @@
 //! Every encoder: gradients against finite differences, budgets, quantization.
 
 use super::*;
-use scrimp_kernels::{SimdLevel, embedding::IdHash, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel, embedding::IdHash};
 
 const FEATURES: usize = 3;
 

@@ -2,8 +2,8 @@
 
 use crate::{Result, encoders::Exec};
 use scrimp_kernels::{
-    dense::{GemmScratch, Start, View, gemm},
     embedding::IdHash,
+    ops::gemm_f32::{GemmScratch, Start, View, gemm},
 };
 
 /// A tensor that Adam trains (Kingma and Ba, arXiv 1412.6980).

@@ -10,12 +10,7 @@ use crate::{
     loaded::{self, Loaded, run_options},
 };
 use indicatif::ProgressBar;
-use scrimp_kernels::{
-    SimdLevel,
-    formats::packed::WeightFormat,
-    linear,
-    threads::{Pool, available_threads},
-};
+use scrimp_kernels::{Pool, SimdLevel, exec::available_threads, linear, quant::packed::WeightFormat};
 use scrimp_llm::{
     bench::{self, DecodeOptions},
     builtin_text,

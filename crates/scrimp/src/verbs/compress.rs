@@ -3,7 +3,7 @@
 use crate::{App, cli::CompressArgs, format, verbs::pull};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
-use scrimp_kernels::{SimdLevel, threads};
+use scrimp_kernels::{Pool, SimdLevel, exec};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     eval::read_text,
@@ -69,9 +69,9 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
 }
 
 /// As many threads as were asked for.
-pub(super) fn pool(app: &App) -> anyhow::Result<threads::Pool> {
-    let threads = app.global.threads.map_or_else(threads::available_threads, Into::into);
-    threads::Pool::new(threads).context("cannot start threads: use fewer --threads")
+pub(super) fn pool(app: &App) -> anyhow::Result<Pool> {
+    let threads = app.global.threads.map_or_else(exec::available_threads, Into::into);
+    Pool::new(threads).context("cannot start threads: use fewer --threads")
 }
 
 /// Progress on stderr, where that is a terminal.

@@ -7,7 +7,7 @@ mod score;
 mod train;
 
 use crate::{App, cli::rec::RecVerb};
-use scrimp_kernels::{SimdLevel, threads::Pool};
+use scrimp_kernels::{Pool, SimdLevel};
 use scrimp_rec::encoders::Exec;
 
 /// Runs the verb.
@@ -41,5 +41,5 @@ impl Machine {
 
 /// `--threads`, or the cores that this process may use.
 fn threads(app: &App) -> usize {
-    app.global.threads.map_or_else(scrimp_kernels::threads::available_threads, std::num::NonZeroUsize::get)
+    app.global.threads.map_or_else(scrimp_kernels::exec::available_threads, std::num::NonZeroUsize::get)
 }

@@ -1,7 +1,7 @@
 //! bfloat16, pairs of elements to a step, which is what `vdpbf16ps` multiplies. Rounded to nearest-even.
 
 use super::{Element, Plain, Storage, StorageKind};
-use crate::formats::round_to_bf16;
+use crate::quant::round_to_bf16;
 
 /// The format.
 pub static STORAGE: &dyn Storage = &Plain::<Bf16, 2>::new();

@@ -108,7 +108,7 @@ impl Sparse {
         let center = center(rows, dim);
         let offsets = center.iter().map(|c| c.to_f32()).cycle();
         let bits: Vec<u16> =
-            rows.iter().zip(offsets).map(|(&x, c)| crate::formats::round_to_bf16(x - c)).collect();
+            rows.iter().zip(offsets).map(|(&x, c)| crate::quant::round_to_bf16(x - c)).collect();
         let (group, kept_of_group) = match self.scope {
             Scope::Token => (dim, kept),
             Scope::Page => (bits.len(), kept * g.page_tokens),

@@ -17,7 +17,7 @@ pub use self::{
     writer::{Item, write},
 };
 
-use scrimp_kernels::{DType, formats::packed::WeightFormat};
+use scrimp_kernels::{DType, quant::packed::WeightFormat};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 

@@ -2,7 +2,7 @@
 
 use crate::{App, cli::BenchEmbeddingArgs, format};
 use anyhow::Context as _;
-use scrimp_kernels::{SimdLevel, threads};
+use scrimp_kernels::{Pool, SimdLevel, exec};
 use scrimp_rec::bench::{self, EmbeddingBench, EmbeddingSpeed};
 use std::num::NonZeroUsize;
 
@@ -20,8 +20,8 @@ pub(crate) fn run(app: &App, args: &BenchEmbeddingArgs) -> anyhow::Result<()> {
         features: args.features.get(),
         rounds: 6,
     };
-    let threads = app.global.threads.map_or_else(threads::available_threads, NonZeroUsize::get);
-    let pool = threads::Pool::new(threads).context("cannot start threads")?;
+    let threads = app.global.threads.map_or_else(exec::available_threads, NonZeroUsize::get);
+    let pool = Pool::new(threads).context("cannot start threads")?;
     let tier = SimdLevel::from_env()?;
     let results = bench::embedding(&pool, tier, &options)?;
     if app.printer.is_json() {

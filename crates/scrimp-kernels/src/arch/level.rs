@@ -1,0 +1,183 @@
+//! Instruction-set tiers: which kernels this process runs, chosen once and passed along.
+
+use std::{fmt, str::FromStr};
+
+/// A set of CPU features that kernels are compiled for.
+///
+/// A value other than [`SimdLevel::SCALAR`] can only be had through [`SimdLevel::detect`] and friends, which check the CPU:
+/// holding one is the proof that its instructions may be executed. The flag says that AMX may be used too.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SimdLevel(Kind, bool);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// Names that [`SimdLevel::from_str`] knows, whatever this CPU has.
+const NAMES: [&str; 4] = ["scalar", "avx2", "avx512", "amx"];
+
+impl SimdLevel {
+    /// Plain Rust: the specification of every kernel.
+    pub const SCALAR: Self = Self(Kind::Scalar, false);
+
+    pub(crate) const fn kind(self) -> Kind {
+        self.0
+    }
+
+    /// AVX2, FMA, F16C and the bit operations that came with them (BMI, LZCNT, POPCNT), where the CPU has them.
+    pub fn avx2() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if std::is_x86_feature_detected!("avx2")
+            && std::is_x86_feature_detected!("fma")
+            && std::is_x86_feature_detected!("f16c")
+            && std::is_x86_feature_detected!("bmi1")
+            && std::is_x86_feature_detected!("bmi2")
+            && std::is_x86_feature_detected!("lzcnt")
+            && std::is_x86_feature_detected!("popcnt")
+        {
+            return Some(Self(Kind::Avx2, false));
+        }
+        None
+    }
+
+    /// AVX-512 F, BW, DQ, VL, VNNI, BF16, VBMI and VBMI2, where the CPU has them (Zen 4, Sapphire Rapids and later).
+    pub fn avx512() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::avx2().is_some()
+            && std::is_x86_feature_detected!("avx512f")
+            && std::is_x86_feature_detected!("avx512bw")
+            && std::is_x86_feature_detected!("avx512dq")
+            && std::is_x86_feature_detected!("avx512vl")
+            && std::is_x86_feature_detected!("avx512vnni")
+            && std::is_x86_feature_detected!("avx512bf16")
+            && std::is_x86_feature_detected!("avx512vbmi")
+            && std::is_x86_feature_detected!("avx512vbmi2")
+        {
+            return Some(Self(Kind::Avx512, false));
+        }
+        None
+    }
+
+    /// AVX-512 and AMX with bf16 and int8 (Sapphire Rapids and later), where the CPU has them and the system gives this
+    /// process permission to use tile registers.
+    pub fn amx() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(Self(kind, _)) = Self::avx512()
+            && super::amx::asm::available()
+        {
+            return Some(Self(kind, true));
+        }
+        None
+    }
+
+    /// A tier that uses AMX whether the CPU has it or not: for tests that execute the instructions themselves.
+    #[cfg(test)]
+    pub(crate) fn emulated_amx() -> Option<Self> {
+        Self::avx512().map(|Self(kind, _)| Self(kind, true))
+    }
+
+    /// Whether batches of bf16 are multiplied faster than f32 (two or more products per lane and instruction).
+    pub const fn has_bf16_products(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self.0, Kind::Avx512);
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
+    /// Whether batches are multiplied with tile registers.
+    pub(crate) const fn has_amx(self) -> bool {
+        self.1
+    }
+
+    /// Every tier that this CPU supports, slowest first.
+    pub fn supported() -> Vec<Self> {
+        [Some(Self::SCALAR), Self::avx2(), Self::avx512(), Self::amx()].into_iter().flatten().collect()
+    }
+
+    /// The best tier of this CPU.
+    pub fn detect() -> Self {
+        Self::supported().pop().unwrap_or(Self::SCALAR)
+    }
+
+    /// `SCRIMP_TIER` where it is set, else the best tier of this CPU.
+    ///
+    /// # Errors
+    /// When the variable names a tier that is unknown or that this CPU lacks.
+    pub fn from_env() -> Result<Self, UnsupportedSimdLevel> {
+        match std::env::var("SCRIMP_TIER") {
+            Ok(name) if !name.is_empty() => name.parse(),
+            _ => Ok(Self::detect()),
+        }
+    }
+
+    /// `scalar`, `avx2`, `avx512` or `amx`.
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Scalar => NAMES[0],
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => NAMES[1],
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 if self.1 => NAMES[3],
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => NAMES[2],
+        }
+    }
+}
+
+impl fmt::Debug for SimdLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for SimdLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A tier was asked for that does not exist or that this CPU cannot run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsupportedSimdLevel {
+    name: String,
+}
+
+impl fmt::Display for UnsupportedSimdLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let supported: Vec<_> = SimdLevel::supported().into_iter().map(SimdLevel::name).collect();
+        let why =
+            if NAMES.contains(&self.name.as_str()) { "this CPU lacks it" } else { "there is no such tier" };
+        write!(f, "tier `{}`: {why}; supported here: {}", self.name, supported.join(", "))
+    }
+}
+
+impl std::error::Error for UnsupportedSimdLevel {}
+
+impl FromStr for SimdLevel {
+    type Err = UnsupportedSimdLevel;
+
+    fn from_str(name: &str) -> Result<Self, UnsupportedSimdLevel> {
+        Self::supported()
+            .into_iter()
+            .find(|level| level.name() == name)
+            .ok_or_else(|| UnsupportedSimdLevel { name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for level in SimdLevel::supported() {
+            assert_eq!(level.name().parse(), Ok(level));
+        }
+        assert!("avx3".parse::<SimdLevel>().unwrap_err().to_string().contains("scalar"));
+    }
+}

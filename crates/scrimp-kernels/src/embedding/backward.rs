@@ -1,0 +1,450 @@
+//! The backward pass of embedding bags: sparse gradients, summed per row, and the optimizers that apply them.
+//!
+//! ```text
+//! G[row(p)] += w(p) scale(l, b) * signs(l) * grad[bag(l)][b * width ..][..width]     for all probes p of look-up l
+//! ```
+//!
+//! Every thread owns some rows, picks the probes that hit them out of the whole batch, adds up their gradients in the order of
+//! the look-ups and updates the rows. Nothing is shared and no order depends on the number of threads: the result is
+//! the same for any. Sums live in slots, one for each row that the batch touches, so memory is bounded by the batch.
+
+use super::{
+    bag::Bags,
+    signs::{SIGN_WIDTH, flip},
+};
+use crate::{SimdLevel, arch::Kernel, arch::Simd, exec::DisjointSliceMut, exec::Pool};
+
+/// How a gradient changes a value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Optimizer {
+    /// `state += g^2; value -= lr * g / (sqrt(state) + eps)`, a state for each value (Duchi et al., 2011).
+    Adagrad {
+        /// Learning rate.
+        lr: f32,
+        /// Keeps the division finite.
+        eps: f32,
+    },
+    /// The same with one state for each row, which grows by the mean of `g^2`.
+    RowWiseAdagrad {
+        /// Learning rate.
+        lr: f32,
+        /// Keeps the division finite.
+        eps: f32,
+    },
+    /// `value -= lr * g`.
+    Sgd {
+        /// Learning rate.
+        lr: f32,
+    },
+}
+
+impl Optimizer {
+    /// Numbers of state for `values` values in rows of `width`.
+    pub const fn states(&self, values: usize, width: usize) -> usize {
+        match self {
+            Self::Adagrad { .. } => values,
+            Self::RowWiseAdagrad { .. } => values / width,
+            Self::Sgd { .. } => 0,
+        }
+    }
+
+    /// Applies the gradients `g` of neighboring values. `state` is one number for each value, for all, or none.
+    #[inline(always)]
+    fn apply(&self, values: &mut [f32], state: &mut [f32], g: &[f32]) {
+        match *self {
+            Self::Adagrad { lr, eps } => {
+                for ((v, a), &g) in values.iter_mut().zip(state).zip(g) {
+                    *a += g * g;
+                    *v -= lr * g / (a.sqrt() + eps);
+                }
+            }
+            Self::RowWiseAdagrad { lr, eps } => {
+                let mut sum = 0.0;
+                for &g in g {
+                    sum += g * g;
+                }
+                state[0] += sum / g.len() as f32;
+                let step = lr / (state[0].sqrt() + eps);
+                for (v, &g) in values.iter_mut().zip(g) {
+                    *v -= step * g;
+                }
+            }
+            Self::Sgd { lr } => {
+                for (v, &g) in values.iter_mut().zip(g) {
+                    *v -= lr * g;
+                }
+            }
+        }
+    }
+}
+
+/// What a batch of look-ups read, and the gradients of its outputs.
+#[derive(Debug, Clone, Copy)]
+pub struct Backward<'a> {
+    /// `per` for each look-up, as the forward pass had them.
+    pub probes: &'a [u32],
+    /// Probes of a look-up.
+    pub per: usize,
+    /// Rows per block.
+    pub k: usize,
+    /// As many as probes, or none.
+    pub weights: &'a [f32],
+    /// Those of [`probe`](super::probe), or none.
+    pub signs: &'a [u64],
+    /// `groups` for each look-up, or one for all.
+    pub scales: &'a [f32],
+    /// Scales of a look-up; 0 where one is for all.
+    pub groups: usize,
+    /// How look-ups were added up.
+    pub bags: Bags<'a>,
+    /// Gradients of the outputs, bag after bag.
+    pub grad: &'a [f32],
+}
+
+impl<'a> Backward<'a> {
+    /// What [`Batch::given`](super::Batch::given) read.
+    pub fn given(probes: &'a [u32], per: usize, k: usize, grad: &'a [f32]) -> Self {
+        Self {
+            probes,
+            per,
+            k,
+            weights: &[],
+            signs: &[],
+            scales: &[1.0],
+            groups: 0,
+            bags: Bags::Fixed(1),
+            grad,
+        }
+    }
+
+    /// The scale of block `b` of look-up `l`.
+    #[inline(always)]
+    fn scale(&self, l: usize, b: usize) -> f32 {
+        match self.groups {
+            0 => self.scales[0],
+            1 => self.scales[l],
+            groups => self.scales[l * groups + b * groups / (self.per / self.k)],
+        }
+    }
+
+    pub(super) fn check(&self, width: usize) -> (usize, usize) {
+        assert!(self.per > 0 && self.k > 0 && self.per.is_multiple_of(self.k));
+        let look_ups = self.probes.len() / self.per;
+        let dim = self.per / self.k * width;
+        assert!(self.weights.is_empty() || self.weights.len() == self.probes.len());
+        assert!(self.signs.is_empty() || self.signs.len() == look_ups);
+        assert_eq!(self.scales.len(), (look_ups * self.groups).max(1));
+        assert_eq!(self.grad.len(), self.bags.count(look_ups) * dim);
+        (look_ups, dim)
+    }
+}
+
+/// Values in training: rows of f32 with their optimizer's state.
+#[derive(Debug)]
+pub struct Trained<'a> {
+    /// The values.
+    pub values: &'a mut [f32],
+    /// As [`Optimizer::states`] asks.
+    pub state: &'a mut [f32],
+    /// Values of a row.
+    pub width: usize,
+    /// Values from row to row: `width`, or 1 for rows that overlap.
+    pub stride: usize,
+}
+
+/// Scratch memory of [`Gradients::step`], kept from batch to batch.
+#[derive(Debug, Default)]
+pub struct Gradients {
+    /// For each block of `width` values its slot plus one, or 0.
+    slot_of: Vec<u32>,
+    shares: Vec<Share>,
+}
+
+/// What one thread works with.
+#[derive(Debug, Default)]
+struct Share {
+    touched: Vec<u32>,
+    sums: Vec<f32>,
+    /// Probes of some look-ups that hit rows of this thread.
+    mine: Vec<u32>,
+    /// The block that each probe of a look-up belongs to.
+    block_of: Vec<usize>,
+    /// The gradient of a block with its signs.
+    signed: Vec<f32>,
+}
+
+/// Probes that are sorted out at once.
+const SIFT: usize = 4096;
+
+impl Gradients {
+    /// Adds up the gradients of a batch and lets `optimizer` update the rows that it touched.
+    ///
+    /// # Panics
+    /// When sizes do not fit each other, or a probe lies outside the table.
+    pub fn step(
+        &mut self,
+        pool: &Pool,
+        level: SimdLevel,
+        optimizer: Optimizer,
+        table: Trained<'_>,
+        batch: &Backward<'_>,
+    ) {
+        assert!(table.stride == table.width || table.stride == 1);
+        let Trained { values, state, width, stride } = table;
+        assert!(state.len() >= optimizer.states(values.len(), width));
+        let len = values.len();
+        let shared = (DisjointSliceMut::new(values), DisjointSliceMut::new(state));
+        self.add_up(pool, level, Some(optimizer), (len, width, stride), shared, batch);
+    }
+
+    /// The blocks of `width` values that the last [`Gradients::step`] changed, each once.
+    pub fn touched(&self) -> impl Iterator<Item = &u32> {
+        self.shares.iter().flat_map(|share| &share.touched)
+    }
+
+    /// Adds up the gradients of a batch in a table of `len` values in rows of `width`, for somebody else to apply: the rows that it
+    /// touched, each once, go to the front of `rows`, and their gradients to the front of `values`. Returns their number, or `None`
+    /// where they do not fit.
+    ///
+    /// # Panics
+    /// When sizes do not fit each other, or a probe lies outside the table.
+    pub fn collect(
+        &mut self,
+        pool: &Pool,
+        level: SimdLevel,
+        len: usize,
+        width: usize,
+        batch: &Backward<'_>,
+        rows: &mut [i64],
+        values: &mut [f32],
+    ) -> Option<usize> {
+        let nothing = (DisjointSliceMut::new(&mut []), DisjointSliceMut::new(&mut []));
+        self.add_up(pool, level, None, (len, width, width), nothing, batch);
+        let n = self.shares.iter().map(|share| share.touched.len()).sum();
+        let (mut rows, mut values) = (rows.get_mut(..n)?, values.get_mut(..n.checked_mul(width)?)?);
+        for share in &self.shares {
+            let of_share = rows.split_off_mut(..share.touched.len())?;
+            of_share.iter_mut().zip(&share.touched).for_each(|(to, &row)| *to = i64::from(row));
+            let of_share = values.split_off_mut(..share.touched.len() * width)?;
+            of_share.copy_from_slice(&share.sums[..of_share.len()]);
+        }
+        Some(n)
+    }
+
+    /// Every thread adds up the gradients of its rows, and applies them where there is an optimizer.
+    fn add_up(
+        &mut self,
+        pool: &Pool,
+        level: SimdLevel,
+        optimizer: Option<Optimizer>,
+        (values_len, width, stride): (usize, usize, usize),
+        (values, state): (DisjointSliceMut<'_, f32>, DisjointSliceMut<'_, f32>),
+        batch: &Backward<'_>,
+    ) {
+        let (_, dim) = batch.check(width);
+        let blocks = values_len.div_ceil(width);
+        assert!(blocks < u32::MAX as usize);
+        let threads = pool.threads();
+        self.slot_of.resize(blocks, 0);
+        self.shares.resize_with(threads, Share::default);
+        let slot_of = DisjointSliceMut::new(&mut self.slot_of);
+        pool.chunks(&mut self.shares, 1, |owner, share| {
+            let share = &mut share[0];
+            // A row that overlaps lies in two blocks, and is wanted by one thread the more often, the longer a thread's parts are.
+            let together = if stride == width { 0 } else { 3 };
+            let owners = threads;
+            let part = Part { owner, owners, together, slot_of, values, state, values_len, width, dim };
+            level.run(Step { part, stride, batch, share, optimizer });
+        });
+    }
+}
+
+/// One thread's part of the table.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    owner: usize,
+    owners: usize,
+    /// `2^together` neighboring blocks have the same owner.
+    together: u32,
+    slot_of: DisjointSliceMut<'a, u32>,
+    values: DisjointSliceMut<'a, f32>,
+    state: DisjointSliceMut<'a, f32>,
+    values_len: usize,
+    width: usize,
+    dim: usize,
+}
+
+impl Part<'_> {
+    #[inline(always)]
+    fn owns(&self, block: u32) -> bool {
+        let mixed = (block >> self.together).wrapping_mul(0x9e37_79b1);
+        (u64::from(mixed) * self.owners as u64) >> 32 == self.owner as u64
+    }
+}
+
+struct Step<'a, 'b> {
+    part: Part<'a>,
+    stride: usize,
+    batch: &'a Backward<'b>,
+    share: &'a mut Share,
+    optimizer: Option<Optimizer>,
+}
+
+impl Kernel for Step<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        match self.part.width {
+            1 => self.with_width::<1>(),
+            2 => self.with_width::<2>(),
+            4 => self.with_width::<4>(),
+            8 => self.with_width::<8>(),
+            16 => self.with_width::<16>(),
+            _ => self.with_width::<0>(),
+        }
+    }
+}
+
+impl Step<'_, '_> {
+    /// `W` is the width, or 0 where only `part.width` knows it.
+    #[inline(always)]
+    fn with_width<const W: usize>(self) {
+        let Step { part, stride, batch, share, optimizer } = self;
+        let width = if W == 0 { part.width } else { W };
+        let Share { touched, sums, mine, block_of, signed } = share;
+        signed.resize(width, 0.0);
+        touched.clear();
+        block_of.clear();
+        block_of.extend((0..batch.per).map(|p| p / batch.k));
+        let look_ups = batch.probes.len() / batch.per;
+        let at_once = (SIFT / batch.per).max(1);
+        mine.resize(at_once * batch.per, 0);
+        let bags = batch.bags.count(look_ups);
+        let (mut bag, mut bag_range) = (0, if bags > 0 { batch.bags.range(0, look_ups) } else { 0..0 });
+        let end = if bags > 0 { batch.bags.range(bags - 1, look_ups).end } else { 0 };
+        let mut first = bag_range.start;
+        while first < end {
+            let last = end.min(first + at_once);
+            let probes = &batch.probes[first * batch.per..last * batch.per];
+            // Without branches: a coin toss for each probe would be mispredicted half of the time.
+            let mut count = 0;
+            for (p, &probe) in probes.iter().enumerate() {
+                let owned = if stride == width {
+                    part.owns(probe)
+                } else {
+                    let block = (probe as usize * stride / width) as u32;
+                    part.owns(block) | part.owns(block + 1)
+                };
+                mine[count] = p as u32;
+                count += usize::from(owned);
+            }
+            let (mut l, mut next) = (first, batch.per);
+            for &p in &mine[..count] {
+                let p = p as usize;
+                while p >= next {
+                    l += 1;
+                    next += batch.per;
+                }
+                while l >= bag_range.end {
+                    bag += 1;
+                    bag_range = batch.bags.range(bag, look_ups);
+                }
+                let (probe, b) = (probes[p], block_of[p + batch.per - next]);
+                let mut factor = batch.scale(l, b);
+                if !batch.weights.is_empty() {
+                    factor *= batch.weights[first * batch.per + p];
+                }
+                let at = bag * part.dim + b * width;
+                let mut grad = &batch.grad[at..at + width];
+                if let Some(&signs) = batch.signs.get(l) {
+                    if SIGN_WIDTH.is_multiple_of(width) {
+                        factor = flip(factor, signs, b * width);
+                    } else {
+                        with_signs(grad, signs, b * width, signed);
+                        grad = signed;
+                    }
+                }
+                let start = probe as usize * stride;
+                assert!(start + width <= part.values_len, "a probe outside the table");
+                if stride == width {
+                    add(factor, grad, slot::<W>(&part, probe as usize, touched, sums));
+                    continue;
+                }
+                // A row over two blocks, or exactly one.
+                let (block, offset) = (start / width, start % width);
+                let (low, high) = grad.split_at(width - offset);
+                if part.owns(block as u32) {
+                    add(factor, low, &mut slot::<W>(&part, block, touched, sums)[offset..]);
+                }
+                if offset > 0 && part.owns(block as u32 + 1) {
+                    add(factor, high, &mut slot::<W>(&part, block + 1, touched, sums)[..offset]);
+                }
+            }
+            first = last;
+        }
+        for (slot, &block) in touched.iter().enumerate() {
+            let range = block as usize * width..((block as usize + 1) * width).min(part.values_len);
+            let Some(optimizer) = optimizer else {
+                // SAFETY: this thread alone owns the block.
+                unsafe { part.slot_of.slice(block as usize..block as usize + 1)[0] = 0 };
+                continue;
+            };
+            let state = match optimizer {
+                Optimizer::Adagrad { .. } => range.clone(),
+                Optimizer::RowWiseAdagrad { .. } => block as usize..block as usize + 1,
+                Optimizer::Sgd { .. } => 0..0,
+            };
+            let g = &sums[slot * width..(slot + 1) * width][..range.len()];
+            // SAFETY: this thread alone owns the block, and with it these values, their state and its slot number.
+            unsafe {
+                optimizer.apply(part.values.slice(range), part.state.slice(state), g);
+                part.slot_of.slice(block as usize..block as usize + 1)[0] = 0;
+            }
+        }
+    }
+}
+
+/// `to = signs * grad`, whose first value is value `at` of its look-up.
+#[inline(always)]
+fn with_signs(grad: &[f32], signs: u64, at: usize, to: &mut [f32]) {
+    let mut i = 0;
+    while i < grad.len() {
+        let end = grad.len().min(i + SIGN_WIDTH - (at + i) % SIGN_WIDTH);
+        for (to, &g) in to[i..end].iter_mut().zip(&grad[i..end]) {
+            *to = flip(g, signs, at + i);
+        }
+        i = end;
+    }
+}
+
+/// `to += factor * grad`
+#[inline(always)]
+fn add(factor: f32, grad: &[f32], to: &mut [f32]) {
+    for (to, &g) in to.iter_mut().zip(grad) {
+        *to += factor * g;
+    }
+}
+
+/// The sums of `block`, zero at first.
+#[inline(always)]
+fn slot<'s, const W: usize>(
+    part: &Part<'_>,
+    block: usize,
+    touched: &mut Vec<u32>,
+    sums: &'s mut Vec<f32>,
+) -> &'s mut [f32] {
+    let width = if W == 0 { part.width } else { W };
+    // SAFETY: this thread alone owns the block.
+    let number = &mut unsafe { part.slot_of.slice(block..block + 1) }[0];
+    if *number == 0 {
+        touched.push(block as u32);
+        *number = touched.len() as u32;
+        let end = touched.len() * width;
+        if sums.len() < end {
+            sums.resize(end.next_power_of_two(), 0.0);
+        }
+        sums[end - width..end].fill(0.0);
+    }
+    &mut sums[(*number as usize - 1) * width..*number as usize * width]
+}

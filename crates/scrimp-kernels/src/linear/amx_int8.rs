@@ -1,0 +1,197 @@
+//! Batches of a few tokens of weights in blocks (GGUF's formats and `int4`) with AMX, bit for bit what the other tiers compute.
+//!
+//! ```text
+//! A (2 tiles)   8, 12 or 16 tokens × 32 signed bytes     the quants of a group, where they lie (rows 48 bytes apart)
+//! B (2 tiles)   8 steps × [16 rows][4 columns]           a group of a panel: signed weights, the zero point subtracted
+//! C (4 tiles)   tokens × 16 rows                         i32: the integer sums of one group, exact
+//! ```
+//! (Where a group has two scales, each half of 16 columns is a product of its own, of half these sizes.)
+//!
+//! The sums of a group are stored, and become floats in the order of `group.rs`. As long as tile instructions are in
+//! flight, only one of two ports takes float arithmetic (measured on an Emerald Rapids Xeon), which is half of the work. So
+//! the two alternate: the products of four C tiles, while the weights behind them are unpacked, then floats.
+//!
+//! A core of that machine takes 33 ns for a group of 16 rows and 16 tokens: 13 for tiles, 12 for floats, 6 for unpacking; with
+//! `vpdpbusd` it takes 50. (At times, tile instructions run there at half their speed for minutes: 55 against 66.) What the loop
+//! touches has to stay in the first-level cache: more groups at a time are slower.
+
+use super::{Unit, amx_bf16::Rows, gemm::PanelGroup};
+use crate::{
+    arch::Kernel,
+    arch::Simd,
+    arch::amx::{A, B, Configured, Shape, Tile},
+    quant::{
+        GROUP, QuantGroup, Quants, Scaling, TILE_ROWS,
+        group::{least, scaled},
+    },
+};
+use std::ops::RangeInclusive;
+
+/// Tokens for which it is faster than vector instructions. (With a second tile of tokens, it is not.)
+pub(super) const EXACT_TOKENS: RangeInclusive<usize> = 5..=16;
+/// Tokens that kernels are compiled for.
+const WIDTHS: [usize; 3] = [8, 12, 16];
+/// Products that are under way: C tiles.
+const PRODUCTS: usize = 4;
+/// Groups of the panel: those that are multiplied, and those that are unpacked meanwhile.
+pub(super) const PANEL_GROUPS: usize = 2 * PRODUCTS;
+
+/// Rows of the A tile for `n` tokens.
+pub(super) fn width(n: usize) -> usize {
+    WIDTHS.into_iter().find(|&width| width >= n).expect("few tokens")
+}
+
+/// A unit of work over tiles of type `X`; `rows(tile)` starts a tile of rows.
+pub(super) struct ExactUnit<'a, 'x, X: Tile, W> {
+    pub(super) unit: Unit<'a>,
+    pub(super) rows: W,
+    pub(super) tiles: &'x mut Configured<X>,
+}
+
+/// A stored C tile, whose bits are those of i32.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Sums([[f32; TILE_ROWS]; 16]);
+
+/// Products of a group.
+const fn products<F: Quants>() -> usize {
+    if matches!(F::SCALING, Scaling::TwoScales) { 2 } else { 1 }
+}
+
+/// Unpacks the next groups, with signed weights.
+///
+/// # Safety
+/// There are as many groups.
+#[inline(always)]
+unsafe fn unpack<S: Simd, R: Rows>(s: S, rows: &mut R, panel: &mut [PanelGroup]) {
+    for to in panel {
+        rows.ask_ahead(s);
+        // SAFETY: the caller's word.
+        let mut group = unsafe { rows.next(s) };
+        if R::Quants::ZERO != 0 {
+            for w in &mut group.w {
+                *w = s.less(*w, R::Quants::ZERO as u8);
+            }
+        }
+        to.fill(s, group);
+    }
+}
+
+/// Starts the product of C tile `C`: a group, or half of one, with `T` tokens.
+#[inline(always)]
+fn multiply<X: Tile, F: Quants, const T: usize, const C: u8, const A: u8, const B: u8>(
+    tile: &mut X,
+    panel: &[PanelGroup],
+    x: &[[QuantGroup; T]],
+) {
+    let (group, half) = (usize::from(C) / products::<F>(), usize::from(C) % products::<F>());
+    let (Some(weights), Some(x)) = (panel.get(group), x.get(group)) else { return };
+    let steps = 8 / products::<F>();
+    // SAFETY: B has `steps` rows of 64 bytes, and A `T` rows of as many columns, which start each group of `x`.
+    unsafe {
+        tile.load::<B>(weights.quants()[steps * half..].as_ptr().cast(), 64);
+        tile.load::<A>(x.as_ptr().cast::<u8>().add(4 * steps * half), size_of::<QuantGroup>());
+    }
+    tile.zero::<C>();
+    tile.dot_i8::<C, A, B>();
+}
+
+/// Stores C tile `C`.
+#[inline(always)]
+fn store<X: Tile, const C: u8>(tile: &mut X, sums: &mut [Sums; PRODUCTS], n: usize) {
+    if usize::from(C) < n {
+        // SAFETY: a C tile has at most 16 rows of 64 bytes.
+        unsafe { tile.store::<C>((&raw mut sums[usize::from(C)]).cast(), 64) };
+    }
+}
+
+/// Adds a group to the results of `T` tokens.
+#[inline(always)]
+fn add<S: Simd, F: Quants, const T: usize>(
+    s: S,
+    acc: &mut [S::F; T],
+    panel: &PanelGroup,
+    sums: &[Sums],
+    x: &[QuantGroup; T],
+) {
+    let (scale, second) = panel.scales(s);
+    for t in 0..T {
+        let i = s.bits(s.load(&sums[0].0[t]));
+        acc[t] = scaled(s, acc[t], i, x[t].scale, scale);
+        match F::SCALING {
+            Scaling::Symmetric => {}
+            Scaling::Minimum => acc[t] = least(s, acc[t], x[t].sum, second),
+            Scaling::TwoScales => {
+                let i = s.bits(s.load(&sums[1].0[t]));
+                acc[t] = scaled(s, acc[t], i, x[t].scale, second);
+            }
+        }
+    }
+}
+
+impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExactUnit<'_, '_, X, W> {
+    /// All columns for at most `T` tokens.
+    #[inline(always)]
+    fn tokens<S: Simd, const T: usize>(self, s: S) {
+        let Unit { job, x, tiles, panel, .. } = self.unit;
+        let per_group = const { products::<R::Quants>() };
+        let most = const { PRODUCTS / products::<R::Quants>() };
+        let tile = self.tiles.shaped(Shape { rows: T, width: 32 / per_group, steps: 8 / per_group });
+        let (groups, n_tokens) = (x.cols().div_ceil(GROUP), x.n_tokens());
+        let (x, _) = x.groups(0).as_chunks::<T>();
+        assert_eq!(x.len(), groups, "groups of the activations");
+        let (mut this, mut next) = panel[..PANEL_GROUPS].split_at_mut(PRODUCTS);
+        let mut sums = [Sums([[0.0; TILE_ROWS]; 16]); PRODUCTS];
+        for row_tile in tiles {
+            let mut rows = (self.rows)(row_tile);
+            let (mut y, mut odd) = ([s.splat(0.0); T], [s.splat(0.0); T]);
+            // SAFETY: a tile has as many groups as the activations.
+            unsafe { unpack(s, &mut rows, &mut this[..most.min(groups)]) };
+            let mut left = groups;
+            for x in x.chunks(most) {
+                left -= x.len();
+                let panel = &this[..x.len()];
+                multiply::<X, R::Quants, T, 0, { A[0] }, { B[0] }>(tile, panel, x);
+                multiply::<X, R::Quants, T, 1, { A[1] }, { B[1] }>(tile, panel, x);
+                multiply::<X, R::Quants, T, 2, { A[0] }, { B[0] }>(tile, panel, x);
+                multiply::<X, R::Quants, T, 3, { A[1] }, { B[1] }>(tile, panel, x);
+                // SAFETY: as above.
+                unsafe { unpack(s, &mut rows, &mut next[..most.min(left)]) };
+                let n = x.len() * per_group;
+                store::<X, 0>(tile, &mut sums, n);
+                store::<X, 1>(tile, &mut sums, n);
+                store::<X, 2>(tile, &mut sums, n);
+                store::<X, 3>(tile, &mut sums, n);
+                let all = || panel.iter().zip(sums.chunks_exact(per_group)).zip(x);
+                for ((panel, sums), x) in all().step_by(R::CHAINS) {
+                    add::<S, R::Quants, T>(s, &mut y, panel, sums, x);
+                }
+                if R::CHAINS == 2 {
+                    for ((panel, sums), x) in all().skip(1).step_by(2) {
+                        add::<S, R::Quants, T>(s, &mut odd, panel, sums, x);
+                    }
+                }
+                std::mem::swap(&mut this, &mut next);
+            }
+            if R::CHAINS == 2 {
+                for t in 0..T {
+                    y[t] = s.add(y[t], odd[t]);
+                }
+            }
+            job.store(s, &y, row_tile, 0, n_tokens);
+        }
+    }
+}
+
+impl<X: Tile, R: Rows, W: Fn(usize) -> R> Kernel for ExactUnit<'_, '_, X, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match width(self.unit.x.n_tokens()) {
+            8 => self.tokens::<S, 8>(s),
+            12 => self.tokens::<S, 12>(s),
+            _ => self.tokens::<S, 16>(s),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Weight formats: how 16 rows of a matrix are laid out for the kernels, one file per format.
+//!
+//! A matrix is cut into *tiles* of 16 rows, so that a vector register holds one value of each row, an activation is
+//! broadcast, and no horizontal sums are needed:
+//!
+//! ```text
+//!            columns →
+//!   rows   ┌ tile 0: block 0 │ block 1 │ …          block: 32 or 256 columns of 16 rows:
+//!    ↓     ├ tile 1: block 0 │ …                           scales of 16 rows, then bytes in the order
+//!          └ …                                            [4 columns at a time][16 rows][4 columns]
+//! ```
+//!
+//! The order inside a block is the one that `vpdpbusd` reads: 64 bytes hold 4 neighboring columns of 16 rows.
+//! Repacking changes no value: the quants and scales are those of the file. Rows beyond the matrix are zero.
+
+pub mod dequantize;
+mod dtype;
+pub(crate) mod float;
+pub(crate) mod group;
+pub mod packed;
+pub(crate) mod q4;
+pub(crate) mod q4_k;
+pub(crate) mod q5;
+pub(crate) mod q5_k;
+pub(crate) mod q6_k;
+pub(crate) mod q8_0;
+
+pub(crate) use crate::arch::round_to_bf16;
+pub use dtype::DType;
+pub(crate) use group::QuantGroup;
+
+use crate::arch::Simd;
+
+/// Rows of a tile: one per vector lane.
+pub(crate) const TILE_ROWS: usize = 16;
+/// Columns that share one activation scale, and at least one weight scale.
+pub(crate) const GROUP: usize = 32;
+
+/// How the integer dot product of a group becomes a float.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Scaling {
+    /// `scale * (sum(w x) - ZERO * sum(x))`
+    Symmetric,
+    /// `scale * sum(w x) + second * sum(x)`
+    Minimum,
+    /// Two scales per group, one for each 16 columns: `scale * sum_lo + second * sum_hi`, each less `ZERO * sum(x)`.
+    TwoScales,
+}
+
+/// 32 columns of 16 rows, unpacked into registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Group<S: Simd> {
+    /// Unsigned quants, 4 columns each.
+    pub(crate) w: [S::B; 8],
+    pub(crate) scale: S::F,
+    /// See [`Scaling`]; unused (zero) for symmetric formats.
+    pub(crate) second: S::F,
+}
+
+/// What the arithmetic of a group has to know of a format's quants.
+pub(crate) trait Quants: 'static {
+    const SCALING: Scaling;
+    /// Subtracted from every quant (for [`Scaling::Minimum`] it is 0).
+    const ZERO: i32 = 0;
+    /// The largest quant: 2^bits - 1. More than 127 means that the kernels must use [`Simd::dot_wide`]; `ZERO` is then
+    /// 128.
+    const LARGEST: usize;
+}
+
+/// A block-quantized weight format: one file of this folder each.
+pub(crate) trait BlockFormat: Quants + Sized {
+    /// A block of 16 rows as it is stored.
+    type Block: bytemuck::Pod;
+    /// Its name, and the layout of the rows that [`BlockFormat::pack`] reads.
+    const DTYPE: DType;
+
+    /// Groups per block.
+    const GROUPS: usize = Self::DTYPE.block_len() / GROUP;
+
+    /// Interleaves one block of each of 16 rows.
+    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Self::Block);
+
+    /// Unpacks group `g` of a block.
+    fn group<S: Simd>(s: S, block: &Self::Block, g: usize) -> Group<S>;
+}
+
+/// Calls `$f::<F>($args)` with the [`BlockFormat`] of a [`DType`], or `$float::<F>($args)` with its float format.
+macro_rules! with_format {
+    ($dtype:expr, $block:ident, $float:ident, ($($arg:expr),* $(,)?)) => {
+        match $dtype {
+            $crate::DType::F32 => $float::<$crate::quant::float::F32>($($arg),*),
+            $crate::DType::F16 => $float::<$crate::quant::float::F16>($($arg),*),
+            $crate::DType::BF16 => $float::<$crate::quant::float::Bf16>($($arg),*),
+            $crate::DType::Q4_0 => $block::<$crate::quant::q4::Q4_0>($($arg),*),
+            $crate::DType::Q4_1 => $block::<$crate::quant::q4::Q4_1>($($arg),*),
+            $crate::DType::Q5_0 => $block::<$crate::quant::q5::Q5_0>($($arg),*),
+            $crate::DType::Q5_1 => $block::<$crate::quant::q5::Q5_1>($($arg),*),
+            $crate::DType::Q8_0 => $block::<$crate::quant::q8_0::Q8_0>($($arg),*),
+            $crate::DType::Q4_K => $block::<$crate::quant::q4_k::Q4K>($($arg),*),
+            $crate::DType::Q5_K => $block::<$crate::quant::q5_k::Q5K>($($arg),*),
+            $crate::DType::Q6_K => $block::<$crate::quant::q6_k::Q6K>($($arg),*),
+        }
+    };
+}
+pub(crate) use with_format;
+
+/// Copies 4 bytes of each row: `to[4 r..4 r + 4] = rows[r][at..at + 4]`, the basic step of every interleaving.
+#[inline(always)]
+pub(crate) fn interleave4(rows: &[&[u8]; TILE_ROWS], at: usize, to: &mut [u8; 64]) {
+    for (to, row) in to.chunks_exact_mut(4).zip(rows) {
+        to.copy_from_slice(&row[at..at + 4]);
+    }
+}
+
+/// The two bytes at `at` of each row as u16.
+#[inline(always)]
+pub(crate) fn gather_u16(rows: &[&[u8]; TILE_ROWS], at: usize) -> [u16; TILE_ROWS] {
+    rows.map(|row| u16::from_le_bytes([row[at], row[at + 1]]))
+}
+
+/// The nibbles of group `g` of a k-quant: group `2 i` is in the low and `2 i + 1` in the high nibbles of plane `i`.
+#[inline(always)]
+pub(crate) fn nibble_plane<S: Simd>(s: S, planes: &[[[u8; 64]; 8]; 4], g: usize) -> [S::B; 8] {
+    let plane = &planes[g / 2];
+    let mut w = [s.load_b(&plane[0]); 8];
+    for k in 0..8 {
+        w[k] = s.nibbles(s.load_b(&plane[k]), g % 2);
+    }
+    w
+}
