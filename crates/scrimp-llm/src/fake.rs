@@ -6,20 +6,20 @@ use crate::source::LogitsSource;
 type Rule = Box<dyn Fn(&[u32]) -> Vec<f32>>;
 
 /// A model whose logits are a function of all tokens so far.
-pub(crate) struct FakeModel {
+pub struct FakeModel {
     rule: Rule,
-    pub(crate) seen: Vec<u32>,
+    pub seen: Vec<u32>,
     logits: Vec<f32>,
     /// Sizes of the calls so far: what was really computed.
-    pub(crate) calls: Vec<usize>,
+    pub calls: Vec<usize>,
     /// Fails when a call would pass this many tokens.
-    pub(crate) fail_at: usize,
+    pub fail_at: usize,
     /// How many tokens it can forget one by one.
-    pub(crate) rewind: usize,
+    pub rewind: usize,
 }
 
 impl FakeModel {
-    pub(crate) fn new(rule: impl Fn(&[u32]) -> Vec<f32> + 'static) -> Self {
+    pub fn new(rule: impl Fn(&[u32]) -> Vec<f32> + 'static) -> Self {
         Self {
             rule: Box::new(rule),
             seen: vec![],
@@ -31,7 +31,7 @@ impl FakeModel {
     }
 
     /// Says `script` token by token, by position, whatever it reads; then token 0.
-    pub(crate) fn scripted(vocab: usize, prompt: usize, script: &'static [u32]) -> Self {
+    pub fn scripted(vocab: usize, prompt: usize, script: &'static [u32]) -> Self {
         Self::new(move |seen| {
             let next = script.get(seen.len() - prompt).copied().unwrap_or(0);
             (0..vocab as u32).map(|id| if id == next { 1.0 } else { 0.0 }).collect()

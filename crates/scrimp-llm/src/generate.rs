@@ -104,7 +104,7 @@ impl Generation {
 }
 
 /// `count / seconds`, 0 rather than infinite or `NaN`.
-pub(crate) fn rate(count: usize, seconds: f64) -> f64 {
+pub fn rate(count: usize, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
 

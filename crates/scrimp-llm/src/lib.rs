@@ -61,27 +61,20 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod bench;
 pub mod builtin_text;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
-pub mod eval;
+#[doc(hidden)]
+pub mod fake;
 pub mod families;
-pub mod fit;
 pub mod generate;
-pub mod hub;
 pub mod load;
 pub mod logits;
 pub mod model;
-pub mod prune;
-pub mod report;
 pub mod sampling;
 pub mod source;
 pub mod tokenizer;
-
-#[cfg(test)]
-mod fake;
 
 pub use error::{Error, Result};

@@ -88,7 +88,7 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
 ///
 /// `= sum of P (p - q) - lse(p) + lse(q)`, with `P` the softmax of `p`; the caller passes both `lse`, which it has.
 /// Equal rows give exactly 0.
-pub(crate) fn kl_divergence(p: &[f32], lse_p: f64, q: &[f32], lse_q: f64) -> f64 {
+pub fn kl_divergence(p: &[f32], lse_p: f64, q: &[f32], lse_q: f64) -> f64 {
     let max_p = max(p);
     let (mut weights, mut weighted) = (0.0f64, 0.0f64);
     for (p, q) in p.chunks(LANES * F32_RUN).zip(q.chunks(LANES * F32_RUN)) {

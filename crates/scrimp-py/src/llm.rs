@@ -6,6 +6,7 @@ use pyo3::{
     prelude::*,
     types::PyBytes,
 };
+use scrimp_hub::{Hub, ModelRef, Silent};
 use scrimp_kv::{
     compress::{Budget, Compression, Crush},
     policy::policy,
@@ -15,7 +16,6 @@ use scrimp_llm::{
     chat::{ChatTemplate, Message},
     checkpoint::Checkpoint,
     generate::{FinishReason, Request, Sequence, generate},
-    hub::{Hub, ModelRef, Silent},
     model::{Model, RunOptions},
     sampling::{Sampler, SamplingParams},
     tokenizer::Tokenizer,

@@ -6,8 +6,8 @@ use crate::{
     tensor::Tensor,
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
+use scrimp_compress::{Dense, Inputs, LayerConfig, Pruner, Statistics, compress_matrix as compress, pruner};
 use scrimp_kernels::quant::packed::{PackedView, WeightFormat};
-use scrimp_llm::prune::{Choice, Dense, Inputs, Pruner, Statistics, compress_matrix as compress, pruner};
 use std::sync::{Mutex, PoisonError};
 
 /// Rows that are read at once.
@@ -117,7 +117,7 @@ pub(crate) fn compress_matrix(
                 &none
             }
         };
-        let choice = Choice { format, sparsity };
+        let choice = LayerConfig { format, sparsity };
         let (format, bytes) =
             compress(&runtime.pool, &mut dense, inputs, method, choice, true).map_err(value_error)?;
         drop(dense);

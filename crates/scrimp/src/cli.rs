@@ -9,8 +9,8 @@ use crate::{
     kv_args::KvArgs,
 };
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use scrimp_compress::{Budget, LayerConfig, LayerConfigs, Output};
 use scrimp_kernels::{linear::bench::BenchFormat, quant::packed::WeightFormat};
-use scrimp_llm::prune::{Budget, Choice, Choices, Output};
 use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
 /// Run language models in a fraction of the memory, on ordinary CPUs.
@@ -295,8 +295,8 @@ impl CompressArgs {
         match (self.target_bits, self.target_size, self.allocation) {
             (Some(bits), ..) => Budget::Bits(bits),
             (None, Some(size), _) => Budget::Size(size),
-            (None, None, Allocation::Sensitivity) => Budget::BySensitivity(Choice { format, sparsity }),
-            (None, None, Allocation::Uniform) => Budget::Fixed(Choices::uniform(format, sparsity)),
+            (None, None, Allocation::Sensitivity) => Budget::BySensitivity(LayerConfig { format, sparsity }),
+            (None, None, Allocation::Uniform) => Budget::Fixed(LayerConfigs::uniform(format, sparsity)),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::kv_args::KvArgs;
 use clap::{Args, Subcommand, ValueEnum};
+use scrimp_eval::tasks::prompt::Question;
 use scrimp_kv::policy::{PolicyChoice, policy};
-use scrimp_llm::eval::tasks::prompt::Question;
 use std::{num::NonZeroUsize, path::PathBuf};
 
 /// `scrimp eval needle`.

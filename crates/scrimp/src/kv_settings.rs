@@ -5,11 +5,11 @@ use crate::{
     kv_args::{AnchorArg, KvArgs, MassArg, OrderArg},
 };
 use clap::{Parser, ValueEnum};
-use scrimp_kv::compress::{Anchor, Budget, Compression, Granularity, Mass, Order};
-use scrimp_llm::eval::{
+use scrimp_eval::{
     read_text,
     tasks::{CacheSetting, suite::Named},
 };
+use scrimp_kv::compress::{Anchor, Budget, Compression, Granularity, Mass, Order};
 use std::path::Path;
 
 #[derive(Parser)]

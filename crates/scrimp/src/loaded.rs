@@ -2,9 +2,10 @@
 
 use crate::{App, kv_args::KvArgs, verbs::pull};
 use anyhow::Context as _;
+use scrimp_eval::bench;
 use scrimp_kv::compress::Compression;
 use scrimp_llm::{
-    Error, Result, bench,
+    Error, Result,
     chat::ChatTemplate,
     checkpoint::Checkpoint,
     generate::Sequence,

@@ -1,7 +1,7 @@
 //! Progress bars on stderr.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use scrimp_llm::hub::Progress;
+use scrimp_hub::Progress;
 
 /// One bar at a time; nothing where stderr is not a terminal.
 pub(crate) struct Bars {

@@ -11,7 +11,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod rope;
-pub(crate) mod stored;
+pub mod stored;
 mod tensors;
 
 pub use self::{

@@ -60,7 +60,7 @@ fn by_name<T: Copy>(all: &[(T, &'static str)], key: &str, name: &str) -> Result<
 }
 
 /// The configuration as JSON.
-pub(crate) fn to_json(config: &ModelConfig) -> String {
+pub fn to_json(config: &ModelConfig) -> String {
     let rope = |r: &Rope| StoredRope { inv_freq: r.inv_freq.clone(), magnitude: r.magnitude };
     let stored = Stored {
         family: config.family.to_owned(),

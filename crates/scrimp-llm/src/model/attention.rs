@@ -1,10 +1,10 @@
 //! Attention of a forward pass: each sequence reads its own cache, to which its keys and values were appended.
 
-use super::forward::{Buffers, Context, Part, sized};
+use super::forward::{Buffers, Context, SequenceChunk, sized};
 use crate::error::Result;
 use scrimp_kv::{AttentionInputs, BatchEntry, Queries, StatsWanted, attend_all};
 
-impl Part<'_, '_> {
+impl SequenceChunk<'_, '_> {
     /// Whether it attends on its own: what is gathered of its attention is its own.
     fn alone(&self) -> bool {
         self.stats.is_some() || self.session.repeated.is_some()
@@ -19,7 +19,7 @@ impl Buffers {
         context: Context<'_>,
         layer: usize,
         n: usize,
-        parts: &mut [Part<'_, '_>],
+        parts: &mut [SequenceChunk<'_, '_>],
         only_wanted: bool,
     ) {
         let Context { pool, config, .. } = context;
@@ -60,7 +60,7 @@ impl Buffers {
         &mut self,
         context: Context<'_>,
         layer: usize,
-        part: &mut Part<'_, '_>,
+        part: &mut SequenceChunk<'_, '_>,
         only_wanted: bool,
     ) -> Result<()> {
         let (rows, q_dim) = (part.rows(), context.config.q_dim());

@@ -11,7 +11,7 @@
 
 use super::{
     Model, Session,
-    forward::{Buffers, Part},
+    forward::{Buffers, SequenceChunk},
 };
 use crate::error::{Error, Result};
 
@@ -71,7 +71,7 @@ impl<'m> Batch<'m> {
                 Output::Hidden => step.tokens.len(),
             };
             indices.push(index);
-            parts.push(Part::new(&mut *step.session, step.tokens, wanted));
+            parts.push(SequenceChunk::new(&mut *step.session, step.tokens, wanted));
         }
         // Rows of hidden states come with those of logits.
         let failed = self.buffers.layers(self.model, &mut parts).err();

@@ -13,7 +13,7 @@
 
 use super::{
     Model, Session,
-    weights::{Layer, Projection},
+    weights::{Layer, LinearWeights},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -65,7 +65,7 @@ pub(super) fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
 }
 
 /// One sequence's part of a forward pass.
-pub(super) struct Part<'a, 'm> {
+pub(super) struct SequenceChunk<'a, 'm> {
     pub(super) session: &'a mut Session<'m>,
     /// Tokens that are appended.
     pub(super) tokens: &'a [u32],
@@ -79,7 +79,7 @@ pub(super) struct Part<'a, 'm> {
     pub(super) stats: Option<StatsWanted>,
 }
 
-impl<'a, 'm> Part<'a, 'm> {
+impl<'a, 'm> SequenceChunk<'a, 'm> {
     pub(super) fn new(session: &'a mut Session<'m>, tokens: &'a [u32], wanted: usize) -> Self {
         Self { session, tokens, wanted, error: None, first: 0, stats: None }
     }
@@ -114,7 +114,7 @@ impl Context<'_> {
     }
 }
 
-fn product<'a>(p: &'a Projection, out: &'a mut [f32], accumulate: bool) -> Linear<'a> {
+fn product<'a>(p: &'a LinearWeights, out: &'a mut [f32], accumulate: bool) -> Linear<'a> {
     Linear { weight: &p.weight, bias: p.bias.as_deref(), out, stride: p.weight.rows(), accumulate }
 }
 
@@ -126,7 +126,7 @@ impl Buffers {
     ///
     /// # Errors
     /// When the embedding of a token is damaged; then nothing was appended.
-    pub(super) fn layers(&mut self, model: &Model, parts: &mut [Part<'_, '_>]) -> Result<()> {
+    pub(super) fn layers(&mut self, model: &Model, parts: &mut [SequenceChunk<'_, '_>]) -> Result<()> {
         let config = model.config();
         let context = Context { pool: &model.pool, level: model.level, config };
         let (mut n, mut wanted) = (0, Vec::new());
@@ -150,7 +150,13 @@ impl Buffers {
         Ok(())
     }
 
-    fn embed(&mut self, context: Context<'_>, model: &Model, n: usize, parts: &[Part<'_, '_>]) -> Result<()> {
+    fn embed(
+        &mut self,
+        context: Context<'_>,
+        model: &Model,
+        n: usize,
+        parts: &[SequenceChunk<'_, '_>],
+    ) -> Result<()> {
         let Context { config, level, .. } = context;
         let (weights, width) = (&model.weights, config.hidden_size);
         let checkpoint = model.checkpoint().filter(|_| !weights.tied);
@@ -184,7 +190,7 @@ impl Buffers {
         }
     }
 
-    fn fill_rope(&mut self, context: Context<'_>, parts: &[Part<'_, '_>]) {
+    fn fill_rope(&mut self, context: Context<'_>, parts: &[SequenceChunk<'_, '_>]) {
         let Context { config, pool, .. } = context;
         self.rope.clear(config.rope.inv_freq.len());
         self.rope_local.clear(config.rope_local.as_ref().map_or(0, |rope| rope.inv_freq.len()));
@@ -208,7 +214,7 @@ impl Buffers {
         layer: &Layer,
         index: usize,
         n: usize,
-        parts: &mut [Part<'_, '_>],
+        parts: &mut [SequenceChunk<'_, '_>],
         wanted: Option<&[usize]>,
     ) {
         let Context { pool, level, config } = context;
@@ -315,7 +321,13 @@ impl Buffers {
     }
 
     /// `h += norm(projection x)` for `n` tokens, the norm where there is one.
-    fn add_block(&mut self, context: Context<'_>, projection: &Projection, norm: Option<&[f32]>, n: usize) {
+    fn add_block(
+        &mut self,
+        context: Context<'_>,
+        projection: &LinearWeights,
+        norm: Option<&[f32]>,
+        n: usize,
+    ) {
         let Context { pool, level, config } = context;
         let hidden = config.hidden_size;
         let h = &mut self.h[..n * hidden];

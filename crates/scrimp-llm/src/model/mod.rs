@@ -1,7 +1,7 @@
 //! A decoder-only transformer: weights ready to run, and sessions that run them.
 //!
 //! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
-//! * [`parts`]: where a layer's matrices are in a checkpoint;
+//! * [`projections`]: where a layer's matrices are in a checkpoint;
 //! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer as the papers write it;
 //! * [`attention`]: what of it each sequence does with its own cache;
@@ -12,7 +12,7 @@ mod attention;
 mod batch;
 mod compression;
 mod forward;
-pub(crate) mod parts;
+pub mod projections;
 mod reconstruction;
 mod rope_and_append;
 mod session;
@@ -20,8 +20,7 @@ mod synthetic;
 mod weights;
 
 pub use batch::{Batch, Output, Step};
-pub(crate) use session::CHUNK;
-pub use session::{PIECE, Session};
+pub use session::{CHUNK, PIECE, Session};
 pub use synthetic::{SHAPES, Shape, Synthetic};
 
 use crate::{

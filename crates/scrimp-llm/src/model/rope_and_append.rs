@@ -4,7 +4,7 @@
 //! rows of longer ones are turned in units, and stored by all threads together afterwards.
 
 use super::{
-    forward::{Buffers, Context, Part},
+    forward::{Buffers, Context, SequenceChunk},
     reconstruction::rotate,
     weights::Layer,
 };
@@ -22,7 +22,7 @@ struct Unit<'a, 'p, 'm> {
     k: &'a mut [f32],
     v: &'a [f32],
     /// The sequence, where these are all of its rows: then they are stored.
-    part: Option<&'a mut Part<'p, 'm>>,
+    part: Option<&'a mut SequenceChunk<'p, 'm>>,
     /// They could not be stored.
     failed: bool,
 }
@@ -32,7 +32,7 @@ fn take<'a>(rows: &mut &'a mut [f32], n: usize, width: usize) -> &'a mut [f32] {
     rows.split_off_mut(..n * width).expect("rows of all tokens")
 }
 
-impl Part<'_, '_> {
+impl SequenceChunk<'_, '_> {
     /// Appends its keys and values to its cache.
     fn store(&mut self, context: Context<'_>, layer: usize, q: &[f32], k: &[f32], v: &[f32]) {
         let session = &mut *self.session;
@@ -52,7 +52,7 @@ impl Buffers {
         context: Context<'_>,
         layer: &Layer,
         index: usize,
-        parts: &mut [Part<'_, '_>],
+        parts: &mut [SequenceChunk<'_, '_>],
     ) {
         let Context { pool, config, .. } = context;
         let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());

@@ -3,7 +3,7 @@
 use super::{
     Model,
     compression::CompressionState,
-    forward::{Buffers, Part},
+    forward::{Buffers, SequenceChunk},
     reconstruction::{Repeated, SampledQueries},
 };
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use scrimp_kv::{KvFormat, Sequence, StatsWanted};
 
 /// Tokens that go through the layers together. Large enough that unpacking weights costs little, small enough that
 /// intermediate results stay small.
-pub(crate) const CHUNK: usize = 512;
+pub const CHUNK: usize = 512;
 /// Tokens of a prompt after which what is old is packed, where the KV format packs: so many are in bf16 at most.
 pub const PIECE: usize = 2 * CHUNK;
 /// Rows of logits that are computed at once where all are wanted.
@@ -115,7 +115,7 @@ impl<'m> Session<'m> {
     /// A batch of one: runs `tokens` (at most a chunk) through all layers, for the residual stream of the last `wanted`.
     fn layers(&mut self, buffers: &mut Buffers, tokens: &[u32], wanted: usize) -> Result<()> {
         let model = self.model;
-        let mut parts = [Part::new(self, tokens, wanted)];
+        let mut parts = [SequenceChunk::new(self, tokens, wanted)];
         buffers.layers(model, &mut parts)?;
         let [part] = parts;
         part.error.map_or(Ok(()), Err)

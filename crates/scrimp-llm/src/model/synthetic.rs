@@ -1,6 +1,6 @@
 //! Models with random weights: what a shape, a format and a sparsity cost in time and memory, without a file of that size.
 
-use super::weights::{Layer, Projection, Weights};
+use super::weights::{Layer, LinearWeights, Weights};
 use crate::{
     config::{Activation, ModelConfig, Rope, RopePairs},
     error::{Error, Result},
@@ -163,8 +163,8 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
     let norm = || vec![1.0; hidden];
     let mut layers = Vec::with_capacity(config.n_layers);
     for _ in 0..config.n_layers {
-        let mut copy = |i: usize| -> Result<Projection> {
-            Ok(Projection { weight: layer[i].copy(pool, &mut arena)?, bias: None })
+        let mut copy = |i: usize| -> Result<LinearWeights> {
+            Ok(LinearWeights { weight: layer[i].copy(pool, &mut arena)?, bias: None })
         };
         layers.push(Layer {
             attn_norm: norm(),

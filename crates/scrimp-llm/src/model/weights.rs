@@ -1,6 +1,8 @@
 //! A checkpoint's tensors, repacked for the kernels.
 
-use super::parts::{Part, Role, StoredMatrix, optional_vector, part, shape, stored_matrix, vector};
+use super::projections::{
+    Projection, StoredMatrix, TensorSlice, optional_vector, shape, stored_matrix, tensor_slice, vector,
+};
 use crate::{
     checkpoint::Checkpoint,
     config::ModelConfig,
@@ -16,7 +18,7 @@ use std::ops::Range;
 
 /// A linear layer with its bias.
 #[derive(Debug)]
-pub(super) struct Projection {
+pub(super) struct LinearWeights {
     pub(super) weight: Matrix,
     pub(super) bias: Option<Vec<f32>>,
 }
@@ -25,17 +27,17 @@ pub(super) struct Projection {
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) attn_norm: Vec<f32>,
-    pub(super) q: Projection,
-    pub(super) k: Projection,
-    pub(super) v: Projection,
+    pub(super) q: LinearWeights,
+    pub(super) k: LinearWeights,
+    pub(super) v: LinearWeights,
     pub(super) q_norm: Option<Vec<f32>>,
     pub(super) k_norm: Option<Vec<f32>>,
-    pub(super) o: Projection,
+    pub(super) o: LinearWeights,
     pub(super) post_attn_norm: Option<Vec<f32>>,
     pub(super) ffn_norm: Vec<f32>,
-    pub(super) gate: Projection,
-    pub(super) up: Projection,
-    pub(super) down: Projection,
+    pub(super) gate: LinearWeights,
+    pub(super) up: LinearWeights,
+    pub(super) down: LinearWeights,
     pub(super) post_ffn_norm: Option<Vec<f32>>,
 }
 
@@ -51,7 +53,7 @@ pub(super) struct Weights {
     pub(super) packed_bytes: usize,
 }
 
-impl Projection {
+impl LinearWeights {
     pub(super) fn needs(&self) -> Needs {
         self.weight.needs()
     }
@@ -78,7 +80,7 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     {
         packed_bytes += matrix_bytes(checkpoint, name)?;
     }
-    // Cutting a fused tensor may leave a partly filled tile per part.
+    // Cutting a fused tensor may leave a partly filled panel per slice.
     let slack = config.n_layers * 4 * 16 * config.hidden_size * 4;
     let slack = if checkpoint.try_tensor("blk.0.attn_qkv.weight").is_some() { slack } else { 0 };
     let arena = Arena::new(packed_bytes + slack).map_err(|e| Error::OutOfMemory {
@@ -112,21 +114,21 @@ impl Loader<'_> {
     fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<Layer> {
         let name = |stem: &str| format!("blk.{index}.{stem}");
         let checkpoint = self.checkpoint;
-        let mut projection = |role| self.projection(part(checkpoint, config, index, role));
+        let mut projection = |p| self.projection(tensor_slice(checkpoint, config, index, p));
         let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
         let layer = Layer {
             attn_norm: vector(checkpoint, &name("attn_norm.weight"))?,
-            q: projection(Role::Q)?,
-            k: projection(Role::K)?,
-            v: projection(Role::V)?,
+            q: projection(Projection::Q)?,
+            k: projection(Projection::K)?,
+            v: projection(Projection::V)?,
             q_norm: optional("attn_q_norm.weight")?,
             k_norm: optional("attn_k_norm.weight")?,
-            o: projection(Role::O)?,
+            o: projection(Projection::O)?,
             post_attn_norm: optional("post_attention_norm.weight")?,
             ffn_norm: vector(checkpoint, &name("ffn_norm.weight"))?,
-            gate: projection(Role::Gate)?,
-            up: projection(Role::Up)?,
-            down: projection(Role::Down)?,
+            gate: projection(Projection::Gate)?,
+            up: projection(Projection::Up)?,
+            down: projection(Projection::Down)?,
             post_ffn_norm: optional("post_ffw_norm.weight")?,
         };
         // Reading a page maps its neighbors, too, of tensors that were let go of.
@@ -134,16 +136,16 @@ impl Loader<'_> {
         Ok(layer)
     }
 
-    fn projection(&mut self, part: Part) -> Result<Projection> {
-        let bias = optional_vector(self.checkpoint, &part.bias())?.map(|b| b[part.rows.clone()].to_vec());
-        let weight = self.matrix(&part.weight(), &part.rows)?;
-        Ok(Projection { weight, bias })
+    fn projection(&mut self, slice: TensorSlice) -> Result<LinearWeights> {
+        let bias = optional_vector(self.checkpoint, &slice.bias())?.map(|b| b[slice.rows.clone()].to_vec());
+        let weight = self.matrix(&slice.weight(), &slice.rows)?;
+        Ok(LinearWeights { weight, bias })
     }
 
     fn matrix(&mut self, name: &str, rows: &Range<usize>) -> Result<Matrix> {
         let (pool, arena, checkpoint) = (self.pool, &mut self.arena, self.checkpoint);
         // The mapped original goes piece by piece, so that the largest matrix is not in memory twice.
-        let mut done = |part: &[u8]| checkpoint.release_part(name, part);
+        let mut done = |slice: &[u8]| checkpoint.release_part(name, slice);
         let (matrix, bytes) = match stored_matrix(checkpoint, name, rows)? {
             StoredMatrix::Rows { dtype, rows, cols, data } => {
                 (Matrix::pack_in_pieces(pool, arena, dtype, rows, cols, data, &mut done), data.len())

@@ -10,9 +10,9 @@ use crate::{
     loaded::{self, Loaded, run_options},
 };
 use indicatif::ProgressBar;
+use scrimp_eval::bench::{self, DecodeOptions};
 use scrimp_kernels::{Pool, SimdLevel, exec::available_threads, linear, quant::packed::WeightFormat};
 use scrimp_llm::{
-    bench::{self, DecodeOptions},
     builtin_text,
     model::{Model, Shape, Synthetic},
 };

@@ -3,12 +3,10 @@
 use crate::{App, cli::CompressArgs, format, verbs::pull};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
+use scrimp_compress::{Calibration, Options, Progress};
+use scrimp_eval::read_text;
 use scrimp_kernels::{Pool, SimdLevel, exec};
-use scrimp_llm::{
-    checkpoint::Checkpoint,
-    eval::read_text,
-    prune::{self, Calibration, Options, Progress},
-};
+use scrimp_llm::checkpoint::Checkpoint;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -30,16 +28,20 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
     checkpoint.release_header();
     let pool = pool(app)?;
     let options = Options {
-        method: prune::pruner(args.method.name())?,
+        method: scrimp_compress::pruner(args.method.name())?,
         budget: args.budget(),
         output: args.output.output(),
         calibration: &calibration,
     };
     let bar = Bar::new("matrices");
-    let report =
-        prune::compress(&checkpoint, &args.out, &pool, SimdLevel::from_env()?, &options, &mut |p| {
-            bar.show(p)
-        })?;
+    let report = scrimp_compress::compress(
+        &checkpoint,
+        &args.out,
+        &pool,
+        SimdLevel::from_env()?,
+        &options,
+        &mut |p| bar.show(p),
+    )?;
     bar.finish();
     if args.sparsity > 0.0
         && args.target_bits.is_none()

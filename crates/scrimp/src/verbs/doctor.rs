@@ -1,8 +1,8 @@
 //! `scrimp doctor`.
 
 use crate::{App, cli::DoctorArgs, format, machine};
+use scrimp_hub::{ALIASES, Hub, ModelRef};
 use scrimp_kernels::{SimdLevel, exec::available_threads};
-use scrimp_llm::hub::{ALIASES, Hub, ModelRef};
 use serde::Serialize;
 use std::path::PathBuf;
 

@@ -10,7 +10,7 @@ use crate::{
     loaded::Loaded,
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use scrimp_llm::eval::{Progress, Windows, kl, ppl, read_text};
+use scrimp_eval::{Progress, Windows, kl, ppl, read_text};
 use serde::Serialize;
 
 #[derive(Serialize)]

@@ -9,19 +9,18 @@ use crate::{
     loaded::Loaded,
     verbs::pull,
 };
-use scrimp_kernels::SimdLevel;
-use scrimp_kv::compress::Budget;
-use scrimp_llm::{
-    builtin_text,
-    checkpoint::Checkpoint,
-    eval::{Windows, kl, read_text},
+use scrimp_compress::{
+    Calibration, LayerConfigs, Options, Output, ParetoFront,
     fit::{
         self, Setting, Weights,
         cache::{self, Cache},
         memory::Demand,
     },
-    prune::{self, Calibration, Choices, Frontier, Options, Output},
 };
+use scrimp_eval::{Windows, kl, read_text};
+use scrimp_kernels::SimdLevel;
+use scrimp_kv::compress::Budget;
+use scrimp_llm::{builtin_text, checkpoint::Checkpoint};
 use serde::Serialize;
 use std::path::Path;
 
@@ -138,7 +137,7 @@ fn measured(
     demand: &Demand,
     original: u64,
     text: &str,
-) -> anyhow::Result<(Vec<Setting>, Option<Frontier>)> {
+) -> anyhow::Result<(Vec<Setting>, Option<ParetoFront>)> {
     let caches = caches(app, args, path, text)?;
     let settings = fit::settings(demand, original, None, &caches);
     if settings.first().is_some_and(|s| s.kl() <= fit::NEGLIGIBLE) {
@@ -170,11 +169,12 @@ fn measured(
 }
 
 /// What weights cost at any size.
-fn frontier(app: &App, checkpoint: &Checkpoint) -> anyhow::Result<Frontier> {
-    let calibration = Calibration::new(checkpoint, &checkpoint.tokenizer()?, None, prune::MAX_TOKENS)?;
+fn frontier(app: &App, checkpoint: &Checkpoint) -> anyhow::Result<ParetoFront> {
+    let calibration =
+        Calibration::new(checkpoint, &checkpoint.tokenizer()?, None, scrimp_compress::MAX_TOKENS)?;
     let bar = compress::Bar::new("layers");
-    let method = &prune::sparsegpt::SparseGpt;
-    let frontier = Frontier::measure(
+    let method = &scrimp_compress::pruning::sparsegpt::SparseGpt;
+    let frontier = ParetoFront::measure(
         checkpoint,
         &compress::pool(app)?,
         SimdLevel::from_env()?,
@@ -201,25 +201,33 @@ fn caches(app: &App, args: &FitArgs, path: &Path, text: &str) -> anyhow::Result<
     let ids: Vec<u32> = loaded.bos().into_iter().chain(ids).take(n).collect();
     let bar = compress::Bar::new("caches");
     let caches = cache::measure(&loaded.model, &ids, args.context, &mut |done, total| {
-        bar.show(prune::Progress { done, total, what: "smaller caches" });
+        bar.show(scrimp_compress::Progress { done, total, what: "smaller caches" });
     })?;
     bar.finish();
     Ok(caches)
 }
 
 /// Compresses the model to `choices`.
-fn write(app: &App, checkpoint: &Checkpoint, out: &Path, choices: Choices) -> anyhow::Result<()> {
-    let calibration = Calibration::new(checkpoint, &checkpoint.tokenizer()?, None, prune::MAX_TOKENS)?;
+fn write(app: &App, checkpoint: &Checkpoint, out: &Path, choices: LayerConfigs) -> anyhow::Result<()> {
+    let calibration =
+        Calibration::new(checkpoint, &checkpoint.tokenizer()?, None, scrimp_compress::MAX_TOKENS)?;
     let options = Options {
-        method: &prune::sparsegpt::SparseGpt,
-        budget: prune::Budget::Fixed(choices),
+        method: &scrimp_compress::pruning::sparsegpt::SparseGpt,
+        budget: scrimp_compress::Budget::Fixed(choices),
         output: Output::Measured,
         calibration: &calibration,
     };
     let bar = compress::Bar::new("matrices");
-    prune::compress(checkpoint, out, &compress::pool(app)?, SimdLevel::from_env()?, &options, &mut |p| {
-        bar.show(p);
-    })?;
+    scrimp_compress::compress(
+        checkpoint,
+        out,
+        &compress::pool(app)?,
+        SimdLevel::from_env()?,
+        &options,
+        &mut |p| {
+            bar.show(p);
+        },
+    )?;
     bar.finish();
     Ok(())
 }

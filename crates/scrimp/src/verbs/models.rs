@@ -1,7 +1,7 @@
 //! `scrimp models`.
 
 use crate::{App, format};
-use scrimp_llm::hub::{ALIASES, Hub, ModelRef};
+use scrimp_hub::{ALIASES, Hub, ModelRef};
 use serde::Serialize;
 use std::path::PathBuf;
 

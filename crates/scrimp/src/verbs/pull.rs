@@ -1,7 +1,7 @@
 //! `scrimp pull`, and how every other verb gets at its MODEL.
 
 use crate::{App, cli::PullArgs, progress::Bars};
-use scrimp_llm::hub::{Hub, ModelRef};
+use scrimp_hub::{Hub, ModelRef};
 use serde::Serialize;
 use std::{fs, path::Path, path::PathBuf};
 

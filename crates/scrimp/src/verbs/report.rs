@@ -9,21 +9,19 @@ use crate::{
     verbs::eval::tasks::bar,
 };
 use anyhow::Context as _;
-use scrimp_kv::compress::{Budget, Compression, Crush};
-use scrimp_llm::{
-    builtin_text,
-    chat::ChatTemplate,
-    eval::{
-        kv, longbench, read_text, ruler,
-        tasks::{
-            CacheSetting,
-            journal::{self, Journal},
-            prompt::{Builder, Question},
-            suite::{Named, Outcome, Suite},
-        },
-    },
+use scrimp_eval::{
+    kv, longbench, read_text,
     report::kv::{Excerpt, Pair, Report, Row, excerpts, measure, write},
+    ruler,
+    tasks::{
+        CacheSetting,
+        journal::{self, Journal},
+        prompt::{Builder, Question},
+        suite::{Named, Outcome, Suite},
+    },
 };
+use scrimp_kv::compress::{Budget, Compression, Crush};
+use scrimp_llm::{builtin_text, chat::ChatTemplate};
 use serde::Serialize;
 use serde_json::json;
 use std::fs;
@@ -140,7 +138,7 @@ fn texts(args: &ReportKvArgs) -> anyhow::Result<Vec<(String, String)>> {
 
 /// LongBench's files have contexts, RULER's do not.
 fn suite(path: &std::path::Path, limit: Option<usize>) -> anyhow::Result<Suite> {
-    let lines: Vec<(usize, serde_json::Value)> = scrimp_llm::eval::tasks::jsonl::read(path, Some(1))?;
+    let lines: Vec<(usize, serde_json::Value)> = scrimp_eval::tasks::jsonl::read(path, Some(1))?;
     Ok(match lines[0].1.get("context") {
         Some(_) => longbench::load(path, limit, Question::Before)?,
         None => ruler::load(path, limit, None)?,

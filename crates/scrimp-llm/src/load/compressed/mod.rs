@@ -26,9 +26,9 @@ pub const FORMAT: &str = "scrimp";
 /// The only version so far.
 pub const VERSION: &str = "1";
 /// Before the names of files that are stored as tensors.
-pub(crate) const FILE_PREFIX: &str = "file:";
+pub const FILE_PREFIX: &str = "file:";
 /// The tokenizer's part of a GGUF file's metadata, as a GGUF file without tensors.
-pub(crate) const GGUF_HEADER: &str = "tokenizer.gguf";
+pub const GGUF_HEADER: &str = "tokenizer.gguf";
 
 /// How the numbers of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,14 +7,12 @@ use crate::{
     loaded::Loaded,
 };
 use indicatif::ProgressBar;
-use scrimp_kv::compress::Compression;
-use scrimp_llm::{
-    checkpoint::Checkpoint,
-    eval::{
-        kv::{self, KvComparison},
-        read_text,
-    },
+use scrimp_eval::{
+    kv::{self, KvComparison},
+    read_text,
 };
+use scrimp_kv::compress::Compression;
+use scrimp_llm::checkpoint::Checkpoint;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 

@@ -9,18 +9,16 @@ use crate::{
     loaded::Loaded,
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use scrimp_llm::{
-    chat::ChatTemplate,
-    eval::{
-        longbench, needle, read_text, ruler,
-        tasks::{
-            CacheSetting,
-            journal::{self, Journal},
-            prompt::Builder,
-            suite::{Named, Outcome, Suite},
-        },
+use scrimp_eval::{
+    longbench, needle, read_text, ruler,
+    tasks::{
+        CacheSetting,
+        journal::{self, Journal},
+        prompt::Builder,
+        suite::{Named, Outcome, Suite},
     },
 };
+use scrimp_llm::chat::ChatTemplate;
 use serde::Serialize;
 use serde_json::{Value, json};
 

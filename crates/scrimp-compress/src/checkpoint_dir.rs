@@ -1,0 +1,119 @@
+//! What is done already: a directory beside the output with a part per layer, so that an interrupted run goes on.
+//!
+//! ```text
+//! OUT.work/plan.json                what is being made; another plan starts afresh
+//!          choices.json             how matrices are to be stored, where that was measured
+//!          output.safetensors       the output matrix, in the output's own format
+//!          layer-0000.safetensors   finished layers, likewise
+//!          hidden-0001.f32          the residual stream of the calibration text before layer 1
+//! ```
+
+use crate::LayerConfigs;
+use scrimp_llm::{
+    error::{Error, Result},
+    load::{CompressedFile, SafetensorsFile, Source, compressed},
+};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The directory.
+pub(crate) struct CheckpointDir {
+    dir: PathBuf,
+}
+
+impl CheckpointDir {
+    /// Opens the directory for `out`; what belongs to another `plan` is removed.
+    ///
+    /// # Errors
+    /// When it cannot be made or read.
+    pub(crate) fn open(out: &Path, plan: &str) -> Result<Self> {
+        let mut name = out.file_name().unwrap_or_default().to_owned();
+        name.push(".work");
+        let dir = out.with_file_name(name);
+        let file = dir.join("plan.json");
+        if !fs::read(&file).is_ok_and(|found| found == plan.as_bytes()) {
+            if dir.exists() {
+                fs::remove_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+            }
+            fs::create_dir(&dir).map_err(|e| Error::io(&dir, e))?;
+            write(&file, plan.as_bytes())?;
+        }
+        Ok(Self { dir })
+    }
+
+    fn path(&self, part: &str) -> PathBuf {
+        self.dir.join(format!("{part}.safetensors"))
+    }
+
+    fn hidden_path(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("hidden-{index:04}.f32"))
+    }
+
+    /// How many layers are done, with the residual stream of `len` numbers after them.
+    pub(crate) fn done(&self, n_layers: usize, len: usize) -> Option<(usize, Vec<f32>)> {
+        (1..=n_layers).rev().find_map(|index| {
+            let bytes = fs::read(self.hidden_path(index)).ok().filter(|b| b.len() == 4 * len)?;
+            let hidden = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            Some((index, hidden))
+        })
+    }
+
+    /// Stores a part.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn store(
+        &self,
+        part: &str,
+        items: &[compressed::Item<'_>],
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        compressed::write(&self.path(part), metadata, items, &mut |_| ())
+    }
+
+    /// Stores the residual stream before layer `index`, which says that all layers before it are stored.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn store_hidden(&self, index: usize, hidden: &[f32]) -> Result<()> {
+        write(&self.hidden_path(index), bytemuck::cast_slice(hidden))?;
+        let _ = fs::remove_file(self.hidden_path(index - 1));
+        Ok(())
+    }
+
+    /// Stores how matrices are to be stored.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn store_choices(&self, choices: &LayerConfigs) -> Result<()> {
+        write(&self.dir.join("choices.json"), choices.describe().to_string().as_bytes())
+    }
+
+    /// What was decided before.
+    pub(crate) fn choices(&self) -> Option<LayerConfigs> {
+        LayerConfigs::parse(&fs::read_to_string(self.dir.join("choices.json")).ok()?)
+    }
+
+    /// A part that was stored.
+    ///
+    /// # Errors
+    /// When it is missing or damaged.
+    pub(crate) fn part(&self, part: &str) -> Result<CompressedFile> {
+        CompressedFile::new(SafetensorsFile::from_source(Source::open(&self.path(part))?)?)
+    }
+
+    /// Removes everything.
+    pub(crate) fn remove(self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Writes a file under a temporary name first.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("part");
+    fs::write(&temporary, bytes).map_err(|e| Error::io(&temporary, e))?;
+    fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
+}

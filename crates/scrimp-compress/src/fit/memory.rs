@@ -1,0 +1,64 @@
+//! What has to fit: caches of so many sequences, and the memory that the model works in.
+
+use super::cache::Cache;
+use scrimp_llm::{
+    config::ModelConfig,
+    model::{CHUNK, PIECE},
+};
+
+/// Tokens per page of the cache.
+const PAGE: usize = 64;
+/// What a process takes besides: code, tokenizer, threads.
+const PROCESS: u64 = 16 << 20;
+
+/// What has to fit into how much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// Bytes that there are.
+    pub memory: u64,
+    /// Conversations that are held at once.
+    pub sequences: u64,
+    /// Bytes of one conversation's whole cache in bf16.
+    pub whole_bytes: u64,
+    /// Bytes in bf16 of the part of a prompt that is not packed yet.
+    pub piece_bytes: u64,
+    /// What everything else takes.
+    pub working_bytes: u64,
+}
+
+impl Demand {
+    /// `sequences` conversations of up to `context` tokens each with a model of this shape, in `memory` bytes.
+    pub fn new(config: &ModelConfig, memory: u64, context: usize, sequences: u64) -> Self {
+        let wide =
+            4 * config.hidden_size + 2 * (config.q_dim() + config.kv_dim()) + 3 * config.intermediate_size;
+        let logits = 2 * config.vocab_size;
+        Self {
+            memory,
+            sequences,
+            whole_bytes: bf16_bytes(config, context),
+            piece_bytes: bf16_bytes(config, context.min(PIECE)),
+            working_bytes: PROCESS + 4 * (CHUNK * wide + logits) as u64,
+        }
+    }
+
+    /// Most bytes of all caches: every conversation is as long as it may be, and one of them has just been read. A prompt
+    /// that will lose tokens is whole until it has been read.
+    pub fn kv_bytes(&self, cache: &Cache) -> u64 {
+        let kept = |whole: u64| (whole as f64 * cache.share).ceil() as u64;
+        let one = kept(self.whole_bytes);
+        let reading = if cache.compression.is_some() {
+            self.whole_bytes
+        } else {
+            (one + self.piece_bytes - kept(self.piece_bytes)).min(self.whole_bytes)
+        };
+        (self.sequences - 1) * one + reading.max(one)
+    }
+}
+
+/// Bytes of keys and values of `tokens` tokens in bf16.
+pub(super) fn bf16_bytes(config: &ModelConfig, tokens: usize) -> u64 {
+    let tokens = |window: &Option<usize>| window.map_or(tokens, |w| w.min(tokens)).next_multiple_of(PAGE);
+    // Rows of pages are padded to whole vectors.
+    let width = config.n_kv_heads * config.head_dim.next_multiple_of(16);
+    4 * (width * config.sliding_window.iter().map(tokens).sum::<usize>()) as u64
+}

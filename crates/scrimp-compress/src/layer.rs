@@ -1,0 +1,129 @@
+//! One decoder layer of a checkpoint, as dense f32 matrices that can be changed.
+
+use scrimp_kernels::{DType, Pool, quant::dequantize::dequantize_row};
+use scrimp_llm::{
+    checkpoint::Checkpoint,
+    error::{Error, Result},
+    load::Encoding,
+    model::projections::{Projection, StoredMatrix, optional_vector, stored_matrix, tensor_slice, vector},
+};
+
+/// A matrix `[rows][cols]` (out features × in features), row after row.
+#[derive(Debug, Clone)]
+pub struct Dense {
+    /// Out features.
+    pub rows: usize,
+    /// In features.
+    pub cols: usize,
+    /// The weights.
+    pub data: Vec<f32>,
+}
+
+impl Dense {
+    /// Weights that are exactly zero.
+    pub fn zeros(&self) -> usize {
+        self.data.iter().filter(|&&w| w == 0.0).count()
+    }
+}
+
+/// A linear layer with its bias.
+#[derive(Debug, Clone)]
+pub(crate) struct DenseLinear {
+    pub(crate) weight: Dense,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// A layer's tensors.
+#[derive(Debug, Clone)]
+pub(crate) struct DenseLayer {
+    pub(crate) attn_norm: Vec<f32>,
+    pub(crate) q_norm: Option<Vec<f32>>,
+    pub(crate) k_norm: Option<Vec<f32>>,
+    pub(crate) post_attn_norm: Option<Vec<f32>>,
+    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) post_ffn_norm: Option<Vec<f32>>,
+    /// By [`Projection`], in the order of [`Projection::ALL`].
+    projections: [DenseLinear; 7],
+    /// Whether a file of float weights has so many zeros that somebody must have pruned them.
+    pruned: [bool; 7],
+}
+
+/// Share of zeros from which on a matrix of floats counts as pruned: by chance there are next to none.
+const PRUNED: f64 = 0.05;
+
+impl DenseLayer {
+    /// Reads layer `index` and decodes its matrices.
+    ///
+    /// # Errors
+    /// When a tensor is damaged: no matrix, or not finite.
+    pub(crate) fn read(checkpoint: &Checkpoint, pool: &Pool, index: usize) -> Result<Self> {
+        let name = |stem: &str| format!("blk.{index}.{stem}");
+        let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
+        let mut projections = Vec::with_capacity(Projection::ALL.len());
+        let mut pruned = Vec::with_capacity(Projection::ALL.len());
+        for projection in Projection::ALL {
+            let slice = tensor_slice(checkpoint, checkpoint.config(), index, projection);
+            let bias = optional_vector(checkpoint, &slice.bias())?.map(|b| b[slice.rows.clone()].to_vec());
+            let weight = matrix(checkpoint, pool, &slice.weight(), slice.rows.start, slice.rows.len())?;
+            let float = matches!(
+                checkpoint.stored(&slice.weight()),
+                Some((Encoding::Rows(DType::F32 | DType::F16 | DType::BF16), _))
+            );
+            pruned.push(float && weight.zeros() as f64 > PRUNED * weight.data.len() as f64);
+            projections.push(DenseLinear { weight, bias });
+        }
+        Ok(Self {
+            attn_norm: vector(checkpoint, &name("attn_norm.weight"))?,
+            q_norm: optional("attn_q_norm.weight")?,
+            k_norm: optional("attn_k_norm.weight")?,
+            post_attn_norm: optional("post_attention_norm.weight")?,
+            ffn_norm: vector(checkpoint, &name("ffn_norm.weight"))?,
+            post_ffn_norm: optional("post_ffw_norm.weight")?,
+            projections: projections.try_into().expect("seven projections"),
+            pruned: pruned.try_into().expect("seven projections"),
+        })
+    }
+
+    pub(crate) fn get(&self, projection: Projection) -> &DenseLinear {
+        &self.projections[projection as usize]
+    }
+
+    /// Whether the matrix was pruned before: its zeros are to stay.
+    pub(crate) fn pruned_already(&self, projection: Projection) -> bool {
+        self.pruned[projection as usize]
+    }
+
+    pub(crate) fn weight_mut(&mut self, projection: Projection) -> &mut Dense {
+        &mut self.projections[projection as usize].weight
+    }
+}
+
+/// Rows `first .. first + rows` of a stored matrix in f32. The mapped original is let go.
+///
+/// # Errors
+/// When the tensor is no matrix, has fewer rows, or is not finite.
+pub(crate) fn matrix(
+    checkpoint: &Checkpoint,
+    pool: &Pool,
+    name: &str,
+    first: usize,
+    rows: usize,
+) -> Result<Dense> {
+    let (cols, data) = match stored_matrix(checkpoint, name, &(first..first + rows))? {
+        StoredMatrix::Rows { dtype, cols, data: stored, .. } => {
+            let row_bytes = stored.len() / rows.max(1);
+            let mut data = vec![0.0; rows * cols];
+            pool.chunks(&mut data, cols, |i, row| {
+                dequantize_row(dtype, &stored[i * row_bytes..(i + 1) * row_bytes], row);
+            });
+            (cols, data)
+        }
+        StoredMatrix::Packed(view) => (view.cols(), view.to_dense_f32()),
+    };
+    checkpoint.release(name);
+    if data.iter().any(|w| !w.is_finite()) {
+        let what = format!("tensor {name} holds a NaN or an infinity");
+        return Err(Error::bad_file(checkpoint.path(), what));
+    }
+    Ok(Dense { rows, cols, data })
+}

@@ -1,0 +1,103 @@
+//! What is remembered of the inputs of a linear layer.
+
+use crate::pruning::gram::{Damping, Gram};
+use scrimp_kernels::{Pool, SimdLevel};
+use scrimp_llm::error::{Error, Result};
+use std::sync::OnceLock;
+
+/// What a method wants to know of a layer's inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Statistics {
+    /// Nothing.
+    None,
+    /// The sum of squares of each feature.
+    Norms,
+    /// `X^T X`.
+    Gram,
+}
+
+/// Statistics of the inputs of matrices that share them.
+#[derive(Debug)]
+pub struct Inputs {
+    n: usize,
+    tokens: usize,
+    squares: Vec<f64>,
+    gram: Option<Gram>,
+    factor: OnceLock<Factor>,
+}
+
+/// The columns' order, and the factor of the inverse of `X^T X` in this order (see [`Gram::inverse_factor`]).
+#[derive(Debug)]
+pub struct Factor {
+    /// Column of each place.
+    pub order: Vec<usize>,
+    /// `[n][n]`, upper triangular.
+    pub u: Vec<f32>,
+}
+
+impl Inputs {
+    /// Nothing yet, for layers of `n` in features.
+    pub fn new(n: usize, wanted: Statistics) -> Self {
+        Self {
+            n,
+            tokens: 0,
+            squares: if wanted == Statistics::Norms { vec![0.0; n] } else { Vec::new() },
+            gram: (wanted == Statistics::Gram).then(|| Gram::new(n)),
+            factor: OnceLock::new(),
+        }
+    }
+
+    /// Adds the tokens `x`, `[tokens][n]`.
+    ///
+    /// # Errors
+    /// When an input is NaN or infinite, or memory cannot be had.
+    pub fn add(&mut self, pool: &Pool, level: SimdLevel, x: &[f32]) -> Result<()> {
+        if !x.iter().all(|x| x.is_finite()) {
+            return Err(Error::bad_input("a calibration input is NaN or infinite"));
+        }
+        self.tokens += x.len() / self.n;
+        self.factor = OnceLock::new();
+        if let Some(gram) = &mut self.gram {
+            gram.add(pool, level, x)?;
+        }
+        if !self.squares.is_empty() {
+            for row in x.chunks_exact(self.n) {
+                self.squares.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tokens that were added.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The Euclidean norm of each feature over all tokens; all 1 where nothing was asked for.
+    pub fn norms(&self) -> Vec<f32> {
+        match &self.gram {
+            Some(gram) => gram.diagonal().into_iter().map(f32::sqrt).collect(),
+            None if self.squares.is_empty() => vec![1.0; self.n],
+            None => self.squares.iter().map(|sum| sum.sqrt() as f32).collect(),
+        }
+    }
+
+    /// `X^T X`, where it was asked for.
+    pub fn gram(&self) -> Option<&Gram> {
+        self.gram.as_ref()
+    }
+
+    /// The factor for columns in the order that `order` gives for the diagonal of `X^T X`, with `damping`.
+    /// Computed when first asked for; matrices with the same inputs share it.
+    ///
+    /// # Panics
+    /// When `X^T X` was not asked for.
+    pub fn factor(&self, pool: &Pool, damping: Damping, order: impl FnOnce(&[f32]) -> Vec<usize>) -> &Factor {
+        self.factor.get_or_init(|| {
+            let gram = self.gram.as_ref().expect("X^T X was asked for");
+            let order = order(&gram.diagonal());
+            let u = gram.inverse_factor(pool, &order, damping);
+            Factor { order, u }
+        })
+    }
+}

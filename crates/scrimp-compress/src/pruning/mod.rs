@@ -1,0 +1,70 @@
+//! Pruning: which weights of a model become zero, and how the others make up for it.
+//!
+//! | method | weights that go | other weights | inputs that it looks at |
+//! |---|---|---|---|
+//! | [`magnitude`] | the smallest of a matrix | stay | none |
+//! | [`wanda`] | the smallest `abs(w) * norm(x)` of a row | stay | norm of each feature |
+//! | [`sparsegpt`] | those that cost least, second order | make up for the loss | `X^T X` |
+//!
+//! To add a method, write one file with a [`Pruner`] in it and add it to [`PRUNERS`].
+
+pub mod gram;
+mod inputs;
+mod linalg;
+pub mod magnitude;
+pub(crate) mod select;
+pub mod sparsegpt;
+pub mod wanda;
+
+pub use inputs::{Factor, Inputs, Statistics};
+
+use crate::{Dense, Rounding};
+use scrimp_kernels::Pool;
+use scrimp_llm::error::{Error, Result};
+
+/// Every method.
+pub const PRUNERS: &[&dyn Pruner] = &[&magnitude::Magnitude, &wanda::Wanda, &sparsegpt::SparseGpt];
+
+/// What a method is given.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// Does the work.
+    pub pool: &'a Pool,
+    /// The weights, to be changed.
+    pub weight: &'a mut Dense,
+    /// What the layer's inputs look like.
+    pub inputs: &'a Inputs,
+    /// Share of the weights that become zero, in `[0, 1)`.
+    pub sparsity: f64,
+    /// Weights that are zero already stay zero, whatever `sparsity` says (a checkpoint that was pruned before).
+    pub keep_zeros: bool,
+    /// How weights will be stored.
+    pub rounding: &'a mut Rounding,
+}
+
+/// A pruning method.
+pub trait Pruner: Sync {
+    /// Name on the command line.
+    fn name(&self) -> &'static str;
+
+    /// What it wants to know of the inputs.
+    fn needs(&self) -> Statistics;
+
+    /// Sets `sparsity` of the weights to zero. A method that rounds by itself fixes the scales of `rounding` and leaves
+    /// weights that are multiples of them; whoever calls rounds what is not.
+    fn prune(&self, job: Job<'_>);
+}
+
+/// The method called `name`.
+///
+/// # Errors
+/// When there is none; the hint names those that there are.
+pub fn pruner(name: &str) -> Result<&'static dyn Pruner> {
+    PRUNERS.iter().copied().find(|p| p.name() == name).ok_or_else(|| {
+        let known: Vec<_> = PRUNERS.iter().map(|p| p.name()).collect();
+        Error::bad_input_hint(
+            format!("there is no pruning method `{name}`"),
+            format!("these are: {}", known.join(", ")),
+        )
+    })
+}

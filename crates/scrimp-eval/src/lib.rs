@@ -1,0 +1,30 @@
+//! Measuring language models: quality of predictions, long contexts, speed.
+//!
+//! Texts are cut into [`Windows`]; each metric goes over them window by window, so memory does not grow with the text.
+//! Benchmarks that ask questions share what is in [`tasks`]; their metrics are in [`metrics`].
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod kl;
+pub mod kv;
+pub mod longbench;
+pub mod metrics;
+pub mod needle;
+pub mod ppl;
+pub mod report;
+pub mod ruler;
+pub mod tasks;
+mod windows;
+
+pub use windows::{Windows, read_text};
+
+/// How far an evaluation is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Tokens scored so far.
+    pub done: usize,
+    /// Tokens to be scored.
+    pub total: usize,
+    /// Perplexity over what is done.
+    pub ppl: f64,
+}

@@ -1,0 +1,177 @@
+//! A needle in a haystack: one sentence in a long text, and a question about it (after Kamradt, 2023; the sentences are
+//! like RULER's, so that small models know what to say).
+
+use super::{
+    metrics::Metric,
+    tasks::{
+        prompt::{Builder, Text},
+        suite::{Sample, Suite},
+    },
+};
+use scrimp_llm::{Error, Result};
+
+/// Longest answer, tokens.
+pub const ANSWER_TOKENS: usize = 24;
+
+const INTRODUCTION: &str =
+    "A special magic number is hidden in the following text. Memorize it: I will ask for it afterwards.\n\n";
+const CITIES: [&str; 16] = [
+    "Lisbon", "Oslo", "Nairobi", "Kyoto", "Toronto", "Lima", "Vienna", "Cairo", "Riga", "Hanoi", "Bergen",
+    "Quito", "Dublin", "Tunis", "Seville", "Perth",
+];
+
+/// What is hidden, where and in how much text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Tokens of the prompt.
+    pub length: usize,
+    /// How far down in the text the needle is, 0 (beginning) to 1 (end).
+    pub depth: f64,
+}
+
+/// One sample per length and depth: lengths in the outer loop. The haystack is `text` from its start, over and over where
+/// it is too short. A second needle lies half the text away; its question is the other one of `Question::Second`.
+///
+/// # Errors
+/// When the text is empty, a length is too small for needles and question or more than `builder` allows, or a depth is not
+/// from 0 to 1.
+pub fn suite(
+    builder: &Builder<'_>,
+    text: &str,
+    lengths: &[usize],
+    depths: &[f64],
+    seed: u64,
+) -> Result<(Suite, Vec<Cell>)> {
+    let ids = builder.tokenizer.encode(text, false, false)?;
+    if ids.is_empty() {
+        return Err(Error::bad_input_hint("the haystack is empty", "give it a text file with some pages"));
+    }
+    if let Some(depth) = depths.iter().find(|d| !(0.0..=1.0).contains(*d)) {
+        return Err(Error::bad_input(format!("a depth of {depth} is not inside the text")));
+    }
+    if let Some(length) = lengths.iter().find(|&&n| n > builder.max_tokens) {
+        return Err(Error::bad_input_hint(
+            format!("a length of {length} tokens is more than the {} that fit the model", builder.max_tokens),
+            "use smaller --lengths, or a model with a longer context",
+        ));
+    }
+    let mut cells = Vec::new();
+    let mut samples = Vec::new();
+    for &length in lengths {
+        for &depth in depths {
+            let id = samples.len();
+            let needle = Needle::new(seed, 2 * id as u64);
+            let other = Needle::new(seed, 2 * id as u64 + 1);
+            let text = hide(builder, &ids, &needle, &other, length, depth)?;
+            samples.push(Sample { id, text, truths: vec![needle.number], classes: Vec::new() });
+            cells.push(Cell { length, depth });
+        }
+    }
+    let suite = Suite {
+        task: "needle".to_owned(),
+        metric: Metric::StringMatchAll,
+        answer_tokens: ANSWER_TOKENS,
+        first_line: false,
+        line_ends: false,
+        chat: true,
+        samples,
+    };
+    Ok((suite, cells))
+}
+
+struct Needle {
+    city: &'static str,
+    number: String,
+}
+
+impl Needle {
+    /// The `n`th needle: neighboring ones have different cities.
+    fn new(seed: u64, n: u64) -> Self {
+        let random = mix(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n));
+        let city = CITIES[(seed.wrapping_add(n) % CITIES.len() as u64) as usize];
+        Self { city, number: (1_000_000 + random % 9_000_000).to_string() }
+    }
+
+    fn sentence(&self) -> String {
+        format!("One of the special magic numbers for {} is: {}.", self.city, self.number)
+    }
+
+    fn question(&self) -> String {
+        format!("\n\nWhat is the special magic number for {} mentioned in the provided text?", self.city)
+    }
+
+    fn prefix(&self) -> String {
+        format!(" The special magic number for {} mentioned in the provided text is", self.city)
+    }
+}
+
+/// The text of about `length` tokens (never more) with both needles in it.
+fn hide(
+    builder: &Builder<'_>,
+    ids: &[u32],
+    needle: &Needle,
+    other: &Needle,
+    length: usize,
+    depth: f64,
+) -> Result<Text> {
+    let with = |hay: usize| {
+        let hay: Vec<u32> = ids.iter().copied().cycle().take(hay).collect();
+        let mut context = builder.tokenizer.decode(&hay);
+        let half = if depth < 0.5 { depth + 0.5 } else { depth - 0.5 };
+        // The later one first: the earlier place stays where it is.
+        let mut both = [(depth, needle), (half, other)];
+        both.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let places = both.map(|(depth, needle)| {
+            let before = &hay[..(hay.len() as f64 * depth).round() as usize];
+            (sentence_end(&context, builder.tokenizer.decode(before).len(), depth), needle)
+        });
+        for (at, needle) in places {
+            context.insert_str(at, &format!(" {} ", needle.sentence()));
+        }
+        Text {
+            context: format!("{INTRODUCTION}{context}"),
+            question: needle.question(),
+            answer_prefix: needle.prefix(),
+            other: Some(other.question()),
+            other_prefix: other.prefix(),
+        }
+    };
+    let tokens = |text: &Text| -> Result<usize> {
+        Ok(builder.build(text, super::tasks::prompt::Question::Before)?.prefill.len())
+    };
+    let mut hay = length.saturating_sub(tokens(&with(0))?);
+    loop {
+        let text = with(hay);
+        let got = tokens(&text)?;
+        if got <= length && hay > 0 {
+            return Ok(text);
+        }
+        if hay == 0 {
+            return Err(Error::bad_input_hint(
+                format!("{length} tokens are too few for a needle and a question"),
+                "use --lengths of 200 and more",
+            ));
+        }
+        hay = hay.saturating_sub((got - length).max(1));
+    }
+}
+
+/// The end of the last sentence before `at`, or of the text for depth 1.
+fn sentence_end(text: &str, at: usize, depth: f64) -> usize {
+    if depth >= 1.0 {
+        return text.len();
+    }
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    let end = |mark: &str| text[..at].rfind(mark).map(|i| i + mark.len() - 1);
+    [". ", ".\n", ".\r", "。\n"].into_iter().filter_map(end).max().unwrap_or(0)
+}
+
+/// SplitMix64's finalizer.
+fn mix(x: u64) -> u64 {
+    let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}

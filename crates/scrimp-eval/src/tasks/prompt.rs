@@ -1,0 +1,139 @@
+//! From a sample's text to the tokens that are prefilled before a cache is compressed, and those that come after.
+//!
+//! ```text
+//! before:  [ context question ] compress            answer
+//! after:   [ context ]          compress  question  answer
+//! second:  [ context other    ] compress, forget the other question,  question  answer
+//! ```
+//!
+//! `before` is what benchmarks do, and easy: the cache is compressed in view of the question. `after` and `second` say
+//! what a compressed context is worth that is kept for questions to come.
+
+use scrimp_llm::{
+    chat::{ChatTemplate, Message},
+    error::{Error, Result},
+    tokenizer::Tokenizer,
+};
+
+/// When the question is put.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Question {
+    /// Before the cache is compressed: the whole prompt is prefilled.
+    #[default]
+    Before,
+    /// After the context was compressed.
+    After,
+    /// After the context was compressed in view of another question.
+    Second,
+}
+
+/// A sample's text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Text {
+    /// What all questions are about, and what stands before it.
+    pub context: String,
+    /// What stands after the context.
+    pub question: String,
+    /// Another question about the context, for [`Question::Second`].
+    pub other: Option<String>,
+    /// The beginning of the answer, given to the model (RULER).
+    pub answer_prefix: String,
+    /// The other question's.
+    pub other_prefix: String,
+}
+
+/// A prompt in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// Prefilled, and there when the cache is compressed.
+    pub prefill: Vec<u32>,
+    /// How many of them stay; the others are forgotten after compression.
+    pub keep: usize,
+    /// What follows after compression.
+    pub question: Vec<u32>,
+}
+
+/// Makes prompts for one model.
+#[derive(Debug, Clone, Copy)]
+pub struct Builder<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The chat template that is put around the text.
+    pub template: Option<&'a ChatTemplate>,
+    /// Longest text, tokens, without chat template: of longer ones the middle is left out, as LongBench does it.
+    pub max_tokens: usize,
+}
+
+impl Builder<'_> {
+    /// The prompt of `text`.
+    ///
+    /// # Errors
+    /// When `max_tokens` leaves no room for the question, there is no other question where one is wanted, or the template
+    /// or tokenizer refuses.
+    pub fn build(&self, text: &Text, when: Question) -> Result<Prompt> {
+        let full = self.ids(&self.render(&text.context, &text.question, &text.answer_prefix)?.0)?;
+        if when == Question::Before {
+            return Ok(Prompt { keep: full.len(), prefill: full, question: Vec::new() });
+        }
+        let (rendered, at) = self.render(&text.context, &text.question, &text.answer_prefix)?;
+        let head = self.ids(&rendered[..at])?;
+        let mut keep = common(&full, &head);
+        let mut prefill = full[..keep].to_vec();
+        if when == Question::Second {
+            let Some(other) = &text.other else {
+                return Err(Error::bad_input_hint(
+                    "this sample has no second question",
+                    "use --question before or after for tasks that ask the same of every context",
+                ));
+            };
+            prefill = self.ids(&self.render(&text.context, other, &text.other_prefix)?.0)?;
+            keep = common(&prefill, &full[..keep]);
+        }
+        if keep == 0 || keep == full.len() {
+            return Err(Error::bad_input("the question or the context of a sample is empty"));
+        }
+        Ok(Prompt { prefill, keep, question: full[keep..].to_vec() })
+    }
+
+    /// The text as the model gets it, and where the question begins in it.
+    fn render(&self, context: &str, question: &str, prefix: &str) -> Result<(String, usize)> {
+        let text = self.shortened(format!("{context}{question}"))?;
+        if !text.ends_with(question) {
+            return Err(Error::bad_input_hint(
+                format!("{} prompt tokens leave no room for the question", self.max_tokens),
+                "allow longer prompts, or take a model with a longer context",
+            ));
+        }
+        let question = question.trim_end();
+        let mut rendered = match self.template {
+            Some(template) => {
+                template.render(&[Message::new("user", text)], true, &serde_json::Map::new())?
+            }
+            None => text,
+        };
+        let at = rendered.rfind(question).ok_or_else(|| {
+            Error::bad_input("the chat template changes the text: the question is not found in what it makes")
+        })?;
+        rendered.push_str(prefix);
+        Ok((rendered, at))
+    }
+
+    /// LongBench's truncation: of a text that is too long, the first and the last `max_tokens / 2` tokens.
+    fn shortened(&self, text: String) -> Result<String> {
+        let ids = self.tokenizer.encode(&text, true, true)?;
+        if ids.len() <= self.max_tokens {
+            return Ok(text);
+        }
+        let half = self.max_tokens / 2;
+        Ok(self.tokenizer.decode(&ids[..half]) + &self.tokenizer.decode(&ids[ids.len() - half..]))
+    }
+
+    /// Tokens of a rendered text; chat templates write the begin-of-text token themselves.
+    fn ids(&self, rendered: &str) -> Result<Vec<u32>> {
+        self.tokenizer.encode(rendered, self.template.is_none(), true)
+    }
+}
+
+fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}

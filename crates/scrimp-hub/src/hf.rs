@@ -1,0 +1,287 @@
+//! The Hugging Face hub: one file of a repository, or all that a model needs.
+
+use super::{
+    Progress,
+    http::{Client, Remote, file_name},
+    reference::is_safe_relative,
+    store::{Fault, Sink, Slot, Sum, local, sum_file, write_small},
+};
+use scrimp_llm::Error;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// An API answer larger than this is refused.
+const LISTING_LIMIT: u64 = 32 << 20;
+/// What makes a Hugging Face directory a model, besides its weights. The first one must be there.
+const SMALL_FILES: [&str; 9] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+/// Written into a finished directory: what it holds.
+const MANIFEST: &str = ".scrimp.json";
+
+/// Address of a file of a repository.
+pub(super) fn url(endpoint: &str, repo: &str, revision: &str, file: &str) -> String {
+    let mut url = format!("{endpoint}/{repo}/resolve/{revision}/");
+    for byte in file.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            url.push(byte as char);
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    url
+}
+
+/// Downloads the file at `url` into `work` and returns where it is and its sum.
+/// What is known of it (`sha256`, `size`) must match what the server announces, before anything is transferred.
+pub(super) fn file(
+    client: &Client,
+    url: &str,
+    work: &Path,
+    sha256: Option<&str>,
+    size: Option<u64>,
+    progress: &mut dyn Progress,
+) -> Result<(PathBuf, Sum), Fault> {
+    let remote = client.head(url)?;
+    let other = |what: String| Fault::Source(Error::Unavailable { what, hint: None });
+    if let (Some(want), Some(have)) = (size, remote.size)
+        && want != have
+    {
+        return Err(other(format!("{url}: another file ({have} bytes instead of {want})")));
+    }
+    if let (Some(want), Some(have)) = (sha256, remote.sha256.as_deref())
+        && want != have
+    {
+        return Err(other(format!("{url}: another file (its SHA-256 is {have})")));
+    }
+    let known =
+        Remote { size: size.or(remote.size), sha256: sha256.map(str::to_owned).or(remote.sha256), ..remote };
+    let data = work.join("data");
+    let sum = transfer(client, &known.url, &data, &known, progress)?;
+    Ok((data, sum))
+}
+
+/// Downloads into `data`, resuming it where it is a part of the same version of the file.
+fn transfer(
+    client: &Client,
+    url: &str,
+    data: &Path,
+    known: &Remote,
+    progress: &mut dyn Progress,
+) -> Result<Sum, Fault> {
+    let mark = data.with_extension("etag");
+    let etag = known.etag.as_deref().unwrap_or_default();
+    let same_version = !etag.is_empty() && fs::read_to_string(&mark).is_ok_and(|old| old == etag);
+    let mut keep = if same_version { u64::MAX } else { 0 };
+    loop {
+        let mut sink = Sink::open(data, keep)?;
+        write_small(&mark, etag.as_bytes())?;
+        let resumed = sink.len();
+        progress.begin(file_name(url), known.size, resumed);
+        let done = client.download(url, known.size, &mut sink, progress);
+        progress.end();
+        done?;
+        let sum = sink.finish()?;
+        match known.sha256.as_deref() {
+            Some(want) if want != sum.sha256 => {
+                // A remainder of an older attempt may be the culprit: once more, from nothing.
+                let _ = fs::remove_file(data);
+                if resumed > 0 {
+                    progress.note("what was resumed did not fit together; starting again");
+                    keep = 0;
+                    continue;
+                }
+                return Err(wrong_sum(url, want, &sum.sha256));
+            }
+            _ => return Ok(sum),
+        }
+    }
+}
+
+/// The error for bytes that are not the expected ones.
+pub(super) fn wrong_sum(from: &str, want: &str, have: &str) -> Fault {
+    Fault::Source(Error::unavailable(
+        format!("{from}: wrong bytes: their SHA-256 is {have}, not {want}"),
+        "try again; if it happens again, the source has other content than expected",
+    ))
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    #[serde(default)]
+    sha: Option<String>,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+/// What a repository offers.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// Files that together are a model.
+    Directory(Vec<String>),
+    /// The one GGUF file.
+    File(String),
+}
+
+/// Asks the hub what to fetch of a repository; returns the commit too, so that all files are of one version.
+pub(super) fn offer(client: &Client, endpoint: &str, repo: &str) -> Result<(Offer, String), Fault> {
+    let api = format!("{endpoint}/api/models/{repo}");
+    let answer = client.text(&api, LISTING_LIMIT)?;
+    let listing: Listing = serde_json::from_str(&answer).map_err(|e| {
+        Fault::Source(Error::Unavailable {
+            what: format!("{api}: not an answer of the hub: {e}"),
+            hint: None,
+        })
+    })?;
+    let is_commit =
+        |s: &String| !s.is_empty() && s.len() <= 64 && s.bytes().all(|c| c.is_ascii_alphanumeric());
+    let commit = listing.sha.filter(is_commit).unwrap_or_else(|| "main".to_owned());
+    let files: Vec<String> =
+        listing.siblings.into_iter().map(|s| s.rfilename).filter(|f| is_safe_relative(f)).collect();
+    choose(repo, &files).map(|offer| (offer, commit)).map_err(Fault::Source)
+}
+
+fn choose(repo: &str, files: &[String]) -> Result<Offer, Error> {
+    let top = |f: &&String| !f.contains('/');
+    let ends = |f: &str, with: &str| f.to_ascii_lowercase().ends_with(with);
+    let weights: Vec<&String> = files.iter().filter(top).filter(|f| ends(f, ".safetensors")).collect();
+    if files.iter().any(|f| f == SMALL_FILES[0]) && !weights.is_empty() {
+        // Some repositories carry the same weights twice (`consolidated`, `pytorch` names).
+        let named: Vec<&String> = weights.iter().copied().filter(|f| f.starts_with("model")).collect();
+        let weights = if named.is_empty() { weights } else { named };
+        let small =
+            files.iter().filter(|f| SMALL_FILES.contains(&f.as_str()) || ends(f, ".safetensors.index.json"));
+        return Ok(Offer::Directory(small.filter(top).chain(weights).cloned().collect()));
+    }
+    let gguf: Vec<&String> = files.iter().filter(|f| ends(f, ".gguf")).collect();
+    match gguf.as_slice() {
+        [one] => Ok(Offer::File((*one).clone())),
+        [] => Err(Error::unavailable(
+            format!("hf:{repo} holds neither a GGUF file nor config.json with safetensors"),
+            "choose a repository with weights in one of these formats",
+        )),
+        many => {
+            let names: Vec<_> = many.iter().take(30).map(|f| format!("hf:{repo}:{f}")).collect();
+            let more = if many.len() > names.len() { " ..." } else { "" };
+            Err(Error::unavailable(
+                format!("hf:{repo} holds {} GGUF files", many.len()),
+                format!("choose one: {}{more}", names.join(" ")),
+            ))
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq)]
+struct Manifest {
+    repo: String,
+    commit: String,
+    files: Vec<String>,
+}
+
+/// True for a directory that [`directory`] has finished and that still has all its files.
+pub(super) fn is_complete(path: &Path) -> bool {
+    let manifest =
+        fs::read(path.join(MANIFEST)).ok().and_then(|b| serde_json::from_slice::<Manifest>(&b).ok());
+    manifest.is_some_and(|m| m.files.iter().all(|f| path.join(f).is_file()))
+}
+
+/// Downloads `files` of one commit into the directory `slot.path`, which appears when all are there.
+pub(super) fn directory(
+    client: &Client,
+    endpoint: &str,
+    repo: &str,
+    (files, commit): (Vec<String>, String),
+    slot: &Slot,
+    progress: &mut dyn Progress,
+) -> Result<(), Fault> {
+    let work = slot.work("files");
+    let manifest = Manifest { repo: repo.to_owned(), commit, files };
+    let begun = fs::read(work.join(MANIFEST)).ok().and_then(|b| serde_json::from_slice::<Manifest>(&b).ok());
+    if begun.as_ref() != Some(&manifest) {
+        let _ = fs::remove_dir_all(&work);
+        fs::create_dir_all(&work).map_err(|e| local(&work, e))?;
+        let text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
+        write_small(&work.join(MANIFEST), &text)?;
+    }
+    for name in &manifest.files {
+        let path = work.join(name);
+        if path.is_file() {
+            continue;
+        }
+        let url = url(endpoint, repo, &manifest.commit, name);
+        let (data, _sum) = file(client, &url, &slot.work("one"), None, None, progress)?;
+        fs::rename(&data, &path).map_err(|e| local(&path, e))?;
+    }
+    if slot.path.exists() {
+        // Something incomplete of an earlier version.
+        fs::remove_dir_all(&slot.path).map_err(|e| local(&slot.path, e))?;
+    }
+    fs::rename(&work, &slot.path).map_err(|e| local(&slot.path, e))?;
+    slot.discard_work();
+    Ok(())
+}
+
+/// Checks a finished file of unknown provenance against the expected sum.
+pub(super) fn matches(path: &Path, want: &str) -> Option<Sum> {
+    sum_file(path).ok().filter(|s| s.sha256 == want)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer_of(files: &[&str]) -> Result<Offer, Error> {
+        choose("a/b", &files.iter().map(|&f| f.to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_is_fetched_of_a_repository() {
+        let files = [
+            "README.md",
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "consolidated.safetensors",
+            "tokenizer.json",
+            "onnx/model.safetensors",
+        ];
+        let Ok(Offer::Directory(got)) = offer_of(&files) else { panic!() };
+        let want = [
+            "config.json",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ];
+        assert_eq!(got, want);
+        assert_eq!(offer_of(&["README.md", "x.gguf"]).unwrap(), Offer::File("x.gguf".into()));
+        assert!(offer_of(&["README.md"]).is_err());
+        let many = offer_of(&["x.gguf", "y.gguf"]).unwrap_err();
+        assert!(many.hint().unwrap().contains("hf:a/b:y.gguf"));
+    }
+
+    #[test]
+    fn addresses_are_escaped() {
+        assert_eq!(
+            url("http://h", "a/b", "main", "d/x y?.gguf"),
+            "http://h/a/b/resolve/main/d/x%20y%3F.gguf"
+        );
+    }
+}

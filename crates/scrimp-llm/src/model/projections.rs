@@ -1,0 +1,183 @@
+//! A layer's matrices in a checkpoint: some families store several of them in one tensor, one below the other.
+
+use crate::{
+    checkpoint::{Checkpoint, TensorView},
+    config::ModelConfig,
+    error::{Error, Result},
+    load::Encoding,
+};
+use scrimp_kernels::{
+    DType,
+    quant::{dequantize::dequantize_row, packed::PackedView},
+};
+use std::ops::Range;
+
+/// The matrices of a decoder layer, in the order in which the forward pass needs them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Projection {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// The output of attention.
+    O,
+    /// The gate of the feed-forward block.
+    Gate,
+    /// The gated half of the feed-forward block.
+    Up,
+    /// The output of the feed-forward block.
+    Down,
+}
+
+impl Projection {
+    /// All seven, in order.
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Name of the tensor that holds this matrix alone, without `blk.N.` and `.weight`.
+    pub fn stem(self) -> &'static str {
+        match self {
+            Self::Q => "attn_q",
+            Self::K => "attn_k",
+            Self::V => "attn_v",
+            Self::O => "attn_output",
+            Self::Gate => "ffn_gate",
+            Self::Up => "ffn_up",
+            Self::Down => "ffn_down",
+        }
+    }
+}
+
+/// The rows of a stored tensor that hold one matrix.
+#[derive(Debug, Clone)]
+pub struct TensorSlice {
+    /// The tensor's name without `.weight`; a bias has the same with `.bias`.
+    pub stem: String,
+    /// The rows.
+    pub rows: Range<usize>,
+}
+
+impl TensorSlice {
+    /// Name of the tensor.
+    pub fn weight(&self) -> String {
+        format!("{}.weight", self.stem)
+    }
+
+    /// Name of the bias, which need not exist.
+    pub fn bias(&self) -> String {
+        format!("{}.bias", self.stem)
+    }
+}
+
+/// The tensor and rows that hold `projection` of layer `index`.
+pub fn tensor_slice(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    index: usize,
+    projection: Projection,
+) -> TensorSlice {
+    let (q, kv, ffn) = (config.q_dim(), config.kv_dim(), config.intermediate_size);
+    let name = |stem: &str| format!("blk.{index}.{stem}");
+    let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
+    // Phi-3 stores Q, K and V, and gate and up, on top of each other.
+    let (stem, rows) = match projection {
+        Projection::Q if has("attn_qkv") => ("attn_qkv", 0..q),
+        Projection::K if has("attn_qkv") => ("attn_qkv", q..q + kv),
+        Projection::V if has("attn_qkv") => ("attn_qkv", q + kv..q + 2 * kv),
+        Projection::Gate if !has("ffn_gate") => ("ffn_up", 0..ffn),
+        Projection::Up if !has("ffn_gate") => ("ffn_up", ffn..2 * ffn),
+        Projection::Q => (projection.stem(), 0..q),
+        Projection::K | Projection::V => (projection.stem(), 0..kv),
+        Projection::O | Projection::Down => (projection.stem(), 0..config.hidden_size),
+        Projection::Gate | Projection::Up => (projection.stem(), 0..ffn),
+    };
+    TensorSlice { stem: name(stem), rows }
+}
+
+/// Rows and columns of a matrix.
+///
+/// # Errors
+/// When the tensor is no matrix.
+pub fn shape(checkpoint: &Checkpoint, name: &str, tensor: &TensorView<'_>) -> Result<[usize; 2]> {
+    match tensor.shape[..] {
+        [rows, cols] => Ok([rows, cols]),
+        _ => {
+            Err(Error::bad_file(checkpoint.path(), format!("tensor {name} is no matrix: {:?}", tensor.shape)))
+        }
+    }
+}
+
+/// A norm's weights or a bias, as f32; a NaN or an infinity is refused.
+///
+/// # Errors
+/// When there is no such tensor, or it is damaged.
+pub fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
+    let tensor = checkpoint.tensor(name)?;
+    let len = tensor.shape.iter().product();
+    let mut values = vec![0.0; len];
+    let dtype = tensor.encoding.rows().filter(|dtype| dtype.row_bytes(len) == Some(tensor.data.len()));
+    let Some(dtype) = dtype else {
+        return Err(Error::bad_file(checkpoint.path(), format!("tensor {name} has a damaged shape")));
+    };
+    dequantize_row(dtype, tensor.data, &mut values);
+    if values.iter().any(|x| !x.is_finite()) {
+        return Err(Error::bad_file(checkpoint.path(), format!("tensor {name} holds a NaN or an infinity")));
+    }
+    Ok(values)
+}
+
+/// As [`vector`], for tensors that need not be there.
+///
+/// # Errors
+/// As [`vector`].
+pub fn optional_vector(checkpoint: &Checkpoint, name: &str) -> Result<Option<Vec<f32>>> {
+    if checkpoint.try_tensor(name).is_some() { vector(checkpoint, name).map(Some) } else { Ok(None) }
+}
+
+/// A matrix in a file: rows of a tensor that is stored row after row, or a packed one.
+pub enum StoredMatrix<'a> {
+    /// `[rows][cols]` in `dtype`.
+    Rows {
+        /// Number format.
+        dtype: DType,
+        /// Out features.
+        rows: usize,
+        /// In features.
+        cols: usize,
+        /// The stored bytes.
+        data: &'a [u8],
+    },
+    /// Packed, and checked.
+    Packed(PackedView<'a>),
+}
+
+/// Rows `rows` of a stored matrix. A packed matrix is read and checked as a whole.
+///
+/// # Errors
+/// When the tensor is no matrix, has fewer rows, or is packed and damaged or of other rows.
+pub fn stored_matrix<'a>(
+    checkpoint: &'a Checkpoint,
+    name: &str,
+    rows: &Range<usize>,
+) -> Result<StoredMatrix<'a>> {
+    let tensor = checkpoint.tensor(name)?;
+    let [stored, cols] = shape(checkpoint, name, &tensor)?;
+    let bad = |what: String| Error::bad_file(checkpoint.path(), format!("tensor {name}: {what}"));
+    if rows.end > stored {
+        return Err(bad(format!("it has {stored} rows, {} are needed", rows.end)));
+    }
+    match tensor.encoding {
+        Encoding::Rows(dtype) => {
+            let row_bytes = tensor.data.len() / stored.max(1);
+            let data = &tensor.data[rows.start * row_bytes..rows.end * row_bytes];
+            Ok(StoredMatrix::Rows { dtype, rows: rows.len(), cols, data })
+        }
+        Encoding::Packed(_) if rows.len() != stored => {
+            Err(bad(format!("a packed matrix cannot be cut into rows {rows:?}")))
+        }
+        Encoding::Packed(format) => PackedView::new(format, stored, cols, tensor.data)
+            .map(StoredMatrix::Packed)
+            .map_err(|e| bad(e.to_string())),
+    }
+}
