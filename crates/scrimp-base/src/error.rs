@@ -73,6 +73,12 @@ impl Error {
         Self::new(Category::BadFile, format!("{}: {what}", path.display()))
     }
 
+    /// A damaged file of a model or data set that can be obtained again, with the hint to do so.
+    pub fn damaged_file(path: &Path, what: impl fmt::Display) -> Self {
+        let hint = "the file may be damaged or incomplete: fetch it again and compare its SHA-256";
+        Self::bad_file(path, what).with_hint(hint)
+    }
+
     /// A row of a data file that cannot be used. `line` counts from 1: the line in the file, or the row where the format
     /// has no lines.
     pub fn bad_row(path: &Path, line: u64, what: impl fmt::Display) -> Self {

@@ -88,14 +88,12 @@ pub(crate) fn choose(
         }
     };
     let chosen = allocate(&layers, budget).ok_or_else(|| {
-        Error::bad_input_hint(
-            format!(
-                "the layers take {:.1} MB at least, {:.1} MB are left for them",
-                smallest(&layers) / 1e6,
-                budget / 1e6
-            ),
-            "ask for more bits or a larger size",
-        )
+        Error::bad_input(format!(
+            "the layers take {:.1} MB at least, {:.1} MB are left for them",
+            smallest(&layers) / 1e6,
+            budget / 1e6
+        ))
+        .with_hint("ask for more bits or a larger size")
     })?;
     Ok(choices(&chosen))
 }

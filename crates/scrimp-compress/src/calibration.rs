@@ -49,10 +49,11 @@ impl Calibration {
             .flat_map(|ids| bos.into_iter().chain(ids.iter().copied()))
             .collect();
         if tokens.is_empty() || step == 0 {
-            return Err(Error::bad_input_hint(
-                format!("the calibration text's {} tokens do not fill one window of {window}", ids.len()),
-                "give a longer text with --calibration (10,000 words or more), or none at all",
-            ));
+            return Err(Error::bad_input(format!(
+                "the calibration text's {} tokens do not fill one window of {window}",
+                ids.len()
+            ))
+            .with_hint("give a longer text with `calibration` (10,000 words or more), or none at all"));
         }
         if let Some(token) = tokens.iter().find(|&&t| t as usize >= config.vocab_size) {
             return Err(Error::bad_input(format!("token {token} of the text is outside the vocabulary")));

@@ -88,10 +88,8 @@ pub fn compress(
         ));
     }
     if out.extension().is_none_or(|e| e != "safetensors") {
-        return Err(Error::bad_input_hint(
-            format!("{}: a compressed model is a safetensors file", out.display()),
-            format!("name it {}", out.with_extension("safetensors").display()),
-        ));
+        return Err(Error::bad_input(format!("{}: a compressed model is a safetensors file", out.display()))
+            .with_hint(format!("name it {}", out.with_extension("safetensors").display())));
     }
     let asked: Vec<LayerConfig> = match &options.budget {
         Budget::Fixed(choices) => choices.layers.values().chain([&choices.all]).copied().collect(),
@@ -100,10 +98,8 @@ pub fn compress(
     };
     for choice in asked {
         if !(0.0..1.0).contains(&choice.sparsity) {
-            return Err(Error::bad_input_hint(
-                format!("a sparsity of {} is not possible", choice.sparsity),
-                "give the share of weights that become zero: 0 or more, less than 1",
-            ));
+            return Err(Error::bad_input(format!("a sparsity of {} is not possible", choice.sparsity))
+                .with_hint("give the share of weights that become zero: 0 or more, less than 1"));
         }
     }
     let config = checkpoint.config();

@@ -123,7 +123,7 @@ pub(crate) fn matrix(
     checkpoint.release(name);
     if data.iter().any(|w| !w.is_finite()) {
         let what = format!("tensor {name} holds a NaN or an infinity");
-        return Err(Error::bad_file(checkpoint.path(), what));
+        return Err(Error::damaged_file(checkpoint.path(), what));
     }
     Ok(Dense { rows, cols, data })
 }

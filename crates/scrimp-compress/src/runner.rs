@@ -72,7 +72,7 @@ pub(crate) struct Packed {
 impl Packed {
     /// A matrix as it is stored.
     pub(crate) fn new(machine: Machine<'_>, stored: &StoredMatrix<'_>) -> Result<Self> {
-        let memory = |e: std::io::Error| Error::OutOfMemory { what: format!("a matrix ({e})") };
+        let memory = |e: std::io::Error| Error::out_of_memory(format!("a matrix ({e})"));
         let pool = machine.pool;
         let matrix = match stored {
             StoredMatrix::Rows { dtype, rows, cols, data } => {
@@ -202,7 +202,7 @@ impl<'a> Runner<'a> {
         });
         if h.iter().any(|x| !x.is_finite()) {
             let what = "tensor token_embd.weight holds a NaN or an infinity";
-            return Err(Error::bad_file(checkpoint.path(), what));
+            return Err(Error::damaged_file(checkpoint.path(), what));
         }
         Ok(Self::from_hidden(machine, h, window))
     }

@@ -33,17 +33,17 @@ impl DecodeOptions {
     /// # Errors
     /// When a number is 0, or the model's context is too short.
     pub fn check(&self, context_length: usize) -> Result<()> {
-        for (name, value) in [("--prompt", self.prompt), ("--tokens", self.tokens), ("--depth", self.depth)] {
+        for (name, value) in [("`prompt`", self.prompt), ("`tokens`", self.tokens), ("`depth`", self.depth)] {
             if value == 0 {
                 return Err(Error::bad_input(format!("{name} must be at least 1")));
             }
         }
         let needed = self.prompt.max(self.depth.saturating_add(self.tokens));
         if needed > context_length {
-            return Err(Error::bad_input_hint(
-                format!("this needs {needed} tokens of context, the model has {context_length}"),
-                "use a smaller --prompt, --depth or --tokens",
-            ));
+            return Err(Error::bad_input(format!(
+                "this needs {needed} tokens of context, the model has {context_length}"
+            ))
+            .with_hint("use a smaller `prompt`, `depth` or `tokens`"));
         }
         Ok(())
     }
@@ -177,9 +177,9 @@ mod tests {
         assert!(run(8, 8, 8, 16).is_ok() && run(1, 1, 1, 2).is_ok());
         assert_eq!(run(8, 9, 8, 16).unwrap_err(), "this needs 17 tokens of context, the model has 16");
         assert_eq!(run(17, 1, 1, 16).unwrap_err(), "this needs 17 tokens of context, the model has 16");
-        assert_eq!(run(0, 1, 1, 16).unwrap_err(), "--prompt must be at least 1");
-        assert_eq!(run(1, 0, 1, 16).unwrap_err(), "--tokens must be at least 1");
-        assert_eq!(run(1, 1, 0, 16).unwrap_err(), "--depth must be at least 1");
+        assert_eq!(run(0, 1, 1, 16).unwrap_err(), "`prompt` must be at least 1");
+        assert_eq!(run(1, 0, 1, 16).unwrap_err(), "`tokens` must be at least 1");
+        assert_eq!(run(1, 1, 0, 16).unwrap_err(), "`depth` must be at least 1");
         assert!(run(1, usize::MAX, 1, 16).is_err());
         assert!(run(100, 1, 1, 200).is_err(), "not enough text");
     }

@@ -37,12 +37,12 @@ pub fn check_same_tokens(
     let hint = "compare models of one family, for example a model and its compressed copy";
     if model_vocab != reference_vocab {
         let what = format!("the vocabularies differ: {model_vocab} tokens against {reference_vocab}");
-        return Err(Error::bad_input_hint(what, hint));
+        return Err(Error::bad_input(what).with_hint(hint));
     }
     if model != reference {
         let at = model.iter().zip(reference).take_while(|(a, b)| a == b).count();
         let what = format!("the two models' tokenizers cut the text differently, from token {at} on");
-        return Err(Error::bad_input_hint(what, hint));
+        return Err(Error::bad_input(what).with_hint(hint));
     }
     Ok(())
 }

@@ -68,13 +68,10 @@ impl<'m> KvComparison<'m> {
         let model = session.model();
         check(prompt_tokens, score_tokens, model.vocab_size(), model.context_length())?;
         let Some(tokens) = tokens.get(..text_tokens(prompt_tokens, score_tokens)) else {
-            return Err(Error::bad_input_hint(
-                format!(
+            return Err(Error::bad_input(format!(
                     "the text has {} tokens; {prompt_tokens} of a prompt, {score_tokens} to score and the one after them are needed",
                     tokens.len()
-                ),
-                "use a longer text, or fewer --prompt-tokens or --score-tokens",
-            ));
+                )).with_hint("use a longer text, or fewer `prompt_tokens` or `score_tokens`"));
         };
         session.gather_for(needs, prompt_tokens);
         let start = Instant::now();
@@ -179,20 +176,18 @@ impl<'m> KvComparison<'m> {
 /// When a number is 0, the model's context is too short, or the logits of the whole cache are too many to keep.
 pub fn check(prompt_tokens: usize, score_tokens: usize, vocab: usize, context_length: usize) -> Result<()> {
     if prompt_tokens == 0 || score_tokens == 0 {
-        return Err(Error::bad_input("--prompt-tokens and --score-tokens must be at least 1"));
+        return Err(Error::bad_input("`prompt_tokens` and `score_tokens` must be at least 1"));
     }
     let needed = prompt_tokens.saturating_add(score_tokens);
     if needed > context_length {
-        return Err(Error::bad_input_hint(
-            format!("this needs {needed} tokens of context, the model has {context_length}"),
-            "use fewer --prompt-tokens or --score-tokens",
-        ));
+        return Err(Error::bad_input(format!(
+            "this needs {needed} tokens of context, the model has {context_length}"
+        ))
+        .with_hint("use fewer `prompt_tokens` or `score_tokens`"));
     }
     if score_tokens.saturating_mul(vocab).saturating_mul(4) > MAX_BYTES {
-        return Err(Error::bad_input_hint(
-            format!("the logits of {score_tokens} positions take more than 4 GiB"),
-            format!("use --score-tokens {} or less", MAX_BYTES / 4 / vocab.max(1)),
-        ));
+        return Err(Error::bad_input(format!("the logits of {score_tokens} positions take more than 4 GiB"))
+            .with_hint(format!("use `score_tokens` {} or less", MAX_BYTES / 4 / vocab.max(1))));
     }
     Ok(())
 }

@@ -44,16 +44,19 @@ pub fn suite(
 ) -> Result<(Suite, Vec<Cell>)> {
     let ids = builder.tokenizer.encode(text, false, false)?;
     if ids.is_empty() {
-        return Err(Error::bad_input_hint("the haystack is empty", "give it a text file with some pages"));
+        return Err(
+            Error::bad_input("the haystack is empty").with_hint("give it a text file with some pages")
+        );
     }
     if let Some(depth) = depths.iter().find(|d| !(0.0..=1.0).contains(*d)) {
         return Err(Error::bad_input(format!("a depth of {depth} is not inside the text")));
     }
     if let Some(length) = lengths.iter().find(|&&n| n > builder.max_tokens) {
-        return Err(Error::bad_input_hint(
-            format!("a length of {length} tokens is more than the {} that fit the model", builder.max_tokens),
-            "use smaller --lengths, or a model with a longer context",
-        ));
+        return Err(Error::bad_input(format!(
+            "a length of {length} tokens is more than the {} that fit the model",
+            builder.max_tokens
+        ))
+        .with_hint("use smaller `lengths`, or a model with a longer context"));
     }
     let mut cells = Vec::new();
     let mut samples = Vec::new();
@@ -147,10 +150,8 @@ fn hide(
             return Ok(text);
         }
         if hay == 0 {
-            return Err(Error::bad_input_hint(
-                format!("{length} tokens are too few for a needle and a question"),
-                "use --lengths of 200 and more",
-            ));
+            return Err(Error::bad_input(format!("{length} tokens are too few for a needle and a question"))
+                .with_hint("use `lengths` of 200 and more"));
         }
         hay = hay.saturating_sub((got - length).max(1));
     }

@@ -44,10 +44,11 @@ impl Score {
         if self.sum.is_finite() {
             return Ok(());
         }
-        Err(Error::bad_input_hint(
-            format!("the model gives unusable logits within the first {} scored tokens", self.tokens),
-            "its weights are damaged, or the file was converted wrongly",
+        Err(Error::bad_input(format!(
+            "the model gives unusable logits within the first {} scored tokens",
+            self.tokens
         ))
+        .with_hint("its weights are damaged, or the file was converted wrongly"))
     }
 }
 

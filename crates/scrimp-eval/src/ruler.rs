@@ -88,19 +88,21 @@ pub fn load(path: &Path, limit: Option<usize>, task: Option<&str>) -> Result<Sui
     let of = |kind: &Kind, name: &str| name == kind.name || name.starts_with(&format!("{}_", kind.name));
     let found = names.iter().find_map(|name| Some((name, KINDS.iter().find(|kind| of(kind, name))?)));
     let Some((task, kind)) = found else {
-        return Err(Error::bad_input_hint(
-            format!("{}: neither file nor folder is named after a task of RULER", path.display()),
-            "name the file after its task (niah_..., vt, cwe, fwe, qa_...), or say --task",
-        ));
+        return Err(Error::bad_input(format!(
+            "{}: neither file nor folder is named after a task of RULER",
+            path.display()
+        ))
+        .with_hint("name the file after its task (niah_..., vt, cwe, fwe, qa_...), or say `task`"));
     };
     let lines: Vec<(usize, Line)> = jsonl::read(path, limit)?;
     let mut samples = Vec::with_capacity(lines.len());
     for (number, line) in lines {
         let Some(text) = kind.split(&line) else {
-            return Err(Error::bad_input_hint(
-                format!("{}: line {number}: no question of {task} is found in its input", path.display()),
-                "the input has to end in RULER's question and beginning of an answer",
-            ));
+            return Err(Error::bad_input(format!(
+                "{}: line {number}: no question of {task} is found in its input",
+                path.display()
+            ))
+            .with_hint("the input has to end in RULER's question and beginning of an answer"));
         };
         if line.outputs.is_empty() {
             return Err(Error::bad_input(format!("{}: line {number}: outputs are empty", path.display())));

@@ -11,10 +11,8 @@ pub fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::bad_input_hint(
-            format!("{}: byte {at} does not belong to UTF-8 text", path.display()),
-            "convert the text to UTF-8, for example with iconv",
-        )
+        Error::bad_input(format!("{}: byte {at} does not belong to UTF-8 text", path.display()))
+            .with_hint("convert the text to UTF-8, for example with iconv")
     })
 }
 
@@ -47,18 +45,19 @@ impl Windows {
             )));
         }
         if context > model_context {
-            return Err(Error::bad_input_hint(
-                format!("a context of {context} is more than the model's {model_context}"),
-                format!("use --context {model_context} or less"),
-            ));
+            return Err(Error::bad_input(format!(
+                "a context of {context} is more than the model's {model_context}"
+            ))
+            .with_hint(format!("use `context` {model_context} or less")));
         }
         tokens.truncate(max_tokens.unwrap_or(usize::MAX));
         let windows = Self { tokens, bos, context };
         if windows.count() == 0 {
-            return Err(Error::bad_input_hint(
-                format!("the text's {} tokens do not fill one window of {context}", windows.tokens.len()),
-                "use a longer text, or a smaller --context",
-            ));
+            return Err(Error::bad_input(format!(
+                "the text's {} tokens do not fill one window of {context}",
+                windows.tokens.len()
+            ))
+            .with_hint("use a longer text, or a smaller `context`"));
         }
         Ok(windows)
     }

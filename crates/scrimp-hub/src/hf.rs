@@ -6,7 +6,7 @@ use super::{
     reference::is_safe_relative,
     store::{Fault, Sink, Slot, Sum, local, sum_file, write_small},
 };
-use scrimp_llm::Error;
+use scrimp_base::{Category, Error};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -54,7 +54,7 @@ pub(super) fn file(
     progress: &mut dyn Progress,
 ) -> Result<(PathBuf, Sum), Fault> {
     let remote = client.head(url)?;
-    let other = |what: String| Fault::Source(Error::Unavailable { what, hint: None });
+    let other = |what: String| Fault::Source(Error::new(Category::Unavailable, what));
     if let (Some(want), Some(have)) = (size, remote.size)
         && want != have
     {
@@ -144,10 +144,7 @@ pub(super) fn offer(client: &Client, endpoint: &str, repo: &str) -> Result<(Offe
     let api = format!("{endpoint}/api/models/{repo}");
     let answer = client.text(&api, LISTING_LIMIT)?;
     let listing: Listing = serde_json::from_str(&answer).map_err(|e| {
-        Fault::Source(Error::Unavailable {
-            what: format!("{api}: not an answer of the hub: {e}"),
-            hint: None,
-        })
+        Fault::Source(Error::new(Category::Unavailable, format!("{api}: not an answer of the hub: {e}")))
     })?;
     let is_commit =
         |s: &String| !s.is_empty() && s.len() <= 64 && s.bytes().all(|c| c.is_ascii_alphanumeric());
@@ -274,7 +271,7 @@ mod tests {
         assert_eq!(offer_of(&["README.md", "x.gguf"]).unwrap(), Offer::File("x.gguf".into()));
         assert!(offer_of(&["README.md"]).is_err());
         let many = offer_of(&["x.gguf", "y.gguf"]).unwrap_err();
-        assert!(many.hint().unwrap().contains("hf:a/b:y.gguf"));
+        assert!(many.hint().unwrap().as_str().contains("hf:a/b:y.gguf"));
     }
 
     #[test]

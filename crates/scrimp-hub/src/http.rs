@@ -4,7 +4,7 @@ use super::{
     Progress,
     store::{Fault, Sink},
 };
-use scrimp_llm::Error;
+use scrimp_base::{Category, Error};
 use std::{
     io::{self, Read as _},
     path::Path,
@@ -245,7 +245,7 @@ enum Attempt {
 }
 
 fn source(what: String) -> Fault {
-    Fault::Source(Error::Unavailable { what, hint: None })
+    Fault::Source(Error::new(Category::Unavailable, what))
 }
 
 fn unexpected(url: &str, status: StatusCode) -> Fault {

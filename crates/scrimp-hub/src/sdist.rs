@@ -8,7 +8,7 @@ use super::{
     pypi::{Wanted, no_pip, run_pip},
     store::{Fault, local},
 };
-use scrimp_llm::{Error, Result};
+use scrimp_base::{Category, Error, Result};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -43,9 +43,8 @@ pub fn download_sdist(
     run_pip(pip, &wanted, &dest, &temporary, seen).map_err(Fault::into_error)?;
     let archive = |p: &PathBuf| p.to_string_lossy().ends_with(".tar.gz");
     let found = fs::read_dir(&dest).into_iter().flatten().flatten().map(|e| e.path()).find(archive);
-    let result = found.ok_or_else(|| Error::Unavailable {
-        what: format!("pip delivered no source archive of {name}"),
-        hint: None,
+    let result = found.ok_or_else(|| {
+        Error::new(Category::Unavailable, format!("pip delivered no source archive of {name}"))
     });
     let _ = fs::remove_dir_all(&temporary);
     let _ = fs::remove_file(&list);

@@ -8,7 +8,7 @@
 //! ```
 
 use super::Progress;
-use scrimp_llm::{Error, Result};
+use scrimp_base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{

@@ -1,5 +1,6 @@
 //! What can go wrong with a cache.
 
+use scrimp_base::{Category, Error};
 use scrimp_kernels::mem::PageError;
 
 /// An error of the KV cache. The cache is as it was before the failed call.
@@ -27,4 +28,15 @@ pub enum KvError {
     /// Arguments that do not fit the cache.
     #[error("{0}")]
     BadInput(String),
+}
+
+impl From<KvError> for Error {
+    /// The same message; [`Error::source_as`] finds the [`KvError`] again.
+    fn from(error: KvError) -> Self {
+        let category = match error {
+            KvError::NoMemory { .. } => Category::OutOfMemory,
+            KvError::Dropped { .. } | KvError::BadInput(_) => Category::BadInput,
+        };
+        Self::new(category, error.to_string()).with_source(error)
+    }
 }

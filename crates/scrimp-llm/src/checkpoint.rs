@@ -82,10 +82,11 @@ impl Checkpoint {
             if CompressedFile::is_one(&file) {
                 return Self::open_compressed(path, &CompressedFile::new(file)?);
             }
-            return Err(Error::bad_input_hint(
-                format!("{}: a single safetensors file without its configuration", path.display()),
-                "name the directory that holds it and config.json",
-            ));
+            return Err(Error::bad_input(format!(
+                "{}: a single safetensors file without its configuration",
+                path.display()
+            ))
+            .with_hint("name the directory that holds it and config.json"));
         }
         refuse_other_files(path, &source)?;
         let gguf = GgufFile::from_source(source)?;
@@ -214,7 +215,7 @@ impl Checkpoint {
         let mut by_name = HashMap::with_capacity(tensors.len());
         for (i, tensor) in tensors.iter().enumerate() {
             if by_name.insert(tensor.name.clone(), i).is_some() {
-                return Err(Error::bad_file(path, format!("two tensors mean {}", tensor.name)));
+                return Err(Error::damaged_file(path, format!("two tensors mean {}", tensor.name)));
             }
         }
         for spec in specs {
@@ -232,7 +233,7 @@ impl Checkpoint {
             };
             let tensor = &tensors[i];
             if tensor.shape != spec.shape {
-                return Err(Error::bad_file(
+                return Err(Error::damaged_file(
                     path,
                     format!(
                         "tensor {} has shape {:?}, but the configuration says {:?}",
@@ -304,7 +305,7 @@ impl Checkpoint {
     pub fn embedding(&self) -> Result<(DType, &[u8])> {
         let tensor = self.tensor("token_embd.weight")?;
         let what = "the embedding is packed, though it is not the output matrix";
-        let dtype = tensor.encoding.rows().ok_or_else(|| Error::bad_file(&self.path, what))?;
+        let dtype = tensor.encoding.rows().ok_or_else(|| Error::damaged_file(&self.path, what))?;
         Ok((dtype, tensor.data))
     }
 
@@ -386,7 +387,7 @@ impl Checkpoint {
         match (&self.gguf, &self.side) {
             (Some(gguf), _) => Tokenizer::from_gguf(gguf.metadata()),
             (None, Some(side)) => Tokenizer::from_side_files(side),
-            (None, None) => Err(Error::bad_file(&self.path, "it holds no tokenizer")),
+            (None, None) => Err(Error::damaged_file(&self.path, "it holds no tokenizer")),
         }
     }
 
@@ -417,7 +418,7 @@ impl Checkpoint {
 }
 
 fn missing(path: &Path, name: &str) -> Error {
-    Error::bad_file(path, format!("tensor {name} is missing"))
+    Error::damaged_file(path, format!("tensor {name} is missing"))
 }
 
 /// Names what else people may point at a model.
@@ -435,6 +436,6 @@ fn refuse_other_files(path: &Path, bytes: &[u8]) -> Result<()> {
                 "use a GGUF file of the same model",
             ))
         }
-        _ => Err(Error::bad_file(path, "neither a GGUF file nor a model's directory")),
+        _ => Err(Error::damaged_file(path, "neither a GGUF file nor a model's directory")),
     }
 }

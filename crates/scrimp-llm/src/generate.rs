@@ -182,16 +182,15 @@ pub fn generate<S: LogitsSource>(
 /// Refuses prompts that cannot be answered.
 fn check_prompt(tokens: usize, context_length: usize) -> Result<()> {
     if tokens == 0 {
-        return Err(Error::bad_input_hint(
-            "the prompt is empty",
-            "write something for the model to continue",
-        ));
+        return Err(
+            Error::bad_input("the prompt is empty").with_hint("write something for the model to continue")
+        );
     }
     if tokens > context_length {
-        return Err(Error::bad_input_hint(
-            format!("the prompt has {tokens} tokens, the model's context is {context_length}"),
-            "shorten the prompt, or take a model with a longer context",
-        ));
+        return Err(Error::bad_input(format!(
+            "the prompt has {tokens} tokens, the model's context is {context_length}"
+        ))
+        .with_hint("shorten the prompt, or take a model with a longer context"));
     }
     Ok(())
 }

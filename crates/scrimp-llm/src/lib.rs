@@ -77,4 +77,4 @@ pub mod sampling;
 pub mod source;
 pub mod tokenizer;
 
-pub use error::{Error, Result};
+pub use error::{Category, Error, Hint, Result};

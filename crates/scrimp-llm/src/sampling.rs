@@ -94,10 +94,8 @@ impl Sampler {
             penalized
         };
         let best = logits::argmax(logits).ok_or_else(|| {
-            Error::bad_input_hint(
-                "the model gave no usable logits (all are NaN or -inf)",
-                "its weights are damaged, or the file was converted wrongly",
-            )
+            Error::bad_input("the model gave no usable logits (all are NaN or -inf)")
+                .with_hint("its weights are damaged, or the file was converted wrongly")
         })?;
         let max = logits[best as usize];
         if params.is_greedy() || max == f32::INFINITY {

@@ -295,14 +295,14 @@ fn wrong_directories_are_explained() {
     fs::remove_file(dir.path().join("config.json")).unwrap();
     dir.refused("no config.json");
     dir.file("model-Q4_0.gguf", b"GGUF");
-    assert!(dir.open().unwrap_err().hint().unwrap().contains("model-Q4_0.gguf"));
+    assert!(dir.open().unwrap_err().hint().unwrap().as_str().contains("model-Q4_0.gguf"));
 
     let dir = Dir::new(&config("llama"));
     dir.refused("no model.safetensors");
     dir.file("pytorch_model.bin", b"PK\x03\x04");
     dir.refused("pickle");
     let bin = Checkpoint::open(&dir.path().join("pytorch_model.bin")).unwrap_err();
-    assert!(bin.to_string().contains("pickle") && bin.hint().unwrap().contains("safetensors"));
+    assert!(bin.to_string().contains("pickle") && bin.hint().unwrap().as_str().contains("safetensors"));
     let missing = Checkpoint::open(&dir.path().join("none.gguf")).unwrap_err();
     assert!(missing.to_string().contains("none.gguf"));
 

@@ -240,7 +240,7 @@ fn streams_hold_back_unfinished_characters() {
 fn damaged_files_are_refused() {
     let message = |gguf: Gguf| {
         let e = gguf.tokenizer().unwrap_err();
-        format!("{e} / {}", e.hint().unwrap_or_default())
+        format!("{e} / {}", e.hint().map_or("", |hint| hint.as_str()))
     };
     assert!(message(Gguf::default()).contains("made-up.gguf: metadata tokenizer.ggml.model is missing"));
     let other = message(Gguf::default().str("tokenizer.ggml.model", "bert"));

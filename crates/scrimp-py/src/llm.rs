@@ -8,11 +8,12 @@ use pyo3::{
 };
 use scrimp_hub::{Hub, ModelRef, Silent};
 use scrimp_kv::{
+    KvError,
     compress::{Budget, Compression, Crush},
     policy::policy,
 };
 use scrimp_llm::{
-    Error,
+    Category, Error,
     chat::{ChatTemplate, Message},
     checkpoint::Checkpoint,
     generate::{FinishReason, Request, Sequence, generate},
@@ -31,10 +32,12 @@ fn python(error: Error) -> PyErr {
         Some(hint) => format!("{error} (hint: {hint})"),
         None => error.to_string(),
     };
-    match error {
-        Error::Io { .. } | Error::Unavailable { .. } => PyOSError::new_err(text),
-        Error::OutOfMemory { .. } => PyMemoryError::new_err(text),
-        Error::Kv(_) => PyRuntimeError::new_err(text),
+    if error.source_as::<KvError>().is_some() {
+        return PyRuntimeError::new_err(text);
+    }
+    match error.category() {
+        Category::Io | Category::Unavailable => PyOSError::new_err(text),
+        Category::OutOfMemory => PyMemoryError::new_err(text),
         _ => PyValueError::new_err(text),
     }
 }

@@ -8,6 +8,7 @@ use crate::{
 use pyo3::{exceptions::PyValueError, prelude::*};
 use scrimp_compress::{Dense, Inputs, LayerConfig, Pruner, Statistics, compress_matrix as compress, pruner};
 use scrimp_kernels::quant::packed::{PackedView, WeightFormat};
+use scrimp_llm::Hint;
 use std::sync::{Mutex, PoisonError};
 
 /// Rows that are read at once.
@@ -21,7 +22,7 @@ pub(crate) struct InputStatistics {
 }
 
 fn method(name: &str) -> PyResult<&'static dyn Pruner> {
-    pruner(name).map_err(|e| PyValueError::new_err(format!("{e}; {}", e.hint().unwrap_or_default())))
+    pruner(name).map_err(|e| PyValueError::new_err(format!("{e}; {}", e.hint().map_or("", Hint::as_str))))
 }
 
 /// A square matrix of the inputs larger than this is refused: 16 GiB.

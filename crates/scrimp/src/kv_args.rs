@@ -207,10 +207,10 @@ impl KvArgs {
 /// Refuses a budget that no prompt of a model with a context of `context_length` tokens can fill.
 pub(crate) fn check_context(how: Option<&Compression>, context_length: usize) -> scrimp_llm::Result<()> {
     match how.map(|how| how.budget) {
-        Some(Budget::Tokens(n)) if n > context_length => Err(scrimp_llm::Error::bad_input_hint(
-            format!("a KV budget of {n} tokens is larger than the model's context of {context_length}"),
-            "use a smaller --kv-budget",
-        )),
+        Some(Budget::Tokens(n)) if n > context_length => Err(scrimp_llm::Error::bad_input(format!(
+            "a KV budget of {n} tokens is larger than the model's context of {context_length}"
+        ))
+        .with_hint("use a smaller --kv-budget")),
         _ => Ok(()),
     }
 }

@@ -106,7 +106,7 @@ impl Gram {
             let packed = pack(pool, WeightFormat::Bf16, width, tokens, panel, None);
             let packed = packed.map_err(|e| Error::bad_input(format!("inputs of a layer: {e}")))?;
             let view = PackedView::new(WeightFormat::Bf16, width, tokens, &packed).expect("just packed");
-            let memory = |e| Error::OutOfMemory { what: format!("inputs of a layer ({e})") };
+            let memory = |e| Error::out_of_memory(format!("inputs of a layer ({e})"));
             let mut arena = Arena::new(Arena::size_of(packed.len())).map_err(memory)?;
             let weight = Matrix::from_packed(pool, &mut arena, &view).map_err(memory)?;
             batch.fill(pool, level, n - first, tokens, weight.needs(), |t, row| {

@@ -62,9 +62,7 @@ pub trait Pruner: Sync {
 pub fn pruner(name: &str) -> Result<&'static dyn Pruner> {
     PRUNERS.iter().copied().find(|p| p.name() == name).ok_or_else(|| {
         let known: Vec<_> = PRUNERS.iter().map(|p| p.name()).collect();
-        Error::bad_input_hint(
-            format!("there is no pruning method `{name}`"),
-            format!("these are: {}", known.join(", ")),
-        )
+        Error::bad_input(format!("there is no pruning method `{name}`"))
+            .with_hint(format!("these are: {}", known.join(", ")))
     })
 }

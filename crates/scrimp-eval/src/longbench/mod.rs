@@ -42,10 +42,8 @@ pub fn load(path: &Path, limit: Option<usize>, when: Question) -> Result<Suite> 
     let name = lines[0].1.dataset.clone().unwrap_or_else(|| stem.to_owned());
     let Some(task) = task(&name) else {
         let known: Vec<&str> = TASKS.iter().map(|t| t.name).collect();
-        return Err(Error::bad_input_hint(
-            format!("{}: '{name}' is no task of LongBench", path.display()),
-            format!("its tasks are {}", known.join(", ")),
-        ));
+        return Err(Error::bad_input(format!("{}: '{name}' is no task of LongBench", path.display()))
+            .with_hint(format!("its tasks are {}", known.join(", "))));
     };
     if !task.metric.is_available() {
         return Err(Error::unsupported(
@@ -55,10 +53,11 @@ pub fn load(path: &Path, limit: Option<usize>, when: Question) -> Result<Suite> 
     }
     let has_question = task.after.contains("{input}");
     if when == Question::Second && !has_question {
-        return Err(Error::bad_input_hint(
-            format!("{} asks the same of every context: there is no second question", task.name),
-            "use --question before or after",
-        ));
+        return Err(Error::bad_input(format!(
+            "{} asks the same of every context: there is no second question",
+            task.name
+        ))
+        .with_hint("use `question` before or after"));
     }
     let mut samples: Vec<Sample> = Vec::with_capacity(lines.len());
     for (number, line) in &lines {

@@ -129,10 +129,8 @@ pub fn excerpts(
 ) -> Result<Vec<Excerpt>> {
     let needed = text_tokens(prompt_tokens, score_tokens) - usize::from(bos.is_some());
     let Some(room) = ids.len().checked_sub(needed) else {
-        return Err(Error::bad_input_hint(
-            format!("{text} has {} tokens; an excerpt takes {needed}", ids.len()),
-            "use a longer text, or fewer --prompt-tokens or --score-tokens",
-        ));
+        return Err(Error::bad_input(format!("{text} has {} tokens; an excerpt takes {needed}", ids.len()))
+            .with_hint("use a longer text, or fewer `prompt_tokens` or `score_tokens`"));
     };
     let mut starts: Vec<usize> = (0..n).map(|i| room * i / (n.max(2) - 1)).collect();
     starts.dedup();

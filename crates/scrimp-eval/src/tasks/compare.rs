@@ -133,7 +133,7 @@ impl<S: Subject> Answering<S> {
             if fork.len() != prompt.keep {
                 return Err(Error::unsupported(
                     "this model's sliding windows have let go of tokens that a second question would see",
-                    "use --question before or after",
+                    "use `question` before or after",
                 ));
             }
         }

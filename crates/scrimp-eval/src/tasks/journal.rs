@@ -52,10 +52,12 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
         if let Some((_, first)) = lines.next() {
             let header: Header = serde_json::from_str(first).map_err(|e| damaged(path, 1, &e))?;
             if header.scrimp_results != VERSION || header.of != *of {
-                return Err(Error::bad_input_hint(
-                    format!("{} holds other results: {}, not {of}", path.display(), header.of),
-                    "give this run a file of its own, or delete that one",
-                ));
+                return Err(Error::bad_input(format!(
+                    "{} holds other results: {}, not {of}",
+                    path.display(),
+                    header.of
+                ))
+                .with_hint("give this run a file of its own, or delete that one"));
             }
             for (i, line) in lines {
                 entries.push(serde_json::from_str(line).map_err(|e| damaged(path, i + 1, &e))?);
@@ -112,10 +114,8 @@ pub fn identity(path: &Path) -> Result<serde_json::Value> {
 }
 
 fn damaged(path: &Path, line: usize, e: &serde_json::Error) -> Error {
-    Error::bad_input_hint(
-        format!("{}: line {line}: {e}", path.display()),
-        "delete that line, and what it held is measured again",
-    )
+    Error::bad_input(format!("{}: line {line}: {e}", path.display()))
+        .with_hint("delete that line, and what it held is measured again")
 }
 
 #[cfg(test)]

@@ -22,10 +22,8 @@ pub fn read<T: DeserializeOwned>(path: &Path, limit: Option<usize>) -> Result<Ve
         }
         let number = i + 1;
         let bad = |what: String| {
-            Error::bad_input_hint(
-                format!("{}: line {number}: {what}", path.display()),
-                "each line has to be one JSON object; fetch the file again, or mend that line",
-            )
+            Error::bad_input(format!("{}: line {number}: {what}", path.display()))
+                .with_hint("each line has to be one JSON object; fetch the file again, or mend that line")
         };
         let line = line.map_err(|e| match e.kind() {
             std::io::ErrorKind::InvalidData => bad("it is not UTF-8 text".to_owned()),
@@ -38,7 +36,7 @@ pub fn read<T: DeserializeOwned>(path: &Path, limit: Option<usize>) -> Result<Ve
     }
     if found.is_empty() {
         let hint = "each line has to be one JSON object";
-        return Err(Error::bad_input_hint(format!("{} holds no samples", path.display()), hint));
+        return Err(Error::bad_input(format!("{} holds no samples", path.display())).with_hint(hint));
     }
     Ok(found)
 }

@@ -81,9 +81,8 @@ impl Builder<'_> {
         let mut prefill = full[..keep].to_vec();
         if when == Question::Second {
             let Some(other) = &text.other else {
-                return Err(Error::bad_input_hint(
-                    "this sample has no second question",
-                    "use --question before or after for tasks that ask the same of every context",
+                return Err(Error::bad_input("this sample has no second question").with_hint(
+                    "use `question` before or after for tasks that ask the same of every context",
                 ));
             };
             prefill = self.ids(&self.render(&text.context, other, &text.other_prefix)?.0)?;
@@ -99,10 +98,11 @@ impl Builder<'_> {
     fn render(&self, context: &str, question: &str, prefix: &str) -> Result<(String, usize)> {
         let text = self.shortened(format!("{context}{question}"))?;
         if !text.ends_with(question) {
-            return Err(Error::bad_input_hint(
-                format!("{} prompt tokens leave no room for the question", self.max_tokens),
-                "allow longer prompts, or take a model with a longer context",
-            ));
+            return Err(Error::bad_input(format!(
+                "{} prompt tokens leave no room for the question",
+                self.max_tokens
+            ))
+            .with_hint("allow longer prompts, or take a model with a longer context"));
         }
         let question = question.trim_end();
         let mut rendered = match self.template {

@@ -5,8 +5,8 @@
 mod pip;
 mod server;
 
+use scrimp_base::{Error, Hint};
 use scrimp_hub::{Alias, Hub, ModelRef, Pip, Progress, Silent};
-use scrimp_llm::Error;
 use server::{Behavior, Server, sha256};
 use std::{
     collections::HashMap,
@@ -76,7 +76,7 @@ fn visible(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn message(e: &Error) -> String {
-    format!("{e}\nhint: {}", e.hint().unwrap_or("NONE"))
+    format!("{e}\nhint: {}", e.hint().map_or("NONE", Hint::as_str))
 }
 
 #[derive(Default)]

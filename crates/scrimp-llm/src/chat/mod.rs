@@ -138,8 +138,8 @@ impl ChatTemplate {
 fn on_stack<T: Send>(bytes: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(bytes).spawn_scoped(scope, work);
-        let thread = thread.map_err(|_| Error::OutOfMemory {
-            what: format!("{bytes} bytes of address space for the chat template's stack"),
+        let thread = thread.map_err(|_| {
+            Error::out_of_memory(format!("{bytes} bytes of address space for the chat template's stack"))
         })?;
         thread
             .join()
@@ -159,12 +159,10 @@ fn error(what: &str, e: &minijinja::Error) -> Error {
         return Error::bad_input(format!("the model's chat template refuses these messages: {message}"));
     }
     if e.kind() == minijinja::ErrorKind::OutOfFuel {
-        return Error::bad_input_hint(
-            "the model's chat template takes too long or builds too much",
-            "use --raw to do without it",
-        );
+        return Error::bad_input("the model's chat template takes too long or builds too much")
+            .with_hint("use `raw` to do without it");
     }
     let line = e.line().map(|line| format!(" (line {line})")).unwrap_or_default();
     let detail = e.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
-    Error::bad_input_hint(format!("{what}{line}: {}{detail}", e.kind()), "use --raw to do without it")
+    Error::bad_input(format!("{what}{line}: {}{detail}", e.kind())).with_hint("use `raw` to do without it")
 }

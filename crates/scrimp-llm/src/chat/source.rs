@@ -42,7 +42,8 @@ pub fn chat_template_from_side_files(side: &SideFiles) -> Result<Option<ChatTemp
     let name = "chat_template.jinja";
     let source = match side.read(name)? {
         Some(source) => Some(
-            String::from_utf8(source).map_err(|_| Error::bad_file(&side.path(name), "it is not UTF-8"))?,
+            String::from_utf8(source)
+                .map_err(|_| Error::damaged_file(&side.path(name), "it is not UTF-8"))?,
         ),
         None => configured(&files.tokenizer_config),
     };

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::{Activation, LongRope, Rope},
-    error::{Error, Result},
+    error::{Error, Hint, Result},
 };
 
 /// A JSON object of `config.json`; `null` counts as missing everywhere.
@@ -32,7 +32,7 @@ impl<'a> HfConfig<'a> {
     pub fn new(path: &'a Path, value: &'a Value) -> Result<Self> {
         match value {
             Value::Object(object) => Ok(Self { path, object, defaults: &[] }),
-            _ => Err(Error::bad_file(path, "should hold a JSON object")),
+            _ => Err(Error::damaged_file(path, "should hold a JSON object")),
         }
     }
 
@@ -44,12 +44,12 @@ impl<'a> HfConfig<'a> {
     }
 
     /// A "damaged file" error that names this file.
-    pub fn bad(&self, what: impl Into<String>) -> Error {
-        Error::bad_file(self.path, what)
+    pub fn bad(&self, what: impl std::fmt::Display) -> Error {
+        Error::damaged_file(self.path, what)
     }
 
     /// An "unsupported" error that names this file.
-    pub fn unsupported(&self, what: &str, hint: &str) -> Error {
+    pub fn unsupported(&self, what: &str, hint: impl Into<Hint>) -> Error {
         Error::unsupported(format!("{}: {what}", self.path.display()), hint)
     }
 

@@ -62,14 +62,14 @@ fn open_shards(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     let index: Index = read_json(&index_path, MAX_INDEX)?;
     let names: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
     if names.len() > MAX_SHARDS {
-        return Err(Error::bad_file(&index_path, format!("names {} files", names.len())));
+        return Err(Error::damaged_file(&index_path, format!("names {} files", names.len())));
     }
     let mut shards = Vec::with_capacity(names.len());
     let mut stored = BTreeMap::new();
     for name in names {
         // A plain name: an index must not lead out of its directory.
         if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(Error::bad_file(&index_path, format!("{name:?} is no file name")));
+            return Err(Error::damaged_file(&index_path, format!("{name:?} is no file name")));
         }
         let shard = SafetensorsFile::from_source(Source::open(&dir.join(name))?)?;
         for tensor in shard.tensors() {
@@ -84,7 +84,7 @@ fn open_shards(dir: &Path) -> Result<Vec<SafetensorsFile>> {
         .iter()
         .find(|(tensor, file)| stored.get(*tensor).is_none_or(|&stored| stored != file.as_str()))
     {
-        return Err(Error::bad_file(
+        return Err(Error::damaged_file(
             &index_path,
             format!("tensor {tensor} is not in {file}, where it should be"),
         ));
@@ -107,14 +107,13 @@ fn only_safetensors(dir: &Path) -> Result<PathBuf> {
     match (found.len(), pickled) {
         (1, _) => Ok(found.remove(0)),
         (0, Some(pickled)) => Err(pickle(&pickled)),
-        (0, None) => Err(Error::bad_input_hint(
-            format!("{}: no model.safetensors", dir.display()),
-            "fetch the model's *.safetensors files too",
-        )),
-        (n, _) => Err(Error::bad_input_hint(
-            format!("{}: {n} safetensors files, but no model.safetensors.index.json", dir.display()),
-            "fetch the index too; it says which tensor is in which file",
-        )),
+        (0, None) => Err(Error::bad_input(format!("{}: no model.safetensors", dir.display()))
+            .with_hint("fetch the model's *.safetensors files too")),
+        (n, _) => Err(Error::bad_input(format!(
+            "{}: {n} safetensors files, but no model.safetensors.index.json",
+            dir.display()
+        ))
+        .with_hint("fetch the index too; it says which tensor is in which file")),
     }
 }
 
@@ -143,7 +142,7 @@ fn no_config(dir: &Path) -> Error {
         }
         None => "name a GGUF file, or a directory with config.json and *.safetensors".to_owned(),
     };
-    Error::bad_input_hint(format!("{}: no config.json, so no model's directory", dir.display()), hint)
+    Error::bad_input(format!("{}: no config.json, so no model's directory", dir.display())).with_hint(hint)
 }
 
 /// Reads a JSON file of at most `max` bytes.
@@ -155,7 +154,7 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, max: u64) -
     let mut bytes = Vec::new();
     file.take(max + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     if bytes.len() as u64 > max {
-        return Err(Error::bad_file(path, format!("larger than {max} bytes")));
+        return Err(Error::damaged_file(path, format!("larger than {max} bytes")));
     }
-    serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(path, format!("damaged JSON: {e}")))
+    serde_json::from_slice(&bytes).map_err(|e| Error::damaged_file(path, format!("damaged JSON: {e}")))
 }

@@ -67,7 +67,7 @@ impl SideFiles {
         let path = self.path(name);
         match std::fs::metadata(&path) {
             Ok(metadata) if metadata.len() > MAX_BYTES => {
-                Err(Error::bad_file(&path, format!("larger than {MAX_BYTES} bytes")))
+                Err(Error::damaged_file(&path, format!("larger than {MAX_BYTES} bytes")))
             }
             Ok(_) => std::fs::read(&path).map(Some).map_err(|e| Error::io(&path, e)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),

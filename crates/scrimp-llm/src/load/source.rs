@@ -7,7 +7,7 @@ use std::{
 
 use scrimp_kernels::mem::MappedFile;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Hint, Result};
 
 /// A file's bytes and its path. Parsers share it by `Arc`, so that they keep ranges rather than copies.
 #[derive(Debug)]
@@ -50,12 +50,12 @@ impl Source {
     }
 
     /// A "damaged file" error that names this file.
-    pub fn bad(&self, what: impl Into<String>) -> Error {
-        Error::bad_file(&self.path, what)
+    pub fn bad(&self, what: impl std::fmt::Display) -> Error {
+        Error::damaged_file(&self.path, what)
     }
 
     /// An "unsupported" error that names this file.
-    pub fn unsupported(&self, what: impl std::fmt::Display, hint: impl Into<String>) -> Error {
+    pub fn unsupported(&self, what: impl std::fmt::Display, hint: impl Into<Hint>) -> Error {
         Error::unsupported(format!("{}: {what}", self.path.display()), hint)
     }
 }

@@ -184,7 +184,7 @@ impl Buffers {
         match checkpoint {
             Some(checkpoint) if !finite.into_inner() => {
                 let what = "tensor token_embd.weight holds a NaN or an infinity";
-                Err(Error::bad_file(checkpoint.path(), what))
+                Err(Error::damaged_file(checkpoint.path(), what))
             }
             _ => Ok(()),
         }

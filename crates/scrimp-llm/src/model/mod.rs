@@ -193,7 +193,7 @@ fn set_up(config: &ModelConfig, options: &RunOptions) -> Result<(SimdLevel, KvFo
     format.check(PageGeometry { page_tokens: PAGE_TOKENS, head_dim: config.head_dim })?;
     let threads = options.threads.unwrap_or_else(scrimp_kernels::exec::available_threads);
     let pool = Pool::new(threads).map_err(|e| {
-        Error::bad_input_hint(format!("cannot start {threads} threads: {e}"), "use fewer --threads")
+        Error::bad_input(format!("cannot start {threads} threads: {e}")).with_hint("use fewer `threads`")
     })?;
     Ok((level, format, pool))
 }

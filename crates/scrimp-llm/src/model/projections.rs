@@ -102,9 +102,10 @@ pub fn tensor_slice(
 pub fn shape(checkpoint: &Checkpoint, name: &str, tensor: &TensorView<'_>) -> Result<[usize; 2]> {
     match tensor.shape[..] {
         [rows, cols] => Ok([rows, cols]),
-        _ => {
-            Err(Error::bad_file(checkpoint.path(), format!("tensor {name} is no matrix: {:?}", tensor.shape)))
-        }
+        _ => Err(Error::damaged_file(
+            checkpoint.path(),
+            format!("tensor {name} is no matrix: {:?}", tensor.shape),
+        )),
     }
 }
 
@@ -118,11 +119,14 @@ pub fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
     let mut values = vec![0.0; len];
     let dtype = tensor.encoding.rows().filter(|dtype| dtype.row_bytes(len) == Some(tensor.data.len()));
     let Some(dtype) = dtype else {
-        return Err(Error::bad_file(checkpoint.path(), format!("tensor {name} has a damaged shape")));
+        return Err(Error::damaged_file(checkpoint.path(), format!("tensor {name} has a damaged shape")));
     };
     dequantize_row(dtype, tensor.data, &mut values);
     if values.iter().any(|x| !x.is_finite()) {
-        return Err(Error::bad_file(checkpoint.path(), format!("tensor {name} holds a NaN or an infinity")));
+        return Err(Error::damaged_file(
+            checkpoint.path(),
+            format!("tensor {name} holds a NaN or an infinity"),
+        ));
     }
     Ok(values)
 }
@@ -163,7 +167,7 @@ pub fn stored_matrix<'a>(
 ) -> Result<StoredMatrix<'a>> {
     let tensor = checkpoint.tensor(name)?;
     let [stored, cols] = shape(checkpoint, name, &tensor)?;
-    let bad = |what: String| Error::bad_file(checkpoint.path(), format!("tensor {name}: {what}"));
+    let bad = |what: String| Error::damaged_file(checkpoint.path(), format!("tensor {name}: {what}"));
     if rows.end > stored {
         return Err(bad(format!("it has {stored} rows, {} are needed", rows.end)));
     }

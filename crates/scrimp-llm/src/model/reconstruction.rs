@@ -142,12 +142,10 @@ impl Session<'_> {
         let lead = prompts.longest() + LEAD;
         let room = (context - len).min(REPEAT + lead);
         if room <= lead {
-            return Err(Error::bad_input_hint(
-                format!(
-                    "repeating the prompt needs more than its {len} tokens of context, the model has {context}"
-                ),
-                "use a shorter prompt, or another --kv-policy",
-            ));
+            return Err(Error::bad_input(format!(
+                "repeating the prompt needs more than its {len} tokens of context, the model has {context}"
+            ))
+            .with_hint("use a shorter prompt, or another `kv_policy`"));
         }
         let mut copy = self.fork();
         copy.compression = super::compression::CompressionState::default();

@@ -183,10 +183,11 @@ impl<'m> Session<'m> {
             return Err(Error::bad_input(format!("token {token} is outside the vocabulary of {vocab}")));
         }
         if self.len() + tokens.len() > context {
-            return Err(Error::bad_input_hint(
-                format!("{} tokens do not fit the model's context of {context}", self.len() + tokens.len()),
-                "shorten the prompt or start a new conversation",
-            ));
+            return Err(Error::bad_input(format!(
+                "{} tokens do not fit the model's context of {context}",
+                self.len() + tokens.len()
+            ))
+            .with_hint("shorten the prompt or start a new conversation"));
         }
         Ok(())
     }

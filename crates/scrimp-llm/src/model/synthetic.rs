@@ -127,7 +127,7 @@ impl Template {
         seed: u64,
     ) -> Result<Self> {
         let weights = random_weights(pool, rows * cols, sparsity, 1.0 / (cols as f32).sqrt(), seed)
-            .map_err(|e| Error::OutOfMemory { what: format!("{rows} × {cols} random numbers ({e})") })?;
+            .map_err(|e| Error::out_of_memory(format!("{rows} × {cols} random numbers ({e})")))?;
         let bytes =
             pack(pool, format, rows, cols, &weights, None).map_err(|e| Error::bad_input(e.to_string()))?;
         Ok(Self { format, rows, cols, bytes })
@@ -138,7 +138,7 @@ impl Template {
         let view =
             PackedView::new(*format, *rows, *cols, bytes).map_err(|e| Error::bad_input(e.to_string()))?;
         Matrix::from_packed(pool, arena, &view)
-            .map_err(|e| Error::OutOfMemory { what: format!("{rows} × {cols} weights ({e})") })
+            .map_err(|e| Error::out_of_memory(format!("{rows} × {cols} weights ({e})")))
     }
 }
 
@@ -159,7 +159,7 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
     let size = |template: &Template| Arena::size_of(template.bytes.len());
     let packed_bytes = layer.iter().map(size).sum::<usize>() * config.n_layers + size(&output);
     let mut arena = Arena::new(packed_bytes)
-        .map_err(|e| Error::OutOfMemory { what: format!("{} MiB of weights ({e})", packed_bytes >> 20) })?;
+        .map_err(|e| Error::out_of_memory(format!("{} MiB of weights ({e})", packed_bytes >> 20)))?;
     let norm = || vec![1.0; hidden];
     let mut layers = Vec::with_capacity(config.n_layers);
     for _ in 0..config.n_layers {

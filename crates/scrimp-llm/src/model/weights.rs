@@ -83,8 +83,8 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     // Cutting a fused tensor may leave a partly filled panel per slice.
     let slack = config.n_layers * 4 * 16 * config.hidden_size * 4;
     let slack = if checkpoint.try_tensor("blk.0.attn_qkv.weight").is_some() { slack } else { 0 };
-    let arena = Arena::new(packed_bytes + slack).map_err(|e| Error::OutOfMemory {
-        what: format!("{} MiB of weights ({e})", (packed_bytes + slack) >> 20),
+    let arena = Arena::new(packed_bytes + slack).map_err(|e| {
+        Error::out_of_memory(format!("{} MiB of weights ({e})", (packed_bytes + slack) >> 20))
     })?;
     let mut loader = Loader { checkpoint, pool, arena, progress };
     let layers = (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_>>()?;
@@ -106,7 +106,7 @@ fn matrix_bytes(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
             Encoding::Rows(dtype) => Matrix::packed_bytes(dtype, rows, cols),
             Encoding::Packed(_) => Some(Arena::size_of(tensor.data.len())),
         };
-        bytes.ok_or_else(|| Error::bad_file(checkpoint.path(), format!("tensor {name} is too large")))
+        bytes.ok_or_else(|| Error::damaged_file(checkpoint.path(), format!("tensor {name} is too large")))
     })
 }
 
@@ -158,9 +158,9 @@ impl Loader<'_> {
         };
         let matrix = matrix.map_err(|e| match e.kind() {
             std::io::ErrorKind::InvalidData => {
-                Error::bad_file(self.checkpoint.path(), format!("tensor {name}: {e}"))
+                Error::damaged_file(self.checkpoint.path(), format!("tensor {name}: {e}"))
             }
-            _ => Error::OutOfMemory { what: format!("tensor {name} ({e})") },
+            _ => Error::out_of_memory(format!("tensor {name} ({e})")),
         })?;
         self.checkpoint.release(name);
         (self.progress)(bytes as u64);

@@ -84,18 +84,16 @@ impl Tokenizer {
     pub fn from_side_files(side: &SideFiles) -> Result<Self> {
         let path = side.path("tokenizer.json");
         let bytes = side.read("tokenizer.json")?.ok_or_else(|| {
-            Error::bad_input_hint(
-                format!("{} has no tokenizer.json", side.place().display()),
-                "fetch tokenizer.json along with the weights, or use a GGUF file of the model",
-            )
+            Error::bad_input(format!("{} has no tokenizer.json", side.place().display()))
+                .with_hint("fetch tokenizer.json along with the weights, or use a GGUF file of the model")
         })?;
         let mut parsing = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::bad_file(&path, format!("no usable tokenizer: {e}")))?;
+            .map_err(|e| Error::damaged_file(&path, format!("no usable tokenizer: {e}")))?;
         // Both are for training batches.
         parsing.with_padding(None);
         parsing
             .with_truncation(None)
-            .map_err(|e| Error::bad_file(&path, format!("no usable tokenizer: {e}")))?;
+            .map_err(|e| Error::damaged_file(&path, format!("no usable tokenizer: {e}")))?;
 
         let decoder = Decoder::of(&path, &parsing)?;
         let added: HashMap<u32, (String, bool)> = parsing
@@ -189,7 +187,7 @@ impl Files {
     pub(crate) fn read(side: &SideFiles) -> Result<Self> {
         let read = |name: &str| match side.read(name)? {
             Some(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| Error::bad_file(&side.path(name), format!("not valid JSON: {e}"))),
+                .map_err(|e| Error::damaged_file(&side.path(name), format!("not valid JSON: {e}"))),
             None => Ok(Value::Null),
         };
         Ok(Self {

@@ -24,7 +24,7 @@ use answer::{Answer, Drawn};
 use memory::Memory;
 use scrimp_kv::KvError;
 use scrimp_llm::{
-    Error,
+    Category, Error,
     model::{Batch, Model, Output, Session, Step},
     tokenizer::Tokenizer,
 };
@@ -255,7 +255,7 @@ impl<'m> Engine<'m> {
             self.memory.put(id, session);
             match result {
                 Ok(()) => self.after_step(id, tokens.len(), drawn),
-                Err(Error::Kv(KvError::NoMemory { .. })) if self.may_restart(id) => {
+                Err(e) if out_of_pages(&e) && self.may_restart(id) => {
                     self.scheduler.restart(id, &mut self.memory);
                 }
                 Err(e) => self.fail(id, failure(&e)),
@@ -362,11 +362,16 @@ fn add_rows(mean: &mut Vec<f32>, rows: &[f32], width: usize, n: usize) {
 
 /// Whose fault an error is.
 fn failure(e: &Error) -> Failure {
-    match e {
-        Error::BadInput { what, hint } => Failure::BadRequest(match hint {
-            Some(hint) => format!("{what}; {hint}"),
-            None => what.clone(),
+    match e.category() {
+        Category::BadInput if e.source_as::<KvError>().is_none() => Failure::BadRequest(match e.hint() {
+            Some(hint) => format!("{e}; {hint}"),
+            None => e.to_string(),
         }),
-        e => Failure::Internal(e.to_string()),
+        _ => Failure::Internal(e.to_string()),
     }
+}
+
+/// Whether the KV cache has no free pages for a sequence.
+fn out_of_pages(e: &Error) -> bool {
+    matches!(e.source_as(), Some(KvError::NoMemory { .. }))
 }

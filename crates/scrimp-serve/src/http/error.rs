@@ -6,6 +6,8 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use scrimp_kv::KvError;
+use scrimp_llm::Category;
 use serde_json::{Value, json};
 
 /// An error response.
@@ -82,8 +84,8 @@ impl From<scrimp_llm::Error> for ApiError {
             Some(hint) => format!("{e}; {hint}"),
             None => e.to_string(),
         };
-        match e {
-            scrimp_llm::Error::BadInput { .. } | scrimp_llm::Error::Unsupported { .. } => {
+        match e.category() {
+            Category::BadInput | Category::Unsupported if e.source_as::<KvError>().is_none() => {
                 Self::bad_request(message)
             }
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),

@@ -153,16 +153,14 @@ fn measured(
     if settings.is_empty() {
         let least = caches.iter().map(|c| demand.kv_bytes(c)).min().unwrap_or_default();
         let weights = frontier.map_or(original, |f| f.smallest().min(original));
-        return Err(scrimp_llm::Error::bad_input_hint(
-            format!(
-                "{} do not suffice: weights take {} at least, caches {}, and the process {}",
-                format::bytes(args.memory),
-                format::bytes(weights),
-                format::bytes(least),
-                format::bytes(demand.working_bytes)
-            ),
-            "give more --memory, or a shorter --context",
-        )
+        return Err(scrimp_llm::Error::bad_input(format!(
+            "{} do not suffice: weights take {} at least, caches {}, and the process {}",
+            format::bytes(args.memory),
+            format::bytes(weights),
+            format::bytes(least),
+            format::bytes(demand.working_bytes)
+        ))
+        .with_hint("give more --memory, or a shorter --context")
         .into());
     }
     Ok((settings, frontier))

@@ -25,7 +25,7 @@ impl Prompt {
         };
         if text.is_empty() {
             let hint = "give a PROMPT, or pipe one in";
-            return Err(Error::bad_input_hint("the prompt is empty", hint).into());
+            return Err(Error::bad_input("the prompt is empty").with_hint(hint).into());
         }
         Ok(Self::Text(text))
     }
@@ -41,10 +41,10 @@ fn from_reader(reader: impl Read) -> anyhow::Result<String> {
     }
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::bad_input_hint(
-            format!("the prompt on standard input is not UTF-8 text: byte {at} does not belong to it"),
-            "convert it, for example with iconv",
-        )
+        Error::bad_input(format!(
+            "the prompt on standard input is not UTF-8 text: byte {at} does not belong to it"
+        ))
+        .with_hint("convert it, for example with iconv")
     })?;
     if text.ends_with('\n') {
         text.pop();
