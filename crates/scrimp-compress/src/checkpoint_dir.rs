@@ -9,6 +9,7 @@
 //! ```
 
 use crate::LayerConfigs;
+use scrimp_base::AtomicFile;
 use scrimp_llm::{
     error::{Error, Result},
     load::{CompressedFile, SafetensorsFile, Source, compressed},
@@ -39,7 +40,7 @@ impl CheckpointDir {
                 fs::remove_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
             }
             fs::create_dir(&dir).map_err(|e| Error::io(&dir, e))?;
-            write(&file, plan.as_bytes())?;
+            AtomicFile::write(&file, plan.as_bytes())?;
         }
         Ok(Self { dir })
     }
@@ -79,7 +80,7 @@ impl CheckpointDir {
     /// # Errors
     /// When the file cannot be written.
     pub(crate) fn store_hidden(&self, index: usize, hidden: &[f32]) -> Result<()> {
-        write(&self.hidden_path(index), bytemuck::cast_slice(hidden))?;
+        AtomicFile::write(&self.hidden_path(index), bytemuck::cast_slice(hidden))?;
         let _ = fs::remove_file(self.hidden_path(index - 1));
         Ok(())
     }
@@ -89,7 +90,7 @@ impl CheckpointDir {
     /// # Errors
     /// When the file cannot be written.
     pub(crate) fn store_choices(&self, choices: &LayerConfigs) -> Result<()> {
-        write(&self.dir.join("choices.json"), choices.describe().to_string().as_bytes())
+        AtomicFile::write(&self.dir.join("choices.json"), choices.describe().to_string().as_bytes())
     }
 
     /// What was decided before.
@@ -109,11 +110,4 @@ impl CheckpointDir {
     pub(crate) fn remove(self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
-}
-
-/// Writes a file under a temporary name first.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("part");
-    fs::write(&temporary, bytes).map_err(|e| Error::io(&temporary, e))?;
-    fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
 }

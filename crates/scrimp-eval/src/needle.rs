@@ -8,6 +8,7 @@ use super::{
         suite::{Sample, Suite},
     },
 };
+use scrimp_base::random::mix;
 use scrimp_llm::{Error, Result};
 
 /// Longest answer, tokens.
@@ -90,7 +91,7 @@ struct Needle {
 impl Needle {
     /// The `n`th needle: neighboring ones have different cities.
     fn new(seed: u64, n: u64) -> Self {
-        let random = mix(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n));
+        let random = mix(seed.wrapping_sub(1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(n));
         let city = CITIES[(seed.wrapping_add(n) % CITIES.len() as u64) as usize];
         Self { city, number: (1_000_000 + random % 9_000_000).to_string() }
     }
@@ -168,11 +169,4 @@ fn sentence_end(text: &str, at: usize, depth: f64) -> usize {
     }
     let end = |mark: &str| text[..at].rfind(mark).map(|i| i + mark.len() - 1);
     [". ", ".\n", ".\r", "。\n"].into_iter().filter_map(end).max().unwrap_or(0)
-}
-
-/// SplitMix64's finalizer.
-fn mix(x: u64) -> u64 {
-    let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
 }

@@ -8,7 +8,7 @@
 //! ```
 
 use super::Progress;
-use scrimp_base::{Error, Result};
+use scrimp_base::{AtomicFile, Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -260,10 +260,14 @@ fn hex(hash: Sha256) -> String {
     format!("{:x}", hash.finalize())
 }
 
-/// Writes a small file so that it is there whole or not at all.
+/// Writes a small file atomically.
 pub(super) fn write_small(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    let temporary = path.with_extension("new");
-    fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path)).map_err(|e| local(path, e))
+    AtomicFile::write(path, bytes).map_err(|e| match e.source_as::<io::Error>() {
+        Some(cause) => {
+            local(path, cause.raw_os_error().map_or(cause.kind().into(), io::Error::from_raw_os_error))
+        }
+        None => Fault::Local(e),
+    })
 }
 
 #[cfg(test)]

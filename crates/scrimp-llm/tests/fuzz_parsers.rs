@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::{Rng, tiny_llama};
+use common::tiny_llama;
+use scrimp_base::SplitMix64;
 use scrimp_llm::{
     checkpoint::Checkpoint,
     families::{self, HfConfig},
@@ -44,29 +45,29 @@ const ODD: [u64; 14] = [
     u64::MAX,
 ];
 
-fn mutate(rng: &mut Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = seeds[rng.below(seeds.len())].clone();
+fn mutate(rng: &mut SplitMix64, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = seeds[rng.below(seeds.len() as u64) as usize].clone();
     for _ in 0..=rng.below(4) {
-        let at = rng.below(bytes.len());
-        let len = rng.below(24).min(bytes.len() - at);
+        let at = rng.below(bytes.len() as u64) as usize;
+        let len = (rng.below(24) as usize).min(bytes.len() - at);
         match rng.below(8) {
-            _ if bytes.is_empty() => bytes.push(rng.next() as u8),
+            _ if bytes.is_empty() => bytes.push(rng.next_u64() as u8),
             0 => bytes[at] ^= 1 << rng.below(8),
-            1 => bytes[at] = rng.next() as u8,
+            1 => bytes[at] = rng.next_u64() as u8,
             2 | 3 => {
-                let number = ODD[rng.below(ODD.len())].to_le_bytes();
-                let width = [1, 4, 8][rng.below(3)].min(bytes.len() - at);
+                let number = ODD[rng.below(ODD.len() as u64) as usize].to_le_bytes();
+                let width = [1, 4, 8][rng.below(3) as usize].min(bytes.len() - at);
                 bytes[at..at + width].copy_from_slice(&number[..width]);
             }
             4 => drop(bytes.drain(at..at + len)),
             5 => {
                 let copy = bytes[at..at + len].to_vec();
-                let to = rng.below(bytes.len());
+                let to = rng.below(bytes.len() as u64) as usize;
                 drop(bytes.splice(to..to, copy));
             }
             6 => {
-                let other = &seeds[rng.below(seeds.len())];
-                let from = rng.below(other.len());
+                let other = &seeds[rng.below(seeds.len() as u64) as usize];
+                let from = rng.below(other.len() as u64) as usize;
                 let copy = other[from..].iter().take(len).copied();
                 drop(bytes.splice(at..at + len, copy));
             }
@@ -96,7 +97,7 @@ fn fuzz(kind: &str, seeds: &[Vec<u8>], target: impl Fn(&[u8]) + panic::RefUnwind
         }
     };
     seeds.iter().for_each(|bytes| try_one(bytes));
-    let mut rng = Rng(seed);
+    let mut rng = SplitMix64::new(seed);
     let mut runs = 0;
     while end.map_or(runs < RUNS, |end| Instant::now() < end) {
         try_one(&mutate(&mut rng, seeds));

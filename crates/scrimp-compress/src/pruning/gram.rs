@@ -166,14 +166,12 @@ impl Gram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use scrimp_base::SplitMix64;
 
     /// Correlated inputs: every feature is a mixture of a few sources and noise of its own.
     fn inputs(tokens: usize, n: usize) -> Vec<f32> {
-        let mut state = 7_u64;
-        let mut uniform = move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / 8_388_608.0 - 1.0
-        };
+        let mut random = SplitMix64::new(7);
+        let mut uniform = move || 2.0 * random.next_f32() - 1.0;
         let mixing: Vec<f32> = (0..n * 8).map(|_| uniform()).collect();
         let mut x = Vec::with_capacity(tokens * n);
         for _ in 0..tokens {

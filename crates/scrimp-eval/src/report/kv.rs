@@ -14,7 +14,7 @@ use crate::{
 use scrimp_kv::{compress::Compression, policy::Needs};
 use scrimp_llm::{Error, Result, model::Model};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 /// Tokens from the middle of a text, with what they are called in results.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -243,16 +243,6 @@ impl Report {
     pub fn svg(&self) -> Result<String> {
         chart::svg(self)
     }
-}
-
-/// Writes a file under a temporary name, then renames it.
-///
-/// # Errors
-/// When that is not possible.
-pub fn write(path: &Path, text: &str) -> Result<()> {
-    let temporary = path.with_extension("part");
-    std::fs::write(&temporary, text).map_err(|e| Error::io(&temporary, e))?;
-    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
 }
 
 #[cfg(test)]

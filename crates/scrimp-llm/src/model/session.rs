@@ -7,6 +7,7 @@ use super::{
     reconstruction::{Repeated, SampledQueries},
 };
 use crate::error::{Error, Result};
+use scrimp_base::SplitMix64;
 use scrimp_kv::{KvFormat, Sequence, StatsWanted};
 
 /// Tokens that go through the layers together. Large enough that unpacking weights costs little, small enough that
@@ -202,12 +203,8 @@ impl<'m> Session<'m> {
             return Err(Error::bad_input(format!("{n} more tokens do not fit the model's context")));
         }
         let width = self.kv.n_kv_heads() * self.kv.head_dim();
-        let mut state = 1_u64;
-        let mut noise = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        let rows: Vec<f32> = (0..2 * CHUNK * width).map(|_| noise()).collect();
+        let mut random = SplitMix64::new(1);
+        let rows: Vec<f32> = (0..2 * CHUNK * width).map(|_| 2.0 * random.next_f32() - 1.0).collect();
         for start in (0..n).step_by(CHUNK) {
             let len = CHUNK.min(n - start) * width;
             for layer in 0..self.kv.n_layers() {

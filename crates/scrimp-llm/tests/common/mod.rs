@@ -192,23 +192,6 @@ pub(crate) fn bf16_safetensors(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
     safetensors(&serde_json::Value::Object(header).to_string(), end)
 }
 
-/// SplitMix64: the same numbers everywhere.
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
-
 /// Most address space that this process has had, bytes (Linux; 0 elsewhere).
 pub(crate) fn peak_address_space() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

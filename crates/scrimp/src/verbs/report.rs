@@ -9,9 +9,10 @@ use crate::{
     verbs::eval::tasks::bar,
 };
 use anyhow::Context as _;
+use scrimp_base::AtomicFile;
 use scrimp_eval::{
     kv, longbench, read_text,
-    report::kv::{Excerpt, Pair, Report, Row, excerpts, measure, write},
+    report::kv::{Excerpt, Pair, Report, Row, excerpts, measure},
     ruler,
     tasks::{
         CacheSetting,
@@ -97,8 +98,8 @@ fn report_kv(app: &App, args: &ReportKvArgs) -> anyhow::Result<()> {
         rows,
         tasks,
     };
-    write(&args.output.join("kv.svg"), &report.svg()?)?;
-    write(&args.output.join("kv.md"), &report.markdown("kv.svg"))?;
+    AtomicFile::write(&args.output.join("kv.svg"), report.svg()?.as_bytes())?;
+    AtomicFile::write(&args.output.join("kv.md"), report.markdown("kv.svg").as_bytes())?;
     if app.printer.is_json() {
         for row in &report.rows {
             app.printer.result(&line(row, all.len()), |_| "")?;

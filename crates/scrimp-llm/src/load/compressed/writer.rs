@@ -1,15 +1,11 @@
 //! Writing scrimp's own files.
 
 use super::{Described, Encoding, FILE_PREFIX, FORMAT, VERSION};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use scrimp_base::AtomicFile;
 use scrimp_kernels::DType;
 use serde_json::{Map, Value, json};
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{BufWriter, Write},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 /// What is written: a tensor, or a file that goes along.
 #[derive(Debug, Clone)]
@@ -42,47 +38,28 @@ impl<'a> Item<'a> {
     }
 }
 
-/// Writes `path` under a temporary name and renames it when it is complete. `metadata` holds `scrimp.config` and the like;
-/// format, version and the description of tensors are added. `progress` is called with the bytes written so far.
+/// Writes `path` atomically. `metadata` holds `scrimp.config` and the like; format, version and the description of tensors
+/// are added. `progress` is called with the bytes of items written so far.
 ///
 /// # Errors
-/// When the file cannot be written; then nothing is left behind.
+/// When the file cannot be written; then `path` keeps its old content.
 pub fn write(
     path: &Path,
     metadata: &BTreeMap<String, String>,
     items: &[Item<'_>],
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let written = write_all(&temporary, metadata, items, progress)
-        .and_then(|()| fs::rename(&temporary, path).map_err(|e| Error::io(path, e)));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn write_all(
-    path: &Path,
-    metadata: &BTreeMap<String, String>,
-    items: &[Item<'_>],
-    progress: &mut dyn FnMut(u64),
-) -> Result<()> {
-    let io = |e| Error::io(path, e);
+    let mut file = AtomicFile::create(path)?;
     let header = header(metadata, items);
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
-    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-    out.write_all(&header).map_err(io)?;
+    file.append(&(header.len() as u64).to_le_bytes())?;
+    file.append(&header)?;
     let mut done = 0;
     for item in items {
-        out.write_all(item.data()).map_err(io)?;
+        file.append(item.data())?;
         done += item.data().len() as u64;
         progress(done);
     }
-    let file = out.into_inner().map_err(|e| io(e.into_error()))?;
-    file.sync_all().map_err(io)
+    file.commit().map(drop)
 }
 
 /// The JSON header, padded with spaces so that the tensors begin at a multiple of 64.
