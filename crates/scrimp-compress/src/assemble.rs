@@ -1,4 +1,4 @@
-//! The parts of a compressed model, put together in one file.
+//! Joining the parts of a compressed model in one file.
 
 use crate::{
     LayerConfigs, Measured, Options, Report,
@@ -19,13 +19,13 @@ use scrimp_llm::{
 use serde_json::json;
 use std::{collections::BTreeMap, path::Path};
 
-/// Bytes of the file that are no tensors, about: the header, and what the tokenizer needs.
+/// The approximate bytes of the file besides tensors: the header and the tokenizer's files.
 pub(crate) fn extra_bytes(checkpoint: &Checkpoint) -> Result<usize> {
     let header = 200 * checkpoint.tensors().len() + (16 << 10);
     Ok(header + files(checkpoint)?.iter().map(|(_, bytes)| bytes.len()).sum::<usize>())
 }
 
-/// The files that go along: what the tokenizer and the chat template need.
+/// The files of the tokenizer and the chat template.
 fn files(checkpoint: &Checkpoint) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut files = Vec::new();
     if let Some(metadata) = checkpoint.gguf_metadata() {
@@ -41,7 +41,7 @@ fn files(checkpoint: &Checkpoint) -> Result<Vec<(&'static str, Vec<u8>)>> {
     Ok(files)
 }
 
-/// A layer's matrices and what else it has.
+/// A layer's matrices and vectors.
 pub(crate) fn layer_items<'a>(
     checkpoint: &'a Checkpoint,
     index: usize,
@@ -55,13 +55,13 @@ pub(crate) fn layer_items<'a>(
     packed.iter().map(Packed::item).chain(vectors.flatten()).collect()
 }
 
-/// A tensor as the original has it.
+/// A tensor in the encoding of the original.
 fn as_stored<'a>(checkpoint: &'a Checkpoint, name: &str, shape: &[usize]) -> Option<Item<'a>> {
     let (encoding, data) = checkpoint.stored(name)?;
     Some(Item::Tensor { name: name.to_owned(), encoding, shape: shape.to_vec(), data })
 }
 
-/// Puts layers, embedding, output and tokenizer together.
+/// Joins layers, embedding, output and tokenizer.
 pub(crate) fn assemble(
     checkpoint: &Checkpoint,
     out: &Path,

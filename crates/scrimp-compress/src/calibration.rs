@@ -1,4 +1,4 @@
-//! The text that shows what a model's activations look like.
+//! The calibration text: its activations are the inputs for which matrices are compressed.
 
 use scrimp_llm::{
     builtin_text,
@@ -8,7 +8,7 @@ use scrimp_llm::{
 };
 use sha2::{Digest, Sha256};
 
-/// Most tokens that are used unless told otherwise.
+/// The default of the maximum number of tokens.
 pub const MAX_TOKENS: usize = 16 << 10;
 /// Tokens that attend to each other.
 const WINDOW: usize = 512;
@@ -24,8 +24,8 @@ pub struct Calibration {
 
 impl Calibration {
     /// Windows of 512 tokens (fewer for models with a shorter context) over the first `max_tokens` of `text`, each after the
-    /// begin-of-text token where the tokenizer wants one. `None`: the built-in texts, windows of prose and of source code
-    /// in turn while both last, then the longer one.
+    /// begin-of-text token where the tokenizer adds one. `None`: the built-in texts, alternating windows of prose and of
+    /// source code, then the rest of the longer text.
     ///
     /// # Errors
     /// When the text is too short for one window, or holds a token that the model does not have.
@@ -68,7 +68,7 @@ impl Calibration {
         Self { tokens: self.tokens[..end].to_vec(), window: self.window }
     }
 
-    /// Tells calibrations apart.
+    /// A hash of tokens and window.
     pub(crate) fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(self.window.to_le_bytes());
@@ -77,7 +77,7 @@ impl Calibration {
     }
 }
 
-/// Whole windows of `a` and `b` in turn, until the shorter one has no more; then those of the other.
+/// Alternating whole windows of `a` and `b`, then the remaining windows of the longer one.
 fn in_turn(a: &[u32], b: &[u32], window: usize) -> Vec<u32> {
     let (mut a, mut b) = (a.chunks_exact(window), b.chunks_exact(window));
     let mut out = Vec::new();

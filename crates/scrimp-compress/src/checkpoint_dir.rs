@@ -1,10 +1,10 @@
-//! What is done already: a directory beside the output with a part per layer, so that an interrupted run goes on.
+//! The checkpoint directory: finished parts beside the output, from which an interrupted run resumes.
 //!
 //! ```text
-//! OUT.work/plan.json                what is being made; another plan starts afresh
-//!          choices.json             how matrices are to be stored, where that was measured
-//!          output.safetensors       the output matrix, in the output's own format
-//!          layer-0000.safetensors   finished layers, likewise
+//! OUT.work/plan.json                all options of the run; another plan starts over
+//!          choices.json             the configurations of all layers
+//!          output.safetensors       the output matrix, in the format of the output
+//!          layer-0000.safetensors   finished layers, in the same format
 //!          hidden-0001.f32          the residual stream of the calibration text before layer 1
 //! ```
 
@@ -20,13 +20,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The directory.
+/// The checkpoint directory of an output.
 pub(crate) struct CheckpointDir {
     dir: PathBuf,
 }
 
 impl CheckpointDir {
-    /// Opens the directory for `out`; what belongs to another `plan` is removed.
+    /// Opens the directory for `out`. The files of another `plan` are removed.
     ///
     /// # Errors
     /// When it cannot be made or read.
@@ -53,7 +53,7 @@ impl CheckpointDir {
         self.dir.join(format!("hidden-{index:04}.f32"))
     }
 
-    /// How many layers are done, with the residual stream of `len` numbers after them.
+    /// The number of finished layers, and the residual stream of `len` numbers after them.
     pub(crate) fn done(&self, n_layers: usize, len: usize) -> Option<(usize, Vec<f32>)> {
         (1..=n_layers).rev().find_map(|index| {
             let bytes = fs::read(self.hidden_path(index)).ok().filter(|b| b.len() == 4 * len)?;
@@ -75,7 +75,7 @@ impl CheckpointDir {
         compressed::write(&self.path(part), metadata, items, &mut |_| ())
     }
 
-    /// Stores the residual stream before layer `index`, which says that all layers before it are stored.
+    /// Stores the residual stream before layer `index`. Its file proves that all layers before `index` are stored.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -85,20 +85,20 @@ impl CheckpointDir {
         Ok(())
     }
 
-    /// Stores how matrices are to be stored.
+    /// Stores the configurations of all layers.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(crate) fn store_choices(&self, choices: &LayerConfigs) -> Result<()> {
-        AtomicFile::write(&self.dir.join("choices.json"), choices.describe().to_string().as_bytes())
+    pub(crate) fn store_layer_configs(&self, configs: &LayerConfigs) -> Result<()> {
+        AtomicFile::write(&self.dir.join("choices.json"), configs.describe().to_string().as_bytes())
     }
 
-    /// What was decided before.
-    pub(crate) fn choices(&self) -> Option<LayerConfigs> {
+    /// The stored configurations.
+    pub(crate) fn layer_configs(&self) -> Option<LayerConfigs> {
         LayerConfigs::parse(&fs::read_to_string(self.dir.join("choices.json")).ok()?)
     }
 
-    /// A part that was stored.
+    /// A stored part.
     ///
     /// # Errors
     /// When it is missing or damaged.

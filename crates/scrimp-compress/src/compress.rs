@@ -1,48 +1,45 @@
-//! From a checkpoint to a compressed file: calibrate, prune, round and pack, layer by layer.
+//! Compressing a checkpoint to a file: calibrate, prune, round and pack, layer by layer.
 
 use crate::{
     Budget, Calibration, Inputs, LayerConfig, LayerConfigs, Measured, Output, Pruner, Statistics,
     assemble::{assemble, extra_bytes, layer_items},
-    budget::{self, Goal},
+    budget::{Goal, Search},
     checkpoint_dir::CheckpointDir,
     layer::DenseLayer,
-    matrix::compress_matrix,
+    layer_pass::{Visitor, run_layer},
+    matrix::{MatrixOptions, compress_matrix},
     quantizing::output,
-    runner::{self, Machine, Runner, Visitor},
 };
 use scrimp_kernels::{
-    Pool, SimdLevel,
+    Exec,
     quant::packed::{PackedView, WeightFormat},
 };
 use scrimp_llm::{
     checkpoint::Checkpoint,
     error::{Error, Result},
     load::{Encoding, compressed},
-    model::projections::{Projection, StoredMatrix},
+    model::{
+        LayerRunner, LinearWeights,
+        projections::{Projection, StoredMatrix},
+    },
 };
 use serde_json::json;
 use std::{collections::BTreeMap, path::Path};
 
-/// What is to be done.
+/// Options of [`compress`].
 #[derive(Debug)]
 pub struct Options<'a> {
-    /// Who chooses the weights that go.
+    /// Chooses the weights that become zero.
     pub method: &'static dyn Pruner,
     /// How matrices are stored.
     pub budget: Budget,
     /// How the output matrix is stored.
     pub output: Output,
-    /// The text that shows what inputs look like.
+    /// The text whose activations are the inputs of the matrices.
     pub calibration: &'a Calibration,
 }
 
-impl std::fmt::Debug for dyn Pruner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// What came out.
+/// The result of [`compress`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     /// Bytes of the original's files.
@@ -53,34 +50,55 @@ pub struct Report {
     pub sparsity: f64,
     /// Bits of all tensors for each of their weights.
     pub bits_per_weight: f64,
-    /// Formats of the output matrix that were tried; the last was taken if it is allowed.
+    /// Formats of the output matrix that were measured; the last was taken if its divergence is allowed.
     pub output: Vec<Measured>,
 }
 
-/// How far the work is.
+/// Progress of [`compress`].
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
     /// Matrices that are done.
     pub done: usize,
     /// Matrices in all.
     pub total: usize,
-    /// What is being done.
+    /// The current step.
     pub what: &'a str,
 }
 
-/// Compresses `checkpoint` to the file `out`. An interrupted run leaves a directory beside it, with which the next one
-/// goes on.
+/// Compresses `checkpoint` to the file `out`. An interrupted run leaves a directory beside `out`, from which the next run
+/// resumes.
 ///
 /// # Errors
 /// When options are out of range, the checkpoint is damaged or compressed already, or a file cannot be written.
 pub fn compress(
+    exec: Exec<'_>,
     checkpoint: &Checkpoint,
     out: &Path,
-    pool: &Pool,
-    level: SimdLevel,
     options: &Options<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report> {
+    check(checkpoint, out, &options.budget)?;
+    let dir = CheckpointDir::open(out, &plan(checkpoint, options))?;
+    let total = checkpoint.config().n_layers * Projection::ALL.len();
+    let run = Run { exec, checkpoint, options, dir };
+    if run.dir.part(OUTPUT).is_err() {
+        progress(Progress { done: 0, total, what: "output matrix" });
+        run.compress_output()?;
+    }
+    let embedding = embedding(&run.dir, exec)?;
+    let configs = run.layer_configs(embedding.as_ref(), &mut |layer| {
+        let what = format!("sensitivity of layer {} of {}", layer + 1, checkpoint.config().n_layers);
+        progress(Progress { done: 0, total, what: &what });
+    })?;
+    run.compress_layers(embedding, &configs, progress)?;
+    progress(Progress { done: total, total, what: "writing the file" });
+    let report = assemble(checkpoint, out, &run.dir, options, &configs)?;
+    run.dir.remove();
+    Ok(report)
+}
+
+/// Checks the arguments of [`compress`].
+fn check(checkpoint: &Checkpoint, out: &Path, budget: &Budget) -> Result<()> {
     if checkpoint.history().is_some() {
         return Err(Error::unsupported(
             format!("{} is compressed already", checkpoint.path().display()),
@@ -91,71 +109,119 @@ pub fn compress(
         return Err(Error::bad_input(format!("{}: a compressed model is a safetensors file", out.display()))
             .with_hint(format!("name it {}", out.with_extension("safetensors").display())));
     }
-    let asked: Vec<LayerConfig> = match &options.budget {
-        Budget::Fixed(choices) => choices.layers.values().chain([&choices.all]).copied().collect(),
-        Budget::BySensitivity(choice) => vec![*choice],
+    let given: Vec<LayerConfig> = match budget {
+        Budget::Fixed(configs) => configs.layers.values().chain([&configs.all]).copied().collect(),
+        Budget::BySensitivity(config) => vec![*config],
         Budget::Bits(_) | Budget::Size(_) => Vec::new(),
     };
-    for choice in asked {
-        if !(0.0..1.0).contains(&choice.sparsity) {
-            return Err(Error::bad_input(format!("a sparsity of {} is not possible", choice.sparsity))
-                .with_hint("give the share of weights that become zero: 0 or more, less than 1"));
-        }
+    match given.iter().find(|config| !(0.0..1.0).contains(&config.sparsity)) {
+        Some(config) => Err(Error::bad_input(format!("a sparsity of {} is not possible", config.sparsity))
+            .with_hint("give the share of weights that become zero: 0 or more, less than 1")),
+        None => Ok(()),
     }
-    let config = checkpoint.config();
-    let machine = Machine { pool, level, config };
-    let work = CheckpointDir::open(out, &plan(checkpoint, options))?;
-    let Calibration { tokens, window } = options.calibration;
-    let total = config.n_layers * Projection::ALL.len();
-    if work.part(OUTPUT).is_err() {
-        progress(Progress { done: 0, total, what: "output matrix" });
-        let (packed, measured) = output::compress(machine, checkpoint, options.output, options.calibration)?;
-        let items: Vec<_> = packed.iter().map(Packed::item).collect();
-        let measured = json!(measured.iter().map(|m| (m.format.name(), m.bytes, m.kl)).collect::<Vec<_>>());
-        work.store(OUTPUT, &items, &BTreeMap::from([(MEASURED.to_owned(), measured.to_string())]))?;
-    }
-    let embedding = embedding(&work, machine)?;
-    let choices = match work.choices() {
-        Some(choices) => choices,
-        None => {
-            let choices = decide(machine, checkpoint, &work, embedding.as_ref(), options, &mut |layer| {
-                let what = format!("sensitivity of layer {} of {}", layer + 1, config.n_layers);
-                progress(Progress { done: 0, total, what: &what });
-            })?;
-            work.store_choices(&choices)?;
-            choices
-        }
-    };
-    // Where nobody asks for inputs, no text runs through the model.
-    let asks = |layer| statistics(options.method, choices.of(layer)) != Statistics::None;
-    let tokens = if (0..config.n_layers).any(asks) { &tokens[..] } else { &[] };
-    let (first, mut runner) = match work.done(config.n_layers, tokens.len() * config.hidden_size) {
-        Some((done, hidden)) => (done, Runner::from_hidden(machine, hidden, *window)),
-        None => {
-            (0, Runner::embed(machine, checkpoint, embedding.as_ref().map(|e| &e.matrix), tokens, *window)?)
-        }
-    };
-    drop(embedding);
-    for index in first..config.n_layers {
-        let what = format!("layer {} of {}", index + 1, config.n_layers);
-        let mut done = index * Projection::ALL.len();
-        progress(Progress { done, total, what: &what });
-        let choice = choices.of(index);
-        let packed = compress_layer(checkpoint, &mut runner, index, options.method, choice, &mut || {
-            done += 1;
-            progress(Progress { done, total, what: &what });
-        })?;
-        let items = layer_items(checkpoint, index, &packed);
-        work.store(&layer_part(index), &items, &BTreeMap::new())?;
-        work.store_hidden(index + 1, runner.hidden())?;
-    }
-    progress(Progress { done: total, total, what: "writing the file" });
-    let report = assemble(checkpoint, out, &work, options, &choices)?;
-    work.remove();
-    Ok(report)
 }
 
-/// Names of parts in the work directory.
+/// A run of [`compress`], which stores finished parts in `dir`.
+struct Run<'a> {
+    exec: Exec<'a>,
+    checkpoint: &'a Checkpoint,
+    options: &'a Options<'a>,
+    dir: CheckpointDir,
+}
+
+impl Run<'_> {
+    /// Compresses and stores the output matrix.
+    fn compress_output(&self) -> Result<()> {
+        let Options { output, calibration, .. } = self.options;
+        let (packed, measured) = output::compress(self.exec, self.checkpoint, *output, calibration)?;
+        let items: Vec<_> = packed.iter().map(Packed::item).collect();
+        let measured = json!(measured.iter().map(|m| (m.format.name(), m.bytes, m.kl)).collect::<Vec<_>>());
+        self.dir.store(OUTPUT, &items, &BTreeMap::from([(MEASURED.to_owned(), measured.to_string())]))
+    }
+
+    /// The configurations of all layers: those of an earlier run, or new ones, which are stored.
+    fn layer_configs(
+        &self,
+        embedding: Option<&LinearWeights>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<LayerConfigs> {
+        if let Some(configs) = self.dir.layer_configs() {
+            return Ok(configs);
+        }
+        let goal = match &self.options.budget {
+            Budget::Fixed(configs) => {
+                self.dir.store_layer_configs(configs)?;
+                return Ok(configs.clone());
+            }
+            Budget::BySensitivity(config) => Goal::Sparsity(*config),
+            Budget::Bits(_) | Budget::Size(_) => {
+                let output = self.dir.part(OUTPUT)?;
+                let compressed = output.entries().iter().map(|e| (e.name.as_str(), e.range.len())).collect();
+                let Outside { bytes: fixed, parameters } = outside_layers(self.checkpoint, &compressed);
+                let all = match self.options.budget {
+                    Budget::Bits(bits) => bits * parameters as f64 / 8.0,
+                    Budget::Size(bytes) => bytes as f64 - extra_bytes(self.checkpoint)? as f64,
+                    _ => 0.0,
+                };
+                Goal::Bytes(for_layers(all, fixed))
+            }
+        };
+        let Options { method, calibration, .. } = *self.options;
+        let search = Search { exec: self.exec, checkpoint: self.checkpoint, embedding, method, calibration };
+        let configs = search.choose(goal, progress)?;
+        self.dir.store_layer_configs(&configs)?;
+        Ok(configs)
+    }
+
+    /// Compresses and stores all layers that an earlier run has not stored.
+    fn compress_layers(
+        &self,
+        embedding: Option<LinearWeights>,
+        configs: &LayerConfigs,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<()> {
+        let Self { exec, checkpoint, options, dir } = self;
+        let config = checkpoint.config();
+        let Calibration { tokens, window } = options.calibration;
+        // Where no layer needs statistics, no text runs through the model.
+        let needs = |layer| statistics(options.method, configs.of(layer)) != Statistics::None;
+        let tokens = if (0..config.n_layers).any(needs) { &tokens[..] } else { &[] };
+        let (first, mut runner) = match dir.done(config.n_layers, tokens.len() * config.hidden_size) {
+            Some((done, hidden)) => (done, LayerRunner::from_hidden(*exec, config, hidden, *window)),
+            None => {
+                let matrix = embedding.as_ref().map(|e| &e.weight);
+                (0, LayerRunner::embed(*exec, checkpoint, matrix, tokens, *window)?)
+            }
+        };
+        drop(embedding);
+        let total = config.n_layers * Projection::ALL.len();
+        for index in first..config.n_layers {
+            let what = format!("layer {} of {}", index + 1, config.n_layers);
+            let mut done = index * Projection::ALL.len();
+            progress(Progress { done, total, what: &what });
+            let mut layer = DenseLayer::read(checkpoint, exec.pool, index)?;
+            let mut compressor = Compressor {
+                exec: *exec,
+                index,
+                method: options.method,
+                config: configs.of(index),
+                inputs: None,
+                packed: Vec::new(),
+                done: &mut || {
+                    done += 1;
+                    progress(Progress { done, total, what: &what });
+                },
+            };
+            run_layer(*exec, &mut runner, index, &mut layer, &mut compressor)?;
+            let items = layer_items(checkpoint, index, &compressor.packed);
+            dir.store(&layer_part(index), &items, &BTreeMap::new())?;
+            dir.store_hidden(index + 1, runner.hidden())?;
+        }
+        Ok(())
+    }
+}
+
+/// Name of the part with the output matrix in the checkpoint directory.
 pub(crate) const OUTPUT: &str = "output";
 /// Key of the part's metadata with the formats that were tried.
 pub(crate) const MEASURED: &str = "scrimp.measured";
@@ -165,20 +231,20 @@ pub(crate) fn layer_part(index: usize) -> String {
 }
 
 /// The compressed embedding, where it is the output matrix and was compressed with it.
-fn embedding(work: &CheckpointDir, machine: Machine<'_>) -> Result<Option<runner::Packed>> {
+fn embedding(work: &CheckpointDir, exec: Exec<'_>) -> Result<Option<LinearWeights>> {
     let part = work.part(OUTPUT)?;
     for entry in part.entries() {
         if let (Encoding::Packed(format), "token_embd.weight") = (entry.encoding, entry.name.as_str()) {
             let data = &part.source()[entry.range.clone()];
             let view = PackedView::new(format, entry.shape[0], entry.shape[1], data)
                 .map_err(|e| part.source().bad(e.to_string()))?;
-            return runner::Packed::new(machine, &StoredMatrix::Packed(view)).map(Some);
+            return LinearWeights::pack(exec.pool, &StoredMatrix::Packed(view)).map(Some);
         }
     }
     Ok(None)
 }
 
-/// Everything that decides what the result is.
+/// All inputs of the result.
 fn plan(checkpoint: &Checkpoint, options: &Options<'_>) -> String {
     json!({
         "model": checkpoint.path(),
@@ -192,33 +258,6 @@ fn plan(checkpoint: &Checkpoint, options: &Options<'_>) -> String {
     .to_string()
 }
 
-/// How matrices are stored, measured where that is asked for.
-fn decide(
-    machine: Machine<'_>,
-    checkpoint: &Checkpoint,
-    work: &CheckpointDir,
-    embedding: Option<&runner::Packed>,
-    options: &Options<'_>,
-    progress: &mut dyn FnMut(usize),
-) -> Result<LayerConfigs> {
-    let goal = match &options.budget {
-        Budget::Fixed(choices) => return Ok(choices.clone()),
-        Budget::BySensitivity(choice) => Goal::Sparsity(*choice),
-        Budget::Bits(_) | Budget::Size(_) => {
-            let output = work.part(OUTPUT)?;
-            let compressed = output.entries().iter().map(|e| (e.name.as_str(), e.range.len())).collect();
-            let Outside { bytes: fixed, parameters } = outside_layers(checkpoint, &compressed);
-            let all = match options.budget {
-                Budget::Bits(bits) => bits * parameters as f64 / 8.0,
-                Budget::Size(bytes) => bytes as f64 - extra_bytes(checkpoint)? as f64,
-                _ => 0.0,
-            };
-            Goal::Bytes(for_layers(all, fixed))
-        }
-    };
-    budget::choose(machine, checkpoint, embedding, options.method, options.calibration, goal, progress)
-}
-
 /// What does not belong to a layer's matrices.
 pub(crate) struct Outside {
     /// Bytes of its tensors.
@@ -227,7 +266,7 @@ pub(crate) struct Outside {
     pub(crate) parameters: usize,
 }
 
-/// Sizes of what is not in the layers' matrices, some tensors of it `compressed` to so many bytes.
+/// Bytes and parameters outside the layers' matrices. `compressed` has the new sizes of some of these tensors.
 pub(crate) fn outside_layers(checkpoint: &Checkpoint, compressed: &BTreeMap<&str, usize>) -> Outside {
     let mut outside = Outside { bytes: 0, parameters: 0 };
     for (name, tensor) in checkpoint.tensors() {
@@ -242,10 +281,10 @@ pub(crate) fn outside_layers(checkpoint: &Checkpoint, compressed: &BTreeMap<&str
     outside
 }
 
-/// Share of their room that layers are planned for: they may differ a little from what was measured on fewer tokens.
+/// The share of the available size that is planned for layers: sizes differ slightly from those measured on fewer tokens.
 pub(crate) const PLANNED: f64 = 0.995;
 
-/// What is left of a file of `bytes` for the matrices of the layers.
+/// The bytes that remain for the matrices of the layers in a file of `bytes`.
 pub(crate) fn for_layers(bytes: f64, outside: usize) -> u64 {
     ((bytes - outside as f64) * PLANNED).max(0.0) as u64
 }
@@ -269,36 +308,18 @@ impl Packed {
     }
 }
 
-/// Runs the calibration text through layer `index`, and compresses its matrices on the way.
-fn compress_layer(
-    checkpoint: &Checkpoint,
-    runner: &mut Runner<'_>,
-    index: usize,
-    method: &dyn Pruner,
-    choice: LayerConfig,
-    done: &mut dyn FnMut(),
-) -> Result<Vec<Packed>> {
-    let Machine { pool, level, .. } = runner.machine();
-    let mut layer = DenseLayer::read(checkpoint, pool, index)?;
-    let mut visitor =
-        Compressor { pool, level, index, method, choice, inputs: None, packed: Vec::new(), done };
-    runner.layer(&mut layer, index, &mut visitor)?;
-    Ok(visitor.packed)
-}
-
-/// What `method` has to know of the inputs of a matrix that becomes `choice`.
+/// The statistics that `method` needs for `choice`.
 fn statistics(method: &dyn Pruner, choice: LayerConfig) -> Statistics {
     let idle = choice.sparsity == 0.0 && choice.format.dense() == WeightFormat::Bf16;
     if idle { Statistics::None } else { method.needs() }
 }
 
-/// Compresses matrices when all that they get has been seen.
+/// Compresses each matrix once all of its inputs were passed.
 struct Compressor<'a> {
-    pool: &'a Pool,
-    level: SimdLevel,
+    exec: Exec<'a>,
     index: usize,
     method: &'a dyn Pruner,
-    choice: LayerConfig,
+    config: LayerConfig,
     inputs: Option<Inputs>,
     packed: Vec<Packed>,
     done: &'a mut dyn FnMut(),
@@ -306,23 +327,23 @@ struct Compressor<'a> {
 
 impl Visitor for Compressor<'_> {
     fn inputs(&mut self, _: &[Projection], cols: usize, x: &[f32]) -> Result<()> {
-        let wanted = statistics(self.method, self.choice);
+        let wanted = statistics(self.method, self.config);
         let inputs = self.inputs.get_or_insert_with(|| Inputs::new(cols, wanted));
-        inputs.add(self.pool, self.level, x)
+        inputs.add(self.exec, x)
     }
 
-    fn ready(&mut self, layer: &mut DenseLayer, roles: &[Projection]) -> Result<()> {
+    fn ready(&mut self, layer: &mut DenseLayer, projections: &[Projection]) -> Result<()> {
         let inputs = self.inputs.take();
-        for &role in roles {
-            let keep_zeros = layer.pruned_already(role);
-            let weight = layer.weight_mut(role);
+        let Self { method, config, .. } = *self;
+        for &projection in projections {
+            let keep_zeros = layer.pruned_already(projection);
+            let weight = layer.weight_mut(projection);
             let none = Inputs::new(weight.cols, Statistics::None);
             let inputs = inputs.as_ref().unwrap_or(&none);
-            let name = format!("blk.{}.{}.weight", self.index, role.stem());
-            let (format, bytes) =
-                compress_matrix(self.pool, weight, inputs, self.method, self.choice, keep_zeros).map_err(
-                    |e| Error::bad_input(format!("tensor {name} cannot be {}: {e}", self.choice.format)),
-                )?;
+            let name = format!("blk.{}.{}.weight", self.index, projection.stem());
+            let options = MatrixOptions { method, inputs, config, keep_zeros };
+            let (format, bytes) = compress_matrix(self.exec.pool, weight, &options)
+                .map_err(|e| Error::bad_input(format!("tensor {name} cannot be {}: {e}", config.format)))?;
             let (encoding, shape) = (Encoding::Packed(format), vec![weight.rows, weight.cols]);
             self.packed.push(Packed { name, encoding, shape, bytes });
             (self.done)();

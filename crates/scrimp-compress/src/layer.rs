@@ -1,11 +1,12 @@
-//! One decoder layer of a checkpoint, as dense f32 matrices that can be changed.
+//! One decoder layer of a checkpoint as dense f32 matrices.
 
 use scrimp_kernels::{DType, Pool, quant::dequantize::dequantize_row};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     error::{Error, Result},
     load::Encoding,
-    model::projections::{Projection, StoredMatrix, optional_vector, stored_matrix, tensor_slice, vector},
+    model::LayerNorms,
+    model::projections::{Projection, StoredMatrix, optional_vector, stored_matrix, tensor_slice},
 };
 
 /// A matrix `[rows][cols]` (out features × in features), row after row.
@@ -36,15 +37,10 @@ pub(crate) struct DenseLinear {
 /// A layer's tensors.
 #[derive(Debug, Clone)]
 pub(crate) struct DenseLayer {
-    pub(crate) attn_norm: Vec<f32>,
-    pub(crate) q_norm: Option<Vec<f32>>,
-    pub(crate) k_norm: Option<Vec<f32>>,
-    pub(crate) post_attn_norm: Option<Vec<f32>>,
-    pub(crate) ffn_norm: Vec<f32>,
-    pub(crate) post_ffn_norm: Option<Vec<f32>>,
+    pub(crate) norms: LayerNorms,
     /// By [`Projection`], in the order of [`Projection::ALL`].
     projections: [DenseLinear; 7],
-    /// Whether a file of float weights has so many zeros that somebody must have pruned them.
+    /// Whether a matrix of floats has so many zeros that it must have been pruned.
     pruned: [bool; 7],
 }
 
@@ -57,8 +53,6 @@ impl DenseLayer {
     /// # Errors
     /// When a tensor is damaged: no matrix, or not finite.
     pub(crate) fn read(checkpoint: &Checkpoint, pool: &Pool, index: usize) -> Result<Self> {
-        let name = |stem: &str| format!("blk.{index}.{stem}");
-        let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
         let mut projections = Vec::with_capacity(Projection::ALL.len());
         let mut pruned = Vec::with_capacity(Projection::ALL.len());
         for projection in Projection::ALL {
@@ -73,12 +67,7 @@ impl DenseLayer {
             projections.push(DenseLinear { weight, bias });
         }
         Ok(Self {
-            attn_norm: vector(checkpoint, &name("attn_norm.weight"))?,
-            q_norm: optional("attn_q_norm.weight")?,
-            k_norm: optional("attn_k_norm.weight")?,
-            post_attn_norm: optional("post_attention_norm.weight")?,
-            ffn_norm: vector(checkpoint, &name("ffn_norm.weight"))?,
-            post_ffn_norm: optional("post_ffw_norm.weight")?,
+            norms: LayerNorms::read(checkpoint, index)?,
             projections: projections.try_into().expect("seven projections"),
             pruned: pruned.try_into().expect("seven projections"),
         })
@@ -98,7 +87,7 @@ impl DenseLayer {
     }
 }
 
-/// Rows `first .. first + rows` of a stored matrix in f32. The mapped original is let go.
+/// Rows `first .. first + rows` of a stored matrix in f32. The mapped original is released.
 ///
 /// # Errors
 /// When the tensor is no matrix, has fewer rows, or is not finite.

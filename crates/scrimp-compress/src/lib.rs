@@ -18,17 +18,17 @@ mod compress;
 pub mod fit;
 mod layer;
 mod layer_configs;
+mod layer_pass;
 mod matrix;
 pub mod pareto_front;
 pub mod pruning;
 pub mod quantizing;
-mod runner;
 
 pub use calibration::{Calibration, MAX_TOKENS};
 pub use compress::{Options, Progress, Report, compress};
 pub use layer::Dense;
 pub use layer_configs::{Budget, LayerConfig, LayerConfigs};
-pub use matrix::compress_matrix;
+pub use matrix::{MatrixOptions, compress_matrix};
 pub use pareto_front::ParetoFront;
 pub use pruning::{Inputs, Job, PRUNERS, Pruner, Statistics, pruner};
 pub use quantizing::{

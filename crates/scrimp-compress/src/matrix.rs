@@ -1,4 +1,4 @@
-//! One matrix, pruned, rounded and packed: what compressing a model does to each of its matrices.
+//! Compressing one matrix: pruned, rounded, packed.
 
 use crate::{Dense, Inputs, Job, LayerConfig, Pruner, Rounding};
 use scrimp_kernels::{
@@ -6,37 +6,38 @@ use scrimp_kernels::{
     quant::packed::{FormatError, WeightFormat, pack},
 };
 
-/// Prunes and rounds `weight` in place and packs it, as `choice` says; the sparse form of the format is taken where it is
-/// smaller. Returns the format and the bytes.
-///
-/// `inputs` are statistics of what the matrix multiplies, as [`Pruner::needs`] says. With `keep_zeros`, weights that are zero
-/// already stay zero.
+/// How one matrix is compressed.
+#[derive(Debug, Clone, Copy)]
+pub struct MatrixOptions<'a> {
+    /// Chooses the weights that become zero.
+    pub method: &'a dyn Pruner,
+    /// Statistics of the inputs of the matrix, as [`Pruner::needs`] demands them.
+    pub inputs: &'a Inputs,
+    /// Format and sparsity.
+    pub config: LayerConfig,
+    /// Whether weights that are zero already stay zero, beyond `config.sparsity`.
+    pub keep_zeros: bool,
+}
+
+/// Prunes and rounds `weight` in place and packs it; the sparse form of the format is used where it is smaller. Returns the
+/// format and the bytes.
 ///
 /// # Errors
 /// When the format cannot hold the weights.
 pub fn compress_matrix(
     pool: &Pool,
     weight: &mut Dense,
-    inputs: &Inputs,
-    method: &dyn Pruner,
-    choice: LayerConfig,
-    keep_zeros: bool,
+    options: &MatrixOptions<'_>,
 ) -> Result<(WeightFormat, Vec<u8>), FormatError> {
-    let rounding = round_matrix(pool, weight, inputs, method, choice, keep_zeros);
-    let format = smaller(choice.format, weight);
+    let rounding = round_matrix(pool, weight, options);
+    let format = smaller(options.config.format, weight);
     let bytes = pack(pool, format, weight.rows, weight.cols, &weight.data, rounding.scales())?;
     Ok((format, bytes))
 }
 
-/// Prunes and rounds a matrix, in place.
-pub(crate) fn round_matrix(
-    pool: &Pool,
-    weight: &mut Dense,
-    inputs: &Inputs,
-    method: &dyn Pruner,
-    LayerConfig { format, sparsity }: LayerConfig,
-    keep_zeros: bool,
-) -> Rounding {
+/// Prunes and rounds a matrix in place.
+pub(crate) fn round_matrix(pool: &Pool, weight: &mut Dense, options: &MatrixOptions<'_>) -> Rounding {
+    let MatrixOptions { method, inputs, config: LayerConfig { format, sparsity }, keep_zeros } = *options;
     let mut rounding = Rounding::new(format, weight.cols);
     if sparsity > 0.0 || rounding.group().is_some() {
         let rounding = &mut rounding;

@@ -1,26 +1,25 @@
-//! What a model's weights lose at any size: measured once, so that sizes can be tried without compressing.
+//! The Pareto front of file size and loss increase: measured once, so that sizes can be compared without compressing.
 //!
-//! The measurement is that of [`crate::budget`], so a size that is asked for here is chosen in the same way by
-//! [`Budget::Size`](crate::Budget::Size).
+//! The measurement is that of [`crate::budget`]: [`Budget::Size`](crate::Budget::Size) chooses the same configurations for a
+//! size.
 
 use crate::{
     Calibration, LayerConfigs, Output, Progress, Pruner,
     assemble::extra_bytes,
-    budget::{self, Candidate, Goal},
+    budget::{self, Candidate, Goal, Search},
     compress::{PLANNED, for_layers, outside_layers},
     quantizing::output,
-    runner::{Machine, Packed},
 };
-use scrimp_kernels::{Pool, SimdLevel, quant::packed::PackedView};
+use scrimp_kernels::{Exec, quant::packed::PackedView};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     error::{Error, Result},
     load::Encoding,
-    model::projections::StoredMatrix,
+    model::{LinearWeights, projections::StoredMatrix},
 };
 use std::collections::BTreeMap;
 
-/// Sizes of a compressed model, and what they cost.
+/// The sizes that a compressed model can have, with their loss increases.
 #[derive(Debug)]
 pub struct ParetoFront {
     layers: Vec<Vec<Candidate>>,
@@ -30,12 +29,12 @@ pub struct ParetoFront {
     output_kl: f64,
 }
 
-/// A size, and what it is expected to cost.
+/// A size with its predicted loss increase.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
     /// Bytes of the file, about.
     pub bytes: u64,
-    /// Divergence from the original's predictions, nats per token: the sum of what each layer does alone.
+    /// Divergence from the original's predictions, nats per token: the sum of the layers' divergences.
     pub kl: f64,
 }
 
@@ -45,17 +44,15 @@ impl ParetoFront {
     /// # Errors
     /// When the checkpoint is damaged or was compressed before.
     pub fn measure(
+        exec: Exec<'_>,
         checkpoint: &Checkpoint,
-        pool: &Pool,
-        level: SimdLevel,
         method: &dyn Pruner,
         calibration: &Calibration,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self> {
-        let machine = Machine { pool, level, config: checkpoint.config() };
-        let total = machine.config.n_layers;
+        let total = checkpoint.config().n_layers;
         progress(Progress { done: 0, total, what: "output matrix" });
-        let (packed, measured) = output::compress(machine, checkpoint, Output::Measured, calibration)?;
+        let (packed, measured) = output::compress(exec, checkpoint, Output::Measured, calibration)?;
         let compressed: BTreeMap<_, _> = packed.iter().map(|p| (p.name.as_str(), p.bytes.len())).collect();
         let outside = outside_layers(checkpoint, &compressed).bytes + extra_bytes(checkpoint)?;
         let output_kl = packed.as_ref().and(measured.last()).map_or(0.0, |m| m.kl);
@@ -66,18 +63,13 @@ impl ParetoFront {
             };
             let view = PackedView::new(format, p.shape[0], p.shape[1], &p.bytes)
                 .map_err(|e| Error::bad_input(e.to_string()))?;
-            Packed::new(machine, &StoredMatrix::Packed(view))
+            LinearWeights::pack(exec.pool, &StoredMatrix::Packed(view))
         });
         let embedding = embedding.transpose()?;
-        let layers = budget::measure(
-            machine,
-            checkpoint,
-            embedding.as_ref(),
-            method,
-            calibration,
-            Goal::Bytes(0),
-            &mut |done| progress(Progress { done, total, what: "layers, in all formats" }),
-        )?;
+        let search = Search { exec, checkpoint, embedding: embedding.as_ref(), method, calibration };
+        let layers = search.measure(Goal::Bytes(0), &mut |done| {
+            progress(Progress { done, total, what: "layers, in all formats" });
+        })?;
         Ok(Self { layers, outside, output_kl })
     }
 
@@ -87,8 +79,8 @@ impl ParetoFront {
     }
 
     /// What [`Budget::Size`](crate::Budget::Size) would choose for a file of `bytes`; `None` where it cannot be so small.
-    pub fn choices(&self, bytes: u64) -> Option<LayerConfigs> {
-        Some(budget::choices(&self.allocate(bytes)?))
+    pub fn layer_configs(&self, bytes: u64) -> Option<LayerConfigs> {
+        Some(budget::layer_configs(&self.allocate(bytes)?))
     }
 
     fn allocate(&self, bytes: u64) -> Option<Vec<Candidate>> {
@@ -99,7 +91,7 @@ impl ParetoFront {
     pub fn at(&self, bytes: u64) -> Option<Point> {
         let chosen = self.allocate(bytes)?;
         let layers: f64 = chosen.iter().map(|c| c.size).sum();
-        let kl = self.output_kl + chosen.iter().map(|c| c.harm).sum::<f64>();
+        let kl = self.output_kl + chosen.iter().map(|c| c.loss_increase).sum::<f64>();
         Some(Point { bytes: layers as u64 + self.outside as u64, kl })
     }
 }

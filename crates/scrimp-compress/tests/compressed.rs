@@ -4,7 +4,7 @@ use scrimp_base::SplitMix64;
 use scrimp_compress::{
     Budget, Calibration, LayerConfig, LayerConfigs, Options, Output, Report, compress, pruner,
 };
-use scrimp_kernels::{Pool, SimdLevel, quant::packed::WeightFormat};
+use scrimp_kernels::{Exec, Pool, SimdLevel, quant::packed::WeightFormat};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     load::{Encoding, SafetensorsFile, Source},
@@ -46,11 +46,12 @@ fn run_budget(
     let calibration = text(&checkpoint);
     let options = Options { method: pruner("sparsegpt").unwrap(), budget, output, calibration: &calibration };
     let pool = Pool::new(2).unwrap();
-    compress(&checkpoint, out, &pool, SimdLevel::from_env().unwrap(), &options, &mut |p| progress(p.done))
+    let exec = Exec { pool: &pool, level: SimdLevel::from_env().unwrap() };
+    compress(exec, &checkpoint, out, &options, &mut |p| progress(p.done))
 }
 
 fn load(path: &Path) -> scrimp_llm::Result<Model> {
-    let options = RunOptions { threads: Some(2), kv_format: "f32".to_owned(), ..RunOptions::default() };
+    let options = RunOptions { threads: Some(2), kv_format: "f32".parse().unwrap(), ..RunOptions::default() };
     Model::load(Checkpoint::open(path)?, &options)
 }
 
@@ -309,7 +310,7 @@ fn damaged_files_are_refused() {
         let error = verdict(dir.path(), &bytes[..len]).unwrap_err();
         assert!(error.contains("attack.safetensors"), "{len}: {error}");
     }
-    // A start, a bitmap, a scale: whatever is inside a packed matrix is compared before it is used.
+    // A start, a bitmap, a scale: the content of a packed matrix is checked before use.
     let path = dir.path().join("a.safetensors");
     let file = SafetensorsFile::from_source(Source::from_bytes(&path, bytes.clone())).unwrap();
     let place = file.tensors().iter().find(|t| t.name == "blk.0.ffn_down.weight").unwrap().range.clone();

@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p scrimp-eval --example long_context MODEL TEXT TOKENS DECODE`
 //!
-//! The text is repeated until it is long enough; with `-` in its place, random keys and values stand for a prompt (speed does not
-//! depend on what they are). A line of JSON for each cache: its bytes right after compression, the time that
+//! The text is repeated until it is long enough; with `-` instead, random keys and values replace a prompt (speed does not
+//! depend on their values). A line of JSON for each cache: its bytes right after compression, the time that
 //! took, and the speed of `DECODE` greedy steps (the best of two).
 #![allow(clippy::print_stdout)]
 

@@ -1,5 +1,5 @@
-//! What a smaller KV cache costs: a prompt is read once, its cache is made smaller in any number of ways, and what the model
-//! then says of the text that follows is compared with what it says with the whole cache.
+//! The loss increase of smaller KV caches: a prompt is read once, its cache is compressed in any number of ways, and the
+//! predictions for the following text are compared with the predictions with the whole cache.
 //!
 //! ```text
 //! tokens:  | prompt (read once, cache forked for each setting) | scored: KL(whole cache || smaller cache) | target of the last
@@ -32,10 +32,10 @@ pub struct KvScore {
     pub compress: Duration,
 }
 
-/// A text whose prompt is in a cache, and what the model says of its continuation with all of it.
+/// A text whose prompt is in a cache, and the predictions for its continuation with the whole cache.
 #[derive(Debug)]
-pub struct KvComparison<'m> {
-    prompt: Session<'m>,
+pub struct KvComparison {
+    prompt: Session,
     prompt_tokens: usize,
     /// Scored positions and their targets: `scored[i + 1]` follows `scored[i]`.
     scored: Vec<u32>,
@@ -46,12 +46,12 @@ pub struct KvComparison<'m> {
     prefill: Duration,
 }
 
-/// Tokens of text that a comparison needs: what follows the last scored position is its target.
+/// Tokens of text that a comparison needs: the token after the last scored position is its target.
 pub fn text_tokens(prompt_tokens: usize, score_tokens: usize) -> usize {
     prompt_tokens.saturating_add(score_tokens).saturating_add(1)
 }
 
-impl<'m> KvComparison<'m> {
+impl KvComparison {
     /// Reads the first `prompt_tokens` of `tokens` into `session` (fresh, with the format that others are compared with), gathering the
     /// attention that compressions need (see [`Compression::needs`] and [`Needs::and`]), and scores the next
     /// `score_tokens` positions.
@@ -59,13 +59,13 @@ impl<'m> KvComparison<'m> {
     /// # Errors
     /// When there are too few tokens, they do not fit the model, or the model fails.
     pub fn new(
-        mut session: Session<'m>,
+        mut session: Session,
         tokens: &[u32],
         prompt_tokens: usize,
         score_tokens: usize,
         needs: Needs,
     ) -> Result<Self> {
-        let model = session.model();
+        let model = session.model().clone();
         check(prompt_tokens, score_tokens, model.vocab_size(), model.context_length())?;
         let Some(tokens) = tokens.get(..text_tokens(prompt_tokens, score_tokens)) else {
             return Err(Error::bad_input(format!(
@@ -106,7 +106,7 @@ impl<'m> KvComparison<'m> {
         self.score_in(self.prompt.kv().format(), Some(how))
     }
 
-    /// As [`KvComparison::score`], with what is kept stored in another format (whose new tokens are stored as those of the
+    /// As [`KvComparison::score`], with the stored tokens in another format (whose new tokens are stored as those of the
     /// prompt are).
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl<'m> KvComparison<'m> {
     ///
     /// # Errors
     /// When the model fails or its logits cannot be compared.
-    pub fn score_session(&self, mut session: Session<'_>, compress: Duration) -> Result<KvScore> {
+    pub fn score_session(&self, mut session: Session, compress: Duration) -> Result<KvScore> {
         let (kv_bytes, kv_tokens) = (session.kv_bytes(), session.kv().kept_mean());
         let n = self.lse.len();
         let vocab = self.logits.len() / n;
@@ -150,7 +150,7 @@ impl<'m> KvComparison<'m> {
     }
 
     /// A session that holds the prompt with its whole cache.
-    pub fn prompt(&self) -> Session<'m> {
+    pub fn prompt(&self) -> Session {
         self.prompt.fork()
     }
 

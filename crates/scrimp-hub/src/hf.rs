@@ -27,7 +27,7 @@ const SMALL_FILES: [&str; 9] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
-/// Written into a finished directory: what it holds.
+/// The list of files in a finished directory.
 const MANIFEST: &str = ".scrimp.json";
 
 /// Address of a file of a repository.

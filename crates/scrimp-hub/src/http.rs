@@ -114,7 +114,7 @@ impl Client {
         body.map_err(|e| source(format!("{url}: {e}")))
     }
 
-    /// Appends to `sink` what is missing of the file at `url`.
+    /// Appends the missing rest of the file at `url` to `sink`.
     pub(super) fn download(
         &self,
         url: &str,
@@ -176,7 +176,7 @@ impl Client {
                 response.body().content_length()
             }
             StatusCode::RANGE_NOT_SATISFIABLE => {
-                // The whole file is here, or what is here belongs to another version of it.
+                // The local file is complete, or belongs to another version.
                 let range = text(response.headers(), "content-range");
                 let total =
                     range.and_then(|r| r.strip_prefix("bytes */")).and_then(|n| n.parse::<u64>().ok());

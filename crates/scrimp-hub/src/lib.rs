@@ -1,8 +1,8 @@
-//! Where models come from: references, downloads, and the cache of downloaded files.
+//! Model references, downloads, and the cache of downloaded files.
 //!
-//! A [`ModelRef`] says which model; [`Hub::fetch`] answers with a path, downloading into the cache what is not there.
-//! Downloads are resumed, checked, and get their final name only when complete; two processes never download the
-//! same file at once. An alias is defined by the SHA-256 of its bytes and tried at several sources in turn.
+//! [`Hub::fetch`] returns the path of the model that a [`ModelRef`] names, and downloads missing files into the cache.
+//! Interrupted downloads resume; a file is renamed into place once it is complete and verified. Two processes never download
+//! the same file at once. An alias is defined by the SHA-256 of its bytes and has several sources.
 
 pub mod alias;
 mod hf;
@@ -77,7 +77,7 @@ impl Hub {
         Ok(hub)
     }
 
-    /// Path of the model where it is here already; looks at sizes and times, reads no weights and no network.
+    /// Path of the model if it is in the cache. Compares sizes and times; reads neither weights nor the network.
     pub fn cached(&self, model: &ModelRef) -> Option<PathBuf> {
         match model {
             ModelRef::Path(path) => path.exists().then(|| path.clone()),
@@ -102,7 +102,7 @@ impl Hub {
     /// Path of the model's file or directory, downloaded first where it is not in the cache.
     ///
     /// # Errors
-    /// When the model can be had from nowhere, is not what it should be, or cannot be stored.
+    /// When no source has the model, its bytes are wrong, or it cannot be stored.
     pub fn fetch(&self, model: &ModelRef, progress: &mut dyn Progress) -> Result<PathBuf> {
         if let Some(path) = self.cached(model) {
             return Ok(path);

@@ -1,4 +1,4 @@
-//! How a download reports what it does; this crate itself never writes to a terminal.
+//! Progress reports of downloads. This crate never writes to a terminal.
 
 /// Receives the progress of one transfer after another.
 pub trait Progress {

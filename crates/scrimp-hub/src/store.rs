@@ -35,7 +35,7 @@ impl Fault {
     }
 }
 
-/// An error while writing to the cache, with what to do about it.
+/// An error while writing to the cache, with a hint.
 pub(super) fn local(path: &Path, e: io::Error) -> Fault {
     let at = path.display();
     Fault::Local(match e.kind() {
@@ -91,7 +91,7 @@ impl Slot {
         self.path.with_file_name(format!(".{file}{suffix}"))
     }
 
-    /// Directory for what `source` has delivered so far.
+    /// Directory for the bytes that `source` has delivered so far.
     pub(super) fn work(&self, source: &str) -> PathBuf {
         self.beside(".partial").join(source)
     }
@@ -111,7 +111,7 @@ impl Slot {
         }
     }
 
-    /// Gives a finished download its final name and removes what is left of it.
+    /// Gives a finished download its final name and removes its working files.
     pub(super) fn install(&self, data: &Path, sum: &Sum) -> Result<(), Fault> {
         fs::rename(data, &self.path).map_err(|e| local(&self.path, e))?;
         self.note(sum);
@@ -119,7 +119,7 @@ impl Slot {
         Ok(())
     }
 
-    /// Removes what is left of a download.
+    /// Removes the working files of a download.
     pub(super) fn discard_work(&self) {
         let _ = fs::remove_dir_all(self.beside(".partial"));
     }
@@ -178,7 +178,7 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// Opens or creates `path` and goes on after its first `keep` bytes, or all of them where there are fewer.
+    /// Opens or creates `path` and continues after its first `keep` bytes, or after all where there are fewer.
     pub(super) fn open(path: &Path, keep: u64) -> Result<Self, Fault> {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(|e| local(dir, e))?;

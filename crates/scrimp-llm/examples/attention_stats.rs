@@ -1,4 +1,4 @@
-//! What gathering attention for eviction policies costs: time to first token with and without, in turn.
+//! The cost of accumulating attention scores for eviction policies: alternating times to first token with and without.
 //!
 //! `cargo run --release -p scrimp-llm --example attention_stats MODEL [TOKENS] [ROUNDS]`
 #![allow(clippy::print_stdout)]
@@ -26,7 +26,7 @@ fn main() -> scrimp_llm::Result<()> {
         per_kv_head: true,
         ..StatsWanted::default()
     };
-    // A prompt goes through the model in chunks. Each is computed `rounds` times with and without, in turn, and the fastest
+    // A prompt goes through the model in chunks. Each is computed `rounds` times with and without, alternately, and the fastest
     // of either counts: that takes the noise of the machine out.
     let mut seconds = [0.0; 2];
     let mut sessions = [None, Some(wanted)].map(|stats| {

@@ -1,4 +1,4 @@
-//! A model on disk: its configuration and its tensors under GGUF's names, whatever the file format.
+//! A model on disk: its configuration, and its tensors under GGUF's names, for all file formats.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -202,7 +202,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Indexes the tensors and compares them with what the configuration implies.
+    /// Indexes the tensors and compares them with those that the configuration implies.
     fn check(
         path: &Path,
         config: ModelConfig,
@@ -272,7 +272,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// What the model looks like.
+    /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -369,7 +369,7 @@ impl Checkpoint {
         (self.gguf.is_none() && self.history.is_none()).then_some(&self.path)
     }
 
-    /// Files of a Hugging Face model that stand beside the weights; `None` where there is GGUF metadata instead.
+    /// Files of a Hugging Face model beside the weights; `None` where there is GGUF metadata instead.
     pub fn side_files(&self) -> Option<&SideFiles> {
         self.side.as_ref()
     }

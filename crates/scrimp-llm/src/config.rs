@@ -1,4 +1,6 @@
-//! What a decoder-only transformer looks like, whatever file it came from.
+//! The configuration of a decoder-only transformer, independent of file formats.
+
+use scrimp_kernels::ops::RmsNorm;
 
 /// Non-linearity of the gated feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +50,7 @@ pub struct LongRope {
     pub rope: Rope,
 }
 
-/// Everything that the decoder needs to know about a model, apart from its weights.
+/// The properties of a model, apart from its weights.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
     /// Family name as in GGUF: `llama`, `qwen2`, `qwen3`, `gemma3`, `phi3`.
@@ -97,13 +99,61 @@ pub struct ModelConfig {
     pub activation: Activation,
 }
 
+/// The sizes of a model; see the fields of [`ModelConfig`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Sizes {
+    pub n_layers: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    pub head_dim: usize,
+    pub vocab_size: usize,
+    pub context_length: usize,
+}
+
 impl ModelConfig {
+    /// A configuration of these sizes with the properties that most families share. The frequencies of RoPE are missing.
+    pub fn plain(family: &'static str, name: String, sizes: Sizes) -> Self {
+        Self {
+            family,
+            name,
+            n_layers: sizes.n_layers,
+            hidden_size: sizes.hidden_size,
+            intermediate_size: sizes.intermediate_size,
+            n_heads: sizes.n_heads,
+            n_kv_heads: sizes.n_kv_heads,
+            head_dim: sizes.head_dim,
+            vocab_size: sizes.vocab_size,
+            context_length: sizes.context_length,
+            rms_norm_eps: 1e-6,
+            norm_plus_one: false,
+            rope: Rope { inv_freq: Vec::new(), magnitude: 1.0 },
+            rope_local: None,
+            rope_long: None,
+            rope_pairs: RopePairs::Halves,
+            sliding_window: vec![None; sizes.n_layers],
+            attn_scale: 1.0 / (sizes.head_dim as f32).sqrt(),
+            attn_logit_softcap: None,
+            final_logit_softcap: None,
+            embedding_scale: 1.0,
+            activation: Activation::Silu,
+        }
+    }
+
     /// Rotary embedding of global layers for a sequence that may grow to `tokens`.
     pub fn rope_for(&self, tokens: usize) -> &Rope {
         match &self.rope_long {
             Some(long) if tokens > long.original_context => &long.rope,
             _ => &self.rope,
         }
+    }
+
+    /// The root-mean-square norm with these weights.
+    pub fn rms_norm<'w>(&self, weight: &'w [f32]) -> RmsNorm<'w> {
+        let offset = if self.norm_plus_one { 1.0 } else { 0.0 };
+        RmsNorm { weight, eps: self.rms_norm_eps, offset }
     }
 
     /// Rows of the query projection: `n_heads * head_dim`.

@@ -1,4 +1,4 @@
-//! Stand-ins for a model and a tokenizer, small enough to know every number of.
+//! A model that is a function of its tokens, for tests of code over [`LogitsSource`].
 
 use crate::error::{Error, Result};
 use crate::source::LogitsSource;
@@ -10,7 +10,7 @@ pub struct FakeModel {
     rule: Rule,
     pub seen: Vec<u32>,
     logits: Vec<f32>,
-    /// Sizes of the calls so far: what was really computed.
+    /// Sizes of the calls so far.
     pub calls: Vec<usize>,
     /// Fails when a call would pass this many tokens.
     pub fail_at: usize,
@@ -30,7 +30,7 @@ impl FakeModel {
         }
     }
 
-    /// Says `script` token by token, by position, whatever it reads; then token 0.
+    /// Predicts `script` token by token, by position, for any input; then token 0.
     pub fn scripted(vocab: usize, prompt: usize, script: &'static [u32]) -> Self {
         Self::new(move |seen| {
             let next = script.get(seen.len() - prompt).copied().unwrap_or(0);

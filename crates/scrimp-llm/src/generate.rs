@@ -25,7 +25,7 @@ use std::time::Instant;
 pub trait TextStream {
     /// The text that `token` completes; empty while a character is incomplete.
     fn push(&mut self, token: u32) -> String;
-    /// What is still held back.
+    /// The rest of the text.
     fn finish(&mut self) -> String;
 }
 
@@ -38,7 +38,7 @@ impl TextStream for StreamDecoder<'_> {
     }
 }
 
-/// What is to be generated.
+/// The arguments of [`generate`].
 pub struct Request<'a> {
     /// The whole prompt's tokens, those already in the cache included.
     pub prompt: &'a [u32],
@@ -55,19 +55,19 @@ pub struct Request<'a> {
 /// Why generation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model said that it is done.
+    /// The model generated an end token.
     End,
-    /// This stop string came up.
+    /// The answer contained this stop string.
     Stop(String),
     /// `max_tokens` were generated.
     Length,
     /// The model's context is full.
     ContextFull,
-    /// The cancel flag was set, or the receiver of the text had enough.
+    /// The cancel flag was set, or the receiver of the text ended the answer.
     Cancelled,
 }
 
-/// What was generated, and how fast.
+/// The result of [`generate`], with its speed.
 #[derive(Debug, Clone)]
 pub struct Generation {
     /// The answer, without stop strings and end tokens.
@@ -108,7 +108,7 @@ pub fn rate(count: usize, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
 
-/// Answers `request` on `sequence`, handing out text as soon as it is certain.
+/// Answers `request` on `sequence` and passes text on as soon as it is certain.
 ///
 /// `on_text` gets non-empty pieces that, joined, are [`Generation::text`]; it breaks to end early. After the call the sequence
 /// holds the prompt and the answer's tokens (the last one perhaps not), ready for the next turn.

@@ -1,60 +1,57 @@
-//! Language-model runtime: loading, tokenizer, decoder, generation and evaluation.
+//! The language-model runtime: loading, tokenizing, the decoder, generation.
 //!
-//! | entry point | what it does |
+//! ```
+//! # fn main() -> scrimp_llm::Result<()> {
+//! # let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/tiny-gguf/qwen3.gguf");
+//! let llm = scrimp_llm::Llm::open(model)?;
+//! let answer = llm.generate("Why is the sky blue?")?;
+//! # let _ = answer;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | content |
 //! |---|---|
-//! | [`hub::Hub::fetch`] | a path for a model reference, downloading what is not there |
-//! | [`checkpoint::Checkpoint::open`] | a GGUF file or Hugging Face directory, checked against its family |
-//! | [`tokenizer::Tokenizer`], [`chat::ChatTemplate`] | text to token ids and back; messages to text |
-//! | [`model::Model::load`], [`model::Session`] | weights ready to run; one sequence with its KV cache |
-//! | [`generate::generate`] | from a prompt to a stream of text, with a [`sampling::Sampler`] |
-//! | [`eval::ppl::perplexity`], [`eval::kl::divergence`] | how good a model is |
-//! | [`eval::longbench`], [`eval::ruler`], [`eval::needle`] | questions about long contexts, under many settings of the KV cache |
-//! | [`report::kv`] | quality against size of the KV cache: chart and table |
-//! | [`fit::settings`] | how small weights and cache have to be for the memory that there is |
-//! | [`families::FAMILIES`] | the families that can be run |
+//! | [`llm`] | [`Llm`]: a model with tokenizer and chat template; [`Chat`]: a conversation |
+//! | [`checkpoint`], [`load`], [`families`], [`config`] | model files: formats, tensors by name, configuration |
+//! | [`tokenizer`], [`chat`] | text to token ids and back; messages to text |
+//! | [`model`] | [`model::Model`]: weights ready to run; [`model::Session`]: a sequence with its KV cache; [`model::Batch`]: many sequences in one pass |
+//! | [`generate`](mod@generate), [`sampling`], [`logits`] | from a prompt to a stream of text |
+//! | [`embedding`] | embeddings of texts |
+//! | [`error`] | the error type of all crates |
 //!
-//! Ask a model, and print the answer as it comes:
+//! The same in steps, for callers that keep sequences or sample on their own:
 //!
-//! ```no_run
+//! ```
 //! use scrimp_llm::{
-//!     chat::{Message, chat_template_from_gguf},
 //!     checkpoint::Checkpoint,
 //!     generate::{Request, Sequence, generate},
-//!     hub::{Hub, ModelRef, Silent},
 //!     model::{Model, RunOptions},
 //!     sampling::Sampler,
-//!     tokenizer::Tokenizer,
 //! };
-//! use std::ops::ControlFlow;
+//! use std::{ops::ControlFlow, path::Path};
 //!
 //! # fn main() -> scrimp_llm::Result<()> {
-//! let path = Hub::from_env()?.fetch(&ModelRef::parse("smollm2")?, &mut Silent)?;
-//! let checkpoint = Checkpoint::open(&path)?;
-//! let metadata = checkpoint.gguf_metadata().expect("a GGUF file");
-//! let tokenizer = Tokenizer::from_gguf(metadata)?;
-//! let template = chat_template_from_gguf(metadata, &tokenizer)?.expect("a chat model");
+//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/tiny/llama");
+//! let checkpoint = Checkpoint::open(Path::new(path))?;
+//! let tokenizer = checkpoint.tokenizer()?;
 //! let model = Model::load(checkpoint, &RunOptions::default())?;
 //!
-//! let text = template.render(&[Message::new("user", "Why is the sky blue?")], true, &Default::default())?;
-//! let prompt = tokenizer.encode(&text, false, true)?;
+//! let prompt = tokenizer.encode("Once upon a time", true, false)?;
 //! let request = Request {
 //!     prompt: &prompt,
-//!     max_tokens: Some(100),
+//!     max_tokens: Some(8),
 //!     stop: &[],
 //!     is_end: &|id| tokenizer.is_end(id),
 //!     cancel: None,
 //! };
 //! let mut sequence = Sequence::new(model.session(), model.context_length());
-//! let answer = generate(
-//!     &mut sequence,
-//!     &request,
-//!     &mut Sampler::greedy(),
-//!     &mut tokenizer.stream_after(&prompt),
-//!     &mut |piece| {
-//!         print!("{piece}");
-//!         ControlFlow::Continue(())
-//!     },
-//! )?;
+//! let mut sampler = Sampler::greedy();
+//! let mut text = tokenizer.stream_after(&prompt);
+//! let answer = generate(&mut sequence, &request, &mut sampler, &mut text, &mut |piece| {
+//!     print!("{piece}");
+//!     ControlFlow::Continue(())
+//! })?;
 //! println!("\n{:.1} tokens per second", answer.decode_tok_s());
 //! # Ok(())
 //! # }
@@ -65,11 +62,13 @@ pub mod builtin_text;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
+pub mod embedding;
 pub mod error;
 #[doc(hidden)]
 pub mod fake;
 pub mod families;
 pub mod generate;
+pub mod llm;
 pub mod load;
 pub mod logits;
 pub mod model;
@@ -78,3 +77,4 @@ pub mod source;
 pub mod tokenizer;
 
 pub use error::{Category, Error, Hint, Result};
+pub use llm::{Chat, GenerateOptions, Llm};

@@ -8,7 +8,7 @@
 //! 3. *temperature* `t`: logits are divided by `t`. At 0 (below 1e-5) the best token is taken and the rest is skipped;
 //! 4. *min-p*: tokens with less than `min_p` times the best token's probability go;
 //! 5. *top-k*: the `k` best stay;
-//! 6. *top-p* (nucleus, arXiv 1904.09751): of what is left, the fewest best tokens whose probabilities sum to at least `p` stay;
+//! 6. *top-p* (nucleus, arXiv 1904.09751): of the remaining tokens, the fewest best whose probabilities sum to at least `p` stay;
 //! 7. one of the remaining tokens is drawn by its probability.
 //!
 //! Equal logits rank by token id. `NaN` and `-inf` are never drawn; a `+inf` is taken outright. The generator is ChaCha8
@@ -27,7 +27,7 @@ use select::Candidates;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
-/// Draws tokens of one sequence; remembers what was said for the penalties.
+/// Draws the tokens of one sequence, and counts them for the penalties.
 #[derive(Debug)]
 pub struct Sampler {
     params: SamplingParams,

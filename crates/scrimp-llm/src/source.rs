@@ -1,4 +1,4 @@
-//! The little that generation and evaluation ask of a model.
+//! The interface of a model for generation and evaluation.
 
 use crate::error::Result;
 use crate::model::Session;
@@ -36,7 +36,7 @@ pub trait LogitsSource {
     fn kv_tokens(&self) -> usize;
 }
 
-impl LogitsSource for Session<'_> {
+impl LogitsSource for Session {
     fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         Session::forward(self, tokens)
     }

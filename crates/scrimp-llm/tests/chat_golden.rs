@@ -148,7 +148,7 @@ fn harmful_templates_end_in_an_error() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
-/// The budget grows with the messages; what it buys must not be enough to overflow the stack.
+/// The budget grows with the messages; it must not suffice to overflow the stack.
 #[test]
 fn nested_values_are_printed_and_freed() {
     let long = [Message::new("user", "x".repeat(6 << 20))];

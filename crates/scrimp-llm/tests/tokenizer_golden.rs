@@ -28,7 +28,7 @@ fn fnv1a(ids: &[u32]) -> String {
     format!("{hash:016x}")
 }
 
-/// Streaming must say what decoding says.
+/// Streaming must equal decoding.
 fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
     let mut stream = tokenizer.stream();
     let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
@@ -150,7 +150,7 @@ fn tokenizer_json_sentencepiece() {
     assert_eq!(tokenizer.bos(), Some(1));
     assert_eq!(tokenizer.ends(), [2]);
     assert_eq!(tokenizer.encode("x", true, true).unwrap()[0], 1);
-    // A text that goes on keeps its space, one that begins does not.
+    // A continued text keeps its space, a new text does not.
     let ids = tokenizer.encode("the end", false, true).unwrap();
     let mut begins = tokenizer.stream();
     let mut goes_on = tokenizer.stream_after(&ids);

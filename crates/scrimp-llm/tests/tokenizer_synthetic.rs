@@ -321,7 +321,7 @@ fn text() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Streaming in any grouping says what decoding says.
+/// Streaming in any grouping equals decoding.
 fn streams_as_it_decodes(tokenizer: &Tokenizer, ids: &[u32]) {
     let mut stream = tokenizer.stream();
     let mut text = String::new();

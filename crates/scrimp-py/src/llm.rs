@@ -8,7 +8,7 @@ use pyo3::{
 };
 use scrimp_hub::{Hub, ModelRef, Silent};
 use scrimp_kv::{
-    KvError,
+    KvError, KvFormat,
     compress::{Budget, Compression, Crush},
     policy::policy,
 };
@@ -76,7 +76,7 @@ impl LanguageModel {
     /// Fetches (where it is not here) and loads a model.
     #[new]
     #[pyo3(signature = (reference, threads, kv_format))]
-    fn open(py: Python<'_>, reference: &str, threads: Option<usize>, kv_format: String) -> PyResult<Self> {
+    fn open(py: Python<'_>, reference: &str, threads: Option<usize>, kv_format: &str) -> PyResult<Self> {
         if threads == Some(0) {
             return Err(PyValueError::new_err("threads must be 1 or more"));
         }
@@ -85,6 +85,7 @@ impl LanguageModel {
             let checkpoint = Checkpoint::open(&path)?;
             let tokenizer = checkpoint.tokenizer()?;
             let template = checkpoint.chat_template(&tokenizer)?;
+            let kv_format = kv_format.parse::<KvFormat>()?;
             let options = RunOptions { threads, kv_format, ..RunOptions::default() };
             let model = Model::load(checkpoint, &options)?;
             Ok(Self { model, tokenizer, template })

@@ -6,7 +6,10 @@ use crate::{
     tensor::Tensor,
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
-use scrimp_compress::{Dense, Inputs, LayerConfig, Pruner, Statistics, compress_matrix as compress, pruner};
+use scrimp_compress::{
+    Dense, Inputs, LayerConfig, MatrixOptions, Pruner, Statistics, compress_matrix as compress, pruner,
+};
+use scrimp_kernels::Exec;
 use scrimp_kernels::quant::packed::{PackedView, WeightFormat};
 use scrimp_llm::Hint;
 use std::sync::{Mutex, PoisonError};
@@ -55,7 +58,7 @@ impl InputStatistics {
                 rows.resize((ROWS * self.features).min(from.len() - first), 0.0);
                 // SAFETY: `x` keeps the tensor alive.
                 unsafe { from.read(first, &mut rows) };
-                inputs.add(&runtime.pool, runtime.level, &rows).map_err(value_error)?;
+                inputs.add(Exec { pool: &runtime.pool, level: runtime.level }, &rows).map_err(value_error)?;
             }
             Ok(())
         })
@@ -118,9 +121,9 @@ pub(crate) fn compress_matrix(
                 &none
             }
         };
-        let choice = LayerConfig { format, sparsity };
-        let (format, bytes) =
-            compress(&runtime.pool, &mut dense, inputs, method, choice, true).map_err(value_error)?;
+        let config = LayerConfig { format, sparsity };
+        let options = MatrixOptions { method, inputs, config, keep_zeros: true };
+        let (format, bytes) = compress(&runtime.pool, &mut dense, &options).map_err(value_error)?;
         drop(dense);
         let view = PackedView::new(format, rows, cols, &bytes).map_err(value_error)?;
         PackedMatrix::new(&runtime.pool, &view)

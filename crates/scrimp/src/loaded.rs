@@ -41,14 +41,14 @@ impl Loaded {
     }
 
     /// An empty session that compresses its cache so.
-    pub(crate) fn session(&self, how: Option<Compression>) -> Session<'_> {
+    pub(crate) fn session(&self, how: Option<Compression>) -> Session {
         let mut session = self.model.session();
         session.set_compression(how);
         session
     }
 
     /// An empty sequence that compresses its cache so.
-    pub(crate) fn sequence(&self, how: Option<Compression>) -> Sequence<Session<'_>> {
+    pub(crate) fn sequence(&self, how: Option<Compression>) -> Sequence<Session> {
         Sequence::new(self.session(how), self.model.context_length())
     }
 
@@ -62,7 +62,7 @@ impl Loaded {
 pub(crate) fn run_options(app: &App, kv: &KvArgs) -> anyhow::Result<RunOptions> {
     Ok(RunOptions {
         threads: app.global.threads.map(Into::into),
-        kv_format: kv.format()?.to_string(),
+        kv_format: kv.format()?,
         ..RunOptions::default()
     })
 }

@@ -1,4 +1,4 @@
-//! What smaller caches cost, measured on a text.
+//! The loss increase of smaller KV caches, measured on a text.
 
 use scrimp_eval::kv::{self, KvComparison};
 use scrimp_kv::{
@@ -16,15 +16,15 @@ const SCORED: usize = 256;
 const BUDGETS: [f64; 3] = [0.5, 0.25, 0.125];
 /// Formats that are tried.
 const FORMATS: [&str; 3] = ["bf16", "int8", "int4"];
-/// What says which tokens stay, and the share of representatives (see `benches/kv/quality.md` for the comparison).
+/// The eviction policy, and the share of representatives (`benches/kv/quality.md` has the comparison).
 const POLICY: (&str, f64) = ("snapkv", 0.75);
 
-/// A way to store the cache, and what it costs.
+/// A way to store the cache, with its size and loss increase.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    /// How what is kept is stored.
+    /// The format of the stored tokens.
     pub format: KvFormat,
-    /// What is kept of a prompt; `None`: everything.
+    /// The eviction of tokens; `None`: all tokens stay.
     pub compression: Option<Compression>,
     /// Bytes, as a share of a whole cache in bf16.
     pub share: f64,
@@ -39,7 +39,7 @@ impl Cache {
     }
 }
 
-/// Tokens of a text that [`measure`] looks at, for conversations of `context` tokens with a model that takes `most`.
+/// Tokens of a text that [`measure`] reads, for conversations of `context` tokens with a model of at most `most` tokens.
 pub fn text_tokens(context: usize, most: usize) -> usize {
     let (prompt, scored) = lengths(context.min(most));
     kv::text_tokens(prompt, scored)
@@ -67,7 +67,7 @@ pub fn measure(
     let needs = budgets.iter().flatten().fold(Needs::NONE, |needs, how| needs.and(how.needs()));
     let total = FORMATS.len() * budgets.len();
     progress(0, total);
-    let text = KvComparison::new(model.session_in("bf16")?, tokens, prompt, scored, needs)?;
+    let text = KvComparison::new(model.session_in(KvFormat::default())?, tokens, prompt, scored, needs)?;
     let whole = text.kv_bytes() as f64;
     let mut caches = vec![Cache::whole()];
     for (i, format) in FORMATS.iter().enumerate() {
@@ -127,7 +127,7 @@ pub(super) mod tests {
         let half = find("bf16", Some(0.5)).unwrap();
         assert!(half.kl > 0.0 && half.share < 0.8, "{half:?}");
         assert!(find("int8", None).unwrap().share < 0.8);
-        // An eighth of 150 tokens is less than what is kept in any case.
+        // An eighth of 150 tokens is fewer than sinks and recent tokens.
         assert!(find("bf16", Some(0.125)).is_none());
         assert!(measure(&model, &tokens[1..], context, &mut |_, _| ()).is_err());
         assert_eq!(bf16_bytes(model.config(), 128), {

@@ -1,12 +1,13 @@
-//! Settings for the memory that there is: how small weights and KV cache have to be, and with which of the two less is lost.
+//! Settings for a memory limit: the weights and the KV cache with the least loss increase together.
 //!
 //! ```text
 //! for each setting of the cache c:   KL_c and bytes_c are measured on a text              (cache)
-//!     what is left for the weights:  memory - working memory - bytes_c of all sequences    (memory)
+//!     room for the weights:          memory - working memory - bytes_c of all sequences    (memory)
 //!     the best weights of that size: KL_w, the original where it fits                      (crate::ParetoFront)
 //! choose:                            least KL_w + KL_c
 //! ```
-//! Weights are measured only where caches do not suffice: that takes longer. Divergences are small, so that what weights and cache do together is about the sum of what each does alone.
+//! Weights are measured only where smaller caches do not suffice, since that takes longer. Divergences are small, so the
+//! divergence of both changes together is about the sum of the two divergences.
 
 pub mod cache;
 pub mod memory;
@@ -15,22 +16,22 @@ use crate::{ParetoFront, pareto_front::Point};
 use cache::Cache;
 use memory::Demand;
 
-/// Divergence below which nothing else is looked for, nats per token: less than any compression of weights costs that is worth it.
+/// Divergence below which the search ends, nats per token: less than that of any useful compression of weights.
 pub const NEGLIGIBLE: f64 = 0.02;
 
 /// Weights that fit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Weights {
-    /// As they are.
+    /// The original weights.
     Original {
         /// Bytes of the model's files.
         bytes: u64,
     },
     /// Compressed to a file of at most `target` bytes.
     Compressed {
-        /// The size to ask for.
+        /// The target size in bytes.
         target: u64,
-        /// What comes of it.
+        /// The predicted size and loss increase.
         expected: Point,
     },
 }
@@ -67,19 +68,19 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// What weights and cache are expected to cost together, nats per token.
+    /// The predicted divergence of weights and cache together, nats per token.
     pub fn kl(&self) -> f64 {
         self.weights.kl() + self.cache.kl
     }
 }
 
-/// The model as it is, with `cache`, where that fits.
+/// The original weights with `cache`, where both fit.
 pub fn original(demand: &Demand, original: u64, cache: &Cache) -> Option<Setting> {
     setting(demand, cache, |room| (original <= room).then_some(Weights::Original { bytes: original }))
 }
 
-/// For each of `caches` that no other one beats in size and in divergence, the best weights beside it, those with the least divergence first; of equal ones the smaller. Empty
-/// where nothing fits.
+/// For each cache on the Pareto front of `caches`, the best weights that fit beside it, sorted by divergence, then by size.
+/// Empty where nothing fits.
 pub fn settings(
     demand: &Demand,
     original: u64,

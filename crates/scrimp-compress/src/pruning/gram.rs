@@ -132,7 +132,7 @@ impl Gram {
     /// `(P (G + own diag G + all mean(diag G) I) P^T)^-1 = U^T U`, `[n][n]`. Features that are always zero get the mean's
     /// share alone.
     ///
-    /// Row `j` of `U`, from `j` on, divided by `U[j][j]` says how the weights of features `j + 1 ..` make up for a change
+    /// Row `j` of `U`, from `j` on, divided by `U[j][j]` says how the weights of features `j + 1 ..` compensate a change
     /// of feature `j`'s.
     ///
     /// Found with one Cholesky decomposition: of the matrix with its order turned round, so that the factor is upper

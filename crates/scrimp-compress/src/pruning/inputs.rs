@@ -1,11 +1,11 @@
-//! What is remembered of the inputs of a linear layer.
+//! Statistics of the inputs of a linear layer.
 
 use crate::pruning::gram::{Damping, Gram};
-use scrimp_kernels::{Pool, SimdLevel};
+use scrimp_kernels::{Exec, Pool};
 use scrimp_llm::error::{Error, Result};
 use std::sync::OnceLock;
 
-/// What a method wants to know of a layer's inputs.
+/// The statistics that a method needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Statistics {
     /// Nothing.
@@ -51,14 +51,14 @@ impl Inputs {
     ///
     /// # Errors
     /// When an input is NaN or infinite, or memory cannot be had.
-    pub fn add(&mut self, pool: &Pool, level: SimdLevel, x: &[f32]) -> Result<()> {
+    pub fn add(&mut self, exec: Exec<'_>, x: &[f32]) -> Result<()> {
         if !x.iter().all(|x| x.is_finite()) {
             return Err(Error::bad_input("a calibration input is NaN or infinite"));
         }
         self.tokens += x.len() / self.n;
         self.factor = OnceLock::new();
         if let Some(gram) = &mut self.gram {
-            gram.add(pool, level, x)?;
+            gram.add(exec.pool, exec.level, x)?;
         }
         if !self.squares.is_empty() {
             for row in x.chunks_exact(self.n) {
@@ -73,7 +73,7 @@ impl Inputs {
         self.tokens
     }
 
-    /// The Euclidean norm of each feature over all tokens; all 1 where nothing was asked for.
+    /// The Euclidean norm of each feature over all tokens; all 1 where no statistics are gathered.
     pub fn norms(&self) -> Vec<f32> {
         match &self.gram {
             Some(gram) => gram.diagonal().into_iter().map(f32::sqrt).collect(),
@@ -82,16 +82,16 @@ impl Inputs {
         }
     }
 
-    /// `X^T X`, where it was asked for.
+    /// `X^T X`, where it is gathered.
     pub fn gram(&self) -> Option<&Gram> {
         self.gram.as_ref()
     }
 
     /// The factor for columns in the order that `order` gives for the diagonal of `X^T X`, with `damping`.
-    /// Computed when first asked for; matrices with the same inputs share it.
+    /// Computed at the first call; matrices with the same inputs share it.
     ///
     /// # Panics
-    /// When `X^T X` was not asked for.
+    /// When `X^T X` is not gathered.
     pub fn factor(&self, pool: &Pool, damping: Damping, order: impl FnOnce(&[f32]) -> Vec<usize>) -> &Factor {
         self.factor.get_or_init(|| {
             let gram = self.gram.as_ref().expect("X^T X was asked for");

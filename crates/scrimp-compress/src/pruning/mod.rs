@@ -1,10 +1,10 @@
-//! Pruning: which weights of a model become zero, and how the others make up for it.
+//! Pruning: which weights of a model become zero, and how the other weights compensate.
 //!
-//! | method | weights that go | other weights | inputs that it looks at |
+//! | method | weights that become zero | other weights | statistics of the inputs |
 //! |---|---|---|---|
-//! | [`magnitude`] | the smallest of a matrix | stay | none |
-//! | [`wanda`] | the smallest `abs(w) * norm(x)` of a row | stay | norm of each feature |
-//! | [`sparsegpt`] | those that cost least, second order | make up for the loss | `X^T X` |
+//! | [`magnitude`] | the smallest of a matrix | unchanged | none |
+//! | [`wanda`] | the smallest `abs(w) * norm(x)` of a row | unchanged | norm of each feature |
+//! | [`sparsegpt`] | those with the least second-order loss | compensate | `X^T X` |
 //!
 //! To add a method, write one file with a [`Pruner`] in it and add it to [`PRUNERS`].
 
@@ -25,18 +25,18 @@ use scrimp_llm::error::{Error, Result};
 /// Every method.
 pub const PRUNERS: &[&dyn Pruner] = &[&magnitude::Magnitude, &wanda::Wanda, &sparsegpt::SparseGpt];
 
-/// What a method is given.
+/// The arguments of [`Pruner::prune`].
 #[derive(Debug)]
 pub struct Job<'a> {
-    /// Does the work.
+    /// The threads.
     pub pool: &'a Pool,
     /// The weights, to be changed.
     pub weight: &'a mut Dense,
-    /// What the layer's inputs look like.
+    /// Statistics of the layer's inputs.
     pub inputs: &'a Inputs,
     /// Share of the weights that become zero, in `[0, 1)`.
     pub sparsity: f64,
-    /// Weights that are zero already stay zero, whatever `sparsity` says (a checkpoint that was pruned before).
+    /// Weights that are zero already stay zero, beyond `sparsity` (a checkpoint that was pruned before).
     pub keep_zeros: bool,
     /// How weights will be stored.
     pub rounding: &'a mut Rounding,
@@ -47,18 +47,24 @@ pub trait Pruner: Sync {
     /// Name on the command line.
     fn name(&self) -> &'static str;
 
-    /// What it wants to know of the inputs.
+    /// The statistics of the inputs that it needs.
     fn needs(&self) -> Statistics;
 
     /// Sets `sparsity` of the weights to zero. A method that rounds by itself fixes the scales of `rounding` and leaves
-    /// weights that are multiples of them; whoever calls rounds what is not.
+    /// weights that are multiples of them; the caller rounds the other weights.
     fn prune(&self, job: Job<'_>);
+}
+
+impl std::fmt::Debug for dyn Pruner + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// The method called `name`.
 ///
 /// # Errors
-/// When there is none; the hint names those that there are.
+/// When there is no such method; the hint lists all methods.
 pub fn pruner(name: &str) -> Result<&'static dyn Pruner> {
     PRUNERS.iter().copied().find(|p| p.name() == name).ok_or_else(|| {
         let known: Vec<_> = PRUNERS.iter().map(|p| p.name()).collect();

@@ -1,4 +1,4 @@
-//! SparseGPT: weights that go are made up for by those that stay, as well as second order allows; so is rounding.
+//! SparseGPT: the remaining weights compensate pruning and rounding to second order.
 //!
 //! Frantar and Alistarh 2023, "SparseGPT: massive language models can be accurately pruned in one-shot"
 //! (arXiv 2301.00774), algorithm 1; rounding as in GPTQ (Frantar et al. 2022, arXiv 2210.17323), in the same pass.
@@ -14,12 +14,12 @@
 //! ```
 //! Three things are not as in the paper:
 //!
-//! - columns with the largest inputs come first ("act-order"), so that their errors are made up for by many others;
+//! - columns with the largest inputs come first ("act-order"), so that many other columns compensate their errors;
 //! - weights are compared within their row, as Wanda does, not within a block of all rows; how many go in each block of a row
-//!   is what a single cut through the row by the cost of losing a weight alone, `w^2 / (H^-1)_jj`, gives it;
+//!   is that of a single threshold for the row on the loss of each weight alone, `w^2 / (H^-1)_jj`;
 //! - the damping is 30% of each entry of the diagonal and 30% of their mean, not 1% of the mean.
 //!
-//! The last two keep what makes up for errors from fitting the calibration text too closely, at the expense of other texts.
+//! The last two prevent the compensation from overfitting the calibration text.
 //! Qwen2.5-Coder-0.5B at 50%, KL divergence from the original on Shakespeare and on Python code (Wanda: 0.381, 0.329):
 //!
 //! | compared within | own | mean | Shakespeare | code |
@@ -43,7 +43,7 @@ use std::ops::Range;
 
 /// Columns that are decided on together.
 const BLOCK: usize = 128;
-/// Columns whose errors are made up for one by one; the rest of a block gets those of so many at once.
+/// Columns whose errors are compensated one by one; the rest of a block is compensated for this many columns at once.
 const STEP: usize = 32;
 /// Added to the diagonal of `X^T X`.
 const DAMPING: Damping = Damping { own: 0.3, all: 0.3 };
@@ -136,7 +136,7 @@ impl Pruner for SparseGpt {
     }
 }
 
-/// The errors of columns `done` of the block at `first` are made up for by those behind, up to `until`.
+/// Compensates the errors of columns `done` of the block at `first` in the columns behind, up to `until`.
 fn make_up(
     work: &mut [f32],
     cols: usize,

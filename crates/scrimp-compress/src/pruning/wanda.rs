@@ -1,7 +1,7 @@
-//! Wanda: a weight counts as much as what it does to the output, `abs(w) * norm(x)`.
+//! Wanda: the score of a weight is its effect on the output, `abs(w) * norm(x)`.
 //!
 //! Sun et al. 2023, "A simple and effective pruning approach for large language models" (arXiv 2306.11695), section 3:
-//! `score(w_ij) = abs(w_ij) * norm(X_j)`, compared within each row (output feature); other weights stay as they are.
+//! `score(w_ij) = abs(w_ij) * norm(X_j)`, compared within each row (output feature); other weights are unchanged.
 
 use super::{
     Job, Pruner, Statistics,

@@ -1,27 +1,32 @@
-//! The output matrix: how small it may be stored.
+//! The format of the output matrix.
 //!
 //! It is a quarter of a small model's traffic, and every token's prediction goes through it, so it stays dense, and the
-//! format is chosen by what it costs: the divergence of the model's predictions with the output matrix alone compressed,
+//! format is chosen by its loss increase: the divergence of the model's predictions with the output matrix alone compressed,
 //! measured with the kernels that will run it. Where it is the embedding, too, both change, and both are measured.
 
 use crate::{
     Calibration, Dense, Inputs, LayerConfig, Statistics,
     compress::Packed as PackedTensor,
     layer::{DenseLayer, matrix},
-    matrix::round_matrix,
+    layer_pass::{Unchanged, run_layer},
+    matrix::{MatrixOptions, round_matrix},
     pruning::sparsegpt::SparseGpt,
-    runner::{Machine, Packed, Runner, Scratch, Unchanged},
 };
 use scrimp_kernels::{
-    ops,
+    Exec, ops,
     quant::packed::{PackedView, WeightFormat, pack},
 };
 use scrimp_llm::{
     checkpoint::Checkpoint,
+    config::ModelConfig,
     error::{Error, Result},
     load::Encoding,
     logits::{kl_divergence, log_sum_exp},
-    model::projections::{StoredMatrix, stored_matrix, vector},
+    model::{
+        LayerRunner, LinearWeights,
+        projections::{StoredMatrix, stored_matrix, vector},
+        rms_norm_rows,
+    },
 };
 use std::borrow::Cow;
 
@@ -37,7 +42,7 @@ const ROUNDED_ROWS: usize = 1 << 14;
 /// How the output matrix is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
-    /// As the original has it.
+    /// In the encoding of the original.
     Keep,
     /// The smallest format whose divergence is allowed.
     Measured,
@@ -61,9 +66,9 @@ pub(crate) fn name(checkpoint: &Checkpoint) -> &'static str {
     if checkpoint.try_tensor("output.weight").is_some() { "output.weight" } else { "token_embd.weight" }
 }
 
-/// Compresses the output matrix. `None`: it stays as it is.
+/// Compresses the output matrix. `None`: the original stays.
 pub(crate) fn compress(
-    machine: Machine<'_>,
+    exec: Exec<'_>,
     checkpoint: &Checkpoint,
     wanted: Output,
     calibration: &Calibration,
@@ -77,25 +82,25 @@ pub(crate) fn compress(
     };
     let text = calibration.first(TOKENS);
     let norm = vector(checkpoint, "output_norm.weight")?;
-    let reference = hidden(machine, checkpoint, None, &text, &norm)?;
+    let reference = hidden(exec, checkpoint, None, &text, &norm)?;
     let mut inputs = Inputs::new(norm.len(), Statistics::Gram);
-    inputs.add(machine.pool, machine.level, &reference)?;
+    inputs.add(exec, &reference)?;
     let mut measured = Vec::new();
     for &format in formats {
-        let packed = round(machine, checkpoint, name, format, &inputs)?;
+        let packed = round(exec, checkpoint, name, format, &inputs)?;
         if wanted == Output::As(format) {
             return Ok((Some(packed), measured));
         }
         let view = PackedView::new(format, packed.shape[0], packed.shape[1], &packed.bytes)
             .map_err(|e| Error::bad_input(e.to_string()))?;
-        let candidate = Packed::new(machine, &StoredMatrix::Packed(view))?;
+        let candidate = LinearWeights::pack(exec.pool, &StoredMatrix::Packed(view))?;
         let x = if name == "token_embd.weight" {
-            hidden(machine, checkpoint, Some(&candidate), &text, &norm)?
+            hidden(exec, checkpoint, Some(&candidate), &text, &norm)?
         } else {
             reference.clone()
         };
-        let stored = output_matrix(machine, checkpoint)?;
-        let kl = divergence(machine, (&stored, &reference), (&candidate, &x));
+        let stored = output_matrix(exec, checkpoint)?;
+        let kl = divergence(exec, checkpoint.config(), (&stored, &reference), (&candidate, &x));
         measured.push(Measured { format, bytes: packed.bytes.len(), kl });
         if packed.bytes.len() < original && kl <= ALLOWED_KL {
             return Ok((Some(packed), measured));
@@ -104,52 +109,54 @@ pub(crate) fn compress(
     Ok((None, measured))
 }
 
-/// The output matrix as the original has it.
+/// The output matrix of the original.
 ///
 /// # Errors
 /// When it is damaged.
-pub(crate) fn output_matrix(machine: Machine<'_>, checkpoint: &Checkpoint) -> Result<Packed> {
-    let all = 0..machine.config.vocab_size;
-    Packed::new(machine, &stored_matrix(checkpoint, name(checkpoint), &all)?)
+pub(crate) fn output_matrix(exec: Exec<'_>, checkpoint: &Checkpoint) -> Result<LinearWeights> {
+    let all = 0..checkpoint.config().vocab_size;
+    LinearWeights::pack(exec.pool, &stored_matrix(checkpoint, name(checkpoint), &all)?)
 }
 
 /// What the output matrix gets, `[tokens][hidden_size]`, from the original's layers.
 fn hidden(
-    machine: Machine<'_>,
+    exec: Exec<'_>,
     checkpoint: &Checkpoint,
-    embedding: Option<&Packed>,
+    embedding: Option<&LinearWeights>,
     text: &Calibration,
     norm: &[f32],
 ) -> Result<Vec<f32>> {
-    let embedding = embedding.map(|packed| &packed.matrix);
-    let mut runner = Runner::embed(machine, checkpoint, embedding, &text.tokens, text.window)?;
-    for index in 0..machine.config.n_layers {
-        let mut layer = DenseLayer::read(checkpoint, machine.pool, index)?;
-        runner.layer(&mut layer, index, &mut Unchanged)?;
+    let embedding = embedding.map(|packed| &packed.weight);
+    let mut runner = LayerRunner::embed(exec, checkpoint, embedding, &text.tokens, text.window)?;
+    for index in 0..checkpoint.config().n_layers {
+        let mut layer = DenseLayer::read(checkpoint, exec.pool, index)?;
+        run_layer(exec, &mut runner, index, &mut layer, &mut Unchanged)?;
     }
-    Ok(machine.normed(runner.hidden(), norm))
+    Ok(rms_norm_rows(exec, checkpoint.config(), norm, runner.hidden()))
 }
 
-/// The matrix in `format`, rounding made up for, some rows at a time.
+/// The matrix in `format`, with compensated rounding, some rows at a time.
 fn round(
-    machine: Machine<'_>,
+    exec: Exec<'_>,
     checkpoint: &Checkpoint,
     name: &str,
     format: WeightFormat,
     inputs: &Inputs,
 ) -> Result<PackedTensor> {
-    let (rows, cols) = (machine.config.vocab_size, machine.config.hidden_size);
+    let config = checkpoint.config();
+    let (rows, cols) = (config.vocab_size, config.hidden_size);
     let (mut weights, mut scales) = (Vec::with_capacity(rows * cols), Vec::new());
     for first in (0..rows).step_by(ROUNDED_ROWS) {
         let n = ROUNDED_ROWS.min(rows - first);
-        let mut part: Dense = matrix(checkpoint, machine.pool, name, first, n)?;
-        let choice = LayerConfig { format, sparsity: 0.0 };
-        let rounding = round_matrix(machine.pool, &mut part, inputs, &SparseGpt, choice, false);
+        let mut part: Dense = matrix(checkpoint, exec.pool, name, first, n)?;
+        let config = LayerConfig { format, sparsity: 0.0 };
+        let options = MatrixOptions { method: &SparseGpt, inputs, config, keep_zeros: false };
+        let rounding = round_matrix(exec.pool, &mut part, &options);
         scales.extend_from_slice(rounding.scales().unwrap_or_default());
         weights.append(&mut part.data);
     }
     let scales = (!scales.is_empty()).then_some(&scales[..]);
-    let bytes = pack(machine.pool, format, rows, cols, &weights, scales)
+    let bytes = pack(exec.pool, format, rows, cols, &weights, scales)
         .map_err(|e| Error::bad_input(format!("tensor {name} cannot be {format}: {e}")))?;
     Ok(PackedTensor {
         name: name.to_owned(),
@@ -159,12 +166,12 @@ fn round(
     })
 }
 
-fn capped<'a>(machine: Machine<'_>, logits: &'a [f32]) -> Cow<'a, [f32]> {
-    match machine.config.final_logit_softcap {
+fn capped<'a>(exec: Exec<'_>, config: &ModelConfig, logits: &'a [f32]) -> Cow<'a, [f32]> {
+    match config.final_logit_softcap {
         None => Cow::Borrowed(logits),
         Some(cap) => {
             let mut logits = logits.to_vec();
-            ops::softcap(machine.level, cap, &mut logits);
+            ops::softcap(exec.level, cap, &mut logits);
             Cow::Owned(logits)
         }
     }
@@ -172,18 +179,18 @@ fn capped<'a>(machine: Machine<'_>, logits: &'a [f32]) -> Cow<'a, [f32]> {
 
 /// Mean divergence of the candidate's predictions from the reference's.
 pub(crate) fn divergence(
-    machine: Machine<'_>,
-    (reference, x): (&Packed, &[f32]),
-    (candidate, y): (&Packed, &[f32]),
+    exec: Exec<'_>,
+    config: &ModelConfig,
+    (reference, x): (&LinearWeights, &[f32]),
+    (candidate, y): (&LinearWeights, &[f32]),
 ) -> f64 {
-    let (vocab, hidden) = (machine.config.vocab_size, machine.config.hidden_size);
-    let mut scratch = Scratch::default();
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let (mut sum, mut n) = (0.0, 0);
     for (x, y) in x.chunks(LOGITS_ROWS * hidden).zip(y.chunks(LOGITS_ROWS * hidden)) {
-        let a = reference.apply(machine, &mut scratch, x);
-        let b = candidate.apply(machine, &mut scratch, y);
+        let a = reference.apply(exec, x);
+        let b = candidate.apply(exec, y);
         for (a, b) in a.chunks_exact(vocab).zip(b.chunks_exact(vocab)) {
-            let (a, b) = (capped(machine, a), capped(machine, b));
+            let (a, b) = (capped(exec, config, a), capped(exec, config, b));
             sum += kl_divergence(&a, log_sum_exp(&a), &b, log_sum_exp(&b));
             n += 1;
         }

@@ -31,12 +31,12 @@ impl Rounding {
         self.format
     }
 
-    /// Columns that share a scale; `None` for bf16, which is rounded so little that nothing has to make up for it.
+    /// Columns that share a scale; `None` for bf16, whose rounding needs no compensation.
     pub fn group(&self) -> Option<usize> {
         (self.group > 0).then_some(self.group)
     }
 
-    /// Fixes all scales by the weights as they are.
+    /// Fixes all scales from the current weights.
     pub fn fix(&mut self, pool: &Pool, weight: &Dense) {
         self.scales = Some(default_scales(pool, self.format, weight.rows, weight.cols, &weight.data));
     }

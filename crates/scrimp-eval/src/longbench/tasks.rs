@@ -3,14 +3,14 @@
 
 use crate::metrics::Metric;
 
-/// What a task asks, and how answers are judged.
+/// A task: its prompt and its metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Task {
     /// LongBench's name.
     pub name: &'static str,
     /// The prompt up to the context; the other half follows it.
     pub before: &'static str,
-    /// The prompt after the context; `{input}` stands for the sample's question.
+    /// The prompt after the context; `{input}` is replaced by the sample's question.
     pub after: &'static str,
     /// Longest answer, tokens.
     pub answer_tokens: usize,
@@ -22,6 +22,17 @@ pub struct Task {
     pub first_line: bool,
 }
 
+/// The options of most tasks.
+const PLAIN: Task = Task {
+    name: "",
+    before: "",
+    after: "",
+    answer_tokens: 64,
+    metric: Metric::F1,
+    chat: true,
+    first_line: false,
+};
+
 /// In LongBench's order.
 pub static TASKS: [Task; 21] = [
     Task {
@@ -30,8 +41,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\nNow, answer the question based on the story asconcisely as you can, using a single phrase if possible. Do not provide any explanation.\n\nQuestion: {input}\n\nAnswer:",
         answer_tokens: 128,
         metric: Metric::F1,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "qasper",
@@ -39,17 +49,13 @@ pub static TASKS: [Task; 21] = [
         after: "\n\n Answer the question based on the above article as concisely as you can, using a single phrase or sentence if possible. If the question cannot be answered based on the information in the article, write \"unanswerable\". If the question is a yes/no question, answer \"yes\", \"no\", or \"unanswerable\". Do not provide any explanation.\n\nQuestion: {input}\n\nAnswer:",
         answer_tokens: 128,
         metric: Metric::F1,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "multifieldqa_en",
         before: "Read the following text and answer briefly.\n\n",
         after: "\n\nNow, answer the following question based on the above text, only give me the answer and do not output any other words.\n\nQuestion: {input}\nAnswer:",
-        answer_tokens: 64,
-        metric: Metric::F1,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "multifieldqa_zh",
@@ -57,8 +63,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\n现在请基于上面的文章回答下面的问题，只告诉我答案，不要输出任何其他字词。\n\n问题：{input}\n回答：",
         answer_tokens: 64,
         metric: Metric::F1Zh,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "hotpotqa",
@@ -66,8 +71,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\nAnswer the question based on the given passages. Only give me the answer and do not output any other words.\n\nQuestion: {input}\nAnswer:",
         answer_tokens: 32,
         metric: Metric::F1,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "2wikimqa",
@@ -75,8 +79,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\nAnswer the question based on the given passages. Only give me the answer and do not output any other words.\n\nQuestion: {input}\nAnswer:",
         answer_tokens: 32,
         metric: Metric::F1,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "musique",
@@ -84,8 +87,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\nAnswer the question based on the given passages. Only give me the answer and do not output any other words.\n\nQuestion: {input}\nAnswer:",
         answer_tokens: 32,
         metric: Metric::F1,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "dureader",
@@ -93,8 +95,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\n请基于上述文章回答下面的问题。\n\n问题：{input}\n回答：",
         answer_tokens: 128,
         metric: Metric::RougeLZh,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "gov_report",
@@ -102,8 +103,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\nNow, write a one-page summary of the report.\n\nSummary:",
         answer_tokens: 512,
         metric: Metric::RougeL,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "qmsum",
@@ -111,8 +111,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\nNow, answer the query based on the above meeting transcript in one or more sentences.\n\nQuery: {input}\nAnswer:",
         answer_tokens: 512,
         metric: Metric::RougeL,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "multi_news",
@@ -120,8 +119,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\nNow, write a one-page summary of all the news.\n\nSummary:",
         answer_tokens: 512,
         metric: Metric::RougeL,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "vcsum",
@@ -129,8 +127,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\n会议总结：",
         answer_tokens: 512,
         metric: Metric::RougeLZh,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "trec",
@@ -174,8 +171,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\nPlease enter the final count of unique paragraphs after removing duplicates. The output format should only contain the number, such as 1, 2, 3, and so on.\n\nThe final answer is: ",
         answer_tokens: 32,
         metric: Metric::Count,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "passage_retrieval_en",
@@ -183,8 +179,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\nThe following is an abstract.\n\n{input}\n\nPlease enter the number of the paragraph that the abstract is from. The answer format must be like \"Paragraph 1\", \"Paragraph 2\", etc.\n\nThe answer is: ",
         answer_tokens: 32,
         metric: Metric::Retrieval,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "passage_retrieval_zh",
@@ -192,8 +187,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\n下面是一个摘要\n\n{input}\n\n请输入摘要所属段落的编号。答案格式必须是\"段落1\"，\"段落2\"等格式\n\n答案是：",
         answer_tokens: 32,
         metric: Metric::RetrievalZh,
-        chat: true,
-        first_line: false,
+        ..PLAIN
     },
     Task {
         name: "lcc",

@@ -1,6 +1,6 @@
 //! Quality against size of the KV cache, for policies alone and with KVCrush's representatives in the same total budget.
 //!
-//! Each excerpt of a text is read once; its cache is then compressed in all ways, and each time the predictions for what
+//! Each excerpt of a text is read once; its cache is then compressed in all ways, and each time the predictions for the tokens that
 //! follows are compared with those of the whole cache (see [`crate::kv`]). The spread over excerpts is in every figure.
 
 use super::{chart, table};
@@ -16,7 +16,7 @@ use scrimp_llm::{Error, Result, model::Model};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Tokens from the middle of a text, with what they are called in results.
+/// Tokens from the middle of a text, with their name in results.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Excerpt {
     /// `text@first token`.
@@ -94,7 +94,7 @@ pub struct Row {
     pub ratio: Mean,
 }
 
-/// What was measured, and of what.
+/// The measurements and their subjects.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     /// The model's file.
@@ -111,7 +111,7 @@ pub struct Report {
     pub kvcrush: f64,
     /// One row per policy and budget.
     pub rows: Vec<Row>,
-    /// Tasks: name, metric and what each setting reached.
+    /// Tasks: name, metric and the score of each setting.
     pub tasks: Vec<(String, String, Vec<Outcome>)>,
 }
 

@@ -1,6 +1,6 @@
 //! Many cache settings on one sample, for one prefill.
 //!
-//! The prompt is prefilled once, with all the attention gathered that any of the settings looks at. Each setting then gets
+//! The prompt is prefilled once, with the attention scores of all settings accumulated. Each setting then gets
 //! a fork of the cache, whose pages are shared until it is compressed. Forks decode together, up to [`TOGETHER`] of them, so
 //! that weights are read once for all.
 
@@ -200,7 +200,7 @@ mod tests {
         let prompt = Prompt { prefill: vec![3, 4, 5], keep: 3, question: vec![] };
         let (got, subject) = answers(&prompt, &[&3, &1, &2, &3], &rules(3, &|_| false));
         assert_eq!(subject.prefills, 1);
-        // The next token is the sum of what is in the cache: the first one comes from the prefill.
+        // The next token is the sum of the tokens in the cache: the first one comes from the prefill.
         let tokens: Vec<_> = got.iter().map(|a| a.tokens.clone()).collect();
         assert_eq!(tokens, [vec![12, 24, 48], vec![12, 17, 34], vec![12, 21, 42], vec![12, 24, 48]]);
         assert_eq!(got.iter().map(|a| a.kv_bytes).collect::<Vec<_>>(), [24, 8, 16, 24]);

@@ -1,7 +1,7 @@
-//! Results on disk, so that a run that was killed goes on where it stopped.
+//! Results on disk, from which a killed run resumes.
 //!
 //! A JSON Lines file: first what the results depend on, then one line per answer. Lines are written whole; a last line
-//! without an end is what a killed run left, and is dropped.
+//! without an end was left by a killed run, and is dropped.
 
 use scrimp_llm::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

@@ -56,7 +56,7 @@ mod tests {
     fn lines_have_numbers() {
         let got = read_bytes(b"\xef\xbb\xbf{\"a\":1}\n\n[2]\r\n", None).unwrap();
         assert_eq!(got, [(1, serde_json::json!({"a": 1})), (3, serde_json::json!([2]))]);
-        // What is not asked for is not looked at.
+        // Lines beyond the limit are not parsed.
         assert_eq!(read_bytes(b"1\nbroken", Some(1)).unwrap().len(), 1);
     }
 

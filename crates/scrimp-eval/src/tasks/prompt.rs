@@ -6,7 +6,7 @@
 //! second:  [ context other    ] compress, forget the other question,  question  answer
 //! ```
 //!
-//! `before` is what benchmarks do, and easy: the cache is compressed in view of the question. `after` and `second` say
+//! `before` is the usual order of benchmarks: the cache is compressed with knowledge of the question. `after` and `second` say
 //! what a compressed context is worth that is kept for questions to come.
 
 use scrimp_llm::{
@@ -30,7 +30,7 @@ pub enum Question {
 /// A sample's text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Text {
-    /// What all questions are about, and what stands before it.
+    /// The context of all questions, with its introduction.
     pub context: String,
     /// What stands after the context.
     pub question: String,

@@ -17,7 +17,7 @@ pub struct CacheSetting {
     pub format: Option<KvFormat>,
 }
 
-impl<'m> Subject for Session<'m> {
+impl Subject for Session {
     type Setting = CacheSetting;
 
     fn prefill(&mut self, tokens: &[u32], settings: &[&Self::Setting]) -> Result<Vec<f32>> {
@@ -44,15 +44,15 @@ impl<'m> Subject for Session<'m> {
         }
     }
 
-    type Together = Batch<'m>;
+    type Together = Batch;
 
-    fn together(&self) -> Batch<'m> {
+    fn together(&self) -> Batch {
         Batch::new(self.model())
     }
 
-    fn decode(batch: &mut Batch<'m>, forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>> {
+    fn decode(batch: &mut Batch, forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>> {
         let logits: Vec<_> = forks.iter().map(|_| OnceLock::new()).collect();
-        let mut steps: Vec<Step<'_, 'm>> = forks
+        let mut steps: Vec<Step<'_>> = forks
             .iter_mut()
             .map(|(session, token)| Step {
                 session,

@@ -1,4 +1,4 @@
-//! A benchmark's samples, asked of one model under several cache settings.
+//! Running a benchmark's samples on one model under several cache settings.
 
 use super::{
     compare::{Rules, Subject, compare},
@@ -162,7 +162,7 @@ impl Suite {
         self.metric.score(answer, &sample.truths, &sample.classes)
     }
 
-    /// Whether whatever follows leaves the score at its best: only where metrics look for strings in the answer.
+    /// Whether no continuation can lower the score: only for metrics that search for strings in the answer.
     fn decided(&self, answer: &str, sample: &Sample) -> bool {
         matches!(self.metric, Metric::StringMatchAll | Metric::StringMatchAny)
             && self.score(answer, sample) == 1.0

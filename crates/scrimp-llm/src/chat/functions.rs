@@ -1,4 +1,4 @@
-//! What templates written for Hugging Face's `apply_chat_template` expect beyond Jinja.
+//! The functions and filters beyond Jinja of Hugging Face's `apply_chat_template`.
 
 use std::{
     error::Error as _,
@@ -25,7 +25,7 @@ impl fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
-/// `raise_exception(message)`: the template refuses what it was given.
+/// `raise_exception(message)`: the template refuses its input.
 pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
 }
@@ -159,7 +159,7 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// `seconds` since 1970 as `format` says (C's `strftime`, English names). Unknown codes stay as they are.
+/// `seconds` since 1970 as `format` says (C's `strftime`, English names). Unknown codes are unchanged.
 fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
     use fmt::Write;
 
@@ -272,7 +272,7 @@ pub(super) fn without_generation_marks(source: &str) -> String {
     out
 }
 
-/// An upper bound for the operators in a template: what looks like one, be it in an expression or in text.
+/// An upper bound for the operators in a template: counts their characters in expressions and in text.
 pub(super) fn operators(source: &str) -> usize {
     let signs = source.bytes().filter(|b| b"+-*/%~".contains(b)).count();
     ["not", "and", "or"].iter().map(|word| source.matches(word).count()).sum::<usize>() + signs

@@ -1,7 +1,7 @@
 //! Chat templates: from a list of messages to the text that a chat model was trained on.
 //!
 //! Templates are Jinja programs that come with the model, so they are strangers' code. They run without access to
-//! files or to other templates, and on a budget that bounds their time and the memory of what they build. One hole is
+//! files or to other templates, and on a budget that bounds their time and memory. One hole is
 //! known: minijinja 3.1 doubles lists lazily and for free (`x + x`), and after 32 times copies what that makes.
 
 mod functions;
@@ -153,7 +153,7 @@ impl fmt::Debug for ChatTemplate {
     }
 }
 
-/// One sentence about what went wrong and where.
+/// The error and its place in one sentence.
 fn error(what: &str, e: &minijinja::Error) -> Error {
     if let Some(message) = functions::raised(e) {
         return Error::bad_input(format!("the model's chat template refuses these messages: {message}"));

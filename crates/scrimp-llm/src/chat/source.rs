@@ -1,4 +1,4 @@
-//! Where chat templates come from.
+//! The chat templates in model files.
 
 use std::path::Path;
 

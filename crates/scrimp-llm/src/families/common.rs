@@ -1,12 +1,12 @@
-//! What all families read alike, and the checks that every configuration passes.
+//! The common part of all families' configurations, and the checks that every configuration passes.
 
 use super::{GgufKeys, HfConfig};
 use crate::{
-    config::{Activation, ModelConfig, Rope, RopePairs},
+    config::{Activation, ModelConfig, Sizes},
     error::{Error, Result},
 };
 
-/// Upper bounds of what a file may ask for: far above any real model, low enough that products of two fit in 64 bits
+/// Upper bounds for the sizes in a file: far above any real model, low enough that products of two fit in 64 bits
 /// and that nothing allocated from them alone is large.
 pub(super) mod limit {
     pub(in crate::families) const LAYERS: usize = 1 << 10;
@@ -61,9 +61,7 @@ pub(super) fn gguf(family: &'static str, keys: &GgufKeys<'_>) -> Result<ModelCon
     let rotary_dim = keys.size("rope.dimension_count", head_dim)?.unwrap_or(head_dim);
     let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
     let factors = keys.f32_tensor("rope_freqs.weight", rotary_dim / 2)?;
-    let config = ModelConfig {
-        family,
-        name: gguf_name(keys)?,
+    let sizes = Sizes {
         n_layers,
         hidden_size,
         intermediate_size: keys.need_size("feed_forward_length", limit::INTERMEDIATE)?,
@@ -72,18 +70,11 @@ pub(super) fn gguf(family: &'static str, keys: &GgufKeys<'_>) -> Result<ModelCon
         head_dim,
         vocab_size: gguf_vocab(keys)?,
         context_length,
+    };
+    let config = ModelConfig {
         rms_norm_eps: keys.positive("attention.layer_norm_rms_epsilon")?.unwrap_or(0.0) as f32,
-        norm_plus_one: false,
         rope: keys.rope(rotary_dim, base, context_length, factors)?,
-        rope_local: None,
-        rope_long: None,
-        rope_pairs: RopePairs::Halves,
-        sliding_window: vec![None; n_layers],
-        attn_scale: 1.0 / (head_dim as f32).sqrt(),
-        attn_logit_softcap: None,
-        final_logit_softcap: None,
-        embedding_scale: 1.0,
-        activation: Activation::Silu,
+        ..ModelConfig::plain(family, gguf_name(keys)?, sizes)
     };
     check(&config).map_err(|what| file.source().bad(what))?;
     Ok(config)
@@ -128,10 +119,7 @@ pub(super) fn hf(family: &'static str, hf: &HfConfig<'_>, defaults: &HfDefaults)
         Some(head_dim) => head_dim,
         None => even_share(hidden_size, n_heads).map_err(|what| hf.bad(what))?,
     };
-    let context_length = need("max_position_embeddings", limit::CONTEXT)?;
-    let config = ModelConfig {
-        family,
-        name: hf.text("_name_or_path")?.unwrap_or_default().to_owned(),
+    let sizes = Sizes {
         n_layers,
         hidden_size,
         intermediate_size: need("intermediate_size", limit::INTERMEDIATE)?,
@@ -139,19 +127,12 @@ pub(super) fn hf(family: &'static str, hf: &HfConfig<'_>, defaults: &HfDefaults)
         n_kv_heads: hf.size("num_key_value_heads", limit::HEADS)?.or(defaults.kv_heads).unwrap_or(n_heads),
         head_dim,
         vocab_size: need("vocab_size", limit::VOCAB)?,
-        context_length,
+        context_length: need("max_position_embeddings", limit::CONTEXT)?,
+    };
+    let config = ModelConfig {
         rms_norm_eps: hf.positive("rms_norm_eps")?.unwrap_or(defaults.eps) as f32,
-        norm_plus_one: false,
-        rope: Rope { inv_freq: Vec::new(), magnitude: 1.0 },
-        rope_local: None,
-        rope_long: None,
-        rope_pairs: RopePairs::Halves,
-        sliding_window: vec![None; n_layers],
-        attn_scale: 1.0 / (head_dim as f32).sqrt(),
-        attn_logit_softcap: None,
-        final_logit_softcap: None,
-        embedding_scale: 1.0,
         activation: hf.activation(defaults.activation_key)?.unwrap_or(defaults.activation),
+        ..ModelConfig::plain(family, hf.text("_name_or_path")?.unwrap_or_default().to_owned(), sizes)
     };
     check(&config).map_err(|what| hf.bad(what))?;
     Ok(config)

@@ -73,7 +73,7 @@ impl<'a> GgufKeys<'a> {
         self.size(name, max)?.ok_or_else(|| self.metadata().missing(&self.key(name)))
     }
 
-    /// A size that may be 0, which stands for "none".
+    /// A size that may be 0, which means "none".
     ///
     /// # Errors
     /// As [`GgufKeys::size`].
@@ -149,7 +149,7 @@ impl<'a> GgufKeys<'a> {
             Some(factor) => Some(factor),
             None => self.number("rope.scale_linear")?,
         };
-        // 0 stands for "not scaled", as in llama.cpp.
+        // 0 means "not scaled", as in llama.cpp.
         let factor = factor.filter(|&f| f != 0.0).unwrap_or(1.0);
         let attention = self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
         let scaling = match self.text("rope.scaling.type")? {

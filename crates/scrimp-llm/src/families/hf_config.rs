@@ -167,7 +167,7 @@ impl<'a> HfConfig<'a> {
     /// is not there, where `sliding` says so.
     ///
     /// # Errors
-    /// When `layer_types` has another length or unknown names, or asks for a window that is not given.
+    /// When `layer_types` has another length or unknown names, or needs a window that is missing.
     pub(super) fn windows(
         &self,
         n_layers: usize,
@@ -269,6 +269,7 @@ impl<'a> HfConfig<'a> {
         let need = |key: &str| {
             object.positive(key)?.ok_or_else(|| self.bad(format!("rope scaling {kind:?} needs {key:?}")))
         };
+        let original = original_context as f64;
         match kind {
             // "dynamic" changes frequencies only beyond the model's context, where scrimp does not go.
             "default" | "dynamic" => plain(Scaling::None, 1.0),
@@ -278,37 +279,19 @@ impl<'a> HfConfig<'a> {
                     factor: need("factor")?,
                     low_freq_factor: need("low_freq_factor")?,
                     high_freq_factor: need("high_freq_factor")?,
-                    original_context: original_context as f64,
+                    original_context: original,
                 };
                 plain(scaling, 1.0)
             }
             "yarn" if object.get("short_factor").is_none() => {
-                let implied = context as f64 / original_context as f64;
-                let factor = object.positive("factor")?.unwrap_or(implied);
-                let scales = (object.positive("mscale")?, object.positive("mscale_all_dim")?);
-                let magnitude = match (object.positive("attention_factor")?, scales) {
-                    (Some(given), _) => given,
-                    (None, (Some(scale), Some(all))) => {
-                        rope::yarn_magnitude(factor, scale) / rope::yarn_magnitude(factor, all)
-                    }
-                    (None, _) => rope::yarn_magnitude(factor, 1.0),
-                };
-                let yarn = Yarn {
-                    factor,
-                    original_context: original_context as f64,
-                    beta_fast: object.positive("beta_fast")?.unwrap_or(32.0),
-                    beta_slow: object.positive("beta_slow")?.unwrap_or(1.0),
-                    truncate: object.bool("truncate")?.unwrap_or(true),
-                };
+                let (yarn, magnitude) = object.yarn(context, original)?;
                 plain(Scaling::Yarn(yarn), magnitude)
             }
             // Early Phi-3 files call LongRoPE "su" or "yarn".
             "longrope" | "su" | "yarn" => {
-                let implied = context as f64 / original_context as f64;
-                let factor = object.positive("factor")?.unwrap_or(implied);
-                let magnitude = object.positive("attention_factor")?;
-                let magnitude =
-                    magnitude.unwrap_or_else(|| rope::longrope_magnitude(factor, original_context as f64));
+                let factor = object.positive("factor")?.unwrap_or(context as f64 / original);
+                let given = object.positive("attention_factor")?;
+                let magnitude = given.unwrap_or_else(|| rope::longrope_magnitude(factor, original));
                 let build = |key: &str| {
                     let divisors = object.numbers(key)?;
                     rope::rope(dim, base, &Scaling::None, Some(&divisors), magnitude).map_err(bad)
@@ -321,6 +304,28 @@ impl<'a> HfConfig<'a> {
                 "default, linear, dynamic, yarn, llama3 and longrope are",
             )),
         }
+    }
+
+    /// YaRN's numbers in this object, and its factor on sine and cosine, for a model of `context` tokens that was trained on
+    /// `original` tokens first.
+    fn yarn(&self, context: usize, original: f64) -> Result<(Yarn, f64)> {
+        let factor = self.positive("factor")?.unwrap_or(context as f64 / original);
+        let scales = (self.positive("mscale")?, self.positive("mscale_all_dim")?);
+        let magnitude = match (self.positive("attention_factor")?, scales) {
+            (Some(given), _) => given,
+            (None, (Some(scale), Some(all))) => {
+                rope::yarn_magnitude(factor, scale) / rope::yarn_magnitude(factor, all)
+            }
+            (None, _) => rope::yarn_magnitude(factor, 1.0),
+        };
+        let yarn = Yarn {
+            factor,
+            original_context: original,
+            beta_fast: self.positive("beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.positive("beta_slow")?.unwrap_or(1.0),
+            truncate: self.bool("truncate")?.unwrap_or(true),
+        };
+        Ok((yarn, magnitude))
     }
 
     fn numbers(&self, key: &str) -> Result<Vec<f32>> {

@@ -1,4 +1,4 @@
-//! Model families: what a file's metadata means, and what its tensors are called.
+//! Model families: the meaning of a file's metadata, and the names of its tensors.
 //!
 //! To add a family, write one file with a [`Family`] in it and add it to [`FAMILIES`].
 

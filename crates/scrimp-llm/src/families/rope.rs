@@ -44,7 +44,7 @@ pub(super) fn longrope_magnitude(factor: f64, original_context: f64) -> f64 {
 }
 
 /// The rotary embedding of the first `dim` elements of a head; `divisors` has one more divisor per frequency.
-/// The error says what makes no sense.
+/// The error names the invalid value.
 pub(super) fn rope(
     dim: usize,
     base: f64,

@@ -1,9 +1,9 @@
-//! A model's cache together with the tokens that are in it.
+//! A sequence with the tokens in its cache.
 
 use crate::error::Result;
 use crate::source::LogitsSource;
 
-/// Prompt tokens per call of the model: how long a cancelled prefill may go on.
+/// Prompt tokens per call of the model; a prefill can be cancelled between calls.
 const PREFILL_CHUNK: usize = 512;
 
 /// A sequence that remembers its tokens, so that a new prompt reuses the part of the cache that it shares with the old one.
@@ -46,7 +46,7 @@ impl<S: LogitsSource> Sequence<S> {
         self.tokens.clear();
     }
 
-    /// Forgets what is not part of `prompt`, and returns how many tokens of it need no computing: the common prefix, but never
+    /// Drops the tokens that are not part of `prompt`, and returns the number of its tokens that need no computing: the common prefix, but never
     /// all of it (its last logits are wanted), and nothing where the model cannot go back that far.
     pub fn rewind_to(&mut self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();

@@ -78,7 +78,7 @@ fn stop_strings_across_tokens_are_not_printed() {
     let (result, _) = run(&mut sequence(&[1, 2, 5, 6, 7, 3], 100), None, &["\nUser:"]);
     assert_eq!((result.text.as_str(), result.reason), ("Once upon", stop));
     assert_eq!(result.tokens.len(), 5);
-    // What only looked like a stop string is printed in the end.
+    // An incomplete stop string is printed in the end.
     let (result, pieces) = run(&mut sequence(&[1, 5, 6, 0], 100), None, &["\nUser:"]);
     assert_eq!((result.text.as_str(), pieces.len()), ("Once\nUser", 2));
     assert_eq!(result.reason, FinishReason::End);
@@ -150,7 +150,7 @@ fn the_next_turn_computes_only_what_is_new() {
     // The same prompt again: its last token must be computed, for the logits.
     assert_eq!(s.extend_to(&[1, 2, 9], &never).unwrap().unwrap(), [12.0]);
     assert_eq!(s.source().calls[4], 1);
-    // A prefix of what is there.
+    // A prefix of the cached tokens.
     assert_eq!(s.extend_to(&[1], &never).unwrap().unwrap(), [1.0]);
     s.clear();
     assert!(s.is_empty() && s.source().seen.is_empty());

@@ -92,7 +92,7 @@ fn open_shards(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     Ok(shards)
 }
 
-/// The one safetensors file of `dir`, whatever its name.
+/// The only safetensors file of `dir`, with any name.
 fn only_safetensors(dir: &Path) -> Result<PathBuf> {
     let mut found = Vec::new();
     let mut pickled = None;

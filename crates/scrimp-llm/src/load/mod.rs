@@ -1,6 +1,6 @@
-//! File formats: bytes on disk to names, numbers and byte ranges. Nothing here knows what a model is.
+//! File formats: bytes on disk to names, numbers and byte ranges, without knowledge of models.
 //!
-//! Every parser reads a memory map and keeps ranges into it, so what it allocates is bounded by a small multiple of
+//! Every parser reads a memory map and keeps ranges into it, so its allocations are bounded by a small multiple of
 //! the header's own size: counts are compared with the bytes that are left before anything is reserved.
 
 pub mod compressed;

@@ -167,7 +167,7 @@ struct Info {
     data_offsets: [usize; 2],
 }
 
-/// The header's object, read in one pass: what it takes in memory is a small multiple of its length.
+/// The header's object, read in one pass: its memory is a small multiple of its length.
 #[derive(Default)]
 struct Header {
     tensors: Vec<(String, Info)>,

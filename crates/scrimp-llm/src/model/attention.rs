@@ -1,100 +1,92 @@
 //! Attention of a forward pass: each sequence reads its own cache, to which its keys and values were appended.
 
-use super::forward::{Buffers, Context, SequenceChunk, sized};
-use crate::error::Result;
-use scrimp_kv::{AttentionInputs, BatchEntry, Queries, StatsWanted, attend_all};
+use super::forward::{Pass, SequenceChunk, sized};
+use crate::{
+    config::ModelConfig,
+    error::{Error, Result},
+};
+use scrimp_kernels::Exec;
+use scrimp_kv::{AttentionInputs, BatchEntry, Queries, attend_all};
 
-impl SequenceChunk<'_, '_> {
-    /// Whether it attends on its own: what is gathered of its attention is its own.
+impl SequenceChunk<'_> {
+    /// Whether it attends alone: accumulated attention scores belong to one sequence.
     fn alone(&self) -> bool {
-        self.stats.is_some() || self.session.repeated.is_some()
+        self.stats.is_some() || self.repeated.is_some()
     }
 }
 
-impl Buffers {
-    /// Attention of a layer, from `q`, `k` and `v` of `n` rows to `attn`. If `only_wanted`, the rows of tokens whose result
-    /// nobody wants hold anything afterwards.
+impl Pass<'_> {
+    /// Attention of the layer at index `layer` of the caches, from the queries of `n` rows to `attn`. With `only_wanted`, the
+    /// rows of the other tokens are unspecified afterwards.
     pub(super) fn attend(
         &mut self,
-        context: Context<'_>,
         layer: usize,
         n: usize,
-        parts: &mut [SequenceChunk<'_, '_>],
+        chunks: &mut [SequenceChunk<'_>],
         only_wanted: bool,
     ) {
-        let Context { pool, config, .. } = context;
-        let q_dim = config.q_dim();
-        sized(&mut self.attn, n * q_dim);
-        for part in parts.iter_mut().filter(|part| part.error.is_none() && part.alone()) {
-            part.error = self.attend_alone(context, layer, part, only_wanted).err();
+        let q_dim = self.config.q_dim();
+        sized(&mut self.buffers.attn, n * q_dim);
+        for chunk in chunks.iter_mut().filter(|chunk| chunk.error.is_none() && chunk.alone()) {
+            chunk.error = self.attend_alone(layer, chunk, only_wanted).err();
         }
-        let (mut rest, mut at) = (&mut self.attn[..n * q_dim], 0);
-        let mut entries = Vec::with_capacity(parts.len());
-        for part in parts.iter().filter(|part| part.error.is_none() && !part.alone()) {
-            let rows = part.rows();
-            let queries = if only_wanted { part.wanted } else { rows.len() };
+        let Self { exec, config, buffers } = self;
+        let (mut rest, mut at) = (&mut buffers.attn[..n * q_dim], 0);
+        let mut entries = Vec::with_capacity(chunks.len());
+        for chunk in chunks.iter().filter(|chunk| chunk.error.is_none() && !chunk.alone()) {
+            let rows = chunk.rows();
+            let queries = if only_wanted { chunk.wanted } else { rows.len() };
             let first = (rows.end - queries) * q_dim;
-            let out = rest.split_off_mut(first - at..).expect("parts follow each other");
+            let out = rest.split_off_mut(first - at..).expect("chunks follow each other");
             let (out, behind) = out.split_at_mut(queries * q_dim);
             (rest, at) = (behind, rows.end * q_dim);
             if queries > 0 {
-                let q = &self.q[first..rows.end * q_dim];
-                entries.push(BatchEntry {
-                    sequence: &part.session.kv,
-                    inputs: inputs(context, q, out, Queries::Last, 0, None),
-                });
+                let q = &buffers.q[first..rows.end * q_dim];
+                entries.push(BatchEntry { sequence: &*chunk.kv, inputs: inputs(*exec, config, q, out) });
             }
         }
-        let attended = attend_all(layer, &mut entries, pool, &mut self.attention);
+        let attended = attend_all(layer, &mut entries, exec.pool, &mut buffers.attention);
         if let Err(e) = attended {
             // Shapes come from the model and fit all sequences or none.
-            let e = crate::error::Error::from(e);
-            for part in parts.iter_mut().filter(|part| part.error.is_none() && !part.alone()) {
-                part.error = Some(crate::error::Error::bad_input(e.to_string()));
+            let e = Error::from(e);
+            for chunk in chunks.iter_mut().filter(|chunk| chunk.error.is_none() && !chunk.alone()) {
+                chunk.error = Some(Error::bad_input(e.to_string()));
             }
         }
     }
 
-    /// One sequence, with what is gathered of its attention: that takes every query.
-    fn attend_alone(
-        &mut self,
-        context: Context<'_>,
-        layer: usize,
-        part: &mut SequenceChunk<'_, '_>,
-        only_wanted: bool,
-    ) -> Result<()> {
-        let (rows, q_dim) = (part.rows(), context.config.q_dim());
-        let (queries, session) = (rows.len(), &mut *part.session);
-        let wanted = if only_wanted { part.wanted } else { queries };
+    /// One sequence whose attention scores are accumulated, over all queries of the chunk.
+    fn attend_alone(&mut self, layer: usize, chunk: &mut SequenceChunk<'_>, only_wanted: bool) -> Result<()> {
+        let Self { exec, config, buffers } = self;
+        let (rows, q_dim) = (chunk.rows(), config.q_dim());
+        let queries = rows.len();
+        let wanted = if only_wanted { chunk.wanted } else { queries };
         let all = rows.start * q_dim..rows.end * q_dim;
-        let (q, out) = (&self.q[all.clone()], &mut self.attn[all]);
-        let inputs = inputs(context, q, out, Queries::Last, queries - wanted, part.stats);
-        session.kv.attend(layer, inputs, context.pool, &mut self.attention)?;
-        if let Some(repeated) = &mut session.repeated {
-            repeated.take(layer, &session.kv.take_stats(layer).0.peak);
+        let (q, out) = (&buffers.q[all.clone()], &mut buffers.attn[all]);
+        let inputs = AttentionInputs {
+            wanted_from: queries - wanted,
+            stats: chunk.stats,
+            ..inputs(*exec, config, q, out)
+        };
+        chunk.kv.attend(layer, inputs, exec.pool, &mut buffers.attention)?;
+        if let Some(repeated) = &mut chunk.repeated {
+            repeated.take(layer, &chunk.kv.take_stats(layer).0.peak);
         }
         Ok(())
     }
 }
 
-fn inputs<'a>(
-    context: Context<'_>,
-    q: &'a [f32],
-    out: &'a mut [f32],
-    queries: Queries,
-    wanted_from: usize,
-    stats: Option<StatsWanted>,
-) -> AttentionInputs<'a> {
-    let Context { level, config, .. } = context;
+/// All queries are wanted, and no scores.
+fn inputs<'a>(exec: Exec<'_>, config: &ModelConfig, q: &'a [f32], out: &'a mut [f32]) -> AttentionInputs<'a> {
     AttentionInputs {
-        level,
+        level: exec.level,
         q,
-        queries,
+        queries: Queries::Last,
         out,
         n_heads: config.n_heads,
         scale: config.attn_scale,
         softcap: config.attn_logit_softcap,
-        wanted_from,
-        stats,
+        wanted_from: 0,
+        stats: None,
     }
 }

@@ -1,13 +1,13 @@
-//! Many sequences in one forward pass: what a server runs.
+//! Many sequences in one forward pass, as a server runs them.
 //!
 //! ```text
 //! Step: session A, 1 token    ┐                                    ┌ logits of A
 //! Step: session B, 1 token    ├ rows of one pass through all layers├ logits of B
-//! Step: session C, 300 tokens ┘                                    └ none: its prompt goes on
+//! Step: session C, 300 tokens ┘                                    └ none: its prompt continues
 //! ```
-//! Weights are read once for all of them. Everything that belongs to a sequence (its cache, how that is made smaller, in
-//! which format it is stored) is its session's, and a session's results are the same, bit for bit, whatever runs beside
-//! it, in every tier but for what linear layers of `bf16` weights and AMX batches say (see ARCHITECTURE.md).
+//! Weights are read once for all sequences. The cache of a sequence, its compression and its format belong to its session. The
+//! results of a session do not depend on the other sessions, bit for bit, at every SIMD level except for linear layers of
+//! `bf16` weights and AMX batches (ARCHITECTURE.md has the reasons).
 
 use super::{
     Model, Session,
@@ -17,16 +17,16 @@ use crate::error::{Error, Result};
 
 /// One sequence's share of a pass.
 #[derive(Debug)]
-pub struct Step<'a, 'm> {
+pub struct Step<'a> {
     /// The sequence.
-    pub session: &'a mut Session<'m>,
-    /// What is appended to it.
+    pub session: &'a mut Session,
+    /// The tokens to append.
     pub tokens: &'a [u32],
-    /// What is wanted of it.
+    /// The wanted output.
     pub output: Output,
 }
 
-/// What a step gives.
+/// The output of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
     /// Nothing: a prompt that is not complete.
@@ -39,31 +39,32 @@ pub enum Output {
 
 /// Runs steps of many sessions of one model. Its working memory grows with the tokens of a pass.
 #[derive(Debug)]
-pub struct Batch<'m> {
-    model: &'m Model,
+pub struct Batch {
+    model: Model,
     buffers: Buffers,
 }
 
-impl<'m> Batch<'m> {
-    /// Of sessions of `model`.
-    pub fn new(model: &'m Model) -> Self {
-        Self { model, buffers: Buffers::default() }
+impl Batch {
+    /// A batch for sessions of `model`.
+    pub fn new(model: &Model) -> Self {
+        Self { model: model.clone(), buffers: Buffers::default() }
     }
 
-    /// Runs all steps in one pass and calls `visit(step, output)` for each that gives something, logits on all threads.
+    /// Runs all steps in one pass and calls `visit(step, output)` for each step with an output, for logits on all threads.
     ///
-    /// A step fails alone, its session is then as it was before: too many tokens, ids outside the vocabulary, no memory
-    /// for its cache. The results are in the order of the steps.
+    /// A step with too many tokens, ids outside the vocabulary or no memory for its cache fails alone, and its session is
+    /// unchanged. The results are in the order of the steps.
     pub fn forward(
         &mut self,
-        steps: &mut [Step<'_, 'm>],
+        steps: &mut [Step<'_>],
         visit: &(dyn Fn(usize, &[f32]) + Sync),
     ) -> Vec<Result<()>> {
         let before: Vec<Result<usize>> =
             steps.iter_mut().map(|step| step.session.begin_append(step.tokens)).collect();
         let outputs: Vec<Output> = steps.iter().map(|step| step.output).collect();
         let mut indices = Vec::with_capacity(steps.len());
-        let mut parts = Vec::with_capacity(steps.len());
+        let mut chunks = Vec::with_capacity(steps.len());
+        let mut tokens = Vec::new();
         for (index, step) in steps.iter_mut().enumerate().filter(|(index, _)| before[*index].is_ok()) {
             let wanted = match step.output {
                 Output::Nothing => 0,
@@ -71,19 +72,22 @@ impl<'m> Batch<'m> {
                 Output::Hidden => step.tokens.len(),
             };
             indices.push(index);
-            parts.push(SequenceChunk::new(&mut *step.session, step.tokens, wanted));
+            tokens.extend_from_slice(step.tokens);
+            chunks.push(SequenceChunk::new(step.session, step.tokens.len(), wanted));
         }
         // Rows of hidden states come with those of logits.
-        let failed = self.buffers.layers(self.model, &mut parts).err();
+        let failed = self.model.pass(&mut self.buffers).layers(&self.model, &tokens, &mut chunks).err();
+        let errors: Vec<Option<Error>> = chunks.into_iter().map(|chunk| chunk.error).collect();
         let mut results: Vec<Result<()>> = before.iter().map(|_| Ok(())).collect();
-        for (&index, part) in indices.iter().zip(parts) {
-            let result = match (&failed, part.error) {
+        for (&index, error) in indices.iter().zip(errors) {
+            let result = match (&failed, error) {
                 (_, Some(e)) => Err(e),
                 (Some(e), None) => Err(Error::bad_input(e.to_string())),
                 (None, None) => Ok(()),
             };
             let before = before[index].as_ref().map_or(0, |&before| before);
-            results[index] = part.session.end_append(before, part.tokens, result);
+            let step = &mut steps[index];
+            results[index] = step.session.end_append(before, step.tokens, result);
         }
         for (result, before) in results.iter_mut().zip(before) {
             if let Err(e) = before {
@@ -91,15 +95,15 @@ impl<'m> Batch<'m> {
             }
         }
         if failed.is_none() {
-            self.hand_out(steps, &indices, &outputs, &results, visit);
+            self.visit_outputs(steps, &indices, &outputs, &results, visit);
         }
         results
     }
 
-    /// Calls `visit` with what is in the buffers after a pass.
-    fn hand_out(
+    /// Calls `visit` with the outputs of a pass.
+    fn visit_outputs(
         &mut self,
-        steps: &[Step<'_, 'm>],
+        steps: &[Step<'_>],
         indices: &[usize],
         outputs: &[Output],
         results: &[Result<()>],
@@ -117,22 +121,22 @@ impl<'m> Batch<'m> {
                 Output::Hidden => {
                     let n = steps[index].tokens.len();
                     if results[index].is_ok() {
-                        visit(index, &self.buffers.hidden(self.model, row..row + n));
+                        visit(index, &self.model.pass(&mut self.buffers).hidden(&self.model, row..row + n));
                     }
                     n
                 }
             };
             if outputs[index] == Output::Logits {
-                self.buffers.move_row(self.model, row, with_logits.len() - 1);
+                self.buffers.move_row(self.model.config(), row, with_logits.len() - 1);
             }
             row += n;
         }
         if with_logits.is_empty() {
             return;
         }
-        let logits = self.buffers.logits(self.model, 0..with_logits.len());
+        let logits = self.buffers.logits(&self.model, 0..with_logits.len());
         let vocab = self.model.vocab_size();
-        self.model.pool.run(with_logits.len(), |row, _| {
+        self.model.exec().pool.run(with_logits.len(), |row, _| {
             if results[with_logits[row]].is_ok() {
                 visit(with_logits[row], &logits[row * vocab..(row + 1) * vocab]);
             }

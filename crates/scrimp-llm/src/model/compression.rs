@@ -1,4 +1,4 @@
-//! Making a session's KV cache smaller: when a prompt is complete, and again and again while text is generated.
+//! Compressing a session's KV cache: when a prompt is complete, and repeatedly while text is generated.
 //!
 //! ```text
 //! begin_prompt(n)  forward ... forward | n tokens: compress to the budget | decode ... | budget + slack: compress again
@@ -29,12 +29,12 @@ struct Plan {
     sum_from: usize,
 }
 
-/// What a session knows of compression.
+/// The state of compression of a session.
 #[derive(Debug, Clone, Default)]
 pub(super) struct CompressionState {
     how: Option<Compression>,
     plan: Option<Plan>,
-    /// Tokens before this position were there at the last compression: what is left of them is what it chose.
+    /// Tokens before this position were there at the last compression: only its selection of them remains.
     done: usize,
     /// The tokens of the prompt, where it is to be repeated.
     tokens: Option<Vec<u32>>,
@@ -52,7 +52,7 @@ impl CompressionState {
     }
 }
 
-impl Session<'_> {
+impl Session {
     /// How the cache is made smaller from now on, when a prompt is complete ([`Session::begin_prompt`]) and while text is
     /// generated after it; `None`: not at all.
     pub fn set_compression(&mut self, how: Option<Compression>) {
@@ -60,7 +60,7 @@ impl Session<'_> {
         self.compression.plan = None;
     }
 
-    /// Has attention gathered, from now on, as compressions with these needs look at it when the sequence has `len` tokens.
+    /// Accumulates attention scores, from now on, for compressions with these needs when the sequence has `len` tokens.
     /// For a prompt that is compressed in several ways: call [`Session::complete`] when it is there, [`Session::fork`] it, then
     /// [`Session::compress`] the copies.
     pub fn gather_for(&mut self, needs: Needs, len: usize) {
@@ -73,7 +73,7 @@ impl Session<'_> {
         self.gather_attention(wanted.any().then_some(wanted));
     }
 
-    /// Ends what [`Session::gather_for`] began, and does what is left to do for the same needs; `tokens` are the last ones
+    /// Ends the accumulation that [`Session::gather_for`] began, and computes the other scores for the same needs; `tokens` are the last ones
     /// of the sequence, those that were appended since.
     ///
     /// # Errors
@@ -106,18 +106,18 @@ impl Session<'_> {
     /// # Errors
     /// When memory cannot be had; then the session starts over.
     pub fn compress(&mut self, how: &Compression, budget: usize) -> Result<()> {
-        let (model, len) = (self.model, self.len() as u32);
+        let (model, len) = (self.model.clone(), self.len() as u32);
         let mut table = RopeTable::default();
         if how.rerotate {
             let inv_freq = &model.config().rope_for(self.rope_tokens).inv_freq;
-            table.fill(&model.pool, &(0..len).collect::<Vec<_>>(), inv_freq, 1.0);
+            table.fill(model.exec().pool, &(0..len).collect::<Vec<_>>(), inv_freq, 1.0);
         }
         let turn = |key: &mut [f32], by: u32| {
             let (cos, sin) = table.row(by as usize);
-            rotate(model.level, model.config(), key, cos, sin);
+            rotate(model.exec().level, model.config(), key, cos, sin);
         };
         let turn: Option<Turn<'_>> = if how.rerotate { Some(&turn) } else { None };
-        if let Err(e) = self.kv.compress_turning(how, budget, &model.pool, turn) {
+        if let Err(e) = self.kv.compress_turning(how, budget, model.exec().pool, turn) {
             self.reset();
             return Err(e.into());
         }
@@ -126,7 +126,7 @@ impl Session<'_> {
         self.pack()
     }
 
-    /// Tokens up to here cannot be gone back to: what was dropped of them is gone.
+    /// The session cannot be truncated to a position before this one: tokens before it were dropped.
     pub fn compressed(&self) -> usize {
         self.compression.done
     }

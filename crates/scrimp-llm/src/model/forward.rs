@@ -1,7 +1,6 @@
 //! The forward pass: from token ids to the residual stream after the last layer, and from there to logits.
 //!
-//! It takes many sequences at once, each with one token or more: all but attention ([`super::attention`]) sees rows, one per
-//! token, whoever's they are.
+//! A pass takes chunks of one or more sequences. All steps but attention ([`super::attention`]) work on rows, one per token.
 //!
 //! ```text
 //! h = embed(token)
@@ -10,10 +9,14 @@
 //! logits = output · norm(h)
 //! ```
 //! `norm'` (after the block) and the norms of queries and keys exist in some families only.
+//!
+//! [`Pass`] has one function for each step. [`Pass::layers`] runs them for all layers of a loaded model;
+//! [`super::LayerRunner`] runs them for one layer at a time, with matrices that its caller supplies.
 
 use super::{
     Model, Session,
-    weights::{Layer, LinearWeights},
+    reconstruction::{Repeated, SampledQueries},
+    weights::{Layer, LayerNorms, LinearWeights},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -21,30 +24,31 @@ use crate::{
     error::{Error, Result},
 };
 use scrimp_kernels::{
-    Pool, SimdLevel,
-    linear::{Activations, Linear, LinearScratch, linear},
-    ops::{self, Gate, RmsNorm, RopeTable},
+    DType, Exec, Pool, SimdLevel,
+    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    ops::{self, Gate, RopeTable},
     quant::dequantize::dequantize_row,
 };
-use scrimp_kv::{AttentionScratch, StatsWanted};
+use scrimp_kv::{AttentionScratch, Sequence, StatsWanted};
 use std::{
     ops::Range,
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// Tokens per unit of row-wise work.
-const ROWS_PER_UNIT: usize = 4;
+/// Rows per task of row-wise work.
+const ROWS_PER_TASK: usize = 4;
 
 /// Intermediate results, kept between calls. All are `[n_tokens][width]`.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     /// Residual stream.
-    h: Vec<f32>,
+    pub(super) h: Vec<f32>,
     pub(super) q: Vec<f32>,
     pub(super) k: Vec<f32>,
     pub(super) v: Vec<f32>,
-    /// Attention's result, and what a block adds where a norm follows it.
+    /// The output of attention.
     pub(super) attn: Vec<f32>,
+    /// The output of a block, where a norm follows it.
     block: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
@@ -56,7 +60,7 @@ pub(super) struct Buffers {
     pub(super) attention: AttentionScratch,
 }
 
-/// Makes `buffer` `n` long without clearing what is overwritten anyway.
+/// Makes `buffer` `n` long; its content is overwritten by the caller.
 pub(super) fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
     if buffer.len() < n {
         buffer.resize(n, 0.0);
@@ -64,280 +68,391 @@ pub(super) fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
     &mut buffer[..n]
 }
 
-/// One sequence's part of a forward pass.
-pub(super) struct SequenceChunk<'a, 'm> {
-    pub(super) session: &'a mut Session<'m>,
-    /// Tokens that are appended.
-    pub(super) tokens: &'a [u32],
-    /// Of so many last tokens, the residual stream after the last layer is wanted.
+/// Calls `step(token, row)` for every row of `width` elements.
+pub(super) fn each_row(pool: &Pool, rows: &mut [f32], width: usize, step: impl Fn(usize, &mut [f32]) + Sync) {
+    pool.chunks(rows, width * ROWS_PER_TASK, |task, rows| {
+        for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+            step(task * ROWS_PER_TASK + i, row);
+        }
+    });
+}
+
+/// Consecutive tokens of one sequence in a pass.
+pub(super) struct SequenceChunk<'a> {
+    pub(super) kv: &'a mut Sequence,
+    pub(super) sampled: Option<&'a mut SampledQueries>,
+    pub(super) repeated: Option<&'a mut Repeated>,
+    /// Position of the first token.
+    pub(super) position: usize,
+    /// The length of the sequence for which RoPE is chosen (see [`ModelConfig::rope_for`]).
+    pub(super) rope_tokens: usize,
+    /// Tokens of the chunk.
+    pub(super) n: usize,
+    /// The residual stream after the last layer is needed for this many of the last tokens.
     pub(super) wanted: usize,
-    /// What went wrong with it; the other parts go on.
+    /// The error of this chunk. The other chunks of a pass are not affected.
     pub(super) error: Option<Error>,
-    /// First row.
+    /// Its first row in the pass.
     pub(super) first: usize,
-    /// What attention gathers.
+    /// The attention scores to accumulate.
     pub(super) stats: Option<StatsWanted>,
 }
 
-impl<'a, 'm> SequenceChunk<'a, 'm> {
-    pub(super) fn new(session: &'a mut Session<'m>, tokens: &'a [u32], wanted: usize) -> Self {
-        Self { session, tokens, wanted, error: None, first: 0, stats: None }
+impl<'a> SequenceChunk<'a> {
+    /// The next `n` tokens of `session`.
+    pub(super) fn new(session: &'a mut Session, n: usize, wanted: usize) -> Self {
+        let (position, stats) = (session.len(), session.wanted_stats(n));
+        Self {
+            kv: &mut session.kv,
+            sampled: session.sampled.as_mut(),
+            repeated: session.repeated.as_mut(),
+            position,
+            rope_tokens: session.rope_tokens,
+            n,
+            wanted,
+            error: None,
+            first: 0,
+            stats,
+        }
+    }
+
+    /// A window of `n` tokens in an empty sequence: nothing is accumulated of its attention.
+    pub(super) fn window(kv: &'a mut Sequence, n: usize) -> Self {
+        Self {
+            kv,
+            sampled: None,
+            repeated: None,
+            position: 0,
+            rope_tokens: n,
+            n,
+            wanted: n,
+            error: None,
+            first: 0,
+            stats: None,
+        }
     }
 
     /// Its rows.
     pub(super) fn rows(&self) -> Range<usize> {
-        self.first..self.first + self.tokens.len()
+        self.first..self.first + self.n
     }
 }
 
-/// What a row-wise step needs to know.
-#[derive(Clone, Copy)]
-pub(super) struct Context<'a> {
-    pub(super) pool: &'a Pool,
-    pub(super) level: SimdLevel,
-    pub(super) config: &'a ModelConfig,
+/// The place of a layer in the model and in a KV cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LayerPlace {
+    /// Whether it uses the RoPE of layers with a sliding window.
+    pub(super) local_rope: bool,
+    /// Its index in the KV cache.
+    pub(super) kv: usize,
 }
 
-impl Context<'_> {
-    pub(super) fn norm<'w>(&self, weight: &'w [f32]) -> RmsNorm<'w> {
-        let offset = if self.config.norm_plus_one { 1.0 } else { 0.0 };
-        RmsNorm { weight, eps: self.config.rms_norm_eps, offset }
-    }
-
-    /// Calls `step(token, row)` for every row of `width` elements.
-    fn rows(&self, rows: &mut [f32], width: usize, step: impl Fn(usize, &mut [f32]) + Sync) {
-        self.pool.chunks(rows, width * ROWS_PER_UNIT, |unit, rows| {
-            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
-                step(unit * ROWS_PER_UNIT + i, row);
-            }
-        });
+impl LayerPlace {
+    /// Layer `index` of the model, at index `kv` of the cache.
+    pub(super) fn new(config: &ModelConfig, index: usize, kv: usize) -> Self {
+        Self { local_rope: config.sliding_window[index].is_some() && config.rope_local.is_some(), kv }
     }
 }
 
-fn product<'a>(p: &'a LinearWeights, out: &'a mut [f32], accumulate: bool) -> Linear<'a> {
-    Linear { weight: &p.weight, bias: p.bias.as_deref(), out, stride: p.weight.rows(), accumulate }
+/// The rows that embeddings are read from.
+pub(super) enum Embedding<'a> {
+    /// The output matrix, where it is tied to the embedding.
+    Packed(&'a Matrix),
+    /// The rows of a checkpoint's tensor, which may hold values that are not finite.
+    Stored(DType, &'a [u8]),
 }
 
-impl Buffers {
-    /// Runs all parts through all layers and appends their tokens to their caches. Afterwards `h` holds the residual
-    /// stream of the wanted tokens, part after part; the last layer computes nothing else for the others.
-    ///
-    /// A part that fails has its error in it, and rows of any value.
+impl<'a> Embedding<'a> {
+    /// The stored embedding of a checkpoint.
     ///
     /// # Errors
-    /// When the embedding of a token is damaged; then nothing was appended.
-    pub(super) fn layers(&mut self, model: &Model, parts: &mut [SequenceChunk<'_, '_>]) -> Result<()> {
-        let config = model.config();
-        let context = Context { pool: &model.pool, level: model.level, config };
-        let (mut n, mut wanted) = (0, Vec::new());
-        for part in &mut *parts {
-            part.first = n;
-            n += part.tokens.len();
-            wanted.extend(n - part.wanted..n);
-            part.stats = part.session.wanted_stats(part.tokens.len());
-        }
-        self.embed(context, model, n, parts)?;
-        self.fill_rope(context, parts);
-        for (index, layer) in model.weights.layers.iter().enumerate() {
-            let last = index + 1 == model.weights.layers.len();
-            let wanted = (last && wanted.len() < n).then_some(&wanted[..]);
-            self.attention_block(context, layer, index, n, parts, wanted);
-            let n = wanted.map_or(n, <[usize]>::len);
-            if n > 0 {
-                self.feed_forward(context, layer, n);
-            }
-        }
-        Ok(())
+    /// When the tensor is missing or damaged.
+    pub(super) fn stored(checkpoint: &'a Checkpoint) -> Result<Self> {
+        checkpoint.embedding().map(|(dtype, bytes)| Self::Stored(dtype, bytes))
     }
 
-    fn embed(
-        &mut self,
-        context: Context<'_>,
-        model: &Model,
-        n: usize,
-        parts: &[SequenceChunk<'_, '_>],
-    ) -> Result<()> {
-        let Context { config, level, .. } = context;
-        let (weights, width) = (&model.weights, config.hidden_size);
-        let checkpoint = model.checkpoint().filter(|_| !weights.tied);
-        let stored = checkpoint.map(Checkpoint::embedding).transpose()?;
-        let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
-        let h = sized(&mut self.h, n * width);
+    /// Writes the scaled embeddings of `tokens` to `h`, `[tokens][hidden_size]`. False where one is not finite.
+    pub(super) fn embed(&self, exec: Exec<'_>, config: &ModelConfig, tokens: &[u32], h: &mut [f32]) -> bool {
         let finite = AtomicBool::new(true);
-        context.rows(h, width, |t, row| {
+        each_row(exec.pool, h, config.hidden_size, |t, row| {
             let token = tokens[t] as usize;
-            match &stored {
-                None => weights.output.row(level, token, row),
-                Some((dtype, stored)) => {
+            match self {
+                Self::Packed(matrix) => matrix.row(exec.level, token, row),
+                Self::Stored(dtype, stored) => {
                     let bytes = stored.len() / config.vocab_size;
                     dequantize_row(*dtype, &stored[token * bytes..(token + 1) * bytes], row);
-                    // Unlike matrices, this tensor was not read when the model was loaded.
                     if row.iter().any(|x| !x.is_finite()) {
                         finite.store(false, Ordering::Relaxed);
                     }
                 }
             }
             if config.embedding_scale != 1.0 {
-                ops::scale(level, config.embedding_scale, row);
+                ops::scale(exec.level, config.embedding_scale, row);
             }
         });
-        match checkpoint {
-            Some(checkpoint) if !finite.into_inner() => {
-                let what = "tensor token_embd.weight holds a NaN or an infinity";
-                Err(Error::damaged_file(checkpoint.path(), what))
-            }
-            _ => Ok(()),
+        finite.into_inner()
+    }
+}
+
+/// The error for an embedding that is not finite.
+pub(super) fn bad_embedding(checkpoint: &Checkpoint) -> Error {
+    let what = "tensor token_embd.weight holds a NaN or an infinity";
+    Error::damaged_file(checkpoint.path(), what)
+}
+
+fn product<'a>(p: &'a LinearWeights, out: &'a mut [f32], accumulate: bool) -> Linear<'a> {
+    Linear { weight: &p.weight, bias: p.bias.as_deref(), out, stride: p.weight.rows(), accumulate }
+}
+
+/// The steps of a forward pass over the rows in `buffers`.
+pub(super) struct Pass<'a> {
+    pub(super) exec: Exec<'a>,
+    pub(super) config: &'a ModelConfig,
+    pub(super) buffers: &'a mut Buffers,
+}
+
+impl Pass<'_> {
+    /// Runs all chunks, with the ids `tokens` one chunk after the other, through all layers and appends them to their caches.
+    /// Afterwards `h` holds the residual stream of the wanted tokens, chunk after chunk; the last layer computes only these.
+    ///
+    /// A chunk that fails holds its error; its rows are unspecified.
+    ///
+    /// # Errors
+    /// When the embedding of a token is damaged; then nothing was appended.
+    pub(super) fn layers(
+        &mut self,
+        model: &Model,
+        tokens: &[u32],
+        chunks: &mut [SequenceChunk<'_>],
+    ) -> Result<()> {
+        let (mut n, mut wanted) = (0, Vec::new());
+        for chunk in &mut *chunks {
+            chunk.first = n;
+            n += chunk.n;
+            wanted.extend(n - chunk.wanted..n);
         }
+        self.embed(model, tokens)?;
+        self.fill_rope(chunks);
+        let layers = &model.weights().layers;
+        for (index, layer) in layers.iter().enumerate() {
+            let last = index + 1 == layers.len();
+            let wanted = (last && wanted.len() < n).then_some(&wanted[..]);
+            self.attention_block(layer, LayerPlace::new(self.config, index, index), n, chunks, wanted);
+            let n = wanted.map_or(n, <[usize]>::len);
+            if n > 0 {
+                self.gate_and_up(&layer.norms, [&layer.gate, &layer.up], n);
+                self.down(&layer.norms, &layer.down, n);
+            }
+        }
+        Ok(())
     }
 
-    fn fill_rope(&mut self, context: Context<'_>, parts: &[SequenceChunk<'_, '_>]) {
-        let Context { config, pool, .. } = context;
-        self.rope.clear(config.rope.inv_freq.len());
-        self.rope_local.clear(config.rope_local.as_ref().map_or(0, |rope| rope.inv_freq.len()));
-        for part in parts {
-            let first = part.session.len();
-            let positions: Vec<u32> = (first..first + part.tokens.len()).map(|p| p as u32).collect();
+    fn embed(&mut self, model: &Model, tokens: &[u32]) -> Result<()> {
+        let weights = model.weights();
+        let checkpoint = model.checkpoint().filter(|_| !weights.tied);
+        let embedding = match checkpoint {
+            Some(checkpoint) => Embedding::stored(checkpoint)?,
+            None => Embedding::Packed(&weights.output),
+        };
+        let h = sized(&mut self.buffers.h, tokens.len() * self.config.hidden_size);
+        let finite = embedding.embed(self.exec, self.config, tokens, h);
+        // Unlike matrices, this tensor was not read when the model was loaded.
+        checkpoint.filter(|_| !finite).map_or(Ok(()), |checkpoint| Err(bad_embedding(checkpoint)))
+    }
+
+    /// Computes the angles of RoPE for the rows of all chunks.
+    pub(super) fn fill_rope(&mut self, chunks: &[SequenceChunk<'_>]) {
+        let Self { exec, config, buffers } = self;
+        buffers.rope.clear(config.rope.inv_freq.len());
+        buffers.rope_local.clear(config.rope_local.as_ref().map_or(0, |rope| rope.inv_freq.len()));
+        for chunk in chunks {
+            let positions: Vec<u32> =
+                (chunk.position..chunk.position + chunk.n).map(|position| position as u32).collect();
             let push = |table: &mut RopeTable, rope: &Rope| {
-                table.push(pool, &positions, &rope.inv_freq, rope.magnitude);
+                table.push(exec.pool, &positions, &rope.inv_freq, rope.magnitude);
             };
-            push(&mut self.rope, config.rope_for(part.session.rope_tokens));
+            push(&mut buffers.rope, config.rope_for(chunk.rope_tokens));
             if let Some(local) = &config.rope_local {
-                push(&mut self.rope_local, local);
+                push(&mut buffers.rope_local, local);
             }
         }
     }
 
-    /// Adds the attention block of a layer to the residual stream of `n` rows; only the `wanted` ones stay, if not all.
+    /// Adds the attention block of a layer to the residual stream of `n` rows. With `wanted`, only these rows remain.
     fn attention_block(
         &mut self,
-        context: Context<'_>,
         layer: &Layer,
-        index: usize,
+        place: LayerPlace,
         n: usize,
-        parts: &mut [SequenceChunk<'_, '_>],
+        chunks: &mut [SequenceChunk<'_>],
         wanted: Option<&[usize]>,
     ) {
-        let Context { pool, level, config } = context;
-        let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
-        let needs = layer.q.needs().and(layer.k.needs()).and(layer.v.needs());
-        let (h, attn_norm) = (&self.h[..n * hidden], context.norm(&layer.attn_norm));
-        self.x.fill(pool, level, n, hidden, needs, |t, x| {
-            attn_norm.apply(level, &h[t * hidden..(t + 1) * hidden], x);
-        });
-        let (q, k) = (sized(&mut self.q, n * q_dim), sized(&mut self.k, n * kv_dim));
-        let v = sized(&mut self.v, n * kv_dim);
-        linear(
-            pool,
-            level,
-            &mut self.linear,
-            &self.x,
-            &mut [product(&layer.q, q, false), product(&layer.k, k, false), product(&layer.v, v, false)],
-        );
-        self.turn_and_store(context, layer, index, parts);
-        self.attend(context, index, n, parts, wanted.is_some());
+        self.qkv(&layer.norms, [&layer.q, &layer.k, &layer.v], n);
+        self.rope_and_append(&layer.norms, place, chunks);
+        self.attend(place.kv, n, chunks, wanted.is_some());
+        let (hidden, q_dim) = (self.config.hidden_size, self.config.q_dim());
         if let Some(wanted) = wanted {
             // Rows only move towards the front.
             for (to, &from) in wanted.iter().enumerate() {
-                self.h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
-                self.attn.copy_within(from * q_dim..(from + 1) * q_dim, to * q_dim);
+                self.buffers.h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+                self.buffers.attn.copy_within(from * q_dim..(from + 1) * q_dim, to * q_dim);
             }
         }
         let n = wanted.map_or(n, <[usize]>::len);
-        if n == 0 {
-            return;
+        if n > 0 {
+            self.attention_output(&layer.norms, &layer.o, n);
         }
-        let attn = &self.attn;
-        self.x.fill(pool, level, n, q_dim, layer.o.needs(), |t, x| {
-            x.copy_from_slice(&attn[t * q_dim..(t + 1) * q_dim]);
-        });
-        self.add_block(context, &layer.o, layer.post_attn_norm.as_deref(), n);
     }
 
-    /// Adds the feed-forward block of a layer to the residual stream of `n` rows.
-    fn feed_forward(&mut self, context: Context<'_>, layer: &Layer, n: usize) {
-        let Context { pool, level, config } = context;
-        let (hidden, width) = (config.hidden_size, config.intermediate_size);
-        let (h, ffn_norm) = (&self.h[..n * hidden], context.norm(&layer.ffn_norm));
-        self.x.fill(pool, level, n, hidden, layer.gate.needs().and(layer.up.needs()), |t, x| {
-            ffn_norm.apply(level, &h[t * hidden..(t + 1) * hidden], x);
+    /// Queries, keys and values of `n` rows.
+    pub(super) fn qkv(&mut self, norms: &LayerNorms, [wq, wk, wv]: [&LinearWeights; 3], n: usize) {
+        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
+        let needs = wq.needs().and(wk.needs()).and(wv.needs());
+        let (h, norm) = (&buffers.h[..n * hidden], config.rms_norm(&norms.attn_norm));
+        buffers.x.fill(pool, *level, n, hidden, needs, |t, x| {
+            norm.apply(*level, &h[t * hidden..(t + 1) * hidden], x);
         });
-        let (gate, up) = (sized(&mut self.gate, n * width), sized(&mut self.up, n * width));
-        linear(
-            pool,
-            level,
-            &mut self.linear,
-            &self.x,
-            &mut [product(&layer.gate, gate, false), product(&layer.up, up, false)],
-        );
+        let (q, k) = (sized(&mut buffers.q, n * q_dim), sized(&mut buffers.k, n * kv_dim));
+        let v = sized(&mut buffers.v, n * kv_dim);
+        let mut products = [product(wq, q, false), product(wk, k, false), product(wv, v, false)];
+        linear(pool, *level, &mut buffers.linear, &buffers.x, &mut products);
+    }
+
+    /// Adds the output projection of attention to the residual stream of `n` rows.
+    pub(super) fn attention_output(&mut self, norms: &LayerNorms, wo: &LinearWeights, n: usize) {
+        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let q_dim = config.q_dim();
+        let attn = &buffers.attn;
+        buffers.x.fill(pool, *level, n, q_dim, wo.needs(), |t, x| {
+            x.copy_from_slice(&attn[t * q_dim..(t + 1) * q_dim]);
+        });
+        self.add_block(wo, norms.post_attn_norm.as_deref(), n);
+    }
+
+    /// The two projections before the gate, of `n` rows.
+    pub(super) fn gate_and_up(&mut self, norms: &LayerNorms, [gate, up]: [&LinearWeights; 2], n: usize) {
+        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let (hidden, width) = (config.hidden_size, config.intermediate_size);
+        let (h, norm) = (&buffers.h[..n * hidden], config.rms_norm(&norms.ffn_norm));
+        buffers.x.fill(pool, *level, n, hidden, gate.needs().and(up.needs()), |t, x| {
+            norm.apply(*level, &h[t * hidden..(t + 1) * hidden], x);
+        });
+        let outputs = (sized(&mut buffers.gate, n * width), sized(&mut buffers.up, n * width));
+        let mut products = [product(gate, outputs.0, false), product(up, outputs.1, false)];
+        linear(pool, *level, &mut buffers.linear, &buffers.x, &mut products);
+    }
+
+    /// Adds the down projection of the gated rows to the residual stream of `n` rows.
+    fn down(&mut self, norms: &LayerNorms, down: &LinearWeights, n: usize) {
+        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let gated = Gated::new(*level, config, &buffers.gate, &buffers.up);
+        buffers.x.fill(pool, *level, n, config.intermediate_size, down.needs(), |t, x| gated.row(t, x));
+        self.add_block(down, norms.post_ffn_norm.as_deref(), n);
+    }
+
+    /// The gated rows, `[n][intermediate_size]`: the inputs of the down projection.
+    pub(super) fn gated_rows(&self, out: &mut [f32]) {
+        let gated = Gated::new(self.exec.level, self.config, &self.buffers.gate, &self.buffers.up);
+        each_row(self.exec.pool, out, self.config.intermediate_size, |t, row| gated.row(t, row));
+    }
+
+    /// `h += norm(projection x)` for the rows `x`, the norm where there is one.
+    pub(super) fn add_projection(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, x: &[f32]) {
+        let Self { exec: Exec { pool, level }, buffers, .. } = self;
+        let cols = projection.weight.cols();
+        let n = x.len() / cols;
+        buffers.x.fill(pool, *level, n, cols, projection.needs(), |t, row| {
+            row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
+        });
+        self.add_block(projection, norm, n);
+    }
+
+    /// Logits of `rows` of the residual stream that [`Pass::layers`] left, `[rows][vocab_size]`.
+    pub(super) fn logits(&mut self, model: &Model, rows: Range<usize>) {
+        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let (output, hidden, vocab) = (&model.weights().output, config.hidden_size, config.vocab_size);
+        let h = &buffers.h[rows.start * hidden..rows.end * hidden];
+        let norm = config.rms_norm(&model.weights().output_norm);
+        buffers.x.fill(pool, *level, rows.len(), hidden, output.needs(), |t, x| {
+            norm.apply(*level, &h[t * hidden..(t + 1) * hidden], x);
+        });
+        let logits = sized(&mut buffers.logits, rows.len() * vocab);
+        let product =
+            Linear { weight: output, bias: None, out: &mut *logits, stride: vocab, accumulate: false };
+        linear(pool, *level, &mut buffers.linear, &buffers.x, &mut [product]);
+        if let Some(cap) = config.final_logit_softcap {
+            each_row(pool, logits, vocab, |_, row| ops::softcap(*level, cap, row));
+        }
+    }
+
+    /// The residual stream of `rows`, after the output norm, `[rows][hidden_size]`.
+    pub(super) fn hidden(&self, model: &Model, rows: Range<usize>) -> Vec<f32> {
+        let hidden = self.config.hidden_size;
+        let h = &self.buffers.h[rows.start * hidden..rows.end * hidden];
+        rms_norm_rows(self.exec, self.config, &model.weights().output_norm, h)
+    }
+
+    /// `h += norm(projection x)` for the `n` rows of activations, the norm where there is one.
+    fn add_block(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, n: usize) {
+        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let hidden = config.hidden_size;
+        let h = &mut buffers.h[..n * hidden];
+        let Some(weight) = norm else {
+            linear(pool, *level, &mut buffers.linear, &buffers.x, &mut [product(projection, h, true)]);
+            return;
+        };
+        let block = sized(&mut buffers.block, n * hidden);
+        linear(pool, *level, &mut buffers.linear, &buffers.x, &mut [product(projection, block, false)]);
+        let (block, norm) = (&*block, config.rms_norm(weight));
+        each_row(pool, h, hidden, |t, h| norm.add_to(*level, &block[t * hidden..(t + 1) * hidden], h));
+    }
+}
+
+impl Buffers {
+    /// The logits of `rows` of a pass over `model`, `[rows][vocab_size]`.
+    pub(super) fn logits(&mut self, model: &Model, rows: Range<usize>) -> &[f32] {
+        let n = rows.len() * model.vocab_size();
+        model.pass(self).logits(model, rows);
+        &self.logits[..n]
+    }
+
+    /// Copies a row of the residual stream to a place before it.
+    pub(super) fn move_row(&mut self, config: &ModelConfig, from: usize, to: usize) {
+        let hidden = config.hidden_size;
+        self.h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+    }
+}
+
+/// `norm(row)` of every row of `rows`, `[n][weight.len()]`, with the root-mean-square norm of the model.
+pub fn rms_norm_rows(exec: Exec<'_>, config: &ModelConfig, weight: &[f32], rows: &[f32]) -> Vec<f32> {
+    let (width, norm) = (weight.len(), config.rms_norm(weight));
+    let mut out = vec![0.0; rows.len()];
+    each_row(exec.pool, &mut out, width, |t, row| {
+        norm.apply(exec.level, &rows[t * width..(t + 1) * width], row);
+    });
+    out
+}
+
+/// The gated non-linearity `f(gate) * up`, row by row.
+struct Gated<'a> {
+    level: SimdLevel,
+    gate: Gate,
+    width: usize,
+    rows: [&'a [f32]; 2],
+}
+
+impl<'a> Gated<'a> {
+    fn new(level: SimdLevel, config: &ModelConfig, gate: &'a [f32], up: &'a [f32]) -> Self {
         let f = match config.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
         };
-        let (gate, up) = (&*gate, &*up);
-        self.x.fill(pool, level, n, width, layer.down.needs(), |t, x| {
-            let row = t * width..(t + 1) * width;
-            ops::gated(level, f, &gate[row.clone()], &up[row], x);
-        });
-        self.add_block(context, &layer.down, layer.post_ffn_norm.as_deref(), n);
+        Self { level, gate: f, width: config.intermediate_size, rows: [gate, up] }
     }
 
-    /// Logits of `rows` of the residual stream that [`Buffers::layers`] left, `[rows][vocab_size]`.
-    pub(super) fn logits(&mut self, model: &Model, rows: Range<usize>) -> &[f32] {
-        let config = model.config();
-        let context = Context { pool: &model.pool, level: model.level, config };
-        let (output, hidden, vocab) = (&model.weights.output, config.hidden_size, config.vocab_size);
-        let h = &self.h[rows.start * hidden..rows.end * hidden];
-        let output_norm = context.norm(&model.weights.output_norm);
-        self.x.fill(context.pool, context.level, rows.len(), hidden, output.needs(), |t, x| {
-            output_norm.apply(context.level, &h[t * hidden..(t + 1) * hidden], x);
-        });
-        let logits = sized(&mut self.logits, rows.len() * vocab);
-        let product =
-            Linear { weight: output, bias: None, out: &mut *logits, stride: vocab, accumulate: false };
-        linear(context.pool, context.level, &mut self.linear, &self.x, &mut [product]);
-        if let Some(cap) = config.final_logit_softcap {
-            context.rows(logits, vocab, |_, row| ops::softcap(context.level, cap, row));
-        }
-        logits
-    }
-
-    /// Copies a row of the residual stream to a place before it.
-    pub(super) fn move_row(&mut self, model: &Model, from: usize, to: usize) {
-        let hidden = model.config().hidden_size;
-        self.h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
-    }
-
-    /// The residual stream of `rows`, after the output norm, `[rows][hidden_size]`: what an embedding of a text is made of.
-    pub(super) fn hidden(&self, model: &Model, rows: Range<usize>) -> Vec<f32> {
-        let config = model.config();
-        let context = Context { pool: &model.pool, level: model.level, config };
-        let (hidden, norm) = (config.hidden_size, context.norm(&model.weights.output_norm));
-        let mut out = vec![0.0; rows.len() * hidden];
-        let h = &self.h[rows.start * hidden..rows.end * hidden];
-        context.rows(&mut out, hidden, |t, row| {
-            norm.apply(context.level, &h[t * hidden..(t + 1) * hidden], row);
-        });
-        out
-    }
-
-    /// `h += norm(projection x)` for `n` tokens, the norm where there is one.
-    fn add_block(
-        &mut self,
-        context: Context<'_>,
-        projection: &LinearWeights,
-        norm: Option<&[f32]>,
-        n: usize,
-    ) {
-        let Context { pool, level, config } = context;
-        let hidden = config.hidden_size;
-        let h = &mut self.h[..n * hidden];
-        let Some(weight) = norm else {
-            linear(pool, level, &mut self.linear, &self.x, &mut [product(projection, h, true)]);
-            return;
-        };
-        let block = sized(&mut self.block, n * hidden);
-        linear(pool, level, &mut self.linear, &self.x, &mut [product(projection, block, false)]);
-        let (block, norm) = (&*block, context.norm(weight));
-        context.rows(h, hidden, |t, h| norm.add_to(level, &block[t * hidden..(t + 1) * hidden], h));
+    fn row(&self, t: usize, out: &mut [f32]) {
+        let row = t * self.width..(t + 1) * self.width;
+        ops::gated(self.level, self.gate, &self.rows[0][row.clone()], &self.rows[1][row], out);
     }
 }

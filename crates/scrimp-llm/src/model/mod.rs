@@ -3,15 +3,17 @@
 //! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
 //! * [`projections`]: where a layer's matrices are in a checkpoint;
 //! * [`synthetic`]: random weights of a shape;
-//! * [`forward`]: the forward pass, layer by layer as the papers write it;
-//! * [`attention`]: what of it each sequence does with its own cache;
+//! * [`forward`]: the forward pass, layer by layer, in the notation of the papers;
+//! * [`attention`]: attention over the cache of each sequence;
 //! * [`session`]: one sequence, its KV cache and its working memory; [`batch`]: many of them in one pass;
-//! * [`compression`]: making that cache smaller; [`reconstruction`]: what some policies need for it.
+//! * [`compression`]: compressing that cache; [`reconstruction`]: scores of some eviction policies;
+//! * [`layer_runner`]: the forward pass of one layer at a time, for calibration.
 
 mod attention;
 mod batch;
 mod compression;
 mod forward;
+mod layer_runner;
 pub mod projections;
 mod reconstruction;
 mod rope_and_append;
@@ -20,17 +22,24 @@ mod synthetic;
 mod weights;
 
 pub use batch::{Batch, Output, Step};
+pub use forward::rms_norm_rows;
+pub use layer_runner::{LayerHook, LayerRunner};
 pub use session::{CHUNK, PIECE, Session};
 pub use synthetic::{SHAPES, Shape, Synthetic};
+pub use weights::{LayerNorms, LinearWeights};
 
 use crate::{
     checkpoint::Checkpoint,
     config::ModelConfig,
     error::{Error, Result},
 };
-use scrimp_kernels::{Pool, SimdLevel};
+use forward::{Buffers, Pass};
+use scrimp_kernels::{Exec, Pool, SimdLevel};
 use scrimp_kv::{KvCache, KvConfig, KvFormat, PageGeometry};
-use std::{path::Path, sync::OnceLock};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 use weights::Weights;
 
 /// Tokens per page of the KV cache.
@@ -38,42 +47,41 @@ const PAGE_TOKENS: usize = 64;
 /// Tokens that sliding-window layers keep beyond their window, so that a conversation can go back a little.
 const REWIND_TOKENS: usize = 64;
 
-/// How a model is to be loaded and run.
-#[derive(Debug, Clone)]
+/// Threads, instructions and KV format of a model.
+#[derive(Debug, Clone, Default)]
 pub struct RunOptions {
     /// Threads, the calling one included; `None`: as many as the process may use.
     pub threads: Option<usize>,
-    /// Kernel tier (`scalar`, `avx2`, `avx512`, `amx`); `None`: `SCRIMP_TIER` or the best that the CPU has.
-    pub level: Option<String>,
-    /// Storage of the KV cache (see [`KvFormat`]).
-    pub kv_format: String,
+    /// Instructions of the kernels; `None`: those of `SCRIMP_TIER`, or the best that the CPU has.
+    pub level: Option<SimdLevel>,
+    /// Storage of the KV cache: bf16 by default.
+    pub kv_format: KvFormat,
 }
 
-impl Default for RunOptions {
-    fn default() -> Self {
-        Self { threads: None, level: None, kv_format: "bf16".to_owned() }
-    }
-}
-
-/// Weights ready to run. Sessions borrow it.
-#[derive(Debug)]
+/// Weights ready to run. A clone shares the weights, threads and KV pages of the original.
+#[derive(Debug, Clone)]
 pub struct Model {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     config: ModelConfig,
-    /// The files that the weights came from, if any did.
+    /// The files of the weights; `None` where weights are random.
     checkpoint: Option<Checkpoint>,
     weights: Weights,
     pool: Pool,
     level: SimdLevel,
     kv: KvCache,
-    /// Made when it is needed.
+    /// Made at the first use.
     repeat_prompts: OnceLock<reconstruction::RepeatPrompts>,
 }
 
 impl Model {
-    /// Loads the weights of `checkpoint`: repacks matrices into huge-page memory and lets go of the mapped originals.
+    /// Loads the weights of `checkpoint`: packs matrices for the kernels and releases the mapped originals.
     ///
     /// # Errors
-    /// When options are unknown, a tensor is damaged, or memory cannot be had.
+    /// When the KV format does not fit the model, a tensor is damaged, or memory cannot be had.
     pub fn load(checkpoint: Checkpoint, options: &RunOptions) -> Result<Self> {
         Self::load_with_progress(checkpoint, options, &mut |_| {})
     }
@@ -88,27 +96,52 @@ impl Model {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
         let config = checkpoint.config().clone();
-        let (level, format, pool) = set_up(&config, options)?;
+        let kv = cache(&config, options.kv_format, None)?;
+        let (level, pool) = set_up(options)?;
         let weights = weights::load(&checkpoint, &pool, progress)?;
-        let kv = cache(&config, format)?;
-        let checkpoint = Some(checkpoint);
-        Ok(Self { config, checkpoint, weights, pool, level, kv, repeat_prompts: OnceLock::new() })
+        Ok(Self::of(Inner {
+            config,
+            checkpoint: Some(checkpoint),
+            weights,
+            pool,
+            level,
+            kv,
+            repeat_prompts: OnceLock::new(),
+        }))
     }
 
     /// A model with random weights, for measuring speed and memory.
     ///
     /// # Errors
-    /// When options are unknown, or memory cannot be had.
+    /// When the KV format does not fit the model, or memory cannot be had.
     pub fn synthetic(synthetic: &Synthetic, options: &RunOptions) -> Result<Self> {
         let config = synthetic.shape.config();
-        let (level, format, pool) = set_up(&config, options)?;
+        let kv = cache(&config, options.kv_format, None)?;
+        let (level, pool) = set_up(options)?;
         let weights = synthetic::weights(synthetic, &config, &pool)?;
-        let kv = cache(&config, format)?;
-        Ok(Self { config, checkpoint: None, weights, pool, level, kv, repeat_prompts: OnceLock::new() })
+        let repeat_prompts = OnceLock::new();
+        Ok(Self::of(Inner { config, checkpoint: None, weights, pool, level, kv, repeat_prompts }))
+    }
+
+    fn of(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn weights(&self) -> &Weights {
+        &self.inner.weights
+    }
+
+    fn exec(&self) -> Exec<'_> {
+        Exec { pool: &self.inner.pool, level: self.inner.level }
+    }
+
+    /// The steps of a forward pass over `buffers`.
+    fn pass<'a>(&'a self, buffers: &'a mut Buffers) -> Pass<'a> {
+        Pass { exec: self.exec(), config: self.config(), buffers }
     }
 
     /// An empty sequence.
-    pub fn session(&self) -> Session<'_> {
+    pub fn session(&self) -> Session {
         Session::new(self)
     }
 
@@ -116,14 +149,14 @@ impl Model {
     ///
     /// # Errors
     /// When there is no such format.
-    pub fn session_in(&self, kv_format: &str) -> Result<Session<'_>> {
-        Ok(Session::over(self, cache(self.config(), kv_format.parse()?)?.sequence()))
+    pub fn session_in(&self, kv_format: KvFormat) -> Result<Session> {
+        Ok(Session::over(self, self.kv_cache(kv_format, None)?.sequence()))
     }
 
-    /// What stands before the parts of a prompt that the model is made to repeat; nothing where the files have no tokenizer.
+    /// The instructions before the parts of a prompt that the model repeats; empty where the files have no tokenizer.
     fn repeat_prompts(&self) -> &reconstruction::RepeatPrompts {
-        self.repeat_prompts.get_or_init(|| {
-            let prompts = self.checkpoint.as_ref().map(reconstruction::RepeatPrompts::new);
+        self.inner.repeat_prompts.get_or_init(|| {
+            let prompts = self.inner.checkpoint.as_ref().map(reconstruction::RepeatPrompts::new);
             prompts.and_then(Result::ok).unwrap_or_default()
         })
     }
@@ -132,28 +165,28 @@ impl Model {
     ///
     /// # Errors
     /// When there is no such format.
-    pub fn kv_cache(&self, kv_format: &str, limit: Option<usize>) -> Result<KvCache> {
-        limited_cache(self.config(), kv_format.parse()?, limit)
+    pub fn kv_cache(&self, kv_format: KvFormat, limit: Option<usize>) -> Result<KvCache> {
+        cache(self.config(), kv_format, limit)
     }
 
     /// An empty sequence in `cache`, which is one of [`Model::kv_cache`].
-    pub fn session_in_cache(&self, cache: &KvCache) -> Session<'_> {
+    pub fn session_in_cache(&self, cache: &KvCache) -> Session {
         Session::over(self, cache.sequence())
     }
 
-    /// What the model looks like.
+    /// The configuration.
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.inner.config
     }
 
     /// The files that the model was loaded from; `None` where weights are random.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
-        self.checkpoint.as_ref()
+        self.inner.checkpoint.as_ref()
     }
 
     /// What the model was loaded from; empty where weights are random.
     pub fn path(&self) -> &Path {
-        self.checkpoint.as_ref().map_or(Path::new(""), Checkpoint::path)
+        self.inner.checkpoint.as_ref().map_or(Path::new(""), Checkpoint::path)
     }
 
     /// Tokens in the vocabulary (length of a logits row).
@@ -168,41 +201,35 @@ impl Model {
 
     /// Bytes of packed weights in memory.
     pub fn weight_bytes(&self) -> usize {
-        self.weights.packed_bytes
+        self.weights().packed_bytes
     }
 
     /// Threads that take part in the work.
     pub fn threads(&self) -> usize {
-        self.pool.threads()
+        self.inner.pool.threads()
     }
 
     /// The instructions that kernels use.
     pub fn level(&self) -> SimdLevel {
-        self.level
+        self.inner.level
     }
 }
 
-/// SimdLevel, KV format and threads that `options` ask for.
-fn set_up(config: &ModelConfig, options: &RunOptions) -> Result<(SimdLevel, KvFormat, Pool)> {
-    let level = match &options.level {
-        Some(name) => name.parse(),
-        None => SimdLevel::from_env(),
-    }
-    .map_err(|e| Error::bad_input(e.to_string()))?;
-    let format: KvFormat = options.kv_format.parse()?;
-    format.check(PageGeometry { page_tokens: PAGE_TOKENS, head_dim: config.head_dim })?;
+/// The instructions and threads that `options` name.
+fn set_up(options: &RunOptions) -> Result<(SimdLevel, Pool)> {
+    let level = match options.level {
+        Some(level) => level,
+        None => SimdLevel::from_env().map_err(|e| Error::bad_input(e.to_string()))?,
+    };
     let threads = options.threads.unwrap_or_else(scrimp_kernels::exec::available_threads);
     let pool = Pool::new(threads).map_err(|e| {
         Error::bad_input(format!("cannot start {threads} threads: {e}")).with_hint("use fewer `threads`")
     })?;
-    Ok((level, format, pool))
+    Ok((level, pool))
 }
 
-fn cache(config: &ModelConfig, format: KvFormat) -> Result<KvCache> {
-    limited_cache(config, format, None)
-}
-
-fn limited_cache(config: &ModelConfig, format: KvFormat, limit: Option<usize>) -> Result<KvCache> {
+fn cache(config: &ModelConfig, format: KvFormat, limit: Option<usize>) -> Result<KvCache> {
+    format.check(PageGeometry { page_tokens: PAGE_TOKENS, head_dim: config.head_dim })?;
     Ok(KvCache::new(KvConfig {
         head_dim: config.head_dim,
         n_kv_heads: config.n_kv_heads,

@@ -18,7 +18,7 @@ const LEAD: usize = 8;
 /// What the model is told to do (§3.2 of arXiv 2505.23416), before the first part and before the others.
 const REPEAT_ALL: &str = "Repeat the previous context exactly.";
 const REPEAT_FROM: &str = "Repeat the part of the previous context exactly, starting with";
-/// Queries of the prompt that stand for those to come, and how far from the end of the prompt these are.
+/// The number of sampled queries that represent future ones, and the distance of these from the end of the prompt.
 const SAMPLES: usize = 64;
 const HORIZON: usize = 512;
 
@@ -127,9 +127,9 @@ impl SampledQueries {
     }
 }
 
-impl Session<'_> {
+impl Session {
     /// Has the model repeat `tokens`, the last ones of the sequence, and keeps how much each token was attended to in that, for policies that
-    /// need it. The sequence stays as it is. Takes about as long as reading the prompt, or twice as long.
+    /// need it. The sequence is unchanged. Takes about as long as reading the prompt, or twice as long.
     ///
     /// # Errors
     /// When the context has no room for a part of the repetition, or the model fails.
@@ -199,7 +199,7 @@ impl Session<'_> {
         let turns: Vec<u32> =
             (0..n).map(|i| (len + i * HORIZON / n.max(1)) as u32 - sampled.positions[i]).collect();
         let mut table = RopeTable::default();
-        table.fill(&self.model.pool, &turns, &config.rope_for(self.rope_tokens).inv_freq, 1.0);
+        table.fill(self.model.exec().pool, &turns, &config.rope_for(self.rope_tokens).inv_freq, 1.0);
         let layers: Vec<usize> = self.kv.full_layers().collect();
         let mut out = vec![0.0; n * q_dim];
         for layer in layers {
@@ -210,11 +210,11 @@ impl Session<'_> {
             for (i, row) in q.chunks_exact_mut(q_dim).enumerate() {
                 let (cos, sin) = table.row(i);
                 row.chunks_exact_mut(config.head_dim)
-                    .for_each(|head| rotate(self.model.level, config, head, cos, sin));
+                    .for_each(|head| rotate(self.model.exec().level, config, head, cos, sin));
             }
             let (stats, gathered) = self.kv.take_stats(layer);
             let inputs = AttentionInputs {
-                level: self.model.level,
+                level: self.model.exec().level,
                 q: &q,
                 queries: Queries::Future,
                 out: &mut out,
@@ -224,7 +224,7 @@ impl Session<'_> {
                 wanted_from: n,
                 stats: Some(StatsWanted { sum: true, per_kv_head: true, ..StatsWanted::default() }),
             };
-            self.kv.attend(layer, inputs, &self.model.pool, &mut self.buffers.attention)?;
+            self.kv.attend(layer, inputs, self.model.exec().pool, &mut self.buffers.attention)?;
             let (sums, _) = self.kv.take_stats(layer);
             self.kv.set_stats(layer, stats, gathered)?;
             let mut expected = sums.sum;

@@ -1,29 +1,30 @@
-//! Between a layer's projections and its attention: queries and keys are turned to their positions, keys and values stored.
+//! Between a layer's projections and its attention: RoPE for queries and keys, and keys and values to the caches.
 //!
-//! One region does it for all sequences. One with few tokens is a unit, whose keys and values go to its cache there and then; the
-//! rows of longer ones are turned in units, and stored by all threads together afterwards.
+//! One parallel region serves all sequences. A task applies RoPE to consecutive rows of one chunk. A chunk with few tokens is one
+//! task, which also appends to the cache; the keys and values of longer chunks are appended afterwards by all threads together.
 
 use super::{
-    forward::{Buffers, Context, SequenceChunk},
+    forward::{LayerPlace, Pass, SequenceChunk},
     reconstruction::rotate,
-    weights::Layer,
+    weights::LayerNorms,
 };
-use scrimp_kernels::ops::RopeTable;
+use crate::config::ModelConfig;
+use scrimp_kernels::{Exec, ops::RopeTable};
 use scrimp_kv::PARALLEL_TOKENS;
 
-/// Tokens of a longer sequence in a unit.
-const TOKENS_PER_UNIT: usize = 8;
+/// Tokens of a longer chunk in a task.
+const TOKENS_PER_TASK: usize = 8;
 
-/// Consecutive rows of one sequence.
-struct Unit<'a, 'p, 'm> {
-    /// The first of them, among those of all sequences.
+/// Consecutive rows of one chunk.
+struct Task<'a, 'c> {
+    /// The first row in the pass.
     first: usize,
     q: &'a mut [f32],
     k: &'a mut [f32],
     v: &'a [f32],
-    /// The sequence, where these are all of its rows: then they are stored.
-    part: Option<&'a mut SequenceChunk<'p, 'm>>,
-    /// They could not be stored.
+    /// The chunk, where the task has all of its rows: then the task appends them.
+    chunk: Option<&'a mut SequenceChunk<'c>>,
+    /// The rows could not be appended.
     failed: bool,
 }
 
@@ -32,89 +33,91 @@ fn take<'a>(rows: &mut &'a mut [f32], n: usize, width: usize) -> &'a mut [f32] {
     rows.split_off_mut(..n * width).expect("rows of all tokens")
 }
 
-impl SequenceChunk<'_, '_> {
-    /// Appends its keys and values to its cache.
-    fn store(&mut self, context: Context<'_>, layer: usize, q: &[f32], k: &[f32], v: &[f32]) {
-        let session = &mut *self.session;
-        let position = session.kv.next_position(layer);
-        self.error = session.kv.append(layer, k, v, context.pool).err().map(Into::into);
-        if let Some(sampled) = session.sampled.as_mut().filter(|_| self.error.is_none()) {
-            sampled.take(layer, position, q, context.config.q_dim());
+impl SequenceChunk<'_> {
+    /// Appends its keys and values to its cache at index `layer`.
+    fn append(&mut self, exec: Exec<'_>, layer: usize, q: &[f32], k: &[f32], v: &[f32]) {
+        let position = self.kv.next_position(layer);
+        self.error = self.kv.append(layer, k, v, exec.pool).err().map(Into::into);
+        if let Some(sampled) = self.sampled.as_mut().filter(|_| self.error.is_none()) {
+            sampled.take(layer, position, q, q.len() / self.n.max(1));
         }
     }
 }
 
-impl Buffers {
-    /// Turns `q` and `k` of all parts (after their norms, where the family has them) and appends `k` and `v` to the caches of those
-    /// that have not failed.
-    pub(super) fn turn_and_store(
+impl Pass<'_> {
+    /// Applies RoPE to `q` and `k` of all chunks (after their norms, where the family has them) and appends `k` and `v` to the
+    /// caches of the chunks without an error.
+    pub(super) fn rope_and_append(
         &mut self,
-        context: Context<'_>,
-        layer: &Layer,
-        index: usize,
-        parts: &mut [SequenceChunk<'_, '_>],
+        norms: &LayerNorms,
+        place: LayerPlace,
+        chunks: &mut [SequenceChunk<'_>],
     ) {
-        let Context { pool, config, .. } = context;
-        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
-        let local = config.sliding_window[index].is_some() && config.rope_local.is_some();
-        let rope = if local { &self.rope_local } else { &self.rope };
-        let (mut q, mut k, mut v) = (&mut self.q[..], &mut self.k[..], &self.v[..]);
-        let mut units = Vec::with_capacity(parts.len());
-        for part in &mut *parts {
-            let rows = part.rows();
+        let Self { exec, config, buffers } = self;
+        let (exec, q_dim, kv_dim) = (*exec, config.q_dim(), config.kv_dim());
+        let rope = if place.local_rope { &buffers.rope_local } else { &buffers.rope };
+        let (mut q, mut k, mut v) = (&mut buffers.q[..], &mut buffers.k[..], &buffers.v[..]);
+        let mut tasks = Vec::with_capacity(chunks.len());
+        for chunk in &mut *chunks {
+            let rows = chunk.rows();
             let few = rows.len() < PARALLEL_TOKENS;
-            let tokens = if few { rows.len().max(1) } else { TOKENS_PER_UNIT };
-            let mut part = few.then_some(part);
+            let tokens = if few { rows.len().max(1) } else { TOKENS_PER_TASK };
+            let mut chunk = few.then_some(chunk);
             for first in rows.clone().step_by(tokens) {
                 let n = tokens.min(rows.end - first);
                 let (q, k) = (take(&mut q, n, q_dim), take(&mut k, n, kv_dim));
                 let v = v.split_off(..n * kv_dim).expect("rows of all tokens");
-                units.push(Unit { first, q, k, v, part: part.take(), failed: false });
+                tasks.push(Task { first, q, k, v, chunk: chunk.take(), failed: false });
             }
         }
-        pool.chunks(&mut units, 1, |_, units| {
-            for unit in units {
-                turn(context, layer.q_norm.as_deref(), rope, unit.first, (unit.q, q_dim));
-                turn(context, layer.k_norm.as_deref(), rope, unit.first, (unit.k, kv_dim));
-                if let Some(part) = unit.part.as_mut().filter(|part| part.error.is_none()) {
-                    part.store(context, index, unit.q, unit.k, unit.v);
-                    unit.failed = part.error.is_some();
+        exec.pool.chunks(&mut tasks, 1, |_, tasks| {
+            for task in tasks {
+                let table = Heads { exec, config, rope, first: task.first };
+                table.apply_rope(norms.q_norm.as_deref(), task.q, q_dim);
+                table.apply_rope(norms.k_norm.as_deref(), task.k, kv_dim);
+                if let Some(chunk) = task.chunk.as_mut().filter(|chunk| chunk.error.is_none()) {
+                    chunk.append(exec, place.kv, task.q, task.k, task.v);
+                    task.failed = chunk.error.is_some();
                 }
             }
         });
-        // Several that ask for the last pages at once may all fail: one after the other, some do not.
-        for unit in units.into_iter().filter(|unit| unit.failed) {
-            if let Some(part) = unit.part {
-                part.store(context, index, unit.q, unit.k, unit.v);
+        // Chunks that compete for the last pages may all fail; one after the other, some succeed.
+        for task in tasks.into_iter().filter(|task| task.failed) {
+            if let Some(chunk) = task.chunk {
+                chunk.append(exec, place.kv, task.q, task.k, task.v);
             }
         }
-        for part in parts {
-            let rows = part.rows();
-            if part.error.is_none() && rows.len() >= PARALLEL_TOKENS {
-                let q = &self.q[rows.start * q_dim..rows.end * q_dim];
+        for chunk in chunks {
+            let rows = chunk.rows();
+            if chunk.error.is_none() && rows.len() >= PARALLEL_TOKENS {
+                let q = &buffers.q[rows.start * q_dim..rows.end * q_dim];
                 let kv = rows.start * kv_dim..rows.end * kv_dim;
-                part.store(context, index, q, &self.k[kv.clone()], &self.v[kv]);
+                chunk.append(exec, place.kv, q, &buffers.k[kv.clone()], &buffers.v[kv]);
             }
         }
     }
 }
 
-/// Normalizes the heads of tokens `first..`, `width` elements each, and turns them.
-fn turn(
-    context: Context<'_>,
-    norm: Option<&[f32]>,
-    rope: &RopeTable,
+/// The rows from `first` on, by heads.
+struct Heads<'a> {
+    exec: Exec<'a>,
+    config: &'a ModelConfig,
+    rope: &'a RopeTable,
     first: usize,
-    (rows, width): (&mut [f32], usize),
-) {
-    let Context { level, config, .. } = context;
-    for (i, row) in rows.chunks_exact_mut(width).enumerate() {
-        let (cos, sin) = rope.row(first + i);
-        for head in row.chunks_exact_mut(config.head_dim) {
-            if let Some(weight) = norm {
-                context.norm(weight).apply_in_place(level, head);
+}
+
+impl Heads<'_> {
+    /// Normalizes the heads of `rows`, `[n][width]`, and applies RoPE to them.
+    fn apply_rope(&self, norm: Option<&[f32]>, rows: &mut [f32], width: usize) {
+        let Self { exec, config, rope, first } = *self;
+        for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+            let (cos, sin) = rope.row(first + i);
+            for head in row.chunks_exact_mut(config.head_dim) {
+                if let Some(weight) = norm {
+                    config.rms_norm(weight).apply_in_place(exec.level, head);
+                }
+                rotate(exec.level, config, head, cos, sin);
             }
-            rotate(level, config, head, cos, sin);
         }
     }
 }

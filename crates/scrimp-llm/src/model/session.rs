@@ -13,15 +13,15 @@ use scrimp_kv::{KvFormat, Sequence, StatsWanted};
 /// Tokens that go through the layers together. Large enough that unpacking weights costs little, small enough that
 /// intermediate results stay small.
 pub const CHUNK: usize = 512;
-/// Tokens of a prompt after which what is old is packed, where the KV format packs: so many are in bf16 at most.
+/// Tokens of a prompt after which old tokens are packed, where the KV format packs: at most this many are in bf16.
 pub const PIECE: usize = 2 * CHUNK;
 /// Rows of logits that are computed at once where all are wanted.
 const LOGITS_ROWS: usize = 48;
 
 /// One sequence with its KV cache and scratch memory.
 #[derive(Debug)]
-pub struct Session<'m> {
-    pub(super) model: &'m Model,
+pub struct Session {
+    pub(super) model: Model,
     pub(super) kv: Sequence,
     pub(super) buffers: Buffers,
     /// The longest that the sequence was going to be when tokens were appended (chooses between LongRoPE's two sets).
@@ -35,14 +35,14 @@ pub struct Session<'m> {
     pub(super) sampled: Option<SampledQueries>,
 }
 
-impl<'m> Session<'m> {
-    pub(super) fn new(model: &'m Model) -> Self {
-        Self::over(model, model.kv.sequence())
+impl Session {
+    pub(super) fn new(model: &Model) -> Self {
+        Self::over(model, model.inner.kv.sequence())
     }
 
-    pub(super) fn over(model: &'m Model, kv: Sequence) -> Self {
+    pub(super) fn over(model: &Model, kv: Sequence) -> Self {
         Self {
-            model,
+            model: model.clone(),
             kv,
             buffers: Buffers::default(),
             rope_tokens: 0,
@@ -57,7 +57,7 @@ impl<'m> Session<'m> {
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
-            model: self.model,
+            model: self.model.clone(),
             kv: self.kv.fork(),
             buffers: Buffers::default(),
             rope_tokens: self.rope_tokens,
@@ -69,8 +69,8 @@ impl<'m> Session<'m> {
     }
 
     /// The model that runs.
-    pub fn model(&self) -> &'m Model {
-        self.model
+    pub fn model(&self) -> &Model {
+        &self.model
     }
 
     /// Appends `tokens` and returns the logits after the last one (`[vocab_size]`).
@@ -89,7 +89,7 @@ impl<'m> Session<'m> {
             }
             Ok(())
         })?;
-        Ok(self.buffers.logits(self.model, 0..1))
+        Ok(self.buffers.logits(&self.model, 0..1))
     }
 
     /// Appends `tokens` and hands the logits after each of them, in order, to `visit(index in tokens, logits)`.
@@ -97,13 +97,13 @@ impl<'m> Session<'m> {
     /// # Errors
     /// As [`Session::forward`].
     pub fn forward_each(&mut self, tokens: &[u32], visit: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
-        let model = self.model;
+        let model = self.model.clone();
         self.appending(tokens, |session, buffers| {
             for (c, chunk) in tokens.chunks(CHUNK).enumerate() {
                 session.layers(buffers, chunk, chunk.len())?;
                 session.pack_if_done()?;
                 for first in (0..chunk.len()).step_by(LOGITS_ROWS) {
-                    let logits = buffers.logits(model, first..(first + LOGITS_ROWS).min(chunk.len()));
+                    let logits = buffers.logits(&model, first..(first + LOGITS_ROWS).min(chunk.len()));
                     for (i, logits) in logits.chunks_exact(model.vocab_size()).enumerate() {
                         visit(c * CHUNK + first + i, logits);
                     }
@@ -115,11 +115,11 @@ impl<'m> Session<'m> {
 
     /// A batch of one: runs `tokens` (at most a chunk) through all layers, for the residual stream of the last `wanted`.
     fn layers(&mut self, buffers: &mut Buffers, tokens: &[u32], wanted: usize) -> Result<()> {
-        let model = self.model;
-        let mut parts = [SequenceChunk::new(self, tokens, wanted)];
-        buffers.layers(model, &mut parts)?;
-        let [part] = parts;
-        part.error.map_or(Ok(()), Err)
+        let model = self.model.clone();
+        let mut chunks = [SequenceChunk::new(self, tokens.len(), wanted)];
+        model.pass(buffers).layers(&model, tokens, &mut chunks)?;
+        let [chunk] = chunks;
+        chunk.error.map_or(Ok(()), Err)
     }
 
     /// Runs `append` on tokens that were checked; where it fails, the sequence is as it was before.
@@ -142,7 +142,7 @@ impl<'m> Session<'m> {
         Ok(self.len())
     }
 
-    /// After `tokens` were appended, or were not: does what is due then, or goes back to `before`.
+    /// After an attempt to append `tokens`: compresses and packs where it is due, or truncates to `before` after an error.
     pub(super) fn end_append(&mut self, before: usize, tokens: &[u32], result: Result<()>) -> Result<()> {
         let result = result.and_then(|()| self.compress_if_due(tokens)).and_then(|()| self.pack_if_done());
         if result.is_err() {
@@ -151,26 +151,26 @@ impl<'m> Session<'m> {
         result
     }
 
-    /// Packs what is old enough, unless it belongs to a prompt that is going to be compressed: tokens are dropped first,
-    /// because what is packed twice loses twice. The tokens of a prompt attend to each other as they are, up to [`PIECE`] of
-    /// them; what comes later finds the old ones packed.
+    /// Packs old tokens, unless they belong to a prompt that will be compressed: its tokens are dropped first, since packing a
+    /// token twice adds two errors. The tokens of a prompt attend to up to [`PIECE`] unpacked tokens; later tokens attend to
+    /// packed ones.
     fn pack_if_done(&mut self) -> Result<()> {
         let later = self.stats.is_some() || self.len() <= self.compression.unpacked_until();
         if later { Ok(()) } else { self.pack() }
     }
 
-    /// Packs what is old enough, where the KV format packs at all (see [`Sequence::pack`]).
+    /// Packs old tokens, where the KV format packs (see [`Sequence::pack`]).
     ///
     /// # Errors
     /// When memory cannot be had.
     pub fn pack(&mut self) -> Result<()> {
-        Ok(self.kv.pack(&self.model.pool)?)
+        Ok(self.kv.pack(&self.model.exec().pool)?)
     }
 
-    /// Stores the cache so from now on (see [`Sequence::set_format`]).
+    /// Changes the format of the cache (see [`Sequence::set_format`]).
     ///
     /// # Errors
-    /// When the cache's pages cannot be stored so.
+    /// When the cache's pages cannot have this format.
     pub fn set_kv_format(&mut self, format: KvFormat) -> Result<()> {
         Ok(self.kv.set_format(format)?)
     }
@@ -193,8 +193,8 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Appends `n` tokens that nobody has read: random keys and values, so that the speed behind long prompts can be measured without
-    /// reading them.
+    /// Appends random keys and values as if for `n` tokens, so that the speed after long prompts can be measured without a
+    /// prefill.
     ///
     /// # Errors
     /// When the context has no room for them, or memory cannot be had.
@@ -208,7 +208,12 @@ impl<'m> Session<'m> {
         for start in (0..n).step_by(CHUNK) {
             let len = CHUNK.min(n - start) * width;
             for layer in 0..self.kv.n_layers() {
-                self.kv.append(layer, &rows[..len], &rows[CHUNK * width..][..len], &self.model.pool)?;
+                self.kv.append(
+                    layer,
+                    &rows[..len],
+                    &rows[CHUNK * width..][..len],
+                    &self.model.exec().pool,
+                )?;
             }
         }
         self.rope_tokens = self.rope_tokens.max(self.len());
@@ -232,7 +237,7 @@ impl<'m> Session<'m> {
         self.rope_tokens = 0;
     }
 
-    /// Has attention gather, from now on, how much each key is attended to (see [`Sequence::stats`]); `None` stops it.
+    /// Accumulates the attention scores of each key from now on (see [`Sequence::stats`]); `None` stops it.
     /// Costs less than 3% of the time to first token.
     pub fn gather_attention(&mut self, stats: Option<StatsWanted>) {
         self.stats = stats;
@@ -243,17 +248,17 @@ impl<'m> Session<'m> {
         &self.kv
     }
 
-    /// Forgets all tokens from position `len` on. Where a sliding-window layer has let go of tokens that it would need
-    /// to go back that far, or tokens before `len` were dropped when the cache was compressed at a later one, everything is
-    /// forgotten, so look at [`Session::len`] afterwards.
+    /// Drops all tokens from position `len` on. Where a sliding-window layer has released tokens that it would need, or a
+    /// compression at a later position has dropped tokens before `len`, all tokens are dropped: [`Session::len`] is the result.
     pub fn truncate(&mut self, len: usize) {
         if len < self.compressed() || self.kv.truncate(len).is_err() {
             self.reset();
         }
     }
 
-    /// Forgets the tokens from position `len` on, also where the cache was compressed at a later one: what stays is what that
-    /// has left of the tokens before. Where a sliding-window layer cannot go back that far, everything is forgotten.
+    /// Drops the tokens from position `len` on, also where the cache was compressed at a later position: then the remaining
+    /// tokens are those that the compression kept. Where a sliding-window layer has released tokens that it would need, all tokens
+    /// are dropped.
     pub fn truncate_compressed(&mut self, len: usize) {
         if self.kv.truncate(len).is_err() {
             self.reset();

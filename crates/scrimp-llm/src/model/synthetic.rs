@@ -1,8 +1,8 @@
-//! Models with random weights: what a shape, a format and a sparsity cost in time and memory, without a file of that size.
+//! Models with random weights, for measuring time and memory of a shape, a format and a sparsity without a file of that size.
 
-use super::weights::{Layer, LinearWeights, Weights};
+use super::weights::{Layer, LayerNorms, LinearWeights, Weights};
 use crate::{
-    config::{Activation, ModelConfig, Rope, RopePairs},
+    config::{ModelConfig, Rope, Sizes},
     error::{Error, Result},
 };
 use scrimp_kernels::{
@@ -12,26 +12,21 @@ use scrimp_kernels::{
     quant::packed::{PackedView, WeightFormat, pack},
 };
 
-/// What a model looks like whose weights are random. All are of the llama family.
+/// The sizes of a model of the llama family with random weights.
 #[derive(Debug)]
 pub struct Shape {
     /// The name that users see.
     pub name: &'static str,
-    n_layers: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    n_heads: usize,
-    n_kv_heads: usize,
-    head_dim: usize,
-    vocab_size: usize,
-    context_length: usize,
+    /// The sizes.
+    pub sizes: Sizes,
 }
 
 /// Every shape.
 pub const SHAPES: [Shape; 2] = [
     Shape {
         name: "llama-3.2-1b",
-        n_layers: 16,
+        sizes: Sizes {
+n_layers: 16,
         hidden_size: 2048,
         intermediate_size: 8192,
         n_heads: 32,
@@ -39,10 +34,12 @@ pub const SHAPES: [Shape; 2] = [
         head_dim: 64,
         vocab_size: 128_256,
         context_length: 131_072,
+},
     },
     Shape {
         name: "llama-3-8b",
-        n_layers: 32,
+        sizes: Sizes {
+n_layers: 32,
         hidden_size: 4096,
         intermediate_size: 14_336,
         n_heads: 32,
@@ -50,21 +47,22 @@ pub const SHAPES: [Shape; 2] = [
         head_dim: 128,
         vocab_size: 128_256,
         context_length: 8192,
+},
     },
 ];
 
 /// Random weights of a shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Synthetic {
-    /// What the model looks like.
+    /// The sizes.
     pub shape: &'static Shape,
-    /// Of the decoder layers.
+    /// Format of the decoder layers.
     pub format: WeightFormat,
-    /// Of the output matrix, which is never pruned; it is the embedding, too.
+    /// Format of the output matrix, which is never pruned and is also the embedding.
     pub output_format: WeightFormat,
     /// Share of the layers' weights that are zero, in `[0, 1)`.
     pub sparsity: f64,
-    /// Of the random numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
@@ -81,31 +79,12 @@ impl Shape {
     }
 
     pub(super) fn config(&self) -> ModelConfig {
-        let inv_freq =
-            (0..self.head_dim / 2).map(|i| 500_000f32.powf(-2.0 * i as f32 / self.head_dim as f32));
+        let head_dim = self.sizes.head_dim;
+        let inv_freq = (0..head_dim / 2).map(|i| 500_000f32.powf(-2.0 * i as f32 / head_dim as f32));
         ModelConfig {
-            family: "llama",
-            name: format!("synthetic {}", self.name),
-            n_layers: self.n_layers,
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            n_heads: self.n_heads,
-            n_kv_heads: self.n_kv_heads,
-            head_dim: self.head_dim,
-            vocab_size: self.vocab_size,
-            context_length: self.context_length,
             rms_norm_eps: 1e-5,
-            norm_plus_one: false,
             rope: Rope { inv_freq: inv_freq.collect(), magnitude: 1.0 },
-            rope_local: None,
-            rope_long: None,
-            rope_pairs: RopePairs::Halves,
-            sliding_window: vec![None; self.n_layers],
-            attn_scale: 1.0 / (self.head_dim as f32).sqrt(),
-            attn_logit_softcap: None,
-            final_logit_softcap: None,
-            embedding_scale: 1.0,
-            activation: Activation::Silu,
+            ..ModelConfig::plain("llama", format!("synthetic {}", self.name), self.sizes)
         }
     }
 }
@@ -167,19 +146,21 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
             Ok(LinearWeights { weight: layer[i].copy(pool, &mut arena)?, bias: None })
         };
         layers.push(Layer {
-            attn_norm: norm(),
+            norms: LayerNorms {
+                attn_norm: norm(),
+                q_norm: None,
+                k_norm: None,
+                post_attn_norm: None,
+                ffn_norm: norm(),
+                post_ffn_norm: None,
+            },
             q: copy(0)?,
             k: copy(1)?,
             v: copy(2)?,
-            q_norm: None,
-            k_norm: None,
             o: copy(3)?,
-            post_attn_norm: None,
-            ffn_norm: norm(),
             gate: copy(4)?,
             up: copy(5)?,
             down: copy(6)?,
-            post_ffn_norm: None,
         });
     }
     Ok(Weights {
@@ -198,7 +179,8 @@ mod tests {
 
     static TINY: Shape = Shape {
         name: "tiny",
-        n_layers: 2,
+        sizes: Sizes {
+n_layers: 2,
         hidden_size: 64,
         intermediate_size: 96,
         n_heads: 4,
@@ -206,6 +188,7 @@ mod tests {
         head_dim: 16,
         vocab_size: 100,
         context_length: 64,
+},
     };
 
     #[test]
@@ -224,7 +207,7 @@ mod tests {
 
     #[test]
     fn shapes_have_names() {
-        assert_eq!(Shape::named("llama-3-8b").unwrap().hidden_size, 4096);
+        assert_eq!(Shape::named("llama-3-8b").unwrap().sizes.hidden_size, 4096);
         let error = Shape::named("gpt-5").unwrap_err().to_string();
         assert_eq!(error, "there is no shape `gpt-5`; there are llama-3.2-1b, llama-3-8b");
     }

@@ -10,35 +10,68 @@ use crate::{
     load::Encoding,
 };
 use scrimp_kernels::{
-    Pool,
-    linear::{Matrix, Needs},
+    Exec, Pool,
+    linear::{Activations, Linear, LinearScratch, Matrix, Needs, linear},
     mem::Arena,
 };
 use std::ops::Range;
 
-/// A linear layer with its bias.
+/// A linear layer: its matrix as the kernels read it, and its bias.
 #[derive(Debug)]
-pub(super) struct LinearWeights {
-    pub(super) weight: Matrix,
-    pub(super) bias: Option<Vec<f32>>,
+pub struct LinearWeights {
+    /// `[out features][in features]`.
+    pub weight: Matrix,
+    /// `[out features]`, where the layer has one.
+    pub bias: Option<Vec<f32>>,
 }
 
-/// One decoder layer. Fused tensors of the file (Phi-3) are cut into their parts.
+/// The norms of a decoder layer, `[hidden_size]` or `[head_dim]`.
+#[derive(Debug, Clone)]
+pub struct LayerNorms {
+    /// Before attention.
+    pub attn_norm: Vec<f32>,
+    /// Of each head of queries.
+    pub q_norm: Option<Vec<f32>>,
+    /// Of each head of keys.
+    pub k_norm: Option<Vec<f32>>,
+    /// After attention.
+    pub post_attn_norm: Option<Vec<f32>>,
+    /// Before the feed-forward block.
+    pub ffn_norm: Vec<f32>,
+    /// After the feed-forward block.
+    pub post_ffn_norm: Option<Vec<f32>>,
+}
+
+impl LayerNorms {
+    /// Reads the norms of layer `index`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or damaged.
+    pub fn read(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
+        let name = |stem: &str| format!("blk.{index}.{stem}.weight");
+        let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
+        Ok(Self {
+            attn_norm: vector(checkpoint, &name("attn_norm"))?,
+            q_norm: optional("attn_q_norm")?,
+            k_norm: optional("attn_k_norm")?,
+            post_attn_norm: optional("post_attention_norm")?,
+            ffn_norm: vector(checkpoint, &name("ffn_norm"))?,
+            post_ffn_norm: optional("post_ffw_norm")?,
+        })
+    }
+}
+
+/// One decoder layer. Fused tensors of the file (Phi-3) are cut into slices.
 #[derive(Debug)]
 pub(super) struct Layer {
-    pub(super) attn_norm: Vec<f32>,
+    pub(super) norms: LayerNorms,
     pub(super) q: LinearWeights,
     pub(super) k: LinearWeights,
     pub(super) v: LinearWeights,
-    pub(super) q_norm: Option<Vec<f32>>,
-    pub(super) k_norm: Option<Vec<f32>>,
     pub(super) o: LinearWeights,
-    pub(super) post_attn_norm: Option<Vec<f32>>,
-    pub(super) ffn_norm: Vec<f32>,
     pub(super) gate: LinearWeights,
     pub(super) up: LinearWeights,
     pub(super) down: LinearWeights,
-    pub(super) post_ffn_norm: Option<Vec<f32>>,
 }
 
 /// All weights of a model.
@@ -54,6 +87,46 @@ pub(super) struct Weights {
 }
 
 impl LinearWeights {
+    /// Packs a stored matrix without a bias.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn pack(pool: &Pool, stored: &StoredMatrix<'_>) -> Result<Self> {
+        let memory = |e: std::io::Error| Error::out_of_memory(format!("a matrix ({e})"));
+        let weight = match stored {
+            StoredMatrix::Rows { dtype, rows, cols, data } => {
+                let bytes = Matrix::packed_bytes(*dtype, *rows, *cols).unwrap_or(usize::MAX);
+                let mut arena = Arena::new(bytes).map_err(memory)?;
+                Matrix::pack(pool, &mut arena, *dtype, *rows, *cols, data)
+            }
+            StoredMatrix::Packed(view) => {
+                let mut arena = Arena::new(Arena::size_of(view.bytes().len())).map_err(memory)?;
+                Matrix::from_packed(pool, &mut arena, view)
+            }
+        };
+        Ok(Self { weight: weight.map_err(memory)?, bias: None })
+    }
+
+    /// `W x + b` of all rows of `x`, `[n][in features]`, as `[n][out features]`.
+    pub fn apply(&self, exec: Exec<'_>, x: &[f32]) -> Vec<f32> {
+        let (rows, cols) = (self.weight.rows(), self.weight.cols());
+        let n = x.len() / cols;
+        let mut activations = Activations::default();
+        activations.fill(exec.pool, exec.level, n, cols, self.needs(), |t, row| {
+            row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
+        });
+        let mut out = vec![0.0; n * rows];
+        let product = Linear {
+            weight: &self.weight,
+            bias: self.bias.as_deref(),
+            out: &mut out,
+            stride: rows,
+            accumulate: false,
+        };
+        linear(exec.pool, exec.level, &mut LinearScratch::default(), &activations, &mut [product]);
+        out
+    }
+
     pub(super) fn needs(&self) -> Needs {
         self.weight.needs()
     }
@@ -112,26 +185,19 @@ fn matrix_bytes(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
 
 impl Loader<'_> {
     fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<Layer> {
-        let name = |stem: &str| format!("blk.{index}.{stem}");
         let checkpoint = self.checkpoint;
         let mut projection = |p| self.projection(tensor_slice(checkpoint, config, index, p));
-        let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
         let layer = Layer {
-            attn_norm: vector(checkpoint, &name("attn_norm.weight"))?,
             q: projection(Projection::Q)?,
             k: projection(Projection::K)?,
             v: projection(Projection::V)?,
-            q_norm: optional("attn_q_norm.weight")?,
-            k_norm: optional("attn_k_norm.weight")?,
             o: projection(Projection::O)?,
-            post_attn_norm: optional("post_attention_norm.weight")?,
-            ffn_norm: vector(checkpoint, &name("ffn_norm.weight"))?,
             gate: projection(Projection::Gate)?,
             up: projection(Projection::Up)?,
             down: projection(Projection::Down)?,
-            post_ffn_norm: optional("post_ffw_norm.weight")?,
+            norms: LayerNorms::read(checkpoint, index)?,
         };
-        // Reading a page maps its neighbors, too, of tensors that were let go of.
+        // Reading a page also maps neighboring pages, of tensors that were released.
         checkpoint.release_all();
         Ok(layer)
     }

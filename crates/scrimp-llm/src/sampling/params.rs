@@ -1,4 +1,4 @@
-//! The knobs of sampling, and what is a sensible value for each.
+//! The parameters of sampling and their ranges.
 
 use crate::error::{Error, Result};
 

@@ -81,7 +81,7 @@ fn a_seed_fixes_the_draws_on_every_machine() {
     assert_ne!(draw(&params()), draw(&SamplingParams { seed: Some(8), ..params() }));
     let unseeded = SamplingParams { seed: None, ..params() };
     assert_ne!(draw(&unseeded), draw(&unseeded));
-    // Golden values: a change here breaks everybody's seeds.
+    // Golden values: a change here breaks the seeds of all users.
     assert_eq!(draw(&params()), GOLDEN_PLAIN);
     assert_eq!(draw(&SamplingParams { top_k: 20, top_p: 0.9, ..params() }), GOLDEN_TOP);
 }

@@ -1,6 +1,6 @@
 //! GPT-2's byte alphabet: every byte as one printable character, so that a vocabulary of bytes can be stored as text.
 //!
-//! Printable Latin-1 characters stand for themselves; the other 68 bytes, in order, are U+0100, U+0101, ... (a space
+//! Printable Latin-1 characters represent themselves; the other 68 bytes, in order, are U+0100, U+0101, ... (a space
 //! is `Ġ`, a line feed `Ċ`).
 
 /// The characters of all 256 bytes, in UTF-8.
@@ -8,7 +8,7 @@ pub(super) struct Alphabet {
     chars: [([u8; 2], u8); 256],
 }
 
-/// True for bytes that stand for themselves.
+/// True for bytes that represent themselves.
 const fn is_plain(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
 }
@@ -53,7 +53,7 @@ impl Alphabet {
     }
 }
 
-/// The bytes that `text` stands for. Characters outside the alphabet (added tokens have them) stand for themselves.
+/// The bytes that `text` represents. Characters outside the alphabet (added tokens have them) represent themselves.
 pub(super) fn decode(text: &[u8]) -> Vec<u8> {
     let Ok(text) = std::str::from_utf8(text) else { return text.to_vec() };
     let mut bytes = Vec::with_capacity(text.len());

@@ -107,7 +107,7 @@ impl Bpe {
     }
 }
 
-/// The token for what the vocabulary lacks, if it has one.
+/// The token for unknown text, if the vocabulary has one.
 pub(super) fn unknown(vocab: &Vocab, id: Option<u32>) -> Option<u32> {
     id.filter(|&id| vocab.kind(id) == Some(Kind::Unknown))
 }

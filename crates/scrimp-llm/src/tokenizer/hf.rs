@@ -1,4 +1,4 @@
-//! The tokenizer in a Hugging Face directory: `tokenizer.json`, and what stands beside it.
+//! The tokenizer in a Hugging Face directory: `tokenizer.json` and the files beside it.
 
 use std::{collections::HashMap, path::Path, sync::OnceLock};
 

@@ -30,8 +30,8 @@ pub(super) struct Merger {
 }
 
 impl Merger {
-    /// Cuts `text` into characters and merges them. `priority(id, left)` is asked for tokens that a pair would make,
-    /// `left` being the bytes of its left half. Calls `emit(text, id)` for what remains, in order; a lone character
+    /// Cuts `text` into characters and merges them. `priority(id, left)` is called for tokens that a pair would make,
+    /// `left` being the bytes of its left half. Calls `emit(text, id)` for the remaining symbols, in order; a lone character
     /// that is no token has no id.
     ///
     /// `text` must be shorter than 4 GiB.

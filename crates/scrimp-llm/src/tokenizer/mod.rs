@@ -41,7 +41,7 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     adds_bos: bool,
-    /// Tokens after which a model has said what it wanted to say; sorted.
+    /// Tokens that end an answer; sorted.
     ends: Vec<u32>,
 }
 
@@ -73,7 +73,7 @@ enum SpacePrefix {
 impl Tokenizer {
     /// Ids of `text`. `add_bos` puts the begin-of-text token first, for tokenizers that want one
     /// ([`Tokenizer::adds_bos`]). With `parse_special` the texts of special tokens (`<|im_start|>`) become those tokens;
-    /// without it they are text like any other: use that for what a user typed.
+    /// without it they are plain text: the choice for the input of users.
     ///
     /// # Errors
     /// When `text` is 4 GiB or longer, or the tokenizer cannot express it.
@@ -134,14 +134,14 @@ impl Tokenizer {
         StreamDecoder::new(self, true, true)
     }
 
-    /// As [`Tokenizer::stream`], for tokens that go on where `prompt` ends: a space at the beginning is dropped only
+    /// As [`Tokenizer::stream`], for tokens that follow `prompt`: a space at the beginning is dropped only
     /// where it is the tokenizer's, not the text's.
     pub fn stream_after(&self, prompt: &[u32]) -> StreamDecoder<'_> {
         let at_start = prompt.last().is_none_or(|&id| self.is_cut_out(id));
         StreamDecoder::new(self, true, at_start)
     }
 
-    /// The bytes that token `id` stands for; a special token's are its name, those of a place in the vocabulary that
+    /// The bytes that token `id` represents; a special token's are its name, those of a place in the vocabulary that
     /// nothing uses are none. `None`: there is no such token.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         match &self.engine {
@@ -207,7 +207,7 @@ impl Tokenizer {
         }
     }
 
-    /// Whether `id` is cut out of the text before the rest is looked at.
+    /// Whether `id` is cut out of the text before the rest is tokenized.
     fn is_cut_out(&self, id: u32) -> bool {
         match &self.engine {
             Engine::Native { vocab, .. } => {

@@ -1,4 +1,4 @@
-//! From a token to the bytes that it stands for.
+//! From a token to the bytes that it represents.
 
 use super::alphabet;
 

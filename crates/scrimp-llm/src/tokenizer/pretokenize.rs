@@ -37,7 +37,7 @@ const fn spaced(pattern: &'static str) -> Cut {
 
 const TRAILING_SPACE: Cut = Cut { pattern: r"\s+", space_rule: false, at_end: true };
 
-/// How words are cut, and what else goes with it.
+/// A sequence of cuts, with its options.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PreTokenizer {
     cuts: &'static [Cut],
@@ -90,7 +90,7 @@ const DEEPSEEK_V3: Cut = spaced(concat!(
 const PUNCTUATION: Cut = cut(r"[\p{P}$+<=>^~|]+");
 const DIGIT_TRIPLES: Cut = cut(r"[0-9][0-9][0-9]");
 
-/// `tokenizer.ggml.pre` and what it means.
+/// The values of `tokenizer.ggml.pre`.
 #[rustfmt::skip]
 const TABLE: &[(&[&str], PreTokenizer)] = &[
     (&["default", ""], pre(&[PUNCTUATION, GPT2, cut(r"\p{N}+"), DIGIT_TRIPLES])),
@@ -145,7 +145,7 @@ fn failed(e: impl std::fmt::Display) -> Error {
 
 impl Stage {
     fn new(cut: Cut) -> Result<Self> {
-        // The default capacity of 2 MB may be less than the minimum that very large character classes ask for.
+        // The default capacity of 2 MB may be less than the minimum that very large character classes need.
         let config = DFA::config().match_kind(MatchKind::LeftmostFirst).skip_cache_capacity_check(true);
         let mut builder = DFA::builder();
         builder.configure(config);
@@ -161,7 +161,7 @@ impl Stage {
     fn split<'t>(&self, text: &'t str, mut piece: impl FnMut(&'t str)) -> Result<()> {
         let taken = self.cache.lock().ok().and_then(|mut cache| cache.take());
         let mut cache = taken.unwrap_or_else(|| self.dfa.create_cache());
-        let mut start = 0; // of what is not yet part of a piece
+        let mut start = 0; // of the text that is not yet part of a piece
         let mut at = 0;
         while at < text.len() {
             let input = Input::new(text).range(at..).anchored(Anchored::Yes);

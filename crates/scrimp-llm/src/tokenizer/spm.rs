@@ -13,7 +13,7 @@ pub(super) struct Spm {
     /// Tokens of the 256 bytes.
     bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
-    /// A text (and what follows a special token) gets a space in front.
+    /// A text (and the text after a special token) gets a space in front.
     pub(super) add_space_prefix: bool,
 }
 

@@ -18,11 +18,11 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 pub(super) enum Kind {
     /// Ordinary text.
     Normal,
-    /// Stands for what the vocabulary cannot spell.
+    /// Represents text that the vocabulary cannot spell.
     Unknown,
     /// Structure of the conversation or document: not text.
     Control,
-    /// Text that is cut out before anything else looks at it.
+    /// Text that is cut out first.
     UserDefined,
     /// A place in the vocabulary that nothing uses.
     Unused,
@@ -96,7 +96,7 @@ impl Vocab {
         self.ends.len()
     }
 
-    /// Text of token `id` as it is stored; empty when there is no such token.
+    /// The stored text of token `id`; empty when there is no such token.
     pub(super) fn text(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
@@ -167,7 +167,7 @@ impl Vocab {
     }
 }
 
-/// Tokens that are cut out of the text before anything else looks at it.
+/// Tokens that are cut out of a text first.
 ///
 /// Texts are kept sorted, so that narrowing a range byte by byte walks them like a trie.
 pub(super) struct Specials {

@@ -1,4 +1,4 @@
-//! Sequences that run together give what they give alone.
+//! Sequences have the same results together and alone.
 
 use crate::common::{argmax, load, testdata};
 use scrimp_kv::{
@@ -18,8 +18,9 @@ fn prompt(model: &Model, seed: usize) -> Vec<u32> {
 }
 
 /// Sequences that differ in all that is theirs.
-fn session<'m>(model: &'m Model, seed: usize, prompt: &[u32]) -> Session<'m> {
-    let mut session = if seed == 4 { model.session_in("int8").unwrap() } else { model.session() };
+fn session(model: &Model, seed: usize, prompt: &[u32]) -> Session {
+    let mut session =
+        if seed == 4 { model.session_in("int8".parse().unwrap()).unwrap() } else { model.session() };
     if let Some(name) = ["", "h2o", "", "snapkv"].get(seed).filter(|name| !name.is_empty()) {
         let mut how = Compression::new(policy(name).unwrap(), Budget::Tokens(10));
         (how.sinks, how.recent) = (2, Some(4));
@@ -47,15 +48,15 @@ fn solo(model: &Model, seed: usize) -> (Vec<u32>, Vec<f32>) {
 }
 
 /// A sequence on its way through a batch.
-struct Run<'m> {
-    session: Session<'m>,
+struct Run {
+    session: Session,
     prompt: Vec<u32>,
     fed: usize,
     tokens: Vec<u32>,
     logits: Vec<f32>,
 }
 
-impl Run<'_> {
+impl Run {
     fn next(&self) -> (Vec<u32>, Output) {
         match self.tokens.last() {
             Some(&token) => (vec![token], Output::Logits),
@@ -70,7 +71,7 @@ impl Run<'_> {
 
 fn together(model: &Model, seeds: std::ops::Range<usize>) -> Vec<(Vec<u32>, Vec<f32>)> {
     let mut batch = Batch::new(model);
-    let mut runs: Vec<Run<'_>> = seeds
+    let mut runs: Vec<Run> = seeds
         .map(|seed| {
             let prompt = prompt(model, seed);
             Run { session: session(model, seed, &prompt), prompt, fed: 0, tokens: vec![], logits: vec![] }
@@ -85,7 +86,7 @@ fn together(model: &Model, seeds: std::ops::Range<usize>) -> Vec<(Vec<u32>, Vec<
         }
         let next: Vec<_> = active.iter().map(|&i| runs[i].next()).collect();
         let given = Mutex::new(Vec::new());
-        let mut steps: Vec<Step<'_, '_>> = Vec::new();
+        let mut steps: Vec<Step<'_>> = Vec::new();
         for (i, run) in runs.iter_mut().enumerate() {
             if let Some(at) = active.iter().position(|&a| a == i) {
                 let (tokens, output) = &next[at];
@@ -133,7 +134,7 @@ fn a_step_that_fails_leaves_the_others_alone() {
     let page = 64 * model.config().head_dim * 4;
     let heads = model.config().n_layers * model.config().n_kv_heads;
     // Room for two sequences of one page per head and half of a third one.
-    let cache = model.kv_cache("f32", Some(page * 2 * heads * 5 / 2)).unwrap();
+    let cache = model.kv_cache("f32".parse().unwrap(), Some(page * 2 * heads * 5 / 2)).unwrap();
     let (mut a, mut b, mut c) =
         (model.session_in_cache(&cache), model.session_in_cache(&cache), model.session_in_cache(&cache));
     let mut d = model.session();
@@ -148,7 +149,7 @@ fn a_step_that_fails_leaves_the_others_alone() {
     let given = Mutex::new(Vec::new());
     let results = batch.forward(&mut steps, &|step, out| given.lock().unwrap().push((step, out.to_vec())));
     assert!(results[1].as_ref().unwrap_err().to_string().contains("outside the vocabulary"));
-    // They ask for their pages at once: which of them gets none is not said.
+    // They compete for pages: which of them fails is unspecified.
     let fit: Vec<usize> = [0, 2, 3].into_iter().filter(|&i| results[i].is_ok()).collect();
     let [failed] = [0, 2, 3].into_iter().filter(|i| !fit.contains(i)).collect::<Vec<_>>()[..] else {
         panic!("two fit: {results:?}");

@@ -24,8 +24,11 @@ pub(crate) fn load(path: &Path, level: Option<&str>) -> Model {
 
 /// As [`load`], with the KV cache in another format.
 pub(crate) fn load_in(path: &Path, level: Option<&str>, kv_format: &str) -> Model {
-    let options =
-        RunOptions { threads: Some(2), level: level.map(str::to_owned), kv_format: kv_format.to_owned() };
+    let options = RunOptions {
+        threads: Some(2),
+        level: level.map(|name| name.parse().unwrap()),
+        kv_format: kv_format.parse().unwrap(),
+    };
     let checkpoint = Checkpoint::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     Model::load(checkpoint, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -63,7 +66,7 @@ pub(crate) struct Expected {
     pub(crate) greedy_min_gap: f32,
 }
 
-/// The largest difference between `logits` (after position `at`) and what is known of that position.
+/// The largest difference between `logits` (after position `at`) and the expected values of that position.
 pub(crate) fn difference(expected: &Expected, at: usize, logits: &[f32]) -> f32 {
     let worst = |pairs: &mut dyn Iterator<Item = (f32, f32)>| {
         pairs.map(|(a, b)| if a.is_finite() { (a - b).abs() } else { f32::INFINITY }).fold(0.0, f32::max)

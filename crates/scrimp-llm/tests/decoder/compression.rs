@@ -1,4 +1,4 @@
-//! Sessions that make their cache smaller: when, how far, and what stays as it was.
+//! Sessions that compress their cache: when, how far, and which results are unchanged.
 
 use crate::common::{load, testdata};
 use scrimp_kv::{
@@ -18,7 +18,7 @@ fn how(name: &str, budget: Budget) -> Compression {
     how
 }
 
-fn kept(session: &Session<'_>) -> Vec<usize> {
+fn kept(session: &Session) -> Vec<usize> {
     let kv = session.kv();
     kv.full_layers().flat_map(|l| (0..kv.n_kv_heads()).map(move |h| kv.kept(l, h))).collect()
 }
@@ -116,7 +116,7 @@ fn sliding_windows_are_left_alone_and_sharers_do_not_notice() {
 
 #[test]
 fn repeating_takes_the_most_attention_and_leaves_the_sequence_alone() {
-    // Without a tokenizer nobody can tell the model what to do.
+    // Without a tokenizer the model gets no instructions.
     let folder = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(testdata("tiny").join("llama")).unwrap().map(Result::unwrap) {
         if !file.file_name().to_string_lossy().starts_with("tokenizer") {
@@ -188,7 +188,7 @@ fn turned_keys_are_those_of_tokens_that_stand_there() {
         moved.copy_within(..3, 20);
         let mut other = model.session();
         other.forward(&moved).unwrap();
-        let key = |session: &Session<'_>, head: usize, index: usize| {
+        let key = |session: &Session, head: usize, index: usize| {
             let mut k = vec![0.0; model.config().head_dim];
             session.kv().read_key(0, head, index, &mut k);
             k

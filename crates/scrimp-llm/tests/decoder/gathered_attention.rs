@@ -1,4 +1,4 @@
-//! Gathering attention for eviction policies changes no logits, and every query hands out a whole of attention.
+//! Gathering attention for eviction policies changes no logits, and the scores of every query sum to 1.
 
 use crate::common::{Expected, load, read_json, testdata};
 use scrimp_kv::StatsWanted;

@@ -61,7 +61,7 @@ fn top1(name: &str) {
             sure += 1;
             assert_eq!(argmax(logits), p.top10_ids[0], "{name}: after {:?}", p.prompt);
         }
-        // The ten likeliest are near what they were.
+        // The ten likeliest are near the reference.
         let spread = p.top10_logits[0] - p.top10_logits[9];
         for (&id, &want) in p.top10_ids.iter().zip(&p.top10_logits) {
             let got = logits[id as usize];

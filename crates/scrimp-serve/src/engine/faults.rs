@@ -129,7 +129,7 @@ fn answers(
 fn a_fault_ends_its_own_request_and_no_other() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny/llama");
     let tokenizer = Checkpoint::open(&path).unwrap().tokenizer().unwrap();
-    let options = RunOptions { kv_format: "f32".to_owned(), ..RunOptions::default() };
+    let options = RunOptions { kv_format: "f32".parse().unwrap(), ..RunOptions::default() };
     let model = Model::load(Checkpoint::open(&path).unwrap(), &options).unwrap();
     let prompts: Vec<Vec<u32>> =
         (0..6).map(|i| (0..5 + i).map(|t| (t * 7 + i * 13 + 3) as u32 % 200).collect()).collect();

@@ -46,8 +46,8 @@ pub(super) struct Memory<'m> {
     /// By storage of new tokens; formats that pack old pages share one.
     caches: HashMap<&'static str, KvCache>,
     owners: HashMap<RequestId, Owner>,
-    sessions: HashMap<RequestId, Session<'m>>,
-    kept: Option<PrefixCache<Session<'m>>>,
+    sessions: HashMap<RequestId, Session>,
+    kept: Option<PrefixCache<Session>>,
     pub(super) shrunk: u64,
 }
 
@@ -71,7 +71,7 @@ impl<'m> Memory<'m> {
         let storage = format.storage().name();
         if !self.caches.contains_key(storage) {
             // No limit of its own: the scheduler sees to all together.
-            self.caches.insert(storage, self.model.kv_cache(storage, None)?);
+            self.caches.insert(storage, self.model.kv_cache(storage.parse()?, None)?);
         }
         let mut hasher = DefaultHasher::new();
         format!("{kv:?}").hash(&mut hasher);
@@ -102,15 +102,15 @@ impl<'m> Memory<'m> {
     }
 
     /// Takes a session out, to be put back.
-    pub(super) fn take(&mut self, id: RequestId) -> Option<Session<'m>> {
+    pub(super) fn take(&mut self, id: RequestId) -> Option<Session> {
         self.sessions.remove(&id)
     }
 
-    pub(super) fn put(&mut self, id: RequestId, session: Session<'m>) {
+    pub(super) fn put(&mut self, id: RequestId, session: Session) {
         self.sessions.insert(id, session);
     }
 
-    pub(super) fn session(&self, id: RequestId) -> Option<&Session<'m>> {
+    pub(super) fn session(&self, id: RequestId) -> Option<&Session> {
         self.sessions.get(&id)
     }
 
@@ -144,7 +144,7 @@ impl<'m> Memory<'m> {
         self.limit
     }
 
-    fn new_session(&self, owner: &Owner) -> Session<'m> {
+    fn new_session(&self, owner: &Owner) -> Session {
         match self.caches.get(owner.format.storage().name()) {
             Some(cache) => self.model.session_in_cache(cache),
             None => self.model.session(),
@@ -152,7 +152,7 @@ impl<'m> Memory<'m> {
     }
 
     /// How a cache is made smaller under pressure: by what needs no attention, because none was gathered.
-    fn tightened(session: &Session<'_>) -> Option<(Compression, usize)> {
+    fn tightened(session: &Session) -> Option<(Compression, usize)> {
         let held = session.kv_tokens();
         let budget = ((held as f64 * SHRINK.0) as usize).max(SHRINK.1);
         let mut how = Compression::new(policy("knorm").ok()?, Budget::Tokens(budget));

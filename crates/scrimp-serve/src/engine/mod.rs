@@ -89,7 +89,7 @@ impl Drawing<'_, '_> {
     fn visit(&mut self, out: &[f32], width: usize) {
         let Some(active) = &mut self.active else { return };
         let Some(answer) = &mut active.answer else {
-            return add_rows(&mut active.hidden, out, width, active.prompt_tokens);
+            return add_to_mean(&mut active.hidden, out, width, active.prompt_tokens);
         };
         let result = catch_unwind(AssertUnwindSafe(|| answer.draw(out, self.room)));
         self.drawn = Some(match result {
@@ -104,7 +104,7 @@ struct Engine<'m> {
     tokenizer: &'m Tokenizer,
     scheduler: Scheduler,
     memory: Memory<'m>,
-    batch: Batch<'m>,
+    batch: Batch,
     active: BTreeMap<RequestId, Active<'m>>,
     metrics: Arc<Metrics>,
 }
@@ -229,7 +229,7 @@ impl<'m> Engine<'m> {
             drawings.push(Mutex::new(Drawing { active: active.remove(id), room, drawn: None }));
         }
         let results = {
-            let mut steps: Vec<Step<'_, 'm>> = running
+            let mut steps: Vec<Step<'_>> = running
                 .iter_mut()
                 .map(|(_, session, tokens, output)| Step { session, tokens, output: *output })
                 .collect();

@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use scrimp_compress::{Calibration, Options, Progress};
 use scrimp_eval::read_text;
-use scrimp_kernels::{Pool, SimdLevel, exec};
+use scrimp_kernels::{Exec, Pool, SimdLevel, exec};
 use scrimp_llm::checkpoint::Checkpoint;
 use serde::Serialize;
 
@@ -34,14 +34,8 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
         calibration: &calibration,
     };
     let bar = Bar::new("matrices");
-    let report = scrimp_compress::compress(
-        &checkpoint,
-        &args.out,
-        &pool,
-        SimdLevel::from_env()?,
-        &options,
-        &mut |p| bar.show(p),
-    )?;
+    let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
+    let report = scrimp_compress::compress(exec, &checkpoint, &args.out, &options, &mut |p| bar.show(p))?;
     bar.finish();
     if args.sparsity > 0.0
         && args.target_bits.is_none()

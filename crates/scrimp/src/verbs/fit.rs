@@ -18,7 +18,7 @@ use scrimp_compress::{
     },
 };
 use scrimp_eval::{Windows, kl, read_text};
-use scrimp_kernels::SimdLevel;
+use scrimp_kernels::{Exec, SimdLevel};
 use scrimp_kv::compress::Budget;
 use scrimp_llm::{builtin_text, checkpoint::Checkpoint};
 use serde::Serialize;
@@ -100,7 +100,7 @@ pub(crate) fn run(app: &App, args: &FitArgs) -> anyhow::Result<()> {
         model = out.display().to_string();
         compress = Some(format!("scrimp compress {} -o {model} --target-size {target}", args.model));
         if args.out.is_some() {
-            let choices = frontier.and_then(|f| f.choices(target)).expect("it was chosen from these");
+            let choices = frontier.and_then(|f| f.layer_configs(target)).expect("it was chosen from these");
             write(app, &checkpoint, &out, choices)?;
             kl_weights_measured = Some(divergence(app, &path, &out, text)?);
         }
@@ -172,16 +172,9 @@ fn frontier(app: &App, checkpoint: &Checkpoint) -> anyhow::Result<ParetoFront> {
         Calibration::new(checkpoint, &checkpoint.tokenizer()?, None, scrimp_compress::MAX_TOKENS)?;
     let bar = compress::Bar::new("layers");
     let method = &scrimp_compress::pruning::sparsegpt::SparseGpt;
-    let frontier = ParetoFront::measure(
-        checkpoint,
-        &compress::pool(app)?,
-        SimdLevel::from_env()?,
-        method,
-        &calibration,
-        &mut |p| {
-            bar.show(p);
-        },
-    )?;
+    let pool = compress::pool(app)?;
+    let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
+    let frontier = ParetoFront::measure(exec, checkpoint, method, &calibration, &mut |p| bar.show(p))?;
     bar.finish();
     Ok(frontier)
 }
@@ -216,16 +209,11 @@ fn write(app: &App, checkpoint: &Checkpoint, out: &Path, choices: LayerConfigs) 
         calibration: &calibration,
     };
     let bar = compress::Bar::new("matrices");
-    scrimp_compress::compress(
-        checkpoint,
-        out,
-        &compress::pool(app)?,
-        SimdLevel::from_env()?,
-        &options,
-        &mut |p| {
-            bar.show(p);
-        },
-    )?;
+    let pool = compress::pool(app)?;
+    let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
+    scrimp_compress::compress(exec, checkpoint, out, &options, &mut |p| {
+        bar.show(p);
+    })?;
     bar.finish();
     Ok(())
 }

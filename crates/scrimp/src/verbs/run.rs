@@ -105,7 +105,7 @@ fn sampling(args: &SamplingArgs, seed: Option<u64>) -> SamplingParams {
 struct Speaker<'a> {
     app: &'a App,
     loaded: &'a Loaded,
-    sequence: Sequence<Session<'a>>,
+    sequence: Sequence<Session>,
     max_tokens: Option<usize>,
     stop: &'a [String],
 }

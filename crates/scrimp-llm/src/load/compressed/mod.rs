@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! __metadata__   "format": "scrimp", "scrimp.version": "1"
-//!                "scrimp.config":  JSON, what the decoder has to know        "scrimp.history": JSON, how it was made
+//!                "scrimp.config":  JSON, the configuration of the decoder    "scrimp.history": JSON, how it was made
 //!                "scrimp.tensors": JSON, name -> {"type", "shape"} of tensors that safetensors has no type for
 //! tensors        GGUF's names. Vectors: F32. Matrices in the layout of the kernels, or as another file stored them: U8
 //! file:NAME      U8: a file that came with the original (tokenizer.json, ...), or tokenizer.gguf

@@ -20,7 +20,7 @@ pub(super) struct Value {
 
 /// Keys and values of a GGUF file.
 ///
-/// Values stay in the file and are decoded when asked for: a vocabulary of 262,144 tokens costs nothing until then.
+/// Values stay in the file and are decoded on demand: a vocabulary of 262,144 tokens costs nothing until then.
 /// Getters answer `Ok(None)` for a key that is not there, and an error that names file, key and types for a value of
 /// another type.
 #[derive(Debug, Clone)]
@@ -55,7 +55,7 @@ impl GgufMetadata {
         self.keys.iter().map(String::as_str)
     }
 
-    /// True when there is a value for `key`, of whatever type.
+    /// True when there is a value of any type for `key`.
     pub fn contains(&self, key: &str) -> bool {
         self.values.contains_key(key)
     }
@@ -157,7 +157,7 @@ impl GgufMetadata {
         Ok(Some(self.source[value.range.start] != 0))
     }
 
-    /// The strings of an array as they are in the file, one after another; they need not be UTF-8.
+    /// The strings of an array in the encoding of the file, one after another; they need not be UTF-8.
     ///
     /// # Errors
     /// When the value is no array of strings.

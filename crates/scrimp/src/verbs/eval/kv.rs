@@ -46,7 +46,13 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
     spinner.set_message("reading the prompt");
     spinner.tick();
     let needs = how.as_ref().map_or_else(Default::default, Compression::needs);
-    let whole = KvComparison::new(loaded.model.session_in("bf16")?, &ids, prompt, scored, needs)?;
+    let whole = KvComparison::new(
+        loaded.model.session_in(scrimp_kv::KvFormat::default())?,
+        &ids,
+        prompt,
+        scored,
+        needs,
+    )?;
     spinner.set_message("scoring");
     spinner.tick();
     let score = match (args.kv.element_format(), &how) {
