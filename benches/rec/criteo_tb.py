@@ -56,7 +56,7 @@ def report(results):
         lines.append(f"| {r['encoder']} | {r['dtype']} | {r.get('seed', 1)} | {r['cap'] or 'none'} | {r['dim']} | {r['rows']:,} | {r['auc']:.4f} | {r['logloss']:.4f} | "
                      f"{r['embedding_bytes'] / 1e6:,.1f} MB | {r['full_embedding_bytes'] / 1e6:,.0f} MB | "
                      f"{r['compression']:,.0f} | {r['rows_per_second']:,.0f} | {r['peak_rss_bytes'] / 1e9:.2f} GB |")
-    lines += ["", "The full table is counted over the distinct ids of the training rows. "
+    lines += ["", "The size of the full table counts the distinct ids of the training rows.",
               f"{platform.machine()}, {time.strftime('%Y-%m-%d')}; made by `benches/rec/criteo_tb.py`.", ""]
     return "\n".join(lines)
 

@@ -96,8 +96,8 @@ def markdown(table, args):
     encoders = [e for e in ENCODERS if any((e, c) in table for c in COMPRESSIONS)]
     full = table.get(("full", 1))
     lines = ["# Encoders on flights", "",
-             "Test AUC, mean ± standard deviation over seeds (and bytes of all tables). 32,000 test rows: differences below",
-             "0.001 are noise. Made by `benches/rec/flights.py`.", ""]
+             "Test AUC, mean ± standard deviation over seeds (and bytes of all tables). 32,000 test rows:",
+             "differences below 0.001 are noise. Made by `benches/rec/flights.py`.", ""]
     if isinstance(full, tuple):
         lines += [f"The full f32 table: **{full[0]:.4f}** ± {full[1]:.4f} ({size(full[3])}, {full[2]} seeds).", ""]
     lines += ["| encoder | " + " | ".join(f"{c}x" for c in COMPRESSIONS) + " |", "|---|" + "---|" * len(COMPRESSIONS)]
