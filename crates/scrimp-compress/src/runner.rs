@@ -12,7 +12,7 @@
 
 use super::layer::{Dense, DenseLayer, DenseLinear};
 use scrimp_kernels::{
-    DType, Pool, SimdLevel,
+    DType, Exec, Pool, SimdLevel,
     linear::{Activations, Linear, LinearScratch, Matrix, linear},
     mem::Arena,
     ops::{self, Gate, RmsNorm, RopeTable},
@@ -321,17 +321,16 @@ impl<'a> Runner<'a> {
             kv.reset();
             kv.append(0, &k, &v, pool)?;
             let inputs = AttentionInputs {
-                level,
                 q: &q,
                 out,
                 n_heads: config.n_heads,
                 scale: config.attn_scale,
                 softcap: config.attn_logit_softcap,
                 wanted_from: 0,
-                stats: None,
+                scores: None,
                 queries: Queries::Last,
             };
-            kv.attend(0, inputs, pool, &mut self.scratch.attention)?;
+            kv.attend(0, inputs, Exec { pool, level }, &mut self.scratch.attention)?;
             visitor.inputs(&[Projection::O], config.q_dim(), out)?;
         }
         Ok(all)

@@ -44,7 +44,7 @@ fn measure(tokens: usize, share: f64, pool: &Pool) -> Result<f64, KvError> {
     // A few tokens get most of the attention.
     let sum = (0..HEADS).map(|_| (0..tokens).map(|_| noise(&mut state).powi(8)).collect()).collect();
     let stats = ColumnStats { sum, ..ColumnStats::default() };
-    sequence.set_stats(0, stats, std::iter::once(0..tokens as u32).collect())?;
+    sequence.set_accumulated_scores(0, stats, std::iter::once(0..tokens as u32).collect())?;
     let mut how = Compression::new(policy("h2o")?, Budget::Fraction(0.25));
     how.crush = Crush { share, ..Crush::default() };
     let budget = how.tokens(tokens)?;

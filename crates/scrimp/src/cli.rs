@@ -181,34 +181,6 @@ pub(crate) struct SamplingArgs {
     pub(crate) stop: Vec<String>,
 }
 
-/// Storage of the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum KvFormat {
-    /// 32-bit floats: exact, twice the memory
-    F32,
-    /// 16-bit floats
-    F16,
-    /// bfloat16
-    Bf16,
-    /// 8 bits with shared scales (KIVI), newest tokens in bf16
-    Int8,
-    /// 4 bits, likewise
-    Int4,
-}
-
-impl KvFormat {
-    /// The name that the libraries use.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-            Self::Int4 => "int4",
-        }
-    }
-}
-
 /// `scrimp pull`.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {

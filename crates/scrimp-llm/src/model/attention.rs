@@ -2,12 +2,12 @@
 
 use super::forward::{Buffers, Context, SequenceChunk, sized};
 use crate::error::Result;
-use scrimp_kv::{AttentionInputs, BatchEntry, Queries, StatsWanted, attend_all};
+use scrimp_kv::{AttentionInputs, BatchEntry, Queries, ScoresWanted, attend_all};
 
 impl SequenceChunk<'_, '_> {
-    /// Whether it attends on its own: what is gathered of its attention is its own.
+    /// Whether it attends in a call of its own, because it accumulates scores.
     fn alone(&self) -> bool {
-        self.stats.is_some() || self.session.repeated.is_some()
+        self.scores.is_some() || self.session.reconstruction.is_some()
     }
 }
 
@@ -22,8 +22,7 @@ impl Buffers {
         parts: &mut [SequenceChunk<'_, '_>],
         only_wanted: bool,
     ) {
-        let Context { pool, config, .. } = context;
-        let q_dim = config.q_dim();
+        let q_dim = context.config.q_dim();
         sized(&mut self.attn, n * q_dim);
         for part in parts.iter_mut().filter(|part| part.error.is_none() && part.alone()) {
             part.error = self.attend_alone(context, layer, part, only_wanted).err();
@@ -45,7 +44,7 @@ impl Buffers {
                 });
             }
         }
-        let attended = attend_all(layer, &mut entries, pool, &mut self.attention);
+        let attended = attend_all(layer, &mut entries, context.exec(), &mut self.attention);
         if let Err(e) = attended {
             // Shapes come from the model and fit all sequences or none.
             let e = crate::error::Error::from(e);
@@ -55,7 +54,7 @@ impl Buffers {
         }
     }
 
-    /// One sequence, with what is gathered of its attention: that takes every query.
+    /// Attention of one sequence that accumulates scores, which needs every query.
     fn attend_alone(
         &mut self,
         context: Context<'_>,
@@ -68,10 +67,10 @@ impl Buffers {
         let wanted = if only_wanted { part.wanted } else { queries };
         let all = rows.start * q_dim..rows.end * q_dim;
         let (q, out) = (&self.q[all.clone()], &mut self.attn[all]);
-        let inputs = inputs(context, q, out, Queries::Last, queries - wanted, part.stats);
-        session.kv.attend(layer, inputs, context.pool, &mut self.attention)?;
-        if let Some(repeated) = &mut session.repeated {
-            repeated.take(layer, &session.kv.take_stats(layer).0.peak);
+        let inputs = inputs(context, q, out, Queries::Last, queries - wanted, part.scores);
+        session.kv.attend(layer, inputs, context.exec(), &mut self.attention)?;
+        if let Some(reconstruction) = &mut session.reconstruction {
+            reconstruction.merge(layer, &session.kv.take_accumulated_scores(layer).0.peak);
         }
         Ok(())
     }
@@ -83,11 +82,10 @@ fn inputs<'a>(
     out: &'a mut [f32],
     queries: Queries,
     wanted_from: usize,
-    stats: Option<StatsWanted>,
+    scores: Option<ScoresWanted>,
 ) -> AttentionInputs<'a> {
-    let Context { level, config, .. } = context;
+    let config = context.config;
     AttentionInputs {
-        level,
         q,
         queries,
         out,
@@ -95,6 +93,6 @@ fn inputs<'a>(
         scale: config.attn_scale,
         softcap: config.attn_logit_softcap,
         wanted_from,
-        stats,
+        scores,
     }
 }

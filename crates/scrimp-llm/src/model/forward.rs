@@ -21,12 +21,12 @@ use crate::{
     error::{Error, Result},
 };
 use scrimp_kernels::{
-    Pool, SimdLevel,
+    Exec, Pool, SimdLevel,
     linear::{Activations, Linear, LinearScratch, linear},
     ops::{self, Gate, RmsNorm, RopeTable},
     quant::dequantize::dequantize_row,
 };
-use scrimp_kv::{AttentionScratch, StatsWanted};
+use scrimp_kv::{AttentionScratch, ScoresWanted};
 use std::{
     ops::Range,
     sync::atomic::{AtomicBool, Ordering},
@@ -75,13 +75,13 @@ pub(super) struct SequenceChunk<'a, 'm> {
     pub(super) error: Option<Error>,
     /// First row.
     pub(super) first: usize,
-    /// What attention gathers.
-    pub(super) stats: Option<StatsWanted>,
+    /// The attention scores to accumulate.
+    pub(super) scores: Option<ScoresWanted>,
 }
 
 impl<'a, 'm> SequenceChunk<'a, 'm> {
     pub(super) fn new(session: &'a mut Session<'m>, tokens: &'a [u32], wanted: usize) -> Self {
-        Self { session, tokens, wanted, error: None, first: 0, stats: None }
+        Self { session, tokens, wanted, error: None, first: 0, scores: None }
     }
 
     /// Its rows.
@@ -98,7 +98,11 @@ pub(super) struct Context<'a> {
     pub(super) config: &'a ModelConfig,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    pub(super) fn exec(&self) -> Exec<'a> {
+        Exec { pool: self.pool, level: self.level }
+    }
+
     pub(super) fn norm<'w>(&self, weight: &'w [f32]) -> RmsNorm<'w> {
         let offset = if self.config.norm_plus_one { 1.0 } else { 0.0 };
         RmsNorm { weight, eps: self.config.rms_norm_eps, offset }
@@ -134,7 +138,7 @@ impl Buffers {
             part.first = n;
             n += part.tokens.len();
             wanted.extend(n - part.wanted..n);
-            part.stats = part.session.wanted_stats(part.tokens.len());
+            part.scores = part.session.scores_wanted(part.tokens.len());
         }
         self.embed(context, model, n, parts)?;
         self.fill_rope(context, parts);
@@ -233,7 +237,7 @@ impl Buffers {
             &self.x,
             &mut [product(&layer.q, q, false), product(&layer.k, k, false), product(&layer.v, v, false)],
         );
-        self.turn_and_store(context, layer, index, parts);
+        self.rope_and_append(context, layer, index, parts);
         self.attend(context, index, n, parts, wanted.is_some());
         if let Some(wanted) = wanted {
             // Rows only move towards the front.

@@ -11,6 +11,7 @@
 mod attention;
 mod batch;
 mod compression;
+mod expected_attention;
 mod forward;
 pub mod projections;
 mod reconstruction;
@@ -66,7 +67,7 @@ pub struct Model {
     level: SimdLevel,
     kv: KvCache,
     /// Made when it is needed.
-    repeat_prompts: OnceLock<reconstruction::RepeatPrompts>,
+    reconstruction_instructions: OnceLock<reconstruction::Instructions>,
 }
 
 impl Model {
@@ -92,7 +93,15 @@ impl Model {
         let weights = weights::load(&checkpoint, &pool, progress)?;
         let kv = cache(&config, format)?;
         let checkpoint = Some(checkpoint);
-        Ok(Self { config, checkpoint, weights, pool, level, kv, repeat_prompts: OnceLock::new() })
+        Ok(Self {
+            config,
+            checkpoint,
+            weights,
+            pool,
+            level,
+            kv,
+            reconstruction_instructions: OnceLock::new(),
+        })
     }
 
     /// A model with random weights, for measuring speed and memory.
@@ -104,7 +113,15 @@ impl Model {
         let (level, format, pool) = set_up(&config, options)?;
         let weights = synthetic::weights(synthetic, &config, &pool)?;
         let kv = cache(&config, format)?;
-        Ok(Self { config, checkpoint: None, weights, pool, level, kv, repeat_prompts: OnceLock::new() })
+        Ok(Self {
+            config,
+            checkpoint: None,
+            weights,
+            pool,
+            level,
+            kv,
+            reconstruction_instructions: OnceLock::new(),
+        })
     }
 
     /// An empty sequence.
@@ -121,9 +138,9 @@ impl Model {
     }
 
     /// What stands before the parts of a prompt that the model is made to repeat; nothing where the files have no tokenizer.
-    fn repeat_prompts(&self) -> &reconstruction::RepeatPrompts {
-        self.repeat_prompts.get_or_init(|| {
-            let prompts = self.checkpoint.as_ref().map(reconstruction::RepeatPrompts::new);
+    fn reconstruction_instructions(&self) -> &reconstruction::Instructions {
+        self.reconstruction_instructions.get_or_init(|| {
+            let prompts = self.checkpoint.as_ref().map(reconstruction::Instructions::new);
             prompts.and_then(Result::ok).unwrap_or_default()
         })
     }

@@ -7,8 +7,8 @@ use crate::scheduler::{
 };
 use scrimp_kv::{
     KvCache, KvFormat,
-    compress::{Budget, Compression, Crush, Mass, Order},
-    policy::{Needs, policy},
+    compress::{Budget, Compression},
+    policy::policy,
 };
 use scrimp_llm::{
     Result,
@@ -151,15 +151,11 @@ impl<'m> Memory<'m> {
         }
     }
 
-    /// How a cache is made smaller under pressure: by what needs no attention, because none was gathered.
+    /// The compression of a cache under memory pressure, by a policy that needs no attention scores, because none were accumulated.
     fn tightened(session: &Session<'_>) -> Option<(Compression, usize)> {
         let held = session.kv_tokens();
         let budget = ((held as f64 * SHRINK.0) as usize).max(SHRINK.1);
-        let mut how = Compression::new(policy("knorm").ok()?, Budget::Tokens(budget));
-        how.crush = Crush { share: 0.25, order: Order::Keys, mass: Mass::Count, ..Crush::default() };
-        if how.needs() != Needs::NONE {
-            how.crush.share = 0.0;
-        }
+        let how = Compression::new(policy("knorm").ok()?, Budget::Tokens(budget));
         (budget < held && how.check().is_ok()).then_some((how, budget))
     }
 }

@@ -1,35 +1,52 @@
-//! The order of dropped tokens by what their keys have in common (ours): locality-sensitive hashing with random hyperplanes (Charikar
-//! 2002). Tokens on the same side of all hyperplanes through the mean of the keys come together, and any query gives
-//! similar scores to them.
+//! The order by keys (scrimp): locality-sensitive hashing with random hyperplanes (Charikar 2002).
+//!
+//! Tokens on the same side of all hyperplanes through the mean of the dropped keys come together. A query gives similar scores to
+//! them, so one representative estimates their attention well. This order has the least error of those measured.
 //!
 //! ```text
 //! code[t] = bits b of  sign[b] . (k[t] - mean k) > 0          sign[b]: a vector of random +-1
-//! order   = by code, then by attention, highest first, then by position
+//! order   = by code, then by attention (highest first), then by position
 //! ```
-//! A page of tokens has the mean of their keys, summed over KV heads.
+//! The key of a page is the mean of its tokens' keys, summed over KV heads.
 
-use crate::policy::{LayerView, mix};
+use super::order::{Dropped, Items, Order};
+use crate::policy::{LayerView, Needs, Policy, position_weight};
+use scrimp_base::random::mix;
 use std::ops::Range;
 
 /// Hyperplanes.
 const BITS: usize = 6;
 
-/// A key's products with the hyperplanes' vectors.
+/// The products of a key with the normal vectors of the hyperplanes.
 type Products = [f32; BITS];
 
-/// `dropped` in that order, given the attention of all tokens of the head.
-pub(super) fn sorted(view: &LayerView<'_>, kv_head: usize, dropped: &[u32], attention: &[f32]) -> Vec<u32> {
-    let products = products(view, kv_head);
-    sorted_by_code(dropped, |i| products[i as usize], |i| attention[i as usize])
+/// By the directions of keys, then by attention.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KeyOrder;
+
+impl Order for KeyOrder {
+    fn name(&self) -> &'static str {
+        "keys"
+    }
+
+    fn about(&self) -> &'static str {
+        "By the directions of their keys"
+    }
+
+    fn needs(&self, _policy: &dyn Policy) -> Needs {
+        Needs { sum: true, recent: Some(position_weight::WINDOW), ..Needs::NONE }
+    }
+
+    fn sorted(&self, dropped: &Dropped<'_>) -> Vec<u32> {
+        let products = match dropped.items {
+            Items::Tokens { kv_head } => products(dropped.view, kv_head),
+            Items::Pages(pages) => products_of_pages(dropped.view, pages),
+        };
+        sorted_by_code(dropped.indices, &products, dropped.attention)
+    }
 }
 
-/// Dropped `pages` (runs of tokens that all KV heads hold) in that order, given the attention of a page.
-pub(super) fn sorted_pages(
-    view: &LayerView<'_>,
-    pages: &[Range<usize>],
-    dropped: &[u32],
-    attention: impl Fn(u32) -> f32,
-) -> Vec<u32> {
+fn products_of_pages(view: &LayerView<'_>, pages: &[Range<usize>]) -> Vec<Products> {
     let mut sums = vec![[0.0; BITS]; pages.len()];
     for head in 0..view.n_kv_heads() {
         let products = products(view, head);
@@ -39,14 +56,12 @@ pub(super) fn sorted_pages(
             }
         }
     }
-    sorted_by_code(dropped, |page| sums[page as usize], attention)
+    sums
 }
 
-fn sorted_by_code(
-    items: &[u32],
-    products: impl Fn(u32) -> Products,
-    attention: impl Fn(u32) -> f32,
-) -> Vec<u32> {
+/// `items` in order; `products` and `attention` are indexed by item.
+fn sorted_by_code(items: &[u32], products: &[Products], attention: &[f32]) -> Vec<u32> {
+    let products = |i: u32| products[i as usize];
     let mut mean = [0.0_f32; BITS];
     for &i in items {
         mean.iter_mut().zip(products(i)).for_each(|(mean, x)| *mean += x / items.len() as f32);
@@ -54,18 +69,18 @@ fn sorted_by_code(
     let code = |i: u32| -> u32 {
         products(i).iter().zip(&mean).enumerate().map(|(b, (x, mean))| u32::from(x > mean) << b).sum()
     };
-    // Whole numbers are sorted faster: the code above the attention, of which more comes first.
+    // Sorting integers is faster: the code in the high half, the attention in the low half, inverted so that more comes first.
     let descending = |x: f32| {
         let bits = x.to_bits();
         !(if bits >> 31 == 0 { bits | 1 << 31 } else { !bits })
     };
-    let key = |i: u32| u64::from(code(i)) << 32 | u64::from(descending(attention(i)));
+    let key = |i: u32| u64::from(code(i)) << 32 | u64::from(descending(attention[i as usize]));
     let mut keys: Vec<(u64, u32)> = items.iter().map(|&i| (key(i), i)).collect();
     keys.sort_unstable();
     keys.into_iter().map(|(_, i)| i).collect()
 }
 
-/// Those of all tokens of a KV head.
+/// The products of all tokens of a KV head.
 fn products(view: &LayerView<'_>, kv_head: usize) -> Vec<Products> {
     let (dim, n) = (view.head_dim(), view.n_tokens(kv_head));
     let side = |i: usize| if mix(view.seed(0) ^ i as u64) & 1 == 1 { 1.0 } else { -1.0 };
@@ -75,7 +90,7 @@ fn products(view: &LayerView<'_>, kv_head: usize) -> Vec<Products> {
     for tile in 0..n.div_ceil(16) {
         view.read_key_tile(kv_head, tile, &mut keys);
         for half in 0..2 {
-            // Eight tokens at a time, so that all sums stay in registers.
+            // Eight tokens at a time keep all sums in registers.
             let mut sums = [[0.0_f32; 8]; BITS];
             for (key, plane) in keys.iter().zip(&planes) {
                 let key: [f32; 8] = std::array::from_fn(|t| key[8 * half + t]);
