@@ -4,9 +4,9 @@ use super::{
     completions::tokens,
     error::ApiError,
     fields::Fields,
-    state::{Jobs, State},
+    state::{EngineRequests, State},
 };
-use crate::engine::{Event, Failure, KvChoice};
+use crate::engine::{EngineOutput, Failure, KvOptions};
 use axum::{
     Json,
     response::{IntoResponse, Response},
@@ -48,24 +48,24 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
     if inputs.is_empty() || inputs.len() > MAX_TEXTS {
         return Err(wrong());
     }
-    let (mut jobs, mut events) = Jobs::new(&state, client);
+    let (mut requests, mut outputs) = EngineRequests::new(&state, client);
     let (n, mut total) = (inputs.len(), 0);
     for input in inputs {
         let prompt = tokens(language, input).ok_or_else(wrong)??;
         language.room(&prompt, state.options.max_model_len)?;
         total += prompt.len();
         // A text is read once: its cache is the full one, and shared with nobody.
-        jobs.embed(prompt, KvChoice { compression: None, ..language.kv.clone() });
+        requests.embed(prompt, KvOptions { compression: None, ..language.kv.clone() });
     }
-    language.submit(jobs.finish())?;
+    language.submit(requests.finish())?;
     let mut found: Vec<Vec<f32>> = vec![Vec::new(); n];
     let mut left = n;
     while left > 0 {
-        match events.recv().await {
-            Some((index, Event::Embedding(embedding))) => found[index] = normalized(embedding),
-            Some((_, Event::Done(_))) => left -= 1,
-            Some((_, Event::Failed(failure))) => return Err(failure.into()),
-            Some((_, Event::Token(_))) => {}
+        match outputs.recv().await {
+            Some((index, EngineOutput::Embedding(embedding))) => found[index] = normalized(embedding),
+            Some((_, EngineOutput::Finished(_))) => left -= 1,
+            Some((_, EngineOutput::Failed(failure))) => return Err(failure.into()),
+            Some((_, EngineOutput::Token(_))) => {}
             None => return Err(Failure::ShuttingDown.into()),
         }
     }

@@ -5,7 +5,7 @@ mod serve;
 
 use crate::{
     App,
-    cli::{BenchDecodeArgs, BenchLinearArgs, BenchVerb},
+    cli::bench::{BenchDecodeArgs, BenchLinearArgs, BenchVerb},
     format,
     loaded::{self, Loaded, run_options},
 };

@@ -1,6 +1,6 @@
 //! `scrimp eval kv`: what a smaller KV cache costs.
 
-use crate::{App, cli::EvalKvArgs, format, loaded::Loaded};
+use crate::{App, cli::eval::EvalKvArgs, format, loaded::Loaded};
 use indicatif::ProgressBar;
 use scrimp_eval::{
     kv::{self, KvComparison},

@@ -2,7 +2,7 @@
 
 use crate::{
     App,
-    eval_args::{EvalNeedleArgs, EvalRulerArgs, EvalTaskArgs, TaskArgs},
+    cli::eval::{EvalNeedleArgs, EvalRulerArgs, EvalTaskArgs, TaskArgs},
     format,
     kv_args::{self, KvArgs},
     kv_settings,

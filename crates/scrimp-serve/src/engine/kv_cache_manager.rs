@@ -1,9 +1,9 @@
-//! The caches of all requests: what the scheduler's [`Pages`] are made of.
+//! The KV caches of all requests: the memory that the scheduler plans with.
 
-use super::job::KvChoice;
+use super::request::KvOptions;
 use crate::scheduler::{
-    Pages, RequestId,
-    prefix::{BLOCK, PrefixCache},
+    KvMemory, RequestId,
+    prefix::{BLOCK_SIZE, PrefixCache},
 };
 use scrimp_kv::{
     KvCache, KvFormat,
@@ -19,58 +19,62 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-/// Snapshots that are kept for later requests.
-const KEPT: usize = 128;
-/// What a cache is made smaller to when memory runs short: a share of what it holds, and never fewer tokens.
-const SHRINK: (f64, usize) = (0.5, 128);
+/// Maximum number of cached prefixes.
+const MAX_PREFIXES: usize = 128;
+/// Budget of the compression under memory pressure: a fraction of the cache's tokens, and a minimum number of tokens.
+const PRESSURE_BUDGET: (f64, usize) = (0.5, 128);
 
-/// A request as memory knows it.
+/// The tokens and KV options of a request.
 #[derive(Debug)]
 struct Owner {
-    /// Prompt, and what was generated.
+    /// Prompt and generated tokens.
     tokens: Vec<u32>,
-    /// Tokens of the prompt; what comes later was generated.
+    /// Number of prompt tokens.
     prompt: usize,
-    kv: KvChoice,
+    kv: KvOptions,
     format: KvFormat,
+    /// Hash of the KV options: the key of the prefix cache.
     key: u64,
+    /// Prompt tokens that a cached prefix contained.
     cached: usize,
 }
 
-/// Sessions of running requests and what is kept for later ones.
+/// Sessions of running requests, and cached prefixes of earlier ones.
 #[derive(Debug)]
-pub(super) struct Memory<'m> {
+pub(super) struct KvCacheManager<'m> {
     model: &'m Model,
+    /// Maximum size of all pages in bytes.
     limit: usize,
-    may_shrink: bool,
+    may_compress: bool,
     /// By storage of new tokens; formats that pack old pages share one.
     caches: HashMap<&'static str, KvCache>,
     owners: HashMap<RequestId, Owner>,
     sessions: HashMap<RequestId, Session<'m>>,
-    kept: Option<PrefixCache<Session<'m>>>,
-    pub(super) shrunk: u64,
+    prefixes: Option<PrefixCache<Session<'m>>>,
+    /// Number of compressions under memory pressure.
+    pub(super) compressions: u64,
 }
 
-impl<'m> Memory<'m> {
-    pub(super) fn new(model: &'m Model, limit: usize, may_shrink: bool, prefix_caching: bool) -> Self {
+impl<'m> KvCacheManager<'m> {
+    pub(super) fn new(model: &'m Model, limit: usize, may_compress: bool, prefix_caching: bool) -> Self {
         Self {
             model,
             limit,
-            may_shrink,
+            may_compress,
             caches: HashMap::new(),
             owners: HashMap::new(),
             sessions: HashMap::new(),
-            kept: prefix_caching.then(|| PrefixCache::new(KEPT)),
-            shrunk: 0,
+            prefixes: prefix_caching.then(|| PrefixCache::new(MAX_PREFIXES)),
+            compressions: 0,
         }
     }
 
-    /// Takes a request's tokens.
-    pub(super) fn add(&mut self, id: RequestId, tokens: Vec<u32>, kv: KvChoice) -> Result<()> {
+    /// Adds a request.
+    pub(super) fn add(&mut self, id: RequestId, tokens: Vec<u32>, kv: KvOptions) -> Result<()> {
         let format: KvFormat = kv.format.parse()?;
         let storage = format.storage().name();
         if !self.caches.contains_key(storage) {
-            // No limit of its own: the scheduler sees to all together.
+            // Without a limit of its own: the scheduler limits all caches together.
             self.caches.insert(storage, self.model.kv_cache(storage, None)?);
         }
         let mut hasher = DefaultHasher::new();
@@ -80,13 +84,14 @@ impl<'m> Memory<'m> {
         Ok(())
     }
 
-    /// One more token of a request.
+    /// Appends a generated token to a request.
     pub(super) fn push(&mut self, id: RequestId, token: u32) {
         if let Some(owner) = self.owners.get_mut(&id) {
             owner.tokens.push(token);
         }
     }
 
+    /// Removes a request.
     pub(super) fn forget(&mut self, id: RequestId) {
         self.owners.remove(&id);
     }
@@ -96,50 +101,52 @@ impl<'m> Memory<'m> {
         self.owners.get(&id).map_or(&[], |owner| &owner.tokens)
     }
 
-    /// Tokens of the prompt that a kept cache had when the request began last.
+    /// Prompt tokens that a cached prefix contained when the request was last admitted.
     pub(super) fn cached(&self, id: RequestId) -> usize {
         self.owners.get(&id).map_or(0, |owner| owner.cached)
     }
 
-    /// Takes a session out, to be put back.
+    /// Takes the session out of the manager for one step.
     pub(super) fn take(&mut self, id: RequestId) -> Option<Session<'m>> {
         self.sessions.remove(&id)
     }
 
+    /// Returns the session after a step.
     pub(super) fn put(&mut self, id: RequestId, session: Session<'m>) {
         self.sessions.insert(id, session);
     }
 
+    /// The session of a running request.
     pub(super) fn session(&self, id: RequestId) -> Option<&Session<'m>> {
         self.sessions.get(&id)
     }
 
-    /// Keeps a request's cache for later ones that begin like it.
-    pub(super) fn keep(&mut self, id: RequestId) {
-        let (Some(kept), Some(owner), Some(session)) =
-            (&mut self.kept, self.owners.get(&id), self.sessions.get(&id))
+    /// Adds a request's KV cache to the prefix cache.
+    pub(super) fn cache_prefix(&mut self, id: RequestId) {
+        let (Some(prefixes), Some(owner), Some(session)) =
+            (&mut self.prefixes, self.owners.get(&id), self.sessions.get(&id))
         else {
             return;
         };
-        let mut at_least = session.compressed();
+        let mut min_tokens = session.compressed();
         let mut snapshot = session.fork();
         if self.model.config().sliding_window.iter().any(Option::is_some) {
-            at_least = session.len();
-        } else if at_least <= session.len() / BLOCK * BLOCK {
-            // Whole pages only: then nobody has to copy one.
-            snapshot.truncate(session.len() / BLOCK * BLOCK);
+            min_tokens = session.len();
+        } else if min_tokens <= session.len() / BLOCK_SIZE * BLOCK_SIZE {
+            // With whole pages only, no request has to copy a page on write.
+            snapshot.truncate(session.len() / BLOCK_SIZE * BLOCK_SIZE);
         }
         if let Some(tokens) = owner.tokens.get(..snapshot.len()) {
-            kept.insert(owner.key, tokens, at_least, snapshot);
+            prefixes.insert(owner.key, tokens, min_tokens, snapshot);
         }
     }
 
-    /// Bytes of all pages.
+    /// Size of all pages in bytes.
     pub(super) fn bytes_in_use(&self) -> usize {
         self.caches.values().map(KvCache::bytes_in_use).sum()
     }
 
-    /// Most bytes of pages.
+    /// Maximum size of all pages in bytes.
     pub(super) fn limit(&self) -> usize {
         self.limit
     }
@@ -151,31 +158,32 @@ impl<'m> Memory<'m> {
         }
     }
 
-    /// The compression of a cache under memory pressure, by a policy that needs no attention scores, because none were accumulated.
-    fn tightened(session: &Session<'_>) -> Option<(Compression, usize)> {
+    /// The compression under memory pressure, and its budget in tokens. Its policy needs no attention scores, because the
+    /// session collected none.
+    fn pressure_compression(session: &Session<'_>) -> Option<(Compression, usize)> {
         let held = session.kv_tokens();
-        let budget = ((held as f64 * SHRINK.0) as usize).max(SHRINK.1);
+        let budget = ((held as f64 * PRESSURE_BUDGET.0) as usize).max(PRESSURE_BUDGET.1);
         let how = Compression::new(policy("knorm").ok()?, Budget::Tokens(budget));
         (budget < held && how.check().is_ok()).then_some((how, budget))
     }
 }
 
-impl Pages for Memory<'_> {
-    fn free(&self) -> usize {
+impl KvMemory for KvCacheManager<'_> {
+    fn available(&self) -> usize {
         self.limit.saturating_sub(self.bytes_in_use())
     }
 
-    fn needed(&self, id: RequestId, tokens: usize) -> usize {
+    fn growth(&self, id: RequestId, tokens: usize) -> usize {
         self.sessions.get(&id).map_or(0, |session| session.kv().growth_bytes(tokens))
     }
 
-    fn begin(&mut self, id: RequestId) -> usize {
+    fn allocate(&mut self, id: RequestId) -> usize {
         let Some(owner) = self.owners.get(&id) else { return 0 };
-        let (key, most) = (owner.key, owner.tokens.len().saturating_sub(1));
-        let hit = self.kept.as_mut().and_then(|kept| kept.find(key, &owner.tokens, most)).map(|hit| {
+        let (key, limit) = (owner.key, owner.tokens.len().saturating_sub(1));
+        let hit = self.prefixes.as_mut().and_then(|cache| cache.find(key, &owner.tokens, limit)).map(|hit| {
             let mut session = hit.snapshot.fork();
             if session.len() > hit.tokens {
-                // Empty, where it cannot go back so far.
+                // The session becomes empty if it cannot be truncated that far.
                 session.truncate(hit.tokens);
             }
             session
@@ -196,30 +204,30 @@ impl Pages for Memory<'_> {
         cached
     }
 
-    fn release(&mut self, id: RequestId) {
+    fn free(&mut self, id: RequestId) {
         self.sessions.remove(&id);
     }
 
-    fn evict_kept(&mut self) -> bool {
-        self.kept.as_mut().is_some_and(PrefixCache::evict)
+    fn evict_cached(&mut self) -> bool {
+        self.prefixes.as_mut().is_some_and(PrefixCache::evict)
     }
 
-    fn shrink(&mut self, id: RequestId) -> bool {
-        // A prompt that is not complete still gathers what is to be kept of it.
-        let Some(owner) = self.owners.get(&id).filter(|_| self.may_shrink) else { return false };
+    fn compress(&mut self, id: RequestId) -> bool {
+        // An incomplete prompt still collects the scores for its own compression.
+        let Some(owner) = self.owners.get(&id).filter(|_| self.may_compress) else { return false };
         let Some(session) = self.sessions.get_mut(&id).filter(|s| s.len() >= owner.prompt) else {
             return false;
         };
-        let Some((how, budget)) = Self::tightened(session) else { return false };
+        let Some((how, budget)) = Self::pressure_compression(session) else { return false };
         let before = session.kv_bytes();
         if session.compress(&how, budget).is_err() {
             return false;
         }
-        self.shrunk += 1;
+        self.compressions += 1;
         session.kv_bytes() < before
     }
 
-    fn held(&self, id: RequestId) -> usize {
+    fn num_tokens(&self, id: RequestId) -> usize {
         self.sessions.get(&id).map_or(0, Session::kv_tokens)
     }
 }
