@@ -73,6 +73,14 @@ impl BenchFormat {
             Self::Plain(dtype) => dtype.name(),
         }
     }
+
+    /// One line for lists of formats.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Packed(format) => format.about(),
+            Self::Plain(_) => "plain numbers",
+        }
+    }
 }
 
 impl std::str::FromStr for BenchFormat {

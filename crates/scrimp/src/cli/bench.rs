@@ -2,10 +2,10 @@
 
 use super::{
     MODEL,
-    values::{rate, sparsity},
+    values::{one_of, rate, sparsity},
 };
 use crate::kv_args::KvArgs;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::TypedValueParser};
 use scrimp_kernels::{linear::bench::BenchFormat, quant::packed::WeightFormat};
 use std::num::NonZeroUsize;
 
@@ -67,12 +67,13 @@ pub(crate) struct BenchLinearArgs {
     /// Fraction of the weights that are zero
     #[arg(long, value_name = "F", default_value_t = 0.5, value_parser = sparsity)]
     pub(crate) sparsity: f64,
-    /// Formats, separated by commas: f32, f16, bf16, int8, int4, sparse-bf16, sparse-int8, sparse-int4
+    /// Formats, separated by commas
     #[arg(
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "bf16,int8,int4,sparse-bf16,sparse-int8,sparse-int4"
+        default_value = "bf16,int8,int4,sparse-bf16,sparse-int8,sparse-int4",
+        value_parser = one_of(BenchFormat::ALL, BenchFormat::name, BenchFormat::about)
     )]
     pub(crate) formats: Vec<BenchFormat>,
 }
@@ -102,11 +103,11 @@ pub(crate) struct BenchDecodeArgs {
     /// Use random weights of this shape instead of a model: llama-3.2-1b, llama-3-8b
     #[arg(long, value_name = "SHAPE")]
     pub(crate) synthetic: Option<String>,
-    /// Format of the random weights: bf16, int8, int4, sparse-bf16, sparse-int8, sparse-int4
-    #[arg(long, value_name = "FORMAT", default_value = "sparse-int8", requires = "synthetic")]
+    /// Format of the random weights
+    #[arg(long, value_name = "FORMAT", default_value = "sparse-int8", requires = "synthetic", value_parser = weight_formats())]
     pub(crate) format: WeightFormat,
     /// Format of the random output matrix [default: --format if that is dense, else int8]
-    #[arg(long, value_name = "FORMAT", requires = "synthetic")]
+    #[arg(long, value_name = "FORMAT", requires = "synthetic", value_parser = weight_formats(), hide_possible_values = true)]
     pub(crate) output_format: Option<WeightFormat>,
     /// Fraction of the random weights that are zero; dense formats store the zeros
     #[arg(long, value_name = "F", default_value_t = 0.5, value_parser = sparsity, requires = "synthetic")]
@@ -148,4 +149,8 @@ pub(crate) struct BenchServeArgs {
     /// Characters of each prompt, from a built-in text
     #[arg(long, value_name = "N", default_value = "400")]
     pub(crate) prompt_chars: NonZeroUsize,
+}
+
+fn weight_formats() -> impl TypedValueParser<Value = WeightFormat> {
+    one_of(WeightFormat::ALL, WeightFormat::name, WeightFormat::about)
 }

@@ -2,9 +2,12 @@
 
 use super::{
     MODEL,
-    values::{bits, size, sparsity},
+    values::{bits, one_of, size, sparsity},
 };
-use clap::{Args, ValueEnum, builder::PossibleValuesParser};
+use clap::{
+    Args, ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 use scrimp_compress::{Budget, LayerConfig, LayerConfigs, Output, PRUNERS};
 use scrimp_kernels::quant::packed::WeightFormat;
 use std::{num::NonZeroUsize, path::PathBuf};
@@ -32,8 +35,8 @@ pub(crate) struct CompressArgs {
     #[arg(long, value_name = "METHOD", default_value = "sparsegpt", value_parser = methods())]
     pub(crate) method: String,
     /// Storage of the weights; a sparse layout is used where it is smaller
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = CompressFormat::Int8)]
-    pub(crate) format: CompressFormat,
+    #[arg(long, value_name = "FORMAT", default_value = "int8", value_parser = formats())]
+    pub(crate) format: WeightFormat,
     /// Distribution of the zeros over the layers: the same fraction in all, or more in layers that tolerate it (measured)
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Allocation::Uniform)]
     pub(crate) allocation: Allocation,
@@ -44,8 +47,8 @@ pub(crate) struct CompressArgs {
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["sparsity", "format", "allocation"], value_parser = size)]
     pub(crate) target_size: Option<u64>,
     /// Storage of the output matrix; auto: the smallest format with a KL divergence below 0.005 nats
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = OutputFormat::Auto)]
-    pub(crate) output: OutputFormat,
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = output_formats())]
+    pub(crate) output: Output,
     /// Text for the calibration of pruning and quantization [default: a built-in text]
     #[arg(long, value_name = "FILE")]
     pub(crate) calibration: Option<PathBuf>,
@@ -57,7 +60,7 @@ pub(crate) struct CompressArgs {
 impl CompressArgs {
     /// The rule that chooses format and sparsity of each matrix.
     pub(crate) fn budget(&self) -> Budget {
-        let (format, sparsity) = (self.format.format(), self.sparsity);
+        let (format, sparsity) = (self.format, self.sparsity);
         match (self.target_bits, self.target_size, self.allocation) {
             (Some(bits), ..) => Budget::Bits(bits),
             (None, Some(size), _) => Budget::Size(size),
@@ -68,35 +71,32 @@ impl CompressArgs {
 }
 
 fn methods() -> PossibleValuesParser {
-    PRUNERS.iter().map(|p| p.name()).collect::<Vec<_>>().into()
+    PossibleValuesParser::new(PRUNERS.iter().map(|p| PossibleValue::new(p.name()).help(p.about())))
 }
 
-/// Storage of the output matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OutputFormat {
-    /// The smallest format whose measured divergence is small
-    Auto,
-    /// As the original has it
-    Keep,
-    /// bfloat16
-    Bf16,
-    /// 8 bits, one scale per row
-    Int8,
-    /// 4 bits, one scale for 32 weights
-    Int4,
+/// The formats that weights can be converted to.
+fn formats() -> impl TypedValueParser<Value = WeightFormat> {
+    one_of(dense_formats(), WeightFormat::name, WeightFormat::about)
 }
 
-impl OutputFormat {
-    /// The libraries' value.
-    pub(crate) fn output(self) -> Output {
-        match self {
-            Self::Auto => Output::Measured,
-            Self::Keep => Output::Keep,
-            Self::Bf16 => Output::As(WeightFormat::Bf16),
-            Self::Int8 => Output::As(WeightFormat::Int8),
-            Self::Int4 => Output::As(WeightFormat::Int4),
-        }
-    }
+fn dense_formats() -> impl Iterator<Item = WeightFormat> {
+    WeightFormat::ALL.into_iter().filter(|format| !format.is_sparse())
+}
+
+/// The formats of the output matrix.
+fn output_formats() -> impl TypedValueParser<Value = Output> {
+    let all = [Output::Measured, Output::Keep].into_iter().chain(dense_formats().map(Output::As));
+    let name = |output| match output {
+        Output::Measured => "auto",
+        Output::Keep => "keep",
+        Output::As(format) => format.name(),
+    };
+    let about = |output| match output {
+        Output::Measured => "The smallest format with a small measured KL divergence",
+        Output::Keep => "The format of the original",
+        Output::As(format) => format.about(),
+    };
+    one_of(all, name, about)
 }
 
 /// Distribution of the zeros over the layers.
@@ -106,26 +106,4 @@ pub(crate) enum Allocation {
     Uniform,
     /// More in layers that tolerate it
     Sensitivity,
-}
-
-/// How weights are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CompressFormat {
-    /// bfloat16
-    Bf16,
-    /// 8 bits, one scale per row
-    Int8,
-    /// 4 bits, one scale for 32 weights
-    Int4,
-}
-
-impl CompressFormat {
-    /// The libraries' format.
-    pub(crate) fn format(self) -> WeightFormat {
-        match self {
-            Self::Bf16 => WeightFormat::Bf16,
-            Self::Int8 => WeightFormat::Int8,
-            Self::Int4 => WeightFormat::Int4,
-        }
-    }
 }

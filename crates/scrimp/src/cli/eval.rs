@@ -1,8 +1,11 @@
 //! Options of `scrimp eval`.
 
-use super::{MODEL, values::at_least_two};
+use super::{
+    MODEL,
+    values::{at_least_two, one_of},
+};
 use crate::kv_args::KvArgs;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use scrimp_eval::tasks::prompt::Question;
 use std::{num::NonZeroUsize, path::PathBuf};
 
@@ -189,8 +192,8 @@ pub(crate) struct EvalRulerArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TaskArgs {
     /// When the model sees the question
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t = QuestionArg::Before)]
-    pub(crate) question: QuestionArg,
+    #[arg(long, value_name = "WHEN", default_value = Question::default().name(), value_parser = one_of(Question::ALL, Question::name, Question::about))]
+    pub(crate) question: Question,
     /// Do not apply the model's chat template
     #[arg(long)]
     pub(crate) raw: bool,
@@ -203,33 +206,4 @@ pub(crate) struct TaskArgs {
     /// Compare many settings with one prefill per sample: each line of FILE has the KV options of one setting
     #[arg(long, value_name = "FILE")]
     pub(crate) compare: Option<PathBuf>,
-}
-
-/// When the model sees the question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum QuestionArg {
-    /// Before the KV cache is compressed, as part of the prompt
-    Before,
-    /// After the KV cache of the context was compressed
-    After,
-    /// After the KV cache was compressed with another question at its end
-    Second,
-}
-
-impl TaskArgs {
-    /// Name of the question's time, for results.
-    pub(crate) fn question_name(&self) -> String {
-        self.question.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
-    }
-}
-
-impl QuestionArg {
-    /// The library's value.
-    pub(crate) fn when(self) -> Question {
-        match self {
-            Self::Before => Question::Before,
-            Self::After => Question::After,
-            Self::Second => Question::Second,
-        }
-    }
 }

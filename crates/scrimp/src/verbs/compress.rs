@@ -30,7 +30,7 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
     let options = Options {
         method: scrimp_compress::pruner(&args.method)?,
         budget: args.budget(),
-        output: args.output.output(),
+        output: args.output,
         calibration: &calibration,
     };
     let bar = Bar::new("matrices");

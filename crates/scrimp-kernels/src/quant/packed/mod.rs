@@ -106,6 +106,18 @@ impl WeightFormat {
         }
     }
 
+    /// One line for lists of formats.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bfloat16",
+            Self::Int8 => "8 bits, one scale per row",
+            Self::Int4 => "4 bits, one scale per 32 weights",
+            Self::SparseBf16 => "bitmap and the nonzero bfloat16 values",
+            Self::SparseInt8 => "bitmap and the nonzero 8-bit values",
+            Self::SparseInt4 => "bitmap and the nonzero 4-bit values",
+        }
+    }
+
     /// Whether zeros are left out.
     pub const fn is_sparse(self) -> bool {
         matches!(self, Self::SparseBf16 | Self::SparseInt8 | Self::SparseInt4)
