@@ -47,7 +47,6 @@ pub mod arch;
 pub mod attention;
 pub mod embedding;
 pub mod exec;
-pub mod hamming;
 pub mod linear;
 pub mod mem;
 pub mod ops;

@@ -8,7 +8,7 @@ use super::{
     rows::{self, BlockTask, Sink, UnitKernels},
     scratch::AttentionScratch,
 };
-use crate::{exec::DisjointSliceMut, exec::Pool};
+use crate::exec::{DisjointSliceMut, Pool};
 
 /// One sequence's attention.
 pub struct AttentionCall<'a> {

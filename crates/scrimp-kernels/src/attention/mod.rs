@@ -29,14 +29,15 @@ mod amx;
 mod batch;
 mod codes;
 mod column_sums;
-mod dispatch;
 mod format;
+mod packed_page;
 mod qk_pv;
 mod rows;
 mod scratch;
 mod sparse;
 mod stats;
 pub mod storage;
+mod tables;
 mod unpack;
 
 pub use batch::{AttentionCall, attend_batch};
@@ -48,7 +49,10 @@ pub use storage::{
     sparse::{Scope, Sparse},
 };
 
-use crate::{arch::SimdLevel, exec::DisjointSliceMut, exec::Pool};
+use crate::{
+    arch::SimdLevel,
+    exec::{DisjointSliceMut, Pool},
+};
 use column_sums::Columns;
 use rows::{BlockTask, Sink, UnitKernels};
 use std::ops::Range;

@@ -1,8 +1,9 @@
 //! Every tier and format against attention in f64, on odd shapes.
 
 use super::{
-    dispatch::Kernels,
+    qk_pv::ExpSumArgs,
     storage::{STORAGES, packing::PACKINGS},
+    tables::Kernels,
     *,
 };
 use half::bf16;
@@ -489,7 +490,7 @@ fn exponentials_are_close() {
     for level in SimdLevel::supported() {
         // One query of head_dim 1 and keys that are scores: p is seen through one-hot values.
         let kernels = Kernels::new(level, StorageKind::F32);
-        let block = &kernels.blocks[0];
+        let block = (kernels.row_kernels)(1);
         for scores in [
             [0.0_f32; 16],
             std::array::from_fn(|i| -(i as f32) * 7.3),
@@ -497,8 +498,15 @@ fn exponentials_are_close() {
         ] {
             let mut p = scores;
             let mut sum = 0.0;
+            let args = ExpSumArgs {
+                scores: p.as_mut_ptr(),
+                tiles: 1,
+                c: std::f32::consts::LOG2_E,
+                max: &0.0,
+                sum: &mut sum,
+            };
             // SAFETY: one tile of one row.
-            unsafe { (block.exp_sum)(p.as_mut_ptr(), 1, std::f32::consts::LOG2_E, &0.0, &mut sum) };
+            unsafe { (block.exp_sum)(args) };
             for (s, p) in scores.iter().zip(p) {
                 let want = (f64::from(*s) * f64::from(std::f32::consts::LOG2_E)).exp2();
                 if want < 1e-37 {
@@ -510,8 +518,9 @@ fn exponentials_are_close() {
         }
         let mut p = [f32::NEG_INFINITY; 16];
         let mut sum = 1.0;
-        // SAFETY: as above.
-        unsafe { (block.exp_sum)(p.as_mut_ptr(), 1, 1.0, &0.0, &mut sum) };
+        let args = ExpSumArgs { scores: p.as_mut_ptr(), tiles: 1, c: 1.0, max: &0.0, sum: &mut sum };
+        // SAFETY: one tile of one row.
+        unsafe { (block.exp_sum)(args) };
         assert_eq!((p, sum), ([0.0; 16], 0.0));
     }
 }

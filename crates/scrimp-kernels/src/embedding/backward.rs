@@ -12,7 +12,11 @@ use super::{
     bag::Bags,
     signs::{SIGN_WIDTH, flip},
 };
-use crate::{SimdLevel, arch::Kernel, arch::Simd, exec::DisjointSliceMut, exec::Pool};
+use crate::{
+    SimdLevel,
+    arch::{Kernel, Level},
+    exec::{DisjointSliceMut, Pool},
+};
 
 /// How a gradient changes a value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -294,7 +298,7 @@ impl Kernel for Step<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Level>(self, _: S) {
         match self.part.width {
             1 => self.with_width::<1>(),
             2 => self.with_width::<2>(),

@@ -9,7 +9,11 @@
 //! a sample at a time, where they fit the first cache, and transposed, so that the lanes of a register are 16 values of j and
 //! there are no horizontal sums.
 
-use crate::{SimdLevel, arch::Kernel, arch::Simd, exec::DisjointSliceMut, exec::Pool};
+use crate::{
+    SimdLevel,
+    arch::{Kernel, Level, Simd},
+    exec::{DisjointSliceMut, Pool},
+};
 
 /// Vectors of a sample, at most.
 pub const MAX_VECTORS: usize = 512;
@@ -84,7 +88,7 @@ struct Pairs<'a> {
 impl Kernel for Pairs<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Pairs { x: all, first, out, stride, offset } = self;
         let (vectors, dim) = (all.count(), all.dim);
         let mut x = vec![0.0; vectors * dim];
@@ -243,7 +247,7 @@ impl Sample {
 impl Kernel for Gradients<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let (vectors, dim) = (self.all.count(), self.all.dim);
         let tail = self.all.others * dim;
         let head = vectors * dim - tail;
@@ -291,12 +295,7 @@ impl Kernel for Gradients<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedding::IdHash;
-
-    fn numbers(seed: u64, n: usize) -> Vec<f32> {
-        let hash = IdHash::new(seed, 0);
-        (0..n).map(|i| (hash.hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
-    }
+    use crate::arch::testing::numbers;
 
     #[test]
     fn pairs_and_their_gradients() {

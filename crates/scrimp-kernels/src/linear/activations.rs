@@ -21,9 +21,8 @@ use super::{
     quantize::{Quantize, QuantizeRow, RoundRow},
 };
 use crate::{
-    arch::{SimdLevel, level::Kind},
-    exec::DisjointSliceMut,
-    exec::Pool,
+    arch::SimdLevel,
+    exec::{DisjointSliceMut, Pool},
     quant::{GROUP, QuantGroup},
 };
 
@@ -86,21 +85,8 @@ pub(crate) struct RowScale {
     pub(crate) sum: i32,
 }
 
-impl SimdLevel {
-    /// Tokens that a GEMM kernel of this tier handles at once.
-    pub(crate) const fn token_tile(self) -> usize {
-        match self.kind() {
-            Kind::Scalar => 4,
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => 4,
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => 12,
-        }
-    }
-}
-
 /// Tokens of a tile of a batch: 16 do better as two tiles of 8 than as 12 and 4.
-const fn tile_of(level: SimdLevel, n_tokens: usize) -> usize {
+fn tile_of(level: SimdLevel, n_tokens: usize) -> usize {
     match (level.token_tile(), n_tokens) {
         (12, 13..=16) => 8,
         (tile, _) => tile,

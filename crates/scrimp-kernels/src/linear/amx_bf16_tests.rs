@@ -6,12 +6,14 @@ use super::{
     amx_packed_tests::{ONE, amx, inputs, matrix, multiply, multiply_softly},
     tests::{pack, random_rows},
 };
-use crate::arch::amx::TILE_STEPS;
 use crate::{
     DType,
-    arch::SimdLevel,
+    arch::{SimdLevel, amx::TILE_STEPS},
     exec::Pool,
-    quant::{dequantize::dequantize_row, packed::WeightFormat, packed::test_weights},
+    quant::{
+        dequantize::dequantize_row,
+        packed::{WeightFormat, test_weights},
+    },
 };
 use proptest::prelude::*;
 use std::sync::PoisonError;

@@ -4,9 +4,11 @@
 use super::{Activations, Linear, LinearScratch, Matrix, amx_packed::*, linear};
 #[cfg(target_os = "linux")]
 use crate::arch::amx::emulator;
-use crate::arch::amx::{Tile, asm, soft};
 use crate::{
-    arch::SimdLevel,
+    arch::{
+        SimdLevel,
+        amx::{Tile, asm, soft},
+    },
     exec::Pool,
     mem::Arena,
     quant::packed::{PackedView, WeightFormat, pack, test_weights},
@@ -175,7 +177,7 @@ fn portable_tiles_agree_with_the_other_tiers() {
 /// Executes tile instructions, on the CPU or the emulator.
 fn with_tiles(config: &[u8; 64], body: impl FnOnce(&mut asm::Amx)) {
     // SAFETY: callers have installed the emulator or found the instructions.
-    let mut tile = unsafe { asm::Amx::new() };
+    let mut tile = unsafe { asm::Amx::assume() };
     // SAFETY: as above.
     unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) config.as_ptr()) };
     body(&mut tile);

@@ -8,8 +8,7 @@ use super::{Activations, Linear, LinearScratch, Matrix, linear};
 use crate::{
     DType,
     arch::SimdLevel,
-    exec::DisjointSliceMut,
-    exec::Pool,
+    exec::{DisjointSliceMut, Pool},
     mem::Arena,
     quant::packed::{PackedView, WeightFormat, pack},
 };

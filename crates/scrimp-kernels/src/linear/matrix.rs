@@ -3,8 +3,7 @@
 use super::activations::Needs;
 use crate::{
     DType,
-    exec::DisjointSliceMut,
-    exec::Pool,
+    exec::{DisjointSliceMut, Pool},
     mem::{Arena, ArenaBox},
     quant::{
         BlockFormat, TILE_ROWS,

@@ -31,7 +31,7 @@ pub use matrix::Matrix;
 
 use crate::{
     arch::{
-        Kernel, Simd, SimdLevel,
+        Kernel, Level, Simd, SimdLevel,
         amx::{Configured, Tile},
     },
     exec::{self, DisjointSliceMut, Pool},
@@ -316,9 +316,7 @@ struct Unit<'a> {
 struct BlockUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 struct FloatUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 fn run_block<F: BlockFormat>(level: SimdLevel, unit: Unit<'_>, tiles: &mut ThreadTiles) {
-    #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = tiles
         && unit.job.registers != TileRegisters::None
     {
@@ -356,7 +354,7 @@ impl<F: BlockFormat> Kernel for BlockUnit<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Unit { job, x, x_tiles, tiles, panel } = self.0;
         if x.n_tokens() == 1 {
             for tile in tiles {
@@ -392,7 +390,7 @@ impl<F: FloatFormat> Kernel for FloatUnit<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Unit { job, x, x_tiles, tiles, .. } = self.0;
         for i in x_tiles {
             let (first, n, width) = x.tile(i);
@@ -474,7 +472,7 @@ fn block_row<F: BlockFormat>(level: SimdLevel, weight: &Matrix, row: usize, out:
 
 fn float_row<F: FloatFormat>(_: SimdLevel, weight: &Matrix, row: usize, out: &mut [f32]) {
     for (column, out) in weight.columns::<F>(row / TILE_ROWS).iter().zip(out) {
-        *out = F::load(crate::arch::scalar::Scalar, column)[row % TILE_ROWS];
+        *out = F::load(crate::arch::Scalar, column)[row % TILE_ROWS];
     }
 }
 
@@ -482,7 +480,7 @@ impl<F: BlockFormat> Kernel for Row<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Row(weight, row, out, _) = self;
         let mut panel = [PanelGroup::ZERO; 8];
         let blocks = weight.blocks::<F>(row / TILE_ROWS);

@@ -10,10 +10,8 @@
 
 use crate::{
     SimdLevel,
-    arch::Kernel,
-    arch::{Simd, scalar::Scalar},
-    exec::DisjointSliceMut,
-    exec::Pool,
+    arch::{Kernel, Level, Scalar, Simd},
+    exec::{DisjointSliceMut, Pool},
 };
 use std::ops::Range;
 
@@ -181,7 +179,7 @@ struct TileOf;
 impl Kernel for TileOf {
     type Output = (usize, usize);
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> (usize, usize) {
+    fn run<S: Level>(self, _: S) -> (usize, usize) {
         tile::<S>()
     }
 }
@@ -199,7 +197,7 @@ struct Unit<'a> {
 impl Kernel for Unit<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         if const { tile::<S>().0 == 8 } { self.tiles::<S, 8, 2>(s) } else { self.tiles::<S, 4, 1>(s) }
     }
 }
@@ -340,12 +338,7 @@ const _: () = assert!(tile::<Scalar>().0 == 4);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedding::IdHash;
-
-    fn numbers(seed: u64, n: usize) -> Vec<f32> {
-        let hash = IdHash::new(seed, 0);
-        (0..n).map(|i| (hash.hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
-    }
+    use crate::arch::testing::numbers;
 
     #[test]
     fn products_of_odd_sizes_are_right_and_the_same_everywhere() {

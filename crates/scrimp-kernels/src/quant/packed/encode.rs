@@ -1,7 +1,10 @@
 //! f32 weights to packed bytes.
 
 use super::{FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, TILE_ROWS, Value, WeightFormat};
-use crate::{exec::DisjointSliceMut, exec::Pool, quant::round_to_bf16};
+use crate::{
+    exec::{DisjointSliceMut, Pool},
+    quant::round_to_bf16,
+};
 use half::bf16;
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,9 +1,12 @@
 //! AVX2 + FMA + F16C: two registers per vector.
 
+mod attention;
+mod embedding;
+
 use super::Simd;
 use std::arch::x86_64::*;
 
-/// Proof that the CPU has the tier's features; made only in [`crate::arch::dispatch`].
+/// Proof that the CPU has the tier's features; made only in [`dispatch`](crate::arch::dispatch).
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
@@ -321,10 +324,6 @@ impl Simd for Avx2 {
             })
         };
         isa!([_mm256_set_m128i(quarter(1), quarter(0)), _mm256_set_m128i(quarter(3), quarter(2))])
-    }
-    #[inline(always)]
-    fn prefetch_line(self, at: *const u8) {
-        isa!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
     }
     #[inline(always)]
     fn dot_bf16(self, acc: F, w: I, x: u32) -> F {

@@ -1,5 +1,8 @@
 //! Plain Rust: slow, portable, and what the other tiers are tested against.
 
+mod attention;
+mod embedding;
+
 use super::Simd;
 use half::{bf16, f16};
 

@@ -1,9 +1,12 @@
 //! AVX-512 (F, BW, DQ, VL, VNNI, BF16, VBMI, VBMI2): one register per vector.
 
+mod attention;
+mod embedding;
+
 use super::Simd;
 use std::arch::x86_64::*;
 
-/// Proof that the CPU has the tier's features; made only in [`crate::arch::dispatch`].
+/// Proof that the CPU has the tier's features; made only in [`dispatch`](crate::arch::dispatch).
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
@@ -283,10 +286,6 @@ impl Simd for Avx512 {
         if HIGH { self.high_nibbles(x) } else { x }
     }
     #[inline(always)]
-    fn prefetch_line(self, at: *const u8) {
-        isa!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
-    }
-    #[inline(always)]
     fn dot_bf16(self, acc: __m512, w: __m512i, x: u32) -> __m512 {
         // SAFETY: both types are 64 bytes without invalid patterns.
         let bf16 = |x: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
@@ -328,7 +327,7 @@ impl Simd for Avx512 {
     fn reduce_add(self, x: __m512) -> f32 {
         isa!({
             let lo = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
-            super::avx2::reduce_add_8(lo)
+            crate::arch::avx2::reduce_add_8(lo)
         })
     }
     #[inline(always)]
