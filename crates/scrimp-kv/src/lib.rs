@@ -77,6 +77,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod attention_scores;
 mod batch;
 mod block;

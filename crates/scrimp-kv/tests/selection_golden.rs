@@ -106,6 +106,7 @@ fn cases() -> Vec<Value> {
         case("position", 60, 2, 0, 20, &how("tova", 0.25, "position", "none")),
         case("counts", 60, 2, 0, 20, &how("tova", 0.25, "score", "count")),
         case("one representative", 30, 1, 0, 9, &keys("h2o", 0.1)),
+        case("no mass", 60, 2, 0, 20, &how("tova", 0.5, "keys", "none")),
         case("everything fits", 12, 2, 0, 20, &keys("h2o", 0.5)),
     ]
 }
