@@ -20,6 +20,7 @@ pub mod generate;
 pub mod metrics;
 pub mod model;
 pub mod output;
+#[cfg(feature = "prepare")]
 pub mod prepare;
 pub mod recipe;
 pub mod schema;

@@ -40,6 +40,7 @@ pub use splits::{Data, Split, preset};
 
 use crate::schema::{Schema, cross};
 
+#[cfg(feature = "prepare")]
 /// Calls `each` with the text of each field of a CSV line (commas, quotes as in RFC 4180).
 pub(crate) fn fields(line: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<usize, String> {
     csv::fields(line, b',', &mut Vec::new(), |_, text| {
