@@ -3,7 +3,7 @@
 use crate::{
     data::{Data, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
     encoders::{Census, EncoderConfig, EncoderOptions, Exec, Precision, keys_for, plan},
-    error::{Error, Result},
+    Error, Result,
     model::Model,
     schema::Schema,
     train::{self, Preset, Progress, TrainOptions, TrainReport},
@@ -72,10 +72,7 @@ pub fn train(
     on: &mut dyn FnMut(Event<'_>),
 ) -> Result<Trained> {
     if schema.n_categorical() == 0 {
-        return Err(Error::bad_input_hint(
-            "there is no categorical column, so there is nothing to embed",
-            "name some with --categorical",
-        ));
+        return Err(Error::bad_input("there is no categorical column, so there is nothing to embed").with_hint("name some with `categorical`"));
     }
     let mut encoder = recipe.encoder.clone();
     encoder.seed = recipe.seed;
@@ -93,10 +90,7 @@ pub fn train(
     let config = plan(&encoder, &census)?;
     on(Event::Planned(&census, &config));
     let preset = Preset::named(&recipe.preset).ok_or_else(|| {
-        Error::bad_input_hint(
-            format!("there are no layers called `{}`", recipe.preset),
-            format!("the presets are {}", Preset::NAMES.join(", ")),
-        )
+        Error::bad_input(format!("there are no layers called '{}'", recipe.preset)).with_hint(format!("the presets are {}", Preset::NAMES.join(", ")))
     })?;
     let keys = keys_for(&config, &census);
     let mut model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &keys)?;

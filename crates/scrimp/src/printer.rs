@@ -88,8 +88,7 @@ impl Printer {
 
 /// The hint of an error of one of the libraries.
 fn hint<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a str> {
-    let hint = cause.downcast_ref::<Error>().and_then(Error::hint).map(Hint::as_str);
-    hint.or_else(|| cause.downcast_ref::<scrimp_rec::Error>().and_then(scrimp_rec::Error::hint))
+    cause.downcast_ref::<Error>()?.hint().map(Hint::as_str)
 }
 
 /// The chain of causes on one line, without causes that their parent already quotes.

@@ -7,7 +7,7 @@ use super::{
     roles::{Filler, Role},
 };
 use crate::{
-    error::{Error, Result},
+    Error, Result,
     schema::Schema,
 };
 use parquet::{
@@ -275,7 +275,7 @@ impl ParquetSource {
                 self.bad_rows += 1;
                 if self.bad_rows > self.options.skip_bad_rows {
                     let (row, what) = (self.row + *row as u64 + 1, format!("(row) {what}"));
-                    return Err(Error::bad_row(&path, row, what));
+                    return Err(super::bad_row(&path, row, what));
                 }
             }
             self.left -= n;

@@ -65,7 +65,7 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
     let mut pointers = Vec::new();
     pointers
         .try_reserve_exact(places as usize * COLUMNS)
-        .map_err(|_| Error::OutOfMemory { what: format!("{places} pointers") })?;
+        .map_err(|_| Error::out_of_memory(format!("{places} pointers")))?;
     pointers.extend((0..places as usize * COLUMNS).map(|i| reduce(hash.hash(i as u64), rows) as u16));
     let spread = super::memrec::spread(c);
     Ok(Box::new(Cce {

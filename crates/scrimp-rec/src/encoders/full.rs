@@ -11,17 +11,14 @@ fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
     let values = usize::try_from(census.total()).unwrap_or(usize::MAX).saturating_mul(options.dim);
     let full = options.precision.bytes(values, options.dim, options.dim) as u64;
     if full > options.budget {
-        return Err(Error::bad_input_hint(
-            format!(
+        return Err(Error::bad_input(format!(
                 "encoder full: {} ids take {full} bytes, the budget is {}",
                 census.total(),
                 options.budget
-            ),
-            "another encoder, or no --budget and no --compression",
-        ));
+            )).with_hint("use another `encoder`, or neither `budget` nor `compression`"));
     }
     if census.keys.len() as u64 != census.total() || census.keys.is_empty() {
-        return Err(Error::bad_input_hint("encoder full: too many ids to keep", "another encoder"));
+        return Err(Error::bad_input("encoder full: too many ids to keep").with_hint("use another `encoder`"));
     }
     // The last row is for ids that training has not seen.
     let rows = census.keys.len() as u64 + 1;

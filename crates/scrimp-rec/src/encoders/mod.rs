@@ -314,10 +314,7 @@ pub const ENCODERS: &[EncoderEntry] = &[
 pub fn entry(name: &str) -> Result<&'static EncoderEntry> {
     ENCODERS.iter().find(|e| e.name == name).ok_or_else(|| {
         let names: Vec<_> = ENCODERS.iter().map(|e| e.name).collect();
-        Error::bad_input_hint(
-            format!("encoder `{name}`: there is none"),
-            format!("one of {}", names.join(", ")),
-        )
+        Error::bad_input(format!("encoder '{name}': there is none")).with_hint(format!("one of {}", names.join(", ")))
     })
 }
 
@@ -368,7 +365,7 @@ fn check(c: &EncoderConfig) -> std::result::Result<(), String> {
         return Err(format!("{} features of {} dimensions", c.features, c.dim));
     }
     if c.hash != scrimp_kernels::embedding::IdHash::NAME {
-        return Err(format!("hash function `{}`: this version does not know it", c.hash));
+        return Err(format!("hash function '{}': this version does not know it", c.hash));
     }
     if blocks == 0 || !c.dim.is_multiple_of(c.width) {
         return Err(format!("blocks of {}: must divide the dimension, {}", c.width, c.dim));
@@ -399,11 +396,8 @@ fn check(c: &EncoderConfig) -> std::result::Result<(), String> {
 
 /// The error of a budget under an encoder's smallest form.
 fn too_small(options: &EncoderOptions) -> Error {
-    Error::bad_input_hint(
-        format!(
+    Error::bad_input(format!(
             "{} bytes: too small for encoder {} with dimension {}",
             options.budget, options.encoder, options.dim
-        ),
-        "a larger --budget, a smaller --compression or a smaller --dim",
-    )
+        )).with_hint("use a larger `budget`, a smaller `compression` or a smaller `dim`")
 }

@@ -39,7 +39,7 @@ const RESCALE: u32 = 64;
 pub(crate) fn zeros(n: usize, what: &str) -> Result<Vec<f32>> {
     let mut v = Vec::new();
     v.try_reserve_exact(n)
-        .map_err(|_| Error::OutOfMemory { what: format!("{what}, {} bytes", n.saturating_mul(4)) })?;
+        .map_err(|_| Error::out_of_memory(format!("{what}, {} bytes", n.saturating_mul(4))))?;
     v.resize(n, 0.0);
     Ok(v)
 }

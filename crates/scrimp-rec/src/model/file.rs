@@ -22,7 +22,7 @@ use super::{Model, ModelConfig};
 use crate::{
     Error, Result,
     encoders::{Stored, is_weight},
-    output::Output,
+    AtomicFile,
 };
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, io::Read, path::Path};
@@ -150,13 +150,13 @@ impl Model {
         while !header.len().is_multiple_of(8) {
             header.push(' ');
         }
-        let mut out = Output::create(path)?;
-        out.write(&(header.len() as u64).to_le_bytes())?;
-        out.write(header.as_bytes())?;
+        let mut out = AtomicFile::create(path)?;
+        out.append(&(header.len() as u64).to_le_bytes())?;
+        out.append(header.as_bytes())?;
         for part in w.parts {
-            out.write(part)?;
+            out.append(part)?;
         }
-        out.finish().map(drop)
+        out.commit().map(drop)
     }
 
     /// Reads a model, and what a checkpoint says of the training.
@@ -166,7 +166,7 @@ impl Model {
     pub fn load(path: &Path) -> Result<(Self, Option<Value>)> {
         let (metadata, mut reader) = read(path)?;
         let damaged = |what: String| {
-            Error::bad_file_hint(path, what, "the file is damaged or not a model of `scrimp rec train`")
+            Error::bad_file(path, what).with_hint("the file is damaged or not a model of `scrimp rec train`")
         };
         let text = |key: &str| metadata.get(key).and_then(Value::as_str);
         if text("format") != Some(FORMAT) {
@@ -273,7 +273,7 @@ fn values<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
 fn read(path: &Path) -> Result<(Map<String, Value>, Reader)> {
     let io = |e| Error::io(path, e);
     let damaged = |what: String| {
-        Error::bad_file_hint(path, what, "the file is damaged or not a model of `scrimp rec train`")
+        Error::bad_file(path, what).with_hint("the file is damaged or not a model of `scrimp rec train`")
     };
     let mut file = std::fs::File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();

@@ -230,16 +230,13 @@ pub fn evaluate(
 fn check_schema(model: &Model, source: &dyn RowSource) -> Result<()> {
     let (a, b) = (model.schema(), source.schema());
     if (a.n_numeric(), a.n_categorical()) != (b.n_numeric(), b.n_categorical()) {
-        return Err(Error::bad_input_hint(
-            format!(
+        return Err(Error::bad_input(format!(
                 "the model has {} numeric and {} categorical columns, the data {} and {}",
                 a.n_numeric(),
                 a.n_categorical(),
                 b.n_numeric(),
                 b.n_categorical()
-            ),
-            "use data with the columns that the model was trained with",
-        ));
+            )).with_hint("use data with the columns that the model was trained with"));
     }
     Ok(())
 }
@@ -265,7 +262,7 @@ pub fn train(
     if let Some(path) = options.checkpoint.as_deref().filter(|p| p.exists()) {
         let (loaded, training) = Model::load(path)?;
         let other = |what: &str| {
-            Error::bad_file_hint(path, what, "delete it, or choose another file for the checkpoint")
+            Error::bad_file(path, what).with_hint("delete it, or choose another file for the checkpoint")
         };
         if loaded.config() != model.config() {
             return Err(other("a checkpoint of a model of another shape"));
@@ -273,7 +270,7 @@ pub fn train(
         let training = training.ok_or_else(|| other("a model, not a checkpoint"))?;
         state = serde_json::from_value(training).map_err(|e| other(&format!("not a checkpoint: {e}")))?;
         if state.batch != options.batch {
-            return Err(other("a checkpoint with another --batch"));
+            return Err(other("a checkpoint with another `batch`"));
         }
         *model = loaded;
     }
@@ -302,10 +299,7 @@ pub fn train(
             }
             let loss = model.step(exec, &batch, step);
             if !loss.is_finite() {
-                return Err(Error::bad_input_hint(
-                    "training diverged: the loss is not a number",
-                    "a smaller --lr",
-                ));
+                return Err(Error::bad_input("training diverged: the loss is not a number").with_hint("use a smaller `lr`"));
             }
             learning += before.elapsed().as_secs_f64();
             learnt += n as u64;

@@ -6,10 +6,10 @@ use crate::{
     cli::rec::{ColumnArgs, RecTrainArgs},
     format,
 };
+use scrimp_base::AtomicFile;
 use scrimp_rec::{
     data::{Data, Format, Hints, OpenOptions, Split},
     encoders::{EncoderOptions, Precision},
-    output::Output,
     recipe::{Budget, Event, Recipe, train},
     schema::Schema,
     train::{OptimizerKind, TrainOptions, remove_checkpoint, svg},
@@ -44,7 +44,7 @@ pub(super) enum More {
 pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     // What would fail at the end fails now.
-    drop(Output::create(&args.output)?);
+    drop(AtomicFile::create(&args.output)?);
     let options =
         OpenOptions { threads: 1, skip_bad_rows: args.rows.skip_bad_rows, ..OpenOptions::default() };
     let data = Data::find(&args.data, Split::Train)?;
@@ -90,9 +90,9 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     let mut model = trained.model;
     model.save(&args.output, None)?;
     if let Some(path) = &args.training.curves {
-        let mut output = Output::create(path)?;
-        output.write(svg(&trained.report.curve).as_bytes())?;
-        output.finish()?;
+        let mut output = AtomicFile::create(path)?;
+        output.append(svg(&trained.report.curve).as_bytes())?;
+        output.commit()?;
     }
     if let Some(path) = &args.training.checkpoint {
         // It has served its purpose.
@@ -147,10 +147,7 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
         _ => Precision::Int4,
     };
     if e.qat && precision == Precision::F32 {
-        return Err(scrimp_rec::Error::bad_input_hint(
-            "--qat: rows of f32 are not rounded",
-            "say what they are rounded to with --dtype bf16, int8 or int4",
-        )
+        return Err(scrimp_rec::Error::bad_input("--qat: rows of f32 are not rounded").with_hint("say what they are rounded to with --dtype bf16, int8 or int4")
         .into());
     }
     let encoder = EncoderOptions {
