@@ -74,7 +74,7 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
         places,
         seed: c.seed,
         clusterings: 0,
-        hashes: bloom::hashes(c.seed ^ 2, c.features),
+        hashes: hashed_blocks::hashes(c.seed ^ 2, c.features),
         pointers,
         seen: vec![false; places as usize],
         table: Param::new(rows as usize * 2 * COLUMNS * c.width, c.width, c.width, c.seed ^ 3, 0.0, spread)?,

@@ -45,10 +45,10 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
     Ok(Box::new(HashEmbeddings {
         features: c.features,
         k: c.k,
-        hashes: bloom::hashes(c.seed ^ 1, c.features),
-        ranges: bloom::ranges(&c.rows, c.features),
-        weight_hashes: bloom::hashes(c.seed ^ 2, c.features),
-        weight_ranges: bloom::ranges(&c.weight_rows, c.features),
+        hashes: hashed_blocks::hashes(c.seed ^ 1, c.features),
+        ranges: hashed_blocks::ranges(&c.rows, c.features),
+        weight_hashes: hashed_blocks::hashes(c.seed ^ 2, c.features),
+        weight_ranges: hashed_blocks::ranges(&c.weight_rows, c.features),
         table: Param::new(*rows as usize * c.dim, c.dim, c.dim, c.seed ^ 3, 0.0, spread)?,
         weights: Param::new(
             *weight_rows as usize * c.k,

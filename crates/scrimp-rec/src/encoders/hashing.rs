@@ -1,6 +1,6 @@
 //! The hashing trick (Weinberger et al., 2009): the row of an id is a hash of it; ids that collide are one.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, bloom::Bloom, too_small};
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, hashed_blocks::Bloom, too_small};
 use crate::Result;
 
 pub(super) const ENTRY: EncoderEntry = EncoderEntry {

@@ -15,7 +15,7 @@
 //! weight table takes `weight_share`, the token table the rest. With `per_feature_tables` each feature has rows of its own, as many
 //! as the logarithm of its number of ids asks for (the paper's rule).
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, bloom::Bloom, too_small};
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, hashed_blocks::Bloom, too_small};
 use crate::Result;
 
 pub(super) const PER_FEATURE: EncoderEntry = EncoderEntry {

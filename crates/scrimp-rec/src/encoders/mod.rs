@@ -2,8 +2,8 @@
 //!
 //! To add one, write a file with a type that implements [`Encoder`], and add a line to [`ENCODERS`].
 
-mod addressing;
-mod bloom;
+mod hash_indexer;
+mod hashed_blocks;
 mod cce;
 mod full;
 mod hash_embeddings;
@@ -16,7 +16,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
-pub use addressing::{Addressing, Prepared};
+pub use hash_indexer::{Addressing, Prepared};
 pub use param::Param;
 pub(crate) use param::zeros;
 pub use scrimp_kernels::Exec;

@@ -57,9 +57,9 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
     };
     Ok(Box::new(Qr {
         features: c.features,
-        hashes: bloom::hashes(c.seed, c.features),
-        remainders: bloom::ranges(&c.rows, c.features),
-        quotients: bloom::ranges(&c.weight_rows, c.features),
+        hashes: hashed_blocks::hashes(c.seed, c.features),
+        remainders: hashed_blocks::ranges(&c.rows, c.features),
+        quotients: hashed_blocks::ranges(&c.weight_rows, c.features),
         remainder: table(&c.rows, c.seed ^ 1, 0.0, spread)?,
         quotient: table(&c.weight_rows, c.seed ^ 2, 1.0, 0.5)?,
         precision: c.precision,

@@ -1,7 +1,7 @@
 //! ROBE (Desai et al., "Random Offset Block Embedding", arXiv 2108.02191): one array of numbers; each block of the vector starts at
 //! a hashed place in it, unaligned, so that blocks overlap.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, bloom::Bloom, too_small};
+use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, hashed_blocks::Bloom, too_small};
 use crate::Result;
 
 pub(super) const ENTRY: EncoderEntry = EncoderEntry {

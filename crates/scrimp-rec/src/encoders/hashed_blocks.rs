@@ -10,7 +10,7 @@
 
 use super::{
     Encoder, EncoderConfig, Exec, KeyMap, Param, Stored,
-    addressing::{Addressing, Prepared},
+    hash_indexer::{Addressing, Prepared},
     rows_of,
 };
 use crate::{Error, Result};

@@ -2,7 +2,7 @@
 
 use super::{
     EncoderConfig, Exec,
-    bloom::{TABLE, WEIGHTS, hashes, ranges},
+    hashed_blocks::{TABLE, WEIGHTS, hashes, ranges},
 };
 use scrimp_kernels::embedding::{
     Backward, Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, dots, forward, probe,
