@@ -7,20 +7,20 @@ use crate::{
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
 use scrimp_kernels::embedding::{Backward, Bags, Gradients, Optimizer, Table, Trained, Values};
-use scrimp_rec::encoders::{Addressing, Census, EncoderConfig, EncoderOptions, Exec, Prepared, plan};
+use scrimp_rec::encoders::{HashIndexer, IdCounts, EncoderConfig, EncoderOptions, Exec, BackwardContext, plan};
 use std::sync::{Mutex, PoisonError};
 
 /// The shape of a MEM-REC embedding: which rows of a table and of a weight table an id reads.
 #[pyclass(frozen, module = "scrimp._scrimp")]
 pub(crate) struct MemRec {
     config: EncoderConfig,
-    addressing: Addressing,
+    indexer: HashIndexer,
     scratch: Mutex<Scratch>,
 }
 
 #[derive(Default)]
 struct Scratch {
-    prepared: Prepared,
+    prepared: BackwardContext,
     table: Gradients,
     weights: Gradients,
 }
@@ -69,10 +69,10 @@ impl MemRec {
             hot_share: Some(0.0),
             ..EncoderOptions::new("memrec", dim, budget)
         };
-        let census = Census { distinct: vec![1; features], ..Census::default() };
-        let config = plan(&options, &census).map_err(value_error)?;
-        let addressing = Addressing::new(&config);
-        Ok(Self { config, addressing, scratch: Mutex::default() })
+        let id_counts = IdCounts { distinct: vec![1; features], ..IdCounts::default() };
+        let config = plan(&options, &id_counts).map_err(value_error)?;
+        let indexer = HashIndexer::new(&config);
+        Ok(Self { config, indexer, scratch: Mutex::default() })
     }
 
     /// Rows and columns of the table.
@@ -121,7 +121,7 @@ impl MemRec {
         py.detach(|| {
             let exec = Exec { pool: &pool, level };
             let table = Table::new(Values::F32(call.table), self.config.width);
-            self.addressing.forward(exec, table, call.weights, call.ids, call.bags, out);
+            self.indexer.forward(exec, table, call.weights, call.ids, call.bags, out);
         });
         Ok(())
     }
@@ -207,10 +207,10 @@ impl MemRec {
             let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
             let Scratch { prepared, table, weights } = &mut *scratch;
             let read = Table::new(Values::F32(call.table), self.config.width);
-            self.addressing.prepare(exec, &read, call.weights, call.ids, call.bags, grad, prepared);
-            let batch = self.addressing.table_batch(prepared, call.bags, grad);
+            self.indexer.prepare(exec, &read, call.weights, call.ids, call.bags, grad, prepared);
+            let batch = self.indexer.table_batch(prepared, call.bags, grad);
             let of_table = collect(exec, table, &batch, call.table.len(), self.config.width, &mut table_to)?;
-            let of_weights = match self.addressing.weight_batch(prepared) {
+            let of_weights = match self.indexer.weight_batch(prepared) {
                 Some(batch) => {
                     collect(exec, weights, &batch, call.weights.len(), self.config.groups, &mut weight_to)?
                 }
@@ -318,7 +318,7 @@ impl MemRec {
         if table.len() != size(self.table_shape()) || weights.len() != size(self.weight_shape()) {
             return Err(PyValueError::new_err("the tables have other sizes than the embedding"));
         }
-        let features = self.addressing.features();
+        let features = self.indexer.features();
         let (bags, outputs) = match starts {
             Some(_) if features != 1 => {
                 return Err(PyValueError::new_err("bags with offsets are for embeddings of one feature"));
@@ -375,12 +375,12 @@ impl MemRec {
             let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
             let Scratch { prepared, table, weights } = &mut *scratch;
             let read = Table::new(Values::F32(call.table), width);
-            self.addressing.prepare(exec, &read, call.weights, call.ids, call.bags, grad, prepared);
-            if let (Some(to), Some(batch)) = (&weights_to, self.addressing.weight_batch(prepared)) {
+            self.indexer.prepare(exec, &read, call.weights, call.ids, call.bags, grad, prepared);
+            if let (Some(to), Some(batch)) = (&weights_to, self.indexer.weight_batch(prepared)) {
                 // SAFETY: nothing reads the weight table any more.
                 weights.step(exec.pool, exec.level, optimizer, unsafe { to.trained(groups) }, &batch);
             }
-            let batch = self.addressing.table_batch(prepared, call.bags, grad);
+            let batch = self.indexer.table_batch(prepared, call.bags, grad);
             // SAFETY: nothing reads the table any more.
             table.step(exec.pool, exec.level, optimizer, unsafe { table_to.trained(width) }, &batch);
         });

@@ -2,7 +2,7 @@
 
 use crate::{
     data::{Data, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
-    encoders::{Census, EncoderConfig, EncoderOptions, Exec, Precision, keys_for, plan},
+    encoders::{IdCounts, EncoderConfig, EncoderOptions, Exec, Precision, keys_for, plan},
     Error, Result,
     model::Model,
     schema::Schema,
@@ -43,7 +43,7 @@ pub enum Event<'a> {
     /// Ids are being counted: rows so far, and the part of all where it is known.
     Counting(u64, Option<f64>),
     /// Ids have been counted, and the model has a shape.
-    Planned(&'a Census, &'a EncoderConfig),
+    Planned(&'a IdCounts, &'a EncoderConfig),
     /// A step was made.
     Training(&'a Progress),
 }
@@ -78,23 +78,23 @@ pub fn train(
     encoder.seed = recipe.seed;
     let mut source = data.open(schema, options)?;
     let keep_keys = encoder.encoder == "full";
-    let (census, _) =
-        train::census(&mut *source, keep_keys, &mut |rows, part| on(Event::Counting(rows, part)))?;
+    let (id_counts, _) =
+        train::count_ids(&mut *source, keep_keys, &mut |rows, part| on(Event::Counting(rows, part)))?;
     drop(source);
-    let full = census.full_bytes(encoder.dim);
+    let full = id_counts.full_bytes(encoder.dim);
     encoder.budget = match recipe.budget {
         Budget::Bytes(bytes) => bytes,
         Budget::Compression(_) if encoder.encoder == "full" => u64::MAX,
         Budget::Compression(by) => (full as f64 / by) as u64,
     };
-    let config = plan(&encoder, &census)?;
-    on(Event::Planned(&census, &config));
+    let config = plan(&encoder, &id_counts)?;
+    on(Event::Planned(&id_counts, &config));
     let preset = Preset::named(&recipe.preset).ok_or_else(|| {
         Error::bad_input(format!("there are no layers called '{}'", recipe.preset)).with_hint(format!("the presets are {}", Preset::NAMES.join(", ")))
     })?;
-    let keys = keys_for(&config, &census);
+    let keys = keys_for(&config, &id_counts);
     let mut model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &keys)?;
-    drop(census);
+    drop(id_counts);
 
     let fold = |fold| -> Result<Box<dyn RowSource>> {
         let source = data.open(schema, options)?;

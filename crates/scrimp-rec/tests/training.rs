@@ -7,7 +7,7 @@ use scrimp_rec::{
     generate::{Generator, GeneratorOptions},
     model::Model,
     schema::Schema,
-    train::{Preset, TrainOptions, census, evaluate, train},
+    train::{Preset, TrainOptions, id_counts, evaluate, train},
 };
 
 const CARDINALITIES: [u64; 6] = [1000, 3, 50, 400, 20, 2000];
@@ -30,15 +30,15 @@ fn fresh(source: &mut Memory, encoder: &str, precision: Precision) -> Model {
 
 fn fresh_with(source: &mut Memory, encoder: &str, precision: Precision, quantization_aware: bool) -> Model {
     source.rewind(0).unwrap();
-    let (census, rows) = census(source, true, &mut |_, _| ()).unwrap();
+    let (id_counts, rows) = id_counts(source, true, &mut |_, _| ()).unwrap();
     assert_eq!(Some(rows), source.rows());
     source.rewind(0).unwrap();
-    let full = census.full_bytes(16);
+    let full = id_counts.full_bytes(16);
     let budget = if encoder == "full" { full } else { full / 4 };
     let options =
         EncoderOptions { precision, quantization_aware, ..EncoderOptions::new(encoder, 16, budget) };
-    let config = plan(&options, &census).unwrap();
-    let keys = keys_for(&config, &census);
+    let config = plan(&options, &id_counts).unwrap();
+    let keys = keys_for(&config, &id_counts);
     let preset = Preset::named("dlrm").unwrap();
     Model::new(preset.config(source.schema().clone(), config, 3, full), &keys).unwrap()
 }
@@ -217,10 +217,10 @@ fn models_without_numbers_and_small_baselines_work() {
     let pool = Pool::new(1).unwrap();
     let exec = Exec { pool: &pool, level: SimdLevel::detect() };
     let mut data = generated(0, 8000, 0);
-    let (census, _) = census(&mut data, true, &mut |_, _| ()).unwrap();
+    let (id_counts, _) = count_ids(&mut data, true, &mut |_, _| ()).unwrap();
     for (preset, dim) in [("dlrm", 8), ("lr", 1), ("fm", 8)] {
-        let full = census.full_bytes(dim);
-        let config = plan(&EncoderOptions::new("hashing", dim, full), &census).unwrap();
+        let full = id_counts.full_bytes(dim);
+        let config = plan(&EncoderOptions::new("hashing", dim, full), &id_counts).unwrap();
         let preset = Preset::named(preset).unwrap();
         let mut model = Model::new(preset.config(data.schema().clone(), config, 1, full), &[]).unwrap();
         let options =

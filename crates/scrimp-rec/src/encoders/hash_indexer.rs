@@ -1,4 +1,7 @@
-//! Where Bloom-coded look-ups find their rows, apart from who owns the tables: forward and backward over plain slices.
+//! The row numbers of hashed lookups: forward and backward passes over tables that the caller owns.
+//!
+//! [`HashIndexer`] holds hashes and shapes only, so that the same code serves tables of this crate and tensors of
+//! PyTorch. `hashed_blocks.rs` has the formulas.
 
 use super::{
     EncoderConfig, Exec,
@@ -8,52 +11,76 @@ use scrimp_kernels::embedding::{
     Backward, Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, dots, forward, probe,
 };
 
-/// Hashes and shapes of an encoder of blocks (see `bloom.rs` for the formulas).
+/// Lookups of a thread's task.
+const CHUNK: usize = 1024;
+
+/// The hashes and the shape of an encoder of blocks.
 #[derive(Debug)]
-pub struct Addressing {
+pub struct HashIndexer {
     features: usize,
-    per: usize,
-    k: usize,
+    /// Rows of the table that a lookup reads: blocks times `num_hashes`.
+    rows_per_lookup: usize,
+    num_hashes: usize,
     norm: f32,
     signs: bool,
     hashes: Vec<IdHash>,
     ranges: Vec<RowRange>,
-    weights: Option<WeightAddressing>,
+    weights: Option<WeightIndexer>,
 }
 
+/// The same for the weight table.
 #[derive(Debug)]
-struct WeightAddressing {
+struct WeightIndexer {
     hashes: Vec<IdHash>,
     ranges: Vec<RowRange>,
-    k: usize,
+    num_hashes: usize,
     groups: usize,
 }
 
-/// What a backward pass works out before any table changes; memory is kept from batch to batch.
+/// The tables of a lookup.
+#[derive(Debug, Clone, Copy)]
+pub struct Tables<'a> {
+    /// The table of blocks.
+    pub table: Table<'a>,
+    /// The weight table, `[weight_rows, groups]`; empty where the configuration has none.
+    pub weights: &'a [f32],
+}
+
+/// A batch of lookups.
+#[derive(Debug, Clone, Copy)]
+pub struct Lookups<'a> {
+    /// Ids, sample after sample, one for each feature.
+    pub ids: &'a [u64],
+    /// The lookups that are added up into one output.
+    pub bags: Bags<'a>,
+}
+
+/// Intermediate results of a backward pass, computed before a table changes. Its buffers are reused.
 #[derive(Debug, Default)]
-pub struct Prepared {
-    probes: Vec<u32>,
+pub struct BackwardContext {
+    indices: Vec<u32>,
     signs: Vec<u64>,
-    weight_probes: Vec<u32>,
+    weight_indices: Vec<u32>,
     scales: Vec<f32>,
     dots: Vec<f32>,
     weight_grad: Vec<f32>,
 }
 
-impl Addressing {
-    /// Of an encoder of this configuration, which has been checked (by `plan` or `build`).
-    pub fn new(c: &EncoderConfig) -> Self {
-        let weights = (!c.weight_rows.is_empty()).then(|| WeightAddressing {
+impl HashIndexer {
+    /// The indexer of `config`, which must come from [`super::plan`] or have passed the checks of [`super::build`].
+    pub fn new(config: &EncoderConfig) -> Self {
+        let c = config;
+        let weights = (!c.weight_rows.is_empty()).then(|| WeightIndexer {
             hashes: hashes(c.seed ^ WEIGHTS, c.features),
             ranges: ranges(&c.weight_rows, c.features),
-            k: c.weight_k,
+            num_hashes: c.weight_num_hashes,
             groups: c.groups,
         });
         Self {
             features: c.features,
-            per: c.dim / c.width * c.k,
-            k: c.k,
-            norm: 1.0 / (c.k as f32).sqrt(),
+            rows_per_lookup: c.dim / c.block_dim * c.num_hashes,
+            num_hashes: c.num_hashes,
+            norm: 1.0 / (c.num_hashes as f32).sqrt(),
             signs: c.signs,
             hashes: hashes(c.seed ^ TABLE, c.features),
             ranges: ranges(&c.rows, c.features),
@@ -61,110 +88,135 @@ impl Addressing {
         }
     }
 
-    /// Categorical features.
+    /// The number of categorical features.
     pub fn features(&self) -> usize {
         self.features
     }
 
     fn probing(&self) -> Probing<'_> {
-        Probing { hashes: &self.hashes, ranges: &self.ranges, probes: self.per, signs: self.signs }
+        Probing {
+            hashes: &self.hashes,
+            ranges: &self.ranges,
+            probes: self.rows_per_lookup,
+            signs: self.signs,
+        }
     }
 
-    /// The sums of `bags` of look-ups. `weights` is the weight table, where the configuration has one.
-    pub fn forward(
-        &self,
-        exec: Exec<'_>,
-        table: Table<'_>,
-        weights: &[f32],
-        ids: &[u64],
-        bags: Bags<'_>,
-        out: &mut [f32],
-    ) {
+    /// Writes the sums of the bags to `out`, `[bags, dim]`.
+    pub fn forward(&self, exec: Exec<'_>, tables: Tables<'_>, lookups: Lookups<'_>, out: &mut [f32]) {
+        let (Tables { table, weights }, Lookups { ids, bags }) = (tables, lookups);
         let scales = match &self.weights {
             None => Scales::One(self.norm),
             Some(w) => Scales::Hashed { weights, probing: w.probing(), groups: w.groups, scale: self.norm },
         };
         let probes = Probes::Hashed { ids, probing: self.probing() };
-        let batch = Batch { table, probes, k: self.k, scales, bags, add: false };
+        let batch = Batch { table, probes, k: self.num_hashes, scales, bags, add: false };
         forward(exec.pool, exec.level, &batch, out);
     }
 
-    /// Finds rows again, and what the weights' gradients are, for the gradients `grad` of the outputs of `forward`.
-    pub fn prepare(
+    /// Fills `context` for the gradients `grad` of the outputs of [`HashIndexer::forward`]: row numbers, scales, and the
+    /// gradients of the weights.
+    pub fn prepare_backward(
         &self,
         exec: Exec<'_>,
-        table: &Table<'_>,
-        weights: &[f32],
-        ids: &[u64],
-        bags: Bags<'_>,
+        tables: Tables<'_>,
+        lookups: Lookups<'_>,
         grad: &[f32],
-        to: &mut Prepared,
+        context: &mut BackwardContext,
     ) {
-        to.probes.resize(ids.len() * self.per, 0);
-        to.signs.resize(if self.signs { ids.len() } else { 0 }, 0);
-        probe(exec.pool, ids, &self.probing(), &mut to.probes, &mut to.signs);
-        let Some(w) = &self.weights else { return };
-        to.weight_probes.resize(ids.len() * w.k, 0);
-        probe(exec.pool, ids, &w.probing(), &mut to.weight_probes, &mut []);
-        let (groups, k, norm) = (w.groups, w.k, self.norm);
-        to.scales.resize(ids.len() * groups, 0.0);
-        let probes = &to.weight_probes;
-        exec.pool.chunks(&mut to.scales, 1024 * groups, |unit, out| {
-            for (i, out) in out.iter_mut().enumerate() {
-                let (l, g) = (unit * 1024 + i / groups, i % groups);
-                let rows = &probes[l * k..(l + 1) * k];
-                *out = norm * rows.iter().map(|&row| weights[row as usize * groups + g]).sum::<f32>();
-            }
-        });
-        // The gradient of alpha needs the rows as they were in the forward pass.
-        to.dots.resize(to.probes.len(), 0.0);
+        let Lookups { ids, bags } = lookups;
+        context.indices.resize(ids.len() * self.rows_per_lookup, 0);
+        context.signs.resize(if self.signs { ids.len() } else { 0 }, 0);
+        probe(exec.pool, ids, &self.probing(), &mut context.indices, &mut context.signs);
+        let Some(weights) = &self.weights else { return };
+        weights.prepare_scales(exec, tables.weights, ids, self.norm, context);
+        // The gradient of alpha needs the rows before this step changes them.
+        context.dots.resize(context.indices.len(), 0.0);
         let batch = Backward {
-            probes: &to.probes,
-            per: self.per,
-            k: self.k,
+            probes: &context.indices,
+            per: self.rows_per_lookup,
+            k: self.num_hashes,
             weights: &[],
-            signs: &to.signs,
-            scales: &[norm],
+            signs: &context.signs,
+            scales: &[self.norm],
             groups: 0,
             bags,
             grad,
         };
-        dots(exec.pool, exec.level, table, &batch, &mut to.dots);
-        to.weight_grad.resize(ids.len() * groups, 0.0);
-        for (out, dots) in to.weight_grad.iter_mut().zip(to.dots.chunks_exact(self.per / groups)) {
-            *out = norm * dots.iter().sum::<f32>();
+        dots(exec.pool, exec.level, &tables.table, &batch, &mut context.dots);
+        context.weight_grad.resize(ids.len() * weights.groups, 0.0);
+        let group_dots = context.dots.chunks_exact(self.rows_per_lookup / weights.groups);
+        for (out, dots) in context.weight_grad.iter_mut().zip(group_dots) {
+            *out = self.norm * dots.iter().sum::<f32>();
         }
     }
 
-    /// The table's gradients, after [`Addressing::prepare`] with the same `bags` and `grad`.
-    pub fn table_batch<'a>(&'a self, from: &'a Prepared, bags: Bags<'a>, grad: &'a [f32]) -> Backward<'a> {
+    /// The gradients of the table, after [`HashIndexer::prepare_backward`] with the same `bags` and `grad`.
+    pub fn table_batch<'a>(
+        &'a self,
+        context: &'a BackwardContext,
+        bags: Bags<'a>,
+        grad: &'a [f32],
+    ) -> Backward<'a> {
         let (scales, groups) = match &self.weights {
-            Some(w) => (&from.scales[..], w.groups),
+            Some(w) => (&context.scales[..], w.groups),
             None => (std::slice::from_ref(&self.norm), 0),
         };
-        let Prepared { probes, signs, .. } = from;
-        Backward { probes, per: self.per, k: self.k, weights: &[], signs, scales, groups, bags, grad }
+        Backward {
+            probes: &context.indices,
+            per: self.rows_per_lookup,
+            k: self.num_hashes,
+            weights: &[],
+            signs: &context.signs,
+            scales,
+            groups,
+            bags,
+            grad,
+        }
     }
 
-    /// The weight table's gradients, likewise; `None` where there is no weight table.
-    pub fn weight_batch<'a>(&self, from: &'a Prepared) -> Option<Backward<'a>> {
+    /// The gradients of the weight table, after [`HashIndexer::prepare_backward`]; `None` without a weight table.
+    pub fn weight_batch<'a>(&self, context: &'a BackwardContext) -> Option<Backward<'a>> {
         let w = self.weights.as_ref()?;
         Some(Backward {
-            probes: &from.weight_probes,
-            per: w.k,
-            k: w.k,
+            probes: &context.weight_indices,
+            per: w.num_hashes,
+            k: w.num_hashes,
             weights: &[],
             signs: &[],
             scales: &[1.0],
             groups: 0,
             bags: Bags::Fixed(1),
-            grad: &from.weight_grad,
+            grad: &context.weight_grad,
         })
     }
 }
 
-impl WeightAddressing {
+impl WeightIndexer {
     fn probing(&self) -> Probing<'_> {
-        Probing { hashes: &self.hashes, ranges: &self.ranges, probes: self.k, signs: false }
+        Probing { hashes: &self.hashes, ranges: &self.ranges, probes: self.num_hashes, signs: false }
+    }
+
+    /// Finds the rows of the weight table, and from them the scales `norm * alpha`, `[ids, groups]`.
+    fn prepare_scales(
+        &self,
+        exec: Exec<'_>,
+        weights: &[f32],
+        ids: &[u64],
+        norm: f32,
+        context: &mut BackwardContext,
+    ) {
+        let (groups, num_hashes) = (self.groups, self.num_hashes);
+        context.weight_indices.resize(ids.len() * num_hashes, 0);
+        probe(exec.pool, ids, &self.probing(), &mut context.weight_indices, &mut []);
+        context.scales.resize(ids.len() * groups, 0.0);
+        let indices = &context.weight_indices;
+        exec.pool.chunks(&mut context.scales, CHUNK * groups, |chunk, out| {
+            for (i, out) in out.iter_mut().enumerate() {
+                let (lookup, group) = (chunk * CHUNK + i / groups, i % groups);
+                let rows = &indices[lookup * num_hashes..(lookup + 1) * num_hashes];
+                *out = norm * rows.iter().map(|&row| weights[row as usize * groups + group]).sum::<f32>();
+            }
+        });
     }
 }

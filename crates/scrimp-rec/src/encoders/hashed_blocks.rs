@@ -1,16 +1,20 @@
-//! What hashing, ROBE and MEM-REC have in common: blocks of the vector looked up in one table by hashes of the id.
+//! The encoder behind `hashing`, `robe` and `memrec`: hashes of an id find the blocks of its vector in one table.
 //!
 //! ```text
-//! z(x) = signs(x) * alpha(x) * norm * [ sum of k rows of M | sum of k other rows of M | ... ]        dim / width blocks
-//! signs(x) = 1 or -1, for each eight values
-//! alpha(x) = sum of weight_k rows of w                                                    one for each group of blocks
+//! z(x) = signs(x) * alpha(x) * norm * [ sum of num_hashes rows of M | sum of other rows of M | ... ]
+//!                                                                                  dim / block_dim blocks
+//! signs(x) = 1 or -1, one for each 8 values
+//! alpha(x) = sum of weight_num_hashes rows of w                                    one for each group of blocks
+//! norm     = 1 / sqrt(num_hashes)
 //! ```
 //!
-//! The gradients: dM[row] += signs alpha norm dz, dalpha = norm * sum over a group of  <signs dz, row>, dw[row'] += dalpha.
+//! The gradients: dM\[row\] += signs alpha norm dz, dalpha = norm * sum over a group of <signs dz, row>,
+//! dw\[row'\] += dalpha.
 
 use super::{
-    Encoder, EncoderConfig, Exec, KeyMap, Param, Stored,
-    hash_indexer::{Addressing, Prepared},
+    Encoder, EncoderConfig, Exec, KeyMap, Param, Precision, Stored,
+    hash_indexer::{BackwardContext, HashIndexer, Lookups, Tables},
+    param::ParamInit,
     rows_of,
 };
 use crate::{Error, Result};
@@ -18,29 +22,30 @@ use scrimp_kernels::embedding::{
     Backward, Bags, Batch, IdHash, Optimizer, Probes, RowRange, Scales, forward,
 };
 
-/// The seeds of the two tables' hashes, apart from each other and from other uses of the seed.
+/// Distinguishes the hashes of the table from other uses of the seed.
 pub(super) const TABLE: u64 = 0x7461_626c;
+/// The same for the weight table.
 pub(super) const WEIGHTS: u64 = 0x7765_6967;
 
-pub(super) struct Bloom {
+pub(super) struct HashedBlocks {
     features: usize,
     bagged: bool,
-    addressing: Addressing,
+    indexer: HashIndexer,
     table: Param,
     alpha: Option<Param>,
-    hot: Option<Hot>,
-    quantized: super::Precision,
-    prepared: Prepared,
+    frequent: Option<FrequentIds>,
+    precision: Precision,
+    context: BackwardContext,
 }
 
-/// Rows of frequent ids, added to what the tables give. Row 0 is zero: that of all other ids.
-struct Hot {
+/// Rows of frequent ids, which are added to the hashed blocks. Row 0 stays zero and serves all other ids.
+struct FrequentIds {
     keys: Vec<u64>,
     row_of: KeyMap<u32>,
     table: Param,
 }
 
-/// The rows of each feature: one table for all, or one after another.
+/// The rows of each feature: the whole table if `rows` has one entry, else one range per feature.
 pub(super) fn ranges(rows: &[u32], features: usize) -> Vec<RowRange> {
     if let [rows] = *rows {
         return vec![RowRange { base: 0, rows }; features];
@@ -55,45 +60,57 @@ pub(super) fn ranges(rows: &[u32], features: usize) -> Vec<RowRange> {
         .collect()
 }
 
+/// A hash function for each feature.
 pub(super) fn hashes(seed: u64, features: usize) -> Vec<IdHash> {
     (0..features).map(|f| IdHash::new(seed, f as u32)).collect()
 }
 
-impl Bloom {
-    /// `stride` is 1 for rows that overlap.
+impl HashedBlocks {
+    /// An encoder with random tables. `stride` is the distance between rows: `block_dim`, or 1 for overlapping rows.
+    /// Initial values lie in `-spread .. spread`.
     pub(super) fn new(config: &EncoderConfig, stride: usize, spread: f32) -> Result<Self> {
         let c = config;
         let rows: usize = c.rows.iter().map(|&r| r as usize).sum();
-        let len = (rows.saturating_sub(1)) * stride + c.width;
-        let alpha = if c.weight_rows.is_empty() {
-            None
-        } else {
-            let rows: usize = c.weight_rows.iter().map(|&r| r as usize).sum();
-            let k = c.weight_k as f32;
-            Some(Param::new(rows * c.groups, c.groups, c.groups, c.seed ^ WEIGHTS, 1.0 / k, 0.05 / k)?)
+        let table = ParamInit {
+            len: rows.saturating_sub(1) * stride + c.block_dim,
+            block_dim: c.block_dim,
+            stride,
+            seed: c.seed ^ TABLE,
+            middle: 0.0,
+            spread,
+        };
+        let weight_rows: usize = c.weight_rows.iter().map(|&r| r as usize).sum();
+        let share = 1.0 / c.weight_num_hashes as f32;
+        let alpha = ParamInit {
+            middle: share,
+            spread: 0.05 / c.weight_num_hashes as f32,
+            ..ParamInit::rows(weight_rows, c.groups, c.seed ^ WEIGHTS)
         };
         Ok(Self {
             features: c.features,
             bagged: c.bagged,
-            addressing: Addressing::new(c),
-            table: Param::new(len, c.width, stride, c.seed ^ TABLE, 0.0, spread)?,
-            alpha,
-            hot: None,
-            quantized: c.precision,
-            prepared: Prepared::default(),
+            indexer: HashIndexer::new(c),
+            table: Param::new(table)?,
+            alpha: if c.weight_rows.is_empty() { None } else { Some(Param::new(alpha)?) },
+            frequent: None,
+            precision: c.precision,
+            context: BackwardContext::default(),
         })
     }
 
-    /// The same with rows for the ids of `keys`.
-    pub(super) fn with_hot(mut self, config: &EncoderConfig, keys: &[u64]) -> Result<Self> {
-        if keys.len() != config.hot as usize {
-            return Err(Error::bad_input(format!("{} frequent ids, not {}", keys.len(), config.hot)));
+    /// Adds a row for each of `keys`, the frequent ids.
+    ///
+    /// # Errors
+    /// The number of keys differs from the configuration; no memory.
+    pub(super) fn with_frequent_ids(mut self, config: &EncoderConfig, keys: &[u64]) -> Result<Self> {
+        if keys.len() != config.frequent_ids as usize {
+            let wanted = config.frequent_ids;
+            return Err(Error::bad_input(format!("{} frequent ids, not {wanted}", keys.len())));
         }
         if !keys.is_empty() {
-            let len = (keys.len() + 1) * config.dim;
-            let table = Param::new(len, config.dim, config.dim, config.seed, 0.0, 0.0)?;
+            let table = Param::new(ParamInit::rows(keys.len() + 1, config.dim, config.seed))?;
             let row_of = keys.iter().zip(1..).map(|(&key, row)| (key, row)).collect();
-            self.hot = Some(Hot { keys: keys.to_vec(), row_of, table });
+            self.frequent = Some(FrequentIds { keys: keys.to_vec(), row_of, table });
         }
         Ok(self)
     }
@@ -101,67 +118,74 @@ impl Bloom {
     fn bags(&self) -> Bags<'static> {
         Bags::Fixed(if self.bagged { self.features } else { 1 })
     }
-}
 
-impl Bloom {
-    fn bags_forward(&self, exec: Exec<'_>, ids: &[u64], bags: Bags<'_>, out: &mut [f32]) {
+    fn tables(&self) -> Tables<'_> {
         let weights = self.alpha.as_ref().map_or(&[][..], Param::floats);
-        self.addressing.forward(exec, self.table.table(), weights, ids, bags, out);
-        if let Some(hot) = &self.hot {
-            let rows = hot.rows(exec, ids, self.features);
+        Tables { table: self.table.table(), weights }
+    }
+
+    fn pooled(&self, exec: Exec<'_>, lookups: Lookups<'_>, out: &mut [f32]) {
+        self.indexer.forward(exec, self.tables(), lookups, out);
+        if let Some(frequent) = &self.frequent {
+            let rows = frequent.rows(exec, lookups.ids, self.features);
             let probes = Probes::Given { probes: &rows, weights: &[], per: 1 };
-            let (table, scales) = (hot.table.table(), Scales::One(1.0));
-            let batch = Batch { table, probes, k: 1, scales, bags, add: true };
+            let (table, scales) = (frequent.table.table(), Scales::One(1.0));
+            let batch = Batch { table, probes, k: 1, scales, bags: lookups.bags, add: true };
             forward(exec.pool, exec.level, &batch, out);
         }
     }
 }
 
-impl Hot {
+impl FrequentIds {
     fn rows(&self, exec: Exec<'_>, ids: &[u64], features: usize) -> Vec<u32> {
         rows_of(exec, &self.row_of, features, ids, 0)
     }
+
+    fn step(&mut self, exec: Exec<'_>, optimizer: Optimizer, rows: &[u32], bags: Bags<'_>, grad: &[f32]) {
+        let batch = Backward { bags, ..Backward::given(rows, 1, 1, grad) };
+        self.table.step(exec, optimizer, &batch);
+        let dim = self.table.block_dim;
+        if let Stored::F32(values) = &mut self.table.values {
+            values[..dim].fill(0.0);
+            self.table.round(0..dim);
+        }
+    }
 }
 
-impl Encoder for Bloom {
+impl Encoder for HashedBlocks {
     fn vectors(&self) -> usize {
         if self.bagged { 1 } else { self.features }
     }
 
     fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
-        self.bags_forward(exec, ids, self.bags(), out);
+        self.pooled(exec, Lookups { ids, bags: self.bags() }, out);
     }
 
     fn forward_bags(&self, exec: Exec<'_>, ids: &[u64], offsets: &[usize], out: &mut [f32]) {
-        self.bags_forward(exec, ids, Bags::Offsets(offsets), out);
+        self.pooled(exec, Lookups { ids, bags: Bags::Offsets(offsets) }, out);
     }
 
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
         let bags = self.bags();
-        let weights = self.alpha.as_ref().map_or(&[][..], Param::floats);
-        let table = self.table.table();
-        self.addressing.prepare(exec, &table, weights, ids, bags, grad, &mut self.prepared);
-        if let (Some(alpha), Some(batch)) = (&mut self.alpha, self.addressing.weight_batch(&self.prepared)) {
+        let mut context = std::mem::take(&mut self.context);
+        self.indexer.prepare_backward(exec, self.tables(), Lookups { ids, bags }, grad, &mut context);
+        if let (Some(alpha), Some(batch)) = (&mut self.alpha, self.indexer.weight_batch(&context)) {
             alpha.step(exec, optimizer, &batch);
         }
-        let batch = self.addressing.table_batch(&self.prepared, bags, grad);
-        self.table.step(exec, optimizer, &batch);
-        if let Some(hot) = &mut self.hot {
-            let rows = hot.rows(exec, ids, self.features);
-            let batch = Backward { bags, ..Backward::given(&rows, 1, 1, grad) };
-            hot.table.step(exec, optimizer, &batch);
-            if let Stored::F32(values) = &mut hot.table.values {
-                values[..hot.table.width].fill(0.0);
-                hot.table.round(0..hot.table.width);
-            }
+        self.table.step(exec, optimizer, &self.indexer.table_batch(&context, bags, grad));
+        self.context = context;
+        if let Some(frequent) = &mut self.frequent {
+            let rows = frequent.rows(exec, ids, self.features);
+            frequent.step(exec, optimizer, &rows, bags, grad);
         }
     }
 
+    // The names are those of the tensors in model files.
     fn params(&self) -> Vec<(&'static str, &Param)> {
         let table = ("table", &self.table);
         std::iter::once(table)
             .chain(self.alpha.as_ref().map(|a| ("alpha", a)))
-            .chain(self.hot.as_ref().map(|h| ("hot", &h.table)))
+            .chain(self.frequent.as_ref().map(|f| ("hot", &f.table)))
             .collect()
     }
 
@@ -169,7 +193,7 @@ impl Encoder for Bloom {
         let table = ("table", &mut self.table);
         std::iter::once(table)
             .chain(self.alpha.as_mut().map(|a| ("alpha", a)))
-            .chain(self.hot.as_mut().map(|h| ("hot", &mut h.table)))
+            .chain(self.frequent.as_mut().map(|f| ("hot", &mut f.table)))
             .collect()
     }
 
@@ -178,13 +202,13 @@ impl Encoder for Bloom {
     }
 
     fn keys(&self) -> &[u64] {
-        self.hot.as_ref().map_or(&[], |hot| &hot.keys)
+        self.frequent.as_ref().map_or(&[], |frequent| &frequent.keys)
     }
 
     fn quantize(&mut self) {
-        self.table.quantize(self.quantized);
-        if let Some(hot) = &mut self.hot {
-            hot.table.quantize(self.quantized);
+        self.table.quantize(self.precision);
+        if let Some(frequent) = &mut self.frequent {
+            frequent.table.quantize(self.precision);
         }
     }
 }

@@ -5,7 +5,7 @@
 use crate::{
     Result,
     data::{Batch, RowSource},
-    encoders::{Census, KeyMap, key_of},
+    encoders::{IdCounts, KeyMap, key_of},
 };
 
 /// Keys of one feature that are counted at a time.
@@ -26,11 +26,11 @@ struct Feature {
 ///
 /// # Errors
 /// Those of the source.
-pub fn census(
+pub fn count_ids(
     source: &mut dyn RowSource,
     keep_keys: bool,
     progress: &mut dyn FnMut(u64, Option<f64>),
-) -> Result<(Census, u64)> {
+) -> Result<(IdCounts, u64)> {
     let n = source.schema().n_categorical();
     let mut features: Vec<Feature> = (0..n)
         .map(|_| Feature {
@@ -65,25 +65,25 @@ pub fn census(
         }
         progress(rows, source.progress());
     }
-    let mut census = Census::default();
+    let mut id_counts = IdCounts::default();
     for feature in features {
         let counts = feature.counts;
         let keys = match feature.order {
             Some(order) => {
-                census.distinct.push(order.len() as u64);
+                id_counts.distinct.push(order.len() as u64);
                 order
             }
             None => {
-                census.distinct.push(estimate(&feature.registers));
+                id_counts.distinct.push(estimate(&feature.registers));
                 let mut keys: Vec<u64> = counts.keys().copied().collect();
                 keys.sort_unstable();
                 keys
             }
         };
-        census.counts.extend(keys.iter().map(|key| counts[key]));
-        census.keys.extend(keys);
+        id_counts.counts.extend(keys.iter().map(|key| counts[key]));
+        id_counts.keys.extend(keys);
     }
-    Ok((census, rows))
+    Ok((id_counts, rows))
 }
 
 impl Feature {
@@ -117,14 +117,14 @@ mod tests {
         data.ids =
             (0..rows * n).map(|i| if i % n == 0 { i as u64 } else { (i / n % (i % n * 3)) as u64 }).collect();
         let mut source = Memory::new(schema, data);
-        let (census, seen) = census(&mut source, false, &mut |_, _| ()).unwrap();
+        let (id_counts, seen) = count_ids(&mut source, false, &mut |_, _| ()).unwrap();
         assert_eq!(seen, rows as u64);
-        assert_eq!(census.distinct[1..], (1..n as u64).map(|f| f * 3).collect::<Vec<_>>());
-        assert!(census.distinct[0].abs_diff(rows as u64) < rows as u64 / 40, "{}", census.distinct[0]);
+        assert_eq!(id_counts.distinct[1..], (1..n as u64).map(|f| f * 3).collect::<Vec<_>>());
+        assert!(id_counts.distinct[0].abs_diff(rows as u64) < rows as u64 / 40, "{}", id_counts.distinct[0]);
         // Of the first feature, in which no id comes twice, nothing is worth keeping; all others are complete.
-        assert_eq!(census.keys.len(), census.counts.len());
-        let small: u64 = census.distinct[1..].iter().sum();
-        assert!((census.keys.len() as u64) < small + EXACT as u64);
+        assert_eq!(id_counts.keys.len(), id_counts.counts.len());
+        let small: u64 = id_counts.distinct[1..].iter().sum();
+        assert!((id_counts.keys.len() as u64) < small + EXACT as u64);
     }
 
     #[test]
@@ -137,8 +137,8 @@ mod tests {
         let id =
             |row: usize| if row.is_multiple_of(10) { (row / 10 % 100) as u64 } else { 1000 + row as u64 };
         data.ids = (0..rows * n).map(|i| if i % n == 0 { id(i / n) } else { 7 }).collect();
-        let (census, _) = census(&mut Memory::new(schema, data), false, &mut |_, _| ()).unwrap();
-        let mut by_count: Vec<_> = census.counts.iter().zip(&census.keys).collect();
+        let (id_counts, _) = count_ids(&mut Memory::new(schema, data), false, &mut |_, _| ()).unwrap();
+        let mut by_count: Vec<_> = id_counts.counts.iter().zip(&id_counts.keys).collect();
         by_count.sort_unstable_by(|a, b| b.cmp(a));
         // Twenty-five columns of one id come first.
         let frequent: std::collections::HashSet<_> = by_count[25..125].iter().map(|(_, key)| **key).collect();

@@ -1,9 +1,9 @@
 //! Training: epochs of steps, evaluation, early stopping, checkpoints.
 
-mod census;
+mod id_counts;
 mod curves;
 
-pub use census::census;
+pub use id_counts::count_ids;
 pub use curves::svg;
 
 use crate::{

@@ -62,11 +62,11 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     let trained =
         train(&recipe, &data, valid.as_ref(), &schema, &options, machine.run(), &mut |event| match event {
             Event::Counting(rows, part) => bar.show(part, || format!("{rows} rows")),
-            Event::Planned(census, config) => {
+            Event::Planned(id_counts, config) => {
                 bar.note(&format!(
                     "{} ids of {} features; {} of {} dimensions",
-                    census.total(),
-                    census.distinct.len(),
+                    id_counts.total(),
+                    id_counts.distinct.len(),
                     config.encoder,
                     config.dim
                 ));
@@ -151,14 +151,14 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
         .into());
     }
     let encoder = EncoderOptions {
-        width: e.width,
+        block_dim: e.width,
         overlap: e.overlap,
-        k: e.k,
+        num_hashes: e.k,
         signs: e.signs,
         weight_share: e.alpha,
-        weight_k: e.alpha_k,
+        weight_num_hashes: e.alpha_k,
         groups: e.alpha_groups,
-        hot_share: e.hot,
+        frequent_share: e.hot,
         per_feature_tables: e.per_feature_tables,
         precision,
         // Four bits that training has not seen cost more than the rows that they save.
