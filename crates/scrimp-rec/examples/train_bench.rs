@@ -10,7 +10,7 @@ use scrimp_rec::{
     encoders::{EncoderOptions, Exec, Precision, keys_for, plan},
     generate::{Generator, GeneratorOptions},
     model::Model,
-    train::{Preset, TrainOptions, id_counts},
+    train::{Preset, TrainOptions, count_ids},
 };
 use std::time::Instant;
 

@@ -103,8 +103,7 @@ impl Subject {
         let size = precision.bytes(values, width, stride);
         let rows = (values - width) / stride + 1;
         let memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size));
-        let mut memory =
-            memory.map_err(|_| Error::out_of_memory(format!("a table of {size} bytes")))?;
+        let mut memory = memory.map_err(|_| Error::out_of_memory(format!("a table of {size} bytes")))?;
         // Other than zero everywhere, so that every page exists.
         for (i, page) in memory.chunks_mut(4096).enumerate() {
             let byte = if matches!(precision, Precision::Int8 | Precision::Int4) { i as u8 } else { 0 };

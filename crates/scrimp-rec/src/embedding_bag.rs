@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Result,
-    encoders::{self, IdCounts, Encoder, EncoderOptions, Exec},
+    encoders::{self, Encoder, EncoderOptions, Exec, IdCounts},
 };
 use scrimp_kernels::embedding::Optimizer;
 

@@ -1,9 +1,9 @@
 //! From data to a trained model, as `scrimp rec train` does it: count the ids, size the encoder, shuffle, train.
 
 use crate::{
-    data::{Data, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
-    encoders::{IdCounts, EncoderConfig, EncoderOptions, Exec, Precision, keys_for, plan},
     Error, Result,
+    data::{Data, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
+    encoders::{EncoderConfig, EncoderOptions, Exec, IdCounts, Precision, keys_for, plan},
     model::Model,
     schema::Schema,
     train::{self, Preset, Progress, TrainOptions, TrainReport},
@@ -72,7 +72,8 @@ pub fn train(
     on: &mut dyn FnMut(Event<'_>),
 ) -> Result<Trained> {
     if schema.n_categorical() == 0 {
-        return Err(Error::bad_input("there is no categorical column, so there is nothing to embed").with_hint("name some with `categorical`"));
+        return Err(Error::bad_input("there is no categorical column, so there is nothing to embed")
+            .with_hint("name some with `categorical`"));
     }
     let mut encoder = recipe.encoder.clone();
     encoder.seed = recipe.seed;
@@ -90,7 +91,8 @@ pub fn train(
     let config = plan(&encoder, &id_counts)?;
     on(Event::Planned(&id_counts, &config));
     let preset = Preset::named(&recipe.preset).ok_or_else(|| {
-        Error::bad_input(format!("there are no layers called '{}'", recipe.preset)).with_hint(format!("the presets are {}", Preset::NAMES.join(", ")))
+        Error::bad_input(format!("there are no layers called '{}'", recipe.preset))
+            .with_hint(format!("the presets are {}", Preset::NAMES.join(", ")))
     })?;
     let keys = keys_for(&config, &id_counts);
     let mut model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &keys)?;

@@ -7,7 +7,7 @@ use scrimp_rec::{
     generate::{Generator, GeneratorOptions},
     model::Model,
     schema::Schema,
-    train::{Preset, TrainOptions, id_counts, evaluate, train},
+    train::{Preset, TrainOptions, count_ids, evaluate, train},
 };
 
 const CARDINALITIES: [u64; 6] = [1000, 3, 50, 400, 20, 2000];
@@ -30,7 +30,7 @@ fn fresh(source: &mut Memory, encoder: &str, precision: Precision) -> Model {
 
 fn fresh_with(source: &mut Memory, encoder: &str, precision: Precision, quantization_aware: bool) -> Model {
     source.rewind(0).unwrap();
-    let (id_counts, rows) = id_counts(source, true, &mut |_, _| ()).unwrap();
+    let (id_counts, rows) = count_ids(source, true, &mut |_, _| ()).unwrap();
     assert_eq!(Some(rows), source.rows());
     source.rewind(0).unwrap();
     let full = id_counts.full_bytes(16);

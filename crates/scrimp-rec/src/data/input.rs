@@ -108,7 +108,8 @@ impl Input {
             io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
             _ => e.to_string(),
         };
-        Error::bad_file(&self.path, format!("the {what} data is damaged or cut off: {why}")).with_hint("fetch the file again, or compare its size and sum with the original")
+        Error::bad_file(&self.path, format!("the {what} data is damaged or cut off: {why}"))
+            .with_hint("fetch the file again, or compare its size and sum with the original")
     }
 }
 

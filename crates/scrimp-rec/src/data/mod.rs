@@ -54,7 +54,8 @@ pub(crate) fn fields(line: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<usize, 
 
 /// The error of an invalid row that exceeds the number of rows that may be left out. `line` counts from 1.
 pub(crate) fn bad_row(path: &std::path::Path, line: u64, what: impl std::fmt::Display) -> Error {
-    Error::bad_row(path, line, what).with_hint("`skip_bad_rows` N leaves out up to N such rows and reports their number")
+    Error::bad_row(path, line, what)
+        .with_hint("`skip_bad_rows` N leaves out up to N such rows and reports their number")
 }
 
 /// Where the parts of each cross are among the categorical columns.

@@ -6,10 +6,7 @@ use super::{
     columns::{Columns, Value},
     roles::{Filler, Role},
 };
-use crate::{
-    Error, Result,
-    schema::Schema,
-};
+use crate::{Error, Result, schema::Schema};
 use parquet::{
     basic::{Repetition, Type as Physical},
     column::reader::ColumnReader,

@@ -10,10 +10,7 @@ use super::{
     text::{self, TextSource, without_bom},
     values::shown,
 };
-use crate::{
-    Error, Result,
-    schema::Schema,
-};
+use crate::{Error, Result, schema::Schema};
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -134,7 +131,8 @@ impl DataSet {
 
     #[cfg(not(feature = "parquet"))]
     fn parquet(paths: Vec<PathBuf>) -> Result<Self> {
-        Err(Error::bad_file(&paths[0], "this scrimp was built without Parquet").with_hint("build it with the feature `parquet`, or convert the file to CSV"))
+        Err(Error::bad_file(&paths[0], "this scrimp was built without Parquet")
+            .with_hint("build it with the feature `parquet`, or convert the file to CSV"))
     }
 
     /// The format.
@@ -221,12 +219,21 @@ impl DataSet {
     fn has_columns(&self, filler: &Filler, labels: bool) -> Result<()> {
         match filler.absent(&self.names, labels)[..] {
             [] => Ok(()),
-            ref absent => Err(Error::bad_file(&self.paths[0], format!("there is no column {}", listed(absent.iter().copied()))).with_hint(format!("the file has the columns {}", listed(self.names.iter().map(String::as_str))))),
+            ref absent => Err(Error::bad_file(
+                &self.paths[0],
+                format!("there is no column {}", listed(absent.iter().copied())),
+            )
+            .with_hint(format!(
+                "the file has the columns {}",
+                listed(self.names.iter().map(String::as_str))
+            ))),
         }
     }
 
-    fn misfit(&self, what: impl Into<String>) -> Error {
-        Error::bad_file(&self.paths[0], what).with_hint("use data with the columns that the model was trained with (`scrimp rec inspect` shows them)")
+    fn misfit(&self, what: impl fmt::Display) -> Error {
+        Error::bad_file(&self.paths[0], what).with_hint(
+            "use data with the columns that the model was trained with (`scrimp rec inspect` shows them)",
+        )
     }
 }
 

@@ -156,7 +156,8 @@ fn generated(text: &str) -> Result<GeneratorOptions> {
             Some(("seed", n)) => options.seed = n,
             Some(("cap", n)) => options.cardinalities.iter_mut().for_each(|c| *c = (*c).min(n)),
             _ => {
-                return Err(Error::bad_input(format!("generate: what is '{word}'?")).with_hint("as in generate:criteo-tb,rows=20000000,first=0,seed=1,cap=1000000"));
+                return Err(Error::bad_input(format!("generate: what is '{word}'?"))
+                    .with_hint("as in generate:criteo-tb,rows=20000000,first=0,seed=1,cap=1000000"));
             }
         }
     }
@@ -172,7 +173,8 @@ pub fn preset(name: &str) -> Result<GeneratorOptions> {
     match name {
         "criteo-tb" => Ok(GeneratorOptions::criteo_tb(1_000_000)),
         "small" => Ok(GeneratorOptions::default()),
-        other => Err(Error::bad_input(format!("there is no preset '{other}' of the generator")).with_hint("the presets are criteo-tb and small")),
+        other => Err(Error::bad_input(format!("there is no preset '{other}' of the generator"))
+            .with_hint("the presets are criteo-tb and small")),
     }
 }
 

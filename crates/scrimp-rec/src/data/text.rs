@@ -5,10 +5,7 @@ use super::{
     input::Input,
     ordered::{Ordered, Work},
 };
-use crate::{
-    Error, Result,
-    schema::Schema,
-};
+use crate::{Error, Result, schema::Schema};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -303,7 +300,8 @@ fn check(parsed: &mut Parsed, paths: &[PathBuf], allowed: u64, bad_rows: &mut u6
     match parsed.error.take() {
         None => Ok(()),
         Some(Failure::Reading(e)) => Err(e),
-        Some(Failure::Header(line, what)) => Err(Error::bad_file(path, format!("line {line}: {what}")).with_hint("all files must have the same columns")),
+        Some(Failure::Header(line, what)) => Err(Error::bad_file(path, format!("line {line}: {what}"))
+            .with_hint("all files must have the same columns")),
     }
 }
 

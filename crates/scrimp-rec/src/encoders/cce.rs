@@ -8,7 +8,8 @@
 //! *Size.* Pointers take two bytes per id and quarter, at most half of the budget: ids are hashed into as many places first.
 
 use super::{
-    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, Param, ParamInit, Stored, hashed_blocks, too_small,
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, Param, ParamInit, Stored,
+    hashed_blocks, too_small,
 };
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Batch, IdHash, Optimizer, forward};

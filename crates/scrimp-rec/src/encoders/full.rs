@@ -1,6 +1,8 @@
 //! The full embedding table: a row for each id of the training data. Other ids have a zero vector.
 
-use super::{IdCounts, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, KeyMap, Param, ParamInit, rows_of};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, KeyMap, Param, ParamInit, rows_of,
+};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Batch, Optimizer, forward};
 
@@ -12,10 +14,11 @@ fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig>
     let full = options.precision.bytes(values, options.dim, options.dim) as u64;
     if full > options.budget {
         return Err(Error::bad_input(format!(
-                "encoder full: {} ids take {full} bytes, the budget is {}",
-                id_counts.total(),
-                options.budget
-            )).with_hint("use another `encoder`, or neither `budget` nor `compression`"));
+            "encoder full: {} ids take {full} bytes, the budget is {}",
+            id_counts.total(),
+            options.budget
+        ))
+        .with_hint("use another `encoder`, or neither `budget` nor `compression`"));
     }
     if id_counts.keys.len() as u64 != id_counts.total() || id_counts.keys.is_empty() {
         return Err(Error::bad_input("encoder full: too many ids to keep").with_hint("use another `encoder`"));

@@ -3,7 +3,10 @@
 //!
 //! *Size.* The weights take a third of the budget, or what weights for all ids take if that is less.
 
-use super::{IdCounts, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, Param, ParamInit, hashed_blocks, too_small};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, Param, ParamInit, hashed_blocks,
+    too_small,
+};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
     Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
@@ -18,7 +21,8 @@ pub(super) const ENTRY: EncoderEntry = EncoderEntry {
 
 fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig> {
     let num_hashes = options.num_hashes.unwrap_or(2);
-    let weight_rows = (options.budget / 3 / (4 * num_hashes as u64)).min(id_counts.total().next_power_of_two());
+    let weight_rows =
+        (options.budget / 3 / (4 * num_hashes as u64)).min(id_counts.total().next_power_of_two());
     let rest = options.budget - weight_rows * 4 * num_hashes as u64;
     let rows = options.precision.rows_in(rest, options.dim);
     if rows == 0 || weight_rows == 0 {
@@ -116,7 +120,8 @@ impl Encoder for HashEmbeddings {
 
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
         let (rows, weight_rows, weights) = self.lookup(exec, ids);
-        let batch = Backward { weights: &weights, ..Backward::given(&rows, self.num_hashes, self.num_hashes, grad) };
+        let batch =
+            Backward { weights: &weights, ..Backward::given(&rows, self.num_hashes, self.num_hashes, grad) };
         // The gradient of a weight is the row's product with the vector's gradient.
         let mut weight_grad = vec![0.0; weights.len()];
         dots(exec.pool, exec.level, &self.table.table(), &batch, &mut weight_grad);

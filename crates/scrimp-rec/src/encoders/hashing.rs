@@ -1,6 +1,8 @@
 //! The hashing trick (Weinberger et al., 2009): a hash of the id is its row number. Ids that collide share the row.
 
-use super::{IdCounts, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, hashed_blocks::HashedBlocks, too_small};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, IdCounts, hashed_blocks::HashedBlocks, too_small,
+};
 use crate::Result;
 
 pub(super) const ENTRY: EncoderEntry = EncoderEntry {

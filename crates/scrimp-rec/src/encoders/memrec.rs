@@ -15,7 +15,9 @@
 //! *Size.* All features share one table. The weight table takes `weight_share` of the budget, the token table the rest. With
 //! `per_feature_tables` each feature has a table, whose rows grow with the logarithm of its number of ids (the paper's rule).
 
-use super::{IdCounts, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, hashed_blocks::HashedBlocks, too_small};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, IdCounts, hashed_blocks::HashedBlocks, too_small,
+};
 use crate::Result;
 
 pub(super) const PER_FEATURE: EncoderEntry = EncoderEntry {

@@ -18,8 +18,8 @@ mod stored;
 mod tests;
 
 pub use hash_indexer::{BackwardContext, HashIndexer, Lookups, Tables};
-pub use param::{Param, ParamInit};
 pub(crate) use param::zeros;
+pub use param::{Param, ParamInit};
 pub use scrimp_kernels::Exec;
 pub use stored::{Precision, Stored};
 
@@ -89,7 +89,11 @@ pub trait Encoder: Send {
     /// # Errors
     /// The state has the wrong size.
     fn restore(&mut self, memory: &[u16]) -> Result<()> {
-        if memory.is_empty() { Ok(()) } else { Err(Error::bad_input("the file has state that this encoder does not use")) }
+        if memory.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::bad_input("the file has state that this encoder does not use"))
+        }
     }
 }
 
@@ -318,7 +322,8 @@ pub const ENCODERS: &[EncoderEntry] = &[
 pub fn entry(name: &str) -> Result<&'static EncoderEntry> {
     ENCODERS.iter().find(|e| e.name == name).ok_or_else(|| {
         let names: Vec<_> = ENCODERS.iter().map(|e| e.name).collect();
-        Error::bad_input(format!("encoder '{name}': there is none")).with_hint(format!("one of {}", names.join(", ")))
+        Error::bad_input(format!("encoder '{name}': there is none"))
+            .with_hint(format!("one of {}", names.join(", ")))
     })
 }
 
@@ -377,7 +382,11 @@ fn check(c: &EncoderConfig) -> std::result::Result<(), String> {
     if c.num_hashes == 0 || blocks.saturating_mul(c.num_hashes) > MAX_PROBES {
         return Err(format!("{blocks} blocks of {} rows: {MAX_PROBES} rows are the most", c.num_hashes));
     }
-    if c.weight_num_hashes == 0 || c.weight_num_hashes > 8 || c.groups == 0 || c.groups > 32 || !blocks.is_multiple_of(c.groups)
+    if c.weight_num_hashes == 0
+        || c.weight_num_hashes > 8
+        || c.groups == 0
+        || c.groups > 32
+        || !blocks.is_multiple_of(c.groups)
     {
         return Err(format!(
             "{} groups of {} weights: groups must divide {blocks} blocks",
@@ -401,7 +410,8 @@ fn check(c: &EncoderConfig) -> std::result::Result<(), String> {
 /// The error of a budget below the smallest size of an encoder.
 fn too_small(options: &EncoderOptions) -> Error {
     Error::bad_input(format!(
-            "{} bytes: too small for encoder {} with dimension {}",
-            options.budget, options.encoder, options.dim
-        )).with_hint("use a larger `budget`, a smaller `compression` or a smaller `dim`")
+        "{} bytes: too small for encoder {} with dimension {}",
+        options.budget, options.encoder, options.dim
+    ))
+    .with_hint("use a larger `budget`, a smaller `compression` or a smaller `dim`")
 }

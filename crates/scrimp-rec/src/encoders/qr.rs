@@ -6,7 +6,10 @@
 //! *Size.* A feature has m and n/m rows. For compression c the paper takes m = n / c. If the smallest size, `2 sqrt(n)` rows,
 //! exceeds the budget, the hash maps to fewer values than n.
 
-use super::{IdCounts, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, Param, ParamInit, hashed_blocks, too_small};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, Param, ParamInit, hashed_blocks,
+    too_small,
+};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Batch, IdHash, Optimizer, RowRange, forward};
 

@@ -1,7 +1,9 @@
 //! ROBE (Desai et al., "Random Offset Block Embedding", arXiv 2108.02191): a hash gives the offset of each block of the vector in
 //! one array. Offsets are unaligned, so that blocks overlap.
 
-use super::{IdCounts, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, hashed_blocks::HashedBlocks, too_small};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, IdCounts, hashed_blocks::HashedBlocks, too_small,
+};
 use crate::Result;
 
 pub(super) const ENTRY: EncoderEntry = EncoderEntry {

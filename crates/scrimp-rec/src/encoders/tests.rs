@@ -30,12 +30,18 @@ fn shapes() -> Vec<EncoderOptions> {
         let options = EncoderOptions::new(entry.name, 16, budget);
         all.push(options.clone());
         if entry.name.starts_with("memrec") {
-            let whole = EncoderOptions { overlap: Some(false), num_hashes: Some(3), weight_num_hashes: 2, ..options.clone() };
+            let whole = EncoderOptions {
+                overlap: Some(false),
+                num_hashes: Some(3),
+                weight_num_hashes: 2,
+                ..options.clone()
+            };
             all.push(EncoderOptions { overlap: Some(true), weight_share: Some(0.05), ..whole.clone() });
             all.push(EncoderOptions { weight_share: Some(0.0), signs: Some(false), ..whole.clone() });
             all.push(EncoderOptions { frequent_share: Some(0.0), ..whole.clone() });
             all.push(whole);
-            let blocks = EncoderOptions { block_dim: Some(4), groups: 4, num_hashes: Some(2), ..options.clone() };
+            let blocks =
+                EncoderOptions { block_dim: Some(4), groups: 4, num_hashes: Some(2), ..options.clone() };
             all.push(EncoderOptions { overlap: Some(false), ..blocks.clone() });
             all.push(blocks);
             all.push(EncoderOptions { per_feature_tables: true, ..options });

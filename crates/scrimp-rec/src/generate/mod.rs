@@ -22,11 +22,11 @@ pub use bayes::Bayes;
 pub use write::{Written, write_file};
 
 use crate::{
+    Error, Result,
     data::{
         Batch, RowSource,
         ordered::{Ordered, Work},
     },
-    Error, Result,
     schema::{Categorical, Kind, MISSING, Numeric, Schema, Transform},
 };
 use scrimp_base::{SplitMix64, random::mix};

@@ -2,14 +2,14 @@
 
 use super::{BLOCK, GeneratorOptions, World};
 use crate::{
+    Error, Result,
     data::{
         Batch,
         ordered::{Ordered, Work},
     },
-    Error, Result,
-    AtomicFile,
     schema::MISSING,
 };
+use scrimp_base::AtomicFile;
 use std::{io::Write as _, ops::Range, path::Path, sync::Arc};
 
 /// What was written.
@@ -137,7 +137,8 @@ pub fn write_file(
         Some("csv") => b',',
         Some("tsv" | "txt") => b'\t',
         _ => {
-            return Err(Error::bad_input(format!("{}: of which format should it be?", path.display())).with_hint("name it .tsv (Criteo's format), .csv, .tsv.gz or .csv.gz"));
+            return Err(Error::bad_input(format!("{}: of which format should it be?", path.display()))
+                .with_hint("name it .tsv (Criteo's format), .csv, .tsv.gz or .csv.gz"));
         }
     };
     let criteo = separator == b'\t' && options.numeric == 13 && options.cardinalities.len() == 26;

@@ -22,8 +22,8 @@ use super::{Model, ModelConfig};
 use crate::{
     Error, Result,
     encoders::{Stored, is_weight},
-    AtomicFile,
 };
+use scrimp_base::AtomicFile;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, io::Read, path::Path};
 

@@ -8,11 +8,11 @@
 
 use super::tar;
 use crate::{
-    data::fields,
     Error, Result,
-    AtomicFile,
+    data::fields,
     schema::{Categorical, Kind, Numeric, Schema, Transform},
 };
+use scrimp_base::AtomicFile;
 use serde::Serialize;
 use std::{
     fs,

@@ -1,10 +1,10 @@
 //! Training: epochs of steps, evaluation, early stopping, checkpoints.
 
-mod id_counts;
 mod curves;
+mod id_counts;
 
-pub use id_counts::count_ids;
 pub use curves::svg;
+pub use id_counts::count_ids;
 
 use crate::{
     Error, Result,
@@ -231,12 +231,13 @@ fn check_schema(model: &Model, source: &dyn RowSource) -> Result<()> {
     let (a, b) = (model.schema(), source.schema());
     if (a.n_numeric(), a.n_categorical()) != (b.n_numeric(), b.n_categorical()) {
         return Err(Error::bad_input(format!(
-                "the model has {} numeric and {} categorical columns, the data {} and {}",
-                a.n_numeric(),
-                a.n_categorical(),
-                b.n_numeric(),
-                b.n_categorical()
-            )).with_hint("use data with the columns that the model was trained with"));
+            "the model has {} numeric and {} categorical columns, the data {} and {}",
+            a.n_numeric(),
+            a.n_categorical(),
+            b.n_numeric(),
+            b.n_categorical()
+        ))
+        .with_hint("use data with the columns that the model was trained with"));
     }
     Ok(())
 }
@@ -299,7 +300,8 @@ pub fn train(
             }
             let loss = model.step(exec, &batch, step);
             if !loss.is_finite() {
-                return Err(Error::bad_input("training diverged: the loss is not a number").with_hint("use a smaller `lr`"));
+                return Err(Error::bad_input("training diverged: the loss is not a number")
+                    .with_hint("use a smaller `lr`"));
             }
             learning += before.elapsed().as_secs_f64();
             learnt += n as u64;

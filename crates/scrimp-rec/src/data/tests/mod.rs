@@ -9,7 +9,6 @@ mod text;
 
 use super::*;
 use crate::{
-    Error,
     generate::{Generator, GeneratorOptions, write_file},
     schema::{Kind, MISSING, Numeric, Transform, id_of},
 };

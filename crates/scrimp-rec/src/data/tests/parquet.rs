@@ -17,13 +17,11 @@ fn write(path: &Path, n: usize, d: i64, compression: Compression) {
     let message = message.replace(" optional group g { required int32 z; }", "");
     let schema = Arc::new(parse_message_type(&message).unwrap());
     let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
-    let mut writer =
-        SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, properties).unwrap();
+    let mut writer = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, properties).unwrap();
     for start in (0..n).step_by(1000) {
         let rows = start..(start + 1000).min(n);
         let mut group = writer.next_row_group().unwrap();
-        let levels =
-            |missing: usize| rows.clone().map(|i| i16::from(i % 10 != missing)).collect::<Vec<_>>();
+        let levels = |missing: usize| rows.clone().map(|i| i16::from(i % 10 != missing)).collect::<Vec<_>>();
         macro_rules! column {
             ($type:ty, $levels:expr, $values:expr) => {{
                 let mut column = group.next_column().unwrap().unwrap();
@@ -33,18 +31,12 @@ fn write(path: &Path, n: usize, d: i64, compression: Compression) {
             }};
         }
         column!(Int32Type, None, rows.clone().map(|i| (i % 2) as i32));
-        column!(
-            DoubleType,
-            Some(&levels(3)),
-            rows.clone().filter(|i| i % 10 != 3).map(|i| i as f64 / 2.0)
-        );
+        column!(DoubleType, Some(&levels(3)), rows.clone().filter(|i| i % 10 != 3).map(|i| i as f64 / 2.0));
         column!(Int32Type, None, rows.clone().map(|i| (i % 50) as i32));
         column!(
             ByteArrayType,
             Some(&levels(4)),
-            rows.clone()
-                .filter(|i| i % 10 != 4)
-                .map(|i| ByteArray::from(format!("c{}", i % 7).into_bytes()))
+            rows.clone().filter(|i| i % 10 != 4).map(|i| ByteArray::from(format!("c{}", i % 7).into_bytes()))
         );
         column!(Int64Type, None, rows.clone().map(|i| d + (i % 3) as i64));
         group.close().unwrap();
@@ -63,13 +55,11 @@ fn parquet_is_what_csv_would_be() {
     }
     let want = read(&dir.file("a.csv", csv), &csv_schema(), &OpenOptions::default()).unwrap();
     let path = dir.0.path().join("a.parquet");
-    for compression in
-        [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(Default::default())]
+    for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(Default::default())]
     {
         write(&path, 2500, 5, compression);
         assert_eq!(DataSet::find(&path).unwrap().format(), Format::Parquet);
-        let mut source =
-            DataSet::find(&path).unwrap().open(&csv_schema(), &OpenOptions::default()).unwrap();
+        let mut source = DataSet::find(&path).unwrap().open(&csv_schema(), &OpenOptions::default()).unwrap();
         assert_eq!(source.rows(), Some(2500));
         let got = Memory::read(&mut *source).unwrap();
         assert_eq!(got.data(), &want);
@@ -89,10 +79,7 @@ fn parquet_files_that_are_wrong() {
     let mut schema = csv_schema();
     schema.categorical[1].kind = Kind::Id;
     let said = read(&path, &schema, &OpenOptions::default()).unwrap_err().to_string();
-    assert!(
-        said.contains("a.parquet:1: ") && said.contains("column d: the id `-2` is negative"),
-        "{said}"
-    );
+    assert!(said.contains("a.parquet:1: ") && said.contains("column d: the id `-2` is negative"), "{said}");
     let skipping = OpenOptions { skip_bad_rows: 100, ..OpenOptions::default() };
     let rows = read(&path, &schema, &skipping).unwrap();
     // Of -2, -1, 0 only the last is an id.

@@ -159,7 +159,7 @@ fn csv_files_that_are_wrong() {
     let unknown = Hints { categorical: Some(vec!["q".into()]), ..Hints::default() };
     let said = DataSet::find(&path).unwrap().infer(&unknown).unwrap_err();
     assert!(
-        said.to_string().contains("there is no column q") && said.hint().unwrap().contains("c, y"),
+        said.to_string().contains("there is no column q") && said.hint().unwrap().as_str().contains("c, y"),
         "{said}"
     );
     let json = dir.file("a.json", "{\"y\":1,\"x\":[1]}\n");

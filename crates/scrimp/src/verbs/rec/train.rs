@@ -147,8 +147,9 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
         _ => Precision::Int4,
     };
     if e.qat && precision == Precision::F32 {
-        return Err(scrimp_rec::Error::bad_input("--qat: rows of f32 are not rounded").with_hint("say what they are rounded to with --dtype bf16, int8 or int4")
-        .into());
+        return Err(scrimp_rec::Error::bad_input("--qat: rows of f32 are not rounded")
+            .with_hint("say what they are rounded to with --dtype bf16, int8 or int4")
+            .into());
     }
     let encoder = EncoderOptions {
         block_dim: e.width,
