@@ -151,8 +151,8 @@ pub(super) fn inspect(app: &App, args: &RecInspectArgs) -> anyhow::Result<()> {
             config.encoder.dim,
             format::bytes(model.embedding_bytes()),
             format::bytes(config.full_embedding_bytes),
-            config.bottom,
-            config.top,
+            config.dense_layer_sizes,
+            config.over_layer_sizes,
             config.schema.to_toml()
         )
     })

@@ -10,7 +10,7 @@ use scrimp_base::AtomicFile;
 use scrimp_rec::{
     data::{Data, Format, Hints, OpenOptions, Split},
     encoders::{EncoderOptions, Precision},
-    recipe::{Budget, Event, Recipe, train},
+    recipe::{Budget, Event, Inputs, Recipe, train},
     schema::Schema,
     train::{OptimizerKind, TrainOptions, remove_checkpoint, svg},
 };
@@ -59,33 +59,33 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     let seed = app.global.seed.unwrap_or(1);
     let recipe = recipe(args, seed)?;
     let mut bar = RowBar::new("counting ids");
-    let trained =
-        train(&recipe, &data, valid.as_ref(), &schema, &options, machine.run(), &mut |event| match event {
-            Event::Counting(rows, part) => bar.show(part, || format!("{rows} rows")),
-            Event::Planned(id_counts, config) => {
-                bar.note(&format!(
-                    "{} ids of {} features; {} of {} dimensions",
-                    id_counts.total(),
-                    id_counts.distinct.len(),
-                    config.encoder,
-                    config.dim
-                ));
-                bar.switch("training");
-            }
-            Event::Training(p) => {
-                let epochs = recipe.train.epochs.max(1) as f64;
-                let part = p.epoch_progress.map(|part| (p.epoch as f64 + part) / epochs);
-                bar.show(part, || {
-                    format!(
-                        "pass {} of {}  log loss {:.4}  {:.0} rows/s",
-                        p.epoch + 1,
-                        recipe.train.epochs,
-                        p.logloss,
-                        p.rows_per_second
-                    )
-                });
-            }
-        })?;
+    let inputs = Inputs { train: &data, valid: valid.as_ref(), schema: &schema, options: &options };
+    let trained = train(&recipe, inputs, machine.run(), &mut |event| match event {
+        Event::Counting(rows, part) => bar.show(part, || format!("{rows} rows")),
+        Event::Planned(id_counts, config) => {
+            bar.note(&format!(
+                "{} ids of {} features; {} of {} dimensions",
+                id_counts.total(),
+                id_counts.distinct.len(),
+                config.encoder,
+                config.dim
+            ));
+            bar.switch("training");
+        }
+        Event::Training(p) => {
+            let epochs = recipe.train.epochs.max(1) as f64;
+            let part = p.epoch_progress.map(|part| (p.epoch as f64 + part) / epochs);
+            bar.show(part, || {
+                format!(
+                    "pass {} of {}  log loss {:.4}  {:.0} rows/s",
+                    p.epoch + 1,
+                    recipe.train.epochs,
+                    p.logloss,
+                    p.rows_per_second
+                )
+            });
+        }
+    })?;
     drop(bar);
     let mut model = trained.model;
     model.save(&args.output, None)?;
