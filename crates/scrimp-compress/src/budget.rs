@@ -16,7 +16,7 @@ use crate::{
     quantizing::output::{divergence, output_matrix},
     runner::{self, Machine, Runner, Unchanged, Visitor},
 };
-use scrimp_kernels::quant::packed::WeightFormat;
+use scrimp_kernels::{Exec, quant::packed::WeightFormat};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     error::{Error, Result},
@@ -214,7 +214,7 @@ impl Visitor for Collector<'_> {
     fn inputs(&mut self, roles: &[Projection], cols: usize, x: &[f32]) -> Result<()> {
         let wanted = self.method.needs();
         let inputs = self.inputs.entry(roles[0] as usize).or_insert_with(|| Inputs::new(cols, wanted));
-        inputs.add(self.machine.pool, self.machine.level, x)
+        inputs.add(Exec { pool: self.machine.pool, level: self.machine.level }, x)
     }
 
     fn ready(&mut self, _: &mut DenseLayer, roles: &[Projection]) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::{
     runner::{self, Machine, Runner, Visitor},
 };
 use scrimp_kernels::{
-    Pool, SimdLevel,
+    Exec, Pool, SimdLevel,
     quant::packed::{PackedView, WeightFormat},
 };
 use scrimp_llm::{
@@ -308,7 +308,7 @@ impl Visitor for Compressor<'_> {
     fn inputs(&mut self, _: &[Projection], cols: usize, x: &[f32]) -> Result<()> {
         let wanted = statistics(self.method, self.choice);
         let inputs = self.inputs.get_or_insert_with(|| Inputs::new(cols, wanted));
-        inputs.add(self.pool, self.level, x)
+        inputs.add(Exec { pool: self.pool, level: self.level }, x)
     }
 
     fn ready(&mut self, layer: &mut DenseLayer, roles: &[Projection]) -> Result<()> {

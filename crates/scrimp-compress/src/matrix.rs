@@ -3,7 +3,7 @@
 use crate::{Dense, Inputs, Job, LayerConfig, Pruner, Rounding};
 use scrimp_kernels::{
     Pool,
-    quant::packed::{FormatError, WeightFormat, pack},
+    quant::packed::{DenseMatrix, FormatError, WeightFormat, pack},
 };
 
 /// Prunes and rounds `weight` in place and packs it, as `choice` says; the sparse form of the format is taken where it is
@@ -24,7 +24,12 @@ pub fn compress_matrix(
 ) -> Result<(WeightFormat, Vec<u8>), FormatError> {
     let rounding = round_matrix(pool, weight, inputs, method, choice, keep_zeros);
     let format = smaller(choice.format, weight);
-    let bytes = pack(pool, format, weight.rows, weight.cols, &weight.data, rounding.scales())?;
+    let bytes = pack(
+        pool,
+        format,
+        DenseMatrix { rows: weight.rows, cols: weight.cols, weights: &weight.data },
+        rounding.scales(),
+    )?;
     Ok((format, bytes))
 }
 

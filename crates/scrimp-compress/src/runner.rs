@@ -13,12 +13,12 @@
 use super::layer::{Dense, DenseLayer, DenseLinear};
 use scrimp_kernels::{
     DType, Exec, Pool, SimdLevel,
-    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, StoredRows, linear},
     mem::Arena,
     ops::{self, Gate, RmsNorm, RopeTable},
     quant::{
         dequantize::dequantize_row,
-        packed::{FormatError, PackedView, WeightFormat, pack},
+        packed::{DenseMatrix, FormatError, PackedView, WeightFormat, pack},
     },
 };
 use scrimp_kv::{AttentionInputs, AttentionScratch, KvCache, KvConfig, Queries};
@@ -78,7 +78,7 @@ impl Packed {
             StoredMatrix::Rows { dtype, rows, cols, data } => {
                 let bytes = Matrix::packed_bytes(*dtype, *rows, *cols).unwrap_or(usize::MAX);
                 let mut arena = Arena::new(bytes).map_err(memory)?;
-                Matrix::pack(pool, &mut arena, *dtype, *rows, *cols, data)
+                Matrix::pack(pool, &mut arena, StoredRows { dtype: *dtype, rows: *rows, cols: *cols, data })
             }
             StoredMatrix::Packed(view) => {
                 let mut arena = Arena::new(Arena::size_of(view.bytes().len())).map_err(memory)?;
@@ -94,7 +94,9 @@ impl Packed {
         let (rows, cols, bias) = (*rows, *cols, projection.bias.clone());
         if machine.level.has_bf16_products() {
             let bad = |e: FormatError| Error::bad_input(format!("a matrix of the calibration run: {e}"));
-            let bytes = pack(machine.pool, WeightFormat::Bf16, rows, cols, data, None).map_err(bad)?;
+            let bytes =
+                pack(machine.pool, WeightFormat::Bf16, DenseMatrix { rows, cols, weights: data }, None)
+                    .map_err(bad)?;
             let view = PackedView::new(WeightFormat::Bf16, rows, cols, &bytes).map_err(bad)?;
             return Ok(Self { bias, ..Self::new(machine, &StoredMatrix::Packed(view))? });
         }
@@ -113,13 +115,15 @@ impl Packed {
     fn apply_to(&self, out: &mut Vec<f32>, machine: Machine<'_>, scratch: &mut Scratch, x: &[f32]) {
         let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
         let n = x.len() / cols;
-        scratch.x.fill(machine.pool, machine.level, n, cols, self.matrix.needs(), |t, row| {
+        let exec = Exec { pool: machine.pool, level: machine.level };
+        let shape = ActivationShape { n_tokens: n, cols, needs: self.matrix.needs() };
+        scratch.x.fill(exec, shape, |t, row| {
             row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
         });
         out.resize(n * rows, 0.0);
         let product =
             Linear { weight: &self.matrix, bias: self.bias.as_deref(), out, stride: rows, accumulate: false };
-        linear(machine.pool, machine.level, &mut scratch.linear, &scratch.x, &mut [product]);
+        linear(exec, &mut scratch.linear, &scratch.x, &mut [product]);
     }
 }
 

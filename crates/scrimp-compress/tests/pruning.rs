@@ -1,7 +1,7 @@
 //! The pruning methods against NumPy (`testdata/pruning`, written by `testdata/pruning/make.py`), and their order.
 
 use scrimp_compress::{Dense, Inputs, Job, Rounding, Statistics, pruner};
-use scrimp_kernels::{Pool, SimdLevel, quant::packed::WeightFormat};
+use scrimp_kernels::{Exec, Pool, SimdLevel, quant::packed::WeightFormat};
 use serde_json::Value;
 
 const COLS: usize = 160;
@@ -53,7 +53,7 @@ fn prune(
     let method = pruner(method).unwrap();
     let mut inputs = Inputs::new(weight.cols, method.needs());
     for piece in x.chunks(40 * weight.cols) {
-        inputs.add(&pool, SimdLevel::SCALAR, piece).unwrap();
+        inputs.add(Exec { pool: &pool, level: SimdLevel::SCALAR }, piece).unwrap();
     }
     let mut rounding = Rounding::new(format, weight.cols);
     let mut out = weight.clone();
@@ -202,7 +202,7 @@ fn zeros_of_a_pruned_checkpoint_stay() {
     for (method, sparsity) in [("sparsegpt", 0.0), ("sparsegpt", 0.7), ("wanda", 0.0), ("magnitude", 0.5)] {
         let method = pruner(method).unwrap();
         let mut inputs = Inputs::new(200, method.needs());
-        inputs.add(&pool, SimdLevel::SCALAR, &x).unwrap();
+        inputs.add(Exec { pool: &pool, level: SimdLevel::SCALAR }, &x).unwrap();
         let (mut got, mut rounding) = (weight.clone(), Rounding::new(WeightFormat::Int8, 200));
         let weight_ = &mut got;
         method.prune(Job {

@@ -34,10 +34,10 @@ pub fn attend_all(
     let calls = entries.iter_mut().zip(&views);
     let mut calls: Vec<_> = calls
         .map(|(entry, view)| AttentionCall {
-            args: view.args(&entry.sequence.shared, &entry.inputs, exec.level),
+            args: view.args(&entry.sequence.shared, &entry.inputs),
             out: &mut *entry.inputs.out,
         })
         .collect();
-    attend_batch(&mut calls, exec.pool, scratch);
+    attend_batch(exec, &mut calls, scratch);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::{cache::Shared, error::KvError};
 use scrimp_kernels::{
-    attention::{PackedKind, PageView},
+    attention::{PackedKind, PageRows, PageView},
     mem::Page,
 };
 use std::sync::Arc;
@@ -72,8 +72,8 @@ impl Block {
             for slot in 0..used {
                 self.read_key(shared, slot, &mut row_k);
                 self.read_value(shared, slot, &mut row_v);
-                storage.write_k(g, to_k, slot, 1, &row_k, g.head_dim);
-                storage.write_v(g, to_v, slot, 1, &row_v, g.head_dim);
+                storage.write_k(g, to_k, PageRows { slot, n: 1, rows: &row_k, stride: g.head_dim });
+                storage.write_v(g, to_v, PageRows { slot, n: 1, rows: &row_v, stride: g.head_dim });
             }
             if !used.is_multiple_of(16) {
                 storage.clear_tile_from(g, to_k, to_v, used);

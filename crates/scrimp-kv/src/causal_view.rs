@@ -6,10 +6,7 @@ use crate::{
     error::KvError,
     sequence::{AttentionInputs, Queries},
 };
-use scrimp_kernels::{
-    SimdLevel,
-    attention::{AttentionArgs, KvView, PageView},
-};
+use scrimp_kernels::attention::{AttentionArgs, KvView, PageView};
 use std::ops::Range;
 
 /// One layer of one sequence.
@@ -58,14 +55,8 @@ impl<'a> CausalView<'a> {
     }
 
     /// The arguments of the attention kernels.
-    pub(crate) fn args<'b>(
-        &'b self,
-        shared: &Shared,
-        inputs: &AttentionInputs<'b>,
-        level: SimdLevel,
-    ) -> AttentionArgs<'b> {
+    pub(crate) fn args<'b>(&'b self, shared: &Shared, inputs: &AttentionInputs<'b>) -> AttentionArgs<'b> {
         AttentionArgs {
-            level,
             storage: shared.config.format.storage().kind(),
             geometry: shared.geometry,
             n_tokens: self.n_tokens,

@@ -6,7 +6,9 @@ use crate::{
     tensor::Tensor,
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
-use scrimp_kernels::embedding::{Backward, Bags, Gradients, Optimizer, Table, Trained, Values};
+use scrimp_kernels::embedding::{
+    Backward, Bags, Gradients, Optimizer, SparseGradients, Table, Trained, Values,
+};
 use scrimp_rec::encoders::{
     BackwardContext, EncoderConfig, EncoderOptions, Exec, HashIndexer, IdCounts, Lookups, Tables, plan,
 };
@@ -243,7 +245,7 @@ impl SparseSlices<'_> {
         batch: &Backward<'_>,
         (len, dim): (usize, usize),
     ) -> Option<usize> {
-        buffer.collect(exec.pool, exec.level, len, dim, batch, self.0, self.1)
+        buffer.collect(exec, (len, dim), batch, SparseGradients { rows: self.0, values: self.1 })
     }
 }
 
@@ -390,11 +392,11 @@ impl MemRec {
                 // SAFETY: `weights_to` holds the tensors alive through `values` and `states`; `backward` has read the weight
                 // table for the last time.
                 let to = unsafe { to.trained(groups) };
-                buffers.weights.step(exec.pool, exec.level, optimizer, to, batch);
+                buffers.weights.step(exec, optimizer, to, batch);
             }
             // SAFETY: as for the weights, with `table_to` and the table.
             let to = unsafe { table_to.trained(block_dim) };
-            buffers.table.step(exec.pool, exec.level, optimizer, to, table);
+            buffers.table.step(exec, optimizer, to, table);
         })
     }
 }

@@ -7,7 +7,10 @@ use crate::{
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
 use scrimp_compress::{Dense, Inputs, LayerConfig, Pruner, Statistics, compress_matrix as compress, pruner};
-use scrimp_kernels::quant::packed::{PackedView, WeightFormat};
+use scrimp_kernels::{
+    Exec,
+    quant::packed::{PackedView, WeightFormat},
+};
 use scrimp_llm::Hint;
 use std::sync::{Mutex, PoisonError};
 
@@ -55,7 +58,7 @@ impl InputStatistics {
                 rows.resize((ROWS * self.features).min(from.len() - first), 0.0);
                 // SAFETY: `x` keeps the tensor alive.
                 unsafe { from.read(first, &mut rows) };
-                inputs.add(&runtime.pool, runtime.level, &rows).map_err(value_error)?;
+                inputs.add(Exec { pool: &runtime.pool, level: runtime.level }, &rows).map_err(value_error)?;
             }
             Ok(())
         })

@@ -6,7 +6,7 @@
 
 use crate::{Error, Result, encoders::Precision};
 use scrimp_kernels::{
-    Pool, SimdLevel,
+    Exec, Pool, SimdLevel,
     embedding::{
         Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, Values, forward, forward_one,
     },
@@ -168,7 +168,7 @@ impl Subject {
         let bags = if self.shape.bagged { ids.len() / self.hashes.len() } else { ids.len() };
         let out = &mut out[..bags * dim];
         let start = Instant::now();
-        forward(pool, level, &self.batch(ids, probes), out);
+        forward(Exec { pool, level }, &self.batch(ids, probes), out);
         self.best = self.best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
         let singles = SINGLES.min(ids.len());
         let out = &mut out[..dim];

@@ -1,7 +1,7 @@
 //! What is remembered of the inputs of a linear layer.
 
 use crate::pruning::gram::{Damping, Gram};
-use scrimp_kernels::{Pool, SimdLevel};
+use scrimp_kernels::{Exec, Pool};
 use scrimp_llm::error::{Error, Result};
 use std::sync::OnceLock;
 
@@ -51,14 +51,14 @@ impl Inputs {
     ///
     /// # Errors
     /// When an input is NaN or infinite, or memory cannot be had.
-    pub fn add(&mut self, pool: &Pool, level: SimdLevel, x: &[f32]) -> Result<()> {
+    pub fn add(&mut self, exec: Exec<'_>, x: &[f32]) -> Result<()> {
         if !x.iter().all(|x| x.is_finite()) {
             return Err(Error::bad_input("a calibration input is NaN or infinite"));
         }
         self.tokens += x.len() / self.n;
         self.factor = OnceLock::new();
         if let Some(gram) = &mut self.gram {
-            gram.add(pool, level, x)?;
+            gram.add(exec, x)?;
         }
         if !self.squares.is_empty() {
             for row in x.chunks_exact(self.n) {

@@ -13,8 +13,8 @@ use crate::{
     runner::{Machine, Packed, Runner, Scratch, Unchanged},
 };
 use scrimp_kernels::{
-    ops,
-    quant::packed::{PackedView, WeightFormat, pack},
+    Exec, ops,
+    quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
 };
 use scrimp_llm::{
     checkpoint::Checkpoint,
@@ -79,7 +79,7 @@ pub(crate) fn compress(
     let norm = vector(checkpoint, "output_norm.weight")?;
     let reference = hidden(machine, checkpoint, None, &text, &norm)?;
     let mut inputs = Inputs::new(norm.len(), Statistics::Gram);
-    inputs.add(machine.pool, machine.level, &reference)?;
+    inputs.add(Exec { pool: machine.pool, level: machine.level }, &reference)?;
     let mut measured = Vec::new();
     for &format in formats {
         let packed = round(machine, checkpoint, name, format, &inputs)?;
@@ -149,7 +149,7 @@ fn round(
         weights.append(&mut part.data);
     }
     let scales = (!scales.is_empty()).then_some(&scales[..]);
-    let bytes = pack(machine.pool, format, rows, cols, &weights, scales)
+    let bytes = pack(machine.pool, format, DenseMatrix { rows, cols, weights: &weights }, scales)
         .map_err(|e| Error::bad_input(format!("tensor {name} cannot be {format}: {e}")))?;
     Ok(PackedTensor {
         name: name.to_owned(),

@@ -3,7 +3,7 @@
 use crate::Dense;
 use scrimp_kernels::{
     Pool,
-    quant::packed::{WeightFormat, default_scales, round_half_even},
+    quant::packed::{DenseMatrix, WeightFormat, default_scales, round_half_even},
 };
 
 /// How the weights of a matrix are rounded.
@@ -38,7 +38,11 @@ impl Rounding {
 
     /// Fixes all scales by the weights as they are.
     pub fn fix(&mut self, pool: &Pool, weight: &Dense) {
-        self.scales = Some(default_scales(pool, self.format, weight.rows, weight.cols, &weight.data));
+        self.scales = Some(default_scales(
+            pool,
+            self.format,
+            DenseMatrix { rows: weight.rows, cols: weight.cols, weights: &weight.data },
+        ));
     }
 
     /// The scales, `[rows][groups]`, if they are fixed and there are any.

@@ -191,6 +191,7 @@ mod tests {
         super::{qk_pv::Values, storage::bfloat16},
         *,
     };
+    use crate::attention::PageRows;
     use crate::{
         arch::amx::{Shape, soft::Soft},
         attention::{storage::Storage, tests::noise},
@@ -212,8 +213,8 @@ mod tests {
                 storage.clear_tile_from(g, &mut k_page, &mut v_page, n);
             }
             let [k_rows, v_rows] = rows.each_ref().map(|rows| &rows[first * g.head_dim..]);
-            storage.write_k(g, &mut k_page, 0, n, k_rows, g.head_dim);
-            storage.write_v(g, &mut v_page, 0, n, v_rows, g.head_dim);
+            storage.write_k(g, &mut k_page, PageRows { slot: 0, n, rows: k_rows, stride: g.head_dim });
+            storage.write_v(g, &mut v_page, PageRows { slot: 0, n, rows: v_rows, stride: g.head_dim });
             k.push(k_page);
             v.push(v_page);
         }

@@ -12,7 +12,7 @@ use super::{
     unpack::{self, UnpackArgs},
 };
 use crate::{
-    arch::{L2, prefetch},
+    arch::{L2, SimdLevel, prefetch},
     exec::DisjointSliceMut,
 };
 use std::ops::Range;
@@ -20,6 +20,7 @@ use std::ops::Range;
 /// A block of rows of a KV head and what it is scored against.
 pub(crate) struct BlockTask<'a> {
     pub(crate) args: &'a AttentionArgs<'a>,
+    pub(crate) level: SimdLevel,
     pub(crate) kernels: UnitKernels,
     pub(crate) head: usize,
     /// Rows `token * group + member`, at most [`UnitKernels::unit_rows`].
@@ -40,10 +41,10 @@ pub(crate) struct UnitKernels {
 
 impl UnitKernels {
     /// Those of the tier; tile registers are for prompts, which have more rows than a unit.
-    pub(crate) fn new(args: &AttentionArgs<'_>) -> Self {
+    pub(crate) fn new(level: SimdLevel, args: &AttentionArgs<'_>) -> Self {
         let many = args.n_tokens * (args.n_heads / args.n_kv_heads) > UNIT_ROWS;
-        let in_tiles = Kernels::in_tiles(args.level, args.storage, args.geometry).filter(|_| many);
-        Self { plain: Kernels::new(args.level, args.storage), in_tiles }
+        let in_tiles = Kernels::in_tiles(level, args.storage, args.geometry).filter(|_| many);
+        Self { plain: Kernels::new(level, args.storage), in_tiles }
     }
 
     /// Query rows of a unit.
@@ -290,7 +291,7 @@ impl BlockTask<'_> {
 
         let mut states = [RowState { max: f32::NEG_INFINITY, sum: 0.0 }; MOST_ROWS];
         let mut start = keys.start;
-        let _registers = kernels.in_tiles.then(|| amx::registers(args.level));
+        let _registers = kernels.in_tiles.then(|| amx::registers(self.level));
         while start < keys.end {
             let end = keys.end.min((start / self.segment + 1).saturating_mul(self.segment));
             let keys = start..end;
@@ -442,7 +443,7 @@ impl BlockTask<'_> {
                         };
                         // SAFETY: `check_page` has compared the page with its size, and `pages` stays inside a page, so it
                         // holds tiles `tile..tile + tiles`; `q` and `out` were cut to the kernel's lengths; the table is
-                        // that of `args.level`, whose features the CPU has.
+                        // that of `self.level`, whose features the CPU has.
                         unsafe { (block.kernels.qk)(args) }
                     }
                     Some(kind) => {
@@ -459,7 +460,7 @@ impl BlockTask<'_> {
                     let bias =
                         view.bias.map_or(std::ptr::null(), |b| b[tile * TILE..][..tiles * TILE].as_ptr());
                     let args = FinishArgs { scores: out.as_mut_ptr(), tiles, scale: args.scale, cap, bias };
-                    // SAFETY: `out` and the bias were cut to `tiles` tiles; the table is that of `args.level`.
+                    // SAFETY: `out` and the bias were cut to `tiles` tiles; the table is that of `self.level`.
                     unsafe { (block.kernels.finish)(args) };
                 }
             }
@@ -571,7 +572,7 @@ impl BlockTask<'_> {
                         };
                         // SAFETY: `check_page` has compared all pages of the run with their size, and `pages` stays inside
                         // a page; the probabilities of `run_tiles` tiles start at `p`, and `acc` was cut to the kernel's
-                        // length; the table is that of `args.level`, whose features the CPU has.
+                        // length; the table is that of `self.level`, whose features the CPU has.
                         unsafe { (block.kernels.pv)(args) }
                     }
                     Some(kind) => {

@@ -6,6 +6,7 @@ use super::{
     tables::Kernels,
     *,
 };
+use crate::{arch::SimdLevel, exec::Pool};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -146,8 +147,16 @@ fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
             for slot in (0..g.page_tokens).filter(|_| packing_of(page).is_none()) {
                 let key = page * g.page_tokens + slot;
                 if key < shape.n_keys {
-                    storage.write_k(g, kp.get_mut(), slot, 1, &k[head][key], g.head_dim);
-                    storage.write_v(g, vp.get_mut(), slot, 1, &v[head][key], g.head_dim);
+                    storage.write_k(
+                        g,
+                        kp.get_mut(),
+                        PageRows { slot, n: 1, rows: &k[head][key], stride: g.head_dim },
+                    );
+                    storage.write_v(
+                        g,
+                        vp.get_mut(),
+                        PageRows { slot, n: 1, rows: &v[head][key], stride: g.head_dim },
+                    );
                     storage.read_k(g, kp.get(), slot, &mut k[head][key]);
                     storage.read_v(g, vp.get(), slot, &mut v[head][key]);
                 }
@@ -188,9 +197,8 @@ fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
 }
 
 impl Problem {
-    fn args(&self, level: SimdLevel) -> AttentionArgs<'_> {
+    fn args(&self) -> AttentionArgs<'_> {
         AttentionArgs {
-            level,
             storage: self.format.0.kind(),
             geometry: self.cache.g,
             n_tokens: self.n_tokens,
@@ -211,7 +219,7 @@ impl Problem {
         pool: &Pool,
     ) -> Vec<f32> {
         let mut out = vec![f32::NAN; self.q.len()];
-        attend(&self.args(level), &mut out, stats, pool, &mut AttentionScratch::new());
+        attend(Exec { pool, level }, &self.args(), &mut out, stats, &mut AttentionScratch::new());
         out
     }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     SimdLevel,
     arch::{EmbeddingSimd, Kernel, L1, Level, prefetch},
-    exec::{DisjointSliceMut, Pool},
+    exec::{DisjointSliceMut, Exec, Pool},
 };
 use std::ops::Range;
 
@@ -228,7 +228,8 @@ impl<'a> Batch<'a> {
 ///
 /// # Panics
 /// When sizes do not fit each other, or a probe lies outside the table.
-pub fn forward(pool: &Pool, level: SimdLevel, batch: &Batch<'_>, out: &mut [f32]) {
+pub fn forward(exec: Exec<'_>, batch: &Batch<'_>, out: &mut [f32]) {
+    let Exec { pool, level } = exec;
     let per = batch.probes.per();
     assert!(
         per <= MAX_PROBES && batch.k > 0 && per.is_multiple_of(batch.k),

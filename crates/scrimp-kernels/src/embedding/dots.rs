@@ -7,16 +7,16 @@ use super::{
     table::{Stored, Table, Values},
 };
 use crate::{
-    SimdLevel,
     arch::{Kernel, Level},
-    exec::{DisjointSliceMut, Pool},
+    exec::{DisjointSliceMut, Exec},
 };
 
 /// `out[l * per + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of look-ups are trained with.
 ///
 /// # Panics
 /// When sizes do not fit each other, or a probe lies outside the table.
-pub fn dots(pool: &Pool, level: SimdLevel, table: &Table<'_>, batch: &Backward<'_>, out: &mut [f32]) {
+pub fn dots(exec: Exec<'_>, table: &Table<'_>, batch: &Backward<'_>, out: &mut [f32]) {
+    let Exec { pool, level } = exec;
     let (look_ups, dim) = batch.check(table.width);
     assert_eq!(out.len(), batch.probes.len());
     let bags = batch.bags.count(look_ups);

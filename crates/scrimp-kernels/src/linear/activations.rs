@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     arch::SimdLevel,
-    exec::{DisjointSliceMut, Pool},
+    exec::{DisjointSliceMut, Exec},
     quant::{GROUP, QuantGroup},
 };
 
@@ -49,6 +49,17 @@ impl Needs {
             row_int8: self.row_int8 || other.row_int8,
         }
     }
+}
+
+/// The size of a batch, and the forms that it is stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationShape {
+    /// Tokens in the batch.
+    pub n_tokens: usize,
+    /// Features per token.
+    pub cols: usize,
+    /// The forms that the weights read.
+    pub needs: Needs,
 }
 
 /// Input of a linear layer for a batch of tokens, `[n_tokens][cols]`.
@@ -146,32 +157,23 @@ impl Activations {
             + self.rows.capacity() * size_of::<RowScale>()
     }
 
-    /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `needs` says.
+    /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `shape.needs` says.
     /// Tokens are spread over the pool.
-    pub fn fill(
-        &mut self,
-        pool: &Pool,
-        level: SimdLevel,
-        n_tokens: usize,
-        cols: usize,
-        needs: Needs,
-        fill: impl Fn(usize, &mut [f32]) + Sync,
-    ) {
-        let blocks = level.has_amx() && n_tokens > FEW_TOKENS;
-        self.fill_as(pool, level, n_tokens, cols, needs, blocks, fill);
+    pub fn fill(&mut self, exec: Exec<'_>, shape: ActivationShape, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        let blocks = exec.level.has_amx() && shape.n_tokens > FEW_TOKENS;
+        self.fill_as(exec, shape, blocks, fill);
     }
 
     /// [`Activations::fill`] in the form that tile registers load if `blocks`, whatever the tier.
     pub(crate) fn fill_as(
         &mut self,
-        pool: &Pool,
-        level: SimdLevel,
-        n_tokens: usize,
-        cols: usize,
-        needs: Needs,
+        exec: Exec<'_>,
+        shape: ActivationShape,
         blocks: bool,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
+        let Exec { pool, level } = exec;
+        let ActivationShape { n_tokens, cols, needs } = shape;
         let expanded = blocks && needs.quantized && n_tokens >= EXPANDED_TOKENS;
         // Floats would need tiles of other widths.
         let exact = blocks && needs.quantized && !needs.float && EXACT_TOKENS.contains(&n_tokens);
@@ -375,6 +377,7 @@ unsafe fn store_in_block<T: Copy>(to: &DisjointSliceMut<'_, T>, block: usize, to
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::Pool;
 
     /// Weights that tile registers do not multiply read the batch as they always do.
     #[test]
@@ -385,7 +388,8 @@ mod tests {
         for level in SimdLevel::supported() {
             let [tiles, blocks] = [false, true].map(|blocks| {
                 let mut x = Activations::new();
-                x.fill_as(&pool, level, n, cols, needs, blocks, |t, out| {
+                let shape = ActivationShape { n_tokens: n, cols, needs };
+                x.fill_as(Exec { pool: &pool, level }, shape, blocks, |t, out| {
                     out.iter_mut().enumerate().for_each(|(i, x)| *x = (t * cols + i) as f32);
                 });
                 x

@@ -26,15 +26,15 @@ mod quantize;
 mod tests;
 mod thread_tiles;
 
-pub use activations::{Activations, Needs};
-pub use matrix::Matrix;
+pub use activations::{ActivationShape, Activations, Needs};
+pub use matrix::{Matrix, StoredRows};
 
 use crate::{
     arch::{
         Kernel, Level, Simd, SimdLevel,
         amx::{Configured, Tile},
     },
-    exec::{self, DisjointSliceMut, Pool},
+    exec::{DisjointSliceMut, Exec, part},
     quant::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, packed::Value, with_format},
 };
 use gemm::PanelGroup;
@@ -107,13 +107,8 @@ enum Split {
 ///
 /// # Panics
 /// When shapes do not fit each other, or `x` was not stored for this tier or in the form that a weight needs.
-pub fn linear(
-    pool: &Pool,
-    level: SimdLevel,
-    scratch: &mut LinearScratch,
-    x: &Activations,
-    products: &mut [Linear<'_>],
-) {
+pub fn linear(exec: Exec<'_>, scratch: &mut LinearScratch, x: &Activations, products: &mut [Linear<'_>]) {
+    let Exec { pool, level } = exec;
     let n_tokens = x.n_tokens();
     if n_tokens == 0 {
         return;
@@ -205,7 +200,7 @@ pub fn linear(
     let panels = DisjointSliceMut::new(&mut scratch.panels);
     let body = |tiles_of_thread: &mut ThreadTiles, unit: usize, worker: usize| {
         let (block, unit) = (unit / units, unit % units);
-        let x_tiles = exec::part(x.n_tiles(), block, blocks);
+        let x_tiles = part(x.n_tiles(), block, blocks);
         let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
         let tiles = match (&job.split, job.weight.kind()) {
             (&Split::Bytes(units), Kind::Packed(layout)) => {

@@ -9,9 +9,8 @@
 //! sum is one chain in the order of k: the same bits for every tier and number of threads. Bound by arithmetic.
 
 use crate::{
-    SimdLevel,
     arch::{Kernel, Level, Scalar, Simd},
-    exec::{DisjointSliceMut, Pool},
+    exec::{DisjointSliceMut, Exec},
 };
 use std::ops::Range;
 
@@ -69,20 +68,28 @@ const fn tile<S: Simd>() -> (usize, usize) {
     if S::TOKEN_TILE >= 8 { (8, 2) } else { (4, 1) }
 }
 
-/// `c = a b`, where `c` is `[m, n]`, one row after another, and the product has `k` steps.
+/// A product `c = a b`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[m, n, k]`: the sizes of `c`, and the steps of the sums.
+    pub shape: [usize; 3],
+    /// `[m, k]`
+    pub a: View<'a>,
+    /// `[k, n]`
+    pub b: View<'a>,
+    /// What sums start from, and what is done to them.
+    pub start: Start<'a>,
+    /// `[m, n]`, one row after another.
+    pub c: &'a mut [f32],
+}
+
+/// Computes a product.
 ///
 /// # Panics
 /// When sizes do not fit each other.
-pub fn gemm(
-    pool: &Pool,
-    level: SimdLevel,
-    [m, n, k]: [usize; 3],
-    a: View<'_>,
-    b: View<'_>,
-    start: Start<'_>,
-    c: &mut [f32],
-    scratch: &mut GemmScratch,
-) {
+pub fn gemm(exec: Exec<'_>, scratch: &mut GemmScratch, product: Product<'_>) {
+    let Exec { pool, level } = exec;
+    let Product { shape: [m, n, k], a, b, start, c } = product;
     assert_eq!(c.len(), m * n);
     if m == 0 || n == 0 {
         return;
@@ -104,8 +111,8 @@ pub fn gemm(
     let panels_a = &mut scratch.a[..packed_a];
     let panels_b = &mut scratch.b[..n_panels * nr * k];
     if k > 0 {
-        pool.chunks(panels_a, mr * k, |panel, to| pack(a, panel * mr, m, mr, k, to));
-        pool.chunks(panels_b, nr * k, |panel, to| pack(b.t(), panel * nr, n, nr, k, to));
+        pool.chunks(panels_a, mr * k, |panel, to| pack(a, panel * mr..m, mr, k, to));
+        pool.chunks(panels_b, nr * k, |panel, to| pack(b.t(), panel * nr..n, nr, k, to));
     }
     let a = if in_rows { Left::Rows(a) } else { Left::Panels(panels_a) };
     // A unit: some panels of A, which stay in the second-level cache, times some of B.
@@ -133,9 +140,9 @@ fn grow(v: &mut Vec<f32>, len: usize) {
     }
 }
 
-/// `to[step * width + i] = x(first + i, step)`, 0 beyond `rows`.
-fn pack(x: View<'_>, first: usize, rows: usize, width: usize, k: usize, to: &mut [f32]) {
-    let there = width.min(rows - first);
+/// `to[step * width + i] = x(rows.start + i, step)`, 0 beyond `rows`.
+fn pack(x: View<'_>, rows: Range<usize>, width: usize, k: usize, to: &mut [f32]) {
+    let (first, there) = (rows.start, width.min(rows.len()));
     match width {
         _ if x.row != 1 || there < width => {}
         32 => return pack_columns::<32>(x, first, to),
@@ -338,7 +345,8 @@ const _: () = assert!(tile::<Scalar>().0 == 4);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::testing::numbers;
+    use crate::arch::SimdLevel;
+    use crate::{arch::testing::numbers, exec::Pool};
 
     #[test]
     fn products_of_odd_sizes_are_right_and_the_same_everywhere() {
@@ -353,28 +361,14 @@ mod tests {
                     for level in SimdLevel::supported() {
                         let mut scratch = GemmScratch::default();
                         let mut c = vec![f32::NAN; m * n];
-                        gemm(
-                            &pool,
-                            level,
-                            [m, n, k],
-                            va,
-                            vb,
-                            Start::Bias { bias: &bias, relu: false },
-                            &mut c,
-                            &mut scratch,
-                        );
+                        let exec = Exec { pool: &pool, level };
+                        let mut product = |start, c: &mut [f32]| {
+                            gemm(exec, &mut scratch, Product { shape: [m, n, k], a: va, b: vb, start, c });
+                        };
+                        product(Start::Bias { bias: &bias, relu: false }, &mut c);
                         let mut d = vec![f32::NAN; m * n];
-                        gemm(
-                            &pool,
-                            level,
-                            [m, n, k],
-                            va,
-                            vb,
-                            Start::Bias { bias: &bias, relu: true },
-                            &mut d,
-                            &mut scratch,
-                        );
-                        gemm(&pool, level, [m, n, k], va, vb, Start::Accumulate, &mut c, &mut scratch);
+                        product(Start::Bias { bias: &bias, relu: true }, &mut d);
+                        product(Start::Accumulate, &mut c);
                         for i in 0..m {
                             for j in 0..n {
                                 let mut sum = 0.0;

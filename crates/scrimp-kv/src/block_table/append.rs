@@ -5,6 +5,7 @@
 
 use super::{BlockTable, Positions};
 use crate::{block::Block, cache::Shared, error::KvError};
+use scrimp_kernels::attention::PageRows;
 use std::sync::Arc;
 
 /// The blocks that an append needs.
@@ -115,8 +116,8 @@ impl WriteTask<'_> {
         let (g, storage) = (shared.geometry, shared.config.format.storage());
         let stride = shared.config.n_kv_heads * g.head_dim;
         let from = self.first_row * stride + self.head * g.head_dim;
-        storage.write_k(g, self.k, self.slot, self.n, &k[from..], stride);
-        storage.write_v(g, self.v, self.slot, self.n, &v[from..], stride);
+        storage.write_k(g, self.k, PageRows { slot: self.slot, n: self.n, rows: &k[from..], stride });
+        storage.write_v(g, self.v, PageRows { slot: self.slot, n: self.n, rows: &v[from..], stride });
         if self.clear_tail {
             storage.clear_tile_from(g, self.k, self.v, self.slot + self.n);
         }

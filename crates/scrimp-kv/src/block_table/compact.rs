@@ -9,7 +9,7 @@ use crate::{
     policy::Selection,
     sequence::ApplyRope,
 };
-use scrimp_kernels::attention::PackedKind;
+use scrimp_kernels::attention::{PackedKind, PageRows};
 use std::ops::Range;
 
 /// The rotation of kept keys to consecutive positions.
@@ -92,7 +92,7 @@ impl BlockTable {
             let rotation = tokens.rotation(slot);
             if from.packed.is_some() {
                 from.read_value(shared, at, &mut row);
-                storage.write_v(g, to_v, slot, 1, &row, g.head_dim);
+                storage.write_v(g, to_v, PageRows { slot, n: 1, rows: &row, stride: g.head_dim });
             } else {
                 storage.copy_v(g, &from.v, at, to_v, slot);
             }
@@ -103,7 +103,7 @@ impl BlockTable {
                 if let Some((apply_rope, by)) = rotation {
                     apply_rope(&mut row, by);
                 }
-                storage.write_k(g, to_k, slot, 1, &row, g.head_dim);
+                storage.write_k(g, to_k, PageRows { slot, n: 1, rows: &row, stride: g.head_dim });
             }
         }
         if !n.is_multiple_of(16) {

@@ -105,13 +105,13 @@ impl Sequence {
         let shared = &*self.shared;
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
         let view = CausalView::new(shared, layer, state.next, &state.heads, &inputs)?;
-        let args = view.args(shared, &inputs, exec.level);
+        let args = view.args(shared, &inputs);
         let stats = inputs.scores.filter(|wanted| wanted.any()).map(|wanted| {
             let queries = view.first..view.first + args.n_tokens as u32;
             let rows = if wanted.per_query_head { args.n_heads } else { args.n_kv_heads };
             (state.scores.request(wanted, queries, rows), &mut state.scores.accumulated)
         });
-        attention::attend(&args, inputs.out, stats, exec.pool, scratch);
+        attention::attend(exec, &args, inputs.out, stats, scratch);
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use crate::{
 };
 use scrimp_kernels::{
     Exec, Pool, SimdLevel,
-    linear::{Activations, Linear, LinearScratch, linear},
+    linear::{ActivationShape, Activations, Linear, LinearScratch, linear},
     ops::{self, Gate, RmsNorm, RopeTable},
     quant::dequantize::dequantize_row,
 };
@@ -221,18 +221,17 @@ impl Buffers {
         parts: &mut [SequenceChunk<'_, '_>],
         wanted: Option<&[usize]>,
     ) {
-        let Context { pool, level, config } = context;
+        let Context { level, config, .. } = context;
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
         let needs = layer.q.needs().and(layer.k.needs()).and(layer.v.needs());
         let (h, attn_norm) = (&self.h[..n * hidden], context.norm(&layer.attn_norm));
-        self.x.fill(pool, level, n, hidden, needs, |t, x| {
+        self.x.fill(context.exec(), ActivationShape { n_tokens: n, cols: hidden, needs: needs }, |t, x| {
             attn_norm.apply(level, &h[t * hidden..(t + 1) * hidden], x);
         });
         let (q, k) = (sized(&mut self.q, n * q_dim), sized(&mut self.k, n * kv_dim));
         let v = sized(&mut self.v, n * kv_dim);
         linear(
-            pool,
-            level,
+            context.exec(),
             &mut self.linear,
             &self.x,
             &mut [product(&layer.q, q, false), product(&layer.k, k, false), product(&layer.v, v, false)],
@@ -251,24 +250,31 @@ impl Buffers {
             return;
         }
         let attn = &self.attn;
-        self.x.fill(pool, level, n, q_dim, layer.o.needs(), |t, x| {
-            x.copy_from_slice(&attn[t * q_dim..(t + 1) * q_dim]);
-        });
+        self.x.fill(
+            context.exec(),
+            ActivationShape { n_tokens: n, cols: q_dim, needs: layer.o.needs() },
+            |t, x| {
+                x.copy_from_slice(&attn[t * q_dim..(t + 1) * q_dim]);
+            },
+        );
         self.add_block(context, &layer.o, layer.post_attn_norm.as_deref(), n);
     }
 
     /// Adds the feed-forward block of a layer to the residual stream of `n` rows.
     fn feed_forward(&mut self, context: Context<'_>, layer: &Layer, n: usize) {
-        let Context { pool, level, config } = context;
+        let Context { level, config, .. } = context;
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
         let (h, ffn_norm) = (&self.h[..n * hidden], context.norm(&layer.ffn_norm));
-        self.x.fill(pool, level, n, hidden, layer.gate.needs().and(layer.up.needs()), |t, x| {
-            ffn_norm.apply(level, &h[t * hidden..(t + 1) * hidden], x);
-        });
+        self.x.fill(
+            context.exec(),
+            ActivationShape { n_tokens: n, cols: hidden, needs: layer.gate.needs().and(layer.up.needs()) },
+            |t, x| {
+                ffn_norm.apply(level, &h[t * hidden..(t + 1) * hidden], x);
+            },
+        );
         let (gate, up) = (sized(&mut self.gate, n * width), sized(&mut self.up, n * width));
         linear(
-            pool,
-            level,
+            context.exec(),
             &mut self.linear,
             &self.x,
             &mut [product(&layer.gate, gate, false), product(&layer.up, up, false)],
@@ -278,10 +284,14 @@ impl Buffers {
             Activation::GeluTanh => Gate::GeluTanh,
         };
         let (gate, up) = (&*gate, &*up);
-        self.x.fill(pool, level, n, width, layer.down.needs(), |t, x| {
-            let row = t * width..(t + 1) * width;
-            ops::gated(level, f, &gate[row.clone()], &up[row], x);
-        });
+        self.x.fill(
+            context.exec(),
+            ActivationShape { n_tokens: n, cols: width, needs: layer.down.needs() },
+            |t, x| {
+                let row = t * width..(t + 1) * width;
+                ops::gated(level, f, &gate[row.clone()], &up[row], x);
+            },
+        );
         self.add_block(context, &layer.down, layer.post_ffn_norm.as_deref(), n);
     }
 
@@ -292,13 +302,17 @@ impl Buffers {
         let (output, hidden, vocab) = (&model.weights.output, config.hidden_size, config.vocab_size);
         let h = &self.h[rows.start * hidden..rows.end * hidden];
         let output_norm = context.norm(&model.weights.output_norm);
-        self.x.fill(context.pool, context.level, rows.len(), hidden, output.needs(), |t, x| {
-            output_norm.apply(context.level, &h[t * hidden..(t + 1) * hidden], x);
-        });
+        self.x.fill(
+            context.exec(),
+            ActivationShape { n_tokens: rows.len(), cols: hidden, needs: output.needs() },
+            |t, x| {
+                output_norm.apply(context.level, &h[t * hidden..(t + 1) * hidden], x);
+            },
+        );
         let logits = sized(&mut self.logits, rows.len() * vocab);
         let product =
             Linear { weight: output, bias: None, out: &mut *logits, stride: vocab, accumulate: false };
-        linear(context.pool, context.level, &mut self.linear, &self.x, &mut [product]);
+        linear(context.exec(), &mut self.linear, &self.x, &mut [product]);
         if let Some(cap) = config.final_logit_softcap {
             context.rows(logits, vocab, |_, row| ops::softcap(context.level, cap, row));
         }
@@ -332,15 +346,15 @@ impl Buffers {
         norm: Option<&[f32]>,
         n: usize,
     ) {
-        let Context { pool, level, config } = context;
+        let Context { level, config, .. } = context;
         let hidden = config.hidden_size;
         let h = &mut self.h[..n * hidden];
         let Some(weight) = norm else {
-            linear(pool, level, &mut self.linear, &self.x, &mut [product(projection, h, true)]);
+            linear(context.exec(), &mut self.linear, &self.x, &mut [product(projection, h, true)]);
             return;
         };
         let block = sized(&mut self.block, n * hidden);
-        linear(pool, level, &mut self.linear, &self.x, &mut [product(projection, block, false)]);
+        linear(context.exec(), &mut self.linear, &self.x, &mut [product(projection, block, false)]);
         let (block, norm) = (&*block, context.norm(weight));
         context.rows(h, hidden, |t, h| norm.add_to(level, &block[t * hidden..(t + 1) * hidden], h));
     }

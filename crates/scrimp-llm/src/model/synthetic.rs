@@ -9,7 +9,7 @@ use scrimp_kernels::{
     Pool,
     linear::{Matrix, bench::random_weights},
     mem::Arena,
-    quant::packed::{PackedView, WeightFormat, pack},
+    quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
 };
 
 /// What a model looks like whose weights are random. All are of the llama family.
@@ -128,8 +128,8 @@ impl Template {
     ) -> Result<Self> {
         let weights = random_weights(pool, rows * cols, sparsity, 1.0 / (cols as f32).sqrt(), seed)
             .map_err(|e| Error::out_of_memory(format!("{rows} × {cols} random numbers ({e})")))?;
-        let bytes =
-            pack(pool, format, rows, cols, &weights, None).map_err(|e| Error::bad_input(e.to_string()))?;
+        let bytes = pack(pool, format, DenseMatrix { rows, cols, weights: &weights }, None)
+            .map_err(|e| Error::bad_input(e.to_string()))?;
         Ok(Self { format, rows, cols, bytes })
     }
 

@@ -11,7 +11,7 @@ use crate::{
 };
 use scrimp_kernels::{
     Pool,
-    linear::{Matrix, Needs},
+    linear::{Matrix, Needs, StoredRows},
     mem::Arena,
 };
 use std::ops::Range;
@@ -147,9 +147,10 @@ impl Loader<'_> {
         // The mapped original goes piece by piece, so that the largest matrix is not in memory twice.
         let mut done = |slice: &[u8]| checkpoint.release_part(name, slice);
         let (matrix, bytes) = match stored_matrix(checkpoint, name, rows)? {
-            StoredMatrix::Rows { dtype, rows, cols, data } => {
-                (Matrix::pack_in_pieces(pool, arena, dtype, rows, cols, data, &mut done), data.len())
-            }
+            StoredMatrix::Rows { dtype, rows, cols, data } => (
+                Matrix::pack_in_pieces(pool, arena, StoredRows { dtype, rows, cols, data }, &mut done),
+                data.len(),
+            ),
             StoredMatrix::Packed(view) => {
                 // Checking it has read all of it.
                 checkpoint.release(name);

@@ -222,7 +222,7 @@ impl Encoder for Cce {
     fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
         let probes = self.probes(exec, ids);
         let batch = Batch::given(self.table.table(), &probes, 2 * COLUMNS, 2);
-        forward(exec.pool, exec.level, &batch, out);
+        forward(exec, &batch, out);
     }
 
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {

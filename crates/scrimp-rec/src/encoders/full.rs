@@ -67,7 +67,7 @@ impl Encoder for Full {
     fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
         let rows = self.rows(exec, ids);
         let batch = Batch::given(self.table.table(), &rows, 1, 1);
-        forward(exec.pool, exec.level, &batch, out);
+        forward(exec, &batch, out);
     }
 
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {

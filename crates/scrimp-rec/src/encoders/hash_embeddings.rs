@@ -115,7 +115,7 @@ impl Encoder for HashEmbeddings {
             bags: Bags::Fixed(1),
             add: false,
         };
-        forward(exec.pool, exec.level, &batch, out);
+        forward(exec, &batch, out);
     }
 
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
@@ -124,7 +124,7 @@ impl Encoder for HashEmbeddings {
             Backward { weights: &weights, ..Backward::given(&rows, self.num_hashes, self.num_hashes, grad) };
         // The gradient of a weight is the row's product with the vector's gradient.
         let mut weight_grad = vec![0.0; weights.len()];
-        dots(exec.pool, exec.level, &self.table.table(), &batch, &mut weight_grad);
+        dots(exec, &self.table.table(), &batch, &mut weight_grad);
         self.table.step(exec, optimizer, &batch);
         let weight_batch = Backward::given(&weight_rows, 1, 1, &weight_grad);
         self.weights.step(exec, optimizer, &weight_batch);

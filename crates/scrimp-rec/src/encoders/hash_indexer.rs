@@ -111,7 +111,7 @@ impl HashIndexer {
         };
         let probes = Probes::Hashed { ids, probing: self.probing() };
         let batch = Batch { table, probes, k: self.num_hashes, scales, bags, add: false };
-        forward(exec.pool, exec.level, &batch, out);
+        forward(exec, &batch, out);
     }
 
     /// Fills `context` for the gradients `grad` of the outputs of [`HashIndexer::forward`]: row numbers, scales, and the
@@ -143,7 +143,7 @@ impl HashIndexer {
             bags,
             grad,
         };
-        dots(exec.pool, exec.level, &tables.table, &batch, &mut context.dots);
+        dots(exec, &tables.table, &batch, &mut context.dots);
         context.weight_grad.resize(ids.len() * weights.groups, 0.0);
         let group_dots = context.dots.chunks_exact(self.rows_per_lookup / weights.groups);
         for (out, dots) in context.weight_grad.iter_mut().zip(group_dots) {

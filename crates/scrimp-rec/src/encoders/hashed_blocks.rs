@@ -131,7 +131,7 @@ impl HashedBlocks {
             let probes = Probes::Given { probes: &rows, weights: &[], per: 1 };
             let (table, scales) = (frequent.table.table(), Scales::One(1.0));
             let batch = Batch { table, probes, k: 1, scales, bags: lookups.bags, add: true };
-            forward(exec.pool, exec.level, &batch, out);
+            forward(exec, &batch, out);
         }
     }
 }

@@ -197,7 +197,7 @@ impl Param {
         }
         let table = Trained { values, state: &mut self.state, width: self.block_dim, stride: self.stride };
         let gradients = self.gradients.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        gradients.step(exec.pool, exec.level, optimizer, table, batch);
+        gradients.step(exec, optimizer, table, batch);
         let Some(rounded) = &mut self.rounded else { return };
         rounded.steps += 1;
         let again = rounded.steps.is_multiple_of(RESCALE) || rounded.steps.is_power_of_two();

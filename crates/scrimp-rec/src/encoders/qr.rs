@@ -96,7 +96,7 @@ impl Qr {
 
 fn lookup(exec: Exec<'_>, table: &Param, rows: &[u32], out: &mut [f32]) {
     let batch = Batch::given(table.table(), rows, 1, 1);
-    forward(exec.pool, exec.level, &batch, out);
+    forward(exec, &batch, out);
 }
 
 /// `a *= b`

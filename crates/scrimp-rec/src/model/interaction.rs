@@ -2,7 +2,7 @@
 
 use super::{each_row, mlp::sized};
 use crate::encoders::Exec;
-use scrimp_kernels::embedding::{Vectors, pairs, pairs_backward};
+use scrimp_kernels::embedding::{PairPlaces, VectorGradients, Vectors, pairs, pairs_backward};
 use serde::{Deserialize, Serialize};
 
 /// The function of the vectors of a row.
@@ -62,7 +62,7 @@ impl InteractionArch {
         let (outputs, dense_dim, sparse_dim) = (self.outputs(), self.dense_dim(), self.sparse_dim());
         if self.interaction == Interaction::Dot {
             let x = Vectors { head: dense, tail: sparse, others: self.sparse_vectors, dim: self.dim };
-            pairs(exec.pool, exec.level, &x, z, outputs, dense_dim);
+            pairs(exec, &x, z, PairPlaces { stride: outputs, offset: dense_dim });
         }
         let concat = self.interaction == Interaction::Concat;
         each_row(exec, z, outputs, |row, z| {
@@ -95,7 +95,9 @@ impl InteractionArch {
             }),
             Interaction::Dot => {
                 let x = Vectors { head: dense, tail: sparse, others: self.sparse_vectors, dim: self.dim };
-                pairs_backward(exec.pool, exec.level, &x, dz, outputs, dense_dim, d_dense, d_sparse);
+                let places = PairPlaces { stride: outputs, offset: dense_dim };
+                let gradients = VectorGradients { head: &mut *d_dense, tail: &mut *d_sparse };
+                pairs_backward(exec, &x, dz, places, gradients);
             }
         }
         (d_dense, d_sparse)

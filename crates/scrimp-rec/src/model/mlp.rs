@@ -3,7 +3,7 @@
 use crate::{Result, encoders::Exec};
 use scrimp_kernels::{
     embedding::IdHash,
-    ops::gemm_f32::{GemmScratch, Start, View, gemm},
+    ops::gemm_f32::{GemmScratch, Product, Start, View, gemm},
 };
 
 /// A tensor and its optimizer state.
@@ -133,7 +133,8 @@ impl Mlp {
             let y = sized(&mut after[0], rows * layer.outputs);
             let start = Start::Bias { bias: &layer.bias.values, relu: layer.relu };
             let (a, b) = (View::rows(x, layer.inputs), View::rows(&layer.weight.values, layer.inputs).t());
-            gemm(exec.pool, exec.level, [rows, layer.outputs, layer.inputs], a, b, start, y, &mut self.gemm);
+            let shape = [rows, layer.outputs, layer.inputs];
+            gemm(exec, &mut self.gemm, Product { shape, a, b, start, c: y });
         }
         self.outputs(rows)
     }
@@ -184,20 +185,13 @@ impl Mlp {
             let dx = if i == 0 { dx.take() } else { Some(sized(&mut next, rows * inputs)) };
             if let Some(dx) = dx {
                 let (a, b) = (View::rows(g, outputs), View::rows(&layer.weight.values, inputs));
-                gemm(exec.pool, exec.level, [rows, inputs, outputs], a, b, Start::Zero, dx, &mut self.gemm);
+                let product = Product { shape: [rows, inputs, outputs], a, b, start: Start::Zero, c: dx };
+                gemm(exec, &mut self.gemm, product);
             }
             let weight_grad = sized(&mut self.weight_grad, inputs * outputs);
             let (a, b) = (View::rows(g, outputs).t(), View::rows(x, inputs));
-            gemm(
-                exec.pool,
-                exec.level,
-                [outputs, inputs, rows],
-                a,
-                b,
-                Start::Zero,
-                weight_grad,
-                &mut self.gemm,
-            );
+            let shape = [outputs, inputs, rows];
+            gemm(exec, &mut self.gemm, Product { shape, a, b, start: Start::Zero, c: &mut *weight_grad });
             let bias_grad = sized(&mut self.bias_grad, outputs);
             exec.pool.chunks(bias_grad, COLUMNS, |chunk, sums| {
                 sums.fill(0.0);

@@ -53,7 +53,7 @@ mod tests;
 pub(crate) use tests::weights as test_weights;
 mod view;
 
-pub use encode::{default_scales, pack, round_half_even, round_scale};
+pub use encode::{DenseMatrix, default_scales, pack, round_half_even, round_scale};
 pub use view::PackedView;
 
 use super::{GROUP, TILE_ROWS};
