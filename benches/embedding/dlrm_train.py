@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Training throughput of a DLRM in PyTorch: the model of `scrimp rec train --model dlrm --dim 64` with full tables.
+"""Training throughput of a DLRM in PyTorch: the model of `scrimp rec train --layers dlrm --dim 64` with full tables.
 
 usage: benches/embedding/dlrm_train.py [--rows-per-feature 10000] [--steps 30] [--threads 2]
 
@@ -45,7 +45,7 @@ def main():
     dense = torch.optim.Adam([p for n, p in model.named_parameters() if "table" not in n], lr=1e-3)
     loss_of = torch.nn.BCEWithLogitsLoss()
     batch = 2048
-    # Ids as skewed as clicks are.
+    # Ids are skewed like those of click logs.
     data = [
         (
             torch.rand(batch, 13),

@@ -3,9 +3,9 @@
 
 usage: benches/embedding/torch_bag.py [--rows N] [--rounds N] [--scrimp target/release/scrimp] [--threads 2]
 
-The table is f32, dim 128, a batch 2048 x 26 look-ups of one id each, ids drawn evenly: what `scrimp bench embedding` measures.
-The allocator is tuned (it keeps its pages), or most of torch's time would be page faults of fresh outputs. The two
-processes take turns and hold their memory one after the other; the best round of each counts. One JSON object per line.
+The workload is that of `scrimp bench embedding`: an f32 table of dim 128 and batches of 2048 x 26 lookups of one id each, drawn
+uniformly. The allocator is tuned to keep its pages; otherwise page faults of fresh outputs take most of torch's time. The two
+processes alternate, and the best round of each counts. Prints one JSON object per line.
 """
 
 import argparse
@@ -22,19 +22,19 @@ def torch_round(rows, threads):
     import torch
 
     torch.set_num_threads(threads)
-    dim, look_ups = 128, 2048 * 26
+    dim, lookups = 128, 2048 * 26
     table = torch.nn.EmbeddingBag(1, dim, mode="sum")
     # Filled page by page: random initial values would take longer than the measurement.
     table.weight = torch.nn.Parameter(torch.full((rows, dim), 0.01), requires_grad=False)
-    offsets = torch.arange(look_ups)
+    offsets = torch.arange(lookups)
     best = 1e9
     with torch.no_grad():
-        batches = [torch.randint(0, rows, (look_ups,)) for _ in range(16)]
+        batches = [torch.randint(0, rows, (lookups,)) for _ in range(16)]
         for ids in batches + batches:
             start = time.perf_counter()
             table(ids, offsets)
             best = min(best, time.perf_counter() - start)
-    print(best / look_ups * 1e9)
+    print(best / lookups * 1e9)
 
 
 def main():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tables and drawings of what run.py measured: results.jsonl to results.md and one SVG per model, text and axis.
+"""Tables and drawings of the measurements of run.py: results.jsonl to results.md and one SVG per model, text and axis.
 
 usage: benches/pruning/report.py OUT      (OUT: the directory that run.py wrote to)
 """
@@ -11,11 +11,11 @@ import pathlib
 import sys
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 460, 70, 50, 30, 190
-COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#9c755f", "#76b7b2", "#edc948", "#888888", "#333333"]
+COLORS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#9c755f", "#76b7b2", "#edc948", "#888888", "#333333"]
 
 
 def series(row):
-    """What is drawn as one line."""
+    """The name of the line that a row belongs to."""
     if row["engine"] != "scrimp":
         return "llama.cpp"
     if row["method"] in ("mixed", "original"):
@@ -89,7 +89,7 @@ def drawing(rows, text, axis, title):
                f'KL divergence on {html.escape(text)}, nats per token</text>')
     names = sorted({series(r) for r in shown})
     for i, name in enumerate(names):
-        color = COLOURS[i % len(COLOURS)]
+        color = COLORS[i % len(COLORS)]
         line = sorted((at(r[axis] / scale, math.log10(r[f"kl.{text}"])) for r in shown if series(r) == name))
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
         dash = ' stroke-dasharray="5 3"' if name == "llama.cpp" else ""
@@ -112,7 +112,7 @@ def main():
         parts.append(f"## {model}\n\n{table(mine)}\n")
         for text in texts(mine):
             for axis in ("bytes", "decode_tok_s"):
-                svg = drawing(mine, text, axis, f"{model}: {'size' if axis == 'bytes' else 'speed'} against what it costs")
+                svg = drawing(mine, text, axis, f"{model}: {'size' if axis == 'bytes' else 'speed'} against KL divergence")
                 if svg:
                     name = f"{model}.{text}.{'size' if axis == 'bytes' else 'speed'}.svg"
                     (out / name).write_text(svg)

@@ -56,6 +56,6 @@ def machine():
         (line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?"
     )
     return (
-        f"{model}, {len(os.sched_getaffinity(0))} CPUs, scrimp {scrimp.__version__} ({scrimp.tier()}), torch {torch.__version__}, "
+        f"{model}, {len(os.sched_getaffinity(0))} CPUs, scrimp {scrimp.__version__} ({scrimp.simd_level()}), torch {torch.__version__}, "
         f"{time.strftime('%Y-%m-%d')}"
     )

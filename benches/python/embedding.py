@@ -36,7 +36,7 @@ def main():
     full = nn.EmbeddingBag(n, dim, mode="sum", sparse=True, _weight=table)
     batches = [torch.randint(0, n, (args.batch, args.features)) for _ in range(8)]
     offsets = torch.arange(args.batch * args.features)
-    more = dict(block=args.block, weight_share=args.weight_share)
+    more = dict(block_dim=args.block, weight_share=args.weight_share)
     memrec = MemRecEmbedding(args.features, dim, args.budget, **more)
     turn = iter(range(1 << 60))
 

@@ -4,22 +4,19 @@
 usage: benches/rec/criteo_tb.py [--scrimp target/release/scrimp] [--work target/bench-rec] [--rows 20000000] [--cap 0]
                                 [--encoders memrec,hashing,robe] [--dtype int4] [--compression 2900] [--dim 128] [--seed 1] [--report-only]
 
-Rows are made while they are read and never touch the disk; validation rows come from elsewhere in the same stream. --cap N
-limits every cardinality to N, so that a full table fits in memory (`--cap 150000 --dim 64 --encoders full,memrec`). Every
-training is a line of WORK/criteo_tb.jsonl; one that was interrupted goes on from its checkpoint.
+The rows are generated in memory; validation rows come from another range of the same stream. --cap N limits every cardinality
+to N, so that a full table fits in memory (`--cap 150000 --dim 64 --encoders full,memrec`). WORK/criteo_tb.jsonl has a line per
+finished training. An interrupted training resumes from its checkpoint.
 """
 
-import argparse
 import json
 import os
-import pathlib
 import platform
 import subprocess
 import tempfile
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+import common
 
 
 def train(args, encoder):
@@ -49,23 +46,19 @@ def report(results):
     lines = ["# CriteoTB's cardinalities, generated", "",
              "| encoder | rows in | seed | cap on cardinalities | dim | rows | AUC | log loss | embeddings | full table | times | rows/s | peak RSS |",
              "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
-    for line in results.read_text().splitlines() if results.exists() else []:
-        r = json.loads(line)
+    for r in common.rows(results):
         if "error" in r:
             continue
         lines.append(f"| {r['encoder']} | {r['dtype']} | {r.get('seed', 1)} | {r['cap'] or 'none'} | {r['dim']} | {r['rows']:,} | {r['auc']:.4f} | {r['logloss']:.4f} | "
                      f"{r['embedding_bytes'] / 1e6:,.1f} MB | {r['full_embedding_bytes'] / 1e6:,.0f} MB | "
                      f"{r['compression']:,.0f} | {r['rows_per_second']:,.0f} | {r['peak_rss_bytes'] / 1e9:.2f} GB |")
-    lines += ["", "The full table is counted over the distinct ids of the training rows. "
+    lines += ["", "The size of the full table counts the distinct ids of the training rows.",
               f"{platform.machine()}, {time.strftime('%Y-%m-%d')}; made by `benches/rec/criteo_tb.py`.", ""]
     return "\n".join(lines)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scrimp", type=pathlib.Path, default=ROOT / "target" / "release" / "scrimp")
-    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target" / "bench-rec")
-    parser.add_argument("--out", type=pathlib.Path, default=HERE)
+    parser = common.parser(__doc__)
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--valid", type=int, default=500_000)
     parser.add_argument("--cap", type=int, default=0)
@@ -74,22 +67,14 @@ def main():
     parser.add_argument("--encoders", default="memrec,hashing,robe")
     parser.add_argument("--dtype", default="int4")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--report-only", action="store_true")
-    parser.add_argument("train", nargs="*", help="further options of `scrimp rec train`, after --")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    results = args.work / "criteo_tb.jsonl"
+    args, results = common.parse(parser, "criteo_tb.jsonl")
     keys = ["encoder", "cap", "dim", "rows_wanted", "compression_wanted", "dtype", "seed"]
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {tuple(r.get(k) for k in keys) for r in done if "error" not in r}
+    done = {tuple(r.get(k) for k in keys) for r in common.rows(results) if "error" not in r}
     for encoder in [] if args.report_only else args.encoders.split(","):
         key = (encoder, args.cap, args.dim, args.rows, *((1.0, "f32") if encoder == "full" else (args.compression, args.dtype)), args.seed)
         if key in done:
             continue
-        row = dict(zip(keys, key)) | train(args, encoder)
-        with results.open("a") as out:
-            out.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+        common.append(results, dict(zip(keys, key)) | train(args, encoder))
     text = report(results)
     (args.out / "criteo_tb.md").write_text(text)
     print(text)

@@ -4,24 +4,22 @@
 usage: benches/rec/flights.py [--scrimp target/release/scrimp] [--work target/bench-rec] [--seeds 5] [--report-only]
 
 Prepares the data (`scrimp rec prepare flights`), trains every encoder at 10x, 100x and 1000x and the full table, each with
-`--seeds` seeds, evaluates on the test rows, and writes flights.md and flights.svg beside this script. Every finished
-training is a line of WORK/flights.jsonl: after an interruption the script goes on where it stopped.
+`--seeds` seeds, evaluates on the test rows, and writes flights.md and flights.svg beside this script. WORK/flights.jsonl has a
+line per finished training, from which an interrupted run resumes.
 """
 
-import argparse
 import json
 import math
-import pathlib
 import platform
 import statistics
 import subprocess
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+import common
+
 ENCODERS = ["memrec", "memrec-bagged", "hashing", "qr", "hash-embeddings", "robe", "cce"]
 COMPRESSIONS = [10, 100, 1000]
-COLOURS = ["#0b6e4f", "#08a045", "#c1121f", "#f77f00", "#7209b7", "#3a86ff", "#6c757d"]
+COLORS = ["#0b6e4f", "#08a045", "#c1121f", "#f77f00", "#7209b7", "#3a86ff", "#6c757d"]
 
 
 def run(scrimp, *arguments):
@@ -34,10 +32,7 @@ def run(scrimp, *arguments):
 
 def known(results):
     """Finished trainings: (encoder, compression, seed) to result."""
-    if not results.exists():
-        return {}
-    rows = [json.loads(line) for line in results.read_text().splitlines() if line.strip()]
-    return {(r["encoder"], r["compression_wanted"], r["seed"]): r for r in rows}
+    return {(r["encoder"], r["compression_wanted"], r["seed"]): r for r in common.rows(results)}
 
 
 def measure(args, results):
@@ -47,7 +42,7 @@ def measure(args, results):
     available = subprocess.run([args.scrimp, "rec", "train", "--help"], capture_output=True, text=True).stdout
     plan = [("full", 1)] + [(e, c) for c in COMPRESSIONS for e in ENCODERS if e in available]
     done = known(results)
-    # Seeds outside: an interrupted run has something of everything.
+    # The loop over seeds is outermost, so that an interrupted run covers all encoders.
     for seed in range(1, args.seeds + 1):
         for encoder, compression in plan:
             if (encoder, compression, seed) in done:
@@ -64,9 +59,7 @@ def measure(args, results):
                 row |= {"auc": tested["auc"], "logloss": tested["logloss"], "bytes": tested["embedding_bytes"],
                         "full_bytes": tested["full_embedding_bytes"], "valid_auc": trained["auc"],
                         "rows_per_second": trained["rows_per_second"], "seconds": trained["seconds"]}
-            with results.open("a") as out:
-                out.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            common.append(results, row)
 
 
 def summary(results):
@@ -96,8 +89,8 @@ def markdown(table, args):
     encoders = [e for e in ENCODERS if any((e, c) in table for c in COMPRESSIONS)]
     full = table.get(("full", 1))
     lines = ["# Encoders on flights", "",
-             "Test AUC, mean ± standard deviation over seeds (and bytes of all tables). 32,000 test rows: differences below",
-             "0.001 are noise. Made by `benches/rec/flights.py`.", ""]
+             "Test AUC, mean ± standard deviation over seeds (and bytes of all tables). 32,000 test rows:",
+             "differences below 0.001 are noise. Made by `benches/rec/flights.py`.", ""]
     if isinstance(full, tuple):
         lines += [f"The full f32 table: **{full[0]:.4f}** ± {full[1]:.4f} ({size(full[3])}, {full[2]} seeds).", ""]
     lines += ["| encoder | " + " | ".join(f"{c}x" for c in COMPRESSIONS) + " |", "|---|" + "---|" * len(COMPRESSIONS)]
@@ -150,7 +143,7 @@ def svg(table):
         points = sorted((c, v) for e, c, v in cells if e == encoder)
         if not points:
             continue
-        color = COLOURS[i % len(COLOURS)]
+        color = COLORS[i % len(COLORS)]
         path = " ".join(f"{x(c):.1f},{y(v[0]):.1f}" for c, v in points)
         out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
         for c, v in points:
@@ -164,16 +157,9 @@ def svg(table):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scrimp", type=pathlib.Path, default=ROOT / "target" / "release" / "scrimp")
-    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target" / "bench-rec")
-    parser.add_argument("--out", type=pathlib.Path, default=HERE)
+    parser = common.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--report-only", action="store_true")
-    parser.add_argument("train", nargs="*", help="further options of `scrimp rec train`, after --")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    results = args.work / "flights.jsonl"
+    args, results = common.parse(parser, "flights.jsonl")
     if not args.report_only:
         measure(args, results)
     table = summary(results)

@@ -1,4 +1,4 @@
-"""PyTorch's threads for scrimp's kernels: two pools that wait for work on the same cores slow each other down by half."""
+"""Runs scrimp's kernels on PyTorch's threads: two pools that spin on the same cores halve each other's speed."""
 
 import pathlib
 
@@ -10,5 +10,5 @@ _LIBRARY = pathlib.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 
 
 def share() -> None:
-    """From now on kernels run on the threads of PyTorch's OpenMP runtime, where it has one that can be used."""
+    """Makes kernels run on the threads of PyTorch's OpenMP runtime, if it has a supported one."""
     _scrimp.use_threads_of(str(_LIBRARY))

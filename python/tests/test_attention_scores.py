@@ -1,4 +1,4 @@
-"""How much attention tokens get: by plain softmax, in chunks, and by the kernels for GPUs (which an interpreter runs on CPUs)."""
+"""Accumulated attention scores: by a plain softmax, in chunks, and by the GPU kernels (which an interpreter runs on CPUs)."""
 
 import math
 import os
@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from scrimp.kv._attention_scores import attention_received, received_mean
+from scrimp.kv._attention_scores import accumulated_scores, mean_scores
 
 
 def plain(q, k, positions, scaling):
@@ -37,7 +37,7 @@ def case(shape, dtype, device="cpu"):
 @pytest.mark.parametrize("dtype,close", [(torch.float64, 1e-5), (torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)])
 def test_it_is_that_of_a_plain_softmax(shape, dtype, close, device):
     q, k, positions = case(shape, dtype, device)
-    got = attention_received(q, k, 0.25, positions)
+    got = accumulated_scores(q, k, 0.25, positions)
     assert got.dtype == torch.float32
     assert torch.allclose(got, plain(q, k, positions, 0.25).sum(2), rtol=close, atol=close)
 
@@ -47,9 +47,9 @@ def test_the_mean_is_over_the_queries_that_see_a_token(device):
     q, k = torch.randn(2, 4, 300, 16, device=device), torch.randn(2, 2, 300, 16, device=device)
     at = torch.arange(300, device=device)
     mean = plain(q, k, at, 0.25).sum(2) / (300 - at)
-    assert torch.allclose(received_mean(q, k, 0.25, None), mean, atol=1e-5)
-    assert torch.allclose(received_mean(q, k, 0.25, 300), mean, atol=1e-5)
-    some = received_mean(q, k, 0.25, 100)
+    assert torch.allclose(mean_scores(q, k, 0.25, None), mean, atol=1e-5)
+    assert torch.allclose(mean_scores(q, k, 0.25, 300), mean, atol=1e-5)
+    some = mean_scores(q, k, 0.25, 100)
     assert ((some - mean).abs().mean() / mean.mean()).item() < 0.3
 
 
@@ -67,5 +67,5 @@ if __name__ == "__main__":
     for dtype, close in ((torch.float32, 1e-5), (torch.float16, 1e-2)):
         for shape in SHAPES:
             q, k, positions = case(shape, dtype)
-            got = _attention_scores_cuda.attention_received(q, k, 0.25, positions)
+            got = _attention_scores_cuda.accumulated_scores(q, k, 0.25, positions)
             assert torch.allclose(got, plain(q, k, positions, 0.25).sum(2), rtol=close, atol=close), (dtype, shape)

@@ -22,7 +22,7 @@ def ids(*shape):
 
 
 def test_vectors_are_rows_of_the_table():
-    e = embedding(weight_share=0.0, signs=False, block=4)
+    e = embedding(weight_share=0.0, signs=False, block_dim=4)
     assert e.nbytes <= 8000 and e.weights is None
     x = ids(3, 5)
     out = e(x)
@@ -172,7 +172,7 @@ def test_copies_and_files():
         (lambda e: MemRecEmbedding(5, 16, 3), ValueError, "too small"),
         (lambda e: MemRecEmbedding(5, 16, "lots"), ValueError, "number of bytes"),
         (lambda e: MemRecEmbedding(0, 16, 8000), ValueError, "features"),
-        (lambda e: MemRecEmbedding(5, 16, 8000, block=5), ValueError, "divide"),
+        (lambda e: MemRecEmbedding(5, 16, 8000, block_dim=5), ValueError, "divide"),
         (lambda e: MemRecEmbedding(5, 16, 8000, weight_share=2.0), ValueError, "weight_share"),
         (lambda e: MemRecEmbedding(5, 16, 8000, fused="adam"), TypeError, "fused must be"),
         (lambda e: MemRecEmbeddingBag(None, 16), ValueError, "budget="),

@@ -61,7 +61,7 @@ def test_weights_are_compressed_where_caches_cannot_help(tmp_path):
 
 @pytest.mark.parametrize("arguments, status, word", [
     (("--memory", "1GB", "--context", 1), 2, "2 or more"),
-    (("--memory", "x", "--context", 64), 2, "is no size"),
+    (("--memory", "x", "--context", 64), 2, "is not a size"),
     (("--memory", "1GB", "--context", 64, "--sequences", 0), 2, "sequences"),
     (("--memory", "1GB", "--context", 100_000), 2, "context has"),
     (("--memory", "1GB", "--context", 64, "-o", "out.gguf"), 2, "OUT.safetensors"),

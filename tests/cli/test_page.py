@@ -99,7 +99,7 @@ def test_a_small_cache_beside_a_full_one(page):
     slide(page, "budget", "25")
     page.select_option("#format", "int8")
     page.check("#compare")
-    assert "25% of the tokens, snapkv, int8" in page.inner_text("#left-title")
+    assert "25% of the prompt tokens, snapkv, int8" in page.inner_text("#left-title")
     ask(page, PASSAGE + " Who lived in the castle?")
     small, full = (page.inner_text(f"#{side} .figures") for side in ("left", "right"))
     share = [int(text.split("% of a full")[0].split()[-1].removesuffix("%").split("MiB")[-1].split("KiB")[-1]) for text in (small, full)]

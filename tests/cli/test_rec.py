@@ -130,7 +130,7 @@ GOOD = "\t".join(["1"] + ["3"] * 13 + ["05db9164"] * 26)
     (GOOD + "\tff", [":3:", "expected 40 columns", "found 41"]),
     ("1\t2", [":3:", "expected 40 columns", "found 2"]),
     ("2" + GOOD[1:], [":3:", "label is `2`", "0 or 1"]),
-    (GOOD.replace("\t3\t", "\tthree\t", 1), [":3:", "`three` is not a number"]),
+    (GOOD.replace("\t3\t", "\tthree\t", 1), [":3:", "'three' is not a number"]),
     (GOOD.replace("05db9164", "-7", 1), [":3:", "`-7` is not a hexadecimal id"]),
 ], ids=["one more", "too few", "label", "number", "negative id"])
 def test_bad_rows(tmp_path, row, words):
@@ -162,7 +162,7 @@ def test_bad_files(tmp_path, clicks):
     scrimp("rec", "train", data, "-o", out, "--format", "criteo").refused("its format is CSV")
     scrimp("rec", "train", tmp_path / "none.csv", "-o", out).refused("none.csv")
     scrimp("rec", "train", data, "-o", tmp_path / "no" / "m").refused("directory does not exist")
-    scrimp("rec", "train", "generate:nothing", "-o", out).refused("no preset `nothing`")
+    scrimp("rec", "train", "generate:nothing", "-o", out).refused("no preset 'nothing'")
     ids = b"clicked,item\n" + b"".join(b"%d,%d\n" % (i % 2, i) for i in range(50))
     scrimp("rec", "train", file("ids.csv", ids + b"1,-4\n"), "-o", out, "--categorical", "item:id").refused(
         ":52:", "`-4` is negative")

@@ -22,6 +22,7 @@ impl SplitMix64 {
     }
 
     /// The next 64 bits.
+    #[inline]
     pub const fn next_u64(&mut self) -> u64 {
         let value = mix(self.0);
         self.0 = self.0.wrapping_add(GAMMA);
@@ -52,6 +53,7 @@ impl SplitMix64 {
 }
 
 /// A hash of one word: the first number of the generator with seed `x`.
+#[inline]
 pub const fn mix(x: u64) -> u64 {
     let mut z = x.wrapping_add(GAMMA);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,6 +1,9 @@
 //! One decoder layer of a checkpoint as dense f32 matrices.
 
-use scrimp_kernels::{DType, Pool, quant::dequantize::dequantize_row};
+use scrimp_kernels::{
+    DType, Pool,
+    quant::{dequantize::dequantize_row, packed::DenseMatrix},
+};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     error::{Error, Result},
@@ -21,6 +24,11 @@ pub struct Dense {
 }
 
 impl Dense {
+    /// The matrix as the packing functions read it.
+    pub(crate) fn view(&self) -> DenseMatrix<'_> {
+        DenseMatrix { rows: self.rows, cols: self.cols, weights: &self.data }
+    }
+
     /// Weights that are exactly zero.
     pub fn zeros(&self) -> usize {
         self.data.iter().filter(|&&w| w == 0.0).count()

@@ -6,7 +6,7 @@
 use crate::layer::{Dense, DenseLayer, DenseLinear};
 use scrimp_kernels::{
     DType, Exec,
-    quant::packed::{FormatError, PackedView, WeightFormat, pack},
+    quant::packed::{DenseMatrix, FormatError, PackedView, WeightFormat, pack},
 };
 use scrimp_llm::{
     error::{Error, Result},
@@ -80,7 +80,9 @@ impl LayerHook for Hook<'_> {
         let (rows, cols, bias) = (*rows, *cols, bias.clone());
         if self.exec.level.has_bf16_products() {
             let bad = |e: FormatError| Error::bad_input(format!("a matrix of the calibration run: {e}"));
-            let bytes = pack(self.exec.pool, WeightFormat::Bf16, rows, cols, data, None).map_err(bad)?;
+            let bytes =
+                pack(self.exec.pool, WeightFormat::Bf16, DenseMatrix { rows, cols, weights: data }, None)
+                    .map_err(bad)?;
             let view = PackedView::new(WeightFormat::Bf16, rows, cols, &bytes).map_err(bad)?;
             return Ok(LinearWeights {
                 bias,

@@ -31,7 +31,7 @@ pub fn compress_matrix(
 ) -> Result<(WeightFormat, Vec<u8>), FormatError> {
     let rounding = round_matrix(pool, weight, options);
     let format = smaller(options.config.format, weight);
-    let bytes = pack(pool, format, weight.rows, weight.cols, &weight.data, rounding.scales())?;
+    let bytes = pack(pool, format, weight.view(), rounding.scales())?;
     Ok((format, bytes))
 }
 

@@ -1,15 +1,19 @@
-//! What smaller KV caches cost, for many settings over many texts: one prefill of each text serves all settings.
+//! The KL divergence of compressed KV caches, for many settings and texts. All settings share one prefill of each text.
 //!
 //! `cargo run --release -p scrimp-eval --example kv_grid MODEL OUT.jsonl PROMPT SCORED SETTINGS TEXT@TOKEN...`
 //!
-//! SETTINGS is a file with one setting per line: name, budget, policy, share, mass, order, format (see `setting`). Results that
-//! OUT.jsonl has already are not computed again.
+//! SETTINGS has one setting per line: name, budget (a share), policy, then `key=value` pairs (see `setting`). Results that OUT.jsonl
+//! already has are not computed again.
 #![allow(clippy::print_stdout)]
+
+// KVCrush orders and masses that users cannot choose, next to those of the registry.
+#[path = "../../scrimp-kv/tests/ablation/mod.rs"]
+mod ablation;
 
 use scrimp_eval::{kv::KvComparison, read_text};
 use scrimp_kv::{
     KvFormat,
-    compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order},
+    compress::{Budget, Compression, Crush, Granularity},
     policy::{Needs, policy},
 };
 use scrimp_llm::{
@@ -35,34 +39,8 @@ fn setting(line: &str) -> Option<(String, Compression, KvFormat)> {
             "recent" => how.recent = Some(value.parse().ok()?),
             "seed" => how.seed = value.parse().ok()?,
             "page" => how.granularity = Granularity::Page(value.parse().ok()?),
-            "mass" => {
-                crush.mass = match value {
-                    "none" => Mass::None,
-                    "count" => Mass::Count,
-                    "attention" => Mass::Attention,
-                    _ => return None,
-                }
-            }
-            "anchor" => {
-                crush.anchor = match value {
-                    "random" => Anchor::Random,
-                    "zeros" => Anchor::Zeros,
-                    "ones" => Anchor::Ones,
-                    "mean" => Anchor::Mean,
-                    "alternate" => Anchor::Alternate,
-                    _ => return None,
-                }
-            }
-            "order" => {
-                crush.order = match value {
-                    "signature" => Order::Signature,
-                    "score" => Order::Score,
-                    "random" => Order::Random,
-                    "position" => Order::Position,
-                    "keys" => Order::Keys,
-                    _ => return None,
-                }
-            }
+            "mass" => crush.mass = ablation::mass(value)?,
+            "order" => crush.order = ablation::order(value)?,
             _ => return None,
         }
     }

@@ -56,9 +56,9 @@ fn main() -> Result<()> {
         session.pretend(tokens)?;
         0
     } else {
-        session.gather_for(needs, tokens);
+        session.accumulate_scores_for(needs, tokens);
         let logits = session.forward(&ids)?.to_vec();
-        session.complete(needs, &ids)?;
+        session.finish_scores(needs, &ids)?;
         argmax(&logits).ok_or_else(|| Error::bad_input("unusable logits"))?
     };
     println!("{{\"prompt_tokens\":{tokens},\"prefill_s\":{:.1}}}", start.elapsed().as_secs_f64());

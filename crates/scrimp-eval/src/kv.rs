@@ -73,10 +73,10 @@ impl KvComparison {
                     tokens.len()
                 )).with_hint("use a longer text, or fewer `prompt_tokens` or `score_tokens`"));
         };
-        session.gather_for(needs, prompt_tokens);
+        session.accumulate_scores_for(needs, prompt_tokens);
         let start = Instant::now();
         session.forward(&tokens[..prompt_tokens])?;
-        session.complete(needs, &tokens[..prompt_tokens])?;
+        session.finish_scores(needs, &tokens[..prompt_tokens])?;
         let prefill = start.elapsed();
         let mut this = Self {
             prompt: session,

@@ -5,10 +5,10 @@
 #![allow(clippy::print_stdout)]
 
 use scrimp_kernels::{
-    SimdLevel,
+    Exec, SimdLevel,
     attention::{
-        AttentionArgs, AttentionScratch, ColumnStats, KvView, PackedKind, PageGeometry, PageView, Scope,
-        Sparse, StatsRequest, Storage, attend,
+        AttentionArgs, AttentionScratch, ColumnStats, KvView, PackedKind, PageGeometry, PageRows, PageView,
+        Scope, Sparse, StatsRequest, Storage, attend,
         storage::{bfloat16, packing::PACKINGS, storage},
     },
     exec::Pool,
@@ -60,14 +60,22 @@ impl Format {
     fn write_k(self, g: PageGeometry, page: &mut [u8], rows: &[f32]) {
         match self.packing {
             Some(packing) => packing.packing().pack_k(g, rows, page),
-            None => self.storage.write_k(g, page, 0, g.page_tokens, rows, g.head_dim),
+            None => self.storage.write_k(
+                g,
+                page,
+                PageRows { slot: 0, n: g.page_tokens, rows, stride: g.head_dim },
+            ),
         }
     }
 
     fn write_v(self, g: PageGeometry, page: &mut [u8], rows: &[f32]) {
         match self.packing {
             Some(packing) => packing.packing().pack_v(g, rows, page),
-            None => self.storage.write_v(g, page, 0, g.page_tokens, rows, g.head_dim),
+            None => self.storage.write_v(
+                g,
+                page,
+                PageRows { slot: 0, n: g.page_tokens, rows, stride: g.head_dim },
+            ),
         }
     }
 }
@@ -196,6 +204,7 @@ fn main() {
     let format = Format::parse(&name).expect("a format: f32, f16, bf16, int8, int4, sparse or sparse:K,V");
     let level = SimdLevel::from_env().expect("a level of this CPU");
     let pool = Pool::new(threads).expect("threads");
+    let exec = Exec { pool: &pool, level };
     let mut scratch = AttentionScratch::new();
     println!("{level}, {threads} threads, {name}");
     if part.is_empty() {
@@ -209,7 +218,6 @@ fn main() {
         let mut out = vec![0.0; q.len()];
         let mut attention = |layer: &Layer, stats: Option<(StatsRequest, &mut ColumnStats)>| {
             let args = AttentionArgs {
-                level,
                 storage: format.storage.kind(),
                 geometry: g,
                 n_tokens: layer.n_tokens,
@@ -221,7 +229,7 @@ fn main() {
                 softcap: None,
                 wanted_from: 0,
             };
-            attend(&args, &mut out[..layer.n_tokens * width], stats, &pool, &mut scratch);
+            attend(exec, &args, &mut out[..layer.n_tokens * width], stats, &mut scratch);
         };
         for n_keys in [512, 3072, 8192].into_iter().filter(|_| part != "decode") {
             let mut layer = Layer::new(shape, n_keys, g, format, &memory);

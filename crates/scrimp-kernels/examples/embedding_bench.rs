@@ -1,7 +1,7 @@
 //! Time of a look-up for one shape: `embedding_bench ROWS WIDTH BLOCKS K BAG ALPHA THREADS`, int8.
 #![allow(clippy::print_stdout)]
 
-use scrimp_kernels::{SimdLevel, embedding::*, exec::Pool, mem::Arena};
+use scrimp_kernels::{Exec, SimdLevel, embedding::*, exec::Pool, mem::Arena};
 use std::time::Instant;
 
 fn main() {
@@ -36,7 +36,7 @@ fn main() {
             add: false,
         };
         let start = Instant::now();
-        forward(&pool, SimdLevel::detect(), &batch, out);
+        forward(Exec { pool: &pool, level: SimdLevel::detect() }, &batch, out);
         best = best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
     }
     println!("{a:?}: {:.1} ns", best * 1e9);

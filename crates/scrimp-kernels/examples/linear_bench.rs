@@ -4,9 +4,8 @@
 #![allow(clippy::print_stdout)]
 
 use scrimp_kernels::{
-    DType, SimdLevel,
-    exec::Pool,
-    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    DType, Exec, Pool, SimdLevel,
+    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, StoredRows, linear},
     mem::Arena,
 };
 use std::time::Instant;
@@ -14,6 +13,7 @@ use std::time::Instant;
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
     let (pool, level) = (Pool::new(threads).expect("threads"), SimdLevel::from_env().expect("level"));
+    let exec = Exec { pool: &pool, level };
     println!("level {level}, {threads} threads");
     for (rows, cols) in [(1536, 576), (896, 4864), (8960, 1536)] {
         for dtype in [DType::Q4_1, DType::Q5_0, DType::Q8_0, DType::Q4_K, DType::Q6_K, DType::BF16] {
@@ -22,13 +22,18 @@ fn main() {
             let mut arena = Arena::new(bytes * copies).expect("memory");
             let data = vec![0x11; dtype.row_bytes(cols).expect("whole blocks") * rows];
             let weights: Vec<_> = (0..copies)
-                .map(|_| Matrix::pack(&pool, &mut arena, dtype, rows, cols, &data).expect("memory"))
+                .map(|_| {
+                    Matrix::pack(&pool, &mut arena, StoredRows { dtype, rows, cols, data: &data })
+                        .expect("memory")
+                })
                 .collect();
             let mut scratch = LinearScratch::default();
             let mut report = format!("{dtype:5} {rows:5} x {cols:4}");
             for n in [1, 2, 4, 8, 16, 32, 512] {
                 let mut x = Activations::new();
-                x.fill(&pool, level, n, cols, weights[0].needs(), |_, x| x.fill(0.5));
+                x.fill(exec, ActivationShape { n_tokens: n, cols, needs: weights[0].needs() }, |_, x| {
+                    x.fill(0.5)
+                });
                 let mut out = vec![0.0; n * rows];
                 let mut best = f64::INFINITY;
                 let (rounds, per_round) = if n < 64 {
@@ -41,7 +46,7 @@ fn main() {
                     for weight in weights.iter().cycle().take(per_round) {
                         let product =
                             Linear { weight, bias: None, out: &mut out, stride: rows, accumulate: false };
-                        linear(&pool, level, &mut scratch, &x, &mut [product]);
+                        linear(exec, &mut scratch, &x, &mut [product]);
                     }
                     best = best.min(start.elapsed().as_secs_f64() / per_round as f64);
                 }

@@ -17,27 +17,30 @@
 //!
 //! ```
 //! use scrimp_kernels::{
-//!     DType, SimdLevel,
+//!     DType, Exec, Pool, SimdLevel,
 //!     mem::Arena,
-//!     linear::{Activations, Linear, LinearScratch, Matrix, linear},
+//!     linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, StoredRows, linear},
 //!     exec::Pool,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let (pool, tier) = (Pool::new(2)?, SimdLevel::from_env()?);
+//! let pool = Pool::new(2)?;
+//! let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
 //! let (rows, cols) = (2, 3);
 //! // Stored rows, one after another: [1, 2, 3] and [0.5, 0, -1].
 //! let stored: Vec<u8> = [0x3f80_u16, 0x4000, 0x4040, 0x3f00, 0, 0xbf80].into_iter().flat_map(u16::to_le_bytes).collect();
 //! let mut arena = Arena::new(Matrix::packed_bytes(DType::BF16, rows, cols).expect("whole blocks"))?;
-//! let weight = Matrix::pack(&pool, &mut arena, DType::BF16, rows, cols, &stored)?;
+//! let stored = StoredRows { dtype: DType::BF16, rows, cols, data: &stored };
+//! let weight = Matrix::pack(&pool, &mut arena, stored)?;
 //!
 //! // Two tokens of three features each.
 //! let tokens = [[1.0, 1.0, 1.0], [2.0, 0.0, 1.0]];
 //! let mut x = Activations::new();
-//! x.fill(&pool, tier, tokens.len(), cols, weight.needs(), |t, row| row.copy_from_slice(&tokens[t]));
+//! let shape = ActivationShape { n_tokens: tokens.len(), cols, needs: weight.needs() };
+//! x.fill(exec, shape, |t, row| row.copy_from_slice(&tokens[t]));
 //! let mut out = vec![0.0; tokens.len() * rows];
 //! let product = Linear { weight: &weight, bias: None, out: &mut out, stride: rows, accumulate: false };
-//! linear(&pool, tier, &mut LinearScratch::default(), &x, &mut [product]);
+//! linear(exec, &mut LinearScratch::default(), &x, &mut [product]);
 //! assert_eq!(out, [6.0, -0.5, 5.0, 0.0]);
 //! # Ok(())
 //! # }
@@ -47,7 +50,6 @@ pub mod arch;
 pub mod attention;
 pub mod embedding;
 pub mod exec;
-pub mod hamming;
 pub mod linear;
 pub mod mem;
 pub mod ops;

@@ -2,9 +2,9 @@
 //! constants, huge, tiny, alternating, one outlier) out of its quantizer, then rows of random bytes.
 
 use scrimp_kernels::{
-    DType, SimdLevel,
+    DType, Exec, SimdLevel,
     exec::Pool,
-    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, StoredRows, linear},
     mem::Arena,
     quant::dequantize::dequantize_row,
 };
@@ -42,7 +42,7 @@ impl Golden {
         let mut arena =
             Arena::new(Matrix::packed_bytes(dtype, rows, COLS).expect("512 columns fit")).unwrap();
         let stored = &self.stored[..rows * dtype.row_bytes(COLS).expect("512 columns fit")];
-        Matrix::pack(pool, &mut arena, dtype, rows, COLS, stored).unwrap()
+        Matrix::pack(pool, &mut arena, StoredRows { dtype, rows, cols: COLS, data: stored }).unwrap()
     }
 }
 
@@ -107,15 +107,20 @@ fn products_with_exact_activations() {
         for level in SimdLevel::supported() {
             for tokens in [1, 2, 13] {
                 let (mut x, mut scratch) = (Activations::new(), LinearScratch::default());
-                x.fill(&pool, level, tokens, COLS, matrix.needs(), |t, x| {
-                    for (c, x) in x.iter_mut().enumerate() {
-                        *x = activation(t, c);
-                    }
-                });
+                let exec = Exec { pool: &pool, level };
+                x.fill(
+                    exec,
+                    ActivationShape { n_tokens: tokens, cols: COLS, needs: matrix.needs() },
+                    |t, x| {
+                        for (c, x) in x.iter_mut().enumerate() {
+                            *x = activation(t, c);
+                        }
+                    },
+                );
                 let mut out = vec![f32::NAN; tokens * rows];
                 let product =
                     Linear { weight: &matrix, bias: None, out: &mut out, stride: rows, accumulate: false };
-                linear(&pool, level, &mut scratch, &x, &mut [product]);
+                linear(exec, &mut scratch, &x, &mut [product]);
                 for (i, got) in out.iter().enumerate() {
                     let (t, r) = (i / rows, i % rows);
                     let terms = golden.values[r * COLS..][..COLS]

@@ -1,30 +1,23 @@
-//! How long it takes to compress one layer, by tokens: a line of JSON each, and a chart (SVG) if a file is named.
+//! The time to compress one layer, by number of tokens: a line of JSON each, and optionally a chart (SVG).
 //!
 //! `cargo run --release -p scrimp-kv --example compress_bench [CHART.svg]`
 //!
-//! Nine KV heads of 64 with an attention of their own, h2o, a quarter kept, half of that representatives with mass; random keys and
-//! random attention. Best of five.
+//! Nine KV heads with 64 dimensions and random keys and attention scores; policy h2o, a quarter of the tokens kept, half of them
+//! representatives. Best of five.
 #![allow(clippy::print_stdout)]
 
+use scrimp_base::{AtomicFile, SplitMix64};
 use scrimp_kernels::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, KvError,
     compress::{Budget, Compression, Crush},
     policy::policy,
 };
-use std::{fmt::Write as _, time::Instant};
+use std::{fmt::Write as _, path::Path, time::Instant};
 
 const HEADS: usize = 9;
 const DIM: usize = 64;
 const ROUNDS: usize = 5;
-
-/// Random numbers from 0 to 1.
-fn noise(state: &mut u64) -> f32 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    (*state >> 40) as f32 / (1 << 24) as f32
-}
 
 /// The best time to compress `tokens`, in seconds.
 fn measure(tokens: usize, share: f64, pool: &Pool) -> Result<f64, KvError> {
@@ -37,14 +30,14 @@ fn measure(tokens: usize, share: f64, pool: &Pool) -> Result<f64, KvError> {
         limit: None,
         rewind: 0,
     })?;
-    let mut state = 1;
+    let mut random = SplitMix64::new(1);
     let mut sequence = cache.sequence();
-    let k: Vec<f32> = (0..tokens * HEADS * DIM).map(|_| noise(&mut state) - 0.5).collect();
+    let k: Vec<f32> = (0..tokens * HEADS * DIM).map(|_| random.next_f32() - 0.5).collect();
     sequence.append(0, &k, &k, pool)?;
-    // A few tokens get most of the attention.
-    let sum = (0..HEADS).map(|_| (0..tokens).map(|_| noise(&mut state).powi(8)).collect()).collect();
+    // A few tokens receive most of the attention.
+    let sum = (0..HEADS).map(|_| (0..tokens).map(|_| random.next_f32().powi(8)).collect()).collect();
     let stats = ColumnStats { sum, ..ColumnStats::default() };
-    sequence.set_stats(0, stats, std::iter::once(0..tokens as u32).collect())?;
+    sequence.set_accumulated_scores(0, stats, std::iter::once(0..tokens as u32).collect())?;
     let mut how = Compression::new(policy("h2o")?, Budget::Fraction(0.25));
     how.crush = Crush { share, ..Crush::default() };
     let budget = how.tokens(tokens)?;
@@ -58,7 +51,7 @@ fn measure(tokens: usize, share: f64, pool: &Pool) -> Result<f64, KvError> {
     Ok(best)
 }
 
-/// Microseconds over tokens, both linear, with a line through the origin and the last point.
+/// A chart of microseconds over tokens, with a line through the origin and the last point.
 fn chart(points: &[(usize, f64)]) -> String {
     let (width, height, left, bottom) = (640.0, 400.0, 70.0, 50.0);
     let (last, most) = points.iter().fold((0, 0.0_f64), |(n, t), &(m, u)| (n.max(m), t.max(u)));
@@ -115,9 +108,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         points.push((tokens, with));
     }
     if let Some(path) = std::env::args().nth(1) {
-        let partial = format!("{path}.partial");
-        std::fs::write(&partial, chart(&points))?;
-        std::fs::rename(&partial, &path)?;
+        AtomicFile::write(Path::new(&path), chart(&points).as_bytes())?;
     }
     Ok(())
 }

@@ -1,58 +1,60 @@
-//! The attention that a layer's tokens received: what eviction policies look at.
+//! Accumulated attention scores: how much attention each kept token of a layer received.
 //!
-//! Rows go with the layer's tables: a number for each kept token, dropped with it.
+//! Eviction policies read them. A row holds one number per kept token of a head; when tokens are dropped from the block table,
+//! their numbers are dropped from the rows.
 
-use crate::{block_table::HeadTable, error::KvError};
+use crate::{block_table::BlockTable, error::KvError};
 use scrimp_kernels::attention::{ColumnStats, StatsRequest};
 use std::ops::Range;
 
-/// Which column sums an attention call adds to; positions are those of the text.
+/// The scores that an attention call accumulates. Positions are positions in the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StatsWanted {
-    /// Over all queries.
+pub struct ScoresWanted {
+    /// The sum over all queries.
     pub sum: bool,
-    /// Over the queries from this position on.
+    /// The sum over the queries from this position on.
     pub recent_from: Option<u32>,
-    /// Of the last query of the call.
+    /// The scores of the call's last query.
     pub last: bool,
-    /// The most that one query gave.
-    pub peak: bool,
-    /// One row for each KV head, the mean over its query heads (the largest of [`StatsWanted::peak`]), in the place of one for each query head,
-    /// which takes longer. Rows of the other kind are forgotten.
-    pub per_kv_head: bool,
+    /// The maximum over all queries.
+    pub max: bool,
+    /// One row per query head instead of one row per KV head. A KV head's row is the mean over its query heads (the maximum for
+    /// [`ScoresWanted::max`]) and takes less time. Accumulated rows of the other kind are cleared.
+    pub per_query_head: bool,
 }
 
-impl StatsWanted {
-    /// Whether some sums are wanted.
+impl ScoresWanted {
+    /// Whether the call accumulates anything.
     pub fn any(self) -> bool {
-        self.sum || self.recent_from.is_some() || self.last || self.peak
+        self.sum || self.recent_from.is_some() || self.last || self.max
     }
 }
 
-/// Scores that come from more than reading the text once; per KV head, one number per kept token (tokens behind the end of
-/// a row have none).
+/// Scores that are computed after the prefill. One row per KV head, one number per kept token; a row may be shorter than the
+/// head's tokens, and then the later tokens have no score.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct PassScores {
-    /// The most attention that a token got while the model repeated the text.
-    pub repeated: Vec<Vec<f32>>,
-    /// The attention that a token can expect of queries to come.
+pub struct PostPrefillScores {
+    /// KVzip's reconstruction scores: the maximum attention while the model repeats the text (arXiv 2505.23416, §3).
+    pub reconstruction: Vec<Vec<f32>>,
+    /// The expected attention of future queries (arXiv 2510.00636, §3).
     pub expected: Vec<Vec<f32>>,
 }
 
-/// What is known of one layer.
+/// The scores of one layer.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Received {
-    pub(crate) stats: ColumnStats,
-    /// Positions of the queries that sums over all queries hold.
+pub(crate) struct LayerScores {
+    pub(crate) accumulated: ColumnStats,
+    /// Positions of the queries in `accumulated.sum`.
     pub(crate) queries: Vec<Range<u32>>,
-    pub(crate) passes: PassScores,
+    pub(crate) post_prefill: PostPrefillScores,
 }
 
-impl Received {
-    /// What the kernels are asked for, given the positions of a call's queries: these sums are added to [`Received::stats`] next.
-    pub(crate) fn request(&mut self, wanted: StatsWanted, queries: Range<u32>, rows: usize) -> StatsRequest {
-        if self.stats.rows().is_some_and(|n| n != rows) {
-            self.forget_stats();
+impl LayerScores {
+    /// The kernels' request for a call whose queries have these positions. The caller adds the result to
+    /// [`LayerScores::accumulated`].
+    pub(crate) fn request(&mut self, wanted: ScoresWanted, queries: Range<u32>, rows: usize) -> StatsRequest {
+        if self.accumulated.rows().is_some_and(|n| n != rows) {
+            self.clear_accumulated();
         }
         let recent_from = wanted.recent_from.map(|p| p.saturating_sub(queries.start) as usize);
         if wanted.sum {
@@ -61,65 +63,69 @@ impl Received {
                 _ => self.queries.push(queries),
             }
         }
-        let StatsWanted { sum, last, peak, per_kv_head, .. } = wanted;
-        StatsRequest { sum, recent_from, last, peak, per_kv_head }
+        let ScoresWanted { sum, last, max, per_query_head, .. } = wanted;
+        StatsRequest { sum, recent_from, last, peak: max, per_kv_head: !per_query_head }
     }
 
-    /// Of the queries that sums over all queries hold, how many could see a token at `position`.
+    /// How many of the accumulated queries could see a token at `position`.
     pub(crate) fn queries_from(&self, position: u32) -> u32 {
         self.queries.iter().map(|q| q.end.saturating_sub(q.start.max(position))).sum()
     }
 
     /// # Errors
     /// When a row is longer than the tokens of its KV head.
-    pub(crate) fn set_stats(
+    pub(crate) fn set_accumulated(
         &mut self,
-        heads: &[HeadTable],
-        stats: ColumnStats,
+        heads: &[BlockTable],
+        scores: ColumnStats,
         queries: Vec<Range<u32>>,
     ) -> Result<(), KvError> {
-        for rows in [&stats.sum, &stats.recent, &stats.last, &stats.peak] {
+        for rows in [&scores.sum, &scores.recent, &scores.last, &scores.peak] {
             let group = rows.len() / heads.len();
             let fits = rows.len().is_multiple_of(heads.len())
                 && rows.iter().enumerate().all(|(h, row)| row.len() <= heads[h / group].len());
             if !fits {
-                return Err(KvError::BadInput("column sums do not fit the layer's heads and tokens".into()));
+                return Err(bad_rows());
             }
         }
-        (self.stats, self.queries) = (stats, queries);
+        (self.accumulated, self.queries) = (scores, queries);
         Ok(())
     }
 
     /// # Errors
-    /// When rows do not fit the KV heads and their tokens.
-    pub(crate) fn set_passes(&mut self, heads: &[HeadTable], passes: PassScores) -> Result<(), KvError> {
-        for rows in [&passes.repeated, &passes.expected] {
+    /// When the number of rows is not the number of KV heads, or a row is longer than the tokens of its KV head.
+    pub(crate) fn set_post_prefill(
+        &mut self,
+        heads: &[BlockTable],
+        scores: PostPrefillScores,
+    ) -> Result<(), KvError> {
+        for rows in [&scores.reconstruction, &scores.expected] {
             let fits = rows.is_empty()
                 || rows.len() == heads.len()
                     && rows.iter().zip(heads).all(|(row, head)| row.len() <= head.len());
             if !fits {
-                return Err(KvError::BadInput("scores do not fit the layer's heads and tokens".into()));
+                return Err(bad_rows());
             }
         }
-        self.passes = passes;
+        self.post_prefill = scores;
         Ok(())
     }
 
-    pub(crate) fn forget_stats(&mut self) {
-        self.stats = ColumnStats::default();
+    pub(crate) fn clear_accumulated(&mut self) {
+        self.accumulated = ColumnStats::default();
         self.queries.clear();
     }
 
-    /// Calls `change(kv_head, numbers)` for every row.
+    /// Calls `change(kv_head, row)` for every row.
     pub(crate) fn each_row(&mut self, n_kv_heads: usize, mut change: impl FnMut(usize, &mut Vec<f32>)) {
-        let (stats, passes) = (&mut self.stats, &mut self.passes);
+        let (accumulated, post_prefill) = (&mut self.accumulated, &mut self.post_prefill);
         for rows in [
-            &mut stats.sum,
-            &mut stats.recent,
-            &mut stats.last,
-            &mut stats.peak,
-            &mut passes.repeated,
-            &mut passes.expected,
+            &mut accumulated.sum,
+            &mut accumulated.recent,
+            &mut accumulated.last,
+            &mut accumulated.peak,
+            &mut post_prefill.reconstruction,
+            &mut post_prefill.expected,
         ] {
             let group = (rows.len() / n_kv_heads).max(1);
             for (head, row) in rows.iter_mut().enumerate() {
@@ -127,4 +133,8 @@ impl Received {
             }
         }
     }
+}
+
+fn bad_rows() -> KvError {
+    KvError::BadInput("attention scores do not fit the layer's heads and tokens".into())
 }

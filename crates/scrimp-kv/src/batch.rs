@@ -5,31 +5,32 @@ use crate::{
     sequence::{AttentionInputs, Sequence},
 };
 use scrimp_kernels::{
-    Pool,
+    Exec,
     attention::{AttentionCall, AttentionScratch, attend_batch},
 };
 
 /// One sequence and its queries.
 #[derive(Debug)]
 pub struct BatchEntry<'a> {
-    /// Whose keys and values are read.
+    /// The sequence with the keys and values.
     pub sequence: &'a Sequence,
-    /// The queries, and where the result goes. Column sums are not gathered: sequences that want them attend alone.
+    /// The queries and the result. [`AttentionInputs::scores`] is ignored: use [`Sequence::attend`] to accumulate scores.
     pub inputs: AttentionInputs<'a>,
 }
 
-/// [`Sequence::attend`] for many sequences in one parallel region. The result of each is the same, bit for bit, as if it
-/// had attended alone.
+/// [`Sequence::attend`] for many sequences in one parallel region. Each result has the same bits as that of
+/// [`Sequence::attend`].
 ///
 /// # Errors
 /// When the shapes of an entry do not fit.
 pub fn attend_all(
     layer: usize,
     entries: &mut [BatchEntry<'_>],
-    pool: &Pool,
+    exec: Exec<'_>,
     scratch: &mut AttentionScratch,
 ) -> Result<(), KvError> {
-    let views = entries.iter().map(|e| e.sequence.causal(layer, &e.inputs)).collect::<Result<Vec<_>, _>>()?;
+    let views =
+        entries.iter().map(|e| e.sequence.causal_view(layer, &e.inputs)).collect::<Result<Vec<_>, _>>()?;
     let calls = entries.iter_mut().zip(&views);
     let mut calls: Vec<_> = calls
         .map(|(entry, view)| AttentionCall {
@@ -37,6 +38,6 @@ pub fn attend_all(
             out: &mut *entry.inputs.out,
         })
         .collect();
-    attend_batch(&mut calls, pool, scratch);
+    attend_batch(exec, &mut calls, scratch);
     Ok(())
 }

@@ -1,28 +1,30 @@
-//! Where pages come from.
+//! The block pool: allocation of pages.
 
 use crate::error::KvError;
 use scrimp_kernels::mem::{Page, PageError, PageMemory};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The pages of one cache, of a few sizes. A page's reference count is that of its `Arc`: whoever holds the only
-/// reference may write (`Arc::get_mut`), and when the last one goes, the page returns to the free list by itself.
+/// The pages of one cache, in a few sizes.
+///
+/// A page's reference count is that of its `Arc`. The only owner may write (`Arc::get_mut`); when the last owner drops the page, it
+/// returns to the free list.
 #[derive(Debug)]
 pub struct BlockPool {
-    /// Of one size each.
+    /// One per page size.
     memories: Mutex<Vec<PageMemory>>,
     limit: Option<usize>,
 }
 
 impl BlockPool {
-    /// Pages of any size; at most `limit` bytes of them at a time.
+    /// A pool whose pages take at most `limit` bytes together.
     pub fn new(limit: Option<usize>) -> Self {
         Self { memories: Mutex::default(), limit }
     }
 
-    /// A page of `bytes` bytes (rounded up to a multiple of 64) with one owner; its bytes are those of an earlier page or zero.
+    /// A page of `bytes` bytes (rounded up to a multiple of 64) with one owner. Its content is unspecified.
     ///
     /// # Errors
-    /// When the limit is reached or the system has no memory; `tokens` is for the message.
+    /// When the limit is reached or the system has no memory. `tokens` is the number of tokens that the message names.
     pub fn alloc(&self, bytes: usize, tokens: usize) -> Result<Arc<Page>, KvError> {
         let no_memory = |source| KvError::NoMemory { tokens, source };
         let new = PageMemory::new(bytes, None);
@@ -45,12 +47,12 @@ impl BlockPool {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of all pages that have an owner; a shared page counts once.
+    /// Bytes of all allocated pages; a shared page counts once.
     pub fn bytes_in_use(&self) -> usize {
         self.memories().iter().map(PageMemory::bytes_in_use).sum()
     }
 
-    /// Bytes that are taken from the system for pages.
+    /// Bytes of memory that is mapped for pages.
     pub fn bytes_mapped(&self) -> usize {
         self.memories().iter().map(PageMemory::bytes_mapped).sum()
     }

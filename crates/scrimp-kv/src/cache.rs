@@ -1,4 +1,4 @@
-//! What all sequences of a model share: shapes, storage format and memory.
+//! The cache: shapes, storage format and memory that all sequences of a model share.
 
 use crate::{block_pool::BlockPool, error::KvError, format::KvFormat, sequence::Sequence};
 use scrimp_kernels::attention::PageGeometry;
@@ -11,15 +11,15 @@ pub struct KvConfig {
     pub head_dim: usize,
     /// KV heads of each layer.
     pub n_kv_heads: usize,
-    /// For each layer, the tokens that a query sees, itself included (`None`: all).
+    /// For each layer, the sliding window in tokens, the query's own token included; `None`: full attention.
     pub windows: Vec<Option<usize>>,
-    /// Storage format of keys and values (of new sequences: see [`Sequence::set_format`]).
+    /// Storage format of keys and values. A sequence may change its own ([`Sequence::set_format`]).
     pub format: KvFormat,
-    /// Tokens per page, a multiple of 16 (64 is a good choice).
+    /// Tokens per page, a multiple of 16. 64 works well.
     pub page_tokens: usize,
-    /// Most bytes of pages that all sequences may use together.
+    /// Limit on the bytes of the pages of all sequences together.
     pub limit: Option<usize>,
-    /// Tokens that sliding-window layers keep beyond their window, so that [`Sequence::truncate`] can go back that far.
+    /// Tokens that sliding-window layers keep beyond their window, so that [`Sequence::truncate`] can remove as many.
     pub rewind: usize,
 }
 
@@ -31,13 +31,13 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Bytes of a page that tokens are appended to.
+    /// Bytes of a page in the format that tokens are appended in.
     pub(crate) fn open_bytes(&self) -> usize {
         self.config.format.storage().page_bytes(self.geometry)
     }
 }
 
-/// Shapes, format and memory that sequences share. Clones are the same cache.
+/// Shapes, format and memory that sequences share. A clone is a handle to the same cache.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     shared: Arc<Shared>,
@@ -47,7 +47,7 @@ impl KvCache {
     /// An empty cache.
     ///
     /// # Errors
-    /// When a size is 0 or absurd, `page_tokens` is no multiple of 16, or the format does not take the `head_dim`.
+    /// When a size is 0 or too large, `page_tokens` is not a multiple of 16, or the format does not support `head_dim`.
     pub fn new(config: KvConfig) -> Result<Self, KvError> {
         let bad = |what: String| Err(KvError::BadInput(what));
         if config.head_dim == 0 || config.n_kv_heads == 0 || config.windows.is_empty() {
@@ -86,7 +86,7 @@ impl KvCache {
         self.shared.pool.bytes_in_use()
     }
 
-    /// Bytes that are taken from the system for pages.
+    /// Bytes of memory that is mapped for pages.
     pub fn bytes_mapped(&self) -> usize {
         self.shared.pool.bytes_mapped()
     }

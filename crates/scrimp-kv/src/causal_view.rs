@@ -1,7 +1,7 @@
-//! A layer's tables as the queries of an attention call see them: causal, and within the layer's window.
+//! The keys that the queries of an attention call see: causal, and within the layer's window.
 
 use crate::{
-    block_table::HeadTable,
+    block_table::BlockTable,
     cache::Shared,
     error::KvError,
     sequence::{AttentionInputs, Queries},
@@ -10,29 +10,29 @@ use scrimp_kernels::attention::{AttentionArgs, KvView, PageView};
 use std::ops::Range;
 
 /// One layer of one sequence.
-pub(crate) struct Causal<'a> {
-    heads: &'a [HeadTable],
+pub(crate) struct CausalView<'a> {
+    heads: &'a [BlockTable],
     window: Option<usize>,
-    /// Tokens from the first query's on.
-    owners: usize,
+    /// Kept tokens from the token of the first query on; 0 for future queries.
+    own_tokens: usize,
     /// Position of the first query.
     pub(crate) first: u32,
     n_tokens: usize,
 }
 
-impl<'a> Causal<'a> {
-    /// Checks that `inputs` fit the layer, whose next token is at `next`.
+impl<'a> CausalView<'a> {
+    /// Checks that `inputs` fit the layer. `next` is the position of the layer's next token.
     pub(crate) fn new(
         shared: &Shared,
         layer: usize,
         next: u32,
-        heads: &'a [HeadTable],
+        heads: &'a [BlockTable],
         inputs: &AttentionInputs<'_>,
     ) -> Result<Self, KvError> {
         let (g, n_kv_heads) = (shared.geometry, shared.config.n_kv_heads);
         let row = inputs.n_heads * g.head_dim;
         let n_tokens = inputs.q.len().checked_div(row).unwrap_or(0);
-        let owners = match inputs.queries {
+        let own_tokens = match inputs.queries {
             Queries::Last => n_tokens,
             Queries::Before(after) => n_tokens.saturating_add(after),
             Queries::Future => 0,
@@ -41,7 +41,7 @@ impl<'a> Causal<'a> {
             && inputs.n_heads.is_multiple_of(n_kv_heads)
             && inputs.q.len() == n_tokens * row
             && inputs.out.len() == inputs.q.len()
-            && heads.iter().all(|h| h.len() >= owners);
+            && heads.iter().all(|h| h.len() >= own_tokens);
         if !fits {
             return Err(KvError::BadInput(format!(
                 "{} queries in {} heads of {} do not fit {n_kv_heads} KV heads and the tokens appended last",
@@ -51,13 +51,12 @@ impl<'a> Causal<'a> {
             )));
         }
         let window = shared.config.windows[layer];
-        Ok(Self { heads, window, owners, first: next - owners as u32, n_tokens })
+        Ok(Self { heads, window, own_tokens, first: next - own_tokens as u32, n_tokens })
     }
 
-    /// The call of the kernels.
+    /// The arguments of the attention kernels.
     pub(crate) fn args<'b>(&'b self, shared: &Shared, inputs: &AttentionInputs<'b>) -> AttentionArgs<'b> {
         AttentionArgs {
-            level: inputs.level,
             storage: shared.config.format.storage().kind(),
             geometry: shared.geometry,
             n_tokens: self.n_tokens,
@@ -72,7 +71,7 @@ impl<'a> Causal<'a> {
     }
 }
 
-impl KvView for Causal<'_> {
+impl KvView for CausalView<'_> {
     fn n_keys(&self, kv_head: usize) -> usize {
         self.heads[kv_head].len()
     }
@@ -87,7 +86,7 @@ impl KvView for Causal<'_> {
 
     fn visible(&self, kv_head: usize, token: usize) -> Range<usize> {
         let table = &self.heads[kv_head];
-        let end = (table.len() - self.owners + token + 1).min(table.len());
+        let end = (table.len() - self.own_tokens + token + 1).min(table.len());
         let start = self.window.map_or(0, |window| {
             let oldest = (self.first as usize + token + 1).saturating_sub(window);
             table.index_from(oldest as u32)

@@ -1,28 +1,27 @@
-//! What can go wrong with a cache.
+//! Errors of the cache.
 
-use scrimp_base::{Category, Error};
 use scrimp_kernels::mem::PageError;
 
-/// An error of the KV cache. The cache is as it was before the failed call.
+/// An error of the KV cache. A failed call leaves the cache unchanged unless its documentation states otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvError {
-    /// No page could be had.
+    /// A page could not be allocated.
     #[error("the KV cache has no room for {tokens} more tokens: {source}")]
     NoMemory {
-        /// Tokens that were to be stored.
+        /// Tokens that the call would have stored.
         tokens: usize,
-        /// Why not.
+        /// The reason.
         source: PageError,
     },
-    /// The sequence cannot go back to `len` tokens: its sliding-window layers have let go of what they would need.
+    /// A sliding-window layer has dropped tokens that a sequence of `len` tokens needs.
     #[error(
         "cannot go back to {len} tokens: a sliding-window layer has dropped tokens before {dropped}; start over"
     )]
     Dropped {
-        /// Tokens that were to be left.
+        /// The requested length.
         len: usize,
-        /// Positions before this one are gone.
+        /// The layer holds no tokens before this position.
         dropped: usize,
     },
     /// Arguments that do not fit the cache.
@@ -30,12 +29,13 @@ pub enum KvError {
     BadInput(String),
 }
 
-impl From<KvError> for Error {
-    /// The same message; [`Error::source_as`] finds the [`KvError`] again.
+impl From<KvError> for scrimp_base::Error {
+    /// The category is [`OutOfMemory`](scrimp_base::Category::OutOfMemory) for [`KvError::NoMemory`], and
+    /// [`BadInput`](scrimp_base::Category::BadInput) for the others. The source is the `KvError`.
     fn from(error: KvError) -> Self {
         let category = match error {
-            KvError::NoMemory { .. } => Category::OutOfMemory,
-            KvError::Dropped { .. } | KvError::BadInput(_) => Category::BadInput,
+            KvError::NoMemory { .. } => scrimp_base::Category::OutOfMemory,
+            KvError::Dropped { .. } | KvError::BadInput(_) => scrimp_base::Category::BadInput,
         };
         Self::new(category, error.to_string()).with_source(error)
     }

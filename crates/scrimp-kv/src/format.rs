@@ -1,4 +1,4 @@
-//! How a cache stores keys and values: every token as it comes, or whole pages packed once they are old enough.
+//! Storage formats of a cache: element formats for all tokens, and packed formats for old pages.
 
 use crate::error::KvError;
 use scrimp_kernels::attention::{
@@ -7,8 +7,8 @@ use scrimp_kernels::attention::{
 };
 use std::{fmt, str::FromStr};
 
-/// Newest tokens that stay in bf16 beyond those of the page that is being filled. None for integers, as with KIVI's keys:
-/// with 64 tokens to a page, 0 to 63 are not packed. Sparse pages lose more, and have a dense tail.
+/// Newest tokens that stay in bf16 beyond those of the last, partly filled page. Integers need none, as with KIVI's keys: with 64
+/// tokens per page, 0 to 63 tokens are not packed. Sparse pages lose more precision and keep a dense tail.
 const fn window(packing: PackedKind) -> usize {
     match packing {
         PackedKind::Int8 | PackedKind::Int4 => 0,
@@ -16,13 +16,12 @@ const fn window(packing: PackedKind) -> usize {
     }
 }
 
-/// A storage format, chosen by name (`"int8".parse()`): one of [`KvFormat::names`], where `sparse` may be followed by the
-/// shares of keys and values that are dropped and by `page`, if they are the smallest of a page and not of a token
-/// (`sparse:0.3,0.5,page`).
+/// A storage format, parsed from one of [`KvFormat::names`] (`"int8".parse()`). `sparse` may be followed by the shares of the
+/// elements of keys and values that are dropped, the smallest ones of each token (`sparse:0.3,0.5`).
 ///
-/// Formats of [`STORAGES`] hold every token alike. With a packed format ([`PACKINGS`]) new tokens go to bf16 pages; a page
-/// that is full, and whose tokens are not among the newest [`KvFormat::window`], is replaced by a packed one, when
-/// [`Sequence::pack`](crate::Sequence::pack) is called or the layer is compacted.
+/// An element format ([`STORAGES`]) stores all tokens alike. With a packed format ([`PACKINGS`]) new tokens go to bf16 pages.
+/// [`Sequence::pack`](crate::Sequence::pack) and compaction replace a full page by a packed one once its tokens are older than the
+/// newest [`KvFormat::window`].
 #[derive(Debug, Clone, Copy)]
 pub struct KvFormat {
     storage: &'static dyn Storage,
@@ -41,17 +40,29 @@ impl KvFormat {
         }
     }
 
-    /// The format of pages that tokens are appended to.
+    /// One line for lists of formats.
+    pub fn about(&self) -> &'static str {
+        match self.name() {
+            "f32" => "32-bit floats: exact, twice the memory",
+            "f16" => "16-bit floats",
+            "bf16" => "bfloat16",
+            "int8" => "8 bits with shared scales (KIVI), newest tokens in bf16",
+            "int4" => "4 bits, likewise",
+            _ => "bfloat16 without the smallest elements, newest tokens whole",
+        }
+    }
+
+    /// The format of the pages that tokens are appended to.
     pub fn storage(&self) -> &'static dyn Storage {
         self.storage
     }
 
-    /// The format of old pages.
+    /// The format of old pages, where they are packed.
     pub fn packing(&self) -> Option<PackedKind> {
         self.packing
     }
 
-    /// Newest tokens that are not packed.
+    /// The number of newest tokens that are not packed.
     pub fn window(&self) -> usize {
         self.window
     }
@@ -62,16 +73,16 @@ impl KvFormat {
         Self { window, ..self }
     }
 
-    /// Every name, in the order of the documentation.
+    /// All names, in the order of the documentation.
     pub fn names() -> impl Iterator<Item = &'static str> {
         let packed = PACKINGS.into_iter().map(|packing| Self::from(packing).name());
         STORAGES.into_iter().map(Storage::name).chain(packed)
     }
 
-    /// Whether pages of these sizes can be stored so.
+    /// Checks that the format supports pages of this geometry.
     ///
     /// # Errors
-    /// When they cannot, with the reason.
+    /// When it does not, with the reason.
     pub fn check(&self, g: PageGeometry) -> Result<(), KvError> {
         if self.packing.is_none_or(|packing| packing.fits(g)) {
             return Ok(());
@@ -82,10 +93,10 @@ impl KvFormat {
         )))
     }
 
-    /// Whether a cache in this format can go on in format `other`: new tokens must be stored alike.
+    /// Checks that a cache in this format can continue in format `other`: both must store new tokens alike.
     ///
     /// # Errors
-    /// When they would not be.
+    /// When they do not.
     pub fn check_switch(&self, other: &Self) -> Result<(), KvError> {
         if self.storage.kind() == other.storage.kind() {
             return Ok(());
@@ -96,7 +107,7 @@ impl KvFormat {
         )))
     }
 
-    /// Full blocks of a head with `len` tokens that are to be packed.
+    /// Blocks of a head with `len` tokens that are old enough to be packed.
     pub(crate) fn old_blocks(&self, g: PageGeometry, len: usize) -> usize {
         if self.packing.is_some() { len.saturating_sub(self.window) / g.page_tokens } else { 0 }
     }
@@ -125,7 +136,7 @@ impl fmt::Display for KvFormat {
         f.write_str(self.name())?;
         if let Some(PackedKind::Sparse(sparse)) = self.packing {
             let [k, v] = sparse.shares();
-            write!(f, ":{k},{v}{}", if sparse.scope() == Scope::Page { ",page" } else { "" })?;
+            write!(f, ":{k},{v}")?;
         }
         Ok(())
     }
@@ -139,7 +150,7 @@ impl FromStr for KvFormat {
             return sparse(shares).map(|sparse| PackedKind::Sparse(sparse).into()).ok_or_else(|| {
                 KvError::BadInput(format!(
                     "KV sparsity `{shares}`: give the shares of keys and of values that are dropped, each from 0 to below \
-                     1, like 0.3,0.5 (or 0.3,0.5,page)"
+                     1, like 0.3,0.5"
                 ))
             });
         }
@@ -151,16 +162,10 @@ impl FromStr for KvFormat {
     }
 }
 
-/// `K,V` or `K,V,page`.
+/// The shares `K,V`.
 fn sparse(shares: &str) -> Option<Sparse> {
-    let mut parts = shares.split(',').map(str::trim);
-    let (k, v) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    let scope = match (parts.next(), parts.next()) {
-        (None, None) => Scope::Token,
-        (Some("page"), None) => Scope::Page,
-        _ => return None,
-    };
-    Sparse::new(k, v, scope)
+    let (k, v) = shares.split_once(',')?;
+    Sparse::new(k.trim().parse().ok()?, v.trim().parse().ok()?, Scope::Token)
 }
 
 #[cfg(test)]
@@ -172,7 +177,7 @@ mod tests {
         for name in KvFormat::names() {
             assert_eq!(name.parse::<KvFormat>().unwrap().name(), name);
         }
-        for name in ["int8", "bf16", "sparse:0.3,0.5", "sparse:0,0.125,page"] {
+        for name in ["int8", "bf16", "sparse:0.3,0.5", "sparse:0,0.125"] {
             assert_eq!(name.parse::<KvFormat>().unwrap().to_string(), name);
         }
         assert_eq!("sparse".parse::<KvFormat>().unwrap().to_string(), "sparse:0.3,0.5");
@@ -183,7 +188,7 @@ mod tests {
             "sparse:0.5",
             "sparse:NaN,0",
             "sparse:0,0,row",
-            "sparse:0,0,page,",
+            "sparse:0,0,page",
         ] {
             assert!(name.parse::<KvFormat>().unwrap_err().to_string().contains("0.3,0.5"), "{name}");
         }

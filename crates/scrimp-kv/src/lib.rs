@@ -1,23 +1,24 @@
-//! Paged KV cache: block pool, block tables, storage formats, policies.
+//! A paged KV cache with eviction policies, KVCrush and packed storage formats.
 //!
 //! ```text
-//! KvCache            shapes, format, memory of all sequences
+//! KvCache            shapes, format and block pool of all sequences
 //!  └ Sequence        one text: for each layer ...
-//!     └ HeadTable    ... and KV head, its block table: blocks in order, positions, biases
-//!        └ Block     a K page, a V page and perhaps a bias per token, shared by reference count
+//!     └ BlockTable   ... and KV head, the blocks in order, positions and biases
+//!        └ Block     a K page, a V page and optional biases, shared by reference count
 //! ```
 //!
-//! With a packed format ([`KvFormat`]) old blocks are replaced by packed ones; the newest tokens stay in bf16.
+//! With a packed format ([`KvFormat`]) packed blocks replace old blocks; the newest tokens stay in bf16.
 //!
-//! Invariants: a page with more than one owner is never written (an append copies it first); every layer of a sequence
-//! knows the same next position between forward passes; kept positions of a head are strictly increasing; a failed
-//! operation changes nothing.
+//! Invariants:
+//! - A page with more than one owner is never written: an append copies it first.
+//! - Between forward passes all layers of a sequence have the same next position.
+//! - The positions of a head's kept tokens are strictly increasing.
 //!
 //! Entry points: [`KvCache::new`] and [`KvCache::sequence`]; [`Sequence::append`] and [`Sequence::attend`] for each layer of a forward
-//! pass; [`Sequence::fork`], [`Sequence::truncate`] and [`Sequence::compress`] between them; [`policy::Policy`] to decide what is kept.
+//! pass; [`Sequence::fork`], [`Sequence::truncate`] and [`Sequence::compress`] between forward passes; [`policy::Policy`] for a new
+//! eviction policy.
 //!
-//! A policy says how important each token is. This one keeps every third token of a model with one layer, next to the first and the last one, which are
-//! kept whatever it says:
+//! A policy scores each token. This one keeps every third token of a model with one layer, beside one sink and one recent token:
 //!
 //! ```
 //! use scrimp_kernels::Pool;
@@ -70,14 +71,20 @@
 //! sequence.compress(&how, how.tokens(sequence.len())?, &pool)?;
 //! let positions: Vec<_> = (0..sequence.kept(0, 1)).map(|i| sequence.position(0, 1, i)).collect();
 //! assert_eq!(positions, [0, 3, 6, 9, 11]);
-//! assert_eq!(sequence.len(), 12, "tokens of the text, kept or not");
+//! assert_eq!(sequence.len(), 12, "the length counts dropped tokens");
 //! # Ok(())
 //! # }
 //! ```
 #![forbid(unsafe_code)]
 
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod attention_scores;
 mod batch;
+mod block;
 mod block_pool;
 mod block_table;
 mod cache;
@@ -88,15 +95,14 @@ mod format;
 pub mod policy;
 mod sequence;
 
-pub use attention_scores::{PassScores, StatsWanted};
+pub use attention_scores::{PostPrefillScores, ScoresWanted};
 pub use batch::{BatchEntry, attend_all};
 pub use block_pool::BlockPool;
-pub use block_table::Turn;
 pub use cache::{KvCache, KvConfig};
 pub use error::KvError;
 pub use format::KvFormat;
 pub use scrimp_kernels::attention::{
-    AttentionScratch, ColumnStats, PackedKind, Packing, PageGeometry, Scope, Sparse, Storage, StorageKind,
+    AttentionScratch, ColumnStats, PackedKind, Packing, PageGeometry, Sparse, Storage, StorageKind,
     storage::{STORAGES, packing::PACKINGS, storage},
 };
-pub use sequence::{AttentionInputs, PARALLEL_TOKENS, Queries, Sequence};
+pub use sequence::{ApplyRope, AttentionInputs, PARALLEL_TOKENS, Queries, Sequence};

@@ -1,9 +1,9 @@
-//! Attention with a compressed cache, scores against NumPy, shared prefixes, and that no page is lost.
+//! Attention over a compressed cache, scores against NumPy, shared prefixes, and leaks of pages.
 
-use scrimp_kernels::{Pool, SimdLevel};
+use scrimp_kernels::{Exec, Pool, SimdLevel};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, ColumnStats, KvCache, KvConfig, PassScores, Queries, Sequence,
-    StatsWanted,
+    AttentionInputs, AttentionScratch, ColumnStats, KvCache, KvConfig, PostPrefillScores, Queries,
+    ScoresWanted, Sequence,
     compress::{Budget, Compression, Crush},
     policy::{ModelView, policy},
 };
@@ -38,13 +38,12 @@ fn numbers(n: usize, seed: u64) -> Vec<f32> {
 }
 
 /// Appends tokens to every layer and attends; returns the result of the last layer.
-fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], stats: StatsWanted) -> Vec<f32> {
+fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], scores: ScoresWanted) -> Vec<f32> {
     let pool = Pool::new(1).unwrap();
     let mut out = vec![0.0; q.len()];
     for layer in 0..sequence.n_layers() {
         sequence.append(layer, k, v, &pool).unwrap();
         let inputs = AttentionInputs {
-            level: SimdLevel::detect(),
             q,
             queries: Queries::Last,
             out: &mut out,
@@ -52,9 +51,10 @@ fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], stats: StatsWa
             scale: (DIM as f32).powf(-0.5),
             softcap: None,
             wanted_from: 0,
-            stats: stats.any().then_some(stats),
+            scores: scores.any().then_some(scores),
         };
-        sequence.attend(layer, inputs, &pool, &mut AttentionScratch::new()).unwrap();
+        let exec = Exec { pool: &pool, level: SimdLevel::detect() };
+        sequence.attend(layer, inputs, exec, &mut AttentionScratch::new()).unwrap();
     }
     out
 }
@@ -63,11 +63,12 @@ fn filled(cache: &KvCache, tokens: usize, seed: u64) -> Sequence {
     let mut sequence = cache.sequence();
     let (q, k) = (numbers(tokens * HEADS * DIM, seed), numbers(tokens * KV_HEADS * DIM, seed + 1));
     let v = numbers(tokens * KV_HEADS * DIM, seed + 2);
-    let stats = StatsWanted {
+    let stats = ScoresWanted {
         sum: true,
         recent_from: Some(tokens as u32 - 32),
         last: true,
-        ..StatsWanted::default()
+        per_query_head: true,
+        ..ScoresWanted::default()
     };
     step(&mut sequence, &q, &k, &v, stats);
     sequence
@@ -92,18 +93,21 @@ fn scores_are_those_of_numpy() {
     let mut sequence = cache(vec![None]).sequence();
     // In two parts, as a long prompt is read.
     let half = 20;
-    let stats = StatsWanted {
+    let stats = ScoresWanted {
         sum: true,
         recent_from: Some(tokens as u32 - 32),
         last: true,
-        ..StatsWanted::default()
+        per_query_head: true,
+        ..ScoresWanted::default()
     };
     let (qa, qb) = q.split_at(half * HEADS * DIM);
     let (ka, kb) = k.split_at(half * KV_HEADS * DIM);
     step(&mut sequence, qa, ka, ka, stats);
     step(&mut sequence, qb, kb, kb, stats);
-    let repeated = (0..KV_HEADS).map(|head| floats(&golden["repeated"][head])).collect();
-    sequence.set_passes(0, PassScores { repeated, ..PassScores::default() }).unwrap();
+    let reconstruction = (0..KV_HEADS).map(|head| floats(&golden["repeated"][head])).collect();
+    sequence
+        .set_post_prefill_scores(0, PostPrefillScores { reconstruction, ..PostPrefillScores::default() })
+        .unwrap();
     let model = ModelView::new(&sequence, 0);
     let view = model.layer(0);
     for name in ["h2o", "snapkv", "tova", "knorm", "kvzip-query"] {
@@ -118,7 +122,7 @@ fn scores_are_those_of_numpy() {
 }
 
 #[test]
-fn attention_with_a_compressed_cache_is_attention_to_what_was_kept() {
+fn attention_over_a_compressed_cache_is_attention_to_the_kept_tokens() {
     let pool = Pool::new(1).unwrap();
     for name in ["h2o", "snapkv", "adakv:tova", "knorm", "random"] {
         let cache = cache(vec![None]);
@@ -130,7 +134,7 @@ fn attention_with_a_compressed_cache_is_attention_to_what_was_kept() {
         let total: usize = (0..KV_HEADS).map(|head| sequence.kept(0, head)).sum();
         assert_eq!(total, 37 * KV_HEADS, "{name}");
         let (q, k, v) = (numbers(HEADS * DIM, 1), numbers(KV_HEADS * DIM, 2), numbers(KV_HEADS * DIM, 3));
-        let out = step(&mut sequence, &q, &k, &v, StatsWanted::default());
+        let out = step(&mut sequence, &q, &k, &v, ScoresWanted::default());
         let mut masses = 0;
         for head in 0..HEADS {
             let kv = head / (HEADS / KV_HEADS);
@@ -155,21 +159,21 @@ fn attention_with_a_compressed_cache_is_attention_to_what_was_kept() {
 }
 
 #[test]
-fn keys_are_turned_until_they_have_no_gaps() {
+fn rerotated_keys_have_consecutive_positions() {
     let pool = Pool::new(1).unwrap();
     let cache = cache(vec![None]);
     let mut sequence = filled(&cache, 90, 5);
     let mut how = crush("h2o", 40);
     how.rerotate = true;
-    assert!(sequence.compress(&how, 40, &pool).is_err(), "nobody says how");
+    assert!(sequence.compress(&how, 40, &pool).is_err(), "a rotation is needed");
     let original = sequence.fork();
-    // A turn that can be read off: it adds the positions.
-    let turn = |key: &mut [f32], by: u32| key[0] += by as f32;
-    sequence.compress_turning(&how, 40, &pool, Some(&turn)).unwrap();
+    // A rotation that can be read off the key: it adds the positions.
+    let rotate = |key: &mut [f32], by: u32| key[0] += by as f32;
+    sequence.compress_rerotated(&how, 40, &pool, Some(&rotate)).unwrap();
     let (q, k) = (numbers(8 * HEADS * DIM, 7), numbers(8 * KV_HEADS * DIM, 8));
-    step(&mut sequence, &q, &k, &k, StatsWanted::default());
+    step(&mut sequence, &q, &k, &k, ScoresWanted::default());
     let mut appended = sequence.fork();
-    sequence.compress_turning(&how, 30, &pool, Some(&turn)).unwrap();
+    sequence.compress_rerotated(&how, 30, &pool, Some(&rotate)).unwrap();
     let (mut got, mut was, mut v) = (vec![0.0; DIM], vec![0.0; DIM], vec![0.0; DIM]);
     for head in 0..KV_HEADS {
         assert_eq!(sequence.kept(0, head), 30);
@@ -200,8 +204,13 @@ fn heads_of_all_layers_share_the_budget_of_kvzip() {
             let high = if (layer, head) == (1, 0) { 100 } else { 12 };
             (0..100).map(|t| if t < high { 0.5 + (t % 7) as f32 / 100.0 } else { 0.01 }).collect()
         };
-        let repeated = (0..KV_HEADS).map(row).collect();
-        sequence.set_passes(layer, PassScores { repeated, ..PassScores::default() }).unwrap();
+        let reconstruction = (0..KV_HEADS).map(row).collect();
+        sequence
+            .set_post_prefill_scores(
+                layer,
+                PostPrefillScores { reconstruction, ..PostPrefillScores::default() },
+            )
+            .unwrap();
     }
     let mut how = Compression::new(policy("kvzip").unwrap(), Budget::Tokens(40));
     (how.sinks, how.recent) = (2, Some(6));
@@ -223,18 +232,23 @@ fn heads_of_all_layers_share_the_budget_of_kvzip() {
 }
 
 #[test]
-fn kvzip_query_keeps_in_every_layer_what_follows_a_token_that_one_layer_looks_at() {
+fn kvzip_query_keeps_the_text_after_an_attended_token_in_every_layer() {
     let pool = Pool::new(1).unwrap();
     let mut sequence = filled(&cache(vec![None; 3]), 200, 9);
     for layer in 0..3 {
-        let repeated = vec![vec![0.5; 200]; KV_HEADS];
-        sequence.set_passes(layer, PassScores { repeated, ..PassScores::default() }).unwrap();
+        let reconstruction = vec![vec![0.5; 200]; KV_HEADS];
+        sequence
+            .set_post_prefill_scores(
+                layer,
+                PostPrefillScores { reconstruction, ..PostPrefillScores::default() },
+            )
+            .unwrap();
         let mut recent = vec![vec![0.01; 200]; HEADS];
         if layer == 1 {
             recent[3][80] = 20.0;
         }
         let stats = ColumnStats { recent, ..ColumnStats::default() };
-        sequence.set_stats(layer, stats, std::iter::once(0..200).collect()).unwrap();
+        sequence.set_accumulated_scores(layer, stats, std::iter::once(0..200).collect()).unwrap();
     }
     let mut how = Compression::new(policy("kvzip-query").unwrap(), Budget::Tokens(60));
     (how.sinks, how.recent) = (4, Some(8));
@@ -245,15 +259,15 @@ fn kvzip_query_keeps_in_every_layer_what_follows_a_token_that_one_layer_looks_at
     for (layer, head) in [(0, 0), (1, 1), (2, 0)] {
         assert!((76..=112).all(|position| held(layer, head, position)), "layer {layer}, head {head}");
     }
-    // The next time a token's place in the cache is not its position.
+    // In the compressed cache a token's index is not its position.
     let view = ModelView::new(&sequence, 0);
-    let places = view.layer(0).places();
-    let high: Vec<usize> = (0..200).filter(|&p| places[p] > 3.0).collect();
+    let weights = view.layer(0).position_weights();
+    let high: Vec<usize> = (0..200).filter(|&p| weights[p] > 3.0).collect();
     assert_eq!(high, (76..=112).collect::<Vec<_>>());
 }
 
 #[test]
-fn a_sharer_that_compresses_leaves_the_other_alone_and_windows_are_left_alone() {
+fn compression_changes_neither_forks_nor_sliding_window_layers() {
     let pool = Pool::new(1).unwrap();
     let cache = cache(vec![Some(24), None]);
     let first = filled(&cache, 150, 8);
@@ -266,9 +280,9 @@ fn a_sharer_that_compresses_leaves_the_other_alone_and_windows_are_left_alone() 
     assert_eq!((first.ref_cnt(0, 0, 0), first.ref_cnt(1, 0, 0), second.ref_cnt(1, 0, 0)), (2, 1, 1));
     assert!(cache.bytes_in_use() > bytes && cache.bytes_in_use() < 2 * bytes);
     let (q, k, v) = (numbers(HEADS * DIM, 1), numbers(KV_HEADS * DIM, 2), numbers(KV_HEADS * DIM, 3));
-    let alone = step(&mut first.fork(), &q, &k, &v, StatsWanted::default());
-    step(&mut second, &q, &k, &v, StatsWanted::default());
-    let again = step(&mut first.fork(), &q, &k, &v, StatsWanted::default());
+    let alone = step(&mut first.fork(), &q, &k, &v, ScoresWanted::default());
+    step(&mut second, &q, &k, &v, ScoresWanted::default());
+    let again = step(&mut first.fork(), &q, &k, &v, ScoresWanted::default());
     assert_eq!(alone, again);
     drop(first);
     let left = cache.bytes_in_use();
@@ -313,16 +327,16 @@ fn nothing_leaks_in_ten_thousand_steps() {
 }
 
 #[test]
-fn sums_are_of_query_heads_or_of_kv_heads_and_never_of_both() {
-    let of_heads = StatsWanted { sum: true, last: true, ..StatsWanted::default() };
-    let of_kv_heads = StatsWanted { per_kv_head: true, ..of_heads };
+fn rows_are_per_query_head_or_per_kv_head_and_never_mixed() {
+    let of_kv_heads = ScoresWanted { sum: true, last: true, ..ScoresWanted::default() };
+    let of_heads = ScoresWanted { per_query_head: true, ..of_kv_heads };
     let [q, k, v] = [HEADS, KV_HEADS, KV_HEADS].map(|n| numbers(40 * n * DIM, n as u64));
     let mut sequence = cache(vec![None]).sequence();
     step(&mut sequence, &q, &k, &v, of_heads);
-    let each = sequence.stats(0).clone();
+    let each = sequence.accumulated_scores(0).clone();
     let mut again = cache(vec![None]).sequence();
     step(&mut again, &q, &k, &v, of_kv_heads);
-    let means = again.stats(0).clone();
+    let means = again.accumulated_scores(0).clone();
     assert_eq!((each.rows(), means.rows()), (Some(HEADS), Some(KV_HEADS)));
     for (mean, of_head) in means.sum.iter().zip(each.sum.chunks(HEADS / KV_HEADS)) {
         for (token, mean) in mean.iter().enumerate() {
@@ -331,7 +345,7 @@ fn sums_are_of_query_heads_or_of_kv_heads_and_never_of_both() {
     }
     // The other kind: what was there is forgotten, and so are its queries.
     step(&mut sequence, &q[..HEADS * DIM], &k[..KV_HEADS * DIM], &v[..KV_HEADS * DIM], of_kv_heads);
-    assert_eq!((sequence.stats(0).rows(), sequence.queries_from(0, 0)), (Some(KV_HEADS), 1));
-    let total: f32 = sequence.stats(0).sum[0].iter().sum();
+    assert_eq!((sequence.accumulated_scores(0).rows(), sequence.queries_from(0, 0)), (Some(KV_HEADS), 1));
+    let total: f32 = sequence.accumulated_scores(0).sum[0].iter().sum();
     assert!((total - 1.0).abs() < 1e-3, "{total}");
 }

@@ -1,7 +1,7 @@
 //! What a cache takes and gives back: limits, shared pages.
 
 use scrimp_kernels::Pool;
-use scrimp_kv::{KvCache, KvConfig, KvError, Sequence, policy::Kept};
+use scrimp_kv::{KvCache, KvConfig, KvError, Sequence, policy::Selection};
 
 const DIM: usize = 64;
 
@@ -96,7 +96,7 @@ fn bad_input_is_an_error() {
     assert!(sequence.append(0, &[0.0; 63], &[0.0; 63], &pool).is_err());
     assert!(sequence.append(0, &[0.0; 64], &[0.0; 128], &pool).is_err());
     assert!(sequence.append(1, &[0.0; 64], &[0.0; 64], &pool).is_err());
-    let kept = |indices: &[u32], bias: Option<Vec<f32>>| vec![Kept { indices: indices.to_vec(), bias }];
+    let kept = |indices: &[u32], bias: Option<Vec<f32>>| vec![Selection { indices: indices.to_vec(), bias }];
     assert!(sequence.compact(0, &[]).is_err());
     assert!(sequence.compact(0, &kept(&[3, 3], None)).is_err());
     assert!(sequence.compact(0, &kept(&[10], None)).is_err());

@@ -2,10 +2,10 @@
 //! tokens that a naive model holds, attention sees them, and no page is lost or leaked.
 
 use proptest::prelude::*;
-use scrimp_kernels::{Pool, SimdLevel};
+use scrimp_kernels::{Exec, Pool, SimdLevel};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, Queries, Sequence, StatsWanted,
-    policy::Kept,
+    AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, Queries, ScoresWanted, Sequence,
+    policy::Selection,
 };
 
 const DIM: usize = 20;
@@ -160,7 +160,7 @@ impl World {
                         }
                         tokens.push(token);
                     }
-                    kept.push(Kept { indices, bias });
+                    kept.push(Selection { indices, bias });
                 }
                 sequence.compact(*layer, &kept).unwrap();
             }
@@ -183,7 +183,6 @@ impl World {
         for layer in 0..2 {
             let mut out = vec![f32::NAN; q.len()];
             let inputs = AttentionInputs {
-                level: SimdLevel::detect(),
                 q: &q,
                 queries: Queries::Last,
                 out: &mut out,
@@ -191,9 +190,10 @@ impl World {
                 scale: 0.3,
                 softcap: None,
                 wanted_from: 0,
-                stats: Some(StatsWanted { last: true, ..StatsWanted::default() }),
+                scores: Some(ScoresWanted { last: true, per_query_head: true, ..ScoresWanted::default() }),
             };
-            sequence.attend(layer, inputs, &self.pool, &mut scratch).unwrap();
+            let exec = Exec { pool: &self.pool, level: SimdLevel::detect() };
+            sequence.attend(layer, inputs, exec, &mut scratch).unwrap();
             for row in HEADS * GROUP..2 * HEADS * GROUP {
                 let head = row % (HEADS * GROUP);
                 let oldest = if layer == 1 { model.len.saturating_sub(WINDOW) } else { 0 };
@@ -217,7 +217,7 @@ impl World {
                         "layer {layer}, row {row}, dim {d}"
                     );
                 }
-                let last = &sequence.stats(layer).last[head];
+                let last = &sequence.accumulated_scores(layer).last[head];
                 assert_eq!(last.len(), sequence.kept(layer, head / GROUP));
                 assert!((last.iter().sum::<f32>() - 1.0).abs() < 0.02);
             }

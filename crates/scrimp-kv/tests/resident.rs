@@ -2,7 +2,7 @@
 #![cfg(target_os = "linux")]
 
 use scrimp_kernels::Pool;
-use scrimp_kv::{KvCache, KvConfig, policy::Kept};
+use scrimp_kv::{KvCache, KvConfig, policy::Selection};
 
 const MIB: usize = 1 << 20;
 
@@ -39,7 +39,7 @@ fn dropped_and_compacted_memory_goes_back_to_the_system() {
     // A quarter is kept, layer by layer.
     let len = sequence.kept(0, 0) as u32;
     for layer in 0..8 {
-        let kept = Kept { indices: (0..len).filter(|i| i % 4 == 0).collect(), bias: None };
+        let kept = Selection { indices: (0..len).filter(|i| i % 4 == 0).collect(), bias: None };
         sequence.compact(layer, &[kept]).unwrap();
     }
     assert_eq!(sequence.bytes(), 16 * MIB);

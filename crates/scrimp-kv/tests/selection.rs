@@ -1,11 +1,13 @@
-//! What is kept, against a brute-force oracle of the whole selection, and laws that hold for every setting.
+//! The selection against a brute-force oracle, and laws that hold for every setting.
+
+mod ablation;
 
 use proptest::prelude::*;
 use scrimp_kernels::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
-    compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order, select},
-    policy::{Kept, LayerView, ModelView, policy},
+    compress::{Budget, Compression, Crush, Granularity, select},
+    policy::{LayerView, ModelView, Selection, policy},
 };
 
 const DIM: usize = 4;
@@ -32,62 +34,62 @@ fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
         (0..kv_heads * GROUP).map(|h| (0..tokens).map(|t| byte(salt + h * 977 + t * 13)).collect()).collect()
     };
     let stats = ColumnStats { sum: rows(1), recent: rows(2), last: rows(3), ..ColumnStats::default() };
-    sequence.set_stats(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
+    sequence.set_accumulated_scores(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
     sequence
 }
 
-/// Everything that [`select`] does in token mode, as slowly as it is said: for each KV head, indices and biases.
+/// A direct implementation of [`select`] in token mode: for each KV head, indices and biases.
 fn oracle(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<(Vec<u32>, Vec<f32>)> {
     let n = view.n_tokens(0);
-    let kind = how.policy.policy.signature();
+    let kind = how.policy.policy.signature_attention();
     (0..view.n_kv_heads())
         .map(|head| {
             let (mut score, mut a) = (vec![0.0; n], vec![0.0; n]);
             how.policy.policy.score(view, head, &mut score);
-            view.attention_by_place(head, &mut a);
+            view.weighted_attention(head, &mut a);
             let recent = how.recent_of(budget);
-            let fixed = |t: usize| t < how.sinks || t + recent >= n;
-            let free = budget - (0..n).filter(|&t| fixed(t)).count();
-            let n_reps = ((how.crush.share * budget as f64).round() as usize).min(free);
+            let reserved = |t: usize| t < how.sinks || t + recent >= n;
+            let rest = budget - (0..n).filter(|&t| reserved(t)).count();
+            let n_reps = ((how.crush.share * budget as f64).round() as usize).min(rest);
             let top = |score: &[f32], count: usize| {
-                let mut t: Vec<usize> = (0..n).filter(|&t| !fixed(t)).collect();
+                let mut t: Vec<usize> = (0..n).filter(|&t| !reserved(t)).collect();
                 t.sort_by(|&x, &y| score[y].partial_cmp(&score[x]).unwrap().then(x.cmp(&y)));
                 t.truncate(count);
                 t
             };
-            let important = top(&score, free - n_reps);
-            let mut keep: Vec<(usize, f32)> = (0..n).filter(|&t| fixed(t)).map(|t| (t, 0.0)).collect();
+            let important = top(&score, rest - n_reps);
+            let mut keep: Vec<(usize, f32)> = (0..n).filter(|&t| reserved(t)).map(|t| (t, 0.0)).collect();
             keep.extend(important.iter().map(|&t| (t, 0.0)));
-            let mut dropped: Vec<usize> = (0..n).filter(|&t| !fixed(t) && !important.contains(&t)).collect();
+            let mut dropped: Vec<usize> =
+                (0..n).filter(|&t| !reserved(t) && !important.contains(&t)).collect();
             // Signatures: a bit per query head of the layer, set where the head itself would have kept the token.
             let heads: Vec<Vec<usize>> = (0..view.n_heads(kind))
                 .map(|h| {
                     let mut attention = vec![0.0; n];
                     view.head_attention(kind, h / GROUP, h, &mut attention);
-                    top(&attention, free)
+                    top(&attention, rest)
                 })
                 .collect();
             let bit = |h: usize, t: usize| heads[h].contains(&t);
             let anchor: Vec<bool> = (0..heads.len())
-                .map(|h| match how.crush.anchor {
-                    Anchor::Zeros => false,
-                    Anchor::Ones => true,
-                    Anchor::Mean => 2 * dropped.iter().filter(|&&t| bit(h, t)).count() > dropped.len(),
-                    Anchor::Alternate => h % 2 == 1,
-                    Anchor::Random => unreachable!("not compared"),
+                .map(|h| match how.crush.order.name() {
+                    "signature-zeros" => false,
+                    "signature-ones" => true,
+                    "signature-alternate" => h % 2 == 1,
+                    _ => 2 * dropped.iter().filter(|&&t| bit(h, t)).count() > dropped.len(),
                 })
                 .collect();
             let distance = |t: usize| (0..heads.len()).filter(|&h| bit(h, t) != anchor[h]).count();
-            match how.crush.order {
-                Order::Signature => dropped.sort_by_key(|&t| distance(t)),
-                Order::Score => dropped.sort_by(|&x, &y| a[y].partial_cmp(&a[x]).unwrap()),
-                _ => {}
+            match how.crush.order.name() {
+                "score" => dropped.sort_by(|&x, &y| a[y].partial_cmp(&a[x]).unwrap()),
+                "position" => {}
+                _ => dropped.sort_by_key(|&t| distance(t)),
             }
             let total: f64 = dropped.iter().map(|&t| f64::from(a[t]).sqrt()).sum();
             let mut start = 0;
             for part in 1..=n_reps {
                 let mut end = part * dropped.len() / n_reps;
-                if how.crush.mass == Mass::Attention {
+                if how.crush.mass.name() == "attention" {
                     let sum =
                         |end: usize| dropped[..end].iter().map(|&t| f64::from(a[t]).sqrt()).sum::<f64>();
                     let aim = total * part as f64 / n_reps as f64;
@@ -103,10 +105,10 @@ fn oracle(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<(Vec<u3
                     .iter()
                     .min_by(|&&x, &&y| a[y].partial_cmp(&a[x]).unwrap().then(x.cmp(&y)))
                     .unwrap();
-                keep.push(match how.crush.mass {
-                    Mass::None => (segment[segment.len() / 2], 0.0),
-                    Mass::Count => (segment[segment.len() / 2], (segment.len() as f32).ln()),
-                    Mass::Attention => {
+                keep.push(match how.crush.mass.name() {
+                    "none" => (segment[segment.len() / 2], 0.0),
+                    "count" => (segment[segment.len() / 2], (segment.len() as f32).ln()),
+                    _ => {
                         (best, if sum > 0.0 { (0.75 * (sum / f64::from(a[best])).ln()) as f32 } else { 0.0 })
                     }
                 });
@@ -118,17 +120,19 @@ fn oracle(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<(Vec<u3
         .collect()
 }
 
+fn kvcrush(share: f64, mass: &str, order: &str) -> Crush {
+    Crush { share, mass: ablation::mass(mass).unwrap(), order: ablation::order(order).unwrap() }
+}
+
 fn crush(share: f64) -> impl Strategy<Value = Crush> {
-    let anchors = [Anchor::Zeros, Anchor::Ones, Anchor::Mean, Anchor::Alternate];
-    let masses = [Mass::None, Mass::Count, Mass::Attention];
-    let orders = [Order::Signature, Order::Score, Order::Position];
+    let orders =
+        ["signature", "signature-zeros", "signature-ones", "signature-alternate", "score", "position"];
     (
         prop_oneof![Just(0.0), Just(1.0), 0.0..share],
-        prop::sample::select(anchors.to_vec()),
-        prop::sample::select(masses.to_vec()),
+        prop::sample::select(vec!["none", "count", "attention"]),
         prop::sample::select(orders.to_vec()),
     )
-        .prop_map(|(share, anchor, mass, order)| Crush { share, anchor, mass, order })
+        .prop_map(|(share, mass, order)| kvcrush(share, mass, order))
 }
 
 fn how(name: &str, crush: Crush, sinks: usize, recent: usize, budget: usize) -> Compression {
@@ -173,19 +177,18 @@ proptest! {
         name in prop::sample::select(NAMES.to_vec()),
         shared in any::<bool>(),
         crush in crush(1.0),
-        order in prop::sample::select(vec![Order::Keys, Order::Signature, Order::Score, Order::Random, Order::Position]),
-        anchor in prop::sample::select(vec![Anchor::Random, Anchor::Mean]),
+        order in prop::sample::select(vec!["keys", "signature", "signature-random", "score", "random", "position"]),
         page in prop_oneof![Just(None), (1_usize..20).prop_map(Some)],
     ) {
         let budget = sinks + recent + more;
         let sequence = sequence(tokens, kv_heads, &noise);
         let name = if shared && page.is_none() { format!("adakv:{name}") } else { name.to_owned() };
-        let mut how = how(&name, Crush { order, anchor, ..crush }, sinks, recent, budget);
+        let mut how = how(&name, Crush { order: ablation::order(order).unwrap(), ..crush }, sinks, recent, budget);
         how.granularity = page.map_or(Granularity::Token, Granularity::Page);
         let kept = select(&ModelView::new(&sequence, 9).layer(0), &how, budget);
         let total: usize = kept.iter().map(|k| k.indices.len()).sum();
         prop_assert_eq!(total, budget.min(tokens) * kv_heads);
-        for Kept { indices, bias } in &kept {
+        for Selection { indices, bias } in &kept {
             prop_assert!(shared || indices.len() == budget.min(tokens));
             prop_assert!(indices.windows(2).all(|w| w[0] < w[1]));
             for t in (0..sinks.min(tokens)).chain(tokens.saturating_sub(recent)..tokens) {
@@ -203,8 +206,9 @@ proptest! {
         more in 1_usize..40,
         name in prop::sample::select(NAMES[..5].to_vec()),
         crush in crush(1.0),
-        anchor in prop::sample::select(vec![Anchor::Zeros, Anchor::Ones, Anchor::Mean]),
-        order in prop::sample::select(vec![Order::Keys, Order::Signature, Order::Score, Order::Position]),
+        order in prop::sample::select(vec![
+            "keys", "signature", "signature-zeros", "signature-ones", "score", "position",
+        ]),
     ) {
         let (tokens, kv_heads, budget) = (60, 3, 6 + more);
         let straight = sequence(tokens, kv_heads, &noise);
@@ -220,7 +224,7 @@ proptest! {
             }
         }
         swapped.append(0, &rows, &rows, &pool).unwrap();
-        let stats = straight.stats(0);
+        let stats = straight.accumulated_scores(0);
         let moved = |rows: &[Vec<f32>]| {
             let mut moved = rows.to_vec();
             for (h, row) in rows.iter().enumerate() {
@@ -235,8 +239,8 @@ proptest! {
             last: moved(&stats.last),
             ..ColumnStats::default()
         };
-        swapped.set_stats(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
-        let how = how(name, Crush { anchor, order, ..crush }, 3, 3, budget);
+        swapped.set_accumulated_scores(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
+        let how = how(name, Crush { order: ablation::order(order).unwrap(), ..crush }, 3, 3, budget);
         let a = select(&ModelView::new(&straight, 1).layer(0), &how, budget);
         let b = select(&ModelView::new(&swapped, 1).layer(0), &how, budget);
         for head in 0..kv_heads {
@@ -253,16 +257,15 @@ fn pages_of_the_best_sums_are_kept_whole() {
     scores[30] = 3.0;
     let rows = vec![scores; GROUP];
     let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows, ..ColumnStats::default() };
-    sequence.set_stats(0, stats, std::iter::once(0..40).collect()).unwrap();
+    sequence.set_accumulated_scores(0, stats, std::iter::once(0..40).collect()).unwrap();
     let mut how = how("tova", Crush::default(), 2, 4, 14);
     how.granularity = Granularity::Page(4);
     let kept = select(&ModelView::new(&sequence, 0).layer(0), &how, 14);
     // Pages begin at token 2: 10..14 has a sum of 4, 30..34 one of 3.
     let want: Vec<u32> = (0..2).chain(10..14).chain(30..34).chain(36..40).collect();
     assert_eq!(kept[0].indices, want);
-    // With half of the budget for representatives, one page is important; of the eight pages that are left, in order
-    // of their distance from the anchor, the middle one stands for all.
-    how.crush = Crush { share: 0.3, mass: Mass::Count, order: Order::Position, ..Crush::default() };
+    // With a share for representatives, one page is important. The middle one of the other eight pages represents them.
+    how.crush = kvcrush(0.3, "count", "position");
     let kept = select(&ModelView::new(&sequence, 0).layer(0), &how, 14);
     let want: Vec<u32> = (0..2).chain(10..14).chain(22..26).chain(36..40).collect();
     assert_eq!(kept[0].indices, want);
@@ -281,15 +284,15 @@ fn pages_with_like_keys_stand_next_to_each_other() {
     sequence.append(0, &k, &k, &pool).unwrap();
     let rows = vec![(0..36).map(|t| (36 - t) as f32 / (1 + (t + 2) / 4) as f32).collect::<Vec<f32>>(); GROUP];
     let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows, ..ColumnStats::default() };
-    sequence.set_stats(0, stats, std::iter::once(0..36).collect()).unwrap();
+    sequence.set_accumulated_scores(0, stats, std::iter::once(0..36).collect()).unwrap();
     let mut how = how("tova", Crush::default(), 2, 2, 12);
     how.granularity = Granularity::Page(4);
-    how.crush = Crush { share: 0.67, mass: Mass::Attention, order: Order::Keys, ..Crush::default() };
+    how.crush = kvcrush(0.67, "attention", "keys");
     let kept = select(&ModelView::new(&sequence, 0).layer(0), &how, 12);
-    // No page is important; of either side one is kept, the one with most attention, for the four of its side.
+    // No page is important. On either side the page with the most attention represents the four pages of its side.
     let want: Vec<u32> = (0..2).chain(2..10).chain(34..36).collect();
     assert_eq!(kept[0].indices, want);
-    how.crush.order = Order::Score;
+    how.crush = kvcrush(0.67, "attention", "score");
     let by_score = select(&ModelView::new(&sequence, 0).layer(0), &how, 12);
     assert_ne!(by_score[0].indices, want, "by attention, both halves have pages of both sides");
 }

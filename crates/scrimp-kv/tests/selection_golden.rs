@@ -1,11 +1,14 @@
-//! The selection on the shared cases of `testdata/kv/select.json`, which the Python package's torch operations are tested against too.
+//! The selection on the cases of `testdata/kv/select.json`. The Python package is tested on the same cases, except those that use
+//! an order or a mass of the ablation.
 //!
-//! `SCRIMP_BLESS=1 cargo test -p scrimp-kv --test selection_golden` writes the file anew.
+//! `SCRIMP_BLESS=1 cargo test -p scrimp-kv --test selection_golden` rewrites the file.
+
+mod ablation;
 
 use scrimp_kernels::Pool;
 use scrimp_kv::{
     ColumnStats, KvCache, KvConfig, Sequence,
-    compress::{Budget, Compression, Crush, Mass, Order, select},
+    compress::{Budget, Compression, Crush, select},
     policy::{ModelView, policy},
 };
 use serde_json::{Value, json};
@@ -48,12 +51,12 @@ fn sequence(tokens: usize, heads: usize, salt: u64) -> Sequence {
             last: rows(salt + 3),
             peak: rows(salt + 4),
         };
-        sequence.set_stats(layer, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
+        sequence.set_accumulated_scores(layer, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
     }
     sequence
 }
 
-/// What the case is, in the names of the Python function's arguments, and what is chosen.
+/// A case and its selection, by the names of the Python function's arguments.
 fn case(name: &str, tokens: usize, heads: usize, layer: usize, budget: usize, how: &Compression) -> Value {
     let sequence = sequence(tokens, heads, tokens as u64);
     let model = ModelView::new(&sequence, how.seed);
@@ -63,7 +66,7 @@ fn case(name: &str, tokens: usize, heads: usize, layer: usize, budget: usize, ho
         let mut row = vec![0.0; tokens];
         how.policy.policy.score(&view, head, &mut row);
         scores.extend_from_slice(&row);
-        view.attention_by_place(head, &mut row);
+        view.weighted_attention(head, &mut row);
         attention.extend_from_slice(&row);
         for t in 0..tokens {
             let mut key = vec![0.0; DIM];
@@ -75,16 +78,7 @@ fn case(name: &str, tokens: usize, heads: usize, layer: usize, budget: usize, ho
     let indices: Vec<_> = kept.iter().map(|k| &k.indices).collect();
     let bias: Vec<_> =
         kept.iter().map(|k| k.bias.clone().unwrap_or_else(|| vec![0.0; k.indices.len()])).collect();
-    let order = match how.crush.order {
-        Order::Score => "score",
-        Order::Position => "position",
-        _ => "keys",
-    };
-    let mass = match how.crush.mass {
-        Mass::Attention => "attention",
-        Mass::Count => "count",
-        Mass::None => "none",
-    };
+    let (order, mass) = (how.crush.order.name(), how.crush.mass.name());
     json!({
         "name": name, "heads": heads, "tokens": tokens, "dim": DIM, "layer": layer, "seed": how.seed, "budget": budget,
         "sinks": how.sinks, "recent": how.recent, "share": how.crush.share, "order": order, "mass": mass,
@@ -93,14 +87,14 @@ fn case(name: &str, tokens: usize, heads: usize, layer: usize, budget: usize, ho
 }
 
 fn cases() -> Vec<Value> {
-    let how = |policy_name: &str, share: f64, order: Order, mass: Mass| Compression {
-        crush: Crush { share, order, mass, ..Crush::default() },
+    let how = |policy_name: &str, share: f64, order: &str, mass: &str| Compression {
+        crush: Crush { share, order: ablation::order(order).unwrap(), mass: ablation::mass(mass).unwrap() },
         sinks: 2,
         recent: Some(5),
         seed: 7,
         ..Compression::new(policy(policy_name).unwrap(), Budget::Tokens(1))
     };
-    let keys = |policy: &str, share: f64| how(policy, share, Order::Keys, Mass::Attention);
+    let keys = |policy: &str, share: f64| how(policy, share, "keys", "attention");
     vec![
         case("the policy alone", 40, 2, 0, 16, &keys("snapkv", 0.0)),
         case("keys", 60, 2, 0, 20, &keys("snapkv", 0.75)),
@@ -108,10 +102,11 @@ fn cases() -> Vec<Value> {
         case("keys, half", 61, 3, 1, 31, &keys("h2o", 0.5)),
         case("keys, all", 50, 1, 0, 12, &keys("tova", 1.0)),
         case("keys of low norm", 50, 2, 0, 17, &keys("knorm", 0.75)),
-        case("score", 60, 2, 0, 20, &how("snapkv", 0.5, Order::Score, Mass::Attention)),
-        case("position", 60, 2, 0, 20, &how("tova", 0.25, Order::Position, Mass::None)),
-        case("counts", 60, 2, 0, 20, &how("tova", 0.25, Order::Score, Mass::Count)),
+        case("score", 60, 2, 0, 20, &how("snapkv", 0.5, "score", "attention")),
+        case("position", 60, 2, 0, 20, &how("tova", 0.25, "position", "none")),
+        case("counts", 60, 2, 0, 20, &how("tova", 0.25, "score", "count")),
         case("one representative", 30, 1, 0, 9, &keys("h2o", 0.1)),
+        case("no mass", 60, 2, 0, 20, &how("tova", 0.5, "keys", "none")),
         case("everything fits", 12, 2, 0, 20, &keys("h2o", 0.5)),
     ]
 }

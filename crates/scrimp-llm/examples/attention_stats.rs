@@ -1,9 +1,9 @@
-//! The cost of accumulating attention scores for eviction policies: alternating times to first token with and without.
+//! What gathering attention for eviction policies costs: time to first token with and without, in turn.
 //!
 //! `cargo run --release -p scrimp-llm --example attention_stats MODEL [TOKENS] [ROUNDS]`
 #![allow(clippy::print_stdout)]
 
-use scrimp_kv::StatsWanted;
+use scrimp_kv::ScoresWanted;
 use scrimp_llm::{
     checkpoint::Checkpoint,
     model::{Model, RunOptions},
@@ -20,18 +20,14 @@ fn main() -> scrimp_llm::Result<()> {
     let (n, rounds): (u32, usize) = (number(3072) as u32, number(5));
     let model = Model::load(Checkpoint::open(path.as_ref())?, &RunOptions::default())?;
     let tokens: Vec<u32> = (0..n).map(|i| 300 + (i * 7919) % 20_000).collect();
-    let wanted = StatsWanted {
-        sum: true,
-        recent_from: Some(n.saturating_sub(32)),
-        per_kv_head: true,
-        ..StatsWanted::default()
-    };
-    // A prompt goes through the model in chunks. Each is computed `rounds` times with and without, alternately, and the fastest
+    let wanted =
+        ScoresWanted { sum: true, recent_from: Some(n.saturating_sub(32)), ..ScoresWanted::default() };
+    // A prompt goes through the model in chunks. Each is computed `rounds` times with and without, in turn, and the fastest
     // of either counts: that takes the noise of the machine out.
     let mut seconds = [0.0; 2];
-    let mut sessions = [None, Some(wanted)].map(|stats| {
+    let mut sessions = [None, Some(wanted)].map(|wanted| {
         let mut session = model.session();
-        session.gather_attention(stats);
+        session.accumulate_scores(wanted);
         session
     });
     for chunk in tokens.chunks(CHUNK) {

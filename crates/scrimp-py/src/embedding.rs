@@ -6,320 +6,311 @@ use crate::{
     tensor::Tensor,
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
-use scrimp_kernels::embedding::{Backward, Bags, Gradients, Optimizer, Table, Trained, Values};
-use scrimp_rec::encoders::{Addressing, Census, EncoderConfig, EncoderOptions, Exec, Prepared, plan};
+use scrimp_kernels::embedding::{
+    Backward, Bags, Gradients, Optimizer, SparseGradients, Table, Trained, Values,
+};
+use scrimp_rec::encoders::{
+    BackwardContext, EncoderConfig, EncoderOptions, Exec, HashIndexer, IdCounts, Lookups, Tables, plan,
+};
 use std::sync::{Mutex, PoisonError};
 
-/// The shape of a MEM-REC embedding: which rows of a table and of a weight table an id reads.
+/// The shape of a MEM-REC embedding: the rows of a table and of a weight table that an id reads.
 #[pyclass(frozen, module = "scrimp._scrimp")]
 pub(crate) struct MemRec {
     config: EncoderConfig,
-    addressing: Addressing,
+    indexer: HashIndexer,
     scratch: Mutex<Scratch>,
 }
 
 #[derive(Default)]
 struct Scratch {
-    prepared: Prepared,
+    context: BackwardContext,
+    gradients: Buffers,
+}
+
+/// Buffers for the gradients of the table and of the weight table.
+#[derive(Default)]
+struct Buffers {
     table: Gradients,
     weights: Gradients,
 }
 
-/// Tensors of a call.
+/// The options of [`MemRec`], a dict. The keys `block` and `k` are those of saved state_dicts.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct MemRecOptions {
+    features: usize,
+    dim: usize,
+    budget: u64,
+    seed: u64,
+    #[pyo3(item("block"))]
+    block_dim: usize,
+    #[pyo3(item("k"))]
+    num_hashes: usize,
+    groups: usize,
+    signs: bool,
+    weight_share: f64,
+}
+
+/// `(table, weight table or None)`, float32, or `(ids, offsets or None)`, int64.
+type Pair<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
+/// `(rows, values)`: an int64 and a float32 tensor for sparse gradients.
+type SparseArgs<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
+
+/// The slices of a call.
 struct Call<'a> {
     table: &'a [f32],
     weights: &'a [f32],
-    ids: &'a [u64],
-    bags: Bags<'a>,
+    lookups: Lookups<'a>,
     outputs: usize,
 }
 
 #[pymethods]
 impl MemRec {
-    /// Sized for `budget` bytes of f32 tables.
+    /// An embedding of `budget` bytes of f32 tables.
     #[new]
-    #[pyo3(signature = (features, dim, budget, seed, width, k, groups, signs, weight_share))]
-    fn new(
-        features: usize,
-        dim: usize,
-        budget: u64,
-        seed: u64,
-        width: usize,
-        k: usize,
-        groups: usize,
-        signs: bool,
-        weight_share: f64,
-    ) -> PyResult<Self> {
-        if features == 0 || features > 4096 || width == 0 {
-            return Err(PyValueError::new_err(format!("{features} features in blocks of {width}")));
+    fn new(options: MemRecOptions) -> PyResult<Self> {
+        let o = options;
+        if o.features == 0 || o.features > 4096 || o.block_dim == 0 {
+            let what = format!("{} features in blocks of {}", o.features, o.block_dim);
+            return Err(PyValueError::new_err(what));
         }
-        if !(0.0..=0.9).contains(&weight_share) {
-            return Err(PyValueError::new_err(format!(
-                "weight_share must be in [0, 0.9], not {weight_share}"
-            )));
+        if !(0.0..=0.9).contains(&o.weight_share) {
+            let what = format!("weight_share must be in [0, 0.9], not {}", o.weight_share);
+            return Err(PyValueError::new_err(what));
         }
         let options = EncoderOptions {
-            seed,
-            width: Some(width),
+            seed: o.seed,
+            block_dim: Some(o.block_dim),
             overlap: Some(false),
-            k: Some(k),
-            groups,
-            signs: Some(signs),
-            weight_share: Some(weight_share),
-            hot_share: Some(0.0),
-            ..EncoderOptions::new("memrec", dim, budget)
+            num_hashes: Some(o.num_hashes),
+            groups: o.groups,
+            signs: Some(o.signs),
+            weight_share: Some(o.weight_share),
+            frequent_share: Some(0.0),
+            ..EncoderOptions::new("memrec", o.dim, o.budget)
         };
-        let census = Census { distinct: vec![1; features], ..Census::default() };
-        let config = plan(&options, &census).map_err(value_error)?;
-        let addressing = Addressing::new(&config);
-        Ok(Self { config, addressing, scratch: Mutex::default() })
+        let id_counts = IdCounts { distinct: vec![1; o.features], ..IdCounts::default() };
+        let config = plan(&options, &id_counts).map_err(value_error)?;
+        let indexer = HashIndexer::new(&config);
+        Ok(Self { config, indexer, scratch: Mutex::default() })
     }
 
     /// Rows and columns of the table.
     #[getter]
     fn table_shape(&self) -> (u32, usize) {
-        (self.config.rows.iter().sum(), self.config.width)
+        (self.config.rows.iter().sum(), self.config.block_dim)
     }
 
-    /// Rows and columns of the weight table; rows are 0 where there is none.
+    /// Rows and columns of the weight table; 0 rows if there is none.
     #[getter]
     fn weight_shape(&self) -> (u32, usize) {
         (self.config.weight_rows.iter().sum(), self.config.groups)
     }
 
-    /// Rows of the table that a look-up reads.
+    /// Rows of the table that a lookup reads.
     #[getter]
-    fn table_probes(&self) -> usize {
-        self.config.dim / self.config.width * self.config.k
+    fn table_rows_per_lookup(&self) -> usize {
+        self.config.dim / self.config.block_dim * self.config.num_hashes
     }
 
-    /// Rows of the weight table that a look-up reads.
+    /// Rows of the weight table that a lookup reads.
     #[getter]
-    fn weight_probes(&self) -> usize {
-        self.config.weight_k
+    fn weight_rows_per_lookup(&self) -> usize {
+        self.config.weight_num_hashes
     }
 
-    /// Writes the vectors to `out`: without offsets one for each of `ids` (feature after feature), with offsets one for each bag.
-    #[pyo3(signature = (table, weights, ids, offsets, out))]
+    /// Writes the vectors to `out`: one for each id (feature after feature), or with offsets one for each bag.
     fn forward(
         &self,
         py: Python<'_>,
-        table: &Bound<'_, PyAny>,
-        weights: Option<&Bound<'_, PyAny>>,
-        ids: &Bound<'_, PyAny>,
-        offsets: Option<&Bound<'_, PyAny>>,
+        tables: Pair<'_>,
+        lookups: Pair<'_>,
         out: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let tensors = Tensors::new(table, weights, ids, offsets)?;
-        let starts = tensors.offsets()?;
-        let call = self.call(&tensors, starts.as_deref())?;
+        let inputs = Inputs::new(&tables, &lookups)?;
+        let call = self.call(&inputs)?;
         let mut out = Tensor::new(out, "the output")?;
-        // SAFETY: float32 is f32, and the output is the caller's alone.
+        // SAFETY: `slice_mut` checks the dtype; `lookup` in _lookup.py made the tensor and shares it with no one.
         let out = unsafe { out.slice_mut::<f32>("the output", "float32")? };
-        self.fits(&call, out.len())?;
+        self.check_len(&call, out.len())?;
         let Runtime { pool, level } = runtime(py)?;
         py.detach(|| {
             let exec = Exec { pool: &pool, level };
-            let table = Table::new(Values::F32(call.table), self.config.width);
-            self.addressing.forward(exec, table, call.weights, call.ids, call.bags, out);
+            self.indexer.forward(exec, self.tables(&call), call.lookups, out);
         });
         Ok(())
     }
 
-    /// Adds the gradients of the tables to zeroed tensors of their shapes.
-    #[pyo3(signature = (table, weights, ids, offsets, grad, table_grad, weight_grad))]
+    /// Adds the gradients of the tables to `gradients`, zeroed tensors of the tables' shapes.
     fn backward_dense(
         &self,
         py: Python<'_>,
-        table: &Bound<'_, PyAny>,
-        weights: Option<&Bound<'_, PyAny>>,
-        ids: &Bound<'_, PyAny>,
-        offsets: Option<&Bound<'_, PyAny>>,
+        tables: Pair<'_>,
+        lookups: Pair<'_>,
         grad: &Bound<'_, PyAny>,
-        table_grad: &Bound<'_, PyAny>,
-        weight_grad: Option<&Bound<'_, PyAny>>,
+        gradients: Pair<'_>,
     ) -> PyResult<()> {
-        // Minus the gradient, with a learning rate of minus one.
-        let optimizer = Optimizer::Sgd { lr: -1.0 };
-        let to = (table_grad, weight_grad);
-        self.backward(py, (table, weights, ids, offsets), grad, optimizer, to, (None, None))
+        // SGD subtracts the gradient; a learning rate of -1 adds it.
+        let update =
+            Update { optimizer: Optimizer::Sgd { lr: -1.0 }, values: &gradients, states: &(None, None) };
+        self.update(py, &Inputs::new(&tables, &lookups)?, grad, update)
     }
 
-    /// Lets an optimizer (`sgd`, `adagrad` or `rowwise_adagrad`) update the tables in place. States are float32 tensors: of the
-    /// tables' shapes for `adagrad`, of their rows for `rowwise_adagrad`.
-    #[pyo3(signature = (table, weights, ids, offsets, grad, optimizer, lr, eps, table_state, weight_state))]
+    /// Updates the tables in place with `optimizer`, a tuple of name (`sgd`, `adagrad` or `rowwise_adagrad`), learning rate and
+    /// eps. `states` are float32 tensors: of the tables' shapes for `adagrad`, of their rows for `rowwise_adagrad`.
     fn step(
         &self,
         py: Python<'_>,
-        table: &Bound<'_, PyAny>,
-        weights: Option<&Bound<'_, PyAny>>,
-        ids: &Bound<'_, PyAny>,
-        offsets: Option<&Bound<'_, PyAny>>,
+        tables: Pair<'_>,
+        lookups: Pair<'_>,
         grad: &Bound<'_, PyAny>,
-        optimizer: &str,
-        lr: f32,
-        eps: f32,
-        table_state: Option<&Bound<'_, PyAny>>,
-        weight_state: Option<&Bound<'_, PyAny>>,
+        optimizer: (String, f32, f32),
+        states: (Option<Bound<'_, PyAny>>, Option<Bound<'_, PyAny>>),
     ) -> PyResult<()> {
-        let optimizer = match optimizer {
+        let (name, lr, eps) = optimizer;
+        let optimizer = match name.as_str() {
             "sgd" => Optimizer::Sgd { lr },
             "adagrad" => Optimizer::Adagrad { lr, eps },
             "rowwise_adagrad" => Optimizer::RowWiseAdagrad { lr, eps },
             other => return Err(PyValueError::new_err(format!("there is no fused optimizer {other}"))),
         };
-        let tensors = (table, weights, ids, offsets);
-        self.backward(py, tensors, grad, optimizer, (table, weights), (table_state, weight_state))
+        let update = Update { optimizer, values: &tables, states: &states };
+        self.update(py, &Inputs::new(&tables, &lookups)?, grad, update)
     }
 
-    /// Writes the rows of the table and of the weight table that the ids touch, and their gradients, to the fronts of the given
-    /// tensors (int64 and float32); returns how many there are of each.
-    #[pyo3(signature = (table, weights, ids, offsets, grad, table_rows, table_values, weight_rows, weight_values))]
+    /// Writes the touched rows of the table and of the weight table, and their gradients, to the fronts of `table_out` and
+    /// `weight_out`. Returns the number of rows of each.
     fn backward_sparse(
         &self,
         py: Python<'_>,
-        table: &Bound<'_, PyAny>,
-        weights: Option<&Bound<'_, PyAny>>,
-        ids: &Bound<'_, PyAny>,
-        offsets: Option<&Bound<'_, PyAny>>,
+        tables: Pair<'_>,
+        lookups: Pair<'_>,
         grad: &Bound<'_, PyAny>,
-        table_rows: &Bound<'_, PyAny>,
-        table_values: &Bound<'_, PyAny>,
-        weight_rows: Option<&Bound<'_, PyAny>>,
-        weight_values: Option<&Bound<'_, PyAny>>,
+        table_out: SparseArgs<'_>,
+        weight_out: Option<SparseArgs<'_>>,
     ) -> PyResult<(usize, usize)> {
-        let tensors = Tensors::new(table, weights, ids, offsets)?;
-        let starts = tensors.offsets()?;
-        let call = self.call(&tensors, starts.as_deref())?;
+        let inputs = Inputs::new(&tables, &lookups)?;
+        let call = self.call(&inputs)?;
         let grad = Tensor::new(grad, "the gradient")?;
-        // SAFETY: float32 is f32; it is only read.
-        let grad: &[f32] = unsafe { grad.slice("the gradient", "float32")? };
-        self.fits(&call, grad.len())?;
-        let mut table_to = SparseTo::new(Some(table_rows), Some(table_values))?;
-        let mut weight_to = SparseTo::new(weight_rows, weight_values)?;
-        let (mut table_to, mut weight_to) = (table_to.slices()?, weight_to.slices()?);
-        let Runtime { pool, level } = runtime(py)?;
-        if call.ids.is_empty() {
+        let grad = self.gradient(&call, &grad)?;
+        let mut table_out = SparseOut::new(&table_out)?;
+        let mut weight_out = weight_out.as_ref().map(SparseOut::new).transpose()?;
+        let mut table_out = table_out.slices()?;
+        let mut weight_out = weight_out.as_mut().map(SparseOut::slices).transpose()?;
+        if call.lookups.ids.is_empty() {
             return Ok((0, 0));
         }
-        let counts = py.detach(|| {
-            let exec = Exec { pool: &pool, level };
-            let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-            let Scratch { prepared, table, weights } = &mut *scratch;
-            let read = Table::new(Values::F32(call.table), self.config.width);
-            self.addressing.prepare(exec, &read, call.weights, call.ids, call.bags, grad, prepared);
-            let batch = self.addressing.table_batch(prepared, call.bags, grad);
-            let of_table = collect(exec, table, &batch, call.table.len(), self.config.width, &mut table_to)?;
-            let of_weights = match self.addressing.weight_batch(prepared) {
+        let (block_dim, groups) = (self.config.block_dim, self.config.groups);
+        let counts = self.backward(py, &call, grad, |exec, buffers, table, weights| {
+            let n = table_out.collect(exec, &mut buffers.table, table, (call.table.len(), block_dim))?;
+            let n_weights = match weights {
                 Some(batch) => {
-                    collect(exec, weights, &batch, call.weights.len(), self.config.groups, &mut weight_to)?
+                    let shape = (call.weights.len(), groups);
+                    weight_out.as_mut()?.collect(exec, &mut buffers.weights, batch, shape)?
                 }
                 None => 0,
             };
-            Some((of_table, of_weights))
-        });
+            Some((n, n_weights))
+        })?;
         counts.ok_or_else(|| PyValueError::new_err("the tensors for the gradients are too small"))
     }
 }
 
-/// Gradients of a table into `to`; `None` where they do not fit.
-fn collect(
-    exec: Exec<'_>,
-    gradients: &mut Gradients,
-    batch: &Backward<'_>,
-    len: usize,
-    width: usize,
-    to: &mut Option<(&mut [i64], &mut [f32])>,
-) -> Option<usize> {
-    let (rows, values) = to.as_mut()?;
-    gradients.collect(exec.pool, exec.level, len, width, batch, rows, values)
-}
+/// Tensors for sparse gradients.
+struct SparseOut<'py>(Tensor<'py>, Tensor<'py>);
 
-/// Where the gradients of a table go.
-struct SparseTo<'py>(Option<(Tensor<'py>, Tensor<'py>)>);
+/// The same as slices: row numbers and values.
+struct SparseSlices<'a>(&'a mut [i64], &'a mut [f32]);
 
-impl<'py> SparseTo<'py> {
-    fn new(rows: Option<&Bound<'py, PyAny>>, values: Option<&Bound<'py, PyAny>>) -> PyResult<Self> {
-        let (Some(rows), Some(values)) = (rows, values) else { return Ok(Self(None)) };
-        Ok(Self(Some((Tensor::new(rows, "the rows")?, Tensor::new(values, "the values")?))))
+impl<'py> SparseOut<'py> {
+    fn new((rows, values): &SparseArgs<'py>) -> PyResult<Self> {
+        Ok(Self(Tensor::new(rows, "the rows")?, Tensor::new(values, "the values")?))
     }
 
-    fn slices(&mut self) -> PyResult<Option<(&mut [i64], &mut [f32])>> {
-        let Some((rows, values)) = &mut self.0 else { return Ok(None) };
-        // SAFETY: int64 is i64 and float32 f32; they are the caller's alone.
-        Ok(Some(unsafe {
-            (rows.slice_mut("the rows", "int64")?, values.slice_mut("the values", "float32")?)
-        }))
+    fn slices(&mut self) -> PyResult<SparseSlices<'_>> {
+        // SAFETY: `slice_mut` checks the dtypes; `_sparse` in _lookup.py made the tensors and shares them with no one.
+        Ok(unsafe {
+            SparseSlices(self.0.slice_mut("the rows", "int64")?, self.1.slice_mut("the values", "float32")?)
+        })
     }
 }
 
-/// What a call reads.
-struct Tensors<'py> {
+impl SparseSlices<'_> {
+    /// Collects the gradients of a table of shape `(values, values per row)`; `None` if they do not fit.
+    fn collect(
+        &mut self,
+        exec: Exec<'_>,
+        buffer: &mut Gradients,
+        batch: &Backward<'_>,
+        (len, dim): (usize, usize),
+    ) -> Option<usize> {
+        buffer.collect(exec, (len, dim), batch, SparseGradients { rows: self.0, values: self.1 })
+    }
+}
+
+/// The tensors that a call reads.
+struct Inputs<'py> {
     table: Tensor<'py>,
     weights: Option<Tensor<'py>>,
     ids: Tensor<'py>,
-    offsets: Option<Tensor<'py>>,
+    /// The first lookup of each bag, checked.
+    starts: Option<Vec<usize>>,
 }
 
-/// The same as they come from Python.
-type Given<'a, 'py> = (
-    &'a Bound<'py, PyAny>,
-    Option<&'a Bound<'py, PyAny>>,
-    &'a Bound<'py, PyAny>,
-    Option<&'a Bound<'py, PyAny>>,
-);
-
-impl<'py> Tensors<'py> {
-    fn new(
-        table: &Bound<'py, PyAny>,
-        weights: Option<&Bound<'py, PyAny>>,
-        ids: &Bound<'py, PyAny>,
-        offsets: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Self> {
+impl<'py> Inputs<'py> {
+    fn new((table, weights): &Pair<'py>, (ids, offsets): &Pair<'py>) -> PyResult<Self> {
+        let ids = Tensor::new(ids, "the ids")?;
         Ok(Self {
             table: Tensor::new(table, "the table")?,
-            weights: weights.map(|w| Tensor::new(w, "the weight table")).transpose()?,
-            ids: Tensor::new(ids, "the ids")?,
-            offsets: offsets.map(|o| Tensor::new(o, "the offsets")).transpose()?,
+            weights: weights.as_ref().map(|w| Tensor::new(w, "the weight table")).transpose()?,
+            starts: offsets.as_ref().map(|offsets| bag_starts(offsets, ids.len())).transpose()?,
+            ids,
         })
     }
+}
 
-    /// Where bags start, checked.
-    fn offsets(&self) -> PyResult<Option<Vec<usize>>> {
-        let Some(offsets) = &self.offsets else { return Ok(None) };
-        // SAFETY: int64 is i64; they are only read.
-        let given: &[i64] = unsafe { offsets.slice("the offsets", "int64")? };
-        let starts: Vec<usize> = given.iter().map(|&o| usize::try_from(o).unwrap_or(usize::MAX)).collect();
-        let fits = starts.is_sorted()
-            && starts.first().is_none_or(|&first| first == 0)
-            && starts.last().is_none_or(|&last| last <= self.ids.len());
-        if !fits || starts.is_empty() && self.ids.len() > 0 {
-            let n = self.ids.len();
-            return Err(PyValueError::new_err(format!("offsets must start at 0 and rise to {n} at most")));
-        }
-        Ok(Some(starts))
+/// The first lookup of each bag, from a tensor of offsets.
+fn bag_starts(offsets: &Bound<'_, PyAny>, n_ids: usize) -> PyResult<Vec<usize>> {
+    let offsets = Tensor::new(offsets, "the offsets")?;
+    // SAFETY: `slice` checks the dtype; the elements are copied at once.
+    let offsets: &[i64] = unsafe { offsets.slice("the offsets", "int64")? };
+    let starts: Vec<usize> = offsets.iter().map(|&o| usize::try_from(o).unwrap_or(usize::MAX)).collect();
+    let valid = starts.is_sorted()
+        && starts.first().is_none_or(|&first| first == 0)
+        && starts.last().is_none_or(|&last| last <= n_ids);
+    if !valid || starts.is_empty() && n_ids > 0 {
+        return Err(PyValueError::new_err(format!("offsets must start at 0 and rise to {n_ids} at most")));
     }
+    Ok(starts)
+}
+
+/// The destination of an optimizer's step.
+struct Update<'a, 'py> {
+    optimizer: Optimizer,
+    values: &'a Pair<'py>,
+    states: &'a (Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>),
 }
 
 impl MemRec {
-    fn call<'a>(&self, tensors: &'a Tensors<'_>, starts: Option<&'a [usize]>) -> PyResult<Call<'a>> {
-        // SAFETY: float32 is f32, int64 as many bits as u64; they are only read while this lives, but for the tables that
-        // `step` updates, which it reads before.
+    fn call<'a>(&self, inputs: &'a Inputs<'_>) -> PyResult<Call<'a>> {
+        // SAFETY: `slice` checks the dtypes, and an int64 is read as the u64 with the same bits. `update` writes to the tables
+        // after the last read of these slices; no other code of this crate writes to them during a call.
         let (table, weights, ids) = unsafe {
-            let table: &[f32] = tensors.table.slice("the table", "float32")?;
-            let weights: &[f32] = match &tensors.weights {
+            let table: &[f32] = inputs.table.slice("the table", "float32")?;
+            let weights: &[f32] = match &inputs.weights {
                 Some(weights) => weights.slice("the weight table", "float32")?,
                 None => &[],
             };
-            let ids: &[u64] = tensors.ids.slice("the ids", "int64")?;
+            let ids: &[u64] = inputs.ids.slice("the ids", "int64")?;
             (table, weights, ids)
         };
         let size = |(rows, cols): (u32, usize)| rows as usize * cols;
         if table.len() != size(self.table_shape()) || weights.len() != size(self.weight_shape()) {
             return Err(PyValueError::new_err("the tables have other sizes than the embedding"));
         }
-        let features = self.addressing.features();
-        let (bags, outputs) = match starts {
+        let features = self.indexer.features();
+        let (bags, outputs) = match &inputs.starts {
             Some(_) if features != 1 => {
                 return Err(PyValueError::new_err("bags with offsets are for embeddings of one feature"));
             }
@@ -329,10 +320,14 @@ impl MemRec {
         if !ids.len().is_multiple_of(features) {
             return Err(PyValueError::new_err(format!("{} ids for {features} features", ids.len())));
         }
-        Ok(Call { table, weights, ids, bags, outputs })
+        Ok(Call { table, weights, lookups: Lookups { ids, bags }, outputs })
     }
 
-    fn fits(&self, call: &Call<'_>, values: usize) -> PyResult<()> {
+    fn tables<'a>(&self, call: &Call<'a>) -> Tables<'a> {
+        Tables { table: Table::new(Values::F32(call.table), self.config.block_dim), weights: call.weights }
+    }
+
+    fn check_len(&self, call: &Call<'_>, values: usize) -> PyResult<()> {
         let (outputs, dim) = (call.outputs, self.config.dim);
         if outputs * dim == values {
             return Ok(());
@@ -340,72 +335,90 @@ impl MemRec {
         Err(PyValueError::new_err(format!("{values} values for {outputs} vectors of {dim}")))
     }
 
-    /// Applies gradients to `to` with `states`.
-    fn backward(
+    /// The gradient of the outputs, of the right size.
+    fn gradient<'a>(&self, call: &Call<'_>, grad: &'a Tensor<'_>) -> PyResult<&'a [f32]> {
+        // SAFETY: `slice` checks the dtype; autograd does not write to a gradient during the backward function.
+        let grad: &[f32] = unsafe { grad.slice("the gradient", "float32")? };
+        self.check_len(call, grad.len())?;
+        Ok(grad)
+    }
+
+    /// Calls `apply` with the gradients of the table and of the weight table.
+    fn backward<R: Send>(
         &self,
         py: Python<'_>,
-        (table, weights, ids, offsets): Given<'_, '_>,
+        call: &Call<'_>,
+        grad: &[f32],
+        apply: impl FnOnce(Exec<'_>, &mut Buffers, &Backward<'_>, Option<&Backward<'_>>) -> R + Send,
+    ) -> PyResult<R> {
+        let Runtime { pool, level } = runtime(py)?;
+        Ok(py.detach(|| {
+            let exec = Exec { pool: &pool, level };
+            let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            let Scratch { context, gradients } = &mut *scratch;
+            self.indexer.prepare_backward(exec, self.tables(call), call.lookups, grad, context);
+            let table = self.indexer.table_batch(context, call.lookups.bags, grad);
+            let weights = self.indexer.weight_batch(context);
+            apply(exec, gradients, &table, weights.as_ref())
+        }))
+    }
+
+    /// Makes a step of `update.optimizer`.
+    fn update(
+        &self,
+        py: Python<'_>,
+        inputs: &Inputs<'_>,
         grad: &Bound<'_, PyAny>,
-        optimizer: Optimizer,
-        to: (&Bound<'_, PyAny>, Option<&Bound<'_, PyAny>>),
-        states: (Option<&Bound<'_, PyAny>>, Option<&Bound<'_, PyAny>>),
+        update: Update<'_, '_>,
     ) -> PyResult<()> {
-        let tensors = Tensors::new(table, weights, ids, offsets)?;
-        let starts = tensors.offsets()?;
-        let call = self.call(&tensors, starts.as_deref())?;
+        let call = self.call(inputs)?;
         let grad = Tensor::new(grad, "the gradient")?;
-        // SAFETY: float32 is f32; it is only read.
-        let grad: &[f32] = unsafe { grad.slice("the gradient", "float32")? };
-        self.fits(&call, grad.len())?;
-        let table_to = Updated::new(to.0, states.0)?;
-        let weights_to = to.1.map(|w| Updated::new(w, states.1)).transpose()?;
-        let (width, groups) = (self.config.width, self.config.groups);
-        table_to.check(optimizer, call.table.len(), width)?;
+        let grad = self.gradient(&call, &grad)?;
+        let Update { optimizer, values, states } = update;
+        let table_to = Updated::new(&values.0, states.0.as_ref())?;
+        let weights_to = values.1.as_ref().map(|w| Updated::new(w, states.1.as_ref())).transpose()?;
+        let (block_dim, groups) = (self.config.block_dim, self.config.groups);
+        table_to.check(optimizer, call.table.len(), block_dim)?;
         match &weights_to {
             Some(to) => to.check(optimizer, call.weights.len(), groups)?,
             None if call.weights.is_empty() => {}
-            None => return Err(PyValueError::new_err("the weight table's gradient has no place")),
+            None => return Err(PyValueError::new_err("a tensor for the weight table's gradient is missing")),
         }
-        if call.ids.is_empty() {
+        if call.lookups.ids.is_empty() {
             return Ok(());
         }
-        let Runtime { pool, level } = runtime(py)?;
-        py.detach(|| {
-            let exec = Exec { pool: &pool, level };
-            let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-            let Scratch { prepared, table, weights } = &mut *scratch;
-            let read = Table::new(Values::F32(call.table), width);
-            self.addressing.prepare(exec, &read, call.weights, call.ids, call.bags, grad, prepared);
-            if let (Some(to), Some(batch)) = (&weights_to, self.addressing.weight_batch(prepared)) {
-                // SAFETY: nothing reads the weight table any more.
-                weights.step(exec.pool, exec.level, optimizer, unsafe { to.trained(groups) }, &batch);
+        self.backward(py, &call, grad, |exec, buffers, table, weights| {
+            if let (Some(to), Some(batch)) = (&weights_to, weights) {
+                // SAFETY: `weights_to` holds the tensors alive through `values` and `states`; `backward` has read the weight
+                // table for the last time.
+                let to = unsafe { to.trained(groups) };
+                buffers.weights.step(exec, optimizer, to, batch);
             }
-            let batch = self.addressing.table_batch(prepared, call.bags, grad);
-            // SAFETY: nothing reads the table any more.
-            table.step(exec.pool, exec.level, optimizer, unsafe { table_to.trained(width) }, &batch);
-        });
-        Ok(())
+            // SAFETY: as for the weights, with `table_to` and the table.
+            let to = unsafe { table_to.trained(block_dim) };
+            buffers.table.step(exec, optimizer, to, table);
+        })
     }
 }
 
-/// A table that changes, and its optimizer's state.
+/// A table that a step changes, and its optimizer's state.
 struct Updated {
     values: Raw,
     state: Raw,
 }
 
-/// Memory of a float32 tensor that the caller keeps alive.
+/// The memory of a float32 tensor. Its user keeps the tensor alive.
 struct Raw(*mut f32, usize);
 
-// SAFETY: see `crate::tensor`.
+// SAFETY: the memory belongs to the tensor and not to a thread; `Updated::trained` states who may use it.
 unsafe impl Send for Raw {}
-// SAFETY: see `crate::tensor`.
+// SAFETY: shared access reads the pointer and the length only.
 unsafe impl Sync for Raw {}
 
 impl Raw {
     fn new(object: &Bound<'_, PyAny>, name: &str) -> PyResult<Self> {
         let mut tensor = Tensor::new(object, name)?;
-        // SAFETY: float32 is f32; the slice is gone before anybody else uses the memory.
+        // SAFETY: `slice_mut` checks the dtype; the slice is converted to a pointer before any other use of the memory.
         let slice = unsafe { tensor.slice_mut::<f32>(name, "float32")? };
         Ok(Self(slice.as_mut_ptr(), slice.len()))
     }
@@ -418,23 +431,24 @@ impl Updated {
         Ok(Self { values: Raw::new(values, "a table")?, state })
     }
 
-    fn check(&self, optimizer: Optimizer, len: usize, width: usize) -> PyResult<()> {
-        if self.values.1 != len || self.state.1 < optimizer.states(len, width) {
+    fn check(&self, optimizer: Optimizer, len: usize, dim: usize) -> PyResult<()> {
+        if self.values.1 != len || self.state.1 < optimizer.states(len, dim) {
             return Err(PyValueError::new_err("a gradient or an optimizer's state has the wrong size"));
         }
         Ok(())
     }
 
     /// # Safety
-    /// The tensors are alive, and nobody else uses them.
-    unsafe fn trained(&self, width: usize) -> Trained<'_> {
-        // SAFETY: pointers and lengths are those of the tensors.
+    /// The tensors are alive and have no other user while the result lives.
+    unsafe fn trained(&self, dim: usize) -> Trained<'_> {
+        // SAFETY: `Raw::new` took pointer and length from a checked tensor (or a dangling pointer with length 0); the caller
+        // guarantees that the tensors are alive and not used elsewhere.
         let (values, state) = unsafe {
             (
                 std::slice::from_raw_parts_mut(self.values.0, self.values.1),
                 std::slice::from_raw_parts_mut(self.state.0, self.state.1),
             )
         };
-        Trained { values, state, width, stride: width }
+        Trained { values, state, width: dim, stride: dim }
     }
 }

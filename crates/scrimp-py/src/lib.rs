@@ -1,7 +1,7 @@
-//! The Rust half of the Python package `scrimp`: types and functions over the crates, no logic of their own.
+//! The Rust half of the Python package `scrimp`: Python types and functions over the library crates.
 //!
-//! Tensors arrive as pointer and shape ([`tensor`]), are kept alive by the caller's reference, and are read and written in
-//! place; whatever takes long runs without the GIL. The Python half (`python/scrimp`) decides what is called when.
+//! A tensor arrives as a Python object, whose reference keeps it alive. Calls read and write its memory in place ([`tensor`]).
+//! Long calls release the GIL. The Python half is `python/scrimp`.
 
 mod embedding;
 mod linear;
@@ -14,7 +14,7 @@ mod tensor;
 
 use pyo3::prelude::*;
 
-/// Registers everything that Python sees.
+/// Registers the types and functions.
 #[pymodule]
 fn _scrimp(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -30,6 +30,6 @@ fn _scrimp(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(runtime::use_threads_of, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::borrows_threads, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::after_fork, m)?)?;
-    m.add_function(wrap_pyfunction!(runtime::level, m)?)?;
+    m.add_function(wrap_pyfunction!(runtime::simd_level, m)?)?;
     Ok(())
 }

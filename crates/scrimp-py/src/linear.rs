@@ -10,8 +10,8 @@ use pyo3::{
     types::{PyBytes, PyType},
 };
 use scrimp_kernels::{
-    Pool,
-    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    Exec, Pool,
+    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, linear},
     mem::Arena,
     quant::packed::{PackedView, WeightFormat},
 };
@@ -70,7 +70,9 @@ impl PackedMatrix {
             let bias = bias.map(|_| &bias_f32[..]);
             for first in (0..n_tokens).step_by(CHUNK) {
                 let n = CHUNK.min(n_tokens - first);
-                activations.fill(pool, *level, n, cols, self.matrix.needs(), |t, row| {
+                let exec = Exec { pool, level: *level };
+                let shape = ActivationShape { n_tokens: n, cols, needs: self.matrix.needs() };
+                activations.fill(exec, shape, |t, row| {
                     // SAFETY: the caller keeps the tensor alive.
                     unsafe { x.read((first + t) * cols, row) }
                 });
@@ -83,7 +85,7 @@ impl PackedMatrix {
                     &mut buffer[..]
                 };
                 let product = Linear { weight: &self.matrix, bias, out: to, stride: rows, accumulate: false };
-                linear(pool, *level, panels, activations, &mut [product]);
+                linear(exec, panels, activations, &mut [product]);
                 if !direct {
                     let from = &buffer[..];
                     let parts = if n == 1 { 1 } else { n };

@@ -1,9 +1,9 @@
-//! The OpenMP runtime that PyTorch uses, where kernels can run on its threads.
+//! PyTorch's OpenMP runtime, whose threads can run kernels.
 
 use scrimp_kernels::exec::{StartTeam, Team};
 use std::ffi::{CStr, CString, c_int, c_void};
 
-/// The two functions of an OpenMP runtime that are wanted here.
+/// The functions of an OpenMP runtime that a pool needs.
 #[derive(Clone, Copy)]
 pub(crate) struct OpenMp {
     parallel: StartTeam,
@@ -11,23 +11,22 @@ pub(crate) struct OpenMp {
 }
 
 impl OpenMp {
-    /// The runtime that a library of this process is linked with; `None` where the library is not loaded, or its runtime speaks
-    /// another dialect.
+    /// The runtime that a loaded library links to; `None` if the library is not loaded or its runtime lacks the GNU entry point.
     pub(crate) fn of_library(path: &str) -> Option<Self> {
         let path = CString::new(path).ok()?;
-        // SAFETY: a string that ends in 0. Nothing is loaded or run: with RTLD_NOLOAD only what is there is found.
+        // SAFETY: `path` is a NUL-terminated string. RTLD_NOLOAD finds loaded libraries only, so that no initializer runs.
         let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY) };
         if library.is_null() {
             return None;
         }
         let find = |name: &CStr| -> Option<*mut c_void> {
-            // SAFETY: an open library, which is never closed. What it depends on is searched too.
+            // SAFETY: `library` is an open handle, which is never closed; `name` is NUL-terminated.
             let found = unsafe { libc::dlsym(library, name.as_ptr()) };
             (!found.is_null()).then_some(found)
         };
         let (parallel, max_threads) = (find(c"GOMP_parallel")?, find(c"omp_get_max_threads")?);
-        // SAFETY: functions of these names have these types in every runtime that exports them: the first is part of the GNU
-        // ABI since GCC 4.9, the second of the OpenMP standard.
+        // SAFETY: every runtime that exports these names gives them these types: `GOMP_parallel` is part of the GNU ABI since
+        // GCC 4.9, `omp_get_max_threads` of the OpenMP standard.
         unsafe {
             Some(Self {
                 parallel: std::mem::transmute::<*mut c_void, StartTeam>(parallel),
@@ -36,15 +35,16 @@ impl OpenMp {
         }
     }
 
-    /// Threads of a region that the calling thread starts, as `torch.set_num_threads` has set them.
+    /// The number of threads of a parallel region of this thread, which `torch.set_num_threads` sets.
     pub(crate) fn threads(self) -> usize {
-        // SAFETY: it may be called at any time.
+        // SAFETY: `of_library` found the function; the OpenMP standard allows the call at any time.
         unsafe { (self.max_threads)() }.max(1) as usize
     }
 
-    /// Teams of `threads` threads. Not for a process that was forked from this one.
+    /// A team of `threads` threads. A forked child must not use it.
     pub(crate) fn team(self, threads: usize) -> Team {
-        // SAFETY: `GOMP_parallel` does what is wanted, and `runtime::after_fork` lets no child use it.
+        // SAFETY: `GOMP_parallel` runs a function once on each thread of a team, as `Team::new` requires, and
+        // `runtime::after_fork` drops the team in a forked child.
         unsafe { Team::new(self.parallel, threads) }
     }
 }

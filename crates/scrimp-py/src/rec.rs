@@ -1,4 +1,4 @@
-//! Recommender models: probabilities for rows of a file.
+//! Scoring with recommender models.
 
 use crate::{
     linear::value_error,
@@ -16,10 +16,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Rows that are predicted at once.
+/// Rows of a batch.
 const ROWS: usize = 2048;
 
-/// A DLRM that `scrimp rec train` wrote.
+/// A model file of `scrimp rec train`.
 #[pyclass(frozen, module = "scrimp._scrimp")]
 pub(crate) struct RecModel(Mutex<Model>);
 
@@ -38,7 +38,7 @@ impl RecModel {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).embedding_bytes()
     }
 
-    /// The columns that it wants, as TOML.
+    /// The schema of the model's columns, as TOML.
     #[getter]
     fn schema(&self) -> String {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).schema().to_toml()

@@ -1,4 +1,4 @@
-//! The threads and the tier that all calls of this process share.
+//! The threads and the SIMD level that all calls of this process share.
 
 use crate::openmp::OpenMp;
 use pyo3::{exceptions::PyRuntimeError, exceptions::PyValueError, prelude::*};
@@ -8,27 +8,27 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-/// A pool and a tier.
+/// A pool and a SIMD level.
 #[derive(Clone)]
 pub(crate) struct Runtime {
     pub(crate) pool: Arc<Pool>,
     pub(crate) level: SimdLevel,
 }
 
-/// Threads that were asked for, and pools once they were needed. Locked only while the GIL is held, so no thread can hold it
-/// when the process forks.
+/// The configured threads and the pools, which start on first use. The lock is only taken with the GIL held, so that no other
+/// thread holds it when the process forks.
 struct State {
     threads: Option<usize>,
     openmp: Option<OpenMp>,
-    /// Threads of PyTorch's, borrowed while it has as many as are wanted here: two pools would spin on the same cores.
+    /// A pool on PyTorch's threads, in use while PyTorch has as many as this module: two pools would spin on the same cores.
     borrowed: Option<Arc<Pool>>,
     own: Option<Arc<Pool>>,
 }
 
 static STATE: Mutex<State> = Mutex::new(State { threads: None, openmp: None, borrowed: None, own: None });
-static TIER: OnceLock<Result<SimdLevel, String>> = OnceLock::new();
+static LEVEL: OnceLock<Result<SimdLevel, String>> = OnceLock::new();
 
-/// More than any machine here has; a typing error should not start a million threads.
+/// An upper limit, so that a typing error does not start a million threads.
 const MAX_THREADS: usize = 1024;
 
 impl State {
@@ -36,7 +36,7 @@ impl State {
         self.threads.or(self.openmp.map(OpenMp::threads)).unwrap_or_else(available_threads)
     }
 
-    /// The pool, which is started when it is first needed.
+    /// The pool, which starts on first use.
     fn pool(&mut self) -> std::io::Result<Arc<Pool>> {
         let threads = self.threads();
         let openmp = self.openmp.filter(|openmp| openmp.threads() == threads);
@@ -53,11 +53,11 @@ impl State {
 }
 
 fn found_level() -> PyResult<SimdLevel> {
-    let level = TIER.get_or_init(|| SimdLevel::from_env().map_err(|e| format!("SCRIMP_TIER: {e}")));
+    let level = LEVEL.get_or_init(|| SimdLevel::from_env().map_err(|e| format!("SCRIMP_TIER: {e}")));
     level.clone().map_err(PyValueError::new_err)
 }
 
-/// The pool and the tier for a call from Python.
+/// The pool and the SIMD level for a call from Python.
 pub(crate) fn runtime(_: Python<'_>) -> PyResult<Runtime> {
     let level = found_level()?;
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,8 +67,8 @@ pub(crate) fn runtime(_: Python<'_>) -> PyResult<Runtime> {
     Ok(Runtime { pool, level })
 }
 
-/// Threads of scrimp's kernels from now on, the calling one included; none: as many as PyTorch has, or as the process may use.
-/// Calls that are under way end with those that they have.
+/// Sets the number of threads of scrimp's kernels, the calling one included. `None`: as many as PyTorch has, or one for each CPU
+/// of the process. Running calls keep their threads.
 #[pyfunction]
 pub(crate) fn set_num_threads(py: Python<'_>, threads: Option<usize>) -> PyResult<()> {
     if let Some(threads) = threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
@@ -80,19 +80,19 @@ pub(crate) fn set_num_threads(py: Python<'_>, threads: Option<usize>) -> PyResul
         let threads = state.threads();
         state.own.take_if(|pool| pool.threads() != threads)
     };
-    // Waits for its threads to end.
+    // Dropping a pool waits for its threads.
     py.detach(|| drop(old));
     Ok(())
 }
 
-/// Threads of scrimp's kernels.
+/// The number of threads of scrimp's kernels.
 #[pyfunction]
 pub(crate) fn get_num_threads() -> usize {
     STATE.lock().unwrap_or_else(PoisonError::into_inner).threads()
 }
 
-/// From now on kernels run on the threads of the OpenMP runtime that a loaded library (a path) is linked with, and unless
-/// `set_num_threads` says otherwise on as many; false: it has none that could be used.
+/// Makes kernels run on the threads of the OpenMP runtime that the loaded library at `path` links to, and sets the default
+/// number of threads to that runtime's. Returns false if the library has no supported runtime.
 #[pyfunction]
 pub(crate) fn use_threads_of(path: &str) -> bool {
     let openmp = OpenMp::of_library(path);
@@ -100,24 +100,24 @@ pub(crate) fn use_threads_of(path: &str) -> bool {
     openmp.is_some()
 }
 
-/// Whether the next call will run on borrowed threads.
+/// Whether the next call runs on the threads of another library.
 #[pyfunction]
 pub(crate) fn borrows_threads() -> bool {
     let state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     state.openmp.is_some_and(|openmp| openmp.threads() == state.threads())
 }
 
-/// Forgets the threads of the parent process, its own and borrowed ones: a child of `fork` does not have them.
+/// Drops the pools of the parent process without joining their threads, which a child of `fork` does not have.
 #[pyfunction]
 pub(crate) fn after_fork() {
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     state.openmp = None;
-    // Not dropped: that would wait for threads that do not exist.
+    // Dropping them would wait for threads that do not exist.
     let _ = ManuallyDrop::new((state.own.take(), state.borrowed.take()));
 }
 
-/// The instructions that kernels use here: `scalar`, `avx2`, `avx512` or `amx`.
+/// The instruction set of the kernels: `scalar`, `avx2`, `avx512`, `amx` or `neon`.
 #[pyfunction]
-pub(crate) fn level() -> PyResult<&'static str> {
+pub(crate) fn simd_level() -> PyResult<&'static str> {
     Ok(found_level()?.name())
 }

@@ -10,7 +10,7 @@ use scrimp_rec::{
     encoders::{EncoderOptions, Exec, Precision, keys_for, plan},
     generate::{Generator, GeneratorOptions},
     model::Model,
-    train::{Preset, TrainOptions, census},
+    train::{Preset, TrainOptions, count_ids},
 };
 use std::time::Instant;
 
@@ -31,15 +31,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let mut rows = Memory::read(&mut Generator::new(options, 0)?)?;
     rows.rewind(0)?;
-    let (census, _) = census(&mut rows, true, &mut |_, _| ())?;
-    let full = census.full_bytes(64);
+    let (id_counts, _) = count_ids(&mut rows, true, &mut |_, _| ())?;
+    let full = id_counts.full_bytes(64);
     let budget = if encoder == "full" { full } else { full / 100 };
     let mut options = EncoderOptions::new(&encoder, 64, budget);
     if encoder != "full" {
         (options.precision, options.quantization_aware) = (Precision::Int4, true);
     }
-    let config = plan(&options, &census)?;
-    let keys = keys_for(&config, &census);
+    let config = plan(&options, &id_counts)?;
+    let keys = keys_for(&config, &id_counts);
     let preset = Preset::named("dlrm").ok_or("no preset")?;
     let mut model = Model::new(preset.config(rows.schema().clone(), config, 1, full), &keys)?;
     let pool = Pool::new(threads)?;

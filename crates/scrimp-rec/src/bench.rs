@@ -6,7 +6,7 @@
 
 use crate::{Error, Result, encoders::Precision};
 use scrimp_kernels::{
-    Pool, SimdLevel,
+    Exec, Pool, SimdLevel,
     embedding::{
         Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, Values, forward, forward_one,
     },
@@ -103,8 +103,7 @@ impl Subject {
         let size = precision.bytes(values, width, stride);
         let rows = (values - width) / stride + 1;
         let memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size));
-        let mut memory =
-            memory.map_err(|_| Error::OutOfMemory { what: format!("a table of {size} bytes") })?;
+        let mut memory = memory.map_err(|_| Error::out_of_memory(format!("a table of {size} bytes")))?;
         // Other than zero everywhere, so that every page exists.
         for (i, page) in memory.chunks_mut(4096).enumerate() {
             let byte = if matches!(precision, Precision::Int8 | Precision::Int4) { i as u8 } else { 0 };
@@ -169,7 +168,7 @@ impl Subject {
         let bags = if self.shape.bagged { ids.len() / self.hashes.len() } else { ids.len() };
         let out = &mut out[..bags * dim];
         let start = Instant::now();
-        forward(pool, level, &self.batch(ids, probes), out);
+        forward(Exec { pool, level }, &self.batch(ids, probes), out);
         self.best = self.best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
         let singles = SINGLES.min(ids.len());
         let out = &mut out[..dim];
@@ -188,11 +187,11 @@ impl Subject {
 /// When the tables do not fit the memory, or `dim` is no multiple of 64.
 pub fn embedding(pool: &Pool, level: SimdLevel, options: &EmbeddingBench) -> Result<Vec<EmbeddingSpeed>> {
     if options.dim == 0 || !options.dim.is_multiple_of(64) {
-        return Err(Error::bad_input(format!("--dim {}: must be a multiple of 64", options.dim)));
+        return Err(Error::bad_input(format!("`dim` is {}; it must be a multiple of 64", options.dim)));
     }
     if options.rows_full == 0 || options.rows_full > i32::MAX as usize {
         return Err(Error::bad_input(format!(
-            "--rows-full {}: must be from 1 to 2^31 - 1",
+            "`rows_full` is {}; it must be from 1 to 2^31 - 1",
             options.rows_full
         )));
     }
@@ -236,7 +235,7 @@ pub fn embedding(pool: &Pool, level: SimdLevel, options: &EmbeddingBench) -> Res
     // On huge pages, as the tables are.
     let size = look_ups * row;
     let memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size));
-    let mut out = memory.map_err(|_| Error::OutOfMemory { what: format!("outputs of {size} bytes") })?;
+    let mut out = memory.map_err(|_| Error::out_of_memory(format!("outputs of {size} bytes")))?;
     let out: &mut [f32] = bytemuck::cast_slice_mut(&mut out);
     for round in 0..options.rounds {
         for subject in &mut subjects {

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Result,
-    encoders::{self, Census, Encoder, EncoderOptions, Exec},
+    encoders::{self, Encoder, EncoderOptions, Exec, IdCounts},
 };
 use scrimp_kernels::embedding::Optimizer;
 
@@ -35,8 +35,8 @@ impl EmbeddingBag {
     /// # Errors
     /// When the budget is too small, or the memory cannot be had.
     pub fn new(options: &EncoderOptions, ids: u64) -> Result<Self> {
-        let census = Census { distinct: vec![ids], ..Census::default() };
-        let encoder = encoders::build(&encoders::plan(options, &census)?, &[])?;
+        let id_counts = IdCounts { distinct: vec![ids], ..IdCounts::default() };
+        let encoder = encoders::build(&encoders::plan(options, &id_counts)?, &[])?;
         Ok(Self { encoder, dim: options.dim })
     }
 

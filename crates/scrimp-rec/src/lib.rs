@@ -15,15 +15,14 @@ pub mod bench;
 pub mod data;
 mod embedding_bag;
 pub mod encoders;
-pub mod error;
 pub mod generate;
 pub mod metrics;
 pub mod model;
-pub mod output;
+#[cfg(feature = "prepare")]
 pub mod prepare;
 pub mod recipe;
 pub mod schema;
 pub mod train;
 
 pub use embedding_bag::EmbeddingBag;
-pub use error::{Error, Result};
+pub use scrimp_base::{Error, Result};

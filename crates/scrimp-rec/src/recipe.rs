@@ -1,132 +1,161 @@
-//! From data to a trained model, as `scrimp rec train` does it: count the ids, size the encoder, shuffle, train.
+//! The complete training of `scrimp rec train`: count the ids, size the encoder, shuffle, train, quantize.
 
 use crate::{
+    Error, Result,
     data::{Data, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
-    encoders::{Census, EncoderConfig, EncoderOptions, Exec, Precision, keys_for, plan},
-    error::{Error, Result},
+    encoders::{EncoderConfig, EncoderOptions, Exec, IdCounts, Precision, keys_for, plan},
     model::Model,
     schema::Schema,
     train::{self, Preset, Progress, TrainOptions, TrainReport},
 };
 
-/// How large the embeddings may be.
+/// The largest size of the embeddings.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Budget {
-    /// A part of a full f32 table: distinct training ids x dimension x 4 bytes, divided by this.
+    /// The size of a full f32 table (distinct training ids x dimension x 4 bytes) divided by this factor.
     Compression(f64),
-    /// Bytes.
+    /// A number of bytes.
     Bytes(u64),
 }
 
-/// Everything but the data.
+/// The settings of a training.
 #[derive(Debug, Clone)]
 pub struct Recipe {
-    /// The encoder's options; its budget is set from [`Recipe::budget`].
+    /// Options of the encoder. [`Recipe::budget`] and [`Recipe::seed`] override the fields of the same name.
     pub encoder: EncoderOptions,
     /// Size of the embeddings.
     pub budget: Budget,
-    /// The dense layers: a name that [`Preset::named`] knows.
+    /// The dense layers: one of [`Preset::NAMES`].
     pub preset: String,
-    /// Seed of everything random.
+    /// Seed of hashes, initial values and shuffling.
     pub seed: u64,
-    /// Rows that are shuffled at a time; 0: the order of the file.
+    /// Rows of a shuffled window; 0: no shuffling.
     pub shuffle: usize,
-    /// One in so many training rows is held out where there is no validation data; 0: none.
+    /// Without validation data, one in this many training rows becomes validation data; 0: none.
     pub hold_out: u64,
-    /// How to train.
+    /// Options of the training.
     pub train: TrainOptions,
 }
 
-/// What is going on.
+/// The data of a training.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Training rows.
+    pub train: &'a Data,
+    /// Validation rows, for early stopping and the choice of the best model.
+    pub valid: Option<&'a Data>,
+    /// The columns of both.
+    pub schema: &'a Schema,
+    /// Options of both.
+    pub options: &'a OpenOptions,
+}
+
+/// An event of a training.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Ids are being counted: rows so far, and the part of all where it is known.
+    /// Ids are being counted: rows so far, and the finished part if it is known.
     Counting(u64, Option<f64>),
-    /// Ids have been counted, and the model has a shape.
-    Planned(&'a Census, &'a EncoderConfig),
-    /// A step was made.
+    /// Ids are counted, and the model has a shape.
+    Planned(&'a IdCounts, &'a EncoderConfig),
+    /// A step is finished.
     Training(&'a Progress),
 }
 
 /// A trained model.
-pub struct Trained {
-    /// The model, its embeddings stored as they are used.
+pub struct TrainedModel {
+    /// The model, with embeddings in their stored precision.
     pub model: Model,
-    /// How training went.
+    /// The report of the training.
     pub report: TrainReport,
-    /// Training rows that could not be used.
+    /// Invalid training rows, which were left out.
     pub bad_rows: u64,
 }
 
-/// Trains on `data` with `schema`; `valid`, or the rows held out, decide when to stop and which state is the best.
+/// Trains a model.
 ///
 /// # Errors
-/// Those of the data; options that fit no encoder; memory or disk that cannot be had.
+/// Those of the data; options that fit no encoder; a failed allocation; a file that cannot be written.
 pub fn train(
     recipe: &Recipe,
-    data: &Data,
-    valid: Option<&Data>,
-    schema: &Schema,
-    options: &OpenOptions,
+    inputs: Inputs<'_>,
     exec: Exec<'_>,
     on: &mut dyn FnMut(Event<'_>),
-) -> Result<Trained> {
+) -> Result<TrainedModel> {
+    let (mut model, encoder) = new_model(recipe, inputs, on)?;
+    let (mut rows, mut valid) = (inputs.training_rows(recipe)?, inputs.validation_rows(recipe)?);
+    let data =
+        train::TrainData { train: &mut *rows, valid: valid.as_mut().map(|v| &mut **v as &mut dyn RowSource) };
+    let mut report = train::train(&mut model, exec, data, &recipe.train, &mut |p| on(Event::Training(p)))?;
+    model.quantize();
+    // The report has the accuracy of the stored model.
+    let changed = encoder.precision != Precision::F32 && !encoder.quantization_aware;
+    if let Some(source) = valid.as_mut().filter(|_| changed && report.valid.is_some()) {
+        report.valid = Some(train::evaluate(&mut model, exec, &mut **source, recipe.train.batch)?);
+    }
+    Ok(TrainedModel { model, report, bad_rows: rows.bad_rows() })
+}
+
+impl Inputs<'_> {
+    fn open(&self, data: &Data) -> Result<Box<dyn RowSource>> {
+        data.open(self.schema, self.options)
+    }
+
+    /// Training rows without the held-out ones, shuffled.
+    fn training_rows(&self, recipe: &Recipe) -> Result<Box<dyn RowSource>> {
+        let mut rows = self.open(self.train)?;
+        if recipe.hold_out > 0 && self.valid.is_none() {
+            rows = Box::new(Folded::new(rows, Fold::Rest(recipe.hold_out)));
+        }
+        Ok(match recipe.shuffle {
+            0 => rows,
+            window => Box::new(Shuffled::new(rows, window, recipe.seed)),
+        })
+    }
+
+    /// Validation rows. Held-out rows are few and stay in memory: every evaluation reads them again.
+    fn validation_rows(&self, recipe: &Recipe) -> Result<Option<Box<dyn RowSource>>> {
+        if let Some(data) = self.valid {
+            return self.open(data).map(Some);
+        }
+        if recipe.hold_out == 0 {
+            return Ok(None);
+        }
+        let mut held_out = Folded::new(self.open(self.train)?, Fold::OneIn(recipe.hold_out));
+        Ok(Some(Box::new(Memory::read(&mut held_out)?)))
+    }
+}
+
+/// Counts the ids and makes a model of the right size. Returns the options of its encoder as well.
+fn new_model(
+    recipe: &Recipe,
+    inputs: Inputs<'_>,
+    on: &mut dyn FnMut(Event<'_>),
+) -> Result<(Model, EncoderOptions)> {
+    let schema = inputs.schema;
     if schema.n_categorical() == 0 {
-        return Err(Error::bad_input_hint(
-            "there is no categorical column, so there is nothing to embed",
-            "name some with --categorical",
-        ));
+        return Err(Error::bad_input("there is no categorical column, so there is nothing to embed")
+            .with_hint("name some with `categorical`"));
     }
     let mut encoder = recipe.encoder.clone();
     encoder.seed = recipe.seed;
-    let mut source = data.open(schema, options)?;
+    let mut source = inputs.open(inputs.train)?;
     let keep_keys = encoder.encoder == "full";
-    let (census, _) =
-        train::census(&mut *source, keep_keys, &mut |rows, part| on(Event::Counting(rows, part)))?;
+    let (id_counts, _) =
+        train::count_ids(&mut *source, keep_keys, &mut |rows, part| on(Event::Counting(rows, part)))?;
     drop(source);
-    let full = census.full_bytes(encoder.dim);
+    let full = id_counts.full_bytes(encoder.dim);
     encoder.budget = match recipe.budget {
         Budget::Bytes(bytes) => bytes,
         Budget::Compression(_) if encoder.encoder == "full" => u64::MAX,
         Budget::Compression(by) => (full as f64 / by) as u64,
     };
-    let config = plan(&encoder, &census)?;
-    on(Event::Planned(&census, &config));
+    let config = plan(&encoder, &id_counts)?;
+    on(Event::Planned(&id_counts, &config));
     let preset = Preset::named(&recipe.preset).ok_or_else(|| {
-        Error::bad_input_hint(
-            format!("there are no layers called `{}`", recipe.preset),
-            format!("the presets are {}", Preset::NAMES.join(", ")),
-        )
+        Error::bad_input(format!("there are no layers called '{}'", recipe.preset))
+            .with_hint(format!("the presets are {}", Preset::NAMES.join(", ")))
     })?;
-    let keys = keys_for(&config, &census);
-    let mut model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &keys)?;
-    drop(census);
-
-    let fold = |fold| -> Result<Box<dyn RowSource>> {
-        let source = data.open(schema, options)?;
-        Ok(if recipe.hold_out > 0 && valid.is_none() { Box::new(Folded::new(source, fold)) } else { source })
-    };
-    let rows = fold(Fold::Rest(recipe.hold_out))?;
-    let mut held_out: Option<Box<dyn RowSource>> = match valid {
-        Some(data) => Some(data.open(schema, options)?),
-        // The same few rows again and again: they are kept, not parsed again.
-        None if recipe.hold_out > 0 => {
-            Some(Box::new(Memory::read(&mut *fold(Fold::OneIn(recipe.hold_out))?)?))
-        }
-        None => None,
-    };
-    let mut rows: Box<dyn RowSource> = match recipe.shuffle {
-        0 => rows,
-        window => Box::new(Shuffled::new(rows, window, recipe.seed)),
-    };
-    let checked = held_out.as_mut().map(|v| &mut **v as &mut dyn RowSource);
-    let mut report =
-        train::train(&mut model, exec, &mut *rows, checked, &recipe.train, &mut |p| on(Event::Training(p)))?;
-    model.quantize();
-    // What is reported is the accuracy of the model as it is stored.
-    let rounds = encoder.precision != Precision::F32 && !encoder.quantization_aware;
-    if let Some(source) = held_out.as_mut().filter(|_| rounds && report.valid.is_some()) {
-        report.valid = Some(train::evaluate(&mut model, exec, &mut **source, recipe.train.batch)?);
-    }
-    Ok(Trained { model, report, bad_rows: rows.bad_rows() })
+    let keys = keys_for(&config, &id_counts);
+    let model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &keys)?;
+    Ok((model, encoder))
 }

@@ -9,7 +9,7 @@
 //!
 //! Ids are stable: they depend on the text alone, not on the machine, the version or the rest of the file.
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
@@ -213,13 +213,13 @@ impl Schema {
         names.extend(self.categorical.iter().map(|c| c.name.as_str()));
         names.sort_unstable();
         if let Some(w) = names.windows(2).find(|w| w[0] == w[1]) {
-            return Err(Error::bad_input(format!("the schema has column `{}` twice", w[0])));
+            return Err(Error::bad_input(format!("the schema has column '{}' twice", w[0])));
         }
         if names.len() == 1 {
             return Err(Error::bad_input("the schema has no numeric and no categorical column"));
         }
         if let Some(n) = self.numeric.iter().find(|n| !n.mean.is_finite() || !n.scale.is_finite()) {
-            return Err(Error::bad_input(format!("column `{}`: mean and scale must be finite", n.name)));
+            return Err(Error::bad_input(format!("column '{}': mean and scale must be finite", n.name)));
         }
         for cross in &self.crosses {
             if cross.len() < 2 {
@@ -228,7 +228,7 @@ impl Schema {
             for name in cross {
                 if !self.categorical.iter().any(|c| c.name == *name) {
                     return Err(Error::bad_input(format!(
-                        "cross `{}`: there is no categorical column `{name}`",
+                        "cross '{}': there is no categorical column '{name}'",
                         cross.join(" x ")
                     )));
                 }

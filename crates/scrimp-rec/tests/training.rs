@@ -7,7 +7,7 @@ use scrimp_rec::{
     generate::{Generator, GeneratorOptions},
     model::Model,
     schema::Schema,
-    train::{Preset, TrainOptions, census, evaluate, train},
+    train::{Preset, TrainData, TrainOptions, count_ids, evaluate, train},
 };
 
 const CARDINALITIES: [u64; 6] = [1000, 3, 50, 400, 20, 2000];
@@ -30,15 +30,15 @@ fn fresh(source: &mut Memory, encoder: &str, precision: Precision) -> Model {
 
 fn fresh_with(source: &mut Memory, encoder: &str, precision: Precision, quantization_aware: bool) -> Model {
     source.rewind(0).unwrap();
-    let (census, rows) = census(source, true, &mut |_, _| ()).unwrap();
+    let (id_counts, rows) = count_ids(source, true, &mut |_, _| ()).unwrap();
     assert_eq!(Some(rows), source.rows());
     source.rewind(0).unwrap();
-    let full = census.full_bytes(16);
+    let full = id_counts.full_bytes(16);
     let budget = if encoder == "full" { full } else { full / 4 };
     let options =
         EncoderOptions { precision, quantization_aware, ..EncoderOptions::new(encoder, 16, budget) };
-    let config = plan(&options, &census).unwrap();
-    let keys = keys_for(&config, &census);
+    let config = plan(&options, &id_counts).unwrap();
+    let keys = keys_for(&config, &id_counts);
     let preset = Preset::named("dlrm").unwrap();
     Model::new(preset.config(source.schema().clone(), config, 3, full), &keys).unwrap()
 }
@@ -59,7 +59,14 @@ fn every_encoder_learns_and_comes_back_from_its_file() {
         for precision in [Precision::F32, Precision::Int8, Precision::Int4] {
             let mut model = fresh(&mut data, entry.name, precision);
             let options = TrainOptions { batch: 256, epochs: 1, ..TrainOptions::default() };
-            let report = train(&mut model, exec, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
+            let report = train(
+                &mut model,
+                exec,
+                TrainData { train: &mut data, valid: Some(&mut valid) },
+                &options,
+                &mut |_| (),
+            )
+            .unwrap();
             let auc = report.valid.unwrap().auc;
             assert!(auc > 0.68, "{}: {auc}", entry.name);
             model.quantize();
@@ -91,7 +98,8 @@ fn threads_tiers_and_batches_of_prediction_change_nothing() {
             let exec = Exec { pool: &pool, level };
             let mut model = fresh(&mut data, "memrec", Precision::F32);
             let options = TrainOptions { batch: 200, ..TrainOptions::default() };
-            train(&mut model, exec, &mut data, None, &options, &mut |_| ()).unwrap();
+            train(&mut model, exec, TrainData { train: &mut data, valid: None }, &options, &mut |_| ())
+                .unwrap();
             let whole = logits(&mut model, exec, data.data());
             let mut part = Batch::default();
             part.extend(data.data(), 7..20);
@@ -149,16 +157,26 @@ fn an_interrupted_training_ends_like_an_uninterrupted_one() {
         };
         let mut whole = fresh(&mut data);
         data.rewind(0).unwrap();
-        let report =
-            train(&mut whole, exec, &mut data, Some(&mut valid), &options("a"), &mut |_| ()).unwrap();
+        let report = train(
+            &mut whole,
+            exec,
+            TrainData { train: &mut data, valid: Some(&mut valid) },
+            &options("a"),
+            &mut |_| (),
+        )
+        .unwrap();
         let mut model = fresh(&mut data);
         let mut resumed = None;
         for _ in 0..20 {
             let mut source = Dies { inner: data.clone(), left: 41 };
             let mut fresh = fresh(&mut data);
-            if let Ok(report) =
-                train(&mut fresh, exec, &mut source, Some(&mut valid), &options("b"), &mut |_| ())
-            {
+            if let Ok(report) = train(
+                &mut fresh,
+                exec,
+                TrainData { train: &mut source, valid: Some(&mut valid) },
+                &options("b"),
+                &mut |_| (),
+            ) {
                 (model, resumed) = (fresh, Some(report));
                 break;
             }
@@ -191,7 +209,14 @@ fn the_best_possible_auc_is_approached() {
     let (mut data, mut valid) = (read(0, 150_000), read(1_000_000, 50_000));
     let mut model = fresh(&mut data, "full", Precision::F32);
     let options = TrainOptions { batch: 512, epochs: 3, ..TrainOptions::default() };
-    let report = train(&mut model, exec, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
+    let report = train(
+        &mut model,
+        exec,
+        TrainData { train: &mut data, valid: Some(&mut valid) },
+        &options,
+        &mut |_| (),
+    )
+    .unwrap();
     let auc = report.valid.unwrap().auc;
     assert!(bayes - 0.015 < auc && auc < bayes + 0.008, "{auc} of {bayes}");
 }
@@ -204,7 +229,14 @@ fn early_stopping_returns_the_best_model() {
     let mut model = fresh(&mut data, "full", Precision::F32);
     // Far too eager: it overfits within a few passes.
     let options = TrainOptions { batch: 128, epochs: 40, lr: 0.3, patience: 2, ..TrainOptions::default() };
-    let report = train(&mut model, exec, &mut data, Some(&mut valid), &options, &mut |_| ()).unwrap();
+    let report = train(
+        &mut model,
+        exec,
+        TrainData { train: &mut data, valid: Some(&mut valid) },
+        &options,
+        &mut |_| (),
+    )
+    .unwrap();
     assert!(report.curve.len() < 40);
     let best = report.curve.iter().map(|p| p.valid.unwrap().auc).fold(0.0, f64::max);
     assert_eq!(report.valid.unwrap().auc, best);
@@ -217,16 +249,16 @@ fn models_without_numbers_and_small_baselines_work() {
     let pool = Pool::new(1).unwrap();
     let exec = Exec { pool: &pool, level: SimdLevel::detect() };
     let mut data = generated(0, 8000, 0);
-    let (census, _) = census(&mut data, true, &mut |_, _| ()).unwrap();
+    let (id_counts, _) = count_ids(&mut data, true, &mut |_, _| ()).unwrap();
     for (preset, dim) in [("dlrm", 8), ("lr", 1), ("fm", 8)] {
-        let full = census.full_bytes(dim);
-        let config = plan(&EncoderOptions::new("hashing", dim, full), &census).unwrap();
+        let full = id_counts.full_bytes(dim);
+        let config = plan(&EncoderOptions::new("hashing", dim, full), &id_counts).unwrap();
         let preset = Preset::named(preset).unwrap();
         let mut model = Model::new(preset.config(data.schema().clone(), config, 1, full), &[]).unwrap();
         let options =
             TrainOptions { batch: 128, epochs: 3, lr: 0.1, dense_lr: 0.01, ..TrainOptions::default() };
         data.rewind(0).unwrap();
-        train(&mut model, exec, &mut data, None, &options, &mut |_| ()).unwrap();
+        train(&mut model, exec, TrainData { train: &mut data, valid: None }, &options, &mut |_| ()).unwrap();
         let auc = evaluate(&mut model, exec, &mut data, 500).unwrap().auc;
         assert!(auc > 0.7, "{preset:?}: {auc}");
     }

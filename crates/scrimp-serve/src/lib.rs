@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  http      routes, keys, limits, shapes of requests and answers        (tokio, a thread or two)
-//!   │ Job            ▲ Event
+//!   │ EngineRequest            ▲ EngineOutput
 //!   ▼                │
 //!  engine    the thread that owns the model                               scheduler   who runs next (pure)
 //!   └ memory         caches of requests, kept prefixes                    └ prefix    kept caches by hash of blocks
@@ -22,7 +22,7 @@ pub mod scheduler;
 mod score;
 mod server;
 
-pub use engine::KvChoice;
+pub use engine::KvOptions;
 pub use http::digest;
 pub use options::ServeOptions;
 pub use server::{LanguageModel, Server};

@@ -1,6 +1,6 @@
 //! Limits, keys and addresses of a server.
 
-use crate::{engine::KvChoice, scheduler::Limits};
+use crate::{engine::KvOptions, scheduler::Limits};
 use std::{net::SocketAddr, time::Duration};
 
 /// How a server behaves. [`ServeOptions::default`] is what `scrimp serve` does without options.
@@ -21,7 +21,7 @@ pub struct ServeOptions {
     /// Whether caches are kept for requests that begin alike.
     pub prefix_caching: bool,
     /// How KV caches are kept where a request does not say.
-    pub kv: KvChoice,
+    pub kv: KvOptions,
     /// Most tokens of a prompt and its answer.
     pub max_model_len: usize,
     /// Largest body, bytes.
@@ -48,7 +48,7 @@ impl Default for ServeOptions {
             kv_bytes: 1 << 30,
             compress_under_pressure: false,
             prefix_caching: true,
-            kv: KvChoice { compression: None, format: "bf16".to_owned() },
+            kv: KvOptions { compression: None, format: "bf16".to_owned() },
             max_model_len: usize::MAX,
             max_body: 4 << 20,
             max_rows: 65_536,

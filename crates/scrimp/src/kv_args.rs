@@ -1,120 +1,74 @@
-//! Options of the KV cache, which every verb that runs a model takes.
+//! The options of the KV cache. Every verb that runs a model has them.
+//!
+//! Possible values and their help texts come from the registries of scrimp-kv.
 
-use crate::cli::{KvFormat, Usage};
-use clap::{Args, ValueEnum};
+use crate::cli::Usage;
+use clap::{
+    Args,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 use scrimp_kv::{
-    compress::{Anchor, Budget, Compression, Crush, Granularity, Mass, Order},
+    KvError, KvFormat,
+    compress::{
+        Budget, Compression, Crush, GRANULARITIES, Granularity, MASSES, Mass, ORDERS, Order, mass, order,
+    },
     policy::{PolicyChoice, policy},
 };
 
-/// Options of the KV cache; every verb that runs a model flattens them in.
+/// The options of the KV cache.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "KV cache")]
 pub(crate) struct KvArgs {
     /// Tokens that each KV head keeps of the prompt, or a share of it (0.25) [default: all]
     #[arg(long, value_name = "N|F", value_parser = budget)]
     pub(crate) kv_budget: Option<Budget>,
-    /// What decides which tokens are kept: full, streaming, h2o, snapkv, ... or adakv:POLICY (heads share one budget) [default: snapkv]
+    /// The policy that selects tokens: full, streaming, h2o, snapkv, ... or adakv:POLICY (heads share one budget) [default: snapkv]
     #[arg(long, value_name = "POLICY", value_parser = |s: &str| policy(s).map_err(|e| e.to_string()))]
     pub(crate) kv_policy: Option<PolicyChoice>,
     /// Share of the budget for representatives of dropped tokens (KVCrush); 0: off
     #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = share)]
     pub(crate) kvcrush: f64,
-    /// What signatures are compared with
-    #[arg(long, value_enum, value_name = "ANCHOR", default_value_t = AnchorArg::Mean, hide_possible_values = true)]
-    pub(crate) kvcrush_anchor: AnchorArg,
-    /// What a representative stands for
-    #[arg(long, value_enum, value_name = "MASS", default_value_t = MassArg::Attention)]
-    pub(crate) kvcrush_mass: MassArg,
-    /// How dropped tokens are ordered and cut into segments
-    #[arg(long, value_enum, value_name = "ORDER", default_value_t = OrderArg::Keys)]
-    pub(crate) kvcrush_order: OrderArg,
-    /// First tokens that are kept in any case
+    /// The attention that a representative receives for its segment
+    #[arg(long, value_name = "MASS", default_value = Crush::default().mass.name(), value_parser = masses())]
+    pub(crate) kvcrush_mass: &'static dyn Mass,
+    /// The order in which dropped tokens are cut into segments
+    #[arg(long, value_name = "ORDER", default_value = Crush::default().order.name(), value_parser = orders())]
+    pub(crate) kvcrush_order: &'static dyn Order,
+    /// First tokens, which are always kept
     #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_SINKS)]
     pub(crate) kv_sinks: usize,
-    /// Last tokens that are kept in any case [default: a sixth of the budget, 32 to 128]
+    /// Last tokens, which are always kept [default: a sixth of the budget, 32 to 128]
     #[arg(long, value_name = "N")]
     pub(crate) kv_recent: Option<usize>,
-    /// What is kept or dropped as a whole
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t = GranularityArg::Token)]
-    pub(crate) kv_granularity: GranularityArg,
+    /// The unit that is kept or dropped as a whole
+    #[arg(long, value_name = "UNIT", default_value = Granularity::Token.name(), value_parser = granularities())]
+    pub(crate) kv_granularity: Granularity,
     /// Tokens of a page, for --kv-granularity page
     #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_PAGE, value_parser = at_least_one)]
     pub(crate) kv_page: usize,
-    /// Turn kept keys so that no gaps are left where tokens were dropped
+    /// Rotate kept keys to consecutive positions
     #[arg(long)]
     pub(crate) kv_rerotate: bool,
-    /// How keys and values are stored [default: bf16]
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    /// Storage format of keys and values [default: bf16]
+    #[arg(long, value_name = "FORMAT", value_parser = formats())]
     pub(crate) kv_format: Option<KvFormat>,
-    /// Drop these shares of the elements of keys and values, the smallest of each old token (0.3,0.5)
+    /// Drop these shares of the elements of keys and values, the smallest ones of each old token (0.3,0.5)
     #[arg(long, value_name = "K,V", value_parser = sparsity)]
-    pub(crate) kv_sparsity: Option<scrimp_kv::KvFormat>,
-}
-
-/// Anchors of KVCrush.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum AnchorArg {
-    /// Random bits
-    Random,
-    /// No bit set
-    Zeros,
-    /// All bits set
-    Ones,
-    /// Each bit as most of the dropped tokens have it
-    Mean,
-    /// 0101...
-    Alternate,
-}
-
-/// What a representative stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum MassArg {
-    /// Itself, as in the paper
-    None,
-    /// The tokens of its segment
-    Count,
-    /// The attention of its segment
-    Attention,
-}
-
-/// Orders of dropped tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OrderArg {
-    /// By the directions of their keys
-    Keys,
-    /// By the distance of signatures to the anchor, as in the paper
-    Signature,
-    /// By attention
-    Score,
-    /// Any
-    Random,
-    /// By position (a control)
-    Position,
-}
-
-/// What is kept or dropped as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum GranularityArg {
-    /// Tokens, each KV head its own
-    Token,
-    /// Runs of tokens, the same for all KV heads of a layer
-    Page,
+    pub(crate) kv_sparsity: Option<KvFormat>,
 }
 
 impl KvArgs {
-    /// A whole cache in bf16, for a model that others are compared with.
+    /// A full cache in bf16, the reference of comparisons.
     pub(crate) fn full() -> Self {
         Self {
             kv_budget: None,
             kv_policy: None,
             kvcrush: 0.0,
-            kvcrush_anchor: AnchorArg::Mean,
-            kvcrush_mass: MassArg::Attention,
-            kvcrush_order: OrderArg::Keys,
+            kvcrush_mass: Crush::default().mass,
+            kvcrush_order: Crush::default().order,
             kv_sinks: Compression::DEFAULT_SINKS,
             kv_recent: None,
-            kv_granularity: GranularityArg::Token,
+            kv_granularity: Granularity::Token,
             kv_page: Compression::DEFAULT_PAGE,
             kv_rerotate: false,
             kv_format: None,
@@ -122,9 +76,10 @@ impl KvArgs {
         }
     }
 
-    /// How the cache is made smaller after a prompt of any length; `None`: not at all.
+    /// The compression after a prompt of any length; `None` for a full cache.
     ///
-    /// Wrong combinations are said here, before a model is fetched.
+    /// # Errors
+    /// When options do not go together. Callers check this before they fetch a model.
     pub(crate) fn compression(&self, seed: Option<u64>) -> anyhow::Result<Option<Compression>> {
         self.format()?;
         let policy = match (self.kv_policy, self.kv_budget) {
@@ -139,17 +94,12 @@ impl KvArgs {
             return Ok(None);
         };
         let how = Compression {
-            crush: Crush {
-                share: self.kvcrush,
-                anchor: self.kvcrush_anchor.into(),
-                mass: self.kvcrush_mass.into(),
-                order: self.kvcrush_order.into(),
-            },
+            crush: Crush { share: self.kvcrush, mass: self.kvcrush_mass, order: self.kvcrush_order },
             sinks: self.kv_sinks,
             recent: self.kv_recent,
             granularity: match self.kv_granularity {
-                GranularityArg::Token => Granularity::Token,
-                GranularityArg::Page => Granularity::Page(self.kv_page),
+                Granularity::Token => Granularity::Token,
+                Granularity::Page(_) => Granularity::Page(self.kv_page),
             },
             rerotate: self.kv_rerotate,
             seed: seed.unwrap_or(0),
@@ -159,38 +109,33 @@ impl KvArgs {
         Ok(Some(how).filter(|how| !how.keeps_everything()))
     }
 
-    /// The format of those elements that are stored: bf16 where nothing was said.
-    pub(crate) fn element_format(&self) -> KvFormat {
-        self.kv_format.unwrap_or(KvFormat::Bf16)
-    }
-
-    /// How keys and values are stored.
+    /// The storage format of keys and values.
     ///
     /// # Errors
-    /// When they cannot be both sparse and in another format than bf16.
-    pub(crate) fn format(&self) -> anyhow::Result<scrimp_kv::KvFormat> {
-        let format = self.element_format();
+    /// When sparsity is combined with another format than bf16.
+    pub(crate) fn format(&self) -> anyhow::Result<KvFormat> {
+        let format = self.kv_format.unwrap_or_default();
         match self.kv_sparsity {
-            Some(_) if format != KvFormat::Bf16 => {
+            Some(_) if format.name() != KvFormat::default().name() => {
                 Err(usage("--kv-sparsity keeps elements in bf16; leave --kv-format out"))
             }
             Some(sparse) => Ok(sparse),
-            None => Ok(format.name().parse()?),
+            None => Ok(format),
         }
     }
 
-    /// For verbs that have no prompt after which the cache could be made smaller.
+    /// Refuses compression, for verbs that have no prompt.
     pub(crate) fn only_format(&self, verb: &str) -> anyhow::Result<()> {
         match self.compression(None)? {
             None => Ok(()),
             Some(_) => Err(usage(&format!(
-                "`{verb}` scores every token with a whole cache; what a smaller one costs is said by `eval kv`"
+                "`{verb}` scores every token with a full cache; `eval kv` measures the effect of a smaller one"
             ))),
         }
     }
 
-    /// As [`KvArgs::compression`], where the prompt is known to have `prompt_tokens` tokens: also refuses budgets that are
-    /// larger, or smaller than what is kept in any case.
+    /// As [`KvArgs::compression`], for a prompt of `prompt_tokens` tokens: also refuses budgets that are larger than the prompt, or
+    /// smaller than the sinks and recent tokens.
     pub(crate) fn compression_of(
         &self,
         prompt_tokens: usize,
@@ -204,7 +149,7 @@ impl KvArgs {
     }
 }
 
-/// Refuses a budget that no prompt of a model with a context of `context_length` tokens can fill.
+/// Refuses a budget that is larger than the model's context of `context_length` tokens.
 pub(crate) fn check_context(how: Option<&Compression>, context_length: usize) -> scrimp_llm::Result<()> {
     match how.map(|how| how.budget) {
         Some(Budget::Tokens(n)) if n > context_length => Err(scrimp_llm::Error::bad_input(format!(
@@ -219,9 +164,37 @@ fn usage(what: &str) -> anyhow::Error {
     Usage(what.to_owned()).into()
 }
 
-/// Shares of keys and values, and perhaps `page`.
-fn sparsity(s: &str) -> Result<scrimp_kv::KvFormat, String> {
-    format!("sparse:{s}").parse().map_err(|e: scrimp_kv::KvError| e.to_string())
+/// The orders of [`ORDERS`].
+fn orders() -> impl TypedValueParser<Value = &'static dyn Order> {
+    names(ORDERS.iter().map(|order| (order.name(), order.about()))).try_map(|name| order(&name))
+}
+
+/// The masses of [`MASSES`].
+fn masses() -> impl TypedValueParser<Value = &'static dyn Mass> {
+    names(MASSES.iter().map(|mass| (mass.name(), mass.about()))).try_map(|name| mass(&name))
+}
+
+/// The granularities of [`GRANULARITIES`].
+fn granularities() -> impl TypedValueParser<Value = Granularity> {
+    names(GRANULARITIES.iter().map(|unit| (unit.name(), unit.about())))
+        .map(|name| GRANULARITIES.into_iter().find(|unit| unit.name() == name).unwrap_or(Granularity::Token))
+}
+
+/// The storage formats without parameters. `--kv-sparsity` selects the format that has some.
+fn formats() -> impl TypedValueParser<Value = KvFormat> {
+    let formats = KvFormat::names().filter_map(|name| name.parse::<KvFormat>().ok());
+    let plain = formats.filter(|format| format.to_string() == format.name());
+    names(plain.map(|format| (format.name(), format.about()))).try_map(|name| name.parse::<KvFormat>())
+}
+
+/// Possible values with their help texts.
+fn names(values: impl Iterator<Item = (&'static str, &'static str)>) -> PossibleValuesParser {
+    PossibleValuesParser::new(values.map(|(name, about)| PossibleValue::new(name).help(about)))
+}
+
+/// The shares of keys and values.
+fn sparsity(s: &str) -> Result<KvFormat, String> {
+    format!("sparse:{s}").parse().map_err(|e: KvError| e.to_string())
 }
 
 /// A number with a `.` is a share, one without a number of tokens.
@@ -243,40 +216,6 @@ fn at_least_one(s: &str) -> Result<usize, String> {
     s.parse().ok().filter(|&n| n >= 1).ok_or_else(|| "must be a whole number, 1 or more".to_owned())
 }
 
-impl From<AnchorArg> for Anchor {
-    fn from(anchor: AnchorArg) -> Self {
-        match anchor {
-            AnchorArg::Random => Self::Random,
-            AnchorArg::Zeros => Self::Zeros,
-            AnchorArg::Ones => Self::Ones,
-            AnchorArg::Mean => Self::Mean,
-            AnchorArg::Alternate => Self::Alternate,
-        }
-    }
-}
-
-impl From<MassArg> for Mass {
-    fn from(mass: MassArg) -> Self {
-        match mass {
-            MassArg::None => Self::None,
-            MassArg::Count => Self::Count,
-            MassArg::Attention => Self::Attention,
-        }
-    }
-}
-
-impl From<OrderArg> for Order {
-    fn from(order: OrderArg) -> Self {
-        match order {
-            OrderArg::Keys => Self::Keys,
-            OrderArg::Signature => Self::Signature,
-            OrderArg::Score => Self::Score,
-            OrderArg::Random => Self::Random,
-            OrderArg::Position => Self::Position,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_a_full_cache() {
+    fn the_defaults_are_a_full_cache() {
         assert_eq!(format!("{:?}", parse("").unwrap()), format!("{:?}", KvArgs::full()));
         assert_eq!(parse("").unwrap().compression(None).unwrap(), None);
         assert_eq!(parse("--kv-policy full --kv-budget 64").unwrap().compression(None).unwrap(), None);
@@ -303,15 +242,14 @@ mod tests {
 
     #[test]
     fn options_arrive() {
-        let line = "--kv-budget 0.25 --kv-policy adakv:h2o --kvcrush 0.5 --kvcrush-anchor alternate --kvcrush-mass count \
+        let line = "--kv-budget 0.25 --kv-policy adakv:h2o --kvcrush 0.5 --kvcrush-mass none \
                     --kvcrush-order signature --kv-sinks 2 --kv-recent 3 --kv-granularity page --kv-page 16 --kv-rerotate";
         let how = parse(line).unwrap().compression(Some(7)).unwrap().unwrap();
         assert_eq!(
             (how.budget, how.policy.name().as_str(), how.seed),
             (Budget::Fraction(0.25), "adakv:h2o", 7)
         );
-        let crush =
-            Crush { share: 0.5, anchor: Anchor::Alternate, mass: Mass::Count, order: Order::Signature };
+        let crush = Crush { share: 0.5, mass: mass("none").unwrap(), order: order("signature").unwrap() };
         assert_eq!(how.crush, crush);
         assert_eq!((how.sinks, how.recent, how.granularity), (2, Some(3), Granularity::Page(16)));
         assert!(how.rerotate);
@@ -323,14 +261,18 @@ mod tests {
         assert_eq!(format(""), "bf16");
         assert_eq!(format("--kv-format int8"), "int8");
         assert_eq!(format("--kv-sparsity 0.3,0.5"), "sparse:0.3,0.5");
-        assert_eq!(format("--kv-format bf16 --kv-sparsity 0,0.5,page"), "sparse:0,0.5,page");
+        assert_eq!(format("--kv-format bf16 --kv-sparsity 0,0.5"), "sparse:0,0.5");
     }
 
     #[test]
-    fn what_cannot_be_is_said_before_a_model_is_loaded() {
+    fn invalid_options_are_refused_before_a_model_is_loaded() {
         for (line, part) in [
             ("--kv-sparsity 1.0,0.5", "from 0 to below 1"),
             ("--kv-sparsity 0.5", "like 0.3,0.5"),
+            ("--kv-sparsity 0.3,0.5,page", "like 0.3,0.5"),
+            ("--kvcrush-order position", "possible values: keys, signature"),
+            ("--kvcrush-mass count", "possible values: none, attention"),
+            ("--kvcrush-anchor mean", "unexpected argument"),
             ("--kv-format int3", "int8, int4"),
             ("--kv-budget 0", "a number of tokens, 1 or more"),
             ("--kv-budget 0.0", "above 0.0"),

@@ -1,15 +1,12 @@
-//! Several settings of the KV cache, to be compared with each other: one line of options each.
+//! A file with settings of the KV cache to compare: one line of options per setting.
 
-use crate::{
-    cli::Usage,
-    kv_args::{AnchorArg, KvArgs, MassArg, OrderArg},
-};
-use clap::{Parser, ValueEnum};
+use crate::{cli::Usage, kv_args::KvArgs};
+use clap::Parser;
 use scrimp_eval::{
     read_text,
     tasks::{CacheSetting, suite::Named},
 };
-use scrimp_kv::compress::{Anchor, Budget, Compression, Granularity, Mass, Order};
+use scrimp_kv::compress::{Budget, Compression, Crush, Granularity};
 use std::path::Path;
 
 #[derive(Parser)]
@@ -19,8 +16,9 @@ struct Line {
     kv: KvArgs,
 }
 
-/// The settings in the file `compare`, or the one that `kv` is. Lines hold options as on the command line; empty ones and
-/// those that begin with `#` are skipped, `full` is the whole cache. A line without a format has that of the command line.
+/// The settings in the file `compare`, or the setting `kv` of the command line without a file. A line has options as on the command
+/// line; `full` is a full cache. Empty lines and lines that begin with `#` are skipped. A line without a format has the format of the
+/// command line.
 pub(crate) fn settings(
     kv: &KvArgs,
     compare: Option<&Path>,
@@ -52,7 +50,7 @@ pub(crate) fn settings(
     Ok(settings)
 }
 
-/// What a line says, where the cache of the prompt is stored as `base` has it.
+/// The setting of a line. The cache of the prompt has the format of `base`.
 fn setting(line: &KvArgs, base: &KvArgs, seed: Option<u64>) -> anyhow::Result<CacheSetting> {
     let compression = line.compression(seed)?;
     let given = line.kv_format.is_some() || line.kv_sparsity.is_some();
@@ -71,7 +69,7 @@ fn named(setting: CacheSetting) -> Named<CacheSetting> {
     Named { name, setting }
 }
 
-/// What a setting is called in results: policy, budget, and what is not as by default.
+/// The name of a setting in results: policy, budget, and the options that differ from the defaults.
 pub(crate) fn name(how: &Compression) -> String {
     let mut name = match how.budget {
         Budget::Tokens(n) => format!("{} {n}", how.policy.name()),
@@ -79,20 +77,11 @@ pub(crate) fn name(how: &Compression) -> String {
     };
     if how.crush.share > 0.0 {
         name += &format!(" kvcrush {}", how.crush.share);
-        let value = |value: Option<clap::builder::PossibleValue>| {
-            value.map(|v| v.get_name().to_owned()).unwrap_or_default()
-        };
-        if how.crush.mass != Mass::default() {
-            let find = MassArg::value_variants().iter().find(|m| Mass::from(**m) == how.crush.mass);
-            name += &format!(" mass {}", value(find.and_then(ValueEnum::to_possible_value)));
+        if how.crush.mass.name() != Crush::default().mass.name() {
+            name += &format!(" mass {}", how.crush.mass.name());
         }
-        // Always said: results of one order are not to be taken for those of another.
-        let find = OrderArg::value_variants().iter().find(|o| Order::from(**o) == how.crush.order);
-        name += &format!(" order {}", value(find.and_then(ValueEnum::to_possible_value)));
-        if how.crush.anchor != Anchor::default() {
-            let find = AnchorArg::value_variants().iter().find(|a| Anchor::from(**a) == how.crush.anchor);
-            name += &format!(" anchor {}", value(find.and_then(ValueEnum::to_possible_value)));
-        }
+        // The order is always named, because results in files were measured with different defaults.
+        name += &format!(" order {}", how.crush.order.name());
     }
     if how.sinks != Compression::DEFAULT_SINKS {
         name += &format!(" sinks {}", how.sinks);
@@ -127,8 +116,8 @@ mod tests {
     #[test]
     fn a_line_per_setting() {
         let text = "full\n\n# plain\n--kv-policy h2o --kv-budget 0.25\n--kv-budget 128 --kvcrush 0.5 --kvcrush-mass none \
-                    --kvcrush-order signature --kvcrush-anchor ones --kv-sinks 2 --kv-granularity page --kv-page 16\n";
-        let crush = "snapkv 128 kvcrush 0.5 mass none order signature anchor ones sinks 2 page 16";
+                    --kvcrush-order signature --kv-sinks 2 --kv-granularity page --kv-page 16\n";
+        let crush = "snapkv 128 kvcrush 0.5 mass none order signature sinks 2 page 16";
         assert_eq!(read(text).unwrap(), ["full", "h2o 0.25", crush]);
         let text =
             "full\n--kv-format int8\n--kv-budget 0.5 --kv-format int8\n--kv-budget 0.5 --kv-sparsity 0.3,0.5";

@@ -3,10 +3,9 @@
 //! With `--json`, stdout carries exactly one JSON object per result line and nothing else; whatever is meant for
 //! people goes to stderr.
 
-use crate::cli::Cli;
+use crate::settings::Settings;
 use anyhow::Context as _;
-use clap::CommandFactory as _;
-use scrimp_llm::{Error, error::translate_settings};
+use scrimp_base::{Error, Hint};
 use serde::Serialize;
 use std::{
     fmt::{self, Display},
@@ -26,12 +25,13 @@ impl Display for Stdout {
 /// Writes results to stdout and messages to stderr.
 pub(crate) struct Printer {
     json: bool,
+    settings: Settings,
 }
 
 impl Printer {
-    /// A printer for people, or for programs (`json`).
-    pub(crate) fn new(json: bool) -> Self {
-        Self { json }
+    /// A printer for people, or for programs (`json`). Errors name `settings` by their flags.
+    pub(crate) fn new(json: bool, settings: Settings) -> Self {
+        Self { json, settings }
     }
 
     /// True with `--json`.
@@ -74,9 +74,9 @@ impl Printer {
 
     /// `error: what happened` and `hint: what to do`, to stderr.
     pub(crate) fn error(&self, error: &anyhow::Error) {
-        self.note(format_args!("error: {}", one_line(error)));
+        self.note(format_args!("error: {}", self.settings.translate(&one_line(error))));
         if let Some(hint) = error.chain().find_map(hint) {
-            self.note(format_args!("hint: {hint}"));
+            self.note(format_args!("hint: {}", self.settings.translate(hint)));
         }
     }
 
@@ -86,31 +86,16 @@ impl Printer {
     }
 }
 
-/// The hint of an error of one of the libraries, with settings named as flags.
-fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let llm = cause.downcast_ref::<Error>().and_then(Error::hint).map(|hint| hint.translate(flag));
-    let rec = || cause.downcast_ref::<scrimp_rec::Error>().and_then(scrimp_rec::Error::hint);
-    llm.or_else(|| rec().map(str::to_owned))
-}
-
-/// The flag of a setting of the libraries: `max_tokens` is `--max-tokens`. `None` for words that no verb has as a flag.
-fn flag(setting: &str) -> Option<String> {
-    fn has(command: &clap::Command, name: &str) -> bool {
-        command.get_arguments().any(|a| a.get_long() == Some(name))
-            || command.get_subcommands().any(|verb| has(verb, name))
-    }
-    let name = setting.replace('_', "-");
-    has(&Cli::command(), &name).then(|| format!("--{name}"))
+/// The hint of an error of one of the libraries.
+fn hint<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a str> {
+    cause.downcast_ref::<Error>()?.hint().map(Hint::as_str)
 }
 
 /// The chain of causes on one line, without causes that their parent already quotes.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
-        let cause = match cause.downcast_ref::<Error>() {
-            Some(error) => translate_settings(&error.to_string(), flag),
-            None => cause.to_string(),
-        };
+        let cause = cause.to_string();
         if !line.contains(&cause) {
             if !line.is_empty() {
                 line.push_str(": ");

@@ -1,10 +1,10 @@
-"""Smaller KV caches for Hugging Face models: KVCrush (arXiv 2503.00022) with mass, as ``scrimp run --kvcrush`` has it.
+"""Compressed KV caches for Hugging Face models: eviction policies and KVCrush (arXiv 2503.00022), as in ``scrimp run --kvcrush``.
 
-All of it is torch operations on the tensors' own device, so it runs on GPUs as it is.
+All computations are torch operations on the device of the tensors.
 
-* :class:`CompressedCache` goes to ``model.generate`` as ``past_key_values``.
-* :class:`KVCrushPress` composes with any scorer press of kvpress.
-* :func:`select` is what both call: which tokens of each KV head stay, and what is added to their scores.
+* :class:`CompressedCache` is a cache for ``model.generate(past_key_values=...)``.
+* :class:`KVCrushPress` adds KVCrush to a press of kvpress.
+* :func:`select` selects the tokens of one layer; both use it.
 """
 
 try:

@@ -9,19 +9,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 #: The name of the attention function: ``model.set_attn_implementation("scrimp")``.
 NAME = "scrimp"
-#: Attributes that tell the attention function of a bias (on an attention module or on keys) and of a cache layer (on keys).
+#: Attributes that pass a bias (on an attention module or on keys) and a cache layer (on keys) to the attention function.
 BIAS, LAYER = "_scrimp_bias", "_scrimp_layer"
 
 
 def _kernels(device: torch.device) -> ContextManager[Any]:
-    """The kernels that attention with a bias may use. cuDNN's make a plan for each length of the cache, which costs more than the attention."""
+    """The kernels for attention with a bias. cuDNN is excluded: it plans anew for each length of the cache, which takes longer than the attention."""
     if device.type != "cuda":
         return nullcontext()
     return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def _fitted(mask: Tensor, n: int) -> Tensor:
-    """A mask for ``n`` keys. Transformers makes one for all layers, as long as the first one's cache; the new tokens are the last ones in all of them."""
+    """The mask for ``n`` keys. Transformers makes one mask for all layers, with the cache length of the first layer; in every layer the new tokens
+    come last."""
     missing = n - mask.shape[-1]
     if missing > 0:
         return torch.nn.functional.pad(mask, (missing, 0), value=True if mask.dtype == torch.bool else 0.0)
@@ -31,7 +32,7 @@ def _fitted(mask: Tensor, n: int) -> Tensor:
 def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Optional[Tensor], dropout: float, scaling: Optional[float]) -> Tensor:
     """Attention with ``bias`` (``[batch, kv_heads, cached]``) on the scores of the first keys, ``[batch, q, query_heads, dim]``.
 
-    The query heads of a KV head become rows of one product, so that neither keys nor biases are repeated for them.
+    The query heads of a KV head become rows of one product, so that keys and biases are not repeated.
     """
     batch, heads, q, dim = query.shape
     kv_heads, n = key.shape[1], key.shape[2]
@@ -52,7 +53,7 @@ def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, ma
         added = added.expand(batch, kv_heads, group, q, n).reshape(batch, kv_heads, group * q, n)
     rows = query.reshape(batch, kv_heads, group * q, dim)
     if mask is None and query.device.type == "cuda" and dropout == 0.0:
-        # Few rows: three kernels that read keys and values once. Those of scaled_dot_product_attention are not made for so few.
+        # Three kernels read keys and values once. For so few rows they are faster than scaled_dot_product_attention.
         scores = torch.baddbmm(added.flatten(0, 1), rows.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=dim**-0.5 if scaling is None else scaling)
         out = scores.softmax(-1) @ value.flatten(0, 1)
         return out.view(batch, heads, q, value.shape[-1]).transpose(1, 2).contiguous()
@@ -65,7 +66,7 @@ def forward(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Optional[Tensor], dropout: float = 0.0,
     scaling: Optional[float] = None, is_causal: Optional[bool] = None, **kwargs: Any,
 ) -> Tuple[Tensor, None]:
-    """``scaled_dot_product_attention``, with the bias of representatives where the cache or a press has set one."""
+    """``scaled_dot_product_attention``, with the bias of representatives if the cache or a press has set one."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     layer, bias = getattr(key, LAYER, None), getattr(key, BIAS, None)
@@ -75,7 +76,7 @@ def forward(
     if bias is None:
         bias = getattr(module, BIAS, None)
         if bias is not None and (q == n or bias.shape[0] != key.shape[0] or bias.shape[-1] > n):
-            # A new prompt: what a press said of an earlier one is over.
+            # A new prompt: the bias belongs to an earlier one.
             delattr(module, BIAS)
             bias = None
     if bias is None:
@@ -90,7 +91,7 @@ def forward(
 
 
 def register() -> None:
-    """Makes the attention function known to transformers."""
+    """Registers the attention function with transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 

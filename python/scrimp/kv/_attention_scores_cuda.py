@@ -1,11 +1,12 @@
-"""Attention that tokens get, on a GPU: scores never leave the chip.
+"""Accumulated attention scores on a GPU, without the attention matrix in memory.
 
 ::
 
-    1. for each query:  norm[i] = log2 of the sum over keys of 2^(q_i k)         rows of a KV head's queries, keys of a span in turn
-    2. for each key:    sum over queries of 2^(q_i k - norm[i])                  keys of a KV head, all of its queries in turn
+    1. for each query:  norm[i] = log2 of the sum over keys of 2^(q_i k)         one program per tile of queries and span of keys
+    2. for each key:    sum over queries of 2^(q_i k - norm[i])                  one program per tile of keys
 
-Both passes compute the products: that is less than the traffic of scores in memory would cost. Written in Triton, which PyTorch brings along.
+Both passes compute the products, which takes less time than the memory traffic of the attention matrix. The kernels are in Triton, which PyTorch
+installs.
 """
 
 import math
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: Queries and keys of a tile, and keys that one program of the first pass goes through: enough programs to fill a GPU with a single prompt.
+#: Queries and keys of a tile, and keys per program of the first pass. A single prompt then has enough programs to fill a GPU.
 _ROWS, _KEYS, _SPAN = 64, 128, 2048
 
 
@@ -51,11 +52,11 @@ def _norms(
         k = _vectors(k_ptr + head * k_head, at, at < n, k_row, dim, DIM)
         s = _scores(queries, k, last, at, scale, EXACT)
         new = tl.maximum(most, tl.max(s, 1))
-        # Rows that see nothing yet keep -inf, and add nothing.
+        # Rows that see no key yet keep -inf and add 0.
         base = tl.where(new == -float("inf"), 0.0, new)
         total = total * tl.exp2(most - base) + tl.sum(tl.exp2(s - base[:, None]), 1)
         most = new
-    # What of a span no query sees is 0, whose logarithm is -inf.
+    # The logarithm of a span that the query does not see is -inf.
     tl.store(norm_ptr + (tl.program_id(2) * tl.num_programs(1) + head) * n_rows + rows, most + tl.log2(total), mask=inside)
 
 
@@ -72,7 +73,7 @@ def _sums(
         rows = first + tl.arange(0, ROWS)
         inside = rows < n_rows
         last = tl.load(positions_ptr + rows % q, mask=inside, other=-1)
-        # Queries before all of these keys give them nothing.
+        # Queries before all of these keys do not see them.
         if tl.max(last) >= tl.program_id(0) * KEYS:
             queries = _vectors(q_ptr + head * q_head, rows, inside, q_row, dim, DIM)
             norm = tl.load(norm_ptr + head * n_rows + rows, mask=inside, other=0.0)
@@ -80,12 +81,12 @@ def _sums(
     tl.store(out_ptr + head * n + at, total, mask=at < n)
 
 
-def attention_received(queries: Tensor, keys: Tensor, scaling: float, positions: Tensor) -> Tensor:
-    """As :func:`scrimp.kv._attention_scores.attention_received`: ``[batch, kv_heads, keys]``, float32."""
+def accumulated_scores(queries: Tensor, keys: Tensor, scaling: float, positions: Tensor) -> Tensor:
+    """As :func:`scrimp.kv._attention_scores.accumulated_scores`."""
     batch, heads, q, dim = queries.shape
     kv_heads, n = keys.shape[1], keys.shape[2]
     group = heads // kv_heads
-    # The elements of a vector lie side by side.
+    # The kernels need vectors with contiguous elements.
     rows, keys = (t if t.stride(2) == 1 else t.contiguous() for t in (queries.reshape(batch * kv_heads, group * q, dim), keys.flatten(0, 1)))
     spans = triton.cdiv(n, _SPAN)
     norm = torch.empty(spans, batch * kv_heads, group * q, dtype=torch.float32, device=keys.device)

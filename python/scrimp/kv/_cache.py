@@ -1,4 +1,4 @@
-"""``CompressedCache``: a cache for ``model.generate`` that keeps a part of the prompt's tokens."""
+"""``CompressedCache``: a cache for ``model.generate`` that keeps a budget of the prompt's tokens."""
 
 import math
 from typing import Any, Optional, Tuple, Union
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ._attention import BIAS, LAYER, register
 from ._policies import POLICIES
-from ._attention_scores import received_mean
+from ._attention_scores import mean_scores
 from ._select import Crush, Selection, recent_of
+from ._selection_queue import SelectionQueue
 from ._store import STORES, Growing, Store
-from ._waiting import Waiting
 
 try:
     from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer
@@ -22,7 +22,7 @@ register()
 
 
 class CompressedLayer(CacheLayerMixin):
-    """The cache of one layer: what was kept of the prompt, and all tokens since."""
+    """The cache of one layer: the kept tokens of the prompt and all later tokens."""
 
     is_sliding = False
     is_croppable = False
@@ -31,12 +31,12 @@ class CompressedLayer(CacheLayerMixin):
         super().__init__()
         self.owner, self.index = owner, index
         self.seen = 0
-        # What was packed of the prompt, and everything else; keys and values.
+        # Keys and values: the packed tokens of the prompt, and all other tokens.
         self.packed: Optional[Tuple[Store, Store]] = None
         self.open: Optional[Tuple[Growing, Growing]] = None
         self.bias: Optional[Tensor] = None
-        # Whether the prompt's attention is still to come; whether the choice is.
-        self.pending = self.waits = False
+        # Set from the prompt until its attention is computed, and from then on until its tokens are selected.
+        self.awaits_attention = self.awaits_selection = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Optional[Tensor] = None) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -51,12 +51,12 @@ class CompressedLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.pending:
+        if self.awaits_attention:
             raise RuntimeError(
                 "the prompt was not compressed, because the model does not use scrimp's attention: "
                 "call model.set_attn_implementation('scrimp') first"
             )
-        self._settle()
+        self._ensure_selected()
         first = self.seen == 0
         self.seen += key_states.shape[2]
         if first:
@@ -70,46 +70,46 @@ class CompressedLayer(CacheLayerMixin):
             values = torch.cat([self.packed[1].get(), self.values], 2)
         if first and self.owner.tokens(self.seen) < self.seen:
             setattr(keys, LAYER, self)
-            self.pending = True
+            self.awaits_attention = True
         elif self.bias is not None:
             setattr(keys, BIAS, self._biases(keys.shape[2]))
         return keys, values
 
     def _biases(self, n: int) -> Tensor:
-        """Biases of ``n`` tokens; those that came after the prompt have none. Memory grows rarely, so that a step adds nothing to it."""
+        """The biases of ``n`` tokens, 0 for tokens after the prompt. Spare room makes growth rare."""
         missing = n - self.bias.shape[-1]
         if missing > 0:
             self.bias = torch.nn.functional.pad(self.bias, (0, missing + n // 8))
         return self.bias[..., :n]
 
     def after_attention(self, queries: Tensor, scaling: float) -> None:
-        """Called by the attention function when the prompt's attention is done."""
+        """Called by the attention function after the prompt's attention."""
         owner, keys = self.owner, self.keys
-        self.pending = False
+        self.awaits_attention = False
         mean = None
         if owner.policy == "h2o" or owner.crush.share > 0:
-            mean = received_mean(queries, keys, scaling, owner.queries)
-        self.waits = True
-        owner.waiting.add(self, POLICIES[owner.policy](queries, keys, scaling, mean), mean, keys)
+            mean = mean_scores(queries, keys, scaling, owner.queries)
+        self.awaits_selection = True
+        owner.queue.add(self, POLICIES[owner.policy](queries, keys, scaling, mean), mean, keys)
 
-    def _settle(self) -> None:
-        if self.waits:
-            self.owner.waiting.end()
+    def _ensure_selected(self) -> None:
+        if self.awaits_selection:
+            self.owner.queue.flush()
 
-    def keep(self, chosen: Selection) -> None:
-        """Drops what was not chosen."""
-        self.waits = False
+    def keep(self, selection: Selection) -> None:
+        """Drops all tokens that are not selected."""
+        self.awaits_selection = False
         owner, keys = self.owner, self.keys
-        self.bias = chosen.bias.to(keys.dtype) if owner.crush.share > 0 and owner.crush.mass != "none" else None
+        self.bias = selection.bias.to(keys.dtype) if owner.crush.has_bias else None
         store = STORES[owner.format]
         if store is None:
-            self._set(chosen.take(keys), chosen.take(self.values))
+            self._set(selection.take(keys), selection.take(self.values))
         else:
-            self.packed = (store(chosen.take(keys)), store(chosen.take(self.values)))
+            self.packed = (store(selection.take(keys)), store(selection.take(self.values)))
             self._set(keys[:, :, :0].clone(), self.values[:, :, :0].clone())
 
     def get_seq_length(self, *args: Any) -> int:
-        """Tokens that were seen; what RoPE goes on with."""
+        """Tokens of the text, kept or dropped: RoPE continues from here."""
         return self.seen
 
     def _held(self) -> int:
@@ -117,8 +117,8 @@ class CompressedLayer(CacheLayerMixin):
         return packed + (self.open[0].length if self.is_initialized else 0)
 
     def get_mask_sizes(self, query_length: Any) -> Tuple[int, int]:
-        """Keys count as the last positions before the new tokens, so that all of them are seen."""
-        self._settle()
+        """The kept keys take the last positions before the new tokens, so that the mask covers all of them."""
+        self._ensure_selected()
         n = query_length if isinstance(query_length, int) else query_length.shape[0]
         held = self._held()
         return held + n, self.seen - held
@@ -130,16 +130,16 @@ class CompressedLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
-        self._settle()
+        self._ensure_selected()
         self.__init__(self.owner, self.index)
 
     def crop(self, *_: Any) -> None:
-        raise RuntimeError("a compressed cache cannot go back: what was dropped is gone")
+        raise RuntimeError("a compressed cache cannot be cropped: dropped tokens are lost")
 
     def _each_row(self, batch: Tensor) -> None:
         if not self.is_initialized:
             return
-        self._settle()
+        self._ensure_selected()
         self.open = (self.open[0].select(batch), self.open[1].select(batch))
         self.keys, self.values = (part.get() for part in self.open)
         if self.packed is not None:
@@ -159,32 +159,32 @@ class CompressedLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Bytes of keys, values and biases."""
-        self._settle()
+        self._ensure_selected()
         parts = [*(self.packed or ()), *(self.open or ())]
         bias = 0 if self.bias is None else self.bias.numel() * self.bias.element_size()
         return sum(part.nbytes for part in parts) + bias
 
 
 class CompressedCache(Cache):
-    """Keeps ``budget`` tokens of a prompt for each KV head, chosen by ``policy``, with representatives of the others (KVCrush).
+    """Keeps ``budget`` tokens of a prompt per KV head, selected by ``policy``, with representatives of the dropped ones (KVCrush).
 
     >>> model.set_attn_implementation("scrimp")
     >>> cache = CompressedCache(policy="snapkv", budget=0.25, kvcrush=0.75)
     >>> model.generate(**inputs, past_key_values=cache)
 
-    The first tokens that go through are the prompt: it is read with a whole cache and compressed layer by layer. Whatever comes later is
-    kept. Prompts of a batch must be of one length, without padding.
+    The first forward pass is the prompt: each layer attends with a full cache and is compressed afterwards. All later tokens are kept. The
+    prompts of a batch must have one length, without padding.
 
     Args:
         policy: ``snapkv``, ``h2o``, ``tova``, ``knorm`` or ``streaming``.
-        budget: tokens that each KV head keeps; a float is a share of the prompt.
-        kvcrush: share of the budget for representatives, or a :class:`Crush`; 0 is off.
-        format: ``model`` (as the model computes them) or ``int8``.
-        sinks, recent: first and last tokens of the prompt that stay in any case; they count in the budget. ``recent=None``: a sixth of the budget,
-            32 to 128.
-        queries: so many of the prompt's queries say what attention tokens get; ``None``: all.
-        layers_at_once: choose for so many layers together; ``None``: 4 on a GPU, where that is faster, else each on its own.
-        config: the model's, where some of its layers have a sliding window: these are small already and stay as they are.
+        budget: tokens that each KV head keeps: a number (int) or a share of the prompt (float).
+        kvcrush: share of the budget for representatives, or a :class:`Crush`; 0 turns KVCrush off.
+        format: storage of the kept tokens: ``model`` (the model's type) or ``int8``.
+        sinks, recent: first and last tokens of the prompt that are always kept; they count in the budget. ``recent=None``: a sixth of the
+            budget, 32 to 128.
+        queries: number of the prompt's queries that contribute to mean attention scores; ``None``: all.
+        layers_at_once: number of layers whose tokens are selected together; ``None``: 4 on a GPU, where that is faster, else 1.
+        config: the model's configuration, needed if some layers have a sliding window. These layers are small and are not compressed.
     """
 
     def __init__(
@@ -193,9 +193,9 @@ class CompressedCache(Cache):
     ) -> None:
         super().__init__(layers=[])
         if policy not in POLICIES:
-            raise ValueError(f"there is no policy {policy!r}; these are: {', '.join(POLICIES)}")
+            raise ValueError(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
         if format not in STORES:
-            raise ValueError(f"there is no format {format!r}; these are: {', '.join(STORES)}")
+            raise ValueError(f"there is no format {format!r}; there are {', '.join(STORES)}")
         if isinstance(budget, bool) or not isinstance(budget, (int, float)):
             raise TypeError(f"budget must be a number of tokens or a share, not {budget!r}")
         if isinstance(budget, float) and not 0 < budget <= 1:
@@ -211,13 +211,13 @@ class CompressedCache(Cache):
             raise ValueError(
                 f"a budget of {budget} tokens is smaller than the {sinks} sinks and {recent_of(budget, recent)} recent tokens; take 1 or more beyond"
             )
-        self.waiting = Waiting(self, layers_at_once)
+        self.queue = SelectionQueue(self, layers_at_once)
         config = getattr(config, "text_config", config)
         kinds = getattr(config, "layer_types", None) or []
         self._windows = [getattr(config, "sliding_window", None) if kind == "sliding_attention" else None for kind in kinds]
 
     def tokens(self, prompt: int) -> int:
-        """Tokens that each KV head keeps of a prompt; of a short one, never less than sinks and recent ones."""
+        """Tokens that each KV head keeps of a prompt: at least the sinks and recent tokens."""
         n = self.budget if isinstance(self.budget, int) else math.floor(self.budget * prompt + 0.5)
         return max(n, self.sinks + recent_of(n, self.recent))
 
@@ -230,7 +230,7 @@ class CompressedCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole cache."""
+        """Bytes of keys, values and biases of all layers."""
         return sum(
             layer.nbytes if isinstance(layer, CompressedLayer) else sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))
             for layer in self.layers

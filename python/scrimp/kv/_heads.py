@@ -1,4 +1,4 @@
-"""Heads with budgets of their own, as AdaKV (arXiv 2407.11550) and KVzip (arXiv 2505.23416) give them."""
+"""Selection with a budget per KV head, as AdaKV (arXiv 2407.11550) and KVzip (arXiv 2505.23416) assign them."""
 
 import math
 from typing import Any, Optional
@@ -9,10 +9,10 @@ from torch import Tensor
 from ._select import Crush, Selection, select
 
 
-def select_of_each(scores: Tensor, attention: Optional[Tensor], keys: Tensor, budgets: Tensor, crush: Crush, **more: Any) -> Selection:
-    """As ``select``, with ``budgets[b, h]`` tokens of KV head ``h``.
+def select_per_head(scores: Tensor, attention: Optional[Tensor], keys: Tensor, budgets: Tensor, crush: Crush, **more: Any) -> Selection:
+    """As :func:`scrimp.kv.select`, with ``budgets[b, h]`` tokens for KV head ``h`` of sequence ``b``.
 
-    Shorter heads are padded to the longest one with token 0, whose bias there is ``-inf``: nothing sees it.
+    Heads with fewer tokens than the largest budget are padded with token 0 at bias ``-inf``, which attention ignores.
     """
     batch, heads, _ = scores.shape
     longest = int(budgets.max())
@@ -29,7 +29,7 @@ def select_of_each(scores: Tensor, attention: Optional[Tensor], keys: Tensor, bu
 
 
 def with_floor(budgets: Tensor, at_least: int) -> Tensor:
-    """Budgets of at least ``at_least`` tokens; what that costs comes from the larger ones, as far as they go: ``[batch, kv_heads]``."""
+    """Budgets ``[batch, kv_heads]`` of at least ``at_least`` tokens. Larger budgets shrink in proportion, so that the total stays, where possible."""
     above = (budgets - at_least).clamp_min(0)
     total = above.sum(-1, keepdim=True)
     left = (budgets.sum(-1, keepdim=True) - at_least * budgets.shape[-1]).clamp_min(0)

@@ -1,4 +1,4 @@
-"""How the kept tokens of a cache are stored."""
+"""Storage of the kept tokens of a cache."""
 
 from typing import Dict, Optional, Protocol, Type
 
@@ -18,16 +18,16 @@ class Store(Protocol):
 
 
 class Growing:
-    """States that others are added to, token after token, in memory with some room to spare."""
+    """Keys or values that grow token by token, in a buffer with spare room."""
 
     def __init__(self, states: Tensor) -> None:
         self.memory, self.length = states, states.shape[2]
 
     def append(self, states: Tensor) -> Tensor:
-        """All states so far."""
+        """Appends tokens and returns all of them."""
         end = self.length + states.shape[2]
         if end > self.memory.shape[2]:
-            # Room for an eighth more, so that copying is rare.
+            # Room for an eighth more makes copies rare.
             room = max(end, self.length + self.length // 8, self.length + 64) - self.length
             self.memory = torch.nn.functional.pad(self.get(), (0, 0, 0, room))
         self.memory[:, :, self.length : end] = states
@@ -44,12 +44,12 @@ class Growing:
 
     @property
     def nbytes(self) -> int:
-        """Of all memory, that to spare included."""
+        """Bytes of the buffer, spare room included."""
         return self.memory.numel() * self.memory.element_size()
 
 
 class Int8:
-    """8 bits, one scale per token and head; unpacked for each attention."""
+    """int8 with one scale per token and head, dequantized for each attention call."""
 
     def __init__(self, states: Tensor) -> None:
         self.dtype = states.dtype
@@ -76,4 +76,4 @@ class Int8:
 
 
 STORES: Dict[str, Optional[Type[Store]]] = {"model": None, "int8": Int8}
-"""What packs the kept tokens of a format; ``None`` where they stay as the model computes them."""
+"""The store of the kept tokens by format name; ``None``: in the model's type."""

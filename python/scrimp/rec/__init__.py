@@ -1,7 +1,8 @@
-"""Recommenders: embedding tables in a fraction of the memory.
+"""Embedding tables within a memory budget, for recommenders in PyTorch.
 
-``MemRecEmbedding`` and ``MemRecEmbeddingBag`` (MEM-REC, arXiv 2305.07205) take the place of embedding tables in PyTorch models: any 64-bit id
-has a vector, made of rows of one small table. ``MemRecEmbeddingBagCollection`` takes that of TorchRec's ``EmbeddingBagCollection``.
+``MemRecEmbedding`` and ``MemRecEmbeddingBag`` (MEM-REC, arXiv 2305.07205) replace ``nn.Embedding`` and ``nn.EmbeddingBag``. Hashes of an id
+select rows of one small table, so that every 64-bit id has a vector. ``MemRecEmbeddingBagCollection`` replaces TorchRec's
+``EmbeddingBagCollection``.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""``MemRecEmbeddingBagCollection``: what TorchRec calls an ``EmbeddingBagCollection``, in a budget."""
+"""``MemRecEmbeddingBagCollection``: TorchRec's ``EmbeddingBagCollection`` within a memory budget."""
 
 import functools
 from dataclasses import dataclass, field
@@ -7,12 +7,13 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 import torch
 from torch import Tensor, nn
 
-from ._embedding import Budget, Fused, MemRecEmbeddingBag, _bytes
+from ._embedding import Budget, MemRecEmbeddingBag, _bytes
+from ._fused import FusedOptimizer
 
 
 @dataclass
 class EmbeddingBagConfig:
-    """A table, for those who have no TorchRec: its ``EmbeddingBagConfig`` serves as well."""
+    """A table, with the fields of TorchRec's ``EmbeddingBagConfig``, which works as well."""
 
     name: str
     embedding_dim: int
@@ -22,7 +23,7 @@ class EmbeddingBagConfig:
 
 
 class KeyedTensor:
-    """Pooled vectors by feature, where there is no TorchRec: ``[batch, sum of dims]``, cut at ``length_per_key``."""
+    """Pooled vectors by feature, ``[batch, sum of dims]``, with the interface of TorchRec's ``KeyedTensor``."""
 
     def __init__(self, keys: List[str], length_per_key: List[int], values: Tensor) -> None:
         self._keys, self._lengths, self._values = keys, length_per_key, values
@@ -45,7 +46,7 @@ class KeyedTensor:
 
 @functools.lru_cache(None)
 def _keyed_tensor() -> Any:
-    """TorchRec's class, or the one here; looked for once, since an import that fails is tried anew each time."""
+    """TorchRec's class if it is installed, else the one above. The result is cached: Python retries failed imports."""
     try:
         from torchrec.sparse.jagged_tensor import KeyedTensor as theirs
     except Exception:  # Broken installations raise all sorts of things.
@@ -54,22 +55,22 @@ def _keyed_tensor() -> Any:
 
 
 class MemRecEmbeddingBagCollection(nn.Module):
-    """Takes the place of ``torchrec.EmbeddingBagCollection``: jagged ids of many features to pooled vectors.
+    """Replaces ``torchrec.EmbeddingBagCollection``: pooled vectors of the jagged ids of many features.
 
     >>> tables = [EmbeddingBagConfig("users", 16, 10_000_000, ["user"]), EmbeddingBagConfig("items", 16, 2_000_000, ["clicked", "bought"])]
     >>> collection = MemRecEmbeddingBagCollection(tables, budget="8MB")
     >>> collection(kjt)["user"]                                     # [batch, 16]
 
     Args:
-        tables: TorchRec's ``EmbeddingBagConfig`` or the one here. Features of one table share it; poolings are sum and mean.
-        budget: bytes for all tables, shared in proportion to what full ones would take; by default a hundredth of that.
-        options: as of :class:`MemRecEmbeddingBag`.
+        tables: a list of ``EmbeddingBagConfig``, TorchRec's or this module's. Poolings are sum and mean.
+        budget: size of all tables in bytes, divided in proportion to full tables; by default a hundredth of their size.
+        options: keyword arguments of :class:`MemRecEmbeddingBag`.
 
-    The input is a ``KeyedJaggedTensor``, or anything with its ``keys()``, ``values()`` and ``lengths()``. Weighted ones are refused.
+    The input is a ``KeyedJaggedTensor``, or an object with its ``keys()``, ``values()`` and ``lengths()``, without weights.
     """
 
     def __init__(
-        self, tables: Sequence[Any], budget: Optional[Budget] = None, *, sparse: bool = False, fused: Optional[Fused] = None, seed: int = 1,
+        self, tables: Sequence[Any], budget: Optional[Budget] = None, *, sparse: bool = False, fused: Optional[FusedOptimizer] = None, seed: int = 1,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class MemRecEmbeddingBagCollection(nn.Module):
             )
             self._features.append(list(table.feature_names or [table.name]))
         names = [name for features in self._features for name in features]
-        # As in TorchRec, where several tables have a feature.
+        # TorchRec's keys for a feature of several tables.
         self._keys = [
             name if names.count(name) == 1 else f"{name}@{table}"
             for table, features in zip(self.embedding_bags, self._features) for name in features
@@ -122,7 +123,7 @@ class MemRecEmbeddingBagCollection(nn.Module):
 
 
 def _mode(pooling: Any) -> str:
-    """``"sum"`` of ``PoolingType.SUM``, ``"SUM"`` or ``"sum"``."""
+    """``"sum"`` or ``"mean"`` from TorchRec's ``PoolingType`` or text of any case."""
     mode = str(getattr(pooling, "value", pooling)).lower()
     if mode not in ("sum", "mean"):
         raise ValueError(f"there is no pooling {pooling!r}; these are: sum, mean")

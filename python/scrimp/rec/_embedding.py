@@ -1,21 +1,23 @@
 """MEM-REC embeddings (arXiv 2305.07205) as PyTorch modules."""
 
 import re
+from dataclasses import dataclass
 from typing import Any, Dict, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from .._scrimp import MemRec
-from ._fused import Adagrad, RowWiseAdagrad, Sgd
+from ._fused import FusedOptimizer
 from ._lookup import lookup
 
 Budget = Union[int, str]
-Fused = Union[Sgd, Adagrad, RowWiseAdagrad]
+#: The options of ``MemRec`` in their order in pickles; their names are those in state_dicts.
+_OPTIONS = ("features", "dim", "budget", "seed", "block", "k", "groups", "signs", "weight_share")
 
 
 def _bytes(budget: Budget) -> int:
-    """Bytes of ``"64MB"`` and the like."""
+    """The number of bytes of a budget: a number, or text such as ``"64MB"``."""
     if isinstance(budget, str):
         match = re.fullmatch(r"([\d.]+)\s*([kMGT]?)(i?)B?", budget.strip())
         if not match:
@@ -27,22 +29,36 @@ def _bytes(budget: Budget) -> int:
     return budget
 
 
+@dataclass
+class _Options:
+    """The keyword arguments that both modules share; :class:`MemRecEmbedding` documents them."""
+
+    block_dim: int = 4
+    num_hashes: int = 1
+    groups: int = 1
+    signs: bool = True
+    weight_share: float = 0.05
+    seed: int = 1
+    sparse: bool = False
+    fused: Optional[FusedOptimizer] = None
+
+
 class _MemRec(nn.Module):
-    """The tables that both modules have, and what is done with them."""
+    """Tables, their optimizer state and their serialization, for both modules."""
 
     table: Tensor
     weights: Optional[Tensor]
 
-    def __init__(
-        self, features: int, dim: int, budget: Budget, block: int, k: int, groups: int, signs: bool, weight_share: float,
-        seed: int, sparse: bool, fused: Optional[Fused],
-    ) -> None:
+    def __init__(self, features: int, dim: int, budget: Budget, options: _Options) -> None:
         super().__init__()
-        if fused is not None and not isinstance(fused, (Sgd, Adagrad, RowWiseAdagrad)):
+        o, fused = options, options.fused
+        if fused is not None and not isinstance(fused, FusedOptimizer):
             raise TypeError("fused must be scrimp.rec.Sgd, Adagrad or RowWiseAdagrad; give other optimizers the parameters")
-        self.embedding_dim, self.sparse, self.fused = dim, sparse, fused
-        self._arguments = (features, dim, _bytes(budget), seed, min(block, dim), k, groups, signs, weight_share)
-        self._rows = MemRec(*self._arguments)
+        self.embedding_dim, self.sparse, self.fused = dim, o.sparse, fused
+        self._arguments = (
+            features, dim, _bytes(budget), o.seed, min(o.block_dim, dim), o.num_hashes, o.groups, o.signs, o.weight_share,
+        )
+        self._rows = MemRec(self.get_extra_state())
         self.table = nn.Parameter(torch.empty(self._rows.table_shape))
         rows, _ = self._rows.weight_shape
         self.weights = nn.Parameter(torch.empty(self._rows.weight_shape)) if rows else None
@@ -52,7 +68,7 @@ class _MemRec(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh tables, as ``scrimp rec train`` starts with."""
+        """Random tables, with the distribution of ``scrimp rec train``."""
         spread = 0.5 / self.embedding_dim**0.5
         nn.init.uniform_(self.table, -spread, spread)
         if self.weights is not None:
@@ -63,30 +79,29 @@ class _MemRec(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tables."""
+        """Size of the tables in bytes."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
-    def _fused_step(self, table, weights, ids, offsets, grad) -> None:
+    def _fused_step(self, tables: Any, lookups: Any, grad: Tensor) -> None:
         f = self.fused
-        self._rows.step(table, weights, ids, offsets, grad, f.name, f.lr, f.eps, self.table_state, self.weights_state)
+        self._rows.step(tables, lookups, grad, (f.name, f.lr, f.eps), (self.table_state, self.weights_state))
 
     def _check_distributed(self) -> None:
-        """DistributedDataParallel averages dense gradients of modules that it does not know, and no others."""
+        """Refuses gradients that DistributedDataParallel does not average: it averages dense gradients only."""
         distributed = torch.distributed
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             raise RuntimeError(
-                "DistributedDataParallel would not average what sparse=True or fused= make of the gradients, and the processes' tables would "
-                "drift apart: leave both out, and use any torch optimizer"
+                "DistributedDataParallel does not average the gradients of sparse=True and fused=, and the tables of the processes would "
+                "diverge: use neither option, and any torch optimizer"
             )
 
     def get_extra_state(self) -> Dict[str, Any]:
-        names = ("features", "dim", "budget", "seed", "block", "k", "groups", "signs", "weight_share")
-        return dict(zip(names, self._arguments))
+        return dict(zip(_OPTIONS, self._arguments))
 
     def set_extra_state(self, state: Dict[str, Any]) -> None:
         mine = self.get_extra_state()
         if state != mine:
-            raise ValueError(f"the tables were trained as {state}, this embedding is {mine}: ids would find other rows")
+            raise ValueError(f"the tables were trained with {state}, this embedding has {mine}: hashes would give other rows")
 
     def __getstate__(self) -> Dict[str, Any]:
         state = self.__dict__.copy()
@@ -95,7 +110,7 @@ class _MemRec(nn.Module):
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._rows = MemRec(*self._arguments)
+        self._rows = MemRec(self.get_extra_state())
 
     def _ids(self, ids: Tensor) -> Tensor:
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -108,25 +123,26 @@ class MemRecEmbedding(_MemRec):
     """A vector for each of ``num_features`` ids of a sample: ``[..., num_features]`` to ``[..., num_features, embedding_dim]``.
 
     Args:
-        num_features: categorical features, which share the tables; the same id of two features has two vectors.
-        embedding_dim: values of a vector.
-        budget: bytes for all tables, whatever the number of ids: a number, or ``"64MB"``.
-        block: values of a row; a vector is as many rows as it takes, each found by a hash of its own.
-        k: rows added up per block.
-        groups: scales of a vector (alpha of the paper), each for as many neighboring blocks.
-        signs: values have hashed signs, one for each eight.
-        weight_share: part of the budget for the table of scales; 0 for none.
-        seed: of the hashes.
+        num_features: number of categorical features, which share the tables; an id has a different vector in each feature.
+        embedding_dim: dimension of a vector.
+        budget: size of all tables in bytes, independent of the number of ids: a number, or text such as ``"64MB"``.
+        block_dim: dimension of a row of the table; a vector consists of ``embedding_dim / block_dim`` rows with a hash each.
+        num_hashes: rows added up per block.
+        groups: scales of a vector (alpha in the paper), each for the same number of neighboring blocks.
+        signs: whether values have hashed signs, one for each 8.
+        weight_share: share of the budget for the table of scales; 0 for no scales.
+        seed: seed of the hashes.
         sparse: gradients are sparse tensors, for ``SGD``, ``Adagrad`` and ``SparseAdam``. Not for DistributedDataParallel.
-        fused: ``scrimp.rec.Sgd``, ``Adagrad`` or ``RowWiseAdagrad``: the backward pass updates the tables at once, which is fastest;
+        fused: ``scrimp.rec.Sgd``, ``Adagrad`` or ``RowWiseAdagrad``: the backward pass updates the tables, which is fastest;
             other optimizers then see no gradient. Not for DistributedDataParallel.
     """
 
     def __init__(
-        self, num_features: int, embedding_dim: int, budget: Budget, *, block: int = 4, k: int = 1, groups: int = 1,
-        signs: bool = True, weight_share: float = 0.05, seed: int = 1, sparse: bool = False, fused: Optional[Fused] = None,
+        self, num_features: int, embedding_dim: int, budget: Budget, *, block_dim: int = 4, num_hashes: int = 1, groups: int = 1,
+        signs: bool = True, weight_share: float = 0.05, seed: int = 1, sparse: bool = False, fused: Optional[FusedOptimizer] = None,
     ) -> None:
-        super().__init__(num_features, embedding_dim, budget, block, k, groups, signs, weight_share, seed, sparse, fused)
+        options = _Options(block_dim, num_hashes, groups, signs, weight_share, seed, sparse, fused)
+        super().__init__(num_features, embedding_dim, budget, options)
         self.num_features = num_features
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -143,27 +159,28 @@ class MemRecEmbeddingBag(_MemRec):
     """``nn.EmbeddingBag`` in a budget: sums or means of the vectors of bags of ids of one feature.
 
     Args:
-        num_embeddings: distinct ids, about; only says what ``budget`` is by default. ``None`` where nobody knows.
-        embedding_dim: values of a vector.
-        budget: bytes for the tables; by default a hundredth of a full table's.
+        num_embeddings: approximate number of distinct ids, from which the default budget follows; ``None`` if unknown.
+        embedding_dim: dimension of a vector.
+        budget: size of the tables in bytes; by default a hundredth of a full table's.
         mode: ``"sum"`` or ``"mean"``.
         include_last_offset: as in ``nn.EmbeddingBag``.
 
-    Others as in :class:`MemRecEmbedding`.
+    The other arguments are those of :class:`MemRecEmbedding`.
     """
 
     def __init__(
         self, num_embeddings: Optional[int], embedding_dim: int, budget: Optional[Budget] = None, *, mode: str = "mean",
-        include_last_offset: bool = False, block: int = 4, k: int = 1, groups: int = 1, signs: bool = True,
-        weight_share: float = 0.05, seed: int = 1, sparse: bool = False, fused: Optional[Fused] = None,
+        include_last_offset: bool = False, block_dim: int = 4, num_hashes: int = 1, groups: int = 1, signs: bool = True,
+        weight_share: float = 0.05, seed: int = 1, sparse: bool = False, fused: Optional[FusedOptimizer] = None,
     ) -> None:
         if budget is None:
             if num_embeddings is None:
-                raise ValueError("without num_embeddings, say how many bytes the tables may take: budget=")
+                raise ValueError("without num_embeddings, give the size of the tables in bytes: budget=")
             budget = num_embeddings * embedding_dim * 4 // 100
         if mode not in ("sum", "mean"):
             raise ValueError(f"mode must be 'sum' or 'mean', not {mode!r}")
-        super().__init__(1, embedding_dim, budget, block, k, groups, signs, weight_share, seed, sparse, fused)
+        options = _Options(block_dim, num_hashes, groups, signs, weight_share, seed, sparse, fused)
+        super().__init__(1, embedding_dim, budget, options)
         self.num_embeddings, self.mode, self.include_last_offset = num_embeddings, mode, include_last_offset
 
     def forward(self, input: Tensor, offsets: Optional[Tensor] = None, per_sample_weights: Optional[Tensor] = None) -> Tensor:

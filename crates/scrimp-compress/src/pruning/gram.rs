@@ -7,10 +7,10 @@
 use crate::pruning::linalg::{BLOCK, cholesky, columns, columns_mut, invert_lower, view, view_mut};
 use ndarray::linalg::general_mat_mul;
 use scrimp_kernels::{
-    Pool, SimdLevel,
-    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    Exec, Pool,
+    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, linear},
     mem::Arena,
-    quant::packed::{PackedView, WeightFormat, pack},
+    quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
 };
 use scrimp_llm::error::{Error, Result};
 
@@ -62,9 +62,9 @@ impl Gram {
     ///
     /// # Panics
     /// When `x` is no whole number of rows.
-    pub fn add(&mut self, pool: &Pool, level: SimdLevel, x: &[f32]) -> Result<()> {
+    pub fn add(&mut self, exec: Exec<'_>, x: &[f32]) -> Result<()> {
         self.tokens += x.len() / self.n;
-        if level.has_bf16_products() { self.add_rounded(pool, level, x) } else { self.add_exact(pool, x) }
+        if exec.level.has_bf16_products() { self.add_rounded(exec, x) } else { self.add_exact(exec.pool, x) }
     }
 
     fn add_exact(&mut self, pool: &Pool, x: &[f32]) -> Result<()> {
@@ -85,7 +85,8 @@ impl Gram {
     }
 
     /// The product of `X^T` as a bf16 weight matrix, some rows at a time, with `X^T` as its batch.
-    fn add_rounded(&mut self, pool: &Pool, level: SimdLevel, x: &[f32]) -> Result<()> {
+    fn add_rounded(&mut self, exec: Exec<'_>, x: &[f32]) -> Result<()> {
+        let pool = exec.pool;
         let (n, tokens) = (self.n, x.len() / self.n);
         if tokens == 0 {
             return Ok(());
@@ -103,18 +104,24 @@ impl Gram {
         for first in (0..n).step_by(PANEL) {
             let width = PANEL.min(n - first);
             let panel = &transposed[first * tokens..(first + width) * tokens];
-            let packed = pack(pool, WeightFormat::Bf16, width, tokens, panel, None);
+            let packed = pack(
+                pool,
+                WeightFormat::Bf16,
+                DenseMatrix { rows: width, cols: tokens, weights: panel },
+                None,
+            );
             let packed = packed.map_err(|e| Error::bad_input(format!("inputs of a layer: {e}")))?;
             let view = PackedView::new(WeightFormat::Bf16, width, tokens, &packed).expect("just packed");
             let memory = |e| Error::out_of_memory(format!("inputs of a layer ({e})"));
             let mut arena = Arena::new(Arena::size_of(packed.len())).map_err(memory)?;
             let weight = Matrix::from_packed(pool, &mut arena, &view).map_err(memory)?;
-            batch.fill(pool, level, n - first, tokens, weight.needs(), |t, row| {
+            let shape = ActivationShape { n_tokens: n - first, cols: tokens, needs: weight.needs() };
+            batch.fill(exec, shape, |t, row| {
                 row.copy_from_slice(&transposed[(first + t) * tokens..(first + t + 1) * tokens]);
             });
             let out = &mut self.lower[first * n + first..];
             let product = Linear { weight: &weight, bias: None, out, stride: n, accumulate: true };
-            linear(pool, level, &mut scratch, &batch, &mut [product]);
+            linear(exec, &mut scratch, &batch, &mut [product]);
         }
         Ok(())
     }
@@ -167,6 +174,7 @@ impl Gram {
 mod tests {
     use super::*;
     use scrimp_base::SplitMix64;
+    use scrimp_kernels::SimdLevel;
 
     /// Correlated inputs: every feature is a mixture of a few sources and noise of its own.
     fn inputs(tokens: usize, n: usize) -> Vec<f32> {
@@ -188,8 +196,8 @@ mod tests {
         let (tokens, n) = (50, 300);
         let x = inputs(tokens, n);
         let mut gram = Gram::new(n);
-        gram.add(&Pool::new(3).unwrap(), SimdLevel::SCALAR, &x[..20 * n]).unwrap();
-        gram.add(&Pool::new(1).unwrap(), SimdLevel::SCALAR, &x[20 * n..]).unwrap();
+        gram.add(Exec { pool: &Pool::new(3).unwrap(), level: SimdLevel::SCALAR }, &x[..20 * n]).unwrap();
+        gram.add(Exec { pool: &Pool::new(1).unwrap(), level: SimdLevel::SCALAR }, &x[20 * n..]).unwrap();
         assert_eq!(gram.tokens(), tokens);
         for (i, j) in [(0, 0), (299, 0), (130, 129), (128, 127), (7, 255), (299, 299)] {
             let want: f64 = (0..tokens).map(|t| f64::from(x[t * n + i]) * f64::from(x[t * n + j])).sum();
@@ -207,8 +215,8 @@ mod tests {
             exact.add_exact(&pool, &x).unwrap();
             for level in SimdLevel::supported() {
                 let mut gram = Gram::new(n);
-                gram.add(&pool, level, &x[..n]).unwrap();
-                gram.add(&pool, level, &x[n..]).unwrap();
+                gram.add(Exec { pool: &pool, level }, &x[..n]).unwrap();
+                gram.add(Exec { pool: &pool, level }, &x[n..]).unwrap();
                 assert_eq!(gram.tokens(), tokens);
                 let bound = if level.has_bf16_products() { 1.0 / 128.0 } else { 1e-5 };
                 for i in 0..n {
@@ -231,7 +239,7 @@ mod tests {
             let x = inputs(2 * n + 3, n);
             let pool = Pool::new(2).unwrap();
             let mut gram = Gram::new(n);
-            gram.add(&pool, SimdLevel::SCALAR, &x).unwrap();
+            gram.add(Exec { pool: &pool, level: SimdLevel::SCALAR }, &x).unwrap();
             let order: Vec<usize> = (0..n).map(|i| (i * 7 + 3) % n).collect();
             let order = if n % 7 == 0 { (0..n).rev().collect() } else { order };
             let u = gram.inverse_factor(&pool, &order, Damping { own: 0.3, all: 0.01 });
@@ -265,7 +273,7 @@ mod tests {
         // One token, the same in every feature, and features 3 and 4 silent.
         let mut x = vec![1e4; 40];
         x[3..5].fill(0.0);
-        gram.add(&pool, SimdLevel::SCALAR, &x).unwrap();
+        gram.add(Exec { pool: &pool, level: SimdLevel::SCALAR }, &x).unwrap();
         let order: Vec<usize> = (0..40).collect();
         assert!(
             gram.inverse_factor(&pool, &order, Damping { own: 0.0, all: 0.0 }).iter().all(|u| u.is_finite())

@@ -58,7 +58,7 @@ impl Inputs {
         self.tokens += x.len() / self.n;
         self.factor = OnceLock::new();
         if let Some(gram) = &mut self.gram {
-            gram.add(exec.pool, exec.level, x)?;
+            gram.add(exec, x)?;
         }
         if !self.squares.is_empty() {
             for row in x.chunks_exact(self.n) {

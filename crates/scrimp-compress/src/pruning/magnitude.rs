@@ -17,6 +17,10 @@ impl Pruner for Magnitude {
         "magnitude"
     }
 
+    fn about(&self) -> &'static str {
+        "Removes the smallest weights"
+    }
+
     fn needs(&self) -> Statistics {
         Statistics::None
     }

@@ -47,6 +47,9 @@ pub trait Pruner: Sync {
     /// Name on the command line.
     fn name(&self) -> &'static str;
 
+    /// One line for lists of methods.
+    fn about(&self) -> &'static str;
+
     /// The statistics of the inputs that it needs.
     fn needs(&self) -> Statistics;
 

@@ -57,6 +57,10 @@ impl Pruner for SparseGpt {
         "sparsegpt"
     }
 
+    fn about(&self) -> &'static str {
+        "Second order: adjusts the other weights to the removed and rounded ones"
+    }
+
     fn needs(&self) -> Statistics {
         Statistics::Gram
     }

@@ -17,6 +17,10 @@ impl Pruner for Wanda {
         "wanda"
     }
 
+    fn about(&self) -> &'static str {
+        "Removes the smallest products of weight and input norm"
+    }
+
     fn needs(&self) -> Statistics {
         Statistics::Norms
     }

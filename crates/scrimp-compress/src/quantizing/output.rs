@@ -14,7 +14,7 @@ use crate::{
 };
 use scrimp_kernels::{
     Exec, ops,
-    quant::packed::{PackedView, WeightFormat, pack},
+    quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
 };
 use scrimp_llm::{
     checkpoint::Checkpoint,
@@ -156,7 +156,7 @@ fn round(
         weights.append(&mut part.data);
     }
     let scales = (!scales.is_empty()).then_some(&scales[..]);
-    let bytes = pack(exec.pool, format, rows, cols, &weights, scales)
+    let bytes = pack(exec.pool, format, DenseMatrix { rows, cols, weights: &weights }, scales)
         .map_err(|e| Error::bad_input(format!("tensor {name} cannot be {format}: {e}")))?;
     Ok(PackedTensor {
         name: name.to_owned(),

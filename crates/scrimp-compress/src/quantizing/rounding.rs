@@ -38,7 +38,7 @@ impl Rounding {
 
     /// Fixes all scales from the current weights.
     pub fn fix(&mut self, pool: &Pool, weight: &Dense) {
-        self.scales = Some(default_scales(pool, self.format, weight.rows, weight.cols, &weight.data));
+        self.scales = Some(default_scales(pool, self.format, weight.view()));
     }
 
     /// The scales, `[rows][groups]`, if they are fixed and there are any.

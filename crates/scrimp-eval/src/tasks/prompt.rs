@@ -27,6 +27,29 @@ pub enum Question {
     Second,
 }
 
+impl Question {
+    /// Every time.
+    pub const ALL: [Self; 3] = [Self::Before, Self::After, Self::Second];
+
+    /// The name that users see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Before => "before",
+            Self::After => "after",
+            Self::Second => "second",
+        }
+    }
+
+    /// One line for lists of times.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Before => "Before the KV cache is compressed, as part of the prompt",
+            Self::After => "After the KV cache of the context was compressed",
+            Self::Second => "After the KV cache was compressed with another question at its end",
+        }
+    }
+}
+
 /// A sample's text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Text {

@@ -24,9 +24,9 @@ impl Subject for Session {
         self.reset();
         let compressions = settings.iter().filter_map(|s| s.compression.as_ref());
         let needs = compressions.map(Compression::needs).fold(Needs::NONE, Needs::and);
-        self.gather_for(needs, tokens.len());
+        self.accumulate_scores_for(needs, tokens.len());
         let logits = self.forward(tokens)?.to_vec();
-        self.complete(needs, tokens)?;
+        self.finish_scores(needs, tokens)?;
         Ok(logits)
     }
 

@@ -57,7 +57,8 @@ pub struct Entry {
     pub sample: usize,
     /// [`Named::name`].
     pub setting: String,
-    /// The answer.
+    /// The answer. Published journals leave it out, because it may quote the benchmark's texts.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub answer: String,
     /// What it is worth, 0 to 1.
     pub score: f64,
@@ -195,4 +196,18 @@ impl Suite {
 fn missing<'a, T>(sample: &Sample, settings: &'a [Named<T>], journal: &Journal<Entry>) -> Vec<&'a Named<T>> {
     let has = |name: &str| journal.entries().iter().any(|e| e.sample == sample.id && e.setting == name);
     settings.iter().filter(|named| !has(&named.name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_entries_have_no_answers() {
+        let line =
+            r#"{"sample":1,"setting":"full","score":1.0,"prompt_tokens":9,"kv_bytes":8,"kv_bytes_full":8}"#;
+        let entry: Entry = serde_json::from_str(line).unwrap();
+        assert_eq!((entry.answer.as_str(), entry.score), ("", 1.0));
+        assert_eq!(serde_json::to_string(&entry).unwrap(), line);
+    }
 }

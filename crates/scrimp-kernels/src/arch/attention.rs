@@ -1,6 +1,7 @@
-//! What attention needs of a tier beyond [`Simd`]: bf16 pair products, `2^x`, and a row-block size that fits its registers.
+//! What attention needs of a level beyond [`Simd`]: products of bf16 pairs, products of 16-bit pairs of codes, pairs of bf16
+//! spread by a bitmap, and `2^x`.
 
-use super::{Simd, scalar::Scalar};
+use super::Simd;
 use half::bf16;
 
 /// Two rows that add to the same sums.
@@ -22,11 +23,21 @@ impl RowPair {
     }
 }
 
+/// Something that exists for each shape of a register block: `R` query rows, whose accumulators cover `T` tiles of keys for scores
+/// and `D` blocks of dims for values.
+pub(crate) trait BlockShape {
+    type Output;
+    fn of<const R: usize, const T: usize, const D: usize>() -> Self::Output;
+}
+
 /// 16-lane arithmetic of the attention kernels.
 ///
 /// An *element* is what a kernel broadcasts to all lanes in one step: a query's or a probability's part in it. It takes
 /// one `f32` slot of memory, but two for bf16 where the tier has no bf16 dot product (the pair, widened).
-pub(crate) trait Lanes: Simd {
+pub(crate) trait AttentionSimd: Simd {
+    /// `B` for the smallest block that covers `rows` query rows, or the largest block that the registers hold.
+    fn row_block<B: BlockShape>(rows: usize) -> B::Output;
+
     /// One step of bf16 data: 16 pairs.
     type Pairs: Copy;
     /// `f32` slots per bf16 pair in element form.
@@ -50,14 +61,14 @@ pub(crate) trait Lanes: Simd {
     /// Writes 16 probabilities rounded to bf16, in element form, and returns them as they are now.
     fn store_rounded(self, x: Self::F, to: &mut [f32; 16]) -> Self::F;
 
-    /// What [`Lanes::store_rounded`] has written.
+    /// What [`AttentionSimd::store_rounded`] has written.
     fn load_rounded(self, from: &[f32; 16]) -> Self::F;
 
     /// The weights of two rows, in all lanes.
     type Weights: Copy;
     /// The weights of a pair of rows.
     fn weights(self, pair: &RowPair) -> Self::Weights;
-    /// `acc + weights[0] * a + weights[1] * b`, where [`Lanes::store_rounded`] has written `a` and `b`.
+    /// `acc + weights[0] * a + weights[1] * b`, where [`AttentionSimd::store_rounded`] has written `a` and `b`.
     fn add_rounded(self, acc: Self::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights) -> Self::F;
     /// The same for two tiles, whose probabilities stand side by side in `a` and `b` (in tiers with tile registers only).
     #[inline(always)]
@@ -106,14 +117,29 @@ pub(crate) trait Lanes: Simd {
         self.add(self.splat(cap), t)
     }
 
-    /// Asks for the cache line at `at`, which need not be valid.
+    /// 16 pairs of codes, widened to 16 bits.
+    type Codes: Copy;
+    /// 16 pairs of bytes.
+    fn load_codes(self, from: &[u8; 32]) -> Self::Codes;
+    /// 16 pairs of the low halves of bytes, and 16 pairs of the high halves.
+    fn load_half_codes(self, from: &[u8; 32]) -> [Self::Codes; 2];
+    /// `acc + codes . element` lane by lane, the element being a pair of i16 (the first in the lower half).
+    fn mac_codes(self, acc: Self::I, codes: Self::Codes, element: i32) -> Self::I;
+    /// Rounds to the nearest integers (ties to even), which fit 16 bits unless something was not finite, and writes them
+    /// as pairs.
+    fn store_i16(self, x: Self::F, to: &mut [i32; 8]);
+    /// 16 pairs of bf16, of which those with a bit in `bitmap` are read from `values` one after the other; the others are 0.
+    ///
+    /// # Safety
+    /// 64 bytes can be read at `values`.
+    unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> Self::Pairs;
+    /// Bits that are set.
     #[inline(always)]
-    fn prefetch(self, at: *const u8) {
-        let _ = at;
+    fn count_ones(self, bitmap: u32) -> usize {
+        bitmap.count_ones() as usize
     }
 }
 
-/// Widened pairs for tiers without a bf16 dot product: the first and the second elements.
 macro_rules! widened_pairs {
     () => {
         type Pairs = [Self::F; 2];
@@ -157,161 +183,4 @@ macro_rules! widened_pairs {
         }
     };
 }
-
-impl Lanes for Scalar {
-    widened_pairs!();
-
-    #[inline(always)]
-    fn mul_acc(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        self.add(self.mul(a, b), c)
-    }
-
-    #[inline(always)]
-    fn store_rounded(self, x: Self::F, to: &mut [f32; 16]) -> Self::F {
-        let x = x.map(|x| bf16::from_f32_const(x).to_f32_const());
-        self.store(x, to);
-        x
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Lanes, RowPair, bf16};
-    use crate::arch::{Simd, avx2::Avx2, avx512::Avx512};
-    use std::arch::x86_64::*;
-
-    /// Adds the products of 16 words of `a` and `b` each, from float `FROM` (0 or 8) on, with a pair of weights.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512 with BF16 and BW.
-    #[inline(always)]
-    unsafe fn add_half<const FROM: usize>(
-        acc: __m512,
-        a: &[f32; 16],
-        b: &[f32; 16],
-        weights: __m512bh,
-    ) -> __m512 {
-        // Words i of both, side by side in lane i.
-        let order: [i32; 16] = std::array::from_fn(|i| (i | (i + 32) << 16) as i32);
-        // SAFETY: the caller's word; 8 floats each are read.
-        unsafe {
-            let load = |x: &[f32; 16]| _mm512_castsi256_si512(_mm256_loadu_si256(x[FROM..].as_ptr().cast()));
-            let order = _mm512_loadu_si512(order.as_ptr().cast());
-            let pairs = _mm512_permutex2var_epi16(load(a), order, load(b));
-            let pairs: __m512bh = std::mem::transmute(pairs);
-            _mm512_dpbf16_ps(acc, pairs, weights)
-        }
-    }
-
-    impl Lanes for Avx2 {
-        widened_pairs!();
-
-        #[inline(always)]
-        fn store_rounded(self, x: Self::F, to: &mut [f32; 16]) -> Self::F {
-            // Nearest-even: add half, and one less if the result's last bit is 0.
-            let bits = self.bits(x);
-            let rounded = x.map(|x| {
-                // SAFETY: the token proves AVX2.
-                unsafe {
-                    let bits = _mm256_castps_si256(x);
-                    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                    _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))
-                }
-            });
-            let bits = self.and_i32(self.add_i32(bits, rounded), self.splat_i32(0xffff_0000_u32 as i32));
-            let x = self.of_bits(bits);
-            self.store(x, to);
-            x
-        }
-
-        #[inline(always)]
-        fn prefetch(self, at: *const u8) {
-            // SAFETY: a prefetch reads nothing architecturally; any address will do.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
-        }
-    }
-
-    impl Lanes for Avx512 {
-        type Pairs = __m512bh;
-        const PAIR_SLOTS: usize = 1;
-
-        #[inline(always)]
-        fn load_pairs(self, from: &[f32; 16]) -> __m512bh {
-            // SAFETY: the token proves AVX-512; both types are 64 bytes without invalid values.
-            unsafe { std::mem::transmute(_mm512_loadu_ps(from.as_ptr())) }
-        }
-
-        #[inline(always)]
-        unsafe fn mac_pairs(self, acc: __m512, pairs: __m512bh, element: *const f32) -> __m512 {
-            // SAFETY: the token proves AVX-512 with BF16, the caller that the slot can be read.
-            unsafe {
-                let element: __m512bh = std::mem::transmute(_mm512_set1_epi32(*element.cast::<i32>()));
-                _mm512_dpbf16_ps(acc, pairs, element)
-            }
-        }
-
-        #[inline(always)]
-        fn store_rounded(self, x: __m512, to: &mut [f32; 16]) -> __m512 {
-            // SAFETY: the token proves AVX-512 with BF16; 32 of the 64 bytes are written.
-            unsafe {
-                let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x));
-                _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded);
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
-            }
-        }
-
-        #[inline(always)]
-        fn load_rounded(self, from: &[f32; 16]) -> __m512 {
-            // SAFETY: the token proves AVX-512; 32 of the 64 bytes are read.
-            unsafe {
-                let rounded = _mm256_loadu_si256(from.as_ptr().cast());
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
-            }
-        }
-
-        /// As bf16 pairs, and what rounding took from them: together they are good to 2^-17.
-        type Weights = __m512bh;
-        #[inline(always)]
-        fn weights(self, pair: &RowPair) -> __m512bh {
-            // SAFETY: the token proves AVX-512; the types are 64 bytes without invalid values.
-            unsafe { std::mem::transmute(_mm512_set1_epi32(pair.rounded)) }
-        }
-        #[inline(always)]
-        fn add_rounded(self, acc: __m512, a: &[f32; 16], b: &[f32; 16], weights: __m512bh) -> __m512 {
-            // SAFETY: the token proves AVX-512 with BF16 and BW.
-            unsafe { add_half::<0>(acc, a, b, weights) }
-        }
-        #[inline(always)]
-        fn add_rounded_line(
-            self,
-            acc: [__m512; 2],
-            a: &[f32; 16],
-            b: &[f32; 16],
-            weights: __m512bh,
-        ) -> [__m512; 2] {
-            // SAFETY: as above.
-            unsafe { [add_half::<0>(acc[0], a, b, weights), add_half::<8>(acc[1], a, b, weights)] }
-        }
-
-        #[inline(always)]
-        fn pair_element(a: u16, b: u16, to: &mut [f32]) {
-            to[0] = f32::from_bits(u32::from(a) | u32::from(b) << 16);
-        }
-
-        #[inline(always)]
-        fn exp2(self, x: __m512) -> __m512 {
-            let x = self.max(self.splat(-150.0), x);
-            // SAFETY: the token proves AVX-512F.
-            unsafe {
-                let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-                _mm512_scalef_ps(self.exp2_fraction(_mm512_sub_ps(x, n)), n)
-            }
-        }
-
-        #[inline(always)]
-        fn prefetch(self, at: *const u8) {
-            // SAFETY: a prefetch reads nothing architecturally; any address will do.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
-        }
-    }
-}
+pub(super) use widened_pairs;

@@ -32,14 +32,7 @@ impl SimdLevel {
     /// AVX2, FMA, F16C and the bit operations that came with them (BMI, LZCNT, POPCNT), where the CPU has them.
     pub fn avx2() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2")
-            && std::is_x86_feature_detected!("fma")
-            && std::is_x86_feature_detected!("f16c")
-            && std::is_x86_feature_detected!("bmi1")
-            && std::is_x86_feature_detected!("bmi2")
-            && std::is_x86_feature_detected!("lzcnt")
-            && std::is_x86_feature_detected!("popcnt")
-        {
+        if super::avx2::Avx2::available() {
             return Some(Self(Kind::Avx2, false));
         }
         None
@@ -48,16 +41,7 @@ impl SimdLevel {
     /// AVX-512 F, BW, DQ, VL, VNNI, BF16, VBMI and VBMI2, where the CPU has them (Zen 4, Sapphire Rapids and later).
     pub fn avx512() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        if Self::avx2().is_some()
-            && std::is_x86_feature_detected!("avx512f")
-            && std::is_x86_feature_detected!("avx512bw")
-            && std::is_x86_feature_detected!("avx512dq")
-            && std::is_x86_feature_detected!("avx512vl")
-            && std::is_x86_feature_detected!("avx512vnni")
-            && std::is_x86_feature_detected!("avx512bf16")
-            && std::is_x86_feature_detected!("avx512vbmi")
-            && std::is_x86_feature_detected!("avx512vbmi2")
-        {
+        if super::avx512::Avx512::available() {
             return Some(Self(Kind::Avx512, false));
         }
         None

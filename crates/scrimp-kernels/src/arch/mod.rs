@@ -4,25 +4,32 @@
 //! | file | content |
 //! |---|---|
 //! | [`level`] | [`SimdLevel`], the proof that the CPU has a set of features |
-//! | [`dispatch`] | the function that runs a generic [`Kernel`] with a level's instructions |
+//! | [`dispatch`] | the features of each level, and the functions that run a generic [`Kernel`] with them |
 //! | [`simd`] | [`Simd`], the vector operations of all kernels |
-//! | [`attention`], [`codes`], [`embedding`] | further vector operations, for one family of kernels each |
-//! | [`scalar`], [`avx2`], [`avx512`] | their implementations |
+//! | [`attention`], [`embedding`] | further vector operations, for one family of kernels each |
+//! | [`scalar`], [`avx2`], [`avx512`] | a folder per level: its implementation of these operations |
 //! | [`amx`] | tile registers |
+//! | [`prefetch`](mod@prefetch) | loading cache lines before they are read |
 
 pub(crate) mod amx;
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod avx2;
+mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod avx512;
-pub(crate) mod codes;
-pub(crate) mod dispatch;
+mod avx512;
+mod dispatch;
 pub(crate) mod embedding;
-pub(crate) mod level;
-pub(crate) mod scalar;
-pub(crate) mod simd;
+mod level;
+mod prefetch;
+mod scalar;
+mod simd;
+#[cfg(test)]
+pub(crate) mod testing;
 
-pub(crate) use dispatch::Kernel;
+pub(crate) use attention::AttentionSimd;
+pub(crate) use dispatch::{EntryKernel, Kernel, Level};
+pub(crate) use embedding::EmbeddingSimd;
 pub use level::{SimdLevel, UnsupportedSimdLevel};
+pub(crate) use prefetch::{L1, L2, prefetch};
+pub(crate) use scalar::Scalar;
 pub(crate) use simd::{Simd, round_to_bf16};

@@ -131,9 +131,6 @@ pub(crate) trait Simd: Copy {
         let (half, hole) = if HIGH { (0xF0, 0x80) } else { (0x0F, 0x08) };
         self.expand_bytes(mask, &from.map(|b| b & half), hole)
     }
-    /// Asks for the cache line at an address that will be read soon, and may lie beyond what there is.
-    #[inline(always)]
-    fn prefetch_line(self, _at: *const u8) {}
     /// Chains of [`Simd::dot_bf16`] that are in flight: 1 or 2.
     const BF16_CHAINS: usize = 1;
     /// Adds `w[row][0] * x[0] + w[row][1] * x[1]`, where `w` is 16 rows of 2 × bf16, `x` two bf16, low half first. Tiers

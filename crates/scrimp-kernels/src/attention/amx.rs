@@ -4,7 +4,7 @@
 //! scores   A: 16 rows x 32 dims of q     B: 16 keys x 32 dims, as they lie in the page      C: [16 rows][16 keys], scores
 //! values   A: 16 rows x 32 keys of p     B: 32 keys x 16 dims, as they lie in the page      C: [16 rows][16 dims], outputs
 //! ```
-//! The layouts of pages, scores and outputs (see [`storage`](super::storage) and [`kernels`](super::qk_pv)) are those of B
+//! The layouts of pages, scores and outputs (see [`storage`](super::storage) and [`qk_pv`](super::qk_pv)) are those of B
 //! and C tiles already; queries and probabilities are stored as A tiles are loaded ([`Bf16`](super::format::Bf16) with
 //! `IN_TILES`). Two blocks of rows meet two tiles of keys, or two blocks of dims: 4 loads for 4 products of 16 x 16 x 32. Outputs stay
 //! in registers for [`RUN_PAGES`] pages.
@@ -12,10 +12,15 @@
 //! Sums are in f32, as everywhere; `tdpbf16ps` adds even and odd elements apart and flushes denormals, so results differ
 //! from those of AVX-512 by rounding.
 
-use super::{PageGeometry, qk_pv::Values, storage::TILE};
-use crate::arch::amx::{A, B, TILE_BYTES, TILE_STEPS, Tile, clear};
-#[cfg(target_arch = "x86_64")]
-use crate::arch::amx::{Configured, Shape, asm::Amx};
+use super::{
+    PageGeometry,
+    qk_pv::{PvArgs, QkArgs},
+    storage::TILE,
+};
+use crate::arch::{
+    SimdLevel,
+    amx::{A, Amx, B, Configured, Shape, TILE_BYTES, TILE_STEPS, Tile, clear},
+};
 
 /// Query rows of a block.
 pub(super) const ROWS: usize = 32;
@@ -31,32 +36,40 @@ pub(super) fn fits(g: PageGeometry) -> bool {
     g.padded_dim().is_multiple_of(2 * TILE_STEPS) && g.page_tokens.is_multiple_of(2 * TILE)
 }
 
-/// The CPU's tile registers, whole, while a unit of work has them: for kernels that use them, which are chosen in tiers that have
-/// some.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn registers() -> Configured<Amx> {
-    // SAFETY: as the text says.
-    let mut registers = Configured::new(unsafe { Amx::new() });
+/// The CPU's tile registers in the shape of these kernels, for the duration of a task.
+///
+/// # Panics
+/// In a level without AMX.
+pub(super) fn registers(level: SimdLevel) -> Configured<Amx> {
+    let mut registers = Configured::new(Amx::of(level).expect("a level with AMX"));
     registers.shaped(Shape::whole(TILE));
     registers
 }
-/// Nothing: the CPU has no tile registers.
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn registers() {}
+
+/// [`qk`] with the CPU's tile registers.
+///
+/// # Safety
+/// As [`qk`]; the thread has called [`registers`].
+pub(super) unsafe fn qk_entry(args: QkArgs) {
+    // SAFETY: `registers` has checked that the CPU has tile registers, and configured them; the caller guarantees the rest.
+    unsafe { qk(&mut Amx::assume(), args) }
+}
+
+/// [`pv`] with the CPU's tile registers.
+///
+/// # Safety
+/// As [`pv`]; the thread has called [`registers`].
+pub(super) unsafe fn pv_entry(args: PvArgs<'_>) {
+    // SAFETY: `registers` has checked that the CPU has tile registers, and configured them; the caller guarantees the rest.
+    unsafe { pv(&mut Amx::assume(), args) }
+}
 
 /// Scores of [`ROWS`] rows against `tiles` tiles of keys, `[tile][ROWS][16]`.
 ///
 /// # Safety
 /// `k` has `tiles` tiles of `steps` steps, a multiple of 16; `q` has `[steps / 16][ROWS][16]` elements, `out` room for the scores.
 #[inline(always)]
-pub(super) unsafe fn qk<X: Tile>(
-    x: &mut X,
-    k: *const u8,
-    tiles: usize,
-    steps: usize,
-    q: *const f32,
-    out: *mut f32,
-) {
+pub(super) unsafe fn qk<X: Tile>(x: &mut X, QkArgs { k, tiles, steps, q, out, .. }: QkArgs) {
     let tile_bytes = steps * 64;
     for tile in (0..tiles).step_by(2) {
         let (k, out) = (k.wrapping_add(tile * tile_bytes), out.wrapping_add(tile * STRIDE));
@@ -138,17 +151,10 @@ unsafe fn store<X: Tile, const NB: usize>(x: &mut X, out: *mut f32, stride: usiz
 /// tiles.
 ///
 /// # Safety
-/// As for [`kernels::pv`](super::qk_pv::pv), with an even number of blocks; the probabilities of an odd last tile are
+/// As for [`qk_pv::pv`](super::qk_pv::pv), with an even number of blocks; the probabilities of an odd last tile are
 /// followed by zeros.
 #[inline(always)]
-pub(super) unsafe fn pv<X: Tile>(
-    x: &mut X,
-    pages: &[Values],
-    block_bytes: usize,
-    blocks: usize,
-    p: *const f32,
-    acc: *mut f32,
-) {
+pub(super) unsafe fn pv<X: Tile>(x: &mut X, PvArgs { pages, block_bytes, blocks, p, acc, .. }: PvArgs<'_>) {
     for block in (0..blocks).step_by(2) {
         let acc = acc.wrapping_add(block * STRIDE);
         let mut p = p;
@@ -181,7 +187,11 @@ pub(super) unsafe fn pv<X: Tile>(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::storage::bfloat16, *};
+    use super::{
+        super::{qk_pv::Values, storage::bfloat16},
+        *,
+    };
+    use crate::attention::PageRows;
     use crate::{
         arch::amx::{Shape, soft::Soft},
         attention::{storage::Storage, tests::noise},
@@ -203,8 +213,8 @@ mod tests {
                 storage.clear_tile_from(g, &mut k_page, &mut v_page, n);
             }
             let [k_rows, v_rows] = rows.each_ref().map(|rows| &rows[first * g.head_dim..]);
-            storage.write_k(g, &mut k_page, 0, n, k_rows, g.head_dim);
-            storage.write_v(g, &mut v_page, 0, n, v_rows, g.head_dim);
+            storage.write_k(g, &mut k_page, PageRows { slot: 0, n, rows: k_rows, stride: g.head_dim });
+            storage.write_v(g, &mut v_page, PageRows { slot: 0, n, rows: v_rows, stride: g.head_dim });
             k.push(k_page);
             v.push(v_page);
         }
@@ -240,8 +250,10 @@ mod tests {
                 let before = i * page_tokens / TILE;
                 let n = (tiles - before).min(page_tokens / TILE);
                 let out = scores[before * STRIDE..][..n * STRIDE].as_mut_ptr();
+                let (k, q) = (page.as_ptr(), elements.as_ptr().cast());
+                let args = QkArgs { k, tiles: n, steps: head_dim / 2, q, out, ahead: k };
                 // SAFETY: the page has these tiles, and `out` room for their scores.
-                unsafe { qk(tile, page.as_ptr(), n, head_dim / 2, elements.as_ptr().cast(), out) };
+                unsafe { qk(tile, args) };
             }
             for (key, row) in (0..keys).flat_map(|key| (0..ROWS).map(move |row| (key, row))) {
                 let (q, k) = (&q[row * head_dim..][..head_dim], &k_rows[key * head_dim..]);
@@ -269,8 +281,11 @@ mod tests {
                 })
                 .collect();
             let (blocks, block_bytes) = (head_dim / TILE, page_tokens / 2 * 64);
+            let (p_bits, acc_at) = (bits.as_ptr().cast(), acc.as_mut_ptr());
+            let args =
+                PvArgs { pages: &values, block_bytes, blocks, p: p_bits, acc: acc_at, ahead: values[0].at };
             // SAFETY: pages, probabilities and outputs have the sizes that are given.
-            unsafe { pv(tile, &values, block_bytes, blocks, bits.as_ptr().cast(), acc.as_mut_ptr()) };
+            unsafe { pv(tile, args) };
             for (row, dim) in (0..ROWS).flat_map(|row| (0..head_dim).map(move |dim| (row, dim))) {
                 let values = v_rows[dim..].iter().step_by(head_dim);
                 let products = p[row * keys..][..keys].iter().zip(values);

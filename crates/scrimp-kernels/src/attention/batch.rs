@@ -8,7 +8,10 @@ use super::{
     rows::{self, BlockTask, Sink, UnitKernels},
     scratch::AttentionScratch,
 };
-use crate::{exec::DisjointSliceMut, exec::Pool};
+use crate::{
+    arch::SimdLevel,
+    exec::{DisjointSliceMut, Exec},
+};
 
 /// One sequence's attention.
 pub struct AttentionCall<'a> {
@@ -39,6 +42,7 @@ enum What {
 /// A call as workers see it.
 struct Job<'a> {
     args: &'a AttentionArgs<'a>,
+    level: SimdLevel,
     kernels: UnitKernels,
     /// Rows of each KV head: tokens times query heads of the group.
     rows: usize,
@@ -51,7 +55,8 @@ struct Job<'a> {
 ///
 /// # Panics
 /// As [`attend`](super::attend).
-pub fn attend_batch(calls: &mut [AttentionCall<'_>], pool: &Pool, scratch: &mut AttentionScratch) {
+pub fn attend_batch(exec: Exec<'_>, calls: &mut [AttentionCall<'_>], scratch: &mut AttentionScratch) {
+    let Exec { pool, level } = exec;
     scratch.prepare(pool.threads());
     let mut units = std::mem::take(&mut scratch.units);
     let mut partial = std::mem::take(&mut scratch.partial);
@@ -63,7 +68,7 @@ pub fn attend_batch(calls: &mut [AttentionCall<'_>], pool: &Pool, scratch: &mut 
         let (args, index) = (&call.args, jobs.len());
         let rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
         let mut segment = PREFILL_SEGMENT;
-        let kernels = UnitKernels::new(args);
+        let kernels = UnitKernels::new(level, args);
         if rows > UNIT_ROWS {
             // The last rows see the most keys: long units first.
             let blocks = rows.div_ceil(kernels.unit_rows());
@@ -71,9 +76,9 @@ pub fn attend_batch(calls: &mut [AttentionCall<'_>], pool: &Pool, scratch: &mut 
             units.extend(blocks.map(|(head, block)| Unit { call: index, head, what: What::Rows(block) }));
         } else if rows > 0 {
             segment = segment_of(args);
-            cut_keys(args, index, rows, segment, &mut units, &mut partial_len);
+            cut_keys(args, index, segment, &mut units, &mut partial_len);
         }
-        jobs.push(Job { args, kernels, rows, segment, out: DisjointSliceMut::new(&mut *call.out) });
+        jobs.push(Job { args, level, kernels, rows, segment, out: DisjointSliceMut::new(&mut *call.out) });
     }
     if partial.len() < partial_len {
         partial.resize(partial_len, 0.0);
@@ -114,11 +119,11 @@ fn partial_stride(args: &AttentionArgs<'_>, rows: usize) -> usize {
 fn cut_keys(
     args: &AttentionArgs<'_>,
     call: usize,
-    rows: usize,
     segment: usize,
     units: &mut Vec<Unit>,
     partial_len: &mut usize,
 ) {
+    let rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
     for head in 0..args.n_kv_heads {
         let keys = rows::union_of_visible(args, head, 0..args.n_tokens);
         let first = keys.start / segment;
@@ -143,7 +148,7 @@ impl Job<'_> {
         scratch: &AttentionScratch,
         thread: usize,
     ) {
-        let Self { args, kernels, rows, segment, out } = *self;
+        let Self { args, level, kernels, rows, segment, out } = *self;
         let mut sink = Sink::Rows(out);
         let (rows, only) = match what {
             What::Rows(block) => {
@@ -157,7 +162,7 @@ impl Job<'_> {
                 (0..rows, Some(start..start + segment))
             }
         };
-        let task = BlockTask { args, kernels, head, rows, segment, only };
+        let task = BlockTask { args, level, kernels, head, rows, segment, only };
         task.run(&mut scratch.thread(thread), &mut sink, None);
     }
 }

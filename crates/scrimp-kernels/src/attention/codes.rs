@@ -18,7 +18,12 @@
 //!
 //! What limits it: as many multiply-adds per element as bf16 pages, at half (`int8`) or a quarter (`int4`) of the bytes.
 
-use crate::arch::codes::CodeLanes;
+use super::{
+    packed_page::{PackedPvArgs, PackedQkArgs},
+    qk_pv::{Strip, strips},
+};
+use crate::arch::{AttentionSimd, L2, prefetch};
+use std::marker::PhantomData;
 
 /// How codes are stored: two steps of 16 pairs at a time.
 pub(crate) trait Codes: Copy {
@@ -28,7 +33,7 @@ pub(crate) trait Codes: Copy {
     const LARGEST: i32;
     /// # Safety
     /// `BYTES` bytes can be read at `at`.
-    unsafe fn load<S: CodeLanes>(s: S, at: *const u8) -> [S::Codes; 2];
+    unsafe fn load<S: AttentionSimd>(s: S, at: *const u8) -> [S::Codes; 2];
 }
 
 /// A byte each.
@@ -42,7 +47,7 @@ impl Codes for Codes8 {
     const BYTES: usize = 64;
     const LARGEST: i32 = 255;
     #[inline(always)]
-    unsafe fn load<S: CodeLanes>(s: S, at: *const u8) -> [S::Codes; 2] {
+    unsafe fn load<S: AttentionSimd>(s: S, at: *const u8) -> [S::Codes; 2] {
         // SAFETY: the caller vouches for 64 bytes.
         unsafe { [s.load_codes(&*at.cast()), s.load_codes(&*at.add(32).cast())] }
     }
@@ -52,7 +57,7 @@ impl Codes for Codes4 {
     const BYTES: usize = 32;
     const LARGEST: i32 = 15;
     #[inline(always)]
-    unsafe fn load<S: CodeLanes>(s: S, at: *const u8) -> [S::Codes; 2] {
+    unsafe fn load<S: AttentionSimd>(s: S, at: *const u8) -> [S::Codes; 2] {
         // SAFETY: the caller vouches for 32 bytes.
         s.load_half_codes(unsafe { &*at.cast() })
     }
@@ -60,28 +65,6 @@ impl Codes for Codes4 {
 
 /// Two steps at a time, so many to a tile of 16 by 16.
 const UNITS: usize = 4;
-
-/// One page and a block of rows.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PackedPage {
-    /// The page.
-    pub(crate) page: *const u8,
-    /// The page that is read next, and need not be there.
-    pub(crate) ahead: *const u8,
-    /// Tokens of a page.
-    pub(crate) page_tokens: usize,
-    /// Blocks of 16 dims.
-    pub(crate) dim_blocks: usize,
-    /// Where bitmaps, center and values of a sparse page begin.
-    pub(crate) bitmaps: usize,
-    pub(crate) center: usize,
-    pub(crate) values: usize,
-    /// First tile, and how many.
-    pub(crate) first: usize,
-    pub(crate) tiles: usize,
-    /// Room for `R` times 8 pairs for each block of dims or tile of a page.
-    pub(crate) work: *mut i32,
-}
 
 /// Largest magnitude of a 16-bit factor, where `n` products with codes are summed.
 const fn limit<C: Codes>(n: usize) -> f32 {
@@ -96,125 +79,181 @@ fn factors(largest: i32, limit: f32) -> (f32, f32) {
     if largest < 1e-30 { (0.0, 0.0) } else { (limit / largest, largest / limit) }
 }
 
-/// Scores of `R` rows against the tiles of a page; `q` is `[R][dims]` in f32, `out` `[tiles][R][16]`.
+/// Numbers of `R` rows, 16 at a time, that codes are multiplied with: queries or probabilities.
+trait Operand<S: AttentionSimd> {
+    /// Vector `at` of row `r`.
+    ///
+    /// # Safety
+    /// The row has that vector.
+    unsafe fn load(&self, s: S, r: usize, at: usize) -> S::F;
+}
+
+/// Queries, `[R][blocks][16]` f32.
+struct Queries {
+    q: *const f32,
+    blocks: usize,
+}
+
+impl<S: AttentionSimd> Operand<S> for Queries {
+    #[inline(always)]
+    unsafe fn load(&self, s: S, r: usize, at: usize) -> S::F {
+        // SAFETY: the caller guarantees vector `at` of row `r`.
+        s.load(unsafe { &*self.q.add((r * self.blocks + at) * 16).cast() })
+    }
+}
+
+/// Probabilities of `R` rows, `[tiles][R][16]`, rounded to bf16.
+struct Probabilities<const R: usize>(*const f32);
+
+impl<S: AttentionSimd, const R: usize> Operand<S> for Probabilities<R> {
+    #[inline(always)]
+    unsafe fn load(&self, s: S, r: usize, at: usize) -> S::F {
+        // SAFETY: the caller guarantees vector `at` of row `r`.
+        s.load_rounded(unsafe { &*self.0.add((at * R + r) * 16).cast() })
+    }
+}
+
+/// Minima and scales of `n` vectors of codes, and the largest 16-bit factor.
+#[derive(Clone, Copy)]
+struct Header {
+    min: *const u8,
+    scale: *const u8,
+    n: usize,
+    limit: f32,
+}
+
+/// Folds minima and scales into the operand: writes its 16-bit factors to `work` (`[n][R][8 pairs]`), and returns for each row
+/// the constant that the minima add, and the factor of the integer sums.
 ///
 /// # Safety
-/// The page holds the tiles, `q`, `out` and `work` have the room that is said.
+/// The header has `n` vectors of minima and of scales, the operand `n` vectors of `R` rows, and `work` room for their factors.
 #[inline(always)]
-pub(crate) unsafe fn qk<S: CodeLanes, C: Codes, const R: usize, const T: usize>(
+unsafe fn fold<S: AttentionSimd, O: Operand<S>, const R: usize>(
     s: S,
-    a: &PackedPage,
-    q: *const f32,
-    out: *mut f32,
-) {
-    let dim = a.dim_blocks * 16;
-    let limit = limit::<C>(dim);
-    let (min, scale) = (a.page, a.page.wrapping_add(2 * dim));
+    operand: O,
+    header: Header,
+    work: *mut i32,
+) -> ([f32; R], [f32; R]) {
+    let Header { min, scale, n, limit } = header;
     let (mut constant, mut factor) = ([0.0; R], [0.0; R]);
-    // SAFETY: all offsets stay inside what the caller vouches for.
-    unsafe {
-        for r in 0..R {
-            let q = q.add(r * dim);
-            let (mut sum, mut largest) = (s.splat(0.0), s.splat_i32(0));
-            for b in 0..a.dim_blocks {
-                let x = s.load(&*q.add(b * 16).cast());
-                sum = s.mul_acc(x, s.load_bf16(&*min.add(b * 32).cast()), sum);
-                let x = s.mul(x, s.load_bf16(&*scale.add(b * 32).cast()));
+    for r in 0..R {
+        let (mut sum, mut largest) = (s.splat(0.0), s.splat_i32(0));
+        // SAFETY: `i < n` and `r < R`, so header, operand and `work` have the vectors (the caller guarantees it).
+        unsafe {
+            for i in 0..n {
+                let x = operand.load(s, r, i);
+                sum = s.mul_acc(x, s.load_bf16(&*min.add(i * 32).cast()), sum);
+                let x = s.mul(x, s.load_bf16(&*scale.add(i * 32).cast()));
                 largest = s.max_i32(largest, s.and_i32(s.bits(x), s.splat_i32(i32::MAX)));
             }
             let (to_int, from_int) = factors(s.reduce_max_i32(largest), limit);
-            for b in 0..a.dim_blocks {
-                let x = s.load(&*q.add(b * 16).cast());
-                let x = s.mul(x, s.load_bf16(&*scale.add(b * 32).cast()));
-                s.store_i16(s.mul(x, s.splat(to_int)), &mut *a.work.add((b * R + r) * 8).cast());
+            for i in 0..n {
+                let x = operand.load(s, r, i);
+                let x = s.mul(x, s.load_bf16(&*scale.add(i * 32).cast()));
+                s.store_i16(s.mul(x, s.splat(to_int)), &mut *work.add((i * R + r) * 8).cast());
             }
             constant[r] = s.reduce_add(sum);
             factor[r] = from_int;
         }
-        for line in (0..4 * dim).step_by(64) {
-            s.prefetch(a.ahead.wrapping_add(line));
-        }
-        let codes = a.page.add(4 * dim);
-        let ahead = a.ahead.wrapping_add(4 * dim);
-        let tile_bytes = a.dim_blocks * UNITS * C::BYTES;
-        let mut tile = 0;
-        while tile < a.tiles {
-            let offset = (a.first + tile) * tile_bytes;
-            let out = out.add(tile * R * 16);
-            let (k, ahead) = (codes.add(offset), ahead.wrapping_add(offset));
-            if tile + T <= a.tiles {
-                qk_tiles::<S, C, R, T>(
-                    s,
-                    k,
-                    tile_bytes,
-                    a.dim_blocks,
-                    a.work,
-                    &constant,
-                    &factor,
-                    out,
-                    ahead,
-                );
-                tile += T;
-            } else {
-                qk_tiles::<S, C, R, 1>(
-                    s,
-                    k,
-                    tile_bytes,
-                    a.dim_blocks,
-                    a.work,
-                    &constant,
-                    &factor,
-                    out,
-                    ahead,
-                );
-                tile += 1;
-            }
-        }
     }
+    (constant, factor)
 }
 
-/// # Safety
-/// As [`qk`], for `T` tiles.
+/// Prefetches `bytes` bytes: the header of the page that is read next.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn qk_tiles<S: CodeLanes, C: Codes, const R: usize, const T: usize>(
-    s: S,
-    k: *const u8,
-    tile_bytes: usize,
-    dim_blocks: usize,
-    work: *const i32,
-    constant: &[f32; R],
-    factor: &[f32; R],
-    out: *mut f32,
-    ahead: *const u8,
-) {
-    // SAFETY: all offsets stay inside what the caller vouches for.
-    unsafe {
-        let acc = mac_units::<S, C, R, T>(s, k, tile_bytes, dim_blocks, work, ahead);
-        for t in 0..T {
-            for r in 0..R {
-                let x = s.mul_acc(s.to_f32(acc[t][r]), s.splat(factor[r]), s.splat(constant[r]));
-                s.store(x, &mut *out.add((t * R + r) * 16).cast());
-            }
-        }
+fn prefetch_header(ahead: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        prefetch::<L2>(ahead.wrapping_add(line));
     }
 }
 
-/// Exact sums of codes times factors, for `N` runs of codes that start `stride` bytes apart and hold `blocks` blocks each.
+/// Scores of `R` rows against the tiles of a page; `q` is `[R][dims]` in f32.
 ///
 /// # Safety
-/// As [`qk`]: the runs lie inside the page, and `work` holds `blocks * R * 8` factors.
+/// The page holds the tiles, `q`, `out` and `work` have room for `R` rows.
 #[inline(always)]
-unsafe fn mac_units<S: CodeLanes, C: Codes, const R: usize, const N: usize>(
+pub(crate) unsafe fn qk<S: AttentionSimd, C: Codes, const R: usize, const T: usize>(
     s: S,
+    PackedQkArgs { page: a, q, out }: PackedQkArgs<'_>,
+) {
+    let dim = a.dim_blocks * 16;
+    let header =
+        Header { min: a.page, scale: a.page.wrapping_add(2 * dim), n: a.dim_blocks, limit: limit::<C>(dim) };
+    let stride = a.dim_blocks * UNITS * C::BYTES;
+    let start = 4 * dim + a.first * stride;
+    // SAFETY: the caller guarantees the page, with its header and `a.tiles` tiles, and room for `R` rows.
+    unsafe {
+        let (constant, factor) = fold::<S, _, R>(s, Queries { q, blocks: a.dim_blocks }, header, a.work);
+        prefetch_header(a.ahead, 4 * dim);
+        let (codes, ahead) = (a.page.wrapping_add(start), a.ahead.wrapping_add(start));
+        let runs = CodeRuns { codes, stride, blocks: a.dim_blocks, work: a.work, ahead };
+        strips::<S, _, T>(s, &QkStrip::<C, R> { runs, constant, factor, out, codes: PhantomData }, a.tiles);
+    }
+}
+
+struct QkStrip<C, const R: usize> {
+    /// A run is a tile.
+    runs: CodeRuns,
+    constant: [f32; R],
+    factor: [f32; R],
+    out: *mut f32,
+    codes: PhantomData<C>,
+}
+
+impl<S: AttentionSimd, C: Codes, const R: usize> Strip<S> for QkStrip<C, R> {
+    #[inline(always)]
+    unsafe fn compute<const T: usize>(&self, s: S, first: usize) {
+        let out = self.out.wrapping_add(first * R * 16);
+        // SAFETY: `qk` was called with a page that holds tiles `first..first + T`, and with room for their scores.
+        unsafe {
+            let acc = mac_units::<S, C, R, T>(s, self.runs.from(first));
+            for t in 0..T {
+                for r in 0..R {
+                    let x =
+                        s.mul_acc(s.to_f32(acc[t][r]), s.splat(self.factor[r]), s.splat(self.constant[r]));
+                    s.store(x, &mut *out.add((t * R + r) * 16).cast());
+                }
+            }
+        }
+    }
+}
+
+/// Runs of codes that are multiplied with the same factors.
+#[derive(Clone, Copy)]
+struct CodeRuns {
+    /// The first run.
     codes: *const u8,
+    /// Bytes from run to run.
     stride: usize,
+    /// Blocks of a run.
     blocks: usize,
+    /// Factors, `[blocks][R][8 pairs]`.
     work: *const i32,
+    /// What is read after the runs, for prefetching; any address.
     ahead: *const u8,
+}
+
+impl CodeRuns {
+    /// Those from run `first` on.
+    #[inline(always)]
+    fn from(self, first: usize) -> Self {
+        let offset = first * self.stride;
+        Self { codes: self.codes.wrapping_add(offset), ahead: self.ahead.wrapping_add(offset), ..self }
+    }
+}
+
+/// Exact sums of codes times factors, for `N` runs.
+///
+/// # Safety
+/// `N` runs can be read, and `work` holds `blocks * R * 8` factors.
+#[inline(always)]
+unsafe fn mac_units<S: AttentionSimd, C: Codes, const R: usize, const N: usize>(
+    s: S,
+    a: CodeRuns,
 ) -> [[S::I; R]; N] {
+    let CodeRuns { codes, stride, blocks, work, ahead } = a;
     let mut acc = [[s.splat_i32(0); R]; N];
-    // SAFETY: all offsets stay inside what the caller vouches for.
+    // SAFETY: `n < N` and `b < blocks`, so all offsets lie inside the runs and factors that the caller guarantees.
     unsafe {
         for b in 0..blocks {
             for unit in 0..UNITS {
@@ -223,7 +262,7 @@ unsafe fn mac_units<S: CodeLanes, C: Codes, const R: usize, const N: usize>(
                     std::array::from_fn(|n| C::load(s, codes.add(n * stride + at)));
                 if R <= 8 {
                     for n in 0..N {
-                        s.prefetch(ahead.wrapping_add(n * stride + at));
+                        prefetch::<L2>(ahead.wrapping_add(n * stride + at));
                     }
                 }
                 for half in 0..2 {
@@ -240,86 +279,60 @@ unsafe fn mac_units<S: CodeLanes, C: Codes, const R: usize, const N: usize>(
     acc
 }
 
-/// Adds the values of the tiles of a page, weighed by `p` (`[tiles][R][16]`, as bf16 pages take it), to the outputs of
-/// `R` rows (`[dim_blocks][R][16]`).
+/// Adds the values of the tiles of a page, weighed by `p`, to the outputs of `R` rows.
 ///
 /// # Safety
-/// As [`qk`].
+/// The page holds the tiles, `p`, `acc` and `work` have room for `R` rows.
 #[inline(always)]
-pub(crate) unsafe fn pv<S: CodeLanes, C: Codes, const R: usize, const D: usize>(
+pub(crate) unsafe fn pv<S: AttentionSimd, C: Codes, const R: usize, const D: usize>(
     s: S,
-    a: &PackedPage,
-    p: *const f32,
-    acc: *mut f32,
+    PackedPvArgs { page: a, p, acc }: PackedPvArgs<'_>,
 ) {
-    let limit = limit::<C>(a.page_tokens);
-    let (min, scale) =
-        (a.page.wrapping_add(32 * a.first), a.page.wrapping_add(2 * a.page_tokens + 32 * a.first));
-    let (mut constant, mut factor) = ([0.0; R], [0.0; R]);
-    // SAFETY: all offsets stay inside what the caller vouches for.
+    let header = Header {
+        min: a.page.wrapping_add(32 * a.first),
+        scale: a.page.wrapping_add(2 * a.page_tokens + 32 * a.first),
+        n: a.tiles,
+        limit: limit::<C>(a.page_tokens),
+    };
+    let tile_bytes = UNITS * C::BYTES;
+    let stride = a.page_tokens / 16 * tile_bytes;
+    let start = 4 * a.page_tokens + a.first * tile_bytes;
+    // SAFETY: the caller guarantees the page, with its header and `a.tiles` tiles of all blocks, and room for `R` rows.
     unsafe {
-        for r in 0..R {
-            let (mut sum, mut largest) = (s.splat(0.0), s.splat_i32(0));
-            for tile in 0..a.tiles {
-                let x = s.load_rounded(&*p.add((tile * R + r) * 16).cast());
-                sum = s.mul_acc(x, s.load_bf16(&*min.add(tile * 32).cast()), sum);
-                let x = s.mul(x, s.load_bf16(&*scale.add(tile * 32).cast()));
-                largest = s.max_i32(largest, s.and_i32(s.bits(x), s.splat_i32(i32::MAX)));
-            }
-            let (to_int, from_int) = factors(s.reduce_max_i32(largest), limit);
-            for tile in 0..a.tiles {
-                let x = s.load_rounded(&*p.add((tile * R + r) * 16).cast());
-                let x = s.mul(x, s.load_bf16(&*scale.add(tile * 32).cast()));
-                s.store_i16(s.mul(x, s.splat(to_int)), &mut *a.work.add((tile * R + r) * 8).cast());
-            }
-            constant[r] = s.reduce_add(sum);
-            factor[r] = from_int;
-        }
-        for line in (0..4 * a.page_tokens).step_by(64) {
-            s.prefetch(a.ahead.wrapping_add(line));
-        }
-        let tile_bytes = UNITS * C::BYTES;
-        let block_bytes = a.page_tokens / 16 * tile_bytes;
-        let start = 4 * a.page_tokens + a.first * tile_bytes;
-        let mut block = 0;
-        while block < a.dim_blocks {
-            let offset = start + block * block_bytes;
-            let acc = acc.add(block * R * 16);
-            let (v, ahead) = (a.page.add(offset), a.ahead.wrapping_add(offset));
-            if block + D <= a.dim_blocks {
-                pv_blocks::<S, C, R, D>(s, v, block_bytes, a.tiles, a.work, &constant, &factor, acc, ahead);
-                block += D;
-            } else {
-                pv_blocks::<S, C, R, 1>(s, v, block_bytes, a.tiles, a.work, &constant, &factor, acc, ahead);
-                block += 1;
-            }
-        }
+        let (constant, factor) = fold::<S, _, R>(s, Probabilities::<R>(p), header, a.work);
+        prefetch_header(a.ahead, 4 * a.page_tokens);
+        let (codes, ahead) = (a.page.wrapping_add(start), a.ahead.wrapping_add(start));
+        let runs = CodeRuns { codes, stride, blocks: a.tiles, work: a.work, ahead };
+        strips::<S, _, D>(
+            s,
+            &PvStrip::<C, R> { runs, constant, factor, acc, codes: PhantomData },
+            a.dim_blocks,
+        );
     }
 }
 
-/// # Safety
-/// As [`pv`], for `D` blocks of dims.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn pv_blocks<S: CodeLanes, C: Codes, const R: usize, const D: usize>(
-    s: S,
-    v: *const u8,
-    block_bytes: usize,
-    tiles: usize,
-    work: *const i32,
-    constant: &[f32; R],
-    factor: &[f32; R],
-    out: *mut f32,
-    ahead: *const u8,
-) {
-    // SAFETY: all offsets stay inside what the caller vouches for.
-    unsafe {
-        let acc = mac_units::<S, C, R, D>(s, v, block_bytes, tiles, work, ahead);
-        for d in 0..D {
-            for r in 0..R {
-                let to = &mut *out.add((d * R + r) * 16).cast();
-                let before = s.add(s.load(to), s.splat(constant[r]));
-                s.store(s.mul_acc(s.to_f32(acc[d][r]), s.splat(factor[r]), before), to);
+struct PvStrip<C, const R: usize> {
+    /// A run is a block of dims.
+    runs: CodeRuns,
+    constant: [f32; R],
+    factor: [f32; R],
+    acc: *mut f32,
+    codes: PhantomData<C>,
+}
+
+impl<S: AttentionSimd, C: Codes, const R: usize> Strip<S> for PvStrip<C, R> {
+    #[inline(always)]
+    unsafe fn compute<const D: usize>(&self, s: S, first: usize) {
+        let out = self.acc.wrapping_add(first * R * 16);
+        // SAFETY: `pv` was called with a page that holds blocks `first..first + D`, and with their outputs.
+        unsafe {
+            let acc = mac_units::<S, C, R, D>(s, self.runs.from(first));
+            for d in 0..D {
+                for r in 0..R {
+                    let to = &mut *out.add((d * R + r) * 16).cast();
+                    let before = s.add(s.load(to), s.splat(self.constant[r]));
+                    s.store(s.mul_acc(s.to_f32(acc[d][r]), s.splat(self.factor[r]), before), to);
+                }
             }
         }
     }

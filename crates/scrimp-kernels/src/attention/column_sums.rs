@@ -2,10 +2,11 @@
 
 use super::{
     AttentionArgs, MOST_ROWS,
-    dispatch::Kernels,
+    qk_pv::ColumnArgs,
     rows::{RowBlock, RowState},
     stats::{KINDS, LaneLayout, PEAK, StatsRequest},
     storage::TILE,
+    tables::Kernels,
 };
 use crate::arch::attention::RowPair;
 use std::ops::Range;
@@ -105,17 +106,16 @@ impl Adder<'_> {
         for strand in &self.strands {
             assert!(strand.last + (tile + tiles - 1) * strand.stride + TILE <= scores.len());
             let add = if strand.peak { self.kernels.max_columns } else { self.kernels.add_columns };
-            // SAFETY: the tiles of all rows are inside the scores, and the keys inside the head's sums; both were checked,
-            // the latter also when the strand was made.
-            unsafe {
-                add(
-                    scores.as_ptr().add((self.kernels.place_p)(tile, strand.stride)),
-                    tiles,
-                    strand.stride,
-                    &self.pairs[strand.pairs.clone()],
-                    self.sums.as_mut_ptr().add(strand.columns + key),
-                );
-            }
+            let args = ColumnArgs {
+                p: scores[(self.kernels.place_p)(tile, strand.stride)..].as_ptr(),
+                tiles,
+                stride: strand.stride,
+                pairs: &self.pairs[strand.pairs.clone()],
+                columns: self.sums[strand.columns + key..].as_mut_ptr(),
+            };
+            // SAFETY: the tiles of all rows lie inside `scores`, and the keys inside the head's sums: asserted above, and
+            // for the end of the strand's columns in `adder`.
+            unsafe { add(args) };
         }
     }
 }

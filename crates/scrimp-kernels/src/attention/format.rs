@@ -1,7 +1,20 @@
 //! What kernels ([`kernels`](super::qk_pv)) ask of a storage format: how steps of a page, elements of a query and probabilities are read and written.
 
-use crate::arch::attention::{Lanes, RowPair};
-use crate::quant::round_to_bf16;
+use crate::{
+    arch::{AttentionSimd, attention::RowPair},
+    quant::round_to_bf16,
+};
+
+/// Where [`Format::elements`] writes a query.
+#[derive(Clone, Copy)]
+pub(crate) struct ElementPlace {
+    /// Steps of a row.
+    pub(crate) steps: usize,
+    /// Which row of the block.
+    pub(crate) r: usize,
+    /// Rows of the block.
+    pub(crate) rows: usize,
+}
 
 /// How a kernel reads one storage format.
 pub(crate) trait Format: Copy {
@@ -10,26 +23,26 @@ pub(crate) trait Format: Copy {
     /// Bytes of a step.
     const STEP_BYTES: usize;
     /// A step's data in registers.
-    type Step<S: Lanes>: Copy;
+    type Step<S: AttentionSimd>: Copy;
 
     /// `f32` slots of an element.
-    fn slots<S: Lanes>() -> usize;
+    fn slots<S: AttentionSimd>() -> usize;
     /// # Safety
     /// `STEP_BYTES` bytes can be read at `at`, which is aligned to 4.
-    unsafe fn load<S: Lanes>(s: S, at: *const u8) -> Self::Step<S>;
+    unsafe fn load<S: AttentionSimd>(s: S, at: *const u8) -> Self::Step<S>;
     /// # Safety
     /// An element can be read at `element`.
-    unsafe fn mac<S: Lanes>(s: S, acc: S::F, step: Self::Step<S>, element: *const f32) -> S::F;
+    unsafe fn mac<S: AttentionSimd>(s: S, acc: S::F, step: Self::Step<S>, element: *const f32) -> S::F;
     /// Writes probabilities in element form and returns them as they are stored.
-    fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F;
+    fn store_p<S: AttentionSimd>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F;
     /// The weights of two rows, in all lanes.
-    type Weights<S: Lanes>: Copy;
+    type Weights<S: AttentionSimd>: Copy;
     /// The weights of a pair of rows.
-    fn weights<S: Lanes>(s: S, pair: &RowPair) -> Self::Weights<S>;
+    fn weights<S: AttentionSimd>(s: S, pair: &RowPair) -> Self::Weights<S>;
     /// Tiles whose probabilities of a row share a line.
     const LINE: usize = 1;
     /// `acc + weights[0] * a + weights[1] * b` for the [`Format::LINE`] tiles that `store_p` has written to `a` and `b`.
-    fn add_p<S: Lanes>(
+    fn add_p<S: AttentionSimd>(
         s: S,
         acc: [S::F; 2],
         a: &[f32; 16],
@@ -37,9 +50,9 @@ pub(crate) trait Format: Copy {
         weights: Self::Weights<S>,
     ) -> [S::F; 2];
     /// What `store_p` has written to `a`.
-    fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F;
-    /// Writes the elements of `row`, which is the `r`-th of `rows`, in their places; dims beyond its end are 0.
-    fn elements<S: Lanes>(row: &[f32], steps: usize, r: usize, rows: usize, to: &mut [f32]);
+    fn load_p<S: AttentionSimd>(s: S, a: &[f32; 16]) -> S::F;
+    /// Writes the elements of `row` in their places; dims beyond its end are 0.
+    fn elements<S: AttentionSimd>(row: &[f32], place: ElementPlace, to: &mut [f32]);
     /// Where the probabilities of a tile start, in floats; its scores start at `tile * stride`.
     #[inline(always)]
     fn place_p(tile: usize, stride: usize) -> usize {
@@ -69,45 +82,52 @@ pub(crate) struct F32;
 impl<const IN_TILES: bool> Format for Bf16<IN_TILES> {
     const PAIR: usize = 2;
     const STEP_BYTES: usize = 64;
-    type Step<S: Lanes> = S::Pairs;
+    type Step<S: AttentionSimd> = S::Pairs;
 
     #[inline(always)]
-    fn slots<S: Lanes>() -> usize {
+    fn slots<S: AttentionSimd>() -> usize {
         S::PAIR_SLOTS
     }
     #[inline(always)]
-    unsafe fn load<S: Lanes>(s: S, at: *const u8) -> S::Pairs {
+    unsafe fn load<S: AttentionSimd>(s: S, at: *const u8) -> S::Pairs {
         // SAFETY: the caller vouches for 64 bytes.
         s.load_pairs(unsafe { &*at.cast() })
     }
     #[inline(always)]
-    unsafe fn mac<S: Lanes>(s: S, acc: S::F, step: S::Pairs, element: *const f32) -> S::F {
+    unsafe fn mac<S: AttentionSimd>(s: S, acc: S::F, step: S::Pairs, element: *const f32) -> S::F {
         // SAFETY: the caller vouches for the element.
         unsafe { s.mac_pairs(acc, step, element) }
     }
     #[inline(always)]
-    fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F {
+    fn store_p<S: AttentionSimd>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F {
         s.store_rounded(x, to)
     }
-    type Weights<S: Lanes> = S::Weights;
+    type Weights<S: AttentionSimd> = S::Weights;
     #[inline(always)]
-    fn weights<S: Lanes>(s: S, pair: &RowPair) -> S::Weights {
+    fn weights<S: AttentionSimd>(s: S, pair: &RowPair) -> S::Weights {
         s.weights(pair)
     }
     const LINE: usize = if IN_TILES { 2 } else { 1 };
     #[inline(always)]
-    fn add_p<S: Lanes>(s: S, acc: [S::F; 2], a: &[f32; 16], b: &[f32; 16], weights: S::Weights) -> [S::F; 2] {
+    fn add_p<S: AttentionSimd>(
+        s: S,
+        acc: [S::F; 2],
+        a: &[f32; 16],
+        b: &[f32; 16],
+        weights: S::Weights,
+    ) -> [S::F; 2] {
         match IN_TILES {
             true => s.add_rounded_line(acc, a, b, weights),
             false => [s.add_rounded(acc[0], a, b, weights), acc[1]],
         }
     }
     #[inline(always)]
-    fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F {
+    fn load_p<S: AttentionSimd>(s: S, a: &[f32; 16]) -> S::F {
         s.load_rounded(a)
     }
     #[inline(always)]
-    fn elements<S: Lanes>(row: &[f32], steps: usize, r: usize, rows: usize, to: &mut [f32]) {
+    fn elements<S: AttentionSimd>(row: &[f32], place: ElementPlace, to: &mut [f32]) {
+        let ElementPlace { steps, r, rows } = place;
         let slots = S::PAIR_SLOTS;
         let place = |step: usize| match IN_TILES {
             true => step / 16 * rows * 16 + r * 16 + step % 16,
@@ -146,34 +166,34 @@ macro_rules! plain_format {
         impl Format for $name {
             const PAIR: usize = 1;
             const STEP_BYTES: usize = $bytes;
-            type Step<S: Lanes> = S::F;
+            type Step<S: AttentionSimd> = S::F;
 
             #[inline(always)]
-            fn slots<S: Lanes>() -> usize {
+            fn slots<S: AttentionSimd>() -> usize {
                 1
             }
             #[inline(always)]
-            unsafe fn load<S: Lanes>($s: S, $at: *const u8) -> S::F {
+            unsafe fn load<S: AttentionSimd>($s: S, $at: *const u8) -> S::F {
                 // SAFETY: the caller vouches for the bytes.
                 unsafe { $load }
             }
             #[inline(always)]
-            unsafe fn mac<S: Lanes>(s: S, acc: S::F, step: S::F, element: *const f32) -> S::F {
+            unsafe fn mac<S: AttentionSimd>(s: S, acc: S::F, step: S::F, element: *const f32) -> S::F {
                 // SAFETY: the caller vouches for the element.
                 s.mul_acc(step, s.splat(unsafe { *element }), acc)
             }
             #[inline(always)]
-            fn store_p<S: Lanes>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F {
+            fn store_p<S: AttentionSimd>(s: S, x: S::F, to: &mut [f32; 16]) -> S::F {
                 s.store(x, to);
                 x
             }
-            type Weights<S: Lanes> = [S::F; 2];
+            type Weights<S: AttentionSimd> = [S::F; 2];
             #[inline(always)]
-            fn weights<S: Lanes>(s: S, pair: &RowPair) -> [S::F; 2] {
+            fn weights<S: AttentionSimd>(s: S, pair: &RowPair) -> [S::F; 2] {
                 pair.weights.map(|w| s.splat(w))
             }
             #[inline(always)]
-            fn add_p<S: Lanes>(
+            fn add_p<S: AttentionSimd>(
                 s: S,
                 acc: [S::F; 2],
                 a: &[f32; 16],
@@ -183,11 +203,12 @@ macro_rules! plain_format {
                 [s.mul_acc(s.load(b), w[1], s.mul_acc(s.load(a), w[0], acc[0])), acc[1]]
             }
             #[inline(always)]
-            fn load_p<S: Lanes>(s: S, a: &[f32; 16]) -> S::F {
+            fn load_p<S: AttentionSimd>(s: S, a: &[f32; 16]) -> S::F {
                 s.load(a)
             }
             #[inline(always)]
-            fn elements<S: Lanes>(row: &[f32], steps: usize, r: usize, rows: usize, to: &mut [f32]) {
+            fn elements<S: AttentionSimd>(row: &[f32], place: ElementPlace, to: &mut [f32]) {
+                let ElementPlace { steps, r, rows } = place;
                 let values = row.iter().copied().chain(std::iter::repeat(0.0));
                 to[r..].iter_mut().step_by(rows).take(steps).zip(values).for_each(|(to, x)| *to = x);
             }

@@ -29,26 +29,27 @@ mod amx;
 mod batch;
 mod codes;
 mod column_sums;
-mod dispatch;
 mod format;
+mod packed_page;
 mod qk_pv;
 mod rows;
 mod scratch;
 mod sparse;
 mod stats;
 pub mod storage;
+mod tables;
 mod unpack;
 
 pub use batch::{AttentionCall, attend_batch};
 pub use scratch::AttentionScratch;
 pub use stats::{ColumnStats, StatsRequest};
 pub use storage::{
-    PageGeometry, Storage, StorageKind,
+    PageGeometry, PageRows, Storage, StorageKind,
     packing::{PackedKind, Packing},
     sparse::{Scope, Sparse},
 };
 
-use crate::{arch::SimdLevel, exec::DisjointSliceMut, exec::Pool};
+use crate::exec::{DisjointSliceMut, Exec};
 use column_sums::Columns;
 use rows::{BlockTask, Sink, UnitKernels};
 use std::ops::Range;
@@ -94,8 +95,6 @@ pub trait KvView: Sync {
 /// One call of attention.
 #[derive(Clone, Copy)]
 pub struct AttentionArgs<'a> {
-    /// Instructions to use.
-    pub level: SimdLevel,
     /// Format of the pages that are not packed.
     pub storage: StorageKind,
     /// Sizes of the pages.
@@ -126,19 +125,19 @@ pub struct AttentionArgs<'a> {
 /// When the lengths of `q`, `out` or of a page do not fit the shapes, `n_heads` is no multiple of `n_kv_heads`, or a page
 /// is packed and `storage` is not bf16.
 pub fn attend(
+    exec: Exec<'_>,
     args: &AttentionArgs<'_>,
     out: &mut [f32],
     stats: Option<(StatsRequest, &mut ColumnStats)>,
-    pool: &Pool,
     scratch: &mut AttentionScratch,
 ) {
     match stats.filter(|(request, _)| request.wants_any(args.n_tokens)) {
         Some((request, columns)) => {
             check(args, out);
-            scratch.prepare(pool.threads());
-            attend_with_stats(args, out, request, columns, pool, scratch);
+            scratch.prepare(exec.pool.threads());
+            attend_with_stats(exec, args, out, (request, columns), scratch);
         }
-        None => attend_batch(&mut [AttentionCall { args: *args, out }], pool, scratch),
+        None => attend_batch(exec, &mut [AttentionCall { args: *args, out }], scratch),
     }
 }
 
@@ -154,14 +153,14 @@ fn check(args: &AttentionArgs<'_>, out: &[f32]) {
 /// With column sums: a unit is a run of blocks of a head (see [`lane_blocks`]), and has sums of its
 /// own, which are added in order afterwards.
 fn attend_with_stats(
+    exec: Exec<'_>,
     args: &AttentionArgs<'_>,
     out: &mut [f32],
-    request: StatsRequest,
-    columns: &mut ColumnStats,
-    pool: &Pool,
+    (request, columns): (StatsRequest, &mut ColumnStats),
     scratch: &mut AttentionScratch,
 ) {
-    let kernels = UnitKernels::new(args);
+    let Exec { pool, level } = exec;
+    let kernels = UnitKernels::new(level, args);
     let group = args.n_heads / args.n_kv_heads;
     let rows = args.n_tokens * group;
     let unit_rows = kernels.unit_rows();
@@ -185,7 +184,7 @@ fn attend_with_stats(
                     continue;
                 }
                 let segment = if counts { usize::MAX } else { PREFILL_SEGMENT };
-                let task = BlockTask { args, kernels, head, rows, segment, only: None };
+                let task = BlockTask { args, level, kernels, head, rows, segment, only: None };
                 let columns = Columns { request, layout: &layout, lane, sums: &mut *sums };
                 task.run(&mut scratch.thread(thread), &mut Sink::Rows(out), Some(columns));
             }

@@ -1,21 +1,26 @@
 //! One unit of work: a block of query rows of one KV head against a range of keys.
 
 use super::{
-    AttentionArgs, MOST_ROWS, PageGeometry, PageView, UNIT_ROWS, amx as tiles,
-    codes::PackedPage,
-    column_sums::{Columns, inverse},
-    dispatch::{Kernels, RowKernels},
-    qk_pv::Values,
+    AttentionArgs, MOST_ROWS, PageGeometry, PageView, UNIT_ROWS, amx,
+    column_sums::{Adder, Columns, inverse},
+    format::ElementPlace,
+    packed_page::{PackedPage, PackedPvArgs, PackedQkArgs},
+    qk_pv::{ExpSumArgs, FinishArgs, PvArgs, QkArgs, RowMaxArgs, Values},
     scratch::ThreadScratch,
     storage::{StorageKind, TILE, packing::PackedKind, sparse::Layout},
-    unpack,
+    tables::{Kernels, RowKernels},
+    unpack::{self, UnpackArgs},
 };
-use crate::exec::DisjointSliceMut;
+use crate::{
+    arch::{L2, SimdLevel, prefetch},
+    exec::DisjointSliceMut,
+};
 use std::ops::Range;
 
 /// A block of rows of a KV head and what it is scored against.
 pub(crate) struct BlockTask<'a> {
     pub(crate) args: &'a AttentionArgs<'a>,
+    pub(crate) level: SimdLevel,
     pub(crate) kernels: UnitKernels,
     pub(crate) head: usize,
     /// Rows `token * group + member`, at most [`UnitKernels::unit_rows`].
@@ -36,22 +41,55 @@ pub(crate) struct UnitKernels {
 
 impl UnitKernels {
     /// Those of the tier; tile registers are for prompts, which have more rows than a unit.
-    pub(crate) fn new(args: &AttentionArgs<'_>) -> Self {
+    pub(crate) fn new(level: SimdLevel, args: &AttentionArgs<'_>) -> Self {
         let many = args.n_tokens * (args.n_heads / args.n_kv_heads) > UNIT_ROWS;
-        let in_tiles = Kernels::in_tiles(args.level, args.storage, args.geometry).filter(|_| many);
-        Self { plain: Kernels::new(args.level, args.storage), in_tiles }
+        let in_tiles = Kernels::in_tiles(level, args.storage, args.geometry).filter(|_| many);
+        Self { plain: Kernels::new(level, args.storage), in_tiles }
     }
 
     /// Query rows of a unit.
     pub(crate) fn unit_rows(self) -> usize {
-        if self.in_tiles.is_some() { tiles::ROWS } else { UNIT_ROWS }
+        if self.in_tiles.is_some() { amx::ROWS } else { UNIT_ROWS }
     }
 }
 
-/// A unit's rows, cut into blocks for the kernels that were chosen.
+/// A task's rows, cut into blocks for the kernels that were chosen, and the sizes that these work with.
 struct Cut {
     kernels: Kernels,
     blocks: Vec<RowBlock>,
+    /// Floats of all blocks: queries as elements and in f32, scores of a segment, and outputs.
+    q: usize,
+    plain_q: usize,
+    scores: usize,
+    acc: usize,
+    sizes: Sizes,
+}
+
+/// Sizes of pages as the kernels read them.
+#[derive(Clone, Copy)]
+struct Sizes {
+    /// Steps of a tile of keys.
+    steps: usize,
+    /// Blocks of 16 dims.
+    dim_blocks: usize,
+    /// Bytes of a tile of keys, of a block of values, and of a page of either.
+    tile_bytes: usize,
+    block_bytes: usize,
+    page_bytes: usize,
+}
+
+impl Sizes {
+    fn new(g: PageGeometry, k: &Kernels) -> Self {
+        let steps = g.padded_dim() / k.pair;
+        let tile_bytes = steps * k.step_bytes;
+        Self {
+            steps,
+            dim_blocks: g.padded_dim() / TILE,
+            tile_bytes,
+            block_bytes: g.page_tokens / k.pair * k.step_bytes,
+            page_bytes: g.page_tokens / TILE * tile_bytes,
+        }
+    }
 }
 
 /// Where results go.
@@ -64,9 +102,7 @@ pub(crate) enum Sink<'a> {
 
 /// A part of the block's rows that one register block covers, and where its data stand in the scratch.
 pub(crate) struct RowBlock {
-    kernels: &'static RowKernels,
-    /// Which of the tier's kernels these are.
-    kind: usize,
+    kernels: RowKernels,
     /// First row (of the layer), and how many of the kernel's rows are real.
     pub(crate) first: usize,
     pub(crate) n: usize,
@@ -84,15 +120,44 @@ impl RowBlock {
     }
 }
 
-/// The queries of a unit, and room for what packed pages make of them.
-struct Queries<'a> {
-    /// As elements.
+/// The queries, scores and outputs of a task.
+struct Buffers<'a> {
+    /// Queries as elements.
     q: &'a [f32],
-    /// In f32.
+    /// Queries in f32, for packed pages.
     plain_q: &'a [f32],
+    scores: &'a mut [f32],
+    /// Outputs that are not normalized.
+    acc: &'a mut [f32],
+    packed: PackedScratch<'a>,
+}
+
+/// Room for what packed pages need.
+struct PackedScratch<'a> {
+    /// Factors of codes.
     work: &'a mut [f32],
-    /// Room for as many unpacked pages as are read at a time.
+    /// As many unpacked pages as are read at a time.
     pages: &'a mut [f32],
+}
+
+/// A page as kernels read it.
+#[derive(Clone, Copy)]
+struct ReadablePage {
+    at: *const u8,
+    /// How it is packed, where it is.
+    packed: Option<PackedKind>,
+}
+
+/// The tiles of a page that belong to a segment.
+#[derive(Clone, Copy)]
+struct PageTiles {
+    /// The page's index.
+    page: usize,
+    /// First tile in the page, and how many.
+    tile: usize,
+    tiles: usize,
+    /// Tiles of the segment before these.
+    before: usize,
 }
 
 /// What pages hold.
@@ -103,9 +168,9 @@ enum Contents {
     Sparse,
 }
 
-impl Queries<'_> {
-    /// Where kernels `k` read a page of `n` minima and scales and `runs` runs, and how: a packed one that they cannot read is
-    /// unpacked into place `at`.
+impl PackedScratch<'_> {
+    /// A page of `n` minima and scales and `runs` runs as kernels `k` read it: a packed one that they cannot read is unpacked
+    /// into place `at`.
     fn readable(
         &mut self,
         k: &Kernels,
@@ -113,24 +178,20 @@ impl Queries<'_> {
         packed: Option<PackedKind>,
         (n, runs): (usize, usize),
         at: usize,
-    ) -> (*const u8, Option<PackedKind>) {
-        let (Some(kind), Some(unpack)) = (packed, k.unpack) else { return (page.as_ptr(), packed) };
+    ) -> ReadablePage {
+        let (Some(kind), Some(unpack)) = (packed, k.unpack) else {
+            return ReadablePage { at: page.as_ptr(), packed };
+        };
         let floats = unpacked_floats(n * runs * TILE);
         let to = &mut self.pages[at * floats..][..floats];
-        // SAFETY: the page was checked to have the length of its packing, and `to` has room for it in bf16.
-        unsafe { unpack(kind, page.as_ptr(), n, runs, to.as_mut_ptr().cast()) };
-        (to.as_ptr().cast(), None)
+        let args = UnpackArgs { kind, page: page.as_ptr(), n, runs, to: to.as_mut_ptr().cast() };
+        // SAFETY: `check_page` has compared the page with the length of its packing, and `to` has room for it in bf16.
+        unsafe { unpack(args) };
+        ReadablePage { at: to.as_ptr().cast(), packed: None }
     }
 
     /// Tiles of a packed page for its kernel.
-    fn page(
-        &mut self,
-        page: &[u8],
-        ahead: *const u8,
-        g: PageGeometry,
-        first: usize,
-        tiles: usize,
-    ) -> PackedPage {
+    fn page(&mut self, page: &[u8], ahead: *const u8, g: PageGeometry, at: PageTiles) -> PackedPage {
         let layout = Layout::new(g, 0);
         PackedPage {
             page: page.as_ptr(),
@@ -140,8 +201,8 @@ impl Queries<'_> {
             bitmaps: layout.bitmaps,
             center: layout.center,
             values: layout.values,
-            first,
-            tiles,
+            first: at.tile,
+            tiles: at.tiles,
             work: self.work.as_mut_ptr().cast(),
         }
     }
@@ -210,62 +271,84 @@ impl BlockTask<'_> {
         let keys = keys.start / whole * whole..keys.end;
         let n_keys = keys.end.saturating_sub(keys.start);
 
-        let steps = args.geometry.padded_dim() / kernels.pair;
-        let dim_blocks = args.geometry.padded_dim() / TILE;
-        let tiles = n_keys.min(self.segment).div_ceil(TILE);
-        let mut blocks: Vec<RowBlock> = Vec::with_capacity(4);
-        let (mut q, mut plain_q, mut scores, mut acc) = (0, 0, 0, 0);
-        let mut first = self.rows.start;
-        while first < self.rows.end {
-            let left = self.rows.end - first;
-            let kind = kernels.blocks.iter().position(|k| k.rows >= left);
-            let kind = kind.unwrap_or(kernels.blocks.len() - 1);
-            let of_block = &kernels.blocks[kind];
-            let rows = of_block.rows;
-            let n = left.min(rows);
-            blocks.push(RowBlock { kernels: of_block, kind, first, n, q, plain_q, scores, acc });
-            q += (steps * rows * kernels.slots).next_multiple_of(TILE);
-            plain_q += if packed { args.geometry.padded_dim() * rows } else { 0 };
-            scores += tiles * rows * TILE;
-            acc += dim_blocks * rows * TILE;
-            first += rows;
-        }
-        let cut = Cut { kernels, blocks };
+        let cut = self.cut(kernels, n_keys, packed);
         if self.only.is_some() && n_keys > 0 {
             let page = args.kv.page(self.head, keys.start / args.geometry.page_tokens);
-            prefetch(page.k);
+            page.k.chunks(64).for_each(|line| prefetch::<L2>(line.as_ptr()));
         }
-        let q = scratch.q.at_least(q);
-        let scores = scratch.scores.at_least(scores);
-        let acc = scratch.acc.at_least(acc);
-        let plain_q = scratch.plain_q.at_least(plain_q);
+        let q = scratch.q.at_least(cut.q);
+        let plain_q = scratch.plain_q.at_least(cut.plain_q);
+        self.write_queries(&cut, packed, q, plain_q);
+        let acc = scratch.acc.at_least(cut.acc);
         acc.fill(0.0);
-        for block in &cut.blocks {
-            for r in 0..block.rows() {
-                (kernels.elements)(self.query(block, r), steps, r, block.rows(), &mut q[block.q..]);
-            }
-            if packed {
-                self.write_plain(block, &mut plain_q[block.plain_q..]);
-            }
-        }
-        let tiles = dim_blocks.max(args.geometry.page_tokens / TILE);
+        let tiles = cut.sizes.dim_blocks.max(args.geometry.page_tokens / TILE);
         let work = scratch.work.at_least(if packed { MOST_ROWS * tiles * TILE / 2 } else { 0 });
         let unpacks = contents != Contents::Plain && kernels.unpack.is_some();
         let elements = args.geometry.page_tokens * args.geometry.padded_dim();
         let pages = if unpacks { kernels.run_pages * unpacked_floats(elements) } else { 0 };
-        let pages = scratch.pages.at_least(pages);
-        let mut queries = Queries { q, plain_q, work, pages };
+        let packed = PackedScratch { work, pages: scratch.pages.at_least(pages) };
+        let mut buffers = Buffers { q, plain_q, scores: scratch.scores.at_least(cut.scores), acc, packed };
 
         let mut states = [RowState { max: f32::NEG_INFINITY, sum: 0.0 }; MOST_ROWS];
         let mut start = keys.start;
-        let _registers = kernels.in_tiles.then(tiles::registers);
+        let _registers = kernels.in_tiles.then(|| amx::registers(self.level));
         while start < keys.end {
             let end = keys.end.min((start / self.segment + 1).saturating_mul(self.segment));
-            self.segment(start..end, &cut, &mut queries, scores, acc, &mut states, columns.take());
+            let keys = start..end;
+            self.score(&keys, &cut, &mut buffers);
+            self.softmax(&keys, &cut, &mut buffers, &mut states);
+            let columns = columns.take();
+            let adder =
+                columns.and_then(|c| c.adder(args, kernels, (self.head, &self.rows), &cut.blocks, &states));
+            self.add_values(&keys, &cut, &mut buffers, adder);
             start = end;
         }
         if self.wanted() {
-            self.write(&cut.blocks, acc, &states, sink);
+            self.write(&cut.blocks, buffers.acc, &states, sink);
+        }
+    }
+
+    /// Cuts the rows into blocks; their scores are against at most `n_keys` keys.
+    fn cut(&self, kernels: Kernels, n_keys: usize, packed: bool) -> Cut {
+        let g = self.args.geometry;
+        let sizes = Sizes::new(g, &kernels);
+        let tiles = n_keys.min(self.segment).div_ceil(TILE);
+        let mut cut =
+            Cut { kernels, blocks: Vec::with_capacity(4), q: 0, plain_q: 0, scores: 0, acc: 0, sizes };
+        let mut first = self.rows.start;
+        while first < self.rows.end {
+            let left = self.rows.end - first;
+            let of_block = (kernels.row_kernels)(left);
+            let rows = of_block.rows;
+            let Cut { q, plain_q, scores, acc, .. } = cut;
+            cut.blocks.push(RowBlock {
+                kernels: of_block,
+                first,
+                n: left.min(rows),
+                q,
+                plain_q,
+                scores,
+                acc,
+            });
+            cut.q += (sizes.steps * rows * kernels.slots).next_multiple_of(TILE);
+            cut.plain_q += if packed { g.padded_dim() * rows } else { 0 };
+            cut.scores += tiles * rows * TILE;
+            cut.acc += sizes.dim_blocks * rows * TILE;
+            first += rows;
+        }
+        cut
+    }
+
+    /// Writes the queries of all blocks as elements, and where pages are packed, in f32.
+    fn write_queries(&self, cut: &Cut, packed: bool, q: &mut [f32], plain_q: &mut [f32]) {
+        for block in &cut.blocks {
+            for r in 0..block.rows() {
+                let place = ElementPlace { steps: cut.sizes.steps, r, rows: block.rows() };
+                (cut.kernels.elements)(self.query(block, r), place, &mut q[block.q..]);
+            }
+            if packed {
+                self.write_plain(block, &mut plain_q[block.plain_q..]);
+            }
         }
     }
 
@@ -305,97 +388,108 @@ impl BlockTask<'_> {
         }
     }
 
-    /// Calls `visit(page, first tile in it, tiles, tiles before it)` for the pages of `keys`, with the next page.
-    fn pages(&self, keys: &Range<usize>, mut visit: impl FnMut(usize, usize, usize, usize)) {
+    /// Calls `visit` for the pages of `keys`, in order.
+    fn pages(&self, keys: &Range<usize>, mut visit: impl FnMut(PageTiles)) {
         let page_tokens = self.args.geometry.page_tokens;
         let mut start = keys.start;
         while start < keys.end {
             let page = start / page_tokens;
             let end = keys.end.min((page + 1) * page_tokens);
             let (tile, tiles) = (start % page_tokens / TILE, (end - start).div_ceil(TILE));
-            visit(page, tile, tiles, (start - keys.start) / TILE);
+            visit(PageTiles { page, tile, tiles, before: (start - keys.start) / TILE });
             start = end;
         }
     }
 
-    /// Scores, softmax and values of `keys`, on top of what earlier segments have given.
-    fn segment(
+    /// The scores of `keys`, finished where a cap or a bias asks for it.
+    fn score(
         &self,
-        keys: Range<usize>,
-        Cut { kernels: k, blocks }: &Cut,
-        queries: &mut Queries<'_>,
-        scores: &mut [f32],
-        acc: &mut [f32],
-        states: &mut [RowState; MOST_ROWS],
-        columns: Option<Columns<'_>>,
+        keys: &Range<usize>,
+        Cut { kernels: k, blocks, sizes, .. }: &Cut,
+        buffers: &mut Buffers<'_>,
     ) {
         let args = self.args;
         let g = args.geometry;
-        let (steps, dim_blocks) = (g.padded_dim() / k.pair, g.padded_dim() / TILE);
-        let tile_bytes = steps * k.step_bytes;
-        let block_bytes = g.page_tokens / k.pair * k.step_bytes;
-        let page_bytes = g.page_tokens / TILE * tile_bytes;
+        let &Sizes { steps, tile_bytes, .. } = sizes;
         let cap = args.softcap.unwrap_or(0.0);
-        let (finished, c) = score_factor(args, self.head);
-
+        let (finished, _) = score_factor(args, self.head);
         let last_page = (keys.end - 1) / g.page_tokens;
-        self.pages(&keys, |page, tile, tiles, before| {
+        let Buffers { q, plain_q, scores, packed: scratch, .. } = buffers;
+        self.pages(keys, |at| {
+            let PageTiles { page, tile, tiles, before } = at;
             let view = args.kv.page(self.head, page);
-            check_page(&view, page_bytes, g);
-            // What is read next is asked for now.
+            check_page(&view, sizes.page_bytes, g);
+            // The next page is prefetched: of keys, or the first one of values.
             let ahead = if page < last_page {
                 args.kv.page(self.head, page + 1).k.as_ptr()
             } else {
                 args.kv.page(self.head, keys.start / g.page_tokens).v.as_ptr()
             };
             let shape = (g.padded_dim(), g.page_tokens / TILE);
-            let (at, packed) = queries.readable(k, view.k, view.packed, shape, 0);
+            let readable = scratch.readable(k, view.k, view.packed, shape, 0);
             for block in blocks {
                 let rows = block.kernels.rows;
                 let out = &mut scores[block.scores + before * rows * TILE..][..tiles * rows * TILE];
-                let q = &queries.q[block.q..][..steps * rows * k.slots];
-                // SAFETY: the page holds tiles `tile..tile + tiles` (checked above, and `pages` stays inside a page), `q`,
-                // `plain_q`, `work` and `out` have the lengths that the kernel asks for, and the table is that of a tier
-                // that the CPU has.
-                unsafe {
-                    match packed {
-                        None => (block.kernels.qk)(
-                            at.add(tile * tile_bytes),
+                let q = &q[block.q..][..steps * rows * k.slots];
+                match readable.packed {
+                    None => {
+                        let args = QkArgs {
+                            k: readable.at.wrapping_add(tile * tile_bytes),
                             tiles,
                             steps,
-                            q.as_ptr(),
-                            out.as_mut_ptr(),
-                            ahead.wrapping_add(tile * tile_bytes),
-                        ),
-                        Some(kind) => {
-                            let page = queries.page(view.k, ahead, g, tile, tiles);
-                            let kernel = &k.packed(kind)[block.kind];
-                            let plain_q = &queries.plain_q[block.plain_q..][..g.padded_dim() * rows];
-                            let q = if kernel.plain_q { plain_q } else { q };
-                            (kernel.qk)(&page, q.as_ptr(), out.as_mut_ptr());
-                        }
+                            q: q.as_ptr(),
+                            out: out.as_mut_ptr(),
+                            ahead: ahead.wrapping_add(tile * tile_bytes),
+                        };
+                        // SAFETY: `check_page` has compared the page with its size, and `pages` stays inside a page, so it
+                        // holds tiles `tile..tile + tiles`; `q` and `out` were cut to the kernel's lengths; the table is
+                        // that of `self.level`, whose features the CPU has.
+                        unsafe { (block.kernels.qk)(args) }
+                    }
+                    Some(kind) => {
+                        let page = scratch.page(view.k, ahead, g, at);
+                        let kernel = block.kernels.packed(kind);
+                        let plain_q = &plain_q[block.plain_q..][..g.padded_dim() * rows];
+                        let q = if kernel.plain_q { plain_q } else { q };
+                        let args = PackedQkArgs { page: &page, q: q.as_ptr(), out: out.as_mut_ptr() };
+                        // SAFETY: as for plain pages; `work` has room for factors of `MOST_ROWS` rows.
+                        unsafe { (kernel.qk)(args) }
                     }
                 }
                 if finished {
                     let bias =
                         view.bias.map_or(std::ptr::null(), |b| b[tile * TILE..][..tiles * TILE].as_ptr());
-                    // SAFETY: as above; the bias was cut to the tiles' keys.
-                    unsafe { (block.kernels.finish)(out.as_mut_ptr(), tiles, args.scale, cap, bias) };
+                    let args = FinishArgs { scores: out.as_mut_ptr(), tiles, scale: args.scale, cap, bias };
+                    // SAFETY: `out` and the bias were cut to `tiles` tiles; the table is that of `self.level`.
+                    unsafe { (block.kernels.finish)(args) };
                 }
             }
         });
+    }
 
+    /// Turns the scores of `keys` into probabilities, and scales what earlier segments have given to the new maxima.
+    fn softmax(
+        &self,
+        keys: &Range<usize>,
+        cut: &Cut,
+        buffers: &mut Buffers<'_>,
+        states: &mut [RowState; MOST_ROWS],
+    ) {
+        let (_, c) = score_factor(self.args, self.head);
         let tiles = (keys.end - keys.start).div_ceil(TILE);
-        for block in blocks {
+        let dim_blocks = cut.sizes.dim_blocks;
+        for block in &cut.blocks {
             let rows = block.kernels.rows;
-            let scores = &mut scores[block.scores..][..tiles * rows * TILE];
+            let scores = &mut buffers.scores[block.scores..][..tiles * rows * TILE];
             for r in 0..block.n {
-                mask(scores, rows, r, &keys, &self.visible(block.first + r));
+                mask(scores, rows, r, keys, &self.visible(block.first + r));
             }
             let (mut max, mut sum) = ([0.0; MOST_ROWS], [0.0; MOST_ROWS]);
             let states = &mut states[block.first - self.rows.start..][..block.n];
             // SAFETY: `scores` has `tiles * rows * 16` floats, and `MOST_ROWS` is not below any kernel's `rows`.
-            unsafe { (block.kernels.row_max)(scores.as_ptr(), tiles, max.as_mut_ptr()) };
+            unsafe {
+                (block.kernels.row_max)(RowMaxArgs { scores: scores.as_ptr(), tiles, max: max.as_mut_ptr() });
+            };
             for r in 0..rows {
                 if let Some(state) = states.get(r) {
                     max[r] = max[r].max(state.max);
@@ -404,9 +498,16 @@ impl BlockTask<'_> {
                     max[r] = 0.0;
                 }
             }
-            // SAFETY: as above.
-            unsafe { (block.kernels.exp_sum)(scores.as_mut_ptr(), tiles, c, max.as_ptr(), sum.as_mut_ptr()) };
-            let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
+            let args = ExpSumArgs {
+                scores: scores.as_mut_ptr(),
+                tiles,
+                c,
+                max: max.as_ptr(),
+                sum: sum.as_mut_ptr(),
+            };
+            // SAFETY: `scores` has `tiles * rows * 16` floats, and `MOST_ROWS` is not below any kernel's `rows`.
+            unsafe { (block.kernels.exp_sum)(args) };
+            let acc = &mut buffers.acc[block.acc..][..dim_blocks * rows * TILE];
             for (r, state) in states.iter_mut().enumerate() {
                 if state.sum != 0.0 && state.max != max[r] {
                     let factor = ((state.max - max[r]) * c).exp2();
@@ -419,55 +520,72 @@ impl BlockTask<'_> {
                 state.sum += sum[r];
             }
         }
+    }
 
-        let mut adder = columns.and_then(|c| c.adder(args, *k, (self.head, &self.rows), blocks, states));
+    /// Adds the values of `keys`, weighed by their probabilities, to the outputs, and the probabilities to `adder`'s columns.
+    fn add_values(
+        &self,
+        keys: &Range<usize>,
+        Cut { kernels: k, blocks, sizes, .. }: &Cut,
+        buffers: &mut Buffers<'_>,
+        mut adder: Option<Adder<'_>>,
+    ) {
+        let args = self.args;
+        let g = args.geometry;
+        let dim_blocks = sizes.dim_blocks;
+        let last_page = (keys.end - 1) / g.page_tokens;
         let wanted = self.wanted();
         let mut run = Vec::with_capacity(k.run_pages);
-        self.pages(&keys, |page, tile, tiles, before| {
+        let Buffers { scores, acc, packed: scratch, .. } = buffers;
+        self.pages(keys, |at| {
+            let PageTiles { page, tile, tiles, before } = at;
             let view = args.kv.page(self.head, page);
-            check_page(&view, page_bytes, g);
+            check_page(&view, sizes.page_bytes, g);
             let next = if page < last_page { page + 1 } else { page };
             let offset = tile * TILE / k.pair * k.step_bytes;
             let ahead = args.kv.page(self.head, next).v.as_ptr();
-            let shape = (g.page_tokens, dim_blocks);
-            let (at, packed) = match wanted {
-                true => queries.readable(k, view.v, view.packed, shape, run.len()),
-                false => (view.v.as_ptr(), None),
+            let readable = match wanted {
+                true => scratch.readable(k, view.v, view.packed, (g.page_tokens, dim_blocks), run.len()),
+                false => ReadablePage { at: view.v.as_ptr(), packed: None },
             };
-            run.push(Values { at: at.wrapping_add(offset), tiles });
+            run.push(Values { at: readable.at.wrapping_add(offset), tiles });
             if run.len() < k.run_pages && page < last_page {
                 return;
             }
             let end = before + tiles;
-            let tiles = run.iter().map(|page| page.tiles).sum::<usize>();
-            let before = end - tiles;
+            let run_tiles = run.iter().map(|page| page.tiles).sum::<usize>();
+            let before = end - run_tiles;
             for block in blocks.iter().filter(|_| wanted) {
                 let rows = block.kernels.rows;
                 let scores = &scores[block.scores..][..end * rows * TILE];
-                let p = &scores[(k.place_p)(before, rows * TILE)..];
-                let acc = &mut acc[block.acc..][..dim_blocks * rows * TILE];
-                // SAFETY: as for the scores: the probabilities of `tiles` tiles start at `p`. (Where kernels read packed
-                // pages, a run is one page.)
-                unsafe {
-                    match packed {
-                        None => (block.kernels.pv)(
-                            &run,
-                            block_bytes,
-                            dim_blocks,
-                            p.as_ptr(),
-                            acc.as_mut_ptr(),
-                            ahead.wrapping_add(offset),
-                        ),
-                        Some(kind) => {
-                            let page = queries.page(view.v, ahead, g, tile, tiles);
-                            (k.packed(kind)[block.kind].pv)(&page, p.as_ptr(), acc.as_mut_ptr());
-                        }
+                let p = scores[(k.place_p)(before, rows * TILE)..].as_ptr();
+                let acc = acc[block.acc..][..dim_blocks * rows * TILE].as_mut_ptr();
+                match readable.packed {
+                    None => {
+                        let args = PvArgs {
+                            pages: &run,
+                            block_bytes: sizes.block_bytes,
+                            blocks: dim_blocks,
+                            p,
+                            acc,
+                            ahead: ahead.wrapping_add(offset),
+                        };
+                        // SAFETY: `check_page` has compared all pages of the run with their size, and `pages` stays inside
+                        // a page; the probabilities of `run_tiles` tiles start at `p`, and `acc` was cut to the kernel's
+                        // length; the table is that of `self.level`, whose features the CPU has.
+                        unsafe { (block.kernels.pv)(args) }
+                    }
+                    Some(kind) => {
+                        // Where kernels read packed pages, a run is one page.
+                        let page = scratch.page(view.v, ahead, g, at);
+                        // SAFETY: as for plain pages; `work` has room for factors of `MOST_ROWS` rows.
+                        unsafe { (block.kernels.packed(kind).pv)(PackedPvArgs { page: &page, p, acc }) }
                     }
                 }
             }
             // After the values: now the probabilities are in the first cache.
             if let Some(adder) = &mut adder {
-                adder.add(scores, before, tiles, keys.start + before * TILE);
+                adder.add(scores, before, run_tiles, keys.start + before * TILE);
             }
             run.clear();
         });
@@ -509,16 +627,6 @@ impl BlockTask<'_> {
 fn score_factor(args: &AttentionArgs<'_>, head: usize) -> (bool, f32) {
     let finished = args.softcap.is_some() || args.scale <= 0.0 || args.kv.has_bias(head);
     (finished, if finished { 1.0 } else { args.scale } * std::f32::consts::LOG2_E)
-}
-
-fn prefetch(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(64) {
-        // SAFETY: a prefetch reads nothing architecturally.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast());
-        };
-    }
 }
 
 fn check_page(view: &PageView<'_>, page_bytes: usize, g: PageGeometry) {

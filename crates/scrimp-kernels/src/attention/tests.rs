@@ -1,10 +1,12 @@
 //! Every tier and format against attention in f64, on odd shapes.
 
 use super::{
-    dispatch::Kernels,
+    qk_pv::ExpSumArgs,
     storage::{STORAGES, packing::PACKINGS},
+    tables::Kernels,
     *,
 };
+use crate::{arch::SimdLevel, exec::Pool};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -145,8 +147,16 @@ fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
             for slot in (0..g.page_tokens).filter(|_| packing_of(page).is_none()) {
                 let key = page * g.page_tokens + slot;
                 if key < shape.n_keys {
-                    storage.write_k(g, kp.get_mut(), slot, 1, &k[head][key], g.head_dim);
-                    storage.write_v(g, vp.get_mut(), slot, 1, &v[head][key], g.head_dim);
+                    storage.write_k(
+                        g,
+                        kp.get_mut(),
+                        PageRows { slot, n: 1, rows: &k[head][key], stride: g.head_dim },
+                    );
+                    storage.write_v(
+                        g,
+                        vp.get_mut(),
+                        PageRows { slot, n: 1, rows: &v[head][key], stride: g.head_dim },
+                    );
                     storage.read_k(g, kp.get(), slot, &mut k[head][key]);
                     storage.read_v(g, vp.get(), slot, &mut v[head][key]);
                 }
@@ -187,9 +197,8 @@ fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
 }
 
 impl Problem {
-    fn args(&self, level: SimdLevel) -> AttentionArgs<'_> {
+    fn args(&self) -> AttentionArgs<'_> {
         AttentionArgs {
-            level,
             storage: self.format.0.kind(),
             geometry: self.cache.g,
             n_tokens: self.n_tokens,
@@ -210,7 +219,7 @@ impl Problem {
         pool: &Pool,
     ) -> Vec<f32> {
         let mut out = vec![f32::NAN; self.q.len()];
-        attend(&self.args(level), &mut out, stats, pool, &mut AttentionScratch::new());
+        attend(Exec { pool, level }, &self.args(), &mut out, stats, &mut AttentionScratch::new());
         out
     }
 
@@ -489,7 +498,7 @@ fn exponentials_are_close() {
     for level in SimdLevel::supported() {
         // One query of head_dim 1 and keys that are scores: p is seen through one-hot values.
         let kernels = Kernels::new(level, StorageKind::F32);
-        let block = &kernels.blocks[0];
+        let block = (kernels.row_kernels)(1);
         for scores in [
             [0.0_f32; 16],
             std::array::from_fn(|i| -(i as f32) * 7.3),
@@ -497,8 +506,15 @@ fn exponentials_are_close() {
         ] {
             let mut p = scores;
             let mut sum = 0.0;
+            let args = ExpSumArgs {
+                scores: p.as_mut_ptr(),
+                tiles: 1,
+                c: std::f32::consts::LOG2_E,
+                max: &0.0,
+                sum: &mut sum,
+            };
             // SAFETY: one tile of one row.
-            unsafe { (block.exp_sum)(p.as_mut_ptr(), 1, std::f32::consts::LOG2_E, &0.0, &mut sum) };
+            unsafe { (block.exp_sum)(args) };
             for (s, p) in scores.iter().zip(p) {
                 let want = (f64::from(*s) * f64::from(std::f32::consts::LOG2_E)).exp2();
                 if want < 1e-37 {
@@ -510,8 +526,9 @@ fn exponentials_are_close() {
         }
         let mut p = [f32::NEG_INFINITY; 16];
         let mut sum = 1.0;
-        // SAFETY: as above.
-        unsafe { (block.exp_sum)(p.as_mut_ptr(), 1, 1.0, &0.0, &mut sum) };
+        let args = ExpSumArgs { scores: p.as_mut_ptr(), tiles: 1, c: 1.0, max: &0.0, sum: &mut sum };
+        // SAFETY: one tile of one row.
+        unsafe { (block.exp_sum)(args) };
         assert_eq!((p, sum), ([0.0; 16], 0.0));
     }
 }

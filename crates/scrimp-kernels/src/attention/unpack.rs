@@ -4,25 +4,50 @@
 //! a page of keys, of two tokens in a page of values. So both are the same: `runs` runs (tiles of keys, or blocks of dims) of
 //! `n / 2` steps, and step `i` has the numbers `2 i` and `2 i + 1` of the header.
 
-use super::storage::integer::header_bytes;
-use crate::arch::attention::Lanes;
+use super::storage::{integer::header_bytes, packing::PackedKind};
+use crate::arch::AttentionSimd;
 use half::bf16;
 
 /// Bytes behind the page that may be written.
 pub(super) const SLACK: usize = 32;
 
+/// A packed page of codes, and where it is unpacked to.
+#[derive(Clone, Copy)]
+pub(crate) struct UnpackArgs {
+    pub(crate) kind: PackedKind,
+    pub(crate) page: *const u8,
+    /// Minima, and scales: a multiple of 16.
+    pub(crate) n: usize,
+    pub(crate) runs: usize,
+    pub(crate) to: *mut u8,
+}
+
 /// Writes a page of bf16 elements, rounded, to `to`.
 ///
 /// # Safety
-/// `page` is a packed page of `BITS` bits with `n` minima and scales (a multiple of 16) and `runs` runs; `to`, aligned to 64, has room for the
-/// bf16 page and [`SLACK`] bytes more.
+/// `page` is a page of `kind` with `n` minima and scales and `runs` runs; `to`, aligned to 64, has room for the bf16 page and
+/// [`SLACK`] bytes more.
+///
+/// # Panics
+/// When the page is sparse.
 #[inline(always)]
-pub(super) unsafe fn unpack<S: Lanes, const BITS: usize>(
+pub(super) unsafe fn unpack<S: AttentionSimd>(s: S, a: UnpackArgs) {
+    // SAFETY: the caller guarantees the page's kind and sizes.
+    unsafe {
+        match a.kind {
+            PackedKind::Int8 => unpack_codes::<S, 8>(s, a),
+            PackedKind::Int4 => unpack_codes::<S, 4>(s, a),
+            PackedKind::Sparse(_) => unreachable!("sparse pages are read by vector kernels"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`unpack`], for codes of `BITS` bits.
+#[inline(always)]
+unsafe fn unpack_codes<S: AttentionSimd, const BITS: usize>(
     s: S,
-    page: *const u8,
-    n: usize,
-    runs: usize,
-    to: *mut u8,
+    UnpackArgs { page, n, runs, to, .. }: UnpackArgs,
 ) {
     let steps = n / 2;
     for step in 0..steps {

@@ -12,7 +12,10 @@ use super::{
     bag::Bags,
     signs::{SIGN_WIDTH, flip},
 };
-use crate::{SimdLevel, arch::Kernel, arch::Simd, exec::DisjointSliceMut, exec::Pool};
+use crate::{
+    arch::{Kernel, Level},
+    exec::{DisjointSliceMut, Exec},
+};
 
 /// How a gradient changes a value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -173,6 +176,15 @@ struct Share {
     signed: Vec<f32>,
 }
 
+/// Where [`Gradients::collect`] writes the gradients of a table.
+#[derive(Debug)]
+pub struct SparseGradients<'a> {
+    /// Row numbers.
+    pub rows: &'a mut [i64],
+    /// `width` values for each of the rows.
+    pub values: &'a mut [f32],
+}
+
 /// Probes that are sorted out at once.
 const SIFT: usize = 4096;
 
@@ -181,20 +193,13 @@ impl Gradients {
     ///
     /// # Panics
     /// When sizes do not fit each other, or a probe lies outside the table.
-    pub fn step(
-        &mut self,
-        pool: &Pool,
-        level: SimdLevel,
-        optimizer: Optimizer,
-        table: Trained<'_>,
-        batch: &Backward<'_>,
-    ) {
+    pub fn step(&mut self, exec: Exec<'_>, optimizer: Optimizer, table: Trained<'_>, batch: &Backward<'_>) {
         assert!(table.stride == table.width || table.stride == 1);
         let Trained { values, state, width, stride } = table;
         assert!(state.len() >= optimizer.states(values.len(), width));
         let len = values.len();
         let shared = (DisjointSliceMut::new(values), DisjointSliceMut::new(state));
-        self.add_up(pool, level, Some(optimizer), (len, width, stride), shared, batch);
+        self.add_up(exec, Some(optimizer), (len, width, stride), shared, batch);
     }
 
     /// The blocks of `width` values that the last [`Gradients::step`] changed, each once.
@@ -210,16 +215,13 @@ impl Gradients {
     /// When sizes do not fit each other, or a probe lies outside the table.
     pub fn collect(
         &mut self,
-        pool: &Pool,
-        level: SimdLevel,
-        len: usize,
-        width: usize,
+        exec: Exec<'_>,
+        (len, width): (usize, usize),
         batch: &Backward<'_>,
-        rows: &mut [i64],
-        values: &mut [f32],
+        SparseGradients { rows, values }: SparseGradients<'_>,
     ) -> Option<usize> {
         let nothing = (DisjointSliceMut::new(&mut []), DisjointSliceMut::new(&mut []));
-        self.add_up(pool, level, None, (len, width, width), nothing, batch);
+        self.add_up(exec, None, (len, width, width), nothing, batch);
         let n = self.shares.iter().map(|share| share.touched.len()).sum();
         let (mut rows, mut values) = (rows.get_mut(..n)?, values.get_mut(..n.checked_mul(width)?)?);
         for share in &self.shares {
@@ -234,8 +236,7 @@ impl Gradients {
     /// Every thread adds up the gradients of its rows, and applies them where there is an optimizer.
     fn add_up(
         &mut self,
-        pool: &Pool,
-        level: SimdLevel,
+        Exec { pool, level }: Exec<'_>,
         optimizer: Option<Optimizer>,
         (values_len, width, stride): (usize, usize, usize),
         (values, state): (DisjointSliceMut<'_, f32>, DisjointSliceMut<'_, f32>),
@@ -294,7 +295,7 @@ impl Kernel for Step<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Level>(self, _: S) {
         match self.part.width {
             1 => self.with_width::<1>(),
             2 => self.with_width::<2>(),

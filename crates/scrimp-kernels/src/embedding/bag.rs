@@ -3,14 +3,17 @@
 //! Rows of look-up `l + AHEAD` are asked for before those of look-up `l` are added up, so cache misses overlap.
 
 use super::{
-    gather::{Rows, prefetch},
+    gather::Rows,
     hash::{IdHash, RowRange, row},
     ring::{self, Ring},
     signs::of_hash,
     table::{Stored, Table, Values},
 };
-use crate::arch::embedding::{BagKernel, Lanes};
-use crate::{SimdLevel, exec::DisjointSliceMut, exec::Pool};
+use crate::{
+    SimdLevel,
+    arch::{EmbeddingSimd, Kernel, L1, Level, prefetch},
+    exec::{DisjointSliceMut, Exec, Pool},
+};
 use std::ops::Range;
 
 /// Look-ups whose rows are on their way while others' are added up, at most.
@@ -225,7 +228,8 @@ impl<'a> Batch<'a> {
 ///
 /// # Panics
 /// When sizes do not fit each other, or a probe lies outside the table.
-pub fn forward(pool: &Pool, level: SimdLevel, batch: &Batch<'_>, out: &mut [f32]) {
+pub fn forward(exec: Exec<'_>, batch: &Batch<'_>, out: &mut [f32]) {
+    let Exec { pool, level } = exec;
     let per = batch.probes.per();
     assert!(
         per <= MAX_PROBES && batch.k > 0 && per.is_multiple_of(batch.k),
@@ -266,10 +270,10 @@ fn part_of<T: Stored>(
     out: &mut [f32],
 ) {
     if ring::can(batch) {
-        return crate::arch::embedding::run(level, Ring { batch, values, factor, first, stream, out });
+        return level.run(Ring { batch, values, factor, first, stream, out });
     }
     let dim = batch.probes.per() / batch.k * batch.table.width;
-    crate::arch::embedding::run(level, Forward { batch, values, factor, dim, first, stream, out });
+    level.run(Forward { batch, values, factor, dim, first, stream, out });
 }
 
 struct Forward<'a, T> {
@@ -283,9 +287,11 @@ struct Forward<'a, T> {
     out: &'a mut [f32],
 }
 
-impl<T: Stored> BagKernel for Forward<'_, T> {
+impl<T: Stored> Kernel for Forward<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<S: Lanes>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         match self.batch.k {
             1 => self.with_k::<S, 1>(s),
             _ => self.with_k::<S, 0>(s),
@@ -304,7 +310,7 @@ struct Ahead {
 impl<T: Stored> Forward<'_, T> {
     /// `K` is `k`, or 0 for any.
     #[inline(always)]
-    fn with_k<S: Lanes, const K: usize>(self, s: S) {
+    fn with_k<S: EmbeddingSimd, const K: usize>(self, s: S) {
         let batch = self.batch;
         let rows = Rows {
             values: self.values,
@@ -387,7 +393,7 @@ fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ah
                 let found = &mut ahead.weights[..ids.len() * probing.probes];
                 probing.fill_all::<0>(range.start, ids, found, &mut []);
                 for &row in &*found {
-                    prefetch(weights.as_ptr().wrapping_add(row as usize * groups).cast());
+                    prefetch::<L1>(weights.as_ptr().wrapping_add(row as usize * groups).cast());
                 }
             }
         }

@@ -6,14 +6,17 @@ use super::{
     signs::{flip, flip_lanes},
     table::{Stored, Table, Values},
 };
-use crate::arch::embedding::{BagKernel, Lanes};
-use crate::{SimdLevel, exec::DisjointSliceMut, exec::Pool};
+use crate::{
+    arch::{Kernel, Level},
+    exec::{DisjointSliceMut, Exec},
+};
 
 /// `out[l * per + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of look-ups are trained with.
 ///
 /// # Panics
 /// When sizes do not fit each other, or a probe lies outside the table.
-pub fn dots(pool: &Pool, level: SimdLevel, table: &Table<'_>, batch: &Backward<'_>, out: &mut [f32]) {
+pub fn dots(exec: Exec<'_>, table: &Table<'_>, batch: &Backward<'_>, out: &mut [f32]) {
+    let Exec { pool, level } = exec;
     let (look_ups, dim) = batch.check(table.width);
     assert_eq!(out.len(), batch.probes.len());
     let bags = batch.bags.count(look_ups);
@@ -38,10 +41,10 @@ pub fn dots(pool: &Pool, level: SimdLevel, table: &Table<'_>, batch: &Backward<'
                 out,
             };
             match table.values {
-                Values::F32(values) => crate::arch::embedding::run(level, Dots::<f32> { values, ..dots }),
-                Values::Bf16(values) => crate::arch::embedding::run(level, dots.of(values, 1.0)),
-                Values::Int8 { q, scale } => crate::arch::embedding::run(level, dots.of(q, scale)),
-                Values::Int4 { q, scale, .. } => crate::arch::embedding::run(level, dots.of(q, scale)),
+                Values::F32(values) => level.run(Dots::<f32> { values, ..dots }),
+                Values::Bf16(values) => level.run(dots.of(values, 1.0)),
+                Values::Int8 { q, scale } => level.run(dots.of(q, scale)),
+                Values::Int4 { q, scale, .. } => level.run(dots.of(q, scale)),
             }
         }
     });
@@ -67,9 +70,11 @@ impl<'a> Dots<'a, f32> {
     }
 }
 
-impl<T: Stored> BagKernel for Dots<'_, T> {
+impl<T: Stored> Kernel for Dots<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<S: Lanes>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let (width, half) = (self.table.width, self.table.half());
         for (p, (&probe, out)) in self.probes.iter().zip(self.out.iter_mut()).enumerate() {
             let b = p % self.per / self.k;

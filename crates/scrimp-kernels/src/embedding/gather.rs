@@ -13,7 +13,7 @@ use super::{
     signs::{SIGN_WIDTH, flip, flip_lanes},
     table::{Bytes, Stored},
 };
-use crate::arch::embedding::Lanes;
+use crate::arch::{EmbeddingSimd, L1, prefetch};
 
 /// One look-up's view of a table.
 #[derive(Clone, Copy)]
@@ -27,18 +27,6 @@ pub(crate) struct Rows<'a, T> {
     pub(crate) k: usize,
     /// Outputs go past the caches.
     pub(crate) stream: bool,
-}
-
-/// Asks for the cache line at `at`, which need not be valid.
-#[inline(always)]
-pub(crate) fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch reads nothing architecturally; any address will do.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
 impl<T: Stored> Rows<'_, T> {
@@ -57,12 +45,12 @@ impl<T: Stored> Rows<'_, T> {
         let anywhere = self.stride < self.width;
         for &probe in probes {
             let at = self.values.as_ptr().wrapping_add(self.place(probe).0).cast::<u8>();
-            prefetch(at);
+            prefetch::<L1>(at);
             for line in 1..lines {
-                prefetch(at.wrapping_add(line * 64));
+                prefetch::<L1>(at.wrapping_add(line * 64));
             }
             if anywhere {
-                prefetch(at.wrapping_add(bytes - 1));
+                prefetch::<L1>(at.wrapping_add(bytes - 1));
             }
         }
     }
@@ -70,7 +58,7 @@ impl<T: Stored> Rows<'_, T> {
     /// One look-up: all blocks of `out`. `weights` are one per probe, or empty for ones; `scales` one for each group of
     /// neighboring blocks; `signs` as in `signs.rs`. `add` keeps what `out` holds. `K` is `k` or, for any other, 0.
     #[inline(always)]
-    pub(crate) fn look_up<S: Lanes, const K: usize>(
+    pub(crate) fn look_up<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
         probes: &[u32],
@@ -104,7 +92,7 @@ impl<T: Stored> Rows<'_, T> {
     /// Blocks of any width, of which the first begins with value `first` of the look-up. (Loops over indices: adaptors of iterators
     /// divide, and are not inlined reliably.)
     #[inline(always)]
-    fn blocks<S: Lanes, const K: usize>(
+    fn blocks<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
         probes: &[u32],
@@ -157,7 +145,7 @@ impl<T: Stored> Rows<'_, T> {
     }
 
     #[inline(always)]
-    fn block<S: Lanes, const K: usize>(
+    fn block<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
         probes: &[u32],
@@ -191,7 +179,7 @@ impl<T: Stored> Rows<'_, T> {
 
     /// The sums of `N` times 16 values from `at` on.
     #[inline(always)]
-    pub(crate) fn lanes<S: Lanes, const N: usize, const K: usize>(
+    pub(crate) fn lanes<S: EmbeddingSimd, const N: usize, const K: usize>(
         &self,
         s: S,
         probes: &[u32],
@@ -222,7 +210,7 @@ impl<T: Stored> Rows<'_, T> {
 impl<T: Bytes> Rows<'_, T> {
     /// The sums of 64 values of bytes or their halves, without weights in integers: exact either way.
     #[inline(always)]
-    pub(crate) fn bytes<S: Lanes, const K: usize>(
+    pub(crate) fn bytes<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
         probes: &[u32],
@@ -256,7 +244,7 @@ pub(crate) fn place<T: Stored>(probe: u32, stride: usize, half: usize) -> (usize
 
 /// Writes `scale * acc` with `signs`, or adds it to `out`, whose first value is value `at` of the look-up.
 #[inline(always)]
-pub(crate) fn store<S: Lanes, const N: usize>(
+pub(crate) fn store<S: EmbeddingSimd, const N: usize>(
     s: S,
     acc: [S::F; N],
     scale: f32,

@@ -9,7 +9,10 @@
 //! a sample at a time, where they fit the first cache, and transposed, so that the lanes of a register are 16 values of j and
 //! there are no horizontal sums.
 
-use crate::{SimdLevel, arch::Kernel, arch::Simd, exec::DisjointSliceMut, exec::Pool};
+use crate::{
+    arch::{Kernel, Level, Simd},
+    exec::{DisjointSliceMut, Exec},
+};
 
 /// Vectors of a sample, at most.
 pub const MAX_VECTORS: usize = 512;
@@ -39,7 +42,7 @@ impl Vectors<'_> {
     }
 
     /// Checks the sizes; returns the number of samples.
-    fn check(&self, stride: usize, offset: usize) -> usize {
+    fn check(&self, PairPlaces { stride, offset }: PairPlaces) -> usize {
         let vectors = self.count();
         assert!(vectors <= MAX_VECTORS && offset + vectors * vectors.saturating_sub(1) / 2 <= stride);
         let samples = match self.head.len() {
@@ -61,12 +64,22 @@ impl Vectors<'_> {
     }
 }
 
-/// For each sample, `out` has a place for each pair, every `stride` values, from `offset` on.
+/// Where the pairs of samples are: sample `n` from `n * stride + offset` on.
+#[derive(Debug, Clone, Copy)]
+pub struct PairPlaces {
+    /// Values from sample to sample.
+    pub stride: usize,
+    /// Values before the first pair of a sample.
+    pub offset: usize,
+}
+
+/// Writes the products of all pairs of each sample to their places in `out`.
 ///
 /// # Panics
 /// When sizes do not fit each other.
-pub fn pairs(pool: &Pool, level: SimdLevel, x: &Vectors<'_>, out: &mut [f32], stride: usize, offset: usize) {
-    let samples = x.check(stride, offset);
+pub fn pairs(exec: Exec<'_>, x: &Vectors<'_>, out: &mut [f32], places: PairPlaces) {
+    let (Exec { pool, level }, PairPlaces { stride, offset }) = (exec, places);
+    let samples = x.check(places);
     assert_eq!(out.len(), samples * stride);
     pool.chunks(out, UNIT * stride, |unit, out| {
         level.run(Pairs { x, first: unit * UNIT, out, stride, offset });
@@ -84,7 +97,7 @@ struct Pairs<'a> {
 impl Kernel for Pairs<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Pairs { x: all, first, out, stride, offset } = self;
         let (vectors, dim) = (all.count(), all.dim);
         let mut x = vec![0.0; vectors * dim];
@@ -136,22 +149,28 @@ impl Kernel for Pairs<'_> {
     }
 }
 
-/// Given the gradients `grad` of the pairs, at the places where [`pairs`] writes them: adds those of the first vectors to `head`, and
-/// writes those of the others to `tail`.
+/// Gradients of vectors.
+#[derive(Debug)]
+pub struct VectorGradients<'a> {
+    /// Those of the first vectors, which are added to.
+    pub head: &'a mut [f32],
+    /// Those of the others, which are overwritten.
+    pub tail: &'a mut [f32],
+}
+
+/// Given the gradients `grad` of the pairs, at the places where [`pairs`] writes them, computes those of the vectors.
 ///
 /// # Panics
 /// As [`pairs`].
 pub fn pairs_backward(
-    pool: &Pool,
-    level: SimdLevel,
+    exec: Exec<'_>,
     x: &Vectors<'_>,
     grad: &[f32],
-    stride: usize,
-    offset: usize,
-    head: &mut [f32],
-    tail: &mut [f32],
+    places: PairPlaces,
+    VectorGradients { head, tail }: VectorGradients<'_>,
 ) {
-    let samples = x.check(stride, offset);
+    let (Exec { pool, level }, PairPlaces { stride, offset }) = (exec, places);
+    let samples = x.check(places);
     assert_eq!((x.head.len(), x.tail.len()), (head.len(), tail.len()));
     assert_eq!(grad.len(), samples * stride);
     let (head, tail) = (DisjointSliceMut::new(head), DisjointSliceMut::new(tail));
@@ -243,7 +262,7 @@ impl Sample {
 impl Kernel for Gradients<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let (vectors, dim) = (self.all.count(), self.all.dim);
         let tail = self.all.others * dim;
         let head = vectors * dim - tail;
@@ -291,12 +310,10 @@ impl Kernel for Gradients<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedding::IdHash;
-
-    fn numbers(seed: u64, n: usize) -> Vec<f32> {
-        let hash = IdHash::new(seed, 0);
-        (0..n).map(|i| (hash.hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
-    }
+    use crate::{
+        arch::{SimdLevel, testing::numbers},
+        exec::Pool,
+    };
 
     #[test]
     fn pairs_and_their_gradients() {
@@ -321,9 +338,11 @@ mod tests {
                 let (head, tail) = split(&x, heads);
                 let x_in_two = Vectors { head: &head, tail: &tail, others: vectors - heads, dim };
                 let mut out = vec![7.0; samples * stride];
-                pairs(&pool, level, &x_in_two, &mut out, stride, offset);
+                let (exec, places) = (Exec { pool: &pool, level }, PairPlaces { stride, offset });
+                pairs(exec, &x_in_two, &mut out, places);
                 let (mut head, mut tail) = (vec![1.0; head.len()], vec![9.0; tail.len()]);
-                pairs_backward(&pool, level, &x_in_two, &grad, stride, offset, &mut head, &mut tail);
+                let gradients = VectorGradients { head: &mut head, tail: &mut tail };
+                pairs_backward(exec, &x_in_two, &grad, places, gradients);
                 let dx: Vec<f32> = (0..samples)
                     .flat_map(|n| {
                         let (h, t) = (heads * dim, (vectors - heads) * dim);

@@ -27,10 +27,10 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use backward::{Backward, Gradients, Optimizer, Trained};
+pub use backward::{Backward, Gradients, Optimizer, SparseGradients, Trained};
 pub use bag::{Bags, Batch, MAX_GROUPS, MAX_PROBES, Probes, Probing, Scales, forward, forward_one, probe};
 pub use dots::dots;
 pub use hash::{IdHash, MAX_ROWS, RowRange};
-pub use interaction::{MAX_VECTORS, Vectors, pairs, pairs_backward};
+pub use interaction::{MAX_VECTORS, PairPlaces, VectorGradients, Vectors, pairs, pairs_backward};
 pub use signs::SIGN_WIDTH;
 pub use table::{Int4, Table, Values};

@@ -12,11 +12,11 @@
 
 use super::{
     bag::{Bags, Batch, Probes, Scales},
-    gather::{Rows, prefetch, store},
+    gather::{Rows, store},
     hash::row,
     table::Stored,
 };
-use crate::arch::embedding::{BagKernel, Lanes};
+use crate::arch::{EmbeddingSimd, Kernel, L1, Level, prefetch};
 
 /// Look-ups between asking for rows and adding them up.
 const DISTANCE: usize = 8;
@@ -53,9 +53,11 @@ pub(super) struct Ring<'a, T> {
     pub(super) out: &'a mut [f32],
 }
 
-impl<T: Stored> BagKernel for Ring<'_, T> {
+impl<T: Stored> Kernel for Ring<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<S: Lanes>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let whole = self.batch.table.width.is_multiple_of(64);
         match (self.batch.probes.per(), self.batch.k) {
             (1, 1) if whole => self.look_ups::<S, 1, 1, 1>(s),
@@ -79,7 +81,7 @@ impl<T: Stored> Ring<'_, T> {
     /// `PER` and `K` are the probes of a look-up and of a block, or 0 for any; `MOST` is at least the number of probes. Where `PER`
     /// is given, rows are a multiple of 64 values.
     #[inline(always)]
-    fn look_ups<S: Lanes, const PER: usize, const K: usize, const MOST: usize>(self, s: S) {
+    fn look_ups<S: EmbeddingSimd, const PER: usize, const K: usize, const MOST: usize>(self, s: S) {
         let batch = self.batch;
         let (width, stride) = (batch.table.width, batch.table.stride);
         let per = if PER == 0 { batch.probes.per() } else { PER };
@@ -162,7 +164,7 @@ fn ask<T: Stored, const PER: usize, const MOST: usize>(
                 let h = probing.hashes[*feature].hash(ids[l]);
                 let row = row(h, 0, probing.ranges[*feature]);
                 known.weights[l % RING] = row;
-                prefetch(weights.as_ptr().wrapping_add(row as usize).cast());
+                prefetch::<L1>(weights.as_ptr().wrapping_add(row as usize).cast());
             }
             *feature = if *feature + 1 == probing.hashes.len() { 0 } else { *feature + 1 };
         }

@@ -5,7 +5,7 @@
 //! a whole row, an overlapping row meets the same few other ids in all of its values.
 
 use super::hash::{P, mum};
-use crate::arch::embedding::Lanes;
+use crate::arch::EmbeddingSimd;
 
 /// Neighboring values with the same sign. The signs of a look-up are 64 bits, those of the values `512 i .. 512 (i + 1)` are the same.
 pub const SIGN_WIDTH: usize = 8;
@@ -30,7 +30,7 @@ pub(super) const fn flip(x: f32, bits: u64, at: usize) -> f32 {
 
 /// The same for 16 values from `at` on.
 #[inline(always)]
-pub(super) fn flip_lanes<S: Lanes>(s: S, x: S::F, bits: u64, at: usize) -> S::F {
+pub(super) fn flip_lanes<S: EmbeddingSimd>(s: S, x: S::F, bits: u64, at: usize) -> S::F {
     let mut mask = 0;
     if at.is_multiple_of(SIGN_WIDTH) {
         let two = bits.rotate_right((at / SIGN_WIDTH % 64) as u32) as u16;

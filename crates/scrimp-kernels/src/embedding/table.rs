@@ -10,8 +10,7 @@
 //! The halves of a byte of int4 are `len / 2` values apart ([`Int4`]), so that a row is neighboring bytes wherever it begins.
 
 use super::gather::Rows;
-use crate::arch::Simd;
-use crate::arch::embedding::Lanes;
+use crate::arch::{EmbeddingSimd, Simd};
 use half::bf16;
 
 /// The values of a table.
@@ -168,7 +167,7 @@ pub(crate) trait Stored: Copy + Send + Sync + 'static {
     fn float(self, shift: u32) -> f32;
     /// The sums of 64 values of the rows of `probes`, from `at` on; see [`Rows::lanes`].
     #[inline(always)]
-    fn sum<S: Lanes, const K: usize>(
+    fn sum<S: EmbeddingSimd, const K: usize>(
         s: S,
         rows: &Rows<'_, Self>,
         probes: &[u32],
@@ -211,7 +210,7 @@ impl Stored for i8 {
         f32::from(self)
     }
     #[inline(always)]
-    fn sum<S: Lanes, const K: usize>(
+    fn sum<S: EmbeddingSimd, const K: usize>(
         s: S,
         rows: &Rows<'_, i8>,
         probes: &[u32],
@@ -251,7 +250,7 @@ impl Stored for u8 {
         f32::from(half_of(self, shift))
     }
     #[inline(always)]
-    fn sum<S: Lanes, const K: usize>(
+    fn sum<S: EmbeddingSimd, const K: usize>(
         s: S,
         rows: &Rows<'_, u8>,
         probes: &[u32],

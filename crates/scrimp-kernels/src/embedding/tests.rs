@@ -1,7 +1,10 @@
 //! Every tier against the scalar one, bit by bit, and the scalar one against sums that are written down here.
 
 use super::{hash::row, signs::of_hash, *};
-use crate::{SimdLevel, exec::Pool};
+use crate::{
+    SimdLevel,
+    exec::{Exec, Pool},
+};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -182,7 +185,7 @@ fn check(case: &Case) {
         };
         expected(&floats, width, stride, &plain, &mut sums);
         let mut scalar = vec![f32::NAN; sums.len()];
-        forward(&pool, SimdLevel::SCALAR, &batches[0], &mut scalar);
+        forward(Exec { pool: &pool, level: SimdLevel::SCALAR }, &batches[0], &mut scalar);
         for (a, b) in scalar.iter().zip(&sums) {
             assert!((f64::from(*a) - b).abs() < 1e-5 * f64::from(bag as u32 * 4), "{a} {b}");
         }
@@ -190,9 +193,9 @@ fn check(case: &Case) {
             SimdLevel::supported().into_iter().flat_map(|level| batches.iter().map(move |b| (level, b)))
         {
             let mut out = vec![f32::NAN; sums.len()];
-            forward(&pool, level, batch, &mut out);
+            forward(Exec { pool: &pool, level }, batch, &mut out);
             assert_eq!(out, scalar, "{level}");
-            forward(&pool, level, &Batch { add: true, ..*batch }, &mut out);
+            forward(Exec { pool: &pool, level }, &Batch { add: true, ..*batch }, &mut out);
             assert!(case.bagged || out.iter().zip(&scalar).all(|(a, b)| *a == b + b));
         }
     }
@@ -251,7 +254,7 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
             let mut gradients = Gradients::default();
             for _ in 0..2 {
                 let table = Trained { values: &mut trained, state: &mut state, width, stride };
-                gradients.step(&pool, level, optimizer, table, &batch);
+                gradients.step(Exec { pool: &pool, level }, optimizer, table, &batch);
             }
             if matches!(optimizer, Optimizer::Sgd { .. }) {
                 for (i, (new, old)) in trained.iter().zip(values).enumerate() {
@@ -281,7 +284,7 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
     let mut reference: Option<Vec<f32>> = None;
     for level in SimdLevel::supported() {
         let mut out = vec![0.0; dot.len()];
-        dots(&pool, level, &table, &batch, &mut out);
+        dots(Exec { pool: &pool, level }, &table, &batch, &mut out);
         for (a, b) in out.iter().zip(&dot) {
             assert!((f64::from(*a) - b).abs() < 1e-4);
         }
@@ -340,7 +343,7 @@ fn large_batches_are_like_small_ones() {
     for level in SimdLevel::supported() {
         for offset in [0, 3] {
             let mut out = vec![0.0; n as usize * 64 + offset];
-            forward(&pool, level, &batch(&probes), &mut out[offset..]);
+            forward(Exec { pool: &pool, level }, &batch(&probes), &mut out[offset..]);
             for (out, probe) in out[offset..].chunks(64).zip(&probes) {
                 let row = &values[*probe as usize * 64..][..64];
                 assert!(out.iter().zip(row).all(|(a, b)| *a == 0.5 * b));
@@ -363,7 +366,7 @@ fn bags_of_any_length() {
         add: false,
     };
     let mut out = vec![f32::NAN; 16];
-    forward(&pool, SimdLevel::detect(), &batch, &mut out);
+    forward(Exec { pool: &pool, level: SimdLevel::detect() }, &batch, &mut out);
     let bag = |rows: &[u32]| [0, 1, 2, 3].map(|i| rows.iter().map(|&r| values[r as usize * 4 + i]).sum());
     let expected: Vec<f32> = [bag(&[3, 1]), bag(&[]), bag(&[4, 1, 5]), bag(&[])].concat();
     assert_eq!(out, expected);
@@ -381,5 +384,5 @@ fn probes_outside_the_table_are_refused() {
         bags: Bags::Fixed(1),
         add: false,
     };
-    forward(&Pool::new(1).unwrap(), SimdLevel::detect(), &batch, &mut [0.0; 4]);
+    forward(Exec { pool: &Pool::new(1).unwrap(), level: SimdLevel::detect() }, &batch, &mut [0.0; 4]);
 }

@@ -21,9 +21,8 @@ use super::{
     quantize::{Quantize, QuantizeRow, RoundRow},
 };
 use crate::{
-    arch::{SimdLevel, level::Kind},
-    exec::DisjointSliceMut,
-    exec::Pool,
+    arch::SimdLevel,
+    exec::{DisjointSliceMut, Exec},
     quant::{GROUP, QuantGroup},
 };
 
@@ -50,6 +49,17 @@ impl Needs {
             row_int8: self.row_int8 || other.row_int8,
         }
     }
+}
+
+/// The size of a batch, and the forms that it is stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationShape {
+    /// Tokens in the batch.
+    pub n_tokens: usize,
+    /// Features per token.
+    pub cols: usize,
+    /// The forms that the weights read.
+    pub needs: Needs,
 }
 
 /// Input of a linear layer for a batch of tokens, `[n_tokens][cols]`.
@@ -86,21 +96,8 @@ pub(crate) struct RowScale {
     pub(crate) sum: i32,
 }
 
-impl SimdLevel {
-    /// Tokens that a GEMM kernel of this tier handles at once.
-    pub(crate) const fn token_tile(self) -> usize {
-        match self.kind() {
-            Kind::Scalar => 4,
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => 4,
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => 12,
-        }
-    }
-}
-
 /// Tokens of a tile of a batch: 16 do better as two tiles of 8 than as 12 and 4.
-const fn tile_of(level: SimdLevel, n_tokens: usize) -> usize {
+fn tile_of(level: SimdLevel, n_tokens: usize) -> usize {
     match (level.token_tile(), n_tokens) {
         (12, 13..=16) => 8,
         (tile, _) => tile,
@@ -160,32 +157,23 @@ impl Activations {
             + self.rows.capacity() * size_of::<RowScale>()
     }
 
-    /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `needs` says.
+    /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `shape.needs` says.
     /// Tokens are spread over the pool.
-    pub fn fill(
-        &mut self,
-        pool: &Pool,
-        level: SimdLevel,
-        n_tokens: usize,
-        cols: usize,
-        needs: Needs,
-        fill: impl Fn(usize, &mut [f32]) + Sync,
-    ) {
-        let blocks = level.has_amx() && n_tokens > FEW_TOKENS;
-        self.fill_as(pool, level, n_tokens, cols, needs, blocks, fill);
+    pub fn fill(&mut self, exec: Exec<'_>, shape: ActivationShape, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        let blocks = exec.level.has_amx() && shape.n_tokens > FEW_TOKENS;
+        self.fill_as(exec, shape, blocks, fill);
     }
 
     /// [`Activations::fill`] in the form that tile registers load if `blocks`, whatever the tier.
     pub(crate) fn fill_as(
         &mut self,
-        pool: &Pool,
-        level: SimdLevel,
-        n_tokens: usize,
-        cols: usize,
-        needs: Needs,
+        exec: Exec<'_>,
+        shape: ActivationShape,
         blocks: bool,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
+        let Exec { pool, level } = exec;
+        let ActivationShape { n_tokens, cols, needs } = shape;
         let expanded = blocks && needs.quantized && n_tokens >= EXPANDED_TOKENS;
         // Floats would need tiles of other widths.
         let exact = blocks && needs.quantized && !needs.float && EXACT_TOKENS.contains(&n_tokens);
@@ -389,6 +377,7 @@ unsafe fn store_in_block<T: Copy>(to: &DisjointSliceMut<'_, T>, block: usize, to
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::Pool;
 
     /// Weights that tile registers do not multiply read the batch as they always do.
     #[test]
@@ -399,7 +388,8 @@ mod tests {
         for level in SimdLevel::supported() {
             let [tiles, blocks] = [false, true].map(|blocks| {
                 let mut x = Activations::new();
-                x.fill_as(&pool, level, n, cols, needs, blocks, |t, out| {
+                let shape = ActivationShape { n_tokens: n, cols, needs };
+                x.fill_as(Exec { pool: &pool, level }, shape, blocks, |t, out| {
                     out.iter_mut().enumerate().for_each(|(i, x)| *x = (t * cols + i) as f32);
                 });
                 x

@@ -16,12 +16,13 @@ use super::{
     Unit,
     amx_packed::{BLOCK, Tokens, Whole, add},
     gemm::PanelGroup,
-    gemv::ask_ahead,
+    gemv::prefetch_part,
 };
 use crate::{
-    arch::Kernel,
-    arch::Simd,
-    arch::amx::{Configured, Shape, TILE_BYTES, TILE_STEPS, Tile, clear},
+    arch::{
+        Kernel, Level, Simd,
+        amx::{Configured, Shape, TILE_BYTES, TILE_STEPS, Tile, clear},
+    },
     quant::{BlockFormat, GROUP, Group, Quants, Scaling, TILE_ROWS},
 };
 use std::ops::Range;
@@ -47,9 +48,9 @@ pub(super) trait Rows: Copy {
     /// # Safety
     /// There is another group.
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S>;
-    /// Asks for a group that will come later, once for each, unless `next` does.
+    /// Prefetches a group that will come later, once for each, unless `next` does.
     #[inline(always)]
-    fn ask_ahead<S: Simd>(&self, _: S) {}
+    fn prefetch(&self) {}
 }
 
 /// The groups of a block format.
@@ -83,8 +84,8 @@ impl<F: BlockFormat> Rows for Blocks<'_, F> {
     }
 
     #[inline(always)]
-    fn ask_ahead<S: Simd>(&self, s: S) {
-        ask_ahead(s, &self.blocks[self.group / F::GROUPS], self.group % F::GROUPS, F::GROUPS);
+    fn prefetch(&self) {
+        prefetch_part(&self.blocks[self.group / F::GROUPS], self.group % F::GROUPS, F::GROUPS);
     }
 }
 
@@ -258,7 +259,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> Kernel for ExpandedUnit<'_, '_, X, W> 
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+    fn run<S: Level>(mut self, s: S) {
         debug_assert!(self.unit.x.block() <= BLOCK);
         self.tiles.shaped(Shape::whole(self.unit.x.block()));
         let blocks = self.unit.x.n_tokens().div_ceil(self.unit.x.block());

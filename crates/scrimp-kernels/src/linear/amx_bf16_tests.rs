@@ -6,12 +6,14 @@ use super::{
     amx_packed_tests::{ONE, amx, inputs, matrix, multiply, multiply_softly},
     tests::{pack, random_rows},
 };
-use crate::arch::amx::TILE_STEPS;
 use crate::{
     DType,
-    arch::SimdLevel,
-    exec::Pool,
-    quant::{dequantize::dequantize_row, packed::WeightFormat, packed::test_weights},
+    arch::{SimdLevel, amx::TILE_STEPS},
+    exec::{Exec, Pool},
+    quant::{
+        dequantize::dequantize_row,
+        packed::{WeightFormat, test_weights},
+    },
 };
 use proptest::prelude::*;
 use std::sync::PoisonError;
@@ -76,11 +78,11 @@ proptest! {
         let pool = Pool::new(threads).unwrap();
         let (weight, values) = weights(&pool, which, rows, blocks, seed);
         let (x, bias) = (inputs(n * weight.cols(), seed), inputs(rows, seed ^ 3));
-        let got = multiply(&pool, level, &weight, &x, &bias);
+        let got = multiply(Exec { pool: &pool, level }, &weight, &x, &bias);
         prop_assert_eq!(check(&values, &x, &bias, &got), Ok(()), "{}", weight.format_name());
         // Each token by itself: the same, whatever batch it is in, as long as that is a large one.
         let last = &x[(n - EXPANDED_TOKENS) * weight.cols()..];
-        prop_assert_eq!(&multiply(&pool, level, &weight, last, &bias)[..], &got[(n - EXPANDED_TOKENS) * rows..]);
+        prop_assert_eq!(&multiply(Exec { pool: &pool, level }, &weight, last, &bias)[..], &got[(n - EXPANDED_TOKENS) * rows..]);
     }
 }
 
@@ -93,7 +95,7 @@ fn portable_tiles_give_the_same_in_every_tier() {
         let (x, bias) = (inputs(n * weight.cols(), 5), inputs(rows, 6));
         let mut first: Option<Vec<f32>> = None;
         for level in SimdLevel::supported() {
-            let (activations, out, _) = multiply_softly(&pool, level, &weight, &x, &bias);
+            let (activations, out, _) = multiply_softly(Exec { pool: &pool, level }, &weight, &x, &bias);
             assert!(activations.expanded());
             check(&values, &x, &bias, &out).unwrap();
             if let Some(first) = &first {
@@ -128,8 +130,12 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
         let (weight, _) = weights(&pool, which, 40, 1, 1);
         let (cols, groups) = (weight.cols(), weight.cols().div_ceil(2 * TILE_STEPS));
         for n in [EXPANDED_TOKENS, 64] {
-            let (_, _, executed) =
-                multiply_softly(&pool, SimdLevel::SCALAR, &weight, &inputs(n * cols, 1), &[0.0; 40]);
+            let (_, _, executed) = multiply_softly(
+                Exec { pool: &pool, level: SimdLevel::SCALAR },
+                &weight,
+                &inputs(n * cols, 1),
+                &[0.0; 40],
+            );
             assert_eq!(executed - 2, predicted(groups, n), "{}, {n} tokens", weight.format_name());
         }
         // The compiled kernels, where the emulator counts.
@@ -138,7 +144,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             use std::sync::atomic::Ordering::Relaxed;
             for n in [EXPANDED_TOKENS - 1, EXPANDED_TOKENS, 64] {
                 crate::arch::amx::emulator::EXECUTED.store(0, Relaxed);
-                multiply(&pool, level, &weight, &inputs(n * cols, 1), &[0.0; 40]);
+                multiply(Exec { pool: &pool, level }, &weight, &inputs(n * cols, 1), &[0.0; 40]);
                 // Tile registers that nobody asked for are neither configured nor released.
                 let executed = crate::arch::amx::emulator::EXECUTED.load(Relaxed).saturating_sub(2);
                 eprintln!("{}, {n} tokens: {executed} tile instructions", weight.format_name());

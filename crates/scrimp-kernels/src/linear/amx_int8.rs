@@ -17,9 +17,10 @@
 
 use super::{Unit, amx_bf16::Rows, gemm::PanelGroup};
 use crate::{
-    arch::Kernel,
-    arch::Simd,
-    arch::amx::{A, B, Configured, Shape, Tile},
+    arch::{
+        Kernel, Level, Simd,
+        amx::{A, B, Configured, Shape, Tile},
+    },
     quant::{
         GROUP, QuantGroup, Quants, Scaling, TILE_ROWS,
         group::{least, scaled},
@@ -65,7 +66,7 @@ const fn products<F: Quants>() -> usize {
 #[inline(always)]
 unsafe fn unpack<S: Simd, R: Rows>(s: S, rows: &mut R, panel: &mut [PanelGroup]) {
     for to in panel {
-        rows.ask_ahead(s);
+        rows.prefetch();
         // SAFETY: the caller's word.
         let mut group = unsafe { rows.next(s) };
         if R::Quants::ZERO != 0 {
@@ -187,7 +188,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> Kernel for ExactUnit<'_, '_, X, W> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         match width(self.unit.x.n_tokens()) {
             8 => self.tokens::<S, 8>(s),
             12 => self.tokens::<S, 12>(s),

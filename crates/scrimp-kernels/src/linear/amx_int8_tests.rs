@@ -8,7 +8,13 @@ use super::{
     amx_packed_tests::{ONE, amx, inputs, multiply, multiply_softly},
     linear,
 };
-use crate::{DType, arch::SimdLevel, exec::Pool, quant::packed::WeightFormat};
+use crate::{
+    DType,
+    arch::SimdLevel,
+    exec::{Exec, Pool},
+    linear::ActivationShape,
+    quant::packed::WeightFormat,
+};
 use proptest::prelude::*;
 use std::sync::PoisonError;
 
@@ -17,8 +23,8 @@ fn bits(y: &[f32]) -> Vec<u32> {
 }
 
 /// [`multiply_softly`] with activations that are stored for these kernels.
-fn over_soft(level: SimdLevel, pool: &Pool, weight: &Matrix, x: &[f32], bias: &[f32]) -> (Vec<f32>, usize) {
-    let (activations, out, executed) = multiply_softly(pool, level, weight, x, bias);
+fn over_soft(exec: Exec<'_>, weight: &Matrix, x: &[f32], bias: &[f32]) -> (Vec<f32>, usize) {
+    let (activations, out, executed) = multiply_softly(exec, weight, x, bias);
     assert!(activations.exact(), "{} tokens", activations.n_tokens());
     (out, executed)
 }
@@ -35,8 +41,8 @@ proptest! {
         let pool = Pool::new(threads).unwrap();
         let (weight, _) = weights(&pool, which, rows, blocks, seed);
         let (x, bias) = (inputs(n * weight.cols(), seed), inputs(rows, seed ^ 3));
-        let want = multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias);
-        let got = multiply(&pool, level, &weight, &x, &bias);
+        let want = multiply(Exec { pool: &pool, level: SimdLevel::SCALAR }, &weight, &x, &bias);
+        let got = multiply(Exec { pool: &pool, level }, &weight, &x, &bias);
         prop_assert_eq!(bits(&got), bits(&want), "{}", weight.format_name());
     }
 }
@@ -48,9 +54,9 @@ fn portable_tiles_give_the_bits_of_the_scalar_tier() {
         for n in EXACT_TOKENS {
             let (weight, _) = weights(&pool, which, [40, 33, 16, 5][n % 4], 1 + (n + which) % 7, n as u64);
             let (x, bias) = (inputs(n * weight.cols(), 5), inputs(weight.rows(), 6));
-            let want = bits(&multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias));
+            let want = bits(&multiply(Exec { pool: &pool, level: SimdLevel::SCALAR }, &weight, &x, &bias));
             for level in SimdLevel::supported() {
-                let (got, _) = over_soft(level, &pool, &weight, &x, &bias);
+                let (got, _) = over_soft(Exec { pool: &pool, level }, &weight, &x, &bias);
                 assert_eq!(bits(&got), want, "{}, {n} tokens in {level}", weight.format_name());
             }
         }
@@ -64,7 +70,7 @@ fn a_group_that_is_not_finite_is_nan_and_nothing_else() {
     let (cols, n) = (weight.cols(), 9);
     let mut x = inputs(n * cols, 5);
     x[3 * cols + 40] = f32::INFINITY;
-    let (got, _) = over_soft(SimdLevel::SCALAR, &pool, &weight, &x, &[0.0; 16]);
+    let (got, _) = over_soft(Exec { pool: &pool, level: SimdLevel::SCALAR }, &weight, &x, &[0.0; 16]);
     for (t, y) in got.chunks_exact(16).enumerate() {
         assert!(y.iter().all(|y| y.is_nan() == (t == 3)), "token {t}");
     }
@@ -84,8 +90,12 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
     for which in 0..FORMATS {
         let (weight, _) = weights(&pool, which, 40, 3, 1);
         for n in [*EXACT_TOKENS.start(), 12, 13, 16] {
-            let (_, executed) =
-                over_soft(SimdLevel::SCALAR, &pool, &weight, &inputs(n * weight.cols(), 1), &[0.0; 40]);
+            let (_, executed) = over_soft(
+                Exec { pool: &pool, level: SimdLevel::SCALAR },
+                &weight,
+                &inputs(n * weight.cols(), 1),
+                &[0.0; 40],
+            );
             assert_eq!(executed, predicted(&weight, n), "{}, {n} tokens", weight.format_name());
         }
         // The compiled kernels, where the emulator counts.
@@ -94,7 +104,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             use std::sync::atomic::Ordering::Relaxed;
             for n in [EXACT_TOKENS.start() - 1, *EXACT_TOKENS.start(), 16, 17] {
                 crate::arch::amx::emulator::EXECUTED.store(0, Relaxed);
-                multiply(&pool, level, &weight, &inputs(n * weight.cols(), 1), &[0.0; 40]);
+                multiply(Exec { pool: &pool, level }, &weight, &inputs(n * weight.cols(), 1), &[0.0; 40]);
                 let executed = crate::arch::amx::emulator::EXECUTED.load(Relaxed);
                 assert_eq!(executed, predicted(&weight, n), "{}, {n} tokens", weight.format_name());
             }
@@ -118,7 +128,8 @@ fn shapes_change_within_a_region() {
     let run = |level| {
         let mut activations = Activations::new();
         let needs = matrices.iter().fold(Default::default(), |needs: super::Needs, m| needs.and(m.needs()));
-        activations.fill(&pool, level, n, cols, needs, |t, out| {
+        let exec = Exec { pool: &pool, level };
+        activations.fill(exec, ActivationShape { n_tokens: n, cols, needs }, |t, out| {
             out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
         });
         let mut out = vec![vec![0.0; n * rows]; 3];
@@ -127,7 +138,7 @@ fn shapes_change_within_a_region() {
             .zip(&mut out)
             .map(|(weight, out)| Linear { weight, bias: None, out, stride: rows, accumulate: false })
             .collect();
-        linear(&pool, level, &mut LinearScratch::default(), &activations, &mut products);
+        linear(exec, &mut LinearScratch::default(), &activations, &mut products);
         out.concat()
     };
     assert_eq!(bits(&run(level)), bits(&run(SimdLevel::SCALAR)));

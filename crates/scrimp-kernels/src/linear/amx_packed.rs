@@ -28,10 +28,10 @@ use super::{
     packed::{PackedUnit, Steps, panel_groups},
 };
 use crate::{
-    arch::Kernel,
-    arch::Simd,
-    arch::SimdLevel,
-    arch::amx::{A, B, Configured, Shape, TILE_BYTES, TILE_STEPS, Tile, clear},
+    arch::{
+        Kernel, Level, Simd, SimdLevel,
+        amx::{A, B, Configured, Shape, TILE_BYTES, TILE_STEPS, Tile, clear},
+    },
     quant::{TILE_ROWS, packed::Value},
 };
 use std::ops::Range;
@@ -108,7 +108,7 @@ impl<S: Simd, W: Steps<S>> Source<S> for Expanded<W> {
         let tile = self.to.wrapping_add(self.at);
         for k in 0..TILE_STEPS {
             if k % 2 == 0 {
-                self.steps.prefetch(s);
+                self.steps.prefetch();
             }
             // SAFETY: the caller vouches for the steps, and `to` has room for them.
             unsafe { s.store_b(self.steps.next(s), &mut *tile.add(k)) };
@@ -331,7 +331,7 @@ impl<X: Tile> Kernel for AmxUnit<'_, '_, X> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+    fn run<S: Level>(mut self, s: S) {
         let tiles = self.unit.unit.tiles.clone();
         let x = self.unit.unit.x;
         self.tiles.shaped(Shape::whole(x.block()));

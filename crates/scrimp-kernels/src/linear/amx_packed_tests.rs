@@ -3,11 +3,14 @@
 
 use super::{Activations, Linear, LinearScratch, Matrix, amx_packed::*, linear};
 #[cfg(target_os = "linux")]
-use crate::arch::amx::emulator;
-use crate::arch::amx::{Tile, asm, soft};
+use crate::quant::packed::DenseMatrix;
 use crate::{
-    arch::SimdLevel,
-    exec::Pool,
+    arch::{
+        SimdLevel,
+        amx::{Tile, asm, emulator, soft},
+    },
+    exec::{Exec, Pool},
+    linear::ActivationShape,
     mem::Arena,
     quant::packed::{PackedView, WeightFormat, pack, test_weights},
 };
@@ -32,7 +35,7 @@ pub(super) fn amx() -> Option<(SimdLevel, bool)> {
 }
 
 pub(super) fn matrix(pool: &Pool, format: WeightFormat, rows: usize, cols: usize, w: &[f32]) -> Matrix {
-    let bytes = pack(pool, format, rows, cols, w, None).unwrap();
+    let bytes = pack(pool, format, DenseMatrix { rows, cols, weights: w }, None).unwrap();
     let mut arena = Arena::new(Arena::size_of(bytes.len())).unwrap();
     Matrix::from_packed(pool, &mut arena, &PackedView::new(format, rows, cols, &bytes).unwrap()).unwrap()
 }
@@ -41,23 +44,22 @@ pub(super) fn inputs(n: usize, seed: u64) -> Vec<f32> {
     (0..n as u64).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) % 1999) as f32 / 500.0 - 2.0).collect()
 }
 
-pub(super) fn multiply(pool: &Pool, level: SimdLevel, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
+pub(super) fn multiply(exec: Exec<'_>, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let n = x.len() / cols;
     let mut activations = Activations::new();
-    activations.fill(pool, level, n, cols, weight.needs(), |t, out| {
+    activations.fill(exec, ActivationShape { n_tokens: n, cols, needs: weight.needs() }, |t, out| {
         out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
     });
     let mut out = vec![1.0; n * rows];
     let product = Linear { weight, bias: Some(bias), out: &mut out, stride: rows, accumulate: true };
-    linear(pool, level, &mut LinearScratch::default(), &activations, &mut [product]);
+    linear(exec, &mut LinearScratch::default(), &activations, &mut [product]);
     out
 }
 
 /// The same over tiles in plain Rust, with how activations were stored, and how many tile instructions were executed.
 pub(super) fn multiply_softly(
-    pool: &Pool,
-    level: SimdLevel,
+    exec: Exec<'_>,
     weight: &Matrix,
     x: &[f32],
     bias: &[f32],
@@ -65,12 +67,17 @@ pub(super) fn multiply_softly(
     let (rows, cols) = (weight.rows(), weight.cols());
     let n = x.len() / cols;
     let mut activations = Activations::new();
-    activations.fill_as(pool, level, n, cols, weight.needs(), true, |t, out| {
-        out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
-    });
+    activations.fill_as(
+        exec,
+        ActivationShape { n_tokens: n, cols, needs: weight.needs() },
+        true,
+        |t, out| {
+            out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
+        },
+    );
     let (mut out, mut tiles) = (vec![1.0; n * rows], soft::Soft::new());
     let product = Linear { weight, bias: Some(bias), out: &mut out, stride: rows, accumulate: true };
-    super::linear_over(level, &activations, product, &mut tiles);
+    super::linear_over(exec.level, &activations, product, &mut tiles);
     (activations, out, tiles.executed)
 }
 
@@ -100,12 +107,12 @@ proptest! {
         let (format, pool) = (FORMATS[which], Pool::new(threads).unwrap());
         let weight = matrix(&pool, format, rows, cols, &test_weights(rows, cols, sparsity, seed));
         let (x, bias) = (inputs(n * cols, seed), inputs(rows, seed ^ 3));
-        let want = multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias);
-        let got = multiply(&pool, level, &weight, &x, &bias);
+        let want = multiply(Exec { pool: &pool, level: SimdLevel::SCALAR }, &weight, &x, &bias);
+        let got = multiply(Exec { pool: &pool, level }, &weight, &x, &bias);
         prop_assert_eq!(same(format, &got, &want), Ok(()));
         // Sparse and dense execution of the same weights.
         let dense = matrix(&pool, format.dense(), rows, cols, &test_weights(rows, cols, sparsity, seed));
-        prop_assert_eq!(multiply(&pool, level, &dense, &x, &bias), got);
+        prop_assert_eq!(multiply(Exec { pool: &pool, level }, &dense, &x, &bias), got);
     }
 }
 
@@ -137,8 +144,9 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             let (x, bias) = (inputs(n * cols, 1), vec![0.0; rows]);
             #[cfg(target_os = "linux")]
             emulator::EXECUTED.store(0, std::sync::atomic::Ordering::Relaxed);
-            let got = multiply(&pool, level, &weight, &x, &bias);
-            same(format, &got, &multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias)).unwrap();
+            let got = multiply(Exec { pool: &pool, level }, &weight, &x, &bias);
+            same(format, &got, &multiply(Exec { pool: &pool, level: SimdLevel::SCALAR }, &weight, &x, &bias))
+                .unwrap();
             if native {
                 continue;
             }
@@ -165,8 +173,8 @@ fn portable_tiles_agree_with_the_other_tiers() {
         for level in SimdLevel::supported() {
             let weight = matrix(&pool, format, rows, cols, &test_weights(rows, cols, 0.6, 4));
             let (x, bias) = (inputs(n * cols, 5), inputs(rows, 6));
-            let want = multiply(&pool, SimdLevel::SCALAR, &weight, &x, &bias);
-            let (_, out, _) = multiply_softly(&pool, level, &weight, &x, &bias);
+            let want = multiply(Exec { pool: &pool, level: SimdLevel::SCALAR }, &weight, &x, &bias);
+            let (_, out, _) = multiply_softly(Exec { pool: &pool, level }, &weight, &x, &bias);
             same(format, &out, &want).unwrap();
         }
     }
@@ -175,7 +183,7 @@ fn portable_tiles_agree_with_the_other_tiers() {
 /// Executes tile instructions, on the CPU or the emulator.
 fn with_tiles(config: &[u8; 64], body: impl FnOnce(&mut asm::Amx)) {
     // SAFETY: callers have installed the emulator or found the instructions.
-    let mut tile = unsafe { asm::Amx::new() };
+    let mut tile = unsafe { asm::Amx::assume() };
     // SAFETY: as above.
     unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) config.as_ptr()) };
     body(&mut tile);

@@ -4,14 +4,13 @@
 //! copies of its weights, together [`ROTATED_BYTES`] or more, so that nothing is timed in cache and what else the machine
 //! does hits all of them alike. A time is the best of its rounds and contains storing the activations.
 
-use super::{Activations, Linear, LinearScratch, Matrix, linear};
+use super::{ActivationShape, Activations, Linear, LinearScratch, Matrix, StoredRows, linear};
 use crate::{
     DType,
     arch::SimdLevel,
-    exec::DisjointSliceMut,
-    exec::Pool,
+    exec::{DisjointSliceMut, Exec, Pool},
     mem::Arena,
-    quant::packed::{PackedView, WeightFormat, pack},
+    quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
 };
 use std::{
     io,
@@ -73,6 +72,14 @@ impl BenchFormat {
             Self::Plain(dtype) => dtype.name(),
         }
     }
+
+    /// One line for lists of formats.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Packed(format) => format.about(),
+            Self::Plain(_) => "plain numbers",
+        }
+    }
 }
 
 impl std::str::FromStr for BenchFormat {
@@ -104,7 +111,8 @@ pub struct Timing {
 ///
 /// # Errors
 /// When the shape is empty or too large, or memory cannot be had.
-pub fn measure(pool: &Pool, level: SimdLevel, options: &Options) -> io::Result<Vec<Timing>> {
+pub fn measure(exec: Exec<'_>, options: &Options) -> io::Result<Vec<Timing>> {
+    let Exec { pool, level } = exec;
     let Options { rows, cols, batch, .. } = *options;
     if rows == 0 || cols == 0 || batch == 0 {
         return Err(io::Error::other("rows, columns and batch must be at least 1"));
@@ -136,13 +144,13 @@ pub fn measure(pool: &Pool, level: SimdLevel, options: &Options) -> io::Result<V
         for set in &mut sets {
             let weight = &set.copies[round % copies];
             let start = Instant::now();
-            x.fill(pool, level, batch, cols, weight.needs(), |t, x| {
+            x.fill(exec, ActivationShape { n_tokens: batch, cols, needs: weight.needs() }, |t, x| {
                 for (i, x) in x.iter_mut().enumerate() {
                     *x = ((i * 7 + t) % 31) as f32 / 16.0 - 1.0;
                 }
             });
             let product = Linear { weight, bias: None, out: &mut out, stride: rows, accumulate: false };
-            linear(pool, level, &mut scratch, &x, &mut [product]);
+            linear(exec, &mut scratch, &x, &mut [product]);
             set.best = set.best.min(start.elapsed());
         }
         round += 1;
@@ -172,8 +180,10 @@ struct Packed {
 impl Packed {
     fn new(pool: &Pool, format: BenchFormat, options: &Options, weights: &[f32]) -> io::Result<Self> {
         let bytes = match format {
-            BenchFormat::Packed(format) => pack(pool, format, options.rows, options.cols, weights, None)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?,
+            BenchFormat::Packed(format) => {
+                pack(pool, format, DenseMatrix { rows: options.rows, cols: options.cols, weights }, None)
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?
+            }
             BenchFormat::Plain(DType::F16) => {
                 weights.iter().flat_map(|&w| half::f16::from_f32(w).to_le_bytes()).collect()
             }
@@ -201,7 +211,7 @@ impl Packed {
                 }
                 BenchFormat::Plain(dtype) => {
                     let stored = rows * dtype.row_bytes(cols).expect("plain numbers");
-                    Matrix::pack(pool, arena, dtype, rows, cols, &bytes[..stored])?
+                    Matrix::pack(pool, arena, StoredRows { dtype, rows, cols, data: &bytes[..stored] })?
                 }
             });
         }
@@ -259,7 +269,7 @@ mod tests {
             seed: 1,
             time: Duration::ZERO,
         };
-        let timings = measure(&pool, SimdLevel::detect(), &options).unwrap();
+        let timings = measure(Exec { pool: &pool, level: SimdLevel::detect() }, &options).unwrap();
         assert_eq!(timings.len(), 8);
         for timing in timings {
             assert_eq!(timing.format.name().parse(), Ok(timing.format));
@@ -275,6 +285,9 @@ mod tests {
             };
             assert!((bits - want).abs() < 0.1, "{}: {bits}", timing.format.name());
         }
-        assert!(measure(&pool, SimdLevel::detect(), &Options { rows: 0, ..options }).is_err());
+        assert!(
+            measure(Exec { pool: &pool, level: SimdLevel::detect() }, &Options { rows: 0, ..options })
+                .is_err()
+        );
     }
 }

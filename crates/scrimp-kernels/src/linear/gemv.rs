@@ -4,7 +4,7 @@
 //! group of 512 4-bit weights takes about 25 instructions, a quarter of the time that a core needs to load them.
 
 use crate::{
-    arch::Simd,
+    arch::{L1, Simd, prefetch},
     mem::stream::PREFETCH,
     quant::{
         BlockFormat, Group, QuantGroup, Quants, Scaling, TILE_ROWS,
@@ -13,13 +13,13 @@ use crate::{
     },
 };
 
-/// Asks for one of `parts` parts of the block that lies [`PREFETCH`] behind this one.
+/// Prefetches one of `parts` parts of the block that lies [`PREFETCH`] bytes behind this one.
 #[inline(always)]
-pub(crate) fn ask_ahead<S: Simd, B>(s: S, block: &B, part: usize, parts: usize) {
+pub(crate) fn prefetch_part<B>(block: &B, part: usize, parts: usize) {
     let bytes = size_of::<B>() / parts;
     let at = std::ptr::from_ref(block).cast::<u8>().wrapping_add(PREFETCH + part * bytes);
     for line in 0..bytes.div_ceil(64) {
-        s.prefetch_line(at.wrapping_add(64 * line));
+        prefetch::<L1>(at.wrapping_add(64 * line));
     }
 }
 
@@ -29,14 +29,14 @@ pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Quan
     let mut acc = s.splat(0.0);
     for (block, x) in blocks.iter().zip(x.chunks_exact(F::GROUPS)) {
         if F::GROUPS == 1 {
-            ask_ahead(s, block, 0, 1);
+            prefetch_part(block, 0, 1);
             acc = step::<S, F>(s, block, 0, &x[0], acc);
             continue;
         }
         // Two groups share the bytes that they are unpacked from. A loop that stays a loop: with all 8 groups of a block
         // unrolled, the compiler unpacks them together and spills what does not fit the registers (half the speed).
         for (i, x) in x.as_chunks::<2>().0.iter().enumerate().take(std::hint::black_box(F::GROUPS / 2)) {
-            ask_ahead(s, block, i, F::GROUPS / 2);
+            prefetch_part(block, i, F::GROUPS / 2);
             acc = step::<S, F>(s, block, 2 * i, &x[0], acc);
             acc = step::<S, F>(s, block, 2 * i + 1, &x[1], acc);
         }
@@ -89,7 +89,7 @@ pub(crate) fn float_tile<S: Simd, F: FloatFormat>(
 ) -> S::F {
     let mut acc = s.splat(0.0);
     for (w, &x) in columns.iter().zip(x) {
-        ask_ahead(s, w, 0, 1);
+        prefetch_part(w, 0, 1);
         acc = s.fma(F::load(s, w), s.splat(x), acc);
     }
     acc

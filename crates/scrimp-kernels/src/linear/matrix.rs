@@ -3,8 +3,7 @@
 use super::activations::Needs;
 use crate::{
     DType,
-    exec::DisjointSliceMut,
-    exec::Pool,
+    exec::{DisjointSliceMut, Pool},
     mem::{Arena, ArenaBox},
     quant::{
         BlockFormat, TILE_ROWS,
@@ -27,7 +26,20 @@ pub struct Matrix {
     data: ArenaBox,
 }
 
-/// What the bytes of a matrix are.
+/// Rows of a matrix as a file stores them.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredRows<'a> {
+    /// The type of the weights.
+    pub dtype: DType,
+    /// Out features.
+    pub rows: usize,
+    /// In features.
+    pub cols: usize,
+    /// The rows, one after another, [`DType::row_bytes`] each.
+    pub data: &'a [u8],
+}
+
+/// The format of a matrix.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
     /// Tiles of a stored type.
@@ -59,22 +71,15 @@ impl Matrix {
         tile_bytes(dtype, cols)?.checked_mul(rows.div_ceil(TILE_ROWS)).map(Arena::size_of)
     }
 
-    /// Repacks `rows` stored rows (`data`, one after another) into memory of `arena`.
+    /// Repacks stored rows into memory of `arena`.
     ///
     /// # Errors
     /// When the arena is full, or the weights hold a NaN or an infinity.
     ///
     /// # Panics
     /// When `data` is not as long as the shape says.
-    pub fn pack(
-        pool: &Pool,
-        arena: &mut Arena,
-        dtype: DType,
-        rows: usize,
-        cols: usize,
-        data: &[u8],
-    ) -> std::io::Result<Self> {
-        Self::pack_in_pieces(pool, arena, dtype, rows, cols, data, &mut |_| ())
+    pub fn pack(pool: &Pool, arena: &mut Arena, stored: StoredRows<'_>) -> std::io::Result<Self> {
+        Self::pack_in_pieces(pool, arena, stored, &mut |_| ())
     }
 
     /// As [`Matrix::pack`]; `done` is told of pieces of `data` that are not needed any more, so that a matrix need not be in memory
@@ -88,12 +93,10 @@ impl Matrix {
     pub fn pack_in_pieces(
         pool: &Pool,
         arena: &mut Arena,
-        dtype: DType,
-        rows: usize,
-        cols: usize,
-        data: &[u8],
+        stored: StoredRows<'_>,
         done: &mut dyn FnMut(&[u8]),
     ) -> std::io::Result<Self> {
+        let StoredRows { dtype, rows, cols, data } = stored;
         let row_bytes = dtype.row_bytes(cols).expect("columns fit the block size");
         assert_eq!(data.len(), rows * row_bytes, "matrix data");
         let tile_bytes = tile_bytes(dtype, cols).expect("checked by row_bytes");

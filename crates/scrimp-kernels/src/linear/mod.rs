@@ -26,15 +26,15 @@ mod quantize;
 mod tests;
 mod thread_tiles;
 
-pub use activations::{Activations, Needs};
-pub use matrix::Matrix;
+pub use activations::{ActivationShape, Activations, Needs};
+pub use matrix::{Matrix, StoredRows};
 
 use crate::{
     arch::{
-        Kernel, Simd, SimdLevel,
+        Kernel, Level, Simd, SimdLevel,
         amx::{Configured, Tile},
     },
-    exec::{self, DisjointSliceMut, Pool},
+    exec::{DisjointSliceMut, Exec, part},
     quant::{BlockFormat, GROUP, TILE_ROWS, float::FloatFormat, packed::Value, with_format},
 };
 use gemm::PanelGroup;
@@ -107,13 +107,8 @@ enum Split {
 ///
 /// # Panics
 /// When shapes do not fit each other, or `x` was not stored for this tier or in the form that a weight needs.
-pub fn linear(
-    pool: &Pool,
-    level: SimdLevel,
-    scratch: &mut LinearScratch,
-    x: &Activations,
-    products: &mut [Linear<'_>],
-) {
+pub fn linear(exec: Exec<'_>, scratch: &mut LinearScratch, x: &Activations, products: &mut [Linear<'_>]) {
+    let Exec { pool, level } = exec;
     let n_tokens = x.n_tokens();
     if n_tokens == 0 {
         return;
@@ -205,7 +200,7 @@ pub fn linear(
     let panels = DisjointSliceMut::new(&mut scratch.panels);
     let body = |tiles_of_thread: &mut ThreadTiles, unit: usize, worker: usize| {
         let (block, unit) = (unit / units, unit % units);
-        let x_tiles = exec::part(x.n_tiles(), block, blocks);
+        let x_tiles = part(x.n_tiles(), block, blocks);
         let job = jobs.iter().rev().find(|job| job.first_unit <= unit).expect("units start at 0");
         let tiles = match (&job.split, job.weight.kind()) {
             (&Split::Bytes(units), Kind::Packed(layout)) => {
@@ -316,9 +311,7 @@ struct Unit<'a> {
 struct BlockUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 struct FloatUnit<'a, F>(Unit<'a>, std::marker::PhantomData<F>);
 
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 fn run_block<F: BlockFormat>(level: SimdLevel, unit: Unit<'_>, tiles: &mut ThreadTiles) {
-    #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = tiles
         && unit.job.registers != TileRegisters::None
     {
@@ -356,7 +349,7 @@ impl<F: BlockFormat> Kernel for BlockUnit<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Unit { job, x, x_tiles, tiles, panel } = self.0;
         if x.n_tokens() == 1 {
             for tile in tiles {
@@ -392,7 +385,7 @@ impl<F: FloatFormat> Kernel for FloatUnit<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Unit { job, x, x_tiles, tiles, .. } = self.0;
         for i in x_tiles {
             let (first, n, width) = x.tile(i);
@@ -474,7 +467,7 @@ fn block_row<F: BlockFormat>(level: SimdLevel, weight: &Matrix, row: usize, out:
 
 fn float_row<F: FloatFormat>(_: SimdLevel, weight: &Matrix, row: usize, out: &mut [f32]) {
     for (column, out) in weight.columns::<F>(row / TILE_ROWS).iter().zip(out) {
-        *out = F::load(crate::arch::scalar::Scalar, column)[row % TILE_ROWS];
+        *out = F::load(crate::arch::Scalar, column)[row % TILE_ROWS];
     }
 }
 
@@ -482,7 +475,7 @@ impl<F: BlockFormat> Kernel for Row<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Row(weight, row, out, _) = self;
         let mut panel = [PanelGroup::ZERO; 8];
         let blocks = weight.blocks::<F>(row / TILE_ROWS);

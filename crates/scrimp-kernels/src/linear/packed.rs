@@ -22,9 +22,11 @@ use super::{
     gemv,
 };
 use crate::{
-    arch::Kernel,
-    arch::Simd,
-    arch::SimdLevel,
+    arch::{
+        Kernel, L1, Level, Simd, SimdLevel,
+        amx::{Configured, Tile as AmxTile},
+        prefetch,
+    },
     mem::stream::PREFETCH,
     quant::{
         GROUP, Group, QuantGroup, Quants,
@@ -45,13 +47,13 @@ pub(super) trait Steps<S: Simd> {
     /// There is another step.
     unsafe fn next(&mut self, s: S) -> S::B;
 
-    /// Asks for what the next steps will need, once in two steps. The hardware's prefetchers lose a quarter of the bandwidth
+    /// Prefetches what the next steps will need, once in two steps. The hardware's prefetchers lose a quarter of the bandwidth
     /// with values that are consumed in irregular pieces, and on Intel's CPUs with a dense stream of `bf16`, too.
     #[inline(always)]
-    fn prefetch(&self, _s: S) {}
+    fn prefetch(&self) {}
 }
 
-/// Whole steps, and how many bytes ahead the next ones are asked for.
+/// Whole steps, and how many bytes ahead they are prefetched.
 struct Dense(*const [u8; 64], usize);
 /// Steps of `sparse-bf16`: the bitmap and the values.
 pub(super) struct Words(*const [u8; 4], *const u8);
@@ -70,10 +72,10 @@ impl<S: Simd> Steps<S> for Dense {
     }
 
     #[inline(always)]
-    fn prefetch(&self, s: S) {
+    fn prefetch(&self) {
         let next = self.0.cast::<u8>().wrapping_add(self.1);
-        s.prefetch_line(next);
-        s.prefetch_line(next.wrapping_add(64));
+        prefetch::<L1>(next);
+        prefetch::<L1>(next.wrapping_add(64));
     }
 }
 
@@ -91,8 +93,8 @@ impl<S: Simd> Steps<S> for Words {
     }
 
     #[inline(always)]
-    fn prefetch(&self, s: S) {
-        s.prefetch_line(self.1.wrapping_add(PREFETCH));
+    fn prefetch(&self) {
+        prefetch::<L1>(self.1.wrapping_add(PREFETCH));
     }
 }
 
@@ -109,8 +111,8 @@ impl<S: Simd> Steps<S> for Bytes {
     }
 
     #[inline(always)]
-    fn prefetch(&self, s: S) {
-        s.prefetch_line(self.1.wrapping_add(PREFETCH));
+    fn prefetch(&self) {
+        prefetch::<L1>(self.1.wrapping_add(PREFETCH));
     }
 }
 
@@ -123,7 +125,7 @@ unsafe fn bf16_tile<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x:
     let mut acc = [[s.splat(0.0); T]; 2];
     // Steps come in blocks of 16.
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
-        steps.prefetch(s);
+        steps.prefetch();
         // SAFETY: the caller vouches for the steps.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
@@ -162,7 +164,7 @@ unsafe fn int8_tile<S: Simd, W: Steps<S>, const T: usize>(
     }
     let mut others = [s.splat_i32(0); T];
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
-        steps.prefetch(s);
+        steps.prefetch();
         // SAFETY: the caller vouches for the steps.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
@@ -247,8 +249,8 @@ impl<S: Simd> Groups<S> for DenseGroups {
 impl<S: Simd> Groups<S> for SparseGroups {
     #[inline(always)]
     unsafe fn even(&mut self, s: S) -> Group<S> {
-        s.prefetch_line(self.1.wrapping_add(PREFETCH));
-        s.prefetch_line(self.1.wrapping_add(PREFETCH + 64));
+        prefetch::<L1>(self.1.wrapping_add(PREFETCH));
+        prefetch::<L1>(self.1.wrapping_add(PREFETCH + 64));
         // SAFETY: as in `Words`.
         unsafe {
             let (group, end) = int4::sparse::<S, false>(s, &*self.0, self.1);
@@ -258,7 +260,7 @@ impl<S: Simd> Groups<S> for SparseGroups {
     }
     #[inline(always)]
     unsafe fn odd(&mut self, s: S) -> Group<S> {
-        s.prefetch_line(self.1.wrapping_add(PREFETCH + 64));
+        prefetch::<L1>(self.1.wrapping_add(PREFETCH + 64));
         // SAFETY: as in `Words`.
         unsafe {
             let (group, end) = int4::sparse::<S, true>(s, &*self.0, self.2);
@@ -274,8 +276,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
                 return gemv::accumulate::<S, Int4>(s, &self.even(s), x, acc);
             }
             // Four lines for each pair of groups, which is what half of 1024 weights take.
-            s.prefetch_line(self.1.wrapping_add(PREFETCH));
-            s.prefetch_line(self.1.wrapping_add(PREFETCH + 64));
+            prefetch::<L1>(self.1.wrapping_add(PREFETCH));
+            prefetch::<L1>(self.1.wrapping_add(PREFETCH + 64));
             let (acc, end) = int4::add_sparse::<S, false>(s, &*self.0, self.1, x, acc);
             (self.0, self.1) = (self.0.add(1), end);
             acc
@@ -288,8 +290,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
             if !wide::<S>() {
                 return gemv::accumulate::<S, Int4>(s, &self.odd(s), x, acc);
             }
-            s.prefetch_line(self.2.wrapping_add(PREFETCH + 128));
-            s.prefetch_line(self.2.wrapping_add(PREFETCH + 192));
+            prefetch::<L1>(self.2.wrapping_add(PREFETCH + 128));
+            prefetch::<L1>(self.2.wrapping_add(PREFETCH + 192));
             let (acc, end) = int4::add_sparse::<S, true>(s, &*self.0, self.2, x, acc);
             (self.0, self.2) = (self.0.add(1), end);
             acc
@@ -308,9 +310,9 @@ impl super::amx_bf16::Rows for DenseGroups {
     }
 
     #[inline(always)]
-    fn ask_ahead<S: Simd>(&self, s: S) {
+    fn prefetch(&self) {
         // SAFETY: there is a next group.
-        gemv::ask_ahead(s, unsafe { &*self.0 }, 0, 1);
+        gemv::prefetch_part(unsafe { &*self.0 }, 0, 1);
     }
 }
 
@@ -493,9 +495,7 @@ pub(super) struct PackedUnit<'a> {
     pub(super) data: &'a [u8],
 }
 
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
 pub(super) fn run(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut ThreadTiles) {
-    #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = tiles
         && unit.unit.job.registers != TileRegisters::None
     {
@@ -505,11 +505,7 @@ pub(super) fn run(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut ThreadTile
 }
 
 /// Runs a unit in tile registers.
-pub(super) fn run_over_tiles<X: crate::arch::amx::Tile>(
-    level: SimdLevel,
-    unit: PackedUnit<'_>,
-    tiles: &mut crate::arch::amx::Configured<X>,
-) {
+pub(super) fn run_over_tiles<X: AmxTile>(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut Configured<X>) {
     let (layout, data) = (unit.layout, unit.data);
     let tile = move |tile| Tile { layout, data, tile };
     match (layout.format.value(), layout.format.is_sparse()) {
@@ -574,7 +570,7 @@ impl Kernel for PackedUnit<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+    fn run<S: Level>(mut self, s: S) {
         let (layout, tiles, x) = (self.layout, self.unit.tiles.clone(), self.unit.x);
         let x_tiles = self.unit.x_tiles.clone();
         let (sparse, value) = (layout.format.is_sparse(), layout.format.value());

@@ -2,28 +2,29 @@
 
 use super::*;
 use crate::{
+    exec::Pool,
     mem::Arena,
-    quant::packed::{PackedView, WeightFormat, pack},
+    quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
 };
 use proptest::prelude::*;
 
 fn matrix(pool: &Pool, format: WeightFormat, rows: usize, cols: usize, w: &[f32]) -> (Matrix, Vec<f32>) {
-    let bytes = pack(pool, format, rows, cols, w, None).unwrap();
+    let bytes = pack(pool, format, DenseMatrix { rows, cols, weights: w }, None).unwrap();
     let view = PackedView::new(format, rows, cols, &bytes).unwrap();
     let mut arena = Arena::new(Arena::size_of(bytes.len())).unwrap();
     (Matrix::from_packed(pool, &mut arena, &view).unwrap(), view.to_dense_f32())
 }
 
-fn multiply(pool: &Pool, level: SimdLevel, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
+fn multiply(exec: Exec<'_>, weight: &Matrix, x: &[f32], bias: &[f32]) -> Vec<f32> {
     let cols = weight.cols();
     let n = x.len() / cols;
     let mut activations = Activations::new();
-    activations.fill(pool, level, n, cols, weight.needs(), |t, out| {
+    activations.fill(exec, ActivationShape { n_tokens: n, cols, needs: weight.needs() }, |t, out| {
         out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
     });
     let mut out = vec![1.0; n * weight.rows()];
     let product = Linear { weight, bias: Some(bias), out: &mut out, stride: weight.rows(), accumulate: true };
-    linear(pool, level, &mut LinearScratch::default(), &activations, &mut [product]);
+    linear(exec, &mut LinearScratch::default(), &activations, &mut [product]);
     out
 }
 
@@ -49,11 +50,11 @@ proptest! {
         let exact = !matches!(format, WeightFormat::Bf16 | WeightFormat::SparseBf16);
         let mut first: Option<Vec<f32>> = None;
         for level in SimdLevel::supported() {
-            let got = multiply(&pool, level, &weight, &x, &bias);
+            let got = multiply(Exec { pool: &pool, level }, &weight, &x, &bias);
             // Sparse and dense give the same bits, one token and the batch too.
-            prop_assert_eq!(&multiply(&pool, level, &dense, &x, &bias), &got, "dense {} {}", format, level);
+            prop_assert_eq!(&multiply(Exec { pool: &pool, level }, &dense, &x, &bias), &got, "dense {} {}", format, level);
             for t in [0, n_tokens - 1] {
-                let alone = multiply(&pool, level, &weight, &x[t * cols..(t + 1) * cols], &bias);
+                let alone = multiply(Exec { pool: &pool, level }, &weight, &x[t * cols..(t + 1) * cols], &bias);
                 for (alone, got) in alone.iter().zip(&got[t * rows..]) {
                     // Tile registers, which a batch gets, add bf16 products in another order.
                     let same = if exact || !level.has_amx() { alone == got } else { (alone - got).abs() <= 1e-3 };
@@ -111,9 +112,9 @@ proptest! {
         let (weight, _) = matrix(&pool, format, rows, cols, &w);
         let (x, bias) = (inputs(n_tokens * cols, seed), inputs(rows, seed));
         for level in SimdLevel::supported().into_iter().filter(|level| !level.has_amx()) {
-            let got = multiply(&pool, level, &weight, &x, &bias);
+            let got = multiply(Exec { pool: &pool, level }, &weight, &x, &bias);
             for (t, (x, got)) in x.chunks_exact(cols).zip(got.chunks_exact(rows)).enumerate() {
-                let alone = multiply(&pool, level, &weight, x, &bias);
+                let alone = multiply(Exec { pool: &pool, level }, &weight, x, &bias);
                 prop_assert_eq!(&alone[..], got, "token {} of {} {}", t, format, level);
             }
         }
@@ -130,7 +131,7 @@ fn no_kernel_reads_beyond_the_packed_bytes() {
             // Scales and starts are aligned if the length is.
             let packed = (0..100).find_map(|seed| {
                 let w = crate::quant::packed::test_weights(rows, cols, sparsity, 7 * seed);
-                let bytes = pack(&pool, format, rows, cols, &w, None).unwrap();
+                let bytes = pack(&pool, format, DenseMatrix { rows, cols, weights: &w }, None).unwrap();
                 bytes.len().is_multiple_of(8).then_some((w, bytes))
             });
             let (w, bytes) = packed.expect("some lengths are multiples of 8");
@@ -142,8 +143,12 @@ fn no_kernel_reads_beyond_the_packed_bytes() {
                 for n in [1, 3, 9, 20] {
                     let x = inputs(n * cols, x_seed);
                     let bias = vec![0.0; rows];
-                    let want = multiply(&pool, level, &ordinary, &x, &bias);
-                    assert_eq!(multiply(&pool, level, &guarded, &x, &bias), want, "{format} {level}");
+                    let want = multiply(Exec { pool: &pool, level }, &ordinary, &x, &bias);
+                    assert_eq!(
+                        multiply(Exec { pool: &pool, level }, &guarded, &x, &bias),
+                        want,
+                        "{format} {level}"
+                    );
                 }
             }
         }
@@ -174,7 +179,7 @@ fn non_finite_activations_stay_in_their_token() {
         x[96 + 40] = f32::NAN;
         for level in SimdLevel::supported() {
             for n in [3, 20] {
-                let y = multiply(&pool, level, &weight, &x[..n * 96], &[0.0; 33]);
+                let y = multiply(Exec { pool: &pool, level }, &weight, &x[..n * 96], &[0.0; 33]);
                 assert!(y[33..66].iter().all(|y| y.is_nan()), "{format} {level}");
                 assert!(y[..33].iter().chain(&y[66..]).all(|y| y.is_finite()), "{format} {level}");
             }
@@ -189,7 +194,7 @@ fn the_longest_rows_of_the_largest_values_do_not_overflow() {
     let (weight, _) = matrix(&pool, WeightFormat::SparseInt8, 1, cols, &vec![-1.0; cols]);
     let x: Vec<f32> = vec![-1.0; cols];
     for level in SimdLevel::supported() {
-        let y = multiply(&pool, level, &weight, &x, &[0.0]);
+        let y = multiply(Exec { pool: &pool, level }, &weight, &x, &[0.0]);
         assert!((y[0] - 1.0 - cols as f32).abs() < 1.0, "{level}: {}", y[0]);
     }
 }

@@ -2,8 +2,7 @@
 
 use super::activations::RowScale;
 use crate::{
-    arch::Kernel,
-    arch::Simd,
+    arch::{Kernel, Level, Simd},
     exec::DisjointSliceMut,
     quant::{GROUP, QuantGroup, round_to_bf16},
 };
@@ -33,7 +32,7 @@ impl Kernel for Quantize<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         for (i, x) in self.row.as_chunks::<GROUP>().0.iter().enumerate() {
             let at = self.start + i * self.width;
             // SAFETY: the word of whoever made this.
@@ -53,7 +52,7 @@ impl Kernel for RoundRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Level>(self, _: S) {
         for (out, x) in self.out.iter_mut().zip(self.row) {
             *out = round_to_bf16(*x);
         }
@@ -71,7 +70,7 @@ impl Kernel for QuantizeRow<'_> {
     type Output = RowScale;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> RowScale {
+    fn run<S: Level>(self, s: S) -> RowScale {
         let vectors = self.row.as_chunks::<16>().0;
         let magnitude = s.splat_i32(0x7fff_ffff);
         let mut bits = s.splat_i32(0);

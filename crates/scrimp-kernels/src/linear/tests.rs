@@ -1,7 +1,7 @@
 //! Every format in every tier against plain dequantized f64 arithmetic, and tiers against each other bit by bit.
 
 use super::*;
-use crate::{DType, mem::Arena, quant::dequantize::dequantize_row};
+use crate::{DType, exec::Pool, mem::Arena, quant::dequantize::dequantize_row};
 use proptest::prelude::*;
 
 /// Stored rows with random contents whose scales are finite and moderate.
@@ -35,21 +35,21 @@ pub(super) fn random_rows(dtype: DType, rows: usize, cols: usize, seed: u64) -> 
 
 pub(super) fn pack(pool: &Pool, dtype: DType, rows: usize, cols: usize, data: &[u8]) -> Matrix {
     let mut arena = Arena::new(Matrix::packed_bytes(dtype, rows, cols).unwrap()).unwrap();
-    Matrix::pack(pool, &mut arena, dtype, rows, cols, data).unwrap()
+    Matrix::pack(pool, &mut arena, StoredRows { dtype, rows, cols, data }).unwrap()
 }
 
-fn activations(pool: &Pool, level: SimdLevel, weight: &Matrix, x: &[f32]) -> Activations {
+fn activations(exec: Exec<'_>, weight: &Matrix, x: &[f32]) -> Activations {
     let cols = weight.cols();
     let mut activations = Activations::new();
-    activations.fill(pool, level, x.len() / cols, cols, weight.needs(), |t, out| {
+    let shape = ActivationShape { n_tokens: x.len() / cols, cols, needs: weight.needs() };
+    activations.fill(exec, shape, |t, out| {
         out.copy_from_slice(&x[t * cols..(t + 1) * cols]);
     });
     activations
 }
 
 fn multiply(
-    pool: &Pool,
-    level: SimdLevel,
+    exec: Exec<'_>,
     weight: &Matrix,
     x: &[f32],
     bias: Option<&[f32]>,
@@ -57,9 +57,9 @@ fn multiply(
 ) -> Vec<f32> {
     let n = x.len() / weight.cols();
     let mut out = start.map_or_else(|| vec![f32::NAN; n * weight.rows()], <[f32]>::to_vec);
-    let x = activations(pool, level, weight, x);
+    let x = activations(exec, weight, x);
     let product = Linear { weight, bias, out: &mut out, stride: weight.rows(), accumulate: start.is_some() };
-    linear(pool, level, &mut LinearScratch::default(), &x, &mut [product]);
+    linear(exec, &mut LinearScratch::default(), &x, &mut [product]);
     out
 }
 
@@ -105,11 +105,11 @@ proptest! {
         let start = accumulate.then_some(&before[..]);
         let mut first: Option<Vec<f32>> = None;
         for level in SimdLevel::supported() {
-            let got = multiply(&pool, level, &weight, &x, bias, start);
+            let got = multiply(Exec { pool: &pool, level }, &weight, &x, bias, start);
             // One token at a time gives the same bits as the batch.
             for t in [0, n_tokens - 1] {
                 let start = start.map(|s| &s[t * rows..(t + 1) * rows]);
-                let alone = multiply(&pool, level, &weight, &x[t * cols..(t + 1) * cols], bias, start);
+                let alone = multiply(Exec { pool: &pool, level }, &weight, &x[t * cols..(t + 1) * cols], bias, start);
                 prop_assert_eq!(&alone[..], &got[t * rows..(t + 1) * rows]);
             }
             if let Some(first) = &first {
@@ -157,9 +157,9 @@ proptest! {
         let weight = pack(&pool, dtype, rows, cols, &random_rows(dtype, rows, cols, seed));
         let x = inputs(n_tokens * cols, seed);
         for level in SimdLevel::supported().into_iter().filter(|level| !level.has_amx()) {
-            let got = multiply(&pool, level, &weight, &x, None, None);
+            let got = multiply(Exec { pool: &pool, level }, &weight, &x, None, None);
             for (t, (x, got)) in x.chunks_exact(cols).zip(got.chunks_exact(rows)).enumerate() {
-                let alone = multiply(&pool, level, &weight, x, None, None);
+                let alone = multiply(Exec { pool: &pool, level }, &weight, x, None, None);
                 prop_assert_eq!(&alone[..], got, "token {} of {} {}", t, dtype, level);
             }
         }
@@ -173,7 +173,7 @@ fn non_finite_inputs_give_nan_for_their_token_only() {
     let mut x = inputs(3 * 64, 1);
     x[64 + 40] = f32::INFINITY;
     for level in SimdLevel::supported() {
-        let y = multiply(&pool, level, &weight, &x, None, None);
+        let y = multiply(Exec { pool: &pool, level }, &weight, &x, None, None);
         assert!(y[33..66].iter().all(|y| y.is_nan()));
         assert!(y[..33].iter().chain(&y[66..]).all(|y| y.is_finite()));
     }
@@ -189,7 +189,10 @@ fn weights_that_are_not_finite_are_refused() {
         let at = last_block + dtype.half_fields().last().copied().unwrap_or(0);
         data[at..at + nan.len()].copy_from_slice(nan);
         let mut arena = Arena::new(Matrix::packed_bytes(dtype, 20, 512).unwrap()).unwrap();
-        assert!(Matrix::pack(&pool, &mut arena, dtype, 20, 512, &data).is_err(), "{dtype}");
+        assert!(
+            Matrix::pack(&pool, &mut arena, StoredRows { dtype, rows: 20, cols: 512, data: &data }).is_err(),
+            "{dtype}"
+        );
     }
 }
 
@@ -215,9 +218,10 @@ fn the_largest_quants_do_not_overflow_narrow_sums() {
                 let one: Vec<f32> = (0..256).map(input).collect();
                 // Alone and as part of a batch: different kernels.
                 for x in [one.clone(), one.repeat(5)] {
-                    let want = multiply(&pool, SimdLevel::SCALAR, &weight, &x, None, None);
+                    let want =
+                        multiply(Exec { pool: &pool, level: SimdLevel::SCALAR }, &weight, &x, None, None);
                     for level in SimdLevel::supported() {
-                        let got = multiply(&pool, level, &weight, &x, None, None);
+                        let got = multiply(Exec { pool: &pool, level }, &weight, &x, None, None);
                         assert_eq!(got, want, "{dtype} {byte:#x} {level}");
                     }
                 }

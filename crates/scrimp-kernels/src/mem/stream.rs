@@ -1,6 +1,6 @@
 //! Reading memory as products read weights: what the bandwidth of a machine means here.
 
-use crate::{arch::Kernel, arch::Simd, arch::SimdLevel};
+use crate::arch::{Kernel, L1, Level, SimdLevel, prefetch};
 
 /// How far ahead, in bytes, a stream is asked for; measured: 4 to 6 KiB do best. Without it, a core of Intel's servers has too
 /// few lines in flight, and streams half as fast.
@@ -19,12 +19,12 @@ impl Kernel for Largest<'_> {
     type Output = i32;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> i32 {
+    fn run<S: Level>(self, s: S) -> i32 {
         let mut largest = [s.splat_i32(i32::MIN); 4];
         let (blocks, rest) = self.0.as_chunks::<4>();
         for block in blocks {
             for (largest, line) in largest.iter_mut().zip(block) {
-                s.prefetch_line(std::ptr::from_ref(line).cast::<u8>().wrapping_add(PREFETCH));
+                prefetch::<L1>(std::ptr::from_ref(line).cast::<u8>().wrapping_add(PREFETCH));
                 *largest = s.max_i32(*largest, s.bits(s.load(line)));
             }
         }

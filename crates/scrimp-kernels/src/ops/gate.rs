@@ -1,7 +1,7 @@
 //! The gated feed-forward's non-linearity, and soft caps on logits.
 
 use super::padded;
-use crate::{arch::Kernel, arch::Simd, arch::SimdLevel};
+use crate::arch::{Kernel, Level, Simd, SimdLevel};
 
 /// Non-linearity of a gated feed-forward block (Shazeer 2020, "GLU variants improve Transformer").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Kernel for Gated<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Gated(f, gate, up, out) = self;
         match f {
             Gate::Silu => gated_with::<S, false>(s, gate, up, out),
@@ -73,7 +73,7 @@ impl Kernel for Softcap<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let (cap, inverse) = (s.splat(self.0), s.splat(1.0 / self.0));
         for x in self.1.chunks_mut(16) {
             let mut lanes = padded(x);
@@ -87,7 +87,7 @@ impl Kernel for Scale<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Level>(self, _: S) {
         self.1.iter_mut().for_each(|x| *x *= self.0);
     }
 }

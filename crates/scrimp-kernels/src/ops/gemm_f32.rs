@@ -9,11 +9,8 @@
 //! sum is one chain in the order of k: the same bits for every tier and number of threads. Bound by arithmetic.
 
 use crate::{
-    SimdLevel,
-    arch::Kernel,
-    arch::{Simd, scalar::Scalar},
-    exec::DisjointSliceMut,
-    exec::Pool,
+    arch::{Kernel, Level, Scalar, Simd},
+    exec::{DisjointSliceMut, Exec},
 };
 use std::ops::Range;
 
@@ -71,20 +68,28 @@ const fn tile<S: Simd>() -> (usize, usize) {
     if S::TOKEN_TILE >= 8 { (8, 2) } else { (4, 1) }
 }
 
-/// `c = a b`, where `c` is `[m, n]`, one row after another, and the product has `k` steps.
+/// A product `c = a b`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[m, n, k]`: the sizes of `c`, and the steps of the sums.
+    pub shape: [usize; 3],
+    /// `[m, k]`
+    pub a: View<'a>,
+    /// `[k, n]`
+    pub b: View<'a>,
+    /// What sums start from, and what is done to them.
+    pub start: Start<'a>,
+    /// `[m, n]`, one row after another.
+    pub c: &'a mut [f32],
+}
+
+/// Computes a product.
 ///
 /// # Panics
 /// When sizes do not fit each other.
-pub fn gemm(
-    pool: &Pool,
-    level: SimdLevel,
-    [m, n, k]: [usize; 3],
-    a: View<'_>,
-    b: View<'_>,
-    start: Start<'_>,
-    c: &mut [f32],
-    scratch: &mut GemmScratch,
-) {
+pub fn gemm(exec: Exec<'_>, scratch: &mut GemmScratch, product: Product<'_>) {
+    let Exec { pool, level } = exec;
+    let Product { shape: [m, n, k], a, b, start, c } = product;
     assert_eq!(c.len(), m * n);
     if m == 0 || n == 0 {
         return;
@@ -106,8 +111,8 @@ pub fn gemm(
     let panels_a = &mut scratch.a[..packed_a];
     let panels_b = &mut scratch.b[..n_panels * nr * k];
     if k > 0 {
-        pool.chunks(panels_a, mr * k, |panel, to| pack(a, panel * mr, m, mr, k, to));
-        pool.chunks(panels_b, nr * k, |panel, to| pack(b.t(), panel * nr, n, nr, k, to));
+        pool.chunks(panels_a, mr * k, |panel, to| pack(a, panel * mr..m, mr, k, to));
+        pool.chunks(panels_b, nr * k, |panel, to| pack(b.t(), panel * nr..n, nr, k, to));
     }
     let a = if in_rows { Left::Rows(a) } else { Left::Panels(panels_a) };
     // A unit: some panels of A, which stay in the second-level cache, times some of B.
@@ -135,9 +140,9 @@ fn grow(v: &mut Vec<f32>, len: usize) {
     }
 }
 
-/// `to[step * width + i] = x(first + i, step)`, 0 beyond `rows`.
-fn pack(x: View<'_>, first: usize, rows: usize, width: usize, k: usize, to: &mut [f32]) {
-    let there = width.min(rows - first);
+/// `to[step * width + i] = x(rows.start + i, step)`, 0 beyond `rows`.
+fn pack(x: View<'_>, rows: Range<usize>, width: usize, k: usize, to: &mut [f32]) {
+    let (first, there) = (rows.start, width.min(rows.len()));
     match width {
         _ if x.row != 1 || there < width => {}
         32 => return pack_columns::<32>(x, first, to),
@@ -181,7 +186,7 @@ struct TileOf;
 impl Kernel for TileOf {
     type Output = (usize, usize);
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> (usize, usize) {
+    fn run<S: Level>(self, _: S) -> (usize, usize) {
         tile::<S>()
     }
 }
@@ -199,7 +204,7 @@ struct Unit<'a> {
 impl Kernel for Unit<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         if const { tile::<S>().0 == 8 } { self.tiles::<S, 8, 2>(s) } else { self.tiles::<S, 4, 1>(s) }
     }
 }
@@ -340,12 +345,8 @@ const _: () = assert!(tile::<Scalar>().0 == 4);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedding::IdHash;
-
-    fn numbers(seed: u64, n: usize) -> Vec<f32> {
-        let hash = IdHash::new(seed, 0);
-        (0..n).map(|i| (hash.hash(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
-    }
+    use crate::arch::SimdLevel;
+    use crate::{arch::testing::numbers, exec::Pool};
 
     #[test]
     fn products_of_odd_sizes_are_right_and_the_same_everywhere() {
@@ -360,28 +361,14 @@ mod tests {
                     for level in SimdLevel::supported() {
                         let mut scratch = GemmScratch::default();
                         let mut c = vec![f32::NAN; m * n];
-                        gemm(
-                            &pool,
-                            level,
-                            [m, n, k],
-                            va,
-                            vb,
-                            Start::Bias { bias: &bias, relu: false },
-                            &mut c,
-                            &mut scratch,
-                        );
+                        let exec = Exec { pool: &pool, level };
+                        let mut product = |start, c: &mut [f32]| {
+                            gemm(exec, &mut scratch, Product { shape: [m, n, k], a: va, b: vb, start, c });
+                        };
+                        product(Start::Bias { bias: &bias, relu: false }, &mut c);
                         let mut d = vec![f32::NAN; m * n];
-                        gemm(
-                            &pool,
-                            level,
-                            [m, n, k],
-                            va,
-                            vb,
-                            Start::Bias { bias: &bias, relu: true },
-                            &mut d,
-                            &mut scratch,
-                        );
-                        gemm(&pool, level, [m, n, k], va, vb, Start::Accumulate, &mut c, &mut scratch);
+                        product(Start::Bias { bias: &bias, relu: true }, &mut d);
+                        product(Start::Accumulate, &mut c);
                         for i in 0..m {
                             for j in 0..n {
                                 let mut sum = 0.0;

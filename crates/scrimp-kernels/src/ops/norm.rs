@@ -1,7 +1,7 @@
 //! RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * (w + offset)`.
 
 use super::padded;
-use crate::{arch::Kernel, arch::Simd, arch::SimdLevel};
+use crate::arch::{Kernel, Level, Simd, SimdLevel};
 
 /// The learned part of a norm.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +76,7 @@ impl<const ADD: bool> Kernel for Into<'_, ADD> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Self { norm, x, out } = self;
         let factor = norm.factor(s, x);
         let ((x, x_tail), (w, w_tail)) = (x.as_chunks::<16>(), norm.weight.as_chunks::<16>());
@@ -97,7 +97,7 @@ impl Kernel for InPlace<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Self { norm, x } = self;
         let factor = norm.factor(s, x);
         let ((x, x_tail), (w, w_tail)) = (x.as_chunks_mut::<16>(), norm.weight.as_chunks::<16>());

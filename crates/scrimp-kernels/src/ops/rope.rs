@@ -1,6 +1,9 @@
 //! Rotary position embedding (Su et al. 2021): rotates pairs of elements of a head by `position * inv_freq`.
 
-use crate::{arch::Kernel, arch::Simd, arch::SimdLevel, exec::DisjointSliceMut, exec::Pool};
+use crate::{
+    arch::{Kernel, Level, SimdLevel},
+    exec::{DisjointSliceMut, Pool},
+};
 
 /// Cosines and sines of a batch of positions, `[n_positions][pairs]` each.
 #[derive(Debug, Default)]
@@ -73,7 +76,7 @@ impl Kernel for Halves<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Level>(self, s: S) {
         let Halves(head, cos, sin) = self;
         let (a, b) = head.split_at_mut(cos.len());
         let ((a, a_tail), (b, b_tail)) = (a.as_chunks_mut::<16>(), b.as_chunks_mut::<16>());

@@ -1,73 +1,104 @@
-//! Making a cache smaller: how many tokens are kept, which, and what stands for those that go.
+//! Compression of a cache: how many tokens each KV head keeps, which ones, and the representatives of the dropped ones.
 //!
 //! ```text
 //! budget of a KV head = sinks + recent + important + representatives
-//!                       always kept       by policy   KVCrush (arXiv 2503.00022): see `crush`
+//!                       reserved         by policy   KVCrush (arXiv 2503.00022): see `kvcrush`
 //! ```
-//! [`Compression`] says how; [`select()`] decides for one layer; [`Sequence::compress`](crate::Sequence::compress) does it.
+//! [`Compression`] holds the settings, [`select()`] decides for one layer, and [`Sequence::compress`](crate::Sequence::compress)
+//! compresses a sequence.
 
-pub(crate) mod choose;
-mod crush;
-mod keys;
-mod page;
+mod key_order;
+mod kvcrush;
+mod mass;
+mod order;
 mod select;
-mod signature;
+pub(crate) mod select_layers;
+mod select_pages;
+mod signature_order;
+mod signatures;
 
-pub use crush::{Anchor, Crush, Mass, Order};
+pub use key_order::KeyOrder;
+pub use kvcrush::Crush;
+pub use mass::{AttentionMass, MASSES, Mass, NoMass, Segment, mass};
+pub use order::{Dropped, Items, ORDERS, Order, order};
 pub use select::select;
+pub use signature_order::SignatureOrder;
+pub use signatures::Signatures;
 
 use crate::{
     error::KvError,
     policy::{Needs, PolicyChoice},
 };
+use select::best;
 
 /// How many tokens each KV head keeps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Budget {
-    /// So many, sinks and recent ones included.
+    /// A number of tokens, sinks and recent tokens included.
     Tokens(usize),
-    /// This share of the tokens that were seen.
+    /// A share of the prompt's tokens.
     Fraction(f64),
 }
 
-/// What is kept or dropped as a whole.
+/// The unit that is kept or dropped as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Granularity {
-    /// Tokens, each KV head its own.
+    /// Single tokens, chosen per KV head.
     Token,
-    /// Runs of so many tokens, the same for all KV heads of a layer.
+    /// Runs of this many tokens, the same for all KV heads of a layer.
     Page(usize),
 }
 
-/// How a cache is made smaller.
+impl Granularity {
+    /// The name that users see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Page(_) => "page",
+        }
+    }
+
+    /// One line for lists of granularities.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Token => "Tokens, each KV head its own",
+            Self::Page(_) => "Runs of tokens, the same for all KV heads of a layer",
+        }
+    }
+}
+
+/// The granularities by name, in the order of the documentation, with the default number of tokens per page.
+pub static GRANULARITIES: [Granularity; 2] =
+    [Granularity::Token, Granularity::Page(Compression::DEFAULT_PAGE)];
+
+/// The settings of a compression.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Compression {
     /// Tokens that each KV head keeps.
     pub budget: Budget,
-    /// What says which tokens are important.
+    /// The policy that scores tokens.
     pub policy: PolicyChoice,
-    /// First tokens that are kept in any case.
+    /// First tokens of the text that are always kept.
     pub sinks: usize,
-    /// Last tokens that are kept in any case; none: as many as [`Compression::recent_of`] says.
+    /// Last tokens of the text that are always kept; `None`: [`Compression::recent_of`] the budget.
     pub recent: Option<usize>,
-    /// Representatives of what is dropped.
+    /// Representatives of dropped tokens.
     pub crush: Crush,
-    /// What is kept or dropped as a whole.
+    /// The unit that is kept or dropped as a whole.
     pub granularity: Granularity,
-    /// Turn kept keys so that the model finds no gaps where tokens were dropped (see
-    /// [`Sequence::compress_turning`](crate::Sequence::compress_turning)).
+    /// Rotate kept keys to consecutive positions (see [`Sequence::compress_rerotated`](crate::Sequence::compress_rerotated)).
     pub rerotate: bool,
-    /// Seed of everything random.
+    /// Seed of all random numbers.
     pub seed: u64,
 }
 
 impl Compression {
-    /// Sinks that are kept by default.
+    /// The default of [`Compression::sinks`].
     pub const DEFAULT_SINKS: usize = 4;
-    /// Tokens of a page by default.
+    /// The default number of tokens of [`Granularity::Page`].
     pub const DEFAULT_PAGE: usize = 32;
 
-    /// `policy` with `budget`, and defaults.
+    /// `policy` at `budget`, with defaults for all other settings.
     pub fn new(policy: PolicyChoice, budget: Budget) -> Self {
         Self {
             budget,
@@ -81,28 +112,28 @@ impl Compression {
         }
     }
 
-    /// Whether anything is ever dropped.
+    /// Whether the compression never drops a token.
     pub fn keeps_everything(&self) -> bool {
         self.policy.policy.keeps_everything()
     }
 
-    /// Last tokens that are kept in any case of a budget of so many: by default a sixth of it, from 32 to 128.
+    /// Recent tokens that a budget of `budget` tokens includes: by default a sixth of it, from 32 to 128.
     ///
-    /// A prompt ends with what is wanted, and no policy finds all of that: with 128 instead of 32 tokens questions stay whole
-    /// (benches/kv/quality.md has what it does to KL and to answers).
+    /// A prompt often ends with a question, and no policy finds all of its tokens. 128 tokens hold most questions whole
+    /// (benches/kv/quality.md has the effect on KL and on answers).
     pub fn recent_of(&self, budget: usize) -> usize {
         self.recent.unwrap_or_else(|| (budget / 6).clamp(32, 128))
     }
 
-    /// Tokens that are kept in any case of a budget of so many.
-    pub fn fixed_of(&self, budget: usize) -> usize {
+    /// The sinks and recent tokens of a budget of `budget` tokens.
+    pub fn reserved(&self, budget: usize) -> usize {
         self.sinks.saturating_add(self.recent_of(budget))
     }
 
-    /// Checks what can be checked before the length of the prompt is known.
+    /// Checks the settings that do not depend on the length of the prompt.
     ///
     /// # Errors
-    /// When the budget is 0 or smaller than sinks and recent tokens, a share is outside of `0..=1`, or a page has no tokens.
+    /// When the budget is 0 or smaller than the sinks and recent tokens, a share is outside of `0..=1`, or a page has no tokens.
     pub fn check(&self) -> Result<(), KvError> {
         let bad = |what: String| Err(KvError::BadInput(what));
         match self.budget {
@@ -112,7 +143,7 @@ impl Compression {
                     "a KV budget of {f} is no share of the prompt: it must be above 0.0 and at most 1.0"
                 ));
             }
-            Budget::Tokens(n) => self.check_fixed(n)?,
+            Budget::Tokens(n) => self.check_reserved(n)?,
             Budget::Fraction(_) => {}
         }
         let share = self.crush.share;
@@ -125,8 +156,8 @@ impl Compression {
         Ok(())
     }
 
-    fn check_fixed(&self, tokens: usize) -> Result<(), KvError> {
-        if self.keeps_everything() || tokens >= self.fixed_of(tokens) {
+    fn check_reserved(&self, tokens: usize) -> Result<(), KvError> {
+        if self.keeps_everything() || tokens >= self.reserved(tokens) {
             return Ok(());
         }
         Err(KvError::BadInput(format!(
@@ -140,7 +171,7 @@ impl Compression {
     /// Tokens that each KV head keeps of a prompt of `prompt` tokens.
     ///
     /// # Errors
-    /// As [`Compression::check`], and when that is less than sinks and recent tokens, or more than the prompt has.
+    /// Those of [`Compression::check`], and when the budget is smaller than the sinks and recent tokens or larger than the prompt.
     pub fn tokens(&self, prompt: usize) -> Result<usize, KvError> {
         self.check()?;
         let tokens = self.nominal(prompt);
@@ -149,15 +180,15 @@ impl Compression {
                 "a KV budget of {tokens} tokens is larger than the {prompt} tokens that there are"
             )));
         }
-        self.check_fixed(tokens)?;
+        self.check_reserved(tokens)?;
         Ok(tokens)
     }
 
-    /// As [`Compression::tokens`], for prompts of any length: a short one is kept whole, and never less than sinks and
-    /// recent tokens.
-    pub fn tokens_at_least_fixed(&self, prompt: usize) -> usize {
+    /// As [`Compression::tokens`], for prompts of any length: at least the sinks and recent tokens, and possibly more than the prompt
+    /// has.
+    pub fn tokens_or_reserved(&self, prompt: usize) -> usize {
         let tokens = self.nominal(prompt);
-        tokens.max(self.fixed_of(tokens))
+        tokens.max(self.reserved(tokens))
     }
 
     fn nominal(&self, prompt: usize) -> usize {
@@ -167,7 +198,7 @@ impl Compression {
         }
     }
 
-    /// What has to be known of attention.
+    /// The attention scores that the compression reads.
     pub fn needs(&self) -> Needs {
         if self.keeps_everything() {
             return Needs::NONE;

@@ -1,21 +1,23 @@
-//! AdaKV (Feng et al. 2024, arXiv 2407.11550, §4): one budget for all heads of a layer, spent where scores are highest. A
-//! head whose attention is spread out gets more tokens than one that looks at a few. Wraps any policy: `adakv:POLICY`.
+//! AdaKV: all heads of a layer share one budget, which goes to the tokens with the highest scores. A head whose attention spreads
+//! over many tokens gets more than a head that concentrates on few. It wraps any policy: `adakv:POLICY`.
+//!
+//! Source: Feng et al. 2024, arXiv 2407.11550, §4.
 //!
 //! ```text
 //! c[h]      = tokens of head h among the (heads x budget) best of the layer
 //! budget[h] = 0.2 budget + 0.8 c[h]                 (the first term is a floor for each head)
 //! ```
 
-/// What names of policies with a shared budget begin with.
+/// The prefix of policy names with a shared budget.
 pub const PREFIX: &str = "adakv:";
 
-/// Share of the budget that each head has for itself.
+/// Share of the budget that is reserved for each head.
 pub(crate) const FLOOR: f64 = 0.2;
 
-/// Splits `heads x budget` tokens among heads, given the scores of the tokens that may be evicted, and the share of its budget that
-/// each head has for itself.
+/// Splits `heads x budget` tokens among heads. `scores` are those of the candidates of each head; `floor` is the share of its budget
+/// that each head keeps.
 ///
-/// The result adds up to `heads x budget`, and no head gets more than it has.
+/// The result adds up to `heads x budget` (or to all candidates, where they are fewer), and no head gets more than its candidates.
 pub fn head_budgets(scores: &[&[f32]], budget: usize, floor: f64) -> Vec<usize> {
     let heads = scores.len();
     let total = heads * budget;
@@ -24,13 +26,13 @@ pub fn head_budgets(scores: &[&[f32]], budget: usize, floor: f64) -> Vec<usize> 
     if total >= all.len() {
         return scores.iter().map(|s| s.len()).collect();
     }
-    // The highest first; where scores are equal, the lower head.
+    // Highest score first; among equal scores, the lower head.
     all.select_nth_unstable_by(total, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut counts = vec![0_usize; heads];
     all[..total].iter().for_each(|&(_, head)| counts[head] += 1);
     let shares = counts.iter().map(|&c| floor * budget as f64 + (1.0 - floor) * c as f64);
-    // Rounding the running total makes the parts add up; each stays within one of its share, so a head is capped where it has too little, and
-    // the rest goes to the first that have room.
+    // Rounding the running total makes the parts add up. Each part is within one of its share. A head is capped at its
+    // candidates, and the remainder goes to the first heads with room.
     let (mut exact, mut given) = (0.0, 0);
     let mut budgets = Vec::with_capacity(heads);
     for (share, scores) in shares.zip(scores) {

@@ -1,16 +1,18 @@
-//! Expected attention (Devoto et al. 2025, arXiv 2510.00636, §3): what queries to come will attend to. The paper takes the
-//! queries of the prompt, before RoPE, as normally distributed, turns that distribution to later positions, and has a
-//! closed form for the mean attention weight. Here the mean is one over a sample: queries of the prompt, turned to later positions.
+//! Expected attention: a token matters if future queries can be expected to attend to it. Future queries are estimated by queries
+//! of the prompt that RoPE moves to later positions.
+//!
+//! Source: Devoto et al. 2025, arXiv 2510.00636, §3. The paper models queries before RoPE as a normal distribution and has a
+//! closed form for the mean attention weight; this policy takes the mean over a sample of queries.
 //!
 //! ```text
 //! score[t] = ||v[t]||  mean over the group's query heads and sampled queries i of softmax(R(p_i' - p_i) q_i k)[t]
 //! ```
-//! `p_i` is where query `i` was, `p_i'` one of the next positions, R the rotation of RoPE. Tokens that came after the
-//! sample was taken count as needed.
+//! `p_i` is the position of query `i`, `p_i'` a position after the prompt, R the rotation of RoPE. Tokens that were appended after
+//! the sample get the maximum score.
 
 use super::{Attention, LayerView, Needs, Policy};
 
-/// Attention of queries to come.
+/// Attention that future queries are expected to pay.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Expected;
 
@@ -20,7 +22,7 @@ impl Policy for Expected {
     }
 
     fn about(&self) -> &'static str {
-        "attention to expect of queries to come (arXiv 2510.00636)"
+        "expected attention of future queries (arXiv 2510.00636)"
     }
 
     fn needs(&self) -> Needs {

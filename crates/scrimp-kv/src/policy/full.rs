@@ -1,8 +1,12 @@
-//! Keeps everything.
+//! The full cache: every token is kept.
+//!
+//! ```text
+//! score[t] = 0
+//! ```
 
 use super::{LayerBudget, LayerView, Needs, Policy};
 
-/// Keeps everything.
+/// Keeps every token.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Full;
 
@@ -12,7 +16,7 @@ impl Policy for Full {
     }
 
     fn about(&self) -> &'static str {
-        "keeps everything"
+        "keeps every token"
     }
 
     fn needs(&self) -> Needs {

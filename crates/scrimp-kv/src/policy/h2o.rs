@@ -1,5 +1,7 @@
-//! Heavy-hitter oracle (Zhang et al. 2023, arXiv 2306.14048, §4): tokens that got much attention so far. Sums favor
-//! early tokens, which more queries saw, so they are divided by the number of queries that could see the token.
+//! Heavy-hitter oracle (H2O): a token matters if it received much attention so far. Plain sums favor early tokens, which more
+//! queries saw, so this policy divides each sum by the number of queries that could see the token.
+//!
+//! Source: Zhang et al. 2023, arXiv 2306.14048, §4.
 //!
 //! ```text
 //! score[t] = mean over the group's query heads of  sum over queries i >= t of softmax(q_i k)[t] / #{queries i >= t}
@@ -17,7 +19,7 @@ impl Policy for H2o {
     }
 
     fn about(&self) -> &'static str {
-        "attention over all queries that saw the token (arXiv 2306.14048)"
+        "attention of all queries that saw the token (arXiv 2306.14048)"
     }
 
     fn needs(&self) -> Needs {

@@ -1,5 +1,6 @@
-//! Key norm (Devoto et al. 2024, arXiv 2406.11430, §4): keys with a low norm tend to get high attention. Needs no
-//! attention at all.
+//! Key norm: keys with a low norm tend to receive much attention. The policy needs no attention scores.
+//!
+//! Source: Devoto et al. 2024, arXiv 2406.11430, §4.
 //!
 //! ```text
 //! score[t] = -||k[t]||
@@ -7,7 +8,7 @@
 
 use super::{LayerView, Needs, Policy};
 
-/// Low key norms are important.
+/// Low key norms score high.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KNorm;
 

@@ -1,16 +1,18 @@
-//! KVzip (Kim et al. 2025, arXiv 2505.23416, §3): what the model needs to repeat its context is what any later question may
-//! need. After the prompt the context is read once more, and a token's score is the most attention that it got in that.
-//! About twice the work of a prefill, for a cache that serves questions which are not known yet.
+//! KVzip: a token matters if the model needs it to reconstruct its context, because any later question may need the same tokens.
+//! After the prefill the model repeats the context, and a token's score is the maximum attention that it receives meanwhile.
+//!
+//! Source: Kim et al. 2025, arXiv 2505.23416, §3.
 //!
 //! ```text
 //! score[t] = max over repeated tokens i and the group's query heads of softmax(q_i k)[t]
 //! ```
-//! All KV heads of all layers share one budget (§3.4): heads that the model copies with keep nearly everything, others next
-//! to nothing. `adakv:kvzip` shares within each layer only. Tokens that came after that pass count as needed.
+//! The repetition costs about one more prefill. All KV heads of all layers share one budget (§3.4): heads that copy keep nearly all
+//! tokens, other heads keep few. `adakv:kvzip` shares the budget within each layer only. Tokens that were appended after the
+//! repetition get the score 1.
 
 use super::{Attention, LayerView, Needs, Policy};
 
-/// The most attention while the model repeats its context.
+/// Maximum attention while the model repeats its context.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KvZip;
 
@@ -20,16 +22,16 @@ impl Policy for KvZip {
     }
 
     fn about(&self) -> &'static str {
-        "the most attention while the model repeats its context (arXiv 2505.23416)"
+        "maximum attention while the model repeats its context (arXiv 2505.23416)"
     }
 
     fn needs(&self) -> Needs {
-        Needs { repeated: true, ..Needs::NONE }
+        Needs { reconstruction: true, ..Needs::NONE }
     }
 
     fn score(&self, view: &LayerView<'_>, kv_head: usize, out: &mut [f32]) {
-        view.attention(Attention::Repeated, kv_head, out);
-        let known = view.n_known(Attention::Repeated, kv_head);
+        view.attention(Attention::Reconstruction, kv_head, out);
+        let known = view.n_known(Attention::Reconstruction, kv_head);
         out.iter_mut().skip(known).for_each(|x| *x = 1.0);
     }
 

@@ -1,17 +1,17 @@
-//! KVzip for a question that is known: what the model needs to repeat its context, weighed by how much the end of the prompt
-//! looks at that place.
+//! KVzip for a known question: reconstruction scores, weighted by how much attention the end of the prompt pays to the position.
+//! The first factor tells whether a head needs the token, the second whether the answer continues from that passage.
+//!
+//! Source: the reconstruction scores of KVzip (arXiv 2505.23416, §3) with attention of the last queries as in SnapKV (arXiv
+//! 2404.14469), summed over all heads (scrimp).
 //!
 //! ```text
-//! score[t] = kvzip[t] place[position of t]^2             (see `kvzip` and `place`)
+//! score[t] = kvzip[t] weight[position of t]^2             (see `kvzip` and `position_weight`)
 //! ```
-//! Two questions are asked of a token: whether this head needs it to go on from where it stands (KVzip's repetition, §3 of
-//! arXiv 2505.23416), and whether the text goes on from there (attention of the prompt's last queries, as in SnapKV,
-//! arXiv 2404.14469, but of all heads together). A question that comes after the compression finds what `kvzip` leaves near
-//! the end of the text.
+//! A question that is appended after the compression finds mainly the passages that the end of the prompt attended to.
 
 use super::{KvZip, LayerView, Needs, Policy, position_weight};
 
-/// The most attention while the model repeats its context, near what the end of the prompt looks at.
+/// Reconstruction scores, weighted by position.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KvZipQuery;
 
@@ -21,7 +21,7 @@ impl Policy for KvZipQuery {
     }
 
     fn about(&self) -> &'static str {
-        "kvzip, weighed by where the prompt's last 32 queries look (scrimp)"
+        "kvzip, weighted by the attention of the prompt's last 32 queries (scrimp)"
     }
 
     fn needs(&self) -> Needs {
@@ -30,7 +30,7 @@ impl Policy for KvZipQuery {
 
     fn score(&self, view: &LayerView<'_>, kv_head: usize, out: &mut [f32]) {
         KvZip.score(view, kv_head, out);
-        view.weigh_by_place(kv_head, 2, out);
+        view.apply_position_weights(kv_head, 2, out);
     }
 
     fn shares_layers(&self) -> bool {

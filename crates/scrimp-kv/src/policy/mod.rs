@@ -1,8 +1,8 @@
-//! Which tokens matter: the interface of eviction policies, and the registry.
+//! Eviction policies: which tokens a cache keeps.
 //!
-//! A policy says what it looks at ([`Policy::needs`]) and gives every token that a KV head holds a score
-//! ([`Policy::score`]). How many tokens are kept, which are kept in any case, and what stands for those that go is
-//! the same for all policies: see [`crate::compress`].
+//! A policy names the attention scores that it reads ([`Policy::needs`]) and scores every token of a KV head
+//! ([`Policy::score`]). The budget, the sinks, the recent tokens and KVCrush are common to all policies: see
+//! [`crate::compress`]. [`POLICIES`] is the registry.
 
 pub mod adakv;
 mod expected;
@@ -30,83 +30,120 @@ pub use random::Random;
 pub use snapkv::SnapKv;
 pub use streaming::Streaming;
 pub use tova::Tova;
-pub(crate) use view::mix;
 pub use view::{LayerView, ModelView};
 
-use crate::error::KvError;
+use crate::{attention_scores::ScoresWanted, error::KvError};
 
-/// What a policy looks at. What nobody needs is not computed.
+/// The attention scores that a policy reads. Scores that nothing needs are not computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Attention summed over all queries.
     pub sum: bool,
-    /// Attention summed over so many last queries of the prompt.
+    /// Attention summed over this many last queries of the prompt.
     pub recent: Option<usize>,
     /// Attention of the last query.
     pub last: bool,
-    /// The most attention in a second pass, in which the model repeats the text.
-    pub repeated: bool,
-    /// Attention that queries to come can be expected to give.
+    /// KVzip's reconstruction scores, from a second pass in which the model repeats the text.
+    pub reconstruction: bool,
+    /// Expected attention of future queries.
     pub expected: bool,
-    /// Sums of each query head by itself, not only their mean over a KV head's group.
-    pub query_heads: bool,
+    /// One row of scores per query head. Otherwise a row is the mean over the query heads of a KV head, which takes less time.
+    pub per_query_head: bool,
 }
 
 impl Needs {
-    /// Nothing but positions and keys.
-    pub const NONE: Self =
-        Self { sum: false, recent: None, last: false, repeated: false, expected: false, query_heads: false };
+    /// Positions, keys and values only.
+    pub const NONE: Self = Self {
+        sum: false,
+        recent: None,
+        last: false,
+        reconstruction: false,
+        expected: false,
+        per_query_head: false,
+    };
 
-    /// All that either needs; the larger window of recent queries.
+    /// The needs of both, with the larger window of recent queries.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {
             sum: self.sum || other.sum,
             recent: self.recent.max(other.recent),
             last: self.last || other.last,
-            repeated: self.repeated || other.repeated,
+            reconstruction: self.reconstruction || other.reconstruction,
             expected: self.expected || other.expected,
-            query_heads: self.query_heads || other.query_heads,
+            per_query_head: self.per_query_head || other.per_query_head,
+        }
+    }
+
+    /// The scores that attention calls accumulate for a compression at `len` tokens.
+    pub fn scores_wanted(self, len: usize) -> ScoresWanted {
+        ScoresWanted {
+            sum: self.sum,
+            recent_from: self.recent.map(|window| len.saturating_sub(window) as u32),
+            last: self.last,
+            max: false,
+            per_query_head: self.per_query_head,
         }
     }
 }
 
-/// One of the column sums of [`ColumnStats`](crate::ColumnStats).
+/// A kind of attention score that the tokens of a layer have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attention {
-    /// Over all queries, divided by the number of queries that could see the token.
+    /// The sum over all queries, divided by the number of queries that could see the token.
     Mean,
-    /// Over the last queries of the prompt.
+    /// The sum over the last queries of the prompt.
     Recent,
-    /// Of the last query.
+    /// The score of the last query.
     Last,
-    /// The most while the model repeated the text; per KV head.
-    Repeated,
-    /// What queries to come can be expected to give; per KV head.
+    /// KVzip's reconstruction score; per KV head.
+    Reconstruction,
+    /// The expected attention of future queries; per KV head.
     Expected,
 }
 
-/// What a KV head keeps.
+/// The tokens that a KV head keeps.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Kept {
-    /// Indices of kept tokens in the head's table, strictly increasing.
+pub struct Selection {
+    /// Indices into the head's block table, strictly increasing.
     pub indices: Vec<u32>,
-    /// What is added to their scores from now on (the logarithm of a representative's mass); `None`: as it was.
+    /// The biases that attention adds to the tokens' scores from now on, one per index (the logarithm of a representative's mass);
+    /// `None` keeps the biases as they are.
     pub bias: Option<Vec<f32>>,
 }
 
-/// The layers that are compressed, as far as budgets depend on them.
+impl Selection {
+    /// Every token of a head with `n` tokens.
+    pub fn all(n: usize) -> Self {
+        Self { indices: (0..n as u32).collect(), bias: None }
+    }
+
+    /// Checks that the selection fits a head with `len` tokens.
+    pub(crate) fn check(&self, len: usize) -> Result<(), KvError> {
+        let increasing = self.indices.windows(2).all(|w| w[0] < w[1]);
+        let inside = self.indices.last().is_none_or(|&i| (i as usize) < len);
+        let biased = self.bias.as_ref().is_none_or(|b| b.len() == self.indices.len());
+        if increasing && inside && biased {
+            return Ok(());
+        }
+        Err(KvError::BadInput(format!(
+            "a selection needs increasing indices below {len}, and one bias per index or no biases"
+        )))
+    }
+}
+
+/// The layer that [`Policy::layer_budget`] assigns a budget to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerBudget {
-    /// The layer's place among the layers that are compressed, from 0.
+    /// The layer's index among the layers that are compressed, from 0.
     pub index: usize,
-    /// How many those are.
-    pub of: usize,
+    /// The number of layers that are compressed.
+    pub n_layers: usize,
     /// Tokens that a KV head keeps on average over those layers.
     pub budget: usize,
-    /// Tokens of these that are kept in any case (sinks and recent ones).
-    pub fixed: usize,
-    /// Tokens that a KV head holds.
+    /// The part of `budget` that sinks and recent tokens take.
+    pub reserved: usize,
+    /// Tokens that a KV head of this layer holds.
     pub tokens: usize,
 }
 
@@ -115,54 +152,53 @@ pub trait Policy: std::fmt::Debug + Send + Sync {
     /// The name that users see.
     fn name(&self) -> &'static str;
 
-    /// The paper or the idea, for the list of policies.
+    /// One line for lists of policies: the idea and the paper.
     fn about(&self) -> &'static str;
 
-    /// What [`Policy::score`] looks at.
+    /// The attention scores that [`Policy::score`] reads.
     fn needs(&self) -> Needs;
 
-    /// Writes how important each token of `kv_head` is (`[tokens that the head holds]`); the highest are kept, the
-    /// earlier one where two are equal.
+    /// Writes the score of each token of `kv_head` to `out` (`[tokens of the head]`). Tokens with the highest scores are kept;
+    /// among equal scores, earlier tokens.
     fn score(&self, view: &LayerView<'_>, kv_head: usize, out: &mut [f32]);
 
-    /// Tokens that each KV head of a layer may keep. By default all layers have the same budget; others must spend the
+    /// Tokens that each KV head of a layer may keep. By default all layers have the same budget; other budgets must add up to the
     /// same total.
     fn layer_budget(&self, layer: LayerBudget) -> usize {
         layer.budget
     }
 
-    /// Whether scores of different layers can be compared, so that the heads of all layers share one budget, spent where
-    /// scores are highest.
+    /// Whether scores of different layers are comparable, so that the heads of all layers can share one budget.
     fn shares_layers(&self) -> bool {
         false
     }
 
-    /// The attention that query heads judge tokens by (KVCrush's signatures, §3.1 of arXiv 2503.00022).
-    fn signature(&self) -> Attention {
+    /// The attention by which a query head ranks tokens for KVCrush's signatures (arXiv 2503.00022, §3.1).
+    fn signature_attention(&self) -> Attention {
         Attention::Mean
     }
 
-    /// Whether it keeps everything whatever the budget.
+    /// Whether the policy keeps every token at any budget.
     fn keeps_everything(&self) -> bool {
         false
     }
 }
 
-/// Every policy, in the order of the documentation.
+/// All policies, in the order of the documentation.
 pub static POLICIES: [&dyn Policy; 11] =
     [&Full, &Streaming, &H2o, &SnapKv, &PyramidKv, &Tova, &KNorm, &Expected, &KvZip, &KvZipQuery, &Random];
 
-/// A policy, and whether the heads of a layer share their budget (`adakv:POLICY`).
+/// A policy by name: `POLICY` or `adakv:POLICY`.
 #[derive(Debug, Clone, Copy)]
 pub struct PolicyChoice {
-    /// What gives scores.
+    /// The policy.
     pub policy: &'static dyn Policy,
-    /// One budget for all heads of a layer, spent where scores are highest (see [`adakv`]).
+    /// Whether all heads of a layer share one budget (see [`adakv`]).
     pub shared_budget: bool,
 }
 
 impl PolicyChoice {
-    /// Keeps everything.
+    /// The policy `full`.
     pub const FULL: Self = Self { policy: &Full, shared_budget: false };
 
     /// The name that users see.
@@ -178,10 +214,10 @@ impl PartialEq for PolicyChoice {
     }
 }
 
-/// The policy of this name, which may be `adakv:POLICY`.
+/// The policy with this name, `POLICY` or `adakv:POLICY`.
 ///
 /// # Errors
-/// When there is none; the message lists those that there are.
+/// When no policy has the name; the message lists all names.
 pub fn policy(name: &str) -> Result<PolicyChoice, KvError> {
     let base = name.strip_prefix(adakv::PREFIX);
     let found = POLICIES.into_iter().find(|p| p.name() == base.unwrap_or(name));
@@ -197,17 +233,4 @@ pub fn policy(name: &str) -> Result<PolicyChoice, KvError> {
             )))
         }
     }
-}
-
-/// Checks that `kept` names tokens of a head with `len` tokens in order.
-pub(crate) fn check(kept: &Kept, len: usize) -> Result<(), KvError> {
-    let increasing = kept.indices.windows(2).all(|w| w[0] < w[1]);
-    let inside = kept.indices.last().is_none_or(|&i| (i as usize) < len);
-    let biased = kept.bias.as_ref().is_none_or(|b| b.len() == kept.indices.len());
-    if increasing && inside && biased {
-        return Ok(());
-    }
-    Err(KvError::BadInput(format!(
-        "kept tokens must be increasing indices below {len} with a bias each (or no biases)"
-    )))
 }

@@ -1,14 +1,17 @@
-//! PyramidKV (Cai et al. 2024, arXiv 2406.02069, §4): attention is spread over the whole context in the first layers, and
-//! on a few tokens in the last ones, so budgets shrink with depth, at the same total. Scores are those of SnapKV.
+//! PyramidKV: attention spreads over the whole context in the first layers and concentrates on few tokens in the last ones, so
+//! budgets shrink with depth at the same total. Scores are those of SnapKV.
+//!
+//! Source: Cai et al. 2024, arXiv 2406.02069, §4.
 //!
 //! ```text
-//! budget[l] = fixed + free (1 + spread (1 - 2 l / (L - 1)))        fixed: sinks and recent tokens; free: the rest
+//! score[t]  = snapkv[t]
+//! budget[l] = reserved + rest (1 + spread (1 - 2 l / (L - 1)))     reserved: sinks and recent tokens; rest: budget - reserved
 //! ```
-//! `spread` is `1 - 1/20` (the paper's beta), or less where the first layer would get more tokens than there are.
+//! `spread` is `1 - 1/20` (the paper's beta), or less where the first layer would get more tokens than it holds.
 
 use super::{LayerBudget, LayerView, Needs, Policy, SnapKv};
 
-/// The last layer gets one in so many of the tokens that it would get otherwise.
+/// The last layer gets this fraction (one in `BETA`) of its share in an equal split.
 const BETA: f64 = 20.0;
 
 /// SnapKV with budgets that shrink with depth.
@@ -33,22 +36,22 @@ impl Policy for PyramidKv {
     }
 
     fn layer_budget(&self, layer: LayerBudget) -> usize {
-        let LayerBudget { index, of, budget, fixed, tokens } = layer;
-        if of < 2 || budget <= fixed || tokens <= budget {
+        let LayerBudget { index, n_layers, budget, reserved, tokens } = layer;
+        if n_layers < 2 || budget <= reserved || tokens <= budget {
             return budget;
         }
-        let free = (budget - fixed) as f64;
-        let spread = (1.0 - 1.0 / BETA).min((tokens - budget) as f64 / free);
-        // Rounding the running total makes the layers add up to what equal ones would.
+        let rest = (budget - reserved) as f64;
+        let spread = (1.0 - 1.0 / BETA).min((tokens - budget) as f64 / rest);
+        // Rounding the running total keeps the total of an equal split.
         let until = |l: usize| {
             let l = l as f64;
-            (free * l * (1.0 + spread * (1.0 - (l - 1.0) / (of as f64 - 1.0)))).round() as usize
+            (rest * l * (1.0 + spread * (1.0 - (l - 1.0) / (n_layers as f64 - 1.0)))).round() as usize
         };
-        fixed + until(index + 1) - until(index)
+        reserved + until(index + 1) - until(index)
     }
 
-    fn signature(&self) -> super::Attention {
-        SnapKv.signature()
+    fn signature_attention(&self) -> super::Attention {
+        SnapKv.signature_attention()
     }
 }
 
@@ -58,16 +61,18 @@ mod tests {
 
     #[test]
     fn budgets_shrink_with_depth_at_the_same_total() {
-        for (of, budget, tokens) in
+        for (n_layers, budget, tokens) in
             [(30, 768, 3072), (6, 100, 4000), (2, 50, 90), (28, 2000, 3000), (1, 50, 80)]
         {
-            let budgets: Vec<usize> = (0..of)
-                .map(|index| PyramidKv.layer_budget(LayerBudget { index, of, budget, fixed: 36, tokens }))
+            let budgets: Vec<usize> = (0..n_layers)
+                .map(|index| {
+                    PyramidKv.layer_budget(LayerBudget { index, n_layers, budget, reserved: 36, tokens })
+                })
                 .collect();
-            assert_eq!(budgets.iter().sum::<usize>(), of * budget);
+            assert_eq!(budgets.iter().sum::<usize>(), n_layers * budget);
             assert!(budgets.windows(2).all(|w| w[0] + 1 >= w[1]), "{budgets:?}");
             assert!(budgets.iter().all(|&b| b >= 36 && b <= tokens), "{budgets:?}");
-            assert!(of == 1 || budgets[0] > budgets[of - 1] + (budget - 36) / 2, "{budgets:?}");
+            assert!(n_layers == 1 || budgets[0] > budgets[n_layers - 1] + (budget - 36) / 2, "{budgets:?}");
         }
     }
 }

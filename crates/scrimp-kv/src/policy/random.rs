@@ -1,12 +1,13 @@
-//! A control: any tokens.
+//! Random eviction: a baseline for measurements. Every policy should beat it.
 //!
 //! ```text
 //! score[t] = a pseudo-random number of seed, layer, KV head and position
 //! ```
 
-use super::{LayerView, Needs, Policy, view::mix};
+use super::{LayerView, Needs, Policy};
+use scrimp_base::random::mix;
 
-/// Any tokens.
+/// Random scores.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Random;
 
@@ -16,7 +17,7 @@ impl Policy for Random {
     }
 
     fn about(&self) -> &'static str {
-        "any tokens (a control)"
+        "random tokens (a baseline)"
     }
 
     fn needs(&self) -> Needs {

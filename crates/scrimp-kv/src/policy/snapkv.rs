@@ -1,5 +1,7 @@
-//! SnapKV (Li et al. 2024, arXiv 2404.14469, §4): what the end of the prompt looks at is what the answer will look at.
-//! Attention of the last 32 queries, averaged over 7 neighboring tokens, so that tokens are kept with their context.
+//! SnapKV: the answer attends to the same tokens as the end of the prompt. A token's score is the attention of the last 32
+//! queries, averaged over 7 neighboring tokens, so that tokens are kept with their context.
+//!
+//! Source: Li et al. 2024, arXiv 2404.14469, §4.
 //!
 //! ```text
 //! a[t]     = mean over the group's query heads of  sum over the last w queries of softmax(q_i k)[t]
@@ -11,7 +13,7 @@ use super::{Attention, LayerView, Needs, Policy, position_weight::WINDOW};
 /// Neighboring tokens that are averaged.
 const KERNEL: usize = 7;
 
-/// Attention from the end of the prompt.
+/// Attention of the last queries of the prompt, pooled.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SnapKv;
 
@@ -33,7 +35,7 @@ impl Policy for SnapKv {
         average_pool(out, KERNEL);
     }
 
-    fn signature(&self) -> Attention {
+    fn signature_attention(&self) -> Attention {
         Attention::Recent
     }
 }

@@ -1,5 +1,6 @@
-//! StreamingLLM (Xiao et al. 2023, arXiv 2309.17453, §3.2): attention sinks and the newest tokens. What lies between is
-//! not looked at.
+//! StreamingLLM: attention sinks and the newest tokens are kept, all tokens between them are dropped.
+//!
+//! Source: Xiao et al. 2023, arXiv 2309.17453, §3.2.
 //!
 //! ```text
 //! score[t] = position[t]
@@ -7,7 +8,7 @@
 
 use super::{LayerView, Needs, Policy};
 
-/// The first tokens and the newest.
+/// The newest tokens score highest.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Streaming;
 

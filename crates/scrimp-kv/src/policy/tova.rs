@@ -1,5 +1,7 @@
-//! TOVA (Oren et al. 2024, arXiv 2401.06104, §3.2): the token that the newest query attends to least goes first. Here once
-//! for many tokens, per KV head.
+//! Token omission via attention (TOVA): the tokens that the newest query attends to least are dropped. The paper drops one token
+//! per step for all heads; this policy drops many tokens at once, per KV head.
+//!
+//! Source: Oren et al. 2024, arXiv 2401.06104, §3.2.
 //!
 //! ```text
 //! score[t] = mean over the group's query heads of softmax(q_last k)[t]
@@ -28,7 +30,7 @@ impl Policy for Tova {
         view.attention(Attention::Last, kv_head, out);
     }
 
-    fn signature(&self) -> Attention {
+    fn signature_attention(&self) -> Attention {
         Attention::Last
     }
 }

@@ -1,33 +1,34 @@
-//! A sequence's layers, as policies see them.
+//! Read access to a sequence, for policies: tokens, keys, values and attention scores of one layer.
 
 use super::{Attention, position_weight};
 use crate::sequence::Sequence;
+use scrimp_base::random::mix;
 use std::sync::OnceLock;
 
-/// All layers of a sequence, and what policies find out about them together.
+/// All layers of a sequence, with position weights that are computed once.
 #[derive(Debug)]
 pub struct ModelView<'a> {
     sequence: &'a Sequence,
     seed: u64,
-    places: OnceLock<Vec<f32>>,
+    position_weights: OnceLock<Vec<f32>>,
 }
 
 impl<'a> ModelView<'a> {
-    /// Looks at `sequence`; `seed` is that of everything random.
+    /// A view of `sequence`. `seed` determines all random numbers.
     pub fn new(sequence: &'a Sequence, seed: u64) -> Self {
-        Self { sequence, seed, places: OnceLock::new() }
+        Self { sequence, seed, position_weights: OnceLock::new() }
     }
 
-    /// One of its layers.
+    /// The view of one layer.
     ///
     /// # Panics
-    /// The view's methods panic when the sequence has no such layer.
+    /// The methods of the view panic when the sequence has no such layer.
     pub fn layer(&self, layer: usize) -> LayerView<'_> {
         LayerView { model: self, layer }
     }
 }
 
-/// One layer, as a policy sees it.
+/// Read access to one layer.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerView<'a> {
     model: &'a ModelView<'a>,
@@ -35,7 +36,7 @@ pub struct LayerView<'a> {
 }
 
 impl<'a> LayerView<'a> {
-    /// The layer.
+    /// The index of the layer.
     pub fn layer(&self) -> usize {
         self.layer
     }
@@ -45,7 +46,7 @@ impl<'a> LayerView<'a> {
         self.model.sequence.n_kv_heads()
     }
 
-    /// Elements of a key.
+    /// Elements of a key or value.
     pub fn head_dim(&self) -> usize {
         self.model.sequence.head_dim()
     }
@@ -60,7 +61,7 @@ impl<'a> LayerView<'a> {
         self.model.sequence.position(self.layer, kv_head, index)
     }
 
-    /// What is added to the scores of a token.
+    /// The bias that attention adds to the scores of a token.
     pub fn bias(&self, kv_head: usize, index: usize) -> f32 {
         self.model.sequence.bias(self.layer, kv_head, index)
     }
@@ -75,71 +76,73 @@ impl<'a> LayerView<'a> {
         self.model.sequence.read_key(self.layer, kv_head, index, k);
     }
 
-    /// Reads the keys of tokens `16 * tile..` at once (`[head_dim][16]`; what is behind the last token is anything).
+    /// Reads the keys of 16 tokens, from token `16 * tile` on (`[head_dim][16]`). Columns behind the last token are unspecified.
     pub fn read_key_tile(&self, kv_head: usize, tile: usize, keys: &mut [[f32; 16]]) {
         self.model.sequence.read_key_tile(self.layer, kv_head, tile, keys);
     }
 
-    /// Tokens of `kv_head` whose attention of a kind is known, the first ones.
+    /// How many tokens of `kv_head`, counted from the first one, have a score of this kind.
     pub fn n_known(&self, kind: Attention, kv_head: usize) -> usize {
         let rows = self.rows(kind);
         rows.get(kv_head * rows.len() / self.n_kv_heads()).map_or(0, Vec::len)
     }
 
-    /// Query heads whose attention is known, or KV heads, where it is their mean ([`Needs::query_heads`](super::Needs::query_heads)) or of
-    /// passes over the text; 0 where none was gathered.
+    /// The number of score rows of this kind: one per query head ([`Needs::per_query_head`](super::Needs::per_query_head)) or one per KV
+    /// head; 0 where nothing was accumulated.
     pub fn n_heads(&self, kind: Attention) -> usize {
         self.rows(kind).len()
     }
 
     fn rows(&self, kind: Attention) -> &'a [Vec<f32>] {
-        let (stats, passes) = (self.model.sequence.stats(self.layer), self.model.sequence.passes(self.layer));
+        let accumulated = self.model.sequence.accumulated_scores(self.layer);
+        let post_prefill = self.model.sequence.post_prefill_scores(self.layer);
         match kind {
-            Attention::Mean => &stats.sum,
-            Attention::Recent => &stats.recent,
-            Attention::Last => &stats.last,
-            Attention::Repeated => &passes.repeated,
-            Attention::Expected => &passes.expected,
+            Attention::Mean => &accumulated.sum,
+            Attention::Recent => &accumulated.recent,
+            Attention::Last => &accumulated.last,
+            Attention::Reconstruction => &post_prefill.reconstruction,
+            Attention::Expected => &post_prefill.expected,
         }
     }
 
-    /// Writes the attention that the tokens of `kv_head` got from query head `head`, one of its group (of
-    /// [`LayerView::n_heads`]); 0 where nothing was gathered.
+    /// Writes the attention that query head `head` (below [`LayerView::n_heads`], in the group of `kv_head`) paid to the tokens of
+    /// `kv_head`; 0 where nothing was accumulated.
     pub fn head_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {
         out.fill(0.0);
         self.add_attention(kind, kv_head, head, out);
-        self.weigh(kind, kv_head, 1.0, out);
+        self.scale(kind, kv_head, 1.0, out);
     }
 
-    /// Writes the attention that the tokens of `kv_head` got, averaged over the query heads of its group.
+    /// Writes the attention that the tokens of `kv_head` received, averaged over the query heads of its group.
     pub fn attention(&self, kind: Attention, kv_head: usize, out: &mut [f32]) {
         out.fill(0.0);
         let group = self.n_heads(kind) / self.n_kv_heads();
         for head in kv_head * group..(kv_head + 1) * group {
             self.add_attention(kind, kv_head, head, out);
         }
-        self.weigh(kind, kv_head, 1.0 / group.max(1) as f32, out);
+        self.scale(kind, kv_head, 1.0 / group.max(1) as f32, out);
     }
 
-    /// Writes the attention that the tokens of `kv_head` can be expected to get: [`Attention::Mean`], weighed by
-    /// [`LayerView::places`].
-    pub fn attention_by_place(&self, kv_head: usize, out: &mut [f32]) {
+    /// Writes [`Attention::Mean`] of the tokens of `kv_head`, multiplied by [`LayerView::position_weights`]: an estimate of the
+    /// attention that they will receive.
+    pub fn weighted_attention(&self, kv_head: usize, out: &mut [f32]) {
         self.attention(Attention::Mean, kv_head, out);
-        self.weigh_by_place(kv_head, 1, out);
+        self.apply_position_weights(kv_head, 1, out);
     }
 
-    /// Multiplies a number for each token of `kv_head` by the weight of its place to this power.
-    pub(crate) fn weigh_by_place(&self, kv_head: usize, power: i32, out: &mut [f32]) {
-        let places = self.places();
+    /// Multiplies the number of each token of `kv_head` by its position weight to this power.
+    pub(crate) fn apply_position_weights(&self, kv_head: usize, power: i32, out: &mut [f32]) {
+        let weights = self.position_weights();
         for (index, x) in out.iter_mut().enumerate() {
-            *x *= places[self.position(kv_head, index) as usize].powi(power);
+            *x *= weights[self.position(kv_head, index) as usize].powi(power);
         }
     }
 
-    /// How much the end of the prompt looks around each position, by position (`[tokens seen]`, 1 on average; see `place`): the
-    /// same for all layers and heads. All are 1 where that was not gathered ([`Needs::recent`](super::Needs::recent)).
-    pub fn places(&self) -> &'a [f32] {
-        self.model.places.get_or_init(|| position_weight::places(self.model.sequence))
+    /// How much attention the end of the prompt pays to the neighborhood of each position (`[positions of the text]`, 1 on
+    /// average); the same for all layers and heads. All weights are 1 without [`Needs::recent`](super::Needs::recent).
+    pub fn position_weights(&self) -> &'a [f32] {
+        let compute = || position_weight::position_weights(self.model.sequence);
+        self.model.position_weights.get_or_init(compute)
     }
 
     fn add_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {
@@ -149,8 +152,8 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// Multiplies by `factor`, and divides sums over all queries by the number of queries that could see the token.
-    fn weigh(&self, kind: Attention, kv_head: usize, factor: f32, out: &mut [f32]) {
+    /// Multiplies by `factor`, and divides [`Attention::Mean`] by the number of queries that could see the token.
+    fn scale(&self, kind: Attention, kv_head: usize, factor: f32, out: &mut [f32]) {
         if kind != Attention::Mean {
             out.iter_mut().for_each(|x| *x *= factor);
             return;
@@ -161,16 +164,8 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// A number that depends on the seed, the layer and the head.
+    /// A seed that depends on the seed of the compression, the layer and the KV head.
     pub fn seed(&self, kv_head: usize) -> u64 {
         mix(mix(self.model.seed ^ 0x5c21_u64) ^ ((self.layer as u64) << 32 | kv_head as u64))
     }
-}
-
-/// One step of SplitMix64 (Steele, Lea and Flood 2014).
-pub(crate) fn mix(x: u64) -> u64 {
-    let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

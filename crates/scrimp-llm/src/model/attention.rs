@@ -5,13 +5,12 @@ use crate::{
     config::ModelConfig,
     error::{Error, Result},
 };
-use scrimp_kernels::Exec;
 use scrimp_kv::{AttentionInputs, BatchEntry, Queries, attend_all};
 
 impl SequenceChunk<'_> {
     /// Whether it attends alone: accumulated attention scores belong to one sequence.
     fn alone(&self) -> bool {
-        self.stats.is_some() || self.repeated.is_some()
+        self.scores.is_some() || self.reconstruction.is_some()
     }
 }
 
@@ -42,10 +41,10 @@ impl Pass<'_> {
             (rest, at) = (behind, rows.end * q_dim);
             if queries > 0 {
                 let q = &buffers.q[first..rows.end * q_dim];
-                entries.push(BatchEntry { sequence: &*chunk.kv, inputs: inputs(*exec, config, q, out) });
+                entries.push(BatchEntry { sequence: &*chunk.kv, inputs: inputs(config, q, out) });
             }
         }
-        let attended = attend_all(layer, &mut entries, exec.pool, &mut buffers.attention);
+        let attended = attend_all(layer, &mut entries, *exec, &mut buffers.attention);
         if let Err(e) = attended {
             // Shapes come from the model and fit all sequences or none.
             let e = Error::from(e);
@@ -63,23 +62,19 @@ impl Pass<'_> {
         let wanted = if only_wanted { chunk.wanted } else { queries };
         let all = rows.start * q_dim..rows.end * q_dim;
         let (q, out) = (&buffers.q[all.clone()], &mut buffers.attn[all]);
-        let inputs = AttentionInputs {
-            wanted_from: queries - wanted,
-            stats: chunk.stats,
-            ..inputs(*exec, config, q, out)
-        };
-        chunk.kv.attend(layer, inputs, exec.pool, &mut buffers.attention)?;
-        if let Some(repeated) = &mut chunk.repeated {
-            repeated.take(layer, &chunk.kv.take_stats(layer).0.peak);
+        let inputs =
+            AttentionInputs { wanted_from: queries - wanted, scores: chunk.scores, ..inputs(config, q, out) };
+        chunk.kv.attend(layer, inputs, *exec, &mut buffers.attention)?;
+        if let Some(reconstruction) = &mut chunk.reconstruction {
+            reconstruction.merge(layer, &chunk.kv.take_accumulated_scores(layer).0.peak);
         }
         Ok(())
     }
 }
 
 /// All queries are wanted, and no scores.
-fn inputs<'a>(exec: Exec<'_>, config: &ModelConfig, q: &'a [f32], out: &'a mut [f32]) -> AttentionInputs<'a> {
+fn inputs<'a>(config: &ModelConfig, q: &'a [f32], out: &'a mut [f32]) -> AttentionInputs<'a> {
     AttentionInputs {
-        level: exec.level,
         q,
         queries: Queries::Last,
         out,
@@ -87,6 +82,6 @@ fn inputs<'a>(exec: Exec<'_>, config: &ModelConfig, q: &'a [f32], out: &'a mut [
         scale: config.attn_scale,
         softcap: config.attn_logit_softcap,
         wanted_from: 0,
-        stats: None,
+        scores: None,
     }
 }

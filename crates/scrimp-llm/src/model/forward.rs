@@ -15,7 +15,8 @@
 
 use super::{
     Model, Session,
-    reconstruction::{Repeated, SampledQueries},
+    expected_attention::SampledQueries,
+    reconstruction::Reconstruction,
     weights::{Layer, LayerNorms, LinearWeights},
 };
 use crate::{
@@ -25,11 +26,11 @@ use crate::{
 };
 use scrimp_kernels::{
     DType, Exec, Pool, SimdLevel,
-    linear::{Activations, Linear, LinearScratch, Matrix, linear},
+    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, linear},
     ops::{self, Gate, RopeTable},
     quant::dequantize::dequantize_row,
 };
-use scrimp_kv::{AttentionScratch, Sequence, StatsWanted};
+use scrimp_kv::{AttentionScratch, ScoresWanted, Sequence};
 use std::{
     ops::Range,
     sync::atomic::{AtomicBool, Ordering},
@@ -80,8 +81,8 @@ pub(super) fn each_row(pool: &Pool, rows: &mut [f32], width: usize, step: impl F
 /// Consecutive tokens of one sequence in a pass.
 pub(super) struct SequenceChunk<'a> {
     pub(super) kv: &'a mut Sequence,
-    pub(super) sampled: Option<&'a mut SampledQueries>,
-    pub(super) repeated: Option<&'a mut Repeated>,
+    pub(super) sampled_queries: Option<&'a mut SampledQueries>,
+    pub(super) reconstruction: Option<&'a mut Reconstruction>,
     /// Position of the first token.
     pub(super) position: usize,
     /// The length of the sequence for which RoPE is chosen (see [`ModelConfig::rope_for`]).
@@ -95,24 +96,24 @@ pub(super) struct SequenceChunk<'a> {
     /// Its first row in the pass.
     pub(super) first: usize,
     /// The attention scores to accumulate.
-    pub(super) stats: Option<StatsWanted>,
+    pub(super) scores: Option<ScoresWanted>,
 }
 
 impl<'a> SequenceChunk<'a> {
     /// The next `n` tokens of `session`.
     pub(super) fn new(session: &'a mut Session, n: usize, wanted: usize) -> Self {
-        let (position, stats) = (session.len(), session.wanted_stats(n));
+        let (position, scores) = (session.len(), session.scores_wanted(n));
         Self {
             kv: &mut session.kv,
-            sampled: session.sampled.as_mut(),
-            repeated: session.repeated.as_mut(),
+            sampled_queries: session.sampled_queries.as_mut(),
+            reconstruction: session.reconstruction.as_mut(),
             position,
             rope_tokens: session.rope_tokens,
             n,
             wanted,
             error: None,
             first: 0,
-            stats,
+            scores,
         }
     }
 
@@ -120,15 +121,15 @@ impl<'a> SequenceChunk<'a> {
     pub(super) fn window(kv: &'a mut Sequence, n: usize) -> Self {
         Self {
             kv,
-            sampled: None,
-            repeated: None,
+            sampled_queries: None,
+            reconstruction: None,
             position: 0,
             rope_tokens: n,
             n,
             wanted: n,
             error: None,
             first: 0,
-            stats: None,
+            scores: None,
         }
     }
 
@@ -306,25 +307,25 @@ impl Pass<'_> {
 
     /// Queries, keys and values of `n` rows.
     pub(super) fn qkv(&mut self, norms: &LayerNorms, [wq, wk, wv]: [&LinearWeights; 3], n: usize) {
-        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let Self { exec, config, buffers } = self;
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
         let needs = wq.needs().and(wk.needs()).and(wv.needs());
         let (h, norm) = (&buffers.h[..n * hidden], config.rms_norm(&norms.attn_norm));
-        buffers.x.fill(pool, *level, n, hidden, needs, |t, x| {
-            norm.apply(*level, &h[t * hidden..(t + 1) * hidden], x);
+        buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: hidden, needs: needs }, |t, x| {
+            norm.apply(exec.level, &h[t * hidden..(t + 1) * hidden], x);
         });
         let (q, k) = (sized(&mut buffers.q, n * q_dim), sized(&mut buffers.k, n * kv_dim));
         let v = sized(&mut buffers.v, n * kv_dim);
         let mut products = [product(wq, q, false), product(wk, k, false), product(wv, v, false)];
-        linear(pool, *level, &mut buffers.linear, &buffers.x, &mut products);
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
     }
 
     /// Adds the output projection of attention to the residual stream of `n` rows.
     pub(super) fn attention_output(&mut self, norms: &LayerNorms, wo: &LinearWeights, n: usize) {
-        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let Self { exec, config, buffers } = self;
         let q_dim = config.q_dim();
         let attn = &buffers.attn;
-        buffers.x.fill(pool, *level, n, q_dim, wo.needs(), |t, x| {
+        buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: q_dim, needs: wo.needs() }, |t, x| {
             x.copy_from_slice(&attn[t * q_dim..(t + 1) * q_dim]);
         });
         self.add_block(wo, norms.post_attn_norm.as_deref(), n);
@@ -332,22 +333,30 @@ impl Pass<'_> {
 
     /// The two projections before the gate, of `n` rows.
     pub(super) fn gate_and_up(&mut self, norms: &LayerNorms, [gate, up]: [&LinearWeights; 2], n: usize) {
-        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let Self { exec, config, buffers } = self;
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
         let (h, norm) = (&buffers.h[..n * hidden], config.rms_norm(&norms.ffn_norm));
-        buffers.x.fill(pool, *level, n, hidden, gate.needs().and(up.needs()), |t, x| {
-            norm.apply(*level, &h[t * hidden..(t + 1) * hidden], x);
-        });
+        buffers.x.fill(
+            *exec,
+            ActivationShape { n_tokens: n, cols: hidden, needs: gate.needs().and(up.needs()) },
+            |t, x| {
+                norm.apply(exec.level, &h[t * hidden..(t + 1) * hidden], x);
+            },
+        );
         let outputs = (sized(&mut buffers.gate, n * width), sized(&mut buffers.up, n * width));
         let mut products = [product(gate, outputs.0, false), product(up, outputs.1, false)];
-        linear(pool, *level, &mut buffers.linear, &buffers.x, &mut products);
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
     }
 
     /// Adds the down projection of the gated rows to the residual stream of `n` rows.
     fn down(&mut self, norms: &LayerNorms, down: &LinearWeights, n: usize) {
-        let Self { exec: Exec { pool, level }, config, buffers } = self;
-        let gated = Gated::new(*level, config, &buffers.gate, &buffers.up);
-        buffers.x.fill(pool, *level, n, config.intermediate_size, down.needs(), |t, x| gated.row(t, x));
+        let Self { exec, config, buffers } = self;
+        let gated = Gated::new(exec.level, config, &buffers.gate, &buffers.up);
+        buffers.x.fill(
+            *exec,
+            ActivationShape { n_tokens: n, cols: config.intermediate_size, needs: down.needs() },
+            |t, x| gated.row(t, x),
+        );
         self.add_block(down, norms.post_ffn_norm.as_deref(), n);
     }
 
@@ -359,30 +368,38 @@ impl Pass<'_> {
 
     /// `h += norm(projection x)` for the rows `x`, the norm where there is one.
     pub(super) fn add_projection(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, x: &[f32]) {
-        let Self { exec: Exec { pool, level }, buffers, .. } = self;
+        let Self { exec, buffers, .. } = self;
         let cols = projection.weight.cols();
         let n = x.len() / cols;
-        buffers.x.fill(pool, *level, n, cols, projection.needs(), |t, row| {
-            row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
-        });
+        buffers.x.fill(
+            *exec,
+            ActivationShape { n_tokens: n, cols: cols, needs: projection.needs() },
+            |t, row| {
+                row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
+            },
+        );
         self.add_block(projection, norm, n);
     }
 
     /// Logits of `rows` of the residual stream that [`Pass::layers`] left, `[rows][vocab_size]`.
     pub(super) fn logits(&mut self, model: &Model, rows: Range<usize>) {
-        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let Self { exec, config, buffers } = self;
         let (output, hidden, vocab) = (&model.weights().output, config.hidden_size, config.vocab_size);
         let h = &buffers.h[rows.start * hidden..rows.end * hidden];
         let norm = config.rms_norm(&model.weights().output_norm);
-        buffers.x.fill(pool, *level, rows.len(), hidden, output.needs(), |t, x| {
-            norm.apply(*level, &h[t * hidden..(t + 1) * hidden], x);
-        });
+        buffers.x.fill(
+            *exec,
+            ActivationShape { n_tokens: rows.len(), cols: hidden, needs: output.needs() },
+            |t, x| {
+                norm.apply(exec.level, &h[t * hidden..(t + 1) * hidden], x);
+            },
+        );
         let logits = sized(&mut buffers.logits, rows.len() * vocab);
         let product =
             Linear { weight: output, bias: None, out: &mut *logits, stride: vocab, accumulate: false };
-        linear(pool, *level, &mut buffers.linear, &buffers.x, &mut [product]);
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut [product]);
         if let Some(cap) = config.final_logit_softcap {
-            each_row(pool, logits, vocab, |_, row| ops::softcap(*level, cap, row));
+            each_row(exec.pool, logits, vocab, |_, row| ops::softcap(exec.level, cap, row));
         }
     }
 
@@ -395,17 +412,19 @@ impl Pass<'_> {
 
     /// `h += norm(projection x)` for the `n` rows of activations, the norm where there is one.
     fn add_block(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, n: usize) {
-        let Self { exec: Exec { pool, level }, config, buffers } = self;
+        let Self { exec, config, buffers } = self;
         let hidden = config.hidden_size;
         let h = &mut buffers.h[..n * hidden];
         let Some(weight) = norm else {
-            linear(pool, *level, &mut buffers.linear, &buffers.x, &mut [product(projection, h, true)]);
+            linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(projection, h, true)]);
             return;
         };
         let block = sized(&mut buffers.block, n * hidden);
-        linear(pool, *level, &mut buffers.linear, &buffers.x, &mut [product(projection, block, false)]);
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(projection, block, false)]);
         let (block, norm) = (&*block, config.rms_norm(weight));
-        each_row(pool, h, hidden, |t, h| norm.add_to(*level, &block[t * hidden..(t + 1) * hidden], h));
+        each_row(exec.pool, h, hidden, |t, h| {
+            norm.add_to(exec.level, &block[t * hidden..(t + 1) * hidden], h)
+        });
     }
 }
 

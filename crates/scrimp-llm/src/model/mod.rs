@@ -12,6 +12,7 @@
 mod attention;
 mod batch;
 mod compression;
+mod expected_attention;
 mod forward;
 mod layer_runner;
 pub mod projections;
@@ -74,7 +75,7 @@ struct Inner {
     level: SimdLevel,
     kv: KvCache,
     /// Made at the first use.
-    repeat_prompts: OnceLock<reconstruction::RepeatPrompts>,
+    reconstruction_instructions: OnceLock<reconstruction::Instructions>,
 }
 
 impl Model {
@@ -106,7 +107,7 @@ impl Model {
             pool,
             level,
             kv,
-            repeat_prompts: OnceLock::new(),
+            reconstruction_instructions: OnceLock::new(),
         }))
     }
 
@@ -119,8 +120,16 @@ impl Model {
         let kv = cache(&config, options.kv_format, None)?;
         let (level, pool) = set_up(options)?;
         let weights = synthetic::weights(synthetic, &config, &pool)?;
-        let repeat_prompts = OnceLock::new();
-        Ok(Self::of(Inner { config, checkpoint: None, weights, pool, level, kv, repeat_prompts }))
+        let reconstruction_instructions = OnceLock::new();
+        Ok(Self::of(Inner {
+            config,
+            checkpoint: None,
+            weights,
+            pool,
+            level,
+            kv,
+            reconstruction_instructions,
+        }))
     }
 
     fn of(inner: Inner) -> Self {
@@ -153,11 +162,11 @@ impl Model {
         Ok(Session::over(self, self.kv_cache(kv_format, None)?.sequence()))
     }
 
-    /// The instructions before the parts of a prompt that the model repeats; empty where the files have no tokenizer.
-    fn repeat_prompts(&self) -> &reconstruction::RepeatPrompts {
-        self.inner.repeat_prompts.get_or_init(|| {
-            let prompts = self.inner.checkpoint.as_ref().map(reconstruction::RepeatPrompts::new);
-            prompts.and_then(Result::ok).unwrap_or_default()
+    /// The instructions before the chunks of a prompt that the model repeats; empty where the files have no tokenizer.
+    fn reconstruction_instructions(&self) -> &reconstruction::Instructions {
+        self.inner.reconstruction_instructions.get_or_init(|| {
+            let instructions = self.inner.checkpoint.as_ref().map(reconstruction::Instructions::new);
+            instructions.and_then(Result::ok).unwrap_or_default()
         })
     }
 

@@ -5,11 +5,13 @@
 
 use super::{
     forward::{LayerPlace, Pass, SequenceChunk},
-    reconstruction::rotate,
     weights::LayerNorms,
 };
-use crate::config::ModelConfig;
-use scrimp_kernels::{Exec, ops::RopeTable};
+use crate::config::{ModelConfig, RopePairs};
+use scrimp_kernels::{
+    Exec, SimdLevel,
+    ops::{self, RopeTable},
+};
 use scrimp_kv::PARALLEL_TOKENS;
 
 /// Tokens of a longer chunk in a task.
@@ -38,8 +40,8 @@ impl SequenceChunk<'_> {
     fn append(&mut self, exec: Exec<'_>, layer: usize, q: &[f32], k: &[f32], v: &[f32]) {
         let position = self.kv.next_position(layer);
         self.error = self.kv.append(layer, k, v, exec.pool).err().map(Into::into);
-        if let Some(sampled) = self.sampled.as_mut().filter(|_| self.error.is_none()) {
-            sampled.take(layer, position, q, q.len() / self.n.max(1));
+        if let Some(sampled) = self.sampled_queries.as_mut().filter(|_| self.error.is_none()) {
+            sampled.add(layer, position, q, q.len() / self.n.max(1));
         }
     }
 }
@@ -72,9 +74,9 @@ impl Pass<'_> {
         }
         exec.pool.chunks(&mut tasks, 1, |_, tasks| {
             for task in tasks {
-                let table = Heads { exec, config, rope, first: task.first };
-                table.apply_rope(norms.q_norm.as_deref(), task.q, q_dim);
-                table.apply_rope(norms.k_norm.as_deref(), task.k, kv_dim);
+                let heads = Heads { exec, config, rope, first: task.first };
+                heads.norm_and_rope(norms.q_norm.as_deref(), task.q, q_dim);
+                heads.norm_and_rope(norms.k_norm.as_deref(), task.k, kv_dim);
                 if let Some(chunk) = task.chunk.as_mut().filter(|chunk| chunk.error.is_none()) {
                     chunk.append(exec, place.kv, task.q, task.k, task.v);
                     task.failed = chunk.error.is_some();
@@ -108,7 +110,7 @@ struct Heads<'a> {
 
 impl Heads<'_> {
     /// Normalizes the heads of `rows`, `[n][width]`, and applies RoPE to them.
-    fn apply_rope(&self, norm: Option<&[f32]>, rows: &mut [f32], width: usize) {
+    fn norm_and_rope(&self, norm: Option<&[f32]>, rows: &mut [f32], width: usize) {
         let Self { exec, config, rope, first } = *self;
         for (i, row) in rows.chunks_exact_mut(width).enumerate() {
             let (cos, sin) = rope.row(first + i);
@@ -116,8 +118,16 @@ impl Heads<'_> {
                 if let Some(weight) = norm {
                     config.rms_norm(weight).apply_in_place(exec.level, head);
                 }
-                rotate(exec.level, config, head, cos, sin);
+                apply_rope(exec.level, config, head, cos, sin);
             }
         }
+    }
+}
+
+/// Rotates the pairs of a head (`[head_dim]`).
+pub(super) fn apply_rope(level: SimdLevel, config: &ModelConfig, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    match config.rope_pairs {
+        RopePairs::Halves => ops::rotate_halves(level, head, cos, sin),
+        RopePairs::Adjacent => ops::rotate_adjacent(level, head, cos, sin),
     }
 }

@@ -3,12 +3,13 @@
 use super::{
     Model,
     compression::CompressionState,
+    expected_attention::SampledQueries,
     forward::{Buffers, SequenceChunk},
-    reconstruction::{Repeated, SampledQueries},
+    reconstruction::Reconstruction,
 };
 use crate::error::{Error, Result};
 use scrimp_base::SplitMix64;
-use scrimp_kv::{KvFormat, Sequence, StatsWanted};
+use scrimp_kv::{KvFormat, ScoresWanted, Sequence};
 
 /// Tokens that go through the layers together. Large enough that unpacking weights costs little, small enough that
 /// intermediate results stay small.
@@ -26,13 +27,13 @@ pub struct Session {
     pub(super) buffers: Buffers,
     /// The longest that the sequence was going to be when tokens were appended (chooses between LongRoPE's two sets).
     pub(super) rope_tokens: usize,
-    /// What attention gathers for eviction policies.
-    pub(super) stats: Option<StatsWanted>,
+    /// The scores that attention accumulates.
+    pub(super) scores_wanted: Option<ScoresWanted>,
     pub(super) compression: CompressionState,
-    /// Where the model repeats its prompt: the attention that it gives to it.
-    pub(super) repeated: Option<Repeated>,
-    /// Where a sample of queries is wanted.
-    pub(super) sampled: Option<SampledQueries>,
+    /// Set while the model repeats its prompt.
+    pub(super) reconstruction: Option<Reconstruction>,
+    /// The sample of the prompt's queries for expected attention.
+    pub(super) sampled_queries: Option<SampledQueries>,
 }
 
 impl Session {
@@ -46,10 +47,10 @@ impl Session {
             kv,
             buffers: Buffers::default(),
             rope_tokens: 0,
-            stats: None,
+            scores_wanted: None,
             compression: CompressionState::default(),
-            repeated: None,
-            sampled: None,
+            reconstruction: None,
+            sampled_queries: None,
         }
     }
 
@@ -61,10 +62,10 @@ impl Session {
             kv: self.kv.fork(),
             buffers: Buffers::default(),
             rope_tokens: self.rope_tokens,
-            stats: self.stats,
+            scores_wanted: self.scores_wanted,
             compression: self.compression.clone(),
-            repeated: None,
-            sampled: self.sampled.clone(),
+            reconstruction: None,
+            sampled_queries: self.sampled_queries.clone(),
         }
     }
 
@@ -155,7 +156,7 @@ impl Session {
     /// token twice adds two errors. The tokens of a prompt attend to up to [`PIECE`] unpacked tokens; later tokens attend to
     /// packed ones.
     fn pack_if_done(&mut self) -> Result<()> {
-        let later = self.stats.is_some() || self.len() <= self.compression.unpacked_until();
+        let later = self.scores_wanted.is_some() || self.len() <= self.compression.unpacked_until();
         if later { Ok(()) } else { self.pack() }
     }
 
@@ -237,13 +238,13 @@ impl Session {
         self.rope_tokens = 0;
     }
 
-    /// Accumulates the attention scores of each key from now on (see [`Sequence::stats`]); `None` stops it.
+    /// Sets the scores that attention accumulates from now on (see [`Sequence::accumulated_scores`]); `None` accumulates none.
     /// Costs less than 3% of the time to first token.
-    pub fn gather_attention(&mut self, stats: Option<StatsWanted>) {
-        self.stats = stats;
+    pub fn accumulate_scores(&mut self, wanted: Option<ScoresWanted>) {
+        self.scores_wanted = wanted;
     }
 
-    /// The KV cache of this sequence, with the attention that was gathered.
+    /// The KV cache of this sequence, with the accumulated scores.
     pub fn kv(&self) -> &Sequence {
         &self.kv
     }

@@ -9,7 +9,7 @@ use scrimp_kernels::{
     Pool,
     linear::{Matrix, bench::random_weights},
     mem::Arena,
-    quant::packed::{PackedView, WeightFormat, pack},
+    quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
 };
 
 /// The sizes of a model of the llama family with random weights.
@@ -26,28 +26,28 @@ pub const SHAPES: [Shape; 2] = [
     Shape {
         name: "llama-3.2-1b",
         sizes: Sizes {
-n_layers: 16,
-        hidden_size: 2048,
-        intermediate_size: 8192,
-        n_heads: 32,
-        n_kv_heads: 8,
-        head_dim: 64,
-        vocab_size: 128_256,
-        context_length: 131_072,
-},
+            n_layers: 16,
+            hidden_size: 2048,
+            intermediate_size: 8192,
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_dim: 64,
+            vocab_size: 128_256,
+            context_length: 131_072,
+        },
     },
     Shape {
         name: "llama-3-8b",
         sizes: Sizes {
-n_layers: 32,
-        hidden_size: 4096,
-        intermediate_size: 14_336,
-        n_heads: 32,
-        n_kv_heads: 8,
-        head_dim: 128,
-        vocab_size: 128_256,
-        context_length: 8192,
-},
+            n_layers: 32,
+            hidden_size: 4096,
+            intermediate_size: 14_336,
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_dim: 128,
+            vocab_size: 128_256,
+            context_length: 8192,
+        },
     },
 ];
 
@@ -107,8 +107,8 @@ impl Template {
     ) -> Result<Self> {
         let weights = random_weights(pool, rows * cols, sparsity, 1.0 / (cols as f32).sqrt(), seed)
             .map_err(|e| Error::out_of_memory(format!("{rows} × {cols} random numbers ({e})")))?;
-        let bytes =
-            pack(pool, format, rows, cols, &weights, None).map_err(|e| Error::bad_input(e.to_string()))?;
+        let bytes = pack(pool, format, DenseMatrix { rows, cols, weights: &weights }, None)
+            .map_err(|e| Error::bad_input(e.to_string()))?;
         Ok(Self { format, rows, cols, bytes })
     }
 
@@ -180,15 +180,15 @@ mod tests {
     static TINY: Shape = Shape {
         name: "tiny",
         sizes: Sizes {
-n_layers: 2,
-        hidden_size: 64,
-        intermediate_size: 96,
-        n_heads: 4,
-        n_kv_heads: 2,
-        head_dim: 16,
-        vocab_size: 100,
-        context_length: 64,
-},
+            n_layers: 2,
+            hidden_size: 64,
+            intermediate_size: 96,
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: 16,
+            vocab_size: 100,
+            context_length: 64,
+        },
     };
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
 };
 use scrimp_kernels::{
     Exec, Pool,
-    linear::{Activations, Linear, LinearScratch, Matrix, Needs, linear},
+    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, Needs, StoredRows, linear},
     mem::Arena,
 };
 use std::ops::Range;
@@ -97,7 +97,7 @@ impl LinearWeights {
             StoredMatrix::Rows { dtype, rows, cols, data } => {
                 let bytes = Matrix::packed_bytes(*dtype, *rows, *cols).unwrap_or(usize::MAX);
                 let mut arena = Arena::new(bytes).map_err(memory)?;
-                Matrix::pack(pool, &mut arena, *dtype, *rows, *cols, data)
+                Matrix::pack(pool, &mut arena, StoredRows { dtype: *dtype, rows: *rows, cols: *cols, data })
             }
             StoredMatrix::Packed(view) => {
                 let mut arena = Arena::new(Arena::size_of(view.bytes().len())).map_err(memory)?;
@@ -112,7 +112,7 @@ impl LinearWeights {
         let (rows, cols) = (self.weight.rows(), self.weight.cols());
         let n = x.len() / cols;
         let mut activations = Activations::default();
-        activations.fill(exec.pool, exec.level, n, cols, self.needs(), |t, row| {
+        activations.fill(exec, ActivationShape { n_tokens: n, cols, needs: self.needs() }, |t, row| {
             row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
         });
         let mut out = vec![0.0; n * rows];
@@ -123,7 +123,7 @@ impl LinearWeights {
             stride: rows,
             accumulate: false,
         };
-        linear(exec.pool, exec.level, &mut LinearScratch::default(), &activations, &mut [product]);
+        linear(exec, &mut LinearScratch::default(), &activations, &mut [product]);
         out
     }
 
@@ -213,9 +213,10 @@ impl Loader<'_> {
         // The mapped original goes piece by piece, so that the largest matrix is not in memory twice.
         let mut done = |slice: &[u8]| checkpoint.release_part(name, slice);
         let (matrix, bytes) = match stored_matrix(checkpoint, name, rows)? {
-            StoredMatrix::Rows { dtype, rows, cols, data } => {
-                (Matrix::pack_in_pieces(pool, arena, dtype, rows, cols, data, &mut done), data.len())
-            }
+            StoredMatrix::Rows { dtype, rows, cols, data } => (
+                Matrix::pack_in_pieces(pool, arena, StoredRows { dtype, rows, cols, data }, &mut done),
+                data.len(),
+            ),
             StoredMatrix::Packed(view) => {
                 // Checking it has read all of it.
                 checkpoint.release(name);

@@ -96,9 +96,9 @@ fn sliding_windows_are_left_alone_and_sharers_do_not_notice() {
     let model = load(&testdata("tiny").join("gemma3"), None);
     let n = 90.min(model.context_length() - 4);
     let mut session = model.session();
-    session.gather_for(how("h2o", Budget::Tokens(20)).needs(), n);
+    session.accumulate_scores_for(how("h2o", Budget::Tokens(20)).needs(), n);
     session.forward(&tokens(&model, n)).unwrap();
-    session.gather_attention(None);
+    session.accumulate_scores(None);
     let mut copy = session.fork();
     copy.compress(&how("h2o", Budget::Tokens(20)), 20).unwrap();
     assert!(kept(&copy).iter().all(|&kept| kept == 20) && kept(&session).iter().all(|&kept| kept == n));
@@ -128,23 +128,27 @@ fn repeating_takes_the_most_attention_and_leaves_the_sequence_alone() {
     let mut session = model.session();
     session.forward(&prompt).unwrap();
     let bytes = session.kv_bytes();
-    session.repeat(&prompt).unwrap();
+    session.reconstruct(&prompt).unwrap();
     assert_eq!((session.len(), session.kv_bytes()), (40, bytes));
     // One token at a time, by hand.
     let mut copy = session.fork();
     let group = model.config().n_heads / model.config().n_kv_heads;
     let mut best = vec![vec![vec![0.0_f32; 40]; model.config().n_kv_heads]; model.config().n_layers];
-    copy.gather_attention(Some(scrimp_kv::StatsWanted { last: true, ..Default::default() }));
+    copy.accumulate_scores(Some(scrimp_kv::ScoresWanted {
+        last: true,
+        per_query_head: true,
+        ..Default::default()
+    }));
     for &token in &prompt {
         copy.forward(&[token]).unwrap();
         for (layer, best) in best.iter_mut().enumerate() {
-            for (head, row) in copy.kv().stats(layer).last.iter().enumerate() {
+            for (head, row) in copy.kv().accumulated_scores(layer).last.iter().enumerate() {
                 best[head / group].iter_mut().zip(row).for_each(|(best, x)| *best = best.max(*x));
             }
         }
     }
     for (layer, best) in best.iter().enumerate() {
-        let got = &session.kv().passes(layer).repeated;
+        let got = &session.kv().post_prefill_scores(layer).reconstruction;
         for (got, want) in got.iter().flatten().zip(best.iter().flatten()) {
             assert!((got - want).abs() < 1e-3, "layer {layer}: {got}, not {want}");
         }
@@ -158,13 +162,13 @@ fn expected_attention_is_a_whole() {
     let prompt = tokens(&model, 70);
     let needs = how("expected", Budget::Tokens(20)).needs();
     let mut session = model.session();
-    session.gather_for(needs, 70);
+    session.accumulate_scores_for(needs, 70);
     session.forward(&prompt).unwrap();
-    let before = session.kv().stats(0).clone();
-    session.complete(needs, &prompt).unwrap();
-    assert_eq!(session.kv().stats(0), &before, "what was gathered stays");
+    let before = session.kv().accumulated_scores(0).clone();
+    session.finish_scores(needs, &prompt).unwrap();
+    assert_eq!(session.kv().accumulated_scores(0), &before, "accumulated scores stay");
     for layer in 0..model.config().n_layers {
-        for row in &session.kv().passes(layer).expected {
+        for row in &session.kv().post_prefill_scores(layer).expected {
             assert_eq!(row.len(), 70);
             assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-3);
         }

@@ -1,6 +1,6 @@
 //! What training and evaluation read: [`Batch`]es from a [`RowSource`].
 
-use crate::{error::Result, schema::Schema};
+use crate::{Result, schema::Schema};
 
 /// Some rows, row-major: row `r` has label `labels[r]`, numbers `numeric[r * n_numeric ..][.. n_numeric]` and ids
 /// `ids[r * n_categorical ..][.. n_categorical]`. Buffers are kept when a batch is filled again.

@@ -79,7 +79,7 @@ impl<'a> Columns<'a> {
                     Value::Float(x) if x.is_nan() => None,
                     Value::Float(x) if (x as f32).is_finite() => Some(x as f32),
                     Value::Float(x) => {
-                        return Err(format!("column {}: `{x}` is not a finite 32-bit number", column.name));
+                        return Err(format!("column {}: '{x}' is not a finite 32-bit number", column.name));
                     }
                     Value::Bytes(b) => number(b).map_err(|e| format!("column {}: {e}", column.name))?,
                     Value::Missing => None,

@@ -129,7 +129,7 @@ impl Criteo {
         for (column, text) in self.schema.categorical.iter().zip(&fields[NUMBERS..]) {
             let id = hex(text);
             out.ids.push(id.ok_or_else(|| {
-                format!("column {}: `{}` is not a hexadecimal id", column.name, shown(text))
+                format!("column {}: '{}' is not a hexadecimal id", column.name, shown(text))
             })?);
         }
         Ok(())

@@ -12,7 +12,7 @@ use super::{
     values::number,
 };
 use crate::{
-    error::{Error, Result},
+    Error, Result,
     schema::{Categorical, Kind, Numeric, Schema, Transform, id_of},
 };
 use std::{collections::HashSet, sync::Arc};
@@ -161,13 +161,11 @@ impl DataSet {
         let mut schema = match self.format() {
             Format::Criteo => {
                 if hints.numeric.is_some() || hints.categorical.is_some() || hints.label.is_some() {
-                    return Err(Error::bad_input_hint(
-                        format!(
-                            "{}: columns of Criteo's format have no names of their own",
-                            self.paths()[0].display()
-                        ),
-                        "leave out --label, --numeric and --categorical",
-                    ));
+                    return Err(Error::bad_input(format!(
+                        "{}: columns of Criteo's format have no names of their own",
+                        self.paths()[0].display()
+                    ))
+                    .with_hint("leave out `label`, `numeric` and `categorical`"));
                 }
                 Schema::criteo()
             }
@@ -185,11 +183,8 @@ impl DataSet {
         let known = || listed(columns.iter().map(|c| c.name.as_str()));
         let find = |name: &str| {
             columns.iter().find(|c| c.name == name).ok_or_else(|| {
-                Error::bad_file_hint(
-                    &self.paths()[0],
-                    format!("there is no column {name}"),
-                    format!("the file has the columns {}", known()),
-                )
+                Error::bad_file(&self.paths()[0], format!("there is no column {name}"))
+                    .with_hint(format!("the file has the columns {}", known()))
             })
         };
         let label = match &hints.label {
@@ -198,11 +193,8 @@ impl DataSet {
                 let usual =
                     LABELS.iter().find_map(|l| columns.iter().find(|c| c.name.eq_ignore_ascii_case(l)));
                 let Some(usual) = usual else {
-                    return Err(Error::bad_file_hint(
-                        &self.paths()[0],
-                        "which column is the label?",
-                        format!("name it with --label: the file has the columns {}", known()),
-                    ));
+                    return Err(Error::bad_file(&self.paths()[0], "which column is the label?")
+                        .with_hint(format!("name it with `label`: the file has the columns {}", known())));
                 };
                 notes.push(format!("label: {}", usual.name));
                 usual.name.clone()

@@ -1,6 +1,6 @@
 //! Bytes of one file or several, decompressed (gzip, Zstandard) by what they start with, whatever the name.
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::{
     BlockDecodingStrategy, FrameDecoder,
@@ -108,11 +108,8 @@ impl Input {
             io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
             _ => e.to_string(),
         };
-        Error::bad_file_hint(
-            &self.path,
-            format!("the {what} data is damaged or cut off: {why}"),
-            "fetch the file again, or compare its size and sum with the original",
-        )
+        Error::bad_file(&self.path, format!("the {what} data is damaged or cut off: {why}"))
+            .with_hint("fetch the file again, or compare its size and sum with the original")
     }
 }
 

@@ -96,7 +96,7 @@ impl<'de> Visitor<'de> for Object<'_> {
             filler.set(row, role, self.scratch, self.out).map_err(de::Error::custom)?;
         }
         if self.parser.labels && self.out.labels.last().is_some_and(|y| y.is_nan()) {
-            return Err(de::Error::custom(format!("there is no label `{}`", filler.schema.label)));
+            return Err(de::Error::custom(format!("there is no label '{}'", filler.schema.label)));
         }
         filler.end(row, self.out);
         Ok(())

@@ -38,14 +38,24 @@ pub use set::{DataSet, Format, OpenOptions};
 pub use shuffle::{Fold, Folded, Shuffled};
 pub use splits::{Data, Split, preset};
 
-use crate::schema::{Schema, cross};
+use crate::{
+    Error,
+    schema::{Schema, cross},
+};
 
+#[cfg(feature = "prepare")]
 /// Calls `each` with the text of each field of a CSV line (commas, quotes as in RFC 4180).
 pub(crate) fn fields(line: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<usize, String> {
     csv::fields(line, b',', &mut Vec::new(), |_, text| {
         each(text);
         Ok(())
     })
+}
+
+/// The error of an invalid row that exceeds the number of rows that may be left out. `line` counts from 1.
+pub(crate) fn bad_row(path: &std::path::Path, line: u64, what: impl std::fmt::Display) -> Error {
+    Error::bad_row(path, line, what)
+        .with_hint("`skip_bad_rows` N leaves out up to N such rows and reports their number")
 }
 
 /// Where the parts of each cross are among the categorical columns.

@@ -6,10 +6,7 @@ use super::{
     columns::{Columns, Value},
     roles::{Filler, Role},
 };
-use crate::{
-    error::{Error, Result},
-    schema::Schema,
-};
+use crate::{Error, Result, schema::Schema};
 use parquet::{
     basic::{Repetition, Type as Physical},
     column::reader::ColumnReader,
@@ -275,7 +272,7 @@ impl ParquetSource {
                 self.bad_rows += 1;
                 if self.bad_rows > self.options.skip_bad_rows {
                     let (row, what) = (self.row + *row as u64 + 1, format!("(row) {what}"));
-                    return Err(Error::bad_row(&path, row, what));
+                    return Err(super::bad_row(&path, row, what));
                 }
             }
             self.left -= n;

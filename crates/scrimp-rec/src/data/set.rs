@@ -10,10 +10,7 @@ use super::{
     text::{self, TextSource, without_bom},
     values::shown,
 };
-use crate::{
-    error::{Error, Result},
-    schema::Schema,
-};
+use crate::{Error, Result, schema::Schema};
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -134,11 +131,8 @@ impl DataSet {
 
     #[cfg(not(feature = "parquet"))]
     fn parquet(paths: Vec<PathBuf>) -> Result<Self> {
-        Err(Error::bad_file_hint(
-            &paths[0],
-            "this scrimp was built without Parquet",
-            "build it with the feature `parquet`, or convert the file to CSV",
-        ))
+        Err(Error::bad_file(&paths[0], "this scrimp was built without Parquet")
+            .with_hint("build it with the feature `parquet`, or convert the file to CSV"))
     }
 
     /// The format.
@@ -225,18 +219,19 @@ impl DataSet {
     fn has_columns(&self, filler: &Filler, labels: bool) -> Result<()> {
         match filler.absent(&self.names, labels)[..] {
             [] => Ok(()),
-            ref absent => Err(Error::bad_file_hint(
+            ref absent => Err(Error::bad_file(
                 &self.paths[0],
                 format!("there is no column {}", listed(absent.iter().copied())),
-                format!("the file has the columns {}", listed(self.names.iter().map(String::as_str))),
-            )),
+            )
+            .with_hint(format!(
+                "the file has the columns {}",
+                listed(self.names.iter().map(String::as_str))
+            ))),
         }
     }
 
-    fn misfit(&self, what: impl Into<String>) -> Error {
-        Error::bad_file_hint(
-            &self.paths[0],
-            what,
+    fn misfit(&self, what: impl fmt::Display) -> Error {
+        Error::bad_file(&self.paths[0], what).with_hint(
             "use data with the columns that the model was trained with (`scrimp rec inspect` shows them)",
         )
     }
@@ -247,19 +242,15 @@ fn header(path: &Path, names: &[String], separator: u8) -> Result<()> {
     if let Some(name) = names.iter().find(|n| n.is_empty() || n.parse::<f64>().is_ok()) {
         let columns = match separator {
             b'\t' => format!("{} columns separated by tabs", names.len()),
-            s => format!("{} columns separated by `{}`", names.len(), char::from(s)),
+            s => format!("{} columns separated by '{}'", names.len(), char::from(s)),
         };
-        return Err(Error::bad_file_hint(
-            path,
-            format!("line 1 is no header ({columns}, one of them `{}`)", shown(name.as_bytes())),
-            "CSV files need the names of their columns in the first line; Criteo's format, which needs none, has 40 \
-             columns separated by tabs: the label, 13 numbers, 26 hexadecimal categories",
-        ));
+        return Err(Error::bad_file(path, format!("line 1 is no header ({columns}, one of them '{}')", shown(name.as_bytes()))).with_hint("CSV files need the names of their columns in the first line; Criteo's format, which needs none, has 40 \
+             columns separated by tabs: the label, 13 numbers, 26 hexadecimal categories"));
     }
     let mut sorted: Vec<&String> = names.iter().collect();
     sorted.sort_unstable();
     match sorted.windows(2).find(|w| w[0] == w[1]) {
-        Some(w) => Err(Error::bad_file(path, format!("line 1: column `{}` is there twice", w[0]))),
+        Some(w) => Err(Error::bad_file(path, format!("line 1: column '{}' is there twice", w[0]))),
         None => Ok(()),
     }
 }

@@ -1,7 +1,8 @@
 //! Sources made of sources: rows in another order ([`Shuffled`]), and a part of the rows ([`Folded`]).
 
 use super::{Batch, RowSource};
-use crate::{error::Result, schema::Schema};
+use crate::{Result, schema::Schema};
+use scrimp_base::SplitMix64;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Shuffles windows of rows: `window` rows are read, permuted and handed out, then the next ones. Memory is one window.
@@ -55,16 +56,8 @@ impl<S: RowSource> Shuffled<S> {
         self.order.clear();
         self.order.extend(0..n as u32);
         let key = [self.epoch, self.windows];
-        let mut state = xxh3_64_with_seed(&key.map(u64::to_le_bytes).concat(), self.seed);
-        for i in (1..n).rev() {
-            // SplitMix64, reduced without division.
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            let j = ((u128::from(z ^ (z >> 31)) * (i as u128 + 1)) >> 64) as usize;
-            self.order.swap(i, j);
-        }
+        let seed = xxh3_64_with_seed(&key.map(u64::to_le_bytes).concat(), self.seed);
+        SplitMix64::new(seed).shuffle(&mut self.order);
         self.windows += 1;
         self.used = 0;
         Ok(n > 0)

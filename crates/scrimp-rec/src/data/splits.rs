@@ -3,7 +3,7 @@
 
 use super::{DataSet, Hints, OpenOptions, RowSource};
 use crate::{
-    error::{Error, Result},
+    Error, Result,
     generate::{Generator, GeneratorOptions},
     schema::Schema,
 };
@@ -156,10 +156,8 @@ fn generated(text: &str) -> Result<GeneratorOptions> {
             Some(("seed", n)) => options.seed = n,
             Some(("cap", n)) => options.cardinalities.iter_mut().for_each(|c| *c = (*c).min(n)),
             _ => {
-                return Err(Error::bad_input_hint(
-                    format!("generate: what is `{word}`?"),
-                    "as in generate:criteo-tb,rows=20000000,first=0,seed=1,cap=1000000",
-                ));
+                return Err(Error::bad_input(format!("generate: what is '{word}'?"))
+                    .with_hint("as in generate:criteo-tb,rows=20000000,first=0,seed=1,cap=1000000"));
             }
         }
     }
@@ -175,10 +173,8 @@ pub fn preset(name: &str) -> Result<GeneratorOptions> {
     match name {
         "criteo-tb" => Ok(GeneratorOptions::criteo_tb(1_000_000)),
         "small" => Ok(GeneratorOptions::default()),
-        other => Err(Error::bad_input_hint(
-            format!("there is no preset `{other}` of the generator"),
-            "the presets are criteo-tb and small",
-        )),
+        other => Err(Error::bad_input(format!("there is no preset '{other}' of the generator"))
+            .with_hint("the presets are criteo-tb and small")),
     }
 }
 

@@ -5,10 +5,7 @@ use super::{
     input::Input,
     ordered::{Ordered, Work},
 };
-use crate::{
-    error::{Error, Result},
-    schema::Schema,
-};
+use crate::{Error, Result, schema::Schema};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -298,16 +295,13 @@ fn check(parsed: &mut Parsed, paths: &[PathBuf], allowed: u64, bad_rows: &mut u6
             0 => what,
             n => format!("{what} (the bad row number {}, {n} may be skipped)", n + 1),
         };
-        return Err(Error::bad_row(path, line, what));
+        return Err(super::bad_row(path, line, what));
     }
     match parsed.error.take() {
         None => Ok(()),
         Some(Failure::Reading(e)) => Err(e),
-        Some(Failure::Header(line, what)) => Err(Error::bad_file_hint(
-            path,
-            format!("line {line}: {what}"),
-            "all files must have the same columns",
-        )),
+        Some(Failure::Header(line, what)) => Err(Error::bad_file(path, format!("line {line}: {what}"))
+            .with_hint("all files must have the same columns")),
     }
 }
 

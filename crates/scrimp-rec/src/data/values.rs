@@ -22,7 +22,7 @@ pub(super) fn label(text: &[u8]) -> Result<f32, String> {
         b"0" | b"0.0" | b"false" | b"False" | b"FALSE" => Ok(0.0),
         b"1" | b"1.0" | b"true" | b"True" | b"TRUE" => Ok(1.0),
         b"" => Err("the label is missing: 0 or 1 is expected".to_owned()),
-        other => Err(format!("the label is `{}`: 0 or 1 is expected", shown(other))),
+        other => Err(format!("the label is '{}': 0 or 1 is expected", shown(other))),
     }
 }
 
@@ -48,9 +48,9 @@ fn other_number(text: &[u8]) -> Result<Option<f32>, String> {
     }
     let parsed = std::str::from_utf8(trimmed).ok().and_then(|t| t.parse::<f64>().ok());
     match parsed {
-        None => Err(format!("`{}` is not a number", shown(text))),
+        None => Err(format!("'{}' is not a number", shown(text))),
         Some(x) if (x as f32).is_finite() => Ok(Some(x as f32)),
-        Some(_) => Err(format!("`{}` is not a finite 32-bit number", shown(text))),
+        Some(_) => Err(format!("'{}' is not a finite 32-bit number", shown(text))),
     }
 }
 
@@ -68,10 +68,10 @@ pub(super) fn applied(column: &Numeric, x: Option<f32>, missing: f32) -> f32 {
 pub(super) fn id(column: &Categorical, text: &[u8]) -> Result<u64, String> {
     match column.kind {
         Kind::Text => Ok(id_of(text)),
-        Kind::Hex => hex(text).ok_or_else(|| format!("`{}` is not a hexadecimal id", shown(text))),
+        Kind::Hex => hex(text).ok_or_else(|| format!("'{}' is not a hexadecimal id", shown(text))),
         Kind::Id => match text {
             [b'-', rest @ ..] if !rest.is_empty() && rest.iter().all(u8::is_ascii_digit) => Err(format!(
-                "the id `{}` is negative (if negative ids mean something, declare the column as text)",
+                "the id '{}' is negative (if negative ids mean something, declare the column as text)",
                 shown(text)
             )),
             _ => Ok(id_of(text)),

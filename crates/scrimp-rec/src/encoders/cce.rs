@@ -8,7 +8,8 @@
 //! *Size.* Pointers take two bytes per id and quarter, at most half of the budget: ids are hashed into as many places first.
 
 use super::{
-    Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, Param, Stored, bloom, too_small,
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, Param, ParamInit, Stored,
+    hashed_blocks, too_small,
 };
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Batch, IdHash, Optimizer, forward};
@@ -27,27 +28,27 @@ const ROUNDS: usize = 8;
 /// Distances computed in a round, about.
 const DISTANCES: usize = 100_000_000;
 
-fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
+fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig> {
     if !options.dim.is_multiple_of(COLUMNS) {
         return Err(Error::bad_input(format!(
             "encoder cce: dimension {}: must be a multiple of 4",
             options.dim
         )));
     }
-    let places = (options.budget / 2 / (2 * COLUMNS as u64)).min(census.total() * 3 / 2).min(1 << 30);
+    let places = (options.budget / 2 / (2 * COLUMNS as u64)).min(id_counts.total() * 3 / 2).min(1 << 30);
     let rest = options.budget - places * 2 * COLUMNS as u64;
     let rows = options.precision.rows_in(rest, options.dim) / 2;
     if rows == 0 || places == 0 {
         return Err(too_small(options));
     }
-    let base = options.base(census.distinct.len());
+    let base = options.base(id_counts.distinct.len());
     let (rows, weight_rows) = (vec![rows.min(65535) as u32], vec![places as u32]);
     Ok(EncoderConfig {
         rows,
         weight_rows,
-        width: options.dim / COLUMNS,
-        k: 2,
-        weight_k: 1,
+        block_dim: options.dim / COLUMNS,
+        num_hashes: 2,
+        weight_num_hashes: 1,
         groups: 1,
         ..base
     })
@@ -58,14 +59,14 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
     let (&[rows], &[places]) = (&c.rows[..], &c.weight_rows[..]) else {
         return Err(Error::bad_input("encoder cce has one table and one list of pointers"));
     };
-    if c.dim != c.width * COLUMNS || c.k != 2 || rows > 65535 {
+    if c.dim != c.block_dim * COLUMNS || c.num_hashes != 2 || rows > 65535 {
         return Err(Error::bad_input("encoder cce: four blocks of two rows, at most 65535 of them"));
     }
     let hash = IdHash::new(c.seed ^ 1, 0);
     let mut pointers = Vec::new();
     pointers
         .try_reserve_exact(places as usize * COLUMNS)
-        .map_err(|_| Error::OutOfMemory { what: format!("{places} pointers") })?;
+        .map_err(|_| Error::out_of_memory(format!("{places} pointers")))?;
     pointers.extend((0..places as usize * COLUMNS).map(|i| reduce(hash.hash(i as u64), rows) as u16));
     let spread = super::memrec::spread(c);
     Ok(Box::new(Cce {
@@ -74,10 +75,13 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
         places,
         seed: c.seed,
         clusterings: 0,
-        hashes: bloom::hashes(c.seed ^ 2, c.features),
+        hashes: hashed_blocks::hashes(c.seed ^ 2, c.features),
         pointers,
         seen: vec![false; places as usize],
-        table: Param::new(rows as usize * 2 * COLUMNS * c.width, c.width, c.width, c.seed ^ 3, 0.0, spread)?,
+        table: Param::new(ParamInit {
+            spread,
+            ..ParamInit::rows(rows as usize * 2 * COLUMNS, c.block_dim, c.seed ^ 3)
+        })?,
         precision: c.precision,
     }))
 }
@@ -133,7 +137,7 @@ impl Cce {
 
     /// Clusters column `c`: its new pointers and rows.
     fn cluster(&self, exec: Exec<'_>, c: usize, seen: &[usize]) -> (Vec<u16>, Vec<f32>) {
-        let (width, k) = (self.table.width, self.rows as usize);
+        let (width, k) = (self.table.block_dim, self.rows as usize);
         let values = self.table.floats();
         let point = |place: usize, out: &mut [f32]| {
             let [a, b] = self.rows_of(place, c).map(|r| &values[r as usize * width..][..width]);
@@ -218,7 +222,7 @@ impl Encoder for Cce {
     fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
         let probes = self.probes(exec, ids);
         let batch = Batch::given(self.table.table(), &probes, 2 * COLUMNS, 2);
-        forward(exec.pool, exec.level, &batch, out);
+        forward(exec, &batch, out);
     }
 
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
@@ -238,7 +242,7 @@ impl Encoder for Cce {
         }
         let all: Vec<_> = (0..COLUMNS).map(|c| self.cluster(exec, c, &seen)).collect();
         self.clusterings += 1;
-        let (width, rows) = (self.table.width, self.rows as usize);
+        let (width, rows) = (self.table.block_dim, self.rows as usize);
         // A new row has learnt nothing yet: its state starts again too.
         self.table.state.fill(0.0);
         let Stored::F32(values) = &mut self.table.values else { return };

@@ -1,32 +1,32 @@
-//! A row for each id of the training data; ids that it did not have are zero.
+//! The full embedding table: a row for each id of the training data. Other ids have a zero vector.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, KeyMap, Param, rows_of};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, KeyMap, Param, ParamInit, rows_of,
+};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Batch, Optimizer, forward};
 
 pub(super) const ENTRY: EncoderEntry =
     EncoderEntry { name: "full", about: "a row of its own for each id", plan, build };
 
-fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
-    let values = usize::try_from(census.total()).unwrap_or(usize::MAX).saturating_mul(options.dim);
+fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig> {
+    let values = usize::try_from(id_counts.total()).unwrap_or(usize::MAX).saturating_mul(options.dim);
     let full = options.precision.bytes(values, options.dim, options.dim) as u64;
     if full > options.budget {
-        return Err(Error::bad_input_hint(
-            format!(
-                "encoder full: {} ids take {full} bytes, the budget is {}",
-                census.total(),
-                options.budget
-            ),
-            "another encoder, or no --budget and no --compression",
-        ));
+        return Err(Error::bad_input(format!(
+            "encoder full: {} ids take {full} bytes, the budget is {}",
+            id_counts.total(),
+            options.budget
+        ))
+        .with_hint("use another `encoder`, or neither `budget` nor `compression`"));
     }
-    if census.keys.len() as u64 != census.total() || census.keys.is_empty() {
-        return Err(Error::bad_input_hint("encoder full: too many ids to keep", "another encoder"));
+    if id_counts.keys.len() as u64 != id_counts.total() || id_counts.keys.is_empty() {
+        return Err(Error::bad_input("encoder full: too many ids to keep").with_hint("use another `encoder`"));
     }
-    // The last row is for ids that training has not seen.
-    let rows = census.keys.len() as u64 + 1;
+    // The last row, zero, serves ids that are not in the training data.
+    let rows = id_counts.keys.len() as u64 + 1;
     let rows = u32::try_from(rows).map_err(|_| Error::bad_input("encoder full: too many ids"))?;
-    Ok(EncoderConfig { rows: vec![rows], k: 1, ..options.base(census.distinct.len()) })
+    Ok(EncoderConfig { rows: vec![rows], num_hashes: 1, ..options.base(id_counts.distinct.len()) })
 }
 
 fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
@@ -35,8 +35,8 @@ fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
         return Err(Error::bad_input(format!("encoder full: {} ids for {rows} rows", keys.len())));
     }
     let dim = config.dim;
-    let mut table =
-        Param::new(rows as usize * dim, dim, dim, config.seed, 0.0, super::memrec::spread(config))?;
+    let spread = super::memrec::spread(config);
+    let mut table = Param::new(ParamInit { spread, ..ParamInit::rows(rows as usize, dim, config.seed) })?;
     if let super::Stored::F32(values) = &mut table.values {
         values[keys.len() * dim..].fill(0.0);
     }
@@ -67,7 +67,7 @@ impl Encoder for Full {
     fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
         let rows = self.rows(exec, ids);
         let batch = Batch::given(self.table.table(), &rows, 1, 1);
-        forward(exec.pool, exec.level, &batch, out);
+        forward(exec, &batch, out);
     }
 
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
@@ -84,7 +84,7 @@ impl Encoder for Full {
         vec![("table", &mut self.table)]
     }
 
-    /// The rows of known ids. Their list is not counted: it would be no part of a system whose ids are row numbers.
+    /// The rows of known ids. The list of ids is not counted: a system whose ids are row numbers needs none.
     fn bytes(&self) -> usize {
         self.table.bytes() * self.keys.len() / (self.keys.len() + 1)
     }

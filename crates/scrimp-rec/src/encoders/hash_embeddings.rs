@@ -1,9 +1,12 @@
-//! Hash embeddings (Svenstrup et al., arXiv 1709.03933): k rows of a shared table by hash, added up with weights that each id has of its
-//! own. Where ids are too many for weights of their own, they share them by hash.
+//! Hash embeddings (Svenstrup et al., arXiv 1709.03933): hashes select `num_hashes` rows of a shared table, and the vector is
+//! their weighted sum. A further hash selects the weights of an id.
 //!
-//! *Size.* Weights take at most a third of the budget, and no more than all ids need.
+//! *Size.* The weights take a third of the budget, or what weights for all ids take if that is less.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, Param, bloom, too_small};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, Param, ParamInit, hashed_blocks,
+    too_small,
+};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
     Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
@@ -16,21 +19,22 @@ pub(super) const ENTRY: EncoderEntry = EncoderEntry {
     build,
 };
 
-fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
-    let k = options.k.unwrap_or(2);
-    let weight_rows = (options.budget / 3 / (4 * k as u64)).min(census.total().next_power_of_two());
-    let rest = options.budget - weight_rows * 4 * k as u64;
+fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig> {
+    let num_hashes = options.num_hashes.unwrap_or(2);
+    let weight_rows =
+        (options.budget / 3 / (4 * num_hashes as u64)).min(id_counts.total().next_power_of_two());
+    let rest = options.budget - weight_rows * 4 * num_hashes as u64;
     let rows = options.precision.rows_in(rest, options.dim);
     if rows == 0 || weight_rows == 0 {
         return Err(too_small(options));
     }
     let most = |rows: u64| u32::try_from(rows).unwrap_or(u32::MAX).min(u32::MAX >> 2);
-    let base = options.base(census.distinct.len());
+    let base = options.base(id_counts.distinct.len());
     Ok(EncoderConfig {
         rows: vec![most(rows)],
         weight_rows: vec![most(weight_rows)],
-        k,
-        weight_k: 1,
+        num_hashes,
+        weight_num_hashes: 1,
         groups: 1,
         ..base
     })
@@ -44,27 +48,24 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
     let spread = super::memrec::spread(c);
     Ok(Box::new(HashEmbeddings {
         features: c.features,
-        k: c.k,
-        hashes: bloom::hashes(c.seed ^ 1, c.features),
-        ranges: bloom::ranges(&c.rows, c.features),
-        weight_hashes: bloom::hashes(c.seed ^ 2, c.features),
-        weight_ranges: bloom::ranges(&c.weight_rows, c.features),
-        table: Param::new(*rows as usize * c.dim, c.dim, c.dim, c.seed ^ 3, 0.0, spread)?,
-        weights: Param::new(
-            *weight_rows as usize * c.k,
-            c.k,
-            c.k,
-            c.seed ^ 4,
-            1.0 / (c.k as f32).sqrt(),
-            0.3,
-        )?,
+        num_hashes: c.num_hashes,
+        hashes: hashed_blocks::hashes(c.seed ^ 1, c.features),
+        ranges: hashed_blocks::ranges(&c.rows, c.features),
+        weight_hashes: hashed_blocks::hashes(c.seed ^ 2, c.features),
+        weight_ranges: hashed_blocks::ranges(&c.weight_rows, c.features),
+        table: Param::new(ParamInit { spread, ..ParamInit::rows(*rows as usize, c.dim, c.seed ^ 3) })?,
+        weights: Param::new(ParamInit {
+            middle: 1.0 / (c.num_hashes as f32).sqrt(),
+            spread: 0.3,
+            ..ParamInit::rows(*weight_rows as usize, c.num_hashes, c.seed ^ 4)
+        })?,
         precision: c.precision,
     }))
 }
 
 struct HashEmbeddings {
     features: usize,
-    k: usize,
+    num_hashes: usize,
     hashes: Vec<IdHash>,
     ranges: Vec<RowRange>,
     weight_hashes: Vec<IdHash>,
@@ -75,11 +76,11 @@ struct HashEmbeddings {
 }
 
 impl HashEmbeddings {
-    /// Rows, rows of weights, and the weights.
-    fn look_up(&self, exec: Exec<'_>, ids: &[u64]) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
+    /// The rows of the table, the rows of the weight table, and the weights.
+    fn lookup(&self, exec: Exec<'_>, ids: &[u64]) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
         let probing = |hashes, ranges, probes| Probing { hashes, ranges, probes, signs: false };
-        let mut rows = vec![0; ids.len() * self.k];
-        probe(exec.pool, ids, &probing(&self.hashes, &self.ranges, self.k), &mut rows, &mut []);
+        let mut rows = vec![0; ids.len() * self.num_hashes];
+        probe(exec.pool, ids, &probing(&self.hashes, &self.ranges, self.num_hashes), &mut rows, &mut []);
         let mut weight_rows = vec![0; ids.len()];
         probe(
             exec.pool,
@@ -88,11 +89,11 @@ impl HashEmbeddings {
             &mut weight_rows,
             &mut [],
         );
-        let (k, values) = (self.k, self.weights.floats());
-        let mut weights = vec![0.0; ids.len() * k];
-        exec.pool.chunks(&mut weights, 1024 * k, |unit, out| {
-            for (out, &row) in out.chunks_exact_mut(k).zip(&weight_rows[unit * 1024..]) {
-                out.copy_from_slice(&values[row as usize * k..][..k]);
+        let (num_hashes, values) = (self.num_hashes, self.weights.floats());
+        let mut weights = vec![0.0; ids.len() * num_hashes];
+        exec.pool.chunks(&mut weights, 1024 * num_hashes, |chunk, out| {
+            for (out, &row) in out.chunks_exact_mut(num_hashes).zip(&weight_rows[chunk * 1024..]) {
+                out.copy_from_slice(&values[row as usize * num_hashes..][..num_hashes]);
             }
         });
         (rows, weight_rows, weights)
@@ -105,24 +106,25 @@ impl Encoder for HashEmbeddings {
     }
 
     fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
-        let (rows, _, weights) = self.look_up(exec, ids);
+        let (rows, _, weights) = self.lookup(exec, ids);
         let batch = Batch {
             table: self.table.table(),
-            probes: Probes::Given { probes: &rows, weights: &weights, per: self.k },
-            k: self.k,
+            probes: Probes::Given { probes: &rows, weights: &weights, per: self.num_hashes },
+            k: self.num_hashes,
             scales: Scales::One(1.0),
             bags: Bags::Fixed(1),
             add: false,
         };
-        forward(exec.pool, exec.level, &batch, out);
+        forward(exec, &batch, out);
     }
 
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
-        let (rows, weight_rows, weights) = self.look_up(exec, ids);
-        let batch = Backward { weights: &weights, ..Backward::given(&rows, self.k, self.k, grad) };
+        let (rows, weight_rows, weights) = self.lookup(exec, ids);
+        let batch =
+            Backward { weights: &weights, ..Backward::given(&rows, self.num_hashes, self.num_hashes, grad) };
         // The gradient of a weight is the row's product with the vector's gradient.
         let mut weight_grad = vec![0.0; weights.len()];
-        dots(exec.pool, exec.level, &self.table.table(), &batch, &mut weight_grad);
+        dots(exec, &self.table.table(), &batch, &mut weight_grad);
         self.table.step(exec, optimizer, &batch);
         let weight_batch = Backward::given(&weight_rows, 1, 1, &weight_grad);
         self.weights.step(exec, optimizer, &weight_batch);

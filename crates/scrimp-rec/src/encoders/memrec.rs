@@ -1,83 +1,88 @@
-//! MEM-REC (arXiv 2305.07205): Bloom signatures of ids select rows of a token table, and a second, small table gives each id a scale.
+//! MEM-REC (arXiv 2305.07205): a Bloom signature of the id selects rows of a token table, and a small weight table gives each
+//! id a scale, alpha.
 //!
-//! In the paper the `k` rows are whole vectors, and few fit into a small table, so that ids share them, and scales (alpha) tell them apart.
-//! `overlap: false` gives that shape. Here rows *overlap*: they begin at each value of the table (as in ROBE, arXiv 2108.02191), so that two
-//! ids have the same one almost never, and alpha, which then brings nothing, takes no bytes unless it is asked for. Eight neighboring values
-//! have a sign of their own, so that an id whose row reaches into another's does not push all of it the same way; and a vector is two rows
-//! side by side, each found by a hash of its own, so that it has more and weaker neighbors. More and shorter rows are not better, but slower.
+//! In the paper a row is a whole vector. A small table has few such rows, ids share them, and alpha distinguishes the ids
+//! (`overlap: false`). By default rows *overlap* here: they begin at each value of the table, as in ROBE (arXiv 2108.02191), so
+//! that two ids rarely have the same row. Alpha then improves nothing and gets no bytes by default. Each 8 neighboring values
+//! have a hashed sign: the gradients of two overlapping rows then agree in some values and oppose each other in others. A
+//! vector consists of two such rows, each with its own hash, so that it overlaps with more ids, and less with each. More and
+//! shorter rows are slower and not better.
 //!
-//! `memrec` has a vector for each feature; `memrec-bagged` adds all of them up into one per sample, as the authors' released
-//! code does.
+//! `memrec` has a vector for each feature. `memrec-bagged` adds them up into one vector per sample, like the authors' code.
 //!
-//! Frequent ids may have a row of their own, which is added to what they share (`hot_share`).
+//! A frequent id has a further row, which is added to the shared ones (`frequent_share`).
 //!
-//! *Size.* All features share one table; a feature's share of it follows from how many ids it has. Of the budget, the
-//! weight table takes `weight_share`, the token table the rest. With `per_feature_tables` each feature has rows of its own, as many
-//! as the logarithm of its number of ids asks for (the paper's rule).
+//! *Size.* All features share one table. The weight table takes `weight_share` of the budget, the token table the rest. With
+//! `per_feature_tables` each feature has a table, whose rows grow with the logarithm of its number of ids (the paper's rule).
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, bloom::Bloom, too_small};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, IdCounts, hashed_blocks::HashedBlocks, too_small,
+};
 use crate::Result;
 
 pub(super) const PER_FEATURE: EncoderEntry = EncoderEntry {
     name: "memrec",
     about: "overlapping rows by Bloom signatures and a scale per id, a vector per feature (MEM-REC, arXiv 2305.07205)",
-    plan: |options, census| plan(options, census, false),
+    plan: |options, id_counts| plan(options, id_counts, false),
     build,
 };
 
 pub(super) const BAGGED: EncoderEntry = EncoderEntry {
     name: "memrec-bagged",
     about: "the same, all features added up into one vector (the authors' code)",
-    plan: |options, census| plan(options, census, true),
+    plan: |options, id_counts| plan(options, id_counts, true),
     build,
 };
 
-/// Part of the budget for the weight table where rows do not overlap.
+/// Share of the budget for the weight table without overlapping rows.
 const WEIGHT_SHARE: f64 = 0.05;
 
-/// Blocks of a vector where rows overlap, if its dimension allows it.
+/// Blocks of a vector with overlapping rows, if the dimension is at least `BLOCKS * MIN_BLOCK_DIM`.
 const BLOCKS: usize = 2;
-/// Values of such a block, at least.
-const BLOCK: usize = 8;
-/// Rows added up per block.
-const K: usize = 1;
-/// Part of the budget for rows of frequent ids, at most.
-const HOT_SHARE: f64 = 0.1;
-/// That part times the dimension, at most: rows of their own pay the less, the longer they are.
-const HOT_VALUES: f64 = 1.6;
+/// The smallest default `block_dim`.
+const MIN_BLOCK_DIM: usize = 8;
+/// Default hashes of a block.
+const NUM_HASHES: usize = 1;
+/// The largest default share of the budget for frequent ids.
+const FREQUENT_SHARE: f64 = 0.1;
+/// The largest default share times the dimension: the longer the rows of frequent ids, the less they improve the model.
+const FREQUENT_VALUES: f64 = 1.6;
 
-/// Initial values lie within plus and minus this.
+/// Initial values lie in `-spread .. spread`.
 pub(super) fn spread(config: &EncoderConfig) -> f32 {
     0.5 / (config.dim as f32).sqrt()
 }
 
-fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<EncoderConfig> {
+fn plan(options: &EncoderOptions, id_counts: &IdCounts, bagged: bool) -> Result<EncoderConfig> {
     let overlap = options.overlap.unwrap_or(true);
-    let in_blocks = overlap && options.dim >= BLOCKS * BLOCK && options.dim.is_multiple_of(BLOCKS);
-    let width = options.width.unwrap_or(options.dim / if in_blocks { BLOCKS } else { 1 }).min(options.dim);
-    // A row of a frequent id, and its key.
-    let hot_rows =
+    let in_blocks = overlap && options.dim >= BLOCKS * MIN_BLOCK_DIM && options.dim.is_multiple_of(BLOCKS);
+    let default = options.dim / if in_blocks { BLOCKS } else { 1 };
+    let block_dim = options.block_dim.unwrap_or(default).min(options.dim);
+    // Bytes of `n` rows of frequent ids, and of their keys.
+    let frequent_bytes =
         |n: u64| options.precision.bytes(n as usize * options.dim, options.dim, options.dim) as u64 + 8 * n;
-    let hot_share = options.hot_share.unwrap_or((HOT_VALUES / options.dim as f64).min(HOT_SHARE));
-    let hot = (options.budget as f64 * hot_share.clamp(0.0, 0.9)) as u64 * 2 / hot_rows(2);
-    let hot = hot.min(census.keys.len() as u64).min(1 << 30) as u32;
+    let default = (FREQUENT_VALUES / options.dim as f64).min(FREQUENT_SHARE);
+    let frequent_share = options.frequent_share.unwrap_or(default).clamp(0.0, 0.9);
+    let frequent_ids = (options.budget as f64 * frequent_share) as u64 * 2 / frequent_bytes(2);
+    let frequent_ids = frequent_ids.min(id_counts.keys.len() as u64).min(1 << 30) as u32;
     // One more row: the zeros of all other ids.
-    let budget = options.budget.saturating_sub(if hot > 0 { hot_rows(u64::from(hot) + 1) } else { 0 });
+    let taken = if frequent_ids > 0 { frequent_bytes(u64::from(frequent_ids) + 1) } else { 0 };
+    let budget = options.budget.saturating_sub(taken);
     let share = options.weight_share.unwrap_or(if overlap { 0.0 } else { WEIGHT_SHARE }).clamp(0.0, 0.9);
     let weight_row = options.groups as u64 * 4;
     let weight_rows = (budget as f64 * share) as u64 / weight_row;
-    let stride = if overlap { 1 } else { width };
-    let values = options.precision.fitting(budget - weight_rows * weight_row, width, stride);
-    if values < width as u64 {
+    let stride = if overlap { 1 } else { block_dim };
+    let values = options.precision.fitting(budget - weight_rows * weight_row, block_dim, stride);
+    if values < block_dim as u64 {
         return Err(too_small(options));
     }
-    let rows = if overlap { values - width as u64 + 1 } else { values / width as u64 };
+    let rows = if overlap { values - block_dim as u64 + 1 } else { values / block_dim as u64 };
     let tables = |rows: u64| {
         let most = |rows: u64| u32::try_from(rows).unwrap_or(u32::MAX).min(u32::MAX >> 2);
         if !options.per_feature_tables {
             return vec![most(rows)];
         }
-        let logs: Vec<f64> = census.distinct.iter().map(|&n| (n as f64 + 2.0).ln()).collect();
+        let logs: Vec<f64> = id_counts.distinct.iter().map(|&n| (n as f64 + 2.0).ln()).collect();
         let all: f64 = logs.iter().sum();
         logs.iter().map(|log| most((rows as f64 * log / all) as u64)).collect()
     };
@@ -87,21 +92,21 @@ fn plan(options: &EncoderOptions, census: &Census, bagged: bool) -> Result<Encod
         return Err(too_small(options));
     }
     let signs = options.signs.unwrap_or(true);
-    let base = options.base(census.distinct.len());
+    let base = options.base(id_counts.distinct.len());
     Ok(EncoderConfig {
         rows,
         weight_rows,
-        width,
+        block_dim,
         overlap,
-        k: options.k.unwrap_or(K),
+        num_hashes: options.num_hashes.unwrap_or(NUM_HASHES),
         signs,
         bagged,
-        hot,
+        frequent_ids,
         ..base
     })
 }
 
 fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
-    let stride = if config.overlap { 1 } else { config.width };
-    Ok(Box::new(Bloom::new(config, stride, spread(config))?.with_hot(config, keys)?))
+    let stride = if config.overlap { 1 } else { config.block_dim };
+    Ok(Box::new(HashedBlocks::new(config, stride, spread(config))?.with_frequent_ids(config, keys)?))
 }

@@ -1,12 +1,13 @@
-//! Encoders: from the ids of a sample to vectors, in as little memory as wanted.
+//! Encoders: embedding vectors for ids within a memory budget.
 //!
-//! To add one, write a file with a type that implements [`Encoder`], and add a line to [`ENCODERS`].
+//! Each encoder is a file with a type that implements [`Encoder`] and an entry in [`ENCODERS`]. An encoder has two
+//! phases: [`plan`] derives an [`EncoderConfig`] from options, budget and id counts; [`build`] makes the tables.
 
-mod addressing;
-mod bloom;
 mod cce;
 mod full;
 mod hash_embeddings;
+mod hash_indexer;
+mod hashed_blocks;
 mod hashing;
 mod memrec;
 mod param;
@@ -16,9 +17,9 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
-pub use addressing::{Addressing, Prepared};
-pub use param::Param;
+pub use hash_indexer::{BackwardContext, HashIndexer, Lookups, Tables};
 pub(crate) use param::zeros;
+pub use param::{Param, ParamInit};
 pub use scrimp_kernels::Exec;
 pub use stored::{Precision, Stored};
 
@@ -26,19 +27,19 @@ use crate::{Error, Result};
 use scrimp_kernels::embedding::{MAX_PROBES, Optimizer};
 use serde::{Deserialize, Serialize};
 
-/// Turns ids into vectors, and learns to do it better.
+/// A trainable map from ids to embedding vectors.
 pub trait Encoder: Send {
-    /// Vectors of a sample: one per feature, or one for all.
+    /// The number of vectors of a sample: one per feature, or one for all features.
     fn vectors(&self) -> usize;
 
-    /// The vectors of `ids` (`[samples, features]`): `out` is `[samples, vectors, dim]`.
+    /// Writes the vectors of `ids`, `[samples, features]`, to `out`, `[samples, vectors, dim]`.
     fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]);
 
-    /// Updates all parameters for the gradients of the vectors of `ids`.
+    /// Updates all parameters by the gradients `grad` of the vectors of `ids`.
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer);
 
-    /// For an encoder of one feature: the sums of the vectors of the ids from `offsets[b]` to before `offsets[b + 1]` (the last
-    /// bag has the rest). `out` is `[bags, dim]`.
+    /// Writes the sums of bags of vectors to `out`, `[bags, dim]`, for an encoder of one feature. Bag `b` has the ids from
+    /// `offsets[b]` to before `offsets[b + 1]`; the last bag has the rest.
     fn forward_bags(&self, exec: Exec<'_>, ids: &[u64], offsets: &[usize], out: &mut [f32]) {
         let dim = out.len() / offsets.len().max(1);
         let mut each = vec![0.0; ids.len() * dim];
@@ -54,58 +55,62 @@ pub trait Encoder: Send {
         }
     }
 
-    /// The learned tables, in a fixed order.
+    /// The learned tables with their names in model files, in a fixed order.
     fn params(&self) -> Vec<(&'static str, &Param)>;
 
-    /// The same.
+    /// The same, mutable.
     fn params_mut(&mut self) -> Vec<(&'static str, &mut Param)>;
 
-    /// Bytes that answering takes: tables as they are stored, weights and pointers per id.
+    /// Bytes of memory for inference: stored tables, weights and pointers.
     fn bytes(&self) -> usize {
         self.params().iter().map(|(_, p)| p.bytes()).sum()
     }
 
-    /// The ids that have rows of their own, as one list of keys; empty for encoders that know no ids.
+    /// The keys ([`key_of`]) of the ids with a row each; empty for encoders without such rows.
     fn keys(&self) -> &[u64] {
         &[]
     }
 
-    /// Stores the rows as they are used after training.
+    /// Converts the rows to their stored precision. Training ends here.
     fn quantize(&mut self) {}
 
-    /// What an encoder does between two passes over the data.
+    /// Runs between two epochs. Most encoders do nothing.
     fn between_epochs(&mut self, exec: Exec<'_>) {
         let _ = exec;
     }
 
-    /// What else a file must keep; nothing for most encoders.
+    /// Further state of a model file; empty for most encoders.
     fn memory(&self) -> Vec<u16> {
         Vec::new()
     }
 
-    /// Takes back what [`Encoder::memory`] gave.
+    /// Restores the state of [`Encoder::memory`].
     ///
     /// # Errors
-    /// When it does not fit.
+    /// The state has the wrong size.
     fn restore(&mut self, memory: &[u16]) -> Result<()> {
-        if memory.is_empty() { Ok(()) } else { Err(Error::bad_input("an encoder without memory has some")) }
+        if memory.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::bad_input("the file has state that this encoder does not use"))
+        }
     }
 }
 
-/// What is known of the training data before training.
+/// Statistics of the ids of the training data.
 #[derive(Debug, Clone, Default)]
-pub struct Census {
-    /// Distinct ids of each feature.
+pub struct IdCounts {
+    /// The number of distinct ids of each feature.
     pub distinct: Vec<u64>,
-    /// Keys of the ids ([`key_of`]): all of a feature in the order of their first row, or, where they were too many to keep,
-    /// the frequent ones.
+    /// Keys of ids ([`key_of`]): all ids of a feature in the order of their first row, or only the frequent ones where a
+    /// feature has too many.
     pub keys: Vec<u64>,
-    /// How often each of `keys` occurs; at least, where not all are kept.
+    /// The number of rows of each of `keys`; a lower bound where a feature has too many ids.
     pub counts: Vec<u32>,
 }
 
-impl Census {
-    /// Distinct ids of all features.
+impl IdCounts {
+    /// The number of distinct ids of all features.
     pub fn total(&self) -> u64 {
         self.distinct.iter().sum()
     }
@@ -116,17 +121,17 @@ impl Census {
     }
 }
 
-/// One number for an id and its feature, of which no two are the same in practice (64 bits of [`IdHash`]).
+/// The key of an id of a feature: a 64-bit hash ([`IdHash`]), unique in practice.
 ///
 /// [`IdHash`]: scrimp_kernels::embedding::IdHash
 pub fn key_of(feature: usize, id: u64) -> u64 {
     scrimp_kernels::embedding::IdHash::new(0x6b65_7973, feature as u32).hash(id)
 }
 
-/// A map from keys ([`key_of`]), which need no further hashing.
+/// A map by key ([`key_of`]). Keys are hashes already and are not hashed again.
 pub(crate) type KeyMap<V> = std::collections::HashMap<u64, V, std::hash::BuildHasherDefault<KeyHasher>>;
 
-/// The row of each of `ids` (sample after sample, one for each of `features`), or `missing`.
+/// The row of each of `ids`, `[samples, features]`, or `missing` for an id without a row.
 fn rows_of(exec: Exec<'_>, row_of: &KeyMap<u32>, features: usize, ids: &[u64], missing: u32) -> Vec<u32> {
     let mut rows = vec![0; ids.len()];
     exec.pool.chunks(&mut rows, 1024, |unit, rows| {
@@ -138,7 +143,7 @@ fn rows_of(exec: Exec<'_>, row_of: &KeyMap<u32>, features: usize, ids: &[u64], m
     rows
 }
 
-/// A key as its own hash.
+/// Uses a key as its own hash.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct KeyHasher(u64);
 
@@ -156,7 +161,7 @@ impl std::hash::Hasher for KeyHasher {
     }
 }
 
-/// Everything that an encoder's shape depends on; part of the model file.
+/// The complete shape of an encoder; part of the model file. The names in the file are older than the field names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderConfig {
@@ -164,73 +169,76 @@ pub struct EncoderConfig {
     pub encoder: String,
     /// Categorical features, crosses included.
     pub features: usize,
-    /// Values of a vector.
+    /// Dimension of a vector.
     pub dim: usize,
     /// Seed of hashes and initial values.
     pub seed: u64,
     /// Name of the hash function.
     pub hash: String,
-    /// Rows of the main table (of each feature, where it has one per feature).
+    /// Rows of the main table: one entry, or one per feature.
     pub rows: Vec<u32>,
-    /// Rows of the weight table, or of the second one.
+    /// Rows of the weight table or the second table, likewise.
     pub weight_rows: Vec<u32>,
     /// Values of a block.
-    pub width: usize,
-    /// Rows of the main table begin at each of its values, not at multiples of `width`.
+    #[serde(rename = "width")]
+    pub block_dim: usize,
+    /// Rows of the main table begin at each of its values instead of multiples of `block_dim`.
     #[serde(default)]
     pub overlap: bool,
-    /// Rows added up per block.
-    pub k: usize,
-    /// Rows of the weight table added up into alpha.
-    pub weight_k: usize,
-    /// Groups of dimensions with an alpha of their own.
+    /// Hashes of a block, whose rows are added up.
+    #[serde(rename = "k")]
+    pub num_hashes: usize,
+    /// Hashes of alpha, whose rows of the weight table are added up.
+    #[serde(rename = "weight_k")]
+    pub weight_num_hashes: usize,
+    /// Groups of blocks with an alpha each.
     pub groups: usize,
-    /// Values have signs, one for each eight.
+    /// Hashed signs, one for each 8 values.
     pub signs: bool,
-    /// All features are added up into one vector.
+    /// One vector per sample: the sum over all features.
     pub bagged: bool,
-    /// How rows are stored after training.
+    /// The type of the rows after training.
     pub precision: Precision,
-    /// Frequent ids that have a row of their own, added to the others.
-    #[serde(default)]
-    pub hot: u32,
-    /// Rows are rounded to `precision` in training already.
+    /// The number of frequent ids with a further row each, which is added to the hashed ones.
+    #[serde(default, rename = "hot")]
+    pub frequent_ids: u32,
+    /// Quantization-aware training: the forward pass sees rows rounded to `precision`.
     #[serde(default)]
     pub quantization_aware: bool,
 }
 
-/// What the user asks for; [`EncoderConfig`] is what comes of it.
+/// Options of an encoder, from which [`plan`] derives an [`EncoderConfig`].
 #[derive(Debug, Clone)]
 pub struct EncoderOptions {
     /// Name in [`ENCODERS`].
     pub encoder: String,
-    /// Values of a vector.
+    /// Dimension of a vector.
     pub dim: usize,
     /// Seed of hashes and initial values.
     pub seed: u64,
-    /// Bytes that all tables may take.
+    /// The size of all tables in bytes, at most.
     pub budget: u64,
-    /// Values of a block, for `memrec` and `robe` [default: the encoder's].
-    pub width: Option<usize>,
-    /// Rows begin at each value of the table, for `memrec` [default: the encoder's].
+    /// Values of a block, for `memrec` and `robe`; `None`: the encoder's default, as in the other options.
+    pub block_dim: Option<usize>,
+    /// Rows begin at each value of the table, for `memrec`.
     pub overlap: Option<bool>,
-    /// Rows added up [default: the encoder's].
-    pub k: Option<usize>,
-    /// Values have signs, one for each eight [default: the encoder's].
+    /// Hashes of a block, whose rows are added up.
+    pub num_hashes: Option<usize>,
+    /// Hashed signs, one for each 8 values.
     pub signs: Option<bool>,
-    /// Share of the budget for the weight table (0: no alpha) [default: the encoder's].
+    /// Share of the budget for the weight table; 0: no alpha.
     pub weight_share: Option<f64>,
-    /// Rows of the weight table added up.
-    pub weight_k: usize,
-    /// Groups of dimensions with an alpha of their own.
+    /// Hashes of alpha, whose rows of the weight table are added up.
+    pub weight_num_hashes: usize,
+    /// Groups of blocks with an alpha each.
     pub groups: usize,
-    /// How rows are stored after training.
+    /// The type of the rows after training.
     pub precision: Precision,
-    /// Share of the budget for rows of frequent ids, for `memrec` [default: the encoder's].
-    pub hot_share: Option<f64>,
-    /// A table for each feature instead of one for all, for `memrec`.
+    /// Share of the budget for rows of frequent ids, for `memrec`.
+    pub frequent_share: Option<f64>,
+    /// One table per feature instead of one for all, for `memrec`.
     pub per_feature_tables: bool,
-    /// Train through the rounding to `precision`: the forward pass sees rounded rows, gradients pass straight through.
+    /// Quantization-aware training: the forward pass sees rows rounded to `precision`, gradients pass straight through.
     pub quantization_aware: bool,
 }
 
@@ -242,21 +250,21 @@ impl EncoderOptions {
             dim,
             seed: 1,
             budget,
-            width: None,
+            block_dim: None,
             overlap: None,
-            k: None,
+            num_hashes: None,
             signs: None,
             weight_share: None,
-            weight_k: 1,
+            weight_num_hashes: 1,
             groups: 1,
             precision: Precision::F32,
-            hot_share: None,
+            frequent_share: None,
             per_feature_tables: false,
             quantization_aware: false,
         }
     }
 
-    /// A configuration that only lacks sizes.
+    /// The configuration without the sizes of the tables.
     fn base(&self, features: usize) -> EncoderConfig {
         EncoderConfig {
             encoder: self.encoder.clone(),
@@ -266,32 +274,32 @@ impl EncoderOptions {
             hash: scrimp_kernels::embedding::IdHash::NAME.to_owned(),
             rows: Vec::new(),
             weight_rows: Vec::new(),
-            width: self.dim,
+            block_dim: self.dim,
             overlap: false,
-            k: self.k.unwrap_or(1),
-            weight_k: self.weight_k,
+            num_hashes: self.num_hashes.unwrap_or(1),
+            weight_num_hashes: self.weight_num_hashes,
             groups: self.groups,
             signs: self.signs.unwrap_or(false),
             bagged: false,
             precision: self.precision,
-            hot: 0,
+            frequent_ids: 0,
             quantization_aware: self.quantization_aware,
         }
     }
 }
 
-/// Makes a fresh encoder.
+/// Makes an encoder with random tables.
 pub type Build = fn(&EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>>;
 
 /// An entry of the registry.
 pub struct EncoderEntry {
-    /// The name on the command line.
+    /// The name, as in [`EncoderOptions::encoder`].
     pub name: &'static str,
-    /// One line on what it does, with its source.
+    /// A description of one line, with the source.
     pub about: &'static str,
-    /// Sizes for a budget.
-    pub plan: fn(&EncoderOptions, &Census) -> Result<EncoderConfig>,
-    /// A fresh encoder. `keys` are those of [`Encoder::keys`], for encoders that know ids.
+    /// Sizes the tables for a budget.
+    pub plan: fn(&EncoderOptions, &IdCounts) -> Result<EncoderConfig>,
+    /// Makes an encoder with random tables. `keys` are the ids with a row each ([`keys_for`]).
     pub build: Build,
 }
 
@@ -310,41 +318,39 @@ pub const ENCODERS: &[EncoderEntry] = &[
 /// The encoder `name`.
 ///
 /// # Errors
-/// When there is none; the message names all.
+/// There is no such encoder; the hint names all.
 pub fn entry(name: &str) -> Result<&'static EncoderEntry> {
     ENCODERS.iter().find(|e| e.name == name).ok_or_else(|| {
         let names: Vec<_> = ENCODERS.iter().map(|e| e.name).collect();
-        Error::bad_input_hint(
-            format!("encoder `{name}`: there is none"),
-            format!("one of {}", names.join(", ")),
-        )
+        Error::bad_input(format!("encoder '{name}': there is none"))
+            .with_hint(format!("one of {}", names.join(", ")))
     })
 }
 
-/// Sizes an encoder for a budget, or says that none is small enough.
+/// Derives the shape of an encoder from options, budget and id counts.
 ///
 /// # Errors
-/// When the budget is too small for any row, or an option does not fit the encoder.
-pub fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
-    let config = (entry(&options.encoder)?.plan)(options, census)?;
+/// The budget is too small for one row, or an option does not fit the encoder.
+pub fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig> {
+    let config = (entry(&options.encoder)?.plan)(options, id_counts)?;
     check(&config).map_err(Error::bad_input)?;
     Ok(config)
 }
 
-/// The ids that an encoder of this configuration has rows for, of those that the training data has: what [`build`] asks for.
-pub fn keys_for(config: &EncoderConfig, census: &Census) -> Vec<u64> {
+/// The ids with a row each: all ids for `full`, the most frequent ones for other encoders. [`build`] takes them.
+pub fn keys_for(config: &EncoderConfig, id_counts: &IdCounts) -> Vec<u64> {
     if config.encoder == "full" {
-        return census.keys.clone();
+        return id_counts.keys.clone();
     }
-    let mut by_count: Vec<usize> = (0..census.keys.len()).collect();
-    by_count.sort_by_key(|&i| (std::cmp::Reverse(census.counts[i]), census.keys[i]));
-    by_count.iter().take(config.hot as usize).map(|&i| census.keys[i]).collect()
+    let mut by_count: Vec<usize> = (0..id_counts.keys.len()).collect();
+    by_count.sort_by_key(|&i| (std::cmp::Reverse(id_counts.counts[i]), id_counts.keys[i]));
+    by_count.iter().take(config.frequent_ids as usize).map(|&i| id_counts.keys[i]).collect()
 }
 
-/// A fresh encoder.
+/// Makes an encoder with random tables.
 ///
 /// # Errors
-/// When the configuration makes no sense (a damaged file) or the memory cannot be had.
+/// The configuration is invalid (a damaged file), or an allocation fails.
 pub fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
     check(config).map_err(Error::bad_input)?;
     let mut encoder = (entry(&config.encoder)?.build)(config, keys)?;
@@ -356,31 +362,35 @@ pub fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
     Ok(encoder)
 }
 
-/// Whether a parameter is a table of weights, which is always f32.
+/// Whether a parameter is a weight table. Weight tables stay f32.
 pub(crate) fn is_weight(param: &str) -> bool {
     matches!(param, "alpha" | "weights")
 }
 
-/// What must hold for any configuration, from a plan or from a file.
+/// Checks a configuration, which may come from a file.
 fn check(c: &EncoderConfig) -> std::result::Result<(), String> {
-    let blocks = c.dim.checked_div(c.width).unwrap_or(0);
+    let blocks = c.dim.checked_div(c.block_dim).unwrap_or(0);
     if c.features == 0 || c.features > 4096 || c.dim == 0 || c.dim > 65536 {
         return Err(format!("{} features of {} dimensions", c.features, c.dim));
     }
     if c.hash != scrimp_kernels::embedding::IdHash::NAME {
-        return Err(format!("hash function `{}`: this version does not know it", c.hash));
+        return Err(format!("hash function '{}': this version does not know it", c.hash));
     }
-    if blocks == 0 || !c.dim.is_multiple_of(c.width) {
-        return Err(format!("blocks of {}: must divide the dimension, {}", c.width, c.dim));
+    if blocks == 0 || !c.dim.is_multiple_of(c.block_dim) {
+        return Err(format!("blocks of {}: must divide the dimension, {}", c.block_dim, c.dim));
     }
-    if c.k == 0 || blocks.saturating_mul(c.k) > MAX_PROBES {
-        return Err(format!("{blocks} blocks of {} rows: {MAX_PROBES} rows are the most", c.k));
+    if c.num_hashes == 0 || blocks.saturating_mul(c.num_hashes) > MAX_PROBES {
+        return Err(format!("{blocks} blocks of {} rows: {MAX_PROBES} rows are the most", c.num_hashes));
     }
-    if c.weight_k == 0 || c.weight_k > 8 || c.groups == 0 || c.groups > 32 || !blocks.is_multiple_of(c.groups)
+    if c.weight_num_hashes == 0
+        || c.weight_num_hashes > 8
+        || c.groups == 0
+        || c.groups > 32
+        || !blocks.is_multiple_of(c.groups)
     {
         return Err(format!(
             "{} groups of {} weights: groups must divide {blocks} blocks",
-            c.groups, c.weight_k
+            c.groups, c.weight_num_hashes
         ));
     }
     let total = |rows: &[u32]| rows.iter().map(|&r| u64::from(r)).sum::<u64>();
@@ -397,13 +407,11 @@ fn check(c: &EncoderConfig) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// The error of a budget under an encoder's smallest form.
+/// The error of a budget below the smallest size of an encoder.
 fn too_small(options: &EncoderOptions) -> Error {
-    Error::bad_input_hint(
-        format!(
-            "{} bytes: too small for encoder {} with dimension {}",
-            options.budget, options.encoder, options.dim
-        ),
-        "a larger --budget, a smaller --compression or a smaller --dim",
-    )
+    Error::bad_input(format!(
+        "{} bytes: too small for encoder {} with dimension {}",
+        options.budget, options.encoder, options.dim
+    ))
+    .with_hint("use a larger `budget`, a smaller `compression` or a smaller `dim`")
 }

@@ -1,11 +1,15 @@
-//! Quotient-remainder embeddings (Shi et al., "Compositional Embeddings Using Complementary Partitions", arXiv 1909.02107): a hash
-//! of the id in `0..n`, n being the feature's number of ids, is split into quotient and remainder by m; the vector is
-//! the element-wise product of a row for each.
+//! Quotient-remainder embeddings (Shi et al., "Compositional Embeddings Using Complementary Partitions", arXiv 1909.02107).
 //!
-//! *Size.* m and n/m rows for each feature. For a compression c the paper takes m = n / c; where even `2 sqrt(n)` rows are too
-//! many, ids are hashed into fewer values first.
+//! A hash maps an id of a feature with n ids to `0..n`, and m splits the hash into quotient and remainder. The vector is the
+//! element-wise product of the quotient's row and the remainder's row.
+//!
+//! *Size.* A feature has m and n/m rows. For compression c the paper takes m = n / c. If the smallest size, `2 sqrt(n)` rows,
+//! exceeds the budget, the hash maps to fewer values than n.
 
-use super::{Census, Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, Param, bloom, too_small};
+use super::{
+    Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, Param, ParamInit, hashed_blocks,
+    too_small,
+};
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{Backward, Batch, IdHash, Optimizer, RowRange, forward};
 
@@ -16,8 +20,8 @@ pub(super) const ENTRY: EncoderEntry = EncoderEntry {
     build,
 };
 
-fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
-    // Of two tables, one may have a half that is empty.
+fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig> {
+    // Each int4 table is padded to whole bytes.
     let odd = u64::from(options.precision == super::Precision::Int4);
     let most = options.precision.rows_in(options.budget, options.dim).saturating_sub(odd);
     let sizes = |share: f64, c: f64| -> Vec<(u32, u32)> {
@@ -26,10 +30,10 @@ fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
             let m = (n / c).max(n.sqrt()).ceil().min(1e9);
             (m as u32, (n / m).ceil() as u32)
         };
-        census.distinct.iter().map(size).collect()
+        id_counts.distinct.iter().map(size).collect()
     };
     let rows = |sizes: &[(u32, u32)]| sizes.iter().map(|&(m, q)| u64::from(m) + u64::from(q)).sum::<u64>();
-    // The least compression that fits, or at the highest the largest share of values.
+    // The least compression that fits; at the highest compression, the largest share of hash values that fits.
     let (mut share, mut c) = (1.0, 1.0);
     while rows(&sizes(share, c)) > most && c < 1e9 {
         c *= 1.05;
@@ -42,7 +46,7 @@ fn plan(options: &EncoderOptions, census: &Census) -> Result<EncoderConfig> {
         return Err(too_small(options));
     }
     let (rows, weight_rows) = sizes.into_iter().unzip();
-    Ok(EncoderConfig { rows, weight_rows, k: 1, ..options.base(census.distinct.len()) })
+    Ok(EncoderConfig { rows, weight_rows, num_hashes: 1, ..options.base(id_counts.distinct.len()) })
 }
 
 fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
@@ -53,13 +57,13 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
     let total = |rows: &[u32]| rows.iter().map(|&r| r as usize).sum::<usize>();
     let spread = super::memrec::spread(c);
     let table = |rows: &[u32], seed, middle, spread| {
-        Param::new(total(rows) * c.dim, c.dim, c.dim, seed, middle, spread)
+        Param::new(ParamInit { middle, spread, ..ParamInit::rows(total(rows), c.dim, seed) })
     };
     Ok(Box::new(Qr {
         features: c.features,
-        hashes: bloom::hashes(c.seed, c.features),
-        remainders: bloom::ranges(&c.rows, c.features),
-        quotients: bloom::ranges(&c.weight_rows, c.features),
+        hashes: hashed_blocks::hashes(c.seed, c.features),
+        remainders: hashed_blocks::ranges(&c.rows, c.features),
+        quotients: hashed_blocks::ranges(&c.weight_rows, c.features),
         remainder: table(&c.rows, c.seed ^ 1, 0.0, spread)?,
         quotient: table(&c.weight_rows, c.seed ^ 2, 1.0, 0.5)?,
         precision: c.precision,
@@ -90,9 +94,9 @@ impl Qr {
     }
 }
 
-fn look_up(exec: Exec<'_>, table: &Param, rows: &[u32], out: &mut [f32]) {
+fn lookup(exec: Exec<'_>, table: &Param, rows: &[u32], out: &mut [f32]) {
     let batch = Batch::given(table.table(), rows, 1, 1);
-    forward(exec.pool, exec.level, &batch, out);
+    forward(exec, &batch, out);
 }
 
 /// `a *= b`
@@ -112,8 +116,8 @@ impl Encoder for Qr {
     fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
         let (remainders, quotients) = self.rows(ids);
         let mut other = vec![0.0; out.len()];
-        look_up(exec, &self.remainder, &remainders, out);
-        look_up(exec, &self.quotient, &quotients, &mut other);
+        lookup(exec, &self.remainder, &remainders, out);
+        lookup(exec, &self.quotient, &quotients, &mut other);
         multiply(exec, out, &other);
     }
 
@@ -121,8 +125,8 @@ impl Encoder for Qr {
         let (remainders, quotients) = self.rows(ids);
         let mut to_quotient = vec![0.0; grad.len()];
         let mut to_remainder = vec![0.0; grad.len()];
-        look_up(exec, &self.remainder, &remainders, &mut to_quotient);
-        look_up(exec, &self.quotient, &quotients, &mut to_remainder);
+        lookup(exec, &self.remainder, &remainders, &mut to_quotient);
+        lookup(exec, &self.quotient, &quotients, &mut to_remainder);
         multiply(exec, &mut to_quotient, grad);
         multiply(exec, &mut to_remainder, grad);
         let batch = |probes, grad| Backward::given(probes, 1, 1, grad);

@@ -1,25 +1,25 @@
-//! How the values of tables are stored: types, their bytes, and rounding to them.
+//! Storage types of tables: sizes and rounding.
 
 use scrimp_kernels::{Pool, embedding::Int4};
 use serde::{Deserialize, Serialize};
 
-/// How rows are stored when training is over.
+/// The type in which rows are stored after training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// As trained.
+    /// 32-bit floats, as in training.
     #[default]
     F32,
     /// bfloat16.
     Bf16,
-    /// 8 bits and one step for the table, the one with the least squared error.
+    /// 8-bit integers with one quantization step per table, chosen for the least squared error.
     Int8,
-    /// The same in 4 bits, -7 to 7 steps.
+    /// 4-bit integers from -7 to 7, likewise.
     Int4,
 }
 
 impl Precision {
-    /// As on the command line.
+    /// The name that the command line accepts.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -29,35 +29,35 @@ impl Precision {
         }
     }
 
-    /// Bytes of a table of `len` values with rows of `width`, one every `stride` values.
-    pub fn bytes(self, len: usize, width: usize, stride: usize) -> usize {
+    /// Bytes of a table of `len` values with rows of `block_dim`, one every `stride` values.
+    pub fn bytes(self, len: usize, block_dim: usize, stride: usize) -> usize {
         match self {
             Self::F32 => len.saturating_mul(4),
             Self::Bf16 => len.saturating_mul(2),
             Self::Int8 => len,
-            Self::Int4 => Int4 { len, width, stride }.bytes(),
+            Self::Int4 => Int4 { len, width: block_dim, stride }.bytes(),
         }
     }
 
-    /// Values of such a table that fit in `bytes`.
-    pub fn fitting(self, bytes: u64, width: usize, stride: usize) -> u64 {
+    /// The number of values of such a table that fit into `bytes`.
+    pub fn fitting(self, bytes: u64, block_dim: usize, stride: usize) -> u64 {
         match self {
             Self::F32 => bytes / 4,
             Self::Bf16 => bytes / 2,
             Self::Int8 => bytes,
             Self::Int4 => {
-                Int4::fitting(usize::try_from(bytes).unwrap_or(usize::MAX >> 2), width, stride) as u64
+                Int4::fitting(usize::try_from(bytes).unwrap_or(usize::MAX >> 2), block_dim, stride) as u64
             }
         }
     }
 
-    /// Rows of `dim` values, side by side, that fit in `bytes`.
+    /// The number of rows of `dim` values, side by side, that fit into `bytes`.
     pub fn rows_in(self, bytes: u64, dim: usize) -> u64 {
         self.fitting(bytes, dim, dim) / dim as u64
     }
 
-    /// The largest number of steps, for integers.
-    const fn most(self) -> f32 {
+    /// The largest quantized value of an integer type.
+    const fn max_quantized(self) -> f32 {
         match self {
             Self::Int4 => 7.0,
             _ => 127.0,
@@ -65,10 +65,10 @@ impl Precision {
     }
 }
 
-/// Values as they are stored.
+/// Stored values.
 #[derive(Debug)]
 pub enum Stored {
-    /// In training, or for good.
+    /// 32-bit floats.
     F32(Vec<f32>),
     /// bfloat16, as bits.
     Bf16(Vec<u16>),
@@ -83,7 +83,7 @@ pub enum Stored {
     Int4 {
         /// The quantized values.
         q: Vec<u8>,
-        /// How many.
+        /// Number of values.
         len: usize,
         /// The step.
         scale: f32,
@@ -91,7 +91,7 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// The step of quantization, of integers.
+    /// The quantization step of an integer type.
     pub fn scale(&self) -> Option<f32> {
         match self {
             Self::F32(_) | Self::Bf16(_) => None,
@@ -108,10 +108,10 @@ impl Stored {
     }
 }
 
-/// `values` stored with `precision`, in rows of `width`, one every `stride` values.
-pub(super) fn rounded(values: &[f32], precision: Precision, width: usize, stride: usize) -> Stored {
+/// `values` in `precision`, in rows of `block_dim`, one every `stride` values.
+pub(super) fn rounded(values: &[f32], precision: Precision, block_dim: usize, stride: usize) -> Stored {
     let n = values.len();
-    let shape = Int4 { len: n, width, stride };
+    let shape = Int4 { len: n, width: block_dim, stride };
     let mut stored = match precision {
         Precision::F32 => Stored::F32(vec![0.0; n]),
         Precision::Bf16 => Stored::Bf16(vec![0; n]),
@@ -124,7 +124,7 @@ pub(super) fn rounded(values: &[f32], precision: Precision, width: usize, stride
     stored
 }
 
-/// Stores `values` in the places from `at` on.
+/// Stores `values` from index `at` on.
 pub(super) fn round(values: &[f32], at: usize, shape: Int4, stored: &mut Stored) {
     match stored {
         Stored::F32(v) => v[at..at + values.len()].copy_from_slice(values),
@@ -138,20 +138,20 @@ pub(super) fn round(values: &[f32], at: usize, shape: Int4, stored: &mut Stored)
     }
 }
 
-/// The same for all values, on all threads.
+/// Stores all values, on all threads.
 pub(super) fn round_all(pool: &Pool, values: &[f32], shape: Int4, stored: &mut Stored) {
-    const UNIT: usize = 1 << 14;
+    const CHUNK: usize = 1 << 14;
     match stored {
         Stored::F32(v) => v.copy_from_slice(values),
-        Stored::Bf16(v) => pool.chunks(v, UNIT, |unit, v| bf16s(&values[unit * UNIT..], v)),
+        Stored::Bf16(v) => pool.chunks(v, CHUNK, |chunk, v| bf16s(&values[chunk * CHUNK..], v)),
         Stored::Int8 { q, scale } => {
             let scale = *scale;
-            pool.chunks(q, UNIT, |unit, q| int8s(&values[unit * UNIT..], scale, q));
+            pool.chunks(q, CHUNK, |chunk, q| int8s(&values[chunk * CHUNK..], scale, q));
         }
         Stored::Int4 { q, scale, .. } => {
             let scale = *scale;
             let bits = |v| quantized(v, scale, Precision::Int4);
-            pool.chunks(q, UNIT, |unit, q| shape.fill(unit * UNIT, q, values, bits));
+            pool.chunks(q, CHUNK, |chunk, q| shape.fill(chunk * CHUNK, q, values, bits));
         }
     }
 }
@@ -168,26 +168,26 @@ fn int8s(values: &[f32], scale: f32, to: &mut [i8]) {
     }
 }
 
-/// The nearest step, ties to even.
+/// The nearest multiple of the quantization step, ties to even.
 #[inline]
 pub(super) fn quantized(v: f32, scale: f32, precision: Precision) -> i8 {
-    // Added to a number below 2^22 and subtracted again, it leaves no place for a fraction: rounding without a call.
+    // Adding this to a number below 2^22 and subtracting it again rounds to an integer, without a call.
     const WHOLE: f32 = 12_582_912.0;
-    ((v / scale).clamp(-precision.most(), precision.most()) + WHOLE - WHOLE) as i8
+    ((v / scale).clamp(-precision.max_quantized(), precision.max_quantized()) + WHOLE - WHOLE) as i8
 }
 
-/// The step with the least squared error, of some that cut off more and more of the largest values.
+/// The quantization step with the least squared error, among 24 that clip more and more of the largest values.
 pub(super) fn best_step(values: &[f32], precision: Precision) -> f32 {
     let max = values.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
     if max == 0.0 {
         return 1.0;
     }
-    // A sample is enough to judge.
+    // At most 400,000 values are sampled.
     let every = (values.len() / 200_000).max(1);
-    let mut best = (f64::INFINITY, max / precision.most());
+    let mut best = (f64::INFINITY, max / precision.max_quantized());
     let mut clip = max;
     for _ in 0..24 {
-        let scale = clip / precision.most();
+        let scale = clip / precision.max_quantized();
         let error: f64 = values
             .iter()
             .step_by(every)

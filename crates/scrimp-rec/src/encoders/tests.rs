@@ -5,21 +5,21 @@ use scrimp_kernels::{Pool, SimdLevel, embedding::IdHash};
 
 const FEATURES: usize = 3;
 
-/// Ids of `samples` samples and the census of them.
-fn ids(samples: usize) -> (Vec<u64>, Census) {
+/// Ids of `samples` samples and the id_counts of them.
+fn ids(samples: usize) -> (Vec<u64>, IdCounts) {
     let hash = IdHash::new(77, 0);
     let ids: Vec<u64> =
         (0..samples * FEATURES).map(|i| hash.hash(i as u64) % [5, 40, 300][i % FEATURES]).collect();
-    let mut census = Census { distinct: vec![0; FEATURES], ..Census::default() };
+    let mut id_counts = IdCounts { distinct: vec![0; FEATURES], ..IdCounts::default() };
     for (i, &id) in ids.iter().enumerate() {
         let key = key_of(i % FEATURES, id);
-        if !census.keys.contains(&key) {
-            census.keys.push(key);
-            census.counts.push(1);
-            census.distinct[i % FEATURES] += 1;
+        if !id_counts.keys.contains(&key) {
+            id_counts.keys.push(key);
+            id_counts.counts.push(1);
+            id_counts.distinct[i % FEATURES] += 1;
         }
     }
-    (ids, census)
+    (ids, id_counts)
 }
 
 /// All encoders, in more shapes than their defaults.
@@ -30,12 +30,18 @@ fn shapes() -> Vec<EncoderOptions> {
         let options = EncoderOptions::new(entry.name, 16, budget);
         all.push(options.clone());
         if entry.name.starts_with("memrec") {
-            let whole = EncoderOptions { overlap: Some(false), k: Some(3), weight_k: 2, ..options.clone() };
+            let whole = EncoderOptions {
+                overlap: Some(false),
+                num_hashes: Some(3),
+                weight_num_hashes: 2,
+                ..options.clone()
+            };
             all.push(EncoderOptions { overlap: Some(true), weight_share: Some(0.05), ..whole.clone() });
             all.push(EncoderOptions { weight_share: Some(0.0), signs: Some(false), ..whole.clone() });
-            all.push(EncoderOptions { hot_share: Some(0.0), ..whole.clone() });
+            all.push(EncoderOptions { frequent_share: Some(0.0), ..whole.clone() });
             all.push(whole);
-            let blocks = EncoderOptions { width: Some(4), groups: 4, k: Some(2), ..options.clone() };
+            let blocks =
+                EncoderOptions { block_dim: Some(4), groups: 4, num_hashes: Some(2), ..options.clone() };
             all.push(EncoderOptions { overlap: Some(false), ..blocks.clone() });
             all.push(blocks);
             all.push(EncoderOptions { per_feature_tables: true, ..options });
@@ -49,10 +55,10 @@ fn shapes() -> Vec<EncoderOptions> {
 fn gradients_are_those_of_finite_differences() {
     let (pool, level) = (Pool::new(2).unwrap(), SimdLevel::detect());
     let exec = Exec { pool: &pool, level };
-    let (ids, census) = ids(40);
+    let (ids, id_counts) = ids(40);
     for options in shapes() {
-        let config = plan(&options, &census).unwrap();
-        let build = || build(&config, &keys_for(&config, &census)).unwrap();
+        let config = plan(&options, &id_counts).unwrap();
+        let build = || build(&config, &keys_for(&config, &id_counts)).unwrap();
         let mut encoder = build();
         let len = 40 * encoder.vectors() * 16;
         let hash = IdHash::new(5, 5);
@@ -95,22 +101,22 @@ fn gradients_are_those_of_finite_differences() {
 
 #[test]
 fn encoders_stay_within_their_budget() {
-    let (_, census) = ids(400);
+    let (_, id_counts) = ids(400);
     for options in shapes() {
         for budget in [600, 5000, 100_000] {
             let options = EncoderOptions { budget, ..options.clone() };
-            let Ok(config) = plan(&options, &census) else {
+            let Ok(config) = plan(&options, &id_counts) else {
                 // Only a full table is all or nothing; the others shrink to almost nothing.
                 assert!(options.encoder == "full" || budget == 600, "{options:?}");
                 continue;
             };
-            let encoder = build(&config, &keys_for(&config, &census)).unwrap();
+            let encoder = build(&config, &keys_for(&config, &id_counts)).unwrap();
             assert!(encoder.bytes() as u64 <= budget, "{options:?}: {} bytes", encoder.bytes());
             assert!(
                 encoder.bytes() as u64 > budget / 3 || options.encoder == "full" || options.encoder == "qr"
             );
         }
-        assert!(plan(&EncoderOptions { budget: 3, ..options }, &census).is_err());
+        assert!(plan(&EncoderOptions { budget: 3, ..options }, &id_counts).is_err());
     }
 }
 
@@ -118,12 +124,12 @@ fn encoders_stay_within_their_budget() {
 fn stored_rows_are_close_to_the_trained_ones() {
     let pool = Pool::new(1).unwrap();
     let exec = Exec { pool: &pool, level: SimdLevel::detect() };
-    let (ids, census) = ids(50);
+    let (ids, id_counts) = ids(50);
     for mut options in shapes() {
         for (precision, error) in [(Precision::Bf16, 0.01), (Precision::Int8, 0.04), (Precision::Int4, 0.2)] {
             options.precision = precision;
-            let config = plan(&options, &census).unwrap();
-            let mut encoder = build(&config, &keys_for(&config, &census)).unwrap();
+            let config = plan(&options, &id_counts).unwrap();
+            let mut encoder = build(&config, &keys_for(&config, &id_counts)).unwrap();
             let mut exact = vec![0.0; 50 * encoder.vectors() * 16];
             let mut stored = exact.clone();
             encoder.forward(exec, &ids, &mut exact);
@@ -144,12 +150,12 @@ fn stored_rows_are_close_to_the_trained_ones() {
 fn training_through_rounding_sees_what_will_be_stored() {
     let pool = Pool::new(2).unwrap();
     let exec = Exec { pool: &pool, level: SimdLevel::detect() };
-    let (ids, census) = ids(50);
+    let (ids, id_counts) = ids(50);
     for options in shapes() {
         for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
             let options = EncoderOptions { precision, quantization_aware: true, ..options.clone() };
-            let config = plan(&options, &census).unwrap();
-            let mut encoder = build(&config, &keys_for(&config, &census)).unwrap();
+            let config = plan(&options, &id_counts).unwrap();
+            let mut encoder = build(&config, &keys_for(&config, &id_counts)).unwrap();
             let len = 50 * encoder.vectors() * 16;
             let (mut first, mut out) = (vec![0.0; len], vec![0.0; len]);
             encoder.forward(exec, &ids, &mut first);
@@ -176,19 +182,20 @@ fn training_through_rounding_sees_what_will_be_stored() {
 
 #[test]
 fn unknown_names_and_absurd_shapes_are_errors() {
-    let (_, census) = ids(40);
-    let good = plan(&EncoderOptions::new("memrec", 16, 10_000), &census).unwrap();
+    let (_, id_counts) = ids(40);
+    let good = plan(&EncoderOptions::new("memrec", 16, 10_000), &id_counts).unwrap();
     assert!(
-        plan(&EncoderOptions::new("mem", 16, 10_000), &census)
+        plan(&EncoderOptions::new("mem", 16, 10_000), &id_counts)
             .unwrap_err()
             .hint()
             .unwrap()
+            .as_str()
             .contains("memrec")
     );
     for bad in [
-        EncoderConfig { width: 3, ..good.clone() },
-        EncoderConfig { width: 0, ..good.clone() },
-        EncoderConfig { k: 1000, ..good.clone() },
+        EncoderConfig { block_dim: 3, ..good.clone() },
+        EncoderConfig { block_dim: 0, ..good.clone() },
+        EncoderConfig { num_hashes: 1000, ..good.clone() },
         EncoderConfig { rows: vec![0], ..good.clone() },
         EncoderConfig { rows: vec![1; 2], ..good.clone() },
         EncoderConfig { rows: vec![u32::MAX], ..good.clone() },

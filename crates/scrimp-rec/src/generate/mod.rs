@@ -22,13 +22,14 @@ pub use bayes::Bayes;
 pub use write::{Written, write_file};
 
 use crate::{
+    Error, Result,
     data::{
         Batch, RowSource,
         ordered::{Ordered, Work},
     },
-    error::{Error, Result},
     schema::{Categorical, Kind, MISSING, Numeric, Schema, Transform},
 };
+use scrimp_base::{SplitMix64, random::mix};
 use std::{ops::Range, sync::Arc};
 use zipf::Zipf;
 
@@ -170,15 +171,6 @@ struct Number {
     may_miss: bool,
 }
 
-/// The finalizer of SplitMix64: a good hash of one word.
-#[inline]
-fn mix(x: u64) -> u64 {
-    let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 /// Four independent numbers, uniform with mean 0 and variance 1, from one random word.
 #[inline]
 fn four(word: u64) -> [f32; 4] {
@@ -238,11 +230,11 @@ impl World {
 
     /// Appends row `row`, with counts as they are and NaN for missing ones; returns the probability that its label is 1.
     fn row(&self, row: u64, batch: &mut Batch) -> f32 {
-        let mut state = mix(mix(self.options.seed).wrapping_add(row.wrapping_mul(0xd134_2543_de82_ef95)));
-        let mut draw = || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            mix(state)
-        };
+        let seed = mix(mix(self.options.seed).wrapping_add(row.wrapping_mul(0xd134_2543_de82_ef95)));
+        let mut random = SplitMix64::new(seed);
+        // The row uses the numbers from the second one on; a change here would change the rows of every seed.
+        random.next_u64();
+        let mut draw = || random.next_u64();
         let mut logit = self.options.bias as f32;
         for number in &self.numbers {
             let word = draw();

@@ -2,14 +2,14 @@
 
 use super::{BLOCK, GeneratorOptions, World};
 use crate::{
+    Error, Result,
     data::{
         Batch,
         ordered::{Ordered, Work},
     },
-    error::{Error, Result},
-    output::Output,
     schema::MISSING,
 };
+use scrimp_base::AtomicFile;
 use std::{io::Write as _, ops::Range, path::Path, sync::Arc};
 
 /// What was written.
@@ -137,32 +137,30 @@ pub fn write_file(
         Some("csv") => b',',
         Some("tsv" | "txt") => b'\t',
         _ => {
-            return Err(Error::bad_input_hint(
-                format!("{}: of which format should it be?", path.display()),
-                "name it .tsv (Criteo's format), .csv, .tsv.gz or .csv.gz",
-            ));
+            return Err(Error::bad_input(format!("{}: of which format should it be?", path.display()))
+                .with_hint("name it .tsv (Criteo's format), .csv, .tsv.gz or .csv.gz"));
         }
     };
     let criteo = separator == b'\t' && options.numeric == 13 && options.cardinalities.len() == 26;
     let look = Look { separator, header: !criteo, gz: gz_file };
     let rows = options.first_row..options.first_row.saturating_add(options.rows);
     let world = Arc::new(World::new(options));
-    let mut output = Output::create(path)?;
+    let mut output = AtomicFile::create(path)?;
     if look.header {
         let schema = &world.schema;
         let mut names = vec![schema.label.clone()];
         names.extend(schema.numeric.iter().map(|c| c.name.clone()));
         names.extend(schema.categorical.iter().map(|c| c.name.clone()));
         let line = names.join(if separator == b',' { "," } else { "\t" }) + "\n";
-        output.write(&if gz_file { gz(line.as_bytes()) } else { line.into_bytes() })?;
+        output.append(&if gz_file { gz(line.as_bytes()) } else { line.into_bytes() })?;
     }
     let mut blocks = Ordered::new(Lines { world, look }, rows, threads);
     let mut written = 0;
-    while let Some(block) = blocks.next(|text| output.write(&text.bytes).map(|()| text.rows)) {
+    while let Some(block) = blocks.next(|text| output.append(&text.bytes).map(|()| text.rows)) {
         written += block?;
         if !progress(written) {
             return Err(Error::bad_input("stopped"));
         }
     }
-    Ok(Written { rows: written, bytes: output.finish()? })
+    Ok(Written { rows: written, bytes: output.commit()? })
 }

@@ -99,7 +99,8 @@ fn gcd(mut a: u64, mut b: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::mix, Zipf};
+    use super::Zipf;
+    use scrimp_base::random::mix;
     use std::collections::HashMap;
 
     #[test]

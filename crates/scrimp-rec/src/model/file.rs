@@ -4,26 +4,27 @@
 //! u64 header length | header: JSON, names to type, shape and byte range; __metadata__ | values
 //! ```
 //!
-//! | tensor | what |
+//! | tensor | content |
 //! |---|---|
-//! | `encoder.NAME` | a table: F32, BF16, or I8 with its step in `encoder.NAME.scale`; U8 is 4 bits ([`Int4`]) |
-//! | `encoder.keys` | U64: the ids of an encoder that knows ids |
-//! | `encoder.memory` | U16: what else an encoder keeps (the pointers of `cce`) |
-//! | `bottom.I.weight`, `bottom.I.bias`, `top.*` | layers, `[out, in]` |
-//! | `encoder.NAME.rounding` | F32: step and age of a table that is rounded in training ([`Param::rounding`]) |
-//! | `*.state`, `*.m`, `*.v` | in checkpoints: the optimizers' states |
+//! | `encoder.NAME` | a table: F32, BF16, I8 or U8 (int4, [`Int4`]); the quantization step is `encoder.NAME.scale` |
+//! | `encoder.keys` | U64: the keys of the ids with a row each |
+//! | `encoder.memory` | U16: further state of the encoder (the pointers of `cce`) |
+//! | `bottom.I.weight`, `bottom.I.bias` | the layers of the DenseArch, `[out, in]` and `[out]` |
+//! | `top.I.weight`, `top.I.bias` | the layers of the OverArch |
+//! | `encoder.NAME.rounding` | F32: step and age of the quantization in training ([`Param::rounding`]) |
+//! | `*.state`, `*.m`, `*.v` | the state of the optimizers, in checkpoints only |
 //!
 //! [`Param::rounding`]: crate::encoders::Param::rounding
 //! [`Int4`]: scrimp_kernels::embedding::Int4
 //!
-//! Nothing is allocated for a number in the header before the file has been seen to have as many bytes.
+//! The reader checks each size in the header against the size of the file before it allocates.
 
 use super::{Model, ModelConfig};
 use crate::{
     Error, Result,
     encoders::{Stored, is_weight},
-    output::Output,
 };
+use scrimp_base::AtomicFile;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, io::Read, path::Path};
 
@@ -32,7 +33,7 @@ const FORMAT: &str = "scrimp-rec-1";
 /// Longest header that is read.
 const MAX_HEADER: u64 = 64 << 20;
 
-/// Tensors of a file under construction, in order.
+/// The header and the tensors of a file, in order.
 struct Writer<'a> {
     header: Map<String, Value>,
     parts: Vec<&'a [u8]>,
@@ -53,7 +54,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A file in memory.
+/// The tensors of a file by name, each with its dtype.
 struct Reader {
     tensors: BTreeMap<String, (String, Vec<u8>)>,
 }
@@ -81,10 +82,11 @@ impl Reader {
 }
 
 impl Model {
-    /// Writes the model to `path`; `training` makes it a checkpoint: with the optimizers' states, and this to go on with.
+    /// Writes the model to `path`, atomically. With `training`, the state of the training, the file is a checkpoint and has the
+    /// state of the optimizers as well.
     ///
     /// # Errors
-    /// When the file cannot be written; one that was there before stays as it was.
+    /// The file cannot be written.
     pub fn save(&mut self, path: &Path, training: Option<&Value>) -> Result<()> {
         let config = serde_json::to_value(&self.config)
             .map_err(|e| Error::bad_input(format!("the configuration cannot be written: {e}")))?;
@@ -95,13 +97,13 @@ impl Model {
         }
         let mut w = Writer { header: Map::new(), parts: Vec::new(), offset: 0 };
         w.header.insert("__metadata__".to_owned(), metadata);
-        // Types of wider values first, so that all are aligned.
-        let keys = self.encoder.keys();
+        // Wider types come first, so that all tensors are aligned.
+        let keys = self.sparse_arch.keys();
         if !keys.is_empty() {
             w.add("encoder.keys", "U64", &[keys.len()], bytemuck::cast_slice(keys));
         }
-        let memory = self.encoder.memory();
-        let params = self.encoder.params();
+        let memory = self.sparse_arch.memory();
+        let params = self.sparse_arch.params();
         let scales: Vec<Option<f32>> = params.iter().map(|(_, p)| p.values.scale()).collect();
         let roundings: Vec<_> = params.iter().map(|(_, p)| p.rounding()).collect();
         for ((name, p), scale) in params.iter().zip(&scales) {
@@ -120,8 +122,8 @@ impl Model {
                 w.floats(&format!("encoder.{name}.rounding"), rounding);
             }
         }
-        let mlps = self.bottom.as_mut().map(|m| m.tensors_mut("bottom")).into_iter().flatten();
-        let mlps: Vec<_> = mlps.chain(self.top.tensors_mut("top")).collect();
+        let mlps = self.dense_arch.as_mut().map(|m| m.tensors_mut("bottom")).into_iter().flatten();
+        let mlps: Vec<_> = mlps.chain(self.over_arch.tensors_mut("top")).collect();
         for (name, shape, t) in &mlps {
             w.add(name, "F32", shape, bytemuck::cast_slice(&t.values));
             if training.is_some() {
@@ -150,23 +152,23 @@ impl Model {
         while !header.len().is_multiple_of(8) {
             header.push(' ');
         }
-        let mut out = Output::create(path)?;
-        out.write(&(header.len() as u64).to_le_bytes())?;
-        out.write(header.as_bytes())?;
+        let mut out = AtomicFile::create(path)?;
+        out.append(&(header.len() as u64).to_le_bytes())?;
+        out.append(header.as_bytes())?;
         for part in w.parts {
-            out.write(part)?;
+            out.append(part)?;
         }
-        out.finish().map(drop)
+        out.commit().map(drop)
     }
 
-    /// Reads a model, and what a checkpoint says of the training.
+    /// Reads a model, and from a checkpoint the state of the training.
     ///
     /// # Errors
-    /// When the file cannot be read, is damaged, or is no model of this format.
+    /// The file cannot be read, is damaged, or has another format.
     pub fn load(path: &Path) -> Result<(Self, Option<Value>)> {
         let (metadata, mut reader) = read(path)?;
         let damaged = |what: String| {
-            Error::bad_file_hint(path, what, "the file is damaged or not a model of `scrimp rec train`")
+            Error::bad_file(path, what).with_hint("the file is damaged or not a model of `scrimp rec train`")
         };
         let text = |key: &str| metadata.get(key).and_then(Value::as_str);
         if text("format") != Some(FORMAT) {
@@ -175,13 +177,13 @@ impl Model {
         let config: ModelConfig = serde_json::from_str(text("config").unwrap_or_default())
             .map_err(|e| damaged(format!("its configuration cannot be read: {e}")))?;
         config.schema.check()?;
-        // What the header promises must be in the file before a model of that size is made; a byte may begin two rows.
+        // The file must be large enough for the model before its memory is allocated. An int4 byte may begin two rows.
         let promised: u64 = config.encoder.rows.iter().map(|&r| u64::from(r)).sum();
         let there: usize = reader.tensors.values().map(|(_, bytes)| bytes.len()).sum();
         if promised / 2 > there as u64 {
             return Err(damaged(format!("{promised} rows in a file of {there} bytes")));
         }
-        let dense: usize = config.bottom.iter().chain(&config.top).sum();
+        let dense: usize = config.dense_layer_sizes.iter().chain(&config.over_layer_sizes).sum();
         if dense > there {
             return Err(damaged("layers larger than the file".to_owned()));
         }
@@ -202,7 +204,7 @@ impl Model {
     }
 
     fn fill(&mut self, reader: &mut Reader) -> std::result::Result<(), String> {
-        for (name, p) in self.encoder.params_mut() {
+        for (name, p) in self.sparse_arch.params_mut() {
             let full = format!("encoder.{name}");
             let len = p.len();
             let dtype = reader.tensors.get(&full).map_or("F32", |(dtype, _)| dtype).to_owned();
@@ -243,10 +245,10 @@ impl Model {
         }
         if reader.has("encoder.memory") {
             let memory: Vec<u16> = values(&reader.take("encoder.memory", "U16")?);
-            self.encoder.restore(&memory).map_err(|e| e.to_string())?;
+            self.sparse_arch.restore(&memory).map_err(|e| e.to_string())?;
         }
-        let bottom = self.bottom.as_mut().map(|m| m.tensors_mut("bottom")).into_iter().flatten();
-        for (name, _, t) in bottom.chain(self.top.tensors_mut("top")) {
+        let bottom = self.dense_arch.as_mut().map(|m| m.tensors_mut("bottom")).into_iter().flatten();
+        for (name, _, t) in bottom.chain(self.over_arch.tensors_mut("top")) {
             let len = t.values.len();
             t.values = reader.floats(&name)?;
             if reader.has(&format!("{name}.m")) {
@@ -261,7 +263,7 @@ impl Model {
     }
 }
 
-/// The values that `bytes` are.
+/// Converts bytes to values.
 fn values<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
     let mut values = vec![T::zeroed(); bytes.len() / size_of::<T>()];
     let whole = size_of_val(&values[..]);
@@ -273,7 +275,7 @@ fn values<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
 fn read(path: &Path) -> Result<(Map<String, Value>, Reader)> {
     let io = |e| Error::io(path, e);
     let damaged = |what: String| {
-        Error::bad_file_hint(path, what, "the file is damaged or not a model of `scrimp rec train`")
+        Error::bad_file(path, what).with_hint("the file is damaged or not a model of `scrimp rec train`")
     };
     let mut file = std::fs::File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();

@@ -1,20 +1,29 @@
-//! Multi-layer perceptrons: `y = relu(x W' + b)`, and how they learn.
+//! Multi-layer perceptrons, `y = relu(x W' + b)`, with Adam (Kingma and Ba, arXiv 1412.6980).
 
 use crate::{Result, encoders::Exec};
 use scrimp_kernels::{
     embedding::IdHash,
-    ops::gemm_f32::{GemmScratch, Start, View, gemm},
+    ops::gemm_f32::{GemmScratch, Product, Start, View, gemm},
 };
 
-/// A tensor that Adam trains (Kingma and Ba, arXiv 1412.6980).
+/// A tensor and its optimizer state.
 #[derive(Debug)]
 pub(super) struct Dense {
     /// The values.
     pub(super) values: Vec<f32>,
-    /// Mean of gradients.
+    /// Running mean of the gradients.
     pub(super) m: Vec<f32>,
-    /// Mean of squared gradients.
+    /// Running mean of the squared gradients.
     pub(super) v: Vec<f32>,
+}
+
+/// A step of Adam.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamStep {
+    /// The learning rate.
+    pub lr: f32,
+    /// The number of the step, from 1.
+    pub number: u64,
 }
 
 const BETA1: f32 = 0.9;
@@ -26,20 +35,18 @@ impl Dense {
         Self { m: zeros.clone(), v: zeros, values }
     }
 
-    /// Step number `step` (from 1) for the gradients `g`.
-    fn step(&mut self, exec: Exec<'_>, g: &[f32], lr: f32, step: u64) {
-        let step = step.min(1 << 20) as i32;
-        let lr = lr * (1.0 - BETA2.powi(step)).sqrt() / (1.0 - BETA1.powi(step));
-        const UNIT: usize = 16384;
+    fn step(&mut self, exec: Exec<'_>, g: &[f32], adam: AdamStep) {
+        let step = adam.number.min(1 << 20) as i32;
+        let lr = adam.lr * (1.0 - BETA2.powi(step)).sqrt() / (1.0 - BETA1.powi(step));
         let mut all: Vec<_> = self
             .values
-            .chunks_mut(UNIT)
-            .zip(self.m.chunks_mut(UNIT))
-            .zip(self.v.chunks_mut(UNIT))
-            .zip(g.chunks(UNIT))
+            .chunks_mut(CHUNK)
+            .zip(self.m.chunks_mut(CHUNK))
+            .zip(self.v.chunks_mut(CHUNK))
+            .zip(g.chunks(CHUNK))
             .collect();
-        exec.pool.chunks(&mut all, 1, |_, unit| {
-            let (((values, m), v), g) = &mut unit[0];
+        exec.pool.chunks(&mut all, 1, |_, chunk| {
+            let (((values, m), v), g) = &mut chunk[0];
             for i in 0..g.len() {
                 m[i] = BETA1 * m[i] + (1.0 - BETA1) * g[i];
                 v[i] = BETA2 * v[i] + (1.0 - BETA2) * g[i] * g[i];
@@ -59,7 +66,7 @@ struct Linear {
     bias: Dense,
 }
 
-/// Layers with rectifiers between them.
+/// Linear layers with ReLU between them.
 #[derive(Debug)]
 pub struct Mlp {
     layers: Vec<Linear>,
@@ -70,12 +77,12 @@ pub struct Mlp {
     gemm: GemmScratch,
 }
 
-/// Gradients of a unit of work.
-const UNIT: usize = 16384;
-/// Columns whose gradients a thread sums at a time.
+/// Values of a thread's task.
+const CHUNK: usize = 16384;
+/// Columns whose gradients a task sums.
 const COLUMNS: usize = 32;
 
-/// `v` with at least `n` places, the first `n` of them.
+/// The first `n` elements of `v`, which grows if it is shorter.
 pub(super) fn sized(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
     if v.len() < n {
         v.resize(n, 0.0);
@@ -84,16 +91,16 @@ pub(super) fn sized(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
 }
 
 impl Mlp {
-    /// Layers of `sizes[0]` inputs, `sizes[1]` outputs and so on; the last one with a rectifier where `relu_last`.
+    /// Layers with random weights: `sizes[0]` inputs, `sizes[1]` outputs, and so on. The last layer has a ReLU if `relu_last`.
     ///
     /// # Errors
-    /// When the memory cannot be had.
+    /// An allocation fails.
     pub fn new(sizes: &[usize], relu_last: bool, seed: u64) -> Result<Self> {
         let mut layers = Vec::new();
         for (i, pair) in sizes.windows(2).enumerate() {
             let (inputs, outputs) = (pair[0], pair[1]);
             let hash = IdHash::new(seed, i as u32);
-            // Glorot's uniform distribution.
+            // The uniform distribution of Glorot and Bengio (2010).
             let spread = (6.0 / (inputs + outputs) as f32).sqrt();
             let mut values = crate::encoders::zeros(inputs.saturating_mul(outputs), "a layer")?;
             for (i, v) in values.iter_mut().enumerate() {
@@ -117,7 +124,7 @@ impl Mlp {
         })
     }
 
-    /// Outputs of `rows` rows of inputs.
+    /// The outputs, `[rows, outputs]`, of the inputs `x`, `[rows, inputs]`.
     pub fn forward(&mut self, exec: Exec<'_>, x: &[f32], rows: usize) -> &[f32] {
         for i in 0..self.layers.len() {
             let (before, after) = self.outputs.split_at_mut(i);
@@ -126,12 +133,13 @@ impl Mlp {
             let y = sized(&mut after[0], rows * layer.outputs);
             let start = Start::Bias { bias: &layer.bias.values, relu: layer.relu };
             let (a, b) = (View::rows(x, layer.inputs), View::rows(&layer.weight.values, layer.inputs).t());
-            gemm(exec.pool, exec.level, [rows, layer.outputs, layer.inputs], a, b, start, y, &mut self.gemm);
+            let shape = [rows, layer.outputs, layer.inputs];
+            gemm(exec, &mut self.gemm, Product { shape, a, b, start, c: y });
         }
         self.outputs(rows)
     }
 
-    /// What the last [`Mlp::forward`], of as many rows, returned.
+    /// The result of the last [`Mlp::forward`], which had the same number of rows.
     pub(super) fn outputs(&self, rows: usize) -> &[f32] {
         match (self.layers.last(), self.outputs.last()) {
             (Some(layer), Some(outputs)) => &outputs[..rows * layer.outputs],
@@ -139,18 +147,17 @@ impl Mlp {
         }
     }
 
-    /// Learns from `grad`, the gradients of the outputs of the last [`Mlp::forward`] with the same `x`; writes those of
-    /// the inputs to `dx`, where there is one.
+    /// A step of Adam for `grad`, the gradients of the outputs of the last [`Mlp::forward`], whose inputs were `x`. Writes the
+    /// gradients of the inputs to `dx`.
     pub fn backward(
         &mut self,
         exec: Exec<'_>,
         x: &[f32],
-        rows: usize,
         grad: &[f32],
         dx: Option<&mut [f32]>,
-        lr: f32,
-        step: u64,
+        adam: AdamStep,
     ) {
+        let rows = self.layers.last().map_or(0, |layer| grad.len() / layer.outputs);
         let [mut now, mut next] = std::mem::take(&mut self.grads);
         sized(&mut now, grad.len());
         let mut dx = dx;
@@ -161,8 +168,8 @@ impl Mlp {
             let g = &mut now[..rows * outputs];
             if layer.relu || i == last {
                 let (y, relu) = (&self.outputs[i], layer.relu);
-                exec.pool.chunks(g, UNIT, |unit, g| {
-                    let at = unit * UNIT..unit * UNIT + g.len();
+                exec.pool.chunks(g, CHUNK, |chunk, g| {
+                    let at = chunk * CHUNK..chunk * CHUNK + g.len();
                     if i == last {
                         g.copy_from_slice(&grad[at.clone()]);
                     }
@@ -178,31 +185,24 @@ impl Mlp {
             let dx = if i == 0 { dx.take() } else { Some(sized(&mut next, rows * inputs)) };
             if let Some(dx) = dx {
                 let (a, b) = (View::rows(g, outputs), View::rows(&layer.weight.values, inputs));
-                gemm(exec.pool, exec.level, [rows, inputs, outputs], a, b, Start::Zero, dx, &mut self.gemm);
+                let product = Product { shape: [rows, inputs, outputs], a, b, start: Start::Zero, c: dx };
+                gemm(exec, &mut self.gemm, product);
             }
             let weight_grad = sized(&mut self.weight_grad, inputs * outputs);
             let (a, b) = (View::rows(g, outputs).t(), View::rows(x, inputs));
-            gemm(
-                exec.pool,
-                exec.level,
-                [outputs, inputs, rows],
-                a,
-                b,
-                Start::Zero,
-                weight_grad,
-                &mut self.gemm,
-            );
+            let shape = [outputs, inputs, rows];
+            gemm(exec, &mut self.gemm, Product { shape, a, b, start: Start::Zero, c: &mut *weight_grad });
             let bias_grad = sized(&mut self.bias_grad, outputs);
-            exec.pool.chunks(bias_grad, COLUMNS, |unit, sums| {
+            exec.pool.chunks(bias_grad, COLUMNS, |chunk, sums| {
                 sums.fill(0.0);
                 for g in g.chunks_exact(outputs) {
-                    for (sum, g) in sums.iter_mut().zip(&g[unit * COLUMNS..]) {
+                    for (sum, g) in sums.iter_mut().zip(&g[chunk * COLUMNS..]) {
                         *sum += g;
                     }
                 }
             });
-            layer.weight.step(exec, weight_grad, lr, step);
-            layer.bias.step(exec, bias_grad, lr, step);
+            layer.weight.step(exec, weight_grad, adam);
+            layer.bias.step(exec, bias_grad, adam);
             std::mem::swap(&mut now, &mut next);
         }
         self.grads = [now, next];

@@ -1,20 +1,22 @@
-//! DLRM (Naumov et al., arXiv 1906.00091): numbers through a bottom MLP, ids through an encoder, their pairwise products
-//! through a top MLP to the logit of a click.
+//! DLRM (Naumov et al., arXiv 1906.00091), in the four parts of TorchRec's `DLRM`.
 //!
 //! ```text
-//! b = bottom(numbers)                      [dim]; none without numeric columns
-//! v = encoder(ids)                         [vectors, dim]
-//! dot:    logit = top([b, <x_i, x_j> for j < i])     x = b and the vectors
-//! concat: logit = top([b, v])
+//! d = DenseArch(numbers)                   [dim]; absent without numeric columns
+//! s = SparseArch(ids)                      [vectors, dim]: an encoder
+//! z = InteractionArch(d, s)                dot:    [d, <x_i, x_j> for j < i], x = d and the vectors of s
+//!                                          concat: [d, s]
+//! logit = OverArch(z)
 //! ```
 //!
-//! Small baselines are the same thing with less of it: logistic regression is `concat` with one-dimensional vectors and
-//! no hidden layers, a factorization machine `dot` without hidden layers (with a weight per pair of features).
+//! DenseArch and OverArch are multi-layer perceptrons. Without hidden layers the model is a classic baseline: `concat` with
+//! `dim` 1 is logistic regression, `dot` is a factorization machine with a weight per pair of features.
 
 mod file;
+mod interaction;
 mod mlp;
 
-pub use mlp::Mlp;
+pub use interaction::Interaction;
+pub use mlp::{AdamStep, Mlp};
 
 use crate::{
     Error, Result,
@@ -22,69 +24,64 @@ use crate::{
     encoders::{self, Encoder, EncoderConfig, Exec},
     schema::Schema,
 };
+use interaction::{InputGradients, InteractionArch};
 use mlp::sized;
-use scrimp_kernels::embedding::{MAX_VECTORS, Optimizer, Vectors, pairs, pairs_backward};
+use scrimp_kernels::embedding::{MAX_VECTORS, Optimizer};
 use serde::{Deserialize, Serialize};
 
-/// How vectors meet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Interaction {
-    /// All pairs' dot products.
-    Dot,
-    /// Side by side.
-    Concat,
-}
-
-/// All that a model's shape depends on; part of the model file.
+/// The complete shape of a model; part of the model file. The names in the file are older than the field names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// What rows consist of.
+    /// The columns.
     pub schema: Schema,
-    /// The encoder.
+    /// The SparseArch.
     pub encoder: EncoderConfig,
-    /// How vectors meet.
+    /// The InteractionArch.
     pub interaction: Interaction,
-    /// Hidden layers of the bottom MLP; its output has the encoder's dimension.
-    pub bottom: Vec<usize>,
-    /// Hidden layers of the top MLP.
-    pub top: Vec<usize>,
+    /// Sizes of the hidden layers of the DenseArch, whose output has the encoder's dimension.
+    #[serde(rename = "bottom")]
+    pub dense_layer_sizes: Vec<usize>,
+    /// Sizes of the hidden layers of the OverArch.
+    #[serde(rename = "top")]
+    pub over_layer_sizes: Vec<usize>,
     /// Seed of the initial weights.
     pub seed: u64,
-    /// Distinct ids times dimension times 4: what a full table would take.
+    /// Bytes of a full f32 table: distinct ids times dimension times 4.
     pub full_embedding_bytes: u64,
 }
 
-/// How a step changes the parameters.
+/// The optimizers of a training step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepOptions {
-    /// For the embeddings.
+    /// The optimizer of the embeddings.
     pub embedding: Optimizer,
-    /// Learning rate of the dense layers (Adam).
+    /// Learning rate of the dense layers, which Adam trains.
     pub dense_lr: f32,
 }
 
-/// A model: predicts, and learns.
+/// A DLRM for prediction and training.
 pub struct Model {
     config: ModelConfig,
-    bottom: Option<Mlp>,
-    encoder: Box<dyn Encoder>,
-    top: Mlp,
-    /// Steps of training so far.
+    dense_arch: Option<Mlp>,
+    sparse_arch: Box<dyn Encoder>,
+    interaction_arch: InteractionArch,
+    over_arch: Mlp,
+    /// Training steps so far.
     steps: u64,
-    s: Scratch,
+    buffers: Buffers,
 }
 
 #[derive(Default)]
-struct Scratch {
-    /// Vectors of the encoder.
-    v: Vec<f32>,
-    /// Inputs of the top MLP.
+struct Buffers {
+    /// Outputs of the SparseArch.
+    sparse: Vec<f32>,
+    /// Inputs of the OverArch, and their gradients.
     z: Vec<f32>,
     dz: Vec<f32>,
-    dv: Vec<f32>,
-    db: Vec<f32>,
+    /// Gradients of the inputs of the InteractionArch.
+    gradients: InputGradients,
+    /// Gradients of the logits.
     dlogit: Vec<f32>,
 }
 
@@ -93,21 +90,26 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// Calls `body(row, values)` for each row of `width` values, on all threads.
-fn each_row(exec: Exec<'_>, data: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+/// Calls `body(row, values)` for each row of `row_len` values, on all threads.
+fn each_row(exec: Exec<'_>, data: &mut [f32], row_len: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
     const ROWS: usize = 64;
-    exec.pool.chunks(data, ROWS * width, |unit, data| {
-        for (i, row) in data.chunks_exact_mut(width).enumerate() {
-            body(unit * ROWS + i, row);
+    exec.pool.chunks(data, ROWS * row_len, |chunk, data| {
+        for (i, row) in data.chunks_exact_mut(row_len).enumerate() {
+            body(chunk * ROWS + i, row);
         }
     });
 }
 
+/// The sizes of an MLP's inputs, hidden layers and outputs.
+fn layer_sizes(inputs: usize, hidden: &[usize], outputs: usize) -> Vec<usize> {
+    [inputs].into_iter().chain(hidden.iter().copied()).chain([outputs]).collect()
+}
+
 impl Model {
-    /// A fresh model. `keys` are the ids of an encoder that knows ids ([`Encoder::keys`]).
+    /// A model with random weights. `keys` are the ids with a row each ([`encoders::keys_for`]).
     ///
     /// # Errors
-    /// When the configuration makes no sense or the memory cannot be had.
+    /// The configuration is invalid, or an allocation fails.
     pub fn new(config: ModelConfig, keys: &[u64]) -> Result<Self> {
         let dim = config.encoder.dim;
         let numeric = config.schema.n_numeric();
@@ -118,32 +120,31 @@ impl Model {
                 config.schema.n_categorical()
             )));
         }
-        if config.bottom.iter().chain(&config.top).any(|&n| n == 0 || n > 65536) {
+        let mut sizes = config.dense_layer_sizes.iter().chain(&config.over_layer_sizes);
+        if sizes.any(|&n| n == 0 || n > 65536) {
             return Err(Error::bad_input("layers have 1 to 65536 outputs"));
         }
-        let encoder = encoders::build(&config.encoder, keys)?;
-        let bottom = if numeric > 0 {
-            let sizes: Vec<usize> =
-                [numeric].into_iter().chain(config.bottom.iter().copied()).chain([dim]).collect();
+        let sparse_arch = encoders::build(&config.encoder, keys)?;
+        let dense_arch = if numeric > 0 {
+            let sizes = layer_sizes(numeric, &config.dense_layer_sizes, dim);
             Some(Mlp::new(&sizes, true, config.seed ^ 0xb0)?)
         } else {
             None
         };
-        let vectors = encoder.vectors() + usize::from(bottom.is_some());
+        let interaction_arch = InteractionArch {
+            interaction: config.interaction,
+            has_dense: dense_arch.is_some(),
+            sparse_vectors: sparse_arch.vectors(),
+            dim,
+        };
+        let vectors = interaction_arch.vectors();
         if vectors > MAX_VECTORS {
             return Err(Error::bad_input(format!("{vectors} features: {MAX_VECTORS} are the most")));
         }
-        let inputs = Self::top_inputs(config.interaction, vectors, dim, bottom.is_some());
-        let sizes: Vec<usize> = [inputs].into_iter().chain(config.top.iter().copied()).chain([1]).collect();
-        let top = Mlp::new(&sizes, false, config.seed ^ 0x70)?;
-        Ok(Self { config, bottom, encoder, top, steps: 0, s: Scratch::default() })
-    }
-
-    fn top_inputs(interaction: Interaction, vectors: usize, dim: usize, bottom: bool) -> usize {
-        match interaction {
-            Interaction::Concat => vectors * dim,
-            Interaction::Dot => vectors * (vectors - 1) / 2 + if bottom { dim } else { 0 },
-        }
+        let sizes = layer_sizes(interaction_arch.outputs(), &config.over_layer_sizes, 1);
+        let over_arch = Mlp::new(&sizes, false, config.seed ^ 0x70)?;
+        let buffers = Buffers::default();
+        Ok(Self { config, dense_arch, sparse_arch, interaction_arch, over_arch, steps: 0, buffers })
     }
 
     /// The shape.
@@ -151,36 +152,29 @@ impl Model {
         &self.config
     }
 
-    /// What rows consist of.
+    /// The columns.
     pub fn schema(&self) -> &Schema {
         &self.config.schema
     }
 
-    /// The encoder.
+    /// The SparseArch.
     pub fn encoder(&self) -> &dyn Encoder {
-        &*self.encoder
+        &*self.sparse_arch
     }
 
-    /// Bytes of the embeddings as they are stored.
+    /// Size of the stored embeddings in bytes.
     pub fn embedding_bytes(&self) -> u64 {
-        self.encoder.bytes() as u64
+        self.sparse_arch.bytes() as u64
     }
 
-    /// Stores the embeddings as they are used after training; the model can then no longer learn.
+    /// Converts the embeddings to their stored precision. Training ends here.
     pub fn quantize(&mut self) {
-        self.encoder.quantize();
+        self.sparse_arch.quantize();
     }
 
-    /// To be called between two passes over the training data.
+    /// Runs between two epochs; see [`Encoder::between_epochs`].
     pub fn between_epochs(&mut self, exec: Exec<'_>) {
-        self.encoder.between_epochs(exec);
-    }
-
-    /// Number of vectors and of inputs of the top MLP.
-    fn sizes(&self) -> (usize, usize) {
-        let vectors = self.encoder.vectors() + usize::from(self.bottom.is_some());
-        let dim = self.config.encoder.dim;
-        (vectors, Self::top_inputs(self.config.interaction, vectors, dim, self.bottom.is_some()))
+        self.sparse_arch.between_epochs(exec);
     }
 
     fn check(&self, batch: &Batch) {
@@ -189,17 +183,17 @@ impl Model {
         assert_eq!(batch.numeric.len(), rows * self.config.schema.n_numeric());
     }
 
-    /// Logits of the rows of `batch`, into `logits`.
+    /// Writes the logits of the rows of `batch` to `logits`.
     ///
     /// # Panics
-    /// When the batch has another shape than the schema says.
+    /// The shape of the batch differs from the schema's.
     pub fn logits(&mut self, exec: Exec<'_>, batch: &Batch, logits: &mut Vec<f32>) {
         self.check(batch);
         logits.clear();
         logits.extend_from_slice(self.forward(exec, batch));
     }
 
-    /// Probabilities of the rows of `batch`.
+    /// Writes the probabilities of the rows of `batch` to `probabilities`.
     ///
     /// # Panics
     /// As [`Model::logits`].
@@ -212,33 +206,19 @@ impl Model {
 
     fn forward(&mut self, exec: Exec<'_>, batch: &Batch) -> &[f32] {
         let rows = batch.rows();
-        let dim = self.config.encoder.dim;
-        let (_, inputs) = self.sizes();
-        let others = self.encoder.vectors();
-        let per = others * dim;
-        let v = sized(&mut self.s.v, rows * per);
-        self.encoder.forward(exec, &batch.ids, v);
-        let b = match &mut self.bottom {
-            Some(bottom) => bottom.forward(exec, &batch.numeric, rows),
+        let sparse_len = rows * self.sparse_arch.vectors() * self.config.encoder.dim;
+        let sparse = sized(&mut self.buffers.sparse, sparse_len);
+        self.sparse_arch.forward(exec, &batch.ids, sparse);
+        let dense = match &mut self.dense_arch {
+            Some(dense_arch) => dense_arch.forward(exec, &batch.numeric, rows),
             None => &[],
         };
-        let (v, z) = (&*v, sized(&mut self.s.z, rows * inputs));
-        let head = if b.is_empty() { 0 } else { dim };
-        if self.config.interaction == Interaction::Dot {
-            pairs(exec.pool, exec.level, &Vectors { head: b, tail: v, others, dim }, z, inputs, head);
-        }
-        let concat = self.config.interaction == Interaction::Concat;
-        each_row(exec, z, inputs, |row, z| {
-            let (first, rest) = z.split_at_mut(head);
-            first.copy_from_slice(&b[row * head..(row + 1) * head]);
-            if concat {
-                rest.copy_from_slice(&v[row * per..(row + 1) * per]);
-            }
-        });
-        self.top.forward(exec, z, rows)
+        let z = sized(&mut self.buffers.z, rows * self.interaction_arch.outputs());
+        self.interaction_arch.forward(exec, dense, sparse, z);
+        self.over_arch.forward(exec, z, rows)
     }
 
-    /// Learns from `batch`; returns the sum of its rows' log losses before the step.
+    /// A training step. Returns the sum of the log losses of the rows before the step.
     ///
     /// # Panics
     /// As [`Model::logits`], or after [`Model::quantize`].
@@ -248,9 +228,7 @@ impl Model {
         if rows == 0 {
             return 0.0;
         }
-        let dim = self.config.encoder.dim;
-        let (_, inputs) = self.sizes();
-        let mut dlogit = std::mem::take(&mut self.s.dlogit);
+        let mut dlogit = std::mem::take(&mut self.buffers.dlogit);
         dlogit.clear();
         let mut loss = 0.0;
         for (&x, &y) in self.forward(exec, batch).iter().zip(&batch.labels) {
@@ -259,34 +237,22 @@ impl Model {
             loss += f64::from(x.max(0.0) - y * x + (-x.abs()).exp().ln_1p());
         }
         self.steps += 1;
-        let lr = options.dense_lr;
-        let Scratch { v, z, dz, dv, db, .. } = &mut self.s;
-        let dz = sized(dz, rows * inputs);
-        self.top.backward(exec, &z[..rows * inputs], rows, &dlogit, Some(dz), lr, self.steps);
-        let dz = &*dz;
-        let head = if self.bottom.is_some() { dim } else { 0 };
-        let db = sized(db, rows * head);
-        if head > 0 {
-            each_row(exec, db, head, |row, db| db.copy_from_slice(&dz[row * inputs..][..head]));
+        let adam = AdamStep { lr: options.dense_lr, number: self.steps };
+        let Buffers { sparse, z, dz, gradients, .. } = &mut self.buffers;
+        let (z_len, sparse_len) = (
+            rows * self.interaction_arch.outputs(),
+            rows * self.sparse_arch.vectors() * self.config.encoder.dim,
+        );
+        let dz = sized(dz, z_len);
+        self.over_arch.backward(exec, &z[..z_len], &dlogit, Some(dz), adam);
+        let dense = self.dense_arch.as_ref().map_or(&[][..], |dense_arch| dense_arch.outputs(rows));
+        let (d_dense, d_sparse) =
+            self.interaction_arch.backward(exec, (dense, &sparse[..sparse_len]), dz, gradients);
+        self.sparse_arch.backward(exec, &batch.ids, d_sparse, options.embedding);
+        if let Some(dense_arch) = &mut self.dense_arch {
+            dense_arch.backward(exec, &batch.numeric, d_dense, None, adam);
         }
-        let others = self.encoder.vectors();
-        let per = others * dim;
-        let dv = sized(dv, rows * per);
-        match self.config.interaction {
-            Interaction::Concat => {
-                each_row(exec, dv, per, |row, dv| dv.copy_from_slice(&dz[row * inputs + head..][..per]));
-            }
-            Interaction::Dot => {
-                let b = self.bottom.as_ref().map_or(&[][..], |bottom| bottom.outputs(rows));
-                let x = Vectors { head: b, tail: &v[..rows * per], others, dim };
-                pairs_backward(exec.pool, exec.level, &x, dz, inputs, head, db, dv);
-            }
-        }
-        self.encoder.backward(exec, &batch.ids, dv, options.embedding);
-        if let Some(bottom) = &mut self.bottom {
-            bottom.backward(exec, &batch.numeric, rows, db, None, lr, self.steps);
-        }
-        self.s.dlogit = dlogit;
+        self.buffers.dlogit = dlogit;
         loss
     }
 }

@@ -8,11 +8,11 @@
 
 use super::tar;
 use crate::{
+    Error, Result,
     data::fields,
-    error::{Error, Result},
-    output::Output,
     schema::{Categorical, Kind, Numeric, Schema, Transform},
 };
+use scrimp_base::AtomicFile;
 use serde::Serialize;
 use std::{
     fs,
@@ -106,7 +106,7 @@ pub fn prepare(archive: &Path, dir: &Path) -> Result<Prepared> {
 fn write(csv: &[u8], from: &Path, dir: &Path) -> Result<Prepared> {
     let made = !dir.exists();
     if let Err(e) = fs::create_dir_all(dir) {
-        return Err(crate::output::write_error(dir, e));
+        return Err(Error::write(dir, e));
     }
     let written = write_into(csv, from, dir);
     if written.is_err() && made {
@@ -118,11 +118,11 @@ fn write(csv: &[u8], from: &Path, dir: &Path) -> Result<Prepared> {
 
 fn write_into(csv: &[u8], from: &Path, dir: &Path) -> Result<Prepared> {
     let names = ["train.csv", "valid.csv", "test.csv"];
-    let mut outputs: Vec<Output> =
-        names.iter().map(|n| Output::create(&dir.join(n))).collect::<Result<_>>()?;
+    let mut outputs: Vec<AtomicFile> =
+        names.iter().map(|n| AtomicFile::create(&dir.join(n))).collect::<Result<_>>()?;
     let head = COLUMNS.iter().fold("late".to_owned(), |line, (name, _)| line + "," + name) + "\n";
     for output in &mut outputs {
-        output.write(head.as_bytes())?;
+        output.append(head.as_bytes())?;
     }
     let mut lines = csv.split(|&b| b == b'\n').map(|l| l.strip_suffix(b"\r").unwrap_or(l));
     let bad = |line: u64, what: &str| Error::bad_row(from, line, format!("flights.csv: {what}"));
@@ -177,13 +177,13 @@ fn write_into(csv: &[u8], from: &Path, dir: &Path) -> Result<Prepared> {
             _ => 0,
         };
         counts[to] += 1;
-        outputs[to].write(text.as_bytes())?;
+        outputs[to].append(text.as_bytes())?;
     }
-    let mut description = Output::create(&dir.join("schema.toml"))?;
-    description.write(schema().to_toml().as_bytes())?;
+    let mut description = AtomicFile::create(&dir.join("schema.toml"))?;
+    description.append(schema().to_toml().as_bytes())?;
     outputs.push(description);
     for output in outputs {
-        output.finish()?;
+        output.commit()?;
     }
     let [train, valid, test] = counts;
     Ok(Prepared { train, valid, test, left_out, late })

@@ -1,6 +1,6 @@
 //! One file out of a `.tar.gz`: just enough of ustar for that.
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 use flate2::bufread::MultiGzDecoder;
 use std::{
     fs::File,
@@ -26,21 +26,21 @@ pub(super) fn member(archive: &Path, suffix: &str, limit: u64) -> Result<Vec<u8>
         };
         let (name, kind) = (text(0..100), header[156]);
         let size = u64::from_str_radix(&text(124..136), 8)
-            .map_err(|_| Error::bad_file(archive, format!("`{name}`: a size that cannot be read")))?;
+            .map_err(|_| Error::bad_file(archive, format!("'{name}': a size that cannot be read")))?;
         if matches!(kind, b'0' | 0) && name.ends_with(suffix) {
             if size > limit {
-                return Err(Error::bad_file(archive, format!("`{name}` is larger than {limit} bytes")));
+                return Err(Error::bad_file(archive, format!("'{name}' is larger than {limit} bytes")));
             }
             let mut bytes = Vec::new();
             tar.by_ref().take(size).read_to_end(&mut bytes).map_err(damaged)?;
             if bytes.len() as u64 != size {
-                return Err(Error::bad_file(archive, format!("it ends in the middle of `{name}`")));
+                return Err(Error::bad_file(archive, format!("it ends in the middle of '{name}'")));
             }
             return Ok(bytes);
         }
         let padded = size.div_ceil(512).saturating_mul(512);
         if io::copy(&mut tar.by_ref().take(padded), &mut io::sink()).map_err(damaged)? != padded {
-            return Err(Error::bad_file(archive, format!("it ends in the middle of `{name}`")));
+            return Err(Error::bad_file(archive, format!("it ends in the middle of '{name}'")));
         }
     }
 }

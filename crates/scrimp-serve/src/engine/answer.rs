@@ -1,6 +1,6 @@
-//! One answer on its way: from logits to tokens to text.
+//! One answer during its generation: logits to tokens to text.
 
-use super::job::{Generate, Logprobs, Reason, Token};
+use super::request::{FinishReason, Generate, Logprobs, Token};
 use scrimp_llm::{
     Result,
     generate::StopStrings,
@@ -9,51 +9,52 @@ use scrimp_llm::{
     tokenizer::{StreamDecoder, Tokenizer},
 };
 
-/// What comes after the prompt.
+/// The generation of one answer.
 #[derive(Debug)]
 pub(super) struct Answer<'t> {
     tokenizer: &'t Tokenizer,
-    how: Generate,
+    params: Generate,
     sampler: Sampler,
     decoder: StreamDecoder<'t>,
     stop: StopStrings,
     pub(super) generated: usize,
+    /// Logits after bias, minimum length and constraint.
     changed: Vec<f32>,
 }
 
-/// What a token did.
+/// A sampled token.
 #[derive(Debug)]
-pub(super) struct Drawn {
+pub(super) struct Sampled {
     pub(super) id: u32,
     pub(super) token: Token,
-    /// The answer ends with it; with what was held back.
-    pub(super) end: Option<(Reason, String)>,
+    /// Reason and remaining text, if the answer ends with this token.
+    pub(super) end: Option<(FinishReason, String)>,
 }
 
 impl<'t> Answer<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer, prompt: &[u32], how: Generate) -> Result<Self> {
-        let mut sampler = Sampler::new(how.sampling.clone())?;
+    pub(super) fn new(tokenizer: &'t Tokenizer, prompt: &[u32], params: Generate) -> Result<Self> {
+        let mut sampler = Sampler::new(params.sampling.clone())?;
         sampler.begin(prompt);
         Ok(Self {
             tokenizer,
             decoder: tokenizer.stream_after(prompt),
-            stop: StopStrings::new(&how.stop)?,
+            stop: StopStrings::new(&params.stop)?,
             sampler,
-            how,
+            params,
             generated: 0,
             changed: Vec::new(),
         })
     }
 
-    /// Draws the next token. `room`: tokens that still fit the context.
-    pub(super) fn draw(&mut self, logits: &[f32], room: usize) -> Result<Drawn> {
+    /// Samples the next token. `room`: tokens that still fit into the context.
+    pub(super) fn sample(&mut self, logits: &[f32], room: usize) -> Result<Sampled> {
         let id = match self.changed(logits)? {
             true => self.sampler.sample(&self.changed)?,
             false => self.sampler.sample(logits)?,
         };
-        let logprobs = self.how.logprobs.map(|top| logprobs(logits, id, top));
+        let logprobs = self.params.logprobs.map(|top| logprobs(logits, id, top));
         self.generated += 1;
-        let complete = match &mut self.how.constraint {
+        let complete = match &mut self.params.constraint {
             Some(constraint) => constraint.accept(id)?,
             None => false,
         };
@@ -62,56 +63,59 @@ impl<'t> Answer<'t> {
             let text = self.decoder.finish();
             let (mut text, _) = self.stop.push(&text);
             text += &self.stop.finish();
-            return Ok(Drawn { id, token, end: Some((Reason::Stop, text)) });
+            return Ok(Sampled { id, token, end: Some((FinishReason::Stop, text)) });
         }
         self.sampler.accept(id);
         let (text, stopped) = self.stop.push(&self.decoder.push(id));
         let token = Token { text, logprobs };
         let end = if stopped.is_some() {
-            Some((Reason::Stop, String::new()))
-        } else if complete || self.generated >= self.how.max_tokens || room == 0 {
+            Some((FinishReason::Stop, String::new()))
+        } else if complete || self.generated >= self.params.max_tokens || room == 0 {
             let rest = self.decoder.finish();
             let (mut text, stopped) = self.stop.push(&rest);
             text += &self.stop.finish();
-            Some((if complete || stopped.is_some() { Reason::Stop } else { Reason::Length }, text))
+            Some((
+                if complete || stopped.is_some() { FinishReason::Stop } else { FinishReason::Length },
+                text,
+            ))
         } else {
             None
         };
-        Ok(Drawn { id, token, end })
+        Ok(Sampled { id, token, end })
     }
 
     fn ends(&self, id: u32) -> bool {
-        self.how.stop_tokens.contains(&id) || !self.how.ignore_eos && self.tokenizer.is_end(id)
+        self.params.stop_tokens.contains(&id) || !self.params.ignore_eos && self.tokenizer.is_end(id)
     }
 
-    /// Whether logits are not to be taken as they are; then they are in `changed`.
+    /// Applies bias, minimum length and constraint. False: nothing applies, and `self.changed` is not valid.
     fn changed(&mut self, logits: &[f32]) -> Result<bool> {
-        let too_early = self.generated < self.how.min_tokens;
-        if !too_early && self.how.logit_bias.is_empty() && self.how.constraint.is_none() {
+        let too_early = self.generated < self.params.min_tokens;
+        if !too_early && self.params.logit_bias.is_empty() && self.params.constraint.is_none() {
             return Ok(false);
         }
         self.changed.clear();
         self.changed.extend_from_slice(logits);
-        for (id, bias) in &self.how.logit_bias {
+        for (id, bias) in &self.params.logit_bias {
             if let Some(logit) = self.changed.get_mut(*id as usize) {
                 *logit += bias;
             }
         }
         if too_early {
-            for &id in self.tokenizer.ends().iter().chain(&self.how.stop_tokens) {
+            for &id in self.tokenizer.ends().iter().chain(&self.params.stop_tokens) {
                 if let Some(logit) = self.changed.get_mut(id as usize) {
                     *logit = f32::NEG_INFINITY;
                 }
             }
         }
-        if let Some(constraint) = &mut self.how.constraint {
+        if let Some(constraint) = &mut self.params.constraint {
             constraint.mask(&mut self.changed)?;
         }
         Ok(true)
     }
 }
 
-/// Log-probabilities of `token` and the `top` best, by the model's own logits.
+/// Log-probabilities of `token` and of the `top` most likely tokens, from the model's unchanged logits.
 fn logprobs(logits: &[f32], token: u32, top: usize) -> Logprobs {
     let total = log_sum_exp(logits);
     let of = |id: u32| logits.get(id as usize).map_or(f64::NEG_INFINITY, |&x| f64::from(x) - total);
@@ -139,7 +143,7 @@ mod tests {
         assert_eq!(result.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 5]);
         let sum: f64 = (0..6).map(|id| logprobs(&plain, id, 0).logprob.exp()).sum();
         assert!((sum - 1.0).abs() < 1e-6);
-        // Damaged logits do no harm.
+        // NaN logits and ids beyond the vocabulary do not panic.
         logprobs(&logits, 9, 3);
     }
 }

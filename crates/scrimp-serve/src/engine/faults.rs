@@ -1,6 +1,6 @@
 //! Injected faults: a request whose constraint panics or errs fails, and those that run beside it say what they say alone.
 
-use super::{Command, EngineOptions, Event, Failure, Generate, Job, KvChoice, Work, run};
+use super::{Command, EngineOptions, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work, run};
 use crate::{constraint::Constraint, metrics::Metrics, scheduler::Limits};
 use scrimp_llm::{
     Error, Result,
@@ -52,9 +52,13 @@ impl Constraint for Faulty {
     }
 }
 
-fn job(id: u64, prompt: Vec<u32>, fault: Option<Faulty>) -> (Job, UnboundedReceiver<(usize, Event)>) {
-    let (events, received) = unbounded_channel();
-    let how = Generate {
+fn request(
+    id: u64,
+    prompt: Vec<u32>,
+    fault: Option<Faulty>,
+) -> (EngineRequest, UnboundedReceiver<(usize, EngineOutput)>) {
+    let (outputs, received) = unbounded_channel();
+    let params = Generate {
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         max_tokens: 12,
         min_tokens: 0,
@@ -65,37 +69,37 @@ fn job(id: u64, prompt: Vec<u32>, fault: Option<Faulty>) -> (Job, UnboundedRecei
         logit_bias: Vec::new(),
         constraint: fault.map(|fault| Box::new(fault) as Box<dyn Constraint>),
     };
-    let job = Job {
+    let request = EngineRequest {
         id,
         client: id,
         prompt,
-        work: Work::Generate(Box::new(how)),
-        kv: KvChoice { compression: None, format: "f32".into() },
+        work: Work::Generate(Box::new(params)),
+        kv: KvOptions { compression: None, format: "f32".into() },
         deadline: Instant::now() + Duration::from_secs(60),
         index: 0,
-        events,
+        outputs,
     };
-    (job, received)
+    (request, received)
 }
 
-/// The text of an answer, or why there is none.
-fn answer(mut events: UnboundedReceiver<(usize, Event)>) -> std::result::Result<String, Failure> {
+/// The text of an answer, or its failure.
+fn answer(mut outputs: UnboundedReceiver<(usize, EngineOutput)>) -> std::result::Result<String, Failure> {
     let mut text = String::new();
     loop {
-        match events.blocking_recv().expect("an end").1 {
-            Event::Token(token) => text += &token.text,
-            Event::Done(summary) => return Ok(text + &summary.text),
-            Event::Failed(failure) => return Err(failure),
-            Event::Embedding(_) => unreachable!("nobody asked for one"),
+        match outputs.blocking_recv().expect("an end").1 {
+            EngineOutput::Token(token) => text += &token.text,
+            EngineOutput::Finished(summary) => return Ok(text + &summary.text),
+            EngineOutput::Failed(failure) => return Err(failure),
+            EngineOutput::Embedding(_) => unreachable!("no request is for an embedding"),
         }
     }
 }
 
-/// Starts an engine, has `jobs` done together, and returns their answers and the bytes of KV pages that are still in use.
+/// Runs all `requests` on a new engine and returns their answers, and the bytes of KV pages in use after the last one.
 fn answers(
     model: &Model,
     tokenizer: &Tokenizer,
-    jobs: Vec<(Vec<u32>, Option<Faulty>)>,
+    requests: Vec<(Vec<u32>, Option<Faulty>)>,
 ) -> (Vec<std::result::Result<String, Failure>>, u64) {
     let metrics = Arc::new(Metrics::default());
     let options = EngineOptions {
@@ -109,10 +113,10 @@ fn answers(
         let (engine_metrics, options) = (Arc::clone(&metrics), &options);
         let engine = scope.spawn(move || run(model, tokenizer, options, &received, engine_metrics));
         let mut waiting = Vec::new();
-        for (id, (prompt, fault)) in jobs.into_iter().enumerate() {
-            let (job, events) = job(id as u64, prompt, fault);
-            commands.send(Command::Submit(Box::new(job))).unwrap();
-            waiting.push(events);
+        for (id, (prompt, fault)) in requests.into_iter().enumerate() {
+            let (request, outputs) = request(id as u64, prompt, fault);
+            commands.send(Command::AddRequest(Box::new(request))).unwrap();
+            waiting.push(outputs);
         }
         let answers = waiting.into_iter().map(answer).collect();
         let end = Instant::now() + Duration::from_secs(10);
@@ -141,11 +145,11 @@ fn a_fault_ends_its_own_request_and_no_other() {
     std::panic::set_hook(Box::new(|_| ()));
     for fault in [Fault::PanicInMask, Fault::PanicInAccept, Fault::ErrorInMask, Fault::NothingMayCome] {
         for after in [0, 3] {
-            let jobs = prompts.iter().enumerate().map(|(i, prompt)| {
+            let requests = prompts.iter().enumerate().map(|(i, prompt)| {
                 let faulty = (i % 3 == 1).then_some(Faulty { fault, left: after });
                 (prompt.clone(), faulty)
             });
-            let (got, kv_bytes) = answers(&model, &tokenizer, jobs.collect());
+            let (got, kv_bytes) = answers(&model, &tokenizer, requests.collect());
             for (i, (got, alone)) in got.iter().zip(&alone).enumerate() {
                 match got {
                     Ok(text) if i % 3 != 1 => assert_eq!(text, alone, "{fault:?} after {after}: request {i}"),

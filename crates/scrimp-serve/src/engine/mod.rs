@@ -1,30 +1,33 @@
-//! The thread that owns the model: takes requests, asks the scheduler what to run, runs it, sends what came of it.
+//! The engine: the thread that owns the model. It receives requests, schedules them, computes steps and sends outputs.
 //!
 //! ```text
-//!  Job ──► [channel] ──► scheduler.plan ──► Batch::forward ──► Answer::draw ──► Event ──► [channel of the request]
-//!                             ▲  Memory (caches)                    │
-//!                             └──────── one more token ─────────────┘
+//!  EngineRequest ──► [channel] ──► Scheduler::schedule ──► Batch::forward ──► Answer::sample ──► EngineOutput ──► [channel]
+//!                                       ▲  KvCacheManager                        │
+//!                                       └───────────── next token ───────────────┘
 //! ```
-//! A request fails alone: a panic while its token is drawn, an error of its cache or of its constraint end it and no other.
+//! Faults are isolated: a panic while a token is sampled, or an error of a KV cache or a constraint, fails one request.
 
 mod answer;
 #[cfg(test)]
 mod faults;
-mod job;
-mod memory;
+mod kv_cache_manager;
+mod request;
 
-pub use job::KvChoice;
-pub(crate) use job::{Event, Failure, Generate, Job, Logprobs, Reason, Summary, Token, Work};
+pub use request::KvOptions;
+pub(crate) use request::{
+    EngineOutput, EngineRequest, Failure, FinishReason, Generate, Logprobs, Summary, Token, Work,
+};
 
 use crate::{
     metrics::Metrics,
     scheduler::{Limits, RequestId, Scheduler},
 };
-use answer::{Answer, Drawn};
-use memory::Memory;
+use answer::{Answer, Sampled};
+use kv_cache_manager::KvCacheManager;
+use scrimp_base::Error;
 use scrimp_kv::KvError;
 use scrimp_llm::{
-    Category, Error,
+    embedding::add_to_mean,
     model::{Batch, Model, Output, Session, Step},
     tokenizer::Tokenizer,
 };
@@ -38,37 +41,39 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long an idle engine waits before it looks again whether it is to end.
+/// Interval at which an idle engine checks for its end.
 const IDLE: Duration = Duration::from_millis(100);
-/// How often a request starts over because memory could not be had before it fails.
-const RESTARTS: usize = 4;
+/// Maximum number of times that a request starts over after a failed allocation.
+const MAX_RESTARTS: usize = 4;
 
-/// What the engine is told.
+/// A message to the engine.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// A request.
-    Submit(Box<Job>),
-    /// Fail all requests and end.
+    /// Add a request.
+    AddRequest(Box<EngineRequest>),
+    /// Fail all requests and return.
     Stop,
 }
 
-/// How the engine runs.
+/// Limits and options of the engine.
 #[derive(Debug, Clone)]
 pub(crate) struct EngineOptions {
     /// Limits of the scheduler.
     pub(crate) limits: Limits,
-    /// Most bytes of KV pages of all requests.
+    /// Maximum size of all KV pages in bytes.
     pub(crate) kv_bytes: usize,
-    /// Whether caches are made smaller when memory runs short.
+    /// Compress the longest KV caches when the memory is full, before requests are preempted.
     pub(crate) compress_under_pressure: bool,
-    /// Whether caches are kept for requests that begin alike.
+    /// Cache the prefixes of requests.
     pub(crate) prefix_caching: bool,
 }
 
-/// A request that waits or runs.
+/// A waiting or running request.
 struct Active<'t> {
-    job: Job,
+    request: EngineRequest,
+    /// `None`: the request is for an embedding.
     answer: Option<Answer<'t>>,
+    /// Sum of the hidden states, divided by the number of prompt tokens.
     hidden: Vec<f32>,
     prompt_tokens: usize,
     restarts: usize,
@@ -76,25 +81,28 @@ struct Active<'t> {
     last_token: Option<Instant>,
 }
 
-/// What a step's logits do to its request, on any thread.
-struct Drawing<'a, 't> {
+/// Receives the output of the model for one request of a step, on any thread.
+struct OutputProcessor<'a, 't> {
     active: Option<&'a mut Active<'t>>,
-    /// Tokens that still fit the context afterwards.
+    /// Tokens that fit into the context after this step.
     room: usize,
-    drawn: Option<Result<Drawn, Failure>>,
+    sampled: Option<SamplingResult>,
 }
 
-impl Drawing<'_, '_> {
-    /// Draws a token from logits, or adds hidden states of `width` elements to their mean.
-    fn visit(&mut self, out: &[f32], width: usize) {
+/// A sampled token, or why none could be sampled.
+type SamplingResult = Result<Sampled, Failure>;
+
+impl OutputProcessor<'_, '_> {
+    /// Samples a token from logits `out`, or adds hidden states `out` (`[tokens][width]`) to their mean.
+    fn process(&mut self, out: &[f32], width: usize) {
         let Some(active) = &mut self.active else { return };
         let Some(answer) = &mut active.answer else {
             return add_to_mean(&mut active.hidden, out, width, active.prompt_tokens);
         };
-        let result = catch_unwind(AssertUnwindSafe(|| answer.draw(out, self.room)));
-        self.drawn = Some(match result {
-            Ok(result) => result.map_err(|e| failure(&e)),
-            Err(_) => Err(Failure::Internal("drawing a token failed".into())),
+        let result = catch_unwind(AssertUnwindSafe(|| answer.sample(out, self.room)));
+        self.sampled = Some(match result {
+            Ok(result) => result.map_err(|e| Failure::from(&e)),
+            Err(_) => Err(Failure::Internal("sampling a token failed".into())),
         });
     }
 }
@@ -103,13 +111,13 @@ struct Engine<'m> {
     model: &'m Model,
     tokenizer: &'m Tokenizer,
     scheduler: Scheduler,
-    memory: Memory<'m>,
+    kv_caches: KvCacheManager<'m>,
     batch: Batch,
     active: BTreeMap<RequestId, Active<'m>>,
     metrics: Arc<Metrics>,
 }
 
-/// Runs until it is told to stop, or nobody can tell it anything any more.
+/// Runs until [`Command::Stop`] arrives or all senders of commands are dropped.
 pub(crate) fn run(
     model: &Model,
     tokenizer: &Tokenizer,
@@ -121,7 +129,12 @@ pub(crate) fn run(
         model,
         tokenizer,
         scheduler: Scheduler::new(options.limits),
-        memory: Memory::new(model, options.kv_bytes, options.compress_under_pressure, options.prefix_caching),
+        kv_caches: KvCacheManager::new(
+            model,
+            options.kv_bytes,
+            options.compress_under_pressure,
+            options.prefix_caching,
+        ),
         batch: Batch::new(model),
         active: BTreeMap::new(),
         metrics,
@@ -142,69 +155,102 @@ pub(crate) fn run(
                 ids.into_iter().for_each(|id| engine.fail(id, Failure::ShuttingDown));
                 return;
             }
-            // All that came are looked at before the next step.
-            Some(Command::Submit(job)) => engine.submit(*job),
+            // All waiting commands are handled before the next step.
+            Some(Command::AddRequest(request)) => engine.add_request(*request),
             None => {
-                engine.sweep();
+                engine.cancel_expired();
                 engine.step();
-                engine.report();
+                engine.update_metrics();
             }
         }
     }
 }
 
+/// The part of a step that belongs to one request.
+struct RunningStep {
+    id: RequestId,
+    session: Session,
+    tokens: Vec<u32>,
+    output: Output,
+}
+
 impl<'m> Engine<'m> {
-    fn submit(&mut self, mut job: Job) {
-        let (id, prompt_tokens) = (job.id, job.prompt.len());
-        let answer = match std::mem::replace(&mut job.work, Work::Embed) {
+    fn add_request(&mut self, mut request: EngineRequest) {
+        let (id, prompt_tokens) = (request.id, request.prompt.len());
+        let answer = match std::mem::replace(&mut request.work, Work::Embed) {
             Work::Embed => Ok(None),
-            Work::Generate(how) => Answer::new(self.tokenizer, &job.prompt, *how).map(Some),
+            Work::Generate(params) => Answer::new(self.tokenizer, &request.prompt, *params).map(Some),
         };
-        let prompt = std::mem::take(&mut job.prompt);
+        let prompt = std::mem::take(&mut request.prompt);
         let answer = answer.and_then(|answer| {
-            self.memory.add(id, prompt, job.kv.clone())?;
+            self.kv_caches.add(id, prompt, request.kv.clone())?;
             Ok(answer)
         });
         let answer = match answer {
             Ok(answer) => answer,
             Err(e) => {
-                job.send(Event::Failed(failure(&e)));
+                request.send(EngineOutput::Failed(Failure::from(&e)));
                 return;
             }
         };
-        if !self.scheduler.submit(id, job.client, prompt_tokens) {
-            self.memory.forget(id);
-            job.send(Event::Failed(Failure::Busy));
+        if !self.scheduler.add_request(id, request.client, prompt_tokens) {
+            self.kv_caches.forget(id);
+            request.send(EngineOutput::Failed(Failure::Busy));
             return;
         }
         let (begun, hidden) = (Instant::now(), Vec::new());
-        let active = Active { job, answer, hidden, prompt_tokens, restarts: 0, begun, last_token: None };
+        let active = Active { request, answer, hidden, prompt_tokens, restarts: 0, begun, last_token: None };
         self.active.insert(id, active);
     }
 
-    /// Ends requests whose client went away, or whose time is up.
-    fn sweep(&mut self) {
+    /// Cancels requests whose client disconnected or whose deadline passed.
+    fn cancel_expired(&mut self) {
         let now = Instant::now();
-        let gone: Vec<_> = self
+        let expired: Vec<_> = self
             .active
             .values()
-            .filter(|a| a.job.events.is_closed() || a.job.deadline <= now)
-            .map(|a| a.job.id)
+            .filter(|a| a.request.outputs.is_closed() || a.request.deadline <= now)
+            .map(|a| a.request.id)
             .collect();
-        gone.into_iter().for_each(|id| self.fail(id, Failure::Timeout));
+        expired.into_iter().for_each(|id| self.fail(id, Failure::Timeout));
     }
 
     fn step(&mut self) {
-        let plan = self.scheduler.plan(&mut self.memory);
+        let plan = self.scheduler.schedule(&mut self.kv_caches);
         self.metrics.preemptions.add(plan.preempted.len() as u64);
-        for id in plan.impossible {
+        for id in plan.rejected {
             let what = "the request's tokens do not fit the KV cache of this server, even alone";
             self.fail(id, Failure::BadRequest(what.into()));
         }
-        let mut running = Vec::with_capacity(plan.steps.len());
-        for (id, n) in plan.steps {
-            let all = self.memory.tokens(id);
-            let Some(session) = self.memory.session(id) else { continue };
+        let mut running = self.begin_step(plan.scheduled);
+        let (results, sampled) = self.forward(&mut running);
+        let Some(results) = results else {
+            // Only the sessions of this step are lost.
+            self.batch = Batch::new(self.model);
+            for step in running {
+                self.fail(step.id, Failure::Internal("the model failed".into()));
+            }
+            return;
+        };
+        for ((step, result), sampled) in running.into_iter().zip(results).zip(sampled) {
+            let (id, n) = (step.id, step.tokens.len());
+            self.kv_caches.put(id, step.session);
+            match result {
+                Ok(()) => self.after_step(id, n, sampled),
+                Err(e) if out_of_pages(&e) && self.may_restart(id) => {
+                    self.scheduler.preempt(id, &mut self.kv_caches);
+                }
+                Err(e) => self.fail(id, Failure::from(&e)),
+            }
+        }
+    }
+
+    /// Takes the sessions of the scheduled requests out of the KV cache manager.
+    fn begin_step(&mut self, scheduled: Vec<(RequestId, usize)>) -> Vec<RunningStep> {
+        let mut running = Vec::with_capacity(scheduled.len());
+        for (id, n) in scheduled {
+            let all = self.kv_caches.tokens(id);
+            let Some(session) = self.kv_caches.session(id) else { continue };
             let first = session.len();
             let Some(tokens) = all.get(first..first + n).map(<[u32]>::to_vec) else { continue };
             let output = match (self.active.get(&id).is_some_and(|a| a.answer.is_some()), first + n) {
@@ -212,79 +258,67 @@ impl<'m> Engine<'m> {
                 (true, _) => Output::Nothing,
                 (false, _) => Output::Hidden,
             };
-            if first != self.scheduler.position(id) {
-                // Its cache was lost when it was to be made smaller.
-                self.scheduler.restart(id, &mut self.memory);
+            if first != self.scheduler.num_computed(id) {
+                // The KV cache was lost in a failed compression.
+                self.scheduler.preempt(id, &mut self.kv_caches);
                 continue;
             }
-            if let Some(session) = self.memory.take(id) {
-                running.push((id, session, tokens, output));
+            if let Some(session) = self.kv_caches.take(id) {
+                running.push(RunningStep { id, session, tokens, output });
             }
         }
+        running
+    }
+
+    /// Runs the model for one step. Returns a result per request (`None`: the model panicked), and the sampled tokens.
+    fn forward(
+        &mut self,
+        running: &mut [RunningStep],
+    ) -> (Option<Vec<scrimp_llm::Result<()>>>, Vec<Option<SamplingResult>>) {
         let (context, width) = (self.model.context_length(), self.model.config().hidden_size);
         let mut active: BTreeMap<_, _> = self.active.iter_mut().collect();
-        let mut drawings = Vec::with_capacity(running.len());
-        for (id, session, tokens, _) in &running {
-            let room = context.saturating_sub(session.len() + tokens.len() + 1);
-            drawings.push(Mutex::new(Drawing { active: active.remove(id), room, drawn: None }));
+        let mut processors = Vec::with_capacity(running.len());
+        for step in running.iter() {
+            let room = context.saturating_sub(step.session.len() + step.tokens.len() + 1);
+            let processor = OutputProcessor { active: active.remove(&step.id), room, sampled: None };
+            processors.push(Mutex::new(processor));
         }
-        let results = {
-            let mut steps: Vec<Step<'_>> = running
-                .iter_mut()
-                .map(|(_, session, tokens, output)| Step { session, tokens, output: *output })
-                .collect();
-            let batch = &mut self.batch;
-            catch_unwind(AssertUnwindSafe(|| {
-                batch.forward(&mut steps, &|i, out| {
-                    drawings[i].lock().unwrap_or_else(PoisonError::into_inner).visit(out, width);
-                })
-            }))
-        };
-        let drawn =
-            drawings.into_iter().map(|d| d.into_inner().unwrap_or_else(PoisonError::into_inner).drawn);
-        let drawn: Vec<_> = drawn.collect();
-        let Ok(results) = results else {
-            // The sessions of this step are lost, and nobody else's.
-            self.batch = Batch::new(self.model);
-            for (id, ..) in running {
-                self.fail(id, Failure::Internal("the model failed".into()));
-            }
-            return;
-        };
-        for (((id, session, tokens, _), result), drawn) in running.into_iter().zip(results).zip(drawn) {
-            self.memory.put(id, session);
-            match result {
-                Ok(()) => self.after_step(id, tokens.len(), drawn),
-                Err(e) if out_of_pages(&e) && self.may_restart(id) => {
-                    self.scheduler.restart(id, &mut self.memory);
-                }
-                Err(e) => self.fail(id, failure(&e)),
-            }
-        }
+        let mut steps: Vec<Step<'_>> = running
+            .iter_mut()
+            .map(|s| Step { session: &mut s.session, tokens: &s.tokens, output: s.output })
+            .collect();
+        let batch = &mut self.batch;
+        let results = catch_unwind(AssertUnwindSafe(|| {
+            batch.forward(&mut steps, &|i, out| {
+                processors[i].lock().unwrap_or_else(PoisonError::into_inner).process(out, width);
+            })
+        }));
+        let sampled = processors.into_iter().map(|p| p.into_inner().unwrap_or_else(PoisonError::into_inner));
+        (results.ok(), sampled.map(|p| p.sampled).collect())
     }
 
     fn may_restart(&mut self, id: RequestId) -> bool {
         self.active.get_mut(&id).is_some_and(|active| {
             active.restarts += 1;
             active.hidden.clear();
-            active.restarts <= RESTARTS
+            active.restarts <= MAX_RESTARTS
         })
     }
 
-    /// `n` tokens of a request were computed, and perhaps the next one drawn.
-    fn after_step(&mut self, id: RequestId, n: usize, drawn: Option<Result<Drawn, Failure>>) {
-        let complete = self.scheduler.computed(id, n);
+    /// Handles `n` computed tokens of a request and the token sampled after them, if any.
+    fn after_step(&mut self, id: RequestId, n: usize, sampled: Option<SamplingResult>) {
+        let complete = self.scheduler.update_computed(id, n);
         let Some(active) = self.active.get_mut(&id) else { return };
         if n > 1 || active.last_token.is_none() {
             self.metrics.prompt_tokens.add(n as u64);
         }
-        let drawn = match drawn {
-            Some(Ok(drawn)) => drawn,
+        let sampled = match sampled {
+            Some(Ok(sampled)) => sampled,
             Some(Err(failure)) => return self.fail(id, failure),
             None if complete && active.answer.is_none() => {
                 let embedding = std::mem::take(&mut active.hidden);
-                active.job.send(Event::Embedding(embedding));
-                return self.end(id, Reason::Stop, String::new());
+                active.request.send(EngineOutput::Embedding(embedding));
+                return self.finish(id, FinishReason::Stop, String::new());
             }
             None => return,
         };
@@ -292,82 +326,63 @@ impl<'m> Engine<'m> {
         match active.last_token.replace(now) {
             None => {
                 self.metrics.time_to_first_token.observe(now - active.begun);
-                self.metrics.prefix_hits.add(self.memory.cached(id) as u64);
+                self.metrics.prefix_hits.add(self.kv_caches.cached(id) as u64);
                 self.metrics.prefix_queries.add(active.prompt_tokens as u64);
-                self.memory.keep(id);
+                self.kv_caches.cache_prefix(id);
             }
             Some(before) => self.metrics.time_per_token.observe(now - before),
         }
         self.metrics.generated_tokens.add(1);
-        let listening = active.job.send(Event::Token(drawn.token));
-        match drawn.end {
-            Some((reason, text)) => self.end(id, reason, text),
-            None if listening => {
-                self.memory.push(id, drawn.id);
-                self.scheduler.extend(id);
+        let connected = active.request.send(EngineOutput::Token(sampled.token));
+        match sampled.end {
+            Some((reason, text)) => self.finish(id, reason, text),
+            None if connected => {
+                self.kv_caches.push(id, sampled.id);
+                self.scheduler.append_token(id);
             }
             None => self.fail(id, Failure::Timeout),
         }
     }
 
-    /// A request has all that it asked for.
-    fn end(&mut self, id: RequestId, reason: Reason, text: String) {
+    /// Finishes a request.
+    fn finish(&mut self, id: RequestId, reason: FinishReason, text: String) {
         let Some(active) = self.active.remove(&id) else { return };
-        let session = self.memory.session(id);
+        let session = self.kv_caches.session(id);
         let config = self.model.config();
         let token_bytes = 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim;
         let summary = Summary {
             text,
             reason,
             prompt_tokens: active.prompt_tokens,
-            cached_tokens: self.memory.cached(id),
+            cached_tokens: self.kv_caches.cached(id),
             generated_tokens: active.answer.map_or(0, |answer| answer.generated),
             kv_bytes: session.map_or(0, Session::kv_bytes),
             kv_tokens: session.map_or(0, Session::kv_tokens),
             kv_bytes_full: session.map_or(0, Session::len) * token_bytes,
         };
         self.metrics.finished(reason.name(), active.begun.elapsed());
-        self.memory.keep(id);
-        self.scheduler.remove(id, &mut self.memory);
-        self.memory.forget(id);
-        active.job.send(Event::Done(summary));
+        self.kv_caches.cache_prefix(id);
+        self.scheduler.remove_request(id, &mut self.kv_caches);
+        self.kv_caches.forget(id);
+        active.request.send(EngineOutput::Finished(summary));
     }
 
     fn fail(&mut self, id: RequestId, failure: Failure) {
-        self.scheduler.remove(id, &mut self.memory);
-        self.memory.forget(id);
+        self.scheduler.remove_request(id, &mut self.kv_caches);
+        self.kv_caches.forget(id);
         if let Some(active) = self.active.remove(&id) {
-            let reason = if active.job.events.is_closed() { "abort" } else { "error" };
+            let reason = if active.request.outputs.is_closed() { "abort" } else { "error" };
             self.metrics.finished(reason, active.begun.elapsed());
-            active.job.send(Event::Failed(failure));
+            active.request.send(EngineOutput::Failed(failure));
         }
     }
 
-    fn report(&self) {
+    fn update_metrics(&self) {
         self.metrics.running.set(self.scheduler.running().len() as u64);
-        self.metrics.waiting.set(self.scheduler.waiting() as u64);
-        self.metrics.kv_bytes.set(self.memory.bytes_in_use() as u64);
-        self.metrics.kv_limit.set(self.memory.limit() as u64);
-        self.metrics.compressions.set(self.memory.shrunk);
-    }
-}
-
-/// Adds rows of hidden states (`[tokens][width]`) to the mean over a prompt of `n` tokens.
-fn add_rows(mean: &mut Vec<f32>, rows: &[f32], width: usize, n: usize) {
-    mean.resize(width, 0.0);
-    for row in rows.chunks_exact(width) {
-        mean.iter_mut().zip(row).for_each(|(mean, x)| *mean += x / n as f32);
-    }
-}
-
-/// Whose fault an error is.
-fn failure(e: &Error) -> Failure {
-    match e.category() {
-        Category::BadInput if e.source_as::<KvError>().is_none() => Failure::BadRequest(match e.hint() {
-            Some(hint) => format!("{e}; {hint}"),
-            None => e.to_string(),
-        }),
-        _ => Failure::Internal(e.to_string()),
+        self.metrics.waiting.set(self.scheduler.num_waiting() as u64);
+        self.metrics.kv_bytes.set(self.kv_caches.bytes_in_use() as u64);
+        self.metrics.kv_limit.set(self.kv_caches.limit() as u64);
+        self.metrics.compressions.set(self.kv_caches.compressions);
     }
 }
 

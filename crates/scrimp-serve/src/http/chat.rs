@@ -5,7 +5,7 @@ use super::{
     fields::Fields,
     messages,
     params::{Params, alternatives},
-    state::{Jobs, State, now},
+    state::{EngineRequests, State, now},
     stream::{Chunks, collect, stream},
     tools::{self, Tools},
 };
@@ -38,16 +38,17 @@ pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<
 
     let prompt = messages::prompt(language, conversation, &tools, extra)?;
     let room = language.room(&prompt, state.options.max_model_len)?;
-    let (mut jobs, events) = Jobs::new(&state, client ^ super::hash_of(params.user.as_deref()));
+    let (mut requests, outputs) =
+        EngineRequests::new(&state, client ^ super::hash_of(params.user.as_deref()));
     for i in 0..params.n {
         let constraint = match tools.constraint(language.constraints.as_ref())? {
             Some(constraint) => Some(constraint),
             None => params.format.constraint(language.constraints.as_ref())?,
         };
         let how = params.generate(i, room, usize::MAX, wanted.then(|| top.unwrap_or(0)), constraint);
-        jobs.generate(prompt.clone(), params.kv.clone(), how);
+        requests.generate(prompt.clone(), params.kv.clone(), how);
     }
-    language.submit(jobs.finish())?;
+    language.submit(requests.finish())?;
     let head = Head {
         id: format!("chatcmpl-{}", state.next_id()),
         model: state.name().to_owned(),
@@ -62,9 +63,9 @@ pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<
             tools,
             include_usage: params.include_usage,
         };
-        return stream(events, params.n, chunks).await;
+        return stream(outputs, params.n, chunks).await;
     }
-    let (answers, usage) = collect(events, params.n).await?;
+    let (answers, usage) = collect(outputs, params.n).await?;
     let choices: Vec<Value> = answers
         .into_iter()
         .enumerate()

@@ -4,7 +4,7 @@ use super::{
     error::ApiError,
     fields::Fields,
     params::{Params, alternatives},
-    state::{Jobs, Language, State, now},
+    state::{EngineRequests, Language, State, now},
     stream::{Chunks, collect, stream},
 };
 use crate::engine::{Logprobs, Summary, Token};
@@ -37,7 +37,8 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
     }
     fields.finish()?;
 
-    let (mut jobs, events) = Jobs::new(&state, client ^ super::hash_of(params.user.as_deref()));
+    let (mut requests, outputs) =
+        EngineRequests::new(&state, client ^ super::hash_of(params.user.as_deref()));
     let mut echoes = Vec::new();
     for prompt in prompts {
         let room = language.room(&prompt, state.options.max_model_len)?;
@@ -45,12 +46,12 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
         for i in 0..params.n {
             let constraint = params.format.constraint(language.constraints.as_ref())?;
             let how = params.generate(i, room, DEFAULT_TOKENS, logprobs, constraint);
-            jobs.generate(prompt.clone(), params.kv.clone(), how);
+            requests.generate(prompt.clone(), params.kv.clone(), how);
             echoes.push(text.clone());
         }
     }
     let n = echoes.len();
-    language.submit(jobs.finish())?;
+    language.submit(requests.finish())?;
     let head = Head {
         id: format!("cmpl-{}", state.next_id()),
         model: state.name().to_owned(),
@@ -59,9 +60,9 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
     if params.stream {
         let offsets = vec![0; n];
         let chunks = Completions { head, echoes, offsets, include_usage: params.include_usage };
-        return stream(events, n, chunks).await;
+        return stream(outputs, n, chunks).await;
     }
-    let (answers, usage) = collect(events, n).await?;
+    let (answers, usage) = collect(outputs, n).await?;
     let choices: Vec<Value> = answers
         .into_iter()
         .enumerate()

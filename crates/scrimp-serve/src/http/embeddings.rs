@@ -4,14 +4,15 @@ use super::{
     completions::tokens,
     error::ApiError,
     fields::Fields,
-    state::{Jobs, State},
+    state::{EngineRequests, State},
 };
-use crate::engine::{Event, Failure, KvChoice};
+use crate::engine::{EngineOutput, Failure, KvOptions};
 use axum::{
     Json,
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use scrimp_llm::embedding::normalized;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -48,24 +49,24 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
     if inputs.is_empty() || inputs.len() > MAX_TEXTS {
         return Err(wrong());
     }
-    let (mut jobs, mut events) = Jobs::new(&state, client);
+    let (mut requests, mut outputs) = EngineRequests::new(&state, client);
     let (n, mut total) = (inputs.len(), 0);
     for input in inputs {
         let prompt = tokens(language, input).ok_or_else(wrong)??;
         language.room(&prompt, state.options.max_model_len)?;
         total += prompt.len();
         // A text is read once: its cache is the full one, and shared with nobody.
-        jobs.embed(prompt, KvChoice { compression: None, ..language.kv.clone() });
+        requests.embed(prompt, KvOptions { compression: None, ..language.kv.clone() });
     }
-    language.submit(jobs.finish())?;
+    language.submit(requests.finish())?;
     let mut found: Vec<Vec<f32>> = vec![Vec::new(); n];
     let mut left = n;
     while left > 0 {
-        match events.recv().await {
-            Some((index, Event::Embedding(embedding))) => found[index] = normalized(embedding),
-            Some((_, Event::Done(_))) => left -= 1,
-            Some((_, Event::Failed(failure))) => return Err(failure.into()),
-            Some((_, Event::Token(_))) => {}
+        match outputs.recv().await {
+            Some((index, EngineOutput::Embedding(embedding))) => found[index] = normalized(embedding),
+            Some((_, EngineOutput::Finished(_))) => left -= 1,
+            Some((_, EngineOutput::Failed(failure))) => return Err(failure.into()),
+            Some((_, EngineOutput::Token(_))) => {}
             None => return Err(Failure::ShuttingDown.into()),
         }
     }
@@ -85,12 +86,4 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
     let usage = json!({ "prompt_tokens": total, "total_tokens": total });
     let response = json!({ "object": "list", "data": data, "model": state.name(), "usage": usage });
     Ok(Json(response).into_response())
-}
-
-fn normalized(mut x: Vec<f32>) -> Vec<f32> {
-    let length = x.iter().map(|x| x * x).sum::<f32>().sqrt();
-    if length > 0.0 {
-        x.iter_mut().for_each(|x| *x /= length);
-    }
-    x
 }

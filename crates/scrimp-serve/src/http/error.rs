@@ -6,9 +6,36 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use scrimp_kv::KvError;
-use scrimp_llm::Category;
+use scrimp_base::{Error, translate_settings};
 use serde_json::{Value, json};
+
+/// The fields of requests that name a setting of the libraries.
+const SETTINGS: [&str; 16] = [
+    "frequency_penalty",
+    "kv_budget",
+    "kv_format",
+    "kv_policy",
+    "kv_recent",
+    "kv_sinks",
+    "kvcrush",
+    "max_tokens",
+    "min_p",
+    "presence_penalty",
+    "prompt",
+    "repetition_penalty",
+    "seed",
+    "temperature",
+    "top_k",
+    "top_p",
+];
+
+/// `message` with settings in backticks (`` `budget` ``) replaced by the fields of a request (`kv_budget`). Libraries
+/// name the settings of the KV cache without the prefix `kv_`.
+fn name_fields(message: &str) -> String {
+    translate_settings(message, |name| {
+        SETTINGS.iter().find(|&&s| s == name || s.strip_prefix("kv_") == Some(name)).map(|&s| s.to_owned())
+    })
+}
 
 /// An error response.
 #[derive(Debug, Clone)]
@@ -34,9 +61,9 @@ impl ApiError {
         Self { param: Some(name.to_owned()), ..Self::bad_request(message) }
     }
 
-    /// Any status.
+    /// Any status. Settings in backticks become fields of the request.
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None }
+        Self { status, message: name_fields(&message.into()), param: None, code: None }
     }
 
     /// With a word for programs.
@@ -78,18 +105,9 @@ impl From<Failure> for ApiError {
     }
 }
 
-impl From<scrimp_llm::Error> for ApiError {
-    fn from(e: scrimp_llm::Error) -> Self {
-        let message = match e.hint() {
-            Some(hint) => format!("{e}; {hint}"),
-            None => e.to_string(),
-        };
-        match e.category() {
-            Category::BadInput | Category::Unsupported if e.source_as::<KvError>().is_none() => {
-                Self::bad_request(message)
-            }
-            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
-        }
+impl From<Error> for ApiError {
+    fn from(e: Error) -> Self {
+        Failure::from(&e).into()
     }
 }
 
@@ -101,5 +119,19 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_named_by_their_fields() {
+        let message = |text: &str| ApiError::bad_request(text).message;
+        assert_eq!(
+            message("a smaller `budget` or `max_tokens`, `kvcrush` 0, `x.gguf`, `threads`"),
+            "a smaller kv_budget or max_tokens, kvcrush 0, `x.gguf`, `threads`"
+        );
     }
 }

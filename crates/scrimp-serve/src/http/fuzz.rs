@@ -1,7 +1,7 @@
 //! Requests that no client would send: whatever JSON arrives, it is taken apart without a panic, and what is taken is in range.
 
 use super::{ApiError, fields::Fields, messages, params::Params, tools::Tools};
-use crate::engine::KvChoice;
+use crate::engine::KvOptions;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -117,7 +117,7 @@ fn taken(body: &[u8]) -> Result<Params, ApiError> {
     messages::take(&mut fields)?;
     let tools = Tools::take(&mut fields)?;
     fields.object("chat_template_kwargs")?;
-    let kv = KvChoice { compression: None, format: "bf16".into() };
+    let kv = KvOptions { compression: None, format: "bf16".into() };
     let params = Params::take(&mut fields, &kv)?;
     fields.boolean("logprobs")?;
     super::params::alternatives(&mut fields, "top_logprobs")?;

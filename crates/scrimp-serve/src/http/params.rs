@@ -3,7 +3,7 @@
 use super::{error::ApiError, fields::Fields};
 use crate::{
     constraint::{Constraint, Constraints},
-    engine::{Generate, KvChoice},
+    engine::{Generate, KvOptions},
 };
 use scrimp_kv::{
     KvFormat,
@@ -48,7 +48,7 @@ pub(crate) struct Params {
     /// What it must look like.
     pub(crate) format: ResponseFormat,
     /// How the cache is kept.
-    pub(crate) kv: KvChoice,
+    pub(crate) kv: KvOptions,
     /// Who asks, for the fair queue.
     pub(crate) user: Option<String>,
 }
@@ -88,7 +88,7 @@ impl Params {
     ///
     /// # Errors
     /// When a value is out of its range.
-    pub(crate) fn take(fields: &mut Fields, default_kv: &KvChoice) -> Result<Self, ApiError> {
+    pub(crate) fn take(fields: &mut Fields, default_kv: &KvOptions) -> Result<Self, ApiError> {
         let float = |x: Option<f64>, default: f32| x.map_or(default, |x| x as f32);
         let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1) as usize;
         let best_of = fields.integer("best_of", 1..=MAX_N)?;
@@ -232,7 +232,7 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
 }
 
 /// How the request wants its cache kept: the server's way, but for what it names.
-fn kv_choice(fields: &mut Fields, default: &KvChoice) -> Result<KvChoice, ApiError> {
+fn kv_choice(fields: &mut Fields, default: &KvOptions) -> Result<KvOptions, ApiError> {
     let mut kv = default.clone();
     if let Some(format) = fields.string("kv_format")? {
         format.parse::<KvFormat>().map_err(|e| ApiError::field("kv_format", e.to_string()))?;
@@ -280,7 +280,7 @@ mod tests {
 
     fn take(text: &str) -> Result<Params, String> {
         let mut fields = Fields::parse(text.as_bytes()).map_err(|e| e.message)?;
-        let kv = KvChoice { compression: None, format: "bf16".into() };
+        let kv = KvOptions { compression: None, format: "bf16".into() };
         let params = Params::take(&mut fields, &kv).map_err(|e| e.message)?;
         fields.finish().map_err(|e| e.message)?;
         Ok(params)

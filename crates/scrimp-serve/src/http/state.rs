@@ -1,9 +1,9 @@
-//! What handlers share.
+//! State shared by all HTTP handlers.
 
 use super::error::ApiError;
 use crate::{
     constraint::Constraints,
-    engine::{Command, Event, Failure, Generate, Job, KvChoice, Work},
+    engine::{Command, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work},
     metrics::Metrics,
     options::ServeOptions,
     score::Recommender,
@@ -20,43 +20,43 @@ use std::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// The language model, as handlers see it.
+/// The language model.
 #[derive(Debug)]
 pub(crate) struct Language {
-    /// Its tokenizer.
+    /// Tokenizer.
     pub(crate) tokenizer: Arc<Tokenizer>,
-    /// Its chat template, if it has one.
+    /// Chat template, if the model has one.
     pub(crate) template: Option<ChatTemplate>,
-    /// Constrained decoding, where the tokenizer allows it.
+    /// Constrained decoding, if the tokenizer supports it.
     pub(crate) constraints: Option<Constraints>,
-    /// Longest sequence, tokens.
+    /// Context length in tokens.
     pub(crate) context_length: usize,
-    /// Tokens that logits may have; ids beyond are none.
+    /// Vocabulary size; token ids are below it.
     pub(crate) vocab_size: usize,
-    /// The way to the engine.
+    /// Channel to the engine.
     pub(crate) commands: Mutex<Sender<Command>>,
-    /// How caches are kept where a request does not say.
-    pub(crate) kv: KvChoice,
+    /// Default KV options of requests.
+    pub(crate) kv: KvOptions,
 }
 
-/// What handlers share.
+/// State shared by all HTTP handlers.
 #[derive(Debug)]
 pub(crate) struct State {
-    /// The language model, if one is served.
+    /// The language model, if there is one.
     pub(crate) language: Option<Language>,
-    /// The recommender, if one is served.
+    /// The recommender, if there is one.
     pub(crate) recommender: Option<Recommender>,
-    /// Names of what is served; the first is the one in answers.
+    /// Model names; answers contain the first.
     pub(crate) names: Vec<String>,
-    /// Limits and keys.
+    /// Limits and API keys.
     pub(crate) options: ServeOptions,
-    /// What is counted.
+    /// Prometheus metrics.
     pub(crate) metrics: Arc<Metrics>,
-    /// No new requests.
+    /// True while shutting down: new requests are refused.
     pub(crate) draining: AtomicBool,
-    /// When the server began, seconds since 1970.
+    /// Start of the server, seconds since 1970.
     pub(crate) created: u64,
-    /// The next request's id.
+    /// Id of the next request.
     pub(crate) next_id: AtomicU64,
 }
 
@@ -64,7 +64,7 @@ impl State {
     /// The language model.
     ///
     /// # Errors
-    /// 404 where none is served, or another one is asked for; 503 while shutting down.
+    /// 404 if there is no language model or it has another name; 503 while shutting down.
     pub(crate) fn language(&self, model: Option<&str>) -> Result<&Language, ApiError> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Failure::ShuttingDown.into());
@@ -78,9 +78,9 @@ impl State {
         {
             let shown: String = model.chars().take(100).collect();
             let name = self.names.first().map_or("", String::as_str);
-            return Err(not_found(format!("there is no model {shown:?} here; this server serves {name:?}")));
+            return Err(not_found(format!("there is no model {shown:?}; this server has {name:?}")));
         }
-        self.language.as_ref().ok_or_else(|| not_found("this server serves no language model".into()))
+        self.language.as_ref().ok_or_else(|| not_found("this server has no language model".into()))
     }
 
     /// A new id.
@@ -88,7 +88,7 @@ impl State {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The name of what is served.
+    /// The name in answers.
     pub(crate) fn name(&self) -> &str {
         self.names.first().map_or("", String::as_str)
     }
@@ -99,89 +99,89 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// Answers to come.
-pub(crate) type Events = UnboundedReceiver<(usize, Event)>;
+/// Receives the outputs of all engine requests of one HTTP request.
+pub(crate) type EngineOutputs = UnboundedReceiver<(usize, EngineOutput)>;
 
 impl Language {
-    /// Refuses a prompt that cannot be answered; returns how many tokens still fit after it.
+    /// Checks a prompt and returns the number of tokens that fit after it. `limit`: maximum tokens of prompt and answer.
     ///
     /// # Errors
-    /// 400 when it is empty or too long, or holds ids that are no tokens.
-    pub(crate) fn room(&self, prompt: &[u32], most: usize) -> Result<usize, ApiError> {
+    /// 400 if the prompt is empty, too long, or contains an invalid token id.
+    pub(crate) fn room(&self, prompt: &[u32], limit: usize) -> Result<usize, ApiError> {
         if prompt.is_empty() {
             return Err(ApiError::field("prompt", "the prompt is empty"));
         }
         if let Some(id) = prompt.iter().find(|&&id| id as usize >= self.vocab_size) {
-            return Err(ApiError::field("prompt", format!("{id} is no token of this model")));
+            return Err(ApiError::field("prompt", format!("{id} is not a token id of this model")));
         }
-        let most = most.min(self.context_length);
-        if prompt.len() >= most {
+        let limit = limit.min(self.context_length);
+        if prompt.len() >= limit {
             let what = format!(
-                "the prompt has {} tokens and leaves no room for an answer: at most {most} tokens go together",
+                "the prompt has {} tokens and leaves no room for an answer: prompt and answer can have {limit} tokens together",
                 prompt.len()
             );
             return Err(ApiError::field("messages", what).code("context_length_exceeded"));
         }
-        Ok(most - prompt.len())
+        Ok(limit - prompt.len())
     }
 
-    /// Hands jobs to the engine.
+    /// Sends requests to the engine.
     ///
     /// # Errors
-    /// 503 when it has ended.
-    pub(crate) fn submit(&self, jobs: Vec<Job>) -> Result<(), ApiError> {
+    /// 503 if the engine has stopped.
+    pub(crate) fn submit(&self, requests: Vec<EngineRequest>) -> Result<(), ApiError> {
         let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        for job in jobs {
+        for request in requests {
             commands
-                .send(Command::Submit(Box::new(job)))
+                .send(Command::AddRequest(Box::new(request)))
                 .map_err(|_| ApiError::from(Failure::ShuttingDown))?;
         }
         Ok(())
     }
 }
 
-/// Builds jobs that answer into one channel.
-pub(crate) struct Jobs<'a> {
+/// Builds the engine requests of one HTTP request. All send their outputs to one channel.
+pub(crate) struct EngineRequests<'a> {
     state: &'a State,
     client: u64,
     deadline: Instant,
-    sender: UnboundedSender<(usize, Event)>,
-    jobs: Vec<Job>,
+    sender: UnboundedSender<(usize, EngineOutput)>,
+    requests: Vec<EngineRequest>,
 }
 
-impl<'a> Jobs<'a> {
-    /// Of a client.
-    pub(crate) fn new(state: &'a State, client: u64) -> (Self, Events) {
-        let (sender, events) = unbounded_channel();
+impl<'a> EngineRequests<'a> {
+    /// Without requests; the second value receives the outputs.
+    pub(crate) fn new(state: &'a State, client: u64) -> (Self, EngineOutputs) {
+        let (sender, outputs) = unbounded_channel();
         let deadline = Instant::now() + state.options.request_timeout;
-        (Self { state, client, deadline, sender, jobs: Vec::new() }, events)
+        (Self { state, client, deadline, sender, requests: Vec::new() }, outputs)
     }
 
-    /// One more answer.
-    pub(crate) fn generate(&mut self, prompt: Vec<u32>, kv: KvChoice, how: Generate) {
-        self.push(prompt, kv, Work::Generate(Box::new(how)));
+    /// Adds an answer.
+    pub(crate) fn generate(&mut self, prompt: Vec<u32>, kv: KvOptions, params: Generate) {
+        self.push(prompt, kv, Work::Generate(Box::new(params)));
     }
 
-    /// One more embedding.
-    pub(crate) fn embed(&mut self, prompt: Vec<u32>, kv: KvChoice) {
+    /// Adds an embedding.
+    pub(crate) fn embed(&mut self, prompt: Vec<u32>, kv: KvOptions) {
         self.push(prompt, kv, Work::Embed);
     }
 
-    fn push(&mut self, prompt: Vec<u32>, kv: KvChoice, work: Work) {
-        self.jobs.push(Job {
+    fn push(&mut self, prompt: Vec<u32>, kv: KvOptions, work: Work) {
+        self.requests.push(EngineRequest {
             id: self.state.next_id(),
             client: self.client,
             prompt,
             work,
             kv,
             deadline: self.deadline,
-            index: self.jobs.len(),
-            events: self.sender.clone(),
+            index: self.requests.len(),
+            outputs: self.sender.clone(),
         });
     }
 
-    /// The jobs.
-    pub(crate) fn finish(self) -> Vec<Job> {
-        self.jobs
+    /// The requests.
+    pub(crate) fn finish(self) -> Vec<EngineRequest> {
+        self.requests
     }
 }

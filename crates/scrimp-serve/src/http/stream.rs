@@ -1,7 +1,7 @@
-//! Server-sent events: what the engine says, as it says it.
+//! Streaming responses: server-sent events, one per output of the engine.
 
-use super::{error::ApiError, state::Events};
-use crate::engine::{Event, Summary, Token};
+use super::{error::ApiError, state::EngineOutputs};
+use crate::engine::{EngineOutput, Summary, Token};
 use axum::{
     body::{Body, Bytes},
     http::{HeaderValue, header},
@@ -27,10 +27,10 @@ pub(crate) trait Chunks: Send + Unpin + 'static {
 
 /// The body of a streaming response. Dropping it, because the client went away, cancels what it waits for.
 struct EventStream<C> {
-    events: Events,
+    outputs: EngineOutputs,
     chunks: C,
     /// The first event, which decided that this is a stream at all.
-    first: Option<(usize, Event)>,
+    first: Option<(usize, EngineOutput)>,
     left: usize,
     usage: Usage,
     done: bool,
@@ -40,12 +40,16 @@ struct EventStream<C> {
 ///
 /// # Errors
 /// That of the first event, if it is one: then there is no stream.
-pub(crate) async fn stream(mut events: Events, n: usize, chunks: impl Chunks) -> Result<Response, ApiError> {
-    let first = events.recv().await;
-    if let Some((_, Event::Failed(failure))) = first {
+pub(crate) async fn stream(
+    mut outputs: EngineOutputs,
+    n: usize,
+    chunks: impl Chunks,
+) -> Result<Response, ApiError> {
+    let first = outputs.recv().await;
+    if let Some((_, EngineOutput::Failed(failure))) = first {
         return Err(failure.into());
     }
-    let body = EventStream { events, chunks, first, left: n, usage: Usage::default(), done: false };
+    let body = EventStream { outputs, chunks, first, left: n, usage: Usage::default(), done: false };
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
@@ -54,19 +58,21 @@ pub(crate) async fn stream(mut events: Events, n: usize, chunks: impl Chunks) ->
 }
 
 impl<C: Chunks> EventStream<C> {
-    fn write(&mut self, index: usize, event: Event, out: &mut Vec<u8>) {
+    fn write(&mut self, index: usize, event: EngineOutput, out: &mut Vec<u8>) {
         match event {
-            Event::Token(token) => self.chunks.token(index, token).iter().for_each(|chunk| frame(out, chunk)),
-            Event::Done(summary) => {
+            EngineOutput::Token(token) => {
+                self.chunks.token(index, token).iter().for_each(|chunk| frame(out, chunk))
+            }
+            EngineOutput::Finished(summary) => {
                 self.chunks.end(index, &summary).iter().for_each(|chunk| frame(out, chunk));
                 self.usage.add(&summary);
                 self.left -= 1;
             }
-            Event::Failed(failure) => {
+            EngineOutput::Failed(failure) => {
                 frame(out, &ApiError::from(failure).body());
                 self.done = true;
             }
-            Event::Embedding(_) => {}
+            EngineOutput::Embedding(_) => {}
         }
         if self.left == 0 && !self.done {
             if let Some(chunk) = self.chunks.usage(self.usage.json()) {
@@ -96,7 +102,7 @@ impl<C: Chunks> Stream for EventStream<C> {
         }
         // All that is there goes into one write.
         while !this.done {
-            match this.events.poll_recv(cx) {
+            match this.outputs.poll_recv(cx) {
                 Poll::Ready(Some((index, event))) => this.write(index, event, &mut out),
                 Poll::Ready(None) => {
                     frame(&mut out, &ApiError::from(crate::engine::Failure::ShuttingDown).body());
@@ -161,26 +167,29 @@ pub(crate) struct Complete {
 ///
 /// # Errors
 /// That of the first one that fails.
-pub(crate) async fn collect(mut events: Events, n: usize) -> Result<(Vec<Complete>, Usage), ApiError> {
+pub(crate) async fn collect(
+    mut outputs: EngineOutputs,
+    n: usize,
+) -> Result<(Vec<Complete>, Usage), ApiError> {
     let mut answers: Vec<Complete> = (0..n).map(|_| Complete::default()).collect();
     let mut usage = Usage::default();
     let mut left = n;
     while left > 0 {
-        match events.recv().await {
-            Some((index, Event::Token(token))) => {
+        match outputs.recv().await {
+            Some((index, EngineOutput::Token(token))) => {
                 answers[index].text += &token.text;
                 if token.logprobs.is_some() {
                     answers[index].logprobs.push(token);
                 }
             }
-            Some((index, Event::Done(summary))) => {
+            Some((index, EngineOutput::Finished(summary))) => {
                 answers[index].text += &summary.text;
                 answers[index].reason = summary.reason.name();
                 usage.add(&summary);
                 left -= 1;
             }
-            Some((_, Event::Failed(failure))) => return Err(failure.into()),
-            Some((_, Event::Embedding(_))) => {}
+            Some((_, EngineOutput::Failed(failure))) => return Err(failure.into()),
+            Some((_, EngineOutput::Embedding(_))) => {}
             None => return Err(crate::engine::Failure::ShuttingDown.into()),
         }
     }

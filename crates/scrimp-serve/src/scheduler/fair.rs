@@ -1,12 +1,12 @@
-//! A queue in which clients take turns: one that sends many requests waits behind its own, not others behind it.
+//! A queue with one FIFO per client, served round-robin: a client with many requests delays only its own.
 
 use super::RequestId;
 use std::collections::VecDeque;
 
-/// Requests by client, clients in turn.
+/// Waiting requests by client.
 #[derive(Debug, Default)]
 pub(super) struct FairQueue {
-    /// Clients that have requests, the next one first.
+    /// Clients with requests; the client that is served next comes first.
     clients: VecDeque<(u64, VecDeque<RequestId>)>,
 }
 
@@ -15,7 +15,7 @@ impl FairQueue {
         self.clients.iter().map(|(_, queue)| queue.len()).sum()
     }
 
-    /// Behind the client's others.
+    /// Adds a request to the end of its client's queue.
     pub(super) fn push(&mut self, client: u64, id: RequestId) {
         match self.clients.iter_mut().find(|(c, _)| *c == client) {
             Some((_, queue)) => queue.push_back(id),
@@ -23,12 +23,12 @@ impl FairQueue {
         }
     }
 
-    /// Whose turn it is.
+    /// The next request.
     pub(super) fn peek(&self) -> Option<RequestId> {
         self.clients.front().and_then(|(_, queue)| queue.front().copied())
     }
 
-    /// Takes that one; its client's next turn comes after all others'.
+    /// Removes the next request. Its client moves behind all others.
     pub(super) fn pop(&mut self) -> Option<RequestId> {
         let (client, mut queue) = self.clients.pop_front()?;
         let id = queue.pop_front();

@@ -1,24 +1,23 @@
-//! Who runs in the next step: continuous batching as a state machine without clocks, threads or models.
+//! Continuous batching: decides which requests run in the next step, as a state machine without clocks, threads or models.
 //!
 //! ```text
-//!            submit                admit: pages for all of it           last token computed
-//!  (client) ───────► waiting ─────────────────────────────► running ───────────────────────► extend / finish
-//!                       ▲  front of the queue                  │
-//!                       └──────────── preempt: pages run out ──┘
+//!            add_request          schedule: memory for all its tokens     last token computed
+//!  (client) ────────────► waiting ─────────────────────────────► running ─────────────────────► append_token / remove_request
+//!                            ▲  front of the queue                  │
+//!                            └─────────── preempt: memory is full ──┘
 //! ```
-//! A request is `target` tokens that are to be in the cache, of which `computed` are. One more token each step is
-//! *decode*, several are *prefill*; both may be in one step, decode first, prefill cut into chunks so that streams do not
-//! stall behind a long prompt. Where more requests wait for their first token than decode, prompts may fill the step: they are
-//! read faster in large parts, and fewer wait for the longer step than gain by it.
+//! A request has `num_tokens` tokens, of which the KV cache contains `num_computed`. A step that computes one token of a
+//! request is its *decode*; a step that computes several is *prefill*. One step can contain both. Decodes are scheduled
+//! first. Prompts are prefilled in chunks, so that a long prompt does not delay the tokens of other requests. If more
+//! requests wait for their first token than decode, prompts may use the whole step: larger chunks are faster per token.
 //!
-//! What is promised, whatever memory does (the simulator in `tests` checks it):
+//! Invariants, whatever the memory does (the simulator in `tests` checks them):
 //!
-//! * a step has at most `max_step_tokens` tokens of at most `max_running` requests, and no request twice;
-//! * requests are admitted in the order of the fair queue ([`fair`]), none overtakes one that waits for memory;
-//! * a running request loses its pages only to one that was admitted before it, or when it is alone and does not fit,
-//!   and is then first in the queue: so the oldest always makes progress, and all end;
-//! * before anybody is preempted, pages kept for later requests are given up, and then, where allowed, the longest caches
-//!   are made smaller.
+//! * A step computes at most `max_num_batched_tokens` tokens of at most `max_num_seqs` requests; each request occurs once.
+//! * Requests are admitted in the order of the fair queue ([`fair`]). No request overtakes one that waits for memory.
+//! * A running request is preempted only for one that was admitted earlier. A preempted request goes to the front of the
+//!   queue. A request that does not fit even alone is rejected. So the oldest request always makes progress, and every request ends.
+//! * Before a request is preempted, cached prefixes are evicted; then, if allowed, the longest KV caches are compressed.
 
 mod fair;
 pub mod prefix;
@@ -28,71 +27,72 @@ mod simulator;
 use fair::FairQueue;
 use std::collections::{BTreeMap, VecDeque};
 
-/// Names a request; later ones are larger.
+/// Identifies a request. Later requests have larger ids.
 pub type RequestId = u64;
 
-/// Memory, as the scheduler sees it. Sizes are in any one unit (the engine's are bytes).
-pub trait Pages {
-    /// What can be had now.
-    fn free(&self) -> usize;
-    /// What appending `tokens` to a request's cache takes at most.
-    fn needed(&self, id: RequestId, tokens: usize) -> usize;
-    /// Gives a request a cache, and returns how many of its tokens that holds already (fewer than `target`).
-    fn begin(&mut self, id: RequestId) -> usize;
-    /// Takes a request's cache away.
-    fn release(&mut self, id: RequestId);
-    /// Gives up the pages that were kept longest without being used by a request; false if there are none.
-    fn evict_kept(&mut self) -> bool;
-    /// Makes a request's cache smaller; false if that is not allowed or gains nothing.
-    fn shrink(&mut self, id: RequestId) -> bool;
-    /// Tokens that a request's cache holds.
-    fn held(&self, id: RequestId) -> usize;
+/// The memory of all KV caches. Sizes have one unit, which the implementation chooses (the engine: bytes).
+pub trait KvMemory {
+    /// Free memory.
+    fn available(&self) -> usize;
+    /// Upper bound of the memory for `tokens` more tokens of a request.
+    fn growth(&self, id: RequestId, tokens: usize) -> usize;
+    /// Creates the KV cache of a request and returns the number of its tokens that a cached prefix already contains (less
+    /// than all of them).
+    fn allocate(&mut self, id: RequestId) -> usize;
+    /// Frees the KV cache of a request.
+    fn free(&mut self, id: RequestId);
+    /// Evicts the least recently used cached prefix. False: there is none.
+    fn evict_cached(&mut self) -> bool;
+    /// Compresses the KV cache of a request. False: not allowed, or no memory was freed.
+    fn compress(&mut self, id: RequestId) -> bool;
+    /// Tokens in the KV cache of a request.
+    fn num_tokens(&self, id: RequestId) -> usize;
 }
 
 /// Limits of a scheduler.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Requests that run at once.
-    pub max_running: usize,
-    /// Tokens of a step.
-    pub max_step_tokens: usize,
-    /// Tokens of prompts in a step in which at least as many others decode as wait for their first token.
-    pub max_prefill_beside_decode: usize,
-    /// Requests that wait.
+    /// Maximum number of running requests.
+    pub max_num_seqs: usize,
+    /// Maximum number of tokens per step.
+    pub max_num_batched_tokens: usize,
+    /// Maximum number of prompt tokens per step, if at least as many requests decode as wait for their first token.
+    pub max_prefill_with_decode: usize,
+    /// Maximum number of waiting requests.
     pub max_waiting: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_running: 32, max_step_tokens: 512, max_prefill_beside_decode: 256, max_waiting: 256 }
+        Self { max_num_seqs: 32, max_num_batched_tokens: 512, max_prefill_with_decode: 256, max_waiting: 256 }
     }
 }
 
-/// What a step computes.
+/// The work of one step.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Requests and how many tokens each appends.
-    pub steps: Vec<(RequestId, usize)>,
-    /// Requests that can never run: their tokens do not fit the memory even alone.
-    pub impossible: Vec<RequestId>,
-    /// Requests that lost their pages.
+pub struct SchedulerOutput {
+    /// Requests of the step, each with its number of new tokens.
+    pub scheduled: Vec<(RequestId, usize)>,
+    /// Requests that can never run: their tokens do not fit into the memory even alone.
+    pub rejected: Vec<RequestId>,
+    /// Requests that lost their KV cache.
     pub preempted: Vec<RequestId>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Request {
-    target: usize,
-    computed: usize,
+    num_tokens: usize,
+    num_computed: usize,
     client: u64,
 }
 
 impl Request {
-    fn left(&self) -> usize {
-        self.target - self.computed
+    fn num_remaining(&self) -> usize {
+        self.num_tokens - self.num_computed
     }
 }
 
-/// The state machine.
+/// The state machine of all requests.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
@@ -104,7 +104,7 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Without requests.
+    /// A scheduler without requests.
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -115,200 +115,187 @@ impl Scheduler {
         }
     }
 
-    /// Takes a request with `tokens` tokens (at least 1); `client` is whose share of the queue it belongs to. False: the
-    /// queue is full.
+    /// Adds a request with `tokens` tokens (at least 1) to the queue of `client`. False: the queue is full.
     #[must_use]
-    pub fn submit(&mut self, id: RequestId, client: u64, tokens: usize) -> bool {
-        if self.waiting() >= self.limits.max_waiting {
+    pub fn add_request(&mut self, id: RequestId, client: u64, tokens: usize) -> bool {
+        if self.num_waiting() >= self.limits.max_waiting {
             return false;
         }
-        self.requests.insert(id, Request { target: tokens.max(1), computed: 0, client });
+        self.requests.insert(id, Request { num_tokens: tokens.max(1), num_computed: 0, client });
         self.waiting.push(client, id);
         true
     }
 
-    /// Forgets a request, wherever it is; its pages go back.
-    pub fn remove(&mut self, id: RequestId, pages: &mut impl Pages) {
+    /// Removes a request in any state and frees its KV cache.
+    pub fn remove_request(&mut self, id: RequestId, memory: &mut impl KvMemory) {
         let Some(request) = self.requests.remove(&id) else { return };
         if let Some(at) = self.running.iter().position(|&r| r == id) {
             self.running.remove(at);
-            pages.release(id);
+            memory.free(id);
         } else {
             self.waiting.remove(request.client, id);
             self.preempted.retain(|&r| r != id);
         }
     }
 
-    /// A request's cache failed: it starts over.
-    pub fn restart(&mut self, id: RequestId, pages: &mut impl Pages) {
+    /// Preempts a request whose KV cache failed: it starts over.
+    pub fn preempt(&mut self, id: RequestId, memory: &mut impl KvMemory) {
         if self.running.contains(&id) {
-            self.preempt(id, pages);
+            self.preempt_running(id, memory);
         }
     }
 
-    /// One more token of a running request is known.
-    pub fn extend(&mut self, id: RequestId) {
+    /// Appends one token to a running request.
+    pub fn append_token(&mut self, id: RequestId) {
         if let Some(request) = self.requests.get_mut(&id) {
-            request.target += 1;
+            request.num_tokens += 1;
         }
     }
 
-    /// `tokens` of a request were computed; true if these were all that are known.
-    pub fn computed(&mut self, id: RequestId, tokens: usize) -> bool {
+    /// Records that `tokens` more tokens of a request were computed. True: none remains.
+    pub fn update_computed(&mut self, id: RequestId, tokens: usize) -> bool {
         self.requests.get_mut(&id).is_some_and(|request| {
-            request.computed = (request.computed + tokens).min(request.target);
-            request.left() == 0
+            request.num_computed = (request.num_computed + tokens).min(request.num_tokens);
+            request.num_remaining() == 0
         })
     }
 
-    /// Tokens of a request that were computed.
-    pub fn position(&self, id: RequestId) -> usize {
-        self.requests.get(&id).map_or(0, |request| request.computed)
+    /// Number of computed tokens of a request.
+    pub fn num_computed(&self, id: RequestId) -> usize {
+        self.requests.get(&id).map_or(0, |request| request.num_computed)
     }
 
-    /// Requests that wait.
-    pub fn waiting(&self) -> usize {
+    /// Number of waiting requests.
+    pub fn num_waiting(&self) -> usize {
         self.waiting.len() + self.preempted.len()
     }
 
-    /// Requests that run.
+    /// Running requests in the order of their admission.
     pub fn running(&self) -> &[RequestId] {
         &self.running
     }
 
-    /// Whether there is nothing to do.
+    /// True without requests.
     pub fn is_idle(&self) -> bool {
         self.requests.is_empty()
     }
 
-    /// Decides what the next step computes. Pages for it are there when it returns.
-    pub fn plan(&mut self, pages: &mut impl Pages) -> Plan {
-        let mut plan = Plan::default();
-        let mut reserved = 0;
-        self.plan_running(true, &mut plan, &mut reserved, pages);
-        let decoding = !plan.steps.is_empty();
-        self.plan_running(false, &mut plan, &mut reserved, pages);
-        self.admit(decoding, &mut plan, &mut reserved, pages);
-        plan
+    /// Chooses the work of the next step. The memory has room for it when this returns.
+    pub fn schedule(&mut self, memory: &mut impl KvMemory) -> SchedulerOutput {
+        let mut step = StepPlan { output: SchedulerOutput::default(), reserved: 0, memory };
+        self.schedule_running(true, &mut step);
+        let decoding = !step.output.scheduled.is_empty();
+        self.schedule_running(false, &mut step);
+        self.schedule_waiting(decoding, &mut step);
+        step.output
     }
 
-    /// Tokens that a request gets in this step.
-    fn share(&self, plan: &Plan, decoding: bool, left: usize) -> usize {
-        let planned: usize = plan.steps.iter().map(|(_, n)| n).sum();
-        let room = self.limits.max_step_tokens.saturating_sub(planned);
-        if left == 1 || !decoding {
-            return left.min(room);
+    /// Number of tokens that a request with `remaining` tokens gets in this step.
+    fn token_budget(&self, output: &SchedulerOutput, decoding: bool, remaining: usize) -> usize {
+        let planned: usize = output.scheduled.iter().map(|(_, n)| n).sum();
+        let room = self.limits.max_num_batched_tokens.saturating_sub(planned);
+        if remaining == 1 || !decoding {
+            return remaining.min(room);
         }
-        let decode = plan.steps.iter().filter(|(_, n)| *n == 1).count();
-        if self.requests.len() > 2 * decode {
-            return left.min(room);
+        let decodes = output.scheduled.iter().filter(|(_, n)| *n == 1).count();
+        if self.requests.len() > 2 * decodes {
+            return remaining.min(room);
         }
-        left.min(room).min(self.limits.max_prefill_beside_decode.saturating_sub(planned - decode))
+        let prefilled = planned - decodes;
+        remaining.min(room).min(self.limits.max_prefill_with_decode.saturating_sub(prefilled))
     }
 
-    /// Decode steps, or chunks of prompts, of the requests that run.
-    fn plan_running(&mut self, decode: bool, plan: &mut Plan, reserved: &mut usize, pages: &mut impl Pages) {
-        let decoding = !decode && !plan.steps.is_empty();
+    /// Schedules running requests: their decodes, or chunks of their prompts.
+    fn schedule_running(&mut self, decode: bool, step: &mut StepPlan<'_, impl KvMemory>) {
+        let decoding = !decode && !step.output.scheduled.is_empty();
         for id in self.running.clone() {
             let Some(request) = self.requests.get(&id).copied() else { continue };
-            // It may have been preempted for one before it.
-            if (request.left() == 1) != decode || request.left() == 0 || !self.running.contains(&id) {
+            let remaining = request.num_remaining();
+            // A request earlier in this loop may have preempted it.
+            if (remaining == 1) != decode || remaining == 0 || !self.running.contains(&id) {
                 continue;
             }
-            let tokens = self.share(plan, decoding, request.left());
-            if tokens == 0 {
-                continue;
-            }
-            if self.make_room(id, tokens, plan, reserved, pages) {
-                *reserved += pages.needed(id, tokens);
-                plan.steps.push((id, tokens));
+            let tokens = self.token_budget(&step.output, decoding, remaining);
+            if tokens > 0 && self.make_room(id, tokens, step) {
+                step.push(id, tokens);
             }
         }
     }
 
-    /// Makes room for `tokens` of a running request; false if it lost its own pages, or can never run.
-    fn make_room(
-        &mut self,
-        id: RequestId,
-        tokens: usize,
-        plan: &mut Plan,
-        reserved: &mut usize,
-        pages: &mut impl Pages,
-    ) -> bool {
+    /// Frees memory until `tokens` more tokens of a running request fit. False: the request itself was preempted or
+    /// rejected.
+    fn make_room(&mut self, id: RequestId, tokens: usize, step: &mut StepPlan<'_, impl KvMemory>) -> bool {
         loop {
-            if pages.needed(id, tokens) + *reserved <= pages.free() {
+            if step.fits(id, tokens) {
                 return true;
             }
-            if pages.evict_kept() || self.shrink_longest(plan, pages) {
+            if step.memory.evict_cached() || self.compress_longest(step) {
                 continue;
             }
-            // The youngest goes, even if it was to be part of this step.
+            // The newest request is preempted, even if it is part of this step.
             let Some(&victim) = self.running.last() else { return false };
             if victim == id && self.running.len() == 1 {
-                // Nobody whose end it could wait for.
-                plan.impossible.push(id);
-                self.remove(id, pages);
+                // No other request will free memory.
+                step.output.rejected.push(id);
+                self.remove_request(id, step.memory);
                 return false;
             }
-            if let Some(at) = plan.steps.iter().position(|(step, _)| *step == victim) {
-                let (_, tokens) = plan.steps.remove(at);
-                *reserved -= pages.needed(victim, tokens);
-            }
-            plan.preempted.push(victim);
-            self.preempt(victim, pages);
+            step.cancel(victim);
+            step.output.preempted.push(victim);
+            self.preempt_running(victim, step.memory);
             if victim == id {
                 return false;
             }
         }
     }
 
-    /// Makes the longest cache smaller that can be; those that are part of this step stay as they are.
-    fn shrink_longest(&self, plan: &Plan, pages: &mut impl Pages) -> bool {
+    /// Compresses the longest KV cache that can be compressed and is not part of this step.
+    fn compress_longest(&self, step: &mut StepPlan<'_, impl KvMemory>) -> bool {
         let mut longest: Vec<(usize, RequestId)> = self
             .running
             .iter()
-            .filter(|id| plan.steps.iter().all(|(s, _)| s != *id))
-            .map(|&id| (pages.held(id), id))
+            .filter(|id| step.output.scheduled.iter().all(|(s, _)| s != *id))
+            .map(|&id| (step.memory.num_tokens(id), id))
             .collect();
         longest.sort_unstable_by(|a, b| b.cmp(a));
-        longest.into_iter().any(|(_, id)| pages.shrink(id))
+        longest.into_iter().any(|(_, id)| step.memory.compress(id))
     }
 
-    /// Takes a running request's pages; it comes back before anybody who waits.
-    fn preempt(&mut self, id: RequestId, pages: &mut impl Pages) {
+    /// Frees the KV cache of a running request and moves it in front of all waiting ones.
+    fn preempt_running(&mut self, id: RequestId, memory: &mut impl KvMemory) {
         self.running.retain(|&r| r != id);
-        pages.release(id);
+        memory.free(id);
         if let Some(request) = self.requests.get_mut(&id) {
-            request.computed = 0;
+            request.num_computed = 0;
             // The oldest first.
             let at = self.preempted.iter().position(|&r| r > id).unwrap_or(self.preempted.len());
             self.preempted.insert(at, id);
         }
     }
 
-    /// Lets requests in while there is room for all of their tokens.
-    fn admit(&mut self, decoding: bool, plan: &mut Plan, reserved: &mut usize, pages: &mut impl Pages) {
-        // What was preempted in this step waits at least until the next.
-        while plan.preempted.is_empty() && self.running.len() < self.limits.max_running {
+    /// Admits waiting requests while all of their tokens fit.
+    fn schedule_waiting(&mut self, decoding: bool, step: &mut StepPlan<'_, impl KvMemory>) {
+        // A request that was preempted in this step waits at least until the next one.
+        while step.output.preempted.is_empty() && self.running.len() < self.limits.max_num_seqs {
             let Some(id) = self.preempted.front().copied().or_else(|| self.waiting.peek()) else { return };
             let Some(request) = self.requests.get(&id).copied() else { return };
-            if self.share(plan, decoding, request.target) == 0 {
+            if self.token_budget(&step.output, decoding, request.num_tokens) == 0 {
                 return;
             }
-            let cached = pages.begin(id).min(request.target - 1);
-            let left = request.target - cached;
-            // One token more, so that it does not stop right after its prompt.
+            let cached = step.memory.allocate(id).min(request.num_tokens - 1);
+            let remaining = request.num_tokens - cached;
+            // With room for one more token, it does not stop directly after its prompt.
             let fits = loop {
-                if pages.needed(id, left + 1) + *reserved <= pages.free() {
+                if step.fits(id, remaining + 1) {
                     break true;
                 }
-                if !pages.evict_kept() {
+                if !step.memory.evict_cached() {
                     break false;
                 }
             };
-            // Alone, it goes as far as it can; caches that are made smaller may let it end.
+            // A request that runs alone starts even if it does not fit: compression may let it finish.
             if !fits && !self.running.is_empty() {
-                pages.release(id);
+                step.memory.free(id);
                 return;
             }
             if self.preempted.front() == Some(&id) {
@@ -318,13 +305,41 @@ impl Scheduler {
             }
             self.running.push(id);
             if let Some(request) = self.requests.get_mut(&id) {
-                request.computed = cached;
+                request.num_computed = cached;
             }
-            let tokens = self.share(plan, decoding, left);
-            if tokens > 0 && self.make_room(id, tokens, plan, reserved, pages) {
-                *reserved += pages.needed(id, tokens);
-                plan.steps.push((id, tokens));
+            let tokens = self.token_budget(&step.output, decoding, remaining);
+            if tokens > 0 && self.make_room(id, tokens, step) {
+                step.push(id, tokens);
             }
+        }
+    }
+}
+
+/// A step while it is being planned.
+struct StepPlan<'a, M> {
+    output: SchedulerOutput,
+    /// Memory for the tokens of `output`.
+    reserved: usize,
+    memory: &'a mut M,
+}
+
+impl<M: KvMemory> StepPlan<'_, M> {
+    /// Whether `tokens` more tokens of a request fit beside everything scheduled.
+    fn fits(&self, id: RequestId, tokens: usize) -> bool {
+        self.memory.growth(id, tokens) + self.reserved <= self.memory.available()
+    }
+
+    /// Schedules `tokens` tokens of a request.
+    fn push(&mut self, id: RequestId, tokens: usize) {
+        self.reserved += self.memory.growth(id, tokens);
+        self.output.scheduled.push((id, tokens));
+    }
+
+    /// Takes a request out of the step.
+    fn cancel(&mut self, id: RequestId) {
+        if let Some(at) = self.output.scheduled.iter().position(|(scheduled, _)| *scheduled == id) {
+            let (_, tokens) = self.output.scheduled.remove(at);
+            self.reserved -= self.memory.growth(id, tokens);
         }
     }
 }

@@ -1,34 +1,34 @@
-//! Caches kept for requests that begin with the same tokens.
+//! Prefix caching: KV caches of earlier requests, for requests that begin with the same tokens.
 //!
-//! What is kept is a *snapshot*: a copy-on-write fork of a request's cache, so that two snapshots with the same beginning
-//! share its pages. It is found by the hash of full blocks, each chained to the one before it and all to a key (the
-//! options that decide what the cache holds):
+//! An entry is a *snapshot*: a copy-on-write fork of a request's KV cache. Snapshots with a common prefix share its pages.
+//! A snapshot is found by the hashes of its full blocks. Each hash covers the block and the hash before it; the first hash
+//! is a key, which covers the options that determine the content of the cache:
 //!
 //! ```text
 //! h0 = key    h1 = hash(h0, tokens 0..64)    h2 = hash(h1, tokens 64..128)    ...      index: h -> snapshot
 //! ```
-//! The longest chain that is in the index names a snapshot, whose tokens are then compared one by one: a hash that two
-//! texts share costs nothing but time. The one used longest ago goes first.
+//! The longest chain in the index names a snapshot. Its tokens are then compared one by one, so a hash collision cannot
+//! return a wrong prefix. The least recently used snapshot is evicted first.
 
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-/// Tokens of a block.
-pub const BLOCK: usize = 64;
+/// Tokens per block.
+pub const BLOCK_SIZE: usize = 64;
 
 #[derive(Debug)]
 struct Entry<S> {
     snapshot: S,
     key: u64,
     tokens: Vec<u32>,
-    /// A shorter beginning cannot be had of it.
-    at_least: usize,
-    used: u64,
+    /// Length of the shortest prefix that the snapshot can be truncated to.
+    min_tokens: usize,
+    last_used: u64,
 }
 
-/// Snapshots by the tokens that they hold.
+/// Snapshots by their tokens.
 #[derive(Debug)]
 pub struct PrefixCache<S> {
     entries: HashMap<u64, Entry<S>>,
@@ -38,33 +38,33 @@ pub struct PrefixCache<S> {
     max_entries: usize,
 }
 
-/// A snapshot and how many tokens of it can be used.
+/// A snapshot, and the length of the common prefix.
 #[derive(Debug)]
 pub struct Hit<'a, S> {
-    /// What was kept.
+    /// The snapshot.
     pub snapshot: &'a S,
-    /// The first so many tokens are those asked for.
+    /// Tokens of the snapshot that the request begins with.
     pub tokens: usize,
 }
 
 impl<S> PrefixCache<S> {
-    /// Keeps at most `max_entries` snapshots.
+    /// A cache of at most `max_entries` snapshots.
     pub fn new(max_entries: usize) -> Self {
         Self { entries: HashMap::new(), index: HashMap::new(), next: 0, clock: 0, max_entries }
     }
 
-    /// Keeps a snapshot of a cache that holds `tokens`; it can be cut down to `at_least` of them. Nothing is kept where
-    /// no block is full.
-    pub fn insert(&mut self, key: u64, tokens: &[u32], at_least: usize, snapshot: S) {
+    /// Adds a snapshot of a KV cache that contains `tokens` and can be truncated to `min_tokens` of them or more. Texts
+    /// shorter than one block are ignored.
+    pub fn insert(&mut self, key: u64, tokens: &[u32], min_tokens: usize, snapshot: S) {
         let hashes: Vec<u64> = chain(key, tokens).collect();
         if hashes.is_empty() || self.max_entries == 0 {
             return;
         }
-        // Those that this one replaces for every length are of no use any more.
+        // The new snapshot replaces shorter ones that are a prefix of it and no easier to truncate.
         for hash in &hashes {
             let Some(&old) = self.index.get(hash) else { continue };
             let replaced = self.entries.get(&old).is_some_and(|old| {
-                old.key == key && old.at_least >= at_least && tokens.starts_with(&old.tokens)
+                old.key == key && old.min_tokens >= min_tokens && tokens.starts_with(&old.tokens)
             });
             if replaced {
                 self.remove(old);
@@ -75,30 +75,30 @@ impl<S> PrefixCache<S> {
         self.next += 1;
         self.clock += 1;
         self.index.extend(hashes.into_iter().map(|hash| (hash, id)));
-        let entry = Entry { snapshot, key, tokens: tokens.to_vec(), at_least, used: self.clock };
+        let entry = Entry { snapshot, key, tokens: tokens.to_vec(), min_tokens, last_used: self.clock };
         self.entries.insert(id, entry);
     }
 
-    /// The snapshot with the longest beginning of `tokens`, of which at most `most` tokens are wanted.
-    pub fn find(&mut self, key: u64, tokens: &[u32], most: usize) -> Option<Hit<'_, S>> {
-        let most = most.min(tokens.len());
+    /// The snapshot with the longest common prefix with the first `limit` of `tokens`.
+    pub fn find(&mut self, key: u64, tokens: &[u32], limit: usize) -> Option<Hit<'_, S>> {
+        let limit = limit.min(tokens.len());
         let hashes: Vec<u64> = chain(key, tokens).collect();
         let found = hashes.iter().rev().find_map(|hash| {
             let id = *self.index.get(hash)?;
             let entry = self.entries.get(&id).filter(|entry| entry.key == key)?;
-            let common = entry.tokens.iter().zip(&tokens[..most]).take_while(|(a, b)| a == b).count();
-            (common > 0 && common >= entry.at_least).then_some((id, common))
+            let common = entry.tokens.iter().zip(&tokens[..limit]).take_while(|(a, b)| a == b).count();
+            (common > 0 && common >= entry.min_tokens).then_some((id, common))
         });
         let (id, common) = found?;
         self.clock += 1;
         let entry = self.entries.get_mut(&id)?;
-        entry.used = self.clock;
+        entry.last_used = self.clock;
         Some(Hit { snapshot: &entry.snapshot, tokens: common })
     }
 
-    /// Forgets the snapshot that was used longest ago; false if there is none.
+    /// Evicts the least recently used snapshot. False: there is none.
     pub fn evict(&mut self) -> bool {
-        let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(&id, _)| id);
+        let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.last_used).map(|(&id, _)| id);
         oldest.map(|id| self.remove(id)).is_some()
     }
 
@@ -112,12 +112,12 @@ impl<S> PrefixCache<S> {
         }
     }
 
-    /// Snapshots.
+    /// Number of snapshots.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether nothing is kept.
+    /// True without snapshots.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -130,7 +130,7 @@ impl<S> PrefixCache<S> {
 
 /// The chained hashes of full blocks.
 fn chain(key: u64, tokens: &[u32]) -> impl Iterator<Item = u64> {
-    tokens.as_chunks::<BLOCK>().0.iter().scan(key, |hash, block| {
+    tokens.as_chunks::<BLOCK_SIZE>().0.iter().scan(key, |hash, block| {
         let mut hasher = DefaultHasher::new();
         (*hash, block).hash(&mut hasher);
         *hash = hasher.finish();

@@ -5,13 +5,13 @@ mod serve;
 
 use crate::{
     App,
-    cli::{BenchDecodeArgs, BenchLinearArgs, BenchVerb},
+    cli::bench::{BenchDecodeArgs, BenchLinearArgs, BenchVerb},
     format,
     loaded::{self, Loaded, run_options},
 };
 use indicatif::ProgressBar;
 use scrimp_eval::bench::{self, DecodeOptions};
-use scrimp_kernels::{Pool, SimdLevel, exec::available_threads, linear, quant::packed::WeightFormat};
+use scrimp_kernels::{Exec, Pool, SimdLevel, exec::available_threads, linear, quant::packed::WeightFormat};
 use scrimp_llm::{
     builtin_text,
     model::{Model, Shape, Synthetic},
@@ -132,7 +132,7 @@ fn linear(app: &App, args: &BenchLinearArgs) -> anyhow::Result<()> {
         seed: app.global.seed.unwrap_or(1),
         time: LINEAR_TIME,
     };
-    for timing in linear::bench::measure(&pool, tier, &options)? {
+    for timing in linear::bench::measure(Exec { pool: &pool, level: tier }, &options)? {
         let seconds = timing.best.as_secs_f64();
         let line = LinearLine {
             format: timing.format.name(),

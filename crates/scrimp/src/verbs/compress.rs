@@ -1,6 +1,6 @@
 //! `scrimp compress`: a smaller copy of a model.
 
-use crate::{App, cli::CompressArgs, format, verbs::pull};
+use crate::{App, cli::compress::CompressArgs, format, verbs::pull};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use scrimp_compress::{Calibration, Options, Progress};
@@ -28,9 +28,9 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
     checkpoint.release_header();
     let pool = pool(app)?;
     let options = Options {
-        method: scrimp_compress::pruner(args.method.name())?,
+        method: scrimp_compress::pruner(&args.method)?,
         budget: args.budget(),
-        output: args.output.output(),
+        output: args.output,
         calibration: &calibration,
     };
     let bar = Bar::new("matrices");

@@ -5,7 +5,7 @@ pub(super) mod tasks;
 
 use crate::{
     App,
-    cli::{EvalKlArgs, EvalPplArgs, EvalVerb, TextArgs},
+    cli::eval::{EvalKlArgs, EvalPplArgs, EvalVerb, TextArgs},
     kv_args::KvArgs,
     loaded::Loaded,
 };

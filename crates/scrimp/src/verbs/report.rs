@@ -2,7 +2,7 @@
 
 use crate::{
     App,
-    eval_args::{ReportKvArgs, ReportVerb},
+    cli::report::{ReportKvArgs, ReportVerb},
     kv_args::KvArgs,
     kv_settings,
     loaded::Loaded,

@@ -5,7 +5,10 @@ mod prompt;
 
 use crate::{
     App,
-    cli::{RunArgs, SamplingArgs, Usage},
+    cli::{
+        Usage,
+        run::{RunArgs, SamplingArgs},
+    },
     interrupt, kv_args,
     loaded::{self, Loaded},
 };

@@ -13,7 +13,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use scrimp_llm::{checkpoint::Checkpoint, tokenizer::Tokenizer};
-use scrimp_serve::{KvChoice, LanguageModel, ServeOptions, Server, digest};
+use scrimp_serve::{KvOptions, LanguageModel, ServeOptions, Server, digest};
 use serde::Serialize;
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -31,7 +31,7 @@ pub(crate) fn run(app: &App, args: &ServeArgs) -> anyhow::Result<()> {
     let with_file;
     let args = match &args.config {
         Some(path) => {
-            with_file = config::read(path)?;
+            with_file = config::read(path, &app.args)?;
             &with_file
         }
         None => args,
@@ -91,15 +91,15 @@ fn options(app: &App, args: &ServeArgs) -> anyhow::Result<ServeOptions> {
         api_keys: keys(args)?,
         cors: args.access.cors.clone(),
         limits: scrimp_serve::scheduler::Limits {
-            max_running: limits.max_seqs.get(),
-            max_step_tokens: limits.max_step_tokens.get().max(limits.max_seqs.get()),
+            max_num_seqs: limits.max_seqs.get(),
+            max_num_batched_tokens: limits.max_step_tokens.get().max(limits.max_seqs.get()),
             max_waiting: limits.max_queue,
             ..defaults.limits
         },
         kv_bytes: bytes(limits.kv_memory),
         compress_under_pressure: limits.kv_pressure == Pressure::Compress,
         prefix_caching: !limits.no_prefix_caching,
-        kv: KvChoice {
+        kv: KvOptions {
             compression: args.kv.compression(app.global.seed)?,
             format: args.kv.format()?.to_string(),
         },

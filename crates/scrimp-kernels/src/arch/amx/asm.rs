@@ -4,7 +4,7 @@
 //! (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), and saves less while they are released.
 
 use super::{Shape, Tile};
-use crate::{arch::Kernel, arch::SimdLevel};
+use crate::arch::{Kernel, SimdLevel};
 use std::{arch::asm, sync::OnceLock};
 
 /// The registers; a value is the proof that they may be used.
@@ -51,9 +51,17 @@ fn permitted() -> bool {
 }
 
 impl Amx {
+    /// The registers, in a level with AMX.
+    pub(crate) fn of(level: SimdLevel) -> Option<Self> {
+        level.has_amx().then_some(Self(()))
+    }
+
+    /// The registers, without a check.
+    ///
     /// # Safety
-    /// [`available`], or something that executes the instructions in its place.
-    pub(crate) unsafe fn new() -> Self {
+    /// The CPU has them and the system lets this process use them ([`available`]), or the test emulator executes their
+    /// instructions.
+    pub(crate) unsafe fn assume() -> Self {
         Self(())
     }
 }

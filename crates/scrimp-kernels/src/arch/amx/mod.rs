@@ -1,5 +1,7 @@
 //! AMX: tile registers, the instructions that use them, and two stand-ins for CPUs without AMX (tests only).
 
+#[cfg(not(target_arch = "x86_64"))]
+mod absent;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod asm;
 #[cfg(all(test, target_os = "linux"))]
@@ -8,6 +10,10 @@ mod registers;
 #[cfg(test)]
 pub(crate) mod soft;
 
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use absent::Amx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use asm::Amx;
 pub(crate) use registers::{Configured, Shape, Tile, clear};
 
 /// Bytes of an AMX tile.

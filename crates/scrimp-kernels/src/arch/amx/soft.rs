@@ -2,7 +2,7 @@
 //! `TDPBSSD` and its siblings). The kernels run over them on every machine, and the emulator executes with them.
 
 use super::{Shape, Tile};
-use crate::{arch::Kernel, arch::SimdLevel};
+use crate::arch::{Kernel, SimdLevel};
 
 /// One tile register.
 #[derive(Clone, Copy)]

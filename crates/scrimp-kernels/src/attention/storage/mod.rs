@@ -57,6 +57,19 @@ pub enum StorageKind {
     Bf16,
 }
 
+/// Keys or values that are written to a page.
+#[derive(Debug, Clone, Copy)]
+pub struct PageRows<'a> {
+    /// The slot of the first row.
+    pub slot: usize,
+    /// How many rows.
+    pub n: usize,
+    /// Row `i` is `rows[i * stride..][..head_dim]`.
+    pub rows: &'a [f32],
+    /// Elements from row to row.
+    pub stride: usize,
+}
+
 /// A storage format of keys and values. Pages are byte slices of [`Storage::page_bytes`], aligned to 64 bytes.
 pub trait Storage: Send + Sync + std::fmt::Debug {
     /// The name that users see.
@@ -65,10 +78,10 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn kind(&self) -> StorageKind;
     /// Bytes of a page of keys or of values.
     fn page_bytes(&self, geometry: PageGeometry) -> usize;
-    /// Writes keys `slot..slot + n` of a page; key `i` is `rows[i * stride..][..head_dim]`.
-    fn write_k(&self, g: PageGeometry, page: &mut [u8], slot: usize, n: usize, rows: &[f32], stride: usize);
+    /// Writes keys of a page.
+    fn write_k(&self, g: PageGeometry, page: &mut [u8], rows: PageRows<'_>);
     /// Writes values, as [`Storage::write_k`].
-    fn write_v(&self, g: PageGeometry, page: &mut [u8], slot: usize, n: usize, rows: &[f32], stride: usize);
+    fn write_v(&self, g: PageGeometry, page: &mut [u8], rows: PageRows<'_>);
     /// Reads the key in `slot` (`[head_dim]`).
     fn read_k(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]);
     /// Reads the value in `slot` (`[head_dim]`).
@@ -154,7 +167,8 @@ impl<E: Element, const P: usize> Storage for Plain<E, P> {
         g.page_tokens.saturating_mul(g.padded_dim()).saturating_mul(size_of::<E::Bits>())
     }
 
-    fn write_k(&self, g: PageGeometry, page: &mut [u8], slot: usize, n: usize, rows: &[f32], stride: usize) {
+    fn write_k(&self, g: PageGeometry, page: &mut [u8], rows: PageRows<'_>) {
+        let PageRows { slot, n, rows, stride } = rows;
         assert!(slot + n <= g.page_tokens);
         let page: &mut [E::Bits] = bytemuck::cast_slice_mut(page);
         for i in 0..n {
@@ -170,7 +184,8 @@ impl<E: Element, const P: usize> Storage for Plain<E, P> {
         }
     }
 
-    fn write_v(&self, g: PageGeometry, page: &mut [u8], slot: usize, n: usize, rows: &[f32], stride: usize) {
+    fn write_v(&self, g: PageGeometry, page: &mut [u8], rows: PageRows<'_>) {
+        let PageRows { slot, n, rows, stride } = rows;
         assert!(slot + n <= g.page_tokens);
         let page: &mut [E::Bits] = bytemuck::cast_slice_mut(page);
         let mut i = 0;
@@ -290,10 +305,18 @@ mod tests {
                 let value = |slot: usize, d: usize| ((slot * 7 + d * 5) % 255) as f32 - 127.0;
                 let rows: Vec<f32> =
                     (0..page_tokens * stride).map(|i| value(i / stride, i % stride)).collect();
-                storage.write_k(g, k, 0, 3, &rows, stride);
-                storage.write_k(g, k, 3, page_tokens - 3, &rows[3 * stride..], stride);
-                storage.write_v(g, v, 0, 5, &rows, stride);
-                storage.write_v(g, v, 5, page_tokens - 5, &rows[5 * stride..], stride);
+                storage.write_k(g, k, PageRows { slot: 0, n: 3, rows: &rows, stride });
+                storage.write_k(
+                    g,
+                    k,
+                    PageRows { slot: 3, n: page_tokens - 3, rows: &rows[3 * stride..], stride },
+                );
+                storage.write_v(g, v, PageRows { slot: 0, n: 5, rows: &rows, stride });
+                storage.write_v(
+                    g,
+                    v,
+                    PageRows { slot: 5, n: page_tokens - 5, rows: &rows[5 * stride..], stride },
+                );
                 storage.clear_tile_from(g, k, v, page_tokens - 2);
                 let (old_k, old_v) = (k.to_vec(), v.to_vec());
                 storage.copy_k(g, &old_k, 3, k, page_tokens - 1);

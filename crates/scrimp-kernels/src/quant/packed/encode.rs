@@ -1,7 +1,10 @@
 //! f32 weights to packed bytes.
 
 use super::{FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, TILE_ROWS, Value, WeightFormat};
-use crate::{exec::DisjointSliceMut, exec::Pool, quant::round_to_bf16};
+use crate::{
+    exec::{DisjointSliceMut, Pool},
+    quant::round_to_bf16,
+};
 use half::bf16;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,6 +21,17 @@ pub(super) fn usable_scale(scale: f32) -> bool {
     scale.abs() <= f32::MAX / 256.0
 }
 
+/// A matrix of f32 weights.
+#[derive(Debug, Clone, Copy)]
+pub struct DenseMatrix<'a> {
+    /// Out features.
+    pub rows: usize,
+    /// In features.
+    pub cols: usize,
+    /// `[rows][cols]`
+    pub weights: &'a [f32],
+}
+
 /// The scales that [`pack`] takes when none are given, `[rows][groups]`, a group being
 /// [`WeightFormat::scale_group`] columns; empty where the format has no scales.
 ///
@@ -25,13 +39,8 @@ pub(super) fn usable_scale(scale: f32) -> bool {
 ///
 /// # Panics
 /// When `weights` is not `rows * cols` long.
-pub fn default_scales(
-    pool: &Pool,
-    format: WeightFormat,
-    rows: usize,
-    cols: usize,
-    weights: &[f32],
-) -> Vec<f32> {
+pub fn default_scales(pool: &Pool, format: WeightFormat, matrix: DenseMatrix<'_>) -> Vec<f32> {
+    let DenseMatrix { rows, cols, weights } = matrix;
     assert_eq!(weights.len(), rows * cols, "length of the weights");
     let Some(group) = format.scale_group(cols) else { return Vec::new() };
     let groups = cols.div_ceil(group);
@@ -57,11 +66,10 @@ pub fn default_scales(
 pub fn pack(
     pool: &Pool,
     format: WeightFormat,
-    rows: usize,
-    cols: usize,
-    weights: &[f32],
+    matrix: DenseMatrix<'_>,
     scales: Option<&[f32]>,
 ) -> Result<Vec<u8>, FormatError> {
+    let DenseMatrix { rows, cols, weights } = matrix;
     let layout = Layout::new(format, rows, cols)?;
     if rows.checked_mul(cols) != Some(weights.len()) {
         return Err(FormatError(format!("{} weights are no matrix of {rows} × {cols}", weights.len())));
@@ -77,7 +85,7 @@ pub fn pack(
     let scales = match scales {
         Some(scales) => scales,
         None => {
-            default = default_scales(pool, format, rows, cols, weights);
+            default = default_scales(pool, format, matrix);
             &default
         }
     };

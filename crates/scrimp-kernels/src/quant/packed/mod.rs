@@ -53,7 +53,7 @@ mod tests;
 pub(crate) use tests::weights as test_weights;
 mod view;
 
-pub use encode::{default_scales, pack, round_half_even, round_scale};
+pub use encode::{DenseMatrix, default_scales, pack, round_half_even, round_scale};
 pub use view::PackedView;
 
 use super::{GROUP, TILE_ROWS};
@@ -103,6 +103,18 @@ impl WeightFormat {
             Self::SparseBf16 => "sparse-bf16",
             Self::SparseInt8 => "sparse-int8",
             Self::SparseInt4 => "sparse-int4",
+        }
+    }
+
+    /// One line for lists of formats.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bfloat16",
+            Self::Int8 => "8 bits, one scale per row",
+            Self::Int4 => "4 bits, one scale per 32 weights",
+            Self::SparseBf16 => "bitmap and the nonzero bfloat16 values",
+            Self::SparseInt8 => "bitmap and the nonzero 8-bit values",
+            Self::SparseInt4 => "bitmap and the nonzero 4-bit values",
         }
     }
 

@@ -38,8 +38,8 @@ proptest! {
         let pool = Pool::new(2).unwrap();
         let format = WeightFormat::ALL[which];
         let w = weights(rows, cols, sparsity, seed);
-        let scales = default_scales(&pool, format, rows, cols, &w);
-        let bytes = pack(&pool, format, rows, cols, &w, None).unwrap();
+        let scales = default_scales(&pool, format, DenseMatrix { rows, cols, weights: &w });
+        let bytes = pack(&pool, format, DenseMatrix { rows, cols, weights: &w }, None).unwrap();
         let view = PackedView::new(format, rows, cols, &bytes).unwrap();
         let got = view.to_dense_f32();
         let group = format.scale_group(cols);
@@ -57,11 +57,11 @@ proptest! {
         if format.is_sparse() {
             prop_assert_eq!(view.stored(), got.iter().filter(|&&w| w != 0.0).count());
             // The dense format of the same values.
-            let dense = pack(&pool, format.dense(), rows, cols, &w, None).unwrap();
+            let dense = pack(&pool, format.dense(), DenseMatrix { rows, cols, weights: &w }, None).unwrap();
             prop_assert_eq!(PackedView::new(format.dense(), rows, cols, &dense).unwrap().to_dense_f32(), got.clone());
         }
         // Values that are multiples of their scales survive another packing.
-        let again = pack(&pool, format, rows, cols, &got, Some(&scales)).unwrap();
+        let again = pack(&pool, format, DenseMatrix { rows, cols, weights: &got }, Some(&scales)).unwrap();
         prop_assert_eq!(again, bytes);
     }
 
@@ -71,7 +71,7 @@ proptest! {
     ) {
         let pool = Pool::new(1).unwrap();
         let format = WeightFormat::ALL[which];
-        let mut bytes = pack(&pool, format, rows, cols, &weights(rows, cols, 0.5, 3), None).unwrap();
+        let mut bytes = pack(&pool, format, DenseMatrix { rows, cols, weights: &weights(rows, cols, 0.5, 3) }, None).unwrap();
         prop_assert!(PackedView::new(format, rows, cols, &bytes[..cut.index(bytes.len())]).is_err());
         let layout = Layout::new(format, rows, cols).unwrap();
         let at = at.index(bytes.len());
@@ -96,26 +96,38 @@ fn bad_weights_and_shapes_are_errors() {
     let pool = Pool::new(1).unwrap();
     for format in WeightFormat::ALL {
         for bad in [f32::NAN, f32::INFINITY] {
-            assert!(pack(&pool, format, 1, 2, &[1.0, bad], None).is_err());
+            assert!(
+                pack(&pool, format, DenseMatrix { rows: 1, cols: 2, weights: &[1.0, bad] }, None).is_err()
+            );
         }
-        assert!(pack(&pool, format, 3, 2, &[1.0; 5], None).is_err());
-        assert!(pack(&pool, format, usize::MAX, 16, &[], None).is_err());
+        assert!(pack(&pool, format, DenseMatrix { rows: 3, cols: 2, weights: &[1.0; 5] }, None).is_err());
+        assert!(pack(&pool, format, DenseMatrix { rows: usize::MAX, cols: 16, weights: &[] }, None).is_err());
         assert!(PackedView::new(format, usize::MAX / 2, usize::MAX / 2, &[]).is_err());
         assert!(PackedView::new(format, 1 << 40, 1 << 20, &[0; 64]).is_err());
         if format.scale_group(2).is_some() {
-            assert!(pack(&pool, format, 1, 2, &[1.0; 2], Some(&[f32::NAN])).is_err());
-            assert!(pack(&pool, format, 1, 2, &[1.0; 2], Some(&[])).is_err());
+            assert!(
+                pack(&pool, format, DenseMatrix { rows: 1, cols: 2, weights: &[1.0; 2] }, Some(&[f32::NAN]))
+                    .is_err()
+            );
+            assert!(
+                pack(&pool, format, DenseMatrix { rows: 1, cols: 2, weights: &[1.0; 2] }, Some(&[])).is_err()
+            );
         } else {
-            assert!(pack(&pool, format, 1, 2, &[f32::MAX; 2], None).is_err());
+            assert!(
+                pack(&pool, format, DenseMatrix { rows: 1, cols: 2, weights: &[f32::MAX; 2] }, None).is_err()
+            );
         }
         assert_eq!(format.name().parse(), Ok(format));
         // Nothing at all is a matrix too.
         for (rows, cols) in [(0, 0), (0, 5), (5, 0)] {
-            let bytes = pack(&pool, format, rows, cols, &[], None).unwrap();
+            let bytes = pack(&pool, format, DenseMatrix { rows, cols, weights: &[] }, None).unwrap();
             assert!(PackedView::new(format, rows, cols, &bytes).unwrap().to_dense_f32().is_empty());
         }
     }
-    assert!(pack(&pool, WeightFormat::Int8, 0, MAX_INT8_COLS + 1, &[], None).is_err());
+    assert!(
+        pack(&pool, WeightFormat::Int8, DenseMatrix { rows: 0, cols: MAX_INT8_COLS + 1, weights: &[] }, None)
+            .is_err()
+    );
     assert!("int5".parse::<WeightFormat>().unwrap_err().to_string().contains("sparse-int4"));
 }
 
@@ -128,7 +140,7 @@ fn bits_per_weight_are_what_the_documentation_says() {
         .map(|i| if ((i * 2_654_435_761) >> 7) & 1 == 0 { 0.0 } else { 1.0 + (i % 5) as f32 })
         .collect();
     for (format, want) in WeightFormat::ALL.into_iter().zip([16.0, 8.0, 4.5, 9.0, 5.0, 3.5]) {
-        let bytes = pack(&pool, format, rows, cols, &w, None).unwrap();
+        let bytes = pack(&pool, format, DenseMatrix { rows, cols, weights: &w }, None).unwrap();
         let got = (bytes.len() * 8) as f64 / (rows * cols) as f64;
         assert!((got - want).abs() < 0.1, "{format}: {got} bits");
     }

@@ -1,6 +1,6 @@
 //! `scrimp bench embedding`.
 
-use crate::{App, cli::BenchEmbeddingArgs, format};
+use crate::{App, cli::bench::BenchEmbeddingArgs, format};
 use anyhow::Context as _;
 use scrimp_kernels::{Pool, SimdLevel, exec};
 use scrimp_rec::bench::{self, EmbeddingBench, EmbeddingSpeed};

@@ -1,6 +1,6 @@
 //! `scrimp bench serve`: load on a server that runs.
 
-use crate::{App, cli::serve::BenchServeArgs};
+use crate::{App, cli::bench::BenchServeArgs};
 use anyhow::bail;
 use scrimp_llm::builtin_text::TEXT;
 use scrimp_serve::load::{self, Load, percentile};

@@ -1,11 +1,6 @@
 //! `scrimp eval kv`: what a smaller KV cache costs.
 
-use crate::{
-    App,
-    cli::{EvalKvArgs, KvFormat},
-    format,
-    loaded::Loaded,
-};
+use crate::{App, cli::eval::EvalKvArgs, format, loaded::Loaded};
 use indicatif::ProgressBar;
 use scrimp_eval::{
     kv::{self, KvComparison},
@@ -55,27 +50,24 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
     )?;
     spinner.set_message("scoring");
     spinner.tick();
-    let score = match (args.kv.element_format(), &how) {
-        (KvFormat::Bf16, None) if args.kv.kv_sparsity.is_none() => {
-            whole.score_session(whole.prompt(), Duration::ZERO)?
+    let format = args.kv.format()?;
+    let score = if whole.prompt().kv().format().check_switch(&format).is_err() {
+        let mut session = loaded.session(None);
+        if how.is_some() {
+            session.accumulate_scores_for(needs, prompt);
         }
-        // New tokens are stored in bf16: the same prompt serves.
-        (KvFormat::Bf16 | KvFormat::Int8 | KvFormat::Int4, how) => {
-            whole.score_in(args.kv.format()?, how.as_ref())?
+        session.forward(&ids[..prompt])?;
+        session.finish_scores(needs, &ids[..prompt])?;
+        let start = Instant::now();
+        if let Some(how) = &how {
+            session.compress(how, how.tokens(prompt)?)?;
         }
-        (KvFormat::F32 | KvFormat::F16, how) => {
-            let mut session = loaded.session(None);
-            if how.is_some() {
-                session.gather_for(needs, prompt);
-            }
-            session.forward(&ids[..prompt])?;
-            session.complete(needs, &ids[..prompt])?;
-            let start = Instant::now();
-            if let Some(how) = how {
-                session.compress(how, how.tokens(prompt)?)?;
-            }
-            whole.score_session(session, start.elapsed())?
-        }
+        whole.score_session(session, start.elapsed())?
+    } else if how.is_none() && format.packing().is_none() {
+        whole.score_session(whole.prompt(), Duration::ZERO)?
+    } else {
+        // New tokens are stored as in the full cache, so both share the prefill.
+        whole.score_in(format, how.as_ref())?
     };
     spinner.finish_and_clear();
     let ms = |d: Duration| d.as_secs_f64() * 1e3;

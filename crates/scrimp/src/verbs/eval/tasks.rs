@@ -2,7 +2,7 @@
 
 use crate::{
     App,
-    eval_args::{EvalNeedleArgs, EvalRulerArgs, EvalTaskArgs, TaskArgs},
+    cli::eval::{EvalNeedleArgs, EvalRulerArgs, EvalTaskArgs, TaskArgs},
     format,
     kv_args::{self, KvArgs},
     kv_settings,
@@ -54,7 +54,7 @@ struct CellResult {
 
 /// `scrimp eval longbench`.
 pub(super) fn longbench(app: &App, args: &EvalTaskArgs) -> anyhow::Result<()> {
-    let suite = longbench::load(&args.data, args.limit(), args.how.question.when())?;
+    let suite = longbench::load(&args.data, args.limit(), args.how.question)?;
     task(app, args, &suite)
 }
 
@@ -76,7 +76,7 @@ fn task(app: &App, args: &EvalTaskArgs, suite: &Suite) -> anyhow::Result<()> {
             samples: outcome.samples,
             standard_error: outcome.standard_error,
             setting: &outcome.setting,
-            question: &args.how.question_name(),
+            question: args.how.question.name(),
             kv_bytes: outcome.kv_bytes.round() as u64,
             kv_share: outcome.kv_share,
         };
@@ -119,7 +119,7 @@ pub(super) fn needle(app: &App, args: &EvalNeedleArgs) -> anyhow::Result<()> {
                 })
                 .collect(),
             setting: &outcome.setting,
-            question: &args.how.question_name(),
+            question: args.how.question.name(),
             kv_bytes: outcome.kv_bytes.round() as u64,
             kv_share: outcome.kv_share,
         };
@@ -187,7 +187,7 @@ impl<'a> Bench<'a> {
         let of = json!({
             "of": of,
             "model": journal::identity(self.loaded.model.path())?,
-            "question": self.how.question_name(),
+            "question": self.how.question.name(),
             "template": self.template.is_some(),
             "max_prompt": builder.max_tokens,
             "kv_format": self.kv_format,
@@ -198,7 +198,7 @@ impl<'a> Bench<'a> {
         };
         let bar = bar("answers");
         let mut session = self.loaded.model.session();
-        let when = self.how.question.when();
+        let when = self.how.question;
         let outcomes = suite.run(&mut session, &builder, when, &self.settings, &mut journal, &mut |p| {
             bar.set_length(p.total as u64);
             bar.set_position(p.done as u64);

@@ -11,11 +11,11 @@ use crate::{
     cli::rec::{RecEvalArgs, RecInspectArgs, RecScoreArgs},
     format,
 };
+use scrimp_base::AtomicFile;
 use scrimp_rec::{
     data::{Batch, Data, OpenOptions, Split},
     metrics::{Calibration, auc, log_loss},
     model::Model,
-    output::Output,
 };
 use serde::Serialize;
 use std::{fmt::Write as _, path::Path, time::Instant};
@@ -89,7 +89,7 @@ pub(super) fn score(app: &App, args: &RecScoreArgs) -> anyhow::Result<()> {
     let machine = Machine::new(app)?;
     let options = OpenOptions { threads: threads(app).min(4), labels: false, ..OpenOptions::default() };
     let mut rows = Data::find(&args.data, Split::Test)?.open(model.schema(), &options)?;
-    let mut output = args.output.as_deref().map(Output::create).transpose()?;
+    let mut output = args.output.as_deref().map(AtomicFile::create).transpose()?;
     let (mut batch, mut some, mut text) = (Batch::default(), Vec::new(), String::new());
     let (mut count, mut sum) = (0u64, 0f64);
     let bar = RowBar::new("scoring");
@@ -103,7 +103,7 @@ pub(super) fn score(app: &App, args: &RecScoreArgs) -> anyhow::Result<()> {
         }
         count += some.len() as u64;
         match &mut output {
-            Some(output) => output.write(text.as_bytes())?,
+            Some(output) => output.append(text.as_bytes())?,
             None => app.printer.stream(&text)?,
         }
         bar.show(rows.progress(), || format!("{count} rows"));
@@ -111,7 +111,7 @@ pub(super) fn score(app: &App, args: &RecScoreArgs) -> anyhow::Result<()> {
     drop(bar);
     let written = output.is_some();
     if let Some(output) = output {
-        output.finish()?;
+        output.commit()?;
     }
     let seconds = start.elapsed().as_secs_f64();
     let result = Scored {
@@ -151,8 +151,8 @@ pub(super) fn inspect(app: &App, args: &RecInspectArgs) -> anyhow::Result<()> {
             config.encoder.dim,
             format::bytes(model.embedding_bytes()),
             format::bytes(config.full_embedding_bytes),
-            config.bottom,
-            config.top,
+            config.dense_layer_sizes,
+            config.over_layer_sizes,
             config.schema.to_toml()
         )
     })

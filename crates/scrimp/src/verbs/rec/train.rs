@@ -6,11 +6,11 @@ use crate::{
     cli::rec::{ColumnArgs, RecTrainArgs},
     format,
 };
+use scrimp_base::AtomicFile;
 use scrimp_rec::{
     data::{Data, Format, Hints, OpenOptions, Split},
     encoders::{EncoderOptions, Precision},
-    output::Output,
-    recipe::{Budget, Event, Recipe, train},
+    recipe::{Budget, Event, Inputs, Recipe, train},
     schema::Schema,
     train::{OptimizerKind, TrainOptions, remove_checkpoint, svg},
 };
@@ -44,7 +44,7 @@ pub(super) enum More {
 pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     // What would fail at the end fails now.
-    drop(Output::create(&args.output)?);
+    drop(AtomicFile::create(&args.output)?);
     let options =
         OpenOptions { threads: 1, skip_bad_rows: args.rows.skip_bad_rows, ..OpenOptions::default() };
     let data = Data::find(&args.data, Split::Train)?;
@@ -59,40 +59,40 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     let seed = app.global.seed.unwrap_or(1);
     let recipe = recipe(args, seed)?;
     let mut bar = RowBar::new("counting ids");
-    let trained =
-        train(&recipe, &data, valid.as_ref(), &schema, &options, machine.run(), &mut |event| match event {
-            Event::Counting(rows, part) => bar.show(part, || format!("{rows} rows")),
-            Event::Planned(census, config) => {
-                bar.note(&format!(
-                    "{} ids of {} features; {} of {} dimensions",
-                    census.total(),
-                    census.distinct.len(),
-                    config.encoder,
-                    config.dim
-                ));
-                bar.switch("training");
-            }
-            Event::Training(p) => {
-                let epochs = recipe.train.epochs.max(1) as f64;
-                let part = p.epoch_progress.map(|part| (p.epoch as f64 + part) / epochs);
-                bar.show(part, || {
-                    format!(
-                        "pass {} of {}  log loss {:.4}  {:.0} rows/s",
-                        p.epoch + 1,
-                        recipe.train.epochs,
-                        p.logloss,
-                        p.rows_per_second
-                    )
-                });
-            }
-        })?;
+    let inputs = Inputs { train: &data, valid: valid.as_ref(), schema: &schema, options: &options };
+    let trained = train(&recipe, inputs, machine.run(), &mut |event| match event {
+        Event::Counting(rows, part) => bar.show(part, || format!("{rows} rows")),
+        Event::Planned(id_counts, config) => {
+            bar.note(&format!(
+                "{} ids of {} features; {} of {} dimensions",
+                id_counts.total(),
+                id_counts.distinct.len(),
+                config.encoder,
+                config.dim
+            ));
+            bar.switch("training");
+        }
+        Event::Training(p) => {
+            let epochs = recipe.train.epochs.max(1) as f64;
+            let part = p.epoch_progress.map(|part| (p.epoch as f64 + part) / epochs);
+            bar.show(part, || {
+                format!(
+                    "pass {} of {}  log loss {:.4}  {:.0} rows/s",
+                    p.epoch + 1,
+                    recipe.train.epochs,
+                    p.logloss,
+                    p.rows_per_second
+                )
+            });
+        }
+    })?;
     drop(bar);
     let mut model = trained.model;
     model.save(&args.output, None)?;
     if let Some(path) = &args.training.curves {
-        let mut output = Output::create(path)?;
-        output.write(svg(&trained.report.curve).as_bytes())?;
-        output.finish()?;
+        let mut output = AtomicFile::create(path)?;
+        output.append(svg(&trained.report.curve).as_bytes())?;
+        output.commit()?;
     }
     if let Some(path) = &args.training.checkpoint {
         // It has served its purpose.
@@ -147,21 +147,19 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
         _ => Precision::Int4,
     };
     if e.qat && precision == Precision::F32 {
-        return Err(scrimp_rec::Error::bad_input_hint(
-            "--qat: rows of f32 are not rounded",
-            "say what they are rounded to with --dtype bf16, int8 or int4",
-        )
-        .into());
+        return Err(scrimp_rec::Error::bad_input("--qat: rows of f32 are not rounded")
+            .with_hint("say what they are rounded to with --dtype bf16, int8 or int4")
+            .into());
     }
     let encoder = EncoderOptions {
-        width: e.width,
+        block_dim: e.width,
         overlap: e.overlap,
-        k: e.k,
+        num_hashes: e.k,
         signs: e.signs,
         weight_share: e.alpha,
-        weight_k: e.alpha_k,
+        weight_num_hashes: e.alpha_k,
         groups: e.alpha_groups,
-        hot_share: e.hot,
+        frequent_share: e.hot,
         per_feature_tables: e.per_feature_tables,
         precision,
         // Four bits that training has not seen cost more than the rows that they save.

@@ -10,10 +10,10 @@ use clap::Parser as _;
 use std::{ffi::OsString, path::Path};
 use toml::{Table, Value};
 
-/// The options of a file and of this process's command line.
-pub(super) fn read(path: &Path) -> anyhow::Result<ServeArgs> {
+/// The options of a file and of the command line `args`.
+pub(super) fn read(path: &Path, args: &[OsString]) -> anyhow::Result<ServeArgs> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let words = std::env::args_os().skip_while(|word| word != "serve").skip(1);
+    let words = args.iter().cloned().skip_while(|word| word != "serve").skip(1);
     parse(&text, words).map_err(|what| Usage(format!("{}: {what}", path.display())).into())
 }
 

@@ -1,0 +1,77 @@
+//! The `scrimp` command as a library: [`main`] parses arguments, calls the libraries and prints their results.
+//!
+//! Exit status: 0 success, 1 failure, 2 wrong usage, 130 after Ctrl-C, 141 after the reader of stdout closed it.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod format;
+mod interrupt;
+mod kv_args;
+mod kv_settings;
+mod loaded;
+mod machine;
+mod printer;
+mod progress;
+mod settings;
+mod verbs;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+use std::{ffi::OsString, io, process::ExitCode};
+
+use cli::{Cli, GlobalArgs};
+use printer::Printer;
+use settings::Settings;
+
+/// Context of every verb.
+struct App {
+    global: GlobalArgs,
+    printer: Printer,
+    /// The command line, program name first.
+    args: Vec<OsString>,
+}
+
+/// Runs the command line `args`, of which the first is the name of the program, and returns the exit status.
+///
+/// It installs a Ctrl-C handler and a panic hook: a process calls it once.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let mut command = Cli::command();
+    let parsed = command.try_get_matches_from_mut(&args).and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
+        Ok((cli, Settings::new(&command, &matches)))
+    });
+    let (cli, settings) = match parsed {
+        Ok(parsed) => parsed,
+        Err(e) => {
+            // Help and version go to stdout with status 0, usage errors to stderr with status 2.
+            let code = u8::try_from(e.exit_code()).unwrap_or(2);
+            return match e.print() {
+                Err(io) if io.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(141),
+                _ => ExitCode::from(code),
+            };
+        }
+    };
+    scrimp_rec::data::hide_guarded_panics();
+    interrupt::install();
+    let app = App { printer: Printer::new(cli.global.json, settings), global: cli.global, args };
+    match verbs::dispatch(&app, cli.verb) {
+        Ok(()) if interrupt::requested() => ExitCode::from(130),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => report(&app, &e),
+    }
+}
+
+/// Prints `error:` and, where something can be done, `hint:`; returns the exit status.
+fn report(app: &App, error: &anyhow::Error) -> ExitCode {
+    let broken_pipe = |c: &(dyn std::error::Error + 'static)| {
+        c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    };
+    if error.is::<printer::Stdout>() && error.chain().any(broken_pipe) {
+        return ExitCode::from(141);
+    }
+    if interrupt::requested() {
+        return ExitCode::from(130);
+    }
+    app.printer.error(error);
+    ExitCode::from(if error.is::<cli::Usage>() { 2 } else { 1 })
+}

@@ -1,0 +1,47 @@
+"""A queue of layers whose tokens are not selected yet, so that several layers are selected together.
+
+A selection is about 70 small operations. On a GPU their launches take most of the time, and four layers need as many launches as one.
+"""
+
+from typing import Any, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ._select import Selection, key_products, needs_keys, select_by_products
+
+
+class SelectionQueue:
+    """Layers of a cache that await selection. Each of up to ``limit`` layers holds all tokens of its prompt meanwhile."""
+
+    def __init__(self, owner: Any, limit: Optional[int]) -> None:
+        self.owner, self.limit = owner, limit
+        self.layers: List[Tuple[Any, Tensor, Optional[Tensor], Optional[Tensor]]] = []
+
+    def add(self, layer: Any, scores: Tensor, attention: Optional[Tensor], keys: Tensor) -> None:
+        """Adds a layer with the scores and the attention of its tokens, ``[batch, kv_heads, tokens]``."""
+        if self.layers and self.layers[0][1].shape != scores.shape:
+            self.flush()
+        owner = self.owner
+        products = key_products(keys, layer.index, owner.seed) if needs_keys(owner.crush) else None
+        self.layers.append((layer, scores, attention, products))
+        if len(self.layers) >= (self.limit or (4 if keys.is_cuda else 1)):
+            self.flush()
+
+    def flush(self) -> None:
+        """Selects the tokens of all layers in the queue."""
+        layers, self.layers = self.layers, []
+        if not layers:
+            return
+        owner, batch = self.owner, layers[0][1].shape[0]
+
+        def stacked(part: int) -> Optional[Tensor]:
+            tensors = [layer[part] for layer in layers]
+            return None if tensors[0] is None else tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+        scores = stacked(1)
+        budget = owner.tokens(scores.shape[2])
+        selected = select_by_products(scores, stacked(2), stacked(3), budget, owner.crush, sinks=owner.sinks, recent=owner.recent)
+        for i, (layer, *_) in enumerate(layers):
+            rows = slice(i * batch, (i + 1) * batch)
+            layer.keep(Selection(selected.indices[rows], selected.bias[rows]))
