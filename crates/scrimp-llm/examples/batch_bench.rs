@@ -16,7 +16,7 @@ use std::{
 };
 
 /// Appends `tokens` to each session; returns the likeliest next ones.
-fn step<'m>(batch: &mut Batch, sessions: &mut [Session], tokens: &[&[u32]]) -> Vec<u32> {
+fn step(batch: &mut Batch, sessions: &mut [Session], tokens: &[&[u32]]) -> Vec<u32> {
     let mut steps: Vec<_> = sessions
         .iter_mut()
         .zip(tokens)

@@ -311,7 +311,7 @@ impl Pass<'_> {
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
         let needs = wq.needs().and(wk.needs()).and(wv.needs());
         let (h, norm) = (&buffers.h[..n * hidden], config.rms_norm(&norms.attn_norm));
-        buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: hidden, needs: needs }, |t, x| {
+        buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: hidden, needs }, |t, x| {
             norm.apply(exec.level, &h[t * hidden..(t + 1) * hidden], x);
         });
         let (q, k) = (sized(&mut buffers.q, n * q_dim), sized(&mut buffers.k, n * kv_dim));
@@ -373,7 +373,7 @@ impl Pass<'_> {
         let n = x.len() / cols;
         buffers.x.fill(
             *exec,
-            ActivationShape { n_tokens: n, cols: cols, needs: projection.needs() },
+            ActivationShape { n_tokens: n, cols, needs: projection.needs() },
             |t, row| {
                 row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
             },
@@ -423,7 +423,7 @@ impl Pass<'_> {
         linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(projection, block, false)]);
         let (block, norm) = (&*block, config.rms_norm(weight));
         each_row(exec.pool, h, hidden, |t, h| {
-            norm.add_to(exec.level, &block[t * hidden..(t + 1) * hidden], h)
+            norm.add_to(exec.level, &block[t * hidden..(t + 1) * hidden], h);
         });
     }
 }

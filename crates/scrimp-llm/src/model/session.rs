@@ -165,7 +165,7 @@ impl Session {
     /// # Errors
     /// When memory cannot be had.
     pub fn pack(&mut self) -> Result<()> {
-        Ok(self.kv.pack(&self.model.exec().pool)?)
+        Ok(self.kv.pack(self.model.exec().pool)?)
     }
 
     /// Changes the format of the cache (see [`Sequence::set_format`]).
@@ -213,7 +213,7 @@ impl Session {
                     layer,
                     &rows[..len],
                     &rows[CHUNK * width..][..len],
-                    &self.model.exec().pool,
+                    self.model.exec().pool,
                 )?;
             }
         }
