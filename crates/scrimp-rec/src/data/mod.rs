@@ -30,6 +30,7 @@ mod values;
 #[cfg(feature = "arrow")]
 pub use arrow::{ArrowError, ArrowRows, arrow_scores};
 pub use batch::{Batch, Memory, RowSource};
+pub(crate) use batch::{Block, BlockSource};
 #[cfg(any(feature = "arrow", feature = "parquet"))]
 pub use guard::hide_guarded_panics;
 pub use infer::Hints;
