@@ -1,5 +1,5 @@
-//! Sequences against plain vectors: after any appends, forks, truncations and compactions, every head holds the tokens of a
-//! naive model, attention reads them, and no page leaks.
+//! Sequences against plain vectors: after any appends, forks, truncations and compactions, every head holds the
+//! tokens of a naive model, attention reads them, and no page leaks.
 
 use proptest::prelude::*;
 use scrimp_kernels::{Exec, Pool, SimdLevel};

@@ -1,4 +1,5 @@
-//! Memory that a cache no longer needs returns to the system. The test has its own process, so that it measures its own memory only.
+//! Memory that a cache no longer needs returns to the system. The test has its own process, so that it measures its
+//! own memory only.
 #![cfg(target_os = "linux")]
 
 use scrimp_kernels::Pool;
@@ -6,8 +7,8 @@ use scrimp_kv::{KvCache, KvConfig, policy::Selection};
 
 const MIB: usize = 1 << 20;
 
-/// Resident memory of this process in bytes, counted page by page. `statm` and `VmRSS` sum per-processor counters with a delay and
-/// can be megabytes off on machines with many processors.
+/// Resident memory of this process in bytes, counted page by page. `statm` and `VmRSS` sum per-processor counters
+/// with a delay and can be megabytes off on machines with many processors.
 fn resident() -> usize {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();

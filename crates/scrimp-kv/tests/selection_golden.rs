@@ -1,5 +1,5 @@
-//! The selection on the cases of `testdata/kv/select.json`. The Python package is tested on the same cases, except those that use
-//! an order or a mass of the ablation.
+//! The selection on the cases of `testdata/kv/select.json`. The Python package is tested on the same cases, except
+//! those that use an order or a mass of the ablation.
 //!
 //! `SCRIMP_BLESS=1 cargo test -p scrimp-kv --test selection_golden` rewrites the file.
 
