@@ -3,13 +3,13 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use scrimp_hub::Progress;
 
-/// One bar at a time; nothing where stderr is not a terminal.
+/// One bar at a time, on stderr if that is a terminal.
 pub(crate) struct Bars {
     bar: ProgressBar,
 }
 
 impl Bars {
-    /// No bar yet.
+    /// Without a bar.
     pub(crate) fn new() -> Self {
         Self { bar: ProgressBar::hidden() }
     }

@@ -1,4 +1,4 @@
-//! Injected faults: a request whose constraint panics or errs fails, and those that run beside it say what they say alone.
+//! Fault injection: a request whose constraint panics or fails does not change the answers of the other requests in the batch.
 
 use super::{Command, EngineOptions, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work, run};
 use crate::{constraint::Constraint, metrics::Metrics, scheduler::Limits};
@@ -16,16 +16,16 @@ use std::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// What goes wrong.
+/// An injected fault.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     PanicInMask,
     PanicInAccept,
     ErrorInMask,
-    NothingMayCome,
+    NoTokenAllowed,
 }
 
-/// Goes wrong after some tokens.
+/// A constraint with a fault after `left` tokens.
 #[derive(Debug)]
 struct Faulty {
     fault: Fault,
@@ -38,7 +38,7 @@ impl Constraint for Faulty {
             match self.fault {
                 Fault::PanicInMask => panic!("injected"),
                 Fault::ErrorInMask => return Err(Error::bad_input("injected")),
-                Fault::NothingMayCome => logits.fill(f32::NEG_INFINITY),
+                Fault::NoTokenAllowed => logits.fill(f32::NEG_INFINITY),
                 Fault::PanicInAccept => {}
             }
         }
@@ -143,7 +143,7 @@ fn a_fault_ends_its_own_request_and_no_other() {
         .collect();
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
-    for fault in [Fault::PanicInMask, Fault::PanicInAccept, Fault::ErrorInMask, Fault::NothingMayCome] {
+    for fault in [Fault::PanicInMask, Fault::PanicInAccept, Fault::ErrorInMask, Fault::NoTokenAllowed] {
         for after in [0, 3] {
             let requests = prompts.iter().enumerate().map(|(i, prompt)| {
                 let faulty = (i % 3 == 1).then_some(Faulty { fault, left: after });
@@ -156,7 +156,7 @@ fn a_fault_ends_its_own_request_and_no_other() {
                     Err(Failure::Internal(_)) if i % 3 == 1 && fault != Fault::ErrorInMask => {}
                     Err(Failure::BadRequest(_)) if i % 3 == 1 && fault == Fault::ErrorInMask => {}
                     other => {
-                        assert!(fault == Fault::NothingMayCome && i % 3 == 1, "{fault:?} {i}: {other:?}");
+                        assert!(fault == Fault::NoTokenAllowed && i % 3 == 1, "{fault:?} {i}: {other:?}");
                     }
                 }
             }

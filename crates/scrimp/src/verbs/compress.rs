@@ -49,7 +49,7 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
         && report.sparsity < 0.5 * args.sparsity
     {
         app.printer.note(
-            "so few zeros make this format no smaller, and cost accuracy: leave --sparsity out, or ask for more (from 30% on in int4)",
+            "few zeros do not make this format smaller and cost accuracy: omit --sparsity or use a larger value (0.3 or more for int4)",
         );
     }
     let result = Compressed {
@@ -70,13 +70,13 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
     })
 }
 
-/// As many threads as were asked for.
+/// A pool of `--threads` threads.
 pub(super) fn pool(app: &App) -> anyhow::Result<Pool> {
     let threads = app.global.threads.map_or_else(exec::available_threads, Into::into);
     Pool::new(threads).context("cannot start threads: use fewer --threads")
 }
 
-/// Progress on stderr, where that is a terminal.
+/// Progress bar on stderr if that is a terminal.
 pub(super) struct Bar(ProgressBar);
 
 impl Bar {

@@ -1,4 +1,4 @@
-//! `scrimp eval`: how good a model is.
+//! `scrimp eval`: accuracy of models.
 
 mod kv;
 pub(super) mod tasks;
@@ -78,7 +78,7 @@ fn divergence(app: &App, args: &EvalKlArgs) -> anyhow::Result<()> {
     };
     app.printer.result(&result, |r| {
         format!(
-            "KL divergence {:.6} nats per token, same best token {:.2}%\nperplexity {:.4}, of the reference {:.4}  ({} tokens scored)",
+            "KL divergence {:.6} nats per token, same most likely token {:.2}%\nperplexity {:.4}, reference {:.4}  ({} tokens scored)",
             r.kl,
             100.0 * r.top1_agreement,
             r.ppl,
@@ -88,7 +88,7 @@ fn divergence(app: &App, args: &EvalKlArgs) -> anyhow::Result<()> {
     })
 }
 
-/// The text's tokens; what looks like a special token is text.
+/// The text's tokens. Special tokens in the text are encoded as ordinary text.
 fn encode(loaded: &Loaded, text: &str) -> anyhow::Result<Vec<u32>> {
     Ok(loaded.tokenizer.encode(text, false, false)?)
 }
@@ -98,7 +98,7 @@ fn windows(args: &TextArgs, loaded: &Loaded, ids: Vec<u32>) -> anyhow::Result<Wi
     Ok(Windows::new(ids, loaded.bos(), args.context, args.max_tokens, limit)?)
 }
 
-/// Progress on stderr, where that is a terminal.
+/// Progress bar on stderr if that is a terminal.
 struct Bar(ProgressBar);
 
 impl Bar {

@@ -1,4 +1,4 @@
-//! `scrimp report`: measurements that are written up.
+//! `scrimp report`: measurements of many settings, with a chart and a table.
 
 use crate::{
     App,
@@ -126,7 +126,7 @@ fn pairs(args: &ReportKvArgs, seed: u64) -> Vec<Pair> {
     pairs
 }
 
-/// Names and contents.
+/// Names and contents of the texts.
 fn texts(args: &ReportKvArgs) -> anyhow::Result<Vec<(String, String)>> {
     if args.text.is_empty() {
         return Ok(vec![("built-in (Alice in Wonderland)".to_owned(), builtin_text::TEXT.to_owned())]);
@@ -137,7 +137,7 @@ fn texts(args: &ReportKvArgs) -> anyhow::Result<Vec<(String, String)>> {
     args.text.iter().map(|path| Ok((name(path), read_text(path)?))).collect()
 }
 
-/// LongBench's files have contexts, RULER's do not.
+/// Loads a task. LongBench's samples have a field `context`, RULER's have none.
 fn suite(path: &std::path::Path, limit: Option<usize>) -> anyhow::Result<Suite> {
     let lines: Vec<(usize, serde_json::Value)> = scrimp_eval::tasks::jsonl::read(path, Some(1))?;
     Ok(match lines[0].1.get("context") {
@@ -146,7 +146,7 @@ fn suite(path: &std::path::Path, limit: Option<usize>) -> anyhow::Result<Suite> 
     })
 }
 
-/// The full cache and all settings, on one task.
+/// Scores the full cache and all settings on one task.
 fn questions(
     args: &ReportKvArgs,
     loaded: &Loaded,

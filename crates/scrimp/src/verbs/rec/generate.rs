@@ -9,7 +9,7 @@ use scrimp_rec::{
 use serde::Serialize;
 use std::{path::Path, time::Instant};
 
-/// Rows from which the best AUC is computed.
+/// Rows for the estimate of the best AUC.
 const BAYES_ROWS: u64 = 1_000_000;
 
 #[derive(Serialize)]
@@ -65,7 +65,7 @@ pub(super) fn run(app: &App, args: &RecGenerateArgs) -> anyhow::Result<()> {
     };
     app.printer.result(&result, |r| {
         format!(
-            "{}: {} rows, {}\nno model can do better than AUC {:.4}, log loss {:.4} ({:.1}% of the labels are 1)",
+            "{}: {} rows, {}\nbest possible AUC {:.4}, log loss {:.4} ({:.1}% of the labels are 1)",
             r.path.display(),
             r.rows,
             format::bytes(r.bytes),

@@ -1,4 +1,4 @@
-//! `scrimp rec eval`, `score` and `inspect`: a model that is there.
+//! `scrimp rec eval`, `score` and `inspect`.
 
 use super::{
     Machine,
@@ -20,10 +20,10 @@ use scrimp_rec::{
 use serde::Serialize;
 use std::{fmt::Write as _, path::Path, time::Instant};
 
-/// Rows that are predicted at once.
+/// Rows per batch.
 const ROWS: usize = 2048;
 
-/// Accuracy on labeled rows.
+/// Measures accuracy on labeled rows.
 pub(super) fn eval(app: &App, args: &RecEvalArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let (mut model, _) = Model::load(&args.model)?;
@@ -82,7 +82,7 @@ struct Scored<'a> {
     rows_per_second: f64,
 }
 
-/// Probabilities, one per line, in the order of the rows.
+/// Writes probabilities, one per line, in the order of the rows.
 pub(super) fn score(app: &App, args: &RecScoreArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let (mut model, _) = Model::load(&args.model)?;
@@ -130,12 +130,12 @@ pub(super) fn score(app: &App, args: &RecScoreArgs) -> anyhow::Result<()> {
     if written || app.printer.is_json() {
         return app.printer.result(&result, words);
     }
-    // stdout is for the probabilities.
+    // stdout has the probabilities.
     app.printer.note(words(&result));
     Ok(())
 }
 
-/// What a model expects and what it consists of.
+/// Prints a model's schema, encoder and layers.
 pub(super) fn inspect(app: &App, args: &RecInspectArgs) -> anyhow::Result<()> {
     let (model, training) = Model::load(&args.model)?;
     let config = model.config();
@@ -146,7 +146,7 @@ pub(super) fn inspect(app: &App, args: &RecInspectArgs) -> anyhow::Result<()> {
     });
     app.printer.result(&value, |_| {
         format!(
-            "{} of {} dimensions: {} instead of {}; layers {:?} and {:?}\n\n{}",
+            "{} with {} dimensions: {} instead of {}; layers {:?} and {:?}\n\n{}",
             config.encoder.encoder,
             config.encoder.dim,
             format::bytes(model.embedding_bytes()),
