@@ -18,7 +18,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-fn main() -> Result<(), Box<dyn Error>> {
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny/llama");
     let path = args.next().map_or(tiny, PathBuf::from);
@@ -41,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Loads the model and binds a free port of this machine.
-fn start(path: &Path) -> Result<Server, Box<dyn Error>> {
+fn start(path: &Path) -> Result<Server> {
     let checkpoint = Checkpoint::open(path)?;
     let tokenizer = checkpoint.tokenizer()?;
     let template = checkpoint.chat_template(&tokenizer)?;
@@ -53,7 +55,7 @@ fn start(path: &Path) -> Result<Server, Box<dyn Error>> {
 }
 
 /// Sends a request to `/v1/completions` and returns the body of the response. Any HTTP client works, too.
-fn complete(address: SocketAddr, prompt: &str) -> Result<String, Box<dyn Error + Send + Sync>> {
+fn complete(address: SocketAddr, prompt: &str) -> Result<String> {
     let body =
         serde_json::json!({ "model": "example", "prompt": prompt, "max_tokens": 16, "temperature": 0 });
     let body = body.to_string();

@@ -15,7 +15,9 @@ mod progress;
 mod settings;
 mod verbs;
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _};
+use scrimp_kernels::{Pool, exec::available_threads};
 use std::{ffi::OsString, io};
 
 use cli::{Cli, GlobalArgs};
@@ -28,6 +30,18 @@ struct App {
     printer: Printer,
     /// The command line, program name first.
     args: Vec<OsString>,
+}
+
+impl App {
+    /// `--threads`, or the number of CPU cores that the process may use.
+    fn threads(&self) -> usize {
+        self.global.threads.map_or_else(available_threads, usize::from)
+    }
+
+    /// A pool of [`App::threads`] threads.
+    fn pool(&self) -> anyhow::Result<Pool> {
+        Pool::new(self.threads()).context("cannot start threads: use fewer --threads")
+    }
 }
 
 /// Runs the command line `args`, of which the first is the name of the program, and returns the exit status.

@@ -37,7 +37,7 @@ pub use infer::Hints;
 pub use rows::JsonRows;
 pub use set::{DataSet, Format, OpenOptions};
 pub use shuffle::{Fold, Folded, Shuffled};
-pub use splits::{Data, Split, preset};
+pub use splits::{Data, PRESETS, Split, preset};
 
 use crate::{
     Error,

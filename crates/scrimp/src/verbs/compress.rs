@@ -1,11 +1,9 @@
 //! `scrimp compress`: a smaller copy of a model.
 
-use crate::{App, cli::compress::CompressArgs, format, verbs::pull};
-use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::{App, cli::compress::CompressArgs, format, progress::CountBar, verbs::pull};
 use scrimp_compress::{Calibration, Options, Progress};
 use scrimp_eval::read_text;
-use scrimp_kernels::{Pool, SimdLevel, exec};
+use scrimp_kernels::SimdLevel;
 use scrimp_llm::checkpoint::Checkpoint;
 use serde::Serialize;
 
@@ -26,23 +24,24 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
         Calibration::new(&checkpoint, &tokenizer, text.as_deref(), args.calibration_tokens.get())?;
     drop(tokenizer);
     checkpoint.release_header();
-    let pool = pool(app)?;
+    let pool = app.pool()?;
     let options = Options {
         method: scrimp_compress::pruner(&args.method)?,
         budget: args.budget(),
         output: args.output,
         calibration: &calibration,
     };
-    let bar = Bar::new("matrices");
+    let bar = CountBar::new("matrices");
+    let mut show = |p: Progress<'_>| bar.show(p.done, p.total, p.what);
     let report = scrimp_compress::compress(
         &checkpoint,
         &args.out,
         &pool,
         SimdLevel::from_env()?,
         &options,
-        &mut |p| bar.show(p),
+        &mut show,
     )?;
-    bar.finish();
+    drop(bar);
     if args.sparsity > 0.0
         && args.target_bits.is_none()
         && args.target_size.is_none()
@@ -68,32 +67,4 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
             100.0 * r.sparsity
         )
     })
-}
-
-/// A pool of `--threads` threads.
-pub(super) fn pool(app: &App) -> anyhow::Result<Pool> {
-    let threads = app.global.threads.map_or_else(exec::available_threads, Into::into);
-    Pool::new(threads).context("cannot start threads: use fewer --threads")
-}
-
-/// Progress bar on stderr if that is a terminal.
-pub(super) struct Bar(ProgressBar);
-
-impl Bar {
-    /// Counts `things`.
-    pub(super) fn new(things: &str) -> Self {
-        let template = format!("{{msg}}  {{wide_bar}} {{pos}}/{{len}} {things}  {{eta}} left");
-        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(ProgressBar::new(0).with_style(style))
-    }
-
-    pub(super) fn finish(&self) {
-        self.0.finish_and_clear();
-    }
-
-    pub(super) fn show(&self, progress: Progress<'_>) {
-        self.0.set_length(progress.total as u64);
-        self.0.set_message(progress.what.to_owned());
-        self.0.set_position(progress.done as u64);
-    }
 }

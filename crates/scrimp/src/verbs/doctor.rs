@@ -2,7 +2,7 @@
 
 use crate::{App, cli::DoctorArgs, format, machine};
 use scrimp_hub::{ALIASES, Hub, ModelRef};
-use scrimp_kernels::{SimdLevel, exec::available_threads};
+use scrimp_kernels::SimdLevel;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -43,7 +43,7 @@ struct Expectation {
 /// Prints facts about this machine and the speed to expect.
 pub(crate) fn run(app: &App, _args: &DoctorArgs) -> anyhow::Result<()> {
     let tier = SimdLevel::from_env()?;
-    let threads = app.global.threads.map_or_else(available_threads, usize::from);
+    let threads = app.threads();
     let (cpu, features) = machine::cpu();
     let (memory_bytes, memory_available_bytes, memory_limit_bytes) = machine::memory();
     let hub = Hub::from_env().ok();

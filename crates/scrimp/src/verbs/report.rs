@@ -6,7 +6,7 @@ use crate::{
     kv_args::KvArgs,
     kv_settings,
     loaded::Loaded,
-    verbs::eval::tasks::bar,
+    progress::CountBar,
 };
 use anyhow::Context as _;
 use scrimp_base::AtomicFile;
@@ -76,12 +76,11 @@ fn report_kv(app: &App, args: &ReportKvArgs) -> anyhow::Result<()> {
     fs::create_dir_all(&args.output).with_context(|| format!("{}", args.output.display()))?;
     let of = json!({"report": "kv", "model": model, "prompt_tokens": prompt, "score_tokens": scored});
     let mut journal = Journal::open(&args.output.join("kv.jsonl"), &of)?;
-    let bar = bar("measurements");
+    let bar = CountBar::new("measurements");
     let rows = measure(&loaded.model, &all, (prompt, scored), &pairs, &mut journal, &mut |p| {
-        bar.set_length(p.total as u64);
-        bar.set_position(p.done as u64);
+        bar.show(p.done, p.total, "")
     })?;
-    bar.finish_and_clear();
+    drop(bar);
     let mut tasks = Vec::new();
     for suite in &suites {
         let outcomes = questions(args, &loaded, template.as_ref(), suite, &pairs)?;
@@ -164,14 +163,13 @@ fn questions(
     let model = journal::identity(loaded.model.path())?;
     let of = json!({"report": "kv", "model": model, "task": suite.task});
     let mut journal = Journal::open(&args.output.join(format!("{}.jsonl", suite.task)), &of)?;
-    let bar = bar("answers");
+    let bar = CountBar::new("answers");
     let mut session = loaded.model.session();
     let outcomes =
         suite.run(&mut session, &builder, Question::Before, &settings, &mut journal, &mut |p| {
-            bar.set_length(p.total as u64);
-            bar.set_position(p.done as u64);
+            bar.show(p.done, p.total, "")
         })?;
-    bar.finish_and_clear();
+    drop(bar);
     Ok(outcomes)
 }
 

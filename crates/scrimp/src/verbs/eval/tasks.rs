@@ -7,8 +7,8 @@ use crate::{
     kv_args::{self, KvArgs},
     kv_settings,
     loaded::Loaded,
+    progress::CountBar,
 };
-use indicatif::{ProgressBar, ProgressStyle};
 use scrimp_eval::{
     longbench, needle, read_text, ruler,
     tasks::{
@@ -196,20 +196,13 @@ impl<'a> Bench<'a> {
             Some(path) => Journal::open(path, &of)?,
             None => Journal::in_memory(),
         };
-        let bar = bar("answers");
+        let bar = CountBar::new("answers");
         let mut session = self.loaded.model.session();
         let when = self.how.question;
         let outcomes = suite.run(&mut session, &builder, when, &self.settings, &mut journal, &mut |p| {
-            bar.set_length(p.total as u64);
-            bar.set_position(p.done as u64);
+            bar.show(p.done, p.total, "")
         });
-        bar.finish_and_clear();
+        drop(bar);
         Ok(outcomes?)
     }
-}
-
-/// A progress bar on stderr if that is a terminal.
-pub(in crate::verbs) fn bar(what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(&format!("{{wide_bar}} {{pos}}/{{len}} {what}  {{eta}} left"));
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -1,6 +1,6 @@
 //! `scrimp rec generate`.
 
-use super::{bars::RowBar, threads};
+use super::bars::RowBar;
 use crate::{App, cli::rec::RecGenerateArgs, format};
 use scrimp_rec::{
     data::preset,
@@ -44,7 +44,7 @@ pub(super) fn run(app: &App, args: &RecGenerateArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let bar = RowBar::new("generating");
     let total = args.rows.max(1) as f64;
-    let written = write_file(options.clone(), &args.output, threads(app), &mut |rows| {
+    let written = write_file(options.clone(), &args.output, app.threads(), &mut |rows| {
         bar.show(Some(rows as f64 / total), || format!("{rows} rows"));
         true
     })?;
