@@ -393,7 +393,7 @@ impl<'a> Runner<'a> {
 mod tests {
     use super::*;
     use scrimp_llm::model::{Model, RunOptions};
-    use std::path::Path;
+    use scrimp_testkit::tiny_model;
 
     struct Seen(Vec<(Projection, Option<usize>)>);
 
@@ -414,10 +414,9 @@ mod tests {
     /// The stages, with nothing changed in between, are the forward pass: every family, every tiny model.
     #[test]
     fn unchanged_weights_give_the_forward_pass() {
-        let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny");
         let models = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma3", "gemma3-softcap", "phi3"];
         for name in models {
-            let path = testdata.join(name);
+            let path = tiny_model(name);
             let options = RunOptions { kv_format: "f32".to_owned(), ..RunOptions::default() };
             let model = Model::load(Checkpoint::open(&path).unwrap(), &options).unwrap();
             let checkpoint = Checkpoint::open(&path).unwrap();
@@ -477,7 +476,7 @@ mod tests {
             eprintln!("SKIPPED: this CPU has no bf16 products");
             return;
         };
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny/llama");
+        let path = tiny_model("llama");
         let checkpoint = Checkpoint::open(&path).unwrap();
         let (pool, config) = (Pool::new(2).unwrap(), checkpoint.config());
         let tokens: Vec<u32> = (0..80).map(|i| ((i * 31 + 7) % config.vocab_size) as u32).collect();

@@ -25,16 +25,9 @@ fn cache(windows: Vec<Option<usize>>) -> KvCache {
     .unwrap()
 }
 
-/// Pseudo-random numbers of about -2..2.
+/// Random numbers from -2 to 2.
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 22) as f32 - 2.0
-    };
-    (0..n).map(next).collect()
+    scrimp_testkit::numbers(seed, n).into_iter().map(|x| 2.0 * x).collect()
 }
 
 /// Appends tokens to every layer and attends; returns the result of the last layer.
@@ -83,8 +76,7 @@ fn crush(name: &str, budget: usize) -> Compression {
 
 #[test]
 fn scores_are_those_of_numpy() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/kv/scores.json");
-    let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let golden: serde_json::Value = scrimp_testkit::read_json("kv/scores.json");
     let floats = |v: &serde_json::Value| -> Vec<f32> {
         v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
     };

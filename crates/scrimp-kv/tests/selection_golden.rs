@@ -113,7 +113,7 @@ fn cases() -> Vec<Value> {
 
 #[test]
 fn the_selection_is_as_it_was() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata/kv/select.json");
+    let path = scrimp_testkit::testdata("kv/select.json");
     let now = serde_json::to_string(&cases()).unwrap() + "\n";
     if std::env::var_os("SCRIMP_BLESS").is_some() {
         std::fs::write(&path, &now).unwrap();

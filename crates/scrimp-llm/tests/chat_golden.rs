@@ -7,11 +7,8 @@ use std::{
 };
 
 use scrimp_llm::chat::{ChatTemplate, Message, chat_template_from_hf_dir};
+use scrimp_testkit::testdata;
 use serde_json::{Map, Value};
-
-fn testdata() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata")
-}
 
 fn hello() -> Vec<Message> {
     vec![Message::new("user", "Hello")]
@@ -19,7 +16,7 @@ fn hello() -> Vec<Message> {
 
 #[test]
 fn as_jinja2_renders_them() {
-    let dir = testdata().join("chat");
+    let dir = testdata("chat");
     let golden: Value = serde_json::from_slice(&fs::read(dir.join("golden.json")).unwrap()).unwrap();
     let mut wrong = Vec::new();
     for case in golden["cases"].as_array().unwrap() {
@@ -168,7 +165,7 @@ fn nested_values_are_printed_and_freed() {
 
 #[test]
 fn long_conversations_are_within_the_budget() {
-    let dir = testdata().join("chat");
+    let dir = testdata("chat");
     for name in ["qwen2.5", "llama3_tools", "gemma3", "mistral"] {
         let source = fs::read_to_string(dir.join(format!("{name}.jinja"))).unwrap();
         let template = ChatTemplate::new(&source, "<s>", "</s>").unwrap();

@@ -6,11 +6,8 @@ use std::{
 };
 
 use scrimp_llm::{load::GgufFile, tokenizer::Tokenizer};
+use scrimp_testkit::{real_model, testdata};
 use serde_json::Value;
-
-fn testdata() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata")
-}
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -37,18 +34,10 @@ fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
 }
 
 fn gguf_model(name: &str) {
-    let Some(models) = env::var_os("SCRIMP_TEST_MODELS") else {
-        eprintln!("SKIPPED: {name}: SCRIMP_TEST_MODELS is not set to a directory of GGUF files");
-        return;
-    };
-    let path = Path::new(&models).join(format!("{name}.gguf"));
-    if !path.is_file() {
-        eprintln!("SKIPPED: {} does not exist", path.display());
-        return;
-    }
+    let Some(path) = real_model(&format!("{name}.gguf")) else { return };
     let file = GgufFile::open(&path).unwrap();
     let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap();
-    let golden = json(&testdata().join(format!("tokenizer/{name}.json")));
+    let golden = json(&testdata(&format!("tokenizer/{name}.json")));
     assert_eq!(tokenizer.vocab_size() as u64, golden["vocab_size"].as_u64().unwrap());
     assert_eq!(tokenizer.encode("x", true, true).unwrap(), ids(&golden["with_bos"]));
 

@@ -4,6 +4,7 @@
 //! cargo run --release -p scrimp-serve --example serve -- [MODEL] [PROMPT]
 //! ```
 //! MODEL is a GGUF file or a Hugging Face directory; the default is a tiny model with random weights.
+#![allow(clippy::print_stdout)]
 
 use scrimp_llm::{
     checkpoint::Checkpoint,

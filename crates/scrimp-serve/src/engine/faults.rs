@@ -131,7 +131,7 @@ fn answers(
 
 #[test]
 fn a_fault_ends_its_own_request_and_no_other() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny/llama");
+    let path = scrimp_testkit::tiny_model("llama");
     let tokenizer = Checkpoint::open(&path).unwrap().tokenizer().unwrap();
     let options = RunOptions { kv_format: "f32".to_owned(), ..RunOptions::default() };
     let model = Model::load(Checkpoint::open(&path).unwrap(), &options).unwrap();

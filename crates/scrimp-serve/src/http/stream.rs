@@ -61,7 +61,7 @@ impl<C: Chunks> EventStream<C> {
     fn write(&mut self, index: usize, output: EngineOutput, out: &mut Vec<u8>) {
         match output {
             EngineOutput::Token(token) => {
-                self.chunks.token(index, token).iter().for_each(|chunk| frame(out, chunk))
+                self.chunks.token(index, token).iter().for_each(|chunk| frame(out, chunk));
             }
             EngineOutput::Finished(summary) => {
                 self.chunks.end(index, &summary).iter().for_each(|chunk| frame(out, chunk));

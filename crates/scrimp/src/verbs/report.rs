@@ -78,7 +78,7 @@ fn report_kv(app: &App, args: &ReportKvArgs) -> anyhow::Result<()> {
     let mut journal = Journal::open(&args.output.join("kv.jsonl"), &of)?;
     let bar = CountBar::new("measurements");
     let rows = measure(&loaded.model, &all, (prompt, scored), &pairs, &mut journal, &mut |p| {
-        bar.show(p.done, p.total, "")
+        bar.show(p.done, p.total, "");
     })?;
     drop(bar);
     let mut tasks = Vec::new();
@@ -167,7 +167,7 @@ fn questions(
     let mut session = loaded.model.session();
     let outcomes =
         suite.run(&mut session, &builder, Question::Before, &settings, &mut journal, &mut |p| {
-            bar.show(p.done, p.total, "")
+            bar.show(p.done, p.total, "");
         })?;
     drop(bar);
     Ok(outcomes)

@@ -200,7 +200,7 @@ impl<'a> Bench<'a> {
         let mut session = self.loaded.model.session();
         let when = self.how.question;
         let outcomes = suite.run(&mut session, &builder, when, &self.settings, &mut journal, &mut |p| {
-            bar.show(p.done, p.total, "")
+            bar.show(p.done, p.total, "");
         });
         drop(bar);
         Ok(outcomes?)
