@@ -12,7 +12,6 @@ use scrimp_kv::{
     policy::{ModelView, policy},
 };
 use serde_json::{Value, json};
-use std::path::PathBuf;
 
 const DIM: usize = 8;
 const LAYERS: usize = 3;

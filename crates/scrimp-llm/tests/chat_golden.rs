@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -180,9 +179,9 @@ fn long_conversations_are_within_the_budget() {
 
 #[test]
 fn hugging_face_directories() {
-    let template = chat_template_from_hf_dir(&testdata().join("tokenizer/tiny_bytelevel")).unwrap().unwrap();
+    let template = chat_template_from_hf_dir(&testdata("tokenizer/tiny_bytelevel")).unwrap().unwrap();
     assert_eq!(template.render(&hello(), true, &Map::new()).unwrap(), "user: Hello<|im_end|>");
-    assert!(chat_template_from_hf_dir(&testdata().join("tokenizer/tiny_sentencepiece")).unwrap().is_none());
+    assert!(chat_template_from_hf_dir(&testdata("tokenizer/tiny_sentencepiece")).unwrap().is_none());
 
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();

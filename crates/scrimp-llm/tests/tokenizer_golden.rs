@@ -64,7 +64,7 @@ fn gguf_model(name: &str) {
     let texts = env::var_os("SCRIMP_TEST_TEXTS").map(PathBuf::from);
     for (name, sum) in golden["texts"].as_object().unwrap() {
         let path = match &texts {
-            _ if name == "alice_excerpt.txt" => testdata().join("text").join(name),
+            _ if name == "alice_excerpt.txt" => testdata("text").join(name),
             Some(texts) => texts.join(name),
             None => {
                 eprintln!("SKIPPED: {name}: SCRIMP_TEST_TEXTS is not set");
@@ -103,7 +103,7 @@ fn qwen_one_and_a_half() {
 }
 
 fn hf_dir(name: &str) -> Tokenizer {
-    let dir = testdata().join("tokenizer").join(name);
+    let dir = testdata("tokenizer").join(name);
     let tokenizer = Tokenizer::from_hf_dir(&dir).unwrap();
     let golden = json(&dir.join("golden.json"));
     assert_eq!(tokenizer.vocab_size() as u64, golden["vocab_size"].as_u64().unwrap());

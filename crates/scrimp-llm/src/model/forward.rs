@@ -225,7 +225,7 @@ impl Buffers {
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
         let needs = layer.q.needs().and(layer.k.needs()).and(layer.v.needs());
         let (h, attn_norm) = (&self.h[..n * hidden], context.norm(&layer.attn_norm));
-        self.x.fill(context.exec(), ActivationShape { n_tokens: n, cols: hidden, needs: needs }, |t, x| {
+        self.x.fill(context.exec(), ActivationShape { n_tokens: n, cols: hidden, needs }, |t, x| {
             attn_norm.apply(level, &h[t * hidden..(t + 1) * hidden], x);
         });
         let (q, k) = (sized(&mut self.q, n * q_dim), sized(&mut self.k, n * kv_dim));

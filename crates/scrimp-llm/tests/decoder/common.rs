@@ -5,7 +5,7 @@ use scrimp_llm::model::{Model, RunOptions};
 pub(crate) use scrimp_testkit::{real_model, testdata};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Reads a JSON file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> T {

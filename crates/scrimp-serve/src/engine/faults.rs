@@ -10,7 +10,6 @@ use scrimp_llm::{
     tokenizer::Tokenizer,
 };
 use std::{
-    path::Path,
     sync::{Arc, mpsc::channel},
     time::{Duration, Instant},
 };
