@@ -129,9 +129,9 @@ GOOD = "\t".join(["1"] + ["3"] * 13 + ["05db9164"] * 26)
 @pytest.mark.parametrize("row, words", [
     (GOOD + "\tff", [":3:", "expected 40 columns", "found 41"]),
     ("1\t2", [":3:", "expected 40 columns", "found 2"]),
-    ("2" + GOOD[1:], [":3:", "label is `2`", "0 or 1"]),
+    ("2" + GOOD[1:], [":3:", "label is '2'", "0 or 1"]),
     (GOOD.replace("\t3\t", "\tthree\t", 1), [":3:", "'three' is not a number"]),
-    (GOOD.replace("05db9164", "-7", 1), [":3:", "`-7` is not a hexadecimal id"]),
+    (GOOD.replace("05db9164", "-7", 1), [":3:", "'-7' is not a hexadecimal id"]),
 ], ids=["one more", "too few", "label", "number", "negative id"])
 def test_bad_rows(tmp_path, row, words):
     data, model = tmp_path / "a.tsv", tmp_path / "m"
@@ -165,7 +165,7 @@ def test_bad_files(tmp_path, clicks):
     scrimp("rec", "train", "generate:nothing", "-o", out).refused("no preset 'nothing'")
     ids = b"clicked,item\n" + b"".join(b"%d,%d\n" % (i % 2, i) for i in range(50))
     scrimp("rec", "train", file("ids.csv", ids + b"1,-4\n"), "-o", out, "--categorical", "item:id").refused(
-        ":52:", "`-4` is negative")
+        ":52:", "'-4' is negative")
     # The model's columns are not there; a file that is no model.
     scrimp("rec", "eval", model, file("other.csv", b"user,clicked\nu1,1\n")).refused("no column")
     scrimp("rec", "score", model, file("fewer.csv", b"user,price\nu1,1\n")).refused("no column site")

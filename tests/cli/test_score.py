@@ -77,7 +77,7 @@ def test_absent_and_null_are_missing(server):
     (b"", ARROW, "not an Arrow IPC stream"),
     (b"\xff\xff\xff\xff\xff\xff\xff\x7f", ARROW, "not an Arrow IPC stream"),
     (stream(pyarrow.table({"user": [[1, 2]]})), ARROW, "column user: the type List"),
-    (stream(pyarrow.table({"price": ["cheap"]})), ARROW, "row 0: column price: `cheap` is not a number"),
+    (stream(pyarrow.table({"price": ["cheap"]})), ARROW, "row 0: column price: 'cheap' is not a number"),
     (b'{"user": "u1"}\n{"price": []}\n', "application/x-ndjson", "row 1"),
     (b'{"rows": [{"price": "dear"}]}', "application/json", "row 0"),
     (b'{"rows": 5}', "application/json", "rows must be a list"),

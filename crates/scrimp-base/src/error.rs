@@ -27,7 +27,7 @@ pub enum Category {
     OutOfMemory,
 }
 
-/// Why an operation failed, and what the user can do about it.
+/// The cause of a failed operation, and a hint for the user.
 ///
 /// [`Display`](fmt::Display) writes the message without the hint.
 pub struct Error(Box<Inner>);
@@ -200,7 +200,7 @@ impl From<String> for Hint {
     }
 }
 
-/// `text` with each setting in backticks replaced by `name(setting)`; a setting that `name` does not know stays as it is.
+/// `text` with each setting in backticks replaced by `name(setting)`. A setting without a name stays unchanged.
 ///
 /// A setting is a word of lower-case letters, digits and underscores: file names and code in backticks are left alone.
 pub fn translate_settings(text: &str, name: impl Fn(&str) -> Option<String>) -> String {

@@ -10,14 +10,11 @@ use scrimp_llm::{
     load::{Encoding, SafetensorsFile, Source},
     model::{Model, RunOptions},
 };
+use scrimp_testkit::{copy_tiny_model, testdata};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
 };
-
-fn testdata(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(name)
-}
 
 /// Text for a model of `vocab` tokens: two windows of 32.
 fn text(checkpoint: &Checkpoint) -> Calibration {
@@ -201,11 +198,7 @@ fn an_interrupted_run_goes_on() {
 fn a_pruned_checkpoint_is_packed_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model");
-    std::fs::create_dir(&model).unwrap();
-    for entry in std::fs::read_dir(testdata("tiny/mistral")).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
-    }
+    copy_tiny_model("mistral", &model, |_| ());
     let weights = model.join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     let file = SafetensorsFile::from_source(Source::from_bytes(&weights, bytes.clone())).unwrap();

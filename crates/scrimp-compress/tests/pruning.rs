@@ -82,8 +82,7 @@ fn error(weight: &Dense, pruned: &Dense, x: &[f32]) -> f64 {
 }
 
 fn golden() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/pruning/small.json");
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    scrimp_testkit::read_json("pruning/small.json")
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p scrimp-eval --example kv_grid MODEL OUT.jsonl PROMPT SCORED SETTINGS TEXT@TOKEN...`
 //!
-//! SETTINGS has one setting per line: name, budget (a share), policy, then `key=value` pairs (see `setting`). Results that OUT.jsonl
-//! already has are not computed again.
+//! SETTINGS has one setting per line: name, budget (a share), policy, then `key=value` pairs (see `setting`). Results
+//! that OUT.jsonl already has are not computed again.
 #![allow(clippy::print_stdout)]
 
 // KVCrush orders and masses that users cannot choose, next to those of the registry.

@@ -2,8 +2,9 @@
 #![cfg(feature = "chinese")]
 
 use scrimp_eval::{longbench::TASKS, metrics::Metric};
+use scrimp_testkit::testdata;
 use serde::Deserialize;
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs};
 
 const METRICS: [Metric; 9] = [
     Metric::F1,
@@ -18,7 +19,7 @@ const METRICS: [Metric; 9] = [
 ];
 
 fn golden(name: &str) -> String {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata/longbench").join(name);
+    let path = testdata("longbench").join(name);
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 

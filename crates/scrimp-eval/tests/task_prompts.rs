@@ -9,8 +9,7 @@ use std::{fs, path::PathBuf};
 use tempfile::TempDir;
 
 fn tokenizer() -> Tokenizer {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny/qwen2");
-    Tokenizer::from_hf_dir(&dir).unwrap()
+    Tokenizer::from_hf_dir(&scrimp_testkit::tiny_model("qwen2")).unwrap()
 }
 
 const TEMPLATE: &str =

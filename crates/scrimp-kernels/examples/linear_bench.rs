@@ -32,7 +32,7 @@ fn main() {
             for n in [1, 2, 4, 8, 16, 32, 512] {
                 let mut x = Activations::new();
                 x.fill(exec, ActivationShape { n_tokens: n, cols, needs: weights[0].needs() }, |_, x| {
-                    x.fill(0.5)
+                    x.fill(0.5);
                 });
                 let mut out = vec![0.0; n * rows];
                 let mut best = f64::INFINITY;

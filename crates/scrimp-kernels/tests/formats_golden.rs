@@ -8,7 +8,6 @@ use scrimp_kernels::{
     mem::Arena,
     quant::dequantize::dequantize_row,
 };
-use std::path::Path;
 
 const COLS: usize = 512;
 /// Rows that came out of the quantizer; the random ones have values up to the type's limits.
@@ -22,7 +21,7 @@ struct Golden {
 
 impl Golden {
     fn read(dtype: DType) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/formats");
+        let folder = scrimp_testkit::testdata("formats");
         let read = |extension: &str| {
             let path = folder.join(format!("{dtype}.{extension}"));
             std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))

@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p scrimp-kv --example compress_bench [CHART.svg]`
 //!
-//! Nine KV heads with 64 dimensions and random keys and attention scores; policy h2o, a quarter of the tokens kept, half of them
-//! representatives. Best of five.
+//! Nine KV heads with 64 dimensions and random keys and attention scores; policy h2o, a quarter of the tokens kept,
+//! half of them representatives. Best of five.
 #![allow(clippy::print_stdout)]
 
 use scrimp_base::{AtomicFile, SplitMix64};

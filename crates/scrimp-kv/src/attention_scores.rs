@@ -1,7 +1,7 @@
 //! Accumulated attention scores: how much attention each kept token of a layer received.
 //!
-//! Eviction policies read them. A row holds one number per kept token of a head; when tokens are dropped from the block table,
-//! their numbers are dropped from the rows.
+//! Eviction policies read them. A row holds one number per kept token of a head; when tokens are dropped from the
+//! block table, their numbers are dropped from the rows.
 
 use crate::{block_table::BlockTable, error::KvError};
 use scrimp_kernels::attention::{ColumnStats, StatsRequest};
@@ -18,8 +18,8 @@ pub struct ScoresWanted {
     pub last: bool,
     /// The maximum over all queries.
     pub max: bool,
-    /// One row per query head instead of one row per KV head. A KV head's row is the mean over its query heads (the maximum for
-    /// [`ScoresWanted::max`]) and takes less time. Accumulated rows of the other kind are cleared.
+    /// One row per query head instead of one row per KV head. A KV head's row is the mean over its query heads (the
+    /// maximum for [`ScoresWanted::max`]) and takes less time. Accumulated rows of the other kind are cleared.
     pub per_query_head: bool,
 }
 
@@ -30,8 +30,8 @@ impl ScoresWanted {
     }
 }
 
-/// Scores that are computed after the prefill. One row per KV head, one number per kept token; a row may be shorter than the
-/// head's tokens, and then the later tokens have no score.
+/// Scores that are computed after the prefill. One row per KV head, one number per kept token; a row may be shorter
+/// than the head's tokens, and then the later tokens have no score.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PostPrefillScores {
     /// KVzip's reconstruction scores: the maximum attention while the model repeats the text (arXiv 2505.23416, §3).

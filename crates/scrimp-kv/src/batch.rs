@@ -14,7 +14,8 @@ use scrimp_kernels::{
 pub struct BatchEntry<'a> {
     /// The sequence with the keys and values.
     pub sequence: &'a Sequence,
-    /// The queries and the result. [`AttentionInputs::scores`] is ignored: use [`Sequence::attend`] to accumulate scores.
+    /// The queries and the result. [`AttentionInputs::scores`] is ignored: use [`Sequence::attend`] to accumulate
+    /// scores.
     pub inputs: AttentionInputs<'a>,
 }
 

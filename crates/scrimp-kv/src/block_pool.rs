@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The pages of one cache, in a few sizes.
 ///
-/// A page's reference count is that of its `Arc`. The only owner may write (`Arc::get_mut`); when the last owner drops the page, it
-/// returns to the free list.
+/// A page's reference count is that of its `Arc`. The only owner may write (`Arc::get_mut`); when the last owner
+/// drops the page, it returns to the free list.
 #[derive(Debug)]
 pub struct BlockPool {
     /// One per page size.

@@ -7,8 +7,9 @@ use scrimp_kernels::attention::{
 };
 use std::{fmt, str::FromStr};
 
-/// Newest tokens that stay in bf16 beyond those of the last, partly filled page. Integers need none, as with KIVI's keys: with 64
-/// tokens per page, 0 to 63 tokens are not packed. Sparse pages lose more precision and keep a dense tail.
+/// Newest tokens that stay in bf16 beyond those of the last, partly filled page. Integers need none, as with KIVI's
+/// keys: with 64 tokens per page, 0 to 63 tokens are not packed. Sparse pages lose more precision and keep a dense
+/// tail.
 const fn window(packing: PackedKind) -> usize {
     match packing {
         PackedKind::Int8 | PackedKind::Int4 => 0,
@@ -16,12 +17,12 @@ const fn window(packing: PackedKind) -> usize {
     }
 }
 
-/// A storage format, parsed from one of [`KvFormat::names`] (`"int8".parse()`). `sparse` may be followed by the shares of the
-/// elements of keys and values that are dropped, the smallest ones of each token (`sparse:0.3,0.5`).
+/// A storage format, parsed from one of [`KvFormat::names`] (`"int8".parse()`). `sparse` may be followed by the
+/// shares of the elements of keys and values that are dropped, the smallest ones of each token (`sparse:0.3,0.5`).
 ///
-/// An element format ([`STORAGES`]) stores all tokens alike. With a packed format ([`PACKINGS`]) new tokens go to bf16 pages.
-/// [`Sequence::pack`](crate::Sequence::pack) and compaction replace a full page by a packed one once its tokens are older than the
-/// newest [`KvFormat::window`].
+/// An element format ([`STORAGES`]) stores all tokens alike. With a packed format ([`PACKINGS`]) new tokens go to
+/// bf16 pages. [`Sequence::pack`](crate::Sequence::pack) and compaction replace a full page by a packed one once its
+/// tokens are older than the newest [`KvFormat::window`].
 #[derive(Debug, Clone, Copy)]
 pub struct KvFormat {
     storage: &'static dyn Storage,

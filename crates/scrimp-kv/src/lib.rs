@@ -14,11 +14,12 @@
 //! - Between forward passes all layers of a sequence have the same next position.
 //! - The positions of a head's kept tokens are strictly increasing.
 //!
-//! Entry points: [`KvCache::new`] and [`KvCache::sequence`]; [`Sequence::append`] and [`Sequence::attend`] for each layer of a forward
-//! pass; [`Sequence::fork`], [`Sequence::truncate`] and [`Sequence::compress`] between forward passes; [`policy::Policy`] for a new
-//! eviction policy.
+//! Entry points: [`KvCache::new`] and [`KvCache::sequence`]; [`Sequence::append`] and [`Sequence::attend`] for each
+//! layer of a forward pass; [`Sequence::fork`], [`Sequence::truncate`] and [`Sequence::compress`] between forward
+//! passes; [`policy::Policy`] for a new eviction policy.
 //!
-//! A policy scores each token. This one keeps every third token of a model with one layer, beside one sink and one recent token:
+//! A policy scores each token. This one keeps every third token of a model with one layer, beside one sink and one
+//! recent token:
 //!
 //! ```
 //! use scrimp_kernels::Pool;

@@ -25,16 +25,9 @@ fn cache(windows: Vec<Option<usize>>) -> KvCache {
     .unwrap()
 }
 
-/// Pseudo-random numbers of about -2..2.
+/// Random numbers from -2 to 2.
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 22) as f32 - 2.0
-    };
-    (0..n).map(next).collect()
+    scrimp_testkit::numbers(seed, n).into_iter().map(|x| 2.0 * x).collect()
 }
 
 /// Appends tokens to every layer and attends; returns the result of the last layer.
@@ -83,15 +76,14 @@ fn crush(name: &str, budget: usize) -> Compression {
 
 #[test]
 fn scores_are_those_of_numpy() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/kv/scores.json");
-    let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let golden: serde_json::Value = scrimp_testkit::read_json("kv/scores.json");
     let floats = |v: &serde_json::Value| -> Vec<f32> {
         v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
     };
     let (q, k) = (floats(&golden["q"]), floats(&golden["k"]));
     let tokens = k.len() / KV_HEADS / DIM;
     let mut sequence = cache(vec![None]).sequence();
-    // In two parts, as a long prompt is read.
+    // In two chunks, like a long prompt.
     let half = 20;
     let stats = ScoresWanted {
         sum: true,
@@ -129,7 +121,7 @@ fn attention_over_a_compressed_cache_is_attention_to_the_kept_tokens() {
         let mut sequence = filled(&cache, 150, 5);
         let how = crush(name, 50);
         sequence.compress(&how, 50, &pool).unwrap();
-        // Twice, so that representatives stand for representatives.
+        // Twice, so that representatives of representatives occur.
         sequence.compress(&how, 37, &pool).unwrap();
         let total: usize = (0..KV_HEADS).map(|head| sequence.kept(0, head)).sum();
         assert_eq!(total, 37 * KV_HEADS, "{name}");
@@ -183,7 +175,7 @@ fn rerotated_keys_have_consecutive_positions() {
             let from = if position < 90 { &original } else { &appended };
             let index = (0..from.kept(0, head)).find(|&j| from.position(0, head, j) == position).unwrap();
             from.read(0, head, index, &mut was, &mut v);
-            // The last one is token 97, whose key stays.
+            // The last token is token 97, whose key is not rotated.
             let by = (98 - 30 + i) as f32 - position as f32;
             assert!((got[0] - was[0] - by).abs() < 1e-4, "token {i} at {position}");
             assert_eq!(got[1..], was[1..]);
@@ -198,7 +190,7 @@ fn heads_of_all_layers_share_the_budget_of_kvzip() {
     let pool = Pool::new(2).unwrap();
     let cache = cache(vec![None; 3]);
     let mut sequence = filled(&cache, 100, 9);
-    // Layer 1, head 0 needs all of its tokens, the others need the first ten that may go.
+    // Layer 1, head 0 has high scores for all of its tokens, the other heads for their first ten candidates.
     for layer in 0..3 {
         let row = |head: usize| -> Vec<f32> {
             let high = if (layer, head) == (1, 0) { 100 } else { 12 };
@@ -226,7 +218,7 @@ fn heads_of_all_layers_share_the_budget_of_kvzip() {
     assert_eq!(shared.iter().sum::<usize>(), 240);
     assert_eq!(shared[2], 100);
     assert!(shared.iter().all(|&n| n >= 18), "{shared:?}");
-    // Within layers, the others have nothing to give to layer 1.
+    // With a budget per layer, layer 1 gets nothing from the other layers.
     let layers = kept(&Compression { policy: policy("adakv:kvzip").unwrap(), ..how });
     assert!(layers.chunks(KV_HEADS).all(|layer| layer.iter().sum::<usize>() == 80), "{layers:?}");
 }
@@ -286,7 +278,7 @@ fn compression_changes_neither_forks_nor_sliding_window_layers() {
     assert_eq!(alone, again);
     drop(first);
     let left = cache.bytes_in_use();
-    // Beside its pages it has a bias for each token of three pages of either head.
+    // The sequence also holds the biases of three pages of either head.
     assert_eq!(second.bias_bytes(), KV_HEADS * 3 * 16 * size_of::<f32>());
     assert_eq!(left + second.bias_bytes(), second.bytes());
     drop(second);
@@ -343,7 +335,7 @@ fn rows_are_per_query_head_or_per_kv_head_and_never_mixed() {
             assert!((mean - (of_head[0][token] + of_head[1][token]) / 2.0).abs() < 1e-4);
         }
     }
-    // The other kind: what was there is forgotten, and so are its queries.
+    // Rows of the other kind clear the old rows and their queries.
     step(&mut sequence, &q[..HEADS * DIM], &k[..KV_HEADS * DIM], &v[..KV_HEADS * DIM], of_kv_heads);
     assert_eq!((sequence.accumulated_scores(0).rows(), sequence.queries_from(0, 0)), (Some(KV_HEADS), 1));
     let total: f32 = sequence.accumulated_scores(0).sum[0].iter().sum();

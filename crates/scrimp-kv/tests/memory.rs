@@ -1,4 +1,4 @@
-//! What a cache takes and gives back: limits, shared pages.
+//! Memory of a cache: limits, shared pages, sliding windows.
 
 use scrimp_kernels::Pool;
 use scrimp_kv::{KvCache, KvConfig, KvError, Sequence, policy::Selection};
@@ -37,7 +37,7 @@ fn a_limit_is_an_error_and_changes_nothing() {
     assert!(error.to_string().contains("no room for 65 more tokens"), "{error}");
     assert_eq!((sequence.kept(0, 0), sequence.kept(1, 0)), (64, 64));
     assert_eq!(cache.bytes_in_use(), 4 * PAGE);
-    // The first layer takes the last two pages, the second has none: the caller goes back to before.
+    // The first layer takes the last two pages and none are left for the second: the caller truncates both.
     assert!(append(&mut sequence, 1, &pool).is_err());
     assert_eq!((sequence.kept(0, 0), sequence.kept(1, 0)), (65, 64));
     sequence.truncate(64).unwrap();
@@ -58,7 +58,7 @@ fn shared_pages_are_copied_only_when_written() {
     append(&mut second, 1, &pool).unwrap();
     assert_eq!(cache.bytes_in_use(), 6 * PAGE);
     assert_eq!((first.ref_cnt(0, 0, 0), first.ref_cnt(0, 0, 1), second.ref_cnt(0, 0, 1)), (2, 1, 1));
-    // The first has its last page for itself now, and writes in place.
+    // The first sequence is the only owner of its last page now and writes in place.
     append(&mut first, 1, &pool).unwrap();
     assert_eq!(cache.bytes_in_use(), 6 * PAGE);
     drop(first);
@@ -66,7 +66,7 @@ fn shared_pages_are_copied_only_when_written() {
 }
 
 #[test]
-fn sliding_layers_stay_small_and_say_when_they_cannot_go_back() {
+fn sliding_layers_stay_small_and_refuse_truncation_into_dropped_tokens() {
     let pool = Pool::new(1).unwrap();
     let cache = cache(vec![Some(100), None], None);
     let mut sequence = cache.sequence();
@@ -80,7 +80,7 @@ fn sliding_layers_stay_small_and_say_when_they_cannot_go_back() {
     sequence.truncate(first + 99).unwrap();
     assert!(matches!(sequence.truncate(first + 98), Err(KvError::Dropped { .. })));
     assert_eq!(sequence.len(), first + 99);
-    // A start from nothing is always possible.
+    // Starting over is always possible.
     sequence.reset();
     append(&mut sequence, 10, &pool).unwrap();
     sequence.truncate(0).unwrap();

@@ -1,5 +1,5 @@
-//! Sequences against plain vectors: whatever is appended, forked, truncated, dropped and compacted, every head holds the
-//! tokens that a naive model holds, attention sees them, and no page is lost or leaked.
+//! Sequences against plain vectors: after any appends, forks, truncations and compactions, every head holds the
+//! tokens of a naive model, attention reads them, and no page leaks.
 
 use proptest::prelude::*;
 use scrimp_kernels::{Exec, Pool, SimdLevel};
@@ -88,31 +88,7 @@ impl World {
     fn step(&mut self, step: &Step) {
         let (sequence, model) = &mut self.sequences[self.current];
         match step {
-            Step::Append { n } => {
-                for layer in 0..2 {
-                    let element = |i: usize, scale: f32| {
-                        let (token, head, d) = (i / (HEADS * DIM), i / DIM % HEADS, i % DIM);
-                        scale * value(self.stamp + token, head + layer, d)
-                    };
-                    let k: Vec<f32> = (0..n * HEADS * DIM).map(|i| element(i, 1.0)).collect();
-                    let v: Vec<f32> = (0..n * HEADS * DIM).map(|i| element(i, -2.0)).collect();
-                    sequence.append(layer, &k, &v, &self.pool).unwrap();
-                    for token in 0..*n {
-                        for head in 0..HEADS {
-                            let row = |x: &[f32]| x[(token * HEADS + head) * DIM..][..DIM].to_vec();
-                            let position = (model.len + token) as u32;
-                            model.heads[layer][head].push(Token {
-                                position,
-                                k: row(&k),
-                                v: row(&v),
-                                bias: 0.0,
-                            });
-                        }
-                    }
-                }
-                self.stamp += n;
-                model.len += n;
-            }
+            Step::Append { n } => self.append(*n),
             Step::Fork => {
                 if self.sequences.len() < 4 {
                     let fork =
@@ -138,31 +114,7 @@ impl World {
                 }
             }
             Step::Compact { layer, keep, biased } => {
-                let mut kept = Vec::new();
-                for head in 0..HEADS {
-                    // The sequence may hold fewer tokens of a window layer than the model.
-                    let tokens = &mut model.heads[*layer][head];
-                    let held = sequence.kept(*layer, head);
-                    tokens.drain(..tokens.len() - held);
-                    let keeps = |i: usize| keep[i % 8] >> ((i / 8 + head) % 8) & 1 == 1;
-                    let indices: Vec<u32> = (0..held).filter(|&i| keeps(i)).map(|i| i as u32).collect();
-                    let bias = biased.then(|| {
-                        indices
-                            .iter()
-                            .map(|i| if i % 3 == 0 { 0.0 } else { (*i as f32 + 2.0).ln() })
-                            .collect::<Vec<_>>()
-                    });
-                    let old = std::mem::take(tokens);
-                    for (n, &i) in indices.iter().enumerate() {
-                        let mut token = old[i as usize].clone();
-                        if let Some(bias) = &bias {
-                            token.bias = bias[n];
-                        }
-                        tokens.push(token);
-                    }
-                    kept.push(Selection { indices, bias });
-                }
-                sequence.compact(*layer, &kept).unwrap();
+                compact(sequence, &mut model.heads[*layer], *layer, keep, *biased);
             }
             Step::Reset => {
                 sequence.reset();
@@ -172,6 +124,29 @@ impl World {
             Step::Attend => self.attend(),
         }
         self.check();
+    }
+
+    /// Appends `n` tokens to sequence and model.
+    fn append(&mut self, n: usize) {
+        let (sequence, model) = &mut self.sequences[self.current];
+        for layer in 0..2 {
+            let element = |i: usize, scale: f32| {
+                let (token, head, d) = (i / (HEADS * DIM), i / DIM % HEADS, i % DIM);
+                scale * value(self.stamp + token, head + layer, d)
+            };
+            let k: Vec<f32> = (0..n * HEADS * DIM).map(|i| element(i, 1.0)).collect();
+            let v: Vec<f32> = (0..n * HEADS * DIM).map(|i| element(i, -2.0)).collect();
+            sequence.append(layer, &k, &v, &self.pool).unwrap();
+            for token in 0..n {
+                for head in 0..HEADS {
+                    let row = |x: &[f32]| x[(token * HEADS + head) * DIM..][..DIM].to_vec();
+                    let position = (model.len + token) as u32;
+                    model.heads[layer][head].push(Token { position, k: row(&k), v: row(&v), bias: 0.0 });
+                }
+            }
+        }
+        self.stamp += n;
+        model.len += n;
     }
 
     /// Two more tokens, and the attention of the last against the naive sum.
@@ -267,6 +242,32 @@ impl World {
         assert!(self.cache.bytes_in_use() <= bytes);
         assert!(self.sequences.len() > 1 || self.cache.bytes_in_use() == bytes);
     }
+}
+
+/// Compacts a layer of the sequence and of the model to the tokens that the bits of `keep` name.
+fn compact(sequence: &mut Sequence, heads: &mut [Vec<Token>], layer: usize, keep: &[u8], biased: bool) {
+    let mut selections = Vec::new();
+    for head in 0..HEADS {
+        // The sequence may hold fewer tokens of a window layer than the model.
+        let tokens = &mut heads[head];
+        let held = sequence.kept(layer, head);
+        tokens.drain(..tokens.len() - held);
+        let keeps = |i: usize| keep[i % 8] >> ((i / 8 + head) % 8) & 1 == 1;
+        let indices: Vec<u32> = (0..held).filter(|&i| keeps(i)).map(|i| i as u32).collect();
+        let bias = biased.then(|| {
+            indices.iter().map(|i| if i % 3 == 0 { 0.0 } else { (*i as f32 + 2.0).ln() }).collect::<Vec<_>>()
+        });
+        let old = std::mem::take(tokens);
+        for (n, &i) in indices.iter().enumerate() {
+            let mut token = old[i as usize].clone();
+            if let Some(bias) = &bias {
+                token.bias = bias[n];
+            }
+            tokens.push(token);
+        }
+        selections.push(Selection { indices, bias });
+    }
+    sequence.compact(layer, &selections).unwrap();
 }
 
 proptest! {

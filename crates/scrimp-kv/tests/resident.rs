@@ -1,4 +1,5 @@
-//! Memory that a cache no longer needs goes back to the system. A process of its own: no other test's memory counts.
+//! Memory that a cache no longer needs returns to the system. The test has its own process, so that it measures its
+//! own memory only.
 #![cfg(target_os = "linux")]
 
 use scrimp_kernels::Pool;
@@ -6,8 +7,8 @@ use scrimp_kv::{KvCache, KvConfig, policy::Selection};
 
 const MIB: usize = 1 << 20;
 
-/// Resident memory of this process, bytes, counted page by page. (`statm` and `VmRSS` add up a counter of each
-/// processor only now and then: on a machine with many they are megabytes off.)
+/// Resident memory of this process in bytes, counted page by page. `statm` and `VmRSS` sum per-processor counters
+/// with a delay and can be megabytes off on machines with many processors.
 fn resident() -> usize {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
@@ -15,7 +16,7 @@ fn resident() -> usize {
 }
 
 #[test]
-fn dropped_and_compacted_memory_goes_back_to_the_system() {
+fn dropped_and_compacted_memory_returns_to_the_system() {
     let pool = Pool::new(1).unwrap();
     let cache = KvCache::new(KvConfig {
         head_dim: 64,
@@ -36,7 +37,7 @@ fn dropped_and_compacted_memory_goes_back_to_the_system() {
     assert_eq!(sequence.bytes(), 64 * MIB);
     let full = resident() - before;
     assert!(full >= 63 * MIB, "{full}");
-    // A quarter is kept, layer by layer.
+    // Layer by layer, a quarter of the tokens is kept.
     let len = sequence.kept(0, 0) as u32;
     for layer in 0..8 {
         let kept = Selection { indices: (0..len).filter(|i| i % 4 == 0).collect(), bias: None };

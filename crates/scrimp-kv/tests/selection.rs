@@ -278,7 +278,8 @@ fn pages_with_like_keys_stand_next_to_each_other() {
     let pool = Pool::new(1).unwrap();
     let mut sequence = sequence(36, 1, &[0]);
     sequence.reset();
-    // Pages of four tokens behind two sinks, with keys that point in turn to either of two sides, and attention that falls.
+    // Pages of four tokens behind two sinks, with keys that point alternately to one of two sides, and attention that
+    // falls.
     let side = |t: usize| if t >= 2 && (t - 2) / 4 % 2 == 1 { -3.0_f32 } else { 3.0 };
     let k: Vec<f32> = (0..36).flat_map(|t| [side(t), 0.5 * side(t), 1.0, 0.25]).collect();
     sequence.append(0, &k, &k, &pool).unwrap();

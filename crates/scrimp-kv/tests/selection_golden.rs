@@ -1,5 +1,5 @@
-//! The selection on the cases of `testdata/kv/select.json`. The Python package is tested on the same cases, except those that use
-//! an order or a mass of the ablation.
+//! The selection on the cases of `testdata/kv/select.json`. The Python package is tested on the same cases, except
+//! those that use an order or a mass of the ablation.
 //!
 //! `SCRIMP_BLESS=1 cargo test -p scrimp-kv --test selection_golden` rewrites the file.
 
@@ -12,7 +12,6 @@ use scrimp_kv::{
     policy::{ModelView, policy},
 };
 use serde_json::{Value, json};
-use std::path::PathBuf;
 
 const DIM: usize = 8;
 const LAYERS: usize = 3;
@@ -113,7 +112,7 @@ fn cases() -> Vec<Value> {
 
 #[test]
 fn the_selection_is_as_it_was() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata/kv/select.json");
+    let path = scrimp_testkit::testdata("kv/select.json");
     let now = serde_json::to_string(&cases()).unwrap() + "\n";
     if std::env::var_os("SCRIMP_BLESS").is_some() {
         std::fs::write(&path, &now).unwrap();

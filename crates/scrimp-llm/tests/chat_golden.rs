@@ -2,16 +2,12 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use scrimp_llm::chat::{ChatTemplate, Message, chat_template_from_hf_dir};
+use scrimp_testkit::testdata;
 use serde_json::{Map, Value};
-
-fn testdata() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata")
-}
 
 fn hello() -> Vec<Message> {
     vec![Message::new("user", "Hello")]
@@ -19,7 +15,7 @@ fn hello() -> Vec<Message> {
 
 #[test]
 fn as_jinja2_renders_them() {
-    let dir = testdata().join("chat");
+    let dir = testdata("chat");
     let golden: Value = serde_json::from_slice(&fs::read(dir.join("golden.json")).unwrap()).unwrap();
     let mut wrong = Vec::new();
     for case in golden["cases"].as_array().unwrap() {
@@ -168,7 +164,7 @@ fn nested_values_are_printed_and_freed() {
 
 #[test]
 fn long_conversations_are_within_the_budget() {
-    let dir = testdata().join("chat");
+    let dir = testdata("chat");
     for name in ["qwen2.5", "llama3_tools", "gemma3", "mistral"] {
         let source = fs::read_to_string(dir.join(format!("{name}.jinja"))).unwrap();
         let template = ChatTemplate::new(&source, "<s>", "</s>").unwrap();
@@ -183,9 +179,9 @@ fn long_conversations_are_within_the_budget() {
 
 #[test]
 fn hugging_face_directories() {
-    let template = chat_template_from_hf_dir(&testdata().join("tokenizer/tiny_bytelevel")).unwrap().unwrap();
+    let template = chat_template_from_hf_dir(&testdata("tokenizer/tiny_bytelevel")).unwrap().unwrap();
     assert_eq!(template.render(&hello(), true, &Map::new()).unwrap(), "user: Hello<|im_end|>");
-    assert!(chat_template_from_hf_dir(&testdata().join("tokenizer/tiny_sentencepiece")).unwrap().is_none());
+    assert!(chat_template_from_hf_dir(&testdata("tokenizer/tiny_sentencepiece")).unwrap().is_none());
 
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();

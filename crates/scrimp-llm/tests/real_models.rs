@@ -1,18 +1,10 @@
 //! Real files, when `SCRIMP_TEST_MODELS` names a directory that has them: configurations as llama.cpp prints them.
 
-use std::path::PathBuf;
-
 use scrimp_llm::{checkpoint::Checkpoint, config::RopePairs};
+use scrimp_testkit::real_model;
 
 fn model(name: &str) -> Option<Checkpoint> {
-    let path = std::env::var_os("SCRIMP_TEST_MODELS").map(|dir| PathBuf::from(dir).join(name));
-    match path.filter(|path| path.is_file()) {
-        Some(path) => Some(Checkpoint::open(&path).unwrap()),
-        None => {
-            eprintln!("SKIPPED: no {name} (set SCRIMP_TEST_MODELS to a directory that has it)");
-            None
-        }
-    }
+    real_model(name).map(|path| Checkpoint::open(&path).unwrap())
 }
 
 /// (layers, hidden, feed-forward, heads, key/value heads, head, vocabulary, context)

@@ -3,11 +3,9 @@
 
 use scrimp_llm::checkpoint::{Checkpoint, TensorView};
 use scrimp_llm::config::{ModelConfig, RopePairs};
-use std::path::Path;
 
 fn open(relative: &str) -> Checkpoint {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(relative);
-    Checkpoint::open(&path).unwrap_or_else(|e| panic!("{relative}: {e}"))
+    Checkpoint::open(&scrimp_testkit::testdata(relative)).unwrap_or_else(|e| panic!("{relative}: {e}"))
 }
 
 fn near(a: &[f32], b: &[f32]) -> bool {

@@ -6,11 +6,8 @@ use std::{
 };
 
 use scrimp_llm::{load::GgufFile, tokenizer::Tokenizer};
+use scrimp_testkit::{real_model, testdata};
 use serde_json::Value;
-
-fn testdata() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata")
-}
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -37,18 +34,10 @@ fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
 }
 
 fn gguf_model(name: &str) {
-    let Some(models) = env::var_os("SCRIMP_TEST_MODELS") else {
-        eprintln!("SKIPPED: {name}: SCRIMP_TEST_MODELS is not set to a directory of GGUF files");
-        return;
-    };
-    let path = Path::new(&models).join(format!("{name}.gguf"));
-    if !path.is_file() {
-        eprintln!("SKIPPED: {} does not exist", path.display());
-        return;
-    }
+    let Some(path) = real_model(&format!("{name}.gguf")) else { return };
     let file = GgufFile::open(&path).unwrap();
     let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap();
-    let golden = json(&testdata().join(format!("tokenizer/{name}.json")));
+    let golden = json(&testdata(&format!("tokenizer/{name}.json")));
     assert_eq!(tokenizer.vocab_size() as u64, golden["vocab_size"].as_u64().unwrap());
     assert_eq!(tokenizer.encode("x", true, true).unwrap(), ids(&golden["with_bos"]));
 
@@ -75,7 +64,7 @@ fn gguf_model(name: &str) {
     let texts = env::var_os("SCRIMP_TEST_TEXTS").map(PathBuf::from);
     for (name, sum) in golden["texts"].as_object().unwrap() {
         let path = match &texts {
-            _ if name == "alice_excerpt.txt" => testdata().join("text").join(name),
+            _ if name == "alice_excerpt.txt" => testdata("text").join(name),
             Some(texts) => texts.join(name),
             None => {
                 eprintln!("SKIPPED: {name}: SCRIMP_TEST_TEXTS is not set");
@@ -114,7 +103,7 @@ fn qwen_one_and_a_half() {
 }
 
 fn hf_dir(name: &str) -> Tokenizer {
-    let dir = testdata().join("tokenizer").join(name);
+    let dir = testdata("tokenizer").join(name);
     let tokenizer = Tokenizer::from_hf_dir(&dir).unwrap();
     let golden = json(&dir.join("golden.json"));
     assert_eq!(tokenizer.vocab_size() as u64, golden["vocab_size"].as_u64().unwrap());

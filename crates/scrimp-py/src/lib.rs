@@ -3,6 +3,8 @@
 //! A tensor arrives as a Python object, whose reference keeps it alive. Calls read and write its memory in place ([`tensor`]).
 //! Long calls release the GIL. The Python half is `python/scrimp`.
 
+#[cfg(feature = "command")]
+mod command;
 mod embedding;
 mod linear;
 mod llm;
@@ -24,6 +26,8 @@ fn _scrimp(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<llm::LanguageModel>()?;
     m.add_class::<prune::InputStatistics>()?;
     m.add_class::<rec::RecModel>()?;
+    #[cfg(feature = "command")]
+    m.add_function(wrap_pyfunction!(command::command, m)?)?;
     m.add_function(wrap_pyfunction!(prune::compress_matrix, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::set_num_threads, m)?)?;
     m.add_function(wrap_pyfunction!(runtime::get_num_threads, m)?)?;

@@ -18,7 +18,7 @@ use scrimp_kernels::embedding::Optimizer;
 /// // Vectors of 64 values for any number of ids, in 32 kB.
 /// let bag = EmbeddingBag::new(&EncoderOptions::new("memrec", 64, 32_000), 1_000_000)?;
 /// // Two bags: the first three ids, and the last one.
-/// let sums = bag.forward(run, &[7, 123_456_789, 7, 42], &[0, 3])?;
+/// let sums = bag.forward(exec, &[7, 123_456_789, 7, 42], &[0, 3])?;
 /// assert_eq!(sums.len(), 2 * 64);
 /// # Ok(())
 /// # }

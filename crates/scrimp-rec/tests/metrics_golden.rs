@@ -22,8 +22,7 @@ struct Case {
 
 #[test]
 fn metrics_are_those_of_scikit_learn() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/metrics/golden.json");
-    let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let golden: Golden = scrimp_testkit::read_json("metrics/golden.json");
     assert!(golden.cases.len() >= 6);
     for case in golden.cases {
         let labels: Vec<f32> = case.labels.iter().map(|&y| f32::from(y)).collect();

@@ -1,4 +1,4 @@
-//! What an answer must look like: constrained decoding by llguidance, which says for each step what tokens may follow.
+//! Constrained decoding: llguidance computes the tokens that a grammar allows next.
 
 use llguidance::{
     Matcher, ParserFactory,
@@ -9,24 +9,24 @@ use scrimp_llm::{Error, Result, tokenizer::Tokenizer};
 use serde_json::{Value, json};
 use std::{fmt, sync::Arc};
 
-/// Longest schema or grammar, bytes of JSON.
+/// Maximum size of a schema, bytes of JSON.
 const MAX_SCHEMA: usize = 64 << 10;
 
 /// Restricts the tokens of one answer.
 pub(crate) trait Constraint: fmt::Debug + Send {
-    /// Sets the logits of tokens that may not come next to minus infinity.
+    /// Sets the logits of all tokens that the grammar does not allow next to minus infinity.
     ///
     /// # Errors
-    /// When nothing may come next, or working that out takes too much.
+    /// The grammar allows no token, or it exceeds llguidance's limits.
     fn mask(&mut self, logits: &mut [f32]) -> Result<()>;
-    /// Takes the token that was drawn; true when the answer is complete.
+    /// Advances by the sampled token. True: the answer is complete.
     ///
     /// # Errors
-    /// When the token may not come here.
+    /// The grammar does not allow the token.
     fn accept(&mut self, token: u32) -> Result<bool>;
 }
 
-/// Makes constraints for one tokenizer.
+/// Creates constraints for one tokenizer.
 pub(crate) struct Constraints {
     factory: ParserFactory,
 }
@@ -38,19 +38,19 @@ impl fmt::Debug for Constraints {
 }
 
 impl Constraints {
-    /// Of `tokenizer`'s tokens.
+    /// Builds the token trie of `tokenizer`.
     ///
     /// # Errors
-    /// When the tokenizer has no end token.
+    /// The tokenizer has no end token.
     pub(crate) fn new(tokenizer: &Tokenizer) -> Result<Self> {
         let Some(&end) = tokenizer.ends().first() else {
-            return Err(Error::bad_input("this model has no end token, which a constrained answer needs"));
+            return Err(Error::bad_input("constrained output needs an end token, and this model has none"));
         };
         let words: Vec<Vec<u8>> = (0..tokenizer.vocab_size() as u32)
             .map(|id| {
                 let bytes = tokenizer.token_bytes(id).unwrap_or_default();
                 if tokenizer.is_special(id) || tokenizer.is_end(id) {
-                    // As toktrie marks tokens that are no text.
+                    // toktrie's marker of special tokens.
                     let mut marked = vec![TokTrie::SPECIAL_TOKEN_MARKER];
                     marked.extend(bytes);
                     marked
@@ -67,21 +67,21 @@ impl Constraints {
         Ok(Self { factory })
     }
 
-    /// Any JSON object.
+    /// A constraint to any JSON object.
     ///
     /// # Errors
-    /// As [`Constraints::schema`].
+    /// See [`Constraints::schema`].
     pub(crate) fn json_object(&self) -> Result<Box<dyn Constraint>> {
         self.schema(json!({ "type": "object" }))
     }
 
-    /// JSON that fits a schema.
+    /// A constraint to JSON that matches a schema.
     ///
     /// # Errors
-    /// When the schema is too large, or says what cannot be enforced.
+    /// The schema is too large, or llguidance cannot enforce it.
     pub(crate) fn schema(&self, schema: Value) -> Result<Box<dyn Constraint>> {
         if schema.to_string().len() > MAX_SCHEMA {
-            return Err(Error::bad_input(format!("a JSON schema may have {MAX_SCHEMA} bytes")));
+            return Err(Error::bad_input(format!("a JSON schema can have at most {MAX_SCHEMA} bytes")));
         }
         self.grammar(TopLevelGrammar::from_json_schema(schema))
     }
@@ -108,7 +108,7 @@ impl fmt::Debug for Guided {
 impl Constraint for Guided {
     fn mask(&mut self, logits: &mut [f32]) -> Result<()> {
         let allowed = self.matcher.compute_mask_or_eos().map_err(|e| internal(&e))?;
-        // A model's output may have more rows than the tokenizer has tokens.
+        // The logits can have more entries than the tokenizer has tokens.
         let known = allowed.len().min(logits.len());
         logits[known..].fill(f32::NEG_INFINITY);
         allowed.iter_unset_entries(|id| {

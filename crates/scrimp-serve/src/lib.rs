@@ -1,11 +1,11 @@
 //! An OpenAI-compatible server for language models and recommenders.
 //!
 //! ```text
-//!  http      routes, keys, limits, shapes of requests and answers        (tokio, a thread or two)
-//!   │ EngineRequest            ▲ EngineOutput
+//!  http      routes, keys, limits, formats of requests and answers       (tokio, two threads)
+//!   │ EngineRequest  ▲ EngineOutput
 //!   ▼                │
-//!  engine    the thread that owns the model                               scheduler   who runs next (pure)
-//!   └ memory         caches of requests, kept prefixes                    └ prefix    kept caches by hash of blocks
+//!  engine    the thread that owns the model                              scheduler   continuous batching (pure)
+//!   └ kv_cache_manager   KV caches of requests, cached prefixes           └ prefix    prefix cache by hash of blocks
 //!
 //!  score     the thread that owns the recommender
 //! ```

@@ -1,6 +1,5 @@
-//! A load generator for servers of OpenAI's API: closed loop (so many clients, each waits for its answer) or open loop
-//! (requests at a rate, whatever the server does). Plain HTTP over sockets of its own, so that it costs little beside what
-//! it measures.
+//! A load generator for servers with OpenAI's API: closed loop (each client waits for its answer) or open loop (a fixed
+//! request rate). It writes plain HTTP to sockets, so that its own load is small.
 
 use serde_json::{Value, json};
 use std::{
@@ -13,48 +12,48 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What to send.
+/// The load.
 #[derive(Debug, Clone)]
 pub struct Load {
     /// `host:port`.
     pub address: String,
-    /// Key, where one is needed.
+    /// API key, if the server requires one.
     pub api_key: Option<String>,
-    /// Requests in all.
+    /// Total number of requests.
     pub requests: usize,
-    /// Clients at once (closed loop), or most of them (open loop).
+    /// Number of clients (closed loop), or their maximum (open loop).
     pub concurrency: usize,
-    /// Requests per second; `None`: each client sends the next one when it has its answer.
+    /// Requests per second (open loop); `None`: closed loop.
     pub rate: Option<f64>,
     /// Tokens of each answer.
     pub tokens: usize,
-    /// The prompts, taken in turn.
+    /// Prompts, used cyclically.
     pub prompts: Vec<String>,
 }
 
-/// What came back.
+/// The measured answers.
 #[derive(Debug, Clone, Default)]
 pub struct Measured {
     /// Seconds from a request to its first token, sorted.
     pub first_token: Vec<f64>,
-    /// Seconds between two tokens, sorted.
+    /// Seconds between consecutive tokens, sorted.
     pub between: Vec<f64>,
     /// Tokens of all answers.
     pub tokens: u64,
-    /// Answers that are complete.
+    /// Number of complete answers.
     pub complete: usize,
-    /// What went wrong, the first few messages.
+    /// The first error messages.
     pub errors: Vec<String>,
-    /// Requests that failed.
+    /// Number of failed requests.
     pub failed: usize,
-    /// From the first request to the last answer.
+    /// Seconds from the first request to the last answer.
     pub seconds: f64,
 }
 
-/// Longest time without a byte.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// Messages that are kept.
-const KEPT_ERRORS: usize = 5;
+/// Maximum time without a byte.
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
+/// Maximum number of error messages.
+const MAX_ERRORS: usize = 5;
 
 /// Sends all requests and waits for the answers.
 pub fn run(load: &Load) -> Measured {
@@ -96,7 +95,7 @@ impl Measured {
             }
             Err(e) => {
                 self.failed += 1;
-                if self.errors.len() < KEPT_ERRORS {
+                if self.errors.len() < MAX_ERRORS {
                     self.errors.push(e.to_string());
                 }
             }
@@ -104,7 +103,7 @@ impl Measured {
     }
 }
 
-/// The value below which a share of sorted values lies; 0 of none.
+/// The percentile `share` (0 to 1) of sorted values; 0 without values.
 pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(0.0)
@@ -133,7 +132,7 @@ fn one(load: &Load, prompt: &str) -> io::Result<Answer> {
     let begun = Instant::now();
     let mut stream = TcpStream::connect(&load.address)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(READ_TIMEOUT))?;
     stream.write_all(head.as_bytes())?;
     stream.write_all(body.as_bytes())?;
     let mut reader = BufReader::new(stream);
@@ -171,12 +170,12 @@ fn one(load: &Load, prompt: &str) -> io::Result<Answer> {
     if done { Ok(answer) } else { Err(io::Error::other("the stream ended early")) }
 }
 
-/// Status, and whether the body comes in chunks.
+/// Status, and whether the body has chunked encoding.
 fn read_head(reader: &mut impl BufRead) -> io::Result<(u16, bool)> {
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let status = line.split(' ').nth(1).and_then(|s| s.parse().ok());
-    let status = status.ok_or_else(|| io::Error::other("this is no HTTP server"))?;
+    let status = status.ok_or_else(|| io::Error::other("not an HTTP server"))?;
     let mut chunked = false;
     loop {
         line.clear();
@@ -187,10 +186,10 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<(u16, bool)> {
     }
 }
 
-/// A body in chunks.
+/// Decodes a body with chunked encoding.
 struct Chunked<R> {
     reader: R,
-    /// Bytes left of the current chunk.
+    /// Remaining bytes of the current chunk.
     left: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Counters, gauges and histograms, written as Prometheus reads them. Names are those of vLLM with `scrimp:` in front.
+//! Counters, gauges and histograms in Prometheus' text format. The names are vLLM's, with the prefix `scrimp:`.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-/// A number that only grows, or is set.
+/// A counter or gauge.
 #[derive(Debug, Default)]
 pub(crate) struct Number(AtomicU64);
 
@@ -31,11 +31,11 @@ impl Number {
     }
 }
 
-/// Upper ends of a histogram's buckets, seconds.
+/// Upper bounds of a histogram's buckets in seconds.
 const BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
-/// Durations, in buckets.
+/// A histogram of durations.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram {
     buckets: [AtomicU64; BUCKETS.len()],
@@ -44,7 +44,7 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    /// Counts a duration.
+    /// Adds a duration.
     pub(crate) fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         if let Some(bucket) = BUCKETS.iter().position(|&end| seconds <= end) {
@@ -67,34 +67,34 @@ impl Histogram {
     }
 }
 
-/// All that the server counts.
+/// All metrics of the server.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    /// Requests that run.
+    /// Number of running requests.
     pub(crate) running: Number,
-    /// Requests that wait.
+    /// Number of waiting requests.
     pub(crate) waiting: Number,
-    /// Bytes of KV pages.
+    /// Bytes of KV pages in use.
     pub(crate) kv_bytes: Number,
-    /// Most bytes of KV pages.
+    /// Maximum bytes of KV pages.
     pub(crate) kv_limit: Number,
-    /// Prompt tokens that were computed.
+    /// Computed prompt tokens.
     pub(crate) prompt_tokens: Number,
-    /// Tokens that were generated.
+    /// Generated tokens.
     pub(crate) generated_tokens: Number,
-    /// Prompt tokens that were looked for in kept caches.
+    /// Prompt tokens looked up in the prefix cache.
     pub(crate) prefix_queries: Number,
-    /// Prompt tokens that were found there.
+    /// Prompt tokens found in the prefix cache.
     pub(crate) prefix_hits: Number,
-    /// Requests that lost their pages and start over.
+    /// Number of preemptions.
     pub(crate) preemptions: Number,
-    /// Caches that were made smaller because memory ran short.
+    /// Number of compressions under memory pressure.
     pub(crate) compressions: Number,
-    /// Rows that the recommender scored.
+    /// Rows scored by the recommender.
     pub(crate) scored_rows: Number,
-    /// From a request's arrival to its first token.
+    /// Time from a request's arrival to its first token.
     pub(crate) time_to_first_token: Histogram,
-    /// Between two tokens.
+    /// Time between consecutive tokens.
     pub(crate) time_per_token: Histogram,
     latency: Histogram,
     finished: Mutex<BTreeMap<String, u64>>,
@@ -102,7 +102,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// A request ended.
+    /// Counts a finished or failed request.
     pub(crate) fn finished(&self, reason: &str, duration: Duration) {
         self.latency.observe(duration);
         *self
@@ -113,12 +113,12 @@ impl Metrics {
             .or_default() += 1;
     }
 
-    /// A response was sent.
+    /// Counts a response.
     pub(crate) fn response(&self, status: u16) {
         *self.responses.lock().unwrap_or_else(PoisonError::into_inner).entry(status).or_default() += 1;
     }
 
-    /// The text that Prometheus reads.
+    /// All metrics in Prometheus' text format.
     pub(crate) fn render(&self, model: &str) -> String {
         let label = format!("model_name=\"{}\"", model.replace(['"', '\\', '\n'], "_"));
         let mut out = String::new();
@@ -129,35 +129,43 @@ impl Metrics {
                 "# HELP scrimp:{name} {help}\n# TYPE scrimp:{name} {kind}\nscrimp:{name}{{{label}}} {value}"
             );
         };
-        one("num_requests_running", "gauge", "Requests that run.", self.running.get() as f64);
-        one("num_requests_waiting", "gauge", "Requests that wait.", self.waiting.get() as f64);
-        one("kv_cache_usage_perc", "gauge", "Share of the KV cache in use; 1 is all of it.", usage);
+        one("num_requests_running", "gauge", "Running requests.", self.running.get() as f64);
+        one("num_requests_waiting", "gauge", "Waiting requests.", self.waiting.get() as f64);
+        one("kv_cache_usage_perc", "gauge", "Fraction of the KV memory in use.", usage);
         one("kv_cache_bytes", "gauge", "Bytes of KV pages in use.", self.kv_bytes.get() as f64);
         for (name, help, number) in [
-            ("prompt_tokens_total", "Prompt tokens that were computed.", &self.prompt_tokens),
-            ("generation_tokens_total", "Tokens that were generated.", &self.generated_tokens),
-            ("prefix_cache_queries_total", "Prompt tokens looked for in kept caches.", &self.prefix_queries),
-            ("prefix_cache_hits_total", "Prompt tokens found there.", &self.prefix_hits),
-            ("num_preemptions_total", "Requests that started over for want of memory.", &self.preemptions),
-            ("kv_compressions_total", "Caches made smaller for want of memory.", &self.compressions),
-            ("scored_rows_total", "Rows that the recommender scored.", &self.scored_rows),
+            ("prompt_tokens_total", "Computed prompt tokens.", &self.prompt_tokens),
+            ("generation_tokens_total", "Generated tokens.", &self.generated_tokens),
+            (
+                "prefix_cache_queries_total",
+                "Prompt tokens looked up in the prefix cache.",
+                &self.prefix_queries,
+            ),
+            ("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", &self.prefix_hits),
+            ("num_preemptions_total", "Preempted requests.", &self.preemptions),
+            ("kv_compressions_total", "KV caches compressed under memory pressure.", &self.compressions),
+            ("scored_rows_total", "Rows scored by the recommender.", &self.scored_rows),
         ] {
             one(name, "counter", help, number.get() as f64);
         }
         for (name, help, histogram) in [
-            ("time_to_first_token_seconds", "From arrival to the first token.", &self.time_to_first_token),
-            ("time_per_output_token_seconds", "Between two tokens.", &self.time_per_token),
-            ("e2e_request_latency_seconds", "From arrival to the end.", &self.latency),
+            (
+                "time_to_first_token_seconds",
+                "Time from arrival to the first token.",
+                &self.time_to_first_token,
+            ),
+            ("time_per_output_token_seconds", "Time between consecutive tokens.", &self.time_per_token),
+            ("e2e_request_latency_seconds", "Time from arrival to the end.", &self.latency),
         ] {
             let _ = writeln!(out, "# HELP scrimp:{name} {help}\n# TYPE scrimp:{name} histogram");
             histogram.write(&mut out, &format!("scrimp:{name}"), &label);
         }
-        out += "# HELP scrimp:request_success_total Requests that ended, by reason.\n\
+        out += "# HELP scrimp:request_success_total Finished requests by reason.\n\
                 # TYPE scrimp:request_success_total counter\n";
         for (reason, n) in &*self.finished.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = writeln!(out, "scrimp:request_success_total{{{label},finished_reason=\"{reason}\"}} {n}");
         }
-        out += "# HELP scrimp:http_responses_total Responses by status.\n\
+        out += "# HELP scrimp:http_responses_total HTTP responses by status.\n\
                 # TYPE scrimp:http_responses_total counter\n";
         for (status, n) in &*self.responses.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = writeln!(out, "scrimp:http_responses_total{{status=\"{status}\"}} {n}");

@@ -1,40 +1,40 @@
-//! Limits, keys and addresses of a server.
+//! Options of a server.
 
 use crate::{engine::KvOptions, scheduler::Limits};
 use std::{net::SocketAddr, time::Duration};
 
-/// How a server behaves. [`ServeOptions::default`] is what `scrimp serve` does without options.
+/// Options of a server. The defaults are those of `scrimp serve`.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Where it listens.
+    /// Address and port to listen on.
     pub address: SocketAddr,
-    /// Keys that requests must carry, as digests; empty: none is asked for.
+    /// SHA-256 digests of the accepted API keys (see [`digest`](crate::digest)); empty: no key is required.
     pub api_keys: Vec<[u8; 32]>,
-    /// Origins that browsers may call from; empty: none but the server's own page.
+    /// Origins whose pages may call the server; empty: only the server's own page.
     pub cors: Vec<String>,
     /// Limits of the scheduler.
     pub limits: Limits,
-    /// Most bytes of KV pages of all requests together.
+    /// Maximum size of all KV pages in bytes.
     pub kv_bytes: usize,
-    /// Whether caches are made smaller when memory runs short.
+    /// Compress the longest KV caches when the memory is full, before requests are preempted.
     pub compress_under_pressure: bool,
-    /// Whether caches are kept for requests that begin alike.
+    /// Reuse the KV caches of common prompt prefixes.
     pub prefix_caching: bool,
-    /// How KV caches are kept where a request does not say.
+    /// Default KV options of requests.
     pub kv: KvOptions,
-    /// Most tokens of a prompt and its answer.
+    /// Maximum number of tokens of a prompt and its answer.
     pub max_model_len: usize,
-    /// Largest body, bytes.
+    /// Maximum size of a request body in bytes.
     pub max_body: usize,
-    /// Most rows of a request to the recommender.
+    /// Maximum number of rows per request to the recommender.
     pub max_rows: usize,
-    /// Time for a request's head and for its body.
+    /// Maximum time until the head, and then the body, of a request has arrived.
     pub read_timeout: Duration,
-    /// Time for an answer.
+    /// Maximum time per request.
     pub request_timeout: Duration,
-    /// Time that running requests get when the server shuts down.
+    /// Time for running requests to finish when the server shuts down.
     pub drain: Duration,
-    /// Connections at once; more wait.
+    /// Maximum number of connections; further ones wait.
     pub max_connections: usize,
 }
 

@@ -1,4 +1,4 @@
-//! The recommender: a thread that owns the model and scores what is waiting, many requests in one batch.
+//! The recommender: a thread that owns the model and scores all waiting requests in one batch.
 
 use crate::metrics::Metrics;
 use scrimp_kernels::{Pool, SimdLevel};
@@ -12,7 +12,7 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Rows that are scored at once; requests wait for each other no longer than a batch takes.
+/// Maximum number of rows per batch: it bounds the time that requests wait for each other.
 const ROWS: usize = 4096;
 
 struct Request {
@@ -20,7 +20,7 @@ struct Request {
     answer: oneshot::Sender<Vec<f32>>,
 }
 
-/// The way to the thread.
+/// Handle of the thread.
 #[derive(Debug)]
 pub(crate) struct Recommender {
     schema: Schema,
@@ -29,10 +29,10 @@ pub(crate) struct Recommender {
 }
 
 impl Recommender {
-    /// Starts the thread; `threads` compute.
+    /// Starts the thread with a pool of `threads`.
     ///
     /// # Errors
-    /// When threads cannot be had.
+    /// Threads cannot be created.
     pub(crate) fn start(
         model: Model,
         threads: usize,
@@ -47,12 +47,12 @@ impl Recommender {
         Ok(Self { schema, requests: Mutex::new(sender), _thread: thread })
     }
 
-    /// What rows consist of.
+    /// The schema of rows.
     pub(crate) fn schema(&self) -> &Schema {
         &self.schema
     }
 
-    /// Probabilities of rows of the schema; `None` when the thread has ended.
+    /// Probabilities of `rows`; `None`: the thread has stopped.
     pub(crate) async fn score(&self, rows: Batch) -> Option<Vec<f32>> {
         let (answer, answered) = oneshot::channel();
         let request = Request { rows, answer };
@@ -92,7 +92,7 @@ fn run(mut model: Model, pool: &Pool, level: SimdLevel, requests: &Receiver<Requ
         for request in waiting {
             let (own, behind) = rest.split_at(request.rows.rows());
             rest = behind;
-            // Whoever asked may be gone.
+            // The client may have disconnected.
             let _ = request.answer.send(own.to_vec());
         }
     }

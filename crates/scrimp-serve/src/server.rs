@@ -1,4 +1,4 @@
-//! Connections: accepted, limited, and ended when the server shuts down.
+//! The server: accepts and limits connections, and shuts down gracefully.
 
 use crate::{
     constraint::Constraints,
@@ -28,22 +28,22 @@ use std::{
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
-/// How often the server looks whether it is to end.
+/// Interval at which the server checks its stop flag.
 const POLL: Duration = Duration::from_millis(50);
-/// Largest head of a request, bytes.
+/// Maximum size of a request's head in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
-/// A language model that is ready to be served.
+/// A language model for the server.
 pub struct LanguageModel {
     /// The weights.
     pub model: Model,
-    /// Its tokenizer.
+    /// The tokenizer.
     pub tokenizer: Tokenizer,
-    /// Its chat template, if it has one.
+    /// The chat template, if the model has one.
     pub template: Option<ChatTemplate>,
 }
 
-/// A server that is listening.
+/// A listening server.
 pub struct Server {
     runtime: tokio::runtime::Runtime,
     listener: TcpListener,
@@ -52,10 +52,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Begins to listen, and starts the engine. `names`: what the models are called.
+    /// Binds the address and starts the engine. Requests select a model by one of `names`; answers contain the first. The
+    /// recommender comes with its number of threads.
     ///
     /// # Errors
-    /// When the address cannot be had, or threads cannot be started.
+    /// The address is not available, or threads cannot be created.
     pub fn bind(
         options: ServeOptions,
         names: Vec<String>,
@@ -99,22 +100,23 @@ impl Server {
         Ok(Self { runtime, listener, state, engine })
     }
 
-    /// Where it listens.
+    /// The bound address.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// An error of the operating system.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` is set; then takes nothing new, and gives what runs its time to end.
+    /// Serves until `stop` is set. Then it rejects new requests and lets running requests finish within
+    /// [`ServeOptions::drain`].
     ///
     /// # Errors
-    /// When connections can no longer be accepted.
+    /// An error of the operating system while accepting connections.
     pub fn run(self, stop: &AtomicBool) -> io::Result<()> {
         let Self { runtime, listener, state, engine } = self;
         let result = runtime.block_on(accept(&listener, &state, stop));
-        // What still runs after its time is told so.
+        // The engine fails the requests that are still running.
         if let Some((commands, thread)) = engine {
             let _ = commands.send(Command::Stop);
             let _ = thread.join();
@@ -168,13 +170,13 @@ async fn accept(listener: &TcpListener, state: &Arc<State>, stop: &AtomicBool) -
     };
     tokio::pin!(stopped);
     loop {
-        // The semaphore is never closed.
+        // The semaphore is never closed, so this does not fail.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(e) => {
-                    // Out of file descriptors, or a connection that is gone already.
+                    // No free file descriptor, or the client has disconnected.
                     tracing::warn!("a connection was not accepted: {e}");
                     tokio::time::sleep(POLL).await;
                     continue;
@@ -182,7 +184,7 @@ async fn accept(listener: &TcpListener, state: &Arc<State>, stop: &AtomicBool) -
             },
             () = &mut stopped => break,
         };
-        // Streams are many small writes.
+        // A stream consists of many small writes.
         let _ = stream.set_nodelay(true);
         let router = router.clone();
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -192,7 +194,7 @@ async fn accept(listener: &TcpListener, state: &Arc<State>, stop: &AtomicBool) -
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
-            // Clients that go away are no error of the server.
+            // A disconnected client is not an error of the server.
             if let Err(e) = connection.await {
                 tracing::debug!("a connection ended: {e}");
             }

@@ -1,4 +1,4 @@
-//! Numbers for people.
+//! Formatting of numbers and tables.
 
 /// `1.3 GB`, `258 MB`, `12.5 kB`: powers of ten, three significant digits at least.
 pub(crate) fn bytes(n: u64) -> String {

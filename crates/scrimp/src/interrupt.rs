@@ -1,4 +1,4 @@
-//! Ctrl-C: ends the process with status 130, or, while a verb is generating, only asks it to stop.
+//! Ctrl-C: ends the process with status 130, or sets a flag while a verb handles interrupts itself.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +8,7 @@ static GRACEFUL: AtomicBool = AtomicBool::new(false);
 /// Installs the handler. Called once, at the start.
 pub(crate) fn install() {
     let handler = || {
-        // A second Ctrl-C ends the process even while a verb winds down.
+        // A second Ctrl-C ends the process in any case.
         let again = REQUESTED.swap(true, Ordering::SeqCst);
         if again || !GRACEFUL.load(Ordering::SeqCst) {
             eprintln!();
@@ -16,30 +16,30 @@ pub(crate) fn install() {
         }
     };
     if let Err(e) = ctrlc::set_handler(handler) {
-        eprintln!("warning: no handler for Ctrl-C: {e}");
+        eprintln!("warning: cannot handle Ctrl-C: {e}");
     }
 }
 
-/// True once Ctrl-C was pressed (or SIGTERM arrived).
+/// True after Ctrl-C or SIGTERM.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// The flag behind [`requested`], for work that looks at it by itself.
+/// The flag behind [`requested`], for libraries that poll it.
 pub(crate) fn flag() -> &'static AtomicBool {
     &REQUESTED
 }
 
-/// Forgets an interrupt that was dealt with: in a chat it ends one answer, not the chat.
+/// Clears a handled interrupt: in a chat it ends one answer and not the chat.
 pub(crate) fn clear() {
     REQUESTED.store(false, Ordering::SeqCst);
 }
 
-/// While it lives, Ctrl-C sets the flag behind [`requested`] instead of ending the process.
+/// While a value exists, Ctrl-C sets the flag behind [`requested`] and does not end the process.
 pub(crate) struct Graceful(());
 
 impl Graceful {
-    /// Takes over Ctrl-C until dropped.
+    /// Starts to handle Ctrl-C.
     pub(crate) fn begin() -> Self {
         GRACEFUL.store(true, Ordering::SeqCst);
         Self(())

@@ -16,9 +16,9 @@ struct Line {
     kv: KvArgs,
 }
 
-/// The settings in the file `compare`, or the setting `kv` of the command line without a file. A line has options as on the command
-/// line; `full` is a full cache. Empty lines and lines that begin with `#` are skipped. A line without a format has the format of the
-/// command line.
+/// The settings in the file `compare`, or the setting `kv` of the command line without a file. A line has options as
+/// on the command line; `full` is a full cache. Empty lines and lines that begin with `#` are skipped. A line without
+/// a format has the format of the command line.
 pub(crate) fn settings(
     kv: &KvArgs,
     compare: Option<&Path>,

@@ -15,8 +15,10 @@ mod progress;
 mod settings;
 mod verbs;
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _};
-use std::{ffi::OsString, io, process::ExitCode};
+use scrimp_kernels::{Pool, exec::available_threads};
+use std::{ffi::OsString, io};
 
 use cli::{Cli, GlobalArgs};
 use printer::Printer;
@@ -30,10 +32,22 @@ struct App {
     args: Vec<OsString>,
 }
 
+impl App {
+    /// `--threads`, or the number of CPU cores that the process may use.
+    fn threads(&self) -> usize {
+        self.global.threads.map_or_else(available_threads, usize::from)
+    }
+
+    /// A pool of [`App::threads`] threads.
+    fn pool(&self) -> anyhow::Result<Pool> {
+        Pool::new(self.threads()).context("cannot start threads: use fewer --threads")
+    }
+}
+
 /// Runs the command line `args`, of which the first is the name of the program, and returns the exit status.
 ///
 /// It installs a Ctrl-C handler and a panic hook: a process calls it once.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
     let mut command = Cli::command();
     let parsed = command.try_get_matches_from_mut(&args).and_then(|matches| {
@@ -46,8 +60,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             // Help and version go to stdout with status 0, usage errors to stderr with status 2.
             let code = u8::try_from(e.exit_code()).unwrap_or(2);
             return match e.print() {
-                Err(io) if io.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(141),
-                _ => ExitCode::from(code),
+                Err(io) if io.kind() == io::ErrorKind::BrokenPipe => 141,
+                _ => code,
             };
         }
     };
@@ -55,23 +69,23 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     interrupt::install();
     let app = App { printer: Printer::new(cli.global.json, settings), global: cli.global, args };
     match verbs::dispatch(&app, cli.verb) {
-        Ok(()) if interrupt::requested() => ExitCode::from(130),
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) if interrupt::requested() => 130,
+        Ok(()) => 0,
         Err(e) => report(&app, &e),
     }
 }
 
 /// Prints `error:` and, where something can be done, `hint:`; returns the exit status.
-fn report(app: &App, error: &anyhow::Error) -> ExitCode {
+fn report(app: &App, error: &anyhow::Error) -> u8 {
     let broken_pipe = |c: &(dyn std::error::Error + 'static)| {
         c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
     };
     if error.is::<printer::Stdout>() && error.chain().any(broken_pipe) {
-        return ExitCode::from(141);
+        return 141;
     }
     if interrupt::requested() {
-        return ExitCode::from(130);
+        return 130;
     }
     app.printer.error(error);
-    ExitCode::from(if error.is::<cli::Usage>() { 2 } else { 1 })
+    if error.is::<cli::Usage>() { 2 } else { 1 }
 }

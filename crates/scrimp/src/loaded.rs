@@ -1,4 +1,4 @@
-//! A model ready to run: what `run`, `eval` and `bench` have in common.
+//! A loaded model with its tokenizer, for `run`, `eval`, `bench` and `serve`.
 
 use crate::{App, kv_args::KvArgs, verbs::pull};
 use anyhow::Context as _;
@@ -25,7 +25,7 @@ impl Loaded {
         Ok(Self::open_with(app, model, kv, |_, _| Ok(()))?.0)
     }
 
-    /// As [`Loaded::open`]; `more` takes what else is wanted from the files, before the weights are loaded.
+    /// As [`Loaded::open`]; `more` reads other parts of the files before the weights are loaded.
     pub(crate) fn open_with<T>(
         app: &App,
         model: &str,
@@ -40,25 +40,25 @@ impl Loaded {
         Ok((Self { model, tokenizer }, more))
     }
 
-    /// An empty session that compresses its cache so.
+    /// An empty session with this compression of its KV cache.
     pub(crate) fn session(&self, how: Option<Compression>) -> Session {
         let mut session = self.model.session();
         session.set_compression(how);
         session
     }
 
-    /// An empty sequence that compresses its cache so.
+    /// An empty sequence with this compression of its KV cache.
     pub(crate) fn sequence(&self, how: Option<Compression>) -> Sequence<Session> {
         Sequence::new(self.session(how), self.model.context_length())
     }
 
-    /// The token that texts begin with, where the tokenizer wants one.
+    /// The begin-of-text token, if the tokenizer adds one.
     pub(crate) fn bos(&self) -> Option<u32> {
         self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
     }
 }
 
-/// How the command line wants a model to run.
+/// Options of the model from the command line.
 pub(crate) fn run_options(app: &App, kv: &KvArgs) -> anyhow::Result<RunOptions> {
     Ok(RunOptions {
         threads: app.global.threads.map(Into::into),
@@ -67,13 +67,15 @@ pub(crate) fn run_options(app: &App, kv: &KvArgs) -> anyhow::Result<RunOptions> 
     })
 }
 
-/// The most memory that this process had resident so far.
+/// Peak resident memory of this process.
 pub(crate) fn peak_rss_bytes() -> anyhow::Result<u64> {
-    bench::peak_rss_bytes()
-        .context("this system does not say how much memory a process has used (/proc/self/status)")
+    bench::peak_rss_bytes().context("this system does not report the memory of a process (/proc/self/status)")
 }
 
-/// The chat template; base models have none.
+/// The chat template.
+///
+/// # Errors
+/// The model has none (a base model).
 pub(crate) fn template(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
     checkpoint.chat_template(tokenizer)?.ok_or_else(|| {
         Error::unsupported(
@@ -81,7 +83,7 @@ pub(crate) fn template(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result
                 "{} has no chat template: it is a base model, which continues texts",
                 checkpoint.path().display()
             ),
-            "add --raw and write the beginning of a text",
+            "add `raw` and give the beginning of a text",
         )
     })
 }

@@ -1,4 +1,4 @@
-//! What this machine is: facts from /proc and /sys, and the speed of its memory, measured.
+//! The machine: facts from /proc and /sys, and the measured memory bandwidth.
 
 use scrimp_kernels::{SimdLevel, mem::Arena, mem::largest_word};
 use std::{
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// CPU features that matter to kernels, as Linux names them.
+/// CPU features that kernels use, by Linux' names.
 const FEATURES: [&str; 16] = [
     "avx2",
     "fma",
@@ -27,7 +27,7 @@ const FEATURES: [&str; 16] = [
     "sve",
 ];
 
-/// The CPU's name and those of its [`FEATURES`] that it has.
+/// The CPU's name and its features among [`FEATURES`].
 pub(crate) fn cpu() -> (String, Vec<&'static str>) {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |names: &[&str]| {
@@ -41,7 +41,7 @@ pub(crate) fn cpu() -> (String, Vec<&'static str>) {
     (name, FEATURES.into_iter().filter(|f| flags.contains(f)).collect())
 }
 
-/// CPUs that are online, whatever of them this process may use.
+/// Number of online CPUs, including those that this process may not use.
 pub(crate) fn online_cpus() -> Option<usize> {
     let list = fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
     list.trim().split(',').try_fold(0, |n, range| {
@@ -51,7 +51,7 @@ pub(crate) fn online_cpus() -> Option<usize> {
     })
 }
 
-/// CPUs' worth of time that the control group grants; `None`: no limit.
+/// CPU quota of the control group in CPUs; `None`: no limit.
 pub(crate) fn cpu_quota() -> Option<f64> {
     let v2 = cgroup_files("cpu.max").filter_map(|text| {
         let (quota, period) = text.trim().split_once(' ')?;
@@ -66,7 +66,7 @@ pub(crate) fn cpu_quota() -> Option<f64> {
     v2.chain(v1).min_by(f64::total_cmp)
 }
 
-/// Bytes of memory: all of it, what is available now, and the limit of the control group.
+/// Bytes of memory: total, available, and the limit of the control group.
 pub(crate) fn memory() -> (Option<u64>, Option<u64>, Option<u64>) {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| {
@@ -82,7 +82,7 @@ pub(crate) fn memory() -> (Option<u64>, Option<u64>, Option<u64>) {
     (total, field("MemAvailable"), limit)
 }
 
-/// Contents of a control file in this process' control group and all groups above it.
+/// Contents of a control file in the process' control group and in all its ancestors.
 fn cgroup_files(name: &str) -> impl Iterator<Item = String> {
     let root = Path::new("/sys/fs/cgroup");
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -102,7 +102,7 @@ fn cgroup_files(name: &str) -> impl Iterator<Item = String> {
     dirs.into_iter().filter_map(move |d| fs::read_to_string(d.join(&file)).ok())
 }
 
-/// When the kernel gives huge pages: `always`, `madvise` or `never`.
+/// The kernel's mode of transparent huge pages: `always`, `madvise` or `never`.
 pub(crate) fn huge_page_mode() -> Option<String> {
     let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
     let (_, rest) = text.split_once('[')?;
@@ -128,16 +128,16 @@ pub(crate) fn last_level_cache() -> Option<u64> {
 /// Measured read bandwidth, bytes per second.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bandwidth {
-    /// From memory that asked for huge pages, as weights do.
+    /// Of memory with huge pages, which weights use.
     pub(crate) huge: Option<f64>,
-    /// From ordinary memory.
+    /// Of memory with ordinary pages.
     pub(crate) ordinary: Option<f64>,
 }
 
 impl Bandwidth {
     /// Reads memory with `threads` threads for about a second.
     pub(crate) fn measure(threads: usize) -> Self {
-        // Large enough that caches do not matter, small enough for any machine.
+        // Larger than the CPU caches, and small enough for any machine.
         let size = last_level_cache().unwrap_or(0).saturating_mul(4).clamp(256 << 20, 1 << 30);
         let available = memory().1.unwrap_or(u64::MAX);
         let size = usize::try_from(size.min(available / 4)).unwrap_or(usize::MAX);
@@ -146,18 +146,18 @@ impl Bandwidth {
                 block.fill(1);
                 read_speed(&block, threads)
             });
-        // The arena is gone again: there is room for as much.
+        // The arena is freed, so there is room for a second buffer.
         let ordinary = huge.map(|_| read_speed(&vec![1; size], threads));
         Self { huge, ordinary }
     }
 
-    /// The better one.
+    /// The larger of both.
     pub(crate) fn best(self) -> Option<f64> {
         self.huge.into_iter().chain(self.ordinary).max_by(f64::total_cmp)
     }
 }
 
-/// Best speed of several passes over `memory`, bytes per second.
+/// Best read speed of several passes over `memory`, bytes per second.
 fn read_speed(memory: &[u8], threads: usize) -> f64 {
     let tier = SimdLevel::detect();
     let begin = Instant::now();

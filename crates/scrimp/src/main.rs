@@ -8,5 +8,5 @@ use std::process::ExitCode;
 static MEMORY: ExitWhenOutOfMemory = ExitWhenOutOfMemory;
 
 fn main() -> ExitCode {
-    scrimp::main(std::env::args_os())
+    scrimp::main(std::env::args_os()).into()
 }

@@ -1,7 +1,6 @@
 //! The only place that writes to stdout.
 //!
-//! With `--json`, stdout carries exactly one JSON object per result line and nothing else; whatever is meant for
-//! people goes to stderr.
+//! With `--json`, stdout has one JSON object per result line and nothing else. Messages go to stderr.
 
 use crate::settings::Settings;
 use anyhow::Context as _;
@@ -12,7 +11,7 @@ use std::{
     io::{self, Write as _},
 };
 
-/// Marks an error as "stdout could not be written", so that a closed pipe can end the process silently.
+/// Context of errors while writing to stdout: a closed pipe ends the process silently.
 #[derive(Debug)]
 pub(crate) struct Stdout;
 
@@ -29,7 +28,7 @@ pub(crate) struct Printer {
 }
 
 impl Printer {
-    /// A printer for people, or for programs (`json`). Errors name `settings` by their flags.
+    /// A printer of text, or of JSON (`json`). Errors name `settings` by their flags.
     pub(crate) fn new(json: bool, settings: Settings) -> Self {
         Self { json, settings }
     }
@@ -39,7 +38,7 @@ impl Printer {
         self.json
     }
 
-    /// One result: `value` as one line of JSON, or the text that `human` makes, which needs no final newline.
+    /// Prints a result: `value` as one line of JSON, or the text of `human`, which needs no final newline.
     pub(crate) fn result<T: Serialize, H: Display>(
         &self,
         value: &T,
@@ -56,23 +55,23 @@ impl Printer {
         self.write(&line)
     }
 
-    /// A piece of streamed text, flushed at once; with `--json` nothing (the text is part of the result).
+    /// Prints a piece of streamed text immediately. With `--json` it prints nothing: the text is part of the result.
     pub(crate) fn stream(&self, piece: &str) -> anyhow::Result<()> {
         if self.json { Ok(()) } else { self.write(piece) }
     }
 
-    /// Text that is the same with and without `--json` (shell completions).
+    /// Prints text that does not depend on `--json` (shell completions).
     pub(crate) fn raw(&self, text: &str) -> anyhow::Result<()> {
         self.write(text)
     }
 
-    /// A message for people, to stderr.
+    /// Prints a message to stderr.
     pub(crate) fn note(&self, message: impl Display) {
-        // A closed stderr is no reason to fail.
+        // A closed stderr is not an error.
         let _ = writeln!(io::stderr(), "{message}");
     }
 
-    /// `error: what happened` and `hint: what to do`, to stderr.
+    /// Prints `error: ...` and, if there is a hint, `hint: ...` to stderr.
     pub(crate) fn error(&self, error: &anyhow::Error) {
         self.note(format_args!("error: {}", self.settings.translate(&one_line(error))));
         if let Some(hint) = error.chain().find_map(hint) {
@@ -91,7 +90,7 @@ fn hint<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a str> {
     cause.downcast_ref::<Error>()?.hint().map(Hint::as_str)
 }
 
-/// The chain of causes on one line, without causes that their parent already quotes.
+/// The chain of causes on one line, without causes that an earlier message contains.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {

@@ -3,13 +3,13 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use scrimp_hub::Progress;
 
-/// One bar at a time; nothing where stderr is not a terminal.
+/// One bar at a time, on stderr if that is a terminal.
 pub(crate) struct Bars {
     bar: ProgressBar,
 }
 
 impl Bars {
-    /// No bar yet.
+    /// Without a bar.
     pub(crate) fn new() -> Self {
         Self { bar: ProgressBar::hidden() }
     }
@@ -46,5 +46,30 @@ impl Progress for Bars {
 impl Drop for Bars {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// A bar that counts things, on stderr if that is a terminal. Dropping it removes the bar.
+pub(crate) struct CountBar(ProgressBar);
+
+impl CountBar {
+    /// Counts `things`.
+    pub(crate) fn new(things: &str) -> Self {
+        let template = format!("{{wide_bar}} {{pos}}/{{len}} {things}  {{msg}}  {{eta}} left");
+        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(ProgressBar::new(0).with_style(style))
+    }
+
+    /// Shows `done` of `total` and a message.
+    pub(crate) fn show(&self, done: usize, total: usize, message: &str) {
+        self.0.set_length(total as u64);
+        self.0.set_message(message.to_owned());
+        self.0.set_position(done as u64);
+    }
+}
+
+impl Drop for CountBar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }

@@ -1,30 +1,16 @@
-//! `scrimp eval needle`, `longbench` and `ruler` with a tiny random model: what is refused, what is printed, and that a
-//! killed run goes on.
+//! `scrimp eval needle`, `longbench` and `ruler` with a tiny random model: errors, results, and resuming a killed run.
 
 use assert_cmd::Command;
+use scrimp_testkit::copy_tiny_model;
 use serde_json::Value;
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 use tempfile::TempDir;
 
-/// A folder with the tiny model, given a longer context.
+/// A directory with the tiny model, with a longer context.
 fn folder() -> (TempDir, PathBuf) {
     let dir = TempDir::new().unwrap();
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny/qwen2");
     let model = dir.path().join("model");
-    fs::create_dir(&model).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
-    }
-    let config = fs::read_to_string(model.join("config.json")).unwrap();
-    fs::write(
-        model.join("config.json"),
-        config.replace(r#""max_position_embeddings":128"#, r#""max_position_embeddings":4096"#),
-    )
-    .unwrap();
+    copy_tiny_model("qwen2", &model, |config| config["max_position_embeddings"] = 4096.into());
     (dir, model)
 }
 

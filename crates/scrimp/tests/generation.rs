@@ -3,10 +3,10 @@
 //! For the answers, SCRIMP_TEST_MODELS names a directory with the GGUF files; without it those tests say that they skip.
 
 use assert_cmd::Command;
+use scrimp_testkit::real_model;
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::PathBuf,
     process::Stdio,
 };
 
@@ -33,7 +33,7 @@ fn prompts_that_cannot_be_answered() {
     insta::assert_snapshot!(refused(scrimp(&["run", "none.gguf", ""])), @"
     1
     error: the prompt is empty
-    hint: give a PROMPT, or pipe one in
+    hint: give a PROMPT or pipe one into stdin
     ");
     let from_stdin = |bytes: &[u8]| {
         let mut command = scrimp(&["run", "none.gguf"]);
@@ -43,16 +43,16 @@ fn prompts_that_cannot_be_answered() {
     insta::assert_snapshot!(from_stdin(b""), @"
     1
     error: the prompt is empty
-    hint: give a PROMPT, or pipe one in
+    hint: give a PROMPT or pipe one into stdin
     ");
     insta::assert_snapshot!(from_stdin(b"\n"), @"
     1
     error: the prompt is empty
-    hint: give a PROMPT, or pipe one in
+    hint: give a PROMPT or pipe one into stdin
     ");
     insta::assert_snapshot!(from_stdin(b"caf\xe9"), @"
     1
-    error: the prompt on standard input is not UTF-8 text: byte 3 does not belong to it
+    error: the prompt on standard input is not UTF-8 text: invalid byte at offset 3
     hint: convert it, for example with iconv
     ");
     insta::assert_snapshot!(refused(scrimp(&["run", "./none.gguf", "Hi"])), @"
@@ -109,20 +109,9 @@ fn texts_that_cannot_be_scored() {
     ");
 }
 
-/// Path of a real model, or nothing and a loud word.
+/// Path of a real model, if there is one.
 fn model(name: &str) -> Option<String> {
-    let path = std::env::var_os("SCRIMP_TEST_MODELS").map(|dir| PathBuf::from(dir).join(name));
-    match path {
-        Some(path) if path.exists() => Some(path.into_os_string().into_string().unwrap()),
-        Some(path) => {
-            eprintln!("SKIPPED: there is no {}", path.display());
-            None
-        }
-        None => {
-            eprintln!("SKIPPED: set SCRIMP_TEST_MODELS to a directory with {name}");
-            None
-        }
-    }
+    real_model(name).map(|path| path.into_os_string().into_string().unwrap())
 }
 
 fn json(args: &[&str]) -> serde_json::Map<String, serde_json::Value> {

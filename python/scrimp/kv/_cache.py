@@ -87,7 +87,7 @@ class CompressedLayer(CacheLayerMixin):
         owner, keys = self.owner, self.keys
         self.awaits_attention = False
         mean = None
-        if owner.policy == "h2o" or owner.crush.share > 0:
+        if owner.policy == "h2o" or owner.crush.enabled:
             mean = mean_scores(queries, keys, scaling, owner.queries)
         self.awaits_selection = True
         owner.queue.add(self, POLICIES[owner.policy](queries, keys, scaling, mean), mean, keys)

@@ -78,7 +78,7 @@ class KVCrushPress:
 
     def _attention(self, module: Any, hidden_states: Tensor, keys: Tensor, kwargs: Any) -> Optional[Tensor]:
         """Mean attention scores of the prompt's tokens, if KVCrush needs them."""
-        if self.crush.share == 0:
+        if not self.crush.enabled:
             return None
         return mean_scores(_queries(module, hidden_states, kwargs), keys, module.scaling, self.queries)
 

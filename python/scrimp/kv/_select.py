@@ -47,9 +47,14 @@ class Crush:
             raise ValueError(f"there is no mass {self.mass!r}; there are {', '.join(_MASSES)}")
 
     @property
+    def enabled(self) -> bool:
+        """Whether there are representatives. Their selection needs the attention and the keys of the tokens."""
+        return self.share > 0
+
+    @property
     def has_bias(self) -> bool:
         """Whether representatives have a bias."""
-        return self.share > 0 and self.mass != "none"
+        return self.enabled and self.mass != "none"
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,9 @@ def select(
         bias: the biases that the tokens have already.
         layer, seed: the random hyperplanes depend on them.
     """
-    needed = keys is not None and needs_keys(crush) and scores.shape[-1] > budget
+    needed = keys is not None and crush.enabled and scores.shape[-1] > budget
     products = key_products(keys, layer, seed) if needed else None
     return select_by_products(scores, attention, products, budget, crush, sinks=sinks, recent=recent, bias=bias)
-
-
-def needs_keys(crush: Crush) -> bool:
-    """Whether the selection of representatives reads keys."""
-    return crush.share > 0
 
 
 def select_by_products(
@@ -151,17 +151,15 @@ def _representatives(
     by = ((_codes(products, order) << 33) - rising).sort(dim=-1, stable=True).indices
     order, a = order.gather(-1, by), a.gather(-1, by)
 
-    # Ends of the segments, [batch, heads, n].
     parts = torch.arange(1, n + 1, device=order.device)
-    if crush.mass == "attention":
-        ends = _equal_sums(a.clamp_min(0).to(_exact(order.device)).sqrt(), parts)
-    else:
-        ends = (parts * count // n).expand(batch, heads, -1)
-    segment = torch.searchsorted(ends.contiguous(), torch.arange(count, device=order.device).expand_as(order).contiguous(), right=True)
-    if crush.mass != "attention":
-        starts = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
-        chosen = order.gather(-1, starts + (ends - starts) // 2)
+    if crush.mass == "none":
+        # The middle tokens of segments of equal length.
+        starts, ends = (parts - 1) * count // n, parts * count // n
+        chosen = order[..., starts + (ends - starts) // 2]
         return chosen, torch.zeros(chosen.shape, dtype=torch.float32, device=order.device)
+    # The end of each segment, [batch, heads, n], and the segment of each token.
+    ends = _equal_sums(a.clamp_min(0).to(_exact(order.device)).sqrt(), parts)
+    segment = torch.searchsorted(ends.contiguous(), torch.arange(count, device=order.device).expand_as(order).contiguous(), right=True)
     most = torch.full((batch, heads, n), -math.inf, dtype=torch.float32, device=order.device).scatter_reduce(-1, segment, a, "amax")
     # The first one of the tokens with the most attention.
     candidates = torch.where(a == most.gather(-1, segment), order, torch.iinfo(torch.int64).max)

@@ -8,7 +8,7 @@ from typing import Any, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from ._select import Selection, key_products, needs_keys, select_by_products
+from ._select import Selection, key_products, select_by_products
 
 
 class SelectionQueue:
@@ -23,7 +23,7 @@ class SelectionQueue:
         if self.layers and self.layers[0][1].shape != scores.shape:
             self.flush()
         owner = self.owner
-        products = key_products(keys, layer.index, owner.seed) if needs_keys(owner.crush) else None
+        products = key_products(keys, layer.index, owner.seed) if owner.crush.enabled else None
         self.layers.append((layer, scores, attention, products))
         if len(self.layers) >= (self.limit or (4 if keys.is_cuda else 1)):
             self.flush()

@@ -100,7 +100,6 @@ pub(super) mod tests {
     use super::*;
     use crate::fit::memory::bf16_bytes;
     use scrimp_llm::{checkpoint::Checkpoint, model::RunOptions};
-    use std::path::Path;
 
     pub(in crate::fit) fn cache(format: &str, budget: Option<f64>, share: f64, kl: f64) -> Cache {
         Cache { format: format.parse().unwrap(), compression: budget.map(compression), share, kl }
@@ -108,7 +107,7 @@ pub(super) mod tests {
 
     #[test]
     fn smaller_caches_are_measured() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny/qwen2");
+        let path = scrimp_testkit::tiny_model("qwen2");
         let model = Model::load(Checkpoint::open(&path).unwrap(), &RunOptions::default()).unwrap();
         let context = 200;
         let n = text_tokens(context, model.context_length());

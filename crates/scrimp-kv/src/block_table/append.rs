@@ -1,7 +1,7 @@
 //! Appending tokens: allocate the blocks, extend the table, write the rows.
 //!
-//! [`BlockTable::allocate`] is the only step that can fail, and it does not change the table. So an append to many heads either
-//! succeeds for all of them or leaves all of them unchanged.
+//! [`BlockTable::allocate`] is the only step that can fail, and it does not change the table. So an append to many
+//! heads either succeeds for all of them or leaves all of them unchanged.
 
 use super::{BlockTable, Positions};
 use crate::{block::Block, cache::Shared, error::KvError};
@@ -44,7 +44,8 @@ impl BlockTable {
         new + usize::from(copied)
     }
 
-    /// Allocates the blocks for `n` tokens: a copy of the last block, if it has free slots and is shared or packed, and new blocks.
+    /// Allocates the blocks for `n` tokens: a copy of the last block, if it has free slots and is shared or packed,
+    /// and new blocks.
     pub(crate) fn allocate(&self, shared: &Shared, n: usize) -> Result<NewBlocks, KvError> {
         let page_tokens = shared.geometry.page_tokens;
         let mut new = NewBlocks { replace_last: None, blocks: Vec::new() };
@@ -58,7 +59,8 @@ impl BlockTable {
             new.replace_last = Some(last.writable_copy(shared, used, n)?);
         }
         let blocks = (self.len + n).div_ceil(page_tokens) - self.blocks.len();
-        // All K pages, then all V pages: attention reads many pages of one kind in a row, and long runs have more bandwidth.
+        // All K pages, then all V pages: attention reads many pages of one kind in a row, and long runs have more
+        // bandwidth.
         let alloc =
             || (0..blocks).map(|_| shared.pool.alloc(shared.open_bytes(), n)).collect::<Result<Vec<_>, _>>();
         let (k, v) = (alloc()?, alloc()?);
@@ -96,7 +98,8 @@ impl BlockTable {
         for block in &mut self.blocks[start / page_tokens..] {
             let slot = (start + row) % page_tokens;
             let count = (page_tokens - slot).min(n - row);
-            // Kernels read whole tiles: the free slots of a tile that this append begins, or that holds truncated tokens, become 0.
+            // Kernels read whole tiles: the free slots of a tile that this append begins, or that holds truncated
+            // tokens, become 0.
             let end = slot + count;
             let clear_tail = !end.is_multiple_of(16) && (end / 16 * 16 >= slot || stale);
             let (Some(k), Some(v)) = (Arc::get_mut(&mut block.k), Arc::get_mut(&mut block.v)) else {

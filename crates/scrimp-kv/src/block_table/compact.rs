@@ -81,7 +81,8 @@ impl BlockTable {
         Ok(table)
     }
 
-    /// A writable block with these tokens. Bits are copied unchanged from blocks that are not packed, unless a key is rotated.
+    /// A writable block with these tokens. Bits are copied unchanged from blocks that are not packed, unless a key is
+    /// rotated.
     fn open_block(&self, shared: &Shared, tokens: &Tokens<'_>) -> Result<Block, KvError> {
         let (g, storage, n) = (shared.geometry, shared.config.format.storage(), tokens.indices.len());
         let [mut k, mut v] = open_pages(shared, n)?;

@@ -29,8 +29,8 @@ pub(crate) struct BlockTable {
     blocks: Vec<Block>,
     len: usize,
     positions: Positions,
-    /// By how many positions the keys of the first tokens were rotated beyond their own positions. Keys of tokens behind the end of
-    /// the list were not rotated.
+    /// By how many positions the keys of the first tokens were rotated beyond their own positions. Keys of tokens
+    /// behind the end of the list were not rotated.
     rotated_by: Vec<u32>,
     /// Some block has a bias.
     biased: bool,
@@ -154,7 +154,8 @@ impl BlockTable {
         block.read_value(shared, slot, v);
     }
 
-    /// Reads the keys of 16 tokens, from token `16 * tile` on, `[head_dim][16]`. Columns behind the last token are unspecified.
+    /// Reads the keys of 16 tokens, from token `16 * tile` on, `[head_dim][16]`. Columns behind the last token are
+    /// unspecified.
     pub(crate) fn read_key_tile(&self, shared: &Shared, tile: usize, keys: &mut [[f32; 16]]) {
         let (g, start) = (shared.geometry, tile * 16);
         let (block, slot) = self.slot(shared, start);

@@ -1,7 +1,8 @@
 //! The order by keys (scrimp): locality-sensitive hashing with random hyperplanes (Charikar 2002).
 //!
-//! Tokens on the same side of all hyperplanes through the mean of the dropped keys come together. A query gives similar scores to
-//! them, so one representative estimates their attention well. This order has the least error of those measured.
+//! Tokens on the same side of all hyperplanes through the mean of the dropped keys come together. A query gives
+//! similar scores to them, so one representative estimates their attention well. This order has the least error of
+//! those measured.
 //!
 //! ```text
 //! code[t] = bits b of  sign[b] . (k[t] - mean k) > 0          sign[b]: a vector of random +-1
@@ -69,7 +70,8 @@ fn sorted_by_code(items: &[u32], products: &[Products], attention: &[f32]) -> Ve
     let code = |i: u32| -> u32 {
         products(i).iter().zip(&mean).enumerate().map(|(b, (x, mean))| u32::from(x > mean) << b).sum()
     };
-    // Sorting integers is faster: the code in the high half, the attention in the low half, inverted so that more comes first.
+    // Sorting integers is faster: the code in the high half, the attention in the low half, inverted so that more
+    // comes first.
     let descending = |x: f32| {
         let bits = x.to_bits();
         !(if bits >> 31 == 0 { bits | 1 << 31 } else { !bits })

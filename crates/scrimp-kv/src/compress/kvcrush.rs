@@ -5,14 +5,14 @@
 //!
 //!     | t17 t2 t80 | t3 t41 t9 | t5 t66 t12 | ...        one representative of each segment is kept
 //! ```
-//! In the paper (§3.2) the order is the distance of binary signatures to an anchor (`signature_order.rs`), and a representative
-//! counts as itself only. By default scrimp orders by keys (`key_order.rs`) and gives each representative a *mass* (`mass.rs`):
-//! `0.75 ln(sum of a over S / a[rep])` is added to its attention scores, so that `exp(score)` estimates the contribution of the
-//! whole segment `S` to the softmax.
+//! In the paper (§3.2) the order is the distance of binary signatures to an anchor (`signature_order.rs`), and a
+//! representative counts as itself only. By default scrimp orders by keys (`key_order.rs`) and gives each
+//! representative a *mass* (`mass.rs`): `0.75 ln(sum of a over S / a[rep])` is added to its attention scores, so that
+//! `exp(score)` estimates the contribution of the whole segment `S` to the softmax.
 //!
-//! `a[t]` estimates the attention that token `t` will receive: the mean over the queries that could see it, multiplied by the
-//! position weight (`policy/position_weight.rs`). Segments have about equal sums of `sqrt(a)`, so segments of important tokens are
-//! short, and the token with the most attention represents its segment.
+//! `a[t]` estimates the attention that token `t` will receive: the mean over the queries that could see it,
+//! multiplied by the position weight (`policy/position_weight.rs`). Segments have about equal sums of `sqrt(a)`, so
+//! segments of important tokens are short, and the token with the most attention represents its segment.
 
 use super::{
     key_order::KeyOrder,
@@ -53,8 +53,8 @@ impl Crush {
         if self.share == 0.0 { Needs::NONE } else { self.mass.needs().and(self.order.needs(policy)) }
     }
 
-    /// Chooses `n` representatives of the `dropped` tokens of a KV head (indices, increasing; more than `n`): `(index, bias)` in no
-    /// particular order.
+    /// Chooses `n` representatives of the `dropped` tokens of a KV head (indices, increasing; more than `n`):
+    /// `(index, bias)` in no particular order.
     pub(super) fn representatives(
         &self,
         view: &LayerView<'_>,

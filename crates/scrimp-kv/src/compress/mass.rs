@@ -20,8 +20,9 @@ pub trait Mass: std::fmt::Debug + Send + Sync {
         Needs::NONE
     }
 
-    /// How segments are cut and represented. `true`: segments have about equal sums of `sqrt(attention)`, and the item with the most
-    /// attention represents its segment. `false`: segments have equal lengths, and the middle item represents its segment.
+    /// How segments are cut and represented. `true`: segments have about equal sums of `sqrt(attention)`, and the
+    /// item with the most attention represents its segment. `false`: segments have equal lengths, and the middle item
+    /// represents its segment.
     fn by_attention(&self) -> bool {
         false
     }
@@ -43,8 +44,8 @@ pub struct Segment {
 
 /// The attention of the segment. The bias is `0.75 ln(segment / representative)`.
 ///
-/// The power 0.75 is measured: the estimate of the segment's attention is noisy, and too high where heads attend to single
-/// tokens.
+/// The power 0.75 is measured: the estimate of the segment's attention is noisy, and too high where heads attend to
+/// single tokens.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AttentionMass;
 

@@ -4,8 +4,8 @@
 //! budget of a KV head = sinks + recent + important + representatives
 //!                       reserved         by policy   KVCrush (arXiv 2503.00022): see `kvcrush`
 //! ```
-//! [`Compression`] holds the settings, [`select()`] decides for one layer, and [`Sequence::compress`](crate::Sequence::compress)
-//! compresses a sequence.
+//! [`Compression`] holds the settings, [`select()`] decides for one layer, and
+//! [`Sequence::compress`](crate::Sequence::compress) compresses a sequence.
 
 mod key_order;
 mod kvcrush;
@@ -86,7 +86,8 @@ pub struct Compression {
     pub crush: Crush,
     /// The unit that is kept or dropped as a whole.
     pub granularity: Granularity,
-    /// Rotate kept keys to consecutive positions (see [`Sequence::compress_rerotated`](crate::Sequence::compress_rerotated)).
+    /// Rotate kept keys to consecutive positions (see
+    /// [`Sequence::compress_rerotated`](crate::Sequence::compress_rerotated)).
     pub rerotate: bool,
     /// Seed of all random numbers.
     pub seed: u64,
@@ -133,7 +134,8 @@ impl Compression {
     /// Checks the settings that do not depend on the length of the prompt.
     ///
     /// # Errors
-    /// When the budget is 0 or smaller than the sinks and recent tokens, a share is outside of `0..=1`, or a page has no tokens.
+    /// When the budget is 0 or smaller than the sinks and recent tokens, a share is outside of `0..=1`, or a page has
+    /// no tokens.
     pub fn check(&self) -> Result<(), KvError> {
         let bad = |what: String| Err(KvError::BadInput(what));
         match self.budget {
@@ -171,7 +173,8 @@ impl Compression {
     /// Tokens that each KV head keeps of a prompt of `prompt` tokens.
     ///
     /// # Errors
-    /// Those of [`Compression::check`], and when the budget is smaller than the sinks and recent tokens or larger than the prompt.
+    /// Those of [`Compression::check`], and when the budget is smaller than the sinks and recent tokens or larger
+    /// than the prompt.
     pub fn tokens(&self, prompt: usize) -> Result<usize, KvError> {
         self.check()?;
         let tokens = self.nominal(prompt);
@@ -184,8 +187,8 @@ impl Compression {
         Ok(tokens)
     }
 
-    /// As [`Compression::tokens`], for prompts of any length: at least the sinks and recent tokens, and possibly more than the prompt
-    /// has.
+    /// As [`Compression::tokens`], for prompts of any length: at least the sinks and recent tokens, and possibly more
+    /// than the prompt has.
     pub fn tokens_or_reserved(&self, prompt: usize) -> usize {
         let tokens = self.nominal(prompt);
         tokens.max(self.reserved(tokens))

@@ -4,7 +4,8 @@ use super::{Compression, Granularity, select_pages, signatures::Judges, signatur
 use crate::policy::{LayerView, Selection, adakv};
 use std::ops::Range;
 
-/// The tokens that each KV head of the layer keeps, at a budget of `budget` tokens per head (on average, where heads share it).
+/// The tokens that each KV head of the layer keeps, at a budget of `budget` tokens per head (on average, where heads
+/// share it).
 ///
 /// A head keeps exactly its budget, or all of its tokens if it has fewer.
 pub fn select(view: &LayerView<'_>, how: &Compression, budget: usize) -> Vec<Selection> {
@@ -52,14 +53,15 @@ fn head_budgets(scores: &[&Vec<f32>], how: &Compression, budget: usize, floor: f
     shares.into_iter().zip(scores).map(|(n, s)| n + reserved.min(s.len())).collect()
 }
 
-/// The tokens that are neither sinks nor recent tokens, of a head with `n` tokens and a budget of `budget` (on average).
+/// The tokens that are neither sinks nor recent tokens, of a head with `n` tokens and a budget of `budget` (on
+/// average).
 pub(super) fn candidates(n: usize, how: &Compression, budget: usize) -> Range<usize> {
     let sinks = how.sinks.min(n);
     sinks..n.saturating_sub(how.recent_of(budget)).max(sinks)
 }
 
-/// Splits the budget for candidates (`rest`) into important tokens and representatives. KVCrush's share is a share of the whole
-/// budget.
+/// Splits the budget for candidates (`rest`) into important tokens and representatives. KVCrush's share is a share of
+/// the whole budget.
 pub(super) fn split(budget: usize, rest: usize, share: f64) -> (usize, usize) {
     let representatives = ((share * budget as f64).round() as usize).min(rest);
     (rest - representatives, representatives)

@@ -10,8 +10,8 @@ use crate::{
 };
 use scrimp_kernels::Pool;
 
-/// The selection `[layer][KV head]` of `layers`, at a budget of `budget` tokens per KV head (on average, where layers or heads
-/// share it).
+/// The selection `[layer][KV head]` of `layers`, at a budget of `budget` tokens per KV head (on average, where layers
+/// or heads share it).
 pub(crate) fn select_layers(
     sequence: &Sequence,
     layers: &[usize],

@@ -1,13 +1,13 @@
-//! Selection by pages (arXiv 2503.00022, §3.3; `KVCrushConfig` of OpenVINO GenAI): runs of tokens are kept or dropped as a whole, the
-//! same for all KV heads of a layer.
+//! Selection by pages (arXiv 2503.00022, §3.3; `KVCrushConfig` of OpenVINO GenAI): runs of tokens are kept or dropped
+//! as a whole, the same for all KV heads of a layer.
 //!
 //! ```text
 //! score of a token      mean over KV heads of the policy's scores, each head's scaled to a sum of 1
 //! score of a page       sum over its tokens
 //! signature of a page   one bit per token, set where its score is in the upper half of the candidates
 //! ```
-//! The pages that the policy would drop are ordered and cut into segments of equal length, and one page of each segment is kept.
-//! Each of its tokens gets the bias of the mass.
+//! The pages that the policy would drop are ordered and cut into segments of equal length, and one page of each
+//! segment is kept. Each of its tokens gets the bias of the mass.
 
 use super::{
     Compression, best,
@@ -22,8 +22,8 @@ use std::ops::Range;
 
 /// The tokens that each KV head keeps.
 ///
-/// Pages of `tokens` tokens begin after the sinks; the last page may be shorter. The best remaining tokens fill the part of the
-/// budget that is smaller than a page, so that exactly `budget` tokens are kept.
+/// Pages of `tokens` tokens begin after the sinks; the last page may be shorter. The best remaining tokens fill the
+/// part of the budget that is smaller than a page, so that exactly `budget` tokens are kept.
 pub(super) fn select_pages(
     view: &LayerView<'_>,
     how: &Compression,
@@ -78,7 +78,8 @@ impl PagedLayer<'_> {
         self.pages[page as usize].clone()
     }
 
-    /// The mean over KV heads of `[tokens]` that `write(head, out)` writes, each head's scaled to a sum of 1 over the candidates.
+    /// The mean over KV heads of `[tokens]` that `write(head, out)` writes, each head's scaled to a sum of 1 over the
+    /// candidates.
     fn mean_over_heads(&self, write: &dyn Fn(usize, &mut [f32])) -> Vec<f32> {
         let n = self.view.n_tokens(0);
         let (mut total, mut row) = (vec![0.0; n], vec![0.0; n]);

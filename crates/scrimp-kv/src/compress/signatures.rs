@@ -1,4 +1,5 @@
-//! KVCrush's binary signatures (arXiv 2503.00022, §3.1): one bit per query head, set where the head by itself would keep the token.
+//! KVCrush's binary signatures (arXiv 2503.00022, §3.1): one bit per query head, set where the head by itself would
+//! keep the token.
 //!
 //! Tokens that heads treat alike have a small Hamming distance. A signature takes 1/8 byte per head.
 
@@ -75,7 +76,8 @@ impl Signatures {
         self.packed[item as usize * self.words + bit / 64] >> (bit % 64) & 1 == 1
     }
 
-    /// `items` by the Hamming distance of their signatures to `anchor` (`[n_bits]`). Items at the same distance keep their order.
+    /// `items` by the Hamming distance of their signatures to `anchor` (`[n_bits]`). Items at the same distance keep
+    /// their order.
     ///
     /// A counting sort: the time is linear in the number of items (§3.2).
     pub fn sorted_by_distance(&self, anchor: &[bool], items: &[u32]) -> Vec<u32> {

@@ -1,5 +1,6 @@
-//! AdaKV: all heads of a layer share one budget, which goes to the tokens with the highest scores. A head whose attention spreads
-//! over many tokens gets more than a head that concentrates on few. It wraps any policy: `adakv:POLICY`.
+//! AdaKV: all heads of a layer share one budget, which goes to the tokens with the highest scores. A head whose
+//! attention spreads over many tokens gets more than a head that concentrates on few. It wraps any policy:
+//! `adakv:POLICY`.
 //!
 //! Source: Feng et al. 2024, arXiv 2407.11550, §4.
 //!
@@ -14,10 +15,11 @@ pub const PREFIX: &str = "adakv:";
 /// Share of the budget that is reserved for each head.
 pub(crate) const FLOOR: f64 = 0.2;
 
-/// Splits `heads x budget` tokens among heads. `scores` are those of the candidates of each head; `floor` is the share of its budget
-/// that each head keeps.
+/// Splits `heads x budget` tokens among heads. `scores` are those of the candidates of each head; `floor` is the
+/// share of its budget that each head keeps.
 ///
-/// The result adds up to `heads x budget` (or to all candidates, where they are fewer), and no head gets more than its candidates.
+/// The result adds up to `heads x budget` (or to all candidates, where they are fewer), and no head gets more than
+/// its candidates.
 pub fn head_budgets(scores: &[&[f32]], budget: usize, floor: f64) -> Vec<usize> {
     let heads = scores.len();
     let total = heads * budget;

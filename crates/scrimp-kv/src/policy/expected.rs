@@ -1,14 +1,14 @@
-//! Expected attention: a token matters if future queries can be expected to attend to it. Future queries are estimated by queries
-//! of the prompt that RoPE moves to later positions.
+//! Expected attention: a token matters if future queries can be expected to attend to it. Future queries are
+//! estimated by queries of the prompt that RoPE moves to later positions.
 //!
-//! Source: Devoto et al. 2025, arXiv 2510.00636, §3. The paper models queries before RoPE as a normal distribution and has a
-//! closed form for the mean attention weight; this policy takes the mean over a sample of queries.
+//! Source: Devoto et al. 2025, arXiv 2510.00636, §3. The paper models queries before RoPE as a normal distribution
+//! and has a closed form for the mean attention weight; this policy takes the mean over a sample of queries.
 //!
 //! ```text
 //! score[t] = ||v[t]||  mean over the group's query heads and sampled queries i of softmax(R(p_i' - p_i) q_i k)[t]
 //! ```
-//! `p_i` is the position of query `i`, `p_i'` a position after the prompt, R the rotation of RoPE. Tokens that were appended after
-//! the sample get the maximum score.
+//! `p_i` is the position of query `i`, `p_i'` a position after the prompt, R the rotation of RoPE. Tokens that were
+//! appended after the sample get the maximum score.
 
 use super::{Attention, LayerView, Needs, Policy};
 

@@ -1,5 +1,5 @@
-//! Heavy-hitter oracle (H2O): a token matters if it received much attention so far. Plain sums favor early tokens, which more
-//! queries saw, so this policy divides each sum by the number of queries that could see the token.
+//! Heavy-hitter oracle (H2O): a token matters if it received much attention so far. Plain sums favor early tokens,
+//! which more queries saw, so this policy divides each sum by the number of queries that could see the token.
 //!
 //! Source: Zhang et al. 2023, arXiv 2306.14048, §4.
 //!

@@ -1,8 +1,9 @@
-//! KVzip for a known question: reconstruction scores, weighted by how much attention the end of the prompt pays to the position.
-//! The first factor tells whether a head needs the token, the second whether the answer continues from that passage.
+//! KVzip for a known question: reconstruction scores, weighted by how much attention the end of the prompt pays to
+//! the position. The first factor tells whether a head needs the token, the second whether the answer continues from
+//! that passage.
 //!
-//! Source: the reconstruction scores of KVzip (arXiv 2505.23416, §3) with attention of the last queries as in SnapKV (arXiv
-//! 2404.14469), summed over all heads (scrimp).
+//! Source: the reconstruction scores of KVzip (arXiv 2505.23416, §3) with attention of the last queries as in SnapKV
+//! (arXiv 2404.14469), summed over all heads (scrimp).
 //!
 //! ```text
 //! score[t] = kvzip[t] weight[position of t]^2             (see `kvzip` and `position_weight`)

@@ -47,7 +47,8 @@ pub struct Needs {
     pub reconstruction: bool,
     /// Expected attention of future queries.
     pub expected: bool,
-    /// One row of scores per query head. Otherwise a row is the mean over the query heads of a KV head, which takes less time.
+    /// One row of scores per query head. Otherwise a row is the mean over the query heads of a KV head, which takes
+    /// less time.
     pub per_query_head: bool,
 }
 
@@ -107,8 +108,8 @@ pub enum Attention {
 pub struct Selection {
     /// Indices into the head's block table, strictly increasing.
     pub indices: Vec<u32>,
-    /// The biases that attention adds to the tokens' scores from now on, one per index (the logarithm of a representative's mass);
-    /// `None` keeps the biases as they are.
+    /// The biases that attention adds to the tokens' scores from now on, one per index (the logarithm of a
+    /// representative's mass); `None` leaves all biases unchanged.
     pub bias: Option<Vec<f32>>,
 }
 
@@ -158,12 +159,12 @@ pub trait Policy: std::fmt::Debug + Send + Sync {
     /// The attention scores that [`Policy::score`] reads.
     fn needs(&self) -> Needs;
 
-    /// Writes the score of each token of `kv_head` to `out` (`[tokens of the head]`). Tokens with the highest scores are kept;
-    /// among equal scores, earlier tokens.
+    /// Writes the score of each token of `kv_head` to `out` (`[tokens of the head]`). Tokens with the highest scores
+    /// are kept; among equal scores, earlier tokens.
     fn score(&self, view: &LayerView<'_>, kv_head: usize, out: &mut [f32]);
 
-    /// Tokens that each KV head of a layer may keep. By default all layers have the same budget; other budgets must add up to the
-    /// same total.
+    /// Tokens that each KV head of a layer may keep. By default all layers have the same budget; other budgets must
+    /// add up to the same total.
     fn layer_budget(&self, layer: LayerBudget) -> usize {
         layer.budget
     }

@@ -1,12 +1,14 @@
 //! Position weights: how much attention the end of the prompt pays to the neighborhood of each position.
 //!
 //! ```text
-//! attention[p] = sum over the query heads of all layers and the last 32 queries of softmax(q_i k)[p]   (0 for the first 4)
+//! attention[p] = sum over all query heads of all layers and the last 32 queries of softmax(q_i k)[p]
+//!                (0 for the first 4 positions)
 //! weight[p]    = mean of attention[p-32 ..= p+4], divided by the mean of that over all positions
 //! ```
-//! All heads and layers share the weights, because the heads that locate a passage are not the heads that copy from it. An answer
-//! often continues the text after an attended token, so the mean covers more positions before `p` than after it. Sliding-window
-//! layers do not contribute. A position that a head no longer holds gets nothing from that head.
+//! All heads and layers share the weights, because the heads that locate a passage are not the heads that copy from
+//! it. An answer often continues the text after an attended token, so the mean covers more positions before `p` than
+//! after it. Sliding-window layers do not contribute. A position that a head no longer holds gets nothing from that
+//! head.
 
 use crate::sequence::Sequence;
 

@@ -1,13 +1,14 @@
-//! PyramidKV: attention spreads over the whole context in the first layers and concentrates on few tokens in the last ones, so
-//! budgets shrink with depth at the same total. Scores are those of SnapKV.
+//! PyramidKV: attention spreads over the whole context in the first layers and concentrates on few tokens in the last
+//! ones, so budgets shrink with depth at the same total. Scores are those of SnapKV.
 //!
 //! Source: Cai et al. 2024, arXiv 2406.02069, §4.
 //!
 //! ```text
 //! score[t]  = snapkv[t]
-//! budget[l] = reserved + rest (1 + spread (1 - 2 l / (L - 1)))     reserved: sinks and recent tokens; rest: budget - reserved
+//! budget[l] = reserved + (budget - reserved) (1 + spread (1 - 2 l / (L - 1)))
 //! ```
-//! `spread` is `1 - 1/20` (the paper's beta), or less where the first layer would get more tokens than it holds.
+//! `reserved` are the sinks and recent tokens. `spread` is `1 - 1/20` (the paper's beta), or less where the first
+//! layer would get more tokens than it holds.
 
 use super::{LayerBudget, LayerView, Needs, Policy, SnapKv};
 

@@ -1,5 +1,5 @@
-//! SnapKV: the answer attends to the same tokens as the end of the prompt. A token's score is the attention of the last 32
-//! queries, averaged over 7 neighboring tokens, so that tokens are kept with their context.
+//! SnapKV: the answer attends to the same tokens as the end of the prompt. A token's score is the attention of the
+//! last 32 queries, averaged over 7 neighboring tokens, so that tokens are kept with their context.
 //!
 //! Source: Li et al. 2024, arXiv 2404.14469, §4.
 //!

@@ -1,5 +1,5 @@
-//! Token omission via attention (TOVA): the tokens that the newest query attends to least are dropped. The paper drops one token
-//! per step for all heads; this policy drops many tokens at once, per KV head.
+//! Token omission via attention (TOVA): the tokens that the newest query attends to least are dropped. The paper
+//! drops one token per step for all heads; this policy drops many tokens at once, per KV head.
 //!
 //! Source: Oren et al. 2024, arXiv 2401.06104, §3.2.
 //!

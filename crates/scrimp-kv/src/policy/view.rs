@@ -76,7 +76,8 @@ impl<'a> LayerView<'a> {
         self.model.sequence.read_key(self.layer, kv_head, index, k);
     }
 
-    /// Reads the keys of 16 tokens, from token `16 * tile` on (`[head_dim][16]`). Columns behind the last token are unspecified.
+    /// Reads the keys of 16 tokens, from token `16 * tile` on (`[head_dim][16]`). Columns behind the last token are
+    /// unspecified.
     pub fn read_key_tile(&self, kv_head: usize, tile: usize, keys: &mut [[f32; 16]]) {
         self.model.sequence.read_key_tile(self.layer, kv_head, tile, keys);
     }
@@ -87,8 +88,8 @@ impl<'a> LayerView<'a> {
         rows.get(kv_head * rows.len() / self.n_kv_heads()).map_or(0, Vec::len)
     }
 
-    /// The number of score rows of this kind: one per query head ([`Needs::per_query_head`](super::Needs::per_query_head)) or one per KV
-    /// head; 0 where nothing was accumulated.
+    /// The number of score rows of this kind: one per query head
+    /// ([`Needs::per_query_head`](super::Needs::per_query_head)) or one per KV head; 0 where nothing was accumulated.
     pub fn n_heads(&self, kind: Attention) -> usize {
         self.rows(kind).len()
     }
@@ -105,8 +106,8 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// Writes the attention that query head `head` (below [`LayerView::n_heads`], in the group of `kv_head`) paid to the tokens of
-    /// `kv_head`; 0 where nothing was accumulated.
+    /// Writes the attention that query head `head` (below [`LayerView::n_heads`], in the group of `kv_head`) paid to
+    /// the tokens of `kv_head`; 0 where nothing was accumulated.
     pub fn head_attention(&self, kind: Attention, kv_head: usize, head: usize, out: &mut [f32]) {
         out.fill(0.0);
         self.add_attention(kind, kv_head, head, out);
@@ -123,8 +124,8 @@ impl<'a> LayerView<'a> {
         self.scale(kind, kv_head, 1.0 / group.max(1) as f32, out);
     }
 
-    /// Writes [`Attention::Mean`] of the tokens of `kv_head`, multiplied by [`LayerView::position_weights`]: an estimate of the
-    /// attention that they will receive.
+    /// Writes [`Attention::Mean`] of the tokens of `kv_head`, multiplied by [`LayerView::position_weights`]: an
+    /// estimate of the attention that they will receive.
     pub fn weighted_attention(&self, kv_head: usize, out: &mut [f32]) {
         self.attention(Attention::Mean, kv_head, out);
         self.apply_position_weights(kv_head, 1, out);
@@ -138,8 +139,9 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// How much attention the end of the prompt pays to the neighborhood of each position (`[positions of the text]`, 1 on
-    /// average); the same for all layers and heads. All weights are 1 without [`Needs::recent`](super::Needs::recent).
+    /// How much attention the end of the prompt pays to the neighborhood of each position (`[positions of the text]`,
+    /// 1 on average); the same for all layers and heads. All weights are 1 without
+    /// [`Needs::recent`](super::Needs::recent).
     pub fn position_weights(&self) -> &'a [f32] {
         let compute = || position_weight::position_weights(self.model.sequence);
         self.model.position_weights.get_or_init(compute)

@@ -17,8 +17,8 @@ pub enum Queries {
     /// The tokens that were appended last. Each query sees its own token and all tokens before it.
     #[default]
     Last,
-    /// Tokens that were appended before the last ones, whose number is given. Each query sees its own token and all tokens before
-    /// it.
+    /// Tokens that were appended before the last ones, whose number is given. Each query sees its own token and all
+    /// tokens before it.
     Before(usize),
     /// Future tokens. Each query sees all kept tokens.
     Future,
@@ -39,20 +39,20 @@ pub struct AttentionInputs<'a> {
     pub scale: f32,
     /// `tanh` soft cap on scores.
     pub softcap: Option<f32>,
-    /// The first token whose result is wanted. The results of earlier tokens are unspecified, but their queries count in the
-    /// accumulated scores.
+    /// The first token whose result is wanted. The results of earlier tokens are unspecified, but their queries count
+    /// in the accumulated scores.
     pub wanted_from: usize,
     /// The scores to accumulate (see [`Sequence::accumulated_scores`]).
     pub scores: Option<ScoresWanted>,
 }
 
 impl Sequence {
-    /// Appends tokens to a layer. `k` and `v` are `[n_tokens][n_kv_heads][head_dim]`, keys after RoPE. A sliding-window layer first
-    /// drops the pages that no later token sees.
+    /// Appends tokens to a layer. `k` and `v` are `[n_tokens][n_kv_heads][head_dim]`, keys after RoPE. A
+    /// sliding-window layer first drops the pages that no later token sees.
     ///
     /// # Errors
-    /// When the lengths do not fit or pages cannot be allocated. The layer is then unchanged; the caller restores earlier layers of
-    /// the forward pass with [`Sequence::truncate`].
+    /// When the lengths do not fit or pages cannot be allocated. The layer is then unchanged; the caller restores
+    /// earlier layers of the forward pass with [`Sequence::truncate`].
     pub fn append(&mut self, layer: usize, k: &[f32], v: &[f32], pool: &Pool) -> Result<(), KvError> {
         let shared = &*self.shared;
         let page_tokens = shared.geometry.page_tokens;

@@ -14,8 +14,8 @@ use std::sync::{Mutex, PoisonError};
 pub type ApplyRope<'a> = &'a (dyn Fn(&mut [f32], u32) + Sync);
 
 impl Sequence {
-    /// Packs the pages that are full and older than the format's window, if the format packs pages. Call it after an append, unless
-    /// the tokens are going to be compressed soon: packing twice loses precision twice.
+    /// Packs the pages that are full and older than the format's window, if the format packs pages. Call it after an
+    /// append, unless the tokens are going to be compressed soon: packing twice loses precision twice.
     ///
     /// # Errors
     /// When pages cannot be allocated. Pages that were packed by then stay packed; no token is lost.
@@ -38,7 +38,8 @@ impl Sequence {
         tasks.into_iter().try_for_each(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner).2)
     }
 
-    /// Moves the selected tokens of each KV head of a layer to new pages (packed as by [`Sequence::pack`]) and drops the old pages.
+    /// Moves the selected tokens of each KV head of a layer to new pages (packed as by [`Sequence::pack`]) and drops
+    /// the old pages.
     ///
     /// # Errors
     /// When `selections` does not fit the layer, or pages cannot be allocated; then the layer is unchanged.
@@ -85,15 +86,15 @@ impl Sequence {
         });
     }
 
-    /// Compacts all layers with full attention to `budget` tokens per KV head (on average, where layers or heads share a budget).
-    /// Sliding-window layers are unchanged.
+    /// Compacts all layers with full attention to `budget` tokens per KV head (on average, where layers or heads
+    /// share a budget). Sliding-window layers are unchanged.
     ///
-    /// All threads of `pool` select tokens. Then a few layers at a time are written, so that peak memory is little more than the old
-    /// cache.
+    /// All threads of `pool` select tokens. Then a few layers at a time are written, so that peak memory is little
+    /// more than the old cache.
     ///
     /// # Errors
-    /// Those of [`Sequence::compact`]; layers that were compacted by then stay compacted. When `how.rerotate` is set, which needs
-    /// [`Sequence::compress_rerotated`].
+    /// Those of [`Sequence::compact`]; layers that were compacted by then stay compacted. When `how.rerotate` is set,
+    /// which needs [`Sequence::compress_rerotated`].
     pub fn compress(&mut self, how: &Compression, budget: usize, pool: &Pool) -> Result<(), KvError> {
         if how.rerotate {
             return Err(KvError::BadInput("re-rotating keys needs the model's rotary embedding".into()));
@@ -101,8 +102,8 @@ impl Sequence {
         self.compress_rerotated(how, budget, pool, None)
     }
 
-    /// As [`Sequence::compress`]. With `apply_rope`, the kept keys of a head are rotated to consecutive positions that end before
-    /// the next token. [`Sequence::position`] still returns positions in the text.
+    /// As [`Sequence::compress`]. With `apply_rope`, the kept keys of a head are rotated to consecutive positions
+    /// that end before the next token. [`Sequence::position`] still returns positions in the text.
     ///
     /// # Errors
     /// Those of [`Sequence::compact`].

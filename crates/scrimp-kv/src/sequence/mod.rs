@@ -1,7 +1,7 @@
 //! The keys and values of one text.
 //!
-//! [`attend`](self::attend) appends tokens and computes attention, [`scores`](self::scores) gives access to the accumulated
-//! attention scores, [`compress`](self::compress) drops and packs tokens.
+//! [`attend`](self::attend) appends tokens and computes attention, [`scores`](self::scores) gives access to the
+//! accumulated attention scores, [`compress`](self::compress) drops and packs tokens.
 
 mod attend;
 mod compress;
@@ -134,8 +134,8 @@ impl Sequence {
         self.format
     }
 
-    /// Changes the storage format of the tokens from now on. Pages that are packed already keep their format until they are
-    /// compacted, so call this on a sequence that is not packed yet.
+    /// Changes the storage format of the tokens from now on. Pages that are packed already keep their format until
+    /// they are compacted, so call this on a sequence that is not packed yet.
     ///
     /// # Errors
     /// When new tokens of `format` need other pages than the cache has, or `format` does not support the pages' sizes.
@@ -157,8 +157,8 @@ impl Sequence {
         heads().map(BlockTable::len).sum::<usize>() as f64 / heads().count() as f64
     }
 
-    /// An upper bound on the bytes of new pages that an append of `tokens` tokens allocates, copies of shared and packed pages
-    /// included.
+    /// An upper bound on the bytes of new pages that an append of `tokens` tokens allocates, copies of shared and
+    /// packed pages included.
     pub fn growth_bytes(&self, tokens: usize) -> usize {
         let page_tokens = self.shared.geometry.page_tokens;
         let layers = self.layers.iter().zip(&self.shared.config.windows);
@@ -202,7 +202,8 @@ impl Sequence {
         self.layers[layer].heads[kv_head].read_key(&self.shared, index, k);
     }
 
-    /// Reads the keys of 16 kept tokens, from token `16 * tile` on, `[head_dim][16]`. Columns behind the last token are unspecified.
+    /// Reads the keys of 16 kept tokens, from token `16 * tile` on, `[head_dim][16]`. Columns behind the last token
+    /// are unspecified.
     pub fn read_key_tile(&self, layer: usize, kv_head: usize, tile: usize, keys: &mut [[f32; 16]]) {
         self.layers[layer].heads[kv_head].read_key_tile(&self.shared, tile, keys);
     }

@@ -7,8 +7,8 @@ use std::ops::Range;
 
 impl Sequence {
     /// The scores that a layer's attention calls have accumulated: one row per query head or per KV head
-    /// ([`ScoresWanted::per_query_head`](crate::ScoresWanted::per_query_head)), one number per kept token. A row may be shorter than
-    /// the head's tokens; the missing scores are 0.
+    /// ([`ScoresWanted::per_query_head`](crate::ScoresWanted::per_query_head)), one number per kept token. A row may
+    /// be shorter than the head's tokens; the missing scores are 0.
     pub fn accumulated_scores(&self, layer: usize) -> &ColumnStats {
         &self.layers[layer].scores.accumulated
     }
@@ -18,7 +18,8 @@ impl Sequence {
         self.layers[layer].scores.queries_from(position)
     }
 
-    /// Replaces the accumulated scores of a layer. `queries` are the positions of the queries in the sums over all queries.
+    /// Replaces the accumulated scores of a layer. `queries` are the positions of the queries in the sums over all
+    /// queries.
     ///
     /// # Errors
     /// When there is no such layer, or a row is longer than the tokens of its KV head.
@@ -32,7 +33,8 @@ impl Sequence {
         state.scores.set_accumulated(&state.heads, scores, queries)
     }
 
-    /// Removes and returns the accumulated scores of a layer, with the positions of the queries in the sums over all queries.
+    /// Removes and returns the accumulated scores of a layer, with the positions of the queries in the sums over all
+    /// queries.
     pub fn take_accumulated_scores(&mut self, layer: usize) -> (ColumnStats, Vec<Range<u32>>) {
         let scores = &mut self.layers[layer].scores;
         (std::mem::take(&mut scores.accumulated), std::mem::take(&mut scores.queries))

@@ -1,5 +1,5 @@
-//! Orders and masses of KVCrush that are not in the registries because they measure worse. The experiment that compares them
-//! (the example `kv_grid` of scrimp-eval) and the tests of the selection use them.
+//! Orders and masses of KVCrush that are not in the registries because they measure worse. The experiment that
+//! compares them (the example `kv_grid` of scrimp-eval) and the tests of the selection use them.
 
 use scrimp_base::{SplitMix64, random::mix};
 use scrimp_kv::{

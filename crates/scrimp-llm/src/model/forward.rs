@@ -371,13 +371,9 @@ impl Pass<'_> {
         let Self { exec, buffers, .. } = self;
         let cols = projection.weight.cols();
         let n = x.len() / cols;
-        buffers.x.fill(
-            *exec,
-            ActivationShape { n_tokens: n, cols, needs: projection.needs() },
-            |t, row| {
-                row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
-            },
-        );
+        buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols, needs: projection.needs() }, |t, row| {
+            row.copy_from_slice(&x[t * cols..(t + 1) * cols]);
+        });
         self.add_block(projection, norm, n);
     }
 

@@ -209,12 +209,7 @@ impl Session {
         for start in (0..n).step_by(CHUNK) {
             let len = CHUNK.min(n - start) * width;
             for layer in 0..self.kv.n_layers() {
-                self.kv.append(
-                    layer,
-                    &rows[..len],
-                    &rows[CHUNK * width..][..len],
-                    self.model.exec().pool,
-                )?;
+                self.kv.append(layer, &rows[..len], &rows[CHUNK * width..][..len], self.model.exec().pool)?;
             }
         }
         self.rope_tokens = self.rope_tokens.max(self.len());

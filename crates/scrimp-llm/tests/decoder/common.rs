@@ -2,14 +2,10 @@
 
 use scrimp_llm::checkpoint::Checkpoint;
 use scrimp_llm::model::{Model, RunOptions};
+pub(crate) use scrimp_testkit::{real_model, testdata};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::path::{Path, PathBuf};
-
-/// A file of testdata/.
-pub(crate) fn testdata(relative: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(relative)
-}
+use std::path::Path;
 
 /// Reads a JSON file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> T {
@@ -31,20 +27,6 @@ pub(crate) fn load_in(path: &Path, level: Option<&str>, kv_format: &str) -> Mode
     };
     let checkpoint = Checkpoint::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     Model::load(checkpoint, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-/// A real model, or `None` with a loud word where it cannot be had.
-pub(crate) fn real_model(file: &str) -> Option<PathBuf> {
-    let Some(folder) = std::env::var_os("SCRIMP_TEST_MODELS") else {
-        eprintln!("SKIPPED: {file}: SCRIMP_TEST_MODELS does not name a directory of models");
-        return None;
-    };
-    let path = Path::new(&folder).join(file);
-    if !path.is_file() {
-        eprintln!("SKIPPED: {file}: not in {}", Path::new(&folder).display());
-        return None;
-    }
-    Some(path)
 }
 
 /// What transformers computes, as `testdata/common/tiny.py` writes it.

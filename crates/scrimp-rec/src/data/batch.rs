@@ -116,6 +116,55 @@ impl<S: RowSource + ?Sized> RowSource for Box<S> {
     }
 }
 
+/// Rows that a source has read and not yet delivered.
+#[derive(Debug, Default)]
+pub(crate) struct Block {
+    rows: Batch,
+    used: usize,
+}
+
+impl Block {
+    /// The rows, to be refilled. All of them count as not delivered.
+    pub(crate) fn refill(&mut self) -> &mut Batch {
+        self.used = 0;
+        &mut self.rows
+    }
+
+    /// Removes all rows.
+    pub(crate) fn clear(&mut self) {
+        self.refill().clear();
+    }
+
+    /// The number of rows that are not delivered.
+    pub(crate) fn left(&self) -> usize {
+        self.rows.rows() - self.used
+    }
+}
+
+/// A source that reads its rows in blocks.
+pub(crate) trait BlockSource {
+    /// The current block.
+    fn block(&mut self) -> &mut Block;
+
+    /// Reads the next block with rows. Returns false at the end of the source.
+    fn read_block(&mut self) -> Result<bool>;
+
+    /// [`RowSource::next_batch`], from blocks.
+    fn batch_from_blocks(&mut self, rows: usize, batch: &mut Batch) -> Result<usize> {
+        batch.clear();
+        while batch.rows() < rows {
+            if self.block().left() == 0 && !self.read_block()? {
+                break;
+            }
+            let block = self.block();
+            let take = (rows - batch.rows()).min(block.left());
+            batch.extend(&block.rows, block.used..block.used + take);
+            block.used += take;
+        }
+        Ok(batch.rows())
+    }
+}
+
 /// Rows in memory, in their order: tests and small data.
 #[derive(Debug, Clone)]
 pub struct Memory {

@@ -30,13 +30,14 @@ mod values;
 #[cfg(feature = "arrow")]
 pub use arrow::{ArrowError, ArrowRows, arrow_scores};
 pub use batch::{Batch, Memory, RowSource};
+pub(crate) use batch::{Block, BlockSource};
 #[cfg(any(feature = "arrow", feature = "parquet"))]
 pub use guard::hide_guarded_panics;
 pub use infer::Hints;
 pub use rows::JsonRows;
 pub use set::{DataSet, Format, OpenOptions};
 pub use shuffle::{Fold, Folded, Shuffled};
-pub use splits::{Data, Split, preset};
+pub use splits::{Data, PRESETS, Split, preset};
 
 use crate::{
     Error,

@@ -2,7 +2,7 @@
 //! used is named by its number in the file.
 
 use super::{
-    Batch, OpenOptions, RowSource,
+    Batch, Block, BlockSource, OpenOptions, RowSource,
     columns::{Columns, Value},
     roles::{Filler, Role},
 };
@@ -186,8 +186,7 @@ pub(super) struct ParquetSource {
     row: u64,
     rows_read: u64,
     bad_rows: u64,
-    block: Batch,
-    used: usize,
+    block: Block,
 }
 
 impl ParquetSource {
@@ -213,8 +212,7 @@ impl ParquetSource {
             row: 0,
             rows_read: 0,
             bad_rows: 0,
-            block: Batch::default(),
-            used: 0,
+            block: Block::default(),
         })
     }
 
@@ -253,11 +251,26 @@ impl ParquetSource {
         Ok(true)
     }
 
-    /// Decodes the next rows into `self.block`; false at the end.
-    fn refill(&mut self) -> Result<bool> {
+    /// Decodes `n` rows and returns those that cannot be used, which are left out.
+    fn decode(&mut self, path: &Path, n: usize) -> Result<Vec<(usize, String)>> {
+        let Self { columns, filler, block, options, .. } = self;
+        let mut rows = Columns::new(filler, options, n, block.refill());
+        for column in columns.iter_mut() {
+            column.read(n).map_err(damaged(path))?;
+            column.each(&mut |r, value| rows.set(r, column.role, value));
+        }
+        Ok(rows.finish())
+    }
+}
+
+impl BlockSource for ParquetSource {
+    fn block(&mut self) -> &mut Block {
+        &mut self.block
+    }
+
+    fn read_block(&mut self) -> Result<bool> {
         self.block.clear();
-        self.used = 0;
-        while self.block.is_empty() {
+        while self.block.left() == 0 {
             let path = self.paths.get(self.file).cloned().unwrap_or_default();
             if !guarded(&path, || self.ready())? {
                 if self.rows_read == self.bad_rows {
@@ -281,17 +294,6 @@ impl ParquetSource {
         }
         Ok(true)
     }
-
-    /// Decodes `n` rows and returns those that cannot be used, which are left out.
-    fn decode(&mut self, path: &Path, n: usize) -> Result<Vec<(usize, String)>> {
-        let Self { columns, filler, block, options, .. } = self;
-        let mut rows = Columns::new(filler, options, n, block);
-        for column in columns.iter_mut() {
-            column.read(n).map_err(damaged(path))?;
-            column.each(&mut |r, value| rows.set(r, column.role, value));
-        }
-        Ok(rows.finish())
-    }
 }
 
 impl RowSource for ParquetSource {
@@ -300,21 +302,12 @@ impl RowSource for ParquetSource {
     }
 
     fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<usize> {
-        batch.clear();
-        while batch.rows() < rows {
-            if self.used == self.block.rows() && !self.refill()? {
-                break;
-            }
-            let take = (rows - batch.rows()).min(self.block.rows() - self.used);
-            batch.extend(&self.block, self.used..self.used + take);
-            self.used += take;
-        }
-        Ok(batch.rows())
+        self.batch_from_blocks(rows, batch)
     }
 
     fn rewind(&mut self, _epoch: u64) -> Result<()> {
         (self.file, self.reader, self.group, self.left) = (0, None, 0, 0);
-        (self.row, self.rows_read, self.bad_rows, self.used) = (0, 0, 0, 0);
+        (self.row, self.rows_read, self.bad_rows) = (0, 0, 0);
         self.columns.clear();
         self.block.clear();
         Ok(())
@@ -325,7 +318,7 @@ impl RowSource for ParquetSource {
     }
 
     fn progress(&self) -> Option<f64> {
-        Some((self.rows_read - (self.block.rows() - self.used) as u64) as f64 / self.total as f64)
+        Some((self.rows_read - self.block.left() as u64) as f64 / self.total as f64)
     }
 
     fn bad_rows(&self) -> u64 {

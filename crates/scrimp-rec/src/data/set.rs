@@ -36,6 +36,21 @@ pub enum Format {
     Parquet,
 }
 
+impl Format {
+    /// The names of all formats: one for CSV with any separator.
+    pub const NAMES: [&'static str; 4] = ["criteo", "csv", "jsonl", "parquet"];
+
+    /// The name that users see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Criteo => "criteo",
+            Self::Csv { .. } => "csv",
+            Self::JsonLines => "jsonl",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

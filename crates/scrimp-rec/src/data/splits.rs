@@ -165,6 +165,9 @@ fn generated(text: &str) -> Result<GeneratorOptions> {
     Ok(options)
 }
 
+/// The names of the presets of [`preset`].
+pub const PRESETS: [&str; 2] = ["criteo-tb", "small"];
+
 /// The options of a preset: `criteo-tb` (true cardinalities) or `small` (at most 10,000 ids per feature).
 ///
 /// # Errors
@@ -174,7 +177,7 @@ pub fn preset(name: &str) -> Result<GeneratorOptions> {
         "criteo-tb" => Ok(GeneratorOptions::criteo_tb(1_000_000)),
         "small" => Ok(GeneratorOptions::default()),
         other => Err(Error::bad_input(format!("there is no preset '{other}' of the generator"))
-            .with_hint("the presets are criteo-tb and small")),
+            .with_hint(format!("the presets are {}", PRESETS.join(" and ")))),
     }
 }
 

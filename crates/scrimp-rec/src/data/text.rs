@@ -1,7 +1,7 @@
 //! Text files with a row per line: cut into blocks at line ends, parsed by several threads, handed out in order.
 
 use super::{
-    Batch, OpenOptions, RowSource,
+    Batch, Block, BlockSource, OpenOptions, RowSource,
     input::Input,
     ordered::{Ordered, Work},
 };
@@ -220,8 +220,7 @@ pub(crate) struct TextSource<P: Parse> {
     options: OpenOptions,
     make: Box<dyn Fn() -> P + Send>,
     blocks: Ordered<Parsing<P>>,
-    block: Batch,
-    used: usize,
+    block: Block,
     bad_rows: u64,
     good_rows: u64,
     over: bool,
@@ -248,18 +247,25 @@ impl<P: Parse> TextSource<P> {
             options,
             make,
             blocks,
-            block: Batch::default(),
-            used: 0,
+            block: Block::default(),
             bad_rows: 0,
             good_rows: 0,
             over: false,
         }
     }
+}
 
-    /// Takes the next block that has rows; false at the end.
-    fn refill(&mut self) -> Result<bool> {
+impl<P: Parse> BlockSource for TextSource<P> {
+    fn block(&mut self) -> &mut Block {
+        &mut self.block
+    }
+
+    fn read_block(&mut self) -> Result<bool> {
+        if self.over {
+            return Ok(false);
+        }
         let Self { blocks, block, paths, options, bad_rows, .. } = self;
-        self.used = 0;
+        let block = block.refill();
         block.clear();
         while block.is_empty() {
             let took = blocks.next(|parsed| {
@@ -323,22 +329,13 @@ impl<P: Parse> RowSource for TextSource<P> {
     }
 
     fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<usize> {
-        batch.clear();
-        while batch.rows() < rows {
-            if self.used == self.block.rows() && (self.over || !self.refill()?) {
-                break;
-            }
-            let take = (rows - batch.rows()).min(self.block.rows() - self.used);
-            batch.extend(&self.block, self.used..self.used + take);
-            self.used += take;
-        }
-        Ok(batch.rows())
+        self.batch_from_blocks(rows, batch)
     }
 
     fn rewind(&mut self, _epoch: u64) -> Result<()> {
         self.blocks = start(&self.schema, (self.make)(), &self.paths, &self.read, &self.options);
         self.block.clear();
-        (self.used, self.bad_rows, self.good_rows, self.over) = (0, 0, 0, false);
+        (self.bad_rows, self.good_rows, self.over) = (0, 0, false);
         Ok(())
     }
 

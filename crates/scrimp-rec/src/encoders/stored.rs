@@ -19,6 +19,19 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Every precision, in the order of the documentation.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Int4];
+
+    /// One line for lists of precisions.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::F32 => "32-bit floats, as trained",
+            Self::Bf16 => "bfloat16",
+            Self::Int8 => "8 bits, one scale per table",
+            Self::Int4 => "4 bits, one scale per table",
+        }
+    }
+
     /// The name that the command line accepts.
     pub const fn name(self) -> &'static str {
         match self {

@@ -24,7 +24,7 @@ pub use write::{Written, write_file};
 use crate::{
     Error, Result,
     data::{
-        Batch, RowSource,
+        Batch, Block, BlockSource, RowSource,
         ordered::{Ordered, Work},
     },
     schema::{Categorical, Kind, MISSING, Numeric, Schema, Transform},
@@ -133,9 +133,7 @@ pub struct Generator {
     rows: Range<u64>,
     threads: usize,
     blocks: Ordered<Blocks>,
-    /// What is left of the last block.
-    block: Batch,
-    used: usize,
+    block: Block,
     next: u64,
 }
 
@@ -313,7 +311,7 @@ impl Generator {
         let rows = options.first_row..options.first_row.saturating_add(options.rows);
         let world = Arc::new(World::new(options));
         let blocks = Ordered::new(Blocks(world.clone()), rows.clone(), threads);
-        Ok(Self { world, next: rows.start, rows, threads, blocks, block: Batch::default(), used: 0 })
+        Ok(Self { world, next: rows.start, rows, threads, blocks, block: Block::default() })
     }
 
     /// What is generated.
@@ -326,7 +324,17 @@ impl Generator {
         self.next = row.min(self.rows.end);
         self.blocks = Ordered::new(Blocks(self.world.clone()), self.next..self.rows.end, self.threads);
         self.block.clear();
-        self.used = 0;
+    }
+}
+
+impl BlockSource for Generator {
+    fn block(&mut self) -> &mut Block {
+        &mut self.block
+    }
+
+    fn read_block(&mut self) -> Result<bool> {
+        let block = &mut self.block;
+        Ok(self.blocks.next(|new| std::mem::swap(new, block.refill())).is_some())
     }
 }
 
@@ -336,21 +344,9 @@ impl RowSource for Generator {
     }
 
     fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<usize> {
-        batch.clear();
-        while batch.rows() < rows {
-            if self.used == self.block.rows() {
-                let block = &mut self.block;
-                if self.blocks.next(|new| std::mem::swap(new, block)).is_none() {
-                    break;
-                }
-                self.used = 0;
-            }
-            let take = (rows - batch.rows()).min(self.block.rows() - self.used);
-            batch.extend(&self.block, self.used..self.used + take);
-            self.used += take;
-        }
-        self.next += batch.rows() as u64;
-        Ok(batch.rows())
+        let read = self.batch_from_blocks(rows, batch)?;
+        self.next += read as u64;
+        Ok(read)
     }
 
     /// Rows are independent of each other, so that all epochs have the same order.

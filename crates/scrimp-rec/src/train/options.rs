@@ -58,6 +58,29 @@ pub enum OptimizerKind {
     Sgd,
 }
 
+impl OptimizerKind {
+    /// Every optimizer.
+    pub const ALL: [Self; 3] = [Self::Adagrad, Self::RowWiseAdagrad, Self::Sgd];
+
+    /// The name that users see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Adagrad => "adagrad",
+            Self::RowWiseAdagrad => "row-wise-adagrad",
+            Self::Sgd => "sgd",
+        }
+    }
+
+    /// One line for lists of optimizers.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Adagrad => "Adagrad: a learning rate per value",
+            Self::RowWiseAdagrad => "Adagrad with one state per row",
+            Self::Sgd => "stochastic gradient descent",
+        }
+    }
+}
+
 impl TrainOptions {
     /// The optimizers of a step.
     pub fn step(&self) -> StepOptions {

@@ -1,4 +1,4 @@
-//! Injected faults: a request whose constraint panics or errs fails, and those that run beside it say what they say alone.
+//! Fault injection: a request whose constraint panics or fails does not change the answers of the other requests in the batch.
 
 use super::{Command, EngineOptions, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work, run};
 use crate::{constraint::Constraint, metrics::Metrics, scheduler::Limits};
@@ -10,22 +10,21 @@ use scrimp_llm::{
     tokenizer::Tokenizer,
 };
 use std::{
-    path::Path,
     sync::{Arc, mpsc::channel},
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// What goes wrong.
+/// An injected fault.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     PanicInMask,
     PanicInAccept,
     ErrorInMask,
-    NothingMayCome,
+    NoTokenAllowed,
 }
 
-/// Goes wrong after some tokens.
+/// A constraint with a fault after `left` tokens.
 #[derive(Debug)]
 struct Faulty {
     fault: Fault,
@@ -38,7 +37,7 @@ impl Constraint for Faulty {
             match self.fault {
                 Fault::PanicInMask => panic!("injected"),
                 Fault::ErrorInMask => return Err(Error::bad_input("injected")),
-                Fault::NothingMayCome => logits.fill(f32::NEG_INFINITY),
+                Fault::NoTokenAllowed => logits.fill(f32::NEG_INFINITY),
                 Fault::PanicInAccept => {}
             }
         }
@@ -131,7 +130,7 @@ fn answers(
 
 #[test]
 fn a_fault_ends_its_own_request_and_no_other() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny/llama");
+    let path = scrimp_testkit::tiny_model("llama");
     let tokenizer = Checkpoint::open(&path).unwrap().tokenizer().unwrap();
     let options = RunOptions { kv_format: "f32".parse().unwrap(), ..RunOptions::default() };
     let model = Model::load(Checkpoint::open(&path).unwrap(), &options).unwrap();
@@ -143,7 +142,7 @@ fn a_fault_ends_its_own_request_and_no_other() {
         .collect();
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
-    for fault in [Fault::PanicInMask, Fault::PanicInAccept, Fault::ErrorInMask, Fault::NothingMayCome] {
+    for fault in [Fault::PanicInMask, Fault::PanicInAccept, Fault::ErrorInMask, Fault::NoTokenAllowed] {
         for after in [0, 3] {
             let requests = prompts.iter().enumerate().map(|(i, prompt)| {
                 let faulty = (i % 3 == 1).then_some(Faulty { fault, left: after });
@@ -156,7 +155,7 @@ fn a_fault_ends_its_own_request_and_no_other() {
                     Err(Failure::Internal(_)) if i % 3 == 1 && fault != Fault::ErrorInMask => {}
                     Err(Failure::BadRequest(_)) if i % 3 == 1 && fault == Fault::ErrorInMask => {}
                     other => {
-                        assert!(fault == Fault::NothingMayCome && i % 3 == 1, "{fault:?} {i}: {other:?}");
+                        assert!(fault == Fault::NoTokenAllowed && i % 3 == 1, "{fault:?} {i}: {other:?}");
                     }
                 }
             }

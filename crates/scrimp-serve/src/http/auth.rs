@@ -1,4 +1,4 @@
-//! API keys.
+//! Checks API keys.
 
 use super::{error::ApiError, state::State};
 use axum::{
@@ -11,25 +11,25 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use subtle::{Choice, ConstantTimeEq};
 
-/// What is kept of a key.
+/// SHA-256 of a key: the server stores no keys.
 pub fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
-/// Whether `key` is one of `keys`, in a time that does not depend on where it differs.
+/// Whether `key` is one of `keys`, in constant time.
 fn is_known(key: &str, keys: &[[u8; 32]]) -> bool {
     let digest = digest(key);
     keys.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&digest)).into()
 }
 
-/// Lets requests with a key pass.
+/// Middleware that rejects requests without a valid key.
 pub(super) async fn check(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let keys = &state.options.api_keys;
     if !keys.is_empty() {
         let header = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         let key = header.and_then(|v| v.strip_prefix("Bearer ").or_else(|| v.strip_prefix("bearer ")));
         if !key.is_some_and(|key| is_known(key.trim(), keys)) {
-            let what = "a valid API key is needed: send the header Authorization: Bearer KEY";
+            let what = "the API key is missing or invalid: send the header Authorization: Bearer KEY";
             return ApiError::new(StatusCode::UNAUTHORIZED, what).code("invalid_api_key").into_response();
         }
     }

@@ -1,4 +1,4 @@
-//! `/v1/chat/completions`: a conversation that goes on.
+//! `/v1/chat/completions`: the next message of a conversation.
 
 use super::{
     error::ApiError,
@@ -18,10 +18,10 @@ use scrimp_llm::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Answers a request.
+/// Handles a request.
 ///
 /// # Errors
-/// When it cannot be answered.
+/// Invalid fields, or a failure of the engine.
 pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
@@ -86,7 +86,7 @@ pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<
     Ok(Json(response).into_response())
 }
 
-/// What all parts of a response begin with.
+/// The common fields of a response and its chunks.
 struct Head {
     id: String,
     model: String,
@@ -105,7 +105,7 @@ impl Head {
         self.response("chat.completion.chunk", vec![choice])
     }
 
-    /// Log-probabilities in the shape of this endpoint; `null` where there are none.
+    /// Log-probabilities in the format of this endpoint; `null` without any.
     fn logprobs(&self, tokens: &[Token]) -> Value {
         let one = |id: u32, logprob: f64| {
             let bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
@@ -123,17 +123,18 @@ impl Head {
 
 struct Chat {
     head: Head,
+    /// Per answer: the chunk with the role was sent.
     begun: Vec<bool>,
-    /// Whether there was text that is no tool call.
+    /// Per answer: text outside of tool calls was sent.
     said: Vec<bool>,
-    /// Text behind it, which may be one.
+    /// Per answer: text that may be the beginning of a tool call.
     held: Vec<String>,
     tools: Tools,
     include_usage: bool,
 }
 
 impl Chat {
-    /// The chunk that says who speaks, once.
+    /// Adds the chunk with the role if it was not sent yet.
     fn begin(&mut self, index: usize, out: &mut Vec<Value>) {
         if !std::mem::replace(&mut self.begun[index], true) {
             out.push(self.head.chunk(

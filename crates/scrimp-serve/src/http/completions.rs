@@ -1,4 +1,4 @@
-//! `/v1/completions`: text that goes on.
+//! `/v1/completions`: continuations of texts.
 
 use super::{
     error::ApiError,
@@ -16,15 +16,15 @@ use scrimp_llm::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Most prompts of a request.
+/// Maximum number of prompts per request.
 const MAX_PROMPTS: usize = 64;
-/// Tokens of an answer where the request does not say.
+/// Default of `max_tokens`.
 const DEFAULT_TOKENS: usize = 16;
 
-/// Answers a request.
+/// Handles a request.
 ///
 /// # Errors
-/// When it cannot be answered.
+/// Invalid fields, or a failure of the engine.
 pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
@@ -33,7 +33,7 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
     let logprobs = alternatives(&mut fields, "logprobs")?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
     if fields.take("suffix").is_some() {
-        return Err(ApiError::field("suffix", "suffix is not supported: models here write forwards only"));
+        return Err(ApiError::field("suffix", "suffix is not supported"));
     }
     fields.finish()?;
 
@@ -101,7 +101,7 @@ fn prompts(language: &Language, value: Option<Value>) -> Result<Vec<Vec<u32>>, A
     }
 }
 
-/// The tokens of one text or list of ids; `None`: it is neither.
+/// The tokens of a text or of a list of token ids; `None`: neither.
 pub(super) fn tokens(language: &Language, value: Value) -> Option<Result<Vec<u32>, ApiError>> {
     match value {
         Value::String(text) => Some(language.tokenizer.encode(&text, true, true).map_err(Into::into)),
@@ -114,7 +114,7 @@ pub(super) fn tokens(language: &Language, value: Value) -> Option<Result<Vec<u32
     }
 }
 
-/// What all parts of a response begin with.
+/// The common fields of a response and its chunks.
 struct Head {
     id: String,
     model: String,
@@ -128,13 +128,13 @@ impl Head {
         })
     }
 
-    /// Log-probabilities in the shape of this endpoint; `null` where there are none.
+    /// Log-probabilities in the format of this endpoint; `null` without any.
     fn logprobs(&self, tokens: &[Token], offset: &mut usize) -> Value {
         let found: Vec<&Logprobs> = tokens.iter().filter_map(|t| t.logprobs.as_ref()).collect();
         if found.is_empty() {
             return Value::Null;
         }
-        // Two tokens that are parts of characters are not to look the same.
+        // Tokens that are parts of characters get distinct names.
         let text = |id| match String::from_utf8(self.tokenizer.token_bytes(id).unwrap_or_default()) {
             Ok(text) => text,
             Err(e) => e.as_bytes().iter().fold("bytes:".to_owned(), |text, b| text + &format!("\\x{b:02x}")),

@@ -16,13 +16,13 @@ use scrimp_llm::embedding::normalized;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Most texts of a request.
+/// Maximum number of texts per request.
 const MAX_TEXTS: usize = 256;
 
-/// Answers a request.
+/// Handles a request.
 ///
 /// # Errors
-/// When it cannot be answered.
+/// Invalid fields, or a failure of the engine.
 pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
@@ -42,7 +42,10 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
         Some(_) => return Err(ApiError::field("encoding_format", "encoding_format must be float or base64")),
     };
     if fields.take("dimensions").is_some() {
-        return Err(ApiError::field("dimensions", "this model's embeddings cannot be shortened"));
+        return Err(ApiError::field(
+            "dimensions",
+            "dimensions is not supported: the embeddings of this model have a fixed size",
+        ));
     }
     fields.ignore(&["user"]);
     fields.finish()?;
@@ -55,7 +58,7 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
         let prompt = tokens(language, input).ok_or_else(wrong)??;
         language.room(&prompt, state.options.max_model_len)?;
         total += prompt.len();
-        // A text is read once: its cache is the full one, and shared with nobody.
+        // The text is prefilled once, so compression of its KV cache has no use.
         requests.embed(prompt, KvOptions { compression: None, ..language.kv.clone() });
     }
     language.submit(requests.finish())?;

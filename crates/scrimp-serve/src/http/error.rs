@@ -1,4 +1,4 @@
-//! Errors in the shape that OpenAI's clients know.
+//! Error responses in OpenAI's format.
 
 use crate::engine::Failure;
 use axum::{
@@ -42,21 +42,21 @@ fn name_fields(message: &str) -> String {
 pub(crate) struct ApiError {
     /// HTTP status.
     pub(crate) status: StatusCode,
-    /// What is wrong, and what to do.
+    /// Cause and remedy.
     pub(crate) message: String,
-    /// The field that is wrong.
+    /// The invalid field.
     pub(crate) param: Option<String>,
-    /// A word for programs.
+    /// Machine-readable code.
     pub(crate) code: Option<&'static str>,
 }
 
 impl ApiError {
-    /// 400: the request cannot be.
+    /// 400: invalid request.
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// 400, because of one field.
+    /// 400: invalid field.
     pub(crate) fn field(name: &str, message: impl Into<String>) -> Self {
         Self { param: Some(name.to_owned()), ..Self::bad_request(message) }
     }
@@ -66,13 +66,13 @@ impl ApiError {
         Self { status, message: name_fields(&message.into()), param: None, code: None }
     }
 
-    /// With a word for programs.
+    /// Sets the machine-readable code.
     #[must_use]
     pub(crate) fn code(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }
     }
 
-    /// The body.
+    /// The response body.
     pub(crate) fn body(&self) -> Value {
         let kind = match self.status.as_u16() {
             401 => "authentication_error",

@@ -1,41 +1,41 @@
-//! The fields of a request's JSON object, taken one by one, so that each error names its field and what is left over is
-//! known to be unknown.
+//! The fields of a request's JSON object. Handlers take fields one by one: each error names its field, and a field that
+//! no handler took is reported as unknown.
 
 use super::error::ApiError;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
-/// What is left of a request's object.
+/// The fields that no handler has taken yet.
 #[derive(Debug)]
 pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
-    /// Parses a body. JSON may nest 128 deep.
+    /// Parses a body. JSON can nest 128 levels deep.
     ///
     /// # Errors
-    /// When it is no JSON object.
+    /// The body is not a JSON object.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self(map)),
             Ok(_) => Err(ApiError::bad_request("the body must be a JSON object")),
-            Err(e) => Err(ApiError::bad_request(format!("the body is no valid JSON: {e}"))),
+            Err(e) => Err(ApiError::bad_request(format!("the body is not valid JSON: {e}"))),
         }
     }
 
-    /// Of an object inside a request.
+    /// The fields of an object inside a request.
     pub(crate) fn of(map: Map<String, Value>) -> Self {
         Self(map)
     }
 
-    /// Any value; `null` is none.
+    /// Takes any value. `null` counts as missing.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|value| !value.is_null())
     }
 
-    /// A number in `range`.
+    /// Takes a number in `range`.
     ///
     /// # Errors
-    /// When it is none.
+    /// Another value.
     pub(crate) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = value.as_f64().filter(|x| range.contains(x));
@@ -45,10 +45,10 @@ impl Fields {
             .ok_or_else(|| ApiError::field(name, format!("{name} must be a number from {low} to {high}")))
     }
 
-    /// A whole number in `range`.
+    /// Takes a whole number in `range`.
     ///
     /// # Errors
-    /// When it is none.
+    /// Another value.
     pub(crate) fn integer(
         &mut self,
         name: &str,
@@ -57,16 +57,16 @@ impl Fields {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = value.as_i64().filter(|x| range.contains(x));
         let (low, high) = (range.start(), range.end());
-        let most = if *high == i64::MAX { String::new() } else { format!(" to {high}") };
+        let to = if *high == i64::MAX { String::new() } else { format!(" to {high}") };
         number
             .map(Some)
-            .ok_or_else(|| ApiError::field(name, format!("{name} must be a whole number from {low}{most}")))
+            .ok_or_else(|| ApiError::field(name, format!("{name} must be a whole number from {low}{to}")))
     }
 
-    /// True or false.
+    /// Takes a boolean.
     ///
     /// # Errors
-    /// When it is neither.
+    /// Another value.
     pub(crate) fn boolean(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
         match self.take(name) {
             None => Ok(None),
@@ -75,10 +75,10 @@ impl Fields {
         }
     }
 
-    /// A string.
+    /// Takes a string.
     ///
     /// # Errors
-    /// When it is none.
+    /// Another value.
     pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
@@ -87,17 +87,20 @@ impl Fields {
         }
     }
 
-    /// A string or a list of at most `most` strings.
+    /// Takes a string or a list of at most `limit` strings.
     ///
     /// # Errors
-    /// When it is neither, or a string is empty.
-    pub(crate) fn strings(&mut self, name: &str, most: usize) -> Result<Vec<String>, ApiError> {
+    /// Another value, or an empty string.
+    pub(crate) fn strings(&mut self, name: &str, limit: usize) -> Result<Vec<String>, ApiError> {
         let wrong = || {
-            ApiError::field(name, format!("{name} must be a string or a list of up to {most}, none empty"))
+            ApiError::field(
+                name,
+                format!("{name} must be a string or a list of up to {limit} strings, none of them empty"),
+            )
         };
         let values = match self.take(name) {
             None => return Ok(Vec::new()),
-            Some(Value::Array(values)) if values.len() <= most => values,
+            Some(Value::Array(values)) if values.len() <= limit => values,
             Some(value @ Value::String(_)) => vec![value],
             Some(_) => return Err(wrong()),
         };
@@ -110,10 +113,10 @@ impl Fields {
             .collect()
     }
 
-    /// An object.
+    /// Takes an object.
     ///
     /// # Errors
-    /// When it is none.
+    /// Another value.
     pub(crate) fn object(&mut self, name: &str) -> Result<Option<Map<String, Value>>, ApiError> {
         match self.take(name) {
             None => Ok(None),
@@ -122,23 +125,23 @@ impl Fields {
         }
     }
 
-    /// Fields that say nothing to this server but are allowed.
+    /// Drops fields that are allowed and have no effect.
     pub(crate) fn ignore(&mut self, names: &[&str]) {
         for name in names {
             self.0.remove(*name);
         }
     }
 
-    /// Refuses what is left.
+    /// Rejects requests with unknown fields.
     ///
     /// # Errors
-    /// When something is.
+    /// A field is left.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
         match self.0.into_iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
             Some((name, _)) => {
                 let shown: String = name.chars().take(100).collect();
-                let what = format!("this server does not know the field {shown:?}; check its spelling");
+                let what = format!("unknown field {shown:?}; check its spelling");
                 Err(ApiError { param: Some(shown), ..ApiError::bad_request(what) }.code("unknown_field"))
             }
         }

@@ -1,11 +1,11 @@
-//! Requests that no client would send: whatever JSON arrives, it is taken apart without a panic, and what is taken is in range.
+//! Fuzzing: parsing any JSON neither panics nor returns parameters out of range.
 
 use super::{ApiError, fields::Fields, messages, params::Params, tools::Tools};
 use crate::engine::KvOptions;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// Requests with every field that is known, between them.
+/// Valid requests that together have every known field.
 fn seeds() -> Vec<Value> {
     vec![
         json!({
@@ -33,7 +33,7 @@ fn seeds() -> Vec<Value> {
     ]
 }
 
-/// Any JSON, odd numbers more often than others.
+/// Arbitrary JSON with many extreme numbers.
 fn odd() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -1,4 +1,4 @@
-//! What the server says of itself, and tokens of texts.
+//! Information about the server, and tokenization.
 
 use super::{error::ApiError, fields::Fields, messages, state::State, tools::Tools};
 use axum::{
@@ -26,15 +26,15 @@ pub(crate) fn models(state: &State) -> Value {
 /// `/v1/models/{id}`.
 ///
 /// # Errors
-/// 404 where there is no such model.
+/// 404: unknown model.
 pub(crate) fn model(state: &State, id: &str) -> Result<Value, ApiError> {
     let Value::Array(all) = models(state)["data"].take() else { return Ok(Value::Null) };
-    all.into_iter().find(|model| model["id"] == id).ok_or_else(|| {
-        ApiError::new(StatusCode::NOT_FOUND, "there is no such model here").code("model_not_found")
-    })
+    all.into_iter()
+        .find(|model| model["id"] == id)
+        .ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "there is no such model").code("model_not_found"))
 }
 
-/// `/health`: the process answers. `/ready`: it also takes requests.
+/// `/ready`: 200 while the server accepts requests. (`/health`: 200 while the process runs.)
 pub(crate) fn ready(state: &State) -> Response {
     if state.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response();
@@ -48,10 +48,10 @@ pub(crate) fn metrics(state: &State) -> Response {
     (kind, state.metrics.render(state.name())).into_response()
 }
 
-/// `/tokenize`: of a prompt or of messages.
+/// `/tokenize`: the tokens of a prompt or of messages.
 ///
 /// # Errors
-/// When there is neither.
+/// Neither is given.
 pub(crate) fn tokenize(state: &Arc<State>, body: &[u8]) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
@@ -65,14 +65,14 @@ pub(crate) fn tokenize(state: &Arc<State>, body: &[u8]) -> Result<Response, ApiE
         }
     };
     fields.finish()?;
-    let most = language.context_length.min(state.options.max_model_len);
-    Ok(Json(json!({ "count": tokens.len(), "max_model_len": most, "tokens": tokens })).into_response())
+    let limit = language.context_length.min(state.options.max_model_len);
+    Ok(Json(json!({ "count": tokens.len(), "max_model_len": limit, "tokens": tokens })).into_response())
 }
 
-/// `/detokenize`.
+/// `/detokenize`: the text of tokens.
 ///
 /// # Errors
-/// When there are no tokens.
+/// No tokens are given.
 pub(crate) fn detokenize(state: &Arc<State>, body: &[u8]) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let language = state.language(fields.string("model")?.as_deref())?;

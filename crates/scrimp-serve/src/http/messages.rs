@@ -1,15 +1,15 @@
-//! Messages of a conversation, and the prompt that they make.
+//! Messages of a conversation, and their prompt.
 
 use super::{error::ApiError, fields::Fields, state::Language, tools::Tools};
 use serde_json::{Map, Value, json};
 
-/// Most messages of a conversation.
+/// Maximum number of messages.
 const MAX_MESSAGES: usize = 1024;
 
-/// Takes `messages`: objects with a role and content, whose parts are joined to one text.
+/// Takes `messages`: objects with a role and content. Content parts are joined to one text.
 ///
 /// # Errors
-/// When they are no messages.
+/// Invalid messages.
 pub(crate) fn take(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     let wrong = |what: String| ApiError::field("messages", what);
     let list = match fields.take("messages") {
@@ -26,7 +26,7 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
                 return Err(wrong(format!("messages[{i}].role must be a string")));
             }
             let content = text(message.remove("content")).ok_or_else(|| {
-                wrong(format!("messages[{i}].content must be text: this model reads nothing else"))
+                wrong(format!("messages[{i}].content must be text, the only input of this model"))
             })?;
             message.insert("content".into(), Value::String(content));
             if let Some(Value::Array(calls)) = message.get_mut("tool_calls") {
@@ -49,7 +49,7 @@ fn text(content: Option<Value>) -> Option<String> {
     }
 }
 
-/// Templates want the arguments of a call as an object; the API has them as text.
+/// Parses the arguments of a call: the API has them as text, chat templates expect an object.
 fn arguments_as_object(call: &mut Value) {
     let Some(arguments) = call.get_mut("function").and_then(|f| f.get_mut("arguments")) else { return };
     if let Some(parsed) = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok()) {
@@ -57,10 +57,10 @@ fn arguments_as_object(call: &mut Value) {
     }
 }
 
-/// The prompt of a conversation that the assistant is to continue.
+/// The prompt for the assistant's next message.
 ///
 /// # Errors
-/// When the model has no template, or that refuses the messages.
+/// The model has no chat template, or the template rejects the messages.
 pub(crate) fn prompt(
     language: &Language,
     mut messages: Vec<Value>,
@@ -68,7 +68,7 @@ pub(crate) fn prompt(
     mut extra: Map<String, Value>,
 ) -> Result<Vec<u32>, ApiError> {
     let Some(template) = &language.template else {
-        let what = "this model has no chat template: it continues texts, so use /v1/completions";
+        let what = "this model has no chat template: use /v1/completions";
         return Err(ApiError::field("messages", what));
     };
     let render = |messages: &[Value], extra: &Map<String, Value>| {
@@ -78,7 +78,7 @@ pub(crate) fn prompt(
         let without = render(&messages, &extra)?;
         extra.insert("tools".into(), tools.list());
         if render(&messages, &extra)? == without {
-            // The template knows no tools: a system message says what they are.
+            // The template ignores tools: a system message describes them.
             extra.remove("tools");
             messages.insert(0, json!({ "role": "system", "content": tools.instructions() }));
         }

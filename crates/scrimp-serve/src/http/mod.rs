@@ -1,4 +1,4 @@
-//! HTTP: routes, keys, limits of bodies, and the shapes of requests and answers.
+//! HTTP: routes, API keys, limits, and the formats of requests and answers.
 
 mod auth;
 mod chat;
@@ -39,10 +39,10 @@ use std::{
 };
 use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
 
-/// The page at `/`.
+/// The chat page at `/`.
 const PAGE: &str = include_str!("../page/index.html");
 
-/// Who is on the other side of a connection.
+/// The client's address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub IpAddr);
 
@@ -69,9 +69,9 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(|Shared(s): Shared<Arc<State>>| async move { info::ready(&s) }))
         .merge(keyed)
-        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "unknown path") })
         .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not support this method")
         })
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed on this request")
@@ -89,14 +89,14 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
     router.with_state(Arc::clone(state))
 }
 
-/// The page, which may load and call nothing but this server.
+/// The chat page. Its content security policy allows requests to this server only.
 async fn page() -> Response {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                   img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE)).into_response()
 }
 
-/// Logs and counts responses.
+/// Middleware that logs and counts responses.
 async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -107,7 +107,7 @@ async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) 
     response
 }
 
-/// Everything that takes a body.
+/// All routes with a request body.
 async fn post_json(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
     let path = request.uri().path().to_owned();
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -130,7 +130,7 @@ async fn post_json(Shared(state): Shared<Arc<State>>, request: Request) -> Resul
     }
 }
 
-/// Reads a body within its limits of size and time.
+/// Reads a body within the limits of size and time.
 async fn read(state: &State, body: Body) -> Result<Bytes, ApiError> {
     let most = state.options.max_body;
     match tokio::time::timeout(state.options.read_timeout, to_bytes(body, most)).await {
@@ -139,7 +139,7 @@ async fn read(state: &State, body: Body) -> Result<Bytes, ApiError> {
             let too_large = std::error::Error::source(&e)
                 .is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>);
             if too_large {
-                let what = format!("the body is larger than the {most} bytes that this server takes");
+                let what = format!("the body is larger than {most} bytes, the limit of this server");
                 return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, what));
             }
             Err(ApiError::bad_request("the body could not be read"))
@@ -148,7 +148,7 @@ async fn read(state: &State, body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
-/// A hash within this process.
+/// A hash that is stable within this process.
 fn hash_of<T: Hash + ?Sized>(value: Option<&T>) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);

@@ -1,4 +1,4 @@
-//! The fields that chat and completions share: sampling, stops, limits, the KV cache.
+//! Common fields of chat and completions: sampling, stop strings, limits, KV cache.
 
 use super::{error::ApiError, fields::Fields};
 use crate::{
@@ -13,68 +13,74 @@ use scrimp_kv::{
 use scrimp_llm::sampling::SamplingParams;
 use serde_json::{Map, Value};
 
-/// Most stop strings, and most answers to one prompt.
+/// Maximum number of stop strings.
 const MAX_STOPS: usize = 16;
-/// Most answers to one prompt.
+/// Maximum number of answers per prompt.
 const MAX_N: i64 = 16;
-/// Most alternatives of a token.
+/// Maximum number of alternatives per token.
 const MAX_LOGPROBS: i64 = 20;
-/// Most entries of a logit bias.
+/// Maximum number of entries of `logit_bias`.
 const MAX_BIAS: usize = 1024;
 
-/// How to answer.
+/// Parameters of a request.
 #[derive(Debug)]
 pub(crate) struct Params {
-    /// Answers to each prompt.
+    /// Number of answers per prompt.
     pub(crate) n: usize,
-    /// As they come.
+    /// Stream the answers.
     pub(crate) stream: bool,
-    /// The stream ends with its usage.
+    /// End the stream with a chunk of token counts.
     pub(crate) include_usage: bool,
-    /// How to choose tokens.
+    /// Sampling parameters.
     pub(crate) sampling: SamplingParams,
-    /// Most tokens.
+    /// Maximum number of tokens per answer.
     pub(crate) max_tokens: Option<usize>,
-    /// No end before so many.
+    /// Minimum number of tokens per answer.
     pub(crate) min_tokens: usize,
-    /// End tokens are text.
+    /// Continue after end tokens.
     pub(crate) ignore_eos: bool,
-    /// What ends the answer.
+    /// Strings that end the answer.
     pub(crate) stop: Vec<String>,
     /// Tokens that end the answer.
     pub(crate) stop_tokens: Vec<u32>,
-    /// Added to logits.
+    /// Added to the logits of these tokens.
     pub(crate) logit_bias: Vec<(u32, f32)>,
-    /// What it must look like.
+    /// Grammar of the answer.
     pub(crate) format: ResponseFormat,
-    /// How the cache is kept.
+    /// Format and compression of the KV cache.
     pub(crate) kv: KvOptions,
-    /// Who asks, for the fair queue.
+    /// The end user, for the fair queue.
     pub(crate) user: Option<String>,
 }
 
-/// What an answer must look like.
+/// Grammar of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ResponseFormat {
-    /// Anything.
+    /// Any text.
     Text,
     /// A JSON object.
     JsonObject,
-    /// JSON of a schema.
+    /// JSON that matches a schema.
     Schema(Value),
 }
 
 impl ResponseFormat {
-    /// What enforces it; each answer needs its own.
+    /// A constraint for one answer.
     ///
     /// # Errors
-    /// When it cannot be enforced.
+    /// The grammar cannot be enforced.
     pub(crate) fn constraint(
         &self,
         constraints: Option<&Constraints>,
     ) -> Result<Option<Box<dyn Constraint>>, ApiError> {
-        let known =
-            || constraints.ok_or_else(|| ApiError::field("response_format", "this model has no end token"));
+        let known = || {
+            constraints.ok_or_else(|| {
+                ApiError::field(
+                    "response_format",
+                    "response_format needs an end token, and this model has none",
+                )
+            })
+        };
         Ok(match self {
             Self::Text => None,
             Self::JsonObject => Some(known()?.json_object()?),
@@ -84,16 +90,16 @@ impl ResponseFormat {
 }
 
 impl Params {
-    /// Takes them from a request.
+    /// Takes the parameters from a request.
     ///
     /// # Errors
-    /// When a value is out of its range.
+    /// A value is out of range.
     pub(crate) fn take(fields: &mut Fields, default_kv: &KvOptions) -> Result<Self, ApiError> {
         let float = |x: Option<f64>, default: f32| x.map_or(default, |x| x as f32);
         let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1) as usize;
         let best_of = fields.integer("best_of", 1..=MAX_N)?;
         if best_of.is_some_and(|best| best as usize != n) {
-            return Err(ApiError::field("best_of", "best_of must be n: answers are not ranked"));
+            return Err(ApiError::field("best_of", "best_of must equal n: answers are not ranked"));
         }
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let mut options = Fields::of(fields.object("stream_options")?.unwrap_or_default());
@@ -150,10 +156,7 @@ impl Params {
         Ok(params)
     }
 
-    /// The job of one answer; `room`: tokens that fit the context.
-    ///
-    /// # Errors
-    /// When what it must look like cannot be enforced.
+    /// The parameters of answer `index`. `room`: tokens that fit into the context.
     pub(crate) fn generate(
         &self,
         index: usize,
@@ -177,10 +180,10 @@ impl Params {
     }
 }
 
-/// The number of alternatives of each token.
+/// Takes the number of alternatives per token.
 ///
 /// # Errors
-/// When it is out of range.
+/// The number is out of range.
 pub(crate) fn alternatives(fields: &mut Fields, name: &str) -> Result<Option<usize>, ApiError> {
     Ok(fields.integer(name, 0..=MAX_LOGPROBS)?.map(|n| n as usize))
 }
@@ -231,7 +234,7 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
         .collect()
 }
 
-/// How the request wants its cache kept: the server's way, but for what it names.
+/// The KV options of a request: the server's defaults, changed by the request's fields.
 fn kv_choice(fields: &mut Fields, default: &KvOptions) -> Result<KvOptions, ApiError> {
     let mut kv = default.clone();
     if let Some(format) = fields.string("kv_format")? {
@@ -243,7 +246,7 @@ fn kv_choice(fields: &mut Fields, default: &KvOptions) -> Result<KvOptions, ApiE
         Some(Value::Number(n)) if n.is_u64() => n.as_u64().map(|n| Budget::Tokens(n as usize)),
         Some(Value::Number(n)) => n.as_f64().map(Budget::Fraction),
         Some(_) => {
-            return Err(ApiError::field("kv_budget", "kv_budget must be a number of tokens or a share"));
+            return Err(ApiError::field("kv_budget", "kv_budget must be a number of tokens or a fraction"));
         }
     };
     let name = fields.string("kv_policy")?;
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_values_are_rejected() {
         for text in [
             r#"{"temperature": -1}"#,
             r#"{"temperature": "hot"}"#,

@@ -12,22 +12,22 @@ use scrimp_rec::schema::Schema;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// What Arrow's streams are called.
+/// Content type of Arrow IPC streams.
 const ARROW: &str = "application/vnd.apache.arrow.stream";
 
-/// How rows are sent, and probabilities come back.
+/// Format of rows and probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// `{"rows": [{column: value}, ...]}`
     Json,
-    /// A JSON object per line; a probability per line.
+    /// One JSON object per line; one probability per line.
     Lines,
-    /// An Arrow IPC stream; one with the column `score`.
+    /// An Arrow IPC stream; the answer has the column `score`.
     Arrow,
 }
 
 impl Form {
-    /// The form that a content type stands for.
+    /// The format of a content type.
     pub(super) fn of(content_type: &str) -> Option<Self> {
         let forms =
             [("application/json", Self::Json), ("application/x-ndjson", Self::Lines), (ARROW, Self::Arrow)];
@@ -35,13 +35,13 @@ impl Form {
     }
 }
 
-/// Answers a request.
+/// Handles a request.
 ///
 /// # Errors
-/// When it cannot be answered.
+/// Invalid rows, or no recommender.
 pub(super) async fn score(state: Arc<State>, body: &[u8], form: Form) -> Result<Response, ApiError> {
     let Some(recommender) = &state.recommender else {
-        let what = "this server serves no recommender; start it with --rec MODEL";
+        let what = "this server has no recommender; start it with --rec MODEL";
         return Err(ApiError::new(StatusCode::NOT_FOUND, what).code("model_not_found"));
     };
     let most = state.options.max_rows;
@@ -59,7 +59,7 @@ pub(super) async fn score(state: Arc<State>, body: &[u8], form: Form) -> Result<
             let Some(Value::Array(rows)) = fields.take("rows") else {
                 return Err(ApiError::field(
                     "rows",
-                    "rows must be a list of objects, a value for each column",
+                    "rows must be a list of objects with a value for each column",
                 ));
             };
             fields.finish()?;
@@ -91,8 +91,8 @@ pub(super) async fn score(state: Arc<State>, body: &[u8], form: Form) -> Result<
     })
 }
 
-fn too_many(most: usize) -> ApiError {
-    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a request may have {most} rows"))
+fn too_many(limit: usize) -> ApiError {
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a request can have at most {limit} rows"))
 }
 
 /// Rows that are JSON objects each.

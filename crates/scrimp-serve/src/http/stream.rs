@@ -15,21 +15,21 @@ use std::{
     task::{Context, Poll},
 };
 
-/// How an endpoint writes its chunks.
+/// The chunk format of an endpoint.
 pub(crate) trait Chunks: Send + Unpin + 'static {
-    /// A token of answer `index`: chunks, possibly none.
+    /// Chunks for a token of answer `index`; may be empty.
     fn token(&mut self, index: usize, token: Token) -> Vec<Value>;
-    /// The end of answer `index`.
+    /// Chunks for the end of answer `index`.
     fn end(&mut self, index: usize, summary: &Summary) -> Vec<Value>;
-    /// The last chunk, with the usage of all answers; none where it was not asked for.
+    /// The last chunk, with the usage of all answers; `None` if the request does not include it.
     fn usage(&mut self, usage: Value) -> Option<Value>;
 }
 
-/// The body of a streaming response. Dropping it, because the client went away, cancels what it waits for.
+/// The body of a streaming response. When the client disconnects, it is dropped and its requests are cancelled.
 struct EventStream<C> {
     outputs: EngineOutputs,
     chunks: C,
-    /// The first event, which decided that this is a stream at all.
+    /// The first output: if it is a failure, the response is an error and not a stream.
     first: Option<(usize, EngineOutput)>,
     left: usize,
     usage: Usage,
@@ -39,7 +39,7 @@ struct EventStream<C> {
 /// Streams `n` answers.
 ///
 /// # Errors
-/// That of the first event, if it is one: then there is no stream.
+/// The first output is a failure.
 pub(crate) async fn stream(
     mut outputs: EngineOutputs,
     n: usize,
@@ -58,10 +58,10 @@ pub(crate) async fn stream(
 }
 
 impl<C: Chunks> EventStream<C> {
-    fn write(&mut self, index: usize, event: EngineOutput, out: &mut Vec<u8>) {
-        match event {
+    fn write(&mut self, index: usize, output: EngineOutput, out: &mut Vec<u8>) {
+        match output {
             EngineOutput::Token(token) => {
-                self.chunks.token(index, token).iter().for_each(|chunk| frame(out, chunk))
+                self.chunks.token(index, token).iter().for_each(|chunk| frame(out, chunk));
             }
             EngineOutput::Finished(summary) => {
                 self.chunks.end(index, &summary).iter().for_each(|chunk| frame(out, chunk));
@@ -86,7 +86,7 @@ impl<C: Chunks> EventStream<C> {
 
 fn frame(out: &mut Vec<u8>, chunk: &Value) {
     out.extend_from_slice(b"data: ");
-    // Values are always JSON.
+    // Writing JSON to a vector cannot fail.
     let _ = serde_json::to_writer(&mut *out, chunk);
     out.extend_from_slice(b"\n\n");
 }
@@ -97,13 +97,13 @@ impl<C: Chunks> Stream for EventStream<C> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         let mut out = Vec::new();
-        if let Some((index, event)) = this.first.take() {
-            this.write(index, event, &mut out);
+        if let Some((index, output)) = this.first.take() {
+            this.write(index, output, &mut out);
         }
-        // All that is there goes into one write.
+        // All available outputs go into one write.
         while !this.done {
             match this.outputs.poll_recv(cx) {
-                Poll::Ready(Some((index, event))) => this.write(index, event, &mut out),
+                Poll::Ready(Some((index, output))) => this.write(index, output, &mut out),
                 Poll::Ready(None) => {
                     frame(&mut out, &ApiError::from(crate::engine::Failure::ShuttingDown).body());
                     this.done = true;
@@ -116,7 +116,7 @@ impl<C: Chunks> Stream for EventStream<C> {
     }
 }
 
-/// Tokens of all answers to a request.
+/// Token counts and KV cache sizes of all answers to a request.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     prompt: usize,
@@ -128,7 +128,7 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Counts one more answer. The prompt of several answers counts once.
+    /// Adds an answer. The prompt of several answers counts once.
     pub(crate) fn add(&mut self, summary: &Summary) {
         self.prompt = self.prompt.max(summary.prompt_tokens);
         self.cached = self.cached.max(summary.cached_tokens);
@@ -138,7 +138,7 @@ impl Usage {
         self.kv_bytes_full += summary.kv_bytes_full;
     }
 
-    /// As in the API, with what the KV caches held.
+    /// The API's `usage` object, with the sizes of the KV caches.
     pub(crate) fn json(&self) -> Value {
         json!({
             "prompt_tokens": self.prompt,
@@ -152,21 +152,21 @@ impl Usage {
     }
 }
 
-/// An answer that is complete.
+/// A complete answer.
 #[derive(Debug, Default)]
 pub(crate) struct Complete {
-    /// Its text.
+    /// Text.
     pub(crate) text: String,
-    /// Its tokens' log-probabilities.
+    /// Tokens with their log-probabilities.
     pub(crate) logprobs: Vec<Token>,
-    /// How it ended.
+    /// `finish_reason` of the API.
     pub(crate) reason: &'static str,
 }
 
 /// Waits for `n` answers.
 ///
 /// # Errors
-/// That of the first one that fails.
+/// The failure of the first answer that fails.
 pub(crate) async fn collect(
     mut outputs: EngineOutputs,
     n: usize,

@@ -1,5 +1,5 @@
-//! Tool calling: what tools there are goes into the prompt; calls come out as JSON between `<tool_call>` tags, as Qwen's
-//! and Hermes' templates have it, or as plain JSON where a call is required.
+//! Tool calling. The prompt lists the tools. The model writes a call as JSON between `<tool_call>` tags (the format of
+//! Qwen and Hermes), or as plain JSON if a call is required.
 
 use super::{error::ApiError, fields::Fields};
 use crate::constraint::{Constraint, Constraints};
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
-/// Most tools of a request.
+/// Maximum number of tools per request.
 const MAX_TOOLS: usize = 64;
 
-/// The tools of a request, and whether one must be called.
+/// `tools` and `tool_choice` of a request.
 #[derive(Debug, Default)]
 pub(crate) struct Tools {
     tools: Vec<Value>,
@@ -30,7 +30,7 @@ impl Tools {
     /// Takes `tools` and `tool_choice`.
     ///
     /// # Errors
-    /// When they are no tools.
+    /// Invalid values.
     pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         let wrong = || {
             let what = format!(
@@ -68,22 +68,22 @@ impl Tools {
         Ok(Self { tools, choice })
     }
 
-    /// Whether no call can come.
+    /// Whether no call is possible.
     pub(crate) fn is_empty(&self) -> bool {
         !self.is_offered()
     }
 
-    /// Whether the prompt says what tools there are.
+    /// Whether the prompt lists the tools.
     pub(crate) fn is_offered(&self) -> bool {
         !self.tools.is_empty() && self.choice != Choice::Never
     }
 
-    /// For templates that know tools.
+    /// The list for chat templates with tools.
     pub(crate) fn list(&self) -> Value {
         Value::Array(self.tools.clone())
     }
 
-    /// For those that do not.
+    /// A system message for chat templates without tools.
     pub(crate) fn instructions(&self) -> String {
         let list: Vec<String> = self.tools.iter().map(Value::to_string).collect();
         format!(
@@ -93,10 +93,10 @@ impl Tools {
         )
     }
 
-    /// Where a call is required: JSON of its name and arguments.
+    /// If a call is required: a constraint to JSON with its name and arguments.
     ///
     /// # Errors
-    /// When a tool's parameters cannot be enforced.
+    /// The schema of a tool's parameters cannot be enforced.
     pub(crate) fn constraint(
         &self,
         constraints: Option<&Constraints>,
@@ -109,7 +109,7 @@ impl Tools {
         let Some(constraints) = constraints else {
             return Err(ApiError::field(
                 "tool_choice",
-                "this model has no end token, which a required call needs",
+                "a required call needs an end token, and this model has none",
             ));
         };
         let one = |tool: &&Value| {
@@ -122,13 +122,13 @@ impl Tools {
                 "additionalProperties": false,
             })
         };
-        // A model that is made to call may go on with spaces for ever, where it may.
+        // Without flexible whitespace the model cannot generate endless spaces.
         let spaces = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
         let schema = json!({ "anyOf": wanted.iter().map(one).collect::<Vec<_>>(), "x-guidance": spaces });
         Ok(Some(constraints.schema(schema)?))
     }
 
-    /// The content of an answer (null where it is nothing but calls), and its calls.
+    /// Content (null: only calls) and calls of an answer.
     pub(crate) fn parse(&self, text: &str) -> (Value, Vec<Value>) {
         if self.is_empty() {
             return (Value::String(text.to_owned()), Vec::new());
@@ -154,7 +154,7 @@ impl Tools {
         (content, calls)
     }
 
-    /// A call in the shape of the API, if `json` is one of a tool that there is.
+    /// A call in the API's format, if `json` is a call of one of the tools.
     fn call(&self, json: &str, index: usize) -> Option<Value> {
         let call: Value = serde_json::from_str(json.trim()).ok()?;
         let name = call.get("name")?.as_str()?;
@@ -170,8 +170,8 @@ fn name_of(tool: &Value) -> Option<&str> {
     tool.get("function")?.get("name")?.as_str()
 }
 
-/// How much of `text`, the end of an answer so far, is certainly no call: up to where a tag begins or may begin. Before anything was
-/// `said`, JSON may be a call without tags.
+/// Length of the prefix of `text` that cannot be part of a call: it ends before a complete or incomplete tag. As long as no
+/// text was `said`, JSON can be a call without tags.
 pub(crate) fn settled(text: &str, said: bool) -> usize {
     if !said && (text.trim_start().is_empty() || text.trim_start().starts_with('{')) {
         return 0;
@@ -206,7 +206,7 @@ mod tests {
         let (content, calls) =
             t.parse(&format!("So: <tool_call>{call}</tool_call><tool_call>{call}</tool_call>"));
         assert_eq!((content.as_str(), calls.len()), (Some("So:"), 2));
-        // What is no call of a tool that there is stays text.
+        // A call of an unknown tool stays text.
         let other = r#"{"name": "sub", "arguments": {}}"#;
         assert_eq!(t.parse(other), (other.into(), vec![]));
         assert_eq!(tools("\"none\"").unwrap().parse(call), (call.into(), vec![]));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_be_a_call_is_held_back() {
+    fn only_possible_calls_are_held_back() {
         for (text, said, out) in [
             ("", false, ""),
             ("  ", false, ""),

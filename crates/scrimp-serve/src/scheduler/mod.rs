@@ -11,7 +11,7 @@
 //! first. Prompts are prefilled in chunks, so that a long prompt does not delay the tokens of other requests. If more
 //! requests wait for their first token than decode, prompts may use the whole step: larger chunks are faster per token.
 //!
-//! Invariants, whatever the memory does (the simulator in `tests` checks them):
+//! Invariants for any behavior of the memory (the simulator in `tests` checks them):
 //!
 //! * A step computes at most `max_num_batched_tokens` tokens of at most `max_num_seqs` requests; each request occurs once.
 //! * Requests are admitted in the order of the fair queue ([`fair`]). No request overtakes one that waits for memory.

@@ -25,7 +25,7 @@ pub(crate) enum BenchVerb {
     Decode(BenchDecodeArgs),
     /// Speed of one linear layer in several weight formats
     #[command(
-        after_help = "All formats hold the same random weights, of which a fraction of --sparsity is zero. The formats take turns and \
+        after_help = "All formats hold the same random weights, of which a fraction of --sparsity is zero. The formats alternate and \
 rotate through at least 512 MB of weights, so that no weights are in a CPU cache. A format's time is the best of its rounds.
 
 Examples:
@@ -36,7 +36,7 @@ Examples:
     Linear(BenchLinearArgs),
     /// Speed of embedding lookups: a full table against tables that fit into a CPU cache
     #[command(
-        after_help = "Prints one line per encoder and storage type: bytes, nanoseconds per lookup in a batch, and nanoseconds per single lookup.
+        after_help = "Prints one line per encoder and storage type: bytes, nanoseconds per lookup in a batch, and nanoseconds per single lookup. \
 The full table takes 4 * --rows-full * --dim bytes.
 
 Examples:

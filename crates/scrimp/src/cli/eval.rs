@@ -66,7 +66,7 @@ Examples:
 /// The text to score.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TextArgs {
-    /// Text file, read as it is
+    /// Text file (UTF-8)
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
     /// Tokens per window
@@ -108,7 +108,7 @@ pub(crate) struct EvalKlArgs {
 pub(crate) struct EvalKvArgs {
     #[arg(help = MODEL)]
     pub(crate) model: String,
-    /// Text file, read as it is
+    /// Text file (UTF-8)
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
     /// Tokens to prefill before the KV cache is compressed
@@ -200,7 +200,7 @@ pub(crate) struct TaskArgs {
     /// Cut the middle out of prompts with more than N tokens [default: the model's context]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub(crate) max_prompt: Option<u32>,
-    /// Save results in FILE as they are measured, and resume from those it contains
+    /// Journal of results: results are appended to FILE, and a run resumes from those it contains
     #[arg(long, value_name = "FILE")]
     pub(crate) state: Option<PathBuf>,
     /// Compare many settings with one prefill per sample: each line of FILE has the KV options of one setting

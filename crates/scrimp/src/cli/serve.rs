@@ -11,8 +11,8 @@ pub(super) const EXAMPLES: &str = "Examples:
   scrimp serve smollm2 --rec flights.model --host 0.0.0.0 --api-key-file keys.txt --log json
   scrimp serve --config serve.toml
 
-Clients use the base URL http://127.0.0.1:8080/v1, and any API key if the server has none. Requests may
-set KV options as fields (kv_budget, kv_policy, kvcrush, kv_format). After SIGTERM or Ctrl-C the server
+Clients use the base URL http://127.0.0.1:8080/v1, and any API key if the server has none. Requests may \
+set KV options as fields (kv_budget, kv_policy, kvcrush, kv_format). After SIGTERM or Ctrl-C the server \
 finishes the running requests.";
 
 /// `scrimp serve`.

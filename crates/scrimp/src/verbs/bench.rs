@@ -11,7 +11,7 @@ use crate::{
 };
 use indicatif::ProgressBar;
 use scrimp_eval::bench::{self, DecodeOptions};
-use scrimp_kernels::{Exec, Pool, SimdLevel, exec::available_threads, linear, quant::packed::WeightFormat};
+use scrimp_kernels::{Exec, SimdLevel, linear, quant::packed::WeightFormat};
 use scrimp_llm::{
     builtin_text,
     model::{Model, Shape, Synthetic},
@@ -19,7 +19,7 @@ use scrimp_llm::{
 use serde::Serialize;
 use std::time::Duration;
 
-/// How long `bench linear` measures, once its weights are there.
+/// Duration of the measurements of `bench linear`, without the preparation of its weights.
 const LINEAR_TIME: Duration = Duration::from_secs(2);
 
 #[derive(Serialize)]
@@ -46,7 +46,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
         DecodeOptions { prompt: args.prompt.get(), tokens: args.tokens.get(), depth: args.depth.get() };
     let (model, text) = match &args.synthetic {
         None => {
-            // Without a shape there is a model: clap has seen to it.
+            // clap requires MODEL or --synthetic.
             let loaded = Loaded::open(app, args.model.as_deref().unwrap_or_default(), &args.kv)?;
             let encode = |text: &str| loaded.tokenizer.encode(text, false, false);
             let text = builtin_text::tokens(options.text_tokens(), loaded.bos(), encode)?;
@@ -54,7 +54,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
         }
         Some(shape) => {
             let model = Model::synthetic(&synthetic(app, args, shape)?, &run_options(app, &args.kv)?)?;
-            // Any ids will do.
+            // Random weights have no tokenizer: bytes serve as token ids.
             let encode = |text: &str| Ok(text.bytes().map(u32::from).collect());
             (model, builtin_text::tokens(options.text_tokens(), None, encode)?)
         }
@@ -121,7 +121,7 @@ struct LinearLine {
 
 fn linear(app: &App, args: &BenchLinearArgs) -> anyhow::Result<()> {
     let tier = SimdLevel::from_env()?;
-    let pool = Pool::new(app.global.threads.map_or_else(available_threads, usize::from))?;
+    let pool = app.pool()?;
     let options = linear::bench::Options {
         rows: args.rows.get(),
         cols: args.cols.get(),

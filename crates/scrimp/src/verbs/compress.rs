@@ -1,11 +1,9 @@
 //! `scrimp compress`: a smaller copy of a model.
 
-use crate::{App, cli::compress::CompressArgs, format, verbs::pull};
-use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::{App, cli::compress::CompressArgs, format, progress::CountBar, verbs::pull};
 use scrimp_compress::{Calibration, Options, Progress};
 use scrimp_eval::read_text;
-use scrimp_kernels::{Exec, Pool, SimdLevel, exec};
+use scrimp_kernels::{Exec, SimdLevel};
 use scrimp_llm::checkpoint::Checkpoint;
 use serde::Serialize;
 
@@ -26,24 +24,25 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
         Calibration::new(&checkpoint, &tokenizer, text.as_deref(), args.calibration_tokens.get())?;
     drop(tokenizer);
     checkpoint.release_header();
-    let pool = pool(app)?;
+    let pool = app.pool()?;
     let options = Options {
         method: scrimp_compress::pruner(&args.method)?,
         budget: args.budget(),
         output: args.output,
         calibration: &calibration,
     };
-    let bar = Bar::new("matrices");
+    let bar = CountBar::new("matrices");
+    let mut show = |p: Progress<'_>| bar.show(p.done, p.total, p.what);
     let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
-    let report = scrimp_compress::compress(exec, &checkpoint, &args.out, &options, &mut |p| bar.show(p))?;
-    bar.finish();
+    let report = scrimp_compress::compress(exec, &checkpoint, &args.out, &options, &mut show)?;
+    drop(bar);
     if args.sparsity > 0.0
         && args.target_bits.is_none()
         && args.target_size.is_none()
         && report.sparsity < 0.5 * args.sparsity
     {
         app.printer.note(
-            "so few zeros make this format no smaller, and cost accuracy: leave --sparsity out, or ask for more (from 30% on in int4)",
+            "few zeros do not make this format smaller and cost accuracy: omit --sparsity or use a larger value (0.3 or more for int4)",
         );
     }
     let result = Compressed {
@@ -62,32 +61,4 @@ pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
             100.0 * r.sparsity
         )
     })
-}
-
-/// As many threads as were asked for.
-pub(super) fn pool(app: &App) -> anyhow::Result<Pool> {
-    let threads = app.global.threads.map_or_else(exec::available_threads, Into::into);
-    Pool::new(threads).context("cannot start threads: use fewer --threads")
-}
-
-/// Progress on stderr, where that is a terminal.
-pub(super) struct Bar(ProgressBar);
-
-impl Bar {
-    /// Counts `things`.
-    pub(super) fn new(things: &str) -> Self {
-        let template = format!("{{msg}}  {{wide_bar}} {{pos}}/{{len}} {things}  {{eta}} left");
-        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(ProgressBar::new(0).with_style(style))
-    }
-
-    pub(super) fn finish(&self) {
-        self.0.finish_and_clear();
-    }
-
-    pub(super) fn show(&self, progress: Progress<'_>) {
-        self.0.set_length(progress.total as u64);
-        self.0.set_message(progress.what.to_owned());
-        self.0.set_position(progress.done as u64);
-    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{App, cli::DoctorArgs, format, machine};
 use scrimp_hub::{ALIASES, Hub, ModelRef};
-use scrimp_kernels::{SimdLevel, exec::available_threads};
+use scrimp_kernels::SimdLevel;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -29,21 +29,21 @@ struct Report {
     advice: Vec<String>,
 }
 
-/// What to expect of a model here.
+/// The speed to expect of a model.
 #[derive(Serialize)]
 struct Expectation {
     model: &'static str,
     cached: bool,
     bytes: u64,
     bytes_per_token: u64,
-    /// Bandwidth over bytes per token: decoding cannot be faster.
+    /// Upper bound: memory bandwidth divided by bytes per token.
     decode_tok_s_ceiling: Option<f64>,
 }
 
-/// Says what this machine can do.
+/// Prints facts about this machine and the speed to expect.
 pub(crate) fn run(app: &App, _args: &DoctorArgs) -> anyhow::Result<()> {
     let tier = SimdLevel::from_env()?;
-    let threads = app.global.threads.map_or_else(available_threads, usize::from);
+    let threads = app.threads();
     let (cpu, features) = machine::cpu();
     let (memory_bytes, memory_available_bytes, memory_limit_bytes) = machine::memory();
     let hub = Hub::from_env().ok();
@@ -94,7 +94,7 @@ fn advice(r: &Report) -> Vec<String> {
     let mut advice = Vec::new();
     if r.huge_pages.as_deref() == Some("never") {
         advice.push(
-            "huge pages are off; they raise bandwidth by a fifth to a third: \
+            "huge pages are off; they increase memory bandwidth by 20% to 30%: \
              echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
                 .to_owned(),
         );
@@ -107,16 +107,16 @@ fn advice(r: &Report) -> Vec<String> {
         ));
     }
     if let Some(cpus) = r.online_cpus.filter(|&n| n < r.threads) {
-        advice.push(format!("{} threads on {cpus} CPUs: more threads than CPUs make it slower", r.threads));
+        advice.push(format!("{} threads on {cpus} CPUs: use at most one thread per CPU", r.threads));
     }
     if r.supported_tiers.last().is_some_and(|&best| best != r.tier) {
-        advice.push(format!("SCRIMP_TIER chooses {}; this CPU can do better without it", r.tier));
+        advice.push(format!(
+            "SCRIMP_TIER selects {}; this CPU supports a faster SIMD level: unset the variable",
+            r.tier
+        ));
     }
     if r.tier == "scalar" && r.supported_tiers.len() == 1 {
-        advice.push(
-            "this CPU has no instruction set that scrimp has fast kernels for; expect it to be slow"
-                .to_owned(),
-        );
+        advice.push("scrimp has no fast kernels for this CPU's instruction set; expect low speed".to_owned());
     }
     advice
 }
@@ -132,7 +132,7 @@ fn human(r: &Report) -> String {
         ("version", r.version.to_owned()),
         ("CPU", r.cpu.clone()),
         ("features", r.features.join(" ")),
-        ("kernels", format!("{} (this CPU can do: {})", r.tier, r.supported_tiers.join(", "))),
+        ("kernels", format!("{} (this CPU supports {})", r.tier, r.supported_tiers.join(", "))),
         ("threads", format!("{}{online}", r.threads)),
         ("memory", format!("{}, {} available{limit}", size(r.memory_bytes), size(r.memory_available_bytes))),
         ("last-level cache", size(r.last_level_cache_bytes)),
@@ -163,7 +163,7 @@ fn human(r: &Report) -> String {
             ]
         })
         .collect();
-    text.push_str("\nDecoding reads all weights for each token, so memory bandwidth bounds its speed:\n\n");
+    text.push_str("\nDecoding reads all weights for each token, so memory bandwidth limits its speed:\n\n");
     text.push_str(&format::table(&["MODEL", "CACHED", "BYTES/TOKEN", "AT MOST TOKENS/S"], &rows));
     for line in &r.advice {
         text.push_str(&format!("\nadvice: {line}"));

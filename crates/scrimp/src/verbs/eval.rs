@@ -1,15 +1,15 @@
-//! `scrimp eval`: how good a model is.
+//! `scrimp eval`: accuracy of models.
 
 mod kv;
-pub(super) mod tasks;
+mod tasks;
 
 use crate::{
     App,
     cli::eval::{EvalKlArgs, EvalPplArgs, EvalVerb, TextArgs},
     kv_args::KvArgs,
     loaded::Loaded,
+    progress::CountBar,
 };
-use indicatif::{ProgressBar, ProgressStyle};
 use scrimp_eval::{Progress, Windows, kl, ppl, read_text};
 use serde::Serialize;
 
@@ -46,9 +46,9 @@ fn perplexity(app: &App, args: &EvalPplArgs) -> anyhow::Result<()> {
     args.kv.only_format("eval ppl")?;
     let loaded = Loaded::open(app, &args.model, &args.kv)?;
     let windows = windows(&args.text, &loaded, encode(&loaded, &text)?)?;
-    let mut bar = Bar::new();
-    let r = ppl::perplexity(&mut loaded.model.session(), &windows, &mut |p| bar.show(p))?;
-    bar.finish();
+    let bar = CountBar::new("tokens");
+    let r = ppl::perplexity(&mut loaded.model.session(), &windows, &mut |p| show(&bar, &p))?;
+    drop(bar);
     app.printer.result(&Ppl { ppl: r.ppl, nll: r.nll, tokens: r.tokens }, |r| {
         format!("perplexity {:.4}  ({:.5} nats per token, {} tokens scored)", r.ppl, r.nll, r.tokens)
     })
@@ -65,10 +65,10 @@ fn divergence(app: &App, args: &EvalKlArgs) -> anyhow::Result<()> {
         (&encode(&reference, &text)?, reference.model.vocab_size()),
     )?;
     let windows = windows(&args.text, &model, ids)?;
-    let mut bar = Bar::new();
+    let bar = CountBar::new("tokens");
     let (mut a, mut b) = (model.model.session(), reference.model.session());
-    let r = kl::divergence(&mut a, &mut b, &windows, model.model.vocab_size(), &mut |p| bar.show(p))?;
-    bar.finish();
+    let r = kl::divergence(&mut a, &mut b, &windows, model.model.vocab_size(), &mut |p| show(&bar, &p))?;
+    drop(bar);
     let result = Kl {
         kl: r.kl,
         top1_agreement: r.top1_agreement,
@@ -78,7 +78,7 @@ fn divergence(app: &App, args: &EvalKlArgs) -> anyhow::Result<()> {
     };
     app.printer.result(&result, |r| {
         format!(
-            "KL divergence {:.6} nats per token, same best token {:.2}%\nperplexity {:.4}, of the reference {:.4}  ({} tokens scored)",
+            "KL divergence {:.6} nats per token, same most likely token {:.2}%\nperplexity {:.4}, reference {:.4}  ({} tokens scored)",
             r.kl,
             100.0 * r.top1_agreement,
             r.ppl,
@@ -88,7 +88,7 @@ fn divergence(app: &App, args: &EvalKlArgs) -> anyhow::Result<()> {
     })
 }
 
-/// The text's tokens; what looks like a special token is text.
+/// The text's tokens. Special tokens in the text are encoded as ordinary text.
 fn encode(loaded: &Loaded, text: &str) -> anyhow::Result<Vec<u32>> {
     Ok(loaded.tokenizer.encode(text, false, false)?)
 }
@@ -98,23 +98,6 @@ fn windows(args: &TextArgs, loaded: &Loaded, ids: Vec<u32>) -> anyhow::Result<Wi
     Ok(Windows::new(ids, loaded.bos(), args.context, args.max_tokens, limit)?)
 }
 
-/// Progress on stderr, where that is a terminal.
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} tokens  {msg}  {eta} left");
-        let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self(bar)
-    }
-
-    fn show(&mut self, progress: Progress) {
-        self.0.set_length(progress.total as u64);
-        self.0.set_message(format!("perplexity {:.3}", progress.ppl));
-        self.0.set_position(progress.done as u64);
-    }
-
-    fn finish(self) {
-        self.0.finish_and_clear();
-    }
+fn show(bar: &CountBar, progress: &Progress) {
+    bar.show(progress.done, progress.total, &format!("perplexity {:.3}", progress.ppl));
 }

@@ -23,7 +23,7 @@ struct Report<'a> {
     head_dim: usize,
     vocab_size: usize,
     activation: &'static str,
-    /// Layers that see only a window, and that window in tokens.
+    /// Number of sliding-window layers, and their window in tokens.
     sliding_layers: usize,
     sliding_window: Option<usize>,
     /// The output matrix is the embedding.
@@ -124,9 +124,12 @@ fn human(r: &Report<'_>) -> String {
     let yes = |b: bool| if b { "yes" } else { "no" }.to_owned();
     let attention = match r.sliding_window {
         Some(w) => {
-            format!("{} of {} layers see {w} tokens, the others everything", r.sliding_layers, r.layers)
+            format!(
+                "{} of {} layers attend to the last {w} tokens, the others to all",
+                r.sliding_layers, r.layers
+            )
         }
-        None => "all layers see everything".to_owned(),
+        None => "all layers attend to all tokens".to_owned(),
     };
     let facts = [
         ("name", r.name.to_owned()),
@@ -135,9 +138,9 @@ fn human(r: &Report<'_>) -> String {
         ("context", format!("{} tokens", r.context_length)),
         ("layers", r.layers.to_string()),
         ("width", format!("{} ({} in the {} block)", r.hidden_size, r.intermediate_size, r.activation)),
-        ("heads", format!("{} of {} (keys and values: {})", r.heads, r.head_dim, r.kv_heads)),
+        ("heads", format!("{} with dimension {} (KV heads: {})", r.heads, r.head_dim, r.kv_heads)),
         ("attention", attention),
-        ("vocabulary", format!("{} (output matrix of its own: {})", r.vocab_size, yes(!r.tied_embeddings))),
+        ("vocabulary", format!("{} (separate output matrix: {})", r.vocab_size, yes(!r.tied_embeddings))),
         ("chat template", yes(r.chat_template)),
         ("parameters", format!("{:.1} M", r.parameters as f64 / 1e6)),
         ("weights", format!("{}, {:.2} bits per weight", format::bytes(r.bytes), r.bits_per_weight)),

@@ -16,7 +16,7 @@ struct Row {
     sources: &'static [&'static str],
 }
 
-/// Lists the aliases: with `--json` one line each.
+/// Lists the aliases, with `--json` one per line.
 pub(crate) fn run(app: &App) -> anyhow::Result<()> {
     let hub = Hub::from_env()?;
     let rows: Vec<Row> = ALIASES
@@ -44,7 +44,7 @@ pub(crate) fn run(app: &App) -> anyhow::Result<()> {
             vec![r.model.to_owned(), format::bytes(r.bytes), here.to_owned(), r.about.to_owned()]
         })
         .collect();
-    app.printer.result(&(), |()| format::table(&["MODEL", "SIZE", "CACHED", "WHAT IT IS"], &cells))?;
+    app.printer.result(&(), |()| format::table(&["MODEL", "SIZE", "CACHED", "DESCRIPTION"], &cells))?;
     app.printer.note(format_args!("cache: {}", hub.cache.display()));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `scrimp pull`, and how every other verb gets at its MODEL.
+//! `scrimp pull`, and the download of MODEL for every other verb.
 
 use crate::{App, cli::PullArgs, progress::Bars};
 use scrimp_hub::{Hub, ModelRef};
@@ -10,7 +10,7 @@ struct Pulled<'a> {
     model: &'a str,
     path: &'a Path,
     bytes: u64,
-    /// False when it was in the cache already.
+    /// False: the model was already in the cache.
     downloaded: bool,
 }
 
@@ -24,7 +24,7 @@ pub(crate) fn run(app: &App, args: &PullArgs) -> anyhow::Result<()> {
     app.printer.result(&pulled, |p| p.path.display().to_string())
 }
 
-/// Path of the file or directory behind MODEL, downloaded first where it is not here yet.
+/// Path of the file or directory of MODEL; downloads it if necessary.
 pub(crate) fn fetch(_app: &App, model: &str) -> anyhow::Result<PathBuf> {
     let reference = ModelRef::parse(model)?;
     Ok(Hub::from_env()?.fetch(&reference, &mut Bars::new())?)

@@ -1,4 +1,4 @@
-//! `scrimp report`: measurements that are written up.
+//! `scrimp report`: measurements of many settings, with a chart and a table.
 
 use crate::{
     App,
@@ -6,7 +6,7 @@ use crate::{
     kv_args::KvArgs,
     kv_settings,
     loaded::Loaded,
-    verbs::eval::tasks::bar,
+    progress::CountBar,
 };
 use anyhow::Context as _;
 use scrimp_base::AtomicFile;
@@ -76,12 +76,11 @@ fn report_kv(app: &App, args: &ReportKvArgs) -> anyhow::Result<()> {
     fs::create_dir_all(&args.output).with_context(|| format!("{}", args.output.display()))?;
     let of = json!({"report": "kv", "model": model, "prompt_tokens": prompt, "score_tokens": scored});
     let mut journal = Journal::open(&args.output.join("kv.jsonl"), &of)?;
-    let bar = bar("measurements");
+    let bar = CountBar::new("measurements");
     let rows = measure(&loaded.model, &all, (prompt, scored), &pairs, &mut journal, &mut |p| {
-        bar.set_length(p.total as u64);
-        bar.set_position(p.done as u64);
+        bar.show(p.done, p.total, "");
     })?;
-    bar.finish_and_clear();
+    drop(bar);
     let mut tasks = Vec::new();
     for suite in &suites {
         let outcomes = questions(args, &loaded, template.as_ref(), suite, &pairs)?;
@@ -126,7 +125,7 @@ fn pairs(args: &ReportKvArgs, seed: u64) -> Vec<Pair> {
     pairs
 }
 
-/// Names and contents.
+/// Names and contents of the texts.
 fn texts(args: &ReportKvArgs) -> anyhow::Result<Vec<(String, String)>> {
     if args.text.is_empty() {
         return Ok(vec![("built-in (Alice in Wonderland)".to_owned(), builtin_text::TEXT.to_owned())]);
@@ -137,7 +136,7 @@ fn texts(args: &ReportKvArgs) -> anyhow::Result<Vec<(String, String)>> {
     args.text.iter().map(|path| Ok((name(path), read_text(path)?))).collect()
 }
 
-/// LongBench's files have contexts, RULER's do not.
+/// Loads a task. LongBench's samples have a field `context`, RULER's have none.
 fn suite(path: &std::path::Path, limit: Option<usize>) -> anyhow::Result<Suite> {
     let lines: Vec<(usize, serde_json::Value)> = scrimp_eval::tasks::jsonl::read(path, Some(1))?;
     Ok(match lines[0].1.get("context") {
@@ -146,7 +145,7 @@ fn suite(path: &std::path::Path, limit: Option<usize>) -> anyhow::Result<Suite> 
     })
 }
 
-/// The full cache and all settings, on one task.
+/// Scores the full cache and all settings on one task.
 fn questions(
     args: &ReportKvArgs,
     loaded: &Loaded,
@@ -164,14 +163,13 @@ fn questions(
     let model = journal::identity(loaded.model.path())?;
     let of = json!({"report": "kv", "model": model, "task": suite.task});
     let mut journal = Journal::open(&args.output.join(format!("{}.jsonl", suite.task)), &of)?;
-    let bar = bar("answers");
+    let bar = CountBar::new("answers");
     let mut session = loaded.model.session();
     let outcomes =
         suite.run(&mut session, &builder, Question::Before, &settings, &mut journal, &mut |p| {
-            bar.set_length(p.total as u64);
-            bar.set_position(p.done as u64);
+            bar.show(p.done, p.total, "");
         })?;
-    bar.finish_and_clear();
+    drop(bar);
     Ok(outcomes)
 }
 

@@ -38,7 +38,7 @@ struct Answer<'a> {
 
 /// Answers a prompt, or opens a chat.
 pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
-    // What can be wrong with the request is said before a model is fetched and loaded.
+    // Invalid options are reported before a model is downloaded and loaded.
     let prompt = Prompt::read(args.prompt.as_deref())?;
     if prompt == Prompt::Chat && (app.printer.is_json() || args.raw) {
         let option = if args.raw { "--raw" } else { "--json" };
@@ -104,7 +104,7 @@ fn sampling(args: &SamplingArgs, seed: Option<u64>) -> SamplingParams {
     }
 }
 
-/// Generates and prints.
+/// Generates and prints answers.
 struct Speaker<'a> {
     app: &'a App,
     loaded: &'a Loaded,
@@ -114,13 +114,13 @@ struct Speaker<'a> {
 }
 
 impl Speaker<'_> {
-    /// Tokens of a conversation that the assistant is to continue. The template writes the begin-of-text token where there is to be one.
+    /// The prompt for the assistant's next message. The chat template writes the begin-of-text token, if the model has one.
     fn encode_chat(&self, template: &ChatTemplate, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
         let text = template.render(messages, true, &serde_json::Map::new())?;
         Ok(self.loaded.tokenizer.encode(&text, false, true)?)
     }
 
-    /// Answers the prompt `ids`, printing while it is generated. Ctrl-C ends the answer.
+    /// Answers the prompt `ids` and prints the answer during generation. Ctrl-C stops it.
     fn say(&mut self, ids: &[u32], sampler: &mut Sampler) -> anyhow::Result<Generation> {
         let printer = &self.app.printer;
         let tokenizer = &self.loaded.tokenizer;
@@ -158,7 +158,7 @@ fn summary(g: &Generation) -> String {
     let mut line = format!("[prompt {} tokens", g.prompt_tokens);
     let _ = match g.reused_tokens {
         0 => write!(line, ", {:.1} tok/s", g.prefill_tok_s()),
-        n => write!(line, " ({n} of them from before), {:.1} tok/s", g.prefill_tok_s()),
+        n => write!(line, " ({n} of them cached), {:.1} tok/s", g.prefill_tok_s()),
     };
     let _ = write!(line, "; answer {} tokens, {:.1} tok/s", g.generated_tokens(), g.decode_tok_s());
     line.push_str(match &g.reason {

@@ -1,4 +1,4 @@
-//! `scrimp serve`: a server for models and recommenders.
+//! `scrimp serve`: a server for language models and recommenders.
 
 mod config;
 
@@ -17,7 +17,7 @@ use scrimp_serve::{KvOptions, LanguageModel, ServeOptions, Server, digest};
 use serde::Serialize;
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-/// Environment variable with a key.
+/// Environment variable with an API key.
 const KEY_VARIABLE: &str = "SCRIMP_API_KEY";
 
 #[derive(Serialize)]
@@ -40,7 +40,7 @@ pub(crate) fn run(app: &App, args: &ServeArgs) -> anyhow::Result<()> {
     log_to_stderr(args.log);
     if !options.address.ip().is_loopback() && options.api_keys.is_empty() {
         app.printer
-            .note("warning: anybody who reaches this address may use the server: there is no --api-key");
+            .note("warning: every client that reaches this address can use the server; set --api-key-file");
     }
     let mut names: Vec<String> = args.served_model_name.iter().cloned().collect();
     let language = match &args.model {
@@ -66,7 +66,7 @@ pub(crate) fn run(app: &App, args: &ServeArgs) -> anyhow::Result<()> {
         None => None,
     };
     if language.is_none() && recommender.is_none() {
-        return Err(Usage("there is no MODEL and no --rec to serve".into()).into());
+        return Err(Usage("give a MODEL or --rec".into()).into());
     }
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| seen.insert(name.clone()));
@@ -77,7 +77,7 @@ pub(crate) fn run(app: &App, args: &ServeArgs) -> anyhow::Result<()> {
     app.printer.result(&Listening { url: &url, models: &names }, |l| format!("listening at {}", l.url))?;
     let _graceful = interrupt::Graceful::begin();
     server.run(interrupt::flag())?;
-    // Ending when asked to is success.
+    // A requested shutdown is a success.
     interrupt::clear();
     Ok(())
 }
@@ -112,7 +112,7 @@ fn options(app: &App, args: &ServeArgs) -> anyhow::Result<ServeOptions> {
     })
 }
 
-/// Keys of the command line, a file, and the environment.
+/// API keys of the command line, a file and the environment.
 fn keys(args: &ServeArgs) -> anyhow::Result<Vec<[u8; 32]>> {
     let mut keys: Vec<String> = args.access.api_key.iter().cloned().collect();
     keys.extend(std::env::var(KEY_VARIABLE).ok());
@@ -124,7 +124,7 @@ fn keys(args: &ServeArgs) -> anyhow::Result<Vec<[u8; 32]>> {
             text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned),
         );
         if keys.len() == before {
-            return Err(Usage(format!("{} holds no key", path.display())).into());
+            return Err(Usage(format!("{} contains no key", path.display())).into());
         }
     }
     if keys.iter().any(|key| key.trim().is_empty()) {
@@ -133,7 +133,7 @@ fn keys(args: &ServeArgs) -> anyhow::Result<Vec<[u8; 32]>> {
     Ok(keys.iter().map(|key| digest(key.trim())).collect())
 }
 
-/// The file's name without its ending, as a name of the model.
+/// The file's name without its extension, a name of the model.
 fn file_name(path: &Path) -> Option<String> {
     Some(path.file_stem()?.to_str()?.to_owned())
 }
@@ -142,7 +142,7 @@ fn log_to_stderr(format: LogFormat) {
     let level = if format == LogFormat::Off { tracing::Level::ERROR } else { tracing::Level::INFO };
     let builder =
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
-    // A second subscriber cannot be; there is none in this process.
+    // This is the only subscriber of the process.
     let _ = match format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Text | LogFormat::Off => builder.with_ansi(false).try_init(),

@@ -79,7 +79,7 @@ fn parquet_files_that_are_wrong() {
     let mut schema = csv_schema();
     schema.categorical[1].kind = Kind::Id;
     let said = read(&path, &schema, &OpenOptions::default()).unwrap_err().to_string();
-    assert!(said.contains("a.parquet:1: ") && said.contains("column d: the id `-2` is negative"), "{said}");
+    assert!(said.contains("a.parquet:1: ") && said.contains("column d: the id '-2' is negative"), "{said}");
     let skipping = OpenOptions { skip_bad_rows: 100, ..OpenOptions::default() };
     let rows = read(&path, &schema, &skipping).unwrap();
     // Of -2, -1, 0 only the last is an id.

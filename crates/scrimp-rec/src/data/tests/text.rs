@@ -37,14 +37,14 @@ fn criteo_files_that_are_wrong() {
     for (row, want) in [
         ("1\t2\t3\n".to_owned(), ":2: expected 40 columns separated by tabs, found 3"),
         (good.trim_end().to_owned() + "\tff\n", ":2: expected 40 columns separated by tabs, found 41"),
-        (format!("2\t{tail}"), ":2: the label is `2`: 0 or 1 is expected"),
-        (format!("-1\t{tail}"), ":2: the label is `-1`: 0 or 1 is expected"),
-        (criteo_line("1", "x7", "05db9164"), ":2: column I1: `x7` is not a number"),
+        (format!("2\t{tail}"), ":2: the label is '2': 0 or 1 is expected"),
+        (format!("-1\t{tail}"), ":2: the label is '-1': 0 or 1 is expected"),
+        (criteo_line("1", "x7", "05db9164"), ":2: column I1: 'x7' is not a number"),
         (criteo_line("1", "7", "hello"), ":2: column C1: 'hello' is not a hexadecimal id"),
-        (criteo_line("1", "7", "-5"), ":2: column C1: `-5` is not a hexadecimal id"),
+        (criteo_line("1", "7", "-5"), ":2: column C1: '-5' is not a hexadecimal id"),
         (
             criteo_line("1", "7", "11112222333344445"),
-            ":2: column C1: `11112222333344445` is not a hexadecimal id",
+            ":2: column C1: '11112222333344445' is not a hexadecimal id",
         ),
         (format!("\t{tail}"), ":2: the label is missing: 0 or 1 is expected"),
     ] {
@@ -148,7 +148,7 @@ fn csv_files_that_are_wrong() {
     assert_eq!(read_csv("c,x,y,n,d,c\na,1,1,2,3,4\n"), "a.csv: line 1: column 'c' is there twice");
     assert!(
         read_csv("a,1,1,2,3\n")
-            .starts_with("a.csv: line 1 is no header (5 columns separated by `,`, one of them `1`)")
+            .starts_with("a.csv: line 1 is no header (5 columns separated by ',', one of them '1')")
     );
     assert!(read_csv(head).contains("not one row"));
     let ids = Hints { categorical: Some(vec!["c:id".into()]), label: Some("y".into()), ..Hints::default() };

@@ -1,4 +1,4 @@
-//! `scrimp bench serve`: load on a server that runs.
+//! `scrimp bench serve`: load on a running server.
 
 use crate::{App, cli::bench::BenchServeArgs};
 use anyhow::bail;
@@ -20,11 +20,11 @@ struct Result {
     errors: Vec<String>,
 }
 
-/// Sends the load and says what came back.
+/// Sends the load and prints the measured speeds.
 pub(super) fn run(app: &App, args: &BenchServeArgs) -> anyhow::Result<()> {
     let url = args.url.trim_end_matches('/');
     let Some(address) = url.strip_prefix("http://") else {
-        bail!("{url} is no address like http://127.0.0.1:8080");
+        bail!("`{url}` is not an address like http://127.0.0.1:8080");
     };
     let n = args.prompt_chars.get().min(TEXT.len() / 2);
     let room = TEXT.len() - n;
@@ -54,8 +54,8 @@ pub(super) fn run(app: &App, args: &BenchServeArgs) -> anyhow::Result<()> {
     app.printer.result(&result, |r| {
         format!(
             "{:.1} tok/s, {:.2} requests/s ({} answered, {} failed)\n\
-             to the first token  {:.1} ms (median), {:.1} ms (99%)\n\
-             between tokens      {:.1} ms (median), {:.1} ms (99%)",
+             time to first token  {:.1} ms (median), {:.1} ms (99%)\n\
+             time per token       {:.1} ms (median), {:.1} ms (99%)",
             r.tok_s,
             r.requests_s,
             r.requests,

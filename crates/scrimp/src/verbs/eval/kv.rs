@@ -1,4 +1,4 @@
-//! `scrimp eval kv`: what a smaller KV cache costs.
+//! `scrimp eval kv`: accuracy loss of a compressed KV cache.
 
 use crate::{App, cli::eval::EvalKvArgs, format, loaded::Loaded};
 use indicatif::ProgressBar;
@@ -23,7 +23,7 @@ struct Kv {
     prefill_ms: f64,
 }
 
-/// Compares the cache that the KV options ask for with a whole one in bf16.
+/// Compares the KV cache of the options with a full one in bf16.
 pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
     let (prompt, scored) = (args.prompt_tokens.get(), args.score_tokens.get());
     let how = args.kv.compression_of(prompt, app.global.seed)?;
@@ -83,9 +83,9 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
     };
     app.printer.result(&result, |r| {
         format!(
-            "KL divergence {:.6} nats per token, same best token {:.2}%\n\
-             {:.5} nats per token, with the whole cache {:.5}\n\
-             KV cache {}, the whole one {}; compressed in {:.1} ms after a prefill of {:.1} ms",
+            "KL divergence {:.6} nats per token, same most likely token {:.2}%\n\
+             {:.5} nats per token, with the full cache {:.5}\n\
+             KV cache {}, full cache {}; compressed in {:.1} ms after a prefill of {:.1} ms",
             r.kl,
             100.0 * r.top1_agreement,
             r.nll,

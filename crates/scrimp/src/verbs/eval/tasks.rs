@@ -1,4 +1,4 @@
-//! `scrimp eval needle`, `longbench`, `ruler`: questions about long contexts.
+//! `scrimp eval needle`, `longbench` and `ruler`: questions about long contexts.
 
 use crate::{
     App,
@@ -7,8 +7,8 @@ use crate::{
     kv_args::{self, KvArgs},
     kv_settings,
     loaded::Loaded,
+    progress::CountBar,
 };
-use indicatif::{ProgressBar, ProgressStyle};
 use scrimp_eval::{
     longbench, needle, read_text, ruler,
     tasks::{
@@ -128,7 +128,7 @@ pub(super) fn needle(app: &App, args: &EvalNeedleArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line per length, a column per depth.
+/// A table with a row per length and a column per depth.
 fn grid(result: &NeedleResult<'_>, lengths: &[usize], depths: &[f64]) -> String {
     let mut head = vec!["length".to_owned()];
     head.extend(depths.iter().map(|d| format!("at {d}")));
@@ -148,7 +148,7 @@ fn grid(result: &NeedleResult<'_>, lengths: &[usize], depths: &[f64]) -> String 
     )
 }
 
-/// A model, and how it is asked.
+/// A model and the options of its questions.
 struct Bench<'a> {
     how: &'a TaskArgs,
     loaded: Loaded,
@@ -175,7 +175,7 @@ impl<'a> Bench<'a> {
         Ok(Self { how, loaded, template, settings, kv_format: kv.format()?.to_string() })
     }
 
-    /// Leaves room for an answer, and for the template around the text.
+    /// Builds prompts that leave room for the answer and the chat template.
     fn builder(&self, answer_tokens: usize) -> Builder<'_> {
         let fits = self.loaded.model.context_length().saturating_sub(answer_tokens + 128);
         let max_tokens = self.how.max_prompt.map_or(fits, |n| fits.min(n as usize));
@@ -196,20 +196,13 @@ impl<'a> Bench<'a> {
             Some(path) => Journal::open(path, &of)?,
             None => Journal::in_memory(),
         };
-        let bar = bar("answers");
+        let bar = CountBar::new("answers");
         let mut session = self.loaded.model.session();
         let when = self.how.question;
         let outcomes = suite.run(&mut session, &builder, when, &self.settings, &mut journal, &mut |p| {
-            bar.set_length(p.total as u64);
-            bar.set_position(p.done as u64);
+            bar.show(p.done, p.total, "");
         });
-        bar.finish_and_clear();
+        drop(bar);
         Ok(outcomes?)
     }
-}
-
-/// A bar on stderr, where that is a terminal, that counts `what`.
-pub(in crate::verbs) fn bar(what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(&format!("{{wide_bar}} {{pos}}/{{len}} {what}  {{eta}} left"));
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

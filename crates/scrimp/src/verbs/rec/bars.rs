@@ -1,15 +1,15 @@
-//! Progress of work on rows, on stderr where that is a terminal.
+//! Progress of work on rows, on stderr if that is a terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar of parts per million.
+/// A progress bar in parts per million.
 pub(super) struct RowBar {
     bar: ProgressBar,
     what: String,
 }
 
 impl RowBar {
-    /// A bar of what is being done.
+    /// A bar with the label `what`.
     pub(super) fn new(what: &str) -> Self {
         let template = "{prefix}  {wide_bar} {percent}%  {msg}  {eta} left";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -17,7 +17,7 @@ impl RowBar {
         Self { bar, what: what.to_owned() }
     }
 
-    /// Shows other work from now on.
+    /// Changes the label and restarts the bar.
     pub(super) fn switch(&mut self, what: &str) {
         if self.what != what {
             self.what = what.to_owned();
@@ -26,7 +26,7 @@ impl RowBar {
         }
     }
 
-    /// The part that is done, 0 to 1, where it is known, and a few words.
+    /// Shows the finished fraction (0 to 1; `None`: unknown) and a message.
     pub(super) fn show(&self, part: Option<f64>, words: impl FnOnce() -> String) {
         if self.bar.is_hidden() {
             return;

@@ -1,6 +1,6 @@
 //! `scrimp rec generate`.
 
-use super::{bars::RowBar, threads};
+use super::bars::RowBar;
 use crate::{App, cli::rec::RecGenerateArgs, format};
 use scrimp_rec::{
     data::preset,
@@ -9,7 +9,7 @@ use scrimp_rec::{
 use serde::Serialize;
 use std::{path::Path, time::Instant};
 
-/// Rows from which the best AUC is computed.
+/// Rows for the estimate of the best AUC.
 const BAYES_ROWS: u64 = 1_000_000;
 
 #[derive(Serialize)]
@@ -44,7 +44,7 @@ pub(super) fn run(app: &App, args: &RecGenerateArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let bar = RowBar::new("generating");
     let total = args.rows.max(1) as f64;
-    let written = write_file(options.clone(), &args.output, threads(app), &mut |rows| {
+    let written = write_file(options.clone(), &args.output, app.threads(), &mut |rows| {
         bar.show(Some(rows as f64 / total), || format!("{rows} rows"));
         true
     })?;
@@ -65,7 +65,7 @@ pub(super) fn run(app: &App, args: &RecGenerateArgs) -> anyhow::Result<()> {
     };
     app.printer.result(&result, |r| {
         format!(
-            "{}: {} rows, {}\nno model can do better than AUC {:.4}, log loss {:.4} ({:.1}% of the labels are 1)",
+            "{}: {} rows, {}\nbest possible AUC {:.4}, log loss {:.4} ({:.1}% of the labels are 1)",
             r.path.display(),
             r.rows,
             format::bytes(r.bytes),

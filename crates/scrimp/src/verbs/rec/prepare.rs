@@ -13,7 +13,7 @@ struct Result<'a> {
     prepared: Prepared,
 }
 
-/// Fetches the data, unless it is given, and writes the files.
+/// Downloads the data, unless an archive is given, and writes the files.
 pub(super) fn run(app: &App, args: &RecPrepareArgs) -> anyhow::Result<()> {
     let prepared = match &args.archive {
         Some(archive) => flights::prepare(archive, &args.output)?,
@@ -28,7 +28,7 @@ pub(super) fn run(app: &App, args: &RecPrepareArgs) -> anyhow::Result<()> {
     app.printer.result(&Result { path: &args.output, prepared }, |r| {
         let p = &r.prepared;
         format!(
-            "{}: {} rows to train, {} to validate, {} to test ({} flights left out that never arrived)\n\
+            "{}: {} rows to train, {} to validate, {} to test ({} flights without an arrival left out)\n\
              scrimp rec train {0} -o flights.model",
             r.path.display(),
             p.train,

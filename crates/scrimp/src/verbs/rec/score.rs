@@ -1,9 +1,7 @@
-//! `scrimp rec eval`, `score` and `inspect`: a model that is there.
+//! `scrimp rec eval`, `score` and `inspect`.
 
 use super::{
-    Machine,
     bars::RowBar,
-    threads,
     train::{Accuracy, More},
 };
 use crate::{
@@ -12,6 +10,7 @@ use crate::{
     format,
 };
 use scrimp_base::AtomicFile;
+use scrimp_kernels::{Exec, SimdLevel};
 use scrimp_rec::{
     data::{Batch, Data, OpenOptions, Split},
     metrics::{Calibration, auc, log_loss},
@@ -20,14 +19,15 @@ use scrimp_rec::{
 use serde::Serialize;
 use std::{fmt::Write as _, path::Path, time::Instant};
 
-/// Rows that are predicted at once.
+/// Rows per batch.
 const ROWS: usize = 2048;
 
-/// Accuracy on labeled rows.
+/// Measures accuracy on labeled rows.
 pub(super) fn eval(app: &App, args: &RecEvalArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let (mut model, _) = Model::load(&args.model)?;
-    let machine = Machine::new(app)?;
+    let pool = app.pool()?;
+    let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
     let options =
         OpenOptions { threads: 1, skip_bad_rows: args.rows.skip_bad_rows, ..OpenOptions::default() };
     let mut rows = Data::find(&args.data, Split::Test)?.open(model.schema(), &options)?;
@@ -35,7 +35,7 @@ pub(super) fn eval(app: &App, args: &RecEvalArgs) -> anyhow::Result<()> {
     let (mut batch, mut some) = (Batch::default(), Vec::new());
     let bar = RowBar::new("evaluating");
     while rows.next_batch(ROWS, &mut batch)? > 0 {
-        model.predict(machine.run(), &batch, &mut some);
+        model.predict(exec, &batch, &mut some);
         labels.extend_from_slice(&batch.labels);
         predictions.extend_from_slice(&some);
         bar.show(rows.progress(), || format!("{} rows", labels.len()));
@@ -82,19 +82,20 @@ struct Scored<'a> {
     rows_per_second: f64,
 }
 
-/// Probabilities, one per line, in the order of the rows.
+/// Writes probabilities, one per line, in the order of the rows.
 pub(super) fn score(app: &App, args: &RecScoreArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let (mut model, _) = Model::load(&args.model)?;
-    let machine = Machine::new(app)?;
-    let options = OpenOptions { threads: threads(app).min(4), labels: false, ..OpenOptions::default() };
+    let pool = app.pool()?;
+    let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
+    let options = OpenOptions { threads: app.threads().min(4), labels: false, ..OpenOptions::default() };
     let mut rows = Data::find(&args.data, Split::Test)?.open(model.schema(), &options)?;
     let mut output = args.output.as_deref().map(AtomicFile::create).transpose()?;
     let (mut batch, mut some, mut text) = (Batch::default(), Vec::new(), String::new());
     let (mut count, mut sum) = (0u64, 0f64);
     let bar = RowBar::new("scoring");
     while rows.next_batch(ROWS, &mut batch)? > 0 {
-        model.predict(machine.run(), &batch, &mut some);
+        model.predict(exec, &batch, &mut some);
         text.clear();
         for p in &some {
             sum += f64::from(*p);
@@ -130,12 +131,12 @@ pub(super) fn score(app: &App, args: &RecScoreArgs) -> anyhow::Result<()> {
     if written || app.printer.is_json() {
         return app.printer.result(&result, words);
     }
-    // stdout is for the probabilities.
+    // stdout has the probabilities.
     app.printer.note(words(&result));
     Ok(())
 }
 
-/// What a model expects and what it consists of.
+/// Prints a model's schema, encoder and layers.
 pub(super) fn inspect(app: &App, args: &RecInspectArgs) -> anyhow::Result<()> {
     let (model, training) = Model::load(&args.model)?;
     let config = model.config();
@@ -146,7 +147,7 @@ pub(super) fn inspect(app: &App, args: &RecInspectArgs) -> anyhow::Result<()> {
     });
     app.printer.result(&value, |_| {
         format!(
-            "{} of {} dimensions: {} instead of {}; layers {:?} and {:?}\n\n{}",
+            "{} with {} dimensions: {} instead of {}; layers {:?} and {:?}\n\n{}",
             config.encoder.encoder,
             config.encoder.dim,
             format::bytes(model.embedding_bytes()),

@@ -1,26 +1,27 @@
 //! `scrimp rec train`.
 
-use super::{Machine, bars::RowBar};
+use super::bars::RowBar;
 use crate::{
     App,
     cli::rec::{ColumnArgs, RecTrainArgs},
     format,
 };
-use scrimp_base::AtomicFile;
+use scrimp_base::{AtomicFile, Error};
+use scrimp_kernels::{Exec, SimdLevel};
 use scrimp_rec::{
-    data::{Data, Format, Hints, OpenOptions, Split},
+    data::{Data, Hints, OpenOptions, Split},
     encoders::{EncoderOptions, Precision},
-    recipe::{Budget, Event, Inputs, Recipe, train},
+    recipe::{Budget, Event, Inputs, Recipe, TrainedModel, train},
     schema::Schema,
-    train::{OptimizerKind, TrainOptions, remove_checkpoint, svg},
+    train::{TrainOptions, remove_checkpoint, svg},
 };
 use serde::Serialize;
 use std::{path::Path, time::Instant};
 
-/// What a model's memory and accuracy are.
+/// Memory and accuracy of a model.
 #[derive(Serialize)]
 pub(super) struct Accuracy {
-    /// Null without validation rows, or with labels of one kind only.
+    /// `None` without validation rows, or if all labels are equal.
     pub(super) auc: Option<f64>,
     pub(super) logloss: Option<f64>,
     pub(super) embedding_bytes: u64,
@@ -32,7 +33,7 @@ pub(super) struct Accuracy {
     pub(super) more: More,
 }
 
-/// Fields that only one verb has.
+/// Fields of one verb.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum More {
@@ -43,7 +44,7 @@ pub(super) enum More {
 /// Trains and writes a model.
 pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     let start = Instant::now();
-    // What would fail at the end fails now.
+    // An output that cannot be written is an error before the training, not after it.
     drop(AtomicFile::create(&args.output)?);
     let options =
         OpenOptions { threads: 1, skip_bad_rows: args.rows.skip_bad_rows, ..OpenOptions::default() };
@@ -55,16 +56,32 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     };
     app.printer.note(format_args!("data: {}", data.describe()));
     let schema = schema(app, &args.data, &data, &args.columns, &options)?;
-    let machine = Machine::new(app)?;
-    let seed = app.global.seed.unwrap_or(1);
-    let recipe = recipe(args, seed)?;
-    let mut bar = RowBar::new("counting ids");
+    let recipe = recipe(args, app.global.seed.unwrap_or(1))?;
     let inputs = Inputs { train: &data, valid: valid.as_ref(), schema: &schema, options: &options };
-    let trained = train(&recipe, inputs, machine.run(), &mut |event| match event {
+    let mut trained = train_with_bar(app, &recipe, inputs)?;
+    trained.model.save(&args.output, None)?;
+    if let Some(path) = &args.training.curves {
+        let mut output = AtomicFile::create(path)?;
+        output.append(svg(&trained.report.curve).as_bytes())?;
+        output.commit()?;
+    }
+    if let Some(path) = &args.training.checkpoint {
+        remove_checkpoint(path);
+    }
+    let result = accuracy(&trained, args, start.elapsed().as_secs_f64());
+    app.printer.result(&result, |r| human(r, &args.output, trained.bad_rows))
+}
+
+/// Trains with a progress bar.
+fn train_with_bar(app: &App, recipe: &Recipe, inputs: Inputs<'_>) -> anyhow::Result<TrainedModel> {
+    let pool = app.pool()?;
+    let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
+    let mut bar = RowBar::new("counting ids");
+    let trained = train(recipe, inputs, exec, &mut |event| match event {
         Event::Counting(rows, part) => bar.show(part, || format!("{rows} rows")),
         Event::Planned(id_counts, config) => {
             bar.note(&format!(
-                "{} ids of {} features; {} of {} dimensions",
+                "{} ids of {} features; {} with {} dimensions",
                 id_counts.total(),
                 id_counts.distinct.len(),
                 config.encoder,
@@ -86,84 +103,74 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
             });
         }
     })?;
-    drop(bar);
-    let mut model = trained.model;
-    model.save(&args.output, None)?;
-    if let Some(path) = &args.training.curves {
-        let mut output = AtomicFile::create(path)?;
-        output.append(svg(&trained.report.curve).as_bytes())?;
-        output.commit()?;
-    }
-    if let Some(path) = &args.training.checkpoint {
-        // It has served its purpose.
-        remove_checkpoint(path);
-    }
-    let report = &trained.report;
+    Ok(trained)
+}
+
+fn accuracy(trained: &TrainedModel, args: &RecTrainArgs, seconds: f64) -> Accuracy {
+    let (model, report) = (&trained.model, &trained.report);
     let (bytes, full) = (model.embedding_bytes(), model.config().full_embedding_bytes);
-    let result = Accuracy {
+    Accuracy {
         auc: report.valid.map(|v| v.auc).filter(|a| a.is_finite()),
         logloss: report.valid.map(|v| v.logloss),
         embedding_bytes: bytes,
         full_embedding_bytes: full,
         compression: full as f64 / bytes.max(1) as f64,
         rows: report.rows,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds,
         more: More::Train {
             encoder: model.config().encoder.encoder.clone(),
             rows_per_second: report.rows_per_second,
             bad_rows: trained.bad_rows,
             model_bytes: args.output.metadata().map_or(0, |m| m.len()),
         },
+    }
+}
+
+fn human(r: &Accuracy, output: &Path, bad_rows: u64) -> String {
+    let accuracy = match (r.auc, r.logloss) {
+        (Some(auc), Some(loss)) => format!("validation AUC {auc:.4}, log loss {loss:.4}"),
+        (None, Some(loss)) => format!("validation log loss {loss:.4}"),
+        _ => "not validated".to_owned(),
     };
-    app.printer.result(&result, |r| {
-        let accuracy = match (r.auc, r.logloss) {
-            (Some(auc), Some(loss)) => format!("validation AUC {auc:.4}, log loss {loss:.4}"),
-            (None, Some(loss)) => format!("validation log loss {loss:.4}"),
-            _ => "not validated".to_owned(),
-        };
-        let skipped = match trained.bad_rows {
-            0 => String::new(),
-            n => format!(", {n} bad rows left out"),
-        };
-        format!(
-            "{}: {accuracy}\nembeddings {} instead of {} ({:.0} times smaller); {} rows in {:.0} s{skipped}",
-            args.output.display(),
-            format::bytes(r.embedding_bytes),
-            format::bytes(r.full_embedding_bytes),
-            r.compression,
-            r.rows,
-            r.seconds
-        )
-    })
+    let skipped = match bad_rows {
+        0 => String::new(),
+        n => format!(", {n} unusable rows skipped"),
+    };
+    format!(
+        "{}: {accuracy}\nembeddings {} instead of {} ({:.0} times smaller); {} rows in {:.0} s{skipped}",
+        output.display(),
+        format::bytes(r.embedding_bytes),
+        format::bytes(r.full_embedding_bytes),
+        r.compression,
+        r.rows,
+        r.seconds
+    )
 }
 
 fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
     let (e, t) = (&args.encoder, &args.training);
-    let precision = match e.dtype.as_deref() {
-        Some("bf16") => Precision::Bf16,
-        Some("int8") => Precision::Int8,
-        Some("f32") => Precision::F32,
-        None if e.encoder == "full" => Precision::F32,
+    let precision = e.precision.unwrap_or(match e.encoder.as_str() {
+        "full" => Precision::F32,
         _ => Precision::Int4,
-    };
-    if e.qat && precision == Precision::F32 {
-        return Err(scrimp_rec::Error::bad_input("--qat: rows of f32 are not rounded")
-            .with_hint("say what they are rounded to with --dtype bf16, int8 or int4")
+    });
+    if e.quantization_aware && precision == Precision::F32 {
+        return Err(Error::bad_input("`quantization_aware`: rows of f32 are not rounded")
+            .with_hint("use `precision` bf16, int8 or int4")
             .into());
     }
     let encoder = EncoderOptions {
-        block_dim: e.width,
+        block_dim: e.block_dim,
         overlap: e.overlap,
-        num_hashes: e.k,
+        num_hashes: e.num_hashes,
         signs: e.signs,
-        weight_share: e.alpha,
-        weight_num_hashes: e.alpha_k,
-        groups: e.alpha_groups,
-        frequent_share: e.hot,
+        weight_share: e.weight_share,
+        weight_num_hashes: e.weight_num_hashes,
+        groups: e.groups,
+        frequent_share: e.frequent_share,
         per_feature_tables: e.per_feature_tables,
         precision,
-        // Four bits that training has not seen cost more than the rows that they save.
-        quantization_aware: e.qat || precision == Precision::Int4,
+        // Without quantization-aware training, int4 loses more accuracy than its additional rows gain.
+        quantization_aware: e.quantization_aware || precision == Precision::Int4,
         ..EncoderOptions::new(&e.encoder, e.dim, 0)
     };
     let budget = match (e.budget, e.compression) {
@@ -176,11 +183,7 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
         batch: t.batch,
         lr: t.lr.unwrap_or(default.lr),
         dense_lr: t.dense_lr.unwrap_or(default.dense_lr),
-        optimizer: match t.optimizer.as_str() {
-            "row-wise-adagrad" => OptimizerKind::RowWiseAdagrad,
-            "sgd" => OptimizerKind::Sgd,
-            _ => OptimizerKind::Adagrad,
-        },
+        optimizer: t.optimizer,
         patience: 1,
         checkpoint: t.checkpoint.clone(),
         checkpoint_steps: t.checkpoint_steps,
@@ -189,7 +192,7 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
     Ok(Recipe { encoder, budget, preset: t.layers.clone(), seed, shuffle: t.shuffle, hold_out: 20, train })
 }
 
-/// The schema that the user gave, or one made for the data.
+/// The schema file, or a schema inferred from the data.
 fn schema(
     app: &App,
     path: &Path,
@@ -223,14 +226,8 @@ fn schema(
 fn check_format(data: &Data, wanted: Option<&str>, path: &Path) -> anyhow::Result<()> {
     let (Some(wanted), Data::Files(files)) = (wanted, data) else { return Ok(()) };
     let found = files.format();
-    let same = match wanted {
-        "criteo" => found == Format::Criteo,
-        "csv" => matches!(found, Format::Csv { .. }),
-        "jsonl" => found == Format::JsonLines,
-        _ => found == Format::Parquet,
-    };
-    if same {
+    if found.name() == wanted {
         return Ok(());
     }
-    Err(scrimp_rec::Error::bad_file(path, format!("its format is {found}, not {wanted}")).into())
+    Err(Error::bad_file(path, format!("its format is {found}, not {wanted}")).into())
 }

@@ -1,4 +1,4 @@
-//! The chat at a terminal.
+//! The chat in a terminal.
 
 use super::{Speaker, summary};
 use crate::interrupt;
@@ -9,12 +9,12 @@ use scrimp_llm::{
 };
 
 const HELP: &str = "\
-/reset  forget the conversation
-/quit   leave (also Ctrl-D)
-/help   this list
-Ctrl-C ends an answer. A line that ends with \\ goes on in the next one.";
+/reset  start a new conversation
+/quit   exit (also Ctrl-D)
+/help   show this list
+Ctrl-C stops an answer. A line that ends with \\ continues on the next line.";
 
-/// What was typed.
+/// An input line.
 #[derive(Debug, PartialEq)]
 enum Line {
     Nothing,
@@ -33,7 +33,7 @@ impl Line {
             "/reset" => Self::Reset,
             "/quit" | "/exit" | "/bye" => Self::Quit,
             "/help" | "/?" => Self::Help,
-            // `/etc/hosts` or `/x is a path` is something to say.
+            // `/etc/hosts` and `/x is a path` are messages.
             _ if text.strip_prefix('/').is_some_and(|w| w.chars().all(char::is_alphabetic)) => {
                 Self::Unknown(text.to_owned())
             }
@@ -42,7 +42,7 @@ impl Line {
     }
 }
 
-/// Talks until Ctrl-D or `/quit`. `system` is what the conversation begins with.
+/// Chats until Ctrl-D or `/quit`. `system`: the first messages of each conversation.
 pub(super) fn chat(
     speaker: &mut Speaker<'_>,
     template: &ChatTemplate,
@@ -50,7 +50,7 @@ pub(super) fn chat(
     sampler: &mut Sampler,
 ) -> anyhow::Result<()> {
     let printer = &speaker.app.printer;
-    printer.note("Type a message, /help for help, Ctrl-D to leave.");
+    printer.note("Type a message. /help lists the commands, Ctrl-D exits.");
     let mut editor = DefaultEditor::new()?;
     let mut history = system.clone();
     loop {
@@ -58,7 +58,7 @@ pub(super) fn chat(
             Ok(text) => Line::parse(&text),
             Err(ReadlineError::Eof) => return Ok(()),
             Err(ReadlineError::Interrupted) => {
-                printer.note("Ctrl-D or /quit leaves.");
+                printer.note("Ctrl-D or /quit exits.");
                 continue;
             }
             Err(e) => return Err(e.into()),
@@ -67,18 +67,18 @@ pub(super) fn chat(
             Line::Nothing => {}
             Line::Quit => return Ok(()),
             Line::Help => printer.note(HELP),
-            Line::Unknown(command) => printer.note(format_args!("There is no {command}.\n{HELP}")),
+            Line::Unknown(command) => printer.note(format_args!("Unknown command {command}.\n{HELP}")),
             Line::Reset => {
                 history.clone_from(&system);
                 speaker.sequence.clear();
-                printer.note("Starting over.");
+                printer.note("New conversation.");
             }
             Line::Say(text) => {
                 editor.add_history_entry(text.as_str())?;
                 history.push(Message::new("user", text));
                 match answer(speaker, template, &mut history, system.len(), sampler) {
                     Ok(()) => {}
-                    // A message that is too long, say, is no reason to lose the conversation.
+                    // The conversation continues after an error such as a message that is too long.
                     Err(e) if e.is::<scrimp_llm::Error>() => {
                         history.pop();
                         printer.error(&e);
@@ -91,7 +91,7 @@ pub(super) fn chat(
     }
 }
 
-/// Answers the last message of `history`, and adds the answer to it.
+/// Answers the last message of `history` and appends the answer.
 fn answer(
     speaker: &mut Speaker<'_>,
     template: &ChatTemplate,
@@ -109,7 +109,9 @@ fn answer(
         None => {
             let dropped = forget(history, fixed, |history| Ok(fits(history)?.is_some()))?;
             if dropped > 0 {
-                speaker.app.printer.note(format_args!("(forgot the {dropped} oldest messages to make room)"));
+                speaker.app.printer.note(format_args!(
+                    "(removed the {dropped} oldest messages, because the context is full)"
+                ));
             }
             speaker.encode_chat(template, history)?
         }
@@ -120,8 +122,8 @@ fn answer(
     Ok(())
 }
 
-/// Drops the oldest exchanges after the first `fixed` messages until `fits`, leaving the last message in any case.
-/// Returns how many messages went.
+/// Removes the oldest exchanges after the first `fixed` messages until `fits`. The last message stays. Returns the number
+/// of removed messages.
 fn forget(
     history: &mut Vec<Message>,
     fixed: usize,
@@ -134,7 +136,7 @@ fn forget(
     Ok(before - history.len())
 }
 
-/// One message, over as many lines as end with a backslash.
+/// Reads a message. A line that ends with a backslash continues on the next line.
 fn read(editor: &mut DefaultEditor) -> Result<String, ReadlineError> {
     let mut text = editor.readline(">>> ")?;
     while text.ends_with('\\') {
@@ -173,7 +175,7 @@ mod tests {
         let mut history = talk(6);
         assert_eq!(forget(&mut history, 1, |h| Ok(h.len() <= 4)).unwrap(), 2);
         assert_eq!(contents(&history), ["0", "3", "4", "5"]);
-        // What never fits keeps the system message and the question.
+        // If nothing fits, the system message and the question stay.
         let mut history = talk(6);
         assert_eq!(forget(&mut history, 1, |_| Ok(false)).unwrap(), 4);
         assert_eq!(contents(&history), ["0", "5"]);

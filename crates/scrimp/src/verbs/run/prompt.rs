@@ -1,22 +1,22 @@
-//! Where the prompt comes from.
+//! The source of the prompt.
 
 use scrimp_llm::Error;
 use std::io::{self, IsTerminal as _, Read};
 
-/// More text than any model's context takes.
+/// Maximum size of a prompt: more text than any model's context.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// What `scrimp run` is to do.
+/// The input of `scrimp run`.
 #[derive(Debug, PartialEq)]
 pub(super) enum Prompt {
-    /// Answer this.
+    /// A prompt.
     Text(String),
-    /// Talk with the person at the terminal.
+    /// A chat in the terminal.
     Chat,
 }
 
 impl Prompt {
-    /// The argument; stdin for `-` or a pipe; a chat for nothing on a terminal.
+    /// Reads the argument, or stdin for `-` or a pipe. Without an argument, a terminal opens a chat.
     pub(super) fn read(argument: Option<&str>) -> anyhow::Result<Self> {
         let text = match argument {
             None if io::stdin().is_terminal() => return Ok(Self::Chat),
@@ -24,14 +24,14 @@ impl Prompt {
             Some(text) => text.to_owned(),
         };
         if text.is_empty() {
-            let hint = "give a PROMPT, or pipe one in";
+            let hint = "give a PROMPT or pipe one into stdin";
             return Err(Error::bad_input("the prompt is empty").with_hint(hint).into());
         }
         Ok(Self::Text(text))
     }
 }
 
-/// Reads a prompt; one line break at its end is the shell's, not the prompt's.
+/// Reads a prompt and removes one line break at its end, which the shell adds.
 fn from_reader(reader: impl Read) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     let read = reader.take(MAX_BYTES + 1).read_to_end(&mut bytes);
@@ -42,7 +42,7 @@ fn from_reader(reader: impl Read) -> anyhow::Result<String> {
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::bad_input(format!(
-            "the prompt on standard input is not UTF-8 text: byte {at} does not belong to it"
+            "the prompt on standard input is not UTF-8 text: invalid byte at offset {at}"
         ))
         .with_hint("convert it, for example with iconv")
     })?;
@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(read("\u{feff}ü ".as_bytes()).unwrap(), "\u{feff}ü ");
         assert_eq!(
             read(b"abc\xe2\x82").unwrap_err(),
-            "the prompt on standard input is not UTF-8 text: byte 3 does not belong to it"
+            "the prompt on standard input is not UTF-8 text: invalid byte at offset 3"
         );
         let endless = from_reader(io::repeat(b'x')).unwrap_err().to_string();
         assert!(endless.contains("64 MiB"), "{endless}");

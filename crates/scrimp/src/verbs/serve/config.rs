@@ -1,5 +1,5 @@
-//! `--config FILE.toml`: options by their names. They are read as if they stood before those of the command line, so one
-//! parser checks both, and the command line wins.
+//! `--config FILE.toml`: options by their names. They are parsed as if they preceded the options of the command line: one
+//! parser checks both, and the command line takes precedence.
 
 use crate::cli::{
     Usage,
@@ -25,7 +25,7 @@ fn parse(text: &str, command_line: impl Iterator<Item = OsString>) -> Result<Ser
         match (name.as_str(), value) {
             ("model", Value::String(value)) => model = Some(value),
             ("config", _) => {
-                return Err("`config` names a configuration file, and cannot stand in one".into());
+                return Err("a configuration file cannot contain `config`".into());
             }
             (_, Value::Boolean(true)) => words.push(format!("--{name}")),
             (_, Value::Boolean(false)) => {}
@@ -51,7 +51,7 @@ fn plain(name: &str, value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),
         Value::Integer(n) => Ok(n.to_string()),
-        // A share has a point: 0.25, and 1.0 for all.
+        // A fraction has a decimal point: 0.25, and 1.0 for all.
         Value::Float(x) => Ok(format!("{x:?}")),
         _ => Err(format!("`{name}` must be a text, a number, true, false, or a list of texts")),
     }
@@ -81,7 +81,7 @@ mod tests {
             ("port = \"x\"", "port"),
             ("prot = 5", "--prot"),
             ("port = ", "TOML"),
-            ("config = \"y\"", "cannot stand in one"),
+            ("config = \"y\"", "cannot contain"),
             ("port = { a = 1 }", "must be a text"),
         ] {
             let error = read(text, "--config x.toml").unwrap_err();
