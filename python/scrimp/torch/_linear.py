@@ -61,7 +61,7 @@ class SparseLinear(nn.Module):
             method, sparsity = "magnitude", 0.0
         rows, cols = weight.shape
         weight = weight.detach().contiguous()
-        return cls(compress_matrix(weight, rows, cols, method, float(sparsity), format, inputs), bias)
+        return cls(compress_matrix(weight, (rows, cols), (method, float(sparsity), format), inputs), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if is_plain(x, self.bias):
