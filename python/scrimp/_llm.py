@@ -1,6 +1,5 @@
 """``scrimp.LLM``: language models."""
 
-import asyncio
 import dataclasses
 import queue
 import threading
@@ -148,6 +147,8 @@ class LLM:
         return _pieces(lambda on_text, cancel: self._answer(ids, options, on_text, cancel))
 
     async def _aanswer(self, ids: List[int], options: Dict[str, Any]) -> Answer:
+        import asyncio  # takes longer than the rest of the package
+
         cancel = Cancel()
         try:
             return await asyncio.to_thread(self._answer, ids, options, None, cancel)
@@ -156,6 +157,8 @@ class LLM:
             raise
 
     async def _astream(self, ids: List[int], options: Dict[str, Any]) -> AsyncIterator[str]:
+        import asyncio
+
         loop, pieces, cancel = asyncio.get_running_loop(), asyncio.Queue(), Cancel()
 
         def run() -> None:
