@@ -7,7 +7,7 @@ use crate::{Error, Result, encoders::Precision};
 use scrimp_kernels::{
     Exec, Pool, SimdLevel,
     embedding::{
-        Bags, Batch, IdHash, Indices, Hashing, RowRange, Scales, Table, Values, forward, forward_one,
+        Bags, Batch, Hashing, IdHash, Indices, RowRange, Scales, Table, Values, forward, forward_one,
     },
     mem::{Arena, ArenaBox},
 };
@@ -144,11 +144,18 @@ impl Subject {
         };
         let Shape { blocks, num_hashes, overlap, .. } = self.shape;
         Batch {
-            table: Table { values, block_dim: self.block_dim, stride: if overlap { 1 } else { self.block_dim } },
+            table: Table {
+                values,
+                block_dim: self.block_dim,
+                stride: if overlap { 1 } else { self.block_dim },
+            },
             indices: if self.shape.name == "full" {
                 Indices::Given { indices, weights: &[], per_lookup: 1 }
             } else {
-                Indices::Hashed { ids, hashing: hashing(&self.hashes, &self.ranges, blocks * num_hashes, overlap) }
+                Indices::Hashed {
+                    ids,
+                    hashing: hashing(&self.hashes, &self.ranges, blocks * num_hashes, overlap),
+                }
             },
             num_hashes,
             scales: if self.shape.alpha {

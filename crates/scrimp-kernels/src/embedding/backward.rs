@@ -131,7 +131,9 @@ impl<'a> Backward<'a> {
     }
 
     pub(super) fn check(&self, block_dim: usize) -> (usize, usize) {
-        assert!(self.per_lookup > 0 && self.num_hashes > 0 && self.per_lookup.is_multiple_of(self.num_hashes));
+        assert!(
+            self.per_lookup > 0 && self.num_hashes > 0 && self.per_lookup.is_multiple_of(self.num_hashes)
+        );
         let lookups = self.indices.len() / self.per_lookup;
         let dim = self.per_lookup / self.num_hashes * block_dim;
         assert!(self.weights.is_empty() || self.weights.len() == self.indices.len());

@@ -28,7 +28,9 @@ mod table;
 mod tests;
 
 pub use backward::{Backward, Gradients, Optimizer, SparseGradients, TableMut};
-pub use bag::{Bags, Batch, MAX_GROUPS, MAX_INDICES, Indices, Hashing, Scales, forward, forward_one, hash_indices};
+pub use bag::{
+    Bags, Batch, Hashing, Indices, MAX_GROUPS, MAX_INDICES, Scales, forward, forward_one, hash_indices,
+};
 pub use dots::dots;
 pub use hash::{IdHash, MAX_ROWS, RowRange};
 pub use interaction::{MAX_VECTORS, PairPlaces, VectorGradients, Vectors, pairs, pairs_backward};

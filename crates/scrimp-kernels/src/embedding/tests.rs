@@ -21,7 +21,9 @@ fn expected(values: &[f32], block_dim: usize, stride: usize, batch: &Plain<'_>, 
         for (p, &index) in indices.iter().enumerate() {
             let w = batch.weights.get(l * batch.per_lookup + p).map_or(1.0, |&w| f64::from(w));
             let b = p / batch.num_hashes;
-            let scale = f64::from(batch.scales[l * batch.groups + b * batch.groups / (batch.per_lookup / batch.num_hashes)]);
+            let scale = f64::from(
+                batch.scales[l * batch.groups + b * batch.groups / (batch.per_lookup / batch.num_hashes)],
+            );
             for i in 0..block_dim {
                 let value = f64::from(values[index as usize * stride + i]);
                 out[(l / batch.bag) * dim + b * block_dim + i] +=
@@ -233,7 +235,8 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
             * f64::from(batch.scales[l * batch.groups + b * batch.groups / blocks]);
         for i in 0..block_dim {
             let at = index as usize * stride + i;
-            let g = sign(batch.signs, l, b * block_dim + i) * f64::from(grad[l / bag * dim + b * block_dim + i]);
+            let g =
+                sign(batch.signs, l, b * block_dim + i) * f64::from(grad[l / bag * dim + b * block_dim + i]);
             sums[at] += factor * g;
             dot[p] += g * f64::from(values[at]);
         }
@@ -320,7 +323,10 @@ fn halves_of_bytes_hold_every_row() {
         }
         for bytes in 0..200 {
             let len = Int4::fitting(bytes, block_dim, stride);
-            assert!(len < block_dim || Int4 { len, block_dim, stride }.bytes() <= bytes, "{bytes} {block_dim} {stride}");
+            assert!(
+                len < block_dim || Int4 { len, block_dim, stride }.bytes() <= bytes,
+                "{bytes} {block_dim} {stride}"
+            );
             assert!(len + 2 * block_dim + 2 * stride > 2 * bytes);
         }
     }

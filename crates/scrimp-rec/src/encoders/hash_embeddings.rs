@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Optimizer, Indices, Hashing, RowRange, Scales, dots, forward, hash_indices,
+    Backward, Bags, Batch, Hashing, IdHash, Indices, Optimizer, RowRange, Scales, dots, forward, hash_indices,
 };
 
 pub(super) const ENTRY: EncoderEntry = EncoderEntry {
@@ -80,7 +80,13 @@ impl HashEmbeddings {
     fn lookup(&self, exec: Exec<'_>, ids: &[u64]) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
         let hashing = |hashes, ranges, per_lookup| Hashing { hashes, ranges, per_lookup, signs: false };
         let mut rows = vec![0; ids.len() * self.num_hashes];
-        hash_indices(exec.pool, ids, &hashing(&self.hashes, &self.ranges, self.num_hashes), &mut rows, &mut []);
+        hash_indices(
+            exec.pool,
+            ids,
+            &hashing(&self.hashes, &self.ranges, self.num_hashes),
+            &mut rows,
+            &mut [],
+        );
         let mut weight_rows = vec![0; ids.len()];
         hash_indices(
             exec.pool,

@@ -8,7 +8,7 @@ use super::{
     hashed_blocks::{TABLE, WEIGHTS, hashes, ranges},
 };
 use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Indices, Hashing, RowRange, Scales, Table, dots, forward, hash_indices,
+    Backward, Bags, Batch, Hashing, IdHash, Indices, RowRange, Scales, Table, dots, forward, hash_indices,
 };
 
 /// Lookups of a thread's task.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Optimizer, Indices, RowRange, Scales, forward,
+    Backward, Bags, Batch, IdHash, Indices, Optimizer, RowRange, Scales, forward,
 };
 
 /// Distinguishes the hashes of the table from other uses of the seed.

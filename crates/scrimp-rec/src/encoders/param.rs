@@ -195,7 +195,8 @@ impl Param {
         if self.state.len() < states {
             self.state.resize(states, 0.0);
         }
-        let table = TableMut { values, state: &mut self.state, block_dim: self.block_dim, stride: self.stride };
+        let table =
+            TableMut { values, state: &mut self.state, block_dim: self.block_dim, stride: self.stride };
         let gradients = self.gradients.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         gradients.step(exec, optimizer, table, batch);
         let Some(rounded) = &mut self.rounded else { return };
