@@ -60,7 +60,7 @@ FORBIDDEN = [
     (r"\b(?:make|makes|made|making) up for\b", "say 'compensate'"),
     (r"\btiers?\b", "the term is 'SIMD level' (the variable SCRIMP_TIER stays)"),
     (r"\b(?:as|see|described) above\b", "name or link the place"),
-    (r"\bas (?:it is|they are)\b", "say 'unchanged'"),
+    (r"\bas (?:it is|they are)(?= *(?:[.,;:)]|and\b|or\b|$))", "say 'unchanged'"),
     (r"\b(?:de|re)?quantis|\b(?:behavi|col|neighb|fav)our|\b(?:recogn|normal|optim|organ|initial|"
      r"serial|vector|general|special|token|summar)is(?:e|es|ed|ing|ation)\b"
      r"|\b(?:cent|met)re\b|\blicence", "US spelling"),

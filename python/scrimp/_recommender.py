@@ -1,4 +1,4 @@
-"""``scrimp.Rec``: a recommender that ``scrimp rec train`` wrote."""
+"""``scrimp.Rec``: recommenders of ``scrimp rec train``."""
 
 import csv
 import os
@@ -29,18 +29,18 @@ class Rec:
 
     @property
     def embedding_bytes(self) -> int:
-        """Bytes of the embedding tables."""
+        """Size of the embedding tables in bytes."""
         return self._model.embedding_bytes
 
     @property
     def schema(self) -> str:
-        """The columns that it wants, as TOML."""
+        """The schema of the model's columns, as TOML."""
         return self._model.schema
 
     def score(self, rows: Any) -> Any:
         """The probability of each row, in order, as a float32 NumPy array.
 
-        Rows need the columns that the model was trained with, by name; a label is not looked at. Other columns are ignored.
+        Rows need the columns of the model's schema, by name. Other columns, the label included, are ignored.
         """
         import numpy
 
@@ -54,7 +54,7 @@ class Rec:
 
 
 def _write(rows: Any, path: pathlib.Path) -> int:
-    """Writes a table as CSV; returns its rows. Known by what they can do, so that no library has to be installed."""
+    """Writes a table as CSV and returns its number of rows. Duck typing recognizes tables without importing their libraries."""
     if hasattr(rows, "to_csv") and hasattr(rows, "columns"):  # pandas
         rows.to_csv(path, index=False)
         return len(rows)

@@ -40,11 +40,8 @@ class InputStatistics:
 
 def compress_matrix(
     weight: Tensor,
-    rows: int,
-    cols: int,
-    name: str,
-    sparsity: float,
-    format: str,
+    shape: Tuple[int, int],
+    options: Tuple[str, float, str],
     inputs: Optional[InputStatistics],
 ) -> PackedMatrix: ...
 

@@ -7,7 +7,7 @@ use crate::{
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
 use scrimp_kernels::embedding::{
-    Backward, Bags, Gradients, Optimizer, SparseGradients, Table, Trained, Values,
+    Backward, Bags, Gradients, Optimizer, SparseGradients, Table, TableMut, Values,
 };
 use scrimp_rec::encoders::{
     BackwardContext, EncoderConfig, EncoderOptions, Exec, HashIndexer, IdCounts, Lookups, Tables, plan,
@@ -391,11 +391,11 @@ impl MemRec {
             if let (Some(to), Some(batch)) = (&weights_to, weights) {
                 // SAFETY: `weights_to` holds the tensors alive through `values` and `states`; `backward` has read the weight
                 // table for the last time.
-                let to = unsafe { to.trained(groups) };
+                let to = unsafe { to.table_mut(groups) };
                 buffers.weights.step(exec, optimizer, to, batch);
             }
             // SAFETY: as for the weights, with `table_to` and the table.
-            let to = unsafe { table_to.trained(block_dim) };
+            let to = unsafe { table_to.table_mut(block_dim) };
             buffers.table.step(exec, optimizer, to, table);
         })
     }
@@ -440,7 +440,7 @@ impl Updated {
 
     /// # Safety
     /// The tensors are alive and have no other user while the result lives.
-    unsafe fn trained(&self, dim: usize) -> Trained<'_> {
+    unsafe fn table_mut(&self, dim: usize) -> TableMut<'_> {
         // SAFETY: `Raw::new` took pointer and length from a checked tensor (or a dangling pointer with length 0); the caller
         // guarantees that the tensors are alive and not used elsewhere.
         let (values, state) = unsafe {
@@ -449,6 +449,6 @@ impl Updated {
                 std::slice::from_raw_parts_mut(self.state.0, self.state.1),
             )
         };
-        Trained { values, state, width: dim, stride: dim }
+        TableMut { values, state, block_dim: dim, stride: dim }
     }
 }

@@ -1,4 +1,4 @@
-//! A packed weight matrix, and products with it.
+//! Packed weight matrices and their products with tensors.
 
 use crate::{
     runtime::{Runtime, runtime},
@@ -17,12 +17,12 @@ use scrimp_kernels::{
 };
 use std::cell::RefCell;
 
-/// Tokens that go through the kernels at once: bounds the memory that a call needs besides its output.
+/// Tokens of a chunk, which bound the memory of a call besides its output.
 const CHUNK: usize = 512;
-/// Scratch memory that a thread keeps between calls.
+/// The largest scratch memory that a thread keeps between calls, in bytes.
 const KEEP_BYTES: usize = 32 << 20;
 
-/// What a call needs besides its input and output.
+/// Buffers of a call.
 #[derive(Default)]
 struct Scratch {
     x: Activations,
@@ -44,7 +44,7 @@ pub(crate) struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// The matrix in checked memory of its own.
+    /// A copy of a checked packed matrix.
     pub(crate) fn new(pool: &Pool, view: &PackedView<'_>) -> PyResult<Self> {
         let no_memory = |e| PyMemoryError::new_err(format!("{} bytes of weights: {e}", view.bytes().len()));
         let mut arena = Arena::new(Arena::size_of(view.bytes().len())).map_err(no_memory)?;
@@ -64,7 +64,7 @@ impl PackedMatrix {
             let Scratch { x: activations, linear: panels, out: buffer, bias: bias_f32 } = &mut *scratch;
             if let Some(bias) = bias {
                 bias_f32.resize(rows, 0.0);
-                // SAFETY: the caller keeps the tensor alive.
+                // SAFETY: `PackedMatrix::linear` holds the tensor during the call.
                 unsafe { bias.read(0, bias_f32) };
             }
             let bias = bias.map(|_| &bias_f32[..]);
@@ -73,12 +73,12 @@ impl PackedMatrix {
                 let exec = Exec { pool, level: *level };
                 let shape = ActivationShape { n_tokens: n, cols, needs: self.matrix.needs() };
                 activations.fill(exec, shape, |t, row| {
-                    // SAFETY: the caller keeps the tensor alive.
+                    // SAFETY: `PackedMatrix::linear` holds the tensor during the call.
                     unsafe { x.read((first + t) * cols, row) }
                 });
                 let direct = out.dtype() == Float::F32;
                 let to = if direct {
-                    // SAFETY: the output is the caller's alone.
+                    // SAFETY: `PackedMatrix::linear` holds the output, a new tensor of `run` in _op.py; `to` is its only slice.
                     unsafe { out.f32_mut(first * rows, n * rows) }
                 } else {
                     buffer.resize(n * rows, 0.0);
@@ -90,7 +90,7 @@ impl PackedMatrix {
                     let from = &buffer[..];
                     let parts = if n == 1 { 1 } else { n };
                     pool.run(parts, |part, _| {
-                        // SAFETY: each part has a row of its own.
+                        // SAFETY: `PackedMatrix::linear` holds the output; each part writes to a different row.
                         unsafe { out.write((first + part) * rows, &from[part * rows..(part + 1) * rows]) }
                     });
                 }
@@ -104,7 +104,7 @@ impl PackedMatrix {
 
 #[pymethods]
 impl PackedMatrix {
-    /// The matrix that `to_bytes` wrote; damaged bytes are an error.
+    /// The matrix from the result of `to_bytes`. Damaged bytes are an error.
     #[classmethod]
     fn from_bytes(
         _: &Bound<'_, PyType>,
@@ -122,7 +122,7 @@ impl PackedMatrix {
         })
     }
 
-    /// Its bytes, which go to disk as they are.
+    /// The packed bytes, a format for files.
     fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, self.view().bytes())
     }
@@ -133,12 +133,12 @@ impl PackedMatrix {
         Ok((slf.getattr("from_bytes")?, arguments))
     }
 
-    /// Itself: it cannot change.
+    /// The same object, which is immutable.
     fn __deepcopy__<'py>(slf: Bound<'py, Self>, _memo: &Bound<'py, PyAny>) -> Bound<'py, Self> {
         slf
     }
 
-    /// `sparse-bf16` and so on.
+    /// The name of the format, such as `sparse-bf16`.
     #[getter]
     fn format(&self) -> &'static str {
         self.format.name()
@@ -156,13 +156,13 @@ impl PackedMatrix {
         self.matrix.cols()
     }
 
-    /// Bytes of memory.
+    /// Size in bytes.
     #[getter]
     fn nbytes(&self) -> usize {
         self.matrix.bytes()
     }
 
-    /// Weights that are stored (in dense formats: all).
+    /// The number of stored weights (all in dense formats).
     #[getter]
     fn stored(&self) -> usize {
         self.stored
@@ -206,14 +206,14 @@ impl PackedMatrix {
         }
         let to = out.floats("the output")?;
         py.detach(|| {
-            // SAFETY: `out` keeps the tensor alive, and it is the caller's alone.
+            // SAFETY: `out` holds the tensor, which `dense` in _op.py made and shares with no one.
             unsafe { to.write(0, &self.view().to_dense_f32()) }
         });
         Ok(())
     }
 }
 
-/// What [`PackedMatrix::from_bytes`] takes.
+/// The arguments of [`PackedMatrix::from_bytes`].
 type Arguments<'py> = (&'static str, usize, usize, Bound<'py, PyBytes>);
 
 /// A `ValueError`.

@@ -1,4 +1,4 @@
-//! Pruning of one matrix, and what is remembered of a layer's inputs for it.
+//! Pruning of a weight matrix, and the statistics of a layer's inputs for it.
 
 use crate::{
     linear::{PackedMatrix, value_error},
@@ -14,10 +14,10 @@ use scrimp_kernels::quant::packed::{PackedView, WeightFormat};
 use scrimp_llm::Hint;
 use std::sync::{Mutex, PoisonError};
 
-/// Rows that are read at once.
+/// Rows of a chunk.
 const ROWS: usize = 256;
 
-/// Statistics of the inputs of layers that share them, as a pruning method wants them.
+/// Statistics of the inputs of layers for a pruning method.
 #[pyclass(frozen, module = "scrimp._scrimp")]
 pub(crate) struct InputStatistics {
     features: usize,
@@ -28,12 +28,12 @@ fn method(name: &str) -> PyResult<&'static dyn Pruner> {
     pruner(name).map_err(|e| PyValueError::new_err(format!("{e}; {}", e.hint().map_or("", Hint::as_str))))
 }
 
-/// A square matrix of the inputs larger than this is refused: 16 GiB.
+/// The largest size of the Gram matrix of the inputs: 16 GiB.
 const MAX_GRAM_FEATURES: usize = 1 << 16;
 
 #[pymethods]
 impl InputStatistics {
-    /// None yet, for layers of so many in features and the pruning method called `name`.
+    /// Empty statistics for layers of `features` inputs and the pruning method `name`.
     #[new]
     fn new(features: usize, name: &str) -> PyResult<Self> {
         let needs = method(name)?.needs();
@@ -56,7 +56,7 @@ impl InputStatistics {
             let mut rows = Vec::new();
             for first in (0..from.len()).step_by(ROWS * self.features) {
                 rows.resize((ROWS * self.features).min(from.len() - first), 0.0);
-                // SAFETY: `x` keeps the tensor alive.
+                // SAFETY: `x`, which `from` came from, holds a reference to the tensor.
                 unsafe { from.read(first, &mut rows) };
                 inputs.add(Exec { pool: &runtime.pool, level: runtime.level }, &rows).map_err(value_error)?;
             }
@@ -64,28 +64,26 @@ impl InputStatistics {
         })
     }
 
-    /// Rows that were added.
+    /// The number of added rows.
     #[getter]
     fn tokens(&self) -> usize {
         self.inputs.lock().unwrap_or_else(PoisonError::into_inner).tokens()
     }
 }
 
-/// Prunes a weight matrix `[rows, cols]` by the method called `name` and packs it. The tensor itself stays as it is.
+/// Prunes a copy of the weight matrix `[rows, cols]` and packs it. `options` are the pruning method, the sparsity and the format.
 #[pyfunction]
-#[pyo3(signature = (weight, rows, cols, name, sparsity, format, inputs))]
+#[pyo3(signature = (weight, shape, options, inputs))]
 pub(crate) fn compress_matrix(
     py: Python<'_>,
     weight: &Bound<'_, PyAny>,
-    rows: usize,
-    cols: usize,
-    name: &str,
-    sparsity: f64,
-    format: &str,
+    shape: (usize, usize),
+    options: (String, f64, String),
     inputs: Option<&Bound<'_, InputStatistics>>,
 ) -> PyResult<PackedMatrix> {
+    let ((rows, cols), (name, sparsity, format)) = (shape, options);
     let format: WeightFormat = format.parse().map_err(value_error)?;
-    let method = method(name)?;
+    let method = method(&name)?;
     if !(0.0..1.0).contains(&sparsity) {
         return Err(PyValueError::new_err(format!("sparsity must be in [0, 1), not {sparsity}")));
     }
@@ -104,7 +102,7 @@ pub(crate) fn compress_matrix(
     let runtime = runtime(py)?;
     py.detach(|| {
         let mut dense = Dense { rows, cols, data: vec![0.0; rows * cols] };
-        // SAFETY: `weight` keeps the tensor alive.
+        // SAFETY: `weight`, which `from` came from, holds a reference to the tensor.
         unsafe { from.read(0, &mut dense.data) };
         if !dense.data.iter().all(|w| w.is_finite()) {
             return Err(PyValueError::new_err("a weight is NaN or infinite"));

@@ -1,8 +1,7 @@
-//! PyTorch tensors as slices: pointer, length and type, checked, without copying.
+//! PyTorch tensors as slices, without copies: pointer, length and dtype are checked.
 //!
-//! A [`Tensor`] holds a reference to the Python object, which keeps the storage alive while Rust reads or writes it, also
-//! without the GIL. Nothing stops another Python thread from writing to the same tensor meanwhile, as with PyTorch's own
-//! kernels; values are plain numbers, so the worst that comes of it is a wrong number.
+//! A [`Tensor`] holds a reference to the Python object, which keeps the storage alive, with and without the GIL. As with
+//! PyTorch's kernels, callers must not write to a tensor from another thread during a call. The elements are plain numbers.
 
 use half::{bf16, f16};
 use pyo3::{
@@ -11,7 +10,7 @@ use pyo3::{
     prelude::*,
 };
 
-/// The types of floating-point tensors that can be read and written.
+/// The supported floating-point types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Float {
     F32,
@@ -26,7 +25,7 @@ pub(crate) struct Tensor<'py> {
     len: usize,
 }
 
-/// The elements of a tensor of floats. Whoever holds it keeps the [`Tensor`] that it came from.
+/// The elements of a tensor of floats. It must not outlive the [`Tensor`] that made it.
 #[derive(Clone, Copy)]
 pub(crate) struct Floats {
     ptr: *mut u8,
@@ -34,13 +33,13 @@ pub(crate) struct Floats {
     dtype: Float,
 }
 
-// SAFETY: the memory belongs to a tensor that the caller keeps alive; see the module for writes at the same time.
+// SAFETY: the memory belongs to a tensor and not to a thread; its methods state who may use the elements.
 unsafe impl Send for Floats {}
-// SAFETY: as above.
+// SAFETY: shared access reads pointer, length and type only; the methods state who may use the elements.
 unsafe impl Sync for Floats {}
 
 impl<'py> Tensor<'py> {
-    /// The tensor `object`, called `name` in errors.
+    /// The tensor `object`. Errors call it `name`.
     pub(crate) fn new(object: &Bound<'py, PyAny>, name: &str) -> PyResult<Self> {
         let py = object.py();
         let is_cpu = object.getattr(intern!(py, "is_cpu")).and_then(|v| v.extract::<bool>());
@@ -74,12 +73,12 @@ impl<'py> Tensor<'py> {
         PyTypeError::new_err(format!("{name} must be {wanted}, not {got}"))
     }
 
-    /// Elements.
+    /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Its elements as floats.
+    /// The elements as floats.
     pub(crate) fn floats(&self, name: &str) -> PyResult<Floats> {
         let py = self.object.py();
         let dtype = self.dtype()?;
@@ -99,29 +98,31 @@ impl<'py> Tensor<'py> {
         if self.dtype()?.is(&torch.getattr(dtype)?) { Ok(()) } else { Err(self.wrong_dtype(name, dtype)) }
     }
 
-    /// Its elements, of the type whose name in torch is `dtype`.
+    /// The elements, whose type in torch is `dtype`.
     ///
     /// # Safety
-    /// `T` is a type of plain numbers, of the size of what `dtype` names; see the module for writes at the same time.
+    /// `T` is a type of numbers of the size of `dtype`, and no code writes to the elements while the slice lives.
     pub(crate) unsafe fn slice<T>(&self, name: &str, dtype: &str) -> PyResult<&[T]> {
         self.check_dtype(name, dtype)?;
         if self.len == 0 {
             return Ok(&[]);
         }
-        // SAFETY: a contiguous tensor of this type has as many elements there, and the object keeps them alive.
+        // SAFETY: `new` checked that the tensor is contiguous with `len` elements at `ptr`, `check_dtype` their type; `object`
+        // keeps them alive. The caller rules out writes.
         Ok(unsafe { std::slice::from_raw_parts(self.ptr.cast(), self.len) })
     }
 
-    /// The same, to be written.
+    /// The elements, mutable.
     ///
     /// # Safety
-    /// As [`Tensor::slice`], and nobody else uses the elements meanwhile.
+    /// `T` is a type of numbers of the size of `dtype`, and no other code uses the elements while the slice lives.
     pub(crate) unsafe fn slice_mut<T>(&mut self, name: &str, dtype: &str) -> PyResult<&mut [T]> {
         self.check_dtype(name, dtype)?;
         if self.len == 0 {
             return Ok(&mut []);
         }
-        // SAFETY: as in `slice`.
+        // SAFETY: `new` checked that the tensor is contiguous with `len` elements at `ptr`, `check_dtype` their type; `object`
+        // keeps them alive. The caller rules out other uses.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.ptr.cast(), self.len) })
     }
 }
@@ -137,7 +138,7 @@ fn float_types(py: Python<'_>) -> PyResult<&'static [Py<PyAny>; 3]> {
 }
 
 impl Floats {
-    /// Elements.
+    /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -154,12 +155,12 @@ impl Floats {
     /// Elements `start .. start + len` of a float32 tensor.
     ///
     /// # Safety
-    /// The tensor is alive, and parts that are alive at the same time do not overlap.
+    /// The tensor is alive, and no other code uses these elements while the slice lives.
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn f32_mut(&self, start: usize, len: usize) -> &mut [f32] {
         self.check(start, len);
         assert_eq!(self.dtype, Float::F32);
-        // SAFETY: inside the tensor, says the check.
+        // SAFETY: `check` ensures `start + len <= self.len`, the assertion the type; the caller guarantees the rest.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.cast::<f32>().add(start), len) }
     }
 
@@ -170,7 +171,7 @@ impl Floats {
     pub(crate) unsafe fn read(&self, start: usize, out: &mut [f32]) {
         self.check(start, out.len());
         let n = out.len();
-        // SAFETY: inside the tensor, says the check.
+        // SAFETY: `check` ensures `start + n <= self.len`, and `dtype` is the tensor's type; the caller keeps it alive.
         unsafe {
             match self.dtype {
                 Float::F32 => {
@@ -193,11 +194,11 @@ impl Floats {
     /// Writes `values`, rounded, to the elements from `start` on.
     ///
     /// # Safety
-    /// The tensor is alive, and nobody else touches these elements.
+    /// The tensor is alive, and no other code uses these elements during the call.
     pub(crate) unsafe fn write(&self, start: usize, values: &[f32]) {
         self.check(start, values.len());
         let n = values.len();
-        // SAFETY: inside the tensor, says the check.
+        // SAFETY: `check` ensures `start + n <= self.len`, and `dtype` is the tensor's type; the caller rules out other uses.
         unsafe {
             match self.dtype {
                 Float::F32 => {

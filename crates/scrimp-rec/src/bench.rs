@@ -1,25 +1,24 @@
-//! Speed of embedding look-ups: a full table against tables that fit a cache.
+//! Speed of embedding lookups: a full table against tables that fit a cache.
 //!
-//! Every encoder answers the same kind of batch (`batch` samples of `features` ids, drawn evenly, other ids in each round) with
-//! vectors of `dim` f32 in one buffer. Rounds of all encoders are interleaved, so that a machine that slows down does so for all;
-//! the best round counts.
+//! Every encoder computes the f32 vectors of the same batches: `batch` samples of `features` ids, drawn uniformly, with other
+//! ids in each round. Rounds of all encoders are interleaved, so that a slower machine affects all; the best round counts.
 
 use crate::{Error, Result, encoders::Precision};
 use scrimp_kernels::{
     Exec, Pool, SimdLevel,
     embedding::{
-        Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, Values, forward, forward_one,
+        Bags, Batch, Hashing, IdHash, Indices, RowRange, Scales, Table, Values, forward, forward_one,
     },
     mem::{Arena, ArenaBox},
 };
 use std::time::Instant;
 
-/// What to measure.
+/// Options of the benchmark.
 #[derive(Debug, Clone)]
 pub struct EmbeddingBench {
     /// Rows of the full f32 table.
     pub rows_full: usize,
-    /// Values of a vector.
+    /// Dimension of a vector.
     pub dim: usize,
     /// Samples of a batch.
     pub batch: usize,
@@ -32,43 +31,43 @@ pub struct EmbeddingBench {
 /// The speed of one encoder.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct EmbeddingSpeed {
-    /// Its name and shape.
+    /// Name and shape.
     pub encoder: String,
-    /// How rows are stored.
+    /// The type of the rows.
     pub dtype: &'static str,
-    /// Bytes of its tables.
+    /// Size of the tables in bytes.
     pub bytes: usize,
-    /// Time of a batch divided by its look-ups, nanoseconds.
+    /// Time of a batch divided by its lookups, in nanoseconds.
     pub ns_per_lookup: f64,
     /// The full table's time divided by this.
     pub speedup_vs_full: f64,
-    /// Time of a single look-up, one after another on one thread, nanoseconds.
+    /// Time of a single lookup on one thread, in nanoseconds.
     pub ns_single: f64,
-    /// The full table's time of a single look-up divided by this.
+    /// The full table's time of a single lookup divided by this.
     pub single_speedup_vs_full: f64,
 }
 
 /// The bytes of CriteoTB's tables divided by 2900, then tables for smaller caches.
 const SIZES: [usize; 3] = [33_000_000, 8_000_000, 2_000_000];
-/// Batches of ids that are used in turn.
+/// Number of different batches of ids.
 const ID_SETS: usize = 16;
-/// Single look-ups of a round.
+/// Single lookups of a round.
 const SINGLES: usize = 4096;
 
-/// How an encoder finds its rows.
+/// The shape of an encoder.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     name: &'static str,
     blocks: usize,
-    k: usize,
+    num_hashes: usize,
     alpha: bool,
     bagged: bool,
     /// Values have signs and rows begin at each value of the table: the default of `memrec` (two in a vector).
     overlap: bool,
 }
 
-const fn shape(name: &'static str, blocks: usize, k: usize, alpha: bool) -> Shape {
-    Shape { name, blocks, k, alpha, bagged: false, overlap: false }
+const fn shape(name: &'static str, blocks: usize, num_hashes: usize, alpha: bool) -> Shape {
+    Shape { name, blocks, num_hashes, alpha, bagged: false, overlap: false }
 }
 
 const fn overlapping(name: &'static str, blocks: usize) -> Shape {
@@ -87,24 +86,24 @@ struct Subject {
     ranges: Vec<RowRange>,
     weight_hashes: Vec<IdHash>,
     weight_ranges: Vec<RowRange>,
-    width: usize,
+    block_dim: usize,
     best: f64,
     best_single: f64,
 }
 
 impl Subject {
     fn new(shape: Shape, precision: Precision, bytes: usize, options: &EmbeddingBench) -> Result<Self> {
-        let width = options.dim / shape.blocks;
+        let block_dim = options.dim / shape.blocks;
         // Alpha takes 1 % of the budget.
         let weight_rows = if shape.alpha { bytes / 100 / 4 } else { 0 };
-        let stride = if shape.overlap { 1 } else { width };
-        let values = precision.fitting((bytes - weight_rows * 4) as u64, width, stride) as usize;
-        let values = values / width * width;
-        let size = precision.bytes(values, width, stride);
-        let rows = (values - width) / stride + 1;
+        let stride = if shape.overlap { 1 } else { block_dim };
+        let values = precision.fitting((bytes - weight_rows * 4) as u64, block_dim, stride) as usize;
+        let values = values / block_dim * block_dim;
+        let size = precision.bytes(values, block_dim, stride);
+        let rows = (values - block_dim) / stride + 1;
         let memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size));
         let mut memory = memory.map_err(|_| Error::out_of_memory(format!("a table of {size} bytes")))?;
-        // Other than zero everywhere, so that every page exists.
+        // Writing to every page allocates it.
         for (i, page) in memory.chunks_mut(4096).enumerate() {
             let byte = if matches!(precision, Precision::Int8 | Precision::Int4) { i as u8 } else { 0 };
             page.fill(byte);
@@ -122,7 +121,7 @@ impl Subject {
             ranges: ranges(rows),
             weight_hashes: hashes(2),
             weight_ranges: ranges(weight_rows),
-            width,
+            block_dim,
             best: f64::INFINITY,
             best_single: f64::INFINITY,
         })
@@ -132,29 +131,36 @@ impl Subject {
         self.memory.len() + self.weights.len() * 4
     }
 
-    fn batch<'a>(&'a self, ids: &'a [u64], probes: &'a [u32]) -> Batch<'a> {
+    fn batch<'a>(&'a self, ids: &'a [u64], indices: &'a [u32]) -> Batch<'a> {
         let values = match self.precision {
             Precision::F32 => Values::F32(bytemuck::cast_slice(&self.memory)),
             Precision::Bf16 => Values::Bf16(bytemuck::cast_slice(&self.memory)),
             Precision::Int8 => Values::Int8 { q: bytemuck::cast_slice(&self.memory), scale: 0.01 },
             Precision::Int4 => Values::Int4 { q: &self.memory, len: self.values, scale: 0.1 },
         };
-        let probing = |hashes: &'a [IdHash], ranges: &'a [RowRange], probes, signs| {
+        let hashing = |hashes: &'a [IdHash], ranges: &'a [RowRange], per_lookup, signs| {
             let n = hashes.len().min(ids.len().max(1));
-            Probing { hashes: &hashes[..n], ranges: &ranges[..n], probes, signs }
+            Hashing { hashes: &hashes[..n], ranges: &ranges[..n], per_lookup, signs }
         };
-        let Shape { blocks, k, overlap, .. } = self.shape;
+        let Shape { blocks, num_hashes, overlap, .. } = self.shape;
         Batch {
-            table: Table { values, width: self.width, stride: if overlap { 1 } else { self.width } },
-            probes: if self.shape.name == "full" {
-                Probes::Given { probes, weights: &[], per: 1 }
-            } else {
-                Probes::Hashed { ids, probing: probing(&self.hashes, &self.ranges, blocks * k, overlap) }
+            table: Table {
+                values,
+                block_dim: self.block_dim,
+                stride: if overlap { 1 } else { self.block_dim },
             },
-            k,
+            indices: if self.shape.name == "full" {
+                Indices::Given { indices, weights: &[], per_lookup: 1 }
+            } else {
+                Indices::Hashed {
+                    ids,
+                    hashing: hashing(&self.hashes, &self.ranges, blocks * num_hashes, overlap),
+                }
+            },
+            num_hashes,
             scales: if self.shape.alpha {
-                let probing = probing(&self.weight_hashes, &self.weight_ranges, 1, false);
-                Scales::Hashed { weights: &self.weights, probing, groups: 1, scale: 1.0 }
+                let hashing = hashing(&self.weight_hashes, &self.weight_ranges, 1, false);
+                Scales::Hashed { weights: &self.weights, hashing, groups: 1, scale: 1.0 }
             } else {
                 Scales::One(1.0)
             },
@@ -163,18 +169,18 @@ impl Subject {
         }
     }
 
-    fn round(&mut self, pool: &Pool, level: SimdLevel, ids: &[u64], probes: &[u32], out: &mut [f32]) {
-        let dim = self.width * self.shape.blocks;
+    fn round(&mut self, pool: &Pool, level: SimdLevel, ids: &[u64], indices: &[u32], out: &mut [f32]) {
+        let dim = self.block_dim * self.shape.blocks;
         let bags = if self.shape.bagged { ids.len() / self.hashes.len() } else { ids.len() };
         let out = &mut out[..bags * dim];
         let start = Instant::now();
-        forward(Exec { pool, level }, &self.batch(ids, probes), out);
+        forward(Exec { pool, level }, &self.batch(ids, indices), out);
         self.best = self.best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
         let singles = SINGLES.min(ids.len());
         let out = &mut out[..dim];
         let start = Instant::now();
         for i in 0..singles {
-            forward_one(level, &self.batch(&ids[i..=i], &probes[i..=i]), out);
+            forward_one(level, &self.batch(&ids[i..=i], &indices[i..=i]), out);
             std::hint::black_box(&mut *out);
         }
         self.best_single = self.best_single.min(start.elapsed().as_secs_f64() / singles as f64);
@@ -184,7 +190,7 @@ impl Subject {
 /// Runs the benchmark.
 ///
 /// # Errors
-/// When the tables do not fit the memory, or `dim` is no multiple of 64.
+/// An allocation fails, or an option is out of its range.
 pub fn embedding(pool: &Pool, level: SimdLevel, options: &EmbeddingBench) -> Result<Vec<EmbeddingSpeed>> {
     if options.dim == 0 || !options.dim.is_multiple_of(64) {
         return Err(Error::bad_input(format!("`dim` is {}; it must be a multiple of 64", options.dim)));
@@ -218,28 +224,28 @@ pub fn embedding(pool: &Pool, level: SimdLevel, options: &EmbeddingBench) -> Res
         ];
         for (shape, precision) in shapes {
             let mut subject = Subject::new(shape, precision, size, options)?;
-            subject.label = format!("{} k={}", shape.name, shape.k);
+            subject.label = format!("{} k={}", shape.name, shape.num_hashes);
             subjects.push(subject);
         }
     }
-    let look_ups = options.batch * options.features;
+    let lookups = options.batch * options.features;
     let hash = IdHash::new(3, 0);
     let sets: Vec<(Vec<u64>, Vec<u32>)> = (0..ID_SETS)
         .map(|set| {
-            let ids: Vec<u64> = (0..look_ups).map(|i| hash.hash((set * look_ups + i) as u64)).collect();
+            let ids: Vec<u64> = (0..lookups).map(|i| hash.hash((set * lookups + i) as u64)).collect();
             let row = |id: &u64| ((u128::from(*id) * options.rows_full as u128) >> 64) as u32;
             let rows = ids.iter().map(row).collect();
             (ids, rows)
         })
         .collect();
-    // On huge pages, as the tables are.
-    let size = look_ups * row;
+    // The outputs are on huge pages, like the tables.
+    let size = lookups * row;
     let memory = Arena::new(Arena::size_of(size)).and_then(|mut a| a.alloc(size));
     let mut out = memory.map_err(|_| Error::out_of_memory(format!("outputs of {size} bytes")))?;
     let out: &mut [f32] = bytemuck::cast_slice_mut(&mut out);
     for round in 0..options.rounds {
         for subject in &mut subjects {
-            // A round of a few batches each: the first brings the table into the cache.
+            // A round has three batches: the first loads the table into the cache.
             for i in 0..3 {
                 let (ids, rows) = &sets[(round * 3 + i) % ID_SETS];
                 subject.round(pool, level, ids, rows, out);

@@ -1,4 +1,4 @@
-//! An embedding bag for use outside of a model: ids and offsets in, sums of vectors out, as in `torch.nn.EmbeddingBag`.
+//! An embedding bag without a model: sums of the vectors of bags of ids, like `torch.nn.EmbeddingBag`.
 
 use crate::{
     Error, Result,
@@ -29,22 +29,21 @@ pub struct EmbeddingBag {
 }
 
 impl EmbeddingBag {
-    /// A fresh bag, sized by the options' budget for about `ids` different ids. Encoders that need to know all ids (`full`) cannot
-    /// be used.
+    /// A bag with random tables of the size of the options' budget, for about `ids` distinct ids.
     ///
     /// # Errors
-    /// When the budget is too small, or the memory cannot be had.
+    /// The budget is too small, the encoder needs a list of ids (`full`), or an allocation fails.
     pub fn new(options: &EncoderOptions, ids: u64) -> Result<Self> {
         let id_counts = IdCounts { distinct: vec![ids], ..IdCounts::default() };
         let encoder = encoders::build(&encoders::plan(options, &id_counts)?, &[])?;
         Ok(Self { encoder, dim: options.dim })
     }
 
-    /// The sums of the vectors of bags: bag `b` has the ids from `offsets[b]` to before `offsets[b + 1]`, the last one the rest.
-    /// Returns `[offsets.len(), dim]`.
+    /// The sums of the vectors of bags, `[offsets.len(), dim]`. Bag `b` has the ids from `offsets[b]` to before `offsets[b + 1]`;
+    /// the last bag has the rest.
     ///
     /// # Errors
-    /// When offsets decrease or lie beyond the ids.
+    /// Offsets decrease or exceed the number of ids.
     pub fn forward(&self, exec: Exec<'_>, ids: &[u64], offsets: &[usize]) -> Result<Vec<f32>> {
         check(ids, offsets)?;
         let mut out = vec![0.0; offsets.len() * self.dim];
@@ -52,10 +51,10 @@ impl EmbeddingBag {
         Ok(out)
     }
 
-    /// Learns from the gradients of the sums that [`EmbeddingBag::forward`] gave for the same ids and offsets.
+    /// A step of `optimizer` for `grad`, the gradients of the sums of [`EmbeddingBag::forward`] with the same ids and offsets.
     ///
     /// # Errors
-    /// As [`EmbeddingBag::forward`], or when `grad` has another size than the sums.
+    /// As [`EmbeddingBag::forward`], or `grad` has the wrong size.
     pub fn backward(
         &mut self,
         exec: Exec<'_>,
@@ -80,7 +79,7 @@ impl EmbeddingBag {
         Ok(())
     }
 
-    /// Bytes of the tables.
+    /// Size of the tables in bytes.
     pub fn bytes(&self) -> usize {
         self.encoder.bytes()
     }

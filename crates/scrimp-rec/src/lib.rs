@@ -1,12 +1,13 @@
-//! Recommender models whose embedding tables fit a cache: click logs, encoders, training, metrics.
+//! Recommender models with small embedding tables: click logs, encoders, training, metrics.
 //!
-//! | entry point | what it does |
+//! | entry point | purpose |
 //! |---|---|
-//! | [`data::RowSource`] | rows of a click log, a batch at a time, from a file or a generator |
-//! | [`schema::Schema`] | which columns are label, numbers and categories, and what is done to them |
+//! | [`data::RowSource`] | batches of rows of a click log, from files or a generator |
+//! | [`schema::Schema`] | label, numbers and categories, and their transforms |
 //! | [`generate::Generator`] | synthetic rows with a known best AUC |
 //! | [`encoders`], [`EmbeddingBag`] | compressed embeddings |
-//! | [`model::Model`] | DLRM: predicts, learns, is saved and loaded |
+//! | [`model::Model`] | DLRM: prediction, training step, model file |
+//! | [`recipe::train`] | a complete training |
 //! | [`train::train`], [`train::evaluate`] | epochs, early stopping, checkpoints |
 //! | [`metrics`] | AUC, log loss, calibration |
 #![forbid(unsafe_code)]

@@ -1,13 +1,13 @@
-//! Which columns of a click log are what, and how their values become numbers and ids.
+//! The columns of a click log, and the conversion of their values to numbers and ids.
 //!
-//! | what is read | what the model gets |
+//! | column | value for the model |
 //! |---|---|
 //! | label | 0.0 or 1.0 |
-//! | number `x` | `(f(x) - mean) * scale`, f being the identity or `sign(x) ln(1 + abs(x))`; missing: 0 |
-//! | category | a `u64`: see [`Kind`] and [`id_of`]; missing: [`MISSING`] |
-//! | cross of categories | a `u64` made of theirs ([`cross`]) |
+//! | number `x` | `(f(x) - mean) * scale`, where f is the identity or `sign(x) ln(1 + abs(x))`; missing: 0 |
+//! | category | a `u64` ([`Kind`], [`id_of`]); missing: [`MISSING`] |
+//! | cross of categories | a hash of their ids ([`cross`]) |
 //!
-//! Ids are stable: they depend on the text alone, not on the machine, the version or the rest of the file.
+//! An id depends on its text only, and is the same on all machines and in all versions.
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The id of an empty or absent category.
 pub const MISSING: u64 = u64::MAX;
 
-/// A schema: the label, the numeric columns and the categorical ones, in the order in which a batch has them.
+/// The label, the numeric columns and the categorical columns, in the order of a batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schema {
@@ -30,18 +30,18 @@ pub struct Schema {
     /// Categorical columns.
     #[serde(default)]
     pub categorical: Vec<Categorical>,
-    /// Crosses: each is a further category, made of the named ones.
+    /// Crosses: further categories, each from the named columns.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub crosses: Vec<Vec<String>>,
 }
 
-/// A numeric column: the model gets `(f(x) - mean) * scale`, and 0 where `x` is missing.
+/// A numeric column: `(f(x) - mean) * scale`, and 0 for a missing `x`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, from = "NumericForm")]
 pub struct Numeric {
     /// Column name.
     pub name: String,
-    /// What is done first.
+    /// `f`.
     pub transform: Transform,
     /// Subtracted after the transform.
     pub mean: f32,
@@ -66,11 +66,11 @@ pub enum Transform {
 pub struct Categorical {
     /// Column name.
     pub name: String,
-    /// How its text becomes an id.
+    /// The conversion to an id.
     pub kind: Kind,
 }
 
-/// How the text of a category becomes a `u64`.
+/// Conversions of the text of a category to an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -136,12 +136,12 @@ fn default_label() -> String {
 }
 
 impl Numeric {
-    /// A column with `transform` and nothing else.
+    /// A column with `transform`, mean 0 and scale 1.
     pub fn new(name: impl Into<String>, transform: Transform) -> Self {
         Self { name: name.into(), transform, mean: 0.0, scale: 1.0 }
     }
 
-    /// What the model gets for `x`.
+    /// The model's value for `x`.
     #[inline]
     pub fn apply(&self, x: f32) -> f32 {
         (self.transform.apply(x) - self.mean) * self.scale
@@ -149,7 +149,7 @@ impl Numeric {
 }
 
 impl Transform {
-    /// The first step alone.
+    /// `f(x)`.
     #[inline]
     pub fn apply(self, x: f32) -> f32 {
         match self {
@@ -160,7 +160,7 @@ impl Transform {
 }
 
 impl Schema {
-    /// Criteo's: `label`, `I1` to `I13` with `log1p`, `C1` to `C26` in hexadecimal.
+    /// Criteo's schema: `label`, `I1` to `I13` with `log1p`, `C1` to `C26` in hexadecimal.
     pub fn criteo() -> Self {
         Self {
             label: default_label(),
@@ -170,17 +170,17 @@ impl Schema {
         }
     }
 
-    /// Numbers in a row.
+    /// The number of numbers in a row.
     pub fn n_numeric(&self) -> usize {
         self.numeric.len()
     }
 
-    /// Ids in a row: categorical columns, then crosses.
+    /// The number of ids in a row: categorical columns, then crosses.
     pub fn n_categorical(&self) -> usize {
         self.categorical.len() + self.crosses.len()
     }
 
-    /// Names of the ids in a row, in order; a cross is `a x b`.
+    /// The names of the ids in a row, in order; a cross is `a x b`.
     pub fn categorical_names(&self) -> Vec<String> {
         let columns = self.categorical.iter().map(|c| c.name.clone());
         columns.chain(self.crosses.iter().map(|c| c.join(" x "))).collect()
@@ -189,7 +189,7 @@ impl Schema {
     /// Reads a TOML file: `label`, `numeric`, `categorical`, `crosses`.
     ///
     /// # Errors
-    /// The file cannot be read, is not TOML, has unknown keys, or does not hold together ([`Schema::check`]).
+    /// The file cannot be read, is not TOML, has unknown keys, or is inconsistent ([`Schema::check`]).
     pub fn from_toml_file(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let schema: Self = toml::from_str(&text)
@@ -203,10 +203,11 @@ impl Schema {
         toml::to_string(self).unwrap_or_default()
     }
 
-    /// Is every name used once, is there a feature at all, are crosses made of categorical columns, are numbers finite?
+    /// Checks that names are unique, that there is a feature, that crosses consist of categorical columns, and that numbers are
+    /// finite.
     ///
     /// # Errors
-    /// What does not hold.
+    /// A check fails.
     pub fn check(&self) -> Result<()> {
         let mut names: Vec<&str> = vec![&self.label];
         names.extend(self.numeric.iter().map(|n| n.name.as_str()));
@@ -238,8 +239,8 @@ impl Schema {
     }
 }
 
-/// The id of a category's text: [`MISSING`] for the empty text, the number itself for a decimal integer below 2^63
-/// without sign and leading zeros, else XXH3 (64 bits, seed 0) of the bytes.
+/// The id of a category's text: [`MISSING`] for the empty text, the number for a decimal integer of at most 18 digits without
+/// sign and leading zeros, else XXH3 (64 bits, seed 0) of the bytes.
 #[inline]
 pub fn id_of(text: &[u8]) -> u64 {
     match text {
@@ -252,8 +253,8 @@ pub fn id_of(text: &[u8]) -> u64 {
     }
 }
 
-/// The id of a cross: XXH3 (64 bits, seed 0) of the ids, little-endian, one after the other. It is never missing: a
-/// missing part is a part like any other.
+/// The id of a cross: a chain of XXH3 (64 bits, seed 0) over the ids, little-endian. A missing part counts as an id; a cross is
+/// never missing.
 #[inline]
 pub fn cross(ids: impl IntoIterator<Item = u64>) -> u64 {
     let mut h = 0x9e37_79b9_7f4a_7c15u64;

@@ -1,4 +1,4 @@
-"""Sparse, packed linear layers for PyTorch models on CPUs.
+"""Compressed linear layers for PyTorch models on CPUs.
 
 >>> import scrimp.torch
 >>> model = scrimp.torch.compress(model, sparsity=0.5, method="wanda", format="int8", calibration=batches)

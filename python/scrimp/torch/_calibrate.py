@@ -1,4 +1,4 @@
-"""What goes into linear layers when the model runs on calibration data."""
+"""Statistics of the inputs of linear layers on calibration data."""
 
 import warnings
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Calibration = Union[Iterable[Any], Callable[[nn.Module], Any]]
 
 
 class Recorder:
-    """Collects the inputs of layers. Layers that are given the same tensor share their statistics."""
+    """Collects statistics of the inputs of layers. Layers with the same input tensor share them."""
 
     def __init__(self, method: str) -> None:
         self.method = method
@@ -63,15 +63,15 @@ def run(model: nn.Module, calibration: Calibration) -> None:
 
 
 def groups(layers: List[Layer], method: str, memory: int) -> Iterator[List[Layer]]:
-    """Layers whose statistics fit into ``memory`` bytes together: each group costs a pass over the calibration data.
+    """Groups layers so that the statistics of a group fit into ``memory`` bytes. Each group costs a pass over the data.
 
-    Later groups see what earlier ones have become, so errors do not add up unseen.
+    The statistics of later groups include the errors of the compressed earlier ones.
     """
     group: List[Layer] = []
     used = 0
     for layer in layers:
         features = layer.weight().shape[1]
-        # X^T X, and the factor of its inverse while the layer is pruned.
+        # X^T X, and during pruning the factor of its inverse.
         size = 8 * features * features if method == "sparsegpt" else 8 * features
         if group and used + size > memory:
             yield group
@@ -83,7 +83,7 @@ def groups(layers: List[Layer], method: str, memory: int) -> Iterator[List[Layer
 
 
 def collect(model: nn.Module, group: List[Layer], method: str, calibration: Calibration) -> Dict[str, InputStatistics]:
-    """Statistics of the inputs of these layers, by name; layers that the data never reaches have none."""
+    """Statistics of the inputs of a group, by layer name. Layers without a call have none."""
     recorder = Recorder(method)
     handles = [recorder.hook(layer, layer.weight().shape[1]) for layer in group]
     try:

@@ -1,4 +1,4 @@
-"""``compress``: packed layers in the place of a model's linear layers."""
+"""``compress``: replaces the linear layers of a model by packed ones."""
 
 from typing import Iterable, Optional
 
@@ -25,23 +25,23 @@ def compress(
     *,
     memory: int = 2 << 30,
 ) -> nn.Module:
-    """Replaces the linear layers of ``model``, in place, by :class:`SparseLinear`; returns the model.
+    """Replaces the linear layers of ``model`` in place by :class:`SparseLinear` and returns the model.
 
     Args:
         model: any module on the CPU. ``nn.Linear`` (at any depth) and Hugging Face's ``Conv1D`` are replaced; the output projection
             of ``nn.MultiheadAttention`` stays, since PyTorch never calls it as a module.
-        sparsity: share of the weights that become zero, in [0, 1). Weights that are zero already stay zero.
-        method: ``magnitude`` (Han et al. 2015), ``wanda`` (arXiv 2306.11695) or ``sparsegpt`` (arXiv 2301.00774). ``None`` packs the
-            weights as they are, for models that were pruned before; ``sparsity`` is then ignored.
+        sparsity: share of zero weights, in [0, 1). Zero weights stay zero.
+        method: ``magnitude`` (Han et al. 2015), ``wanda`` (arXiv 2306.11695) or ``sparsegpt`` (arXiv 2301.00774). ``None`` packs
+            the weights of a pruned model unchanged and ignores ``sparsity``.
         format: ``bf16``, ``int8`` (a scale per row) or ``int4`` (a scale per 32 columns).
-        calibration: what ``wanda`` and ``sparsegpt`` look at: an iterable of batches (a tensor, a tuple or a dict: the model is called
-            with it), or a function that is called with the model and runs it. Some hundred sequences are plenty. It is gone
-            through more than once where statistics do not fit into ``memory``, so a generator is turned into a list.
-        skip: layers to leave alone: a full name, its last parts, or a pattern (``"*.mlp.*"``).
-        memory: bytes for the statistics of ``sparsegpt``.
+        calibration: data for ``wanda`` and ``sparsegpt``: an iterable of batches (a tensor, tuple or dict: the arguments of the model),
+            or a function that runs the model it receives. A few hundred sequences suffice. If the statistics exceed ``memory``, the
+            data is read more than once; a generator is therefore converted to a list.
+        skip: layers to keep: a full name, its last parts, or a pattern (``"*.mlp.*"``).
+        memory: size of the statistics of ``sparsegpt`` in bytes.
 
     Raises:
-        ValueError, TypeError: before anything is changed, when an argument or a layer cannot be used.
+        ValueError, TypeError: an argument or a layer is invalid. The model is unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -78,7 +78,7 @@ def compress(
 
 
 def _check(layer: Layer) -> None:
-    """Raises where the layer cannot be compressed."""
+    """Raises an error if the layer cannot be compressed."""
     weight = layer.module.weight
     if weight.device.type != "cpu":
         raise ValueError(f"{layer.name} is on {weight.device}; scrimp runs on the CPU: model.cpu() first, or skip it")

@@ -1,4 +1,4 @@
-"""Whether a call may go straight to the kernel: the dispatcher costs 3 to 6 microseconds, checking costs half of one."""
+"""Decides whether a call may skip PyTorch's dispatcher, which costs 3 to 6 microseconds; the check costs half of one."""
 
 from typing import Optional
 
@@ -12,7 +12,7 @@ _known = None not in (_dispatch_modes, _tracing_state, _transforms)
 
 
 def is_plain(x: Tensor, bias: Optional[Tensor]) -> bool:
-    """No compiler, tracer, transform, mode or gradient has to see the call; ``x`` is a tensor and no subclass."""
+    """True for a plain tensor ``x`` outside of compilers, tracers, transforms, modes and gradient recording."""
     if torch.compiler.is_compiling() or not _known or type(x) is not Tensor:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):

@@ -1,4 +1,4 @@
-"""Which modules of a model are linear layers, and putting others in their place."""
+"""Finds the linear layers of a model and replaces them."""
 
 import fnmatch
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 @dataclass
 class Layer:
-    """A linear layer and all places where the model has it."""
+    """A linear layer and its occurrences in the model."""
 
     name: str
     module: nn.Module
     places: List[Tuple[nn.Module, str]]
 
     def weight(self) -> Tensor:
-        """Its weights, out x in features (Conv1D has them the other way round)."""
+        """The weights, out x in features (Conv1D stores the transpose)."""
         weight = self.module.weight.detach()
         return weight.t() if is_conv1d(self.module) else weight
 
@@ -28,7 +28,7 @@ class Layer:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Hugging Face's Conv1D (GPT-2): ``x W + b``. Known by name, so that transformers need not be installed."""
+    """Hugging Face's Conv1D (GPT-2): ``x W + b``. The check by name avoids importing transformers."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module, "weight", None) is not None
 
 
@@ -41,16 +41,16 @@ def _skipped(name: str, skip: Iterable[str]) -> bool:
 
 
 def linear_layers(model: nn.Module, skip: Iterable[str]) -> Tuple[List[Layer], List[str]]:
-    """The layers to compress, in the model's order, and the names of those that are left alone."""
+    """The layers to compress, in the model's order, and the names of skipped layers."""
     found: Dict[int, Layer] = {}
     skipped: Dict[str, int] = {}
     for parent_name, parent in model.named_modules():
-        # Not named_children(), which leaves out what was there under another name.
+        # named_children() would omit the second occurrence of a module.
         for child, module in parent._modules.items():
             if module is None or not _is_linear(module):
                 continue
             name = f"{parent_name}.{child}" if parent_name else child
-            # nn.MultiheadAttention hands its projection's weight to a fused kernel and never calls the module.
+            # nn.MultiheadAttention passes the weight of its projection to a fused kernel and never calls the module.
             if _skipped(name, skip) or isinstance(parent, nn.MultiheadAttention) or module.weight.numel() == 0:
                 skipped[name] = id(module)
             elif id(module) in found:

@@ -11,15 +11,15 @@ from ._eager import is_plain
 
 #: Keys of a layer in a state_dict, besides ``bias``.
 PACKED, SHAPE = "weight_packed", "weight_shape"
-#: How ``weight_shape`` names the format: [format, out_features, in_features].
+#: ``weight_shape`` is [index into FORMATS, out_features, in_features].
 FORMATS = ("bf16", "int8", "int4", "sparse-bf16", "sparse-int8", "sparse-int4")
 
 
 class SparseLinear(nn.Module):
-    """``y = x W^T + b`` on the CPU, with ``W`` in one of scrimp's formats. Weights cannot be trained; ``x`` and ``b`` get gradients.
+    """``y = x W^T + b`` on the CPU, with ``W`` in one of scrimp's formats. ``x`` and ``b`` have gradients, ``W`` has none.
 
-    ``x`` may be float32, bfloat16 or float16; the result has its type. bf16 formats multiply with ``x`` rounded to bfloat16,
-    int8 with ``x`` in 8 bits with one scale per row, int4 with one scale per 32 values; sums are float32 or exact integers.
+    ``x`` is float32, bfloat16 or float16, and so is the result. Kernels round ``x``: to bfloat16 for bf16 weights, to 8 bits with a
+    scale per row for int8, and with a scale per 32 values for int4. Sums are float32 or exact integers.
     """
 
     in_features: int
@@ -51,9 +51,9 @@ class SparseLinear(nn.Module):
         format: str = "bf16",
         inputs: Optional[InputStatistics] = None,
     ) -> "SparseLinear":
-        """Prunes ``weight`` (out x in features) by ``method`` and packs it; without a method it is packed as it is.
+        """Prunes ``weight`` (out x in features) by ``method`` and packs it. Without a method it is packed unchanged.
 
-        Where zeros save nothing, the dense form of the format is taken.
+        If the sparse form of the format saves nothing, the dense form is used.
         """
         if weight.dim() != 2 or weight.numel() == 0:
             raise ValueError(f"weights of shape {tuple(weight.shape)} are no matrix")
@@ -61,7 +61,7 @@ class SparseLinear(nn.Module):
             method, sparsity = "magnitude", 0.0
         rows, cols = weight.shape
         weight = weight.detach().contiguous()
-        return cls(compress_matrix(weight, rows, cols, method, float(sparsity), format, inputs), bias)
+        return cls(compress_matrix(weight, (rows, cols), (method, float(sparsity), format), inputs), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if is_plain(x, self.bias):
@@ -80,12 +80,12 @@ class SparseLinear(nn.Module):
 
     @property
     def sparsity(self) -> float:
-        """Share of weights that are not stored."""
+        """Share of the weights that are not stored."""
         return 1 - self._packed.stored / (self.in_features * self.out_features)
 
     @property
     def weight(self) -> Tensor:
-        """The weights, dense, of the bias' type if there is one and else float32: unpacked anew at each access, without gradient."""
+        """The dense weights, without gradient: of the type of the bias, or float32. Each access unpacks them."""
         dense = _op.dense(self._packed)
         return dense if self.bias is None else dense.to(self.bias.dtype)
 
@@ -153,7 +153,7 @@ class SparseLinear(nn.Module):
 
 
 def unpack_state(packed: Tensor, shape: Tensor) -> PackedMatrix:
-    """The matrix that a state_dict holds."""
+    """The matrix of a state_dict."""
     if packed.dtype != torch.uint8 or shape.numel() != 3 or shape.is_floating_point():
         raise ValueError("it is no packed matrix of scrimp")
     code, rows, cols = (int(n) for n in shape)

@@ -1,4 +1,4 @@
-"""``load_compressed``: a state_dict of a compressed model into a fresh dense one."""
+"""``load_compressed``: loads the state_dict of a compressed model into a dense one."""
 
 from typing import Any, Mapping
 
@@ -9,9 +9,9 @@ from ._linear import PACKED, SHAPE, SparseLinear, unpack_state
 
 
 def load_compressed(model: nn.Module, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any:
-    """Loads what ``compress(model).state_dict()`` gave into ``model``, a dense model of the same configuration.
+    """Loads the result of ``compress(model).state_dict()`` into ``model``, a dense model of the same configuration.
 
-    Layers that the state_dict holds packed are replaced; the rest is loaded as ``load_state_dict`` does, whose result is returned.
+    Replaces the layers with packed weights in the state_dict, then calls ``load_state_dict`` and returns its result.
     """
     modules = dict(model.named_modules())
     for key in state_dict:

@@ -1,7 +1,7 @@
-"""``torch.ops.scrimp.sparse_linear``: the kernel as an operator that torch.compile, autograd and torch.export know.
+"""``torch.ops.scrimp.sparse_linear``: the kernel as an operator for torch.compile, autograd and torch.export.
 
-An operator takes tensors and numbers, so a packed matrix goes by the number that it has in a table of this process, and the
-number goes in a tensor: as a plain int it would be a constant of the compiled graph, one graph for each layer.
+An operator takes tensors and numbers, so a packed matrix has a number in a table of this process. The number is passed in a tensor: a
+plain int would be a constant of the compiled graph, and every layer would compile a graph.
 """
 
 import itertools
@@ -18,7 +18,7 @@ _numbers = itertools.count(1)
 
 
 def register(packed: PackedMatrix) -> Tensor:
-    """Gives the matrix a number; the table does not keep the matrix alive."""
+    """Gives the matrix a number. The table does not keep the matrix alive."""
     number = next(_numbers)
     _matrices[number] = packed
     return torch.tensor([number], dtype=torch.int64, device="cpu")

@@ -1,4 +1,4 @@
-"""``summary``: what a compressed model takes."""
+"""``summary``: the size of a compressed model."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from ._linear import SparseLinear
 
 @dataclass(frozen=True)
 class Summary:
-    """Bytes of a model's weights."""
+    """Sizes of the weights of a model."""
 
-    #: SparseLinear layers, their weights, the share of these that is zero, and their bytes.
+    #: SparseLinear layers: their number, weights, share of zero weights and bytes.
     layers: int
     weights: int
     sparsity: float
     packed_bytes: int
-    #: What the same weights take in bfloat16.
+    #: Size of the same weights in bfloat16.
     dense_bf16_bytes: int
     #: All other parameters and buffers.
     other_bytes: int

@@ -1,11 +1,11 @@
 //! The backward pass of embedding bags: sparse gradients, summed per row, and the optimizers that apply them.
 //!
 //! ```text
-//! G[row(p)] += w(p) scale(l, b) * signs(l) * grad[bag(l)][b * width ..][..width]     for all probes p of look-up l
+//! G[row(p)] += w(p) scale(l, b) * signs(l) * grad[bag(l)][b * block_dim ..][..block_dim]     for all indices p of lookup l
 //! ```
 //!
-//! Every thread owns some rows, picks the probes that hit them out of the whole batch, adds up their gradients in the order of
-//! the look-ups and updates the rows. Nothing is shared and no order depends on the number of threads: the result is
+//! Every thread owns some rows, picks the indices that hit them out of the whole batch, adds up their gradients in the order of
+//! the lookups and updates the rows. Nothing is shared and no order depends on the number of threads: the result is
 //! the same for any. Sums live in slots, one for each row that the batch touches, so memory is bounded by the batch.
 
 use super::{
@@ -42,11 +42,11 @@ pub enum Optimizer {
 }
 
 impl Optimizer {
-    /// Numbers of state for `values` values in rows of `width`.
-    pub const fn states(&self, values: usize, width: usize) -> usize {
+    /// Numbers of state for `values` values in rows of `block_dim`.
+    pub const fn states(&self, values: usize, block_dim: usize) -> usize {
         match self {
             Self::Adagrad { .. } => values,
-            Self::RowWiseAdagrad { .. } => values / width,
+            Self::RowWiseAdagrad { .. } => values / block_dim,
             Self::Sgd { .. } => 0,
         }
     }
@@ -81,24 +81,24 @@ impl Optimizer {
     }
 }
 
-/// What a batch of look-ups read, and the gradients of its outputs.
+/// What a batch of lookups read, and the gradients of its outputs.
 #[derive(Debug, Clone, Copy)]
 pub struct Backward<'a> {
-    /// `per` for each look-up, as the forward pass had them.
-    pub probes: &'a [u32],
-    /// Probes of a look-up.
-    pub per: usize,
+    /// `per_lookup` for each lookup, as the forward pass had them.
+    pub indices: &'a [u32],
+    /// Indices of a lookup.
+    pub per_lookup: usize,
     /// Rows per block.
-    pub k: usize,
-    /// As many as probes, or none.
+    pub num_hashes: usize,
+    /// As many as indices, or none.
     pub weights: &'a [f32],
-    /// Those of [`probe`](super::probe), or none.
+    /// Those of [`hash_indices`](super::hash_indices), or none.
     pub signs: &'a [u64],
-    /// `groups` for each look-up, or one for all.
+    /// `groups` for each lookup, or one for all.
     pub scales: &'a [f32],
-    /// Scales of a look-up; 0 where one is for all.
+    /// Scales of a lookup; 0 where one is for all.
     pub groups: usize,
-    /// How look-ups were added up.
+    /// How lookups were added up.
     pub bags: Bags<'a>,
     /// Gradients of the outputs, bag after bag.
     pub grad: &'a [f32],
@@ -106,11 +106,11 @@ pub struct Backward<'a> {
 
 impl<'a> Backward<'a> {
     /// What [`Batch::given`](super::Batch::given) read.
-    pub fn given(probes: &'a [u32], per: usize, k: usize, grad: &'a [f32]) -> Self {
+    pub fn given(indices: &'a [u32], per_lookup: usize, num_hashes: usize, grad: &'a [f32]) -> Self {
         Self {
-            probes,
-            per,
-            k,
+            indices,
+            per_lookup,
+            num_hashes,
             weights: &[],
             signs: &[],
             scales: &[1.0],
@@ -120,45 +120,47 @@ impl<'a> Backward<'a> {
         }
     }
 
-    /// The scale of block `b` of look-up `l`.
+    /// The scale of block `b` of lookup `l`.
     #[inline(always)]
     fn scale(&self, l: usize, b: usize) -> f32 {
         match self.groups {
             0 => self.scales[0],
             1 => self.scales[l],
-            groups => self.scales[l * groups + b * groups / (self.per / self.k)],
+            groups => self.scales[l * groups + b * groups / (self.per_lookup / self.num_hashes)],
         }
     }
 
-    pub(super) fn check(&self, width: usize) -> (usize, usize) {
-        assert!(self.per > 0 && self.k > 0 && self.per.is_multiple_of(self.k));
-        let look_ups = self.probes.len() / self.per;
-        let dim = self.per / self.k * width;
-        assert!(self.weights.is_empty() || self.weights.len() == self.probes.len());
-        assert!(self.signs.is_empty() || self.signs.len() == look_ups);
-        assert_eq!(self.scales.len(), (look_ups * self.groups).max(1));
-        assert_eq!(self.grad.len(), self.bags.count(look_ups) * dim);
-        (look_ups, dim)
+    pub(super) fn check(&self, block_dim: usize) -> (usize, usize) {
+        assert!(
+            self.per_lookup > 0 && self.num_hashes > 0 && self.per_lookup.is_multiple_of(self.num_hashes)
+        );
+        let lookups = self.indices.len() / self.per_lookup;
+        let dim = self.per_lookup / self.num_hashes * block_dim;
+        assert!(self.weights.is_empty() || self.weights.len() == self.indices.len());
+        assert!(self.signs.is_empty() || self.signs.len() == lookups);
+        assert_eq!(self.scales.len(), (lookups * self.groups).max(1));
+        assert_eq!(self.grad.len(), self.bags.count(lookups) * dim);
+        (lookups, dim)
     }
 }
 
 /// Values in training: rows of f32 with their optimizer's state.
 #[derive(Debug)]
-pub struct Trained<'a> {
+pub struct TableMut<'a> {
     /// The values.
     pub values: &'a mut [f32],
     /// As [`Optimizer::states`] asks.
     pub state: &'a mut [f32],
     /// Values of a row.
-    pub width: usize,
-    /// Values from row to row: `width`, or 1 for rows that overlap.
+    pub block_dim: usize,
+    /// Values from row to row: `block_dim`, or 1 for rows that overlap.
     pub stride: usize,
 }
 
 /// Scratch memory of [`Gradients::step`], kept from batch to batch.
 #[derive(Debug, Default)]
 pub struct Gradients {
-    /// For each block of `width` values its slot plus one, or 0.
+    /// For each block of `block_dim` values its slot plus one, or 0.
     slot_of: Vec<u32>,
     shares: Vec<Share>,
 }
@@ -168,9 +170,9 @@ pub struct Gradients {
 struct Share {
     touched: Vec<u32>,
     sums: Vec<f32>,
-    /// Probes of some look-ups that hit rows of this thread.
+    /// Indices of some lookups that hit rows of this thread.
     mine: Vec<u32>,
-    /// The block that each probe of a look-up belongs to.
+    /// The block that each index of a lookup belongs to.
     block_of: Vec<usize>,
     /// The gradient of a block with its signs.
     signed: Vec<f32>,
@@ -181,53 +183,53 @@ struct Share {
 pub struct SparseGradients<'a> {
     /// Row numbers.
     pub rows: &'a mut [i64],
-    /// `width` values for each of the rows.
+    /// `block_dim` values for each of the rows.
     pub values: &'a mut [f32],
 }
 
-/// Probes that are sorted out at once.
+/// Indices that are sorted out at once.
 const SIFT: usize = 4096;
 
 impl Gradients {
     /// Adds up the gradients of a batch and lets `optimizer` update the rows that it touched.
     ///
     /// # Panics
-    /// When sizes do not fit each other, or a probe lies outside the table.
-    pub fn step(&mut self, exec: Exec<'_>, optimizer: Optimizer, table: Trained<'_>, batch: &Backward<'_>) {
-        assert!(table.stride == table.width || table.stride == 1);
-        let Trained { values, state, width, stride } = table;
-        assert!(state.len() >= optimizer.states(values.len(), width));
+    /// When sizes do not fit each other, or an index lies outside the table.
+    pub fn step(&mut self, exec: Exec<'_>, optimizer: Optimizer, table: TableMut<'_>, batch: &Backward<'_>) {
+        assert!(table.stride == table.block_dim || table.stride == 1);
+        let TableMut { values, state, block_dim, stride } = table;
+        assert!(state.len() >= optimizer.states(values.len(), block_dim));
         let len = values.len();
         let shared = (DisjointSliceMut::new(values), DisjointSliceMut::new(state));
-        self.add_up(exec, Some(optimizer), (len, width, stride), shared, batch);
+        self.add_up(exec, Some(optimizer), (len, block_dim, stride), shared, batch);
     }
 
-    /// The blocks of `width` values that the last [`Gradients::step`] changed, each once.
+    /// The blocks of `block_dim` values that the last [`Gradients::step`] changed, each once.
     pub fn touched(&self) -> impl Iterator<Item = &u32> {
         self.shares.iter().flat_map(|share| &share.touched)
     }
 
-    /// Adds up the gradients of a batch in a table of `len` values in rows of `width`, for somebody else to apply: the rows that it
+    /// Adds up the gradients of a batch in a table of `len` values in rows of `block_dim`, for somebody else to apply: the rows that it
     /// touched, each once, go to the front of `rows`, and their gradients to the front of `values`. Returns their number, or `None`
     /// where they do not fit.
     ///
     /// # Panics
-    /// When sizes do not fit each other, or a probe lies outside the table.
+    /// When sizes do not fit each other, or an index lies outside the table.
     pub fn collect(
         &mut self,
         exec: Exec<'_>,
-        (len, width): (usize, usize),
+        (len, block_dim): (usize, usize),
         batch: &Backward<'_>,
         SparseGradients { rows, values }: SparseGradients<'_>,
     ) -> Option<usize> {
         let nothing = (DisjointSliceMut::new(&mut []), DisjointSliceMut::new(&mut []));
-        self.add_up(exec, None, (len, width, width), nothing, batch);
+        self.add_up(exec, None, (len, block_dim, block_dim), nothing, batch);
         let n = self.shares.iter().map(|share| share.touched.len()).sum();
-        let (mut rows, mut values) = (rows.get_mut(..n)?, values.get_mut(..n.checked_mul(width)?)?);
+        let (mut rows, mut values) = (rows.get_mut(..n)?, values.get_mut(..n.checked_mul(block_dim)?)?);
         for share in &self.shares {
             let of_share = rows.split_off_mut(..share.touched.len())?;
             of_share.iter_mut().zip(&share.touched).for_each(|(to, &row)| *to = i64::from(row));
-            let of_share = values.split_off_mut(..share.touched.len() * width)?;
+            let of_share = values.split_off_mut(..share.touched.len() * block_dim)?;
             of_share.copy_from_slice(&share.sums[..of_share.len()]);
         }
         Some(n)
@@ -238,12 +240,12 @@ impl Gradients {
         &mut self,
         Exec { pool, level }: Exec<'_>,
         optimizer: Option<Optimizer>,
-        (values_len, width, stride): (usize, usize, usize),
+        (values_len, block_dim, stride): (usize, usize, usize),
         (values, state): (DisjointSliceMut<'_, f32>, DisjointSliceMut<'_, f32>),
         batch: &Backward<'_>,
     ) {
-        let (_, dim) = batch.check(width);
-        let blocks = values_len.div_ceil(width);
+        let (_, dim) = batch.check(block_dim);
+        let blocks = values_len.div_ceil(block_dim);
         assert!(blocks < u32::MAX as usize);
         let threads = pool.threads();
         self.slot_of.resize(blocks, 0);
@@ -252,9 +254,9 @@ impl Gradients {
         pool.chunks(&mut self.shares, 1, |owner, share| {
             let share = &mut share[0];
             // A row that overlaps lies in two blocks, and is wanted by one thread the more often, the longer a thread's parts are.
-            let together = if stride == width { 0 } else { 3 };
+            let together = if stride == block_dim { 0 } else { 3 };
             let owners = threads;
-            let part = Part { owner, owners, together, slot_of, values, state, values_len, width, dim };
+            let part = Part { owner, owners, together, slot_of, values, state, values_len, block_dim, dim };
             level.run(Step { part, stride, batch, share, optimizer });
         });
     }
@@ -271,7 +273,7 @@ struct Part<'a> {
     values: DisjointSliceMut<'a, f32>,
     state: DisjointSliceMut<'a, f32>,
     values_len: usize,
-    width: usize,
+    block_dim: usize,
     dim: usize,
 }
 
@@ -296,7 +298,7 @@ impl Kernel for Step<'_, '_> {
 
     #[inline(always)]
     fn run<S: Level>(self, _: S) {
-        match self.part.width {
+        match self.part.block_dim {
             1 => self.with_width::<1>(),
             2 => self.with_width::<2>(),
             4 => self.with_width::<4>(),
@@ -308,73 +310,73 @@ impl Kernel for Step<'_, '_> {
 }
 
 impl Step<'_, '_> {
-    /// `W` is the width, or 0 where only `part.width` knows it.
+    /// `W` is the block_dim, or 0 where only `part.block_dim` knows it.
     #[inline(always)]
     fn with_width<const W: usize>(self) {
         let Step { part, stride, batch, share, optimizer } = self;
-        let width = if W == 0 { part.width } else { W };
+        let block_dim = if W == 0 { part.block_dim } else { W };
         let Share { touched, sums, mine, block_of, signed } = share;
-        signed.resize(width, 0.0);
+        signed.resize(block_dim, 0.0);
         touched.clear();
         block_of.clear();
-        block_of.extend((0..batch.per).map(|p| p / batch.k));
-        let look_ups = batch.probes.len() / batch.per;
-        let at_once = (SIFT / batch.per).max(1);
-        mine.resize(at_once * batch.per, 0);
-        let bags = batch.bags.count(look_ups);
-        let (mut bag, mut bag_range) = (0, if bags > 0 { batch.bags.range(0, look_ups) } else { 0..0 });
-        let end = if bags > 0 { batch.bags.range(bags - 1, look_ups).end } else { 0 };
+        block_of.extend((0..batch.per_lookup).map(|p| p / batch.num_hashes));
+        let lookups = batch.indices.len() / batch.per_lookup;
+        let at_once = (SIFT / batch.per_lookup).max(1);
+        mine.resize(at_once * batch.per_lookup, 0);
+        let bags = batch.bags.count(lookups);
+        let (mut bag, mut bag_range) = (0, if bags > 0 { batch.bags.range(0, lookups) } else { 0..0 });
+        let end = if bags > 0 { batch.bags.range(bags - 1, lookups).end } else { 0 };
         let mut first = bag_range.start;
         while first < end {
             let last = end.min(first + at_once);
-            let probes = &batch.probes[first * batch.per..last * batch.per];
-            // Without branches: a coin toss for each probe would be mispredicted half of the time.
+            let indices = &batch.indices[first * batch.per_lookup..last * batch.per_lookup];
+            // Without branches: a coin toss for each index would be mispredicted half of the time.
             let mut count = 0;
-            for (p, &probe) in probes.iter().enumerate() {
-                let owned = if stride == width {
-                    part.owns(probe)
+            for (p, &index) in indices.iter().enumerate() {
+                let owned = if stride == block_dim {
+                    part.owns(index)
                 } else {
-                    let block = (probe as usize * stride / width) as u32;
+                    let block = (index as usize * stride / block_dim) as u32;
                     part.owns(block) | part.owns(block + 1)
                 };
                 mine[count] = p as u32;
                 count += usize::from(owned);
             }
-            let (mut l, mut next) = (first, batch.per);
+            let (mut l, mut next) = (first, batch.per_lookup);
             for &p in &mine[..count] {
                 let p = p as usize;
                 while p >= next {
                     l += 1;
-                    next += batch.per;
+                    next += batch.per_lookup;
                 }
                 while l >= bag_range.end {
                     bag += 1;
-                    bag_range = batch.bags.range(bag, look_ups);
+                    bag_range = batch.bags.range(bag, lookups);
                 }
-                let (probe, b) = (probes[p], block_of[p + batch.per - next]);
+                let (index, b) = (indices[p], block_of[p + batch.per_lookup - next]);
                 let mut factor = batch.scale(l, b);
                 if !batch.weights.is_empty() {
-                    factor *= batch.weights[first * batch.per + p];
+                    factor *= batch.weights[first * batch.per_lookup + p];
                 }
-                let at = bag * part.dim + b * width;
-                let mut grad = &batch.grad[at..at + width];
+                let at = bag * part.dim + b * block_dim;
+                let mut grad = &batch.grad[at..at + block_dim];
                 if let Some(&signs) = batch.signs.get(l) {
-                    if SIGN_WIDTH.is_multiple_of(width) {
-                        factor = flip(factor, signs, b * width);
+                    if SIGN_WIDTH.is_multiple_of(block_dim) {
+                        factor = flip(factor, signs, b * block_dim);
                     } else {
-                        with_signs(grad, signs, b * width, signed);
+                        with_signs(grad, signs, b * block_dim, signed);
                         grad = signed;
                     }
                 }
-                let start = probe as usize * stride;
-                assert!(start + width <= part.values_len, "a probe outside the table");
-                if stride == width {
-                    add(factor, grad, slot::<W>(&part, probe as usize, touched, sums));
+                let start = index as usize * stride;
+                assert!(start + block_dim <= part.values_len, "an index outside the table");
+                if stride == block_dim {
+                    add(factor, grad, slot::<W>(&part, index as usize, touched, sums));
                     continue;
                 }
                 // A row over two blocks, or exactly one.
-                let (block, offset) = (start / width, start % width);
-                let (low, high) = grad.split_at(width - offset);
+                let (block, offset) = (start / block_dim, start % block_dim);
+                let (low, high) = grad.split_at(block_dim - offset);
                 if part.owns(block as u32) {
                     add(factor, low, &mut slot::<W>(&part, block, touched, sums)[offset..]);
                 }
@@ -385,7 +387,7 @@ impl Step<'_, '_> {
             first = last;
         }
         for (slot, &block) in touched.iter().enumerate() {
-            let range = block as usize * width..((block as usize + 1) * width).min(part.values_len);
+            let range = block as usize * block_dim..((block as usize + 1) * block_dim).min(part.values_len);
             let Some(optimizer) = optimizer else {
                 // SAFETY: this thread alone owns the block.
                 unsafe { part.slot_of.slice(block as usize..block as usize + 1)[0] = 0 };
@@ -396,7 +398,7 @@ impl Step<'_, '_> {
                 Optimizer::RowWiseAdagrad { .. } => block as usize..block as usize + 1,
                 Optimizer::Sgd { .. } => 0..0,
             };
-            let g = &sums[slot * width..(slot + 1) * width][..range.len()];
+            let g = &sums[slot * block_dim..(slot + 1) * block_dim][..range.len()];
             // SAFETY: this thread alone owns the block, and with it these values, their state and its slot number.
             unsafe {
                 optimizer.apply(part.values.slice(range), part.state.slice(state), g);
@@ -406,7 +408,7 @@ impl Step<'_, '_> {
     }
 }
 
-/// `to = signs * grad`, whose first value is value `at` of its look-up.
+/// `to = signs * grad`, whose first value is value `at` of its lookup.
 #[inline(always)]
 fn with_signs(grad: &[f32], signs: u64, at: usize, to: &mut [f32]) {
     let mut i = 0;
@@ -435,17 +437,17 @@ fn slot<'s, const W: usize>(
     touched: &mut Vec<u32>,
     sums: &'s mut Vec<f32>,
 ) -> &'s mut [f32] {
-    let width = if W == 0 { part.width } else { W };
+    let block_dim = if W == 0 { part.block_dim } else { W };
     // SAFETY: this thread alone owns the block.
     let number = &mut unsafe { part.slot_of.slice(block..block + 1) }[0];
     if *number == 0 {
         touched.push(block as u32);
         *number = touched.len() as u32;
-        let end = touched.len() * width;
+        let end = touched.len() * block_dim;
         if sums.len() < end {
             sums.resize(end.next_power_of_two(), 0.0);
         }
-        sums[end - width..end].fill(0.0);
+        sums[end - block_dim..end].fill(0.0);
     }
-    &mut sums[(*number as usize - 1) * width..*number as usize * width]
+    &mut sums[(*number as usize - 1) * block_dim..*number as usize * block_dim]
 }

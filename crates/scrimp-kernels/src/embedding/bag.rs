@@ -1,6 +1,6 @@
-//! Embedding bags: look-ups of many ids in parallel, hash, gather, sum and scale in one pass.
+//! Embedding bags: lookups of many ids in parallel, hash, gather, sum and scale in one pass.
 //!
-//! Rows of look-up `l + AHEAD` are asked for before those of look-up `l` are added up, so cache misses overlap.
+//! Rows of lookup `l + AHEAD` are asked for before those of lookup `l` are added up, so cache misses overlap.
 
 use super::{
     gather::Rows,
@@ -16,36 +16,36 @@ use crate::{
 };
 use std::ops::Range;
 
-/// Look-ups whose rows are on their way while others' are added up, at most.
+/// Lookups whose rows are on their way while others' are added up, at most.
 const AHEAD: usize = 16;
-/// Their probes, at most.
-const AHEAD_PROBES: usize = 512;
-/// Probes of a look-up, at most.
-pub const MAX_PROBES: usize = 256;
-/// Probes of the weight table, at most.
+/// Their indices, at most.
+const AHEAD_INDICES: usize = 512;
+/// Indices of a lookup, at most.
+pub const MAX_INDICES: usize = 256;
+/// Indices of the weight table, at most.
 pub(crate) const MAX_WEIGHT_PROBES: usize = 8;
-/// Scales of a look-up (groups of dimensions with an alpha of their own), at most.
+/// Scales of a lookup (groups of dimensions with an alpha of their own), at most.
 pub const MAX_GROUPS: usize = 32;
 /// Bytes of a batch's outputs from which on they bypass the caches.
 const STREAM: usize = 8 << 20;
-/// Look-ups of a unit of parallel work, about.
+/// Lookups of a unit of parallel work, about.
 const UNIT: usize = 512;
 
-/// How ids become probes.
+/// How ids become indices.
 #[derive(Debug, Clone, Copy)]
-pub struct Probing<'a> {
+pub struct Hashing<'a> {
     /// The hash of each feature.
     pub hashes: &'a [IdHash],
     /// The rows of each feature.
     pub ranges: &'a [RowRange],
-    /// Probes of an id.
-    pub probes: usize,
-    /// Whether values have signs, one for each [`SIGN_WIDTH`](super::SIGN_WIDTH) of a look-up.
+    /// Indices of a lookup.
+    pub per_lookup: usize,
+    /// Whether values have signs, one for each [`SIGN_WIDTH`](super::SIGN_WIDTH) of a lookup.
     pub signs: bool,
 }
 
-impl Probing<'_> {
-    /// The probes of `id` of `feature`; `out` has [`Probing::probes`] places. Returns its signs.
+impl Hashing<'_> {
+    /// The indices of `id` of `feature`; `out` has [`Hashing::per_lookup`] places. Returns its signs.
     #[inline(always)]
     pub(super) fn fill(&self, feature: usize, id: u64, out: &mut [u32]) -> u64 {
         let (h, range) = (self.hashes[feature].hash(id), self.ranges[feature]);
@@ -55,14 +55,14 @@ impl Probing<'_> {
         if self.signs { of_hash(h) } else { 0 }
     }
 
-    /// The probes of look-ups from `first` on, and where `signs` has places, those. `PER` is the number of probes of each, or 0.
+    /// The indices of lookups from `first` on, and where `signs` has places, those. `PER` is the number of indices of each, or 0.
     #[inline(always)]
     fn fill_all<const PER: usize>(&self, first: usize, ids: &[u64], out: &mut [u32], signs: &mut [u64]) {
-        let per = if PER == 0 { self.probes } else { PER };
+        let per_lookup = if PER == 0 { self.per_lookup } else { PER };
         let features = self.hashes.len();
         let mut feature = first % features;
         for i in 0..ids.len() {
-            let found = self.fill(feature, ids[i], &mut out[i * per..(i + 1) * per]);
+            let found = self.fill(feature, ids[i], &mut out[i * per_lookup..(i + 1) * per_lookup]);
             if let Some(signs) = signs.get_mut(i) {
                 *signs = found;
             }
@@ -71,63 +71,63 @@ impl Probing<'_> {
     }
 }
 
-/// Where probes come from.
+/// Where indices come from.
 #[derive(Debug, Clone, Copy)]
-pub enum Probes<'a> {
-    /// Hashed from ids, feature `l % features` for look-up `l`.
+pub enum Indices<'a> {
+    /// Hashed from ids, feature `l % features` for lookup `l`.
     Hashed {
-        /// One per look-up.
+        /// One per lookup.
         ids: &'a [u64],
         /// The hash.
-        probing: Probing<'a>,
+        hashing: Hashing<'a>,
     },
     /// Given, with weights or without.
     Given {
-        /// `per` for each look-up; row numbers.
-        probes: &'a [u32],
-        /// As many as probes, or none.
+        /// `per_lookup` for each lookup; row numbers.
+        indices: &'a [u32],
+        /// As many as indices, or none.
         weights: &'a [f32],
-        /// Probes of a look-up.
-        per: usize,
+        /// Indices of a lookup.
+        per_lookup: usize,
     },
 }
 
-impl Probes<'_> {
-    pub(super) fn per(&self) -> usize {
+impl Indices<'_> {
+    pub(super) fn per_lookup(&self) -> usize {
         match self {
-            Self::Hashed { probing, .. } => probing.probes,
-            Self::Given { per, .. } => *per,
+            Self::Hashed { hashing, .. } => hashing.per_lookup,
+            Self::Given { per_lookup, .. } => *per_lookup,
         }
     }
 
-    fn look_ups(&self) -> usize {
+    fn lookups(&self) -> usize {
         match self {
             Self::Hashed { ids, .. } => ids.len(),
-            Self::Given { probes, per, .. } => probes.len() / per,
+            Self::Given { indices, per_lookup, .. } => indices.len() / per_lookup,
         }
     }
 }
 
-/// The scale of a look-up.
+/// The scale of a lookup.
 #[derive(Debug, Clone, Copy)]
 pub enum Scales<'a> {
     /// One for all.
     One(f32),
-    /// `groups` for each look-up, each for as many neighboring blocks.
+    /// `groups` for each lookup, each for as many neighboring blocks.
     Given {
-        /// Look-up after look-up.
+        /// Lookup after lookup.
         scales: &'a [f32],
-        /// Scales of a look-up.
+        /// Scales of a lookup.
         groups: usize,
     },
     /// `scale * sum of the rows of a weight table` (alpha of MEM-REC, arXiv 2305.07205): `groups` values each, hashed from
-    /// the same ids as the probes of [`Probes::Hashed`].
+    /// the same ids as the indices of [`Indices::Hashed`].
     Hashed {
         /// The weight table, rows of `groups` values.
         weights: &'a [f32],
         /// The hash of the weight table.
-        probing: Probing<'a>,
-        /// Scales of a look-up.
+        hashing: Hashing<'a>,
+        /// Scales of a lookup.
         groups: usize,
         /// Multiplies all.
         scale: f32,
@@ -135,7 +135,7 @@ pub enum Scales<'a> {
 }
 
 impl Scales<'_> {
-    /// The scales of some look-ups, whose rows of the weight table are `rows`.
+    /// The scales of some lookups, whose rows of the weight table are `rows`.
     #[inline(always)]
     fn fill(&self, range: Range<usize>, rows: &[u32], factor: f32, out: &mut [f32]) -> usize {
         match *self {
@@ -150,12 +150,12 @@ impl Scales<'_> {
                 }
                 groups
             }
-            Self::Hashed { weights, probing, groups, scale } => {
-                let k = probing.probes;
+            Self::Hashed { weights, hashing, groups, scale } => {
+                let num_hashes = hashing.per_lookup;
                 for l in 0..range.len() {
                     for g in 0..groups {
                         let mut sum = 0.0;
-                        for j in l * k..(l + 1) * k {
+                        for j in l * num_hashes..(l + 1) * num_hashes {
                             sum += weights[rows[j] as usize * groups + g];
                         }
                         out[l * groups + g] = sum * (scale * factor);
@@ -167,41 +167,41 @@ impl Scales<'_> {
     }
 }
 
-/// Which look-ups are added up into one output.
+/// Which lookups are added up into one output.
 #[derive(Debug, Clone, Copy)]
 pub enum Bags<'a> {
     /// Every `n` consecutive ones (1: an output for each).
     Fixed(usize),
-    /// Bag `b` is `offsets[b]..offsets[b + 1]`, the last one ends with the look-ups.
+    /// Bag `b` is `offsets[b]..offsets[b + 1]`, the last one ends with the lookups.
     Offsets(&'a [usize]),
 }
 
 impl Bags<'_> {
-    pub(super) fn count(&self, look_ups: usize) -> usize {
+    pub(super) fn count(&self, lookups: usize) -> usize {
         match self {
-            Self::Fixed(n) => look_ups / n,
+            Self::Fixed(n) => lookups / n,
             Self::Offsets(offsets) => offsets.len(),
         }
     }
 
     #[inline(always)]
-    pub(super) fn range(&self, bag: usize, look_ups: usize) -> Range<usize> {
+    pub(super) fn range(&self, bag: usize, lookups: usize) -> Range<usize> {
         match *self {
             Self::Fixed(n) => bag * n..(bag + 1) * n,
-            Self::Offsets(offsets) => offsets[bag]..offsets.get(bag + 1).copied().unwrap_or(look_ups),
+            Self::Offsets(offsets) => offsets[bag]..offsets.get(bag + 1).copied().unwrap_or(lookups),
         }
     }
 }
 
-/// A batch of look-ups in one table.
+/// A batch of lookups in one table.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
     /// The rows.
     pub table: Table<'a>,
     /// Which of them.
-    pub probes: Probes<'a>,
-    /// Rows added up per block of the output; an output has `probes / k` blocks of `table.width` values.
-    pub k: usize,
+    pub indices: Indices<'a>,
+    /// Rows added up per block of the output; an output has `indices / num_hashes` blocks of `table.block_dim` values.
+    pub num_hashes: usize,
     /// What the sum is multiplied with.
     pub scales: Scales<'a>,
     /// What is added up into one output.
@@ -211,12 +211,12 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// The sums of given rows as they are: `per` of them for each look-up, `k` for each block, every look-up an output.
-    pub fn given(table: Table<'a>, probes: &'a [u32], per: usize, k: usize) -> Self {
+    /// The sums of given rows as they are: `per_lookup` of them for each lookup, `num_hashes` for each block, every lookup an output.
+    pub fn given(table: Table<'a>, indices: &'a [u32], per_lookup: usize, num_hashes: usize) -> Self {
         Self {
             table,
-            probes: Probes::Given { probes, weights: &[], per },
-            k,
+            indices: Indices::Given { indices, weights: &[], per_lookup },
+            num_hashes,
             scales: Scales::One(1.0),
             bags: Bags::Fixed(1),
             add: false,
@@ -227,24 +227,24 @@ impl<'a> Batch<'a> {
 /// Fills `out`, one after another the outputs of all bags.
 ///
 /// # Panics
-/// When sizes do not fit each other, or a probe lies outside the table.
+/// When sizes do not fit each other, or an index lies outside the table.
 pub fn forward(exec: Exec<'_>, batch: &Batch<'_>, out: &mut [f32]) {
     let Exec { pool, level } = exec;
-    let per = batch.probes.per();
+    let per_lookup = batch.indices.per_lookup();
     assert!(
-        per <= MAX_PROBES && batch.k > 0 && per.is_multiple_of(batch.k),
-        "{per} probes, {} a block",
-        batch.k
+        per_lookup <= MAX_INDICES && batch.num_hashes > 0 && per_lookup.is_multiple_of(batch.num_hashes),
+        "{per_lookup} indices, {} a block",
+        batch.num_hashes
     );
-    let dim = per / batch.k * batch.table.width;
-    let bags = batch.bags.count(batch.probes.look_ups());
+    let dim = per_lookup / batch.num_hashes * batch.table.block_dim;
+    let bags = batch.bags.count(batch.indices.lookups());
     assert_eq!(out.len(), bags * dim, "outputs of {bags} bags of {dim} values");
     if dim == 0 {
         return;
     }
     // Outputs larger than a cache would only push the tables out of it; each is written once.
     let stream = matches!(batch.bags, Bags::Fixed(1)) && !batch.add && size_of_val(out) >= STREAM;
-    let bags_per_unit = (UNIT * bags).div_ceil(batch.probes.look_ups().max(1)).max(1);
+    let bags_per_unit = (UNIT * bags).div_ceil(batch.indices.lookups().max(1)).max(1);
     pool.chunks(out, bags_per_unit * dim, |unit, out| {
         part(level, batch, unit * bags_per_unit, stream, out);
     });
@@ -272,7 +272,7 @@ fn part_of<T: Stored>(
     if ring::can(batch) {
         return level.run(Ring { batch, values, factor, first, stream, out });
     }
-    let dim = batch.probes.per() / batch.k * batch.table.width;
+    let dim = batch.indices.per_lookup() / batch.num_hashes * batch.table.block_dim;
     level.run(Forward { batch, values, factor, dim, first, stream, out });
 }
 
@@ -292,42 +292,42 @@ impl<T: Stored> Kernel for Forward<'_, T> {
 
     #[inline(always)]
     fn run<S: Level>(self, s: S) {
-        match self.batch.k {
+        match self.batch.num_hashes {
             1 => self.with_k::<S, 1>(s),
             _ => self.with_k::<S, 0>(s),
         }
     }
 }
 
-/// What is known of some look-ups before their rows arrive.
+/// What is known of some lookups before their rows arrive.
 struct Ahead {
-    probes: [u32; AHEAD_PROBES],
+    indices: [u32; AHEAD_INDICES],
     signs: [u64; AHEAD],
     /// Rows of the weight table.
     weights: [u32; AHEAD * MAX_WEIGHT_PROBES],
 }
 
 impl<T: Stored> Forward<'_, T> {
-    /// `K` is `k`, or 0 for any.
+    /// `K` is `num_hashes`, or 0 for any.
     #[inline(always)]
     fn with_k<S: EmbeddingSimd, const K: usize>(self, s: S) {
         let batch = self.batch;
         let rows = Rows {
             values: self.values,
-            width: batch.table.width,
+            block_dim: batch.table.block_dim,
             stride: batch.table.stride,
             half: batch.table.half(),
-            k: batch.k,
+            num_hashes: batch.num_hashes,
             stream: self.stream,
         };
-        let (per, total) = (batch.probes.per(), batch.probes.look_ups());
+        let (per_lookup, total) = (batch.indices.per_lookup(), batch.indices.lookups());
         let bags = self.out.len() / self.dim;
         let (mut bag, mut bag_range) = (0, batch.bags.range(self.first, total));
         let start = bag_range.start;
         let end = batch.bags.range(self.first + bags - 1, total).end;
-        let at_once = AHEAD.min(AHEAD_PROBES / per);
+        let at_once = AHEAD.min(AHEAD_INDICES / per_lookup);
         const NOTHING: Ahead =
-            Ahead { probes: [0; AHEAD_PROBES], signs: [0; AHEAD], weights: [0; AHEAD * MAX_WEIGHT_PROBES] };
+            Ahead { indices: [0; AHEAD_INDICES], signs: [0; AHEAD], weights: [0; AHEAD * MAX_WEIGHT_PROBES] };
         let mut ahead = [NOTHING; 2];
         if bag_range.is_empty() && !batch.add {
             self.out[..self.dim].fill(0.0);
@@ -351,15 +351,15 @@ impl<T: Stored> Forward<'_, T> {
                 let out = &mut self.out[bag * self.dim..(bag + 1) * self.dim];
                 let i = l - first;
                 let scales = &scales[i * groups..(i + 1) * groups];
-                let (weights, probes): (&[f32], &[u32]) = match batch.probes {
-                    Probes::Hashed { .. } => (&[], &known.probes[i * per..(i + 1) * per]),
-                    Probes::Given { probes, weights, .. } => {
-                        let range = l * per..(l + 1) * per;
-                        (if weights.is_empty() { weights } else { &weights[range.clone()] }, &probes[range])
+                let (weights, indices): (&[f32], &[u32]) = match batch.indices {
+                    Indices::Hashed { .. } => (&[], &known.indices[i * per_lookup..(i + 1) * per_lookup]),
+                    Indices::Given { indices, weights, .. } => {
+                        let range = l * per_lookup..(l + 1) * per_lookup;
+                        (if weights.is_empty() { weights } else { &weights[range.clone()] }, &indices[range])
                     }
                 };
                 let add = batch.add || l > bag_range.start;
-                rows.look_up::<S, K>(s, probes, weights, scales, known.signs[i], add, out);
+                rows.lookup::<S, K>(s, indices, weights, scales, known.signs[i], add, out);
             }
             (first, turn) = (last, 1 - turn);
         }
@@ -375,51 +375,53 @@ impl<T: Stored> Forward<'_, T> {
     }
 }
 
-/// Finds the rows of some look-ups and asks for them.
+/// Finds the rows of some lookups and asks for them.
 #[inline(always)]
 fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ahead: &mut Ahead) {
-    match batch.probes {
-        Probes::Hashed { ids, probing } => {
-            let per = probing.probes;
+    match batch.indices {
+        Indices::Hashed { ids, hashing } => {
+            let per_lookup = hashing.per_lookup;
             let ids = &ids[range.clone()];
-            let found = &mut ahead.probes[..ids.len() * per];
-            if per == 1 {
-                probing.fill_all::<1>(range.start, ids, found, &mut ahead.signs);
+            let found = &mut ahead.indices[..ids.len() * per_lookup];
+            if per_lookup == 1 {
+                hashing.fill_all::<1>(range.start, ids, found, &mut ahead.signs);
             } else {
-                probing.fill_all::<0>(range.start, ids, found, &mut ahead.signs);
+                hashing.fill_all::<0>(range.start, ids, found, &mut ahead.signs);
             }
             rows.prefetch(found);
-            if let Scales::Hashed { weights, probing, groups, .. } = batch.scales {
-                let found = &mut ahead.weights[..ids.len() * probing.probes];
-                probing.fill_all::<0>(range.start, ids, found, &mut []);
+            if let Scales::Hashed { weights, hashing, groups, .. } = batch.scales {
+                let found = &mut ahead.weights[..ids.len() * hashing.per_lookup];
+                hashing.fill_all::<0>(range.start, ids, found, &mut []);
                 for &row in &*found {
                     prefetch::<L1>(weights.as_ptr().wrapping_add(row as usize * groups).cast());
                 }
             }
         }
-        Probes::Given { probes, per, .. } => rows.prefetch(&probes[range.start * per..range.end * per]),
+        Indices::Given { indices, per_lookup, .. } => {
+            rows.prefetch(&indices[range.start * per_lookup..range.end * per_lookup])
+        }
     }
 }
 
-/// The probes of all ids, for a backward pass that needs them again: `out` has `probing.probes` for each id, `signs` a place for each
+/// The indices of all ids, for a backward pass that needs them again: `out` has `hashing.per_lookup` for each id, `signs` a place for each
 /// id or none.
 ///
 /// # Panics
 /// When they have another size.
-pub fn probe(pool: &Pool, ids: &[u64], probing: &Probing<'_>, out: &mut [u32], signs: &mut [u64]) {
-    assert_eq!(out.len(), ids.len() * probing.probes);
+pub fn hash_indices(pool: &Pool, ids: &[u64], hashing: &Hashing<'_>, out: &mut [u32], signs: &mut [u64]) {
+    assert_eq!(out.len(), ids.len() * hashing.per_lookup);
     assert!(signs.is_empty() || signs.len() == ids.len());
     let signed = signs.len();
     let signs = DisjointSliceMut::new(signs);
-    pool.chunks(out, UNIT * probing.probes, |unit, out| {
+    pool.chunks(out, UNIT * hashing.per_lookup, |unit, out| {
         let range = unit * UNIT..ids.len().min((unit + 1) * UNIT);
-        // SAFETY: the look-ups of different units are different ones.
+        // SAFETY: the lookups of different units are different ones.
         let signs = unsafe { signs.slice(range.start.min(signed)..range.end.min(signed)) };
-        probing.fill_all::<0>(range.start, &ids[range], out, signs);
+        hashing.fill_all::<0>(range.start, &ids[range], out, signs);
     });
 }
 
-/// One look-up, without threads: what a request that has one id costs.
+/// One lookup, without threads: what a request that has one id costs.
 ///
 /// # Panics
 /// As [`forward`].

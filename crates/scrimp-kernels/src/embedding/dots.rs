@@ -11,33 +11,33 @@ use crate::{
     exec::{DisjointSliceMut, Exec},
 };
 
-/// `out[l * per + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of look-ups are trained with.
+/// `out[l * per_lookup + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of lookups are trained with.
 ///
 /// # Panics
-/// When sizes do not fit each other, or a probe lies outside the table.
+/// When sizes do not fit each other, or an index lies outside the table.
 pub fn dots(exec: Exec<'_>, table: &Table<'_>, batch: &Backward<'_>, out: &mut [f32]) {
     let Exec { pool, level } = exec;
-    let (look_ups, dim) = batch.check(table.width);
-    assert_eq!(out.len(), batch.probes.len());
-    let bags = batch.bags.count(look_ups);
+    let (lookups, dim) = batch.check(table.block_dim);
+    assert_eq!(out.len(), batch.indices.len());
+    let bags = batch.bags.count(lookups);
     let out = DisjointSliceMut::new(out);
     let at_once = 64;
     pool.run(bags.div_ceil(at_once), |unit, _| {
         for bag in unit * at_once..bags.min((unit + 1) * at_once) {
-            let range = batch.bags.range(bag, look_ups);
-            let probes = range.start * batch.per..range.end * batch.per;
-            // SAFETY: bags do not overlap: `Bags::range` of different bags are different look-ups.
-            let out = unsafe { out.slice(probes.clone()) };
+            let range = batch.bags.range(bag, lookups);
+            let indices = range.start * batch.per_lookup..range.end * batch.per_lookup;
+            // SAFETY: bags do not overlap: `Bags::range` of different bags are different lookups.
+            let out = unsafe { out.slice(indices.clone()) };
             let grad = &batch.grad[bag * dim..(bag + 1) * dim];
             let dots = Dots {
                 values: &[],
                 factor: 1.0,
                 table,
-                probes: &batch.probes[probes],
+                indices: &batch.indices[indices],
                 signs: if batch.signs.is_empty() { &[] } else { &batch.signs[range.clone()] },
                 grad,
-                per: batch.per,
-                k: batch.k,
+                per_lookup: batch.per_lookup,
+                num_hashes: batch.num_hashes,
                 out,
             };
             match table.values {
@@ -54,19 +54,19 @@ struct Dots<'a, T> {
     values: &'a [T],
     factor: f32,
     table: &'a Table<'a>,
-    probes: &'a [u32],
+    indices: &'a [u32],
     signs: &'a [u64],
     grad: &'a [f32],
-    per: usize,
-    k: usize,
+    per_lookup: usize,
+    num_hashes: usize,
     out: &'a mut [f32],
 }
 
 impl<'a> Dots<'a, f32> {
     /// The same of a table of another type, whose values are multiplied with `factor`.
     fn of<T>(self, values: &'a [T], factor: f32) -> Dots<'a, T> {
-        let Dots { table, probes, signs, grad, per, k, out, .. } = self;
-        Dots { values, factor, table, probes, signs, grad, per, k, out }
+        let Dots { table, indices, signs, grad, per_lookup, num_hashes, out, .. } = self;
+        Dots { values, factor, table, indices, signs, grad, per_lookup, num_hashes, out }
     }
 }
 
@@ -75,12 +75,12 @@ impl<T: Stored> Kernel for Dots<'_, T> {
 
     #[inline(always)]
     fn run<S: Level>(self, s: S) {
-        let (width, half) = (self.table.width, self.table.half());
-        for (p, (&probe, out)) in self.probes.iter().zip(self.out.iter_mut()).enumerate() {
-            let b = p % self.per / self.k;
-            let (signs, at) = (self.signs.get(p / self.per).copied().unwrap_or(0), b * width);
-            let (start, shift) = place::<T>(probe, self.table.stride, half);
-            let (row, grad) = (&self.values[start..start + width], &self.grad[at..at + width]);
+        let (block_dim, half) = (self.table.block_dim, self.table.half());
+        for (p, (&index, out)) in self.indices.iter().zip(self.out.iter_mut()).enumerate() {
+            let b = p % self.per_lookup / self.num_hashes;
+            let (signs, at) = (self.signs.get(p / self.per_lookup).copied().unwrap_or(0), b * block_dim);
+            let (start, shift) = place::<T>(index, self.table.stride, half);
+            let (row, grad) = (&self.values[start..start + block_dim], &self.grad[at..at + block_dim]);
             let ((row, row_tail), (grad, grad_tail)) = (row.as_chunks::<16>(), grad.as_chunks::<16>());
             let mut dot = 0.0;
             if !row.is_empty() {
@@ -91,7 +91,7 @@ impl<T: Stored> Kernel for Dots<'_, T> {
                 }
                 dot = s.reduce_add(acc);
             }
-            let tail = at + width - grad_tail.len();
+            let tail = at + block_dim - grad_tail.len();
             for (i, (row, &grad)) in row_tail.iter().zip(grad_tail).enumerate() {
                 dot += row.float(shift) * flip(grad, signs, tail + i);
             }

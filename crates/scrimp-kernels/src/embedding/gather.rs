@@ -1,13 +1,13 @@
 //! Sums of table rows: the forward pass of every encoder.
 //!
-//! For block `b` of the output, with probes `p` of `k` rows per block, `w` their weights:
+//! For block `b` of the output, with indices `p` of `num_hashes` rows per block, `w` their weights:
 //!
 //! ```text
-//! out[b * width ..][..width] = signs * scale(b) * sum over i < k of  w(p) * row(p),   p = probes[b * k + i]
+//! out[b * block_dim ..][..block_dim] = signs * scale(b) * sum over i < k of  w(p) * row(p),   p = indices[b * k + i]
 //! ```
 //!
-//! Rows are added in the order of the probes, products and sums rounded one by one, so every tier gives the same bits. Bound by
-//! cache misses: `blocks * k` rows of `width` values each, asked for ahead of their use.
+//! Rows are added in the order of the indices, products and sums rounded one by one, so every tier gives the same bits. Bound by
+//! cache misses: `blocks * k` rows of `block_dim` values each, asked for ahead of their use.
 
 use super::{
     signs::{SIGN_WIDTH, flip, flip_lanes},
@@ -15,16 +15,16 @@ use super::{
 };
 use crate::arch::{EmbeddingSimd, L1, prefetch};
 
-/// One look-up's view of a table.
+/// One lookup's view of a table.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a, T> {
     pub(crate) values: &'a [T],
-    pub(crate) width: usize,
+    pub(crate) block_dim: usize,
     pub(crate) stride: usize,
     /// Values in the low halves, for types that have halves.
     pub(crate) half: usize,
     /// Rows added up per block.
-    pub(crate) k: usize,
+    pub(crate) num_hashes: usize,
     /// Outputs go past the caches.
     pub(crate) stream: bool,
 }
@@ -32,19 +32,19 @@ pub(crate) struct Rows<'a, T> {
 impl<T: Stored> Rows<'_, T> {
     /// See [`place`].
     #[inline(always)]
-    fn place(&self, probe: u32) -> (usize, u32) {
-        place::<T>(probe, self.stride, self.half)
+    fn place(&self, index: u32) -> (usize, u32) {
+        place::<T>(index, self.stride, self.half)
     }
 
-    /// Asks for the rows of `probes`.
+    /// Asks for the rows of `indices`.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, probes: &[u32]) {
-        let bytes = self.width * size_of::<T>();
+    pub(crate) fn prefetch(&self, indices: &[u32]) {
+        let bytes = self.block_dim * size_of::<T>();
         let lines = bytes.div_ceil(64);
         // Rows that overlap begin anywhere in a line, and end in one more.
-        let anywhere = self.stride < self.width;
-        for &probe in probes {
-            let at = self.values.as_ptr().wrapping_add(self.place(probe).0).cast::<u8>();
+        let anywhere = self.stride < self.block_dim;
+        for &index in indices {
+            let at = self.values.as_ptr().wrapping_add(self.place(index).0).cast::<u8>();
             prefetch::<L1>(at);
             for line in 1..lines {
                 prefetch::<L1>(at.wrapping_add(line * 64));
@@ -55,81 +55,81 @@ impl<T: Stored> Rows<'_, T> {
         }
     }
 
-    /// One look-up: all blocks of `out`. `weights` are one per probe, or empty for ones; `scales` one for each group of
-    /// neighboring blocks; `signs` as in `signs.rs`. `add` keeps what `out` holds. `K` is `k` or, for any other, 0.
+    /// One lookup: all blocks of `out`. `weights` are one per index, or empty for ones; `scales` one for each group of
+    /// neighboring blocks; `signs` as in `signs.rs`. `add` keeps what `out` holds. `K` is `num_hashes` or, for any other, 0.
     #[inline(always)]
-    pub(crate) fn look_up<S: EmbeddingSimd, const K: usize>(
+    pub(crate) fn lookup<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
-        probes: &[u32],
+        indices: &[u32],
         weights: &[f32],
         scales: &[f32],
         signs: u64,
         add: bool,
         out: &mut [f32],
     ) {
-        let k = if K == 0 { self.k } else { K };
-        let width = self.width;
+        let num_hashes = if K == 0 { self.num_hashes } else { K };
+        let block_dim = self.block_dim;
         if scales.len() == 1 {
-            return match width {
-                2 => self.narrow::<2, K>(probes, weights, scales[0], signs, add, out),
-                4 => self.narrow::<4, K>(probes, weights, scales[0], signs, add, out),
-                8 => self.narrow::<8, K>(probes, weights, scales[0], signs, add, out),
-                _ => self.blocks::<S, K>(s, probes, weights, scales[0], (signs, 0), add, out),
+            return match block_dim {
+                2 => self.narrow::<2, K>(indices, weights, scales[0], signs, add, out),
+                4 => self.narrow::<4, K>(indices, weights, scales[0], signs, add, out),
+                8 => self.narrow::<8, K>(indices, weights, scales[0], signs, add, out),
+                _ => self.blocks::<S, K>(s, indices, weights, scales[0], (signs, 0), add, out),
             };
         }
-        // Groups of dimensions with a scale of their own: rare, so not worth code of its own for each width.
-        let blocks_per_group = probes.len() / k / scales.len();
+        // Groups of dimensions with a scale of their own: rare, so not worth code of its own for each block_dim.
+        let blocks_per_group = indices.len() / num_hashes / scales.len();
         for (g, &scale) in scales.iter().enumerate() {
-            let range = g * blocks_per_group * k..(g + 1) * blocks_per_group * k;
+            let range = g * blocks_per_group * num_hashes..(g + 1) * blocks_per_group * num_hashes;
             let weights = if weights.is_empty() { weights } else { &weights[range.clone()] };
-            let first = g * blocks_per_group * width;
-            let out = &mut out[first..first + blocks_per_group * width];
-            self.blocks::<S, K>(s, &probes[range], weights, scale, (signs, first), add, out);
+            let first = g * blocks_per_group * block_dim;
+            let out = &mut out[first..first + blocks_per_group * block_dim];
+            self.blocks::<S, K>(s, &indices[range], weights, scale, (signs, first), add, out);
         }
     }
 
-    /// Blocks of any width, of which the first begins with value `first` of the look-up. (Loops over indices: adaptors of iterators
+    /// Blocks of any block_dim, of which the first begins with value `first` of the lookup. (Loops over indices: adaptors of iterators
     /// divide, and are not inlined reliably.)
     #[inline(always)]
     fn blocks<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
-        probes: &[u32],
+        indices: &[u32],
         weights: &[f32],
         scale: f32,
         (signs, first): (u64, usize),
         add: bool,
         out: &mut [f32],
     ) {
-        let k = if K == 0 { self.k } else { K };
+        let num_hashes = if K == 0 { self.num_hashes } else { K };
         let (mut p, mut at) = (0, 0);
-        while p < probes.len() {
-            let weights = if weights.is_empty() { weights } else { &weights[p..p + k] };
-            let out = &mut out[at..at + self.width];
-            self.block::<S, K>(s, &probes[p..p + k], weights, scale, (signs, first + at), add, out);
-            p += k;
-            at += self.width;
+        while p < indices.len() {
+            let weights = if weights.is_empty() { weights } else { &weights[p..p + num_hashes] };
+            let out = &mut out[at..at + self.block_dim];
+            self.block::<S, K>(s, &indices[p..p + num_hashes], weights, scale, (signs, first + at), add, out);
+            p += num_hashes;
+            at += self.block_dim;
         }
     }
 
     #[inline(always)]
     fn narrow<const W: usize, const K: usize>(
         &self,
-        probes: &[u32],
+        indices: &[u32],
         weights: &[f32],
         scale: f32,
         signs: u64,
         add: bool,
         out: &mut [f32],
     ) {
-        let k = if K == 0 { self.k } else { K };
+        let num_hashes = if K == 0 { self.num_hashes } else { K };
         const { assert!(SIGN_WIDTH.is_multiple_of(W)) };
         let (blocks, _) = out.as_chunks_mut::<W>();
         for b in 0..blocks.len() {
             let mut acc = [0.0_f32; W];
-            for p in b * k..(b + 1) * k {
-                let (start, shift) = self.place(probes[p]);
+            for p in b * num_hashes..(b + 1) * num_hashes {
+                let (start, shift) = self.place(indices[p]);
                 let (row, _) = self.values[start..start + W].as_chunks::<W>();
                 let w = weights.get(p).copied().unwrap_or(1.0);
                 for i in 0..W {
@@ -148,7 +148,7 @@ impl<T: Stored> Rows<'_, T> {
     fn block<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
-        probes: &[u32],
+        indices: &[u32],
         weights: &[f32],
         scale: f32,
         (signs, first): (u64, usize),
@@ -157,19 +157,19 @@ impl<T: Stored> Rows<'_, T> {
     ) {
         let mut at = 0;
         while out.len() - at >= 64 {
-            let acc = T::sum::<S, K>(s, self, probes, weights, at);
+            let acc = T::sum::<S, K>(s, self, indices, weights, at);
             store(s, acc, scale, (signs, first + at), add, self.stream, &mut out[at..at + 64]);
             at += 64;
         }
         while out.len() - at >= 16 {
-            let acc = self.lanes::<S, 1, K>(s, probes, weights, at);
+            let acc = self.lanes::<S, 1, K>(s, indices, weights, at);
             store(s, acc, scale, (signs, first + at), add, self.stream, &mut out[at..at + 16]);
             at += 16;
         }
         for i in at..out.len() {
             let mut acc = 0.0_f32;
-            for p in 0..probes.len() {
-                let (start, shift) = self.place(probes[p]);
+            for p in 0..indices.len() {
+                let (start, shift) = self.place(indices[p]);
                 acc += weights.get(p).copied().unwrap_or(1.0) * self.values[start + i].float(shift);
             }
             let value = flip(scale * acc, signs, first + i);
@@ -182,13 +182,13 @@ impl<T: Stored> Rows<'_, T> {
     pub(crate) fn lanes<S: EmbeddingSimd, const N: usize, const K: usize>(
         &self,
         s: S,
-        probes: &[u32],
+        indices: &[u32],
         weights: &[f32],
         at: usize,
     ) -> [S::F; N] {
         let mut acc = [s.splat(0.0); N];
-        for p in 0..if K == 0 { probes.len() } else { K } {
-            let (start, shift) = self.place(probes[p]);
+        for p in 0..if K == 0 { indices.len() } else { K } {
+            let (start, shift) = self.place(indices[p]);
             let start = start + at;
             let (row, _) = self.values[start..start + N * 16].as_chunks::<16>();
             if weights.is_empty() {
@@ -213,16 +213,16 @@ impl<T: Bytes> Rows<'_, T> {
     pub(crate) fn bytes<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
-        probes: &[u32],
+        indices: &[u32],
         weights: &[f32],
         at: usize,
     ) -> [S::F; 4] {
         if !weights.is_empty() {
-            return self.lanes::<S, 4, K>(s, probes, weights, at);
+            return self.lanes::<S, 4, K>(s, indices, weights, at);
         }
         let mut acc = [s.splat_i16(0); 2];
-        for p in 0..if K == 0 { probes.len() } else { K } {
-            let (start, shift) = self.place(probes[p]);
+        for p in 0..if K == 0 { indices.len() } else { K } {
+            let (start, shift) = self.place(indices[p]);
             let start = start + at;
             let (row, _) = self.values[start..start + 64].as_chunks::<64>();
             let row = T::bytes(&row[0], shift);
@@ -234,15 +234,15 @@ impl<T: Bytes> Rows<'_, T> {
     }
 }
 
-/// Where the row of `probe` begins, and the shift that brings its halves of bytes down (see [`Int4`](super::Int4)).
+/// Where the row of `index` begins, and the shift that brings its halves of bytes down (see [`Int4`](super::Int4)).
 #[inline(always)]
-pub(crate) fn place<T: Stored>(probe: u32, stride: usize, half: usize) -> (usize, u32) {
-    let at = probe as usize * stride;
+pub(crate) fn place<T: Stored>(index: u32, stride: usize, half: usize) -> (usize, u32) {
+    let at = index as usize * stride;
     let high = usize::from(T::HALVES && at >= half);
     (at - high * half, high as u32 * 4)
 }
 
-/// Writes `scale * acc` with `signs`, or adds it to `out`, whose first value is value `at` of the look-up.
+/// Writes `scale * acc` with `signs`, or adds it to `out`, whose first value is value `at` of the lookup.
 #[inline(always)]
 pub(crate) fn store<S: EmbeddingSimd, const N: usize>(
     s: S,

@@ -5,19 +5,19 @@
 //! key(f)      = mum(seed ^ P0, (f + 1) * P1)              once per feature
 //! h           = mum(lo ^ P2, hi ^ P3), lo, hi = halves of (id ^ P2) * (key(f) ^ P3)
 //! h1, h2      = low 32 bits of h, high 32 bits of h, made odd
-//! probe j     = h1 + j * h2          mod 2^32
-//! row j       = base + (probe j * rows) >> 32             fixed point: no division
+//! index j     = h1 + j * h2          mod 2^32
+//! row j       = base + (index j * rows) >> 32             fixed point: no division
 //! signs       = mum(h, P1)                                a bit for each eight values of the vector
 //! ```
 //!
-//! The mixing is that of wyhash (Wang Yi, public domain). Double hashing makes the probes of one id independent in pairs,
+//! The mixing is that of wyhash (Wang Yi, public domain). Double hashing makes the indices of one id independent in pairs,
 //! which is what a Bloom filter needs (Kirsch and Mitzenmacher, "Less hashing, same performance", 2006). The functions are
 //! part of the model file's format: they never change under their name.
 
 pub(super) const P: [u64; 4] =
     [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db, 0x8ebc_6af0_9c88_c6e3, 0x5899_65cc_7537_4cc3];
 
-/// The largest number of rows that probes can address.
+/// The largest number of rows that indices can address.
 pub const MAX_ROWS: usize = 1 << 31;
 
 #[inline(always)]
@@ -64,7 +64,7 @@ pub struct RowRange {
     pub rows: u32,
 }
 
-/// Row of probe `j` of an id whose hash is `h`.
+/// Row of index `j` of an id whose hash is `h`.
 #[inline(always)]
 pub(crate) fn row(h: u64, j: u32, range: RowRange) -> u32 {
     let (start, step) = (h as u32, (h >> 32) as u32 | 1);

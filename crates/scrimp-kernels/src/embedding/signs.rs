@@ -1,4 +1,4 @@
-//! Signs of a look-up's values: one hashed bit for each eight neighboring values.
+//! Signs of a lookup's values: one hashed bit for each eight neighboring values.
 //!
 //! Two ids that share values of a table then disturb each other with either sign in each eight of them, so that what they do to each
 //! other cancels in sums over many ids (the sign of a count sketch: Charikar, Chen and Farach-Colton, 2002). With one sign for
@@ -7,7 +7,7 @@
 use super::hash::{P, mum};
 use crate::arch::EmbeddingSimd;
 
-/// Neighboring values with the same sign. The signs of a look-up are 64 bits, those of the values `512 i .. 512 (i + 1)` are the same.
+/// Neighboring values with the same sign. The signs of a lookup are 64 bits, those of the values `512 i .. 512 (i + 1)` are the same.
 pub const SIGN_WIDTH: usize = 8;
 
 /// The bits of an id whose hash is `h`: set where a value counts negatively.
@@ -16,13 +16,13 @@ pub(super) const fn of_hash(h: u64) -> u64 {
     mum(h, P[1])
 }
 
-/// The sign bit of an `f32` that is value `at` of a look-up.
+/// The sign bit of an `f32` that is value `at` of a lookup.
 #[inline(always)]
 const fn sign(bits: u64, at: usize) -> u32 {
     ((bits >> (at / SIGN_WIDTH % 64)) as u32) << 31
 }
 
-/// `x` or `-x`, for value `at` of a look-up.
+/// `x` or `-x`, for value `at` of a lookup.
 #[inline(always)]
 pub(super) const fn flip(x: f32, bits: u64, at: usize) -> f32 {
     f32::from_bits(x.to_bits() ^ sign(bits, at))

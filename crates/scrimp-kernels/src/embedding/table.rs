@@ -1,8 +1,8 @@
 //! Tables of embedding rows in the types that they are stored in.
 //!
 //! ```text
-//! values   | row 0: width values | row 1 | ...        stride = width
-//!          | row 0 ..... |                            stride < width: rows overlap (ROBE: stride 1)
+//! values   | row 0: block_dim values | row 1 | ...        stride = block_dim
+//!          | row 0 ..... |                            stride < block_dim: rows overlap (ROBE: stride 1)
 //!            | row 1 ..... |
 //! ```
 //!
@@ -38,22 +38,22 @@ pub enum Values<'a> {
     },
 }
 
-/// How `len` values of 4 bits (-8 to 7) lie in bytes, for rows of `width` values, one every `stride` values:
+/// How `len` values of 4 bits (-8 to 7) lie in bytes, for rows of `block_dim` values, one every `stride` values:
 ///
 /// ```text
 /// byte               0    1   ...                       half - 1 |  half       ...
-/// low half     value 0    1   ...                       half - 1 |  half       ...    half + width - stride - 1
+/// low half     value 0    1   ...                       half - 1 |  half       ...    half + block_dim - stride - 1
 /// high half    value half ...                           len - 1  |
 /// ```
-/// A row is `width` neighboring bytes, of which it has the low or the high halves. Where rows overlap, the first values of the
+/// A row is `block_dim` neighboring bytes, of which it has the low or the high halves. Where rows overlap, the first values of the
 /// high halves are there twice, for rows that begin before `half` and end behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Int4 {
     /// Values.
     pub len: usize,
     /// Values of a row.
-    pub width: usize,
-    /// Values from the start of a row to the start of the next, at most `width`.
+    pub block_dim: usize,
+    /// Values from the start of a row to the start of the next, at most `block_dim`.
     pub stride: usize,
 }
 
@@ -66,12 +66,12 @@ impl Int4 {
     /// Bytes of all values.
     pub fn bytes(self) -> usize {
         let half = self.half();
-        half + self.width.saturating_sub(self.stride).min(self.len.saturating_sub(half))
+        half + self.block_dim.saturating_sub(self.stride).min(self.len.saturating_sub(half))
     }
 
     /// Values of such rows that fit in `bytes`.
-    pub fn fitting(bytes: usize, width: usize, stride: usize) -> usize {
-        (bytes.saturating_sub(width.saturating_sub(stride)) / stride.max(1) * stride).saturating_mul(2)
+    pub fn fitting(bytes: usize, block_dim: usize, stride: usize) -> usize {
+        (bytes.saturating_sub(block_dim.saturating_sub(stride)) / stride.max(1) * stride).saturating_mul(2)
     }
 
     /// Writes the bytes from `first` on: `quantized` makes 4 bits of a value.
@@ -130,32 +130,32 @@ impl Values<'_> {
     }
 }
 
-/// Rows of `width` values, one every `stride` values.
+/// Rows of `block_dim` values, one every `stride` values.
 #[derive(Debug, Clone, Copy)]
 pub struct Table<'a> {
     /// What is stored.
     pub values: Values<'a>,
     /// Values of a row.
-    pub width: usize,
+    pub block_dim: usize,
     /// Values from the start of a row to the start of the next.
     pub stride: usize,
 }
 
 impl<'a> Table<'a> {
     /// Rows that do not overlap.
-    pub const fn new(values: Values<'a>, width: usize) -> Self {
-        Self { values, width, stride: width }
+    pub const fn new(values: Values<'a>, block_dim: usize) -> Self {
+        Self { values, block_dim, stride: block_dim }
     }
 
     /// Values in the low halves of [`Int4`].
     pub(crate) fn half(&self) -> usize {
-        Int4 { len: self.values.len(), width: self.width, stride: self.stride }.half()
+        Int4 { len: self.values.len(), block_dim: self.block_dim, stride: self.stride }.half()
     }
 
     /// Rows that lie wholly inside the values.
     pub fn rows(&self) -> usize {
         let len = self.values.len();
-        if len < self.width || self.stride == 0 { 0 } else { (len - self.width) / self.stride + 1 }
+        if len < self.block_dim || self.stride == 0 { 0 } else { (len - self.block_dim) / self.stride + 1 }
     }
 }
 
@@ -165,16 +165,16 @@ pub(crate) trait Stored: Copy + Send + Sync + 'static {
     const HALVES: bool = false;
     fn lanes<S: Simd>(s: S, from: &[Self; 16], shift: u32) -> S::F;
     fn float(self, shift: u32) -> f32;
-    /// The sums of 64 values of the rows of `probes`, from `at` on; see [`Rows::lanes`].
+    /// The sums of 64 values of the rows of `indices`, from `at` on; see [`Rows::lanes`].
     #[inline(always)]
     fn sum<S: EmbeddingSimd, const K: usize>(
         s: S,
         rows: &Rows<'_, Self>,
-        probes: &[u32],
+        indices: &[u32],
         weights: &[f32],
         at: usize,
     ) -> [S::F; 4] {
-        rows.lanes::<S, 4, K>(s, probes, weights, at)
+        rows.lanes::<S, 4, K>(s, indices, weights, at)
     }
 }
 
@@ -213,11 +213,11 @@ impl Stored for i8 {
     fn sum<S: EmbeddingSimd, const K: usize>(
         s: S,
         rows: &Rows<'_, i8>,
-        probes: &[u32],
+        indices: &[u32],
         weights: &[f32],
         at: usize,
     ) -> [S::F; 4] {
-        rows.bytes::<S, K>(s, probes, weights, at)
+        rows.bytes::<S, K>(s, indices, weights, at)
     }
 }
 
@@ -253,11 +253,11 @@ impl Stored for u8 {
     fn sum<S: EmbeddingSimd, const K: usize>(
         s: S,
         rows: &Rows<'_, u8>,
-        probes: &[u32],
+        indices: &[u32],
         weights: &[f32],
         at: usize,
     ) -> [S::F; 4] {
-        rows.bytes::<S, K>(s, probes, weights, at)
+        rows.bytes::<S, K>(s, indices, weights, at)
     }
 }
 

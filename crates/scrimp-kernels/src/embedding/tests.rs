@@ -15,23 +15,25 @@ fn numbers(seed: u64, n: usize) -> Vec<f32> {
 }
 
 /// What a batch does, one number at a time.
-fn expected(values: &[f32], width: usize, stride: usize, batch: &Plain<'_>, out: &mut [f64]) {
-    let dim = batch.per / batch.k * width;
-    for (l, probes) in batch.probes.chunks(batch.per).enumerate() {
-        for (p, &probe) in probes.iter().enumerate() {
-            let w = batch.weights.get(l * batch.per + p).map_or(1.0, |&w| f64::from(w));
-            let b = p / batch.k;
-            let scale = f64::from(batch.scales[l * batch.groups + b * batch.groups / (batch.per / batch.k)]);
-            for i in 0..width {
-                let value = f64::from(values[probe as usize * stride + i]);
-                out[(l / batch.bag) * dim + b * width + i] +=
-                    sign(batch.signs, l, b * width + i) * w * scale * value;
+fn expected(values: &[f32], block_dim: usize, stride: usize, batch: &Plain<'_>, out: &mut [f64]) {
+    let dim = batch.per_lookup / batch.num_hashes * block_dim;
+    for (l, indices) in batch.indices.chunks(batch.per_lookup).enumerate() {
+        for (p, &index) in indices.iter().enumerate() {
+            let w = batch.weights.get(l * batch.per_lookup + p).map_or(1.0, |&w| f64::from(w));
+            let b = p / batch.num_hashes;
+            let scale = f64::from(
+                batch.scales[l * batch.groups + b * batch.groups / (batch.per_lookup / batch.num_hashes)],
+            );
+            for i in 0..block_dim {
+                let value = f64::from(values[index as usize * stride + i]);
+                out[(l / batch.bag) * dim + b * block_dim + i] +=
+                    sign(batch.signs, l, b * block_dim + i) * w * scale * value;
             }
         }
     }
 }
 
-/// The sign of value `i` of look-up `l`.
+/// The sign of value `i` of lookup `l`.
 fn sign(signs: &[u64], l: usize, i: usize) -> f64 {
     let bits = signs.get(l).copied().unwrap_or(0);
     if bits >> (i / 8 % 64) & 1 == 1 { -1.0 } else { 1.0 }
@@ -39,9 +41,9 @@ fn sign(signs: &[u64], l: usize, i: usize) -> f64 {
 
 struct Plain<'a> {
     signs: &'a [u64],
-    probes: &'a [u32],
-    per: usize,
-    k: usize,
+    indices: &'a [u32],
+    per_lookup: usize,
+    num_hashes: usize,
     weights: &'a [f32],
     scales: &'a [f32],
     groups: usize,
@@ -50,9 +52,9 @@ struct Plain<'a> {
 
 #[derive(Debug, Clone)]
 struct Case {
-    width: usize,
+    block_dim: usize,
     blocks: usize,
-    k: usize,
+    num_hashes: usize,
     rows: u32,
     features: usize,
     samples: usize,
@@ -67,9 +69,9 @@ struct Case {
 
 prop_compose! {
     fn case()(
-        width in prop::sample::select(vec![1_usize, 2, 3, 4, 8, 15, 16, 17, 32, 64, 80, 128, 144]),
+        block_dim in prop::sample::select(vec![1_usize, 2, 3, 4, 8, 15, 16, 17, 32, 64, 80, 128, 144]),
         blocks in prop::sample::select(vec![1_usize, 2, 4, 8]),
-        k in 1_usize..5,
+        num_hashes in 1_usize..5,
         rows in prop::sample::select(vec![1_u32, 2, 7, 300]),
         features in 1_usize..4,
         samples in prop::sample::select(vec![1_usize, 2, 9, 40, 600]),
@@ -82,7 +84,7 @@ prop_compose! {
         seed: u64,
     ) -> Case {
         let groups = groups.min(blocks);
-        Case { width, blocks, k, rows, features, samples, signs, groups, bagged, stride_one, weighted, weight_k, seed }
+        Case { block_dim, blocks, num_hashes, rows, features, samples, signs, groups, bagged, stride_one, weighted, weight_k, seed }
     }
 }
 
@@ -96,24 +98,24 @@ proptest! {
 }
 
 fn check(case: &Case) {
-    let Case { width, blocks, k, rows, features, samples, signs, groups, .. } = *case;
-    let (per, look_ups, dim) = (blocks * k, samples * features, blocks * width);
-    let stride = if case.stride_one { 1 } else { width };
-    let values = numbers(case.seed, (rows as usize - 1) * stride + width);
+    let Case { block_dim, blocks, num_hashes, rows, features, samples, signs, groups, .. } = *case;
+    let (per_lookup, lookups, dim) = (blocks * num_hashes, samples * features, blocks * block_dim);
+    let stride = if case.stride_one { 1 } else { block_dim };
+    let values = numbers(case.seed, (rows as usize - 1) * stride + block_dim);
     let hashes: Vec<_> = (0..features).map(|f| IdHash::new(case.seed, f as u32)).collect();
     let ranges = vec![RowRange { base: 0, rows }; features];
-    let probing = Probing { hashes: &hashes, ranges: &ranges, probes: per, signs };
-    let ids: Vec<u64> = (0..look_ups).map(|l| hashes[0].hash(l as u64) % 50).collect();
+    let hashing = Hashing { hashes: &hashes, ranges: &ranges, per_lookup, signs };
+    let ids: Vec<u64> = (0..lookups).map(|l| hashes[0].hash(l as u64) % 50).collect();
     let bag = if case.bagged { features } else { 1 };
     let bags = Bags::Fixed(bag);
 
     let pool = Pool::new(3).unwrap();
-    let mut probes = vec![0; look_ups * per];
-    let mut sign_bits = vec![0; if signs { look_ups } else { 0 }];
-    probe(&pool, &ids, &probing, &mut probes, &mut sign_bits);
-    for (l, probes) in probes.chunks(per).enumerate() {
+    let mut indices = vec![0; lookups * per_lookup];
+    let mut sign_bits = vec![0; if signs { lookups } else { 0 }];
+    hash_indices(&pool, &ids, &hashing, &mut indices, &mut sign_bits);
+    for (l, indices) in indices.chunks(per_lookup).enumerate() {
         let h = hashes[l % features].hash(ids[l]);
-        for (j, &p) in probes.iter().enumerate() {
+        for (j, &p) in indices.iter().enumerate() {
             assert_eq!(p, row(h, j as u32, ranges[0]));
         }
         assert!(!signs || sign_bits[l] == of_hash(h));
@@ -123,10 +125,10 @@ fn check(case: &Case) {
     let weight_table = numbers(case.seed ^ 1, rows as usize * groups);
     let weight_hashes: Vec<_> = (0..features).map(|f| IdHash::new(case.seed ^ 2, f as u32)).collect();
     let weight_probing =
-        Probing { hashes: &weight_hashes, ranges: &ranges, probes: case.weight_k, signs: false };
-    let mut weight_probes = vec![0; look_ups * case.weight_k];
-    probe(&pool, &ids, &weight_probing, &mut weight_probes, &mut []);
-    let scales: Vec<f32> = (0..look_ups * groups)
+        Hashing { hashes: &weight_hashes, ranges: &ranges, per_lookup: case.weight_k, signs: false };
+    let mut weight_probes = vec![0; lookups * case.weight_k];
+    hash_indices(&pool, &ids, &weight_probing, &mut weight_probes, &mut []);
+    let scales: Vec<f32> = (0..lookups * groups)
         .map(|i| {
             let (l, g) = (i / groups, i % groups);
             let rows = &weight_probes[l * case.weight_k..(l + 1) * case.weight_k];
@@ -134,11 +136,11 @@ fn check(case: &Case) {
             sum * 0.5
         })
         .collect();
-    let weights = if case.weighted { numbers(case.seed ^ 3, probes.len()) } else { Vec::new() };
+    let weights = if case.weighted { numbers(case.seed ^ 3, indices.len()) } else { Vec::new() };
 
     let q: Vec<i8> = values.iter().map(|v| (v * 127.0) as i8).collect();
     let nibble = |v: f32| (v * 7.9) as i8;
-    let layout = Int4 { len: values.len(), width, stride };
+    let layout = Int4 { len: values.len(), block_dim, stride };
     let mut packed = vec![0; layout.bytes()];
     layout.fill(0, &mut packed, &values, nibble);
     let bits: Vec<u16> = values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect();
@@ -152,19 +154,19 @@ fn check(case: &Case) {
         ),
     ];
     for (values, floats) in stored {
-        let table = Table { values, width, stride };
+        let table = Table { values, block_dim, stride };
         // Rows given, and rows and alpha hashed: alike, but only the one has weights and only the other signs.
         let given = Batch {
             table,
-            probes: Probes::Given { probes: &probes, weights: &weights, per },
-            k,
+            indices: Indices::Given { indices: &indices, weights: &weights, per_lookup },
+            num_hashes,
             scales: Scales::Given { scales: &scales, groups },
             bags,
             add: false,
         };
         let fused = Batch {
-            probes: Probes::Hashed { ids: &ids, probing },
-            scales: Scales::Hashed { weights: &weight_table, probing: weight_probing, groups, scale: 0.5 },
+            indices: Indices::Hashed { ids: &ids, hashing },
+            scales: Scales::Hashed { weights: &weight_table, hashing: weight_probing, groups, scale: 0.5 },
             ..given
         };
         let batches = match (case.weighted, signs) {
@@ -172,18 +174,18 @@ fn check(case: &Case) {
             (false, true) => vec![fused],
             (false, false) => vec![given, fused],
         };
-        let mut sums = vec![0.0; look_ups / bag * dim];
+        let mut sums = vec![0.0; lookups / bag * dim];
         let plain = Plain {
             signs: if case.weighted { &[] } else { &sign_bits },
-            probes: &probes,
-            per,
-            k,
+            indices: &indices,
+            per_lookup,
+            num_hashes,
             weights: &weights,
             scales: &scales,
             groups,
             bag,
         };
-        expected(&floats, width, stride, &plain, &mut sums);
+        expected(&floats, block_dim, stride, &plain, &mut sums);
         let mut scalar = vec![f32::NAN; sums.len()];
         forward(Exec { pool: &pool, level: SimdLevel::SCALAR }, &batches[0], &mut scalar);
         for (a, b) in scalar.iter().zip(&sums) {
@@ -203,9 +205,9 @@ fn check(case: &Case) {
         case,
         &values,
         &Backward {
-            probes: &probes,
-            per,
-            k,
+            indices: &indices,
+            per_lookup,
+            num_hashes,
             weights: &weights,
             signs: &sign_bits,
             scales: &scales,
@@ -219,21 +221,22 @@ fn check(case: &Case) {
 
 /// SGD with learning rate 1 subtracts exactly the summed gradient; more threads and other tiers change no bit.
 fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
-    let Case { width, blocks, samples, features, .. } = *case;
-    let dim = blocks * width;
+    let Case { block_dim, blocks, samples, features, .. } = *case;
+    let dim = blocks * block_dim;
     let bags = if case.bagged { samples } else { samples * features };
     let bag = if case.bagged { features } else { 1 };
     let grad = numbers(case.seed ^ 9, bags * dim);
     let batch = Backward { grad: &grad, ..*batch };
     let mut sums = vec![0.0_f64; values.len()];
-    let mut dot = vec![0.0_f64; batch.probes.len()];
-    for (p, &probe) in batch.probes.iter().enumerate() {
-        let (l, b) = (p / batch.per, p % batch.per / batch.k);
+    let mut dot = vec![0.0_f64; batch.indices.len()];
+    for (p, &index) in batch.indices.iter().enumerate() {
+        let (l, b) = (p / batch.per_lookup, p % batch.per_lookup / batch.num_hashes);
         let factor = batch.weights.get(p).map_or(1.0, |&w| f64::from(w))
             * f64::from(batch.scales[l * batch.groups + b * batch.groups / blocks]);
-        for i in 0..width {
-            let at = probe as usize * stride + i;
-            let g = sign(batch.signs, l, b * width + i) * f64::from(grad[l / bag * dim + b * width + i]);
+        for i in 0..block_dim {
+            let at = index as usize * stride + i;
+            let g =
+                sign(batch.signs, l, b * block_dim + i) * f64::from(grad[l / bag * dim + b * block_dim + i]);
             sums[at] += factor * g;
             dot[p] += g * f64::from(values[at]);
         }
@@ -253,7 +256,7 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
             let mut state = vec![0.0; values.len()];
             let mut gradients = Gradients::default();
             for _ in 0..2 {
-                let table = Trained { values: &mut trained, state: &mut state, width, stride };
+                let table = TableMut { values: &mut trained, state: &mut state, block_dim, stride };
                 gradients.step(Exec { pool: &pool, level }, optimizer, table, &batch);
             }
             if matches!(optimizer, Optimizer::Sgd { .. }) {
@@ -280,7 +283,7 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
         }
     }
     let pool = Pool::new(2).unwrap();
-    let table = Table { values: Values::F32(values), width, stride };
+    let table = Table { values: Values::F32(values), block_dim, stride };
     let mut reference: Option<Vec<f32>> = None;
     for level in SimdLevel::supported() {
         let mut out = vec![0.0; dot.len()];
@@ -295,10 +298,10 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
 /// Every value can be read from where a row has it, whichever row that is, and as many fit as are said to.
 #[test]
 fn halves_of_bytes_hold_every_row() {
-    for (len, width, stride) in
+    for (len, block_dim, stride) in
         [(1, 1, 1), (7, 3, 1), (40, 8, 1), (41, 8, 1), (64, 8, 8), (72, 8, 8), (30, 8, 2)]
     {
-        let layout = Int4 { len, width, stride };
+        let layout = Int4 { len, block_dim, stride };
         let value = |i: usize| (i * 5 % 16) as i8 - 8;
         let (mut filled, mut set) = (vec![0; layout.bytes()], vec![0; layout.bytes()]);
         let floats: Vec<f32> = (0..len).map(|i| f32::from(value(i))).collect();
@@ -310,18 +313,21 @@ fn halves_of_bytes_hold_every_row() {
         assert_eq!(filled, in_parts, "{layout:?}");
         (0..len).for_each(|i| layout.set(&mut set, i, value(i)));
         assert_eq!(filled, set, "{layout:?}");
-        let table = Table { values: Values::Int4 { q: &filled, len, scale: 1.0 }, width, stride };
+        let table = Table { values: Values::Int4 { q: &filled, len, scale: 1.0 }, block_dim, stride };
         for row in 0..table.rows() {
-            let mut out = vec![0.0; width];
+            let mut out = vec![0.0; block_dim];
             forward_one(SimdLevel::SCALAR, &Batch::given(table, &[row as u32], 1, 1), &mut out);
             let expected: Vec<f32> =
-                (row * stride..row * stride + width).map(|i| f32::from(value(i))).collect();
+                (row * stride..row * stride + block_dim).map(|i| f32::from(value(i))).collect();
             assert_eq!(out, expected, "{layout:?}, row {row}");
         }
         for bytes in 0..200 {
-            let len = Int4::fitting(bytes, width, stride);
-            assert!(len < width || Int4 { len, width, stride }.bytes() <= bytes, "{bytes} {width} {stride}");
-            assert!(len + 2 * width + 2 * stride > 2 * bytes);
+            let len = Int4::fitting(bytes, block_dim, stride);
+            assert!(
+                len < block_dim || Int4 { len, block_dim, stride }.bytes() <= bytes,
+                "{bytes} {block_dim} {stride}"
+            );
+            assert!(len + 2 * block_dim + 2 * stride > 2 * bytes);
         }
     }
 }
@@ -331,11 +337,11 @@ fn halves_of_bytes_hold_every_row() {
 fn large_batches_are_like_small_ones() {
     let pool = Pool::new(2).unwrap();
     let (values, n) = (numbers(1, 64 * 100), 40_000);
-    let probes: Vec<u32> = (0..n).map(|i| i * 7 % 100).collect();
-    let batch = |probes| Batch {
+    let indices: Vec<u32> = (0..n).map(|i| i * 7 % 100).collect();
+    let batch = |indices| Batch {
         table: Table::new(Values::F32(&values), 64),
-        probes: Probes::Given { probes, weights: &[], per: 1 },
-        k: 1,
+        indices: Indices::Given { indices, weights: &[], per_lookup: 1 },
+        num_hashes: 1,
         scales: Scales::One(0.5),
         bags: Bags::Fixed(1),
         add: false,
@@ -343,9 +349,9 @@ fn large_batches_are_like_small_ones() {
     for level in SimdLevel::supported() {
         for offset in [0, 3] {
             let mut out = vec![0.0; n as usize * 64 + offset];
-            forward(Exec { pool: &pool, level }, &batch(&probes), &mut out[offset..]);
-            for (out, probe) in out[offset..].chunks(64).zip(&probes) {
-                let row = &values[*probe as usize * 64..][..64];
+            forward(Exec { pool: &pool, level }, &batch(&indices), &mut out[offset..]);
+            for (out, index) in out[offset..].chunks(64).zip(&indices) {
+                let row = &values[*index as usize * 64..][..64];
                 assert!(out.iter().zip(row).all(|(a, b)| *a == 0.5 * b));
             }
         }
@@ -356,11 +362,11 @@ fn large_batches_are_like_small_ones() {
 fn bags_of_any_length() {
     let pool = Pool::new(2).unwrap();
     let values: Vec<f32> = (0..40).map(|i| i as f32).collect();
-    let probes = [3, 1, 4, 1, 5];
+    let indices = [3, 1, 4, 1, 5];
     let batch = Batch {
         table: Table::new(Values::F32(&values), 4),
-        probes: Probes::Given { probes: &probes, weights: &[], per: 1 },
-        k: 1,
+        indices: Indices::Given { indices: &indices, weights: &[], per_lookup: 1 },
+        num_hashes: 1,
         scales: Scales::One(1.0),
         bags: Bags::Offsets(&[0, 2, 2, 5]),
         add: false,
@@ -378,8 +384,8 @@ fn probes_outside_the_table_are_refused() {
     let values = [0.0; 8];
     let batch = Batch {
         table: Table::new(Values::F32(&values), 4),
-        probes: Probes::Given { probes: &[2], weights: &[], per: 1 },
-        k: 1,
+        indices: Indices::Given { indices: &[2], weights: &[], per_lookup: 1 },
+        num_hashes: 1,
         scales: Scales::One(1.0),
         bags: Bags::Fixed(1),
         add: false,

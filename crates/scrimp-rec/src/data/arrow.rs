@@ -1,5 +1,4 @@
-//! Arrow IPC streams: flat columns of booleans, integers, floats and texts, plain or as dictionaries. What a server gets in
-//! one piece.
+//! Arrow IPC streams in memory: flat columns of booleans, integers, floats and texts, plain or as dictionaries.
 
 use super::{
     Batch, OpenOptions,
@@ -13,22 +12,22 @@ use arrow_ipc::{reader::StreamReader, writer::StreamWriter};
 use arrow_schema::DataType;
 use std::sync::Arc;
 
-/// Why a stream was not taken.
+/// Errors of [`ArrowRows::read`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ArrowError {
-    /// It has more rows than are allowed.
+    /// The stream has too many rows.
     TooMany,
-    /// It is no stream that can be read, or a column or value in it does not fit the schema.
+    /// The stream is invalid, or a column or value does not fit the schema.
     Bad(String),
 }
 
-/// Parses Arrow IPC streams into rows. Columns that are absent or null are missing; labels are not looked for.
+/// Parses Arrow IPC streams into rows. Absent and null columns are missing values; labels are ignored.
 pub struct ArrowRows {
     filler: Filler,
     options: OpenOptions,
 }
 
-/// An Arrow IPC stream of probabilities, in the one column `score`.
+/// An Arrow IPC stream with the column `score`.
 pub fn arrow_scores(scores: Vec<f32>) -> Vec<u8> {
     let column = Arc::new(Float32Array::from(scores)) as ArrayRef;
     let batch = RecordBatch::try_from_iter([("score", column)]).expect("one column");
@@ -46,18 +45,18 @@ impl std::fmt::Debug for ArrowRows {
 }
 
 impl ArrowRows {
-    /// Of `schema`.
+    /// A parser for rows of `schema`.
     pub fn new(schema: &Schema) -> Self {
         let options = OpenOptions { labels: false, ..OpenOptions::default() };
         Self { filler: Filler::new(schema.clone(), options.missing), options }
     }
 
-    /// The rows of the stream `bytes`, of at most `most` rows.
+    /// The rows of the stream `bytes`, at most `most`.
     ///
     /// # Errors
-    /// When it is no such stream, is compressed, has more rows, or a column's type or a value that its column does not take.
+    /// The stream is invalid, compressed or too long, or a column's type or a value does not fit the schema.
     pub fn read(&self, bytes: &[u8], most: usize) -> Result<Batch, ArrowError> {
-        // What the reader does not notice may panic inside it.
+        // The reader panics on some damaged streams.
         guarded(|| self.read_stream(bytes, most))
             .unwrap_or_else(|| Err(ArrowError::Bad("the Arrow stream is damaged".to_owned())))
     }
@@ -76,7 +75,7 @@ impl ArrowRows {
         Ok(all)
     }
 
-    /// The rows of a record batch that `before` rows come before.
+    /// The rows of a record batch, which follow `before` rows.
     fn rows(&self, batch: &RecordBatch, before: usize) -> Result<Batch, String> {
         let mut out = Batch::default();
         let mut rows = Columns::new(&self.filler, &self.options, batch.num_rows(), &mut out);
@@ -231,7 +230,7 @@ mod tests {
         assert_eq!(rows.read(&stream(vec![("c", Arc::new(empty))], 1), 9).unwrap().rows(), 2);
     }
 
-    /// No damage may panic, or make rows that were not sent.
+    /// Damaged streams do not panic, and have no more rows than allowed.
     #[test]
     fn damaged_streams_are_refused_or_read() {
         let rows = ArrowRows::new(&schema());

@@ -1,16 +1,16 @@
-//! What training and evaluation read: [`Batch`]es from a [`RowSource`].
+//! [`Batch`]es of rows from a [`RowSource`].
 
 use crate::{Result, schema::Schema};
 
-/// Some rows, row-major: row `r` has label `labels[r]`, numbers `numeric[r * n_numeric ..][.. n_numeric]` and ids
-/// `ids[r * n_categorical ..][.. n_categorical]`. Buffers are kept when a batch is filled again.
+/// Rows, row-major: row `r` has label `labels[r]`, numbers `numeric[r * n_numeric ..][.. n_numeric]` and ids
+/// `ids[r * n_categorical ..][.. n_categorical]`. Refilling a batch reuses its buffers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
-    /// 0.0 or 1.0 per row; NaN where the data has no label (scoring).
+    /// 0.0 or 1.0 per row; NaN without a label (scoring).
     pub labels: Vec<f32>,
-    /// Numbers after the schema's transforms, `[rows, n_numeric]`; never NaN.
+    /// Transformed numbers, `[rows, n_numeric]`; never NaN.
     pub numeric: Vec<f32>,
-    /// Ids, `[rows, n_categorical]`; the same text is the same id in every file ([`crate::schema::id_of`]).
+    /// Ids, `[rows, n_categorical]`; a text has the same id in every file ([`crate::schema::id_of`]).
     pub ids: Vec<u64>,
 }
 
@@ -25,7 +25,7 @@ impl Batch {
         self.labels.is_empty()
     }
 
-    /// Removes all rows, keeping the buffers.
+    /// Removes all rows and keeps the buffers.
     pub fn clear(&mut self) {
         self.labels.clear();
         self.numeric.clear();
@@ -42,25 +42,25 @@ impl Batch {
     }
 }
 
-/// Rows in a fixed order, read a batch at a time in bounded memory.
+/// Rows in a fixed order, read in batches within bounded memory.
 pub trait RowSource: Send {
-    /// What the rows consist of. It does not change while the source lives.
+    /// The columns, constant for a source.
     fn schema(&self) -> &Schema;
 
-    /// Replaces the contents of `batch` by the next `rows` rows: fewer at the end, none after it. Returns how many.
+    /// Replaces the contents of `batch` by the next rows: `rows`, fewer at the end, 0 after the end. Returns their number.
     ///
     /// # Errors
-    /// A file cannot be read or has a row that cannot be used. After an error the source is spent.
+    /// A file cannot be read, or it has too many invalid rows. After an error the source must not be used.
     fn next_batch(&mut self, rows: usize, batch: &mut Batch) -> Result<usize>;
 
-    /// Starts over. Shuffled sources give each `epoch` an order of its own; the same epoch is always the same rows in
-    /// the same order, whatever the number of threads.
+    /// Starts an epoch. Shuffled sources have a different order in each epoch. The order of an epoch is reproducible and
+    /// independent of the number of threads.
     ///
     /// # Errors
     /// A file cannot be opened.
     fn rewind(&mut self, epoch: u64) -> Result<()>;
 
-    /// Passes over the next `rows` rows (to resume an epoch). Returns how many there were.
+    /// Skips the next `rows` rows, to resume an epoch. Returns the number of skipped rows.
     ///
     /// # Errors
     /// As [`RowSource::next_batch`].
@@ -76,17 +76,17 @@ pub trait RowSource: Send {
         Ok(done)
     }
 
-    /// Number of rows of an epoch, where it is known without reading them.
+    /// The number of rows of an epoch, if it is known without reading them.
     fn rows(&self) -> Option<u64> {
         None
     }
 
-    /// Part of this epoch that has been read, 0 to 1, where it can be told (bytes read of the file's size).
+    /// The finished part of this epoch, from 0 to 1, if it is known (by bytes).
     fn progress(&self) -> Option<f64> {
         None
     }
 
-    /// Rows left out so far because they could not be used.
+    /// The number of invalid rows so far, which were left out.
     fn bad_rows(&self) -> u64 {
         0
     }
@@ -165,7 +165,7 @@ pub(crate) trait BlockSource {
     }
 }
 
-/// Rows in memory, in their order: tests and small data.
+/// Rows in memory, in a fixed order.
 #[derive(Debug, Clone)]
 pub struct Memory {
     schema: Schema,
@@ -174,17 +174,17 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The rows of `data`, whose shape fits `schema`.
+    /// The rows of `data`, in the shape of `schema`.
     ///
     /// # Panics
-    /// If the lengths of `data` do not fit together.
+    /// The lengths of `data` do not match `schema`.
     pub fn new(schema: Schema, data: Batch) -> Self {
         assert_eq!(data.numeric.len(), data.rows() * schema.n_numeric());
         assert_eq!(data.ids.len(), data.rows() * schema.n_categorical());
         Self { schema, data, next: 0 }
     }
 
-    /// All that is left in `source`.
+    /// The remaining rows of `source`.
     ///
     /// # Errors
     /// Those of `source`.

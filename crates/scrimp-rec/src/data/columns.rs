@@ -1,4 +1,4 @@
-//! Rows that come column by column, with typed values: what Parquet and Arrow have in common.
+//! Rows from columns of typed values, for Parquet and Arrow.
 
 use super::{
     Batch, OpenOptions,
@@ -6,7 +6,7 @@ use super::{
     values::{applied, id, label, number},
 };
 
-/// A value that is there, or `Missing`.
+/// A typed value or `Missing`.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Value<'a> {
     Missing,
@@ -16,7 +16,7 @@ pub(super) enum Value<'a> {
 }
 
 impl Value<'_> {
-    /// As a text file would have it.
+    /// The value as text, as in a CSV file.
     pub(super) fn text(self, out: &mut Vec<u8>) {
         match self {
             Self::Missing => {}
@@ -28,7 +28,7 @@ impl Value<'_> {
     }
 }
 
-/// Rows under construction, of which the columns arrive one after another.
+/// Rows under construction, filled column by column.
 pub(super) struct Columns<'a> {
     filler: &'a Filler,
     options: &'a OpenOptions,
@@ -39,15 +39,15 @@ pub(super) struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    /// Makes `out` a batch of `n` rows of which everything is missing.
+    /// Makes `out` a batch of `n` rows of missing values.
     pub(super) fn new(filler: &'a Filler, options: &'a OpenOptions, n: usize, out: &'a mut Batch) -> Self {
         out.clear();
-        // Crosses are appended after the ids of a row, so they wait until all rows stand apart.
+        // `finish` inserts the crosses, which follow the ids of a row.
         let rows = (0..n).map(|_| filler.begin(out)).collect();
         Self { filler, options, rows, out, problems: vec![None; n], scratch: Vec::new() }
     }
 
-    /// Sets one value of row `r`.
+    /// Sets a value of row `r`.
     pub(super) fn set(&mut self, r: usize, role: Role, value: Value<'_>) {
         if self.problems[r].is_none() {
             self.problems[r] = self.try_set(r, role, value).err();
@@ -104,7 +104,7 @@ impl<'a> Columns<'a> {
         }
     }
 
-    /// Appends the crosses. Returns the rows that cannot be used, with the reason; they are left out.
+    /// Appends the crosses and removes invalid rows. Returns their numbers with the reasons.
     pub(super) fn finish(mut self) -> Vec<(usize, String)> {
         if self.options.labels {
             for (problem, y) in self.problems.iter_mut().zip(&self.out.labels) {

@@ -1,6 +1,6 @@
-//! Criteo's click logs (Kaggle's `train.txt`, the day files of the terabyte): lines of 40 columns separated by tabs: the
-//! label, 13 integers, 26 categories in hexadecimal; any but the label may be empty. Files to be scored may lack the
-//! label (39 columns), as Kaggle's `test.txt` does.
+//! Criteo's click logs (Kaggle's `train.txt`, the day files of CriteoTB). A line has 40 tab-separated columns: the label, 13
+//! integers and 26 hexadecimal categories. All columns but the label may be empty. Files for scoring may lack the label
+//! (39 columns), like Kaggle's `test.txt`.
 
 use super::{
     Batch, Crosses,
@@ -17,7 +17,7 @@ pub(super) struct Criteo {
     schema: Schema,
     log1p: Log1p,
     missing: f32,
-    /// Do lines begin with a label?
+    /// Whether lines begin with a label.
     labeled: bool,
 }
 
@@ -26,14 +26,14 @@ impl Criteo {
         Self { crosses: Crosses::new(&schema), schema, log1p: Log1p::new(), missing, labeled }
     }
 
-    /// Is this a schema of Criteo's shape?
+    /// Whether the schema has Criteo's shape.
     pub(super) fn fits(schema: &Schema) -> bool {
         schema.numeric.len() == NUMBERS
             && schema.categorical.len() == CATEGORIES
             && schema.categorical.iter().all(|c| c.kind == Kind::Hex)
     }
 
-    /// With a label: 40; without: 39; `None`: the line is not of Criteo's shape.
+    /// The number of columns of a line of Criteo's shape: 40 with a label, 39 without.
     pub(super) fn columns(line: &[u8]) -> Option<usize> {
         let fields: Vec<&[u8]> = line.split(|&b| b == b'\t').collect();
         let numbers = fields.len().checked_sub(CATEGORIES)?;
@@ -62,7 +62,7 @@ impl Criteo {
             out.labels.push(f32::NAN);
         }
         for column in &self.schema.numeric {
-            // Counts are short: a loop over their digits that also finds their end.
+            // Counts have few digits: one loop parses them and finds the next tab.
             let negative = rest.first() == Some(&b'-');
             let start = usize::from(negative);
             let (mut n, mut at) = (0u64, start);
@@ -109,7 +109,7 @@ impl Criteo {
         Some(())
     }
 
-    /// A line that is not as it mostly is: numbers with a fraction, or an error.
+    /// The slow path: numbers with a fraction, and errors.
     #[cold]
     fn careful_row(&self, line: &[u8], out: &mut Batch) -> Result<(), String> {
         let fields: Vec<&[u8]> = line.split(|&b| b == b'\t').collect();

@@ -1,4 +1,4 @@
-//! CSV with a header: any separator, quotes as in RFC 4180, but a row is one line.
+//! CSV with a header and any separator. Quotes follow RFC 4180, except that a row is one line.
 
 use super::{
     Batch,
@@ -14,7 +14,7 @@ pub(super) struct Csv {
 }
 
 impl Csv {
-    /// For files with the columns `names`.
+    /// A parser for files with the columns `names`.
     pub(super) fn new(filler: Filler, names: Vec<String>, separator: u8) -> Self {
         let roles = names.iter().map(|n| filler.role(n)).collect();
         Self { filler, separator, names, roles }
@@ -31,7 +31,7 @@ impl Csv {
     }
 }
 
-/// Calls `each` with the number and the text of each field; returns how many there are. `scratch` holds quoted text.
+/// Calls `each` with the index and the text of each field. Returns the number of fields. `scratch` is a buffer for quoted text.
 #[inline]
 pub(super) fn fields(
     line: &[u8],
@@ -104,7 +104,7 @@ impl Parse for Csv {
         let row = self.filler.begin(out);
         let mut problem = Ok(());
         let found = fields(line, self.separator, &mut scratch.bytes, |i, text| {
-            // The number of columns is the better message: say that first.
+            // A wrong number of columns explains other errors: it is reported first.
             if let (Ok(()), Some(&role)) = (&problem, self.roles.get(i)) {
                 problem = self.filler.set(row, role, text, out);
             }

@@ -1,4 +1,4 @@
-//! Panics of decoders that others wrote: damaged files must not end the process, nor fill its log.
+//! Converts panics of third-party decoders on damaged files to errors, without messages on stderr.
 
 use std::{
     cell::Cell,
@@ -6,7 +6,7 @@ use std::{
 };
 
 thread_local! {
-    /// Whether a panic on this thread is expected.
+    /// Whether this thread runs a guarded decoder.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -18,8 +18,8 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
     result.ok()
 }
 
-/// Installs a panic hook that is silent about panics of decoders, which become errors, and passes others on. For programs;
-/// libraries leave the hook alone.
+/// Installs a panic hook without messages for guarded decoders. Other panics reach the previous hook. Programs call this;
+/// libraries do not change the hook.
 pub fn hide_guarded_panics() {
     let other = take_hook();
     set_hook(Box::new(move |info| {

@@ -1,9 +1,8 @@
-//! A schema for data that comes without one, from its first rows.
+//! Infers a schema from the first rows of the data.
 //!
-//! A column of text is a category. A column of numbers is numeric if it has fractions, or if it has more than 256
-//! different integers and is not called an id; other integers are categories. A text that is different in (almost)
-//! every row is left out, and so is an integer column called `id` of that kind. Every decision is told, and can be
-//! overruled by naming the columns.
+//! A column of text is categorical. A column of numbers is numeric if it has fractions, or if it has more than 256 distinct
+//! integers and no name of an id; other integers are categorical. Text columns with a distinct value in (almost) every row are
+//! left out, as are such integer columns with the name `id`. Notes explain each decision, and [`Hints`] override it.
 
 use super::{
     Batch, DataSet, Format, OpenOptions, csv,
@@ -17,29 +16,28 @@ use crate::{
 };
 use std::{collections::HashSet, sync::Arc};
 
-/// Rows that are looked at to decide what columns are.
+/// Rows of the sample for the kinds of columns.
 const SAMPLE: usize = 20_000;
-/// Rows from which means and deviations are taken.
+/// Rows of the sample for means and deviations.
 const FIT: usize = 100_000;
-/// Names that a label has, in the order in which they are tried.
+/// Usual names of labels, by priority.
 const LABELS: [&str; 9] =
     ["label", "click", "clicked", "is_click", "target", "y", "conversion", "converted", "is_clicked"];
 
-/// What the user says about columns.
+/// The user's statements about columns.
 #[derive(Debug, Clone, Default)]
 pub struct Hints {
-    /// The label; else one of the usual names.
+    /// The label; `None`: one of the usual names.
     pub label: Option<String>,
-    /// Numeric columns; with `categorical`, these are all that is used.
+    /// Numeric columns. If this or `categorical` is set, other columns are left out.
     pub numeric: Option<Vec<String>>,
-    /// Categorical columns. `NAME:id` refuses negative numbers, `NAME:hex` reads hexadecimal ids, `NAME:text` takes
-    /// anything.
+    /// Categorical columns. `NAME:id` rejects negative numbers, `NAME:hex` parses hexadecimal ids, `NAME:text` accepts any text.
     pub categorical: Option<Vec<String>>,
     /// Crosses of categorical columns.
     pub crosses: Vec<Vec<String>>,
 }
 
-/// What the first rows of a column look like.
+/// Statistics of a column in the sample.
 #[derive(Debug, Clone)]
 struct Column {
     name: String,
@@ -76,7 +74,7 @@ impl Column {
             Ok(Some(x)) => {
                 self.present += 1;
                 self.numbers += 1;
-                // `260.0` is an integer that passed through a table with gaps.
+                // Tables with missing values write integers as `260.0`.
                 self.integers += usize::from(x.fract() == 0.0);
                 self.negative |= x < 0.0;
                 self.sum += f64::from(x);
@@ -94,7 +92,7 @@ impl Column {
         self.is_number() && self.integers == self.numbers
     }
 
-    /// Different in almost every row.
+    /// Whether almost every row has a distinct value.
     fn is_unique(&self) -> bool {
         self.present >= 100 && self.distinct.len() * 100 >= self.present * 98
     }
@@ -125,7 +123,7 @@ impl Column {
         }
     }
 
-    /// Amounts that spread over orders of magnitude.
+    /// `log1p` for values over several orders of magnitude.
     fn transform(&self) -> Transform {
         let spread = self.max > 20.0 * self.sum / self.numbers.max(1) as f64;
         if spread && !self.negative || named(&self.name, 'I') {
@@ -146,16 +144,16 @@ enum Guess {
     Left(&'static str),
 }
 
-/// Criteo's names: a letter and a number.
+/// Whether `name` is Criteo's: a letter and a number.
 fn named(name: &str, letter: char) -> bool {
     name.strip_prefix(letter).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
 impl DataSet {
-    /// A schema, and what was decided, in sentences for the user. Numbers are not yet standardized ([`DataSet::fit`]).
+    /// An inferred schema, and notes on the decisions. Numbers are not standardized; see [`DataSet::fit`].
     ///
     /// # Errors
-    /// The label cannot be told, a named column is not there, the file cannot be read.
+    /// The label is unclear, a named column is missing, or the file cannot be read.
     pub fn infer(&self, hints: &Hints) -> Result<(Schema, Vec<String>)> {
         let mut notes = Vec::new();
         let mut schema = match self.format() {
@@ -236,7 +234,7 @@ impl DataSet {
         Ok(schema)
     }
 
-    /// The first rows, column by column.
+    /// The statistics of the first rows.
     fn sample(&self) -> Result<Vec<Column>> {
         let mut columns: Vec<Column> = self.names().iter().cloned().map(Column::new).collect();
         match self.format() {
@@ -260,7 +258,7 @@ impl DataSet {
                 }
                 match self.format() {
                     Format::Csv { separator } if number > 1 => {
-                        // Rows that cannot be read are complained about when they are needed.
+                        // Invalid rows are reported when the source reads them.
                         let _ = csv::fields(line, separator, &mut scratch, |i, text| {
                             if let Some(column) = columns.get_mut(i) {
                                 column.see(text);
@@ -277,8 +275,8 @@ impl DataSet {
         Ok(columns)
     }
 
-    /// Standardizes numeric columns that have mean 0 and scale 1 (nobody has said anything else): mean and deviation, after
-    /// the transform, of the values present in the first 100,000 rows become 0 and 1.
+    /// Standardizes the numeric columns with mean 0 and scale 1, the defaults: after the transform, the values of the first
+    /// 100,000 rows get mean 0 and deviation 1.
     ///
     /// # Errors
     /// As [`DataSet::open`] and its source.
@@ -312,7 +310,7 @@ impl DataSet {
             let mean = sum / count;
             let deviation = (squares / count - mean * mean).max(0.0).sqrt();
             column.mean = mean as f32;
-            // A column that hardly varies in the sample is not blown up.
+            // An almost constant column keeps its scale.
             let usable = deviation > 1e-6 * mean.abs().max(1e-6);
             column.scale = if usable { (1.0 / deviation) as f32 } else { 1.0 };
         }
@@ -320,7 +318,7 @@ impl DataSet {
     }
 }
 
-/// Looks at the scalars of one JSON object.
+/// Adds the scalars of a JSON object to the statistics.
 fn json(line: &[u8], columns: &mut Vec<Column>) {
     let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(line) else { return };
     for (name, value) in object {

@@ -1,4 +1,4 @@
-//! Bytes of one file or several, decompressed (gzip, Zstandard) by what they start with, whatever the name.
+//! Input files, decompressed. The first bytes of a file, not its name, select gzip or Zstandard.
 
 use crate::{Error, Result};
 use flate2::bufread::MultiGzDecoder;
@@ -18,7 +18,7 @@ use std::{
 
 const BUFFER: usize = 1 << 17;
 
-/// Counts what is read of a file, for progress.
+/// Counts the bytes read from the disk, for progress.
 pub(crate) struct Counted {
     file: File,
     read: Arc<AtomicU64>,
@@ -40,14 +40,14 @@ enum Decoder {
     Zstd(Box<Zstd>),
 }
 
-/// One open file.
+/// An open file.
 pub(crate) struct Input {
     path: PathBuf,
     decoder: Decoder,
 }
 
 impl Input {
-    /// Opens `path`; `read` counts the bytes taken from the disk.
+    /// Opens `path`. `read` counts the bytes read from the disk.
     pub(crate) fn open(path: &Path, read: &Arc<AtomicU64>) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         if file.metadata().is_ok_and(|m| m.is_dir()) {
@@ -72,7 +72,7 @@ impl Input {
         Ok(Self { path: path.to_owned(), decoder })
     }
 
-    /// Reads until `buffer` is full or the file ends; returns how many bytes.
+    /// Fills `buffer` up to the end of the file. Returns the number of bytes.
     pub(crate) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
@@ -100,7 +100,7 @@ impl Input {
             Decoder::Gzip(_) => "gzip",
             Decoder::Zstd(_) => "Zstandard",
         };
-        // The system's own errors have a number; those of decoders do not.
+        // Errors of the system have a number; errors of decoders have none.
         if e.raw_os_error().is_some() {
             return Error::io(&self.path, e);
         }
@@ -114,12 +114,12 @@ impl Input {
 }
 
 fn is_zstd(start: &[u8]) -> bool {
-    // A frame, or one that is to be skipped.
+    // A frame or a skippable frame.
     start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
         || (start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18])
 }
 
-/// Zstandard frames, one after the other.
+/// A sequence of Zstandard frames.
 struct Zstd {
     raw: Raw,
     decoder: FrameDecoder,
@@ -131,7 +131,7 @@ impl Zstd {
         zstd.next_frame().map(|_| zstd)
     }
 
-    /// Reads the header of the next frame, passing over skippable ones; false at the end of the file.
+    /// Reads the header of the next frame and skips skippable frames. Returns false at the end of the file.
     fn next_frame(&mut self) -> Result<bool, String> {
         loop {
             let start = self.raw.fill_buf().map_err(|e| e.to_string())?;

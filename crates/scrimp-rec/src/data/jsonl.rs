@@ -1,5 +1,4 @@
-//! JSON lines: an object per line. Keys that the schema does not know are passed over, those that are absent or null
-//! are missing.
+//! JSON lines: an object per line. Unknown keys are ignored; absent and null keys are missing values.
 
 use super::{
     Batch,
@@ -16,7 +15,7 @@ pub(super) struct JsonLines {
 }
 
 impl JsonLines {
-    /// `labels`: must each row have one?
+    /// `labels`: every row must have a label.
     pub(super) fn new(filler: Filler, labels: bool) -> Self {
         let schema = &filler.schema;
         let numbers = schema.numeric.iter().map(|c| &c.name);
@@ -26,7 +25,7 @@ impl JsonLines {
     }
 }
 
-/// A value as the text that a CSV file would have.
+/// A value as text, as in a CSV file.
 pub(super) struct Text<'a>(pub(super) &'a mut Vec<u8>);
 
 impl<'de> DeserializeSeed<'de> for Text<'_> {
@@ -116,7 +115,7 @@ impl Parse for JsonLines {
         let parsed = de::Deserializer::deserialize_map(&mut json, object).and_then(|()| json.end());
         parsed.map_err(|e| {
             let text = e.to_string();
-            // The line is that of the file, which the caller knows.
+            // The line number in this message is always 1; the caller adds the line of the file.
             match text.rsplit_once(" at line 1 column ") {
                 Some((what, column)) => format!("{what} (column {column})"),
                 None => text,

@@ -1,8 +1,8 @@
-//! Click logs: rows of a label, numbers and categories, a batch at a time.
+//! Click logs: batches of rows with a label, numbers and categories.
 //!
-//! [`Data::find`] opens what the command calls DATA. [`DataSet::find`] says what is at a path (Criteo's format, CSV, JSON lines or Parquet; plain, gzip or Zstandard),
-//! [`DataSet::infer`] makes a schema for it, and [`DataSet::open`] reads it: in bounded memory, parsed by several
-//! threads, in the order of the file. [`Shuffled`] shuffles.
+//! [`Data::find`] finds files or a generator by name. [`DataSet::find`] recognizes the format of files (Criteo's, CSV, JSON
+//! lines or Parquet; plain, gzip or Zstandard), [`DataSet::infer`] infers a schema, and [`DataSet::open`] reads rows in the order
+//! of the file, with several threads and within bounded memory. [`Shuffled`] shuffles rows.
 
 #[cfg(feature = "arrow")]
 mod arrow;
@@ -59,7 +59,7 @@ pub(crate) fn bad_row(path: &std::path::Path, line: u64, what: impl std::fmt::Di
         .with_hint("`skip_bad_rows` N leaves out up to N such rows and reports their number")
 }
 
-/// Where the parts of each cross are among the categorical columns.
+/// The indices of the categorical columns of each cross.
 #[derive(Debug, Clone)]
 pub(crate) struct Crosses(Vec<Vec<usize>>);
 

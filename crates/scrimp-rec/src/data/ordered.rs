@@ -1,7 +1,6 @@
-//! Work cut into blocks: threads take blocks in order, work on them at once, and the results come out in order.
+//! A pipeline of blocks: threads take blocks in order and process them in parallel; the consumer gets the results in order.
 //!
-//! At most `window` blocks are under way or waiting, so memory is bounded by the window, whoever is slow. The threads
-//! sleep when there is nothing to do; they do not spin.
+//! At most `window` blocks are in progress or waiting, which bounds the memory. Idle threads sleep.
 
 use std::{
     collections::VecDeque,
@@ -9,18 +8,18 @@ use std::{
     thread::JoinHandle,
 };
 
-/// How blocks are cut and what is done with each.
+/// The source of blocks, and their processing.
 pub(crate) trait Work: Send + Sync + 'static {
-    /// Where blocks come from; one thread at a time takes the next.
+    /// The source of blocks, which one thread uses at a time.
     type Source: Send + 'static;
     /// A block.
     type Job: Send;
-    /// What it becomes. Old ones are handed back to be filled again.
+    /// The result of a block. Results are reused.
     type Out: Send + Default + 'static;
 
     /// The next block; `None` at the end.
     fn take(&self, source: &mut Self::Source) -> Option<Self::Job>;
-    /// Works on one block. `out` is an old result or a new empty one.
+    /// Processes a block. `out` is an old result or a new empty one.
     fn run(&self, job: Self::Job, out: &mut Self::Out);
 }
 
@@ -34,19 +33,19 @@ struct Shared<W: Work> {
     work: W,
     source: Mutex<W::Source>,
     state: Mutex<State<W::Out>>,
-    /// Someone may go on: a result is there, there is room, or all is over.
+    /// Signals a new result, a free slot, or the end.
     changed: Condvar,
     window: usize,
 }
 
 struct State<T> {
-    /// Results that wait, the first being number `delivered`.
+    /// Waiting results; the first has number `delivered`.
     waiting: VecDeque<Option<T>>,
-    /// Number of the next block that is taken from the source.
+    /// The number of the next block of the source.
     taken: u64,
-    /// Number of the next result for the consumer.
+    /// The number of the next result for the consumer.
     delivered: u64,
-    /// Number of blocks, once it is known.
+    /// The number of blocks, known at the end of the source.
     end: Option<u64>,
     stop: bool,
     panicked: bool,
@@ -58,7 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<W: Work> Ordered<W> {
-    /// Starts working with `threads` threads; with 0, the caller of [`Ordered::next`] does the work.
+    /// Starts `threads` threads. With 0, [`Ordered::next`] processes a block itself.
     pub(crate) fn new(work: W, source: W::Source, threads: usize) -> Self {
         let state = State {
             waiting: VecDeque::new(),
@@ -80,15 +79,15 @@ impl<W: Work> Ordered<W> {
             let shared = shared.clone();
             std::thread::Builder::new().name(format!("data-{i}")).spawn(move || shared.work_until_done()).ok()
         };
-        // Where no thread can be had, those that there are do the work, or the caller does.
+        // If the system refuses a thread, the started ones or the caller do the work.
         let threads = (0..threads).filter_map(spawn).collect();
         Self { shared, threads }
     }
 
-    /// The next result, handed to `consume`; `None` at the end.
+    /// Calls `consume` with the next result; `None` at the end.
     ///
     /// # Panics
-    /// If the work panicked.
+    /// A thread panicked.
     pub(crate) fn next<R>(&mut self, consume: impl FnOnce(&mut W::Out) -> R) -> Option<R> {
         let shared = &*self.shared;
         let mut out = if self.threads.is_empty() {
@@ -129,7 +128,7 @@ impl<W: Work> Shared<W> {
         while let Some((number, job, mut out)) = self.take() {
             self.work.run(job, &mut out);
             let mut state = lock(&self.state);
-            // Results may come before those of earlier blocks.
+            // Later blocks may finish first.
             let at = usize::try_from(number - state.delivered).unwrap_or(0);
             while state.waiting.len() <= at {
                 state.waiting.push_back(None);
@@ -141,7 +140,7 @@ impl<W: Work> Shared<W> {
         guard.done = true;
     }
 
-    /// The next block with its number, as soon as there is room for its result.
+    /// Waits for a free slot and takes the next block, with its number.
     fn take(&self) -> Option<(u64, W::Job, W::Out)> {
         let mut source = lock(&self.source);
         let mut state = lock(&self.state);
@@ -169,7 +168,7 @@ impl<W: Work> Shared<W> {
     }
 }
 
-/// Tells the consumer when a thread ends by a panic.
+/// Reports the panic of a thread to the consumer.
 struct Guard<'a, W: Work> {
     shared: &'a Shared<W>,
     done: bool,

@@ -1,5 +1,5 @@
-//! Apache Parquet: flat columns of booleans, integers, floats and texts; others are left alone. A row that cannot be
-//! used is named by its number in the file.
+//! Apache Parquet: flat columns of booleans, integers, floats and texts. Other columns are ignored. Errors name an invalid row
+//! by its number in the file.
 
 use super::{
     Batch, Block, BlockSource, OpenOptions, RowSource,
@@ -18,12 +18,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Rows that are decoded at once.
+/// Rows of a decoded block.
 const CHUNK: usize = 4096;
 
 type Reader = SerializedFileReader<File>;
 
-/// What the decoder does not notice may panic inside it.
+/// Runs the decoder, which panics on some damaged files.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     super::guard::guarded(work).unwrap_or_else(|| Err(Error::bad_file(path, "the Parquet data is damaged")))
 }
@@ -37,7 +37,7 @@ fn reader(path: &Path) -> Result<Reader> {
     guarded(path, || Reader::new(file).map_err(damaged(path)))
 }
 
-/// Flat columns that can be read: place among all leaves, and name.
+/// The supported columns: index among all leaves, and name.
 fn flat(reader: &Reader) -> Vec<(usize, String)> {
     let schema = reader.metadata().file_metadata().schema_descr();
     let columns = schema.columns().iter().enumerate();
@@ -49,12 +49,12 @@ fn flat(reader: &Reader) -> Vec<(usize, String)> {
     usable.map(|(i, c)| (i, c.name().to_owned())).collect()
 }
 
-/// Names of the columns that can be read.
+/// The names of the supported columns.
 pub(super) fn names(path: &Path) -> Result<Vec<String>> {
     Ok(flat(&reader(path)?).into_iter().map(|(_, n)| n).collect())
 }
 
-/// Hands the texts of the first `rows` rows to `see`, column by column, with the place of the column in [`names`].
+/// Calls `see` with the texts of the first `rows` rows, column by column, and the index of the column in [`names`].
 pub(super) fn sample(path: &Path, rows: usize, see: &mut dyn FnMut(usize, &[u8])) -> Result<()> {
     let reader = reader(path)?;
     guarded(path, || {
@@ -79,7 +79,7 @@ pub(super) fn sample(path: &Path, rows: usize, see: &mut dyn FnMut(usize, &[u8])
     })
 }
 
-/// One column of a row group, and some values of it.
+/// A column of a row group, and its decoded values.
 struct Column {
     role: Role,
     decoder: ColumnReader,
@@ -111,7 +111,7 @@ impl Column {
         Self { role, decoder, present: Vec::new(), optional: false, records: 0, values }
     }
 
-    /// Reads `n` values, absent ones included.
+    /// Decodes `n` values, nulls included.
     fn read(&mut self, n: usize) -> Result<(), parquet::errors::ParquetError> {
         macro_rules! read {
             ($reader:expr, $values:expr) => {{
@@ -148,7 +148,7 @@ impl Column {
         Ok(())
     }
 
-    /// Calls `f` with each row's number within what was read, and its value.
+    /// Calls `f` with each row's number in the decoded block, and its value.
     fn each(&self, f: &mut dyn FnMut(usize, Value<'_>)) {
         let mut at = 0;
         for row in 0..self.records {
@@ -176,13 +176,13 @@ pub(super) struct ParquetSource {
     filler: Filler,
     options: OpenOptions,
     total: u64,
-    /// The file that is read: how many came before it.
+    /// The index of the current file.
     file: usize,
     reader: Option<Reader>,
     group: usize,
     columns: Vec<Column>,
     left: usize,
-    /// Rows of this file that have been read.
+    /// Rows read from this file.
     row: u64,
     rows_read: u64,
     bad_rows: u64,
@@ -216,7 +216,7 @@ impl ParquetSource {
         })
     }
 
-    /// Makes the next rows of a row group ready; false at the end of all files.
+    /// Opens the next row group if the current one is read. Returns false at the end of all files.
     fn ready(&mut self) -> Result<bool> {
         while self.left == 0 {
             let Some(path) = self.paths.get(self.file) else { return Ok(false) };
@@ -251,7 +251,7 @@ impl ParquetSource {
         Ok(true)
     }
 
-    /// Decodes `n` rows and returns those that cannot be used, which are left out.
+    /// Decodes `n` rows, without the invalid ones. Returns their numbers with the reasons.
     fn decode(&mut self, path: &Path, n: usize) -> Result<Vec<(usize, String)>> {
         let Self { columns, filler, block, options, .. } = self;
         let mut rows = Columns::new(filler, options, n, block.refill());

@@ -1,4 +1,4 @@
-//! Which column of a file is what: by the names in its header.
+//! Maps the columns of a file, by name, to the columns of a schema.
 
 use super::{
     Batch, Crosses,
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::schema::Schema;
 
-/// What a column of a file is for.
+/// The column of the schema that a column of a file fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Ignored,
@@ -15,14 +15,14 @@ pub(super) enum Role {
     Category(usize),
 }
 
-/// Writes fields to their places in a row.
+/// Fills the fields of rows.
 pub(super) struct Filler {
     pub(super) schema: Schema,
     crosses: Crosses,
     missing: f32,
 }
 
-/// A row under construction: where it starts in the batch.
+/// The offsets of a row in a batch.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
     numeric: usize,
@@ -30,12 +30,12 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Where in a batch's numbers the number `i` is.
+    /// The index of number `i` in the batch.
     pub(super) fn number(self, i: usize) -> usize {
         self.numeric + i
     }
 
-    /// Where in a batch's ids the category `i` is.
+    /// The index of category `i` in the batch.
     pub(super) fn category(self, i: usize) -> usize {
         self.ids + i
     }
@@ -46,7 +46,7 @@ impl Filler {
         Self { crosses: Crosses::new(&schema), schema, missing }
     }
 
-    /// The role of the column called `name`.
+    /// The role of column `name`.
     pub(super) fn role(&self, name: &str) -> Role {
         if name == self.schema.label {
             return Role::Label;
@@ -57,7 +57,7 @@ impl Filler {
         self.schema.categorical.iter().position(|c| c.name == name).map_or(Role::Ignored, Role::Category)
     }
 
-    /// Columns of the schema that are not among `names`; the label only where `labels` are wanted.
+    /// The columns of the schema that `names` lacks; the label counts if `labels` is set.
     pub(super) fn absent<'a>(&'a self, names: &[String], labels: bool) -> Vec<&'a str> {
         let label = labels.then_some(self.schema.label.as_str());
         let columns = label.into_iter().chain(self.schema.numeric.iter().map(|c| c.name.as_str()));
@@ -65,7 +65,7 @@ impl Filler {
         columns.filter(|c| !names.iter().any(|n| n == c)).collect()
     }
 
-    /// Appends a row of which everything is missing.
+    /// Appends a row of missing values.
     #[inline]
     pub(super) fn begin(&self, out: &mut Batch) -> Row {
         let row = self.start(out);
@@ -75,12 +75,12 @@ impl Filler {
         row
     }
 
-    /// The row that comes next.
+    /// The offsets of the next row.
     pub(super) fn start(&self, out: &Batch) -> Row {
         Row { numeric: out.numeric.len(), ids: out.ids.len() }
     }
 
-    /// Sets one field.
+    /// Sets a field.
     #[inline]
     pub(super) fn set(&self, row: Row, role: Role, text: &[u8], out: &mut Batch) -> Result<(), String> {
         match role {
@@ -112,7 +112,7 @@ impl Filler {
     }
 }
 
-/// Names for an error message, not too many.
+/// A list of names for an error message, shortened.
 pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<String> = names.into_iter().map(|n| shown(n.as_bytes())).collect();
     match names.len() {

@@ -1,4 +1,4 @@
-//! Rows that come one by one as JSON objects, as a server's requests have them.
+//! Single rows as JSON objects, for servers.
 
 use super::{
     Batch,
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::schema::Schema;
 
-/// Parses JSON objects into rows. Columns that are absent or null are missing; labels are not looked for.
+/// Parses JSON objects into rows. Absent and null columns are missing values; labels are ignored.
 pub struct JsonRows {
     parser: JsonLines,
     scratch: Scratch,
@@ -21,7 +21,7 @@ impl std::fmt::Debug for JsonRows {
 }
 
 impl JsonRows {
-    /// Of `schema`.
+    /// A parser for rows of `schema`.
     pub fn new(schema: &Schema) -> Self {
         let filler = Filler::new(schema.clone(), super::OpenOptions::default().missing);
         Self { parser: JsonLines::new(filler, false), scratch: Scratch::default() }
@@ -30,7 +30,7 @@ impl JsonRows {
     /// Appends the row in `json`.
     ///
     /// # Errors
-    /// When it is no object, or has a value that its column does not take; then `batch` is as before.
+    /// `json` is not an object, or a value is invalid for its column; `batch` is unchanged.
     pub fn push(&mut self, json: &[u8], batch: &mut Batch) -> Result<(), String> {
         let before = (batch.labels.len(), batch.numeric.len(), batch.ids.len());
         let result = self.parser.line(json, batch, &mut self.scratch);

@@ -1,4 +1,4 @@
-//! What data is at a path, and how it is opened.
+//! Files of rows: recognizes their format and opens them.
 
 use super::{
     RowSource,
@@ -17,17 +17,17 @@ use std::{
     sync::Arc,
 };
 
-/// Bytes in which the first line must end.
+/// The longest first line in bytes.
 const FIRST_LINE: usize = 1 << 20;
 
-/// How rows are written.
+/// File formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Criteo's: 40 columns separated by tabs, without a header.
     Criteo,
     /// A header, then a row per line.
     Csv {
-        /// Between fields: `,`, a tab, `;` or `|`.
+        /// The separator of fields: `,`, a tab, `;` or `|`.
         separator: u8,
     },
     /// A JSON object per line.
@@ -63,45 +63,45 @@ impl fmt::Display for Format {
     }
 }
 
-/// How data is read.
+/// Options of reading.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    /// Threads that parse; 0: the caller does.
+    /// Number of parsing threads; 0: the calling thread parses.
     pub threads: usize,
-    /// Rows that cannot be used and are left out before it is an error.
+    /// The number of invalid rows that are left out; one more is an error.
     pub skip_bad_rows: u64,
-    /// Must each row have a label? Where not, rows without one get NaN.
+    /// Every row must have a label. If false, rows without a label get NaN.
     pub labels: bool,
-    /// What the model gets for a missing number.
+    /// The value of a missing number.
     pub missing: f32,
-    /// Bytes of text that are parsed at once, and the longest line that may be.
+    /// Bytes of a block of text, and the longest line.
     pub block: usize,
 }
 
 impl Default for OpenOptions {
-    /// One thread, no bad rows, labels in all rows.
+    /// One thread, no invalid rows, labels in all rows.
     fn default() -> Self {
         Self { threads: 1, skip_bad_rows: 0, labels: true, missing: 0.0, block: text::BLOCK }
     }
 }
 
-/// A file of rows, or a directory of files with the same columns, which are read one after the other.
+/// A file of rows, or a directory of files with the same columns, which are read in sequence.
 #[derive(Debug, Clone)]
 pub struct DataSet {
     paths: Vec<PathBuf>,
     format: Format,
-    /// Names of columns, where the format has them in one place.
+    /// The names of the columns, for formats with a header.
     names: Vec<String>,
-    /// Criteo: do lines begin with a label?
+    /// Whether lines of Criteo's format begin with a label.
     labeled: bool,
 }
 
 impl DataSet {
-    /// Looks at `path`: a file, or a directory of which all files but hidden and `.toml` ones are read, in the order of
-    /// their names (`day_2` before `day_10`). The format is recognized from the first file's beginning.
+    /// The data at `path`: a file, or the files of a directory in the order of their names (`day_2` before `day_10`), without
+    /// hidden and `.toml` files. The beginning of the first file determines the format.
     ///
     /// # Errors
-    /// There is no such file, or its format is not known.
+    /// The file does not exist, or its format is unknown.
     pub fn find(path: &Path) -> Result<Self> {
         let paths = files(path)?;
         let Some(first) = paths.first() else {
@@ -160,20 +160,20 @@ impl DataSet {
         &self.paths
     }
 
-    /// Names of the columns; empty for formats that do not name them in one place.
+    /// The names of the columns; empty for formats without a header.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// Bytes of all files.
+    /// The size of all files in bytes.
     pub fn bytes(&self) -> u64 {
         self.paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum()
     }
 
-    /// Rows of `schema`'s shape.
+    /// Opens the data with the columns of `schema`.
     ///
     /// # Errors
-    /// The data does not have the columns of `schema`. What is wrong with rows shows when they are read.
+    /// A column of `schema` is missing. Invalid rows are errors of the source.
     pub fn open(&self, schema: &Schema, options: &OpenOptions) -> Result<Box<dyn RowSource>> {
         schema.check()?;
         let (schema, paths, o) = (schema.clone(), &self.paths, options.clone());
@@ -252,7 +252,7 @@ impl DataSet {
     }
 }
 
-/// A header that can be one: no numbers, no name twice.
+/// Checks a header: a name is not a number and occurs once.
 fn header(path: &Path, names: &[String], separator: u8) -> Result<()> {
     if let Some(name) = names.iter().find(|n| n.is_empty() || n.parse::<f64>().is_ok()) {
         let columns = match separator {
@@ -292,7 +292,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, p)| p).collect())
 }
 
-/// A sort key in which runs of digits count as numbers.
+/// A sort key that compares sequences of digits as numbers.
 fn natural(name: &str) -> Vec<(u64, String)> {
     let mut key = vec![(0, String::new())];
     let mut digits = String::new();

@@ -1,12 +1,12 @@
-//! Sources made of sources: rows in another order ([`Shuffled`]), and a part of the rows ([`Folded`]).
+//! Adapters of sources: another order of rows ([`Shuffled`]) and a subset of rows ([`Folded`]).
 
 use super::{Batch, RowSource};
 use crate::{Result, schema::Schema};
 use scrimp_base::SplitMix64;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Shuffles windows of rows: `window` rows are read, permuted and handed out, then the next ones. Memory is one window.
-/// The order depends on the seed, the epoch and the window's number only.
+/// Shuffles the rows within windows of `window` rows, one of which is in memory. The order depends on the seed, the epoch and
+/// the number of the window only.
 pub struct Shuffled<S> {
     source: S,
     window: usize,
@@ -21,7 +21,7 @@ pub struct Shuffled<S> {
 }
 
 impl<S: RowSource> Shuffled<S> {
-    /// Rows of `source`, shuffled `window` at a time (at least 1, at most 2^31).
+    /// Shuffles `source`. `window` is clamped to `1 ..= 2^31`.
     pub fn new(source: S, window: usize, seed: u64) -> Self {
         Self {
             source,
@@ -41,7 +41,7 @@ impl<S: RowSource> Shuffled<S> {
         &self.source
     }
 
-    /// Reads and permutes the next window; false at the end.
+    /// Reads and permutes the next window. Returns false at the end.
     fn refill(&mut self) -> Result<bool> {
         self.rows.clear();
         while self.rows.rows() < self.window {
@@ -105,7 +105,7 @@ impl<S: RowSource> RowSource for Shuffled<S> {
     }
 }
 
-/// Which part of the rows.
+/// A subset of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fold {
     /// All but one row in `n`.
@@ -114,8 +114,8 @@ pub enum Fold {
     OneIn(u64),
 }
 
-/// A part of a source: rows are chosen by a hash of their number, so that [`Fold::Rest`] and [`Fold::OneIn`] of the same
-/// number have no row in common and together all rows.
+/// A subset of the rows of a source. A hash of the row number selects rows: [`Fold::Rest`] and [`Fold::OneIn`] of the same
+/// number are disjoint and cover all rows.
 pub struct Folded<S> {
     source: S,
     fold: Fold,
@@ -125,7 +125,7 @@ pub struct Folded<S> {
 }
 
 impl<S: RowSource> Folded<S> {
-    /// The `fold` of `source`'s rows.
+    /// The rows of `source` in `fold`.
     pub fn new(source: S, fold: Fold) -> Self {
         Self { source, fold, number: 0, piece: Batch::default(), used: 0 }
     }

@@ -1,5 +1,5 @@
-//! What DATA means: a file, a directory with `train.*`, `valid.*` and `test.*`, a directory of files that belong
-//! together, or `generate:...`.
+//! Data by name: a file, a directory with `train.*`, `valid.*` and `test.*`, a directory of files with the same columns, or
+//! `generate:...`.
 
 use super::{DataSet, Hints, OpenOptions, RowSource};
 use crate::{
@@ -9,14 +9,14 @@ use crate::{
 };
 use std::path::{Path, PathBuf};
 
-/// What rows are wanted for.
+/// The purpose of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
     /// Training.
     Train,
-    /// Early stopping.
+    /// Early stopping and model selection.
     Valid,
-    /// The final measurement.
+    /// The final evaluation.
     Test,
 }
 
@@ -30,21 +30,21 @@ impl Split {
     }
 }
 
-/// Data that can be opened: files or a generator.
+/// Files or a generator.
 #[derive(Debug, Clone)]
 pub enum Data {
     /// Files.
     Files(DataSet),
-    /// Rows that are made while they are read.
+    /// Rows that are generated in memory.
     Generated(GeneratorOptions),
 }
 
 impl Data {
-    /// The data called `name`: `generate:PRESET[,rows=N][,first=N][,seed=N]`, or a path. Of a directory with `train.*`, the file
-    /// of `split` is taken.
+    /// The data `name`: `generate:PRESET[,rows=N][,first=N][,seed=N][,cap=N]`, or a path. In a directory with `train.*`, the file
+    /// of `split`.
     ///
     /// # Errors
-    /// There is no such file or preset, or the format is not known.
+    /// The file or preset does not exist, or the format is unknown.
     pub fn find(name: &Path, split: Split) -> Result<Self> {
         if let Some(text) = name.to_str().and_then(|n| n.strip_prefix("generate:")) {
             return Ok(Self::Generated(generated(text)?));
@@ -53,7 +53,7 @@ impl Data {
         Ok(Self::Files(DataSet::find(&path)?))
     }
 
-    /// The validation data that lies beside the training data of directory `name`, if there is some.
+    /// The data of `split` in the directory `name`, if the directory has training data and such data.
     ///
     /// # Errors
     /// As [`Data::find`].
@@ -72,7 +72,7 @@ impl Data {
         Some(name.join("schema.toml")).filter(|p| name.is_dir() && p.is_file())
     }
 
-    /// In a few words, for the user.
+    /// A short description for messages.
     pub fn describe(&self) -> String {
         match self {
             Self::Files(data) => {
@@ -86,10 +86,10 @@ impl Data {
         }
     }
 
-    /// A schema for the data with standardized numbers ([`DataSet::infer`], [`DataSet::fit`]), and what was decided.
+    /// An inferred schema with standardized numbers, and notes on the decisions.
     ///
     /// # Errors
-    /// As these.
+    /// As [`DataSet::infer`] and [`DataSet::fit`].
     pub fn schema(&self, hints: &Hints, options: &OpenOptions) -> Result<(Schema, Vec<String>)> {
         match self {
             Self::Files(data) => {
@@ -101,7 +101,7 @@ impl Data {
         }
     }
 
-    /// The rows. `schema` must be that of the data.
+    /// Opens the data with the columns of `schema`.
     ///
     /// # Errors
     /// As [`DataSet::open`].
@@ -156,7 +156,7 @@ fn generated(text: &str) -> Result<GeneratorOptions> {
             Some(("seed", n)) => options.seed = n,
             Some(("cap", n)) => options.cardinalities.iter_mut().for_each(|c| *c = (*c).min(n)),
             _ => {
-                return Err(Error::bad_input(format!("generate: what is '{word}'?"))
+                return Err(Error::bad_input(format!("generate: unknown option '{word}'"))
                     .with_hint("as in generate:criteo-tb,rows=20000000,first=0,seed=1,cap=1000000"));
             }
         }

@@ -1,4 +1,4 @@
-//! Text files with a row per line: cut into blocks at line ends, parsed by several threads, handed out in order.
+//! Text files with a row per line. Blocks end at line ends; threads parse them, and rows keep the order of the file.
 
 use super::{
     Batch, Block, BlockSource, OpenOptions, RowSource,
@@ -14,25 +14,25 @@ use std::{
     },
 };
 
-/// Bytes of text per block; also the longest line.
+/// Bytes of a block, and the longest line.
 pub(super) const BLOCK: usize = 1 << 20;
 
-/// Messages of bad rows that a block keeps; more are only counted.
+/// The largest number of messages that a block stores; further invalid rows are counted.
 const KEPT: usize = 64;
 
 /// A format with a row per line.
 pub(crate) trait Parse: Send + Sync + 'static {
-    /// Does each file begin with a line that is no row?
+    /// Whether each file begins with a header line.
     const HEADER: bool;
 
-    /// Is this the first line that is expected?
+    /// Checks the header line.
     fn header(&self, line: &[u8]) -> Result<(), String>;
 
-    /// Appends the row in `line`, which is not empty and has no line end. On an error, what was appended does not matter.
+    /// Appends the row in `line`, which is not empty and has no line end. After an error the caller removes a partial row.
     fn line(&self, line: &[u8], out: &mut Batch, scratch: &mut Scratch) -> Result<(), String>;
 }
 
-/// Buffers that a parser may use.
+/// Buffers of a parser.
 #[derive(Default)]
 pub(crate) struct Scratch {
     pub(crate) bytes: Vec<u8>,
@@ -41,20 +41,20 @@ pub(crate) struct Scratch {
 /// Lines of one block.
 pub(super) struct RawBlock {
     pub(super) text: Vec<u8>,
-    /// Which file.
+    /// The index of the file.
     pub(super) file: usize,
-    /// Number of the first line, from 1.
+    /// The number of the first line, from 1.
     pub(super) line: u64,
 }
 
-/// The files, read a block at a time.
+/// Reads files in blocks.
 pub(super) struct Files {
     paths: Arc<[PathBuf]>,
     read: Arc<AtomicU64>,
     block: usize,
     file: usize,
     input: Option<Input>,
-    /// Begins a line that the last block did not finish.
+    /// The beginning of the line that the last block cut off.
     carry: Vec<u8>,
     line: u64,
     failed: bool,
@@ -89,7 +89,7 @@ impl Files {
             text.truncate(start + n);
             let (file, line) = (self.file, self.line);
             if text.len() < self.block {
-                // The end of the file: what is left is its last line.
+                // The end of the file: the rest is its last line.
                 (self.file, self.line, self.input) = (self.file + 1, 1, None);
                 if text.is_empty() {
                     if line == 1 {
@@ -152,7 +152,7 @@ struct Parsed {
     scratch: Scratch,
 }
 
-/// What ends the reading, whatever may be skipped.
+/// Errors that end the reading.
 enum Failure {
     Reading(Error),
     Header(u64, String),
@@ -227,7 +227,7 @@ pub(crate) struct TextSource<P: Parse> {
 }
 
 impl<P: Parse> TextSource<P> {
-    /// Rows of `paths`, one file after the other. `make` makes the parser.
+    /// Reads `paths` in sequence. `make` makes the parser.
     pub(crate) fn new(
         schema: Schema,
         paths: &[PathBuf],
@@ -289,7 +289,7 @@ impl<P: Parse> BlockSource for TextSource<P> {
     }
 }
 
-/// Counts the bad rows of a block, and complains if they are too many.
+/// Counts the invalid rows of a block. Too many are an error.
 fn check(parsed: &mut Parsed, paths: &[PathBuf], allowed: u64, bad_rows: &mut u64) -> Result<()> {
     let path = paths.get(parsed.file).map_or(Path::new(""), PathBuf::as_path);
     let before = *bad_rows;

@@ -1,11 +1,11 @@
-//! Text of a field to a label, a number or an id.
+//! Parses the text of a field to a label, a number or an id.
 
 use crate::schema::{Categorical, Kind, MISSING, Numeric, Transform, id_of};
 
-/// Longest text of a value that an error message quotes.
+/// The longest quotation of a value in an error message.
 const QUOTED: usize = 40;
 
-/// A value as error messages show it: printable and not too long.
+/// A value for an error message: printable and shortened.
 pub(super) fn shown(text: &[u8]) -> String {
     let cut = &text[..text.len().min(QUOTED)];
     let mut shown: String =
@@ -16,7 +16,7 @@ pub(super) fn shown(text: &[u8]) -> String {
     shown
 }
 
-/// 0 or 1 (also as `0.0`, `1.0`, `false`, `true`).
+/// The label: 0 or 1 (also `0.0`, `1.0`, `false`, `true`).
 pub(super) fn label(text: &[u8]) -> Result<f32, String> {
     match text {
         b"0" | b"0.0" | b"false" | b"False" | b"FALSE" => Ok(0.0),
@@ -26,7 +26,7 @@ pub(super) fn label(text: &[u8]) -> Result<f32, String> {
     }
 }
 
-/// The number in `text`; `None` if it is missing (nothing, `NA`, `NaN`, `null`).
+/// The number in `text`; `None` for a missing value (empty, `NA`, `NaN`, `null`).
 #[inline]
 pub(super) fn number(text: &[u8]) -> Result<Option<f32>, String> {
     let (negative, digits) = match text {
@@ -54,7 +54,7 @@ fn other_number(text: &[u8]) -> Result<Option<f32>, String> {
     }
 }
 
-/// What the model gets for a number of `column`; `missing` stands for one that is not there.
+/// The transformed number of `column`; `missing` for a missing one.
 #[inline]
 pub(super) fn applied(column: &Numeric, x: Option<f32>, missing: f32) -> f32 {
     match x {
@@ -79,7 +79,7 @@ pub(super) fn id(column: &Categorical, text: &[u8]) -> Result<u64, String> {
     }
 }
 
-/// Up to 16 hexadecimal digits; nothing is [`MISSING`].
+/// Parses up to 16 hexadecimal digits; the empty text is [`MISSING`].
 #[inline]
 pub(super) fn hex(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
@@ -101,15 +101,15 @@ pub(super) fn hex(text: &[u8]) -> Option<u64> {
     Some(value)
 }
 
-/// The value of 8 hexadecimal digits, all at once; `None` if one is none.
+/// The value of 8 hexadecimal digits, by arithmetic on one word; `None` for other bytes.
 #[inline]
 pub(super) fn hex8(text: [u8; 8]) -> Option<u32> {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x80 * ONES;
     let x = u64::from_le_bytes(text);
-    // Letters as small ones; digits have that bit already.
+    // Lower-case letters; digits have this bit set already.
     let lower = x | (0x20 * ONES);
-    // A byte is between a and b (all below 128) where adding 128 - a overflows into the high bit and adding 127 - b does not.
+    // For bytes below 128: a byte is in a..=b if adding 128 - a sets its high bit and adding 127 - b does not.
     let between = |v: u64, a: u64, b: u64| (v + (0x80 - a) * ONES) & !(v + (0x7f - b) * ONES) & HIGH;
     let digits = between(x & !HIGH, 0x30, 0x39);
     let letters = between(lower & !HIGH, 0x61, 0x66);
@@ -117,13 +117,13 @@ pub(super) fn hex8(text: [u8; 8]) -> Option<u32> {
         return None;
     }
     let nibbles = (x & (0x0f * ONES)) + 9 * (letters >> 7);
-    // Join neighbors: the first digit is the highest one.
+    // Joins neighbors; the first digit is the most significant.
     let pairs = ((nibbles << 4) | (nibbles >> 8)) & 0x00ff_00ff_00ff_00ff;
     let fours = ((pairs << 8) | (pairs >> 16)) & 0x0000_ffff_0000_ffff;
     Some(((fours << 16) | (fours >> 32)) as u32)
 }
 
-/// `log1p` of small counts, which most are.
+/// A table of `log1p` for small counts, the most frequent ones.
 pub(super) struct Log1p(Vec<f32>);
 
 impl Log1p {
@@ -176,7 +176,7 @@ mod tests {
         let column = |kind| Categorical { name: "c".into(), kind };
         assert_eq!(id(&column(Kind::Text), b""), Ok(MISSING));
         assert_eq!(id(&column(Kind::Text), b"15"), Ok(15));
-        // From the Python package xxhash.
+        // Values of the Python package xxhash.
         assert_eq!(id(&column(Kind::Text), b"UA"), Ok(10_926_443_194_480_090_856));
         assert_ne!(id(&column(Kind::Text), b"015"), Ok(15));
         assert_ne!(id(&column(Kind::Text), b"-1"), id(&column(Kind::Text), b"1"));

@@ -1,11 +1,11 @@
-//! Clustered compositional embeddings (Tsang and Ahle, "Clustering the Sketch", arXiv 2210.05974): each quarter of the vector is the sum of
-//! a row that a pointer names and a row that a hash names.
+//! Clustered compositional embeddings (Tsang and Ahle, "Clustering the Sketch", arXiv 2210.05974): each quarter of the vector is
+//! the sum of two rows, selected by a pointer and by a hash.
 //!
-//! Pointers begin as hashes. Between passes over the data, each quarter of all vectors is clustered (k-means): pointers then name the
-//! cluster, its center becomes the row, and the hashed rows start again at zero with another hash: ids that have
-//! learnt to be alike share a row, and the hashed rows learn the difference.
+//! Pointers start as hashes. After the first epoch, k-means clusters each quarter of all vectors. Pointers then select clusters,
+//! whose centers become the rows, and the hashed rows start again at zero with another hash. Ids with similar vectors share a
+//! row, and the hashed rows learn the differences.
 //!
-//! *Size.* Pointers take two bytes per id and quarter, at most half of the budget: ids are hashed into as many places first.
+//! *Size.* Pointers take two bytes per slot and quarter, at most half of the budget. A hash maps ids to slots.
 
 use super::{
     Encoder, EncoderConfig, EncoderEntry, EncoderOptions, Exec, IdCounts, Param, ParamInit, Stored,
@@ -25,7 +25,7 @@ pub(super) const ENTRY: EncoderEntry = EncoderEntry {
 const COLUMNS: usize = 4;
 /// Rounds of k-means.
 const ROUNDS: usize = 8;
-/// Distances computed in a round, about.
+/// The approximate number of distances of a round.
 const DISTANCES: usize = 100_000_000;
 
 fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig> {
@@ -35,14 +35,14 @@ fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig>
             options.dim
         )));
     }
-    let places = (options.budget / 2 / (2 * COLUMNS as u64)).min(id_counts.total() * 3 / 2).min(1 << 30);
-    let rest = options.budget - places * 2 * COLUMNS as u64;
+    let slots = (options.budget / 2 / (2 * COLUMNS as u64)).min(id_counts.total() * 3 / 2).min(1 << 30);
+    let rest = options.budget - slots * 2 * COLUMNS as u64;
     let rows = options.precision.rows_in(rest, options.dim) / 2;
-    if rows == 0 || places == 0 {
+    if rows == 0 || slots == 0 {
         return Err(too_small(options));
     }
     let base = options.base(id_counts.distinct.len());
-    let (rows, weight_rows) = (vec![rows.min(65535) as u32], vec![places as u32]);
+    let (rows, weight_rows) = (vec![rows.min(65535) as u32], vec![slots as u32]);
     Ok(EncoderConfig {
         rows,
         weight_rows,
@@ -56,7 +56,7 @@ fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig>
 
 fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
     let c = config;
-    let (&[rows], &[places]) = (&c.rows[..], &c.weight_rows[..]) else {
+    let (&[rows], &[slots]) = (&c.rows[..], &c.weight_rows[..]) else {
         return Err(Error::bad_input("encoder cce has one table and one list of pointers"));
     };
     if c.dim != c.block_dim * COLUMNS || c.num_hashes != 2 || rows > 65535 {
@@ -65,19 +65,19 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
     let hash = IdHash::new(c.seed ^ 1, 0);
     let mut pointers = Vec::new();
     pointers
-        .try_reserve_exact(places as usize * COLUMNS)
-        .map_err(|_| Error::out_of_memory(format!("{places} pointers")))?;
-    pointers.extend((0..places as usize * COLUMNS).map(|i| reduce(hash.hash(i as u64), rows) as u16));
+        .try_reserve_exact(slots as usize * COLUMNS)
+        .map_err(|_| Error::out_of_memory(format!("{slots} pointers")))?;
+    pointers.extend((0..slots as usize * COLUMNS).map(|i| reduce(hash.hash(i as u64), rows) as u16));
     let spread = super::memrec::spread(c);
     Ok(Box::new(Cce {
         features: c.features,
         rows,
-        places,
+        slots,
         seed: c.seed,
         clusterings: 0,
         hashes: hashed_blocks::hashes(c.seed ^ 2, c.features),
         pointers,
-        seen: vec![false; places as usize],
+        seen: vec![false; slots as usize],
         table: Param::new(ParamInit {
             spread,
             ..ParamInit::rows(rows as usize * 2 * COLUMNS, c.block_dim, c.seed ^ 3)
@@ -86,7 +86,7 @@ fn build(config: &EncoderConfig, _: &[u64]) -> Result<Box<dyn Encoder>> {
     }))
 }
 
-/// A hash as a number below `n`.
+/// Reduces a hash to a number below `n`.
 fn reduce(hash: u64, n: u32) -> u32 {
     (((hash >> 32) * u64::from(n)) >> 32) as u32
 }
@@ -94,59 +94,59 @@ fn reduce(hash: u64, n: u32) -> u32 {
 struct Cce {
     features: usize,
     rows: u32,
-    places: u32,
+    slots: u32,
     seed: u64,
-    /// Chooses the hash of the second rows.
+    /// The number of clusterings, which selects the hash of the second rows.
     clusterings: u32,
     hashes: Vec<IdHash>,
-    /// `[places, COLUMNS]`
+    /// `[slots, COLUMNS]`
     pointers: Vec<u16>,
-    /// Places that training has used.
+    /// The slots that occurred in training.
     seen: Vec<bool>,
-    /// For each column, the rows of pointers, then those of hashes.
+    /// For each column, the rows of pointers, then the rows of hashes.
     table: Param,
     precision: super::Precision,
 }
 
 impl Cce {
-    fn place(&self, l: usize, id: u64) -> usize {
-        reduce(self.hashes[l % self.features].hash(id), self.places) as usize
+    fn slot(&self, l: usize, id: u64) -> usize {
+        reduce(self.hashes[l % self.features].hash(id), self.slots) as usize
     }
 
-    /// The rows of a place in column `c`.
-    fn rows_of(&self, place: usize, c: usize) -> [u32; 2] {
+    /// The rows of a slot in column `c`.
+    fn rows_of(&self, slot: usize, c: usize) -> [u32; 2] {
         let hash = IdHash::new(self.seed ^ 4, self.clusterings);
         let base = c as u32 * 2 * self.rows;
-        let pointer = u32::from(self.pointers[place * COLUMNS + c]).min(self.rows - 1);
-        [base + pointer, base + self.rows + reduce(hash.hash((place * COLUMNS + c) as u64), self.rows)]
+        let pointer = u32::from(self.pointers[slot * COLUMNS + c]).min(self.rows - 1);
+        [base + pointer, base + self.rows + reduce(hash.hash((slot * COLUMNS + c) as u64), self.rows)]
     }
 
-    fn probes(&self, exec: Exec<'_>, ids: &[u64]) -> Vec<u32> {
-        let mut probes = vec![0; ids.len() * 2 * COLUMNS];
-        exec.pool.chunks(&mut probes, 1024 * 2 * COLUMNS, |unit, out| {
+    fn indices(&self, exec: Exec<'_>, ids: &[u64]) -> Vec<u32> {
+        let mut indices = vec![0; ids.len() * 2 * COLUMNS];
+        exec.pool.chunks(&mut indices, 1024 * 2 * COLUMNS, |unit, out| {
             for (i, out) in out.chunks_exact_mut(2 * COLUMNS).enumerate() {
                 let l = unit * 1024 + i;
-                let place = self.place(l, ids[l]);
+                let slot = self.slot(l, ids[l]);
                 for c in 0..COLUMNS {
-                    out[c * 2..c * 2 + 2].copy_from_slice(&self.rows_of(place, c));
+                    out[c * 2..c * 2 + 2].copy_from_slice(&self.rows_of(slot, c));
                 }
             }
         });
-        probes
+        indices
     }
 
-    /// Clusters column `c`: its new pointers and rows.
+    /// Clusters column `c`. Returns its new pointers and rows.
     fn cluster(&self, exec: Exec<'_>, c: usize, seen: &[usize]) -> (Vec<u16>, Vec<f32>) {
         let (width, k) = (self.table.block_dim, self.rows as usize);
         let values = self.table.floats();
-        let point = |place: usize, out: &mut [f32]| {
-            let [a, b] = self.rows_of(place, c).map(|r| &values[r as usize * width..][..width]);
+        let point = |slot: usize, out: &mut [f32]| {
+            let [a, b] = self.rows_of(slot, c).map(|r| &values[r as usize * width..][..width]);
             for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
                 *out = a + b;
             }
         };
         let hash = IdHash::new(self.seed ^ 5, self.clusterings * COLUMNS as u32 + c as u32);
-        // Centers start at points chosen by chance; a sample of the points is enough to find them.
+        // Centers start at random points; k-means uses a sample of the points.
         let sample = (DISTANCES / k).clamp(k, seen.len().max(k));
         let every = (seen.len() / sample).max(1);
         let mut centers = vec![0.0; k * width];
@@ -184,8 +184,8 @@ impl Cce {
             let mut sums = vec![0.0_f64; k * width];
             let mut counts = vec![0_u32; k];
             let mut x = vec![0.0; width];
-            for (&place, &cluster) in some.iter().zip(&assigned) {
-                point(place, &mut x);
+            for (&slot, &cluster) in some.iter().zip(&assigned) {
+                point(slot, &mut x);
                 counts[cluster as usize] += 1;
                 for (sum, &x) in sums[cluster as usize * width..].iter_mut().zip(&x) {
                     *sum += f64::from(x);
@@ -199,13 +199,13 @@ impl Cce {
         }
         let norms = norms(&centers);
         let mut pointers: Vec<u16> =
-            (0..self.places as usize).map(|place| self.pointers[place * COLUMNS + c]).collect();
+            (0..self.slots as usize).map(|slot| self.pointers[slot * COLUMNS + c]).collect();
         exec.pool.chunks(&mut pointers, 256, |unit, out| {
             let mut x = vec![0.0; width];
             for (i, out) in out.iter_mut().enumerate() {
-                let place = unit * 256 + i;
-                if self.seen[place] {
-                    point(place, &mut x);
+                let slot = unit * 256 + i;
+                if self.seen[slot] {
+                    point(slot, &mut x);
                     *out = nearest(&centers, &norms, &x) as u16;
                 }
             }
@@ -220,35 +220,35 @@ impl Encoder for Cce {
     }
 
     fn forward(&self, exec: Exec<'_>, ids: &[u64], out: &mut [f32]) {
-        let probes = self.probes(exec, ids);
-        let batch = Batch::given(self.table.table(), &probes, 2 * COLUMNS, 2);
+        let indices = self.indices(exec, ids);
+        let batch = Batch::given(self.table.table(), &indices, 2 * COLUMNS, 2);
         forward(exec, &batch, out);
     }
 
     fn backward(&mut self, exec: Exec<'_>, ids: &[u64], grad: &[f32], optimizer: Optimizer) {
         for (l, &id) in ids.iter().enumerate() {
-            let place = self.place(l, id);
-            self.seen[place] = true;
+            let slot = self.slot(l, id);
+            self.seen[slot] = true;
         }
-        let probes = self.probes(exec, ids);
-        let batch = Backward::given(&probes, 2 * COLUMNS, 2, grad);
+        let indices = self.indices(exec, ids);
+        let batch = Backward::given(&indices, 2 * COLUMNS, 2, grad);
         self.table.step(exec, optimizer, &batch);
     }
 
     fn between_epochs(&mut self, exec: Exec<'_>) {
-        let seen: Vec<usize> = (0..self.places as usize).filter(|&place| self.seen[place]).collect();
+        let seen: Vec<usize> = (0..self.slots as usize).filter(|&slot| self.seen[slot]).collect();
         if seen.is_empty() || self.clusterings > 0 {
             return;
         }
         let all: Vec<_> = (0..COLUMNS).map(|c| self.cluster(exec, c, &seen)).collect();
         self.clusterings += 1;
         let (width, rows) = (self.table.block_dim, self.rows as usize);
-        // A new row has learnt nothing yet: its state starts again too.
+        // The state of the optimizer starts again with the rows.
         self.table.state.fill(0.0);
         let Stored::F32(values) = &mut self.table.values else { return };
         for (c, (pointers, centers)) in all.into_iter().enumerate() {
-            for (place, pointer) in pointers.into_iter().enumerate() {
-                self.pointers[place * COLUMNS + c] = pointer;
+            for (slot, pointer) in pointers.into_iter().enumerate() {
+                self.pointers[slot * COLUMNS + c] = pointer;
             }
             let column = &mut values[c * 2 * rows * width..(c + 1) * 2 * rows * width];
             column[..rows * width].copy_from_slice(&centers);
@@ -269,7 +269,7 @@ impl Encoder for Cce {
         self.table.bytes() + self.pointers.len() * 2
     }
 
-    /// The pointers, the number of clusterings and, as long as it matters, the places that were seen.
+    /// The pointers, the number of clusterings and, before the first clustering, the used slots.
     fn memory(&self) -> Vec<u16> {
         let mut memory = self.pointers.clone();
         memory.push(self.clusterings as u16);
@@ -291,8 +291,8 @@ impl Encoder for Cce {
         }
         self.pointers.copy_from_slice(&memory[..n]);
         self.clusterings = u32::from(memory[n]);
-        for (place, seen) in self.seen.iter_mut().enumerate() {
-            *seen = memory.get(n + 1 + place / 16).is_none_or(|bits| bits >> (place % 16) & 1 == 1);
+        for (slot, seen) in self.seen.iter_mut().enumerate() {
+            *seen = memory.get(n + 1 + slot / 16).is_none_or(|bits| bits >> (slot % 16) & 1 == 1);
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Optimizer, Probes, Probing, RowRange, Scales, dots, forward, probe,
+    Backward, Bags, Batch, Hashing, IdHash, Indices, Optimizer, RowRange, Scales, dots, forward, hash_indices,
 };
 
 pub(super) const ENTRY: EncoderEntry = EncoderEntry {
@@ -78,14 +78,20 @@ struct HashEmbeddings {
 impl HashEmbeddings {
     /// The rows of the table, the rows of the weight table, and the weights.
     fn lookup(&self, exec: Exec<'_>, ids: &[u64]) -> (Vec<u32>, Vec<u32>, Vec<f32>) {
-        let probing = |hashes, ranges, probes| Probing { hashes, ranges, probes, signs: false };
+        let hashing = |hashes, ranges, per_lookup| Hashing { hashes, ranges, per_lookup, signs: false };
         let mut rows = vec![0; ids.len() * self.num_hashes];
-        probe(exec.pool, ids, &probing(&self.hashes, &self.ranges, self.num_hashes), &mut rows, &mut []);
-        let mut weight_rows = vec![0; ids.len()];
-        probe(
+        hash_indices(
             exec.pool,
             ids,
-            &probing(&self.weight_hashes, &self.weight_ranges, 1),
+            &hashing(&self.hashes, &self.ranges, self.num_hashes),
+            &mut rows,
+            &mut [],
+        );
+        let mut weight_rows = vec![0; ids.len()];
+        hash_indices(
+            exec.pool,
+            ids,
+            &hashing(&self.weight_hashes, &self.weight_ranges, 1),
             &mut weight_rows,
             &mut [],
         );
@@ -109,8 +115,8 @@ impl Encoder for HashEmbeddings {
         let (rows, _, weights) = self.lookup(exec, ids);
         let batch = Batch {
             table: self.table.table(),
-            probes: Probes::Given { probes: &rows, weights: &weights, per: self.num_hashes },
-            k: self.num_hashes,
+            indices: Indices::Given { indices: &rows, weights: &weights, per_lookup: self.num_hashes },
+            num_hashes: self.num_hashes,
             scales: Scales::One(1.0),
             bags: Bags::Fixed(1),
             add: false,

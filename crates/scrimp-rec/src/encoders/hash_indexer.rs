@@ -8,7 +8,7 @@ use super::{
     hashed_blocks::{TABLE, WEIGHTS, hashes, ranges},
 };
 use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Probes, Probing, RowRange, Scales, Table, dots, forward, probe,
+    Backward, Bags, Batch, Hashing, IdHash, Indices, RowRange, Scales, Table, dots, forward, hash_indices,
 };
 
 /// Lookups of a thread's task.
@@ -93,11 +93,11 @@ impl HashIndexer {
         self.features
     }
 
-    fn probing(&self) -> Probing<'_> {
-        Probing {
+    fn hashing(&self) -> Hashing<'_> {
+        Hashing {
             hashes: &self.hashes,
             ranges: &self.ranges,
-            probes: self.rows_per_lookup,
+            per_lookup: self.rows_per_lookup,
             signs: self.signs,
         }
     }
@@ -107,10 +107,10 @@ impl HashIndexer {
         let (Tables { table, weights }, Lookups { ids, bags }) = (tables, lookups);
         let scales = match &self.weights {
             None => Scales::One(self.norm),
-            Some(w) => Scales::Hashed { weights, probing: w.probing(), groups: w.groups, scale: self.norm },
+            Some(w) => Scales::Hashed { weights, hashing: w.hashing(), groups: w.groups, scale: self.norm },
         };
-        let probes = Probes::Hashed { ids, probing: self.probing() };
-        let batch = Batch { table, probes, k: self.num_hashes, scales, bags, add: false };
+        let indices = Indices::Hashed { ids, hashing: self.hashing() };
+        let batch = Batch { table, indices, num_hashes: self.num_hashes, scales, bags, add: false };
         forward(exec, &batch, out);
     }
 
@@ -127,15 +127,15 @@ impl HashIndexer {
         let Lookups { ids, bags } = lookups;
         context.indices.resize(ids.len() * self.rows_per_lookup, 0);
         context.signs.resize(if self.signs { ids.len() } else { 0 }, 0);
-        probe(exec.pool, ids, &self.probing(), &mut context.indices, &mut context.signs);
+        hash_indices(exec.pool, ids, &self.hashing(), &mut context.indices, &mut context.signs);
         let Some(weights) = &self.weights else { return };
         weights.prepare_scales(exec, tables.weights, ids, self.norm, context);
         // The gradient of alpha needs the rows before this step changes them.
         context.dots.resize(context.indices.len(), 0.0);
         let batch = Backward {
-            probes: &context.indices,
-            per: self.rows_per_lookup,
-            k: self.num_hashes,
+            indices: &context.indices,
+            per_lookup: self.rows_per_lookup,
+            num_hashes: self.num_hashes,
             weights: &[],
             signs: &context.signs,
             scales: &[self.norm],
@@ -163,9 +163,9 @@ impl HashIndexer {
             None => (std::slice::from_ref(&self.norm), 0),
         };
         Backward {
-            probes: &context.indices,
-            per: self.rows_per_lookup,
-            k: self.num_hashes,
+            indices: &context.indices,
+            per_lookup: self.rows_per_lookup,
+            num_hashes: self.num_hashes,
             weights: &[],
             signs: &context.signs,
             scales,
@@ -179,9 +179,9 @@ impl HashIndexer {
     pub fn weight_batch<'a>(&self, context: &'a BackwardContext) -> Option<Backward<'a>> {
         let w = self.weights.as_ref()?;
         Some(Backward {
-            probes: &context.weight_indices,
-            per: w.num_hashes,
-            k: w.num_hashes,
+            indices: &context.weight_indices,
+            per_lookup: w.num_hashes,
+            num_hashes: w.num_hashes,
             weights: &[],
             signs: &[],
             scales: &[1.0],
@@ -193,8 +193,8 @@ impl HashIndexer {
 }
 
 impl WeightIndexer {
-    fn probing(&self) -> Probing<'_> {
-        Probing { hashes: &self.hashes, ranges: &self.ranges, probes: self.num_hashes, signs: false }
+    fn hashing(&self) -> Hashing<'_> {
+        Hashing { hashes: &self.hashes, ranges: &self.ranges, per_lookup: self.num_hashes, signs: false }
     }
 
     /// Finds the rows of the weight table, and from them the scales `norm * alpha`, `[ids, groups]`.
@@ -208,7 +208,7 @@ impl WeightIndexer {
     ) {
         let (groups, num_hashes) = (self.groups, self.num_hashes);
         context.weight_indices.resize(ids.len() * num_hashes, 0);
-        probe(exec.pool, ids, &self.probing(), &mut context.weight_indices, &mut []);
+        hash_indices(exec.pool, ids, &self.hashing(), &mut context.weight_indices, &mut []);
         context.scales.resize(ids.len() * groups, 0.0);
         let indices = &context.weight_indices;
         exec.pool.chunks(&mut context.scales, CHUNK * groups, |chunk, out| {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{Error, Result};
 use scrimp_kernels::embedding::{
-    Backward, Bags, Batch, IdHash, Optimizer, Probes, RowRange, Scales, forward,
+    Backward, Bags, Batch, IdHash, Indices, Optimizer, RowRange, Scales, forward,
 };
 
 /// Distinguishes the hashes of the table from other uses of the seed.
@@ -128,9 +128,9 @@ impl HashedBlocks {
         self.indexer.forward(exec, self.tables(), lookups, out);
         if let Some(frequent) = &self.frequent {
             let rows = frequent.rows(exec, lookups.ids, self.features);
-            let probes = Probes::Given { probes: &rows, weights: &[], per: 1 };
+            let indices = Indices::Given { indices: &rows, weights: &[], per_lookup: 1 };
             let (table, scales) = (frequent.table.table(), Scales::One(1.0));
-            let batch = Batch { table, probes, k: 1, scales, bags: lookups.bags, add: true };
+            let batch = Batch { table, indices, num_hashes: 1, scales, bags: lookups.bags, add: true };
             forward(exec, &batch, out);
         }
     }

@@ -24,7 +24,7 @@ pub use scrimp_kernels::Exec;
 pub use stored::{Precision, Stored};
 
 use crate::{Error, Result};
-use scrimp_kernels::embedding::{MAX_PROBES, Optimizer};
+use scrimp_kernels::embedding::{MAX_INDICES, Optimizer};
 use serde::{Deserialize, Serialize};
 
 /// A trainable map from ids to embedding vectors.
@@ -379,8 +379,8 @@ fn check(c: &EncoderConfig) -> std::result::Result<(), String> {
     if blocks == 0 || !c.dim.is_multiple_of(c.block_dim) {
         return Err(format!("blocks of {}: must divide the dimension, {}", c.block_dim, c.dim));
     }
-    if c.num_hashes == 0 || blocks.saturating_mul(c.num_hashes) > MAX_PROBES {
-        return Err(format!("{blocks} blocks of {} rows: {MAX_PROBES} rows are the most", c.num_hashes));
+    if c.num_hashes == 0 || blocks.saturating_mul(c.num_hashes) > MAX_INDICES {
+        return Err(format!("{blocks} blocks of {} rows: {MAX_INDICES} rows are the most", c.num_hashes));
     }
     if c.weight_num_hashes == 0
         || c.weight_num_hashes > 8

@@ -4,7 +4,7 @@ use super::stored::{Precision, Stored, best_step, round, round_all, rounded};
 use crate::{Error, Result};
 use scrimp_kernels::{
     Exec,
-    embedding::{Backward, Gradients, IdHash, Int4, Optimizer, Table, Trained, Values},
+    embedding::{Backward, Gradients, IdHash, Int4, Optimizer, Table, TableMut, Values},
 };
 use std::{ops::Range, sync::Mutex};
 
@@ -143,7 +143,7 @@ impl Param {
 
     /// The layout of the values in int4.
     pub fn shape(&self) -> Int4 {
-        Int4 { len: self.len(), width: self.block_dim, stride: self.stride }
+        Int4 { len: self.len(), block_dim: self.block_dim, stride: self.stride }
     }
 
     /// True without values.
@@ -169,7 +169,7 @@ impl Param {
             Stored::Int8 { q, scale } => Values::Int8 { q, scale: *scale },
             Stored::Int4 { q, len, scale } => Values::Int4 { q, len: *len, scale: *scale },
         };
-        Table { values, width: self.block_dim, stride: self.stride }
+        Table { values, block_dim: self.block_dim, stride: self.stride }
     }
 
     /// The values of a table in training.
@@ -195,7 +195,8 @@ impl Param {
         if self.state.len() < states {
             self.state.resize(states, 0.0);
         }
-        let table = Trained { values, state: &mut self.state, width: self.block_dim, stride: self.stride };
+        let table =
+            TableMut { values, state: &mut self.state, block_dim: self.block_dim, stride: self.stride };
         let gradients = self.gradients.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         gradients.step(exec, optimizer, table, batch);
         let Some(rounded) = &mut self.rounded else { return };

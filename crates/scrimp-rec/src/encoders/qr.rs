@@ -129,7 +129,7 @@ impl Encoder for Qr {
         lookup(exec, &self.quotient, &quotients, &mut to_remainder);
         multiply(exec, &mut to_quotient, grad);
         multiply(exec, &mut to_remainder, grad);
-        let batch = |probes, grad| Backward::given(probes, 1, 1, grad);
+        let batch = |indices, grad| Backward::given(indices, 1, 1, grad);
         self.remainder.step(exec, optimizer, &batch(&remainders, &to_remainder));
         self.quotient.step(exec, optimizer, &batch(&quotients, &to_quotient));
     }

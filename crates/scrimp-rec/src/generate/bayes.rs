@@ -3,7 +3,7 @@
 use super::{Batch, Generator};
 use crate::metrics::weighted_auc;
 
-/// What the true probabilities reach.
+/// The accuracy of the true probabilities.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bayes {
     /// Expected AUC of the true probabilities.
@@ -12,14 +12,13 @@ pub struct Bayes {
     pub logloss: f64,
     /// Expected share of positive labels.
     pub positives: f64,
-    /// Rows that this was computed from.
+    /// The number of rows of this estimate.
     pub rows: u64,
 }
 
 impl Generator {
-    /// The expectations over labels of AUC and log loss of the true probabilities, over the first `rows` rows: row i
-    /// counts as a positive one with weight `p_i` and as a negative one with weight `1 - p_i`. From a million rows, the
-    /// AUC of the source is known to about 0.0003.
+    /// The expected AUC and log loss of the true probabilities on the first `rows` rows: row i is positive with weight `p_i` and
+    /// negative with weight `1 - p_i`. A million rows determine the AUC to about 0.0003.
     pub fn bayes(&self, rows: u64) -> Bayes {
         let (mut batch, mut probabilities) = (Batch::default(), Vec::new());
         for row in self.rows.clone().take(usize::try_from(rows).unwrap_or(usize::MAX)) {

@@ -1,18 +1,16 @@
-//! Synthetic click logs of which the best possible AUC is known.
+//! Synthetic click logs with a known best AUC.
 //!
-//! A row has numbers and ids as Criteo's rows have: ids of each feature with a Zipf distribution over any cardinality
-//! (the true ones of CriteoTB with [`CRITEO_TB`]), counts over several powers of two, some values missing. The label
-//! is drawn with the probability
+//! Rows are similar to Criteo's: ids with a Zipf distribution over any cardinality ([`CRITEO_TB`]: those of CriteoTB), counts
+//! over several powers of two, some missing values. The probability of a click is
 //!
 //! ```text
 //! p = sigmoid(b + sum_j a_j g(x_j) + sum_f m(f, id_f) + sum_{f<g} <v(f, id_f), v(g, id_g)>)
 //! ```
 //!
-//! where the effects `m` and the hidden factors `v` (4 numbers per id) are hashes of (seed, feature, id), so no table
-//! of 180 million ids is needed, and `g` is the logarithm of base 2, linear between powers of two. All of that is a
-//! function of what the row shows (a missing number has the effect of the average one, and looks like it after
-//! standardization): `p` is the best prediction there can be, and its AUC ([`Generator::bayes`]) the
-//! best AUC. Row `r` of a seed is always the same, whatever the threads and the rows around it.
+//! The effects `m` and the hidden factors `v` (4 numbers per id) are hashes of (seed, feature, id), so that 180 million ids need
+//! no table. `g` is the logarithm to base 2, linear between powers of two. A missing number has the effect of the average
+//! number, and the same value after standardization. So `p` is a function of the visible row: it is the best prediction, and
+//! its AUC ([`Generator::bayes`]) is the best AUC. Seed and row number determine a row.
 
 mod bayes;
 mod write;
@@ -41,17 +39,17 @@ pub const CRITEO_TB: [u64; 26] = [
 
 /// Rows per block of work.
 const BLOCK: u64 = 4096;
-/// Numbers per hidden factor.
+/// Values of a hidden factor.
 const FACTORS: usize = 4;
 /// Largest power of two of a count. Then `ln(1 + count)` has about mean 4.575 and deviation 1 / 0.39.
 const MAX_POWER: u64 = 12;
 
-/// What is generated.
+/// Options of a [`Generator`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct GeneratorOptions {
-    /// Chooses hidden effects, popular ids and all rows.
+    /// Determines hidden effects, popular ids and all rows.
     pub seed: u64,
-    /// The first row: rows from other places of the same seed are new data from the same source (validation).
+    /// The first row. Another range of rows of the same seed is validation data.
     pub first_row: u64,
     /// Number of rows.
     pub rows: u64,
@@ -69,7 +67,7 @@ pub struct GeneratorOptions {
     pub interactions: f64,
     /// The same for numbers.
     pub numeric_effects: f64,
-    /// `b` of the formula: the logit of a middling row.
+    /// `b` of the formula: the logit of an average row.
     pub bias: f64,
 }
 
@@ -98,10 +96,10 @@ impl GeneratorOptions {
         Self { rows, cardinalities: CRITEO_TB.to_vec(), ..Self::default() }
     }
 
-    /// Can this be generated?
+    /// Checks the options.
     ///
     /// # Errors
-    /// What is wrong.
+    /// An option is out of its range.
     pub fn check(&self) -> Result<()> {
         let bad = |what: &str| Err(Error::bad_input(what.to_owned()));
         if self.cardinalities.is_empty() && self.numeric == 0 {
@@ -127,7 +125,7 @@ impl GeneratorOptions {
     }
 }
 
-/// Generated rows, as a [`RowSource`]: nothing touches the disk.
+/// A [`RowSource`] of generated rows, in memory.
 pub struct Generator {
     world: Arc<World>,
     rows: Range<u64>,
@@ -143,14 +141,14 @@ impl std::fmt::Debug for Generator {
     }
 }
 
-/// Everything that is the same for all rows.
+/// Constants of all rows.
 #[derive(Debug)]
 struct World {
     options: GeneratorOptions,
     schema: Schema,
     features: Vec<Feature>,
     numbers: Vec<Number>,
-    /// Multiplies factors.
+    /// Scale of the factors.
     factor_scale: f32,
     missing: u64,
 }
@@ -192,7 +190,7 @@ impl World {
                 .collect(),
             crosses: Vec::new(),
         };
-        // Features matter differently: weights from 0.5 to 1.5.
+        // Features have weights from 0.5 to 1.5.
         let weight = |i: usize| 0.5 + (i * 7 % 13) as f64 / 12.0;
         let norm = |count: usize| (0..count).map(|i| weight(i).powi(2)).sum::<f64>().sqrt().max(1e-9);
         let salt = mix(options.seed ^ 0x5c12_1fe4);
@@ -207,7 +205,7 @@ impl World {
         });
         let numbers = (0..options.numeric).map(|j| {
             let sign = if mix(salt ^ j as u64) & 1 == 0 { 1.0 } else { -1.0 };
-            // A power of two, uniform on 0 ..= MAX_POWER, has this deviation.
+            // The deviation of the uniform distribution on 0 ..= MAX_POWER.
             let deviation = (((MAX_POWER + 1).pow(2) - 1) as f64 / 12.0).sqrt();
             Number {
                 scale: (sign * options.numeric_effects * weight(j) / (norm(options.numeric) * deviation))
@@ -226,7 +224,7 @@ impl World {
         }
     }
 
-    /// Appends row `row`, with counts as they are and NaN for missing ones; returns the probability that its label is 1.
+    /// Appends row `row` with untransformed counts, and NaN for missing ones. Returns the probability of label 1.
     fn row(&self, row: u64, batch: &mut Batch) -> f32 {
         let seed = mix(mix(self.options.seed).wrapping_add(row.wrapping_mul(0xd134_2543_de82_ef95)));
         let mut random = SplitMix64::new(seed);
@@ -272,7 +270,15 @@ impl World {
     }
 }
 
-/// The work of generating, a block of rows at a time.
+/// Takes the numbers of the next block of rows from `rows`; `None` at the end.
+fn next_block(rows: &mut Range<u64>) -> Option<Range<u64>> {
+    let end = rows.start.saturating_add(BLOCK).min(rows.end);
+    let block = rows.start..end;
+    rows.start = end;
+    (!block.is_empty()).then_some(block)
+}
+
+/// Generates blocks of rows.
 struct Blocks(Arc<World>);
 
 impl Work for Blocks {
@@ -281,10 +287,7 @@ impl Work for Blocks {
     type Out = Batch;
 
     fn take(&self, source: &mut Range<u64>) -> Option<Range<u64>> {
-        let end = source.start.saturating_add(BLOCK).min(source.end);
-        let block = source.start..end;
-        source.start = end;
-        (!block.is_empty()).then_some(block)
+        next_block(source)
     }
 
     fn run(&self, job: Range<u64>, out: &mut Batch) {
@@ -302,10 +305,10 @@ impl Work for Blocks {
 }
 
 impl Generator {
-    /// Rows as `options` say, made ahead by `threads` threads (0: by the caller).
+    /// A generator with `threads` threads (0: the calling thread).
     ///
     /// # Errors
-    /// The options make no sense.
+    /// The options are invalid.
     pub fn new(options: GeneratorOptions, threads: usize) -> Result<Self> {
         options.check()?;
         let rows = options.first_row..options.first_row.saturating_add(options.rows);
@@ -314,12 +317,12 @@ impl Generator {
         Ok(Self { world, next: rows.start, rows, threads, blocks, block: Block::default() })
     }
 
-    /// What is generated.
+    /// The options.
     pub fn options(&self) -> &GeneratorOptions {
         &self.world.options
     }
 
-    /// Goes to row `row`, counted from 0 at the beginning of the world.
+    /// Continues with row `row`, counted from row 0 of the seed.
     fn seek(&mut self, row: u64) {
         self.next = row.min(self.rows.end);
         self.blocks = Ordered::new(Blocks(self.world.clone()), self.next..self.rows.end, self.threads);

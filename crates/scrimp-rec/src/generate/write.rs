@@ -1,6 +1,6 @@
-//! Generated rows as a file.
+//! Writes generated rows to a file.
 
-use super::{BLOCK, GeneratorOptions, World};
+use super::{GeneratorOptions, World, next_block};
 use crate::{
     Error, Result,
     data::{
@@ -12,7 +12,7 @@ use crate::{
 use scrimp_base::AtomicFile;
 use std::{io::Write as _, ops::Range, path::Path, sync::Arc};
 
-/// What was written.
+/// The size of a written file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
     /// Rows.
@@ -21,7 +21,7 @@ pub struct Written {
     pub bytes: u64,
 }
 
-/// How a file looks: by its name.
+/// The format of a file, by its name.
 #[derive(Debug, Clone, Copy)]
 struct Look {
     separator: u8,
@@ -48,10 +48,7 @@ impl Work for Lines {
     type Out = Text;
 
     fn take(&self, source: &mut Range<u64>) -> Option<Range<u64>> {
-        let end = source.start.saturating_add(BLOCK).min(source.end);
-        let block = source.start..end;
-        source.start = end;
-        (!block.is_empty()).then_some(block)
+        next_block(source)
     }
 
     fn run(&self, job: Range<u64>, out: &mut Text) {
@@ -68,7 +65,7 @@ impl Work for Lines {
     }
 }
 
-/// A gzip member of its own: members one after the other are a gzip file.
+/// A gzip member; concatenated members are a gzip file.
 fn gz(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     // Writing to memory does not fail.
@@ -118,12 +115,12 @@ fn decimal(mut n: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&digits[at..]);
 }
 
-/// Writes the rows to `path`, made by `threads` threads; `progress` is told the number of rows after each block, and
-/// stops the work by returning false. With 13 numeric and 26 categorical features, `.tsv` and `.txt` files look like
-/// Criteo's, without a header; other shapes and `.csv` files start with a header. A further `.gz` compresses.
+/// Writes the rows to `path` with `threads` threads. `progress` gets the number of rows after each block and stops the work by
+/// returning false. `.tsv` and `.txt` files with 13 numeric and 26 categorical features have Criteo's format; other shapes and
+/// `.csv` files have a header. A further `.gz` compresses.
 ///
 /// # Errors
-/// Options that make no sense, a file that cannot be written, a name with an unknown ending, being stopped.
+/// Invalid options, a file that cannot be written, a name with an unknown ending, or `progress` returned false.
 pub fn write_file(
     options: GeneratorOptions,
     path: &Path,
@@ -137,7 +134,7 @@ pub fn write_file(
         Some("csv") => b',',
         Some("tsv" | "txt") => b'\t',
         _ => {
-            return Err(Error::bad_input(format!("{}: of which format should it be?", path.display()))
+            return Err(Error::bad_input(format!("{}: the name does not tell the format", path.display()))
                 .with_hint("name it .tsv (Criteo's format), .csv, .tsv.gz or .csv.gz"));
         }
     };

@@ -1,9 +1,8 @@
 //! Ids with a Zipf distribution: the id of rank `k` (1, 2, ...) has a probability proportional to `k^-s`.
 //!
-//! Ranks up to 32 are exact. Beyond, ranks are grouped so that the last one of a group is at most 1/16 above the first
-//! one, and within a group all are equally likely: a step function below the true curve's width on any plot. A draw
-//! is a look-up and one multiplication, whatever the cardinality, and uses no floating-point function, so that it is
-//! the same on all machines up to the rounding of the table.
+//! Ranks up to 32 are exact. Higher ranks are grouped: the last rank of a group exceeds the first by at most 1/16, and all ranks
+//! of a group have the same probability. A draw is a table lookup and one multiplication, independent of the cardinality and
+//! without floating-point functions, so that it is the same on all machines up to the rounding of the table.
 
 /// Draws ranks `0 ..= n - 1` of one feature.
 #[derive(Debug, Clone)]

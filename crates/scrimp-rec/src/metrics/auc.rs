@@ -1,9 +1,9 @@
 //! Area under the ROC curve: the probability that a positive row is ranked above a negative one, ties counting half.
 
-/// The exact AUC of `predictions`; `None` if there are not both labels, or a prediction is NaN. 12 bytes per row.
+/// The exact AUC of `predictions`; `None` if all labels are equal or a prediction is NaN. Takes 12 bytes per row.
 ///
 /// # Panics
-/// If the lengths differ.
+/// The lengths differ.
 pub fn auc(labels: &[f32], predictions: &[f32]) -> Option<f64> {
     assert_eq!(labels.len(), predictions.len());
     // Sorted as integers: a key that orders as the floats do, the label in the lowest bit.
@@ -29,8 +29,8 @@ pub fn auc(labels: &[f32], predictions: &[f32]) -> Option<f64> {
     (pairs > 0).then(|| twice_wins as f64 / (2.0 * pairs as f64))
 }
 
-/// The AUC where each row, given as (prediction, q), is positive with weight q and negative with weight 1 - q. Sorts the
-/// rows. `None` if either side has no weight.
+/// The AUC of rows (prediction, q) that are positive with weight q and negative with weight 1 - q. Sorts the rows. `None` if
+/// either side has weight 0.
 pub fn weighted_auc(rows: &mut [(f32, f64)]) -> Option<f64> {
     rows.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
     let (mut positives, mut negatives, mut wins) = (0f64, 0f64, 0f64);

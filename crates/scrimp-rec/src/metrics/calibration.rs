@@ -1,17 +1,17 @@
-//! Are predicted probabilities frequencies? Rows are binned by prediction, and means compared.
+//! Calibration: compares mean predictions with frequencies, in bins of predictions.
 
-/// Predictions against what happened.
+/// Predicted probabilities and observed frequencies.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
-    /// Mean prediction over mean label: above 1 promises too much; `None` without positive rows.
+    /// Mean prediction divided by mean label: above 1, predictions are too high. `None` without positive rows.
     pub ratio: Option<f64>,
     /// Expected calibration error: the mean over rows of `abs(mean prediction - mean label)` of the row's bin.
     pub error: f64,
-    /// Bins that have rows, in order.
+    /// The non-empty bins, in order.
     pub bins: Vec<Bin>,
 }
 
-/// Rows of similar prediction.
+/// A bin of predictions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bin {
     /// Number of rows.
@@ -26,7 +26,7 @@ impl Calibration {
     /// `bins` bins of equal width over [0, 1]; a prediction on an edge belongs to the lower bin.
     ///
     /// # Panics
-    /// If the lengths differ.
+    /// The lengths differ.
     pub fn new(labels: &[f32], predictions: &[f32], bins: usize) -> Self {
         assert_eq!(labels.len(), predictions.len());
         let bins = bins.max(1);

@@ -1,4 +1,4 @@
-//! How good predicted probabilities are: [`auc`], [`log_loss`], [`Calibration`].
+//! Metrics of predicted probabilities: [`auc`], [`log_loss`], [`Calibration`].
 //!
 //! Definitions and results are scikit-learn's (`roc_auc_score`, `log_loss`, `calibration_curve`); golden values in
 //! `testdata/metrics`.
@@ -9,11 +9,11 @@ mod calibration;
 pub use auc::{auc, weighted_auc};
 pub use calibration::{Bin, Calibration};
 
-/// Mean negative log likelihood of `labels` (0 or 1) under `predictions`, in nats. Predictions are kept off 0 and 1 by the
-/// precision of f32 (1.19e-7), as scikit-learn does it; 0 without rows. NaN if a prediction is NaN.
+/// Mean negative log likelihood of `labels` (0 or 1) under `predictions`, in nats. Like scikit-learn, it clips predictions to a
+/// distance of 1.19e-7 (the precision of f32) from 0 and 1. 0 without rows; NaN if a prediction is NaN.
 ///
 /// # Panics
-/// If the lengths differ.
+/// The lengths differ.
 pub fn log_loss(labels: &[f32], predictions: &[f32]) -> f64 {
     assert_eq!(labels.len(), predictions.len());
     let e = f64::from(f32::EPSILON);

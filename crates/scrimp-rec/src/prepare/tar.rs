@@ -1,4 +1,4 @@
-//! One file out of a `.tar.gz`: just enough of ustar for that.
+//! Reads a single file of a `.tar.gz`, in the subset of ustar that this needs.
 
 use crate::{Error, Result};
 use flate2::bufread::MultiGzDecoder;
@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-/// The contents of the first regular file in `archive` whose path ends with `suffix`; it may have up to `limit` bytes.
+/// The contents of the first regular file in `archive` whose path ends with `suffix`, at most `limit` bytes.
 pub(super) fn member(archive: &Path, suffix: &str, limit: u64) -> Result<Vec<u8>> {
     let file = File::open(archive).map_err(|e| Error::io(archive, e))?;
     let mut tar = MultiGzDecoder::new(BufReader::new(file));

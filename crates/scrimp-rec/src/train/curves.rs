@@ -1,4 +1,4 @@
-//! Learning curves as an SVG picture.
+//! Draws learning curves as SVG.
 
 use super::CurvePoint;
 use std::fmt::Write as _;
@@ -7,7 +7,7 @@ const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 320.0;
 const MARGIN: f64 = 56.0;
 
-/// Log loss of training and validation, and validation AUC, against the rows learnt from.
+/// An SVG of training and validation log loss and of validation AUC against training rows.
 pub fn svg(curve: &[CurvePoint]) -> String {
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\

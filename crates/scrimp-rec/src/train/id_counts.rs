@@ -1,6 +1,8 @@
-//! Counting ids before training: exactly while they are few. Beyond, distinct ids are estimated by HyperLogLog (Flajolet et al., 2007), and
-//! only frequent ones stay counted: whenever a feature has too many, the rarer half is forgotten, as in lossy counting
-//! (Manku and Motwani, 2002). An id that comes again after that is counted from one, so counts are lower bounds.
+//! Counts the ids of the training data.
+//!
+//! Counts are exact for features with few ids. For others, HyperLogLog (Flajolet et al., 2007) estimates the number of distinct
+//! ids, and only frequent ids are counted: whenever a feature has too many, the rarer half is dropped, as in lossy counting
+//! (Manku and Motwani, 2002). A dropped id that occurs again starts at one, so that counts are lower bounds.
 
 use crate::{
     Result,
@@ -8,21 +10,21 @@ use crate::{
     encoders::{IdCounts, KeyMap, key_of},
 };
 
-/// Keys of one feature that are counted at a time.
+/// The largest number of counted keys of a feature.
 const EXACT: usize = 1 << 18;
-/// Registers of an estimate (standard error 0.8 %).
+/// Registers of HyperLogLog (standard error 0.8 %).
 const REGISTERS: usize = 1 << 14;
 
 struct Feature {
-    /// Count by key; of the frequent ones only, once there were too many.
+    /// Counts by key.
     counts: KeyMap<u32>,
-    /// Keys in the order of their first row, as long as none is forgotten.
+    /// Keys in the order of their first row; `None` after keys were dropped.
     order: Option<Vec<u64>>,
     registers: Vec<u8>,
 }
 
-/// Reads `source` to its end and counts its ids. `keep_keys` keeps all of them whatever their number, for encoders that
-/// have rows for ids.
+/// Reads `source` to its end and counts its ids. Returns the counts and the number of rows. `keep_keys` counts all ids exactly,
+/// for encoders with a row per id.
 ///
 /// # Errors
 /// Those of the source.
@@ -59,7 +61,7 @@ pub fn count_ids(
                 }
                 *count = count.saturating_add(1);
                 if !keep_keys && feature.counts.len() > EXACT {
-                    feature.forget();
+                    feature.drop_rare();
                 }
             }
         }
@@ -87,8 +89,8 @@ pub fn count_ids(
 }
 
 impl Feature {
-    /// Keeps the more frequent half of the keys, or fewer.
-    fn forget(&mut self) {
+    /// Keeps at most the more frequent half of the keys.
+    fn drop_rare(&mut self) {
         self.order = None;
         let mut counts: Vec<u32> = self.counts.values().copied().collect();
         let middle = counts.len() / 2;
