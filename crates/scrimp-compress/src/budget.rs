@@ -5,9 +5,9 @@
 //!                     e_l(c)  squared error of the layer's output in each candidate format c, measured
 //! choose c_l:         least  sum over l of KL_l e_l(c_l) / e_l(anchor)   with  sum over l of size_l(c_l) <= budget
 //! ```
-//! The divergence grows with the square of a small change of the residual stream. So one measured divergence per layer and
-//! the errors of the candidates suffice; an error costs one layer's run instead of the model's. The changed streams of all
-//! layers run through the model together, in one sweep.
+//! The divergence grows with the square of a small change of the residual stream. So one measured divergence per layer
+//! and the errors of the candidates suffice; an error costs one layer's run instead of the model's. The changed streams
+//! of all layers run through the model together, in one sweep.
 
 use crate::{
     Calibration, Inputs, LayerConfig, LayerConfigs, Pruner,
@@ -151,8 +151,8 @@ impl Search<'_> {
         Ok(layers)
     }
 
-    /// The candidates of one layer, with their squared errors as shares of the anchor's, and the stream after the layer in
-    /// the anchor's configuration. `before` is the original's stream before the layer.
+    /// The candidates of one layer, with their squared errors as shares of the anchor's, and the stream after the layer
+    /// in the anchor's configuration. `before` is the original's stream before the layer.
     fn measure_layer(
         &self,
         layer: &mut DenseLayer,
@@ -199,8 +199,8 @@ impl Search<'_> {
     }
 }
 
-/// One candidate per layer, of at most `budget` together: starting from the least loss increase, always the step with the least
-/// additional loss per size that it saves. `None` where even the smallest are too large.
+/// One candidate per layer, of at most `budget` together: starting from the least loss increase, always the step with
+/// the least additional loss per size that it saves. `None` where even the smallest are too large.
 pub(crate) fn allocate(layers: &[Vec<Candidate>], budget: f64) -> Option<Vec<Candidate>> {
     let least_loss = |a: &&Candidate, b: &&Candidate| {
         a.loss_increase.total_cmp(&b.loss_increase).then(a.size.total_cmp(&b.size))

@@ -23,9 +23,9 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Windows of 512 tokens (fewer for models with a shorter context) over the first `max_tokens` of `text`, each after the
-    /// begin-of-text token where the tokenizer adds one. `None`: the built-in texts, alternating windows of prose and of
-    /// source code, then the rest of the longer text.
+    /// Windows of 512 tokens (fewer for models with a shorter context) over the first `max_tokens` of `text`, each
+    /// after the begin-of-text token where the tokenizer adds one. `None`: the built-in texts, alternating windows of
+    /// prose and of source code, then the rest of the longer text.
     ///
     /// # Errors
     /// When the text is too short for one window, or holds a token that the model does not have.

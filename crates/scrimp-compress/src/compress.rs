@@ -65,8 +65,8 @@ pub struct Progress<'a> {
     pub what: &'a str,
 }
 
-/// Compresses `checkpoint` to the file `out`. An interrupted run leaves a directory beside `out`, from which the next run
-/// resumes.
+/// Compresses `checkpoint` to the file `out`. An interrupted run leaves a directory beside `out`, from which the next
+/// run resumes.
 ///
 /// # Errors
 /// When options are out of range, the checkpoint is damaged or compressed already, or a file cannot be written.
@@ -281,7 +281,8 @@ pub(crate) fn outside_layers(checkpoint: &Checkpoint, compressed: &BTreeMap<&str
     outside
 }
 
-/// The share of the available size that is planned for layers: sizes differ slightly from those measured on fewer tokens.
+/// The share of the available size that is planned for layers: sizes differ slightly from those measured on fewer
+/// tokens.
 pub(crate) const PLANNED: f64 = 0.995;
 
 /// The bytes that remain for the matrices of the layers in a file of `bytes`.

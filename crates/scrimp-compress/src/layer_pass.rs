@@ -1,7 +1,7 @@
 //! One layer of a checkpoint in the runtime's own forward pass, with dense matrices that may be changed on the way.
 //!
-//! [`LayerRunner`] passes the inputs of each matrix before the matrix is used, so that pruning sees the inputs that the pruned
-//! model will have ("true sequential" in the words of the authors of GPTQ).
+//! [`LayerRunner`] passes the inputs of each matrix before the matrix is used, so that pruning sees the inputs that the
+//! pruned model will have ("true sequential" in the words of the authors of GPTQ).
 
 use crate::layer::{Dense, DenseLayer, DenseLinear};
 use scrimp_kernels::{

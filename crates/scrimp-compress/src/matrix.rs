@@ -19,8 +19,8 @@ pub struct MatrixOptions<'a> {
     pub keep_zeros: bool,
 }
 
-/// Prunes and rounds `weight` in place and packs it; the sparse form of the format is used where it is smaller. Returns the
-/// format and the bytes.
+/// Prunes and rounds `weight` in place and packs it; the sparse form of the format is used where it is smaller. Returns
+/// the format and the bytes.
 ///
 /// # Errors
 /// When the format cannot hold the weights.

@@ -1,7 +1,7 @@
 //! The Pareto front of file size and loss increase: measured once, so that sizes can be compared without compressing.
 //!
-//! The measurement is that of [`crate::budget`]: [`Budget::Size`](crate::Budget::Size) chooses the same configurations for a
-//! size.
+//! The measurement is that of [`crate::budget`]: [`Budget::Size`](crate::Budget::Size) chooses the same configurations
+//! for a size.
 
 use crate::{
     Calibration, LayerConfigs, Output, Progress, Pruner,
@@ -78,7 +78,8 @@ impl ParetoFront {
         (budget::smallest(&self.layers) / PLANNED) as u64 + self.outside as u64 + 1
     }
 
-    /// What [`Budget::Size`](crate::Budget::Size) would choose for a file of `bytes`; `None` where it cannot be so small.
+    /// What [`Budget::Size`](crate::Budget::Size) would choose for a file of `bytes`; `None` where it cannot be so
+    /// small.
     pub fn layer_configs(&self, bytes: u64) -> Option<LayerConfigs> {
         Some(budget::layer_configs(&self.allocate(bytes)?))
     }

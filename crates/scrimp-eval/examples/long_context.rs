@@ -1,10 +1,11 @@
-//! Decoding behind one long prompt, with a whole cache and with smaller ones: the prompt is read once, and each cache is a fork.
+//! Decoding behind one long prompt, with a whole cache and with smaller ones: the prompt is read once, and each cache
+//! is a fork.
 //!
 //! `cargo run --release -p scrimp-eval --example long_context MODEL TEXT TOKENS DECODE`
 //!
-//! The text is repeated until it is long enough; with `-` instead, random keys and values replace a prompt (speed does not
-//! depend on their values). A line of JSON for each cache: its bytes right after compression, the time that
-//! took, and the speed of `DECODE` greedy steps (the best of two).
+//! The text is repeated until it is long enough; with `-` instead, random keys and values replace a prompt (speed does
+//! not depend on their values). A line of JSON for each cache: its bytes right after compression, the time that took,
+//! and the speed of `DECODE` greedy steps (the best of two).
 #![allow(clippy::print_stdout)]
 
 use scrimp_eval::read_text;

@@ -1,7 +1,8 @@
 //! Kullback-Leibler divergence of a model's predictions from a reference model's, over the same text.
 //!
-//! `KL(reference || model) = sum over tokens v of P_ref(v) ln(P_ref(v) / P_model(v))`, mean over the positions that perplexity scores.
-//! The two models take turns on pieces of a window, so that at most 64 MiB of logits wait for their counterpart.
+//! `KL(reference || model) = sum over tokens v of P_ref(v) ln(P_ref(v) / P_model(v))`, mean over the positions that
+//! perplexity scores. The two models take turns on pieces of a window, so that at most 64 MiB of logits wait for their
+//! counterpart.
 
 use super::ppl::Score;
 use super::{Progress, Windows};

@@ -1,5 +1,5 @@
-//! The loss increase of smaller KV caches: a prompt is read once, its cache is compressed in any number of ways, and the
-//! predictions for the following text are compared with the predictions with the whole cache.
+//! The loss increase of smaller KV caches: a prompt is read once, its cache is compressed in any number of ways, and
+//! the predictions for the following text are compared with the predictions with the whole cache.
 //!
 //! ```text
 //! tokens:  | prompt (read once, cache forked for each setting) | scored: KL(whole cache || smaller cache) | target of the last
@@ -52,9 +52,9 @@ pub fn text_tokens(prompt_tokens: usize, score_tokens: usize) -> usize {
 }
 
 impl KvComparison {
-    /// Reads the first `prompt_tokens` of `tokens` into `session` (fresh, with the format that others are compared with), gathering the
-    /// attention that compressions need (see [`Compression::needs`] and [`Needs::and`]), and scores the next
-    /// `score_tokens` positions.
+    /// Reads the first `prompt_tokens` of `tokens` into `session` (fresh, with the format that others are compared
+    /// with), gathering the attention that compressions need (see [`Compression::needs`] and [`Needs::and`]), and
+    /// scores the next `score_tokens` positions.
     ///
     /// # Errors
     /// When there are too few tokens, they do not fit the model, or the model fails.
@@ -106,8 +106,8 @@ impl KvComparison {
         self.score_in(self.prompt.kv().format(), Some(how))
     }
 
-    /// As [`KvComparison::score`], with the stored tokens in another format (whose new tokens are stored as those of the
-    /// prompt are).
+    /// As [`KvComparison::score`], with the stored tokens in another format (whose new tokens are stored as those of
+    /// the prompt are).
     ///
     /// # Errors
     /// As [`KvComparison::score`], and when the format does not fit the model or the prompt's.

@@ -30,12 +30,12 @@ pub struct Cell {
     pub depth: f64,
 }
 
-/// One sample per length and depth: lengths in the outer loop. The haystack is `text` from its start, over and over where
-/// it is too short. A second needle lies half the text away; its question is the other one of `Question::Second`.
+/// One sample per length and depth: lengths in the outer loop. The haystack is `text` from its start, over and over
+/// where it is too short. A second needle lies half the text away; its question is the other one of `Question::Second`.
 ///
 /// # Errors
-/// When the text is empty, a length is too small for needles and question or more than `builder` allows, or a depth is not
-/// from 0 to 1.
+/// When the text is empty, a length is too small for needles and question or more than `builder` allows, or a depth is
+/// not from 0 to 1.
 pub fn suite(
     builder: &Builder<'_>,
     text: &str,

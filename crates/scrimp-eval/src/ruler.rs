@@ -1,7 +1,8 @@
 //! RULER (Hsieh et al., 2024, arXiv 2404.06654): its JSON Lines files (`input`, `outputs`), answer lengths and metrics.
 //!
 //! The file's name says which task it is. A prompt ends in a question and, behind it, the beginning of the answer; chat
-//! models get context and question in their template, and then the beginning of the answer, as RULER's own templates do.
+//! models get context and question in their template, and then the beginning of the answer, as RULER's own templates
+//! do.
 
 use super::{
     metrics::Metric,
@@ -74,8 +75,8 @@ struct Line {
     answer_prefix: String,
 }
 
-/// The first `limit` samples of a RULER file. `task` is the task's name (`niah_multikey_3`, `vt`, `qa_1`, ...) where the
-/// name of neither the file nor its folder begins with it.
+/// The first `limit` samples of a RULER file. `task` is the task's name (`niah_multikey_3`, `vt`, `qa_1`, ...) where
+/// the name of neither the file nor its folder begins with it.
 ///
 /// # Errors
 /// When the file cannot be read, a line is damaged or has no question (the message names it), or the task is unknown.

@@ -18,8 +18,8 @@ pub fn read_text(path: &Path) -> Result<String> {
 
 /// Non-overlapping windows over a text's tokens.
 ///
-/// Each is `context` tokens long: the beginning-of-text token, if the tokenizer adds one, then the next tokens of the text. A last
-/// partial window is dropped. The first position of a window has nothing before it and is not scored.
+/// Each is `context` tokens long: the beginning-of-text token, if the tokenizer adds one, then the next tokens of the
+/// text. A last partial window is dropped. The first position of a window has nothing before it and is not scored.
 #[derive(Debug)]
 pub struct Windows {
     tokens: Vec<u32>,
@@ -28,7 +28,8 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Windows of `context` tokens over the first `max_tokens` (`None`: all) of `tokens`, for a model that takes `model_context`.
+    /// Windows of `context` tokens over the first `max_tokens` (`None`: all) of `tokens`, for a model that takes
+    /// `model_context`.
     ///
     /// # Errors
     /// When `context` leaves nothing to score or is more than the model takes, or the text is too short for one window.

@@ -1,8 +1,8 @@
 //! Model references, downloads, and the cache of downloaded files.
 //!
 //! [`Hub::fetch`] returns the path of the model that a [`ModelRef`] names, and downloads missing files into the cache.
-//! Interrupted downloads resume; a file is renamed into place once it is complete and verified. Two processes never download
-//! the same file at once. An alias is defined by the SHA-256 of its bytes and has several sources.
+//! Interrupted downloads resume; a file is renamed into place once it is complete and verified. Two processes never
+//! download the same file at once. An alias is defined by the SHA-256 of its bytes and has several sources.
 
 pub mod alias;
 mod hf;

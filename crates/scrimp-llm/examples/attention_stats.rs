@@ -22,8 +22,8 @@ fn main() -> scrimp_llm::Result<()> {
     let tokens: Vec<u32> = (0..n).map(|i| 300 + (i * 7919) % 20_000).collect();
     let wanted =
         ScoresWanted { sum: true, recent_from: Some(n.saturating_sub(32)), ..ScoresWanted::default() };
-    // A prompt goes through the model in chunks. Each is computed `rounds` times with and without, in turn, and the fastest
-    // of either counts: that takes the noise of the machine out.
+    // A prompt goes through the model in chunks. Each is computed `rounds` times with and without, in turn, and the
+    // fastest of either counts: that takes the noise of the machine out.
     let mut seconds = [0.0; 2];
     let mut sessions = [None, Some(wanted)].map(|wanted| {
         let mut session = model.session();

@@ -1,6 +1,6 @@
-//! Texts that are always at hand, for benchmarks and calibration: chapters I to V of *Alice's Adventures in Wonderland* by
-//! Lewis Carroll (1865, in the public domain), 57,866 bytes of ASCII, and 24 KB of source code (Rust, Python, shell) from
-//! this project.
+//! Texts that are always at hand, for benchmarks and calibration: chapters I to V of *Alice's Adventures in Wonderland*
+//! by Lewis Carroll (1865, in the public domain), 57,866 bytes of ASCII, and 24 KB of source code (Rust, Python, shell)
+//! from this project.
 
 use crate::error::{Error, Result};
 

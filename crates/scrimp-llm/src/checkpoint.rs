@@ -50,6 +50,17 @@ pub struct Checkpoint {
     history: Option<String>,
 }
 
+/// The content of a model's files before it is checked.
+struct Found {
+    config: ModelConfig,
+    /// The tensors that the configuration implies.
+    specs: Vec<TensorSpec>,
+    files: Vec<Arc<Source>>,
+    tensors: Vec<Stored>,
+    /// Types of tensors that cannot be read.
+    other_types: HashMap<String, SafeDType>,
+}
+
 #[derive(Debug)]
 struct Stored {
     name: String,
@@ -111,7 +122,8 @@ impl Checkpoint {
         let tensors = tensors.collect();
         let files = vec![Arc::clone(gguf.shared_source())];
         let specs = families::expected_tensors(family, &config).collect();
-        let checkpoint = Self::check(path, config, family, specs, files, tensors, &HashMap::new())?;
+        let checkpoint =
+            Self::check(path, family, Found { config, specs, files, tensors, other_types: HashMap::new() })?;
         Ok(Self { gguf: Some(gguf), ..checkpoint })
     }
 
@@ -130,7 +142,8 @@ impl Checkpoint {
         let files = vec![Arc::clone(file.source())];
         let specs =
             families::expected_tensors(family, &config).flat_map(|spec| spec.unfused(&config)).collect();
-        let mut checkpoint = Self::check(path, config, family, specs, files, tensors, &HashMap::new())?;
+        let mut checkpoint =
+            Self::check(path, family, Found { config, specs, files, tensors, other_types: HashMap::new() })?;
         if checkpoint.try_tensor("output.weight").is_some() {
             checkpoint.embedding()?;
         }
@@ -191,7 +204,7 @@ impl Checkpoint {
             }
         }
         let specs = families::expected_tensors(family, &config).collect();
-        let mut checkpoint = Self::check(dir, config, family, specs, files, tensors, &other_types)?;
+        let mut checkpoint = Self::check(dir, family, Found { config, specs, files, tensors, other_types })?;
         checkpoint.side = Some(SideFiles::in_dir(dir));
         if !tied && checkpoint.try_tensor("output.weight").is_none() {
             return Err(missing(
@@ -205,12 +218,8 @@ impl Checkpoint {
     /// Indexes the tensors and compares them with those that the configuration implies.
     fn check(
         path: &Path,
-        config: ModelConfig,
         family: &dyn Family,
-        specs: Vec<TensorSpec>,
-        files: Vec<Arc<Source>>,
-        tensors: Vec<Stored>,
-        other_types: &HashMap<String, SafeDType>,
+        Found { config, specs, files, tensors, other_types }: Found,
     ) -> Result<Self> {
         let mut by_name = HashMap::with_capacity(tensors.len());
         for (i, tensor) in tensors.iter().enumerate() {

@@ -85,7 +85,8 @@ pub struct ModelConfig {
     pub rope_long: Option<LongRope>,
     /// How RoPE pairs elements.
     pub rope_pairs: RopePairs,
-    /// Attention span in tokens of each layer: `None` sees everything; `Some(w)` sees the last `w` tokens, itself included.
+    /// Attention span in tokens of each layer: `None` sees everything; `Some(w)` sees the last `w` tokens, itself
+    /// included.
     pub sliding_window: Vec<Option<usize>>,
     /// Factor on `q · k`.
     pub attn_scale: f32,
@@ -114,7 +115,8 @@ pub struct Sizes {
 }
 
 impl ModelConfig {
-    /// A configuration of these sizes with the properties that most families share. The frequencies of RoPE are missing.
+    /// A configuration of these sizes with the properties that most families share. The frequencies of RoPE are
+    /// missing.
     pub fn plain(family: &'static str, name: String, sizes: Sizes) -> Self {
         Self {
             family,

@@ -1,6 +1,7 @@
 //! Embeddings of texts: the mean of the final hidden states of all tokens, scaled to length 1.
 
-/// Adds the hidden states `rows`, `[tokens][width]`, of a text of `n` tokens to `mean`, `[width]` (empty before the first row).
+/// Adds the hidden states `rows`, `[tokens][width]`, of a text of `n` tokens to `mean`, `[width]` (empty before the
+/// first row).
 pub fn add_to_mean(mean: &mut Vec<f32>, rows: &[f32], width: usize, n: usize) {
     mean.resize(width, 0.0);
     for row in rows.chunks_exact(width) {

@@ -110,8 +110,8 @@ pub fn rate(count: usize, seconds: f64) -> f64 {
 
 /// Answers `request` on `sequence` and passes text on as soon as it is certain.
 ///
-/// `on_text` gets non-empty pieces that, joined, are [`Generation::text`]; it breaks to end early. After the call the sequence
-/// holds the prompt and the answer's tokens (the last one perhaps not), ready for the next turn.
+/// `on_text` gets non-empty pieces that, joined, are [`Generation::text`]; it breaks to end early. After the call the
+/// sequence holds the prompt and the answer's tokens (the last one perhaps not), ready for the next turn.
 ///
 /// # Errors
 /// When the prompt is empty or does not fit the context, a stop string is empty, or the model fails.

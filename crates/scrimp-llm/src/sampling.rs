@@ -2,17 +2,19 @@
 //!
 //! The steps and their order (those of vLLM; each is skipped at its neutral value):
 //!
-//! 1. *repetition penalty* `r` (CTRL, arXiv 1909.05858): logits of tokens in the prompt or the answer so far are divided
-//!    by `r` where positive, multiplied by `r` where negative;
+//! 1. *repetition penalty* `r` (CTRL, arXiv 1909.05858): logits of tokens in the prompt or the answer so far are
+//!    divided by `r` where positive, multiplied by `r` where negative;
 //! 2. *frequency* and *presence penalty* (OpenAI): tokens of the answer lose `frequency * count + presence`;
 //! 3. *temperature* `t`: logits are divided by `t`. At 0 (below 1e-5) the best token is taken and the rest is skipped;
 //! 4. *min-p*: tokens with less than `min_p` times the best token's probability go;
 //! 5. *top-k*: the `k` best stay;
-//! 6. *top-p* (nucleus, arXiv 1904.09751): of the remaining tokens, the fewest best whose probabilities sum to at least `p` stay;
+//! 6. *top-p* (nucleus, arXiv 1904.09751): of the remaining tokens, the fewest best whose probabilities sum to at least
+//!    `p` stay;
 //! 7. one of the remaining tokens is drawn by its probability.
 //!
-//! Equal logits rank by token id. `NaN` and `-inf` are never drawn; a `+inf` is taken outright. The generator is ChaCha8
-//! and the exponential is our own, so a seed gives the same tokens on every machine that computes the same logits.
+//! Equal logits rank by token id. `NaN` and `-inf` are never drawn; a `+inf` is taken outright. The generator is
+//! ChaCha8 and the exponential is our own, so a seed gives the same tokens on every machine that computes the same
+//! logits.
 
 mod params;
 mod select;

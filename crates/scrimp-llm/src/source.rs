@@ -26,7 +26,8 @@ pub trait LogitsSource {
     /// Says that a prompt is complete at `len` tokens: where the cache is to be made smaller, it is then (see
     /// [`Session::begin_prompt`]).
     fn begin_prompt(&mut self, _len: usize) {}
-    /// Forgets all tokens from position `len` on, or everything where it cannot go back that far: see [`len`](Self::len).
+    /// Forgets all tokens from position `len` on, or everything where it cannot go back that far: see
+    /// [`len`](Self::len).
     fn truncate(&mut self, len: usize);
     /// Forgets everything.
     fn reset(&mut self);

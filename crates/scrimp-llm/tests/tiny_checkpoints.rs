@@ -1,5 +1,5 @@
-//! What the loader makes of the tiny models of `testdata/`: configurations that transformers wrote (old and new spelling),
-//! and GGUF files that have to mean the same.
+//! What the loader makes of the tiny models of `testdata/`: configurations that transformers wrote (old and new
+//! spelling), and GGUF files that have to mean the same.
 
 use scrimp_llm::checkpoint::{Checkpoint, TensorView};
 use scrimp_llm::config::{ModelConfig, RopePairs};

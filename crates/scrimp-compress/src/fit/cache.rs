@@ -39,7 +39,8 @@ impl Cache {
     }
 }
 
-/// Tokens of a text that [`measure`] reads, for conversations of `context` tokens with a model of at most `most` tokens.
+/// Tokens of a text that [`measure`] reads, for conversations of `context` tokens with a model of at most `most`
+/// tokens.
 pub fn text_tokens(context: usize, most: usize) -> usize {
     let (prompt, scored) = lengths(context.min(most));
     kv::text_tokens(prompt, scored)
@@ -50,8 +51,8 @@ fn lengths(context: usize) -> (usize, usize) {
     (PROMPT.min(context - scored).max(1), scored)
 }
 
-/// Every way to store the cache that the model can take, measured behind a prompt of `tokens` as long as conversations are (3072
-/// tokens at most): the prompt is read once.
+/// Every way to store the cache that the model can take, measured behind a prompt of `tokens` as long as conversations
+/// are (3072 tokens at most): the prompt is read once.
 ///
 /// # Errors
 /// When the text is too short, or the model fails.

@@ -41,8 +41,8 @@ impl Demand {
         }
     }
 
-    /// Most bytes of all caches: every conversation is as long as it may be, and one of them has just been read. A prompt
-    /// that will lose tokens is whole until it has been read.
+    /// Most bytes of all caches: every conversation is as long as it may be, and one of them has just been read. A
+    /// prompt that will lose tokens is whole until it has been read.
     pub fn kv_bytes(&self, cache: &Cache) -> u64 {
         let kept = |whole: u64| (whole as f64 * cache.share).ceil() as u64;
         let one = kept(self.whole_bytes);

@@ -6,8 +6,8 @@
 //!     the best weights of that size: KL_w, the original where it fits                      (crate::ParetoFront)
 //! choose:                            least KL_w + KL_c
 //! ```
-//! Weights are measured only where smaller caches do not suffice, since that takes longer. Divergences are small, so the
-//! divergence of both changes together is about the sum of the two divergences.
+//! Weights are measured only where smaller caches do not suffice, since that takes longer. Divergences are small, so
+//! the divergence of both changes together is about the sum of the two divergences.
 
 pub mod cache;
 pub mod memory;
@@ -79,8 +79,8 @@ pub fn original(demand: &Demand, original: u64, cache: &Cache) -> Option<Setting
     setting(demand, cache, |room| (original <= room).then_some(Weights::Original { bytes: original }))
 }
 
-/// For each cache on the Pareto front of `caches`, the best weights that fit beside it, sorted by divergence, then by size.
-/// Empty where nothing fits.
+/// For each cache on the Pareto front of `caches`, the best weights that fit beside it, sorted by divergence, then by
+/// size. Empty where nothing fits.
 pub fn settings(
     demand: &Demand,
     original: u64,

@@ -1,8 +1,8 @@
 //! `X^T X` of a linear layer's inputs, and the factor of its inverse that second-order pruning works with.
 //!
-//! Where the CPU multiplies bf16 faster than f32, the inputs are rounded to bf16 first and their products summed in f32: the
-//! result is the `X^T X` of the rounded inputs, hence still positive semi-definite. An entry is off by 2^-8 of its size at most,
-//! and typically by a hundredth of the damping that the diagonal gets.
+//! Where the CPU multiplies bf16 faster than f32, the inputs are rounded to bf16 first and their products summed in
+//! f32: the result is the `X^T X` of the rounded inputs, hence still positive semi-definite. An entry is off by 2^-8 of
+//! its size at most, and typically by a hundredth of the damping that the diagonal gets.
 
 use crate::pruning::linalg::{BLOCK, cholesky, columns, columns_mut, invert_lower, view, view_mut};
 use ndarray::linalg::general_mat_mul;
@@ -136,11 +136,11 @@ impl Gram {
     }
 
     /// The upper factor `U` of the inverse of the damped matrix with its rows and columns in `order`:
-    /// `(P (G + own diag G + all mean(diag G) I) P^T)^-1 = U^T U`, `[n][n]`. Features that are always zero get the mean's
-    /// share alone.
+    /// `(P (G + own diag G + all mean(diag G) I) P^T)^-1 = U^T U`, `[n][n]`. Features that are always zero get the
+    /// mean's share alone.
     ///
-    /// Row `j` of `U`, from `j` on, divided by `U[j][j]` says how the weights of features `j + 1 ..` compensate a change
-    /// of feature `j`'s.
+    /// Row `j` of `U`, from `j` on, divided by `U[j][j]` says how the weights of features `j + 1 ..` compensate a
+    /// change of feature `j`'s.
     ///
     /// Found with one Cholesky decomposition: of the matrix with its order turned round, so that the factor is upper
     /// triangular, `R R^T`; then `U = R^-1`. Where rounding makes a pivot vanish, the damping grows.

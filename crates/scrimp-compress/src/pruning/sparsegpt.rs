@@ -15,8 +15,8 @@
 //! Three things are not as in the paper:
 //!
 //! - columns with the largest inputs come first ("act-order"), so that many other columns compensate their errors;
-//! - weights are compared within their row, as Wanda does, not within a block of all rows; how many go in each block of a row
-//!   is that of a single threshold for the row on the loss of each weight alone, `w^2 / (H^-1)_jj`;
+//! - weights are compared within their row, as Wanda does, not within a block of all rows; how many go in each block of
+//!   a row is that of a single threshold for the row on the loss of each weight alone, `w^2 / (H^-1)_jj`;
 //! - the damping is 30% of each entry of the diagonal and 30% of their mean, not 1% of the mean.
 //!
 //! The last two prevent the compensation from overfitting the calibration text.
@@ -127,9 +127,9 @@ impl Pruner for SparseGpt {
                             }
                         }
                     }
-                    make_up(work, cols, first, step, u, end);
+                    compensate(work, cols, first, step, u, end);
                 }
-                make_up(work, cols, first, 0..width, u, cols);
+                compensate(work, cols, first, 0..width, u, cols);
             });
         }
         pool.chunks(&mut weight.data, cols, |r, to| {
@@ -141,7 +141,7 @@ impl Pruner for SparseGpt {
 }
 
 /// Compensates the errors of columns `done` of the block at `first` in the columns behind, up to `until`.
-fn make_up(
+fn compensate(
     work: &mut [f32],
     cols: usize,
     first: usize,

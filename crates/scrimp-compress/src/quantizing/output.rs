@@ -1,8 +1,9 @@
 //! The format of the output matrix.
 //!
 //! It is a quarter of a small model's traffic, and every token's prediction goes through it, so it stays dense, and the
-//! format is chosen by its loss increase: the divergence of the model's predictions with the output matrix alone compressed,
-//! measured with the kernels that will run it. Where it is the embedding, too, both change, and both are measured.
+//! format is chosen by its loss increase: the divergence of the model's predictions with the output matrix alone
+//! compressed, measured with the kernels that will run it. Where it is the embedding, too, both change, and both are
+//! measured.
 
 use crate::{
     Calibration, Dense, Inputs, LayerConfig, Statistics,

@@ -1,5 +1,5 @@
-//! The 21 tasks: prompt, answer length and metric of each, word for word as LongBench's configuration has them (its typing
-//! errors included).
+//! The 21 tasks: prompt, answer length and metric of each, word for word as LongBench's configuration has them (its
+//! typing errors included).
 
 use crate::metrics::Metric;
 

@@ -36,8 +36,8 @@ fn cut(text: &str) -> Vec<&str> {
     }
 }
 
-/// Letters and digits that `.`, `_` or `-` join are one word for the crate and several for the Python package, which cuts
-/// at `([a-zA-Z0-9]+(?:\.\d+)?%?)`.
+/// Letters and digits that `.`, `_` or `-` join are one word for the crate and several for the Python package, which
+/// cuts at `([a-zA-Z0-9]+(?:\.\d+)?%?)`.
 fn parts(word: &str) -> Vec<&str> {
     if !word.is_ascii() || !word.contains(['.', '_', '-']) {
         return vec![word];

@@ -26,7 +26,8 @@ fn ratio(a: &str, b: &str) -> f64 {
 struct Matcher<'a> {
     a: &'a [char],
     b: &'a [char],
-    /// Where each character occurs in `b`; in texts of 200 characters and more, those that make up over 1% are left out.
+    /// Where each character occurs in `b`; in texts of 200 characters and more, those that make up over 1% are left
+    /// out.
     places: HashMap<char, Vec<usize>>,
 }
 

@@ -1,9 +1,9 @@
 //! ROUGE-L as the Python package `rouge` (1.0.1) defines it: over sentences, and over *sets* of words.
 //!
 //! Sentences end at full stops. For each pair of a truth's and an answer's sentence one longest common subsequence of
-//! words is traced back; the words of all of them together, as a set, are the overlap. Recall and precision divide it by
-//! the numbers of different words in truth and answer. (Python gives up at a recursion depth of 1000, and LongBench then
-//! counts 0: that happens to sentences of some 500 words and is not imitated.)
+//! words is traced back; the words of all of them together, as a set, are the overlap. Recall and precision divide it
+//! by the numbers of different words in truth and answer. (Python gives up at a recursion depth of 1000, and LongBench
+//! then counts 0: that happens to sentences of some 500 words and is not imitated.)
 
 use super::python;
 use std::collections::{HashMap, HashSet};
@@ -42,8 +42,8 @@ fn sentences(text: &str, ids: &mut HashMap<String, u32>) -> Vec<Vec<u32>> {
     .collect()
 }
 
-/// Adds the words of one longest common subsequence of `x` and `y`: the one that goes back in `y` where both ways are as
-/// long. Memory: a bit per pair of words.
+/// Adds the words of one longest common subsequence of `x` and `y`: the one that goes back in `y` where both ways are
+/// as long. Memory: a bit per pair of words.
 fn common_words(x: &[u32], y: &[u32], union: &mut HashSet<u32>) {
     let width = y.len();
     let mut back_in_x = vec![0u64; (x.len() * width).div_ceil(64)];

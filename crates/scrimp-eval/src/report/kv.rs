@@ -1,7 +1,9 @@
-//! Quality against size of the KV cache, for policies alone and with KVCrush's representatives in the same total budget.
+//! Quality against size of the KV cache, for policies alone and with KVCrush's representatives in the same total
+//! budget.
 //!
-//! Each excerpt of a text is read once; its cache is then compressed in all ways, and each time the predictions for the tokens that
-//! follows are compared with those of the whole cache (see [`crate::kv`]). The spread over excerpts is in every figure.
+//! Each excerpt of a text is read once; its cache is then compressed in all ways, and each time the predictions for the
+//! tokens that follows are compared with those of the whole cache (see [`crate::kv`]). The spread over excerpts is in
+//! every figure.
 
 use super::{chart, table};
 use crate::{
@@ -115,6 +117,26 @@ pub struct Report {
     pub tasks: Vec<(String, String, Vec<Outcome>)>,
 }
 
+/// Lengths of a measurement, tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lengths {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Scored tokens after the prompt.
+    pub score_tokens: usize,
+}
+
+/// The subjects of [`measure`].
+#[derive(Debug, Clone, Copy)]
+pub struct Comparison<'a> {
+    /// The texts.
+    pub excerpts: &'a [Excerpt],
+    /// Their lengths.
+    pub lengths: Lengths,
+    /// The settings.
+    pub pairs: &'a [Pair],
+}
+
 /// `n` excerpts of a text's tokens that fit `prompt_tokens` and `score_tokens`, from its beginning to its end.
 ///
 /// # Errors
@@ -123,8 +145,7 @@ pub fn excerpts(
     text: &str,
     ids: &[u32],
     bos: Option<u32>,
-    prompt_tokens: usize,
-    score_tokens: usize,
+    Lengths { prompt_tokens, score_tokens }: Lengths,
     n: usize,
 ) -> Result<Vec<Excerpt>> {
     let needed = text_tokens(prompt_tokens, score_tokens) - usize::from(bos.is_some());
@@ -147,9 +168,7 @@ pub fn excerpts(
 /// Those of the model, of compression and of the journal.
 pub fn measure(
     model: &Model,
-    excerpts: &[Excerpt],
-    (prompt_tokens, score_tokens): (usize, usize),
-    pairs: &[Pair],
+    Comparison { excerpts, lengths: Lengths { prompt_tokens, score_tokens }, pairs }: &Comparison<'_>,
     journal: &mut Journal<Entry>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Row>> {
@@ -169,7 +188,8 @@ pub fn measure(
             continue;
         }
         let needs = missing.iter().map(|named| named.setting.needs()).fold(Needs::NONE, Needs::and);
-        let whole = KvComparison::new(model.session(), &excerpt.tokens, prompt_tokens, score_tokens, needs)?;
+        let whole =
+            KvComparison::new(model.session(), &excerpt.tokens, *prompt_tokens, *score_tokens, needs)?;
         for named in missing {
             let how =
                 Compression { seed: named.setting.seed.wrapping_add(seed as u64), ..named.setting.clone() };
@@ -259,7 +279,8 @@ pub(super) mod tests {
 
     pub(crate) fn report() -> Report {
         let pairs = [pair("h2o", 0.5), pair("h2o", 0.25), pair("snapkv", 0.5), pair("snapkv", 0.25)];
-        let excerpts = excerpts("alice", &[7; 40], None, 20, 4, 2).unwrap();
+        let excerpts =
+            excerpts("alice", &[7; 40], None, Lengths { prompt_tokens: 20, score_tokens: 4 }, 2).unwrap();
         let mut entries = Vec::new();
         for (i, excerpt) in excerpts.iter().enumerate() {
             for (j, pair) in pairs.iter().enumerate() {
@@ -290,13 +311,14 @@ pub(super) mod tests {
     #[test]
     fn excerpts_cover_the_text() {
         let ids: Vec<u32> = (0..100).collect();
-        let got = excerpts("x", &ids, Some(999), 30, 9, 3).unwrap();
+        let lengths = Lengths { prompt_tokens: 30, score_tokens: 9 };
+        let got = excerpts("x", &ids, Some(999), lengths, 3).unwrap();
         assert_eq!(got.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["x@0", "x@30", "x@61"]);
         assert!(got.iter().all(|e| e.tokens.len() == 40 && e.tokens[0] == 999));
         assert_eq!((got[1].tokens[1], got[2].tokens[39]), (30, 99));
         // As long as an excerpt: there is only one.
-        assert_eq!(excerpts("x", &ids[..39], Some(999), 30, 9, 3).unwrap().len(), 1);
-        let error = excerpts("x", &ids[..38], Some(999), 30, 9, 3).unwrap_err().to_string();
+        assert_eq!(excerpts("x", &ids[..39], Some(999), lengths, 3).unwrap().len(), 1);
+        let error = excerpts("x", &ids[..38], Some(999), lengths, 3).unwrap_err().to_string();
         assert_eq!(error, "x has 38 tokens; an excerpt takes 39");
     }
 

@@ -1,7 +1,7 @@
 //! Many cache settings on one sample, for one prefill.
 //!
-//! The prompt is prefilled once, with the attention scores of all settings accumulated. Each setting then gets
-//! a fork of the cache, whose pages are shared until it is compressed. Forks decode together, up to [`TOGETHER`] of them, so
+//! The prompt is prefilled once, with the attention scores of all settings accumulated. Each setting then gets a fork
+//! of the cache, whose pages are shared until it is compressed. Forks decode together, up to [`TOGETHER`] of them, so
 //! that weights are read once for all.
 
 use super::prompt::Prompt;

@@ -6,8 +6,8 @@
 //! second:  [ context other    ] compress, forget the other question,  question  answer
 //! ```
 //!
-//! `before` is the usual order of benchmarks: the cache is compressed with knowledge of the question. `after` and `second` say
-//! what a compressed context is worth that is kept for questions to come.
+//! `before` is the usual order of benchmarks: the cache is compressed with knowledge of the question. `after` and
+//! `second` say what a compressed context is worth that is kept for questions to come.
 
 use scrimp_llm::{
     chat::{ChatTemplate, Message},
@@ -91,8 +91,8 @@ impl Builder<'_> {
     /// The prompt of `text`.
     ///
     /// # Errors
-    /// When `max_tokens` leaves no room for the question, there is no other question where one is wanted, or the template
-    /// or tokenizer refuses.
+    /// When `max_tokens` leaves no room for the question, there is no other question where one is wanted, or the
+    /// template or tokenizer refuses.
     pub fn build(&self, text: &Text, when: Question) -> Result<Prompt> {
         let full = self.ids(&self.render(&text.context, &text.question, &text.answer_prefix)?.0)?;
         if when == Question::Before {

@@ -98,21 +98,30 @@ pub struct Outcome {
     pub scores: Vec<f64>,
 }
 
+/// How [`Suite::run`] asks the questions.
+#[derive(Debug)]
+pub struct Asking<'a, T> {
+    /// Builds the prompts.
+    pub builder: &'a Builder<'a>,
+    /// When the question is asked.
+    pub question: Question,
+    /// The cache settings.
+    pub settings: &'a [Named<T>],
+}
+
 impl Suite {
-    /// Has `subject` answer every sample under every setting, as far as `journal` does not hold the answer already, and
-    /// sums up. `is_end`: the tokens that end an answer.
+    /// Answers every sample with `subject` under every setting, except for answers that are in `journal` already.
     ///
     /// # Errors
     /// Those of the model, the prompts and the journal.
     pub fn run<S: Subject>(
         &self,
         subject: &mut S,
-        builder: &Builder<'_>,
-        when: Question,
-        settings: &[Named<S::Setting>],
+        how: &Asking<'_, S::Setting>,
         journal: &mut Journal<Entry>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Outcome>> {
+        let Asking { builder, question, settings } = *how;
         let builder = Builder { template: builder.template.filter(|_| self.chat), ..*builder };
         let tokenizer = builder.tokenizer;
         let line_break = if self.line_ends { tokenizer.encode("\n", false, false)?.pop() } else { None };
@@ -126,7 +135,7 @@ impl Suite {
             if missing.is_empty() {
                 continue;
             }
-            let prompt = builder.build(&sample.text, when)?;
+            let prompt = builder.build(&sample.text, question)?;
             let wanted: Vec<_> = missing.iter().map(|named| &named.setting).collect();
             let decided = |tokens: &[u32]| self.decided(&tokenizer.decode(tokens), sample);
             let rules = Rules {

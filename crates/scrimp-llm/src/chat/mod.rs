@@ -95,14 +95,15 @@ impl ChatTemplate {
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
-    /// The text of `messages` ([`Message`], or JSON objects with what else a template knows, such as `tool_calls`); with `add_generation_prompt` followed by what begins the assistant's answer. `extra` are
-    /// further variables of the template (`tools`, `enable_thinking`, ...); they may replace `bos_token` and `eos_token`.
+    /// The text of `messages` ([`Message`], or JSON objects with what else a template knows, such as `tool_calls`);
+    /// with `add_generation_prompt` followed by what begins the assistant's answer. `extra` are further variables of
+    /// the template (`tools`, `enable_thinking`, ...); they may replace `bos_token` and `eos_token`.
     ///
     /// Tokenize the text with special tokens parsed and without a BOS of its own: templates write theirs.
     ///
     /// # Errors
-    /// When the template refuses the messages (many want user and assistant to alternate), fails, or takes more than its
-    /// budget.
+    /// When the template refuses the messages (many want user and assistant to alternate), fails, or takes more than
+    /// its budget.
     pub fn render<M: Serialize + Sync>(
         &self,
         messages: &[M],

@@ -306,8 +306,8 @@ impl<'a> HfConfig<'a> {
         }
     }
 
-    /// YaRN's numbers in this object, and its factor on sine and cosine, for a model of `context` tokens that was trained on
-    /// `original` tokens first.
+    /// YaRN's numbers in this object, and its factor on sine and cosine, for a model of `context` tokens that was
+    /// trained on `original` tokens first.
     fn yarn(&self, context: usize, original: f64) -> Result<(Yarn, f64)> {
         let factor = self.positive("factor")?.unwrap_or(context as f64 / original);
         let scales = (self.positive("mscale")?, self.positive("mscale_all_dim")?);

@@ -4,8 +4,8 @@
 //! - Llama 3.1: slow frequencies divided, fast ones kept, those between blended;
 //! - YaRN (Peng et al. 2023, <https://arxiv.org/abs/2309.00071>): the same idea by dimension, and a factor on sine and
 //!   cosine;
-//! - LongRoPE (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>): a searched factor per frequency, one set for short
-//!   and one for long sequences.
+//! - LongRoPE (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>): a searched factor per frequency, one set for
+//!   short and one for long sequences.
 
 use std::f64::consts::PI;
 

@@ -24,7 +24,8 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    /// This tensor, or those that it is made of where it is Phi-3's QKV or gate and up: compressed files keep them apart.
+    /// This tensor, or those that it is made of where it is Phi-3's QKV or gate and up: compressed files keep them
+    /// apart.
     pub(crate) fn unfused(self, c: &ModelConfig) -> Vec<Self> {
         let parts = if self.name.ends_with("attn_qkv.weight") {
             vec![("attn_q", c.q_dim()), ("attn_k", c.kv_dim()), ("attn_v", c.kv_dim())]

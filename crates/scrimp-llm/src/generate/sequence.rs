@@ -6,7 +6,8 @@ use crate::source::LogitsSource;
 /// Prompt tokens per call of the model; a prefill can be cancelled between calls.
 const PREFILL_CHUNK: usize = 512;
 
-/// A sequence that remembers its tokens, so that a new prompt reuses the part of the cache that it shares with the old one.
+/// A sequence that remembers its tokens, so that a new prompt reuses the part of the cache that it shares with the old
+/// one.
 #[derive(Debug)]
 pub struct Sequence<S> {
     pub(super) source: S,
@@ -46,8 +47,9 @@ impl<S: LogitsSource> Sequence<S> {
         self.tokens.clear();
     }
 
-    /// Drops the tokens that are not part of `prompt`, and returns the number of its tokens that need no computing: the common prefix, but never
-    /// all of it (its last logits are wanted), and nothing where the model cannot go back that far.
+    /// Drops the tokens that are not part of `prompt`, and returns the number of its tokens that need no computing: the
+    /// common prefix, but never all of it (its last logits are wanted), and nothing where the model cannot go back that
+    /// far.
     pub fn rewind_to(&mut self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let kept = common.min(prompt.len().saturating_sub(1));
@@ -58,7 +60,8 @@ impl<S: LogitsSource> Sequence<S> {
         self.tokens.len()
     }
 
-    /// Makes the cache hold exactly `prompt` (not empty) and returns the logits after it; `None` if `cancelled` said so in between.
+    /// Makes the cache hold exactly `prompt` (not empty) and returns the logits after it; `None` if `cancelled` said so
+    /// in between.
     ///
     /// # Errors
     /// Those of the model; the sequence is then empty.

@@ -15,8 +15,8 @@ impl SequenceChunk<'_> {
 }
 
 impl Pass<'_> {
-    /// Attention of the layer at index `layer` of the caches, from the queries of `n` rows to `attn`. With `only_wanted`, the
-    /// rows of the other tokens are unspecified afterwards.
+    /// Attention of the layer at index `layer` of the caches, from the queries of `n` rows to `attn`. With
+    /// `only_wanted`, the rows of the other tokens are unspecified afterwards.
     pub(super) fn attend(
         &mut self,
         layer: usize,

@@ -5,9 +5,9 @@
 //! Step: session B, 1 token    ├ rows of one pass through all layers├ logits of B
 //! Step: session C, 300 tokens ┘                                    └ none: its prompt continues
 //! ```
-//! Weights are read once for all sequences. The cache of a sequence, its compression and its format belong to its session. The
-//! results of a session do not depend on the other sessions, bit for bit, at every SIMD level except for linear layers of
-//! `bf16` weights and AMX batches (ARCHITECTURE.md has the reasons).
+//! Weights are read once for all sequences. The cache of a sequence, its compression and its format belong to its
+//! session. The results of a session do not depend on the other sessions, bit for bit, at every SIMD level except for
+//! linear layers of `bf16` weights and AMX batches (ARCHITECTURE.md has the reasons).
 
 use super::{
     Model, Session,
@@ -50,10 +50,11 @@ impl Batch {
         Self { model: model.clone(), buffers: Buffers::default() }
     }
 
-    /// Runs all steps in one pass and calls `visit(step, output)` for each step with an output, for logits on all threads.
+    /// Runs all steps in one pass and calls `visit(step, output)` for each step with an output, for logits on all
+    /// threads.
     ///
-    /// A step with too many tokens, ids outside the vocabulary or no memory for its cache fails alone, and its session is
-    /// unchanged. The results are in the order of the steps.
+    /// A step with too many tokens, ids outside the vocabulary or no memory for its cache fails alone, and its session
+    /// is unchanged. The results are in the order of the steps.
     pub fn forward(
         &mut self,
         steps: &mut [Step<'_>],

@@ -51,8 +51,8 @@ impl CompressionState {
 }
 
 impl Session {
-    /// Sets how the cache is compressed from now on, when a prompt is complete ([`Session::begin_prompt`]) and while text is
-    /// generated after it; `None` turns compression off.
+    /// Sets how the cache is compressed from now on, when a prompt is complete ([`Session::begin_prompt`]) and while
+    /// text is generated after it; `None` turns compression off.
     pub fn set_compression(&mut self, how: Option<Compression>) {
         self.compression.how = how.filter(|how| !how.keeps_everything());
         self.compression.plan = None;
@@ -60,8 +60,8 @@ impl Session {
 
     /// Accumulates, from now on, the scores that `needs` names, for a compression at `len` tokens.
     ///
-    /// To compress one prompt in several ways, call [`Session::finish_scores`] after the prompt, [`Session::fork`] the session, and
-    /// [`Session::compress`] the forks.
+    /// To compress one prompt in several ways, call [`Session::finish_scores`] after the prompt, [`Session::fork`] the
+    /// session, and [`Session::compress`] the forks.
     pub fn accumulate_scores_for(&mut self, needs: Needs, len: usize) {
         self.sampled_queries = needs.expected.then(|| SampledQueries::new(self.len(), len));
         self.compression.unpacked_until = len;
@@ -69,8 +69,8 @@ impl Session {
         self.accumulate_scores(wanted.any().then_some(wanted));
     }
 
-    /// Stops accumulating and computes the scores of `needs` that need the complete prompt. `tokens` are the last tokens of the
-    /// sequence, those that were appended since [`Session::accumulate_scores_for`].
+    /// Stops accumulating and computes the scores of `needs` that need the complete prompt. `tokens` are the last
+    /// tokens of the sequence, those that were appended since [`Session::accumulate_scores_for`].
     ///
     /// # Errors
     /// Those of [`Session::reconstruct`].
@@ -82,9 +82,10 @@ impl Session {
         if needs.reconstruction { self.reconstruct(tokens) } else { Ok(()) }
     }
 
-    /// Declares that the prompt is complete when the sequence has `len` tokens. Until then the session accumulates the scores that the
-    /// policy needs. The call that appends the last token of the prompt compresses the cache before it returns. While text is generated,
-    /// the cache is compressed again whenever it has grown by an eighth (at least 64 tokens).
+    /// Declares that the prompt is complete when the sequence has `len` tokens. Until then the session accumulates the
+    /// scores that the policy needs. The call that appends the last token of the prompt compresses the cache before it
+    /// returns. While text is generated, the cache is compressed again whenever it has grown by an eighth (at least 64
+    /// tokens).
     pub fn begin_prompt(&mut self, len: usize) {
         let Some(how) = &self.compression.how else { return };
         let budget = how.tokens_or_reserved(len);
@@ -96,8 +97,8 @@ impl Session {
         self.kv.clear_recent_scores();
     }
 
-    /// Compresses the cache now to `budget` tokens per KV head, by the accumulated scores ([`Session::accumulate_scores`]). See
-    /// [`scrimp_kv::Sequence::compress`].
+    /// Compresses the cache now to `budget` tokens per KV head, by the accumulated scores
+    /// ([`Session::accumulate_scores`]). See [`scrimp_kv::Sequence::compress`].
     ///
     /// # Errors
     /// When memory cannot be allocated; the session is then empty.
@@ -144,7 +145,8 @@ impl Session {
         wanted.any().then_some(wanted)
     }
 
-    /// Called after `tokens` were appended: compresses the cache if its planned length is reached, and plans the next compression.
+    /// Called after `tokens` were appended: compresses the cache if its planned length is reached, and plans the next
+    /// compression.
     pub(super) fn compress_if_due(&mut self, tokens: &[u32]) -> Result<()> {
         if let Some(prompt) = &mut self.compression.tokens {
             prompt.extend_from_slice(tokens);

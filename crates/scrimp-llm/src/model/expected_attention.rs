@@ -1,5 +1,5 @@
-//! Expected attention of future queries (arXiv 2510.00636, §3): a sample of the prompt's queries, rotated to later positions, attends to
-//! the cache.
+//! Expected attention of future queries (arXiv 2510.00636, §3): a sample of the prompt's queries, rotated to later
+//! positions, attends to the cache.
 
 use super::{Session, rope_and_append::apply_rope};
 use crate::error::Result;

@@ -1,6 +1,7 @@
 //! The forward pass: from token ids to the residual stream after the last layer, and from there to logits.
 //!
-//! A pass takes chunks of one or more sequences. All steps but attention ([`super::attention`]) work on rows, one per token.
+//! A pass takes chunks of one or more sequences. All steps but attention ([`super::attention`]) work on rows, one per
+//! token.
 //!
 //! ```text
 //! h = embed(token)
@@ -213,8 +214,9 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Runs all chunks, with the ids `tokens` one chunk after the other, through all layers and appends them to their caches.
-    /// Afterwards `h` holds the residual stream of the wanted tokens, chunk after chunk; the last layer computes only these.
+    /// Runs all chunks, with the ids `tokens` one chunk after the other, through all layers and appends them to their
+    /// caches. Afterwards `h` holds the residual stream of the wanted tokens, chunk after chunk; the last layer
+    /// computes only these.
     ///
     /// A chunk that fails holds its error; its rows are unspecified.
     ///

@@ -1,8 +1,8 @@
 //! A forward pass in which one layer at a time runs over many windows of text, with matrices that the caller supplies.
 //!
-//! Only the residual stream of all windows and the matrices of one layer are in memory. The stages of a layer end at the inputs
-//! of its next matrices, so that a caller can choose these matrices by the inputs that they receive: the inputs already include
-//! the effect of all changed matrices before them, in earlier layers and in this one.
+//! Only the residual stream of all windows and the matrices of one layer are in memory. The stages of a layer end at
+//! the inputs of its next matrices, so that a caller can choose these matrices by the inputs that they receive: the
+//! inputs already include the effect of all changed matrices before them, in earlier layers and in this one.
 //!
 //! ```text
 //! x = norm(h)            -> Q, K, V     attention(rope(Q x), rope(K x), V x)  -> O      h += O ·
@@ -40,8 +40,8 @@ pub trait LayerHook {
     /// An error ends the run.
     fn complete(&mut self, projections: &[Projection]) -> Result<()>;
 
-    /// The matrix to run with. Called once for each projection, after [`LayerHook::complete`]; the matrix is dropped after its
-    /// last window.
+    /// The matrix to run with. Called once for each projection, after [`LayerHook::complete`]; the matrix is dropped
+    /// after its last window.
     ///
     /// # Errors
     /// An error ends the run.

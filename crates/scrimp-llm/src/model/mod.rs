@@ -170,7 +170,8 @@ impl Model {
         })
     }
 
-    /// A cache for sessions of this model ([`Model::session_in_cache`]) whose pages take at most `limit` bytes together.
+    /// A cache for sessions of this model ([`Model::session_in_cache`]) whose pages take at most `limit` bytes
+    /// together.
     ///
     /// # Errors
     /// When there is no such format.

@@ -1,5 +1,5 @@
-//! KVzip's reconstruction scores (arXiv 2505.23416, §3.2): the model repeats the prompt in a second pass, and each token's score is
-//! the maximum attention that it receives meanwhile.
+//! KVzip's reconstruction scores (arXiv 2505.23416, §3.2): the model repeats the prompt in a second pass, and each
+//! token's score is the maximum attention that it receives meanwhile.
 
 use super::Session;
 use crate::{
@@ -93,8 +93,8 @@ impl Reconstruction {
 }
 
 impl Session {
-    /// Computes reconstruction scores: the model repeats `tokens`, the last tokens of the sequence. The sequence is unchanged. The time
-    /// is one to two prefills of `tokens`.
+    /// Computes reconstruction scores: the model repeats `tokens`, the last tokens of the sequence. The sequence is
+    /// unchanged. The time is one to two prefills of `tokens`.
     ///
     /// # Errors
     /// When the context has no room for a chunk of the repetition, or the model fails.

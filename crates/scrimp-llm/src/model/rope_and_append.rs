@@ -1,7 +1,8 @@
 //! Between a layer's projections and its attention: RoPE for queries and keys, and keys and values to the caches.
 //!
-//! One parallel region serves all sequences. A task applies RoPE to consecutive rows of one chunk. A chunk with few tokens is one
-//! task, which also appends to the cache; the keys and values of longer chunks are appended afterwards by all threads together.
+//! One parallel region serves all sequences. A task applies RoPE to consecutive rows of one chunk. A chunk with few
+//! tokens is one task, which also appends to the cache; the keys and values of longer chunks are appended afterwards by
+//! all threads together.
 
 use super::{
     forward::{LayerPlace, Pass, SequenceChunk},
@@ -47,8 +48,8 @@ impl SequenceChunk<'_> {
 }
 
 impl Pass<'_> {
-    /// Applies RoPE to `q` and `k` of all chunks (after their norms, where the family has them) and appends `k` and `v` to the
-    /// caches of the chunks without an error.
+    /// Applies RoPE to `q` and `k` of all chunks (after their norms, where the family has them) and appends `k` and `v`
+    /// to the caches of the chunks without an error.
     pub(super) fn rope_and_append(
         &mut self,
         norms: &LayerNorms,

@@ -114,7 +114,8 @@ impl Session {
         })
     }
 
-    /// A batch of one: runs `tokens` (at most a chunk) through all layers, for the residual stream of the last `wanted`.
+    /// A batch of one: runs `tokens` (at most a chunk) through all layers, for the residual stream of the last
+    /// `wanted`.
     fn layers(&mut self, buffers: &mut Buffers, tokens: &[u32], wanted: usize) -> Result<()> {
         let model = self.model.clone();
         let mut chunks = [SequenceChunk::new(self, tokens.len(), wanted)];
@@ -143,7 +144,8 @@ impl Session {
         Ok(self.len())
     }
 
-    /// After an attempt to append `tokens`: compresses and packs where it is due, or truncates to `before` after an error.
+    /// After an attempt to append `tokens`: compresses and packs where it is due, or truncates to `before` after an
+    /// error.
     pub(super) fn end_append(&mut self, before: usize, tokens: &[u32], result: Result<()>) -> Result<()> {
         let result = result.and_then(|()| self.compress_if_due(tokens)).and_then(|()| self.pack_if_done());
         if result.is_err() {
@@ -152,9 +154,9 @@ impl Session {
         result
     }
 
-    /// Packs old tokens, unless they belong to a prompt that will be compressed: its tokens are dropped first, since packing a
-    /// token twice adds two errors. The tokens of a prompt attend to up to [`PIECE`] unpacked tokens; later tokens attend to
-    /// packed ones.
+    /// Packs old tokens, unless they belong to a prompt that will be compressed: its tokens are dropped first, since
+    /// packing a token twice adds two errors. The tokens of a prompt attend to up to [`PIECE`] unpacked tokens; later
+    /// tokens attend to packed ones.
     fn pack_if_done(&mut self) -> Result<()> {
         let later = self.scores_wanted.is_some() || self.len() <= self.compression.unpacked_until();
         if later { Ok(()) } else { self.pack() }
@@ -194,8 +196,8 @@ impl Session {
         Ok(())
     }
 
-    /// Appends random keys and values as if for `n` tokens, so that the speed after long prompts can be measured without a
-    /// prefill.
+    /// Appends random keys and values as if for `n` tokens, so that the speed after long prompts can be measured
+    /// without a prefill.
     ///
     /// # Errors
     /// When the context has no room for them, or memory cannot be had.
@@ -233,8 +235,8 @@ impl Session {
         self.rope_tokens = 0;
     }
 
-    /// Sets the scores that attention accumulates from now on (see [`Sequence::accumulated_scores`]); `None` accumulates none.
-    /// Costs less than 3% of the time to first token.
+    /// Sets the scores that attention accumulates from now on (see [`Sequence::accumulated_scores`]); `None`
+    /// accumulates none. Costs less than 3% of the time to first token.
     pub fn accumulate_scores(&mut self, wanted: Option<ScoresWanted>) {
         self.scores_wanted = wanted;
     }
@@ -244,17 +246,18 @@ impl Session {
         &self.kv
     }
 
-    /// Drops all tokens from position `len` on. Where a sliding-window layer has released tokens that it would need, or a
-    /// compression at a later position has dropped tokens before `len`, all tokens are dropped: [`Session::len`] is the result.
+    /// Drops all tokens from position `len` on. Where a sliding-window layer has released tokens that it would need, or
+    /// a compression at a later position has dropped tokens before `len`, all tokens are dropped: [`Session::len`] is
+    /// the result.
     pub fn truncate(&mut self, len: usize) {
         if len < self.compressed() || self.kv.truncate(len).is_err() {
             self.reset();
         }
     }
 
-    /// Drops the tokens from position `len` on, also where the cache was compressed at a later position: then the remaining
-    /// tokens are those that the compression kept. Where a sliding-window layer has released tokens that it would need, all tokens
-    /// are dropped.
+    /// Drops the tokens from position `len` on, also where the cache was compressed at a later position: then the
+    /// remaining tokens are those that the compression kept. Where a sliding-window layer has released tokens that it
+    /// would need, all tokens are dropped.
     pub fn truncate_compressed(&mut self, len: usize) {
         if self.kv.truncate(len).is_err() {
             self.reset();

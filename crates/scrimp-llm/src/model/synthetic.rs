@@ -1,4 +1,5 @@
-//! Models with random weights, for measuring time and memory of a shape, a format and a sparsity without a file of that size.
+//! Models with random weights, for measuring time and memory of a shape, a format and a sparsity without a file of that
+//! size.
 
 use super::weights::{Layer, LayerNorms, LinearWeights, Weights};
 use crate::{

@@ -78,8 +78,8 @@ pub(super) struct Candidates {
 impl Candidates {
     /// Keeps the `k` best.
     ///
-    /// One pass: candidates above the floor are collected; when there are `2k` of them (at least 256) the best `k` are kept and the
-    /// floor rises to the `k`-th. Blocks without a logit above the floor are skipped by their maximum.
+    /// One pass: candidates above the floor are collected; when there are `2k` of them (at least 256) the best `k` are
+    /// kept and the floor rises to the `k`-th. Blocks without a logit above the floor are skipped by their maximum.
     pub(super) fn top_k(&mut self, row: &Row<'_>, k: usize) {
         const BLOCK: usize = 128;
         let k = k.min(row.logits.len());

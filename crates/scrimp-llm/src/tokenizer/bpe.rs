@@ -19,7 +19,8 @@ use crate::error::Result;
 pub(super) struct Ranks {
     /// Per token: rank of its first merge and bytes of the left half; `(MAX, 0)` where there is none.
     first: Vec<(u32, u32)>,
-    /// Further merges that make the same token (vocabularies converted from tiktoken have them): by token and left half.
+    /// Further merges that make the same token (vocabularies converted from tiktoken have them): by token and left
+    /// half.
     others: HashMap<(u32, u32), u32>,
 }
 

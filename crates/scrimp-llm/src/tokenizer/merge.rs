@@ -31,8 +31,8 @@ pub(super) struct Merger {
 
 impl Merger {
     /// Cuts `text` into characters and merges them. `priority(id, left)` is called for tokens that a pair would make,
-    /// `left` being the bytes of its left half. Calls `emit(text, id)` for the remaining symbols, in order; a lone character
-    /// that is no token has no id.
+    /// `left` being the bytes of its left half. Calls `emit(text, id)` for the remaining symbols, in order; a lone
+    /// character that is no token has no id.
     ///
     /// `text` must be shorter than 4 GiB.
     pub(super) fn run(

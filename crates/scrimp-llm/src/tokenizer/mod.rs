@@ -72,8 +72,8 @@ enum SpacePrefix {
 
 impl Tokenizer {
     /// Ids of `text`. `add_bos` puts the begin-of-text token first, for tokenizers that want one
-    /// ([`Tokenizer::adds_bos`]). With `parse_special` the texts of special tokens (`<|im_start|>`) become those tokens;
-    /// without it they are plain text: the choice for the input of users.
+    /// ([`Tokenizer::adds_bos`]). With `parse_special` the texts of special tokens (`<|im_start|>`) become those
+    /// tokens; without it they are plain text: the choice for the input of users.
     ///
     /// # Errors
     /// When `text` is 4 GiB or longer, or the tokenizer cannot express it.

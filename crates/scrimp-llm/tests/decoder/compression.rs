@@ -187,7 +187,8 @@ fn turned_keys_are_those_of_tokens_that_stand_there() {
         session.forward(&prompt).unwrap();
         let before = session.fork();
         session.compress(&how, 10).unwrap();
-        // The sinks stand where tokens 20, 21 and 22 were. In the first layer, keys depend on nothing but token and position.
+        // The sinks stand where tokens 20, 21 and 22 were. In the first layer, keys depend on nothing but token and
+        // position.
         let mut moved = prompt.clone();
         moved.copy_within(..3, 20);
         let mut other = model.session();

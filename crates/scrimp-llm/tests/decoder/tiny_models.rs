@@ -1,8 +1,8 @@
 //! Every family against transformers: tiny random models of `testdata/tiny` and `testdata/tiny-gguf`.
 //!
-//! The prompts are longer than every sliding window, so masks, both RoPE bases, scaled frequencies and the growth of the
-//! cache all show in the logits. Each model runs as one prefill, as uneven chunks and as single steps, at the scalar level
-//! (the specification) and in the machine's own.
+//! The prompts are longer than every sliding window, so masks, both RoPE bases, scaled frequencies and the growth of
+//! the cache all show in the logits. Each model runs as one prefill, as uneven chunks and as single steps, at the
+//! scalar level (the specification) and in the machine's own.
 
 use crate::common::{Expected, argmax, difference, load, read_json, testdata};
 use scrimp_llm::model::Model;

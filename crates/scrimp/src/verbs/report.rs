@@ -12,13 +12,13 @@ use anyhow::Context as _;
 use scrimp_base::AtomicFile;
 use scrimp_eval::{
     kv, longbench, read_text,
-    report::kv::{Excerpt, Pair, Report, Row, excerpts, measure},
+    report::kv::{Comparison, Excerpt, Lengths, Pair, Report, Row, excerpts, measure},
     ruler,
     tasks::{
         CacheSetting,
         journal::{self, Journal},
         prompt::{Builder, Question},
-        suite::{Named, Outcome, Suite},
+        suite::{Asking, Named, Outcome, Suite},
     },
 };
 use scrimp_kv::compress::{Budget, Compression, Crush};
@@ -67,17 +67,19 @@ fn report_kv(app: &App, args: &ReportKvArgs) -> anyhow::Result<()> {
             kv::check(prompt, scored, config.vocab_size, config.context_length)?;
             checkpoint.chat_template(tokenizer)
         })?;
+    let lengths = Lengths { prompt_tokens: prompt, score_tokens: scored };
     let mut all: Vec<Excerpt> = Vec::new();
     for (name, text) in &texts {
         let ids = loaded.tokenizer.encode(text, false, false)?;
-        all.extend(excerpts(name, &ids, loaded.bos(), prompt, scored, usize::from(args.seeds))?);
+        all.extend(excerpts(name, &ids, loaded.bos(), lengths, usize::from(args.seeds))?);
     }
     let model = journal::identity(loaded.model.path())?;
     fs::create_dir_all(&args.output).with_context(|| format!("{}", args.output.display()))?;
     let of = json!({"report": "kv", "model": model, "prompt_tokens": prompt, "score_tokens": scored});
     let mut journal = Journal::open(&args.output.join("kv.jsonl"), &of)?;
     let bar = CountBar::new("measurements");
-    let rows = measure(&loaded.model, &all, (prompt, scored), &pairs, &mut journal, &mut |p| {
+    let comparison = Comparison { excerpts: &all, lengths, pairs: &pairs };
+    let rows = measure(&loaded.model, &comparison, &mut journal, &mut |p| {
         bar.show(p.done, p.total, "");
     })?;
     drop(bar);
@@ -165,10 +167,10 @@ fn questions(
     let mut journal = Journal::open(&args.output.join(format!("{}.jsonl", suite.task)), &of)?;
     let bar = CountBar::new("answers");
     let mut session = loaded.model.session();
-    let outcomes =
-        suite.run(&mut session, &builder, Question::Before, &settings, &mut journal, &mut |p| {
-            bar.show(p.done, p.total, "");
-        })?;
+    let asking = Asking { builder: &builder, question: Question::Before, settings: &settings };
+    let outcomes = suite.run(&mut session, &asking, &mut journal, &mut |p| {
+        bar.show(p.done, p.total, "");
+    })?;
     drop(bar);
     Ok(outcomes)
 }

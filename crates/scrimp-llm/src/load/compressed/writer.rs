@@ -38,8 +38,8 @@ impl<'a> Item<'a> {
     }
 }
 
-/// Writes `path` atomically. `metadata` holds `scrimp.config` and the like; format, version and the description of tensors
-/// are added. `progress` is called with the bytes of items written so far.
+/// Writes `path` atomically. `metadata` holds `scrimp.config` and the like; format, version and the description of
+/// tensors are added. `progress` is called with the bytes of items written so far.
 ///
 /// # Errors
 /// When the file cannot be written; then `path` keeps its old content.

@@ -15,7 +15,7 @@ use scrimp_eval::{
         CacheSetting,
         journal::{self, Journal},
         prompt::Builder,
-        suite::{Named, Outcome, Suite},
+        suite::{Asking, Named, Outcome, Suite},
     },
 };
 use scrimp_llm::chat::ChatTemplate;
@@ -198,8 +198,8 @@ impl<'a> Bench<'a> {
         };
         let bar = CountBar::new("answers");
         let mut session = self.loaded.model.session();
-        let when = self.how.question;
-        let outcomes = suite.run(&mut session, &builder, when, &self.settings, &mut journal, &mut |p| {
+        let asking = Asking { builder: &builder, question: self.how.question, settings: &self.settings };
+        let outcomes = suite.run(&mut session, &asking, &mut journal, &mut |p| {
             bar.show(p.done, p.total, "");
         });
         drop(bar);
