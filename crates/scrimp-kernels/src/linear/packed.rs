@@ -15,11 +15,13 @@
 //! 4096 columns. Integer formats give the same bits in every tier, and sparse formats those of their dense counterparts.
 
 use super::{
-    Job, ThreadTiles, TileRegisters, Unit,
+    ThreadTiles,
     activations::RowScale,
     amx_packed,
     gemm::{self, PanelGroup},
     gemv,
+    job::Task,
+    plan::Engine,
 };
 use crate::{
     arch::{
@@ -30,7 +32,7 @@ use crate::{
     mem::stream::PREFETCH,
     quant::{
         GROUP, Group, QuantGroup, Quants,
-        group::{dots, scaled},
+        group::{dots, fma_scaled},
         packed::{
             Layout, Value,
             int4::{self, Int4},
@@ -160,7 +162,7 @@ unsafe fn int8_tile<S: Simd, W: Steps<S>, const T: usize>(
 ) -> [S::F; T] {
     let mut sums = [s.splat_i32(0); T];
     for t in 0..T {
-        sums[t] = s.open_s8(rows[t].sum);
+        sums[t] = s.acc_init_s8(rows[t].sum);
     }
     let mut others = [s.splat_i32(0); T];
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
@@ -337,7 +339,7 @@ impl super::amx_bf16::Rows for InTurn {
 
 /// Whether the tier adds up products in 32 bits.
 const fn wide<S: Simd>() -> bool {
-    S::PARTIAL_MAX > i16::MAX as usize
+    S::ACCUMULATOR_MAX > i16::MAX as usize
 }
 
 /// Adds the products of one group with `T` tokens.
@@ -347,7 +349,7 @@ fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<
     panel.fill(s, *group);
     let sums = dots::<S, Int4, T, 0, 8>(s, panel.quants(), x);
     for t in 0..T {
-        acc[t] = scaled(s, acc[t], sums[t], x[t].scale, group.scale);
+        acc[t] = fma_scaled(s, acc[t], sums[t], x[t].scale, group.scale);
     }
 }
 
@@ -419,17 +421,17 @@ unsafe fn int4_panel<S: Simd, F: Quants, const T: usize>(
 
 /// Calls `$kernel::<S, _, T>($args)` for the width of token tile `$i`, and stores the results.
 macro_rules! tokens {
-    ($s:ident, $unit:expr, $tile:expr, $i:expr, $kernel:ident, ($($arg:expr),*)) => {{
-        let (first, n, width) = $unit.x.tile($i);
+    ($s:ident, $task:expr, $tile:expr, $i:expr, $kernel:ident, ($($arg:expr),*)) => {{
+        let (first, n, width) = $task.x.token_tile($i);
         // SAFETY: the matrix has as many columns as the activations, both padded alike.
         unsafe {
             match width {
-                1 => $unit.job.store($s, &$kernel::<S, _, 1>($s, $($arg),*), $tile, first, n),
-                2 => $unit.job.store($s, &$kernel::<S, _, 2>($s, $($arg),*), $tile, first, n),
-                4 => $unit.job.store($s, &$kernel::<S, _, 4>($s, $($arg),*), $tile, first, n),
-                8 if S::TOKEN_TILE >= 8 => $unit.job.store($s, &$kernel::<S, _, 8>($s, $($arg),*), $tile, first, n),
+                1 => $task.job.store($s, &$kernel::<S, _, 1>($s, $($arg),*), $tile, first, n),
+                2 => $task.job.store($s, &$kernel::<S, _, 2>($s, $($arg),*), $tile, first, n),
+                4 => $task.job.store($s, &$kernel::<S, _, 4>($s, $($arg),*), $tile, first, n),
+                8 if S::TOKEN_TILE >= 8 => $task.job.store($s, &$kernel::<S, _, 8>($s, $($arg),*), $tile, first, n),
                 12 if S::TOKEN_TILE >= 12 => {
-                    $unit.job.store($s, &$kernel::<S, _, 12>($s, $($arg),*), $tile, first, n);
+                    $task.job.store($s, &$kernel::<S, _, 12>($s, $($arg),*), $tile, first, n);
                 }
                 width => unreachable!("no kernel for {width} tokens"),
             }
@@ -489,38 +491,43 @@ pub(super) fn panel_groups(layout: &Layout) -> usize {
 }
 
 /// Tiles of one packed matrix for all tokens.
-pub(super) struct PackedUnit<'a> {
-    pub(super) unit: Unit<'a>,
+pub(super) struct PackedTask<'a> {
+    pub(super) task: Task<'a>,
     pub(super) layout: &'a Layout,
     pub(super) data: &'a [u8],
 }
 
-pub(super) fn run(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut ThreadTiles) {
+pub(super) fn run(level: SimdLevel, task: PackedTask<'_>, tiles: &mut ThreadTiles) {
     if let Some(tiles) = tiles
-        && unit.unit.job.registers != TileRegisters::None
+        && task.task.job.engine != Engine::Vectors
     {
-        return run_over_tiles(level, unit, tiles);
+        return run_in_tiles(level, task, tiles);
     }
-    level.run(unit);
+    level.run(task);
 }
 
 /// Runs a unit in tile registers.
-pub(super) fn run_over_tiles<X: AmxTile>(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut Configured<X>) {
-    let (layout, data) = (unit.layout, unit.data);
+pub(super) fn run_in_tiles<X: AmxTile>(level: SimdLevel, task: PackedTask<'_>, tiles: &mut Configured<X>) {
+    let (layout, data) = (task.layout, task.data);
     let tile = move |tile| Tile { layout, data, tile };
     match (layout.format.value(), layout.format.is_sparse()) {
         (Value::Int4, false) => {
-            amx_packed::run_rows(level, unit.unit, move |i| tile(i).dense_groups(), tiles);
+            amx_packed::run_groups(level, task.task, move |i| tile(i).dense_groups(), tiles);
         }
         (Value::Int4, true) => {
             let rows = move |i| InTurn { groups: tile(i).sparse_groups(), odd: false };
-            amx_packed::run_rows(level, unit.unit, rows, tiles);
+            amx_packed::run_groups(level, task.task, rows, tiles);
         }
-        _ => X::run(level, amx_packed::AmxUnit { unit, tiles }),
+        _ => X::run(level, amx_packed::AmxTask { task, tiles }),
     }
 }
 
-impl<'a> PackedUnit<'a> {
+impl<'a> PackedTask<'a> {
+    pub(super) fn new(task: Task<'a>, layout: &'a Layout) -> Self {
+        let data = task.job.weight.data();
+        Self { task, layout, data }
+    }
+
     pub(super) fn tile(&self, tile: usize) -> Tile<'a> {
         Tile { layout: self.layout, data: self.data, tile }
     }
@@ -529,11 +536,11 @@ impl<'a> PackedUnit<'a> {
     #[inline(always)]
     pub(super) fn expand<S: Simd>(&mut self, s: S, tiles: Range<usize>) -> (Range<usize>, usize) {
         let per_tile = panel_groups(self.layout);
-        let n = tiles.len().min(self.unit.panel.len() / per_tile.max(1));
+        let n = tiles.len().min(self.task.scratch.len() / per_tile.max(1));
         let tiles = tiles.start..tiles.start + n;
         for tile in tiles.clone() {
             let from = self.tile(tile);
-            let panel = &mut self.unit.panel[(tile - tiles.start) * per_tile..][..per_tile];
+            let panel = &mut self.task.scratch[(tile - tiles.start) * per_tile..][..per_tile];
             match self.layout.format.value() {
                 Value::Bf16 => expand(s, from.words(), panel, self.layout.steps),
                 Value::Int8 => expand(s, from.bytes(), panel, self.layout.steps),
@@ -566,30 +573,30 @@ fn expand<S: Simd, W: Steps<S>>(s: S, mut steps: W, panel: &mut [PanelGroup], n:
     }
 }
 
-impl Kernel for PackedUnit<'_> {
+impl Kernel for PackedTask<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Level>(mut self, s: S) {
-        let (layout, tiles, x) = (self.layout, self.unit.tiles.clone(), self.unit.x);
-        let x_tiles = self.unit.x_tiles.clone();
+        let (layout, tiles, x) = (self.layout, self.task.panels.clone(), self.task.x);
+        let token_tiles = self.task.token_tiles.clone();
         let (sparse, value) = (layout.format.is_sparse(), layout.format.value());
         if !sparse || x.expands_each() {
             for tile in tiles.clone() {
-                for i in x_tiles.clone() {
+                for i in token_tiles.clone() {
                     let from = self.tile(tile);
-                    let unit = &self.unit;
+                    let task = &self.task;
                     match (value, sparse) {
                         (Value::Bf16, false) => {
-                            tokens!(s, unit, tile, i, bf16_tile, (from.dense(), x.pairs(i)));
+                            tokens!(s, task, tile, i, bf16_tile, (from.dense(), x.pairs(i)));
                         }
                         (Value::Bf16, true) => {
-                            tokens!(s, unit, tile, i, bf16_tile, (from.words(), x.pairs(i)));
+                            tokens!(s, task, tile, i, bf16_tile, (from.words(), x.pairs(i)));
                         }
                         (Value::Int8, false) => {
                             tokens!(
                                 s,
-                                unit,
+                                task,
                                 tile,
                                 i,
                                 int8_tile,
@@ -599,7 +606,7 @@ impl Kernel for PackedUnit<'_> {
                         (Value::Int8, true) => {
                             tokens!(
                                 s,
-                                unit,
+                                task,
                                 tile,
                                 i,
                                 int8_tile,
@@ -607,10 +614,10 @@ impl Kernel for PackedUnit<'_> {
                             );
                         }
                         (Value::Int4, false) => {
-                            tokens!(s, unit, tile, i, int4_tile, (from.dense_groups(), x.groups(i)));
+                            tokens!(s, task, tile, i, int4_tile, (from.dense_groups(), x.groups(i)));
                         }
                         (Value::Int4, true) => {
-                            tokens!(s, unit, tile, i, int4_tile, (from.sparse_groups(), x.groups(i)));
+                            tokens!(s, task, tile, i, int4_tile, (from.sparse_groups(), x.groups(i)));
                         }
                     }
                 }
@@ -621,52 +628,20 @@ impl Kernel for PackedUnit<'_> {
         while !left.is_empty() {
             let (tiles, per_tile) = self.expand(s, left.clone());
             left.start = tiles.end;
-            for i in x_tiles.clone() {
-                for (tile, panel) in tiles.clone().zip(self.unit.panel.chunks_exact(per_tile)) {
-                    let unit = &self.unit;
+            for i in token_tiles.clone() {
+                for (tile, panel) in tiles.clone().zip(self.task.scratch.chunks_exact(per_tile)) {
+                    let task = &self.task;
                     let from = Tile { layout, data: self.data, tile };
                     let steps = || Dense(bytemuck::cast_slice(panel)[..layout.steps].as_ptr(), 0);
                     match value {
-                        Value::Bf16 => tokens!(s, unit, tile, i, bf16_tile, (steps(), x.pairs(i))),
+                        Value::Bf16 => tokens!(s, task, tile, i, bf16_tile, (steps(), x.pairs(i))),
                         Value::Int8 => {
-                            tokens!(s, unit, tile, i, int8_tile, (steps(), from.scale(), x.row_bytes(i)));
+                            tokens!(s, task, tile, i, int8_tile, (steps(), from.scale(), x.row_bytes(i)));
                         }
-                        Value::Int4 => tokens!(s, unit, tile, i, int4_panel, (Int4, panel, x.groups(i))),
+                        Value::Int4 => tokens!(s, task, tile, i, int4_panel, (Int4, panel, x.groups(i))),
                     }
                 }
             }
         }
-    }
-}
-
-impl Job<'_> {
-    /// The tiles of unit `unit` of `units` that have about as many packed bytes as the others.
-    pub(super) fn by_bytes(layout: &Layout, data: &[u8], unit: usize, units: usize) -> Range<usize> {
-        let cost = |tile: usize| {
-            let start = data[layout.start_of(tile)].first_chunk().expect("8 bytes");
-            u64::from_le_bytes(*start) as usize + tile * layout.index_bytes
-        };
-        let total = cost(layout.tiles);
-        let first = |unit: usize| {
-            if unit == units {
-                return layout.tiles;
-            }
-            let wanted = (total as u128 * unit as u128 / units as u128) as usize;
-            // Rows are much alike as a rule: start where they would end if they were, and widen.
-            let guess = (layout.tiles as u128 * unit as u128 / units as u128) as usize;
-            let (mut low, mut high, mut width) = (guess, guess, 1);
-            while low > 0 && cost(low - 1) >= wanted {
-                (high, low, width) = (low, low.saturating_sub(width), 2 * width);
-            }
-            while high < layout.tiles && cost(high) < wanted {
-                (low, high, width) = (high + 1, (high + width).min(layout.tiles), 2 * width);
-            }
-            while low < high {
-                let middle = low.midpoint(high);
-                if cost(middle) < wanted { low = middle + 1 } else { high = middle }
-            }
-            low
-        };
-        first(unit)..first(unit + 1)
     }
 }

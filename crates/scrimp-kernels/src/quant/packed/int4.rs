@@ -3,7 +3,7 @@
 use super::{INT4_BLOCK, INT4_INDEX};
 use crate::{
     arch::Simd,
-    quant::{Group, QuantGroup, Quants, Scaling, group::scaled},
+    quant::{Group, QuantGroup, Quants, Scaling, group::fma_scaled},
 };
 use bytemuck::{Pod, Zeroable};
 
@@ -80,7 +80,7 @@ pub(crate) unsafe fn add_sparse<S: Simd, const HIGH: bool>(
     acc: S::F,
 ) -> (S::F, *const u8) {
     let zero = if HIGH { Int4::ZERO << 4 } else { Int4::ZERO };
-    let mut sums = [s.open(zero, x.negated_sums), s.open(zero, [0; 2])];
+    let mut sums = [s.acc_init(zero, x.negated_sums), s.acc_init(zero, [0; 2])];
     let mut at = values;
     for k in 0..8 {
         let mask = u64::from_le_bytes(index.bitmap[k]);
@@ -90,7 +90,7 @@ pub(crate) unsafe fn add_sparse<S: Simd, const HIGH: bool>(
         // SAFETY: as above.
         at = unsafe { at.add(mask.count_ones() as usize) };
     }
-    let sum = s.add_i32(s.close(sums[0]), s.close(sums[1]));
+    let sum = s.add_i32(s.acc_finish(sums[0]), s.acc_finish(sums[1]));
     let sum = if HIGH { s.shr_i32::<4>(sum) } else { sum };
-    (scaled(s, acc, sum, x.scale, s.load_bf16(&index.scale)), at)
+    (fma_scaled(s, acc, sum, x.scale, s.load_bf16(&index.scale)), at)
 }
