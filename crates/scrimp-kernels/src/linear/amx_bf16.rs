@@ -117,7 +117,7 @@ pub(super) fn panel_groups(row_tiles: usize, blocks: usize) -> usize {
 #[inline(always)]
 unsafe fn dequantize<S: Simd, R: Rows>(s: S, rows: &mut R, n: usize, to: &mut [[u8; 64]]) {
     for to in to.as_chunks_mut::<TILE_STEPS>().0.iter_mut().take(n) {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees `n` groups.
         let group = unsafe { rows.next(s) };
         // Zero points are powers of two, so that `scale * q - scale * zero` is rounded as `scale * (q - zero)` is.
         let zero = s.splat(-R::Quants::ZERO as f32);
@@ -154,7 +154,7 @@ unsafe fn add_to<S: Simd, X: Tile, const NA: usize, const NB: usize>(
     if start {
         clear::<X, NA, NB>(tile);
     } else {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees room for four tiles in `sums`.
         unsafe {
             tile.load::<0>(sums, 64);
             if NB == 2 {
@@ -168,7 +168,7 @@ unsafe fn add_to<S: Simd, X: Tile, const NA: usize, const NB: usize>(
             }
         }
     }
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees `steps` tiles of tokens and of weights, and room for four tiles in `sums`.
     unsafe {
         add::<S, X, _, false, NA, NB>(s, tile, tokens, &mut weights.map(Whole), steps);
         tile.store::<0>(sums, 64);

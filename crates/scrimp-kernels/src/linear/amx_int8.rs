@@ -67,7 +67,7 @@ const fn products<F: Quants>() -> usize {
 unsafe fn unpack<S: Simd, R: Rows>(s: S, rows: &mut R, panel: &mut [PanelGroup]) {
     for to in panel {
         rows.prefetch();
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees as many groups as the panel has.
         let mut group = unsafe { rows.next(s) };
         if R::Quants::ZERO != 0 {
             for w in &mut group.w {
@@ -156,7 +156,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> Int8Task<'_, '_, X, W> {
                 multiply::<X, R::Quants, T, 1, { A[1] }, { B[1] }>(tile, panel, x);
                 multiply::<X, R::Quants, T, 2, { A[0] }, { B[0] }>(tile, panel, x);
                 multiply::<X, R::Quants, T, 3, { A[1] }, { B[1] }>(tile, panel, x);
-                // SAFETY: as above.
+                // SAFETY: a panel has as many groups as the activations, and `left` of them are left.
                 unsafe { unpack(s, &mut rows, &mut next[..most.min(left)]) };
                 let n = x.len() * per_group;
                 store::<X, 0>(tile, &mut sums, n);

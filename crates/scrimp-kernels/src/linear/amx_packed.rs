@@ -111,7 +111,8 @@ impl<S: Simd, W: Steps<S>> Source<S> for Expanded<W> {
             if k % 2 == 0 {
                 self.steps.prefetch();
             }
-            // SAFETY: the caller vouches for the steps, and `to` has room for them.
+            // SAFETY: the caller guarantees 16 steps; `Expanded::new` requires room for two B tiles at `to`, or for
+            // all steps.
             unsafe { s.store_b(self.steps.next(s), &mut *tile.add(k)) };
         }
         self.at = (self.at + TILE_STEPS) & self.mask;
@@ -142,7 +143,7 @@ unsafe fn product<S: Simd, X: Tile, W: Source<S>, const INT8: bool, const NA: us
     blocks: usize,
 ) {
     clear::<X, NA, NB>(tile);
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees `blocks * 16` steps of weights and activations.
     unsafe { add::<S, X, W, INT8, NA, NB>(s, tile, tokens, weights, blocks) };
 }
 
@@ -167,7 +168,7 @@ pub(super) unsafe fn add<
 ) {
     let a_bytes = 64 * tokens.rows;
     for block in 0..blocks {
-        // SAFETY: the caller vouches for `blocks` of them, on both sides.
+        // SAFETY: the caller guarantees `blocks * 16` steps of weights and activations.
         unsafe {
             let b0 = weights[0].next(s);
             tile.load::<{ B[0] }>(b0, 64);

@@ -65,7 +65,7 @@ pub(super) struct Bytes(*const [u8; 8], *const u8);
 impl<S: Simd> Steps<S> for Dense {
     #[inline(always)]
     unsafe fn next(&mut self, s: S) -> S::B {
-        // SAFETY: the caller vouches for the step.
+        // SAFETY: the caller guarantees another step, so 64 bytes can be read.
         unsafe {
             let w = s.load_b(&*self.0);
             self.0 = self.0.add(1);
@@ -84,7 +84,8 @@ impl<S: Simd> Steps<S> for Dense {
 impl<S: Simd> Steps<S> for Words {
     #[inline(always)]
     unsafe fn next(&mut self, s: S) -> S::B {
-        // SAFETY: the caller vouches for the step, and a packed matrix has been checked to hold as many values as its
+        // SAFETY: the caller guarantees another step; `PackedView::new` has checked that the tile holds as many
+        // values as its
         // bitmap says, and 64 bytes behind them.
         unsafe {
             let mask = u32::from_le_bytes(*self.0);
@@ -103,7 +104,8 @@ impl<S: Simd> Steps<S> for Words {
 impl<S: Simd> Steps<S> for Bytes {
     #[inline(always)]
     unsafe fn next(&mut self, s: S) -> S::B {
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees another step; `PackedView::new` has checked that the tile holds as many
+        // values as its bitmap says, and 64 bytes behind them.
         unsafe {
             let mask = u64::from_le_bytes(*self.0);
             let w = s.expand_bytes(mask, &*self.1.cast::<[u8; 64]>(), 128);
@@ -128,13 +130,13 @@ unsafe fn bf16_tile<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x:
     // Steps come in blocks of 16.
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
         steps.prefetch();
-        // SAFETY: the caller vouches for the steps.
+        // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
             acc[0][t] = s.dot_bf16(acc[0][t], w, x0[t]);
         }
         let chain = S::BF16_CHAINS - 1;
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
             acc[chain][t] = s.dot_bf16(acc[chain][t], w, x1[t]);
@@ -167,12 +169,12 @@ unsafe fn int8_tile<S: Simd, W: Steps<S>, const T: usize>(
     let mut others = [s.splat_i32(0); T];
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
         steps.prefetch();
-        // SAFETY: the caller vouches for the steps.
+        // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
             sums[t] = s.dot_s8(sums[t], w, x0[t]);
         }
-        // SAFETY: the caller vouches for the steps.
+        // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
             if T <= 2 {
@@ -210,7 +212,7 @@ trait Groups<S: Simd> {
     /// There is another group.
     #[inline(always)]
     unsafe fn add_even(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees another group.
         gemv::accumulate::<S, Int4>(s, &unsafe { self.even(s) }, x, acc)
     }
     /// Adds the next odd group's products with one token.
@@ -219,7 +221,7 @@ trait Groups<S: Simd> {
     /// There is another group.
     #[inline(always)]
     unsafe fn add_odd(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees another group.
         gemv::accumulate::<S, Int4>(s, &unsafe { self.odd(s) }, x, acc)
     }
 }
@@ -234,7 +236,7 @@ struct SparseGroups(*const int4::Index, *const u8, *const u8);
 impl<S: Simd> Groups<S> for DenseGroups {
     #[inline(always)]
     unsafe fn even(&mut self, s: S) -> Group<S> {
-        // SAFETY: the caller vouches for the group.
+        // SAFETY: the caller guarantees another group, so a block can be read.
         unsafe {
             let group = int4::dense(s, &*self.0);
             self.0 = self.0.add(1);
@@ -243,7 +245,7 @@ impl<S: Simd> Groups<S> for DenseGroups {
     }
     #[inline(always)]
     unsafe fn odd(&mut self, s: S) -> Group<S> {
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees another group, so a block can be read.
         unsafe { self.even(s) }
     }
 }
@@ -253,7 +255,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
     unsafe fn even(&mut self, s: S) -> Group<S> {
         prefetch::<L1>(self.1.wrapping_add(PREFETCH));
         prefetch::<L1>(self.1.wrapping_add(PREFETCH + 64));
-        // SAFETY: as in `Words`.
+        // SAFETY: the caller guarantees another group; `PackedView::new` has checked that its values are there, and
+        // 64 bytes behind them.
         unsafe {
             let (group, end) = int4::sparse::<S, false>(s, &*self.0, self.1);
             (self.0, self.1) = (self.0.add(1), end);
@@ -263,7 +266,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
     #[inline(always)]
     unsafe fn odd(&mut self, s: S) -> Group<S> {
         prefetch::<L1>(self.1.wrapping_add(PREFETCH + 64));
-        // SAFETY: as in `Words`.
+        // SAFETY: the caller guarantees another group; `PackedView::new` has checked that its values are there, and
+        // 64 bytes behind them.
         unsafe {
             let (group, end) = int4::sparse::<S, true>(s, &*self.0, self.2);
             (self.0, self.2) = (self.0.add(1), end);
@@ -272,7 +276,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
     }
     #[inline(always)]
     unsafe fn add_even(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
-        // SAFETY: as in `Words`.
+        // SAFETY: the caller guarantees another group; `PackedView::new` has checked that its values are there, and
+        // 64 bytes behind them.
         unsafe {
             if !wide::<S>() {
                 return gemv::accumulate::<S, Int4>(s, &self.even(s), x, acc);
@@ -287,7 +292,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
     }
     #[inline(always)]
     unsafe fn add_odd(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
-        // SAFETY: as in `Words`.
+        // SAFETY: the caller guarantees another group; `PackedView::new` has checked that its values are there, and
+        // 64 bytes behind them.
         unsafe {
             if !wide::<S>() {
                 return gemv::accumulate::<S, Int4>(s, &self.odd(s), x, acc);
@@ -307,7 +313,7 @@ impl super::amx_bf16::Rows for DenseGroups {
 
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S> {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees another group.
         unsafe { self.even(s) }
     }
 
@@ -332,7 +338,7 @@ impl super::amx_bf16::Rows for InTurn {
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S> {
         self.odd = !self.odd;
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees another group.
         unsafe { if self.odd { self.groups.even(s) } else { self.groups.odd(s) } }
     }
 }
@@ -365,28 +371,27 @@ unsafe fn int4_tile<S: Simd, W: Groups<S>, const T: usize>(
 ) -> [S::F; T] {
     let (mut even, mut odd) = ([s.splat(0.0); T], [s.splat(0.0); T]);
     let (pairs, last) = x.as_chunks::<T>().0.as_chunks::<2>();
-    // SAFETY, of all blocks: the caller vouches for the groups.
     for [x0, x1] in pairs {
         if T == 1 {
-            // SAFETY: see above.
+            // SAFETY: the caller guarantees as many groups as `x` has.
             unsafe {
                 even[0] = groups.add_even(s, &x0[0], even[0]);
                 odd[0] = groups.add_odd(s, &x1[0], odd[0]);
             }
             continue;
         }
-        // SAFETY: see above.
+        // SAFETY: the caller guarantees as many groups as `x` has.
         int4_group(s, &mut even, &unsafe { groups.even(s) }, x0);
-        // SAFETY: see above.
+        // SAFETY: the caller guarantees as many groups as `x` has.
         int4_group(s, &mut odd, &unsafe { groups.odd(s) }, x1);
     }
     for x in last {
         if T == 1 {
-            // SAFETY: see above.
+            // SAFETY: the caller guarantees as many groups as `x` has.
             even[0] = unsafe { groups.add_even(s, &x[0], even[0]) };
             continue;
         }
-        // SAFETY: see above.
+        // SAFETY: the caller guarantees as many groups as `x` has.
         int4_group(s, &mut even, &unsafe { groups.even(s) }, x);
     }
     for t in 0..T {

@@ -403,7 +403,7 @@ static EXPAND_BYTES: [u64; 256] = {
 unsafe fn shuffle_bytes(mask: u64, i: u32, from: &[u8; 64], prepare: impl Fn(__m128i) -> __m128i) -> __m128i {
     let before = |bits: u32| (mask & ((1 << bits) - 1)).count_ones() as usize;
     let order = |bits: u32| EXPAND_BYTES[(mask >> bits & 0xff) as usize] as i64;
-    // SAFETY: at most 56 values lie before, so 8 bytes are left of the 64; the caller has AVX2.
+    // SAFETY: at most 56 values lie before, so 8 bytes are left of the 64; this function requires AVX2.
     unsafe {
         let half = |bits: u32| from.as_ptr().add(before(bits)).cast::<i64>().read_unaligned();
         let values = _mm_set_epi64x(half(16 * i + 8), half(16 * i));
@@ -418,7 +418,7 @@ unsafe fn shuffle_bytes(mask: u64, i: u32, from: &[u8; 64], prepare: impl Fn(__m
 /// Needs AVX.
 #[inline(always)]
 pub(super) unsafe fn reduce_add_8(x: __m256) -> f32 {
-    // SAFETY: the caller has AVX.
+    // SAFETY: this function requires AVX.
     unsafe {
         let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
         let x = _mm_add_ps(x, _mm_movehl_ps(x, x));

@@ -87,7 +87,7 @@ pub(crate) unsafe fn add_sparse<S: Simd, const HIGH: bool>(
         // SAFETY: the padding behind the values makes whole loads readable, and as many values are there.
         let w = unsafe { s.expand_halves::<HIGH>(mask, &*at.cast::<[u8; 64]>()) };
         sums[k % 2] = s.dot(sums[k % 2], w, x.q[k]);
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees the group's values, and `count_ones` of them belong to this step.
         at = unsafe { at.add(mask.count_ones() as usize) };
     }
     let sum = s.add_i32(s.acc_finish(sums[0]), s.acc_finish(sums[1]));
