@@ -30,8 +30,6 @@ EXEMPT_COMMENTS = (
     "crates/scrimp-hub/",
     "crates/scrimp-kernels/",
     "crates/scrimp-llm/",
-    "crates/scrimp-py/",
-    "crates/scrimp-rec/",
 )
 
 NAME_IT = "a clause in the place of a name: name the thing"

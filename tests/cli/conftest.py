@@ -1,4 +1,4 @@
-"""What the tests of the command share: running it, and the models they run it on."""
+"""Shared code of the command's tests: running the command, and its models."""
 
 import hashlib
 import http.server
@@ -28,21 +28,21 @@ class Ran:
 
     def __init__(self, done):
         self.status = done.returncode
-        self.stdout = done.stdout.decode("utf-8")  # whatever happens, stdout is UTF-8
+        self.stdout = done.stdout.decode("utf-8")  # stdout is always UTF-8
         self.stderr = done.stderr.decode("utf-8", "replace")
 
     def ok(self):
-        """Succeeded; returns itself."""
+        """Asserts success; returns itself."""
         assert self.status == 0, f"status {self.status}\n{self.stdout}\n{self.stderr}"
         return self
 
     def json(self):
-        """The JSON objects on stdout, one per line and nothing else."""
+        """The JSON objects on stdout: one per line, nothing else."""
         self.ok()
         return [json.loads(line) for line in self.stdout.splitlines()]
 
     def refused(self, *words, status=1):
-        """Failed as it should: the exit status, one `error:` line with all `words`, no panic, nothing on stdout."""
+        """Asserts a failure with this exit status: one `error:` line with all `words`, no panic, nothing on stdout."""
         assert self.status == status, f"status {self.status}, not {status}\n{self.stdout}\n{self.stderr}"
         assert "panicked" not in self.stderr, self.stderr
         errors = [line for line in self.stderr.splitlines() if line.startswith("error:")]
@@ -53,7 +53,7 @@ class Ran:
 
 
 def scrimp(*arguments, stdin=b"", env=None, memory_mib=None, timeout=60, stdout=subprocess.PIPE):
-    """Runs scrimp. `memory_mib` limits its address space: an allocation that a file asked for would fail."""
+    """Runs scrimp. `memory_mib` limits its address space, so that a large allocation fails."""
 
     def limit():
         if memory_mib:
@@ -79,7 +79,7 @@ def write_safetensors(path, header, data):
 
 
 def models_in(cache):
-    """The files of a cache that look like models (locks are named after them)."""
+    """The model files of a cache, without their lock files."""
     return [path for path in cache.rglob("*.gguf") if path.is_file() and ".locks" not in path.parts]
 
 
@@ -104,7 +104,7 @@ def smollm2():
 
 @pytest.fixture
 def tiny_copy(tmp_path):
-    """A function that copies a tiny model to where it may be damaged."""
+    """A function that copies a tiny model to a writable directory."""
 
     def copy(name):
         target = tmp_path / name
@@ -118,14 +118,14 @@ def tiny_copy(tmp_path):
 
 @pytest.fixture
 def hub_faults():
-    """How the server of `hub` misbehaves (`cut_after` closes a connection after that many bytes), and what it saw:
-    `ranges` lists the first byte of every body that was asked for."""
+    """Faults of the server of `hub` (`cut_after`: close a connection after that many bytes), and its log (`ranges`: the
+    first byte of every requested body)."""
     return {"ranges": []}
 
 
 @pytest.fixture
 def hub(hub_faults):
-    """A server that answers as a hub would for one repository, tiny/llama, with one file, big.gguf."""
+    """A server that imitates a hub with one repository, tiny/llama, and one file, big.gguf."""
     content = (TINY_GGUF / "llama-mixed.gguf").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Bad input gets one clear error that names the file, status 1, no panic, and no memory that the file asked for."""
+"""Bad input: one error that names the file, status 1, no panic, no allocation of a size that only the file claims."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`scrimp fit` on a real model: what it plans fits, and is what the other verbs do."""
+"""`scrimp fit` on a real model: the plan fits into the memory, and the other verbs confirm it."""
 
 import json
 import shlex

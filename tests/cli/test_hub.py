@@ -1,4 +1,4 @@
-"""Fetching models from a server: whole, resumed, refused."""
+"""Downloads of models from a server: complete, resumed, rejected."""
 
 from conftest import TINY_GGUF, models_in, scrimp
 

@@ -1,6 +1,6 @@
-"""The page at `/` in headless Chromium: a conversation, its figures, a full cache beside a small one, keys, light and dark.
+"""The chat page in headless Chromium: a conversation, its figures, the comparison with a full KV cache, keyboard, colors.
 
-Skipped, and counted, where there is no Chromium. SCRIMP_SCREENSHOTS=FOLDER keeps pictures of it.
+Skipped without Chromium. SCRIMP_SCREENSHOTS=DIRECTORY saves screenshots.
 """
 
 import os
@@ -15,14 +15,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="SKIPPED: there is no Chromium here (Debian: apt-get install chromium)")
 
-#: Long enough that a quarter of it is little.
+#: A long prompt: a quarter of its tokens is a small cache.
 PASSAGE = (
     "Once upon a time there was an old king who lived in a castle by the sea with his three daughters. The eldest could sing, the second could "
     "ride, and the youngest knew the names of all the birds. Every evening they sat at the long table and told each other what they had seen "
     "that day: ships with red sails, a fox on the wall, a stranger who asked for bread. "
 ) * 2
 
-#: What the page may take for an answer of the tiny model.
+#: Maximum time for an answer of the tiny model, ms.
 PATIENCE = 60_000
 
 
@@ -47,7 +47,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
-    """The page, of which nothing is asked from elsewhere, and no error is logged."""
+    """The page. Asserts that it requests nothing from other servers and logs no error."""
     context = browser.new_context(viewport={"width": 1200, "height": 760})
     page = context.new_page()
     asked, errors = [], []

@@ -1,4 +1,4 @@
-"""Recommenders through the command: from data to scores, and what is said about bad data."""
+"""Recommenders through the command: from data to scores, and errors about bad data."""
 
 import gzip
 import io

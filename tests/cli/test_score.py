@@ -1,4 +1,4 @@
-"""`/v1/score` as its clients see it: rows in every form, beside what `scrimp rec score` says of them."""
+"""`/v1/score` from a client: rows in every format, compared with `scrimp rec score`."""
 
 import io
 import json

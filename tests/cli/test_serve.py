@@ -1,4 +1,4 @@
-"""`scrimp serve` as its clients see it: the openai package, unchanged, and sockets that misbehave."""
+"""`scrimp serve` from a client: the unmodified openai package, and sockets that misbehave."""
 
 import atexit
 import concurrent.futures

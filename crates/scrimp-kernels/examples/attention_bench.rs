@@ -8,7 +8,7 @@ use scrimp_kernels::{
     Exec, SimdLevel,
     attention::{
         AttentionArgs, AttentionScratch, ColumnStats, KvView, PackedKind, PageGeometry, PageRows, PageView,
-        Scope, Sparse, StatsRequest, Storage, attend,
+        Sparse, StatsRequest, Storage, attend,
         storage::{bfloat16, packing::PACKINGS, storage},
     },
     exec::Pool,
@@ -44,7 +44,7 @@ impl Format {
             let known = PACKINGS.into_iter().find(|p| p.packing().name() == name);
             let sparse = || {
                 let (k, v) = name.strip_prefix("sparse:")?.split_once(',')?;
-                Sparse::new(k.parse().ok()?, v.parse().ok()?, Scope::Token).map(PackedKind::Sparse)
+                Sparse::new(k.parse().ok()?, v.parse().ok()?).map(PackedKind::Sparse)
             };
             let packing = known.or_else(sparse)?;
             Some(Self { storage: bfloat16::STORAGE, packing: Some(packing) })

@@ -2,7 +2,7 @@
 
 use crate::error::KvError;
 use scrimp_kernels::attention::{
-    PackedKind, PageGeometry, Scope, Sparse, Storage,
+    PackedKind, PageGeometry, Sparse, Storage,
     storage::{STORAGES, bfloat16, packing::PACKINGS, storage},
 };
 use std::{fmt, str::FromStr};
@@ -166,7 +166,7 @@ impl FromStr for KvFormat {
 /// The shares `K,V`.
 fn sparse(shares: &str) -> Option<Sparse> {
     let (k, v) = shares.split_once(',')?;
-    Sparse::new(k.trim().parse().ok()?, v.trim().parse().ok()?, Scope::Token)
+    Sparse::new(k.trim().parse().ok()?, v.trim().parse().ok()?)
 }
 
 #[cfg(test)]

@@ -156,7 +156,7 @@ macro_rules! widened_pairs {
 
         #[inline(always)]
         unsafe fn mac_pairs(self, acc: Self::F, pairs: Self::Pairs, element: *const f32) -> Self::F {
-            // SAFETY: the caller vouches for two slots.
+            // SAFETY: the caller guarantees `PAIR_SLOTS` readable slots, which are two here.
             let (a, b) = unsafe { (*element, *element.add(1)) };
             self.mul_acc(pairs[0], self.splat(a), self.mul_acc(pairs[1], self.splat(b), acc))
         }

@@ -69,13 +69,13 @@ macro_rules! level {
         impl Level for $level {
             #[target_feature($(enable = $feature),+)]
             unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
-                // SAFETY: the caller has checked that the CPU has the features.
+                // SAFETY: this function requires the CPU to have the features.
                 kernel.run(unsafe { Self::new() })
             }
 
             #[target_feature($(enable = $feature),+)]
             unsafe fn call<K: EntryKernel>(args: K::Args<'_>) {
-                // SAFETY: the caller has checked that the CPU has the features, and passes arguments that `K` accepts.
+                // SAFETY: this function requires the CPU to have the features, and arguments that `K` accepts.
                 unsafe { K::run(Self::new(), args) }
             }
         }

@@ -20,9 +20,9 @@ pub(crate) trait Simd: Copy {
     /// 64 × u8: for each of 16 rows, 4 neighboring columns.
     type B: Copy;
     /// Sums of integer products of 16 rows, in the narrowest form that the instructions give.
-    type Partial: Copy;
-    /// The largest magnitude that a lane of a [`Simd::Partial`] holds; it adds up two of each 4 columns, or all.
-    const PARTIAL_MAX: usize;
+    type Accumulator: Copy;
+    /// The largest magnitude that a lane of a [`Simd::Accumulator`] holds; it adds up two of each 4 columns, or all.
+    const ACCUMULATOR_MAX: usize;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; 16]) -> Self::F;
@@ -63,7 +63,7 @@ pub(crate) trait Simd: Copy {
     fn load_b(self, x: &[u8; 64]) -> Self::B;
     fn store_b(self, x: Self::B, to: &mut [u8; 64]);
     /// Each byte less `x`; wraps around.
-    fn less(self, a: Self::B, x: u8) -> Self::B;
+    fn wrapping_sub(self, a: Self::B, x: u8) -> Self::B;
     /// The low 4 bits of each byte.
     fn low_nibbles(self, x: Self::B) -> Self::B;
     /// The high 4 bits of each byte.
@@ -74,25 +74,25 @@ pub(crate) trait Simd: Copy {
     /// or 3, `shift` at most 7 or 6.
     fn with_high_bits(self, low: Self::B, x: Self::B, shift: usize, mask: u8) -> Self::B;
 
-    /// The sum of 16 activations in memory order, and what [`Simd::open`] needs of them: the negated sums of the columns
-    /// that each lane of a [`Simd::Partial`] adds up.
+    /// The sum of 16 activations in memory order, and what [`Simd::acc_init`] needs of them: the negated sums of the columns
+    /// that each lane of a [`Simd::Accumulator`] adds up.
     #[inline(always)]
     fn sums(self, x: &[i8; 16]) -> (i32, i32) {
         let sum: i32 = x.iter().map(|&x| i32::from(x)).sum();
         (sum, -sum)
     }
     /// `-zero * sum` of the activations whose negated [`Simd::sums`] are given, for a `zero` of at most 128.
-    fn open(self, zero: i32, negated_sums: [i32; 2]) -> Self::Partial;
+    fn acc_init(self, zero: i32, negated_sums: [i32; 2]) -> Self::Accumulator;
     /// Adds `sum over j < 4 of w[row][j] * x[j]`, where `x` is the 4 signed bytes of an i32 in memory order, within
-    /// ±127, and `w` at most 127. Sums wrap around: only what is handed to [`Simd::close`] must be within
-    /// [`Simd::PARTIAL_MAX`].
-    fn dot(self, partial: Self::Partial, w: Self::B, x: i32) -> Self::Partial;
-    /// [`Simd::open`] for [`Simd::dot_wide`], which may subtract the 128 itself.
-    fn open_wide(self, negated_sums: [i32; 2]) -> Self::Partial;
-    /// As [`Simd::dot`] for any `w`; with [`Simd::open_wide`] the whole gives `sum of (w - 128) * x`.
-    fn dot_wide(self, partial: Self::Partial, w: Self::B, x: i32) -> Self::Partial;
+    /// ±127, and `w` at most 127. Sums wrap around: only what is handed to [`Simd::acc_finish`] must be within
+    /// [`Simd::ACCUMULATOR_MAX`].
+    fn dot(self, acc: Self::Accumulator, w: Self::B, x: i32) -> Self::Accumulator;
+    /// [`Simd::acc_init`] for [`Simd::dot_wide`], which may subtract the 128 itself.
+    fn acc_init_wide(self, negated_sums: [i32; 2]) -> Self::Accumulator;
+    /// As [`Simd::dot`] for any `w`; with [`Simd::acc_init_wide`] the whole gives `sum of (w - 128) * x`.
+    fn dot_wide(self, acc: Self::Accumulator, w: Self::B, x: i32) -> Self::Accumulator;
     /// The sums of rows.
-    fn close(self, partial: Self::Partial) -> Self::I;
+    fn acc_finish(self, acc: Self::Accumulator) -> Self::I;
 
     /// `from`'s first bytes, in order, where `mask` has a bit, `hole` elsewhere (`vpexpandb`): bit i is byte i.
     #[inline(always)]
@@ -156,13 +156,13 @@ pub(crate) trait Simd: Copy {
     }
     /// What [`Simd::dot_s8`] starts from for activations with this sum, so that the whole gives `sum of (w - 128) x`.
     #[inline(always)]
-    fn open_s8(self, _sum: i32) -> Self::I {
+    fn acc_init_s8(self, _sum: i32) -> Self::I {
         self.splat_i32(0)
     }
     /// Adds `sum over j < 4 of (w[row][j] - 128) * x[j]`, for `x` within ±127; wraps around.
     #[inline(always)]
     fn dot_s8(self, acc: Self::I, w: Self::B, x: i32) -> Self::I {
-        self.add_i32(acc, self.close(self.dot_wide(self.open_wide([0; 2]), w, x)))
+        self.add_i32(acc, self.acc_finish(self.dot_wide(self.acc_init_wide([0; 2]), w, x)))
     }
 
     /// Sum of the lanes: halves are added until one lane is left (16 → 8 → 4 → 2 → 1).

@@ -73,7 +73,8 @@ pub(super) unsafe fn qk<X: Tile>(x: &mut X, QkArgs { k, tiles, steps, q, out, ..
     let tile_bytes = steps * 64;
     for tile in (0..tiles).step_by(2) {
         let (k, out) = (k.wrapping_add(tile * tile_bytes), out.wrapping_add(tile * STRIDE));
-        // SAFETY: the caller's word.
+        // SAFETY: `tile` and `tile + 1`, where it is used, are below `tiles`, for which the caller guarantees keys
+        // and room.
         unsafe {
             if tile + 1 < tiles {
                 qk_tiles::<X, 2>(x, k, tile_bytes, q, out);
@@ -99,10 +100,11 @@ unsafe fn qk_tiles<X: Tile, const NB: usize>(
     clear::<X, 2, NB>(x);
     for at in (0..tile_bytes).step_by(TILE_BYTES) {
         let q = q.wrapping_add(at / TILE_STEPS / 4 * ROWS);
-        // SAFETY: the caller's word: a block of steps is a B tile of `k`, and two A tiles of `q`.
+        // SAFETY: `at` is inside a tile of keys, which the caller guarantees: a block of steps is a B tile of `k`,
+        // and two A tiles of `q`.
         unsafe { products::<X, NB>(x, q.cast(), k.wrapping_add(at), tile_bytes) };
     }
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees room for the scores of `NB` tiles.
     unsafe { store::<X, NB>(x, out, STRIDE) };
 }
 
@@ -112,7 +114,7 @@ unsafe fn qk_tiles<X: Tile, const NB: usize>(
 /// The tiles can be read: A at `a`, B at `b` and `b_stride` bytes on.
 #[inline(always)]
 unsafe fn products<X: Tile, const NB: usize>(x: &mut X, a: *const u8, b: *const u8, b_stride: usize) {
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees two A tiles at `a`, and `NB` B tiles at `b`.
     unsafe {
         x.load::<{ B[0] }>(b, 64);
         x.load::<{ A[0] }>(a, 64);
@@ -135,7 +137,7 @@ unsafe fn products<X: Tile, const NB: usize>(x: &mut X, a: *const u8, b: *const 
 /// They can be written.
 #[inline(always)]
 unsafe fn store<X: Tile, const NB: usize>(x: &mut X, out: *mut f32, stride: usize) {
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees that `NB` columns of two C tiles can be written.
     unsafe {
         x.store::<0>(out.cast(), 64);
         x.store::<2>(out.wrapping_add(FLOATS).cast(), 64);
@@ -158,7 +160,8 @@ pub(super) unsafe fn pv<X: Tile>(x: &mut X, PvArgs { pages, block_bytes, blocks,
     for block in (0..blocks).step_by(2) {
         let acc = acc.wrapping_add(block * STRIDE);
         let mut p = p;
-        // SAFETY: the caller's word.
+        // SAFETY: `block` and `block + 1` are below `blocks`, which is even; the caller guarantees their values and
+        // outputs, and probabilities for the tiles of all pages.
         unsafe {
             x.load::<0>(acc.cast(), 64);
             x.load::<2>(acc.wrapping_add(FLOATS).cast(), 64);

@@ -94,7 +94,7 @@ pub fn attend_batch(exec: Exec<'_>, calls: &mut [AttentionCall<'_>], scratch: &m
         if let What::Segment { at, .. } = same[0].what {
             let Job { args, rows, out, .. } = &jobs[same[0].call];
             let parts = &partial[at..at + same.len() * partial_stride(args, *rows)];
-            // SAFETY: the region is over; nobody else writes.
+            // SAFETY: the parallel region is over, so no other thread accesses the output.
             let out = unsafe { out.slice(0..args.q.len()) };
             rows::merge(args, same[0].head, *rows, parts, out);
         }

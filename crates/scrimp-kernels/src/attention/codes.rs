@@ -48,7 +48,7 @@ impl Codes for Codes8 {
     const LARGEST: i32 = 255;
     #[inline(always)]
     unsafe fn load<S: AttentionSimd>(s: S, at: *const u8) -> [S::Codes; 2] {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees `BYTES` readable bytes, which are 64; byte arrays need no alignment.
         unsafe { [s.load_codes(&*at.cast()), s.load_codes(&*at.add(32).cast())] }
     }
 }
@@ -58,7 +58,7 @@ impl Codes for Codes4 {
     const LARGEST: i32 = 15;
     #[inline(always)]
     unsafe fn load<S: AttentionSimd>(s: S, at: *const u8) -> [S::Codes; 2] {
-        // SAFETY: the caller vouches for 32 bytes.
+        // SAFETY: the caller guarantees `BYTES` readable bytes, which are 32; byte arrays need no alignment.
         s.load_half_codes(unsafe { &*at.cast() })
     }
 }

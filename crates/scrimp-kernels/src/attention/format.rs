@@ -90,12 +90,12 @@ impl<const IN_TILES: bool> Format for Bf16<IN_TILES> {
     }
     #[inline(always)]
     unsafe fn load<S: AttentionSimd>(s: S, at: *const u8) -> S::Pairs {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees `STEP_BYTES` readable bytes, aligned to 4, which are 16 floats.
         s.load_pairs(unsafe { &*at.cast() })
     }
     #[inline(always)]
     unsafe fn mac<S: AttentionSimd>(s: S, acc: S::F, step: S::Pairs, element: *const f32) -> S::F {
-        // SAFETY: the caller vouches for the element.
+        // SAFETY: the caller guarantees a readable element.
         unsafe { s.mac_pairs(acc, step, element) }
     }
     #[inline(always)]
@@ -174,12 +174,12 @@ macro_rules! plain_format {
             }
             #[inline(always)]
             unsafe fn load<S: AttentionSimd>($s: S, $at: *const u8) -> S::F {
-                // SAFETY: the caller vouches for the bytes.
+                // SAFETY: the caller guarantees `STEP_BYTES` readable bytes, aligned to 4, which are 16 numbers.
                 unsafe { $load }
             }
             #[inline(always)]
             unsafe fn mac<S: AttentionSimd>(s: S, acc: S::F, step: S::F, element: *const f32) -> S::F {
-                // SAFETY: the caller vouches for the element.
+                // SAFETY: the caller guarantees a readable element.
                 s.mul_acc(step, s.splat(unsafe { *element }), acc)
             }
             #[inline(always)]

@@ -46,7 +46,7 @@ pub use stats::{ColumnStats, StatsRequest};
 pub use storage::{
     PageGeometry, PageRows, Storage, StorageKind,
     packing::{PackedKind, Packing},
-    sparse::{Scope, Sparse},
+    sparse::Sparse,
 };
 
 use crate::exec::{DisjointSliceMut, Exec};

@@ -452,7 +452,9 @@ impl BlockTask<'_> {
                         let plain_q = &plain_q[block.plain_q..][..g.padded_dim() * rows];
                         let q = if kernel.plain_q { plain_q } else { q };
                         let args = PackedQkArgs { page: &page, q: q.as_ptr(), out: out.as_mut_ptr() };
-                        // SAFETY: as for plain pages; `work` has room for factors of `MOST_ROWS` rows.
+                        // SAFETY: `check_page` has compared the page with its packing's size, and it holds tiles
+                        // `tile..tile + tiles`; `q` and `out` were cut to the kernel's lengths; `work` has room for
+                        // factors of `MOST_ROWS` rows; the table is that of `self.level`.
                         unsafe { (kernel.qk)(args) }
                     }
                 }
@@ -578,7 +580,9 @@ impl BlockTask<'_> {
                     Some(kind) => {
                         // Where kernels read packed pages, a run is one page.
                         let page = scratch.page(view.v, ahead, g, at);
-                        // SAFETY: as for plain pages; `work` has room for factors of `MOST_ROWS` rows.
+                        // SAFETY: `check_page` has compared the page with its packing's size; `p` and `acc` were cut
+                        // to the kernel's lengths; `work` has room for factors of `MOST_ROWS` rows; the table is
+                        // that of `self.level`.
                         unsafe { (block.kernels.packed(kind).pv)(PackedPvArgs { page: &page, p, acc }) }
                     }
                 }

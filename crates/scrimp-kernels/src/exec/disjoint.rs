@@ -1,4 +1,4 @@
-//! Handing disjoint parts of one mutable slice to the workers of a region.
+//! Disjoint parts of one mutable slice, for the threads of a parallel region.
 
 use std::{marker::PhantomData, ops::Range};
 
@@ -10,9 +10,9 @@ pub(crate) struct DisjointSliceMut<'a, T> {
     _lifetime: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: parts handed out do not overlap (see `slice`), so threads never touch the same element.
+// SAFETY: parts do not overlap (the safety condition of `slice`), so threads never access the same element.
 unsafe impl<T: Send> Send for DisjointSliceMut<'_, T> {}
-// SAFETY: as above.
+// SAFETY: shared access creates parts only through `slice`, whose parts do not overlap.
 unsafe impl<T: Send> Sync for DisjointSliceMut<'_, T> {}
 
 impl<'a, T> DisjointSliceMut<'a, T> {
@@ -28,7 +28,7 @@ impl<'a, T> DisjointSliceMut<'a, T> {
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: the range is inside the slice, and the caller keeps parts apart.
+        // SAFETY: the assertion checks that the range lies inside the slice; the caller guarantees that parts do not overlap.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
     }
 }

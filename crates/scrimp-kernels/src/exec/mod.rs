@@ -1,4 +1,4 @@
-//! Where a computation runs: its threads and its instructions.
+//! Threads: the pool, and [`Exec`], which pairs it with an instruction set.
 
 mod disjoint;
 mod pool;

@@ -1,9 +1,9 @@
 //! A fork-join pool for short parallel regions: about 150 per decoded token, each some microseconds long.
 //!
 //! Workers live as long as the pool. Between regions they spin for a bounded time and then sleep, so a region that
-//! follows soon costs well under a microsecond to start and an idle pool costs nothing. How units of work are handed out
-//! stands in [`tasks`](super::tasks): a worker that the machine slows down simply takes fewer, and one that gets no core at all is
-//! not waited for, because a region ends when its units are done and those who *entered* it have left.
+//! follows soon costs well under a microsecond to start and an idle pool costs nothing. How threads share the
+//! tasks of a region: see [`tasks`](super::tasks). A worker that the machine slows down takes fewer tasks, and a worker without a
+//! core does not delay the region, which ends when its tasks are done and the workers that *entered* it have left.
 //!
 //! Or the threads are those of another library ([`Team`]).
 
@@ -13,7 +13,7 @@ use super::{
         Arc, AtomicBool, AtomicU64, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, UnsafeCell, spin_loop,
         yield_now,
     },
-    tasks::{Runs, Units},
+    tasks::{Chunks, Tasks},
     team::Team,
 };
 use std::{
@@ -38,8 +38,8 @@ const fn epoch(state: u64) -> u64 {
     state >> 32
 }
 
-/// What each thread does in a region: `(the units that it gets, worker)`.
-pub(super) type Body<'a> = dyn Fn(Units<'_>, usize) + Sync + 'a;
+/// The body of a region as each thread calls it: `(the tasks that it takes, worker)`.
+pub(super) type Body<'a> = dyn Fn(Tasks<'_>, usize) + Sync + 'a;
 
 /// What a body panicked with.
 pub(super) type Panic = Mutex<Option<Box<dyn Any + Send>>>;
@@ -49,15 +49,15 @@ pub(super) type Panic = Mutex<Option<Box<dyn Any + Send>>>;
 struct Region {
     /// Valid while a worker is inside the region; `run` does not return before all have left.
     body: *const Body<'static>,
-    units: usize,
+    tasks: usize,
 }
 
 struct Shared {
     region: UnsafeCell<Option<Region>>,
     /// The current region: `epoch << 32 | CLOSED | workers inside`.
     state: AtomicU64,
-    /// What is left of the region's units.
-    runs: Runs,
+    /// The region's tasks that no thread has taken.
+    chunks: Chunks,
     sleepers: AtomicUsize,
     stop: AtomicBool,
     panic: Panic,
@@ -68,7 +68,7 @@ struct Shared {
 // SAFETY: `region` is written only by the one caller of `run` (which holds the pool's `busy` lock) while the state is
 // closed and nobody is inside, and read by workers only after they have entered; the body it points to is `Sync`.
 unsafe impl Sync for Shared {}
-// SAFETY: as above; the raw pointer is only followed inside a region.
+// SAFETY: the raw pointer is dereferenced inside a region only, by workers that have entered it.
 unsafe impl Send for Shared {}
 
 /// Long-lived workers that run parallel regions together with the calling thread.
@@ -117,7 +117,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             region: UnsafeCell::new(None),
             state: AtomicU64::new(CLOSED),
-            runs: Runs::new(threads),
+            chunks: Chunks::new(threads),
             sleepers: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -132,53 +132,53 @@ impl Pool {
         self.team.map_or(self.workers.len() + 1, |team| team.threads())
     }
 
-    /// Calls `body(unit, worker)` once for every `unit < units`, on all threads; returns when all calls have returned.
+    /// Calls `body(task, worker)` once for every `task < tasks`, on all threads; returns when all calls have returned.
     ///
     /// `worker < self.threads()` names the thread, so that bodies can use scratch memory of their own. A panic in a
     /// body is raised again here. A region must not start another one on the same pool.
     ///
-    /// A thread starts on consecutive units, in every region on the same part of all units.
-    pub fn run(&self, units: usize, body: impl Fn(usize, usize) + Sync) {
-        self.run_with(units, || (), |(), unit, worker| body(unit, worker));
+    /// A thread starts on consecutive tasks, in every region on the same part of all tasks.
+    pub fn run(&self, tasks: usize, body: impl Fn(usize, usize) + Sync) {
+        self.run_with(tasks, || (), |(), task, worker| body(task, worker));
     }
 
-    /// [`Pool::run`] with something that each thread makes when it takes its first unit, and drops after its last one.
+    /// [`Pool::run`] with something that each thread makes when it takes its first task, and drops after its last one.
     pub fn run_with<T>(
         &self,
-        units: usize,
+        tasks: usize,
         enter: impl Fn() -> T + Sync,
         body: impl Fn(&mut T, usize, usize) + Sync,
     ) {
-        if self.threads() == 1 || units <= 1 {
-            if units > 0 {
+        if self.threads() == 1 || tasks <= 1 {
+            if tasks > 0 {
                 let mut own = enter();
-                (0..units).for_each(|unit| body(&mut own, unit, 0));
+                (0..tasks).for_each(|task| body(&mut own, task, 0));
             }
             return;
         }
-        self.region(units, &|units, worker| {
+        self.region(tasks, &|tasks, worker| {
             let mut own = None;
-            for unit in units {
-                body(own.get_or_insert_with(&enter), unit, worker);
+            for task in tasks {
+                body(own.get_or_insert_with(&enter), task, worker);
             }
         });
     }
 
-    fn region(&self, units: usize, body: &Body<'_>) {
+    fn region(&self, tasks: usize, body: &Body<'_>) {
         let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(team) = self.team {
-            return team.run(units, body);
+            return team.run(tasks, body);
         }
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. The pointer is followed by workers inside the region only, and this
         // function does not return (nor unwind: `work_on` catches panics) before all of them have left it.
         let body: *const Body<'static> =
             unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
-        let region = Region { body, units };
+        let region = Region { body, tasks };
         let state = shared.state.load(Ordering::Relaxed);
         // SAFETY: the state is closed with nobody inside, and `busy` keeps other callers out.
         shared.region.with_mut(|to| unsafe { *to = Some(region) });
-        shared.runs.fill(units);
+        shared.chunks.fill(tasks);
         // Opens the region (the epoch wraps around after 2^32 of them).
         shared.state.store(epoch(state).wrapping_add(1) << 32, Ordering::Release);
         // Reading by a read-modify-write: see `wait_for_change`.
@@ -213,9 +213,9 @@ impl Pool {
     pub fn chunks<T: Send>(&self, data: &mut [T], len: usize, body: impl Fn(usize, &mut [T]) + Sync) {
         let (n, total) = (data.len().div_ceil(len), data.len());
         let data = DisjointSliceMut::new(data);
-        self.run(n, |unit, _| {
-            // SAFETY: `run` hands out every unit once, and units have elements of their own.
-            body(unit, unsafe { data.slice(unit * len..((unit + 1) * len).min(total)) });
+        self.run(n, |task, _| {
+            // SAFETY: `run` calls the body once per task, and tasks have disjoint elements.
+            body(task, unsafe { data.slice(task * len..((task + 1) * len).min(total)) });
         });
     }
 
@@ -227,19 +227,19 @@ impl Pool {
     }
 }
 
-/// Calls `body` with the units that `worker` gets. What it panics with goes to `panic`.
-pub(super) fn take_units(runs: &Runs, units: usize, body: &Body<'_>, worker: usize, panic: &Panic) {
-    if let Err(with) = catch_unwind(AssertUnwindSafe(|| body(runs.units(units, worker), worker))) {
+/// Calls `body` with the tasks that `worker` gets. What it panics with goes to `panic`.
+pub(super) fn take_tasks(chunks: &Chunks, tasks: usize, body: &Body<'_>, worker: usize, panic: &Panic) {
+    if let Err(with) = catch_unwind(AssertUnwindSafe(|| body(chunks.tasks(tasks, worker), worker))) {
         *panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(with);
     }
 }
 
 impl Shared {
-    /// Takes units until none is left.
+    /// Takes tasks until none is left.
     fn work_on(&self, region: Region, worker: usize) {
         // SAFETY: the caller is inside the region, so the body is alive.
         let body = unsafe { &*region.body };
-        take_units(&self.runs, region.units, body, worker, &self.panic);
+        take_tasks(&self.chunks, region.tasks, body, worker, &self.panic);
     }
 
     /// A worker's life: wait for a region, enter it while it is open, work, leave.
@@ -318,10 +318,10 @@ mod model {
         builder.check(body);
     }
 
-    /// Memory of one unit; loom notices accesses that nothing puts in order.
+    /// Memory of one task; loom notices accesses that nothing puts in order.
     struct Slot(UnsafeCell<usize>);
 
-    // SAFETY: units are handed out once, and the test reads when the region is over; this is what loom checks.
+    // SAFETY: tasks are handed out once, and the test reads when the region is over; this is what loom checks.
     unsafe impl Sync for Slot {}
 
     fn slots(n: usize) -> Vec<Slot> {
@@ -330,9 +330,9 @@ mod model {
 
     /// Runs a region that adds `amount` to every slot.
     fn add(pool: &Pool, slots: &[Slot], amount: usize) {
-        pool.run(slots.len(), |unit, _| {
+        pool.run(slots.len(), |task, _| {
             // SAFETY: see `Slot`.
-            slots[unit].0.with_mut(|x| unsafe { *x += amount });
+            slots[task].0.with_mut(|x| unsafe { *x += amount });
         });
     }
 
@@ -389,17 +389,17 @@ mod tests {
     fn every_unit_runs_once() {
         for threads in [1, 2, 3, 8] {
             let pool = Pool::new(threads).unwrap();
-            for units in [0, 1, 2, 7, 100] {
-                let counts: Vec<_> = (0..units).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(units, |unit, worker| {
+            for tasks in [0, 1, 2, 7, 100] {
+                let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, |task, worker| {
                     assert!(worker < threads);
-                    counts[unit].fetch_add(1, Ordering::Relaxed);
+                    counts[task].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
-                pool.run_with(units, Vec::new, |own: &mut Vec<usize>, unit, worker| {
-                    assert!(worker < threads && own.iter().all(|&before| before != unit));
-                    own.push(unit);
-                    counts[unit].fetch_add(1, Ordering::Relaxed);
+                pool.run_with(tasks, Vec::new, |own: &mut Vec<usize>, task, worker| {
+                    assert!(worker < threads && own.iter().all(|&before| before != task));
+                    own.push(task);
+                    counts[task].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2));
             }
@@ -411,8 +411,8 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         let sum = AtomicUsize::new(0);
         for round in 0..2000 {
-            pool.run(4, |unit, _| {
-                sum.fetch_add(unit, Ordering::Relaxed);
+            pool.run(4, |task, _| {
+                sum.fetch_add(task, Ordering::Relaxed);
             });
             if round % 500 == 0 {
                 std::thread::sleep(std::time::Duration::from_millis(20));
@@ -425,7 +425,7 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(2).unwrap();
         let panicked =
-            catch_unwind(AssertUnwindSafe(|| pool.run(10, |unit, _| assert!(unit != 5, "unit five"))));
+            catch_unwind(AssertUnwindSafe(|| pool.run(10, |task, _| assert!(task != 5, "task five"))));
         assert!(panicked.is_err());
         let count = AtomicUsize::new(0);
         pool.run(10, |_, _| {

@@ -5,9 +5,9 @@
 //! regions (layers of a PyTorch model) borrow its threads instead.
 
 use super::{
-    pool::{Body, Panic, take_units},
+    pool::{Body, Panic, take_tasks},
     sync::{AtomicUsize, Mutex},
-    tasks::Runs,
+    tasks::Chunks,
 };
 use std::{
     ffi::{c_uint, c_void},
@@ -34,8 +34,8 @@ pub struct Team {
 /// What the threads of a team see of a region.
 struct Region<'a> {
     body: &'a Body<'a>,
-    units: usize,
-    runs: Runs,
+    tasks: usize,
+    chunks: Chunks,
     /// Threads that have come.
     came: AtomicUsize,
     panic: Panic,
@@ -57,15 +57,15 @@ impl Team {
     }
 
     /// As [`Pool::run`](super::Pool::run). Fewer threads may come than the team has, as inside of another OpenMP region.
-    pub(super) fn run(&self, units: usize, body: &Body<'_>) {
+    pub(super) fn run(&self, tasks: usize, body: &Body<'_>) {
         let region = Region {
             body,
-            units,
-            runs: Runs::new(self.threads),
+            tasks,
+            chunks: Chunks::new(self.threads),
             came: AtomicUsize::new(0),
             panic: Mutex::new(None),
         };
-        region.runs.fill(units);
+        region.chunks.fill(tasks);
         let data = std::ptr::from_ref(&region).cast_mut().cast::<c_void>();
         // SAFETY: `start` is as `new` wants it, so that `region` outlives all calls of `work`, which only share it.
         unsafe { (self.start)(work, data, self.threads as c_uint, 0) };
@@ -76,12 +76,12 @@ impl Team {
     }
 }
 
-/// What each thread does: takes units until none is left. Panics stay inside.
+/// What each thread does: takes tasks until none is left. Panics stay inside.
 unsafe extern "C" fn work(data: *mut c_void) {
     // SAFETY: `run` passes a region that is alive until all threads have left.
     let region = unsafe { &*data.cast::<Region<'_>>() };
     let worker = region.came.fetch_add(1, Ordering::Relaxed);
-    take_units(&region.runs, region.units, region.body, worker, &region.panic);
+    take_tasks(&region.chunks, region.tasks, region.body, worker, &region.panic);
 }
 
 #[cfg(all(test, not(loom)))]
@@ -122,14 +122,14 @@ mod tests {
             // SAFETY: both do what `StartTeam` says.
             let pool = Pool::of_team(unsafe { Team::new(how, threads) });
             assert_eq!(pool.threads(), threads);
-            for units in [0, 1, 2, 7, 100] {
-                let counts: Vec<_> = (0..units).map(|_| AtomicUsize::new(0)).collect();
-                let count = |unit: usize, worker: usize| {
+            for tasks in [0, 1, 2, 7, 100] {
+                let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                let count = |task: usize, worker: usize| {
                     assert!(worker < threads);
-                    counts[unit].fetch_add(1, Ordering::Relaxed);
+                    counts[task].fetch_add(1, Ordering::Relaxed);
                 };
-                pool.run(units, count);
-                pool.run_with(units, || (), |(), unit, worker| count(unit, worker));
+                pool.run(tasks, count);
+                pool.run_with(tasks, || (), |(), task, worker| count(task, worker));
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2));
             }
         }
@@ -139,7 +139,7 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_team_lives_on() {
         // SAFETY: it does what `StartTeam` says.
         let pool = Pool::of_team(unsafe { Team::new(start, 3) });
-        let fail = || pool.run(10, |unit, _| assert!(unit != 5, "unit five"));
+        let fail = || pool.run(10, |task, _| assert!(task != 5, "task five"));
         assert!(catch_unwind(AssertUnwindSafe(fail)).is_err());
         let count = AtomicUsize::new(0);
         pool.run(10, |_, _| {

@@ -1,23 +1,21 @@
 //! Activations as the linear kernels read them: 8-bit groups of 32 with a scale each, and plain f32 where asked.
 //!
 //! ```text
-//! tokens are cut into tiles of up to `tier.token_tile()` tokens (see `tile_of`); a tile is [columns / 32][tokens of the tile] groups
+//! tokens are cut into token tiles (see `ActivationLayout`); a tile is [columns / 32][tokens of the tile] groups
 //! (or [columns][tokens of the tile] floats), so that a kernel walks it front to back.
 //! ```
-//! Tiles and sums have the form that the tier's kernels read; products must run in the tier that stored them.
+//! Tiles and sums have the form that the level's kernels read; products must run in the level that stored them.
 //!
-//! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token. With tile registers,
-//! batches of [`EXPANDED_TOKENS`] and more are bf16 for weights in blocks, too, and those of [`EXACT_TOKENS`] are one tile of 8-bit
-//! groups, as wide as a tile register.
+//! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token. For AMX, these are stored
+//! in AMX tiles, and the other forms change with the size of the batch: see [`ActivationLayout`].
 //!
 //! Numeric contract (every tier, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
 //! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
 //! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
 
 use super::{
-    amx_bf16::EXPANDED_TOKENS,
-    amx_int8::{self, EXACT_TOKENS},
-    amx_packed::{FEW_TOKENS, block_rows},
+    amx_packed::FEW_TOKENS,
+    plan::ActivationLayout,
     quantize::{Quantize, QuantizeRow, RoundRow},
 };
 use crate::{
@@ -68,16 +66,10 @@ pub struct Activations {
     n_tokens: usize,
     cols: usize,
     needs: Needs,
-    /// The tier that they were stored for.
+    /// The level that they were stored for.
     level: Option<SimdLevel>,
-    tile: usize,
-    /// Whether `pairs` and `bytes` are stored as tile registers load them: `[block of tokens][64 bytes of a token][tokens of
-    /// the block]`. Tokens of a block, or 0.
-    block: usize,
-    /// Whether weights in blocks are dequantized for tile registers: they read `pairs`, too.
-    expanded: bool,
-    /// Whether tile registers load the 8-bit groups, which are one tile then.
-    exact: bool,
+    /// `None` before the first batch.
+    layout: Option<ActivationLayout>,
     groups: Vec<QuantGroup>,
     floats: Vec<f32>,
     /// Tiles of `[cols / 2][tokens]`, columns padded to 32.
@@ -94,14 +86,6 @@ pub(crate) struct RowScale {
     pub(crate) scale: f32,
     /// The sum of the quants.
     pub(crate) sum: i32,
-}
-
-/// Tokens of a tile of a batch: 16 do better as two tiles of 8 than as 12 and 4.
-fn tile_of(level: SimdLevel, n_tokens: usize) -> usize {
-    match (level.token_tile(), n_tokens) {
-        (12, 13..=16) => 8,
-        (tile, _) => tile,
-    }
 }
 
 /// Tiles of tokens for which expanding packed weights anew is faster than a panel.
@@ -160,184 +144,155 @@ impl Activations {
     /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `shape.needs` says.
     /// Tokens are spread over the pool.
     pub fn fill(&mut self, exec: Exec<'_>, shape: ActivationShape, fill: impl Fn(usize, &mut [f32]) + Sync) {
-        let blocks = exec.level.has_amx() && shape.n_tokens > FEW_TOKENS;
-        self.fill_as(exec, shape, blocks, fill);
+        let amx = exec.level.has_amx() && shape.n_tokens > FEW_TOKENS;
+        self.fill_as(exec, shape, amx, fill);
     }
 
-    /// [`Activations::fill`] in the form that tile registers load if `blocks`, whatever the tier.
+    /// [`Activations::fill`] for AMX kernels if `amx`, whatever the level.
     pub(crate) fn fill_as(
         &mut self,
         exec: Exec<'_>,
         shape: ActivationShape,
-        blocks: bool,
+        amx: bool,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let Exec { pool, level } = exec;
         let ActivationShape { n_tokens, cols, needs } = shape;
-        let expanded = blocks && needs.quantized && n_tokens >= EXPANDED_TOKENS;
-        // Floats would need tiles of other widths.
-        let exact = blocks && needs.quantized && !needs.float && EXACT_TOKENS.contains(&n_tokens);
-        let needs = if expanded { Needs { quantized: false, bf16: true, ..needs } } else { needs };
-        let tile = if exact { amx_int8::width(n_tokens) } else { tile_of(level, n_tokens) };
-        let block = if blocks { block_rows(n_tokens) } else { 0 };
-        (self.n_tokens, self.cols, self.needs, self.tile) = (n_tokens, cols, needs, tile);
-        (self.level, self.block, self.expanded, self.exact) = (Some(level), block, expanded, exact);
+        let layout = ActivationLayout::new(level, n_tokens, needs, amx);
+        let needs = layout.forms(needs);
+        (self.n_tokens, self.cols, self.needs) = (n_tokens, cols, needs);
+        (self.level, self.layout) = (Some(level), Some(layout));
+        let sizes = Sizes::new(cols);
+        self.make_room(sizes, pool.threads());
         let tiles = self.tiles();
-        let (first, _, width) = tiles.get(n_tokens.div_ceil(tile).saturating_sub(1));
-        let stored = (first + width).max(if blocks { n_tokens.next_multiple_of(block) } else { 0 });
-        let groups_per_token = cols.div_ceil(GROUP);
-        if needs.quantized {
-            self.groups.resize(stored * groups_per_token, QuantGroup::default());
-        }
-        if needs.float {
-            self.floats.resize(stored * cols, 0.0);
-        }
-        let (pairs_per_token, bytes_per_token) = (groups_per_token * GROUP / 2, cols.div_ceil(64) * 16);
-        if needs.bf16 {
-            self.pairs.resize(stored * pairs_per_token, 0);
-        }
-        if needs.row_int8 {
-            self.bytes.resize(stored * bytes_per_token, 0);
-            self.rows.resize(stored, RowScale::default());
-        }
-        // Quantization reads whole groups, so scratch rows are padded with zeros. The second half is for rounded rows.
-        let padded_cols = cols.next_multiple_of(2 * GROUP);
-        if self.scratch.len() < pool.threads() * 2 * padded_cols {
-            self.scratch.resize(pool.threads() * 2 * padded_cols, 0.0);
-        }
-        let (groups, floats) =
-            (DisjointSliceMut::new(&mut self.groups), DisjointSliceMut::new(&mut self.floats));
-        let (pairs, bytes) = (DisjointSliceMut::new(&mut self.pairs), DisjointSliceMut::new(&mut self.bytes));
-        let rows = DisjointSliceMut::new(&mut self.rows);
+        let store = Store {
+            level,
+            needs,
+            sizes,
+            amx_rows: layout.amx_rows(),
+            groups: DisjointSliceMut::new(&mut self.groups),
+            floats: DisjointSliceMut::new(&mut self.floats),
+            pairs: DisjointSliceMut::new(&mut self.pairs),
+            bytes: DisjointSliceMut::new(&mut self.bytes),
+            rows: DisjointSliceMut::new(&mut self.rows),
+        };
         let scratch = DisjointSliceMut::new(&mut self.scratch);
         // A tile is a multiple of 4 tokens, whose groups are whole cache lines; the other forms are written through slices of a tile.
         let only_groups = needs == Needs { quantized: true, ..Needs::default() };
-        let per_unit = if only_groups || exact { 4 } else { tile };
-        pool.run(n_tokens.div_ceil(per_unit), |unit, worker| {
-            let (first, n, width) = tiles.get(unit * per_unit / tile);
-            let start = unit * per_unit - first;
-            // SAFETY: each worker has a scratch row of its own, and each unit tokens of its own.
-            let row = unsafe { scratch.slice(2 * worker * padded_cols..2 * (worker + 1) * padded_cols) };
-            let (row, quants) = row.split_at_mut(padded_cols);
+        let tile = layout.tile();
+        let per_task =
+            if only_groups || matches!(layout, ActivationLayout::AmxInt8 { .. }) { 4 } else { tile };
+        let padded_cols = sizes.padded_cols;
+        pool.run(n_tokens.div_ceil(per_task), |task, thread| {
+            let (first, n, width) = tiles.get(task * per_task / tile);
+            let start = task * per_task - first;
+            // SAFETY: each thread has a range of its own.
+            let row = unsafe { scratch.slice(2 * thread * padded_cols..2 * (thread + 1) * padded_cols) };
+            let (row, rounded) = row.split_at_mut(padded_cols);
             row[cols..].fill(0.0);
-            for t in start..n.min(start + per_unit) {
+            for t in start..n.min(start + per_task) {
                 fill(first + t, &mut row[..cols]);
-                if needs.quantized {
-                    let row = &row[..groups_per_token * GROUP];
-                    // SAFETY: as above.
-                    level.run(unsafe { Quantize::new(row, &groups, first * groups_per_token + t, width) });
-                }
-                if needs.float {
-                    // SAFETY: as above.
-                    let out = unsafe { floats.slice(first * cols..(first + width) * cols) };
-                    for (out, &x) in out[t..].iter_mut().step_by(width).zip(&row[..cols]) {
-                        *out = x;
-                    }
-                }
-                // Floats and groups stay in tiles: no tile register loads them.
-                if needs.bf16 {
-                    let rounded: &mut [u32] = &mut bytemuck::cast_slice_mut(quants)[..pairs_per_token];
-                    level.run(RoundRow { row, out: bytemuck::cast_slice_mut(rounded) });
-                    if blocks {
-                        // SAFETY: nobody else stores this token.
-                        unsafe { store_in_block(&pairs, block, first + t, rounded) };
-                    } else {
-                        // SAFETY: as above.
-                        let out = unsafe {
-                            pairs.slice(first * pairs_per_token..(first + width) * pairs_per_token)
-                        };
-                        out[t..].iter_mut().step_by(width).zip(&*rounded).for_each(|(out, x)| *out = *x);
-                    }
-                }
-                if needs.row_int8 {
-                    // SAFETY: as above.
-                    let scale = unsafe { rows.slice(first + t..first + t + 1) };
-                    if blocks {
-                        let quants: &mut [i32] = &mut bytemuck::cast_slice_mut(quants)[..bytes_per_token];
-                        scale[0] = level.run(QuantizeRow { row, out: quants, width: 1 });
-                        // SAFETY: nobody else stores this token.
-                        unsafe { store_in_block(&bytes, block, first + t, quants) };
-                    } else {
-                        // SAFETY: as above.
-                        let out = unsafe {
-                            bytes.slice(first * bytes_per_token..(first + width) * bytes_per_token)
-                        };
-                        scale[0] = level.run(QuantizeRow { row, out: &mut out[t..], width });
-                    }
-                }
+                // SAFETY: each task has tokens of its own. Where tasks share a token tile, only forms that are not written through
+                // slices of a tile are stored: 8-bit groups, and what is in AMX tiles.
+                unsafe { store.token(row, rounded, TilePlace { first, t, width }) };
             }
         });
     }
 
-    /// Whether kernels of `tier` can read them.
+    /// Lengthens the stored forms to the batch, and the scratch memory to two rows per thread.
+    fn make_room(&mut self, sizes: Sizes, threads: usize) {
+        let (needs, n_tokens) = (self.needs, self.n_tokens);
+        let (first, _, width) = self.token_tile(self.n_token_tiles().saturating_sub(1));
+        let in_amx_tiles = self.layout().amx_rows().map_or(0, |rows| n_tokens.next_multiple_of(rows));
+        let stored = (first + width).max(in_amx_tiles);
+        if needs.quantized {
+            self.groups.resize(stored * sizes.groups, QuantGroup::default());
+        }
+        if needs.float {
+            self.floats.resize(stored * sizes.cols, 0.0);
+        }
+        if needs.bf16 {
+            self.pairs.resize(stored * sizes.pairs, 0);
+        }
+        if needs.row_int8 {
+            self.bytes.resize(stored * sizes.bytes, 0);
+            self.rows.resize(stored, RowScale::default());
+        }
+        // The second row of a thread is for rounded numbers.
+        if self.scratch.len() < threads * 2 * sizes.padded_cols {
+            self.scratch.resize(threads * 2 * sizes.padded_cols, 0.0);
+        }
+    }
+
+    /// How the batch is stored.
+    ///
+    /// # Panics
+    /// Before the first [`Activations::fill`].
+    pub(crate) fn layout(&self) -> ActivationLayout {
+        self.layout.expect("activations were filled")
+    }
+
+    /// Whether kernels of `level` can read them.
     pub(crate) fn stored_for(&self, level: SimdLevel) -> bool {
         self.level == Some(level)
     }
 
     /// Number of token tiles.
-    pub(crate) fn n_tiles(&self) -> usize {
-        self.n_tokens.div_ceil(self.tile)
+    pub(crate) fn n_token_tiles(&self) -> usize {
+        self.n_tokens.div_ceil(self.layout().tile())
     }
 
     /// Whether packed weights are expanded for each tile of tokens, and not once into a panel: always with one tile; with
     /// AVX-512 up to [`FEW_TILES`], because it expands the next step while it multiplies the last one with 12 tokens.
     pub(crate) fn expands_each(&self) -> bool {
         let few = if self.level.is_some_and(|level| level.token_tile() == 12) { FEW_TILES } else { 1 };
-        self.n_tiles() <= few
+        self.n_token_tiles() <= few
     }
 
     /// First token, number of tokens and stored width of a tile.
-    pub(crate) fn tile(&self, i: usize) -> (usize, usize, usize) {
+    pub(crate) fn token_tile(&self, i: usize) -> (usize, usize, usize) {
         self.tiles().get(i)
     }
 
     fn tiles(&self) -> Tiles {
-        Tiles { n_tokens: self.n_tokens, tile: self.tile, whole: self.exact }
+        let whole = matches!(self.layout(), ActivationLayout::AmxInt8 { .. });
+        Tiles { n_tokens: self.n_tokens, tile: self.layout().tile(), whole }
     }
 
     /// The 8-bit groups of a tile, `[cols / 32][width]`.
     pub(crate) fn groups(&self, i: usize) -> &[QuantGroup] {
         assert!(self.needs.quantized, "activations were not quantized");
-        let (first, _, width) = self.tile(i);
+        let (first, _, width) = self.token_tile(i);
         let n = self.cols.div_ceil(GROUP);
         &self.groups[first * n..(first + width) * n]
     }
 
     /// The bf16 pairs of a tile, `[steps][width]`.
     pub(crate) fn pairs(&self, i: usize) -> &[u32] {
-        assert!(self.needs.bf16 && self.block == 0, "activations were not stored as tiles of bf16");
-        let (first, _, width) = self.tile(i);
+        assert!(
+            self.needs.bf16 && self.layout().amx_rows().is_none(),
+            "activations were not stored as tiles of bf16"
+        );
+        let (first, _, width) = self.token_tile(i);
         let n = self.cols.div_ceil(GROUP) * GROUP / 2;
         &self.pairs[first * n..(first + width) * n]
     }
 
     /// The 8-bit rows of a tile, `[steps][width]`, and their scales.
     pub(crate) fn row_bytes(&self, i: usize) -> (&[i32], &[RowScale]) {
-        assert!(self.needs.row_int8 && self.block == 0, "activations were not quantized by rows, in tiles");
-        let (first, _, width) = self.tile(i);
+        assert!(
+            self.needs.row_int8 && self.layout().amx_rows().is_none(),
+            "activations were not quantized by rows, in tiles"
+        );
+        let (first, _, width) = self.token_tile(i);
         let n = self.cols.div_ceil(64) * 16;
         (&self.bytes[first * n..(first + width) * n], &self.rows[first..first + width])
     }
 
-    /// Tokens of a block, where pairs and bytes are stored for tile registers; else 0.
-    pub(crate) fn block(&self) -> usize {
-        self.block
-    }
-
-    /// Whether weights in blocks run in tile registers.
-    pub(crate) fn expanded(&self) -> bool {
-        self.expanded
-    }
-
-    /// Whether tile registers load the 8-bit groups.
-    pub(crate) fn exact(&self) -> bool {
-        self.exact
-    }
-
-    /// For tile registers: the bytes of bf16 pairs, or of 8-bit rows, `[blocks][steps of 64 bytes][tokens of a block][64]`, and
-    /// the number of steps.
-    pub(crate) fn blocks(&self, int8: bool) -> (&[u8], usize) {
-        assert!(self.block > 0, "activations were not stored in blocks");
+    /// For AMX: the bytes of bf16 pairs, or of 8-bit rows, `[AMX tiles][steps of 64 bytes][tokens of a tile][64]`, and the number of
+    /// steps.
+    pub(crate) fn amx_tiles(&self, int8: bool) -> (&[u8], usize) {
+        assert!(self.layout().amx_rows().is_some(), "activations were not stored in AMX tiles");
         if int8 {
             assert!(self.needs.row_int8, "activations were not quantized by rows");
             (bytemuck::cast_slice(&self.bytes), self.cols.div_ceil(64))
@@ -355,22 +310,113 @@ impl Activations {
     /// The floats of a tile, `[cols][width]`.
     pub(crate) fn floats(&self, i: usize) -> &[f32] {
         assert!(self.needs.float, "activations were not kept as floats");
-        let (first, _, width) = self.tile(i);
+        let (first, _, width) = self.token_tile(i);
         &self.floats[first * self.cols..(first + width) * self.cols]
     }
 }
 
-/// Stores the words of a token in its block of `block` tokens, 64 bytes after 64 bytes.
+/// Elements of a token in each form.
+#[derive(Clone, Copy)]
+struct Sizes {
+    cols: usize,
+    /// Of scratch rows: quantization reads whole groups.
+    padded_cols: usize,
+    groups: usize,
+    pairs: usize,
+    bytes: usize,
+}
+
+impl Sizes {
+    fn new(cols: usize) -> Self {
+        let groups = cols.div_ceil(GROUP);
+        let padded_cols = cols.next_multiple_of(2 * GROUP);
+        Self { cols, padded_cols, groups, pairs: groups * GROUP / 2, bytes: cols.div_ceil(64) * 16 }
+    }
+}
+
+/// Token `first + t`, which is token `t` of a tile that is stored `width` tokens wide.
+#[derive(Clone, Copy)]
+struct TilePlace {
+    first: usize,
+    t: usize,
+    width: usize,
+}
+
+/// The memory that tokens are stored in.
+struct Store<'a> {
+    level: SimdLevel,
+    needs: Needs,
+    sizes: Sizes,
+    /// Tokens of an AMX tile, where pairs and bytes are stored so.
+    amx_rows: Option<usize>,
+    groups: DisjointSliceMut<'a, QuantGroup>,
+    floats: DisjointSliceMut<'a, f32>,
+    pairs: DisjointSliceMut<'a, u32>,
+    bytes: DisjointSliceMut<'a, i32>,
+    rows: DisjointSliceMut<'a, RowScale>,
+}
+
+impl Store<'_> {
+    /// Stores the padded `row` of a token in all forms that are needed; `rounded` is scratch memory of the same length.
+    ///
+    /// # Safety
+    /// No other thread stores this token, and where floats, or pairs and bytes outside of AMX tiles are needed, none of its tile.
+    unsafe fn token(&self, row: &[f32], rounded: &mut [f32], place: TilePlace) {
+        let Self { level, needs, sizes, .. } = *self;
+        let TilePlace { first, t, width } = place;
+        if needs.quantized {
+            let row = &row[..sizes.groups * GROUP];
+            // SAFETY: the groups `first * groups + t + i * width` are those of this token, which no other thread stores.
+            level.run(unsafe { Quantize::new(row, &self.groups, first * sizes.groups + t, width) });
+        }
+        if needs.float {
+            // SAFETY: no other thread stores tokens of this tile.
+            let out = unsafe { self.floats.slice(first * sizes.cols..(first + width) * sizes.cols) };
+            for (out, &x) in out[t..].iter_mut().step_by(width).zip(&row[..sizes.cols]) {
+                *out = x;
+            }
+        }
+        // Floats and groups stay in token tiles: no AMX kernel reads the former, and int8 AMX reads the latter there.
+        if needs.bf16 {
+            let rounded: &mut [u32] = &mut bytemuck::cast_slice_mut(rounded)[..sizes.pairs];
+            level.run(RoundRow { row, out: bytemuck::cast_slice_mut(rounded) });
+            if let Some(rows) = self.amx_rows {
+                // SAFETY: no other thread stores this token.
+                unsafe { store_in_amx_tile(&self.pairs, rows, first + t, rounded) };
+            } else {
+                // SAFETY: no other thread stores tokens of this tile.
+                let out = unsafe { self.pairs.slice(first * sizes.pairs..(first + width) * sizes.pairs) };
+                out[t..].iter_mut().step_by(width).zip(&*rounded).for_each(|(out, x)| *out = *x);
+            }
+        }
+        if needs.row_int8 {
+            // SAFETY: no other thread stores this token.
+            let scale = unsafe { self.rows.slice(first + t..first + t + 1) };
+            if let Some(rows) = self.amx_rows {
+                let quants: &mut [i32] = &mut bytemuck::cast_slice_mut(rounded)[..sizes.bytes];
+                scale[0] = level.run(QuantizeRow { row, out: quants, width: 1 });
+                // SAFETY: no other thread stores this token.
+                unsafe { store_in_amx_tile(&self.bytes, rows, first + t, quants) };
+            } else {
+                // SAFETY: no other thread stores tokens of this tile.
+                let out = unsafe { self.bytes.slice(first * sizes.bytes..(first + width) * sizes.bytes) };
+                scale[0] = level.run(QuantizeRow { row, out: &mut out[t..], width });
+            }
+        }
+    }
+}
+
+/// Stores the words of a token in its AMX tile of `rows` tokens, 64 bytes after 64 bytes.
 ///
 /// # Safety
-/// Nobody else uses the words of this token.
-unsafe fn store_in_block<T: Copy>(to: &DisjointSliceMut<'_, T>, block: usize, token: usize, words: &[T]) {
+/// No other thread uses the words of this token.
+unsafe fn store_in_amx_tile<T: Copy>(to: &DisjointSliceMut<'_, T>, rows: usize, token: usize, words: &[T]) {
     const STEP: usize = 16;
-    let start = token / block * block * words.len() + token % block * STEP;
+    let start = token / rows * rows * words.len() + token % rows * STEP;
     for (step, words) in words.as_chunks::<STEP>().0.iter().enumerate() {
-        // SAFETY: the caller's word.
-        let out = unsafe { to.slice(start + step * block * STEP..start + step * block * STEP + STEP) };
-        out.copy_from_slice(words);
+        let at = start + step * rows * STEP;
+        // SAFETY: these 16 words are the token's, which no other thread uses.
+        unsafe { to.slice(at..at + STEP) }.copy_from_slice(words);
     }
 }
 

@@ -13,24 +13,24 @@
 //! activations have 8 bits in groups of 32.
 
 use super::{
-    Unit,
     amx_packed::{BLOCK, Tokens, Whole, add},
     gemm::PanelGroup,
     gemv::prefetch_part,
+    job::Task,
 };
 use crate::{
     arch::{
         Kernel, Level, Simd,
         amx::{Configured, Shape, TILE_BYTES, TILE_STEPS, Tile, clear},
     },
-    quant::{BlockFormat, GROUP, Group, Quants, Scaling, TILE_ROWS},
+    quant::{BlockFormat, GROUP, Group, PANEL_ROWS, Quants, Scaling},
 };
 use std::ops::Range;
 
 /// Tokens from which on dequantizing pays.
-pub(super) const EXPANDED_TOKENS: usize = 48;
+pub(super) const BF16_TOKENS: usize = 48;
 /// Row tiles of a unit at most, whose sums for 256 tokens take 512 KB of the second-level cache. Each unit reads all activations.
-const EXPANDED_TILES: usize = 32;
+const MOST_PANELS: usize = 32;
 /// Groups of columns that are dequantized at a time, at most.
 const GROUPS: usize = if cfg!(test) { 2 } else { 18 };
 /// Blocks of tokens that pass by a dequantized pair.
@@ -90,17 +90,17 @@ impl<F: BlockFormat> Rows for Blocks<'_, F> {
 }
 
 /// A unit of work over tiles of type `X`; `rows(tile)` starts a tile of rows.
-pub(super) struct ExpandedUnit<'a, 'x, X: Tile, W> {
-    pub(super) unit: Unit<'a>,
+pub(super) struct Bf16Task<'a, 'x, X: Tile, W> {
+    pub(super) task: Task<'a>,
     pub(super) rows: W,
     pub(super) tiles: &'x mut Configured<X>,
 }
 
 /// Row tiles of a unit, in pairs: as many that threads end together, in one unit or in two for each thread.
-pub(super) fn unit_tiles(n_tiles: usize, threads: usize) -> usize {
-    let of = |units: usize| n_tiles.div_ceil(units * threads).next_multiple_of(2).min(EXPANDED_TILES);
+pub(super) fn task_panels(n_panels: usize, threads: usize) -> usize {
+    let of = |units: usize| n_panels.div_ceil(units * threads).next_multiple_of(2).min(MOST_PANELS);
     // What the thread that ends last computes.
-    let longest = |tiles: usize| n_tiles.div_ceil(tiles).div_ceil(threads) * tiles;
+    let longest = |tiles: usize| n_panels.div_ceil(tiles).div_ceil(threads) * tiles;
     [of(2), of(1)].into_iter().min_by_key(|&tiles| longest(tiles)).expect("two of them")
 }
 
@@ -117,7 +117,7 @@ pub(super) fn panel_groups(row_tiles: usize, blocks: usize) -> usize {
 #[inline(always)]
 unsafe fn dequantize<S: Simd, R: Rows>(s: S, rows: &mut R, n: usize, to: &mut [[u8; 64]]) {
     for to in to.as_chunks_mut::<TILE_STEPS>().0.iter_mut().take(n) {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees `n` groups.
         let group = unsafe { rows.next(s) };
         // Zero points are powers of two, so that `scale * q - scale * zero` is rounded as `scale * (q - zero)` is.
         let zero = s.splat(-R::Quants::ZERO as f32);
@@ -154,7 +154,7 @@ unsafe fn add_to<S: Simd, X: Tile, const NA: usize, const NB: usize>(
     if start {
         clear::<X, NA, NB>(tile);
     } else {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees room for four tiles in `sums`.
         unsafe {
             tile.load::<0>(sums, 64);
             if NB == 2 {
@@ -168,7 +168,7 @@ unsafe fn add_to<S: Simd, X: Tile, const NA: usize, const NB: usize>(
             }
         }
     }
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees `steps` tiles of tokens and of weights, and room for four tiles in `sums`.
     unsafe {
         add::<S, X, _, false, NA, NB>(s, tile, tokens, &mut weights.map(Whole), steps);
         tile.store::<0>(sums, 64);
@@ -184,20 +184,20 @@ unsafe fn add_to<S: Simd, X: Tile, const NA: usize, const NB: usize>(
     }
 }
 
-impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExpandedUnit<'_, '_, X, W> {
+impl<X: Tile, R: Rows, W: Fn(usize) -> R> Bf16Task<'_, '_, X, W> {
     /// All columns for the given blocks of tokens.
     #[inline(always)]
     fn token_blocks<S: Simd>(&mut self, s: S, blocks: Range<usize>) {
-        let Unit { job, x, ref tiles, ref mut panel, .. } = self.unit;
-        let (data, groups) = x.blocks(false);
-        let rows = x.block();
+        let Task { job, x, panels: ref tiles, scratch: ref mut panel, .. } = self.task;
+        let (data, groups) = x.amx_tiles(false);
+        let rows = x.layout().amx_rows().expect("activations for AMX");
         let block_bytes = groups * rows * 64;
         assert!(data.len() >= blocks.end * block_bytes, "activations of all blocks");
-        assert!(tiles.len() <= EXPANDED_TILES && panel.len() >= panel_groups(tiles.len(), blocks.len()));
+        assert!(tiles.len() <= MOST_PANELS && panel.len() >= panel_groups(tiles.len(), blocks.len()));
         let lines = bytemuck::cast_slice_mut::<PanelGroup, [u8; 64]>(panel);
         let (weights, sums) = lines.split_at_mut(2 * GROUPS * TILE_STEPS);
         let block_pairs = blocks.len().div_ceil(2);
-        let mut sources: [R; EXPANDED_TILES] =
+        let mut sources: [R; MOST_PANELS] =
             std::array::from_fn(|i| (self.rows)((tiles.start + i).min(tiles.end - 1)));
         // Passes of equal length: each loads and stores all sums.
         let per_pass = groups.div_ceil(groups.div_ceil(GROUPS).max(1)).max(1);
@@ -249,20 +249,22 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExpandedUnit<'_, '_, X, W> {
             let first = (at / 2 * 4 + at % 2 * 2) * C_LINES + t;
             job.store_row(s, token, tiles.clone(), |i| {
                 let line = &sums[first + (i / 2 * block_pairs * 4 + i % 2) * C_LINES];
-                s.load(bytemuck::cast_ref::<_, [f32; TILE_ROWS]>(line))
+                s.load(bytemuck::cast_ref::<_, [f32; PANEL_ROWS]>(line))
             });
         }
     }
 }
 
-impl<X: Tile, R: Rows, W: Fn(usize) -> R> Kernel for ExpandedUnit<'_, '_, X, W> {
+impl<X: Tile, R: Rows, W: Fn(usize) -> R> Kernel for Bf16Task<'_, '_, X, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Level>(mut self, s: S) {
-        debug_assert!(self.unit.x.block() <= BLOCK);
-        self.tiles.shaped(Shape::whole(self.unit.x.block()));
-        let blocks = self.unit.x.n_tokens().div_ceil(self.unit.x.block());
+        let x = self.task.x;
+        let rows = x.layout().amx_rows().expect("activations for AMX");
+        debug_assert!(rows <= BLOCK);
+        self.tiles.shaped(Shape::whole(rows));
+        let blocks = x.n_tokens().div_ceil(rows);
         for first in (0..blocks).step_by(TOKEN_BLOCKS) {
             self.token_blocks(s, first..(first + TOKEN_BLOCKS).min(blocks));
         }

@@ -2,8 +2,9 @@
 
 use super::{
     Matrix,
-    amx_bf16::EXPANDED_TOKENS,
+    amx_bf16::BF16_TOKENS,
     amx_packed_tests::{ONE, amx, inputs, matrix, multiply, multiply_softly},
+    plan::ActivationLayout,
     tests::{pack, random_rows},
 };
 use crate::{
@@ -71,7 +72,7 @@ proptest! {
 
     #[test]
     fn compiled_kernels_are_close_to_exact(
-        which in 0..FORMATS, rows in 1usize..70, blocks in 1usize..4, n in EXPANDED_TOKENS..100, seed: u64, threads in 1usize..3,
+        which in 0..FORMATS, rows in 1usize..70, blocks in 1usize..4, n in BF16_TOKENS..100, seed: u64, threads in 1usize..3,
     ) {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((level, _)) = amx() else { return Ok(()) };
@@ -81,8 +82,8 @@ proptest! {
         let got = multiply(Exec { pool: &pool, level }, &weight, &x, &bias);
         prop_assert_eq!(check(&values, &x, &bias, &got), Ok(()), "{}", weight.format_name());
         // Each token by itself: the same, whatever batch it is in, as long as that is a large one.
-        let last = &x[(n - EXPANDED_TOKENS) * weight.cols()..];
-        prop_assert_eq!(&multiply(Exec { pool: &pool, level }, &weight, last, &bias)[..], &got[(n - EXPANDED_TOKENS) * rows..]);
+        let last = &x[(n - BF16_TOKENS) * weight.cols()..];
+        prop_assert_eq!(&multiply(Exec { pool: &pool, level }, &weight, last, &bias)[..], &got[(n - BF16_TOKENS) * rows..]);
     }
 }
 
@@ -96,7 +97,7 @@ fn portable_tiles_give_the_same_in_every_tier() {
         let mut first: Option<Vec<f32>> = None;
         for level in SimdLevel::supported() {
             let (activations, out, _) = multiply_softly(Exec { pool: &pool, level }, &weight, &x, &bias);
-            assert!(activations.expanded());
+            assert!(matches!(activations.layout(), ActivationLayout::AmxBf16 { .. }));
             check(&values, &x, &bias, &out).unwrap();
             if let Some(first) = &first {
                 assert_eq!(first, &out, "{} in {level}", weight.format_name());
@@ -115,7 +116,7 @@ fn predicted(groups: usize, n: usize) -> usize {
         2 * groups.div_ceil(2) * blocks * tiles + groups * (blocks + tiles + blocks * tiles)
     };
     match n.div_ceil(16) {
-        _ if n < EXPANDED_TOKENS => 0,
+        _ if n < BF16_TOKENS => 0,
         3 => count(2, 2) + count(2, 1) + count(1, 2) + count(1, 1),
         4 => 2 * (count(2, 2) + count(2, 1)),
         blocks => unreachable!("{blocks} blocks of tokens"),
@@ -129,7 +130,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
     for which in 0..FORMATS {
         let (weight, _) = weights(&pool, which, 40, 1, 1);
         let (cols, groups) = (weight.cols(), weight.cols().div_ceil(2 * TILE_STEPS));
-        for n in [EXPANDED_TOKENS, 64] {
+        for n in [BF16_TOKENS, 64] {
             let (_, _, executed) = multiply_softly(
                 Exec { pool: &pool, level: SimdLevel::SCALAR },
                 &weight,
@@ -142,7 +143,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
         #[cfg(target_os = "linux")]
         if let Some((level, false)) = amx() {
             use std::sync::atomic::Ordering::Relaxed;
-            for n in [EXPANDED_TOKENS - 1, EXPANDED_TOKENS, 64] {
+            for n in [BF16_TOKENS - 1, BF16_TOKENS, 64] {
                 crate::arch::amx::emulator::EXECUTED.store(0, Relaxed);
                 multiply(Exec { pool: &pool, level }, &weight, &inputs(n * cols, 1), &[0.0; 40]);
                 // Tile registers that nobody asked for are neither configured nor released.

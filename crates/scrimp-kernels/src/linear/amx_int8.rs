@@ -15,21 +15,21 @@
 //! `vpdpbusd` it takes 50. (At times, tile instructions run there at half their speed for minutes: 55 against 66.) What the loop
 //! touches has to stay in the first-level cache: more groups at a time are slower.
 
-use super::{Unit, amx_bf16::Rows, gemm::PanelGroup};
+use super::{amx_bf16::Rows, gemm::PanelGroup, job::Task};
 use crate::{
     arch::{
         Kernel, Level, Simd,
         amx::{A, B, Configured, Shape, Tile},
     },
     quant::{
-        GROUP, QuantGroup, Quants, Scaling, TILE_ROWS,
-        group::{least, scaled},
+        GROUP, PANEL_ROWS, QuantGroup, Quants, Scaling,
+        group::{add_min_term, fma_scaled},
     },
 };
 use std::ops::RangeInclusive;
 
 /// Tokens for which it is faster than vector instructions. (With a second tile of tokens, it is not.)
-pub(super) const EXACT_TOKENS: RangeInclusive<usize> = 5..=16;
+pub(super) const INT8_TOKENS: RangeInclusive<usize> = 5..=16;
 /// Tokens that kernels are compiled for.
 const WIDTHS: [usize; 3] = [8, 12, 16];
 /// Products that are under way: C tiles.
@@ -43,8 +43,8 @@ pub(super) fn width(n: usize) -> usize {
 }
 
 /// A unit of work over tiles of type `X`; `rows(tile)` starts a tile of rows.
-pub(super) struct ExactUnit<'a, 'x, X: Tile, W> {
-    pub(super) unit: Unit<'a>,
+pub(super) struct Int8Task<'a, 'x, X: Tile, W> {
+    pub(super) task: Task<'a>,
     pub(super) rows: W,
     pub(super) tiles: &'x mut Configured<X>,
 }
@@ -52,7 +52,7 @@ pub(super) struct ExactUnit<'a, 'x, X: Tile, W> {
 /// A stored C tile, whose bits are those of i32.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Sums([[f32; TILE_ROWS]; 16]);
+struct Sums([[f32; PANEL_ROWS]; 16]);
 
 /// Products of a group.
 const fn products<F: Quants>() -> usize {
@@ -67,11 +67,11 @@ const fn products<F: Quants>() -> usize {
 unsafe fn unpack<S: Simd, R: Rows>(s: S, rows: &mut R, panel: &mut [PanelGroup]) {
     for to in panel {
         rows.prefetch();
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees as many groups as the panel has.
         let mut group = unsafe { rows.next(s) };
         if R::Quants::ZERO != 0 {
             for w in &mut group.w {
-                *w = s.less(*w, R::Quants::ZERO as u8);
+                *w = s.wrapping_sub(*w, R::Quants::ZERO as u8);
             }
         }
         to.fill(s, group);
@@ -118,23 +118,23 @@ fn add<S: Simd, F: Quants, const T: usize>(
     let (scale, second) = panel.scales(s);
     for t in 0..T {
         let i = s.bits(s.load(&sums[0].0[t]));
-        acc[t] = scaled(s, acc[t], i, x[t].scale, scale);
+        acc[t] = fma_scaled(s, acc[t], i, x[t].scale, scale);
         match F::SCALING {
             Scaling::Symmetric => {}
-            Scaling::Minimum => acc[t] = least(s, acc[t], x[t].sum, second),
+            Scaling::Minimum => acc[t] = add_min_term(s, acc[t], x[t].sum, second),
             Scaling::TwoScales => {
                 let i = s.bits(s.load(&sums[1].0[t]));
-                acc[t] = scaled(s, acc[t], i, x[t].scale, second);
+                acc[t] = fma_scaled(s, acc[t], i, x[t].scale, second);
             }
         }
     }
 }
 
-impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExactUnit<'_, '_, X, W> {
+impl<X: Tile, R: Rows, W: Fn(usize) -> R> Int8Task<'_, '_, X, W> {
     /// All columns for at most `T` tokens.
     #[inline(always)]
     fn tokens<S: Simd, const T: usize>(self, s: S) {
-        let Unit { job, x, tiles, panel, .. } = self.unit;
+        let Task { job, x, panels: tiles, scratch: panel, .. } = self.task;
         let per_group = const { products::<R::Quants>() };
         let most = const { PRODUCTS / products::<R::Quants>() };
         let tile = self.tiles.shaped(Shape { rows: T, width: 32 / per_group, steps: 8 / per_group });
@@ -142,7 +142,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExactUnit<'_, '_, X, W> {
         let (x, _) = x.groups(0).as_chunks::<T>();
         assert_eq!(x.len(), groups, "groups of the activations");
         let (mut this, mut next) = panel[..PANEL_GROUPS].split_at_mut(PRODUCTS);
-        let mut sums = [Sums([[0.0; TILE_ROWS]; 16]); PRODUCTS];
+        let mut sums = [Sums([[0.0; PANEL_ROWS]; 16]); PRODUCTS];
         for row_tile in tiles {
             let mut rows = (self.rows)(row_tile);
             let (mut y, mut odd) = ([s.splat(0.0); T], [s.splat(0.0); T]);
@@ -156,7 +156,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExactUnit<'_, '_, X, W> {
                 multiply::<X, R::Quants, T, 1, { A[1] }, { B[1] }>(tile, panel, x);
                 multiply::<X, R::Quants, T, 2, { A[0] }, { B[0] }>(tile, panel, x);
                 multiply::<X, R::Quants, T, 3, { A[1] }, { B[1] }>(tile, panel, x);
-                // SAFETY: as above.
+                // SAFETY: a panel has as many groups as the activations, and `left` of them are left.
                 unsafe { unpack(s, &mut rows, &mut next[..most.min(left)]) };
                 let n = x.len() * per_group;
                 store::<X, 0>(tile, &mut sums, n);
@@ -184,12 +184,12 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> ExactUnit<'_, '_, X, W> {
     }
 }
 
-impl<X: Tile, R: Rows, W: Fn(usize) -> R> Kernel for ExactUnit<'_, '_, X, W> {
+impl<X: Tile, R: Rows, W: Fn(usize) -> R> Kernel for Int8Task<'_, '_, X, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Level>(self, s: S) {
-        match width(self.unit.x.n_tokens()) {
+        match width(self.task.x.n_tokens()) {
             8 => self.tokens::<S, 8>(s),
             12 => self.tokens::<S, 12>(s),
             _ => self.tokens::<S, 16>(s),

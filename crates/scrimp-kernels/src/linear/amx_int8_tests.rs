@@ -4,9 +4,10 @@
 use super::{
     Activations, Linear, LinearScratch, Matrix,
     amx_bf16_tests::{FORMATS, weights},
-    amx_int8::EXACT_TOKENS,
+    amx_int8::INT8_TOKENS,
     amx_packed_tests::{ONE, amx, inputs, multiply, multiply_softly},
     linear,
+    plan::ActivationLayout,
 };
 use crate::{
     DType,
@@ -25,7 +26,11 @@ fn bits(y: &[f32]) -> Vec<u32> {
 /// [`multiply_softly`] with activations that are stored for these kernels.
 fn over_soft(exec: Exec<'_>, weight: &Matrix, x: &[f32], bias: &[f32]) -> (Vec<f32>, usize) {
     let (activations, out, executed) = multiply_softly(exec, weight, x, bias);
-    assert!(activations.exact(), "{} tokens", activations.n_tokens());
+    assert!(
+        matches!(activations.layout(), ActivationLayout::AmxInt8 { .. }),
+        "{} tokens",
+        activations.n_tokens()
+    );
     (out, executed)
 }
 
@@ -51,7 +56,7 @@ proptest! {
 fn portable_tiles_give_the_bits_of_the_scalar_tier() {
     let pool = Pool::new(2).unwrap();
     for which in 0..FORMATS {
-        for n in EXACT_TOKENS {
+        for n in INT8_TOKENS {
             let (weight, _) = weights(&pool, which, [40, 33, 16, 5][n % 4], 1 + (n + which) % 7, n as u64);
             let (x, bias) = (inputs(n * weight.cols(), 5), inputs(weight.rows(), 6));
             let want = bits(&multiply(Exec { pool: &pool, level: SimdLevel::SCALAR }, &weight, &x, &bias));
@@ -79,8 +84,8 @@ fn a_group_that_is_not_finite_is_nan_and_nothing_else() {
 /// Tile instructions: ldtilecfg and tilerelease, and two loads, a zero, a product and a store for each group, or each half of one.
 fn predicted(weight: &Matrix, n: usize) -> usize {
     let halves = if weight.format_name() == DType::Q6_K.name() { 2 } else { 1 };
-    let products = weight.n_tiles() * weight.cols().div_ceil(32) * halves;
-    if EXACT_TOKENS.contains(&n) { 2 + 5 * products } else { 0 }
+    let products = weight.n_panels() * weight.cols().div_ceil(32) * halves;
+    if INT8_TOKENS.contains(&n) { 2 + 5 * products } else { 0 }
 }
 
 #[test]
@@ -89,7 +94,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
     let pool = Pool::new(1).unwrap();
     for which in 0..FORMATS {
         let (weight, _) = weights(&pool, which, 40, 3, 1);
-        for n in [*EXACT_TOKENS.start(), 12, 13, 16] {
+        for n in [*INT8_TOKENS.start(), 12, 13, 16] {
             let (_, executed) = over_soft(
                 Exec { pool: &pool, level: SimdLevel::SCALAR },
                 &weight,
@@ -102,7 +107,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
         #[cfg(target_os = "linux")]
         if let Some((level, false)) = amx() {
             use std::sync::atomic::Ordering::Relaxed;
-            for n in [EXACT_TOKENS.start() - 1, *EXACT_TOKENS.start(), 16, 17] {
+            for n in [INT8_TOKENS.start() - 1, *INT8_TOKENS.start(), 16, 17] {
                 crate::arch::amx::emulator::EXECUTED.store(0, Relaxed);
                 multiply(Exec { pool: &pool, level }, &weight, &inputs(n * weight.cols(), 1), &[0.0; 40]);
                 let executed = crate::arch::amx::emulator::EXECUTED.load(Relaxed);

@@ -21,18 +21,19 @@
 //! step apart, and flushes denormals (Intel SDM, volume 2, `TDPBF16PS`).
 
 use super::{
-    Job, TileRegisters, Unit,
     amx_bf16::{self, Rows},
     amx_int8,
     gemm::PanelGroup,
-    packed::{PackedUnit, Steps, panel_groups},
+    job::{Job, Task},
+    packed::{PackedTask, Steps, panel_groups},
+    plan::Engine,
 };
 use crate::{
     arch::{
         Kernel, Level, Simd, SimdLevel,
         amx::{A, B, Configured, Shape, TILE_BYTES, TILE_STEPS, Tile, clear},
     },
-    quant::{TILE_ROWS, packed::Value},
+    quant::{PANEL_ROWS, packed::Value},
 };
 use std::ops::Range;
 
@@ -43,25 +44,25 @@ pub(super) const BLOCK: usize = 16;
 /// Bytes of activations that stay in the second-level cache, of which CPUs with AMX have 2 MB.
 const NEAR: usize = if cfg!(test) { 4 << 10 } else { 1 << 20 };
 /// Row tiles of a unit at most: more of them read the activations less often.
-pub(super) const UNIT_TILES: usize = 32;
+pub(super) const TASK_PANELS: usize = 32;
 
 /// Runs a unit of weights in blocks; `rows(tile)` starts a tile of rows.
-pub(super) fn run_rows<X: Tile, R: Rows>(
+pub(super) fn run_groups<X: Tile, R: Rows>(
     level: SimdLevel,
-    unit: Unit<'_>,
+    task: Task<'_>,
     rows: impl Fn(usize) -> R,
     tiles: &mut Configured<X>,
 ) {
-    if unit.job.registers == TileRegisters::Exact {
-        X::run(level, amx_int8::ExactUnit { unit, rows, tiles });
+    if task.job.engine == Engine::AmxInt8 {
+        X::run(level, amx_int8::Int8Task { task, rows, tiles });
     } else {
-        X::run(level, amx_bf16::ExpandedUnit { unit, rows, tiles });
+        X::run(level, amx_bf16::Bf16Task { task, rows, tiles });
     }
 }
 
 /// A unit of packed work, for tiles of type `X`.
-pub(super) struct AmxUnit<'a, 'x, X: Tile> {
-    pub(super) unit: PackedUnit<'a>,
+pub(super) struct AmxTask<'a, 'x, X: Tile> {
+    pub(super) task: PackedTask<'a>,
     pub(super) tiles: &'x mut Configured<X>,
 }
 
@@ -110,7 +111,8 @@ impl<S: Simd, W: Steps<S>> Source<S> for Expanded<W> {
             if k % 2 == 0 {
                 self.steps.prefetch();
             }
-            // SAFETY: the caller vouches for the steps, and `to` has room for them.
+            // SAFETY: the caller guarantees 16 steps; `Expanded::new` requires room for two B tiles at `to`, or for
+            // all steps.
             unsafe { s.store_b(self.steps.next(s), &mut *tile.add(k)) };
         }
         self.at = (self.at + TILE_STEPS) & self.mask;
@@ -141,7 +143,7 @@ unsafe fn product<S: Simd, X: Tile, W: Source<S>, const INT8: bool, const NA: us
     blocks: usize,
 ) {
     clear::<X, NA, NB>(tile);
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees `blocks * 16` steps of weights and activations.
     unsafe { add::<S, X, W, INT8, NA, NB>(s, tile, tokens, weights, blocks) };
 }
 
@@ -166,7 +168,7 @@ pub(super) unsafe fn add<
 ) {
     let a_bytes = 64 * tokens.rows;
     for block in 0..blocks {
-        // SAFETY: the caller vouches for `blocks` of them, on both sides.
+        // SAFETY: the caller guarantees `blocks * 16` steps of weights and activations.
         unsafe {
             let b0 = weights[0].next(s);
             tile.load::<{ B[0] }>(b0, 64);
@@ -201,7 +203,7 @@ fn dot<X: Tile, const C: u8, const A: u8, const B: u8, const INT8: bool>(tile: &
     }
 }
 
-impl<X: Tile> AmxUnit<'_, '_, X> {
+impl<X: Tile> AmxTask<'_, '_, X> {
     /// Adds scale, bias and residual to C tile `T` and stores it.
     #[inline(always)]
     fn finish<S: Simd, const T: u8>(
@@ -213,19 +215,19 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
         block: usize,
     ) {
         let first = tokens.first[block];
-        let mut c = [[0f32; TILE_ROWS]; BLOCK];
+        let mut c = [[0f32; PANEL_ROWS]; BLOCK];
         // SAFETY: a C tile has at most 16 rows of 64 bytes.
         unsafe { self.tiles.tile.store::<T>(c.as_mut_ptr().cast(), 64) };
-        let layout = self.unit.layout;
-        let rows = tokens.rows.min(self.unit.unit.x.n_tokens() - first);
+        let layout = self.task.layout;
+        let rows = tokens.rows.min(self.task.task.x.n_tokens() - first);
         for (t, c) in c.iter().enumerate().take(rows) {
             let y = if layout.format.value() == Value::Int8 {
-                let x = self.unit.unit.x.row_scales()[first + t];
+                let x = self.task.task.x.row_scales()[first + t];
                 // 128 was added to each weight.
                 let correction = x.sum.wrapping_mul(128);
                 let sums = c.map(|sum| (sum.to_bits() as i32).wrapping_sub(correction) as f32);
                 let y = s.mul(s.load(&sums), s.splat(x.scale));
-                s.mul(y, s.load(self.unit.tile(row_tile).scale()))
+                s.mul(y, s.load(self.task.tile(row_tile).scale()))
             } else {
                 s.load(c)
             };
@@ -242,11 +244,11 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
         token_blocks: Range<usize>,
         mut source: impl FnMut(usize) -> W,
     ) {
-        let (x, job) = (self.unit.unit.x, self.unit.unit.job);
-        let rows = x.block();
-        let int8 = self.unit.layout.format.value() == Value::Int8;
-        let (data, steps) = x.blocks(int8);
-        let blocks = self.unit.layout.steps / TILE_STEPS;
+        let (x, job) = (self.task.task.x, self.task.task.job);
+        let rows = x.layout().amx_rows().expect("activations for AMX");
+        let int8 = self.task.layout.format.value() == Value::Int8;
+        let (data, steps) = x.amx_tiles(int8);
+        let blocks = self.task.layout.steps / TILE_STEPS;
         let bytes = steps * rows * 64;
         assert!(
             steps == blocks && data.len() >= token_blocks.end * bytes,
@@ -285,12 +287,12 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
     /// The tiles of `tiles`, which are one or two.
     #[inline(always)]
     fn pair<S: Simd>(&mut self, s: S, tiles: Range<usize>, tokens: Range<usize>) {
-        let layout = self.unit.layout;
+        let layout = self.task.layout;
         let one = tiles.len() == 1;
         let first = tiles.start;
         if !layout.format.is_sparse() {
             let at: [*const u8; 2] =
-                std::array::from_fn(|i| self.unit.tile((first + i).min(tiles.end - 1)).dense_bytes());
+                std::array::from_fn(|i| self.task.tile((first + i).min(tiles.end - 1)).dense_bytes());
             if one {
                 self.tiles::<S, _, 1>(s, first, tokens, |i| Whole(at[i]));
             } else {
@@ -299,10 +301,10 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
             return;
         }
         let per_tile = panel_groups(layout);
-        assert!(self.unit.unit.panel.len() >= 2 * per_tile, "room for two tiles");
-        let panel: *mut u8 = self.unit.unit.panel.as_mut_ptr().cast();
+        assert!(self.task.task.scratch.len() >= 2 * per_tile, "room for two tiles");
+        let panel: *mut u8 = self.task.task.scratch.as_mut_ptr().cast();
         let panel = |i: usize| panel.wrapping_add(i * per_tile * size_of::<PanelGroup>());
-        let from: [_; 2] = std::array::from_fn(|i| self.unit.tile((first + i).min(tiles.end - 1)));
+        let from: [_; 2] = std::array::from_fn(|i| self.task.tile((first + i).min(tiles.end - 1)));
         let few = tokens.start..(tokens.start + 2).min(tokens.end);
         let others = few.end..tokens.end;
         let keep = !others.is_empty();
@@ -323,21 +325,22 @@ impl<X: Tile> AmxUnit<'_, '_, X> {
 }
 
 /// Tokens of a block when `n` are cut into as few blocks of at most 16 as can be.
-pub(super) fn block_rows(n: usize) -> usize {
+pub(super) fn tile_rows(n: usize) -> usize {
     n.div_ceil(n.div_ceil(BLOCK))
 }
 
-impl<X: Tile> Kernel for AmxUnit<'_, '_, X> {
+impl<X: Tile> Kernel for AmxTask<'_, '_, X> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Level>(mut self, s: S) {
-        let tiles = self.unit.unit.tiles.clone();
-        let x = self.unit.unit.x;
-        self.tiles.shaped(Shape::whole(x.block()));
-        let blocks = x.n_tokens().div_ceil(x.block());
-        let (_, steps) = x.blocks(self.unit.layout.format.value() == Value::Int8);
-        let near = (NEAR / (steps * x.block() * 64)).next_multiple_of(2).max(2);
+        let tiles = self.task.task.panels.clone();
+        let x = self.task.task.x;
+        let rows = x.layout().amx_rows().expect("activations for AMX");
+        self.tiles.shaped(Shape::whole(rows));
+        let blocks = x.n_tokens().div_ceil(rows);
+        let (_, steps) = x.amx_tiles(self.task.layout.format.value() == Value::Int8);
+        let near = (NEAR / (steps * rows * 64)).next_multiple_of(2).max(2);
         for block in (0..blocks).step_by(near) {
             for first in tiles.clone().step_by(2) {
                 self.pair(s, first..(first + 2).min(tiles.end), block..(block + near).min(blocks));

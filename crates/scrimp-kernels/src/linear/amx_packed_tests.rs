@@ -184,7 +184,7 @@ fn portable_tiles_agree_with_the_other_tiers() {
 fn with_tiles(config: &[u8; 64], body: impl FnOnce(&mut asm::Amx)) {
     // SAFETY: callers have installed the emulator or found the instructions.
     let mut tile = unsafe { asm::Amx::assume() };
-    // SAFETY: as above.
+    // SAFETY: `amx()` has found AMX, or installed the emulator.
     unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) config.as_ptr()) };
     body(&mut tile);
     tile.release();

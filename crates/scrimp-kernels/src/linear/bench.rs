@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Bytes of all weights together, at least, for times that do not come from caches.
+/// Bytes of all weights together, at add_min_term, for times that do not come from caches.
 pub const ROTATED_BYTES: usize = 512 << 20;
 /// Rounds that are timed whatever they take.
 const LEAST_ROUNDS: usize = 3;

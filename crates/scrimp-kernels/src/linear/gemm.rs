@@ -4,7 +4,7 @@
 //! panel group: w[8][16 rows][4]  scale[16]  second[16]        640 bytes per 32 columns, stays in L2
 //! registers:   T float accumulators, T integer accumulators, one register of weights
 //! ```
-//! (For few tokens the panel is a part of the columns, and stays in the first-level cache: see [`few`].)
+//! (For few tokens the panel is a part of the columns, and stays in the first-level cache: see [`small_batch`].)
 //!
 //! Limited by arithmetic: per token and group 8 `vpdpbusd` and 3 to 5 float instructions, so at most 73% of the
 //! integer peak with AVX-512 (67% for formats with a minimum).
@@ -13,19 +13,19 @@ use super::activations::Activations;
 use crate::{
     arch::Simd,
     quant::{
-        BlockFormat, Group, QuantGroup, Quants, Scaling, TILE_ROWS,
+        BlockFormat, Group, PANEL_ROWS, QuantGroup, Quants, Scaling,
         float::FloatFormat,
-        group::{dots, least, scaled},
+        group::{add_min_term, dots, fma_scaled},
     },
 };
 use bytemuck::{Pod, Zeroable};
 
-/// Most tokens of [`few`].
-pub(crate) const FEW: usize = 36;
+/// Most tokens of [`small_batch`].
+pub(crate) const SMALL_BATCH: usize = 36;
 /// Their sums, with those of tokens that only fill up the last tile.
-pub(crate) const FEW_SUMS: usize = FEW + 4;
+pub(crate) const SMALL_BATCH_SUMS: usize = SMALL_BATCH + 4;
 /// Groups of its panel: 10 KB.
-pub(crate) const FEW_GROUPS: usize = 16;
+pub(crate) const SMALL_BATCH_GROUPS: usize = 16;
 
 /// 32 columns of 16 rows, unpacked.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -86,7 +86,7 @@ pub(crate) fn unpack<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], panel: 
 
 /// Dot products of 16 rows with `T` tokens.
 #[inline(always)]
-pub(crate) fn tile<S: Simd, F: Quants, const T: usize>(
+pub(crate) fn panel<S: Simd, F: Quants, const T: usize>(
     s: S,
     panel: &[PanelGroup],
     x: &[QuantGroup],
@@ -94,25 +94,25 @@ pub(crate) fn tile<S: Simd, F: Quants, const T: usize>(
     add_tile::<S, F, T>(s, [s.splat(0.0); T], panel, x)
 }
 
-/// Few tokens, at most [`FEW`]: a tile's columns are unpacked [`FEW_GROUPS`] groups at a time, into a panel that stays in
+/// Few tokens, at most [`SMALL_BATCH`]: a tile's columns are unpacked [`SMALL_BATCH_GROUPS`] groups at a time, into a panel that stays in
 /// the first-level cache while all tokens pass by, and sums wait in memory meanwhile. Every weight is read once, as for one
 /// token, and is unpacked once, as for many.
 #[inline(always)]
-pub(crate) fn few<S: Simd, F: BlockFormat>(
+pub(crate) fn small_batch<S: Simd, F: BlockFormat>(
     s: S,
     blocks: &[F::Block],
     x: &Activations,
     panel: &mut [PanelGroup],
-    acc: &mut [S::F; FEW_SUMS],
+    acc: &mut [S::F; SMALL_BATCH_SUMS],
 ) {
-    let per_chunk = const { if F::GROUPS < FEW_GROUPS { FEW_GROUPS / F::GROUPS } else { 1 } };
+    let per_chunk = const { if F::GROUPS < SMALL_BATCH_GROUPS { SMALL_BATCH_GROUPS / F::GROUPS } else { 1 } };
     acc[..x.n_tokens().next_multiple_of(4)].fill(s.splat(0.0));
     let mut from = 0;
     for blocks in blocks.chunks(per_chunk) {
         let panel = &mut panel[..blocks.len() * F::GROUPS];
         unpack::<S, F>(s, blocks, panel);
-        for i in 0..x.n_tiles() {
-            let (first, _, width) = x.tile(i);
+        for i in 0..x.n_token_tiles() {
+            let (first, _, width) = x.token_tile(i);
             let x = &x.groups(i)[from * width..][..panel.len() * width];
             let acc = &mut acc[first..];
             match width {
@@ -151,16 +151,16 @@ fn add_tile<S: Simd, F: Quants, const T: usize>(
     for (group, x) in panel.iter().zip(x.as_chunks::<T>().0) {
         let (w, (scale, second)) = (&group.w, group.scales(s));
         match F::SCALING {
-            Scaling::Symmetric => half::<S, F, T, 0, 8>(s, &mut acc, w, scale, x),
+            Scaling::Symmetric => dot_subgroup::<S, F, T, 0, 8>(s, &mut acc, w, scale, x),
             Scaling::Minimum => {
-                half::<S, F, T, 0, 8>(s, &mut acc, w, scale, x);
+                dot_subgroup::<S, F, T, 0, 8>(s, &mut acc, w, scale, x);
                 for t in 0..T {
-                    acc[t] = least(s, acc[t], x[t].sum, second);
+                    acc[t] = add_min_term(s, acc[t], x[t].sum, second);
                 }
             }
             Scaling::TwoScales => {
-                half::<S, F, T, 0, 4>(s, &mut acc, w, scale, x);
-                half::<S, F, T, 4, 8>(s, &mut acc, w, second, x);
+                dot_subgroup::<S, F, T, 0, 4>(s, &mut acc, w, scale, x);
+                dot_subgroup::<S, F, T, 4, 8>(s, &mut acc, w, second, x);
             }
         }
     }
@@ -175,12 +175,12 @@ pub(crate) fn symmetric<S: Simd, F: Quants, const T: usize>(
     group: &PanelGroup,
     x: &[QuantGroup; T],
 ) {
-    half::<S, F, T, 0, 8>(s, acc, &group.w, s.load(&group.scale), x);
+    dot_subgroup::<S, F, T, 0, 8>(s, acc, &group.w, s.load(&group.scale), x);
 }
 
 /// Columns `4 FROM .. 4 TO` of a group, which share one scale.
 #[inline(always)]
-fn half<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
+fn dot_subgroup<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
     s: S,
     acc: &mut [S::F; T],
     w: &[[u8; 64]; 8],
@@ -189,15 +189,15 @@ fn half<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
 ) {
     let sums = dots::<S, F, T, FROM, TO>(s, w, x);
     for t in 0..T {
-        acc[t] = scaled(s, acc[t], sums[t], x[t].scale, scale);
+        acc[t] = fma_scaled(s, acc[t], sums[t], x[t].scale, scale);
     }
 }
 
 /// The same for float weights, straight from the packed tile.
 #[inline(always)]
-pub(crate) fn float_tile<S: Simd, F: FloatFormat, const T: usize>(
+pub(crate) fn float_panel<S: Simd, F: FloatFormat, const T: usize>(
     s: S,
-    columns: &[[F::Element; TILE_ROWS]],
+    columns: &[[F::Element; PANEL_ROWS]],
     x: &[f32],
 ) -> [S::F; T] {
     let mut acc = [s.splat(0.0); T];

@@ -7,9 +7,9 @@ use crate::{
     arch::{L1, Simd, prefetch},
     mem::stream::PREFETCH,
     quant::{
-        BlockFormat, Group, QuantGroup, Quants, Scaling, TILE_ROWS,
+        BlockFormat, Group, PANEL_ROWS, QuantGroup, Quants, Scaling,
         float::FloatFormat,
-        group::{dot, least, open, scaled, steps},
+        group::{acc_init, add_min_term, dot, fma_scaled, steps},
     },
 };
 
@@ -25,7 +25,7 @@ pub(crate) fn prefetch_part<B>(block: &B, part: usize, parts: usize) {
 
 /// Dot products of the 16 rows of a tile with one token.
 #[inline(always)]
-pub(crate) fn tile<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[QuantGroup]) -> S::F {
+pub(crate) fn panel<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[QuantGroup]) -> S::F {
     let mut acc = s.splat(0.0);
     for (block, x) in blocks.iter().zip(x.chunks_exact(F::GROUPS)) {
         if F::GROUPS == 1 {
@@ -58,33 +58,33 @@ pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &QuantGr
     for i in 0..4 / steps {
         let [first, last] = if i == 0 { x.negated_sums } else { [0; 2] };
         // With one scale, a wide sum takes both halves' zero points.
-        let one = S::PARTIAL_MAX > i16::MAX as usize && matches!(F::SCALING, Scaling::Symmetric);
+        let one = S::ACCUMULATOR_MAX > i16::MAX as usize && matches!(F::SCALING, Scaling::Symmetric);
         let (lo_opens, hi_opens) = if one { ([first, last], [0; 2]) } else { ([first, 0], [last, 0]) };
-        let (mut lo_part, mut hi_part) = (open::<S, F>(s, lo_opens), open::<S, F>(s, hi_opens));
+        let (mut lo_part, mut hi_part) = (acc_init::<S, F>(s, lo_opens), acc_init::<S, F>(s, hi_opens));
         for k in i * steps..(i + 1) * steps {
             lo_part = dot::<S, F>(s, lo_part, group.w[k], x.q[k]);
             hi_part = dot::<S, F>(s, hi_part, group.w[k + 4], x.q[k + 4]);
         }
-        (lo, hi) = (s.add_i32(lo, s.close(lo_part)), s.add_i32(hi, s.close(hi_part)));
+        (lo, hi) = (s.add_i32(lo, s.acc_finish(lo_part)), s.add_i32(hi, s.acc_finish(hi_part)));
     }
     match F::SCALING {
-        Scaling::Symmetric => scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale),
+        Scaling::Symmetric => fma_scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale),
         Scaling::Minimum => {
-            let acc = scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale);
-            least(s, acc, x.sum, group.second)
+            let acc = fma_scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale);
+            add_min_term(s, acc, x.sum, group.second)
         }
         Scaling::TwoScales => {
-            let acc = scaled(s, acc, lo, x.scale, group.scale);
-            scaled(s, acc, hi, x.scale, group.second)
+            let acc = fma_scaled(s, acc, lo, x.scale, group.scale);
+            fma_scaled(s, acc, hi, x.scale, group.second)
         }
     }
 }
 
 /// The same for float weights: column after column.
 #[inline(always)]
-pub(crate) fn float_tile<S: Simd, F: FloatFormat>(
+pub(crate) fn float_panel<S: Simd, F: FloatFormat>(
     s: S,
-    columns: &[[F::Element; TILE_ROWS]],
+    columns: &[[F::Element; PANEL_ROWS]],
     x: &[f32],
 ) -> S::F {
     let mut acc = s.splat(0.0);

@@ -6,7 +6,7 @@ use crate::{
     exec::{DisjointSliceMut, Pool},
     mem::{Arena, ArenaBox},
     quant::{
-        BlockFormat, TILE_ROWS,
+        BlockFormat, PANEL_ROWS,
         float::{self, FloatFormat},
         packed::{Layout, PackedView, Value},
         with_format,
@@ -60,7 +60,7 @@ fn tile_bytes(dtype: DType, cols: usize) -> Option<usize> {
         cols.is_multiple_of(len).then_some(cols / len)?.checked_mul(size_of::<F::Block>())
     }
     fn float<F: FloatFormat>(cols: usize) -> Option<usize> {
-        cols.checked_mul(TILE_ROWS * size_of::<F::Element>())
+        cols.checked_mul(PANEL_ROWS * size_of::<F::Element>())
     }
     with_format!(dtype, block, float, (cols))
 }
@@ -68,7 +68,7 @@ fn tile_bytes(dtype: DType, cols: usize) -> Option<usize> {
 impl Matrix {
     /// Bytes of a packed matrix in an [`Arena`]; `None` when `cols` does not fit the type's blocks, or on overflow.
     pub fn packed_bytes(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
-        tile_bytes(dtype, cols)?.checked_mul(rows.div_ceil(TILE_ROWS)).map(Arena::size_of)
+        tile_bytes(dtype, cols)?.checked_mul(rows.div_ceil(PANEL_ROWS)).map(Arena::size_of)
     }
 
     /// Repacks stored rows into memory of `arena`.
@@ -100,21 +100,21 @@ impl Matrix {
         let row_bytes = dtype.row_bytes(cols).expect("columns fit the block size");
         assert_eq!(data.len(), rows * row_bytes, "matrix data");
         let tile_bytes = tile_bytes(dtype, cols).expect("checked by row_bytes");
-        let n_tiles = rows.div_ceil(TILE_ROWS);
-        let mut packed = arena.alloc(tile_bytes * n_tiles)?;
-        let zero = vec![0; if rows.is_multiple_of(TILE_ROWS) { 0 } else { row_bytes }];
+        let n_panels = rows.div_ceil(PANEL_ROWS);
+        let mut packed = arena.alloc(tile_bytes * n_panels)?;
+        let zero = vec![0; if rows.is_multiple_of(PANEL_ROWS) { 0 } else { row_bytes }];
         let out = DisjointSliceMut::new(&mut packed);
         let finite = AtomicBool::new(true);
         let rows_of = |tiles: Range<usize>| {
-            &data[tiles.start * TILE_ROWS * row_bytes..(tiles.end * TILE_ROWS).min(rows) * row_bytes]
+            &data[tiles.start * PANEL_ROWS * row_bytes..(tiles.end * PANEL_ROWS).min(rows) * row_bytes]
         };
-        let piece = (PIECE_BYTES / (TILE_ROWS * row_bytes).max(1)).max(1);
-        for first in (0..n_tiles).step_by(piece) {
-            let tiles = first..(first + piece).min(n_tiles);
+        let piece = (PIECE_BYTES / (PANEL_ROWS * row_bytes).max(1)).max(1);
+        for first in (0..n_panels).step_by(piece) {
+            let tiles = first..(first + piece).min(n_panels);
             pool.run(tiles.len(), |i, _| {
                 let tile = first + i;
-                let stored: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
-                    let row = tile * TILE_ROWS + r;
+                let stored: [&[u8]; PANEL_ROWS] = std::array::from_fn(|r| {
+                    let row = tile * PANEL_ROWS + r;
                     if row < rows { &data[row * row_bytes..(row + 1) * row_bytes] } else { &zero[..] }
                 });
                 if !dtype.all_finite(rows_of(tile..tile + 1)) {
@@ -222,12 +222,12 @@ impl Matrix {
         }
     }
 
-    pub(crate) fn n_tiles(&self) -> usize {
-        self.rows.div_ceil(TILE_ROWS)
+    pub(crate) fn n_panels(&self) -> usize {
+        self.rows.div_ceil(PANEL_ROWS)
     }
 
     pub(crate) fn tile(&self, i: usize) -> &[u8] {
-        let bytes = self.data.len() / self.n_tiles();
+        let bytes = self.data.len() / self.n_panels();
         &self.data[i * bytes..(i + 1) * bytes]
     }
 
@@ -237,19 +237,19 @@ impl Matrix {
     }
 
     /// The columns of a tile of floats.
-    pub(crate) fn columns<F: FloatFormat>(&self, tile: usize) -> &[[F::Element; TILE_ROWS]] {
+    pub(crate) fn columns<F: FloatFormat>(&self, tile: usize) -> &[[F::Element; PANEL_ROWS]] {
         bytemuck::cast_slice::<u8, F::Element>(self.tile(tile)).as_chunks().0
     }
 }
 
-fn pack_blocks<F: BlockFormat>(rows: &[&[u8]; TILE_ROWS], out: &mut [u8]) {
+fn pack_blocks<F: BlockFormat>(rows: &[&[u8]; PANEL_ROWS], out: &mut [u8]) {
     let bytes = F::DTYPE.block_bytes();
     for (i, block) in bytemuck::cast_slice_mut::<u8, F::Block>(out).iter_mut().enumerate() {
         F::pack(&rows.map(|row| &row[i * bytes..(i + 1) * bytes]), block);
     }
 }
 
-fn pack_floats<F: FloatFormat>(rows: &[&[u8]; TILE_ROWS], out: &mut [u8]) {
+fn pack_floats<F: FloatFormat>(rows: &[&[u8]; PANEL_ROWS], out: &mut [u8]) {
     if size_of::<F::Element>() == 4 {
         float::pack::<4>(rows, out);
     } else {

@@ -15,11 +15,13 @@
 //! 4096 columns. Integer formats give the same bits in every tier, and sparse formats those of their dense counterparts.
 
 use super::{
-    Job, ThreadTiles, TileRegisters, Unit,
+    ThreadTiles,
     activations::RowScale,
     amx_packed,
     gemm::{self, PanelGroup},
     gemv,
+    job::Task,
+    plan::Engine,
 };
 use crate::{
     arch::{
@@ -30,7 +32,7 @@ use crate::{
     mem::stream::PREFETCH,
     quant::{
         GROUP, Group, QuantGroup, Quants,
-        group::{dots, scaled},
+        group::{dots, fma_scaled},
         packed::{
             Layout, Value,
             int4::{self, Int4},
@@ -63,7 +65,7 @@ pub(super) struct Bytes(*const [u8; 8], *const u8);
 impl<S: Simd> Steps<S> for Dense {
     #[inline(always)]
     unsafe fn next(&mut self, s: S) -> S::B {
-        // SAFETY: the caller vouches for the step.
+        // SAFETY: the caller guarantees another step, so 64 bytes can be read.
         unsafe {
             let w = s.load_b(&*self.0);
             self.0 = self.0.add(1);
@@ -82,7 +84,8 @@ impl<S: Simd> Steps<S> for Dense {
 impl<S: Simd> Steps<S> for Words {
     #[inline(always)]
     unsafe fn next(&mut self, s: S) -> S::B {
-        // SAFETY: the caller vouches for the step, and a packed matrix has been checked to hold as many values as its
+        // SAFETY: the caller guarantees another step; `PackedView::new` has checked that the tile holds as many
+        // values as its
         // bitmap says, and 64 bytes behind them.
         unsafe {
             let mask = u32::from_le_bytes(*self.0);
@@ -101,7 +104,8 @@ impl<S: Simd> Steps<S> for Words {
 impl<S: Simd> Steps<S> for Bytes {
     #[inline(always)]
     unsafe fn next(&mut self, s: S) -> S::B {
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees another step; `PackedView::new` has checked that the tile holds as many
+        // values as its bitmap says, and 64 bytes behind them.
         unsafe {
             let mask = u64::from_le_bytes(*self.0);
             let w = s.expand_bytes(mask, &*self.1.cast::<[u8; 64]>(), 128);
@@ -126,13 +130,13 @@ unsafe fn bf16_tile<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x:
     // Steps come in blocks of 16.
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
         steps.prefetch();
-        // SAFETY: the caller vouches for the steps.
+        // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
             acc[0][t] = s.dot_bf16(acc[0][t], w, x0[t]);
         }
         let chain = S::BF16_CHAINS - 1;
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
             acc[chain][t] = s.dot_bf16(acc[chain][t], w, x1[t]);
@@ -160,17 +164,17 @@ unsafe fn int8_tile<S: Simd, W: Steps<S>, const T: usize>(
 ) -> [S::F; T] {
     let mut sums = [s.splat_i32(0); T];
     for t in 0..T {
-        sums[t] = s.open_s8(rows[t].sum);
+        sums[t] = s.acc_init_s8(rows[t].sum);
     }
     let mut others = [s.splat_i32(0); T];
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
         steps.prefetch();
-        // SAFETY: the caller vouches for the steps.
+        // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
             sums[t] = s.dot_s8(sums[t], w, x0[t]);
         }
-        // SAFETY: the caller vouches for the steps.
+        // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
         let w = unsafe { steps.next(s) };
         for t in 0..T {
             if T <= 2 {
@@ -208,7 +212,7 @@ trait Groups<S: Simd> {
     /// There is another group.
     #[inline(always)]
     unsafe fn add_even(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees another group.
         gemv::accumulate::<S, Int4>(s, &unsafe { self.even(s) }, x, acc)
     }
     /// Adds the next odd group's products with one token.
@@ -217,7 +221,7 @@ trait Groups<S: Simd> {
     /// There is another group.
     #[inline(always)]
     unsafe fn add_odd(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees another group.
         gemv::accumulate::<S, Int4>(s, &unsafe { self.odd(s) }, x, acc)
     }
 }
@@ -232,7 +236,7 @@ struct SparseGroups(*const int4::Index, *const u8, *const u8);
 impl<S: Simd> Groups<S> for DenseGroups {
     #[inline(always)]
     unsafe fn even(&mut self, s: S) -> Group<S> {
-        // SAFETY: the caller vouches for the group.
+        // SAFETY: the caller guarantees another group, so a block can be read.
         unsafe {
             let group = int4::dense(s, &*self.0);
             self.0 = self.0.add(1);
@@ -241,7 +245,7 @@ impl<S: Simd> Groups<S> for DenseGroups {
     }
     #[inline(always)]
     unsafe fn odd(&mut self, s: S) -> Group<S> {
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees another group, so a block can be read.
         unsafe { self.even(s) }
     }
 }
@@ -251,7 +255,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
     unsafe fn even(&mut self, s: S) -> Group<S> {
         prefetch::<L1>(self.1.wrapping_add(PREFETCH));
         prefetch::<L1>(self.1.wrapping_add(PREFETCH + 64));
-        // SAFETY: as in `Words`.
+        // SAFETY: the caller guarantees another group; `PackedView::new` has checked that its values are there, and
+        // 64 bytes behind them.
         unsafe {
             let (group, end) = int4::sparse::<S, false>(s, &*self.0, self.1);
             (self.0, self.1) = (self.0.add(1), end);
@@ -261,7 +266,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
     #[inline(always)]
     unsafe fn odd(&mut self, s: S) -> Group<S> {
         prefetch::<L1>(self.1.wrapping_add(PREFETCH + 64));
-        // SAFETY: as in `Words`.
+        // SAFETY: the caller guarantees another group; `PackedView::new` has checked that its values are there, and
+        // 64 bytes behind them.
         unsafe {
             let (group, end) = int4::sparse::<S, true>(s, &*self.0, self.2);
             (self.0, self.2) = (self.0.add(1), end);
@@ -270,7 +276,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
     }
     #[inline(always)]
     unsafe fn add_even(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
-        // SAFETY: as in `Words`.
+        // SAFETY: the caller guarantees another group; `PackedView::new` has checked that its values are there, and
+        // 64 bytes behind them.
         unsafe {
             if !wide::<S>() {
                 return gemv::accumulate::<S, Int4>(s, &self.even(s), x, acc);
@@ -285,7 +292,8 @@ impl<S: Simd> Groups<S> for SparseGroups {
     }
     #[inline(always)]
     unsafe fn add_odd(&mut self, s: S, x: &QuantGroup, acc: S::F) -> S::F {
-        // SAFETY: as in `Words`.
+        // SAFETY: the caller guarantees another group; `PackedView::new` has checked that its values are there, and
+        // 64 bytes behind them.
         unsafe {
             if !wide::<S>() {
                 return gemv::accumulate::<S, Int4>(s, &self.odd(s), x, acc);
@@ -305,7 +313,7 @@ impl super::amx_bf16::Rows for DenseGroups {
 
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S> {
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees another group.
         unsafe { self.even(s) }
     }
 
@@ -330,14 +338,14 @@ impl super::amx_bf16::Rows for InTurn {
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S> {
         self.odd = !self.odd;
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees another group.
         unsafe { if self.odd { self.groups.even(s) } else { self.groups.odd(s) } }
     }
 }
 
 /// Whether the tier adds up products in 32 bits.
 const fn wide<S: Simd>() -> bool {
-    S::PARTIAL_MAX > i16::MAX as usize
+    S::ACCUMULATOR_MAX > i16::MAX as usize
 }
 
 /// Adds the products of one group with `T` tokens.
@@ -347,7 +355,7 @@ fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<
     panel.fill(s, *group);
     let sums = dots::<S, Int4, T, 0, 8>(s, panel.quants(), x);
     for t in 0..T {
-        acc[t] = scaled(s, acc[t], sums[t], x[t].scale, group.scale);
+        acc[t] = fma_scaled(s, acc[t], sums[t], x[t].scale, group.scale);
     }
 }
 
@@ -363,28 +371,27 @@ unsafe fn int4_tile<S: Simd, W: Groups<S>, const T: usize>(
 ) -> [S::F; T] {
     let (mut even, mut odd) = ([s.splat(0.0); T], [s.splat(0.0); T]);
     let (pairs, last) = x.as_chunks::<T>().0.as_chunks::<2>();
-    // SAFETY, of all blocks: the caller vouches for the groups.
     for [x0, x1] in pairs {
         if T == 1 {
-            // SAFETY: see above.
+            // SAFETY: the caller guarantees as many groups as `x` has.
             unsafe {
                 even[0] = groups.add_even(s, &x0[0], even[0]);
                 odd[0] = groups.add_odd(s, &x1[0], odd[0]);
             }
             continue;
         }
-        // SAFETY: see above.
+        // SAFETY: the caller guarantees as many groups as `x` has.
         int4_group(s, &mut even, &unsafe { groups.even(s) }, x0);
-        // SAFETY: see above.
+        // SAFETY: the caller guarantees as many groups as `x` has.
         int4_group(s, &mut odd, &unsafe { groups.odd(s) }, x1);
     }
     for x in last {
         if T == 1 {
-            // SAFETY: see above.
+            // SAFETY: the caller guarantees as many groups as `x` has.
             even[0] = unsafe { groups.add_even(s, &x[0], even[0]) };
             continue;
         }
-        // SAFETY: see above.
+        // SAFETY: the caller guarantees as many groups as `x` has.
         int4_group(s, &mut even, &unsafe { groups.even(s) }, x);
     }
     for t in 0..T {
@@ -419,17 +426,17 @@ unsafe fn int4_panel<S: Simd, F: Quants, const T: usize>(
 
 /// Calls `$kernel::<S, _, T>($args)` for the width of token tile `$i`, and stores the results.
 macro_rules! tokens {
-    ($s:ident, $unit:expr, $tile:expr, $i:expr, $kernel:ident, ($($arg:expr),*)) => {{
-        let (first, n, width) = $unit.x.tile($i);
+    ($s:ident, $task:expr, $tile:expr, $i:expr, $kernel:ident, ($($arg:expr),*)) => {{
+        let (first, n, width) = $task.x.token_tile($i);
         // SAFETY: the matrix has as many columns as the activations, both padded alike.
         unsafe {
             match width {
-                1 => $unit.job.store($s, &$kernel::<S, _, 1>($s, $($arg),*), $tile, first, n),
-                2 => $unit.job.store($s, &$kernel::<S, _, 2>($s, $($arg),*), $tile, first, n),
-                4 => $unit.job.store($s, &$kernel::<S, _, 4>($s, $($arg),*), $tile, first, n),
-                8 if S::TOKEN_TILE >= 8 => $unit.job.store($s, &$kernel::<S, _, 8>($s, $($arg),*), $tile, first, n),
+                1 => $task.job.store($s, &$kernel::<S, _, 1>($s, $($arg),*), $tile, first, n),
+                2 => $task.job.store($s, &$kernel::<S, _, 2>($s, $($arg),*), $tile, first, n),
+                4 => $task.job.store($s, &$kernel::<S, _, 4>($s, $($arg),*), $tile, first, n),
+                8 if S::TOKEN_TILE >= 8 => $task.job.store($s, &$kernel::<S, _, 8>($s, $($arg),*), $tile, first, n),
                 12 if S::TOKEN_TILE >= 12 => {
-                    $unit.job.store($s, &$kernel::<S, _, 12>($s, $($arg),*), $tile, first, n);
+                    $task.job.store($s, &$kernel::<S, _, 12>($s, $($arg),*), $tile, first, n);
                 }
                 width => unreachable!("no kernel for {width} tokens"),
             }
@@ -489,38 +496,43 @@ pub(super) fn panel_groups(layout: &Layout) -> usize {
 }
 
 /// Tiles of one packed matrix for all tokens.
-pub(super) struct PackedUnit<'a> {
-    pub(super) unit: Unit<'a>,
+pub(super) struct PackedTask<'a> {
+    pub(super) task: Task<'a>,
     pub(super) layout: &'a Layout,
     pub(super) data: &'a [u8],
 }
 
-pub(super) fn run(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut ThreadTiles) {
+pub(super) fn run(level: SimdLevel, task: PackedTask<'_>, tiles: &mut ThreadTiles) {
     if let Some(tiles) = tiles
-        && unit.unit.job.registers != TileRegisters::None
+        && task.task.job.engine != Engine::Vectors
     {
-        return run_over_tiles(level, unit, tiles);
+        return run_in_tiles(level, task, tiles);
     }
-    level.run(unit);
+    level.run(task);
 }
 
 /// Runs a unit in tile registers.
-pub(super) fn run_over_tiles<X: AmxTile>(level: SimdLevel, unit: PackedUnit<'_>, tiles: &mut Configured<X>) {
-    let (layout, data) = (unit.layout, unit.data);
+pub(super) fn run_in_tiles<X: AmxTile>(level: SimdLevel, task: PackedTask<'_>, tiles: &mut Configured<X>) {
+    let (layout, data) = (task.layout, task.data);
     let tile = move |tile| Tile { layout, data, tile };
     match (layout.format.value(), layout.format.is_sparse()) {
         (Value::Int4, false) => {
-            amx_packed::run_rows(level, unit.unit, move |i| tile(i).dense_groups(), tiles);
+            amx_packed::run_groups(level, task.task, move |i| tile(i).dense_groups(), tiles);
         }
         (Value::Int4, true) => {
             let rows = move |i| InTurn { groups: tile(i).sparse_groups(), odd: false };
-            amx_packed::run_rows(level, unit.unit, rows, tiles);
+            amx_packed::run_groups(level, task.task, rows, tiles);
         }
-        _ => X::run(level, amx_packed::AmxUnit { unit, tiles }),
+        _ => X::run(level, amx_packed::AmxTask { task, tiles }),
     }
 }
 
-impl<'a> PackedUnit<'a> {
+impl<'a> PackedTask<'a> {
+    pub(super) fn new(task: Task<'a>, layout: &'a Layout) -> Self {
+        let data = task.job.weight.data();
+        Self { task, layout, data }
+    }
+
     pub(super) fn tile(&self, tile: usize) -> Tile<'a> {
         Tile { layout: self.layout, data: self.data, tile }
     }
@@ -529,11 +541,11 @@ impl<'a> PackedUnit<'a> {
     #[inline(always)]
     pub(super) fn expand<S: Simd>(&mut self, s: S, tiles: Range<usize>) -> (Range<usize>, usize) {
         let per_tile = panel_groups(self.layout);
-        let n = tiles.len().min(self.unit.panel.len() / per_tile.max(1));
+        let n = tiles.len().min(self.task.scratch.len() / per_tile.max(1));
         let tiles = tiles.start..tiles.start + n;
         for tile in tiles.clone() {
             let from = self.tile(tile);
-            let panel = &mut self.unit.panel[(tile - tiles.start) * per_tile..][..per_tile];
+            let panel = &mut self.task.scratch[(tile - tiles.start) * per_tile..][..per_tile];
             match self.layout.format.value() {
                 Value::Bf16 => expand(s, from.words(), panel, self.layout.steps),
                 Value::Int8 => expand(s, from.bytes(), panel, self.layout.steps),
@@ -566,30 +578,30 @@ fn expand<S: Simd, W: Steps<S>>(s: S, mut steps: W, panel: &mut [PanelGroup], n:
     }
 }
 
-impl Kernel for PackedUnit<'_> {
+impl Kernel for PackedTask<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Level>(mut self, s: S) {
-        let (layout, tiles, x) = (self.layout, self.unit.tiles.clone(), self.unit.x);
-        let x_tiles = self.unit.x_tiles.clone();
+        let (layout, tiles, x) = (self.layout, self.task.panels.clone(), self.task.x);
+        let token_tiles = self.task.token_tiles.clone();
         let (sparse, value) = (layout.format.is_sparse(), layout.format.value());
         if !sparse || x.expands_each() {
             for tile in tiles.clone() {
-                for i in x_tiles.clone() {
+                for i in token_tiles.clone() {
                     let from = self.tile(tile);
-                    let unit = &self.unit;
+                    let task = &self.task;
                     match (value, sparse) {
                         (Value::Bf16, false) => {
-                            tokens!(s, unit, tile, i, bf16_tile, (from.dense(), x.pairs(i)));
+                            tokens!(s, task, tile, i, bf16_tile, (from.dense(), x.pairs(i)));
                         }
                         (Value::Bf16, true) => {
-                            tokens!(s, unit, tile, i, bf16_tile, (from.words(), x.pairs(i)));
+                            tokens!(s, task, tile, i, bf16_tile, (from.words(), x.pairs(i)));
                         }
                         (Value::Int8, false) => {
                             tokens!(
                                 s,
-                                unit,
+                                task,
                                 tile,
                                 i,
                                 int8_tile,
@@ -599,7 +611,7 @@ impl Kernel for PackedUnit<'_> {
                         (Value::Int8, true) => {
                             tokens!(
                                 s,
-                                unit,
+                                task,
                                 tile,
                                 i,
                                 int8_tile,
@@ -607,10 +619,10 @@ impl Kernel for PackedUnit<'_> {
                             );
                         }
                         (Value::Int4, false) => {
-                            tokens!(s, unit, tile, i, int4_tile, (from.dense_groups(), x.groups(i)));
+                            tokens!(s, task, tile, i, int4_tile, (from.dense_groups(), x.groups(i)));
                         }
                         (Value::Int4, true) => {
-                            tokens!(s, unit, tile, i, int4_tile, (from.sparse_groups(), x.groups(i)));
+                            tokens!(s, task, tile, i, int4_tile, (from.sparse_groups(), x.groups(i)));
                         }
                     }
                 }
@@ -621,52 +633,20 @@ impl Kernel for PackedUnit<'_> {
         while !left.is_empty() {
             let (tiles, per_tile) = self.expand(s, left.clone());
             left.start = tiles.end;
-            for i in x_tiles.clone() {
-                for (tile, panel) in tiles.clone().zip(self.unit.panel.chunks_exact(per_tile)) {
-                    let unit = &self.unit;
+            for i in token_tiles.clone() {
+                for (tile, panel) in tiles.clone().zip(self.task.scratch.chunks_exact(per_tile)) {
+                    let task = &self.task;
                     let from = Tile { layout, data: self.data, tile };
                     let steps = || Dense(bytemuck::cast_slice(panel)[..layout.steps].as_ptr(), 0);
                     match value {
-                        Value::Bf16 => tokens!(s, unit, tile, i, bf16_tile, (steps(), x.pairs(i))),
+                        Value::Bf16 => tokens!(s, task, tile, i, bf16_tile, (steps(), x.pairs(i))),
                         Value::Int8 => {
-                            tokens!(s, unit, tile, i, int8_tile, (steps(), from.scale(), x.row_bytes(i)));
+                            tokens!(s, task, tile, i, int8_tile, (steps(), from.scale(), x.row_bytes(i)));
                         }
-                        Value::Int4 => tokens!(s, unit, tile, i, int4_panel, (Int4, panel, x.groups(i))),
+                        Value::Int4 => tokens!(s, task, tile, i, int4_panel, (Int4, panel, x.groups(i))),
                     }
                 }
             }
         }
-    }
-}
-
-impl Job<'_> {
-    /// The tiles of unit `unit` of `units` that have about as many packed bytes as the others.
-    pub(super) fn by_bytes(layout: &Layout, data: &[u8], unit: usize, units: usize) -> Range<usize> {
-        let cost = |tile: usize| {
-            let start = data[layout.start_of(tile)].first_chunk().expect("8 bytes");
-            u64::from_le_bytes(*start) as usize + tile * layout.index_bytes
-        };
-        let total = cost(layout.tiles);
-        let first = |unit: usize| {
-            if unit == units {
-                return layout.tiles;
-            }
-            let wanted = (total as u128 * unit as u128 / units as u128) as usize;
-            // Rows are much alike as a rule: start where they would end if they were, and widen.
-            let guess = (layout.tiles as u128 * unit as u128 / units as u128) as usize;
-            let (mut low, mut high, mut width) = (guess, guess, 1);
-            while low > 0 && cost(low - 1) >= wanted {
-                (high, low, width) = (low, low.saturating_sub(width), 2 * width);
-            }
-            while high < layout.tiles && cost(high) < wanted {
-                (low, high, width) = (high + 1, (high + width).min(layout.tiles), 2 * width);
-            }
-            while low < high {
-                let middle = low.midpoint(high);
-                if cost(middle) < wanted { low = middle + 1 } else { high = middle }
-            }
-            low
-        };
-        first(unit)..first(unit + 1)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    arch::SimdLevel,
     exec::Pool,
     mem::Arena,
     quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
@@ -162,8 +163,8 @@ fn units_cover_all_tiles_and_share_the_values() {
     let (rows, cols) = (1024, 512);
     let w: Vec<f32> = (0..rows * cols).map(|i| if i / cols < 256 { 1.0 } else { 0.0 }).collect();
     let (weight, _) = matrix(&pool, WeightFormat::SparseBf16, rows, cols, &w);
-    let Kind::Packed(layout) = weight.kind() else { unreachable!() };
-    let units: Vec<_> = (0..8).map(|unit| Job::by_bytes(layout, weight.data(), unit, 8)).collect();
+    let super::matrix::Kind::Packed(layout) = weight.kind() else { unreachable!() };
+    let units: Vec<_> = (0..8).map(|task| layout.panels_by_bytes(weight.data(), task, 8)).collect();
     assert_eq!((units[0].start, units[7].end), (0, layout.tiles));
     assert!(units.windows(2).all(|u| u[0].end == u[1].start));
     let full = |unit: &std::ops::Range<usize>| unit.clone().filter(|&tile| tile < 16).count();

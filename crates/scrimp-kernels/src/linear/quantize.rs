@@ -35,7 +35,8 @@ impl Kernel for Quantize<'_> {
     fn run<S: Level>(self, s: S) {
         for (i, x) in self.row.as_chunks::<GROUP>().0.iter().enumerate() {
             let at = self.start + i * self.width;
-            // SAFETY: the word of whoever made this.
+            // SAFETY: `Quantize::new` requires that no one else accesses these groups until it has run; `slice`
+            // checks the bounds.
             let out = unsafe { self.out.slice(at..at + 1) };
             out[0] = quantize(s, x);
         }

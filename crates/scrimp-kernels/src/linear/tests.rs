@@ -1,7 +1,7 @@
 //! Every format in every tier against plain dequantized f64 arithmetic, and tiers against each other bit by bit.
 
 use super::*;
-use crate::{DType, exec::Pool, mem::Arena, quant::dequantize::dequantize_row};
+use crate::{DType, arch::SimdLevel, exec::Pool, mem::Arena, quant::dequantize::dequantize_row};
 use proptest::prelude::*;
 
 /// Stored rows with random contents whose scales are finite and moderate.

@@ -11,5 +11,5 @@ pub(super) type ThreadTiles = Option<Configured<Amx>>;
 
 /// Tile registers for products of `x`, where the level has them and `x` is stored for them.
 pub(super) fn thread_tiles(level: SimdLevel, x: &Activations) -> ThreadTiles {
-    Amx::of(level).filter(|_| x.block() > 0).map(Configured::new)
+    x.layout().amx_rows().and_then(|_| Amx::of(level)).map(Configured::new)
 }

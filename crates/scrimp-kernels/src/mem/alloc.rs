@@ -16,22 +16,22 @@ pub struct ExitWhenOutOfMemory;
 // SAFETY: every call is passed on to `System` unchanged, and what it returns is returned unless it is null.
 unsafe impl GlobalAlloc for ExitWhenOutOfMemory {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promises are those that `System` asks for.
+        // SAFETY: `GlobalAlloc` requires of the caller what `System` requires, and the arguments are the same.
         given(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as in `alloc`.
+        // SAFETY: `GlobalAlloc` requires of the caller what `System` requires, and the arguments are the same.
         given(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as in `alloc`.
+        // SAFETY: `GlobalAlloc` requires of the caller what `System` requires, and the arguments are the same.
         given(unsafe { System.realloc(old, layout, size) }, size)
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as in `alloc`.
+        // SAFETY: `GlobalAlloc` requires of the caller what `System` requires, and the arguments are the same.
         unsafe { System.dealloc(memory, layout) }
     }
 }

@@ -13,9 +13,9 @@ pub(crate) struct Mapping {
     len: usize,
 }
 
-// SAFETY: the mapping is plain memory; its users keep their ranges apart.
+// SAFETY: the mapping is plain memory, which no thread owns; `Arena` and `PageMemory` give out disjoint ranges.
 unsafe impl Send for Mapping {}
-// SAFETY: as above.
+// SAFETY: a shared `Mapping` gives only its address and length.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {

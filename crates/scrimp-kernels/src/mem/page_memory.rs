@@ -209,7 +209,7 @@ impl Deref for Page {
 
 impl DerefMut for Page {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
+        // SAFETY: the range belongs to this page, is mapped and initialized; `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.owner.page_bytes) }
     }
 }

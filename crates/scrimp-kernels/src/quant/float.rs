@@ -2,14 +2,14 @@
 //!
 //! Activations stay f32 and every product is accumulated in f32 by a fused multiply-add, column after column.
 
-use super::TILE_ROWS;
+use super::PANEL_ROWS;
 use crate::arch::Simd;
 use bytemuck::Pod;
 
 /// A weight format of plain numbers.
 pub(crate) trait FloatFormat: 'static {
     type Element: Pod;
-    fn load<S: Simd>(s: S, x: &[Self::Element; TILE_ROWS]) -> S::F;
+    fn load<S: Simd>(s: S, x: &[Self::Element; PANEL_ROWS]) -> S::F;
 }
 
 pub(crate) struct F32;
@@ -19,7 +19,7 @@ pub(crate) struct Bf16;
 impl FloatFormat for F32 {
     type Element = f32;
     #[inline(always)]
-    fn load<S: Simd>(s: S, x: &[f32; TILE_ROWS]) -> S::F {
+    fn load<S: Simd>(s: S, x: &[f32; PANEL_ROWS]) -> S::F {
         s.load(x)
     }
 }
@@ -27,7 +27,7 @@ impl FloatFormat for F32 {
 impl FloatFormat for F16 {
     type Element = u16;
     #[inline(always)]
-    fn load<S: Simd>(s: S, x: &[u16; TILE_ROWS]) -> S::F {
+    fn load<S: Simd>(s: S, x: &[u16; PANEL_ROWS]) -> S::F {
         s.load_f16(x)
     }
 }
@@ -35,14 +35,14 @@ impl FloatFormat for F16 {
 impl FloatFormat for Bf16 {
     type Element = u16;
     #[inline(always)]
-    fn load<S: Simd>(s: S, x: &[u16; TILE_ROWS]) -> S::F {
+    fn load<S: Simd>(s: S, x: &[u16; PANEL_ROWS]) -> S::F {
         s.load_bf16(x)
     }
 }
 
 /// Interleaves columns of 16 rows: `to[c][r] = rows[r][c]`, elements of `SIZE` bytes.
-pub(crate) fn pack<const SIZE: usize>(rows: &[&[u8]; TILE_ROWS], to: &mut [u8]) {
-    for (c, to) in to.chunks_exact_mut(SIZE * TILE_ROWS).enumerate() {
+pub(crate) fn pack<const SIZE: usize>(rows: &[&[u8]; PANEL_ROWS], to: &mut [u8]) {
+    for (c, to) in to.chunks_exact_mut(SIZE * PANEL_ROWS).enumerate() {
         for (to, row) in to.chunks_exact_mut(SIZE).zip(rows) {
             to.copy_from_slice(&row[c * SIZE..(c + 1) * SIZE]);
         }

@@ -7,7 +7,7 @@
 //! acc = fma(float(i) * x.scale, scale, acc)     symmetric; with two scales: first 16 columns, then the others
 //! acc = fma(x.sum, minimum, acc)                with a minimum, after the above
 //! ```
-//! A tier holds sums in the narrowest form that is exact ([`Simd::Partial`]): AVX2 adds up 16-bit pairs and widens them
+//! A tier holds sums in the narrowest form that is exact ([`Simd::Accumulator`]): AVX2 adds up 16-bit pairs and widens them
 //! once for up to 8 steps of 4 columns.
 //!
 //! The groups of a row are added in column order, whatever the batch, the chunk or the number of threads, so results
@@ -31,20 +31,20 @@ pub(crate) struct QuantGroup {
 
 /// The sum that columns start from; the activations' sums are those of the columns.
 #[inline(always)]
-pub(crate) fn open<S: Simd, F: Quants>(s: S, negated_sums: [i32; 2]) -> S::Partial {
-    if F::LARGEST > 127 { s.open_wide(negated_sums) } else { s.open(F::ZERO, negated_sums) }
+pub(crate) fn acc_init<S: Simd, F: Quants>(s: S, negated_sums: [i32; 2]) -> S::Accumulator {
+    if F::LARGEST > 127 { s.acc_init_wide(negated_sums) } else { s.acc_init(F::ZERO, negated_sums) }
 }
 
 /// Adds `q x` for 4 columns.
 #[inline(always)]
-pub(crate) fn dot<S: Simd, F: Quants>(s: S, partial: S::Partial, w: S::B, x: i32) -> S::Partial {
-    if F::LARGEST > 127 { s.dot_wide(partial, w, x) } else { s.dot(partial, w, x) }
+pub(crate) fn dot<S: Simd, F: Quants>(s: S, acc: S::Accumulator, w: S::B, x: i32) -> S::Accumulator {
+    if F::LARGEST > 127 { s.dot_wide(acc, w, x) } else { s.dot(acc, w, x) }
 }
 
 /// Steps of 4 columns that one partial sum holds, of those that share a scale.
 ///
 /// A step adds two products to a lane, of at most `127 * |q - ZERO|`; while it goes on, the sum differs from that by
-/// what [`open`] anticipates, and may wrap around. In 16 bits, 8 steps of 4-bit quants (`15 * 2 * 127 = 3810` each) and
+/// what [`acc_init`] anticipates, and may wrap around. In 16 bits, 8 steps of 4-bit quants (`15 * 2 * 127 = 3810` each) and
 /// of `Q5_0` (4064) fit one sum, and the 4 steps that share a scale of `Q6_K` (8128). `Q5_1` (7874) takes two sums, and
 /// `Q8_0` one for each step.
 pub(crate) const fn steps<S: Simd, F: Quants>() -> usize {
@@ -52,7 +52,7 @@ pub(crate) const fn steps<S: Simd, F: Quants>() -> usize {
     let largest = if above > F::ZERO { above } else { F::ZERO } as usize;
     let wanted = if matches!(F::SCALING, Scaling::TwoScales) { 4 } else { 8 };
     let mut steps = wanted;
-    while steps * 2 * 127 * largest > S::PARTIAL_MAX {
+    while steps * 2 * 127 * largest > S::ACCUMULATOR_MAX {
         steps /= 2;
     }
     // Only the first partial sum subtracts the zero point.
@@ -78,7 +78,7 @@ pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const 
     let mut sums = [s.splat_i32(0); T];
     for i in 0..in_order::<S>((TO - FROM) / steps) {
         let from = FROM + i * steps;
-        let mut partial = [open::<S, F>(s, [0; 2]); T];
+        let mut partial = [acc_init::<S, F>(s, [0; 2]); T];
         if from == FROM {
             for t in 0..T {
                 let [first, last] = x[t].negated_sums;
@@ -87,7 +87,7 @@ pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const 
                     _ if FROM == 0 => [first, 0],
                     _ => [last, 0],
                 };
-                partial[t] = open::<S, F>(s, columns);
+                partial[t] = acc_init::<S, F>(s, columns);
             }
         }
         for k in from..from + in_order::<S>(steps) {
@@ -97,7 +97,7 @@ pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const 
             }
         }
         for t in 0..T {
-            sums[t] = s.add_i32(sums[t], s.close(partial[t]));
+            sums[t] = s.add_i32(sums[t], s.acc_finish(partial[t]));
         }
     }
     sums
@@ -105,12 +105,12 @@ pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const 
 
 /// Adds `x_sum * minimum`.
 #[inline(always)]
-pub(crate) fn least<S: Simd>(s: S, acc: S::F, x_sum: f32, minimum: S::F) -> S::F {
+pub(crate) fn add_min_term<S: Simd>(s: S, acc: S::F, x_sum: f32, minimum: S::F) -> S::F {
     s.fma(s.splat(x_sum), minimum, acc)
 }
 
 /// Adds `float(i) * x_scale * scale`.
 #[inline(always)]
-pub(crate) fn scaled<S: Simd>(s: S, acc: S::F, i: S::I, x_scale: f32, scale: S::F) -> S::F {
+pub(crate) fn fma_scaled<S: Simd>(s: S, acc: S::F, i: S::I, x_scale: f32, scale: S::F) -> S::F {
     s.fma(s.mul(s.to_f32(i), s.splat(x_scale)), scale, acc)
 }

@@ -32,7 +32,7 @@ pub(crate) use group::QuantGroup;
 use crate::arch::Simd;
 
 /// Rows of a tile: one per vector lane.
-pub(crate) const TILE_ROWS: usize = 16;
+pub(crate) const PANEL_ROWS: usize = 16;
 /// Columns that share one activation scale, and at least one weight scale.
 pub(crate) const GROUP: usize = 32;
 
@@ -78,7 +78,7 @@ pub(crate) trait BlockFormat: Quants + Sized {
     const GROUPS: usize = Self::DTYPE.block_len() / GROUP;
 
     /// Interleaves one block of each of 16 rows.
-    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Self::Block);
+    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Self::Block);
 
     /// Unpacks group `g` of a block.
     fn group<S: Simd>(s: S, block: &Self::Block, g: usize) -> Group<S>;
@@ -106,7 +106,7 @@ pub(crate) use with_format;
 
 /// Copies 4 bytes of each row: `to[4 r..4 r + 4] = rows[r][at..at + 4]`, the basic step of every interleaving.
 #[inline(always)]
-pub(crate) fn interleave4(rows: &[&[u8]; TILE_ROWS], at: usize, to: &mut [u8; 64]) {
+pub(crate) fn interleave4(rows: &[&[u8]; PANEL_ROWS], at: usize, to: &mut [u8; 64]) {
     for (to, row) in to.chunks_exact_mut(4).zip(rows) {
         to.copy_from_slice(&row[at..at + 4]);
     }
@@ -114,7 +114,7 @@ pub(crate) fn interleave4(rows: &[&[u8]; TILE_ROWS], at: usize, to: &mut [u8; 64
 
 /// The two bytes at `at` of each row as u16.
 #[inline(always)]
-pub(crate) fn gather_u16(rows: &[&[u8]; TILE_ROWS], at: usize) -> [u16; TILE_ROWS] {
+pub(crate) fn gather_u16(rows: &[&[u8]; PANEL_ROWS], at: usize) -> [u16; PANEL_ROWS] {
     rows.map(|row| u16::from_le_bytes([row[at], row[at + 1]]))
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //! 4.5 and 5 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4};
+use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -18,15 +18,15 @@ pub(crate) struct Q4_1;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Block4_0 {
-    scale: [u16; TILE_ROWS],
+    scale: [u16; PANEL_ROWS],
     q: [[u8; 64]; 4],
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Block4_1 {
-    scale: [u16; TILE_ROWS],
-    minimum: [u16; TILE_ROWS],
+    scale: [u16; PANEL_ROWS],
+    minimum: [u16; PANEL_ROWS],
     q: [[u8; 64]; 4],
 }
 
@@ -51,7 +51,7 @@ impl BlockFormat for Q4_0 {
     type Block = Block4_0;
     const DTYPE: DType = DType::Q4_0;
 
-    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block4_0) {
+    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block4_0) {
         block.scale = gather_u16(rows, 0);
         for (k, q) in block.q.iter_mut().enumerate() {
             interleave4(rows, 2 + 4 * k, q);
@@ -73,7 +73,7 @@ impl BlockFormat for Q4_1 {
     type Block = Block4_1;
     const DTYPE: DType = DType::Q4_1;
 
-    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block4_1) {
+    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block4_1) {
         block.scale = gather_u16(rows, 0);
         block.minimum = gather_u16(rows, 2);
         for (k, q) in block.q.iter_mut().enumerate() {

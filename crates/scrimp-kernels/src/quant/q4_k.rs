@@ -7,7 +7,7 @@
 //! ```
 //! The 6-bit numbers are stored in a byte each: 4.625 bits per weight against the file's 4.5.
 
-use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4, nibble_plane};
+use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4, nibble_plane};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -25,10 +25,10 @@ pub(crate) struct Block {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct KScales {
-    d: [u16; TILE_ROWS],
-    dmin: [u16; TILE_ROWS],
-    scale: [[u8; TILE_ROWS]; 8],
-    minimum: [[u8; TILE_ROWS]; 8],
+    d: [u16; PANEL_ROWS],
+    dmin: [u16; PANEL_ROWS],
+    scale: [[u8; PANEL_ROWS]; 8],
+    minimum: [[u8; PANEL_ROWS]; 8],
 }
 
 /// The 6-bit scale and minimum of `group` in the 12 bytes that k-quants pack them into.
@@ -42,7 +42,7 @@ pub(super) fn scale_min(packed: &[u8], group: usize) -> (u8, u8) {
 }
 
 impl KScales {
-    pub(super) fn pack(&mut self, rows: &[&[u8]; TILE_ROWS]) {
+    pub(super) fn pack(&mut self, rows: &[&[u8]; PANEL_ROWS]) {
         self.d = gather_u16(rows, 0);
         self.dmin = gather_u16(rows, 2);
         for (r, row) in rows.iter().enumerate() {
@@ -70,7 +70,7 @@ impl BlockFormat for Q4K {
     type Block = Block;
     const DTYPE: DType = DType::Q4_K;
 
-    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
+    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
         block.scales.pack(rows);
         for (i, q) in block.q.as_flattened_mut().iter_mut().enumerate() {
             interleave4(rows, 16 + 4 * i, q);

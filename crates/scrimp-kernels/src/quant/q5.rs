@@ -7,7 +7,7 @@
 //! ```
 //! 5.5 and 6 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4, q4};
+use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4, q4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -19,7 +19,7 @@ pub(crate) struct Q5_1;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Block5_0 {
-    scale: [u16; TILE_ROWS],
+    scale: [u16; PANEL_ROWS],
     high: [u8; 64],
     q: [[u8; 64]; 4],
 }
@@ -27,8 +27,8 @@ pub(crate) struct Block5_0 {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Block5_1 {
-    scale: [u16; TILE_ROWS],
-    minimum: [u16; TILE_ROWS],
+    scale: [u16; PANEL_ROWS],
+    minimum: [u16; PANEL_ROWS],
     high: [u8; 64],
     q: [[u8; 64]; 4],
 }
@@ -47,7 +47,7 @@ fn transpose_bits(x: u32) -> [u8; 4] {
 }
 
 #[inline(always)]
-fn pack_high(rows: &[&[u8]; TILE_ROWS], at: usize, high: &mut [u8; 64]) {
+fn pack_high(rows: &[&[u8]; PANEL_ROWS], at: usize, high: &mut [u8; 64]) {
     for (to, row) in high.chunks_exact_mut(4).zip(rows) {
         let bits = u32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]);
         to.copy_from_slice(&transpose_bits(bits));
@@ -73,7 +73,7 @@ impl BlockFormat for Q5_0 {
     type Block = Block5_0;
     const DTYPE: DType = DType::Q5_0;
 
-    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block5_0) {
+    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block5_0) {
         block.scale = gather_u16(rows, 0);
         pack_high(rows, 2, &mut block.high);
         for (k, q) in block.q.iter_mut().enumerate() {
@@ -96,7 +96,7 @@ impl BlockFormat for Q5_1 {
     type Block = Block5_1;
     const DTYPE: DType = DType::Q5_1;
 
-    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block5_1) {
+    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block5_1) {
         block.scale = gather_u16(rows, 0);
         block.minimum = gather_u16(rows, 2);
         pack_high(rows, 4, &mut block.high);

@@ -7,7 +7,7 @@
 //! ```
 //! 5.625 bits per weight against the file's 5.5.
 
-use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, interleave4, nibble_plane, q4_k::KScales};
+use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, interleave4, nibble_plane, q4_k::KScales};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -31,7 +31,7 @@ impl BlockFormat for Q5K {
     type Block = Block;
     const DTYPE: DType = DType::Q5_K;
 
-    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
+    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
         block.scales.pack(rows);
         for (i, high) in block.high.iter_mut().enumerate() {
             interleave4(rows, 16 + 4 * i, high);

@@ -11,7 +11,7 @@
 //! alternate because they are needed together: apart, the hardware's prefetchers lose track of three streams (measured: 9
 //! instead of 30 GB/s from memory).
 
-use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4};
+use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -21,9 +21,9 @@ pub(crate) struct Q6K;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Block {
-    d: [u16; TILE_ROWS],
-    _padding: [u16; TILE_ROWS],
-    scale: [[i8; TILE_ROWS]; 16],
+    d: [u16; PANEL_ROWS],
+    _padding: [u16; PANEL_ROWS],
+    scale: [[i8; PANEL_ROWS]; 16],
     halves: [[Planes; 8]; 2],
 }
 
@@ -47,7 +47,7 @@ impl BlockFormat for Q6K {
     type Block = Block;
     const DTYPE: DType = DType::Q6_K;
 
-    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
+    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
         for (half, planes) in block.halves.iter_mut().enumerate() {
             for (k, planes) in planes.iter_mut().enumerate() {
                 interleave4(rows, 64 * half + 4 * k, &mut planes.q[0]);

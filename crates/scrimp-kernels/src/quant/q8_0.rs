@@ -6,7 +6,7 @@
 //! ```
 //! 8.5 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, Quants, Scaling, TILE_ROWS, gather_u16, interleave4};
+use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -16,7 +16,7 @@ pub(crate) struct Q8_0;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Block {
-    scale: [u16; TILE_ROWS],
+    scale: [u16; PANEL_ROWS],
     q: [[u8; 64]; 8],
 }
 
@@ -30,7 +30,7 @@ impl BlockFormat for Q8_0 {
     type Block = Block;
     const DTYPE: DType = DType::Q8_0;
 
-    fn pack(rows: &[&[u8]; TILE_ROWS], block: &mut Block) {
+    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
         block.scale = gather_u16(rows, 0);
         for (k, q) in block.q.iter_mut().enumerate() {
             interleave4(rows, 2 + 4 * k, q);

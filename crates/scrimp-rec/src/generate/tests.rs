@@ -1,4 +1,4 @@
-//! Generated data: the same whatever the threads; its statistics; files and streams agree.
+//! Generated data: independence from the number of threads, statistics, equality of files and streams.
 
 use super::*;
 use crate::{data::Memory, metrics};

@@ -97,12 +97,12 @@ impl Tile for Amx {
     }
     #[inline(always)]
     fn zero<const T: u8>(&mut self) {
-        // SAFETY: as above; the compiler uses no tile registers of its own.
+        // SAFETY: `self` proves that the instruction exists; the compiler allocates no tile registers.
         unsafe { asm!("tilezero tmm{}", const T, options(nomem, nostack)) };
     }
     #[inline(always)]
     unsafe fn load<const T: u8>(&mut self, from: *const u8, stride: usize) {
-        // SAFETY: the caller vouches for the memory.
+        // SAFETY: `self` proves that the instruction exists; the caller guarantees that the rows can be read.
         unsafe {
             asm!("tileloadd tmm{t}, [{from} + {stride}*1]", t = const T, from = in(reg) from, stride = in(reg) stride,
                 options(readonly, nostack));
@@ -110,7 +110,7 @@ impl Tile for Amx {
     }
     #[inline(always)]
     unsafe fn store<const T: u8>(&mut self, to: *mut u8, stride: usize) {
-        // SAFETY: the caller vouches for the memory.
+        // SAFETY: `self` proves that the instruction exists; the caller guarantees that the rows can be written.
         unsafe {
             asm!("tilestored [{to} + {stride}*1], tmm{t}", t = const T, to = in(reg) to, stride = in(reg) stride,
                 options(nostack));
@@ -125,14 +125,14 @@ impl Tile for Amx {
     }
     #[inline(always)]
     fn dot_i8u8<const C: u8, const A: u8, const B: u8>(&mut self) {
-        // SAFETY: as above.
+        // SAFETY: `self` proves that the instruction exists; it accesses tile registers only.
         unsafe {
             asm!("tdpbsud tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B, options(nomem, nostack));
         }
     }
     #[inline(always)]
     fn dot_i8<const C: u8, const A: u8, const B: u8>(&mut self) {
-        // SAFETY: as above.
+        // SAFETY: `self` proves that the instruction exists; it accesses tile registers only.
         unsafe {
             asm!("tdpbssd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B, options(nomem, nostack));
         }

@@ -60,7 +60,7 @@ impl Soft {
         let tile = &mut self.tiles[t];
         assert!(tile.rows > 0, "tile {t} is not configured");
         for (r, row) in tile.data.iter_mut().take(tile.rows).enumerate() {
-            // SAFETY: the caller vouches for the rows.
+            // SAFETY: the caller guarantees that row `r` can be read, and it has `tile.width` bytes.
             unsafe { from.wrapping_add(r.wrapping_mul(stride)).copy_to(row.as_mut_ptr(), tile.width) };
         }
     }
@@ -73,7 +73,7 @@ impl Soft {
         let tile = &self.tiles[t];
         assert!(tile.rows > 0, "tile {t} is not configured");
         for (r, row) in tile.data.iter().take(tile.rows).enumerate() {
-            // SAFETY: the caller vouches for the rows.
+            // SAFETY: the caller guarantees that row `r` can be written, and it has `tile.width` bytes.
             unsafe { to.wrapping_add(r.wrapping_mul(stride)).copy_from(row.as_ptr(), tile.width) };
         }
     }
@@ -185,12 +185,12 @@ impl Tile for &mut Soft {
     }
     unsafe fn load<const T: u8>(&mut self, from: *const u8, stride: usize) {
         self.executed += 1;
-        // SAFETY: the caller vouches for the memory.
+        // SAFETY: the caller guarantees that the tile's rows can be read.
         unsafe { self.read(usize::from(T), from, stride) };
     }
     unsafe fn store<const T: u8>(&mut self, to: *mut u8, stride: usize) {
         self.executed += 1;
-        // SAFETY: the caller vouches for the memory.
+        // SAFETY: the caller guarantees that the tile's rows can be written.
         unsafe { self.write(usize::from(T), to, stride) };
     }
     fn dot_bf16<const C: u8, const A: u8, const B: u8>(&mut self) {

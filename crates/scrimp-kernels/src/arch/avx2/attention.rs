@@ -81,7 +81,7 @@ impl AttentionSimd for Avx2 {
     }
     #[inline(always)]
     unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[__m256; 2]; 2] {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 readable bytes; byte arrays need no alignment.
         let bits = self.expand_words(bitmap, unsafe { &*values.cast() });
         [
             self.of_bits(self.shl_i32::<16>(bits)),

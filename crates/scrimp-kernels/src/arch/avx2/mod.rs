@@ -48,8 +48,8 @@ impl Simd for Avx2 {
     type I = I;
     type B = I;
     /// 16 rows × 2 sums of i16.
-    type Partial = I;
-    const PARTIAL_MAX: usize = i16::MAX as usize;
+    type Accumulator = I;
+    const ACCUMULATOR_MAX: usize = i16::MAX as usize;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -202,7 +202,7 @@ impl Simd for Avx2 {
         });
     }
     #[inline(always)]
-    fn less(self, a: I, x: u8) -> I {
+    fn wrapping_sub(self, a: I, x: u8) -> I {
         let x = isa!([_mm256_set1_epi8(x as i8); 2]);
         both!(_mm256_sub_epi8, a, x)
     }
@@ -251,7 +251,7 @@ impl Simd for Avx2 {
         (-(i32::from(packed as i16) + (packed >> 16)), packed)
     }
     #[inline(always)]
-    fn open(self, zero: i32, negated_sums: [i32; 2]) -> I {
+    fn acc_init(self, zero: i32, negated_sums: [i32; 2]) -> I {
         isa!({
             let sums =
                 _mm256_add_epi16(_mm256_set1_epi32(negated_sums[0]), _mm256_set1_epi32(negated_sums[1]));
@@ -259,36 +259,36 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    fn dot(self, partial: I, w: I, x: i32) -> I {
+    fn dot(self, acc: I, w: I, x: i32) -> I {
         isa!({
             let x = _mm256_set1_epi32(x);
             [
-                _mm256_add_epi16(partial[0], _mm256_maddubs_epi16(w[0], x)),
-                _mm256_add_epi16(partial[1], _mm256_maddubs_epi16(w[1], x)),
+                _mm256_add_epi16(acc[0], _mm256_maddubs_epi16(w[0], x)),
+                _mm256_add_epi16(acc[1], _mm256_maddubs_epi16(w[1], x)),
             ]
         })
     }
     #[inline(always)]
-    fn open_wide(self, _negated_sums: [i32; 2]) -> I {
+    fn acc_init_wide(self, _negated_sums: [i32; 2]) -> I {
         self.splat_i32(0)
     }
     #[inline(always)]
-    fn dot_wide(self, partial: I, w: I, x: i32) -> I {
+    fn dot_wide(self, acc: I, w: I, x: i32) -> I {
         // |s| · (sign(s) x) with s = w - 128: at most 2 · 128 · 127 = 32512, which fits an i16.
-        let s = self.less(w, 128);
+        let s = self.wrapping_sub(w, 128);
         let magnitude = both!(_mm256_abs_epi8, s);
         isa!({
             let x = _mm256_set1_epi32(x);
             [
-                _mm256_add_epi16(partial[0], _mm256_maddubs_epi16(magnitude[0], _mm256_sign_epi8(x, s[0]))),
-                _mm256_add_epi16(partial[1], _mm256_maddubs_epi16(magnitude[1], _mm256_sign_epi8(x, s[1]))),
+                _mm256_add_epi16(acc[0], _mm256_maddubs_epi16(magnitude[0], _mm256_sign_epi8(x, s[0]))),
+                _mm256_add_epi16(acc[1], _mm256_maddubs_epi16(magnitude[1], _mm256_sign_epi8(x, s[1]))),
             ]
         })
     }
     #[inline(always)]
-    fn close(self, partial: I) -> I {
+    fn acc_finish(self, acc: I) -> I {
         let ones = isa!([_mm256_set1_epi16(1); 2]);
-        both!(_mm256_madd_epi16, partial, ones)
+        both!(_mm256_madd_epi16, acc, ones)
     }
     #[inline(always)]
     fn expand_words(self, mask: u32, from: &[u8; 64]) -> I {
@@ -403,7 +403,7 @@ static EXPAND_BYTES: [u64; 256] = {
 unsafe fn shuffle_bytes(mask: u64, i: u32, from: &[u8; 64], prepare: impl Fn(__m128i) -> __m128i) -> __m128i {
     let before = |bits: u32| (mask & ((1 << bits) - 1)).count_ones() as usize;
     let order = |bits: u32| EXPAND_BYTES[(mask >> bits & 0xff) as usize] as i64;
-    // SAFETY: at most 56 values lie before, so 8 bytes are left of the 64; the caller has AVX2.
+    // SAFETY: at most 56 values lie before, so 8 bytes are left of the 64; this function requires AVX2.
     unsafe {
         let half = |bits: u32| from.as_ptr().add(before(bits)).cast::<i64>().read_unaligned();
         let values = _mm_set_epi64x(half(16 * i + 8), half(16 * i));
@@ -418,7 +418,7 @@ unsafe fn shuffle_bytes(mask: u64, i: u32, from: &[u8; 64], prepare: impl Fn(__m
 /// Needs AVX.
 #[inline(always)]
 pub(super) unsafe fn reduce_add_8(x: __m256) -> f32 {
-    // SAFETY: the caller has AVX.
+    // SAFETY: this function requires AVX.
     unsafe {
         let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
         let x = _mm_add_ps(x, _mm_movehl_ps(x, x));

@@ -55,7 +55,7 @@ fn expand_words(mask: u32, from: &[u8; 64]) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
 fn expand_bytes(mask: u64, from: &[u8; 64], holes: __m512i) -> __m512i {
     let (x, _v): (__m512i, __m512i);
-    // SAFETY: as above.
+    // SAFETY: reads the 64 bytes of a reference into a register; the attribute requires the instructions.
     unsafe {
         std::arch::asm!(
             "vmovdqu64 {v}, [{from}]",
@@ -77,7 +77,7 @@ fn expand_bytes(mask: u64, from: &[u8; 64], holes: __m512i) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
 fn expand_halves(mask: u64, from: &[u8; 64], half: __m512i, holes: __m512i) -> __m512i {
     let (x, _v): (__m512i, __m512i);
-    // SAFETY: as above.
+    // SAFETY: reads the 64 bytes of a reference into a register; the attribute requires the instructions.
     unsafe {
         std::arch::asm!(
             "vpandd {v}, {half}, [{from}]",
@@ -101,8 +101,8 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
-    type Partial = __m512i;
-    const PARTIAL_MAX: usize = i32::MAX as usize;
+    type Accumulator = __m512i;
+    const ACCUMULATOR_MAX: usize = i32::MAX as usize;
     const BF16_CHAINS: usize = 2;
 
     #[inline(always)]
@@ -220,7 +220,7 @@ impl Simd for Avx512 {
         isa!(_mm512_storeu_si512(to.as_mut_ptr().cast(), x));
     }
     #[inline(always)]
-    fn less(self, a: __m512i, x: u8) -> __m512i {
+    fn wrapping_sub(self, a: __m512i, x: u8) -> __m512i {
         isa!(_mm512_sub_epi8(a, _mm512_set1_epi8(x as i8)))
     }
     #[inline(always)]
@@ -248,24 +248,24 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
-    fn open(self, zero: i32, negated_sums: [i32; 2]) -> __m512i {
+    fn acc_init(self, zero: i32, negated_sums: [i32; 2]) -> __m512i {
         self.splat_i32(zero * (negated_sums[0] + negated_sums[1]))
     }
     #[inline(always)]
-    fn dot(self, partial: __m512i, w: __m512i, x: i32) -> __m512i {
-        isa!(_mm512_dpbusd_epi32(partial, w, _mm512_set1_epi32(x)))
+    fn dot(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
+        isa!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)))
     }
     #[inline(always)]
-    fn open_wide(self, negated_sums: [i32; 2]) -> __m512i {
-        self.open(128, negated_sums)
+    fn acc_init_wide(self, negated_sums: [i32; 2]) -> __m512i {
+        self.acc_init(128, negated_sums)
     }
     #[inline(always)]
-    fn dot_wide(self, partial: __m512i, w: __m512i, x: i32) -> __m512i {
-        self.dot(partial, w, x)
+    fn dot_wide(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
+        self.dot(acc, w, x)
     }
     #[inline(always)]
-    fn close(self, partial: __m512i) -> __m512i {
-        partial
+    fn acc_finish(self, acc: __m512i) -> __m512i {
+        acc
     }
     #[inline(always)]
     fn expand_bytes(self, mask: u64, from: &[u8; 64], hole: u8) -> __m512i {
@@ -316,7 +316,7 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
-    fn open_s8(self, sum: i32) -> __m512i {
+    fn acc_init_s8(self, sum: i32) -> __m512i {
         self.splat_i32(sum.wrapping_mul(-128))
     }
     #[inline(always)]

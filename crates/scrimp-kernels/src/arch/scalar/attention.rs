@@ -54,7 +54,7 @@ impl AttentionSimd for Scalar {
     }
     #[inline(always)]
     unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[f32; 16]; 2] {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 readable bytes; byte arrays need no alignment.
         let x = self.expand_words(bitmap, unsafe { &*values.cast() });
         let word = |i: usize| bf16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32_const();
         [std::array::from_fn(|i| word(2 * i)), std::array::from_fn(|i| word(2 * i + 1))]

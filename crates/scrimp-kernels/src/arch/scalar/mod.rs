@@ -26,8 +26,8 @@ impl Simd for Scalar {
     type F = [f32; 16];
     type I = [i32; 16];
     type B = [u8; 64];
-    type Partial = [i32; 16];
-    const PARTIAL_MAX: usize = i32::MAX as usize;
+    type Accumulator = [i32; 16];
+    const ACCUMULATOR_MAX: usize = i32::MAX as usize;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 16] {
@@ -142,7 +142,7 @@ impl Simd for Scalar {
         *to = x;
     }
     #[inline(always)]
-    fn less(self, a: [u8; 64], x: u8) -> [u8; 64] {
+    fn wrapping_sub(self, a: [u8; 64], x: u8) -> [u8; 64] {
         a.map(|a| a.wrapping_sub(x))
     }
     #[inline(always)]
@@ -162,24 +162,24 @@ impl Simd for Scalar {
         std::array::from_fn(|i| low[i] | (x[i] >> shift & mask) << 4)
     }
     #[inline(always)]
-    fn open(self, zero: i32, negated_sums: [i32; 2]) -> [i32; 16] {
+    fn acc_init(self, zero: i32, negated_sums: [i32; 2]) -> [i32; 16] {
         self.splat_i32(zero * (negated_sums[0] + negated_sums[1]))
     }
     #[inline(always)]
-    fn dot(self, partial: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
-        std::array::from_fn(|row| partial[row] + dot_row(&w, row, x, i32::from))
+    fn dot(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
+        std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, i32::from))
     }
     #[inline(always)]
-    fn open_wide(self, negated_sums: [i32; 2]) -> [i32; 16] {
-        self.open(0, negated_sums)
+    fn acc_init_wide(self, negated_sums: [i32; 2]) -> [i32; 16] {
+        self.acc_init(0, negated_sums)
     }
     #[inline(always)]
-    fn dot_wide(self, partial: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
-        std::array::from_fn(|row| partial[row] + dot_row(&w, row, x, |w| i32::from(w) - 128))
+    fn dot_wide(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
+        std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, |w| i32::from(w) - 128))
     }
     #[inline(always)]
-    fn close(self, partial: [i32; 16]) -> [i32; 16] {
-        partial
+    fn acc_finish(self, acc: [i32; 16]) -> [i32; 16] {
+        acc
     }
     #[inline(always)]
     fn dot_bf16(self, acc: [f32; 16], w: [u8; 64], x: u32) -> [f32; 16] {

@@ -11,7 +11,7 @@
 //!
 //! each part padded to a multiple of 64 bytes, and 64 bytes behind the values, so that kernels may load whole vectors. Steps
 //! of 32 elements, and units of 8 steps, stand in the order of bf16 pages (see [`storage`](super)). Every token keeps as
-//! many elements (those of the largest magnitude; of equal ones the first), or every page does, so a page has one size.
+//! many elements: those of the largest magnitude, of equal ones the first. So all pages have one size.
 //!
 //! With 64 tokens to a page, sparsity `s` takes `16 (1 - s) + 1 + 5/16` bits for each element.
 
@@ -25,16 +25,6 @@ pub struct Sparse {
     k: u16,
     /// The same of values.
     v: u16,
-    scope: Scope,
-}
-
-/// Among which elements the largest are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// Those of a token (of one KV head).
-    Token,
-    /// Those of all tokens of a page (of one KV head).
-    Page,
 }
 
 /// Elements of a step and of a unit.
@@ -62,23 +52,18 @@ impl Layout {
 
 impl Sparse {
     /// The usual one: 30% of keys and 50% of values are dropped.
-    pub const DEFAULT: Self = Self { k: 300, v: 500, scope: Scope::Token };
+    pub const DEFAULT: Self = Self { k: 300, v: 500 };
 
     /// These shares of keys and values are dropped, from 0 to below 1; `None` for any other number.
-    pub fn new(k: f64, v: f64, scope: Scope) -> Option<Self> {
+    pub fn new(k: f64, v: f64) -> Option<Self> {
         let thousandths =
             |share: f64| (0.0..0.9995).contains(&share).then(|| (share * 1000.0).round() as u16);
-        Some(Self { k: thousandths(k)?, v: thousandths(v)?, scope })
+        Some(Self { k: thousandths(k)?, v: thousandths(v)? })
     }
 
     /// The shares that are dropped of keys and of values.
     pub fn shares(self) -> [f64; 2] {
         [self.k, self.v].map(|x| f64::from(x) / 1000.0)
-    }
-
-    /// Among which elements the largest are kept.
-    pub fn scope(self) -> Scope {
-        self.scope
     }
 
     /// Whether pages of `g` can be stored: their kept elements are counted in 16 bits.
@@ -109,14 +94,10 @@ impl Sparse {
         let offsets = center.iter().map(|c| c.to_f32()).cycle();
         let bits: Vec<u16> =
             rows.iter().zip(offsets).map(|(&x, c)| crate::quant::round_to_bf16(x - c)).collect();
-        let (group, kept_of_group) = match self.scope {
-            Scope::Token => (dim, kept),
-            Scope::Page => (bits.len(), kept * g.page_tokens),
-        };
         let mut keep = Vec::with_capacity(bits.len());
-        let mut sorted = Vec::with_capacity(group);
-        for bits in bits.chunks_exact(group) {
-            mark_largest(bits, kept_of_group, &mut sorted, &mut keep);
+        let mut sorted = Vec::with_capacity(dim);
+        for bits in bits.chunks_exact(dim) {
+            mark_largest(bits, kept, &mut sorted, &mut keep);
         }
         // The padding is dropped.
         let lanes: [usize; STEP] = std::array::from_fn(|i| {
@@ -277,19 +258,16 @@ mod tests {
             tiles in 1_usize..5,
             head_dim in 1_usize..70,
             shares in (0.0..0.99, 0.0..0.99),
-            page in any::<bool>(),
             seed in any::<u64>(),
         ) {
             let g = PageGeometry { page_tokens: tiles * 16, head_dim };
-            let scope = if page { Scope::Page } else { Scope::Token };
-            let sparse = Sparse::new(shares.0, shares.1, scope).unwrap();
+            let sparse = Sparse::new(shares.0, shares.1).unwrap();
             let mut seed = seed;
             let noise = |_| bf16::from_f32(super::super::super::tests::noise(&mut seed)).to_f32();
             let rows: Vec<f32> = (0..g.page_tokens * head_dim).map(noise).collect();
             let [mut k, mut v] = sparse.page_bytes(g).map(|bytes| vec![0xa5; bytes]);
             sparse.pack_k(g, &rows, &mut k);
             sparse.pack_v(g, &rows, &mut v);
-            let group = if page { rows.len() } else { head_dim };
             // What is kept is the distance from the center, in bf16.
             let center: Vec<f32> = center(&rows, head_dim).iter().map(|c| c.to_f32()).collect();
             let from_center: Vec<f32> = rows
@@ -299,7 +277,7 @@ mod tests {
                 .collect();
             let want = [shares.0, shares.1].map(|share| {
                 let kept = (head_dim as f64 * (1.0 - (share * 1000.0).round() / 1000.0) + 0.5 + 1e-9) as usize;
-                let mut rows = pruned(&from_center, group, kept * group / head_dim);
+                let mut rows = pruned(&from_center, head_dim, kept);
                 rows.iter_mut().zip(center.iter().cycle()).for_each(|(x, c)| *x += c);
                 rows
             });
@@ -329,7 +307,7 @@ mod tests {
         let g = PageGeometry { page_tokens: 16, head_dim: 16 };
         let mut rows = vec![1.0; 256];
         rows[100] = f32::NAN;
-        let sparse = Sparse::new(0.9, 0.9, Scope::Page).unwrap();
+        let sparse = Sparse::new(0.9, 0.9).unwrap();
         let mut page = vec![0; sparse.page_bytes(g)[0]];
         sparse.pack_k(g, &rows, &mut page);
         let mut row = [0.0; 16];

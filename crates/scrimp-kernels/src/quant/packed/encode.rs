@@ -1,6 +1,6 @@
 //! f32 weights to packed bytes.
 
-use super::{FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, TILE_ROWS, Value, WeightFormat};
+use super::{FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, PANEL_ROWS, Value, WeightFormat};
 use crate::{
     exec::{DisjointSliceMut, Pool},
     quant::round_to_bf16,
@@ -161,13 +161,13 @@ impl Source<'_> {
         }
     }
 
-    /// The values of a tile as integers, `[TILE_ROWS][steps * step columns]`: bits of bf16, or signed quants; 0 in the padding.
+    /// The values of a tile as integers, `[PANEL_ROWS][steps * step columns]`: bits of bf16, or signed quants; 0 in the padding.
     fn codes(&self, tile: usize) -> Vec<i16> {
         let Layout { rows, cols, format, steps, .. } = self.layout;
         let stride = steps * format.value().step_cols();
-        let mut codes = vec![0; TILE_ROWS * stride];
+        let mut codes = vec![0; PANEL_ROWS * stride];
         for (i, codes) in codes.chunks_exact_mut(stride.max(1)).enumerate() {
-            let row = tile * TILE_ROWS + i;
+            let row = tile * PANEL_ROWS + i;
             if row >= rows {
                 break;
             }
@@ -195,15 +195,15 @@ impl Source<'_> {
     fn tile(&self, tile: usize) -> Encoded {
         let value = self.layout.format.value();
         let sparse = self.layout.format.is_sparse();
-        let first = tile * TILE_ROWS;
+        let first = tile * PANEL_ROWS;
         let mut out = Encoded::default();
         let group_scales = |out: &mut Vec<u8>, group| {
-            for row in first..first + TILE_ROWS {
+            for row in first..first + PANEL_ROWS {
                 out.extend(bf16::from_f32(self.scale(row, group)).to_le_bytes());
             }
         };
         if value == Value::Int8 {
-            for row in first..first + TILE_ROWS {
+            for row in first..first + PANEL_ROWS {
                 out.scales.extend(self.scale(row, 0).to_le_bytes());
             }
         }
@@ -231,9 +231,9 @@ impl Source<'_> {
                 debug_assert_eq!(out.index.len() % INT4_INDEX, 0);
                 group_scales(&mut out.index, step * width / GROUP);
             }
-            // The step's codes, `[TILE_ROWS][width]`; those that are stored come first.
-            let mut block = [0; 4 * TILE_ROWS];
-            let mut block = &mut block[..TILE_ROWS * width];
+            // The step's codes, `[PANEL_ROWS][width]`; those that are stored come first.
+            let mut block = [0; 4 * PANEL_ROWS];
+            let mut block = &mut block[..PANEL_ROWS * width];
             for (row, block) in block.chunks_exact_mut(width).enumerate() {
                 block.copy_from_slice(&codes[row * stride + step * width..][..width]);
             }

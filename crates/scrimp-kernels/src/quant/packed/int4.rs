@@ -3,7 +3,7 @@
 use super::{INT4_BLOCK, INT4_INDEX};
 use crate::{
     arch::Simd,
-    quant::{Group, QuantGroup, Quants, Scaling, group::scaled},
+    quant::{Group, QuantGroup, Quants, Scaling, group::fma_scaled},
 };
 use bytemuck::{Pod, Zeroable};
 
@@ -80,17 +80,17 @@ pub(crate) unsafe fn add_sparse<S: Simd, const HIGH: bool>(
     acc: S::F,
 ) -> (S::F, *const u8) {
     let zero = if HIGH { Int4::ZERO << 4 } else { Int4::ZERO };
-    let mut sums = [s.open(zero, x.negated_sums), s.open(zero, [0; 2])];
+    let mut sums = [s.acc_init(zero, x.negated_sums), s.acc_init(zero, [0; 2])];
     let mut at = values;
     for k in 0..8 {
         let mask = u64::from_le_bytes(index.bitmap[k]);
         // SAFETY: the padding behind the values makes whole loads readable, and as many values are there.
         let w = unsafe { s.expand_halves::<HIGH>(mask, &*at.cast::<[u8; 64]>()) };
         sums[k % 2] = s.dot(sums[k % 2], w, x.q[k]);
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees the group's values, and `count_ones` of them belong to this step.
         at = unsafe { at.add(mask.count_ones() as usize) };
     }
-    let sum = s.add_i32(s.close(sums[0]), s.close(sums[1]));
+    let sum = s.add_i32(s.acc_finish(sums[0]), s.acc_finish(sums[1]));
     let sum = if HIGH { s.shr_i32::<4>(sum) } else { sum };
-    (scaled(s, acc, sum, x.scale, s.load_bf16(&index.scale)), at)
+    (fma_scaled(s, acc, sum, x.scale, s.load_bf16(&index.scale)), at)
 }

@@ -56,7 +56,7 @@ mod view;
 pub use encode::{DenseMatrix, default_scales, pack, round_half_even, round_scale};
 pub use view::PackedView;
 
-use super::{GROUP, TILE_ROWS};
+use super::{GROUP, PANEL_ROWS};
 use std::{fmt, ops::Range, str::FromStr};
 
 /// Zeros behind the values of sparse formats, so that kernels may load whole registers.
@@ -233,6 +233,36 @@ pub(crate) const INT4_BLOCK: usize = 32 + 256;
 pub(crate) const INT4_INDEX: usize = 32 + 64;
 
 impl Layout {
+    /// The panels of part `task` of `tasks` parts with about as many packed bytes each; for sparse formats.
+    pub(crate) fn panels_by_bytes(&self, data: &[u8], task: usize, tasks: usize) -> Range<usize> {
+        let cost = |tile: usize| {
+            let start = data[self.start_of(tile)].first_chunk().expect("8 bytes");
+            u64::from_le_bytes(*start) as usize + tile * self.index_bytes
+        };
+        let total = cost(self.tiles);
+        let first = |task: usize| {
+            if task == tasks {
+                return self.tiles;
+            }
+            let wanted = (total as u128 * task as u128 / tasks as u128) as usize;
+            // Rows are much alike as a rule: start where they would end if they were, and widen.
+            let guess = (self.tiles as u128 * task as u128 / tasks as u128) as usize;
+            let (mut low, mut high, mut width) = (guess, guess, 1);
+            while low > 0 && cost(low - 1) >= wanted {
+                (high, low, width) = (low, low.saturating_sub(width), 2 * width);
+            }
+            while high < self.tiles && cost(high) < wanted {
+                (low, high, width) = (high + 1, (high + width).min(self.tiles), 2 * width);
+            }
+            while low < high {
+                let middle = low.midpoint(high);
+                if cost(middle) < wanted { low = middle + 1 } else { high = middle }
+            }
+            low
+        };
+        first(task)..first(task + 1)
+    }
+
     /// The layout of a matrix.
     ///
     /// # Errors
@@ -243,7 +273,7 @@ impl Layout {
             return Err(FormatError(format!("{format} takes at most {MAX_INT8_COLS} columns, not {cols}")));
         }
         let sizes = || {
-            let tiles = rows.div_ceil(TILE_ROWS);
+            let tiles = rows.div_ceil(PANEL_ROWS);
             let padded = cols.checked_next_multiple_of(value.block_cols())?;
             let steps = padded / value.step_cols();
             let dense_tile_bytes = match value {

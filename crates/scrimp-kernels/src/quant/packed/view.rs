@@ -1,7 +1,7 @@
 //! Packed bytes, checked.
 
 use super::{
-    FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, TILE_ROWS, VALUES_PADDING, Value, WeightFormat,
+    FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, PANEL_ROWS, VALUES_PADDING, Value, WeightFormat,
     encode::usable_scale,
 };
 use half::bf16;
@@ -10,8 +10,8 @@ impl Layout {
     /// Writes row `row` of a packed matrix that has been checked into `out`.
     pub(crate) fn row(&self, bytes: &[u8], row: usize, out: &mut [f32]) {
         out.fill(0.0);
-        PackedView { layout: *self, bytes }.decode_tile(row / TILE_ROWS, |r, col, w| {
-            if r == row % TILE_ROWS && col < out.len() {
+        PackedView { layout: *self, bytes }.decode_tile(row / PANEL_ROWS, |r, col, w| {
+            if r == row % PANEL_ROWS && col < out.len() {
                 out[col] = w;
             }
         });
@@ -132,7 +132,7 @@ impl<'a> PackedView<'a> {
             if self.start(tile) != at {
                 return Err(FormatError(format!(
                     "its values of rows {}.. start at byte {}, but its bitmap says {at}",
-                    tile * TILE_ROWS,
+                    tile * PANEL_ROWS,
                     self.start(tile)
                 )));
             }
@@ -188,7 +188,7 @@ impl<'a> PackedView<'a> {
         let mut out = vec![0.0; layout.rows * layout.cols];
         for tile in 0..layout.tiles {
             self.decode_tile(tile, |row, col, w| {
-                let row = tile * TILE_ROWS + row;
+                let row = tile * PANEL_ROWS + row;
                 if row < layout.rows && col < layout.cols {
                     out[row * layout.cols + col] = w;
                 }
@@ -232,7 +232,7 @@ impl<'a> PackedView<'a> {
         };
         if !layout.format.is_sparse() {
             for (step, bytes) in self.bytes[layout.dense_tile(tile)].chunks_exact(64).enumerate() {
-                for i in 0..TILE_ROWS * width {
+                for i in 0..PANEL_ROWS * width {
                     let (row, col, w) = one(step, i, bytes, i);
                     put(row, col, w);
                 }

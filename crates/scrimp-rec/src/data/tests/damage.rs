@@ -6,7 +6,7 @@ use proptest::prelude::*;
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
-    /// Whatever is in a file, it is an answer or an error.
+    /// Any file content gives rows or an error.
     #[test]
     fn nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400), start in 0usize..6, kind in 0usize..3) {
         let dir = Dir::new();
@@ -27,7 +27,7 @@ proptest! {
         }
     }
 
-    /// Compressed data with damage is an error or still what it was.
+    /// Damaged compressed data gives an error or the original rows.
     #[test]
     fn damage_is_noticed_or_harmless(at in 0usize..2000, flip in 1u8.., gzip: bool) {
         let dir = Dir::new();

@@ -1,4 +1,4 @@
-"""Every kernel tier gives the same greedy text."""
+"""Every SIMD level generates the same greedy text."""
 
 import json
 
