@@ -37,7 +37,7 @@ def test_vectors_are_rows_of_the_table():
     assert e(x[0]).shape == (5, 16) and e(ids(2, 3, 5)).shape == (2, 3, 5, 16) and e(ids(0, 5)).shape == (0, 5, 16)
 
 
-@pytest.mark.parametrize("options", [{}, {"groups": 2, "k": 2}, {"weight_share": 0.0}, {"block": 16}, {"signs": False}])
+@pytest.mark.parametrize("options", [{}, {"groups": 2, "num_hashes": 2}, {"weight_share": 0.0}, {"block_dim": 16}, {"signs": False}])
 def test_gradients_are_those_of_finite_differences(options):
     e = embedding(**options)
     x, target = ids(6, 5), torch.randn(6, 5, 16)
@@ -70,6 +70,12 @@ def test_sparse_gradients_are_the_dense_ones():
         assert torch.allclose(a.grad, b.grad.to_dense(), atol=1e-6)
         assert b.grad._indices().unique().numel() == b.grad._nnz()
     (sparse(ids(0, 5)).sum()).backward()
+
+
+def test_state_dicts_keep_their_keys():
+    state = embedding(block_dim=8, num_hashes=2).get_extra_state()
+    assert list(state) == ["features", "dim", "budget", "seed", "block", "k", "groups", "signs", "weight_share"]
+    assert (state["block"], state["k"]) == (8, 2)
 
 
 @pytest.mark.parametrize("name,fused", [("SGD", Sgd(0.1)), ("Adagrad", Adagrad(0.1))])

@@ -123,9 +123,9 @@ impl Cce {
 
     fn indices(&self, exec: Exec<'_>, ids: &[u64]) -> Vec<u32> {
         let mut indices = vec![0; ids.len() * 2 * COLUMNS];
-        exec.pool.chunks(&mut indices, 1024 * 2 * COLUMNS, |unit, out| {
+        exec.pool.chunks(&mut indices, 1024 * 2 * COLUMNS, |chunk, out| {
             for (i, out) in out.chunks_exact_mut(2 * COLUMNS).enumerate() {
-                let l = unit * 1024 + i;
+                let l = chunk * 1024 + i;
                 let slot = self.slot(l, ids[l]);
                 for c in 0..COLUMNS {
                     out[c * 2..c * 2 + 2].copy_from_slice(&self.rows_of(slot, c));
@@ -174,10 +174,10 @@ impl Cce {
         let mut assigned = vec![0_u16; some.len()];
         for _ in 0..ROUNDS {
             let norms = norms(&centers);
-            exec.pool.chunks(&mut assigned, 256, |unit, out| {
+            exec.pool.chunks(&mut assigned, 256, |chunk, out| {
                 let mut x = vec![0.0; width];
                 for (i, out) in out.iter_mut().enumerate() {
-                    point(some[unit * 256 + i], &mut x);
+                    point(some[chunk * 256 + i], &mut x);
                     *out = nearest(&centers, &norms, &x) as u16;
                 }
             });
@@ -200,10 +200,10 @@ impl Cce {
         let norms = norms(&centers);
         let mut pointers: Vec<u16> =
             (0..self.slots as usize).map(|slot| self.pointers[slot * COLUMNS + c]).collect();
-        exec.pool.chunks(&mut pointers, 256, |unit, out| {
+        exec.pool.chunks(&mut pointers, 256, |chunk, out| {
             let mut x = vec![0.0; width];
             for (i, out) in out.iter_mut().enumerate() {
-                let slot = unit * 256 + i;
+                let slot = chunk * 256 + i;
                 if self.seen[slot] {
                     point(slot, &mut x);
                     *out = nearest(&centers, &norms, &x) as u16;

@@ -134,9 +134,9 @@ pub(crate) type KeyMap<V> = std::collections::HashMap<u64, V, std::hash::BuildHa
 /// The row of each of `ids`, `[samples, features]`, or `missing` for an id without a row.
 fn rows_of(exec: Exec<'_>, row_of: &KeyMap<u32>, features: usize, ids: &[u64], missing: u32) -> Vec<u32> {
     let mut rows = vec![0; ids.len()];
-    exec.pool.chunks(&mut rows, 1024, |unit, rows| {
+    exec.pool.chunks(&mut rows, 1024, |chunk, rows| {
         for (i, row) in rows.iter_mut().enumerate() {
-            let l = unit * 1024 + i;
+            let l = chunk * 1024 + i;
             *row = row_of.get(&key_of(l % features, ids[l])).copied().unwrap_or(missing);
         }
     });

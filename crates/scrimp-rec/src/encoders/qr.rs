@@ -101,8 +101,8 @@ fn lookup(exec: Exec<'_>, table: &Param, rows: &[u32], out: &mut [f32]) {
 
 /// `a *= b`
 fn multiply(exec: Exec<'_>, a: &mut [f32], b: &[f32]) {
-    exec.pool.chunks(a, 8192, |unit, a| {
-        for (a, b) in a.iter_mut().zip(&b[unit * 8192..]) {
+    exec.pool.chunks(a, 8192, |chunk, a| {
+        for (a, b) in a.iter_mut().zip(&b[chunk * 8192..]) {
             *a *= b;
         }
     });
