@@ -35,3 +35,8 @@ pub use quantizing::{
     output::{ALLOWED_KL, Measured, Output},
     rounding::Rounding,
 };
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

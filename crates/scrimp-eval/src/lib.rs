@@ -28,3 +28,8 @@ pub struct Progress {
     /// Perplexity over the scored tokens.
     pub ppl: f64,
 }
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

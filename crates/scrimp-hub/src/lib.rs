@@ -314,3 +314,8 @@ fn missing(path: &Path) -> Error {
     };
     Error::bad_input(format!("{text}: no such file or directory")).with_hint(hint)
 }
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -78,3 +78,8 @@ pub mod tokenizer;
 
 pub use error::{Category, Error, Hint, Result};
 pub use llm::{Chat, GenerateOptions, Llm};
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
