@@ -250,3 +250,13 @@ fn cache(config: &ModelConfig, format: KvFormat, limit: Option<usize>) -> Result
         rewind: REWIND_TOKENS,
     })?)
 }
+
+// Sessions move between threads; models are shared by them.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    const fn is_shared<T: Send + Sync + Clone>() {}
+    is_send::<Session>();
+    is_send::<Batch>();
+    is_shared::<Model>();
+    is_shared::<crate::Llm>();
+};
