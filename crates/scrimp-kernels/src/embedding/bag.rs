@@ -398,7 +398,7 @@ fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ah
             }
         }
         Indices::Given { indices, per_lookup, .. } => {
-            rows.prefetch(&indices[range.start * per_lookup..range.end * per_lookup])
+            rows.prefetch(&indices[range.start * per_lookup..range.end * per_lookup]);
         }
     }
 }
