@@ -11,7 +11,7 @@ use scrimp_kernels::{
         Sparse, StatsRequest, Storage, attend,
         storage::{bfloat16, packing::PACKINGS, storage},
     },
-    exec::Pool,
+    exec::{Pool, available_threads},
     mem::{Page, PageMemory},
 };
 use std::ops::Range;
@@ -196,8 +196,7 @@ fn bench_writes(format: Format) {
 
 fn main() {
     let mut args = std::env::args().skip(1);
-    let threads =
-        args.next().and_then(|a| a.parse().ok()).unwrap_or_else(scrimp_kernels::exec::available_threads);
+    let threads = args.next().and_then(|a| a.parse().ok()).unwrap_or_else(available_threads);
     let name = args.next().unwrap_or_else(|| "bf16".to_owned());
     let filter = args.next().unwrap_or_default();
     let part = args.next().unwrap_or_default();

@@ -84,8 +84,7 @@ impl Sparse {
         dropped: u16,
         rows: &[f32],
         page: &mut [u8],
-        first: impl Fn(usize) -> (usize, usize),
-        lane: impl Fn(usize) -> (usize, usize),
+        (first, lane): (impl Fn(usize) -> (usize, usize), impl Fn(usize) -> (usize, usize)),
     ) {
         let (dim, padded) = (g.head_dim, g.padded_dim());
         assert!(rows.len() == g.page_tokens * dim && Self::fits(g));
@@ -209,13 +208,13 @@ impl Packing for Sparse {
     fn pack_k(&self, g: PageGeometry, rows: &[f32], page: &mut [u8]) {
         let steps = g.padded_dim() / 2;
         let first = |step: usize| (step / steps * TILE, step % steps * 2);
-        self.pack(g, self.k, rows, page, first, |i| (i / 2, i % 2));
+        self.pack(g, self.k, rows, page, (first, |i| (i / 2, i % 2)));
     }
 
     fn pack_v(&self, g: PageGeometry, rows: &[f32], page: &mut [u8]) {
         let steps = g.page_tokens / 2;
         let first = |step: usize| (step % steps * 2, step / steps * TILE);
-        self.pack(g, self.v, rows, page, first, |i| (i % 2, i / 2));
+        self.pack(g, self.v, rows, page, (first, |i| (i % 2, i / 2)));
     }
 
     fn read_k(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]) {
