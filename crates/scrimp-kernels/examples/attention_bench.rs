@@ -1,7 +1,7 @@
 //! Speed of attention on shapes of real models: prefill in GFLOP/s, decode in GB/s of keys and values.
 //!
 //! `cargo run --release -p scrimp-kernels --example attention_bench [-- [threads] [format] [model] [prefill|decode]]`
-//! Best of several runs (with 1 thread: of its CPU time); `SCRIMP_TIER` chooses the tier.
+//! Best of several runs (with 1 thread: of its CPU time); `SCRIMP_TIER` chooses the SIMD level.
 #![allow(clippy::print_stdout)]
 
 use scrimp_kernels::{

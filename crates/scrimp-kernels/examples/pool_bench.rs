@@ -2,7 +2,7 @@
 //!
 //! Regions have one unit per thread. *Empty*: units that do nothing, back to back; a caller that does them all before
 //! another thread has noticed looks fast here. *Shared*: units of 10 microseconds, after 10 microseconds of work by the caller
-//! alone, about what a decode step looks like; reported is the time beyond the 10 that perfect sharing takes. On a busy
+//! alone, like the regions of a decode step; reported is the time beyond the 10 that perfect sharing takes. On a busy
 //! machine run it under `chrt -f 10`: threads that lose their core measure the scheduler.
 #![allow(clippy::print_stdout)]
 

@@ -32,8 +32,8 @@ pub(crate) trait BlockShape {
 
 /// 16-lane arithmetic of the attention kernels.
 ///
-/// An *element* is what a kernel broadcasts to all lanes in one step: a query's or a probability's part in it. It takes
-/// one `f32` slot of memory, but two for bf16 where the tier has no bf16 dot product (the pair, widened).
+/// An *element* is the operand that a kernel broadcasts to all lanes in one step, from a query or from probabilities. It takes
+/// one `f32` slot of memory, but two for bf16 where the level has no bf16 dot product (the pair, widened).
 pub(crate) trait AttentionSimd: Simd {
     /// `B` for the smallest block that covers `rows` query rows, or the largest block that the registers hold.
     fn row_block<B: BlockShape>(rows: usize) -> B::Output;
@@ -70,7 +70,7 @@ pub(crate) trait AttentionSimd: Simd {
     fn weights(self, pair: &RowPair) -> Self::Weights;
     /// `acc + weights[0] * a + weights[1] * b`, where [`AttentionSimd::store_rounded`] has written `a` and `b`.
     fn add_rounded(self, acc: Self::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights) -> Self::F;
-    /// The same for two tiles, whose probabilities stand side by side in `a` and `b` (in tiers with tile registers only).
+    /// The same for two tiles, whose probabilities stand side by side in `a` and `b` (in levels with tile registers only).
     #[inline(always)]
     fn add_rounded_line(
         self,
@@ -79,7 +79,7 @@ pub(crate) trait AttentionSimd: Simd {
         _b: &[f32; 16],
         _weights: Self::Weights,
     ) -> [Self::F; 2] {
-        unreachable!("no tile registers in this tier")
+        unreachable!("no tile registers in this level")
     }
 
     /// Writes a pair of bf16 values in element form into `to[..PAIR_SLOTS]`.

@@ -13,7 +13,7 @@ pub(crate) trait EmbeddingSimd: Simd {
     fn negate(self, x: Self::F, mask: u16) -> Self::F;
     /// Lanes 0 to 15 and 16 to 31.
     fn floats(self, x: Self::W) -> [Self::F; 2];
-    /// Stores past the caches, where the tier can and `to` starts at a cache line. [`EmbeddingSimd::fence`] must follow before
+    /// Stores past the caches, where the level can and `to` starts at a cache line. [`EmbeddingSimd::fence`] must follow before
     /// another thread reads.
     #[inline(always)]
     fn stream(self, x: Self::F, to: &mut [f32; 16]) {

@@ -201,7 +201,7 @@ mod tests {
     };
     use half::bf16;
 
-    /// Pages of noise, `[keys][dim]` as they are stored, and what was stored. Slots without a key are not numbers.
+    /// Pages of noise, and the stored numbers, `[keys][dim]`. Slots without a key are not numbers.
     fn pages(g: PageGeometry, keys: usize, seed: &mut u64) -> ([Vec<Vec<u8>>; 2], [Vec<f32>; 2]) {
         let storage: &dyn Storage = bfloat16::STORAGE;
         let rows: [Vec<f32>; 2] = std::array::from_fn(|_| {

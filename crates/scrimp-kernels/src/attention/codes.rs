@@ -9,7 +9,7 @@
 //!        o[d] += sum of p[t] vmin[t] + f sum over t of code[t][d] b[t]
 //! ```
 //! `a` and `b` have up to 16 bits, LIMIT being the most that cannot overflow an i32 sum, so next to nothing is lost against
-//! f32, and the integer sums have the same bits in every tier. Bytes are widened to 16 bits when they are loaded, and
+//! f32, and the integer sums have the same bits in every level. Bytes are widened to 16 bits when they are loaded, and
 //! multiplied in pairs (`vpdpwssd`, `vpmaddwd`).
 //!
 //! ```text
@@ -229,7 +229,7 @@ struct CodeRuns {
     blocks: usize,
     /// Factors, `[blocks][R][8 pairs]`.
     work: *const i32,
-    /// What is read after the runs, for prefetching; any address.
+    /// The bytes that are read after the runs, for prefetching; any address.
     ahead: *const u8,
 }
 

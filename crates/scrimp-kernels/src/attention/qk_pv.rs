@@ -68,7 +68,7 @@ pub(crate) struct QkArgs {
     pub(crate) q: *const f32,
     /// Scores, `[tiles][R][16]`.
     pub(crate) out: *mut f32,
-    /// What is read after the keys, for prefetching; any address.
+    /// The bytes that are read after the keys, for prefetching; any address.
     pub(crate) ahead: *const u8,
 }
 
@@ -140,14 +140,14 @@ pub(crate) struct PvArgs<'a> {
     pub(crate) p: *const f32,
     /// Outputs, `[blocks][R][16]`.
     pub(crate) acc: *mut f32,
-    /// What is read after the values, for prefetching; any address.
+    /// The bytes that are read after the values, for prefetching; any address.
     pub(crate) ahead: *const u8,
 }
 
 /// Adds values, weighed by `p`, to the outputs of `R` rows, page after page, `D` blocks at a time.
 ///
 /// # Safety
-/// A page has `blocks` blocks, `block_bytes` apart, with the steps of its tiles; `p` is what [`exp_sum`] wrote for all of
+/// A page has `blocks` blocks, `block_bytes` apart, with the steps of its tiles; [`exp_sum`] has written `p` for all of
 /// them, `acc` has `blocks * R * 16` floats; pages are aligned to 4.
 #[inline(always)]
 pub(crate) unsafe fn pv<S: AttentionSimd, F: Format, const R: usize, const D: usize>(s: S, a: PvArgs<'_>) {
@@ -220,7 +220,7 @@ impl<S: AttentionSimd, F: Format, const R: usize> Strip<S> for PvStrip<F, R> {
     }
 }
 
-/// Scores and what is done to them before the softmax.
+/// Scores, and their scale, cap and bias.
 #[derive(Clone, Copy)]
 pub(crate) struct FinishArgs {
     /// `[tiles][R][16]`.

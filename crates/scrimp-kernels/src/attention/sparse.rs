@@ -2,7 +2,7 @@
 //!
 //! A step's kept elements are loaded as they stand, one after the other, and spread to their lanes by the step's bitmap
 //! (`vpexpandw`; in AVX2 a shuffle for each byte of the bitmap); then all is as with bf16 pages. Queries and probabilities
-//! come in the form that those take. Loads run up to 64 bytes past what is kept, which the page has room for.
+//! come in the form that those take. Loads run up to 64 bytes past the last kept element, which the page has room for.
 //!
 //! A page's center adds the same to all scores of a row, `q . center`, and to outputs the sum of the row's probabilities times
 //! the center: once per page.
@@ -66,7 +66,7 @@ impl Cursor {
     }
 }
 
-/// Prefetches what comes before the values of the page that is read next.
+/// Prefetches the header of the page that is read next: all bytes before its values.
 #[inline(always)]
 fn prefetch_header(a: &PackedPage) {
     for line in (0..a.values).step_by(64) {

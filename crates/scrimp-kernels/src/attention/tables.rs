@@ -59,7 +59,7 @@ pub(crate) struct Kernels {
     /// The smallest block that covers so many rows, or the largest.
     pub(crate) row_kernels: fn(usize) -> RowKernels,
     pub(crate) add_columns: unsafe fn(ColumnArgs<'_>),
-    /// Likewise, with maxima in the place of sums.
+    /// Likewise, with maxima instead of sums.
     pub(crate) max_columns: unsafe fn(ColumnArgs<'_>),
     /// Writes a query as elements.
     pub(crate) elements: fn(&[f32], ElementPlace, &mut [f32]),

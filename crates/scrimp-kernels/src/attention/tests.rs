@@ -1,4 +1,4 @@
-//! Every tier and format against attention in f64, on odd shapes.
+//! Every level and format against attention in f64, on odd shapes.
 
 use super::{
     qk_pv::ExpSumArgs,
@@ -103,7 +103,7 @@ struct Shape {
     softcap: Option<f32>,
 }
 
-/// Packs keys and values, and replaces them by what is read back.
+/// Packs keys and values, and replaces them by the numbers that are read.
 fn pack_page(packing: &dyn Packing, g: PageGeometry, pages: [&mut [u8]; 2], rows: [&mut [Vec<f32>]; 2]) {
     let ([k_page, v_page], [k, v]) = (pages, rows);
     packing.pack_k(g, &k.concat(), k_page);
@@ -114,7 +114,7 @@ fn pack_page(packing: &dyn Packing, g: PageGeometry, pages: [&mut [u8]; 2], rows
     }
 }
 
-/// Writes keys and values row by row, and replaces them by what is read back.
+/// Writes keys and values row by row, and replaces them by the numbers that are read.
 fn write_page(storage: &dyn Storage, g: PageGeometry, pages: [&mut [u8]; 2], rows: [&mut [Vec<f32>]; 2]) {
     let ([k_page, v_page], [k, v]) = (pages, rows);
     for (slot, (k, v)) in k.iter_mut().zip(v).enumerate() {

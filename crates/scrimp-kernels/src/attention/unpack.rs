@@ -1,6 +1,6 @@
 //! Packed pages of codes ([`integer`](super::storage::integer)) as bf16 pages, for kernels that read no others.
 //!
-//! Codes stand in the order of bf16 elements, and the two elements of a pair have a minimum and a scale each: those of two dims in
+//! Codes are in the order of bf16 elements, and the two elements of a pair have a minimum and a scale each: those of two dims in
 //! a page of keys, of two tokens in a page of values. So both are the same: `runs` runs (tiles of keys, or blocks of dims) of
 //! `n / 2` steps, and step `i` has the numbers `2 i` and `2 i + 1` of the header.
 

@@ -209,7 +209,7 @@ impl Gradients {
         self.shares.iter().flat_map(|share| &share.touched)
     }
 
-    /// Adds up the gradients of a batch in a table of `len` values in rows of `block_dim`, for somebody else to apply: the rows that it
+    /// Adds up the gradients of a batch in a table of `len` values in rows of `block_dim`, for another optimizer: the rows that it
     /// touched, each once, go to the front of `rows`, and their gradients to the front of `values`. Returns their number, or `None`
     /// where they do not fit.
     ///

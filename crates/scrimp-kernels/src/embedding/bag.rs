@@ -1,6 +1,6 @@
 //! Embedding bags: lookups of many ids in parallel, hash, gather, sum and scale in one pass.
 //!
-//! Rows of lookup `l + AHEAD` are asked for before those of lookup `l` are added up, so cache misses overlap.
+//! Rows of lookup `l + AHEAD` are prefetched before those of lookup `l` are added up, so cache misses overlap.
 
 use super::{
     gather::Rows,
@@ -204,14 +204,14 @@ pub struct Batch<'a> {
     pub num_hashes: usize,
     /// What the sum is multiplied with.
     pub scales: Scales<'a>,
-    /// What is added up into one output.
+    /// The lookups that are added up into one output.
     pub bags: Bags<'a>,
     /// Keep what the output holds and add to it.
     pub add: bool,
 }
 
 impl<'a> Batch<'a> {
-    /// The sums of given rows as they are: `per_lookup` of them for each lookup, `num_hashes` for each block, every lookup an output.
+    /// Plain sums of given rows: `per_lookup` of them for each lookup, `num_hashes` for each block, every lookup an output.
     pub fn given(table: Table<'a>, indices: &'a [u32], per_lookup: usize, num_hashes: usize) -> Self {
         Self {
             table,
@@ -299,7 +299,7 @@ impl<T: Stored> Kernel for Forward<'_, T> {
     }
 }
 
-/// What is known of some lookups before their rows arrive.
+/// Indices and signs of some lookups whose rows are being loaded.
 struct Ahead {
     indices: [u32; AHEAD_INDICES],
     signs: [u64; AHEAD],
@@ -375,7 +375,7 @@ impl<T: Stored> Forward<'_, T> {
     }
 }
 
-/// Finds the rows of some lookups and asks for them.
+/// Finds the rows of some lookups and prefetches them.
 #[inline(always)]
 fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ahead: &mut Ahead) {
     match batch.indices {

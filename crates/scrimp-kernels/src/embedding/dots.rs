@@ -1,4 +1,4 @@
-//! Products of rows with the gradients of what they were added up into.
+//! Products of rows with the gradients of their outputs.
 
 use super::{
     backward::Backward,

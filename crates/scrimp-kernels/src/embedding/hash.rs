@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The mixing is that of wyhash (Wang Yi, public domain). Double hashing makes the indices of one id independent in pairs,
-//! which is what a Bloom filter needs (Kirsch and Mitzenmacher, "Less hashing, same performance", 2006). The functions are
+//! as a Bloom filter needs it (Kirsch and Mitzenmacher, "Less hashing, same performance", 2006). The functions are
 //! part of the model file's format: they never change under their name.
 
 pub(super) const P: [u64; 4] =
@@ -107,7 +107,7 @@ mod tests {
         assert!(seen.iter().all(|&n| n.abs_diff(4000) < 320), "{seen:?}");
     }
 
-    /// Signs are fair coins, whichever row an id has and whichever two of its signs are looked at.
+    /// Signs are fair coins, independent of the row of an id and pairwise of each other.
     #[test]
     fn signs_are_independent() {
         let (range, n) = (RowRange { base: 0, rows: 2 }, 20_000_u32);

@@ -6,7 +6,7 @@
 //! ring         | l | l + 1 | ...        | l + DISTANCE |          indices that are known, by l mod RING
 //! ```
 //!
-//! Rows are asked for one lookup at a time: a core can wait for 16 lines at once, so asking for those of many lookups in one go would
+//! Rows are prefetched one lookup at a time: a core can wait for 16 lines at once, so prefetching those of many lookups at once would
 //! stop it until the first have come. What bounds a batch whose outputs leave the cache is not the table but the outputs: 512 bytes for
 //! each lookup of 128 values, while four rows of 128 bytes come from a cache.
 
@@ -69,7 +69,7 @@ impl<T: Stored> Kernel for Ring<'_, T> {
     }
 }
 
-/// What is known of the lookups ahead.
+/// Indices and signs of the lookups whose rows are being loaded.
 struct Known<const MOST: usize> {
     indices: [[u32; MOST]; RING],
     signs: [u64; RING],
@@ -145,7 +145,7 @@ impl<T: Stored> Ring<'_, T> {
     }
 }
 
-/// Finds the rows of lookup `l` of `feature` and asks for them; goes on to the next feature.
+/// Finds the rows of lookup `l` of `feature` and prefetches them; `feature` becomes the next one.
 #[inline(always)]
 fn ask<T: Stored, const PER: usize, const MOST: usize>(
     batch: &Batch<'_>,

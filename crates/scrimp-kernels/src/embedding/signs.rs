@@ -1,7 +1,7 @@
 //! Signs of a lookup's values: one hashed bit for each eight neighboring values.
 //!
-//! Two ids that share values of a table then disturb each other with either sign in each eight of them, so that what they do to each
-//! other cancels in sums over many ids (the sign of a count sketch: Charikar, Chen and Farach-Colton, 2002). With one sign for
+//! Two ids that share values of a table then disturb each other with either sign in each eight of them, so that their effects on each
+//! other cancel in sums over many ids (the sign of a count sketch: Charikar, Chen and Farach-Colton, 2002). With one sign for
 //! a whole row, an overlapping row meets the same few other ids in all of its values.
 
 use super::hash::{P, mum};

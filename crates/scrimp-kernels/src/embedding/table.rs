@@ -6,7 +6,7 @@
 //!            | row 1 ..... |
 //! ```
 //!
-//! int8 and int4 values have one scale for the whole table: sums of rows stay integers, exact in any order and tier.
+//! int8 and int4 values have one scale for the whole table: sums of rows stay integers, exact in any order and level.
 //! The halves of a byte of int4 are `len / 2` values apart ([`Int4`]), so that a row is neighboring bytes wherever it begins.
 
 use super::gather::Rows;
@@ -133,7 +133,7 @@ impl Values<'_> {
 /// Rows of `block_dim` values, one every `stride` values.
 #[derive(Debug, Clone, Copy)]
 pub struct Table<'a> {
-    /// What is stored.
+    /// The stored values.
     pub values: Values<'a>,
     /// Values of a row.
     pub block_dim: usize,

@@ -1,4 +1,4 @@
-//! Every tier against the scalar one, bit by bit, and the scalar one against sums that are written down here.
+//! Every level against the scalar one, bit by bit, and the scalar one against sums that are written down here.
 
 use super::{hash::row, signs::of_hash, *};
 use crate::{
@@ -226,7 +226,7 @@ fn check_forward(case: &Case, floats: &[f32], plain: &Plain<'_>, batches: &[Batc
     }
 }
 
-/// SGD with learning rate 1 subtracts exactly the summed gradient; more threads and other tiers change no bit.
+/// SGD with learning rate 1 subtracts exactly the summed gradient; more threads and other levels change no bit.
 fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
     let Case { block_dim, blocks, samples, features, .. } = *case;
     let dim = blocks * block_dim;
@@ -284,7 +284,7 @@ fn backward(case: &Case, values: &[f32], batch: &Backward<'_>, stride: usize) {
             }
             match &reference {
                 None => reference = Some(trained),
-                // The mean of squares of a row is the one sum that a tier may reorder.
+                // The mean of squares of a row is the one sum that a level may reorder.
                 Some(reference) => assert!(*reference == trained, "{optimizer:?} {threads} {level}"),
             }
         }

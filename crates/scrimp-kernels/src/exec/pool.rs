@@ -227,7 +227,7 @@ impl Pool {
     }
 }
 
-/// Calls `body` with the tasks that `worker` gets. What it panics with goes to `panic`.
+/// Calls `body` with the tasks that `worker` gets. Its panic is stored in `panic`.
 pub(super) fn take_tasks(chunks: &Chunks, tasks: usize, body: &Body<'_>, worker: usize, panic: &Panic) {
     if let Err(with) = catch_unwind(AssertUnwindSafe(|| body(chunks.tasks(tasks, worker), worker))) {
         *panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(with);

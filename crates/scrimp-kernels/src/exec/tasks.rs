@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Consecutive tasks keep the hardware's prefetchers in one stream; tasks that alternate between threads would start a new one
-//! each time. A thread has the same chunk in every region, so it finds what it has written in one region in its own caches in
+//! each time. A thread has the same chunk in every region, so its results of one region are in its own caches in
 //! the next. (A line that another core has written takes 30 ns with a shared cache and 170 ns without; if tasks go to the first
 //! thread that is free, a prompt's linear layers lose a tenth to nearly half of their speed.)
 

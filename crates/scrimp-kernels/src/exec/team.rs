@@ -1,6 +1,6 @@
 //! Threads that another library started, as those of a [`Pool`](super::Pool).
 //!
-//! A process that runs two thread pools on the same cores loses most of one: whoever waits for its next region spins on a core
+//! A process that runs two thread pools on the same cores loses most of one: a thread that waits for its next region spins on a core
 //! that the other needs. OpenMP's threads spin for milliseconds, so kernels that are called between an OpenMP program's own
 //! regions (layers of a PyTorch model) borrow its threads instead.
 
@@ -76,7 +76,7 @@ impl Team {
     }
 }
 
-/// What each thread does: takes tasks until none is left. Panics stay inside.
+/// The function that each thread runs: takes tasks until none is left. Panics stay inside.
 unsafe extern "C" fn work(data: *mut c_void) {
     // SAFETY: `run` passes a region that is alive until all threads have left.
     let region = unsafe { &*data.cast::<Region<'_>>() };

@@ -9,8 +9,8 @@
 //! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token. For AMX, these are stored
 //! in AMX tiles, and the other forms change with the size of the batch: see [`ActivationLayout`].
 //!
-//! Numeric contract (every tier, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
-//! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
+//! Numeric contract (every level, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
+//! A group that holds a NaN or an infinity has the scale NaN, and exactly its products are NaN. A group whose
 //! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
 
 use super::{
@@ -148,7 +148,7 @@ impl Activations {
         self.fill_as(exec, shape, amx, fill);
     }
 
-    /// [`Activations::fill`] for AMX kernels if `amx`, whatever the level.
+    /// [`Activations::fill`] for AMX kernels if `amx`, in any level.
     pub(crate) fn fill_as(
         &mut self,
         exec: Exec<'_>,

@@ -1,4 +1,4 @@
-//! Batches of a few tokens of weights in blocks (GGUF's formats and `int4`) with AMX, bit for bit what the other tiers compute.
+//! Batches of a few tokens of weights in blocks (GGUF's formats and `int4`) with AMX, bit for bit what the other levels compute.
 //!
 //! ```text
 //! A (2 tiles)   8, 12 or 16 tokens × 32 signed bytes     the quants of a group, where they lie (rows 48 bytes apart)

@@ -1,5 +1,5 @@
 //! Few tokens of weights in blocks over tile registers (the CPU's, the emulator's, and plain Rust), bit for bit against the
-//! scalar tier without them.
+//! scalar level without them.
 
 use super::{
     Activations, Linear, LinearScratch, Matrix,

@@ -17,7 +17,7 @@
 //! ([`ThreadTiles`](super::ThreadTiles)); A and C have as many rows as a block has tokens, so small batches waste no work. Up to 4 tokens stay with
 //! AVX-512, which reads the weights as fast as memory gives them.
 //!
-//! `int8` gives the bits of every other tier. `bf16` sums differ by rounding: `tdpbf16ps` adds even and odd columns of a
+//! `int8` gives the bits of every other level. `bf16` sums differ by rounding: `tdpbf16ps` adds even and odd columns of a
 //! step apart, and flushes denormals (Intel SDM, volume 2, `TDPBF16PS`).
 
 use super::{
@@ -87,12 +87,12 @@ impl<S: Simd> Source<S> for Whole {
     }
 }
 
-/// Sparse steps, expanded into a panel or into two buffers in turn.
+/// Sparse steps, expanded into a panel or into two alternating buffers.
 struct Expanded<W> {
     steps: W,
     to: *mut [u8; 64],
     at: usize,
-    /// What remains of `at`.
+    /// Applied to `at`: wraps around in two buffers, or keeps all steps.
     mask: usize,
 }
 

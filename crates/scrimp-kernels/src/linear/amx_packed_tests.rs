@@ -1,4 +1,4 @@
-//! The compiled AMX kernels, executed by the CPU or by the emulator, against the other tiers; the emulator against the
+//! The compiled AMX kernels, executed by the CPU or by the emulator, against the other levels; the emulator against the
 //! manual.
 
 use super::{Activations, Linear, LinearScratch, Matrix, amx_packed::*, linear};
@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 /// Counts of executed instructions are of one test at a time.
 pub(super) static ONE: Mutex<()> = Mutex::new(());
 
-/// A tier whose tile instructions are executed by somebody; `None`, said aloud, where AVX-512 is missing.
+/// A level whose tile instructions the CPU or the emulator executes; `None`, with a message, without AVX-512.
 pub(super) fn amx() -> Option<(SimdLevel, bool)> {
     if let Some(level) = SimdLevel::amx() {
         return Some((level, true));

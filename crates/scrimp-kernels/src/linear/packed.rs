@@ -10,9 +10,9 @@
 //! is expanded once into a panel, which all tokens pass by.
 //!
 //! `bf16` sums are f32 in column order, in [`Simd::BF16_CHAINS`] interleaved chains of steps that are added at the end, so a
-//! token's result does not depend on the batch (but with AMX on whether it is one of few); tiers differ by rounding
+//! token's result does not depend on the batch (but with AMX on whether it is one of few); levels differ by rounding
 //! (AVX-512's `vdpbf16ps` flushes denormals and adds the second product first), within 2^-20 of the sum of magnitudes for
-//! 4096 columns. Integer formats give the same bits in every tier, and sparse formats those of their dense counterparts.
+//! 4096 columns. Integer formats give the same bits in every level, and sparse formats those of their dense counterparts.
 
 use super::{
     ThreadTiles,
@@ -229,7 +229,7 @@ trait Groups<S: Simd> {
 /// Whole groups.
 #[derive(Clone, Copy)]
 pub(super) struct DenseGroups(*const int4::Block);
-/// Groups of `sparse-int4`: what is known of them, the values of even groups and those of odd ones.
+/// Groups of `sparse-int4`: their indexes, the values of even groups, and the values of odd groups.
 #[derive(Clone, Copy)]
 struct SparseGroups(*const int4::Index, *const u8, *const u8);
 
@@ -343,7 +343,7 @@ impl super::amx_bf16::Rows for InTurn {
     }
 }
 
-/// Whether the tier adds up products in 32 bits.
+/// Whether the level adds up products in 32 bits.
 const fn wide<S: Simd>() -> bool {
     S::ACCUMULATOR_MAX > i16::MAX as usize
 }
@@ -537,7 +537,7 @@ impl<'a> PackedTask<'a> {
         Tile { layout: self.layout, data: self.data, tile }
     }
 
-    /// Expands tiles into the panel as far as it reaches; returns the tiles and what one takes.
+    /// Expands tiles into the panel as far as it reaches; returns the expanded tiles, and the [`PanelGroup`]s of one.
     #[inline(always)]
     pub(super) fn expand<S: Simd>(&mut self, s: S, tiles: Range<usize>) -> (Range<usize>, usize) {
         let per_tile = panel_groups(self.layout);

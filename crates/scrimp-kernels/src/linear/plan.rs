@@ -46,7 +46,7 @@ pub(crate) enum ActivationLayout {
     Amx { tile: usize, rows: usize },
     /// As [`ActivationLayout::Amx`], and the 8-bit groups are one token tile as wide as an AMX tile: int8 AMX reads them.
     AmxInt8 { tile: usize, rows: usize },
-    /// As [`ActivationLayout::Amx`], and weights of block formats are dequantized: bf16 AMX reads the pairs in the place of 8-bit
+    /// As [`ActivationLayout::Amx`], and weights of block formats are dequantized: bf16 AMX reads the pairs instead of 8-bit
     /// groups.
     AmxBf16 { tile: usize, rows: usize },
 }
@@ -105,7 +105,7 @@ impl ActivationLayout {
 pub(crate) enum Engine {
     /// Vector instructions.
     Vectors,
-    /// `bf16` or `int8` weights are loaded into AMX tiles as they are, or expanded.
+    /// `bf16` or `int8` weights are loaded into AMX tiles directly, or expanded.
     AmxPacked,
     /// Groups of a block format are multiplied as integers in AMX tiles.
     AmxInt8,
@@ -143,12 +143,12 @@ pub(crate) struct RegionPlan {
     layout: ActivationLayout,
     n_tokens: usize,
     cols: usize,
-    /// Weights are unpacked in registers or in the first-level cache, so the work is what they take in memory.
+    /// Weights are unpacked in registers or in the first-level cache, so their bytes measure the work.
     decode: bool,
     /// Block formats take small-batch gemm.
     pub(crate) small_batch: bool,
-    /// Blocks that the tokens are cut into. Then what a thread has written of the activations and results of its tokens stays in its
-    /// caches from one layer to the next, and only weights, which nobody writes, are read by all.
+    /// Blocks that the tokens are cut into. The activations and results of a token then stay in one
+    /// thread's caches from one layer to the next, and threads share only the weights, which are never written.
     pub(crate) token_blocks: usize,
     task_bytes: usize,
 }

@@ -1,7 +1,7 @@
 //! Large blocks of memory on huge pages, for weights that are streamed once per token.
 //!
 //! With 4 KiB pages a core spends a noticeable part of a streaming read on address translation; 2 MiB pages raise the
-//! bandwidth by a fifth to a third. They are asked for with `madvise`, and where the system has none to give, ordinary pages serve.
+//! bandwidth by a fifth to a third. `madvise` requests them; the system falls back to ordinary pages.
 
 use super::mapping::Mapping;
 use std::{ops::Deref, ops::DerefMut, ptr::NonNull, sync::Arc};
@@ -13,7 +13,7 @@ const ALIGN: usize = 128;
 #[derive(Debug)]
 pub struct Arena {
     mapping: Arc<Mapping>,
-    /// Offset of the first byte that may be handed out.
+    /// Offset of the first free byte.
     next: usize,
     end: usize,
 }

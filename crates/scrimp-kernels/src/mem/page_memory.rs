@@ -28,7 +28,7 @@ pub enum PageError {
     },
     /// The system gave no more memory.
     OutOfMemory {
-        /// Bytes that were asked for.
+        /// The requested bytes.
         bytes: usize,
     },
 }

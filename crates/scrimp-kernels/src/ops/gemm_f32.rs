@@ -6,7 +6,7 @@
 //!
 //! B is first copied into panels (`NR` columns, step by step of k), and so is A (`MR` rows) unless its rows lie in memory one after
 //! another, so that the inner loop reads memory in order; a tile of `MR x NR` sums stays in registers for [`STEPS`] of k. Every
-//! sum is one chain in the order of k: the same bits for every tier and number of threads. Bound by arithmetic.
+//! sum is one chain in the order of k: the same bits for every level and number of threads. Bound by arithmetic.
 
 use crate::{
     arch::{Kernel, Level, Scalar, Simd},
@@ -77,7 +77,7 @@ pub struct Product<'a> {
     pub a: View<'a>,
     /// `[k, n]`
     pub b: View<'a>,
-    /// What sums start from, and what is done to them.
+    /// The start of the sums, and the activation.
     pub start: Start<'a>,
     /// `[m, n]`, one row after another.
     pub c: &'a mut [f32],

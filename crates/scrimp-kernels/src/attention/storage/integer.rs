@@ -10,10 +10,10 @@
 //!   V page: [T] vmin, [T] vscale (bf16)      then codes        T: page_tokens
 //! ```
 //!
-//! Codes stand in the order of bf16 elements (see [`storage`](super)), a byte each in `int8`. In `int4` two neighboring
+//! Codes are in the order of bf16 elements (see [`storage`](super)), a byte each in `int8`. In `int4` two neighboring
 //! steps share 32 bytes, the first in the low halves of the bytes.
 //!
-//! The minimum is rounded down to bf16 and the scale up, so that codes reach every number: what is read differs by at
+//! The minimum is rounded down to bf16 and the scale up, so that codes reach every number: a number that is read differs by at
 //! most half a scale. A channel or token with a number that is not finite is NaN as a whole.
 
 use super::{PageGeometry, TILE, packing::Packing};
@@ -210,7 +210,7 @@ mod tests {
         [k, v]
     }
 
-    /// What is read differs by half a scale at most, the scale being that of the numbers that share it.
+    /// A number that is read differs by half a scale at most, the scale being that of the numbers that share it.
     fn check(packing: &dyn Packing, g: PageGeometry, rows: &[f32], steps: f32) {
         let [k, v] = pack(packing, g, rows);
         let dim = g.head_dim;

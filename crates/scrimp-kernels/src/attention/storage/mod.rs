@@ -105,7 +105,7 @@ pub fn storage(name: &str) -> Option<&'static dyn Storage> {
     STORAGES.into_iter().find(|s| s.name() == name)
 }
 
-/// An element type that is stored as it is.
+/// An element type that is stored without a scale.
 pub(crate) trait Element: Send + Sync + std::fmt::Debug {
     type Bits: Pod + Default;
     const NAME: &'static str;

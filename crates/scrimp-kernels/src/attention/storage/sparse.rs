@@ -6,11 +6,11 @@
 //!       center   [D] bf16       mean of each dim over the tokens of the page
 //!       values   [kept] bf16    what is kept, less the center, in the order of the bits
 //! ```
-//! The center (ours) is what dropped elements are read as, and what magnitudes are measured from: keys have dims whose mean is far
+//! A dropped element is read as the center (ours), and magnitudes are distances from it: keys have dims whose mean is far
 //! from zero, and dims that RoPE turns slowly are nearly the same for neighbors.
 //!
 //! each part padded to a multiple of 64 bytes, and 64 bytes behind the values, so that kernels may load whole vectors. Steps
-//! of 32 elements, and units of 8 steps, stand in the order of bf16 pages (see [`storage`](super)). Every token keeps as
+//! of 32 elements, and units of 8 steps, are in the order of bf16 pages (see [`storage`](super)). Every token keeps as
 //! many elements: those of the largest magnitude, of equal ones the first. So all pages have one size.
 //!
 //! With 64 tokens to a page, sparsity `s` takes `16 (1 - s) + 1 + 5/16` bits for each element.
@@ -18,7 +18,7 @@
 use super::{PageGeometry, TILE, packing::Packing};
 use half::bf16;
 
-/// What is kept of keys and of values.
+/// The shares of keys and of values that are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sparse {
     /// Thousandths of the elements of keys that are dropped.
@@ -150,7 +150,7 @@ impl Sparse {
     }
 }
 
-/// Means of the dims of `rows`; 0 where that is no number, so that an element that is none spoils no other.
+/// Means of the dims of `rows`; 0 for a mean that is not finite, so that one such element affects no other.
 fn center(rows: &[f32], dim: usize) -> Vec<bf16> {
     let mut sums = vec![0.0_f32; dim];
     for row in rows.chunks_exact(dim) {

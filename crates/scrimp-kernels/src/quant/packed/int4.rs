@@ -24,7 +24,7 @@ pub(crate) struct Block {
     q: [[u8; 64]; 4],
 }
 
-/// What is known of a sparse group before its values.
+/// Scales and bitmap of a sparse group.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Index {
@@ -67,7 +67,7 @@ pub(crate) unsafe fn sparse<S: Simd, const HIGH: bool>(
 
 /// Adds a sparse group's products with one token to `acc`, expanding and multiplying a step at a time; returns where the
 /// values end. Values in `HIGH` halves stay there, and count 16 times until the sum is complete, which costs nothing and
-/// saves two instructions a step. For tiers whose sums are 32 bits wide.
+/// saves two instructions a step. For levels whose sums are 32 bits wide.
 ///
 /// # Safety
 /// As for [`sparse`].

@@ -1,9 +1,9 @@
 //! Formats of scrimp's own files: `bf16`, `int8`, `int4`, and the same with holes (SparAMX, arXiv 2502.12444).
 //!
 //! A matrix is one run of bytes in the order in which kernels walk it: tiles of 16 rows, in each tile *steps* of 2 (bf16)
-//! or 4 (int8, int4) neighboring columns. A step is what one vector register holds, `[16 rows][2 or 4 columns]`, which
-//! is the operand of `vdpbf16ps` and `vpdpbusd`, and a row of a B tile of AMX. The same order serves every tier, and goes
-//! to disk as it is.
+//! or 4 (int8, int4) neighboring columns. A step is the content of one vector register, `[16 rows][2 or 4 columns]`, which
+//! is the operand of `vdpbf16ps` and `vpdpbusd`, and a row of a B tile of AMX. The same order serves every level, and goes
+//! to disk unchanged.
 //!
 //! ```text
 //! bf16          values[tiles][steps][16][2] u16
@@ -196,7 +196,7 @@ impl FromStr for WeightFormat {
     }
 }
 
-/// Weights that cannot be packed, or packed bytes that are damaged; says what is wrong.
+/// Weights that cannot be packed, or packed bytes that are damaged, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FormatError(pub(crate) String);
 
