@@ -3,8 +3,8 @@
 //! ```text
 //! arch < exec, mem < quant < linear, attention, embedding, ops
 //! ```
-//! Folders of one layer do not import each other. The test reads the paths `crate::...` and `super::...` of every source file,
-//! those of tests included.
+//! Folders of one layer do not import each other. The test reads the paths `crate::...` and `super::...` of every
+//! source file, those of tests included.
 
 use std::{
     collections::BTreeSet,

@@ -4,8 +4,8 @@ use std::{fmt, str::FromStr};
 
 /// A set of CPU features that kernels are compiled for.
 ///
-/// A value other than [`SimdLevel::SCALAR`] can only be had through [`SimdLevel::detect`] and friends, which check the CPU:
-/// holding one is the proof that its instructions may be executed. The flag says that AMX may be used too.
+/// A value other than [`SimdLevel::SCALAR`] can only be had through [`SimdLevel::detect`] and friends, which check the
+/// CPU: holding one is the proof that its instructions may be executed. The flag says that AMX may be used too.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SimdLevel(Kind, bool);
 

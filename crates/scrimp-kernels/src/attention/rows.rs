@@ -169,8 +169,8 @@ enum Contents {
 }
 
 impl PackedScratch<'_> {
-    /// A page of `n` minima and scales and `runs` runs as kernels `k` read it: a packed one that they cannot read is unpacked
-    /// into place `at`.
+    /// A page of `n` minima and scales and `runs` runs as kernels `k` read it: a packed one that they cannot read is
+    /// unpacked into place `at`.
     fn readable(
         &mut self,
         k: &Kernels,
@@ -441,9 +441,9 @@ impl BlockTask<'_> {
                             out: out.as_mut_ptr(),
                             ahead: ahead.wrapping_add(tile * tile_bytes),
                         };
-                        // SAFETY: `check_page` has compared the page with its size, and `pages` stays inside a page, so it
-                        // holds tiles `tile..tile + tiles`; `q` and `out` were cut to the kernel's lengths; the table is
-                        // that of `self.level`, whose features the CPU has.
+                        // SAFETY: `check_page` has compared the page with its size, and `pages` stays inside a page, so
+                        // it holds tiles `tile..tile + tiles`; `q` and `out` were cut to the kernel's lengths; the
+                        // table is that of `self.level`, whose features the CPU has.
                         unsafe { (block.kernels.qk)(args) }
                     }
                     Some(kind) => {
@@ -524,7 +524,8 @@ impl BlockTask<'_> {
         }
     }
 
-    /// Adds the values of `keys`, weighed by their probabilities, to the outputs, and the probabilities to `adder`'s columns.
+    /// Adds the values of `keys`, weighed by their probabilities, to the outputs, and the probabilities to `adder`'s
+    /// columns.
     fn add_values(
         &self,
         keys: &Range<usize>,
@@ -572,9 +573,9 @@ impl BlockTask<'_> {
                             acc,
                             ahead: ahead.wrapping_add(offset),
                         };
-                        // SAFETY: `check_page` has compared all pages of the run with their size, and `pages` stays inside
-                        // a page; the probabilities of `run_tiles` tiles start at `p`, and `acc` was cut to the kernel's
-                        // length; the table is that of `self.level`, whose features the CPU has.
+                        // SAFETY: `check_page` has compared all pages of the run with their size, and `pages` stays
+                        // inside a page; the probabilities of `run_tiles` tiles start at `p`, and `acc` was cut to the
+                        // kernel's length; the table is that of `self.level`, whose features the CPU has.
                         unsafe { (block.kernels.pv)(args) }
                     }
                     Some(kind) => {

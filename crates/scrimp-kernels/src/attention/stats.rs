@@ -1,4 +1,5 @@
-//! Accumulated attention scores: the attention that each key received, summed over queries. Eviction policies read them.
+//! Accumulated attention scores: the attention that each key received, summed over queries. Eviction policies read
+//! them.
 
 use super::{AttentionArgs, storage::TILE};
 use crate::exec::Pool;
@@ -15,8 +16,8 @@ pub struct StatsRequest {
     pub last: bool,
     /// The maximum over the queries of this call and of earlier ones.
     pub peak: bool,
-    /// One row for each KV head, the mean over its query heads (of peaks the largest), instead of one for each query head: a third of
-    /// the rows or less to add to.
+    /// One row for each KV head, the mean over its query heads (of peaks the largest), instead of one for each query
+    /// head: a third of the rows or less to add to.
     pub per_kv_head: bool,
 }
 
@@ -66,7 +67,8 @@ pub struct ColumnStats {
 }
 
 impl ColumnStats {
-    /// How many rows of sums there are: one for each query head, or for each KV head. `None` where nothing was added yet.
+    /// How many rows of sums there are: one for each query head, or for each KV head. `None` where nothing was added
+    /// yet.
     pub fn rows(&self) -> Option<usize> {
         [&self.sum, &self.recent, &self.last, &self.peak].map(Vec::len).into_iter().find(|&n| n > 0)
     }

@@ -4,9 +4,10 @@
 //! G[row(p)] += w(p) scale(l, b) * signs(l) * grad[bag(l)][b * block_dim ..][..block_dim]     for all indices p of lookup l
 //! ```
 //!
-//! Every thread owns some rows, picks the indices that hit them out of the whole batch, adds up their gradients in the order of
-//! the lookups and updates the rows. Nothing is shared and no order depends on the number of threads: the result is
-//! the same for any. Sums live in slots, one for each row that the batch touches, so memory is bounded by the batch.
+//! Every thread owns some rows, picks the indices that hit them out of the whole batch, adds up their gradients in the
+//! order of the lookups and updates the rows. Nothing is shared and no order depends on the number of threads: the
+//! result is the same for any. Sums live in slots, one for each row that the batch touches, so memory is bounded by the
+//! batch.
 
 use super::{
     bag::Bags,
@@ -209,9 +210,9 @@ impl Gradients {
         self.shares.iter().flat_map(|share| &share.touched)
     }
 
-    /// Adds up the gradients of a batch in a table of `len` values in rows of `block_dim`, for another optimizer: the rows that it
-    /// touched, each once, go to the front of `rows`, and their gradients to the front of `values`. Returns their number, or `None`
-    /// where they do not fit.
+    /// Adds up the gradients of a batch in a table of `len` values in rows of `block_dim`, for another optimizer: the
+    /// rows that it touched, each once, go to the front of `rows`, and their gradients to the front of `values`.
+    /// Returns their number, or `None` where they do not fit.
     ///
     /// # Panics
     /// When sizes do not fit each other, or an index lies outside the table.
@@ -253,7 +254,8 @@ impl Gradients {
         let slot_of = DisjointSliceMut::new(&mut self.slot_of);
         pool.chunks(&mut self.shares, 1, |owner, share| {
             let share = &mut share[0];
-            // A row that overlaps lies in two blocks, and is wanted by one thread the more often, the longer a thread's parts are.
+            // A row that overlaps lies in two blocks, and is wanted by one thread the more often, the longer a thread's
+            // parts are.
             let together = if stride == block_dim { 0 } else { 3 };
             let owners = threads;
             let part = Part { owner, owners, together, slot_of, values, state, values_len, block_dim, dim };

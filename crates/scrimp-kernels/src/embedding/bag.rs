@@ -55,7 +55,8 @@ impl Hashing<'_> {
         if self.signs { of_hash(h) } else { 0 }
     }
 
-    /// The indices of lookups from `first` on, and where `signs` has places, those. `PER` is the number of indices of each, or 0.
+    /// The indices of lookups from `first` on, and where `signs` has places, those. `PER` is the number of indices of
+    /// each, or 0.
     #[inline(always)]
     fn fill_all<const PER: usize>(&self, first: usize, ids: &[u64], out: &mut [u32], signs: &mut [u64]) {
         let per_lookup = if PER == 0 { self.per_lookup } else { PER };
@@ -120,8 +121,8 @@ pub enum Scales<'a> {
         /// Scales of a lookup.
         groups: usize,
     },
-    /// `scale * sum of the rows of a weight table` (alpha of MEM-REC, arXiv 2305.07205): `groups` values each, hashed from
-    /// the same ids as the indices of [`Indices::Hashed`].
+    /// `scale * sum of the rows of a weight table` (alpha of MEM-REC, arXiv 2305.07205): `groups` values each, hashed
+    /// from the same ids as the indices of [`Indices::Hashed`].
     Hashed {
         /// The weight table, rows of `groups` values.
         weights: &'a [f32],
@@ -211,7 +212,8 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// Plain sums of given rows: `per_lookup` of them for each lookup, `num_hashes` for each block, every lookup an output.
+    /// Plain sums of given rows: `per_lookup` of them for each lookup, `num_hashes` for each block, every lookup an
+    /// output.
     pub fn given(table: Table<'a>, indices: &'a [u32], per_lookup: usize, num_hashes: usize) -> Self {
         Self {
             table,
@@ -403,8 +405,8 @@ fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ah
     }
 }
 
-/// The indices of all ids, for a backward pass that needs them again: `out` has `hashing.per_lookup` for each id, `signs` a place for each
-/// id or none.
+/// The indices of all ids, for a backward pass that needs them again: `out` has `hashing.per_lookup` for each id,
+/// `signs` a place for each id or none.
 ///
 /// # Panics
 /// When they have another size.

@@ -11,7 +11,8 @@ use crate::{
     exec::{DisjointSliceMut, Exec},
 };
 
-/// `out[l * per_lookup + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of lookups are trained with.
+/// `out[l * per_lookup + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of lookups are
+/// trained with.
 ///
 /// # Panics
 /// When sizes do not fit each other, or an index lies outside the table.

@@ -153,7 +153,8 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             #[cfg(target_os = "linux")]
             {
                 let executed = emulator::EXECUTED.load(std::sync::atomic::Ordering::Relaxed);
-                // Five tiles of rows in units of two, ldtilecfg and tilerelease once; few tokens take vector instructions.
+                // Five tiles of rows in units of two, ldtilecfg and tilerelease once; few tokens take vector
+                // instructions.
                 let unit = |tiles| predicted(tiles, step_blocks, n);
                 let want = if n <= FEW_TOKENS { 0 } else { 2 + 2 * unit(2) + unit(1) };
                 eprintln!("{format}, {n} tokens: {executed} tile instructions");

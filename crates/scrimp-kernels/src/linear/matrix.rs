@@ -82,8 +82,8 @@ impl Matrix {
         Self::pack_in_pieces(pool, arena, stored, &mut |_| ())
     }
 
-    /// As [`Matrix::pack`]; `done` is told of pieces of `data` that are not needed any more, so that a matrix need not be in memory
-    /// twice.
+    /// As [`Matrix::pack`]; `done` is told of pieces of `data` that are not needed any more, so that a matrix need not
+    /// be in memory twice.
     ///
     /// # Errors
     /// As [`Matrix::pack`].

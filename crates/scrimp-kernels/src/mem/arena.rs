@@ -77,14 +77,16 @@ impl Arena {
 impl Deref for ArenaBox {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range is inside the mapping, initialized (anonymous pages are zero) and belongs to this box alone.
+        // SAFETY: the range is inside the mapping, initialized (anonymous pages are zero) and belongs to this box
+        // alone.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for ArenaBox {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the range is inside the mapping, initialized, and belongs to this box; `&mut self` makes the access exclusive.
+        // SAFETY: the range is inside the mapping, initialized, and belongs to this box; `&mut self` makes the access
+        // exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }
 }

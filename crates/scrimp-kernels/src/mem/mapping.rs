@@ -56,8 +56,8 @@ impl Mapping {
     fn align(&mut self, len: usize) {
         let before = self.base.as_ptr().align_offset(HUGE_PAGE);
         let after = self.len - before - len;
-        // SAFETY: what is given back are whole pages of the mapping, before and after the range that is kept; the advice
-        // changes no contents, and may be refused.
+        // SAFETY: what is given back are whole pages of the mapping, before and after the range that is kept; the
+        // advice changes no contents, and may be refused.
         unsafe {
             if before > 0 {
                 libc::munmap(self.base.as_ptr().cast(), before);

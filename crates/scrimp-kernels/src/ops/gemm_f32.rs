@@ -4,9 +4,10 @@
 //! c[i][j] = (accumulate ? c[i][j] : bias[j]) + a[i][0] b[0][j] + a[i][1] b[1][j] + ...      one fma after another
 //! ```
 //!
-//! B is first copied into panels (`NR` columns, step by step of k), and so is A (`MR` rows) unless its rows lie in memory one after
-//! another, so that the inner loop reads memory in order; a tile of `MR x NR` sums stays in registers for [`STEPS`] of k. Every
-//! sum is one chain in the order of k: the same bits for every level and number of threads. Bound by arithmetic.
+//! B is first copied into panels (`NR` columns, step by step of k), and so is A (`MR` rows) unless its rows lie in
+//! memory one after another, so that the inner loop reads memory in order; a tile of `MR x NR` sums stays in registers
+//! for [`STEPS`] of k. Every sum is one chain in the order of k: the same bits for every level and number of threads.
+//! Bound by arithmetic.
 
 use crate::{
     arch::{Kernel, Level, Scalar, Simd},

@@ -7,8 +7,8 @@
 //! acc = fma(float(i) * x.scale, scale, acc)     symmetric; with two scales: first 16 columns, then the others
 //! acc = fma(x.sum, minimum, acc)                with a minimum, after the above
 //! ```
-//! A level holds sums in the narrowest form that is exact ([`Simd::Accumulator`]): AVX2 adds up 16-bit pairs and widens them
-//! once for up to 8 steps of 4 columns.
+//! A level holds sums in the narrowest form that is exact ([`Simd::Accumulator`]): AVX2 adds up 16-bit pairs and widens
+//! them once for up to 8 steps of 4 columns.
 //!
 //! The groups of a row are added in column order, for any batch, chunk and number of threads, so results
 //! are bit-equal in every level and for every way of cutting the work.

@@ -28,8 +28,9 @@ macro_rules! isa {
     }};
 }
 
-/// `vpexpandw` with zeros elsewhere. In assembly, because it is fast in one form only (Zen 4): with an operand in memory it
-/// takes about three times as long, and with zeroing masks it depends on the previous content of its target register.
+/// `vpexpandw` with zeros elsewhere. In assembly, because it is fast in one form only (Zen 4): with an operand in
+/// memory it takes about three times as long, and with zeroing masks it depends on the previous content of its target
+/// register.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
 fn expand_words(mask: u32, from: &[u8; 64]) -> __m512i {

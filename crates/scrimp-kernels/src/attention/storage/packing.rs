@@ -35,8 +35,8 @@ impl PackedKind {
     }
 }
 
-/// A format of packed pages. Pages are byte slices of [`Packing::page_bytes`], aligned to 64 bytes; they are not written
-/// to after they were packed.
+/// A format of packed pages. Pages are byte slices of [`Packing::page_bytes`], aligned to 64 bytes; they are not
+/// written to after they were packed.
 pub trait Packing: Send + Sync + std::fmt::Debug {
     /// The name that users see.
     fn name(&self) -> &'static str;

@@ -1,4 +1,5 @@
-//! `sparse`: bf16 elements that are large, and a bitmap that says where they were (SparAMX, arXiv 2502.12444, section 5).
+//! `sparse`: bf16 elements that are large, and a bitmap that says where they were (SparAMX, arXiv 2502.12444, section
+//! 5).
 //!
 //! ```text
 //! page: starts   [units] u16    kept elements before each unit of 16 by 16 elements
@@ -6,12 +7,12 @@
 //!       center   [D] bf16       mean of each dim over the tokens of the page
 //!       values   [kept] bf16    what is kept, less the center, in the order of the bits
 //! ```
-//! A dropped element is read as the center (ours), and magnitudes are distances from it: keys have dims whose mean is far
-//! from zero, and dims that RoPE turns slowly are nearly the same for neighbors.
+//! A dropped element is read as the center (ours), and magnitudes are distances from it: keys have dims whose mean is
+//! far from zero, and dims that RoPE turns slowly are nearly the same for neighbors.
 //!
-//! each part padded to a multiple of 64 bytes, and 64 bytes behind the values, so that kernels may load whole vectors. Steps
-//! of 32 elements, and units of 8 steps, are in the order of bf16 pages (see [`storage`](super)). Every token keeps as
-//! many elements: those of the largest magnitude, of equal ones the first. So all pages have one size.
+//! each part padded to a multiple of 64 bytes, and 64 bytes behind the values, so that kernels may load whole vectors.
+//! Steps of 32 elements, and units of 8 steps, are in the order of bf16 pages (see [`storage`](super)). Every token
+//! keeps as many elements: those of the largest magnitude, of equal ones the first. So all pages have one size.
 //!
 //! With 64 tokens to a page, sparsity `s` takes `16 (1 - s) + 1 + 5/16` bits for each element.
 

@@ -161,7 +161,8 @@ impl Source<'_> {
         }
     }
 
-    /// The values of a tile as integers, `[PANEL_ROWS][steps * step columns]`: bits of bf16, or signed quants; 0 in the padding.
+    /// The values of a tile as integers, `[PANEL_ROWS][steps * step columns]`: bits of bf16, or signed quants; 0 in the
+    /// padding.
     fn codes(&self, tile: usize) -> Vec<i16> {
         let Layout { rows, cols, format, steps, .. } = self.layout;
         let stride = steps * format.value().step_cols();
