@@ -28,7 +28,6 @@ EXEMPT_COMMENTS = (
     "crates/scrimp-compress/",
     "crates/scrimp-eval/",
     "crates/scrimp-hub/",
-    "crates/scrimp-kernels/",
     "crates/scrimp-llm/",
 )
 

@@ -56,7 +56,7 @@ def test_weights_are_compressed_where_caches_cannot_help(tmp_path):
     assert again.stat().st_size == out.stat().st_size
     # Less than anything can be.
     refused = scrimp("fit", model, "--memory", memory - whole["weights_bytes"], "--context", 64)
-    refused.refused("do not suffice")
+    refused.refused("are not enough")
 
 
 @pytest.mark.parametrize("arguments, status, word", [
@@ -65,7 +65,7 @@ def test_weights_are_compressed_where_caches_cannot_help(tmp_path):
     (("--memory", "1GB", "--context", 64, "--sequences", 0), 2, "sequences"),
     (("--memory", "1GB", "--context", 100_000), 2, "context has"),
     (("--memory", "1GB", "--context", 64, "-o", "out.gguf"), 2, "OUT.safetensors"),
-    (("--memory", "1MB", "--context", 64), 1, "do not suffice"),
+    (("--memory", "1MB", "--context", 64), 1, "are not enough"),
     (("--memory", "1MB", "--context", 64, "--text", "/nonexistent"), 1, "/nonexistent"),
 ])
 def test_what_cannot_be(arguments, status, word):
@@ -78,4 +78,4 @@ def test_a_compressed_model_is_not_compressed_again(tmp_path):
     plan = fit(out, "--memory", 10**9, "--context", 64)
     assert plan["compress"] is None and json.dumps(plan)
     refused = scrimp("fit", out, "--memory", 10**6, "--context", 64)
-    refused.refused("do not suffice")
+    refused.refused("are not enough")

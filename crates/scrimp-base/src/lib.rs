@@ -19,3 +19,8 @@ pub mod random;
 pub use atomic_file::AtomicFile;
 pub use error::{Category, Error, Hint, Result, translate_settings};
 pub use random::SplitMix64;
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,7 +1,7 @@
 //! Speed of attention on shapes of real models: prefill in GFLOP/s, decode in GB/s of keys and values.
 //!
 //! `cargo run --release -p scrimp-kernels --example attention_bench [-- [threads] [format] [model] [prefill|decode]]`
-//! Best of several runs (with 1 thread: of its CPU time); `SCRIMP_TIER` chooses the tier.
+//! Best of several runs (with 1 thread: of its CPU time); `SCRIMP_TIER` chooses the SIMD level.
 #![allow(clippy::print_stdout)]
 
 use scrimp_kernels::{
@@ -11,7 +11,7 @@ use scrimp_kernels::{
         Sparse, StatsRequest, Storage, attend,
         storage::{bfloat16, packing::PACKINGS, storage},
     },
-    exec::Pool,
+    exec::{Pool, available_threads},
     mem::{Page, PageMemory},
 };
 use std::ops::Range;
@@ -196,8 +196,7 @@ fn bench_writes(format: Format) {
 
 fn main() {
     let mut args = std::env::args().skip(1);
-    let threads =
-        args.next().and_then(|a| a.parse().ok()).unwrap_or_else(scrimp_kernels::exec::available_threads);
+    let threads = args.next().and_then(|a| a.parse().ok()).unwrap_or_else(available_threads);
     let name = args.next().unwrap_or_else(|| "bf16".to_owned());
     let filter = args.next().unwrap_or_default();
     let part = args.next().unwrap_or_default();

@@ -1,9 +1,9 @@
 //! What a parallel region costs: `cargo run --release -p scrimp-kernels --example pool_bench [threads]`.
 //!
 //! Regions have one unit per thread. *Empty*: units that do nothing, back to back; a caller that does them all before
-//! another thread has noticed looks fast here. *Shared*: units of 10 microseconds, after 10 microseconds of work by the caller
-//! alone, about what a decode step looks like; reported is the time beyond the 10 that perfect sharing takes. On a busy
-//! machine run it under `chrt -f 10`: threads that lose their core measure the scheduler.
+//! another thread has noticed looks fast here. *Shared*: units of 10 microseconds, after 10 microseconds of work by the
+//! caller alone, like the regions of a decode step; reported is the time beyond the 10 that perfect sharing takes. On a
+//! busy machine run it under `chrt -f 10`: threads that lose their core measure the scheduler.
 #![allow(clippy::print_stdout)]
 
 use rayon::prelude::*;

@@ -2,7 +2,7 @@
 //!
 //! It is the only crate of the workspace with `unsafe` code.
 //!
-//! | entry point | what it does |
+//! | entry point | purpose |
 //! |---|---|
 //! | [`SimdLevel`] | which instructions kernels use, chosen once and passed along |
 //! | [`exec::Pool`] | parallel regions of microseconds |

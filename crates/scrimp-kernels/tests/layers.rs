@@ -3,8 +3,8 @@
 //! ```text
 //! arch < exec, mem < quant < linear, attention, embedding, ops
 //! ```
-//! Folders of one layer do not import each other. The test reads the paths `crate::...` and `super::...` of every source file,
-//! those of tests included.
+//! Folders of one layer do not import each other. The test reads the paths `crate::...` and `super::...` of every
+//! source file, those of tests included.
 
 use std::{
     collections::BTreeSet,
@@ -37,7 +37,7 @@ fn code(source: &str) -> String {
     out
 }
 
-/// The first names of what `code`, which follows `crate::` or `super::`, imports: one, or those of a group in braces.
+/// The first names of the imports of `code`, which follows `crate::` or `super::`: one, or those of a group in braces.
 fn first_names(code: &str) -> Vec<String> {
     let name = |text: &str| -> String {
         text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()

@@ -1,5 +1,6 @@
 //! Trains a recommender on synthetic clicks, saves it, loads it and scores rows:
 //! `cargo run --release -p scrimp-rec --example train`.
+#![allow(clippy::print_stdout)]
 
 use scrimp_kernels::{SimdLevel, exec::Pool};
 use scrimp_rec::{

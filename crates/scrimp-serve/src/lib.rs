@@ -26,3 +26,8 @@ pub use engine::KvOptions;
 pub use http::digest;
 pub use options::ServeOptions;
 pub use server::{LanguageModel, Server};
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

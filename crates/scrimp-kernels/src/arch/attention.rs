@@ -1,5 +1,5 @@
-//! What attention needs of a level beyond [`Simd`]: products of bf16 pairs, products of 16-bit pairs of codes, pairs of bf16
-//! spread by a bitmap, and `2^x`.
+//! What attention needs of a level beyond [`Simd`]: products of bf16 pairs, products of 16-bit pairs of codes, pairs of
+//! bf16 spread by a bitmap, and `2^x`.
 
 use super::Simd;
 use half::bf16;
@@ -10,7 +10,8 @@ pub(crate) struct RowPair {
     /// Where their probabilities start in the scores.
     pub(crate) rows: [usize; 2],
     pub(crate) weights: [f32; 2],
-    /// Both weights as bf16, the first in the lower half. Probabilities are rounded to bf16 as well, so this is no coarser.
+    /// Both weights as bf16, the first in the lower half. Probabilities are rounded to bf16 as well, so this is no
+    /// coarser.
     pub(crate) rounded: i32,
 }
 
@@ -23,8 +24,8 @@ impl RowPair {
     }
 }
 
-/// Something that exists for each shape of a register block: `R` query rows, whose accumulators cover `T` tiles of keys for scores
-/// and `D` blocks of dims for values.
+/// Something that exists for each shape of a register block: `R` query rows, whose accumulators cover `T` tiles of keys
+/// for scores and `D` blocks of dims for values.
 pub(crate) trait BlockShape {
     type Output;
     fn of<const R: usize, const T: usize, const D: usize>() -> Self::Output;
@@ -32,8 +33,8 @@ pub(crate) trait BlockShape {
 
 /// 16-lane arithmetic of the attention kernels.
 ///
-/// An *element* is what a kernel broadcasts to all lanes in one step: a query's or a probability's part in it. It takes
-/// one `f32` slot of memory, but two for bf16 where the tier has no bf16 dot product (the pair, widened).
+/// An *element* is the operand that a kernel broadcasts to all lanes in one step, from a query or from probabilities.
+/// It takes one `f32` slot of memory, but two for bf16 where the level has no bf16 dot product (the pair, widened).
 pub(crate) trait AttentionSimd: Simd {
     /// `B` for the smallest block that covers `rows` query rows, or the largest block that the registers hold.
     fn row_block<B: BlockShape>(rows: usize) -> B::Output;
@@ -70,7 +71,8 @@ pub(crate) trait AttentionSimd: Simd {
     fn weights(self, pair: &RowPair) -> Self::Weights;
     /// `acc + weights[0] * a + weights[1] * b`, where [`AttentionSimd::store_rounded`] has written `a` and `b`.
     fn add_rounded(self, acc: Self::F, a: &[f32; 16], b: &[f32; 16], weights: Self::Weights) -> Self::F;
-    /// The same for two tiles, whose probabilities stand side by side in `a` and `b` (in tiers with tile registers only).
+    /// The same for two tiles, whose probabilities stand side by side in `a` and `b` (in levels with tile registers
+    /// only).
     #[inline(always)]
     fn add_rounded_line(
         self,
@@ -79,7 +81,7 @@ pub(crate) trait AttentionSimd: Simd {
         _b: &[f32; 16],
         _weights: Self::Weights,
     ) -> [Self::F; 2] {
-        unreachable!("no tile registers in this tier")
+        unreachable!("no tile registers in this level")
     }
 
     /// Writes a pair of bf16 values in element form into `to[..PAIR_SLOTS]`.
@@ -125,10 +127,11 @@ pub(crate) trait AttentionSimd: Simd {
     fn load_half_codes(self, from: &[u8; 32]) -> [Self::Codes; 2];
     /// `acc + codes . element` lane by lane, the element being a pair of i16 (the first in the lower half).
     fn mac_codes(self, acc: Self::I, codes: Self::Codes, element: i32) -> Self::I;
-    /// Rounds to the nearest integers (ties to even), which fit 16 bits unless something was not finite, and writes them
-    /// as pairs.
+    /// Rounds to the nearest integers (ties to even), which fit 16 bits unless something was not finite, and writes
+    /// them as pairs.
     fn store_i16(self, x: Self::F, to: &mut [i32; 8]);
-    /// 16 pairs of bf16, of which those with a bit in `bitmap` are read from `values` one after the other; the others are 0.
+    /// 16 pairs of bf16, of which those with a bit in `bitmap` are read from `values` one after the other; the others
+    /// are 0.
     ///
     /// # Safety
     /// 64 bytes can be read at `values`.

@@ -1,4 +1,5 @@
-//! What embedding bags need of a level beyond [`Simd`]: sums of bytes in 16 bits, signs by a mask, and stores past the caches.
+//! What embedding bags need of a level beyond [`Simd`]: sums of bytes in 16 bits, signs by a mask, and stores past the
+//! caches.
 
 use super::Simd;
 
@@ -13,8 +14,8 @@ pub(crate) trait EmbeddingSimd: Simd {
     fn negate(self, x: Self::F, mask: u16) -> Self::F;
     /// Lanes 0 to 15 and 16 to 31.
     fn floats(self, x: Self::W) -> [Self::F; 2];
-    /// Stores past the caches, where the tier can and `to` starts at a cache line. [`EmbeddingSimd::fence`] must follow before
-    /// another thread reads.
+    /// Stores past the caches, where the level can and `to` starts at a cache line. [`EmbeddingSimd::fence`] must
+    /// follow before another thread reads.
     #[inline(always)]
     fn stream(self, x: Self::F, to: &mut [f32; 16]) {
         self.store(x, to);

@@ -1,11 +1,11 @@
-//! Instruction-set tiers: which kernels this process runs, chosen once and passed along.
+//! Instruction-set levels: which kernels this process runs, chosen once and passed along.
 
 use std::{fmt, str::FromStr};
 
 /// A set of CPU features that kernels are compiled for.
 ///
-/// A value other than [`SimdLevel::SCALAR`] can only be had through [`SimdLevel::detect`] and friends, which check the CPU:
-/// holding one is the proof that its instructions may be executed. The flag says that AMX may be used too.
+/// A value other than [`SimdLevel::SCALAR`] can only be had through [`SimdLevel::detect`] and friends, which check the
+/// CPU: holding one is the proof that its instructions may be executed. The flag says that AMX may be used too.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SimdLevel(Kind, bool);
 
@@ -18,7 +18,7 @@ pub(crate) enum Kind {
     Avx512,
 }
 
-/// Names that [`SimdLevel::from_str`] knows, whatever this CPU has.
+/// Names that [`SimdLevel::from_str`] parses, on any CPU.
 const NAMES: [&str; 4] = ["scalar", "avx2", "avx512", "amx"];
 
 impl SimdLevel {
@@ -59,7 +59,7 @@ impl SimdLevel {
         None
     }
 
-    /// A tier that uses AMX whether the CPU has it or not: for tests that execute the instructions themselves.
+    /// A level that uses AMX whether the CPU has it or not: for tests that execute the instructions themselves.
     #[cfg(test)]
     pub(crate) fn emulated_amx() -> Option<Self> {
         Self::avx512().map(|Self(kind, _)| Self(kind, true))
@@ -78,20 +78,20 @@ impl SimdLevel {
         self.1
     }
 
-    /// Every tier that this CPU supports, slowest first.
+    /// Every level that this CPU supports, slowest first.
     pub fn supported() -> Vec<Self> {
         [Some(Self::SCALAR), Self::avx2(), Self::avx512(), Self::amx()].into_iter().flatten().collect()
     }
 
-    /// The best tier of this CPU.
+    /// The best level of this CPU.
     pub fn detect() -> Self {
         Self::supported().pop().unwrap_or(Self::SCALAR)
     }
 
-    /// `SCRIMP_TIER` where it is set, else the best tier of this CPU.
+    /// The level that the variable `SCRIMP_TIER` names, or the best level of this CPU.
     ///
     /// # Errors
-    /// When the variable names a tier that is unknown or that this CPU lacks.
+    /// When the variable names a level that is unknown or that this CPU lacks.
     pub fn from_env() -> Result<Self, UnsupportedSimdLevel> {
         match std::env::var("SCRIMP_TIER") {
             Ok(name) if !name.is_empty() => name.parse(),
@@ -125,7 +125,7 @@ impl fmt::Display for SimdLevel {
     }
 }
 
-/// A tier was asked for that does not exist or that this CPU cannot run.
+/// The error for a level that does not exist or that this CPU lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnsupportedSimdLevel {
     name: String,

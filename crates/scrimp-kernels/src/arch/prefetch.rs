@@ -9,7 +9,8 @@ pub(crate) const L2: u8 = 2;
 #[inline(always)]
 pub(crate) fn prefetch<const CACHE: u8>(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the instruction is part of every x86-64 CPU, and accesses no memory architecturally, whatever the address.
+    // SAFETY: the instruction is part of every x86-64 CPU, and accesses no memory architecturally, whatever the
+    // address.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         if CACHE == L1 {

@@ -1,17 +1,17 @@
-//! The vector operations that kernels are written in, and one implementation per tier.
+//! The vector operations that kernels are written in, and one implementation per level.
 //!
 //! Kernels are generic over [`Simd`], a token whose existence proves that the CPU has the instructions. All methods
 //! are `#[inline(always)]`: they carry no `target_feature` of their own and take on the features of the entry point
 //! in [`crate::arch::dispatch`] that they are inlined into.
 //!
-//! Every operation is exact or rounds to nearest-even like IEEE 754 asks, and reductions have a fixed order, so a kernel
-//! written in these operations gives the same bits in every tier.
+//! Every operation is exact or rounds to nearest-even like IEEE 754 asks, and reductions have a fixed order, so a
+//! kernel written in these operations gives the same bits in every level.
 
 /// 16 lanes of `f32` and `i32`, and 64 bytes seen as 16 lanes of 4.
 pub(crate) trait Simd: Copy {
     /// Tokens that a GEMM kernel handles at once: what the registers can accumulate.
     const TOKEN_TILE: usize;
-    /// The compiler may unroll and reorder the steps of a group: registers hold what it then keeps alive.
+    /// The compiler may unroll and reorder the steps of a group: the registers hold all values that are then alive.
     const UNROLL: bool;
     /// 16 × f32.
     type F: Copy;
@@ -70,12 +70,12 @@ pub(crate) trait Simd: Copy {
     fn high_nibbles(self, x: Self::B) -> Self::B;
     /// The low (`half` 0) or high (`half` 1) 4 bits of each byte.
     fn nibbles(self, x: Self::B, half: usize) -> Self::B;
-    /// `low | ((x >> shift) & mask) << 4` for each byte: puts bits `shift..` of `x` on top of a 4-bit value. `mask` is 1
-    /// or 3, `shift` at most 7 or 6.
+    /// `low | ((x >> shift) & mask) << 4` for each byte: puts bits `shift..` of `x` on top of a 4-bit value. `mask` is
+    /// 1 or 3, `shift` at most 7 or 6.
     fn with_high_bits(self, low: Self::B, x: Self::B, shift: usize, mask: u8) -> Self::B;
 
-    /// The sum of 16 activations in memory order, and what [`Simd::acc_init`] needs of them: the negated sums of the columns
-    /// that each lane of a [`Simd::Accumulator`] adds up.
+    /// The sum of 16 activations in memory order, and the argument of [`Simd::acc_init`]: the negated sums of the
+    /// columns that each lane of a [`Simd::Accumulator`] adds up.
     #[inline(always)]
     fn sums(self, x: &[i8; 16]) -> (i32, i32) {
         let sum: i32 = x.iter().map(|&x| i32::from(x)).sum();
@@ -84,7 +84,7 @@ pub(crate) trait Simd: Copy {
     /// `-zero * sum` of the activations whose negated [`Simd::sums`] are given, for a `zero` of at most 128.
     fn acc_init(self, zero: i32, negated_sums: [i32; 2]) -> Self::Accumulator;
     /// Adds `sum over j < 4 of w[row][j] * x[j]`, where `x` is the 4 signed bytes of an i32 in memory order, within
-    /// ±127, and `w` at most 127. Sums wrap around: only what is handed to [`Simd::acc_finish`] must be within
+    /// ±127, and `w` at most 127. Sums wrap around: only the argument of [`Simd::acc_finish`] must be within
     /// [`Simd::ACCUMULATOR_MAX`].
     fn dot(self, acc: Self::Accumulator, w: Self::B, x: i32) -> Self::Accumulator;
     /// [`Simd::acc_init`] for [`Simd::dot_wide`], which may subtract the 128 itself.
@@ -133,10 +133,11 @@ pub(crate) trait Simd: Copy {
     }
     /// Chains of [`Simd::dot_bf16`] that are in flight: 1 or 2.
     const BF16_CHAINS: usize = 1;
-    /// Adds `w[row][0] * x[0] + w[row][1] * x[1]`, where `w` is 16 rows of 2 × bf16, `x` two bf16, low half first. Tiers
-    /// differ in the order of the two and in rounding between them.
+    /// Adds `w[row][0] * x[0] + w[row][1] * x[1]`, where `w` is 16 rows of 2 × bf16, `x` two bf16, low half first.
+    /// Levels differ in the order of the two and in rounding between them.
     fn dot_bf16(self, acc: Self::F, w: Self::B, x: u32) -> Self::F;
-    /// `scale * w + offset` of 16 rows of 4 columns, rounded to bf16 (half to even): the first and the last two columns of each row.
+    /// `scale * w + offset` of 16 rows of 4 columns, rounded to bf16 (half to even): the first and the last two columns
+    /// of each row.
     #[inline(always)]
     fn bf16_steps(self, w: Self::B, scale: Self::F, offset: Self::F) -> [Self::B; 2] {
         let (mut bytes, mut scales, mut offsets) = ([0; 64], [0.0; 16], [0.0; 16]);

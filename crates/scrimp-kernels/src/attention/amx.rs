@@ -4,13 +4,13 @@
 //! scores   A: 16 rows x 32 dims of q     B: 16 keys x 32 dims, as they lie in the page      C: [16 rows][16 keys], scores
 //! values   A: 16 rows x 32 keys of p     B: 32 keys x 16 dims, as they lie in the page      C: [16 rows][16 dims], outputs
 //! ```
-//! The layouts of pages, scores and outputs (see [`storage`](super::storage) and [`qk_pv`](super::qk_pv)) are those of B
-//! and C tiles already; queries and probabilities are stored as A tiles are loaded ([`Bf16`](super::format::Bf16) with
-//! `IN_TILES`). Two blocks of rows meet two tiles of keys, or two blocks of dims: 4 loads for 4 products of 16 x 16 x 32. Outputs stay
-//! in registers for [`RUN_PAGES`] pages.
+//! The layouts of pages, scores and outputs (see [`storage`](super::storage) and [`qk_pv`](super::qk_pv)) are those of
+//! B and C tiles already; queries and probabilities are stored as A tiles are loaded ([`Bf16`](super::format::Bf16)
+//! with `IN_TILES`). Two blocks of rows meet two tiles of keys, or two blocks of dims: 4 loads for 4 products of 16 x
+//! 16 x 32. Outputs stay in registers for [`RUN_PAGES`] pages.
 //!
-//! Sums are in f32, as everywhere; `tdpbf16ps` adds even and odd elements apart and flushes denormals, so results differ
-//! from those of AVX-512 by rounding.
+//! Sums are in f32, as everywhere; `tdpbf16ps` adds even and odd elements apart and flushes denormals, so results
+//! differ from those of AVX-512 by rounding.
 
 use super::{
     PageGeometry,
@@ -51,7 +51,8 @@ pub(super) fn registers(level: SimdLevel) -> Configured<Amx> {
 /// # Safety
 /// As [`qk`]; the thread has called [`registers`].
 pub(super) unsafe fn qk_entry(args: QkArgs) {
-    // SAFETY: `registers` has checked that the CPU has tile registers, and configured them; the caller guarantees the rest.
+    // SAFETY: `registers` has checked that the CPU has tile registers, and configured them; the caller guarantees the
+    // rest.
     unsafe { qk(&mut Amx::assume(), args) }
 }
 
@@ -60,14 +61,16 @@ pub(super) unsafe fn qk_entry(args: QkArgs) {
 /// # Safety
 /// As [`pv`]; the thread has called [`registers`].
 pub(super) unsafe fn pv_entry(args: PvArgs<'_>) {
-    // SAFETY: `registers` has checked that the CPU has tile registers, and configured them; the caller guarantees the rest.
+    // SAFETY: `registers` has checked that the CPU has tile registers, and configured them; the caller guarantees the
+    // rest.
     unsafe { pv(&mut Amx::assume(), args) }
 }
 
 /// Scores of [`ROWS`] rows against `tiles` tiles of keys, `[tile][ROWS][16]`.
 ///
 /// # Safety
-/// `k` has `tiles` tiles of `steps` steps, a multiple of 16; `q` has `[steps / 16][ROWS][16]` elements, `out` room for the scores.
+/// `k` has `tiles` tiles of `steps` steps, a multiple of 16; `q` has `[steps / 16][ROWS][16]` elements, `out` room for
+/// the scores.
 #[inline(always)]
 pub(super) unsafe fn qk<X: Tile>(x: &mut X, QkArgs { k, tiles, steps, q, out, .. }: QkArgs) {
     let tile_bytes = steps * 64;
@@ -149,8 +152,8 @@ unsafe fn store<X: Tile, const NB: usize>(x: &mut X, out: *mut f32, stride: usiz
     }
 }
 
-/// Adds values, weighed by `p`, to the outputs of [`ROWS`] rows, page after page. All pages but the last have an even number of
-/// tiles.
+/// Adds values, weighed by `p`, to the outputs of [`ROWS`] rows, page after page. All pages but the last have an even
+/// number of tiles.
 ///
 /// # Safety
 /// As for [`qk_pv::pv`](super::qk_pv::pv), with an even number of blocks; the probabilities of an odd last tile are
@@ -201,7 +204,7 @@ mod tests {
     };
     use half::bf16;
 
-    /// Pages of noise, `[keys][dim]` as they are stored, and what was stored. Slots without a key are not numbers.
+    /// Pages of noise, and the stored numbers, `[keys][dim]`. Slots without a key are not numbers.
     fn pages(g: PageGeometry, keys: usize, seed: &mut u64) -> ([Vec<Vec<u8>>; 2], [Vec<f32>; 2]) {
         let storage: &dyn Storage = bfloat16::STORAGE;
         let rows: [Vec<f32>; 2] = std::array::from_fn(|_| {

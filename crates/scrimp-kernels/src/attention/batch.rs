@@ -1,7 +1,7 @@
 //! Attention of many sequences in one parallel region.
 //!
-//! A call is one sequence: its queries, its keys, its output. How a call is cut into units depends on that call alone, so
-//! its result is the same whatever runs beside it.
+//! A call is one sequence: its queries, its keys, its output. How a call is cut into units depends on that call alone,
+//! so its result is the same in any batch.
 
 use super::{
     AttentionArgs, DECODE_SEGMENT, DECODE_UNITS, PREFILL_SEGMENT, UNIT_ROWS,

@@ -1,22 +1,23 @@
 //! The inner loops over pages of integer codes ([`integer`](super::storage::integer)), for a block of `R` rows.
 //!
-//! Minimum and scale of keys belong to dims, those of values to tokens: the sides of the products that run over the sum.
-//! So they are folded into the query and the probabilities once per page, and the sums themselves are of integers:
+//! Minimum and scale of keys belong to dims, those of values to tokens: the sides of the products that run over the
+//! sum. So they are folded into the query and the probabilities once per page, and the sums themselves are of integers:
 //! ```text
 //!   qk:  a[d] = round(q[d] kscale[d] / f)       f = max |q[d] kscale[d]| / LIMIT, for each page and row
 //!        s[t] = sum of q[d] kmin[d] + f sum over d of code[t][d] a[d]
 //!   pv:  b[t] = round(p[t] vscale[t] / f)       f = max p[t] vscale[t] / LIMIT
 //!        o[d] += sum of p[t] vmin[t] + f sum over t of code[t][d] b[t]
 //! ```
-//! `a` and `b` have up to 16 bits, LIMIT being the most that cannot overflow an i32 sum, so next to nothing is lost against
-//! f32, and the integer sums have the same bits in every tier. Bytes are widened to 16 bits when they are loaded, and
-//! multiplied in pairs (`vpdpwssd`, `vpmaddwd`).
+//! `a` and `b` have up to 16 bits, LIMIT being the most that cannot overflow an i32 sum, so next to nothing is lost
+//! against f32, and the integer sums have the same bits in every level. Bytes are widened to 16 bits when they are
+//! loaded, and multiplied in pairs (`vpdpwssd`, `vpmaddwd`).
 //!
 //! ```text
 //! a: [D/16][R][8 pairs]   b: [tile][R][8 pairs]      both i16, one 4-byte broadcast to a step of 16 pairs of codes
 //! ```
 //!
-//! What limits it: as many multiply-adds per element as bf16 pages, at half (`int8`) or a quarter (`int4`) of the bytes.
+//! What limits it: as many multiply-adds per element as bf16 pages, at half (`int8`) or a quarter (`int4`) of the
+//! bytes.
 
 use super::{
     packed_page::{PackedPvArgs, PackedQkArgs},
@@ -122,11 +123,12 @@ struct Header {
     limit: f32,
 }
 
-/// Folds minima and scales into the operand: writes its 16-bit factors to `work` (`[n][R][8 pairs]`), and returns for each row
-/// the constant that the minima add, and the factor of the integer sums.
+/// Folds minima and scales into the operand: writes its 16-bit factors to `work` (`[n][R][8 pairs]`), and returns for
+/// each row the constant that the minima add, and the factor of the integer sums.
 ///
 /// # Safety
-/// The header has `n` vectors of minima and of scales, the operand `n` vectors of `R` rows, and `work` room for their factors.
+/// The header has `n` vectors of minima and of scales, the operand `n` vectors of `R` rows, and `work` room for their
+/// factors.
 #[inline(always)]
 unsafe fn fold<S: AttentionSimd, O: Operand<S>, const R: usize>(
     s: S,
@@ -229,7 +231,7 @@ struct CodeRuns {
     blocks: usize,
     /// Factors, `[blocks][R][8 pairs]`.
     work: *const i32,
-    /// What is read after the runs, for prefetching; any address.
+    /// The bytes that are read after the runs, for prefetching; any address.
     ahead: *const u8,
 }
 

@@ -113,8 +113,8 @@ impl Adder<'_> {
                 pairs: &self.pairs[strand.pairs.clone()],
                 columns: self.sums[strand.columns + key..].as_mut_ptr(),
             };
-            // SAFETY: the tiles of all rows lie inside `scores`, and the keys inside the head's sums: asserted above, and
-            // for the end of the strand's columns in `adder`.
+            // SAFETY: the tiles of all rows lie inside `scores`, and the keys inside the head's sums: asserted above,
+            // and for the end of the strand's columns in `adder`.
             unsafe { add(args) };
         }
     }

@@ -1,4 +1,5 @@
-//! What kernels ([`kernels`](super::qk_pv)) ask of a storage format: how steps of a page, elements of a query and probabilities are read and written.
+//! The layout of a storage format for the kernels ([`qk_pv`](super::qk_pv)): how they read steps of a page, and read
+//! and write elements of a query and probabilities.
 
 use crate::{
     arch::{AttentionSimd, attention::RowPair},
@@ -41,7 +42,8 @@ pub(crate) trait Format: Copy {
     fn weights<S: AttentionSimd>(s: S, pair: &RowPair) -> Self::Weights<S>;
     /// Tiles whose probabilities of a row share a line.
     const LINE: usize = 1;
-    /// `acc + weights[0] * a + weights[1] * b` for the [`Format::LINE`] tiles that `store_p` has written to `a` and `b`.
+    /// `acc + weights[0] * a + weights[1] * b` for the [`Format::LINE`] tiles that `store_p` has written to `a` and
+    /// `b`.
     fn add_p<S: AttentionSimd>(
         s: S,
         acc: [S::F; 2],
@@ -58,7 +60,7 @@ pub(crate) trait Format: Copy {
     fn place_p(tile: usize, stride: usize) -> usize {
         tile * stride
     }
-    /// What is written behind the last of `tiles` tiles, `stride` floats each.
+    /// Writes padding behind the last of `tiles` tiles, `stride` floats each.
     ///
     /// # Safety
     /// `p` are their probabilities.
@@ -66,10 +68,10 @@ pub(crate) trait Format: Copy {
     unsafe fn pad_p(_p: *mut f32, _tiles: usize, _stride: usize) {}
 }
 
-/// bf16 pages; queries and probabilities are rounded to bf16 too, in every tier.
+/// bf16 pages; queries and probabilities are rounded to bf16 too, in every level.
 ///
-/// With `IN_TILES` they stand as tile registers load them (see [`tiles`](super::amx)): 64 bytes of a row after the other,
-/// queries as `[block of 16 steps][R][16 steps]`, probabilities of two tiles of keys side by side.
+/// With `IN_TILES` they stand as tile registers load them (see [`tiles`](super::amx)): 64 bytes of a row after the
+/// other, queries as `[block of 16 steps][R][16 steps]`, probabilities of two tiles of keys side by side.
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16<const IN_TILES: bool = false>;
 /// f16 pages, f32 arithmetic.

@@ -6,15 +6,15 @@
 //! ```
 //!
 //! The unit of work is one KV head and a block of *rows*: a row is a pair (token, query head of the group), so that all
-//! query heads of a group and neighboring tokens share what is loaded of K and V (see [`qk_pv`]). Pages come from a
-//! [`KvView`]; how they are laid out stands in [`storage`].
+//! query heads of a group and neighboring tokens share the loads of K and V (see [`qk_pv`]). Pages come from a
+//! [`KvView`]; [`storage`] has their layouts.
 //!
-//! *Prefill*: units are blocks of rows. *Decode* (few rows): units are segments of keys, so that one KV head can use all
-//! threads; their results are merged in order. What is added in which order depends on shapes only,
-//! never on the number of threads or on who ran what.
+//! *Prefill*: units are blocks of rows. *Decode* (few rows): units are segments of keys, so that one KV head can use
+//! all threads; their results are merged in order. The order of additions depends on shapes only, never on the number
+//! of threads or on who ran what.
 //!
-//! *Accuracy*: f32 and f16 storage: within 1e-5 of exact attention, relative to the largest value, in every tier. bf16
-//! storage: queries and probabilities are rounded to bf16 too, in every tier, so tiers differ by f32 rounding (1e-5),
+//! *Accuracy*: f32 and f16 storage: within 1e-5 of exact attention, relative to the largest value, in every level. bf16
+//! storage: queries and probabilities are rounded to bf16 too, in every level, so levels differ by f32 rounding (1e-5),
 //! and where that makes one probability round to the other neighbor, by 2^-8 of its share.
 //!
 //! *Packed pages* (int8, int4): a page as a whole has its own format, and a head may have packed and bf16 pages side by
@@ -22,8 +22,8 @@
 //! bf16, queries are not. In tile registers, int8 and int4 pages are read as bf16, and so are queries.
 //!
 //! *Column sums*: [`ColumnStats`] gathers the attention that each key received, per query head, for eviction policies.
-//! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of it
-//! is computed unless asked for.
+//! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of
+//! it is computed without a request.
 
 mod amx;
 mod batch;
@@ -113,17 +113,18 @@ pub struct AttentionArgs<'a> {
     pub scale: f32,
     /// Soft cap on scores.
     pub softcap: Option<f32>,
-    /// First token whose output is wanted. The outputs of earlier ones hold anything afterwards; they cost less, but still count in column sums.
+    /// First token whose output is wanted. The outputs of earlier ones hold anything afterwards; they cost less, but
+    /// still count in column sums.
     pub wanted_from: usize,
 }
 
-/// Computes attention into `out` (`[n_tokens][n_heads][head_dim]`) and, where asked for, adds to column sums.
+/// Computes attention into `out` (`[n_tokens][n_heads][head_dim]`) and, on request, adds to column sums.
 ///
 /// A row that sees no key, or only keys with a bias of minus infinity, gives zeros.
 ///
 /// # Panics
-/// When the lengths of `q`, `out` or of a page do not fit the shapes, `n_heads` is no multiple of `n_kv_heads`, or a page
-/// is packed and `storage` is not bf16.
+/// When the lengths of `q`, `out` or of a page do not fit the shapes, `n_heads` is no multiple of `n_kv_heads`, or a
+/// page is packed and `storage` is not bf16.
 pub fn attend(
     exec: Exec<'_>,
     args: &AttentionArgs<'_>,
@@ -194,8 +195,8 @@ fn attend_with_stats(
     scratch.sums = lines;
 }
 
-/// The blocks of each lane, last blocks first: at each step a part of what is left, so that lanes get smaller and any number
-/// of threads ends together, and yet there are few of them.
+/// The blocks of each lane, last blocks first: each lane is a part of the blocks that are left, so that lanes get
+/// smaller and any number of threads ends together, and yet there are few of them.
 fn lane_blocks(blocks: usize) -> Vec<Range<usize>> {
     let mut lanes = Vec::new();
     let mut end = blocks;

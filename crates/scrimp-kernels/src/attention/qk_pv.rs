@@ -19,8 +19,9 @@
 //! What limits it: with `R` rows a K or V vector that is loaded once feeds `R` multiply-adds; from 8 rows on the
 //! multiply-add units are the limit (prefill), below that the memory that K and V come from (decode).
 //!
-//! Source: the order "scores of a block of rows against all keys, exact maximum, exponentials, values" is plain attention
-//! (Vaswani et al. 2017) blocked for registers; the merge of key segments is that of Milakov & Gimelshein 2018.
+//! Source: the order "scores of a block of rows against all keys, exact maximum, exponentials, values" is plain
+//! attention (Vaswani et al. 2017) blocked for registers; the merge of key segments is that of Milakov & Gimelshein
+//! 2018.
 
 use super::format::Format;
 use crate::arch::{AttentionSimd, L2, attention::RowPair, prefetch};
@@ -68,14 +69,15 @@ pub(crate) struct QkArgs {
     pub(crate) q: *const f32,
     /// Scores, `[tiles][R][16]`.
     pub(crate) out: *mut f32,
-    /// What is read after the keys, for prefetching; any address.
+    /// The bytes that are read after the keys, for prefetching; any address.
     pub(crate) ahead: *const u8,
 }
 
 /// Scores of `R` rows against all tiles, `T` tiles at a time.
 ///
 /// # Safety
-/// `k` has `tiles * steps` steps, `q` `steps * R` elements, `out` room for `tiles * R * 16` floats; `k` is aligned to 4.
+/// `k` has `tiles * steps` steps, `q` `steps * R` elements, `out` room for `tiles * R * 16` floats; `k` is aligned to
+/// 4.
 #[inline(always)]
 pub(crate) unsafe fn qk<S: AttentionSimd, F: Format, const R: usize, const T: usize>(s: S, a: QkArgs) {
     // SAFETY: the caller guarantees the sizes for all of `a.tiles`.
@@ -93,7 +95,8 @@ impl<S: AttentionSimd, F: Format, const R: usize> Strip<S> for QkStrip<F, R> {
         let (k, ahead) = (k.wrapping_add(first * tile_bytes), ahead.wrapping_add(first * tile_bytes));
         let out = out.wrapping_add(first * R * 16);
         let mut acc = [[s.splat(0.0); R]; T];
-        // SAFETY: `qk` was called with room for tiles `first..first + T` in `k` and `out`, and with `steps * R` elements.
+        // SAFETY: `qk` was called with room for tiles `first..first + T` in `k` and `out`, and with `steps * R`
+        // elements.
         unsafe {
             for step in 0..steps {
                 let at = step * F::STEP_BYTES;
@@ -140,14 +143,14 @@ pub(crate) struct PvArgs<'a> {
     pub(crate) p: *const f32,
     /// Outputs, `[blocks][R][16]`.
     pub(crate) acc: *mut f32,
-    /// What is read after the values, for prefetching; any address.
+    /// The bytes that are read after the values, for prefetching; any address.
     pub(crate) ahead: *const u8,
 }
 
 /// Adds values, weighed by `p`, to the outputs of `R` rows, page after page, `D` blocks at a time.
 ///
 /// # Safety
-/// A page has `blocks` blocks, `block_bytes` apart, with the steps of its tiles; `p` is what [`exp_sum`] wrote for all of
+/// A page has `blocks` blocks, `block_bytes` apart, with the steps of its tiles; [`exp_sum`] has written `p` for all of
 /// them, `acc` has `blocks * R * 16` floats; pages are aligned to 4.
 #[inline(always)]
 pub(crate) unsafe fn pv<S: AttentionSimd, F: Format, const R: usize, const D: usize>(s: S, a: PvArgs<'_>) {
@@ -187,8 +190,8 @@ impl<S: AttentionSimd, F: Format, const R: usize> Strip<S> for PvStrip<F, R> {
         let offset = first * block_bytes;
         let (v, ahead) = (self.page.at.wrapping_add(offset), self.ahead.wrapping_add(offset));
         let out = self.acc.wrapping_add(first * R * 16);
-        // SAFETY: `pv` was called with blocks `first..first + D` in the page and in `acc`, and with probabilities of all its
-        // tiles.
+        // SAFETY: `pv` was called with blocks `first..first + D` in the page and in `acc`, and with probabilities of
+        // all its tiles.
         unsafe {
             let mut acc: [[S::F; R]; D] =
                 std::array::from_fn(|d| std::array::from_fn(|r| s.load(&*out.add((d * R + r) * 16).cast())));
@@ -220,7 +223,7 @@ impl<S: AttentionSimd, F: Format, const R: usize> Strip<S> for PvStrip<F, R> {
     }
 }
 
-/// Scores and what is done to them before the softmax.
+/// Scores, and their scale, cap and bias.
 #[derive(Clone, Copy)]
 pub(crate) struct FinishArgs {
     /// `[tiles][R][16]`.
@@ -273,7 +276,8 @@ pub(crate) struct RowMaxArgs {
 /// `scores` has `tiles * R * 16` floats, `max` has room for `R`.
 #[inline(always)]
 pub(crate) unsafe fn row_max<S: AttentionSimd, const R: usize>(s: S, a: RowMaxArgs) {
-    // SAFETY: rows `r..r + 16` of every tile lie inside the arrays that the caller guarantees; `R` above 16 is a multiple of it.
+    // SAFETY: rows `r..r + 16` of every tile lie inside the arrays that the caller guarantees; `R` above 16 is a
+    // multiple of it.
     unsafe {
         if R <= IN_REGISTERS {
             max_of_rows::<S, R>(s, R, a);
@@ -332,8 +336,8 @@ pub(crate) struct ExpSumArgs {
 /// `scores` has `tiles * R * 16` floats, `max` has `R`, `sum` room for `R`.
 #[inline(always)]
 pub(crate) unsafe fn exp_sum<S: AttentionSimd, F: Format, const R: usize>(s: S, a: ExpSumArgs) {
-    // SAFETY: rows `r..r + 16` of every tile lie inside the arrays that the caller guarantees; `R` above 16 is a multiple of
-    // it. After the loop no score is needed any more.
+    // SAFETY: rows `r..r + 16` of every tile lie inside the arrays that the caller guarantees; `R` above 16 is a
+    // multiple of it. After the loop no score is needed any more.
     unsafe {
         if R <= IN_REGISTERS {
             exp_of_rows::<S, F, R>(s, R, a);
@@ -391,7 +395,8 @@ pub(crate) struct ColumnArgs<'a> {
 /// `columns[key] += sum over the pairs' rows of weight * p[key][row]`.
 ///
 /// # Safety
-/// [`exp_sum`] has written `tiles` tiles, `stride` floats apart, from each row's offset in `p` on; `columns` has `tiles * 16` floats.
+/// [`exp_sum`] has written `tiles` tiles, `stride` floats apart, from each row's offset in `p` on; `columns` has `tiles
+/// * 16` floats.
 #[inline(always)]
 pub(crate) unsafe fn add_columns<S: AttentionSimd, F: Format>(s: S, a: ColumnArgs<'_>) {
     // Of 32 rows, a query head of a group of three has 11: one pass.

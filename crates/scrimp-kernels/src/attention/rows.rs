@@ -17,7 +17,7 @@ use crate::{
 };
 use std::ops::Range;
 
-/// A block of rows of a KV head and what it is scored against.
+/// A block of rows of a KV head, and the keys that it is scored against.
 pub(crate) struct BlockTask<'a> {
     pub(crate) args: &'a AttentionArgs<'a>,
     pub(crate) level: SimdLevel,
@@ -27,7 +27,7 @@ pub(crate) struct BlockTask<'a> {
     pub(crate) rows: Range<usize>,
     /// Keys to score at once; segments start at multiples of it.
     pub(crate) segment: usize,
-    /// Keys to look at, where not all.
+    /// The range of keys to use, unless all.
     pub(crate) only: Option<Range<usize>>,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct UnitKernels {
 }
 
 impl UnitKernels {
-    /// Those of the tier; tile registers are for prompts, which have more rows than a unit.
+    /// Those of the level; tile registers are for prompts, which have more rows than a unit.
     pub(crate) fn new(level: SimdLevel, args: &AttentionArgs<'_>) -> Self {
         let many = args.n_tokens * (args.n_heads / args.n_kv_heads) > UNIT_ROWS;
         let in_tiles = Kernels::in_tiles(level, args.storage, args.geometry).filter(|_| many);
@@ -94,13 +94,13 @@ impl Sizes {
 
 /// Where results go.
 pub(crate) enum Sink<'a> {
-    /// Normalized rows into the output, except those that nobody wants.
+    /// Normalized rows into the output.
     Rows(DisjointSliceMut<'a, f32>),
     /// `[rows]` maxima, `[rows]` sums, `[rows][head_dim]` outputs that are not normalized.
     Partial(&'a mut [f32]),
 }
 
-/// A part of the block's rows that one register block covers, and where its data stand in the scratch.
+/// A part of the block's rows that one register block covers, and the offsets of its data in the scratch memory.
 pub(crate) struct RowBlock {
     kernels: RowKernels,
     /// First row (of the layer), and how many of the kernel's rows are real.
@@ -132,7 +132,7 @@ struct Buffers<'a> {
     packed: PackedScratch<'a>,
 }
 
-/// Room for what packed pages need.
+/// Scratch memory for packed pages.
 struct PackedScratch<'a> {
     /// Factors of codes.
     work: &'a mut [f32],
@@ -169,8 +169,8 @@ enum Contents {
 }
 
 impl PackedScratch<'_> {
-    /// A page of `n` minima and scales and `runs` runs as kernels `k` read it: a packed one that they cannot read is unpacked
-    /// into place `at`.
+    /// A page of `n` minima and scales and `runs` runs as kernels `k` read it: a packed one that they cannot read is
+    /// unpacked into place `at`.
     fn readable(
         &mut self,
         k: &Kernels,
@@ -401,7 +401,7 @@ impl BlockTask<'_> {
         }
     }
 
-    /// The scores of `keys`, finished where a cap or a bias asks for it.
+    /// The scores of `keys`, finished where there is a cap or a bias.
     fn score(
         &self,
         keys: &Range<usize>,
@@ -441,9 +441,9 @@ impl BlockTask<'_> {
                             out: out.as_mut_ptr(),
                             ahead: ahead.wrapping_add(tile * tile_bytes),
                         };
-                        // SAFETY: `check_page` has compared the page with its size, and `pages` stays inside a page, so it
-                        // holds tiles `tile..tile + tiles`; `q` and `out` were cut to the kernel's lengths; the table is
-                        // that of `self.level`, whose features the CPU has.
+                        // SAFETY: `check_page` has compared the page with its size, and `pages` stays inside a page, so
+                        // it holds tiles `tile..tile + tiles`; `q` and `out` were cut to the kernel's lengths; the
+                        // table is that of `self.level`, whose features the CPU has.
                         unsafe { (block.kernels.qk)(args) }
                     }
                     Some(kind) => {
@@ -524,7 +524,8 @@ impl BlockTask<'_> {
         }
     }
 
-    /// Adds the values of `keys`, weighed by their probabilities, to the outputs, and the probabilities to `adder`'s columns.
+    /// Adds the values of `keys`, weighed by their probabilities, to the outputs, and the probabilities to `adder`'s
+    /// columns.
     fn add_values(
         &self,
         keys: &Range<usize>,
@@ -572,9 +573,9 @@ impl BlockTask<'_> {
                             acc,
                             ahead: ahead.wrapping_add(offset),
                         };
-                        // SAFETY: `check_page` has compared all pages of the run with their size, and `pages` stays inside
-                        // a page; the probabilities of `run_tiles` tiles start at `p`, and `acc` was cut to the kernel's
-                        // length; the table is that of `self.level`, whose features the CPU has.
+                        // SAFETY: `check_page` has compared all pages of the run with their size, and `pages` stays
+                        // inside a page; the probabilities of `run_tiles` tiles start at `p`, and `acc` was cut to the
+                        // kernel's length; the table is that of `self.level`, whose features the CPU has.
                         unsafe { (block.kernels.pv)(args) }
                     }
                     Some(kind) => {

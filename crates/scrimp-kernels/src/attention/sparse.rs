@@ -1,11 +1,12 @@
 //! The inner loops over sparse pages ([`sparse`](super::storage::sparse)), for a block of `R` rows.
 //!
 //! A step's kept elements are loaded as they stand, one after the other, and spread to their lanes by the step's bitmap
-//! (`vpexpandw`; in AVX2 a shuffle for each byte of the bitmap); then all is as with bf16 pages. Queries and probabilities
-//! come in the form that those take. Loads run up to 64 bytes past what is kept, which the page has room for.
+//! (`vpexpandw`; in AVX2 a shuffle for each byte of the bitmap); then all is as with bf16 pages. Queries and
+//! probabilities come in the form that those take. Loads run up to 64 bytes past the last kept element, which the page
+//! has room for.
 //!
-//! A page's center adds the same to all scores of a row, `q . center`, and to outputs the sum of the row's probabilities times
-//! the center: once per page.
+//! A page's center adds the same to all scores of a row, `q . center`, and to outputs the sum of the row's
+//! probabilities times the center: once per page.
 //!
 //! What limits it: memory, where the rows are few; spreading costs about two multiply-adds.
 
@@ -66,7 +67,7 @@ impl Cursor {
     }
 }
 
-/// Prefetches what comes before the values of the page that is read next.
+/// Prefetches the header of the page that is read next: all bytes before its values.
 #[inline(always)]
 fn prefetch_header(a: &PackedPage) {
     for line in (0..a.values).step_by(64) {
@@ -116,8 +117,8 @@ impl<S: AttentionSimd, const R: usize> Strip<S> for QkStrip<'_, S, R> {
         let (a, q) = (self.page, self.q);
         let out = self.out.wrapping_add(first * R * 16);
         let mut acc = [self.base; T];
-        // SAFETY: `qk` was called with a page that holds tiles `first..first + T`, with elements for all steps, and with room
-        // for the scores.
+        // SAFETY: `qk` was called with a page that holds tiles `first..first + T`, with elements for all steps, and
+        // with room for the scores.
         unsafe {
             let mut cursors: [Cursor; T] =
                 std::array::from_fn(|t| Cursor::at(a, (a.first + first + t) * a.dim_blocks));

@@ -1,4 +1,5 @@
-//! The attention that each key received, summed over queries: what eviction policies look at.
+//! Accumulated attention scores: the attention that each key received, summed over queries. Eviction policies read
+//! them.
 
 use super::{AttentionArgs, storage::TILE};
 use crate::exec::Pool;
@@ -11,12 +12,12 @@ pub struct StatsRequest {
     pub sum: bool,
     /// Over the queries from this token of the call on (`>= n_tokens`: none of them).
     pub recent_from: Option<usize>,
-    /// Of the last query alone; it replaces what was there.
+    /// Of the last query alone; it replaces the sums of earlier calls.
     pub last: bool,
-    /// The most that a query of the call or before gave, in the place of a sum.
+    /// The maximum over the queries of this call and of earlier ones.
     pub peak: bool,
-    /// One row for each KV head, the mean over its query heads (of peaks the largest), in the place of one for each query head: a third of
-    /// the rows or less to add to.
+    /// One row for each KV head, the mean over its query heads (of peaks the largest), instead of one for each query
+    /// head: a third of the rows or less to add to.
     pub per_kv_head: bool,
 }
 
@@ -54,8 +55,8 @@ pub(crate) const PEAK: usize = 3;
 /// Normalized attention per (query head, key), summed over queries. Keys are numbered as in the KV head's table.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ColumnStats {
-    /// Over all queries: `[n_heads][keys of the KV head]`, or `[n_kv_heads]` of them where that was
-    /// [asked for](StatsRequest::per_kv_head).
+    /// Over all queries: `[n_heads][keys of the KV head]`, or `[n_kv_heads]` of them with
+    /// [`StatsRequest::per_kv_head`].
     pub sum: Vec<Vec<f32>>,
     /// Over the recent queries.
     pub recent: Vec<Vec<f32>>,
@@ -66,7 +67,8 @@ pub struct ColumnStats {
 }
 
 impl ColumnStats {
-    /// How many rows of sums there are: one for each query head, or for each KV head. `None` where nothing was added yet.
+    /// How many rows of sums there are: one for each query head, or for each KV head. `None` where nothing was added
+    /// yet.
     pub fn rows(&self) -> Option<usize> {
         [&self.sum, &self.recent, &self.last, &self.peak].map(Vec::len).into_iter().find(|&n| n > 0)
     }
@@ -91,7 +93,7 @@ pub(crate) struct LaneLayout {
     rows: usize,
     /// Keys and padded keys of each KV head.
     keys: Vec<(usize, usize)>,
-    /// Kinds that are asked for.
+    /// Requested kinds.
     wanted: [bool; KINDS],
     /// First number of each KV head and lane; then the end.
     starts: Vec<usize>,
@@ -165,7 +167,7 @@ impl LaneLayout {
         self.rows
     }
 
-    /// Adds the lanes, in order, to what `columns` holds.
+    /// Adds the lanes, in order, to the sums in `columns`.
     pub(crate) fn add_to(&self, columns: &mut ColumnStats, sums: &[f32], pool: &Pool) {
         let n_rows = self.keys.len() * self.rows;
         for kind in (0..KINDS).filter(|&kind| self.wanted[kind]) {

@@ -1,7 +1,7 @@
 //! Function tables: the kernels of attention that a call uses, compiled for its level.
 //!
-//! A call of attention looks up its kernels once, by level, storage and number of rows. An entry is a function that carries
-//! the level's `target_feature`s ([`Level::call`]) and takes its arguments as one struct.
+//! A call of attention looks up its kernels once, by level, storage and number of rows. An entry is a function that
+//! carries the level's `target_feature`s ([`Level::call`]) and takes its arguments as one struct.
 
 use super::{
     amx,
@@ -59,7 +59,7 @@ pub(crate) struct Kernels {
     /// The smallest block that covers so many rows, or the largest.
     pub(crate) row_kernels: fn(usize) -> RowKernels,
     pub(crate) add_columns: unsafe fn(ColumnArgs<'_>),
-    /// Likewise, with maxima in the place of sums.
+    /// Likewise, with maxima instead of sums.
     pub(crate) max_columns: unsafe fn(ColumnArgs<'_>),
     /// Writes a query as elements.
     pub(crate) elements: fn(&[f32], ElementPlace, &mut [f32]),
@@ -75,7 +75,8 @@ pub(crate) struct Kernels {
     pub(crate) run_pages: usize,
     /// Turns a page of codes into one of bf16, see [`unpack`](super::unpack); `None` for kernels that read codes.
     pub(crate) unpack: Option<unsafe fn(UnpackArgs)>,
-    /// Whether they use tile registers: then a task has all of its rows in one block, and its keys start at an even tile.
+    /// Whether they use tile registers: then a task has all of its rows in one block, and its keys start at an even
+    /// tile.
     pub(crate) in_tiles: bool,
 }
 
@@ -96,7 +97,8 @@ impl Kernels {
     }
 }
 
-/// Makes an [`EntryKernel`] of a kernel: its name, generic parameters, their names, the type parameter, and its arguments.
+/// Makes an [`EntryKernel`] of a kernel: its name, generic parameters, their names, the type parameter, and its
+/// arguments.
 macro_rules! entry {
     ($name:ident [$($params:tt)*] [$($names:tt)*] $marker:ty: $args:ty => $kernel:expr) => {
         struct $name<$($params)*>(PhantomData<$marker>);

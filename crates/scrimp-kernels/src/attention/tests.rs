@@ -1,4 +1,4 @@
-//! Every tier and format against attention in f64, on odd shapes.
+//! Every level and format against attention in f64, on odd shapes.
 
 use super::{
     qk_pv::ExpSumArgs,
@@ -103,6 +103,28 @@ struct Shape {
     softcap: Option<f32>,
 }
 
+/// Packs keys and values, and replaces them by the numbers that are read.
+fn pack_page(packing: &dyn Packing, g: PageGeometry, pages: [&mut [u8]; 2], rows: [&mut [Vec<f32>]; 2]) {
+    let ([k_page, v_page], [k, v]) = (pages, rows);
+    packing.pack_k(g, &k.concat(), k_page);
+    packing.pack_v(g, &v.concat(), v_page);
+    for (slot, (k, v)) in k.iter_mut().zip(v).enumerate() {
+        packing.read_k(g, k_page, slot, k);
+        packing.read_v(g, v_page, slot, v);
+    }
+}
+
+/// Writes keys and values row by row, and replaces them by the numbers that are read.
+fn write_page(storage: &dyn Storage, g: PageGeometry, pages: [&mut [u8]; 2], rows: [&mut [Vec<f32>]; 2]) {
+    let ([k_page, v_page], [k, v]) = (pages, rows);
+    for (slot, (k, v)) in k.iter_mut().zip(v).enumerate() {
+        storage.write_k(g, k_page, PageRows { slot, n: 1, rows: k, stride: g.head_dim });
+        storage.write_v(g, v_page, PageRows { slot, n: 1, rows: v, stride: g.head_dim });
+        storage.read_k(g, k_page, slot, k);
+        storage.read_v(g, v_page, slot, v);
+    }
+}
+
 fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
     let (storage, packing) = format;
     let g = PageGeometry { page_tokens: shape.page_tokens, head_dim: shape.head_dim };
@@ -134,32 +156,11 @@ fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
         for page in 0..n_pages {
             let bytes = packing_of(page).map_or([storage.page_bytes(g); 2], |p| p.packing().page_bytes(g));
             let [mut kp, mut vp] = bytes.map(Aligned::new);
-            if let Some(kind) = packing_of(page) {
-                let packing = kind.packing();
-                let keys = page * g.page_tokens..(page + 1) * g.page_tokens;
-                packing.pack_k(g, &k[head][keys.clone()].concat(), kp.get_mut());
-                packing.pack_v(g, &v[head][keys.clone()].concat(), vp.get_mut());
-                for (slot, key) in keys.enumerate() {
-                    packing.read_k(g, kp.get(), slot, &mut k[head][key]);
-                    packing.read_v(g, vp.get(), slot, &mut v[head][key]);
-                }
-            }
-            for slot in (0..g.page_tokens).filter(|_| packing_of(page).is_none()) {
-                let key = page * g.page_tokens + slot;
-                if key < shape.n_keys {
-                    storage.write_k(
-                        g,
-                        kp.get_mut(),
-                        PageRows { slot, n: 1, rows: &k[head][key], stride: g.head_dim },
-                    );
-                    storage.write_v(
-                        g,
-                        vp.get_mut(),
-                        PageRows { slot, n: 1, rows: &v[head][key], stride: g.head_dim },
-                    );
-                    storage.read_k(g, kp.get(), slot, &mut k[head][key]);
-                    storage.read_v(g, vp.get(), slot, &mut v[head][key]);
-                }
+            let keys = page * g.page_tokens..((page + 1) * g.page_tokens).min(shape.n_keys);
+            let (k, v) = (&mut k[head][keys.clone()], &mut v[head][keys]);
+            match packing_of(page) {
+                Some(kind) => pack_page(kind.packing(), g, [kp.get_mut(), vp.get_mut()], [k, v]),
+                None => write_page(storage, g, [kp.get_mut(), vp.get_mut()], [k, v]),
             }
             let bias = bias.as_ref().filter(|_| page % 2 == 0).map(|b| {
                 let key = |slot| page * g.page_tokens + slot;

@@ -1,8 +1,8 @@
 //! Packed pages of codes ([`integer`](super::storage::integer)) as bf16 pages, for kernels that read no others.
 //!
-//! Codes stand in the order of bf16 elements, and the two elements of a pair have a minimum and a scale each: those of two dims in
-//! a page of keys, of two tokens in a page of values. So both are the same: `runs` runs (tiles of keys, or blocks of dims) of
-//! `n / 2` steps, and step `i` has the numbers `2 i` and `2 i + 1` of the header.
+//! Codes are in the order of bf16 elements, and the two elements of a pair have a minimum and a scale each: those of
+//! two dims in a page of keys, of two tokens in a page of values. So both are the same: `runs` runs (tiles of keys, or
+//! blocks of dims) of `n / 2` steps, and step `i` has the numbers `2 i` and `2 i + 1` of the header.
 
 use super::storage::{integer::header_bytes, packing::PackedKind};
 use crate::arch::AttentionSimd;
@@ -25,8 +25,8 @@ pub(crate) struct UnpackArgs {
 /// Writes a page of bf16 elements, rounded, to `to`.
 ///
 /// # Safety
-/// `page` is a page of `kind` with `n` minima and scales and `runs` runs; `to`, aligned to 64, has room for the bf16 page and
-/// [`SLACK`] bytes more.
+/// `page` is a page of `kind` with `n` minima and scales and `runs` runs; `to`, aligned to 64, has room for the bf16
+/// page and [`SLACK`] bytes more.
 ///
 /// # Panics
 /// When the page is sparse.

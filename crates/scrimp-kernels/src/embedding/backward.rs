@@ -4,9 +4,10 @@
 //! G[row(p)] += w(p) scale(l, b) * signs(l) * grad[bag(l)][b * block_dim ..][..block_dim]     for all indices p of lookup l
 //! ```
 //!
-//! Every thread owns some rows, picks the indices that hit them out of the whole batch, adds up their gradients in the order of
-//! the lookups and updates the rows. Nothing is shared and no order depends on the number of threads: the result is
-//! the same for any. Sums live in slots, one for each row that the batch touches, so memory is bounded by the batch.
+//! Every thread owns some rows, picks the indices that hit them out of the whole batch, adds up their gradients in the
+//! order of the lookups and updates the rows. Nothing is shared and no order depends on the number of threads: the
+//! result is the same for any. Sums live in slots, one for each row that the batch touches, so memory is bounded by the
+//! batch.
 
 use super::{
     bag::Bags,
@@ -209,9 +210,9 @@ impl Gradients {
         self.shares.iter().flat_map(|share| &share.touched)
     }
 
-    /// Adds up the gradients of a batch in a table of `len` values in rows of `block_dim`, for somebody else to apply: the rows that it
-    /// touched, each once, go to the front of `rows`, and their gradients to the front of `values`. Returns their number, or `None`
-    /// where they do not fit.
+    /// Adds up the gradients of a batch in a table of `len` values in rows of `block_dim`, for another optimizer: the
+    /// rows that it touched, each once, go to the front of `rows`, and their gradients to the front of `values`.
+    /// Returns their number, or `None` where they do not fit.
     ///
     /// # Panics
     /// When sizes do not fit each other, or an index lies outside the table.
@@ -253,7 +254,8 @@ impl Gradients {
         let slot_of = DisjointSliceMut::new(&mut self.slot_of);
         pool.chunks(&mut self.shares, 1, |owner, share| {
             let share = &mut share[0];
-            // A row that overlaps lies in two blocks, and is wanted by one thread the more often, the longer a thread's parts are.
+            // A row that overlaps lies in two blocks, and is wanted by one thread the more often, the longer a thread's
+            // parts are.
             let together = if stride == block_dim { 0 } else { 3 };
             let owners = threads;
             let part = Part { owner, owners, together, slot_of, values, state, values_len, block_dim, dim };
@@ -299,20 +301,20 @@ impl Kernel for Step<'_, '_> {
     #[inline(always)]
     fn run<S: Level>(self, _: S) {
         match self.part.block_dim {
-            1 => self.with_width::<1>(),
-            2 => self.with_width::<2>(),
-            4 => self.with_width::<4>(),
-            8 => self.with_width::<8>(),
-            16 => self.with_width::<16>(),
-            _ => self.with_width::<0>(),
+            1 => self.with_block_dim::<1>(),
+            2 => self.with_block_dim::<2>(),
+            4 => self.with_block_dim::<4>(),
+            8 => self.with_block_dim::<8>(),
+            16 => self.with_block_dim::<16>(),
+            _ => self.with_block_dim::<0>(),
         }
     }
 }
 
 impl Step<'_, '_> {
-    /// `W` is the block_dim, or 0 where only `part.block_dim` knows it.
+    /// `W` is `block_dim`, or 0 for one that is known at run time only.
     #[inline(always)]
-    fn with_width<const W: usize>(self) {
+    fn with_block_dim<const W: usize>(self) {
         let Step { part, stride, batch, share, optimizer } = self;
         let block_dim = if W == 0 { part.block_dim } else { W };
         let Share { touched, sums, mine, block_of, signed } = share;
@@ -330,18 +332,7 @@ impl Step<'_, '_> {
         while first < end {
             let last = end.min(first + at_once);
             let indices = &batch.indices[first * batch.per_lookup..last * batch.per_lookup];
-            // Without branches: a coin toss for each index would be mispredicted half of the time.
-            let mut count = 0;
-            for (p, &index) in indices.iter().enumerate() {
-                let owned = if stride == block_dim {
-                    part.owns(index)
-                } else {
-                    let block = (index as usize * stride / block_dim) as u32;
-                    part.owns(block) | part.owns(block + 1)
-                };
-                mine[count] = p as u32;
-                count += usize::from(owned);
-            }
+            let count = part.sift(indices, stride, block_dim, mine);
             let (mut l, mut next) = (first, batch.per_lookup);
             for &p in &mine[..count] {
                 let p = p as usize;
@@ -386,11 +377,37 @@ impl Step<'_, '_> {
             }
             first = last;
         }
+        part.finish(touched, sums, block_dim, optimizer);
+    }
+}
+
+impl Part<'_> {
+    /// Writes to `mine` the positions of the `indices` whose rows lie in blocks of this thread; returns their number.
+    #[inline(always)]
+    fn sift(&self, indices: &[u32], stride: usize, block_dim: usize, mine: &mut [u32]) -> usize {
+        // Without branches: half of them would be mispredicted.
+        let mut count = 0;
+        for (p, &index) in indices.iter().enumerate() {
+            let owned = if stride == block_dim {
+                self.owns(index)
+            } else {
+                let block = (index as usize * stride / block_dim) as u32;
+                self.owns(block) | self.owns(block + 1)
+            };
+            mine[count] = p as u32;
+            count += usize::from(owned);
+        }
+        count
+    }
+
+    /// Applies the gradients of the touched blocks where there is an optimizer, and frees their slots.
+    #[inline(always)]
+    fn finish(&self, touched: &[u32], sums: &[f32], block_dim: usize, optimizer: Option<Optimizer>) {
         for (slot, &block) in touched.iter().enumerate() {
-            let range = block as usize * block_dim..((block as usize + 1) * block_dim).min(part.values_len);
+            let range = block as usize * block_dim..((block as usize + 1) * block_dim).min(self.values_len);
             let Some(optimizer) = optimizer else {
                 // SAFETY: this thread alone owns the block.
-                unsafe { part.slot_of.slice(block as usize..block as usize + 1)[0] = 0 };
+                unsafe { self.slot_of.slice(block as usize..block as usize + 1)[0] = 0 };
                 continue;
             };
             let state = match optimizer {
@@ -401,8 +418,8 @@ impl Step<'_, '_> {
             let g = &sums[slot * block_dim..(slot + 1) * block_dim][..range.len()];
             // SAFETY: this thread alone owns the block, and with it these values, their state and its slot number.
             unsafe {
-                optimizer.apply(part.values.slice(range), part.state.slice(state), g);
-                part.slot_of.slice(block as usize..block as usize + 1)[0] = 0;
+                optimizer.apply(self.values.slice(range), self.state.slice(state), g);
+                self.slot_of.slice(block as usize..block as usize + 1)[0] = 0;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Embedding bags: lookups of many ids in parallel, hash, gather, sum and scale in one pass.
 //!
-//! Rows of lookup `l + AHEAD` are asked for before those of lookup `l` are added up, so cache misses overlap.
+//! Rows of lookup `l + AHEAD` are prefetched before those of lookup `l` are added up, so cache misses overlap.
 
 use super::{
     gather::Rows,
@@ -55,7 +55,8 @@ impl Hashing<'_> {
         if self.signs { of_hash(h) } else { 0 }
     }
 
-    /// The indices of lookups from `first` on, and where `signs` has places, those. `PER` is the number of indices of each, or 0.
+    /// The indices of lookups from `first` on, and where `signs` has places, those. `PER` is the number of indices of
+    /// each, or 0.
     #[inline(always)]
     fn fill_all<const PER: usize>(&self, first: usize, ids: &[u64], out: &mut [u32], signs: &mut [u64]) {
         let per_lookup = if PER == 0 { self.per_lookup } else { PER };
@@ -120,8 +121,8 @@ pub enum Scales<'a> {
         /// Scales of a lookup.
         groups: usize,
     },
-    /// `scale * sum of the rows of a weight table` (alpha of MEM-REC, arXiv 2305.07205): `groups` values each, hashed from
-    /// the same ids as the indices of [`Indices::Hashed`].
+    /// `scale * sum of the rows of a weight table` (alpha of MEM-REC, arXiv 2305.07205): `groups` values each, hashed
+    /// from the same ids as the indices of [`Indices::Hashed`].
     Hashed {
         /// The weight table, rows of `groups` values.
         weights: &'a [f32],
@@ -204,14 +205,15 @@ pub struct Batch<'a> {
     pub num_hashes: usize,
     /// What the sum is multiplied with.
     pub scales: Scales<'a>,
-    /// What is added up into one output.
+    /// The lookups that are added up into one output.
     pub bags: Bags<'a>,
     /// Keep what the output holds and add to it.
     pub add: bool,
 }
 
 impl<'a> Batch<'a> {
-    /// The sums of given rows as they are: `per_lookup` of them for each lookup, `num_hashes` for each block, every lookup an output.
+    /// Plain sums of given rows: `per_lookup` of them for each lookup, `num_hashes` for each block, every lookup an
+    /// output.
     pub fn given(table: Table<'a>, indices: &'a [u32], per_lookup: usize, num_hashes: usize) -> Self {
         Self {
             table,
@@ -299,7 +301,7 @@ impl<T: Stored> Kernel for Forward<'_, T> {
     }
 }
 
-/// What is known of some lookups before their rows arrive.
+/// Indices and signs of some lookups whose rows are being loaded.
 struct Ahead {
     indices: [u32; AHEAD_INDICES],
     signs: [u64; AHEAD],
@@ -375,7 +377,7 @@ impl<T: Stored> Forward<'_, T> {
     }
 }
 
-/// Finds the rows of some lookups and asks for them.
+/// Finds the rows of some lookups and prefetches them.
 #[inline(always)]
 fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ahead: &mut Ahead) {
     match batch.indices {
@@ -398,13 +400,13 @@ fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ah
             }
         }
         Indices::Given { indices, per_lookup, .. } => {
-            rows.prefetch(&indices[range.start * per_lookup..range.end * per_lookup])
+            rows.prefetch(&indices[range.start * per_lookup..range.end * per_lookup]);
         }
     }
 }
 
-/// The indices of all ids, for a backward pass that needs them again: `out` has `hashing.per_lookup` for each id, `signs` a place for each
-/// id or none.
+/// The indices of all ids, for a backward pass that needs them again: `out` has `hashing.per_lookup` for each id,
+/// `signs` a place for each id or none.
 ///
 /// # Panics
 /// When they have another size.

@@ -1,4 +1,4 @@
-//! Products of rows with the gradients of what they were added up into.
+//! Products of rows with the gradients of their outputs.
 
 use super::{
     backward::Backward,
@@ -11,7 +11,8 @@ use crate::{
     exec::{DisjointSliceMut, Exec},
 };
 
-/// `out[l * per_lookup + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of lookups are trained with.
+/// `out[l * per_lookup + p] = dot(signs * grad of the block, row(p))`: what the weights and scales of lookups are
+/// trained with.
 ///
 /// # Panics
 /// When sizes do not fit each other, or an index lies outside the table.

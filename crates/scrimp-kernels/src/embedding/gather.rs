@@ -6,8 +6,8 @@
 //! out[b * block_dim ..][..block_dim] = signs * scale(b) * sum over i < k of  w(p) * row(p),   p = indices[b * k + i]
 //! ```
 //!
-//! Rows are added in the order of the indices, products and sums rounded one by one, so every tier gives the same bits. Bound by
-//! cache misses: `blocks * k` rows of `block_dim` values each, asked for ahead of their use.
+//! Rows are added in the order of the indices, products and sums rounded one by one, so every level gives the same
+//! bits. Bound by cache misses: `blocks * k` rows of `block_dim` values each, prefetched ahead of their use.
 
 use super::{
     signs::{SIGN_WIDTH, flip, flip_lanes},
@@ -36,7 +36,7 @@ impl<T: Stored> Rows<'_, T> {
         place::<T>(index, self.stride, self.half)
     }
 
-    /// Asks for the rows of `indices`.
+    /// Prefetches the rows of `indices`.
     #[inline(always)]
     pub(crate) fn prefetch(&self, indices: &[u32]) {
         let bytes = self.block_dim * size_of::<T>();
@@ -56,7 +56,8 @@ impl<T: Stored> Rows<'_, T> {
     }
 
     /// One lookup: all blocks of `out`. `weights` are one per index, or empty for ones; `scales` one for each group of
-    /// neighboring blocks; `signs` as in `signs.rs`. `add` keeps what `out` holds. `K` is `num_hashes` or, for any other, 0.
+    /// neighboring blocks; `signs` as in `signs.rs`. `add` keeps what `out` holds. `K` is `num_hashes` or, for any
+    /// other, 0.
     #[inline(always)]
     pub(crate) fn lookup<S: EmbeddingSimd, const K: usize>(
         &self,
@@ -89,8 +90,8 @@ impl<T: Stored> Rows<'_, T> {
         }
     }
 
-    /// Blocks of any block_dim, of which the first begins with value `first` of the lookup. (Loops over indices: adaptors of iterators
-    /// divide, and are not inlined reliably.)
+    /// Blocks of any block_dim, of which the first begins with value `first` of the lookup. (Loops over indices:
+    /// adaptors of iterators divide, and are not inlined reliably.)
     #[inline(always)]
     fn blocks<S: EmbeddingSimd, const K: usize>(
         &self,

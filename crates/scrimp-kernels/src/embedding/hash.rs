@@ -10,9 +10,9 @@
 //! signs       = mum(h, P1)                                a bit for each eight values of the vector
 //! ```
 //!
-//! The mixing is that of wyhash (Wang Yi, public domain). Double hashing makes the indices of one id independent in pairs,
-//! which is what a Bloom filter needs (Kirsch and Mitzenmacher, "Less hashing, same performance", 2006). The functions are
-//! part of the model file's format: they never change under their name.
+//! The mixing is that of wyhash (Wang Yi, public domain). Double hashing makes the indices of one id independent in
+//! pairs, as a Bloom filter needs it (Kirsch and Mitzenmacher, "Less hashing, same performance", 2006). The functions
+//! are part of the model file's format: they never change under their name.
 
 pub(super) const P: [u64; 4] =
     [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db, 0x8ebc_6af0_9c88_c6e3, 0x5899_65cc_7537_4cc3];
@@ -107,7 +107,7 @@ mod tests {
         assert!(seen.iter().all(|&n| n.abs_diff(4000) < 320), "{seen:?}");
     }
 
-    /// Signs are fair coins, whichever row an id has and whichever two of its signs are looked at.
+    /// Signs are fair coins, independent of the row of an id and pairwise of each other.
     #[test]
     fn signs_are_independent() {
         let (range, n) = (RowRange { base: 0, rows: 2 }, 20_000_u32);
@@ -128,8 +128,8 @@ mod tests {
         }
     }
 
-    /// Two ids share all k rows with probability about (1 / rows)^2 for every k >= 2 that double hashing can tell apart, and
-    /// share row j with probability 1 / rows.
+    /// Two ids share all k rows with probability about (1 / rows)^2 for every k >= 2 that double hashing can tell
+    /// apart, and share row j with probability 1 / rows.
     #[test]
     fn collisions_follow_theory() {
         let (rows, ids) = (64_u32, 3000_u64);

@@ -5,9 +5,9 @@
 //! dx_i = sum over j != i of  d[pair] x_j
 //! ```
 //!
-//! A sample's vectors lie in two places, the first one (DLRM: of its numbers) and the others (of its ids): they are brought together
-//! a sample at a time, where they fit the first cache, and transposed, so that the lanes of a register are 16 values of j and
-//! there are no horizontal sums.
+//! A sample's vectors lie in two places, the first one (DLRM: of its numbers) and the others (of its ids): they are
+//! brought together a sample at a time, where they fit the first cache, and transposed, so that the lanes of a register
+//! are 16 values of j and there are no horizontal sums.
 
 use crate::{
     arch::{Kernel, Level, Simd},

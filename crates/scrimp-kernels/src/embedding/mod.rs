@@ -1,7 +1,9 @@
-//! Embedding bags over tables whose rows are found by hashing: hash, gather, sum and scale in one pass, and the way back.
+//! Embedding bags over tables whose rows are found by hashing: hash, gather, sum and scale in one pass, and the way
+//! back.
 //!
-//! A *lookup* is one id of one feature. Its *indices* are row numbers, `num_hashes` for each block of `block_dim` values of its output;
-//! hashed from the id or given. Its rows are added up, scaled, and added to its *bag*, the output.
+//! A *lookup* is one id of one feature. Its *indices* are row numbers, `num_hashes` for each block of `block_dim`
+//! values of its output; hashed from the id or given. Its rows are added up, scaled, and added to its *bag*, the
+//! output.
 //!
 //! | file | what |
 //! |---|---|

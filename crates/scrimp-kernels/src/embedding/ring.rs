@@ -1,4 +1,5 @@
-//! The fast path of [`forward`](super::forward): lookups of few rows, without weights, with one scale, in bags of the same size.
+//! The fast path of [`forward`](super::forward): lookups of few rows, without weights, with one scale, in bags of the
+//! same size.
 //!
 //! ```text
 //! lookup      l                        l + DISTANCE
@@ -6,9 +7,9 @@
 //! ring         | l | l + 1 | ...        | l + DISTANCE |          indices that are known, by l mod RING
 //! ```
 //!
-//! Rows are asked for one lookup at a time: a core can wait for 16 lines at once, so asking for those of many lookups in one go would
-//! stop it until the first have come. What bounds a batch whose outputs leave the cache is not the table but the outputs: 512 bytes for
-//! each lookup of 128 values, while four rows of 128 bytes come from a cache.
+//! Rows are prefetched one lookup at a time: a core can wait for 16 lines at once, so prefetching those of many lookups
+//! at once would stop it until the first have come. What bounds a batch whose outputs leave the cache is not the table
+//! but the outputs: 512 bytes for each lookup of 128 values, while four rows of 128 bytes come from a cache.
 
 use super::{
     bag::{Bags, Batch, Indices, Scales},
@@ -69,7 +70,7 @@ impl<T: Stored> Kernel for Ring<'_, T> {
     }
 }
 
-/// What is known of the lookups ahead.
+/// Indices and signs of the lookups whose rows are being loaded.
 struct Known<const MOST: usize> {
     indices: [[u32; MOST]; RING],
     signs: [u64; RING],
@@ -78,8 +79,8 @@ struct Known<const MOST: usize> {
 }
 
 impl<T: Stored> Ring<'_, T> {
-    /// `PER` and `K` are the indices of a lookup and of a block, or 0 for any; `MOST` is at least the number of indices. Where `PER`
-    /// is given, rows are a multiple of 64 values.
+    /// `PER` and `K` are the indices of a lookup and of a block, or 0 for any; `MOST` is at least the number of
+    /// indices. Where `PER` is given, rows are a multiple of 64 values.
     #[inline(always)]
     fn lookups<S: EmbeddingSimd, const PER: usize, const K: usize, const MOST: usize>(self, s: S) {
         let batch = self.batch;
@@ -145,7 +146,7 @@ impl<T: Stored> Ring<'_, T> {
     }
 }
 
-/// Finds the rows of lookup `l` of `feature` and asks for them; goes on to the next feature.
+/// Finds the rows of lookup `l` of `feature` and prefetches them; `feature` becomes the next one.
 #[inline(always)]
 fn ask<T: Stored, const PER: usize, const MOST: usize>(
     batch: &Batch<'_>,

@@ -1,13 +1,14 @@
 //! Signs of a lookup's values: one hashed bit for each eight neighboring values.
 //!
-//! Two ids that share values of a table then disturb each other with either sign in each eight of them, so that what they do to each
-//! other cancels in sums over many ids (the sign of a count sketch: Charikar, Chen and Farach-Colton, 2002). With one sign for
-//! a whole row, an overlapping row meets the same few other ids in all of its values.
+//! Two ids that share values of a table then disturb each other with either sign in each eight of them, so that their
+//! effects on each other cancel in sums over many ids (the sign of a count sketch: Charikar, Chen and Farach-Colton,
+//! 2002). With one sign for a whole row, an overlapping row meets the same few other ids in all of its values.
 
 use super::hash::{P, mum};
 use crate::arch::EmbeddingSimd;
 
-/// Neighboring values with the same sign. The signs of a lookup are 64 bits, those of the values `512 i .. 512 (i + 1)` are the same.
+/// Neighboring values with the same sign. The signs of a lookup are 64 bits, those of the values `512 i .. 512 (i + 1)`
+/// are the same.
 pub const SIGN_WIDTH: usize = 8;
 
 /// The bits of an id whose hash is `h`: set where a value counts negatively.

@@ -6,8 +6,9 @@
 //!            | row 1 ..... |
 //! ```
 //!
-//! int8 and int4 values have one scale for the whole table: sums of rows stay integers, exact in any order and tier.
-//! The halves of a byte of int4 are `len / 2` values apart ([`Int4`]), so that a row is neighboring bytes wherever it begins.
+//! int8 and int4 values have one scale for the whole table: sums of rows stay integers, exact in any order and level.
+//! The halves of a byte of int4 are `len / 2` values apart ([`Int4`]), so that a row is neighboring bytes wherever it
+//! begins.
 
 use super::gather::Rows;
 use crate::arch::{EmbeddingSimd, Simd};
@@ -45,8 +46,8 @@ pub enum Values<'a> {
 /// low half     value 0    1   ...                       half - 1 |  half       ...    half + block_dim - stride - 1
 /// high half    value half ...                           len - 1  |
 /// ```
-/// A row is `block_dim` neighboring bytes, of which it has the low or the high halves. Where rows overlap, the first values of the
-/// high halves are there twice, for rows that begin before `half` and end behind it.
+/// A row is `block_dim` neighboring bytes, of which it has the low or the high halves. Where rows overlap, the first
+/// values of the high halves are there twice, for rows that begin before `half` and end behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Int4 {
     /// Values.
@@ -133,7 +134,7 @@ impl Values<'_> {
 /// Rows of `block_dim` values, one every `stride` values.
 #[derive(Debug, Clone, Copy)]
 pub struct Table<'a> {
-    /// What is stored.
+    /// The stored values.
     pub values: Values<'a>,
     /// Values of a row.
     pub block_dim: usize,
@@ -161,7 +162,8 @@ impl<'a> Table<'a> {
 
 /// How one stored type becomes lanes of `f32`.
 pub(crate) trait Stored: Copy + Send + Sync + 'static {
-    /// Rows may lie in the high halves ([`Int4`]); `shift` is 4 for those below, and 0 for all others and all other types.
+    /// Rows may lie in the high halves ([`Int4`]); `shift` is 4 for those below, and 0 for all others and all other
+    /// types.
     const HALVES: bool = false;
     fn lanes<S: Simd>(s: S, from: &[Self; 16], shift: u32) -> S::F;
     fn float(self, shift: u32) -> f32;
@@ -221,7 +223,8 @@ impl Stored for i8 {
     }
 }
 
-/// A half of a byte, from -8 to 7. (A shift and no branch: half of the rows lie in either half, and would be guessed wrong.)
+/// A half of a byte, from -8 to 7. (A shift and no branch: half of the rows lie in either half, and would be guessed
+/// wrong.)
 #[inline(always)]
 fn half_of(byte: u8, shift: u32) -> i8 {
     ((byte >> shift & 15) ^ 8) as i8 - 8

@@ -28,7 +28,8 @@ impl<'a, T> DisjointSliceMut<'a, T> {
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
-        // SAFETY: the assertion checks that the range lies inside the slice; the caller guarantees that parts do not overlap.
+        // SAFETY: the assertion checks that the range lies inside the slice; the caller guarantees that parts do not
+        // overlap.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
     }
 }

@@ -1,9 +1,9 @@
 //! A fork-join pool for short parallel regions: about 150 per decoded token, each some microseconds long.
 //!
 //! Workers live as long as the pool. Between regions they spin for a bounded time and then sleep, so a region that
-//! follows soon costs well under a microsecond to start and an idle pool costs nothing. How threads share the
-//! tasks of a region: see [`tasks`](super::tasks). A worker that the machine slows down takes fewer tasks, and a worker without a
-//! core does not delay the region, which ends when its tasks are done and the workers that *entered* it have left.
+//! follows soon costs well under a microsecond to start and an idle pool costs nothing. How threads share the tasks of
+//! a region: see [`tasks`](super::tasks). A worker that the machine slows down takes fewer tasks, and a worker without
+//! a core does not delay the region, which ends when its tasks are done and the workers that *entered* it have left.
 //!
 //! Or the threads are those of another library ([`Team`]).
 
@@ -206,7 +206,8 @@ impl Pool {
 }
 
 impl Pool {
-    /// Calls `body(index, chunk)` once for every `len` elements of `data` (the last chunk may be shorter), on all threads.
+    /// Calls `body(index, chunk)` once for every `len` elements of `data` (the last chunk may be shorter), on all
+    /// threads.
     ///
     /// # Panics
     /// When `len` is 0.
@@ -227,7 +228,7 @@ impl Pool {
     }
 }
 
-/// Calls `body` with the tasks that `worker` gets. What it panics with goes to `panic`.
+/// Calls `body` with the tasks that `worker` gets. Its panic is stored in `panic`.
 pub(super) fn take_tasks(chunks: &Chunks, tasks: usize, body: &Body<'_>, worker: usize, panic: &Panic) {
     if let Err(with) = catch_unwind(AssertUnwindSafe(|| body(chunks.tasks(tasks, worker), worker))) {
         *panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(with);
@@ -276,9 +277,9 @@ impl Shared {
             spin_loop();
         }
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        // Announced before the last look at the state; `run` looks at `sleepers` after it has changed the state. Both do
-        // so by a read-modify-write, and of two such the later one synchronizes with the earlier: either `run` sees the
-        // sleeper, or the sleeper sees the new state.
+        // Announced before the last look at the state; `run` looks at `sleepers` after it has changed the state. Both
+        // do so by a read-modify-write, and of two such the later one synchronizes with the earlier: either `run` sees
+        // the sleeper, or the sleeper sees the new state.
         self.sleepers.fetch_add(1, Ordering::AcqRel);
         let state = loop {
             let state = self.state.load(Ordering::Acquire);

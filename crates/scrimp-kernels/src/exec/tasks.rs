@@ -1,15 +1,15 @@
-//! How the threads of a parallel region share its tasks: each thread has a chunk of consecutive tasks, and takes tasks from the
-//! chunks of others once its own is empty.
+//! How the threads of a parallel region share its tasks: each thread has a chunk of consecutive tasks, and takes tasks
+//! from the chunks of others once its own is empty.
 //!
 //! ```text
 //! tasks    0 1 2 3 4 | 5 6 7 8 9 | ...      chunk i of n: tasks n_tasks * i / n .. n_tasks * (i + 1) / n
 //! next         ^           ^                one counter per chunk, on a cache line of its own
 //! ```
 //!
-//! Consecutive tasks keep the hardware's prefetchers in one stream; tasks that alternate between threads would start a new one
-//! each time. A thread has the same chunk in every region, so it finds what it has written in one region in its own caches in
-//! the next. (A line that another core has written takes 30 ns with a shared cache and 170 ns without; if tasks go to the first
-//! thread that is free, a prompt's linear layers lose a tenth to nearly half of their speed.)
+//! Consecutive tasks keep the hardware's prefetchers in one stream; tasks that alternate between threads would start a
+//! new one each time. A thread has the same chunk in every region, so its results of one region are in its own caches
+//! in the next. (A line that another core has written takes 30 ns with a shared cache and 170 ns without; if tasks go
+//! to the first thread that is free, a prompt's linear layers lose a tenth to nearly half of their speed.)
 
 use super::sync::AtomicUsize;
 use std::{ops::Range, sync::atomic::Ordering};

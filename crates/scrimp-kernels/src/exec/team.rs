@@ -1,8 +1,8 @@
 //! Threads that another library started, as those of a [`Pool`](super::Pool).
 //!
-//! A process that runs two thread pools on the same cores loses most of one: whoever waits for its next region spins on a core
-//! that the other needs. OpenMP's threads spin for milliseconds, so kernels that are called between an OpenMP program's own
-//! regions (layers of a PyTorch model) borrow its threads instead.
+//! A process that runs two thread pools on the same cores loses most of one: a thread that waits for its next region
+//! spins on a core that the other needs. OpenMP's threads spin for milliseconds, so kernels that are called between an
+//! OpenMP program's own regions (layers of a PyTorch model) borrow its threads instead.
 
 use super::{
     pool::{Body, Panic, take_tasks},
@@ -15,8 +15,8 @@ use std::{
     sync::{PoisonError, atomic::Ordering},
 };
 
-/// `GOMP_parallel` of the GNU OpenMP runtime, which LLVM's and Intel's export too: calls `work(data)` on the calling thread and on
-/// up to `threads - 1` others, and returns when all calls have returned.
+/// `GOMP_parallel` of the GNU OpenMP runtime, which LLVM's and Intel's export too: calls `work(data)` on the calling
+/// thread and on up to `threads - 1` others, and returns when all calls have returned.
 pub type StartTeam = unsafe extern "C" fn(
     work: unsafe extern "C" fn(*mut c_void),
     data: *mut c_void,
@@ -45,8 +45,8 @@ impl Team {
     /// Teams of `threads` threads (at least 1), the calling one included.
     ///
     /// # Safety
-    /// `start` must do what [`StartTeam`] says, for as long as the process lives; not in a process that was forked from one in
-    /// which it was called.
+    /// `start` must do what [`StartTeam`] says, for as long as the process lives; not in a process that was forked from
+    /// one in which it was called.
     pub const unsafe fn new(start: StartTeam, threads: usize) -> Self {
         Self { start, threads: if threads == 0 { 1 } else { threads } }
     }
@@ -56,7 +56,8 @@ impl Team {
         self.threads
     }
 
-    /// As [`Pool::run`](super::Pool::run). Fewer threads may come than the team has, as inside of another OpenMP region.
+    /// As [`Pool::run`](super::Pool::run). Fewer threads may come than the team has, as inside of another OpenMP
+    /// region.
     pub(super) fn run(&self, tasks: usize, body: &Body<'_>) {
         let region = Region {
             body,
@@ -76,7 +77,7 @@ impl Team {
     }
 }
 
-/// What each thread does: takes tasks until none is left. Panics stay inside.
+/// The function that each thread runs: takes tasks until none is left. Panics stay inside.
 unsafe extern "C" fn work(data: *mut c_void) {
     // SAFETY: `run` passes a region that is alive until all threads have left.
     let region = unsafe { &*data.cast::<Region<'_>>() };

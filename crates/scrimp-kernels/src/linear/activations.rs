@@ -6,11 +6,11 @@
 //! ```
 //! Tiles and sums have the form that the level's kernels read; products must run in the level that stored them.
 //!
-//! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token. For AMX, these are stored
-//! in AMX tiles, and the other forms change with the size of the batch: see [`ActivationLayout`].
+//! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token. For AMX,
+//! these are stored in AMX tiles, and the other forms change with the size of the batch: see [`ActivationLayout`].
 //!
-//! Numeric contract (every tier, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
-//! A group that holds a NaN or an infinity has the scale NaN: what is computed from it is NaN, nothing else is. A group whose
+//! Numeric contract (every level, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
+//! A group that holds a NaN or an infinity has the scale NaN, and exactly its products are NaN. A group whose
 //! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
 
 use super::{
@@ -141,14 +141,14 @@ impl Activations {
             + self.rows.capacity() * size_of::<RowScale>()
     }
 
-    /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `shape.needs` says.
-    /// Tokens are spread over the pool.
+    /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `shape.needs`
+    /// says. Tokens are spread over the pool.
     pub fn fill(&mut self, exec: Exec<'_>, shape: ActivationShape, fill: impl Fn(usize, &mut [f32]) + Sync) {
         let amx = exec.level.has_amx() && shape.n_tokens > FEW_TOKENS;
         self.fill_as(exec, shape, amx, fill);
     }
 
-    /// [`Activations::fill`] for AMX kernels if `amx`, whatever the level.
+    /// [`Activations::fill`] for AMX kernels if `amx`, in any level.
     pub(crate) fn fill_as(
         &mut self,
         exec: Exec<'_>,
@@ -177,7 +177,8 @@ impl Activations {
             rows: DisjointSliceMut::new(&mut self.rows),
         };
         let scratch = DisjointSliceMut::new(&mut self.scratch);
-        // A tile is a multiple of 4 tokens, whose groups are whole cache lines; the other forms are written through slices of a tile.
+        // A tile is a multiple of 4 tokens, whose groups are whole cache lines; the other forms are written through
+        // slices of a tile.
         let only_groups = needs == Needs { quantized: true, ..Needs::default() };
         let tile = layout.tile();
         let per_task =
@@ -192,8 +193,8 @@ impl Activations {
             row[cols..].fill(0.0);
             for t in start..n.min(start + per_task) {
                 fill(first + t, &mut row[..cols]);
-                // SAFETY: each task has tokens of its own. Where tasks share a token tile, only forms that are not written through
-                // slices of a tile are stored: 8-bit groups, and what is in AMX tiles.
+                // SAFETY: each task has tokens of its own. Where tasks share a token tile, only forms that are not
+                // written through slices of a tile are stored: 8-bit groups, and what is in AMX tiles.
                 unsafe { store.token(row, rounded, TilePlace { first, t, width }) };
             }
         });
@@ -242,8 +243,9 @@ impl Activations {
         self.n_tokens.div_ceil(self.layout().tile())
     }
 
-    /// Whether packed weights are expanded for each tile of tokens, and not once into a panel: always with one tile; with
-    /// AVX-512 up to [`FEW_TILES`], because it expands the next step while it multiplies the last one with 12 tokens.
+    /// Whether packed weights are expanded for each tile of tokens, and not once into a panel: always with one tile;
+    /// with AVX-512 up to [`FEW_TILES`], because it expands the next step while it multiplies the last one with 12
+    /// tokens.
     pub(crate) fn expands_each(&self) -> bool {
         let few = if self.level.is_some_and(|level| level.token_tile() == 12) { FEW_TILES } else { 1 };
         self.n_token_tiles() <= few
@@ -289,8 +291,8 @@ impl Activations {
         (&self.bytes[first * n..(first + width) * n], &self.rows[first..first + width])
     }
 
-    /// For AMX: the bytes of bf16 pairs, or of 8-bit rows, `[AMX tiles][steps of 64 bytes][tokens of a tile][64]`, and the number of
-    /// steps.
+    /// For AMX: the bytes of bf16 pairs, or of 8-bit rows, `[AMX tiles][steps of 64 bytes][tokens of a tile][64]`, and
+    /// the number of steps.
     pub(crate) fn amx_tiles(&self, int8: bool) -> (&[u8], usize) {
         assert!(self.layout().amx_rows().is_some(), "activations were not stored in AMX tiles");
         if int8 {
@@ -360,13 +362,15 @@ impl Store<'_> {
     /// Stores the padded `row` of a token in all forms that are needed; `rounded` is scratch memory of the same length.
     ///
     /// # Safety
-    /// No other thread stores this token, and where floats, or pairs and bytes outside of AMX tiles are needed, none of its tile.
+    /// No other thread stores this token, and where floats, or pairs and bytes outside of AMX tiles are needed, none of
+    /// its tile.
     unsafe fn token(&self, row: &[f32], rounded: &mut [f32], place: TilePlace) {
         let Self { level, needs, sizes, .. } = *self;
         let TilePlace { first, t, width } = place;
         if needs.quantized {
             let row = &row[..sizes.groups * GROUP];
-            // SAFETY: the groups `first * groups + t + i * width` are those of this token, which no other thread stores.
+            // SAFETY: the groups `first * groups + t + i * width` are those of this token, which no other thread
+            // stores.
             level.run(unsafe { Quantize::new(row, &self.groups, first * sizes.groups + t, width) });
         }
         if needs.float {

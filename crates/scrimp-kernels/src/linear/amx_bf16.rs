@@ -5,12 +5,13 @@
 //!   for each pair of row tiles           dequantized: 2 × 18 KB, in the first-level cache
 //!     for each pair of token blocks      C: 4 KB of sums are loaded, 16 × 4 products added, and stored
 //! ```
-//! On a Xeon with 2.6 TFLOP/s of `tdpbf16ps` a core, two run 512 tokens at 1.1 to 1.8 (at 0.5 to 0.8 without tile registers): each step of
-//! products reads 2 KB of activations from the second-level cache, and results are written to the third. Dequantizing takes about 180 vector
-//! instructions for 32 columns of 16 rows, as long as the products of 100 tokens.
+//! On a Xeon with 2.6 TFLOP/s of `tdpbf16ps` a core, two run 512 tokens at 1.1 to 1.8 (at 0.5 to 0.8 without tile
+//! registers): each step of products reads 2 KB of activations from the second-level cache, and results are written to
+//! the third. Dequantizing takes about 180 vector instructions for 32 columns of 16 rows, as long as the products of
+//! 100 tokens.
 //!
-//! Both factors are rounded to bf16 (relative error 2^-9) and sums are f32, so results differ by rounding from those of fewer tokens, whose
-//! activations have 8 bits in groups of 32.
+//! Both factors are rounded to bf16 (relative error 2^-9) and sums are f32, so results differ by rounding from those of
+//! fewer tokens, whose activations have 8 bits in groups of 32.
 
 use super::{
     amx_packed::{BLOCK, Tokens, Whole, add},
@@ -29,7 +30,8 @@ use std::ops::Range;
 
 /// Tokens from which on dequantizing pays.
 pub(super) const BF16_TOKENS: usize = 48;
-/// Row tiles of a unit at most, whose sums for 256 tokens take 512 KB of the second-level cache. Each unit reads all activations.
+/// Row tiles of a unit at most, whose sums for 256 tokens take 512 KB of the second-level cache. Each unit reads all
+/// activations.
 const MOST_PANELS: usize = 32;
 /// Groups of columns that are dequantized at a time, at most.
 const GROUPS: usize = if cfg!(test) { 2 } else { 18 };

@@ -1,4 +1,5 @@
-//! Weights in blocks over tile registers (the CPU's, the emulator's, and plain Rust) against dequantized f64 arithmetic.
+//! Weights in blocks over tile registers (the CPU's, the emulator's, and plain Rust) against dequantized f64
+//! arithmetic.
 
 use super::{
     Matrix,
@@ -108,8 +109,8 @@ fn portable_tiles_give_the_same_in_every_tier() {
     }
 }
 
-/// Tile instructions of three row tiles in units of two, as the blocking has them: in tests, two groups of columns at a time for
-/// four blocks of tokens; ldtilecfg and tilerelease not counted.
+/// Tile instructions of three row tiles in units of two, as the blocking has them: in tests, two groups of columns at a
+/// time for four blocks of tokens; ldtilecfg and tilerelease not counted.
 fn predicted(groups: usize, n: usize) -> usize {
     let count = |blocks: usize, tiles: usize| {
         // C is zeroed once, loaded for every other part, and stored for each.

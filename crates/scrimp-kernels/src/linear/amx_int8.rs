@@ -1,4 +1,5 @@
-//! Batches of a few tokens of weights in blocks (GGUF's formats and `int4`) with AMX, bit for bit what the other tiers compute.
+//! Batches of a few tokens of weights in blocks (GGUF's formats and `int4`) with AMX, bit for bit what the other levels
+//! compute.
 //!
 //! ```text
 //! A (2 tiles)   8, 12 or 16 tokens × 32 signed bytes     the quants of a group, where they lie (rows 48 bytes apart)
@@ -8,12 +9,12 @@
 //! (Where a group has two scales, each half of 16 columns is a product of its own, of half these sizes.)
 //!
 //! The sums of a group are stored, and become floats in the order of `group.rs`. As long as tile instructions are in
-//! flight, only one of two ports takes float arithmetic (measured on an Emerald Rapids Xeon), which is half of the work. So
-//! the two alternate: the products of four C tiles, while the weights behind them are unpacked, then floats.
+//! flight, only one of two ports takes float arithmetic (measured on an Emerald Rapids Xeon), which is half of the
+//! work. So the two alternate: the products of four C tiles, while the weights behind them are unpacked, then floats.
 //!
-//! A core of that machine takes 33 ns for a group of 16 rows and 16 tokens: 13 for tiles, 12 for floats, 6 for unpacking; with
-//! `vpdpbusd` it takes 50. (At times, tile instructions run there at half their speed for minutes: 55 against 66.) What the loop
-//! touches has to stay in the first-level cache: more groups at a time are slower.
+//! A core of that machine takes 33 ns for a group of 16 rows and 16 tokens: 13 for tiles, 12 for floats, 6 for
+//! unpacking; with `vpdpbusd` it takes 50. (At times, tile instructions run there at half their speed for minutes: 55
+//! against 66.) What the loop touches has to stay in the first-level cache: more groups at a time are slower.
 
 use super::{amx_bf16::Rows, gemm::PanelGroup, job::Task};
 use crate::{

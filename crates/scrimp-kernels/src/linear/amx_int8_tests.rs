@@ -1,5 +1,5 @@
-//! Few tokens of weights in blocks over tile registers (the CPU's, the emulator's, and plain Rust), bit for bit against the
-//! scalar tier without them.
+//! Few tokens of weights in blocks over tile registers (the CPU's, the emulator's, and plain Rust), bit for bit against
+//! the scalar level without them.
 
 use super::{
     Activations, Linear, LinearScratch, Matrix,
@@ -81,7 +81,8 @@ fn a_group_that_is_not_finite_is_nan_and_nothing_else() {
     }
 }
 
-/// Tile instructions: ldtilecfg and tilerelease, and two loads, a zero, a product and a store for each group, or each half of one.
+/// Tile instructions: ldtilecfg and tilerelease, and two loads, a zero, a product and a store for each group, or each
+/// half of one.
 fn predicted(weight: &Matrix, n: usize) -> usize {
     let halves = if weight.format_name() == DType::Q6_K.name() { 2 } else { 1 };
     let products = weight.n_panels() * weight.cols().div_ceil(32) * halves;

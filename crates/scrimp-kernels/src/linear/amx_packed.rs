@@ -1,24 +1,26 @@
-//! Batches of `bf16` and `int8` weights, dense and sparse, with AMX. (Weights in blocks: [`amx_int8`] for few tokens, [`amx_bf16`] for many.)
+//! Batches of `bf16` and `int8` weights, dense and sparse, with AMX. (Weights in blocks: [`amx_int8`] for few tokens,
+//! [`amx_bf16`] for many.)
 //!
 //! ```text
 //! C (4 tiles)   2 blocks of up to 16 tokens × 2 tiles of 16 rows        f32 or i32, in tiles across all columns
 //! A (2 tiles)   16 tokens × 64 bytes: 32 bf16 or 64 signed bytes        activations, stored tile after tile
 //! B (2 tiles)   16 steps × 64 bytes: a step is [16 rows][2 or 4 cols]   packed weights as they are: 1 KiB of a tile
 //! ```
-//! The packed order of a tile of 16 rows *is* the order of B tiles, 16 steps each. Dense weights are loaded where they lie.
-//! Sparse ones are expanded by vector instructions, 16 steps at a time, into one of two buffers in the first-level cache,
-//! while the multiplications of the other one are under way; with more than 32 tokens they are expanded side by side into a
-//! panel, which the tokens behind the first 32 read. Per 16 steps and full block: 4 loads and 4 products of 16 × 16 × 64 bytes.
+//! The packed order of a tile of 16 rows *is* the order of B tiles, 16 steps each. Dense weights are loaded where they
+//! lie. Sparse ones are expanded by vector instructions, 16 steps at a time, into one of two buffers in the first-level
+//! cache, while the multiplications of the other one are under way; with more than 32 tokens they are expanded side by
+//! side into a panel, which the tokens behind the first 32 read. Per 16 steps and full block: 4 loads and 4 products of
+//! 16 × 16 × 64 bytes.
 //!
-//! Every pair of row tiles passes all tokens by, so their activations have to be near: large batches are cut into parts of
-//! [`NEAR`] bytes, which stay in the second-level cache while all rows of a unit pass.
+//! Every pair of row tiles passes all tokens by, so their activations have to be near: large batches are cut into parts
+//! of [`NEAR`] bytes, which stay in the second-level cache while all rows of a unit pass.
 //!
-//! Each thread configures its tiles in a region when it first uses them, and again where matrices use them in different ways
-//! ([`ThreadTiles`](super::ThreadTiles)); A and C have as many rows as a block has tokens, so small batches waste no work. Up to 4 tokens stay with
-//! AVX-512, which reads the weights as fast as memory gives them.
+//! Each thread configures its tiles in a region when it first uses them, and again where matrices use them in different
+//! ways ([`ThreadTiles`](super::ThreadTiles)); A and C have as many rows as a block has tokens, so small batches waste
+//! no work. Up to 4 tokens stay with AVX-512, which reads the weights as fast as memory gives them.
 //!
-//! `int8` gives the bits of every other tier. `bf16` sums differ by rounding: `tdpbf16ps` adds even and odd columns of a
-//! step apart, and flushes denormals (Intel SDM, volume 2, `TDPBF16PS`).
+//! `int8` gives the bits of every other level. `bf16` sums differ by rounding: `tdpbf16ps` adds even and odd columns of
+//! a step apart, and flushes denormals (Intel SDM, volume 2, `TDPBF16PS`).
 
 use super::{
     amx_bf16::{self, Rows},
@@ -87,12 +89,12 @@ impl<S: Simd> Source<S> for Whole {
     }
 }
 
-/// Sparse steps, expanded into a panel or into two buffers in turn.
+/// Sparse steps, expanded into a panel or into two alternating buffers.
 struct Expanded<W> {
     steps: W,
     to: *mut [u8; 64],
     at: usize,
-    /// What remains of `at`.
+    /// Applied to `at`: wraps around in two buffers, or keeps all steps.
     mask: usize,
 }
 

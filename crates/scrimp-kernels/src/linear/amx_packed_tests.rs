@@ -1,4 +1,4 @@
-//! The compiled AMX kernels, executed by the CPU or by the emulator, against the other tiers; the emulator against the
+//! The compiled AMX kernels, executed by the CPU or by the emulator, against the other levels; the emulator against the
 //! manual.
 
 use super::{Activations, Linear, LinearScratch, Matrix, amx_packed::*, linear};
@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 /// Counts of executed instructions are of one test at a time.
 pub(super) static ONE: Mutex<()> = Mutex::new(());
 
-/// A tier whose tile instructions are executed by somebody; `None`, said aloud, where AVX-512 is missing.
+/// A level whose tile instructions the CPU or the emulator executes; `None`, with a message, without AVX-512.
 pub(super) fn amx() -> Option<(SimdLevel, bool)> {
     if let Some(level) = SimdLevel::amx() {
         return Some((level, true));
@@ -153,7 +153,8 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             #[cfg(target_os = "linux")]
             {
                 let executed = emulator::EXECUTED.load(std::sync::atomic::Ordering::Relaxed);
-                // Five tiles of rows in units of two, ldtilecfg and tilerelease once; few tokens take vector instructions.
+                // Five tiles of rows in units of two, ldtilecfg and tilerelease once; few tokens take vector
+                // instructions.
                 let unit = |tiles| predicted(tiles, step_blocks, n);
                 let want = if n <= FEW_TOKENS { 0 } else { 2 + 2 * unit(2) + unit(1) };
                 eprintln!("{format}, {n} tokens: {executed} tile instructions");

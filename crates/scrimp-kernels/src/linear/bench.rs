@@ -1,8 +1,8 @@
 //! Timing of one linear layer in several formats, as `scrimp bench linear` reports it.
 //!
 //! All formats hold the same pruned random weights. They take turns, one product each, and every format walks through
-//! copies of its weights, together [`ROTATED_BYTES`] or more, so that nothing is timed in cache and what else the machine
-//! does hits all of them alike. A time is the best of its rounds and contains storing the activations.
+//! copies of its weights, together [`ROTATED_BYTES`] or more, so that nothing is timed in cache and other load of the
+//! machine hits all of them alike. A time is the best of its rounds and contains storing the activations.
 
 use super::{ActivationShape, Activations, Linear, LinearScratch, Matrix, StoredRows, linear};
 use crate::{
@@ -19,7 +19,7 @@ use std::{
 
 /// Bytes of all weights together, at add_min_term, for times that do not come from caches.
 pub const ROTATED_BYTES: usize = 512 << 20;
-/// Rounds that are timed whatever they take.
+/// The smallest number of rounds.
 const LEAST_ROUNDS: usize = 3;
 
 /// What to time.
@@ -97,7 +97,7 @@ impl std::str::FromStr for BenchFormat {
 pub struct Timing {
     /// Of the weights.
     pub format: BenchFormat,
-    /// The tier that ran.
+    /// The level that ran.
     pub level: SimdLevel,
     /// The best round.
     pub best: Duration,
@@ -219,7 +219,8 @@ impl Packed {
     }
 }
 
-/// `len` random numbers in `±scale`, of which a share of `sparsity` is 0; the same for a seed, whatever the number of threads.
+/// `len` random numbers in `±scale`, of which a share of `sparsity` is 0; the same for a seed and any number of
+/// threads.
 ///
 /// # Errors
 /// When memory cannot be had.
@@ -240,7 +241,8 @@ pub fn random_weights(pool: &Pool, len: usize, sparsity: f64, scale: f32, seed: 
             state ^= state >> 7;
             state ^= state << 17;
             let value = (state as u32 >> 8) as f32 / (1 << 23) as f32 - 1.0;
-            // A fifth of the scale or more, so that 4 bits do not round it away: the share of zeros is the same in every format.
+            // A fifth of the scale or more, so that 4 bits do not round it away: the share of zeros is the same in
+            // every format.
             let value = 0.8 * value + 0.2 * value.signum();
             *w = if state >> 33 < zero_below { 0.0 } else { scale * value };
         }

@@ -94,9 +94,9 @@ pub(crate) fn panel<S: Simd, F: Quants, const T: usize>(
     add_tile::<S, F, T>(s, [s.splat(0.0); T], panel, x)
 }
 
-/// Few tokens, at most [`SMALL_BATCH`]: a tile's columns are unpacked [`SMALL_BATCH_GROUPS`] groups at a time, into a panel that stays in
-/// the first-level cache while all tokens pass by, and sums wait in memory meanwhile. Every weight is read once, as for one
-/// token, and is unpacked once, as for many.
+/// Few tokens, at most [`SMALL_BATCH`]: a tile's columns are unpacked [`SMALL_BATCH_GROUPS`] groups at a time, into a
+/// panel that stays in the first-level cache while all tokens pass by, and sums wait in memory meanwhile. Every weight
+/// is read once, as for one token, and is unpacked once, as for many.
 #[inline(always)]
 pub(crate) fn small_batch<S: Simd, F: BlockFormat>(
     s: S,

@@ -33,8 +33,9 @@ pub(crate) fn panel<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Qua
             acc = step::<S, F>(s, block, 0, &x[0], acc);
             continue;
         }
-        // Two groups share the bytes that they are unpacked from. A loop that stays a loop: with all 8 groups of a block
-        // unrolled, the compiler unpacks them together and spills what does not fit the registers (half the speed).
+        // Two groups share the bytes that they are unpacked from. A loop that stays a loop: with all 8 groups of a
+        // block unrolled, the compiler unpacks them together and spills what does not fit the registers (half the
+        // speed).
         for (i, x) in x.as_chunks::<2>().0.iter().enumerate().take(std::hint::black_box(F::GROUPS / 2)) {
             prefetch_part(block, i, F::GROUPS / 2);
             acc = step::<S, F>(s, block, 2 * i, &x[0], acc);

@@ -50,7 +50,7 @@ pub(crate) enum Kind {
 
 /// Bytes that a thread copies at once.
 const COPY_BYTES: usize = 1 << 20;
-/// Stored bytes after which they can be let go of.
+/// Stored bytes of a piece, which can be released once it is packed.
 const PIECE_BYTES: usize = 16 << 20;
 
 /// Bytes of one tile of 16 rows.
@@ -82,8 +82,8 @@ impl Matrix {
         Self::pack_in_pieces(pool, arena, stored, &mut |_| ())
     }
 
-    /// As [`Matrix::pack`]; `done` is told of pieces of `data` that are not needed any more, so that a matrix need not be in memory
-    /// twice.
+    /// As [`Matrix::pack`]; `done` is told of pieces of `data` that are not needed any more, so that a matrix need not
+    /// be in memory twice.
     ///
     /// # Errors
     /// As [`Matrix::pack`].

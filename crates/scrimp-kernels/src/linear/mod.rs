@@ -1,8 +1,8 @@
-//! Linear layers: `y = W x (+ bias) (+ y)` for one token or many, any weight format, any tier.
+//! Linear layers: `y = W x (+ bias) (+ y)` for one token or many, any weight format, any level.
 //!
-//! Decode (one token) unpacks weights in registers ([`gemv`]); batches unpack a tile once into a panel and use it for all
-//! tokens ([`gemm`]), a few columns at a time where tokens are few. CPUs with tile registers multiply batches there ([`amx_packed`]). Several
-//! matrices that share their input run in one parallel region.
+//! Decode (one token) unpacks weights in registers ([`gemv`]); batches unpack a tile once into a panel and use it for
+//! all tokens ([`gemm`]), a few columns at a time where tokens are few. CPUs with tile registers multiply batches there
+//! ([`amx_packed`]). Several matrices that share their input run in one parallel region.
 
 mod activations;
 mod amx_bf16;

@@ -5,14 +5,15 @@
 //! int8   y[row] = float(sum (q - 128) x) * x.scale * scale[row]    the sum over all columns, exact in i32
 //! int4   as other block formats: see `group.rs`
 //! ```
-//! For few tokens (up to three tiles of 12 with AVX-512, one of 4 elsewhere), a sparse step is expanded in a register and
-//! multiplied at once: what limits is the memory that the packed weights take, or the expansion. For more, a tile of 16 rows
-//! is expanded once into a panel, which all tokens pass by.
+//! For few tokens (up to three tiles of 12 with AVX-512, one of 4 elsewhere), a sparse step is expanded in a register
+//! and multiplied at once: what limits is the memory that the packed weights take, or the expansion. For more, a tile
+//! of 16 rows is expanded once into a panel, which all tokens pass by.
 //!
-//! `bf16` sums are f32 in column order, in [`Simd::BF16_CHAINS`] interleaved chains of steps that are added at the end, so a
-//! token's result does not depend on the batch (but with AMX on whether it is one of few); tiers differ by rounding
-//! (AVX-512's `vdpbf16ps` flushes denormals and adds the second product first), within 2^-20 of the sum of magnitudes for
-//! 4096 columns. Integer formats give the same bits in every tier, and sparse formats those of their dense counterparts.
+//! `bf16` sums are f32 in column order, in [`Simd::BF16_CHAINS`] interleaved chains of steps that are added at the end,
+//! so a token's result does not depend on the batch (but with AMX on whether it is one of few); levels differ by
+//! rounding (AVX-512's `vdpbf16ps` flushes denormals and adds the second product first), within 2^-20 of the sum of
+//! magnitudes for 4096 columns. Integer formats give the same bits in every level, and sparse formats those of their
+//! dense counterparts.
 
 use super::{
     ThreadTiles,
@@ -49,8 +50,9 @@ pub(super) trait Steps<S: Simd> {
     /// There is another step.
     unsafe fn next(&mut self, s: S) -> S::B;
 
-    /// Prefetches what the next steps will need, once in two steps. The hardware's prefetchers lose a quarter of the bandwidth
-    /// with values that are consumed in irregular pieces, and on Intel's CPUs with a dense stream of `bf16`, too.
+    /// Prefetches what the next steps will need, once in two steps. The hardware's prefetchers lose a quarter of the
+    /// bandwidth with values that are consumed in irregular pieces, and on Intel's CPUs with a dense stream of `bf16`,
+    /// too.
     #[inline(always)]
     fn prefetch(&self) {}
 }
@@ -229,7 +231,7 @@ trait Groups<S: Simd> {
 /// Whole groups.
 #[derive(Clone, Copy)]
 pub(super) struct DenseGroups(*const int4::Block);
-/// Groups of `sparse-int4`: what is known of them, the values of even groups and those of odd ones.
+/// Groups of `sparse-int4`: their indexes, the values of even groups, and the values of odd groups.
 #[derive(Clone, Copy)]
 struct SparseGroups(*const int4::Index, *const u8, *const u8);
 
@@ -343,7 +345,7 @@ impl super::amx_bf16::Rows for InTurn {
     }
 }
 
-/// Whether the tier adds up products in 32 bits.
+/// Whether the level adds up products in 32 bits.
 const fn wide<S: Simd>() -> bool {
     S::ACCUMULATOR_MAX > i16::MAX as usize
 }
@@ -537,7 +539,7 @@ impl<'a> PackedTask<'a> {
         Tile { layout: self.layout, data: self.data, tile }
     }
 
-    /// Expands tiles into the panel as far as it reaches; returns the tiles and what one takes.
+    /// Expands tiles into the panel as far as it reaches; returns the expanded tiles, and the [`PanelGroup`]s of one.
     #[inline(always)]
     pub(super) fn expand<S: Simd>(&mut self, s: S, tiles: Range<usize>) -> (Range<usize>, usize) {
         let per_tile = panel_groups(self.layout);

@@ -1,4 +1,4 @@
-//! Packed formats: every tier against f64, tiers and sparse against dense bit by bit.
+//! Packed formats: every level against f64, levels and sparse against dense bit by bit.
 
 use super::*;
 use crate::{

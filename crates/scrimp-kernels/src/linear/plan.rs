@@ -1,4 +1,5 @@
-//! Decisions of a linear layer: how activations are laid out, which kernel computes a product, and how its work is split.
+//! Decisions of a linear layer: how activations are laid out, which kernel computes a product, and how its work is
+//! split.
 //!
 //! All are functions of shapes, formats and the level; nothing here touches weights or activations.
 //!
@@ -26,8 +27,8 @@ use crate::{
 };
 use std::ops::RangeInclusive;
 
-/// Weight bytes per task when decoding. Threads take chunks of tasks, so this only bounds how much later than the others the
-/// last one ends; large parallel regions can afford larger tasks, whose beginnings and ends cost less.
+/// Weight bytes per task when decoding. Threads take chunks of tasks, so this only bounds how much later than the
+/// others the last one ends; large parallel regions can afford larger tasks, whose beginnings and ends cost less.
 const GEMV_TASK_BYTES: RangeInclusive<usize> = 64 << 10..=256 << 10;
 /// Tasks per thread that a large parallel region is split into.
 const GEMV_TASKS_PER_THREAD: usize = 64;
@@ -41,13 +42,14 @@ const BLOCK_TOKENS: usize = 24;
 pub(crate) enum ActivationLayout {
     /// Every form in token tiles of `tile` tokens, which vector kernels read.
     Tiles { tile: usize },
-    /// bf16 pairs and 8-bit rows in AMX tiles of `rows` tokens: `[AMX tile][64 bytes of a token][tokens of the tile]`. 8-bit groups
-    /// and floats are in token tiles.
+    /// bf16 pairs and 8-bit rows in AMX tiles of `rows` tokens: `[AMX tile][64 bytes of a token][tokens of the tile]`.
+    /// 8-bit groups and floats are in token tiles.
     Amx { tile: usize, rows: usize },
-    /// As [`ActivationLayout::Amx`], and the 8-bit groups are one token tile as wide as an AMX tile: int8 AMX reads them.
+    /// As [`ActivationLayout::Amx`], and the 8-bit groups are one token tile as wide as an AMX tile: int8 AMX reads
+    /// them.
     AmxInt8 { tile: usize, rows: usize },
-    /// As [`ActivationLayout::Amx`], and weights of block formats are dequantized: bf16 AMX reads the pairs in the place of 8-bit
-    /// groups.
+    /// As [`ActivationLayout::Amx`], and weights of block formats are dequantized: bf16 AMX reads the pairs instead of
+    /// 8-bit groups.
     AmxBf16 { tile: usize, rows: usize },
 }
 
@@ -105,7 +107,7 @@ impl ActivationLayout {
 pub(crate) enum Engine {
     /// Vector instructions.
     Vectors,
-    /// `bf16` or `int8` weights are loaded into AMX tiles as they are, or expanded.
+    /// `bf16` or `int8` weights are loaded into AMX tiles directly, or expanded.
     AmxPacked,
     /// Groups of a block format are multiplied as integers in AMX tiles.
     AmxInt8,
@@ -143,12 +145,12 @@ pub(crate) struct RegionPlan {
     layout: ActivationLayout,
     n_tokens: usize,
     cols: usize,
-    /// Weights are unpacked in registers or in the first-level cache, so the work is what they take in memory.
+    /// Weights are unpacked in registers or in the first-level cache, so their bytes measure the work.
     decode: bool,
     /// Block formats take small-batch gemm.
     pub(crate) small_batch: bool,
-    /// Blocks that the tokens are cut into. Then what a thread has written of the activations and results of its tokens stays in its
-    /// caches from one layer to the next, and only weights, which nobody writes, are read by all.
+    /// Blocks that the tokens are cut into. The activations and results of a token then stay in one
+    /// thread's caches from one layer to the next, and threads share only the weights, which are never written.
     pub(crate) token_blocks: usize,
     task_bytes: usize,
 }

@@ -17,7 +17,7 @@ pub(super) struct Quantize<'a> {
 
 impl<'a> Quantize<'a> {
     /// # Safety
-    /// Nobody else uses these groups until it has run.
+    /// No other thread accesses these groups until it has run.
     pub(super) unsafe fn new(
         row: &'a [f32],
         out: &'a DisjointSliceMut<'a, QuantGroup>,

@@ -1,4 +1,4 @@
-//! Every format in every tier against plain dequantized f64 arithmetic, and tiers against each other bit by bit.
+//! Every format in every level against plain dequantized f64 arithmetic, and levels against each other bit by bit.
 
 use super::*;
 use crate::{DType, arch::SimdLevel, exec::Pool, mem::Arena, quant::dequantize::dequantize_row};

@@ -8,8 +8,8 @@ use std::{
 /// The system's allocator, except that a request that cannot be met writes one `error:` line to stderr and ends the
 /// process with status 1.
 ///
-/// This includes requests that the caller could have recovered from (`Vec::try_reserve`). Memory whose size a model or a
-/// conversation decides (weights, pages of the KV cache) does not come from here and fails with an ordinary error.
+/// This includes requests that the caller could have recovered from (`Vec::try_reserve`). Memory whose size a model or
+/// a conversation decides (weights, pages of the KV cache) does not come from here and fails with an ordinary error.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ExitWhenOutOfMemory;
 

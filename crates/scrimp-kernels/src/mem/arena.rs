@@ -1,7 +1,7 @@
 //! Large blocks of memory on huge pages, for weights that are streamed once per token.
 //!
 //! With 4 KiB pages a core spends a noticeable part of a streaming read on address translation; 2 MiB pages raise the
-//! bandwidth by a fifth to a third. They are asked for with `madvise`, and where the system has none to give, ordinary pages serve.
+//! bandwidth by a fifth to a third. `madvise` requests them; the system falls back to ordinary pages.
 
 use super::mapping::Mapping;
 use std::{ops::Deref, ops::DerefMut, ptr::NonNull, sync::Arc};
@@ -13,7 +13,7 @@ const ALIGN: usize = 128;
 #[derive(Debug)]
 pub struct Arena {
     mapping: Arc<Mapping>,
-    /// Offset of the first byte that may be handed out.
+    /// Offset of the first free byte.
     next: usize,
     end: usize,
 }
@@ -77,14 +77,16 @@ impl Arena {
 impl Deref for ArenaBox {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range is inside the mapping, initialized (anonymous pages are zero) and belongs to this box alone.
+        // SAFETY: the range is inside the mapping, initialized (anonymous pages are zero) and belongs to this box
+        // alone.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for ArenaBox {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the range is inside the mapping, initialized, and belongs to this box; `&mut self` makes the access exclusive.
+        // SAFETY: the range is inside the mapping, initialized, and belongs to this box; `&mut self` makes the access
+        // exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }
 }

@@ -1,12 +1,12 @@
-//! Anonymous memory straight from the system, aligned for huge pages and given back when dropped.
+//! Anonymous memory straight from the system, aligned for huge pages and unmapped when dropped.
 
 use std::{io, ptr::NonNull};
 
 /// Bytes of a huge page.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
-/// A zeroed private mapping. From [`HUGE_PAGE`] bytes on it starts at a multiple of that, and huge pages are asked for;
-/// where the system has none to give, ordinary pages serve.
+/// A zeroed private mapping. From [`HUGE_PAGE`] bytes on it starts at a multiple of that, and huge pages are requested;
+/// the system falls back to ordinary pages.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
@@ -52,12 +52,12 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Keeps `len` bytes from the first multiple of a huge page on, gives the rest back and asks for huge pages.
+    /// Keeps `len` bytes from the first multiple of a huge page on, unmaps the rest and requests huge pages.
     fn align(&mut self, len: usize) {
         let before = self.base.as_ptr().align_offset(HUGE_PAGE);
         let after = self.len - before - len;
-        // SAFETY: what is given back are whole pages of the mapping, before and after the range that is kept; the advice
-        // changes no contents, and may be refused.
+        // SAFETY: what is given back are whole pages of the mapping, before and after the range that is kept; the
+        // advice changes no contents, and may be refused.
         unsafe {
             if before > 0 {
                 libc::munmap(self.base.as_ptr().cast(), before);

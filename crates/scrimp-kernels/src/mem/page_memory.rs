@@ -1,8 +1,8 @@
 //! Pages of equal size, cut from large chunks that go back to the system when they are empty.
 //!
-//! A chunk is an anonymous mapping of 2 MiB (or of one page, where that is larger), aligned to 2 MiB and advised to be a
-//! huge page. A new page is taken from the lowest chunk that has a free slot, so that use gathers in few chunks; a chunk
-//! whose last page is dropped is unmapped, so resident memory really falls. Nothing is reserved ahead of use.
+//! A chunk is an anonymous mapping of 2 MiB (or of one page, where that is larger), aligned to 2 MiB and advised to be
+//! a huge page. A new page is taken from the lowest chunk that has a free slot, so that use gathers in few chunks; a
+//! chunk whose last page is dropped is unmapped, so resident memory really falls. Nothing is reserved ahead of use.
 
 use super::mapping::{HUGE_PAGE, Mapping};
 use std::{
@@ -28,7 +28,7 @@ pub enum PageError {
     },
     /// The system gave no more memory.
     OutOfMemory {
-        /// Bytes that were asked for.
+        /// The requested bytes.
         bytes: usize,
     },
 }

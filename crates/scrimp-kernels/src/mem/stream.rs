@@ -2,8 +2,8 @@
 
 use crate::arch::{Kernel, L1, Level, SimdLevel, prefetch};
 
-/// How far ahead, in bytes, a stream is asked for; measured: 4 to 6 KiB do best. Without it, a core of Intel's servers has too
-/// few lines in flight, and streams half as fast.
+/// The distance, in bytes, at which a stream is prefetched; measured: 4 to 6 KiB do best. Without it, a core of Intel's
+/// servers has too few lines in flight, and streams half as fast.
 pub(crate) const PREFETCH: usize = 5 << 10;
 
 /// The largest of the whole 4-byte words of `memory` as signed numbers: reads every byte of it once, front to back.

@@ -4,9 +4,10 @@
 //! c[i][j] = (accumulate ? c[i][j] : bias[j]) + a[i][0] b[0][j] + a[i][1] b[1][j] + ...      one fma after another
 //! ```
 //!
-//! B is first copied into panels (`NR` columns, step by step of k), and so is A (`MR` rows) unless its rows lie in memory one after
-//! another, so that the inner loop reads memory in order; a tile of `MR x NR` sums stays in registers for [`STEPS`] of k. Every
-//! sum is one chain in the order of k: the same bits for every tier and number of threads. Bound by arithmetic.
+//! B is first copied into panels (`NR` columns, step by step of k), and so is A (`MR` rows) unless its rows lie in
+//! memory one after another, so that the inner loop reads memory in order; a tile of `MR x NR` sums stays in registers
+//! for [`STEPS`] of k. Every sum is one chain in the order of k: the same bits for every level and number of threads.
+//! Bound by arithmetic.
 
 use crate::{
     arch::{Kernel, Level, Scalar, Simd},
@@ -77,7 +78,7 @@ pub struct Product<'a> {
     pub a: View<'a>,
     /// `[k, n]`
     pub b: View<'a>,
-    /// What sums start from, and what is done to them.
+    /// The start of the sums, and the activation.
     pub start: Start<'a>,
     /// `[m, n]`, one row after another.
     pub c: &'a mut [f32],

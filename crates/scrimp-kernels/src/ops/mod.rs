@@ -1,7 +1,7 @@
 //! Element-wise and row-wise operations between the matrix products, for one row at a time.
 //!
-//! All are written over the tier's vectors with a fixed order of reductions, so every tier gives the same bits. Lengths
-//! that are no multiple of 16 are finished with a zero-padded vector.
+//! All are written over the level's vectors with a fixed order of reductions, so every level gives the same bits.
+//! Lengths that are no multiple of 16 are finished with a zero-padded vector.
 
 mod gate;
 pub mod gemm_f32;

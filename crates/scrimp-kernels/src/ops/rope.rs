@@ -14,7 +14,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Fills the table for `positions`; `inv_freq` is the angle per position of each pair, `magnitude` a factor on both.
+    /// Fills the table for `positions`; `inv_freq` is the angle per position of each pair, `magnitude` a factor on
+    /// both.
     pub fn fill(&mut self, pool: &Pool, positions: &[u32], inv_freq: &[f32], magnitude: f32) {
         self.clear(inv_freq.len());
         self.push(pool, positions, inv_freq, magnitude);

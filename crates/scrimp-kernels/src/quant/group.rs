@@ -1,17 +1,17 @@
 //! One group of 32 columns: integer dot products, then one step of the float accumulation.
 //!
-//! For the quants `q` of 16 rows and the 8-bit activations `x` of a token, with i32 sums that are exact in every tier:
+//! For the quants `q` of 16 rows and the 8-bit activations `x` of a token, with i32 sums that are exact in every level:
 //!
 //! ```text
 //! i   = sum over 32 columns of (q - ZERO) x
 //! acc = fma(float(i) * x.scale, scale, acc)     symmetric; with two scales: first 16 columns, then the others
 //! acc = fma(x.sum, minimum, acc)                with a minimum, after the above
 //! ```
-//! A tier holds sums in the narrowest form that is exact ([`Simd::Accumulator`]): AVX2 adds up 16-bit pairs and widens them
-//! once for up to 8 steps of 4 columns.
+//! A level holds sums in the narrowest form that is exact ([`Simd::Accumulator`]): AVX2 adds up 16-bit pairs and widens
+//! them once for up to 8 steps of 4 columns.
 //!
-//! The groups of a row are added in column order, whatever the batch, the chunk or the number of threads, so results
-//! are bit-equal in every tier and for every way of cutting the work.
+//! The groups of a row are added in column order, for any batch, chunk and number of threads, so results
+//! are bit-equal in every level and for every way of cutting the work.
 
 use super::{Quants, Scaling};
 use crate::arch::Simd;
@@ -43,8 +43,8 @@ pub(crate) fn dot<S: Simd, F: Quants>(s: S, acc: S::Accumulator, w: S::B, x: i32
 
 /// Steps of 4 columns that one partial sum holds, of those that share a scale.
 ///
-/// A step adds two products to a lane, of at most `127 * |q - ZERO|`; while it goes on, the sum differs from that by
-/// what [`acc_init`] anticipates, and may wrap around. In 16 bits, 8 steps of 4-bit quants (`15 * 2 * 127 = 3810` each) and
+/// A step adds two products to a lane, of at most `127 * |q - ZERO|`; until the end, the sum differs from that by
+/// the term of [`acc_init`], and may wrap around. In 16 bits, 8 steps of 4-bit quants (`15 * 2 * 127 = 3810` each) and
 /// of `Q5_0` (4064) fit one sum, and the 4 steps that share a scale of `Q6_K` (8128). `Q5_1` (7874) takes two sums, and
 /// `Q8_0` one for each step.
 pub(crate) const fn steps<S: Simd, F: Quants>() -> usize {

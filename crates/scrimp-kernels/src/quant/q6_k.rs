@@ -7,9 +7,9 @@
 //! block of 16 rows: d[16] (and padding to a cache line) scale[16][16] then for each half, for k in 0..8:
 //!                   A[16 rows][4] B[16 rows][4] high[16 rows][4] of columns 4k..
 //! ```
-//! 6.625 bits per weight against the file's 6.5625: padded so that no vector straddles two cache lines. The three planes
-//! alternate because they are needed together: apart, the hardware's prefetchers lose track of three streams (measured: 9
-//! instead of 30 GB/s from memory).
+//! 6.625 bits per weight against the file's 6.5625: padded so that no vector straddles two cache lines. The three
+//! planes alternate because they are needed together: apart, the hardware's prefetchers lose track of three streams
+//! (measured: 9 instead of 30 GB/s from memory).
 
 use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4};
 use crate::{DType, arch::Simd};

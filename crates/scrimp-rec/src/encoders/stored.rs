@@ -48,7 +48,7 @@ impl Precision {
             Self::F32 => len.saturating_mul(4),
             Self::Bf16 => len.saturating_mul(2),
             Self::Int8 => len,
-            Self::Int4 => Int4 { len, block_dim: block_dim, stride }.bytes(),
+            Self::Int4 => Int4 { len, block_dim, stride }.bytes(),
         }
     }
 
@@ -124,7 +124,7 @@ impl Stored {
 /// `values` in `precision`, in rows of `block_dim`, one every `stride` values.
 pub(super) fn rounded(values: &[f32], precision: Precision, block_dim: usize, stride: usize) -> Stored {
     let n = values.len();
-    let shape = Int4 { len: n, block_dim: block_dim, stride };
+    let shape = Int4 { len: n, block_dim, stride };
     let mut stored = match precision {
         Precision::F32 => Stored::F32(vec![0.0; n]),
         Precision::Bf16 => Stored::Bf16(vec![0; n]),

@@ -1,6 +1,6 @@
 //! Tile registers of the CPU. Rust's intrinsics for them are not stable, so these are the instructions themselves.
 //!
-//! The kernel saves tiles with the rest of a thread's registers, once the process has asked for permission
+//! The kernel saves tiles with the rest of a thread's registers, once the process has requested permission
 //! (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), and saves less while they are released.
 
 use super::{Shape, Tile};
@@ -11,7 +11,7 @@ use std::{arch::asm, sync::OnceLock};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Amx(());
 
-/// `arch_prctl` code: ask for permission to use a register state.
+/// `arch_prctl` code: request permission to use a register state.
 const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
 /// State component of tile data.
 const XFEATURE_XTILEDATA: libc::c_long = 18;

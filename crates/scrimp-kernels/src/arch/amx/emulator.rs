@@ -1,7 +1,8 @@
 //! AMX for CPUs without it: executes the *compiled* kernels, one illegal instruction after another.
 //!
-//! Such a CPU raises #UD at a tile instruction. A handler of SIGILL decodes what is at RIP, does it on a tile file of the
-//! thread ([`Soft`]), counts it, and goes on behind it. Tests only; takes some 10 microseconds an instruction.
+//! Such a CPU raises #UD at a tile instruction. A handler of SIGILL decodes the instruction at RIP, executes it on the
+//! thread's tile file ([`Soft`]), counts it, and continues behind it. Tests only; takes some 10 microseconds an
+//! instruction.
 
 use super::soft::Soft;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};

@@ -1,5 +1,6 @@
-//! Tile registers in plain Rust, as the manual describes them (Intel SDM, volume 2: `LDTILECFG`, `TILELOADD`, `TDPBF16PS`,
-//! `TDPBSSD` and its siblings). The kernels run over them on every machine, and the emulator executes with them.
+//! Tile registers in plain Rust, as the manual describes them (Intel SDM, volume 2: `LDTILECFG`, `TILELOADD`,
+//! `TDPBF16PS`, `TDPBSSD` and its siblings). The kernels run over them on every machine, and the emulator executes with
+//! them.
 
 use super::{Shape, Tile};
 use crate::arch::{Kernel, SimdLevel};

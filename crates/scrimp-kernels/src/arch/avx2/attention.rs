@@ -90,7 +90,7 @@ impl AttentionSimd for Avx2 {
     }
     #[inline(always)]
     fn count_ones(self, bitmap: u32) -> usize {
-        // SAFETY: the tier's entry points have POPCNT, which every CPU with AVX2 has.
+        // SAFETY: the level's entry points have POPCNT, which every CPU with AVX2 has.
         unsafe { _popcnt32(bitmap as i32) as usize }
     }
 }

@@ -6,20 +6,20 @@ mod embedding;
 use super::Simd;
 use std::arch::x86_64::*;
 
-/// Proof that the CPU has the tier's features; made only in [`dispatch`](crate::arch::dispatch).
+/// Proof that the CPU has the level's features; made only in [`dispatch`](crate::arch::dispatch).
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {
     /// # Safety
-    /// The CPU must have every feature of the tier.
+    /// The CPU must have every feature of the level.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-/// Calls an intrinsic of this tier.
+/// Calls an intrinsic of this level.
 macro_rules! isa {
     ($e:expr) => {{
         // SAFETY: `self` proves that the CPU has the features, and pointers come from references to arrays of the

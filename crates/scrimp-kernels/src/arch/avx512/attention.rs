@@ -97,7 +97,7 @@ impl AttentionSimd for Avx512 {
         }
     }
 
-    /// As bf16 pairs, and what rounding took from them: together they are good to 2^-17.
+    /// Pairs of bf16.
     type Weights = __m512bh;
     #[inline(always)]
     fn weights(self, pair: &RowPair) -> __m512bh {

@@ -6,20 +6,20 @@ mod embedding;
 use super::Simd;
 use std::arch::x86_64::*;
 
-/// Proof that the CPU has the tier's features; made only in [`dispatch`](crate::arch::dispatch).
+/// Proof that the CPU has the level's features; made only in [`dispatch`](crate::arch::dispatch).
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
 impl Avx512 {
     /// # Safety
-    /// The CPU must have every feature of the tier.
+    /// The CPU must have every feature of the level.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-/// Calls an intrinsic of this tier.
+/// Calls an intrinsic of this level.
 macro_rules! isa {
     ($e:expr) => {{
         // SAFETY: `self` proves that the CPU has the features, and pointers come from references to arrays of the
@@ -28,8 +28,9 @@ macro_rules! isa {
     }};
 }
 
-/// `vpexpandw` with zeros elsewhere. In assembly, because it is fast in one form only (Zen 4): with an operand in memory it
-/// takes about three times as long, and with zeroing masks it waits for what its target register held before.
+/// `vpexpandw` with zeros elsewhere. In assembly, because it is fast in one form only (Zen 4): with an operand in
+/// memory it takes about three times as long, and with zeroing masks it depends on the previous content of its target
+/// register.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2")]
 fn expand_words(mask: u32, from: &[u8; 64]) -> __m512i {

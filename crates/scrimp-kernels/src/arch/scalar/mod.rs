@@ -1,4 +1,4 @@
-//! Plain Rust: slow, portable, and what the other tiers are tested against.
+//! Plain Rust: slow, portable, and the reference of the other levels' tests.
 
 mod attention;
 mod embedding;

@@ -1,4 +1,4 @@
-//! bfloat16, pairs of elements to a step, which is what `vdpbf16ps` multiplies. Rounded to nearest-even.
+//! bfloat16, pairs of elements to a step, the operands of `vdpbf16ps`. Rounded to nearest-even.
 
 use super::{Element, Plain, Storage, StorageKind};
 use crate::quant::round_to_bf16;

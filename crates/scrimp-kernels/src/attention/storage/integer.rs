@@ -1,7 +1,7 @@
 //! `int8` and `int4`: unsigned codes with a minimum and a scale, KIVI's layout (Liu et al. 2024, section 3.2).
 //!
-//! Keys have a few channels that are large in every token, values do not. So keys share minimum and scale along the tokens
-//! of a page, one pair for each dim, and values along the dims, one pair for each token:
+//! Keys have a few channels that are large in every token, values do not. So keys share minimum and scale along the
+//! tokens of a page, one pair for each dim, and values along the dims, one pair for each token:
 //!
 //! ```text
 //!   k[t][d] = kmin[d] + kscale[d] code[t][d]          v[t][d] = vmin[t] + vscale[t] code[t][d]
@@ -10,11 +10,11 @@
 //!   V page: [T] vmin, [T] vscale (bf16)      then codes        T: page_tokens
 //! ```
 //!
-//! Codes stand in the order of bf16 elements (see [`storage`](super)), a byte each in `int8`. In `int4` two neighboring
+//! Codes are in the order of bf16 elements (see [`storage`](super)), a byte each in `int8`. In `int4` two neighboring
 //! steps share 32 bytes, the first in the low halves of the bytes.
 //!
-//! The minimum is rounded down to bf16 and the scale up, so that codes reach every number: what is read differs by at
-//! most half a scale. A channel or token with a number that is not finite is NaN as a whole.
+//! The minimum is rounded down to bf16 and the scale up, so that codes reach every number: a number that is read
+//! differs by at most half a scale. A channel or token with a number that is not finite is NaN as a whole.
 
 use super::{PageGeometry, TILE, packing::Packing};
 use half::bf16;
@@ -70,8 +70,8 @@ fn towards(x: f32, end: f32) -> bf16 {
     if cut.to_f32() == x || !away { cut } else { bf16::from_bits(cut.to_bits() + 1) }
 }
 
-/// `(x - min) / scale` to the nearest integer from 0 to `largest`, given `1 / scale`. Without branches or calls, so that
-/// loops over it are vectorized: adding 1.5 * 2^23 leaves the rounded number in the lowest bits.
+/// `(x - min) / scale` to the nearest integer from 0 to `largest`, given `1 / scale`. Without branches or calls, so
+/// that loops over it are vectorized: adding 1.5 * 2^23 leaves the rounded number in the lowest bits.
 #[inline(always)]
 fn code(x: f32, min: f32, inverse: f32, largest: f32) -> u8 {
     let y = (x - min) * inverse;
@@ -210,7 +210,7 @@ mod tests {
         [k, v]
     }
 
-    /// What is read differs by half a scale at most, the scale being that of the numbers that share it.
+    /// A number that is read differs by half a scale at most, the scale being that of the numbers that share it.
     fn check(packing: &dyn Packing, g: PageGeometry, rows: &[f32], steps: f32) {
         let [k, v] = pack(packing, g, rows);
         let dim = g.head_dim;

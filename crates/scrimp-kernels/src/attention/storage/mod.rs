@@ -1,8 +1,8 @@
 //! How keys and values are stored in pages, one file per format.
 //!
-//! A page holds `page_tokens` tokens of one KV head of one layer: a K page and a V page, apart. `D` is `head_dim` rounded
-//! up to a multiple of 16 (the padding is zero), `P` the number of elements that one multiply-add step of the kernel
-//! takes from a row (2 for bf16, else 1).
+//! A page holds `page_tokens` tokens of one KV head of one layer: a K page and a V page, apart. `D` is `head_dim`
+//! rounded up to a multiple of 16 (the padding is zero), `P` the number of elements that one multiply-add step of the
+//! kernel takes from a row (2 for bf16, else 1).
 //!
 //! ```text
 //! K page: [page_tokens/16 tiles][D/P steps][16 tokens][P]     a step is one vector: 16 tokens x P dims
@@ -86,8 +86,8 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn read_k(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]);
     /// Reads the value in `slot` (`[head_dim]`).
     fn read_v(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]);
-    /// Reads the keys of a whole tile, `[head_dim][16 tokens]`: much faster than one by one. Slots that hold no token may give
-    /// anything.
+    /// Reads the keys of a whole tile, `[head_dim][16 tokens]`: much faster than one by one. Slots that hold no token
+    /// may give anything.
     fn read_k_tile(&self, g: PageGeometry, page: &[u8], tile: usize, keys: &mut [[f32; TILE]]);
     /// Copies a key between pages without changing its bits.
     fn copy_k(&self, g: PageGeometry, from: &[u8], from_slot: usize, to: &mut [u8], to_slot: usize);
@@ -105,7 +105,7 @@ pub fn storage(name: &str) -> Option<&'static dyn Storage> {
     STORAGES.into_iter().find(|s| s.name() == name)
 }
 
-/// An element type that is stored as it is.
+/// An element type that is stored without a scale.
 pub(crate) trait Element: Send + Sync + std::fmt::Debug {
     type Bits: Pod + Default;
     const NAME: &'static str;

@@ -1,6 +1,6 @@
 //! Formats that store whole pages only, and smaller: tokens share scales, so a page is packed once it is full.
 //!
-//! Newer tokens stand in bf16 pages until then (the recent window of KIVI, Liu et al. 2024, section 4).
+//! Newer tokens are in bf16 pages until then (the recent window of KIVI, Liu et al. 2024, section 4).
 
 use super::{PageGeometry, integer, sparse::Sparse};
 
@@ -35,8 +35,8 @@ impl PackedKind {
     }
 }
 
-/// A format of packed pages. Pages are byte slices of [`Packing::page_bytes`], aligned to 64 bytes; they are not written
-/// to after they were packed.
+/// A format of packed pages. Pages are byte slices of [`Packing::page_bytes`], aligned to 64 bytes; they are not
+/// written to after they were packed.
 pub trait Packing: Send + Sync + std::fmt::Debug {
     /// The name that users see.
     fn name(&self) -> &'static str;

@@ -1,4 +1,5 @@
-//! `sparse`: bf16 elements that are large, and a bitmap that says where they were (SparAMX, arXiv 2502.12444, section 5).
+//! `sparse`: bf16 elements that are large, and a bitmap that says where they were (SparAMX, arXiv 2502.12444, section
+//! 5).
 //!
 //! ```text
 //! page: starts   [units] u16    kept elements before each unit of 16 by 16 elements
@@ -6,19 +7,19 @@
 //!       center   [D] bf16       mean of each dim over the tokens of the page
 //!       values   [kept] bf16    what is kept, less the center, in the order of the bits
 //! ```
-//! The center (ours) is what dropped elements are read as, and what magnitudes are measured from: keys have dims whose mean is far
-//! from zero, and dims that RoPE turns slowly are nearly the same for neighbors.
+//! A dropped element is read as the center (ours), and magnitudes are distances from it: keys have dims whose mean is
+//! far from zero, and dims that RoPE turns slowly are nearly the same for neighbors.
 //!
-//! each part padded to a multiple of 64 bytes, and 64 bytes behind the values, so that kernels may load whole vectors. Steps
-//! of 32 elements, and units of 8 steps, stand in the order of bf16 pages (see [`storage`](super)). Every token keeps as
-//! many elements: those of the largest magnitude, of equal ones the first. So all pages have one size.
+//! each part padded to a multiple of 64 bytes, and 64 bytes behind the values, so that kernels may load whole vectors.
+//! Steps of 32 elements, and units of 8 steps, are in the order of bf16 pages (see [`storage`](super)). Every token
+//! keeps as many elements: those of the largest magnitude, of equal ones the first. So all pages have one size.
 //!
 //! With 64 tokens to a page, sparsity `s` takes `16 (1 - s) + 1 + 5/16` bits for each element.
 
 use super::{PageGeometry, TILE, packing::Packing};
 use half::bf16;
 
-/// What is kept of keys and of values.
+/// The shares of keys and of values that are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sparse {
     /// Thousandths of the elements of keys that are dropped.
@@ -84,8 +85,7 @@ impl Sparse {
         dropped: u16,
         rows: &[f32],
         page: &mut [u8],
-        first: impl Fn(usize) -> (usize, usize),
-        lane: impl Fn(usize) -> (usize, usize),
+        (first, lane): (impl Fn(usize) -> (usize, usize), impl Fn(usize) -> (usize, usize)),
     ) {
         let (dim, padded) = (g.head_dim, g.padded_dim());
         assert!(rows.len() == g.page_tokens * dim && Self::fits(g));
@@ -151,7 +151,7 @@ impl Sparse {
     }
 }
 
-/// Means of the dims of `rows`; 0 where that is no number, so that an element that is none spoils no other.
+/// Means of the dims of `rows`; 0 for a mean that is not finite, so that one such element affects no other.
 fn center(rows: &[f32], dim: usize) -> Vec<bf16> {
     let mut sums = vec![0.0_f32; dim];
     for row in rows.chunks_exact(dim) {
@@ -209,13 +209,13 @@ impl Packing for Sparse {
     fn pack_k(&self, g: PageGeometry, rows: &[f32], page: &mut [u8]) {
         let steps = g.padded_dim() / 2;
         let first = |step: usize| (step / steps * TILE, step % steps * 2);
-        self.pack(g, self.k, rows, page, first, |i| (i / 2, i % 2));
+        self.pack(g, self.k, rows, page, (first, |i| (i / 2, i % 2)));
     }
 
     fn pack_v(&self, g: PageGeometry, rows: &[f32], page: &mut [u8]) {
         let steps = g.page_tokens / 2;
         let first = |step: usize| (step % steps * 2, step / steps * TILE);
-        self.pack(g, self.v, rows, page, first, |i| (i % 2, i / 2));
+        self.pack(g, self.v, rows, page, (first, |i| (i % 2, i / 2)));
     }
 
     fn read_k(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]) {

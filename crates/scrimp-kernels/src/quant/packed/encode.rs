@@ -56,7 +56,7 @@ pub fn default_scales(pool: &Pool, format: WeightFormat, matrix: DenseMatrix<'_>
     scales
 }
 
-/// Packs a row-major matrix. In sparse formats what is zero (also: what rounds to zero) is left out.
+/// Packs a row-major matrix. Sparse formats leave out zeros, and weights that round to zero.
 ///
 /// Weights are divided by their scale, rounded half to even and clamped to ±127 or -8..=7, so weights that are
 /// multiples of the given `scales` (`[rows][groups]`, see [`default_scales`] and [`round_scale`]) are stored exactly.
@@ -161,7 +161,8 @@ impl Source<'_> {
         }
     }
 
-    /// The values of a tile as integers, `[PANEL_ROWS][steps * step columns]`: bits of bf16, or signed quants; 0 in the padding.
+    /// The values of a tile as integers, `[PANEL_ROWS][steps * step columns]`: bits of bf16, or signed quants; 0 in the
+    /// padding.
     fn codes(&self, tile: usize) -> Vec<i16> {
         let Layout { rows, cols, format, steps, .. } = self.layout;
         let stride = steps * format.value().step_cols();

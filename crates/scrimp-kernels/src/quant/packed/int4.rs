@@ -24,7 +24,7 @@ pub(crate) struct Block {
     q: [[u8; 64]; 4],
 }
 
-/// What is known of a sparse group before its values.
+/// Scales and bitmap of a sparse group.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Index {
@@ -41,8 +41,8 @@ pub(crate) fn dense<S: Simd>(s: S, block: &Block) -> Group<S> {
     Group { w: crate::quant::q4::unpack(s, &block.q), scale: s.load_bf16(&block.scale), second: s.splat(0.0) }
 }
 
-/// Unpacks a sparse group, whose values are in the low or `HIGH` halves of the bytes from `values` on; returns where they
-/// end.
+/// Unpacks a sparse group, whose values are in the low or `HIGH` halves of the bytes from `values` on; returns where
+/// they end.
 ///
 /// # Safety
 /// `values` points to the values of this group, with at least 64 readable bytes behind them.
@@ -65,9 +65,9 @@ pub(crate) unsafe fn sparse<S: Simd, const HIGH: bool>(
     (Group { w, scale: s.load_bf16(&index.scale), second: s.splat(0.0) }, at)
 }
 
-/// Adds a sparse group's products with one token to `acc`, expanding and multiplying a step at a time; returns where the
-/// values end. Values in `HIGH` halves stay there, and count 16 times until the sum is complete, which costs nothing and
-/// saves two instructions a step. For tiers whose sums are 32 bits wide.
+/// Adds a sparse group's products with one token to `acc`, expanding and multiplying a step at a time; returns where
+/// the values end. Values in `HIGH` halves stay there, and count 16 times until the sum is complete, which costs
+/// nothing and saves two instructions a step. For levels whose sums are 32 bits wide.
 ///
 /// # Safety
 /// As for [`sparse`].

@@ -1,9 +1,9 @@
 //! Formats of scrimp's own files: `bf16`, `int8`, `int4`, and the same with holes (SparAMX, arXiv 2502.12444).
 //!
-//! A matrix is one run of bytes in the order in which kernels walk it: tiles of 16 rows, in each tile *steps* of 2 (bf16)
-//! or 4 (int8, int4) neighboring columns. A step is what one vector register holds, `[16 rows][2 or 4 columns]`, which
-//! is the operand of `vdpbf16ps` and `vpdpbusd`, and a row of a B tile of AMX. The same order serves every tier, and goes
-//! to disk as it is.
+//! A matrix is one run of bytes in the order in which kernels walk it: tiles of 16 rows, in each tile *steps* of 2
+//! (bf16) or 4 (int8, int4) neighboring columns. A step is the content of one vector register, `[16 rows][2 or 4
+//! columns]`, which is the operand of `vdpbf16ps` and `vpdpbusd`, and a row of a B tile of AMX. The same order serves
+//! every level, and goes to disk unchanged.
 //!
 //! ```text
 //! bf16          values[tiles][steps][16][2] u16
@@ -14,10 +14,10 @@
 //! sparse-int4   starts │ index[tiles][groups] { scales[16] bf16, bitmap[8] u64 } │ values │ 64 × 0
 //! ```
 //!
-//! Bit `2 row + column` (bf16) or `4 row + column` of a step's bitmap says that the weight is stored; `values` holds the
-//! stored ones in that order. In `sparse-int4` a byte of a tile's values holds one of an even group of 32 columns in its
-//! low half and one of an odd group in its high half, each in order; the shorter of the two is padded with zeros.
-//! `starts[t]` is the byte of `values` where tile `t` begins; the last one is their length. Sections begin at
+//! Bit `2 row + column` (bf16) or `4 row + column` of a step's bitmap says that the weight is stored; `values` holds
+//! the stored ones in that order. In `sparse-int4` a byte of a tile's values holds one of an even group of 32 columns
+//! in its low half and one of an odd group in its high half, each in order; the shorter of the two is padded with
+//! zeros. `starts[t]` is the byte of `values` where tile `t` begins; the last one is their length. Sections begin at
 //! multiples of 64 bytes. Rows are padded to 16, columns to 32 (64 for 8 bits), with zeros or holes.
 //!
 //! | | bits per weight | at 50% |
@@ -196,7 +196,7 @@ impl FromStr for WeightFormat {
     }
 }
 
-/// Weights that cannot be packed, or packed bytes that are damaged; says what is wrong.
+/// Weights that cannot be packed, or packed bytes that are damaged, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FormatError(pub(crate) String);
 

@@ -28,7 +28,7 @@ pub struct PackedView<'a> {
 }
 
 impl<'a> PackedView<'a> {
-    /// Checks `bytes`, which [`super::pack`] wrote and somebody may have damaged since.
+    /// Checks `bytes`, which [`super::pack`] wrote and which may be damaged.
     ///
     /// # Errors
     /// When they are no matrix of this format and shape.
@@ -125,7 +125,7 @@ impl<'a> PackedView<'a> {
         }
     }
 
-    /// Starts ascend by what the bitmap says, and end where the values end.
+    /// Starts ascend by the counts of the bitmap, and end where the values end.
     fn check_starts(&self, values: usize) -> Result<(), FormatError> {
         let mut at = 0;
         for tile in 0..self.layout.tiles {
