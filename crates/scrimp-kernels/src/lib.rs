@@ -1,26 +1,29 @@
-//! Weight formats, SIMD kernels, threads and memory: this crate knows numbers, not models.
+//! Weight formats, SIMD kernels, threads and memory. This crate knows numbers, not models.
 //!
-//! It is the only crate of the workspace with `unsafe` code.
+//! Most of the workspace's `unsafe` code is here; scrimp-py has the rest.
 //!
 //! | entry point | purpose |
 //! |---|---|
-//! | [`SimdLevel`] | which instructions kernels use, chosen once and passed along |
-//! | [`exec::Pool`] | parallel regions of microseconds |
-//! | [`linear::linear`] | products of packed weights ([`linear::Matrix`]) with a batch of tokens ([`linear::Activations`]) |
-//! | [`quant::packed`] | scrimp's own formats, dense and sparse: [`quant::packed::pack`], [`quant::packed::PackedView`], [`linear::Matrix::from_packed`] |
-//! | [`attention::attend`] | attention over pages that an [`attention::Storage`] wrote |
-//! | [`ops`] | RMSNorm, RoPE, gates and soft caps, a row at a time |
+//! | [`SimdLevel`] | the instructions that kernels use, chosen once and passed along |
+//! | [`Pool`], [`Exec`] | parallel regions of microseconds; a pool with a level |
+//! | [`linear::linear`] | products of weights ([`linear::Matrix`]) with a batch of tokens ([`linear::Activations`]) |
+//! | [`quant::packed`] | scrimp's own weight formats, dense and sparse |
 //! | [`quant::dequantize::dequantize_row`] | the definition of every stored type ([`DType`]) |
+//! | [`attention::attend`] | attention over pages of a [`attention::Storage`] |
+//! | [`embedding::forward`] | embedding bags over hashed tables, and their gradients |
+//! | [`ops`] | RMSNorm, RoPE, gates and soft caps, a row at a time; f32 products for training |
 //! | [`mem::Arena`], [`mem::PageMemory`], [`mem::MappedFile`] | memory for weights, for pages, and files |
+//!
+//! The folders form layers: `arch` < `exec`, `mem` < `quant` < `linear`, `attention`, `embedding`, `ops`. A folder imports
+//! lower layers only (`tests/layers.rs`).
 //!
 //! A linear layer of two rows, with weights in bf16:
 //!
 //! ```
 //! use scrimp_kernels::{
 //!     DType, Exec, Pool, SimdLevel,
-//!     mem::Arena,
 //!     linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, StoredRows, linear},
-//!     exec::Pool,
+//!     mem::Arena,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

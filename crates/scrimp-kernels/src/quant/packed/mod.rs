@@ -29,12 +29,18 @@
 //! `d` is the share of weights that are stored.
 //!
 //! ```
-//! use scrimp_kernels::{SimdLevel, mem::Arena, quant::packed::{PackedView, WeightFormat, pack}, linear::Matrix, exec::Pool};
+//! use scrimp_kernels::{
+//!     Pool,
+//!     linear::Matrix,
+//!     mem::Arena,
+//!     quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
+//! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let (pool, format) = (Pool::new(2)?, WeightFormat::SparseInt8);
 //! let weights = [1.0, 0.0, 0.0, -0.5, 0.0, 0.25]; // 2 rows of 3
-//! let bytes = pack(&pool, format, 2, 3, &weights, None)?; // goes to disk as it is
+//! let matrix = DenseMatrix { rows: 2, cols: 3, weights: &weights };
+//! let bytes = pack(&pool, format, matrix, None)?; // the bytes of a file
 //! let view = PackedView::new(format, 2, 3, &bytes)?; // checks everything, once
 //! assert_eq!(view.stored(), 3);
 //! assert!((view.to_dense_f32()[3] + 0.5).abs() < 0.01);
