@@ -49,7 +49,7 @@
 //! # }
 //! ```
 
-pub mod arch;
+mod arch;
 pub mod attention;
 pub mod embedding;
 pub mod exec;
@@ -58,6 +58,6 @@ pub mod mem;
 pub mod ops;
 pub mod quant;
 
-pub use arch::SimdLevel;
+pub use arch::{SimdLevel, UnsupportedSimdLevel};
 pub use exec::{Exec, Pool};
 pub use quant::DType;
