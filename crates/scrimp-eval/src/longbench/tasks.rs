@@ -33,6 +33,16 @@ const PLAIN: Task = Task {
     first_line: false,
 };
 
+/// The options of the tasks whose question needs several documents.
+const SEVERAL_DOCUMENTS: Task = Task {
+    name: "",
+    before: "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\nThe following are given passages.\n",
+    after: "\n\nAnswer the question based on the given passages. Only give me the answer and do not output any other words.\n\nQuestion: {input}\nAnswer:",
+    answer_tokens: 32,
+    metric: Metric::F1,
+    ..PLAIN
+};
+
 /// In LongBench's order.
 pub static TASKS: [Task; 21] = [
     Task {
@@ -65,30 +75,9 @@ pub static TASKS: [Task; 21] = [
         metric: Metric::F1Zh,
         ..PLAIN
     },
-    Task {
-        name: "hotpotqa",
-        before: "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\nThe following are given passages.\n",
-        after: "\n\nAnswer the question based on the given passages. Only give me the answer and do not output any other words.\n\nQuestion: {input}\nAnswer:",
-        answer_tokens: 32,
-        metric: Metric::F1,
-        ..PLAIN
-    },
-    Task {
-        name: "2wikimqa",
-        before: "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\nThe following are given passages.\n",
-        after: "\n\nAnswer the question based on the given passages. Only give me the answer and do not output any other words.\n\nQuestion: {input}\nAnswer:",
-        answer_tokens: 32,
-        metric: Metric::F1,
-        ..PLAIN
-    },
-    Task {
-        name: "musique",
-        before: "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\nThe following are given passages.\n",
-        after: "\n\nAnswer the question based on the given passages. Only give me the answer and do not output any other words.\n\nQuestion: {input}\nAnswer:",
-        answer_tokens: 32,
-        metric: Metric::F1,
-        ..PLAIN
-    },
+    Task { name: "hotpotqa", ..SEVERAL_DOCUMENTS },
+    Task { name: "2wikimqa", ..SEVERAL_DOCUMENTS },
+    Task { name: "musique", ..SEVERAL_DOCUMENTS },
     Task {
         name: "dureader",
         before: "请基于给定的文章回答下述问题。\n\n文章：",

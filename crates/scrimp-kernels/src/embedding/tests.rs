@@ -110,16 +110,7 @@ fn check(case: &Case) {
     let bags = Bags::Fixed(bag);
 
     let pool = Pool::new(3).unwrap();
-    let mut indices = vec![0; lookups * per_lookup];
-    let mut sign_bits = vec![0; if signs { lookups } else { 0 }];
-    hash_indices(&pool, &ids, &hashing, &mut indices, &mut sign_bits);
-    for (l, indices) in indices.chunks(per_lookup).enumerate() {
-        let h = hashes[l % features].hash(ids[l]);
-        for (j, &p) in indices.iter().enumerate() {
-            assert_eq!(p, row(h, j as u32, ranges[0]));
-        }
-        assert!(!signs || sign_bits[l] == of_hash(h));
-    }
+    let (indices, sign_bits) = hashed(&pool, &ids, &hashing);
 
     // Alpha hashed from the same ids.
     let weight_table = numbers(case.seed ^ 1, rows as usize * groups);
@@ -138,21 +129,6 @@ fn check(case: &Case) {
         .collect();
     let weights = if case.weighted { numbers(case.seed ^ 3, indices.len()) } else { Vec::new() };
 
-    let q: Vec<i8> = values.iter().map(|v| (v * 127.0) as i8).collect();
-    let nibble = |v: f32| (v * 7.9) as i8;
-    let layout = Int4 { len: values.len(), block_dim, stride };
-    let mut packed = vec![0; layout.bytes()];
-    layout.fill(0, &mut packed, &values, nibble);
-    let bits: Vec<u16> = values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect();
-    let stored = [
-        (Values::F32(&values), values.clone()),
-        (Values::Bf16(&bits), bits.iter().map(|&b| bf16::from_bits(b).to_f32()).collect()),
-        (Values::Int8 { q: &q, scale: 0.25 }, q.iter().map(|&q| f32::from(q) * 0.25).collect()),
-        (
-            Values::Int4 { q: &packed, len: values.len(), scale: 2.0 },
-            values.iter().map(|&v| f32::from(nibble(v)) * 2.0).collect(),
-        ),
-    ];
     let plain = Plain {
         signs: if case.weighted { &[] } else { &sign_bits },
         indices: &indices,
@@ -163,8 +139,8 @@ fn check(case: &Case) {
         groups,
         bag,
     };
-    for (values, floats) in stored {
-        let table = Table { values, block_dim, stride };
+    let rows = Rows { values: &values, block_dim, stride };
+    rows.for_each_type(|table, floats| {
         // Rows given, and rows and alpha hashed: alike, but only the one has weights and only the other signs.
         let given = Batch {
             table,
@@ -184,8 +160,8 @@ fn check(case: &Case) {
             (false, true) => vec![fused],
             (false, false) => vec![given, fused],
         };
-        check_forward(case, &floats, &plain, &batches);
-    }
+        check_forward(case, floats, &plain, &batches);
+    });
     backward(
         case,
         &values,
@@ -202,6 +178,50 @@ fn check(case: &Case) {
         },
         stride,
     );
+}
+
+/// The indices and the signs of `ids`, compared with the definition of the hash.
+fn hashed(pool: &Pool, ids: &[u64], hashing: &Hashing<'_>) -> (Vec<u32>, Vec<u64>) {
+    let (per_lookup, features) = (hashing.per_lookup, hashing.hashes.len());
+    let mut indices = vec![0; ids.len() * per_lookup];
+    let mut signs = vec![0; if hashing.signs { ids.len() } else { 0 }];
+    hash_indices(pool, ids, hashing, &mut indices, &mut signs);
+    for (l, indices) in indices.chunks(per_lookup).enumerate() {
+        let h = hashing.hashes[l % features].hash(ids[l]);
+        for (j, &index) in indices.iter().enumerate() {
+            assert_eq!(index, row(h, j as u32, hashing.ranges[0]));
+        }
+        assert!(!hashing.signs || signs[l] == of_hash(h));
+    }
+    (indices, signs)
+}
+
+/// The rows of a table, before they are stored in some type.
+struct Rows<'a> {
+    values: &'a [f32],
+    block_dim: usize,
+    stride: usize,
+}
+
+impl Rows<'_> {
+    /// Calls `check` for each stored type, with the table and the values that it represents.
+    fn for_each_type(&self, check: impl Fn(Table<'_>, &[f32])) {
+        let Self { values, block_dim, stride } = *self;
+        let check = |stored, floats: &[f32]| check(Table { values: stored, block_dim, stride }, floats);
+        check(Values::F32(values), values);
+        let bits: Vec<u16> = values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect();
+        let floats: Vec<f32> = bits.iter().map(|&b| bf16::from_bits(b).to_f32()).collect();
+        check(Values::Bf16(&bits), &floats);
+        let q: Vec<i8> = values.iter().map(|v| (v * 127.0) as i8).collect();
+        let floats: Vec<f32> = q.iter().map(|&q| f32::from(q) * 0.25).collect();
+        check(Values::Int8 { q: &q, scale: 0.25 }, &floats);
+        let nibble = |v: f32| (v * 7.9) as i8;
+        let layout = Int4 { len: values.len(), block_dim, stride };
+        let mut packed = vec![0; layout.bytes()];
+        layout.fill(0, &mut packed, values, nibble);
+        let floats: Vec<f32> = values.iter().map(|&v| f32::from(nibble(v)) * 2.0).collect();
+        check(Values::Int4 { q: &packed, len: values.len(), scale: 2.0 }, &floats);
+    }
 }
 
 /// All `batches`, over a table with the values `floats`, are `plain` in f64, in every level the same bits.
