@@ -3,6 +3,7 @@
 //! [`Hub::fetch`] returns the path of the model that a [`ModelRef`] names, and downloads missing files into the cache.
 //! Interrupted downloads resume; a file is renamed into place once it is complete and verified. Two processes never
 //! download the same file at once. An alias is defined by the SHA-256 of its bytes and has several sources.
+#![forbid(unsafe_code)]
 
 pub mod alias;
 mod hf;

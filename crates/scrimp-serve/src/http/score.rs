@@ -41,7 +41,7 @@ impl Form {
 /// Invalid rows, or no recommender.
 pub(super) async fn score(state: Arc<State>, body: &[u8], form: Form) -> Result<Response, ApiError> {
     let Some(recommender) = &state.recommender else {
-        let what = "this server has no recommender; start it with --rec MODEL";
+        let what = "this server has no recommender: it was started without the setting `rec`";
         return Err(ApiError::new(StatusCode::NOT_FOUND, what).code("model_not_found"));
     };
     let most = state.options.max_rows;
