@@ -23,14 +23,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 COLUMNS, README_CELL, README_COMMAND, ARCHITECTURE_LINES = 100, 60, 20, 250
 # Folders whose Markdown files are data or belong to others.
 EXEMPT = ("target/", "testdata/", "fuzz/corpus/")
-# Rust files whose comments are not rewritten yet. Remove entries, never add one.
-EXEMPT_COMMENTS = (
-    "crates/scrimp-compress/",
-    "crates/scrimp-eval/",
-    "crates/scrimp-hub/",
-    "crates/scrimp-llm/",
-)
-
 NAME_IT = "a clause in the place of a name: name the thing"
 # (pattern, reason). Code, links' targets and text in double quotes are removed before the search.
 FORBIDDEN = [
@@ -70,7 +62,7 @@ def files():
     command = ["git", "ls-files", "-co", "--exclude-standard", "*.md", "crates/*.rs", "*__help-*.snap"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [ROOT / name for name in sorted(set(listed.split("\n"))) if name and (ROOT / name).exists()
-            and not name.startswith(EXEMPT) and not (name.endswith(".rs") and name.startswith(EXEMPT_COMMENTS))]
+            and not name.startswith(EXEMPT)]
 
 
 def lines_of(text):

@@ -21,7 +21,7 @@ const CITIES: [&str; 16] = [
     "Quito", "Dublin", "Tunis", "Seville", "Perth",
 ];
 
-/// What is hidden, where and in how much text.
+/// A hidden sentence, its depth, and the length of the text around it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cell {
     /// Tokens of the prompt.

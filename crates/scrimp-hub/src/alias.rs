@@ -5,7 +5,7 @@
 pub struct Alias {
     /// The short name.
     pub name: &'static str,
-    /// What it is, for people.
+    /// A description for people.
     pub about: &'static str,
     /// Name of the file in the cache.
     pub file: &'static str,

@@ -44,7 +44,7 @@ pub(super) fn url(endpoint: &str, repo: &str, revision: &str, file: &str) -> Str
 }
 
 /// Downloads the file at `url` into `work` and returns where it is and its sum.
-/// What is known of it (`sha256`, `size`) must match what the server announces, before anything is transferred.
+/// The known `sha256` and `size` must match the server's announcement before the transfer begins.
 pub(super) fn file(
     client: &Client,
     url: &str,

@@ -76,7 +76,7 @@ impl Client {
         }
     }
 
-    /// Asks for a file's size and sum.
+    /// Requests the size and the checksum of a file.
     pub(super) fn head(&self, url: &str) -> Result<Remote, Fault> {
         let mut at = url.to_owned();
         for _ in 0..5 {

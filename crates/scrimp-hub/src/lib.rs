@@ -169,7 +169,7 @@ impl Hub {
         ))
     }
 
-    /// Looks at the alias' file thoroughly: one without a valid note is hashed.
+    /// Verifies the file of the alias: a file without a valid note is hashed.
     fn cached_alias_again(&self, alias: &Alias, slot: &Slot) -> Option<PathBuf> {
         if slot.noted().is_none() && slot.path.is_file() {
             slot.note(&hf::matches(&slot.path, alias.sha256)?);
@@ -292,8 +292,8 @@ impl Hub {
     }
 }
 
-/// The slot's file, where it is complete. It got its name when it was; a note that disagrees means that somebody
-/// changed it since.
+/// The slot's file, where it is complete. It got its name when it was; a note that disagrees means that the file
+/// changed since.
 fn whole(slot: Slot) -> Option<PathBuf> {
     slot.noted().map(|_| slot.path)
 }

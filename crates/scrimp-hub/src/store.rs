@@ -65,7 +65,7 @@ pub(super) struct Slot {
     pub(super) path: PathBuf,
 }
 
-/// What is known about a finished file.
+/// Checksum and size of a finished file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sum {
     pub(super) sha256: String,
@@ -96,7 +96,7 @@ impl Slot {
         self.beside(".partial").join(source)
     }
 
-    /// What was noted when the file was finished, if the file is still the same by size and time.
+    /// The note of the finished file, if size and modification time of the file still match it.
     pub(super) fn noted(&self) -> Option<Sum> {
         let meta = fs::metadata(&self.path).ok().filter(fs::Metadata::is_file)?;
         let sidecar: Sidecar = serde_json::from_slice(&fs::read(self.beside(".sum.json")).ok()?).ok()?;

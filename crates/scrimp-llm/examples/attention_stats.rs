@@ -1,4 +1,4 @@
-//! What gathering attention for eviction policies costs: time to first token with and without, in turn.
+//! The cost of gathering attention for eviction policies: time to first token with and without it, interleaved.
 //!
 //! `cargo run --release -p scrimp-llm --example attention_stats MODEL [TOKENS] [ROUNDS]`
 #![allow(clippy::print_stdout)]

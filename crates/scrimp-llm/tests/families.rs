@@ -1,5 +1,5 @@
-//! Configurations: what transformers makes of `config.json`, in its old and its new spelling, against what we make of
-//! it; and what GGUF metadata means.
+//! Configurations: scrimp and transformers read the same values from `config.json`, in its old and its new spelling.
+//! GGUF metadata gives the same configuration.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! What has to fit: caches of so many sequences, and the memory that the model works in.
+//! The memory that a configuration needs: the caches of all sequences, and the working memory of a forward pass.
 
 use super::cache::Cache;
 use scrimp_llm::{
@@ -11,7 +11,7 @@ const PAGE: usize = 64;
 /// What a process takes besides: code, tokenizer, threads.
 const PROCESS: u64 = 16 << 20;
 
-/// What has to fit into how much.
+/// A memory limit, and the needs that do not depend on the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
     /// Bytes that there are.

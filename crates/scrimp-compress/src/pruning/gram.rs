@@ -19,7 +19,7 @@ const PANEL: usize = 1024;
 /// Features that are transposed together: a cache line of them.
 const LINE: usize = 16;
 
-/// What is added to the diagonal of `X^T X` before it is inverted.
+/// The damping: a term added to the diagonal of `X^T X` before the inversion.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Damping {
     /// Share of the entry itself: as if features were less correlated.

@@ -72,7 +72,7 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
         Ok(journal)
     }
 
-    /// What was collected so far.
+    /// The entries so far.
     pub fn entries(&self) -> &[E] {
         &self.entries
     }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! `before` is the usual order of benchmarks: the cache is compressed with knowledge of the question. `after` and
-//! `second` say what a compressed context is worth that is kept for questions to come.
+//! `second` measure a compressed context that is reused for later questions.
 
 use scrimp_llm::{
     chat::{ChatTemplate, Message},
@@ -72,7 +72,7 @@ pub struct Prompt {
     pub prefill: Vec<u32>,
     /// How many of them stay; the others are forgotten after compression.
     pub keep: usize,
-    /// What follows after compression.
+    /// The tokens that follow the compression.
     pub question: Vec<u32>,
 }
 

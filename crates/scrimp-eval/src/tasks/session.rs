@@ -8,10 +8,10 @@ use scrimp_llm::{
 };
 use std::sync::OnceLock;
 
-/// What is done to the cache of a prompt.
+/// How the cache of a prompt is compressed.
 #[derive(Debug, Clone, Default)]
 pub struct CacheSetting {
-    /// What is kept; `None`: all of it.
+    /// The selection of tokens; `None` keeps all tokens.
     pub compression: Option<Compression>,
     /// How it is stored; `None`: as the session stores its cache anyway. New tokens must be stored alike in both.
     pub format: Option<KvFormat>,

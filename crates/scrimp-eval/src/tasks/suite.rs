@@ -60,7 +60,7 @@ pub struct Entry {
     /// The answer. Published journals leave it out, because it may quote the benchmark's texts.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub answer: String,
-    /// What it is worth, 0 to 1.
+    /// The score of the answer, 0 to 1.
     pub score: f64,
     /// Tokens before compression.
     pub prompt_tokens: usize,

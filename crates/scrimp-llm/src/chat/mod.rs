@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or what else the model's template knows.
     pub role: String,
-    /// What was said.
+    /// The text.
     pub content: String,
 }
 
@@ -95,8 +95,8 @@ impl ChatTemplate {
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
-    /// The text of `messages` ([`Message`], or JSON objects with what else a template knows, such as `tool_calls`);
-    /// with `add_generation_prompt` followed by what begins the assistant's answer. `extra` are further variables of
+    /// The text of `messages` ([`Message`], or JSON objects with further fields of the template, such as `tool_calls`);
+    /// with `add_generation_prompt` followed by the beginning of the assistant's answer. `extra` are further variables of
     /// the template (`tools`, `enable_thinking`, ...); they may replace `bos_token` and `eos_token`.
     ///
     /// Tokenize the text with special tokens parsed and without a BOS of its own: templates write theirs.

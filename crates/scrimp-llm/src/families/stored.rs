@@ -96,7 +96,7 @@ pub fn to_json(config: &ModelConfig) -> String {
 /// A configuration from JSON, checked.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A message that names the invalid field.
 pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
     let stored: Stored = serde_json::from_str(json).map_err(|e| e.to_string())?;
     let family = by_architecture(&stored.family).map_err(|e| e.to_string())?.name();

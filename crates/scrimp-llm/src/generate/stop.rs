@@ -39,7 +39,7 @@ impl StopStrings {
         (std::mem::replace(&mut self.held, rest), None)
     }
 
-    /// What is still held back when the text ends.
+    /// The text that is still held back when the generation ends.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

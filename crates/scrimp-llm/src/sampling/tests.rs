@@ -152,7 +152,7 @@ fn values_out_of_range_are_refused() {
 }
 
 proptest! {
-    /// Whatever the settings, only tokens that the specification keeps are drawn (ties included: small integers).
+    /// With all settings, only tokens that the specification keeps are drawn (small integers make ties likely).
     #[test]
     fn never_draws_what_is_filtered(
         row in proptest::collection::vec(-6i8..6, 1..2000),

@@ -4,8 +4,8 @@ use super::{SpacePrefix, Tokenizer};
 
 /// Turns tokens into text as they come. Made by [`Tokenizer::stream`].
 ///
-/// What [`push`](StreamDecoder::push) and [`finish`](StreamDecoder::finish) return, put together, is what
-/// [`Tokenizer::decode`] makes of all tokens at once. Bytes of an unfinished character are kept back until it is
+/// The results of [`push`](StreamDecoder::push) and [`finish`](StreamDecoder::finish), concatenated, equal the result of
+/// [`Tokenizer::decode`] for all tokens at once. Bytes of an unfinished character are kept back until it is
 /// complete or can no longer become one (then it is U+FFFD).
 #[derive(Debug)]
 pub struct StreamDecoder<'t> {
@@ -48,7 +48,7 @@ impl<'t> StreamDecoder<'t> {
         self.pending.drain(..done);
     }
 
-    /// What was kept back: a replacement character where a character never was completed.
+    /// The bytes that are still held back: a replacement character if the last character was never completed.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();

@@ -42,7 +42,7 @@ pub(crate) struct Expected {
     pub(crate) top5_logits: Vec<Vec<f32>>,
     /// All logits of the last positions.
     pub(crate) last_logits: Vec<Vec<f32>>,
-    /// What follows the prompt, always taking the largest logit.
+    /// The continuation of the prompt by greedy decoding.
     pub(crate) greedy_ids: Vec<u32>,
     /// The smallest lead of the largest logit among those steps.
     pub(crate) greedy_min_gap: f32,

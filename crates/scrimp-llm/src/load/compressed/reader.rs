@@ -40,7 +40,7 @@ impl CompressedFile {
         file.metadata().get("format").is_some_and(|format| format == FORMAT)
     }
 
-    /// Reads what `file` says of its tensors. What is inside packed matrices is checked when they are loaded.
+    /// Reads the descriptions of the tensors of `file`. The content of packed matrices is checked when they are loaded.
     ///
     /// # Errors
     /// When the file is of another version, or damaged.

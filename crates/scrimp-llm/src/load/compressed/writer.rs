@@ -7,7 +7,7 @@ use scrimp_kernels::DType;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, path::Path};
 
-/// What is written: a tensor, or a file that goes along.
+/// An entry of the file: a tensor, or an embedded file.
 #[derive(Debug, Clone)]
 pub enum Item<'a> {
     /// A tensor.
