@@ -107,9 +107,7 @@ fn check(case: &Case) {
     let hashing = Hashing { hashes: &hashes, ranges: &ranges, per_lookup, signs };
     let ids: Vec<u64> = (0..lookups).map(|l| hashes[0].hash(l as u64) % 50).collect();
     let bag = if case.bagged { features } else { 1 };
-    let bags = Bags::Fixed(bag);
-
-    let pool = Pool::new(3).unwrap();
+    let (pool, bags) = (Pool::new(3).unwrap(), Bags::Fixed(bag));
     let (indices, sign_bits) = hashed(&pool, &ids, &hashing);
 
     // Alpha hashed from the same ids.
