@@ -5,7 +5,7 @@
 
 use crate::{Error, Result, encoders::Precision};
 use scrimp_kernels::{
-    Exec, Pool, SimdLevel,
+    Exec,
     embedding::{
         Bags, Batch, Hashing, IdHash, Indices, RowRange, Scales, Table, Values, forward, forward_one,
     },
@@ -169,18 +169,18 @@ impl Subject {
         }
     }
 
-    fn round(&mut self, pool: &Pool, level: SimdLevel, ids: &[u64], indices: &[u32], out: &mut [f32]) {
+    fn round(&mut self, exec: Exec<'_>, ids: &[u64], indices: &[u32], out: &mut [f32]) {
         let dim = self.block_dim * self.shape.blocks;
         let bags = if self.shape.bagged { ids.len() / self.hashes.len() } else { ids.len() };
         let out = &mut out[..bags * dim];
         let start = Instant::now();
-        forward(Exec { pool, level }, &self.batch(ids, indices), out);
+        forward(exec, &self.batch(ids, indices), out);
         self.best = self.best.min(start.elapsed().as_secs_f64() / ids.len() as f64);
         let singles = SINGLES.min(ids.len());
         let out = &mut out[..dim];
         let start = Instant::now();
         for i in 0..singles {
-            forward_one(level, &self.batch(&ids[i..=i], &indices[i..=i]), out);
+            forward_one(exec.level, &self.batch(&ids[i..=i], &indices[i..=i]), out);
             std::hint::black_box(&mut *out);
         }
         self.best_single = self.best_single.min(start.elapsed().as_secs_f64() / singles as f64);
@@ -191,7 +191,7 @@ impl Subject {
 ///
 /// # Errors
 /// An allocation fails, or an option is out of its range.
-pub fn embedding(pool: &Pool, level: SimdLevel, options: &EmbeddingBench) -> Result<Vec<EmbeddingSpeed>> {
+pub fn embedding(exec: Exec<'_>, options: &EmbeddingBench) -> Result<Vec<EmbeddingSpeed>> {
     if options.dim == 0 || !options.dim.is_multiple_of(64) {
         return Err(Error::bad_input(format!("`dim` is {}; it must be a multiple of 64", options.dim)));
     }
@@ -248,7 +248,7 @@ pub fn embedding(pool: &Pool, level: SimdLevel, options: &EmbeddingBench) -> Res
             // A round has three batches: the first loads the table into the cache.
             for i in 0..3 {
                 let (ids, rows) = &sets[(round * 3 + i) % ID_SETS];
-                subject.round(pool, level, ids, rows, out);
+                subject.round(exec, ids, rows, out);
             }
         }
     }

@@ -43,7 +43,7 @@ impl Recommender {
         let (schema, pool) = (model.schema().clone(), Pool::new(threads)?);
         let thread = std::thread::Builder::new()
             .name("scrimp-rec".into())
-            .spawn(move || run(model, &pool, level, &requests, &metrics))?;
+            .spawn(move || run(model, Exec { pool: &pool, level }, &requests, &metrics))?;
         Ok(Self { schema, requests: Mutex::new(sender), _thread: thread })
     }
 
@@ -61,7 +61,7 @@ impl Recommender {
     }
 }
 
-fn run(mut model: Model, pool: &Pool, level: SimdLevel, requests: &Receiver<Request>, metrics: &Metrics) {
+fn run(mut model: Model, exec: Exec<'_>, requests: &Receiver<Request>, metrics: &Metrics) {
     let (mut rows, mut scores) = (Batch::default(), Vec::new());
     while let Ok(first) = requests.recv() {
         let mut waiting = vec![first];
@@ -83,7 +83,7 @@ fn run(mut model: Model, pool: &Pool, level: SimdLevel, requests: &Receiver<Requ
             let end = (start + ROWS).min(n);
             part.clear();
             part.extend(&rows, start..end);
-            model.predict(Exec { pool, level }, &part, &mut scores);
+            model.predict(exec, &part, &mut scores);
             all.extend_from_slice(&scores);
             start = end;
         }

@@ -159,7 +159,7 @@ impl Bandwidth {
 
 /// Best read speed of several passes over `memory`, bytes per second.
 fn read_speed(memory: &[u8], threads: usize) -> f64 {
-    let tier = SimdLevel::detect();
+    let level = SimdLevel::detect();
     let begin = Instant::now();
     let mut best = Duration::MAX;
     let mut passes = 0;
@@ -167,7 +167,7 @@ fn read_speed(memory: &[u8], threads: usize) -> f64 {
         let pass = Instant::now();
         std::thread::scope(|scope| {
             for chunk in memory.chunks(memory.len().div_ceil(threads).max(1)) {
-                scope.spawn(move || std::hint::black_box(largest_word(tier, chunk)));
+                scope.spawn(move || std::hint::black_box(largest_word(level, chunk)));
             }
         });
         best = best.min(pass.elapsed());

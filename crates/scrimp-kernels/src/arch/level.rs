@@ -134,9 +134,12 @@ pub struct UnsupportedSimdLevel {
 impl fmt::Display for UnsupportedSimdLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let supported: Vec<_> = SimdLevel::supported().into_iter().map(SimdLevel::name).collect();
-        let why =
-            if NAMES.contains(&self.name.as_str()) { "this CPU lacks it" } else { "there is no such tier" };
-        write!(f, "tier `{}`: {why}; supported here: {}", self.name, supported.join(", "))
+        let why = if NAMES.contains(&self.name.as_str()) {
+            "this CPU lacks it"
+        } else {
+            "there is no such SIMD level"
+        };
+        write!(f, "SIMD level `{}`: {why}; supported here: {}", self.name, supported.join(", "))
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> T {
     serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Loads the model at `path` with an f32 KV cache and two threads; `tier` as in [`RunOptions`].
+/// Loads the model at `path` with an f32 KV cache and two threads; `level` as in [`RunOptions`].
 pub(crate) fn load(path: &Path, level: Option<&str>) -> Model {
     load_in(path, level, "f32")
 }

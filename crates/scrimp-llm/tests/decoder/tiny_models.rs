@@ -50,7 +50,7 @@ fn check(model_path: &Path, expected_path: &Path, bound: f32) {
     let expected: Expected = read_json(expected_path);
     for level in [Some("scalar"), None] {
         let model = load(model_path, level);
-        let name = format!("{} ({})", model_path.display(), level.unwrap_or("best tier"));
+        let name = format!("{} ({})", model_path.display(), level.unwrap_or("best level"));
         for pieces in [&[1000][..], &[7, 1, 16, 3], &[1]].into_iter().take(if at_once { 1 } else { 3 }) {
             let error = worst(&model, &expected, pieces);
             assert!(

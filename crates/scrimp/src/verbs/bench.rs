@@ -120,7 +120,7 @@ struct LinearLine {
 }
 
 fn linear(app: &App, args: &BenchLinearArgs) -> anyhow::Result<()> {
-    let tier = SimdLevel::from_env()?;
+    let level = SimdLevel::from_env()?;
     let pool = app.pool()?;
     let options = linear::bench::Options {
         rows: args.rows.get(),
@@ -132,11 +132,11 @@ fn linear(app: &App, args: &BenchLinearArgs) -> anyhow::Result<()> {
         seed: app.global.seed.unwrap_or(1),
         time: LINEAR_TIME,
     };
-    for timing in linear::bench::measure(Exec { pool: &pool, level: tier }, &options)? {
+    for timing in linear::bench::measure(Exec { pool: &pool, level }, &options)? {
         let seconds = timing.best.as_secs_f64();
         let line = LinearLine {
             format: timing.format.name(),
-            tier: tier.name(),
+            tier: level.name(),
             us: seconds * 1e6,
             gb_per_s: timing.bytes as f64 / seconds / 1e9,
             bytes: timing.bytes,

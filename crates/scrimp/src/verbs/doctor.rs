@@ -42,7 +42,7 @@ struct Expectation {
 
 /// Prints facts about this machine and the speed to expect.
 pub(crate) fn run(app: &App, _args: &DoctorArgs) -> anyhow::Result<()> {
-    let tier = SimdLevel::from_env()?;
+    let level = SimdLevel::from_env()?;
     let threads = app.threads();
     let (cpu, features) = machine::cpu();
     let (memory_bytes, memory_available_bytes, memory_limit_bytes) = machine::memory();
@@ -65,7 +65,7 @@ pub(crate) fn run(app: &App, _args: &DoctorArgs) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION"),
         cpu,
         features,
-        tier: tier.name(),
+        tier: level.name(),
         supported_tiers: SimdLevel::supported().into_iter().map(SimdLevel::name).collect(),
         online_cpus: machine::online_cpus(),
         cpu_quota: machine::cpu_quota(),

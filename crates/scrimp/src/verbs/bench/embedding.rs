@@ -1,7 +1,7 @@
 //! `scrimp bench embedding`.
 
 use crate::{App, cli::bench::BenchEmbeddingArgs, format, machine};
-use scrimp_kernels::SimdLevel;
+use scrimp_kernels::{Exec, SimdLevel};
 use scrimp_rec::bench::{self, EmbeddingBench, EmbeddingSpeed};
 use std::num::NonZeroUsize;
 
@@ -21,8 +21,8 @@ pub(crate) fn run(app: &App, args: &BenchEmbeddingArgs) -> anyhow::Result<()> {
         rounds: 6,
     };
     let pool = app.pool()?;
-    let tier = SimdLevel::from_env()?;
-    let results = bench::embedding(&pool, tier, &options)?;
+    let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
+    let results = bench::embedding(exec, &options)?;
     if app.printer.is_json() {
         for result in &results {
             app.printer.result(result, |_| String::new())?;
