@@ -7,8 +7,8 @@
 use scrimp_kernels::{
     Exec, SimdLevel,
     attention::{
-        AttentionArgs, AttentionScratch, ColumnStats, KvView, PackedKind, PageGeometry, PageRows, PageView,
-        Sparse, StatsRequest, Storage, attend,
+        AccumulatedScores, AttentionArgs, AttentionScratch, KvView, PackedKind, PageGeometry, PageRows,
+        PageView, ScoresRequest, Sparse, Storage, attend,
         storage::{bfloat16, packing::PACKINGS, storage},
     },
     exec::{Pool, available_threads},
@@ -215,7 +215,7 @@ fn main() {
         let width = shape.n_heads * shape.head_dim;
         let q: Vec<f32> = (0..512 * width).map(|i| ((i * 61 % 512) as f32 - 256.0) / 128.0).collect();
         let mut out = vec![0.0; q.len()];
-        let mut attention = |layer: &Layer, stats: Option<(StatsRequest, &mut ColumnStats)>| {
+        let mut attention = |layer: &Layer, stats: Option<(ScoresRequest, &mut AccumulatedScores)>| {
             let args = AttentionArgs {
                 storage: format.storage.kind(),
                 geometry: g,
@@ -237,13 +237,13 @@ fn main() {
             let flops = (seen * width * 4) as f64;
             let times = (6e9 / flops) as usize + 3;
             let plain = best(threads == 1, times, || attention(&layer, None));
-            let request = StatsRequest {
+            let request = ScoresRequest {
                 sum: true,
                 recent_from: Some(480),
                 per_kv_head: true,
-                ..StatsRequest::default()
+                ..ScoresRequest::default()
             };
-            let mut columns = ColumnStats::default();
+            let mut columns = AccumulatedScores::default();
             let with = best(threads == 1, times, || attention(&layer, Some((request, &mut columns))));
             println!(
                 "{:13} prefill 512 of {n_keys:5}: {:8.0} us  {:6.1} GFLOP/s   with column sums {:+5.1}%",

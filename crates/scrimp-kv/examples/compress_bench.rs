@@ -9,7 +9,7 @@
 use scrimp_base::{AtomicFile, SplitMix64};
 use scrimp_kernels::Pool;
 use scrimp_kv::{
-    ColumnStats, KvCache, KvConfig, KvError,
+    AccumulatedScores, KvCache, KvConfig, KvError,
     compress::{Budget, Compression, Crush},
     policy::policy,
 };
@@ -36,7 +36,7 @@ fn measure(tokens: usize, share: f64, pool: &Pool) -> Result<f64, KvError> {
     sequence.append(0, &k, &k, pool)?;
     // A few tokens receive most of the attention.
     let sum = (0..HEADS).map(|_| (0..tokens).map(|_| random.next_f32().powi(8)).collect()).collect();
-    let stats = ColumnStats { sum, ..ColumnStats::default() };
+    let stats = AccumulatedScores { sum, ..AccumulatedScores::default() };
     sequence.set_accumulated_scores(0, stats, std::iter::once(0..tokens as u32).collect())?;
     let mut how = Compression::new(policy("h2o")?, Budget::Fraction(0.25));
     how.crush = Crush { share, ..Crush::default() };

@@ -4,7 +4,7 @@
 //! block table, their numbers are dropped from the rows.
 
 use crate::{block_table::BlockTable, error::KvError};
-use scrimp_kernels::attention::{ColumnStats, StatsRequest};
+use scrimp_kernels::attention::{AccumulatedScores, ScoresRequest};
 use std::ops::Range;
 
 /// The scores that an attention call accumulates. Positions are positions in the text.
@@ -43,7 +43,7 @@ pub struct PostPrefillScores {
 /// The scores of one layer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LayerScores {
-    pub(crate) accumulated: ColumnStats,
+    pub(crate) accumulated: AccumulatedScores,
     /// Positions of the queries in `accumulated.sum`.
     pub(crate) queries: Vec<Range<u32>>,
     pub(crate) post_prefill: PostPrefillScores,
@@ -52,7 +52,12 @@ pub(crate) struct LayerScores {
 impl LayerScores {
     /// The kernels' request for a call whose queries have these positions. The caller adds the result to
     /// [`LayerScores::accumulated`].
-    pub(crate) fn request(&mut self, wanted: ScoresWanted, queries: Range<u32>, rows: usize) -> StatsRequest {
+    pub(crate) fn request(
+        &mut self,
+        wanted: ScoresWanted,
+        queries: Range<u32>,
+        rows: usize,
+    ) -> ScoresRequest {
         if self.accumulated.rows().is_some_and(|n| n != rows) {
             self.clear_accumulated();
         }
@@ -64,7 +69,7 @@ impl LayerScores {
             }
         }
         let ScoresWanted { sum, last, max, per_query_head, .. } = wanted;
-        StatsRequest { sum, recent_from, last, peak: max, per_kv_head: !per_query_head }
+        ScoresRequest { sum, recent_from, last, peak: max, per_kv_head: !per_query_head }
     }
 
     /// How many of the accumulated queries could see a token at `position`.
@@ -77,7 +82,7 @@ impl LayerScores {
     pub(crate) fn set_accumulated(
         &mut self,
         heads: &[BlockTable],
-        scores: ColumnStats,
+        scores: AccumulatedScores,
         queries: Vec<Range<u32>>,
     ) -> Result<(), KvError> {
         for rows in [&scores.sum, &scores.recent, &scores.last, &scores.peak] {
@@ -112,7 +117,7 @@ impl LayerScores {
     }
 
     pub(crate) fn clear_accumulated(&mut self) {
-        self.accumulated = ColumnStats::default();
+        self.accumulated = AccumulatedScores::default();
         self.queries.clear();
     }
 

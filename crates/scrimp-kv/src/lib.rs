@@ -103,7 +103,7 @@ pub use cache::{KvCache, KvConfig};
 pub use error::KvError;
 pub use format::KvFormat;
 pub use scrimp_kernels::attention::{
-    AttentionScratch, ColumnStats, PackedKind, Packing, PageGeometry, Sparse, Storage, StorageKind,
+    AccumulatedScores, AttentionScratch, PackedKind, Packing, PageGeometry, Sparse, Storage, StorageKind,
     storage::{STORAGES, packing::PACKINGS, storage},
 };
 pub use sequence::{ApplyRope, AttentionInputs, PARALLEL_TOKENS, Queries, Sequence};

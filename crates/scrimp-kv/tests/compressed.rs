@@ -2,7 +2,7 @@
 
 use scrimp_kernels::{Exec, Pool, SimdLevel};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, ColumnStats, KvCache, KvConfig, PostPrefillScores, Queries,
+    AccumulatedScores, AttentionInputs, AttentionScratch, KvCache, KvConfig, PostPrefillScores, Queries,
     ScoresWanted, Sequence,
     compress::{Budget, Compression, Crush},
     policy::{ModelView, policy},
@@ -239,7 +239,7 @@ fn kvzip_query_keeps_the_text_after_an_attended_token_in_every_layer() {
         if layer == 1 {
             recent[3][80] = 20.0;
         }
-        let stats = ColumnStats { recent, ..ColumnStats::default() };
+        let stats = AccumulatedScores { recent, ..AccumulatedScores::default() };
         sequence.set_accumulated_scores(layer, stats, std::iter::once(0..200).collect()).unwrap();
     }
     let mut how = Compression::new(policy("kvzip-query").unwrap(), Budget::Tokens(60));

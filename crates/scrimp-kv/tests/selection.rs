@@ -5,7 +5,7 @@ mod ablation;
 use proptest::prelude::*;
 use scrimp_kernels::Pool;
 use scrimp_kv::{
-    ColumnStats, KvCache, KvConfig, Sequence,
+    AccumulatedScores, KvCache, KvConfig, Sequence,
     compress::{Budget, Compression, Crush, Granularity, select},
     policy::{LayerView, ModelView, Selection, policy},
 };
@@ -33,7 +33,8 @@ fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
     let rows = |salt: usize| -> Vec<Vec<f32>> {
         (0..kv_heads * GROUP).map(|h| (0..tokens).map(|t| byte(salt + h * 977 + t * 13)).collect()).collect()
     };
-    let stats = ColumnStats { sum: rows(1), recent: rows(2), last: rows(3), ..ColumnStats::default() };
+    let stats =
+        AccumulatedScores { sum: rows(1), recent: rows(2), last: rows(3), ..AccumulatedScores::default() };
     sequence.set_accumulated_scores(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
     sequence
 }
@@ -233,11 +234,11 @@ proptest! {
             }
             moved
         };
-        let stats = ColumnStats {
+        let stats = AccumulatedScores {
             sum: moved(&stats.sum),
             recent: moved(&stats.recent),
             last: moved(&stats.last),
-            ..ColumnStats::default()
+            ..AccumulatedScores::default()
         };
         swapped.set_accumulated_scores(0, stats, std::iter::once(0..tokens as u32).collect()).unwrap();
         let how = how(name, Crush { order: ablation::order(order).unwrap(), ..crush }, 3, 3, budget);
@@ -256,7 +257,12 @@ fn pages_of_the_best_sums_are_kept_whole() {
     scores[10..14].fill(1.0);
     scores[30] = 3.0;
     let rows = vec![scores; GROUP];
-    let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows, ..ColumnStats::default() };
+    let stats = AccumulatedScores {
+        sum: rows.clone(),
+        recent: rows.clone(),
+        last: rows,
+        ..AccumulatedScores::default()
+    };
     sequence.set_accumulated_scores(0, stats, std::iter::once(0..40).collect()).unwrap();
     let mut how = how("tova", Crush::default(), 2, 4, 14);
     how.granularity = Granularity::Page(4);
@@ -284,7 +290,12 @@ fn pages_with_like_keys_stand_next_to_each_other() {
     let k: Vec<f32> = (0..36).flat_map(|t| [side(t), 0.5 * side(t), 1.0, 0.25]).collect();
     sequence.append(0, &k, &k, &pool).unwrap();
     let rows = vec![(0..36).map(|t| (36 - t) as f32 / (1 + (t + 2) / 4) as f32).collect::<Vec<f32>>(); GROUP];
-    let stats = ColumnStats { sum: rows.clone(), recent: rows.clone(), last: rows, ..ColumnStats::default() };
+    let stats = AccumulatedScores {
+        sum: rows.clone(),
+        recent: rows.clone(),
+        last: rows,
+        ..AccumulatedScores::default()
+    };
     sequence.set_accumulated_scores(0, stats, std::iter::once(0..36).collect()).unwrap();
     let mut how = how("tova", Crush::default(), 2, 2, 12);
     how.granularity = Granularity::Page(4);

@@ -7,7 +7,7 @@ mod ablation;
 
 use scrimp_kernels::Pool;
 use scrimp_kv::{
-    ColumnStats, KvCache, KvConfig, Sequence,
+    AccumulatedScores, KvCache, KvConfig, Sequence,
     compress::{Budget, Compression, Crush, select},
     policy::{ModelView, policy},
 };
@@ -44,7 +44,7 @@ fn sequence(tokens: usize, heads: usize, salt: u64) -> Sequence {
             let row = |h: usize| (0..tokens).map(|t| number(salt, h * tokens + t).powi(3) / 256.0).collect();
             (0..heads).map(row).collect()
         };
-        let stats = ColumnStats {
+        let stats = AccumulatedScores {
             sum: rows(salt + 1),
             recent: rows(salt + 2),
             last: rows(salt + 3),

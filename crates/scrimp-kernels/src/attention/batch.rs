@@ -1,11 +1,11 @@
 //! Attention of many sequences in one parallel region.
 //!
-//! A call is one sequence: its queries, its keys, its output. How a call is cut into units depends on that call alone,
+//! A call is one sequence: its queries, its keys, its output. How a call is cut into tasks depends on that call alone,
 //! so its result is the same in any batch.
 
 use super::{
     AttentionArgs, DECODE_SEGMENT, DECODE_UNITS, PREFILL_SEGMENT, UNIT_ROWS,
-    rows::{self, BlockTask, Sink, UnitKernels},
+    rows::{self, BlockTask, Sink, TaskKernels},
     scratch::AttentionScratch,
 };
 use crate::{
@@ -21,9 +21,9 @@ pub struct AttentionCall<'a> {
     pub out: &'a mut [f32],
 }
 
-/// A unit of work of a call.
+/// A task of a call.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Unit {
+pub(crate) struct Task {
     call: usize,
     head: usize,
     what: What,
@@ -43,7 +43,7 @@ enum What {
 struct Job<'a> {
     args: &'a AttentionArgs<'a>,
     level: SimdLevel,
-    kernels: UnitKernels,
+    kernels: TaskKernels,
     /// Rows of each KV head: tokens times query heads of the group.
     rows: usize,
     /// Keys of a segment.
@@ -58,9 +58,9 @@ struct Job<'a> {
 pub fn attend_batch(exec: Exec<'_>, calls: &mut [AttentionCall<'_>], scratch: &mut AttentionScratch) {
     let Exec { pool, level } = exec;
     scratch.prepare(pool.threads());
-    let mut units = std::mem::take(&mut scratch.units);
+    let mut tasks = std::mem::take(&mut scratch.tasks);
     let mut partial = std::mem::take(&mut scratch.partial);
-    units.clear();
+    tasks.clear();
     let mut partial_len = 0;
     let mut jobs = Vec::with_capacity(calls.len());
     for call in &mut *calls {
@@ -68,15 +68,15 @@ pub fn attend_batch(exec: Exec<'_>, calls: &mut [AttentionCall<'_>], scratch: &m
         let (args, index) = (&call.args, jobs.len());
         let rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
         let mut segment = PREFILL_SEGMENT;
-        let kernels = UnitKernels::new(level, args);
+        let kernels = TaskKernels::new(level, args);
         if rows > UNIT_ROWS {
-            // The last rows see the most keys: long units first.
-            let blocks = rows.div_ceil(kernels.unit_rows());
+            // The last rows see the most keys: long tasks first.
+            let blocks = rows.div_ceil(kernels.task_rows());
             let blocks = (0..args.n_kv_heads).flat_map(|h| (0..blocks).rev().map(move |b| (h, b)));
-            units.extend(blocks.map(|(head, block)| Unit { call: index, head, what: What::Rows(block) }));
+            tasks.extend(blocks.map(|(head, block)| Task { call: index, head, what: What::Rows(block) }));
         } else if rows > 0 {
             segment = segment_of(args);
-            cut_keys(args, index, segment, &mut units, &mut partial_len);
+            cut_keys(args, index, segment, &mut tasks, &mut partial_len);
         }
         jobs.push(Job { args, level, kernels, rows, segment, out: DisjointSliceMut::new(&mut *call.out) });
     }
@@ -84,13 +84,13 @@ pub fn attend_batch(exec: Exec<'_>, calls: &mut [AttentionCall<'_>], scratch: &m
         partial.resize(partial_len, 0.0);
     }
     {
-        let (partial, scratch, units, jobs) = (DisjointSliceMut::new(&mut partial), &*scratch, &units, &jobs);
-        pool.run(units.len(), |unit, thread| {
-            let Unit { call, head, what } = units[unit];
+        let (partial, scratch, tasks, jobs) = (DisjointSliceMut::new(&mut partial), &*scratch, &tasks, &jobs);
+        pool.run(tasks.len(), |task, thread| {
+            let Task { call, head, what } = tasks[task];
             jobs[call].run(head, what, &partial, scratch, thread);
         });
     }
-    for same in units.chunk_by(|a, b| (a.call, a.head) == (b.call, b.head)) {
+    for same in tasks.chunk_by(|a, b| (a.call, a.head) == (b.call, b.head)) {
         if let What::Segment { at, .. } = same[0].what {
             let Job { args, rows, out, .. } = &jobs[same[0].call];
             let parts = &partial[at..at + same.len() * partial_stride(args, *rows)];
@@ -101,7 +101,7 @@ pub fn attend_batch(exec: Exec<'_>, calls: &mut [AttentionCall<'_>], scratch: &m
     }
     drop(jobs);
     scratch.partial = partial;
-    scratch.units = units;
+    scratch.tasks = tasks;
 }
 
 /// Keys of a segment: one KV head can use all threads, and segments are worth their beginnings.
@@ -110,17 +110,17 @@ fn segment_of(args: &AttentionArgs<'_>) -> usize {
     (keys / DECODE_UNITS).next_multiple_of(64).clamp(DECODE_SEGMENT.0, DECODE_SEGMENT.1)
 }
 
-/// Floats of the partial result of a unit.
+/// Floats of the partial result of a task.
 fn partial_stride(args: &AttentionArgs<'_>, rows: usize) -> usize {
     rows * (args.geometry.head_dim + 2)
 }
 
-/// Pushes the units of a decode step.
+/// Pushes the tasks of a decode step.
 fn cut_keys(
     args: &AttentionArgs<'_>,
     call: usize,
     segment: usize,
-    units: &mut Vec<Unit>,
+    tasks: &mut Vec<Task>,
     partial_len: &mut usize,
 ) {
     let rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
@@ -129,11 +129,11 @@ fn cut_keys(
         let first = keys.start / segment;
         let last = keys.end.div_ceil(segment).max(first + 1);
         if last == first + 1 {
-            units.push(Unit { call, head, what: What::Keys { start: first * segment } });
+            tasks.push(Task { call, head, what: What::Keys { start: first * segment } });
             continue;
         }
         for start in (first..last).map(|i| i * segment) {
-            units.push(Unit { call, head, what: What::Segment { start, at: *partial_len } });
+            tasks.push(Task { call, head, what: What::Segment { start, at: *partial_len } });
             *partial_len += partial_stride(args, rows);
         }
     }
@@ -152,12 +152,12 @@ impl Job<'_> {
         let mut sink = Sink::Rows(out);
         let (rows, only) = match what {
             What::Rows(block) => {
-                let unit_rows = kernels.unit_rows();
-                (block * unit_rows..((block + 1) * unit_rows).min(rows), None)
+                let task_rows = kernels.task_rows();
+                (block * task_rows..((block + 1) * task_rows).min(rows), None)
             }
             What::Keys { start } => (0..rows, Some(start..start + segment)),
             What::Segment { start, at } => {
-                // SAFETY: the pool runs every unit once, and units have parts of their own.
+                // SAFETY: the pool runs every task once, and tasks have parts of their own.
                 sink = Sink::Partial(unsafe { partial.slice(at..at + partial_stride(args, rows)) });
                 (0..rows, Some(start..start + segment))
             }

@@ -5,11 +5,11 @@
 //!   out[i][h]  = sum over j of softmax_j(s[i][h])[j] v[j][h / group]        j over the keys that token i sees
 //! ```
 //!
-//! The unit of work is one KV head and a block of *rows*: a row is a pair (token, query head of the group), so that all
+//! The task is one KV head and a block of *rows*: a row is a pair (token, query head of the group), so that all
 //! query heads of a group and neighboring tokens share the loads of K and V (see [`qk_pv`]). Pages come from a
 //! [`KvView`]; [`storage`] has their layouts.
 //!
-//! *Prefill*: units are blocks of rows. *Decode* (few rows): units are segments of keys, so that one KV head can use
+//! *Prefill*: tasks are blocks of rows. *Decode* (few rows): tasks are segments of keys, so that one KV head can use
 //! all threads; their results are merged in order. The order of additions depends on shapes only, never on the number
 //! of threads or on who ran what.
 //!
@@ -21,28 +21,28 @@
 //! side. Against exact attention over the numbers that [`Packing`] reads back from a page: probabilities are rounded to
 //! bf16, queries are not. In tile registers, int8 and int4 pages are read as bf16, and so are queries.
 //!
-//! *Column sums*: [`ColumnStats`] gathers the attention that each key received, per query head, for eviction policies.
+//! *Column sums*: [`AccumulatedScores`] gathers the attention that each key received, per query head, for eviction policies.
 //! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of
 //! it is computed without a request.
 
+mod accumulated_scores;
 mod amx;
 mod batch;
 mod codes;
-mod column_sums;
 mod format;
 mod packed_page;
 mod qk_pv;
 mod rows;
+mod score_sums;
 mod scratch;
 mod sparse;
-mod stats;
 pub mod storage;
 mod tables;
 mod unpack;
 
+pub use accumulated_scores::{AccumulatedScores, ScoresRequest};
 pub use batch::{AttentionCall, attend_batch};
 pub use scratch::AttentionScratch;
-pub use stats::{ColumnStats, StatsRequest};
 pub use storage::{
     PageGeometry, PageRows, Storage, StorageKind,
     packing::{PackedKind, Packing},
@@ -50,8 +50,8 @@ pub use storage::{
 };
 
 use crate::exec::{DisjointSliceMut, Exec};
-use column_sums::Columns;
-use rows::{BlockTask, Sink, UnitKernels};
+use rows::{BlockTask, Sink, TaskKernels};
+use score_sums::Columns;
 use std::ops::Range;
 
 /// Fewest and most keys of a segment in decode, and how many segments to aim at.
@@ -59,7 +59,7 @@ const DECODE_SEGMENT: (usize, usize) = (256, 1024);
 const DECODE_UNITS: usize = 16;
 /// Keys that a block of rows is scored against at once in prefill (bounds the scratch memory).
 const PREFILL_SEGMENT: usize = 8192;
-/// Query rows of a unit, and the most that a unit may have (those of [`tiles`]).
+/// Query rows of a task, and the most that a task may have (those of [`tiles`]).
 const UNIT_ROWS: usize = 24;
 const MOST_ROWS: usize = amx::ROWS;
 /// Of the blocks of rows that are left, one in so many goes to the next accumulator of column sums.
@@ -129,7 +129,7 @@ pub fn attend(
     exec: Exec<'_>,
     args: &AttentionArgs<'_>,
     out: &mut [f32],
-    stats: Option<(StatsRequest, &mut ColumnStats)>,
+    stats: Option<(ScoresRequest, &mut AccumulatedScores)>,
     scratch: &mut AttentionScratch,
 ) {
     match stats.filter(|(request, _)| request.wants_any(args.n_tokens)) {
@@ -151,31 +151,31 @@ fn check(args: &AttentionArgs<'_>, out: &[f32]) {
     assert_eq!(out.len(), args.n_tokens * width, "length of out");
 }
 
-/// With column sums: a unit is a run of blocks of a head (see [`lane_blocks`]), and has sums of its
+/// With column sums: a task is a run of blocks of a head (see [`lane_blocks`]), and has sums of its
 /// own, which are added in order afterwards.
 fn attend_with_stats(
     exec: Exec<'_>,
     args: &AttentionArgs<'_>,
     out: &mut [f32],
-    (request, columns): (StatsRequest, &mut ColumnStats),
+    (request, columns): (ScoresRequest, &mut AccumulatedScores),
     scratch: &mut AttentionScratch,
 ) {
     let Exec { pool, level } = exec;
-    let kernels = UnitKernels::new(level, args);
+    let kernels = TaskKernels::new(level, args);
     let group = args.n_heads / args.n_kv_heads;
     let rows = args.n_tokens * group;
-    let unit_rows = kernels.unit_rows();
-    let lanes = lane_blocks(rows.div_ceil(unit_rows));
-    let rows_of = |blocks: &Range<usize>| blocks.start * unit_rows..(blocks.end * unit_rows).min(rows);
-    let layout = stats::LaneLayout::new(args, request, lanes.iter().map(rows_of));
+    let task_rows = kernels.task_rows();
+    let lanes = lane_blocks(rows.div_ceil(task_rows));
+    let rows_of = |blocks: &Range<usize>| blocks.start * task_rows..(blocks.end * task_rows).min(rows);
+    let layout = accumulated_scores::LaneLayout::new(args, request, lanes.iter().map(rows_of));
     let mut lines = std::mem::take(&mut scratch.sums);
     let sums = lines.at_least(layout.len());
     {
         let (out, sums, scratch) = (DisjointSliceMut::new(out), DisjointSliceMut::new(&mut *sums), &*scratch);
-        // Long units first, so that threads end together.
-        pool.run(args.n_kv_heads * lanes.len(), |unit, thread| {
-            let (lane, head) = (unit / args.n_kv_heads, unit % args.n_kv_heads);
-            // SAFETY: the pool runs every unit once, and the ranges of lanes are apart.
+        // Long tasks first, so that threads end together.
+        pool.run(args.n_kv_heads * lanes.len(), |task, thread| {
+            let (lane, head) = (task / args.n_kv_heads, task % args.n_kv_heads);
+            // SAFETY: the pool runs every task once, and the ranges of lanes are apart.
             let sums = unsafe { sums.slice(layout.range(head, lane)) };
             sums.fill(0.0);
             for block in lanes[lane].clone().rev() {

@@ -1,11 +1,11 @@
-//! One unit of work: a block of query rows of one KV head against a range of keys.
+//! One task: a block of query rows of one KV head against a range of keys.
 
 use super::{
     AttentionArgs, MOST_ROWS, PageGeometry, PageView, UNIT_ROWS, amx,
-    column_sums::{Adder, Columns, inverse},
     format::ElementPlace,
     packed_page::{PackedPage, PackedPvArgs, PackedQkArgs},
     qk_pv::{ExpSumArgs, FinishArgs, PvArgs, QkArgs, RowMaxArgs, Values},
+    score_sums::{Adder, Columns, inverse},
     scratch::ThreadScratch,
     storage::{StorageKind, TILE, packing::PackedKind, sparse::Layout},
     tables::{Kernels, RowKernels},
@@ -21,9 +21,9 @@ use std::ops::Range;
 pub(crate) struct BlockTask<'a> {
     pub(crate) args: &'a AttentionArgs<'a>,
     pub(crate) level: SimdLevel,
-    pub(crate) kernels: UnitKernels,
+    pub(crate) kernels: TaskKernels,
     pub(crate) head: usize,
-    /// Rows `token * group + member`, at most [`UnitKernels::unit_rows`].
+    /// Rows `token * group + member`, at most [`TaskKernels::task_rows`].
     pub(crate) rows: Range<usize>,
     /// Keys to score at once; segments start at multiples of it.
     pub(crate) segment: usize,
@@ -31,24 +31,24 @@ pub(crate) struct BlockTask<'a> {
     pub(crate) only: Option<Range<usize>>,
 }
 
-/// The kernels that units of a call choose from.
+/// The kernels that tasks of a call choose from.
 #[derive(Clone, Copy)]
-pub(crate) struct UnitKernels {
+pub(crate) struct TaskKernels {
     plain: Kernels,
     /// With tile registers, where no page is sparse.
     in_tiles: Option<Kernels>,
 }
 
-impl UnitKernels {
-    /// Those of the level; tile registers are for prompts, which have more rows than a unit.
+impl TaskKernels {
+    /// Those of the level; tile registers are for prompts, which have more rows than a task.
     pub(crate) fn new(level: SimdLevel, args: &AttentionArgs<'_>) -> Self {
         let many = args.n_tokens * (args.n_heads / args.n_kv_heads) > UNIT_ROWS;
         let in_tiles = Kernels::in_tiles(level, args.storage, args.geometry).filter(|_| many);
         Self { plain: Kernels::new(level, args.storage), in_tiles }
     }
 
-    /// Query rows of a unit.
-    pub(crate) fn unit_rows(self) -> usize {
+    /// Query rows of a task.
+    pub(crate) fn task_rows(self) -> usize {
         if self.in_tiles.is_some() { amx::ROWS } else { UNIT_ROWS }
     }
 }
@@ -613,7 +613,7 @@ impl BlockTask<'_> {
                     }
                     Sink::Rows(out) => {
                         let at = (row / group * args.n_heads + self.head * group + row % group) * dim;
-                        // SAFETY: rows of the layer belong to one unit each, and every unit runs once.
+                        // SAFETY: rows of the layer belong to one task each, and every task runs once.
                         (unsafe { out.slice(at..at + dim) }, inverse(state.sum))
                     }
                 };

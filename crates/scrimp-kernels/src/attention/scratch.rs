@@ -42,7 +42,7 @@ pub(crate) struct ThreadScratch {
 pub struct AttentionScratch {
     threads: Vec<Mutex<ThreadScratch>>,
     pub(crate) partial: Vec<f32>,
-    pub(crate) units: Vec<super::batch::Unit>,
+    pub(crate) tasks: Vec<super::batch::Task>,
     pub(crate) sums: Lines,
 }
 

@@ -216,7 +216,7 @@ impl Problem {
     fn run(
         &self,
         level: SimdLevel,
-        stats: Option<(StatsRequest, &mut ColumnStats)>,
+        stats: Option<(ScoresRequest, &mut AccumulatedScores)>,
         pool: &Pool,
     ) -> Vec<f32> {
         let mut out = vec![f32::NAN; self.q.len()];
@@ -306,17 +306,17 @@ impl Problem {
                     assert!(f64::from((x - y).abs()) <= between, "{what}: {x}, scalar {y}");
                 }
             }
-            let request = StatsRequest {
+            let request = ScoresRequest {
                 sum: true,
                 recent_from: Some(recent),
                 last: true,
                 peak: true,
                 per_kv_head: false,
             };
-            let mut columns = ColumnStats::default();
+            let mut columns = AccumulatedScores::default();
             let with_stats = self.run(level, Some((request, &mut columns)), pool);
-            let mut means = ColumnStats::default();
-            self.run(level, Some((StatsRequest { per_kv_head: true, ..request }, &mut means)), pool);
+            let mut means = AccumulatedScores::default();
+            self.run(level, Some((ScoresRequest { per_kv_head: true, ..request }, &mut means)), pool);
             for (x, y) in with_stats.iter().zip(&exact) {
                 assert!((f64::from(*x) - y).abs() <= self.tolerance(level), "{what}: {x}, should be {y}");
             }
@@ -434,13 +434,13 @@ fn long_prefill_uses_segments() {
 #[test]
 fn threads_do_not_change_a_bit() {
     let request =
-        StatsRequest { sum: true, recent_from: Some(30), last: true, peak: true, per_kv_head: false };
+        ScoresRequest { sum: true, recent_from: Some(30), last: true, peak: true, per_kv_head: false };
     for (n_tokens, n_keys) in [(1, 1000), (70, 300)] {
         for format in formats() {
             let problem = problem(&Shape { n_tokens, n_keys, ..PLAIN }, format, 11);
             let mut results = [1, 2, 5].into_iter().map(|threads| {
                 let pool = Pool::new(threads).unwrap();
-                let mut columns = ColumnStats::default();
+                let mut columns = AccumulatedScores::default();
                 let plain = problem.run(SimdLevel::detect(), None, &pool);
                 let with_stats = problem.run(SimdLevel::detect(), Some((request, &mut columns)), &pool);
                 (plain, with_stats, columns)

@@ -10,7 +10,7 @@
 //! batch.
 
 use super::{
-    bag::Bags,
+    lookup::Bags,
     signs::{SIGN_WIDTH, flip},
 };
 use crate::{

@@ -23,8 +23,8 @@ pub fn dots(exec: Exec<'_>, table: &Table<'_>, batch: &Backward<'_>, out: &mut [
     let bags = batch.bags.count(lookups);
     let out = DisjointSliceMut::new(out);
     let at_once = 64;
-    pool.run(bags.div_ceil(at_once), |unit, _| {
-        for bag in unit * at_once..bags.min((unit + 1) * at_once) {
+    pool.run(bags.div_ceil(at_once), |task, _| {
+        for bag in task * at_once..bags.min((task + 1) * at_once) {
             let range = batch.bags.range(bag, lookups);
             let indices = range.start * batch.per_lookup..range.end * batch.per_lookup;
             // SAFETY: bags do not overlap: `Bags::range` of different bags are different lookups.

@@ -17,8 +17,8 @@ use crate::{
 /// Vectors of a sample, at most.
 pub const MAX_VECTORS: usize = 512;
 
-/// Samples of a unit of parallel work.
-const UNIT: usize = 16;
+/// Samples of a task.
+const TASK: usize = 16;
 /// Vectors whose products with 16 others are added up at once.
 const ROWS: usize = 8;
 
@@ -81,8 +81,8 @@ pub fn pairs(exec: Exec<'_>, x: &Vectors<'_>, out: &mut [f32], places: PairPlace
     let (Exec { pool, level }, PairPlaces { stride, offset }) = (exec, places);
     let samples = x.check(places);
     assert_eq!(out.len(), samples * stride);
-    pool.chunks(out, UNIT * stride, |unit, out| {
-        level.run(Pairs { x, first: unit * UNIT, out, stride, offset });
+    pool.chunks(out, TASK * stride, |task, out| {
+        level.run(Pairs { x, first: task * TASK, out, stride, offset });
     });
 }
 
@@ -176,9 +176,9 @@ pub fn pairs_backward(
     let (head, tail) = (DisjointSliceMut::new(head), DisjointSliceMut::new(tail));
     let (vectors, others, dim) = (x.count(), x.others, x.dim);
     let heads = vectors - others;
-    pool.run(samples.div_ceil(UNIT), |unit, _| {
-        let range = unit * UNIT..((unit + 1) * UNIT).min(samples);
-        // SAFETY: units have samples of their own, and samples places of their own.
+    pool.run(samples.div_ceil(TASK), |task, _| {
+        let range = task * TASK..((task + 1) * TASK).min(samples);
+        // SAFETY: tasks have samples of their own, and samples places of their own.
         let (head, tail) = unsafe {
             (
                 head.slice(range.start * heads * dim..range.end * heads * dim),

@@ -11,18 +11,18 @@
 //! | `signs.rs` | a sign for each eight values of a lookup |
 //! | `table.rs` | rows in f32, bf16, int8 and int4 |
 //! | `gather.rs` | the sums of one lookup |
-//! | `bag.rs` | batches of lookups, in parallel |
+//! | `lookup.rs` | batches of lookups, in parallel |
 //! | `ring.rs` | the same, faster, for the common case |
 //! | `interaction.rs` | dot products of the vectors of a sample |
 //! | `backward.rs` | gradients of rows, and optimizers |
 //! | `dots.rs` | gradients of weights and scales |
 
 mod backward;
-mod bag;
 mod dots;
 mod gather;
 mod hash;
 mod interaction;
+mod lookup;
 mod ring;
 mod signs;
 mod table;
@@ -30,11 +30,11 @@ mod table;
 mod tests;
 
 pub use backward::{Backward, Gradients, Optimizer, SparseGradients, TableMut};
-pub use bag::{
-    Bags, Batch, Hashing, Indices, MAX_GROUPS, MAX_INDICES, Scales, forward, forward_one, hash_indices,
-};
 pub use dots::dots;
 pub use hash::{IdHash, MAX_ROWS, RowRange};
 pub use interaction::{MAX_VECTORS, PairPlaces, VectorGradients, Vectors, pairs, pairs_backward};
+pub use lookup::{
+    Bags, Batch, Hashing, Indices, MAX_GROUPS, MAX_INDICES, Scales, forward, forward_one, hash_indices,
+};
 pub use signs::SIGN_WIDTH;
 pub use table::{Int4, Table, Values};

@@ -12,9 +12,9 @@
 //! but the outputs: 512 bytes for each lookup of 128 values, while four rows of 128 bytes come from a cache.
 
 use super::{
-    bag::{Bags, Batch, Indices, Scales},
     gather::{Rows, store},
     hash::row,
+    lookup::{Bags, Batch, Indices, Scales},
     table::Stored,
 };
 use crate::arch::{EmbeddingSimd, Kernel, L1, Level, prefetch};

@@ -30,7 +30,7 @@ use std::ops::Range;
 
 /// Tokens from which on dequantizing pays.
 pub(super) const BF16_TOKENS: usize = 48;
-/// Row tiles of a unit at most, whose sums for 256 tokens take 512 KB of the second-level cache. Each unit reads all
+/// Row tiles of a task at most, whose sums for 256 tokens take 512 KB of the second-level cache. Each task reads all
 /// activations.
 const MOST_PANELS: usize = 32;
 /// Groups of columns that are dequantized at a time, at most.
@@ -91,22 +91,22 @@ impl<F: BlockFormat> Rows for Blocks<'_, F> {
     }
 }
 
-/// A unit of work over tiles of type `X`; `rows(tile)` starts a tile of rows.
+/// A task over tiles of type `X`; `rows(tile)` starts a tile of rows.
 pub(super) struct Bf16Task<'a, 'x, X: Tile, W> {
     pub(super) task: Task<'a>,
     pub(super) rows: W,
     pub(super) tiles: &'x mut Configured<X>,
 }
 
-/// Row tiles of a unit, in pairs: as many that threads end together, in one unit or in two for each thread.
+/// Row tiles of a task, in pairs: as many that threads end together, in one task or in two for each thread.
 pub(super) fn task_panels(n_panels: usize, threads: usize) -> usize {
-    let of = |units: usize| n_panels.div_ceil(units * threads).next_multiple_of(2).min(MOST_PANELS);
+    let of = |tasks: usize| n_panels.div_ceil(tasks * threads).next_multiple_of(2).min(MOST_PANELS);
     // What the thread that ends last computes.
     let longest = |tiles: usize| n_panels.div_ceil(tiles).div_ceil(threads) * tiles;
     [of(2), of(1)].into_iter().min_by_key(|&tiles| longest(tiles)).expect("two of them")
 }
 
-/// [`PanelGroup`]s that a worker needs for units of `row_tiles` tiles and `blocks` blocks of tokens.
+/// [`PanelGroup`]s that a worker needs for tasks of `row_tiles` tiles and `blocks` blocks of tokens.
 pub(super) fn panel_groups(row_tiles: usize, blocks: usize) -> usize {
     let sums = row_tiles.div_ceil(2) * blocks.min(TOKEN_BLOCKS).div_ceil(2) * 4 * C_LINES;
     ((2 * GROUPS * TILE_STEPS + sums) * 64).div_ceil(size_of::<PanelGroup>())

@@ -43,7 +43,7 @@ pub(super) fn width(n: usize) -> usize {
     WIDTHS.into_iter().find(|&width| width >= n).expect("few tokens")
 }
 
-/// A unit of work over tiles of type `X`; `rows(tile)` starts a tile of rows.
+/// A task over tiles of type `X`; `rows(tile)` starts a tile of rows.
 pub(super) struct Int8Task<'a, 'x, X: Tile, W> {
     pub(super) task: Task<'a>,
     pub(super) rows: W,

@@ -13,7 +13,7 @@
 //! 16 × 16 × 64 bytes.
 //!
 //! Every pair of row tiles passes all tokens by, so their activations have to be near: large batches are cut into parts
-//! of [`NEAR`] bytes, which stay in the second-level cache while all rows of a unit pass.
+//! of [`NEAR`] bytes, which stay in the second-level cache while all rows of a task pass.
 //!
 //! Each thread configures its tiles in a region when it first uses them, and again where matrices use them in different
 //! ways ([`ThreadTiles`](super::ThreadTiles)); A and C have as many rows as a block has tokens, so small batches waste
@@ -45,10 +45,10 @@ pub(crate) const FEW_TOKENS: usize = 4;
 pub(super) const BLOCK: usize = 16;
 /// Bytes of activations that stay in the second-level cache, of which CPUs with AMX have 2 MB.
 const NEAR: usize = if cfg!(test) { 4 << 10 } else { 1 << 20 };
-/// Row tiles of a unit at most: more of them read the activations less often.
+/// Row tiles of a task at most: more of them read the activations less often.
 pub(super) const TASK_PANELS: usize = 32;
 
-/// Runs a unit of weights in blocks; `rows(tile)` starts a tile of rows.
+/// Runs a task of weights in blocks; `rows(tile)` starts a tile of rows.
 pub(super) fn run_groups<X: Tile, R: Rows>(
     level: SimdLevel,
     task: Task<'_>,
@@ -62,7 +62,7 @@ pub(super) fn run_groups<X: Tile, R: Rows>(
     }
 }
 
-/// A unit of packed work, for tiles of type `X`.
+/// A task of packed work, for tiles of type `X`.
 pub(super) struct AmxTask<'a, 'x, X: Tile> {
     pub(super) task: PackedTask<'a>,
     pub(super) tiles: &'x mut Configured<X>,

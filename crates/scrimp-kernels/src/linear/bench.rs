@@ -231,10 +231,10 @@ pub fn random_weights(pool: &Pool, len: usize, sparsity: f64, scale: f32, seed: 
     weights.resize(len, 0.0);
     let zero_below = (sparsity * f64::from(1u32 << 31)) as u64;
     let out = DisjointSliceMut::new(&mut weights);
-    pool.run(len.div_ceil(CHUNK), |unit, _| {
-        // SAFETY: units have ranges of their own.
-        let out = unsafe { out.slice(unit * CHUNK..((unit + 1) * CHUNK).min(len)) };
-        let mut state = (seed ^ unit as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    pool.run(len.div_ceil(CHUNK), |task, _| {
+        // SAFETY: tasks have ranges of their own.
+        let out = unsafe { out.slice(task * CHUNK..((task + 1) * CHUNK).min(len)) };
+        let mut state = (seed ^ task as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         for w in out {
             // xorshift64.
             state ^= state << 13;

@@ -158,10 +158,10 @@ impl Matrix {
         let out = DisjointSliceMut::new(&mut data);
         for first in (0..bytes.len()).step_by(PIECE_BYTES) {
             let piece = first..(first + PIECE_BYTES).min(bytes.len());
-            pool.run(piece.len().div_ceil(COPY_BYTES), |unit, _| {
-                let start = first + unit * COPY_BYTES;
+            pool.run(piece.len().div_ceil(COPY_BYTES), |task, _| {
+                let start = first + task * COPY_BYTES;
                 let range = start..(start + COPY_BYTES).min(piece.end);
-                // SAFETY: units have ranges of their own.
+                // SAFETY: tasks have ranges of their own.
                 unsafe { out.slice(range.clone()) }.copy_from_slice(&bytes[range]);
             });
             done(&bytes[piece]);

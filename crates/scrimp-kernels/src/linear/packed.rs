@@ -513,7 +513,7 @@ pub(super) fn run(level: SimdLevel, task: PackedTask<'_>, tiles: &mut ThreadTile
     level.run(task);
 }
 
-/// Runs a unit in tile registers.
+/// Runs a task in tile registers.
 pub(super) fn run_in_tiles<X: AmxTile>(level: SimdLevel, task: PackedTask<'_>, tiles: &mut Configured<X>) {
     let (layout, data) = (task.layout, task.data);
     let tile = move |tile| Tile { layout, data, tile };

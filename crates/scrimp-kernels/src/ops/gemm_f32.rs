@@ -116,13 +116,13 @@ pub fn gemm(exec: Exec<'_>, scratch: &mut GemmScratch, product: Product<'_>) {
         pool.chunks(panels_b, nr * k, |panel, to| pack(b.t(), panel * nr..n, nr, k, to));
     }
     let a = if in_rows { Left::Rows(a) } else { Left::Panels(panels_a) };
-    // A unit: some panels of A, which stay in the second-level cache, times some of B.
+    // A task: some panels of A, which stay in the second-level cache, times some of B.
     let (rows, cols) = (64 / mr, n_panels.div_ceil(n_panels.div_ceil(8)));
-    let (row_units, col_units) = (m_panels.div_ceil(rows), n_panels.div_ceil(cols));
+    let (row_tasks, col_tasks) = (m_panels.div_ceil(rows), n_panels.div_ceil(cols));
     let c = DisjointSliceMut::new(c);
-    pool.run(row_units * col_units, |unit, _| {
-        let (i, j) = (unit / col_units, unit % col_units);
-        level.run(Unit {
+    pool.run(row_tasks * col_tasks, |task, _| {
+        let (i, j) = (task / col_tasks, task % col_tasks);
+        level.run(Task {
             a,
             b: panels_b,
             m_panels: (i * rows, m_panels.min((i + 1) * rows)),
@@ -192,7 +192,7 @@ impl Kernel for TileOf {
     }
 }
 
-struct Unit<'a> {
+struct Task<'a> {
     a: Left<'a>,
     b: &'a [f32],
     m_panels: (usize, usize),
@@ -202,7 +202,7 @@ struct Unit<'a> {
     c: DisjointSliceMut<'a, f32>,
 }
 
-impl Kernel for Unit<'_> {
+impl Kernel for Task<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Level>(self, s: S) {
@@ -210,7 +210,7 @@ impl Kernel for Unit<'_> {
     }
 }
 
-impl Unit<'_> {
+impl Task<'_> {
     #[inline(always)]
     fn tiles<S: Simd, const MR: usize, const NV: usize>(self, s: S) {
         let [_, _, k] = self.size;
@@ -238,7 +238,7 @@ impl Unit<'_> {
         let (columns, rows) = (nr.min(n - jp * nr), MR.min(m - ip * MR));
         let c = |r: usize| {
             let at = (ip * MR + r) * n + jp * nr;
-            // SAFETY: tiles of different units do not overlap, and this is the only reference.
+            // SAFETY: tiles of different tasks do not overlap, and this is the only reference.
             unsafe { self.c.slice(at..at + columns) }
         };
         let mut acc = [[s.splat(0.0); NV]; MR];

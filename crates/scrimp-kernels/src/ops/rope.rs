@@ -41,8 +41,8 @@ impl RopeTable {
         let (cos, sin) =
             (DisjointSliceMut::new(&mut self.cos[old..]), DisjointSliceMut::new(&mut self.sin[old..]));
         const CHUNK: usize = 16;
-        pool.run(positions.len().div_ceil(CHUNK), |unit, _| {
-            for i in unit * CHUNK..((unit + 1) * CHUNK).min(positions.len()) {
+        pool.run(positions.len().div_ceil(CHUNK), |task, _| {
+            for i in task * CHUNK..((task + 1) * CHUNK).min(positions.len()) {
                 let range = i * pairs..(i + 1) * pairs;
                 // SAFETY: positions have rows of their own.
                 let (cos, sin) = unsafe { (cos.slice(range.clone()), sin.slice(range)) };

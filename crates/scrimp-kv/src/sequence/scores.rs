@@ -2,14 +2,14 @@
 
 use super::{Sequence, no_layer};
 use crate::{attention_scores::PostPrefillScores, error::KvError};
-use scrimp_kernels::attention::ColumnStats;
+use scrimp_kernels::attention::AccumulatedScores;
 use std::ops::Range;
 
 impl Sequence {
     /// The scores that a layer's attention calls have accumulated: one row per query head or per KV head
     /// ([`ScoresWanted::per_query_head`](crate::ScoresWanted::per_query_head)), one number per kept token. A row may
     /// be shorter than the head's tokens; the missing scores are 0.
-    pub fn accumulated_scores(&self, layer: usize) -> &ColumnStats {
+    pub fn accumulated_scores(&self, layer: usize) -> &AccumulatedScores {
         &self.layers[layer].scores.accumulated
     }
 
@@ -26,7 +26,7 @@ impl Sequence {
     pub fn set_accumulated_scores(
         &mut self,
         layer: usize,
-        scores: ColumnStats,
+        scores: AccumulatedScores,
         queries: Vec<Range<u32>>,
     ) -> Result<(), KvError> {
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
@@ -35,7 +35,7 @@ impl Sequence {
 
     /// Removes and returns the accumulated scores of a layer, with the positions of the queries in the sums over all
     /// queries.
-    pub fn take_accumulated_scores(&mut self, layer: usize) -> (ColumnStats, Vec<Range<u32>>) {
+    pub fn take_accumulated_scores(&mut self, layer: usize) -> (AccumulatedScores, Vec<Range<u32>>) {
         let scores = &mut self.layers[layer].scores;
         (std::mem::take(&mut scores.accumulated), std::mem::take(&mut scores.queries))
     }

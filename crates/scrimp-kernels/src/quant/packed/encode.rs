@@ -99,7 +99,7 @@ pub fn pack(
     let mut encoded = vec![Encoded::default(); layout.tiles];
     let out = DisjointSliceMut::new(&mut encoded);
     pool.run(layout.tiles, |tile, _| {
-        // SAFETY: each unit has an element of its own.
+        // SAFETY: each task has an element of its own.
         let out = unsafe { out.slice(tile..tile + 1) };
         out[0] = source.tile(tile);
     });
@@ -125,10 +125,10 @@ pub fn pack(
 
 /// Whether `test` holds for every weight.
 fn all(pool: &Pool, weights: &[f32], test: impl Fn(f32) -> bool + Sync) -> bool {
-    const UNIT: usize = 1 << 16;
+    const TASK: usize = 1 << 16;
     let holds = AtomicBool::new(true);
-    pool.run(weights.len().div_ceil(UNIT), |unit, _| {
-        let weights = &weights[unit * UNIT..((unit + 1) * UNIT).min(weights.len())];
+    pool.run(weights.len().div_ceil(TASK), |task, _| {
+        let weights = &weights[task * TASK..((task + 1) * TASK).min(weights.len())];
         // No early end: vectors do not know one.
         if !weights.iter().fold(true, |holds, &w| holds & test(w)) {
             holds.store(false, Ordering::Relaxed);

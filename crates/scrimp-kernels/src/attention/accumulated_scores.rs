@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Which sums a call of attention adds to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StatsRequest {
+pub struct ScoresRequest {
     /// Over all queries.
     pub sum: bool,
     /// Over the queries from this token of the call on (`>= n_tokens`: none of them).
@@ -21,7 +21,7 @@ pub struct StatsRequest {
     pub per_kv_head: bool,
 }
 
-impl StatsRequest {
+impl ScoresRequest {
     /// Whether a call with `n_tokens` queries has something to add.
     pub(crate) fn wants_any(self, n_tokens: usize) -> bool {
         self.sum || self.last || self.peak || self.recent_from.is_some_and(|from| from < n_tokens)
@@ -54,9 +54,9 @@ pub(crate) const PEAK: usize = 3;
 
 /// Normalized attention per (query head, key), summed over queries. Keys are numbered as in the KV head's table.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct ColumnStats {
+pub struct AccumulatedScores {
     /// Over all queries: `[n_heads][keys of the KV head]`, or `[n_kv_heads]` of them with
-    /// [`StatsRequest::per_kv_head`].
+    /// [`ScoresRequest::per_kv_head`].
     pub sum: Vec<Vec<f32>>,
     /// Over the recent queries.
     pub recent: Vec<Vec<f32>>,
@@ -66,7 +66,7 @@ pub struct ColumnStats {
     pub peak: Vec<Vec<f32>>,
 }
 
-impl ColumnStats {
+impl AccumulatedScores {
     /// How many rows of sums there are: one for each query head, or for each KV head. `None` where nothing was added
     /// yet.
     pub fn rows(&self) -> Option<usize> {
@@ -103,7 +103,7 @@ impl LaneLayout {
     /// The layout for lanes with these rows.
     pub(crate) fn new(
         args: &AttentionArgs<'_>,
-        request: StatsRequest,
+        request: ScoresRequest,
         lanes: impl Iterator<Item = Range<usize>>,
     ) -> Self {
         let group = args.n_heads / args.n_kv_heads;
@@ -168,7 +168,7 @@ impl LaneLayout {
     }
 
     /// Adds the lanes, in order, to the sums in `columns`.
-    pub(crate) fn add_to(&self, columns: &mut ColumnStats, sums: &[f32], pool: &Pool) {
+    pub(crate) fn add_to(&self, columns: &mut AccumulatedScores, sums: &[f32], pool: &Pool) {
         let n_rows = self.keys.len() * self.rows;
         for kind in (0..KINDS).filter(|&kind| self.wanted[kind]) {
             let rows = columns.kind(kind);

@@ -28,8 +28,8 @@ pub(crate) const MAX_WEIGHT_PROBES: usize = 8;
 pub const MAX_GROUPS: usize = 32;
 /// Bytes of a batch's outputs from which on they bypass the caches.
 const STREAM: usize = 8 << 20;
-/// Lookups of a unit of parallel work, about.
-const UNIT: usize = 512;
+/// Lookups of a task, about.
+const TASK: usize = 512;
 
 /// How ids become indices.
 #[derive(Debug, Clone, Copy)]
@@ -246,9 +246,9 @@ pub fn forward(exec: Exec<'_>, batch: &Batch<'_>, out: &mut [f32]) {
     }
     // Outputs larger than a cache would only push the tables out of it; each is written once.
     let stream = matches!(batch.bags, Bags::Fixed(1)) && !batch.add && size_of_val(out) >= STREAM;
-    let bags_per_unit = (UNIT * bags).div_ceil(batch.indices.lookups().max(1)).max(1);
-    pool.chunks(out, bags_per_unit * dim, |unit, out| {
-        part(level, batch, unit * bags_per_unit, stream, out);
+    let bags_per_task = (TASK * bags).div_ceil(batch.indices.lookups().max(1)).max(1);
+    pool.chunks(out, bags_per_task * dim, |task, out| {
+        part(level, batch, task * bags_per_task, stream, out);
     });
 }
 
@@ -415,9 +415,9 @@ pub fn hash_indices(pool: &Pool, ids: &[u64], hashing: &Hashing<'_>, out: &mut [
     assert!(signs.is_empty() || signs.len() == ids.len());
     let signed = signs.len();
     let signs = DisjointSliceMut::new(signs);
-    pool.chunks(out, UNIT * hashing.per_lookup, |unit, out| {
-        let range = unit * UNIT..ids.len().min((unit + 1) * UNIT);
-        // SAFETY: the lookups of different units are different ones.
+    pool.chunks(out, TASK * hashing.per_lookup, |task, out| {
+        let range = task * TASK..ids.len().min((task + 1) * TASK);
+        // SAFETY: the lookups of different tasks are different ones.
         let signs = unsafe { signs.slice(range.start.min(signed)..range.end.min(signed)) };
         hashing.fill_all::<0>(range.start, &ids[range], out, signs);
     });

@@ -2,18 +2,18 @@
 
 use super::{
     AttentionArgs, MOST_ROWS,
+    accumulated_scores::{KINDS, LaneLayout, PEAK, ScoresRequest},
     qk_pv::ColumnArgs,
     rows::{RowBlock, RowState},
-    stats::{KINDS, LaneLayout, PEAK, StatsRequest},
     storage::TILE,
     tables::Kernels,
 };
 use crate::arch::attention::RowPair;
 use std::ops::Range;
 
-/// The column sums that a unit adds to.
+/// The column sums that a task adds to.
 pub(crate) struct Columns<'a> {
-    pub(crate) request: StatsRequest,
+    pub(crate) request: ScoresRequest,
     pub(crate) layout: &'a LaneLayout,
     pub(crate) lane: usize,
     /// Those of the lane.
@@ -33,7 +33,7 @@ struct Strand {
     peak: bool,
 }
 
-/// What a unit's rows add where.
+/// What a task's rows add where.
 pub(crate) struct Adder<'a> {
     kernels: Kernels,
     strands: Vec<Strand>,
