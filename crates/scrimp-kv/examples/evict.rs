@@ -41,17 +41,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut sequence = cache.sequence();
     let (mut out, mut scratch) = (vec![0.0; q.len()], AttentionScratch::new());
     sequence.append(0, &k, &v, &pool)?;
-    let inputs = AttentionInputs {
-        q: &q,
-        queries: Queries::Last,
-        out: &mut out,
-        n_heads: HEADS,
-        scale: (HEAD_DIM as f32).powf(-0.5),
-        softcap: None,
-        wanted_from: 0,
-        // The policy and KVCrush read these scores.
-        scores: Some(how.needs().scores_wanted(TOKENS)),
-    };
+    // The policy and KVCrush read these scores.
+    let scores = Some(how.needs().scores_wanted(TOKENS));
+    let inputs = AttentionInputs { scores, ..attention_inputs(&q, &mut out) };
     sequence.attend(0, inputs, exec, &mut scratch)?;
     println!("{} tokens per KV head, {} bytes", sequence.kept(0, 0), sequence.bytes());
 
@@ -61,17 +53,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (k, v, q) = (rows(KV_HEADS), rows(KV_HEADS), rows(HEADS));
     let mut out = vec![0.0; q.len()];
     sequence.append(0, &k, &v, &pool)?;
-    let inputs = AttentionInputs {
-        q: &q,
+    sequence.attend(0, attention_inputs(&q, &mut out), exec, &mut scratch)?;
+    println!("token {} attends to {} kept tokens", sequence.len() - 1, sequence.kept(0, 0));
+    Ok(())
+}
+
+/// The queries of the newest tokens, without scores for a policy.
+fn attention_inputs<'a>(q: &'a [f32], out: &'a mut [f32]) -> AttentionInputs<'a> {
+    AttentionInputs {
+        q,
         queries: Queries::Last,
-        out: &mut out,
+        out,
         n_heads: HEADS,
         scale: (HEAD_DIM as f32).powf(-0.5),
         softcap: None,
         wanted_from: 0,
         scores: None,
-    };
-    sequence.attend(0, inputs, exec, &mut scratch)?;
-    println!("token {} attends to {} kept tokens", sequence.len() - 1, sequence.kept(0, 0));
-    Ok(())
+    }
 }

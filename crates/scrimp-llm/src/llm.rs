@@ -1,7 +1,7 @@
 //! A model with its tokenizer and chat template: text in, text out.
 
 use crate::{
-    chat::{ChatTemplate, Message},
+    chat::{ChatTemplate, Message, no_chat_template},
     checkpoint::Checkpoint,
     embedding,
     error::{Error, Result},
@@ -169,13 +169,7 @@ impl Llm {
     }
 
     fn template(&self) -> Result<&ChatTemplate> {
-        self.template.as_deref().ok_or_else(|| {
-            let path = self.model.path().display();
-            Error::unsupported(
-                format!("{path} has no chat template: it is a base model, which continues texts"),
-                "set `raw` and write the beginning of a text",
-            )
-        })
+        self.template.as_deref().ok_or_else(|| no_chat_template(self.model.path()))
     }
 
     fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {

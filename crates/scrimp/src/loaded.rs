@@ -5,8 +5,8 @@ use anyhow::Context as _;
 use scrimp_eval::bench;
 use scrimp_kv::compress::Compression;
 use scrimp_llm::{
-    Error, Result,
-    chat::ChatTemplate,
+    Result,
+    chat::{ChatTemplate, no_chat_template},
     checkpoint::Checkpoint,
     generate::Sequence,
     model::{Model, RunOptions, Session},
@@ -77,13 +77,5 @@ pub(crate) fn peak_rss_bytes() -> anyhow::Result<u64> {
 /// # Errors
 /// The model has none (a base model).
 pub(crate) fn template(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-    checkpoint.chat_template(tokenizer)?.ok_or_else(|| {
-        Error::unsupported(
-            format!(
-                "{} has no chat template: it is a base model, which continues texts",
-                checkpoint.path().display()
-            ),
-            "add `raw` and give the beginning of a text",
-        )
-    })
+    checkpoint.chat_template(tokenizer)?.ok_or_else(|| no_chat_template(checkpoint.path()))
 }

@@ -33,6 +33,9 @@ const PLAIN: Task = Task {
     first_line: false,
 };
 
+/// The options of few-shot tasks, which chat models receive without their template. An answer has one line.
+const FEW_SHOT: Task = Task { chat: false, first_line: true, ..PLAIN };
+
 /// The options of the tasks whose question needs several documents.
 const SEVERAL_DOCUMENTS: Task = Task {
     name: "",
@@ -124,8 +127,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n{input}",
         answer_tokens: 64,
         metric: Metric::Accuracy,
-        chat: false,
-        first_line: true,
+        ..FEW_SHOT
     },
     Task {
         name: "triviaqa",
@@ -133,8 +135,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\n{input}",
         answer_tokens: 32,
         metric: Metric::F1,
-        chat: false,
-        first_line: true,
+        ..FEW_SHOT
     },
     Task {
         name: "samsum",
@@ -142,8 +143,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n\n{input}",
         answer_tokens: 128,
         metric: Metric::RougeL,
-        chat: false,
-        first_line: true,
+        ..FEW_SHOT
     },
     Task {
         name: "lsht",
@@ -151,8 +151,7 @@ pub static TASKS: [Task; 21] = [
         after: "\n{input}",
         answer_tokens: 64,
         metric: Metric::Accuracy,
-        chat: false,
-        first_line: true,
+        ..FEW_SHOT
     },
     Task {
         name: "passage_count",

@@ -7,7 +7,7 @@
 mod functions;
 mod source;
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use minijinja::{Environment, Value, context, syntax::SyntaxConfig, value::Serde};
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,14 @@ impl Message {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
     }
+}
+
+/// The error for a chat with the model at `path`, which has no chat template.
+pub fn no_chat_template(path: &Path) -> Error {
+    Error::unsupported(
+        format!("{} has no chat template: it is a base model, which continues texts", path.display()),
+        "add `raw` and give the beginning of a text",
+    )
 }
 
 /// A model's chat template, ready to render. Threads may share it.

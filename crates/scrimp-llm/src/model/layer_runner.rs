@@ -11,6 +11,7 @@
 //! The steps are those of [`super::forward`].
 
 use super::{
+    PAGE_TOKENS,
     forward::{Buffers, Embedding, LayerPlace, Pass, SequenceChunk, bad_embedding, rms_norm_rows, sized},
     projections::Projection,
     weights::{LayerNorms, LinearWeights},
@@ -22,9 +23,6 @@ use crate::{
 };
 use scrimp_kernels::{Exec, linear::Matrix};
 use scrimp_kv::{KvCache, KvConfig, Sequence};
-
-/// Tokens per page of the cache of one window.
-const PAGE_TOKENS: usize = 64;
 
 /// Receives the inputs of a layer's matrices and supplies the matrices.
 pub trait LayerHook {
