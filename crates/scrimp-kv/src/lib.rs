@@ -95,6 +95,7 @@ mod error;
 mod format;
 pub mod policy;
 mod sequence;
+mod wire;
 
 pub use attention_scores::{PostPrefillScores, ScoresWanted};
 pub use batch::{BatchEntry, attend_all};
@@ -107,3 +108,4 @@ pub use scrimp_kernels::attention::{
     storage::{STORAGES, packing::PACKINGS, storage},
 };
 pub use sequence::{ApplyRope, AttentionInputs, PARALLEL_TOKENS, Queries, Sequence};
+pub use wire::{Input, LoadError};

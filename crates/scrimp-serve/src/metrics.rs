@@ -86,6 +86,10 @@ pub(crate) struct Metrics {
     pub(crate) prefix_queries: Number,
     /// Prompt tokens found in the prefix cache.
     pub(crate) prefix_hits: Number,
+    /// Prompt tokens loaded from stored prefixes.
+    pub(crate) store_hits: Number,
+    /// Bytes of stored prefixes.
+    pub(crate) store_bytes: Number,
     /// Number of preemptions.
     pub(crate) preemptions: Number,
     /// Number of compressions under memory pressure.
@@ -133,6 +137,7 @@ impl Metrics {
         one("num_requests_waiting", "gauge", "Waiting requests.", self.waiting.get() as f64);
         one("kv_cache_usage_perc", "gauge", "Fraction of the KV memory in use.", usage);
         one("kv_cache_bytes", "gauge", "Bytes of KV pages in use.", self.kv_bytes.get() as f64);
+        one("prefix_store_bytes", "gauge", "Bytes of prefixes on disk.", self.store_bytes.get() as f64);
         for (name, help, number) in [
             ("prompt_tokens_total", "Computed prompt tokens.", &self.prompt_tokens),
             ("generation_tokens_total", "Generated tokens.", &self.generated_tokens),
@@ -142,6 +147,7 @@ impl Metrics {
                 &self.prefix_queries,
             ),
             ("prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", &self.prefix_hits),
+            ("prefix_store_hits_total", "Prompt tokens loaded from prefixes on disk.", &self.store_hits),
             ("num_preemptions_total", "Preempted requests.", &self.preemptions),
             ("kv_compressions_total", "KV caches compressed under memory pressure.", &self.compressions),
             ("scored_rows_total", "Rows scored by the recommender.", &self.scored_rows),

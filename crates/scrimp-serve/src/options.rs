@@ -1,7 +1,7 @@
 //! Options of a server.
 
 use crate::{engine::KvOptions, scheduler::Limits};
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Options of a server. The defaults are those of `scrimp serve`.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct ServeOptions {
     pub compress_under_pressure: bool,
     /// Reuse the KV caches of common prompt prefixes.
     pub prefix_caching: bool,
+    /// Directory of KV caches that survive a restart, and the limit on their bytes; `None`: none are kept on disk.
+    pub prefix_store: Option<(PathBuf, u64)>,
     /// Default KV options of requests.
     pub kv: KvOptions,
     /// Maximum number of tokens of a prompt and its answer.
@@ -48,6 +50,7 @@ impl Default for ServeOptions {
             kv_bytes: 1 << 30,
             compress_under_pressure: false,
             prefix_caching: true,
+            prefix_store: None,
             kv: KvOptions { compression: None, format: "bf16".to_owned() },
             max_model_len: usize::MAX,
             max_body: 4 << 20,

@@ -149,6 +149,7 @@ fn start_engine(
         kv_bytes: options.kv_bytes,
         compress_under_pressure: options.compress_under_pressure,
         prefix_caching: options.prefix_caching,
+        prefix_store: options.prefix_store.clone(),
     };
     let metrics = Arc::clone(metrics);
     let thread = std::thread::Builder::new()

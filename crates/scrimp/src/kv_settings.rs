@@ -6,7 +6,6 @@ use scrimp_eval::{
     read_text,
     tasks::{CacheSetting, suite::Named},
 };
-use scrimp_kv::compress::{Budget, Compression, Crush, Granularity};
 use std::path::Path;
 
 #[derive(Parser)]
@@ -62,43 +61,11 @@ fn setting(line: &KvArgs, base: &KvArgs, seed: Option<u64>) -> anyhow::Result<Ca
 }
 
 fn named(setting: CacheSetting) -> Named<CacheSetting> {
-    let mut name = setting.compression.as_ref().map_or_else(|| "full".to_owned(), name);
+    let mut name = setting.compression.as_ref().map_or_else(|| "full".to_owned(), ToString::to_string);
     if let Some(format) = &setting.format {
         name += &format!(" {format}");
     }
     Named { name, setting }
-}
-
-/// The name of a setting in results: policy, budget, and the options that differ from the defaults.
-pub(crate) fn name(how: &Compression) -> String {
-    let mut name = match how.budget {
-        Budget::Tokens(n) => format!("{} {n}", how.policy.name()),
-        Budget::Fraction(f) => format!("{} {f}", how.policy.name()),
-    };
-    if how.crush.share > 0.0 {
-        name += &format!(" kvcrush {}", how.crush.share);
-        if how.crush.mass.name() != Crush::default().mass.name() {
-            name += &format!(" mass {}", how.crush.mass.name());
-        }
-        // The order is always named, because results in files were measured with different defaults.
-        name += &format!(" order {}", how.crush.order.name());
-    }
-    if how.sinks != Compression::DEFAULT_SINKS {
-        name += &format!(" sinks {}", how.sinks);
-    }
-    if let Some(recent) = how.recent {
-        name += &format!(" recent {recent}");
-    }
-    if let Granularity::Page(n) = how.granularity {
-        name += &format!(" page {n}");
-    }
-    if how.rerotate {
-        name += " rerotate";
-    }
-    if how.seed != 0 {
-        name += &format!(" seed {}", how.seed);
-    }
-    name
 }
 
 #[cfg(test)]

@@ -3,10 +3,12 @@
 //! ```text
 //! token i of the head  ->  block i / page_tokens, slot i % page_tokens
 //! ```
-//! [`append`] adds tokens, [`compact`] writes selected tokens to new blocks and packs old blocks.
+//! [`append`] adds tokens, [`compact`] writes selected tokens to new blocks and packs old blocks, [`saved`] writes and reads
+//! files.
 
 mod append;
 mod compact;
+mod saved;
 
 pub(crate) use append::Appended;
 pub(crate) use compact::Rotation;

@@ -30,6 +30,7 @@ use crate::{
     policy::{Needs, PolicyChoice},
 };
 use select::best;
+use std::fmt;
 
 /// How many tokens each KV head keeps.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -91,6 +92,41 @@ pub struct Compression {
     pub rerotate: bool,
     /// Seed of all random numbers.
     pub seed: u64,
+}
+
+/// The name of the settings in results: policy, budget, and the options that differ from the defaults.
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.budget {
+            Budget::Tokens(n) => write!(f, "{} {n}", self.policy.name())?,
+            Budget::Fraction(share) => write!(f, "{} {share}", self.policy.name())?,
+        }
+        let Crush { share, mass, order } = self.crush;
+        if share > 0.0 {
+            write!(f, " kvcrush {share}")?;
+            if mass.name() != Crush::default().mass.name() {
+                write!(f, " mass {}", mass.name())?;
+            }
+            // The order is always named, because results in files were measured with different defaults.
+            write!(f, " order {}", order.name())?;
+        }
+        if self.sinks != Self::DEFAULT_SINKS {
+            write!(f, " sinks {}", self.sinks)?;
+        }
+        if let Some(recent) = self.recent {
+            write!(f, " recent {recent}")?;
+        }
+        if let Granularity::Page(n) = self.granularity {
+            write!(f, " page {n}")?;
+        }
+        if self.rerotate {
+            f.write_str(" rerotate")?;
+        }
+        if self.seed != 0 {
+            write!(f, " seed {}", self.seed)?;
+        }
+        Ok(())
+    }
 }
 
 impl Compression {

@@ -1,10 +1,12 @@
 //! The keys and values of one text.
 //!
 //! [`attend`](self::attend) appends tokens and computes attention, [`scores`](self::scores) gives access to the
-//! accumulated attention scores, [`compress`](self::compress) drops and packs tokens.
+//! accumulated attention scores, [`compress`](self::compress) drops and packs tokens, [`saved`](self::saved) writes and reads
+//! files.
 
 mod attend;
 mod compress;
+mod saved;
 mod scores;
 
 pub use attend::{AttentionInputs, PARALLEL_TOKENS, Queries};

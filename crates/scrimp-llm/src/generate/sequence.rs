@@ -21,6 +21,16 @@ impl<S: LogitsSource> Sequence<S> {
         Self { source, tokens: Vec::new(), context_length }
     }
 
+    /// Wraps a `source` whose cache holds `tokens`.
+    pub fn resume(source: S, tokens: Vec<u32>, context_length: usize) -> Self {
+        Self { source, tokens, context_length }
+    }
+
+    /// The tokens in the cache.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     /// Most tokens that fit.
     pub fn context_length(&self) -> usize {
         self.context_length

@@ -9,6 +9,7 @@ use super::{Session, expected_attention::SampledQueries, rope_and_append::apply_
 use crate::error::Result;
 use scrimp_kernels::ops::RopeTable;
 use scrimp_kv::{ApplyRope, ScoresWanted, compress::Compression, policy::Needs};
+use serde::{Deserialize, Serialize};
 
 /// A cache may exceed its budget by 1 / `SLACK_SHARE` while text is generated, and by `MIN_SLACK` tokens at least.
 const SLACK_SHARE: usize = 8;
@@ -40,7 +41,40 @@ pub(super) struct CompressionState {
     unpacked_until: usize,
 }
 
+/// The next compression in a saved session.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct SavedPlan {
+    /// Tokens until it happens; `None`: no more compression.
+    in_tokens: Option<usize>,
+    budget: usize,
+    /// Tokens of the text at the last compression.
+    done: usize,
+}
+
 impl CompressionState {
+    pub(super) fn how(&self) -> Option<&Compression> {
+        self.how.as_ref()
+    }
+
+    /// The state of a session of `len` tokens, for a file; `None` where its prompt is incomplete.
+    pub(super) fn saved(&self, len: usize) -> Option<SavedPlan> {
+        let complete = self.plan.is_none_or(|plan| plan.at > len && self.done > 0) && self.tokens.is_none();
+        complete.then(|| SavedPlan {
+            in_tokens: self.plan.map(|plan| plan.at - len),
+            budget: self.plan.map_or(0, |plan| plan.budget),
+            done: self.done,
+        })
+    }
+
+    /// The inverse of [`CompressionState::saved`].
+    pub(super) fn restore(&mut self, saved: SavedPlan, len: usize) {
+        self.done = saved.done.min(len);
+        self.plan = saved.in_tokens.filter(|_| self.how.is_some()).map(|tokens| {
+            let at = len.saturating_add(tokens);
+            Plan { at, budget: saved.budget, sum_from: at.saturating_sub(DECODE_QUERIES) }
+        });
+    }
+
     pub(super) fn forget(&mut self) {
         self.done = 0;
     }

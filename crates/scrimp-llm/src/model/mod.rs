@@ -7,6 +7,7 @@
 //! * [`attention`]: attention over the cache of each sequence;
 //! * [`session`]: one sequence, its KV cache and its working memory; [`batch`]: many of them in one pass;
 //! * [`compression`]: compressing that cache; [`reconstruction`]: scores of some eviction policies;
+//! * [`saved`]: that cache in a file;
 //! * [`layer_runner`]: the forward pass of one layer at a time, for calibration.
 
 mod attention;
@@ -18,6 +19,7 @@ mod layer_runner;
 pub mod projections;
 mod reconstruction;
 mod rope_and_append;
+mod saved;
 mod session;
 mod synthetic;
 mod weights;
@@ -25,6 +27,7 @@ mod weights;
 pub use batch::{Batch, Output, Step};
 pub use forward::rms_norm_rows;
 pub use layer_runner::{LayerHook, LayerRunner};
+pub use saved::{SavedInfo, SavedSession, SavedText, saved_options};
 pub use session::{CHUNK, PIECE, Session};
 pub use synthetic::{SHAPES, Shape, Synthetic};
 pub use weights::{LayerNorms, LinearWeights};
@@ -76,6 +79,8 @@ struct Inner {
     kv: KvCache,
     /// Made at the first use.
     reconstruction_instructions: OnceLock<reconstruction::Instructions>,
+    /// See [`Model::fingerprint`].
+    fingerprint: OnceLock<u64>,
 }
 
 impl Model {
@@ -108,6 +113,7 @@ impl Model {
             level,
             kv,
             reconstruction_instructions: OnceLock::new(),
+            fingerprint: OnceLock::new(),
         }))
     }
 
@@ -129,6 +135,7 @@ impl Model {
             level,
             kv,
             reconstruction_instructions,
+            fingerprint: OnceLock::new(),
         }))
     }
 

@@ -264,6 +264,13 @@ impl Session {
         }
     }
 
+    /// The shortest length that [`Session::truncate`] can reach without dropping all tokens: 0, the length at the last
+    /// compression, or, with sliding-window layers, the whole length.
+    pub fn min_tokens(&self) -> usize {
+        let windows = self.model.config().sliding_window.iter().any(Option::is_some);
+        if windows { self.len() } else { self.compressed() }
+    }
+
     /// Bytes of the KV cache in use.
     pub fn kv_bytes(&self) -> usize {
         self.kv.bytes()

@@ -106,6 +106,7 @@ fn answers(
         kv_bytes: 64 << 20,
         compress_under_pressure: false,
         prefix_caching: false,
+        prefix_store: None,
     };
     let (commands, received) = channel();
     std::thread::scope(|scope| {

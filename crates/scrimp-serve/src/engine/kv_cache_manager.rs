@@ -1,6 +1,6 @@
 //! The KV caches of all requests: the memory that the scheduler plans with.
 
-use super::request::KvOptions;
+use super::{EngineOptions, prefix_store::PrefixStore, request::KvOptions};
 use crate::scheduler::{
     KvMemory, RequestId,
     prefix::{BLOCK_SIZE, PrefixCache},
@@ -12,11 +12,12 @@ use scrimp_kv::{
 };
 use scrimp_llm::{
     Result,
-    model::{Model, Session},
+    model::{Model, Session, saved_options},
 };
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
 };
 
 /// Maximum number of cached prefixes.
@@ -39,6 +40,13 @@ struct Owner {
     cached: usize,
 }
 
+impl Owner {
+    /// The options that a stored prefix must have.
+    fn saved_options(&self) -> String {
+        saved_options(self.kv.compression.as_ref().filter(|how| !how.keeps_everything()), self.format)
+    }
+}
+
 /// Sessions of running requests, and cached prefixes of earlier ones.
 #[derive(Debug)]
 pub(super) struct KvCacheManager<'m> {
@@ -51,21 +59,71 @@ pub(super) struct KvCacheManager<'m> {
     owners: HashMap<RequestId, Owner>,
     sessions: HashMap<RequestId, Session>,
     prefixes: Option<PrefixCache<Session>>,
+    store: Option<PrefixStore>,
+    /// Prompt tokens that stored prefixes contained.
+    pub(super) store_hits: u64,
     /// Number of compressions under memory pressure.
     pub(super) compressions: u64,
 }
 
 impl<'m> KvCacheManager<'m> {
-    pub(super) fn new(model: &'m Model, limit: usize, may_compress: bool, prefix_caching: bool) -> Self {
+    pub(super) fn new(model: &'m Model, options: &EngineOptions) -> Self {
+        let open = |(dir, bytes): &(PathBuf, u64)| {
+            let store = PrefixStore::open(model, dir, *bytes);
+            store.inspect_err(|e| tracing::error!("prompts are not kept on disk: {e}")).ok()
+        };
         Self {
             model,
-            limit,
-            may_compress,
+            limit: options.kv_bytes,
+            may_compress: options.compress_under_pressure,
             caches: HashMap::new(),
             owners: HashMap::new(),
             sessions: HashMap::new(),
-            prefixes: prefix_caching.then(|| PrefixCache::new(MAX_PREFIXES)),
+            prefixes: options.prefix_caching.then(|| PrefixCache::new(MAX_PREFIXES)),
+            store: options.prefix_store.as_ref().and_then(open),
+            store_hits: 0,
             compressions: 0,
+        }
+    }
+
+    /// Writes the KV cache of a finished request to the store.
+    pub(super) fn store_prefix(&self, id: RequestId) {
+        if let (Some(store), Some(owner), Some(session)) =
+            (&self.store, self.owners.get(&id), self.sessions.get(&id))
+            && let Some(tokens) = owner.tokens.get(..session.len())
+        {
+            store.store(session, tokens, &owner.saved_options());
+        }
+    }
+
+    /// Bytes of all stored prefixes.
+    pub(super) fn store_bytes(&self) -> u64 {
+        self.store.as_ref().map_or(0, PrefixStore::bytes)
+    }
+
+    /// A session with a stored prefix of the request's tokens, if one is longer than `than` tokens and fits the free
+    /// memory.
+    fn load_stored(&self, owner: &Owner, than: usize) -> Option<Session> {
+        let store = self.store.as_ref()?;
+        let limit = owner.tokens.len().saturating_sub(1);
+        let hit = store.find(&owner.saved_options(), &owner.tokens, limit)?;
+        if hit.tokens < than + BLOCK_SIZE || hit.bytes > self.available() as u64 {
+            return None;
+        }
+        let cache = self.caches.get(owner.format.storage().name())?;
+        let how = owner.kv.compression.clone();
+        match self.model.load_session_in(cache, &hit.path, how, owner.format) {
+            Ok(saved) => {
+                store.used(&hit.path);
+                let mut session = saved.session;
+                session.truncate(hit.tokens);
+                Some(session).filter(|session| !session.is_empty())
+            }
+            Err(e) => {
+                tracing::warn!("a stored prompt is deleted: {e}");
+                store.remove(&hit.path);
+                None
+            }
         }
     }
 
@@ -128,11 +186,9 @@ impl<'m> KvCacheManager<'m> {
         else {
             return;
         };
-        let mut min_tokens = session.compressed();
+        let min_tokens = session.min_tokens();
         let mut snapshot = session.fork();
-        if self.model.config().sliding_window.iter().any(Option::is_some) {
-            min_tokens = session.len();
-        } else if min_tokens <= session.len() / BLOCK_SIZE * BLOCK_SIZE {
+        if min_tokens <= session.len() / BLOCK_SIZE * BLOCK_SIZE {
             // With whole pages only, no request has to copy a page on write.
             snapshot.truncate(session.len() / BLOCK_SIZE * BLOCK_SIZE);
         }
@@ -188,7 +244,10 @@ impl KvMemory for KvCacheManager<'_> {
             }
             session
         });
-        let mut session = hit.filter(|s| !s.is_empty()).unwrap_or_else(|| {
+        let in_memory = hit.filter(|s| !s.is_empty());
+        let stored = self.load_stored(owner, in_memory.as_ref().map_or(0, Session::len));
+        let stored_tokens = stored.as_ref().map_or(0, Session::len);
+        let mut session = stored.or(in_memory).unwrap_or_else(|| {
             let mut session = self.new_session(owner);
             session.set_compression(owner.kv.compression.clone());
             // Checked when the request was added.
@@ -197,6 +256,7 @@ impl KvMemory for KvCacheManager<'_> {
         });
         session.begin_prompt(owner.tokens.len());
         let cached = session.len();
+        self.store_hits += stored_tokens as u64;
         self.sessions.insert(id, session);
         if let Some(owner) = self.owners.get_mut(&id) {
             owner.cached = cached.min(owner.prompt);

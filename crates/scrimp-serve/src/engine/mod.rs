@@ -11,6 +11,7 @@ mod answer;
 #[cfg(test)]
 mod faults;
 mod kv_cache_manager;
+mod prefix_store;
 mod request;
 
 pub use request::KvOptions;
@@ -34,6 +35,7 @@ use scrimp_llm::{
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError},
@@ -66,6 +68,8 @@ pub(crate) struct EngineOptions {
     pub(crate) compress_under_pressure: bool,
     /// Cache the prefixes of requests.
     pub(crate) prefix_caching: bool,
+    /// Directory of stored prefixes, and the limit on their bytes.
+    pub(crate) prefix_store: Option<(PathBuf, u64)>,
 }
 
 /// A waiting or running request.
@@ -129,12 +133,7 @@ pub(crate) fn run(
         model,
         tokenizer,
         scheduler: Scheduler::new(options.limits),
-        kv_caches: KvCacheManager::new(
-            model,
-            options.kv_bytes,
-            options.compress_under_pressure,
-            options.prefix_caching,
-        ),
+        kv_caches: KvCacheManager::new(model, options),
         batch: Batch::new(model),
         active: BTreeMap::new(),
         metrics,
@@ -362,6 +361,7 @@ impl<'m> Engine<'m> {
         };
         self.metrics.finished(reason.name(), active.begun.elapsed());
         self.kv_caches.cache_prefix(id);
+        self.kv_caches.store_prefix(id);
         self.scheduler.remove_request(id, &mut self.kv_caches);
         self.kv_caches.forget(id);
         active.request.send(EngineOutput::Finished(summary));
@@ -383,6 +383,8 @@ impl<'m> Engine<'m> {
         self.metrics.kv_bytes.set(self.kv_caches.bytes_in_use() as u64);
         self.metrics.kv_limit.set(self.kv_caches.limit() as u64);
         self.metrics.compressions.set(self.kv_caches.compressions);
+        self.metrics.store_hits.set(self.kv_caches.store_hits);
+        self.metrics.store_bytes.set(self.kv_caches.store_bytes());
     }
 }
 

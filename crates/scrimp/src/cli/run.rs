@@ -6,11 +6,14 @@ use super::{
 };
 use crate::kv_args::KvArgs;
 use clap::Args;
+use std::path::PathBuf;
 
 pub(super) const EXAMPLES: &str = "Examples:
   scrimp run smollm2 \"Write a haiku about rain\"
   cat notes.txt | scrimp run qwen2.5-coder-1.5b -      read the prompt from stdin
   scrimp run gemma3-270m --raw \"Once upon a time\"      continue a text, without chat template
+  scrimp run smollm2 --kv-save doc.kv --max-tokens 0 - < doc.txt    read a text once ...
+  scrimp run smollm2 --kv-load doc.kv \"Who wrote it?\"              ... and ask about it later
   scrimp run smollm2 --temperature 0.7 --json \"Hi\"";
 
 /// `scrimp run`.
@@ -29,6 +32,13 @@ pub(crate) struct RunArgs {
     /// Maximum number of tokens to generate [default: until the answer ends or the context is full]
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
+    /// Write the KV cache of the prompt and the answer to FILE
+    #[arg(long, value_name = "FILE", help_heading = "KV cache")]
+    pub(crate) kv_save: Option<PathBuf>,
+    /// Start from a KV cache that --kv-save wrote with the same model and options: PROMPT continues the saved
+    /// conversation, or repeats and extends the saved prompt
+    #[arg(long, value_name = "FILE", help_heading = "KV cache")]
+    pub(crate) kv_load: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]

@@ -78,6 +78,12 @@ pub(crate) struct LimitArgs {
     /// Do not reuse the KV cache of earlier requests that begin with the same tokens
     #[arg(long)]
     pub(crate) no_prefix_caching: bool,
+    /// Directory that keeps KV caches of finished requests for later ones, also after a restart
+    #[arg(long, value_name = "DIR", conflicts_with = "no_prefix_caching")]
+    pub(crate) kv_dir: Option<PathBuf>,
+    /// Maximum size of the files in --kv-dir; the least recently used ones are deleted
+    #[arg(long, value_name = "SIZE", default_value = "8GiB", value_parser = size)]
+    pub(crate) kv_dir_size: u64,
     /// Maximum number of requests that run at the same time
     #[arg(long, value_name = "N", default_value = "32")]
     pub(crate) max_seqs: NonZeroUsize,

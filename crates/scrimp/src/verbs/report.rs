@@ -4,7 +4,6 @@ use crate::{
     App,
     cli::report::{ReportKvArgs, ReportVerb},
     kv_args::KvArgs,
-    kv_settings,
     loaded::Loaded,
     progress::CountBar,
 };
@@ -120,7 +119,7 @@ fn pairs(args: &ReportKvArgs, seed: u64) -> Vec<Pair> {
             let alone = Compression { seed, ..Compression::new(*policy, Budget::Fraction(budget)) };
             let crushed =
                 Compression { crush: Crush { share: args.kvcrush, ..Crush::default() }, ..alone.clone() };
-            let named = |setting: Compression| Named { name: kv_settings::name(&setting), setting };
+            let named = |setting: Compression| Named { name: setting.to_string(), setting };
             pairs.push(Pair { policy: policy.name(), budget, alone: named(alone), crushed: named(crushed) });
         }
     }

@@ -2,6 +2,7 @@
 
 mod chat;
 mod prompt;
+mod saved;
 
 use crate::{
     App,
@@ -13,11 +14,12 @@ use crate::{
     loaded::{self, Loaded},
 };
 use prompt::Prompt;
+use saved::Restored;
 use scrimp_llm::{
     chat::{ChatTemplate, Message},
     checkpoint::Checkpoint,
     generate::{FinishReason, Generation, Request, Sequence, generate},
-    model::Session,
+    model::{SavedText, Session},
     sampling::{Sampler, SamplingParams},
     tokenizer::Tokenizer,
 };
@@ -28,7 +30,13 @@ use std::{fmt::Write as _, ops::ControlFlow};
 struct Answer<'a> {
     text: &'a str,
     prompt_tokens: usize,
+    cached_tokens: usize,
     generated_tokens: usize,
+    /// Seconds that the saved cache took to load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_restore_s: Option<f64>,
+    /// Seconds to the first token, loading of a saved cache included.
+    first_token_s: f64,
     prefill_tok_s: f64,
     decode_tok_s: f64,
     kv_bytes: usize,
@@ -54,6 +62,11 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         }
     };
     let (loaded, template) = Loaded::open_with(app, &args.model, &args.kv, template)?;
+    let restored = args.kv_load.as_deref();
+    let restored =
+        restored.map(|path| Restored::load(app, &loaded, path, compression.clone())).transpose()?;
+    let kv_restore_s = restored.as_ref().map(|restored| restored.seconds);
+    let system = args.system.as_deref();
     let mut speaker = Speaker {
         app,
         loaded: &loaded,
@@ -61,24 +74,37 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         max_tokens: args.max_tokens,
         stop: &args.sampling.stop,
     };
-    let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
-    let ids = match (prompt, template) {
+    let (ids, mut text) = match (prompt, template) {
         (Prompt::Chat, Some(template)) => {
-            return chat::chat(&mut speaker, &template, system.collect(), &mut sampler);
+            let text = speaker.chat(&template, restored, system, &mut sampler)?;
+            return args
+                .kv_save
+                .as_deref()
+                .map_or(Ok(()), |path| saved::save(app, &speaker.sequence, path, text));
         }
-        (Prompt::Text(text), Some(template)) => {
-            let messages: Vec<_> = system.chain([Message::new("user", text)]).collect();
-            speaker.encode_chat(&template, &messages)?
+        (Prompt::Text(text), template) => {
+            speaker.encode_prompt(text, template.as_ref(), restored.as_ref(), system)?
         }
-        (Prompt::Text(text), None) => loaded.tokenizer.encode(&text, true, true)?,
         (Prompt::Chat, None) => unreachable!("refused above"),
     };
+    if let Some(restored) = restored {
+        speaker.sequence = restored.sequence(&loaded, Some(&ids));
+    }
     let result = speaker.say(&ids, &mut sampler)?;
+    if let Some(path) = &args.kv_save {
+        if !text.messages.is_empty() && !result.text.is_empty() {
+            text.messages.push(Message::new("assistant", result.text.as_str()));
+        }
+        saved::save(app, &speaker.sequence, path, text)?;
+    }
     if app.printer.is_json() {
         let answer = Answer {
             text: &result.text,
             prompt_tokens: result.prompt_tokens,
+            cached_tokens: result.reused_tokens,
             generated_tokens: result.generated_tokens(),
+            kv_restore_s,
+            first_token_s: kv_restore_s.unwrap_or(0.0) + result.prefill_seconds,
             prefill_tok_s: result.prefill_tok_s(),
             decode_tok_s: result.decode_tok_s(),
             kv_bytes: speaker.sequence.source().kv_bytes(),
@@ -114,6 +140,48 @@ struct Speaker<'a> {
 }
 
 impl Speaker<'_> {
+    /// Chats, and returns the last conversation.
+    fn chat(
+        &mut self,
+        template: &ChatTemplate,
+        restored: Option<Restored>,
+        system: Option<&str>,
+        sampler: &mut Sampler,
+    ) -> anyhow::Result<SavedText> {
+        let mut history: Vec<_> = system.map(|text| Message::new("system", text)).into_iter().collect();
+        if let Some(restored) = restored {
+            history = restored.conversation(system)?;
+            self.sequence = restored.sequence(self.loaded, None);
+        }
+        let messages = chat::chat(self, template, history, sampler)?;
+        Ok(SavedText { messages, ..SavedText::default() })
+    }
+
+    /// The tokens of the prompt `text`, and the text that is saved with the cache.
+    fn encode_prompt(
+        &self,
+        text: String,
+        template: Option<&ChatTemplate>,
+        restored: Option<&Restored>,
+        system: Option<&str>,
+    ) -> anyhow::Result<(Vec<u32>, SavedText)> {
+        let Some(template) = template else {
+            let (ids, prompt) = match restored {
+                Some(restored) => restored.raw(self.loaded, text)?,
+                None => (self.loaded.tokenizer.encode(&text, true, true)?, text),
+            };
+            return Ok((ids, SavedText { prompt, ..SavedText::default() }));
+        };
+        let messages = match restored {
+            Some(restored) => restored.messages(system, text)?,
+            None => {
+                let system = system.map(|text| Message::new("system", text));
+                system.into_iter().chain([Message::new("user", text)]).collect()
+            }
+        };
+        Ok((self.encode_chat(template, &messages)?, SavedText { messages, ..SavedText::default() }))
+    }
+
     /// The prompt for the assistant's next message. The chat template writes the begin-of-text token, if the model has one.
     fn encode_chat(&self, template: &ChatTemplate, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
         let text = template.render(messages, true, &serde_json::Map::new())?;

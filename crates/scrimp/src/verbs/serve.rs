@@ -99,6 +99,7 @@ fn options(app: &App, args: &ServeArgs) -> anyhow::Result<ServeOptions> {
         kv_bytes: bytes(limits.kv_memory),
         compress_under_pressure: limits.kv_pressure == Pressure::Compress,
         prefix_caching: !limits.no_prefix_caching,
+        prefix_store: limits.kv_dir.clone().map(|dir| (dir, limits.kv_dir_size)),
         kv: KvOptions {
             compression: args.kv.compression(app.global.seed)?,
             format: args.kv.format()?.to_string(),

@@ -50,6 +50,11 @@ pub trait Packing: Send + Sync + std::fmt::Debug {
     fn read_k(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]);
     /// Reads the value in `slot` (`[head_dim]`).
     fn read_v(&self, g: PageGeometry, page: &[u8], slot: usize, row: &mut [f32]);
+    /// Whether kernels stay inside of pages of this content, which may come from a file. True where no number of a page
+    /// is an index.
+    fn is_valid(&self, _g: PageGeometry, _k: &[u8], _v: &[u8]) -> bool {
+        true
+    }
 }
 
 /// Every packed format, in the order of the documentation.

@@ -67,6 +67,35 @@ impl Sparse {
         [self.k, self.v].map(|x| f64::from(x) / 1000.0)
     }
 
+    /// The shares in thousandths.
+    pub fn thousandths(self) -> [u16; 2] {
+        [self.k, self.v]
+    }
+
+    /// The inverse of [`Sparse::thousandths`]; `None` for a share of 1 and more.
+    pub fn from_thousandths(shares: [u32; 2]) -> Option<Self> {
+        let [k, v] = shares.map(|x| u16::try_from(x).ok().filter(|&x| x < 1000));
+        Some(Self { k: k?, v: v? })
+    }
+
+    /// Whether the starts of a page's units are the sums of the bits before them, and all bits together are the page's
+    /// `kept` elements.
+    fn counts_agree(g: PageGeometry, kept: usize, page: &[u8]) -> bool {
+        let layout = Layout::new(g, kept);
+        if page.len() < layout.bytes {
+            return false;
+        }
+        let bitmaps = page[layout.bitmaps..layout.center].as_chunks::<4>().0;
+        let units = bitmaps[..g.page_tokens * g.padded_dim() / STEP].chunks_exact(UNIT / STEP);
+        let mut before = 0;
+        let agree = units.zip(page.as_chunks::<2>().0).all(|(unit, &start)| {
+            let agrees = usize::from(u16::from_le_bytes(start)) == before % (1 << 16);
+            before += unit.iter().map(|&bits| u32::from_le_bytes(bits).count_ones() as usize).sum::<usize>();
+            agrees
+        });
+        agree && before == kept
+    }
+
     /// Whether pages of `g` can be stored: their kept elements are counted in 16 bits.
     pub(crate) fn fits(g: PageGeometry) -> bool {
         g.page_tokens.saturating_mul(g.padded_dim()) <= 1 << 16
@@ -232,6 +261,12 @@ impl Packing for Sparse {
             .iter_mut()
             .enumerate()
             .for_each(|(d, x)| *x = Self::element(page, layout, v_place(g, slot, d), d));
+    }
+
+    fn is_valid(&self, g: PageGeometry, k: &[u8], v: &[u8]) -> bool {
+        let agree =
+            |dropped, page| Self::counts_agree(g, Self::kept(dropped, g.head_dim) * g.page_tokens, page);
+        agree(self.k, k) && agree(self.v, v)
     }
 }
 

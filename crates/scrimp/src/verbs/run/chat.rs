@@ -42,21 +42,22 @@ impl Line {
     }
 }
 
-/// Chats until Ctrl-D or `/quit`. `system`: the first messages of each conversation.
+/// Chats until Ctrl-D or `/quit`. Returns the last conversation. `history` holds the messages of an earlier
+/// conversation, or the system message.
 pub(super) fn chat(
     speaker: &mut Speaker<'_>,
     template: &ChatTemplate,
-    system: Vec<Message>,
+    mut history: Vec<Message>,
     sampler: &mut Sampler,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<Message>> {
     let printer = &speaker.app.printer;
     printer.note("Type a message. /help lists the commands, Ctrl-D exits.");
     let mut editor = DefaultEditor::new()?;
-    let mut history = system.clone();
+    let system: Vec<Message> = history.iter().take_while(|m| m.role == "system").cloned().collect();
     loop {
         let line = match read(&mut editor) {
             Ok(text) => Line::parse(&text),
-            Err(ReadlineError::Eof) => return Ok(()),
+            Err(ReadlineError::Eof) => return Ok(history),
             Err(ReadlineError::Interrupted) => {
                 printer.note("Ctrl-D or /quit exits.");
                 continue;
@@ -65,7 +66,7 @@ pub(super) fn chat(
         };
         match line {
             Line::Nothing => {}
-            Line::Quit => return Ok(()),
+            Line::Quit => return Ok(history),
             Line::Help => printer.note(HELP),
             Line::Unknown(command) => printer.note(format_args!("Unknown command {command}.\n{HELP}")),
             Line::Reset => {
