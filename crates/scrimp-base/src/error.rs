@@ -1,7 +1,8 @@
 //! The error type of all crates: a category, a message, a hint and a source.
 //!
 //! Libraries do not know how a user reached them. So messages and hints name a setting by its Rust name in backticks
-//! (`` `max_tokens` ``), and each front end translates the name to its own form with [`translate_settings`]: the command to
+//! (`` `max_tokens` ``), and each front end translates the name to its own form with [`translate_settings`]: the
+//! command to
 //! `--max-tokens`, the server to a JSON field, Python to a keyword argument.
 
 use std::{borrow::Cow, error::Error as StdError, fmt, io, path::Path};
@@ -79,8 +80,8 @@ impl Error {
         Self::bad_file(path, what).with_hint(hint)
     }
 
-    /// A row of a data file that cannot be used. `line` counts from 1: the line in the file, or the row where the format
-    /// has no lines.
+    /// A row of a data file that cannot be used. `line` counts from 1: the line in the file, or the row where the
+    /// format has no lines.
     pub fn bad_row(path: &Path, line: u64, what: impl fmt::Display) -> Self {
         Self::new(Category::BadFile, format!("{}:{line}: {what}", path.display()))
     }

@@ -14,8 +14,8 @@
 //! | [`ops`] | RMSNorm, RoPE, gates and soft caps, a row at a time; f32 products for training |
 //! | [`mem::Arena`], [`mem::PageMemory`], [`mem::MappedFile`] | memory for weights, for pages, and files |
 //!
-//! The folders form layers: `arch` < `exec`, `mem` < `quant` < `linear`, `attention`, `embedding`, `ops`. A folder imports
-//! lower layers only (`tests/layers.rs`).
+//! The folders form layers: `arch` < `exec`, `mem` < `quant` < `linear`, `attention`, `embedding`, `ops`. A folder
+//! imports lower layers only (`tests/layers.rs`).
 //!
 //! A linear layer of two rows, with weights in bf16:
 //!

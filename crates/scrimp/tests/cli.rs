@@ -246,7 +246,7 @@ fn doctor_knows_the_machine() {
 }
 
 #[test]
-fn an_unknown_tier_is_an_error_that_names_the_known_ones() {
+fn an_unknown_level_is_an_error_that_names_the_known_ones() {
     let cache = TempDir::new().unwrap();
     let output = scrimp(&cache).env("SCRIMP_TIER", "avx3").arg("doctor").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

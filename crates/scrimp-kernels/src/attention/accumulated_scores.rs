@@ -1,5 +1,15 @@
 //! Accumulated attention scores: the attention that each key received, summed over queries. Eviction policies read
 //! them.
+//!
+//! ```text
+//! sum[h][j]  = sum over queries i of p[i][h][j]         p: the softmax of the scores; `recent`, `last`: fewer queries
+//! peak[h][j] = max over queries i of p[i][h][j]
+//!
+//! lanes: [kv_head][lane][kind][row of the KV head][keys, padded to 16]         a lane: the sums of some query rows
+//! ```
+//! Each lane adds its rows in order, and the lanes are added in order at the end, so the sums have the same bits for
+//! every number of threads. Source: accumulated scores are the policy of H2O (Zhang et al. 2023, section 4); those of
+//! the last query are the policy of TOVA (Oren et al. 2024, section 3).
 
 use super::{AttentionArgs, storage::TILE};
 use crate::exec::Pool;

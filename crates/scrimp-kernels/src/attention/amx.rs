@@ -1,16 +1,16 @@
-//! Prompts in tile registers (AMX): scores and values of 32 query rows over bf16 pages.
+//! Prompts with AMX: scores and values of 32 query rows over bf16 pages.
 //!
 //! ```text
-//! scores   A: 16 rows x 32 dims of q     B: 16 keys x 32 dims, as they lie in the page      C: [16 rows][16 keys], scores
-//! values   A: 16 rows x 32 keys of p     B: 32 keys x 16 dims, as they lie in the page      C: [16 rows][16 dims], outputs
+//! scores   A: 16 rows x 32 dims of q     B: 16 keys x 32 dims of the page      C: [16 rows][16 keys], scores
+//! values   A: 16 rows x 32 keys of p     B: 32 keys x 16 dims of the page      C: [16 rows][16 dims], outputs
 //! ```
-//! The layouts of pages, scores and outputs (see [`storage`](super::storage) and [`qk_pv`](super::qk_pv)) are those of
-//! B and C tiles already; queries and probabilities are stored as A tiles are loaded ([`Bf16`](super::format::Bf16)
-//! with `IN_TILES`). Two blocks of rows meet two tiles of keys, or two blocks of dims: 4 loads for 4 products of 16 x
-//! 16 x 32. Outputs stay in registers for [`RUN_PAGES`] pages.
+//! Pages already have the layout of B tiles ([`storage`](super::storage)), and scores and outputs that of C tiles
+//! ([`qk_pv`](super::qk_pv)). Queries and probabilities are stored in the layout of A tiles
+//! ([`Bf16`](super::format::Bf16) with `IN_TILES`). Two blocks of 16 rows are multiplied with two key tiles or two
+//! blocks of dims: 4 loads for 4 products of 16 x 16 x 32. Outputs stay in tile registers for [`RUN_PAGES`] pages.
 //!
-//! Sums are in f32, as everywhere; `tdpbf16ps` adds even and odd elements apart and flushes denormals, so results
-//! differ from those of AVX-512 by rounding.
+//! Error: sums are f32. `tdpbf16ps` adds even and odd elements separately and flushes denormals, so results differ from
+//! those of AVX-512 by rounding.
 
 use super::{
     PageGeometry,

@@ -1,7 +1,7 @@
 //! Attention of many sequences in one parallel region.
 //!
-//! A call is one sequence: its queries, its keys, its output. How a call is cut into tasks depends on that call alone,
-//! so its result is the same in any batch.
+//! A call is one sequence: its queries, its keys and its output. The cut of a call into tasks depends on that call
+//! alone, so its result has the same bits in any batch.
 
 use super::{
     AttentionArgs, DECODE_SEGMENT, DECODE_UNITS, PREFILL_SEGMENT, UNIT_ROWS,

@@ -1,23 +1,22 @@
 //! The inner loops over pages of integer codes ([`integer`](super::storage::integer)), for a block of `R` rows.
 //!
-//! Minimum and scale of keys belong to dims, those of values to tokens: the sides of the products that run over the
-//! sum. So they are folded into the query and the probabilities once per page, and the sums themselves are of integers:
+//! Both products sum over the index that minimum and scale belong to: dims for keys, tokens for values. Minimum and
+//! scale are therefore multiplied into the query and the probabilities once per page, and the long sums are of
+//! integers:
 //! ```text
 //!   qk:  a[d] = round(q[d] kscale[d] / f)       f = max |q[d] kscale[d]| / LIMIT, for each page and row
 //!        s[t] = sum of q[d] kmin[d] + f sum over d of code[t][d] a[d]
 //!   pv:  b[t] = round(p[t] vscale[t] / f)       f = max p[t] vscale[t] / LIMIT
 //!        o[d] += sum of p[t] vmin[t] + f sum over t of code[t][d] b[t]
-//! ```
-//! `a` and `b` have up to 16 bits, LIMIT being the most that cannot overflow an i32 sum, so next to nothing is lost
-//! against f32, and the integer sums have the same bits in every level. Bytes are widened to 16 bits when they are
-//! loaded, and multiplied in pairs (`vpdpwssd`, `vpmaddwd`).
 //!
-//! ```text
-//! a: [D/16][R][8 pairs]   b: [tile][R][8 pairs]      both i16, one 4-byte broadcast to a step of 16 pairs of codes
+//! a: [D/16][R][8 pairs]   b: [tile][R][8 pairs]      i16; one 4-byte broadcast per step of 16 pairs of codes
 //! ```
+//! Codes are widened to 16 bits when they are loaded and multiplied in pairs (`vpdpwssd`, `vpmaddwd`).
 //!
-//! What limits it: as many multiply-adds per element as bf16 pages, at half (`int8`) or a quarter (`int4`) of the
-//! bytes.
+//! Error: `a` and `b` have up to 16 bits; LIMIT is the largest value for which an i32 sum cannot overflow. The integer
+//! sums have the same bits at every level.
+//!
+//! Limit: as many multiply-adds per element as bf16 pages, at half (`int8`) or a quarter (`int4`) of the bytes.
 
 use super::{
     packed_page::{PackedPvArgs, PackedQkArgs},

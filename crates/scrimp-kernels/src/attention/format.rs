@@ -1,5 +1,10 @@
-//! The layout of a storage format for the kernels ([`qk_pv`](super::qk_pv)): how they read steps of a page, and read
-//! and write elements of a query and probabilities.
+//! The storage formats as the kernels of [`qk_pv`](super::qk_pv) read them: steps of a page, elements of a query, and
+//! probabilities.
+//!
+//! ```text
+//! f32, f16   a step is 16 elements; mac: acc = fma(step, element, acc)
+//! bf16       a step is 16 pairs; mac: acc += step.0 element.0 + step.1 element.1       queries and p rounded to bf16
+//! ```
 
 use crate::{
     arch::{AttentionSimd, attention::RowPair},

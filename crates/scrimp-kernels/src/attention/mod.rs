@@ -5,25 +5,24 @@
 //!   out[i][h]  = sum over j of softmax_j(s[i][h])[j] v[j][h / group]        j over the keys that token i sees
 //! ```
 //!
-//! The task is one KV head and a block of *rows*: a row is a pair (token, query head of the group), so that all
-//! query heads of a group and neighboring tokens share the loads of K and V (see [`qk_pv`]). Pages come from a
-//! [`KvView`]; [`storage`] has their layouts.
+//! A task is one KV head and a block of *rows*. A row is a pair (token, query head of the group): all query heads of a
+//! group and neighboring tokens share the loads of K and V ([`qk_pv`]). Pages come from a [`KvView`]; [`storage`] has
+//! their layouts.
 //!
-//! *Prefill*: tasks are blocks of rows. *Decode* (few rows): tasks are segments of keys, so that one KV head can use
-//! all threads; their results are merged in order. The order of additions depends on shapes only, never on the number
-//! of threads or on who ran what.
+//! *Prefill*: tasks are blocks of rows. *Decode* (few rows): tasks are segments of keys, so that all threads can share one
+//! KV head; their results are merged in order. The order of additions depends on shapes only, so the bits are the same
+//! for every number of threads.
 //!
-//! *Accuracy*: f32 and f16 storage: within 1e-5 of exact attention, relative to the largest value, in every level. bf16
-//! storage: queries and probabilities are rounded to bf16 too, in every level, so levels differ by f32 rounding (1e-5),
-//! and where that makes one probability round to the other neighbor, by 2^-8 of its share.
+//! *Error*, relative to the largest value: with f32 and f16 storage, every level is within 1e-5 of exact attention. With
+//! bf16 storage, every level also rounds queries and probabilities to bf16. Levels then differ by f32 rounding (1e-5),
+//! or by 2^-8 of the share of a probability that rounds to the other neighbor.
 //!
-//! *Packed pages* (int8, int4): a page as a whole has its own format, and a head may have packed and bf16 pages side by
-//! side. Against exact attention over the numbers that [`Packing`] reads back from a page: probabilities are rounded to
-//! bf16, queries are not. In tile registers, int8 and int4 pages are read as bf16, and so are queries.
+//! *Packed pages* (int8, int4): each page has its own format, and a head may have packed and bf16 pages. The reference is
+//! exact attention over the numbers that [`Packing`] reads from a page. Against it, probabilities are rounded to bf16 and
+//! queries are not. With AMX, int8 and int4 pages and their queries are bf16.
 //!
-//! *Column sums*: [`AccumulatedScores`] gathers the attention that each key received, per query head, for eviction policies.
-//! The scores of a block of rows against all keys exist anyway, so it costs one multiply-add per 16 scores; nothing of
-//! it is computed without a request.
+//! *Accumulated scores*: [`AccumulatedScores`] sums the attention that each key received, per query head, for eviction
+//! policies. It costs one multiply-add per 16 scores, and nothing without a request.
 
 mod accumulated_scores;
 mod amx;

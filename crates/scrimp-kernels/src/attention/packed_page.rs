@@ -1,4 +1,4 @@
-//! What kernels over packed pages read and write.
+//! Arguments of the kernels over packed pages ([`codes`](super::codes), [`sparse`](super::sparse)).
 
 /// A packed page, and the tiles of it that a block of rows is computed with.
 #[derive(Debug, Clone, Copy)]

@@ -1,4 +1,14 @@
-//! One task: a block of query rows of one KV head against a range of keys.
+//! One task of attention: a block of query rows of one KV head against a range of keys.
+//!
+//! ```text
+//! for each segment of keys, in order:
+//!     s  = scores of all rows (qk), masked         m' = max(m, max s)
+//!     p  = exp(s - m')                             l  = l exp(m - m') + sum p
+//!     o  = o exp(m - m') + p V (pv)
+//! out = o / l, or (m, l, o) for the merge of segments
+//! ```
+//! Source: the online softmax of Milakov and Gimelshein 2018 (arXiv 1805.02867), section 3. The order of additions
+//! depends on shapes only, so the bits are the same for every number of threads.
 
 use super::{
     AttentionArgs, MOST_ROWS, PageGeometry, PageView, UNIT_ROWS, amx,

@@ -1,4 +1,10 @@
-//! Adding a block's probabilities to column sums, page by page, while they are in the cache for the values anyway.
+//! Adds the probabilities of a block of rows to the accumulated scores, page by page, while they are in the cache for
+//! the values.
+//!
+//! ```text
+//! columns[j] += sum over pairs of rows (a, b) of  p[a][j] / l[a] + p[b][j] / l[b]        l: the row's sum of p
+//! ```
+//! Limit: one multiply-add per 16 scores.
 
 use super::{
     AttentionArgs, MOST_ROWS,

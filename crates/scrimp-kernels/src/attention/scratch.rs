@@ -1,4 +1,5 @@
-//! Working memory of attention, kept between calls.
+//! Scratch memory of attention, kept between calls. Buffers begin at cache lines and grow on demand; their contents are
+//! undefined between tasks.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,14 +1,16 @@
 //! The inner loops over sparse pages ([`sparse`](super::storage::sparse)), for a block of `R` rows.
 //!
-//! A step's kept elements are loaded as they stand, one after the other, and spread to their lanes by the step's bitmap
-//! (`vpexpandw`; in AVX2 a shuffle for each byte of the bitmap); then all is as with bf16 pages. Queries and
-//! probabilities come in the form that those take. Loads run up to 64 bytes past the last kept element, which the page
-//! has room for.
+//! ```text
+//!   qk:  s[t]  = q . center + sum over stored elements (t, d) of q[d] value[t][d]
+//!   pv:  o[d] += center[d] (sum over t of p[t]) + sum over stored elements (t, d) of p[t] value[t][d]
+//! ```
+//! The stored elements of a step are loaded consecutively and spread to their lanes by the step's bitmap (`vpexpandw`;
+//! in AVX2 a shuffle per byte of the bitmap). The products, queries and probabilities are those of bf16 pages. Loads
+//! read up to 64 bytes behind the last element; the page has that padding.
 //!
-//! A page's center adds the same to all scores of a row, `q . center`, and to outputs the sum of the row's
-//! probabilities times the center: once per page.
+//! Error: that of bf16 pages, against the page as it is stored.
 //!
-//! What limits it: memory, where the rows are few; spreading costs about two multiply-adds.
+//! Limit: memory for few rows. Spreading costs about two multiply-adds per step.
 
 use super::{
     packed_page::{PackedPage, PackedPvArgs, PackedQkArgs},

@@ -1,7 +1,7 @@
-//! Function tables: the kernels of attention that a call uses, compiled for its level.
+//! Function tables: the kernels that a call of attention uses, compiled for its SIMD level.
 //!
-//! A call of attention looks up its kernels once, by level, storage and number of rows. An entry is a function that
-//! carries the level's `target_feature`s ([`Level::call`]) and takes its arguments as one struct.
+//! A call finds its table once, by level, storage and number of rows. An entry is a function with the
+//! `target_feature`s of its level ([`Level::call`]); it takes its arguments as one struct.
 
 use super::{
     amx,

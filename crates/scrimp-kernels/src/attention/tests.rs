@@ -390,7 +390,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn every_tier_and_format_is_close_to_exact(shape in shapes(), seed in any::<u64>()) {
+    fn every_level_and_format_is_close_to_exact(shape in shapes(), seed in any::<u64>()) {
         let pool = Pool::new(2).unwrap();
         for format in formats() {
             problem(&shape, format, seed).check(&pool);

@@ -1,8 +1,11 @@
-//! Packed pages of codes ([`integer`](super::storage::integer)) as bf16 pages, for kernels that read no others.
+//! Packed pages of codes ([`integer`](super::storage::integer)) to bf16 pages, for the AMX kernels.
 //!
-//! Codes are in the order of bf16 elements, and the two elements of a pair have a minimum and a scale each: those of
-//! two dims in a page of keys, of two tokens in a page of values. So both are the same: `runs` runs (tiles of keys, or
-//! blocks of dims) of `n / 2` steps, and step `i` has the numbers `2 i` and `2 i + 1` of the header.
+//! ```text
+//! x = bf16(minimum + scale code)            rounded half to even
+//! ```
+//! Codes have the order of bf16 elements. The two elements of a pair have a minimum and a scale each: those of two dims
+//! in a page of keys, those of two tokens in a page of values. One loop therefore serves both: `runs` runs (key tiles
+//! or blocks of dims) of `n / 2` steps, where step `i` uses the numbers `2 i` and `2 i + 1` of the page's header.
 
 use super::storage::{integer::header_bytes, packing::PackedKind};
 use crate::arch::AttentionSimd;

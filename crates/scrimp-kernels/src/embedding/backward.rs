@@ -1,13 +1,12 @@
 //! The backward pass of embedding bags: sparse gradients, summed per row, and the optimizers that apply them.
 //!
 //! ```text
-//! G[row(p)] += w(p) scale(l, b) * signs(l) * grad[bag(l)][b * block_dim ..][..block_dim]     for all indices p of lookup l
+//! G[row(p)] += w(p) scale(l, b) * signs(l) * grad[bag(l)][b * block_dim ..][..block_dim]   for all indices p of lookup l
 //! ```
 //!
-//! Every thread owns some rows, picks the indices that hit them out of the whole batch, adds up their gradients in the
-//! order of the lookups and updates the rows. Nothing is shared and no order depends on the number of threads: the
-//! result is the same for any. Sums live in slots, one for each row that the batch touches, so memory is bounded by the
-//! batch.
+//! Each thread owns some rows. It finds the indices of these rows in the whole batch, sums their gradients in the order
+//! of the lookups, and updates the rows. Threads share nothing, so the bits are the same for every number of threads
+//! and level. A sum has a slot for each row that the batch touches, so memory is bounded by the batch.
 
 use super::{
     lookup::Bags,

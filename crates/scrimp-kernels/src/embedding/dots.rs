@@ -1,4 +1,9 @@
-//! Products of rows with the gradients of their outputs.
+//! Products of rows with the gradients of their outputs: the gradients of weights and scales.
+//!
+//! ```text
+//! out[l * per_lookup + p] = < signs(l) * grad of the block of p, row(p) >
+//! ```
+//! The products are summed in 16 lanes with a fixed reduction: every level gives the same bits.
 
 use super::{
     backward::Backward,

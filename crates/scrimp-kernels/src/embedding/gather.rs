@@ -1,21 +1,23 @@
-//! Sums of table rows: the forward pass of every encoder.
-//!
-//! For block `b` of the output, with indices `p` of `num_hashes` rows per block, `w` their weights:
+//! The sums of one lookup: the forward pass of every encoder.
 //!
 //! ```text
-//! out[b * block_dim ..][..block_dim] = signs * scale(b) * sum over i < k of  w(p) * row(p),   p = indices[b * k + i]
+//! out[b * block_dim ..][..block_dim] = signs * scale(b) * sum over i < num_hashes of w(p) * row(p)
+//!                                      p = indices[b * num_hashes + i]
 //! ```
 //!
-//! Rows are added in the order of the indices, products and sums rounded one by one, so every level gives the same
-//! bits. Bound by cache misses: `blocks * k` rows of `block_dim` values each, prefetched ahead of their use.
+//! Equality: rows are added in the order of the indices, and each product and sum is rounded, so every level gives the
+//! same bits. Sums of int8 and int4 rows without weights are exact integers.
+//!
+//! Limit: cache misses. A lookup reads `blocks * num_hashes` rows of `block_dim` values, prefetched ahead of their use.
 
 use super::{
     signs::{SIGN_WIDTH, flip, flip_lanes},
     table::{Bytes, Stored},
 };
 use crate::arch::{EmbeddingSimd, L1, prefetch};
+use std::ops::Range;
 
-/// One lookup's view of a table.
+/// A table, as its lookups read it.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a, T> {
     pub(crate) values: &'a [T],
@@ -25,8 +27,46 @@ pub(crate) struct Rows<'a, T> {
     pub(crate) half: usize,
     /// Rows added up per block.
     pub(crate) num_hashes: usize,
-    /// Outputs go past the caches.
+}
+
+/// The rows of a lookup.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms<'a> {
+    pub(crate) indices: &'a [u32],
+    /// One per index, or none: then all are 1.
+    pub(crate) weights: &'a [f32],
+}
+
+impl Terms<'_> {
+    /// The terms `range`.
+    #[inline(always)]
+    fn slice(self, range: Range<usize>) -> Self {
+        let weights = if self.weights.is_empty() { self.weights } else { &self.weights[range.clone()] };
+        Self { indices: &self.indices[range], weights }
+    }
+}
+
+/// How sums become output values.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue {
+    /// The factor of all values.
+    pub(crate) scale: f32,
+    /// Signs of the lookup, as in `signs.rs`.
+    pub(crate) signs: u64,
+    /// Position of the first output value in the lookup, which determines its sign.
+    pub(crate) first: usize,
+    /// Adds to the output instead of overwriting it.
+    pub(crate) add: bool,
+    /// Stores past the caches. Only whole registers of 16 values are affected.
     pub(crate) stream: bool,
+}
+
+impl Epilogue {
+    /// The same for output values that begin `n` values later.
+    #[inline(always)]
+    fn after(self, n: usize) -> Self {
+        Self { first: self.first + n, ..self }
+    }
 }
 
 impl<T: Stored> Rows<'_, T> {
@@ -55,75 +95,62 @@ impl<T: Stored> Rows<'_, T> {
         }
     }
 
-    /// One lookup: all blocks of `out`. `weights` are one per index, or empty for ones; `scales` one for each group of
-    /// neighboring blocks; `signs` as in `signs.rs`. `add` keeps what `out` holds. `K` is `num_hashes` or, for any
-    /// other, 0.
+    /// One lookup: all blocks of `out`. `scales` has one scale for each group of neighboring blocks; it replaces the
+    /// scale of `epilogue`. `K` is `num_hashes`, or 0 for any number.
     #[inline(always)]
     pub(crate) fn lookup<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
-        indices: &[u32],
-        weights: &[f32],
+        terms: Terms<'_>,
         scales: &[f32],
-        signs: u64,
-        add: bool,
+        epilogue: Epilogue,
         out: &mut [f32],
     ) {
         let num_hashes = if K == 0 { self.num_hashes } else { K };
         let block_dim = self.block_dim;
         if scales.len() == 1 {
+            let epilogue = Epilogue { scale: scales[0], ..epilogue };
             return match block_dim {
-                2 => self.narrow::<2, K>(indices, weights, scales[0], signs, add, out),
-                4 => self.narrow::<4, K>(indices, weights, scales[0], signs, add, out),
-                8 => self.narrow::<8, K>(indices, weights, scales[0], signs, add, out),
-                _ => self.blocks::<S, K>(s, indices, weights, scales[0], (signs, 0), add, out),
+                2 => self.narrow::<2, K>(terms, epilogue, out),
+                4 => self.narrow::<4, K>(terms, epilogue, out),
+                8 => self.narrow::<8, K>(terms, epilogue, out),
+                _ => self.blocks::<S, K>(s, terms, epilogue, out),
             };
         }
-        // Groups of dimensions with a scale of their own: rare, so not worth code of its own for each block_dim.
-        let blocks_per_group = indices.len() / num_hashes / scales.len();
+        // Several groups are rare: they have no specialized code for each `block_dim`.
+        let blocks_per_group = terms.indices.len() / num_hashes / scales.len();
         for (g, &scale) in scales.iter().enumerate() {
             let range = g * blocks_per_group * num_hashes..(g + 1) * blocks_per_group * num_hashes;
-            let weights = if weights.is_empty() { weights } else { &weights[range.clone()] };
             let first = g * blocks_per_group * block_dim;
             let out = &mut out[first..first + blocks_per_group * block_dim];
-            self.blocks::<S, K>(s, &indices[range], weights, scale, (signs, first), add, out);
+            self.blocks::<S, K>(s, terms.slice(range), Epilogue { scale, ..epilogue.after(first) }, out);
         }
     }
 
-    /// Blocks of any block_dim, of which the first begins with value `first` of the lookup. (Loops over indices:
-    /// adaptors of iterators divide, and are not inlined reliably.)
+    /// Blocks of any `block_dim`. The loops use indices: iterator adaptors divide, and the compiler does not inline
+    /// them reliably.
     #[inline(always)]
     fn blocks<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
-        indices: &[u32],
-        weights: &[f32],
-        scale: f32,
-        (signs, first): (u64, usize),
-        add: bool,
+        terms: Terms<'_>,
+        epilogue: Epilogue,
         out: &mut [f32],
     ) {
         let num_hashes = if K == 0 { self.num_hashes } else { K };
         let (mut p, mut at) = (0, 0);
-        while p < indices.len() {
-            let weights = if weights.is_empty() { weights } else { &weights[p..p + num_hashes] };
+        while p < terms.indices.len() {
             let out = &mut out[at..at + self.block_dim];
-            self.block::<S, K>(s, &indices[p..p + num_hashes], weights, scale, (signs, first + at), add, out);
+            self.block::<S, K>(s, terms.slice(p..p + num_hashes), epilogue.after(at), out);
             p += num_hashes;
             at += self.block_dim;
         }
     }
 
+    /// All blocks of `W` values, each summed in registers.
     #[inline(always)]
-    fn narrow<const W: usize, const K: usize>(
-        &self,
-        indices: &[u32],
-        weights: &[f32],
-        scale: f32,
-        signs: u64,
-        add: bool,
-        out: &mut [f32],
-    ) {
+    fn narrow<const W: usize, const K: usize>(&self, terms: Terms<'_>, epilogue: Epilogue, out: &mut [f32]) {
+        let (Terms { indices, weights }, Epilogue { scale, signs, add, .. }) = (terms, epilogue);
         let num_hashes = if K == 0 { self.num_hashes } else { K };
         const { assert!(SIGN_WIDTH.is_multiple_of(W)) };
         let (blocks, _) = out.as_chunks_mut::<W>();
@@ -145,26 +172,25 @@ impl<T: Stored> Rows<'_, T> {
         }
     }
 
+    /// One block: 64 values at a time, then 16, then one.
     #[inline(always)]
     fn block<S: EmbeddingSimd, const K: usize>(
         &self,
         s: S,
-        indices: &[u32],
-        weights: &[f32],
-        scale: f32,
-        (signs, first): (u64, usize),
-        add: bool,
+        terms: Terms<'_>,
+        epilogue: Epilogue,
         out: &mut [f32],
     ) {
+        let (Terms { indices, weights }, Epilogue { scale, signs, first, add, .. }) = (terms, epilogue);
         let mut at = 0;
         while out.len() - at >= 64 {
             let acc = T::sum::<S, K>(s, self, indices, weights, at);
-            store(s, acc, scale, (signs, first + at), add, self.stream, &mut out[at..at + 64]);
+            store(s, acc, epilogue.after(at), &mut out[at..at + 64]);
             at += 64;
         }
         while out.len() - at >= 16 {
             let acc = self.lanes::<S, 1, K>(s, indices, weights, at);
-            store(s, acc, scale, (signs, first + at), add, self.stream, &mut out[at..at + 16]);
+            store(s, acc, epilogue.after(at), &mut out[at..at + 16]);
             at += 16;
         }
         for i in at..out.len() {
@@ -243,17 +269,15 @@ pub(crate) fn place<T: Stored>(index: u32, stride: usize, half: usize) -> (usize
     (at - high * half, high as u32 * 4)
 }
 
-/// Writes `scale * acc` with `signs`, or adds it to `out`, whose first value is value `at` of the lookup.
+/// Writes `signs * scale * acc`, `N` times 16 values.
 #[inline(always)]
 pub(crate) fn store<S: EmbeddingSimd, const N: usize>(
     s: S,
     acc: [S::F; N],
-    scale: f32,
-    (signs, at): (u64, usize),
-    add: bool,
-    stream: bool,
+    epilogue: Epilogue,
     out: &mut [f32],
 ) {
+    let Epilogue { scale, signs, first: at, add, stream } = epilogue;
     let scale = s.splat(scale);
     let (out, _) = out.as_chunks_mut::<16>();
     for n in 0..N {

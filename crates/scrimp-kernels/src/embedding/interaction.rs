@@ -1,13 +1,16 @@
-//! Pairwise dot products of a sample's vectors (DLRM, arXiv 1906.00091, section 2.1.3), and their gradients.
+//! Pairwise dot products of a sample's vectors, and their gradients (DLRM, arXiv 1906.00091, section 2.1.3).
 //!
 //! ```text
 //! out[pair(i, j)] = <x_i, x_j>  for j < i, pair(i, j) = i (i - 1) / 2 + j
 //! dx_i = sum over j != i of  d[pair] x_j
+//!
+//! transposed: [vectors / 16][dim][16 vectors]         a register has 16 values of j
 //! ```
 //!
-//! A sample's vectors lie in two places, the first one (DLRM: of its numbers) and the others (of its ids): they are
-//! brought together a sample at a time, where they fit the first cache, and transposed, so that the lanes of a register
-//! are 16 values of j and there are no horizontal sums.
+//! A sample has its first vector (DLRM: of the numbers) and the others (of the ids) in two arrays. They are copied
+//! together and transposed, one sample at a time, so that they fit the first-level cache and no sum crosses lanes.
+//!
+//! Equality: each sum has a fixed order, so every level and number of threads gives the same bits.
 
 use crate::{
     arch::{Kernel, Level, Simd},

@@ -1,9 +1,14 @@
-//! Embedding bags: lookups of many ids in parallel, hash, gather, sum and scale in one pass.
+//! Batches of lookups in parallel: hash, gather, sum and scale in one pass.
 //!
-//! Rows of lookup `l + AHEAD` are prefetched before those of lookup `l` are added up, so cache misses overlap.
+//! ```text
+//! out[bag] = sum over the lookups l of the bag of gather(l)           in the order of the lookups
+//! ```
+//! Cache misses overlap: up to [`AHEAD`] lookups are hashed, and their rows prefetched, before the previous ones are
+//! summed. A task has about [`TASK`] lookups and owns its outputs, so the bits are the same for every number of threads
+//! and level.
 
 use super::{
-    gather::Rows,
+    gather::{Epilogue, Rows, Terms},
     hash::{IdHash, RowRange, row},
     ring::{self, Ring},
     signs::of_hash,
@@ -248,45 +253,45 @@ pub fn forward(exec: Exec<'_>, batch: &Batch<'_>, out: &mut [f32]) {
     let stream = matches!(batch.bags, Bags::Fixed(1)) && !batch.add && size_of_val(out) >= STREAM;
     let bags_per_task = (TASK * bags).div_ceil(batch.indices.lookups().max(1)).max(1);
     pool.chunks(out, bags_per_task * dim, |task, out| {
-        part(level, batch, task * bags_per_task, stream, out);
+        part(level, batch, Outputs { first: task * bags_per_task, stream, out });
     });
 }
 
-/// The outputs of the bags from `first` on.
-fn part(level: SimdLevel, batch: &Batch<'_>, first: usize, stream: bool, out: &mut [f32]) {
+/// The outputs of consecutive bags of a batch.
+pub(super) struct Outputs<'a> {
+    /// The first bag.
+    pub(super) first: usize,
+    /// Stores past the caches.
+    pub(super) stream: bool,
+    /// `[bags][dim]`.
+    pub(super) out: &'a mut [f32],
+}
+
+/// Computes some outputs.
+fn part(level: SimdLevel, batch: &Batch<'_>, outputs: Outputs<'_>) {
     match batch.table.values {
-        Values::F32(values) => part_of(level, batch, values, 1.0, first, stream, out),
-        Values::Bf16(values) => part_of(level, batch, values, 1.0, first, stream, out),
-        Values::Int8 { q, scale } => part_of(level, batch, q, scale, first, stream, out),
-        Values::Int4 { q, scale, .. } => part_of(level, batch, q, scale, first, stream, out),
+        Values::F32(values) => part_of(level, batch, values, 1.0, outputs),
+        Values::Bf16(values) => part_of(level, batch, values, 1.0, outputs),
+        Values::Int8 { q, scale } => part_of(level, batch, q, scale, outputs),
+        Values::Int4 { q, scale, .. } => part_of(level, batch, q, scale, outputs),
     }
 }
 
-fn part_of<T: Stored>(
-    level: SimdLevel,
-    batch: &Batch<'_>,
-    values: &[T],
-    factor: f32,
-    first: usize,
-    stream: bool,
-    out: &mut [f32],
-) {
+fn part_of<T: Stored>(level: SimdLevel, batch: &Batch<'_>, values: &[T], factor: f32, outputs: Outputs<'_>) {
     if ring::can(batch) {
-        return level.run(Ring { batch, values, factor, first, stream, out });
+        return level.run(Ring { batch, values, factor, outputs });
     }
     let dim = batch.indices.per_lookup() / batch.num_hashes * batch.table.block_dim;
-    level.run(Forward { batch, values, factor, dim, first, stream, out });
+    level.run(Forward { batch, values, factor, dim, outputs });
 }
 
 struct Forward<'a, T> {
     batch: &'a Batch<'a>,
     values: &'a [T],
     factor: f32,
+    /// Values of an output.
     dim: usize,
-    /// The first bag.
-    first: usize,
-    stream: bool,
-    out: &'a mut [f32],
+    outputs: Outputs<'a>,
 }
 
 impl<T: Stored> Kernel for Forward<'_, T> {
@@ -313,44 +318,43 @@ impl<T: Stored> Forward<'_, T> {
     /// `K` is `num_hashes`, or 0 for any.
     #[inline(always)]
     fn with_k<S: EmbeddingSimd, const K: usize>(self, s: S) {
-        let batch = self.batch;
+        let Self { batch, dim, outputs: Outputs { first: first_bag, stream, out }, .. } = self;
         let rows = Rows {
             values: self.values,
             block_dim: batch.table.block_dim,
             stride: batch.table.stride,
             half: batch.table.half(),
             num_hashes: batch.num_hashes,
-            stream: self.stream,
         };
         let (per_lookup, total) = (batch.indices.per_lookup(), batch.indices.lookups());
-        let bags = self.out.len() / self.dim;
-        let (mut bag, mut bag_range) = (0, batch.bags.range(self.first, total));
+        let bags = out.len() / dim;
+        let (mut bag, mut bag_range) = (0, batch.bags.range(first_bag, total));
         let start = bag_range.start;
-        let end = batch.bags.range(self.first + bags - 1, total).end;
+        let end = batch.bags.range(first_bag + bags - 1, total).end;
         let at_once = AHEAD.min(AHEAD_INDICES / per_lookup);
         const NOTHING: Ahead =
             Ahead { indices: [0; AHEAD_INDICES], signs: [0; AHEAD], weights: [0; AHEAD * MAX_WEIGHT_PROBES] };
         let mut ahead = [NOTHING; 2];
         if bag_range.is_empty() && !batch.add {
-            self.out[..self.dim].fill(0.0);
+            out[..dim].fill(0.0);
         }
-        ask(batch, &rows, start..end.min(start + at_once), &mut ahead[0]);
+        prefetch_rows(batch, &rows, start..end.min(start + at_once), &mut ahead[0]);
         let mut scales = [0.0; AHEAD * MAX_GROUPS];
-        let (mut first, mut turn) = (start, 0);
+        let (mut first, mut current) = (start, 0);
         while first < end {
             let last = end.min(first + at_once);
-            ask(batch, &rows, last..end.min(last + at_once), &mut ahead[1 - turn]);
-            let known = &ahead[turn];
+            prefetch_rows(batch, &rows, last..end.min(last + at_once), &mut ahead[1 - current]);
+            let known = &ahead[current];
             let groups = batch.scales.fill(first..last, &known.weights, self.factor, &mut scales);
             for l in first..last {
                 while l >= bag_range.end {
                     bag += 1;
-                    bag_range = batch.bags.range(self.first + bag, total);
+                    bag_range = batch.bags.range(first_bag + bag, total);
                     if bag_range.is_empty() && !batch.add {
-                        self.out[bag * self.dim..(bag + 1) * self.dim].fill(0.0);
+                        out[bag * dim..(bag + 1) * dim].fill(0.0);
                     }
                 }
-                let out = &mut self.out[bag * self.dim..(bag + 1) * self.dim];
+                let out = &mut out[bag * dim..(bag + 1) * dim];
                 let i = l - first;
                 let scales = &scales[i * groups..(i + 1) * groups];
                 let (weights, indices): (&[f32], &[u32]) = match batch.indices {
@@ -361,17 +365,18 @@ impl<T: Stored> Forward<'_, T> {
                     }
                 };
                 let add = batch.add || l > bag_range.start;
-                rows.lookup::<S, K>(s, indices, weights, scales, known.signs[i], add, out);
+                let epilogue = Epilogue { scale: 1.0, signs: known.signs[i], first: 0, add, stream };
+                rows.lookup::<S, K>(s, Terms { indices, weights }, scales, epilogue, out);
             }
-            (first, turn) = (last, 1 - turn);
+            (first, current) = (last, 1 - current);
         }
-        if self.stream {
+        if stream {
             s.fence();
         }
         // Empty bags at the end.
         for bag in bag + 1..bags {
             if !batch.add {
-                self.out[bag * self.dim..(bag + 1) * self.dim].fill(0.0);
+                out[bag * dim..(bag + 1) * dim].fill(0.0);
             }
         }
     }
@@ -379,7 +384,7 @@ impl<T: Stored> Forward<'_, T> {
 
 /// Finds the rows of some lookups and prefetches them.
 #[inline(always)]
-fn ask<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ahead: &mut Ahead) {
+fn prefetch_rows<T: Stored>(batch: &Batch<'_>, rows: &Rows<'_, T>, range: Range<usize>, ahead: &mut Ahead) {
     match batch.indices {
         Indices::Hashed { ids, hashing } => {
             let per_lookup = hashing.per_lookup;
@@ -428,5 +433,5 @@ pub fn hash_indices(pool: &Pool, ids: &[u64], hashing: &Hashing<'_>, out: &mut [
 /// # Panics
 /// As [`forward`].
 pub fn forward_one(level: SimdLevel, batch: &Batch<'_>, out: &mut [f32]) {
-    part(level, batch, 0, false, out);
+    part(level, batch, Outputs { first: 0, stream: false, out });
 }

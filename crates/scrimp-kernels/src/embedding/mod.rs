@@ -1,18 +1,16 @@
-//! Embedding bags over tables whose rows are found by hashing: hash, gather, sum and scale in one pass, and the way
-//! back.
+//! Embedding bags over hashed tables: hash, gather, sum and scale in one pass, and the backward pass.
 //!
-//! A *lookup* is one id of one feature. Its *indices* are row numbers, `num_hashes` for each block of `block_dim`
-//! values of its output; hashed from the id or given. Its rows are added up, scaled, and added to its *bag*, the
-//! output.
+//! A *lookup* is one id of one feature. Its *indices* are row numbers, hashed from the id or given: `num_hashes` for
+//! each block of `block_dim` output values. Its rows are summed, scaled and added to its *bag*, the output.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | `hash.rs` | the hash, and from it the indices |
 //! | `signs.rs` | a sign for each eight values of a lookup |
 //! | `table.rs` | rows in f32, bf16, int8 and int4 |
 //! | `gather.rs` | the sums of one lookup |
 //! | `lookup.rs` | batches of lookups, in parallel |
-//! | `ring.rs` | the same, faster, for the common case |
+//! | `ring.rs` | the fast path of `lookup.rs` for common shapes |
 //! | `interaction.rs` | dot products of the vectors of a sample |
 //! | `backward.rs` | gradients of rows, and optimizers |
 //! | `dots.rs` | gradients of weights and scales |

@@ -1,32 +1,34 @@
 //! The fast path of [`forward`](super::forward): lookups of few rows, without weights, with one scale, in bags of the
-//! same size.
+//! same size. Its results have the bits of the general path.
 //!
 //! ```text
 //! lookup      l                        l + DISTANCE
-//!              sum, scale, store        hash, ask for its rows and its weight
-//! ring         | l | l + 1 | ...        | l + DISTANCE |          indices that are known, by l mod RING
+//!              sum, scale, store        hash, prefetch its rows and its weight
+//! ring         | l | l + 1 | ...        | l + DISTANCE |          known indices, by l mod RING
 //! ```
 //!
-//! Rows are prefetched one lookup at a time: a core can wait for 16 lines at once, so prefetching those of many lookups
-//! at once would stop it until the first have come. What bounds a batch whose outputs leave the cache is not the table
-//! but the outputs: 512 bytes for each lookup of 128 values, while four rows of 128 bytes come from a cache.
+//! Rows are prefetched one lookup at a time: a core can wait for 16 lines at once, and would stall on the first lines
+//! if it prefetched the rows of many lookups together.
+//!
+//! Limit: for batches whose outputs exceed the cache, the outputs. They take 512 bytes per lookup of 128 values, while
+//! four rows of 128 bytes come from a cache.
 
 use super::{
-    gather::{Rows, store},
+    gather::{Epilogue, Rows, Terms, store},
     hash::row,
-    lookup::{Bags, Batch, Indices, Scales},
+    lookup::{Bags, Batch, Indices, Outputs, Scales},
     table::Stored,
 };
 use crate::arch::{EmbeddingSimd, Kernel, L1, Level, prefetch};
 
-/// Lookups between asking for rows and adding them up.
+/// Lookups between the prefetch of rows and their sum.
 const DISTANCE: usize = 8;
 /// Lookups whose indices are known; a power of two above [`DISTANCE`].
 const RING: usize = 16;
 /// Indices of a lookup, at most.
 const MAX_PER: usize = 32;
 
-/// Whether this path can answer `batch`.
+/// Whether this path can compute `batch`.
 pub(super) fn can(batch: &Batch<'_>) -> bool {
     let weights = matches!(batch.indices, Indices::Given { weights, .. } if !weights.is_empty());
     let one_scale = match batch.scales {
@@ -43,15 +45,13 @@ pub(super) fn can(batch: &Batch<'_>) -> bool {
         && matches!(batch.bags, Bags::Fixed(_))
 }
 
-/// A part of a batch, from bag `first` on.
+/// A part of a batch.
 pub(super) struct Ring<'a, T> {
     pub(super) batch: &'a Batch<'a>,
     pub(super) values: &'a [T],
     /// Multiplies all values.
     pub(super) factor: f32,
-    pub(super) first: usize,
-    pub(super) stream: bool,
-    pub(super) out: &'a mut [f32],
+    pub(super) outputs: Outputs<'a>,
 }
 
 impl<T: Stored> Kernel for Ring<'_, T> {
@@ -83,31 +83,31 @@ impl<T: Stored> Ring<'_, T> {
     /// indices. Where `PER` is given, rows are a multiple of 64 values.
     #[inline(always)]
     fn lookups<S: EmbeddingSimd, const PER: usize, const K: usize, const MOST: usize>(self, s: S) {
-        let batch = self.batch;
+        let (batch, Outputs { first, stream, out }) = (self.batch, self.outputs);
         let (block_dim, stride) = (batch.table.block_dim, batch.table.stride);
         let per_lookup = if PER == 0 { batch.indices.per_lookup() } else { PER };
         let num_hashes = if K == 0 { batch.num_hashes } else { K };
         let half = batch.table.half();
-        let rows = Rows { values: self.values, block_dim, stride, half, num_hashes, stream: self.stream };
+        let rows = Rows { values: self.values, block_dim, stride, half, num_hashes };
         let dim = per_lookup / num_hashes * block_dim;
         let Bags::Fixed(members) = batch.bags else { return };
-        let start = self.first * members;
-        let end = start + self.out.len() / dim * members;
+        let start = first * members;
+        let end = start + out.len() / dim * members;
         let mut known = Known { indices: [[0; MOST]; RING], signs: [0; RING], weights: [0; RING] };
         let mut feature = match batch.indices {
             Indices::Hashed { hashing, .. } => start % hashing.hashes.len(),
             Indices::Given { .. } => 0,
         };
-        let mut asked = start;
-        while asked < end.min(start + DISTANCE) {
-            ask::<T, PER, MOST>(batch, &rows, asked, &mut feature, &mut known);
-            asked += 1;
+        let mut prefetched = start;
+        while prefetched < end.min(start + DISTANCE) {
+            prefetch_rows::<T, PER, MOST>(batch, &rows, prefetched, &mut feature, &mut known);
+            prefetched += 1;
         }
         let (mut member, mut at) = (0, 0);
         for l in start..end {
-            if asked < end {
-                ask::<T, PER, MOST>(batch, &rows, asked, &mut feature, &mut known);
-                asked += 1;
+            if prefetched < end {
+                prefetch_rows::<T, PER, MOST>(batch, &rows, prefetched, &mut feature, &mut known);
+                prefetched += 1;
             }
             let scale = match batch.scales {
                 Scales::One(scale) => scale * self.factor,
@@ -117,17 +117,18 @@ impl<T: Stored> Ring<'_, T> {
                 }
             };
             let (indices, signs) = (&known.indices[l % RING][..per_lookup], known.signs[l % RING]);
-            let out = &mut self.out[at..at + dim];
+            let out = &mut out[at..at + dim];
             let add = batch.add || member > 0;
+            let epilogue = Epilogue { scale, signs, first: 0, add, stream };
             if PER == 0 {
-                rows.lookup::<S, K>(s, indices, &[], &[scale], signs, add, out);
+                rows.lookup::<S, K>(s, Terms { indices, weights: &[] }, &[scale], epilogue, out);
             } else {
                 let (mut p, mut to) = (0, 0);
                 while p < per_lookup {
                     let mut value = 0;
                     while value < block_dim {
                         let sum = T::sum::<S, K>(s, &rows, &indices[p..p + num_hashes], &[], value);
-                        store(s, sum, scale, (signs, to), add, self.stream, &mut out[to..to + 64]);
+                        store(s, sum, Epilogue { first: to, ..epilogue }, &mut out[to..to + 64]);
                         value += 64;
                         to += 64;
                     }
@@ -140,7 +141,7 @@ impl<T: Stored> Ring<'_, T> {
                 at += dim;
             }
         }
-        if self.stream {
+        if stream {
             s.fence();
         }
     }
@@ -148,7 +149,7 @@ impl<T: Stored> Ring<'_, T> {
 
 /// Finds the rows of lookup `l` of `feature` and prefetches them; `feature` becomes the next one.
 #[inline(always)]
-fn ask<T: Stored, const PER: usize, const MOST: usize>(
+fn prefetch_rows<T: Stored, const PER: usize, const MOST: usize>(
     batch: &Batch<'_>,
     rows: &Rows<'_, T>,
     l: usize,

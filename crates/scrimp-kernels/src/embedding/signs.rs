@@ -1,8 +1,11 @@
 //! Signs of a lookup's values: one hashed bit for each eight neighboring values.
 //!
-//! Two ids that share values of a table then disturb each other with either sign in each eight of them, so that their
-//! effects on each other cancel in sums over many ids (the sign of a count sketch: Charikar, Chen and Farach-Colton,
-//! 2002). With one sign for a whole row, an overlapping row meets the same few other ids in all of its values.
+//! ```text
+//! value i of a lookup counts with the sign (-1)^bit[i / 8 mod 64]              bits = mum(h, P1), see `hash.rs`
+//! ```
+//! Two ids that share values of a table then disturb each other with random signs, and the disturbances cancel in sums
+//! over many ids (the sign of the count sketch: Charikar, Chen and Farach-Colton 2002). With one sign for a whole row,
+//! an overlapping row meets the same few other ids in all of its values.
 
 use super::hash::{P, mum};
 use crate::arch::EmbeddingSimd;

@@ -1,17 +1,20 @@
-//! Activations as the linear kernels read them: 8-bit groups of 32 with a scale each, and plain f32 where asked.
+//! Activations as the linear kernels read them: 8-bit groups of 32 with a scale each, f32, or both.
 //!
 //! ```text
-//! tokens are cut into token tiles (see `ActivationLayout`); a tile is [columns / 32][tokens of the tile] groups
-//! (or [columns][tokens of the tile] floats), so that a kernel walks it front to back.
+//! q = round(x / scale),  scale = max |x| / 127          half to even; per group of 32, or per token (`int8` weights)
+//!
+//! 8 bits    [token tiles][columns / 32][tokens of the tile] groups
+//! floats    [token tiles][columns][tokens of the tile] f32
+//! bf16      [token tiles][columns / 2][tokens of the tile] pairs
+//! bytes     [token tiles][columns / 4][tokens of the tile] 4 bytes, and a scale per token
+//! AMX       bf16 and bytes in AMX tiles (`ActivationLayout`)
 //! ```
-//! Tiles and sums have the form that the level's kernels read; products must run in the level that stored them.
+//! A kernel reads a token tile from front to back. Groups and sums have the form of the level that stored them, so
+//! products must run at that level.
 //!
-//! `bf16` weights read pairs of columns as bf16, `int8` weights 4 columns as bytes with one scale per token. For AMX,
-//! these are stored in AMX tiles, and the other forms change with the size of the batch: see [`ActivationLayout`].
-//!
-//! Numeric contract (every level, every batch): `scale = max|x| / 127`, quants are `x / scale` rounded half to even.
-//! A group that holds a NaN or an infinity has the scale NaN, and exactly its products are NaN. A group whose
-//! largest magnitude is below 1e-30 counts as zero. Where a token has one scale, the same holds for the whole token.
+//! Numeric contract, for every level and batch: a group that holds a NaN or an infinity has the scale NaN, and exactly
+//! its products are NaN. A group whose largest magnitude is below 1e-30 counts as zero. Where a token has one scale,
+//! the same holds for the whole token.
 
 use super::{
     amx_packed::FEW_TOKENS,

@@ -1,20 +1,24 @@
-//! Batches of weights in blocks (GGUF's formats and `int4`) with AMX: dequantized to bf16, once for up to 256 tokens.
+//! Large batches for block formats (GGUF's formats and `int4`) with AMX. The weights are dequantized to bf16 once for
+//! up to 256 tokens.
 //!
 //! ```text
-//! for each 576 columns or fewer          the activations of 256 tokens: 288 KB, in the second-level cache
-//!   for each pair of row tiles           dequantized: 2 × 18 KB, in the first-level cache
-//!     for each pair of token blocks      C: 4 KB of sums are loaded, 16 × 4 products added, and stored
+//! y[t][row] = sum over columns of bf16(w[row][column]) bf16(x[t][column])
+//!
+//! for at most 576 columns at a time       activations of 256 tokens: 288 KB, in the second-level cache
+//!   for each pair of panels               dequantized: 2 × 18 KB, in the first-level cache
+//!     for each pair of token tiles        C: load 4 KB of sums, add 18 × 4 products, store
 //! ```
-//! On a Xeon with 2.6 TFLOP/s of `tdpbf16ps` a core, two run 512 tokens at 1.1 to 1.8 (at 0.5 to 0.8 without tile
-//! registers): each step of products reads 2 KB of activations from the second-level cache, and results are written to
-//! the third. Dequantizing takes about 180 vector instructions for 32 columns of 16 rows, as long as the products of
+//!
+//! Limit: each step of products reads 2 KB of activations from the second-level cache, and sums are written to the
+//! third. On a Xeon with 2.6 TFLOP/s of `tdpbf16ps` per core, two cores run 512 tokens at 1.1 to 1.8 TFLOP/s (0.5 to
+//! 0.8 without AMX). Dequantizing 32 columns of a panel takes about 180 vector instructions, as long as the products of
 //! 100 tokens.
 //!
-//! Both factors are rounded to bf16 (relative error 2^-9) and sums are f32, so results differ by rounding from those of
-//! fewer tokens, whose activations have 8 bits in groups of 32.
+//! Error: both factors are rounded to bf16 (relative error 2^-9) and sums are f32. Results therefore differ by rounding
+//! from those of smaller batches, whose activations have 8 bits in groups of 32.
 
 use super::{
-    amx_packed::{BLOCK, Tokens, Whole, add},
+    amx_packed::{TILE_TOKENS, Tokens, Whole, add},
     gemm::PanelGroup,
     gemv::prefetch_part,
     job::Task,
@@ -28,29 +32,29 @@ use crate::{
 };
 use std::ops::Range;
 
-/// Tokens from which on dequantizing pays.
+/// The smallest batch that takes this kernel: dequantizing has to pay.
 pub(super) const BF16_TOKENS: usize = 48;
-/// Row tiles of a task at most, whose sums for 256 tokens take 512 KB of the second-level cache. Each task reads all
-/// activations.
+/// Panels of a task, at most. Each task reads all activations; the sums of 32 panels for 256 tokens take 512 KB of the
+/// second-level cache.
 const MOST_PANELS: usize = 32;
-/// Groups of columns that are dequantized at a time, at most.
+/// Maximum number of groups of columns that are dequantized at once.
 const GROUPS: usize = if cfg!(test) { 2 } else { 18 };
-/// Blocks of tokens that pass by a dequantized pair.
-const TOKEN_BLOCKS: usize = if cfg!(test) { 4 } else { 16 };
+/// Maximum number of token tiles that are multiplied with a dequantized pair of panels.
+const TOKEN_TILES: usize = if cfg!(test) { 4 } else { 16 };
 /// Lines of 64 bytes in a C tile.
 const C_LINES: usize = 16;
 
-/// The groups of a tile of 16 rows, one after another.
+/// The groups of a panel, one after another.
 pub(super) trait Rows: Copy {
     type Quants: Quants;
-    /// Sums of a row: 2 where even and odd groups are added up apart, in every kernel of the format.
+    /// Sums of a row: 2 where every kernel of the format sums even and odd groups separately.
     const CHAINS: usize = 1;
     /// The next group.
     ///
     /// # Safety
     /// There is another group.
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S>;
-    /// Prefetches a group that will come later, once for each, unless `next` does.
+    /// Prefetches a later group. Formats whose `next` prefetches have an empty body.
     #[inline(always)]
     fn prefetch(&self) {}
 }
@@ -91,24 +95,24 @@ impl<F: BlockFormat> Rows for Blocks<'_, F> {
     }
 }
 
-/// A task over tiles of type `X`; `rows(tile)` starts a tile of rows.
+/// A task over AMX tiles of type `X`; `rows(panel)` starts a panel.
 pub(super) struct Bf16Task<'a, 'x, X: Tile, W> {
     pub(super) task: Task<'a>,
     pub(super) rows: W,
     pub(super) tiles: &'x mut Configured<X>,
 }
 
-/// Row tiles of a task, in pairs: as many that threads end together, in one task or in two for each thread.
+/// Panels of a task, an even number. Threads have one task each or two, whichever makes the longest thread shorter.
 pub(super) fn task_panels(n_panels: usize, threads: usize) -> usize {
     let of = |tasks: usize| n_panels.div_ceil(tasks * threads).next_multiple_of(2).min(MOST_PANELS);
-    // What the thread that ends last computes.
-    let longest = |tiles: usize| n_panels.div_ceil(tiles).div_ceil(threads) * tiles;
-    [of(2), of(1)].into_iter().min_by_key(|&tiles| longest(tiles)).expect("two of them")
+    // Panels of the thread with the most tasks.
+    let longest = |panels: usize| n_panels.div_ceil(panels).div_ceil(threads) * panels;
+    [of(2), of(1)].into_iter().min_by_key(|&panels| longest(panels)).expect("two of them")
 }
 
-/// [`PanelGroup`]s that a worker needs for tasks of `row_tiles` tiles and `blocks` blocks of tokens.
-pub(super) fn panel_groups(row_tiles: usize, blocks: usize) -> usize {
-    let sums = row_tiles.div_ceil(2) * blocks.min(TOKEN_BLOCKS).div_ceil(2) * 4 * C_LINES;
+/// [`PanelGroup`]s of scratch memory that a worker needs for tasks of `panels` panels and `token_tiles` token tiles.
+pub(super) fn panel_groups(panels: usize, token_tiles: usize) -> usize {
+    let sums = panels.div_ceil(2) * token_tiles.min(TOKEN_TILES).div_ceil(2) * 4 * C_LINES;
     ((2 * GROUPS * TILE_STEPS + sums) * 64).div_ceil(size_of::<PanelGroup>())
 }
 
@@ -139,118 +143,132 @@ unsafe fn dequantize<S: Simd, R: Rows>(s: S, rows: &mut R, n: usize, to: &mut [[
     }
 }
 
-/// Adds the products of `NA` blocks of tokens with `NB` tiles of rows to `sums`, or starts them.
-///
-/// # Safety
-/// `tokens` and `weights` have `steps` tiles, and `sums` room for four.
-#[inline(always)]
-unsafe fn add_to<S: Simd, X: Tile, const NA: usize, const NB: usize>(
-    s: S,
-    tile: &mut X,
-    tokens: Tokens,
-    weights: [*const u8; NB],
-    steps: usize,
-    sums: *mut u8,
+/// Four tiles of sums in memory.
+#[derive(Clone, Copy)]
+struct Sums {
+    at: *mut u8,
+    /// The first products overwrite the sums; later ones are added.
     start: bool,
-) {
-    if start {
-        clear::<X, NA, NB>(tile);
-    } else {
-        // SAFETY: the caller guarantees room for four tiles in `sums`.
-        unsafe {
-            tile.load::<0>(sums, 64);
-            if NB == 2 {
-                tile.load::<1>(sums.wrapping_add(TILE_BYTES), 64);
-            }
-            if NA == 2 {
-                tile.load::<2>(sums.wrapping_add(2 * TILE_BYTES), 64);
+}
+
+impl Sums {
+    /// Adds the products of `NA` token tiles with `NB` panels.
+    ///
+    /// # Safety
+    /// `tokens` and `weights` have `n` tiles along the columns, and `at` has room for four tiles.
+    #[inline(always)]
+    unsafe fn add<S: Simd, X: Tile, const NA: usize, const NB: usize>(
+        self,
+        s: S,
+        tile: &mut X,
+        tokens: Tokens,
+        weights: [*const u8; NB],
+        n: usize,
+    ) {
+        let Self { at: sums, start } = self;
+        if start {
+            clear::<X, NA, NB>(tile);
+        } else {
+            // SAFETY: the caller guarantees room for four tiles in `sums`.
+            unsafe {
+                tile.load::<0>(sums, 64);
                 if NB == 2 {
-                    tile.load::<3>(sums.wrapping_add(3 * TILE_BYTES), 64);
+                    tile.load::<1>(sums.wrapping_add(TILE_BYTES), 64);
+                }
+                if NA == 2 {
+                    tile.load::<2>(sums.wrapping_add(2 * TILE_BYTES), 64);
+                    if NB == 2 {
+                        tile.load::<3>(sums.wrapping_add(3 * TILE_BYTES), 64);
+                    }
                 }
             }
         }
-    }
-    // SAFETY: the caller guarantees `steps` tiles of tokens and of weights, and room for four tiles in `sums`.
-    unsafe {
-        add::<S, X, _, false, NA, NB>(s, tile, tokens, &mut weights.map(Whole), steps);
-        tile.store::<0>(sums, 64);
-        if NB == 2 {
-            tile.store::<1>(sums.wrapping_add(TILE_BYTES), 64);
-        }
-        if NA == 2 {
-            tile.store::<2>(sums.wrapping_add(2 * TILE_BYTES), 64);
+        // SAFETY: the caller guarantees `n` tiles of tokens and of weights, and room for four tiles in `sums`.
+        unsafe {
+            add::<S, X, _, false, NA, NB>(s, tile, tokens, &mut weights.map(Whole), n);
+            tile.store::<0>(sums, 64);
             if NB == 2 {
-                tile.store::<3>(sums.wrapping_add(3 * TILE_BYTES), 64);
+                tile.store::<1>(sums.wrapping_add(TILE_BYTES), 64);
+            }
+            if NA == 2 {
+                tile.store::<2>(sums.wrapping_add(2 * TILE_BYTES), 64);
+                if NB == 2 {
+                    tile.store::<3>(sums.wrapping_add(3 * TILE_BYTES), 64);
+                }
             }
         }
     }
 }
 
 impl<X: Tile, R: Rows, W: Fn(usize) -> R> Bf16Task<'_, '_, X, W> {
-    /// All columns for the given blocks of tokens.
+    /// All columns for some token tiles.
     #[inline(always)]
-    fn token_blocks<S: Simd>(&mut self, s: S, blocks: Range<usize>) {
-        let Task { job, x, panels: ref tiles, scratch: ref mut panel, .. } = self.task;
+    fn token_tiles<S: Simd>(&mut self, s: S, token_tiles: Range<usize>) {
+        let Task { job, x, ref panels, ref mut scratch, .. } = self.task;
         let (data, groups) = x.amx_tiles(false);
         let rows = x.layout().amx_rows().expect("activations for AMX");
-        let block_bytes = groups * rows * 64;
-        assert!(data.len() >= blocks.end * block_bytes, "activations of all blocks");
-        assert!(tiles.len() <= MOST_PANELS && panel.len() >= panel_groups(tiles.len(), blocks.len()));
-        let lines = bytemuck::cast_slice_mut::<PanelGroup, [u8; 64]>(panel);
+        let tile_bytes = groups * rows * 64;
+        assert!(data.len() >= token_tiles.end * tile_bytes, "activations of all token tiles");
+        assert!(
+            panels.len() <= MOST_PANELS && scratch.len() >= panel_groups(panels.len(), token_tiles.len())
+        );
+        let lines = bytemuck::cast_slice_mut::<PanelGroup, [u8; 64]>(scratch);
         let (weights, sums) = lines.split_at_mut(2 * GROUPS * TILE_STEPS);
-        let block_pairs = blocks.len().div_ceil(2);
+        let token_pairs = token_tiles.len().div_ceil(2);
         let mut sources: [R; MOST_PANELS] =
-            std::array::from_fn(|i| (self.rows)((tiles.start + i).min(tiles.end - 1)));
+            std::array::from_fn(|i| (self.rows)((panels.start + i).min(panels.end - 1)));
         // Passes of equal length: each loads and stores all sums.
         let per_pass = groups.div_ceil(groups.div_ceil(GROUPS).max(1)).max(1);
         for from in (0..groups).step_by(per_pass) {
             let n = per_pass.min(groups - from);
-            for (pair, first_tile) in tiles.clone().step_by(2).enumerate() {
-                let two_tiles = first_tile + 1 < tiles.end;
-                for (i, to) in
-                    weights.chunks_exact_mut(GROUPS * TILE_STEPS).enumerate().take(1 + usize::from(two_tiles))
+            for (pair, first_panel) in panels.clone().step_by(2).enumerate() {
+                let two_panels = first_panel + 1 < panels.end;
+                for (i, to) in weights
+                    .chunks_exact_mut(GROUPS * TILE_STEPS)
+                    .enumerate()
+                    .take(1 + usize::from(two_panels))
                 {
-                    // SAFETY: a tile has as many groups as the activations.
+                    // SAFETY: a panel has as many groups as the activations.
                     unsafe { dequantize(s, &mut sources[2 * pair + i], n, to) };
                 }
                 let weights: *const u8 = weights.as_ptr().cast();
                 let weights = [weights, weights.wrapping_add(GROUPS * TILE_BYTES)];
-                for (at, block) in blocks.clone().step_by(2).enumerate() {
-                    let two_blocks = block + 1 < blocks.end;
-                    let both = [block, block + usize::from(two_blocks)];
+                for (at, tile) in token_tiles.clone().step_by(2).enumerate() {
+                    let two_tiles = tile + 1 < token_tiles.end;
+                    let both = [tile, tile + usize::from(two_tiles)];
                     let tokens = Tokens {
-                        x: both.map(|b| data.as_ptr().wrapping_add(b * block_bytes + from * rows * 64)),
+                        x: both.map(|t| data.as_ptr().wrapping_add(t * tile_bytes + from * rows * 64)),
                         rows,
-                        first: both.map(|b| b * rows),
+                        first: both.map(|t| t * rows),
                     };
-                    let sums = &mut sums[(pair * block_pairs + at) * 4 * C_LINES..][..4 * C_LINES];
-                    let to: *mut u8 = sums.as_mut_ptr().cast();
-                    let (tile, start) = (&mut self.tiles.tile, from == 0);
-                    // SAFETY: `sums` are four tiles; `n` groups of weights and activations are there.
+                    let sums = &mut sums[(pair * token_pairs + at) * 4 * C_LINES..][..4 * C_LINES];
+                    let sums = Sums { at: sums.as_mut_ptr().cast(), start: from == 0 };
+                    let amx = &mut self.tiles.tile;
+                    // SAFETY: `sums` are four tiles; weights and activations have `n` groups from `from` on.
                     unsafe {
-                        match (two_blocks, two_tiles) {
-                            (true, true) => add_to::<S, X, 2, 2>(s, tile, tokens, weights, n, to, start),
+                        match (two_tiles, two_panels) {
+                            (true, true) => sums.add::<S, X, 2, 2>(s, amx, tokens, weights, n),
                             (true, false) => {
-                                add_to::<S, X, 2, 1>(s, tile, tokens, [weights[0]], n, to, start);
+                                sums.add::<S, X, 2, 1>(s, amx, tokens, [weights[0]], n);
                             }
-                            (false, true) => add_to::<S, X, 1, 2>(s, tile, tokens, weights, n, to, start),
+                            (false, true) => sums.add::<S, X, 1, 2>(s, amx, tokens, weights, n),
                             (false, false) => {
-                                add_to::<S, X, 1, 1>(s, tile, tokens, [weights[0]], n, to, start);
+                                sums.add::<S, X, 1, 1>(s, amx, tokens, [weights[0]], n);
                             }
                         }
                     }
                 }
             }
         }
-        // Token after token, so that results are written in runs.
-        for (block, t) in blocks.clone().flat_map(|block| (0..rows).map(move |t| (block, t))) {
-            let (token, at) = (block * rows + t, block - blocks.start);
+        // Token by token: consecutive results are written together.
+        for (tile, t) in token_tiles.clone().flat_map(|tile| (0..rows).map(move |t| (tile, t))) {
+            let (token, at) = (tile * rows + t, tile - token_tiles.start);
             if token >= x.n_tokens() {
                 break;
             }
             let first = (at / 2 * 4 + at % 2 * 2) * C_LINES + t;
-            job.store_row(s, token, tiles.clone(), |i| {
-                let line = &sums[first + (i / 2 * block_pairs * 4 + i % 2) * C_LINES];
+            job.store_row(s, token, panels.clone(), |i| {
+                let line = &sums[first + (i / 2 * token_pairs * 4 + i % 2) * C_LINES];
                 s.load(bytemuck::cast_ref::<_, [f32; PANEL_ROWS]>(line))
             });
         }
@@ -264,11 +282,11 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> Kernel for Bf16Task<'_, '_, X, W> {
     fn run<S: Level>(mut self, s: S) {
         let x = self.task.x;
         let rows = x.layout().amx_rows().expect("activations for AMX");
-        debug_assert!(rows <= BLOCK);
+        debug_assert!(rows <= TILE_TOKENS);
         self.tiles.shaped(Shape::whole(rows));
-        let blocks = x.n_tokens().div_ceil(rows);
-        for first in (0..blocks).step_by(TOKEN_BLOCKS) {
-            self.token_blocks(s, first..(first + TOKEN_BLOCKS).min(blocks));
+        let token_tiles = x.n_tokens().div_ceil(rows);
+        for first in (0..token_tiles).step_by(TOKEN_TILES) {
+            self.token_tiles(s, first..(first + TOKEN_TILES).min(token_tiles));
         }
     }
 }

@@ -89,7 +89,7 @@ proptest! {
 }
 
 #[test]
-fn portable_tiles_give_the_same_in_every_tier() {
+fn portable_tiles_give_the_same_in_every_level() {
     let pool = Pool::new(1).unwrap();
     for which in 0..FORMATS {
         let (rows, n) = ([40, 33, 16, 5][which % 4], [48, 50, 70, 129][which % 4]);
@@ -109,18 +109,18 @@ fn portable_tiles_give_the_same_in_every_tier() {
     }
 }
 
-/// Tile instructions of three row tiles in units of two, as the blocking has them: in tests, two groups of columns at a
-/// time for four blocks of tokens; ldtilecfg and tilerelease not counted.
+/// The number of AMX instructions of three panels in tasks of two, without ldtilecfg and tilerelease. Tests use two
+/// groups of columns at a time for four token tiles.
 fn predicted(groups: usize, n: usize) -> usize {
-    let count = |blocks: usize, tiles: usize| {
+    let count = |token_tiles: usize, panels: usize| {
         // C is zeroed once, loaded for every other part, and stored for each.
-        2 * groups.div_ceil(2) * blocks * tiles + groups * (blocks + tiles + blocks * tiles)
+        2 * groups.div_ceil(2) * token_tiles * panels + groups * (token_tiles + panels + token_tiles * panels)
     };
     match n.div_ceil(16) {
         _ if n < BF16_TOKENS => 0,
         3 => count(2, 2) + count(2, 1) + count(1, 2) + count(1, 1),
         4 => 2 * (count(2, 2) + count(2, 1)),
-        blocks => unreachable!("{blocks} blocks of tokens"),
+        n => unreachable!("{n} token tiles"),
     }
 }
 

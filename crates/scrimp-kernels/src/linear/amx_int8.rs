@@ -1,20 +1,21 @@
-//! Batches of a few tokens of weights in blocks (GGUF's formats and `int4`) with AMX, bit for bit what the other levels
-//! compute.
+//! Small batches for block formats (GGUF's formats and `int4`) with AMX, bit-equal to the other levels.
 //!
 //! ```text
-//! A (2 tiles)   8, 12 or 16 tokens × 32 signed bytes     the quants of a group, where they lie (rows 48 bytes apart)
-//! B (2 tiles)   8 steps × [16 rows][4 columns]           a group of a panel: signed weights, the zero point subtracted
-//! C (4 tiles)   tokens × 16 rows                         i32: the integer sums of one group, exact
+//! i[t][row] = sum over the 32 columns of a group of (q - ZERO) x        C, exact; then the float step of `group.rs`
+//!
+//! A (2 tiles)   8, 12 or 16 tokens × 32 signed bytes     the quants of a group in place (rows 48 bytes apart)
+//! B (2 tiles)   8 steps × [16 rows][4 columns]           a group of a panel: signed weights, zero point subtracted
+//! C (4 tiles)   tokens × 16 rows                         i32: the integer sums of one group
 //! ```
-//! (Where a group has two scales, each half of 16 columns is a product of its own, of half these sizes.)
+//! If a group has two scales, each half of 16 columns is a product of its own with half of these sizes.
 //!
-//! The sums of a group are stored, and become floats in the order of `group.rs`. As long as tile instructions are in
-//! flight, only one of two ports takes float arithmetic (measured on an Emerald Rapids Xeon), which is half of the
-//! work. So the two alternate: the products of four C tiles, while the weights behind them are unpacked, then floats.
+//! The kernel alternates between AMX and float arithmetic: it starts the products of four C tiles, unpacks the next
+//! weights meanwhile, and then scales and adds the four results. Float arithmetic is half of the work, and only one of
+//! two ports executes it while AMX instructions are in flight (measured on a Xeon, Emerald Rapids).
 //!
-//! A core of that machine takes 33 ns for a group of 16 rows and 16 tokens: 13 for tiles, 12 for floats, 6 for
-//! unpacking; with `vpdpbusd` it takes 50. (At times, tile instructions run there at half their speed for minutes: 55
-//! against 66.) What the loop touches has to stay in the first-level cache: more groups at a time are slower.
+//! Limit: a core of that machine takes 33 ns for a group of 16 rows and 16 tokens (13 for AMX, 12 for floats, 6 for
+//! unpacking); `vpdpbusd` takes 50. At times, its AMX instructions run at half speed for minutes: then 55 against 66.
+//! All data of the loop has to stay in the first-level cache: more groups at once are slower.
 
 use super::{amx_bf16::Rows, gemm::PanelGroup, job::Task};
 use crate::{
@@ -29,13 +30,13 @@ use crate::{
 };
 use std::ops::RangeInclusive;
 
-/// Tokens for which it is faster than vector instructions. (With a second tile of tokens, it is not.)
+/// Batches for which this kernel is faster than vector instructions. It is not faster with a second token tile.
 pub(super) const INT8_TOKENS: RangeInclusive<usize> = 5..=16;
-/// Tokens that kernels are compiled for.
+/// Token tiles that kernels are compiled for.
 const WIDTHS: [usize; 3] = [8, 12, 16];
-/// Products that are under way: C tiles.
+/// Products in flight: C tiles.
 const PRODUCTS: usize = 4;
-/// Groups of the panel: those that are multiplied, and those that are unpacked meanwhile.
+/// Unpacked groups: half are multiplied while the other half is unpacked.
 pub(super) const PANEL_GROUPS: usize = 2 * PRODUCTS;
 
 /// Rows of the A tile for `n` tokens.
@@ -43,7 +44,7 @@ pub(super) fn width(n: usize) -> usize {
     WIDTHS.into_iter().find(|&width| width >= n).expect("few tokens")
 }
 
-/// A task over tiles of type `X`; `rows(tile)` starts a tile of rows.
+/// A task over AMX tiles of type `X`; `rows(panel)` starts a panel.
 pub(super) struct Int8Task<'a, 'x, X: Tile, W> {
     pub(super) task: Task<'a>,
     pub(super) rows: W,
@@ -65,10 +66,10 @@ const fn products<F: Quants>() -> usize {
 /// # Safety
 /// There are as many groups.
 #[inline(always)]
-unsafe fn unpack<S: Simd, R: Rows>(s: S, rows: &mut R, panel: &mut [PanelGroup]) {
-    for to in panel {
+unsafe fn unpack<S: Simd, R: Rows>(s: S, rows: &mut R, unpacked: &mut [PanelGroup]) {
+    for to in unpacked {
         rows.prefetch();
-        // SAFETY: the caller guarantees as many groups as the panel has.
+        // SAFETY: the caller guarantees as many groups as `unpacked` has.
         let mut group = unsafe { rows.next(s) };
         if R::Quants::ZERO != 0 {
             for w in &mut group.w {
@@ -83,11 +84,11 @@ unsafe fn unpack<S: Simd, R: Rows>(s: S, rows: &mut R, panel: &mut [PanelGroup])
 #[inline(always)]
 fn multiply<X: Tile, F: Quants, const T: usize, const C: u8, const A: u8, const B: u8>(
     tile: &mut X,
-    panel: &[PanelGroup],
+    unpacked: &[PanelGroup],
     x: &[[QuantGroup; T]],
 ) {
     let (group, half) = (usize::from(C) / products::<F>(), usize::from(C) % products::<F>());
-    let (Some(weights), Some(x)) = (panel.get(group), x.get(group)) else { return };
+    let (Some(weights), Some(x)) = (unpacked.get(group), x.get(group)) else { return };
     let steps = 8 / products::<F>();
     // SAFETY: B has `steps` rows of 64 bytes, and A `T` rows of as many columns, which start each group of `x`.
     unsafe {
@@ -112,11 +113,11 @@ fn store<X: Tile, const C: u8>(tile: &mut X, sums: &mut [Sums; PRODUCTS], n: usi
 fn add<S: Simd, F: Quants, const T: usize>(
     s: S,
     acc: &mut [S::F; T],
-    panel: &PanelGroup,
+    group: &PanelGroup,
     sums: &[Sums],
     x: &[QuantGroup; T],
 ) {
-    let (scale, second) = panel.scales(s);
+    let (scale, second) = group.scales(s);
     for t in 0..T {
         let i = s.bits(s.load(&sums[0].0[t]));
         acc[t] = fma_scaled(s, acc[t], i, x[t].scale, scale);
@@ -135,42 +136,42 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> Int8Task<'_, '_, X, W> {
     /// All columns for at most `T` tokens.
     #[inline(always)]
     fn tokens<S: Simd, const T: usize>(self, s: S) {
-        let Task { job, x, panels: tiles, scratch: panel, .. } = self.task;
+        let Task { job, x, panels, scratch, .. } = self.task;
         let per_group = const { products::<R::Quants>() };
         let most = const { PRODUCTS / products::<R::Quants>() };
-        let tile = self.tiles.shaped(Shape { rows: T, width: 32 / per_group, steps: 8 / per_group });
+        let amx = self.tiles.shaped(Shape { rows: T, width: 32 / per_group, steps: 8 / per_group });
         let (groups, n_tokens) = (x.cols().div_ceil(GROUP), x.n_tokens());
         let (x, _) = x.groups(0).as_chunks::<T>();
         assert_eq!(x.len(), groups, "groups of the activations");
-        let (mut this, mut next) = panel[..PANEL_GROUPS].split_at_mut(PRODUCTS);
+        let (mut this, mut next) = scratch[..PANEL_GROUPS].split_at_mut(PRODUCTS);
         let mut sums = [Sums([[0.0; PANEL_ROWS]; 16]); PRODUCTS];
-        for row_tile in tiles {
-            let mut rows = (self.rows)(row_tile);
+        for panel in panels {
+            let mut rows = (self.rows)(panel);
             let (mut y, mut odd) = ([s.splat(0.0); T], [s.splat(0.0); T]);
-            // SAFETY: a tile has as many groups as the activations.
+            // SAFETY: a panel has as many groups as the activations.
             unsafe { unpack(s, &mut rows, &mut this[..most.min(groups)]) };
             let mut left = groups;
             for x in x.chunks(most) {
                 left -= x.len();
-                let panel = &this[..x.len()];
-                multiply::<X, R::Quants, T, 0, { A[0] }, { B[0] }>(tile, panel, x);
-                multiply::<X, R::Quants, T, 1, { A[1] }, { B[1] }>(tile, panel, x);
-                multiply::<X, R::Quants, T, 2, { A[0] }, { B[0] }>(tile, panel, x);
-                multiply::<X, R::Quants, T, 3, { A[1] }, { B[1] }>(tile, panel, x);
+                let unpacked = &this[..x.len()];
+                multiply::<X, R::Quants, T, 0, { A[0] }, { B[0] }>(amx, unpacked, x);
+                multiply::<X, R::Quants, T, 1, { A[1] }, { B[1] }>(amx, unpacked, x);
+                multiply::<X, R::Quants, T, 2, { A[0] }, { B[0] }>(amx, unpacked, x);
+                multiply::<X, R::Quants, T, 3, { A[1] }, { B[1] }>(amx, unpacked, x);
                 // SAFETY: a panel has as many groups as the activations, and `left` of them are left.
                 unsafe { unpack(s, &mut rows, &mut next[..most.min(left)]) };
                 let n = x.len() * per_group;
-                store::<X, 0>(tile, &mut sums, n);
-                store::<X, 1>(tile, &mut sums, n);
-                store::<X, 2>(tile, &mut sums, n);
-                store::<X, 3>(tile, &mut sums, n);
-                let all = || panel.iter().zip(sums.chunks_exact(per_group)).zip(x);
-                for ((panel, sums), x) in all().step_by(R::CHAINS) {
-                    add::<S, R::Quants, T>(s, &mut y, panel, sums, x);
+                store::<X, 0>(amx, &mut sums, n);
+                store::<X, 1>(amx, &mut sums, n);
+                store::<X, 2>(amx, &mut sums, n);
+                store::<X, 3>(amx, &mut sums, n);
+                let all = || unpacked.iter().zip(sums.chunks_exact(per_group)).zip(x);
+                for ((group, sums), x) in all().step_by(R::CHAINS) {
+                    add::<S, R::Quants, T>(s, &mut y, group, sums, x);
                 }
                 if R::CHAINS == 2 {
-                    for ((panel, sums), x) in all().skip(1).step_by(2) {
-                        add::<S, R::Quants, T>(s, &mut odd, panel, sums, x);
+                    for ((group, sums), x) in all().skip(1).step_by(2) {
+                        add::<S, R::Quants, T>(s, &mut odd, group, sums, x);
                     }
                 }
                 std::mem::swap(&mut this, &mut next);
@@ -180,7 +181,7 @@ impl<X: Tile, R: Rows, W: Fn(usize) -> R> Int8Task<'_, '_, X, W> {
                     y[t] = s.add(y[t], odd[t]);
                 }
             }
-            job.store(s, &y, row_tile, 0, n_tokens);
+            job.store(s, &y, panel, 0, n_tokens);
         }
     }
 }

@@ -38,7 +38,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn compiled_kernels_give_the_bits_of_the_scalar_tier(
+    fn compiled_kernels_give_the_bits_of_the_scalar_level(
         which in 0..FORMATS, rows in 1usize..70, blocks in 1usize..12, n in 1..48usize, seed: u64, threads in 1usize..3,
     ) {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,7 +53,7 @@ proptest! {
 }
 
 #[test]
-fn portable_tiles_give_the_bits_of_the_scalar_tier() {
+fn portable_tiles_give_the_bits_of_the_scalar_level() {
     let pool = Pool::new(2).unwrap();
     for which in 0..FORMATS {
         for n in INT8_TOKENS {

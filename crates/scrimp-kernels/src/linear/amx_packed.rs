@@ -1,26 +1,28 @@
-//! Batches of `bf16` and `int8` weights, dense and sparse, with AMX. (Weights in blocks: [`amx_int8`] for few tokens,
-//! [`amx_bf16`] for many.)
+//! Batches for `bf16` and `int8` weights, dense and sparse, with AMX. Block formats have [`amx_int8`] for few tokens
+//! and [`amx_bf16`] for many.
 //!
 //! ```text
-//! C (4 tiles)   2 blocks of up to 16 tokens × 2 tiles of 16 rows        f32 or i32, in tiles across all columns
-//! A (2 tiles)   16 tokens × 64 bytes: 32 bf16 or 64 signed bytes        activations, stored tile after tile
-//! B (2 tiles)   16 steps × 64 bytes: a step is [16 rows][2 or 4 cols]   packed weights as they are: 1 KiB of a tile
+//! y[t][row] = sum over columns of w[row][column] x[t][column]
+//!
+//! C (4 tiles)   2 token tiles of up to 16 tokens × 2 panels             f32 or i32, across all columns
+//! A (2 tiles)   16 tokens × 64 bytes: 32 bf16 or 64 signed bytes        activations, stored AMX tile by AMX tile
+//! B (2 tiles)   16 steps × 64 bytes: a step is [16 rows][2 or 4 cols]   1 KiB of a packed panel
 //! ```
-//! The packed order of a tile of 16 rows *is* the order of B tiles, 16 steps each. Dense weights are loaded where they
-//! lie. Sparse ones are expanded by vector instructions, 16 steps at a time, into one of two buffers in the first-level
-//! cache, while the multiplications of the other one are under way; with more than 32 tokens they are expanded side by
-//! side into a panel, which the tokens behind the first 32 read. Per 16 steps and full block: 4 loads and 4 products of
-//! 16 × 16 × 64 bytes.
+//! The packed order of a panel is the order of B tiles, 16 steps each. Dense weights are loaded in place. Sparse
+//! weights are expanded by vector instructions, 16 steps at a time, into one of two buffers in the first-level cache,
+//! while the products of the other buffer are in flight. With more than 32 tokens, the expanded panel is kept: the
+//! tokens behind the first 32 read it. 16 steps and two full token tiles take 4 loads and 4 products of 16 × 16 × 64
+//! bytes.
 //!
-//! Every pair of row tiles passes all tokens by, so their activations have to be near: large batches are cut into parts
-//! of [`NEAR`] bytes, which stay in the second-level cache while all rows of a task pass.
+//! Each pair of panels reads the activations of all tokens. Large batches are therefore cut into parts of [`NEAR`]
+//! bytes, which stay in the second-level cache for all panels of a task.
 //!
-//! Each thread configures its tiles in a region when it first uses them, and again where matrices use them in different
-//! ways ([`ThreadTiles`](super::ThreadTiles)); A and C have as many rows as a block has tokens, so small batches waste
-//! no work. Up to 4 tokens stay with AVX-512, which reads the weights as fast as memory gives them.
+//! A thread configures its AMX tiles at their first use in a parallel region, and again if a matrix needs other shapes
+//! ([`ThreadTiles`](super::ThreadTiles)). A and C have as many rows as a token tile has tokens, so small batches waste
+//! no work. Up to 4 tokens use AVX-512, which reads the weights at the speed of memory.
 //!
-//! `int8` gives the bits of every other level. `bf16` sums differ by rounding: `tdpbf16ps` adds even and odd columns of
-//! a step apart, and flushes denormals (Intel SDM, volume 2, `TDPBF16PS`).
+//! Equality: `int8` gives the bits of every other level. `bf16` sums differ by rounding: `tdpbf16ps` adds even and odd
+//! columns of a step separately and flushes denormals (Intel SDM, volume 2, `TDPBF16PS`).
 
 use super::{
     amx_bf16::{self, Rows},
@@ -41,14 +43,14 @@ use std::ops::Range;
 
 /// Tokens that stay with vector instructions.
 pub(crate) const FEW_TOKENS: usize = 4;
-/// Tokens of a block: rows of a tile.
-pub(super) const BLOCK: usize = 16;
+/// Tokens of a token tile, at most: rows of an AMX tile.
+pub(super) const TILE_TOKENS: usize = 16;
 /// Bytes of activations that stay in the second-level cache, of which CPUs with AMX have 2 MB.
 const NEAR: usize = if cfg!(test) { 4 << 10 } else { 1 << 20 };
-/// Row tiles of a task at most: more of them read the activations less often.
+/// Panels of a task, at most: more of them read the activations less often.
 pub(super) const TASK_PANELS: usize = 32;
 
-/// Runs a task of weights in blocks; `rows(tile)` starts a tile of rows.
+/// Runs a task of a block format; `rows(panel)` starts a panel.
 pub(super) fn run_groups<X: Tile, R: Rows>(
     level: SimdLevel,
     task: Task<'_>,
@@ -68,9 +70,9 @@ pub(super) struct AmxTask<'a, 'x, X: Tile> {
     pub(super) tiles: &'x mut Configured<X>,
 }
 
-/// Where the weights of row tiles come from: packed or expanded bytes, or an expansion on the fly.
+/// The weights of a panel, as B tiles: packed or expanded bytes, or expanded while they are read.
 pub(super) trait Source<S: Simd> {
-    /// The next 16 steps, somewhere that stays valid until the call after the next.
+    /// The next 16 steps. They stay valid until the call after the next one.
     ///
     /// # Safety
     /// There are another 16 steps.
@@ -122,31 +124,32 @@ impl<S: Simd, W: Steps<S>> Source<S> for Expanded<W> {
     }
 }
 
-/// One or two blocks of tokens.
+/// One or two token tiles.
 #[derive(Clone, Copy)]
 pub(super) struct Tokens {
-    /// The activations of each block.
+    /// The activations of each token tile.
     pub(super) x: [*const u8; 2],
-    /// Tokens of a block.
+    /// Tokens of a token tile.
     pub(super) rows: usize,
+    /// The first token of each.
     pub(super) first: [usize; 2],
 }
 
-/// Products of `NA` blocks of tokens with `NB` tiles of rows; results are left in the C tiles.
+/// Products of `NA` token tiles with `NB` panels; results are left in the C tiles.
 ///
 /// # Safety
-/// Sources and activations have `blocks * 16` steps.
+/// Sources and activations have `b_tiles * 16` steps.
 #[inline(always)]
 unsafe fn product<S: Simd, X: Tile, W: Source<S>, const INT8: bool, const NA: usize, const NB: usize>(
     s: S,
     tile: &mut X,
     tokens: Tokens,
     weights: &mut [W; NB],
-    blocks: usize,
+    b_tiles: usize,
 ) {
     clear::<X, NA, NB>(tile);
-    // SAFETY: the caller guarantees `blocks * 16` steps of weights and activations.
-    unsafe { add::<S, X, W, INT8, NA, NB>(s, tile, tokens, weights, blocks) };
+    // SAFETY: the caller guarantees `b_tiles * 16` steps of weights and activations.
+    unsafe { add::<S, X, W, INT8, NA, NB>(s, tile, tokens, weights, b_tiles) };
 }
 
 /// Adds the products to the C tiles.
@@ -166,11 +169,11 @@ pub(super) unsafe fn add<
     tile: &mut X,
     tokens: Tokens,
     weights: &mut [W; NB],
-    blocks: usize,
+    b_tiles: usize,
 ) {
     let a_bytes = 64 * tokens.rows;
-    for block in 0..blocks {
-        // SAFETY: the caller guarantees `blocks * 16` steps of weights and activations.
+    for k in 0..b_tiles {
+        // SAFETY: the caller guarantees `b_tiles * 16` steps of weights and activations.
         unsafe {
             let b0 = weights[0].next(s);
             tile.load::<{ B[0] }>(b0, 64);
@@ -178,9 +181,9 @@ pub(super) unsafe fn add<
                 let b1 = weights[1].next(s);
                 tile.load::<{ B[1] }>(b1, 64);
             }
-            tile.load::<{ A[0] }>(tokens.x[0].wrapping_add(a_bytes * block), 64);
+            tile.load::<{ A[0] }>(tokens.x[0].wrapping_add(a_bytes * k), 64);
             if NA == 2 {
-                tile.load::<{ A[1] }>(tokens.x[1].wrapping_add(a_bytes * block), 64);
+                tile.load::<{ A[1] }>(tokens.x[1].wrapping_add(a_bytes * k), 64);
             }
         }
         dot::<X, 0, { A[0] }, { B[0] }, INT8>(tile);
@@ -212,12 +215,12 @@ impl<X: Tile> AmxTask<'_, '_, X> {
         &mut self,
         s: S,
         job: &Job<'_>,
-        row_tile: usize,
+        panel: usize,
         tokens: Tokens,
-        block: usize,
+        token_tile: usize,
     ) {
-        let first = tokens.first[block];
-        let mut c = [[0f32; PANEL_ROWS]; BLOCK];
+        let first = tokens.first[token_tile];
+        let mut c = [[0f32; PANEL_ROWS]; TILE_TOKENS];
         // SAFETY: a C tile has at most 16 rows of 64 bytes.
         unsafe { self.tiles.tile.store::<T>(c.as_mut_ptr().cast(), 64) };
         let layout = self.task.layout;
@@ -229,106 +232,106 @@ impl<X: Tile> AmxTask<'_, '_, X> {
                 let correction = x.sum.wrapping_mul(128);
                 let sums = c.map(|sum| (sum.to_bits() as i32).wrapping_sub(correction) as f32);
                 let y = s.mul(s.load(&sums), s.splat(x.scale));
-                s.mul(y, s.load(self.task.tile(row_tile).scale()))
+                s.mul(y, s.load(self.task.panel(panel).scale()))
             } else {
                 s.load(c)
             };
-            job.store(s, &[y], row_tile, first + t, 1);
+            job.store(s, &[y], panel, first + t, 1);
         }
     }
 
-    /// Blocks of tokens for one or two tiles of rows; `source(i)` starts the weights of the `i`-th.
+    /// Some token tiles times one or two panels; `source(i)` starts the weights of panel `first_panel + i`.
     #[inline(always)]
-    fn tiles<S: Simd, W: Source<S>, const NB: usize>(
+    fn panels<S: Simd, W: Source<S>, const NB: usize>(
         &mut self,
         s: S,
-        first_tile: usize,
-        token_blocks: Range<usize>,
+        first_panel: usize,
+        token_tiles: Range<usize>,
         mut source: impl FnMut(usize) -> W,
     ) {
         let (x, job) = (self.task.task.x, self.task.task.job);
         let rows = x.layout().amx_rows().expect("activations for AMX");
         let int8 = self.task.layout.format.value() == Value::Int8;
         let (data, steps) = x.amx_tiles(int8);
-        let blocks = self.task.layout.steps / TILE_STEPS;
+        let b_tiles = self.task.layout.steps / TILE_STEPS;
         let bytes = steps * rows * 64;
         assert!(
-            steps == blocks && data.len() >= token_blocks.end * bytes,
+            steps == b_tiles && data.len() >= token_tiles.end * bytes,
             "activations of the matrix's columns"
         );
         let data = data.as_ptr();
-        for block in token_blocks.clone().step_by(2) {
-            let two = block + 1 < token_blocks.end;
-            let both = [block, block + usize::from(two)];
+        for tile in token_tiles.clone().step_by(2) {
+            let two = tile + 1 < token_tiles.end;
+            let both = [tile, tile + usize::from(two)];
             let tokens =
-                Tokens { x: both.map(|b| data.wrapping_add(b * bytes)), rows, first: both.map(|b| b * rows) };
+                Tokens { x: both.map(|t| data.wrapping_add(t * bytes)), rows, first: both.map(|t| t * rows) };
             let mut weights: [W; NB] = std::array::from_fn(&mut source);
-            // SAFETY: tiles and activations are padded to whole blocks of the same number of columns.
+            // SAFETY: panels and activations are padded to the same number of whole B tiles.
             unsafe {
-                let tile = &mut self.tiles.tile;
+                let amx = &mut self.tiles.tile;
                 match (int8, two) {
-                    (false, false) => product::<S, X, W, false, 1, NB>(s, tile, tokens, &mut weights, blocks),
-                    (false, true) => product::<S, X, W, false, 2, NB>(s, tile, tokens, &mut weights, blocks),
-                    (true, false) => product::<S, X, W, true, 1, NB>(s, tile, tokens, &mut weights, blocks),
-                    (true, true) => product::<S, X, W, true, 2, NB>(s, tile, tokens, &mut weights, blocks),
+                    (false, false) => product::<S, X, W, false, 1, NB>(s, amx, tokens, &mut weights, b_tiles),
+                    (false, true) => product::<S, X, W, false, 2, NB>(s, amx, tokens, &mut weights, b_tiles),
+                    (true, false) => product::<S, X, W, true, 1, NB>(s, amx, tokens, &mut weights, b_tiles),
+                    (true, true) => product::<S, X, W, true, 2, NB>(s, amx, tokens, &mut weights, b_tiles),
                 }
             }
-            self.finish::<S, 0>(s, job, first_tile, tokens, 0);
+            self.finish::<S, 0>(s, job, first_panel, tokens, 0);
             if NB == 2 {
-                self.finish::<S, 1>(s, job, first_tile + 1, tokens, 0);
+                self.finish::<S, 1>(s, job, first_panel + 1, tokens, 0);
             }
             if two {
-                self.finish::<S, 2>(s, job, first_tile, tokens, 1);
+                self.finish::<S, 2>(s, job, first_panel, tokens, 1);
                 if NB == 2 {
-                    self.finish::<S, 3>(s, job, first_tile + 1, tokens, 1);
+                    self.finish::<S, 3>(s, job, first_panel + 1, tokens, 1);
                 }
             }
         }
     }
 
-    /// The tiles of `tiles`, which are one or two.
+    /// Some token tiles times the one or two panels of `panels`.
     #[inline(always)]
-    fn pair<S: Simd>(&mut self, s: S, tiles: Range<usize>, tokens: Range<usize>) {
+    fn pair<S: Simd>(&mut self, s: S, panels: Range<usize>, token_tiles: Range<usize>) {
         let layout = self.task.layout;
-        let one = tiles.len() == 1;
-        let first = tiles.start;
+        let one = panels.len() == 1;
+        let first = panels.start;
         if !layout.format.is_sparse() {
             let at: [*const u8; 2] =
-                std::array::from_fn(|i| self.task.tile((first + i).min(tiles.end - 1)).dense_bytes());
+                std::array::from_fn(|i| self.task.panel((first + i).min(panels.end - 1)).dense_bytes());
             if one {
-                self.tiles::<S, _, 1>(s, first, tokens, |i| Whole(at[i]));
+                self.panels::<S, _, 1>(s, first, token_tiles, |i| Whole(at[i]));
             } else {
-                self.tiles::<S, _, 2>(s, first, tokens, |i| Whole(at[i]));
+                self.panels::<S, _, 2>(s, first, token_tiles, |i| Whole(at[i]));
             }
             return;
         }
-        let per_tile = panel_groups(layout);
-        assert!(self.task.task.scratch.len() >= 2 * per_tile, "room for two tiles");
-        let panel: *mut u8 = self.task.task.scratch.as_mut_ptr().cast();
-        let panel = |i: usize| panel.wrapping_add(i * per_tile * size_of::<PanelGroup>());
-        let from: [_; 2] = std::array::from_fn(|i| self.task.tile((first + i).min(tiles.end - 1)));
-        let few = tokens.start..(tokens.start + 2).min(tokens.end);
-        let others = few.end..tokens.end;
+        let per_panel = panel_groups(layout);
+        assert!(self.task.task.scratch.len() >= 2 * per_panel, "room for two panels");
+        let expanded: *mut u8 = self.task.task.scratch.as_mut_ptr().cast();
+        let expanded = |i: usize| expanded.wrapping_add(i * per_panel * size_of::<PanelGroup>());
+        let from: [_; 2] = std::array::from_fn(|i| self.task.panel((first + i).min(panels.end - 1)));
+        let few = token_tiles.start..(token_tiles.start + 2).min(token_tiles.end);
+        let others = few.end..token_tiles.end;
         let keep = !others.is_empty();
-        let words = |i: usize| Expanded::new(from[i].words(), panel(i), keep);
-        let bytes = |i: usize| Expanded::new(from[i].bytes(), panel(i), keep);
+        let words = |i: usize| Expanded::new(from[i].words(), expanded(i), keep);
+        let bytes = |i: usize| Expanded::new(from[i].bytes(), expanded(i), keep);
         match (layout.format.value(), one) {
-            (Value::Bf16, true) => self.tiles::<S, _, 1>(s, first, few, words),
-            (Value::Bf16, false) => self.tiles::<S, _, 2>(s, first, few, words),
-            (_, true) => self.tiles::<S, _, 1>(s, first, few, bytes),
-            (_, false) => self.tiles::<S, _, 2>(s, first, few, bytes),
+            (Value::Bf16, true) => self.panels::<S, _, 1>(s, first, few, words),
+            (Value::Bf16, false) => self.panels::<S, _, 2>(s, first, few, words),
+            (_, true) => self.panels::<S, _, 1>(s, first, few, bytes),
+            (_, false) => self.panels::<S, _, 2>(s, first, few, bytes),
         }
         if one {
-            self.tiles::<S, _, 1>(s, first, others, |i| Whole(panel(i)));
+            self.panels::<S, _, 1>(s, first, others, |i| Whole(expanded(i)));
         } else {
-            self.tiles::<S, _, 2>(s, first, others, |i| Whole(panel(i)));
+            self.panels::<S, _, 2>(s, first, others, |i| Whole(expanded(i)));
         }
     }
 }
 
-/// Tokens of a block when `n` are cut into as few blocks of at most 16 as can be.
+/// Tokens of a token tile when `n` tokens are cut into as few tiles of at most 16 as possible.
 pub(super) fn tile_rows(n: usize) -> usize {
-    n.div_ceil(n.div_ceil(BLOCK))
+    n.div_ceil(n.div_ceil(TILE_TOKENS))
 }
 
 impl<X: Tile> Kernel for AmxTask<'_, '_, X> {
@@ -336,16 +339,16 @@ impl<X: Tile> Kernel for AmxTask<'_, '_, X> {
 
     #[inline(always)]
     fn run<S: Level>(mut self, s: S) {
-        let tiles = self.task.task.panels.clone();
+        let panels = self.task.task.panels.clone();
         let x = self.task.task.x;
         let rows = x.layout().amx_rows().expect("activations for AMX");
         self.tiles.shaped(Shape::whole(rows));
-        let blocks = x.n_tokens().div_ceil(rows);
+        let token_tiles = x.n_tokens().div_ceil(rows);
         let (_, steps) = x.amx_tiles(self.task.layout.format.value() == Value::Int8);
         let near = (NEAR / (steps * rows * 64)).next_multiple_of(2).max(2);
-        for block in (0..blocks).step_by(near) {
-            for first in tiles.clone().step_by(2) {
-                self.pair(s, first..(first + 2).min(tiles.end), block..(block + near).min(blocks));
+        for tile in (0..token_tiles).step_by(near) {
+            for first in panels.clone().step_by(2) {
+                self.pair(s, first..(first + 2).min(panels.end), tile..(tile + near).min(token_tiles));
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::{
     mem::Arena,
     quant::packed::{PackedView, WeightFormat, pack, test_weights},
 };
+use bytemuck::Pod;
 use proptest::prelude::*;
 use std::sync::{Mutex, PoisonError};
 
@@ -98,7 +99,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn compiled_kernels_agree_with_the_other_tiers(
+    fn compiled_kernels_agree_with_the_other_levels(
         which in 0..4usize, rows in 1usize..70, cols in 1usize..200, n in 1usize..70, sparsity in 0.0f64..1.0, seed: u64,
         threads in 1usize..3,
     ) {
@@ -116,16 +117,16 @@ proptest! {
     }
 }
 
-/// Tile instructions of one unit with `tiles` row tiles, as the blocking of this module has them.
-fn predicted(tiles: usize, blocks_of_steps: usize, tokens: usize) -> usize {
-    let token_blocks = tokens.div_ceil(16);
+/// The number of AMX instructions of a task of `panels` panels with `b_tiles` B tiles each.
+fn predicted(panels: usize, b_tiles: usize, tokens: usize) -> usize {
+    let token_tiles = tokens.div_ceil(16);
     let mut count = 0;
-    for first_tile in (0..tiles).step_by(2) {
-        let nb = (tiles - first_tile).min(2);
-        for first in (0..token_blocks).step_by(2) {
-            let na = (token_blocks - first).min(2);
+    for first_panel in (0..panels).step_by(2) {
+        let nb = (panels - first_panel).min(2);
+        for first in (0..token_tiles).step_by(2) {
+            let na = (token_tiles - first).min(2);
             // Zeroes and stores of C; loads of A and B and products, once per 16 steps.
-            count += 2 * na * nb + blocks_of_steps * (na + nb + na * nb);
+            count += 2 * na * nb + b_tiles * (na + nb + na * nb);
         }
     }
     count
@@ -139,7 +140,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
     let (rows, cols) = (5 * 16 - 3, 130);
     for format in FORMATS {
         let weight = matrix(&pool, format, rows, cols, &test_weights(rows, cols, 0.5, 1));
-        let step_blocks = cols.div_ceil(if format.dense() == WeightFormat::Bf16 { 32 } else { 64 });
+        let b_tiles = cols.div_ceil(if format.dense() == WeightFormat::Bf16 { 32 } else { 64 });
         for n in [1, 4, 5, 16, 17, 32, 33, 50] {
             let (x, bias) = (inputs(n * cols, 1), vec![0.0; rows]);
             #[cfg(target_os = "linux")]
@@ -153,10 +154,9 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             #[cfg(target_os = "linux")]
             {
                 let executed = emulator::EXECUTED.load(std::sync::atomic::Ordering::Relaxed);
-                // Five tiles of rows in units of two, ldtilecfg and tilerelease once; few tokens take vector
-                // instructions.
-                let unit = |tiles| predicted(tiles, step_blocks, n);
-                let want = if n <= FEW_TOKENS { 0 } else { 2 + 2 * unit(2) + unit(1) };
+                // Five panels in tasks of two, ldtilecfg and tilerelease once; few tokens take vector instructions.
+                let task = |panels| predicted(panels, b_tiles, n);
+                let want = if n <= FEW_TOKENS { 0 } else { 2 + 2 * task(2) + task(1) };
                 eprintln!("{format}, {n} tokens: {executed} tile instructions");
                 assert_eq!(executed, want, "{format}, {n} tokens");
             }
@@ -166,7 +166,7 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
 
 /// Runs the kernel over tiles in plain Rust: packing, blocking and tails on every machine.
 #[test]
-fn portable_tiles_agree_with_the_other_tiers() {
+fn portable_tiles_agree_with_the_other_levels() {
     let pool = Pool::new(1).unwrap();
     for (format, (rows, cols, n)) in
         FORMATS.into_iter().zip([(40, 70, 19), (33, 130, 33), (17, 65, 50), (50, 129, 5)].into_iter().cycle())
@@ -200,6 +200,28 @@ fn config(m: usize, k: usize, n: usize) -> [u8; 64] {
         config[48 + t] = rows as u8;
     }
     config
+}
+
+/// `c += a b` by the instruction `dot`, each matrix being 16 rows of 64 bytes.
+fn add_product<C: Pod, A: Pod, B: Pod>(
+    (m, k, n): (usize, usize, usize),
+    c: &mut C,
+    a: &A,
+    b: &B,
+    dot: fn(&mut asm::Amx),
+) {
+    let c: &mut [u8; 1024] = bytemuck::cast_mut(c);
+    let (a, b): (&[u8; 1024], &[u8; 1024]) = (bytemuck::cast_ref(a), bytemuck::cast_ref(b));
+    with_tiles(&config(m, k, n), |tile| {
+        // SAFETY: 16 rows of 64 bytes each.
+        unsafe {
+            tile.load::<0>(c.as_ptr(), 64);
+            tile.load::<1>(a.as_ptr(), 64);
+            tile.load::<2>(b.as_ptr(), 64);
+            dot(tile);
+            tile.store::<0>(c.as_mut_ptr(), 64);
+        }
+    });
 }
 
 fn bf16(x: f32) -> u16 {
@@ -258,16 +280,7 @@ fn emulated_bf16_products_follow_the_manual() {
             b.iter_mut().flatten().for_each(|x| *x = bf16(pick(all)));
             c.iter_mut().flatten().for_each(|x| *x = pick(all));
             let before = c;
-            with_tiles(&config(m, k, n), |tile| {
-                // SAFETY: 16 rows of 64 bytes each.
-                unsafe {
-                    tile.load::<0>(c.as_ptr().cast(), 64);
-                    tile.load::<1>(a.as_ptr().cast(), 64);
-                    tile.load::<2>(b.as_ptr().cast(), 64);
-                    tile.dot_bf16::<0, 1, 2>();
-                    tile.store::<0>(c.as_mut_ptr().cast(), 64);
-                }
-            });
+            add_product((m, k, n), &mut c, &a, &b, asm::Amx::dot_bf16::<0, 1, 2>);
             let f = |x: u16| f32::from_bits(u32::from(x) << 16);
             for i in 0..16 {
                 for j in 0..16 {
@@ -304,20 +317,9 @@ fn emulated_integer_products_wrap_and_do_not_saturate() {
         let mut c: [[i32; 16]; 16] =
             std::array::from_fn(|i| std::array::from_fn(|j| [i32::MAX, i32::MIN, 0][(i + j) % 3]));
         let before = c;
-        with_tiles(&config(m, k, n), |tile| {
-            // SAFETY: 16 rows of 64 bytes each.
-            unsafe {
-                tile.load::<0>(c.as_ptr().cast(), 64);
-                tile.load::<1>(a.as_ptr().cast(), 64);
-                tile.load::<2>(b.as_ptr().cast(), 64);
-                if signed {
-                    tile.dot_i8::<0, 1, 2>();
-                } else {
-                    tile.dot_i8u8::<0, 1, 2>();
-                }
-                tile.store::<0>(c.as_mut_ptr().cast(), 64);
-            }
-        });
+        let dot: fn(&mut asm::Amx) =
+            if signed { asm::Amx::dot_i8::<0, 1, 2> } else { asm::Amx::dot_i8u8::<0, 1, 2> };
+        add_product((m, k, n), &mut c, &a, &b, dot);
         for i in 0..16 {
             for j in 0..16 {
                 let mut want = i64::from(before[i][j]);

@@ -1,8 +1,9 @@
 //! Timing of one linear layer in several formats, as `scrimp bench linear` reports it.
 //!
-//! All formats hold the same pruned random weights. They take turns, one product each, and every format walks through
-//! copies of its weights, together [`ROTATED_BYTES`] or more, so that nothing is timed in cache and other load of the
-//! machine hits all of them alike. A time is the best of its rounds and contains storing the activations.
+//! All formats hold the same pruned random weights. In each round every format computes one product, so other load of
+//! the machine affects all formats alike. Consecutive rounds use different copies of the weights. The copies take at
+//! least [`ROTATED_BYTES`], so no product reads its weights from a cache. A time is the best of its rounds and includes
+//! the quantization of the activations.
 
 use super::{ActivationShape, Activations, Linear, LinearScratch, Matrix, StoredRows, linear};
 use crate::{
@@ -12,12 +13,13 @@ use crate::{
     mem::Arena,
     quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
 };
+use scrimp_base::{SplitMix64, random::mix};
 use std::{
     io,
     time::{Duration, Instant},
 };
 
-/// Bytes of all weights together, at add_min_term, for times that do not come from caches.
+/// Minimum size of all copies of the weights: larger than the caches.
 pub const ROTATED_BYTES: usize = 512 << 20;
 /// The smallest number of rounds.
 const LEAST_ROUNDS: usize = 3;
@@ -234,17 +236,14 @@ pub fn random_weights(pool: &Pool, len: usize, sparsity: f64, scale: f32, seed: 
     pool.run(len.div_ceil(CHUNK), |task, _| {
         // SAFETY: tasks have ranges of their own.
         let out = unsafe { out.slice(task * CHUNK..((task + 1) * CHUNK).min(len)) };
-        let mut state = (seed ^ task as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut random = SplitMix64::new(mix(seed ^ task as u64));
         for w in out {
-            // xorshift64.
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let value = (state as u32 >> 8) as f32 / (1 << 23) as f32 - 1.0;
-            // A fifth of the scale or more, so that 4 bits do not round it away: the share of zeros is the same in
-            // every format.
+            let bits = random.next_u64();
+            let value = (bits as u32 >> 8) as f32 / (1 << 23) as f32 - 1.0;
+            // At least a fifth of the scale: `int4` rounds none of these to zero, so the share of zeros is the same
+            // in every format.
             let value = 0.8 * value + 0.2 * value.signum();
-            *w = if state >> 33 < zero_below { 0.0 } else { scale * value };
+            *w = if bits >> 33 < zero_below { 0.0 } else { scale * value };
         }
     });
     Ok(weights)

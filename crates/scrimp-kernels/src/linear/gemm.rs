@@ -1,13 +1,15 @@
-//! Many tokens: a tile of 16 rows is unpacked once into a panel, which then serves all tokens, `T` at a time.
+//! Batches with vector instructions: a panel is unpacked once and multiplied with all tokens, `T` at a time.
 //!
 //! ```text
-//! panel group: w[8][16 rows][4]  scale[16]  second[16]        640 bytes per 32 columns, stays in L2
-//! registers:   T float accumulators, T integer accumulators, one register of weights
-//! ```
-//! (For few tokens the panel is a part of the columns, and stays in the first-level cache: see [`small_batch`].)
+//! y[t][row] = sum over groups of the float step of `group.rs`, in column order
 //!
-//! Limited by arithmetic: per token and group 8 `vpdpbusd` and 3 to 5 float instructions, so at most 73% of the
-//! integer peak with AVX-512 (67% for formats with a minimum).
+//! unpacked group: w[8][16 rows][4]  scale[16]  second[16]      640 bytes per 32 columns, in the second-level cache
+//! registers:      T float accumulators, T integer accumulators, one register of weights
+//! ```
+//! For few tokens, a part of the columns is unpacked at a time and stays in the first-level cache ([`small_batch`]).
+//!
+//! Limit: arithmetic. A token and a group take 8 `vpdpbusd` and 3 to 5 float instructions, so at most 73% of the
+//! integer peak with AVX-512 (67% for formats with a minimum). Integer formats give the bits of [`gemv`](super::gemv).
 
 use super::activations::Activations;
 use crate::{
@@ -20,11 +22,11 @@ use crate::{
 };
 use bytemuck::{Pod, Zeroable};
 
-/// Most tokens of [`small_batch`].
+/// The largest batch of [`small_batch`].
 pub(crate) const SMALL_BATCH: usize = 36;
-/// Their sums, with those of tokens that only fill up the last tile.
+/// Sums of that batch, with the padding of its last token tile.
 pub(crate) const SMALL_BATCH_SUMS: usize = SMALL_BATCH + 4;
-/// Groups of its panel: 10 KB.
+/// Groups that it unpacks at a time: 10 KB.
 pub(crate) const SMALL_BATCH_GROUPS: usize = 16;
 
 /// 32 columns of 16 rows, unpacked.
@@ -39,7 +41,7 @@ pub(crate) struct PanelGroup {
 impl PanelGroup {
     pub(crate) const ZERO: Self = Self { w: [[0; 64]; 8], scale: [0.0; 16], second: [0.0; 16] };
 
-    /// The quants, unsigned (or as who filled it has made them).
+    /// The quants as [`PanelGroup::fill`] stored them: unsigned, except in `amx_int8`.
     pub(crate) fn quants(&self) -> &[[u8; 64]; 8] {
         &self.w
     }
@@ -60,7 +62,7 @@ impl PanelGroup {
         s.store(group.second, &mut self.second);
     }
 
-    /// Dequantizes row `r` of the tile.
+    /// Dequantizes row `r` of the panel.
     pub(crate) fn dequantize<F: Quants>(&self, r: usize, out: &mut [f32]) {
         for (c, out) in out.iter_mut().enumerate() {
             let q = (i32::from(self.w[c / 4][4 * r + c % 4]) - F::ZERO) as f32;
@@ -74,7 +76,7 @@ impl PanelGroup {
     }
 }
 
-/// Unpacks the blocks of a tile.
+/// Unpacks some blocks of a panel.
 #[inline(always)]
 pub(crate) fn unpack<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], panel: &mut [PanelGroup]) {
     for (block, out) in blocks.iter().zip(panel.chunks_exact_mut(F::GROUPS)) {
@@ -94,9 +96,9 @@ pub(crate) fn panel<S: Simd, F: Quants, const T: usize>(
     add_tile::<S, F, T>(s, [s.splat(0.0); T], panel, x)
 }
 
-/// Few tokens, at most [`SMALL_BATCH`]: a tile's columns are unpacked [`SMALL_BATCH_GROUPS`] groups at a time, into a
-/// panel that stays in the first-level cache while all tokens pass by, and sums wait in memory meanwhile. Every weight
-/// is read once, as for one token, and is unpacked once, as for many.
+/// Dot products of 16 rows with at most [`SMALL_BATCH`] tokens. [`SMALL_BATCH_GROUPS`] groups are unpacked at a time
+/// and multiplied with all tokens while they are in the first-level cache; the sums are in memory. Each weight is read
+/// once and unpacked once.
 #[inline(always)]
 pub(crate) fn small_batch<S: Simd, F: BlockFormat>(
     s: S,
@@ -193,7 +195,7 @@ fn dot_subgroup<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO:
     }
 }
 
-/// The same for float weights, straight from the packed tile.
+/// The same for float weights, directly from the packed panel.
 #[inline(always)]
 pub(crate) fn float_panel<S: Simd, F: FloatFormat, const T: usize>(
     s: S,

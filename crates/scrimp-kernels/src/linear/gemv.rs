@@ -1,7 +1,12 @@
-//! One token: `y[16 rows of a tile] = W x`, unpacking weights in registers.
+//! One token: `y = W x` for the 16 rows of a panel. Weights are unpacked in registers.
 //!
-//! Limited by memory: every weight is read once (4.5 bits for `Q4_0`, so 0.56 bytes per multiply-add). Unpacking a
+//! ```text
+//! y[row] = sum over groups of the float step of `group.rs`, in column order        (floats: one fma per column)
+//! ```
+//!
+//! Limit: memory. Each weight is read once (4.5 bits for `Q4_0`, which is 0.56 bytes per multiply-add). Unpacking a
 //! group of 512 4-bit weights takes about 25 instructions, a quarter of the time that a core needs to load them.
+//! Integer formats give the same bits at every level ([`group`](crate::quant::group)).
 
 use crate::{
     arch::{L1, Simd, prefetch},
@@ -23,7 +28,7 @@ pub(crate) fn prefetch_part<B>(block: &B, part: usize, parts: usize) {
     }
 }
 
-/// Dot products of the 16 rows of a tile with one token.
+/// Dot products of the 16 rows of a panel with one token.
 #[inline(always)]
 pub(crate) fn panel<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[QuantGroup]) -> S::F {
     let mut acc = s.splat(0.0);

@@ -1,4 +1,9 @@
 //! One product as the threads of a parallel region compute it: some panels of a matrix for some tokens.
+//!
+//! ```text
+//! out[token * stride + row] = y[token][row] (+ bias[row]) (+ out)       y from the kernel that `plan.rs` chose
+//! ```
+//! A task owns its panels and tokens, so no two threads write to the same element.
 
 use super::{
     Activations, Linear, Matrix, amx_bf16, amx_packed,

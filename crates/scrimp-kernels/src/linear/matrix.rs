@@ -1,4 +1,10 @@
 //! A weight matrix in the kernels' layout.
+//!
+//! ```text
+//! data   | panel 0 | panel 1 | ...      a panel: 16 rows, all columns; rows beyond the matrix are zero
+//! ```
+//! Panels of stored types are repacked from the rows of a file without a change of values ([`quant`](crate::quant)).
+//! Packed formats are copied as they are ([`packed`](crate::quant::packed)).
 
 use super::activations::Needs;
 use crate::{
@@ -17,7 +23,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// Weights of a linear layer, `[rows][cols]` (out features × in features), repacked into tiles of 16 rows.
+/// Weights of a linear layer, `[rows][cols]` (out features × in features), repacked into panels of 16 rows.
 #[derive(Debug)]
 pub struct Matrix {
     rows: usize,
@@ -42,7 +48,7 @@ pub struct StoredRows<'a> {
 /// The format of a matrix.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
-    /// Tiles of a stored type.
+    /// Panels of a stored type.
     Stored(DType),
     /// A packed matrix that has been checked.
     Packed(Layout),
@@ -53,8 +59,8 @@ const COPY_BYTES: usize = 1 << 20;
 /// Stored bytes of a piece, which can be released once it is packed.
 const PIECE_BYTES: usize = 16 << 20;
 
-/// Bytes of one tile of 16 rows.
-fn tile_bytes(dtype: DType, cols: usize) -> Option<usize> {
+/// Bytes of one panel of 16 rows.
+fn panel_bytes(dtype: DType, cols: usize) -> Option<usize> {
     fn block<F: BlockFormat>(cols: usize) -> Option<usize> {
         let len = F::DTYPE.block_len();
         cols.is_multiple_of(len).then_some(cols / len)?.checked_mul(size_of::<F::Block>())
@@ -68,7 +74,7 @@ fn tile_bytes(dtype: DType, cols: usize) -> Option<usize> {
 impl Matrix {
     /// Bytes of a packed matrix in an [`Arena`]; `None` when `cols` does not fit the type's blocks, or on overflow.
     pub fn packed_bytes(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
-        tile_bytes(dtype, cols)?.checked_mul(rows.div_ceil(PANEL_ROWS)).map(Arena::size_of)
+        panel_bytes(dtype, cols)?.checked_mul(rows.div_ceil(PANEL_ROWS)).map(Arena::size_of)
     }
 
     /// Repacks stored rows into memory of `arena`.
@@ -99,32 +105,32 @@ impl Matrix {
         let StoredRows { dtype, rows, cols, data } = stored;
         let row_bytes = dtype.row_bytes(cols).expect("columns fit the block size");
         assert_eq!(data.len(), rows * row_bytes, "matrix data");
-        let tile_bytes = tile_bytes(dtype, cols).expect("checked by row_bytes");
+        let panel_bytes = panel_bytes(dtype, cols).expect("checked by row_bytes");
         let n_panels = rows.div_ceil(PANEL_ROWS);
-        let mut packed = arena.alloc(tile_bytes * n_panels)?;
+        let mut packed = arena.alloc(panel_bytes * n_panels)?;
         let zero = vec![0; if rows.is_multiple_of(PANEL_ROWS) { 0 } else { row_bytes }];
         let out = DisjointSliceMut::new(&mut packed);
         let finite = AtomicBool::new(true);
-        let rows_of = |tiles: Range<usize>| {
-            &data[tiles.start * PANEL_ROWS * row_bytes..(tiles.end * PANEL_ROWS).min(rows) * row_bytes]
+        let rows_of = |panels: Range<usize>| {
+            &data[panels.start * PANEL_ROWS * row_bytes..(panels.end * PANEL_ROWS).min(rows) * row_bytes]
         };
         let piece = (PIECE_BYTES / (PANEL_ROWS * row_bytes).max(1)).max(1);
         for first in (0..n_panels).step_by(piece) {
-            let tiles = first..(first + piece).min(n_panels);
-            pool.run(tiles.len(), |i, _| {
-                let tile = first + i;
+            let panels = first..(first + piece).min(n_panels);
+            pool.run(panels.len(), |i, _| {
+                let panel = first + i;
                 let stored: [&[u8]; PANEL_ROWS] = std::array::from_fn(|r| {
-                    let row = tile * PANEL_ROWS + r;
+                    let row = panel * PANEL_ROWS + r;
                     if row < rows { &data[row * row_bytes..(row + 1) * row_bytes] } else { &zero[..] }
                 });
-                if !dtype.all_finite(rows_of(tile..tile + 1)) {
+                if !dtype.all_finite(rows_of(panel..panel + 1)) {
                     finite.store(false, Ordering::Relaxed);
                 }
-                // SAFETY: tiles do not overlap.
-                let out = unsafe { out.slice(tile * tile_bytes..(tile + 1) * tile_bytes) };
+                // SAFETY: panels do not overlap.
+                let out = unsafe { out.slice(panel * panel_bytes..(panel + 1) * panel_bytes) };
                 with_format!(dtype, pack_blocks, pack_floats, (&stored, out));
             });
-            done(rows_of(tiles));
+            done(rows_of(panels));
         }
         if !finite.into_inner() {
             return Err(std::io::Error::new(
@@ -226,19 +232,19 @@ impl Matrix {
         self.rows.div_ceil(PANEL_ROWS)
     }
 
-    pub(crate) fn tile(&self, i: usize) -> &[u8] {
+    pub(crate) fn panel(&self, i: usize) -> &[u8] {
         let bytes = self.data.len() / self.n_panels();
         &self.data[i * bytes..(i + 1) * bytes]
     }
 
-    /// The packed blocks of a tile.
-    pub(crate) fn blocks<F: BlockFormat>(&self, tile: usize) -> &[F::Block] {
-        bytemuck::cast_slice(self.tile(tile))
+    /// The packed blocks of a panel.
+    pub(crate) fn blocks<F: BlockFormat>(&self, panel: usize) -> &[F::Block] {
+        bytemuck::cast_slice(self.panel(panel))
     }
 
-    /// The columns of a tile of floats.
-    pub(crate) fn columns<F: FloatFormat>(&self, tile: usize) -> &[[F::Element; PANEL_ROWS]] {
-        bytemuck::cast_slice::<u8, F::Element>(self.tile(tile)).as_chunks().0
+    /// The columns of a panel of floats.
+    pub(crate) fn columns<F: FloatFormat>(&self, panel: usize) -> &[[F::Element; PANEL_ROWS]] {
+        bytemuck::cast_slice::<u8, F::Element>(self.panel(panel)).as_chunks().0
     }
 }
 

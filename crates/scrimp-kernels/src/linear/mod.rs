@@ -1,8 +1,12 @@
 //! Linear layers: `y = W x (+ bias) (+ y)` for one token or many, any weight format, any level.
 //!
-//! Decode (one token) unpacks weights in registers ([`gemv`]); batches unpack a tile once into a panel and use it for
-//! all tokens ([`gemm`]), a few columns at a time where tokens are few. CPUs with tile registers multiply batches there
-//! ([`amx_packed`]). Several matrices that share their input run in one parallel region.
+//! For one token, weights are unpacked in registers ([`gemv`]). For batches, a panel of 16 rows is unpacked once and
+//! multiplied with all tokens ([`gemm`]); for small batches, some columns at a time. CPUs with AMX multiply batches in
+//! tile registers ([`amx_packed`]). Several matrices with the same input run in one parallel region. [`plan`] chooses
+//! the kernel, and its header has the table.
+//!
+//! Equality: integer formats give the same bits at every level, batch size and number of threads; `bf16` and batches in
+//! AMX differ by rounding, within the bounds in the headers of [`packed`] and [`amx_bf16`].
 
 mod activations;
 mod amx_bf16;

@@ -1,19 +1,19 @@
 //! Products with the formats of [`crate::quant::packed`], dense and sparse.
 //!
 //! ```text
-//! bf16   acc[row] += w[row][2 columns] · x[2 columns]         f32; x rounded to bf16
-//! int8   y[row] = float(sum (q - 128) x) * x.scale * scale[row]    the sum over all columns, exact in i32
-//! int4   as other block formats: see `group.rs`
+//! bf16   acc[row] += w[row][2 columns] · x[2 columns]             f32; x rounded to bf16
+//! int8   y[row] = float(sum (q - 128) x) * x.scale * scale[row]   the sum over all columns, exact in i32
+//! int4   the float step of `group.rs`, even and odd groups summed separately
 //! ```
-//! For few tokens (up to three tiles of 12 with AVX-512, one of 4 elsewhere), a sparse step is expanded in a register
-//! and multiplied at once: what limits is the memory that the packed weights take, or the expansion. For more, a tile
-//! of 16 rows is expanded once into a panel, which all tokens pass by.
+//! For few tokens (up to three token tiles of 12 with AVX-512, one of 4 elsewhere), a sparse step is expanded in a
+//! register and multiplied at once. The limit is the memory bandwidth of the packed weights, or the expansion. For more
+//! tokens, a panel is expanded once to memory and multiplied with all tokens.
 //!
-//! `bf16` sums are f32 in column order, in [`Simd::BF16_CHAINS`] interleaved chains of steps that are added at the end,
-//! so a token's result does not depend on the batch (but with AMX on whether it is one of few); levels differ by
-//! rounding (AVX-512's `vdpbf16ps` flushes denormals and adds the second product first), within 2^-20 of the sum of
-//! magnitudes for 4096 columns. Integer formats give the same bits in every level, and sparse formats those of their
-//! dense counterparts.
+//! Equality: integer formats give the same bits at every level, and sparse formats the bits of their dense
+//! counterparts. `bf16` sums are f32 in column order, in [`Simd::BF16_CHAINS`] interleaved chains of steps that are
+//! added at the end. A token's `bf16` result does not depend on the batch, except that AMX starts at 5 tokens. Levels
+//! differ by rounding, within 2^-20 of the sum of magnitudes for 4096 columns: AVX-512's `vdpbf16ps` flushes denormals
+//! and adds the second product first.
 
 use super::{
     ThreadTiles,
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     arch::{
         Kernel, L1, Level, Simd, SimdLevel,
-        amx::{Configured, Tile as AmxTile},
+        amx::{Configured, Tile},
         prefetch,
     },
     mem::stream::PREFETCH,
@@ -42,7 +42,7 @@ use crate::{
 };
 use std::ops::Range;
 
-/// Steps of a tile, one after another.
+/// Steps of a panel, one after another.
 pub(super) trait Steps<S: Simd> {
     /// The next step's 64 bytes.
     ///
@@ -86,9 +86,8 @@ impl<S: Simd> Steps<S> for Dense {
 impl<S: Simd> Steps<S> for Words {
     #[inline(always)]
     unsafe fn next(&mut self, s: S) -> S::B {
-        // SAFETY: the caller guarantees another step; `PackedView::new` has checked that the tile holds as many
-        // values as its
-        // bitmap says, and 64 bytes behind them.
+        // SAFETY: the caller guarantees another step; `PackedView::new` has checked that the panel holds as many
+        // values as its bitmap says, and 64 bytes behind them.
         unsafe {
             let mask = u32::from_le_bytes(*self.0);
             let w = s.expand_words(mask, &*self.1.cast::<[u8; 64]>());
@@ -106,7 +105,7 @@ impl<S: Simd> Steps<S> for Words {
 impl<S: Simd> Steps<S> for Bytes {
     #[inline(always)]
     unsafe fn next(&mut self, s: S) -> S::B {
-        // SAFETY: the caller guarantees another step; `PackedView::new` has checked that the tile holds as many
+        // SAFETY: the caller guarantees another step; `PackedView::new` has checked that the panel holds as many
         // values as its bitmap says, and 64 bytes behind them.
         unsafe {
             let mask = u64::from_le_bytes(*self.0);
@@ -122,12 +121,12 @@ impl<S: Simd> Steps<S> for Bytes {
     }
 }
 
-/// Dot products of a tile of `bf16` with `T` tokens.
+/// Dot products of a panel of `bf16` with `T` tokens.
 ///
 /// # Safety
 /// There are as many steps as `x` has.
 #[inline(always)]
-unsafe fn bf16_tile<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x: &[u32]) -> [S::F; T] {
+unsafe fn bf16_panel<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x: &[u32]) -> [S::F; T] {
     let mut acc = [[s.splat(0.0); T]; 2];
     // Steps come in blocks of 16.
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
@@ -153,12 +152,12 @@ unsafe fn bf16_tile<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x:
     y
 }
 
-/// Dot products of a tile of `int8` with `T` tokens.
+/// Dot products of a panel of `int8` with `T` tokens.
 ///
 /// # Safety
 /// There are as many steps as `x` has.
 #[inline(always)]
-unsafe fn int8_tile<S: Simd, W: Steps<S>, const T: usize>(
+unsafe fn int8_panel<S: Simd, W: Steps<S>, const T: usize>(
     s: S,
     mut steps: W,
     scale: &[f32; 16],
@@ -361,12 +360,12 @@ fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<
     }
 }
 
-/// Dot products of a tile of `int4` with `T` tokens.
+/// Dot products of a panel of `int4` with `T` tokens.
 ///
 /// # Safety
 /// There are as many groups as `x` has.
 #[inline(always)]
-unsafe fn int4_tile<S: Simd, W: Groups<S>, const T: usize>(
+unsafe fn int4_panel<S: Simd, W: Groups<S>, const T: usize>(
     s: S,
     mut groups: W,
     x: &[QuantGroup],
@@ -402,20 +401,20 @@ unsafe fn int4_tile<S: Simd, W: Groups<S>, const T: usize>(
     even
 }
 
-/// The same from a panel: even groups first, then odd ones.
+/// The same from an expanded panel: even groups first, then odd ones.
 #[inline(always)]
-unsafe fn int4_panel<S: Simd, F: Quants, const T: usize>(
+unsafe fn int4_expanded<S: Simd, F: Quants, const T: usize>(
     s: S,
     _: F,
-    panel: &[PanelGroup],
+    expanded: &[PanelGroup],
     x: &[QuantGroup],
 ) -> [S::F; T] {
     let mut y = [[s.splat(0.0); T]; 2];
     for (parity, y) in y.iter_mut().enumerate() {
         let x = x.as_chunks::<T>().0;
         let mut g = parity;
-        while g < panel.len() {
-            gemm::symmetric::<S, F, T>(s, y, &panel[g], &x[g]);
+        while g < expanded.len() {
+            gemm::symmetric::<S, F, T>(s, y, &expanded[g], &x[g]);
             g += 2;
         }
     }
@@ -428,17 +427,17 @@ unsafe fn int4_panel<S: Simd, F: Quants, const T: usize>(
 
 /// Calls `$kernel::<S, _, T>($args)` for the width of token tile `$i`, and stores the results.
 macro_rules! tokens {
-    ($s:ident, $task:expr, $tile:expr, $i:expr, $kernel:ident, ($($arg:expr),*)) => {{
+    ($s:ident, $task:expr, $panel:expr, $i:expr, $kernel:ident, ($($arg:expr),*)) => {{
         let (first, n, width) = $task.x.token_tile($i);
         // SAFETY: the matrix has as many columns as the activations, both padded alike.
         unsafe {
             match width {
-                1 => $task.job.store($s, &$kernel::<S, _, 1>($s, $($arg),*), $tile, first, n),
-                2 => $task.job.store($s, &$kernel::<S, _, 2>($s, $($arg),*), $tile, first, n),
-                4 => $task.job.store($s, &$kernel::<S, _, 4>($s, $($arg),*), $tile, first, n),
-                8 if S::TOKEN_TILE >= 8 => $task.job.store($s, &$kernel::<S, _, 8>($s, $($arg),*), $tile, first, n),
+                1 => $task.job.store($s, &$kernel::<S, _, 1>($s, $($arg),*), $panel, first, n),
+                2 => $task.job.store($s, &$kernel::<S, _, 2>($s, $($arg),*), $panel, first, n),
+                4 => $task.job.store($s, &$kernel::<S, _, 4>($s, $($arg),*), $panel, first, n),
+                8 if S::TOKEN_TILE >= 8 => $task.job.store($s, &$kernel::<S, _, 8>($s, $($arg),*), $panel, first, n),
                 12 if S::TOKEN_TILE >= 12 => {
-                    $task.job.store($s, &$kernel::<S, _, 12>($s, $($arg),*), $tile, first, n);
+                    $task.job.store($s, &$kernel::<S, _, 12>($s, $($arg),*), $panel, first, n);
                 }
                 width => unreachable!("no kernel for {width} tokens"),
             }
@@ -446,28 +445,28 @@ macro_rules! tokens {
     }};
 }
 
-/// The packed bytes of one tile.
+/// The packed bytes of one panel.
 #[derive(Clone, Copy)]
-pub(super) struct Tile<'a> {
+pub(super) struct Panel<'a> {
     layout: &'a Layout,
     data: &'a [u8],
-    tile: usize,
+    panel: usize,
 }
 
-impl<'a> Tile<'a> {
+impl<'a> Panel<'a> {
     fn dense(self) -> Dense {
         Dense(self.dense_bytes().cast(), PREFETCH)
     }
-    /// All steps of a dense tile.
+    /// All steps of a dense panel.
     pub(super) fn dense_bytes(self) -> *const u8 {
-        self.data[self.layout.dense_tile(self.tile)].as_ptr()
+        self.data[self.layout.dense_panel(self.panel)].as_ptr()
     }
     fn values(self) -> *const u8 {
-        let start = self.data[self.layout.start_of(self.tile)].first_chunk().expect("8 bytes");
+        let start = self.data[self.layout.start_of(self.panel)].first_chunk().expect("8 bytes");
         self.data[self.layout.values + u64::from_le_bytes(*start) as usize..].as_ptr()
     }
     fn index(self) -> &'a [u8] {
-        &self.data[self.layout.index_of(self.tile)]
+        &self.data[self.layout.index_of(self.panel)]
     }
     pub(super) fn words(self) -> Words {
         Words(self.index().as_ptr().cast(), self.values())
@@ -477,19 +476,19 @@ impl<'a> Tile<'a> {
     }
     fn dense_groups(self) -> DenseGroups {
         // The cast checks alignment.
-        DenseGroups(bytemuck::cast_slice(&self.data[self.layout.dense_tile(self.tile)]).as_ptr())
+        DenseGroups(bytemuck::cast_slice(&self.data[self.layout.dense_panel(self.panel)]).as_ptr())
     }
     fn sparse_groups(self) -> SparseGroups {
         let values = self.values();
         SparseGroups(bytemuck::cast_slice(self.index()).as_ptr(), values, values)
     }
     pub(super) fn scale(self) -> &'a [f32; 16] {
-        let scales: &[f32] = bytemuck::cast_slice(&self.data[self.layout.scales_of(self.tile)]);
+        let scales: &[f32] = bytemuck::cast_slice(&self.data[self.layout.scales_of(self.panel)]);
         scales.first_chunk().expect("16 scales")
     }
 }
 
-/// [`PanelGroup`]s that an expanded tile takes.
+/// [`PanelGroup`]s of an expanded panel.
 pub(super) fn panel_groups(layout: &Layout) -> usize {
     match layout.format.value() {
         Value::Int4 => layout.cols.div_ceil(GROUP),
@@ -497,7 +496,7 @@ pub(super) fn panel_groups(layout: &Layout) -> usize {
     }
 }
 
-/// Tiles of one packed matrix for all tokens.
+/// Panels of one packed matrix for all tokens.
 pub(super) struct PackedTask<'a> {
     pub(super) task: Task<'a>,
     pub(super) layout: &'a Layout,
@@ -514,15 +513,15 @@ pub(super) fn run(level: SimdLevel, task: PackedTask<'_>, tiles: &mut ThreadTile
 }
 
 /// Runs a task in tile registers.
-pub(super) fn run_in_tiles<X: AmxTile>(level: SimdLevel, task: PackedTask<'_>, tiles: &mut Configured<X>) {
+pub(super) fn run_in_tiles<X: Tile>(level: SimdLevel, task: PackedTask<'_>, tiles: &mut Configured<X>) {
     let (layout, data) = (task.layout, task.data);
-    let tile = move |tile| Tile { layout, data, tile };
+    let panel = move |panel| Panel { layout, data, panel };
     match (layout.format.value(), layout.format.is_sparse()) {
         (Value::Int4, false) => {
-            amx_packed::run_groups(level, task.task, move |i| tile(i).dense_groups(), tiles);
+            amx_packed::run_groups(level, task.task, move |i| panel(i).dense_groups(), tiles);
         }
         (Value::Int4, true) => {
-            let rows = move |i| InTurn { groups: tile(i).sparse_groups(), odd: false };
+            let rows = move |i| InTurn { groups: panel(i).sparse_groups(), odd: false };
             amx_packed::run_groups(level, task.task, rows, tiles);
         }
         _ => X::run(level, amx_packed::AmxTask { task, tiles }),
@@ -535,47 +534,48 @@ impl<'a> PackedTask<'a> {
         Self { task, layout, data }
     }
 
-    pub(super) fn tile(&self, tile: usize) -> Tile<'a> {
-        Tile { layout: self.layout, data: self.data, tile }
+    pub(super) fn panel(&self, panel: usize) -> Panel<'a> {
+        Panel { layout: self.layout, data: self.data, panel }
     }
 
-    /// Expands tiles into the panel as far as it reaches; returns the expanded tiles, and the [`PanelGroup`]s of one.
+    /// Expands as many panels as the scratch memory holds. Returns these panels and the number of [`PanelGroup`]s of
+    /// each.
     #[inline(always)]
-    pub(super) fn expand<S: Simd>(&mut self, s: S, tiles: Range<usize>) -> (Range<usize>, usize) {
-        let per_tile = panel_groups(self.layout);
-        let n = tiles.len().min(self.task.scratch.len() / per_tile.max(1));
-        let tiles = tiles.start..tiles.start + n;
-        for tile in tiles.clone() {
-            let from = self.tile(tile);
-            let panel = &mut self.task.scratch[(tile - tiles.start) * per_tile..][..per_tile];
+    pub(super) fn expand<S: Simd>(&mut self, s: S, panels: Range<usize>) -> (Range<usize>, usize) {
+        let per_panel = panel_groups(self.layout);
+        let n = panels.len().min(self.task.scratch.len() / per_panel.max(1));
+        let panels = panels.start..panels.start + n;
+        for panel in panels.clone() {
+            let from = self.panel(panel);
+            let out = &mut self.task.scratch[(panel - panels.start) * per_panel..][..per_panel];
             match self.layout.format.value() {
-                Value::Bf16 => expand(s, from.words(), panel, self.layout.steps),
-                Value::Int8 => expand(s, from.bytes(), panel, self.layout.steps),
+                Value::Bf16 => expand(s, from.words(), out, self.layout.steps),
+                Value::Int8 => expand(s, from.bytes(), out, self.layout.steps),
                 Value::Int4 => {
                     if !self.layout.format.is_sparse() {
                         let mut groups = from.dense_groups();
-                        for out in panel {
-                            // SAFETY: the panel has as many groups as the tile.
+                        for out in out {
+                            // SAFETY: `out` has as many groups as the panel.
                             out.fill(s, unsafe { groups.even(s) });
                         }
                         continue;
                     }
                     let mut groups = from.sparse_groups();
-                    for (g, out) in panel.iter_mut().enumerate() {
-                        // SAFETY: the panel has as many groups as the tile.
+                    for (g, out) in out.iter_mut().enumerate() {
+                        // SAFETY: `out` has as many groups as the panel.
                         out.fill(s, unsafe { if g % 2 == 0 { groups.even(s) } else { groups.odd(s) } });
                     }
                 }
             }
         }
-        (tiles, per_tile)
+        (panels, per_panel)
     }
 }
 
 #[inline(always)]
-fn expand<S: Simd, W: Steps<S>>(s: S, mut steps: W, panel: &mut [PanelGroup], n: usize) {
-    for out in bytemuck::cast_slice_mut::<PanelGroup, [u8; 64]>(panel).iter_mut().take(n) {
-        // SAFETY: a tile has `n` steps.
+fn expand<S: Simd, W: Steps<S>>(s: S, mut steps: W, to: &mut [PanelGroup], n: usize) {
+    for out in bytemuck::cast_slice_mut::<PanelGroup, [u8; 64]>(to).iter_mut().take(n) {
+        // SAFETY: a panel has `n` steps.
         s.store_b(unsafe { steps.next(s) }, out);
     }
 }
@@ -585,28 +585,28 @@ impl Kernel for PackedTask<'_> {
 
     #[inline(always)]
     fn run<S: Level>(mut self, s: S) {
-        let (layout, tiles, x) = (self.layout, self.task.panels.clone(), self.task.x);
+        let (layout, panels, x) = (self.layout, self.task.panels.clone(), self.task.x);
         let token_tiles = self.task.token_tiles.clone();
         let (sparse, value) = (layout.format.is_sparse(), layout.format.value());
         if !sparse || x.expands_each() {
-            for tile in tiles.clone() {
+            for panel in panels.clone() {
                 for i in token_tiles.clone() {
-                    let from = self.tile(tile);
+                    let from = self.panel(panel);
                     let task = &self.task;
                     match (value, sparse) {
                         (Value::Bf16, false) => {
-                            tokens!(s, task, tile, i, bf16_tile, (from.dense(), x.pairs(i)));
+                            tokens!(s, task, panel, i, bf16_panel, (from.dense(), x.pairs(i)));
                         }
                         (Value::Bf16, true) => {
-                            tokens!(s, task, tile, i, bf16_tile, (from.words(), x.pairs(i)));
+                            tokens!(s, task, panel, i, bf16_panel, (from.words(), x.pairs(i)));
                         }
                         (Value::Int8, false) => {
                             tokens!(
                                 s,
                                 task,
-                                tile,
+                                panel,
                                 i,
-                                int8_tile,
+                                int8_panel,
                                 (from.dense(), from.scale(), x.row_bytes(i))
                             );
                         }
@@ -614,38 +614,40 @@ impl Kernel for PackedTask<'_> {
                             tokens!(
                                 s,
                                 task,
-                                tile,
+                                panel,
                                 i,
-                                int8_tile,
+                                int8_panel,
                                 (from.bytes(), from.scale(), x.row_bytes(i))
                             );
                         }
                         (Value::Int4, false) => {
-                            tokens!(s, task, tile, i, int4_tile, (from.dense_groups(), x.groups(i)));
+                            tokens!(s, task, panel, i, int4_panel, (from.dense_groups(), x.groups(i)));
                         }
                         (Value::Int4, true) => {
-                            tokens!(s, task, tile, i, int4_tile, (from.sparse_groups(), x.groups(i)));
+                            tokens!(s, task, panel, i, int4_panel, (from.sparse_groups(), x.groups(i)));
                         }
                     }
                 }
             }
             return;
         }
-        let mut left = tiles;
+        let mut left = panels;
         while !left.is_empty() {
-            let (tiles, per_tile) = self.expand(s, left.clone());
-            left.start = tiles.end;
+            let (panels, per_panel) = self.expand(s, left.clone());
+            left.start = panels.end;
             for i in token_tiles.clone() {
-                for (tile, panel) in tiles.clone().zip(self.task.scratch.chunks_exact(per_tile)) {
+                for (panel, expanded) in panels.clone().zip(self.task.scratch.chunks_exact(per_panel)) {
                     let task = &self.task;
-                    let from = Tile { layout, data: self.data, tile };
-                    let steps = || Dense(bytemuck::cast_slice(panel)[..layout.steps].as_ptr(), 0);
+                    let from = Panel { layout, data: self.data, panel };
+                    let steps = || Dense(bytemuck::cast_slice(expanded)[..layout.steps].as_ptr(), 0);
                     match value {
-                        Value::Bf16 => tokens!(s, task, tile, i, bf16_tile, (steps(), x.pairs(i))),
+                        Value::Bf16 => tokens!(s, task, panel, i, bf16_panel, (steps(), x.pairs(i))),
                         Value::Int8 => {
-                            tokens!(s, task, tile, i, int8_tile, (steps(), from.scale(), x.row_bytes(i)));
+                            tokens!(s, task, panel, i, int8_panel, (steps(), from.scale(), x.row_bytes(i)));
                         }
-                        Value::Int4 => tokens!(s, task, tile, i, int4_panel, (Int4, panel, x.groups(i))),
+                        Value::Int4 => {
+                            tokens!(s, task, panel, i, int4_expanded, (Int4, expanded, x.groups(i)));
+                        }
                     }
                 }
             }

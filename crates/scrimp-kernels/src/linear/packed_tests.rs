@@ -157,18 +157,18 @@ fn no_kernel_reads_beyond_the_packed_bytes() {
 }
 
 #[test]
-fn units_cover_all_tiles_and_share_the_values() {
+fn tasks_cover_all_panels_and_share_the_values() {
     let pool = Pool::new(1).unwrap();
-    // The first rows are full, the others empty: cut by rows, one unit would have all the work.
+    // The first rows are full, the others empty: cut by rows, one task would have all the work.
     let (rows, cols) = (1024, 512);
     let w: Vec<f32> = (0..rows * cols).map(|i| if i / cols < 256 { 1.0 } else { 0.0 }).collect();
     let (weight, _) = matrix(&pool, WeightFormat::SparseBf16, rows, cols, &w);
     let super::matrix::Kind::Packed(layout) = weight.kind() else { unreachable!() };
-    let units: Vec<_> = (0..8).map(|task| layout.panels_by_bytes(weight.data(), task, 8)).collect();
-    assert_eq!((units[0].start, units[7].end), (0, layout.tiles));
-    assert!(units.windows(2).all(|u| u[0].end == u[1].start));
-    let full = |unit: &std::ops::Range<usize>| unit.clone().filter(|&tile| tile < 16).count();
-    assert!(units.iter().all(|unit| full(unit) <= 3), "{units:?}");
+    let tasks: Vec<_> = (0..8).map(|task| layout.panels_by_bytes(weight.data(), task, 8)).collect();
+    assert_eq!((tasks[0].start, tasks[7].end), (0, layout.panels));
+    assert!(tasks.windows(2).all(|u| u[0].end == u[1].start));
+    let full = |task: &std::ops::Range<usize>| task.clone().filter(|&panel| panel < 16).count();
+    assert!(tasks.iter().all(|task| full(task) <= 3), "{tasks:?}");
 }
 
 #[test]

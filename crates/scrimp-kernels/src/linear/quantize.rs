@@ -1,4 +1,10 @@
-//! How a row of activations becomes 8-bit numbers or bf16.
+//! Quantization of a row of activations to 8 bits or bf16.
+//!
+//! ```text
+//! scale = max |x| / 127        q = x / scale, rounded half to even        of a group of 32 columns, or of a row
+//! bf16  = x rounded half to even; NaN stays NaN
+//! ```
+//! Every level gives the same bits.
 
 use super::activations::RowScale;
 use crate::{

@@ -3,16 +3,12 @@
 use super::*;
 use crate::{DType, arch::SimdLevel, exec::Pool, mem::Arena, quant::dequantize::dequantize_row};
 use proptest::prelude::*;
+use scrimp_base::SplitMix64;
 
 /// Stored rows with random contents whose scales are finite and moderate.
 pub(super) fn random_rows(dtype: DType, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
+    let mut random = SplitMix64::new(seed);
+    let mut next = || random.next_u64();
     let mut data = vec![0u8; rows * dtype.row_bytes(cols).unwrap()];
     let half = |x: u64| half::f16::from_f32((x % 2001) as f32 / 1000.0 - 1.0).to_le_bytes();
     for block in data.chunks_exact_mut(dtype.block_bytes()) {
@@ -89,7 +85,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn products_match_f64_and_tiers_agree_bit_by_bit(
+    fn products_match_f64_and_levels_agree_bit_by_bit(
         which in 0..DType::ALL.len(), rows in 1usize..70, blocks in 1usize..4, n_tokens in 1usize..30, seed: u64,
         threads in 1usize..4, with_bias: bool, accumulate: bool,
     ) {

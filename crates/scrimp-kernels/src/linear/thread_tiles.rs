@@ -1,4 +1,4 @@
-//! The tile registers that a thread holds while it takes part in a parallel region.
+//! The AMX tile registers of a thread during a parallel region.
 
 use super::Activations;
 use crate::arch::{

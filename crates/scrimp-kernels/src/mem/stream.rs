@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_word_counts_in_every_tier() {
+    fn every_word_counts_in_every_level() {
         for level in SimdLevel::supported() {
             for len in [0, 3, 4, 64, 500, 4096] {
                 for at in 0..len / 4 {

@@ -1,4 +1,14 @@
 //! The gated feed-forward's non-linearity, and soft caps on logits.
+//!
+//! ```text
+//! SwiGLU    out = silu(gate) * up         silu(x) = x / (1 + exp(-x))
+//! GeGLU     out = gelu(gate) * up         gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+//! softcap   x = cap * tanh(x / cap)
+//! ```
+//! Every level gives the same bits. The error is at most 3e-7 of the value for SwiGLU and 2e-6 of |x| for GeGLU.
+//!
+//! Sources: Shazeer 2020, "GLU variants improve Transformer" (arXiv 2002.05202),
+//! section 2; Gemma 2 (arXiv 2408.00118), section 2.
 
 use super::padded;
 use crate::arch::{Kernel, Level, Simd, SimdLevel};
@@ -97,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn non_linearities_match_f64_in_every_tier() {
+    fn non_linearities_match_f64_in_every_level() {
         let x: Vec<f32> = (-400..403).map(|i| i as f32 / 10.0).collect();
         let ones = vec![1.0; x.len()];
         let mut out = vec![0.0; x.len()];

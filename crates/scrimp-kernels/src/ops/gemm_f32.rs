@@ -1,13 +1,15 @@
-//! Products of dense f32 matrices, for training: `C = A B`, either factor transposed at will.
+//! Products of dense f32 matrices, for training: `C = A B`. Either factor may be transposed.
 //!
 //! ```text
 //! c[i][j] = (accumulate ? c[i][j] : bias[j]) + a[i][0] b[0][j] + a[i][1] b[1][j] + ...      one fma after another
-//! ```
 //!
-//! B is first copied into panels (`NR` columns, step by step of k), and so is A (`MR` rows) unless its rows lie in
-//! memory one after another, so that the inner loop reads memory in order; a tile of `MR x NR` sums stays in registers
-//! for [`STEPS`] of k. Every sum is one chain in the order of k: the same bits for every level and number of threads.
-//! Bound by arithmetic.
+//! B: panels of [k][NR columns]     A: [k][MR rows], copied unless its rows are consecutive     C: MR x NR in registers
+//! ```
+//! The inner loop reads both copies in order, for [`STEPS`] of k at a time.
+//!
+//! Equality: each sum is one chain in the order of k, so every level and number of threads gives the same bits.
+//!
+//! Limit: arithmetic.
 
 use crate::{
     arch::{Kernel, Level, Scalar, Simd},

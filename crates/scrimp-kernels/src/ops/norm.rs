@@ -1,4 +1,6 @@
-//! RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * (w + offset)`.
+//! RMSNorm: `y = x / sqrt(mean(x²) + eps) * (w + offset)` (Zhang and Sennrich 2019, section 3).
+//!
+//! The sum has 16 lanes, reduced in a fixed order: every level gives the same bits.
 
 use super::padded;
 use crate::arch::{Kernel, Level, Simd, SimdLevel};
@@ -115,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn matches_f64_in_every_tier_and_form() {
+    fn matches_f64_in_every_level_and_form() {
         for len in [1, 15, 16, 17, 64, 100, 576] {
             let x: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
             let weight: Vec<f32> = (0..len).map(|i| (i as f32 * 0.3).cos()).collect();

@@ -1,4 +1,12 @@
-//! Rotary position embedding (Su et al. 2021): rotates pairs of elements of a head by `position * inv_freq`.
+//! Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2).
+//!
+//! ```text
+//! [x, y]  ->  [x cos - y sin,  y cos + x sin]         angle = position * inv_freq of the pair
+//!
+//! halves:    x = head[i],   y = head[i + pairs]
+//! adjacent:  x = head[2 i], y = head[2 i + 1]
+//! ```
+//! Angles are rounded to f32 as in the reference implementations. Every level gives the same bits.
 
 use crate::{
     arch::{Kernel, Level, SimdLevel},
@@ -101,7 +109,7 @@ impl Kernel for Halves<'_> {
 ///
 /// # Panics
 /// When the head is shorter than `2 * pairs`, or `cos` and `sin` differ in length.
-pub fn rotate_adjacent(_tier: SimdLevel, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub fn rotate_adjacent(_level: SimdLevel, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     assert!(cos.len() == sin.len() && head.len() >= 2 * cos.len(), "rope: lengths");
     for (pair, (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos.iter().zip(sin)) {
         let [x, y] = *pair;

@@ -1,7 +1,15 @@
-//! Stored rows to f32: the definition of every stored type, written plainly.
+//! Rows of stored types as f32, in plain Rust: the definition of every type.
 //!
-//! Used to look up single rows of an embedding in the memory map, and as the oracle of the packed formats' tests.
-//! Layouts: the GGUF specification's block types.
+//! ```text
+//! Q4_0, Q5_0, Q8_0   x = d (q - zero)                        blocks of 32 columns; zero = 8, 16, 0
+//! Q4_1, Q5_1         x = d q + m
+//! Q4_K, Q5_K         x = d scale[g] q - dmin minimum[g]      blocks of 256, g = group of 32 columns
+//! Q6_K               x = d scale[g] (q - 32)                 blocks of 256, g = group of 16 columns
+//! ```
+//! The bytes of each type are drawn in the file of its format. Embedding tables in the mapped file are read with these
+//! functions, and the tests compare the packed formats with them.
+//!
+//! Source: the block types of GGUF (`ggml-common.h` of llama.cpp).
 
 use super::q4_k::scale_min;
 use crate::DType;
@@ -9,6 +17,10 @@ use half::{bf16, f16};
 
 fn half_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
+}
+
+fn u32_at(b: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }
 
 /// Decodes `row`, a row of type `dtype`, into `out`.
@@ -21,10 +33,16 @@ pub fn dequantize_row(dtype: DType, row: &[u8], out: &mut [f32]) {
         DType::F32 => |b, y| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
         DType::F16 => |b, y| y[0] = half_at(b, 0),
         DType::BF16 => |b, y| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-        DType::Q4_0 => |b, y| nibbles(&b[2..], None, half_at(b, 0), 8, 0.0, y),
-        DType::Q4_1 => |b, y| nibbles(&b[4..], None, half_at(b, 0), 0, half_at(b, 2), y),
-        DType::Q5_0 => |b, y| nibbles(&b[6..], Some(&b[2..6]), half_at(b, 0), 16, 0.0, y),
-        DType::Q5_1 => |b, y| nibbles(&b[8..], Some(&b[4..8]), half_at(b, 0), 0, half_at(b, 2), y),
+        DType::Q4_0 => |b, y| nibbles(Nibbles { q: &b[2..], fifth: 0, zero: 8 }, half_at(b, 0), 0.0, y),
+        DType::Q4_1 => {
+            |b, y| nibbles(Nibbles { q: &b[4..], fifth: 0, zero: 0 }, half_at(b, 0), half_at(b, 2), y)
+        }
+        DType::Q5_0 => |b, y| {
+            nibbles(Nibbles { q: &b[6..], fifth: u32_at(b, 2), zero: 16 }, half_at(b, 0), 0.0, y);
+        },
+        DType::Q5_1 => |b, y| {
+            nibbles(Nibbles { q: &b[8..], fifth: u32_at(b, 4), zero: 0 }, half_at(b, 0), half_at(b, 2), y);
+        },
         DType::Q8_0 => |b, y| {
             for (y, &q) in y.iter_mut().zip(&b[2..]) {
                 *y = half_at(b, 0) * f32::from(q as i8);
@@ -39,9 +57,18 @@ pub fn dequantize_row(dtype: DType, row: &[u8], out: &mut [f32]) {
     }
 }
 
-/// 32 columns: low nibbles first, then high ones; optional fifth bits.
-fn nibbles(q: &[u8], fifth: Option<&[u8]>, scale: f32, zero: i32, minimum: f32, y: &mut [f32]) {
-    let fifth = fifth.map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+/// The integers of a block of 32 columns.
+struct Nibbles<'a> {
+    /// Byte `i` has column `i` in its low nibble and column `i + 16` in its high nibble.
+    q: &'a [u8],
+    /// Bit `i` is the fifth bit of column `i`.
+    fifth: u32,
+    /// The integer that represents zero.
+    zero: i32,
+}
+
+/// `y = scale * (q - zero) + minimum`.
+fn nibbles(Nibbles { q, fifth, zero }: Nibbles<'_>, scale: f32, minimum: f32, y: &mut [f32]) {
     for (i, y) in y.iter_mut().enumerate() {
         let nibble = if i < 16 { q[i] & 15 } else { q[i - 16] >> 4 };
         let value = i32::from(nibble) + ((fifth >> i & 1) << 4) as i32 - zero;

@@ -1,4 +1,7 @@
-//! Element and block types of stored tensors, named as GGUF names them.
+//! Element and block types of stored tensors, with GGUF's names.
+//!
+//! A block type stores 32 or 256 consecutive columns of a row in one block of bytes. The files of the formats draw the
+//! blocks; [`dequantize`](super::dequantize) has the formulas.
 
 /// How the elements of a stored tensor are encoded.
 ///

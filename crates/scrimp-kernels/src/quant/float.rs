@@ -1,6 +1,9 @@
-//! `f32`, `f16` and `bf16` weights: a tile is `[columns][16 rows]`, a column of 16 rows being one vector.
+//! `f32`, `f16` and `bf16` weights: a panel is `[columns][16 rows]`, so a column of 16 rows is one vector.
 //!
-//! Activations stay f32 and every product is accumulated in f32 by a fused multiply-add, column after column.
+//! ```text
+//! acc[row] = fma(w[row][column], x[column], acc[row])       in column order; x is f32
+//! ```
+//! Every level gives the same bits.
 
 use super::PANEL_ROWS;
 use crate::arch::Simd;

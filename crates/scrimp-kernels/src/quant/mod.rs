@@ -1,12 +1,12 @@
 //! Weight formats: how 16 rows of a matrix are laid out for the kernels, one file per format.
 //!
-//! A matrix is cut into *tiles* of 16 rows, so that a vector register holds one value of each row, an activation is
+//! A matrix is cut into *panels* of 16 rows, so that a vector register holds one value of each row, an activation is
 //! broadcast, and no horizontal sums are needed:
 //!
 //! ```text
 //!            columns →
-//!   rows   ┌ tile 0: block 0 │ block 1 │ …          block: 32 or 256 columns of 16 rows:
-//!    ↓     ├ tile 1: block 0 │ …                           scales of 16 rows, then bytes in the order
+//!   rows   ┌ panel 0: block 0 │ block 1 │ …         block: 32 or 256 columns of 16 rows:
+//!    ↓     ├ panel 1: block 0 │ …                          scales of 16 rows, then bytes in the order
 //!          └ …                                            [4 columns at a time][16 rows][4 columns]
 //! ```
 //!
@@ -31,7 +31,7 @@ pub(crate) use group::QuantGroup;
 
 use crate::arch::Simd;
 
-/// Rows of a tile: one per vector lane.
+/// Rows of a panel: one per vector lane.
 pub(crate) const PANEL_ROWS: usize = 16;
 /// Columns that share one activation scale, and at least one weight scale.
 pub(crate) const GROUP: usize = 32;

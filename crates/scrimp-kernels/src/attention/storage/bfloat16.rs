@@ -1,4 +1,5 @@
-//! bfloat16, pairs of elements to a step, the operands of `vdpbf16ps`. Rounded to nearest-even.
+//! bfloat16 with pairs of elements per step: the operands of `vdpbf16ps`. Elements are rounded half to even (relative
+//! error 2^-9).
 
 use super::{Element, Plain, Storage, StorageKind};
 use crate::quant::round_to_bf16;

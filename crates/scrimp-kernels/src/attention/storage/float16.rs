@@ -1,4 +1,5 @@
-//! IEEE half precision, one element to a step; arithmetic is f32. Rounded to nearest-even; beyond 65504 it is infinite.
+//! IEEE half precision with one element per step; arithmetic is f32. Elements are rounded half to even (relative error
+//! 2^-11); beyond 65504 they are infinite.
 
 use super::{Element, Plain, Storage, StorageKind, TILE};
 use half::slice::HalfFloatSliceExt;

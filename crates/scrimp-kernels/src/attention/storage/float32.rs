@@ -1,4 +1,4 @@
-//! IEEE single precision, one element to a step: the reference that other formats are measured against.
+//! IEEE single precision with one element per step: the exact reference for the other formats.
 
 use super::{Element, Plain, Storage, StorageKind};
 

@@ -1,6 +1,6 @@
-//! Formats that store whole pages only, and smaller: tokens share scales, so a page is packed once it is full.
+//! Packed formats: the tokens of a page share scales, so a page is packed once it is full.
 //!
-//! Newer tokens are in bf16 pages until then (the recent window of KIVI, Liu et al. 2024, section 4).
+//! Newer tokens are in bf16 pages until then: the recent window of KIVI (Liu et al. 2024, section 4).
 
 use super::{PageGeometry, integer, sparse::Sparse};
 

@@ -1,4 +1,12 @@
-//! f32 weights to packed bytes.
+//! f32 weights to packed bytes (layout: [`packed`](super)).
+//!
+//! ```text
+//! bf16   w rounded half to even
+//! int8   q = round(w / scale) in -127..=127     scale = max |w| / 127 of a row
+//! int4   q = round(w / scale) in -8..=7         scale = (w of largest magnitude) / -8 of 32 columns of a row, bf16
+//! ```
+//! These are the default scales; callers may pass others. Sparse formats store the weights that do not round to zero,
+//! and a bitmap of their places.
 
 use super::{FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, PANEL_ROWS, Value, WeightFormat};
 use crate::{
@@ -96,29 +104,29 @@ pub fn pack(
         return Err(FormatError("a scale is NaN, infinite or absurdly large".to_owned()));
     }
     let source = Source { layout, weights, scales, groups };
-    let mut encoded = vec![Encoded::default(); layout.tiles];
+    let mut encoded = vec![Encoded::default(); layout.panels];
     let out = DisjointSliceMut::new(&mut encoded);
-    pool.run(layout.tiles, |tile, _| {
+    pool.run(layout.panels, |panel, _| {
         // SAFETY: each task has an element of its own.
-        let out = unsafe { out.slice(tile..tile + 1) };
-        out[0] = source.tile(tile);
+        let out = unsafe { out.slice(panel..panel + 1) };
+        out[0] = source.panel(panel);
     });
-    let values: usize = encoded.iter().map(|tile| tile.values.len()).sum();
+    let values: usize = encoded.iter().map(|panel| panel.values.len()).sum();
     let mut bytes = vec![0; layout.bytes(values)];
     let mut at = 0;
-    for (t, tile) in encoded.into_iter().enumerate() {
+    for (t, panel) in encoded.into_iter().enumerate() {
         if format.is_sparse() {
             bytes[layout.start_of(t)].copy_from_slice(&(at as u64).to_le_bytes());
         }
         if format.value() == Value::Int8 {
-            bytes[layout.scales_of(t)].copy_from_slice(&tile.scales);
+            bytes[layout.scales_of(t)].copy_from_slice(&panel.scales);
         }
-        bytes[layout.index_of(t)].copy_from_slice(&tile.index);
-        bytes[layout.values + at..][..tile.values.len()].copy_from_slice(&tile.values);
-        at += tile.values.len();
+        bytes[layout.index_of(t)].copy_from_slice(&panel.index);
+        bytes[layout.values + at..][..panel.values.len()].copy_from_slice(&panel.values);
+        at += panel.values.len();
     }
     if format.is_sparse() {
-        bytes[layout.start_of(layout.tiles)].copy_from_slice(&(at as u64).to_le_bytes());
+        bytes[layout.start_of(layout.panels)].copy_from_slice(&(at as u64).to_le_bytes());
     }
     Ok(bytes)
 }
@@ -137,7 +145,7 @@ fn all(pool: &Pool, weights: &[f32], test: impl Fn(f32) -> bool + Sync) -> bool 
     holds.into_inner()
 }
 
-/// One packed tile.
+/// One packed panel.
 #[derive(Debug, Clone, Default)]
 struct Encoded {
     scales: Vec<u8>,
@@ -161,14 +169,14 @@ impl Source<'_> {
         }
     }
 
-    /// The values of a tile as integers, `[PANEL_ROWS][steps * step columns]`: bits of bf16, or signed quants; 0 in the
-    /// padding.
-    fn codes(&self, tile: usize) -> Vec<i16> {
+    /// The values of a panel as integers, `[PANEL_ROWS][steps * step columns]`: bits of bf16, or signed quants; 0 in
+    /// the padding.
+    fn codes(&self, panel: usize) -> Vec<i16> {
         let Layout { rows, cols, format, steps, .. } = self.layout;
         let stride = steps * format.value().step_cols();
         let mut codes = vec![0; PANEL_ROWS * stride];
         for (i, codes) in codes.chunks_exact_mut(stride.max(1)).enumerate() {
-            let row = tile * PANEL_ROWS + i;
+            let row = panel * PANEL_ROWS + i;
             if row >= rows {
                 break;
             }
@@ -193,10 +201,10 @@ impl Source<'_> {
         codes
     }
 
-    fn tile(&self, tile: usize) -> Encoded {
+    fn panel(&self, panel: usize) -> Encoded {
         let value = self.layout.format.value();
         let sparse = self.layout.format.is_sparse();
-        let first = tile * PANEL_ROWS;
+        let first = panel * PANEL_ROWS;
         let mut out = Encoded::default();
         let group_scales = |out: &mut Vec<u8>, group| {
             for row in first..first + PANEL_ROWS {
@@ -210,10 +218,10 @@ impl Source<'_> {
         }
         let width = value.step_cols();
         let stride = self.layout.steps * width;
-        let codes = self.codes(tile);
+        let codes = self.codes(panel);
         if value == Value::Int4 && !sparse {
-            out.values.reserve(self.layout.dense_tile_bytes);
-            for group in 0..self.layout.dense_tile_bytes / INT4_BLOCK {
+            out.values.reserve(self.layout.dense_panel_bytes);
+            for group in 0..self.layout.dense_panel_bytes / INT4_BLOCK {
                 group_scales(&mut out.values, group);
                 for k in 0..4 {
                     for (row, j) in (0..64).map(|i| (i / 4, i % 4)) {

@@ -1,4 +1,8 @@
-//! Groups of `int4` and `sparse-int4` in registers.
+//! Groups of `int4` and `sparse-int4` in registers (layout: [`packed`](super)).
+//!
+//! ```text
+//! w = scale (q - 8)         a sparse group is expanded to the dense one; weights that are not stored are q = 8
+//! ```
 
 use super::{INT4_BLOCK, INT4_INDEX};
 use crate::{

@@ -1,23 +1,23 @@
 //! Formats of scrimp's own files: `bf16`, `int8`, `int4`, and the same with holes (SparAMX, arXiv 2502.12444).
 //!
-//! A matrix is one run of bytes in the order in which kernels walk it: tiles of 16 rows, in each tile *steps* of 2
+//! A matrix is one run of bytes in the order in which kernels walk it: panels of 16 rows, in each panel *steps* of 2
 //! (bf16) or 4 (int8, int4) neighboring columns. A step is the content of one vector register, `[16 rows][2 or 4
 //! columns]`, which is the operand of `vdpbf16ps` and `vpdpbusd`, and a row of a B tile of AMX. The same order serves
 //! every level, and goes to disk unchanged.
 //!
 //! ```text
-//! bf16          values[tiles][steps][16][2] u16
-//! int8          scales[tiles][16] f32 │ values[tiles][steps][16][4] u8, q + 128
-//! int4          blocks[tiles][groups] { scales[16] bf16, q[4][16][4] u8: low nibble column 4k.., high 16 + 4k.. }, q + 8
-//! sparse-bf16   starts[tiles + 1] u64 │ bitmap[tiles][steps] u32 │ values u16 │ 64 × 0
-//! sparse-int8   starts │ scales[tiles][16] f32 │ bitmap[tiles][steps] u64 │ values u8 │ 64 × 0
-//! sparse-int4   starts │ index[tiles][groups] { scales[16] bf16, bitmap[8] u64 } │ values │ 64 × 0
+//! bf16          values[panels][steps][16][2] u16
+//! int8          scales[panels][16] f32 │ values[panels][steps][16][4] u8, q + 128
+//! int4          blocks[panels][groups] { scales[16] bf16, q[4][16][4] u8: low nibble column 4k.., high 16 + 4k.. }, q + 8
+//! sparse-bf16   starts[panels + 1] u64 │ bitmap[panels][steps] u32 │ values u16 │ 64 × 0
+//! sparse-int8   starts │ scales[panels][16] f32 │ bitmap[panels][steps] u64 │ values u8 │ 64 × 0
+//! sparse-int4   starts │ index[panels][groups] { scales[16] bf16, bitmap[8] u64 } │ values │ 64 × 0
 //! ```
 //!
 //! Bit `2 row + column` (bf16) or `4 row + column` of a step's bitmap says that the weight is stored; `values` holds
-//! the stored ones in that order. In `sparse-int4` a byte of a tile's values holds one of an even group of 32 columns
+//! the stored ones in that order. In `sparse-int4` a byte of a panel's values holds one of an even group of 32 columns
 //! in its low half and one of an odd group in its high half, each in order; the shorter of the two is padded with
-//! zeros. `starts[t]` is the byte of `values` where tile `t` begins; the last one is their length. Sections begin at
+//! zeros. `starts[t]` is the byte of `values` where panel `t` begins; the last one is their length. Sections begin at
 //! multiples of 64 bytes. Rows are padded to 16, columns to 32 (64 for 8 bits), with zeros or holes.
 //!
 //! | | bits per weight | at 50% |
@@ -220,18 +220,18 @@ pub(crate) struct Layout {
     pub(crate) format: WeightFormat,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// Tiles of 16 rows.
-    pub(crate) tiles: usize,
-    /// Steps of a tile.
+    /// Panels of 16 rows.
+    pub(crate) panels: usize,
+    /// Steps of a panel.
     pub(crate) steps: usize,
-    /// Bytes of one tile's part of the bitmap (with the scales, for `sparse-int4`); 0 for dense formats.
+    /// Bytes of one panel's part of the bitmap (with the scales, for `sparse-int4`); 0 for dense formats.
     pub(crate) index_bytes: usize,
     /// Offsets of the sections; `values` are blocks in `int4`.
     pub(crate) scales: usize,
     pub(crate) index: usize,
     pub(crate) values: usize,
-    /// Bytes of one tile's values in a dense format.
-    pub(crate) dense_tile_bytes: usize,
+    /// Bytes of one panel's values in a dense format.
+    pub(crate) dense_panel_bytes: usize,
 }
 
 /// Bytes of a group of `int4`, and of the index of a group of `sparse-int4`.
@@ -241,24 +241,24 @@ pub(crate) const INT4_INDEX: usize = 32 + 64;
 impl Layout {
     /// The panels of part `task` of `tasks` parts with about as many packed bytes each; for sparse formats.
     pub(crate) fn panels_by_bytes(&self, data: &[u8], task: usize, tasks: usize) -> Range<usize> {
-        let cost = |tile: usize| {
-            let start = data[self.start_of(tile)].first_chunk().expect("8 bytes");
-            u64::from_le_bytes(*start) as usize + tile * self.index_bytes
+        let cost = |panel: usize| {
+            let start = data[self.start_of(panel)].first_chunk().expect("8 bytes");
+            u64::from_le_bytes(*start) as usize + panel * self.index_bytes
         };
-        let total = cost(self.tiles);
+        let total = cost(self.panels);
         let first = |task: usize| {
             if task == tasks {
-                return self.tiles;
+                return self.panels;
             }
             let wanted = (total as u128 * task as u128 / tasks as u128) as usize;
             // Rows are much alike as a rule: start where they would end if they were, and widen.
-            let guess = (self.tiles as u128 * task as u128 / tasks as u128) as usize;
+            let guess = (self.panels as u128 * task as u128 / tasks as u128) as usize;
             let (mut low, mut high, mut width) = (guess, guess, 1);
             while low > 0 && cost(low - 1) >= wanted {
                 (high, low, width) = (low, low.saturating_sub(width), 2 * width);
             }
-            while high < self.tiles && cost(high) < wanted {
-                (low, high, width) = (high + 1, (high + width).min(self.tiles), 2 * width);
+            while high < self.panels && cost(high) < wanted {
+                (low, high, width) = (high + 1, (high + width).min(self.panels), 2 * width);
             }
             while low < high {
                 let middle = low.midpoint(high);
@@ -279,10 +279,10 @@ impl Layout {
             return Err(FormatError(format!("{format} takes at most {MAX_INT8_COLS} columns, not {cols}")));
         }
         let sizes = || {
-            let tiles = rows.div_ceil(PANEL_ROWS);
+            let panels = rows.div_ceil(PANEL_ROWS);
             let padded = cols.checked_next_multiple_of(value.block_cols())?;
             let steps = padded / value.step_cols();
-            let dense_tile_bytes = match value {
+            let dense_panel_bytes = match value {
                 Value::Int4 => (padded / GROUP).checked_mul(INT4_BLOCK)?,
                 _ => steps.checked_mul(64)?,
             };
@@ -293,23 +293,24 @@ impl Layout {
                 _ => 0,
             };
             let aligned = |n: usize| n.checked_next_multiple_of(64);
-            let scales = if format.is_sparse() { aligned(tiles.checked_add(1)?.checked_mul(8)?)? } else { 0 };
+            let scales =
+                if format.is_sparse() { aligned(panels.checked_add(1)?.checked_mul(8)?)? } else { 0 };
             let index =
-                if value == Value::Int8 { scales.checked_add(tiles.checked_mul(64)?)? } else { scales };
-            let values = aligned(index.checked_add(tiles.checked_mul(index_bytes)?)?)?;
+                if value == Value::Int8 { scales.checked_add(panels.checked_mul(64)?)? } else { scales };
+            let values = aligned(index.checked_add(panels.checked_mul(index_bytes)?)?)?;
             // All values stored, and the padding: nothing beyond can occur.
-            values.checked_add(tiles.checked_mul(dense_tile_bytes)?)?.checked_add(VALUES_PADDING)?;
+            values.checked_add(panels.checked_mul(dense_panel_bytes)?)?.checked_add(VALUES_PADDING)?;
             Some(Self {
                 format,
                 rows,
                 cols,
-                tiles,
+                panels,
                 steps,
                 index_bytes,
                 scales,
                 index,
                 values,
-                dense_tile_bytes,
+                dense_panel_bytes,
             })
         };
         sizes().ok_or_else(|| FormatError(format!("a matrix of {rows} × {cols} is too large")))
@@ -320,23 +321,23 @@ impl Layout {
         self.values + values + if self.format.is_sparse() { VALUES_PADDING } else { 0 }
     }
 
-    /// The scales of the rows of `tile` (8-bit formats).
-    pub(crate) fn scales_of(&self, tile: usize) -> Range<usize> {
-        self.scales + 64 * tile..self.scales + 64 * (tile + 1)
+    /// The scales of the rows of `panel` (8-bit formats).
+    pub(crate) fn scales_of(&self, panel: usize) -> Range<usize> {
+        self.scales + 64 * panel..self.scales + 64 * (panel + 1)
     }
 
-    /// The bitmap of `tile`.
-    pub(crate) fn index_of(&self, tile: usize) -> Range<usize> {
-        self.index + self.index_bytes * tile..self.index + self.index_bytes * (tile + 1)
+    /// The bitmap of `panel`.
+    pub(crate) fn index_of(&self, panel: usize) -> Range<usize> {
+        self.index + self.index_bytes * panel..self.index + self.index_bytes * (panel + 1)
     }
 
-    /// The values of `tile` in a dense format.
-    pub(crate) fn dense_tile(&self, tile: usize) -> Range<usize> {
-        self.values + self.dense_tile_bytes * tile..self.values + self.dense_tile_bytes * (tile + 1)
+    /// The values of `panel` in a dense format.
+    pub(crate) fn dense_panel(&self, panel: usize) -> Range<usize> {
+        self.values + self.dense_panel_bytes * panel..self.values + self.dense_panel_bytes * (panel + 1)
     }
 
-    /// Where the byte offsets of a sparse format's tiles are.
-    pub(crate) fn start_of(&self, tile: usize) -> Range<usize> {
-        8 * tile..8 * (tile + 1)
+    /// Where the byte offsets of a sparse format's panels are.
+    pub(crate) fn start_of(&self, panel: usize) -> Range<usize> {
+        8 * panel..8 * (panel + 1)
     }
 }

@@ -3,16 +3,12 @@
 use super::*;
 use crate::exec::Pool;
 use proptest::prelude::*;
+use scrimp_base::SplitMix64;
 
 /// Random weights of which a share is zero; some rows are all zero, some have no zero at all.
 pub(crate) fn weights(rows: usize, cols: usize, sparsity: f64, seed: u64) -> Vec<f32> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f64 / (1u64 << 24) as f64
-    };
+    let mut random = SplitMix64::new(seed);
+    let mut next = || f64::from(random.next_f32());
     let mut out = Vec::with_capacity(rows * cols);
     for row in 0..rows {
         let sparsity = match (row + seed as usize) % 7 {
@@ -80,11 +76,11 @@ proptest! {
         if let Ok(view) = &damaged {
             prop_assert!(view.to_dense_f32().iter().all(|w| w.is_finite()));
         }
-        if format.is_sparse() && at < 8 * (layout.tiles + 1) {
+        if format.is_sparse() && at < 8 * (layout.panels + 1) {
             prop_assert!(damaged.is_err(), "starts");
         }
         // A bit of the bitmap more or less: 4-bit values may share a byte that is there anyway.
-        let in_bitmap = (layout.index..layout.values).contains(&at) && at < layout.index + layout.tiles * layout.index_bytes;
+        let in_bitmap = (layout.index..layout.values).contains(&at) && at < layout.index + layout.panels * layout.index_bytes;
         if matches!(format, WeightFormat::SparseBf16 | WeightFormat::SparseInt8) && in_bitmap {
             prop_assert!(damaged.is_err(), "bitmap");
         }

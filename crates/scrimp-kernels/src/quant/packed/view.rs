@@ -1,4 +1,7 @@
-//! Packed bytes, checked.
+//! Checked views of packed bytes (layout: [`packed`](super)).
+//!
+//! [`PackedView::new`] compares every length, offset, bitmap and scale with the shape, so that kernels may read without
+//! checks. [`PackedView::to_dense_f32`] is the plain definition of the stored values.
 
 use super::{
     FormatError, GROUP, INT4_BLOCK, INT4_INDEX, Layout, PANEL_ROWS, VALUES_PADDING, Value, WeightFormat,
@@ -10,7 +13,7 @@ impl Layout {
     /// Writes row `row` of a packed matrix that has been checked into `out`.
     pub(crate) fn row(&self, bytes: &[u8], row: usize, out: &mut [f32]) {
         out.fill(0.0);
-        PackedView { layout: *self, bytes }.decode_tile(row / PANEL_ROWS, |r, col, w| {
+        PackedView { layout: *self, bytes }.decode_panel(row / PANEL_ROWS, |r, col, w| {
             if r == row % PANEL_ROWS && col < out.len() {
                 out[col] = w;
             }
@@ -47,8 +50,8 @@ impl<'a> PackedView<'a> {
         }
         if format.is_sparse() {
             view.check_starts(bytes.len() - least)?;
-        } else if bytes.len() != layout.bytes(layout.tiles * layout.dense_tile_bytes) {
-            return Err(wrong_length(layout.bytes(layout.tiles * layout.dense_tile_bytes)));
+        } else if bytes.len() != layout.bytes(layout.panels * layout.dense_panel_bytes) {
+            return Err(wrong_length(layout.bytes(layout.panels * layout.dense_panel_bytes)));
         }
         view.check_numbers()?;
         Ok(view)
@@ -85,20 +88,20 @@ impl<'a> PackedView<'a> {
 
     /// Weights that are stored (in dense formats: all, without the padding).
     pub fn stored(&self) -> usize {
-        let Layout { rows, cols, tiles, .. } = self.layout;
+        let Layout { rows, cols, panels, .. } = self.layout;
         if !self.format().is_sparse() {
             return rows * cols;
         }
-        (0..tiles).flat_map(|tile| self.masks(tile)).map(|mask| mask.count_ones() as usize).sum()
+        (0..panels).flat_map(|panel| self.masks(panel)).map(|mask| mask.count_ones() as usize).sum()
     }
 
-    fn start(&self, tile: usize) -> u64 {
-        u64::from_le_bytes(self.bytes[self.layout.start_of(tile)].try_into().expect("8 bytes"))
+    fn start(&self, panel: usize) -> u64 {
+        u64::from_le_bytes(self.bytes[self.layout.start_of(panel)].try_into().expect("8 bytes"))
     }
 
-    /// The bitmaps of the steps of a tile.
-    fn masks(&self, tile: usize) -> impl Iterator<Item = u64> + use<'a> {
-        let index = &self.bytes[self.layout.index_of(tile)];
+    /// The bitmaps of the steps of a panel.
+    fn masks(&self, panel: usize) -> impl Iterator<Item = u64> + use<'a> {
+        let index = &self.bytes[self.layout.index_of(panel)];
         let (width, skip, block) = match self.layout.format {
             WeightFormat::SparseBf16 => (4, 0, 64),
             WeightFormat::SparseInt8 => (8, 0, 64),
@@ -111,11 +114,11 @@ impl<'a> PackedView<'a> {
         })
     }
 
-    /// Bytes that the values of a tile take, says its bitmap.
-    fn value_bytes(&self, tile: usize) -> u64 {
+    /// Bytes of a panel's values, as its bitmap implies.
+    fn value_bytes(&self, panel: usize) -> u64 {
         // Of the steps of even and odd groups.
         let mut n = [0u64; 2];
-        for (step, mask) in self.masks(tile).enumerate() {
+        for (step, mask) in self.masks(panel).enumerate() {
             n[step / 8 % 2] += u64::from(mask.count_ones());
         }
         match self.format().value() {
@@ -128,20 +131,18 @@ impl<'a> PackedView<'a> {
     /// Starts ascend by the counts of the bitmap, and end where the values end.
     fn check_starts(&self, values: usize) -> Result<(), FormatError> {
         let mut at = 0;
-        for tile in 0..self.layout.tiles {
-            if self.start(tile) != at {
+        for panel in 0..self.layout.panels {
+            if self.start(panel) != at {
                 return Err(FormatError(format!(
                     "its values of rows {}.. start at byte {}, but its bitmap says {at}",
-                    tile * PANEL_ROWS,
-                    self.start(tile)
+                    panel * PANEL_ROWS,
+                    self.start(panel)
                 )));
             }
-            at += self.value_bytes(tile);
+            at += self.value_bytes(panel);
         }
-        if self.start(self.layout.tiles) != at || values as u64 != at {
-            return Err(FormatError(format!(
-                "it has {values} bytes of values, but its bitmap asks for {at}"
-            )));
+        if self.start(self.layout.panels) != at || values as u64 != at {
+            return Err(FormatError(format!("it has {values} bytes of values, but its bitmap needs {at}")));
         }
         if self.bytes[self.bytes.len() - VALUES_PADDING..].iter().any(|&b| b != 0) {
             return Err(FormatError("the padding behind its values is not zero".to_owned()));
@@ -171,7 +172,7 @@ impl<'a> PackedView<'a> {
                 .iter()
                 .all(|b| usable_scale(f32::from_le_bytes(*b))),
             WeightFormat::Int4 => values.chunks_exact(INT4_BLOCK).all(|block| scales_fit(&block[..32])),
-            WeightFormat::SparseInt4 => self.bytes[layout.index..][..layout.tiles * layout.index_bytes]
+            WeightFormat::SparseInt4 => self.bytes[layout.index..][..layout.panels * layout.index_bytes]
                 .chunks_exact(INT4_INDEX)
                 .all(|block| scales_fit(&block[..32])),
         };
@@ -186,9 +187,9 @@ impl<'a> PackedView<'a> {
     pub fn to_dense_f32(&self) -> Vec<f32> {
         let layout = self.layout;
         let mut out = vec![0.0; layout.rows * layout.cols];
-        for tile in 0..layout.tiles {
-            self.decode_tile(tile, |row, col, w| {
-                let row = tile * PANEL_ROWS + row;
+        for panel in 0..layout.panels {
+            self.decode_panel(panel, |row, col, w| {
+                let row = panel * PANEL_ROWS + row;
                 if row < layout.rows && col < layout.cols {
                     out[row * layout.cols + col] = w;
                 }
@@ -197,17 +198,17 @@ impl<'a> PackedView<'a> {
         out
     }
 
-    /// Calls `put(row of the tile, column, weight)` for every stored weight of a tile, padding included.
-    pub(crate) fn decode_tile(&self, tile: usize, mut put: impl FnMut(usize, usize, f32)) {
+    /// Calls `put(row of the panel, column, weight)` for every stored weight of a panel, padding included.
+    pub(crate) fn decode_panel(&self, panel: usize, mut put: impl FnMut(usize, usize, f32)) {
         let layout = self.layout;
         let value = layout.format.value();
         let half = |b: &[u8], at: usize| bf16::from_le_bytes([b[2 * at], b[2 * at + 1]]).to_f32();
         let row_scale = |row: usize| {
-            let scales = &self.bytes[layout.scales_of(tile)];
+            let scales = &self.bytes[layout.scales_of(panel)];
             f32::from_le_bytes(scales[4 * row..4 * row + 4].try_into().expect("4 bytes"))
         };
         if layout.format == WeightFormat::Int4 {
-            for (g, block) in self.bytes[layout.dense_tile(tile)].chunks_exact(INT4_BLOCK).enumerate() {
+            for (g, block) in self.bytes[layout.dense_panel(panel)].chunks_exact(INT4_BLOCK).enumerate() {
                 for (i, q) in block[32..].iter().enumerate() {
                     let (row, col) = (i % 64 / 4, GROUP * g + 4 * (i / 64) + i % 4);
                     let scale = half(block, row);
@@ -224,14 +225,14 @@ impl<'a> PackedView<'a> {
                 Value::Bf16 => half(bytes, n),
                 Value::Int8 => row_scale(row) * (f32::from(bytes[n]) - 128.0),
                 Value::Int4 => {
-                    let block = &self.bytes[layout.index_of(tile)][step / 8 * INT4_INDEX..];
+                    let block = &self.bytes[layout.index_of(panel)][step / 8 * INT4_INDEX..];
                     half(block, row) * (f32::from(bytes[n] >> (4 * (step / 8 % 2)) & 15) - 8.0)
                 }
             };
             (row, step * width + i % width, w)
         };
         if !layout.format.is_sparse() {
-            for (step, bytes) in self.bytes[layout.dense_tile(tile)].chunks_exact(64).enumerate() {
+            for (step, bytes) in self.bytes[layout.dense_panel(panel)].chunks_exact(64).enumerate() {
                 for i in 0..PANEL_ROWS * width {
                     let (row, col, w) = one(step, i, bytes, i);
                     put(row, col, w);
@@ -239,10 +240,10 @@ impl<'a> PackedView<'a> {
             }
             return;
         }
-        let first = layout.values + self.start(tile) as usize;
+        let first = layout.values + self.start(panel) as usize;
         // 4-bit values of even and odd groups are in the same bytes.
         let mut at = [first; 2];
-        for (step, mask) in self.masks(tile).enumerate() {
+        for (step, mask) in self.masks(panel).enumerate() {
             let at = &mut at[if value == Value::Int4 { step / 8 % 2 } else { 0 }];
             let bytes = &self.bytes[*at..];
             for (n, i) in (0..64).filter(|i| mask >> i & 1 != 0).enumerate() {
