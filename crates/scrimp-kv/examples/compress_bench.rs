@@ -21,15 +21,7 @@ const ROUNDS: usize = 5;
 
 /// The best time to compress `tokens`, in seconds.
 fn measure(tokens: usize, share: f64, pool: &Pool) -> Result<f64, KvError> {
-    let cache = KvCache::new(KvConfig {
-        head_dim: DIM,
-        n_kv_heads: HEADS,
-        windows: vec![None],
-        format: "bf16".parse()?,
-        page_tokens: 64,
-        limit: None,
-        rewind: 0,
-    })?;
+    let cache = KvCache::new(KvConfig::new(DIM, HEADS, vec![None]))?;
     let mut random = SplitMix64::new(1);
     let mut sequence = cache.sequence();
     let k: Vec<f32> = (0..tokens * HEADS * DIM).map(|_| random.next_f32() - 0.5).collect();

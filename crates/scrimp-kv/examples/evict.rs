@@ -19,15 +19,7 @@ const TOKENS: usize = 512;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::new(2)?;
     let exec = Exec { pool: &pool, level: SimdLevel::detect() };
-    let cache = KvCache::new(KvConfig {
-        head_dim: HEAD_DIM,
-        n_kv_heads: KV_HEADS,
-        windows: vec![None],
-        format: "bf16".parse()?,
-        page_tokens: 64,
-        limit: None,
-        rewind: 0,
-    })?;
+    let cache = KvCache::new(KvConfig::new(HEAD_DIM, KV_HEADS, vec![None]))?;
 
     // The keys, values and queries of a model, after RoPE; here random numbers.
     let mut random = SplitMix64::new(1);

@@ -23,6 +23,14 @@ pub struct KvConfig {
     pub rewind: usize,
 }
 
+impl KvConfig {
+    /// A cache for the layers of `windows`: bf16, 64 tokens per page, no limit, nothing kept beyond the windows.
+    pub fn new(head_dim: usize, n_kv_heads: usize, windows: Vec<Option<usize>>) -> Self {
+        let format = KvFormat::default();
+        Self { head_dim, n_kv_heads, windows, format, page_tokens: 64, limit: None, rewind: 0 }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: KvConfig,

@@ -52,15 +52,7 @@
 //!
 //! # fn main() -> Result<(), KvError> {
 //! let (head_dim, n_kv_heads) = (8, 2);
-//! let cache = KvCache::new(KvConfig {
-//!     head_dim,
-//!     n_kv_heads,
-//!     windows: vec![None],
-//!     format: "bf16".parse()?,
-//!     page_tokens: 64,
-//!     limit: None,
-//!     rewind: 0,
-//! })?;
+//! let cache = KvCache::new(KvConfig::new(head_dim, n_kv_heads, vec![None]))?;
 //! let pool = Pool::new(2).expect("threads");
 //! let mut sequence = cache.sequence();
 //! let rows = vec![1.0; 12 * n_kv_heads * head_dim];

@@ -52,17 +52,22 @@ fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], scores: Scores
     out
 }
 
-fn filled(cache: &KvCache, tokens: usize, seed: u64) -> Sequence {
-    let mut sequence = cache.sequence();
-    let (q, k) = (numbers(tokens * HEADS * DIM, seed), numbers(tokens * KV_HEADS * DIM, seed + 1));
-    let v = numbers(tokens * KV_HEADS * DIM, seed + 2);
-    let stats = ScoresWanted {
+/// All sums that policies read, for a prompt of `tokens`.
+fn scores_wanted(tokens: usize) -> ScoresWanted {
+    ScoresWanted {
         sum: true,
         recent_from: Some(tokens as u32 - 32),
         last: true,
         per_query_head: true,
         ..ScoresWanted::default()
-    };
+    }
+}
+
+fn filled(cache: &KvCache, tokens: usize, seed: u64) -> Sequence {
+    let mut sequence = cache.sequence();
+    let (q, k) = (numbers(tokens * HEADS * DIM, seed), numbers(tokens * KV_HEADS * DIM, seed + 1));
+    let v = numbers(tokens * KV_HEADS * DIM, seed + 2);
+    let stats = scores_wanted(tokens);
     step(&mut sequence, &q, &k, &v, stats);
     sequence
 }
@@ -85,13 +90,7 @@ fn scores_are_those_of_numpy() {
     let mut sequence = cache(vec![None]).sequence();
     // In two chunks, like a long prompt.
     let half = 20;
-    let stats = ScoresWanted {
-        sum: true,
-        recent_from: Some(tokens as u32 - 32),
-        last: true,
-        per_query_head: true,
-        ..ScoresWanted::default()
-    };
+    let stats = scores_wanted(tokens);
     let (qa, qb) = q.split_at(half * HEADS * DIM);
     let (ka, kb) = k.split_at(half * KV_HEADS * DIM);
     step(&mut sequence, qa, ka, ka, stats);

@@ -22,8 +22,8 @@ pub enum RopePairs {
 
 /// Rotary position embedding of one kind of layer.
 ///
-/// Frequencies are already scaled: `inv_freq[i]` is the angle per position of pair `i` (length `rotary_dim / 2`),
-/// with linear, Llama-3, LongRoPE or YaRN scaling folded in by the loader.
+/// `inv_freq[i]` is the angle per position of pair `i` (length `rotary_dim / 2`). The loader has already applied
+/// linear, Llama-3, LongRoPE or YaRN scaling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Angle per position of each pair.
@@ -33,20 +33,20 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Elements of a head vector that are rotated: its first `rotary_dim`. The others pass through.
+    /// The number of rotated elements of a head vector. They are its first elements; the others are unchanged.
     pub fn rotary_dim(&self) -> usize {
         self.inv_freq.len() * 2
     }
 }
 
-/// The other rotary embedding of a LongRoPE model (Phi-3), for sequences that outgrow the original context.
+/// The second rotary embedding of a LongRoPE model (Phi-3), for sequences longer than the original context.
 ///
-/// A sequence uses one of the two from its first token to its last, so choose by the length that it may reach.
+/// A sequence uses one of the two from its first token to its last. The choice depends on its maximum length.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LongRope {
     /// Longest sequence, tokens, for which [`ModelConfig::rope`] holds.
     pub original_context: usize,
-    /// Rotary embedding of longer ones.
+    /// Rotary embedding of longer sequences.
     pub rope: Rope,
 }
 
@@ -85,8 +85,7 @@ pub struct ModelConfig {
     pub rope_long: Option<LongRope>,
     /// How RoPE pairs elements.
     pub rope_pairs: RopePairs,
-    /// Attention span in tokens of each layer: `None` sees everything; `Some(w)` sees the last `w` tokens, itself
-    /// included.
+    /// The window of each layer in tokens, including the query's own token; `None`: full attention.
     pub sliding_window: Vec<Option<usize>>,
     /// Factor on `q · k`.
     pub attn_scale: f32,
@@ -101,6 +100,9 @@ pub struct ModelConfig {
 }
 
 /// The sizes of a model; see the fields of [`ModelConfig`].
+///
+/// The two structs share eight fields on purpose: a family passes them to [`ModelConfig::plain`] as one argument, and
+/// the rest of the runtime reads them without a second level of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Sizes {
@@ -144,7 +146,7 @@ impl ModelConfig {
         }
     }
 
-    /// Rotary embedding of global layers for a sequence that may grow to `tokens`.
+    /// Rotary embedding of global layers for a sequence of at most `tokens` tokens.
     pub fn rope_for(&self, tokens: usize) -> &Rope {
         match &self.rope_long {
             Some(long) if tokens > long.original_context => &long.rope,

@@ -7,7 +7,7 @@ use scrimp_rec::{
     generate::{Generator, GeneratorOptions},
     model::Model,
     schema::Schema,
-    train::{Preset, TrainData, TrainOptions, count_ids, evaluate, train},
+    train::{Preset, TrainData, TrainOptions, TrainReport, count_ids, evaluate, train},
 };
 
 const CARDINALITIES: [u64; 6] = [1000, 3, 50, 400, 20, 2000];
@@ -49,6 +49,18 @@ fn logits(model: &mut Model, exec: Exec<'_>, rows: &Batch) -> Vec<f32> {
     out
 }
 
+/// Trains `model` on `data` with validation.
+fn trained(
+    model: &mut Model,
+    exec: Exec<'_>,
+    data: &mut Memory,
+    valid: &mut Memory,
+    options: &TrainOptions,
+) -> TrainReport {
+    let data = TrainData { train: data, valid: Some(valid) };
+    train(model, exec, data, options, &mut |_| ()).unwrap()
+}
+
 #[test]
 fn every_encoder_learns_and_comes_back_from_its_file() {
     let pool = Pool::new(2).unwrap();
@@ -59,14 +71,7 @@ fn every_encoder_learns_and_comes_back_from_its_file() {
         for precision in [Precision::F32, Precision::Int8, Precision::Int4] {
             let mut model = fresh(&mut data, entry.name, precision);
             let options = TrainOptions { batch: 256, epochs: 1, ..TrainOptions::default() };
-            let report = train(
-                &mut model,
-                exec,
-                TrainData { train: &mut data, valid: Some(&mut valid) },
-                &options,
-                &mut |_| (),
-            )
-            .unwrap();
+            let report = trained(&mut model, exec, &mut data, &mut valid, &options);
             let auc = report.valid.unwrap().auc;
             assert!(auc > 0.68, "{}: {auc}", entry.name);
             model.quantize();
@@ -89,7 +94,7 @@ fn every_encoder_learns_and_comes_back_from_its_file() {
 }
 
 #[test]
-fn threads_tiers_and_batches_of_prediction_change_nothing() {
+fn threads_levels_and_batches_of_prediction_change_nothing() {
     let mut data = generated(0, 3000, 3);
     let mut all: Option<Vec<f32>> = None;
     for threads in [1, 3] {
@@ -157,14 +162,7 @@ fn an_interrupted_training_ends_like_an_uninterrupted_one() {
         };
         let mut whole = fresh(&mut data);
         data.rewind(0).unwrap();
-        let report = train(
-            &mut whole,
-            exec,
-            TrainData { train: &mut data, valid: Some(&mut valid) },
-            &options("a"),
-            &mut |_| (),
-        )
-        .unwrap();
+        let report = trained(&mut whole, exec, &mut data, &mut valid, &options("a"));
         let mut model = fresh(&mut data);
         let mut resumed = None;
         for _ in 0..20 {
@@ -209,14 +207,7 @@ fn the_best_possible_auc_is_approached() {
     let (mut data, mut valid) = (read(0, 150_000), read(1_000_000, 50_000));
     let mut model = fresh(&mut data, "full", Precision::F32);
     let options = TrainOptions { batch: 512, epochs: 3, ..TrainOptions::default() };
-    let report = train(
-        &mut model,
-        exec,
-        TrainData { train: &mut data, valid: Some(&mut valid) },
-        &options,
-        &mut |_| (),
-    )
-    .unwrap();
+    let report = trained(&mut model, exec, &mut data, &mut valid, &options);
     let auc = report.valid.unwrap().auc;
     assert!(bayes - 0.015 < auc && auc < bayes + 0.008, "{auc} of {bayes}");
 }
@@ -229,14 +220,7 @@ fn early_stopping_returns_the_best_model() {
     let mut model = fresh(&mut data, "full", Precision::F32);
     // Far too eager: it overfits within a few passes.
     let options = TrainOptions { batch: 128, epochs: 40, lr: 0.3, patience: 2, ..TrainOptions::default() };
-    let report = train(
-        &mut model,
-        exec,
-        TrainData { train: &mut data, valid: Some(&mut valid) },
-        &options,
-        &mut |_| (),
-    )
-    .unwrap();
+    let report = trained(&mut model, exec, &mut data, &mut valid, &options);
     assert!(report.curve.len() < 40);
     let best = report.curve.iter().map(|p| p.valid.unwrap().auc).fold(0.0, f64::max);
     assert_eq!(report.valid.unwrap().auc, best);
