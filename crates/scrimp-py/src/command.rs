@@ -14,8 +14,8 @@ static IS_COMMAND: AtomicBool = AtomicBool::new(false);
 #[global_allocator]
 static MEMORY: Allocator = Allocator;
 
-/// [`ExitWhenOutOfMemory`] in a process of the command. Otherwise the system's allocator, so that Python sees a `MemoryError`
-/// where the kernels report a failed allocation.
+/// [`ExitWhenOutOfMemory`] in a process of the command. Otherwise the system's allocator, so that Python sees a
+/// `MemoryError` where the kernels report a failed allocation.
 struct Allocator;
 
 // SAFETY: both allocators forward to `System`, so that one may free the memory of the other.
@@ -59,8 +59,8 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Runs the command line `args`, of which the first is the name of the program, and returns the exit status. A process calls
-/// it once.
+/// Runs the command line `args`, of which the first is the name of the program, and returns the exit status. A process
+/// calls it once.
 #[pyfunction]
 pub(crate) fn command(py: Python<'_>, args: Vec<OsString>) -> u8 {
     IS_COMMAND.store(true, Ordering::Relaxed);

@@ -145,7 +145,6 @@ impl MemRec {
     /// Adds the gradients of the tables to `gradients`, zeroed tensors of the tables' shapes.
     fn backward_dense(
         &self,
-        py: Python<'_>,
         tables: Pair<'_>,
         lookups: Pair<'_>,
         grad: &Bound<'_, PyAny>,
@@ -154,14 +153,14 @@ impl MemRec {
         // SGD subtracts the gradient; a learning rate of -1 adds it.
         let update =
             Update { optimizer: Optimizer::Sgd { lr: -1.0 }, values: &gradients, states: &(None, None) };
-        self.update(py, &Inputs::new(&tables, &lookups)?, grad, update)
+        self.update(&Inputs::new(&tables, &lookups)?, grad, update)
     }
 
-    /// Updates the tables in place with `optimizer`, a tuple of name (`sgd`, `adagrad` or `rowwise_adagrad`), learning rate and
-    /// eps. `states` are float32 tensors: of the tables' shapes for `adagrad`, of their rows for `rowwise_adagrad`.
+    /// Updates the tables in place with `optimizer`, a tuple of name (`sgd`, `adagrad` or `rowwise_adagrad`), learning
+    /// rate and eps. `states` are float32 tensors: of the tables' shapes for `adagrad`, of their rows for
+    /// `rowwise_adagrad`.
     fn step(
         &self,
-        py: Python<'_>,
         tables: Pair<'_>,
         lookups: Pair<'_>,
         grad: &Bound<'_, PyAny>,
@@ -176,14 +175,14 @@ impl MemRec {
             other => return Err(PyValueError::new_err(format!("there is no fused optimizer {other}"))),
         };
         let update = Update { optimizer, values: &tables, states: &states };
-        self.update(py, &Inputs::new(&tables, &lookups)?, grad, update)
+        self.update(&Inputs::new(&tables, &lookups)?, grad, update)
     }
 
-    /// Writes the touched rows of the table and of the weight table, and their gradients, to the fronts of `table_out` and
+    /// Writes the touched rows of the table and of the weight table, and their gradients, to the fronts of `table_out`
+    /// and
     /// `weight_out`. Returns the number of rows of each.
     fn backward_sparse(
         &self,
-        py: Python<'_>,
         tables: Pair<'_>,
         lookups: Pair<'_>,
         grad: &Bound<'_, PyAny>,
@@ -192,7 +191,7 @@ impl MemRec {
     ) -> PyResult<(usize, usize)> {
         let inputs = Inputs::new(&tables, &lookups)?;
         let call = self.call(&inputs)?;
-        let grad = Tensor::new(grad, "the gradient")?;
+        let (py, grad) = (grad.py(), Tensor::new(grad, "the gradient")?);
         let grad = self.gradient(&call, &grad)?;
         let mut table_out = SparseOut::new(&table_out)?;
         let mut weight_out = weight_out.as_ref().map(SparseOut::new).transpose()?;
@@ -294,8 +293,8 @@ struct Update<'a, 'py> {
 
 impl MemRec {
     fn call<'a>(&self, inputs: &'a Inputs<'_>) -> PyResult<Call<'a>> {
-        // SAFETY: `slice` checks the dtypes, and an int64 is read as the u64 with the same bits. `update` writes to the tables
-        // after the last read of these slices; no other code of this crate writes to them during a call.
+        // SAFETY: `slice` checks the dtypes, and an int64 is read as the u64 with the same bits. `update` writes to the
+        // tables after the last read of these slices; no other code of this crate writes to them during a call.
         let (table, weights, ids) = unsafe {
             let table: &[f32] = inputs.table.slice("the table", "float32")?;
             let weights: &[f32] = match &inputs.weights {
@@ -364,15 +363,9 @@ impl MemRec {
     }
 
     /// Makes a step of `update.optimizer`.
-    fn update(
-        &self,
-        py: Python<'_>,
-        inputs: &Inputs<'_>,
-        grad: &Bound<'_, PyAny>,
-        update: Update<'_, '_>,
-    ) -> PyResult<()> {
+    fn update(&self, inputs: &Inputs<'_>, grad: &Bound<'_, PyAny>, update: Update<'_, '_>) -> PyResult<()> {
         let call = self.call(inputs)?;
-        let grad = Tensor::new(grad, "the gradient")?;
+        let (py, grad) = (grad.py(), Tensor::new(grad, "the gradient")?);
         let grad = self.gradient(&call, &grad)?;
         let Update { optimizer, values, states } = update;
         let table_to = Updated::new(&values.0, states.0.as_ref())?;
@@ -389,8 +382,8 @@ impl MemRec {
         }
         self.backward(py, &call, grad, |exec, buffers, table, weights| {
             if let (Some(to), Some(batch)) = (&weights_to, weights) {
-                // SAFETY: `weights_to` holds the tensors alive through `values` and `states`; `backward` has read the weight
-                // table for the last time.
+                // SAFETY: `weights_to` holds the tensors alive through `values` and `states`; `backward` has read the
+                // weight table for the last time.
                 let to = unsafe { to.table_mut(groups) };
                 buffers.weights.step(exec, optimizer, to, batch);
             }
@@ -410,7 +403,7 @@ struct Updated {
 /// The memory of a float32 tensor. Its user keeps the tensor alive.
 struct Raw(*mut f32, usize);
 
-// SAFETY: the memory belongs to the tensor and not to a thread; `Updated::trained` states who may use it.
+// SAFETY: the memory belongs to the tensor and not to a thread; `Updated::table_mut` states who may use it.
 unsafe impl Send for Raw {}
 // SAFETY: shared access reads the pointer and the length only.
 unsafe impl Sync for Raw {}
@@ -441,8 +434,8 @@ impl Updated {
     /// # Safety
     /// The tensors are alive and have no other user while the result lives.
     unsafe fn table_mut(&self, dim: usize) -> TableMut<'_> {
-        // SAFETY: `Raw::new` took pointer and length from a checked tensor (or a dangling pointer with length 0); the caller
-        // guarantees that the tensors are alive and not used elsewhere.
+        // SAFETY: `Raw::new` took pointer and length from a checked tensor (or a dangling pointer with length 0); the
+        // caller guarantees that the tensors are alive and not used elsewhere.
         let (values, state) = unsafe {
             (
                 std::slice::from_raw_parts_mut(self.values.0, self.values.1),

@@ -1,7 +1,7 @@
 //! The Rust half of the Python package `scrimp`: Python types and functions over the library crates.
 //!
-//! A tensor arrives as a Python object, whose reference keeps it alive. Calls read and write its memory in place ([`tensor`]).
-//! Long calls release the GIL. The Python half is `python/scrimp`.
+//! A tensor arrives as a Python object, whose reference keeps it alive. Calls read and write its memory in place
+//! ([`tensor`]). Long calls release the GIL. The Python half is `python/scrimp`.
 
 #[cfg(feature = "command")]
 mod command;

@@ -78,7 +78,8 @@ impl PackedMatrix {
                 });
                 let direct = out.dtype() == Float::F32;
                 let to = if direct {
-                    // SAFETY: `PackedMatrix::linear` holds the output, a new tensor of `run` in _op.py; `to` is its only slice.
+                    // SAFETY: `PackedMatrix::linear` holds the output, a new tensor of `run` in _op.py; `to` is its
+                    // only slice.
                     unsafe { out.f32_mut(first * rows, n * rows) }
                 } else {
                     buffer.resize(n * rows, 0.0);
@@ -107,14 +108,14 @@ impl PackedMatrix {
     /// The matrix from the result of `to_bytes`. Damaged bytes are an error.
     #[classmethod]
     fn from_bytes(
-        _: &Bound<'_, PyType>,
-        py: Python<'_>,
+        class: &Bound<'_, PyType>,
         format: &str,
         rows: usize,
         cols: usize,
         bytes: &[u8],
     ) -> PyResult<Self> {
         let format: WeightFormat = format.parse().map_err(value_error)?;
+        let py = class.py();
         let runtime = runtime(py)?;
         py.detach(|| {
             let view = PackedView::new(format, rows, cols, bytes).map_err(value_error)?;
@@ -168,8 +169,8 @@ impl PackedMatrix {
         self.stored
     }
 
-    /// Writes `x @ W.T + bias` to `out`: `x` has `[..., cols]`, `out` `[..., rows]`, `bias` is None or has `rows`; float32,
-    /// bfloat16 or float16, contiguous, on the CPU.
+    /// Writes `x @ W.T + bias` to `out`: `x` has `[..., cols]`, `out` `[..., rows]`, `bias` is None or has `rows`;
+    /// float32, bfloat16 or float16, contiguous, on the CPU.
     #[pyo3(signature = (x, bias, out))]
     fn linear(
         &self,

@@ -13,13 +13,12 @@ use scrimp_kv::{
     policy::policy,
 };
 use scrimp_llm::{
-    Category, Error,
-    chat::{ChatTemplate, Message},
+    Category, Error, Llm,
+    chat::Message,
     checkpoint::Checkpoint,
     generate::{FinishReason, Request, Sequence, generate},
-    model::{Model, RunOptions},
+    model::RunOptions,
     sampling::{Sampler, SamplingParams},
-    tokenizer::Tokenizer,
 };
 use std::{
     ops::ControlFlow,
@@ -63,17 +62,16 @@ impl Cancel {
 /// A language model with its tokenizer.
 #[pyclass(frozen, module = "scrimp._scrimp")]
 pub(crate) struct LanguageModel {
-    model: Model,
-    tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    llm: Llm,
 }
 
-/// What came of a request: text, tokens, why it ended, prompt tokens, seconds of prefill and decode, bytes of the KV cache.
+/// The answer to a request: text, tokens, finish reason, prompt tokens, seconds of prefill and decode, bytes of the KV
+/// cache.
 type Answer = (String, Vec<u32>, &'static str, usize, f64, f64, usize);
 
 #[pymethods]
 impl LanguageModel {
-    /// Fetches (where it is not here) and loads a model.
+    /// Loads a model. A model that is not in the cache is downloaded first.
     #[new]
     #[pyo3(signature = (reference, threads, kv_format))]
     fn open(py: Python<'_>, reference: &str, threads: Option<usize>, kv_format: &str) -> PyResult<Self> {
@@ -81,49 +79,45 @@ impl LanguageModel {
             return Err(PyValueError::new_err("threads must be 1 or more"));
         }
         let open = || {
-            let path = Hub::from_env()?.fetch(&ModelRef::parse(reference)?, &mut Silent)?;
-            let checkpoint = Checkpoint::open(&path)?;
-            let tokenizer = checkpoint.tokenizer()?;
-            let template = checkpoint.chat_template(&tokenizer)?;
             let kv_format = kv_format.parse::<KvFormat>()?;
             let options = RunOptions { threads, kv_format, ..RunOptions::default() };
-            let model = Model::load(checkpoint, &options)?;
-            Ok(Self { model, tokenizer, template })
+            let path = Hub::from_env()?.fetch(&ModelRef::parse(reference)?, &mut Silent)?;
+            Ok(Self { llm: Llm::load(Checkpoint::open(&path)?, &options)? })
         };
         py.detach(open).map_err(python)
     }
 
-    /// Most tokens of a prompt and its answer.
+    /// Maximum number of tokens of a prompt and its answer.
     #[getter]
     fn context_length(&self) -> usize {
-        self.model.context_length()
+        self.llm.model().context_length()
     }
 
-    /// Tokens that there are.
+    /// Number of tokens in the vocabulary.
     #[getter]
     fn vocab_size(&self) -> usize {
-        self.model.vocab_size()
+        self.llm.model().vocab_size()
     }
 
     /// Whether the model has a chat template.
     #[getter]
     fn can_chat(&self) -> bool {
-        self.template.is_some()
+        self.llm.can_chat()
     }
 
     /// Tokens of a text; `special` also reads special tokens written out in it.
     fn encode(&self, py: Python<'_>, text: &str, bos: bool, special: bool) -> PyResult<Vec<u32>> {
-        py.detach(|| self.tokenizer.encode(text, bos, special)).map_err(python)
+        py.detach(|| self.llm.tokenizer().encode(text, bos, special)).map_err(python)
     }
 
     /// The text of tokens.
     fn decode(&self, ids: Vec<u32>) -> String {
-        self.tokenizer.decode(&ids)
+        self.llm.tokenizer().decode(&ids)
     }
 
     /// The text that the chat template makes of `(role, content)` messages.
     fn render_chat(&self, py: Python<'_>, messages: Vec<(String, String)>) -> PyResult<String> {
-        let Some(template) = &self.template else {
+        let Some(template) = self.llm.chat_template() else {
             return Err(PyValueError::new_err(
                 "this is a base model without a chat template, which continues texts: use generate(..., raw=True)",
             ));
@@ -149,10 +143,10 @@ impl LanguageModel {
         let compression = kv.map(Kv::compression).transpose()?;
         let mut failed = None;
         let result = py.detach(|| {
-            let mut session = self.model.session();
+            let mut session = self.llm.model().session();
             session.set_compression(compression);
-            let mut sequence = Sequence::new(session, self.model.context_length());
-            let tokenizer = &self.tokenizer;
+            let mut sequence = Sequence::new(session, self.llm.model().context_length());
+            let tokenizer = self.llm.tokenizer();
             let request = Request {
                 prompt: &ids,
                 max_tokens,
@@ -196,9 +190,9 @@ impl LanguageModel {
 
     /// The logits after each of `ids` (or after the last one only), as bytes of `[rows][vocab_size]` float32.
     fn logits<'py>(&self, py: Python<'py>, ids: Vec<u32>, all: bool) -> PyResult<Bound<'py, PyBytes>> {
-        let vocab = self.model.vocab_size();
+        let vocab = self.llm.model().vocab_size();
         let logits = py.detach(|| {
-            let mut session = self.model.session();
+            let mut session = self.llm.model().session();
             if !all {
                 return session.forward(&ids).map(<[f32]>::to_vec);
             }

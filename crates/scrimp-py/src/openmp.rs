@@ -11,10 +11,12 @@ pub(crate) struct OpenMp {
 }
 
 impl OpenMp {
-    /// The runtime that a loaded library links to; `None` if the library is not loaded or its runtime lacks the GNU entry point.
+    /// The runtime that a loaded library links to; `None` if the library is not loaded or its runtime lacks the GNU
+    /// entry point.
     pub(crate) fn of_library(path: &str) -> Option<Self> {
         let path = CString::new(path).ok()?;
-        // SAFETY: `path` is a NUL-terminated string. RTLD_NOLOAD finds loaded libraries only, so that no initializer runs.
+        // SAFETY: `path` is a NUL-terminated string. RTLD_NOLOAD finds loaded libraries only, so that no initializer
+        // runs.
         let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY) };
         if library.is_null() {
             return None;
@@ -25,8 +27,8 @@ impl OpenMp {
             (!found.is_null()).then_some(found)
         };
         let (parallel, max_threads) = (find(c"GOMP_parallel")?, find(c"omp_get_max_threads")?);
-        // SAFETY: every runtime that exports these names gives them these types: `GOMP_parallel` is part of the GNU ABI since
-        // GCC 4.9, `omp_get_max_threads` of the OpenMP standard.
+        // SAFETY: every runtime that exports these names gives them these types: `GOMP_parallel` is part of the GNU ABI
+        // since GCC 4.9, `omp_get_max_threads` of the OpenMP standard.
         unsafe {
             Some(Self {
                 parallel: std::mem::transmute::<*mut c_void, StartTeam>(parallel),

@@ -71,7 +71,8 @@ impl InputStatistics {
     }
 }
 
-/// Prunes a copy of the weight matrix `[rows, cols]` and packs it. `options` are the pruning method, the sparsity and the format.
+/// Prunes a copy of the weight matrix `[rows, cols]` and packs it. `options` are the pruning method, the sparsity and
+/// the format.
 #[pyfunction]
 #[pyo3(signature = (weight, shape, options, inputs))]
 pub(crate) fn compress_matrix(

@@ -15,12 +15,13 @@ pub(crate) struct Runtime {
     pub(crate) level: SimdLevel,
 }
 
-/// The configured threads and the pools, which start on first use. The lock is only taken with the GIL held, so that no other
-/// thread holds it when the process forks.
+/// The configured threads and the pools, which start on first use. The lock is only taken with the GIL held, so that no
+/// other thread holds it when the process forks.
 struct State {
     threads: Option<usize>,
     openmp: Option<OpenMp>,
-    /// A pool on PyTorch's threads, in use while PyTorch has as many as this module: two pools would spin on the same cores.
+    /// A pool on PyTorch's threads, in use while PyTorch has as many as this module: two pools would spin on the same
+    /// cores.
     borrowed: Option<Arc<Pool>>,
     own: Option<Arc<Pool>>,
 }
@@ -67,8 +68,8 @@ pub(crate) fn runtime(_: Python<'_>) -> PyResult<Runtime> {
     Ok(Runtime { pool, level })
 }
 
-/// Sets the number of threads of scrimp's kernels, the calling one included. `None`: as many as PyTorch has, or one for each CPU
-/// of the process. Running calls keep their threads.
+/// Sets the number of threads of scrimp's kernels, the calling one included. `None`: as many as PyTorch has, or one for
+/// each CPU of the process. Running calls keep their threads.
 #[pyfunction]
 pub(crate) fn set_num_threads(py: Python<'_>, threads: Option<usize>) -> PyResult<()> {
     if let Some(threads) = threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
@@ -91,8 +92,8 @@ pub(crate) fn get_num_threads() -> usize {
     STATE.lock().unwrap_or_else(PoisonError::into_inner).threads()
 }
 
-/// Makes kernels run on the threads of the OpenMP runtime that the loaded library at `path` links to, and sets the default
-/// number of threads to that runtime's. Returns false if the library has no supported runtime.
+/// Makes kernels run on the threads of the OpenMP runtime that the loaded library at `path` links to, and sets the
+/// default number of threads to that runtime's. Returns false if the library has no supported runtime.
 #[pyfunction]
 pub(crate) fn use_threads_of(path: &str) -> bool {
     let openmp = OpenMp::of_library(path);

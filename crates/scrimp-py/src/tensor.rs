@@ -1,7 +1,8 @@
 //! PyTorch tensors as slices, without copies: pointer, length and dtype are checked.
 //!
-//! A [`Tensor`] holds a reference to the Python object, which keeps the storage alive, with and without the GIL. As with
-//! PyTorch's kernels, callers must not write to a tensor from another thread during a call. The elements are plain numbers.
+//! A [`Tensor`] holds a reference to the Python object, which keeps the storage alive, with and without the GIL. As
+//! with PyTorch's kernels, callers must not write to a tensor from another thread during a call. The elements are plain
+//! numbers.
 
 use half::{bf16, f16};
 use pyo3::{
@@ -107,8 +108,8 @@ impl<'py> Tensor<'py> {
         if self.len == 0 {
             return Ok(&[]);
         }
-        // SAFETY: `new` checked that the tensor is contiguous with `len` elements at `ptr`, `check_dtype` their type; `object`
-        // keeps them alive. The caller rules out writes.
+        // SAFETY: `new` checked that the tensor is contiguous with `len` elements at `ptr`, `check_dtype` their type;
+        // `object` keeps them alive. The caller rules out writes.
         Ok(unsafe { std::slice::from_raw_parts(self.ptr.cast(), self.len) })
     }
 
@@ -121,8 +122,8 @@ impl<'py> Tensor<'py> {
         if self.len == 0 {
             return Ok(&mut []);
         }
-        // SAFETY: `new` checked that the tensor is contiguous with `len` elements at `ptr`, `check_dtype` their type; `object`
-        // keeps them alive. The caller rules out other uses.
+        // SAFETY: `new` checked that the tensor is contiguous with `len` elements at `ptr`, `check_dtype` their type;
+        // `object` keeps them alive. The caller rules out other uses.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.ptr.cast(), self.len) })
     }
 }
@@ -198,7 +199,8 @@ impl Floats {
     pub(crate) unsafe fn write(&self, start: usize, values: &[f32]) {
         self.check(start, values.len());
         let n = values.len();
-        // SAFETY: `check` ensures `start + n <= self.len`, and `dtype` is the tensor's type; the caller rules out other uses.
+        // SAFETY: `check` ensures `start + n <= self.len`, and `dtype` is the tensor's type; the caller rules out other
+        // uses.
         unsafe {
             match self.dtype {
                 Float::F32 => {

@@ -48,7 +48,8 @@ pub fn copy_tiny_model(name: &str, to: &Path, edit: impl FnOnce(&mut Value)) {
     fs::write(path, config.to_string()).expect("config.json can be written");
 }
 
-/// A real model in the directory `SCRIMP_TEST_MODELS`. Without it, prints SKIPPED, which `scripts/test` counts, and returns
+/// A real model in the directory `SCRIMP_TEST_MODELS`. Without it, prints SKIPPED, which `scripts/test` counts, and
+/// returns
 /// `None`.
 pub fn real_model(file: &str) -> Option<PathBuf> {
     let Some(folder) = std::env::var_os("SCRIMP_TEST_MODELS") else {
