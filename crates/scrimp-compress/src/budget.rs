@@ -5,9 +5,9 @@
 //!                     e_l(c)  squared error of the layer's output in each candidate format c, measured
 //! choose c_l:         least  sum over l of KL_l e_l(c_l) / e_l(anchor)   with  sum over l of size_l(c_l) <= budget
 //! ```
-//! The divergence grows with the square of a small change of the residual stream. So one measured divergence per layer
-//! and the errors of the candidates suffice; an error costs one layer's run instead of the model's. The changed streams
-//! of all layers run through the model together, in one sweep.
+//! The divergence grows with the square of a small change of the residual stream. One measured divergence per layer and
+//! the errors of the candidates therefore suffice. An error costs a run of one layer instead of a run of the model. The
+//! changed streams of all layers run through the model together, in one pass.
 
 use crate::{
     Calibration, Inputs, LayerConfig, LayerConfigs, Pruner,
@@ -28,7 +28,7 @@ use scrimp_llm::{
 };
 use std::collections::BTreeMap;
 
-/// Tokens of the measurement.
+/// Number of tokens for the measurement.
 const TOKENS: usize = 1024;
 /// The configuration in which divergences are measured.
 const ANCHOR: LayerConfig = LayerConfig { format: WeightFormat::Int4, sparsity: 0.5 };
@@ -36,7 +36,7 @@ const ANCHOR: LayerConfig = LayerConfig { format: WeightFormat::Int4, sparsity: 
 /// The limit on the matrices of all layers together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Goal {
-    /// At most this many bytes, in the formats with the least loss increase.
+    /// At most this many bytes; formats are chosen for the least loss increase.
     Bytes(u64),
     /// One format, with this sparsity on average.
     Sparsity(LayerConfig),
@@ -46,7 +46,7 @@ pub enum Goal {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate {
     config: LayerConfig,
-    /// Bytes, or weights that are not zero.
+    /// Bytes, or the number of nonzero weights, depending on the goal.
     pub(crate) size: f64,
     /// Predicted divergence, nats per token.
     pub(crate) loss_increase: f64,
@@ -74,7 +74,7 @@ fn candidates(goal: Goal) -> Vec<LayerConfig> {
 pub(crate) struct Search<'a> {
     pub(crate) exec: Exec<'a>,
     pub(crate) checkpoint: &'a Checkpoint,
-    /// The packed embedding, where it replaces the checkpoint's.
+    /// The packed embedding, if it replaces that of the checkpoint.
     pub(crate) embedding: Option<&'a LinearWeights>,
     pub(crate) method: &'a dyn Pruner,
     pub(crate) calibration: &'a Calibration,
@@ -94,7 +94,7 @@ impl Search<'_> {
     /// The configurations with the least predicted loss increase that meet `goal`.
     ///
     /// # Errors
-    /// When no format is small enough, or the checkpoint is damaged.
+    /// No format is small enough, or the checkpoint is damaged.
     pub(crate) fn choose(&self, goal: Goal, progress: &mut dyn FnMut(usize)) -> Result<LayerConfigs> {
         let layers = self.measure(goal, progress)?;
         let budget = match goal {
@@ -126,7 +126,7 @@ impl Search<'_> {
         let config = checkpoint.config();
         let width = text.tokens.len() * config.hidden_size;
         let matrix = embedding.map(|e| &e.weight);
-        // The original's stream, then the stream of each layer so far that was changed.
+        // The stream of the original, then one stream for each changed layer so far.
         let mut streams =
             LayerRunner::embed(exec, checkpoint, matrix, &text.tokens, text.window)?.into_hidden();
         let mut layers: Vec<Vec<Candidate>> = Vec::new();
@@ -151,8 +151,8 @@ impl Search<'_> {
         Ok(layers)
     }
 
-    /// The candidates of one layer, with their squared errors as shares of the anchor's, and the stream after the layer
-    /// in the anchor's configuration. `before` is the original's stream before the layer.
+    /// The candidates of one layer with their squared errors relative to the anchor's, and the stream after the layer
+    /// in the anchor configuration. `before` is the original's stream before the layer.
     fn measure_layer(
         &self,
         layer: &mut DenseLayer,
@@ -199,8 +199,8 @@ impl Search<'_> {
     }
 }
 
-/// One candidate per layer, of at most `budget` together: starting from the least loss increase, always the step with
-/// the least additional loss per size that it saves. `None` where even the smallest are too large.
+/// One candidate per layer, of at most `budget` together. The search starts with the least loss increase and always
+/// takes the step with the least additional loss per saved size. `None` if even the smallest candidates are too large.
 pub(crate) fn allocate(layers: &[Vec<Candidate>], budget: f64) -> Option<Vec<Candidate>> {
     let least_loss = |a: &&Candidate, b: &&Candidate| {
         a.loss_increase.total_cmp(&b.loss_increase).then(a.size.total_cmp(&b.size))
@@ -209,7 +209,7 @@ pub(crate) fn allocate(layers: &[Vec<Candidate>], budget: f64) -> Option<Vec<Can
         layers.iter().map(|c| c.iter().min_by(least_loss).copied()).collect::<Option<_>>()?;
     loop {
         let size: f64 = chosen.iter().map(|c| c.size).sum();
-        // A part in 10^9 for rounding.
+        // A tolerance of 10^-9 for rounding.
         if size <= budget * (1.0 + 1e-9) {
             return Some(chosen);
         }
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn the_least_loss_within_the_budget() {
-        // A layer that does not care, and one that does.
+        // A layer without loss, and one with loss.
         let layers =
             [layer(&[(8.0, 0.0), (4.0, 0.01), (2.0, 0.02)]), layer(&[(8.0, 0.0), (4.0, 1.0), (2.0, 5.0)])];
         let sizes = |budget| allocate(&layers, budget).map(|c| c.iter().map(|c| c.size).collect::<Vec<_>>());
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(sizes(9.0), Some(vec![2.0, 4.0]));
         assert_eq!(sizes(4.0), Some(vec![2.0, 2.0]));
         assert_eq!(sizes(3.9), None);
-        // Of two formats of the same loss_increase the smaller is taken at once.
+        // Of two formats with the same loss increase, the first step takes the smaller one.
         assert_eq!(allocate(&[layer(&[(8.0, 0.5), (4.0, 0.5)])], 100.0).unwrap()[0].size, 4.0);
     }
 }

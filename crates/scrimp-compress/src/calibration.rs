@@ -1,4 +1,4 @@
-//! The calibration text: its activations are the inputs for which matrices are compressed.
+//! The calibration text. Its activations are the inputs for which matrices are compressed.
 
 use scrimp_llm::{
     builtin_text,
@@ -8,9 +8,9 @@ use scrimp_llm::{
 };
 use sha2::{Digest, Sha256};
 
-/// The default of the maximum number of tokens.
+/// Default of the maximum number of tokens.
 pub const MAX_TOKENS: usize = 16 << 10;
-/// Tokens that attend to each other.
+/// Tokens of a window: tokens attend to each other within a window.
 const WINDOW: usize = 512;
 
 /// Token ids in windows of equal length.
@@ -23,9 +23,9 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Windows of 512 tokens (fewer for models with a shorter context) over the first `max_tokens` of `text`, each
-    /// after the begin-of-text token where the tokenizer adds one. `None`: the built-in texts, alternating windows of
-    /// prose and of source code, then the rest of the longer text.
+    /// Windows of 512 tokens (fewer for models with a shorter context) over the first `max_tokens` of `text`. If the
+    /// tokenizer adds a begin-of-text token, each window begins with it. `None` uses the built-in texts: alternating
+    /// windows of prose and of source code, then the rest of the longer text.
     ///
     /// # Errors
     /// When the text is too short for one window, or holds a token that the model does not have.
@@ -61,14 +61,14 @@ impl Calibration {
         Ok(Self { tokens, window })
     }
 
-    /// The first `n` tokens, in whole windows (at least one).
+    /// The first `n` tokens, rounded to whole windows (at least one).
     pub fn first(&self, n: usize) -> Self {
         let windows = (n / self.window).max(1);
         let end = (windows * self.window).min(self.tokens.len());
         Self { tokens: self.tokens[..end].to_vec(), window: self.window }
     }
 
-    /// A hash of tokens and window.
+    /// A hash of the tokens and the window size.
     pub(crate) fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(self.window.to_le_bytes());

@@ -48,18 +48,18 @@ pub struct Report {
     pub bytes_after: u64,
     /// Share of the layers' weights that are zero.
     pub sparsity: f64,
-    /// Bits of all tensors for each of their weights.
+    /// Mean bits per weight over all tensors.
     pub bits_per_weight: f64,
-    /// Formats of the output matrix that were measured; the last was taken if its divergence is allowed.
+    /// The measured formats of the output matrix. The last one is used if its divergence is within the limit.
     pub output: Vec<Measured>,
 }
 
 /// Progress of [`compress`].
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
-    /// Matrices that are done.
+    /// Finished matrices.
     pub done: usize,
-    /// Matrices in all.
+    /// All matrices.
     pub total: usize,
     /// The current step.
     pub what: &'a str,
@@ -139,7 +139,7 @@ impl Run<'_> {
         self.dir.store(OUTPUT, &items, &BTreeMap::from([(MEASURED.to_owned(), measured.to_string())]))
     }
 
-    /// The configurations of all layers: those of an earlier run, or new ones, which are stored.
+    /// The configurations of all layers: those of an earlier run, or new ones, which it stores.
     fn layer_configs(
         &self,
         embedding: Option<&LinearWeights>,
@@ -183,7 +183,7 @@ impl Run<'_> {
         let Self { exec, checkpoint, options, dir } = self;
         let config = checkpoint.config();
         let Calibration { tokens, window } = options.calibration;
-        // Where no layer needs statistics, no text runs through the model.
+        // If no layer needs statistics, no text runs through the model.
         let needs = |layer| statistics(options.method, configs.of(layer)) != Statistics::None;
         let tokens = if (0..config.n_layers).any(needs) { &tokens[..] } else { &[] };
         let (first, mut runner) = match dir.done(config.n_layers, tokens.len() * config.hidden_size) {
@@ -230,7 +230,7 @@ pub(crate) fn layer_part(index: usize) -> String {
     format!("layer-{index:04}")
 }
 
-/// The compressed embedding, where it is the output matrix and was compressed with it.
+/// The compressed embedding, if it is also the output matrix.
 fn embedding(work: &CheckpointDir, exec: Exec<'_>) -> Result<Option<LinearWeights>> {
     let part = work.part(OUTPUT)?;
     for entry in part.entries() {
@@ -258,7 +258,7 @@ fn plan(checkpoint: &Checkpoint, options: &Options<'_>) -> String {
     .to_string()
 }
 
-/// What does not belong to a layer's matrices.
+/// The tensors outside the layers' matrices.
 pub(crate) struct Outside {
     /// Bytes of its tensors.
     pub(crate) bytes: usize,
@@ -281,11 +281,11 @@ pub(crate) fn outside_layers(checkpoint: &Checkpoint, compressed: &BTreeMap<&str
     outside
 }
 
-/// The share of the available size that is planned for layers: sizes differ slightly from those measured on fewer
-/// tokens.
+/// The share of the available size that is planned for layers. The rest is a margin: final sizes differ slightly from
+/// the sizes measured on fewer tokens.
 pub(crate) const PLANNED: f64 = 0.995;
 
-/// The bytes that remain for the matrices of the layers in a file of `bytes`.
+/// Bytes for the matrices of the layers in a file of `bytes`.
 pub(crate) fn for_layers(bytes: f64, outside: usize) -> u64 {
     ((bytes - outside as f64) * PLANNED).max(0.0) as u64
 }
@@ -315,7 +315,7 @@ fn statistics(method: &dyn Pruner, choice: LayerConfig) -> Statistics {
     if idle { Statistics::None } else { method.needs() }
 }
 
-/// Compresses each matrix once all of its inputs were passed.
+/// Compresses each matrix after the pass of its inputs.
 struct Compressor<'a> {
     exec: Exec<'a>,
     index: usize,

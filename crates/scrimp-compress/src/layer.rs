@@ -48,18 +48,18 @@ pub(crate) struct DenseLayer {
     pub(crate) norms: LayerNorms,
     /// By [`Projection`], in the order of [`Projection::ALL`].
     projections: [DenseLinear; 7],
-    /// Whether a matrix of floats has so many zeros that it must have been pruned.
+    /// Whether a matrix of floats was pruned before, as its zeros show.
     pruned: [bool; 7],
 }
 
-/// Share of zeros from which on a matrix of floats counts as pruned: by chance there are next to none.
+/// The smallest share of zeros of a pruned matrix of floats. Unpruned matrices have almost no zeros.
 const PRUNED: f64 = 0.05;
 
 impl DenseLayer {
     /// Reads layer `index` and decodes its matrices.
     ///
     /// # Errors
-    /// When a tensor is damaged: no matrix, or not finite.
+    /// A tensor is damaged: it is not a matrix, or a weight is not finite.
     pub(crate) fn read(checkpoint: &Checkpoint, pool: &Pool, index: usize) -> Result<Self> {
         let mut projections = Vec::with_capacity(Projection::ALL.len());
         let mut pruned = Vec::with_capacity(Projection::ALL.len());
@@ -85,7 +85,7 @@ impl DenseLayer {
         &self.projections[projection as usize]
     }
 
-    /// Whether the matrix was pruned before: its zeros are to stay.
+    /// Whether the matrix was pruned before. Then its zeros stay.
     pub(crate) fn pruned_already(&self, projection: Projection) -> bool {
         self.pruned[projection as usize]
     }

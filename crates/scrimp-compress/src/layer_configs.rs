@@ -1,39 +1,39 @@
-//! How the matrices of a model are to be stored.
+//! Formats and sparsities of a model's matrices, by layer.
 
 use scrimp_kernels::quant::packed::WeightFormat;
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// How a matrix is to be stored.
+/// The format and the sparsity of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerConfig {
-    /// The format; the sparse one is taken where it is smaller.
+    /// The dense format. Its sparse form replaces it where that is smaller.
     pub format: WeightFormat,
     /// Share of the weights that become zero, in `[0, 1)`.
     pub sparsity: f64,
 }
 
-/// How the matrices of all layers are to be stored.
+/// The configurations of all layers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerConfigs {
-    /// Those that are not named.
+    /// The configuration of all other layers.
     pub all: LayerConfig,
-    /// By layer.
+    /// Configurations of single layers.
     pub layers: BTreeMap<usize, LayerConfig>,
 }
 
 impl LayerConfigs {
-    /// The same for all.
+    /// One configuration for all layers.
     pub fn uniform(format: WeightFormat, sparsity: f64) -> Self {
         Self { all: LayerConfig { format, sparsity }, layers: BTreeMap::new() }
     }
 
-    /// How the matrices of layer `index` are stored.
+    /// The configuration of layer `index`.
     pub fn of(&self, index: usize) -> LayerConfig {
         self.layers.get(&index).copied().unwrap_or(self.all)
     }
 
-    /// As JSON: `[format, sparsity]` of all that are not named, and by layer.
+    /// The configurations as JSON: `[format, sparsity]` of the default and of single layers.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let one = |c: &LayerConfig| json!([c.format.name(), c.sparsity]);
         let layers: Vec<_> =
@@ -41,7 +41,7 @@ impl LayerConfigs {
         json!({"all": one(&self.all), "layers": layers})
     }
 
-    /// What [`LayerConfigs::describe`] wrote.
+    /// Reads the JSON of [`LayerConfigs::describe`].
     pub(crate) fn parse(json: &str) -> Option<Self> {
         #[derive(serde::Deserialize)]
         struct Described {
@@ -56,15 +56,15 @@ impl LayerConfigs {
     }
 }
 
-/// How it is decided how matrices are stored.
+/// The choice of the configurations.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Budget {
-    /// It is decided.
+    /// Given configurations.
     Fixed(LayerConfigs),
-    /// One format; layers that matter less get more of the zeros (see [`crate::budget`]).
+    /// One format. Layers with a smaller loss increase get more zeros (see [`crate::budget`]).
     BySensitivity(LayerConfig),
-    /// Formats and sparsities by layer, so that all tensors take so many bits for each of their weights.
+    /// Formats and sparsities by layer, with this mean number of bits per weight over all tensors.
     Bits(f64),
-    /// Likewise, so that the file has at most so many bytes.
+    /// Formats and sparsities by layer, with at most this many bytes in the file.
     Size(u64),
 }

@@ -1,7 +1,7 @@
-//! One layer of a checkpoint in the runtime's own forward pass, with dense matrices that may be changed on the way.
+//! One layer of a checkpoint in the runtime's forward pass, with dense matrices that a visitor may change.
 //!
-//! [`LayerRunner`] passes the inputs of each matrix before the matrix is used, so that pruning sees the inputs that the
-//! pruned model will have ("true sequential" in the words of the authors of GPTQ).
+//! [`LayerRunner`] passes the inputs of each matrix before it uses the matrix. Pruning therefore sees the inputs of the
+//! pruned model ("true sequential" in the implementation of GPTQ).
 
 use crate::layer::{Dense, DenseLayer, DenseLinear};
 use scrimp_kernels::{
@@ -18,13 +18,13 @@ use scrimp_llm::{
 
 /// Receives the inputs of a layer's matrices, and may then change the matrices.
 pub(crate) trait Visitor {
-    /// Some of the inputs, `[tokens][cols]`, of `projections`.
+    /// A part of the inputs of `projections`, `[tokens][cols]`.
     ///
     /// # Errors
     /// An error ends the run.
     fn inputs(&mut self, projections: &[Projection], cols: usize, x: &[f32]) -> Result<()>;
 
-    /// All inputs of `projections` were passed; the matrices are used next.
+    /// Called after the last inputs of `projections` and before the matrices are used.
     ///
     /// # Errors
     /// An error ends the run.
@@ -74,7 +74,8 @@ impl LayerHook for Hook<'_> {
         self.visitor.ready(self.layer, projections)
     }
 
-    /// The matrix in bf16 where the CPU multiplies bf16 faster than f32: formats of 16 bits are run so at the end.
+    /// The matrix in bf16, if the CPU multiplies bf16 faster than f32. The final model multiplies 16-bit formats in
+    /// bf16, too.
     fn matrix(&mut self, projection: Projection) -> Result<LinearWeights> {
         let DenseLinear { weight: Dense { rows, cols, data }, bias } = self.layer.get(projection);
         let (rows, cols, bias) = (*rows, *cols, bias.clone());

@@ -11,11 +11,11 @@ use scrimp_kernels::{
 pub struct MatrixOptions<'a> {
     /// Chooses the weights that become zero.
     pub method: &'a dyn Pruner,
-    /// Statistics of the inputs of the matrix, as [`Pruner::needs`] demands them.
+    /// Statistics of the inputs of the matrix, as [`Pruner::needs`] lists them.
     pub inputs: &'a Inputs,
     /// Format and sparsity.
     pub config: LayerConfig,
-    /// Whether weights that are zero already stay zero, beyond `config.sparsity`.
+    /// Zeros of the original stay zero, even beyond `config.sparsity`.
     pub keep_zeros: bool,
 }
 
@@ -71,7 +71,7 @@ fn sizes(format: WeightFormat, weight: &Dense) -> (usize, usize) {
     }
 }
 
-/// `format`, or its sparse form where its zeros save more than the bitmap, a bit per weight, costs.
+/// `format`, or its sparse form if the zeros save more than the bitmap costs (a bit per weight).
 fn smaller(format: WeightFormat, weight: &Dense) -> WeightFormat {
     let bits = match format.dense() {
         WeightFormat::Bf16 => 16,

@@ -1,4 +1,4 @@
-//! The Pareto front of file size and loss increase: measured once, so that sizes can be compared without compressing.
+//! The Pareto front of file size and loss increase. One measurement compares all sizes without compressing.
 //!
 //! The measurement is that of [`crate::budget`]: [`Budget::Size`](crate::Budget::Size) chooses the same configurations
 //! for a size.
@@ -32,14 +32,14 @@ pub struct ParetoFront {
 /// A size with its predicted loss increase.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Point {
-    /// Bytes of the file, about.
+    /// Approximate bytes of the file.
     pub bytes: u64,
     /// Divergence from the original's predictions, nats per token: the sum of the layers' divergences.
     pub kl: f64,
 }
 
 impl ParetoFront {
-    /// Measures `checkpoint`: as much work as running 1024 tokens some dozen times, and pruning each matrix as often.
+    /// Measures `checkpoint`. The cost is that of some dozen runs of 1024 tokens, and of pruning each matrix as often.
     ///
     /// # Errors
     /// When the checkpoint is damaged or was compressed before.
@@ -73,13 +73,13 @@ impl ParetoFront {
         Ok(Self { layers, outside, output_kl })
     }
 
-    /// The smallest file that there can be.
+    /// The size of the smallest possible file.
     pub fn smallest(&self) -> u64 {
         (budget::smallest(&self.layers) / PLANNED) as u64 + self.outside as u64 + 1
     }
 
-    /// What [`Budget::Size`](crate::Budget::Size) would choose for a file of `bytes`; `None` where it cannot be so
-    /// small.
+    /// The configurations that [`Budget::Size`](crate::Budget::Size) chooses for a file of `bytes`; `None` if no file
+    /// is that small.
     pub fn layer_configs(&self, bytes: u64) -> Option<LayerConfigs> {
         Some(budget::layer_configs(&self.allocate(bytes)?))
     }
@@ -88,7 +88,7 @@ impl ParetoFront {
         budget::allocate(&self.layers, for_layers(bytes as f64, self.outside) as f64)
     }
 
-    /// The best file of at most `bytes`; `None` where there is none.
+    /// The best file of at most `bytes`, if there is one.
     pub fn at(&self, bytes: u64) -> Option<Point> {
         let chosen = self.allocate(bytes)?;
         let layers: f64 = chosen.iter().map(|c| c.size).sum();

@@ -1,4 +1,4 @@
-//! How fast a model reads and writes.
+//! The speed of prefill and decode.
 
 use scrimp_llm::generate::rate;
 use scrimp_llm::logits::argmax;
@@ -6,29 +6,29 @@ use scrimp_llm::source::LogitsSource;
 use scrimp_llm::{Error, Result};
 use std::time::Instant;
 
-/// Rounds of each measurement; the best counts.
+/// Rounds of each measurement. The best round counts.
 const ROUNDS: usize = 3;
-/// Tokens of the prefill and of the decode that warm weights and caches up.
+/// Tokens of the prefill and of the decode that warm up weights and caches.
 const WARM_UP: (usize, usize) = (64, 4);
 
-/// What to measure.
+/// Sizes of the measurements.
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeOptions {
     /// Tokens of the timed prefill, from an empty cache.
     pub prompt: usize,
     /// Tokens of the timed greedy decode; end-of-text does not end it.
     pub tokens: usize,
-    /// Tokens before the timed decode; a model that makes its cache smaller after a prompt has done so by then.
+    /// Tokens before the timed decode. Compression of the cache after a prompt has happened by then.
     pub depth: usize,
 }
 
 impl DecodeOptions {
-    /// Tokens of text that are needed.
+    /// Number of tokens of text that the measurement needs.
     pub fn text_tokens(&self) -> usize {
         self.prompt.max(self.depth)
     }
 
-    /// Whether a model with a context of `context_length` tokens can do this.
+    /// Checks the options for a model with a context of `context_length` tokens.
     ///
     /// # Errors
     /// When a number is 0, or the model's context is too short.
@@ -61,9 +61,9 @@ pub struct DecodeResult {
 }
 
 /// Measures prefill and decode of `model` (its context is `context_length`) on `text`, which holds
-/// [`text_tokens`](DecodeOptions::text_tokens). `round` is told before each of the six measurements.
+/// [`text_tokens`](DecodeOptions::text_tokens). `round` is called before each of the six measurements.
 ///
-/// Every round of the prefill starts from an empty cache, every round of the decode from the same `depth` tokens.
+/// Each round of the prefill starts with an empty cache, each round of the decode with the same `depth` tokens.
 ///
 /// # Errors
 /// When `options` do not fit the model or `text`, or the model fails.
@@ -106,7 +106,7 @@ pub fn decode<S: LogitsSource>(
         round(&format!("decode {i}/{ROUNDS}"));
         model.truncate(depth);
         if model.len() < depth {
-            // It cannot go back that far.
+            // The cache cannot be truncated that far.
             model.reset();
             model.begin_prompt(depth);
             model.forward(&text[..depth])?;
@@ -126,7 +126,7 @@ fn best(logits: &[f32]) -> Result<u32> {
     argmax(logits).ok_or_else(|| Error::bad_input("the model gave no usable logits (all are NaN or -inf)"))
 }
 
-/// The most memory that this process has had resident, bytes; `None` where the system does not say (`/proc`).
+/// Peak resident memory of this process in bytes; `None` if the system has no `/proc`.
 pub fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,8 +1,8 @@
 //! Kullback-Leibler divergence of a model's predictions from a reference model's, over the same text.
 //!
 //! `KL(reference || model) = sum over tokens v of P_ref(v) ln(P_ref(v) / P_model(v))`, mean over the positions that
-//! perplexity scores. The two models take turns on pieces of a window, so that at most 64 MiB of logits wait for their
-//! counterpart.
+//! perplexity scores. The models process the same piece of a window one after the other, so at most 64 MiB of logits
+//! are in memory.
 
 use super::ppl::Score;
 use super::{Progress, Windows};
@@ -12,7 +12,7 @@ use scrimp_llm::{Error, Result};
 
 const BUFFER_BYTES: usize = 64 << 20;
 
-/// How far a model's predictions are from the reference's.
+/// The difference between a model's predictions and the reference's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Divergence {
     /// Mean `KL(reference || model)` per scored token, nats.
@@ -27,7 +27,7 @@ pub struct Divergence {
     pub tokens: usize,
 }
 
-/// Refuses to compare models that cut a text differently.
+/// Checks that two models have the same token ids for a text.
 ///
 /// # Errors
 /// When the token ids or the vocabulary sizes differ.
@@ -118,7 +118,7 @@ impl Sums {
             ));
         }
         Ok(Divergence {
-            // Rounding may leave a tiny negative number where the models agree.
+            // Rounding may produce a tiny negative number if the models agree.
             kl: kl.max(0.0),
             top1_agreement: self.agree as f64 / tokens,
             ppl: model.ppl,
@@ -207,7 +207,7 @@ mod tests {
         assert!(run(7, 7).is_ok() && run(8, 7).is_err() && run(7, 8).is_err());
         let mut broken = FakeModel::new(|_| vec![f32::NAN; 7]);
         assert!(divergence(&mut broken, &mut flat(7), &windows(), 7, &mut |_| ()).is_err());
-        // One logit of -inf where the text does not go: the perplexity is fine, the divergence infinite.
+        // A logit of -inf at a token that the text does not have: the perplexity is finite, the divergence infinite.
         let mut excludes = FakeModel::new(|_| vec![0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, f32::NEG_INFINITY]);
         let error =
             divergence(&mut excludes, &mut flat(8), &windows(), 8, &mut |_| ()).unwrap_err().to_string();

@@ -1,5 +1,5 @@
-//! The loss increase of smaller KV caches: a prompt is read once, its cache is compressed in any number of ways, and
-//! the predictions for the following text are compared with the predictions with the whole cache.
+//! The loss increase of smaller KV caches. A prompt is read once, and its cache is compressed in any number of ways.
+//! The predictions for the following text are compared with those of the whole cache.
 //!
 //! ```text
 //! tokens:  | prompt (read once, cache forked for each setting) | scored: KL(whole cache || smaller cache) | target of the last
@@ -12,10 +12,10 @@ use scrimp_llm::model::Session;
 use scrimp_llm::{Error, Result};
 use std::time::{Duration, Instant};
 
-/// Most bytes of logits of the whole cache that are kept.
+/// Maximum bytes of the stored logits of the whole cache.
 const MAX_BYTES: usize = 4 << 30;
 
-/// How predictions with a smaller cache differ from those with the whole one.
+/// The difference between predictions with a smaller cache and with the whole cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KvScore {
     /// Mean `KL(whole || smaller)` per scored position, nats.
@@ -26,7 +26,7 @@ pub struct KvScore {
     pub top1_agreement: f64,
     /// Bytes of the cache right after compression.
     pub kv_bytes: usize,
-    /// Tokens that it keeps then, averaged over layers and heads.
+    /// Kept tokens right after compression, averaged over layers and heads.
     pub kv_tokens: f64,
     /// Time of the compression.
     pub compress: Duration,
@@ -52,9 +52,9 @@ pub fn text_tokens(prompt_tokens: usize, score_tokens: usize) -> usize {
 }
 
 impl KvComparison {
-    /// Reads the first `prompt_tokens` of `tokens` into `session` (fresh, with the format that others are compared
-    /// with), gathering the attention that compressions need (see [`Compression::needs`] and [`Needs::and`]), and
-    /// scores the next `score_tokens` positions.
+    /// Reads the first `prompt_tokens` of `tokens` into `session` and scores the next `score_tokens` positions. The
+    /// session must be empty and have the reference format. The attention scores that compressions need are accumulated
+    /// (see [`Compression::needs`] and [`Needs::and`]).
     ///
     /// # Errors
     /// When there are too few tokens, they do not fit the model, or the model fails.
@@ -98,7 +98,7 @@ impl KvComparison {
         Ok(this)
     }
 
-    /// Makes a copy of the prompt's cache smaller and scores the continuation with it.
+    /// Compresses a copy of the prompt's cache and scores the continuation with it.
     ///
     /// # Errors
     /// When the budget does not fit the prompt, or the model fails.
@@ -106,8 +106,8 @@ impl KvComparison {
         self.score_in(self.prompt.kv().format(), Some(how))
     }
 
-    /// As [`KvComparison::score`], with the stored tokens in another format (whose new tokens are stored as those of
-    /// the prompt are).
+    /// As [`KvComparison::score`], with the stored tokens in another format. Both formats must append new tokens in the
+    /// same form.
     ///
     /// # Errors
     /// As [`KvComparison::score`], and when the format does not fit the model or the prompt's.
@@ -122,7 +122,7 @@ impl KvComparison {
         self.score_session(session, start.elapsed())
     }
 
-    /// Scores the continuation with a session that holds the prompt (made smaller in time `compress`).
+    /// Scores the continuation with a session that holds the prompt. `compress` is the time of its compression.
     ///
     /// # Errors
     /// When the model fails or its logits cannot be compared.
@@ -139,7 +139,7 @@ impl KvComparison {
         })?;
         score.check()?;
         Ok(KvScore {
-            // Rounding may leave a tiny negative number where nothing differs.
+            // Rounding may produce a tiny negative number if nothing differs.
             kl: (kl / n as f64).max(0.0),
             nll: score.result().nll,
             top1_agreement: agree as f64 / n as f64,
@@ -170,7 +170,7 @@ impl KvComparison {
     }
 }
 
-/// Whether so many tokens can be compared, as far as that is known before a text is read.
+/// Checks the numbers of tokens before a text is read.
 ///
 /// # Errors
 /// When a number is 0, the model's context is too short, or the logits of the whole cache are too many to keep.

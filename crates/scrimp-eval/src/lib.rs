@@ -1,7 +1,7 @@
 //! Measuring language models: quality of predictions, long contexts, speed.
 //!
-//! Texts are cut into [`Windows`]; each metric goes over them window by window, so memory does not grow with the text.
-//! Benchmarks with questions share [`tasks`]; their metrics are in [`metrics`].
+//! Texts are cut into [`Windows`], and each metric processes one window at a time, so memory does not grow with the
+//! text. Benchmarks with questions share [`tasks`]; their metrics are in [`metrics`].
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -23,7 +23,7 @@ pub use windows::{Windows, read_text};
 pub struct Progress {
     /// Tokens scored so far.
     pub done: usize,
-    /// Tokens to score in all.
+    /// All tokens to score.
     pub total: usize,
     /// Perplexity over the scored tokens.
     pub ppl: f64,

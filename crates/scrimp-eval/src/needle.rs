@@ -1,5 +1,5 @@
-//! A needle in a haystack: one sentence in a long text, and a question about it (after Kamradt, 2023; the sentences are
-//! like RULER's, so that small models know what to say).
+//! A needle in a haystack: one sentence in a long text, and a question about it (Kamradt 2023). The sentences have the
+//! form of RULER's (arXiv 2404.06654), which small models can answer.
 
 use super::{
     metrics::Metric,
@@ -11,7 +11,7 @@ use super::{
 use scrimp_base::random::mix;
 use scrimp_llm::{Error, Result};
 
-/// Longest answer, tokens.
+/// Maximum length of an answer, tokens.
 pub const ANSWER_TOKENS: usize = 24;
 
 const INTRODUCTION: &str =
@@ -26,12 +26,12 @@ const CITIES: [&str; 16] = [
 pub struct Cell {
     /// Tokens of the prompt.
     pub length: usize,
-    /// How far down in the text the needle is, 0 (beginning) to 1 (end).
+    /// Relative position of the needle in the text, from 0 (beginning) to 1 (end).
     pub depth: f64,
 }
 
-/// One sample per length and depth: lengths in the outer loop. The haystack is `text` from its start, over and over
-/// where it is too short. A second needle lies half the text away; its question is the other one of `Question::Second`.
+/// One sample per length and depth, with lengths in the outer loop. The haystack is `text` from its start, repeated if
+/// it is too short. A second needle is half the text away; its question is the other question of `Question::Second`.
 ///
 /// # Errors
 /// When the text is empty, a length is too small for needles and question or more than `builder` allows, or a depth is
@@ -66,7 +66,8 @@ pub fn suite(
             let id = samples.len();
             let needle = Needle::new(seed, 2 * id as u64);
             let other = Needle::new(seed, 2 * id as u64 + 1);
-            let text = hide(builder, &ids, &needle, &other, length, depth)?;
+            let haystack = Haystack { ids: &ids, length, depth };
+            let text = haystack.hide(builder, &needle, &other)?;
             samples.push(Sample { id, text, truths: vec![needle.number], classes: Vec::new() });
             cells.push(Cell { length, depth });
         }
@@ -109,52 +110,60 @@ impl Needle {
     }
 }
 
-/// The text of about `length` tokens (never more) with both needles in it.
-fn hide(
-    builder: &Builder<'_>,
-    ids: &[u32],
-    needle: &Needle,
-    other: &Needle,
+/// The text around the needles.
+struct Haystack<'a> {
+    /// Tokens of the text, repeated where it is too short.
+    ids: &'a [u32],
+    /// Tokens of the prompt.
     length: usize,
+    /// Depth of the needle.
     depth: f64,
-) -> Result<Text> {
-    let with = |hay: usize| {
-        let hay: Vec<u32> = ids.iter().copied().cycle().take(hay).collect();
-        let mut context = builder.tokenizer.decode(&hay);
-        let half = if depth < 0.5 { depth + 0.5 } else { depth - 0.5 };
-        // The later one first: the earlier place stays where it is.
-        let mut both = [(depth, needle), (half, other)];
-        both.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let places = both.map(|(depth, needle)| {
-            let before = &hay[..(hay.len() as f64 * depth).round() as usize];
-            (sentence_end(&context, builder.tokenizer.decode(before).len(), depth), needle)
-        });
-        for (at, needle) in places {
-            context.insert_str(at, &format!(" {} ", needle.sentence()));
-        }
-        Text {
-            context: format!("{INTRODUCTION}{context}"),
-            question: needle.question(),
-            answer_prefix: needle.prefix(),
-            other: Some(other.question()),
-            other_prefix: other.prefix(),
-        }
-    };
-    let tokens = |text: &Text| -> Result<usize> {
-        Ok(builder.build(text, super::tasks::prompt::Question::Before)?.prefill.len())
-    };
-    let mut hay = length.saturating_sub(tokens(&with(0))?);
-    loop {
-        let text = with(hay);
-        let got = tokens(&text)?;
-        if got <= length && hay > 0 {
-            return Ok(text);
-        }
-        if hay == 0 {
-            return Err(Error::bad_input(format!("{length} tokens are too few for a needle and a question"))
+}
+
+impl Haystack<'_> {
+    /// A text of about `length` tokens, never more, with both needles in it: `other` lies half the text away.
+    fn hide(&self, builder: &Builder<'_>, needle: &Needle, other: &Needle) -> Result<Text> {
+        let Self { ids, length, depth } = *self;
+        let with = |hay: usize| {
+            let hay: Vec<u32> = ids.iter().copied().cycle().take(hay).collect();
+            let mut context = builder.tokenizer.decode(&hay);
+            let half = if depth < 0.5 { depth + 0.5 } else { depth - 0.5 };
+            // The later needle is inserted first, so the position of the earlier one does not change.
+            let mut both = [(depth, needle), (half, other)];
+            both.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let places = both.map(|(depth, needle)| {
+                let before = &hay[..(hay.len() as f64 * depth).round() as usize];
+                (sentence_end(&context, builder.tokenizer.decode(before).len(), depth), needle)
+            });
+            for (at, needle) in places {
+                context.insert_str(at, &format!(" {} ", needle.sentence()));
+            }
+            Text {
+                context: format!("{INTRODUCTION}{context}"),
+                question: needle.question(),
+                answer_prefix: needle.prefix(),
+                other: Some(other.question()),
+                other_prefix: other.prefix(),
+            }
+        };
+        let tokens = |text: &Text| -> Result<usize> {
+            Ok(builder.build(text, super::tasks::prompt::Question::Before)?.prefill.len())
+        };
+        let mut hay = length.saturating_sub(tokens(&with(0))?);
+        loop {
+            let text = with(hay);
+            let got = tokens(&text)?;
+            if got <= length && hay > 0 {
+                return Ok(text);
+            }
+            if hay == 0 {
+                return Err(Error::bad_input(format!(
+                    "{length} tokens are too few for a needle and a question"
+                ))
                 .with_hint("use `lengths` of 200 and more"));
+            }
+            hay = hay.saturating_sub((got - length).max(1));
         }
-        hay = hay.saturating_sub((got - length).max(1));
     }
 }
 

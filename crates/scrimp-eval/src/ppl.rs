@@ -1,11 +1,11 @@
-//! Perplexity: `exp` of the mean negative log-likelihood of each token given those before it in its window.
+//! Perplexity: `exp` of the mean negative log-likelihood of each token, given the earlier tokens of its window.
 
 use super::{Progress, Windows};
 use scrimp_llm::logits::log_sum_exp;
 use scrimp_llm::source::LogitsSource;
 use scrimp_llm::{Error, Result};
 
-/// How well a model predicts a text.
+/// The quality of a model's predictions for a text.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Perplexity {
     /// `exp(nll)`.
@@ -52,7 +52,7 @@ impl Score {
     }
 }
 
-/// Perplexity of `model` over `windows`; `progress` is told after each window.
+/// Perplexity of `model` over `windows`; `progress` is called after each window.
 ///
 /// # Errors
 /// Those of the model, or if its logits are not finite.

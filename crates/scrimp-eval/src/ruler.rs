@@ -1,8 +1,8 @@
 //! RULER (Hsieh et al., 2024, arXiv 2404.06654): its JSON Lines files (`input`, `outputs`), answer lengths and metrics.
 //!
-//! The file's name says which task it is. A prompt ends in a question and, behind it, the beginning of the answer; chat
-//! models get context and question in their template, and then the beginning of the answer, as RULER's own templates
-//! do.
+//! The file's name gives the task. A prompt ends with a question and the beginning of the answer. For chat models,
+//! context and question are inside the chat template and the beginning of the answer follows it, as in RULER's own
+//! templates.
 
 use super::{
     metrics::Metric,
@@ -18,13 +18,13 @@ use std::path::Path;
 
 /// A kind of task.
 struct Kind {
-    /// How the names of its tasks begin.
+    /// Prefix of its tasks' names.
     name: &'static str,
     answer_tokens: usize,
     metric: Metric,
-    /// How its question begins.
+    /// Beginning of its question.
     question: &'static str,
-    /// How the beginning of the answer begins.
+    /// Beginning of its answer prefix.
     answer: &'static str,
 }
 
@@ -70,13 +70,13 @@ const KINDS: [Kind; 5] = [
 struct Line {
     input: String,
     outputs: Vec<String>,
-    /// Newer files have it apart.
+    /// Newer files have it in a separate field.
     #[serde(default)]
     answer_prefix: String,
 }
 
-/// The first `limit` samples of a RULER file. `task` is the task's name (`niah_multikey_3`, `vt`, `qa_1`, ...) where
-/// the name of neither the file nor its folder begins with it.
+/// The first `limit` samples of a RULER file. `task` is the task's name (`niah_multikey_3`, `vt`, `qa_1`, ...). It is
+/// needed only if neither the file's name nor its folder's name begins with it.
 ///
 /// # Errors
 /// When the file cannot be read, a line is damaged or has no question (the message names it), or the task is unknown.
@@ -148,7 +148,7 @@ impl Kind {
     }
 }
 
-/// Question and beginning of an answer for another needle of the same haystack: the one in the middle, by place.
+/// Question and beginning of an answer for another needle of the same haystack: the middle one by position.
 fn another_key(text: &Text) -> Option<(String, String)> {
     let asked = text.question.split_once(" for ")?.1.split_once(" mentioned in ")?.0;
     let keys: Vec<&str> = text

@@ -6,7 +6,7 @@ use std::path::Path;
 /// The text in `path`, byte for byte: a byte order mark and line endings are unchanged.
 ///
 /// # Errors
-/// When the file cannot be read, or is not UTF-8 (the message says where).
+/// The file cannot be read, or is not UTF-8 (the message has the position).
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     String::from_utf8(bytes).map_err(|e| {
@@ -19,7 +19,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// Non-overlapping windows over a text's tokens.
 ///
 /// Each is `context` tokens long: the beginning-of-text token, if the tokenizer adds one, then the next tokens of the
-/// text. A last partial window is dropped. The first position of a window has nothing before it and is not scored.
+/// text. A last partial window is dropped. The first position of a window has no predecessor and is not scored.
 #[derive(Debug)]
 pub struct Windows {
     tokens: Vec<u32>,
@@ -28,11 +28,12 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Windows of `context` tokens over the first `max_tokens` (`None`: all) of `tokens`, for a model that takes
-    /// `model_context`.
+    /// Windows of `context` tokens over the first `max_tokens` (`None`: all) of `tokens`, for a model with a
+    /// context of `model_context` tokens.
     ///
     /// # Errors
-    /// When `context` leaves nothing to score or is more than the model takes, or the text is too short for one window.
+    /// `context` is too short to score a token or longer than the model's context, or the text is too short for one
+    /// window.
     pub fn new(
         mut tokens: Vec<u32>,
         bos: Option<u32>,

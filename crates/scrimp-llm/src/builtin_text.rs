@@ -1,21 +1,21 @@
-//! Texts that are always at hand, for benchmarks and calibration: chapters I to V of *Alice's Adventures in Wonderland*
-//! by Lewis Carroll (1865, in the public domain), 57,866 bytes of ASCII, and 24 KB of source code (Rust, Python, shell)
-//! from this project.
+//! Built-in texts for benchmarks and calibration. The prose is chapters I to V of *Alice's Adventures in Wonderland* by
+//! Lewis Carroll (1865, in the public domain), 57,866 bytes of ASCII. The source code is 24 KB of Rust, Python and
+//! shell of this project.
 
 use crate::error::{Error, Result};
 
-/// The text itself.
+/// The prose.
 pub const TEXT: &str = include_str!("../assets/alice.txt");
 
 /// Source code.
 pub const CODE: &str = include_str!("../assets/code.txt");
 
-/// The first `count` tokens of the text, over again from its start where it is too short, after `bos` if there is one.
+/// The first `count` tokens of the prose, repeated if it is too short, after `bos` if there is one.
 ///
-/// `encode` turns text into token ids, without special tokens.
+/// `encode` returns the token ids of a text, without special tokens.
 ///
 /// # Errors
-/// Those of `encode`; or if it finds no token in the text.
+/// `encode` fails or returns no tokens.
 pub fn tokens(
     count: usize,
     bos: Option<u32>,

@@ -35,8 +35,8 @@ pub struct TensorView<'a> {
 
 /// A model on disk. Its files stay mapped, and nothing is copied.
 ///
-/// [`Checkpoint::open`] has compared every tensor that the configuration implies with its name and shape, so
-/// [`Checkpoint::tensor`] finds them, and they are as large as they should be.
+/// [`Checkpoint::open`] has checked that every tensor of the configuration exists and has the right shape, so
+/// [`Checkpoint::tensor`] finds it.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -181,7 +181,7 @@ impl Checkpoint {
 
         let mut files = Vec::with_capacity(shards.len());
         let mut tensors = Vec::new();
-        // Tensors of a type that no weight may have; an error only when one of them is needed.
+        // Tensors of unsupported types. They are an error only if the model needs one of them.
         let mut other_types = HashMap::new();
         for shard in shards {
             let file = files.len();
@@ -265,7 +265,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// A bias that the family does not know would change results if it were ignored, as other extra tensors do not.
+    /// Rejects biases that the family does not have: ignoring one would change results. Other extra tensors are
+    /// harmless.
     fn refuse_unknown_biases(&self, family: &dyn Family) -> Result<()> {
         let layer = family.layer_tensors(&self.config);
         for tensor in &self.tensors {
@@ -289,7 +290,7 @@ impl Checkpoint {
     /// The tensor with GGUF's name `name`.
     ///
     /// # Errors
-    /// When there is none.
+    /// There is no such tensor.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         self.try_tensor(name).ok_or_else(|| missing(&self.path, name))
     }
@@ -307,10 +308,10 @@ impl Checkpoint {
         })
     }
 
-    /// The embedding where rows of it are looked up in the file: its type, and its rows one after another.
+    /// The embedding for lookups in the file: its type and its rows, one after another.
     ///
     /// # Errors
-    /// When it is packed, which only one that is the output matrix, too, may be.
+    /// It is packed. Only an embedding that is also the output matrix may be packed.
     pub fn embedding(&self) -> Result<(DType, &[u8])> {
         let tensor = self.tensor("token_embd.weight")?;
         let what = "the embedding is packed, though it is not the output matrix";
@@ -328,8 +329,8 @@ impl Checkpoint {
         self.tensors.iter().map(|t| (t.name.as_str(), self.view(t)))
     }
 
-    /// Drops the resident pages of a tensor that is not needed soon (its bytes can still be read). Pages that it
-    /// shares with a neighbor stay.
+    /// Drops the resident pages of a tensor, except for pages that it shares with a neighbor. Its bytes can still be
+    /// read.
     pub fn release(&self, name: &str) {
         if let Some(&i) = self.by_name.get(name) {
             let tensor = &self.tensors[i];
@@ -337,7 +338,7 @@ impl Checkpoint {
         }
     }
 
-    /// As [`Checkpoint::release`], of `part` of a tensor's bytes; nothing happens where it is none.
+    /// As [`Checkpoint::release`] for `part` of a tensor's bytes. A `part` outside the files is ignored.
     pub fn release_part(&self, name: &str, part: &[u8]) {
         if let Some(&i) = self.by_name.get(name) {
             let tensor = &self.tensors[i];
@@ -356,7 +357,7 @@ impl Checkpoint {
         self.files.iter().for_each(|file| file.release(0..file.len()));
     }
 
-    /// Drops the resident pages of the GGUF header, which holds the vocabulary: for when the tokenizer is built.
+    /// Drops the resident pages of the GGUF header with the vocabulary. Call it after the tokenizer is built.
     pub fn release_header(&self) {
         if let Some(gguf) = &self.gguf {
             gguf.source().release(0..gguf.header_bytes());
@@ -378,7 +379,7 @@ impl Checkpoint {
         (self.gguf.is_none() && self.history.is_none()).then_some(&self.path)
     }
 
-    /// Files of a Hugging Face model beside the weights; `None` where there is GGUF metadata instead.
+    /// Files of a Hugging Face model beside the weights; `None` for models with GGUF metadata.
     pub fn side_files(&self) -> Option<&SideFiles> {
         self.side.as_ref()
     }
@@ -391,7 +392,7 @@ impl Checkpoint {
     /// The tokenizer that comes with the model.
     ///
     /// # Errors
-    /// When there is none, or it is damaged or of an unknown kind.
+    /// The tokenizer is missing, damaged or of an unknown kind.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match (&self.gguf, &self.side) {
             (Some(gguf), _) => Tokenizer::from_gguf(gguf.metadata()),
@@ -412,7 +413,7 @@ impl Checkpoint {
         }
     }
 
-    /// What [`Checkpoint::open`] was given.
+    /// The path given to [`Checkpoint::open`].
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -430,7 +431,7 @@ fn missing(path: &Path, name: &str) -> Error {
     Error::damaged_file(path, format!("tensor {name} is missing"))
 }
 
-/// Names what else people may point at a model.
+/// Errors for common files that are not models.
 fn refuse_other_files(path: &Path, bytes: &[u8]) -> Result<()> {
     if bytes.starts_with(b"GGUF") {
         return Ok(());

@@ -1,3 +1,3 @@
-//! The error type of this crate is the one that all crates of scrimp share.
+//! The error type, shared by all crates of scrimp.
 
 pub use scrimp_base::{Category, Error, Hint, Result, translate_settings};

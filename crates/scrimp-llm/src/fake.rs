@@ -1,4 +1,4 @@
-//! A model that is a function of its tokens, for tests of code over [`LogitsSource`].
+//! A test model: its logits are a function of its tokens.
 
 use crate::error::{Error, Result};
 use crate::source::LogitsSource;
@@ -14,7 +14,7 @@ pub struct FakeModel {
     pub calls: Vec<usize>,
     /// Fails when a call would pass this many tokens.
     pub fail_at: usize,
-    /// How many tokens it can forget one by one.
+    /// The number of tokens that [`LogitsSource::truncate`] can remove without a reset.
     pub rewind: usize,
 }
 

@@ -21,9 +21,9 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Turns token ids into text piece by piece, holding back incomplete characters.
+/// Decodes token ids to text piece by piece. Incomplete characters are buffered.
 pub trait TextStream {
-    /// The text that `token` completes; empty while a character is incomplete.
+    /// The text after `token`; empty while a character is incomplete.
     fn push(&mut self, token: u32) -> String;
     /// The rest of the text.
     fn finish(&mut self) -> String;
@@ -40,15 +40,15 @@ impl TextStream for StreamDecoder<'_> {
 
 /// The arguments of [`generate`].
 pub struct Request<'a> {
-    /// The whole prompt's tokens, those already in the cache included.
+    /// All tokens of the prompt, including those already in the cache.
     pub prompt: &'a [u32],
-    /// Most tokens to generate; `None`: until the context is full.
+    /// Maximum number of tokens to generate; `None`: until the context is full.
     pub max_tokens: Option<usize>,
     /// Strings that end the answer; they are not part of it.
     pub stop: &'a [String],
     /// Whether a token ends the answer (end of text, end of turn).
     pub is_end: &'a dyn Fn(u32) -> bool,
-    /// Set from outside (Ctrl-C, a client that left) to end early.
+    /// Another thread sets this flag to end the answer early (Ctrl-C, a closed connection).
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -63,7 +63,7 @@ pub enum FinishReason {
     Length,
     /// The model's context is full.
     ContextFull,
-    /// The cancel flag was set, or the receiver of the text ended the answer.
+    /// The cancel flag was set, or `on_text` ended the answer.
     Cancelled,
 }
 
@@ -72,7 +72,7 @@ pub enum FinishReason {
 pub struct Generation {
     /// The answer, without stop strings and end tokens.
     pub text: String,
-    /// The tokens of the answer, without the end token; those of a stop string are included.
+    /// The tokens of the answer, including those of a stop string, without the end token.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub reason: FinishReason,
@@ -84,12 +84,12 @@ pub struct Generation {
     pub prefill_seconds: f64,
     /// Seconds after that.
     pub decode_seconds: f64,
-    /// Decode steps in `decode_seconds`; the first token of an answer needs none.
+    /// Decode steps in `decode_seconds`. The first token of an answer comes from the prefill.
     pub decode_steps: usize,
 }
 
 impl Generation {
-    /// Tokens of the answer, the end token not counted.
+    /// Tokens of the answer, without the end token.
     pub fn generated_tokens(&self) -> usize {
         self.tokens.len()
     }
@@ -108,10 +108,10 @@ pub fn rate(count: usize, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
 
-/// Answers `request` on `sequence` and passes text on as soon as it is certain.
+/// Answers `request` on `sequence`. Text is passed to `on_text` as soon as it is final.
 ///
-/// `on_text` gets non-empty pieces that, joined, are [`Generation::text`]; it breaks to end early. After the call the
-/// sequence holds the prompt and the answer's tokens (the last one perhaps not), ready for the next turn.
+/// `on_text` receives non-empty pieces, which together are [`Generation::text`]. It breaks to end the answer early.
+/// After the call, the sequence holds the prompt and the answer's tokens, possibly without the last one.
 ///
 /// # Errors
 /// When the prompt is empty or does not fit the context, a stop string is empty, or the model fails.
@@ -179,7 +179,7 @@ pub fn generate<S: LogitsSource>(
     Ok(result)
 }
 
-/// Refuses prompts that cannot be answered.
+/// Checks that the prompt can be answered.
 fn check_prompt(tokens: usize, context_length: usize) -> Result<()> {
     if tokens == 0 {
         return Err(
@@ -195,7 +195,7 @@ fn check_prompt(tokens: usize, context_length: usize) -> Result<()> {
     Ok(())
 }
 
-/// Text on its way out.
+/// The text between the decoder and `on_text`.
 struct Output<'a> {
     text: String,
     stop: StopStrings,
@@ -203,14 +203,14 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Sends what `piece` makes certain; a reason to end, if there is one.
+    /// Sends the text that is final after `piece`. Returns the reason to end, if there is one.
     fn push(&mut self, piece: &str) -> Option<FinishReason> {
         let (certain, stopped) = self.stop.push(piece);
         let flow = self.send(&certain);
         stopped.map(FinishReason::Stop).or(flow)
     }
 
-    /// Sends what waited for a stop string that did not come.
+    /// Sends the buffered text, which was the beginning of a possible stop string.
     fn flush(&mut self) -> Option<FinishReason> {
         let rest = self.stop.finish();
         self.send(&rest)

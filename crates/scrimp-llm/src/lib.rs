@@ -1,4 +1,4 @@
-//! The language-model runtime: loading, tokenizing, the decoder, generation.
+//! The runtime for language models: loading, tokenizers, the forward pass, generation.
 //!
 //! ```
 //! # fn main() -> scrimp_llm::Result<()> {
@@ -15,12 +15,12 @@
 //! | [`llm`] | [`Llm`]: a model with tokenizer and chat template; [`Chat`]: a conversation |
 //! | [`checkpoint`], [`load`], [`families`], [`config`] | model files: formats, tensors by name, configuration |
 //! | [`tokenizer`], [`chat`] | text to token ids and back; messages to text |
-//! | [`model`] | [`model::Model`]: weights ready to run; [`model::Session`]: a sequence with its KV cache; [`model::Batch`]: many sequences in one pass |
+//! | [`model`] | [`model::Model`]: weights; [`model::Session`]: a sequence; [`model::Batch`]: many sequences in one pass |
 //! | [`generate`](mod@generate), [`sampling`], [`logits`] | from a prompt to a stream of text |
 //! | [`embedding`] | embeddings of texts |
 //! | [`error`] | the error type of all crates |
 //!
-//! The same in steps, for callers that keep sequences or sample on their own:
+//! The same in steps, for callers that manage sequences or sampling themselves:
 //!
 //! ```
 //! use scrimp_llm::{

@@ -1,7 +1,7 @@
 //! Arithmetic on rows of logits: maximum, softmax sums, log-probabilities.
 //!
-//! Written so that the compiler vectorizes it, with no call into the system's math library, so that every machine
-//! gets the same bits. `NaN` never wins a comparison and has probability 0; so has `-inf`.
+//! The code has loops that the compiler vectorizes and uses no math library of the system, so every machine computes
+//! the same bits. `NaN` is less than any number; `NaN` and `-inf` have probability 0.
 
 const LANES: usize = 16;
 /// Additions per lane in `f32` before a partial sum moves to `f64`: rounding stays near 1e-7.
@@ -45,7 +45,7 @@ pub fn max(logits: &[f32]) -> f32 {
 
 /// The token with the largest logit, the first one among equals; `None` if all are `NaN` or `-inf`.
 ///
-/// One pass over the row: the maximum of each block, then a look into the winning block.
+/// One pass over the row computes the maximum of each block; then the block with the largest maximum is searched.
 pub fn argmax(logits: &[f32]) -> Option<u32> {
     const BLOCK: usize = 512;
     let (mut best, mut winner) = (f32::NEG_INFINITY, None);
@@ -86,7 +86,7 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
 
 /// Kullback-Leibler divergence `KL(softmax(p) || softmax(q))` in nats.
 ///
-/// `= sum of P (p - q) - lse(p) + lse(q)`, with `P` the softmax of `p`; the caller passes both `lse`, which it has.
+/// `= sum of P (p - q) - lse(p) + lse(q)`, with `P` the softmax of `p`. The caller passes both log-sum-exps.
 /// Equal rows give exactly 0.
 pub fn kl_divergence(p: &[f32], lse_p: f64, q: &[f32], lse_q: f64) -> f64 {
     let max_p = max(p);
@@ -96,7 +96,7 @@ pub fn kl_divergence(p: &[f32], lse_p: f64, q: &[f32], lse_q: f64) -> f64 {
         let mut add = |lane: usize, p: f32, q: f32| {
             let e = exp_nonpositive(p - max_p);
             w[lane] += e;
-            // Where P is 0 the difference may be inf or NaN, and must not count.
+            // If P is 0, the difference may be infinite or NaN and must not count.
             wd[lane] += if e > 0.0 { e * (p - q) } else { 0.0 };
         };
         let (blocks_p, tail_p) = p.as_chunks::<LANES>();

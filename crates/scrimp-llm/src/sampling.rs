@@ -1,20 +1,19 @@
 //! From logits to the next token.
 //!
-//! The steps and their order (those of vLLM; each is skipped at its neutral value):
+//! The steps have vLLM's order. A step is skipped at its neutral value:
 //!
 //! 1. *repetition penalty* `r` (CTRL, arXiv 1909.05858): logits of tokens in the prompt or the answer so far are
 //!    divided by `r` where positive, multiplied by `r` where negative;
 //! 2. *frequency* and *presence penalty* (OpenAI): tokens of the answer lose `frequency * count + presence`;
-//! 3. *temperature* `t`: logits are divided by `t`. At 0 (below 1e-5) the best token is taken and the rest is skipped;
-//! 4. *min-p*: tokens with less than `min_p` times the best token's probability go;
-//! 5. *top-k*: the `k` best stay;
-//! 6. *top-p* (nucleus, arXiv 1904.09751): of the remaining tokens, the fewest best whose probabilities sum to at least
-//!    `p` stay;
+//! 3. *temperature* `t`: logits are divided by `t`. At 0 (below 1e-5), the best token is chosen and no step follows;
+//! 4. *min-p*: tokens with less than `min_p` times the best token's probability are removed;
+//! 5. *top-k*: the `k` best tokens stay;
+//! 6. *top-p* (nucleus, arXiv 1904.09751): the smallest set of best tokens with a total probability of at least `p`
+//!    stays;
 //! 7. one of the remaining tokens is drawn by its probability.
 //!
-//! Equal logits rank by token id. `NaN` and `-inf` are never drawn; a `+inf` is taken outright. The generator is
-//! ChaCha8 and the exponential is our own, so a seed gives the same tokens on every machine that computes the same
-//! logits.
+//! Equal logits rank by token id. `NaN` and `-inf` are never drawn; `+inf` is always chosen. The generator is ChaCha8,
+//! and the exponential is part of this crate, so a seed and equal logits give the same tokens on every machine.
 
 mod params;
 mod select;
@@ -34,7 +33,7 @@ use std::hash::{BuildHasher, Hasher};
 pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
-    /// How often each token is in the answer; 0: only in the prompt.
+    /// The count of each token in the answer; 0: only in the prompt.
     seen: HashMap<u32, u32>,
     penalized: Vec<f32>,
     candidates: Candidates,
@@ -57,12 +56,12 @@ impl Sampler {
         })
     }
 
-    /// The best token always, no randomness.
+    /// A sampler that always chooses the best token.
     pub fn greedy() -> Self {
         Self::new(SamplingParams { seed: Some(0), ..SamplingParams::default() }).expect("defaults are valid")
     }
 
-    /// Starts a new answer after `prompt`: forgets the tokens of the last one, not the state of the generator.
+    /// Starts a new answer after `prompt`. The counts start anew; the state of the generator stays.
     pub fn begin(&mut self, prompt: &[u32]) {
         self.seen.clear();
         if self.params.repetition_penalty != 1.0 {
@@ -70,17 +69,17 @@ impl Sampler {
         }
     }
 
-    /// Notes that `token` became part of the answer.
+    /// Counts `token` as a part of the answer.
     pub fn accept(&mut self, token: u32) {
         if self.params.has_penalties() {
             *self.seen.entry(token).or_default() += 1;
         }
     }
 
-    /// Draws the token that follows, given the model's `logits` (`[vocab_size]`). Does not [`accept`](Self::accept) it.
+    /// Draws the next token from `logits` (`[vocab_size]`). The caller must [`accept`](Self::accept) it.
     ///
     /// # Errors
-    /// When no logit is usable (all `NaN` or `-inf`): the model's weights are broken.
+    /// All logits are `NaN` or `-inf`: the model's weights are damaged.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
         let Self { params, rng, seen, penalized, candidates } = self;
         let logits = if seen.is_empty() {

@@ -5,14 +5,14 @@ use crate::model::Session;
 
 /// A causal language model with a cache: tokens go in, logits come out.
 ///
-/// [`Session`] is the real one; tests put a small function in its place.
+/// [`Session`] implements it; tests use a small function instead.
 pub trait LogitsSource {
     /// Appends `tokens` and returns the logits after the last one (`[vocab_size]`).
     ///
     /// # Errors
     /// When `tokens` is empty, holds an id outside the vocabulary, or the context is full.
     fn forward(&mut self, tokens: &[u32]) -> Result<&[f32]>;
-    /// Appends `tokens` and hands the logits after each of them, in order, to `visit(index in tokens, logits)`.
+    /// Appends `tokens` and calls `visit(index in tokens, logits)` with the logits after each token, in order.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -23,13 +23,13 @@ pub trait LogitsSource {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Says that a prompt is complete at `len` tokens: where the cache is to be made smaller, it is then (see
+    /// Declares that the prompt is complete at `len` tokens. If compression is set, it happens then (see
     /// [`Session::begin_prompt`]).
     fn begin_prompt(&mut self, _len: usize) {}
-    /// Forgets all tokens from position `len` on, or everything where it cannot go back that far: see
-    /// [`len`](Self::len).
+    /// Drops all tokens from position `len` on, or all tokens if truncation to `len` is impossible. [`len`](Self::len)
+    /// has the result.
     fn truncate(&mut self, len: usize);
-    /// Forgets everything.
+    /// Removes all tokens.
     fn reset(&mut self);
     /// Bytes of the KV cache in use.
     fn kv_bytes(&self) -> usize;

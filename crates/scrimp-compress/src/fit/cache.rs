@@ -8,13 +8,13 @@ use scrimp_kv::{
 };
 use scrimp_llm::{error::Result, model::Model};
 
-/// Most tokens of the prompt that settings are compared behind.
+/// Maximum number of tokens of the prompt with which settings are compared.
 const PROMPT: usize = 3072;
-/// Most tokens that are scored behind it.
+/// Maximum number of scored tokens after the prompt.
 const SCORED: usize = 256;
-/// Shares of a prompt that are tried.
+/// Candidates for the kept share of a prompt.
 const BUDGETS: [f64; 3] = [0.5, 0.25, 0.125];
-/// Formats that are tried.
+/// Candidates for the format.
 const FORMATS: [&str; 3] = ["bf16", "int8", "int4"];
 /// The eviction policy, and the share of representatives (`benches/kv/quality.md` has the comparison).
 const POLICY: (&str, f64) = ("snapkv", 0.75);
@@ -33,7 +33,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Everything, in bf16.
+    /// All tokens in bf16.
     pub fn whole() -> Self {
         Self { format: KvFormat::default(), compression: None, share: 1.0, kl: 0.0 }
     }
@@ -51,8 +51,8 @@ fn lengths(context: usize) -> (usize, usize) {
     (PROMPT.min(context - scored).max(1), scored)
 }
 
-/// Every way to store the cache that the model can take, measured behind a prompt of `tokens` as long as conversations
-/// are (3072 tokens at most): the prompt is read once.
+/// Measures all ways to store the cache that the model supports. The prompt has the length of the conversations, at
+/// most 3072 tokens, and is read once.
 ///
 /// # Errors
 /// When the text is too short, or the model fails.
@@ -127,7 +127,7 @@ pub(super) mod tests {
         let half = find("bf16", Some(0.5)).unwrap();
         assert!(half.kl > 0.0 && half.share < 0.8, "{half:?}");
         assert!(find("int8", None).unwrap().share < 0.8);
-        // An eighth of 150 tokens is fewer than sinks and recent tokens.
+        // An eighth of 150 tokens is less than the number of sinks and recent tokens.
         assert!(find("bf16", Some(0.125)).is_none());
         assert!(measure(&model, &tokens[1..], context, &mut |_, _| ()).is_err());
         assert_eq!(bf16_bytes(model.config(), 128), {

@@ -8,21 +8,21 @@ use scrimp_llm::{
 
 /// Tokens per page of the cache.
 const PAGE: usize = 64;
-/// What a process takes besides: code, tokenizer, threads.
+/// Bytes of a process beside weights and caches: code, tokenizer, threads.
 const PROCESS: u64 = 16 << 20;
 
 /// A memory limit, and the needs that do not depend on the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
-    /// Bytes that there are.
+    /// The limit in bytes.
     pub memory: u64,
-    /// Conversations that are held at once.
+    /// Number of simultaneous conversations.
     pub sequences: u64,
     /// Bytes of one conversation's whole cache in bf16.
     pub whole_bytes: u64,
-    /// Bytes in bf16 of the part of a prompt that is not packed yet.
+    /// Bytes in bf16 of the unpacked part of a prompt.
     pub piece_bytes: u64,
-    /// What everything else takes.
+    /// Bytes of everything else.
     pub working_bytes: u64,
 }
 
@@ -41,8 +41,8 @@ impl Demand {
         }
     }
 
-    /// Most bytes of all caches: every conversation is as long as it may be, and one of them has just been read. A
-    /// prompt that will lose tokens is whole until it has been read.
+    /// Peak bytes of all caches: every conversation has its maximum length, and one prompt has just been read. Eviction
+    /// happens after the prompt, so that prompt is whole.
     pub fn kv_bytes(&self, cache: &Cache) -> u64 {
         let kept = |whole: u64| (whole as f64 * cache.share).ceil() as u64;
         let one = kept(self.whole_bytes);

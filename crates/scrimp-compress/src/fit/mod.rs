@@ -6,8 +6,8 @@
 //!     the best weights of that size: KL_w, the original where it fits                      (crate::ParetoFront)
 //! choose:                            least KL_w + KL_c
 //! ```
-//! Weights are measured only where smaller caches do not suffice, since that takes longer. Divergences are small, so
-//! the divergence of both changes together is about the sum of the two divergences.
+//! Measuring weights takes longer than measuring caches, so weights are measured only if smaller caches do not suffice.
+//! Divergences are small, so the divergence of both changes together is about the sum of the two.
 
 pub mod cache;
 pub mod memory;
@@ -16,7 +16,7 @@ use crate::{ParetoFront, pareto_front::Point};
 use cache::Cache;
 use memory::Demand;
 
-/// Divergence below which the search ends, nats per token: less than that of any useful compression of weights.
+/// Divergence below which the search ends, nats per token: any useful compression of weights has more.
 pub const NEGLIGIBLE: f64 = 0.02;
 
 /// Weights that fit.
@@ -61,9 +61,9 @@ pub struct Setting {
     pub weights: Weights,
     /// How the cache is stored.
     pub cache: Cache,
-    /// Most bytes of the caches of all sequences.
+    /// Peak bytes of the caches of all sequences.
     pub kv_bytes: u64,
-    /// Bytes of everything.
+    /// Bytes of weights, caches and everything else.
     pub bytes: u64,
 }
 
@@ -74,13 +74,13 @@ impl Setting {
     }
 }
 
-/// The original weights with `cache`, where both fit.
+/// The original weights with `cache`, if both fit.
 pub fn original(demand: &Demand, original: u64, cache: &Cache) -> Option<Setting> {
     setting(demand, cache, |room| (original <= room).then_some(Weights::Original { bytes: original }))
 }
 
 /// For each cache on the Pareto front of `caches`, the best weights that fit beside it, sorted by divergence, then by
-/// size. Empty where nothing fits.
+/// size. Empty if nothing fits.
 pub fn settings(
     demand: &Demand,
     original: u64,
@@ -94,7 +94,7 @@ pub fn settings(
         };
         if original <= room { Some(Weights::Original { bytes: original }) } else { compressed() }
     };
-    // Caches that take no less than another one and lose more are of no use.
+    // A cache that is not smaller than another one and has a larger divergence is not on the front.
     let useless = |cache: &Cache| {
         let better = |other: &Cache| {
             let (bytes, others) = (demand.kv_bytes(cache), demand.kv_bytes(other));

@@ -1,8 +1,8 @@
-//! `X^T X` of a linear layer's inputs, and the factor of its inverse that second-order pruning works with.
+//! `X^T X` of a linear layer's inputs, and the factor of its inverse for second-order pruning.
 //!
-//! Where the CPU multiplies bf16 faster than f32, the inputs are rounded to bf16 first and their products summed in
-//! f32: the result is the `X^T X` of the rounded inputs, hence still positive semi-definite. An entry is off by 2^-8 of
-//! its size at most, and typically by a hundredth of the damping that the diagonal gets.
+//! If the CPU multiplies bf16 faster than f32, the inputs are rounded to bf16 and their products are summed in f32. The
+//! result is the `X^T X` of the rounded inputs, so it stays positive semi-definite. The relative error of an entry is
+//! at most 2^-8, and typically a hundredth of the damping of the diagonal.
 
 use crate::pruning::linalg::{BLOCK, cholesky, columns, columns_mut, invert_lower, view, view_mut};
 use ndarray::linalg::general_mat_mul;
@@ -16,15 +16,15 @@ use scrimp_llm::error::{Error, Result};
 
 /// Columns of the result that are computed together from bf16.
 const PANEL: usize = 1024;
-/// Features that are transposed together: a cache line of them.
+/// Features that are transposed together: one cache line.
 const LINE: usize = 16;
 
 /// The damping: a term added to the diagonal of `X^T X` before the inversion.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Damping {
-    /// Share of the entry itself: as if features were less correlated.
+    /// Share of the entry itself. It acts like less correlation between features.
     pub own: f32,
-    /// Share of the mean: as if there were noise in all features.
+    /// Share of the mean. It acts like noise in all features.
     pub all: f32,
 }
 
@@ -35,12 +35,12 @@ pub struct Gram {
     tokens: usize,
     /// `[n][n]`; only `j <= i` is meaningful.
     lower: Vec<f32>,
-    /// Memory of [`Gram::add`], used again by the next tokens.
+    /// Scratch memory of [`Gram::add`], kept between calls.
     transposed: Vec<f32>,
 }
 
 impl Gram {
-    /// No tokens yet, for inputs of `n` features.
+    /// An empty sum for inputs of `n` features.
     pub fn new(n: usize) -> Self {
         Self { n, tokens: 0, lower: vec![0.0; n * n], transposed: Vec::new() }
     }
@@ -61,7 +61,7 @@ impl Gram {
     /// When memory cannot be had.
     ///
     /// # Panics
-    /// When `x` is no whole number of rows.
+    /// The length of `x` is not a multiple of `n`.
     pub fn add(&mut self, exec: Exec<'_>, x: &[f32]) -> Result<()> {
         self.tokens += x.len() / self.n;
         if exec.level.has_bf16_products() { self.add_rounded(exec, x) } else { self.add_exact(exec.pool, x) }
@@ -70,7 +70,7 @@ impl Gram {
     fn add_exact(&mut self, pool: &Pool, x: &[f32]) -> Result<()> {
         let n = self.n;
         let x = view(x, x.len() / n, n);
-        // The longest bands first, so that threads end together.
+        // The longest bands are first, so that threads finish together.
         let mut bands: Vec<_> = self.lower.chunks_mut(BLOCK * n).enumerate().rev().collect();
         pool.chunks(&mut bands, 1, |_, band| {
             let (index, band) = &mut band[0];
@@ -84,7 +84,7 @@ impl Gram {
         Ok(())
     }
 
-    /// The product of `X^T` as a bf16 weight matrix, some rows at a time, with `X^T` as its batch.
+    /// The product with `X^T` as a bf16 weight matrix (some rows at a time) and `X^T` as the batch.
     fn add_rounded(&mut self, exec: Exec<'_>, x: &[f32]) -> Result<()> {
         let pool = exec.pool;
         let (n, tokens) = (self.n, x.len() / self.n);
@@ -136,14 +136,14 @@ impl Gram {
     }
 
     /// The upper factor `U` of the inverse of the damped matrix with its rows and columns in `order`:
-    /// `(P (G + own diag G + all mean(diag G) I) P^T)^-1 = U^T U`, `[n][n]`. Features that are always zero get the
-    /// mean's share alone.
+    /// `(P (G + own diag G + all mean(diag G) I) P^T)^-1 = U^T U`, `[n][n]`. Features that are always zero get only
+    /// the share of the mean.
     ///
-    /// Row `j` of `U`, from `j` on, divided by `U[j][j]` says how the weights of features `j + 1 ..` compensate a
-    /// change of feature `j`'s.
+    /// Row `j` of `U`, from `j` on, divided by `U[j][j]`, has the factors with which the weights of features `j + 1 ..`
+    /// compensate a change of the weight of feature `j`.
     ///
-    /// Found with one Cholesky decomposition: of the matrix with its order turned round, so that the factor is upper
-    /// triangular, `R R^T`; then `U = R^-1`. Where rounding makes a pivot vanish, the damping grows.
+    /// The method is one Cholesky decomposition `R R^T` of the matrix in reverse order, which makes the factor upper
+    /// triangular; then `U = R^-1`. If rounding makes a pivot vanish, the damping grows.
     pub fn inverse_factor(&self, pool: &Pool, order: &[usize], damping: Damping) -> Vec<f32> {
         let n = self.n;
         let mean = self.diagonal().iter().map(|&d| f64::from(d)).sum::<f64>() / n as f64;
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn every_tier_sums_the_same_to_its_rounding() {
+    fn every_level_sums_the_same_to_its_rounding() {
         let pool = Pool::new(2).unwrap();
         for (tokens, n) in [(1, 5), (3, 33), (50, 300), (70, PANEL + 20)] {
             let x = inputs(tokens, n);

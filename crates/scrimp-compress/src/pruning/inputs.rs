@@ -29,14 +29,14 @@ pub struct Inputs {
 /// The columns' order, and the factor of the inverse of `X^T X` in this order (see [`Gram::inverse_factor`]).
 #[derive(Debug)]
 pub struct Factor {
-    /// Column of each place.
+    /// The column at each position of the order.
     pub order: Vec<usize>,
     /// `[n][n]`, upper triangular.
     pub u: Vec<f32>,
 }
 
 impl Inputs {
-    /// Nothing yet, for layers of `n` in features.
+    /// Empty statistics for layers of `n` in features.
     pub fn new(n: usize, wanted: Statistics) -> Self {
         Self {
             n,
@@ -68,12 +68,12 @@ impl Inputs {
         Ok(())
     }
 
-    /// Tokens that were added.
+    /// The number of tokens.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// The Euclidean norm of each feature over all tokens; all 1 where no statistics are gathered.
+    /// The Euclidean norm of each feature over all tokens; all 1 if no statistics are gathered.
     pub fn norms(&self) -> Vec<f32> {
         match &self.gram {
             Some(gram) => gram.diagonal().into_iter().map(f32::sqrt).collect(),
@@ -82,7 +82,7 @@ impl Inputs {
         }
     }
 
-    /// `X^T X`, where it is gathered.
+    /// `X^T X`, if it is gathered.
     pub fn gram(&self) -> Option<&Gram> {
         self.gram.as_ref()
     }
@@ -91,7 +91,7 @@ impl Inputs {
     /// Computed at the first call; matrices with the same inputs share it.
     ///
     /// # Panics
-    /// When `X^T X` is not gathered.
+    /// `X^T X` is not gathered.
     pub fn factor(&self, pool: &Pool, damping: Damping, order: impl FnOnce(&[f32]) -> Vec<usize>) -> &Factor {
         self.factor.get_or_init(|| {
             let gram = self.gram.as_ref().expect("X^T X was asked for");

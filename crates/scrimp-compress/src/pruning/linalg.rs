@@ -1,8 +1,7 @@
-//! Triangular linear algebra, cut into bands of rows that the pool's threads share: Cholesky's decomposition and the
-//! inverse of a triangular matrix.
+//! Cholesky's decomposition and the inverse of a triangular matrix, cut into bands of rows for the threads of a pool.
 //!
-//! Matrices are row-major. Symmetric ones are kept as their lower triangle, so that a band of rows is a contiguous
-//! piece of memory that one thread owns; products inside a band are single-threaded (`ndarray`).
+//! Matrices are row-major. Symmetric matrices have only their lower triangle, so a band of rows is one piece of memory,
+//! and one thread owns it. Products inside a band are single-threaded (`ndarray`).
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice, linalg::general_mat_mul};
 use scrimp_kernels::Pool;
@@ -36,7 +35,7 @@ pub(super) fn columns_mut(mut view: ArrayViewMut2<'_, f32>, range: Range<usize>)
     view
 }
 
-/// `sum a[i] b[i]`, in sixteen sums that the compiler can keep in vectors.
+/// `sum a[i] b[i]` as sixteen partial sums, which the compiler keeps in vectors.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a, a_rest) = a.as_chunks::<16>();
     let (b, b_rest) = b.as_chunks::<16>();
@@ -62,7 +61,7 @@ fn solve_row(row: &mut [f32], l: &[f32], stride: usize, width: usize) {
     }
 }
 
-/// The lower Cholesky factor of `a`, in place of its lower triangle. False where a pivot is not positive.
+/// Replaces the lower triangle of `a` by its Cholesky factor. Returns false if a pivot is not positive.
 pub(super) fn cholesky(pool: &Pool, a: &mut [f32], n: usize) -> bool {
     for first in (0..n).step_by(BLOCK) {
         let width = BLOCK.min(n - first);
@@ -101,10 +100,10 @@ pub(super) fn cholesky(pool: &Pool, a: &mut [f32], n: usize) -> bool {
     true
 }
 
-/// The inverse of the lower triangular `l`, in its place.
+/// Replaces the lower triangular `l` by its inverse.
 ///
 /// Block row `k` of the inverse `M` is `-D T_k` with `D` on the diagonal, `D` the inverse of the diagonal block and
-/// `T_k = sum over j < k of L_kj M_j`. The sums `T` grow in place of the blocks of `L` that are used up.
+/// `T_k = sum over j < k of L_kj M_j`. The sums `T` replace the blocks of `L` that are no longer needed.
 pub(super) fn invert_lower(pool: &Pool, l: &mut [f32], n: usize) {
     for first in (0..n).step_by(BLOCK) {
         let width = BLOCK.min(n - first);

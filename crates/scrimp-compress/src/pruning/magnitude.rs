@@ -1,4 +1,4 @@
-//! Magnitude pruning: the smallest weights of each matrix go. Needs no calibration; the baseline.
+//! Magnitude pruning: the smallest weights of each matrix become zero. It needs no calibration and is the baseline.
 //!
 //! Han et al. 2015, "Learning both weights and connections for efficient neural networks" (arXiv 1506.02626).
 //! `score(w) = abs(w)`, compared within a matrix.
@@ -8,7 +8,7 @@ use super::{
     select::{share, smallest},
 };
 
-/// See the module.
+/// Magnitude pruning.
 #[derive(Debug)]
 pub struct Magnitude;
 

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | [`magnitude`] | the smallest of a matrix | unchanged | none |
 //! | [`wanda`] | the smallest `abs(w) * norm(x)` of a row | unchanged | norm of each feature |
-//! | [`sparsegpt`] | those with the least second-order loss | compensate | `X^T X` |
+//! | [`sparsegpt`] | the weights with the least second-order loss | compensate | `X^T X` |
 //!
 //! To add a method, write one file with a [`Pruner`] in it and add it to [`PRUNERS`].
 
@@ -36,7 +36,7 @@ pub struct Job<'a> {
     pub inputs: &'a Inputs,
     /// Share of the weights that become zero, in `[0, 1)`.
     pub sparsity: f64,
-    /// Weights that are zero already stay zero, beyond `sparsity` (a checkpoint that was pruned before).
+    /// Zeros of the original stay zero, even beyond `sparsity` (the checkpoint was pruned before).
     pub keep_zeros: bool,
     /// How weights will be stored.
     pub rounding: &'a mut Rounding,
@@ -44,7 +44,7 @@ pub struct Job<'a> {
 
 /// A pruning method.
 pub trait Pruner: Sync {
-    /// Name on the command line.
+    /// The method's name in settings and files.
     fn name(&self) -> &'static str;
 
     /// One line for lists of methods.
@@ -53,8 +53,8 @@ pub trait Pruner: Sync {
     /// The statistics of the inputs that it needs.
     fn needs(&self) -> Statistics;
 
-    /// Sets `sparsity` of the weights to zero. A method that rounds by itself fixes the scales of `rounding` and leaves
-    /// weights that are multiples of them; the caller rounds the other weights.
+    /// Sets the share `sparsity` of the weights to zero. A method that also rounds fixes the scales of `rounding` and
+    /// makes weights multiples of them; the caller rounds all other weights.
     fn prune(&self, job: Job<'_>);
 }
 

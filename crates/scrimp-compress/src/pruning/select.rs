@@ -1,6 +1,6 @@
 //! The smallest of many scores.
 
-/// Which of `scores` are the `count` smallest; of equal ones the first. NaN counts as largest.
+/// Marks the `count` smallest scores, of equal scores the first. NaN counts as largest.
 pub(super) fn smallest(scores: &[f32], count: usize) -> Vec<bool> {
     if count == 0 {
         return vec![false; scores.len()];
@@ -24,7 +24,7 @@ pub(super) fn smallest(scores: &[f32], count: usize) -> Vec<bool> {
         .collect()
 }
 
-/// `sparsity` of `n`, rounded, but never all of them.
+/// `sparsity * n`, rounded, and at most `n - 1`.
 pub(super) fn share(sparsity: f64, n: usize) -> usize {
     ((sparsity * n as f64).round() as usize).min(n.saturating_sub(1))
 }

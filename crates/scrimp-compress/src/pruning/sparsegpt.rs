@@ -3,23 +3,23 @@
 //! Frantar and Alistarh 2023, "SparseGPT: massive language models can be accurately pruned in one-shot"
 //! (arXiv 2301.00774), algorithm 1; rounding as in GPTQ (Frantar et al. 2022, arXiv 2210.17323), in the same pass.
 //!
-//! With `H = X^T X + damping` and `H^-1 = U^T U` (U upper triangular, columns in the order in which they are handled):
+//! With `H = X^T X + damping` and `H^-1 = U^T U` (U upper triangular, columns in the order of processing):
 //!
 //! ```text
 //! for each block of 128 columns, in each row:
-//!     the weights of the block with the smallest (w / U_jj)^2 are to go
+//!     choose the weights of the block with the smallest (w / U_jj)^2
 //!     for each column j of the block:
-//!         e   = (w_j - round(w_j or 0)) / U_jj
+//!         e   = (w_j - w'_j) / U_jj               w'_j = 0 for chosen weights, otherwise round(w_j)
 //!         w_k -= e U_jk     for k > j                                             later blocks: all 128 errors at once
 //! ```
-//! Three things are not as in the paper:
+//! Three details differ from the paper:
 //!
-//! - columns with the largest inputs come first ("act-order"), so that many other columns compensate their errors;
-//! - weights are compared within their row, as Wanda does, not within a block of all rows; how many go in each block of
-//!   a row is that of a single threshold for the row on the loss of each weight alone, `w^2 / (H^-1)_jj`;
-//! - the damping is 30% of each entry of the diagonal and 30% of their mean, not 1% of the mean.
+//! - Columns with the largest inputs come first ("act-order"), so that many other columns compensate their errors.
+//! - Weights are compared within their row, as in Wanda, instead of within a block of all rows. One threshold per row
+//!   on the loss of each weight alone, `w^2 / (H^-1)_jj`, gives the number of zeros in each block of the row.
+//! - The damping is 30% of each entry of the diagonal and 30% of their mean, instead of 1% of the mean.
 //!
-//! The last two prevent the compensation from overfitting the calibration text.
+//! The last two details prevent the compensation from overfitting the calibration text.
 //! Qwen2.5-Coder-0.5B at 50%, KL divergence from the original on Shakespeare and on Python code (Wanda: 0.381, 0.329):
 //!
 //! | compared within | own | mean | Shakespeare | code |
@@ -41,14 +41,14 @@ use ndarray::{ArrayView2, Axis, linalg::general_mat_mul};
 use scrimp_kernels::Pool;
 use std::ops::Range;
 
-/// Columns that are decided on together.
+/// Columns of a block, whose zeros are chosen together.
 const BLOCK: usize = 128;
 /// Columns whose errors are compensated one by one; the rest of a block is compensated for this many columns at once.
 const STEP: usize = 32;
 /// Added to the diagonal of `X^T X`.
 const DAMPING: Damping = Damping { own: 0.3, all: 0.3 };
 
-/// See the module.
+/// SparseGPT.
 #[derive(Debug)]
 pub struct SparseGpt;
 
@@ -80,7 +80,7 @@ impl Pruner for SparseGpt {
         pool.chunks(&mut work, stride, |r, to| {
             let from = &weight.data[r * cols..(r + 1) * cols];
             for (to, &col) in to.iter_mut().zip(order) {
-                // What never sees an input has nothing to say.
+                // A feature that is always zero has no effect.
                 *to = if norms[col] > 0.0 { from[col] } else { 0.0 };
             }
         });
@@ -127,9 +127,9 @@ impl Pruner for SparseGpt {
                             }
                         }
                     }
-                    compensate(work, cols, first, step, u, end);
+                    compensate(work, u, first, step, end);
                 }
-                compensate(work, cols, first, 0..width, u, cols);
+                compensate(work, u, first, 0..width, cols);
             });
         }
         pool.chunks(&mut weight.data, cols, |r, to| {
@@ -140,15 +140,9 @@ impl Pruner for SparseGpt {
     }
 }
 
-/// Compensates the errors of columns `done` of the block at `first` in the columns behind, up to `until`.
-fn compensate(
-    work: &mut [f32],
-    cols: usize,
-    first: usize,
-    done: Range<usize>,
-    u: ArrayView2<'_, f32>,
-    until: usize,
-) {
+/// Compensates the errors of columns `done` of the block at `first` in the later columns, up to `until`.
+fn compensate(work: &mut [f32], u: ArrayView2<'_, f32>, first: usize, done: Range<usize>, until: usize) {
+    let cols = u.ncols();
     let stride = cols + BLOCK;
     let n = work.len() / stride;
     let (weights, errors) = linalg::view_mut(work, n, stride).split_at(Axis(1), cols);
@@ -159,7 +153,7 @@ fn compensate(
     general_mat_mul(-1.0, &errors, &factors, 1.0, &mut weights);
 }
 
-/// Which weights of a row's block go: `count` of them, those that are `pinned` to zero first.
+/// Chooses `count` weights of a row's block, first those that are `pinned` to zero.
 fn which(row: &[f32], inverse: &[f32], count: usize, pinned: impl Fn(usize) -> bool) -> Vec<bool> {
     let mut zeros = 0;
     let mut score = |j: usize| {
@@ -173,7 +167,7 @@ fn which(row: &[f32], inverse: &[f32], count: usize, pinned: impl Fn(usize) -> b
     smallest(&scores, count.max(zeros))
 }
 
-/// How many weights of each block of columns of each row go, `[rows][blocks]`.
+/// The number of chosen weights in each block of columns of each row, `[rows][blocks]`.
 fn counts(pool: &Pool, work: &[f32], stride: usize, u: ArrayView2<'_, f32>, sparsity: f64) -> Vec<usize> {
     let (rows, cols) = (work.len() / stride, u.ncols());
     let n_blocks = cols.div_ceil(BLOCK);

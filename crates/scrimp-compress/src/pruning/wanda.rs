@@ -8,7 +8,7 @@ use super::{
     select::{share, smallest},
 };
 
-/// See the module.
+/// Wanda.
 #[derive(Debug)]
 pub struct Wanda;
 

@@ -1,9 +1,9 @@
 //! The format of the output matrix.
 //!
-//! It is a quarter of a small model's traffic, and every token's prediction goes through it, so it stays dense, and the
-//! format is chosen by its loss increase: the divergence of the model's predictions with the output matrix alone
-//! compressed, measured with the kernels that will run it. Where it is the embedding, too, both change, and both are
-//! measured.
+//! The output matrix is a quarter of a small model's memory traffic, and every prediction depends on it. It therefore
+//! stays dense, and its format is chosen by the loss increase: the divergence of the predictions when only the output
+//! matrix is compressed, measured with the kernels of the final model. If it is also the embedding, both change and are
+//! measured together.
 
 use crate::{
     Calibration, Dense, Inputs, LayerConfig, Statistics,
@@ -31,9 +31,9 @@ use scrimp_llm::{
 };
 use std::borrow::Cow;
 
-/// Tokens that the divergence is measured on.
+/// Number of tokens for the measurement of the divergence.
 const TOKENS: usize = 1024;
-/// Largest allowed divergence, nats per token.
+/// The largest allowed divergence, nats per token.
 pub const ALLOWED_KL: f64 = 0.005;
 /// Rows of logits at once.
 const LOGITS_ROWS: usize = 32;
@@ -51,7 +51,7 @@ pub enum Output {
     As(WeightFormat),
 }
 
-/// A candidate that was measured.
+/// A measured candidate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
     /// The format.
@@ -62,7 +62,7 @@ pub struct Measured {
     pub kl: f64,
 }
 
-/// Name of the output matrix: the embedding's where that is it.
+/// Name of the output matrix. Models that share it with the embedding use the embedding's name.
 pub(crate) fn name(checkpoint: &Checkpoint) -> &'static str {
     if checkpoint.try_tensor("output.weight").is_some() { "output.weight" } else { "token_embd.weight" }
 }
@@ -119,7 +119,7 @@ pub(crate) fn output_matrix(exec: Exec<'_>, checkpoint: &Checkpoint) -> Result<L
     LinearWeights::pack(exec.pool, &stored_matrix(checkpoint, name(checkpoint), &all)?)
 }
 
-/// What the output matrix gets, `[tokens][hidden_size]`, from the original's layers.
+/// The inputs of the output matrix, `[tokens][hidden_size]`, computed by the original's layers.
 fn hidden(
     exec: Exec<'_>,
     checkpoint: &Checkpoint,

@@ -10,16 +10,16 @@ use scrimp_kernels::{
 #[derive(Debug, Clone)]
 pub struct Rounding {
     format: WeightFormat,
-    /// Columns that share a scale; 0 where there are none.
+    /// Columns that share a scale; 0 for formats without scales.
     group: usize,
     /// Scales of a row.
     groups: usize,
-    /// `[rows][groups]`, once they are fixed.
+    /// `[rows][groups]`; empty until they are fixed.
     scales: Option<Vec<f32>>,
 }
 
 impl Rounding {
-    /// Rounding for a matrix of `cols` columns in `format`; scales are still open.
+    /// Rounding for a matrix of `cols` columns in `format`, without scales yet.
     pub fn new(format: WeightFormat, cols: usize) -> Self {
         let group = format.scale_group(cols).unwrap_or(0);
         let groups = if group == 0 { 0 } else { cols.div_ceil(group) };
@@ -41,19 +41,19 @@ impl Rounding {
         self.scales = Some(default_scales(pool, self.format, weight.view()));
     }
 
-    /// The scales, `[rows][groups]`, if they are fixed and there are any.
+    /// The scales, `[rows][groups]`, if the format has scales and they are fixed.
     pub fn scales(&self) -> Option<&[f32]> {
         self.scales.as_deref().filter(|scales| !scales.is_empty())
     }
 
-    /// Scales of one row, once they are fixed.
+    /// The fixed scales of one row.
     pub(crate) fn row(&self, row: usize) -> RowRounding<'_> {
         let scales = self.scales.as_deref().unwrap_or_default();
         let scales = scales.get(row * self.groups..(row + 1) * self.groups).unwrap_or_default();
         RowRounding { largest: largest(self.format), group: self.group, scales }
     }
 
-    /// Rounds all weights, to scales that are fixed now if they were not.
+    /// Rounds all weights. Fixes the scales first if they are not fixed yet.
     pub fn apply(&mut self, pool: &Pool, weight: &mut Dense) {
         if self.group == 0 {
             let round = |w: &mut f32| *w = half::bf16::from_f32(*w).to_f32();
@@ -89,7 +89,7 @@ pub(crate) struct RowRounding<'a> {
 }
 
 impl RowRounding<'_> {
-    /// The multiple of column `col`'s scale that is nearest to `w`; `w` itself where there are no scales.
+    /// The multiple of column `col`'s scale that is nearest to `w`; for formats without scales, `w`.
     #[inline]
     pub(crate) fn round(&self, col: usize, w: f32) -> f32 {
         if self.scales.is_empty() {

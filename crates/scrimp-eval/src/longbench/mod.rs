@@ -26,13 +26,13 @@ struct Line {
     dataset: Option<String>,
 }
 
-/// The task of this name; `_e` at its end (LongBench-E) makes no difference.
+/// The task of this name. A suffix `_e` (LongBench-E) is ignored.
 pub fn task(name: &str) -> Option<&'static Task> {
     let name = name.strip_suffix("_e").unwrap_or(name);
     TASKS.iter().find(|task| task.name == name)
 }
 
-/// The first `limit` samples of a LongBench file. Which task it is, its lines say, or the file's name.
+/// The first `limit` samples of a LongBench file. Its lines name the task, otherwise the file's name does.
 ///
 /// # Errors
 /// When the file cannot be read, a line is damaged (the message names it) or of another task, or the task is unknown.

@@ -1,5 +1,4 @@
-//! The 21 tasks: prompt, answer length and metric of each, word for word as LongBench's configuration has them (its
-//! typing errors included).
+//! The 21 tasks with prompt, answer length and metric. The texts are LongBench's, including its typing errors.
 
 use crate::metrics::Metric;
 
@@ -8,15 +7,15 @@ use crate::metrics::Metric;
 pub struct Task {
     /// LongBench's name.
     pub name: &'static str,
-    /// The prompt up to the context; the other half follows it.
+    /// The prompt before the context.
     pub before: &'static str,
     /// The prompt after the context; `{input}` is replaced by the sample's question.
     pub after: &'static str,
-    /// Longest answer, tokens.
+    /// Maximum length of an answer, tokens.
     pub answer_tokens: usize,
-    /// How answers are compared with right ones.
+    /// The metric of its answers.
     pub metric: Metric,
-    /// Few-shot and code tasks are given to chat models without their template.
+    /// Whether prompts of chat models use the chat template: not for few-shot and code tasks.
     pub chat: bool,
     /// Only the first line of an answer counts (few-shot tasks).
     pub first_line: bool,

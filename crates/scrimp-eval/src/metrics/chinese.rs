@@ -36,8 +36,8 @@ fn cut(text: &str) -> Vec<&str> {
     }
 }
 
-/// Letters and digits that `.`, `_` or `-` join are one word for the crate and several for the Python package, which
-/// cuts at `([a-zA-Z0-9]+(?:\.\d+)?%?)`.
+/// Splits letters and digits that `.`, `_` or `-` join: the crate returns them as one word, the Python package cuts at
+/// `([a-zA-Z0-9]+(?:\.\d+)?%?)`.
 fn parts(word: &str) -> Vec<&str> {
     if !word.is_ascii() || !word.contains(['.', '_', '-']) {
         return vec![word];
@@ -61,7 +61,7 @@ fn parts(word: &str) -> Vec<&str> {
     parts
 }
 
-/// `None` would mean that the file in the binary is damaged; a test sees to it that it is not.
+/// `None` if the file in the binary is damaged. A test checks that it is not.
 fn load() -> Option<Jieba> {
     let mut archive = zip::ZipArchive::new(Cursor::new(DICTIONARY)).ok()?;
     let file = archive.by_index(0).ok()?;

@@ -2,9 +2,9 @@
 
 use super::python;
 
-/// 1 / number of classes that the answer names, if the right one is among them. A class whose name is part of the right
-/// one's is not counted, but in the official way: the list is walked while it shrinks, so the name after a removed one
-/// escapes.
+/// 1 / (number of classes that the answer names), if the right class is among them. Classes whose name is a part of the
+/// right class's name are removed first. As in the original, the list is changed during the iteration, so the class
+/// after a removed one is skipped.
 pub(super) fn accuracy(answer: &str, truth: &str, classes: &[String]) -> f64 {
     let mut named: Vec<&str> =
         classes.iter().map(String::as_str).filter(|class| answer.contains(class)).collect();
@@ -20,7 +20,7 @@ pub(super) fn accuracy(answer: &str, truth: &str, classes: &[String]) -> f64 {
     if named.contains(&truth) { 1.0 / named.len() as f64 } else { 0.0 }
 }
 
-/// Share of the answer's numbers that equal the one behind `label` in `truth`.
+/// Share of the answer's numbers that equal the number after `label` in `truth`.
 pub(super) fn retrieval(answer: &str, truth: &str, label: &str) -> f64 {
     let number = truth.match_indices(label).find_map(|(at, _)| {
         let after = &truth[at + label.len()..];

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-/// Similarity of the answer's first line that is neither comment nor fence, in hundredths.
+/// Similarity of the answer's first line of code (without comments and fences), from 0 to 1.
 pub(super) fn code_similarity(answer: &str, truth: &str) -> f64 {
     let code = |line: &&str| !line.contains('`') && !line.contains('#') && !line.contains("//");
     let line = answer.trim_start_matches('\n').split('\n').find(code).unwrap_or("");
     ratio(line, truth) / 100.0
 }
 
-/// 0 to 100, whole numbers, half to even.
+/// Similarity from 0 to 100, rounded half to even.
 fn ratio(a: &str, b: &str) -> f64 {
     if a == b {
         return 100.0;
@@ -22,12 +22,12 @@ fn ratio(a: &str, b: &str) -> f64 {
     (100.0 * (2.0 * matched as f64 / (a.len() + b.len()) as f64)).round_ties_even()
 }
 
-/// `SequenceMatcher`: the longest common run, then the same left and right of it.
+/// `SequenceMatcher`: the longest common run, then recursively the longest runs to its left and right.
 struct Matcher<'a> {
     a: &'a [char],
     b: &'a [char],
-    /// Where each character occurs in `b`; in texts of 200 characters and more, those that make up over 1% are left
-    /// out.
+    /// The positions of each character in `b`. In texts of 200 characters and more, characters with a share above 1%
+    /// are left out.
     places: HashMap<char, Vec<usize>>,
 }
 
@@ -60,7 +60,7 @@ impl<'a> Matcher<'a> {
     /// The longest run: first the earliest in `a`, then the earliest in `b`.
     fn longest(&self, a: std::ops::Range<usize>, b: std::ops::Range<usize>) -> (usize, usize, usize) {
         let (mut best_i, mut best_j, mut best) = (a.start, b.start, 0);
-        // Lengths of the runs that end at the previous character of `a`, by where they end in `b`.
+        // Lengths of the runs that end at the previous character of `a`, by their end in `b`.
         let mut ends: HashMap<usize, usize> = HashMap::new();
         for i in a.clone() {
             let mut next = HashMap::new();
@@ -76,7 +76,7 @@ impl<'a> Matcher<'a> {
             }
             ends = next;
         }
-        // Frequent characters do not begin a run, but lengthen one.
+        // Frequent characters do not begin a run, but they extend one.
         while best_i > a.start && best_j > b.start && self.a[best_i - 1] == self.b[best_j - 1] {
             (best_i, best_j, best) = (best_i - 1, best_j - 1, best + 1);
         }

@@ -1,4 +1,4 @@
-//! F1 over the words that answer and truth have in common (SQuAD's definition).
+//! F1 over words (SQuAD's definition).
 
 use super::python;
 use std::{borrow::Cow, collections::HashMap};
@@ -9,7 +9,7 @@ pub(super) fn words(answer: &str, truth: &str) -> f64 {
     tokens(&python::split(&answer).collect::<Vec<_>>(), &python::split(&truth).collect::<Vec<_>>())
 }
 
-/// F1 over tokens, each as often as it occurs.
+/// F1 over multisets of tokens.
 pub(super) fn tokens<T: AsRef<str>>(answer: &[T], truth: &[T]) -> f64 {
     let mut left: HashMap<&str, usize> = HashMap::new();
     truth.iter().for_each(|t| *left.entry(t.as_ref()).or_default() += 1);
@@ -28,7 +28,7 @@ pub(super) fn tokens<T: AsRef<str>>(answer: &[T], truth: &[T]) -> f64 {
     2.0 * precision * recall / (precision + recall)
 }
 
-/// Articles become spaces after punctuation is gone: "the-" is an article, "the_" was one letter less.
+/// Lower case without punctuation and articles. Punctuation is removed first, so "the-" counts as an article.
 fn normalized(text: &str) -> String {
     let plain: String = text.to_lowercase().chars().filter(|&c| !python::is_punctuation(c)).collect();
     let mut out = String::with_capacity(plain.len());

@@ -1,5 +1,5 @@
-//! What an answer is worth: the metrics of LongBench and RULER, number for number as their Python computes them
-//! (`testdata/longbench/make.py` writes pairs that the tests compare with).
+//! The metrics of LongBench and RULER. They return the numbers of the original Python code; the tests compare them with
+//! the pairs that `testdata/longbench/make.py` writes.
 
 #[cfg(feature = "chinese")]
 mod chinese;
@@ -9,7 +9,7 @@ mod f1;
 mod python;
 mod rouge;
 
-/// How an answer is compared with a right one.
+/// A metric of an answer and the right answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Metric {
     /// F1 over words, without articles and punctuation.
@@ -20,17 +20,17 @@ pub enum Metric {
     RougeL,
     /// ROUGE-L over Chinese words.
     RougeLZh,
-    /// Whether the answer names the right class, divided by how many it names.
+    /// 1 if the answer names the right class, otherwise 0; divided by the number of named classes.
     Accuracy,
-    /// Share of the answer's numbers that are the right paragraph's.
+    /// Share of the answer's numbers that equal the number of the right paragraph.
     Retrieval,
     /// The same for Chinese paragraphs.
     RetrievalZh,
-    /// Share of the answer's numbers that are the right one.
+    /// Share of the answer's numbers that equal the right number.
     Count,
     /// Similarity of the answer's first line of code.
     EditSimilarity,
-    /// Share of the right strings that occur in the answer, in any case (RULER).
+    /// Share of the right strings that occur in the answer, in any letter case (RULER).
     StringMatchAll,
     /// Whether any of the right strings occurs in the answer (RULER).
     StringMatchAny,
@@ -54,8 +54,8 @@ impl Metric {
         }
     }
 
-    /// What `answer` is worth, 0 to 1, given all right answers: the best over them, or what RULER says of all together.
-    /// `classes` are those that an answer may name ([`Metric::Accuracy`] only).
+    /// The score of `answer`, 0 to 1. LongBench's metrics take the best score over the right answers, RULER's compare
+    /// with all of them. `classes` are the possible classes ([`Metric::Accuracy`] only).
     pub fn score(self, answer: &str, truths: &[String], classes: &[String]) -> f64 {
         match self {
             Self::StringMatchAll | Self::StringMatchAny => self.string_match(answer, truths),
@@ -88,7 +88,7 @@ impl Metric {
         }
     }
 
-    /// RULER: control characters become line breaks, the ends are trimmed, case does not matter.
+    /// RULER: control characters become line breaks, the ends are trimmed, letter case is ignored.
     fn string_match(self, answer: &str, truths: &[String]) -> f64 {
         let plain: String = answer.trim().chars().map(|c| if c < ' ' { '\n' } else { c }).collect();
         let plain = plain.trim().to_lowercase();

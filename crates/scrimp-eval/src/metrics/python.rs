@@ -1,4 +1,4 @@
-//! What Python's strings do and Rust's do not, where metrics depend on it.
+//! String functions of Python that metrics depend on and that Rust lacks.
 
 use regex_automata::{
     Input,

@@ -1,14 +1,16 @@
-//! ROUGE-L as the Python package `rouge` (1.0.1) defines it: over sentences, and over *sets* of words.
+//! ROUGE-L as in the Python package `rouge` (1.0.1): over sentences, and over *sets* of words.
 //!
-//! Sentences end at full stops. For each pair of a truth's and an answer's sentence one longest common subsequence of
-//! words is traced back; the words of all of them together, as a set, are the overlap. Recall and precision divide it
-//! by the numbers of different words in truth and answer. (Python gives up at a recursion depth of 1000, and LongBench
-//! then counts 0: that happens to sentences of some 500 words and is not imitated.)
+//! Sentences end at full stops. Each pair of a sentence of the truth and a sentence of the answer has one longest
+//! common subsequence of words. The set of the words of all these subsequences is the overlap. Recall and precision
+//! divide its size by the numbers of different words in truth and answer.
+//!
+//! One difference: Python exceeds its recursion depth at sentences of some 500 words, which LongBench counts as 0. This
+//! implementation computes them.
 
 use super::python;
 use std::collections::{HashMap, HashSet};
 
-/// F measure; 0 where one of the two has no sentence.
+/// F measure; 0 if one of the two has no sentence.
 pub(super) fn rouge_l(answer: &str, truth: &str) -> f64 {
     let mut ids = HashMap::new();
     let answer = sentences(answer, &mut ids);
@@ -28,7 +30,7 @@ pub(super) fn rouge_l(answer: &str, truth: &str) -> f64 {
     2.0 * (precision * recall / (precision + recall + 1e-8))
 }
 
-/// Words as numbers. A sentence of nothing but spaces has one word, the empty one.
+/// Words as numbers. A sentence that has only spaces has one word, the empty one.
 fn sentences(text: &str, ids: &mut HashMap<String, u32>) -> Vec<Vec<u32>> {
     let mut id = |word: &str| {
         let next = ids.len() as u32;
@@ -42,8 +44,8 @@ fn sentences(text: &str, ids: &mut HashMap<String, u32>) -> Vec<Vec<u32>> {
     .collect()
 }
 
-/// Adds the words of one longest common subsequence of `x` and `y`: the one that goes back in `y` where both ways are
-/// as long. Memory: a bit per pair of words.
+/// Adds the words of one longest common subsequence of `x` and `y`. Where two paths have the same length, it is the one
+/// that goes back in `y`. Memory: a bit per pair of words.
 fn common_words(x: &[u32], y: &[u32], union: &mut HashSet<u32>) {
     let width = y.len();
     let mut back_in_x = vec![0u64; (x.len() * width).div_ceil(64)];

@@ -1,11 +1,11 @@
-//! The chart: a color per policy, dashed alone, solid with KVCrush, with error bars.
+//! The chart: a color per policy, a dashed line for the policy alone, a solid line with KVCrush, and error bars.
 
 use super::kv::{Mean, Report};
 use plotters::prelude::*;
 use scrimp_llm::{Error, Result};
 
 const SIZE: (u32, u32) = (860, 560);
-/// Told apart by most color-blind people (Okabe and Ito).
+/// Colors that most color-blind people can distinguish (Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -16,7 +16,7 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
     RGBColor(140, 140, 140),
 ];
-/// Divergences are drawn from here on: a logarithmic scale has no zero.
+/// The smallest drawn divergence: a logarithmic scale has no zero.
 const LEAST: f64 = 1e-6;
 
 /// One line of the chart.
@@ -103,7 +103,7 @@ fn draw(
         .y_label_formatter(&|y| format!("{y:.4}").trim_end_matches('0').to_owned())
         .light_line_style(WHITE.mix(0.0))
         .draw()?;
-    // Lines side by side, so that error bars can be told apart.
+    // Lines have small offsets, so that error bars do not overlap.
     let middle = lines.len() as f64 / 2.0;
     for (i, line) in lines.iter().enumerate() {
         let shift = (i as f64 - middle) * 0.003 * width;

@@ -1,9 +1,9 @@
 //! Quality against size of the KV cache, for policies alone and with KVCrush's representatives in the same total
 //! budget.
 //!
-//! Each excerpt of a text is read once; its cache is then compressed in all ways, and each time the predictions for the
-//! tokens that follows are compared with those of the whole cache (see [`crate::kv`]). The spread over excerpts is in
-//! every figure.
+//! Each excerpt of a text is read once, and its cache is compressed under each setting. The predictions for the
+//! following tokens are compared with those of the whole cache ([`crate::kv`]). Each figure has its standard error over
+//! excerpts.
 
 use super::{chart, table};
 use crate::{
@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 pub struct Excerpt {
     /// `text@first token`.
     pub name: String,
-    /// A begin-of-text token, if there is one, then the text's.
+    /// The tokens of the text, after a begin-of-text token if the tokenizer adds one.
     pub tokens: Vec<u32>,
 }
 
@@ -57,7 +57,7 @@ pub struct Entry {
     pub kv_bytes_full: usize,
 }
 
-/// A mean and how far it can be trusted.
+/// A mean with its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Mean {
     /// The mean.
@@ -66,7 +66,7 @@ pub struct Mean {
     pub error: f64,
 }
 
-/// What a setting costs, over all excerpts.
+/// The loss and size of a setting over all excerpts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cost {
     /// [`Named::name`].
@@ -101,9 +101,9 @@ pub struct Row {
 pub struct Report {
     /// The model's file.
     pub model: String,
-    /// What the texts are called.
+    /// Names of the texts.
     pub texts: Vec<String>,
-    /// Excerpts of all texts together.
+    /// Number of excerpts of all texts together.
     pub excerpts: usize,
     /// Tokens before compression.
     pub prompt_tokens: usize,
@@ -162,7 +162,7 @@ pub fn excerpts(
     Ok(starts.into_iter().map(excerpt).collect())
 }
 
-/// Measures every setting of `pairs` on every excerpt, as far as `journal` does not hold it already.
+/// Measures every setting of `pairs` on every excerpt. Results in `journal` are not measured again.
 ///
 /// # Errors
 /// Those of the model, of compression and of the journal.
@@ -259,7 +259,7 @@ impl Report {
     /// The chart: divergence (on a logarithmic scale) against size of the cache.
     ///
     /// # Errors
-    /// When there is nothing to draw.
+    /// There are no measurements.
     pub fn svg(&self) -> Result<String> {
         chart::svg(self)
     }

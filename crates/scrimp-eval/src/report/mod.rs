@@ -1,4 +1,4 @@
-//! Measurements that are written up: a chart and a table.
+//! Reports of measurements: a chart and a table.
 
 mod chart;
 pub mod kv;

@@ -1,8 +1,8 @@
 //! Many cache settings on one sample, for one prefill.
 //!
 //! The prompt is prefilled once, with the attention scores of all settings accumulated. Each setting then gets a fork
-//! of the cache, whose pages are shared until it is compressed. Forks decode together, up to [`TOGETHER`] of them, so
-//! that weights are read once for all.
+//! of the cache, whose pages are shared until it is compressed. Up to [`TOGETHER`] forks decode as one batch, which
+//! reads the weights once.
 
 use super::prompt::Prompt;
 use scrimp_llm::{
@@ -14,11 +14,12 @@ use scrimp_llm::{
 /// Forks that decode together.
 const TOGETHER: usize = 8;
 
-/// A model with a cache that can be copied and compressed.
+/// A model whose cache can be copied and compressed.
 pub trait Subject: LogitsSource + Sized {
-    /// How a cache is compressed.
+    /// The setting of a compression.
     type Setting;
-    /// Empties the cache, prefills `tokens` and returns the logits after the last one, gathering what `settings` need.
+    /// Empties the cache, prefills `tokens` and returns the logits after the last one. Accumulates the scores that
+    /// `settings` need.
     ///
     /// # Errors
     /// Those of the model.
@@ -31,32 +32,32 @@ pub trait Subject: LogitsSource + Sized {
     /// # Errors
     /// Those of the cache.
     fn compress(&mut self, setting: &Self::Setting, tokens: &[u32]) -> Result<()>;
-    /// Memory that forks decode in together.
+    /// Scratch memory for a batch of forks.
     type Together;
-    /// Empty memory of that kind.
+    /// New scratch memory.
     fn together(&self) -> Self::Together;
     /// Appends a token to each of `forks` and returns the logits after it.
     ///
     /// # Errors
     /// Those of the model.
     fn decode(together: &mut Self::Together, forks: &mut [(&mut Self, u32)]) -> Result<Vec<Vec<f32>>>;
-    /// Forgets the tokens from position `len` on; of those before, what compression has left stays.
+    /// Removes the tokens from position `len` on. Earlier tokens that survived compression stay.
     fn forget_from(&mut self, len: usize);
 }
 
-/// When an answer ends.
+/// The conditions that end an answer.
 pub struct Rules<'a> {
-    /// Most tokens.
+    /// Maximum number of tokens.
     pub max_tokens: usize,
     /// Whether a token ends it.
     pub is_end: &'a dyn Fn(u32) -> bool,
     /// The first token does not end it (LongBench's samsum).
     pub not_empty: bool,
-    /// Whether more tokens could not change the score.
+    /// Whether further tokens cannot change the score.
     pub decided: &'a dyn Fn(&[u32]) -> bool,
 }
 
-/// An answer, and the cache that it came from.
+/// An answer, and the size of its cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// Its tokens, without the one that ended it.
@@ -69,8 +70,8 @@ pub struct Answer {
 
 /// Answers `prompt` under each of `settings`, greedily; `on_answer` gets them in order.
 ///
-/// As in use, the first token of an answer comes out of the prefill where nothing follows the compression: an answer's
-/// other tokens are the first that see the compressed cache.
+/// If the question precedes the compression, the first token of an answer comes from the prefill, as in real use. The
+/// later tokens see the compressed cache.
 ///
 /// # Errors
 /// Those of the model, of compression and of `on_answer`.
@@ -113,7 +114,7 @@ pub fn compare<S: Subject>(
     Ok(())
 }
 
-/// An answer that is being given.
+/// An unfinished answer.
 struct Answering<S> {
     fork: S,
     logits: Vec<f32>,
@@ -122,7 +123,7 @@ struct Answering<S> {
 }
 
 impl<S: Subject> Answering<S> {
-    /// Compresses a fork of `subject`, whose prompt ended with the logits `first`, and puts the question.
+    /// Compresses a fork of `subject`, whose prompt ended with the logits `first`, and appends the question.
     fn begin(subject: &S, setting: &S::Setting, prompt: &Prompt, first: &[f32]) -> Result<Self> {
         let mut fork = subject.fork();
         let kv_bytes_full = fork.kv_bytes();
@@ -149,7 +150,7 @@ impl<S: Subject> Answering<S> {
         })
     }
 
-    /// The answer's next token, if another has to be looked for behind it.
+    /// The next token of the answer, if the answer continues after it.
     fn next(&mut self, rules: &Rules<'_>) -> Result<Option<u32>> {
         let tokens = &mut self.answer.tokens;
         if self.ended || tokens.len() >= rules.max_tokens {

@@ -1,4 +1,4 @@
-//! A model whose every number is known, with a cache that can be compressed.
+//! A test model with known results and a cache that can be compressed.
 
 use super::compare::Subject;
 use scrimp_llm::{Result, source::LogitsSource};

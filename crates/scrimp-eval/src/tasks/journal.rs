@@ -1,7 +1,7 @@
-//! Results on disk, from which a killed run resumes.
+//! Results on disk, from which an interrupted run resumes.
 //!
-//! A JSON Lines file: first what the results depend on, then one line per answer. Lines are written whole; a last line
-//! without an end was left by a killed run, and is dropped.
+//! The journal is a JSON Lines file. The first line has the inputs of the results, each further line an answer. A last
+//! line without a line break comes from an interrupted run and is dropped.
 
 use scrimp_llm::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -21,7 +21,7 @@ struct Header {
 /// Version of the file.
 const VERSION: u32 = 2;
 
-/// Entries of type `E` that were collected so far, in memory and, if wanted, in a file.
+/// The entries of type `E` so far, in memory and optionally in a file.
 #[derive(Debug)]
 pub struct Journal<E> {
     file: Option<(PathBuf, File)>,
@@ -34,8 +34,8 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
         Self { file: None, entries: Vec::new() }
     }
 
-    /// The journal in `path`, created if it is not there. `of` is all that entries depend on and that one file has in
-    /// common.
+    /// The journal in `path`, which is created if it does not exist. `of` has all inputs that the entries of one file
+    /// share.
     ///
     /// # Errors
     /// When the file cannot be read or written, is of other results, or a line of it is damaged.
@@ -96,7 +96,7 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
     }
 }
 
-/// What tells a file from others in a journal's header: its name, size and, where it is not a large one, SHA-256.
+/// The identity of a file for a journal's header: its name, its size and, unless it is large, its SHA-256.
 ///
 /// # Errors
 /// When it cannot be read.

@@ -12,7 +12,7 @@ use std::{
 /// are skipped.
 ///
 /// # Errors
-/// When the file cannot be read, a line is no such object (the message names it), or there is none.
+/// When the file cannot be read, a line is not such an object (the message names it), or the file has none.
 pub fn read<T: DeserializeOwned>(path: &Path, limit: Option<usize>) -> Result<Vec<(usize, T)>> {
     let file = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
     let mut found = Vec::new();

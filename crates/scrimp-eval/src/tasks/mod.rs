@@ -1,4 +1,4 @@
-//! Questions about long contexts, asked under one or many settings of the KV cache: what all benchmarks share.
+//! Questions about long contexts under one or many settings of the KV cache: the shared code of the benchmarks.
 
 pub mod compare;
 #[cfg(test)]

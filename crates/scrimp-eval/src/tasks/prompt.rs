@@ -1,9 +1,9 @@
-//! From a sample's text to the tokens that are prefilled before a cache is compressed, and those that come after.
+//! From a sample's text to its tokens before and after the compression of the cache.
 //!
 //! ```text
 //! before:  [ context question ] compress            answer
 //! after:   [ context ]          compress  question  answer
-//! second:  [ context other    ] compress, forget the other question,  question  answer
+//! second:  [ context other    ] compress, remove the other question,  question  answer
 //! ```
 //!
 //! `before` is the usual order of benchmarks: the cache is compressed with knowledge of the question. `after` and
@@ -15,7 +15,7 @@ use scrimp_llm::{
     tokenizer::Tokenizer,
 };
 
-/// When the question is put.
+/// The position of the question.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Question {
     /// Before the cache is compressed: the whole prompt is prefilled.
@@ -23,12 +23,12 @@ pub enum Question {
     Before,
     /// After the context was compressed.
     After,
-    /// After the context was compressed in view of another question.
+    /// After the context was compressed together with another question.
     Second,
 }
 
 impl Question {
-    /// Every time.
+    /// All positions.
     pub const ALL: [Self; 3] = [Self::Before, Self::After, Self::Second];
 
     /// The name that users see.
@@ -40,7 +40,7 @@ impl Question {
         }
     }
 
-    /// One line for lists of times.
+    /// One line for lists of positions.
     pub const fn about(self) -> &'static str {
         match self {
             Self::Before => "Before the KV cache is compressed, as part of the prompt",
@@ -55,22 +55,22 @@ impl Question {
 pub struct Text {
     /// The context of all questions, with its introduction.
     pub context: String,
-    /// What stands after the context.
+    /// The text after the context.
     pub question: String,
     /// Another question about the context, for [`Question::Second`].
     pub other: Option<String>,
-    /// The beginning of the answer, given to the model (RULER).
+    /// The beginning of the answer, a part of the prompt (RULER).
     pub answer_prefix: String,
-    /// The other question's.
+    /// The beginning of the answer to the other question.
     pub other_prefix: String,
 }
 
 /// A prompt in tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// Prefilled, and there when the cache is compressed.
+    /// The tokens before the compression.
     pub prefill: Vec<u32>,
-    /// How many of them stay; the others are forgotten after compression.
+    /// The number of these tokens that stay; the others are removed after the compression.
     pub keep: usize,
     /// The tokens that follow the compression.
     pub question: Vec<u32>,
@@ -83,7 +83,7 @@ pub struct Builder<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The chat template that is put around the text.
     pub template: Option<&'a ChatTemplate>,
-    /// Longest text, tokens, without chat template: of longer ones the middle is left out, as LongBench does it.
+    /// Maximum tokens of a text without the chat template. The middle of longer texts is left out, as in LongBench.
     pub max_tokens: usize,
 }
 
@@ -91,8 +91,8 @@ impl Builder<'_> {
     /// The prompt of `text`.
     ///
     /// # Errors
-    /// When `max_tokens` leaves no room for the question, there is no other question where one is wanted, or the
-    /// template or tokenizer refuses.
+    /// `max_tokens` leaves no room for the question, the other question is missing, or the template or the tokenizer
+    /// fails.
     pub fn build(&self, text: &Text, when: Question) -> Result<Prompt> {
         let full = self.ids(&self.render(&text.context, &text.question, &text.answer_prefix)?.0)?;
         if when == Question::Before {
@@ -117,7 +117,7 @@ impl Builder<'_> {
         Ok(Prompt { prefill, keep, question: full[keep..].to_vec() })
     }
 
-    /// The text as the model gets it, and where the question begins in it.
+    /// The text in the model's template, and the position of the question in it.
     fn render(&self, context: &str, question: &str, prefix: &str) -> Result<(String, usize)> {
         let text = self.shortened(format!("{context}{question}"))?;
         if !text.ends_with(question) {
@@ -141,7 +141,7 @@ impl Builder<'_> {
         Ok((rendered, at))
     }
 
-    /// LongBench's truncation: of a text that is too long, the first and the last `max_tokens / 2` tokens.
+    /// LongBench's truncation: the first and the last `max_tokens / 2` tokens of a text that is too long.
     fn shortened(&self, text: String) -> Result<String> {
         let ids = self.tokenizer.encode(&text, true, true)?;
         if ids.len() <= self.max_tokens {

@@ -1,4 +1,4 @@
-//! The real [`Subject`]: a session whose cache is compressed once, when the prompt is complete.
+//! The [`Subject`] of real models: a session whose cache is compressed once, after the prompt.
 
 use super::compare::Subject;
 use scrimp_kv::{KvFormat, compress::Compression, policy::Needs};
@@ -8,12 +8,12 @@ use scrimp_llm::{
 };
 use std::sync::OnceLock;
 
-/// How the cache of a prompt is compressed.
+/// The compression of a prompt's cache.
 #[derive(Debug, Clone, Default)]
 pub struct CacheSetting {
     /// The selection of tokens; `None` keeps all tokens.
     pub compression: Option<Compression>,
-    /// How it is stored; `None`: as the session stores its cache anyway. New tokens must be stored alike in both.
+    /// The storage format; `None`: that of the session. Both must append new tokens in the same form.
     pub format: Option<KvFormat>,
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// One question with its right answers.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// What results are kept under: its place in the file.
+    /// The key of its results: its position in the file.
     pub id: usize,
     /// The text.
     pub text: Text,
@@ -27,21 +27,21 @@ pub struct Sample {
 pub struct Suite {
     /// The task.
     pub task: String,
-    /// How answers are judged.
+    /// The metric of its answers.
     pub metric: Metric,
-    /// Longest answer, tokens.
+    /// Maximum length of an answer, tokens.
     pub answer_tokens: usize,
     /// Only the first line of an answer counts.
     pub first_line: bool,
     /// A line break ends an answer, unless it comes first (LongBench's samsum).
     pub line_ends: bool,
-    /// Whether chat models get their template.
+    /// Whether prompts of chat models use the chat template.
     pub chat: bool,
     /// The samples, in order.
     pub samples: Vec<Sample>,
 }
 
-/// A cache setting with the name that its results are kept under.
+/// A cache setting with the key of its results.
 #[derive(Debug, Clone)]
 pub struct Named<T> {
     /// The name.
@@ -70,16 +70,16 @@ pub struct Entry {
     pub kv_bytes_full: usize,
 }
 
-/// How far a run is.
+/// Progress of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
-    /// Answers that are there.
+    /// Finished answers.
     pub done: usize,
-    /// Answers in all.
+    /// All answers.
     pub total: usize,
 }
 
-/// What a setting reached.
+/// The result of a setting.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// [`Named::name`].
@@ -90,7 +90,7 @@ pub struct Outcome {
     pub standard_error: f64,
     /// Samples.
     pub samples: usize,
-    /// Mean share of the full cache's bytes that is left after compression.
+    /// Mean size of the compressed cache, as a share of the full cache's bytes.
     pub kv_share: f64,
     /// Mean bytes of the cache after compression.
     pub kv_bytes: f64,
@@ -98,12 +98,12 @@ pub struct Outcome {
     pub scores: Vec<f64>,
 }
 
-/// How [`Suite::run`] asks the questions.
+/// The options of [`Suite::run`].
 #[derive(Debug)]
 pub struct Asking<'a, T> {
     /// Builds the prompts.
     pub builder: &'a Builder<'a>,
-    /// When the question is asked.
+    /// The position of the question.
     pub question: Question,
     /// The cache settings.
     pub settings: &'a [Named<T>],
@@ -163,7 +163,7 @@ impl Suite {
         Ok(settings.iter().map(|named| self.outcome(&named.name, journal)).collect())
     }
 
-    /// What an answer is worth, 0 to 1.
+    /// The score of an answer, 0 to 1.
     pub fn score(&self, answer: &str, sample: &Sample) -> f64 {
         let answer = match self.first_line {
             true => answer.trim_start_matches('\n').split('\n').next().unwrap_or(""),
@@ -179,7 +179,7 @@ impl Suite {
             || self.first_line && answer.trim_start_matches('\n').contains('\n')
     }
 
-    /// Sums up what `journal` holds of a setting.
+    /// Summarizes the results of a setting in `journal`.
     pub fn outcome(&self, setting: &str, journal: &Journal<Entry>) -> Outcome {
         let of = |sample: &Sample| {
             journal.entries().iter().find(|e| e.sample == sample.id && e.setting == setting)

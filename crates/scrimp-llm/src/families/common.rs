@@ -6,8 +6,8 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Upper bounds for the sizes in a file: far above any real model, low enough that products of two fit in 64 bits
-/// and that nothing allocated from them alone is large.
+/// Upper bounds for the sizes in a file. They are far above any real model. Products of two sizes fit in 64 bits, and
+/// allocations from a size alone are small.
 pub(super) mod limit {
     pub(in crate::families) const LAYERS: usize = 1 << 10;
     pub(in crate::families) const HIDDEN: usize = 1 << 17;
@@ -39,7 +39,7 @@ impl Default for HfDefaults {
     }
 }
 
-/// The configuration of a GGUF file as most families have it.
+/// The configuration of a GGUF file for most families.
 pub(super) fn gguf(family: &'static str, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
     let file = keys.file();
     if keys.size_or_zero("expert_count", limit::HIDDEN)?.is_some() {
@@ -108,7 +108,7 @@ fn gguf_vocab(keys: &GgufKeys<'_>) -> Result<usize> {
     Ok(rows)
 }
 
-/// The configuration of a `config.json` as most families have it.
+/// The configuration of a `config.json` for most families.
 pub(super) fn hf(family: &'static str, hf: &HfConfig<'_>, defaults: &HfDefaults) -> Result<ModelConfig> {
     let need =
         |key: &str, max: usize| hf.size(key, max)?.ok_or_else(|| hf.bad(format!("{key:?} is missing")));
@@ -144,7 +144,7 @@ pub(super) fn hf_ropes(hf: &HfConfig<'_>, config: &mut ModelConfig) -> Result<()
     Ok(())
 }
 
-/// A window that no sequence outgrows is none.
+/// A window as long as the context has no effect and counts as none.
 pub(super) fn drop_idle_windows(config: &mut ModelConfig) {
     let context = config.context_length;
     for window in &mut config.sliding_window {
@@ -162,7 +162,7 @@ pub(super) fn factor(what: &str, value: f64) -> Result<f32, String> {
     }
 }
 
-/// A soft cap: absent and 0 both mean none.
+/// A soft cap. A missing cap and 0 mean no cap.
 pub(super) fn softcap(value: Option<f64>) -> Result<Option<f32>, String> {
     value.filter(|&cap| cap != 0.0).map(|cap| factor("a logit soft cap", cap)).transpose()
 }
@@ -175,7 +175,7 @@ fn even_share(hidden_size: usize, n_heads: usize) -> Result<usize, String> {
     }
 }
 
-/// Relations between sizes that hold in every model.
+/// Checks the relations between sizes that hold in every model.
 pub(super) fn check(config: &ModelConfig) -> Result<(), String> {
     let ModelConfig { n_heads, n_kv_heads, head_dim, rms_norm_eps: eps, .. } = *config;
     if !n_heads.is_multiple_of(n_kv_heads) {
@@ -190,7 +190,7 @@ pub(super) fn check(config: &ModelConfig) -> Result<(), String> {
     Ok(())
 }
 
-/// Turns a message into an error that names the GGUF file.
+/// An error with this message that names the GGUF file.
 pub(super) fn bad(keys: &GgufKeys<'_>) -> impl Fn(String) -> Error {
     let source = keys.file().source();
     move |what| source.bad(what)

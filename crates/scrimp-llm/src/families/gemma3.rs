@@ -1,7 +1,7 @@
 //! Gemma 3, its text part: query/key norms, norms before and after each block, five sliding layers to one global.
 //!
-//! Norm weights are `w` with a factor `1 + w` in Hugging Face files and already `1 + w` in GGUF. GGUF names neither the
-//! pattern of layers nor the local base: every sixth layer is global, and the others use base 10,000.
+//! The factor of a norm is `1 + w`: Hugging Face files store `w`, GGUF files `1 + w`. GGUF has neither the pattern of
+//! layers nor the local base: every sixth layer is global, and the other layers use base 10,000.
 
 use super::{Family, GgufKeys, HfConfig, TensorSpec, common, rope, tensors};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 const PATTERN: usize = 6;
 const GLOBAL_BASE: f64 = 1e6;
 const LOCAL_BASE: f64 = 1e4;
-/// Layers of the 27B model, whose attention scale GGUF does not name either.
+/// Layers of the 27B model. GGUF does not have its attention scale.
 const LAYERS_27B: usize = 62;
 
 /// The family `gemma3`.
@@ -64,7 +64,7 @@ impl Family for Gemma3 {
     }
 
     fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig> {
-        // The multimodal model keeps the language model's numbers in an object of their own.
+        // A multimodal model has the language model's configuration in an object of its own.
         let text = hf.object("text_config")?.unwrap_or(*hf);
         let hf = &text.with_defaults(&[
             ("vocab_size", 262_208),
@@ -129,7 +129,7 @@ impl Family for Gemma3 {
     }
 }
 
-/// Global and local rotary embedding. The older `rope_scaling` and `rope_theta` speak of global layers only.
+/// Global and local rotary embedding. The older `rope_scaling` and `rope_theta` apply to global layers only.
 fn hf_ropes(hf: &HfConfig<'_>, config: &mut ModelConfig) -> Result<()> {
     let (head_dim, context) = (config.head_dim, config.context_length);
     let object = hf.rope_object("full_attention")?;

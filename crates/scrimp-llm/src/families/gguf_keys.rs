@@ -1,4 +1,4 @@
-//! Sizes and numbers of one architecture out of GGUF metadata, with bounds.
+//! Sizes and numbers of one architecture from GGUF metadata, with bounds.
 
 use super::{
     common::limit,
@@ -65,7 +65,7 @@ impl<'a> GgufKeys<'a> {
         }
     }
 
-    /// A size that has to be there.
+    /// A required size.
     ///
     /// # Errors
     /// As [`GgufKeys::size`], and when it is missing.
@@ -94,7 +94,7 @@ impl<'a> GgufKeys<'a> {
             Some(number) if !number.is_finite() => {
                 Err(self.file.source().bad(format!("metadata {key} is {number}")))
             }
-            // Through its shortest decimal form, so that 1e-6 means 1e-6 and 0.1 means 0.1.
+            // Converted through the shortest decimal form, so that 1e-6 stays 1e-6 and 0.1 stays 0.1.
             Some(number) => Ok(Some(number.to_string().parse().unwrap_or(f64::from(number)))),
             None => Ok(None),
         }

@@ -1,4 +1,4 @@
-//! Sizes and numbers out of Hugging Face's `config.json`, with bounds.
+//! Sizes and numbers from Hugging Face's `config.json`, with bounds.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub struct HfConfig<'a> {
     defaults: &'a [(&'static str, usize)],
 }
 
-/// A rotary embedding, and that of longer sequences where it differs.
+/// A rotary embedding, and the one of longer sequences if it differs.
 pub(super) type Ropes = (Rope, Option<LongRope>);
 
 impl<'a> HfConfig<'a> {
@@ -36,7 +36,7 @@ impl<'a> HfConfig<'a> {
         }
     }
 
-    /// The same object with sizes for keys that it does not have.
+    /// The same object with defaults for missing sizes.
     #[must_use]
     pub fn with_defaults(mut self, defaults: &'a [(&'static str, usize)]) -> Self {
         self.defaults = defaults;
@@ -58,7 +58,7 @@ impl<'a> HfConfig<'a> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    /// True when `key` is there and is `null`: an explicit "none", where a missing key would mean a default.
+    /// Whether the value for `key` is `null`. That means "none", while a missing key means the default.
     pub fn is_null(&self, key: &str) -> bool {
         self.object.get(key).is_some_and(Value::is_null)
     }
@@ -104,7 +104,7 @@ impl<'a> HfConfig<'a> {
         self.typed(key, "a whole number", |value| usize::try_from(value.as_u64()?).ok())
     }
 
-    /// The attention window: the class's default where the key is missing, none where it is `null`.
+    /// The attention window. A missing key means the class's default, `null` means no window.
     ///
     /// # Errors
     /// As [`HfConfig::size`].
@@ -150,7 +150,7 @@ impl<'a> HfConfig<'a> {
     /// The feed-forward block's non-linearity.
     ///
     /// # Errors
-    /// When it is one that scrimp does not have.
+    /// scrimp does not support it.
     pub fn activation(&self, key: &str) -> Result<Option<Activation>> {
         match self.text(key)? {
             None => Ok(None),
@@ -163,8 +163,8 @@ impl<'a> HfConfig<'a> {
         }
     }
 
-    /// Attention span of each of `n_layers` layers: `window` where `layer_types` says `sliding_attention`, or, when it
-    /// is not there, where `sliding` says so.
+    /// The window of each of `n_layers` layers. Layers with `sliding_attention` in `layer_types` have `window`; without
+    /// `layer_types`, `sliding` decides.
     ///
     /// # Errors
     /// When `layer_types` has another length or unknown names, or needs a window that is missing.
@@ -194,8 +194,8 @@ impl<'a> HfConfig<'a> {
         types.iter().map(span).collect()
     }
 
-    /// The object with the rotary embedding's numbers: the older `rope_scaling`, or `rope_parameters` (transformers 5),
-    /// which may hold one object per kind of layer. An empty one where there is none.
+    /// The object of the rotary embedding: the older `rope_scaling`, or `rope_parameters` (transformers 5), which may
+    /// have one object per kind of layer. Empty if there is none.
     ///
     /// # Errors
     /// When it is of another type.
@@ -227,7 +227,7 @@ impl<'a> HfConfig<'a> {
         self.positive(old_key)
     }
 
-    /// The rotary embedding as every family but Gemma 3 writes it.
+    /// The rotary embedding of every family except Gemma 3.
     ///
     /// # Errors
     /// When the scaling is unknown or its numbers make no sense.
@@ -260,7 +260,7 @@ impl<'a> HfConfig<'a> {
         };
         let Some(object) = object else { return plain(Scaling::None, 1.0) };
         let kind = object.text("rope_type")?.or(object.text("type")?).unwrap_or("default");
-        // Phi-3 names the original context beside the object, and that one counts.
+        // Phi-3 has the original context outside the object, and that one is valid.
         let key = "original_max_position_embeddings";
         let original_context = match self.size(key, limit::CONTEXT)? {
             Some(original) => original,
@@ -271,7 +271,7 @@ impl<'a> HfConfig<'a> {
         };
         let original = original_context as f64;
         match kind {
-            // "dynamic" changes frequencies only beyond the model's context, where scrimp does not go.
+            // "dynamic" changes frequencies only beyond the model's context, which scrimp does not exceed.
             "default" | "dynamic" => plain(Scaling::None, 1.0),
             "linear" => plain(Scaling::Linear { factor: need("factor")? }, 1.0),
             "llama3" => {

@@ -1,4 +1,4 @@
-//! Llama and all that share its layer: SmolLM2, TinyLlama, Llama 3 (scaled RoPE), Mistral (sliding window).
+//! Llama and the models with the same layer: SmolLM2, TinyLlama, Llama 3 (scaled RoPE), Mistral (sliding window).
 
 use super::{Family, GgufKeys, HfConfig, TensorSpec, common, tensors};
 use crate::{

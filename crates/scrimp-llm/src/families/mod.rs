@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Every family that scrimp runs.
+/// All families.
 pub const FAMILIES: &[&dyn Family] =
     &[&llama::Llama, &qwen2::Qwen2, &qwen3::Qwen3, &gemma3::Gemma3, &phi3::Phi3];
 
@@ -48,7 +48,7 @@ pub trait Family: Sync {
     /// As [`Family::gguf_config`].
     fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig>;
 
-    /// Whether the output matrix is the embedding when `config.json` does not say.
+    /// Whether the output matrix is the embedding if `config.json` has no such key.
     fn tied_by_default(&self) -> bool {
         false
     }
@@ -66,7 +66,7 @@ pub trait Family: Sync {
 /// The family of a GGUF file's architecture.
 ///
 /// # Errors
-/// When there is none; the hint names those that there are.
+/// There is no such family; the hint lists all.
 pub fn by_architecture(name: &str) -> Result<&'static dyn Family> {
     FAMILIES.iter().copied().find(|f| f.name() == name).ok_or_else(|| unknown(name))
 }
@@ -74,7 +74,7 @@ pub fn by_architecture(name: &str) -> Result<&'static dyn Family> {
 /// The family of a `model_type` in `config.json`.
 ///
 /// # Errors
-/// When there is none; the hint names those that there are.
+/// There is no such family; the hint lists all.
 pub fn by_model_type(name: &str) -> Result<&'static dyn Family> {
     FAMILIES.iter().copied().find(|f| f.hf_model_types().contains(&name)).ok_or_else(|| unknown(name))
 }
@@ -87,7 +87,7 @@ fn unknown(name: &str) -> Error {
     )
 }
 
-/// GGUF's name for Hugging Face's tensor name `hf`, or `None` for a tensor that is no part of the decoder
+/// GGUF's name for Hugging Face's tensor name `hf`, or `None` for a tensor outside the decoder
 /// (vision towers, stored rotary frequencies).
 pub fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> {
     tensors::gguf_tensor_name(family, hf)

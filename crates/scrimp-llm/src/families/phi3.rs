@@ -1,6 +1,6 @@
 //! Phi-3, Phi-3.5 and Phi-4-mini: Q, K and V in one matrix, gate and up in another, LongRoPE, partial rotation.
 //!
-//! `attn_qkv` holds the rows of Q, then K, then V; `ffn_up` the rows of the gate, then those of up.
+//! `attn_qkv` has the rows of Q, then K, then V. `ffn_up` has the rows of the gate, then those of up.
 
 use super::{Family, GgufKeys, HfConfig, TensorSpec, common, tensors};
 use crate::{

@@ -37,7 +37,7 @@ impl Family for Qwen2 {
     }
 }
 
-/// Qwen's windows: off unless `use_sliding_window`, and then only from layer `max_window_layers` on.
+/// Qwen's windows: only with `use_sliding_window`, and only from layer `max_window_layers` on.
 pub(super) fn qwen_windows(hf: &HfConfig<'_>, config: &mut ModelConfig) -> Result<()> {
     if hf.bool("use_sliding_window")?.unwrap_or(false) {
         let window = hf.window(Some(4096))?;

@@ -1,9 +1,9 @@
-//! Rotary frequencies: `inv_freq[i] = base^(-2i / dim)`, scaled for longer contexts in one of several ways.
+//! Rotary frequencies: `inv_freq[i] = base^(-2i / dim)`, optionally scaled for longer contexts:
 //!
-//! - linear (kaiokendev 2023): every frequency divided by the factor;
-//! - Llama 3.1: slow frequencies divided, fast ones kept, those between blended;
-//! - YaRN (Peng et al. 2023, <https://arxiv.org/abs/2309.00071>): the same idea by dimension, and a factor on sine and
-//!   cosine;
+//! - linear (kaiokendev 2023): all frequencies are divided by the factor;
+//! - Llama 3.1: slow frequencies are divided, fast ones are unchanged, those in between are interpolated;
+//! - YaRN (Peng et al. 2023, <https://arxiv.org/abs/2309.00071>): the same idea by dimension, with a factor on sine
+//!   and cosine;
 //! - LongRoPE (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>): a searched factor per frequency, one set for
 //!   short and one for long sequences.
 
@@ -25,9 +25,9 @@ pub(super) enum Scaling {
 pub(super) struct Yarn {
     pub(super) factor: f64,
     pub(super) original_context: f64,
-    /// Frequencies with more turns than this over the original context are kept.
+    /// Frequencies with more rotations than this over the original context are unchanged.
     pub(super) beta_fast: f64,
-    /// Frequencies with fewer turns than this are divided by the factor.
+    /// Frequencies with fewer rotations than this are divided by the factor.
     pub(super) beta_slow: f64,
     /// Round the bounds to whole dimensions.
     pub(super) truncate: bool,
@@ -114,7 +114,7 @@ fn scale(freq: f64, i: usize, dim: usize, base: f64, scaling: &Scaling) -> f64 {
         Scaling::None => freq,
         Scaling::Linear { factor } => freq / factor,
         Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-            // Turns over the original context.
+            // Rotations over the original context.
             let turns = original_context * freq / (2.0 * PI);
             if turns > high_freq_factor {
                 freq
@@ -126,7 +126,7 @@ fn scale(freq: f64, i: usize, dim: usize, base: f64, scaling: &Scaling) -> f64 {
             }
         }
         Scaling::Yarn(yarn) => {
-            // The (fractional) index of the frequency that turns `turns` times over the original context.
+            // The (fractional) index of the frequency with `turns` rotations over the original context.
             let index = |turns: f64| {
                 dim as f64 * (yarn.original_context / (turns * 2.0 * PI)).ln() / (2.0 * base.ln())
             };

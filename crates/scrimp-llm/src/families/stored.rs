@@ -1,4 +1,4 @@
-//! A configuration as scrimp's own files store it: every field of [`ModelConfig`], as JSON.
+//! The configuration in scrimp's own files: every field of [`ModelConfig`] as JSON.
 
 use super::{by_architecture, common};
 use crate::config::{Activation, LongRope, ModelConfig, Rope, RopePairs};

@@ -3,12 +3,12 @@
 use super::Family;
 use crate::config::ModelConfig;
 
-/// Whether a model can do without a tensor.
+/// Whether a tensor is required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// It has to be there.
+    /// Required.
     Required,
-    /// It may be there.
+    /// Optional.
     Optional,
 }
 
@@ -19,13 +19,13 @@ pub struct TensorSpec {
     pub name: String,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Whether it has to be there.
+    /// Whether it is required.
     pub need: Need,
 }
 
 impl TensorSpec {
-    /// This tensor, or those that it is made of where it is Phi-3's QKV or gate and up: compressed files keep them
-    /// apart.
+    /// The tensors of a compressed file for this tensor. Phi-3's QKV and gate-and-up are stored as their parts; all
+    /// other tensors are unchanged.
     pub(crate) fn unfused(self, c: &ModelConfig) -> Vec<Self> {
         let parts = if self.name.ends_with("attn_qkv.weight") {
             vec![("attn_q", c.q_dim()), ("attn_k", c.kv_dim()), ("attn_v", c.kv_dim())]
@@ -49,18 +49,17 @@ fn spec(name: &str, shape: &[usize], need: Need) -> TensorSpec {
     TensorSpec { name: name.to_owned(), shape: shape.to_vec(), need }
 }
 
-/// A tensor that has to be there.
+/// A required tensor.
 pub(super) fn required(name: &str, shape: &[usize]) -> TensorSpec {
     spec(name, shape, Need::Required)
 }
 
-/// A tensor that may be there.
+/// An optional tensor.
 pub(super) fn optional(name: &str, shape: &[usize]) -> TensorSpec {
     spec(name, shape, Need::Optional)
 }
 
-/// The layer that most families have: separate Q, K, V, gate and up; biases on the attention's four where a model has
-/// them.
+/// The layer of most families: separate Q, K, V, gate and up. The four matrices of attention may have biases.
 pub(super) fn plain_layer(c: &ModelConfig) -> Vec<TensorSpec> {
     let (h, q, kv, f) = (c.hidden_size, c.q_dim(), c.kv_dim(), c.intermediate_size);
     vec![
@@ -80,7 +79,7 @@ pub(super) fn plain_layer(c: &ModelConfig) -> Vec<TensorSpec> {
     ]
 }
 
-/// All tensors of a model. `output.weight` is optional here: without it the embedding is the output matrix.
+/// All tensors of a model. `output.weight` is optional: without it, the embedding is the output matrix.
 pub(super) fn expected(family: &dyn Family, c: &ModelConfig) -> impl Iterator<Item = TensorSpec> {
     let table = [c.vocab_size, c.hidden_size];
     let layer = family.layer_tensors(c);
@@ -95,7 +94,7 @@ pub(super) fn expected(family: &dyn Family, c: &ModelConfig) -> impl Iterator<It
         .chain([required("output_norm.weight", &[c.hidden_size]), optional("output.weight", &table)])
 }
 
-/// Names that families share; Gemma 3 has its own for the norms.
+/// Names that all families share, except for the norms of Gemma 3.
 pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
     Some(match hf {
         "input_layernorm" => "attn_norm",
@@ -116,7 +115,7 @@ pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
 }
 
 pub(super) fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> {
-    // A model inside a multimodal one has `language_model` before or after `model`.
+    // The language model in a multimodal model has `language_model` before or after `model`.
     let name = hf.strip_prefix("language_model.").unwrap_or(hf);
     if name == "lm_head.weight" {
         return Some("output.weight".to_owned());

@@ -6,8 +6,7 @@ use crate::source::LogitsSource;
 /// Prompt tokens per call of the model; a prefill can be cancelled between calls.
 const PREFILL_CHUNK: usize = 512;
 
-/// A sequence that remembers its tokens, so that a new prompt reuses the part of the cache that it shares with the old
-/// one.
+/// A sequence that records its tokens. A new prompt reuses the cache of the prefix that it shares with the old one.
 #[derive(Debug)]
 pub struct Sequence<S> {
     pub(super) source: S,
@@ -16,7 +15,7 @@ pub struct Sequence<S> {
 }
 
 impl<S: LogitsSource> Sequence<S> {
-    /// Wraps an empty `source` that takes at most `context_length` tokens.
+    /// Wraps an empty `source` with a context of `context_length` tokens.
     pub fn new(source: S, context_length: usize) -> Self {
         Self { source, tokens: Vec::new(), context_length }
     }
@@ -31,7 +30,7 @@ impl<S: LogitsSource> Sequence<S> {
         &self.tokens
     }
 
-    /// Most tokens that fit.
+    /// Maximum number of tokens.
     pub fn context_length(&self) -> usize {
         self.context_length
     }
@@ -46,20 +45,20 @@ impl<S: LogitsSource> Sequence<S> {
         self.tokens.is_empty()
     }
 
-    /// The model underneath.
+    /// The model.
     pub fn source(&self) -> &S {
         &self.source
     }
 
-    /// Forgets everything.
+    /// Removes all tokens.
     pub fn clear(&mut self) {
         self.source.reset();
         self.tokens.clear();
     }
 
-    /// Drops the tokens that are not part of `prompt`, and returns the number of its tokens that need no computing: the
-    /// common prefix, but never all of it (its last logits are wanted), and nothing where the model cannot go back that
-    /// far.
+    /// Drops the tokens after the common prefix with `prompt`, and returns the length of the reused prefix. At least
+    /// the last token of `prompt` is computed, because its logits are needed. If the model cannot be truncated that
+    /// far, nothing is reused.
     pub fn rewind_to(&mut self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let kept = common.min(prompt.len().saturating_sub(1));
@@ -70,8 +69,8 @@ impl<S: LogitsSource> Sequence<S> {
         self.tokens.len()
     }
 
-    /// Makes the cache hold exactly `prompt` (not empty) and returns the logits after it; `None` if `cancelled` said so
-    /// in between.
+    /// Brings the cache to exactly `prompt` (not empty) and returns the logits after it; `None` if `cancelled` returned
+    /// true.
     ///
     /// # Errors
     /// Those of the model; the sequence is then empty.
@@ -100,7 +99,7 @@ impl<S: LogitsSource> Sequence<S> {
     fn feed(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         let Self { source, tokens: held, .. } = self;
         if held.is_empty() {
-            // After a failure the source may hold anything.
+            // After a failure the content of the source is unspecified.
             source.reset();
         }
         held.extend_from_slice(tokens);

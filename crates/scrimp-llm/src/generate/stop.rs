@@ -2,16 +2,16 @@
 
 use crate::error::{Error, Result};
 
-/// Finds stop strings across pieces, and holds back text that could still become one.
+/// Finds stop strings across pieces, and buffers text that may be the beginning of one.
 #[derive(Debug)]
 pub struct StopStrings {
     stops: Vec<String>,
-    /// Held back: the longest end of the text so far that begins a stop string.
+    /// The buffered text: the longest suffix so far that begins a stop string.
     held: String,
 }
 
 impl StopStrings {
-    /// A finder of `stops`.
+    /// A finder for `stops`.
     ///
     /// # Errors
     /// When one of them is empty.
@@ -22,9 +22,9 @@ impl StopStrings {
         Ok(Self { stops: stops.to_vec(), held: String::new() })
     }
 
-    /// Takes the next piece; returns text that is certain, and the stop string that ended it, if one did.
+    /// Takes the next piece. Returns the final text, and the stop string that ended it, if there is one.
     ///
-    /// The stop string that begins first wins, the longest of those that begin there. After a stop nothing is held.
+    /// Of several stop strings, the earliest counts, then the longest. After a stop, the buffer is empty.
     pub fn push(&mut self, piece: &str) -> (String, Option<String>) {
         self.held.push_str(piece);
         let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
@@ -39,7 +39,7 @@ impl StopStrings {
         (std::mem::replace(&mut self.held, rest), None)
     }
 
-    /// The text that is still held back when the generation ends.
+    /// The buffered text at the end of the generation.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
@@ -68,12 +68,12 @@ mod tests {
     #[test]
     fn the_first_beginning_wins_then_the_longest() {
         assert_eq!(stops(&["c", "bc", "b"]).push("abcd"), ("a".into(), Some("bc".into())));
-        // A stop string that is already complete is not kept waiting for a longer one.
+        // A complete stop string does not wait for a longer one.
         assert_eq!(stops(&["b", "bc"]).push("ab"), ("a".into(), Some("b".into())));
     }
 
     proptest! {
-        /// However the text is cut into pieces, the same text comes out, and none without stop strings gets lost.
+        /// The output does not depend on the cut into pieces, and text without stop strings is complete.
         #[test]
         fn cuts_do_not_matter(text in "[abü]{0,24}", cut in 1usize..5, stop in "[abü]{1,4}") {
             let chars: Vec<char> = text.chars().collect();

@@ -13,13 +13,13 @@ use serde_json::Value;
 use super::{Source, safetensors::SafetensorsFile};
 use crate::error::{Error, Result};
 
-/// Largest `config.json`; real ones have a few KiB, LongRoPE's lists included.
+/// Maximum size of `config.json`. Real files have a few KiB, including LongRoPE's lists.
 const MAX_CONFIG: u64 = 4 << 20;
-/// Largest index of shards.
+/// Maximum size of the index of shards.
 const MAX_INDEX: u64 = 64 << 20;
 const MAX_SHARDS: usize = 1024;
 
-/// What a Hugging Face directory holds.
+/// The content of a Hugging Face directory.
 #[derive(Debug)]
 pub struct HfDir {
     /// Path of `config.json`.
@@ -67,7 +67,7 @@ fn open_shards(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     let mut shards = Vec::with_capacity(names.len());
     let mut stored = BTreeMap::new();
     for name in names {
-        // A plain name: an index must not lead out of its directory.
+        // Only plain names: an index must not refer to files outside its directory.
         if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
             return Err(Error::damaged_file(&index_path, format!("{name:?} is no file name")));
         }
@@ -92,7 +92,7 @@ fn open_shards(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     Ok(shards)
 }
 
-/// The only safetensors file of `dir`, with any name.
+/// The only safetensors file of `dir`, under any name.
 fn only_safetensors(dir: &Path) -> Result<PathBuf> {
     let mut found = Vec::new();
     let mut pickled = None;
@@ -117,7 +117,7 @@ fn only_safetensors(dir: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The error for PyTorch's pickled files, which can run code when they are read.
+/// The error for PyTorch's pickle files. Reading such a file can execute code.
 pub(crate) fn pickle(path: &Path) -> Error {
     Error::unsupported(
         format!("{}: PyTorch's pickled checkpoints are not read", path.display()),
@@ -148,7 +148,7 @@ fn no_config(dir: &Path) -> Error {
 /// Reads a JSON file of at most `max` bytes.
 ///
 /// # Errors
-/// When it cannot be read, is larger, or is no such JSON.
+/// It cannot be read, is larger, or is not such JSON.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, max: u64) -> Result<T> {
     let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let mut bytes = Vec::new();

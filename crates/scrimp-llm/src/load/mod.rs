@@ -1,7 +1,7 @@
-//! File formats: bytes on disk to names, numbers and byte ranges, without knowledge of models.
+//! File formats: from bytes on disk to names, numbers and byte ranges. This code knows no models.
 //!
-//! Every parser reads a memory map and keeps ranges into it, so its allocations are bounded by a small multiple of
-//! the header's own size: counts are compared with the bytes that are left before anything is reserved.
+//! A parser reads a memory map and stores ranges into it. Before it allocates, it compares counts with the remaining
+//! bytes. Its allocations are therefore at most a small multiple of the header's size.
 
 pub mod compressed;
 pub mod gguf;

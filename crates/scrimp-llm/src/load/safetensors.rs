@@ -15,7 +15,7 @@ use serde::{
 
 use crate::{error::Result, load::Source};
 
-/// Longest header, as in the reference implementation.
+/// Maximum size of the header, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
 const MAX_DIMS: usize = 8;
 
@@ -71,9 +71,9 @@ pub struct SafeTensor {
     pub name: String,
     /// Encoding of its elements.
     pub dtype: SafeDType,
-    /// Dimensions, outermost first. Empty: a single number.
+    /// Dimensions, outermost first; empty for a single number.
     pub shape: Vec<usize>,
-    /// Its bytes' place in the file.
+    /// The range of its bytes in the file.
     pub range: Range<usize>,
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// Those that are read, and that a compressed file takes along.
+/// The files that are read. A compressed file contains them.
 pub const SIDE_FILES: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -17,10 +17,10 @@ pub const SIDE_FILES: [&str; 7] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
-/// Largest of them; vocabularies of real models take up to 35 MB.
+/// Maximum size of a file. Vocabularies of real models take up to 35 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// Where the files are.
+/// The place of the files.
 #[derive(Debug, Clone)]
 pub struct SideFiles {
     place: PathBuf,
@@ -33,7 +33,7 @@ impl SideFiles {
         Self { place: dir.to_owned(), embedded: None }
     }
 
-    /// Files by name that were found inside `file`.
+    /// Files by name inside `file`.
     pub fn embedded(file: &Path, files: BTreeMap<String, Vec<u8>>) -> Self {
         Self { place: file.to_owned(), embedded: Some(files) }
     }
@@ -43,7 +43,7 @@ impl SideFiles {
         &self.place
     }
 
-    /// What messages call the file `name`.
+    /// The name of the file `name` in messages.
     pub fn path(&self, name: &str) -> PathBuf {
         self.place.join(name)
     }
@@ -56,10 +56,10 @@ impl SideFiles {
         }
     }
 
-    /// The bytes of the file `name`, `None` where there is none.
+    /// The bytes of the file `name`, if it exists.
     ///
     /// # Errors
-    /// When it cannot be read, or is absurdly large.
+    /// It cannot be read, or is too large.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         if let Some(files) = &self.embedded {
             return Ok(files.get(name).cloned());

@@ -9,7 +9,7 @@ use scrimp_kernels::mem::MappedFile;
 
 use crate::error::{Error, Hint, Result};
 
-/// A file's bytes and its path. Parsers share it by `Arc`, so that they keep ranges rather than copies.
+/// A file's bytes and its path. Parsers share it by `Arc` and store ranges instead of copies.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
@@ -32,17 +32,17 @@ impl Source {
         Ok(Self { path: path.to_owned(), bytes: Bytes::Mapped(map) })
     }
 
-    /// Bytes that are in memory already; `path` only serves messages.
+    /// Bytes in memory. `path` is used in messages only.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Self {
         Self { path: path.to_owned(), bytes: Bytes::Memory(bytes) }
     }
 
-    /// Where the bytes come from.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Drops the resident pages of `range` (see [`MappedFile::release`]); nothing happens to bytes in memory.
+    /// Drops the resident pages of `range` (see [`MappedFile::release`]). Bytes in memory are unchanged.
     pub fn release(&self, range: Range<usize>) {
         if let Bytes::Mapped(map) = &self.bytes {
             map.release(range);

@@ -1,4 +1,4 @@
-//! Attention of a forward pass: each sequence reads its own cache, to which its keys and values were appended.
+//! Attention of a forward pass. Each sequence reads its own cache, which already has its new keys and values.
 
 use super::forward::{Pass, SequenceChunk, sized};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 use scrimp_kv::{AttentionInputs, BatchEntry, Queries, attend_all};
 
 impl SequenceChunk<'_> {
-    /// Whether it attends alone: accumulated attention scores belong to one sequence.
+    /// Whether it needs a call of its own, because it accumulates attention scores.
     fn alone(&self) -> bool {
         self.scores.is_some() || self.reconstruction.is_some()
     }
@@ -46,7 +46,7 @@ impl Pass<'_> {
         }
         let attended = attend_all(layer, &mut entries, *exec, &mut buffers.attention);
         if let Err(e) = attended {
-            // Shapes come from the model and fit all sequences or none.
+            // The shapes are those of the model, the same for all sequences.
             let e = Error::from(e);
             for chunk in chunks.iter_mut().filter(|chunk| chunk.error.is_none() && !chunk.alone()) {
                 chunk.error = Some(Error::bad_input(e.to_string()));
@@ -54,7 +54,7 @@ impl Pass<'_> {
         }
     }
 
-    /// One sequence whose attention scores are accumulated, over all queries of the chunk.
+    /// One sequence with accumulated attention scores, over all queries of the chunk.
     fn attend_alone(&mut self, layer: usize, chunk: &mut SequenceChunk<'_>, only_wanted: bool) -> Result<()> {
         let Self { exec, config, buffers } = self;
         let (rows, q_dim) = (chunk.rows(), config.q_dim());

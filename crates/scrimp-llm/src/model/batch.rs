@@ -1,4 +1,4 @@
-//! Many sequences in one forward pass, as a server runs them.
+//! Many sequences in one forward pass, for servers.
 //!
 //! ```text
 //! Step: session A, 1 token    ┐                                    ┌ logits of A
@@ -6,8 +6,8 @@
 //! Step: session C, 300 tokens ┘                                    └ none: its prompt continues
 //! ```
 //! Weights are read once for all sequences. The cache of a sequence, its compression and its format belong to its
-//! session. The results of a session do not depend on the other sessions, bit for bit, at every SIMD level except for
-//! linear layers of `bf16` weights and AMX batches (ARCHITECTURE.md has the reasons).
+//! session. At every SIMD level, a session has the same bits with any other sessions in the batch. The exceptions are
+//! linear layers of `bf16` weights and AMX batches ([I-integer-bits] in ARCHITECTURE.md).
 
 use super::{
     Model, Session,
@@ -37,7 +37,7 @@ pub enum Output {
     Hidden,
 }
 
-/// Runs steps of many sessions of one model. Its working memory grows with the tokens of a pass.
+/// Runs steps of many sessions of one model. Its scratch memory grows with the tokens of a pass.
 #[derive(Debug)]
 pub struct Batch {
     model: Model,
@@ -50,11 +50,11 @@ impl Batch {
         Self { model: model.clone(), buffers: Buffers::default() }
     }
 
-    /// Runs all steps in one pass and calls `visit(step, output)` for each step with an output, for logits on all
-    /// threads.
+    /// Runs all steps in one pass and calls `visit(step, output)` for each step with an output. Calls with logits come
+    /// from all threads of the pool.
     ///
-    /// A step with too many tokens, ids outside the vocabulary or no memory for its cache fails alone, and its session
-    /// is unchanged. The results are in the order of the steps.
+    /// If one step fails (too many tokens, an invalid id, no memory for its cache), the other steps still run, and the
+    /// session of the failed step is unchanged. The results are in the order of the steps.
     pub fn forward(
         &mut self,
         steps: &mut [Step<'_>],
@@ -76,7 +76,7 @@ impl Batch {
             tokens.extend_from_slice(step.tokens);
             chunks.push(SequenceChunk::new(step.session, step.tokens.len(), wanted));
         }
-        // Rows of hidden states come with those of logits.
+        // The rows of hidden states follow those of logits.
         let failed = self.model.pass(&mut self.buffers).layers(&self.model, &tokens, &mut chunks).err();
         let errors: Vec<Option<Error>> = chunks.into_iter().map(|chunk| chunk.error).collect();
         let mut results: Vec<Result<()>> = before.iter().map(|_| Ok(())).collect();

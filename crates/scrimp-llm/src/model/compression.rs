@@ -35,9 +35,9 @@ pub(super) struct CompressionState {
     plan: Option<Plan>,
     /// The length of the sequence at the last compression.
     done: usize,
-    /// The tokens of the prompt so far, if the model will reconstruct them.
+    /// The tokens of the prompt so far, if the policy reconstructs them.
     tokens: Option<Vec<u32>>,
-    /// Tokens before this position are not packed before they are compressed.
+    /// Tokens before this position stay unpacked until they are compressed.
     unpacked_until: usize,
 }
 
@@ -85,8 +85,8 @@ impl CompressionState {
 }
 
 impl Session {
-    /// Sets how the cache is compressed from now on, when a prompt is complete ([`Session::begin_prompt`]) and while
-    /// text is generated after it; `None` turns compression off.
+    /// Sets the compression of the cache, which happens when a prompt is complete ([`Session::begin_prompt`]) and
+    /// repeatedly while text is generated. `None` disables compression.
     pub fn set_compression(&mut self, how: Option<Compression>) {
         self.compression.how = how.filter(|how| !how.keeps_everything());
         self.compression.plan = None;
@@ -153,7 +153,7 @@ impl Session {
             return Err(e.into());
         }
         self.compression.done = self.len();
-        // Compaction packs the layers that it writes. Sliding-window layers are still to be packed.
+        // Compaction packs the layers that it writes. Sliding-window layers are packed here.
         self.pack()
     }
 

@@ -6,9 +6,9 @@ use crate::error::Result;
 use scrimp_kernels::ops::RopeTable;
 use scrimp_kv::{AttentionInputs, PostPrefillScores, Queries, ScoresWanted};
 
-/// Sampled queries.
+/// Number of sampled queries.
 const SAMPLES: usize = 64;
-/// The sampled queries are rotated to this many positions after the prompt, evenly spaced.
+/// Number of positions after the prompt, evenly spaced, to which the sampled queries are rotated.
 const HORIZON: usize = 512;
 
 /// A sample of the prompt's queries, after RoPE.
@@ -44,7 +44,7 @@ impl SampledQueries {
 }
 
 impl Session {
-    /// Computes the attention that the sampled queries pay from positions after the prompt.
+    /// Computes the attention of the sampled queries at positions after the prompt.
     pub(super) fn compute_expected_attention(&mut self, sampled: &SampledQueries) -> Result<()> {
         let model = self.model.clone();
         let (config, exec) = (model.config(), model.exec());

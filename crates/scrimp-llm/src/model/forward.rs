@@ -1,6 +1,6 @@
 //! The forward pass: from token ids to the residual stream after the last layer, and from there to logits.
 //!
-//! A pass takes chunks of one or more sequences. All steps but attention ([`super::attention`]) work on rows, one per
+//! A pass has chunks of one or more sequences. All steps except attention ([`super::attention`]) process rows, one per
 //! token.
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //!                   h += norm'(down · (f(gate x) * up x))                                 x = norm(h)
 //! logits = output · norm(h)
 //! ```
-//! `norm'` (after the block) and the norms of queries and keys exist in some families only.
+//! Only some families have `norm'` (after the block) and the norms of queries and keys.
 //!
 //! [`Pass`] has one function for each step. [`Pass::layers`] runs them for all layers of a loaded model;
 //! [`super::LayerRunner`] runs them for one layer at a time, with matrices that its caller supplies.
@@ -50,7 +50,7 @@ pub(super) struct Buffers {
     pub(super) v: Vec<f32>,
     /// The output of attention.
     pub(super) attn: Vec<f32>,
-    /// The output of a block, where a norm follows it.
+    /// The output of a block, if a norm follows it.
     block: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
@@ -62,7 +62,7 @@ pub(super) struct Buffers {
     pub(super) attention: AttentionScratch,
 }
 
-/// Makes `buffer` `n` long; its content is overwritten by the caller.
+/// Resizes `buffer` to `n` elements. The caller overwrites its content.
 pub(super) fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
     if buffer.len() < n {
         buffer.resize(n, 0.0);
@@ -90,7 +90,7 @@ pub(super) struct SequenceChunk<'a> {
     pub(super) rope_tokens: usize,
     /// Tokens of the chunk.
     pub(super) n: usize,
-    /// The residual stream after the last layer is needed for this many of the last tokens.
+    /// The number of last tokens for which the residual stream after the last layer is needed.
     pub(super) wanted: usize,
     /// The error of this chunk. The other chunks of a pass are not affected.
     pub(super) error: Option<Error>,
@@ -118,7 +118,7 @@ impl<'a> SequenceChunk<'a> {
         }
     }
 
-    /// A window of `n` tokens in an empty sequence: nothing is accumulated of its attention.
+    /// A window of `n` tokens in an empty sequence, without accumulated attention scores.
     pub(super) fn window(kv: &'a mut Sequence, n: usize) -> Self {
         Self {
             kv,
@@ -156,9 +156,9 @@ impl LayerPlace {
     }
 }
 
-/// The rows that embeddings are read from.
+/// The source of the embeddings.
 pub(super) enum Embedding<'a> {
-    /// The output matrix, where it is tied to the embedding.
+    /// The output matrix, if it is tied to the embedding.
     Packed(&'a Matrix),
     /// The rows of a checkpoint's tensor, which may hold values that are not finite.
     Stored(DType, &'a [u8]),
@@ -173,7 +173,7 @@ impl<'a> Embedding<'a> {
         checkpoint.embedding().map(|(dtype, bytes)| Self::Stored(dtype, bytes))
     }
 
-    /// Writes the scaled embeddings of `tokens` to `h`, `[tokens][hidden_size]`. False where one is not finite.
+    /// Writes the scaled embeddings of `tokens` to `h`, `[tokens][hidden_size]`. Returns false if one is not finite.
     pub(super) fn embed(&self, exec: Exec<'_>, config: &ModelConfig, tokens: &[u32], h: &mut [f32]) -> bool {
         let finite = AtomicBool::new(true);
         each_row(exec.pool, h, config.hidden_size, |t, row| {
@@ -214,14 +214,14 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Runs all chunks, with the ids `tokens` one chunk after the other, through all layers and appends them to their
-    /// caches. Afterwards `h` holds the residual stream of the wanted tokens, chunk after chunk; the last layer
+    /// Runs all chunks through all layers and appends them to their caches. `tokens` has the ids of all chunks, one
+    /// after another. Afterwards, `h` has the residual stream of the wanted tokens in the same order; the last layer
     /// computes only these.
     ///
-    /// A chunk that fails holds its error; its rows are unspecified.
+    /// A failed chunk has its error; its rows are unspecified.
     ///
     /// # Errors
-    /// When the embedding of a token is damaged; then nothing was appended.
+    /// The embedding of a token is damaged. Then no tokens were appended.
     pub(super) fn layers(
         &mut self,
         model: &Model,
@@ -259,7 +259,7 @@ impl Pass<'_> {
         };
         let h = sized(&mut self.buffers.h, tokens.len() * self.config.hidden_size);
         let finite = embedding.embed(self.exec, self.config, tokens, h);
-        // Unlike matrices, this tensor was not read when the model was loaded.
+        // Unlike matrices, this tensor is not checked when the model is loaded.
         checkpoint.filter(|_| !finite).map_or(Ok(()), |checkpoint| Err(bad_embedding(checkpoint)))
     }
 
@@ -368,7 +368,7 @@ impl Pass<'_> {
         each_row(self.exec.pool, out, self.config.intermediate_size, |t, row| gated.row(t, row));
     }
 
-    /// `h += norm(projection x)` for the rows `x`, the norm where there is one.
+    /// `h += norm(projection x)` for the rows `x`; without a norm, `h += projection x`.
     pub(super) fn add_projection(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, x: &[f32]) {
         let Self { exec, buffers, .. } = self;
         let cols = projection.weight.cols();
@@ -408,7 +408,7 @@ impl Pass<'_> {
         rms_norm_rows(self.exec, self.config, &model.weights().output_norm, h)
     }
 
-    /// `h += norm(projection x)` for the `n` rows of activations, the norm where there is one.
+    /// `h += norm(projection x)` for the `n` rows of activations; without a norm, `h += projection x`.
     fn add_block(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, n: usize) {
         let Self { exec, config, buffers } = self;
         let hidden = config.hidden_size;
@@ -434,7 +434,7 @@ impl Buffers {
         &self.logits[..n]
     }
 
-    /// Copies a row of the residual stream to a place before it.
+    /// Copies a row of the residual stream to an earlier row.
     pub(super) fn move_row(&mut self, config: &ModelConfig, from: usize, to: usize) {
         let hidden = config.hidden_size;
         self.h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);

@@ -1,8 +1,8 @@
-//! A forward pass in which one layer at a time runs over many windows of text, with matrices that the caller supplies.
+//! A forward pass of one layer at a time over many windows of text, with matrices from the caller.
 //!
-//! Only the residual stream of all windows and the matrices of one layer are in memory. The stages of a layer end at
-//! the inputs of its next matrices, so that a caller can choose these matrices by the inputs that they receive: the
-//! inputs already include the effect of all changed matrices before them, in earlier layers and in this one.
+//! Only the residual stream of all windows and the matrices of one layer are in memory. Each stage of a layer ends with
+//! the inputs of the next matrices, so the caller can choose these matrices for their inputs. The inputs include the
+//! effect of all earlier changed matrices, in earlier layers and in this one.
 //!
 //! ```text
 //! x = norm(h)            -> Q, K, V     attention(rope(Q x), rope(K x), V x)  -> O      h += O ·
@@ -38,15 +38,15 @@ pub trait LayerHook {
     /// An error ends the run.
     fn complete(&mut self, projections: &[Projection]) -> Result<()>;
 
-    /// The matrix to run with. Called once for each projection, after [`LayerHook::complete`]; the matrix is dropped
-    /// after its last window.
+    /// The matrix for a projection. Called once for each projection, after [`LayerHook::complete`]. The matrix is
+    /// dropped after the last window.
     ///
     /// # Errors
     /// An error ends the run.
     fn matrix(&mut self, projection: Projection) -> Result<LinearWeights>;
 }
 
-/// The residual stream of a text in windows, before some layer.
+/// The residual stream of a text in windows, between two layers.
 #[derive(Debug)]
 pub struct LayerRunner<'a> {
     exec: Exec<'a>,
@@ -100,7 +100,7 @@ impl<'a> LayerRunner<'a> {
         self.h
     }
 
-    /// Runs layer `index` over all windows. Without tokens, `hook` learns only that all inputs were passed.
+    /// Runs layer `index` over all windows. Without tokens, only [`LayerHook::complete`] is called.
     ///
     /// # Errors
     /// Those of `hook`, and when memory cannot be had.
@@ -139,7 +139,7 @@ impl<'a> LayerRunner<'a> {
         let (wq, wk, wv) =
             (hook.matrix(Projection::Q)?, hook.matrix(Projection::K)?, hook.matrix(Projection::V)?);
         let mut pass = Pass { exec: *exec, config, buffers };
-        // All windows start at position 0: their angles are those of a whole window.
+        // All windows start at position 0, so the angles of one whole window serve all.
         pass.fill_rope(&[SequenceChunk::window(&mut kv, *window)]);
         let mut all = vec![0.0; h.len() / hidden * q_dim];
         for (h, out) in h.chunks(*window * hidden).zip(all.chunks_mut(*window * q_dim)) {
@@ -174,7 +174,7 @@ impl<'a> LayerRunner<'a> {
         Ok(all)
     }
 
-    /// `h += norm(W x + b)`, the norm where there is one.
+    /// `h += norm(W x + b)`; without a norm, `h += W x + b`.
     fn add(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, x: &[f32]) {
         let Self { exec, config, window, h, buffers } = self;
         let mut pass = Pass { exec: *exec, config, buffers };

@@ -1,11 +1,11 @@
-//! A decoder-only transformer: weights ready to run, and sessions that run them.
+//! A decoder-only transformer: repacked weights, and sessions that run them.
 //!
 //! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
 //! * [`projections`]: where a layer's matrices are in a checkpoint;
 //! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer, in the notation of the papers;
 //! * [`attention`]: attention over the cache of each sequence;
-//! * [`session`]: one sequence, its KV cache and its working memory; [`batch`]: many of them in one pass;
+//! * [`session`]: one sequence, its KV cache and its scratch memory; [`batch`]: many of them in one pass;
 //! * [`compression`]: compressing that cache; [`reconstruction`]: scores of some eviction policies;
 //! * [`saved`]: that cache in a file;
 //! * [`layer_runner`]: the forward pass of one layer at a time, for calibration.
@@ -48,21 +48,21 @@ use weights::Weights;
 
 /// Tokens per page of the KV cache.
 const PAGE_TOKENS: usize = 64;
-/// Tokens that sliding-window layers keep beyond their window, so that a conversation can go back a little.
+/// Tokens that sliding-window layers keep beyond their window, so that a conversation can be truncated a little.
 const REWIND_TOKENS: usize = 64;
 
-/// Threads, instructions and KV format of a model.
+/// Threads, SIMD level and KV format of a model.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
-    /// Threads, the calling one included; `None`: as many as the process may use.
+    /// Threads, including the calling one; `None`: as many as the process may use.
     pub threads: Option<usize>,
-    /// Instructions of the kernels; `None`: those of `SCRIMP_TIER`, or the best that the CPU has.
+    /// SIMD level of the kernels; `None`: that of `SCRIMP_TIER`, or the best of the CPU.
     pub level: Option<SimdLevel>,
     /// Storage of the KV cache: bf16 by default.
     pub kv_format: KvFormat,
 }
 
-/// Weights ready to run. A clone shares the weights, threads and KV pages of the original.
+/// The weights of a model, repacked for the kernels. A clone shares weights, threads and KV pages with the original.
 #[derive(Debug, Clone)]
 pub struct Model {
     inner: Arc<Inner>,
@@ -71,13 +71,13 @@ pub struct Model {
 #[derive(Debug)]
 struct Inner {
     config: ModelConfig,
-    /// The files of the weights; `None` where weights are random.
+    /// The files of the weights; `None` for random weights.
     checkpoint: Option<Checkpoint>,
     weights: Weights,
     pool: Pool,
     level: SimdLevel,
     kv: KvCache,
-    /// Made at the first use.
+    /// Created at the first use.
     reconstruction_instructions: OnceLock<reconstruction::Instructions>,
     /// See [`Model::fingerprint`].
     fingerprint: OnceLock<u64>,
@@ -92,7 +92,7 @@ impl Model {
         Self::load_with_progress(checkpoint, options, &mut |_| {})
     }
 
-    /// As [`Model::load`]; `progress` is called with the stored bytes of each tensor that is done.
+    /// As [`Model::load`]; `progress` is called with the stored bytes of each finished tensor.
     ///
     /// # Errors
     /// As [`Model::load`].
@@ -169,7 +169,7 @@ impl Model {
         Ok(Session::over(self, self.kv_cache(kv_format, None)?.sequence()))
     }
 
-    /// The instructions before the chunks of a prompt that the model repeats; empty where the files have no tokenizer.
+    /// The instructions before the chunks of a prompt that the model repeats; empty if the files have no tokenizer.
     fn reconstruction_instructions(&self) -> &reconstruction::Instructions {
         self.inner.reconstruction_instructions.get_or_init(|| {
             let instructions = self.inner.checkpoint.as_ref().map(reconstruction::Instructions::new);
@@ -196,12 +196,12 @@ impl Model {
         &self.inner.config
     }
 
-    /// The files that the model was loaded from; `None` where weights are random.
+    /// The files of the model; `None` for random weights.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         self.inner.checkpoint.as_ref()
     }
 
-    /// What the model was loaded from; empty where weights are random.
+    /// The path of the model; empty for random weights.
     pub fn path(&self) -> &Path {
         self.inner.checkpoint.as_ref().map_or(Path::new(""), Checkpoint::path)
     }
@@ -211,7 +211,7 @@ impl Model {
         self.config().vocab_size
     }
 
-    /// Longest sequence, tokens.
+    /// Maximum length of a sequence, tokens.
     pub fn context_length(&self) -> usize {
         self.config().context_length
     }
@@ -221,18 +221,18 @@ impl Model {
         self.weights().packed_bytes
     }
 
-    /// Threads that take part in the work.
+    /// Number of threads.
     pub fn threads(&self) -> usize {
         self.inner.pool.threads()
     }
 
-    /// The instructions that kernels use.
+    /// The SIMD level of the kernels.
     pub fn level(&self) -> SimdLevel {
         self.inner.level
     }
 }
 
-/// The instructions and threads that `options` name.
+/// The SIMD level and the threads of `options`.
 fn set_up(options: &RunOptions) -> Result<(SimdLevel, Pool)> {
     let level = match options.level {
         Some(level) => level,

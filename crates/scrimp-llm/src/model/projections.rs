@@ -1,4 +1,4 @@
-//! A layer's matrices in a checkpoint: some families store several of them in one tensor, one below the other.
+//! A layer's matrices in a checkpoint. Some families store several matrices in one tensor, one below the other.
 
 use crate::{
     checkpoint::{Checkpoint, TensorView},
@@ -35,7 +35,7 @@ impl Projection {
     /// All seven, in order.
     pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
-    /// Name of the tensor that holds this matrix alone, without `blk.N.` and `.weight`.
+    /// Name of the tensor with only this matrix, without `blk.N.` and `.weight`.
     pub fn stem(self) -> &'static str {
         match self {
             Self::Q => "attn_q",
@@ -49,7 +49,7 @@ impl Projection {
     }
 }
 
-/// The rows of a stored tensor that hold one matrix.
+/// The rows of one matrix in a stored tensor.
 #[derive(Debug, Clone)]
 pub struct TensorSlice {
     /// The tensor's name without `.weight`; a bias has the same with `.bias`.
@@ -64,13 +64,13 @@ impl TensorSlice {
         format!("{}.weight", self.stem)
     }
 
-    /// Name of the bias, which need not exist.
+    /// Name of the optional bias.
     pub fn bias(&self) -> String {
         format!("{}.bias", self.stem)
     }
 }
 
-/// The tensor and rows that hold `projection` of layer `index`.
+/// The tensor and rows of `projection` of layer `index`.
 pub fn tensor_slice(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
@@ -80,7 +80,7 @@ pub fn tensor_slice(
     let (q, kv, ffn) = (config.q_dim(), config.kv_dim(), config.intermediate_size);
     let name = |stem: &str| format!("blk.{index}.{stem}");
     let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
-    // Phi-3 stores Q, K and V, and gate and up, on top of each other.
+    // Phi-3 stores Q, K and V in one tensor, and gate and up in another.
     let (stem, rows) = match projection {
         Projection::Q if has("attn_qkv") => ("attn_qkv", 0..q),
         Projection::K if has("attn_qkv") => ("attn_qkv", q..q + kv),
@@ -109,7 +109,7 @@ pub fn shape(checkpoint: &Checkpoint, name: &str, tensor: &TensorView<'_>) -> Re
     }
 }
 
-/// A norm's weights or a bias, as f32; a NaN or an infinity is refused.
+/// A norm's weights or a bias, as f32.
 ///
 /// # Errors
 /// When there is no such tensor, or it is damaged.
@@ -131,7 +131,7 @@ pub fn vector(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// As [`vector`], for tensors that need not be there.
+/// As [`vector`], for optional tensors.
 ///
 /// # Errors
 /// As [`vector`].
@@ -139,7 +139,7 @@ pub fn optional_vector(checkpoint: &Checkpoint, name: &str) -> Result<Option<Vec
     if checkpoint.try_tensor(name).is_some() { vector(checkpoint, name).map(Some) } else { Ok(None) }
 }
 
-/// A matrix in a file: rows of a tensor that is stored row after row, or a packed one.
+/// A matrix in a file: rows of a tensor, or a packed matrix.
 pub enum StoredMatrix<'a> {
     /// `[rows][cols]` in `dtype`.
     Rows {
@@ -152,7 +152,7 @@ pub enum StoredMatrix<'a> {
         /// The stored bytes.
         data: &'a [u8],
     },
-    /// Packed, and checked.
+    /// Packed and checked.
     Packed(PackedView<'a>),
 }
 

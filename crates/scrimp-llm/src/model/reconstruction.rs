@@ -1,5 +1,5 @@
-//! KVzip's reconstruction scores (arXiv 2505.23416, §3.2): the model repeats the prompt in a second pass, and each
-//! token's score is the maximum attention that it receives meanwhile.
+//! KVzip's reconstruction scores (arXiv 2505.23416, §3.2): the model repeats the prompt in a second pass. The score
+//! of a token is the maximum attention that it receives in this pass.
 
 use super::Session;
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 
 /// Tokens that the model repeats at a time.
 const CHUNK: usize = 1024;
-/// Tokens before a chunk that the instruction quotes, so that the model knows where to start.
+/// Tokens before a chunk that the instruction quotes, so that the model continues at the right place.
 const LEAD: usize = 8;
 /// The instructions (§3.2 of the paper): before the first chunk, and before the others.
 const REPEAT_ALL: &str = "Repeat the previous context exactly.";
@@ -25,7 +25,7 @@ pub(super) struct Instructions {
 }
 
 impl Instructions {
-    /// The instructions as a user message of the chat template, or as plain text if the model has none.
+    /// The instructions as a user message of the chat template, or as plain text if the model has no template.
     ///
     /// # Errors
     /// When the checkpoint has no usable tokenizer.
@@ -100,7 +100,7 @@ impl Session {
     /// When the context has no room for a chunk of the repetition, or the model fails.
     pub fn reconstruct(&mut self, tokens: &[u32]) -> Result<()> {
         let (len, context) = (self.len(), self.model.context_length());
-        // Without room for instructions, the quoted tokens alone tell the model where to start.
+        // If the instructions do not fit, the prompt of a chunk is the quoted tokens alone.
         let none = Instructions::default();
         let model = self.model.clone();
         let all = model.reconstruction_instructions();

@@ -1,4 +1,4 @@
-//! Between a layer's projections and its attention: RoPE for queries and keys, and keys and values to the caches.
+//! The step between projections and attention: applies RoPE to queries and keys, and appends keys and values to caches.
 //!
 //! One parallel region serves all sequences. A task applies RoPE to consecutive rows of one chunk. A chunk with few
 //! tokens is one task, which also appends to the cache; the keys and values of longer chunks are appended afterwards by
@@ -25,7 +25,7 @@ struct Task<'a, 'c> {
     q: &'a mut [f32],
     k: &'a mut [f32],
     v: &'a [f32],
-    /// The chunk, where the task has all of its rows: then the task appends them.
+    /// The chunk, if the task has all of its rows. Then the task appends them.
     chunk: Option<&'a mut SequenceChunk<'c>>,
     /// The rows could not be appended.
     failed: bool,
@@ -48,7 +48,7 @@ impl SequenceChunk<'_> {
 }
 
 impl Pass<'_> {
-    /// Applies RoPE to `q` and `k` of all chunks (after their norms, where the family has them) and appends `k` and `v`
+    /// Applies RoPE to `q` and `k` of all chunks (after their norms, if the family has them) and appends `k` and `v`
     /// to the caches of the chunks without an error.
     pub(super) fn rope_and_append(
         &mut self,
@@ -84,7 +84,7 @@ impl Pass<'_> {
                 }
             }
         });
-        // Chunks that compete for the last pages may all fail; one after the other, some succeed.
+        // Chunks that compete for the last pages may all fail. In sequence, some succeed.
         for task in tasks.into_iter().filter(|task| task.failed) {
             if let Some(chunk) = task.chunk {
                 chunk.append(exec, place.kv, task.q, task.k, task.v);

@@ -1,4 +1,4 @@
-//! One sequence with its KV cache and working memory.
+//! One sequence with its KV cache and scratch memory.
 
 use super::{
     Model,
@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 use scrimp_base::SplitMix64;
 use scrimp_kv::{KvFormat, ScoresWanted, Sequence};
 
-/// Tokens that go through the layers together. Large enough that unpacking weights costs little, small enough that
+/// Maximum number of tokens of a pass. It is large enough that unpacking weights costs little, and small enough that
 /// intermediate results stay small.
 pub const CHUNK: usize = 512;
-/// Tokens of a prompt after which old tokens are packed, where the KV format packs: at most this many are in bf16.
+/// Maximum number of unpacked (bf16) tokens of a prompt, for KV formats that pack.
 pub const PIECE: usize = 2 * CHUNK;
-/// Rows of logits that are computed at once where all are wanted.
+/// Rows of logits that are computed at once if all are wanted.
 const LOGITS_ROWS: usize = 48;
 
 /// One sequence with its KV cache and scratch memory.
@@ -25,12 +25,12 @@ pub struct Session {
     pub(super) model: Model,
     pub(super) kv: Sequence,
     pub(super) buffers: Buffers,
-    /// The longest that the sequence was going to be when tokens were appended (chooses between LongRoPE's two sets).
+    /// The maximum length of the sequence as known when tokens were appended. It chooses between LongRoPE's two sets.
     pub(super) rope_tokens: usize,
     /// The scores that attention accumulates.
     pub(super) scores_wanted: Option<ScoresWanted>,
     pub(super) compression: CompressionState,
-    /// Set while the model repeats its prompt.
+    /// True while the model repeats its prompt.
     pub(super) reconstruction: Option<Reconstruction>,
     /// The sample of the prompt's queries for expected attention.
     pub(super) sampled_queries: Option<SampledQueries>,
@@ -54,7 +54,8 @@ impl Session {
         }
     }
 
-    /// A second session with the same tokens and options. Pages of the cache are shared until one of the two writes.
+    /// A second session with the same tokens and options. The two share the pages of the cache until one of them
+    /// writes.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
@@ -69,13 +70,13 @@ impl Session {
         }
     }
 
-    /// The model that runs.
+    /// The model.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
     /// Appends `tokens` and returns the logits after the last one (`[vocab_size]`).
-    /// One token is a decode step, more are a prefill (cut into chunks inside).
+    /// One token is a decode step; more tokens are a prefill, which is cut into chunks.
     ///
     /// # Errors
     /// When `tokens` is empty, holds an id outside the vocabulary, or the sequence would pass the context length.
@@ -93,7 +94,7 @@ impl Session {
         Ok(self.buffers.logits(&self.model, 0..1))
     }
 
-    /// Appends `tokens` and hands the logits after each of them, in order, to `visit(index in tokens, logits)`.
+    /// Appends `tokens` and calls `visit(index in tokens, logits)` with the logits after each token, in order.
     ///
     /// # Errors
     /// As [`Session::forward`].
@@ -114,8 +115,7 @@ impl Session {
         })
     }
 
-    /// A batch of one: runs `tokens` (at most a chunk) through all layers, for the residual stream of the last
-    /// `wanted`.
+    /// Runs `tokens` (at most a chunk) through all layers. Leaves the residual stream of the last `wanted` tokens.
     fn layers(&mut self, buffers: &mut Buffers, tokens: &[u32], wanted: usize) -> Result<()> {
         let model = self.model.clone();
         let mut chunks = [SequenceChunk::new(self, tokens.len(), wanted)];
@@ -124,7 +124,7 @@ impl Session {
         chunk.error.map_or(Ok(()), Err)
     }
 
-    /// Runs `append` on tokens that were checked; where it fails, the sequence is as it was before.
+    /// Runs `append` on checked tokens. If it fails, the sequence is unchanged.
     fn appending(
         &mut self,
         tokens: &[u32],
@@ -137,15 +137,15 @@ impl Session {
         self.end_append(before, tokens, result)
     }
 
-    /// Checks tokens that are to be appended; returns the length before them.
+    /// Checks tokens before they are appended. Returns the length before them.
     pub(super) fn begin_append(&mut self, tokens: &[u32]) -> Result<usize> {
         self.check(tokens)?;
         self.rope_tokens = self.rope_tokens.max(self.len() + tokens.len());
         Ok(self.len())
     }
 
-    /// After an attempt to append `tokens`: compresses and packs where it is due, or truncates to `before` after an
-    /// error.
+    /// Called after an attempt to append `tokens`. Compresses and packs when due; after an error, truncates to
+    /// `before`.
     pub(super) fn end_append(&mut self, before: usize, tokens: &[u32], result: Result<()>) -> Result<()> {
         let result = result.and_then(|()| self.compress_if_due(tokens)).and_then(|()| self.pack_if_done());
         if result.is_err() {
@@ -154,15 +154,14 @@ impl Session {
         result
     }
 
-    /// Packs old tokens, unless they belong to a prompt that will be compressed: its tokens are dropped first, since
-    /// packing a token twice adds two errors. The tokens of a prompt attend to up to [`PIECE`] unpacked tokens; later
-    /// tokens attend to packed ones.
+    /// Packs old tokens, except those of a prompt that will be compressed: packing a token twice adds two errors. The
+    /// tokens of a prompt attend to up to [`PIECE`] unpacked tokens; later tokens attend to packed tokens.
     fn pack_if_done(&mut self) -> Result<()> {
         let later = self.scores_wanted.is_some() || self.len() <= self.compression.unpacked_until();
         if later { Ok(()) } else { self.pack() }
     }
 
-    /// Packs old tokens, where the KV format packs (see [`Sequence::pack`]).
+    /// Packs old tokens, if the KV format packs (see [`Sequence::pack`]).
     ///
     /// # Errors
     /// When memory cannot be had.
@@ -196,8 +195,7 @@ impl Session {
         Ok(())
     }
 
-    /// Appends random keys and values as if for `n` tokens, so that the speed after long prompts can be measured
-    /// without a prefill.
+    /// Appends random keys and values for `n` tokens. This measures the speed after a long prompt without its prefill.
     ///
     /// # Errors
     /// When the context has no room for them, or memory cannot be had.
@@ -228,7 +226,7 @@ impl Session {
         self.len() == 0
     }
 
-    /// Forgets everything; memory of the cache goes back to the pool. A prompt that was begun stays begun.
+    /// Removes all tokens and releases the pages of the cache. A begun prompt stays begun.
     pub fn reset(&mut self) {
         self.kv.reset();
         self.compression.forget();
@@ -246,8 +244,8 @@ impl Session {
         &self.kv
     }
 
-    /// Drops all tokens from position `len` on. Where a sliding-window layer has released tokens that it would need, or
-    /// a compression at a later position has dropped tokens before `len`, all tokens are dropped: [`Session::len`] is
+    /// Drops all tokens from position `len` on. If a sliding-window layer has released tokens that it needs, or a
+    /// compression at a later position has dropped tokens before `len`, all tokens are dropped. [`Session::len`] has
     /// the result.
     pub fn truncate(&mut self, len: usize) {
         if len < self.compressed() || self.kv.truncate(len).is_err() {
@@ -255,9 +253,9 @@ impl Session {
         }
     }
 
-    /// Drops the tokens from position `len` on, also where the cache was compressed at a later position: then the
-    /// remaining tokens are those that the compression kept. Where a sliding-window layer has released tokens that it
-    /// would need, all tokens are dropped.
+    /// Drops the tokens from position `len` on, even if the cache was compressed at a later position: then the tokens
+    /// that the compression kept remain. If a sliding-window layer has released tokens that it needs, all tokens are
+    /// dropped.
     pub fn truncate_compressed(&mut self, len: usize) {
         if self.kv.truncate(len).is_err() {
             self.reset();

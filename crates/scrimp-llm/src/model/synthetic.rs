@@ -1,5 +1,4 @@
-//! Models with random weights, for measuring time and memory of a shape, a format and a sparsity without a file of that
-//! size.
+//! Models with random weights: they measure time and memory of a shape, a format and a sparsity without a model file.
 
 use super::weights::{Layer, LayerNorms, LinearWeights, Weights};
 use crate::{
@@ -22,7 +21,7 @@ pub struct Shape {
     pub sizes: Sizes,
 }
 
-/// Every shape.
+/// All shapes.
 pub const SHAPES: [Shape; 2] = [
     Shape {
         name: "llama-3.2-1b",
@@ -90,7 +89,7 @@ impl Shape {
     }
 }
 
-/// A packed matrix of random numbers, from which any number of copies are made.
+/// A packed matrix of random numbers, the source of any number of copies.
 struct Template {
     format: WeightFormat,
     rows: usize,
@@ -122,7 +121,7 @@ impl Template {
     }
 }
 
-/// Weights with the shape's memory traffic: every layer has its own copy, with the same numbers in it.
+/// Weights with the shape's memory traffic: every layer has its own copy of the same numbers.
 pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) -> Result<Weights> {
     let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = (config.q_dim(), config.kv_dim());

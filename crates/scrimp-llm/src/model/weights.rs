@@ -21,7 +21,7 @@ use std::ops::Range;
 pub struct LinearWeights {
     /// `[out features][in features]`.
     pub weight: Matrix,
-    /// `[out features]`, where the layer has one.
+    /// `[out features]`, if the layer has a bias.
     pub bias: Option<Vec<f32>>,
 }
 
@@ -79,7 +79,7 @@ pub(super) struct Layer {
 pub(super) struct Weights {
     pub(super) layers: Vec<Layer>,
     pub(super) output_norm: Vec<f32>,
-    /// The output matrix; where it is tied to the embedding, embeddings are looked up in it too.
+    /// The output matrix. If it is tied to the embedding, lookups read it, too.
     pub(super) output: Matrix,
     pub(super) tied: bool,
     /// Bytes of packed matrices.
@@ -139,7 +139,7 @@ struct Loader<'a> {
     progress: &'a mut dyn FnMut(u64),
 }
 
-/// Repacks everything. `progress` is called with the stored bytes of each tensor that is done.
+/// Repacks all tensors. `progress` is called with the stored bytes of each finished tensor.
 ///
 /// # Errors
 /// When a tensor is missing or has an unusable shape, or memory cannot be had.
@@ -197,7 +197,7 @@ impl Loader<'_> {
             down: projection(Projection::Down)?,
             norms: LayerNorms::read(checkpoint, index)?,
         };
-        // Reading a page also maps neighboring pages, of tensors that were released.
+        // Reading a page also maps neighboring pages of released tensors.
         checkpoint.release_all();
         Ok(layer)
     }
@@ -210,7 +210,7 @@ impl Loader<'_> {
 
     fn matrix(&mut self, name: &str, rows: &Range<usize>) -> Result<Matrix> {
         let (pool, arena, checkpoint) = (self.pool, &mut self.arena, self.checkpoint);
-        // The mapped original goes piece by piece, so that the largest matrix is not in memory twice.
+        // The mapped original is released piece by piece, so that the largest matrix is not in memory twice.
         let mut done = |slice: &[u8]| checkpoint.release_part(name, slice);
         let (matrix, bytes) = match stored_matrix(checkpoint, name, rows)? {
             StoredMatrix::Rows { dtype, rows, cols, data } => (
@@ -218,7 +218,7 @@ impl Loader<'_> {
                 data.len(),
             ),
             StoredMatrix::Packed(view) => {
-                // Checking it has read all of it.
+                // The check has read all of it.
                 checkpoint.release(name);
                 (Matrix::from_packed_in_pieces(pool, arena, &view, &mut done), view.bytes().len())
             }

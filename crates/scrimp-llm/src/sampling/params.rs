@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// How to choose the next token. The default is greedy: always the best token.
+/// The parameters of the choice of a token. The default is greedy: always the best token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits: below 1 sharper, above 1 flatter, 0 greedy.
@@ -15,11 +15,11 @@ pub struct SamplingParams {
     pub min_p: f32,
     /// Weakens tokens of prompt and answer; 1 is off.
     pub repetition_penalty: f32,
-    /// Taken off a logit per occurrence in the answer; 0 is off.
+    /// Subtracted from a logit per occurrence in the answer; 0 is off.
     pub frequency_penalty: f32,
-    /// Taken off a logit once if the token is in the answer; 0 is off.
+    /// Subtracted from a logit once if the token is in the answer; 0 is off.
     pub presence_penalty: f32,
-    /// Start of the random generator; `None`: from the operating system.
+    /// Seed of the random generator; `None`: a seed from the operating system.
     pub seed: Option<u64>,
 }
 
@@ -39,7 +39,7 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Below this, dividing by the temperature would overflow, and one token takes everything anyway.
+    /// Below this temperature, the division would overflow, and one token has all of the probability.
     const GREEDY_BELOW: f32 = 1e-5;
 
     /// Checks every value.
@@ -60,7 +60,7 @@ impl SamplingParams {
         check(self.presence_penalty.is_finite(), "presence penalty", self.presence_penalty, number)
     }
 
-    /// True when no randomness is wanted.
+    /// Whether the choice has no randomness.
     pub fn is_greedy(&self) -> bool {
         self.temperature < Self::GREEDY_BELOW
     }
@@ -69,7 +69,7 @@ impl SamplingParams {
         self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
     }
 
-    /// The logit of a token that was seen, `generated` times of it in the answer.
+    /// The logit of a token that is in the prompt or, `generated` times, in the answer.
     pub(super) fn penalize(&self, logit: f32, generated: u32) -> f32 {
         let r = self.repetition_penalty;
         let repeated = if logit > 0.0 { logit / r } else { logit * r };

@@ -3,13 +3,13 @@
 use crate::logits;
 use std::cmp::Ordering;
 
-/// A row of logits, seen through temperature and min-p.
+/// A row of logits with temperature and min-p.
 pub(super) struct Row<'a> {
     logits: &'a [f32],
     max: f32,
     /// `1 / temperature`.
     scale: f32,
-    /// The smallest logit that min-p keeps; finite, so that it keeps `NaN` and `-inf` out.
+    /// The smallest logit that min-p keeps. It is finite, so it excludes `NaN` and `-inf`.
     floor: f32,
 }
 
@@ -78,8 +78,8 @@ pub(super) struct Candidates {
 impl Candidates {
     /// Keeps the `k` best.
     ///
-    /// One pass: candidates above the floor are collected; when there are `2k` of them (at least 256) the best `k` are
-    /// kept and the floor rises to the `k`-th. Blocks without a logit above the floor are skipped by their maximum.
+    /// One pass collects the candidates above the floor. At `2k` candidates (at least 256), the best `k` stay and the
+    /// floor rises to the `k`-th. Blocks whose maximum is not above the floor are skipped.
     pub(super) fn top_k(&mut self, row: &Row<'_>, k: usize) {
         const BLOCK: usize = 128;
         let k = k.min(row.logits.len());
@@ -111,9 +111,9 @@ impl Candidates {
         best.sort_unstable_by(rank);
     }
 
-    /// Keeps the fewest best tokens of the whole row that hold `top_p` of its probability.
+    /// Keeps the smallest set of best tokens with `top_p` of the probability of the whole row.
     ///
-    /// Most rows need a few dozen tokens, some (early, flat ones) thousands: the guess grows until it is enough.
+    /// Most rows need a few dozen tokens; flat rows need thousands. The number of candidates grows until it suffices.
     pub(super) fn nucleus(&mut self, row: &Row<'_>, top_p: f32) {
         let wanted = row.total(row.logits) * f64::from(top_p);
         let mut k = 64;
@@ -127,7 +127,7 @@ impl Candidates {
         self.keep_mass(row, wanted);
     }
 
-    /// Keeps the fewest best of the candidates that hold `top_p` of *their* probability.
+    /// Keeps the smallest set of best candidates with `top_p` of the probability *of the candidates*.
     pub(super) fn top_p(&mut self, row: &Row<'_>, top_p: f32) {
         if top_p < 1.0 {
             self.keep_mass(row, self.mass(row) * f64::from(top_p));

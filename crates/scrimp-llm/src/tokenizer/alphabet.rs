@@ -1,4 +1,4 @@
-//! GPT-2's byte alphabet: every byte as one printable character, so that a vocabulary of bytes can be stored as text.
+//! GPT-2's byte alphabet: one printable character for each byte, so that a vocabulary of bytes can be stored as text.
 //!
 //! Printable Latin-1 characters represent themselves; the other 68 bytes, in order, are U+0100, U+0101, ... (a space
 //! is `Ġ`, a line feed `Ċ`).
@@ -53,7 +53,7 @@ impl Alphabet {
     }
 }
 
-/// The bytes that `text` represents. Characters outside the alphabet (added tokens have them) represent themselves.
+/// The bytes that `text` represents. Characters outside the alphabet (in added tokens) represent themselves.
 pub(super) fn decode(text: &[u8]) -> Vec<u8> {
     let Ok(text) = std::str::from_utf8(text) else { return text.to_vec() };
     let mut bytes = Vec::with_capacity(text.len());

@@ -1,9 +1,9 @@
 //! Byte-pair encoding over GPT-2's byte alphabet.
 //!
-//! GGUF lists merges as texts, `"Ġ t"`: two halves, best first. A merge makes one token, and its place in the list is
-//! its rank. Instead of a map of pairs, each token remembers the rank of the merge that makes it and where its halves
-//! meet; as a pair of neighbors is a stretch of the text, looking up the whole says whether it may merge. Building
-//! that is one walk over the list, since the tokens of successive merges mostly are successive tokens.
+//! GGUF lists merges as texts such as `"Ġ t"`: two halves, best merge first. A merge makes one token, and its position
+//! in the list is its rank. There is no map of pairs. Instead, each token has the rank of its merge and the length of
+//! its left half: two neighbors are one range of the text, so one lookup of this range shows whether they may merge.
+//! The table is built in one pass over the list, because successive merges mostly make successive tokens.
 
 use std::collections::HashMap;
 
@@ -15,24 +15,23 @@ use super::{
 };
 use crate::error::Result;
 
-/// What makes which token, and in which order.
+/// The merges of all tokens, with their ranks.
 pub(super) struct Ranks {
-    /// Per token: rank of its first merge and bytes of the left half; `(MAX, 0)` where there is none.
+    /// For each token, the rank of its first merge and the bytes of the left half; `(MAX, 0)` without a merge.
     first: Vec<(u32, u32)>,
-    /// Further merges that make the same token (vocabularies converted from tiktoken have them): by token and left
-    /// half.
+    /// Further merges of the same token, by token and left half (in vocabularies converted from tiktoken).
     others: HashMap<(u32, u32), u32>,
 }
 
 impl Ranks {
-    /// From GGUF's list. Merges that make no token of the vocabulary are left out.
+    /// Reads GGUF's list. Merges without a token in the vocabulary are left out.
     pub(super) fn new<'a>(vocab: &Vocab, merges: impl ExactSizeIterator<Item = &'a [u8]>) -> Self {
         let mut first = vec![(u32::MAX, 0); vocab.len()];
         let mut others = HashMap::new();
         let mut last = 0_u32;
         let mut whole = Vec::new();
         for (rank, merge) in (0_u32..).zip(merges) {
-            // A space as first character would be part of the left half.
+            // A space as the first character is part of the left half.
             let Some(space) = merge.iter().skip(1).position(|&b| b == b' ') else { continue };
             let (left, right) = (&merge[..=space], &merge[space + 2..]);
             let makes = |id: u32| {
@@ -70,7 +69,7 @@ impl Ranks {
     }
 }
 
-/// The engine: words, then merges inside each of them.
+/// The engine: cuts a text into words, then merges inside each word.
 pub(super) struct Bpe {
     pub(super) splitter: Splitter,
     pub(super) ranks: Ranks,

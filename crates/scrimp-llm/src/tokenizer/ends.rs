@@ -1,4 +1,4 @@
-//! Tokens after which generation stops, known by their names.
+//! End tokens of generation, recognized by their names.
 //!
 //! Files name one `eos`, but chat models end a turn with another token, and code models end a file with a third. The
 //! names are the ones that llama.cpp knows.
@@ -43,7 +43,7 @@ const CODE_ENDS: &[&str] = &[
     "<|file_sep|>",
 ];
 
-/// Marks for filling in code. They end nothing, but are structure even where a file calls them text.
+/// Marks for filling in code. They do not end an answer, but they are structure even if a file types them as text.
 pub(super) const CODE_MARKS: &[&str] = &[
     "<|fim_prefix|>",
     "<fim-prefix>",
@@ -59,10 +59,10 @@ pub(super) const CODE_MARKS: &[&str] = &[
     "<\u{ff5c}fim\u{2581}end\u{ff5c}>",
 ];
 
-/// Llama 2's end of text. Elsewhere it is HTML's end of struck-out text, so it counts only as a control token.
+/// Llama 2's end of text. In other vocabularies it is HTML's end of struck-out text, so only a control token counts.
 const STRIKE_OR_END: &str = "</s>";
 
-/// Ids of the names above that `id` finds; `is_control` tells structure from text.
+/// The ids of the names above, looked up with `id`. `is_control` distinguishes structure from text.
 pub(super) fn find(id: impl Fn(&str) -> Option<u32>, is_control: impl Fn(u32) -> bool) -> Vec<u32> {
     let mut ends: Vec<u32> = ENDS.iter().chain(CODE_ENDS).filter_map(|name| id(name)).collect();
     // In the harmony format <|end|> separates messages of one answer.

@@ -16,11 +16,11 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const MERGES: &str = "tokenizer.ggml.merges";
 
 impl Tokenizer {
-    /// The tokenizer that a GGUF file carries.
+    /// The tokenizer in a GGUF file.
     ///
     /// # Errors
-    /// When the file has none, has one of a kind that scrimp does not know (the message lists those it knows), or it is
-    /// damaged: arrays of different lengths, begin-of-text wanted but not named.
+    /// The tokenizer is missing, of an unknown kind (the message lists the known ones), or damaged: arrays of different
+    /// lengths, or no begin-of-text token although it is required.
     pub fn from_gguf(meta: &GgufMetadata) -> Result<Self> {
         let key = "tokenizer.ggml.model";
         match meta.str(key)?.ok_or_else(|| meta.missing(key))? {
@@ -61,7 +61,7 @@ fn sentence_piece(meta: &GgufMetadata) -> Result<Tokenizer> {
         let what = format!("tokenizer.ggml.scores has {} numbers for {} tokens", scores.len(), vocab.len());
         return Err(meta.source().bad(what));
     }
-    // Files that do not say mean Llama's.
+    // The default is Llama's.
     let ids = Ids::read(meta, &mut vocab, true, Some(1), Some(2))?;
     let add_space_prefix = meta.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let words = Words::Spm(Spm::new(&vocab, &scores, ids.unknown, add_space_prefix));
@@ -91,7 +91,7 @@ fn vocabulary(meta: &GgufMetadata) -> Result<Vocab> {
     Ok(vocab)
 }
 
-/// Ids with a meaning of their own.
+/// Ids of the tokens with a special meaning.
 struct Ids {
     bos: Option<u32>,
     eos: Option<u32>,
@@ -101,7 +101,7 @@ struct Ids {
 }
 
 impl Ids {
-    /// Reads them, and makes tokens that by their names are structure `Kind::Control`.
+    /// Reads the ids. Tokens whose names are known as structure become `Kind::Control`.
     fn read(
         meta: &GgufMetadata,
         vocab: &mut Vocab,
@@ -111,7 +111,7 @@ impl Ids {
     ) -> Result<Self> {
         let id = |name: &str, default: Option<u32>| -> Result<Option<u32>> {
             let id = meta.u64(&format!("tokenizer.ggml.{name}_token_id"))?;
-            // Converters write ids such as 2^32 - 1 for "none".
+            // Converters write ids such as 2^32 - 1 to mean "none".
             let id = id.map_or(default, |id| u32::try_from(id).ok());
             Ok(id.filter(|&id| (id as usize) < vocab.len()))
         };
@@ -160,9 +160,9 @@ impl Ids {
     }
 }
 
-/// Tokens that are cut out of the text first.
+/// Special tokens, which are cut out of the text first.
 fn specials(meta: &GgufMetadata, vocab: &Vocab) -> Specials {
-    // Phi-3's special tokens swallow the white space after them, but for three of them; GGUF has no place to say so.
+    // Phi-3's special tokens, except for three, include the white space after them. GGUF cannot express this.
     let name = meta.str("general.name").ok().flatten().unwrap_or("").to_lowercase();
     let phi3 = name.contains("phi-3") || name.contains("phi3");
     let tokens = (0..vocab.len() as u32).filter_map(|id| {

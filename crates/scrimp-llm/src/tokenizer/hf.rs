@@ -16,9 +16,9 @@ use crate::{
 /// `tokenizer.json`, run by the `tokenizers` crate.
 pub(super) struct HfTokenizer {
     parsing: tokenizers::Tokenizer,
-    /// A copy that takes special tokens for text; made when first needed.
+    /// A copy that reads special tokens as text, created at the first use.
     plain: OnceLock<Box<tokenizers::Tokenizer>>,
-    /// Added tokens: text, and whether they are structure rather than text.
+    /// Added tokens: their text, and whether they are structure.
     added: HashMap<u32, (String, bool)>,
     size: usize,
     byte_fallback: bool,
@@ -69,15 +69,15 @@ impl HfTokenizer {
 
 impl Tokenizer {
     /// The tokenizer of a Hugging Face directory: `tokenizer.json`, with `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json` and `config.json` where they are.
+    /// `special_tokens_map.json`, `generation_config.json` and `config.json` if they exist.
     ///
     /// # Errors
-    /// When `tokenizer.json` is missing, damaged, or decodes in a way that scrimp does not know.
+    /// `tokenizer.json` is missing, damaged, or has an unknown decoder.
     pub fn from_hf_dir(dir: &Path) -> Result<Self> {
         Self::from_side_files(&SideFiles::in_dir(dir))
     }
 
-    /// As [`Tokenizer::from_hf_dir`], wherever the files are.
+    /// As [`Tokenizer::from_hf_dir`], for files in any place.
     ///
     /// # Errors
     /// As [`Tokenizer::from_hf_dir`].
@@ -89,7 +89,7 @@ impl Tokenizer {
         })?;
         let mut parsing = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::damaged_file(&path, format!("no usable tokenizer: {e}")))?;
-        // Both are for training batches.
+        // Padding and truncation are for training batches.
         parsing.with_padding(None);
         parsing
             .with_truncation(None)
@@ -139,7 +139,7 @@ fn begins_with(tokenizer: &tokenizers::Tokenizer, bos: Option<u32>) -> bool {
     tokenizer.encode_fast("", true).is_ok_and(|e| e.get_ids().first().copied() == bos)
 }
 
-/// What `tokenizer.json` says of decoding.
+/// The decoder of `tokenizer.json`.
 struct Decoder {
     spelling: Spelling,
     prefix: SpacePrefix,
@@ -183,7 +183,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Reads those that are there.
+    /// Reads the existing files.
     pub(crate) fn read(side: &SideFiles) -> Result<Self> {
         let read = |name: &str| match side.read(name)? {
             Some(bytes) => serde_json::from_slice(&bytes)

@@ -1,8 +1,9 @@
-//! Merging of neighbors, lowest priority number first: the heart of byte-pair encoding and of SentencePiece.
+//! Merging of neighbors, lowest priority number first: the algorithm of byte-pair encoding and of SentencePiece.
 //!
-//! Symbols are stretches of the text. A pair of neighbors can merge when both together are a token; which pair goes
-//! first is a number from the vocabulary (the merge's rank, or the order of the token's score), and of equal numbers
-//! the leftmost. A heap holds the pairs; a pair whose symbols have changed since is recognized by its length.
+//! Symbols are ranges of the text. A pair of neighbors can merge if the two together are a token. The pair with the
+//! lowest number merges first, of equal numbers the leftmost. The number comes from the vocabulary: the rank of the
+//! merge or the order of the token's score. A heap has the pairs; a pair whose symbols have changed is recognized by
+//! its length.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -13,7 +14,7 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy)]
 struct Symbol {
     start: u32,
-    /// Bytes; 0 once it was merged into its left neighbor.
+    /// Bytes; 0 after the merge into its left neighbor.
     len: u32,
     prev: u32,
     next: u32,
@@ -30,9 +31,9 @@ pub(super) struct Merger {
 }
 
 impl Merger {
-    /// Cuts `text` into characters and merges them. `priority(id, left)` is called for tokens that a pair would make,
-    /// `left` being the bytes of its left half. Calls `emit(text, id)` for the remaining symbols, in order; a lone
-    /// character that is no token has no id.
+    /// Cuts `text` into characters and merges them. `priority(id, left)` returns the priority of the token `id` of a
+    /// pair with `left` bytes in its left half. Calls `emit(text, id)` for the remaining symbols, in order. A single
+    /// character that is not a token has no id.
     ///
     /// `text` must be shorter than 4 GiB.
     pub(super) fn run(

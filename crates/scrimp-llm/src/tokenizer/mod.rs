@@ -1,11 +1,11 @@
 //! Text to token ids and back.
 //!
-//! Two engines behind one type. GGUF files carry a vocabulary and, depending on the kind, merges or scores; an engine
-//! of our own is built from them in some milliseconds ([`bpe`], [`spm`]), with the ids that llama.cpp gives.
-//! Hugging Face directories carry `tokenizer.json`, which the `tokenizers` crate runs ([`hf`]).
+//! One type has two engines. GGUF files have a vocabulary and, depending on the kind, merges or scores. Our own engine
+//! ([`bpe`], [`spm`]) is built from them in some milliseconds and returns the ids of llama.cpp. Hugging Face
+//! directories have `tokenizer.json`, which the `tokenizers` crate runs ([`hf`]).
 //!
-//! Both cut out special tokens first, and both decode the same way: a token is a string of bytes
-//! ([`Tokenizer::token_bytes`]), a text is their concatenation.
+//! Both engines cut out special tokens first. Both decode alike: a token is a string of bytes
+//! ([`Tokenizer::token_bytes`]), and a text is their concatenation.
 
 mod alphabet;
 mod bpe;
@@ -53,14 +53,14 @@ enum Engine {
     Hf(Box<HfTokenizer>),
 }
 
-/// How text between special tokens becomes ids.
+/// The engine for text between special tokens.
 #[expect(clippy::large_enum_variant, reason = "a process has one or two of them")]
 enum Words {
     Bpe(Bpe),
     Spm(Spm),
 }
 
-/// Where the tokenizer puts a space before the text, which decoding takes away again.
+/// The places where the tokenizer adds a space before the text. Decoding removes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SpacePrefix {
     Never,
@@ -71,12 +71,12 @@ enum SpacePrefix {
 }
 
 impl Tokenizer {
-    /// Ids of `text`. `add_bos` puts the begin-of-text token first, for tokenizers that want one
-    /// ([`Tokenizer::adds_bos`]). With `parse_special` the texts of special tokens (`<|im_start|>`) become those
-    /// tokens; without it they are plain text: the choice for the input of users.
+    /// Ids of `text`. `add_bos` adds the begin-of-text token if the tokenizer has one ([`Tokenizer::adds_bos`]). With
+    /// `parse_special`, the names of special tokens (`<|im_start|>`) become these tokens. Without it, they are plain
+    /// text, which is right for the input of users.
     ///
     /// # Errors
-    /// When `text` is 4 GiB or longer, or the tokenizer cannot express it.
+    /// `text` is 4 GiB or longer, or the tokenizer cannot express it.
     pub fn encode(&self, text: &str, add_bos: bool, parse_special: bool) -> Result<Vec<u32>> {
         // SentencePiece's marks and the byte alphabet make a text up to three times longer.
         if text.len() > u32::MAX as usize / 4 {
@@ -113,12 +113,12 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The text of `ids`, without special tokens. Bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
+    /// The text of `ids`, without special tokens. Invalid UTF-8 becomes U+FFFD; unknown ids are ignored.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.decode_with(ids, true)
     }
 
-    /// The text of `ids`, special tokens left out or written as their names.
+    /// The text of `ids`, without special tokens or with their names.
     pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> String {
         let mut stream = StreamDecoder::new(self, skip_special, true);
         let mut text = String::new();
@@ -135,14 +135,14 @@ impl Tokenizer {
     }
 
     /// As [`Tokenizer::stream`], for tokens that follow `prompt`: a space at the beginning is dropped only
-    /// where it is the tokenizer's, not the text's.
+    /// if the tokenizer added it.
     pub fn stream_after(&self, prompt: &[u32]) -> StreamDecoder<'_> {
         let at_start = prompt.last().is_none_or(|&id| self.is_cut_out(id));
         StreamDecoder::new(self, true, at_start)
     }
 
-    /// The bytes that token `id` represents; a special token's are its name, those of a place in the vocabulary that
-    /// nothing uses are none. `None`: there is no such token.
+    /// The bytes that token `id` represents. A special token has its name, an unused one no bytes. `None`: there is no
+    /// such token.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         match &self.engine {
             Engine::Native { vocab, .. } => {
@@ -158,7 +158,7 @@ impl Tokenizer {
         }
     }
 
-    /// The id whose text in the vocabulary is exactly `text`: the way to special tokens by name.
+    /// The id whose text in the vocabulary is exactly `text`. This finds special tokens by name.
     pub fn token_id(&self, text: &str) -> Option<u32> {
         match &self.engine {
             Engine::Native { vocab, .. } => vocab.id(text.as_bytes()),
@@ -199,7 +199,7 @@ impl Tokenizer {
         &self.ends
     }
 
-    /// Whether `id` is structure rather than text: left out of decoded text.
+    /// Whether `id` is structure, which decoded text leaves out.
     pub fn is_special(&self, id: u32) -> bool {
         match &self.engine {
             Engine::Native { vocab, .. } => matches!(vocab.kind(id), Some(Kind::Control | Kind::Unknown)),

@@ -2,7 +2,7 @@
 
 use super::alphabet;
 
-/// How the vocabulary's texts spell bytes.
+/// The spelling of bytes in the vocabulary's texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spelling {
     /// GPT-2's byte alphabet.

@@ -1,12 +1,13 @@
-//! Pre-tokenizers: how a byte-pair tokenizer cuts a text into words before it merges inside each of them.
+//! Pre-tokenizers: they cut a text into words, inside which a byte-pair tokenizer merges.
 //!
-//! GGUF files name theirs in `tokenizer.ggml.pre`. Each is a sequence of cuts; a cut's matches become pieces, and so
-//! does what lies between them; the next cut works inside the pieces. To add one is to add a line to [`TABLE`].
+//! GGUF files name the pre-tokenizer in `tokenizer.ggml.pre`. A pre-tokenizer is a sequence of cuts. The matches of a
+//! cut and the text between them become pieces, and the next cut works inside the pieces. A new pre-tokenizer is a new
+//! line in [`TABLE`].
 //!
-//! The patterns end in `\s+(?!\S)|\s+` ("white space, but leave its last character to the word after it"), and that
-//! look-ahead is the only thing in them that no automaton can do. So it is not in the patterns: [`Cut::space_rule`]
-//! adds a second pattern `\s+` and gives a match of it that is followed by anything its last character back.
-//! The rest of the pattern runs on a lazily built DFA: half a millisecond to build, above 100 MB/s.
+//! The original patterns end in `\s+(?!\S)|\s+`: white space, without its last character if a word follows. An
+//! automaton cannot express this look-ahead, so it is not in the patterns here. Instead, [`Cut::space_rule`] adds a
+//! second pattern `\s+`, and a match that is followed by other text leaves its last character to that text. The
+//! patterns run on a lazily built DFA, which takes half a millisecond to build and processes more than 100 MB/s.
 
 use std::sync::Mutex;
 
@@ -21,9 +22,9 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     pattern: &'static str,
-    /// Runs of white space are pieces, too; see the module's description.
+    /// Runs of white space are pieces, too (see the module).
     space_rule: bool,
-    /// Matches count only where they reach the end of the text.
+    /// Matches count only at the end of the text.
     at_end: bool,
 }
 
@@ -41,9 +42,9 @@ const TRAILING_SPACE: Cut = Cut { pattern: r"\s+", space_rule: false, at_end: tr
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PreTokenizer {
     cuts: &'static [Cut],
-    /// A word that is a token as it stands is not merged.
+    /// A word that is a token is not merged.
     pub(super) ignore_merges: bool,
-    /// Whether texts begin with BOS when the file does not say.
+    /// Whether texts begin with BOS if the file has no such key.
     pub(super) add_bos: bool,
 }
 
@@ -76,7 +77,7 @@ const GPT4O: Cut = spaced(concat!(
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+",
 ));
 const CJK_TO_HANGUL: Cut = cut(r"[\u{800}-\u{9fa5}\u{ac00}-\u{d7ff}]+");
-/// Cased letters, as Unicode 8 or so knew them, without Georgian, mathematical and some rarer ones.
+/// Cased letters of about Unicode 8, without Georgian, mathematical and some rarer letters.
 const DEEPSEEK_CASED: Cut = cut(concat!(
     r"\s?[\p{Lu}\p{Ll}\p{Lt}--[\u{560}-\u{588}\u{10c7}\u{10cd}\u{10d0}-\u{10ff}\u{1c80}-\u{1c8a}\u{2d00}-\u{2d2d}",
     r"\u{a790}-\u{ab68}\u{10570}-\u{105bc}\u{10d50}-\u{10d85}\u{16e40}-\u{16ed3}\u{1d400}-\u{1df2a}]]+",
@@ -134,7 +135,7 @@ pub(super) struct Splitter {
 
 struct Stage {
     dfa: DFA,
-    /// States found so far; a thread takes it and puts it back.
+    /// The states so far. A thread takes the cache and returns it after use.
     cache: Mutex<Option<Cache>>,
     cut: Cut,
 }
@@ -157,7 +158,7 @@ impl Stage {
         Ok(Self { dfa: dfa.map_err(failed)?, cache: Mutex::new(None), cut })
     }
 
-    /// Calls `piece` for each piece of `text`, in order; none is empty.
+    /// Calls `piece` for each piece of `text`, in order. No piece is empty.
     fn split<'t>(&self, text: &'t str, mut piece: impl FnMut(&'t str)) -> Result<()> {
         let taken = self.cache.lock().ok().and_then(|mut cache| cache.take());
         let mut cache = taken.unwrap_or_else(|| self.dfa.create_cache());
@@ -194,7 +195,7 @@ impl Stage {
 }
 
 impl Splitter {
-    /// Cuts `text` into words; put together again they are `text`.
+    /// Cuts `text` into words. Their concatenation is `text`.
     pub(super) fn split<'t>(&self, text: &'t str, mut word: impl FnMut(&'t str)) -> Result<()> {
         let Some((last, first)) = self.stages.split_last() else {
             if !text.is_empty() {

@@ -1,19 +1,19 @@
-//! SentencePiece as Llama 2 and Gemma use it: characters merged in the order of the tokens' scores, over the whole text
-//! at once; what no token spells becomes bytes.
+//! SentencePiece as in Llama 2 and Gemma: characters are merged in the order of the tokens' scores over the whole text.
+//! Text without a token becomes bytes.
 //!
-//! The vocabulary has scores and no list of merges: any two neighbors that together are a token may merge, the
-//! highest score first.
+//! The vocabulary has scores and no list of merges: any two neighbors that together are a token may merge, the highest
+//! score first.
 
 use super::{merge::Merger, piece::SPACE_MARK, vocab::Vocab};
 
 /// The engine.
 pub(super) struct Spm {
-    /// Per token: its place in the order of merges, smaller first.
+    /// The position of each token in the order of merges, smaller first.
     order: Vec<u32>,
     /// Tokens of the 256 bytes.
     bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
-    /// A text (and the text after a special token) gets a space in front.
+    /// Adds a space before a text, and before the text after a special token.
     pub(super) add_space_prefix: bool,
 }
 
@@ -24,7 +24,7 @@ fn order(score: f32) -> u32 {
 }
 
 impl Spm {
-    /// From the tokens' scores (missing ones are 0).
+    /// Reads the tokens' scores (missing scores are 0).
     pub(super) fn new(vocab: &Vocab, scores: &[f32], unknown: Option<u32>, add_space_prefix: bool) -> Self {
         let mut order: Vec<u32> = scores.iter().take(vocab.len()).map(|&s| self::order(s)).collect();
         order.resize(vocab.len(), self::order(0.0));
@@ -32,7 +32,7 @@ impl Spm {
         Self { order, bytes, unknown, add_space_prefix }
     }
 
-    /// Appends the ids of `text`; `at_start`: it begins a text or follows a special token.
+    /// Appends the ids of `text`. `at_start`: `text` begins a text or follows a special token.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, at_start: bool, ids: &mut Vec<u32>) {
         let mut marked = Vec::with_capacity(text.len() + text.len() / 2);
         if at_start && self.add_space_prefix {

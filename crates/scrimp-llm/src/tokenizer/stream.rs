@@ -1,19 +1,19 @@
-//! Tokens to text, one by one.
+//! From tokens to text, one by one.
 
 use super::{SpacePrefix, Tokenizer};
 
-/// Turns tokens into text as they come. Made by [`Tokenizer::stream`].
+/// Decodes tokens one by one. Created by [`Tokenizer::stream`].
 ///
-/// The results of [`push`](StreamDecoder::push) and [`finish`](StreamDecoder::finish), concatenated, equal the result of
-/// [`Tokenizer::decode`] for all tokens at once. Bytes of an unfinished character are kept back until it is
-/// complete or can no longer become one (then it is U+FFFD).
+/// The results of [`push`](StreamDecoder::push) and [`finish`](StreamDecoder::finish), concatenated, equal the result
+/// of [`Tokenizer::decode`] for all tokens at once. Bytes of an incomplete character are buffered until it is complete
+/// or invalid (then it becomes U+FFFD).
 #[derive(Debug)]
 pub struct StreamDecoder<'t> {
     tokenizer: &'t Tokenizer,
     skip_special: bool,
     /// The next ordinary token begins a text: a space that the tokenizer put there is dropped.
     at_start: bool,
-    /// Start of a character that is not complete: at most three bytes.
+    /// The beginning of an incomplete character: at most three bytes.
     pending: Vec<u8>,
 }
 
@@ -22,7 +22,7 @@ impl<'t> StreamDecoder<'t> {
         Self { tokenizer, skip_special, at_start, pending: Vec::new() }
     }
 
-    /// Takes one token and returns the text that is now certain, possibly none. Unknown ids are ignored.
+    /// Takes one token and returns the text that is now final, possibly empty. Unknown ids are ignored.
     pub fn push(&mut self, id: u32) -> String {
         let mut text = String::new();
         self.push_into(id, &mut text);
@@ -48,7 +48,7 @@ impl<'t> StreamDecoder<'t> {
         self.pending.drain(..done);
     }
 
-    /// The bytes that are still held back: a replacement character if the last character was never completed.
+    /// The remaining text: a replacement character if the last character is incomplete.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();
@@ -56,7 +56,7 @@ impl<'t> StreamDecoder<'t> {
     }
 }
 
-/// Bytes at the end of `bytes` that begin a character which more bytes could complete.
+/// The number of bytes at the end of `bytes` that are the beginning of a character.
 fn incomplete_tail(bytes: &[u8]) -> usize {
     let from = bytes.len().saturating_sub(3);
     (from..bytes.len())

@@ -1,18 +1,18 @@
-//! The vocabulary: texts of all tokens in one block of bytes, an index from text to id, and the kinds of tokens.
+//! The vocabulary: the texts of all tokens in one buffer, an index from text to id, and the kinds of tokens.
 //!
-//! A vocabulary of 262,144 tokens is built at every start, so it is two passes over the file's bytes and no
-//! allocation per token:
+//! A vocabulary of 262,144 tokens is built at every start. It takes two passes over the file's bytes and no allocation
+//! per token:
 //!
 //! ```text
 //! text   t h e o f ...                 all texts, one after another
-//! ends   3 5 ...                       where text i ends
+//! ends   3 5 ...                       the end of text i
 //! slots  [tag | id + 1]                open addressing, linear probing, at most half full;
 //!                                      the tag holds the hash bits that the id leaves free
 //! ```
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// What a token is for: `tokenizer.ggml.token_type`.
+/// The kind of a token: `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -20,18 +20,18 @@ pub(super) enum Kind {
     Normal,
     /// Represents text that the vocabulary cannot spell.
     Unknown,
-    /// Structure of the conversation or document: not text.
+    /// Structure of the conversation or document, not text.
     Control,
     /// Text that is cut out first.
     UserDefined,
-    /// A place in the vocabulary that nothing uses.
+    /// An unused entry of the vocabulary.
     Unused,
     /// One byte, written `<0xXX>`.
     Byte,
 }
 
 impl Kind {
-    /// From GGUF's number.
+    /// The kind with GGUF's number.
     pub(super) fn from_gguf(kind: i32) -> Self {
         match kind {
             2 => Self::Unknown,
@@ -57,12 +57,12 @@ pub(super) struct Vocab {
     longest: usize,
 }
 
-/// Most tokens that a vocabulary may have (the largest known ones have some 260,000).
+/// Maximum number of tokens (the largest known vocabularies have some 260,000).
 pub(super) const MAX_TOKENS: usize = 1 << 24;
 
 impl Vocab {
     /// A vocabulary of `texts`, all of them `Kind::Normal`, or `None` when there are more than [`MAX_TOKENS`] tokens
-    /// or 4 GiB of text. Of equal texts the first gets the index; empty ones are not found.
+    /// or 4 GiB of text. Of equal texts, the first is in the index; empty texts are not found.
     pub(super) fn new<'a>(texts: impl ExactSizeIterator<Item = &'a [u8]>, bytes_hint: usize) -> Option<Self> {
         let count = texts.len();
         if count > MAX_TOKENS {
@@ -122,7 +122,7 @@ impl Vocab {
         if text.len() > self.longest { None } else { self.find(text).ok() }
     }
 
-    /// Id of `text`, or the slot where it would go.
+    /// The id of `text`, or the free slot for it.
     #[inline]
     fn find(&self, text: &[u8]) -> Result<u32, usize> {
         let hash = self.hash(text);
@@ -142,13 +142,13 @@ impl Vocab {
         }
     }
 
-    /// The upper bits of `hash`, where a slot does not hold the id.
+    /// The upper bits of `hash`: the bits of a slot that are not the id.
     #[inline]
     fn tag(&self, hash: u64) -> u32 {
         ((hash >> 32) as u32) & !((1_u64 << self.id_bits) as u32 - 1)
     }
 
-    /// A multiply-and-fold hash; the seed is random, so that no file can be made to collide.
+    /// A multiply-and-fold hash. The seed is random, so no file can be constructed to collide.
     #[inline]
     fn hash(&self, text: &[u8]) -> u64 {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -167,11 +167,11 @@ impl Vocab {
     }
 }
 
-/// Tokens that are cut out of a text first.
+/// The special tokens, which are cut out of a text first.
 ///
-/// Texts are kept sorted, so that narrowing a range byte by byte walks them like a trie.
+/// Texts are sorted. Narrowing a range byte by byte searches them like a trie.
 pub(super) struct Specials {
-    /// Text, id, and whether white space after the token belongs to it.
+    /// Text, id, and whether the token includes the white space after it.
     sorted: Vec<(Box<[u8]>, u32, bool)>,
     /// Range of `sorted` that starts with each byte.
     by_first: Vec<(u32, u32)>,
@@ -186,7 +186,7 @@ pub(super) struct SpecialMatch {
 }
 
 impl Specials {
-    /// Tokens with their texts; empty texts are left out.
+    /// Builds the index of tokens with their texts. Empty texts are left out.
     pub(super) fn new(tokens: impl Iterator<Item = (Box<[u8]>, u32, bool)>) -> Self {
         let mut sorted: Vec<_> = tokens.filter(|(text, ..)| !text.is_empty()).collect();
         sorted.sort_unstable();

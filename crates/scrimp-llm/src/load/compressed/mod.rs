@@ -1,4 +1,4 @@
-//! scrimp's own files: one safetensors file that holds everything a model needs.
+//! scrimp's own format: one safetensors file with all parts of a model.
 //!
 //! ```text
 //! __metadata__   "format": "scrimp", "scrimp.version": "1"
@@ -7,7 +7,7 @@
 //! tensors        GGUF's names. Vectors: F32. Matrices in the layout of the kernels, or as another file stored them: U8
 //! file:NAME      U8: a file that came with the original (tokenizer.json, ...), or tokenizer.gguf
 //! ```
-//! `docs/src/reference/compressed_file.md` has it byte by byte.
+//! `docs/src/reference/compressed_file.md` specifies every byte.
 
 mod reader;
 mod writer;
@@ -23,17 +23,17 @@ use std::fmt;
 
 /// Value of `format` in the metadata.
 pub const FORMAT: &str = "scrimp";
-/// The only version so far.
+/// The version.
 pub const VERSION: &str = "1";
-/// Before the names of files that are stored as tensors.
+/// Prefix of the names of files that are stored as tensors.
 pub const FILE_PREFIX: &str = "file:";
 /// The tokenizer's part of a GGUF file's metadata, as a GGUF file without tensors.
 pub const GGUF_HEADER: &str = "tokenizer.gguf";
 
-/// How the numbers of a tensor are stored.
+/// The encoding of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Encoding {
-    /// Row after row, each in a type of its own.
+    /// Rows one after another, in a type of GGUF.
     Rows(DType),
     /// A matrix in the layout of the kernels.
     Packed(WeightFormat),
@@ -48,7 +48,7 @@ impl Encoding {
         }
     }
 
-    /// The stored type of a tensor that is stored row after row.
+    /// The type of a tensor that is stored as rows.
     pub fn rows(self) -> Option<DType> {
         match self {
             Self::Rows(dtype) => Some(dtype),
@@ -56,7 +56,7 @@ impl Encoding {
         }
     }
 
-    /// As it is named in `scrimp.tensors`: a packed format, or a block type of GGUF.
+    /// The name in `scrimp.tensors`: a packed format or a block type of GGUF.
     fn from_name(name: &str) -> Option<Self> {
         let block = |d: &DType| d.block_len() > 1 && d.name() == name;
         let packed = || name.parse().ok().map(Self::Packed);

@@ -22,11 +22,11 @@ pub struct Entry {
     pub encoding: Encoding,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Its bytes' place in the file.
+    /// The range of its bytes in the file.
     pub range: Range<usize>,
 }
 
-/// A file of scrimp's own.
+/// A file in scrimp's own format.
 #[derive(Debug)]
 pub struct CompressedFile {
     file: SafetensorsFile,
@@ -35,7 +35,7 @@ pub struct CompressedFile {
 }
 
 impl CompressedFile {
-    /// Whether a safetensors file says that it is one.
+    /// Whether the metadata of a safetensors file names this format.
     pub fn is_one(file: &SafetensorsFile) -> bool {
         file.metadata().get("format").is_some_and(|format| format == FORMAT)
     }
@@ -88,12 +88,12 @@ impl CompressedFile {
         &self.entries
     }
 
-    /// Names of the files inside.
+    /// Names of the embedded files.
     pub fn file_names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
     }
 
-    /// The bytes of the file `name` inside, if there is one.
+    /// The bytes of the embedded file `name`, if there is one.
     pub fn file(&self, name: &str) -> Option<&[u8]> {
         self.files.get(name).map(|range| &self.file.source()[range.clone()])
     }

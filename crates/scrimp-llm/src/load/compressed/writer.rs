@@ -38,11 +38,11 @@ impl<'a> Item<'a> {
     }
 }
 
-/// Writes `path` atomically. `metadata` holds `scrimp.config` and the like; format, version and the description of
-/// tensors are added. `progress` is called with the bytes of items written so far.
+/// Writes `path` atomically. `metadata` has `scrimp.config` and further strings; format, version and the description
+/// of tensors are added. `progress` is called with the bytes of items written so far.
 ///
 /// # Errors
-/// When the file cannot be written; then `path` keeps its old content.
+/// The file cannot be written. Then `path` has its old content.
 pub fn write(
     path: &Path,
     metadata: &BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-//! A reading position in a GGUF header. Every read is checked against the bytes that are left.
+//! A reading position in a GGUF header. Every read is checked against the remaining bytes.
 
 use std::ops::Range;
 
@@ -20,12 +20,12 @@ impl<'a> Cursor<'a> {
         self.at
     }
 
-    /// Bytes that are left.
+    /// The number of remaining bytes.
     pub(super) fn remaining(&self) -> usize {
         self.source.len() - self.at
     }
 
-    /// Steps over `len` bytes and returns where they lie. `what` names them in the error.
+    /// Skips `len` bytes and returns their range. `what` names them in the error.
     pub(super) fn skip(&mut self, len: u64, what: &str) -> Result<Range<usize>> {
         match usize::try_from(len) {
             Ok(len) if len <= self.remaining() => {
@@ -56,7 +56,7 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A count of things that take at least `min_bytes` each, refused when the rest of the file cannot hold them.
+    /// A count of items of at least `min_bytes` each. An error if the rest of the file is too short for them.
     pub(super) fn count(&mut self, min_bytes: usize, what: &str) -> Result<usize> {
         let at = self.at;
         let count = self.u64(what)?;
@@ -70,7 +70,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A string: its bytes' place in the file.
+    /// A string: the range of its bytes in the file.
     pub(super) fn string(&mut self, what: &str) -> Result<Range<usize>> {
         let len = self.u64(what)?;
         self.skip(len, what)

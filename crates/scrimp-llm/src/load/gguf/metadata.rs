@@ -8,21 +8,20 @@ use crate::{
     load::Source,
 };
 
-/// Where one value lies in the file. Bounds were checked by the parser.
+/// The place of one value in the file. The parser has checked its bounds.
 #[derive(Debug, Clone)]
 pub(super) struct Value {
     pub(super) kind: ValueType,
     /// For arrays: the items' type and count.
     pub(super) items: Option<(ValueType, usize)>,
-    /// The value's bytes, without a string's length or an array's head.
+    /// The value's bytes, without the length of a string or the header of an array.
     pub(super) range: Range<usize>,
 }
 
 /// Keys and values of a GGUF file.
 ///
-/// Values stay in the file and are decoded on demand: a vocabulary of 262,144 tokens costs nothing until then.
-/// Getters answer `Ok(None)` for a key that is not there, and an error that names file, key and types for a value of
-/// another type.
+/// Values stay in the file and are decoded on demand, so a vocabulary of 262,144 tokens costs nothing until it is read.
+/// Getters return `Ok(None)` for a missing key. A value of another type is an error that names file, key and types.
 #[derive(Debug, Clone)]
 pub struct GgufMetadata {
     source: Arc<Source>,
@@ -35,7 +34,7 @@ impl GgufMetadata {
         Self { source, keys: Vec::new(), values: HashMap::new() }
     }
 
-    /// Adds a pair; false when the key was there already.
+    /// Adds a pair. Returns false for a duplicate key.
     pub(super) fn insert(&mut self, key: &str, value: Value) -> bool {
         if self.values.contains_key(key) {
             return false;
@@ -45,7 +44,7 @@ impl GgufMetadata {
         true
     }
 
-    /// The file that this came from.
+    /// The file.
     pub fn source(&self) -> &Source {
         &self.source
     }
@@ -65,7 +64,7 @@ impl GgufMetadata {
         self.values.get(key).map(|v| (v.kind, v.items))
     }
 
-    /// A GGUF file without tensors that holds those pairs whose keys are `wanted`, byte for byte.
+    /// A GGUF file without tensors that has the pairs with `wanted` keys, byte for byte.
     pub fn excerpt(&self, wanted: impl Fn(&str) -> bool) -> Vec<u8> {
         let keys: Vec<&String> = self.keys.iter().filter(|key| wanted(key)).collect();
         let mut out = b"GGUF".to_vec();
@@ -157,7 +156,7 @@ impl GgufMetadata {
         Ok(Some(self.source[value.range.start] != 0))
     }
 
-    /// The strings of an array in the encoding of the file, one after another; they need not be UTF-8.
+    /// The strings of an array as bytes, one after another. They need not be UTF-8.
     ///
     /// # Errors
     /// When the value is no array of strings.
@@ -223,7 +222,7 @@ impl GgufMetadata {
             .map(Some)
     }
 
-    /// The error for a key that has to be there.
+    /// The error for a missing required key.
     pub fn missing(&self, key: &str) -> Error {
         self.source.bad(format!("metadata {key} is missing"))
     }
@@ -249,7 +248,7 @@ impl<'a> Iterator for StringItems<'a> {
 
     fn next(&mut self) -> Option<&'a [u8]> {
         self.left = self.left.checked_sub(1)?;
-        // The parser walked over the whole array, so neither split can fail; a wrong one would only end the iteration.
+        // The parser has checked the whole array, so neither split can fail. A failure would only end the iteration.
         let (len, rest) = self.bytes.split_first_chunk::<8>()?;
         let (item, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
         self.bytes = rest;

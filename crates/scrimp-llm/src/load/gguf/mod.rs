@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! "GGUF" | version u32 | tensor count u64 | pair count u64
-//! pairs:   key string | type u32 | value            (string: length u64, bytes; array: item type u32, count u64, items)
+//! pairs:   key string | type u32 | value           (string: length u64, bytes; array: item type u32, count u64, items)
 //! tensors: name string | dims u32 | dim u64 x dims, innermost first | type u32 | offset u64
-//! zeros up to a multiple of general.alignment (32 unless told), then the tensors' bytes at their offsets from here
+//! zeros up to a multiple of general.alignment (default 32), then the tensors' bytes at their offsets from here
 //! ```
 
 mod cursor;
@@ -22,11 +22,11 @@ pub use self::{
 };
 use crate::{error::Result, load::Source};
 
-/// Most pairs and most tensors that a file may have; real ones have tens and hundreds.
+/// Maximum number of pairs and of tensors. Real files have tens and hundreds.
 const MAX_ENTRIES: usize = 65_536;
-/// Longest key that the format allows.
+/// Maximum length of a key, as the format defines it.
 const MAX_KEY: usize = 65_535;
-/// Longest tensor name (llama.cpp stops at 64).
+/// Maximum length of a tensor name (64 in llama.cpp).
 const MAX_TENSOR_NAME: usize = 256;
 const MAX_DIMS: u32 = 4;
 const MAX_ALIGNMENT: u32 = 1 << 20;
@@ -42,9 +42,9 @@ pub struct GgufTensor {
     pub name: String,
     /// Encoding of its elements.
     pub dtype: DType,
-    /// Dimensions, outermost first (the file has them the other way round); none is 0.
+    /// Dimensions, outermost first (the file has the reverse order). All are positive.
     pub shape: Vec<usize>,
-    /// Its bytes' place in the file.
+    /// The range of its bytes in the file.
     pub range: Range<usize>,
 }
 
@@ -62,7 +62,7 @@ impl GgufFile {
     /// Maps the file at `path` and reads its header.
     ///
     /// # Errors
-    /// When the file cannot be read, is damaged, or uses what scrimp does not support.
+    /// The file cannot be read, is damaged, or uses an unsupported feature.
     pub fn open(path: &Path) -> Result<Self> {
         Self::from_source(Source::open(path)?)
     }
@@ -125,7 +125,7 @@ impl GgufFile {
         &self.source
     }
 
-    /// The file itself, to be kept beyond this header.
+    /// The file itself, which may outlive this header.
     pub fn shared_source(&self) -> &Arc<Source> {
         &self.source
     }
@@ -206,7 +206,7 @@ fn read_value(source: &Source, cursor: &mut Cursor<'_>, key: &str) -> Result<Val
                 }
                 start..cursor.position()
             } else {
-                // Both factors fit the file, by `count`; so does the product.
+                // `count` has checked that this many items fit the file, so the product does not overflow.
                 cursor.skip((count * item.min_bytes()) as u64, key)?
             }
         }
@@ -273,14 +273,15 @@ fn read_tensor(source: &Source, cursor: &mut Cursor<'_>) -> Result<GgufTensor> {
     Ok(GgufTensor { name: name.to_owned(), dtype, shape, range })
 }
 
-/// Bytes of a tensor of `shape` (outermost first), or `None` when rows are no whole number of blocks or it overflows.
+/// Bytes of a tensor of `shape` (outermost first), or `None` if a row is not a whole number of blocks or the size
+/// overflows.
 pub(crate) fn tensor_bytes(dtype: DType, shape: &[usize]) -> Option<usize> {
     let (&cols, outer) = shape.split_last()?;
     let row = dtype.row_bytes(cols)?;
     outer.iter().try_fold(row, |bytes, &dim| bytes.checked_mul(dim))
 }
 
-/// Moves ranges to the start of the data and checks that each is aligned, inside the file and apart from the others.
+/// Moves ranges to the start of the data. Checks that each is aligned and inside the file and overlaps no other.
 fn place_tensors(
     source: &Source,
     tensors: &mut [GgufTensor],

@@ -2,7 +2,7 @@
 
 use scrimp_kernels::DType;
 
-/// The supported tensor type with number `number`, or the name of one that is not supported (`None`: unknown).
+/// The tensor type with number `number`. An unsupported type is an error with its name, `None` if it is unknown.
 pub(super) fn tensor_type(number: u32) -> Result<DType, Option<&'static str>> {
     let unsupported = match number {
         0 => return Ok(DType::F32),
@@ -108,7 +108,7 @@ impl ValueType {
         self as u32
     }
 
-    /// Bytes of a value of fixed size; for strings and arrays the least that one can take.
+    /// Bytes of a value of fixed size; for strings and arrays, the smallest possible size.
     pub(super) fn min_bytes(self) -> usize {
         match self {
             Self::U8 | Self::I8 | Self::Bool => 1,
