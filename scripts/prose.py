@@ -6,6 +6,7 @@ usage: scripts/prose.py [FILE ...]       (default: all of the repository)
 Reports, as FILE:LINE: MESSAGE:
 - lines of more than 100 columns (tables, code and lines that hold only a link are exempt),
 - relative links to files, folders or headings that do not exist,
+- links from the guide to files outside it, which the built book does not have,
 - README.md: table cells over 60 characters, or a first command after line 20,
 - ARCHITECTURE.md: more than 250 lines,
 - forbidden forms (FORBIDDEN), each with its reason, also in doc comments of Rust files and in the
@@ -20,6 +21,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "docs/src"
 COLUMNS, README_CELL, README_COMMAND, ARCHITECTURE_LINES = 100, 60, 20, 250
 # Folders whose Markdown files are data or belong to others.
 EXEMPT = ("target/", "testdata/", "fuzz/corpus/")
@@ -111,6 +113,8 @@ def links(path, number, line):
             yield number, f"broken link: {target}"
         elif fragment and file.suffix == ".md" and fragment not in anchors(file):
             yield number, f"broken link, no such heading: {target}"
+        elif GUIDE in path.parents and GUIDE not in file.parents:
+            yield number, f"the built book has no {target}: name the file in text"
 
 
 def forbidden(numbered):

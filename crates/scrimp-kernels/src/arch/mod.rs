@@ -11,6 +11,16 @@
 //! | [`amx`] | tile registers |
 //! | [`prefetch`](mod@prefetch) | loading cache lines before they are read |
 
+/// Calls an intrinsic in a method of a level.
+#[cfg(target_arch = "x86_64")]
+macro_rules! isa {
+    ($e:expr) => {{
+        // SAFETY: `self` proves that the CPU has the features, and pointers come from references to arrays of the
+        // size that the instructions read or write; unaligned variants are used throughout.
+        unsafe { $e }
+    }};
+}
+
 pub(crate) mod amx;
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]

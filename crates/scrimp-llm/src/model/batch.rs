@@ -7,7 +7,7 @@
 //! ```
 //! Weights are read once for all sequences. The cache of a sequence, its compression and its format belong to its
 //! session. At every SIMD level, a session has the same bits with any other sessions in the batch. The exceptions are
-//! linear layers of `bf16` weights and AMX batches ([I-integer-bits] in ARCHITECTURE.md).
+//! linear layers of `bf16` weights and AMX batches (invariant I-integer-bits in ARCHITECTURE.md).
 
 use super::{
     Model, Session,

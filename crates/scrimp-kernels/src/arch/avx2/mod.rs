@@ -19,15 +19,6 @@ impl Avx2 {
     }
 }
 
-/// Calls an intrinsic of this level.
-macro_rules! isa {
-    ($e:expr) => {{
-        // SAFETY: `self` proves that the CPU has the features, and pointers come from references to arrays of the
-        // size that the instructions read or write; unaligned variants are used throughout.
-        unsafe { $e }
-    }};
-}
-
 /// Applies an intrinsic to both halves.
 macro_rules! both {
     ($f:expr, $a:expr) => {

@@ -19,15 +19,6 @@ impl Avx512 {
     }
 }
 
-/// Calls an intrinsic of this level.
-macro_rules! isa {
-    ($e:expr) => {{
-        // SAFETY: `self` proves that the CPU has the features, and pointers come from references to arrays of the
-        // size that the instruction reads or writes; unaligned variants are used throughout.
-        unsafe { $e }
-    }};
-}
-
 /// `vpexpandw` with zeros elsewhere. In assembly, because it is fast in one form only (Zen 4): with an operand in
 /// memory it takes about three times as long, and with zeroing masks it depends on the previous content of its target
 /// register.

@@ -1,9 +1,9 @@
-//! Formats of scrimp's own files: `bf16`, `int8`, `int4`, and the same with holes (SparAMX, arXiv 2502.12444).
+//! Formats of scrimp's own files: `bf16`, `int8`, `int4`, and their sparse forms (SparAMX, arXiv 2502.12444).
 //!
-//! A matrix is one run of bytes in the order in which kernels walk it: panels of 16 rows, in each panel *steps* of 2
-//! (bf16) or 4 (int8, int4) neighboring columns. A step is the content of one vector register, `[16 rows][2 or 4
-//! columns]`, which is the operand of `vdpbf16ps` and `vpdpbusd`, and a row of a B tile of AMX. The same order serves
-//! every level, and goes to disk unchanged.
+//! A matrix is one sequence of bytes in the order in which kernels read it: panels of 16 rows, in each panel *steps* of
+//! 2 (bf16) or 4 (int8, int4) neighboring columns. A step is the content of one vector register, `[16 rows][2 or 4
+//! columns]`: the operand of `vdpbf16ps` and `vpdpbusd`, and a row of a B tile of AMX. The order is the same at every
+//! level and in files.
 //!
 //! ```text
 //! bf16          values[panels][steps][16][2] u16
@@ -14,11 +14,12 @@
 //! sparse-int4   starts │ index[panels][groups] { scales[16] bf16, bitmap[8] u64 } │ values │ 64 × 0
 //! ```
 //!
-//! Bit `2 row + column` (bf16) or `4 row + column` of a step's bitmap says that the weight is stored; `values` holds
-//! the stored ones in that order. In `sparse-int4` a byte of a panel's values holds one of an even group of 32 columns
-//! in its low half and one of an odd group in its high half, each in order; the shorter of the two is padded with
-//! zeros. `starts[t]` is the byte of `values` where panel `t` begins; the last one is their length. Sections begin at
-//! multiples of 64 bytes. Rows are padded to 16, columns to 32 (64 for 8 bits), with zeros or holes.
+//! Bit `2 row + column` (bf16) or `4 row + column` of a step's bitmap is set if the weight is stored. `values` has the
+//! stored weights in this order. In `sparse-int4`, a byte of a panel's values has a weight of an even group of 32
+//! columns in its low half and a weight of an odd group in its high half, each in order; the shorter sequence is padded
+//! with zeros. `starts[t]` is the byte of `values` at which panel `t` begins; the last entry is the length of `values`.
+//! Sections begin at multiples of 64 bytes. Rows are padded to 16, columns to 32 (64 for 8 bits), with zeros in dense
+//! formats and absent weights in sparse ones.
 //!
 //! | | bits per weight | at 50% |
 //! |---|---|---|
