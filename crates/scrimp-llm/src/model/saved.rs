@@ -223,7 +223,9 @@ impl Model {
         *self.inner.fingerprint.get_or_init(|| {
             let mut hash = Xxh3::new();
             hash.update(format!("{:?}", self.config()).as_bytes());
-            for (name, tensor) in self.inner.checkpoint.iter().flat_map(|c| c.tensors()) {
+            for (name, tensor) in
+                self.inner.checkpoint.iter().flat_map(crate::checkpoint::Checkpoint::tensors)
+            {
                 hash.update(format!("{name} {:?} {:?}", tensor.shape, tensor.encoding).as_bytes());
                 let data = tensor.data;
                 for at in [0, data.len() / 2, data.len().saturating_sub(SAMPLE_BYTES)] {
