@@ -5,12 +5,13 @@ import io
 import json
 import math
 import random
+import shutil
 import tarfile
 import zipfile
 
 import pytest
 
-from conftest import scrimp
+from conftest import TINY, scrimp
 
 
 def one(ran):
@@ -172,3 +173,62 @@ def test_bad_files(tmp_path, clicks):
     scrimp("rec", "eval", data, data).refused("clicks.csv")
     scrimp("rec", "score", model, data, "-o", tmp_path / "no" / "s").refused("directory does not exist")
     assert not out.exists()
+
+
+def clicks_file(path, rows=400):
+    """Clicks of 20 users; the label depends on the user."""
+    rows = (f"{int(i * 7 % 20 > 9)},u{i * 7 % 20},{i % 31}.5\n" for i in range(rows))
+    path.write_text("label,user,price\n" + "".join(rows))
+    return path
+
+
+def test_no_output_replaces_an_input(tmp_path):
+    data, model = clicks_file(tmp_path / "clicks.csv"), tmp_path / "m.model"
+    valid = clicks_file(tmp_path / "valid.csv")
+    scrimp("rec", "train", data, "-o", model, "--epochs", 1, "--threads", 1).ok()
+    weights = shutil.copytree(TINY / "llama", tmp_path / "llama") / "model-00001-of-00002.safetensors"
+    before = {path: path.read_bytes() for path in (data, model, valid, weights)}
+    (tmp_path / "link").symlink_to(data)
+    train = ("rec", "train", data, "--valid", valid, "-o")
+    for line in [
+        (*train, data), (*train, f"{tmp_path}/./clicks.csv"), (*train, valid), (*train, tmp_path / "link"),
+        (*train, tmp_path / "new", "--curves", data), (*train, tmp_path / "new", "--checkpoint", valid),
+        (*train, tmp_path / "new", "--curves", tmp_path / "new"),
+        ("rec", "score", model, data, "-o", model), ("rec", "score", model, data, "-o", data),
+        ("compress", weights.parent, "-o", weights),
+    ]:
+        failed = scrimp(*line)
+        assert failed.status == 1 and ("replace an input" in failed.stderr or "two outputs" in failed.stderr), (line, failed.stderr)
+    assert before == {path: path.read_bytes() for path in before}
+    assert not (tmp_path / "new").exists()
+
+
+def test_numbers_that_train_nothing_are_usage_errors(tmp_path):
+    data = clicks_file(tmp_path / "clicks.csv")
+    for flag, value in [("--lr", "nan"), ("--lr=-1", None), ("--dense-lr", "inf"), ("--epochs", 0), ("--batch", 0)]:
+        failed = scrimp("rec", "train", data, "-o", tmp_path / "m", flag, *([] if value is None else [value]))
+        assert failed.status == 2 and flag.split("=")[0] in failed.stderr, failed.stderr
+
+
+def test_scores_have_all_their_digits(tmp_path):
+    data, model = tmp_path / "rare.csv", tmp_path / "m"
+    data.write_text("label,user,x\n" + "".join(f"{int(i == 7)},{i % 5},{i % 3}.5\n" for i in range(20000)))
+    scrimp("rec", "train", data, "-o", model, "--epochs", 1, "--compression", 2, "--threads", 1).ok()
+    scores = scrimp("rec", "score", model, data).ok().stdout.split()
+    assert len(scores) == 20000 and all(0 < float(score) < 0.1 for score in scores)
+    assert any(len(score.rstrip("0")) > 8 for score in scores)
+
+
+def test_a_scored_row_needs_no_label_and_cannot_be_skipped(tmp_path):
+    data, model = clicks_file(tmp_path / "clicks.csv"), tmp_path / "m"
+    scrimp("rec", "train", data, "-o", model, "--epochs", 1, "--threads", 1).ok()
+    rows = tmp_path / "rows.csv"
+    rows.write_text("label,user,price\n-1,u1,3.5\n,u2,?\nNaN,u3,inf\n")
+    assert len(scrimp("rec", "score", model, rows).ok().stdout.split()) == 3
+    rows.write_text("user,price\nu1,cheap\n")
+    failed = scrimp("rec", "score", model, rows)
+    assert failed.status == 1 and "'cheap' is not a number" in failed.stderr and "skip" not in failed.stderr
+    # A row to train on can be skipped, and its cell is named.
+    data.write_text(data.read_text() + "1,u1,cheap\n")
+    failed = scrimp("rec", "train", data, "-o", model)
+    assert failed.status == 1 and "clicks.csv:402: column price: 'cheap'" in failed.stderr and "--skip-bad-rows" in failed.stderr

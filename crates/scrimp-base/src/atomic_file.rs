@@ -87,6 +87,42 @@ impl AtomicFile {
     }
 }
 
+/// Checks that no output replaces an input or another output. Links are followed; files that do not exist are compared by
+/// their directory and name. An input directory counts as a path of its own: the caller lists its files.
+///
+/// ```
+/// # use std::path::Path;
+/// let (data, model) = (Path::new("clicks.csv"), Path::new("./clicks.csv"));
+/// assert!(scrimp_base::check_outputs(&[data], &[model]).is_err());
+/// ```
+///
+/// # Errors
+/// An output is an input, or two outputs are the same file.
+pub fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<()> {
+    for (i, output) in outputs.iter().enumerate() {
+        let (same, what) = (resolved(output), output.display());
+        if inputs.iter().any(|input| resolved(input) == same) {
+            return Err(Error::bad_input(format!("{what}: the output would replace an input"))
+                .with_hint("choose another file for the output"));
+        }
+        if outputs[..i].iter().any(|other| resolved(other) == same) {
+            return Err(Error::bad_input(format!("{what}: two outputs have the same file"))
+                .with_hint("choose a file for each output"));
+        }
+    }
+    Ok(())
+}
+
+/// The absolute path without links; of a file that does not exist, the absolute path of its directory, and its name.
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = |path: &Path| path.canonicalize().ok();
+    let missing = || {
+        let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some(absolute(directory)?.join(path.file_name()?))
+    };
+    absolute(path).or_else(missing).unwrap_or_else(|| path.to_owned())
+}
+
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(writer) = &mut self.writer else { return Ok(bytes.len()) };
@@ -146,6 +182,34 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         AtomicFile::write(&path, b"newer").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"newer");
+    }
+
+    #[test]
+    fn an_output_replaces_no_input_and_no_other_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("a"), "").unwrap();
+        fs::create_dir(path("b")).unwrap();
+        let check = |inputs: &[PathBuf], outputs: &[PathBuf]| {
+            fn all(paths: &[PathBuf]) -> Vec<&Path> {
+                paths.iter().map(PathBuf::as_path).collect()
+            }
+            check_outputs(&all(inputs), &all(outputs)).map_err(|e| e.to_string())
+        };
+        for same in ["a", "b/../a", "./a"] {
+            assert!(
+                check(&[path("a")], &[path(same)]).unwrap_err().ends_with("would replace an input"),
+                "{same}"
+            );
+        }
+        assert!(check(&[], &[path("new"), path("b/../new")]).unwrap_err().ends_with("the same file"));
+        assert!(check(&[path("a")], &[path("new"), path("b/a"), path("missing/a")]).is_ok());
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(path("a"), path("link")).unwrap();
+            assert!(check(&[path("a")], &[path("link")]).is_err());
+            assert!(check(&[path("link")], &[path("a")]).is_err());
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub mod atomic_file;
 pub mod error;
 pub mod random;
 
-pub use atomic_file::AtomicFile;
+pub use atomic_file::{AtomicFile, check_outputs};
 pub use error::{Category, Error, Hint, Result, translate_settings};
 pub use random::SplitMix64;
 

@@ -2,12 +2,13 @@
 
 use crate::{
     Error, Result,
-    data::{Data, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
+    data::{Data, Digested, Fold, Folded, Memory, OpenOptions, RowSource, Shuffled},
     encoders::{EncoderConfig, EncoderOptions, Exec, IdCounts, Precision, keys_for, plan},
     model::Model,
     schema::Schema,
     train::{self, Preset, Progress, TrainOptions, TrainReport},
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The largest size of the embeddings.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -81,10 +82,12 @@ pub fn train(
     exec: Exec<'_>,
     on: &mut dyn FnMut(Event<'_>),
 ) -> Result<TrainedModel> {
-    let (mut model, encoder) = new_model(recipe, inputs, on)?;
+    recipe.train.check()?;
+    let NewModel { mut model, encoder, digest } = new_model(recipe, inputs, on)?;
+    let digest = digest.map(|rows| inputs.digest(recipe, rows)).transpose()?;
     let (mut rows, mut valid) = (inputs.training_rows(recipe)?, inputs.validation_rows(recipe)?);
-    let data =
-        train::TrainData { train: &mut *rows, valid: valid.as_mut().map(|v| &mut **v as &mut dyn RowSource) };
+    let valid_rows = valid.as_mut().map(|v| &mut **v as &mut dyn RowSource);
+    let data = train::TrainData { train: &mut *rows, valid: valid_rows, digest };
     let mut report = train::train(&mut model, exec, data, &recipe.train, &mut |p| on(Event::Training(p)))?;
     model.quantize();
     // The report has the accuracy of the stored model.
@@ -96,6 +99,20 @@ pub fn train(
 }
 
 impl Inputs<'_> {
+    /// A hash of the training rows, which have the digest `train`, of the validation rows and of the order of both.
+    fn digest(&self, recipe: &Recipe, train: u64) -> Result<u64> {
+        let valid = match self.valid {
+            Some(data) => {
+                let mut rows = Digested::new(self.open(data)?);
+                rows.skip(u64::MAX)?;
+                rows.digest()
+            }
+            None => recipe.hold_out,
+        };
+        let all = [train, valid, recipe.shuffle as u64, recipe.seed];
+        Ok(xxh3_64(&all.map(u64::to_le_bytes).concat()))
+    }
+
     fn open(&self, data: &Data) -> Result<Box<dyn RowSource>> {
         data.open(self.schema, self.options)
     }
@@ -125,12 +142,16 @@ impl Inputs<'_> {
     }
 }
 
-/// Counts the ids and makes a model of the right size. Returns the options of its encoder as well.
-fn new_model(
-    recipe: &Recipe,
-    inputs: Inputs<'_>,
-    on: &mut dyn FnMut(Event<'_>),
-) -> Result<(Model, EncoderOptions)> {
+struct NewModel {
+    model: Model,
+    /// The options of its encoder.
+    encoder: EncoderOptions,
+    /// The digest of the training rows, if checkpoints need it.
+    digest: Option<u64>,
+}
+
+/// Counts the ids and makes a model of the right size.
+fn new_model(recipe: &Recipe, inputs: Inputs<'_>, on: &mut dyn FnMut(Event<'_>)) -> Result<NewModel> {
     let schema = inputs.schema;
     if schema.n_categorical() == 0 {
         return Err(Error::bad_input("there is no categorical column, so there is nothing to embed")
@@ -138,10 +159,14 @@ fn new_model(
     }
     let mut encoder = recipe.encoder.clone();
     encoder.seed = recipe.seed;
-    let mut source = inputs.open(inputs.train)?;
+    let mut source = Digested::new(inputs.open(inputs.train)?);
     let keep_keys = encoder.encoder == "full";
-    let (id_counts, _) =
-        train::count_ids(&mut *source, keep_keys, &mut |rows, part| on(Event::Counting(rows, part)))?;
+    let mut counting = |rows, part| on(Event::Counting(rows, part));
+    let (id_counts, _) = match recipe.train.checkpoint {
+        Some(_) => train::count_ids(&mut source, keep_keys, &mut counting)?,
+        None => train::count_ids(source.source(), keep_keys, &mut counting)?,
+    };
+    let digest = recipe.train.checkpoint.as_ref().map(|_| source.digest());
     drop(source);
     let full = id_counts.full_bytes(encoder.dim);
     encoder.budget = match recipe.budget {
@@ -157,5 +182,5 @@ fn new_model(
     })?;
     let keys = keys_for(&config, &id_counts);
     let model = Model::new(preset.config(schema.clone(), config, recipe.seed, full), &keys)?;
-    Ok((model, encoder))
+    Ok(NewModel { model, encoder, digest })
 }

@@ -7,11 +7,11 @@
 //! | category | a `u64` ([`Kind`], [`id_of`]); missing: [`MISSING`] |
 //! | cross of categories | a hash of their ids ([`cross`]) |
 //!
-//! An id depends on its text only, and is the same on all machines and in all versions.
+//! An id depends on its value only: it is the same in all file formats, on all machines and in all versions.
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The id of an empty or absent category.
@@ -241,6 +241,9 @@ impl Schema {
 
 /// The id of a category's text: [`MISSING`] for the empty text, the number for a decimal integer of at most 18 digits without
 /// sign and leading zeros, else XXH3 (64 bits, seed 0) of the bytes.
+///
+/// Texts that tables write for the same value have the same id: `69.0` is `69`, `1e+16` is `10000000000000000`, `true` (also
+/// `True`, `TRUE`) is 1, `false` is 0, `NaN` and `nan` are missing.
 #[inline]
 pub fn id_of(text: &[u8]) -> u64 {
     match text {
@@ -249,8 +252,42 @@ pub fn id_of(text: &[u8]) -> u64 {
         [b'1'..=b'9', rest @ ..] if text.len() <= 18 && rest.iter().all(u8::is_ascii_digit) => {
             text.iter().fold(0, |n, d| n * 10 + u64::from(d - b'0'))
         }
+        _ => other_id(text),
+    }
+}
+
+/// [`id_of`] for texts other than short integers.
+fn other_id(text: &[u8]) -> u64 {
+    match text {
+        b"true" | b"True" | b"TRUE" => 1,
+        b"false" | b"False" | b"FALSE" | b"-0" => 0,
+        b"NaN" | b"nan" => MISSING,
+        [b'0'..=b'9', ..] | [b'-', b'0'..=b'9', ..] => match same_number(text) {
+            Some(number) => id_of(&number),
+            None => xxh3_64(text),
+        },
         _ => xxh3_64(text),
     }
+}
+
+/// A shorter text of the same number: without a fraction of zeros, or without an exponent. An exponent needs its sign, as
+/// tables write it: `12e4` may be a hexadecimal text.
+fn same_number(text: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let sign = usize::from(text.first() == Some(&b'-'));
+    let digits = text[sign..].iter().take_while(|c| c.is_ascii_digit()).count();
+    let (whole, rest) = text.split_at(sign + digits);
+    if let [b'.', zeros @ ..] = rest
+        && !zeros.is_empty()
+        && zeros.iter().all(|&c| c == b'0')
+    {
+        return Some(Cow::Borrowed(whole));
+    }
+    let exponent = rest.iter().position(|c| matches!(c, b'e' | b'E'))?;
+    if !matches!(rest.get(exponent + 1), Some(b'+' | b'-')) {
+        return None;
+    }
+    let number: f64 = std::str::from_utf8(text).ok()?.parse().ok()?;
+    number.is_finite().then(|| Cow::Owned(number.to_string().into_bytes()))
 }
 
 /// The id of a cross: a chain of XXH3 (64 bits, seed 0) over the ids, little-endian. A missing part counts as an id; a cross is

@@ -1,15 +1,16 @@
-//! Arrow IPC streams in memory: flat columns of booleans, integers, floats and texts, plain or as dictionaries.
+//! Arrow record batches, and Arrow IPC streams in memory: flat columns of any type, plain or as dictionaries.
 
 use super::{
     Batch, OpenOptions,
-    columns::{Columns, Value},
+    columns::Columns,
     guard::guarded,
     roles::{Filler, Role},
+    typed::{Unit, Value},
 };
 use crate::schema::Schema;
 use arrow_array::{Array, ArrayRef, Float32Array, RecordBatch, cast::AsArray, downcast_integer_array, types};
 use arrow_ipc::{reader::StreamReader, writer::StreamWriter};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, TimeUnit};
 use std::sync::Arc;
 
 /// Errors of [`ArrowRows::read`].
@@ -48,7 +49,7 @@ impl ArrowRows {
     /// A parser for rows of `schema`.
     pub fn new(schema: &Schema) -> Self {
         let options = OpenOptions { labels: false, ..OpenOptions::default() };
-        Self { filler: Filler::new(schema.clone(), options.missing), options }
+        Self { filler: Filler::new(schema.clone(), options.missing, false), options }
     }
 
     /// The rows of the stream `bytes`, at most `most`.
@@ -61,6 +62,19 @@ impl ArrowRows {
             .unwrap_or_else(|| Err(ArrowError::Bad("the Arrow stream is damaged".to_owned())))
     }
 
+    /// The columns of the schema that a table with the columns `names` lacks.
+    pub fn absent(&self, names: &[String]) -> Vec<&str> {
+        self.filler.absent(names)
+    }
+
+    /// The rows of a record batch, which follow `before` rows.
+    ///
+    /// # Errors
+    /// A column's type or a value does not fit the schema.
+    pub fn read_batch(&self, batch: &RecordBatch, before: usize) -> Result<Batch, ArrowError> {
+        self.rows(batch, before).map_err(ArrowError::Bad)
+    }
+
     fn read_stream(&self, bytes: &[u8], most: usize) -> Result<Batch, ArrowError> {
         let damaged = |e| ArrowError::Bad(format!("not an Arrow IPC stream that can be read: {e}"));
         let mut all = Batch::default();
@@ -69,7 +83,7 @@ impl ArrowRows {
             if batch.num_rows() > most - all.rows() {
                 return Err(ArrowError::TooMany);
             }
-            let rows = self.rows(&batch, all.rows()).map_err(ArrowError::Bad)?;
+            let rows = self.read_batch(&batch, all.rows())?;
             all.extend(&rows, 0..rows.rows());
         }
         Ok(all)
@@ -104,25 +118,66 @@ fn each(column: &dyn Array, f: &mut dyn FnMut(usize, Value<'_>)) -> Result<(), S
             }
         }};
     }
+    macro_rules! primitive {
+        ($type:ident, $value:expr) => {
+            all!(column.as_primitive::<types::$type>(), $value)
+        };
+    }
     let text = |x| Value::Bytes(str::as_bytes(x));
     downcast_integer_array!(
         column => {
             for r in 0..column.len() {
                 let n = i128::from(column.value(r));
-                at(r, i64::try_from(n).map_or(Value::Float(n as f64), Value::Integer));
+                let unsigned = |_| Value::Unsigned(n.try_into().unwrap_or(u64::MAX));
+                at(r, i64::try_from(n).map_or_else(unsigned, Value::Integer));
             }
         },
-        DataType::Boolean => all!(column.as_boolean(), |x| Value::Integer(i64::from(x))),
-        DataType::Float32 => all!(column.as_primitive::<types::Float32Type>(), |x: f32| Value::Float(f64::from(x))),
-        DataType::Float64 => all!(column.as_primitive::<types::Float64Type>(), Value::Float),
+        DataType::Boolean => all!(column.as_boolean(), Value::Bool),
+        DataType::Float16 => primitive!(Float16Type, |x: half::f16| Value::Single(x.to_f32())),
+        DataType::Float32 => primitive!(Float32Type, Value::Single),
+        DataType::Float64 => primitive!(Float64Type, Value::Float),
+        DataType::Decimal32(_, scale) => primitive!(Decimal32Type, |n: i32| Value::Decimal(n.into(), *scale)),
+        DataType::Decimal64(_, scale) => primitive!(Decimal64Type, |n: i64| Value::Decimal(n.into(), *scale)),
+        DataType::Decimal128(_, scale) => primitive!(Decimal128Type, |n| Value::Decimal(n, *scale)),
+        DataType::Date32 => primitive!(Date32Type, Value::Date),
+        DataType::Date64 => primitive!(Date64Type, |n: i64| {
+            i32::try_from(n.div_euclid(86_400_000)).map_or(Value::Integer(n), Value::Date)
+        }),
+        DataType::Time32(TimeUnit::Second) => primitive!(Time32SecondType, time(Unit::Second)),
+        DataType::Time32(TimeUnit::Millisecond) => primitive!(Time32MillisecondType, time(Unit::Milli)),
+        DataType::Time64(TimeUnit::Microsecond) => primitive!(Time64MicrosecondType, time(Unit::Micro)),
+        DataType::Time64(TimeUnit::Nanosecond) => primitive!(Time64NanosecondType, time(Unit::Nano)),
+        DataType::Timestamp(unit, zone) => {
+            let utc = zone.is_some();
+            match unit {
+                TimeUnit::Second => primitive!(TimestampSecondType, point(Unit::Second, utc)),
+                TimeUnit::Millisecond => primitive!(TimestampMillisecondType, point(Unit::Milli, utc)),
+                TimeUnit::Microsecond => primitive!(TimestampMicrosecondType, point(Unit::Micro, utc)),
+                TimeUnit::Nanosecond => primitive!(TimestampNanosecondType, point(Unit::Nano, utc)),
+            }
+        },
         DataType::Utf8 => all!(column.as_string::<i32>(), text),
         DataType::LargeUtf8 => all!(column.as_string::<i64>(), text),
         DataType::Utf8View => all!(column.as_string_view(), text),
+        DataType::Binary => all!(column.as_binary::<i32>(), Value::Bytes),
+        DataType::LargeBinary => all!(column.as_binary::<i64>(), Value::Bytes),
+        DataType::BinaryView => all!(column.as_binary_view(), Value::Bytes),
+        DataType::FixedSizeBinary(_) => all!(column.as_fixed_size_binary(), Value::Bytes),
         DataType::Dictionary(_, values) if !matches!(**values, DataType::Dictionary(..)) => dictionary(column, f)?,
         DataType::Null => (0..column.len()).for_each(|r| f(r, Value::Missing)),
-        other => return Err(format!("the type {other} is not supported: integers, floats, booleans and texts are")),
+        other => return Err(format!("values of the type {other} cannot be read: numbers, texts, dates and times can")),
     );
     Ok(())
+}
+
+/// The value of a time of day.
+fn time<N: Into<i64>>(unit: Unit) -> impl Fn(N) -> Value<'static> {
+    move |n| Value::Time(n.into(), unit)
+}
+
+/// The value of a point in time.
+fn point(unit: Unit, utc: bool) -> impl Fn(i64) -> Value<'static> {
+    move |n| Value::Timestamp(n, unit, utc)
 }
 
 fn dictionary(column: &dyn Array, f: &mut dyn FnMut(usize, Value<'_>)) -> Result<(), String> {
@@ -223,8 +278,8 @@ mod tests {
         };
         let text = |c: Vec<&str>| Arc::new(StringArray::from(c)) as Arc<dyn Array>;
         assert!(error(&stream(vec![("a", text(vec!["1", "x"]))], 1), 9).contains("row 1: column a"));
-        let dates = Arc::new(arrow_array::Date32Array::from(vec![1])) as Arc<dyn Array>;
-        assert!(error(&stream(vec![("c", dates)], 1), 9).contains("column c: the type Date32"));
+        let spans = Arc::new(arrow_array::DurationSecondArray::from(vec![1])) as Arc<dyn Array>;
+        assert!(error(&stream(vec![("c", spans)], 1), 9).contains("column c: values of the type Duration"));
         assert!(error(b"", 9).contains("not an Arrow IPC stream"));
         let empty = DictionaryArray::<Int8Type>::from_iter([None::<&str>, None]);
         assert_eq!(rows.read(&stream(vec![("c", Arc::new(empty))], 1), 9).unwrap().rows(), 2);

@@ -3,28 +3,45 @@
 use super::{
     Batch, OpenOptions,
     roles::{Filler, Role, Row},
-    values::{applied, id, label, number},
+    typed::Value,
+    values::{applied, id, label},
 };
+use crate::{Error, Result, schema::Schema};
 
-/// A typed value or `Missing`.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Value<'a> {
-    Missing,
-    Integer(i64),
-    Float(f64),
-    Bytes(&'a [u8]),
-}
-
-impl Value<'_> {
-    /// The value as text, as in a CSV file.
-    pub(super) fn text(self, out: &mut Vec<u8>) {
-        match self {
-            Self::Missing => {}
-            Self::Integer(n) => out.extend_from_slice(n.to_string().as_bytes()),
-            Self::Float(x) if x.is_nan() => {}
-            Self::Float(x) => out.extend_from_slice(x.to_string().as_bytes()),
-            Self::Bytes(b) => out.extend_from_slice(b),
+/// The rows of columns in memory, `rows` values each. Columns that `schema` lacks, and the label, are ignored.
+///
+/// # Errors
+/// A column of `schema` is absent or has another length, or a value does not fit its column.
+pub fn rows_of_columns<'a>(
+    schema: &Schema,
+    rows: usize,
+    columns: impl IntoIterator<Item = (&'a str, Vec<Value<'a>>)>,
+) -> Result<Batch> {
+    let options = OpenOptions { labels: false, ..OpenOptions::default() };
+    let filler = Filler::new(schema.clone(), options.missing, false);
+    let mut out = Batch::default();
+    let mut filled = Columns::new(&filler, &options, rows, &mut out);
+    let mut names = Vec::new();
+    for (name, values) in columns {
+        if values.len() != rows {
+            return Err(Error::bad_input(format!(
+                "columns of different lengths: {} and {rows}",
+                values.len()
+            )));
         }
+        let role = filler.role(name);
+        for (r, value) in values.into_iter().enumerate() {
+            filled.set(r, role, value);
+        }
+        names.push(name.to_owned());
+    }
+    let problems = filled.finish();
+    if let [name, ..] = filler.absent(&names)[..] {
+        return Err(Error::bad_input(format!("there is no column {name}")));
+    }
+    match problems.first() {
+        Some((r, what)) => Err(Error::bad_input(format!("row {r}: {what}"))),
+        None => Ok(out),
     }
 }
 
@@ -60,30 +77,14 @@ impl<'a> Columns<'a> {
         match (role, value) {
             (Role::Ignored, _) | (_, Value::Missing) => Ok(()),
             (Role::Label, value) => {
-                out.labels[r] = match value {
-                    Value::Integer(0) => 0.0,
-                    Value::Integer(1) => 1.0,
-                    Value::Float(x) if x == 0.0 || x == 1.0 => x as f32,
-                    other => {
-                        scratch.clear();
-                        other.text(scratch);
-                        label(scratch).map_err(|e| format!("column {}: {e}", schema.label))?
-                    }
-                };
+                scratch.clear();
+                value.text(scratch);
+                out.labels[r] = label(scratch).map_err(|e| format!("column {}: {e}", schema.label))?;
                 Ok(())
             }
             (Role::Number(i), value) => {
                 let column = &schema.numeric[i];
-                let x = match value {
-                    Value::Integer(n) => Some(n as f32),
-                    Value::Float(x) if x.is_nan() => None,
-                    Value::Float(x) if (x as f32).is_finite() => Some(x as f32),
-                    Value::Float(x) => {
-                        return Err(format!("column {}: '{x}' is not a finite 32-bit number", column.name));
-                    }
-                    Value::Bytes(b) => number(b).map_err(|e| format!("column {}: {e}", column.name))?,
-                    Value::Missing => None,
-                };
+                let x = value.number().map_err(|e| format!("column {}: {e}", column.name))?;
                 out.numeric[row.number(i)] = applied(column, x, options.missing);
                 Ok(())
             }

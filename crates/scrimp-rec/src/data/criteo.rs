@@ -17,13 +17,22 @@ pub(super) struct Criteo {
     schema: Schema,
     log1p: Log1p,
     missing: f32,
-    /// Whether lines begin with a label.
-    labeled: bool,
+    first: First,
+}
+
+/// The first column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum First {
+    Label,
+    /// A label that is not read: the rows are scored.
+    Ignored,
+    /// The first number.
+    Number,
 }
 
 impl Criteo {
-    pub(super) fn new(schema: Schema, labeled: bool, missing: f32) -> Self {
-        Self { crosses: Crosses::new(&schema), schema, log1p: Log1p::new(), missing, labeled }
+    pub(super) fn new(schema: Schema, first: First, missing: f32) -> Self {
+        Self { crosses: Crosses::new(&schema), schema, log1p: Log1p::new(), missing, first }
     }
 
     /// Whether the schema has Criteo's shape.
@@ -39,7 +48,7 @@ impl Criteo {
         let numbers = fields.len().checked_sub(CATEGORIES)?;
         let label = match numbers {
             NUMBERS => true,
-            14 => matches!(fields[0], b"0" | b"1"),
+            14 => number(fields[0]).is_ok(),
             _ => return None,
         };
         let number = |f: &&[u8]| number(f).is_ok();
@@ -50,16 +59,17 @@ impl Criteo {
 
     fn row(&self, line: &[u8], out: &mut Batch) -> Option<()> {
         let mut rest = line;
-        if self.labeled {
-            match line {
-                [b @ (b'0' | b'1'), b'\t', after @ ..] => {
-                    out.labels.push(f32::from(b - b'0'));
-                    rest = after;
-                }
-                _ => return None,
+        match (self.first, line) {
+            (First::Label, [b @ (b'0' | b'1'), b'\t', after @ ..]) => {
+                out.labels.push(f32::from(b - b'0'));
+                rest = after;
             }
-        } else {
-            out.labels.push(f32::NAN);
+            (First::Label, _) => return None,
+            (First::Ignored, _) => {
+                out.labels.push(f32::NAN);
+                rest = &line[memchr::memchr(b'\t', line)? + 1..];
+            }
+            (First::Number, _) => out.labels.push(f32::NAN),
         }
         for column in &self.schema.numeric {
             // Counts have few digits: one loop parses them and finds the next tab.
@@ -113,13 +123,14 @@ impl Criteo {
     #[cold]
     fn careful_row(&self, line: &[u8], out: &mut Batch) -> Result<(), String> {
         let fields: Vec<&[u8]> = line.split(|&b| b == b'\t').collect();
-        let expected = usize::from(self.labeled) + NUMBERS + CATEGORIES;
+        let before = usize::from(self.first != First::Number);
+        let expected = before + NUMBERS + CATEGORIES;
         if fields.len() != expected {
             return Err(format!("expected {expected} columns separated by tabs, found {}", fields.len()));
         }
-        let (first, fields) = fields.split_at(usize::from(self.labeled));
-        out.labels.push(match first {
-            [text] => label(text)?,
+        let (first, fields) = fields.split_at(before);
+        out.labels.push(match (self.first, first) {
+            (First::Label, [text]) => label(text)?,
             _ => f32::NAN,
         });
         for (column, text) in self.schema.numeric.iter().zip(fields) {

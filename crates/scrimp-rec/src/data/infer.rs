@@ -1,20 +1,24 @@
 //! Infers a schema from the first rows of the data.
 //!
 //! A column of text is categorical. A column of numbers is numeric if it has fractions, or if it has more than 256 distinct
-//! integers and no name of an id; other integers are categorical. Text columns with a distinct value in (almost) every row are
-//! left out, as are such integer columns with the name `id`. Notes explain each decision, and [`Hints`] override it.
+//! integers and no name of an id; other integers are categorical. One value in 100 may be damaged. Text columns with a distinct
+//! value in (almost) every row are left out, as are row numbers and ids of one row each. Notes explain each decision, and
+//! [`Hints`] override it.
+
+mod column;
+mod names;
 
 use super::{
     Batch, DataSet, Format, OpenOptions, csv,
     roles::listed,
     text::{Files, lines},
-    values::number,
 };
 use crate::{
     Error, Result,
-    schema::{Categorical, Kind, Numeric, Schema, Transform, id_of},
+    schema::{Categorical, Kind, Numeric, Schema},
 };
-use std::{collections::HashSet, sync::Arc};
+use column::{Column, Guess};
+use std::sync::Arc;
 
 /// Rows of the sample for the kinds of columns.
 const SAMPLE: usize = 20_000;
@@ -23,6 +27,11 @@ const FIT: usize = 100_000;
 /// Usual names of labels, by priority.
 const LABELS: [&str; 9] =
     ["label", "click", "clicked", "is_click", "target", "y", "conversion", "converted", "is_clicked"];
+
+/// Whether `name` is a usual name of labels.
+pub(super) fn usual_label(name: &str) -> bool {
+    LABELS.iter().any(|label| name.eq_ignore_ascii_case(label))
+}
 
 /// The user's statements about columns.
 #[derive(Debug, Clone, Default)]
@@ -37,116 +46,11 @@ pub struct Hints {
     pub crosses: Vec<Vec<String>>,
 }
 
-/// Statistics of a column in the sample.
-#[derive(Debug, Clone)]
-struct Column {
-    name: String,
-    present: usize,
-    numbers: usize,
-    integers: usize,
-    negative: bool,
-    distinct: HashSet<u64>,
-    sum: f64,
-    max: f64,
-}
-
-impl Column {
-    fn new(name: String) -> Self {
-        Self {
-            name,
-            present: 0,
-            numbers: 0,
-            integers: 0,
-            negative: false,
-            distinct: HashSet::new(),
-            sum: 0.0,
-            max: 0.0,
-        }
-    }
-
-    fn see(&mut self, text: &[u8]) {
-        if text.is_empty() {
-            return;
-        }
-        self.distinct.insert(id_of(text));
-        match number(text) {
-            Ok(None) => {}
-            Ok(Some(x)) => {
-                self.present += 1;
-                self.numbers += 1;
-                // Tables with missing values write integers as `260.0`.
-                self.integers += usize::from(x.fract() == 0.0);
-                self.negative |= x < 0.0;
-                self.sum += f64::from(x);
-                self.max = self.max.max(f64::from(x));
-            }
-            Err(_) => self.present += 1,
-        }
-    }
-
-    fn is_number(&self) -> bool {
-        self.numbers == self.present && self.present > 0
-    }
-
-    fn is_integer(&self) -> bool {
-        self.is_number() && self.integers == self.numbers
-    }
-
-    /// Whether almost every row has a distinct value.
-    fn is_unique(&self) -> bool {
-        self.present >= 100 && self.distinct.len() * 100 >= self.present * 98
-    }
-
-    fn called_id(&self) -> bool {
-        let name = self.name.to_ascii_lowercase();
-        name == "id" || name.ends_with("_id") || name.ends_with("id") && self.name.ends_with("Id")
-    }
-
-    fn guess(&self) -> Guess {
-        let named_number = named(&self.name, 'I') && self.is_number();
-        let named_category = named(&self.name, 'C');
-        if named_number {
-            Guess::Numeric
-        } else if named_category {
-            Guess::Categorical
-        } else if self.present == 0 || self.distinct.len() < 2 {
-            Guess::Left("always the same")
-        } else if !self.is_number() {
-            if self.is_unique() { Guess::Left("different in every row") } else { Guess::Categorical }
-        } else if self.called_id() {
-            let row_number = self.name.eq_ignore_ascii_case("id") && self.is_unique();
-            if row_number { Guess::Left("different in every row") } else { Guess::Categorical }
-        } else if !self.is_integer() || self.distinct.len() > 256 {
-            Guess::Numeric
-        } else {
-            Guess::Categorical
-        }
-    }
-
-    /// `log1p` for values over several orders of magnitude.
-    fn transform(&self) -> Transform {
-        let spread = self.max > 20.0 * self.sum / self.numbers.max(1) as f64;
-        if spread && !self.negative || named(&self.name, 'I') {
-            Transform::Log1p
-        } else {
-            Transform::Identity
-        }
-    }
-
-    fn kind(&self) -> Kind {
-        if self.is_integer() && !self.negative { Kind::Id } else { Kind::Text }
-    }
-}
-
-enum Guess {
-    Numeric,
-    Categorical,
-    Left(&'static str),
-}
-
-/// Whether `name` is Criteo's: a letter and a number.
-fn named(name: &str, letter: char) -> bool {
-    name.strip_prefix(letter).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+/// The statistics of the first rows.
+struct Sample {
+    columns: Vec<Column>,
+    /// Whether the sample has all rows.
+    complete: bool,
 }
 
 impl DataSet {
@@ -174,16 +78,19 @@ impl DataSet {
         Ok((schema, notes))
     }
 
-    fn guess(&self, columns: &[Column], hints: &Hints, notes: &mut Vec<String>) -> Result<Schema> {
-        if columns.iter().all(|c| c.distinct.is_empty()) {
+    fn guess(&self, sample: &Sample, hints: &Hints, notes: &mut Vec<String>) -> Result<Schema> {
+        let Sample { columns, complete } = sample;
+        if !columns.iter().any(Column::has_values) {
             return Err(Error::bad_file(&self.paths()[0], "there is not one row that can be used"));
         }
         let known = || listed(columns.iter().map(|c| c.name.as_str()));
         let find = |name: &str| {
-            columns.iter().find(|c| c.name == name).ok_or_else(|| {
-                Error::bad_file(&self.paths()[0], format!("there is no column {name}"))
-                    .with_hint(format!("the file has the columns {}", known()))
-            })
+            let column = columns.iter().find(|c| c.name == name);
+            let column = column.ok_or_else(|| self.no_column(&[name], &known()))?;
+            match column.unreadable() {
+                Some(why) => Err(self.unreadable_column(name, why)),
+                None => Ok(column),
+            }
         };
         let label = match &hints.label {
             Some(name) => find(name)?.name.clone(),
@@ -213,16 +120,24 @@ impl DataSet {
                 let kind = kind.unwrap_or(find(name)?.kind());
                 schema.categorical.push(Categorical { name: find(name)?.name.clone(), kind });
             }
+            notes.extend(self.left_out(&schema, columns.iter().map(|c| c.name.as_str())));
             return Ok(schema);
         }
         for column in columns.iter().filter(|c| c.name != schema.label) {
-            match column.guess() {
+            let guess = column.guess(*complete);
+            notes.extend(column.remark(&guess));
+            match guess {
                 Guess::Numeric => schema.numeric.push(Numeric::new(&column.name, column.transform())),
                 Guess::Categorical => {
                     schema.categorical.push(Categorical { name: column.name.clone(), kind: column.kind() });
                 }
-                Guess::Left(why) => notes.push(format!("left out: {} ({why})", column.name)),
+                Guess::Left(why) => {
+                    notes.push(format!("left out: {} ({why})", quoted_if_empty(&column.name)))
+                }
             }
+        }
+        for column in self.unreadable() {
+            notes.push(format!("left out: {} ({})", column.name, column.why));
         }
         let numeric: Vec<&str> = schema.numeric.iter().map(|c| c.name.as_str()).collect();
         let categorical: Vec<&str> = schema.categorical.iter().map(|c| c.name.as_str()).collect();
@@ -234,24 +149,46 @@ impl DataSet {
         Ok(schema)
     }
 
+    /// A note on the columns `names` (and those that cannot be read) that are not in `schema`.
+    pub fn left_out<'a>(
+        &'a self,
+        schema: &Schema,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Option<String> {
+        let used = |name: &str| {
+            name == schema.label
+                || schema.numeric.iter().any(|c| c.name == name)
+                || schema.categorical.iter().any(|c| c.name == name)
+        };
+        let unreadable = self.unreadable().iter().map(|c| c.name.as_str());
+        let others: Vec<&str> =
+            names.into_iter().chain(unreadable).filter(|name| !used(name)).map(quoted_if_empty).collect();
+        (!others.is_empty()).then(|| format!("left out: {} (not named)", listed(others)))
+    }
+
     /// The statistics of the first rows.
-    fn sample(&self) -> Result<Vec<Column>> {
+    fn sample(&self) -> Result<Sample> {
         let mut columns: Vec<Column> = self.names().iter().cloned().map(Column::new).collect();
         match self.format() {
             #[cfg(feature = "parquet")]
             Format::Parquet => {
-                super::parquet::sample(&self.paths()[0], SAMPLE, &mut |i, text| columns[i].see(text))?;
-                return Ok(columns);
+                let all =
+                    super::parquet::sample(&self.paths()[0], SAMPLE, &mut |i, text| columns[i].see(text))?;
+                return Ok(Sample { columns, complete: all && self.paths().len() == 1 });
             }
             #[cfg(not(feature = "parquet"))]
-            Format::Parquet => return Ok(columns),
+            Format::Parquet => return Ok(Sample { columns, complete: false }),
             Format::Criteo | Format::Csv { .. } | Format::JsonLines => {}
         }
         let paths: Arc<[_]> = self.paths()[..1].into();
         let mut files = Files::new(paths, Arc::default(), super::text::BLOCK);
         let (mut rows, mut scratch) = (0, Vec::new());
+        let mut complete = false;
         while rows < SAMPLE {
-            let Some(block) = files.next().transpose()? else { break };
+            let Some(block) = files.next().transpose()? else {
+                complete = self.paths().len() == 1;
+                break;
+            };
             for (number, line) in lines(&block.text, block.line) {
                 if line.is_empty() {
                     continue;
@@ -272,7 +209,7 @@ impl DataSet {
                 rows += 1;
             }
         }
-        Ok(columns)
+        Ok(Sample { columns, complete })
     }
 
     /// Standardizes the numeric columns with mean 0 and scale 1, the defaults: after the transform, the values of the first
@@ -318,21 +255,34 @@ impl DataSet {
     }
 }
 
-/// Adds the scalars of a JSON object to the statistics.
+/// Adds the values of a JSON object to the statistics.
 fn json(line: &[u8], columns: &mut Vec<Column>) {
     let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(line) else { return };
     for (name, value) in object {
         let text = match value {
             serde_json::Value::String(s) => s,
-            serde_json::Value::Null => continue,
-            serde_json::Value::Array(_) | serde_json::Value::Object(_) => continue,
+            serde_json::Value::Null => String::new(),
+            serde_json::Value::Array(_) | serde_json::Value::Object(_) => {
+                column(columns, name).see_nested();
+                continue;
+            }
             serde_json::Value::Number(n) => n.as_f64().map_or_else(|| n.to_string(), |x| x.to_string()),
             scalar => scalar.to_string(),
         };
-        let at = columns.iter().position(|c| c.name == name).unwrap_or_else(|| {
-            columns.push(Column::new(name));
-            columns.len() - 1
-        });
-        columns[at].see(text.as_bytes());
+        column(columns, name).see(text.as_bytes());
     }
+}
+
+/// The column `name`, which is added if it is new.
+fn column(columns: &mut Vec<Column>, name: String) -> &mut Column {
+    let at = columns.iter().position(|c| c.name == name).unwrap_or_else(|| {
+        columns.push(Column::new(name));
+        columns.len() - 1
+    });
+    &mut columns[at]
+}
+
+/// A name for a message.
+fn quoted_if_empty(name: &str) -> &str {
+    if name.is_empty() { "''" } else { name }
 }

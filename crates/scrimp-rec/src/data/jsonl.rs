@@ -11,17 +11,15 @@ use std::{collections::HashMap, fmt};
 pub(super) struct JsonLines {
     filler: Filler,
     roles: HashMap<String, Role>,
-    labels: bool,
 }
 
 impl JsonLines {
-    /// `labels`: every row must have a label.
-    pub(super) fn new(filler: Filler, labels: bool) -> Self {
+    pub(super) fn new(filler: Filler) -> Self {
         let schema = &filler.schema;
         let numbers = schema.numeric.iter().map(|c| &c.name);
         let names = numbers.chain(schema.categorical.iter().map(|c| &c.name)).chain([&schema.label]);
         let roles = names.map(|n| (n.clone(), filler.role(n))).collect();
-        Self { filler, roles, labels }
+        Self { filler, roles }
     }
 }
 
@@ -83,18 +81,15 @@ impl<'de> Visitor<'de> for Object<'_> {
         let filler = &self.parser.filler;
         let row = filler.begin(self.out);
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-            let Some(&role) = self.parser.roles.get(&*key) else {
+            let Some(&role) = self.parser.roles.get(&*key).filter(|&&role| role != Role::Ignored) else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
             self.scratch.clear();
             map.next_value_seed(Text(self.scratch))?;
-            if role == Role::Label && self.scratch.is_empty() && !self.parser.labels {
-                continue;
-            }
             filler.set(row, role, self.scratch, self.out).map_err(de::Error::custom)?;
         }
-        if self.parser.labels && self.out.labels.last().is_some_and(|y| y.is_nan()) {
+        if filler.labels() && self.out.labels.last().is_some_and(|y| y.is_nan()) {
             return Err(de::Error::custom(format!("there is no label '{}'", filler.schema.label)));
         }
         filler.end(row, self.out);

@@ -11,6 +11,7 @@ mod batch;
 mod columns;
 mod criteo;
 mod csv;
+mod digest;
 #[cfg(any(feature = "arrow", feature = "parquet"))]
 mod guard;
 mod infer;
@@ -25,6 +26,7 @@ mod set;
 mod shuffle;
 mod splits;
 mod text;
+mod typed;
 mod values;
 
 #[cfg(feature = "arrow")]
@@ -32,12 +34,16 @@ pub use arrow::{ArrowError, ArrowRows, arrow_scores};
 pub use batch::{Batch, Memory, RowSource};
 pub(crate) use batch::{Block, BlockSource};
 #[cfg(any(feature = "arrow", feature = "parquet"))]
+pub use columns::rows_of_columns;
+pub(crate) use digest::Digested;
+#[cfg(any(feature = "arrow", feature = "parquet"))]
 pub use guard::hide_guarded_panics;
 pub use infer::Hints;
 pub use rows::JsonRows;
 pub use set::{DataSet, Format, OpenOptions};
 pub use shuffle::{Fold, Folded, Shuffled};
 pub use splits::{Data, PRESETS, Split, preset};
+pub use typed::{Unit, Value};
 
 use crate::{
     Error,
@@ -53,10 +59,19 @@ pub(crate) fn fields(line: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<usize, 
     })
 }
 
-/// The error of an invalid row that exceeds the number of rows that may be left out. `line` counts from 1.
-pub(crate) fn bad_row(path: &std::path::Path, line: u64, what: impl std::fmt::Display) -> Error {
-    Error::bad_row(path, line, what)
-        .with_hint("`skip_bad_rows` N leaves out up to N such rows and reports their number")
+/// The error of an invalid row that exceeds the number of rows that may be left out. `line` counts from 1. Rows without
+/// labels are scored: each needs its score, so none is left out.
+pub(crate) fn bad_row(
+    path: &std::path::Path,
+    line: u64,
+    what: impl std::fmt::Display,
+    options: &OpenOptions,
+) -> Error {
+    let error = Error::bad_row(path, line, what);
+    match options.labels {
+        true => error.with_hint("`skip_bad_rows` N leaves out up to N such rows and reports their number"),
+        false => error,
+    }
 }
 
 /// The indices of the categorical columns of each cross.

@@ -1,17 +1,23 @@
-//! Apache Parquet: flat columns of booleans, integers, floats and texts. Other columns are ignored. Errors name an invalid row
-//! by its number in the file.
+//! Apache Parquet: flat columns of any type. Nested columns (lists, structs, maps) cannot be read, and a schema must not name
+//! them. Errors name an invalid row by its number in the file.
+
+mod form;
 
 use super::{
     Batch, Block, BlockSource, OpenOptions, RowSource,
-    columns::{Columns, Value},
+    columns::Columns,
     roles::{Filler, Role},
+    set::Unreadable,
+    typed::Value,
 };
 use crate::{Error, Result, schema::Schema};
+use form::Form;
 use parquet::{
-    basic::{Repetition, Type as Physical},
+    basic::{ConvertedType, LogicalType, Repetition},
     column::reader::ColumnReader,
-    data_type::ByteArray,
+    data_type::{ByteArray, FixedLenByteArray, Int96},
     file::reader::{FileReader as _, SerializedFileReader},
+    schema::types::Type,
 };
 use std::{
     fs::File,
@@ -37,34 +43,61 @@ fn reader(path: &Path) -> Result<Reader> {
     guarded(path, || Reader::new(file).map_err(damaged(path)))
 }
 
-/// The supported columns: index among all leaves, and name.
-fn flat(reader: &Reader) -> Vec<(usize, String)> {
+/// A column that can be read.
+struct Flat {
+    /// The index among all leaves.
+    leaf: usize,
+    name: String,
+    form: Form,
+}
+
+/// The columns that can be read, in the order of the file.
+fn flat(reader: &Reader) -> Vec<Flat> {
     let schema = reader.metadata().file_metadata().schema_descr();
-    let columns = schema.columns().iter().enumerate();
-    let usable = columns.filter(|(_, c)| {
-        let flat = c.path().parts().len() == 1 && c.max_rep_level() == 0 && c.max_def_level() <= 1;
-        let known = !matches!(c.physical_type(), Physical::INT96 | Physical::FIXED_LEN_BYTE_ARRAY);
-        flat && known && c.self_type().get_basic_info().repetition() != Repetition::REPEATED
+    let usable = schema.columns().iter().enumerate().filter_map(|(leaf, column)| {
+        let flat =
+            column.path().parts().len() == 1 && column.max_rep_level() == 0 && column.max_def_level() <= 1;
+        let form = flat.then(|| Form::of(column)).flatten()?;
+        Some(Flat { leaf, name: column.name().to_owned(), form })
     });
-    usable.map(|(i, c)| (i, c.name().to_owned())).collect()
+    usable.collect()
 }
 
-/// The names of the supported columns.
-pub(super) fn names(path: &Path) -> Result<Vec<String>> {
-    Ok(flat(&reader(path)?).into_iter().map(|(_, n)| n).collect())
+/// The names of the columns that can be read, and the other columns.
+pub(super) fn names(path: &Path) -> Result<(Vec<String>, Vec<Unreadable>)> {
+    let reader = reader(path)?;
+    let names: Vec<String> = flat(&reader).into_iter().map(|column| column.name).collect();
+    let root = reader.metadata().file_metadata().schema_descr().root_schema();
+    let others = root.get_fields().iter().filter(|field| !names.iter().any(|name| name == field.name()));
+    let others =
+        others.map(|field| Unreadable { name: field.name().to_owned(), why: reason(field) }).collect();
+    Ok((names, others))
 }
 
-/// Calls `see` with the texts of the first `rows` rows, column by column, and the index of the column in [`names`].
-pub(super) fn sample(path: &Path, rows: usize, see: &mut dyn FnMut(usize, &[u8])) -> Result<()> {
+/// The reason that a column cannot be read.
+fn reason(field: &Type) -> String {
+    let info = field.get_basic_info();
+    match (info.logical_type_ref(), info.converted_type()) {
+        (Some(LogicalType::List), _) | (_, ConvertedType::LIST) => "lists".to_owned(),
+        (Some(LogicalType::Map), _) | (_, ConvertedType::MAP) => "maps".to_owned(),
+        _ if info.has_repetition() && info.repetition() == Repetition::REPEATED => "lists".to_owned(),
+        _ if field.is_group() => "structs".to_owned(),
+        (_, other) => format!("values of the type {other}"),
+    }
+}
+
+/// Calls `see` with the texts of the first `rows` rows, column by column, and the index of the column in [`names`]. Returns
+/// whether these are all rows.
+pub(super) fn sample(path: &Path, rows: usize, see: &mut dyn FnMut(usize, &[u8])) -> Result<bool> {
     let reader = reader(path)?;
     guarded(path, || {
         let (mut left, mut group) = (rows, 0);
         while left > 0 && group < reader.num_row_groups() {
             let of_group = reader.get_row_group(group).map_err(damaged(path))?;
             let n = usize::try_from(of_group.metadata().num_rows()).unwrap_or(0).min(left);
-            for (place, &(leaf, _)) in flat(&reader).iter().enumerate() {
-                let decoder = of_group.get_column_reader(leaf).map_err(damaged(path))?;
-                let mut column = Column::new(Role::Ignored, decoder);
+            for (place, flat) in flat(&reader).iter().enumerate() {
+                let decoder = of_group.get_column_reader(flat.leaf).map_err(damaged(path))?;
+                let mut column = Column::new(Role::Ignored, flat.form, decoder);
                 column.read(n).map_err(damaged(path))?;
                 let mut text = Vec::new();
                 column.each(&mut |_, value| {
@@ -75,13 +108,14 @@ pub(super) fn sample(path: &Path, rows: usize, see: &mut dyn FnMut(usize, &[u8])
             }
             (left, group) = (left - n, group + 1);
         }
-        Ok(())
+        Ok(left > 0)
     })
 }
 
 /// A column of a row group, and its decoded values.
 struct Column {
     role: Role,
+    form: Form,
     decoder: ColumnReader,
     present: Vec<i16>,
     optional: bool,
@@ -95,20 +129,24 @@ enum Values {
     I64(Vec<i64>),
     F32(Vec<f32>),
     F64(Vec<f64>),
+    I96(Vec<Int96>),
     Bytes(Vec<ByteArray>),
+    Fixed(Vec<FixedLenByteArray>),
 }
 
 impl Column {
-    fn new(role: Role, decoder: ColumnReader) -> Self {
+    fn new(role: Role, form: Form, decoder: ColumnReader) -> Self {
         let values = match decoder {
             ColumnReader::BoolColumnReader(_) => Values::Bool(Vec::new()),
             ColumnReader::Int32ColumnReader(_) => Values::I32(Vec::new()),
             ColumnReader::Int64ColumnReader(_) => Values::I64(Vec::new()),
             ColumnReader::FloatColumnReader(_) => Values::F32(Vec::new()),
             ColumnReader::DoubleColumnReader(_) => Values::F64(Vec::new()),
-            _ => Values::Bytes(Vec::new()),
+            ColumnReader::Int96ColumnReader(_) => Values::I96(Vec::new()),
+            ColumnReader::ByteArrayColumnReader(_) => Values::Bytes(Vec::new()),
+            ColumnReader::FixedLenByteArrayColumnReader(_) => Values::Fixed(Vec::new()),
         };
-        Self { role, decoder, present: Vec::new(), optional: false, records: 0, values }
+        Self { role, form, decoder, present: Vec::new(), optional: false, records: 0, values }
     }
 
     /// Decodes `n` values, nulls included.
@@ -135,7 +173,9 @@ impl Column {
             (ColumnReader::Int64ColumnReader(r), Values::I64(v)) => read!(r, v),
             (ColumnReader::FloatColumnReader(r), Values::F32(v)) => read!(r, v),
             (ColumnReader::DoubleColumnReader(r), Values::F64(v)) => read!(r, v),
+            (ColumnReader::Int96ColumnReader(r), Values::I96(v)) => read!(r, v),
             (ColumnReader::ByteArrayColumnReader(r), Values::Bytes(v)) => read!(r, v),
+            (ColumnReader::FixedLenByteArrayColumnReader(r), Values::Fixed(v)) => read!(r, v),
             _ => {
                 return Err(parquet::errors::ParquetError::General(
                     "a type that is not supported".to_owned(),
@@ -150,19 +190,21 @@ impl Column {
 
     /// Calls `f` with each row's number in the decoded block, and its value.
     fn each(&self, f: &mut dyn FnMut(usize, Value<'_>)) {
-        let mut at = 0;
+        let (form, mut at, mut text) = (self.form, 0, String::new());
         for row in 0..self.records {
             if self.optional && self.present.get(row) == Some(&0) {
                 f(row, Value::Missing);
                 continue;
             }
             let value = match &self.values {
-                Values::Bool(v) => v.get(at).map(|&b| Value::Integer(i64::from(b))),
-                Values::I32(v) => v.get(at).map(|&n| Value::Integer(i64::from(n))),
-                Values::I64(v) => v.get(at).map(|&n| Value::Integer(n)),
-                Values::F32(v) => v.get(at).map(|&x| Value::Float(f64::from(x))),
+                Values::Bool(v) => v.get(at).map(|&b| Value::Bool(b)),
+                Values::I32(v) => v.get(at).map(|&n| form.integer(n.into(), n.cast_unsigned().into())),
+                Values::I64(v) => v.get(at).map(|&n| form.integer(n, n.cast_unsigned())),
+                Values::F32(v) => v.get(at).map(|&x| Value::Single(x)),
                 Values::F64(v) => v.get(at).map(|&x| Value::Float(x)),
-                Values::Bytes(v) => v.get(at).map(|b| Value::Bytes(b.data())),
+                Values::I96(v) => v.get(at).map(form::int96),
+                Values::Bytes(v) => v.get(at).map(|b| form.bytes(b.data(), &mut text)),
+                Values::Fixed(v) => v.get(at).map(|b| form.bytes(b.data(), &mut text)),
             };
             at += 1;
             f(row, value.unwrap_or(Value::Missing));
@@ -229,8 +271,8 @@ impl ParquetSource {
                 continue;
             }
             let flat = flat(reader);
-            let names: Vec<String> = flat.iter().map(|(_, n)| n.clone()).collect();
-            if let Some(name) = self.filler.absent(&names, self.options.labels).first() {
+            let names: Vec<String> = flat.iter().map(|column| column.name.clone()).collect();
+            if let Some(name) = self.filler.absent(&names).first() {
                 return Err(Error::bad_file(
                     path,
                     format!("there is no column {name}, unlike in the first file"),
@@ -238,11 +280,11 @@ impl ParquetSource {
             }
             let group = reader.get_row_group(self.group).map_err(damaged(path))?;
             self.columns.clear();
-            for (leaf, name) in flat {
+            for Flat { leaf, name, form } in flat {
                 let role = self.filler.role(&name);
                 if role != Role::Ignored {
                     let decoder = group.get_column_reader(leaf).map_err(damaged(path))?;
-                    self.columns.push(Column::new(role, decoder));
+                    self.columns.push(Column::new(role, form, decoder));
                 }
             }
             self.left = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
@@ -285,7 +327,7 @@ impl BlockSource for ParquetSource {
                 self.bad_rows += 1;
                 if self.bad_rows > self.options.skip_bad_rows {
                     let (row, what) = (self.row + *row as u64 + 1, format!("(row) {what}"));
-                    return Err(super::bad_row(&path, row, what));
+                    return Err(super::bad_row(&path, row, what, &self.options));
                 }
             }
             self.left -= n;

@@ -20,6 +20,7 @@ pub(super) struct Filler {
     pub(super) schema: Schema,
     crosses: Crosses,
     missing: f32,
+    labels: bool,
 }
 
 /// The offsets of a row in a batch.
@@ -42,14 +43,20 @@ impl Row {
 }
 
 impl Filler {
-    pub(super) fn new(schema: Schema, missing: f32) -> Self {
-        Self { crosses: Crosses::new(&schema), schema, missing }
+    /// With `labels`, every row must have a label. Otherwise labels are ignored.
+    pub(super) fn new(schema: Schema, missing: f32, labels: bool) -> Self {
+        Self { crosses: Crosses::new(&schema), schema, missing, labels }
+    }
+
+    /// Whether every row must have a label.
+    pub(super) fn labels(&self) -> bool {
+        self.labels
     }
 
     /// The role of column `name`.
     pub(super) fn role(&self, name: &str) -> Role {
         if name == self.schema.label {
-            return Role::Label;
+            return if self.labels { Role::Label } else { Role::Ignored };
         }
         if let Some(i) = self.schema.numeric.iter().position(|c| c.name == name) {
             return Role::Number(i);
@@ -57,9 +64,9 @@ impl Filler {
         self.schema.categorical.iter().position(|c| c.name == name).map_or(Role::Ignored, Role::Category)
     }
 
-    /// The columns of the schema that `names` lacks; the label counts if `labels` is set.
-    pub(super) fn absent<'a>(&'a self, names: &[String], labels: bool) -> Vec<&'a str> {
-        let label = labels.then_some(self.schema.label.as_str());
+    /// The columns of the schema that `names` lacks.
+    pub(super) fn absent<'a>(&'a self, names: &[String]) -> Vec<&'a str> {
+        let label = self.labels.then_some(self.schema.label.as_str());
         let columns = label.into_iter().chain(self.schema.numeric.iter().map(|c| c.name.as_str()));
         let columns = columns.chain(self.schema.categorical.iter().map(|c| c.name.as_str()));
         columns.filter(|c| !names.iter().any(|n| n == c)).collect()

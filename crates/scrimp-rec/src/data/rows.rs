@@ -23,8 +23,8 @@ impl std::fmt::Debug for JsonRows {
 impl JsonRows {
     /// A parser for rows of `schema`.
     pub fn new(schema: &Schema) -> Self {
-        let filler = Filler::new(schema.clone(), super::OpenOptions::default().missing);
-        Self { parser: JsonLines::new(filler, false), scratch: Scratch::default() }
+        let filler = Filler::new(schema.clone(), super::OpenOptions::default().missing, false);
+        Self { parser: JsonLines::new(filler), scratch: Scratch::default() }
     }
 
     /// Appends the row in `json`.

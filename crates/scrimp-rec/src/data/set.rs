@@ -2,8 +2,9 @@
 
 use super::{
     RowSource,
-    criteo::Criteo,
+    criteo::{Criteo, First},
     csv::Csv,
+    infer::usual_label,
     input::Input,
     jsonl::JsonLines,
     roles::{Filler, listed},
@@ -85,6 +86,14 @@ impl Default for OpenOptions {
     }
 }
 
+/// A column that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    pub(super) name: String,
+    /// The kind of its values, in the plural.
+    pub(super) why: String,
+}
+
 /// A file of rows, or a directory of files with the same columns, which are read in sequence.
 #[derive(Debug, Clone)]
 pub struct DataSet {
@@ -92,6 +101,8 @@ pub struct DataSet {
     format: Format,
     /// The names of the columns, for formats with a header.
     names: Vec<String>,
+    /// The columns that cannot be read, for formats with types.
+    unreadable: Vec<Unreadable>,
     /// Whether lines of Criteo's format begin with a label.
     labeled: bool,
 }
@@ -125,23 +136,27 @@ impl DataSet {
         }
         if let Some(columns) = Criteo::columns(line) {
             let labeled = columns == 40;
-            return Ok(Self { paths, format: Format::Criteo, names: Vec::new(), labeled });
+            return Ok(Self { labeled, ..Self::new(paths, Format::Criteo, Vec::new()) });
         }
         if line.trim_ascii_start().starts_with(b"{") {
-            return Ok(Self { paths, format: Format::JsonLines, names: Vec::new(), labeled: false });
+            return Ok(Self::new(paths, Format::JsonLines, Vec::new()));
         }
         let count = |s: u8| line.iter().filter(|&&b| b == s).count();
         let separator = [b'\t', b',', b';', b'|'].into_iter().rev().max_by_key(|&s| count(s)).unwrap_or(b',');
         let names =
             Csv::names(line, separator).map_err(|e| Error::bad_file(first, format!("line 1: {e}")))?;
         header(first, &names, separator)?;
-        Ok(Self { paths, format: Format::Csv { separator }, names, labeled: false })
+        Ok(Self::new(paths, Format::Csv { separator }, names))
+    }
+
+    fn new(paths: Vec<PathBuf>, format: Format, names: Vec<String>) -> Self {
+        Self { paths, format, names, unreadable: Vec::new(), labeled: false }
     }
 
     #[cfg(feature = "parquet")]
     fn parquet(paths: Vec<PathBuf>) -> Result<Self> {
-        let names = super::parquet::names(&paths[0])?;
-        Ok(Self { paths, format: Format::Parquet, names, labeled: false })
+        let (names, unreadable) = super::parquet::names(&paths[0])?;
+        Ok(Self { unreadable, ..Self::new(paths, Format::Parquet, names) })
     }
 
     #[cfg(not(feature = "parquet"))]
@@ -165,6 +180,27 @@ impl DataSet {
         &self.names
     }
 
+    /// The columns that cannot be read.
+    pub(super) fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+
+    /// The error of a column that the data does not have, or that cannot be read. `known` lists the columns.
+    pub(super) fn no_column(&self, names: &[&str], known: &str) -> Error {
+        let path = &self.paths[0];
+        if let Some(column) = self.unreadable.iter().find(|column| names.contains(&column.name.as_str())) {
+            return self.unreadable_column(&column.name, &column.why);
+        }
+        Error::bad_file(path, format!("there is no column {}", listed(names.iter().copied())))
+            .with_hint(format!("the file has the columns {known}"))
+    }
+
+    /// The error of a column that has to be read, and has `why`.
+    pub(super) fn unreadable_column(&self, name: &str, why: &str) -> Error {
+        Error::bad_file(&self.paths[0], format!("column {name} has {why}, which cannot be read"))
+            .with_hint("write one number or text per row to it, or leave it out")
+    }
+
     /// The size of all files in bytes.
     pub fn bytes(&self) -> u64 {
         self.paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum()
@@ -177,7 +213,7 @@ impl DataSet {
     pub fn open(&self, schema: &Schema, options: &OpenOptions) -> Result<Box<dyn RowSource>> {
         schema.check()?;
         let (schema, paths, o) = (schema.clone(), &self.paths, options.clone());
-        let filler = Filler::new(schema.clone(), o.missing);
+        let filler = Filler::new(schema.clone(), o.missing, o.labels);
         match self.format {
             Format::Criteo => {
                 if !Criteo::fits(&schema) {
@@ -191,31 +227,35 @@ impl DataSet {
                 if o.labels && !self.labeled {
                     return Err(self.misfit("the rows have no label (39 columns, 40 are expected)"));
                 }
-                let (missing, labeled) = (o.missing, self.labeled);
+                let first = match (self.labeled, o.labels) {
+                    (true, true) => First::Label,
+                    (true, false) => First::Ignored,
+                    (false, _) => First::Number,
+                };
                 let make = {
-                    let schema = schema.clone();
-                    move || Criteo::new(schema.clone(), labeled, missing)
+                    let (schema, missing) = (schema.clone(), o.missing);
+                    move || Criteo::new(schema.clone(), first, missing)
                 };
                 Ok(Box::new(TextSource::new(schema, paths, o, make)))
             }
             Format::Csv { separator } => {
-                self.has_columns(&filler, o.labels)?;
+                self.has_columns(&filler)?;
                 let names = self.names.clone();
                 let make = {
-                    let (schema, missing) = (schema.clone(), o.missing);
-                    move || Csv::new(Filler::new(schema.clone(), missing), names.clone(), separator)
+                    let (schema, missing, labels) = (schema.clone(), o.missing, o.labels);
+                    move || Csv::new(Filler::new(schema.clone(), missing, labels), names.clone(), separator)
                 };
                 Ok(Box::new(TextSource::new(schema, paths, o, make)))
             }
             Format::JsonLines => {
                 let make = {
                     let (schema, missing, labels) = (schema.clone(), o.missing, o.labels);
-                    move || JsonLines::new(Filler::new(schema.clone(), missing), labels)
+                    move || JsonLines::new(Filler::new(schema.clone(), missing, labels))
                 };
                 Ok(Box::new(TextSource::new(schema, paths, o, make)))
             }
             Format::Parquet => {
-                self.has_columns(&filler, o.labels)?;
+                self.has_columns(&filler)?;
                 self.open_parquet(filler, o)
             }
         }
@@ -231,30 +271,25 @@ impl DataSet {
         Err(self.misfit("this scrimp was built without Parquet"))
     }
 
-    fn has_columns(&self, filler: &Filler, labels: bool) -> Result<()> {
-        match filler.absent(&self.names, labels)[..] {
+    fn has_columns(&self, filler: &Filler) -> Result<()> {
+        match filler.absent(&self.names)[..] {
             [] => Ok(()),
-            ref absent => Err(Error::bad_file(
-                &self.paths[0],
-                format!("there is no column {}", listed(absent.iter().copied())),
-            )
-            .with_hint(format!(
-                "the file has the columns {}",
-                listed(self.names.iter().map(String::as_str))
-            ))),
+            ref absent => Err(self.no_column(absent, &listed(self.names.iter().map(String::as_str)))),
         }
     }
 
     fn misfit(&self, what: impl fmt::Display) -> Error {
-        Error::bad_file(&self.paths[0], what).with_hint(
-            "use data with the columns that the model was trained with (`scrimp rec inspect` shows them)",
-        )
+        Error::bad_file(&self.paths[0], what).with_hint("use data with the columns of the model's schema")
     }
 }
 
-/// Checks a header: a name is not a number and occurs once.
+/// Checks a header: it has a name, and a name occurs once. Names that are numbers need a usual label beside them: otherwise the
+/// line is a row.
 fn header(path: &Path, names: &[String], separator: u8) -> Result<()> {
-    if let Some(name) = names.iter().find(|n| n.is_empty() || n.parse::<f64>().is_ok()) {
+    let number = |name: &&String| name.parse::<f64>().is_ok();
+    let labeled = names.iter().any(|name| usual_label(name));
+    let unnamed = || names.iter().all(String::is_empty).then(|| &names[0]);
+    if let Some(name) = names.iter().filter(|_| !labeled).find(number).or_else(unnamed) {
         let columns = match separator {
             b'\t' => format!("{} columns separated by tabs", names.len()),
             s => format!("{} columns separated by '{}'", names.len(), char::from(s)),
@@ -264,7 +299,7 @@ fn header(path: &Path, names: &[String], separator: u8) -> Result<()> {
     }
     let mut sorted: Vec<&String> = names.iter().collect();
     sorted.sort_unstable();
-    match sorted.windows(2).find(|w| w[0] == w[1]) {
+    match sorted.windows(2).find(|w| w[0] == w[1] && !w[0].is_empty()) {
         Some(w) => Err(Error::bad_file(path, format!("line 1: column '{}' is there twice", w[0]))),
         None => Ok(()),
     }

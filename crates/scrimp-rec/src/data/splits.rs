@@ -72,6 +72,14 @@ impl Data {
         Some(name.join("schema.toml")).filter(|p| name.is_dir() && p.is_file())
     }
 
+    /// The files; none for generated rows.
+    pub fn paths(&self) -> &[PathBuf] {
+        match self {
+            Self::Files(data) => data.paths(),
+            Self::Generated(_) => &[],
+        }
+    }
+
     /// A short description for messages.
     pub fn describe(&self) -> String {
         match self {

@@ -270,7 +270,7 @@ impl<P: Parse> BlockSource for TextSource<P> {
         while block.is_empty() {
             let took = blocks.next(|parsed| {
                 std::mem::swap(&mut parsed.rows, block);
-                check(parsed, paths, options.skip_bad_rows, bad_rows)
+                check(parsed, paths, options, bad_rows)
             });
             match took {
                 Some(result) => result?,
@@ -290,7 +290,8 @@ impl<P: Parse> BlockSource for TextSource<P> {
 }
 
 /// Counts the invalid rows of a block. Too many are an error.
-fn check(parsed: &mut Parsed, paths: &[PathBuf], allowed: u64, bad_rows: &mut u64) -> Result<()> {
+fn check(parsed: &mut Parsed, paths: &[PathBuf], options: &OpenOptions, bad_rows: &mut u64) -> Result<()> {
+    let allowed = options.skip_bad_rows;
     let path = paths.get(parsed.file).map_or(Path::new(""), PathBuf::as_path);
     let before = *bad_rows;
     *bad_rows += parsed.bad_rows;
@@ -301,7 +302,7 @@ fn check(parsed: &mut Parsed, paths: &[PathBuf], allowed: u64, bad_rows: &mut u6
             0 => what,
             n => format!("{what} (the bad row number {}, {n} may be skipped)", n + 1),
         };
-        return Err(super::bad_row(path, line, what));
+        return Err(super::bad_row(path, line, what, options));
     }
     match parsed.error.take() {
         None => Ok(()),

@@ -16,17 +16,23 @@ pub(super) fn shown(text: &[u8]) -> String {
     shown
 }
 
-/// The label: 0 or 1 (also `0.0`, `1.0`, `false`, `true`).
+/// The label: 0 or 1 in any notation ([`id_of`]).
 pub(super) fn label(text: &[u8]) -> Result<f32, String> {
-    match text {
-        b"0" | b"0.0" | b"false" | b"False" | b"FALSE" => Ok(0.0),
-        b"1" | b"1.0" | b"true" | b"True" | b"TRUE" => Ok(1.0),
-        b"" => Err("the label is missing: 0 or 1 is expected".to_owned()),
-        other => Err(format!("the label is '{}': 0 or 1 is expected", shown(other))),
+    match id_of(text) {
+        0 => Ok(0.0),
+        1 => Ok(1.0),
+        MISSING => Err("the label is missing: 0 or 1 is expected".to_owned()),
+        _ => Err(format!("the label is '{}': 0 or 1 is expected", shown(text))),
     }
 }
 
-/// The number in `text`; `None` for a missing value (empty, `NA`, `NaN`, `null`).
+/// Texts of missing numbers.
+const ABSENT: [&[u8]; 17] = [
+    b"", b"NA", b"N/A", b"n/a", b"#N/A", b"<NA>", b"NaN", b"nan", b"null", b"NULL", b"Null", b"None",
+    b"none", b"NaT", b"\\N", b"?", b"-",
+];
+
+/// The number in `text`, with `true` as 1 and `false` as 0; `None` for a missing or infinite value ([`ABSENT`]).
 #[inline]
 pub(super) fn number(text: &[u8]) -> Result<Option<f32>, String> {
     let (negative, digits) = match text {
@@ -43,8 +49,13 @@ pub(super) fn number(text: &[u8]) -> Result<Option<f32>, String> {
 #[cold]
 fn other_number(text: &[u8]) -> Result<Option<f32>, String> {
     let trimmed = text.trim_ascii();
-    if matches!(trimmed, b"" | b"NA" | b"NaN" | b"nan" | b"null" | b"NULL") {
+    if ABSENT.contains(&trimmed) || infinite(trimmed) {
         return Ok(None);
+    }
+    match trimmed {
+        b"true" | b"True" | b"TRUE" => return Ok(Some(1.0)),
+        b"false" | b"False" | b"FALSE" => return Ok(Some(0.0)),
+        _ => {}
     }
     let parsed = std::str::from_utf8(trimmed).ok().and_then(|t| t.parse::<f64>().ok());
     match parsed {
@@ -52,6 +63,12 @@ fn other_number(text: &[u8]) -> Result<Option<f32>, String> {
         Some(x) if (x as f32).is_finite() => Ok(Some(x as f32)),
         Some(_) => Err(format!("'{}' is not a finite 32-bit number", shown(text))),
     }
+}
+
+/// Whether `text` is an infinity, such as `inf` or `-Infinity`.
+pub(super) fn infinite(text: &[u8]) -> bool {
+    let word = text.strip_prefix(b"-").or_else(|| text.strip_prefix(b"+")).unwrap_or(text);
+    word.eq_ignore_ascii_case(b"inf") || word.eq_ignore_ascii_case(b"infinity")
 }
 
 /// The transformed number of `column`; `missing` for a missing one.
@@ -70,7 +87,7 @@ pub(super) fn id(column: &Categorical, text: &[u8]) -> Result<u64, String> {
         Kind::Text => Ok(id_of(text)),
         Kind::Hex => hex(text).ok_or_else(|| format!("'{}' is not a hexadecimal id", shown(text))),
         Kind::Id => match text {
-            [b'-', rest @ ..] if !rest.is_empty() && rest.iter().all(u8::is_ascii_digit) => Err(format!(
+            [b'-', ..] if matches!(number(text), Ok(Some(x)) if x < 0.0 && x.fract() == 0.0) => Err(format!(
                 "the id '{}' is negative (if negative ids mean something, declare the column as text)",
                 shown(text)
             )),
@@ -162,10 +179,13 @@ mod tests {
         {
             assert_eq!(number(text.as_bytes()), Ok(Some(x)), "{text}");
         }
-        for missing in ["", "NA", "NaN", "null"] {
+        for (text, x) in [("true", 1.0), ("False", 0.0)] {
+            assert_eq!(number(text.as_bytes()), Ok(Some(x)), "{text}");
+        }
+        for missing in ["", "NA", "NaN", "null", "?", "\\N", "<NA>", "inf", "-inf", "Infinity"] {
             assert_eq!(number(missing.as_bytes()), Ok(None));
         }
-        for bad in ["x", "1,5", "inf", "-inf", "1e39", "--1", "-", "0x10", "1 2"] {
+        for bad in ["x", "1,5", "1e39", "1e400", "--1", "0x10", "1 2"] {
             assert!(number(bad.as_bytes()).is_err(), "{bad}");
         }
         assert_eq!(number("-2147483648".as_bytes()), Ok(Some(-2_147_483_648.0)));

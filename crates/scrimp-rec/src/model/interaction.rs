@@ -45,7 +45,7 @@ impl InteractionArch {
     pub(super) fn outputs(&self) -> usize {
         match self.interaction {
             Interaction::Concat => self.vectors() * self.dim,
-            Interaction::Dot => self.vectors() * (self.vectors() - 1) / 2 + self.dense_dim(),
+            Interaction::Dot => self.vectors() * self.vectors().saturating_sub(1) / 2 + self.dense_dim(),
         }
     }
 

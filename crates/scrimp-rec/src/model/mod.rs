@@ -141,6 +141,10 @@ impl Model {
         if vectors > MAX_VECTORS {
             return Err(Error::bad_input(format!("{vectors} features: {MAX_VECTORS} are the most")));
         }
+        if interaction_arch.outputs() == 0 {
+            return Err(Error::bad_input(format!("the interaction of {vectors} vectors has no output"))
+                .with_hint("concatenate the vectors, or use more features"));
+        }
         let sizes = layer_sizes(interaction_arch.outputs(), &config.over_layer_sizes, 1);
         let over_arch = Mlp::new(&sizes, false, config.seed ^ 0x70)?;
         let buffers = Buffers::default();

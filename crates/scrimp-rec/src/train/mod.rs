@@ -70,6 +70,8 @@ pub struct TrainData<'a> {
     pub train: &'a mut dyn RowSource,
     /// Validation rows.
     pub valid: Option<&'a mut dyn RowSource>,
+    /// A hash of the rows and their order, which a checkpoint stores: it does not resume with other rows. `None`: not compared.
+    pub digest: Option<u64>,
 }
 
 /// The state of a training. A checkpoint has it beside the model.
@@ -87,6 +89,46 @@ struct State {
     bad: u32,
     best: Option<f64>,
     batch: usize,
+    /// Absent in checkpoints of version 0.1.
+    #[serde(default)]
+    settings: Option<Settings>,
+}
+
+/// The settings that a resumed training must share with the interrupted one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Settings {
+    lr: f32,
+    dense_lr: f32,
+    optimizer: String,
+    /// [`TrainData::digest`], in hexadecimal.
+    rows: Option<String>,
+}
+
+impl Settings {
+    fn new(options: &TrainOptions, data: &TrainData<'_>) -> Self {
+        Self {
+            lr: options.lr,
+            dense_lr: options.dense_lr,
+            optimizer: options.optimizer.name().to_owned(),
+            rows: data.digest.map(|digest| format!("{digest:016x}")),
+        }
+    }
+
+    /// The first difference from those of a checkpoint.
+    fn difference(&self, other: &Self) -> Option<&'static str> {
+        let rows = |a: &Self| a.rows.clone().filter(|_| self.rows.is_some() && other.rows.is_some());
+        if rows(self) != rows(other) {
+            Some("a checkpoint of a training on other data, or in another order")
+        } else if self.lr != other.lr {
+            Some("a checkpoint with another `lr`")
+        } else if self.dense_lr != other.dense_lr {
+            Some("a checkpoint with another `dense_lr`")
+        } else if self.optimizer != other.optimizer {
+            Some("a checkpoint with another `optimizer`")
+        } else {
+            None
+        }
+    }
 }
 
 /// Trains `model`. If `options.checkpoint` exists, `model` is replaced by the checkpoint and the training resumes: its result is
@@ -102,13 +144,13 @@ pub fn train(
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<TrainReport> {
     evaluate::check_schema(model, data.train)?;
-    if options.batch == 0 {
-        return Err(Error::bad_input("a batch has at least one row"));
-    }
+    options.check()?;
     let start = Instant::now();
     let state = match options.checkpoint.as_deref().filter(|path| path.exists()) {
-        Some(path) => resume(model, path, options)?,
-        None => State { batch: options.batch, ..State::default() },
+        Some(path) => resume(model, path, options, &data)?,
+        None => {
+            State { batch: options.batch, settings: Some(Settings::new(options, &data)), ..State::default() }
+        }
     };
     let best = BestModel::new(options.checkpoint.as_deref());
     let steps = state.rows.div_ceil(options.batch as u64);
@@ -123,19 +165,23 @@ pub fn train(
 }
 
 /// Replaces `model` by the checkpoint at `path` and returns the state of its training.
-fn resume(model: &mut Model, path: &Path, options: &TrainOptions) -> Result<State> {
+fn resume(model: &mut Model, path: &Path, options: &TrainOptions, data: &TrainData<'_>) -> Result<State> {
     let (loaded, training) = Model::load(path)?;
     let other = |what: &str| {
         Error::bad_file(path, what).with_hint("delete it, or choose another file for the checkpoint")
     };
     if loaded.config() != model.config() {
-        return Err(other("a checkpoint of a model of another shape"));
+        return Err(other("a checkpoint of another model: other columns, embeddings, layers or `seed`"));
     }
     let training = training.ok_or_else(|| other("a model, not a checkpoint"))?;
     let state: State =
         serde_json::from_value(training).map_err(|e| other(&format!("not a checkpoint: {e}")))?;
     if state.batch != options.batch {
         return Err(other("a checkpoint with another `batch`"));
+    }
+    let settings = Settings::new(options, data);
+    if let Some(difference) = state.settings.as_ref().and_then(|stored| settings.difference(stored)) {
+        return Err(other(difference));
     }
     *model = loaded;
     Ok(state)

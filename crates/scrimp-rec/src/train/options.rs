@@ -1,6 +1,7 @@
 //! Options of a training.
 
 use crate::{
+    Error, Result,
     encoders::EncoderConfig,
     model::{Interaction, ModelConfig, StepOptions},
     schema::Schema,
@@ -82,6 +83,26 @@ impl OptimizerKind {
 }
 
 impl TrainOptions {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// A number of rows or epochs is 0, or a learning rate is not a positive number.
+    pub fn check(&self) -> Result<()> {
+        for (name, count) in [("epochs", self.epochs), ("batch", self.batch as u64)] {
+            if count == 0 {
+                return Err(Error::bad_input(format!("`{name}` is 0: at least 1 is expected")));
+            }
+        }
+        for (name, rate) in [("lr", self.lr), ("dense_lr", self.dense_lr)] {
+            if !(rate.is_finite() && rate > 0.0) {
+                return Err(Error::bad_input(format!(
+                    "`{name}` is {rate}: a number greater than 0 is expected"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The optimizers of a step.
     pub fn step(&self) -> StepOptions {
         let (lr, eps) = (self.lr, 1e-8);
@@ -124,7 +145,8 @@ impl Preset {
         }
     }
 
-    /// The configuration of a model. Bagged encoders have too few vectors for dot products; their vectors are concatenated.
+    /// The configuration of a model. Dot products need two vectors: those of bagged encoders, and a single one, are
+    /// concatenated.
     pub fn config(
         &self,
         schema: Schema,
@@ -132,9 +154,11 @@ impl Preset {
         seed: u64,
         full_embedding_bytes: u64,
     ) -> ModelConfig {
+        let vectors = encoder.features + usize::from(schema.n_numeric() > 0);
+        let single = encoder.bagged || vectors < 2;
         ModelConfig {
             schema,
-            interaction: if encoder.bagged { Interaction::Concat } else { self.interaction },
+            interaction: if single { Interaction::Concat } else { self.interaction },
             encoder,
             dense_layer_sizes: self.dense_layer_sizes.clone(),
             over_layer_sizes: self.over_layer_sizes.clone(),

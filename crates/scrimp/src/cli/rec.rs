@@ -1,6 +1,6 @@
 //! Options of `scrimp rec`.
 
-use super::values::{factor, one_of, size, table_fraction};
+use super::values::{factor, one_of, positive, size, table_fraction};
 use clap::{
     Args, Subcommand,
     builder::{PossibleValue, PossibleValuesParser},
@@ -10,7 +10,7 @@ use scrimp_rec::{
     encoders::{ENCODERS, Precision},
     train::{OptimizerKind, Preset},
 };
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 pub(super) const EXAMPLES: &str = "Examples:
   scrimp rec prepare flights -o flights
@@ -75,7 +75,7 @@ An id may be any text; no vocabulary is stored. A schema file lists the label an
 #[derive(Debug, Args)]
 pub(crate) struct RecGenerateArgs {
     /// Number of rows
-    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) rows: u64,
     /// Feature sizes: criteo-tb (26 features with up to 40 million ids) or small (at most 10,000 ids per feature) [default: small]
     #[arg(long, value_name = "NAME", conflicts_with = "cardinalities", value_parser = PRESETS)]
@@ -221,16 +221,16 @@ pub(crate) struct EncoderArgs {
 #[command(next_help_heading = "Training")]
 pub(crate) struct TrainingArgs {
     /// Maximum number of passes over the data; training stops early after a pass without improvement
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) epochs: u64,
     /// Rows per training step
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub(crate) batch: usize,
+    #[arg(long, value_name = "N", default_value = "512")]
+    pub(crate) batch: NonZeroUsize,
     /// Learning rate of the embeddings
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = positive)]
     pub(crate) lr: Option<f32>,
     /// Learning rate of the dense layers
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = positive)]
     pub(crate) dense_lr: Option<f32>,
     /// Optimizer of the embeddings
     #[arg(long, value_name = "NAME", default_value = "adagrad", value_parser = one_of(OptimizerKind::ALL, OptimizerKind::name, OptimizerKind::about))]
@@ -245,7 +245,7 @@ pub(crate) struct TrainingArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) checkpoint: Option<PathBuf>,
     /// Steps between checkpoints
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) checkpoint_steps: u64,
     /// Write a chart of the learning curves
     #[arg(long, value_name = "FILE.svg")]

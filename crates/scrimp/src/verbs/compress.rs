@@ -1,11 +1,13 @@
 //! `scrimp compress`: a smaller copy of a model.
 
 use crate::{App, cli::compress::CompressArgs, format, progress::CountBar, verbs::pull};
+use scrimp_base::check_outputs;
 use scrimp_compress::{Calibration, Options, Progress};
 use scrimp_eval::read_text;
 use scrimp_kernels::{Exec, SimdLevel};
 use scrimp_llm::checkpoint::Checkpoint;
 use serde::Serialize;
+use std::path::{Path, PathBuf};
 
 #[derive(Serialize)]
 struct Compressed {
@@ -15,10 +17,23 @@ struct Compressed {
     bits_per_weight: f64,
 }
 
+/// Checks that `output` replaces neither a file of the model at `model` nor `text`.
+///
+/// # Errors
+/// It would.
+pub(super) fn check_output(output: &Path, model: &Path, text: Option<&Path>) -> scrimp_base::Result<()> {
+    let entries = model.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+    let files: Vec<PathBuf> = entries.chain([model.to_owned()]).collect();
+    let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).chain(text).collect();
+    check_outputs(&inputs, &[output])
+}
+
 /// Compresses a model.
 pub(crate) fn run(app: &App, args: &CompressArgs) -> anyhow::Result<()> {
     let text = args.calibration.as_deref().map(read_text).transpose()?;
-    let checkpoint = Checkpoint::open(&pull::fetch(app, &args.model)?)?;
+    let model = pull::fetch(app, &args.model)?;
+    check_output(&args.out, &model, args.calibration.as_deref())?;
+    let checkpoint = Checkpoint::open(&model)?;
     let tokenizer = checkpoint.tokenizer()?;
     let calibration =
         Calibration::new(&checkpoint, &tokenizer, text.as_deref(), args.calibration_tokens.get())?;

@@ -81,6 +81,9 @@ pub(crate) fn run(app: &App, args: &FitArgs) -> anyhow::Result<()> {
     }
     let text = args.text.as_deref().map(read_text).transpose()?;
     let path = pull::fetch(app, &args.model)?;
+    if let Some(out) = &args.out {
+        super::compress::check_output(out, &path, args.text.as_deref())?;
+    }
     let checkpoint = Checkpoint::open(&path)?;
     let config = checkpoint.config();
     if args.context > config.context_length {

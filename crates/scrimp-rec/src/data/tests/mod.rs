@@ -6,6 +6,8 @@ mod infer;
 mod parquet;
 mod sources;
 mod text;
+#[cfg(feature = "parquet")]
+mod types;
 
 use super::*;
 use crate::{

@@ -50,13 +50,26 @@ fn rows_to_score_need_no_label() {
     let unlabeled = OpenOptions { labels: false, ..OpenOptions::default() };
     let batch = read(&path, &Schema::criteo(), &unlabeled).unwrap();
     assert!(batch.labels[0].is_nan() && batch.ids[0] == 0x05db_9164);
-    for (name, text) in
-        [("a.csv", "x,c,n,d\n1,a,2,b\n"), ("a.json", "{\"x\":1,\"c\":\"a\",\"n\":2,\"d\":\"b\"}\n")]
-    {
+    // A label is not read, so that it may be anything.
+    let labeled = dir.file("bad.txt", criteo_line("-1", "3", "05db9164"));
+    let batch = read(&labeled, &Schema::criteo(), &unlabeled).unwrap();
+    assert!(batch.labels[0].is_nan() && batch.ids[0] == 0x05db_9164);
+    for (name, text) in [
+        ("a.csv", "x,c,n,d\n1,a,2,b\n"),
+        ("b.csv", "x,c,n,d,y\n1,a,2,b,-1\n"),
+        ("c.csv", "x,c,n,d,y\n1,a,2,b,\n"),
+        ("d.csv", "y,x,c,n,d\nNaN,1,a,2,b\n"),
+        ("b.json", "{\"x\":1,\"c\":\"a\",\"n\":2,\"d\":\"b\",\"y\":[2]}\n"),
+        ("a.json", "{\"x\":1,\"c\":\"a\",\"n\":2,\"d\":\"b\"}\n"),
+    ] {
         let path = dir.file(name, text);
         let batch = read(&path, &csv_schema(), &unlabeled).unwrap();
         assert!(batch.labels[0].is_nan() && batch.ids[0] == id_of(b"a"));
     }
     let said = read(&path, &csv_schema(), &unlabeled).unwrap_err();
     assert_eq!(said.category(), scrimp_base::Category::BadFile, "{said}");
+    // A scored row cannot be skipped.
+    let path = dir.file("bad.csv", "x,c,n,d\nq,a,2,b\n");
+    let hint = |options: &OpenOptions| read(&path, &csv_schema(), options).unwrap_err().hint().cloned();
+    assert_eq!(hint(&unlabeled), None);
 }

@@ -140,7 +140,7 @@ fn csv_files_that_are_wrong() {
         ("a,1,,2,b\n", "a.csv:2: column y: the label is missing: 0 or 1 is expected"),
         ("a,1,1,2,\"b\n", "a.csv:2: the quote that opens field 5 is not closed on this line"),
         ("a,1,1,\"2\"x,b\n", "a.csv:2: text follows the closing quote of field 4"),
-        ("a,inf,1,2,b\n", "a.csv:2: column x: 'inf' is not a finite 32-bit number"),
+        ("a,1e39,1,2,b\n", "a.csv:2: column x: '1e39' is not a finite 32-bit number"),
     ] {
         assert_eq!(read_csv(&(head.to_owned() + row)), want);
     }

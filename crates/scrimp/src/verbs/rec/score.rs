@@ -9,7 +9,7 @@ use crate::{
     cli::rec::{RecEvalArgs, RecInspectArgs, RecScoreArgs},
     format,
 };
-use scrimp_base::AtomicFile;
+use scrimp_base::{AtomicFile, check_outputs};
 use scrimp_kernels::{Exec, SimdLevel};
 use scrimp_rec::{
     data::{Batch, Data, OpenOptions, Split},
@@ -89,7 +89,10 @@ pub(super) fn score(app: &App, args: &RecScoreArgs) -> anyhow::Result<()> {
     let pool = app.pool()?;
     let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
     let options = OpenOptions { threads: app.threads().min(4), labels: false, ..OpenOptions::default() };
-    let mut rows = Data::find(&args.data, Split::Test)?.open(model.schema(), &options)?;
+    let data = Data::find(&args.data, Split::Test)?;
+    let inputs: Vec<&Path> = data.paths().iter().map(|p| &**p).chain([args.model.as_path()]).collect();
+    check_outputs(&inputs, args.output.as_deref().as_slice())?;
+    let mut rows = data.open(model.schema(), &options)?;
     let mut output = args.output.as_deref().map(AtomicFile::create).transpose()?;
     let (mut batch, mut some, mut text) = (Batch::default(), Vec::new(), String::new());
     let (mut count, mut sum) = (0u64, 0f64);
@@ -100,7 +103,7 @@ pub(super) fn score(app: &App, args: &RecScoreArgs) -> anyhow::Result<()> {
         for p in &some {
             sum += f64::from(*p);
             // Writing to a String does not fail.
-            let _ = writeln!(text, "{p:.6}");
+            let _ = writeln!(text, "{p}");
         }
         count += some.len() as u64;
         match &mut output {

@@ -6,7 +6,7 @@ use crate::{
     cli::rec::{ColumnArgs, RecTrainArgs},
     format,
 };
-use scrimp_base::{AtomicFile, Error};
+use scrimp_base::{AtomicFile, Error, check_outputs};
 use scrimp_kernels::{Exec, SimdLevel};
 use scrimp_rec::{
     data::{Data, Hints, OpenOptions, Split},
@@ -44,8 +44,6 @@ pub(super) enum More {
 /// Trains and writes a model.
 pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     let start = Instant::now();
-    // An output that cannot be written is an error before the training, not after it.
-    drop(AtomicFile::create(&args.output)?);
     let options =
         OpenOptions { threads: 1, skip_bad_rows: args.rows.skip_bad_rows, ..OpenOptions::default() };
     let data = Data::find(&args.data, Split::Train)?;
@@ -54,6 +52,7 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
         Some(path) => Some(Data::find(path, Split::Valid)?),
         None => Data::beside(&args.data, Split::Valid)?,
     };
+    check_files(args, &data, valid.as_ref())?;
     app.printer.note(format_args!("data: {}", data.describe()));
     let schema = schema(app, &args.data, &data, &args.columns, &options)?;
     let recipe = recipe(args, app.global.seed.unwrap_or(1))?;
@@ -70,6 +69,22 @@ pub(super) fn run(app: &App, args: &RecTrainArgs) -> anyhow::Result<()> {
     }
     let result = accuracy(&trained, args, start.elapsed().as_secs_f64());
     app.printer.result(&result, |r| human(r, &args.output, trained.bad_rows))
+}
+
+/// Checks, before the training, that outputs can be written and replace no input.
+fn check_files(args: &RecTrainArgs, data: &Data, valid: Option<&Data>) -> anyhow::Result<()> {
+    let schema = args.columns.schema.clone().or_else(|| Data::schema_file(&args.data));
+    let mut inputs: Vec<&Path> =
+        data.paths().iter().chain(valid.map_or(&[][..], Data::paths)).map(|p| &**p).collect();
+    inputs.extend([args.data.as_path()].into_iter().chain(schema.as_deref()));
+    let (checkpoint, curves) = (args.training.checkpoint.as_deref(), args.training.curves.as_deref());
+    let outputs: Vec<&Path> =
+        [Some(args.output.as_path()), checkpoint, curves].into_iter().flatten().collect();
+    check_outputs(&inputs, &outputs)?;
+    for output in outputs {
+        drop(AtomicFile::create(output)?);
+    }
+    Ok(())
 }
 
 /// Trains with a progress bar.
@@ -180,7 +195,7 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
     let default = TrainOptions::default();
     let train = TrainOptions {
         epochs: t.epochs,
-        batch: t.batch,
+        batch: t.batch.get(),
         lr: t.lr.unwrap_or(default.lr),
         dense_lr: t.dense_lr.unwrap_or(default.dense_lr),
         optimizer: t.optimizer,
@@ -206,6 +221,9 @@ fn schema(
         app.printer.note(format_args!("schema: {}", file.display()));
         let mut schema = Schema::from_toml_file(&file)?;
         if let Data::Files(files) = data {
+            if let Some(note) = files.left_out(&schema, files.names().iter().map(String::as_str)) {
+                app.printer.note(note);
+            }
             files.fit(&mut schema, options)?;
         }
         return Ok(schema);
