@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import pickle
 import random
 import subprocess
 
@@ -52,6 +53,89 @@ def test_tables_of_every_kind(trained):
             continue
         assert numpy.array_equal(rec.score(getattr(module, make)(columns)), want), library
     assert "user" in rec.schema and rec.embedding_bytes > 0
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory):
+    """A model of ids, booleans, decimals and dates, the CSV file that trained it, and its rows as Python values."""
+    if not BINARY.is_file():
+        pytest.skip(f"{BINARY} is not built: the command trains the model")
+    import datetime
+    import decimal
+
+    folder, rng = tmp_path_factory.mktemp("typed"), random.Random(6)
+    rows = []
+    for i in range(1500):
+        user = None if i % 11 == 3 else 1000 + rng.randrange(40)
+        day = datetime.date(2024, 2, 20) + datetime.timedelta(rng.randrange(20))
+        rows.append((int(rng.random() < (user or 1020) % 10 / 10), user, rng.random() < 0.5, decimal.Decimal(rng.randrange(10**6)) / 100, day,
+                     2**64 - 1 - rng.randrange(30)))
+    names = ("label", "user", "flag", "price", "day", "device")
+    columns = dict(zip(names, map(list, zip(*rows))))
+    data, model = folder / "rows.csv", folder / "rows.model"
+    text = "\n".join(",".join("" if v is None else str(v) for v in row) for row in rows)
+    data.write_text(",".join(names) + "\n" + text + "\n")
+    train = [BINARY, "rec", "train", data, "-o", model, "--epochs", "1", "--threads", "1", "--encoder", "full",
+             "--categorical", "user,flag,day,device", "--numeric", "price"]
+    subprocess.run(train, check=True, capture_output=True)
+    return scrimp.Rec.load(model), data, columns
+
+
+def test_ids_do_not_depend_on_the_table(typed):
+    rec, data, columns = typed
+    want = rec.score(data)
+    assert want.std() > 0.01
+    assert numpy.array_equal(rec.score(columns), want), "Python values"
+    pandas, polars, pyarrow = (pytest.importorskip(name) for name in ("pandas", "polars", "pyarrow"))
+    # A missing id makes pandas write floats: 1007.0 is 1007.
+    frame = pandas.DataFrame(columns)
+    assert frame["user"].dtype == "float64"
+    tables = {
+        "pandas": frame, "pandas with its own types": frame.convert_dtypes(), "categories": frame.astype({"user": "category"}),
+        "polars": polars.DataFrame(columns, schema_overrides={"device": polars.UInt64}),
+        "pyarrow": pyarrow.table({k: pyarrow.array(v, pyarrow.uint64()) if k == "device" else v for k, v in columns.items()}),
+    }
+    for name, table in tables.items():
+        assert numpy.array_equal(rec.score(table), want), name
+    tables["pyarrow"].to_pandas().to_csv(data.with_name("again.csv"), index=False)
+    pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow.parquet.write_table(tables["pyarrow"], data.with_name("again.parquet"), compression="lz4")
+    for name in ("again.csv", "again.parquet"):
+        assert numpy.array_equal(rec.score(data.with_name(name)), want), name
+
+
+def test_columns_without_a_role_may_have_any_type(typed):
+    rec, data, columns = typed
+    want, n = rec.score(data), len(columns["user"])
+    odd = {
+        "text": ["two\nlines"] * n, "list": [[1, 2]] * n, "object": [object()] * n, "mixed": [1, "a"] * (n // 2), "label": [-1] * n,
+    }
+    assert numpy.array_equal(rec.score({**columns, **odd, 7: [0] * n}), want)
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    frame = pandas.DataFrame({**columns, **odd, 7: [0] * n})
+    assert numpy.array_equal(rec.score(frame), want)
+    assert numpy.array_equal(rec.score(frame.set_index("label")), want)
+    # Columns of mixed types have no Arrow type.
+    mixed = frame.assign(user=[u if i % 2 else u and str(u) for i, u in enumerate(columns["user"])])
+    assert numpy.array_equal(rec.score(mixed), want)
+    assert numpy.array_equal(rec.score(polars.DataFrame({**columns, **{k: odd[k] for k in ("text", "list")}}, strict=False)), want)
+
+
+def test_a_model_is_pickled_as_its_path(typed):
+    rec, data, _ = typed
+    assert numpy.array_equal(pickle.loads(pickle.dumps(rec)).score(data), rec.score(data))
+
+
+def test_values_that_are_no_number_or_text_are_named(typed):
+    rec, _, columns = typed
+    with pytest.raises(TypeError, match="a value is a list"):
+        rec.score({**columns, "user": [[1]] * len(columns["user"])})
+    with pytest.raises(ValueError, match="row 0: column price: 'cheap' is not a number"):
+        rec.score({**columns, "price": ["cheap"] * len(columns["user"])})
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({**columns, "user": [[1]] * len(columns["user"]), "device": [1] * len(columns["user"])})
+    with pytest.raises(ValueError, match="column user: values of the type List"):
+        rec.score(table)
 
 
 def test_bad_input(trained, tmp_path):
