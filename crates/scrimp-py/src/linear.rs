@@ -16,6 +16,7 @@ use scrimp_kernels::{
     quant::packed::{PackedView, WeightFormat},
 };
 use std::cell::RefCell;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Tokens of a chunk, which bound the memory of a call besides its output.
 const CHUNK: usize = 512;
@@ -137,6 +138,15 @@ impl PackedMatrix {
     /// The same object, which is immutable.
     fn __deepcopy__<'py>(slf: Bound<'py, Self>, _memo: &Bound<'py, PyAny>) -> Bound<'py, Self> {
         slf
+    }
+
+    /// A hash of the format, the shape and the bytes (XXH3, 63 bits).
+    #[getter]
+    fn fingerprint(&self, py: Python<'_>) -> u64 {
+        py.detach(|| {
+            let name = format!("{} {} {}", self.format.name(), self.matrix.rows(), self.matrix.cols());
+            xxh3_64_with_seed(self.view().bytes(), xxh3_64_with_seed(name.as_bytes(), 0)) >> 1
+        })
     }
 
     /// The name of the format, such as `sparse-bf16`.

@@ -97,6 +97,9 @@ pub(crate) fn compress_matrix(
     if inputs.is_none() && method.needs() != Statistics::None {
         return Err(PyValueError::new_err(format!("{name} needs calibration inputs")));
     }
+    if inputs.is_some_and(|i| i.tokens() == 0) {
+        return Err(PyValueError::new_err("the calibration inputs have no rows"));
+    }
     if inputs.is_some_and(|i| i.features != cols) {
         return Err(PyValueError::new_err(format!("the calibration inputs do not have {cols} features")));
     }

@@ -1,6 +1,5 @@
 """Statistics of the inputs of linear layers on calibration data."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Union
 
@@ -42,22 +41,25 @@ class Recorder:
         return layer.module.register_forward_pre_hook(record, with_kwargs=True)
 
 
-def run(model: nn.Module, calibration: Calibration) -> None:
-    """Runs the model once over all data, without gradients and in evaluation mode."""
+def run(model: nn.Module, calibration: Calibration) -> bool:
+    """Runs the model once over all data, without gradients and in evaluation mode. False: there are no data."""
     training = model.training
     model.eval()
+    empty = True
     try:
         with torch.no_grad():
             if callable(calibration):
                 calibration(model)
-                return
+                return True
             for batch in calibration:
+                empty = False
                 if isinstance(batch, Mapping):
                     model(**batch)
                 elif isinstance(batch, (tuple, list)):
                     model(*batch)
                 else:
                     model(batch)
+        return not empty
     finally:
         model.train(training)
 
@@ -83,20 +85,16 @@ def groups(layers: List[Layer], method: str, memory: int) -> Iterator[List[Layer
 
 
 def collect(model: nn.Module, group: List[Layer], method: str, calibration: Calibration) -> Dict[str, InputStatistics]:
-    """Statistics of the inputs of a group, by layer name. Layers without a call have none."""
+    """Statistics of the inputs of a group, by layer name. Layers without a call, and those called with no rows only (experts that no
+    token chooses), have none.
+    """
     recorder = Recorder(method)
     handles = [recorder.hook(layer, layer.weight().shape[1]) for layer in group]
     try:
-        run(model, calibration)
+        has_data = run(model, calibration)
     finally:
         for handle in handles:
             handle.remove()
-    unseen = [layer.name for layer in group if layer.name not in recorder.statistics]
-    if len(unseen) == len(group):
-        raise ValueError("no layer was called: the calibration data is empty, or the model does not use these layers")
-    if unseen:
-        warnings.warn(
-            f"the calibration data never reaches {len(unseen)} layers ({unseen[0]}, ...): they are pruned by magnitude",
-            stacklevel=4,
-        )
-    return recorder.statistics
+    if not has_data:
+        raise ValueError("no layer was called: the calibration data is empty")
+    return {name: statistics for name, statistics in recorder.statistics.items() if statistics.tokens}

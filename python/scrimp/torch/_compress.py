@@ -1,6 +1,7 @@
 """``compress``: replaces the linear layers of a model by packed ones."""
 
-from typing import Iterable, Optional
+import warnings
+from typing import Iterable, List, Optional
 
 import torch
 from torch import nn
@@ -29,7 +30,9 @@ def compress(
 
     Args:
         model: any module on the CPU. ``nn.Linear`` (at any depth) and Hugging Face's ``Conv1D`` are replaced; the output projection
-            of ``nn.MultiheadAttention`` stays, since PyTorch never calls it as a module.
+            of ``nn.MultiheadAttention`` stays, since PyTorch never calls it as a module, and so do adapters (PEFT's LoRA). Hooks
+            stay. Other modules with large matrices (experts with 3-dimensional weights, subclasses of ``nn.Linear`` with a forward of
+            their own) stay dense, with a warning.
         sparsity: share of zero weights, in [0, 1). Zero weights stay zero.
         method: ``magnitude`` (Han et al. 2015), ``wanda`` (arXiv 2306.11695) or ``sparsegpt`` (arXiv 2301.00774). ``None`` packs
             the weights of a pruned model unchanged and ignores ``sparsity``.
@@ -58,9 +61,16 @@ def compress(
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     if type(model) is nn.Linear or is_conv1d(model):
         raise TypeError("the model is itself a linear layer: use SparseLinear.from_dense")
-    layers, _ = linear_layers(model, skip)
+    found = linear_layers(model, skip)
+    layers = found.layers
     for layer in layers:
         _check(layer)
+    if found.dense:
+        warnings.warn(
+            f"{len(found.dense)} modules stay dense: {_listed(found.dense)}. They are experts with 3-dimensional weights, or linear "
+            "layers with a forward of their own; `skip` silences this warning",
+            stacklevel=2,
+        )
     if not layers:
         raise ValueError("the model has no linear layer to compress (all skipped, or compressed already?)")
     if not calibrated:
@@ -69,12 +79,27 @@ def compress(
         return model
     if not callable(calibration) and iter(calibration) is calibration:
         calibration = list(calibration)
-    for group in _calibrate.groups(layers, method, memory):
+    unseen: List[str] = []
+    groups = list(_calibrate.groups(layers, method, memory))
+    for group in groups:
         statistics = _calibrate.collect(model, group, method, calibration)
+        if not statistics and len(groups) == 1:
+            raise ValueError("no layer was called: the calibration data does not reach these layers")
         for layer in group:
             inputs = statistics.get(layer.name)
             _replace(layer, method if inputs else "magnitude", sparsity, format, inputs)
+            if inputs is None:
+                unseen.append(layer.name)
+    if unseen:
+        warnings.warn(
+            f"the calibration data never reaches {len(unseen)} layers ({_listed(unseen)}): they are pruned by magnitude",
+            stacklevel=2,
+        )
     return model
+
+
+def _listed(names: List[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _check(layer: Layer) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .._scrimp import InputStatistics, PackedMatrix, compress_matrix
 from . import _op
 from ._eager import is_plain
+from ._weight import PackedWeight
 
 #: Keys of a layer in a state_dict, besides ``bias``.
 PACKED, SHAPE = "weight_packed", "weight_shape"
@@ -15,30 +16,43 @@ PACKED, SHAPE = "weight_packed", "weight_shape"
 FORMATS = ("bf16", "int8", "int4", "sparse-bf16", "sparse-int8", "sparse-int4")
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(nn.Linear):
     """``y = x W^T + b`` on the CPU, with ``W`` in one of scrimp's formats. ``x`` and ``b`` have gradients, ``W`` has none.
 
     ``x`` is float32, bfloat16 or float16, and so is the result. Kernels round ``x``: to bfloat16 for bf16 weights, to 8 bits with a
     scale per row for int8, and with a scale per 32 values for int4. Sums are float32 or exact integers.
+
+    The layer is an ``nn.Linear`` for libraries such as PEFT. Its ``weight`` is no parameter.
     """
 
     in_features: int
     out_features: int
     bias: Optional[Tensor]
 
-    def __init__(self, packed: PackedMatrix, bias: Optional[Tensor] = None) -> None:
-        super().__init__()
+    def __init__(self, packed: PackedMatrix, bias: Optional[Tensor] = None, dtype: Optional[torch.dtype] = None) -> None:
+        nn.Module.__init__(self)
         self.in_features, self.out_features = packed.cols, packed.rows
         if bias is not None:
             if tuple(bias.shape) != (packed.rows,):
                 raise ValueError(f"the bias has shape {tuple(bias.shape)}, not ({packed.rows},)")
             bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
         self.register_parameter("bias", bias)
+        #: The type of ``weight``, a dense layer's type of weights.
+        self.weight_dtype = dtype or (torch.float32 if bias is None else bias.dtype)
         self._set_packed(packed)
 
     def _set_packed(self, packed: PackedMatrix) -> None:
-        self._packed = packed
-        self.register_buffer("_matrix", _op.register(packed), persistent=False)
+        self._packed, number = _op.register(packed)
+        self.register_buffer("_matrix", number, persistent=False)
+
+    def _pack(self, weight: Tensor) -> None:
+        """Packs other weights in the same format."""
+        dense_format = self.format.removeprefix("sparse-")
+        shape = (self.out_features, self.in_features)
+        self._set_packed(compress_matrix(weight.detach().contiguous(), shape, ("magnitude", 0.0, dense_format), None))
+
+    def reset_parameters(self) -> None:
+        raise RuntimeError("the weights of a SparseLinear are packed: they cannot be reset")
 
     @classmethod
     def from_dense(
@@ -61,7 +75,8 @@ class SparseLinear(nn.Module):
             method, sparsity = "magnitude", 0.0
         rows, cols = weight.shape
         weight = weight.detach().contiguous()
-        return cls(compress_matrix(weight, (rows, cols), (method, float(sparsity), format), inputs), bias)
+        packed = compress_matrix(weight, (rows, cols), (method, float(sparsity), format), inputs)
+        return cls(packed, bias, weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if is_plain(x, self.bias):
@@ -85,15 +100,19 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weights, without gradient: of the type of the bias, or float32. Each access unpacks them."""
-        dense = _op.dense(self._packed)
-        return dense if self.bias is None else dense.to(self.bias.dtype)
+        """The weights, without gradient. Operations that read their values unpack them; operations in place pack them again, in the
+        same format and without pruning.
+        """
+        view = self.__dict__.get("_weight_view")
+        if view is None or view.dtype != self.weight_dtype:
+            view = self.__dict__["_weight_view"] = PackedWeight.of(self)
+        return view
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise AttributeError(
-                "the weights of a SparseLinear are packed: they cannot be trained or replaced. "
-                "Train the dense model, then compress it; or make a new layer with SparseLinear.from_dense"
+                "the weights of a SparseLinear are packed: they cannot be trained or replaced by a parameter. "
+                "Train the dense model, then compress it; or change the values with `layer.weight.data = tensor`"
             )
         super().__setattr__(name, value)
 
@@ -111,15 +130,19 @@ class SparseLinear(nn.Module):
                 "belong on another device out with compress(..., skip=...)"
             )
         number = self._matrix
+        self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype)).dtype
         super()._apply(fn, recurse)
         self._matrix = number  # also where fn makes empty tensors
         return self
 
     def __getstate__(self) -> Any:
-        return self.__dict__.copy()
+        state = self.__dict__.copy()
+        state.pop("_weight_view", None)
+        return state
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("weight_dtype", torch.float32 if self.bias is None else self.bias.dtype)
         self._buffers = dict(self._buffers)
         self._set_packed(self._packed)
 

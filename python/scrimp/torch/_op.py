@@ -1,12 +1,12 @@
 """``torch.ops.scrimp.sparse_linear``: the kernel as an operator for torch.compile, autograd and torch.export.
 
-An operator takes tensors and numbers, so a packed matrix has a number in a table of this process. The number is passed in a tensor: a
-plain int would be a constant of the compiled graph, and every layer would compile a graph.
+An operator takes tensors and numbers, so a packed matrix has a number in a table of this process: a hash of its bytes. A program that
+was exported or traced therefore multiplies with the same weights in another process, or fails if that process does not have them. The
+number is passed in a tensor: a plain int would be a constant of the compiled graph, and every layer would compile a graph.
 """
 
-import itertools
 import weakref
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -14,22 +14,21 @@ from torch import Tensor
 from .._scrimp import PackedMatrix
 
 _matrices: "weakref.WeakValueDictionary[int, PackedMatrix]" = weakref.WeakValueDictionary()
-_numbers = itertools.count(1)
 
 
-def register(packed: PackedMatrix) -> Tensor:
-    """Gives the matrix a number. The table does not keep the matrix alive."""
-    number = next(_numbers)
-    _matrices[number] = packed
-    return torch.tensor([number], dtype=torch.int64, device="cpu")
+def register(packed: PackedMatrix) -> Tuple[PackedMatrix, Tensor]:
+    """The matrix, or an equal one that the table has, and its number. The table does not keep matrices alive."""
+    number = packed.fingerprint
+    packed = _matrices.setdefault(number, packed)
+    return packed, torch.tensor([number], dtype=torch.int64, device="cpu")
 
 
 def _find(number: Tensor) -> PackedMatrix:
     packed = _matrices.get(int(number))
     if packed is None:
         raise RuntimeError(
-            f"there is no packed matrix {int(number)} in this process: "
-            "pass SparseLinear layers to other processes by pickle or state_dict"
+            f"this process does not have the packed matrix {int(number):x}: an exported or traced program contains no packed weights. "
+            "Load the compressed model first, with scrimp.torch.load_compressed or torch.load, and keep it"
         )
     return packed
 
@@ -47,7 +46,10 @@ def run(packed: PackedMatrix, x: Tensor, bias: Optional[Tensor]) -> Tensor:
 
 
 def _forward(x: Tensor, number: Tensor, bias: Optional[Tensor], out_features: int) -> Tensor:
-    return run(_find(number), x, bias)
+    packed = _find(number)
+    if packed.rows != out_features:
+        raise ValueError(f"the matrix has {packed.rows} rows, and {out_features} are expected")
+    return run(packed, x, bias)
 
 
 def _forward_fake(x: Tensor, number: Tensor, bias: Optional[Tensor], out_features: int) -> Tensor:
