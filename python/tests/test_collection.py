@@ -69,7 +69,14 @@ def test_files():
 
 class Weighted(Jagged):
     def weights_or_none(self):
-        return torch.ones(len(self._values))
+        return torch.full((len(self._values),), 2.0)
+
+
+def test_weights_scale_sums():
+    tables = [EmbeddingBagConfig("a", 8, 100, ["x"])]
+    collection = MemRecEmbeddingBagCollection(tables, "4kB")
+    ids = {"x": [[1, 5], [], [2]]}
+    assert torch.allclose(collection(Weighted(ids)).values(), 2 * collection(Jagged(ids)).values())
 
 
 @pytest.mark.parametrize("call,error,words", [
@@ -78,7 +85,7 @@ class Weighted(Jagged):
     (lambda: MemRecEmbeddingBagCollection([EmbeddingBagConfig("items", 4, 10)]), ValueError, "cannot be called 'items'"),
     (lambda: MemRecEmbeddingBagCollection([EmbeddingBagConfig("a", 4, 10, ["x"], "max")]), ValueError, "no pooling 'max'"),
     (lambda: MemRecEmbeddingBagCollection(TABLES, "40kB")(Jagged({"user": [[1]]})), ValueError, "no feature 'clicked'"),
-    (lambda: MemRecEmbeddingBagCollection(TABLES, "40kB")(Weighted(IDS)), NotImplementedError, "no weights"),
+    (lambda: MemRecEmbeddingBagCollection([EmbeddingBagConfig("a", 4, 10, ["user"], "mean")], "4kB")(Weighted({"user": [[1]]})), ValueError, "mode='sum'"),
 ])
 def test_bad_input(call, error, words):
     with pytest.raises(error, match=words):

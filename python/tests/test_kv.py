@@ -3,13 +3,15 @@
 import contextlib
 import json
 import math
+import warnings
 
 import pytest
 torch = pytest.importorskip("torch")
 
 from conftest import ROOT
 from scrimp.kv import Crush, CompressedCache, KVCrushPress, select
-from scrimp.kv._attention import BIAS, biased_attention
+from scrimp.kv._attention import biased_attention
+from scrimp.kv._biased import set_bias
 from scrimp.kv._heads import with_floor
 
 transformers = pytest.importorskip("transformers")
@@ -255,6 +257,127 @@ def test_a_press_chooses_what_the_cache_chooses(device):
         assert torch.equal(m(x).logits, m(x, past_key_values=transformers.DynamicCache()).logits)
 
 
+def test_caches_of_one_model_have_their_own_biases(device):
+    m, new = model().to(device), torch.tensor([[5]], device=device)
+    a, b = ids(120, device=device), ids(120, device=device)
+
+    def read(x):
+        cache = transformers.DynamicCache()
+        with KVCrushPress(NormPress(0.5))(m):
+            m(x, past_key_values=cache)
+        return cache
+
+    def step(cache):
+        return m(new, past_key_values=cache, position_ids=torch.tensor([[120]], device=device)).logits
+
+    with torch.no_grad():
+        alone = step(read(a))
+        first = read(a)
+        second = read(b)
+        m(b)  # without a cache
+        assert torch.equal(step(first), alone)
+        assert not torch.equal(step(second), alone)
+        # Biases follow their rows, and leave with their tokens.
+        both = read(torch.cat([a, b]))
+        both.reorder_cache(torch.tensor([1, 0], device=device))
+        swapped = m(new.expand(2, 1), past_key_values=both, position_ids=torch.full((2, 1), 120, device=device)).logits
+        assert torch.allclose(swapped[1:], alone, atol=1e-4)
+        kept = first.layers[0].bias.shape[2]
+        first.reset()
+        assert first.layers[0].bias is None and kept == 60
+
+
+def test_a_press_refuses_padding():
+    m, x = model(), ids(100, 2)
+    mask = torch.ones_like(x)
+    mask[0, :30] = 0
+    with torch.no_grad(), pytest.raises(ValueError, match="without padding"):
+        with KVCrushPress(NormPress(0.5))(m):
+            m(x, attention_mask=mask, past_key_values=transformers.DynamicCache())
+    with torch.no_grad(), KVCrushPress(NormPress(0.5))(m):
+        m(x, attention_mask=torch.ones_like(x), past_key_values=transformers.DynamicCache())
+
+
+def test_a_prompt_in_several_passes_is_not_compressed_silently():
+    m, x = model(), ids(300)
+    options = dict(max_new_tokens=2, do_sample=False, pad_token_id=0, prefill_chunk_size=100)
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="100 tokens of a later forward pass are not compressed"):
+            m.generate(x, past_key_values=CompressedCache(budget=0.5), **options)
+        with pytest.warns(UserWarning, match="later forward pass"), KVCrushPress(NormPress(0.5))(m):
+            cache = transformers.DynamicCache()
+            m(x[:, :200], past_key_values=cache)
+            m(x[:, 200:], past_key_values=cache)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            cache = CompressedCache(budget=0.5)
+            m(x, past_key_values=cache)
+            m(ids(20), past_key_values=cache)  # a question after its context
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+@pytest.mark.parametrize("kind", ["Mistral", "Phi3", "Qwen2"])
+def test_prompts_beyond_a_sliding_window(kind, with_config):
+    """Models whose layers all have a window (no `layer_types`), and models with layers of both kinds."""
+    sizes = dict(
+        vocab_size=200, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        sliding_window=32, pad_token_id=0, eos_token_id=None,
+    )
+    if kind == "Qwen2":
+        sizes.update(use_sliding_window=True, layer_types=["full_attention", "sliding_attention", "full_attention"])
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    m = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    m.set_attn_implementation("scrimp")
+    x = ids(100)
+    options = dict(attention_mask=torch.ones_like(x), max_new_tokens=8, do_sample=False)
+    cache = CompressedCache(budget=0.5, config=config if with_config else None)
+    with torch.no_grad():
+        want = m.generate(x, **options)
+        got = m.generate(x, past_key_values=cache, **options)
+    sliding = [i for i, layer in enumerate(cache.layers) if layer.is_sliding]
+    assert sliding == ([1] if kind == "Qwen2" else [0, 1, 2])
+    assert all(cache.layers[i].keys.shape[2] == 31 for i in sliding)
+    if kind != "Qwen2":
+        assert torch.equal(got, want), "windows are whole"
+
+
+@pytest.mark.parametrize("format", ["model", "int8"])
+def test_assisted_generation(format):
+    m, assistant = model(), model()
+    x = torch.cat([ids(60), ids(60)], 1).repeat(1, 2)  # repetitions, which prompt lookup finds
+    options = dict(max_new_tokens=12, do_sample=False, pad_token_id=0)
+    for assisted in (dict(prompt_lookup_num_tokens=3), dict(assistant_model=assistant)):
+        cache, whole = CompressedCache(budget=0.5, format=format), CompressedCache(budget=1.0, format=format)
+        with torch.no_grad():
+            got = m.generate(x, past_key_values=cache, **assisted, **options)
+            assert torch.equal(m.generate(x, past_key_values=whole, **assisted, **options), m.generate(x, **options))
+        assert got.shape == (1, 252) and cache.get_seq_length() in (251, 252)
+        assert cache.layers[0]._held() <= 120 + 3 + 12
+
+
+def test_a_cache_is_cropped_down_to_its_prompt():
+    m, x, new = model(), ids(100), ids(6)
+    with torch.no_grad():
+        cache, short = CompressedCache(budget=0.5), CompressedCache(budget=0.5)
+        for c, n in ((cache, 6), (short, 2)):
+            m(x, past_key_values=c)
+            m(new[:, :n], past_key_values=c)
+        cache.crop(-4)
+        assert cache.get_seq_length() == short.get_seq_length() == 102
+        assert torch.allclose(m(new[:, :1], past_key_values=cache).logits, m(new[:, :1], past_key_values=short).logits, atol=1e-5)
+        with pytest.raises(RuntimeError, match="cannot be cropped by 47 tokens"):
+            cache.crop(-50)
+
+
+def test_negative_numbers_of_tokens_are_refused():
+    for name in ("sinks", "recent"):
+        for make in (lambda o: CompressedCache(budget=0.5, **o), lambda o: KVCrushPress(NormPress(0.5), **o)):
+            with pytest.raises(ValueError, match=f"{name} must be 0 or more, not -1"):
+                make({name: -1})
+    with pytest.raises(ValueError, match="sinks must be"):
+        select(torch.rand(1, 2, 50), None, None, 20, Crush(share=0), sinks=-3)
+
+
 class HeadsPress:
     """As kvpress's AdaKVPress: the heads of a layer share a budget, and dropped tokens are masked."""
 
@@ -307,7 +430,7 @@ def test_heads_get_what_a_press_gives_them(kind, device):
             for h, kept in enumerate(kept):
                 chosen = select(-layer.keys[:, h : h + 1].norm(dim=-1), None, None, kept, Crush(share=0.0))
                 bias[0, h, chosen.indices[0, 0]] = 0.0
-            setattr(module, BIAS, bias)
+            set_bias(layer, bias)
         want = m(new, past_key_values=whole, position_ids=positions).logits
         assert torch.allclose(got, want, atol=1e-4)
         # With representatives: as many tokens, other ones.
@@ -315,7 +438,7 @@ def test_heads_get_what_a_press_gives_them(kind, device):
         press.cache = crushed
         with KVCrushPress(press)(m):
             m(x, past_key_values=crushed)
-        held = [[bias.isfinite().sum().item() for bias in getattr(module, BIAS)[0]] for module in modules]
+        held = [[bias.isfinite().sum().item() for bias in layer.bias[0]] for layer in crushed.layers]
         assert held == budgets
         assert m(new, past_key_values=crushed, position_ids=positions).logits.isfinite().all()
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 
 import pytest
@@ -73,7 +74,7 @@ def test_sparse_gradients_are_the_dense_ones():
 
 
 def test_state_dicts_keep_their_keys():
-    state = embedding(block_dim=8, num_hashes=2).get_extra_state()
+    state = json.loads(bytes(embedding(block_dim=8, num_hashes=2).get_extra_state().tolist()))
     assert list(state) == ["features", "dim", "budget", "seed", "block", "k", "groups", "signs", "weight_share"]
     assert (state["block"], state["k"]) == (8, 2)
 
@@ -139,6 +140,91 @@ def test_bags_are_sums_and_means(mode):
     assert torch.equal(bag(ids(0), torch.tensor([0, 0])), torch.zeros(2, 16))
 
 
+class Full(nn.Module):
+    """``nn.EmbeddingBag`` over the vectors of a bag's first ids."""
+
+    def __init__(self, bag, n, **options):
+        super().__init__()
+        with torch.no_grad():
+            options = {**options, "mode": bag.mode, "include_last_offset": bag.include_last_offset}
+            single = MemRecEmbeddingBag(1000, 16, mode="sum")
+            single.load_state_dict(bag.state_dict())
+            vectors = single(torch.arange(n).unsqueeze(1))
+        self.bag = nn.EmbeddingBag.from_pretrained(vectors, **options)
+
+    def forward(self, *args):
+        return self.bag(*args)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 3}, {"max_norm": 0.2}, {"max_norm": 0.5, "norm_type": 1.0, "padding_idx": 0}])
+def test_bags_are_those_of_pytorch(mode, options):
+    bag = MemRecEmbeddingBag(1000, 16, mode=mode, **options)
+    full = Full(bag, 20, **options)
+    x, offsets = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 3]), torch.tensor([0, 0, 4, 9, 11])
+    assert torch.allclose(bag(x, offsets), full(x, offsets), atol=1e-6)
+    square = torch.tensor([[3, 3], [0, 1], [7, 3]])
+    assert torch.allclose(bag(square), full(square), atol=1e-6)
+    if mode == "sum":
+        weights = torch.rand(11, requires_grad=True)
+        got, want = bag(x, offsets, weights), full(x, offsets, weights)
+        assert torch.allclose(got, want, atol=1e-6)
+        (a,) = torch.autograd.grad(got.square().sum(), weights)
+        (b,) = torch.autograd.grad(want.square().sum(), weights)
+        assert torch.allclose(a, b, atol=1e-5)
+        assert torch.allclose(bag(square, None, torch.full((3, 2), 2.0)), full(square, None, torch.full((3, 2), 2.0)), atol=1e-6)
+
+
+def test_frozen_tables_stay_as_they_are():
+    for fused in (None, Adagrad(0.1), Sgd(0.1), RowWiseAdagrad(0.1)):
+        for frozen in ("table", "weights"):
+            e = embedding(fused=fused)
+            getattr(e, frozen).requires_grad_(False)
+            before = {name: value.clone() for name, value in e.state_dict().items() if name != "_extra_state"}
+            e(ids(4, 5)).sum().backward()
+            changed = {name for name, value in before.items() if not torch.equal(e.state_dict()[name], value)}
+            trained = "weights" if frozen == "table" else "table"
+            if fused is None:
+                assert not changed and getattr(e, frozen).grad is None and getattr(e, trained).grad is not None
+            else:
+                assert trained in changed and not {name for name in changed if name.startswith(frozen)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    e = embedding()
+    x = ids(4, 5)
+    want = e(x)
+    half = copy.deepcopy(e).to(dtype)
+    got = half(x)
+    assert got.dtype == dtype and torch.allclose(got.float(), want, atol=1e-2)
+    got.float().square().sum().backward()
+    want.square().sum().backward()
+    assert half.table.grad.dtype == dtype
+    assert torch.allclose(half.table.grad.float(), e.table.grad, atol=2e-2)
+    bag = MemRecEmbeddingBag(1000, 16).to(dtype)
+    assert bag(ids(6).view(2, 3)).dtype == dtype
+
+
+def test_files_of_safetensors_and_accelerate(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    e, fresh, x = nn.Sequential(embedding()), nn.Sequential(embedding()), ids(4, 5)
+    safetensors.save_model(e, tmp_path / "e.safetensors")
+    safetensors.load_model(fresh, tmp_path / "e.safetensors")
+    assert torch.equal(fresh(x), e(x))
+    other = nn.Sequential(embedding(seed=2))
+    with pytest.raises((ValueError, RuntimeError), match="other rows"):
+        safetensors.load_model(other, tmp_path / "e.safetensors")
+    # Older state_dicts have the options as a dict.
+    old = dict(e.state_dict())
+    old["0._extra_state"] = e[0]._options()
+    nn.Sequential(embedding()).load_state_dict(old)
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    model = accelerate.Accelerator(cpu=True).prepare(nn.Sequential(embedding()))
+    accelerate.load_checkpoint_in_model(model, str(tmp_path / "e.safetensors"))
+    assert torch.equal(model(x), e(x))
+
+
 def test_gradients_of_bags():
     bag = MemRecEmbeddingBag(None, 8, 4000, mode="mean")
     x, offsets, target = ids(10), torch.tensor([0, 3, 3, 7]), torch.randn(4, 8)
@@ -173,7 +259,7 @@ def test_copies_and_files():
         (lambda e: e(torch.tensor(1)), ValueError, "5 features"),
         (lambda e: e(torch.zeros(3, 5)), TypeError, "tensor of integers"),
         (lambda e: e([1, 2, 3, 4, 5]), TypeError, "tensor of integers"),
-        (lambda e: copy.deepcopy(e).half()(torch.zeros(1, 5, dtype=torch.long)), TypeError, "float32"),
+        (lambda e: embedding(fused=Adagrad(0.1)).half()(torch.zeros(1, 5, dtype=torch.long)), TypeError, "float32 tables"),
         (lambda e: e(torch.zeros(1, 5, dtype=torch.long, device="meta")), ValueError, "meta"),
         (lambda e: MemRecEmbedding(5, 16, 3), ValueError, "too small"),
         (lambda e: MemRecEmbedding(5, 16, "lots"), ValueError, "number of bytes"),
@@ -182,12 +268,14 @@ def test_copies_and_files():
         (lambda e: MemRecEmbedding(5, 16, 8000, weight_share=2.0), ValueError, "weight_share"),
         (lambda e: MemRecEmbedding(5, 16, 8000, fused="adam"), TypeError, "fused must be"),
         (lambda e: MemRecEmbeddingBag(None, 16), ValueError, "budget="),
-        (lambda e: MemRecEmbeddingBag(9999, 16, mode="max"), ValueError, "sum"),
+        (lambda e: MemRecEmbeddingBag(9999, 16, mode="min"), ValueError, "sum"),
+        (lambda e: MemRecEmbeddingBag(9999, 16, max_norm=0), ValueError, "max_norm"),
         (lambda e: MemRecEmbeddingBag(9999, 16)(ids(5)), ValueError, "1D with offsets"),
         (lambda e: MemRecEmbeddingBag(9999, 16)(ids(5), torch.tensor([3, 1])), ValueError, "offsets must start at 0"),
         (lambda e: MemRecEmbeddingBag(9999, 16)(ids(5), torch.tensor([1, 3])), ValueError, "offsets must start at 0"),
         (lambda e: MemRecEmbeddingBag(9999, 16)(ids(5), torch.tensor([0, 9])), ValueError, "offsets must start at 0"),
-        (lambda e: MemRecEmbeddingBag(9999, 16)(ids(5), torch.tensor([0]), torch.ones(5)), NotImplementedError, "weight"),
+        (lambda e: MemRecEmbeddingBag(9999, 16)(ids(5), torch.tensor([0]), torch.ones(5)), ValueError, "mode='sum'"),
+        (lambda e: MemRecEmbeddingBag(9999, 16, mode="sum")(ids(5), torch.tensor([0]), torch.ones(4)), ValueError, "of shape"),
     ],
 )
 def test_bad_input_is_an_exception(call, error, words):

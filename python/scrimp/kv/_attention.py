@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 #: The name of the attention function: ``model.set_attn_implementation("scrimp")``.
 NAME = "scrimp"
-#: Attributes that pass a bias (on an attention module or on keys) and a cache layer (on keys) to the attention function.
+#: Attributes of keys that pass a bias and a cache layer to the attention function.
 BIAS, LAYER = "_scrimp_bias", "_scrimp_layer"
 
 
@@ -18,6 +18,15 @@ def _kernels(device: torch.device) -> ContextManager[Any]:
     if device.type != "cuda":
         return nullcontext()
     return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def hides_tokens(mask: Optional[Tensor]) -> bool:
+    """Whether the last token of a prompt does not see all tokens: those are padding, or outside of a sliding window."""
+    if mask is None:
+        return False
+    last = mask if mask.dim() == 2 else mask[..., -1, :]
+    visible = last > torch.finfo(last.dtype).min / 2 if last.is_floating_point() and mask.dim() > 2 else last.bool()
+    return not bool(visible.all())
 
 
 def _fitted(mask: Tensor, n: int) -> Tensor:
@@ -70,15 +79,13 @@ def forward(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     layer, bias = getattr(key, LAYER, None), getattr(key, BIAS, None)
-    q, n = query.shape[2], key.shape[2]
-    if layer is not None and attention_mask is not None:
+    n = key.shape[2]
+    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+    if layer is not None and window and n > window:
+        layer.slide(window)
+        layer = None
+    if layer is not None and hides_tokens(attention_mask):
         raise ValueError("CompressedCache takes prompts without padding: one at a time, or all of one length")
-    if bias is None:
-        bias = getattr(module, BIAS, None)
-        if bias is not None and (q == n or bias.shape[0] != key.shape[0] or bias.shape[-1] > n):
-            # A new prompt: the bias belongs to an earlier one.
-            delattr(module, BIAS)
-            bias = None
     if bias is None:
         output = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs

@@ -9,7 +9,8 @@ from torch import Tensor
 from ._attention import BIAS, LAYER, register
 from ._policies import POLICIES
 from ._attention_scores import mean_scores
-from ._select import Crush, Selection, recent_of
+from ._later import warn_of_later_pass
+from ._select import Crush, Selection, check_reserved, recent_of
 from ._selection_queue import SelectionQueue
 from ._store import STORES, Growing, Store
 
@@ -25,12 +26,14 @@ class CompressedLayer(CacheLayerMixin):
     """The cache of one layer: the kept tokens of the prompt and all later tokens."""
 
     is_sliding = False
-    is_croppable = False
+    #: Tokens after the prompt can be removed again, for assisted generation.
+    is_croppable = True
 
     def __init__(self, owner: "CompressedCache", index: int) -> None:
         super().__init__()
         self.owner, self.index = owner, index
-        self.seen = 0
+        # Tokens of the text, of the compressed prompt, and the last ones of the prompt, which all heads keep.
+        self.seen = self.prompt = self.recent = 0
         # Keys and values: the packed tokens of the prompt, and all other tokens.
         self.packed: Optional[Tuple[Store, Store]] = None
         self.open: Optional[Tuple[Growing, Growing]] = None
@@ -58,6 +61,8 @@ class CompressedLayer(CacheLayerMixin):
             )
         self._ensure_selected()
         first = self.seen == 0
+        if self.index == 0 and self.prompt:
+            warn_of_later_pass(key_states.shape[2], self._held())
         self.seen += key_states.shape[2]
         if first:
             self._set(key_states, value_states)
@@ -69,6 +74,7 @@ class CompressedLayer(CacheLayerMixin):
             keys = torch.cat([self.packed[0].get(), self.keys], 2)
             values = torch.cat([self.packed[1].get(), self.values], 2)
         if first and self.owner.tokens(self.seen) < self.seen:
+            self.prompt = self.seen
             setattr(keys, LAYER, self)
             self.awaits_attention = True
         elif self.bias is not None:
@@ -100,6 +106,7 @@ class CompressedLayer(CacheLayerMixin):
         """Drops all tokens that are not selected."""
         self.awaits_selection = False
         owner, keys = self.owner, self.keys
+        self.recent = min(recent_of(owner.tokens(self.prompt), owner.recent), self.prompt)
         self.bias = selection.bias.to(keys.dtype) if owner.crush.has_bias else None
         store = STORES[owner.format]
         if store is None:
@@ -133,8 +140,29 @@ class CompressedLayer(CacheLayerMixin):
         self._ensure_selected()
         self.__init__(self.owner, self.index)
 
-    def crop(self, *_: Any) -> None:
-        raise RuntimeError("a compressed cache cannot be cropped: dropped tokens are lost")
+    def crop(self, tokens: int) -> None:
+        """Removes the last ``-tokens`` tokens: those after the prompt, and of the prompt its recent tokens, which all heads keep.
+        (Assisted generation reads its first candidates with the prompt.) A positive number is the length that remains.
+        """
+        removed = -tokens if tokens <= 0 else max(self.seen - tokens, 0)
+        if not removed or not self.is_initialized:
+            return
+        self._ensure_selected()
+        of_prompt = max(removed - (self.seen - self.prompt), 0)
+        if of_prompt > self.recent:
+            raise RuntimeError(f"a compressed prompt cannot be cropped by {of_prompt} tokens: only its last {self.recent} are complete")
+        self.seen, self.prompt, self.recent = self.seen - removed, self.prompt - of_prompt, self.recent - of_prompt
+        if self.packed is not None:
+            for part in self.packed:
+                part.truncate(of_prompt)
+            removed -= of_prompt
+        self.keys, self.values = (part.truncate(removed) for part in self.open)
+
+    def slide(self, window: int) -> None:
+        """Replaces this layer by one with a sliding window: it holds the last tokens of the prompt, which it keeps uncompressed."""
+        layer = DynamicSlidingWindowLayer(window)
+        layer.update(self.keys, self.values)
+        self.owner.layers[self.index] = layer
 
     def _each_row(self, batch: Tensor) -> None:
         if not self.is_initialized:
@@ -184,7 +212,8 @@ class CompressedCache(Cache):
             budget, 32 to 128.
         queries: number of the prompt's queries that contribute to mean attention scores; ``None``: all.
         layers_at_once: number of layers whose tokens are selected together; ``None``: 4 on a GPU, where that is faster, else 1.
-        config: the model's configuration, needed if some layers have a sliding window. These layers are small and are not compressed.
+        config: the model's configuration. Layers with a sliding window that is shorter than the prompt are small and are not compressed;
+            the attention function recognizes them without ``config``, too.
     """
 
     def __init__(
@@ -200,6 +229,7 @@ class CompressedCache(Cache):
             raise TypeError(f"budget must be a number of tokens or a share, not {budget!r}")
         if isinstance(budget, float) and not 0 < budget <= 1:
             raise ValueError(f"a budget of {budget} is no share of the prompt: it must be above 0.0 and at most 1.0")
+        check_reserved(sinks, recent)
         if queries is not None and queries < 1:
             raise ValueError("queries must be 1 or more, or None for all")
         if layers_at_once is not None and layers_at_once < 1:

@@ -7,10 +7,12 @@ from typing import Any, Dict, Iterator, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from ._attention import BIAS, register
+from ._attention import hides_tokens, register
+from ._biased import set_bias
 from ._heads import select_per_head, with_floor
+from ._later import warn_of_later_pass
 from ._attention_scores import mean_scores
-from ._select import Crush, recent_of, select
+from ._select import Crush, check_reserved, recent_of, select
 
 
 @dataclass
@@ -44,6 +46,7 @@ class KVCrushPress:
         has_scores = callable(getattr(self._scorer, "score", None)) or callable(getattr(press, "compress_post", None))
         if not has_scores or not hasattr(press, "compression_ratio"):
             raise TypeError(f"{type(press).__name__} has no score(): KVCrushPress composes with scorer presses")
+        check_reserved(self.sinks, self.recent)
         register()
 
     @property
@@ -64,17 +67,18 @@ class KVCrushPress:
             self.press.post_init_from_model(model)
 
     def compress(self, module: Any, hidden_states: Tensor, keys: Tensor, values: Tensor, attentions: Any, kwargs: Any) -> Tuple[Tensor, Tensor]:
-        """Called after the prompt's attention. Returns the kept keys and values, and sets the biases on the module."""
-        if hasattr(module, BIAS):
-            delattr(module, BIAS)
+        """Called after the prompt's attention. Returns the kept keys and values, and sets the biases of the cache's layer."""
+        layer = _layer(module, kwargs)
+        set_bias(layer, None)
         if self.compression_ratio == 0:
             return keys, values
+        _check_padding(kwargs)
         scores = self._scorer.score(module, hidden_states, keys, values, attentions, kwargs)
         budgets: Any = int(keys.shape[2] * (1 - self.compression_ratio))
         if self._scorer is not self.press:
             self.press.compress(module, hidden_states, keys, values, attentions, kwargs)
             budgets = _take_budgets(module, scores)
-        return self._select(module, scores, self._attention(module, hidden_states, keys, kwargs), keys, values, budgets)
+        return self._select((module, layer), scores, self._attention(module, hidden_states, keys, kwargs), keys, values, budgets)
 
     def _attention(self, module: Any, hidden_states: Tensor, keys: Tensor, kwargs: Any) -> Optional[Tensor]:
         """Mean attention scores of the prompt's tokens, if KVCrush needs them."""
@@ -83,9 +87,12 @@ class KVCrushPress:
         return mean_scores(_queries(module, hidden_states, kwargs), keys, module.scaling, self.queries)
 
     def _select(
-        self, module: Any, scores: Tensor, attention: Optional[Tensor], keys: Tensor, values: Tensor, budgets: Union[int, Tensor]
+        self, of: Tuple[Any, Any], scores: Tensor, attention: Optional[Tensor], keys: Tensor, values: Tensor, budgets: Union[int, Tensor]
     ) -> Tuple[Tensor, Tensor]:
-        """Returns the kept keys and values, and sets the biases on the module. ``budgets``: tokens per head, one number or ``[batch, kv_heads]``."""
+        """Returns the kept keys and values, and sets the biases of the cache's layer. ``of``: the attention module and the layer.
+        ``budgets``: tokens per head, one number or ``[batch, kv_heads]``.
+        """
+        module, layer = of
         recent = recent_of(int(keys.shape[2] * (1 - self.compression_ratio)), self.recent)
         at_least = max(1, min(self.sinks + recent, keys.shape[2]))
         more = dict(sinks=self.sinks, recent=recent, layer=module.layer_idx, seed=self.seed)
@@ -96,7 +103,7 @@ class KVCrushPress:
         if self.crush.has_bias or not isinstance(budgets, int):
             if module.config._attn_implementation != "scrimp":
                 raise RuntimeError("biases need scrimp's attention: call model.set_attn_implementation('scrimp') first")
-            setattr(module, BIAS, selection.bias)
+            set_bias(layer, selection.bias)
         return selection.take(keys), selection.take(values)
 
     def forward_hook(self, module: Any, input: Any, kwargs: Any, output: Any) -> Any:
@@ -104,6 +111,8 @@ class KVCrushPress:
         layer, hidden_states = _layer(module, kwargs), kwargs["hidden_states"]
         if layer.keys.shape[2] == hidden_states.shape[1]:
             layer.keys, layer.values = self.compress(module, hidden_states, layer.keys, layer.values, output[1], kwargs)
+        elif module.layer_idx == 0:
+            warn_of_later_pass(hidden_states.shape[1], layer.keys.shape[2])
         return output
 
     @contextmanager
@@ -126,6 +135,7 @@ class KVCrushPress:
             layer, hidden_states = _layer(module, kwargs), kwargs["hidden_states"]
             # False while the press reads the prompt again.
             if layer.keys.shape[2] == hidden_states.shape[1]:
+                _check_padding(kwargs)
                 prompts[module.layer_idx] = (module, layer, self._attention(module, hidden_states, layer.keys, kwargs))
 
         def compress_post(model: Any) -> None:
@@ -133,7 +143,7 @@ class KVCrushPress:
             for index, (module, layer, attention) in prompts.items():
                 scores = self.press.score_val[index]
                 budgets = _take_budgets(module, scores)
-                layer.keys, layer.values = self._select(module, scores, attention, layer.keys, layer.values, budgets)
+                layer.keys, layer.values = self._select((module, layer), scores, attention, layer.keys, layer.values, budgets)
 
         self.press.compress_post = compress_post
         try:
@@ -159,6 +169,11 @@ def _hooks(model: Any, hook: Any) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _check_padding(kwargs: Any) -> None:
+    if hides_tokens(kwargs.get("attention_mask")):
+        raise ValueError("KVCrushPress takes prompts without padding: one at a time, or all of one length")
 
 
 def _layer(module: Any, kwargs: Any) -> Any:

@@ -75,6 +75,13 @@ def recent_of(budget: int, recent: Optional[int]) -> int:
     return min(max(budget // 6, 32), 128) if recent is None else recent
 
 
+def check_reserved(sinks: int, recent: Optional[int]) -> None:
+    """Raises an error for negative numbers of tokens."""
+    for name, value in (("sinks", sinks), ("recent", recent)):
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must be 0 or more, not {value}")
+
+
 def select(
     scores: Tensor, attention: Optional[Tensor], keys: Optional[Tensor], budget: int, crush: Crush = Crush(), *,
     sinks: int = 4, recent: Optional[int] = None, bias: Optional[Tensor] = None, layer: int = 0, seed: int = 0,
@@ -100,6 +107,7 @@ def select_by_products(
 ) -> Selection:
     """As :func:`select`, with :func:`key_products` instead of keys, layer and seed, so that layers can be stacked in the batch."""
     batch, heads, tokens = scores.shape
+    check_reserved(sinks, recent)
     if budget < 1:
         raise ValueError(f"a budget of {budget} tokens keeps nothing")
     old = torch.zeros(batch, heads, tokens, dtype=torch.float32, device=scores.device) if bias is None else bias

@@ -10,6 +10,7 @@ class Store(Protocol):
     """Keys or values, ``[batch, kv_heads, tokens, dim]``."""
 
     def get(self) -> Tensor: ...
+    def truncate(self, tokens: int) -> object: ...
     def select(self, batch: Tensor) -> "Store": ...
     @property
     def tokens(self) -> int: ...
@@ -32,6 +33,11 @@ class Growing:
             self.memory = torch.nn.functional.pad(self.get(), (0, 0, 0, room))
         self.memory[:, :, self.length : end] = states
         self.length = end
+        return self.get()
+
+    def truncate(self, tokens: int) -> Tensor:
+        """Removes the last tokens and returns the others."""
+        self.length -= tokens
         return self.get()
 
     def get(self) -> Tensor:
@@ -60,6 +66,11 @@ class Int8:
 
     def get(self) -> Tensor:
         return (self.codes.float() * self.scale).to(self.dtype)
+
+    def truncate(self, tokens: int) -> None:
+        """Removes the last tokens."""
+        kept = self.tokens - tokens
+        self.codes, self.scale = self.codes[:, :, :kept], self.scale[:, :, :kept]
 
     def select(self, batch: Tensor) -> "Int8":
         new = object.__new__(Int8)

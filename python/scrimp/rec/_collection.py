@@ -66,7 +66,8 @@ class MemRecEmbeddingBagCollection(nn.Module):
         budget: size of all tables in bytes, divided in proportion to full tables; by default a hundredth of their size.
         options: keyword arguments of :class:`MemRecEmbeddingBag`.
 
-    The input is a ``KeyedJaggedTensor``, or an object with its ``keys()``, ``values()`` and ``lengths()``, without weights.
+    The input is a ``KeyedJaggedTensor``, or an object with its ``keys()``, ``values()`` and ``lengths()``. Weights scale the vectors of
+    tables with pooling sum.
     """
 
     def __init__(
@@ -106,11 +107,11 @@ class MemRecEmbeddingBagCollection(nn.Module):
     def forward(self, features: Any) -> Union[KeyedTensor, Any]:
         keys = list(features.keys())
         weights = getattr(features, "weights_or_none", lambda: None)()
-        if weights is not None:
-            raise NotImplementedError("MemRecEmbeddingBagCollection takes no weights: it learns one for each id")
         lengths = features.lengths().view(len(keys), -1)
         # Ids are stored feature after feature.
-        parts = dict(zip(keys, features.values().split(lengths.sum(1).tolist())))
+        sizes = lengths.sum(1).tolist()
+        parts = dict(zip(keys, features.values().split(sizes)))
+        weights_of = {} if weights is None else dict(zip(keys, weights.split(sizes)))
         lengths_of = dict(zip(keys, lengths))
         pooled = []
         for bag, names in zip(self.embedding_bags.values(), self._features):
@@ -118,7 +119,7 @@ class MemRecEmbeddingBagCollection(nn.Module):
                 if name not in parts:
                     raise ValueError(f"there is no feature {name!r} among {keys}")
                 offsets = lengths_of[name].cumsum(0) - lengths_of[name]
-                pooled.append(bag(parts[name], offsets))
+                pooled.append(bag(parts[name], offsets, weights_of.get(name)))
         return _keyed_tensor()(keys=list(self._keys), length_per_key=list(self._lengths), values=torch.cat(pooled, 1))
 
 

@@ -26,8 +26,9 @@ class Lookup(torch.autograd.Function):
         owner, inputs = ctx.owner, ((table, weights), (ids, offsets), grad.contiguous())
         if owner.fused is not None or owner.sparse:
             owner._check_distributed()
+        needed = ctx.needs_input_grad[3:5]
         if owner.fused is not None:
-            owner._fused_step(*inputs)
+            owner._fused_step(*inputs, needed)
             table_grad = weight_grad = None
         elif owner.sparse:
             table_grad, weight_grad = _sparse(owner._rows, *inputs)
@@ -62,4 +63,11 @@ def _sparse(rows: Any, tables: Any, lookups: Any, grad: Tensor) -> Any:
 @torch.compiler.disable
 def lookup(owner: Any, ids: Tensor, offsets: Optional[Tensor]) -> Tensor:
     """Vectors of ids, or sums of their bags, ``[outputs, dim]``; ids and offsets are int64 and contiguous."""
-    return Lookup.apply(owner, ids, offsets, owner.table, owner.weights)
+    dtype = owner.table.dtype
+    if dtype == torch.float32:
+        return Lookup.apply(owner, ids, offsets, owner.table, owner.weights)
+    if owner.fused is not None or owner.sparse:
+        raise TypeError(f"sparse=True and fused= need float32 tables, not {dtype}")
+    # The kernels read float32. Conversions have gradients.
+    weights = None if owner.weights is None else owner.weights.float()
+    return Lookup.apply(owner, ids, offsets, owner.table.float(), weights).to(dtype)
