@@ -1,9 +1,11 @@
 """``scrimp.LLM``: language models."""
 
 import dataclasses
+import operator
+import os
 import queue
 import threading
-from typing import Any, AsyncIterator, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Any, AsyncIterator, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ._scrimp import Cancel, LanguageModel
 
@@ -46,8 +48,15 @@ class LLM:
     """
 
     def __init__(self, model: str, *, threads: Optional[int] = None, kv_format: str = "bf16") -> None:
+        threads = None if threads is None else _whole("threads", threads, 1)
         self._model = LanguageModel(str(model), threads, kv_format)
         self.name = str(model)
+        self._arguments = (threads, kv_format)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        # A pickle contains the reference of the model, and not its weights.
+        name = os.path.abspath(self.name) if os.path.exists(self.name) else self.name
+        return _open, (name, *self._arguments)
 
     def __repr__(self) -> str:
         return f"LLM({self.name!r}, context_length={self.context_length})"
@@ -67,7 +76,7 @@ class LLM:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of token ids."""
-        return self._model.decode(list(tokens))
+        return self._model.decode(_token_ids(tokens))
 
     def render(self, messages: Messages) -> str:
         """The conversation in the model's chat template, up to the beginning of the assistant's answer."""
@@ -121,7 +130,7 @@ class LLM:
         """
         import numpy
 
-        ids = self._model.encode(tokens, True, False) if isinstance(tokens, str) else [int(t) for t in tokens]
+        ids = self._model.encode(tokens, True, False) if isinstance(tokens, str) else _token_ids(tokens)
         flat = numpy.frombuffer(self._model.logits(ids, all), dtype=numpy.float32)
         return flat.reshape(-1, self.vocab_size) if all else flat
 
@@ -187,21 +196,62 @@ def _options(
     min_p: float = 0.0, repetition_penalty: float = 1.0, seed: Optional[int] = None, kv_budget: Union[int, float, None] = None,
     kv_policy: str = "snapkv", kvcrush: float = 0.0,
 ) -> Any:
-    """Converts keyword arguments to the arguments of the Rust half."""
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens must be 1 or more, not {max_tokens}")
+    """Converts keyword arguments, of Python's, NumPy's or PyTorch's types, to the arguments of the Rust half."""
+    if max_tokens is not None:
+        max_tokens = _whole("max_tokens", max_tokens, 1)
     sampling = {
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed
+        "temperature": _real("temperature", temperature), "top_k": _whole("top_k", top_k, 0), "top_p": _real("top_p", top_p),
+        "min_p": _real("min_p", min_p), "repetition_penalty": _real("repetition_penalty", repetition_penalty),
+        "seed": None if seed is None else _whole("seed", seed, 0),
     }
-    kv = None
+    kv, kvcrush = None, _real("kvcrush", kvcrush)
     if kv_budget is not None:
-        is_share = isinstance(kv_budget, float)
-        kv = {
-            "policy": kv_policy, "tokens": None if is_share else int(kv_budget), "share": kv_budget if is_share else None, "kvcrush": kvcrush
-        }
+        share = None if hasattr(kv_budget, "__index__") and not _is_float(kv_budget) else _real("kv_budget", kv_budget)
+        tokens = _whole("kv_budget", kv_budget, 1) if share is None else None
+        kv = {"policy": kv_policy, "tokens": tokens, "share": share, "kvcrush": kvcrush}
     elif kvcrush:
         raise ValueError("kvcrush needs kv_budget: it is a share of the budget")
     return max_tokens, [stop] if isinstance(stop, str) else list(stop), sampling, kv
+
+
+def _open(name: str, threads: Optional[int], kv_format: str) -> LLM:
+    return LLM(name, threads=threads, kv_format=kv_format)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    """An integer of any library, from ``least`` to 2^63 - 1."""
+    try:
+        number = None if isinstance(value, bool) or _is_float(value) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if not least <= number < 2**63:
+        raise ValueError(f"{name} must be {least} or more (and less than 2^63), not {number}")
+    return number
+
+
+def _is_float(value: Any) -> bool:
+    """True for floats of any library: PyTorch's have ``__index__`` as well."""
+    is_floating_point = getattr(value, "is_floating_point", None)
+    return is_floating_point() if callable(is_floating_point) else isinstance(value, float)
+
+
+def _real(name: str, value: Any) -> float:
+    """A number of any library."""
+    if not isinstance(value, (bool, str, bytes)):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise TypeError(f"{name} must be a number, not {value!r}")
+
+
+def _token_ids(tokens: Iterable[Any]) -> List[int]:
+    ids = [_whole("a token id", t, 0) for t in tokens]
+    if ids and max(ids) >= 2**32:
+        raise ValueError(f"there is no token {max(ids)}")
+    return ids
 
 
 def _pieces(answer: Callable[[Any, Cancel], Any]) -> Iterator[str]:

@@ -4,6 +4,9 @@ import asyncio
 import json
 import os
 import pathlib
+import pickle
+import subprocess
+import sys
 import threading
 import time
 
@@ -102,6 +105,14 @@ def test_base_models_do_not_chat(llama):
         (lambda m: m.generate("x", raw=True, temperature=-1.0), ValueError, "temperature"),
         (lambda m: m.generate("x", raw=True, max_tokens=0), ValueError, "max_tokens"),
         (lambda m: m.generate("x", raw=True, kvcrush=0.5), ValueError, "needs kv_budget"),
+        (lambda m: m.generate("x", raw=True, seed=-1), ValueError, "seed must be 0 or more"),
+        (lambda m: m.generate("x", raw=True, seed=1.5), TypeError, "seed must be a whole number, not 1.5"),
+        (lambda m: m.generate("x", raw=True, top_k=-1), ValueError, "top_k must be 0 or more"),
+        (lambda m: m.generate("x", raw=True, max_tokens=2**70), ValueError, "max_tokens must be 1 or more"),
+        (lambda m: m.generate("x", raw=True, temperature="hot"), TypeError, "temperature must be a number, not 'hot'"),
+        (lambda m: m.generate("x", raw=True, kv_budget="all"), TypeError, "kv_budget must be a number"),
+        (lambda m: scrimp.LLM(str(TINY / "llama"), threads=-1), ValueError, "threads must be 1 or more"),
+        (lambda m: m.decode([-1]), ValueError, "token id must be 0 or more"),
         (lambda m: m.generate("x", raw=True, kv_budget=0.25, kv_policy="h3o"), ValueError, "h3o"),
         (lambda m: m.generate("x", raw=True, kv_budget=1.5), ValueError, "1.5"),
         (lambda m: m.generate("x", raw=True, nonsense=1), TypeError, "nonsense"),
@@ -114,6 +125,54 @@ def test_base_models_do_not_chat(llama):
 def test_bad_input_is_an_exception(llama, call, error, words):
     with pytest.raises(error, match=words):
         call(llama)
+
+
+def test_numbers_of_other_libraries_are_numbers(llama):
+    options = dict(raw=True, max_tokens=4, temperature=0.5, top_k=3, top_p=0.5, min_p=0.25, seed=7, kv_budget=0.5)
+    want = llama.generate("hello", **options).tokens
+    of_numpy = {k: v if v is True else numpy.int64(v) if isinstance(v, int) else numpy.float32(v) for k, v in options.items()}
+    assert llama.generate("hello", **of_numpy).tokens == want
+    assert llama.generate("hello", raw=True, max_tokens=numpy.uint8(4), kv_budget=numpy.int32(50)).tokens
+    ids = llama.encode("hello world")
+    assert llama.decode(numpy.array(ids)) == llama.decode(ids)
+    torch = pytest.importorskip("torch")
+    of_torch = {k: v if v is True else torch.tensor(v) for k, v in options.items()}
+    assert llama.generate("hello", **of_torch).tokens == want
+    assert numpy.array_equal(llama.logits(torch.tensor(ids)), llama.logits(ids))
+
+
+def test_a_model_is_pickled_as_its_reference(llama):
+    other = pickle.loads(pickle.dumps(llama))
+    assert numpy.array_equal(other.logits("hello"), llama.logits("hello")) and other._arguments == (2, "bf16")
+
+
+INTERRUPTED = """
+import signal, sys, threading, time
+import scrimp
+
+llm = scrimp.LLM(sys.argv[1], threads=1)
+ids = llm.encode("hello world ") * 4000
+ids = ids[: llm.context_length - 1]
+main = threading.main_thread().ident
+call = {"generate": lambda: llm._answer(ids, {}), "logits": lambda: llm.logits(ids, all=True)}[sys.argv[2]]
+raised = []
+signal.signal(signal.SIGINT, lambda *_: (raised.append(1), signal.default_int_handler(2, None))[1])
+started = threading.Event()
+threading.Thread(target=lambda: (started.wait(), time.sleep(0.1), signal.pthread_kill(main, signal.SIGINT)), daemon=True).start()
+try:
+    started.set()
+    while True:  # until the signal comes, however fast the machine is
+        call()
+except KeyboardInterrupt:
+    print("interrupted", len(raised))
+    assert llm.generate("hello", raw=True, max_tokens=2).tokens, "the model still answers"
+"""
+
+
+@pytest.mark.parametrize("call", ["generate", "logits"])
+def test_an_interrupt_ends_a_call_during_the_prompt(call):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(TINY / "llama"), call], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["interrupted", "1"], done.stderr
 
 
 def test_smollm2_answers(smollm2):

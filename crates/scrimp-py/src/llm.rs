@@ -16,14 +16,49 @@ use scrimp_llm::{
     Category, Error, Llm,
     chat::Message,
     checkpoint::Checkpoint,
-    generate::{FinishReason, Request, Sequence, generate},
+    generate::{FinishReason, Generation, Request, Sequence, generate},
     model::RunOptions,
     sampling::{Sampler, SamplingParams},
 };
 use std::{
     ops::ControlFlow,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{RecvTimeoutError, channel},
+    },
+    time::Duration,
 };
+
+/// The time between two checks for signals such as Ctrl-C.
+const SIGNALS: Duration = Duration::from_millis(50);
+
+/// Runs `work` in a thread, and checks for signals until it ends. After Ctrl-C the call sets `cancel` and returns: the thread ends
+/// with the part of the prompt that it computes.
+fn interruptible<T: Send + 'static>(
+    py: Python<'_>,
+    cancel: &AtomicBool,
+    work: impl FnOnce() -> PyResult<T> + Send + 'static,
+) -> PyResult<T> {
+    let (sender, receiver) = channel();
+    let spawned = std::thread::Builder::new().name("scrimp-llm".to_owned()).spawn(move || {
+        // Nobody receives the result after Ctrl-C.
+        let _ = sender.send(work());
+    });
+    spawned.map_err(|e| PyRuntimeError::new_err(format!("cannot start a thread: {e}")))?;
+    py.detach(move || {
+        loop {
+            match receiver.recv_timeout(SIGNALS) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) => Python::attach(|py| py.check_signals())
+                    .inspect_err(|_| cancel.store(true, Ordering::Relaxed))?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(PyRuntimeError::new_err("the thread of the model panicked"));
+                }
+            }
+        }
+    })
+}
 
 /// An error of the library as a Python exception.
 fn python(error: Error) -> PyErr {
@@ -44,7 +79,7 @@ fn python(error: Error) -> PyErr {
 /// Ends an answer from another thread.
 #[pyclass(frozen, module = "scrimp._scrimp")]
 #[derive(Default)]
-pub(crate) struct Cancel(AtomicBool);
+pub(crate) struct Cancel(Arc<AtomicBool>);
 
 #[pymethods]
 impl Cancel {
@@ -126,11 +161,10 @@ impl LanguageModel {
         py.detach(|| template.render(&messages, true, &Default::default())).map_err(python)
     }
 
-    /// Continues the prompt `ids`. `on_text` is called with each piece of text as soon as it is certain.
+    /// Continues the prompt `ids`. `on_text` is called, in another thread, with each piece of text as soon as it is certain.
     #[pyo3(signature = (ids, max_tokens, stop, sampling, kv, on_text, cancel))]
     fn generate(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         ids: Vec<u32>,
         max_tokens: Option<usize>,
         stop: Vec<String>,
@@ -141,74 +175,74 @@ impl LanguageModel {
     ) -> PyResult<Answer> {
         let mut sampler = Sampler::new(sampling.params()).map_err(python)?;
         let compression = kv.map(Kv::compression).transpose()?;
-        let mut failed = None;
-        let result = py.detach(|| {
-            let mut session = self.llm.model().session();
+        let cancel = cancel.map(|c| c.get().0.clone()).unwrap_or_default();
+        let (this, flag) = (slf.clone().unbind(), cancel.clone());
+        interruptible(slf.py(), &cancel, move || {
+            let (model, tokenizer) = (this.get().llm.model(), this.get().llm.tokenizer());
+            let mut session = model.session();
             session.set_compression(compression);
-            let mut sequence = Sequence::new(session, self.llm.model().context_length());
-            let tokenizer = self.llm.tokenizer();
+            let mut sequence = Sequence::new(session, model.context_length());
             let request = Request {
                 prompt: &ids,
                 max_tokens,
                 stop: &stop,
                 is_end: &|id| tokenizer.is_end(id),
-                cancel: cancel.as_ref().map(|c| &c.get().0),
+                cancel: Some(&flag),
             };
+            let mut failed = None;
             let mut tell = |piece: &str| {
-                let told = Python::attach(|py| {
-                    py.check_signals()?;
-                    match &on_text {
-                        Some(on_text) => on_text.call1(py, (piece,)).map(drop),
-                        None => Ok(()),
-                    }
-                });
-                match told {
-                    Ok(()) => ControlFlow::Continue(()),
+                let Some(on_text) = on_text.as_ref().filter(|_| !flag.load(Ordering::Relaxed)) else {
+                    return ControlFlow::Continue(());
+                };
+                match Python::attach(|py| on_text.call1(py, (piece,))) {
+                    Ok(_) => ControlFlow::Continue(()),
                     Err(e) => {
                         failed = Some(e);
                         ControlFlow::Break(())
                     }
                 }
             };
-            let answer =
-                generate(&mut sequence, &request, &mut sampler, &mut tokenizer.stream_after(&ids), &mut tell);
-            answer.map(|answer| (answer, sequence.source().kv_bytes()))
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let (g, kv_bytes) = result.map_err(python)?;
-        let reason = match g.reason {
-            FinishReason::End => "end",
-            FinishReason::Stop(_) => "stop",
-            FinishReason::Length => "length",
-            FinishReason::ContextFull => "context_full",
-            FinishReason::Cancelled => "cancelled",
-        };
-        Ok((g.text, g.tokens, reason, g.prompt_tokens, g.prefill_seconds, g.decode_seconds, kv_bytes))
+            let mut stream = tokenizer.stream_after(&ids);
+            let answer = generate(&mut sequence, &request, &mut sampler, &mut stream, &mut tell);
+            match failed {
+                Some(error) => Err(error),
+                None => Ok(answer_of(answer.map_err(python)?, sequence.source().kv_bytes())),
+            }
+        })
     }
 
     /// The logits after each of `ids` (or after the last one only), as bytes of `[rows][vocab_size]` float32.
-    fn logits<'py>(&self, py: Python<'py>, ids: Vec<u32>, all: bool) -> PyResult<Bound<'py, PyBytes>> {
-        let vocab = self.llm.model().vocab_size();
-        let logits = py.detach(|| {
-            let mut session = self.llm.model().session();
+    fn logits<'py>(slf: &Bound<'py, Self>, ids: Vec<u32>, all: bool) -> PyResult<Bound<'py, PyBytes>> {
+        let this = slf.clone().unbind();
+        let logits = interruptible(slf.py(), &AtomicBool::new(false), move || {
+            let mut session = this.get().llm.model().session();
             if !all {
-                return session.forward(&ids).map(<[f32]>::to_vec);
+                return session.forward(&ids).map(<[f32]>::to_vec).map_err(python);
             }
             let mut out = Vec::new();
-            session.forward_each(&ids, &mut |_, row| out.extend_from_slice(row)).map(|()| out)
-        });
-        let logits = logits.map_err(python)?;
-        debug_assert!(logits.len().is_multiple_of(vocab));
+            session.forward_each(&ids, &mut |_, row| out.extend_from_slice(row)).map_err(python)?;
+            Ok(out)
+        })?;
+        debug_assert!(logits.len().is_multiple_of(slf.get().llm.model().vocab_size()));
         let write = |bytes: &mut [u8]| {
             for (to, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&logits) {
                 *to = x.to_ne_bytes();
             }
             Ok(())
         };
-        PyBytes::new_with(py, 4 * logits.len(), write)
+        PyBytes::new_with(slf.py(), 4 * logits.len(), write)
     }
+}
+
+fn answer_of(g: Generation, kv_bytes: usize) -> Answer {
+    let reason = match g.reason {
+        FinishReason::End => "end",
+        FinishReason::Stop(_) => "stop",
+        FinishReason::Length => "length",
+        FinishReason::ContextFull => "context_full",
+        FinishReason::Cancelled => "cancelled",
+    };
+    (g.text, g.tokens, reason, g.prompt_tokens, g.prefill_seconds, g.decode_seconds, kv_bytes)
 }
 
 /// How tokens are drawn.
