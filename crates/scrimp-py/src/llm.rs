@@ -50,7 +50,7 @@ fn interruptible<T: Send + 'static>(
         loop {
             match receiver.recv_timeout(SIGNALS) {
                 Ok(result) => return result,
-                Err(RecvTimeoutError::Timeout) => Python::attach(|py| py.check_signals())
+                Err(RecvTimeoutError::Timeout) => Python::attach(Python::check_signals)
                     .inspect_err(|_| cancel.store(true, Ordering::Relaxed))?,
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(PyRuntimeError::new_err("the thread of the model panicked"));

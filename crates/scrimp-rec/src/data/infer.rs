@@ -132,7 +132,7 @@ impl DataSet {
                     schema.categorical.push(Categorical { name: column.name.clone(), kind: column.kind() });
                 }
                 Guess::Left(why) => {
-                    notes.push(format!("left out: {} ({why})", quoted_if_empty(&column.name)))
+                    notes.push(format!("left out: {} ({why})", quoted_if_empty(&column.name)));
                 }
             }
         }
