@@ -1,6 +1,6 @@
 //! Language models: open, tokens, text, logits.
 
-use crate::linear::value_error;
+use crate::{linear::value_error, runtime::check_signals};
 use pyo3::{
     exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError},
     prelude::*,
@@ -50,8 +50,9 @@ fn interruptible<T: Send + 'static>(
         loop {
             match receiver.recv_timeout(SIGNALS) {
                 Ok(result) => return result,
-                Err(RecvTimeoutError::Timeout) => Python::attach(Python::check_signals)
-                    .inspect_err(|_| cancel.store(true, Ordering::Relaxed))?,
+                Err(RecvTimeoutError::Timeout) => {
+                    check_signals().inspect_err(|_| cancel.store(true, Ordering::Relaxed))?;
+                }
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(PyRuntimeError::new_err("the thread of the model panicked"));
                 }

@@ -2,7 +2,7 @@
 
 use crate::{
     linear::value_error,
-    runtime::{Runtime, runtime},
+    runtime::{Runtime, check_signals, runtime},
 };
 use arrow_array::{
     RecordBatchReader as _,
@@ -142,7 +142,7 @@ fn score(model: &mut Model, runtime: &Runtime, rows: &mut dyn RowSource) -> PyRe
     let exec = Exec { pool: &runtime.pool, level: runtime.level };
     let (mut batch, mut some, mut all) = (Batch::default(), Vec::new(), Vec::new());
     while rows.next_batch(ROWS, &mut batch).map_err(error)? > 0 {
-        Python::attach(Python::check_signals)?;
+        check_signals()?;
         model.predict(exec, &batch, &mut some);
         all.extend_from_slice(&some);
     }

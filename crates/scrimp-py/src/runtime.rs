@@ -122,3 +122,12 @@ pub(crate) fn after_fork() {
 pub(crate) fn simd_level() -> PyResult<&'static str> {
     Ok(found_level()?.name())
 }
+
+/// Raises the exception of a signal that came meanwhile, such as Ctrl-C. The caller does not hold the GIL.
+pub(crate) fn check_signals() -> PyResult<()> {
+    #[allow(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method is for one lifetime, the closure for all"
+    )]
+    Python::attach(|py| py.check_signals())
+}

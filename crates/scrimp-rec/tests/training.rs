@@ -103,8 +103,14 @@ fn threads_levels_and_batches_of_prediction_change_nothing() {
             let exec = Exec { pool: &pool, level };
             let mut model = fresh(&mut data, "memrec", Precision::F32);
             let options = TrainOptions { batch: 200, ..TrainOptions::default() };
-            train(&mut model, exec, TrainData { train: &mut data, valid: None, digest: None }, &options, &mut |_| ())
-                .unwrap();
+            train(
+                &mut model,
+                exec,
+                TrainData { train: &mut data, valid: None, digest: None },
+                &options,
+                &mut |_| (),
+            )
+            .unwrap();
             let whole = logits(&mut model, exec, data.data());
             let mut part = Batch::default();
             part.extend(data.data(), 7..20);
@@ -242,7 +248,14 @@ fn models_without_numbers_and_small_baselines_work() {
         let options =
             TrainOptions { batch: 128, epochs: 3, lr: 0.1, dense_lr: 0.01, ..TrainOptions::default() };
         data.rewind(0).unwrap();
-        train(&mut model, exec, TrainData { train: &mut data, valid: None, digest: None }, &options, &mut |_| ()).unwrap();
+        train(
+            &mut model,
+            exec,
+            TrainData { train: &mut data, valid: None, digest: None },
+            &options,
+            &mut |_| (),
+        )
+        .unwrap();
         let auc = evaluate(&mut model, exec, &mut data, 500).unwrap().auc;
         assert!(auc > 0.7, "{preset:?}: {auc}");
     }
