@@ -1,7 +1,7 @@
 //! A model with its tokenizer and chat template: text in, text out.
 
 use crate::{
-    chat::{ChatTemplate, Message, no_chat_template},
+    chat::{ChatTemplate, Conversation, Message, no_chat_template},
     checkpoint::Checkpoint,
     embedding,
     error::{Error, Result},
@@ -178,7 +178,7 @@ impl Llm {
     }
 
     fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let text = self.template()?.render(messages, true, &serde_json::Map::new())?;
+        let text = self.template()?.prompt(&Conversation::new(messages)?)?;
         self.tokenizer.encode(&text, false, true)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{linear::value_error, runtime::check_signals};
 use pyo3::{
-    exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError},
+    exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyUserWarning, PyValueError},
     prelude::*,
     types::PyBytes,
 };
@@ -14,7 +14,7 @@ use scrimp_kv::{
 };
 use scrimp_llm::{
     Category, Error, Llm,
-    chat::Message,
+    chat::{Conversation, Message},
     checkpoint::Checkpoint,
     generate::{FinishReason, Generation, Request, Sequence, generate},
     model::RunOptions,
@@ -120,7 +120,12 @@ impl LanguageModel {
             let path = Hub::from_env()?.fetch(&ModelRef::parse(reference)?, &mut Silent)?;
             Ok(Self { llm: Llm::load(Checkpoint::open(&path)?, &options)? })
         };
-        py.detach(open).map_err(python)
+        let opened: Self = py.detach(open).map_err(python)?;
+        if let Some(warning) = opened.llm.tokenizer().warning() {
+            let text = std::ffi::CString::new(format!("{reference}: {warning}")).unwrap_or_default();
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &text, 1)?;
+        }
+        Ok(opened)
     }
 
     /// Maximum number of tokens of a prompt and its answer.
@@ -159,7 +164,7 @@ impl LanguageModel {
             ));
         };
         let messages: Vec<_> = messages.into_iter().map(|(role, text)| Message::new(role, text)).collect();
-        py.detach(|| template.render(&messages, true, &Default::default())).map_err(python)
+        py.detach(|| template.prompt(&Conversation::new(&messages)?)).map_err(python)
     }
 
     /// Continues the prompt `ids`. `on_text` is called, in another thread, with each piece of text as soon as it is certain.

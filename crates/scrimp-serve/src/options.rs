@@ -10,7 +10,7 @@ pub struct ServeOptions {
     pub address: SocketAddr,
     /// SHA-256 digests of the accepted API keys (see [`digest`](crate::digest)); empty: no key is required.
     pub api_keys: Vec<[u8; 32]>,
-    /// Origins whose pages may call the server; empty: only the server's own page.
+    /// Origins whose pages may call the server, such as `https://example.org`; `*`: all. Empty: only the server's own page.
     pub cors: Vec<String>,
     /// Limits of the scheduler.
     pub limits: Limits,

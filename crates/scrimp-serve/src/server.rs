@@ -3,11 +3,12 @@
 use crate::{
     constraint::Constraints,
     engine::{self, Command, EngineOptions},
-    http::{Language, Peer, State, now, router},
+    http::{Language, Peer, Requests, State, cors, now, router},
     metrics::Metrics,
     options::ServeOptions,
     score::Recommender,
 };
+use axum::Router;
 use hyper::{body::Incoming, server::conn::http1::Builder};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -23,13 +24,16 @@ use std::{
         mpsc::{Sender, channel},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
+use tower_http::cors::CorsLayer;
 
 /// Interval at which the server checks its stop flag.
 const POLL: Duration = Duration::from_millis(50);
+/// Maximum time to write the ends of the last answers.
+const FLUSH: Duration = Duration::from_secs(1);
 /// Maximum size of a request's head in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
@@ -48,6 +52,7 @@ pub struct Server {
     runtime: tokio::runtime::Runtime,
     listener: TcpListener,
     state: Arc<State>,
+    cors: Option<CorsLayer>,
     engine: Option<(Sender<Command>, JoinHandle<()>)>,
 }
 
@@ -56,13 +61,14 @@ impl Server {
     /// recommender comes with its number of threads.
     ///
     /// # Errors
-    /// The address is not available, or threads cannot be created.
+    /// The address is not available, threads cannot be created, or an entry of [`ServeOptions::cors`] is not an origin.
     pub fn bind(
         options: ServeOptions,
         names: Vec<String>,
         language: Option<LanguageModel>,
         recommender: Option<(scrimp_rec::model::Model, usize)>,
     ) -> io::Result<Self> {
+        let cors = cors(&options.cors).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("scrimp-http")
@@ -94,10 +100,11 @@ impl Server {
             options,
             metrics,
             draining: AtomicBool::new(false),
+            requests: Requests::default(),
             created: now(),
             next_id: AtomicU64::new(1),
         });
-        Ok(Self { runtime, listener, state, engine })
+        Ok(Self { runtime, listener, state, cors, engine })
     }
 
     /// The bound address.
@@ -108,14 +115,15 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` is set. Then it rejects new requests and lets running requests finish within
-    /// [`ServeOptions::drain`].
+    /// Serves until `stop` is set. Then it answers new requests with status 503, on new and on kept connections, until
+    /// the running requests have finished or [`ServeOptions::drain`] has passed.
     ///
     /// # Errors
     /// An error of the operating system while accepting connections.
     pub fn run(self, stop: &AtomicBool) -> io::Result<()> {
-        let Self { runtime, listener, state, engine } = self;
-        let result = runtime.block_on(accept(&listener, &state, stop));
+        let Self { runtime, listener, state, cors, engine } = self;
+        let router = router(&state, cors);
+        let result = runtime.block_on(Connections::new(&listener, &state, router).serve(stop));
         // The engine fails the requests that are still running.
         if let Some((commands, thread)) = engine {
             let _ = commands.send(Command::Stop);
@@ -140,6 +148,7 @@ fn start_engine(
         template,
         context_length: model.context_length(),
         vocab_size: model.vocab_size(),
+        embedding_size: model.config().hidden_size,
         commands: Mutex::new(commands.clone()),
         kv: options.kv.clone(),
         tokenizer: Arc::clone(&tokenizer),
@@ -158,42 +167,67 @@ fn start_engine(
     Ok((shared, commands, thread))
 }
 
-async fn accept(listener: &TcpListener, state: &Arc<State>, stop: &AtomicBool) -> io::Result<()> {
-    let router = router(state);
-    let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(state.options.max_connections));
-    let mut builder = Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(state.options.read_timeout).max_buf_size(MAX_HEAD);
-    let stopped = async {
+/// The connections of a server.
+struct Connections<'a> {
+    listener: &'a TcpListener,
+    state: &'a State,
+    router: Router,
+    builder: Builder,
+    places: Arc<Semaphore>,
+    graceful: GracefulShutdown,
+}
+
+impl<'a> Connections<'a> {
+    fn new(listener: &'a TcpListener, state: &'a State, router: Router) -> Self {
+        let mut builder = Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(state.options.read_timeout)
+            .max_buf_size(MAX_HEAD);
+        let places = Arc::new(Semaphore::new(state.options.max_connections));
+        Self { listener, state, router, builder, places, graceful: GracefulShutdown::new() }
+    }
+
+    /// Serves until `stop` is set, and then until the running requests have finished.
+    async fn serve(self, stop: &AtomicBool) -> io::Result<()> {
         while !stop.load(Ordering::Relaxed) {
-            tokio::time::sleep(POLL).await;
+            self.accept().await;
         }
-    };
-    tokio::pin!(stopped);
-    loop {
-        // The semaphore is never closed, so this does not fail.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
-        let (stream, peer) = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(e) => {
-                    // No free file descriptor, or the client has disconnected.
-                    tracing::warn!("a connection was not accepted: {e}");
-                    tokio::time::sleep(POLL).await;
-                    continue;
-                }
-            },
-            () = &mut stopped => break,
+        self.state.draining.store(true, Ordering::SeqCst);
+        tracing::info!("shutting down");
+        let end = Instant::now() + self.state.options.drain;
+        while self.state.requests.running() > 0 && Instant::now() < end {
+            self.accept().await;
+        }
+        // Connections write the end of their last answer; idle ones are closed.
+        let _ = tokio::time::timeout(FLUSH, self.graceful.shutdown()).await;
+        Ok(())
+    }
+
+    /// Accepts a connection that arrives within [`POLL`].
+    async fn accept(&self) {
+        let next = async {
+            // The semaphore is never closed, so this does not fail.
+            let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
+            self.listener.accept().await.map(|(stream, peer)| (place, stream, peer))
+        };
+        let (place, stream, peer) = match tokio::time::timeout(POLL, next).await {
+            Ok(Ok(next)) => next,
+            Ok(Err(e)) => {
+                // No free file descriptor, or the client has disconnected.
+                tracing::warn!("a connection was not accepted: {e}");
+                return tokio::time::sleep(POLL).await;
+            }
+            Err(_) => return,
         };
         // A stream consists of many small writes.
         let _ = stream.set_nodelay(true);
-        let router = router.clone();
+        let router = self.router.clone();
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer.ip()));
             router.clone().oneshot(request.map(axum::body::Body::new))
         });
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
+        let connection = self.graceful.watch(self.builder.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             // A disconnected client is not an error of the server.
             if let Err(e) = connection.await {
@@ -202,8 +236,4 @@ async fn accept(listener: &TcpListener, state: &Arc<State>, stop: &AtomicBool) -
             drop(place);
         });
     }
-    state.draining.store(true, Ordering::Relaxed);
-    tracing::info!("shutting down");
-    let _ = tokio::time::timeout(state.options.drain, graceful.shutdown()).await;
-    Ok(())
 }

@@ -35,6 +35,9 @@ impl Loaded {
         let options = run_options(app, kv)?;
         let checkpoint = Checkpoint::open(&pull::fetch(app, model)?)?;
         let tokenizer = checkpoint.tokenizer()?;
+        if let Some(warning) = tokenizer.warning() {
+            app.printer.note(format_args!("warning: {}: {warning}", checkpoint.path().display()));
+        }
         let more = more(&checkpoint, &tokenizer)?;
         let model = Model::load(checkpoint, &options)?;
         Ok((Self { model, tokenizer }, more))

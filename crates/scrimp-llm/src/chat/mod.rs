@@ -4,6 +4,8 @@
 //! files or to other templates, and on a budget that bounds their time and memory. One hole is
 //! known: minijinja 3.1 doubles lists lazily and for free (`x + x`), and after 32 times copies what that makes.
 
+mod conversation;
+mod forms;
 mod functions;
 mod source;
 
@@ -13,6 +15,7 @@ use minijinja::{Environment, Value, context, syntax::SyntaxConfig, value::Serde}
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+pub use self::conversation::Conversation;
 pub use self::source::{chat_template_from_gguf, chat_template_from_hf_dir, chat_template_from_side_files};
 use crate::error::{Error, Result};
 

@@ -120,7 +120,8 @@ pub(super) fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> 
     if name == "lm_head.weight" {
         return Some("output.weight".to_owned());
     }
-    let name = name.strip_prefix("model.")?;
+    // Base models, such as embedding models, have no `model` around them.
+    let name = name.strip_prefix("model.").unwrap_or(name);
     let name = name.strip_prefix("language_model.").unwrap_or(name);
     match name {
         "embed_tokens.weight" => return Some("token_embd.weight".to_owned()),

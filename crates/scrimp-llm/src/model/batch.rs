@@ -15,6 +15,9 @@ use super::{
 };
 use crate::error::{Error, Result};
 
+/// Rows of [`Output::EachLogits`] that are computed together.
+const LOGIT_ROWS: usize = 32;
+
 /// One sequence's share of a pass.
 #[derive(Debug)]
 pub struct Step<'a> {
@@ -33,6 +36,8 @@ pub enum Output {
     Nothing,
     /// The logits after its last token, `[vocab_size]`.
     Logits,
+    /// The logits after each token: one output `[vocab_size]` per token, in their order, on the calling thread.
+    EachLogits,
     /// The final hidden state of each token, after the output norm, `[tokens][hidden_size]`.
     Hidden,
 }
@@ -70,7 +75,7 @@ impl Batch {
             let wanted = match step.output {
                 Output::Nothing => 0,
                 Output::Logits => 1,
-                Output::Hidden => step.tokens.len(),
+                Output::EachLogits | Output::Hidden => step.tokens.len(),
             };
             indices.push(index);
             tokens.extend_from_slice(step.tokens);
@@ -118,6 +123,16 @@ impl Batch {
                 Output::Logits => {
                     with_logits.push(index);
                     1
+                }
+                Output::EachLogits => {
+                    let n = steps[index].tokens.len();
+                    let vocab = self.model.vocab_size();
+                    for first in (0..n).step_by(LOGIT_ROWS).filter(|_| results[index].is_ok()) {
+                        let rows = row + first..row + n.min(first + LOGIT_ROWS);
+                        let logits = self.buffers.logits(&self.model, rows);
+                        logits.chunks_exact(vocab).for_each(|logits| visit(index, logits));
+                    }
+                    n
                 }
                 Output::Hidden => {
                     let n = steps[index].tokens.len();

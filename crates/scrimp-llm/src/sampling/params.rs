@@ -52,7 +52,12 @@ impl SamplingParams {
         };
         let (t, r) = (self.temperature, self.repetition_penalty);
         check(t.is_finite() && t >= 0.0, "temperature", t, "0 (greedy) or a positive number")?;
-        check(self.top_p > 0.0 && self.top_p <= 1.0, "top-p", self.top_p, "above 0 and at most 1 (off)")?;
+        check(
+            (0.0..=1.0).contains(&self.top_p),
+            "top-p",
+            self.top_p,
+            "from 0 (only the best token) to 1 (off)",
+        )?;
         check((0.0..=1.0).contains(&self.min_p), "min-p", self.min_p, "from 0 (off) to 1")?;
         check(r.is_finite() && r > 0.0, "repetition penalty", r, "a positive number; 1 is off")?;
         let number = "a finite number; 0 is off";

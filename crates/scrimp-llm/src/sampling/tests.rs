@@ -56,6 +56,7 @@ fn draws_follow_the_specified_distribution() {
         SamplingParams { temperature: 0.4, ..params() },
         SamplingParams { top_k: 3, ..params() },
         SamplingParams { top_p: 0.6, ..params() },
+        SamplingParams { top_p: 0.0, ..params() },
         SamplingParams { top_k: 4, top_p: 0.8, ..params() },
         SamplingParams { min_p: 0.3, temperature: 1.5, ..params() },
         SamplingParams { min_p: 0.1, top_p: 0.7, ..params() },
@@ -139,7 +140,7 @@ fn values_out_of_range_are_refused() {
     for (bad, name) in [
         (SamplingParams { temperature: -1.0, ..d() }, "temperature"),
         (SamplingParams { temperature: f32::NAN, ..d() }, "temperature"),
-        (SamplingParams { top_p: 0.0, ..d() }, "top-p"),
+        (SamplingParams { top_p: -0.1, ..d() }, "top-p"),
         (SamplingParams { top_p: 1.5, ..d() }, "top-p"),
         (SamplingParams { min_p: -0.1, ..d() }, "min-p"),
         (SamplingParams { repetition_penalty: 0.0, ..d() }, "repetition penalty"),

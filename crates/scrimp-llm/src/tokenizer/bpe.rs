@@ -14,6 +14,7 @@ use super::{
     vocab::{Kind, Vocab},
 };
 use crate::error::Result;
+use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfc_quick};
 
 /// The merges of all tokens, with their ranks.
 pub(super) struct Ranks {
@@ -74,6 +75,8 @@ pub(super) struct Bpe {
     pub(super) splitter: Splitter,
     pub(super) ranks: Ranks,
     pub(super) ignore_merges: bool,
+    /// Texts are normalized to Unicode's form NFC first.
+    pub(super) nfc: bool,
     pub(super) alphabet: Alphabet,
     pub(super) unknown: Option<u32>,
 }
@@ -81,6 +84,14 @@ pub(super) struct Bpe {
 impl Bpe {
     /// Appends the ids of `text`.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        let normalized: String;
+        let text = match self.nfc && is_nfc_quick(text.chars()) != IsNormalized::Yes {
+            true => {
+                normalized = text.nfc().collect();
+                normalized.as_str()
+            }
+            false => text,
+        };
         let mut merger = Merger::default();
         let mut spelled = Vec::new();
         let mut seen: HashMap<&str, (usize, usize)> = HashMap::new();

@@ -43,20 +43,17 @@ const CODE_ENDS: &[&str] = &[
     "<|file_sep|>",
 ];
 
-/// Marks for filling in code. They do not end an answer, but they are structure even if a file types them as text.
-pub(super) const CODE_MARKS: &[&str] = &[
-    "<|fim_prefix|>",
-    "<fim-prefix>",
-    "<fim_prefix>",
-    "<\u{ff5c}fim\u{2581}begin\u{ff5c}>",
-    "<|fim_suffix|>",
-    "<fim-suffix>",
-    "<fim_suffix>",
-    "<\u{ff5c}fim\u{2581}hole\u{ff5c}>",
-    "<|fim_middle|>",
-    "<fim-middle>",
-    "<fim_middle>",
-    "<\u{ff5c}fim\u{2581}end\u{ff5c}>",
+/// Marks for filling in code: before the text, before the text behind the gap, before the text of the gap. They do
+/// not end an answer, but they are structure even if a file types them as text.
+pub(super) const INFILL_MARKS: &[[&str; 3]] = &[
+    ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+    ["<fim-prefix>", "<fim-suffix>", "<fim-middle>"],
+    ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+    [
+        "<\u{ff5c}fim\u{2581}begin\u{ff5c}>",
+        "<\u{ff5c}fim\u{2581}hole\u{ff5c}>",
+        "<\u{ff5c}fim\u{2581}end\u{ff5c}>",
+    ],
 ];
 
 /// Llama 2's end of text. In other vocabularies it is HTML's end of struck-out text, so only a control token counts.

@@ -35,7 +35,13 @@ impl Tokenizer {
 }
 
 fn byte_pairs(meta: &GgufMetadata) -> Result<Tokenizer> {
-    let name = meta.str("tokenizer.ggml.pre")?.unwrap_or("default");
+    let name = meta.str("tokenizer.ggml.pre")?;
+    let warning = name.is_none().then(|| {
+        "the file does not name its pre-tokenizer (tokenizer.ggml.pre): the tokens of numbers and punctuation may be \
+         wrong; convert the model again"
+            .to_owned()
+    });
+    let name = name.unwrap_or("default");
     let pre = PreTokenizer::find(name).ok_or_else(|| {
         let hint = format!("known pre-tokenizers: {}", PreTokenizer::names());
         meta.source().unsupported(format!("pre-tokenizer '{name}' is not known"), hint)
@@ -48,10 +54,11 @@ fn byte_pairs(meta: &GgufMetadata) -> Result<Tokenizer> {
         splitter: pre.build()?,
         ranks,
         ignore_merges: pre.ignore_merges,
+        nfc: pre.nfc,
         alphabet: Alphabet::new(),
         unknown: bpe::unknown(&vocab, ids.unknown),
     });
-    Ok(ids.tokenizer(meta, vocab, words, Spelling::ByteLevel, SpacePrefix::Never))
+    Ok(Tokenizer { warning, ..ids.tokenizer(meta, vocab, words, Spelling::ByteLevel, SpacePrefix::Never) })
 }
 
 fn sentence_piece(meta: &GgufMetadata) -> Result<Tokenizer> {
@@ -127,7 +134,7 @@ impl Ids {
 
         let find = |name: &str| vocab.id(name.as_bytes());
         let mut ends = ends::find(find, |id| vocab.kind(id) == Some(Kind::Control));
-        let marks = ends::CODE_MARKS.iter().filter_map(|name| find(name));
+        let marks = ends::INFILL_MARKS.iter().flatten().filter_map(|name| find(name));
         let structure: Vec<u32> = ends.iter().copied().chain(marks).collect();
         for id in structure {
             vocab.set_kind(id, Kind::Control);
@@ -156,6 +163,7 @@ impl Ids {
             eos,
             adds_bos,
             ends,
+            warning: None,
         }
     }
 }

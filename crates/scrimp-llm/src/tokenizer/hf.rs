@@ -130,6 +130,7 @@ impl Tokenizer {
             eos,
             adds_bos,
             ends,
+            warning: None,
         })
     }
 }

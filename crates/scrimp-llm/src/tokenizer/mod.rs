@@ -43,6 +43,7 @@ pub struct Tokenizer {
     adds_bos: bool,
     /// Tokens that end an answer; sorted.
     ends: Vec<u32>,
+    warning: Option<String>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "a process has one or two of them")]
@@ -166,6 +167,11 @@ impl Tokenizer {
         }
     }
 
+    /// A reason to doubt the tokens, for the user.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+
     /// Number of tokens. A model's embedding may have more rows.
     pub fn vocab_size(&self) -> usize {
         match &self.engine {
@@ -205,6 +211,14 @@ impl Tokenizer {
             Engine::Native { vocab, .. } => matches!(vocab.kind(id), Some(Kind::Control | Kind::Unknown)),
             Engine::Hf(hf) => hf.is_special(id),
         }
+    }
+
+    /// The tokens before a text, before the text behind a gap, and before the text of the gap. `None`: the model cannot fill
+    /// gaps.
+    pub fn infill_marks(&self) -> Option<[u32; 3]> {
+        ends::INFILL_MARKS.iter().find_map(|[before, after, middle]| {
+            Some([self.token_id(before)?, self.token_id(after)?, self.token_id(middle)?])
+        })
     }
 
     /// Whether `id` is cut out of the text before the rest is tokenized.

@@ -46,15 +46,21 @@ pub(super) struct PreTokenizer {
     pub(super) ignore_merges: bool,
     /// Whether texts begin with BOS if the file has no such key.
     pub(super) add_bos: bool,
+    /// Texts are normalized to Unicode's form NFC first.
+    pub(super) nfc: bool,
 }
 
 const fn pre(cuts: &'static [Cut]) -> PreTokenizer {
-    PreTokenizer { cuts, ignore_merges: false, add_bos: false }
+    PreTokenizer { cuts, ignore_merges: false, add_bos: false, nfc: false }
+}
+
+const fn normalized(cuts: &'static [Cut]) -> PreTokenizer {
+    PreTokenizer { nfc: true, ..pre(cuts) }
 }
 
 /// Tokenizers made from tiktoken files: whole words first, and BOS.
 const fn whole_words(cuts: &'static [Cut]) -> PreTokenizer {
-    PreTokenizer { cuts, ignore_merges: true, add_bos: true }
+    PreTokenizer { ignore_merges: true, add_bos: true, ..pre(cuts) }
 }
 
 const DIGIT: Cut = cut(r"\p{N}");
@@ -95,9 +101,11 @@ const DIGIT_TRIPLES: Cut = cut(r"[0-9][0-9][0-9]");
 #[rustfmt::skip]
 const TABLE: &[(&[&str], PreTokenizer)] = &[
     (&["default", ""], pre(&[PUNCTUATION, GPT2, cut(r"\p{N}+"), DIGIT_TRIPLES])),
-    (&["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "granite-docling", "gigachat", "mellum"], pre(&[GPT2])),
+    (&["mpt", "olmo"], normalized(&[GPT2])),
+    (&["gpt-2", "phi-2", "jais", "trillion", "exaone4", "granite-docling", "gigachat", "mellum"], pre(&[GPT2])),
     (&["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"], pre(&[DIGIT, GPT2])),
-    (&["qwen2", "qwen3", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "kormo"], pre(&[QWEN2])),
+    (&["qwen2", "qwen3", "stablelm2"], normalized(&[QWEN2])),
+    (&["deepseek-r1-qwen", "megrez", "hunyuan", "solar-open", "kormo"], pre(&[QWEN2])),
     (&["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "midm-2.0"], whole_words(&[LLAMA3])),
     (&["dbrx", "phi-4", "smaug-bpe", "glm4", "chatglm-bpe"], pre(&[LLAMA3])),
     (&["tekken"], whole_words(&[TEKKEN])),

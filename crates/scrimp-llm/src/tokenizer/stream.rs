@@ -11,6 +11,8 @@ use super::{SpacePrefix, Tokenizer};
 pub struct StreamDecoder<'t> {
     tokenizer: &'t Tokenizer,
     skip_special: bool,
+    /// Special tokens that are not left out.
+    written: Vec<u32>,
     /// The next ordinary token begins a text: a space that the tokenizer put there is dropped.
     at_start: bool,
     /// The beginning of an incomplete character: at most three bytes.
@@ -19,7 +21,13 @@ pub struct StreamDecoder<'t> {
 
 impl<'t> StreamDecoder<'t> {
     pub(super) fn new(tokenizer: &'t Tokenizer, skip_special: bool, at_start: bool) -> Self {
-        Self { tokenizer, skip_special, at_start, pending: Vec::new() }
+        Self { tokenizer, skip_special, written: Vec::new(), at_start, pending: Vec::new() }
+    }
+
+    /// Writes the special tokens `ids` into the text as well.
+    #[must_use]
+    pub fn writing(self, ids: &[u32]) -> Self {
+        Self { written: ids.to_vec(), ..self }
     }
 
     /// Takes one token and returns the text that is now final, possibly empty. Unknown ids are ignored.
@@ -35,7 +43,7 @@ impl<'t> StreamDecoder<'t> {
         let mut bytes = bytes.as_slice();
         if self.tokenizer.is_cut_out(id) {
             self.at_start |= self.tokenizer.prefix == SpacePrefix::AfterSpecial;
-            if self.skip_special && self.tokenizer.is_special(id) {
+            if self.skip_special && self.tokenizer.is_special(id) && !self.written.contains(&id) {
                 return;
             }
         } else if std::mem::take(&mut self.at_start) && self.tokenizer.prefix != SpacePrefix::Never {

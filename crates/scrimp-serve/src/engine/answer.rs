@@ -18,6 +18,10 @@ pub(super) struct Answer<'t> {
     decoder: StreamDecoder<'t>,
     stop: StopStrings,
     pub(super) generated: usize,
+    /// The prompt, if its tokens are scored.
+    prompt: Vec<u32>,
+    /// The log-probabilities of the prompt's tokens but the first, as far as they are known.
+    scores: Vec<Logprobs>,
     /// Logits after bias, minimum length and constraint.
     changed: Vec<f32>,
 }
@@ -37,13 +41,45 @@ impl<'t> Answer<'t> {
         sampler.begin(prompt);
         Ok(Self {
             tokenizer,
-            decoder: tokenizer.stream_after(prompt),
+            decoder: tokenizer.stream_after(prompt).writing(&params.written),
             stop: StopStrings::new(&params.stop)?,
             sampler,
+            prompt: if params.scores_prompt { prompt.to_vec() } else { Vec::new() },
+            scores: Vec::new(),
             params,
             generated: 0,
             changed: Vec::new(),
         })
+    }
+
+    /// Whether no token is generated.
+    pub(super) fn is_empty(&self) -> bool {
+        self.params.max_tokens == 0
+    }
+
+    /// Whether tokens of the prompt still need scores: then all logits of the prompt are needed. A step that begins with the
+    /// `first` token of the prompt begins the scores again.
+    pub(super) fn scores_prompt(&mut self, first: bool) -> bool {
+        if first && !self.prompt.is_empty() {
+            self.scores.clear();
+        }
+        !self.prompt.is_empty()
+    }
+
+    /// Scores the next token of the prompt. False: the prompt is complete, and `logits` are those of the first answer token.
+    pub(super) fn score(&mut self, logits: &[f32]) -> bool {
+        let Some(&token) = self.prompt.get(self.scores.len() + 1) else { return false };
+        self.scores.push(logprobs(logits, token, self.params.logprobs.unwrap_or(0)));
+        true
+    }
+
+    /// Takes the scores of a complete prompt.
+    pub(super) fn take_scores(&mut self) -> Option<Vec<Logprobs>> {
+        if self.prompt.is_empty() || self.scores.len() + 1 < self.prompt.len() {
+            return None;
+        }
+        self.prompt.clear();
+        Some(std::mem::take(&mut self.scores))
     }
 
     /// Samples the next token. `room`: tokens that still fit into the context.

@@ -64,6 +64,8 @@ fn request(
         ignore_eos: true,
         stop: Vec::new(),
         stop_tokens: Vec::new(),
+        written: Vec::new(),
+        scores_prompt: false,
         logprobs: None,
         logit_bias: Vec::new(),
         constraint: fault.map(|fault| Box::new(fault) as Box<dyn Constraint>),
@@ -89,7 +91,9 @@ fn answer(mut outputs: UnboundedReceiver<(usize, EngineOutput)>) -> std::result:
             EngineOutput::Token(token) => text += &token.text,
             EngineOutput::Finished(summary) => return Ok(text + &summary.text),
             EngineOutput::Failed(failure) => return Err(failure),
-            EngineOutput::Embedding(_) => unreachable!("no request is for an embedding"),
+            EngineOutput::Prompt(_) | EngineOutput::Embedding(_) => {
+                unreachable!("no request is for an embedding")
+            }
         }
     }
 }

@@ -38,6 +38,8 @@ struct Owner {
     key: u64,
     /// Prompt tokens that a cached prefix contained.
     cached: usize,
+    /// A cached prefix may replace the beginning of the tokens.
+    reuses: bool,
 }
 
 impl Owner {
@@ -104,7 +106,7 @@ impl<'m> KvCacheManager<'m> {
     /// A session with a stored prefix of the request's tokens, if one is longer than `than` tokens and fits the free
     /// memory.
     fn load_stored(&self, owner: &Owner, than: usize) -> Option<Session> {
-        let store = self.store.as_ref()?;
+        let store = self.store.as_ref().filter(|_| owner.reuses)?;
         let limit = owner.tokens.len().saturating_sub(1);
         let hit = store.find(&owner.saved_options(), &owner.tokens, limit)?;
         if hit.tokens < than + BLOCK_SIZE || hit.bytes > self.available() as u64 {
@@ -127,8 +129,8 @@ impl<'m> KvCacheManager<'m> {
         }
     }
 
-    /// Adds a request.
-    pub(super) fn add(&mut self, id: RequestId, tokens: Vec<u32>, kv: KvOptions) -> Result<()> {
+    /// Adds a request. `reuses`: a cached prefix may replace the beginning of its tokens.
+    pub(super) fn add(&mut self, id: RequestId, tokens: Vec<u32>, kv: KvOptions, reuses: bool) -> Result<()> {
         let format: KvFormat = kv.format.parse()?;
         let storage = format.storage().name();
         if !self.caches.contains_key(storage) {
@@ -138,7 +140,7 @@ impl<'m> KvCacheManager<'m> {
         let mut hasher = DefaultHasher::new();
         format!("{kv:?}").hash(&mut hasher);
         let prompt = tokens.len();
-        self.owners.insert(id, Owner { tokens, prompt, kv, format, key: hasher.finish(), cached: 0 });
+        self.owners.insert(id, Owner { tokens, prompt, kv, format, key: hasher.finish(), cached: 0, reuses });
         Ok(())
     }
 
@@ -236,7 +238,8 @@ impl KvMemory for KvCacheManager<'_> {
     fn allocate(&mut self, id: RequestId) -> usize {
         let Some(owner) = self.owners.get(&id) else { return 0 };
         let (key, limit) = (owner.key, owner.tokens.len().saturating_sub(1));
-        let hit = self.prefixes.as_mut().and_then(|cache| cache.find(key, &owner.tokens, limit)).map(|hit| {
+        let prefixes = self.prefixes.as_mut().filter(|_| owner.reuses);
+        let hit = prefixes.and_then(|cache| cache.find(key, &owner.tokens, limit)).map(|hit| {
             let mut session = hit.snapshot.fork();
             if session.len() > hit.tokens {
                 // The session becomes empty if it cannot be truncated that far.

@@ -103,11 +103,14 @@ impl OutputProcessor<'_, '_> {
         let Some(answer) = &mut active.answer else {
             return add_to_mean(&mut active.hidden, out, width, active.prompt_tokens);
         };
-        let result = catch_unwind(AssertUnwindSafe(|| answer.sample(out, self.room)));
-        self.sampled = Some(match result {
-            Ok(result) => result.map_err(|e| Failure::from(&e)),
-            Err(_) => Err(Failure::Internal("sampling a token failed".into())),
-        });
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let is_done = answer.score(out) || answer.is_empty();
+            (!is_done).then(|| answer.sample(out, self.room)).transpose()
+        }));
+        self.sampled = match result {
+            Ok(result) => result.map_err(|e| Failure::from(&e)).transpose(),
+            Err(_) => Some(Err(Failure::Internal("sampling a token failed".into()))),
+        };
     }
 }
 
@@ -176,13 +179,16 @@ struct RunningStep {
 impl<'m> Engine<'m> {
     fn add_request(&mut self, mut request: EngineRequest) {
         let (id, prompt_tokens) = (request.id, request.prompt.len());
+        let scores_prompt = matches!(&request.work, Work::Generate(params) if params.scores_prompt);
         let answer = match std::mem::replace(&mut request.work, Work::Embed) {
             Work::Embed => Ok(None),
             Work::Generate(params) => Answer::new(self.tokenizer, &request.prompt, *params).map(Some),
         };
         let prompt = std::mem::take(&mut request.prompt);
         let answer = answer.and_then(|answer| {
-            self.kv_caches.add(id, prompt, request.kv.clone())?;
+            // Scores need the logits after each token, which a cached prefix does not have.
+            let is_cacheable = !scores_prompt;
+            self.kv_caches.add(id, prompt, request.kv.clone(), is_cacheable)?;
             Ok(answer)
         });
         let answer = match answer {
@@ -252,10 +258,13 @@ impl<'m> Engine<'m> {
             let Some(session) = self.kv_caches.session(id) else { continue };
             let first = session.len();
             let Some(tokens) = all.get(first..first + n).map(<[u32]>::to_vec) else { continue };
-            let output = match (self.active.get(&id).is_some_and(|a| a.answer.is_some()), first + n) {
-                (true, end) if end == all.len() => Output::Logits,
-                (true, _) => Output::Nothing,
-                (false, _) => Output::Hidden,
+            let is_last = first + n == all.len();
+            let answer = self.active.get_mut(&id).and_then(|active| active.answer.as_mut());
+            let output = match answer.map(|answer| answer.scores_prompt(first == 0)) {
+                None => Output::Hidden,
+                Some(true) => Output::EachLogits,
+                Some(false) if is_last => Output::Logits,
+                Some(false) => Output::Nothing,
             };
             if first != self.scheduler.num_computed(id) {
                 // The KV cache was lost in a failed compression.
@@ -311,6 +320,9 @@ impl<'m> Engine<'m> {
         if n > 1 || active.last_token.is_none() {
             self.metrics.prompt_tokens.add(n as u64);
         }
+        if complete && let Some(scores) = active.answer.as_mut().and_then(Answer::take_scores) {
+            active.request.send(EngineOutput::Prompt(scores));
+        }
         let sampled = match sampled {
             Some(Ok(sampled)) => sampled,
             Some(Err(failure)) => return self.fail(id, failure),
@@ -318,6 +330,9 @@ impl<'m> Engine<'m> {
                 let embedding = std::mem::take(&mut active.hidden);
                 active.request.send(EngineOutput::Embedding(embedding));
                 return self.finish(id, FinishReason::Stop, String::new());
+            }
+            None if complete && active.answer.as_ref().is_some_and(Answer::is_empty) => {
+                return self.finish(id, FinishReason::Length, String::new());
             }
             None => return,
         };

@@ -24,7 +24,7 @@ pub(crate) struct EngineRequest {
     pub(crate) deadline: Instant,
     /// Index of the answer within the HTTP request; sent with each output.
     pub(crate) index: usize,
-    /// Receives at most `max_tokens` + 2 outputs. The request is cancelled when the receiver is dropped.
+    /// Receives at most `max_tokens` + 3 outputs. The request is cancelled when the receiver is dropped.
     pub(crate) outputs: UnboundedSender<(usize, EngineOutput)>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) enum Work {
 pub(crate) struct Generate {
     /// Sampling parameters.
     pub(crate) sampling: SamplingParams,
-    /// Maximum number of tokens.
+    /// Maximum number of tokens; 0: only the prompt is computed.
     pub(crate) max_tokens: usize,
     /// Minimum number of tokens before an end token.
     pub(crate) min_tokens: usize,
@@ -59,8 +59,12 @@ pub(crate) struct Generate {
     pub(crate) stop: Vec<String>,
     /// Tokens that end the answer.
     pub(crate) stop_tokens: Vec<u32>,
+    /// Special tokens that are part of the text.
+    pub(crate) written: Vec<u32>,
     /// Return log-probabilities of each token and of this many alternatives.
     pub(crate) logprobs: Option<usize>,
+    /// Return the log-probabilities of the prompt's tokens as well.
+    pub(crate) scores_prompt: bool,
     /// Added to the logits of these tokens.
     pub(crate) logit_bias: Vec<(u32, f32)>,
     /// Grammar of the answer.
@@ -76,9 +80,11 @@ pub struct KvOptions {
     pub format: String,
 }
 
-/// Outputs of a request: tokens or an embedding, then `Finished` or `Failed`.
+/// Outputs of a request: the scores of the prompt if requested, tokens or an embedding, then `Finished` or `Failed`.
 #[derive(Debug)]
 pub(crate) enum EngineOutput {
+    /// The log-probabilities of the prompt's tokens but the first.
+    Prompt(Vec<Logprobs>),
     /// The next token.
     Token(Token),
     /// The embedding.
@@ -101,9 +107,9 @@ pub(crate) struct Token {
 /// The log-probability of a token and of its best alternatives.
 #[derive(Debug, Clone)]
 pub(crate) struct Logprobs {
-    /// The sampled token.
+    /// The token.
     pub(crate) token: u32,
-    /// Log-probability of the sampled token.
+    /// Its log-probability.
     pub(crate) logprob: f64,
     /// The most likely tokens with their log-probabilities, most likely first.
     pub(crate) top: Vec<(u32, f64)>,

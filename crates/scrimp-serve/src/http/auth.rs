@@ -27,7 +27,11 @@ pub(super) async fn check(Shared(state): Shared<Arc<State>>, request: Request, n
     let keys = &state.options.api_keys;
     if !keys.is_empty() {
         let header = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-        let key = header.and_then(|v| v.strip_prefix("Bearer ").or_else(|| v.strip_prefix("bearer ")));
+        // Names of schemes are independent of case (RFC 9110, section 11.1).
+        let key = header
+            .and_then(|value| value.trim().split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, key)| key);
         if !key.is_some_and(|key| is_known(key.trim(), keys)) {
             let what = "the API key is missing or invalid: send the header Authorization: Bearer KEY";
             return ApiError::new(StatusCode::UNAUTHORIZED, what).code("invalid_api_key").into_response();

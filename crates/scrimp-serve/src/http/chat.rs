@@ -1,13 +1,14 @@
 //! `/v1/chat/completions`: the next message of a conversation.
 
 use super::{
+    calls::{CallParser, MARKS, Piece},
     error::ApiError,
     fields::Fields,
     messages,
     params::{Params, alternatives},
     state::{EngineRequests, State, now},
     stream::{Chunks, collect, stream},
-    tools::{self, Tools},
+    tools::Tools,
 };
 use crate::engine::{Logprobs, Summary, Token};
 use axum::{
@@ -27,16 +28,16 @@ pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<
     let language = state.language(fields.string("model")?.as_deref())?;
     let conversation = messages::take(&mut fields)?;
     let tools = Tools::take(&mut fields)?;
-    let extra = fields.object("chat_template_kwargs")?.unwrap_or_default();
-    let params = Params::take(&mut fields, &language.kv)?;
+    let prompt = messages::PromptOptions::take(&mut fields)?;
+    let params = Params::take(&mut fields, &language.kv, 1)?;
     let wanted = fields.boolean("logprobs")?.unwrap_or(false);
     let top = alternatives(&mut fields, "top_logprobs")?;
-    if top.is_some() && !wanted {
+    if top.is_some_and(|top| top > 0) && !wanted {
         return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs: true"));
     }
     fields.finish()?;
 
-    let prompt = messages::prompt(language, conversation, &tools, extra)?;
+    let prompt = messages::prompt(language, conversation, &tools, prompt)?;
     let room = language.room(&prompt, state.options.max_model_len)?;
     let (mut requests, outputs) =
         EngineRequests::new(&state, client ^ super::hash_of(params.user.as_deref()));
@@ -45,7 +46,10 @@ pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<
             Some(constraint) => Some(constraint),
             None => params.format.constraint(language.constraints.as_ref())?,
         };
-        let how = params.generate(i, room, usize::MAX, wanted.then(|| top.unwrap_or(0)), constraint);
+        let mut how = params.generate(i, room, usize::MAX, wanted.then(|| top.unwrap_or(0)), constraint);
+        if tools.is_offered() {
+            how.written = MARKS.iter().filter_map(|mark| language.tokenizer.token_id(mark)).collect();
+        }
         requests.generate(prompt.clone(), params.kv.clone(), how);
     }
     language.submit(requests.finish())?;
@@ -57,9 +61,7 @@ pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<
     if params.stream {
         let chunks = Chat {
             head,
-            begun: vec![false; params.n],
-            said: vec![false; params.n],
-            held: vec![String::new(); params.n],
+            answers: (0..params.n).map(|_| Begun { parser: tools.parser(), ..Begun::default() }).collect(),
             tools,
             include_usage: params.include_usage,
         };
@@ -121,14 +123,22 @@ impl Head {
     }
 }
 
+/// An answer of which a part was sent.
+#[derive(Default)]
+struct Begun {
+    /// The chunk with the role was sent.
+    role: bool,
+    /// `None`: the answer has no calls.
+    parser: Option<CallParser>,
+    /// Number of calls.
+    calls: usize,
+    /// White space behind a text: it is sent with more text, and not before a call.
+    space: String,
+}
+
 struct Chat {
     head: Head,
-    /// Per answer: the chunk with the role was sent.
-    begun: Vec<bool>,
-    /// Per answer: text outside of tool calls was sent.
-    said: Vec<bool>,
-    /// Per answer: text that may be the beginning of a tool call.
-    held: Vec<String>,
+    answers: Vec<Begun>,
     tools: Tools,
     include_usage: bool,
 }
@@ -136,13 +146,41 @@ struct Chat {
 impl Chat {
     /// Adds the chunk with the role if it was not sent yet.
     fn begin(&mut self, index: usize, out: &mut Vec<Value>) {
-        if !std::mem::replace(&mut self.begun[index], true) {
+        if !std::mem::replace(&mut self.answers[index].role, true) {
             out.push(self.head.chunk(
                 index,
                 json!({ "role": "assistant", "content": "" }),
                 Value::Null,
                 None,
             ));
+        }
+    }
+
+    /// Adds chunks for the parts of an answer; the first one carries the log-probabilities.
+    fn pieces(&mut self, index: usize, pieces: Vec<Piece>, mut logprobs: Value, out: &mut Vec<Value>) {
+        let answer = &mut self.answers[index];
+        for piece in pieces {
+            let delta = match piece {
+                Piece::Text(text) => {
+                    let text = std::mem::take(&mut answer.space) + &text;
+                    let end = if answer.parser.is_some() { text.trim_end().len() } else { text.len() };
+                    answer.space = text[end..].to_owned();
+                    json!({ "content": &text[..end] })
+                }
+                Piece::Call(call) => {
+                    answer.space.clear();
+                    let Some(mut call) = self.tools.call(&call, answer.calls) else { continue };
+                    call["index"] = json!(answer.calls);
+                    answer.calls += 1;
+                    json!({ "tool_calls": [call] })
+                }
+            };
+            if delta["content"] != "" || !logprobs.is_null() {
+                out.push(self.head.chunk(index, delta, logprobs.take(), None));
+            }
+        }
+        if !logprobs.is_null() {
+            out.push(self.head.chunk(index, json!({ "content": "" }), logprobs, None));
         }
     }
 }
@@ -152,34 +190,30 @@ impl Chunks for Chat {
         let mut out = Vec::new();
         self.begin(index, &mut out);
         let logprobs = self.head.logprobs(std::slice::from_ref(&token));
-        let mut text = token.text;
-        if !self.tools.is_empty() {
-            self.held[index] += &text;
-            let held = &mut self.held[index];
-            let behind = held.split_off(tools::settled(held, self.said[index]));
-            text = std::mem::replace(held, behind);
-            self.said[index] |= !text.is_empty();
-        }
-        if !text.is_empty() || !logprobs.is_null() {
-            out.push(self.head.chunk(index, json!({ "content": text }), logprobs, None));
-        }
+        let pieces = match &mut self.answers[index].parser {
+            Some(parser) => parser.push(&token.text),
+            None => vec![Piece::Text(token.text)],
+        };
+        self.pieces(index, pieces, logprobs, &mut out);
         out
     }
 
     fn end(&mut self, index: usize, summary: &Summary) -> Vec<Value> {
         let mut out = Vec::new();
         self.begin(index, &mut out);
-        let held = std::mem::take(&mut self.held[index]) + &summary.text;
-        let (content, calls) = self.tools.parse(&held);
-        if let Some(text) = content.as_str().filter(|text| !text.is_empty()) {
-            out.push(self.head.chunk(index, json!({ "content": text }), Value::Null, None));
+        let mut pieces = match &mut self.answers[index].parser {
+            Some(parser) => parser.push(&summary.text).into_iter().chain(parser.finish()).collect(),
+            None => vec![Piece::Text(summary.text.clone())],
+        };
+        let answer = &mut self.answers[index];
+        let has_calls = answer.calls > 0 || pieces.iter().any(|piece| matches!(piece, Piece::Call(_)));
+        if !has_calls {
+            // Nothing follows the white space.
+            answer.parser = None;
+            pieces.push(Piece::Text(String::new()));
         }
-        let mut reason = summary.reason.name();
-        for (i, mut call) in calls.into_iter().enumerate() {
-            call["index"] = json!(i);
-            out.push(self.head.chunk(index, json!({ "tool_calls": [call] }), Value::Null, None));
-            reason = "tool_calls";
-        }
+        self.pieces(index, pieces, Value::Null, &mut out);
+        let reason = if has_calls { "tool_calls" } else { summary.reason.name() };
         out.push(self.head.chunk(index, json!({}), Value::Null, Some(reason)));
         out
     }

@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use scrimp_llm::tokenizer::Tokenizer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 /// Maximum number of prompts per request.
@@ -28,13 +28,14 @@ const DEFAULT_TOKENS: usize = 16;
 pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
-    let prompts = prompts(language, fields.take("prompt"))?;
-    let params = Params::take(&mut fields, &language.kv)?;
+    let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
+    let prompts = match suffix {
+        Some(suffix) => infills(language, fields.take("prompt"), &suffix)?,
+        None => prompts(language, fields.take("prompt"))?,
+    };
+    let params = Params::take(&mut fields, &language.kv, 0)?;
     let logprobs = alternatives(&mut fields, "logprobs")?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
-    if fields.take("suffix").is_some() {
-        return Err(ApiError::field("suffix", "suffix is not supported"));
-    }
     fields.finish()?;
 
     let (mut requests, outputs) =
@@ -42,12 +43,12 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
     let mut echoes = Vec::new();
     for prompt in prompts {
         let room = language.room(&prompt, state.options.max_model_len)?;
-        let text = if echo { language.tokenizer.decode(&prompt) } else { String::new() };
         for i in 0..params.n {
             let constraint = params.format.constraint(language.constraints.as_ref())?;
-            let how = params.generate(i, room, DEFAULT_TOKENS, logprobs, constraint);
+            let mut how = params.generate(i, room, DEFAULT_TOKENS, logprobs, constraint);
+            how.scores_prompt = echo && logprobs.is_some();
             requests.generate(prompt.clone(), params.kv.clone(), how);
-            echoes.push(text.clone());
+            echoes.push(if echo { Some(prompt.clone()) } else { None });
         }
     }
     let n = echoes.len();
@@ -67,12 +68,16 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
         .into_iter()
         .enumerate()
         .map(|(index, answer)| {
-            let mut offset = 0;
-            let logprobs = head.logprobs(&answer.logprobs, &mut offset);
+            let mut entries = Entries::default();
+            let mut text = String::new();
+            if let Some(prompt) = &echoes[index] {
+                text = head.echo(prompt, answer.prompt, &mut entries);
+            }
+            head.answer(&answer.logprobs, &mut entries);
             json!({
                 "index": index,
-                "text": format!("{}{}", echoes[index], answer.text),
-                "logprobs": logprobs,
+                "text": text + &answer.text,
+                "logprobs": entries.json(),
                 "finish_reason": answer.reason,
             })
         })
@@ -99,6 +104,44 @@ fn prompts(language: &Language, value: Option<Value>) -> Result<Vec<Vec<u32>>, A
         }
         value => Ok(vec![tokens(language, value).ok_or_else(wrong)??]),
     }
+}
+
+/// Prompts for the text between each prompt and `suffix`: `<|fim_prefix|>PROMPT<|fim_suffix|>SUFFIX<|fim_middle|>`.
+/// Source: "Efficient Training of Language Models to Fill in the Middle" (Bavarian et al. 2022), section 3, mode PSM.
+fn infills(language: &Language, prompt: Option<Value>, suffix: &str) -> Result<Vec<Vec<u32>>, ApiError> {
+    let Some([before, after, middle]) = language.tokenizer.infill_marks() else {
+        let what = "this model cannot fill in the middle of a text: its tokenizer has no tokens for that";
+        return Err(ApiError::field("suffix", what));
+    };
+    let texts = match prompt {
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(list)) if !list.is_empty() && list.len() <= MAX_PROMPTS => {
+            let texts = list.into_iter().map(|text| text.as_str().map(str::to_owned));
+            texts
+                .collect::<Option<_>>()
+                .ok_or_else(|| ApiError::field("prompt", "with suffix, prompts must be texts"))?
+        }
+        _ => {
+            return Err(ApiError::field(
+                "prompt",
+                "with suffix, prompt must be a string or a list of strings",
+            ));
+        }
+    };
+    let encode = |text: &str| language.tokenizer.encode(text, false, false);
+    let suffix = encode(suffix)?;
+    let begin = language.tokenizer.bos().filter(|_| language.tokenizer.adds_bos());
+    texts
+        .iter()
+        .map(|text| {
+            let mut ids: Vec<u32> = begin.into_iter().chain([before]).collect();
+            ids.extend(encode(text)?);
+            ids.push(after);
+            ids.extend(&suffix);
+            ids.push(middle);
+            Ok(ids)
+        })
+        .collect()
 }
 
 /// The tokens of a text or of a list of token ids; `None`: neither.
@@ -128,43 +171,85 @@ impl Head {
         })
     }
 
-    /// Log-probabilities in the format of this endpoint; `null` without any.
-    fn logprobs(&self, tokens: &[Token], offset: &mut usize) -> Value {
-        let found: Vec<&Logprobs> = tokens.iter().filter_map(|t| t.logprobs.as_ref()).collect();
-        if found.is_empty() {
-            return Value::Null;
-        }
-        // Tokens that are parts of characters get distinct names.
-        let text = |id| match String::from_utf8(self.tokenizer.token_bytes(id).unwrap_or_default()) {
+    /// The name of a token. Tokens that are parts of characters get distinct names.
+    fn name(&self, id: u32) -> String {
+        match String::from_utf8(self.tokenizer.token_bytes(id).unwrap_or_default()) {
             Ok(text) => text,
             Err(e) => e.as_bytes().iter().fold("bytes:".to_owned(), |text, b| text + &format!("\\x{b:02x}")),
-        };
-        let offsets: Vec<usize> = tokens
-            .iter()
-            .map(|token| {
-                let at = *offset;
-                *offset += token.text.chars().count();
-                at
-            })
-            .collect();
-        let top: Vec<Value> = found
-            .iter()
-            .map(|l| {
-                l.top.iter().map(|&(id, p)| (text(id), json!(p))).collect::<serde_json::Map<_, _>>().into()
-            })
-            .collect();
+        }
+    }
+
+    /// Adds the tokens of the prompt, of which the first has no probability, if they have `scores`. Returns the text.
+    fn echo(&self, prompt: &[u32], scores: Option<Vec<Logprobs>>, entries: &mut Entries) -> String {
+        let (mut text, mut decoder) = (String::new(), self.tokenizer.stream());
+        let mut scores = scores.map(Vec::into_iter);
+        for (i, &id) in prompt.iter().enumerate() {
+            if let Some(scores) = &mut scores {
+                let score = if i == 0 { None } else { scores.next() };
+                entries.add(self, id, score.as_ref());
+            }
+            let part = decoder.push(id);
+            entries.offset += part.chars().count();
+            text += &part;
+        }
+        let rest = decoder.finish();
+        entries.offset += rest.chars().count();
+        text + &rest
+    }
+
+    /// Adds the tokens of the answer that have log-probabilities.
+    fn answer(&self, tokens: &[Token], entries: &mut Entries) {
+        for token in tokens {
+            if let Some(score) = &token.logprobs {
+                entries.add(self, score.token, Some(score));
+            }
+            entries.offset += token.text.chars().count();
+        }
+    }
+}
+
+/// Log-probabilities in the format of this endpoint.
+#[derive(Default)]
+struct Entries {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Value>,
+    top_logprobs: Vec<Value>,
+    text_offset: Vec<usize>,
+    /// Characters before the next token.
+    offset: usize,
+}
+
+impl Entries {
+    fn add(&mut self, head: &Head, id: u32, score: Option<&Logprobs>) {
+        self.tokens.push(head.name(id));
+        self.token_logprobs.push(score.map_or(Value::Null, |score| json!(score.logprob)));
+        self.top_logprobs.push(score.map_or(Value::Null, |score| {
+            // The token itself is always among them.
+            let all = score.top.iter().copied().chain([(score.token, score.logprob)]);
+            all.map(|(id, p)| (head.name(id), json!(p))).collect::<Map<_, _>>().into()
+        }));
+        self.text_offset.push(self.offset);
+    }
+
+    /// `null` without any.
+    fn json(self) -> Value {
+        if self.tokens.is_empty() {
+            return Value::Null;
+        }
         json!({
-            "tokens": found.iter().map(|l| text(l.token)).collect::<Vec<_>>(),
-            "token_logprobs": found.iter().map(|l| l.logprob).collect::<Vec<_>>(),
-            "top_logprobs": top,
-            "text_offset": offsets,
+            "tokens": self.tokens,
+            "token_logprobs": self.token_logprobs,
+            "top_logprobs": self.top_logprobs,
+            "text_offset": self.text_offset,
         })
     }
 }
 
 struct Completions {
     head: Head,
-    echoes: Vec<String>,
+    /// The prompts that are not sent yet.
+    echoes: Vec<Option<Vec<u32>>>,
+    /// Characters of each answer that were sent.
     offsets: Vec<usize>,
     include_usage: bool,
 }
@@ -174,20 +259,38 @@ impl Completions {
         let choice = json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason });
         self.head.response(vec![choice])
     }
+
+    /// The chunk with the prompt, if it was not sent yet.
+    fn echo(&mut self, index: usize, scores: Option<Vec<Logprobs>>) -> Option<Value> {
+        let prompt = self.echoes[index].take()?;
+        let mut entries = Entries::default();
+        let text = self.head.echo(&prompt, scores, &mut entries);
+        self.offsets[index] = entries.offset;
+        Some(self.chunk(index, &text, entries.json(), None))
+    }
 }
 
 impl Chunks for Completions {
+    fn prompt(&mut self, index: usize, scores: Vec<Logprobs>) -> Vec<Value> {
+        self.echo(index, Some(scores)).into_iter().collect()
+    }
+
     fn token(&mut self, index: usize, token: Token) -> Vec<Value> {
-        let text = std::mem::take(&mut self.echoes[index]) + &token.text;
-        let logprobs = self.head.logprobs(std::slice::from_ref(&token), &mut self.offsets[index]);
-        if text.is_empty() && logprobs.is_null() {
-            return Vec::new();
+        let mut out: Vec<Value> = self.echo(index, None).into_iter().collect();
+        let mut entries = Entries { offset: self.offsets[index], ..Entries::default() };
+        self.head.answer(std::slice::from_ref(&token), &mut entries);
+        self.offsets[index] = entries.offset;
+        let logprobs = entries.json();
+        if !token.text.is_empty() || !logprobs.is_null() {
+            out.push(self.chunk(index, &token.text, logprobs, None));
         }
-        vec![self.chunk(index, &text, logprobs, None)]
+        out
     }
 
     fn end(&mut self, index: usize, summary: &Summary) -> Vec<Value> {
-        vec![self.chunk(index, &summary.text, Value::Null, Some(summary.reason.name()))]
+        let mut out: Vec<Value> = self.echo(index, None).into_iter().collect();
+        out.push(self.chunk(index, &summary.text, Value::Null, Some(summary.reason.name())));
+        out
     }
 
     fn usage(&mut self, usage: Value) -> Option<Value> {

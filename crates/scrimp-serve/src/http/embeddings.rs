@@ -41,13 +41,15 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
         Some("base64") => true,
         Some(_) => return Err(ApiError::field("encoding_format", "encoding_format must be float or base64")),
     };
-    if fields.take("dimensions").is_some() {
-        return Err(ApiError::field(
-            "dimensions",
-            "dimensions is not supported: the embeddings of this model have a fixed size",
-        ));
+    let size = fields.integer("dimensions", 1..=i64::MAX)?.map(|n| n as usize);
+    if size.is_some_and(|size| size != language.embedding_size) {
+        let what = format!(
+            "dimensions must be {}: the embeddings of this model have a fixed size",
+            language.embedding_size
+        );
+        return Err(ApiError::field("dimensions", what));
     }
-    fields.ignore(&["user"]);
+    fields.ignore(&["user", "metadata", "safety_identifier", "priority"]);
     fields.finish()?;
     if inputs.is_empty() || inputs.len() > MAX_TEXTS {
         return Err(wrong());
@@ -69,7 +71,7 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
             Some((index, EngineOutput::Embedding(embedding))) => found[index] = normalized(embedding),
             Some((_, EngineOutput::Finished(_))) => left -= 1,
             Some((_, EngineOutput::Failed(failure))) => return Err(failure.into()),
-            Some((_, EngineOutput::Token(_))) => {}
+            Some((_, EngineOutput::Token(_) | EngineOutput::Prompt(_))) => {}
             None => return Err(Failure::ShuttingDown.into()),
         }
     }

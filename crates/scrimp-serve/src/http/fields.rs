@@ -55,7 +55,7 @@ impl Fields {
         range: RangeInclusive<i64>,
     ) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_i64().filter(|x| range.contains(x));
+        let number = whole(&value).filter(|x| range.contains(x));
         let (low, high) = (range.start(), range.end());
         let to = if *high == i64::MAX { String::new() } else { format!(" to {high}") };
         number
@@ -132,12 +132,20 @@ impl Fields {
         }
     }
 
-    /// Rejects requests with unknown fields.
+    /// Rejects requests with unknown fields. An unknown field without content (`null`, `false`, `""`, `[]`, `{}`) is
+    /// allowed.
     ///
     /// # Errors
     /// A field is left.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
-        match self.0.into_iter().find(|(_, value)| !value.is_null()) {
+        let has_effect = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::String(text) => !text.is_empty(),
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            Value::Bool(true) | Value::Number(_) => true,
+        };
+        match self.0.into_iter().find(|(_, value)| has_effect(value)) {
             None => Ok(()),
             Some((name, _)) => {
                 let shown: String = name.chars().take(100).collect();
@@ -146,6 +154,13 @@ impl Fields {
             }
         }
     }
+}
+
+/// A whole number, also one that is written as `5.0`.
+fn whole(value: &Value) -> Option<i64> {
+    const EXACT: f64 = (1i64 << 53) as f64;
+    let float = || value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() <= EXACT).map(|x| x as i64);
+    value.as_i64().or_else(float)
 }
 
 #[cfg(test)]
@@ -169,6 +184,12 @@ mod tests {
         for bad in ["", "[]", "{", "{\"a\": NaN}", "{\"a\": \"\u{1}\"}"] {
             assert!(Fields::parse(bad.as_bytes()).is_err(), "{bad}");
         }
+        let mut f =
+            fields(r#"{"n": 5.0, "m": 5.5, "functions": [], "audio": null, "x": {}, "y": "", "z": false}"#);
+        assert_eq!(f.integer("n", 1..=9).unwrap(), Some(5));
+        assert!(f.integer("m", 1..=9).is_err());
+        assert!(f.finish().is_ok());
+        assert!(fields(r#"{"functions": [1]}"#).finish().is_err());
         assert!(Fields::parse(b"{\"a\": \"\xff\"}").is_err());
         let deep = format!("{{\"a\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(Fields::parse(deep.as_bytes()).is_err());

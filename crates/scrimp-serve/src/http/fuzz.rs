@@ -118,11 +118,11 @@ fn taken(body: &[u8]) -> Result<Params, ApiError> {
     let tools = Tools::take(&mut fields)?;
     fields.object("chat_template_kwargs")?;
     let kv = KvOptions { compression: None, format: "bf16".into() };
-    let params = Params::take(&mut fields, &kv)?;
+    let params = Params::take(&mut fields, &kv, 1)?;
     fields.boolean("logprobs")?;
     super::params::alternatives(&mut fields, "top_logprobs")?;
     fields.finish()?;
-    let _ = (tools.list(), tools.instructions(), tools.parse("<tool_call>{\"name\": \"f\"}</tool_call>"));
+    let _ = (tools.list(), tools.parse("<tool_call>{\"name\": \"f\"}</tool_call>"));
     Ok(params)
 }
 

@@ -6,7 +6,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::sync::{Arc, atomic::Ordering};
 
 /// `/v1/models`.
@@ -36,7 +36,7 @@ pub(crate) fn model(state: &State, id: &str) -> Result<Value, ApiError> {
 
 /// `/ready`: 200 while the server accepts requests. (`/health`: 200 while the process runs.)
 pub(crate) fn ready(state: &State) -> Response {
-    if state.draining.load(Ordering::Relaxed) {
+    if state.draining.load(Ordering::SeqCst) {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response();
     }
     "ready\n".into_response()
@@ -56,12 +56,13 @@ pub(crate) fn tokenize(state: &Arc<State>, body: &[u8]) -> Result<Response, ApiE
     let mut fields = Fields::parse(body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
     let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
-    fields.ignore(&["add_generation_prompt"]);
     let tokens = match fields.string("prompt")? {
         Some(text) => language.tokenizer.encode(&text, special, true)?,
         None => {
             let messages = messages::take(&mut fields)?;
-            messages::prompt(language, messages, &Tools::default(), Map::new())?
+            let tools = Tools::take(&mut fields)?;
+            let options = messages::PromptOptions::take(&mut fields)?;
+            messages::prompt(language, messages, &tools, options)?
         }
     };
     fields.finish()?;

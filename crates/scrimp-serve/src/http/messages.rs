@@ -1,12 +1,13 @@
 //! Messages of a conversation, and their prompt.
 
 use super::{error::ApiError, fields::Fields, state::Language, tools::Tools};
-use serde_json::{Map, Value, json};
+use scrimp_llm::chat::Conversation;
+use serde_json::{Map, Value};
 
 /// Maximum number of messages.
 const MAX_MESSAGES: usize = 1024;
 
-/// Takes `messages`: objects with a role and content. Content parts are joined to one text.
+/// Takes `messages`: objects with a role and content. Content parts become the lines of one text.
 ///
 /// # Errors
 /// Invalid messages.
@@ -29,9 +30,6 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
                 wrong(format!("messages[{i}].content must be text, the only input of this model"))
             })?;
             message.insert("content".into(), Value::String(content));
-            if let Some(Value::Array(calls)) = message.get_mut("tool_calls") {
-                calls.iter_mut().for_each(arguments_as_object);
-            }
             Ok(Value::Object(message))
         })
         .collect()
@@ -43,47 +41,58 @@ fn text(content: Option<Value>) -> Option<String> {
         None | Some(Value::Null) => Some(String::new()),
         Some(Value::String(text)) => Some(text),
         Some(Value::Array(parts)) => {
-            parts.iter().map(|part| part.get("text").and_then(Value::as_str)).collect::<Option<String>>()
+            let text = |part: &'_ Value| {
+                part.get("text").or_else(|| part.get("refusal"))?.as_str().map(str::to_owned)
+            };
+            parts.iter().map(text).collect::<Option<Vec<_>>>().map(|parts| parts.join("\n"))
         }
         Some(_) => None,
     }
 }
 
-/// Parses the arguments of a call: the API has them as text, chat templates expect an object.
-fn arguments_as_object(call: &mut Value) {
-    let Some(arguments) = call.get_mut("function").and_then(|f| f.get_mut("arguments")) else { return };
-    if let Some(parsed) = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok()) {
-        *arguments = parsed;
+/// Fields of a request that change the prompt.
+#[derive(Debug, Default)]
+pub(crate) struct PromptOptions {
+    /// Variables of the chat template.
+    variables: Map<String, Value>,
+    /// The answer is a new message, even if the last message is the assistant's.
+    begins: bool,
+}
+
+impl PromptOptions {
+    /// Takes `chat_template_kwargs`, `continue_final_message` and `add_generation_prompt`.
+    ///
+    /// # Errors
+    /// A value has another type.
+    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let variables = fields.object("chat_template_kwargs")?.unwrap_or_default();
+        let continues = fields.boolean("continue_final_message")?;
+        let begins = fields.boolean("add_generation_prompt")?;
+        Ok(Self { variables, begins: continues.map_or(begins == Some(true), |continues| !continues) })
     }
 }
 
-/// The prompt for the assistant's next message.
+/// The prompt for the assistant's next message, or for the rest of its last one.
 ///
 /// # Errors
-/// The model has no chat template, or the template rejects the messages.
+/// The model has no chat template, a role is unknown, or the template rejects the messages.
 pub(crate) fn prompt(
     language: &Language,
-    mut messages: Vec<Value>,
+    messages: Vec<Value>,
     tools: &Tools,
-    mut extra: Map<String, Value>,
+    options: PromptOptions,
 ) -> Result<Vec<u32>, ApiError> {
     let Some(template) = &language.template else {
         let what = "this model has no chat template: use /v1/completions";
         return Err(ApiError::field("messages", what));
     };
-    let render = |messages: &[Value], extra: &Map<String, Value>| {
-        template.render(messages, true, extra).map_err(ApiError::from)
-    };
-    if tools.is_offered() {
-        let without = render(&messages, &extra)?;
-        extra.insert("tools".into(), tools.list());
-        if render(&messages, &extra)? == without {
-            // The template ignores tools: a system message describes them.
-            extra.remove("tools");
-            messages.insert(0, json!({ "role": "system", "content": tools.instructions() }));
-        }
+    let in_messages = |e| ApiError { param: Some("messages".into()), ..ApiError::from(e) };
+    let mut conversation = Conversation::new(&messages).map_err(in_messages)?;
+    conversation = conversation.tools(tools.list()).variables(options.variables);
+    if options.begins {
+        conversation = conversation.begin_answer();
     }
-    let text = render(&messages, &extra)?;
+    let text = template.prompt(&conversation).map_err(in_messages)?;
     Ok(language.tokenizer.encode(&text, false, true)?)
 }
 
@@ -96,16 +105,15 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_joined() {
+    fn parts_become_lines() {
         let messages = read(
             r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
                 {"role": "assistant", "content": null,
                  "tool_calls": [{"function": {"name": "f", "arguments": "{\"x\": 1}"}}]}]}"#,
         )
         .unwrap();
-        assert_eq!(messages[0]["content"], "ab");
+        assert_eq!(messages[0]["content"], "a\nb");
         assert_eq!(messages[1]["content"], "");
-        assert_eq!(messages[1]["tool_calls"][0]["function"]["arguments"]["x"], 1);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! HTTP: routes, API keys, limits, and the formats of requests and answers.
 
 mod auth;
+mod calls;
 mod chat;
 mod completions;
+mod cors;
+mod drain;
 mod embeddings;
 mod error;
 mod fields;
@@ -17,6 +20,8 @@ mod stream;
 mod tools;
 
 pub use auth::digest;
+pub(crate) use cors::cors;
+pub(crate) use drain::Requests;
 pub(crate) use error::ApiError;
 pub(crate) use state::{Language, State, now};
 
@@ -26,7 +31,7 @@ use axum::{
     Json, Router,
     body::{Body, Bytes, to_bytes},
     extract::{Path, Request, State as Shared},
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{StatusCode, header},
     middleware::{self, Next},
     response::{Html, IntoResponse, Response},
     routing::{get, post},
@@ -34,7 +39,7 @@ use axum::{
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
@@ -46,8 +51,8 @@ const PAGE: &str = include_str!("../page/index.html");
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub IpAddr);
 
-/// All routes.
-pub(crate) fn router(state: &Arc<State>) -> Router {
+/// All routes. `cors`: the layer for pages of other origins.
+pub(crate) fn router(state: &Arc<State>, cors: Option<CorsLayer>) -> Router {
     let keyed = Router::new()
         .route("/v1/models", get(|Shared(s): Shared<Arc<State>>| async move { Json(info::models(&s)) }))
         .route(
@@ -78,12 +83,7 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
                 .into_response()
         }))
         .layer(middleware::from_fn_with_state(Arc::clone(state), watch));
-    if !state.options.cors.is_empty() {
-        let origins: Vec<HeaderValue> = state.options.cors.iter().filter_map(|o| o.parse().ok()).collect();
-        let cors = CorsLayer::new()
-            .allow_origin(origins)
-            .allow_methods([Method::GET, Method::POST])
-            .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]);
+    if let Some(cors) = cors {
         router = router.layer(cors);
     }
     router.with_state(Arc::clone(state))
@@ -96,15 +96,22 @@ async fn page() -> Response {
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE)).into_response()
 }
 
-/// Middleware that logs and counts responses.
+/// Middleware that logs and counts responses, and refuses requests during the shutdown.
 async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = next.run(request).await;
+    let running = state.requests.begin();
+    let mut response = match drain::refusal(&state, &path) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
+    };
+    if state.draining.load(Ordering::SeqCst) {
+        drain::close(&mut response);
+    }
     let status = response.status().as_u16();
     state.metrics.response(status);
     tracing::info!(%method, path, status, ms = start.elapsed().as_millis() as u64, "request");
-    response
+    drain::counted(response, running)
 }
 
 /// All routes with a request body.
@@ -116,6 +123,11 @@ async fn post_json(Shared(state): Shared<Arc<State>>, request: Request) -> Resul
         let what = "the body must be JSON: send the header Content-Type: application/json";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
     };
+    let encoding = request.headers().get(header::CONTENT_ENCODING).map(|v| v.as_bytes().to_ascii_lowercase());
+    if encoding.is_some_and(|encoding| !encoding.is_empty() && encoding != b"identity") {
+        let what = "the body is compressed; send it without Content-Encoding";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
+    }
     let key = request.headers().get(header::AUTHORIZATION).map(|v| v.as_bytes().to_vec());
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     let client = hash_of(Some(&(key, peer)));

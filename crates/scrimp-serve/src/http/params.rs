@@ -22,6 +22,34 @@ const MAX_LOGPROBS: i64 = 20;
 /// Maximum number of entries of `logit_bias`.
 const MAX_BIAS: usize = 1024;
 
+/// Fields of common clients that do not change the answer of this server.
+const HARMLESS: [&str; 24] = [
+    "cache_prompt",
+    "caching",
+    "extra_headers",
+    "include_reasoning",
+    "metadata",
+    "modalities",
+    "prediction",
+    "priority",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning",
+    "reasoning_effort",
+    "request_id",
+    "return_token_ids",
+    "safety_identifier",
+    "service_tier",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "store",
+    "stream_interval",
+    "timings_per_token",
+    "truncation",
+    "verbosity",
+];
+
 /// Parameters of a request.
 #[derive(Debug)]
 pub(crate) struct Params {
@@ -60,8 +88,8 @@ pub(crate) enum ResponseFormat {
     Text,
     /// A JSON object.
     JsonObject,
-    /// JSON that matches a schema.
-    Schema(Value),
+    /// JSON that matches a schema; true: strictly.
+    Schema(Value, bool),
 }
 
 impl ResponseFormat {
@@ -84,17 +112,21 @@ impl ResponseFormat {
         Ok(match self {
             Self::Text => None,
             Self::JsonObject => Some(known()?.json_object()?),
-            Self::Schema(schema) => Some(known()?.schema(schema.clone())?),
+            Self::Schema(schema, strict) => Some(known()?.schema(schema, *strict)?),
         })
     }
 }
 
 impl Params {
-    /// Takes the parameters from a request.
+    /// Takes the parameters from a request. `least_tokens`: the smallest value of `max_tokens`.
     ///
     /// # Errors
     /// A value is out of range.
-    pub(crate) fn take(fields: &mut Fields, default_kv: &KvOptions) -> Result<Self, ApiError> {
+    pub(crate) fn take(
+        fields: &mut Fields,
+        default_kv: &KvOptions,
+        least_tokens: i64,
+    ) -> Result<Self, ApiError> {
         let float = |x: Option<f64>, default: f32| x.map_or(default, |x| x as f32);
         let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1) as usize;
         let best_of = fields.integer("best_of", 1..=MAX_N)?;
@@ -110,7 +142,7 @@ impl Params {
         let sampling = SamplingParams {
             temperature: float(fields.number("temperature", 0.0..=100.0)?, 1.0),
             top_k,
-            top_p: float(fields.number("top_p", 1e-6..=1.0)?, 1.0),
+            top_p: float(fields.number("top_p", 0.0..=1.0)?, 1.0),
             min_p: float(fields.number("min_p", 0.0..=1.0)?, 0.0),
             repetition_penalty: float(fields.number("repetition_penalty", 0.01..=100.0)?, 1.0),
             frequency_penalty: float(fields.number("frequency_penalty", -2.0..=2.0)?, 0.0),
@@ -118,7 +150,7 @@ impl Params {
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64),
         };
         let most = fields.integer("max_completion_tokens", 1..=i64::MAX)?;
-        let max_tokens = fields.integer("max_tokens", 1..=i64::MAX)?.or(most).map(|n| n as usize);
+        let max_tokens = fields.integer("max_tokens", least_tokens..=i64::MAX)?.or(most).map(|n| n as usize);
         let min_tokens = fields.integer("min_tokens", 0..=i64::MAX)?.unwrap_or(0) as usize;
         if max_tokens.is_some_and(|most| min_tokens > most) {
             return Err(ApiError::field("min_tokens", "min_tokens must not be above max_tokens"));
@@ -142,17 +174,7 @@ impl Params {
             kv: kv_choice(fields, default_kv)?,
             user: fields.string("user")?,
         };
-        fields.ignore(&[
-            "store",
-            "metadata",
-            "service_tier",
-            "prompt_cache_key",
-            "safety_identifier",
-            "verbosity",
-            "reasoning_effort",
-            "prediction",
-            "modalities",
-        ]);
+        fields.ignore(&HARMLESS);
         Ok(params)
     }
 
@@ -168,11 +190,13 @@ impl Params {
         let seed = self.sampling.seed.map(|seed| seed.wrapping_add(index as u64));
         Generate {
             sampling: SamplingParams { seed, ..self.sampling.clone() },
-            max_tokens: self.max_tokens.unwrap_or(default_tokens).clamp(1, room.max(1)),
+            max_tokens: self.max_tokens.unwrap_or(default_tokens).min(room),
             min_tokens: self.min_tokens,
             ignore_eos: self.ignore_eos,
             stop: self.stop.clone(),
             stop_tokens: self.stop_tokens.clone(),
+            written: Vec::new(),
+            scores_prompt: false,
             logprobs,
             logit_bias: self.logit_bias.clone(),
             constraint,
@@ -193,13 +217,19 @@ fn response_format(map: Map<String, Value>) -> Result<ResponseFormat, ApiError> 
     let wrong = |what: &str| ApiError::field("response_format", what);
     match fields.string("type")?.as_deref() {
         Some("text") => Ok(ResponseFormat::Text),
-        Some("json_object") => Ok(ResponseFormat::JsonObject),
+        // Some clients give the schema of a JSON object directly.
+        Some("json_object") => match fields.take("schema") {
+            None => Ok(ResponseFormat::JsonObject),
+            Some(schema @ Value::Object(_)) => Ok(ResponseFormat::Schema(schema, false)),
+            Some(_) => Err(wrong("response_format.schema must be an object")),
+        },
         Some("json_schema") => {
-            let inner = fields.object("json_schema")?;
-            let schema = inner.and_then(|mut inner| inner.remove("schema"));
+            let mut inner = fields.object("json_schema")?.unwrap_or_default();
+            let schema = inner.remove("schema").or_else(|| fields.take("schema"));
+            let strict = inner.get("strict") == Some(&Value::Bool(true));
             schema
                 .filter(Value::is_object)
-                .map(ResponseFormat::Schema)
+                .map(|schema| ResponseFormat::Schema(schema, strict))
                 .ok_or_else(|| wrong("response_format.json_schema.schema must be an object"))
         }
         _ => Err(wrong("response_format.type must be text, json_object or json_schema")),
@@ -284,7 +314,7 @@ mod tests {
     fn take(text: &str) -> Result<Params, String> {
         let mut fields = Fields::parse(text.as_bytes()).map_err(|e| e.message)?;
         let kv = KvOptions { compression: None, format: "bf16".into() };
-        let params = Params::take(&mut fields, &kv).map_err(|e| e.message)?;
+        let params = Params::take(&mut fields, &kv, 1).map_err(|e| e.message)?;
         fields.finish().map_err(|e| e.message)?;
         Ok(params)
     }
@@ -316,7 +346,8 @@ mod tests {
             r#"{"max_tokens": -5}"#,
             r#"{"n": 1000}"#,
             r#"{"stop": [""]}"#,
-            r#"{"top_p": 0}"#,
+            r#"{"top_p": -0.1}"#,
+            r#"{"top_p": 1.1}"#,
             r#"{"logit_bias": {"x": 1}}"#,
             r#"{"response_format": {"type": "xml"}}"#,
             r#"{"kv_budget": 0}"#,

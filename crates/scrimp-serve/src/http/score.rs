@@ -27,11 +27,12 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The format of a content type.
+    /// The format of a content type, whose name is independent of case and may have parameters (RFC 9110, section 8.3.1).
     pub(super) fn of(content_type: &str) -> Option<Self> {
         let forms =
             [("application/json", Self::Json), ("application/x-ndjson", Self::Lines), (ARROW, Self::Arrow)];
-        forms.into_iter().find_map(|(name, form)| content_type.starts_with(name).then_some(form))
+        let kind = content_type.split(';').next().unwrap_or_default().trim();
+        forms.into_iter().find_map(|(name, form)| kind.eq_ignore_ascii_case(name).then_some(form))
     }
 }
 
@@ -110,4 +111,26 @@ fn parsed<R: AsRef<[u8]>>(
         parser.push(row.as_ref(), &mut batch).map_err(bad)?;
     }
     Ok(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn media_types_are_independent_of_case() {
+        for kind in [
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+            " application/json ;x=y",
+        ] {
+            assert_eq!(Form::of(kind), Some(Form::Json), "{kind}");
+        }
+        assert_eq!(Form::of("APPLICATION/X-NDJSON"), Some(Form::Lines));
+        assert_eq!(Form::of("application/vnd.apache.arrow.stream"), Some(Form::Arrow));
+        for kind in ["", "text/plain", "application/jsonx", "application/json-patch+json"] {
+            assert_eq!(Form::of(kind), None, "{kind}");
+        }
+    }
 }

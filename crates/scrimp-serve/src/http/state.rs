@@ -1,6 +1,6 @@
 //! State shared by all HTTP handlers.
 
-use super::error::ApiError;
+use super::{drain::Requests, error::ApiError};
 use crate::{
     constraint::Constraints,
     engine::{Command, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work},
@@ -33,6 +33,8 @@ pub(crate) struct Language {
     pub(crate) context_length: usize,
     /// Vocabulary size; token ids are below it.
     pub(crate) vocab_size: usize,
+    /// Number of values of an embedding.
+    pub(crate) embedding_size: usize,
     /// Channel to the engine.
     pub(crate) commands: Mutex<Sender<Command>>,
     /// Default KV options of requests.
@@ -54,6 +56,8 @@ pub(crate) struct State {
     pub(crate) metrics: Arc<Metrics>,
     /// True while shutting down: new requests are refused.
     pub(crate) draining: AtomicBool,
+    /// Running requests.
+    pub(crate) requests: Requests,
     /// Start of the server, seconds since 1970.
     pub(crate) created: u64,
     /// Id of the next request.
@@ -64,11 +68,8 @@ impl State {
     /// The language model.
     ///
     /// # Errors
-    /// 404 if there is no language model or it has another name; 503 while shutting down.
+    /// 404 if there is no language model or it has another name.
     pub(crate) fn language(&self, model: Option<&str>) -> Result<&Language, ApiError> {
-        if self.draining.load(Ordering::Relaxed) {
-            return Err(Failure::ShuttingDown.into());
-        }
         let not_found = |what: String| {
             let e = ApiError { param: Some("model".into()), ..ApiError::new(StatusCode::NOT_FOUND, what) };
             e.code("model_not_found")

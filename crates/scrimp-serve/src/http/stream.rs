@@ -1,7 +1,7 @@
 //! Streaming responses: server-sent events, one per output of the engine.
 
 use super::{error::ApiError, state::EngineOutputs};
-use crate::engine::{EngineOutput, Summary, Token};
+use crate::engine::{EngineOutput, Logprobs, Summary, Token};
 use axum::{
     body::{Body, Bytes},
     http::{HeaderValue, header},
@@ -17,6 +17,10 @@ use std::{
 
 /// The chunk format of an endpoint.
 pub(crate) trait Chunks: Send + Unpin + 'static {
+    /// Chunks for the scores of the prompt of answer `index`; may be empty.
+    fn prompt(&mut self, _index: usize, _scores: Vec<Logprobs>) -> Vec<Value> {
+        Vec::new()
+    }
     /// Chunks for a token of answer `index`; may be empty.
     fn token(&mut self, index: usize, token: Token) -> Vec<Value>;
     /// Chunks for the end of answer `index`.
@@ -60,6 +64,9 @@ pub(crate) async fn stream(
 impl<C: Chunks> EventStream<C> {
     fn write(&mut self, index: usize, output: EngineOutput, out: &mut Vec<u8>) {
         match output {
+            EngineOutput::Prompt(scores) => {
+                self.chunks.prompt(index, scores).iter().for_each(|chunk| frame(out, chunk));
+            }
             EngineOutput::Token(token) => {
                 self.chunks.token(index, token).iter().for_each(|chunk| frame(out, chunk));
             }
@@ -157,6 +164,8 @@ impl Usage {
 pub(crate) struct Complete {
     /// Text.
     pub(crate) text: String,
+    /// Scores of the prompt's tokens but the first, if requested.
+    pub(crate) prompt: Option<Vec<Logprobs>>,
     /// Tokens with their log-probabilities.
     pub(crate) logprobs: Vec<Token>,
     /// `finish_reason` of the API.
@@ -176,6 +185,7 @@ pub(crate) async fn collect(
     let mut left = n;
     while left > 0 {
         match outputs.recv().await {
+            Some((index, EngineOutput::Prompt(scores))) => answers[index].prompt = Some(scores),
             Some((index, EngineOutput::Token(token))) => {
                 answers[index].text += &token.text;
                 if token.logprobs.is_some() {

@@ -1,12 +1,14 @@
-//! Tool calling. The prompt lists the tools. The model writes a call as JSON between `<tool_call>` tags (the format of
-//! Qwen and Hermes), or as plain JSON if a call is required.
+//! Tool calling. The prompt lists the tools. The model writes a call in the form of its family ([`super::calls`]), or as
+//! plain JSON if a call is required.
 
-use super::{error::ApiError, fields::Fields};
-use crate::constraint::{Constraint, Constraints};
+use super::{
+    calls::{Call, CallParser, Piece, Signature},
+    error::ApiError,
+    fields::Fields,
+};
+use crate::constraint::{Callable, Constraint, Constraints};
 use serde_json::{Value, json};
 
-const OPEN: &str = "<tool_call>";
-const CLOSE: &str = "</tool_call>";
 /// Maximum number of tools per request.
 const MAX_TOOLS: usize = 64;
 
@@ -15,6 +17,8 @@ const MAX_TOOLS: usize = 64;
 pub(crate) struct Tools {
     tools: Vec<Value>,
     choice: Choice,
+    /// An answer has at most one call.
+    single: bool,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -46,7 +50,7 @@ impl Tools {
         if !tools.iter().all(|tool| name_of(tool).is_some()) {
             return Err(wrong());
         }
-        fields.ignore(&["parallel_tool_calls"]);
+        let single = fields.boolean("parallel_tool_calls")? == Some(false);
         let choice = match fields.take("tool_choice") {
             None => Choice::Auto,
             Some(Value::String(s)) if s == "auto" => Choice::Auto,
@@ -65,12 +69,7 @@ impl Tools {
         if tools.is_empty() && matches!(choice, Choice::Required | Choice::Named(_)) {
             return Err(ApiError::field("tool_choice", "tool_choice needs tools"));
         }
-        Ok(Self { tools, choice })
-    }
-
-    /// Whether no call is possible.
-    pub(crate) fn is_empty(&self) -> bool {
-        !self.is_offered()
+        Ok(Self { tools, choice, single })
     }
 
     /// Whether the prompt lists the tools.
@@ -78,19 +77,14 @@ impl Tools {
         !self.tools.is_empty() && self.choice != Choice::Never
     }
 
-    /// The list for chat templates with tools.
-    pub(crate) fn list(&self) -> Value {
-        Value::Array(self.tools.clone())
+    /// The tools that the prompt lists.
+    pub(crate) fn list(&self) -> Vec<Value> {
+        if self.is_offered() { self.tools.clone() } else { Vec::new() }
     }
 
-    /// A system message for chat templates without tools.
-    pub(crate) fn instructions(&self) -> String {
-        let list: Vec<String> = self.tools.iter().map(Value::to_string).collect();
-        format!(
-            "You may call these functions:\n{}\nTo call one, answer with nothing but\n{OPEN}\n\
-             {{\"name\": \"the function\", \"arguments\": {{...}}}}\n{CLOSE}",
-            list.join("\n")
-        )
+    /// A parser for one answer; `None`: no call is possible.
+    pub(crate) fn parser(&self) -> Option<CallParser> {
+        self.is_offered().then(|| CallParser::new(self.tools.iter().filter_map(Signature::new).collect()))
     }
 
     /// If a call is required: a constraint to JSON with its name and arguments.
@@ -112,72 +106,47 @@ impl Tools {
                 "a required call needs an end token, and this model has none",
             ));
         };
-        let one = |tool: &&Value| {
-            let parameters =
-                tool["function"].get("parameters").cloned().unwrap_or_else(|| json!({ "type": "object" }));
-            json!({
-                "type": "object",
-                "properties": { "name": { "const": name_of(tool) }, "arguments": parameters },
-                "required": ["name", "arguments"],
-                "additionalProperties": false,
-            })
-        };
-        // Without flexible whitespace the model cannot generate endless spaces.
-        let spaces = json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
-        let schema = json!({ "anyOf": wanted.iter().map(one).collect::<Vec<_>>(), "x-guidance": spaces });
-        Ok(Some(constraints.schema(schema)?))
+        let functions: Vec<Callable<'_>> = wanted.into_iter().filter_map(callable).collect();
+        Ok(Some(constraints.call(&functions)?))
     }
 
     /// Content (null: only calls) and calls of an answer.
     pub(crate) fn parse(&self, text: &str) -> (Value, Vec<Value>) {
-        if self.is_empty() {
-            return (Value::String(text.to_owned()), Vec::new());
-        }
-        let (mut content, mut calls, mut rest) = (String::new(), Vec::new(), text);
-        while let Some((before, behind)) = rest.split_once(OPEN) {
-            let (inside, after) = behind.split_once(CLOSE).unwrap_or((behind, ""));
-            match self.call(inside, calls.len()) {
-                Some(call) => {
-                    content += before;
-                    calls.push(call);
-                }
-                None => content += &rest[..rest.len() - after.len()],
+        let Some(mut parser) = self.parser() else { return (Value::String(text.to_owned()), Vec::new()) };
+        let (mut content, mut calls) = (String::new(), Vec::new());
+        for piece in parser.push(text).into_iter().chain(parser.finish()) {
+            match piece {
+                Piece::Text(text) => content += &text,
+                Piece::Call(call) => calls.extend(self.call(&call, calls.len())),
             }
-            rest = after;
         }
-        match self.call(rest, calls.len()).filter(|_| calls.is_empty()) {
-            Some(call) => calls.push(call),
-            None => content += rest,
+        match (calls.is_empty(), content.trim()) {
+            (true, _) => (Value::String(content), calls),
+            (false, "") => (Value::Null, calls),
+            (false, content) => (content.into(), calls),
         }
-        let content = content.trim();
-        let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { content.into() };
-        (content, calls)
     }
 
-    /// A call in the API's format, if `json` is a call of one of the tools.
-    fn call(&self, json: &str, index: usize) -> Option<Value> {
-        let call: Value = serde_json::from_str(json.trim()).ok()?;
-        let name = call.get("name")?.as_str()?;
-        let arguments = call.get("arguments").or_else(|| call.get("parameters"))?;
-        self.tools.iter().find(|tool| name_of(tool) == Some(name))?;
-        let id = format!("call_{:016x}", super::hash_of(Some(&format!("{index}{json}"))));
-        let function = json!({ "name": name, "arguments": arguments.to_string() });
+    /// A call in the API's format, the `index`-th of its answer. `None`: the answer has its only call already.
+    pub(crate) fn call(&self, call: &Call, index: usize) -> Option<Value> {
+        if self.single && index > 0 {
+            return None;
+        }
+        let id =
+            format!("call_{:016x}", super::hash_of(Some(&format!("{index}{}{}", call.name, call.arguments))));
+        let function = json!({ "name": call.name, "arguments": call.arguments });
         Some(json!({ "id": id, "type": "function", "function": function }))
     }
 }
 
-fn name_of(tool: &Value) -> Option<&str> {
-    tool.get("function")?.get("name")?.as_str()
+fn callable(tool: &Value) -> Option<Callable<'_>> {
+    let function = &tool["function"];
+    let parameters = function.get("parameters").filter(|schema| !schema.is_null());
+    Some(Callable { name: name_of(tool)?, parameters, strict: function["strict"] == true })
 }
 
-/// Length of the prefix of `text` that cannot be part of a call: it ends before a complete or incomplete tag. As long as no
-/// text was `said`, JSON can be a call without tags.
-pub(crate) fn settled(text: &str, said: bool) -> usize {
-    if !said && (text.trim_start().is_empty() || text.trim_start().starts_with('{')) {
-        return 0;
-    }
-    let begun = |n: &usize| text.as_bytes().ends_with(&OPEN.as_bytes()[..*n]);
-    text.find(OPEN).unwrap_or_else(|| text.len() - (1..OPEN.len()).rev().find(begun).unwrap_or(0))
+fn name_of(tool: &Value) -> Option<&str> {
+    tool.get("function")?.get("name")?.as_str()
 }
 
 #[cfg(test)]
@@ -193,23 +162,18 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_found() {
+    fn calls_have_the_apis_form() {
         let t = tools("\"auto\"").unwrap();
         let call = r#"{"name": "add", "arguments": {"a": 1}}"#;
-        for text in
-            [call.to_owned(), format!("<tool_call>\n{call}\n</tool_call>"), format!("<tool_call>{call}")]
-        {
-            let (content, calls) = t.parse(&text);
-            assert!(content.is_null(), "{text}");
-            assert_eq!(calls[0]["function"]["arguments"], r#"{"a":1}"#);
-        }
         let (content, calls) =
             t.parse(&format!("So: <tool_call>{call}</tool_call><tool_call>{call}</tool_call>"));
         assert_eq!((content.as_str(), calls.len()), (Some("So:"), 2));
-        // A call of an unknown tool stays text.
-        let other = r#"{"name": "sub", "arguments": {}}"#;
-        assert_eq!(t.parse(other), (other.into(), vec![]));
+        assert_eq!(calls[0]["function"], json!({ "name": "add", "arguments": r#"{"a":1}"# }));
+        assert_ne!(calls[0]["id"], calls[1]["id"]);
+        assert!(t.parse(call).0.is_null());
         assert_eq!(tools("\"none\"").unwrap().parse(call), (call.into(), vec![]));
+        let single = Tools { single: true, ..t };
+        assert_eq!(single.parse(&format!("<tool_call>[{call}, {call}]</tool_call>")).1.len(), 1);
     }
 
     #[test]
@@ -217,24 +181,5 @@ mod tests {
         let named = r#"{"type": "function", "function": {"name": "add"}}"#;
         assert_eq!(tools(named).unwrap().choice, Choice::Named("add".into()));
         assert!(tools(&named.replace("add", "sub")).is_err() && tools("5").is_err());
-    }
-
-    #[test]
-    fn only_possible_calls_are_held_back() {
-        for (text, said, out) in [
-            ("", false, ""),
-            ("  ", false, ""),
-            (" {\"na", false, ""),
-            ("{\"na", true, "{\"na"),
-            ("<tool", false, ""),
-            ("<b>", false, "<b>"),
-            ("Hello", false, "Hello"),
-            ("Hello <", false, "Hello "),
-            ("a < b, <tool_", true, "a < b, "),
-            ("<<tool_call", true, "<"),
-            ("So: <tool_call>{} é", true, "So: "),
-        ] {
-            assert_eq!(&text[..settled(text, said)], out, "{text}");
-        }
     }
 }

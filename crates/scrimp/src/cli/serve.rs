@@ -1,6 +1,9 @@
 //! Options of `scrimp serve`.
 
-use super::{GlobalArgs, MODEL, values::size};
+use super::{
+    GlobalArgs, MODEL,
+    values::{host, size},
+};
 use crate::kv_args::KvArgs;
 use clap::{Args, Parser, ValueEnum};
 use std::{net::IpAddr, num::NonZeroUsize, path::PathBuf};
@@ -24,8 +27,8 @@ pub(crate) struct ServeArgs {
     /// Recommender trained by `scrimp rec train`, for /v1/score
     #[arg(long, value_name = "REC_MODEL")]
     pub(crate) rec: Option<PathBuf>,
-    /// IP address to listen on; 0.0.0.0 accepts connections from other machines
-    #[arg(long, value_name = "H", default_value = "127.0.0.1")]
+    /// Address or host name to listen on; 0.0.0.0 accepts connections from other machines
+    #[arg(long, value_name = "H", default_value = "127.0.0.1", value_parser = host)]
     pub(crate) host: IpAddr,
     /// Port to listen on; 0: any free port
     #[arg(long, value_name = "P", default_value_t = 8080)]
@@ -60,7 +63,7 @@ pub(crate) struct AccessArgs {
     /// File with one API key per line
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
-    /// Origin whose web pages may call the server, such as https://example.org (repeatable) [default: only its own page]
+    /// Origin whose web pages may call the server, such as https://example.org, or * for all (repeatable) [default: only its own page]
     #[arg(long, value_name = "ORIGIN")]
     pub(crate) cors: Vec<String>,
 }

@@ -1,7 +1,10 @@
 //! Parsers of option values. Ranges and units are checked here.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use std::num::NonZeroUsize;
+use std::{
+    net::{IpAddr, ToSocketAddrs as _},
+    num::NonZeroUsize,
+};
 
 /// A parser of the names of `all`, each with a line of help, as a registry of a library has them.
 pub(crate) fn one_of<T: Copy + Send + Sync + 'static>(
@@ -71,6 +74,22 @@ pub(super) fn factor(s: &str) -> Result<f64, String> {
 /// Requests per second.
 pub(super) fn rate(s: &str) -> Result<f64, String> {
     within(s, |r| (1e-3..=1e6).contains(&r), "must be a number of requests per second")
+}
+
+/// An IP address or a host name. Of several addresses, IPv4 comes first.
+pub(super) fn host(s: &str) -> Result<IpAddr, String> {
+    let bare = s.strip_prefix('[').and_then(|s| s.strip_suffix(']')).unwrap_or(s);
+    if let Ok(address) = bare.parse() {
+        return Ok(address);
+    }
+    let found: Vec<IpAddr> =
+        (bare, 0).to_socket_addrs().map_err(|e| e.to_string())?.map(|address| address.ip()).collect();
+    found
+        .iter()
+        .find(|address| address.is_ipv4())
+        .or(found.first())
+        .copied()
+        .ok_or_else(|| "no address has this name".to_owned())
 }
 
 /// A number of threads.

@@ -16,7 +16,7 @@ use crate::{
 use prompt::Prompt;
 use saved::Restored;
 use scrimp_llm::{
-    chat::{ChatTemplate, Message},
+    chat::{ChatTemplate, Conversation, Message},
     checkpoint::Checkpoint,
     generate::{FinishReason, Generation, Request, Sequence, generate},
     model::{SavedText, Session},
@@ -184,7 +184,7 @@ impl Speaker<'_> {
 
     /// The prompt for the assistant's next message. The chat template writes the begin-of-text token, if the model has one.
     fn encode_chat(&self, template: &ChatTemplate, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
-        let text = template.render(messages, true, &serde_json::Map::new())?;
+        let text = template.prompt(&Conversation::new(messages)?)?;
         Ok(self.loaded.tokenizer.encode(&text, false, true)?)
     }
 

@@ -72,7 +72,7 @@ pub(crate) fn run(app: &App, args: &ServeArgs) -> anyhow::Result<()> {
     names.retain(|name| seen.insert(name.clone()));
     let address = options.address;
     let server = Server::bind(options, names.clone(), language, recommender)
-        .with_context(|| format!("cannot listen at {address}"))?;
+        .with_context(|| format!("cannot serve at {address}"))?;
     let url = format!("http://{}", server.address()?);
     app.printer.result(&Listening { url: &url, models: &names }, |l| format!("listening at {}", l.url))?;
     let _graceful = interrupt::Graceful::begin();

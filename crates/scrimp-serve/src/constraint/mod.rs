@@ -1,12 +1,21 @@
 //! Constrained decoding: llguidance computes the tokens that a grammar allows next.
+//!
+//! A model without a good continuation repeats white space or digits, as long as the grammar allows it. Both are bounded:
+//! JSON is written on one line, as `{"a": 1, "b": [2, 3]}`, and [`numbers`] bounds the digits.
+
+mod numbers;
+mod schema;
+#[cfg(test)]
+mod tests;
 
 use llguidance::{
     Matcher, ParserFactory,
     api::TopLevelGrammar,
     toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie},
 };
+use numbers::{Digits, Numbers};
 use scrimp_llm::{Error, Result, tokenizer::Tokenizer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{fmt, sync::Arc};
 
 /// Maximum size of a schema, bytes of JSON.
@@ -29,6 +38,18 @@ pub(crate) trait Constraint: fmt::Debug + Send {
 /// Creates constraints for one tokenizer.
 pub(crate) struct Constraints {
     factory: ParserFactory,
+    digits: Arc<Digits>,
+}
+
+/// A function that an answer may call.
+#[derive(Debug)]
+pub(crate) struct Callable<'a> {
+    /// Name of the function.
+    pub(crate) name: &'a str,
+    /// JSON schema of its arguments; `None`: any object.
+    pub(crate) parameters: Option<&'a Value>,
+    /// No object has properties that the schema does not list.
+    pub(crate) strict: bool,
 }
 
 impl fmt::Debug for Constraints {
@@ -64,7 +85,7 @@ impl Constraints {
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&environment).map_err(|e| internal(&e))?;
         factory.quiet();
-        Ok(Self { factory })
+        Ok(Self { factory, digits: Arc::new(Digits::new(words)) })
     }
 
     /// A constraint to any JSON object.
@@ -72,31 +93,76 @@ impl Constraints {
     /// # Errors
     /// See [`Constraints::schema`].
     pub(crate) fn json_object(&self) -> Result<Box<dyn Constraint>> {
-        self.schema(json!({ "type": "object" }))
+        self.schema(&json!({ "type": "object" }), false)
     }
 
-    /// A constraint to JSON that matches a schema.
+    /// A constraint to JSON that matches a schema. With `strict`, no object has properties that the schema does not list.
+    /// Without it, an object that lists properties has others only if the schema allows them explicitly.
     ///
     /// # Errors
     /// The schema is too large, or llguidance cannot enforce it.
-    pub(crate) fn schema(&self, schema: Value) -> Result<Box<dyn Constraint>> {
-        if schema.to_string().len() > MAX_SCHEMA {
-            return Err(Error::bad_input(format!("a JSON schema can have at most {MAX_SCHEMA} bytes")));
-        }
-        self.grammar(TopLevelGrammar::from_json_schema(schema))
+    pub(crate) fn schema(&self, schema: &Value, strict: bool) -> Result<Box<dyn Constraint>> {
+        let mut definitions = Map::new();
+        let prepared = prepared(schema, strict, &mut definitions)?;
+        self.grammar(prepared, definitions)
     }
 
-    fn grammar(&self, grammar: TopLevelGrammar) -> Result<Box<dyn Constraint>> {
+    /// A constraint to `{"name": ..., "arguments": ...}`, a call of one of `functions`.
+    ///
+    /// # Errors
+    /// As [`Constraints::schema`].
+    pub(crate) fn call(&self, functions: &[Callable<'_>]) -> Result<Box<dyn Constraint>> {
+        let mut definitions = Map::new();
+        let mut calls = Vec::with_capacity(functions.len());
+        for function in functions {
+            let arguments = match function.parameters {
+                Some(schema) => prepared(schema, function.strict, &mut definitions)?,
+                None => json!({ "type": "object" }),
+            };
+            calls.push(json!({
+                "type": "object",
+                "properties": { "name": { "const": function.name }, "arguments": arguments },
+                "required": ["name", "arguments"],
+                "additionalProperties": false,
+            }));
+        }
+        self.grammar(json!({ "anyOf": calls }), definitions)
+    }
+
+    /// A constraint to a prepared schema with these `$defs`.
+    fn grammar(&self, schema: Value, definitions: Map<String, Value>) -> Result<Box<dyn Constraint>> {
+        let mut root = match schema {
+            Value::Object(map) => map,
+            // `true` and `false` are schemas.
+            other => Map::from_iter([("allOf".to_owned(), json!([other]))]),
+        };
+        root.insert("$defs".into(), Value::Object(definitions));
+        // Flexible white space is endless. `oneOf` becomes `anyOf` if llguidance cannot prove that the alternatives exclude
+        // each other.
+        let options = json!({
+            "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": true,
+        });
+        root.insert("x-guidance".into(), options);
+        let grammar = TopLevelGrammar::from_json_schema(Value::Object(root));
         let matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
             Some(e) => Err(Error::bad_input(format!("the schema cannot be enforced: {}", first_line(&e)))),
-            None => Ok(Box::new(Guided { matcher })),
+            None => Ok(Box::new(Guided { matcher, numbers: Numbers::new(Arc::clone(&self.digits)) })),
         }
     }
 }
 
+/// A client's schema in the form that llguidance enforces.
+fn prepared(schema: &Value, strict: bool, definitions: &mut Map<String, Value>) -> Result<Value> {
+    if schema.to_string().len() > MAX_SCHEMA {
+        return Err(Error::bad_input(format!("a JSON schema can have at most {MAX_SCHEMA} bytes")));
+    }
+    schema::prepare(schema, strict, definitions)
+}
+
 struct Guided {
     matcher: Matcher,
+    numbers: Numbers,
 }
 
 impl fmt::Debug for Guided {
@@ -116,11 +182,13 @@ impl Constraint for Guided {
                 *logit = f32::NEG_INFINITY;
             }
         });
+        self.numbers.bound(logits);
         Ok(())
     }
 
     fn accept(&mut self, token: u32) -> Result<bool> {
         self.matcher.consume_token(token).map_err(|e| internal(&e))?;
+        self.numbers.accept(token);
         Ok(self.matcher.is_stopped())
     }
 }
