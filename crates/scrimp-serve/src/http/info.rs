@@ -48,6 +48,23 @@ pub(crate) fn metrics(state: &State) -> Response {
     (kind, state.metrics.render(state.name())).into_response()
 }
 
+/// `/tokenizer_info`: the begin- and end-of-text tokens, in vLLM's form. Evaluation harnesses read it.
+///
+/// # Errors
+/// The server has no language model.
+pub(crate) fn tokenizer(state: &State) -> Result<Value, ApiError> {
+    let tokenizer = &state.language(None)?.tokenizer;
+    let text = |id: Option<u32>| {
+        id.and_then(|id| tokenizer.token_bytes(id)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    };
+    Ok(json!({
+        "tokenizer_class": "scrimp",
+        "bos_token": text(tokenizer.bos()),
+        "eos_token": text(tokenizer.eos()),
+        "add_bos_token": tokenizer.adds_bos(),
+    }))
+}
+
 /// `/tokenize`: the tokens of a prompt or of messages.
 ///
 /// # Errors

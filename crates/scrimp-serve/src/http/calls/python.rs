@@ -14,7 +14,7 @@ pub(super) fn script(text: &str, tools: &[Signature]) -> Option<Vec<Call>> {
     let mut reader = Reader { rest: text.trim() };
     let mut calls = Vec::new();
     let is_list = reader.eat("[");
-    while !reader.rest.is_empty() && !(is_list && reader.eat("]")) {
+    while !(reader.rest.is_empty() || is_list && reader.eat("]")) {
         let is_printed = reader.eat("print(");
         calls.push(reader.call(tools)?);
         if is_printed && !reader.eat(")") {

@@ -73,7 +73,7 @@ fn each_familys_calls_are_found() {
         (format!("```json\n{json}\n```\n\n```json\n{sum}\n```"), vec![PARIS, SUM]),
         (format!("```json\n{json}"), vec![PARIS]),
         (format!("```tool_call\n{json}\n```"), vec![PARIS]),
-        (format!("```xml\n<function=add><parameter=a>2</parameter><parameter=b>3</parameter></function>\n```"), vec![SUM]),
+        ("```xml\n<function=add><parameter=a>2</parameter><parameter=b>3</parameter></function>\n```".to_owned(), vec![SUM]),
         // Llama 3.
         (llama.to_owned(), vec![PARIS]),
         (format!("{llama}; {sum}"), vec![PARIS, SUM]),
