@@ -219,17 +219,53 @@ def test_modules_that_stay_dense_are_named():
         compress(nn.Sequential(nn.Linear(32, 32), Scaled(32, 32)), 0.5, skip=["1"])
 
 
-def test_mixture_of_experts_models_warn():
+def mixture(kind):
     transformers = pytest.importorskip("transformers")
-    config = transformers.MixtralConfig(**{**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2})
-    model = transformers.MixtralForCausalLM(config).eval()
-    ids = torch.randint(3, 200, (1, 9))
-    experts = [name for name, p in model.named_parameters() if p.dim() == 3]
-    if experts:
-        with pytest.warns(UserWarning, match="2 modules stay dense"):
-            compress(model, 0.5)
+    sizes = dict(LLAMA, num_experts_per_tok=2, moe_intermediate_size=32, num_experts=4, num_local_experts=4, head_dim=16)
+    if kind == "GptOss":
+        sizes.update(sliding_window=64, layer_types=["full_attention"] * 2)
+    try:
+        model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes)).eval()
+    except AttributeError:
+        pytest.skip(f"this transformers has no {kind}")
+    for p in model.parameters():
+        if p.dim() == 3:
+            p.data.normal_(0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe", "GptOss"])
+def test_stacked_experts_become_layers(kind):
+    model = mixture(kind)
+    stacked = [name for name, p in model.named_parameters() if p.dim() == 3]
+    if not stacked:
+        pytest.skip("this transformers has a layer per expert")
+    ids = torch.randint(3, 200, (2, 9))
     with torch.no_grad():
-        assert error(model(ids).logits, dense_twin(model)(ids).logits) < 5e-2
+        want = model(ids).logits
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sparse = compress(copy.deepcopy(model), method=None, format="bf16")
+        # By the median token: where the rounding changes the choice of an expert, a token differs.
+        differences = (sparse(ids).logits - want).abs().amax(-1) / want.abs().max()
+        assert differences.median() < 2e-2
+        assert not [name for name, p in sparse.named_parameters() if p.dim() == 3]
+        n_experts = sum("experts" in name for name, m in sparse.named_modules() if isinstance(m, SparseLinear))
+        assert n_experts == 2 * 2 * 4
+        # Calibration sees the rows of each expert; a fresh model gets the layers of the file.
+        pruned = compress(copy.deepcopy(model), 0.5, method="wanda", format="int8", calibration=[ids])
+        other = mixture(kind)
+        load_compressed(other, pruned.state_dict())
+        assert torch.equal(other(ids).logits, pruned(ids).logits)
+        kept = compress(copy.deepcopy(model), 0.5, skip=["lm_head", "*.experts"])
+        assert sum(p.dim() == 3 for p in kept.parameters()) == len(stacked)
+    # An error leaves the model as it was.
+    broken = copy.deepcopy(model)
+    broken.model.layers[1].self_attn.q_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        compress(broken, 0.5)
+    assert [name for name, p in broken.named_parameters() if p.dim() == 3] == stacked
+    assert list(broken.state_dict()) == list(model.state_dict())
 
 
 @pytest.mark.parametrize("memory", [2 << 30, 1])

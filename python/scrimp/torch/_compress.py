@@ -6,9 +6,9 @@ from typing import Iterable, List, Optional
 import torch
 from torch import nn
 
-from . import _calibrate
+from . import _calibrate, _experts
 from ._calibrate import Calibration
-from ._layers import Layer, is_conv1d, linear_layers
+from ._layers import Layer, is_conv1d, is_skipped, linear_layers
 from ._linear import SparseLinear
 
 _METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -31,8 +31,8 @@ def compress(
     Args:
         model: any module on the CPU. ``nn.Linear`` (at any depth) and Hugging Face's ``Conv1D`` are replaced; the output projection
             of ``nn.MultiheadAttention`` stays, since PyTorch never calls it as a module, and so do adapters (PEFT's LoRA). Hooks
-            stay. Other modules with large matrices (experts with 3-dimensional weights, subclasses of ``nn.Linear`` with a forward of
-            their own) stay dense, with a warning.
+            stay. The stacked experts of transformers become a layer per expert. Other modules with large matrices (subclasses of
+            ``nn.Linear`` with a forward of their own) stay dense, with a warning.
         sparsity: share of zero weights, in [0, 1). Zero weights stay zero.
         method: ``magnitude`` (Han et al. 2015), ``wanda`` (arXiv 2306.11695) or ``sparsegpt`` (arXiv 2301.00774). ``None`` packs
             the weights of a pruned model unchanged and ignores ``sparsity``.
@@ -61,14 +61,19 @@ def compress(
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     if type(model) is nn.Linear or is_conv1d(model):
         raise TypeError("the model is itself a linear layer: use SparseLinear.from_dense")
-    found = linear_layers(model, skip)
-    layers = found.layers
-    for layer in layers:
-        _check(layer)
+    unstacked = _experts.unstack(model, lambda name: is_skipped(name, skip))
+    try:
+        found = linear_layers(model, skip)
+        layers = found.layers
+        for layer in layers:
+            _check(layer)
+    except Exception:
+        _experts.restore(unstacked)
+        raise
     if found.dense:
         warnings.warn(
-            f"{len(found.dense)} modules stay dense: {_listed(found.dense)}. They are experts with 3-dimensional weights, or linear "
-            "layers with a forward of their own; `skip` silences this warning",
+            f"{len(found.dense)} modules stay dense: {_listed(found.dense)}. They are linear layers with a forward of their own, or "
+            "experts of an unknown kind; `skip` silences this warning",
             stacklevel=2,
         )
     if not layers:

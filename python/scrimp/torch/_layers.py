@@ -68,7 +68,8 @@ def _adapters(model: nn.Module) -> Set[int]:
     return found
 
 
-def _skipped(name: str, skip: Iterable[str]) -> bool:
+def is_skipped(name: str, skip: Iterable[str]) -> bool:
+    """Whether ``skip`` has the name, its last parts or a pattern of it."""
     return any(fnmatch.fnmatchcase(name, s) or name == s or name.endswith("." + s) for s in skip)
 
 
@@ -93,10 +94,10 @@ def linear_layers(model: nn.Module, skip: Iterable[str]) -> Found:
             if module is None or id(module) in adapters:
                 continue
             if not _is_linear(module):
-                if _multiplies(module) and not _skipped(name, skip):
+                if _multiplies(module) and not is_skipped(name, skip):
                     dense.append(name)
             # nn.MultiheadAttention passes the weight of its projection to a fused kernel and never calls the module.
-            elif _skipped(name, skip) or isinstance(parent, nn.MultiheadAttention) or module.weight.numel() == 0:
+            elif is_skipped(name, skip) or isinstance(parent, nn.MultiheadAttention) or module.weight.numel() == 0:
                 kept.add(id(module))
             elif id(module) in found:
                 found[id(module)].places.append((parent, child))

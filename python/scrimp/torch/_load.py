@@ -5,6 +5,7 @@ from typing import Any, Dict, Mapping
 import torch
 from torch import Tensor, nn
 
+from . import _experts
 from ._layers import move_hooks
 from ._linear import PACKED, SHAPE, SparseLinear, unpack_state
 
@@ -14,6 +15,7 @@ def load_compressed(model: nn.Module, state_dict: Mapping[str, Tensor], strict: 
 
     Replaces the layers with packed weights in the state_dict, then calls ``load_state_dict`` and returns its result.
     """
+    _experts.unstack_for(model, state_dict)
     modules = dict(model.named_modules(remove_duplicate=False))
     replaced: Dict[int, SparseLinear] = {}
     for key in state_dict:

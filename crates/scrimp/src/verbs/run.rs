@@ -62,6 +62,9 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         }
     };
     let (loaded, template) = Loaded::open_with(app, &args.model, &args.kv, template)?;
+    if let Some(path) = &args.kv_save {
+        super::compress::check_output(path, loaded.model.path(), None)?;
+    }
     let restored = args.kv_load.as_deref();
     let restored =
         restored.map(|path| Restored::load(app, &loaded, path, compression.clone())).transpose()?;
