@@ -33,8 +33,8 @@ use std::{
 /// The time between two checks for signals such as Ctrl-C.
 const SIGNALS: Duration = Duration::from_millis(50);
 
-/// Runs `work` in a thread, and checks for signals until it ends. After Ctrl-C the call sets `cancel` and returns: the thread ends
-/// with the part of the prompt that it computes.
+/// Runs `work` in a thread, and checks for signals until it ends. Ctrl-C sets `cancel`. If `cancel` is set, the call returns at
+/// the next check: the thread ends with the part of the prompt that it computes.
 fn interruptible<T: Send + 'static>(
     py: Python<'_>,
     cancel: &AtomicBool,
@@ -50,6 +50,9 @@ fn interruptible<T: Send + 'static>(
         loop {
             match receiver.recv_timeout(SIGNALS) {
                 Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) if cancel.load(Ordering::Relaxed) => {
+                    return Err(PyRuntimeError::new_err("the answer was cancelled"));
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     check_signals().inspect_err(|_| cancel.store(true, Ordering::Relaxed))?;
                 }

@@ -130,7 +130,7 @@ class SparseLinear(nn.Linear):
                 "belong on another device out with compress(..., skip=...)"
             )
         number = self._matrix
-        self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype)).dtype
+        self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype, device="cpu")).dtype
         super()._apply(fn, recurse)
         self._matrix = number  # also where fn makes empty tensors
         return self

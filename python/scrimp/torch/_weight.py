@@ -52,7 +52,7 @@ class PackedWeight(Tensor):
     @staticmethod
     def of(layer: Any) -> "PackedWeight":
         """The weights of ``layer``. The result does not keep the layer alive."""
-        stub = torch.empty((), dtype=layer.weight_dtype).expand(layer.out_features, layer.in_features)
+        stub = torch.empty((), dtype=layer.weight_dtype, device="cpu").expand(layer.out_features, layer.in_features)
         self = Tensor._make_subclass(PackedWeight, stub)
         self._layer, self._packed = weakref.ref(layer), layer._packed
         return self
