@@ -29,12 +29,14 @@ fn setting(line: &str) -> Option<(String, Compression, KvFormat)> {
     let name = words.next()?.to_owned();
     let budget: f64 = words.next()?.parse().ok()?;
     let mut how = Compression::new(policy(words.next()?).ok()?, Budget::Fraction(budget));
+    how.fit = false;
     let (mut crush, mut format) = (Crush::default(), "bf16".parse().ok()?);
     for word in words {
         let (key, value) = word.split_once('=')?;
         match key {
             "format" => format = value.parse().ok()?,
             "share" => crush.share = value.parse().ok()?,
+            "fit" => how.fit = value == "yes",
             "rerotate" => how.rerotate = value == "yes",
             "recent" => how.recent = Some(value.parse().ok()?),
             "seed" => how.seed = value.parse().ok()?,

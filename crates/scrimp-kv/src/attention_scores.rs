@@ -38,6 +38,8 @@ pub struct PostPrefillScores {
     pub reconstruction: Vec<Vec<f32>>,
     /// The expected attention of future queries (arXiv 2510.00636, §3).
     pub expected: Vec<Vec<f32>>,
+    /// The maximum attention of future queries.
+    pub expected_max: Vec<Vec<f32>>,
 }
 
 /// The scores of one layer.
@@ -104,7 +106,7 @@ impl LayerScores {
         heads: &[BlockTable],
         scores: PostPrefillScores,
     ) -> Result<(), KvError> {
-        for rows in [&scores.reconstruction, &scores.expected] {
+        for rows in [&scores.reconstruction, &scores.expected, &scores.expected_max] {
             let fits = rows.is_empty()
                 || rows.len() == heads.len()
                     && rows.iter().zip(heads).all(|(row, head)| row.len() <= head.len());
@@ -131,6 +133,7 @@ impl LayerScores {
             &mut accumulated.peak,
             &mut post_prefill.reconstruction,
             &mut post_prefill.expected,
+            &mut post_prefill.expected_max,
         ] {
             let group = (rows.len() / n_kv_heads).max(1);
             for (head, row) in rows.iter_mut().enumerate() {

@@ -93,11 +93,12 @@ pub use attention_scores::{PostPrefillScores, ScoresWanted};
 pub use batch::{BatchEntry, attend_all};
 pub use block_pool::BlockPool;
 pub use cache::{KvCache, KvConfig};
+pub use compress::{FutureQueries, LayerQueries};
 pub use error::KvError;
 pub use format::KvFormat;
 pub use scrimp_kernels::attention::{
     AccumulatedScores, AttentionScratch, PackedKind, Packing, PageGeometry, Sparse, Storage, StorageKind,
     storage::{STORAGES, packing::PACKINGS, storage},
 };
-pub use sequence::{ApplyRope, AttentionInputs, PARALLEL_TOKENS, Queries, Sequence};
+pub use sequence::{ApplyRope, AttentionInputs, Compressing, PARALLEL_TOKENS, Queries, Sequence};
 pub use wire::{Input, LoadError};

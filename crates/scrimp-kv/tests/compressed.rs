@@ -2,8 +2,8 @@
 
 use scrimp_kernels::{Exec, Pool, SimdLevel};
 use scrimp_kv::{
-    AccumulatedScores, AttentionInputs, AttentionScratch, KvCache, KvConfig, PostPrefillScores, Queries,
-    ScoresWanted, Sequence,
+    AccumulatedScores, AttentionInputs, AttentionScratch, Compressing, FutureQueries, KvCache, KvConfig,
+    LayerQueries, PostPrefillScores, Queries, ScoresWanted, Sequence,
     compress::{Budget, Compression, Crush},
     policy::{ModelView, policy},
 };
@@ -23,6 +23,10 @@ fn cache(windows: Vec<Option<usize>>) -> KvCache {
         rewind: 0,
     })
     .unwrap()
+}
+
+fn exec(pool: &Pool) -> Exec<'_> {
+    Exec { pool, level: SimdLevel::detect() }
 }
 
 /// Random numbers from -2 to 2.
@@ -160,11 +164,12 @@ fn rerotated_keys_have_consecutive_positions() {
     let original = sequence.fork();
     // A rotation that can be read off the key: it adds the positions.
     let rotate = |key: &mut [f32], by: u32| key[0] += by as f32;
-    sequence.compress_rerotated(&how, 40, &pool, Some(&rotate)).unwrap();
+    let with = Compressing { exec: exec(&pool), apply_rope: Some(&rotate), queries: None };
+    sequence.compress_with(&how, 40, with).unwrap();
     let (q, k) = (numbers(8 * HEADS * DIM, 7), numbers(8 * KV_HEADS * DIM, 8));
     step(&mut sequence, &q, &k, &k, ScoresWanted::default());
     let mut appended = sequence.fork();
-    sequence.compress_rerotated(&how, 30, &pool, Some(&rotate)).unwrap();
+    sequence.compress_with(&how, 30, with).unwrap();
     let (mut got, mut was, mut v) = (vec![0.0; DIM], vec![0.0; DIM], vec![0.0; DIM]);
     for head in 0..KV_HEADS {
         assert_eq!(sequence.kept(0, head), 30);
@@ -339,4 +344,70 @@ fn rows_are_per_query_head_or_per_kv_head_and_never_mixed() {
     assert_eq!((sequence.accumulated_scores(0).rows(), sequence.queries_from(0, 0)), (Some(KV_HEADS), 1));
     let total: f32 = sequence.accumulated_scores(0).sum[0].iter().sum();
     assert!((total - 1.0).abs() < 1e-3, "{total}");
+}
+
+/// The outputs of future queries over a layer, `[queries][HEADS][DIM]`.
+fn future_outputs(sequence: &mut Sequence, layer: usize, q: &[f32], pool: &Pool) -> Vec<f32> {
+    let mut out = vec![0.0; q.len()];
+    let inputs = AttentionInputs {
+        q,
+        queries: Queries::Future,
+        out: &mut out,
+        n_heads: HEADS,
+        scale: 0.5,
+        softcap: None,
+        wanted_from: 0,
+        scores: None,
+    };
+    sequence.attend(layer, inputs, exec(pool), &mut AttentionScratch::new()).unwrap();
+    out
+}
+
+#[test]
+fn fitted_values_reproduce_the_attention_over_all_tokens() {
+    let pool = Pool::new(2).unwrap();
+    for format in ["f32", "f16", "bf16", "int8", "int4", "sparse:0.1,0.1"] {
+        let cache = KvCache::new(KvConfig {
+            head_dim: DIM,
+            n_kv_heads: KV_HEADS,
+            windows: vec![None, Some(48)],
+            format: format.parse().unwrap(),
+            page_tokens: 16,
+            limit: None,
+            rewind: 0,
+        })
+        .unwrap();
+        let mut sequence = cache.sequence();
+        for layer in 0..2 {
+            let rows = |seed| numbers(150 * KV_HEADS * DIM, seed + layer as u64);
+            sequence.append(layer, &rows(1), &rows(3), &pool).unwrap();
+        }
+        let q = numbers(40 * HEADS * DIM, 9);
+        let out = future_outputs(&mut sequence, 0, &q, &pool);
+        let layers = vec![LayerQueries { q: q.clone(), out: out.clone() }, LayerQueries::default()];
+        let queries = FutureQueries { n_heads: HEADS, scale: 0.5, softcap: None, layers };
+        let mut how = Compression::new(policy("knorm").unwrap(), Budget::Tokens(60));
+        (how.crush.share, how.sinks, how.recent) = (0.0, 2, Some(20));
+        let before: Vec<usize> = (0..KV_HEADS).map(|head| sequence.ref_cnt(0, head, 0)).collect();
+        let mut errors = Vec::new();
+        for fit in [false, true] {
+            how.fit = fit;
+            let mut fork = sequence.fork();
+            let with = Compressing { exec: exec(&pool), apply_rope: None, queries: Some(&queries) };
+            fork.compress_with(&how, 60, with).unwrap();
+            assert!((0..KV_HEADS).all(|head| fork.kept(0, head) == 60), "{format}");
+            assert_eq!(fork.kept(1, 0), sequence.kept(1, 0), "windows stay");
+            let got = future_outputs(&mut fork, 0, &q, &pool);
+            assert!(got.iter().all(|x| x.is_finite()), "{format}");
+            errors.push(got.iter().zip(&out).map(|(got, want)| (got - want).powi(2)).sum::<f32>());
+        }
+        assert!(errors[1] < 0.5 * errors[0], "{format}: {errors:?}");
+        // The shared pages are unchanged.
+        assert_eq!(future_outputs(&mut sequence, 0, &q, &pool), out, "{format}");
+        let after: Vec<usize> = (0..KV_HEADS).map(|head| sequence.ref_cnt(0, head, 0)).collect();
+        assert_eq!(before, after);
+        let bad = FutureQueries { n_heads: 3, ..queries.clone() };
+        let with = Compressing { exec: exec(&pool), apply_rope: None, queries: Some(&bad) };
+        assert!(sequence.compress_with(&how, 60, with).is_err());
+    }
 }

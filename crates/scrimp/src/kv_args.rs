@@ -34,6 +34,9 @@ pub(crate) struct KvArgs {
     /// The order in which dropped tokens are cut into segments
     #[arg(long, value_name = "ORDER", default_value = Crush::default().order.name(), value_parser = orders())]
     pub(crate) kvcrush_order: &'static dyn Order,
+    /// Fit the values of the kept tokens to the attention over all tokens: on or off
+    #[arg(long, value_name = "on|off", default_value = "on", action = clap::ArgAction::Set, value_parser = on_off())]
+    pub(crate) kv_fit: bool,
     /// First tokens, which are always kept
     #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_SINKS)]
     pub(crate) kv_sinks: usize,
@@ -66,6 +69,7 @@ impl KvArgs {
             kvcrush: 0.0,
             kvcrush_mass: Crush::default().mass,
             kvcrush_order: Crush::default().order,
+            kv_fit: true,
             kv_sinks: Compression::DEFAULT_SINKS,
             kv_recent: None,
             kv_granularity: Granularity::Token,
@@ -95,6 +99,7 @@ impl KvArgs {
         };
         let how = Compression {
             crush: Crush { share: self.kvcrush, mass: self.kvcrush_mass, order: self.kvcrush_order },
+            fit: self.kv_fit,
             sinks: self.kv_sinks,
             recent: self.kv_recent,
             granularity: match self.kv_granularity {
@@ -185,6 +190,10 @@ fn formats() -> impl TypedValueParser<Value = KvFormat> {
     let formats = KvFormat::names().filter_map(|name| name.parse::<KvFormat>().ok());
     let plain = formats.filter(|format| format.to_string() == format.name());
     names(plain.map(|format| (format.name(), format.about()))).try_map(|name| name.parse::<KvFormat>())
+}
+
+fn on_off() -> impl TypedValueParser<Value = bool> {
+    PossibleValuesParser::new(["on", "off"]).map(|value| value == "on")
 }
 
 /// Possible values with their help texts.

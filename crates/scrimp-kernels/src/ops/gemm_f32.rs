@@ -38,6 +38,11 @@ impl<'a> View<'a> {
     pub const fn t(self) -> Self {
         Self { data: self.data, row: self.col, col: self.row }
     }
+
+    /// The columns from `col` on.
+    pub(super) fn skip_steps(self, col: usize) -> Self {
+        Self { data: &self.data[col * self.col..], ..self }
+    }
 }
 
 /// What happens to the sums.
@@ -57,7 +62,7 @@ pub enum Start<'a> {
 }
 
 /// Steps of k at a time, for which a panel of B stays in the first-level cache.
-const STEPS: usize = if cfg!(test) { 50 } else { 256 };
+pub(super) const STEPS: usize = if cfg!(test) { 50 } else { 256 };
 
 /// Panels, kept from call to call.
 #[derive(Debug, Default)]
@@ -67,7 +72,7 @@ pub struct GemmScratch {
 }
 
 /// Rows and vectors of 16 columns of a tile.
-const fn tile<S: Simd>() -> (usize, usize) {
+pub(super) const fn tile<S: Simd>() -> (usize, usize) {
     if S::TOKEN_TILE >= 8 { (8, 2) } else { (4, 1) }
 }
 
@@ -144,7 +149,7 @@ fn grow(v: &mut Vec<f32>, len: usize) {
 }
 
 /// `to[step * width + i] = x(rows.start + i, step)`, 0 beyond `rows`.
-fn pack(x: View<'_>, rows: Range<usize>, width: usize, k: usize, to: &mut [f32]) {
+pub(super) fn pack(x: View<'_>, rows: Range<usize>, width: usize, k: usize, to: &mut [f32]) {
     let (first, there) = (rows.start, width.min(rows.len()));
     match width {
         _ if x.row != 1 || there < width => {}
@@ -287,7 +292,7 @@ impl Task<'_> {
 
 /// Up to `16 NV` numbers, and zeros.
 #[inline(always)]
-fn load<S: Simd, const NV: usize>(s: S, from: &[f32]) -> [S::F; NV] {
+pub(super) fn load<S: Simd, const NV: usize>(s: S, from: &[f32]) -> [S::F; NV] {
     let mut x = [s.splat(0.0); NV];
     if let Some(whole) = from.as_chunks::<16>().0.as_chunks::<NV>().0.first() {
         for v in 0..NV {
@@ -305,7 +310,7 @@ fn load<S: Simd, const NV: usize>(s: S, from: &[f32]) -> [S::F; NV] {
 
 /// As many of the `16 NV` numbers as there is room for.
 #[inline(always)]
-fn store<S: Simd, const NV: usize>(s: S, x: [S::F; NV], to: &mut [f32]) {
+pub(super) fn store<S: Simd, const NV: usize>(s: S, x: [S::F; NV], to: &mut [f32]) {
     if let Some(whole) = to.as_chunks_mut::<16>().0.as_chunks_mut::<NV>().0.first_mut() {
         for v in 0..NV {
             s.store(x[v], &mut whole[v]);
@@ -321,7 +326,7 @@ fn store<S: Simd, const NV: usize>(s: S, x: [S::F; NV], to: &mut [f32]) {
 
 /// `acc + a b` for one panel of each, `a(step)` being a step of A.
 #[inline(always)]
-fn product<S: Simd, const MR: usize, const NV: usize>(
+pub(super) fn product<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     mut acc: [[S::F; NV]; MR],
     a: impl Fn(usize) -> [f32; MR],

@@ -3,6 +3,7 @@
 //! All are written over the level's vectors with a fixed order of reductions, so every level gives the same bits.
 //! Lengths that are no multiple of 16 are finished with a zero-padded vector.
 
+pub mod fit;
 mod gate;
 pub mod gemm_f32;
 mod norm;

@@ -10,7 +10,7 @@ use crate::{
     sequence::ApplyRope,
 };
 use scrimp_kernels::attention::{PackedKind, PageRows};
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// The rotation of kept keys to consecutive positions.
 #[derive(Clone, Copy)]
@@ -131,6 +131,21 @@ impl BlockTable {
         packing.pack_k(g, &rows_k, bytes_of_new(&mut k));
         packing.pack_v(g, &rows_v, bytes_of_new(&mut v));
         Ok(Block { k, v, bias: None, packed: Some(kind) })
+    }
+
+    /// Replaces the values of all tokens (`[len][head_dim]`). Shared pages are not written.
+    pub(crate) fn write_values(&mut self, shared: &Shared, values: &[f32]) {
+        let (g, storage) = (shared.geometry, shared.config.format.storage());
+        for (block, rows) in self.blocks.iter_mut().zip(values.chunks(g.page_tokens * g.head_dim)) {
+            let Some(page) = Arc::get_mut(&mut block.v) else { continue };
+            match block.packed {
+                Some(kind) => kind.packing().pack_v(g, rows, page),
+                None => {
+                    let n = rows.len() / g.head_dim;
+                    storage.write_v(g, page, PageRows { slot: 0, n, rows, stride: g.head_dim });
+                }
+            }
+        }
     }
 
     /// The blocks that are old enough for `format` to pack and are not packed. Packed blocks come before all others.

@@ -156,6 +156,12 @@ impl BlockTable {
         block.read_value(shared, slot, v);
     }
 
+    /// Reads the value of token `index`.
+    pub(crate) fn read_value(&self, shared: &Shared, index: usize, v: &mut [f32]) {
+        let (block, slot) = self.slot(shared, index);
+        block.read_value(shared, slot, v);
+    }
+
     /// Reads the keys of 16 tokens, from token `16 * tile` on, `[head_dim][16]`. Columns behind the last token are
     /// unspecified.
     pub(crate) fn read_key_tile(&self, shared: &Shared, tile: usize, keys: &mut [[f32; 16]]) {

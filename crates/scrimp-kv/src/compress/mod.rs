@@ -7,6 +7,7 @@
 //! [`Compression`] holds the settings, [`select()`] decides for one layer, and
 //! [`Sequence::compress`](crate::Sequence::compress) compresses a sequence.
 
+pub(crate) mod fit;
 mod key_order;
 mod kvcrush;
 mod mass;
@@ -17,6 +18,7 @@ mod select_pages;
 mod signature_order;
 mod signatures;
 
+pub use fit::{FutureQueries, LayerQueries};
 pub use key_order::KeyOrder;
 pub use kvcrush::Crush;
 pub use mass::{AttentionMass, MASSES, Mass, NoMass, Segment, mass};
@@ -85,10 +87,12 @@ pub struct Compression {
     pub recent: Option<usize>,
     /// Representatives of dropped tokens.
     pub crush: Crush,
+    /// Fit the values of kept tokens to the attention over all tokens, if the sequence has future queries.
+    pub fit: bool,
     /// The unit that is kept or dropped as a whole.
     pub granularity: Granularity,
     /// Rotate kept keys to consecutive positions (see
-    /// [`Sequence::compress_rerotated`](crate::Sequence::compress_rerotated)).
+    /// [`Sequence::compress_with`](crate::Sequence::compress_with)).
     pub rerotate: bool,
     /// Seed of all random numbers.
     pub seed: u64,
@@ -143,6 +147,7 @@ impl Compression {
             sinks: Self::DEFAULT_SINKS,
             recent: None,
             crush: Crush::default(),
+            fit: true,
             granularity: Granularity::Token,
             rerotate: false,
             seed: 0,
@@ -242,6 +247,7 @@ impl Compression {
         if self.keeps_everything() {
             return Needs::NONE;
         }
-        self.policy.policy.needs().and(self.crush.needs(self.policy.policy))
+        let fit = Needs { future_outputs: self.fit, ..Needs::NONE };
+        self.policy.policy.needs().and(self.crush.needs(self.policy.policy)).and(fit)
     }
 }

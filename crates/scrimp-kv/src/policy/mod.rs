@@ -6,6 +6,7 @@
 
 pub mod adakv;
 mod expected;
+mod expected_max;
 mod full;
 mod h2o;
 mod knorm;
@@ -20,6 +21,7 @@ mod tova;
 mod view;
 
 pub use expected::Expected;
+pub use expected_max::ExpectedMax;
 pub use full::Full;
 pub use h2o::H2o;
 pub use knorm::KNorm;
@@ -47,6 +49,10 @@ pub struct Needs {
     pub reconstruction: bool,
     /// Expected attention of future queries.
     pub expected: bool,
+    /// The maximum attention of future queries.
+    pub expected_max: bool,
+    /// The outputs of future queries over the whole cache, to which values are fitted.
+    pub future_outputs: bool,
     /// One row of scores per query head. Otherwise a row is the mean over the query heads of a KV head, which takes
     /// less time.
     pub per_query_head: bool,
@@ -60,6 +66,8 @@ impl Needs {
         last: false,
         reconstruction: false,
         expected: false,
+        expected_max: false,
+        future_outputs: false,
         per_query_head: false,
     };
 
@@ -72,6 +80,8 @@ impl Needs {
             last: self.last || other.last,
             reconstruction: self.reconstruction || other.reconstruction,
             expected: self.expected || other.expected,
+            expected_max: self.expected_max || other.expected_max,
+            future_outputs: self.future_outputs || other.future_outputs,
             per_query_head: self.per_query_head || other.per_query_head,
         }
     }
@@ -101,6 +111,8 @@ pub enum Attention {
     Reconstruction,
     /// The expected attention of future queries; per KV head.
     Expected,
+    /// The maximum attention of future queries; per KV head.
+    ExpectedMax,
 }
 
 /// The tokens that a KV head keeps.
@@ -186,8 +198,20 @@ pub trait Policy: std::fmt::Debug + Send + Sync {
 }
 
 /// All policies, in the order of the documentation.
-pub static POLICIES: [&dyn Policy; 11] =
-    [&Full, &Streaming, &H2o, &SnapKv, &PyramidKv, &Tova, &KNorm, &Expected, &KvZip, &KvZipQuery, &Random];
+pub static POLICIES: [&dyn Policy; 12] = [
+    &Full,
+    &Streaming,
+    &H2o,
+    &SnapKv,
+    &PyramidKv,
+    &Tova,
+    &KNorm,
+    &Expected,
+    &ExpectedMax,
+    &KvZip,
+    &KvZipQuery,
+    &Random,
+];
 
 /// A policy by name: `POLICY` or `adakv:POLICY`.
 #[derive(Debug, Clone, Copy)]

@@ -103,6 +103,7 @@ impl<'a> LayerView<'a> {
             Attention::Last => &accumulated.last,
             Attention::Reconstruction => &post_prefill.reconstruction,
             Attention::Expected => &post_prefill.expected,
+            Attention::ExpectedMax => &post_prefill.expected_max,
         }
     }
 

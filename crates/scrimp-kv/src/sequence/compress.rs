@@ -3,15 +3,26 @@
 use super::{Sequence, no_layer};
 use crate::{
     block_table::{BlockTable, Rotation},
-    compress::{Compression, select_layers::select_layers},
+    compress::{Compression, FutureQueries, fit::HeadFit, select_layers::select_layers},
     error::KvError,
     policy::Selection,
 };
-use scrimp_kernels::Pool;
-use std::sync::{Mutex, PoisonError};
+use scrimp_kernels::{Exec, Pool, SimdLevel, ops::fit::FitScratch};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Rotates a key (`[head_dim]`) by a number of positions, with the model's rotary embedding.
 pub type ApplyRope<'a> = &'a (dyn Fn(&mut [f32], u32) + Sync);
+
+/// The inputs of a compression beside its settings.
+#[derive(Clone, Copy)]
+pub struct Compressing<'a> {
+    /// The threads and instructions.
+    pub exec: Exec<'a>,
+    /// The model's rotary embedding, to rotate kept keys with.
+    pub apply_rope: Option<ApplyRope<'a>>,
+    /// The queries that values are fitted to.
+    pub queries: Option<&'a FutureQueries>,
+}
 
 impl Sequence {
     /// Packs the pages that are full and older than the format's window, if the format packs pages. Call it after an
@@ -94,40 +105,60 @@ impl Sequence {
     ///
     /// # Errors
     /// Those of [`Sequence::compact`]; layers that were compacted by then stay compacted. When `how.rerotate` is set,
-    /// which needs [`Sequence::compress_rerotated`].
+    /// which needs [`Sequence::compress_with`].
     pub fn compress(&mut self, how: &Compression, budget: usize, pool: &Pool) -> Result<(), KvError> {
         if how.rerotate {
             return Err(KvError::BadInput("re-rotating keys needs the model's rotary embedding".into()));
         }
-        self.compress_rerotated(how, budget, pool, None)
+        let exec = Exec { pool, level: SimdLevel::SCALAR };
+        self.compress_with(how, budget, Compressing { exec, apply_rope: None, queries: None })
     }
 
-    /// As [`Sequence::compress`]. With `apply_rope`, the kept keys of a head are rotated to consecutive positions
-    /// that end before the next token. [`Sequence::position`] still returns positions in the text.
+    /// As [`Sequence::compress`]. With [`Compressing::apply_rope`], the kept keys of a head are rotated to consecutive
+    /// positions that end before the next token; [`Sequence::position`] still returns positions in the text. With
+    /// [`Compressing::queries`], and if `how.fit` is set, the values of kept tokens are fitted.
     ///
     /// # Errors
-    /// Those of [`Sequence::compact`].
-    pub fn compress_rerotated(
+    /// Those of [`Sequence::compact`], and when the queries do not fit the cache.
+    pub fn compress_with(
         &mut self,
         how: &Compression,
         budget: usize,
-        pool: &Pool,
-        apply_rope: Option<ApplyRope<'_>>,
+        with: Compressing<'_>,
     ) -> Result<(), KvError> {
         if how.keeps_everything() {
             return Ok(());
         }
+        let Compressing { exec: Exec { pool, level }, apply_rope, queries } = with;
+        let queries = queries.filter(|_| how.fit);
+        queries.map_or(Ok(()), |queries| queries.check(self.n_kv_heads(), self.head_dim()))?;
         let layers: Vec<usize> = self.full_layers().collect();
         let selected = select_layers(self, &layers, how, budget, pool);
         let heads = self.n_kv_heads();
+        let scratch: Vec<Mutex<FitScratch>> = (0..pool.threads()).map(|_| Mutex::default()).collect();
         // One layer per thread at a time.
         for (layers, selected) in layers.chunks(pool.threads()).zip(selected.chunks(pool.threads())) {
             let this = &*self;
-            let compacted = |task: usize| {
-                let (layer, head) = (task / heads, task % heads);
-                this.compacted(layers[layer], head, &selected[layer][head], apply_rope)
+            let compacted = |task: usize, thread: usize| {
+                let (layer, kv_head) = (task / heads, task % heads);
+                let selection = &selected[layer][kv_head];
+                let layer = layers[layer];
+                let mut kept = this.compacted(layer, kv_head, selection, apply_rope)?;
+                let whole = &this.layers[layer].heads[kv_head];
+                if let Some(queries) = queries.filter(|_| kept.len() < whole.len()) {
+                    let shared = &*this.shared;
+                    let mut scratch = scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
+                    let fit = HeadFit { shared, queries, layer, kv_head, whole, selection };
+                    fit.apply(level, &mut scratch, &mut kept);
+                }
+                Ok(kept)
             };
-            let mut tables = pool.map(layers.len() * heads, compacted).into_iter();
+            let results: Vec<OnceLock<Result<BlockTable, KvError>>> =
+                (0..layers.len() * heads).map(|_| OnceLock::new()).collect();
+            pool.run(results.len(), |task, thread| {
+                results[task].get_or_init(|| compacted(task, thread));
+            });
+            let mut tables = results.into_iter().filter_map(OnceLock::into_inner);
             for (&layer, selections) in layers.iter().zip(selected) {
                 let tables = tables.by_ref().take(heads).collect::<Result<Vec<_>, _>>()?;
                 self.replace(layer, tables, selections);

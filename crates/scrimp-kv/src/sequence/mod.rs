@@ -10,7 +10,7 @@ mod saved;
 mod scores;
 
 pub use attend::{AttentionInputs, PARALLEL_TOKENS, Queries};
-pub use compress::ApplyRope;
+pub use compress::{ApplyRope, Compressing};
 
 use crate::{
     attention_scores::LayerScores, block_table::BlockTable, cache::Shared, error::KvError, format::KvFormat,

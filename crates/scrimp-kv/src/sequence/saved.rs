@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! format | layers of [next | dropped | tables of the KV heads | scores]
-//! scores: sum | recent | last | peak | queries | reconstruction | expected     (rows of f32; queries: starts and ends)
+//! scores: sum | recent | last | peak | queries | reconstruction | expected | expected_max     (rows of f32; queries: starts and ends)
 //! ```
 //! The file's shapes are those of the cache; the caller compares the model before it reads a sequence. Bytes of any
 //! content are safe to read: counts are bounded by the file, and kernels trust no number that was not checked.
@@ -89,9 +89,10 @@ fn save_scores(scores: &LayerScores, out: &mut dyn Write) -> io::Result<()> {
     }
     let bounds: Vec<u32> = scores.queries.iter().flat_map(|q| [q.start, q.end]).collect();
     put_u32s(out, &bounds)?;
-    let PostPrefillScores { reconstruction, expected } = &scores.post_prefill;
+    let PostPrefillScores { reconstruction, expected, expected_max } = &scores.post_prefill;
     save_rows(reconstruction, out)?;
-    save_rows(expected, out)
+    save_rows(expected, out)?;
+    save_rows(expected_max, out)
 }
 
 fn load_scores(
@@ -110,7 +111,10 @@ fn load_scores(
     let mut scores = LayerScores::default();
     scores.set_accumulated(heads, accumulated, queries)?;
     let mut rows = || load_rows(input);
-    scores.set_post_prefill(heads, PostPrefillScores { reconstruction: rows()?, expected: rows()? })?;
+    scores.set_post_prefill(
+        heads,
+        PostPrefillScores { reconstruction: rows()?, expected: rows()?, expected_max: rows()? },
+    )?;
     Ok(scores)
 }
 

@@ -5,10 +5,10 @@
 //!                  accumulating scores                                    the last 32 queries before that accumulate scores
 //! ```
 
-use super::{Session, expected_attention::SampledQueries, rope_and_append::apply_rope};
+use super::{Session, future_queries::SampledQueries, rope_and_append::apply_rope};
 use crate::error::Result;
 use scrimp_kernels::ops::RopeTable;
-use scrimp_kv::{ApplyRope, ScoresWanted, compress::Compression, policy::Needs};
+use scrimp_kv::{ApplyRope, Compressing, ScoresWanted, compress::Compression, policy::Needs};
 use serde::{Deserialize, Serialize};
 
 /// A cache may exceed its budget by 1 / `SLACK_SHARE` while text is generated, and by `MIN_SLACK` tokens at least.
@@ -97,7 +97,7 @@ impl Session {
     /// To compress one prompt in several ways, call [`Session::finish_scores`] after the prompt, [`Session::fork`] the
     /// session, and [`Session::compress`] the forks.
     pub fn accumulate_scores_for(&mut self, needs: Needs, len: usize) {
-        self.sampled_queries = needs.expected.then(|| SampledQueries::new(self.len(), len));
+        self.sampled_queries = SampledQueries::new(needs, self.len(), len);
         self.compression.unpacked_until = len;
         let wanted = needs.scores_wanted(len);
         self.accumulate_scores(wanted.any().then_some(wanted));
@@ -111,7 +111,7 @@ impl Session {
     pub fn finish_scores(&mut self, needs: Needs, tokens: &[u32]) -> Result<()> {
         self.accumulate_scores(None);
         if let Some(sampled) = self.sampled_queries.take() {
-            self.compute_expected_attention(&sampled)?;
+            self.compute_future_attention(&sampled)?;
         }
         if needs.reconstruction { self.reconstruct(tokens) } else { Ok(()) }
     }
@@ -124,7 +124,7 @@ impl Session {
         let Some(how) = &self.compression.how else { return };
         let budget = how.tokens_or_reserved(len);
         let needs = how.needs();
-        self.sampled_queries = needs.expected.then(|| SampledQueries::new(self.len(), len));
+        self.sampled_queries = SampledQueries::new(needs, self.len(), len);
         self.compression.tokens = needs.reconstruction.then(Vec::new);
         self.compression.unpacked_until = len;
         self.compression.plan = Some(Plan { at: len, budget, sum_from: 0 });
@@ -148,7 +148,9 @@ impl Session {
             apply_rope(model.exec().level, model.config(), key, cos, sin);
         };
         let rotate: Option<ApplyRope<'_>> = if how.rerotate { Some(&rotate) } else { None };
-        if let Err(e) = self.kv.compress_rerotated(how, budget, model.exec().pool, rotate) {
+        let queries = self.future_queries.take();
+        let with = Compressing { exec: model.exec(), apply_rope: rotate, queries: queries.as_deref() };
+        if let Err(e) = self.kv.compress_with(how, budget, with) {
             self.reset();
             return Err(e.into());
         }

@@ -16,7 +16,7 @@
 
 use super::{
     Model, Session,
-    expected_attention::SampledQueries,
+    future_queries::SampledQueries,
     reconstruction::Reconstruction,
     weights::{Layer, LayerNorms, LinearWeights},
 };

@@ -13,8 +13,8 @@
 mod attention;
 mod batch;
 mod compression;
-mod expected_attention;
 mod forward;
+mod future_queries;
 mod layer_runner;
 pub mod projections;
 mod reconstruction;

@@ -3,13 +3,14 @@
 use super::{
     Model,
     compression::CompressionState,
-    expected_attention::SampledQueries,
     forward::{Buffers, SequenceChunk},
+    future_queries::SampledQueries,
     reconstruction::Reconstruction,
 };
 use crate::error::{Error, Result};
 use scrimp_base::SplitMix64;
-use scrimp_kv::{KvFormat, ScoresWanted, Sequence};
+use scrimp_kv::{FutureQueries, KvFormat, ScoresWanted, Sequence};
+use std::sync::Arc;
 
 /// Maximum number of tokens of a pass. It is large enough that unpacking weights costs little, and small enough that
 /// intermediate results stay small.
@@ -32,8 +33,10 @@ pub struct Session {
     pub(super) compression: CompressionState,
     /// True while the model repeats its prompt.
     pub(super) reconstruction: Option<Reconstruction>,
-    /// The sample of the prompt's queries for expected attention.
+    /// The samples of the prompt's queries.
     pub(super) sampled_queries: Option<SampledQueries>,
+    /// Queries that represent future ones, with their outputs over the cache, until the next compression.
+    pub(super) future_queries: Option<Arc<FutureQueries>>,
 }
 
 impl Session {
@@ -51,6 +54,7 @@ impl Session {
             compression: CompressionState::default(),
             reconstruction: None,
             sampled_queries: None,
+            future_queries: None,
         }
     }
 
@@ -67,6 +71,7 @@ impl Session {
             compression: self.compression.clone(),
             reconstruction: None,
             sampled_queries: self.sampled_queries.clone(),
+            future_queries: self.future_queries.clone(),
         }
     }
 
@@ -231,6 +236,7 @@ impl Session {
         self.kv.reset();
         self.compression.forget();
         self.rope_tokens = 0;
+        self.future_queries = None;
     }
 
     /// Sets the scores that attention accumulates from now on (see [`Sequence::accumulated_scores`]); `None`

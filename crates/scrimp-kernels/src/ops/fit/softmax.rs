@@ -1,0 +1,157 @@
+//! The softmax of the scores, in place, with the statistics that the ridge depends on.
+
+use super::ValueFit;
+use crate::arch::{Kernel, Level, SimdLevel};
+
+/// The order of the scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// A row for each query, `[queries][keys]`.
+    Queries,
+    /// A row for each key, `[keys][queries]`.
+    Keys,
+}
+
+/// Statistics of the attention X.
+pub(super) struct Statistics {
+    /// The sum of its squares.
+    pub(super) energy: f64,
+    /// The most attention that each key receives.
+    pub(super) peaks: Vec<f32>,
+}
+
+/// Turns the products `q . k` in `x`, whose rows are padded to multiples of 16, into attention. The padding becomes 0.
+pub(super) fn softmax(
+    level: SimdLevel,
+    fit: &ValueFit<'_>,
+    x: &mut [f32],
+    layout: Layout,
+    [m, n]: [usize; 2],
+) -> Statistics {
+    level.run(Softmax { fit, x, layout, m, n })
+}
+
+struct Softmax<'a> {
+    fit: &'a ValueFit<'a>,
+    x: &'a mut [f32],
+    layout: Layout,
+    m: usize,
+    n: usize,
+}
+
+impl Kernel for Softmax<'_> {
+    type Output = Statistics;
+    #[inline(always)]
+    fn run<S: Level>(self, s: S) -> Statistics {
+        match self.layout {
+            Layout::Queries => self.of_queries(s),
+            Layout::Keys => self.of_keys(s),
+        }
+    }
+}
+
+impl Softmax<'_> {
+    /// The finished score of products.
+    #[inline(always)]
+    fn finish<S: Level>(&self, s: S, x: S::F, bias: S::F) -> S::F {
+        let mut x = s.mul(x, s.splat(self.fit.scale));
+        if let Some(cap) = self.fit.softcap {
+            x = s.mul(s.tanh(s.div(x, s.splat(cap))), s.splat(cap));
+        }
+        s.add(x, bias)
+    }
+
+    #[inline(always)]
+    fn of_queries<S: Level>(self, s: S) -> Statistics {
+        let ld = self.n.next_multiple_of(16);
+        let mut bias = vec![f32::NEG_INFINITY; ld];
+        match self.fit.bias {
+            Some(from) => bias[..self.n].copy_from_slice(from),
+            None => bias[..self.n].fill(0.0),
+        }
+        let bias = bias.as_chunks::<16>().0;
+        let mut peaks = vec![0.0; ld];
+        let mut energy = 0.0;
+        let x = &mut self.x[..];
+        let this = Softmax { x: &mut [], ..self };
+        for row in x.chunks_exact_mut(ld) {
+            // Columns behind the last key hold anything.
+            row[this.n..].fill(0.0);
+            let row = row.as_chunks_mut::<16>().0;
+            let mut max = s.splat(f32::NEG_INFINITY);
+            for (x, bias) in row.iter_mut().zip(bias) {
+                let score = this.finish(s, s.load(x), s.load(bias));
+                s.store(score, x);
+                max = s.max(score, max);
+            }
+            let max = s.splat(largest(s, max));
+            let mut sum = s.splat(0.0);
+            for x in &mut *row {
+                let e = s.exp(s.sub(s.load(x), max));
+                s.store(e, x);
+                sum = s.add(sum, e);
+            }
+            let factor = s.splat(s.reduce_add(sum).recip());
+            let mut squares = s.splat(0.0);
+            for (x, peak) in row.iter_mut().zip(peaks.as_chunks_mut::<16>().0) {
+                let p = s.mul(s.load(x), factor);
+                s.store(p, x);
+                squares = s.fma(p, p, squares);
+                s.store(s.max(p, s.load(peak)), peak);
+            }
+            energy += f64::from(s.reduce_add(squares));
+            row.as_flattened_mut()[this.n..].fill(0.0);
+        }
+        peaks.truncate(this.n);
+        Statistics { energy, peaks }
+    }
+
+    #[inline(always)]
+    fn of_keys<S: Level>(self, s: S) -> Statistics {
+        let ld = self.m.next_multiple_of(16);
+        let x = &mut self.x[..];
+        let this = Softmax { x: &mut [], ..self };
+        let (mut max, mut sum) = (vec![[f32::NEG_INFINITY; 16]; ld / 16], vec![[0.0; 16]; ld / 16]);
+        for (j, row) in x.chunks_exact_mut(ld).enumerate() {
+            row[this.m..].fill(0.0);
+            let bias = s.splat(this.fit.bias.map_or(0.0, |bias| bias[j]));
+            for (x, max) in row.as_chunks_mut::<16>().0.iter_mut().zip(&mut max) {
+                let score = this.finish(s, s.load(x), bias);
+                s.store(score, x);
+                s.store(s.max(score, s.load(max)), max);
+            }
+        }
+        for row in x.chunks_exact_mut(ld) {
+            for ((x, max), sum) in row.as_chunks_mut::<16>().0.iter_mut().zip(&max).zip(&mut sum) {
+                let e = s.exp(s.sub(s.load(x), s.load(max)));
+                s.store(e, x);
+                s.store(s.add(s.load(sum), e), sum);
+            }
+        }
+        for sum in &mut sum {
+            s.store(s.div(s.splat(1.0), s.load(sum)), sum);
+        }
+        sum.as_flattened_mut()[this.m..].fill(0.0);
+        let (mut energy, mut peaks) = (0.0, Vec::with_capacity(this.n));
+        for row in x.chunks_exact_mut(ld) {
+            let (mut squares, mut peak) = (s.splat(0.0), s.splat(0.0));
+            for (x, factor) in row.as_chunks_mut::<16>().0.iter_mut().zip(&sum) {
+                let p = s.mul(s.load(x), s.load(factor));
+                s.store(p, x);
+                squares = s.fma(p, p, squares);
+                peak = s.max(p, peak);
+            }
+            energy += f64::from(s.reduce_add(squares));
+            peaks.push(largest(s, peak));
+        }
+        Statistics { energy, peaks }
+    }
+}
+
+/// The largest lane.
+#[inline(always)]
+fn largest<S: Level>(s: S, x: S::F) -> f32 {
+    let mut lanes = [0.0; 16];
+    s.store(x, &mut lanes);
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
