@@ -15,7 +15,8 @@ import sys
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
+from transformers import (Gemma2Config, Gemma3TextConfig, GraniteConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config,
+                          MistralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from common.tiny import TINY, choose_prompt, make_tokenizer, randomize, save_tokenizer, write_json
@@ -86,6 +87,51 @@ MODELS = {
                                         long_factor=[1.1, 1.4, 2.0, 3.5, 5.0, 8.0]),
                    tie_word_embeddings=True, **COMMON),
         torch.bfloat16, dict(legacy=["short_factor", "long_factor"], type_key="longrope")),
+    "gemma2": (
+        Gemma2Config(vocab_size=313, hidden_size=72, intermediate_size=88, num_hidden_layers=4, num_attention_heads=4,
+                     head_dim=24, num_key_value_heads=2, query_pre_attn_scalar=20, sliding_window=10, attn_logit_softcapping=3.0,
+                     final_logit_softcapping=7.0, rms_norm_eps=1e-6, tie_word_embeddings=True,
+                     rope_parameters=dict(rope_type="default", rope_theta=10000.0), **COMMON),
+        torch.bfloat16, dict(legacy=[])),
+    "smollm3": (
+        SmolLM3Config(vocab_size=309, hidden_size=72, intermediate_size=104, num_hidden_layers=5, num_attention_heads=6,
+                      num_key_value_heads=2, no_rope_layer_interval=3, use_sliding_window=True, sliding_window=14,
+                      rms_norm_eps=1e-6, tie_word_embeddings=True,
+                      rope_parameters=dict(rope_type="default", rope_theta=50000.0), **COMMON),
+        torch.bfloat16, {}),
+    "granite": (
+        GraniteConfig(vocab_size=302, hidden_size=80, intermediate_size=96, num_hidden_layers=3, num_attention_heads=5,
+                      num_key_value_heads=1, embedding_multiplier=1.2, attention_multiplier=0.15, residual_multiplier=0.9,
+                      logits_scaling=0.6, rms_norm_eps=1e-5, tie_word_embeddings=True,
+                      rope_parameters=dict(rope_type="default", rope_theta=10000.0), **COMMON),
+        torch.float16, dict(legacy=[])),
+    "granitehybrid": (
+        GraniteMoeHybridConfig(vocab_size=304, hidden_size=64, shared_intermediate_size=88, num_hidden_layers=3, num_attention_heads=4,
+                               num_key_value_heads=2, num_local_experts=0, num_experts_per_tok=0, layer_types=["attention"] * 3,
+                               position_embedding_type="rope", embedding_multiplier=2.0, attention_multiplier=0.2,
+                               residual_multiplier=0.8, logits_scaling=0.6, rms_norm_eps=1e-5, tie_word_embeddings=True,
+                               rope_parameters=dict(rope_type="default", rope_theta=10000.0), **COMMON),
+        torch.bfloat16, {}),
+    "olmo2": (
+        Olmo2Config(vocab_size=306, hidden_size=72, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6,
+                    num_key_value_heads=3, rms_norm_eps=1e-6, tie_word_embeddings=False,
+                    rope_parameters=dict(rope_type="default", rope_theta=500000.0), **COMMON),
+        torch.bfloat16, dict(legacy=[])),
+    "olmo3": (
+        Olmo3Config(vocab_size=308, hidden_size=80, intermediate_size=88, num_hidden_layers=5, num_attention_heads=5,
+                    num_key_value_heads=5, sliding_window=11, rms_norm_eps=1e-6, tie_word_embeddings=False,
+                    rope_parameters=dict(full_attention=dict(rope_type="yarn", rope_theta=500000.0, factor=8.0,
+                                                             original_max_position_embeddings=16, attention_factor=1.2,
+                                                             beta_fast=32.0, beta_slow=1.0),
+                                         sliding_attention=dict(rope_type="default", rope_theta=500000.0)), **COMMON),
+        torch.bfloat16, {}),
+    "ministral3": (
+        Ministral3Config(vocab_size=310, hidden_size=72, intermediate_size=104, num_hidden_layers=3, num_attention_heads=4,
+                         head_dim=32, num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=True,
+                         rope_parameters=dict(rope_type="yarn", rope_theta=1000000.0, factor=8.0, beta_fast=32.0, beta_slow=1.0,
+                                              mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16,
+                                              llama_4_scaling_beta=0.4), **COMMON),
+        torch.bfloat16, {}),
 }
 
 

@@ -50,10 +50,26 @@ pub struct LongRope {
     pub rope: Rope,
 }
 
+/// A factor on queries: `1 + beta ln(1 + floor(position / original_context))` (Llama 4, Ministral 3).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionTemperature {
+    /// The factor on the logarithm.
+    pub beta: f32,
+    /// Positions without an effect, tokens.
+    pub original_context: usize,
+}
+
+impl AttentionTemperature {
+    /// The factor at `position`.
+    pub fn at(&self, position: usize) -> f32 {
+        1.0 + self.beta * ((1 + position / self.original_context.max(1)) as f32).ln()
+    }
+}
+
 /// The properties of a model, apart from its weights.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// Family name as in GGUF: `llama`, `qwen2`, `qwen3`, `gemma3`, `phi3`.
+    /// Family name as in GGUF, such as `llama` or `qwen3`: one of [`FAMILIES`](crate::families::FAMILIES).
     pub family: &'static str,
     /// The model's own name, for people.
     pub name: String,
@@ -85,16 +101,24 @@ pub struct ModelConfig {
     pub rope_long: Option<LongRope>,
     /// How RoPE pairs elements.
     pub rope_pairs: RopePairs,
+    /// For each layer, whether RoPE rotates its queries and keys. The others have no positions (NoPE).
+    pub rope_layers: Vec<bool>,
     /// The window of each layer in tokens, including the query's own token; `None`: full attention.
     pub sliding_window: Vec<Option<usize>>,
     /// Factor on `q · k`.
     pub attn_scale: f32,
+    /// A factor on queries that grows with the position (Ministral 3).
+    pub attn_temperature: Option<AttentionTemperature>,
     /// `tanh` soft cap on attention logits.
     pub attn_logit_softcap: Option<f32>,
     /// `tanh` soft cap on output logits.
     pub final_logit_softcap: Option<f32>,
     /// Factor on embeddings (Gemma: `sqrt(hidden_size)`).
     pub embedding_scale: f32,
+    /// Factor on the output of each block before it is added to the residual stream (Granite).
+    pub residual_scale: f32,
+    /// Factor on logits, before the soft cap (Granite).
+    pub logit_scale: f32,
     /// Non-linearity of the feed-forward block.
     pub activation: Activation,
 }
@@ -137,11 +161,15 @@ impl ModelConfig {
             rope_local: None,
             rope_long: None,
             rope_pairs: RopePairs::Halves,
+            rope_layers: vec![true; sizes.n_layers],
             sliding_window: vec![None; sizes.n_layers],
             attn_scale: 1.0 / (sizes.head_dim as f32).sqrt(),
+            attn_temperature: None,
             attn_logit_softcap: None,
             final_logit_softcap: None,
             embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
             activation: Activation::Silu,
         }
     }

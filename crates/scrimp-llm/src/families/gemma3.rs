@@ -120,12 +120,17 @@ impl Family for Gemma3 {
     }
 
     fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
-        match hf {
-            "post_attention_layernorm" => Some("post_attention_norm"),
-            "pre_feedforward_layernorm" => Some("ffn_norm"),
-            "post_feedforward_layernorm" => Some("post_ffw_norm"),
-            _ => tensors::layer_tensor_name(hf),
-        }
+        layer_tensor_name(hf)
+    }
+}
+
+/// GGUF's name of a layer's tensor; the norms have other names than in most families.
+pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
+    match hf {
+        "post_attention_layernorm" => Some("post_attention_norm"),
+        "pre_feedforward_layernorm" => Some("ffn_norm"),
+        "post_feedforward_layernorm" => Some("post_ffw_norm"),
+        _ => tensors::layer_tensor_name(hf),
     }
 }
 

@@ -114,6 +114,14 @@ impl<'a> GgufKeys<'a> {
         }
     }
 
+    /// A truth value.
+    ///
+    /// # Errors
+    /// When it is of another type.
+    pub fn flag(&self, name: &str) -> Result<Option<bool>> {
+        self.metadata().bool(&self.key(name))
+    }
+
     /// A string.
     ///
     /// # Errors

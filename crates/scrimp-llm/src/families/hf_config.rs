@@ -104,6 +104,21 @@ impl<'a> HfConfig<'a> {
         self.typed(key, "a whole number", |value| usize::try_from(value.as_u64()?).ok())
     }
 
+    /// A list of truth values, one for each of `n_layers` layers, written as numbers or as truth values. Further ones
+    /// are ignored.
+    ///
+    /// # Errors
+    /// When the list is shorter or holds something else.
+    pub(super) fn flags(&self, key: &str, n_layers: usize) -> Result<Option<Vec<bool>>> {
+        let read = |value: &Value| {
+            let flag = |item: &Value| item.as_bool().or_else(|| item.as_u64().map(|n| n != 0));
+            let flags: Vec<bool> =
+                value.as_array()?.iter().take(n_layers).map(flag).collect::<Option<_>>()?;
+            (flags.len() == n_layers).then_some(flags)
+        };
+        self.typed(key, &format!("a list of 0 and 1 for {n_layers} layers"), read)
+    }
+
     /// The attention window. A missing key means the class's default, `null` means no window.
     ///
     /// # Errors

@@ -3,14 +3,20 @@
 //! To add a family, write one file with a [`Family`] in it and add it to [`FAMILIES`].
 
 mod common;
+mod gemma2;
 mod gemma3;
 mod gguf_keys;
+mod granite;
+mod granite_hybrid;
 mod hf_config;
 mod llama;
+mod mistral3;
+mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod rope;
+mod smollm3;
 pub mod stored;
 mod tensors;
 
@@ -25,8 +31,19 @@ use crate::{
 };
 
 /// All families.
-pub const FAMILIES: &[&dyn Family] =
-    &[&llama::Llama, &qwen2::Qwen2, &qwen3::Qwen3, &gemma3::Gemma3, &phi3::Phi3];
+pub const FAMILIES: &[&dyn Family] = &[
+    &llama::Llama,
+    &qwen2::Qwen2,
+    &qwen3::Qwen3,
+    &gemma2::Gemma2,
+    &gemma3::Gemma3,
+    &phi3::Phi3,
+    &smollm3::SmolLm3,
+    &granite::Granite,
+    &granite_hybrid::GraniteHybrid,
+    &olmo2::Olmo2,
+    &mistral3::Mistral3,
+];
 
 /// One architecture of decoder-only transformers.
 pub trait Family: Sync {

@@ -1,7 +1,7 @@
 //! The configuration in scrimp's own files: every field of [`ModelConfig`] as JSON.
 
 use super::{by_architecture, common};
-use crate::config::{Activation, LongRope, ModelConfig, Rope, RopePairs};
+use crate::config::{Activation, AttentionTemperature, LongRope, ModelConfig, Rope, RopePairs};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -17,6 +17,13 @@ struct StoredLongRope {
     original_context: usize,
     inv_freq: Vec<f32>,
     magnitude: f32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredTemperature {
+    beta: f32,
+    original_context: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -38,11 +45,20 @@ struct Stored {
     rope_local: Option<StoredRope>,
     rope_long: Option<StoredLongRope>,
     rope_pairs: String,
+    /// Files of version 0.1.0 have none of the optional keys below: all layers have RoPE, and the factors are 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rope_layers: Option<Vec<bool>>,
     sliding_window: Vec<Option<usize>>,
     attn_scale: f32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    attn_temperature: Option<StoredTemperature>,
     attn_logit_softcap: Option<f32>,
     final_logit_softcap: Option<f32>,
     embedding_scale: f32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    residual_scale: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    logit_scale: Option<f32>,
     activation: String,
 }
 
@@ -83,11 +99,17 @@ pub fn to_json(config: &ModelConfig) -> String {
             magnitude: long.rope.magnitude,
         }),
         rope_pairs: name_of(&PAIRS, &config.rope_pairs),
+        rope_layers: config.rope_layers.contains(&false).then(|| config.rope_layers.clone()),
         sliding_window: config.sliding_window.clone(),
         attn_scale: config.attn_scale,
+        attn_temperature: config
+            .attn_temperature
+            .map(|t| StoredTemperature { beta: t.beta, original_context: t.original_context }),
         attn_logit_softcap: config.attn_logit_softcap,
         final_logit_softcap: config.final_logit_softcap,
         embedding_scale: config.embedding_scale,
+        residual_scale: Some(config.residual_scale).filter(|&scale| scale != 1.0),
+        logit_scale: Some(config.logit_scale).filter(|&scale| scale != 1.0),
         activation: name_of(&ACTIVATIONS, &config.activation),
     };
     serde_json::to_string(&stored).unwrap_or_default()
@@ -125,6 +147,9 @@ pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
     if stored.sliding_window.len() != stored.n_layers || stored.sliding_window.contains(&Some(0)) {
         return Err("sliding_window does not fit the layers".to_owned());
     }
+    if stored.rope_layers.as_ref().is_some_and(|layers| layers.len() != stored.n_layers) {
+        return Err("rope_layers does not fit the layers".to_owned());
+    }
     let positive = |key: &str, value: f32| common::factor(key, f64::from(value));
     let softcap = |key: &str, cap: Option<f32>| cap.map(|cap| positive(key, cap)).transpose();
     let config = ModelConfig {
@@ -150,11 +175,21 @@ pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
             None => None,
         },
         rope_pairs: by_name(&PAIRS, "rope_pairs", &stored.rope_pairs)?,
+        rope_layers: stored.rope_layers.unwrap_or_else(|| vec![true; stored.n_layers]),
         sliding_window: stored.sliding_window,
         attn_scale: positive("attn_scale", stored.attn_scale)?,
+        attn_temperature: match stored.attn_temperature {
+            Some(t) => Some(AttentionTemperature {
+                beta: positive("attn_temperature", t.beta)?,
+                original_context: t.original_context,
+            }),
+            None => None,
+        },
         attn_logit_softcap: softcap("attn_logit_softcap", stored.attn_logit_softcap)?,
         final_logit_softcap: softcap("final_logit_softcap", stored.final_logit_softcap)?,
         embedding_scale: positive("embedding_scale", stored.embedding_scale)?,
+        residual_scale: positive("residual_scale", stored.residual_scale.unwrap_or(1.0))?,
+        logit_scale: positive("logit_scale", stored.logit_scale.unwrap_or(1.0))?,
         activation: by_name(&ACTIVATIONS, "activation", &stored.activation)?,
     };
     common::check(&config)?;

@@ -6,7 +6,7 @@
 //! ```
 
 use super::{Session, future_queries::SampledQueries, rope_and_append::apply_rope};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use scrimp_kernels::ops::RopeTable;
 use scrimp_kv::{ApplyRope, Compressing, ScoresWanted, compress::Compression, policy::Needs};
 use serde::{Deserialize, Serialize};
@@ -140,6 +140,12 @@ impl Session {
         let (model, len) = (self.model.clone(), self.len() as u32);
         let mut table = RopeTable::default();
         if how.rerotate {
+            if model.config().rope_layers.contains(&false) {
+                return Err(Error::unsupported(
+                    "keys of this model cannot be rotated to other positions: some layers have no RoPE",
+                    "leave out `kv_rerotate`",
+                ));
+            }
             let inv_freq = &model.config().rope_for(self.rope_tokens).inv_freq;
             table.fill(model.exec().pool, &(0..len).collect::<Vec<_>>(), inv_freq, 1.0);
         }

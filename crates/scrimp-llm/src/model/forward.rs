@@ -9,7 +9,8 @@
 //!                   h += norm'(down · (f(gate x) * up x))                                 x = norm(h)
 //! logits = output · norm(h)
 //! ```
-//! Only some families have `norm'` (after the block) and the norms of queries and keys.
+//! Only some families have `norm'` (after the block) and the norms of queries and keys. A few have no norm before the
+//! block. Some scale the output of a block, queries or logits.
 //!
 //! [`Pass`] has one function for each step. [`Pass::layers`] runs them for all layers of a loaded model;
 //! [`super::LayerRunner`] runs them for one layer at a time, with matrices that its caller supplies.
@@ -28,7 +29,7 @@ use crate::{
 use scrimp_kernels::{
     DType, Exec, Pool, SimdLevel,
     linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, linear},
-    ops::{self, Gate, RopeTable},
+    ops::{self, Gate, RmsNorm, RopeTable},
     quant::dequantize::dequantize_row,
 };
 use scrimp_kv::{AttentionScratch, ScoresWanted, Sequence};
@@ -58,6 +59,8 @@ pub(super) struct Buffers {
     x: Activations,
     pub(super) rope: RopeTable,
     pub(super) rope_local: RopeTable,
+    /// Factors on the queries of each row; empty where there are none.
+    pub(super) temperature: Vec<f32>,
     linear: LinearScratch,
     pub(super) attention: AttentionScratch,
 }
@@ -143,6 +146,8 @@ impl<'a> SequenceChunk<'a> {
 /// The place of a layer in the model and in a KV cache.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LayerPlace {
+    /// Whether RoPE rotates its queries and keys.
+    pub(super) rope: bool,
     /// Whether it uses the RoPE of layers with a sliding window.
     pub(super) local_rope: bool,
     /// Its index in the KV cache.
@@ -152,7 +157,8 @@ pub(super) struct LayerPlace {
 impl LayerPlace {
     /// Layer `index` of the model, at index `kv` of the cache.
     pub(super) fn new(config: &ModelConfig, index: usize, kv: usize) -> Self {
-        Self { local_rope: config.sliding_window[index].is_some() && config.rope_local.is_some(), kv }
+        let local_rope = config.sliding_window[index].is_some() && config.rope_local.is_some();
+        Self { rope: config.rope_layers[index], local_rope, kv }
     }
 }
 
@@ -268,6 +274,11 @@ impl Pass<'_> {
         let Self { exec, config, buffers } = self;
         buffers.rope.clear(config.rope.inv_freq.len());
         buffers.rope_local.clear(config.rope_local.as_ref().map_or(0, |rope| rope.inv_freq.len()));
+        buffers.temperature.clear();
+        if let Some(temperature) = &config.attn_temperature {
+            let positions = chunks.iter().flat_map(|chunk| chunk.position..chunk.position + chunk.n);
+            buffers.temperature.extend(positions.map(|position| temperature.at(position)));
+        }
         for chunk in chunks {
             let positions: Vec<u32> =
                 (chunk.position..chunk.position + chunk.n).map(|position| position as u32).collect();
@@ -312,9 +323,10 @@ impl Pass<'_> {
         let Self { exec, config, buffers } = self;
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
         let needs = wq.needs().and(wk.needs()).and(wv.needs());
-        let (h, norm) = (&buffers.h[..n * hidden], config.rms_norm(&norms.attn_norm));
+        let h = &buffers.h[..n * hidden];
+        let norm = norms.attn_norm.as_deref().map(|weight| config.rms_norm(weight));
         buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: hidden, needs }, |t, x| {
-            norm.apply(exec.level, &h[t * hidden..(t + 1) * hidden], x);
+            norm_or_copy(exec.level, norm.as_ref(), &h[t * hidden..(t + 1) * hidden], x);
         });
         let (q, k) = (sized(&mut buffers.q, n * q_dim), sized(&mut buffers.k, n * kv_dim));
         let v = sized(&mut buffers.v, n * kv_dim);
@@ -337,13 +349,12 @@ impl Pass<'_> {
     pub(super) fn gate_and_up(&mut self, norms: &LayerNorms, [gate, up]: [&LinearWeights; 2], n: usize) {
         let Self { exec, config, buffers } = self;
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
-        let (h, norm) = (&buffers.h[..n * hidden], config.rms_norm(&norms.ffn_norm));
+        let h = &buffers.h[..n * hidden];
+        let norm = norms.ffn_norm.as_deref().map(|weight| config.rms_norm(weight));
         buffers.x.fill(
             *exec,
             ActivationShape { n_tokens: n, cols: hidden, needs: gate.needs().and(up.needs()) },
-            |t, x| {
-                norm.apply(exec.level, &h[t * hidden..(t + 1) * hidden], x);
-            },
+            |t, x| norm_or_copy(exec.level, norm.as_ref(), &h[t * hidden..(t + 1) * hidden], x),
         );
         let outputs = (sized(&mut buffers.gate, n * width), sized(&mut buffers.up, n * width));
         let mut products = [product(gate, outputs.0, false), product(up, outputs.1, false)];
@@ -396,6 +407,9 @@ impl Pass<'_> {
         let product =
             Linear { weight: output, bias: None, out: &mut *logits, stride: vocab, accumulate: false };
         linear(*exec, &mut buffers.linear, &buffers.x, &mut [product]);
+        if config.logit_scale != 1.0 {
+            each_row(exec.pool, logits, vocab, |_, row| ops::scale(exec.level, config.logit_scale, row));
+        }
         if let Some(cap) = config.final_logit_softcap {
             each_row(exec.pool, logits, vocab, |_, row| ops::softcap(exec.level, cap, row));
         }
@@ -408,20 +422,24 @@ impl Pass<'_> {
         rms_norm_rows(self.exec, self.config, &model.weights().output_norm, h)
     }
 
-    /// `h += norm(projection x)` for the `n` rows of activations; without a norm, `h += projection x`.
+    /// `h += norm(projection x)` for the `n` rows of activations; without a norm, `h += residual_scale * projection x`.
     fn add_block(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, n: usize) {
         let Self { exec, config, buffers } = self;
         let hidden = config.hidden_size;
         let h = &mut buffers.h[..n * hidden];
-        let Some(weight) = norm else {
+        if norm.is_none() && config.residual_scale == 1.0 {
             linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(projection, h, true)]);
             return;
-        };
+        }
         let block = sized(&mut buffers.block, n * hidden);
         linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(projection, block, false)]);
-        let (block, norm) = (&*block, config.rms_norm(weight));
+        let (block, scale) = (&*block, config.residual_scale);
         each_row(exec.pool, h, hidden, |t, h| {
-            norm.add_to(exec.level, &block[t * hidden..(t + 1) * hidden], h);
+            let block = &block[t * hidden..(t + 1) * hidden];
+            match norm {
+                Some(weight) => config.rms_norm(weight).add_to(exec.level, block, h),
+                None => h.iter_mut().zip(block).for_each(|(h, x)| *h += scale * x),
+            }
         });
     }
 }
@@ -449,6 +467,14 @@ pub fn rms_norm_rows(exec: Exec<'_>, config: &ModelConfig, weight: &[f32], rows:
         norm.apply(exec.level, &rows[t * width..(t + 1) * width], row);
     });
     out
+}
+
+/// `norm(row)`, or the row where there is no norm.
+fn norm_or_copy(level: SimdLevel, norm: Option<&RmsNorm<'_>>, row: &[f32], out: &mut [f32]) {
+    match norm {
+        Some(norm) => norm.apply(level, row, out),
+        None => out.copy_from_slice(row),
+    }
 }
 
 /// The gated non-linearity `f(gate) * up`, row by row.

@@ -182,7 +182,8 @@ impl Session {
             let Some(rows) = sample.layer(layer, q_dim) else { continue };
             let mut q: Vec<f32> =
                 order.iter().flat_map(|&i| &rows[i * q_dim..(i + 1) * q_dim]).copied().collect();
-            for (i, row) in q.chunks_exact_mut(q_dim).enumerate() {
+            // Queries of a layer without RoPE are the same at every position.
+            for (i, row) in q.chunks_exact_mut(q_dim).enumerate().filter(|_| config.rope_layers[layer]) {
                 let (cos, sin) = table.row(i);
                 row.chunks_exact_mut(config.head_dim)
                     .for_each(|head| apply_rope(exec.level, config, head, cos, sin));

@@ -109,14 +109,14 @@ impl<'a> LayerRunner<'a> {
         if self.h.is_empty() {
             return hook.complete(&Projection::ALL);
         }
-        self.normed(&[Q, K, V], &norms.attn_norm, hook)?;
+        self.normed(&[Q, K, V], norms.attn_norm.as_deref(), hook)?;
         hook.complete(&[Q, K, V])?;
         let attended = self.attention(norms, index, hook)?;
         hook.complete(&[O])?;
         self.add(&hook.matrix(O)?, norms.post_attn_norm.as_deref(), &attended);
         drop(attended);
 
-        self.normed(&[Gate, Up], &norms.ffn_norm, hook)?;
+        self.normed(&[Gate, Up], norms.ffn_norm.as_deref(), hook)?;
         hook.complete(&[Gate, Up])?;
         let gated = self.gated(norms, hook)?;
         hook.complete(&[Down])?;
@@ -124,11 +124,17 @@ impl<'a> LayerRunner<'a> {
         Ok(())
     }
 
-    /// Passes the normed residual stream to `hook`.
-    fn normed(&self, projections: &[Projection], weight: &[f32], hook: &mut dyn LayerHook) -> Result<()> {
-        self.h
-            .chunks(self.window * self.config.hidden_size)
-            .try_for_each(|h| hook.inputs(projections, &rms_norm_rows(self.exec, self.config, weight, h)))
+    /// Passes the residual stream to `hook`, normed where there is a norm.
+    fn normed(
+        &self,
+        projections: &[Projection],
+        weight: Option<&[f32]>,
+        hook: &mut dyn LayerHook,
+    ) -> Result<()> {
+        self.h.chunks(self.window * self.config.hidden_size).try_for_each(|h| match weight {
+            Some(weight) => hook.inputs(projections, &rms_norm_rows(self.exec, self.config, weight, h)),
+            None => hook.inputs(projections, h),
+        })
     }
 
     /// The inputs of O, `[tokens][n_heads * head_dim]`.

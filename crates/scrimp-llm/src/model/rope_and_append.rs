@@ -59,6 +59,7 @@ impl Pass<'_> {
         let Self { exec, config, buffers } = self;
         let (exec, q_dim, kv_dim) = (*exec, config.q_dim(), config.kv_dim());
         let rope = if place.local_rope { &buffers.rope_local } else { &buffers.rope };
+        let (rope, temperature) = (place.rope.then_some(rope), &buffers.temperature);
         let (mut q, mut k, mut v) = (&mut buffers.q[..], &mut buffers.k[..], &buffers.v[..]);
         let mut tasks = Vec::with_capacity(chunks.len());
         for chunk in &mut *chunks {
@@ -77,6 +78,10 @@ impl Pass<'_> {
             for task in tasks {
                 let heads = Heads { exec, config, rope, first: task.first };
                 heads.norm_and_rope(norms.q_norm.as_deref(), task.q, q_dim);
+                let factors = temperature.get(task.first..).unwrap_or_default();
+                for (q, &factor) in task.q.chunks_exact_mut(q_dim).zip(factors) {
+                    ops::scale(exec.level, factor, q);
+                }
                 heads.norm_and_rope(norms.k_norm.as_deref(), task.k, kv_dim);
                 if let Some(chunk) = task.chunk.as_mut().filter(|chunk| chunk.error.is_none()) {
                     chunk.append(exec, place.kv, task.q, task.k, task.v);
@@ -105,21 +110,24 @@ impl Pass<'_> {
 struct Heads<'a> {
     exec: Exec<'a>,
     config: &'a ModelConfig,
-    rope: &'a RopeTable,
+    /// `None`: the layer has no positions.
+    rope: Option<&'a RopeTable>,
     first: usize,
 }
 
 impl Heads<'_> {
-    /// Normalizes the heads of `rows`, `[n][width]`, and applies RoPE to them.
+    /// Normalizes the heads of `rows`, `[n][width]`, each or all together, and applies RoPE to them.
     fn norm_and_rope(&self, norm: Option<&[f32]>, rows: &mut [f32], width: usize) {
         let Self { exec, config, rope, first } = *self;
         for (i, row) in rows.chunks_exact_mut(width).enumerate() {
-            let (cos, sin) = rope.row(first + i);
-            for head in row.chunks_exact_mut(config.head_dim) {
-                if let Some(weight) = norm {
-                    config.rms_norm(weight).apply_in_place(exec.level, head);
-                }
-                apply_rope(exec.level, config, head, cos, sin);
+            let angles = rope.map(|rope| rope.row(first + i));
+            if let Some(weight) = norm {
+                row.chunks_exact_mut(weight.len())
+                    .for_each(|part| config.rms_norm(weight).apply_in_place(exec.level, part));
+            }
+            if let Some((cos, sin)) = angles {
+                row.chunks_exact_mut(config.head_dim)
+                    .for_each(|head| apply_rope(exec.level, config, head, cos, sin));
             }
         }
     }

@@ -147,11 +147,11 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
         };
         layers.push(Layer {
             norms: LayerNorms {
-                attn_norm: norm(),
+                attn_norm: Some(norm()),
                 q_norm: None,
                 k_norm: None,
                 post_attn_norm: None,
-                ffn_norm: norm(),
+                ffn_norm: Some(norm()),
                 post_ffn_norm: None,
             },
             q: copy(0)?,

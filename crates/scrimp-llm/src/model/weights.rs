@@ -29,15 +29,15 @@ pub struct LinearWeights {
 #[derive(Debug, Clone)]
 pub struct LayerNorms {
     /// Before attention.
-    pub attn_norm: Vec<f32>,
-    /// Of each head of queries.
+    pub attn_norm: Option<Vec<f32>>,
+    /// Of each head of queries, or of all heads together (`[n_heads * head_dim]`).
     pub q_norm: Option<Vec<f32>>,
-    /// Of each head of keys.
+    /// Of each head of keys, or of all heads together (`[n_kv_heads * head_dim]`).
     pub k_norm: Option<Vec<f32>>,
     /// After attention.
     pub post_attn_norm: Option<Vec<f32>>,
     /// Before the feed-forward block.
-    pub ffn_norm: Vec<f32>,
+    pub ffn_norm: Option<Vec<f32>>,
     /// After the feed-forward block.
     pub post_ffn_norm: Option<Vec<f32>>,
 }
@@ -51,11 +51,11 @@ impl LayerNorms {
         let name = |stem: &str| format!("blk.{index}.{stem}.weight");
         let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
         Ok(Self {
-            attn_norm: vector(checkpoint, &name("attn_norm"))?,
+            attn_norm: optional("attn_norm")?,
             q_norm: optional("attn_q_norm")?,
             k_norm: optional("attn_k_norm")?,
             post_attn_norm: optional("post_attention_norm")?,
-            ffn_norm: vector(checkpoint, &name("ffn_norm"))?,
+            ffn_norm: optional("ffn_norm")?,
             post_ffn_norm: optional("post_ffw_norm")?,
         })
     }
@@ -155,7 +155,8 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     }
     // Cutting a fused tensor may leave a partly filled panel per slice.
     let slack = config.n_layers * 4 * 16 * config.hidden_size * 4;
-    let slack = if checkpoint.try_tensor("blk.0.attn_qkv.weight").is_some() { slack } else { 0 };
+    let has = |name: &str| checkpoint.try_tensor(&format!("blk.0.{name}.weight")).is_some();
+    let slack = if has("attn_qkv") || !has("ffn_gate") { slack } else { 0 };
     let arena = Arena::new(packed_bytes + slack).map_err(|e| {
         Error::out_of_memory(format!("{} MiB of weights ({e})", (packed_bytes + slack) >> 20))
     })?;

@@ -117,6 +117,41 @@ fn phi3_longrope_bf16() {
 }
 
 #[test]
+fn gemma2_soft_caps_and_alternating_windows_bf16() {
+    check_directory("gemma2", EXACT);
+}
+
+#[test]
+fn smollm3_layers_without_rope_bf16() {
+    check_directory("smollm3", EXACT);
+}
+
+#[test]
+fn granite_factors_f16() {
+    check_directory("granite", EXACT);
+}
+
+#[test]
+fn granite_hybrid_without_mamba_fused_gate_bf16() {
+    check_directory("granitehybrid", EXACT);
+}
+
+#[test]
+fn olmo2_norms_after_blocks_bf16() {
+    check_directory("olmo2", EXACT);
+}
+
+#[test]
+fn olmo3_windows_and_yarn_bf16() {
+    check_directory("olmo3", EXACT);
+}
+
+#[test]
+fn ministral3_attention_temperature_bf16() {
+    check_directory("ministral3", EXACT);
+}
+
+#[test]
 fn gguf_holds_the_same_models() {
     for name in ["llama3", "qwen3", "phi3", "phi3-longrope"] {
         let gguf = testdata("tiny-gguf").join(format!("{name}.gguf"));

@@ -66,7 +66,10 @@ pub(crate) fn router(state: &Arc<State>, cors: Option<CorsLayer>) -> Router {
         .route("/v1/completions", post(post_json))
         .route("/v1/embeddings", post(post_json))
         .route("/v1/score", post(post_json))
-        .route("/tokenizer_info", get(|Shared(s): Shared<Arc<State>>| async move { info::tokenizer(&s).map(Json) }))
+        .route(
+            "/tokenizer_info",
+            get(|Shared(s): Shared<Arc<State>>| async move { info::tokenizer(&s).map(Json) }),
+        )
         .route("/tokenize", post(post_json))
         .route("/detokenize", post(post_json))
         .layer(middleware::from_fn_with_state(Arc::clone(state), auth::check));

@@ -1,0 +1,100 @@
+//! Gemma 2 (Gemma Team 2024, arXiv 2408.00118): norms before and after each block, every second layer with a sliding
+//! window, soft caps on attention scores and logits.
+//!
+//! Norm weights are `w` with a factor `1 + w` in Hugging Face files and already `1 + w` in GGUF. GGUF names no pattern:
+//! layers 0, 2, 4 ... have the window.
+
+use super::{Family, GgufKeys, HfConfig, TensorSpec, common, gemma3, tensors};
+use crate::{
+    config::{Activation, ModelConfig},
+    error::Result,
+};
+
+const WINDOW: usize = 4096;
+const ATTENTION_CAP: f64 = 50.0;
+const FINAL_CAP: f64 = 30.0;
+/// Layers of the 27B model, whose attention scale GGUF does not name.
+const LAYERS_27B: usize = 46;
+
+/// The family `gemma2`.
+pub(super) struct Gemma2;
+
+impl Family for Gemma2 {
+    fn name(&self) -> &'static str {
+        "gemma2"
+    }
+
+    fn hf_model_types(&self) -> &'static [&'static str] {
+        &["gemma2"]
+    }
+
+    fn tied_by_default(&self) -> bool {
+        true
+    }
+
+    fn gguf_config(&self, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
+        let bad = common::bad(keys);
+        let mut config = common::gguf(self.name(), keys)?;
+        config.activation = Activation::GeluTanh;
+        config.embedding_scale = (config.hidden_size as f32).sqrt();
+        if config.n_layers == LAYERS_27B {
+            config.attn_scale = 1.0 / ((config.hidden_size / config.n_heads) as f32).sqrt();
+        }
+        let window = keys.size("attention.sliding_window", common::limit::CONTEXT)?.unwrap_or(WINDOW);
+        for (layer, span) in config.sliding_window.iter_mut().enumerate() {
+            *span = Some(window).filter(|_| layer.is_multiple_of(2));
+        }
+        let cap = keys.number("attn_logit_softcapping")?.or(Some(ATTENTION_CAP));
+        config.attn_logit_softcap = common::softcap(cap).map_err(&bad)?;
+        let cap = keys.number("final_logit_softcapping")?.or(Some(FINAL_CAP));
+        config.final_logit_softcap = common::softcap(cap).map_err(&bad)?;
+        common::drop_idle_windows(&mut config);
+        Ok(config)
+    }
+
+    fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig> {
+        if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
+            return Err(
+                hf.unsupported("attention in both directions is not supported", "use a decoder model")
+            );
+        }
+        let key = if hf.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+        let defaults = common::HfDefaults {
+            head_dim: Some(256),
+            kv_heads: Some(4),
+            activation: Activation::GeluTanh,
+            activation_key: key,
+            ..Default::default()
+        };
+        let mut config = common::hf(self.name(), hf, &defaults)?;
+        common::hf_ropes(hf, &mut config)?;
+        config.norm_plus_one = true;
+        config.embedding_scale = (config.hidden_size as f32).sqrt();
+        let scalar = hf.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
+        config.attn_scale =
+            common::factor("the attention scale", 1.0 / scalar.sqrt()).map_err(|what| hf.bad(what))?;
+        let window = hf.window(Some(WINDOW))?;
+        config.sliding_window = hf.windows(config.n_layers, window, |layer| layer.is_multiple_of(2))?;
+        let cap = |key: &str, default: f64| -> Result<Option<f32>> {
+            let cap = if hf.is_null(key) { None } else { hf.number(key)?.or(Some(default)) };
+            common::softcap(cap).map_err(|what| hf.bad(what))
+        };
+        config.attn_logit_softcap = cap("attn_logit_softcapping", ATTENTION_CAP)?;
+        config.final_logit_softcap = cap("final_logit_softcapping", FINAL_CAP)?;
+        common::drop_idle_windows(&mut config);
+        Ok(config)
+    }
+
+    fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {
+        let mut layer = tensors::plain_layer(config);
+        layer.extend([
+            tensors::required("post_attention_norm.weight", &[config.hidden_size]),
+            tensors::required("post_ffw_norm.weight", &[config.hidden_size]),
+        ]);
+        layer
+    }
+
+    fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
+        gemma3::layer_tensor_name(hf)
+    }
+}
