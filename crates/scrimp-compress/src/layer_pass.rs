@@ -125,24 +125,7 @@ mod tests {
     #[test]
     fn unchanged_weights_give_the_forward_pass() {
         let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tiny");
-        let models = [
-            "llama",
-            "llama3",
-            "mistral",
-            "qwen2",
-            "qwen3",
-            "gemma2",
-            "gemma3",
-            "gemma3-softcap",
-            "phi3",
-            "smollm3",
-            "granite",
-            "granitehybrid",
-            "olmo2",
-            "olmo3",
-            "ministral3",
-        ];
-        for name in models {
+        for name in scrimp_testkit::TINY_MODELS {
             let path = testdata.join(name);
             let options = RunOptions { kv_format: "f32".parse().unwrap(), ..RunOptions::default() };
             let model = Model::load(Checkpoint::open(&path).unwrap(), &options).unwrap();

@@ -24,6 +24,25 @@ pub fn read_json<T: DeserializeOwned>(relative: &str) -> T {
     serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// The names of tiny models that cover all families.
+pub const TINY_MODELS: [&str; 15] = [
+    "llama",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "gemma3-softcap",
+    "phi3",
+    "smollm3",
+    "granite",
+    "granitehybrid",
+    "olmo2",
+    "olmo3",
+    "ministral3",
+];
+
 /// The path of a tiny model with random weights: `testdata/tiny/NAME`.
 pub fn tiny_model(name: &str) -> PathBuf {
     testdata("tiny").join(name)

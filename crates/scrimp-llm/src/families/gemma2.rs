@@ -53,26 +53,8 @@ impl Family for Gemma2 {
     }
 
     fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig> {
-        if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
-            return Err(
-                hf.unsupported("attention in both directions is not supported", "use a decoder model")
-            );
-        }
-        let key = if hf.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
-        let defaults = common::HfDefaults {
-            head_dim: Some(256),
-            kv_heads: Some(4),
-            activation: Activation::GeluTanh,
-            activation_key: key,
-            ..Default::default()
-        };
-        let mut config = common::hf(self.name(), hf, &defaults)?;
+        let mut config = gemma3::hf_plain(self.name(), hf)?;
         common::hf_ropes(hf, &mut config)?;
-        config.norm_plus_one = true;
-        config.embedding_scale = (config.hidden_size as f32).sqrt();
-        let scalar = hf.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
-        config.attn_scale =
-            common::factor("the attention scale", 1.0 / scalar.sqrt()).map_err(|what| hf.bad(what))?;
         let window = hf.window(Some(WINDOW))?;
         config.sliding_window = hf.windows(config.n_layers, window, |layer| layer.is_multiple_of(2))?;
         let cap = |key: &str, default: f64| -> Result<Option<f32>> {

@@ -74,26 +74,7 @@ impl Family for Gemma3 {
             ("num_attention_heads", 8),
             ("max_position_embeddings", 131_072),
         ]);
-        if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
-            return Err(
-                hf.unsupported("attention in both directions is not supported", "use a decoder model")
-            );
-        }
-        let key = if hf.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
-        let defaults = common::HfDefaults {
-            head_dim: Some(256),
-            kv_heads: Some(4),
-            activation: Activation::GeluTanh,
-            activation_key: key,
-            ..Default::default()
-        };
-        let mut config = common::hf(self.name(), hf, &defaults)?;
-        config.norm_plus_one = true;
-        config.embedding_scale = (config.hidden_size as f32).sqrt();
-        let scalar = hf.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
-        config.attn_scale =
-            common::factor("the attention scale", 1.0 / scalar.sqrt()).map_err(|what| hf.bad(what))?;
-
+        let mut config = hf_plain(self.name(), hf)?;
         let window = hf.window(Some(4096))?;
         let pattern = match hf.size("sliding_window_pattern", common::limit::LAYERS)? {
             Some(pattern) => pattern,
@@ -122,6 +103,28 @@ impl Family for Gemma3 {
     fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
         layer_tensor_name(hf)
     }
+}
+
+/// The part of a `config.json` that Gemma 2 and 3 share.
+pub(super) fn hf_plain(family: &'static str, hf: &HfConfig<'_>) -> Result<ModelConfig> {
+    if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
+        return Err(hf.unsupported("attention in both directions is not supported", "use a decoder model"));
+    }
+    let key = if hf.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+    let defaults = common::HfDefaults {
+        head_dim: Some(256),
+        kv_heads: Some(4),
+        activation: Activation::GeluTanh,
+        activation_key: key,
+        ..Default::default()
+    };
+    let mut config = common::hf(family, hf, &defaults)?;
+    config.norm_plus_one = true;
+    config.embedding_scale = (config.hidden_size as f32).sqrt();
+    let scalar = hf.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
+    config.attn_scale =
+        common::factor("the attention scale", 1.0 / scalar.sqrt()).map_err(|what| hf.bad(what))?;
+    Ok(config)
 }
 
 /// GGUF's name of a layer's tensor; the norms have other names than in most families.
