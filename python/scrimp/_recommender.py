@@ -83,8 +83,8 @@ class Rec:
             stream = _Stream(frame.__arrow_c_stream__())
         except (AttributeError, ImportError, TypeError, ValueError):
             # Without pyarrow, or with columns of mixed types: the values themselves.
-            values = {name: column.astype(object).where(column.notna(), None) for name, column in frame.items()}
-            return self._model.score_columns([(name, list(column)) for name, column in values.items()])
+            values = [(name, column.astype(object).where(column.notna(), None)) for name, column in frame.items()]
+            return self._model.score_columns([(name, list(column)) for name, column in values])
         return self._model.score_stream(stream)
 
 

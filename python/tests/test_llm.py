@@ -147,32 +147,27 @@ def test_a_model_is_pickled_as_its_reference(llama):
 
 
 INTERRUPTED = """
-import signal, sys, threading, time
+import signal, sys, threading
 import scrimp
 
 llm = scrimp.LLM(sys.argv[1], threads=1)
-ids = llm.encode("hello world ") * 4000
-ids = ids[: llm.context_length - 1]
-main = threading.main_thread().ident
-call = {"generate": lambda: llm._answer(ids, {}), "logits": lambda: llm.logits(ids, all=True)}[sys.argv[2]]
-raised = []
-signal.signal(signal.SIGINT, lambda *_: (raised.append(1), signal.default_int_handler(2, None))[1])
-started = threading.Event()
-threading.Thread(target=lambda: (started.wait(), time.sleep(0.1), signal.pthread_kill(main, signal.SIGINT)), daemon=True).start()
+main, over = threading.main_thread().ident, threading.Event()
+
+def busy(_):
+    signal.pthread_kill(main, signal.SIGINT)
+    over.wait()  # the model computes until the caller has returned
+
 try:
-    started.set()
-    while True:  # until the signal comes, however fast the machine is
-        call()
+    llm._answer(llm.encode("hello world"), {}, busy)
 except KeyboardInterrupt:
-    print("interrupted", len(raised))
-    assert llm.generate("hello", raw=True, max_tokens=2).tokens, "the model still answers"
+    over.set()
+    print("interrupted", len(llm.generate("hello", raw=True, max_tokens=2).tokens) > 0)
 """
 
 
-@pytest.mark.parametrize("call", ["generate", "logits"])
-def test_an_interrupt_ends_a_call_during_the_prompt(call):
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(TINY / "llama"), call], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["interrupted", "1"], done.stderr
+def test_an_interrupt_does_not_wait_for_the_model():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(TINY / "llama")], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["interrupted", "True"], done.stderr
 
 
 def test_smollm2_answers(smollm2):

@@ -132,7 +132,11 @@ def test_values_that_are_no_number_or_text_are_named(typed):
         rec.score({**columns, "user": [[1]] * len(columns["user"])})
     with pytest.raises(ValueError, match="row 0: column price: 'cheap' is not a number"):
         rec.score({**columns, "price": ["cheap"] * len(columns["user"])})
-    pyarrow = pytest.importorskip("pyarrow")
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    twice = pandas.DataFrame({k: v for k, v in columns.items() if k != "day"} | {"days": columns["day"]})
+    twice = pandas.concat([twice.rename(columns={"days": "day"}), twice[["user"]]], axis=1)
+    with pytest.raises(ValueError, match="user is there twice"):
+        rec.score(twice)
     table = pyarrow.table({**columns, "user": [[1]] * len(columns["user"]), "device": [1] * len(columns["user"])})
     with pytest.raises(ValueError, match="column user: values of the type List"):
         rec.score(table)

@@ -143,6 +143,29 @@ fn numbers_that_train_nothing_are_errors() {
         let error = run(&recipe, &path, &Hints::default()).err().unwrap();
         assert!(error.to_string().starts_with("`lr` is "), "{error}");
     }
+    for encoder in ENCODERS {
+        let changes: [fn(&mut EncoderOptions); 7] = [
+            |o| o.dim = 0,
+            |o| o.num_hashes = Some(0),
+            |o| o.block_dim = Some(0),
+            |o| o.weight_num_hashes = 0,
+            |o| o.groups = 0,
+            |o| o.weight_share = Some(f64::NAN),
+            |o| o.frequent_share = Some(-1.0),
+        ];
+        for change in changes {
+            let mut recipe = recipe(encoder.name, "dlrm", 8);
+            change(&mut recipe.encoder);
+            let error = run(&recipe, &path, &Hints::default()).err().unwrap().to_string();
+            assert!(error.starts_with('`') && error.ends_with(" is expected"), "{}: {error}", encoder.name);
+        }
+        for (num_hashes, block_dim) in [(1, 3), (99_999, 1), (1, 99_999), (1, 7), (usize::MAX, usize::MAX)] {
+            let mut recipe = recipe(encoder.name, "dlrm", 8);
+            (recipe.encoder.num_hashes, recipe.encoder.block_dim) = (Some(num_hashes), Some(block_dim));
+            // An error or a model, and no panic.
+            let _ = run(&recipe, &path, &Hints::default());
+        }
+    }
     assert!(said(|o| o.dense_lr = f32::NAN).starts_with("`dense_lr` is NaN"));
     assert_eq!(said(|o| o.epochs = 0), "`epochs` is 0: at least 1 is expected");
     assert_eq!(said(|o| o.batch = 0), "`batch` is 0: at least 1 is expected");

@@ -91,6 +91,11 @@ impl ArrowRows {
 
     /// The rows of a record batch, which follow `before` rows.
     fn rows(&self, batch: &RecordBatch, before: usize) -> Result<Batch, String> {
+        let names: Vec<String> =
+            batch.schema_ref().fields().iter().map(|field| field.name().clone()).collect();
+        if let Some(name) = self.filler.twice(&names) {
+            return Err(format!("column {name} is there twice"));
+        }
         let mut out = Batch::default();
         let mut rows = Columns::new(&self.filler, &self.options, batch.num_rows(), &mut out);
         for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
@@ -278,6 +283,8 @@ mod tests {
         };
         let text = |c: Vec<&str>| Arc::new(StringArray::from(c)) as Arc<dyn Array>;
         assert!(error(&stream(vec![("a", text(vec!["1", "x"]))], 1), 9).contains("row 1: column a"));
+        let twice = vec![("c", text(vec!["a"])), ("c", text(vec!["b"]))];
+        assert_eq!(error(&stream(twice, 1), 9), "column c is there twice");
         let spans = Arc::new(arrow_array::DurationSecondArray::from(vec![1])) as Arc<dyn Array>;
         assert!(error(&stream(vec![("c", spans)], 1), 9).contains("column c: values of the type Duration"));
         assert!(error(b"", 9).contains("not an Arrow IPC stream"));

@@ -39,6 +39,9 @@ pub fn rows_of_columns<'a>(
     if let [name, ..] = filler.absent(&names)[..] {
         return Err(Error::bad_input(format!("there is no column {name}")));
     }
+    if let Some(name) = filler.twice(&names) {
+        return Err(Error::bad_input(format!("column {name} is there twice")));
+    }
     match problems.first() {
         Some((r, what)) => Err(Error::bad_input(format!("row {r}: {what}"))),
         None => Ok(out),

@@ -278,6 +278,9 @@ impl ParquetSource {
                     format!("there is no column {name}, unlike in the first file"),
                 ));
             }
+            if let Some(name) = self.filler.twice(&names) {
+                return Err(Error::bad_file(path, format!("column {name} is there twice")));
+            }
             let group = reader.get_row_group(self.group).map_err(damaged(path))?;
             self.columns.clear();
             for Flat { leaf, name, form } in flat {

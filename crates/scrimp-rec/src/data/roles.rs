@@ -72,6 +72,13 @@ impl Filler {
         columns.filter(|c| !names.iter().any(|n| n == c)).collect()
     }
 
+    /// A column of the schema that `names` has twice.
+    pub(super) fn twice<'a>(&self, names: &'a [String]) -> Option<&'a str> {
+        let mut used: Vec<&String> = names.iter().filter(|name| self.role(name) != Role::Ignored).collect();
+        used.sort_unstable();
+        used.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0].as_str())
+    }
+
     /// Appends a row of missing values.
     #[inline]
     pub(super) fn begin(&self, out: &mut Batch) -> Row {

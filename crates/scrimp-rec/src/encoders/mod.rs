@@ -332,6 +332,7 @@ pub fn entry(name: &str) -> Result<&'static EncoderEntry> {
 /// # Errors
 /// The budget is too small for one row, or an option does not fit the encoder.
 pub fn plan(options: &EncoderOptions, id_counts: &IdCounts) -> Result<EncoderConfig> {
+    options.check()?;
     let config = (entry(&options.encoder)?.plan)(options, id_counts)?;
     check(&config).map_err(Error::bad_input)?;
     Ok(config)
@@ -365,6 +366,30 @@ pub fn build(config: &EncoderConfig, keys: &[u64]) -> Result<Box<dyn Encoder>> {
 /// Whether a parameter is a weight table. Weight tables stay f32.
 pub(crate) fn is_weight(param: &str) -> bool {
     matches!(param, "alpha" | "weights")
+}
+
+impl EncoderOptions {
+    /// Checks the ranges of all numbers. [`plan`] checks that they fit each other.
+    fn check(&self) -> Result<()> {
+        let counts = [
+            ("dim", Some(self.dim)),
+            ("num_hashes", self.num_hashes),
+            ("block_dim", self.block_dim),
+            ("weight_num_hashes", Some(self.weight_num_hashes)),
+            ("groups", Some(self.groups)),
+        ];
+        for (name, count) in counts {
+            if let Some(count) = count.filter(|count| !(1..=65536).contains(count)) {
+                return Err(Error::bad_input(format!("`{name}` is {count}: 1 to 65536 is expected")));
+            }
+        }
+        for (name, share) in [("weight_share", self.weight_share), ("frequent_share", self.frequent_share)] {
+            if let Some(share) = share.filter(|share| !(0.0..=0.9).contains(share)) {
+                return Err(Error::bad_input(format!("`{name}` is {share}: 0 to 0.9 is expected")));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Checks a configuration, which may come from a file.

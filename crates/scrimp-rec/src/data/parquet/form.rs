@@ -111,6 +111,7 @@ pub(super) fn int96(value: &Int96) -> Value<'static> {
     const EPOCH: i64 = 2_440_588;
     let &[low, high, day] = value.data() else { return Value::Missing };
     let nanos = (u64::from(high) << 32 | u64::from(low)).cast_signed();
-    let micros = (i64::from(day) - EPOCH) * 86_400_000_000 + nanos / 1000;
+    let midnight = (i64::from(day) - EPOCH).saturating_mul(86_400_000_000);
+    let micros = midnight.saturating_add(nanos / 1000);
     Value::Timestamp(micros, Unit::Micro, false)
 }

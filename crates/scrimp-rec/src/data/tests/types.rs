@@ -113,3 +113,20 @@ fn columns_that_cannot_be_read_are_named() {
     let said = data.infer(&Hints { numeric: Some(vec!["tags".into()]), ..Hints::default() }).unwrap_err();
     assert!(said.to_string().contains("column tags has lists or objects"), "{said}");
 }
+
+/// Damaged files are refused or read, and do not panic.
+#[test]
+fn damaged_columns_of_all_types_do_not_panic() {
+    hide_guarded_panics();
+    let dir = Dir::new();
+    let whole = fs::read(table("rows.none.parquet")).unwrap();
+    for at in (0..whole.len()).step_by(29) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x5a;
+        let path = dir.file("bad.parquet", bytes);
+        for numeric in [false, true] {
+            let _ = read(&path, &schema(numeric), &OpenOptions::default());
+        }
+        let _ = DataSet::find(&path).and_then(|data| data.infer(&Hints::default()));
+    }
+}
