@@ -267,6 +267,8 @@ def test_stacked_experts_become_layers(kind):
     broken.model.layers[1].self_attn.q_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         compress(broken, 0.5)
+    with pytest.raises(ValueError, match="no layer was called"):
+        compress(broken, 0.5, method="wanda", calibration=[], skip=["lm_head", "q_proj"])
     assert [name for name, p in broken.named_parameters() if p.dim() == 3] == stacked
     assert list(broken.state_dict()) == list(model.state_dict())
 

@@ -1,11 +1,12 @@
 """``compress``: replaces the linear layers of a model by packed ones."""
 
 import warnings
-from typing import Iterable, List, Optional
+from typing import Iterable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import nn
 
+from .._scrimp import InputStatistics
 from . import _calibrate, _experts
 from ._calibrate import Calibration
 from ._layers import Layer, is_conv1d, is_skipped, linear_layers
@@ -46,6 +47,28 @@ def compress(
     Raises:
         ValueError, TypeError: an argument or a layer is invalid. The model is unchanged.
     """
+    sparsity, skip = _arguments(model, sparsity, method, format, skip)
+    calibrated = method in ("wanda", "sparsegpt")
+    if calibrated and calibration is None:
+        raise ValueError(f"{method} needs calibration data: calibration=[batch, ...]; magnitude needs none")
+    unstacked, changed = _experts.unstack(model, lambda name: is_skipped(name, skip)), False
+    try:
+        layers = _found(model, skip)
+        pairs = _with_statistics(model, layers, method, calibration, memory) if calibrated else ((layer, None) for layer in layers)
+        for layer, inputs in pairs:
+            _replace(layer, method if inputs or not calibrated else "magnitude", sparsity, format, inputs)
+            changed = True
+    except Exception:
+        if not changed:
+            _experts.restore(unstacked)
+        raise
+    return model
+
+
+def _arguments(
+    model: nn.Module, sparsity: float, method: Optional[str], format: str, skip: Iterable[str]
+) -> Tuple[float, Tuple[str, ...]]:
+    """Checks arguments. Returns the sparsity and the names to skip."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if method is not None and method not in _METHODS:
@@ -55,33 +78,31 @@ def compress(
     sparsity = float(sparsity)
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), not {sparsity}")
-    calibrated = method in ("wanda", "sparsegpt")
-    if calibrated and calibration is None:
-        raise ValueError(f"{method} needs calibration data: calibration=[batch, ...]; magnitude needs none")
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
     if type(model) is nn.Linear or is_conv1d(model):
         raise TypeError("the model is itself a linear layer: use SparseLinear.from_dense")
-    unstacked = _experts.unstack(model, lambda name: is_skipped(name, skip))
-    try:
-        found = linear_layers(model, skip)
-        layers = found.layers
-        for layer in layers:
-            _check(layer)
-    except Exception:
-        _experts.restore(unstacked)
-        raise
+    return sparsity, (skip,) if isinstance(skip, str) else tuple(skip)
+
+
+def _found(model: nn.Module, skip: Tuple[str, ...]) -> List[Layer]:
+    """The layers to compress. Warns of modules that stay dense."""
+    found = linear_layers(model, skip)
+    for layer in found.layers:
+        _check(layer)
     if found.dense:
         warnings.warn(
             f"{len(found.dense)} modules stay dense: {_listed(found.dense)}. They are linear layers with a forward of their own, or "
             "experts of an unknown kind; `skip` silences this warning",
-            stacklevel=2,
+            stacklevel=3,
         )
-    if not layers:
+    if not found.layers:
         raise ValueError("the model has no linear layer to compress (all skipped, or compressed already?)")
-    if not calibrated:
-        for layer in layers:
-            _replace(layer, method, sparsity, format, None)
-        return model
+    return found.layers
+
+
+def _with_statistics(
+    model: nn.Module, layers: List[Layer], method: str, calibration: Calibration, memory: int
+) -> Iterator[Tuple[Layer, Optional[InputStatistics]]]:
+    """The layers with the statistics of their inputs; ``None`` for layers that the data do not reach."""
     if not callable(calibration) and iter(calibration) is calibration:
         calibration = list(calibration)
     unseen: List[str] = []
@@ -91,16 +112,13 @@ def compress(
         if not statistics and len(groups) == 1:
             raise ValueError("no layer was called: the calibration data does not reach these layers")
         for layer in group:
-            inputs = statistics.get(layer.name)
-            _replace(layer, method if inputs else "magnitude", sparsity, format, inputs)
-            if inputs is None:
-                unseen.append(layer.name)
+            yield layer, statistics.get(layer.name)
+        unseen += [layer.name for layer in group if layer.name not in statistics]
     if unseen:
         warnings.warn(
             f"the calibration data never reaches {len(unseen)} layers ({_listed(unseen)}): they are pruned by magnitude",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return model
 
 
 def _listed(names: List[str]) -> str:
