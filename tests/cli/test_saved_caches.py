@@ -83,7 +83,7 @@ def test_the_server_keeps_prompts_across_restarts(model, tmp_path):  # noqa: F81
     second = complete()
     assert second["choices"][0]["text"] == first["choices"][0]["text"]
     assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == 599
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == 576, "whole blocks of 64"
     for path in directory.iterdir():
         path.write_bytes(path.read_bytes()[:-9])
     third = complete()

@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 
+from conftest import scrimp
 from test_serve import Server, complete, model  # noqa: F401 (a fixture)
 
 
@@ -149,7 +150,7 @@ def test_echo_is_the_same_in_a_stream(client):
 @pytest.mark.parametrize("fields", [
     {"functions": [], "function_call": "", "audio": None, "web_search_options": {}},
     {"prompt_cache_retention": "24h", "prompt_cache_key": "k", "store": False, "metadata": {"a": "b"}, "service_tier": "auto"},
-    {"top_p": 0}, {"top_logprobs": 0, "logprobs": False}, {"n": 1.0, "max_tokens": 5.0, "seed": 3.0}, {"parallel_tool_calls": False, "tools": []},
+    {"use_beam_search": False, "skip_special_tokens": False, "enable_thinking": False}, {"top_p": 0}, {"top_logprobs": 0, "logprobs": False}, {"n": 1.0, "max_tokens": 5.0, "seed": 3.0}, {"parallel_tool_calls": False, "tools": []},
 ], ids=str)
 def test_harmless_fields_are_accepted(server, fields):
     status, answer = chat(server, **fields)
@@ -194,6 +195,11 @@ def test_pages_of_named_origins_may_call(server, model):  # noqa: F811
     everywhere = Server(model, "--cors", "*")
     assert preflight(everywhere, "https://any.example.org", wanted)["Access-Control-Allow-Origin"] == "*"
     assert everywhere.stop() == 0
+
+
+def test_texts_that_are_no_origins_are_named(model):  # noqa: F811
+    for origin in ("example.org", "https://example.org/page", "https://*.example.org"):
+        scrimp("serve", model, "--port", 0, "--cors", origin).refused(origin, "https://example.org:8443")
 
 
 # --- shutdown

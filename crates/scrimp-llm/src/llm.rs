@@ -6,7 +6,7 @@ use crate::{
     embedding,
     error::{Error, Result},
     generate::{Generation, Request, Sequence, generate},
-    model::{Batch, CHUNK, Model, Output, RunOptions, Session, Step},
+    model::{Batch, CHUNK, Model, Output, RunOptions, Session, Step, prompt_parts},
     sampling::{Sampler, SamplingParams},
     tokenizer::Tokenizer,
 };
@@ -141,7 +141,7 @@ impl Llm {
         }
         let (mut batch, mut session) = (Batch::new(&self.model), self.model.session());
         let mean = Mutex::new(Vec::new());
-        for tokens in ids.chunks(CHUNK) {
+        for tokens in prompt_parts(&ids, CHUNK) {
             let mut steps = [Step { session: &mut session, tokens, output: Output::Hidden }];
             let width = self.model.config().hidden_size;
             let results = batch.forward(&mut steps, &|_, rows| {

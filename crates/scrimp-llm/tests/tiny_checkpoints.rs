@@ -141,3 +141,37 @@ fn every_stored_type_is_read() {
     assert_eq!(types.len(), scrimp_kernels::DType::ALL.len(), "{types:?}");
     assert_eq!(mixed.config().rope_pairs, RopePairs::Adjacent);
 }
+
+/// A safetensors file with other names of its tensors.
+fn renamed(file: &[u8], name: impl Fn(&str) -> String) -> Vec<u8> {
+    let (length, rest) = file.split_first_chunk::<8>().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).unwrap();
+    let header: serde_json::Map<_, _> = header.into_iter().map(|(key, value)| (name(&key), value)).collect();
+    let header = serde_json::to_vec(&header).unwrap();
+    [&(header.len() as u64).to_le_bytes()[..], &header, data].concat()
+}
+
+#[test]
+fn tensors_may_lack_the_prefix_of_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["qwen2", "gemma3", "phi3"] {
+        let from = scrimp_testkit::testdata(&format!("tiny/{name}"));
+        let to = dir.path().join(name);
+        std::fs::create_dir(&to).unwrap();
+        for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+        let file = std::fs::read(from.join("model.safetensors")).unwrap();
+        let bare = |key: &str| key.strip_prefix("model.").unwrap_or(key).to_owned();
+        std::fs::write(to.join("model.safetensors"), renamed(&file, bare)).unwrap();
+        let (with, without) = (open(&format!("tiny/{name}")), Checkpoint::open(&to).unwrap());
+        let names = |checkpoint: &Checkpoint| {
+            checkpoint.tensors().map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&without), names(&with), "{name}");
+        for ((_, a), (_, b)) in without.tensors().zip(with.tensors()) {
+            assert_eq!((a.shape, a.data), (b.shape, b.data));
+        }
+    }
+}

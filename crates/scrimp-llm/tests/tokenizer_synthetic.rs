@@ -7,6 +7,7 @@ use scrimp_llm::{
     load::{GgufFile, Source},
     tokenizer::Tokenizer,
 };
+use unicode_normalization::UnicodeNormalization as _;
 
 /// A GGUF file without tensors.
 #[derive(Default)]
@@ -118,6 +119,50 @@ fn merges_in_the_order_of_their_ranks() {
     assert_eq!(encode("a<|im_end|>b<tool>"), ["a", "<|im_end|>", "b", "<tool>"]);
     let plain = names(&tokens, &tokenizer.encode("<|im_end|><tool>", true, false).unwrap());
     assert_eq!((plain.len(), plain.last().map(String::as_str)), (11, Some("<tool>")));
+}
+
+#[test]
+fn texts_are_normalized_if_the_original_tokenizer_does() {
+    for (pre, normalizes) in [
+        ("qwen2", true),
+        ("qwen3", true),
+        ("stablelm2", true),
+        ("olmo", true),
+        ("gpt-2", false),
+        ("llama3", false),
+        ("deepseek-r1-qwen", false),
+        ("default", false),
+    ] {
+        let (gguf, _) = byte_level(pre, MERGES);
+        let tokenizer = gguf.bool("tokenizer.ggml.add_bos_token", false).tokenizer().unwrap();
+        let encode = |text: &str| tokenizer.encode(text, true, true).unwrap();
+        // Composition, Hangul, singletons, and the order of marks.
+        for (text, nfc) in [
+            ("cafe\u{301}", "café"),
+            ("\u{1112}\u{1161}\u{11ab}", "한"),
+            ("\u{212b} \u{2126}", "Å Ω"),
+            ("a\u{301}\u{323}", "ạ\u{301}"),
+        ] {
+            assert_eq!(encode(text) == encode(nfc), normalizes, "{pre}: {text}");
+        }
+        assert_eq!(
+            encode("é<|im_end|>x"),
+            encode("é").into_iter().chain(encode("<|im_end|>x")).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn files_without_a_pre_tokenizer_give_a_warning() {
+    let (gguf, tokens) = byte_level("qwen2", MERGES);
+    assert!(gguf.tokenizer().unwrap().warning().is_none());
+    let gguf = Gguf::default()
+        .str("tokenizer.ggml.model", "gpt2")
+        .strs("tokenizer.ggml.tokens", &tokens)
+        .strs("tokenizer.ggml.merges", &["h e".to_owned()]);
+    assert!(gguf.tokenizer().unwrap().warning().unwrap().contains("tokenizer.ggml.pre"));
+    // SentencePiece has none.
+    assert!(sentence_piece(PIECES).0.tokenizer().unwrap().warning().is_none());
 }
 
 #[test]
@@ -341,7 +386,8 @@ proptest! {
         let (gguf, _) = byte_level(pre, MERGES);
         let tokenizer = gguf.bool("tokenizer.ggml.add_bos_token", false).tokenizer().unwrap();
         let ids = tokenizer.encode(&text, true, parse).unwrap();
-        prop_assert_eq!(tokenizer.decode_with(&ids, false), text);
+        let normalized = if pre == "qwen2" { text.nfc().collect() } else { text };
+        prop_assert_eq!(tokenizer.decode_with(&ids, false), normalized);
         streams_as_it_decodes(&tokenizer, &ids);
     }
 

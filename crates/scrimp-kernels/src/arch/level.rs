@@ -5,9 +5,18 @@ use std::{fmt, str::FromStr};
 /// A set of CPU features that kernels are compiled for.
 ///
 /// A value other than [`SimdLevel::SCALAR`] can only be had through [`SimdLevel::detect`] and friends, which check the
-/// CPU: holding one is the proof that its instructions may be executed. The flag says that AMX may be used too.
+/// CPU: holding one is the proof that its instructions may be executed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SimdLevel(Kind, bool);
+pub struct SimdLevel(Kind, Amx);
+
+/// The use of tile registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Amx {
+    None,
+    /// See [`SimdLevel::exact`].
+    Exact,
+    Any,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
@@ -23,7 +32,7 @@ const NAMES: [&str; 4] = ["scalar", "avx2", "avx512", "amx"];
 
 impl SimdLevel {
     /// Plain Rust: the specification of every kernel.
-    pub const SCALAR: Self = Self(Kind::Scalar, false);
+    pub const SCALAR: Self = Self(Kind::Scalar, Amx::None);
 
     pub(crate) const fn kind(self) -> Kind {
         self.0
@@ -33,7 +42,7 @@ impl SimdLevel {
     pub fn avx2() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if super::avx2::Avx2::available() {
-            return Some(Self(Kind::Avx2, false));
+            return Some(Self(Kind::Avx2, Amx::None));
         }
         None
     }
@@ -42,7 +51,7 @@ impl SimdLevel {
     pub fn avx512() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if super::avx512::Avx512::available() {
-            return Some(Self(Kind::Avx512, false));
+            return Some(Self(Kind::Avx512, Amx::None));
         }
         None
     }
@@ -54,7 +63,7 @@ impl SimdLevel {
         if let Some(Self(kind, _)) = Self::avx512()
             && super::amx::asm::available()
         {
-            return Some(Self(kind, true));
+            return Some(Self(kind, Amx::Any));
         }
         None
     }
@@ -62,7 +71,7 @@ impl SimdLevel {
     /// A level that uses AMX whether the CPU has it or not: for tests that execute the instructions themselves.
     #[cfg(test)]
     pub(crate) fn emulated_amx() -> Option<Self> {
-        Self::avx512().map(|Self(kind, _)| Self(kind, true))
+        Self::avx512().map(|Self(kind, _)| Self(kind, Amx::Any))
     }
 
     /// Whether batches of bf16 are multiplied faster than f32 (two or more products per lane and instruction).
@@ -75,7 +84,22 @@ impl SimdLevel {
 
     /// Whether batches are multiplied with tile registers.
     pub(crate) const fn has_amx(self) -> bool {
-        self.1
+        !matches!(self.1, Amx::None)
+    }
+
+    /// This level, limited to kernels of linear layers that give a token the same bits in batches of any size. Without
+    /// AMX, that is the level itself. With AMX, large batches multiply in bf16; the exact level does not.
+    #[must_use]
+    pub const fn exact(self) -> Self {
+        match self.1 {
+            Amx::Any => Self(self.0, Amx::Exact),
+            Amx::None | Amx::Exact => self,
+        }
+    }
+
+    /// Whether this is an exact level with AMX.
+    pub(crate) const fn is_exact(self) -> bool {
+        matches!(self.1, Amx::Exact)
     }
 
     /// Every level that this CPU supports, slowest first.
@@ -106,7 +130,7 @@ impl SimdLevel {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => NAMES[1],
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 if self.1 => NAMES[3],
+            Kind::Avx512 if self.has_amx() => NAMES[3],
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => NAMES[2],
         }

@@ -91,6 +91,12 @@ pub(crate) struct RowScale {
     pub(crate) sum: i32,
 }
 
+/// Whether AMX kernels compute this batch. Products of bf16 differ from those of AVX-512 by rounding, so an exact level
+/// has none in AMX tiles.
+pub(super) fn uses_amx(level: SimdLevel, n_tokens: usize, needs: Needs) -> bool {
+    level.has_amx() && n_tokens > FEW_TOKENS && !(level.is_exact() && needs.bf16)
+}
+
 /// Tiles of tokens for which expanding packed weights anew is faster than a panel.
 const FEW_TILES: usize = 3;
 
@@ -147,7 +153,7 @@ impl Activations {
     /// Fills the batch: `fill(token, x)` writes the `cols` features of a token, which are then stored as `shape.needs`
     /// says. Tokens are spread over the pool.
     pub fn fill(&mut self, exec: Exec<'_>, shape: ActivationShape, fill: impl Fn(usize, &mut [f32]) + Sync) {
-        let amx = exec.level.has_amx() && shape.n_tokens > FEW_TOKENS;
+        let amx = uses_amx(exec.level, shape.n_tokens, shape.needs);
         self.fill_as(exec, shape, amx, fill);
     }
 

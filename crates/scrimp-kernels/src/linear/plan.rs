@@ -11,6 +11,9 @@
 //! | 5 to 16 with AMX | [`amx_int8`](super::amx_int8) | [`amx_packed`](super::amx_packed) | `gemm` |
 //! | 17 to 47 with AMX | `gemm` | `amx_packed` | `gemm` |
 //! | 48 and more with AMX | [`amx_bf16`](super::amx_bf16) | `amx_packed` | `gemm` |
+//!
+//! An [exact level](SimdLevel::exact) has neither `amx_bf16` nor `bf16` weights in `amx_packed`: vector kernels compute
+//! these batches.
 
 use super::{
     Activations, Linear, Matrix, Needs,
@@ -65,7 +68,7 @@ impl ActivationLayout {
             return Self::Tiles { tile };
         }
         let rows = amx_packed::tile_rows(n_tokens);
-        if needs.quantized && n_tokens >= BF16_TOKENS {
+        if needs.quantized && n_tokens >= BF16_TOKENS && !level.is_exact() {
             Self::AmxBf16 { tile, rows }
         } else if needs.quantized && !needs.float && INT8_TOKENS.contains(&n_tokens) {
             // Floats would need tiles of other widths.
@@ -249,3 +252,73 @@ fn token_blocks(n_tokens: usize, n_token_tiles: usize, threads: usize) -> usize 
 }
 
 const _: () = assert!(FEW_TOKENS < *INT8_TOKENS.start() && *INT8_TOKENS.end() < BF16_TOKENS);
+
+#[cfg(test)]
+mod tests {
+    use super::{super::activations::uses_amx, *};
+
+    /// The engines of a block format, of `bf16` and of `int8` for a batch.
+    fn engines(level: SimdLevel, n_tokens: usize, needs: Needs) -> [Engine; 3] {
+        let layout = ActivationLayout::new(level, n_tokens, needs, uses_amx(level, n_tokens, needs));
+        let packed = |value| match layout {
+            ActivationLayout::Tiles { .. } => Engine::Vectors,
+            _ if value == Value::Int4 => unreachable!("int4 is a block format here"),
+            _ => Engine::AmxPacked,
+        };
+        let blocks = match layout {
+            ActivationLayout::AmxInt8 { .. } => Engine::AmxInt8,
+            ActivationLayout::AmxBf16 { .. } => Engine::AmxBf16,
+            ActivationLayout::Tiles { .. } | ActivationLayout::Amx { .. } => Engine::Vectors,
+        };
+        [blocks, packed(Value::Bf16), packed(Value::Int8)]
+    }
+
+    fn all_needs() -> impl Iterator<Item = Needs> {
+        (1..16).map(|bits| Needs {
+            quantized: bits & 1 != 0,
+            float: bits & 2 != 0,
+            bf16: bits & 4 != 0,
+            row_int8: bits & 8 != 0,
+        })
+    }
+
+    /// Integer products are equal in all engines but `AmxBf16`; those of `bf16` weights only within one engine.
+    #[test]
+    fn an_exact_level_computes_a_token_alike_in_batches_of_any_size() {
+        let Some(level) = SimdLevel::emulated_amx() else {
+            eprintln!("SKIPPED: this CPU has no AVX-512");
+            return;
+        };
+        let exact = level.exact();
+        assert!(exact != level && exact.exact() == exact && exact.has_amx() && exact.name() == level.name());
+        for needs in all_needs() {
+            for n_tokens in 1..=600 {
+                let [blocks, bf16, _] = engines(exact, n_tokens, needs);
+                assert!(!needs.quantized || blocks != Engine::AmxBf16, "{n_tokens} {needs:?}");
+                assert!(!needs.bf16 || bf16 == Engine::Vectors, "{n_tokens} {needs:?}");
+                // The forms of activations are those that the weights read.
+                let layout = ActivationLayout::new(exact, n_tokens, needs, uses_amx(exact, n_tokens, needs));
+                assert_eq!(layout.forms(needs), needs);
+            }
+        }
+    }
+
+    /// Whole blocks of prompts have one engine, with any other blocks in their batch.
+    #[test]
+    fn batches_of_64_tokens_and_more_have_one_engine() {
+        let Some(level) = SimdLevel::emulated_amx() else {
+            eprintln!("SKIPPED: this CPU has no AVX-512");
+            return;
+        };
+        for needs in all_needs() {
+            for n_tokens in 64..=600 {
+                assert_eq!(
+                    engines(level, n_tokens, needs),
+                    engines(level, 64, needs),
+                    "{n_tokens} {needs:?}"
+                );
+            }
+            assert!(!needs.quantized || engines(level, 64, needs)[0] == Engine::AmxBf16);
+        }
+    }
+}

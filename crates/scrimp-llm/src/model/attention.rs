@@ -29,7 +29,7 @@ impl Pass<'_> {
         for chunk in chunks.iter_mut().filter(|chunk| chunk.error.is_none() && chunk.alone()) {
             chunk.error = self.attend_alone(layer, chunk, only_wanted).err();
         }
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         let (mut rest, mut at) = (&mut buffers.attn[..n * q_dim], 0);
         let mut entries = Vec::with_capacity(chunks.len());
         for chunk in chunks.iter().filter(|chunk| chunk.error.is_none() && !chunk.alone()) {
@@ -56,7 +56,7 @@ impl Pass<'_> {
 
     /// One sequence with accumulated attention scores, over all queries of the chunk.
     fn attend_alone(&mut self, layer: usize, chunk: &mut SequenceChunk<'_>, only_wanted: bool) -> Result<()> {
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         let (rows, q_dim) = (chunk.rows(), config.q_dim());
         let queries = rows.len();
         let wanted = if only_wanted { chunk.wanted } else { queries };

@@ -215,6 +215,8 @@ fn product<'a>(p: &'a LinearWeights, out: &'a mut [f32], accumulate: bool) -> Li
 /// The steps of a forward pass over the rows in `buffers`.
 pub(super) struct Pass<'a> {
     pub(super) exec: Exec<'a>,
+    /// The level of the steps behind the attention of the last layer.
+    pub(super) end_level: SimdLevel,
     pub(super) config: &'a ModelConfig,
     pub(super) buffers: &'a mut Buffers,
 }
@@ -246,8 +248,14 @@ impl Pass<'_> {
         for (index, layer) in layers.iter().enumerate() {
             let last = index + 1 == layers.len();
             let wanted = (last && wanted.len() < n).then_some(&wanted[..]);
-            self.attention_block(layer, LayerPlace::new(self.config, index, index), n, chunks, wanted);
+            self.attention(layer, LayerPlace::new(self.config, index, index), n, chunks, wanted);
+            if last {
+                self.exec.level = self.end_level;
+            }
             let n = wanted.map_or(n, <[usize]>::len);
+            if n > 0 {
+                self.attention_output(&layer.norms, &layer.o, n);
+            }
             if n > 0 {
                 self.gate_and_up(&layer.norms, [&layer.gate, &layer.up], n);
                 self.down(&layer.norms, &layer.down, n);
@@ -271,7 +279,7 @@ impl Pass<'_> {
 
     /// Computes the angles of RoPE for the rows of all chunks.
     pub(super) fn fill_rope(&mut self, chunks: &[SequenceChunk<'_>]) {
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         buffers.rope.clear(config.rope.inv_freq.len());
         buffers.rope_local.clear(config.rope_local.as_ref().map_or(0, |rope| rope.inv_freq.len()));
         buffers.temperature.clear();
@@ -292,8 +300,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Adds the attention block of a layer to the residual stream of `n` rows. With `wanted`, only these rows remain.
-    fn attention_block(
+    /// The attention of `n` rows, before its output projection. With `wanted`, only these rows remain.
+    fn attention(
         &mut self,
         layer: &Layer,
         place: LayerPlace,
@@ -312,15 +320,11 @@ impl Pass<'_> {
                 self.buffers.attn.copy_within(from * q_dim..(from + 1) * q_dim, to * q_dim);
             }
         }
-        let n = wanted.map_or(n, <[usize]>::len);
-        if n > 0 {
-            self.attention_output(&layer.norms, &layer.o, n);
-        }
     }
 
     /// Queries, keys and values of `n` rows.
     pub(super) fn qkv(&mut self, norms: &LayerNorms, [wq, wk, wv]: [&LinearWeights; 3], n: usize) {
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
         let needs = wq.needs().and(wk.needs()).and(wv.needs());
         let h = &buffers.h[..n * hidden];
@@ -336,7 +340,7 @@ impl Pass<'_> {
 
     /// Adds the output projection of attention to the residual stream of `n` rows.
     pub(super) fn attention_output(&mut self, norms: &LayerNorms, wo: &LinearWeights, n: usize) {
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         let q_dim = config.q_dim();
         let attn = &buffers.attn;
         buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: q_dim, needs: wo.needs() }, |t, x| {
@@ -347,7 +351,7 @@ impl Pass<'_> {
 
     /// The two projections before the gate, of `n` rows.
     pub(super) fn gate_and_up(&mut self, norms: &LayerNorms, [gate, up]: [&LinearWeights; 2], n: usize) {
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
         let h = &buffers.h[..n * hidden];
         let norm = norms.ffn_norm.as_deref().map(|weight| config.rms_norm(weight));
@@ -363,7 +367,7 @@ impl Pass<'_> {
 
     /// Adds the down projection of the gated rows to the residual stream of `n` rows.
     fn down(&mut self, norms: &LayerNorms, down: &LinearWeights, n: usize) {
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         let gated = Gated::new(exec.level, config, &buffers.gate, &buffers.up);
         buffers.x.fill(
             *exec,
@@ -392,7 +396,7 @@ impl Pass<'_> {
 
     /// Logits of `rows` of the residual stream that [`Pass::layers`] left, `[rows][vocab_size]`.
     pub(super) fn logits(&mut self, model: &Model, rows: Range<usize>) {
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         let (output, hidden, vocab) = (&model.weights().output, config.hidden_size, config.vocab_size);
         let h = &buffers.h[rows.start * hidden..rows.end * hidden];
         let norm = config.rms_norm(&model.weights().output_norm);
@@ -424,7 +428,7 @@ impl Pass<'_> {
 
     /// `h += norm(projection x)` for the `n` rows of activations; without a norm, `h += residual_scale * projection x`.
     fn add_block(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, n: usize) {
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         let hidden = config.hidden_size;
         let h = &mut buffers.h[..n * hidden];
         if norm.is_none() && config.residual_scale == 1.0 {
@@ -449,6 +453,15 @@ impl Buffers {
     pub(super) fn logits(&mut self, model: &Model, rows: Range<usize>) -> &[f32] {
         let n = rows.len() * model.vocab_size();
         model.pass(self).logits(model, rows);
+        &self.logits[..n]
+    }
+
+    /// As [`Buffers::logits`], at an exact level: the number of rows changes nothing.
+    pub(super) fn exact_logits(&mut self, model: &Model, rows: Range<usize>) -> &[f32] {
+        let n = rows.len() * model.vocab_size();
+        let mut pass = model.pass(self);
+        pass.exec.level = pass.exec.level.exact();
+        pass.logits(model, rows);
         &self.logits[..n]
     }
 

@@ -144,7 +144,7 @@ impl<'a> LayerRunner<'a> {
         let (hidden, q_dim, place) = (config.hidden_size, config.q_dim(), LayerPlace::new(config, index, 0));
         let (wq, wk, wv) =
             (hook.matrix(Projection::Q)?, hook.matrix(Projection::K)?, hook.matrix(Projection::V)?);
-        let mut pass = Pass { exec: *exec, config, buffers };
+        let mut pass = Pass { exec: *exec, end_level: exec.level, config, buffers };
         // All windows start at position 0, so the angles of one whole window serve all.
         pass.fill_rope(&[SequenceChunk::window(&mut kv, *window)]);
         let mut all = vec![0.0; h.len() / hidden * q_dim];
@@ -169,7 +169,7 @@ impl<'a> LayerRunner<'a> {
         let Self { exec, config, window, h, buffers } = self;
         let (hidden, width) = (config.hidden_size, config.intermediate_size);
         let (gate, up) = (hook.matrix(Projection::Gate)?, hook.matrix(Projection::Up)?);
-        let mut pass = Pass { exec: *exec, config, buffers };
+        let mut pass = Pass { exec: *exec, end_level: exec.level, config, buffers };
         let mut all = vec![0.0; h.len() / hidden * width];
         for (h, out) in h.chunks(*window * hidden).zip(all.chunks_mut(*window * width)) {
             sized(&mut pass.buffers.h, h.len()).copy_from_slice(h);
@@ -183,7 +183,7 @@ impl<'a> LayerRunner<'a> {
     /// `h += norm(W x + b)`; without a norm, `h += W x + b`.
     fn add(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, x: &[f32]) {
         let Self { exec, config, window, h, buffers } = self;
-        let mut pass = Pass { exec: *exec, config, buffers };
+        let mut pass = Pass { exec: *exec, end_level: exec.level, config, buffers };
         let inputs = x.chunks(*window * projection.weight.cols());
         for (h, x) in h.chunks_mut(*window * config.hidden_size).zip(inputs) {
             sized(&mut pass.buffers.h, h.len()).copy_from_slice(h);

@@ -24,7 +24,7 @@ mod session;
 mod synthetic;
 mod weights;
 
-pub use batch::{Batch, Output, Step};
+pub use batch::{BLOCK_TOKENS, Batch, Output, Step, prompt_parts};
 pub use forward::rms_norm_rows;
 pub use layer_runner::{LayerHook, LayerRunner};
 pub use saved::{SavedInfo, SavedSession, SavedText, saved_options};
@@ -153,7 +153,15 @@ impl Model {
 
     /// The steps of a forward pass over `buffers`.
     fn pass<'a>(&'a self, buffers: &'a mut Buffers) -> Pass<'a> {
-        Pass { exec: self.exec(), config: self.config(), buffers }
+        let exec = self.exec();
+        Pass { exec, end_level: exec.level, config: self.config(), buffers }
+    }
+
+    /// A pass over several sequences: the steps behind the attention of the last layer run at an exact level, because the
+    /// number of their rows depends on all sequences.
+    fn exact_end_pass<'a>(&'a self, buffers: &'a mut Buffers) -> Pass<'a> {
+        let exec = self.exec();
+        Pass { exec, end_level: exec.level.exact(), config: self.config(), buffers }
     }
 
     /// An empty sequence.

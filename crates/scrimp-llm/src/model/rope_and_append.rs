@@ -56,7 +56,7 @@ impl Pass<'_> {
         place: LayerPlace,
         chunks: &mut [SequenceChunk<'_>],
     ) {
-        let Self { exec, config, buffers } = self;
+        let Self { exec, config, buffers, .. } = self;
         let (exec, q_dim, kv_dim) = (*exec, config.q_dim(), config.kv_dim());
         let rope = if place.local_rope { &buffers.rope_local } else { &buffers.rope };
         let (rope, temperature) = (place.rope.then_some(rope), &buffers.temperature);

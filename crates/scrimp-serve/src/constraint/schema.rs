@@ -208,19 +208,22 @@ impl<'a> Preparation<'a> {
 
     /// Adds the properties that `schema` and its conjuncts list. True: one of them also allows others, or forbids them.
     fn listed(&self, schema: &'a Value, names: &mut Names, seen: &mut HashSet<usize>) -> bool {
-        let Value::Object(map) = schema else { return false };
-        if !seen.insert(std::ptr::from_ref(schema) as usize) {
-            return false;
-        }
-        if let Some(Value::Object(listed)) = map.get("properties") {
-            names.extend(listed.keys().map(|name| (name.clone(), Value::Null)));
-        }
-        let mut explicit = is_explicit(map);
-        let parts =
-            ["allOf", "anyOf", "oneOf"].into_iter().filter_map(|key| map.get(key)?.as_array()).flatten();
-        let target = map.get("$ref").and_then(Value::as_str).and_then(|reference| self.resolve(reference));
-        for part in parts.chain(target) {
-            explicit |= self.listed(part, names, seen);
+        let mut explicit = false;
+        // References can be chained deeper than a stack.
+        let mut rest = vec![schema];
+        while let Some(schema) = rest.pop() {
+            let Value::Object(map) = schema else { continue };
+            if !seen.insert(std::ptr::from_ref(schema) as usize) {
+                continue;
+            }
+            if let Some(Value::Object(listed)) = map.get("properties") {
+                names.extend(listed.keys().map(|name| (name.clone(), Value::Null)));
+            }
+            explicit |= is_explicit(map);
+            let lists = ["allOf", "anyOf", "oneOf"].into_iter().filter_map(|key| map.get(key)?.as_array());
+            let target = map.get("$ref").and_then(Value::as_str).and_then(|r| self.resolve(r));
+            let parts: Vec<&Value> = lists.flatten().chain(target).collect();
+            rest.extend(parts.into_iter().rev());
         }
         explicit
     }

@@ -209,6 +209,20 @@ fn references_are_resolved_where_they_stand() {
 }
 
 #[test]
+fn chains_of_references_have_any_length() {
+    let mut definitions = Map::new();
+    for i in 0..1000 {
+        definitions.insert(format!("a{i}"), json!({ "$ref": format!("#/$defs/a{}", i + 1) }));
+    }
+    definitions.insert("a1000".into(), json!({ "const": 7 }));
+    let (_, constraints) = constraints();
+    // llguidance may refuse it, but nothing overflows.
+    let _ = constraints.schema(&json!({ "allOf": [{ "$ref": "#/$defs/a0" }], "$defs": definitions }), false);
+    let round = json!({ "allOf": [{ "$ref": "#/$defs/b" }], "$defs": { "b": { "$ref": "#/$defs/c" }, "c": { "$ref": "#/$defs/b" } } });
+    let _ = constraints.schema(&round, false);
+}
+
+#[test]
 fn unknown_formats_are_annotations() {
     for format in [
         "password",

@@ -118,7 +118,11 @@ impl<'m> KvCacheManager<'m> {
             Ok(saved) => {
                 store.used(&hit.path);
                 let mut session = saved.session;
-                session.truncate(hit.tokens);
+                if session.compressed() == 0 {
+                    session.truncate(hit.tokens / BLOCK_SIZE * BLOCK_SIZE);
+                } else {
+                    session.truncate(hit.tokens);
+                }
                 Some(session).filter(|session| !session.is_empty())
             }
             Err(e) => {
@@ -181,6 +185,16 @@ impl<'m> KvCacheManager<'m> {
         self.sessions.get(&id)
     }
 
+    /// Adds the KV cache of a request with a sliding window to the prefix cache, if it ends at the last block of the prompt:
+    /// later it cannot be truncated to that.
+    pub(super) fn cache_windows(&mut self, id: RequestId) {
+        let (Some(owner), Some(session)) = (self.owners.get(&id), self.sessions.get(&id)) else { return };
+        let is_windowed = self.model.config().sliding_window.iter().any(Option::is_some);
+        if is_windowed && session.len() == owner.prompt / BLOCK_SIZE * BLOCK_SIZE {
+            self.cache_prefix(id);
+        }
+    }
+
     /// Adds a request's KV cache to the prefix cache.
     pub(super) fn cache_prefix(&mut self, id: RequestId) {
         let (Some(prefixes), Some(owner), Some(session)) =
@@ -238,12 +252,15 @@ impl KvMemory for KvCacheManager<'_> {
     fn allocate(&mut self, id: RequestId) -> usize {
         let Some(owner) = self.owners.get(&id) else { return 0 };
         let (key, limit) = (owner.key, owner.tokens.len().saturating_sub(1));
+        let is_windowed = self.model.config().sliding_window.iter().any(Option::is_some);
         let prefixes = self.prefixes.as_mut().filter(|_| owner.reuses);
         let hit = prefixes.and_then(|cache| cache.find(key, &owner.tokens, limit)).map(|hit| {
             let mut session = hit.snapshot.fork();
-            if session.len() > hit.tokens {
-                // The session becomes empty if it cannot be truncated that far.
-                session.truncate(hit.tokens);
+            // Chunks end at blocks. The session becomes empty if it cannot be truncated that far.
+            let whole = hit.tokens / BLOCK_SIZE * BLOCK_SIZE;
+            let tokens = if session.compressed() > whole || is_windowed { hit.tokens } else { whole };
+            if session.len() > tokens {
+                session.truncate(tokens);
             }
             session
         });

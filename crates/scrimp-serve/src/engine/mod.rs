@@ -135,7 +135,11 @@ pub(crate) fn run(
     let mut engine = Engine {
         model,
         tokenizer,
-        scheduler: Scheduler::new(options.limits),
+        scheduler: Scheduler::new(Limits {
+            // With AMX, whole blocks are multiplied in bf16.
+            separate_ends: model.level() != model.level().exact(),
+            ..options.limits
+        }),
         kv_caches: KvCacheManager::new(model, options),
         batch: Batch::new(model),
         active: BTreeMap::new(),
@@ -316,6 +320,7 @@ impl<'m> Engine<'m> {
     /// Handles `n` computed tokens of a request and the token sampled after them, if any.
     fn after_step(&mut self, id: RequestId, n: usize, sampled: Option<SamplingResult>) {
         let complete = self.scheduler.update_computed(id, n);
+        self.kv_caches.cache_windows(id);
         let Some(active) = self.active.get_mut(&id) else { return };
         if n > 1 || active.last_token.is_none() {
             self.metrics.prompt_tokens.add(n as u64);

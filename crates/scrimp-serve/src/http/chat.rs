@@ -47,8 +47,9 @@ pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<
             None => params.format.constraint(language.constraints.as_ref())?,
         };
         let mut how = params.generate(i, room, usize::MAX, wanted.then(|| top.unwrap_or(0)), constraint);
+        how.written = language.special_tokens(&params);
         if tools.is_offered() {
-            how.written = MARKS.iter().filter_map(|mark| language.tokenizer.token_id(mark)).collect();
+            how.written.extend(MARKS.iter().filter_map(|mark| language.tokenizer.token_id(mark)));
         }
         requests.generate(prompt.clone(), params.kv.clone(), how);
     }

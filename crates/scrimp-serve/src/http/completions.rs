@@ -29,13 +29,19 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
     let mut fields = Fields::parse(body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
+    let echo = fields.boolean("echo")?.unwrap_or(false);
+    if echo && suffix.is_some() {
+        return Err(ApiError::field("suffix", "suffix and echo exclude each other"));
+    }
     let prompts = match suffix {
         Some(suffix) => infills(language, fields.take("prompt"), &suffix)?,
-        None => prompts(language, fields.take("prompt"))?,
+        None => {
+            let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
+            prompts(language, fields.take("prompt"), special)?
+        }
     };
     let params = Params::take(&mut fields, &language.kv, 0)?;
     let logprobs = alternatives(&mut fields, "logprobs")?;
-    let echo = fields.boolean("echo")?.unwrap_or(false);
     fields.finish()?;
 
     let (mut requests, outputs) =
@@ -46,6 +52,7 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
         for i in 0..params.n {
             let constraint = params.format.constraint(language.constraints.as_ref())?;
             let mut how = params.generate(i, room, DEFAULT_TOKENS, logprobs, constraint);
+            how.written = language.special_tokens(&params);
             how.scores_prompt = echo && logprobs.is_some();
             requests.generate(prompt.clone(), params.kv.clone(), how);
             echoes.push(if echo { Some(prompt.clone()) } else { None });
@@ -87,8 +94,8 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
     Ok(Json(response).into_response())
 }
 
-/// A string, a list of strings, a list of ids, or a list of lists of ids.
-fn prompts(language: &Language, value: Option<Value>) -> Result<Vec<Vec<u32>>, ApiError> {
+/// A string, a list of strings, a list of ids, or a list of lists of ids. `special`: texts get the tokenizer's begin token.
+fn prompts(language: &Language, value: Option<Value>, special: bool) -> Result<Vec<Vec<u32>>, ApiError> {
     let wrong = || {
         let what = format!(
             "prompt must be a string or a list of token ids, or a list of up to {MAX_PROMPTS} of them"
@@ -100,9 +107,9 @@ fn prompts(language: &Language, value: Option<Value>) -> Result<Vec<Vec<u32>>, A
             if list.len() > MAX_PROMPTS {
                 return Err(wrong());
             }
-            list.into_iter().map(|value| tokens(language, value).ok_or_else(wrong)?).collect()
+            list.into_iter().map(|value| tokens(language, value, special).ok_or_else(wrong)?).collect()
         }
-        value => Ok(vec![tokens(language, value).ok_or_else(wrong)??]),
+        value => Ok(vec![tokens(language, value, special).ok_or_else(wrong)??]),
     }
 }
 
@@ -144,10 +151,10 @@ fn infills(language: &Language, prompt: Option<Value>, suffix: &str) -> Result<V
         .collect()
 }
 
-/// The tokens of a text or of a list of token ids; `None`: neither.
-pub(super) fn tokens(language: &Language, value: Value) -> Option<Result<Vec<u32>, ApiError>> {
+/// The tokens of a text, with the tokenizer's begin token if `special`, or of a list of token ids; `None`: neither.
+pub(super) fn tokens(language: &Language, value: Value, special: bool) -> Option<Result<Vec<u32>, ApiError>> {
     match value {
-        Value::String(text) => Some(language.tokenizer.encode(&text, true, true).map_err(Into::into)),
+        Value::String(text) => Some(language.tokenizer.encode(&text, special, true).map_err(Into::into)),
         Value::Array(ids) => {
             let ids: Option<Vec<u32>> =
                 ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();

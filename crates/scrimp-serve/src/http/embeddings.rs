@@ -57,7 +57,7 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
     let (mut requests, mut outputs) = EngineRequests::new(&state, client);
     let (n, mut total) = (inputs.len(), 0);
     for input in inputs {
-        let prompt = tokens(language, input).ok_or_else(wrong)??;
+        let prompt = tokens(language, input, true).ok_or_else(wrong)??;
         language.room(&prompt, state.options.max_model_len)?;
         total += prompt.len();
         // The text is prefilled once, so compression of its KV cache has no use.

@@ -132,18 +132,27 @@ impl Fields {
         }
     }
 
-    /// Rejects requests with unknown fields. An unknown field without content (`null`, `false`, `""`, `[]`, `{}`) is
+    /// Drops fields that have no effect if they are false.
+    pub(crate) fn ignore_false(&mut self, names: &[&str]) {
+        for name in names {
+            if self.0.get(*name) == Some(&Value::Bool(false)) {
+                self.0.remove(*name);
+            }
+        }
+    }
+
+    /// Rejects requests with unknown fields. An unknown field without content (`null`, `""`, `[]`, `{}`) is
     /// allowed.
     ///
     /// # Errors
     /// A field is left.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
         let has_effect = |value: &Value| match value {
-            Value::Null | Value::Bool(false) => false,
+            Value::Null => false,
             Value::String(text) => !text.is_empty(),
             Value::Array(list) => !list.is_empty(),
             Value::Object(map) => !map.is_empty(),
-            Value::Bool(true) | Value::Number(_) => true,
+            Value::Bool(_) | Value::Number(_) => true,
         };
         match self.0.into_iter().find(|(_, value)| has_effect(value)) {
             None => Ok(()),
@@ -184,8 +193,7 @@ mod tests {
         for bad in ["", "[]", "{", "{\"a\": NaN}", "{\"a\": \"\u{1}\"}"] {
             assert!(Fields::parse(bad.as_bytes()).is_err(), "{bad}");
         }
-        let mut f =
-            fields(r#"{"n": 5.0, "m": 5.5, "functions": [], "audio": null, "x": {}, "y": "", "z": false}"#);
+        let mut f = fields(r#"{"n": 5.0, "m": 5.5, "functions": [], "audio": null, "x": {}, "y": ""}"#);
         assert_eq!(f.integer("n", 1..=9).unwrap(), Some(5));
         assert!(f.integer("m", 1..=9).is_err());
         assert!(f.finish().is_ok());

@@ -60,12 +60,15 @@ pub(crate) struct PromptOptions {
 }
 
 impl PromptOptions {
-    /// Takes `chat_template_kwargs`, `continue_final_message` and `add_generation_prompt`.
+    /// Takes `chat_template_kwargs`, `enable_thinking`, `continue_final_message` and `add_generation_prompt`.
     ///
     /// # Errors
     /// A value has another type.
     pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let variables = fields.object("chat_template_kwargs")?.unwrap_or_default();
+        let mut variables = fields.object("chat_template_kwargs")?.unwrap_or_default();
+        if let Some(thinks) = fields.boolean("enable_thinking")? {
+            variables.entry("enable_thinking").or_insert(Value::Bool(thinks));
+        }
         let continues = fields.boolean("continue_final_message")?;
         let begins = fields.boolean("add_generation_prompt")?;
         Ok(Self { variables, begins: continues.map_or(begins == Some(true), |continues| !continues) })

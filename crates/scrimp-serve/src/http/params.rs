@@ -23,11 +23,12 @@ const MAX_LOGPROBS: i64 = 20;
 const MAX_BIAS: usize = 1024;
 
 /// Fields of common clients that do not change the answer of this server.
-const HARMLESS: [&str; 24] = [
+const HARMLESS: [&str; 28] = [
     "cache_prompt",
     "caching",
     "extra_headers",
     "include_reasoning",
+    "length_penalty",
     "metadata",
     "modalities",
     "prediction",
@@ -35,20 +36,27 @@ const HARMLESS: [&str; 24] = [
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
+    "provider",
     "reasoning",
     "reasoning_effort",
     "request_id",
     "return_token_ids",
+    "route",
     "safety_identifier",
     "service_tier",
-    "skip_special_tokens",
     "spaces_between_special_tokens",
     "store",
     "stream_interval",
     "timings_per_token",
+    "transforms",
     "truncation",
+    "usage",
     "verbosity",
 ];
+
+/// Fields of common clients that do not change the answer if they are false.
+const HARMLESS_FALSE: [&str; 4] =
+    ["early_stopping", "include_stop_str_in_output", "return_tokens_as_token_ids", "use_beam_search"];
 
 /// Parameters of a request.
 #[derive(Debug)]
@@ -77,6 +85,8 @@ pub(crate) struct Params {
     pub(crate) format: ResponseFormat,
     /// Format and compression of the KV cache.
     pub(crate) kv: KvOptions,
+    /// Leave special tokens out of the text.
+    pub(crate) skip_special: bool,
     /// The end user, for the fair queue.
     pub(crate) user: Option<String>,
 }
@@ -173,8 +183,10 @@ impl Params {
             format,
             kv: kv_choice(fields, default_kv)?,
             user: fields.string("user")?,
+            skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
         };
         fields.ignore(&HARMLESS);
+        fields.ignore_false(&HARMLESS_FALSE);
         Ok(params)
     }
 

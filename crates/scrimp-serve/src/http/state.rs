@@ -1,6 +1,6 @@
 //! State shared by all HTTP handlers.
 
-use super::{drain::Requests, error::ApiError};
+use super::{drain::Requests, error::ApiError, params::Params};
 use crate::{
     constraint::Constraints,
     engine::{Command, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work},
@@ -124,6 +124,16 @@ impl Language {
             return Err(ApiError::field("messages", what).code("context_length_exceeded"));
         }
         Ok(limit - prompt.len())
+    }
+
+    /// The special tokens that an answer writes.
+    pub(crate) fn special_tokens(&self, params: &Params) -> Vec<u32> {
+        let all = 0..self.tokenizer.vocab_size() as u32;
+        if params.skip_special {
+            Vec::new()
+        } else {
+            all.filter(|&id| self.tokenizer.is_special(id)).collect()
+        }
     }
 
     /// Sends requests to the engine.

@@ -11,19 +11,24 @@
 //! first. Prompts are prefilled in chunks, so that a long prompt does not delay the tokens of other requests. If more
 //! requests wait for their first token than decode, prompts may use the whole step: larger chunks are faster per token.
 //!
+//! The chunks of a prompt ([`chunks`]) end at fixed positions, so that its results do not depend on other requests.
+//!
 //! Invariants for any behavior of the memory (the simulator in `tests` checks them):
 //!
-//! * A step computes at most `max_num_batched_tokens` tokens of at most `max_num_seqs` requests; each request occurs once.
+//! * A step computes at most `max_num_batched_tokens` tokens, or one block of a prompt beside the decodes, of at most
+//!   `max_num_seqs` requests; each request occurs once.
 //! * Requests are admitted in the order of the fair queue ([`fair`]). No request overtakes one that waits for memory.
 //! * A running request is preempted only for one that was admitted earlier. A preempted request goes to the front of the
 //!   queue. A request that does not fit even alone is rejected. So the oldest request always makes progress, and every request ends.
 //! * Before a request is preempted, cached prefixes are evicted; then, if allowed, the longest KV caches are compressed.
 
+mod chunks;
 mod fair;
 pub mod prefix;
 #[cfg(test)]
 mod simulator;
 
+use chunks::Chunks;
 use fair::FairQueue;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -60,11 +65,19 @@ pub struct Limits {
     pub max_prefill_with_decode: usize,
     /// Maximum number of waiting requests.
     pub max_waiting: usize,
+    /// The end of a prompt behind its last block is a chunk of its own, even if it is long.
+    pub separate_ends: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_num_seqs: 32, max_num_batched_tokens: 512, max_prefill_with_decode: 256, max_waiting: 256 }
+        Self {
+            max_num_seqs: 32,
+            max_num_batched_tokens: 512,
+            max_prefill_with_decode: 256,
+            max_waiting: 256,
+            separate_ends: false,
+        }
     }
 }
 
@@ -82,6 +95,7 @@ pub struct SchedulerOutput {
 #[derive(Debug, Clone, Copy)]
 struct Request {
     num_tokens: usize,
+    num_prompt: usize,
     num_computed: usize,
     client: u64,
 }
@@ -89,6 +103,10 @@ struct Request {
 impl Request {
     fn num_remaining(&self) -> usize {
         self.num_tokens - self.num_computed
+    }
+
+    fn chunks(&self, limits: &Limits) -> Chunks {
+        Chunks { prompt: self.num_prompt, total: self.num_tokens, separate_ends: limits.separate_ends }
     }
 }
 
@@ -121,7 +139,10 @@ impl Scheduler {
         if self.num_waiting() >= self.limits.max_waiting {
             return false;
         }
-        self.requests.insert(id, Request { num_tokens: tokens.max(1), num_computed: 0, client });
+        self.requests.insert(
+            id,
+            Request { num_tokens: tokens.max(1), num_prompt: tokens.max(1), num_computed: 0, client },
+        );
         self.waiting.push(client, id);
         true
     }
@@ -190,19 +211,26 @@ impl Scheduler {
         step.output
     }
 
-    /// Number of tokens that a request with `remaining` tokens gets in this step.
-    fn token_budget(&self, output: &SchedulerOutput, decoding: bool, remaining: usize) -> usize {
+    /// Number of tokens that a request gets in this step.
+    fn token_budget(&self, output: &SchedulerOutput, decoding: bool, request: &Request) -> usize {
         let planned: usize = output.scheduled.iter().map(|(_, n)| n).sum();
         let room = self.limits.max_num_batched_tokens.saturating_sub(planned);
-        if remaining == 1 || !decoding {
+        let remaining = request.num_remaining();
+        if remaining == 1 {
             return remaining.min(room);
         }
         let decodes = output.scheduled.iter().filter(|(_, n)| *n == 1).count();
-        if self.requests.len() > 2 * decodes {
-            return remaining.min(room);
-        }
         let prefilled = planned - decodes;
-        remaining.min(room).min(self.limits.max_prefill_with_decode.saturating_sub(prefilled))
+        let room = match decoding && self.requests.len() <= 2 * decodes {
+            true => room.min(self.limits.max_prefill_with_decode.saturating_sub(prefilled)),
+            false => room,
+        };
+        let chunks = request.chunks(&self.limits);
+        match chunks.next(request.num_computed, room) {
+            // A prompt makes progress beside any number of decodes.
+            0 if prefilled == 0 => chunks.smallest(request.num_computed),
+            n => n,
+        }
     }
 
     /// Schedules running requests: their decodes, or chunks of their prompts.
@@ -215,7 +243,7 @@ impl Scheduler {
             if (remaining == 1) != decode || remaining == 0 || !self.running.contains(&id) {
                 continue;
             }
-            let tokens = self.token_budget(&step.output, decoding, remaining);
+            let tokens = self.token_budget(&step.output, decoding, &request);
             if tokens > 0 && self.make_room(id, tokens, step) {
                 step.push(id, tokens);
             }
@@ -279,7 +307,7 @@ impl Scheduler {
         while step.output.preempted.is_empty() && self.running.len() < self.limits.max_num_seqs {
             let Some(id) = self.preempted.front().copied().or_else(|| self.waiting.peek()) else { return };
             let Some(request) = self.requests.get(&id).copied() else { return };
-            if self.token_budget(&step.output, decoding, request.num_tokens) == 0 {
+            if self.token_budget(&step.output, decoding, &request) == 0 {
                 return;
             }
             let cached = step.memory.allocate(id).min(request.num_tokens - 1);
@@ -304,10 +332,9 @@ impl Scheduler {
                 self.waiting.pop();
             }
             self.running.push(id);
-            if let Some(request) = self.requests.get_mut(&id) {
-                request.num_computed = cached;
-            }
-            let tokens = self.token_budget(&step.output, decoding, remaining);
+            let request = Request { num_computed: cached, ..request };
+            self.requests.insert(id, request);
+            let tokens = self.token_budget(&step.output, decoding, &request);
             if tokens > 0 && self.make_room(id, tokens, step) {
                 step.push(id, tokens);
             }
