@@ -20,6 +20,8 @@ use std::{fmt, sync::Arc};
 
 /// Maximum size of a schema, bytes of JSON.
 const MAX_SCHEMA: usize = 64 << 10;
+/// Stack for compiling a schema, bytes, and bytes per byte of the schema: llguidance recurses into chains of references.
+const STACK: (usize, usize) = (4 << 20, 1024);
 
 /// Restricts the tokens of one answer.
 pub(crate) trait Constraint: fmt::Debug + Send {
@@ -143,8 +145,17 @@ impl Constraints {
             "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": true,
         });
         root.insert("x-guidance".into(), options);
-        let grammar = TopLevelGrammar::from_json_schema(Value::Object(root));
-        let matcher = Matcher::new(self.factory.create_parser(grammar));
+        let root = Value::Object(root);
+        let stack = STACK.0 + STACK.1 * root.to_string().len();
+        let matcher = std::thread::scope(|scope| {
+            let grammar = TopLevelGrammar::from_json_schema(root);
+            let compile = || Matcher::new(self.factory.create_parser(grammar));
+            let thread = std::thread::Builder::new().stack_size(stack).spawn_scoped(scope, compile);
+            let thread = thread.map_err(|_| {
+                Error::out_of_memory(format!("{stack} bytes of address space for compiling the schema"))
+            })?;
+            thread.join().map_err(|_| Error::bad_input("the schema cannot be enforced: llguidance failed"))
+        })?;
         match matcher.get_error() {
             Some(e) => Err(Error::bad_input(format!("the schema cannot be enforced: {}", first_line(&e)))),
             None => Ok(Box::new(Guided { matcher, numbers: Numbers::new(Arc::clone(&self.digits)) })),
