@@ -76,7 +76,7 @@ def test_absent_and_null_are_missing(server):
 @pytest.mark.parametrize("body,kind,words", [
     (b"", ARROW, "not an Arrow IPC stream"),
     (b"\xff\xff\xff\xff\xff\xff\xff\x7f", ARROW, "not an Arrow IPC stream"),
-    (stream(pyarrow.table({"user": [[1, 2]]})), ARROW, "column user: the type List"),
+    (stream(pyarrow.table({"user": [[1, 2]]})), ARROW, "column user: values of the type List"),
     (stream(pyarrow.table({"price": ["cheap"]})), ARROW, "row 0: column price: 'cheap' is not a number"),
     (b'{"user": "u1"}\n{"price": []}\n', "application/x-ndjson", "row 1"),
     (b'{"rows": [{"price": "dear"}]}', "application/json", "row 0"),
