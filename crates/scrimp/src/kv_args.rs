@@ -10,7 +10,8 @@ use clap::{
 use scrimp_kv::{
     KvError, KvFormat,
     compress::{
-        Budget, Compression, Crush, GRANULARITIES, Granularity, MASSES, Mass, ORDERS, Order, mass, order,
+        Budget, Compression, Crush, DEFAULT_POLICY, DEFAULT_SHARE, GRANULARITIES, Granularity, MASSES, Mass,
+        ORDERS, Order, Shrink, mass, order,
     },
     policy::{PolicyChoice, policy},
 };
@@ -19,24 +20,30 @@ use scrimp_kv::{
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "KV cache")]
 pub(crate) struct KvArgs {
+    /// Make the cache this many times smaller than a whole cache in bf16: 4, 8 or 16. Selects budget, policy and format
+    #[arg(long, value_name = "FACTOR", value_parser = shrink, conflicts_with_all = [
+        "kv_budget", "kv_policy", "kvcrush", "kv_format", "kv_sparsity", "kv_granularity", "kv_rerotate",
+    ])]
+    pub(crate) kv_shrink: Option<Shrink>,
     /// Tokens that each KV head keeps of the prompt, or a share of it (0.25) [default: all]
     #[arg(long, value_name = "N|F", value_parser = budget)]
     pub(crate) kv_budget: Option<Budget>,
-    /// The policy that selects tokens: full, streaming, h2o, snapkv, ... or adakv:POLICY (heads share one budget) [default: snapkv]
+    /// The policy that selects tokens: full, streaming, h2o, snapkv, ... or adakv:POLICY (heads share one budget) [default: expected-max]
     #[arg(long, value_name = "POLICY", value_parser = |s: &str| policy(s).map_err(|e| e.to_string()))]
     pub(crate) kv_policy: Option<PolicyChoice>,
-    /// Share of the budget for representatives of dropped tokens (KVCrush); 0: off
-    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = share)]
-    pub(crate) kvcrush: f64,
+    /// Share of the budget for representatives of dropped tokens (KVCrush); 0: off [default: 0.5, with --kv-policy 0]
+    #[arg(long, value_name = "F", value_parser = share)]
+    pub(crate) kvcrush: Option<f64>,
     /// The attention that a representative receives for its segment
     #[arg(long, value_name = "MASS", default_value = Crush::default().mass.name(), value_parser = masses())]
     pub(crate) kvcrush_mass: &'static dyn Mass,
     /// The order in which dropped tokens are cut into segments
     #[arg(long, value_name = "ORDER", default_value = Crush::default().order.name(), value_parser = orders())]
     pub(crate) kvcrush_order: &'static dyn Order,
-    /// Fit the values of the kept tokens to the attention over all tokens: on or off
-    #[arg(long, value_name = "on|off", default_value = "on", action = clap::ArgAction::Set, value_parser = on_off())]
-    pub(crate) kv_fit: bool,
+    /// Fit the values of the kept tokens to the attention over all tokens: on or off [default: on
+    /// for expected-max, kvzip and kvzip-query]
+    #[arg(long, value_name = "on|off", value_parser = on_off())]
+    pub(crate) kv_fit: Option<bool>,
     /// First tokens, which are always kept
     #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_SINKS)]
     pub(crate) kv_sinks: usize,
@@ -64,12 +71,13 @@ impl KvArgs {
     /// A full cache in bf16, the reference of comparisons.
     pub(crate) fn full() -> Self {
         Self {
+            kv_shrink: None,
             kv_budget: None,
             kv_policy: None,
-            kvcrush: 0.0,
+            kvcrush: None,
             kvcrush_mass: Crush::default().mass,
             kvcrush_order: Crush::default().order,
-            kv_fit: true,
+            kv_fit: None,
             kv_sinks: Compression::DEFAULT_SINKS,
             kv_recent: None,
             kv_granularity: Granularity::Token,
@@ -88,18 +96,24 @@ impl KvArgs {
         self.format()?;
         let policy = match (self.kv_policy, self.kv_budget) {
             (Some(policy), _) => policy,
-            (None, Some(_)) => policy("snapkv")?,
+            (None, Some(_)) => policy(DEFAULT_POLICY)?,
             (None, None) => PolicyChoice::FULL,
         };
+        if let Some(Shrink { compression, .. }) = &self.kv_shrink {
+            let fit = self.kv_fit.unwrap_or(compression.fit);
+            let (recent, seed) = (self.kv_recent, seed.unwrap_or(0));
+            return Ok(Some(Compression { fit, sinks: self.kv_sinks, recent, seed, ..compression.clone() }));
+        }
         let Some(budget) = self.kv_budget else {
-            if self.kvcrush > 0.0 {
+            if self.kvcrush.is_some_and(|share| share > 0.0) {
                 return Err(usage("--kvcrush needs --kv-budget: it is a share of that"));
             }
             return Ok(None);
         };
+        let share = self.kvcrush.unwrap_or(if self.kv_policy.is_none() { DEFAULT_SHARE } else { 0.0 });
         let how = Compression {
-            crush: Crush { share: self.kvcrush, mass: self.kvcrush_mass, order: self.kvcrush_order },
-            fit: self.kv_fit,
+            crush: Crush { share, mass: self.kvcrush_mass, order: self.kvcrush_order },
+            fit: self.kv_fit.unwrap_or_else(|| policy.policy.fits_values()),
             sinks: self.kv_sinks,
             recent: self.kv_recent,
             granularity: match self.kv_granularity {
@@ -119,6 +133,9 @@ impl KvArgs {
     /// # Errors
     /// When sparsity is combined with another format than bf16.
     pub(crate) fn format(&self) -> anyhow::Result<KvFormat> {
+        if let Some(shrink) = &self.kv_shrink {
+            return Ok(shrink.kv_format());
+        }
         let format = self.kv_format.unwrap_or_default();
         match self.kv_sparsity {
             Some(_) if format.name() != KvFormat::default().name() => {
@@ -216,6 +233,11 @@ fn budget(s: &str) -> Result<Budget, String> {
     at_least_one(s).map(Budget::Tokens).map_err(|_| wrong.to_owned())
 }
 
+fn shrink(s: &str) -> Result<Shrink, String> {
+    let wrong = |_| "must be 4, 8 or 16".to_owned();
+    Shrink::new(s.parse().map_err(wrong)?).map_err(|e| e.to_string())
+}
+
 fn share(s: &str) -> Result<f64, String> {
     let share: Option<f64> = s.parse().ok();
     share.filter(|f| (0.0..=1.0).contains(f)).ok_or_else(|| "must lie between 0 and 1".to_owned())
@@ -264,7 +286,21 @@ mod tests {
         assert!(how.rerotate);
         assert_eq!(how.tokens(1000), Ok(250));
         let how = parse("--kv-budget 100").unwrap().compression(None).unwrap().unwrap();
-        assert_eq!((how.policy.name().as_str(), how.tokens(1000)), ("snapkv", Ok(100)));
+        assert_eq!((how.policy.name().as_str(), how.tokens(1000)), ("expected-max", Ok(100)));
+        assert!(how.crush.share == 0.5 && how.fit);
+        let how = parse("--kv-budget 100 --kv-policy kvzip --kv-fit off")
+            .unwrap()
+            .compression(None)
+            .unwrap()
+            .unwrap();
+        assert!(how.crush.share == 0.0 && !how.fit);
+        let args = parse("--kv-shrink 8 --kv-fit off").unwrap();
+        let how = args.compression(Some(7)).unwrap().unwrap();
+        assert_eq!(
+            (args.format().unwrap().name(), how.policy.name().as_str(), how.seed),
+            ("int4", "expected-max", 7)
+        );
+        assert!(!how.fit);
         assert_eq!([100, 480, 4000].map(|budget| how.recent_of(budget)), [32, 80, 128]);
         let format = |line: &str| parse(line).unwrap().format().unwrap().to_string();
         assert_eq!(format(""), "bf16");
@@ -288,6 +324,10 @@ mod tests {
             ("--kv-budget 1.5", "at most 1.0"),
             ("--kv-budget x", "a number of tokens"),
             ("--kv-budget nan.0", "a number of tokens"),
+            ("--kv-shrink 5", "there are 4, 8, 16"),
+            ("--kv-shrink x", "must be 4, 8 or 16"),
+            ("--kv-shrink 4 --kv-budget 0.5", "cannot be used with"),
+            ("--kv-fit yes", "possible values: on, off"),
             ("--kvcrush 1.1", "between 0 and 1"),
             ("--kvcrush -0.1", "unexpected argument"),
             ("--kvcrush=-0.1", "between 0 and 1"),

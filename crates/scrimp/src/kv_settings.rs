@@ -52,7 +52,7 @@ pub(crate) fn settings(
 /// The setting of a line. The cache of the prompt has the format of `base`.
 fn setting(line: &KvArgs, base: &KvArgs, seed: Option<u64>) -> anyhow::Result<CacheSetting> {
     let compression = line.compression(seed)?;
-    let given = line.kv_format.is_some() || line.kv_sparsity.is_some();
+    let given = line.kv_format.is_some() || line.kv_sparsity.is_some() || line.kv_shrink.is_some();
     let format = if given { Some(line.format()?) } else { None };
     if let Some(format) = &format {
         base.format()?.check_switch(format)?;
@@ -84,23 +84,20 @@ mod tests {
     fn a_line_per_setting() {
         let text = "full\n\n# plain\n--kv-policy h2o --kv-budget 0.25\n--kv-budget 128 --kvcrush 0.5 --kvcrush-mass none \
                     --kvcrush-order signature --kv-sinks 2 --kv-granularity page --kv-page 16\n";
-        let crush = "snapkv 128 kvcrush 0.5 mass none order signature sinks 2 page 16";
+        let crush = "expected-max 128 kvcrush 0.5 mass none order signature fit sinks 2 page 16";
         assert_eq!(read(text).unwrap(), ["full", "h2o 0.25", crush]);
-        let text =
-            "full\n--kv-format int8\n--kv-budget 0.5 --kv-format int8\n--kv-budget 0.5 --kv-sparsity 0.3,0.5";
-        assert_eq!(
-            read(text).unwrap(),
-            ["full", "full int8", "snapkv 0.5 int8", "snapkv 0.5 sparse:0.3,0.5"]
-        );
+        let text = "full\n--kv-format int8\n--kv-budget 0.5 --kv-format int8 --kv-policy h2o\n\
+             --kv-budget 0.5 --kv-sparsity 0.3,0.5 --kv-policy h2o";
+        assert_eq!(read(text).unwrap(), ["full", "full int8", "h2o 0.5 int8", "h2o 0.5 sparse:0.3,0.5"]);
     }
 
     #[test]
     fn wrong_lines_are_named() {
         assert!(read("full\n--kv-policy h3o\n").unwrap_err().contains("line 2: "));
         assert!(
-            read("--kv-budget 0.25\n--kv-budget 0.25")
+            read("--kv-policy h2o --kv-budget 0.25\n--kv-policy h2o --kv-budget 0.25")
                 .unwrap_err()
-                .contains("line 2: `snapkv 0.25` is there already")
+                .contains("line 2: `h2o 0.25` is there already")
         );
         let error = read("full\n--kv-format f32").unwrap_err();
         assert!(

@@ -17,7 +17,7 @@ const BUDGETS: [f64; 3] = [0.5, 0.25, 0.125];
 /// Candidates for the format.
 const FORMATS: [&str; 3] = ["bf16", "int8", "int4"];
 /// The eviction policy, and the share of representatives (`benches/kv/quality.md` has the comparison).
-const POLICY: (&str, f64) = ("snapkv", 0.75);
+const POLICY: (&str, f64) = ("expected-max", 0.5);
 
 /// A way to store the cache, with its size and loss increase.
 #[derive(Debug, Clone)]

@@ -15,6 +15,7 @@ mod order;
 mod select;
 pub(crate) mod select_layers;
 mod select_pages;
+mod shrink;
 mod signature_order;
 mod signatures;
 
@@ -24,6 +25,7 @@ pub use kvcrush::Crush;
 pub use mass::{AttentionMass, MASSES, Mass, NoMass, Segment, mass};
 pub use order::{Dropped, Items, ORDERS, Order, order};
 pub use select::select;
+pub use shrink::{DEFAULT_POLICY, DEFAULT_SHARE, Shrink};
 pub use signature_order::SignatureOrder;
 pub use signatures::Signatures;
 
@@ -87,7 +89,8 @@ pub struct Compression {
     pub recent: Option<usize>,
     /// Representatives of dropped tokens.
     pub crush: Crush,
-    /// Fit the values of kept tokens to the attention over all tokens, if the sequence has future queries.
+    /// Fit the values of kept tokens to the attention over all tokens, if the sequence has future queries. The default
+    /// is [`Policy::fits_values`](crate::policy::Policy::fits_values).
     pub fit: bool,
     /// The unit that is kept or dropped as a whole.
     pub granularity: Granularity,
@@ -113,6 +116,10 @@ impl fmt::Display for Compression {
             }
             // The order is always named, because results in files were measured with different defaults.
             write!(f, " order {}", order.name())?;
+        }
+        // Named even where it is the default, because results in files were measured without it.
+        if self.fit {
+            f.write_str(" fit")?;
         }
         if self.sinks != Self::DEFAULT_SINKS {
             write!(f, " sinks {}", self.sinks)?;
@@ -147,7 +154,7 @@ impl Compression {
             sinks: Self::DEFAULT_SINKS,
             recent: None,
             crush: Crush::default(),
-            fit: true,
+            fit: policy.policy.fits_values(),
             granularity: Granularity::Token,
             rerotate: false,
             seed: 0,

@@ -38,4 +38,8 @@ impl Policy for ExpectedMax {
     fn shares_layers(&self) -> bool {
         true
     }
+
+    fn fits_values(&self) -> bool {
+        true
+    }
 }

@@ -39,4 +39,8 @@ impl Policy for KvZip {
     fn shares_layers(&self) -> bool {
         true
     }
+
+    fn fits_values(&self) -> bool {
+        true
+    }
 }

@@ -37,4 +37,8 @@ impl Policy for KvZipQuery {
     fn shares_layers(&self) -> bool {
         true
     }
+
+    fn fits_values(&self) -> bool {
+        true
+    }
 }

@@ -186,6 +186,11 @@ pub trait Policy: std::fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether fitted values measured better with the tokens that the policy keeps (`benches/kv/quality.md`).
+    fn fits_values(&self) -> bool {
+        false
+    }
+
     /// The attention by which a query head ranks tokens for KVCrush's signatures (arXiv 2503.00022, §3.1).
     fn signature_attention(&self) -> Attention {
         Attention::Mean

@@ -20,7 +20,7 @@ const MAX_SAMPLES: usize = 1024;
 /// They are rotated to random positions among this many after the prompt.
 const MAX_HORIZON: usize = 256;
 /// Those of them to whose outputs values are fitted.
-const FIT_SAMPLES: usize = 256;
+const FIT_SAMPLES: usize = 64;
 
 /// Whether item `i` of `n` is one of `samples` evenly spaced ones.
 fn is_sample(i: usize, n: usize, samples: usize) -> bool {

@@ -7,7 +7,7 @@ use crate::{
 };
 use scrimp_kv::{
     KvFormat,
-    compress::{Budget, Compression},
+    compress::{Budget, Compression, DEFAULT_POLICY, DEFAULT_SHARE},
     policy::policy,
 };
 use scrimp_llm::sampling::SamplingParams;
@@ -297,17 +297,22 @@ fn kv_choice(fields: &mut Fields, default: &KvOptions) -> Result<KvOptions, ApiE
     if budget.is_none() && name.is_none() && share.is_none() && fixed == (None, None) {
         return Ok(kv);
     }
-    let chosen = policy(name.as_deref().unwrap_or("snapkv"))
+    let chosen = policy(name.as_deref().unwrap_or(DEFAULT_POLICY))
         .map_err(|e| ApiError::field("kv_policy", e.to_string()))?;
     let mut how = match (kv.compression.take(), budget) {
         (Some(how), None) => how,
         (Some(how), Some(budget)) => Compression { budget, ..how },
-        (None, Some(budget)) => Compression::new(chosen, budget),
+        (None, Some(budget)) => {
+            let mut how = Compression::new(chosen, budget);
+            how.crush.share = if name.is_none() { DEFAULT_SHARE } else { 0.0 };
+            how
+        }
         (None, None) if name.as_deref() == Some("full") => return Ok(kv),
         (None, None) => return Err(ApiError::field("kv_budget", "kv_policy and kvcrush need a kv_budget")),
     };
     if name.is_some() {
         how.policy = chosen;
+        how.fit = chosen.policy.fits_values();
     }
     if let Some(share) = share {
         how.crush.share = share;
