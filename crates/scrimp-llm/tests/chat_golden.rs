@@ -137,7 +137,7 @@ fn harmful_templates_end_in_an_error() {
         match done {
             Ok(text) => bad.push(format!("{name}: rendered {} bytes", text.len())),
             // Without limits they would take hours; a loaded machine may need seconds.
-            Err(_) if took > Duration::from_secs(60) => bad.push(format!("{name}: took {took:?}")),
+            Err(_) if took > Duration::from_secs(600) => bad.push(format!("{name}: took {took:?}")),
             Err(e) => assert!(e.to_string().len() < 1000, "{name}: {e}"),
         }
     }

@@ -54,7 +54,7 @@ pub struct ChatTemplate {
 const FUEL: u64 = 100_000;
 /// Fuel for each message: the longest templates take a few hundred instructions per message.
 const FUEL_PER_MESSAGE: u64 = 1_000;
-/// Most fuel, for some 5 MB of messages: then a template can run for a second, and build 160 MB.
+/// Most fuel, for some 5 MB of messages: then a template can run for a few seconds, and build 160 MB.
 const MAX_FUEL: u64 = 2_500_000;
 /// Longest template that is compiled, bytes; the longest known ones have some 20,000.
 const MAX_TEMPLATE: usize = 128 << 10;
