@@ -66,7 +66,7 @@ fn other_number(text: &[u8]) -> Result<Option<f32>, String> {
 }
 
 /// Whether `text` is an infinity, such as `inf` or `-Infinity`.
-pub(super) fn infinite(text: &[u8]) -> bool {
+fn infinite(text: &[u8]) -> bool {
     let word = text.strip_prefix(b"-").or_else(|| text.strip_prefix(b"+")).unwrap_or(text);
     word.eq_ignore_ascii_case(b"inf") || word.eq_ignore_ascii_case(b"infinity")
 }

@@ -2,7 +2,7 @@
 
 use super::names::{is_id, is_row_number, is_unnamed};
 use crate::{
-    data::values::{infinite, number, shown},
+    data::values::{number, shown},
     schema::{Kind, Transform, id_of},
 };
 use std::collections::HashSet;
@@ -14,7 +14,9 @@ pub(super) struct Column {
     present: usize,
     numbers: usize,
     integers: usize,
-    infinities: usize,
+    /// Texts of missing and infinite numbers, and the first one.
+    absent: usize,
+    marker: Option<String>,
     /// Lists and objects of JSON.
     nested: usize,
     negative: bool,
@@ -47,7 +49,8 @@ impl Column {
             present: 0,
             numbers: 0,
             integers: 0,
-            infinities: 0,
+            absent: 0,
+            marker: None,
             nested: 0,
             negative: false,
             distinct: HashSet::new(),
@@ -66,7 +69,8 @@ impl Column {
         }
         match number(text) {
             Ok(None) => {
-                self.infinities += usize::from(infinite(text));
+                self.absent += 1;
+                self.marker.get_or_insert_with(|| shown(text));
                 // A text of a missing number is a category.
                 self.distinct.insert(id_of(text));
                 return;
@@ -153,17 +157,17 @@ impl Column {
 
     /// A remark on values that do not fit the guess.
     pub(super) fn remark(&self, guess: &Guess) -> Option<String> {
-        let Self { name, present, numbers, infinities, .. } = self;
+        let Self { name, present, numbers, absent, .. } = self;
         let others = present - numbers;
-        match (guess, &self.other) {
-            (Guess::Numeric, Some(other)) => Some(format!(
+        match (guess, &self.other, &self.marker) {
+            (Guess::Numeric, Some(other), _) => Some(format!(
                 "{name}: {others} of {present} values are not numbers, such as '{other}': their rows cannot be used"
             )),
-            (Guess::Numeric, None) if *infinities > 0 => Some(format!(
-                "{name}: infinite values count as missing ({infinities} of {})",
-                present + infinities
-            )),
-            (Guess::Categorical | Guess::Left(_), Some(other)) if *numbers > others => Some(format!(
+            (Guess::Numeric, None, Some(marker)) => {
+                let all = present + absent;
+                Some(format!("{name}: {absent} of {all} values count as missing, such as '{marker}'"))
+            }
+            (Guess::Categorical | Guess::Left(_), Some(other), _) if *numbers > others => Some(format!(
                 "{name}: not numeric, because {others} of {present} values are not numbers, such as '{other}'"
             )),
             _ => None,
