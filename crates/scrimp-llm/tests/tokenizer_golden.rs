@@ -8,6 +8,7 @@ use std::{
 use scrimp_llm::{load::GgufFile, tokenizer::Tokenizer};
 use scrimp_testkit::{real_model, testdata};
 use serde_json::Value;
+use unicode_normalization::UnicodeNormalization as _;
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -50,6 +51,12 @@ fn gguf_model(name: &str) {
         let plain = case.get("plain").map_or_else(|| special.clone(), ids);
         for (parse_special, want) in [(true, &special), (false, &plain)] {
             let got = tokenizer.encode(text, false, parse_special).unwrap();
+            // Qwen's own tokenizer composes characters (NFC) first, llama.cpp does not.
+            let composed: String = text.nfc().collect();
+            if name.starts_with("qwen") && composed != text {
+                assert_eq!(got, tokenizer.encode(&composed, false, parse_special).unwrap(), "{text:?}");
+                continue;
+            }
             if got != *want && !html {
                 wrong.push(format!("{text:?} ({parse_special}): {got:?}, want {want:?}"));
             }
