@@ -21,7 +21,7 @@ def text():
     return TEXT.read_text()[:400]
 
 
-@pytest.mark.parametrize("kv", [(), ("--kv-budget", "0.5"), ("--kv-format", "int8")])
+@pytest.mark.parametrize("kv", [(), ("--kv-budget", "0.5", "--kv-policy", "snapkv"), ("--kv-format", "int8")])
 def test_a_loaded_cache_answers_like_the_one_that_was_saved(run, tmp_path, text, kv):
     cache = tmp_path / "a.kv"
     first = run("--kv-save", cache, *kv, *RAW, text=text).json()[0]

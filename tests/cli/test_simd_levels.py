@@ -30,9 +30,12 @@ def tiers():
 def test_tiny_models(model, tier, tiers):
     if tier not in tiers:
         pytest.skip(f"this CPU has no {tier}")
-    scalar = text(model, "the rain in the hills", 24, "scalar")
+    # A model may end its answer at once.
+    prompts = ["the rain in the hills", "a small model reads a text", "the river turns"]
+    answers = ((prompt, text(model, prompt, 24, "scalar")) for prompt in prompts)
+    prompt, scalar = next((pair for pair in answers if pair[1]), ("", ""))
     assert scalar, "a model that says nothing agrees with everything"
-    assert text(model, "the rain in the hills", 24, tier) == scalar
+    assert text(model, prompt, 24, tier) == scalar
 
 
 @pytest.mark.parametrize("tier", TIERS[1:])

@@ -9,7 +9,7 @@ from conftest import TEXT, real_model, scrimp
 from test_rec import clicks  # noqa: F401  (a fixture)
 from test_serve import Server
 
-KV = ("--kv-budget", "0.25", "--kvcrush", "0.75", "--kv-format", "int8")
+KV = ("--kv-budget", "0.25", "--kv-policy", "snapkv", "--kvcrush", "0.75", "--kv-format", "int8")
 QUESTIONS = ["Who is in the text?", "What happens?", "Where is it?", "How does it end?"]
 
 
