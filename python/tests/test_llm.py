@@ -150,6 +150,8 @@ INTERRUPTED = """
 import signal, sys, threading
 import scrimp
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process may ignore it
+
 llm = scrimp.LLM(sys.argv[1], threads=1)
 main, over = threading.main_thread().ident, threading.Event()
 

@@ -16,6 +16,7 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 /// `scrimp bench`.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "parsed once per process")]
 pub(crate) enum BenchVerb {
     /// Speed of prefill and decode, best of three rounds
     #[command(after_help = "Examples:
