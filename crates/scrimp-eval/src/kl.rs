@@ -6,6 +6,7 @@
 
 use super::ppl::Score;
 use super::{Progress, Windows};
+use scrimp_llm::generate::common_prefix;
 use scrimp_llm::logits::{argmax, kl_divergence};
 use scrimp_llm::source::LogitsSource;
 use scrimp_llm::{Error, Result};
@@ -41,7 +42,7 @@ pub fn check_same_tokens(
         return Err(Error::bad_input(what).with_hint(hint));
     }
     if model != reference {
-        let at = model.iter().zip(reference).take_while(|(a, b)| a == b).count();
+        let at = common_prefix(model, reference);
         let what = format!("the two models' tokenizers cut the text differently, from token {at} on");
         return Err(Error::bad_input(what).with_hint(hint));
     }

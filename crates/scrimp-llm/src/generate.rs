@@ -10,7 +10,7 @@
 mod sequence;
 mod stop;
 
-pub use sequence::Sequence;
+pub use sequence::{Sequence, common_prefix};
 pub use stop::StopStrings;
 
 use crate::error::{Error, Result};

@@ -12,6 +12,7 @@
 use scrimp_llm::{
     chat::{ChatTemplate, Message},
     error::{Error, Result},
+    generate::common_prefix,
     tokenizer::Tokenizer,
 };
 
@@ -100,7 +101,7 @@ impl Builder<'_> {
         }
         let (rendered, at) = self.render(&text.context, &text.question, &text.answer_prefix)?;
         let head = self.ids(&rendered[..at])?;
-        let mut keep = common(&full, &head);
+        let mut keep = common_prefix(&full, &head);
         let mut prefill = full[..keep].to_vec();
         if when == Question::Second {
             let Some(other) = &text.other else {
@@ -109,7 +110,7 @@ impl Builder<'_> {
                 ));
             };
             prefill = self.ids(&self.render(&text.context, other, &text.other_prefix)?.0)?;
-            keep = common(&prefill, &full[..keep]);
+            keep = common_prefix(&prefill, &full[..keep]);
         }
         if keep == 0 || keep == full.len() {
             return Err(Error::bad_input("the question or the context of a sample is empty"));
@@ -155,8 +156,4 @@ impl Builder<'_> {
     fn ids(&self, rendered: &str) -> Result<Vec<u32>> {
         self.tokenizer.encode(rendered, self.template.is_none(), true)
     }
-}
-
-fn common(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

@@ -1,19 +1,16 @@
 //! Gemma 2 (Gemma Team 2024, arXiv 2408.00118): norms before and after each block, every second layer with a sliding
 //! window, soft caps on attention scores and logits.
 //!
-//! Norm weights are `w` with a factor `1 + w` in Hugging Face files and already `1 + w` in GGUF. GGUF names no pattern:
-//! layers 0, 2, 4 ... have the window.
+//! The factor of a norm is `1 + w`: Hugging Face files store `w`, GGUF files `1 + w`. GGUF does not have the pattern of
+//! layers: layers 0, 2, 4 ... have the window.
 
-use super::{Family, GgufKeys, HfConfig, TensorSpec, common, gemma3, tensors};
-use crate::{
-    config::{Activation, ModelConfig},
-    error::Result,
-};
+use super::{Family, GgufKeys, HfConfig, TensorSpec, common, gemma, tensors};
+use crate::{config::ModelConfig, error::Result};
 
 const WINDOW: usize = 4096;
 const ATTENTION_CAP: f64 = 50.0;
 const FINAL_CAP: f64 = 30.0;
-/// Layers of the 27B model, whose attention scale GGUF does not name.
+/// Layers of the 27B model. GGUF does not have its attention scale.
 const LAYERS_27B: usize = 46;
 
 /// The family `gemma2`.
@@ -34,12 +31,7 @@ impl Family for Gemma2 {
 
     fn gguf_config(&self, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
         let bad = common::bad(keys);
-        let mut config = common::gguf(self.name(), keys)?;
-        config.activation = Activation::GeluTanh;
-        config.embedding_scale = (config.hidden_size as f32).sqrt();
-        if config.n_layers == LAYERS_27B {
-            config.attn_scale = 1.0 / ((config.hidden_size / config.n_heads) as f32).sqrt();
-        }
+        let mut config = gemma::gguf(self.name(), keys, LAYERS_27B)?;
         let window = keys.size("attention.sliding_window", common::limit::CONTEXT)?.unwrap_or(WINDOW);
         for (layer, span) in config.sliding_window.iter_mut().enumerate() {
             *span = Some(window).filter(|_| layer.is_multiple_of(2));
@@ -53,7 +45,7 @@ impl Family for Gemma2 {
     }
 
     fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig> {
-        let mut config = gemma3::hf_plain(self.name(), hf)?;
+        let mut config = gemma::hf(self.name(), hf)?;
         common::hf_ropes(hf, &mut config)?;
         let window = hf.window(Some(WINDOW))?;
         config.sliding_window = hf.windows(config.n_layers, window, |layer| layer.is_multiple_of(2))?;
@@ -77,6 +69,6 @@ impl Family for Gemma2 {
     }
 
     fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
-        gemma3::layer_tensor_name(hf)
+        gemma::layer_tensor_name(hf)
     }
 }

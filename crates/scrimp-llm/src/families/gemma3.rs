@@ -3,11 +3,8 @@
 //! The factor of a norm is `1 + w`: Hugging Face files store `w`, GGUF files `1 + w`. GGUF has neither the pattern of
 //! layers nor the local base: every sixth layer is global, and the other layers use base 10,000.
 
-use super::{Family, GgufKeys, HfConfig, TensorSpec, common, rope, tensors};
-use crate::{
-    config::{Activation, ModelConfig},
-    error::Result,
-};
+use super::{Family, GgufKeys, HfConfig, TensorSpec, common, gemma, rope, tensors};
+use crate::{config::ModelConfig, error::Result};
 
 const PATTERN: usize = 6;
 const GLOBAL_BASE: f64 = 1e6;
@@ -38,12 +35,7 @@ impl Family for Gemma3 {
 
     fn gguf_config(&self, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
         let bad = common::bad(keys);
-        let mut config = common::gguf(self.name(), keys)?;
-        config.activation = Activation::GeluTanh;
-        config.embedding_scale = (config.hidden_size as f32).sqrt();
-        if config.n_layers == LAYERS_27B {
-            config.attn_scale = 1.0 / ((config.hidden_size / config.n_heads) as f32).sqrt();
-        }
+        let mut config = gemma::gguf(self.name(), keys, LAYERS_27B)?;
         let rotary_dim = config.rope.rotary_dim();
         if keys.positive("rope.freq_base")?.is_none() {
             config.rope = keys.rope(rotary_dim, GLOBAL_BASE, config.context_length, None)?;
@@ -74,7 +66,7 @@ impl Family for Gemma3 {
             ("num_attention_heads", 8),
             ("max_position_embeddings", 131_072),
         ]);
-        let mut config = hf_plain(self.name(), hf)?;
+        let mut config = gemma::hf(self.name(), hf)?;
         let window = hf.window(Some(4096))?;
         let pattern = match hf.size("sliding_window_pattern", common::limit::LAYERS)? {
             Some(pattern) => pattern,
@@ -101,39 +93,7 @@ impl Family for Gemma3 {
     }
 
     fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
-        layer_tensor_name(hf)
-    }
-}
-
-/// The part of a `config.json` that Gemma 2 and 3 share.
-pub(super) fn hf_plain(family: &'static str, hf: &HfConfig<'_>) -> Result<ModelConfig> {
-    if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
-        return Err(hf.unsupported("attention in both directions is not supported", "use a decoder model"));
-    }
-    let key = if hf.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
-    let defaults = common::HfDefaults {
-        head_dim: Some(256),
-        kv_heads: Some(4),
-        activation: Activation::GeluTanh,
-        activation_key: key,
-        ..Default::default()
-    };
-    let mut config = common::hf(family, hf, &defaults)?;
-    config.norm_plus_one = true;
-    config.embedding_scale = (config.hidden_size as f32).sqrt();
-    let scalar = hf.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
-    config.attn_scale =
-        common::factor("the attention scale", 1.0 / scalar.sqrt()).map_err(|what| hf.bad(what))?;
-    Ok(config)
-}
-
-/// GGUF's name of a layer's tensor; the norms have other names than in most families.
-pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
-    match hf {
-        "post_attention_layernorm" => Some("post_attention_norm"),
-        "pre_feedforward_layernorm" => Some("ffn_norm"),
-        "post_feedforward_layernorm" => Some("post_ffw_norm"),
-        _ => tensors::layer_tensor_name(hf),
+        gemma::layer_tensor_name(hf)
     }
 }
 

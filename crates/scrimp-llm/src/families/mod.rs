@@ -3,6 +3,7 @@
 //! To add a family, write one file with a [`Family`] in it and add it to [`FAMILIES`].
 
 mod common;
+mod gemma;
 mod gemma2;
 mod gemma3;
 mod gguf_keys;

@@ -14,6 +14,11 @@ pub struct Sequence<S> {
     context_length: usize,
 }
 
+/// The number of tokens that `a` and `b` have in common at their beginning.
+pub fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
 impl<S: LogitsSource> Sequence<S> {
     /// Wraps an empty `source` with a context of `context_length` tokens.
     pub fn new(source: S, context_length: usize) -> Self {
@@ -60,7 +65,7 @@ impl<S: LogitsSource> Sequence<S> {
     /// the last token of `prompt` is computed, because its logits are needed. If the model cannot be truncated that
     /// far, nothing is reused.
     pub fn rewind_to(&mut self, prompt: &[u32]) -> usize {
-        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let common = common_prefix(&self.tokens, prompt);
         let kept = common.min(prompt.len().saturating_sub(1));
         if kept < self.tokens.len() {
             self.source.truncate(kept);

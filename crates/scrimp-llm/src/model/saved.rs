@@ -74,7 +74,7 @@ impl SavedInfo {
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
-        let mut input = Input::new(Hashed::new(file), bytes);
+        let mut input = Input::new(file, bytes);
         let header = read_header(path, &mut input)?;
         let tokens = input.words(header.tokens).map_err(|e| damaged(path, e))?;
         let tokens = tokens.into_iter().map(u32::from_le_bytes).collect();
@@ -252,7 +252,7 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
         .with_hint("save the cache again; a prompt is computed anew without it")
 }
 
-fn read_header(path: &Path, input: &mut Input<Hashed<File>>) -> Result<Header> {
+fn read_header(path: &Path, input: &mut Input<impl Read>) -> Result<Header> {
     let damaged = |e| damaged(path, e);
     let mut magic = [0; 8];
     if input.fill(&mut magic).is_err() || magic != *MAGIC {
@@ -280,35 +280,25 @@ fn le_words(tokens: &[u32]) -> Vec<u32> {
 }
 
 /// A reader or writer that hashes the bytes.
-#[derive(Debug)]
 struct Hashed<T> {
     inner: T,
-    hash: Box<Xxh3Debug>,
-}
-
-/// `Xxh3` without the text of its buffers.
-struct Xxh3Debug(Xxh3);
-
-impl std::fmt::Debug for Xxh3Debug {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Xxh3")
-    }
+    hash: Xxh3,
 }
 
 impl<T> Hashed<T> {
     fn new(inner: T) -> Self {
-        Self { inner, hash: Box::new(Xxh3Debug(Xxh3::new())) }
+        Self { inner, hash: Xxh3::new() }
     }
 
     fn finish(self) -> (T, u64) {
-        (self.inner, self.hash.0.digest())
+        (self.inner, self.hash.digest())
     }
 }
 
 impl<W: Write> Write for Hashed<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.inner.write(bytes)?;
-        self.hash.0.update(&bytes[..n]);
+        self.hash.update(&bytes[..n]);
         Ok(n)
     }
 
@@ -320,7 +310,7 @@ impl<W: Write> Write for Hashed<W> {
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(bytes)?;
-        self.hash.0.update(&bytes[..n]);
+        self.hash.update(&bytes[..n]);
         Ok(n)
     }
 }

@@ -6,6 +6,7 @@
 
 use scrimp_llm::{
     Result,
+    generate::common_prefix,
     model::{Model, SavedInfo, SavedText, Session},
 };
 use std::{
@@ -117,7 +118,7 @@ impl PrefixStore {
         let index = lock(&self.index);
         let hits = index.files.iter().filter_map(|file| {
             let info = file.content.as_ref().filter(|info| info.options == options)?;
-            let common = info.tokens.iter().zip(&tokens[..limit]).take_while(|(a, b)| a == b).count();
+            let common = common_prefix(&info.tokens, &tokens[..limit]);
             (common >= info.min_tokens.max(1)).then(|| StoreHit {
                 path: file.path.clone(),
                 tokens: common,

@@ -18,11 +18,10 @@
 //! of a compressed cache can end elsewhere; the first chunk then ends at the next block.
 
 use super::prefix::BLOCK_SIZE;
+use scrimp_llm::model::PIECE;
 
 /// Tokens of the shortest end that may share a chunk with blocks: attention computes it with the kernel for many rows.
 const LONG_END: usize = 25;
-/// Integer KV caches are packed at multiples of this number of tokens.
-const PIECE: usize = 1024;
 
 /// The tokens of a request.
 #[derive(Debug, Clone, Copy)]

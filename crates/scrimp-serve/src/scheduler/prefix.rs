@@ -10,13 +10,14 @@
 //! The longest chain in the index names a snapshot. Its tokens are then compared one by one, so a hash collision cannot
 //! return a wrong prefix. The least recently used snapshot is evicted first.
 
+use scrimp_llm::{generate::common_prefix, model::BLOCK_TOKENS};
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-/// Tokens per block.
-pub const BLOCK_SIZE: usize = 64;
+/// Tokens per block. A pass of the model computes whole blocks apart from other steps.
+pub const BLOCK_SIZE: usize = BLOCK_TOKENS;
 
 #[derive(Debug)]
 struct Entry<S> {
@@ -86,7 +87,7 @@ impl<S> PrefixCache<S> {
         let found = hashes.iter().rev().find_map(|hash| {
             let id = *self.index.get(hash)?;
             let entry = self.entries.get(&id).filter(|entry| entry.key == key)?;
-            let common = entry.tokens.iter().zip(&tokens[..limit]).take_while(|(a, b)| a == b).count();
+            let common = common_prefix(&entry.tokens, &tokens[..limit]);
             (common > 0 && common >= entry.min_tokens).then_some((id, common))
         });
         let (id, common) = found?;

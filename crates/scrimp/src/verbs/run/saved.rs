@@ -7,7 +7,7 @@ use crate::{App, cli::Usage, format, loaded::Loaded};
 use scrimp_kv::compress::Compression;
 use scrimp_llm::{
     chat::Message,
-    generate::Sequence,
+    generate::{Sequence, common_prefix},
     model::{SavedSession, SavedText, Session},
 };
 use std::{path::Path, time::Instant};
@@ -88,7 +88,7 @@ impl Restored {
     pub(super) fn sequence(self, loaded: &Loaded, ids: Option<&[u32]>) -> Sequence<Session> {
         let SavedSession { mut session, text: SavedText { mut tokens, .. }, .. } = self.saved;
         if let Some(ids) = ids {
-            let common = tokens.iter().zip(ids).take_while(|(a, b)| a == b).count();
+            let common = common_prefix(&tokens, ids);
             let kept = common.min(ids.len().saturating_sub(1));
             if kept < tokens.len() {
                 session.truncate_compressed(kept);
