@@ -163,6 +163,33 @@ def test_an_empty_suffix_is_none(server):
     assert status == 400 and answer["error"]["param"] == "suffix", "this model has no tokens for it"
 
 
+def test_a_text_is_filled_in_before_the_suffix(tiny_copy):
+    """The last tokens of the vocabulary become those of `<|fim_prefix|>PROMPT<|fim_suffix|>SUFFIX<|fim_middle|>`."""
+    directory = tiny_copy("qwen2")
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    last = sorted(vocab, key=vocab.get)[-3:]
+    for token, content in zip(last, ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")):
+        tokenizer["added_tokens"].append({"id": vocab.pop(token), "content": content, "special": True, "single_word": False,
+                                          "lstrip": False, "rstrip": False, "normalized": False})
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in tokenizer["model"]["merges"]]
+    tokenizer["model"]["merges"] = [pair for pair in pairs if "".join(pair) not in last]
+    path.write_text(json.dumps(tokenizer))
+    server = Server(directory, "--kv-format", "f32")
+
+    def answer(prompt, **fields):
+        status, answer = server.post("/v1/completions", {"prompt": prompt, "max_tokens": 8, "temperature": 0, **fields})
+        assert status == 200, answer
+        return answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]
+
+    by_hand = answer("<|fim_prefix|>the rain<|fim_suffix|> hills<|fim_middle|>")
+    assert answer("the rain", suffix=" hills") == by_hand
+    assert by_hand[1] == answer("the rain")[1] + answer(" hills")[1] + 3
+    assert answer(["the rain"], suffix=" river") != by_hand
+    assert server.stop() == 0
+
+
 def test_headers_are_independent_of_case(model):  # noqa: F811
     server = Server(model, "--api-key", "secret")
     for scheme in ("Bearer", "bearer", "BEARER"):

@@ -139,6 +139,11 @@ impl DataSet {
         for column in self.unreadable() {
             notes.push(format!("left out: {} ({})", column.name, column.why));
         }
+        if !*complete && matches!(self.format(), Format::JsonLines) {
+            notes.push(format!(
+                "left out: keys that first occur after the first {SAMPLE} rows, if there are any"
+            ));
+        }
         let numeric: Vec<&str> = schema.numeric.iter().map(|c| c.name.as_str()).collect();
         let categorical: Vec<&str> = schema.categorical.iter().map(|c| c.name.as_str()).collect();
         for (what, names) in [("numeric", numeric), ("categorical", categorical)] {

@@ -4,6 +4,7 @@
 //! JSON is written on one line, as `{"a": 1, "b": [2, 3]}`, and [`numbers`] bounds the digits.
 
 mod numbers;
+mod property_names;
 mod schema;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! JSON schemas in the form that llguidance enforces.
 //!
-//! Four differences between a client's schema and that form:
+//! Five differences between a client's schema and that form:
 //!
 //! * **References.** A schema moves into a larger one (a tool call). Each target of a `$ref` becomes an entry of the
 //!   larger schema's `$defs`, and the reference names this entry (RFC 6901 escapes, URI escapes, anchors and `#` are
@@ -9,12 +9,14 @@
 //!   lists properties gets `additionalProperties: false` unless it says otherwise. With `strict`, every object does.
 //!   Properties of an object can be spread over `allOf`, `anyOf`, `oneOf` and `$ref`: all parts of one object are closed
 //!   together.
+//! * **Names.** `propertyNames` becomes a list of properties or a pattern.
 //! * **Annotations.** Unknown values of `format`, and keywords that allow everything, are dropped.
 //! * **Options of llguidance.** `x-guidance` of a client is dropped.
 //!
 //! Source: JSON Schema 2020-12, Core, sections 8.2 (references), 10.2 and 10.3 (applicators); Validation, section 7.2
 //! (`format` is an annotation).
 
+use super::property_names::AllowedNames;
 use percent_encoding::percent_decode_str;
 use scrimp_llm::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -89,6 +91,9 @@ impl<'a> Preparation<'a> {
                 out.insert(key.clone(), value);
             }
         }
+        if let Some(names) = map.get("propertyNames") {
+            self.bound_names(names, map, &mut out, closing.closes())?;
+        }
         if let Closing::Here(names) = closing {
             let Value::Object(listed) = out.entry("properties").or_insert_with(|| json!({})) else {
                 return Err(Error::bad_input("`properties` of a schema must be an object"));
@@ -127,7 +132,7 @@ impl<'a> Preparation<'a> {
             }
             ("format", Value::String(format)) if !FORMATS.contains(&format.as_str()) => return Ok(None),
             ("uniqueItems", Value::Bool(false)) => return Ok(None),
-            ("propertyNames", names) if allows_any_name(names) => return Ok(None),
+            ("propertyNames", _) => return Ok(None),
             ("unevaluatedProperties", _) if map.contains_key("additionalProperties") => return Ok(None),
             ("unevaluatedProperties" | "unevaluatedItems", Value::Bool(true)) => return Ok(None),
             ("unevaluatedProperties", Value::Bool(false)) if closing.closes() => return Ok(None),
@@ -150,7 +155,6 @@ impl<'a> Preparation<'a> {
                 | "additionalItems"
                 | "additionalProperties"
                 | "contains"
-                | "propertyNames"
                 | "not"
                 | "unevaluatedItems"
                 | "unevaluatedProperties",
@@ -174,13 +178,61 @@ impl<'a> Preparation<'a> {
             let shown: String = reference.chars().take(100).collect();
             Error::bad_input(format!("the schema refers to {shown:?}, which is not a part of it"))
         })?;
+        Ok(self.definition(target, part))
+    }
+
+    /// The reference to the definition of `target`, a part of the schema.
+    fn definition(&mut self, target: &'a Value, part: Part) -> String {
         let next = self.first + self.known.len();
         let name = self.known.entry((std::ptr::from_ref(target) as usize, part)).or_insert_with(|| {
             let name = format!("d{next}");
             self.pending.push((target, part, name.clone()));
             name
         });
-        Ok(format!("#/$defs/{name}"))
+        format!("#/$defs/{name}")
+    }
+
+    /// Bounds the properties of `out`, the prepared form of `map`, by `propertyNames`. `is_closed`: it has only the
+    /// properties that it lists.
+    fn bound_names(
+        &mut self,
+        names: &'a Value,
+        map: &'a Map<String, Value>,
+        out: &mut Map<String, Value>,
+        is_closed: bool,
+    ) -> Result<()> {
+        let refused = || {
+            Error::bad_input("this form of `propertyNames` cannot be enforced")
+                .with_hint("it can be an `enum`, a `const`, a `pattern` or a length")
+        };
+        let allowed = AllowedNames::of(names, &|reference| self.resolve(reference)).ok_or_else(refused)?;
+        if allowed == AllowedNames::Any {
+            return Ok(());
+        }
+        let lists = map.get("properties").and_then(Value::as_object).is_some_and(|listed| !listed.is_empty());
+        if map.contains_key("patternProperties") || lists && matches!(allowed, AllowedNames::Pattern(_)) {
+            return Err(refused());
+        }
+        // The schema of properties that are not listed.
+        let other = match map.get("additionalProperties") {
+            Some(schema @ Value::Object(_)) => json!({ "$ref": self.definition(schema, Part::Whole) }),
+            Some(other) => other.clone(),
+            None => Value::Bool(!is_closed),
+        };
+        match allowed {
+            AllowedNames::Any => {}
+            AllowedNames::Pattern(pattern) => {
+                out.insert("patternProperties".into(), json!({ pattern: other }));
+            }
+            AllowedNames::Set(names) => {
+                let listed = out.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
+                let schema_of = |name| listed.get(&name).unwrap_or(&other).clone();
+                let bounded = names.into_iter().map(|name| (name.clone(), schema_of(name)));
+                out.insert("properties".into(), bounded.collect::<Map<_, _>>().into());
+            }
+        }
+        out.insert("additionalProperties".into(), Value::Bool(false));
+        Ok(())
     }
 
     /// The target of a reference: a JSON pointer, an anchor or an identifier within the schema.
@@ -300,7 +352,7 @@ fn is_explicit(map: &Map<String, Value>) -> bool {
 }
 
 /// Whether a keyword neither restricts values nor contains a schema that does.
-fn is_annotation(key: &str) -> bool {
+pub(super) fn is_annotation(key: &str) -> bool {
     const ANNOTATIONS: [&str; 15] = [
         "$anchor",
         "$comment",
@@ -319,17 +371,6 @@ fn is_annotation(key: &str) -> bool {
         "x-guidance",
     ];
     ANNOTATIONS.contains(&key)
-}
-
-/// Whether `propertyNames` allows every name.
-fn allows_any_name(schema: &Value) -> bool {
-    match schema {
-        Value::Bool(any) => *any,
-        Value::Object(map) => {
-            map.iter().all(|(key, value)| is_annotation(key) || key == "type" && value == "string")
-        }
-        _ => false,
-    }
 }
 
 /// The first part of `value` that `wanted` accepts.

@@ -262,6 +262,50 @@ fn unknown_formats_are_annotations() {
 }
 
 #[test]
+fn names_of_properties_are_bounded() {
+    // As pydantic writes dict[Kind, int].
+    let by_enum = json!({
+        "$defs": {"Kind": {"enum": ["x", "y"], "title": "Kind", "type": "string"}},
+        "type": "object",
+        "properties": {"counts": {
+            "type": "object", "propertyNames": {"$ref": "#/$defs/Kind"}, "additionalProperties": {"type": "integer"},
+        }},
+        "required": ["counts"],
+    });
+    for strict in [false, true] {
+        check(
+            by_enum.clone(),
+            strict,
+            &[r#"{"counts": {"x": 1, "y": 2}}"#, r#"{"counts": {"y": 2}}"#, r#"{"counts": {}}"#],
+            &[r#"{"counts": {"z": 1}}"#, r#"{"counts": {"x": ""}}"#],
+        );
+    }
+    check(
+        json!({"type": "object", "propertyNames": {"pattern": "^[a-c]{2}$"}, "additionalProperties": {"type": "boolean"}}),
+        false,
+        &[r#"{"ab": true, "cc": false}"#, "{}"],
+        &[r#"{"abc": true}"#, r#"{"ad": true}"#, r#"{"ab": 1}"#],
+    );
+    check(
+        json!({"type": "object", "propertyNames": {"maxLength": 2, "minLength": 1}}),
+        false,
+        &[r#"{"ab": [1]}"#, r#"{"a": null}"#],
+        &[r#"{"": 1}"#, r#"{"abc": 1}"#],
+    );
+    check(
+        json!({"type": "object", "properties": {"a": {"type": "integer"}, "b": {}}, "propertyNames": {"enum": ["a", "c"]}}),
+        false,
+        &[r#"{"a": 1}"#, "{}"],
+        &[r#"{"b": 1}"#, r#"{"a": ""}"#],
+    );
+    let (_, constraints) = constraints();
+    let e = constraints
+        .schema(&json!({"type": "object", "propertyNames": {"not": {"const": "a"}}}), false)
+        .unwrap_err();
+    assert!(e.to_string().contains("propertyNames"), "{e}");
+}
+
+#[test]
 fn keywords_that_allow_everything_are_accepted() {
     check(
         json!({"type": "array", "items": {"type": "integer"}, "uniqueItems": false}),

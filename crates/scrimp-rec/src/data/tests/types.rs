@@ -110,6 +110,17 @@ fn columns_that_cannot_be_read_are_named() {
         notes.contains("left out: tags (lists or objects)") && notes.contains("left out: none ("),
         "{notes}"
     );
+    assert!(!notes.contains("keys that first occur"), "the whole file was read: {notes}");
+    let row = |i: usize| match i {
+        59_999 => format!("{{\"y\":1,\"c\":{i},\"late\":\"a\"}}\n"),
+        _ => format!("{{\"y\":{},\"c\":{}}}\n", i % 2, i % 7),
+    };
+    let long = DataSet::find(&dir.file("long.jsonl", (0..60_000).map(row).collect::<String>())).unwrap();
+    let (_, notes) = long.infer(&Hints::default()).unwrap();
+    assert!(
+        notes.iter().any(|n| n.contains("keys that first occur after the first 20000 rows")),
+        "{notes:?}"
+    );
     let said = data.infer(&Hints { numeric: Some(vec!["tags".into()]), ..Hints::default() }).unwrap_err();
     assert!(said.to_string().contains("column tags has lists or objects"), "{said}");
 }
