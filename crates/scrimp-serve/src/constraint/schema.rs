@@ -91,9 +91,7 @@ impl<'a> Preparation<'a> {
                 out.insert(key.clone(), value);
             }
         }
-        if let Some(names) = map.get("propertyNames") {
-            self.bound_names(names, map, &mut out, closing.closes())?;
-        }
+        let is_closed = closing.closes();
         if let Closing::Here(names) = closing {
             let Value::Object(listed) = out.entry("properties").or_insert_with(|| json!({})) else {
                 return Err(Error::bad_input("`properties` of a schema must be an object"));
@@ -108,6 +106,9 @@ impl<'a> Preparation<'a> {
                 ));
             }
             out.insert("additionalProperties".into(), Value::Bool(false));
+        }
+        if let Some(names) = map.get("propertyNames") {
+            self.bound_names(names, map, &mut out, is_closed)?;
         }
         Ok(Value::Object(out))
     }
