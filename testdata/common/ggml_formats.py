@@ -3,7 +3,6 @@
 import ctypes
 import pathlib
 
-import llama_cpp
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
@@ -11,10 +10,16 @@ from gguf.quants import dequantize, quantize
 TYPES = [T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q4_K, T.Q5_K, T.Q6_K]
 K_QUANTS = {T.Q4_K, T.Q5_K, T.Q6_K}
 
-_ggml = ctypes.CDLL(str(pathlib.Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
-_ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
-_ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
-                                      ctypes.c_int64, ctypes.c_void_p]
+
+def ggml():
+    """llama.cpp's own library, for K-quants."""
+    import llama_cpp
+
+    library = ctypes.CDLL(str(pathlib.Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64,
+                                            ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    return library
 
 
 def encode(values, kind):
@@ -26,7 +31,7 @@ def encode(values, kind):
     block, size = GGML_QUANT_SIZES[kind]
     rows, cols = values.shape
     out = np.zeros((rows, cols // block * size), np.uint8)
-    written = _ggml.ggml_quantize_chunk(kind, values.ctypes.data, out.ctypes.data, 0, rows, cols, None)
+    written = ggml().ggml_quantize_chunk(kind, values.ctypes.data, out.ctypes.data, 0, rows, cols, None)
     assert written == out.nbytes
     return out
 

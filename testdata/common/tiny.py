@@ -44,6 +44,9 @@ def randomize(model, seed, gain=1.4):
             elif weight.dim() == 2:
                 out = 2.0 if "lm_head" in name else 1.0
                 weight.copy_(noise * gain * out * weight.shape[1] ** -0.5)
+            elif weight.dim() == 3:
+                # The matrices of all experts.
+                weight.copy_(noise * gain * weight.shape[2] ** -0.5)
             elif "norm" in name:
                 # Gemma's small embeddings would leave the logits flat: a larger last norm makes up for it.
                 last = 5.0 if name == "model.norm.weight" and not neutral else 0.0

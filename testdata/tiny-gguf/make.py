@@ -1,6 +1,6 @@
 """Writes testdata/tiny-gguf/: the tiny models as GGUF files, the way llama.cpp's converter lays them out.
 
-usage: python3 testdata/tiny-gguf/make.py     (after testdata/tiny/make.py; torch, transformers, gguf, llama-cpp-python)
+usage: python3 testdata/tiny-gguf/make.py [NAME...]     (after testdata/tiny/make.py; torch, transformers, gguf, llama-cpp-python)
 
 `llama3.gguf`, `qwen3.gguf`, `phi3.gguf` and `phi3-longrope.gguf` hold the very weights of testdata/tiny/, so the same
 expectations apply. `llama-mixed.gguf` has every stored type that scrimp reads in some tensor; what is expected of it, fp32
@@ -15,7 +15,10 @@ import sys
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as T, GGUFWriter, RopeScalingType, TokenType
-from llama_cpp import Llama
+try:
+    from llama_cpp import Llama
+except ImportError:
+    Llama = None
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -30,7 +33,10 @@ LAYER_NAMES = {
     "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "self_attn.qkv_proj": "attn_qkv",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate_up_proj": "ffn_up",
+    "mlp.gate": "ffn_gate_inp", "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
+ARCHITECTURES = {"qwen3_moe": "qwen3moe"}
 TOP_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
              "lm_head.weight": "output.weight"}
 
@@ -76,6 +82,10 @@ def add_metadata(writer, config):
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
+    if getattr(config, "num_local_experts", None):
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     if head_dim * config.num_attention_heads != config.hidden_size:
         writer.add_key_length(head_dim)
@@ -119,20 +129,32 @@ def add_rope_factors(writer, model):
             writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
 
 
+def parameters(model):
+    """Names and values; gate and up of all experts, which transformers has in one tensor, are two."""
+    for name, weight in model.named_parameters():
+        values = weight.detach().float().numpy()
+        if name.endswith("mlp.experts.gate_up_proj"):
+            for stem, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=1)):
+                yield name.replace("gate_up_proj", f"{stem}.weight"), half
+        elif name.endswith("mlp.experts.down_proj"):
+            yield f"{name}.weight", values
+        else:
+            yield name, values
+
+
 def write(path, model, kind_of):
-    """Writes `model`; `kind_of(gguf name)` is the stored type of a matrix. Vectors are F32."""
+    """Writes `model`; `kind_of(gguf name)` is the stored type of a matrix. Vectors and routers are F32."""
     config = model.config
-    writer = GGUFWriter(path, config.model_type)
+    writer = GGUFWriter(path, ARCHITECTURES.get(config.model_type, config.model_type))
     add_metadata(writer, config)
     add_tokenizer(writer, config)
     add_rope_factors(writer, model)
-    for name, weight in model.named_parameters():
-        values = weight.detach().float().numpy()
+    for name, values in parameters(model):
         heads = heads_of(name, config)
         if heads:
             values = permute(values, heads)
         target = gguf_name(name)
-        if values.ndim == 1:
+        if values.ndim == 1 or "ffn_gate_inp" in target:
             writer.add_tensor(target, values)
         else:
             kind = kind_of(target)
@@ -144,6 +166,9 @@ def write(path, model, kind_of):
 
 
 def compare_with_llama_cpp(path, expected, bound):
+    if Llama is None:
+        print(f"{path.name:20} NOT COMPARED with llama.cpp: llama_cpp is not installed")
+        return
     llm = Llama(str(path), n_ctx=128, n_threads=1, n_batch=64, logits_all=True, verbose=False)
     llm.eval(expected["ids"])
     last = np.array(expected["last_logits"])
@@ -201,8 +226,10 @@ def mixed():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    mixed()
-    convert("llama3", T.F16, bound=0.02)
-    convert("qwen3", T.BF16, bound=0.05)
-    convert("phi3", T.F16, bound=0.02)
-    convert("phi3-longrope", T.BF16, bound=0.05)
+    wanted = sys.argv[1:]
+    if not wanted or "llama-mixed" in wanted:
+        mixed()
+    for name, kind, bound in [("llama3", T.F16, 0.02), ("qwen3", T.BF16, 0.05), ("phi3", T.F16, 0.02),
+                              ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05)]:
+        if not wanted or name in wanted:
+            convert(name, kind, bound)

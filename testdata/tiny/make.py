@@ -16,7 +16,8 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM
 from transformers import (Gemma2Config, Gemma3TextConfig, GraniteConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config,
-                          MistralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config)
+                          MistralConfig, MixtralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
+                          SmolLM3Config)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from common.tiny import TINY, choose_prompt, make_tokenizer, randomize, save_tokenizer, write_json
@@ -24,7 +25,8 @@ from common.tiny import TINY, choose_prompt, make_tokenizer, randomize, save_tok
 COMMON = dict(bos_token_id=0, eos_token_id=1, pad_token_id=None, max_position_embeddings=128)
 
 # name -> (configuration, stored type, options)
-#   shards: number of safetensors files; legacy: the rope_scaling keys of a config.json as published; put: keys to set
+#   shards: number of safetensors files; legacy: the rope_scaling keys of a config.json as published; put: keys to set;
+#   fused: the experts of a layer in one tensor, as transformers 5 has them in memory
 MODELS = {
     "llama": (
         LlamaConfig(vocab_size=307, hidden_size=96, intermediate_size=136, num_hidden_layers=2, num_attention_heads=6,
@@ -132,6 +134,22 @@ MODELS = {
                                               mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16,
                                               llama_4_scaling_beta=0.4), **COMMON),
         torch.bfloat16, {}),
+    "qwen3moe": (
+        Qwen3MoeConfig(vocab_size=303, hidden_size=64, intermediate_size=144, moe_intermediate_size=40, num_hidden_layers=3,
+                       num_attention_heads=4, num_key_value_heads=2, head_dim=24, num_experts=7, num_experts_per_tok=3,
+                       norm_topk_prob=True, rms_norm_eps=1e-6, tie_word_embeddings=False,
+                       rope_parameters=dict(rope_type="default", rope_theta=1000000.0), **COMMON),
+        torch.bfloat16, dict(legacy=[])),
+    "mixtral": (
+        MixtralConfig(vocab_size=301, hidden_size=72, intermediate_size=48, num_hidden_layers=2, num_attention_heads=3,
+                      num_key_value_heads=1, num_local_experts=5, num_experts_per_tok=2, sliding_window=None, rms_norm_eps=1e-5,
+                      tie_word_embeddings=False, rope_parameters=dict(rope_type="default", rope_theta=1000000.0), **COMMON),
+        torch.float16, {}),
+    "olmoe": (
+        OlmoeConfig(vocab_size=307, hidden_size=64, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4,
+                    num_key_value_heads=2, num_experts=8, num_experts_per_tok=3, norm_topk_prob=False, rms_norm_eps=1e-5,
+                    tie_word_embeddings=False, rope_parameters=dict(rope_type="default", rope_theta=10000.0), **COMMON),
+        torch.bfloat16, dict(fused=True)),
 }
 
 
@@ -165,7 +183,8 @@ def make(name, index):
     randomize(model, seed=1000 + index)
     size = sum(p.numel() * dtype.itemsize for p in model.parameters())
     shard = size // 2 + 20_000 if options.get("shards") else 10**9
-    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    original = not options.get("fused", False)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard, save_original_format=original)
     (folder / "generation_config.json").unlink(missing_ok=True)
     path = folder / "config.json"
     written = json.loads(path.read_text())

@@ -20,7 +20,7 @@ use scrimp_llm::{
     load::{Encoding, compressed},
     model::{
         LayerRunner, LinearWeights,
-        projections::{Projection, StoredMatrix},
+        projections::{Projection, StoredMatrix, seven_matrices},
     },
 };
 use serde_json::json;
@@ -99,6 +99,7 @@ pub fn compress(
 
 /// Checks the arguments of [`compress`].
 fn check(checkpoint: &Checkpoint, out: &Path, budget: &Budget) -> Result<()> {
+    seven_matrices(checkpoint.config())?;
     if checkpoint.history().is_some() {
         return Err(Error::unsupported(
             format!("{} is compressed already", checkpoint.path().display()),

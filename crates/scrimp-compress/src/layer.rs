@@ -9,7 +9,9 @@ use scrimp_llm::{
     error::{Error, Result},
     load::Encoding,
     model::LayerNorms,
-    model::projections::{Projection, StoredMatrix, optional_vector, stored_matrix, tensor_slice},
+    model::projections::{
+        Projection, StoredMatrix, optional_vector, seven_matrices, stored_matrix, tensor_slice,
+    },
 };
 
 /// A matrix `[rows][cols]` (out features × in features), row after row.
@@ -61,6 +63,7 @@ impl DenseLayer {
     /// # Errors
     /// A tensor is damaged: it is not a matrix, or a weight is not finite.
     pub(crate) fn read(checkpoint: &Checkpoint, pool: &Pool, index: usize) -> Result<Self> {
+        seven_matrices(checkpoint.config())?;
         let mut projections = Vec::with_capacity(Projection::ALL.len());
         let mut pruned = Vec::with_capacity(Projection::ALL.len());
         for projection in Projection::ALL {

@@ -227,7 +227,8 @@ impl Checkpoint {
                 return Err(Error::damaged_file(path, format!("two tensors mean {}", tensor.name)));
             }
         }
-        for spec in specs {
+        let has = |name: &str| by_name.contains_key(name) || other_types.contains_key(name);
+        for spec in specs.into_iter().flat_map(|spec| spec.stored_as(has)) {
             if let Some(dtype) = other_types.get(&spec.name) {
                 return Err(Error::unsupported(
                     format!("{}: tensor {} is of type {dtype:?}", path.display(), spec.name),

@@ -66,6 +66,28 @@ impl AttentionTemperature {
     }
 }
 
+/// How the weights of a token's chosen experts come from the router's logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertWeighting {
+    /// Softmax over all experts. The weights of the chosen ones add up to less than 1 (OLMoE).
+    Softmax,
+    /// Softmax over the chosen experts. Softmax over all experts, divided by the sum of the chosen ones, is the same.
+    SoftmaxOfChosen,
+}
+
+/// A mixture of experts instead of the feed-forward block (Shazeer 2017, "Outrageously Large Neural Networks",
+/// arXiv 1701.06538, section 2): `sum over the chosen e of weight[e] * block_e(x)`, where the experts with the largest
+/// logits `router · x` are chosen. Each expert is a gated block of width [`ModelConfig::intermediate_size`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Experts that a token passes.
+    pub per_token: usize,
+    /// The weights of the chosen experts.
+    pub weighting: ExpertWeighting,
+}
+
 /// The properties of a model, apart from its weights.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
@@ -77,7 +99,7 @@ pub struct ModelConfig {
     pub n_layers: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward block.
+    /// Width of the feed-forward block, or of each expert.
     pub intermediate_size: usize,
     /// Query heads.
     pub n_heads: usize,
@@ -121,6 +143,8 @@ pub struct ModelConfig {
     pub logit_scale: f32,
     /// Non-linearity of the feed-forward block.
     pub activation: Activation,
+    /// The experts of each layer; `None`: one feed-forward block.
+    pub experts: Option<Experts>,
 }
 
 /// The sizes of a model; see the fields of [`ModelConfig`].
@@ -171,6 +195,7 @@ impl ModelConfig {
             residual_scale: 1.0,
             logit_scale: 1.0,
             activation: Activation::Silu,
+            experts: None,
         }
     }
 

@@ -127,8 +127,10 @@ fn odd_values_in_config_json() {
     ];
     let cases: Vec<Value> =
         serde_json::from_str(include_str!("../../../testdata/hf_configs/golden.json")).unwrap();
+    let with_experts = ["qwen3moe", "mixtral", "olmoe"]
+        .map(|name| scrimp_testkit::read_json::<Value>(&format!("tiny/{name}/config.json")));
     let mut refused = 0;
-    for json in cases.iter().flat_map(|case| case["configs"].as_array().unwrap()) {
+    for json in cases.iter().flat_map(|case| case["configs"].as_array().unwrap()).chain(&with_experts) {
         let mut places: Vec<Vec<String>> = Vec::new();
         for (key, value) in json.as_object().unwrap() {
             places.push(vec![key.clone()]);
@@ -165,6 +167,9 @@ fn check(config: &ModelConfig) {
     assert!(config.sliding_window.iter().flatten().all(|&w| w > 0));
     assert!(config.n_heads.is_multiple_of(config.n_kv_heads));
     assert!(config.attn_scale.is_finite() && config.rms_norm_eps > 0.0);
+    if let Some(experts) = config.experts {
+        assert!((1..=experts.count).contains(&experts.per_token) && experts.count <= 1 << 12);
+    }
 }
 
 fn open(gguf: &Gguf) -> Checkpoint {

@@ -213,7 +213,11 @@ fn other_kinds_of_files_are_named() {
     says(&Gguf::new().bytes(), "general.architecture is missing");
     says(&Gguf::new().str("general.architecture", "mamba").bytes(), "mamba");
     says(&tiny_llama().u32("split.count", 2).bytes(), "split");
-    says(&tiny_llama().u32("llama.expert_count", 8).bytes(), "experts");
+    says(&tiny_llama().u32("llama.expert_count", 8).bytes(), "llama.expert_used_count is missing");
+    let experts =
+        |used| tiny_llama().u32("llama.expert_count", 8).u32("llama.expert_used_count", used).bytes();
+    says(&experts(9), "a token passes 9 of 8 experts");
+    says(&experts(2), "blk.0.ffn_gate_inp.weight is missing");
 }
 
 #[test]

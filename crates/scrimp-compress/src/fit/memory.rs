@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use scrimp_llm::{
     config::ModelConfig,
-    model::{CHUNK, PIECE},
+    model::{CHUNK, PIECE, WAVE_ROWS},
 };
 
 /// Tokens per page of the cache.
@@ -32,12 +32,15 @@ impl Demand {
         let wide =
             4 * config.hidden_size + 2 * (config.q_dim() + config.kv_dim()) + 3 * config.intermediate_size;
         let logits = 2 * config.vocab_size;
+        // Inputs, results and gated results of a wave of experts.
+        let experts = 2 * config.hidden_size + 4 * config.intermediate_size;
+        let wave = config.experts.map_or(0, |_| WAVE_ROWS * experts);
         Self {
             memory,
             sequences,
             whole_bytes: bf16_bytes(config, context),
             piece_bytes: bf16_bytes(config, context.min(PIECE)),
-            working_bytes: PROCESS + 4 * (CHUNK * wide + logits) as u64,
+            working_bytes: PROCESS + 4 * (CHUNK * wide + wave + logits) as u64,
         }
     }
 

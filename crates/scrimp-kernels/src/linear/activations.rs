@@ -63,6 +63,17 @@ pub struct ActivationShape {
     pub needs: Needs,
 }
 
+/// The sizes of several batches of the same width, and the forms that they are stored in.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchShapes<'a> {
+    /// Tokens of each batch.
+    pub n_tokens: &'a [usize],
+    /// Features per token.
+    pub cols: usize,
+    /// The forms that the weights read.
+    pub needs: Needs,
+}
+
 /// Input of a linear layer for a batch of tokens, `[n_tokens][cols]`.
 #[derive(Debug, Default)]
 pub struct Activations {
@@ -166,14 +177,61 @@ impl Activations {
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let Exec { pool, level } = exec;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let rows = ScratchRows::new(&mut scratch, shape.cols, pool.threads());
+        let filling = self.begin(level, shape, amx);
+        pool.run(filling.tasks(), |task, thread| filling.run(task, rows.of(thread), &fill));
+        self.scratch = scratch;
+    }
+
+    /// Fills several batches of the same width in one parallel region: batch `i` gets `n_tokens[i]` tokens, and
+    /// `fill(i, token, x)` writes the features of one.
+    ///
+    /// # Panics
+    /// When there are fewer batches than numbers.
+    pub fn fill_each(
+        exec: Exec<'_>,
+        batches: &mut [Self],
+        shapes: BatchShapes<'_>,
+        fill: impl Fn(usize, usize, &mut [f32]) + Sync,
+    ) {
+        let Exec { pool, level } = exec;
+        let BatchShapes { n_tokens, cols, needs } = shapes;
+        let batches = &mut batches[..n_tokens.len()];
+        let Some(first) = batches.first_mut() else { return };
+        let mut scratch = std::mem::take(&mut first.scratch);
+        let rows = ScratchRows::new(&mut scratch, cols, pool.threads());
+        let (mut fillings, mut ends, mut tasks) = (Vec::with_capacity(n_tokens.len()), Vec::new(), 0);
+        for (batch, &n_tokens) in batches.iter_mut().zip(n_tokens) {
+            let amx = uses_amx(level, n_tokens, needs);
+            fillings.push(batch.begin(level, ActivationShape { n_tokens, cols, needs }, amx));
+            tasks += fillings.last().map_or(0, Filling::tasks);
+            ends.push(tasks);
+        }
+        pool.run(tasks, |task, thread| {
+            let i = ends.partition_point(|&end| end <= task);
+            let filling = &fillings[i];
+            let task = task + filling.tasks() - ends[i];
+            filling.run(task, rows.of(thread), &|token, x: &mut [f32]| fill(i, token, x));
+        });
+        drop(fillings);
+        batches[0].scratch = scratch;
+    }
+
+    /// Makes room for a batch, which [`Filling::run`] then stores.
+    fn begin(&mut self, level: SimdLevel, shape: ActivationShape, amx: bool) -> Filling<'_> {
         let ActivationShape { n_tokens, cols, needs } = shape;
         let layout = ActivationLayout::new(level, n_tokens, needs, amx);
         let needs = layout.forms(needs);
         (self.n_tokens, self.cols, self.needs) = (n_tokens, cols, needs);
         (self.level, self.layout) = (Some(level), Some(layout));
         let sizes = Sizes::new(cols);
-        self.make_room(sizes, pool.threads());
+        self.make_room(sizes);
         let tiles = self.tiles();
+        // A tile is a multiple of 4 tokens, whose groups are whole cache lines; the other forms are written through
+        // slices of a tile.
+        let only_groups = needs == Needs { quantized: true, ..Needs::default() };
+        let in_parts = only_groups || matches!(layout, ActivationLayout::AmxInt8 { .. });
         let store = Store {
             level,
             needs,
@@ -185,32 +243,11 @@ impl Activations {
             bytes: DisjointSliceMut::new(&mut self.bytes),
             rows: DisjointSliceMut::new(&mut self.rows),
         };
-        let scratch = DisjointSliceMut::new(&mut self.scratch);
-        // A tile is a multiple of 4 tokens, whose groups are whole cache lines; the other forms are written through
-        // slices of a tile.
-        let only_groups = needs == Needs { quantized: true, ..Needs::default() };
-        let tile = layout.tile();
-        let per_task =
-            if only_groups || matches!(layout, ActivationLayout::AmxInt8 { .. }) { 4 } else { tile };
-        let padded_cols = sizes.padded_cols;
-        pool.run(n_tokens.div_ceil(per_task), |task, thread| {
-            let (first, n, width) = tiles.get(task * per_task / tile);
-            let start = task * per_task - first;
-            // SAFETY: each thread has a range of its own.
-            let row = unsafe { scratch.slice(2 * thread * padded_cols..2 * (thread + 1) * padded_cols) };
-            let (row, rounded) = row.split_at_mut(padded_cols);
-            row[cols..].fill(0.0);
-            for t in start..n.min(start + per_task) {
-                fill(first + t, &mut row[..cols]);
-                // SAFETY: each task has tokens of its own. Where tasks share a token tile, only forms that are not
-                // written through slices of a tile are stored: 8-bit groups, and what is in AMX tiles.
-                unsafe { store.token(row, rounded, TilePlace { first, t, width }) };
-            }
-        });
+        Filling { store, tiles, per_task: if in_parts { 4 } else { tiles.tile } }
     }
 
-    /// Lengthens the stored forms to the batch, and the scratch memory to two rows per thread.
-    fn make_room(&mut self, sizes: Sizes, threads: usize) {
+    /// Lengthens the stored forms to the batch.
+    fn make_room(&mut self, sizes: Sizes) {
         let (needs, n_tokens) = (self.needs, self.n_tokens);
         let (first, _, width) = self.token_tile(self.n_token_tiles().saturating_sub(1));
         let in_amx_tiles = self.layout().amx_rows().map_or(0, |rows| n_tokens.next_multiple_of(rows));
@@ -227,10 +264,6 @@ impl Activations {
         if needs.row_int8 {
             self.bytes.resize(stored * sizes.bytes, 0);
             self.rows.resize(stored, RowScale::default());
-        }
-        // The second row of a thread is for rounded numbers.
-        if self.scratch.len() < threads * 2 * sizes.padded_cols {
-            self.scratch.resize(threads * 2 * sizes.padded_cols, 0.0);
         }
     }
 
@@ -342,6 +375,58 @@ impl Sizes {
         let groups = cols.div_ceil(GROUP);
         let padded_cols = cols.next_multiple_of(2 * GROUP);
         Self { cols, padded_cols, groups, pairs: groups * GROUP / 2, bytes: cols.div_ceil(64) * 16 }
+    }
+}
+
+/// Two rows of each thread: the features of a token, and rounded numbers.
+struct ScratchRows<'a> {
+    rows: DisjointSliceMut<'a, f32>,
+    padded_cols: usize,
+}
+
+impl<'a> ScratchRows<'a> {
+    fn new(scratch: &'a mut Vec<f32>, cols: usize, threads: usize) -> Self {
+        let padded_cols = Sizes::new(cols).padded_cols;
+        if scratch.len() < threads * 2 * padded_cols {
+            scratch.resize(threads * 2 * padded_cols, 0.0);
+        }
+        Self { rows: DisjointSliceMut::new(scratch), padded_cols }
+    }
+
+    /// The rows of `thread`.
+    fn of(&self, thread: usize) -> &'a mut [f32] {
+        // SAFETY: each thread has a range of its own, and a thread fills one batch at a time.
+        unsafe { self.rows.slice(2 * thread * self.padded_cols..2 * (thread + 1) * self.padded_cols) }
+    }
+}
+
+/// A batch that is being filled, in tasks of some tokens each.
+struct Filling<'a> {
+    store: Store<'a>,
+    tiles: Tiles,
+    /// Tokens per task.
+    per_task: usize,
+}
+
+impl Filling<'_> {
+    fn tasks(&self) -> usize {
+        self.tiles.n_tokens.div_ceil(self.per_task)
+    }
+
+    /// Stores the tokens of `task`. `rows` are the two scratch rows of the thread.
+    fn run(&self, task: usize, rows: &mut [f32], fill: &(impl Fn(usize, &mut [f32]) + Sync)) {
+        let Self { store, tiles, per_task } = self;
+        let (first, n, width) = tiles.get(task * per_task / tiles.tile);
+        let start = task * per_task - first;
+        let (row, rounded) = rows.split_at_mut(store.sizes.padded_cols);
+        let cols = store.sizes.cols;
+        row[cols..].fill(0.0);
+        for t in start..n.min(start + per_task) {
+            fill(first + t, &mut row[..cols]);
+            // SAFETY: each task has tokens of its own. Where tasks share a token tile, only forms that are not
+            // written through slices of a tile are stored: 8-bit groups, and what is in AMX tiles.
+            unsafe { store.token(row, rounded, TilePlace { first, t, width }) };
+        }
     }
 }
 

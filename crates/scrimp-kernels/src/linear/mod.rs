@@ -2,7 +2,8 @@
 //!
 //! For one token, weights are unpacked in registers ([`gemv`]). For batches, a panel of 16 rows is unpacked once and
 //! multiplied with all tokens ([`gemm`]); for small batches, some columns at a time. CPUs with AMX multiply batches in
-//! tile registers ([`amx_packed`]). Several matrices with the same input run in one parallel region. [`plan`] chooses
+//! tile registers ([`amx_packed`]). Several matrices with the same input run in one parallel region, and so do several
+//! inputs with matrices of their own (the experts of a layer, [`linear_groups`]). [`plan`] chooses
 //! the kernel, and its header has the table.
 //!
 //! Equality: integer formats give the same bits at every level, batch size and number of threads; `bf16` and batches in
@@ -32,13 +33,13 @@ mod quantize;
 mod tests;
 mod thread_tiles;
 
-pub use activations::{ActivationShape, Activations, Needs};
+pub use activations::{ActivationShape, Activations, BatchShapes, Needs};
 pub use matrix::{Matrix, StoredRows};
 
-use crate::exec::{DisjointSliceMut, Exec, part};
+use crate::exec::{self, DisjointSliceMut, Exec};
 use gemm::PanelGroup;
 use job::{Job, Task};
-use plan::RegionPlan;
+use plan::{Region, RegionPlan};
 use thread_tiles::{ThreadTiles, thread_tiles};
 
 /// One matrix product of a parallel region.
@@ -69,46 +70,85 @@ impl LinearScratch {
     }
 }
 
+/// Products of one input.
+#[derive(Debug)]
+pub struct LinearGroup<'a, 'p> {
+    /// The input.
+    pub x: &'a Activations,
+    /// Its products.
+    pub products: &'p mut [Linear<'a>],
+}
+
 /// Computes all of `products` from the same activations, in one parallel region.
 ///
 /// # Panics
 /// When shapes do not fit each other, or `x` was not stored for this level or in the form that a weight needs.
-pub fn linear(exec: Exec<'_>, scratch: &mut LinearScratch, x: &Activations, products: &mut [Linear<'_>]) {
+pub fn linear<'a>(
+    exec: Exec<'_>,
+    scratch: &mut LinearScratch,
+    x: &'a Activations,
+    products: &mut [Linear<'a>],
+) {
+    linear_groups(exec, scratch, &mut [LinearGroup { x, products }]);
+}
+
+/// The tasks of one [`LinearGroup`] in a parallel region.
+struct GroupTasks<'a> {
+    x: &'a Activations,
+    jobs: Vec<Job<'a>>,
+    /// The first task of the group in the region.
+    first: usize,
+    /// Tasks per token block.
+    tasks: usize,
+    token_blocks: usize,
+}
+
+/// Computes the products of all `groups`, each from its own activations, in one parallel region.
+///
+/// # Panics
+/// As [`linear`].
+pub fn linear_groups(exec: Exec<'_>, scratch: &mut LinearScratch, groups: &mut [LinearGroup<'_, '_>]) {
     let Exec { pool, level } = exec;
-    let n_tokens = x.n_tokens();
-    if n_tokens == 0 {
-        return;
-    }
-    assert!(x.stored_for(level), "level of the activations");
-    let plan = RegionPlan::new(x, products, pool.threads());
-    let (mut jobs, mut plans) = (Vec::with_capacity(products.len()), Vec::with_capacity(products.len()));
-    let mut tasks = 0;
-    for product in products {
-        let mut job = Job::new(product, n_tokens, x.cols());
-        if job.weight.n_panels() == 0 {
-            continue;
+    let weights = groups.iter().flat_map(|group| group.products.iter().map(|product| product.weight.bytes()));
+    let region = Region { threads: pool.threads(), bytes: weights.sum(), groups: groups.len() };
+    let (mut parts, mut panel_groups, mut total) = (Vec::with_capacity(groups.len()), 0, 0);
+    for LinearGroup { x, products } in groups.iter_mut().filter(|group| group.x.n_tokens() > 0) {
+        assert!(x.stored_for(level), "level of the activations");
+        let plan = RegionPlan::new(x, products, region);
+        let (mut jobs, mut plans) = (Vec::with_capacity(products.len()), Vec::with_capacity(products.len()));
+        let mut tasks = 0;
+        for product in products.iter_mut() {
+            let mut job = Job::new(product, x.n_tokens(), x.cols());
+            if job.weight.n_panels() == 0 {
+                continue;
+            }
+            let product = plan.product(job.weight);
+            (job.split, job.engine, job.small_batch) = (product.split, product.engine, plan.small_batch);
+            job.first_task = tasks;
+            jobs.push(job);
+            tasks += product.n_tasks;
+            plans.push(product);
         }
-        let product = plan.product(job.weight);
-        (job.split, job.engine, job.small_batch) = (product.split, product.engine, plan.small_batch);
-        job.first_task = tasks;
-        jobs.push(job);
-        tasks += product.n_tasks;
-        plans.push(product);
+        panel_groups = panel_groups.max(plan.panel_groups(plans.into_iter()));
+        parts.push(GroupTasks { x, jobs, first: total, tasks, token_blocks: plan.token_blocks });
+        total += tasks * plan.token_blocks;
     }
-    let groups = plan.panel_groups(plans.into_iter());
-    if scratch.panels.len() < groups * pool.threads() {
-        scratch.panels.resize(groups * pool.threads(), PanelGroup::ZERO);
+    if scratch.panels.len() < panel_groups * pool.threads() {
+        scratch.panels.resize(panel_groups * pool.threads(), PanelGroup::ZERO);
     }
     let panels = DisjointSliceMut::new(&mut scratch.panels);
     let body = |tiles: &mut ThreadTiles, task: usize, thread: usize| {
-        let (block, task) = (task / tasks, task % tasks);
-        let token_tiles = part(x.n_token_tiles(), block, plan.token_blocks);
+        // A group without tasks begins where the next one does.
+        let part = parts.partition_point(|part| part.first <= task) - 1;
+        let GroupTasks { x, jobs, first, tasks, token_blocks } = &parts[part];
+        let (block, task) = ((task - first) / tasks, (task - first) % tasks);
+        let token_tiles = exec::part(x.n_token_tiles(), block, *token_blocks);
         let job = jobs.iter().rev().find(|job| job.first_task <= task).expect("tasks start at 0");
         // SAFETY: each thread has a range of its own.
-        let scratch = unsafe { panels.slice(thread * groups..(thread + 1) * groups) };
+        let scratch = unsafe { panels.slice(thread * panel_groups..(thread + 1) * panel_groups) };
         Task { job, x, token_tiles, panels: job.panels(task - job.first_task), scratch }.run(level, tiles);
     };
-    pool.run_with(tasks * plan.token_blocks, || thread_tiles(level, x), body);
+    pool.run_with(total, || thread_tiles(level, parts.iter().map(|part| part.x)), body);
 }
 
 /// One product over the given tile registers.

@@ -141,7 +141,17 @@ pub(crate) enum Split {
     Bytes(usize),
 }
 
-/// Decisions for all products of a parallel region.
+/// A parallel region.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Region {
+    pub(crate) threads: usize,
+    /// Bytes of all weights.
+    pub(crate) bytes: usize,
+    /// Inputs. With several, threads need no token blocks of one input to have enough tasks.
+    pub(crate) groups: usize,
+}
+
+/// Decisions for all products of one input in a parallel region.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RegionPlan {
     threads: usize,
@@ -169,8 +179,9 @@ pub(crate) struct ProductPlan {
 }
 
 impl RegionPlan {
-    /// The plan for the products of `x` on `threads` threads.
-    pub(crate) fn new(x: &Activations, products: &[Linear<'_>], threads: usize) -> Self {
+    /// The plan for the products of `x` in `region`.
+    pub(crate) fn new(x: &Activations, products: &[Linear<'_>], region: Region) -> Self {
+        let Region { threads, bytes, groups } = region;
         let (layout, n_tokens) = (x.layout(), x.n_tokens());
         let all = |test: &dyn Fn(&Matrix) -> bool| products.iter().all(|product| test(product.weight));
         let engine = |weight: &Matrix| Engine::new(layout, weight.kind());
@@ -184,12 +195,11 @@ impl RegionPlan {
             || small_batch
             || expands_in_registers
             || all(&|weight| engine(weight) == Engine::AmxInt8);
-        let token_blocks = match decode || !all(&|weight| engine(weight) == Engine::Vectors) {
+        let token_blocks = match decode || groups > 1 || !all(&|weight| engine(weight) == Engine::Vectors) {
             true => 1,
             false => token_blocks(n_tokens, x.n_token_tiles(), threads),
         };
-        let region_bytes: usize = products.iter().map(|product| product.weight.bytes()).sum();
-        let task_bytes = (region_bytes / (GEMV_TASKS_PER_THREAD * threads))
+        let task_bytes = (bytes / (GEMV_TASKS_PER_THREAD * threads))
             .clamp(*GEMV_TASK_BYTES.start(), *GEMV_TASK_BYTES.end());
         Self { threads, layout, n_tokens, cols: x.cols(), decode, small_batch, token_blocks, task_bytes }
     }

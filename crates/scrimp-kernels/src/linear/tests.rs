@@ -225,3 +225,35 @@ fn the_largest_quants_do_not_overflow_narrow_sums() {
         }
     }
 }
+
+/// Groups with inputs of different sizes, among them groups without tokens, in one region and one by one.
+#[test]
+fn groups_have_the_bits_of_separate_products() {
+    let pool = Pool::new(3).unwrap();
+    for (dtype, rows, cols) in [(DType::Q4_K, 40, 512), (DType::Q8_0, 33, 96), (DType::F32, 17, 70)] {
+        let weights: Vec<Matrix> =
+            (0..5).map(|i| pack(&pool, dtype, rows, cols, &random_rows(dtype, rows, cols, i))).collect();
+        let n_tokens = [3, 0, 1, 60, 13];
+        let rows_of: Vec<Vec<f32>> = (0..5).map(|i| inputs(n_tokens[i] * cols, i as u64)).collect();
+        for level in SimdLevel::supported() {
+            let exec = Exec { pool: &pool, level: level.exact() };
+            let needs = weights[0].needs();
+            let mut batches: Vec<Activations> = (0..6).map(|_| Activations::new()).collect();
+            let shapes = BatchShapes { n_tokens: &n_tokens, cols, needs };
+            Activations::fill_each(exec, &mut batches, shapes, |i, t, row| {
+                row.copy_from_slice(&rows_of[i][t * cols..(t + 1) * cols]);
+            });
+            let mut outs: Vec<Vec<f32>> = n_tokens.iter().map(|n| vec![f32::NAN; n * rows]).collect();
+            let mut products: Vec<_> = weights
+                .iter()
+                .zip(&mut outs)
+                .map(|(weight, out)| [Linear { weight, bias: None, out, stride: rows, accumulate: false }])
+                .collect();
+            let groups = products.iter_mut().zip(&batches).map(|(products, x)| LinearGroup { x, products });
+            linear_groups(exec, &mut LinearScratch::default(), &mut groups.collect::<Vec<_>>());
+            for (i, out) in outs.iter().enumerate() {
+                assert_eq!(*out, multiply(exec, &weights[i], &rows_of[i], None, None), "{dtype} {level} {i}");
+            }
+        }
+    }
+}

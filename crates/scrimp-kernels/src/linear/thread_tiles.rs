@@ -9,7 +9,10 @@ use crate::arch::{
 /// A thread's tile registers, where products use them.
 pub(super) type ThreadTiles = Option<Configured<Amx>>;
 
-/// Tile registers for products of `x`, where the level has them and `x` is stored for them.
-pub(super) fn thread_tiles(level: SimdLevel, x: &Activations) -> ThreadTiles {
-    x.layout().amx_rows().and_then(|_| Amx::of(level)).map(Configured::new)
+/// Tile registers for products of the batches `x`, where the level has them and a batch is stored for them.
+pub(super) fn thread_tiles<'a>(
+    level: SimdLevel,
+    mut x: impl Iterator<Item = &'a Activations>,
+) -> ThreadTiles {
+    x.find_map(|x| x.layout().amx_rows()).and_then(|_| Amx::of(level)).map(Configured::new)
 }

@@ -1,6 +1,6 @@
 //! The common part of all families' configurations, and the checks that every configuration passes.
 
-use super::{GgufKeys, HfConfig};
+use super::{GgufKeys, HfConfig, experts};
 use crate::{
     config::{Activation, ModelConfig, Sizes},
     error::{Error, Result},
@@ -41,10 +41,16 @@ impl Default for HfDefaults {
 
 /// The configuration of a GGUF file for most families.
 pub(super) fn gguf(family: &'static str, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
-    let file = keys.file();
-    if keys.size_or_zero("expert_count", limit::HIDDEN)?.is_some() {
-        return Err(file.source().unsupported("mixtures of experts are not supported", "use a dense model"));
+    if keys.size_or_zero("expert_count", experts::MAX_EXPERTS)?.is_some() {
+        let what = format!("experts in models of family {family} are not supported");
+        return Err(keys.file().source().unsupported(what, "use a dense model"));
     }
+    gguf_with_experts(family, keys)
+}
+
+/// As [`gguf`], for families that read the experts themselves.
+pub(super) fn gguf_with_experts(family: &'static str, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
+    let file = keys.file();
     let n_layers = keys.need_size("block_count", limit::LAYERS)?;
     let hidden_size = keys.need_size("embedding_length", limit::HIDDEN)?;
     let n_heads = keys.need_size("attention.head_count", limit::HEADS)?;

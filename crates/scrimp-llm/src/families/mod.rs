@@ -3,6 +3,7 @@
 //! To add a family, write one file with a [`Family`] in it and add it to [`FAMILIES`].
 
 mod common;
+mod experts;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -13,9 +14,11 @@ mod hf_config;
 mod llama;
 mod mistral3;
 mod olmo2;
+mod olmoe;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3moe;
 mod rope;
 mod smollm3;
 pub mod stored;
@@ -36,6 +39,7 @@ pub const FAMILIES: &[&dyn Family] = &[
     &llama::Llama,
     &qwen2::Qwen2,
     &qwen3::Qwen3,
+    &qwen3moe::Qwen3Moe,
     &gemma2::Gemma2,
     &gemma3::Gemma3,
     &phi3::Phi3,
@@ -43,6 +47,7 @@ pub const FAMILIES: &[&dyn Family] = &[
     &granite::Granite,
     &granite_hybrid::GraniteHybrid,
     &olmo2::Olmo2,
+    &olmoe::Olmoe,
     &mistral3::Mistral3,
 ];
 

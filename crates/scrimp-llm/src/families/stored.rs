@@ -1,7 +1,9 @@
 //! The configuration in scrimp's own files: every field of [`ModelConfig`] as JSON.
 
-use super::{by_architecture, common};
-use crate::config::{Activation, AttentionTemperature, LongRope, ModelConfig, Rope, RopePairs};
+use super::{by_architecture, common, experts};
+use crate::config::{
+    Activation, AttentionTemperature, ExpertWeighting, Experts, LongRope, ModelConfig, Rope, RopePairs,
+};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -24,6 +26,22 @@ struct StoredLongRope {
 struct StoredTemperature {
     beta: f32,
     original_context: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredExperts {
+    count: usize,
+    per_token: usize,
+    weighting: String,
+}
+
+impl StoredExperts {
+    fn checked(self) -> Result<Experts, String> {
+        let Self { count, per_token, weighting } = self;
+        let weighting = by_name(&WEIGHTINGS, "weighting", &weighting)?;
+        experts::check(Experts { count, per_token, weighting })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,11 +78,16 @@ struct Stored {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     logit_scale: Option<f32>,
     activation: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    experts: Option<StoredExperts>,
 }
 
 const PAIRS: [(RopePairs, &str); 2] = [(RopePairs::Adjacent, "adjacent"), (RopePairs::Halves, "halves")];
 const ACTIVATIONS: [(Activation, &str); 2] =
     [(Activation::Silu, "silu"), (Activation::GeluTanh, "gelu_tanh")];
+
+const WEIGHTINGS: [(ExpertWeighting, &str); 2] =
+    [(ExpertWeighting::Softmax, "softmax"), (ExpertWeighting::SoftmaxOfChosen, "softmax_of_chosen")];
 
 fn name_of<T: PartialEq>(all: &[(T, &'static str)], value: &T) -> String {
     all.iter().find(|(v, _)| v == value).map(|(_, name)| (*name).to_owned()).unwrap_or_default()
@@ -111,6 +134,11 @@ pub fn to_json(config: &ModelConfig) -> String {
         residual_scale: Some(config.residual_scale).filter(|&scale| scale != 1.0),
         logit_scale: Some(config.logit_scale).filter(|&scale| scale != 1.0),
         activation: name_of(&ACTIVATIONS, &config.activation),
+        experts: config.experts.map(|experts| StoredExperts {
+            count: experts.count,
+            per_token: experts.per_token,
+            weighting: name_of(&WEIGHTINGS, &experts.weighting),
+        }),
     };
     serde_json::to_string(&stored).unwrap_or_default()
 }
@@ -191,6 +219,7 @@ pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
         residual_scale: positive("residual_scale", stored.residual_scale.unwrap_or(1.0))?,
         logit_scale: positive("logit_scale", stored.logit_scale.unwrap_or(1.0))?,
         activation: by_name(&ACTIVATIONS, "activation", &stored.activation)?,
+        experts: stored.experts.map(StoredExperts::checked).transpose()?,
     };
     common::check(&config)?;
     Ok(config)

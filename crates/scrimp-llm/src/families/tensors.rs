@@ -45,6 +45,29 @@ impl TensorSpec {
     }
 }
 
+impl TensorSpec {
+    /// The tensors of a file for this tensor, given the names in the file. The matrices of all experts, `[experts][rows]
+    /// [columns]`, may be one tensor, one with gate and up of each expert below each other, or one for each expert.
+    pub(crate) fn stored_as(self, has: impl Fn(&str) -> bool) -> Vec<Self> {
+        let Some(stem) = self.name.strip_suffix("_exps.weight").filter(|_| !has(&self.name)) else {
+            return vec![self];
+        };
+        let [experts, rows, cols] = self.shape[..] else { return vec![self] };
+        let fused = stem.strip_suffix("ffn_gate").or(stem.strip_suffix("ffn_up"));
+        if let Some(name) =
+            fused.map(|layer| format!("{layer}ffn_gate_up_exps.weight")).filter(|name| has(name))
+        {
+            return vec![Self { name, shape: vec![experts, 2 * rows, cols], need: self.need }];
+        }
+        let one = |expert| Self {
+            name: format!("{stem}.{expert}.weight"),
+            shape: vec![rows, cols],
+            need: self.need,
+        };
+        if has(&one(0).name) { (0..experts).map(one).collect() } else { vec![self] }
+    }
+}
+
 fn spec(name: &str, shape: &[usize], need: Need) -> TensorSpec {
     TensorSpec { name: name.to_owned(), shape: shape.to_vec(), need }
 }
@@ -79,6 +102,23 @@ pub(super) fn plain_layer(c: &ModelConfig) -> Vec<TensorSpec> {
     ]
 }
 
+/// A layer with a router and experts instead of gate, up and down.
+pub(super) fn expert_layer(c: &ModelConfig) -> Vec<TensorSpec> {
+    let (h, f) = (c.hidden_size, c.intermediate_size);
+    let experts = c.experts.map_or(0, |experts| experts.count);
+    let mut layer = plain_layer(c);
+    layer.retain(|spec| {
+        !matches!(spec.name.as_str(), "ffn_gate.weight" | "ffn_up.weight" | "ffn_down.weight")
+    });
+    layer.extend([
+        required("ffn_gate_inp.weight", &[experts, h]),
+        required("ffn_gate_exps.weight", &[experts, f, h]),
+        required("ffn_up_exps.weight", &[experts, f, h]),
+        required("ffn_down_exps.weight", &[experts, h, f]),
+    ]);
+    layer
+}
+
 /// All tensors of a model. `output.weight` is optional: without it, the embedding is the output matrix.
 pub(super) fn expected(family: &dyn Family, c: &ModelConfig) -> impl Iterator<Item = TensorSpec> {
     let table = [c.vocab_size, c.hidden_size];
@@ -110,6 +150,11 @@ pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
         "mlp.up_proj" => "ffn_up",
         "mlp.gate_up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
+        "mlp.gate" => "ffn_gate_inp",
+        "mlp.experts.gate_proj" => "ffn_gate_exps",
+        "mlp.experts.up_proj" => "ffn_up_exps",
+        "mlp.experts.gate_up_proj" => "ffn_gate_up_exps",
+        "mlp.experts.down_proj" => "ffn_down_exps",
         _ => return None,
     })
 }
@@ -130,7 +175,22 @@ pub(super) fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> 
     }
     let (index, rest) = name.strip_prefix("layers.")?.split_once('.')?;
     let layer: usize = index.parse().ok()?;
-    let (stem, kind) = rest.rsplit_once('.')?;
-    matches!(kind, "weight" | "bias").then_some(())?;
+    // The matrices of all experts in one tensor have no `.weight`.
+    let (stem, kind) = match rest.rsplit_once('.') {
+        Some((stem, kind @ ("weight" | "bias"))) => (stem, kind),
+        _ => (rest, "weight"),
+    };
+    // One expert: `mlp.experts.7.gate_proj`.
+    if let Some((block, (expert, matrix))) = split_expert(stem) {
+        let all = family.layer_tensor_name(&format!("{block}.experts.{matrix}"))?;
+        return Some(format!("blk.{layer}.{}.{expert}.{kind}", all.strip_suffix("_exps")?));
+    }
     Some(format!("blk.{layer}.{}.{kind}", family.layer_tensor_name(stem)?))
+}
+
+/// `BLOCK.experts.N.MATRIX` as BLOCK, N and MATRIX.
+fn split_expert(stem: &str) -> Option<(&str, (usize, &str))> {
+    let (block, rest) = stem.split_once(".experts.")?;
+    let (expert, matrix) = rest.split_once('.')?;
+    Some((block, (expert.parse().ok()?, matrix)))
 }

@@ -7,6 +7,7 @@
 //! h = embed(token)
 //! for each layer:   h += norm'(O · attention(rope(norm(Q x)), rope(norm(K x)), V x))      x = norm(h)
 //!                   h += norm'(down · (f(gate x) * up x))                                 x = norm(h)
+//!                   or the sum of some experts of that kind ([`super::experts`])
 //! logits = output · norm(h)
 //! ```
 //! Only some families have `norm'` (after the block) and the norms of queries and keys. A few have no norm before the
@@ -17,9 +18,10 @@
 
 use super::{
     Model, Session,
+    experts::ExpertBuffers,
     future_queries::SampledQueries,
     reconstruction::Reconstruction,
-    weights::{Layer, LayerNorms, LinearWeights},
+    weights::{FeedForward, Layer, LayerNorms, LinearWeights},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -51,17 +53,18 @@ pub(super) struct Buffers {
     pub(super) v: Vec<f32>,
     /// The output of attention.
     pub(super) attn: Vec<f32>,
-    /// The output of a block, if a norm follows it.
-    block: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    /// The output of a block, if a norm follows it, or of experts.
+    pub(super) block: Vec<f32>,
+    pub(super) gate: Vec<f32>,
+    pub(super) up: Vec<f32>,
     logits: Vec<f32>,
-    x: Activations,
+    pub(super) x: Activations,
+    pub(super) experts: ExpertBuffers,
     pub(super) rope: RopeTable,
     pub(super) rope_local: RopeTable,
     /// Factors on the queries of each row; empty where there are none.
     pub(super) temperature: Vec<f32>,
-    linear: LinearScratch,
+    pub(super) linear: LinearScratch,
     pub(super) attention: AttentionScratch,
 }
 
@@ -208,7 +211,7 @@ pub(super) fn bad_embedding(checkpoint: &Checkpoint) -> Error {
     Error::damaged_file(checkpoint.path(), what)
 }
 
-fn product<'a>(p: &'a LinearWeights, out: &'a mut [f32], accumulate: bool) -> Linear<'a> {
+pub(super) fn product<'a>(p: &'a LinearWeights, out: &'a mut [f32], accumulate: bool) -> Linear<'a> {
     Linear { weight: &p.weight, bias: p.bias.as_deref(), out, stride: p.weight.rows(), accumulate }
 }
 
@@ -257,8 +260,13 @@ impl Pass<'_> {
                 self.attention_output(&layer.norms, &layer.o, n);
             }
             if n > 0 {
-                self.gate_and_up(&layer.norms, [&layer.gate, &layer.up], n);
-                self.down(&layer.norms, &layer.down, n);
+                match &layer.feed_forward {
+                    FeedForward::Dense(weights) => {
+                        self.gate_and_up(&layer.norms, [&weights.gate, &weights.up], n);
+                        self.down(&layer.norms, &weights.down, n);
+                    }
+                    FeedForward::Experts(weights) => self.experts(&layer.norms, weights, n),
+                }
             }
         }
         Ok(())
@@ -483,7 +491,7 @@ pub fn rms_norm_rows(exec: Exec<'_>, config: &ModelConfig, weight: &[f32], rows:
 }
 
 /// `norm(row)`, or the row where there is no norm.
-fn norm_or_copy(level: SimdLevel, norm: Option<&RmsNorm<'_>>, row: &[f32], out: &mut [f32]) {
+pub(super) fn norm_or_copy(level: SimdLevel, norm: Option<&RmsNorm<'_>>, row: &[f32], out: &mut [f32]) {
     match norm {
         Some(norm) => norm.apply(level, row, out),
         None => out.copy_from_slice(row),
@@ -491,7 +499,7 @@ fn norm_or_copy(level: SimdLevel, norm: Option<&RmsNorm<'_>>, row: &[f32], out: 
 }
 
 /// The gated non-linearity `f(gate) * up`, row by row.
-struct Gated<'a> {
+pub(super) struct Gated<'a> {
     level: SimdLevel,
     gate: Gate,
     width: usize,
@@ -499,7 +507,7 @@ struct Gated<'a> {
 }
 
 impl<'a> Gated<'a> {
-    fn new(level: SimdLevel, config: &ModelConfig, gate: &'a [f32], up: &'a [f32]) -> Self {
+    pub(super) fn new(level: SimdLevel, config: &ModelConfig, gate: &'a [f32], up: &'a [f32]) -> Self {
         let f = match config.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
@@ -507,7 +515,7 @@ impl<'a> Gated<'a> {
         Self { level, gate: f, width: config.intermediate_size, rows: [gate, up] }
     }
 
-    fn row(&self, t: usize, out: &mut [f32]) {
+    pub(super) fn row(&self, t: usize, out: &mut [f32]) {
         let row = t * self.width..(t + 1) * self.width;
         ops::gated(self.level, self.gate, &self.rows[0][row.clone()], &self.rows[1][row], out);
     }

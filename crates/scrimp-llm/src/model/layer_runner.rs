@@ -13,7 +13,7 @@
 use super::{
     PAGE_TOKENS,
     forward::{Buffers, Embedding, LayerPlace, Pass, SequenceChunk, bad_embedding, rms_norm_rows, sized},
-    projections::Projection,
+    projections::{Projection, seven_matrices},
     weights::{LayerNorms, LinearWeights},
 };
 use crate::{
@@ -106,6 +106,7 @@ impl<'a> LayerRunner<'a> {
     /// Those of `hook`, and when memory cannot be had.
     pub fn layer(&mut self, norms: &LayerNorms, index: usize, hook: &mut dyn LayerHook) -> Result<()> {
         use Projection::{Down, Gate, K, O, Q, Up, V};
+        seven_matrices(self.config)?;
         if self.h.is_empty() {
             return hook.complete(&Projection::ALL);
         }

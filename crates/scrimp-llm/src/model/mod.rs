@@ -4,6 +4,7 @@
 //! * [`projections`]: where a layer's matrices are in a checkpoint;
 //! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer, in the notation of the papers;
+//! * [`experts`]: mixtures of experts in it;
 //! * [`attention`]: attention over the cache of each sequence;
 //! * [`session`]: one sequence, its KV cache and its scratch memory; [`batch`]: many of them in one pass;
 //! * [`compression`]: compressing that cache; [`reconstruction`]: scores of some eviction policies;
@@ -13,6 +14,7 @@
 mod attention;
 mod batch;
 mod compression;
+mod experts;
 mod forward;
 mod future_queries;
 mod layer_runner;
@@ -25,6 +27,7 @@ mod synthetic;
 mod weights;
 
 pub use batch::{BLOCK_TOKENS, Batch, Output, Step, prompt_parts};
+pub use experts::WAVE_ROWS;
 pub use forward::rms_norm_rows;
 pub use layer_runner::{LayerHook, LayerRunner};
 pub use saved::{SavedInfo, SavedSession, SavedText, saved_options};

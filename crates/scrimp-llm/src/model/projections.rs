@@ -95,13 +95,70 @@ pub fn tensor_slice(
     TensorSlice { stem: name(stem), rows }
 }
 
-/// Rows and columns of a matrix.
+/// The tensor and rows of `projection` (gate, up or down) of expert `expert` of layer `index`.
+pub fn expert_slice(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    index: usize,
+    expert: usize,
+    projection: Projection,
+) -> TensorSlice {
+    let ffn = config.intermediate_size;
+    let name = |stem: &str| format!("blk.{index}.{stem}");
+    let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
+    let (all, fused) = (format!("{}_exps", projection.stem()), "ffn_gate_up_exps");
+    let rows = if projection == Projection::Down { config.hidden_size } else { ffn };
+    let of = |stem: &str, first: usize| TensorSlice { stem: name(stem), rows: first..first + rows };
+    match projection {
+        _ if has(&all) => of(&all, expert * rows),
+        Projection::Gate if has(fused) => of(fused, 2 * expert * ffn),
+        Projection::Up if has(fused) => of(fused, (2 * expert + 1) * ffn),
+        _ => of(&format!("{}.{expert}", projection.stem()), 0),
+    }
+}
+
+/// Rejects models whose layers have more than the seven matrices of [`Projection`].
+///
+/// # Errors
+/// The layers have experts.
+pub fn seven_matrices(config: &ModelConfig) -> Result<()> {
+    match config.experts {
+        None => Ok(()),
+        Some(_) => Err(Error::unsupported(
+            "compressing the weights of mixtures of experts is not supported",
+            "run the model with the weights of its file",
+        )),
+    }
+}
+
+/// Name of the router's matrix of layer `index`, without `.weight`.
+pub fn router(index: usize) -> String {
+    format!("blk.{index}.ffn_gate_inp")
+}
+
+/// All matrices of layer `index`.
+pub fn layer_slices(checkpoint: &Checkpoint, config: &ModelConfig, index: usize) -> Vec<TensorSlice> {
+    use Projection::{Down, Gate, Up};
+    let dense =
+        Projection::ALL.into_iter().filter(|p| config.experts.is_none() || !matches!(p, Gate | Up | Down));
+    let mut slices: Vec<_> = dense.map(|p| tensor_slice(checkpoint, config, index, p)).collect();
+    if let Some(experts) = config.experts {
+        slices.push(TensorSlice { stem: router(index), rows: 0..experts.count });
+        for expert in 0..experts.count {
+            slices.extend([Gate, Up, Down].map(|p| expert_slice(checkpoint, config, index, expert, p)));
+        }
+    }
+    slices
+}
+
+/// Rows and columns of a matrix. Those of all experts in one tensor are below each other.
 ///
 /// # Errors
 /// When the tensor is no matrix.
 pub fn shape(checkpoint: &Checkpoint, name: &str, tensor: &TensorView<'_>) -> Result<[usize; 2]> {
     match tensor.shape[..] {
         [rows, cols] => Ok([rows, cols]),
+        [experts, rows, cols] => Ok([experts * rows, cols]),
         _ => Err(Error::damaged_file(
             checkpoint.path(),
             format!("tensor {name} is no matrix: {:?}", tensor.shape),

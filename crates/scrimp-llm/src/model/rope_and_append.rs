@@ -32,7 +32,7 @@ struct Task<'a, 'c> {
 }
 
 /// Splits the rows of `n` tokens off the front.
-fn take<'a>(rows: &mut &'a mut [f32], n: usize, width: usize) -> &'a mut [f32] {
+pub(super) fn take<'a>(rows: &mut &'a mut [f32], n: usize, width: usize) -> &'a mut [f32] {
     rows.split_off_mut(..n * width).expect("rows of all tokens")
 }
 

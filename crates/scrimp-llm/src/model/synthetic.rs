@@ -1,28 +1,30 @@
 //! Models with random weights: they measure time and memory of a shape, a format and a sparsity without a model file.
 
-use super::weights::{Layer, LayerNorms, LinearWeights, Weights};
+use super::weights::{ExpertWeights, FeedForward, GatedWeights, Layer, LayerNorms, LinearWeights, Weights};
 use crate::{
-    config::{ModelConfig, Rope, Sizes},
+    config::{ExpertWeighting, Experts, ModelConfig, Rope, Sizes},
     error::{Error, Result},
 };
 use scrimp_kernels::{
-    Pool,
-    linear::{Matrix, bench::random_weights},
+    DType, Pool,
+    linear::{Matrix, StoredRows, bench::random_weights},
     mem::Arena,
     quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
 };
 
-/// The sizes of a model of the llama family with random weights.
-#[derive(Debug)]
+/// The sizes of a model with random weights.
+#[derive(Debug, Clone, Copy)]
 pub struct Shape {
     /// The name that users see.
     pub name: &'static str,
     /// The sizes.
     pub sizes: Sizes,
+    /// The experts, if it has some.
+    pub experts: Option<Experts>,
 }
 
 /// All shapes.
-pub const SHAPES: [Shape; 2] = [
+pub const SHAPES: [Shape; 3] = [
     Shape {
         name: "llama-3.2-1b",
         sizes: Sizes {
@@ -35,6 +37,7 @@ pub const SHAPES: [Shape; 2] = [
             vocab_size: 128_256,
             context_length: 131_072,
         },
+        experts: None,
     },
     Shape {
         name: "llama-3-8b",
@@ -48,6 +51,21 @@ pub const SHAPES: [Shape; 2] = [
             vocab_size: 128_256,
             context_length: 8192,
         },
+        experts: None,
+    },
+    Shape {
+        name: "qwen3-30b-a3b",
+        sizes: Sizes {
+            n_layers: 48,
+            hidden_size: 2048,
+            intermediate_size: 768,
+            n_heads: 32,
+            n_kv_heads: 4,
+            head_dim: 128,
+            vocab_size: 151_936,
+            context_length: 40_960,
+        },
+        experts: Some(Experts { count: 128, per_token: 8, weighting: ExpertWeighting::SoftmaxOfChosen }),
     },
 ];
 
@@ -55,7 +73,7 @@ pub const SHAPES: [Shape; 2] = [
 #[derive(Debug, Clone, Copy)]
 pub struct Synthetic {
     /// The sizes.
-    pub shape: &'static Shape,
+    pub shape: Shape,
     /// Format of the decoder layers.
     pub format: WeightFormat,
     /// Format of the output matrix, which is never pruned and is also the embedding.
@@ -67,15 +85,24 @@ pub struct Synthetic {
 }
 
 impl Shape {
-    /// The shape with this name.
+    /// The shape with this name, or `NAME:LAYERS` for its first layers.
     ///
     /// # Errors
-    /// When there is none.
-    pub fn named(name: &str) -> Result<&'static Self> {
-        SHAPES.iter().find(|shape| shape.name == name).ok_or_else(|| {
+    /// When there is none, or it has fewer layers.
+    pub fn named(name: &str) -> Result<Self> {
+        let (stem, layers) = name.split_once(':').map_or((name, None), |(stem, n)| (stem, Some(n)));
+        let mut shape = *SHAPES.iter().find(|shape| shape.name == stem).ok_or_else(|| {
             let known = SHAPES.each_ref().map(|shape| shape.name).join(", ");
-            Error::bad_input(format!("there is no shape `{name}`; there are {known}"))
-        })
+            Error::bad_input(format!("there is no shape `{stem}`; there are {known}"))
+        })?;
+        if let Some(layers) = layers {
+            let most = shape.sizes.n_layers;
+            let given = layers.parse().ok().filter(|layers| (1..=most).contains(layers));
+            shape.sizes.n_layers = given.ok_or_else(|| {
+                Error::bad_input(format!("{stem} has {most} layers; `{layers}` is no number of them"))
+            })?;
+        }
+        Ok(shape)
     }
 
     pub(super) fn config(&self) -> ModelConfig {
@@ -84,6 +111,7 @@ impl Shape {
         ModelConfig {
             rms_norm_eps: 1e-5,
             rope: Rope { inv_freq: inv_freq.collect(), magnitude: 1.0 },
+            experts: self.experts,
             ..ModelConfig::plain("llama", format!("synthetic {}", self.name), self.sizes)
         }
     }
@@ -136,14 +164,38 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
         shapes.iter().map(|&s| template(synthetic.format, s, synthetic.sparsity)).collect::<Result<_>>()?;
     let output = template(synthetic.output_format, [config.vocab_size, hidden], 0.0)?;
     let size = |template: &Template| Arena::size_of(template.bytes.len());
-    let packed_bytes = layer.iter().map(size).sum::<usize>() * config.n_layers + size(&output);
+    let count = config.experts.map_or(0, |experts| experts.count);
+    let router = match config.experts {
+        Some(_) => random_weights(pool, count * hidden, 0.0, 1.0 / (hidden as f32).sqrt(), seed)
+            .map_err(|e| Error::out_of_memory(format!("a router ({e})")))?,
+        None => Vec::new(),
+    };
+    let (attention, block) = layer.split_at(4);
+    let router_bytes = Matrix::packed_bytes(DType::F32, count, hidden).unwrap_or(usize::MAX);
+    let layer_bytes = attention.iter().map(size).sum::<usize>()
+        + block.iter().map(size).sum::<usize>() * count.max(1)
+        + router_bytes;
+    let packed_bytes = layer_bytes * config.n_layers + size(&output);
     let mut arena = Arena::new(packed_bytes)
         .map_err(|e| Error::out_of_memory(format!("{} MiB of weights ({e})", packed_bytes >> 20)))?;
     let norm = || vec![1.0; hidden];
     let mut layers = Vec::with_capacity(config.n_layers);
     for _ in 0..config.n_layers {
+        let feed_forward = match config.experts {
+            None => FeedForward::Dense(Box::new(gated(pool, &mut arena, block)?)),
+            Some(_) => {
+                let data = bytemuck::cast_slice(&router);
+                let stored = StoredRows { dtype: DType::F32, rows: count, cols: hidden, data };
+                let weight = Matrix::pack(pool, &mut arena, stored)
+                    .map_err(|e| Error::out_of_memory(format!("a router ({e})")))?;
+                FeedForward::Experts(ExpertWeights {
+                    router: LinearWeights { weight, bias: None },
+                    experts: (0..count).map(|_| gated(pool, &mut arena, block)).collect::<Result<_>>()?,
+                })
+            }
+        };
         let mut copy = |i: usize| -> Result<LinearWeights> {
-            Ok(LinearWeights { weight: layer[i].copy(pool, &mut arena)?, bias: None })
+            Ok(LinearWeights { weight: attention[i].copy(pool, &mut arena)?, bias: None })
         };
         layers.push(Layer {
             norms: LayerNorms {
@@ -158,9 +210,7 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
             k: copy(1)?,
             v: copy(2)?,
             o: copy(3)?,
-            gate: copy(4)?,
-            up: copy(5)?,
-            down: copy(6)?,
+            feed_forward,
         });
     }
     Ok(Weights {
@@ -172,12 +222,20 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
     })
 }
 
+/// Copies of the matrices of a gated block: gate, up and down.
+fn gated(pool: &Pool, arena: &mut Arena, block: &[Template]) -> Result<GatedWeights> {
+    let mut copy = |i: usize| -> Result<LinearWeights> {
+        Ok(LinearWeights { weight: block[i].copy(pool, arena)?, bias: None })
+    };
+    Ok(GatedWeights { gate: copy(0)?, up: copy(1)?, down: copy(2)? })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::{Model, RunOptions};
 
-    static TINY: Shape = Shape {
+    const TINY: Shape = Shape {
         name: "tiny",
         sizes: Sizes {
             n_layers: 2,
@@ -189,13 +247,14 @@ mod tests {
             vocab_size: 100,
             context_length: 64,
         },
+        experts: None,
     };
 
     #[test]
     fn every_format_runs_and_takes_what_it_should() {
         let bytes = WeightFormat::ALL.map(|format| {
             let synthetic =
-                Synthetic { shape: &TINY, format, output_format: format.dense(), sparsity: 0.5, seed: 1 };
+                Synthetic { shape: TINY, format, output_format: format.dense(), sparsity: 0.5, seed: 1 };
             let model = Model::synthetic(&synthetic, &RunOptions::default()).unwrap();
             let mut session = model.session();
             let logits = session.forward(&[1, 2, 3]).unwrap();
@@ -206,10 +265,31 @@ mod tests {
     }
 
     #[test]
+    fn experts_take_their_bytes_and_run() {
+        let experts = Experts { count: 5, per_token: 2, weighting: ExpertWeighting::SoftmaxOfChosen };
+        let shape = Shape { experts: Some(experts), ..TINY };
+        let (format, sparsity) = (WeightFormat::Int8, 0.0);
+        let model = |shape| {
+            let synthetic = Synthetic { shape, format, output_format: format, sparsity, seed: 1 };
+            Model::synthetic(&synthetic, &RunOptions::default()).unwrap()
+        };
+        let (dense, model) = (model(TINY), model(shape));
+        // Two layers have four more blocks of three matrices, and a router.
+        let more = 2 * (4 * 3 * 64 * 96 + 4 * 5 * 64);
+        assert!(model.weight_bytes() - dense.weight_bytes() >= more);
+        let mut session = model.session();
+        assert!(session.forward(&[1, 2, 3]).unwrap().iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
     fn shapes_have_names() {
         assert_eq!(Shape::named("llama-3-8b").unwrap().sizes.hidden_size, 4096);
+        assert_eq!(Shape::named("qwen3-30b-a3b:5").unwrap().sizes.n_layers, 5);
+        for bad in ["qwen3-30b-a3b:0", "qwen3-30b-a3b:49", "qwen3-30b-a3b:", "llama-3-8b:x"] {
+            assert!(Shape::named(bad).unwrap_err().to_string().contains("layers"), "{bad}");
+        }
         let error = Shape::named("gpt-5").unwrap_err().to_string();
-        assert_eq!(error, "there is no shape `gpt-5`; there are llama-3.2-1b, llama-3-8b");
+        assert_eq!(error, "there is no shape `gpt-5`; there are llama-3.2-1b, llama-3-8b, qwen3-30b-a3b");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! A checkpoint's tensors, repacked for the kernels.
 
 use super::projections::{
-    Projection, StoredMatrix, TensorSlice, optional_vector, shape, stored_matrix, tensor_slice, vector,
+    Projection, StoredMatrix, TensorSlice, expert_slice, layer_slices, optional_vector, router, shape,
+    stored_matrix, tensor_slice, vector,
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -10,7 +11,7 @@ use crate::{
     load::Encoding,
 };
 use scrimp_kernels::{
-    Exec, Pool,
+    DType, Exec, Pool,
     linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, Needs, StoredRows, linear},
     mem::Arena,
 };
@@ -69,9 +70,32 @@ pub(super) struct Layer {
     pub(super) k: LinearWeights,
     pub(super) v: LinearWeights,
     pub(super) o: LinearWeights,
+    pub(super) feed_forward: FeedForward,
+}
+
+/// The second block of a decoder layer.
+#[derive(Debug)]
+pub(super) enum FeedForward {
+    /// One gated block.
+    Dense(Box<GatedWeights>),
+    /// A mixture of experts.
+    Experts(ExpertWeights),
+}
+
+/// A gated feed-forward block.
+#[derive(Debug)]
+pub(super) struct GatedWeights {
     pub(super) gate: LinearWeights,
     pub(super) up: LinearWeights,
     pub(super) down: LinearWeights,
+}
+
+/// A mixture of experts.
+#[derive(Debug)]
+pub(super) struct ExpertWeights {
+    /// `[experts][hidden_size]`, floats.
+    pub(super) router: LinearWeights,
+    pub(super) experts: Vec<GatedWeights>,
 }
 
 /// All weights of a model.
@@ -146,38 +170,38 @@ struct Loader<'a> {
 pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMut(u64)) -> Result<Weights> {
     let config = checkpoint.config();
     let tied = checkpoint.try_tensor("output.weight").is_none();
-    let output = if tied { "token_embd.weight" } else { "output.weight" };
-    let mut packed_bytes = matrix_bytes(checkpoint, output)?;
-    for name in
-        checkpoint.tensor_names().filter(|name| name.starts_with("blk.") && is_matrix(checkpoint, name))
-    {
-        packed_bytes += matrix_bytes(checkpoint, name)?;
+    let output = if tied { "token_embd" } else { "output" };
+    let rows = config.vocab_size;
+    let mut packed_bytes = matrix_bytes(checkpoint, &TensorSlice { stem: output.to_owned(), rows: 0..rows })?;
+    for index in 0..config.n_layers {
+        for slice in layer_slices(checkpoint, config, index) {
+            packed_bytes += matrix_bytes(checkpoint, &slice)?;
+        }
     }
-    // Cutting a fused tensor may leave a partly filled panel per slice.
-    let slack = config.n_layers * 4 * 16 * config.hidden_size * 4;
-    let has = |name: &str| checkpoint.try_tensor(&format!("blk.0.{name}.weight")).is_some();
-    let slack = if has("attn_qkv") || !has("ffn_gate") { slack } else { 0 };
-    let arena = Arena::new(packed_bytes + slack).map_err(|e| {
-        Error::out_of_memory(format!("{} MiB of weights ({e})", (packed_bytes + slack) >> 20))
-    })?;
+    let arena = Arena::new(packed_bytes)
+        .map_err(|e| Error::out_of_memory(format!("{} MiB of weights ({e})", packed_bytes >> 20)))?;
     let mut loader = Loader { checkpoint, pool, arena, progress };
     let layers = (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_>>()?;
-    let rows = config.vocab_size;
-    let output = loader.matrix(output, &(0..rows))?;
+    let output = loader.matrix(&format!("{output}.weight"), &(0..rows))?;
     let output_norm = vector(checkpoint, "output_norm.weight")?;
     checkpoint.release_all();
     Ok(Weights { layers, output_norm, output, tied, packed_bytes })
 }
 
-fn is_matrix(checkpoint: &Checkpoint, name: &str) -> bool {
-    checkpoint.try_tensor(name).is_some_and(|t| t.shape.len() == 2)
-}
-
-fn matrix_bytes(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
+/// Bytes of a packed matrix in memory. A router that is not stored as floats is converted to f32.
+fn matrix_bytes(checkpoint: &Checkpoint, slice: &TensorSlice) -> Result<usize> {
+    let name = &slice.weight();
     let tensor = checkpoint.tensor(name)?;
-    shape(checkpoint, name, &tensor).and_then(|[rows, cols]| {
+    shape(checkpoint, name, &tensor).and_then(|[_, cols]| {
         let bytes = match tensor.encoding {
-            Encoding::Rows(dtype) => Matrix::packed_bytes(dtype, rows, cols),
+            Encoding::Rows(dtype) => {
+                let dtype = if slice.stem.ends_with("ffn_gate_inp") && dtype.block_len() > 1 {
+                    DType::F32
+                } else {
+                    dtype
+                };
+                Matrix::packed_bytes(dtype, slice.rows.len(), cols)
+            }
             Encoding::Packed(_) => Some(Arena::size_of(tensor.data.len())),
         };
         bytes.ok_or_else(|| Error::damaged_file(checkpoint.path(), format!("tensor {name} is too large")))
@@ -193,14 +217,51 @@ impl Loader<'_> {
             k: projection(Projection::K)?,
             v: projection(Projection::V)?,
             o: projection(Projection::O)?,
-            gate: projection(Projection::Gate)?,
-            up: projection(Projection::Up)?,
-            down: projection(Projection::Down)?,
+            feed_forward: match config.experts {
+                Some(experts) => FeedForward::Experts(self.experts(config, experts.count, index)?),
+                None => FeedForward::Dense(Box::new(GatedWeights {
+                    gate: projection(Projection::Gate)?,
+                    up: projection(Projection::Up)?,
+                    down: projection(Projection::Down)?,
+                })),
+            },
             norms: LayerNorms::read(checkpoint, index)?,
         };
         // Reading a page also maps neighboring pages of released tensors.
         checkpoint.release_all();
         Ok(layer)
+    }
+
+    fn experts(&mut self, config: &ModelConfig, count: usize, index: usize) -> Result<ExpertWeights> {
+        let checkpoint = self.checkpoint;
+        let stem = router(index);
+        let router = self.router(&stem, count)?;
+        let experts = (0..count).map(|expert| {
+            let mut projection = |p| self.projection(expert_slice(checkpoint, config, index, expert, p));
+            Ok(GatedWeights {
+                gate: projection(Projection::Gate)?,
+                up: projection(Projection::Up)?,
+                down: projection(Projection::Down)?,
+            })
+        });
+        Ok(ExpertWeights { router, experts: experts.collect::<Result<_>>()? })
+    }
+
+    /// The router's matrix, in f32 unless it is stored in other floats.
+    fn router(&mut self, stem: &str, count: usize) -> Result<LinearWeights> {
+        let slice = TensorSlice { stem: stem.to_owned(), rows: 0..count };
+        let tensor = self.checkpoint.tensor(&slice.weight())?;
+        if tensor.encoding.rows().is_some_and(|dtype| dtype.block_len() == 1) {
+            return self.projection(slice);
+        }
+        let values = vector(self.checkpoint, &slice.weight())?;
+        let cols = values.len() / count;
+        let stored = StoredRows { dtype: DType::F32, rows: count, cols, data: bytemuck::cast_slice(&values) };
+        let weight = Matrix::pack(self.pool, &mut self.arena, stored)
+            .map_err(|e| Error::out_of_memory(format!("a router ({e})")))?;
+        let bias = optional_vector(self.checkpoint, &slice.bias())?;
+        (self.progress)(tensor.data.len() as u64);
+        Ok(LinearWeights { weight, bias })
     }
 
     fn projection(&mut self, slice: TensorSlice) -> Result<LinearWeights> {

@@ -3,6 +3,7 @@
 mod batch;
 mod common;
 mod compression;
+mod experts;
 mod gathered_attention;
 mod packed_cache;
 mod real_models;

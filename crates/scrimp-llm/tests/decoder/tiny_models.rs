@@ -152,8 +152,23 @@ fn ministral3_attention_temperature_bf16() {
 }
 
 #[test]
+fn qwen3moe_one_tensor_per_expert_bf16() {
+    check_directory("qwen3moe", EXACT);
+}
+
+#[test]
+fn mixtral_experts_f16() {
+    check_directory("mixtral", EXACT);
+}
+
+#[test]
+fn olmoe_fused_experts_without_normalization_bf16() {
+    check_directory("olmoe", EXACT);
+}
+
+#[test]
 fn gguf_holds_the_same_models() {
-    for name in ["llama3", "qwen3", "phi3", "phi3-longrope"] {
+    for name in ["llama3", "qwen3", "phi3", "phi3-longrope", "qwen3moe"] {
         let gguf = testdata("tiny-gguf").join(format!("{name}.gguf"));
         check(&gguf, &testdata("tiny").join(name).join("expected.json"), EXACT);
     }

@@ -101,7 +101,8 @@ pub(crate) struct BenchEmbeddingArgs {
 pub(crate) struct BenchDecodeArgs {
     #[arg(help = MODEL, required_unless_present = "synthetic", conflicts_with = "synthetic")]
     pub(crate) model: Option<String>,
-    /// Use random weights of this shape instead of a model: llama-3.2-1b, llama-3-8b
+    /// Use random weights of this shape instead of a model: llama-3.2-1b, llama-3-8b, qwen3-30b-a3b. SHAPE:N has the
+    /// first N layers
     #[arg(long, value_name = "SHAPE")]
     pub(crate) synthetic: Option<String>,
     /// Format of the random weights

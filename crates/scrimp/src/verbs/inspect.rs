@@ -18,6 +18,9 @@ struct Report<'a> {
     layers: usize,
     hidden_size: usize,
     intermediate_size: usize,
+    /// Experts of each layer, and those that a token passes.
+    experts: Option<usize>,
+    experts_per_token: Option<usize>,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -85,6 +88,8 @@ fn report<'a>(model: &'a str, path: &'a Path, checkpoint: &'a Checkpoint) -> Rep
         layers: config.n_layers,
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
+        experts: config.experts.map(|experts| experts.count),
+        experts_per_token: config.experts.map(|experts| experts.per_token),
         heads: config.n_heads,
         kv_heads: config.n_kv_heads,
         head_dim: config.head_dim,
@@ -131,6 +136,10 @@ fn human(r: &Report<'_>) -> String {
         }
         None => "all layers attend to all tokens".to_owned(),
     };
+    let experts = match (r.experts, r.experts_per_token) {
+        (Some(count), Some(per_token)) => format!("{count} per layer; a token passes {per_token}"),
+        _ => "none".to_owned(),
+    };
     let facts = [
         ("name", r.name.to_owned()),
         ("file", r.path.display().to_string()),
@@ -138,6 +147,7 @@ fn human(r: &Report<'_>) -> String {
         ("context", format!("{} tokens", r.context_length)),
         ("layers", r.layers.to_string()),
         ("width", format!("{} ({} in the {} block)", r.hidden_size, r.intermediate_size, r.activation)),
+        ("experts", experts),
         ("heads", format!("{} with dimension {} (KV heads: {})", r.heads, r.head_dim, r.kv_heads)),
         ("attention", attention),
         ("vocabulary", format!("{} (separate output matrix: {})", r.vocab_size, yes(!r.tied_embeddings))),

@@ -1,0 +1,80 @@
+//! The routing of mixtures of experts in metadata.
+
+use super::{GgufKeys, HfConfig, common};
+use crate::{
+    config::{ExpertWeighting, Experts, ModelConfig},
+    error::Result,
+};
+
+/// Largest number of experts of a layer.
+pub(super) const MAX_EXPERTS: usize = 1 << 12;
+
+/// Defaults of Hugging Face's configuration classes.
+pub(super) struct HfDefaults {
+    pub(super) count: usize,
+    pub(super) per_token: usize,
+}
+
+/// The configuration of a GGUF file of a family with experts in all layers.
+pub(super) fn gguf(
+    family: &'static str,
+    keys: &GgufKeys<'_>,
+    weighting: ExpertWeighting,
+) -> Result<ModelConfig> {
+    let mut config = common::gguf_with_experts(family, keys)?;
+    let experts = Experts {
+        count: keys.need_size("expert_count", MAX_EXPERTS)?,
+        per_token: keys.need_size("expert_used_count", MAX_EXPERTS)?,
+        weighting,
+    };
+    // Files of families whose dense block has no other width lack the first key.
+    if let Some(width) = keys.size("expert_feed_forward_length", common::limit::INTERMEDIATE)? {
+        config.intermediate_size = width;
+    }
+    config.experts = Some(check(experts).map_err(|what| keys.file().source().bad(what))?);
+    Ok(config)
+}
+
+/// The routing in a `config.json`.
+pub(super) fn hf(hf: &HfConfig<'_>, defaults: &HfDefaults, weighting: ExpertWeighting) -> Result<Experts> {
+    // transformers 5 writes the first key.
+    let count = match hf.size("num_local_experts", MAX_EXPERTS)? {
+        Some(count) => count,
+        None => hf.size("num_experts", MAX_EXPERTS)?.unwrap_or(defaults.count),
+    };
+    let per_token = hf.size("num_experts_per_tok", MAX_EXPERTS)?.unwrap_or(defaults.per_token);
+    check(Experts { count, per_token, weighting }).map_err(|what| hf.bad(what))
+}
+
+/// The weights of the chosen experts by `norm_topk_prob`, which is false by default.
+pub(super) fn normalized(hf: &HfConfig<'_>) -> Result<ExpertWeighting> {
+    Ok(match hf.bool("norm_topk_prob")?.unwrap_or(false) {
+        true => ExpertWeighting::SoftmaxOfChosen,
+        false => ExpertWeighting::Softmax,
+    })
+}
+
+/// Rejects models in which some layers have experts and others one feed-forward block.
+pub(super) fn all_layers(hf: &HfConfig<'_>) -> Result<()> {
+    let dense = hf.get("mlp_only_layers").and_then(serde_json::Value::as_array);
+    let step = hf.size("decoder_sparse_step", common::limit::LAYERS)?.unwrap_or(1);
+    if step > 1 || dense.is_some_and(|layers| !layers.is_empty()) {
+        return Err(hf.unsupported(
+            "layers without experts among layers with experts are not supported",
+            "models with experts in all layers are supported",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the relations between the numbers of experts.
+pub(super) fn check(experts: Experts) -> Result<Experts, String> {
+    let Experts { count, per_token, .. } = experts;
+    if count == 0 || count > MAX_EXPERTS {
+        return Err(format!("{count} experts; 1 to {MAX_EXPERTS} are allowed"));
+    }
+    if per_token == 0 || per_token > count {
+        return Err(format!("a token passes {per_token} of {count} experts"));
+    }
+    Ok(experts)
+}

@@ -1,0 +1,284 @@
+//! A mixture of experts: the router, and the gated blocks of the chosen experts.
+//!
+//! ```text
+//! logits = router · x                            x = norm(h), in f32
+//! e[0..k] = the experts with the largest logits, w = their weights ([`ExpertWeighting`])
+//! h += w[j] * down[e[j]] · (f(gate[e[j]] x) * up[e[j]] x)      for each chosen j, in the order of the experts
+//!
+//! rows, sorted by expert:   | e0: t3 t7 | e2: t0 | e5: t1 t3 t4 | ...     one batch of activations for each expert
+//! ```
+//! The tokens of a pass are grouped by expert, so that a pass reads each chosen expert once. All products of a wave of
+//! experts run in one parallel region; a wave bounds the memory of intermediate results.
+//!
+//! Equality: the number of tokens of an expert depends on all sequences of a pass. All products therefore run at an
+//! exact level, and a token adds its experts in one order. So a sequence has the bits that it has alone.
+
+use super::{
+    forward::{Gated, Pass, each_row, norm_or_copy, product, sized},
+    rope_and_append::take,
+    weights::{ExpertWeights, GatedWeights, LayerNorms},
+};
+use crate::config::{ExpertWeighting, Experts};
+use scrimp_kernels::{
+    Exec,
+    linear::{ActivationShape, Activations, BatchShapes, LinearGroup, Needs, linear, linear_groups},
+};
+use std::ops::Range;
+
+/// Rows of a wave, unless one expert has more.
+pub const WAVE_ROWS: usize = 1024;
+
+/// Intermediate results of experts, kept between calls.
+#[derive(Debug, Default)]
+pub(super) struct ExpertBuffers {
+    /// The normed residual stream, `[n][hidden_size]`.
+    x: Vec<f32>,
+    /// `[n][experts]`
+    logits: Vec<f32>,
+    routes: Routes,
+    /// The inputs of the experts of a wave, and then of their down projections.
+    batches: Vec<Activations>,
+}
+
+/// A chosen expert of a token.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Choice {
+    expert: usize,
+    weight: f32,
+    /// The row among those of all experts.
+    row: usize,
+}
+
+/// The experts of the tokens of a pass.
+#[derive(Debug, Default)]
+struct Routes {
+    /// `[n][per_token]`, the experts of a token in ascending order.
+    choices: Vec<Choice>,
+    /// The token of each row. Rows are sorted by expert, then by token.
+    tokens: Vec<usize>,
+    /// The rows of each expert with at least one.
+    experts: Vec<(usize, Range<usize>)>,
+}
+
+impl Routes {
+    /// Sorts the rows of the choices by expert.
+    fn sort(&mut self, experts: Experts) {
+        let mut next = vec![0; experts.count + 1];
+        self.choices.iter().for_each(|choice| next[choice.expert + 1] += 1);
+        self.experts.clear();
+        for expert in 0..experts.count {
+            next[expert + 1] += next[expert];
+            let rows = next[expert]..next[expert + 1];
+            if !rows.is_empty() {
+                self.experts.push((expert, rows));
+            }
+        }
+        self.tokens.resize(self.choices.len(), 0);
+        for (i, choice) in self.choices.iter_mut().enumerate() {
+            choice.row = next[choice.expert];
+            self.tokens[choice.row] = i / experts.per_token;
+            next[choice.expert] += 1;
+        }
+    }
+
+    /// The experts in waves of at most [`WAVE_ROWS`] rows, or of one expert.
+    fn waves(&self) -> Vec<Range<usize>> {
+        let mut waves: Vec<Range<usize>> = Vec::new();
+        let mut rows = usize::MAX;
+        for (i, (_, of_expert)) in self.experts.iter().enumerate() {
+            match waves.last_mut().filter(|_| rows.saturating_add(of_expert.len()) <= WAVE_ROWS) {
+                Some(wave) => (wave.end, rows) = (i + 1, rows + of_expert.len()),
+                None => {
+                    waves.push(i..i + 1);
+                    rows = of_expert.len();
+                }
+            }
+        }
+        waves
+    }
+}
+
+/// Chooses the experts with the largest logits; of equal ones, those with the lowest numbers.
+fn choose(logits: &[f32], weighting: ExpertWeighting, out: &mut [Choice]) {
+    for chosen in 0..out.len() {
+        let rest = (0..logits.len()).filter(|e| !out[..chosen].iter().any(|choice| choice.expert == *e));
+        // `max_by` returns the last of equal ones.
+        let best = rest.rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or_default();
+        out[chosen] = Choice { expert: best, ..Choice::default() };
+    }
+    let largest = out.first().map_or(0.0, |choice| logits[choice.expert]);
+    out.sort_unstable_by_key(|choice| choice.expert);
+    let exp = |logit: f32| (logit - largest).exp();
+    let sum: f32 = match weighting {
+        ExpertWeighting::Softmax => logits.iter().map(|&logit| exp(logit)).sum(),
+        ExpertWeighting::SoftmaxOfChosen => out.iter().map(|choice| exp(logits[choice.expert])).sum(),
+    };
+    for choice in out {
+        choice.weight = exp(logits[choice.expert]) / sum;
+    }
+}
+
+impl Pass<'_> {
+    /// Adds the outputs of the chosen experts to the residual stream of `n` rows.
+    pub(super) fn experts(&mut self, norms: &LayerNorms, weights: &ExpertWeights, n: usize) {
+        let Some(experts) = self.config.experts else { return };
+        let exec = Exec { level: self.exec.level.exact(), ..self.exec };
+        self.route(exec, norms, weights, experts, n);
+        let routes = std::mem::take(&mut self.buffers.experts.routes);
+        for wave in routes.waves() {
+            let rows = self.run_wave(exec, weights, &routes, &routes.experts[wave]);
+            self.add_wave(exec, &routes, experts.per_token, &rows, n);
+        }
+        self.buffers.experts.routes = routes;
+    }
+
+    /// Chooses the experts of `n` rows.
+    fn route(
+        &mut self,
+        exec: Exec<'_>,
+        norms: &LayerNorms,
+        weights: &ExpertWeights,
+        experts: Experts,
+        n: usize,
+    ) {
+        let Self { config, buffers, .. } = self;
+        let hidden = config.hidden_size;
+        let norm = norms.ffn_norm.as_deref().map(|weight| config.rms_norm(weight));
+        let (h, x) = (&buffers.h[..n * hidden], sized(&mut buffers.experts.x, n * hidden));
+        each_row(exec.pool, x, hidden, |t, x| {
+            norm_or_copy(exec.level, norm.as_ref(), &h[t * hidden..(t + 1) * hidden], x);
+        });
+        let shape = ActivationShape { n_tokens: n, cols: hidden, needs: weights.router.needs() };
+        buffers.x.fill(exec, shape, |t, row| row.copy_from_slice(&x[t * hidden..(t + 1) * hidden]));
+        let logits = sized(&mut buffers.experts.logits, n * experts.count);
+        linear(exec, &mut buffers.linear, &buffers.x, &mut [product(&weights.router, logits, false)]);
+        let (logits, routes) = (&buffers.experts.logits, &mut buffers.experts.routes);
+        routes.choices.resize(n * experts.per_token, Choice::default());
+        exec.pool.chunks(&mut routes.choices, experts.per_token, |t, choices| {
+            choose(&logits[t * experts.count..(t + 1) * experts.count], experts.weighting, choices);
+        });
+        routes.sort(experts);
+    }
+
+    /// Runs the experts of a wave. `block` has their outputs, `[rows][hidden_size]`; returns the rows.
+    fn run_wave(
+        &mut self,
+        exec: Exec<'_>,
+        weights: &ExpertWeights,
+        routes: &Routes,
+        wave: &[(usize, Range<usize>)],
+    ) -> Range<usize> {
+        let Self { config, buffers, .. } = self;
+        let (hidden, width) = (config.hidden_size, config.intermediate_size);
+        let rows = wave[0].1.start..wave[wave.len() - 1].1.end;
+        let n_tokens: Vec<usize> = wave.iter().map(|(_, rows)| rows.len()).collect();
+        let blocks: Vec<&GatedWeights> = wave.iter().map(|&(expert, _)| &weights.experts[expert]).collect();
+        let needs = |of: fn(&GatedWeights) -> Needs| {
+            blocks.iter().fold(Needs::default(), |needs, block| needs.and(of(block)))
+        };
+        if buffers.experts.batches.len() < wave.len() {
+            buffers.experts.batches.resize_with(wave.len(), Activations::default);
+        }
+        let (x, batches) = (&buffers.experts.x, &mut buffers.experts.batches);
+        let inputs = needs(|block| block.gate.needs().and(block.up.needs()));
+        let shapes = BatchShapes { n_tokens: &n_tokens, cols: hidden, needs: inputs };
+        Activations::fill_each(exec, batches, shapes, |i, t, row| {
+            let token = routes.tokens[wave[i].1.start + t];
+            row.copy_from_slice(&x[token * hidden..(token + 1) * hidden]);
+        });
+        let (mut gate, mut up) =
+            (sized(&mut buffers.gate, rows.len() * width), sized(&mut buffers.up, rows.len() * width));
+        let mut products: Vec<_> = blocks
+            .iter()
+            .zip(&n_tokens)
+            .map(|(block, n)| {
+                let outputs = (take(&mut gate, *n, width), take(&mut up, *n, width));
+                [product(&block.gate, outputs.0, false), product(&block.up, outputs.1, false)]
+            })
+            .collect();
+        let groups = products.iter_mut().zip(&*batches).map(|(products, x)| LinearGroup { x, products });
+        linear_groups(exec, &mut buffers.linear, &mut groups.collect::<Vec<_>>());
+
+        let gated = Gated::new(exec.level, config, &buffers.gate, &buffers.up);
+        let shapes = BatchShapes { cols: width, needs: needs(|block| block.down.needs()), ..shapes };
+        Activations::fill_each(exec, batches, shapes, |i, t, row| {
+            gated.row(wave[i].1.start - rows.start + t, row);
+        });
+        let mut out = sized(&mut buffers.block, rows.len() * hidden);
+        let mut products: Vec<_> = blocks
+            .iter()
+            .zip(&n_tokens)
+            .map(|(block, n)| [product(&block.down, take(&mut out, *n, hidden), false)])
+            .collect();
+        let groups = products.iter_mut().zip(&*batches).map(|(products, x)| LinearGroup { x, products });
+        linear_groups(exec, &mut buffers.linear, &mut groups.collect::<Vec<_>>());
+        rows
+    }
+
+    /// Adds the weighted outputs of a wave to the residual stream of `n` rows.
+    fn add_wave(&mut self, exec: Exec<'_>, routes: &Routes, per_token: usize, rows: &Range<usize>, n: usize) {
+        let Self { config, buffers, .. } = self;
+        let (hidden, block) = (config.hidden_size, &buffers.block);
+        each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
+            for choice in &routes.choices[t * per_token..(t + 1) * per_token] {
+                if rows.contains(&choice.row) {
+                    let from = (choice.row - rows.start) * hidden;
+                    let weight = config.residual_scale * choice.weight;
+                    h.iter_mut().zip(&block[from..from + hidden]).for_each(|(h, y)| *h += weight * y);
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(logits: &[f32], k: usize, weighting: ExpertWeighting) -> Vec<(usize, f32)> {
+        let mut out = vec![Choice::default(); k];
+        choose(logits, weighting, &mut out);
+        out.iter().map(|choice| (choice.expert, choice.weight)).collect()
+    }
+
+    #[test]
+    fn the_largest_logits_are_chosen_and_of_equal_ones_the_first() {
+        let experts = |logits: &[f32], k| -> Vec<usize> {
+            chosen(logits, k, ExpertWeighting::Softmax).iter().map(|&(expert, _)| expert).collect()
+        };
+        assert_eq!(experts(&[0.0, 3.0, 1.0, 2.0], 2), [1, 3]);
+        assert_eq!(experts(&[1.0; 5], 3), [0, 1, 2]);
+        assert_eq!(experts(&[-1.0, 2.0, -3.0], 3), [0, 1, 2]);
+        // No choice is made twice, whatever the logits are.
+        assert_eq!(experts(&[f32::NAN; 4], 4), [0, 1, 2, 3]);
+        assert_eq!(experts(&[f32::NEG_INFINITY, f32::NAN, f32::INFINITY], 2), [1, 2]);
+    }
+
+    #[test]
+    fn weights_are_probabilities_of_all_or_of_the_chosen() {
+        let logits = [0.0, 1.0, 2.0, -1.0];
+        let sum: f32 = logits.iter().map(|x: &f32| x.exp()).sum();
+        for (expert, weight) in chosen(&logits, 2, ExpertWeighting::Softmax) {
+            assert!((weight - logits[expert].exp() / sum).abs() < 1e-6);
+        }
+        let total: f32 = chosen(&logits, 2, ExpertWeighting::SoftmaxOfChosen).iter().map(|c| c.1).sum();
+        assert!((total - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn rows_are_sorted_by_expert_and_waves_have_all_of_them() {
+        let experts = Experts { count: 6, per_token: 2, weighting: ExpertWeighting::Softmax };
+        let mut routes = Routes::default();
+        let choice = |expert| Choice { expert, ..Choice::default() };
+        let tokens = 900;
+        routes.choices = (0..tokens).flat_map(|t| [choice(t % 3), choice(4 + t % 2)]).collect();
+        routes.sort(experts);
+        assert_eq!(routes.experts.iter().map(|(expert, _)| *expert).collect::<Vec<_>>(), [0, 1, 2, 4, 5]);
+        for (i, choice) in routes.choices.iter().enumerate() {
+            let (_, rows) = routes.experts.iter().find(|(expert, _)| *expert == choice.expert).unwrap();
+            assert!(rows.contains(&choice.row) && routes.tokens[choice.row] == i / 2);
+        }
+        let waves = routes.waves();
+        assert_eq!(waves, [0..3, 3..5]);
+    }
+}

@@ -1,0 +1,76 @@
+//! Mixtures of experts: files that contradict themselves, and the layouts in which files store the experts.
+
+use crate::common::{load, testdata};
+use scrimp_llm::{
+    checkpoint::Checkpoint,
+    model::{Model, RunOptions},
+};
+use scrimp_testkit::copy_tiny_model;
+use serde_json::json;
+use std::{fs, path::Path};
+
+fn open_error(path: &Path) -> String {
+    Checkpoint::open(path).unwrap_err().to_string()
+}
+
+#[test]
+fn counts_of_experts_that_do_not_match_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let edited = |model: &str, name: &str, key: &str, value: u32| {
+        let path = dir.path().join(name);
+        copy_tiny_model(model, &path, |config| config[key] = json!(value));
+        open_error(&path)
+    };
+    // Seven experts are stored, each in tensors of its own.
+    let more = edited("qwen3moe", "more", "num_local_experts", 8);
+    assert!(more.contains("blk.0.ffn_gate_inp.weight has shape [7, 64]"), "{more}");
+    let fewer = edited("qwen3moe", "fewer", "num_local_experts", 6);
+    assert!(fewer.contains("blk.0.ffn_gate_inp.weight has shape [7, 64]"), "{fewer}");
+    let many = edited("qwen3moe", "many", "num_experts_per_tok", 8);
+    assert!(many.contains("a token passes 8 of 7 experts"), "{many}");
+    let wide = edited("qwen3moe", "wide", "moe_intermediate_size", 48);
+    assert!(wide.contains("blk.0.ffn_gate.0.weight has shape [40, 64]"), "{wide}");
+    // All experts are in one tensor.
+    let fused = edited("olmoe", "fused", "intermediate_size", 40);
+    assert!(fused.contains("blk.0.ffn_gate_up_exps.weight has shape [8, 64, 64]"), "{fused}");
+    let dense = edited("qwen3moe", "dense", "decoder_sparse_step", 2);
+    assert!(dense.contains("layers without experts"), "{dense}");
+}
+
+/// Sets the first number of a tensor of bf16 to NaN.
+fn put_nan(path: &Path, tensor: &str) {
+    let mut bytes = fs::read(path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let at = 8 + header + json[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 2].copy_from_slice(&0x7FC0_u16.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_router_and_experts_with_nan_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = ["model.layers.1.mlp.gate.weight", "model.layers.2.mlp.experts.5.up_proj.weight"];
+    for (tensor, name) in tensors.into_iter().zip(["blk.1.ffn_gate_inp.weight", "blk.2.ffn_up.5.weight"]) {
+        let path = dir.path().join(name);
+        copy_tiny_model("qwen3moe", &path, |_| ());
+        put_nan(&path.join("model.safetensors"), tensor);
+        let error = Model::load(Checkpoint::open(&path).unwrap(), &RunOptions::default()).unwrap_err();
+        assert!(error.to_string().contains(&format!("tensor {name}: it holds a NaN")), "{error}");
+    }
+}
+
+#[test]
+fn forks_and_truncated_sequences_have_the_bits_of_the_original() {
+    for name in ["qwen3moe", "mixtral", "olmoe"] {
+        let model = load(&testdata("tiny").join(name), None);
+        let tokens: Vec<u32> = (0..60).map(|i| (i * 37 + 11) % 290).collect();
+        let mut session = model.session();
+        session.forward(&tokens[..40]).unwrap();
+        let mut fork = session.fork();
+        let want = session.forward(&tokens[40..]).unwrap().to_vec();
+        assert_eq!(fork.forward(&tokens[40..]).unwrap(), want, "{name}");
+        fork.truncate(40);
+        assert_eq!(fork.forward(&tokens[40..]).unwrap(), want, "{name}");
+    }
+}
