@@ -97,8 +97,14 @@ class LLM:
             max_tokens: the largest number of generated tokens.
             stop: a string or several that end the answer.
             temperature, top_k, top_p, min_p, repetition_penalty, seed: sampling; greedy by default.
-            kv_budget: tokens of the prompt that each KV head keeps; a float is a share of the prompt. By default all.
-            kv_policy: the eviction policy. kvcrush: share of the budget for representatives of evicted tokens.
+            kv_shrink: a KV cache that is 4, 8 or 16 times smaller than a whole one in ``bf16``, with the settings that
+                measure best.
+            kv_budget: instead of ``kv_shrink``, the tokens of the prompt that each KV head keeps; a float is a share of the
+                prompt. By default all.
+            kv_policy: the eviction policy. kvcrush: share of the budget for representatives of evicted tokens. The default is
+                the best policy with its share.
+            speculate: ``ngram`` drafts tokens from earlier occurrences of the last ones, and checks them in one pass. The
+                answer is the same. It is faster where the answer repeats parts of the prompt. ``off`` by default.
         """
         return self._answer(self._prompt(prompt, raw), options)
 
@@ -194,7 +200,7 @@ class LLM:
 def _options(
     max_tokens: Optional[int] = None, stop: Union[str, Sequence[str]] = (), temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
     min_p: float = 0.0, repetition_penalty: float = 1.0, seed: Optional[int] = None, kv_budget: Union[int, float, None] = None,
-    kv_policy: str = "snapkv", kvcrush: float = 0.0,
+    kv_policy: Optional[str] = None, kvcrush: Optional[float] = None, kv_shrink: Optional[int] = None, speculate: str = "off",
 ) -> Any:
     """Converts keyword arguments, of Python's, NumPy's or PyTorch's types, to the arguments of the Rust half."""
     if max_tokens is not None:
@@ -202,13 +208,17 @@ def _options(
     sampling = {
         "temperature": _real("temperature", temperature), "top_k": _whole("top_k", top_k, 0), "top_p": _real("top_p", top_p),
         "min_p": _real("min_p", min_p), "repetition_penalty": _real("repetition_penalty", repetition_penalty),
-        "seed": None if seed is None else _whole("seed", seed, 0),
+        "seed": None if seed is None else _whole("seed", seed, 0), "speculation": speculate,
     }
-    kv, kvcrush = None, _real("kvcrush", kvcrush)
-    if kv_budget is not None:
+    kv, kvcrush = None, None if kvcrush is None else _real("kvcrush", kvcrush)
+    if kv_shrink is not None:
+        if kv_budget is not None or kv_policy is not None or kvcrush is not None:
+            raise ValueError("kv_shrink chooses the budget, the policy and KVCrush's share: leave kv_budget, kv_policy and kvcrush out")
+        kv = {"shrink": _whole("kv_shrink", kv_shrink, 1), "policy": None, "tokens": None, "share": None, "kvcrush": None}
+    elif kv_budget is not None:
         share = None if hasattr(kv_budget, "__index__") and not _is_float(kv_budget) else _real("kv_budget", kv_budget)
         tokens = _whole("kv_budget", kv_budget, 1) if share is None else None
-        kv = {"policy": kv_policy, "tokens": tokens, "share": share, "kvcrush": kvcrush}
+        kv = {"shrink": None, "policy": kv_policy, "tokens": tokens, "share": share, "kvcrush": kvcrush}
     elif kvcrush:
         raise ValueError("kvcrush needs kv_budget: it is a share of the budget")
     return max_tokens, [stop] if isinstance(stop, str) else list(stop), sampling, kv

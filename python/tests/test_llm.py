@@ -115,6 +115,11 @@ def test_base_models_do_not_chat(llama):
         (lambda m: m.decode([-1]), ValueError, "token id must be 0 or more"),
         (lambda m: m.generate("x", raw=True, kv_budget=0.25, kv_policy="h3o"), ValueError, "h3o"),
         (lambda m: m.generate("x", raw=True, kv_budget=1.5), ValueError, "1.5"),
+        (lambda m: m.generate("x", raw=True, kv_shrink=5), ValueError, "there are 4, 8, 16"),
+        (lambda m: m.generate("x", raw=True, kv_shrink=2**40), ValueError, "there are 4, 8, 16"),
+        (lambda m: m.generate("x", raw=True, kv_shrink=4, kv_budget=0.5), ValueError, "leave kv_budget"),
+        (lambda m: m.generate("x", raw=True, speculate="model"), ValueError, "there are off, ngram"),
+        (lambda m: m.generate("x", raw=True, speculate=5), TypeError, "speculation"),
         (lambda m: m.generate("x", raw=True, nonsense=1), TypeError, "nonsense"),
         (lambda m: m.stream("x", raw=True, max_tokens=0), ValueError, "max_tokens"),
         (lambda m: m.logits([10**6]), ValueError, "vocabulary"),
@@ -189,3 +194,15 @@ def test_a_small_cache(smollm2):
     full = smollm2.generate(text, max_tokens=5)
     small = smollm2.generate(text, max_tokens=5, kv_budget=0.25, kvcrush=0.75)
     assert small.kv_bytes < 0.4 * full.kv_bytes
+    assert smollm2.generate(text, max_tokens=5, kv_budget=0.25).kv_bytes < 0.4 * full.kv_bytes
+    for factor in (4, 8):
+        # The last tokens stay in bf16 for a while.
+        assert smollm2.generate(text, max_tokens=5, kv_shrink=factor).kv_bytes < 1.5 / factor * full.kv_bytes
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 3}, {"kv_budget": 0.5}], ids=str)
+def test_drafts_change_no_token(smollm2, options):
+    text = "Repeat this text: the rain in the hills runs to the river, and the river runs to the sea. " * 3
+    alone = smollm2.generate(text, max_tokens=60, **options)
+    drafted = smollm2.generate(text, max_tokens=60, speculate="ngram", **options)
+    assert drafted.tokens == alone.tokens

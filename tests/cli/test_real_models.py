@@ -51,6 +51,15 @@ def test_a_prompt_that_fills_the_context(smollm2, tmp_path):
     scrimp("run", smollm2, "-", "--raw", "--max-tokens", 1, stdin=words).refused("8192")
 
 
+@pytest.mark.parametrize("options", [[], ["--temperature", 0.8, "--seed", 4], ["--kv-shrink", 4], ["--kv-format", "int8"]], ids=str)
+def test_drafts_change_no_token(smollm2, options):
+    prompt = "A ship left the harbor at dawn, and nobody saw it again.\nIts captain had a map of an island without a name.\n" * 12
+    line = ("run", smollm2, prompt, "--raw", "--max-tokens", 120, "--json", *options)
+    alone, drafted = (scrimp(*line, "--speculate", source).json()[0] for source in ("off", "ngram"))
+    assert drafted["text"] == alone["text"]
+    assert alone["drafted_tokens"] == 0 < drafted["accepted_tokens"] <= drafted["drafted_tokens"]
+
+
 def test_ctrl_c_keeps_what_was_generated(smollm2):
     command = [str(BINARY), "run", str(smollm2), "Tell me a very long story about a river.", "--max-tokens", "4000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as process:

@@ -16,6 +16,8 @@ pub struct FakeModel {
     pub fail_at: usize,
     /// The number of tokens that [`LogitsSource::truncate`] can remove without a reset.
     pub rewind: usize,
+    /// The result of [`LogitsSource::verifiable`] if that many tokens are wanted.
+    pub verifiable: usize,
 }
 
 impl FakeModel {
@@ -27,6 +29,7 @@ impl FakeModel {
             calls: vec![],
             fail_at: usize::MAX,
             rewind: usize::MAX / 2,
+            verifiable: 1,
         }
     }
 
@@ -57,6 +60,9 @@ impl LogitsSource for FakeModel {
             visit(i, &(self.rule)(&self.seen));
         }
         Ok(())
+    }
+    fn verifiable(&self, most: usize) -> usize {
+        most.min(self.verifiable)
     }
     fn len(&self) -> usize {
         self.seen.len()

@@ -6,17 +6,21 @@
 //!                        ▼                                                      │
 //!                     Sampler ── end token? ── detokenizer ── stop strings ── text out
 //! ```
+//! With [`Speculation`], a step of decoding can have several tokens.
 
 mod sequence;
+mod speculation;
 mod stop;
 
 pub use sequence::{Sequence, common_prefix};
+pub use speculation::Speculation;
 pub use stop::StopStrings;
 
 use crate::error::{Error, Result};
 use crate::sampling::Sampler;
 use crate::source::LogitsSource;
 use crate::tokenizer::StreamDecoder;
+use speculation::Speculator;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -50,6 +54,8 @@ pub struct Request<'a> {
     pub is_end: &'a dyn Fn(u32) -> bool,
     /// Another thread sets this flag to end the answer early (Ctrl-C, a closed connection).
     pub cancel: Option<&'a AtomicBool>,
+    /// The source of drafts. It changes the speed, and not the answer.
+    pub speculation: Speculation,
 }
 
 /// Why generation ended.
@@ -84,8 +90,12 @@ pub struct Generation {
     pub prefill_seconds: f64,
     /// Seconds after that.
     pub decode_seconds: f64,
-    /// Decode steps in `decode_seconds`. The first token of an answer comes from the prefill.
+    /// Tokens that were sampled in `decode_seconds`. The first token of an answer comes from the prefill.
     pub decode_steps: usize,
+    /// Tokens of drafts (see [`Speculation`]).
+    pub drafted_tokens: usize,
+    /// Tokens of drafts that became tokens of the answer.
+    pub accepted_tokens: usize,
 }
 
 impl Generation {
@@ -97,7 +107,7 @@ impl Generation {
     pub fn prefill_tok_s(&self) -> f64 {
         rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
     }
-    /// Decode steps per second; 0 if there were none.
+    /// Sampled tokens per second; 0 if there were none.
     pub fn decode_tok_s(&self) -> f64 {
         rate(self.decode_steps, self.decode_seconds)
     }
@@ -123,60 +133,172 @@ pub fn generate<S: LogitsSource>(
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generation> {
     check_prompt(request.prompt.len(), sequence.context_length())?;
-    let mut out = Output { text: String::new(), stop: StopStrings::new(request.stop)?, on_text };
-    let cancelled = || request.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed));
-    let context_length = sequence.context_length();
-    let mut result = Generation {
-        text: String::new(),
-        tokens: Vec::new(),
-        reason: FinishReason::Cancelled,
-        prompt_tokens: request.prompt.len(),
-        reused_tokens: sequence.rewind_to(request.prompt),
-        prefill_seconds: 0.0,
-        decode_seconds: 0.0,
-        decode_steps: 0,
-    };
+    let reused_tokens = sequence.rewind_to(request.prompt);
     sampler.begin(request.prompt);
+    let mut answer = Answer::new(request, sequence.context_length(), reused_tokens, decoder, on_text)?;
     let started = Instant::now();
-    let mut next = match sequence.extend_to(request.prompt, &cancelled)? {
+    let first = match sequence.extend_to(request.prompt, &|| answer.cancelled())? {
         Some(logits) => sampler.sample(logits)?,
-        None => return Ok(result),
+        None => return Ok(answer.result),
     };
-    result.prefill_seconds = started.elapsed().as_secs_f64();
+    answer.result.prefill_seconds = started.elapsed().as_secs_f64();
 
     let started = Instant::now();
-    result.reason = loop {
-        if request.max_tokens.is_some_and(|max| result.tokens.len() >= max) {
-            break FinishReason::Length;
-        }
-        if (request.is_end)(next) {
-            break FinishReason::End;
-        }
-        result.tokens.push(next);
-        sampler.accept(next);
-        if let Some(reason) = out.push(&decoder.push(next)) {
-            break reason;
-        }
-        if cancelled() {
-            break FinishReason::Cancelled;
-        }
-        if request.max_tokens == Some(result.tokens.len()) {
-            break FinishReason::Length;
-        }
-        if sequence.len() >= context_length {
-            break FinishReason::ContextFull;
-        }
-        let logits = sequence.append(next)?;
-        result.decode_steps += 1;
-        next = sampler.sample(logits)?;
-    };
-    result.decode_seconds = started.elapsed().as_secs_f64();
-    if !matches!(result.reason, FinishReason::Stop(_)) {
-        let reason = out.push(&decoder.finish()).or_else(|| out.flush());
-        result.reason = reason.unwrap_or(result.reason);
+    let reason = answer.decode(sequence, sampler, first)?;
+    answer.result.decode_seconds = started.elapsed().as_secs_f64();
+    Ok(answer.finish(reason))
+}
+
+/// An answer that is being generated.
+struct Answer<'a> {
+    request: &'a Request<'a>,
+    context_length: usize,
+    speculator: Option<Speculator>,
+    decoder: &'a mut dyn TextStream,
+    out: Output<'a>,
+    result: Generation,
+}
+
+impl<'a> Answer<'a> {
+    fn new(
+        request: &'a Request<'a>,
+        context_length: usize,
+        reused_tokens: usize,
+        decoder: &'a mut dyn TextStream,
+        on_text: &'a mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Self> {
+        let result = Generation {
+            text: String::new(),
+            tokens: Vec::new(),
+            reason: FinishReason::Cancelled,
+            prompt_tokens: request.prompt.len(),
+            reused_tokens,
+            prefill_seconds: 0.0,
+            decode_seconds: 0.0,
+            decode_steps: 0,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
+        };
+        let out = Output { text: String::new(), stop: StopStrings::new(request.stop)?, on_text };
+        let speculator = Speculator::new(request.speculation, request.prompt);
+        Ok(Self { request, context_length, speculator, decoder, out, result })
     }
-    result.text = out.text;
-    Ok(result)
+
+    fn cancelled(&self) -> bool {
+        self.request.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    /// Decodes until a reason to end, from the first sampled token on.
+    fn decode<S: LogitsSource>(
+        &mut self,
+        sequence: &mut Sequence<S>,
+        sampler: &mut Sampler,
+        mut next: u32,
+    ) -> Result<FinishReason> {
+        loop {
+            if let Some(reason) = self.push(next, sampler) {
+                return Ok(reason);
+            }
+            match self.step(sequence, sampler, next)? {
+                ControlFlow::Continue(token) => next = token,
+                ControlFlow::Break(reason) => return Ok(reason),
+            }
+        }
+    }
+
+    /// Computes `last`, the last token of the answer, together with a draft, and adds the accepted tokens of the draft
+    /// to the answer. Returns the token after them, which is not added, or the reason to end.
+    fn step<S: LogitsSource>(
+        &mut self,
+        sequence: &mut Sequence<S>,
+        sampler: &mut Sampler,
+        last: u32,
+    ) -> Result<ControlFlow<FinishReason, u32>> {
+        let most = sequence.verifiable(self.most_tokens());
+        let draft = match &mut self.speculator {
+            Some(speculator) => speculator.draft(most.saturating_sub(1)),
+            None => &[],
+        };
+        if draft.is_empty() {
+            let token = sampler.sample(sequence.append(last)?)?;
+            self.result.decode_steps += 1;
+            self.learn(0);
+            return Ok(ControlFlow::Continue(token));
+        }
+        let tokens: Vec<u32> = [&[last], draft].concat();
+        let mut flow = ControlFlow::Continue(last);
+        let kept = sequence.verify(&tokens, &mut |index, logits| {
+            let token = sampler.sample(logits)?;
+            self.result.decode_steps += 1;
+            flow = ControlFlow::Continue(token);
+            if tokens.get(index + 1) != Some(&token) {
+                return Ok(false);
+            }
+            Ok(match self.push(token, sampler) {
+                Some(reason) => {
+                    flow = ControlFlow::Break(reason);
+                    false
+                }
+                None => true,
+            })
+        })?;
+        self.result.drafted_tokens += tokens.len() - 1;
+        self.result.accepted_tokens += kept - 1;
+        self.learn(kept - 1);
+        Ok(flow)
+    }
+
+    fn learn(&mut self, accepted: usize) {
+        if let Some(speculator) = &mut self.speculator {
+            speculator.learn(accepted);
+        }
+    }
+
+    /// Tokens that the answer can still have, its last token included.
+    fn most_tokens(&self) -> usize {
+        let room = self.context_length + 1 - self.result.prompt_tokens - self.result.tokens.len();
+        let most = self.request.max_tokens.map_or(usize::MAX, |max| max - self.result.tokens.len());
+        room.min(most)
+    }
+
+    /// Adds a sampled token to the answer, unless it ends it. Returns the reason to end.
+    fn push(&mut self, token: u32, sampler: &mut Sampler) -> Option<FinishReason> {
+        let max = self.request.max_tokens;
+        if max.is_some_and(|max| self.result.tokens.len() >= max) {
+            return Some(FinishReason::Length);
+        }
+        if (self.request.is_end)(token) {
+            return Some(FinishReason::End);
+        }
+        self.result.tokens.push(token);
+        sampler.accept(token);
+        if let Some(speculator) = &mut self.speculator {
+            speculator.push(token);
+        }
+        if let Some(reason) = self.out.push(&self.decoder.push(token)) {
+            return Some(reason);
+        }
+        if self.cancelled() {
+            return Some(FinishReason::Cancelled);
+        }
+        if max == Some(self.result.tokens.len()) {
+            return Some(FinishReason::Length);
+        }
+        // The last token is not in the cache yet.
+        let cached = self.result.prompt_tokens + self.result.tokens.len() - 1;
+        (cached >= self.context_length).then_some(FinishReason::ContextFull)
+    }
+
+    /// The result, with the rest of the text.
+    fn finish(mut self, reason: FinishReason) -> Generation {
+        self.result.reason = reason;
+        if !matches!(self.result.reason, FinishReason::Stop(_)) {
+            let reason = self.out.push(&self.decoder.finish()).or_else(|| self.out.flush());
+            self.result.reason = reason.unwrap_or(self.result.reason);
+        }
+        self.result.text = self.out.text;
+        self.result
+    }
 }
 
 /// Checks that the prompt can be answered.

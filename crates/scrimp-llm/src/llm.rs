@@ -5,7 +5,7 @@ use crate::{
     checkpoint::Checkpoint,
     embedding,
     error::{Error, Result},
-    generate::{Generation, Request, Sequence, generate},
+    generate::{Generation, Request, Sequence, Speculation, generate},
     model::{Batch, CHUNK, Model, Output, RunOptions, Session, Step, prompt_parts},
     sampling::{Sampler, SamplingParams},
     tokenizer::Tokenizer,
@@ -50,6 +50,8 @@ pub struct GenerateOptions {
     pub sampling: SamplingParams,
     /// The compression of the KV cache; `None`: no compression.
     pub compression: Option<Compression>,
+    /// The source of drafts. It changes the speed, and not the answer.
+    pub speculation: Speculation,
     /// True: the prompt is the beginning of a text, which the model continues. False: the prompt is a user's message in
     /// the model's chat template. `None`: false if the model has a template, otherwise true.
     pub raw: Option<bool>,
@@ -201,6 +203,7 @@ impl Llm {
             stop: &options.stop,
             is_end: &|id| self.tokenizer.is_end(id),
             cancel: None,
+            speculation: options.speculation,
         };
         let mut sampler = Sampler::new(options.sampling.clone())?;
         generate(sequence, &request, &mut sampler, &mut self.tokenizer.stream_after(ids), on_text)

@@ -17,6 +17,30 @@ pub trait LogitsSource {
     /// # Errors
     /// As [`forward`](Self::forward).
     fn forward_each(&mut self, tokens: &[u32], visit: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
+    /// The number of tokens, at most `most` and at least 1, for which [`verify`](Self::verify) computes the logits of
+    /// decode steps.
+    fn verifiable(&self, _most: usize) -> usize {
+        1
+    }
+    /// Appends `tokens`, at most [`verifiable`](Self::verifiable), and calls `accept(index in tokens, logits)` after
+    /// each. The logits have the bits that [`forward`](Self::forward) of one token at a time computes. After the first
+    /// token for which `accept` returns false, all tokens are dropped again. Returns the number of tokens that remain.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and those of `accept`.
+    fn verify(
+        &mut self,
+        tokens: &[u32],
+        accept: &mut dyn FnMut(usize, &[f32]) -> Result<bool>,
+    ) -> Result<usize> {
+        for (index, token) in tokens.iter().enumerate() {
+            let logits = self.forward(std::slice::from_ref(token))?;
+            if !accept(index, logits)? {
+                return Ok(index + 1);
+            }
+        }
+        Ok(tokens.len())
+    }
     /// Tokens seen so far.
     fn len(&self) -> usize;
     /// True before the first token.
@@ -46,6 +70,16 @@ impl LogitsSource for Session {
     }
     fn begin_prompt(&mut self, len: usize) {
         Session::begin_prompt(self, len);
+    }
+    fn verifiable(&self, most: usize) -> usize {
+        Session::verifiable(self, most)
+    }
+    fn verify(
+        &mut self,
+        tokens: &[u32],
+        accept: &mut dyn FnMut(usize, &[f32]) -> Result<bool>,
+    ) -> Result<usize> {
+        Session::verify(self, tokens, accept)
     }
     fn len(&self) -> usize {
         Session::len(self)

@@ -9,14 +9,14 @@ use pyo3::{
 use scrimp_hub::{Hub, ModelRef, Silent};
 use scrimp_kv::{
     KvError, KvFormat,
-    compress::{Budget, Compression, Crush},
+    compress::{Budget, Compression, Crush, DEFAULT_POLICY, DEFAULT_SHARE, Shrink},
     policy::policy,
 };
 use scrimp_llm::{
     Category, Error, Llm,
     chat::{Conversation, Message},
     checkpoint::Checkpoint,
-    generate::{FinishReason, Generation, Request, Sequence, generate},
+    generate::{FinishReason, Generation, Request, Sequence, Speculation, generate},
     model::RunOptions,
     sampling::{Sampler, SamplingParams},
 };
@@ -183,13 +183,15 @@ impl LanguageModel {
         cancel: Option<Py<Cancel>>,
     ) -> PyResult<Answer> {
         let mut sampler = Sampler::new(sampling.params()).map_err(python)?;
-        let compression = kv.map(Kv::compression).transpose()?;
+        let speculation = sampling.speculation.parse::<Speculation>().map_err(python)?;
+        let cache = kv.map(Kv::cache).transpose()?.unwrap_or_default();
         let cancel = cancel.map(|c| c.get().0.clone()).unwrap_or_default();
         let (this, flag) = (slf.clone().unbind(), cancel.clone());
         interruptible(slf.py(), &cancel, move || {
             let (model, tokenizer) = (this.get().llm.model(), this.get().llm.tokenizer());
-            let mut session = model.session();
-            session.set_compression(compression);
+            let session = cache.format.map_or_else(|| Ok(model.session()), |format| model.session_in(format));
+            let mut session = session.map_err(python)?;
+            session.set_compression(cache.compression);
             let mut sequence = Sequence::new(session, model.context_length());
             let request = Request {
                 prompt: &ids,
@@ -197,6 +199,7 @@ impl LanguageModel {
                 stop: &stop,
                 is_end: &|id| tokenizer.is_end(id),
                 cancel: Some(&flag),
+                speculation,
             };
             let mut failed = None;
             let mut tell = |piece: &str| {
@@ -269,6 +272,8 @@ pub(crate) struct Sampling {
     repetition_penalty: f32,
     #[pyo3(item)]
     seed: Option<u64>,
+    #[pyo3(item)]
+    speculation: String,
 }
 
 impl Sampling {
@@ -289,26 +294,45 @@ impl Sampling {
 #[derive(FromPyObject)]
 pub(crate) struct Kv {
     #[pyo3(item)]
-    policy: String,
+    shrink: Option<u64>,
+    #[pyo3(item)]
+    policy: Option<String>,
     #[pyo3(item)]
     tokens: Option<usize>,
     #[pyo3(item)]
     share: Option<f64>,
     #[pyo3(item)]
-    kvcrush: f64,
+    kvcrush: Option<f64>,
+}
+
+/// The cache of an answer.
+#[derive(Default)]
+struct Cache {
+    compression: Option<Compression>,
+    /// `None`: the format of the model's other caches.
+    format: Option<KvFormat>,
 }
 
 impl Kv {
+    fn cache(self) -> PyResult<Cache> {
+        if let Some(factor) = self.shrink {
+            let factor = u32::try_from(factor).unwrap_or(u32::MAX);
+            let shrink = Shrink::new(factor).map_err(value_error)?;
+            return Ok(Cache { format: Some(shrink.kv_format()), compression: Some(shrink.compression) });
+        }
+        Ok(Cache { compression: Some(self.compression()?), format: None })
+    }
+
     fn compression(self) -> PyResult<Compression> {
         let budget = match (self.tokens, self.share) {
             (Some(tokens), _) => Budget::Tokens(tokens),
             (None, Some(share)) => Budget::Fraction(share),
             (None, None) => return Err(PyValueError::new_err("a KV budget is missing")),
         };
-        let how = Compression {
-            crush: Crush { share: self.kvcrush, ..Crush::default() },
-            ..Compression::new(policy(&self.policy).map_err(value_error)?, budget)
-        };
+        let share = self.kvcrush.unwrap_or(if self.policy.is_none() { DEFAULT_SHARE } else { 0.0 });
+        let policy = policy(self.policy.as_deref().unwrap_or(DEFAULT_POLICY)).map_err(value_error)?;
+        let crush = Crush { share, ..Crush::default() };
+        let how = Compression { crush, ..Compression::new(policy, budget) };
         how.check().map_err(value_error)?;
         Ok(how)
     }

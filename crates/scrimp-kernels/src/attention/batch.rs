@@ -104,9 +104,11 @@ pub fn attend_batch(exec: Exec<'_>, calls: &mut [AttentionCall<'_>], scratch: &m
     scratch.tasks = tasks;
 }
 
-/// Keys of a segment: one KV head can use all threads, and segments are worth their beginnings.
+/// Keys of a segment: one KV head can use all threads, and segments are worth their beginnings. Keys behind the visible
+/// ones do not count: a token has the same bits whether or not later tokens were appended.
 fn segment_of(args: &AttentionArgs<'_>) -> usize {
-    let keys: usize = (0..args.n_kv_heads).map(|head| args.kv.n_keys(head)).sum();
+    let visible = |head| rows::union_of_visible(args, head, 0..args.n_tokens).end;
+    let keys: usize = (0..args.n_kv_heads).map(visible).sum();
     (keys / DECODE_UNITS).next_multiple_of(64).clamp(DECODE_SEGMENT.0, DECODE_SEGMENT.1)
 }
 

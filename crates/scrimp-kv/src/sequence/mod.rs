@@ -8,6 +8,7 @@ mod attend;
 mod compress;
 mod saved;
 mod scores;
+mod steady;
 
 pub use attend::{AttentionInputs, PARALLEL_TOKENS, Queries};
 pub use compress::{ApplyRope, Compressing};

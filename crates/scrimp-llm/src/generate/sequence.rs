@@ -101,6 +101,33 @@ impl<S: LogitsSource> Sequence<S> {
         self.feed(&[token])
     }
 
+    /// The number of tokens, at most `most`, that [`Sequence::verify`] can compute now.
+    pub fn verifiable(&self, most: usize) -> usize {
+        self.source.verifiable(most)
+    }
+
+    /// Appends tokens and drops those after the first for which `accept` returns false, as
+    /// [`LogitsSource::verify`]. Returns the number of tokens that remain.
+    ///
+    /// # Errors
+    /// Those of the model and of `accept`; the sequence is then empty.
+    pub fn verify(
+        &mut self,
+        tokens: &[u32],
+        accept: &mut dyn FnMut(usize, &[f32]) -> Result<bool>,
+    ) -> Result<usize> {
+        match self.source.verify(tokens, accept) {
+            Ok(kept) => {
+                self.tokens.extend_from_slice(&tokens[..kept]);
+                Ok(kept)
+            }
+            Err(e) => {
+                self.clear();
+                Err(e)
+            }
+        }
+    }
+
     fn feed(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         let Self { source, tokens: held, .. } = self;
         if held.is_empty() {

@@ -23,8 +23,14 @@ fn sequence(script: &'static [u32], context: usize) -> Sequence<FakeModel> {
 
 fn run(sequence: &mut Sequence<FakeModel>, max: Option<usize>, stop: &[&str]) -> (Generation, Vec<String>) {
     let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
-    let request =
-        Request { prompt: PROMPT, max_tokens: max, stop: &stop, is_end: &|id| id == 0, cancel: None };
+    let request = Request {
+        prompt: PROMPT,
+        max_tokens: max,
+        stop: &stop,
+        is_end: &|id| id == 0,
+        cancel: None,
+        speculation: Speculation::Off,
+    };
     let mut pieces = Vec::new();
     let mut on_text = |text: &str| {
         pieces.push(text.to_owned());
@@ -87,8 +93,14 @@ fn stop_strings_across_tokens_are_not_printed() {
 #[test]
 fn held_back_bytes_come_out_at_the_end() {
     let mut s = sequence(&[1, 0], 100);
-    let request =
-        Request { prompt: PROMPT, max_tokens: None, stop: &[], is_end: &|id| id == 0, cancel: None };
+    let request = Request {
+        prompt: PROMPT,
+        max_tokens: None,
+        stop: &[],
+        is_end: &|id| id == 0,
+        cancel: None,
+        speculation: Speculation::Off,
+    };
     let mut decoder = Pieces(WORDS, vec![0xe2, 0x82]);
     let mut flow = |_: &str| ControlFlow::Continue(());
     let result = generate(&mut s, &request, &mut Sampler::greedy(), &mut decoder, &mut flow).unwrap();
@@ -98,8 +110,14 @@ fn held_back_bytes_come_out_at_the_end() {
 #[test]
 fn cancelling() {
     let flag = AtomicBool::new(false);
-    let request =
-        Request { prompt: PROMPT, max_tokens: None, stop: &[], is_end: &|id| id == 0, cancel: Some(&flag) };
+    let request = Request {
+        prompt: PROMPT,
+        max_tokens: None,
+        stop: &[],
+        is_end: &|id| id == 0,
+        cancel: Some(&flag),
+        speculation: Speculation::Off,
+    };
     let mut decoder = Pieces(WORDS, vec![]);
     // From outside, while an answer is printed.
     let mut on_text = |_: &str| {
@@ -125,8 +143,14 @@ fn cancelling() {
 #[test]
 fn impossible_prompts() {
     let mut s = sequence(&[1], 2);
-    let mut request =
-        Request { prompt: PROMPT, max_tokens: None, stop: &[], is_end: &|id| id == 0, cancel: None };
+    let mut request = Request {
+        prompt: PROMPT,
+        max_tokens: None,
+        stop: &[],
+        is_end: &|id| id == 0,
+        cancel: None,
+        speculation: Speculation::Off,
+    };
     let mut decoder = Pieces(WORDS, vec![]);
     let mut flow = |_: &str| ControlFlow::Continue(());
     let error = generate(&mut s, &request, &mut Sampler::greedy(), &mut decoder, &mut flow).unwrap_err();
@@ -191,10 +215,101 @@ fn repetition_penalty_sees_prompt_and_answer() {
     let rule = |_: &[u32]| (0..8).map(|id| if id == 0 { 0.1 } else { 10.0 - id as f32 }).collect();
     let mut s = Sequence::new(FakeModel::new(rule), 100);
     let params = SamplingParams { repetition_penalty: 50.0, ..SamplingParams::default() };
-    let request =
-        Request { prompt: &[2], max_tokens: Some(3), stop: &[], is_end: &|id| id == 0, cancel: None };
+    let request = Request {
+        prompt: &[2],
+        max_tokens: Some(3),
+        stop: &[],
+        is_end: &|id| id == 0,
+        cancel: None,
+        speculation: Speculation::Off,
+    };
     let mut flow = |_: &str| ControlFlow::Continue(());
     let mut sampler = Sampler::new(params).unwrap();
     let result = generate(&mut s, &request, &mut sampler, &mut Pieces(WORDS, vec![]), &mut flow).unwrap();
     assert_eq!(result.tokens, [1, 3, 4]);
+}
+
+/// The answer of a model that repeats itself, with and without drafts.
+fn with_speculation(speculation: Speculation, case: &Case) -> (Generation, Vec<u32>) {
+    let period = case.period;
+    let mut model = FakeModel::new(move |seen| {
+        // Mostly a period, sometimes another token.
+        let n = seen.len();
+        let usual = 1 + seen[n.saturating_sub(period)] % 5;
+        let unusual = (n as u32 * 7 + seen[n - 1]) % 8;
+        (0..8u32)
+            .map(|id| f32::from(u8::from(id == usual)) * 2.0 + f32::from(u8::from(id == unusual)))
+            .collect()
+    });
+    model.verifiable = case.verifiable;
+    let mut sequence = Sequence::new(model, case.context);
+    let params = SamplingParams {
+        temperature: case.temperature,
+        seed: Some(3),
+        repetition_penalty: case.penalty,
+        ..SamplingParams::default()
+    };
+    let stop: Vec<String> = case.stop.iter().map(|&stop| stop.to_owned()).collect();
+    let request = Request {
+        prompt: &case.prompt,
+        max_tokens: case.max,
+        stop: &stop,
+        is_end: &|id| id == 0,
+        cancel: None,
+        speculation,
+    };
+    let mut sampler = Sampler::new(params).unwrap();
+    let result = generate(&mut sequence, &request, &mut sampler, &mut Pieces(WORDS, vec![]), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let cached = sequence.tokens().to_vec();
+    assert_eq!(cached, sequence.source().seen);
+    (result, cached)
+}
+
+#[derive(Debug)]
+struct Case {
+    prompt: Vec<u32>,
+    period: usize,
+    verifiable: usize,
+    context: usize,
+    max: Option<usize>,
+    temperature: f32,
+    penalty: f32,
+    stop: Vec<&'static str>,
+}
+
+proptest::proptest! {
+    #[test]
+    fn drafts_change_no_token(
+        prompt in proptest::collection::vec(1u32..8, 1..40), period in 1usize..9, verifiable in 1usize..20, room in 0usize..80,
+        max in proptest::option::of(0usize..60), temperature in 0usize..3, penalty in 0usize..2, stop in 0usize..3,
+    ) {
+        let case = Case {
+            context: prompt.len() + room, prompt, period, verifiable, max, temperature: [0.0, 0.4, 1.0][temperature],
+            penalty: [1.0, 1.3][penalty], stop: [vec![], vec![" a time"], vec!["User"]][stop].clone(),
+        };
+        let ((off, cached), (on, cached_on)) = (with_speculation(Speculation::Off, &case), with_speculation(Speculation::Ngram, &case));
+        proptest::prop_assert_eq!(&off.tokens, &on.tokens);
+        proptest::prop_assert_eq!((&off.text, &off.reason, off.decode_steps), (&on.text, &on.reason, on.decode_steps));
+        proptest::prop_assert!(cached == cached_on, "{:?} {:?}", cached, cached_on);
+        proptest::prop_assert!(on.accepted_tokens <= on.drafted_tokens && on.accepted_tokens <= on.tokens.len());
+    }
+}
+
+#[test]
+fn a_repetitive_answer_is_drafted() {
+    let case = Case {
+        prompt: vec![1, 2, 3],
+        period: 3,
+        verifiable: 16,
+        context: 400,
+        max: Some(200),
+        temperature: 0.0,
+        penalty: 1.0,
+        stop: vec![],
+    };
+    let accepted = with_speculation(Speculation::Ngram, &case).0.accepted_tokens;
+    assert!(accepted > 0, "{accepted}");
 }

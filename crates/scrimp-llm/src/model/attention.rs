@@ -39,9 +39,14 @@ impl Pass<'_> {
             let out = rest.split_off_mut(first - at..).expect("chunks follow each other");
             let (out, behind) = out.split_at_mut(queries * q_dim);
             (rest, at) = (behind, rows.end * q_dim);
-            if queries > 0 {
-                let q = &buffers.q[first..rows.end * q_dim];
-                entries.push(BatchEntry { sequence: &*chunk.kv, inputs: inputs(config, q, out) });
+            let q = &buffers.q[first..rows.end * q_dim];
+            // A call has the queries of the whole chunk, or of one token.
+            let per_call = if chunk.as_decoded { 1 } else { queries.max(1) };
+            let calls = q.chunks_exact(per_call * q_dim).zip(out.chunks_exact_mut(per_call * q_dim));
+            for (call, (q, out)) in calls.enumerate() {
+                let queries = Queries::Before(queries - (call + 1) * per_call);
+                let inputs = AttentionInputs { queries, ..inputs(config, q, out) };
+                entries.push(BatchEntry { sequence: &*chunk.kv, inputs });
             }
         }
         let attended = attend_all(layer, &mut entries, *exec, &mut buffers.attention);

@@ -79,6 +79,11 @@ impl CompressionState {
         self.done = 0;
     }
 
+    /// Tokens until the next compression, for a session of `len` tokens.
+    pub(super) fn tokens_before_next(&self, len: usize) -> usize {
+        self.plan.map_or(usize::MAX, |plan| plan.at.saturating_sub(len))
+    }
+
     pub(super) fn unpacked_until(&self) -> usize {
         self.unpacked_until
     }

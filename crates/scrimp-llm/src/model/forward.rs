@@ -104,6 +104,8 @@ pub(super) struct SequenceChunk<'a> {
     pub(super) first: usize,
     /// The attention scores to accumulate.
     pub(super) scores: Option<ScoresWanted>,
+    /// Each token has the bits of a decode step. Its attention is a call of its own.
+    pub(super) as_decoded: bool,
 }
 
 impl<'a> SequenceChunk<'a> {
@@ -121,6 +123,7 @@ impl<'a> SequenceChunk<'a> {
             error: None,
             first: 0,
             scores,
+            as_decoded: false,
         }
     }
 
@@ -137,6 +140,7 @@ impl<'a> SequenceChunk<'a> {
             error: None,
             first: 0,
             scores: None,
+            as_decoded: false,
         }
     }
 

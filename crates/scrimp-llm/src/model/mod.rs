@@ -24,6 +24,7 @@ mod rope_and_append;
 mod saved;
 mod session;
 mod synthetic;
+mod verification;
 mod weights;
 
 pub use batch::{BLOCK_TOKENS, Batch, Output, Step, prompt_parts};

@@ -8,3 +8,4 @@ mod gathered_attention;
 mod packed_cache;
 mod real_models;
 mod tiny_models;
+mod verification;

@@ -2,10 +2,11 @@
 
 use super::{
     MODEL,
-    values::{finite, non_negative, positive, probability},
+    values::{finite, non_negative, one_of, positive, probability},
 };
 use crate::kv_args::KvArgs;
-use clap::Args;
+use clap::{Args, builder::TypedValueParser};
+use scrimp_llm::generate::Speculation;
 use std::path::PathBuf;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -32,6 +33,10 @@ pub(crate) struct RunArgs {
     /// Maximum number of tokens to generate [default: until the answer ends or the context is full]
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
+    /// Draft several tokens and check them in one pass: faster where the answer repeats parts of the prompt or of itself
+    /// (`ngram`). The answer is the same
+    #[arg(long, value_name = "SOURCE", default_value_t, value_parser = sources())]
+    pub(crate) speculate: Speculation,
     /// Write the KV cache of the prompt and the answer to FILE
     #[arg(long, value_name = "FILE", help_heading = "KV cache")]
     pub(crate) kv_save: Option<PathBuf>,
@@ -43,6 +48,11 @@ pub(crate) struct RunArgs {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) kv: KvArgs,
+}
+
+/// Sources of drafts.
+fn sources() -> impl TypedValueParser<Value = Speculation> {
+    one_of(Speculation::ALL, Speculation::name, Speculation::about)
 }
 
 /// Sampling of the next token.

@@ -18,7 +18,7 @@ use saved::Restored;
 use scrimp_llm::{
     chat::{ChatTemplate, Conversation, Message},
     checkpoint::Checkpoint,
-    generate::{FinishReason, Generation, Request, Sequence, generate},
+    generate::{FinishReason, Generation, Request, Sequence, Speculation, generate},
     model::{SavedText, Session},
     sampling::{Sampler, SamplingParams},
     tokenizer::Tokenizer,
@@ -41,6 +41,8 @@ struct Answer<'a> {
     decode_tok_s: f64,
     kv_bytes: usize,
     kv_tokens: usize,
+    drafted_tokens: usize,
+    accepted_tokens: usize,
     peak_rss_bytes: u64,
 }
 
@@ -76,6 +78,7 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         sequence: loaded.sequence(compression),
         max_tokens: args.max_tokens,
         stop: &args.sampling.stop,
+        speculation: args.speculate,
     };
     let (ids, mut text) = match (prompt, template) {
         (Prompt::Chat, Some(template)) => {
@@ -112,6 +115,8 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
             decode_tok_s: result.decode_tok_s(),
             kv_bytes: speaker.sequence.source().kv_bytes(),
             kv_tokens: speaker.sequence.source().kv_tokens(),
+            drafted_tokens: result.drafted_tokens,
+            accepted_tokens: result.accepted_tokens,
             peak_rss_bytes: loaded::peak_rss_bytes()?,
         };
         app.printer.result(&answer, |_| "")?;
@@ -140,6 +145,7 @@ struct Speaker<'a> {
     sequence: Sequence<Session>,
     max_tokens: Option<usize>,
     stop: &'a [String],
+    speculation: Speculation,
 }
 
 impl Speaker<'_> {
@@ -201,6 +207,7 @@ impl Speaker<'_> {
             stop: self.stop,
             is_end: &|id| tokenizer.is_end(id),
             cancel: Some(interrupt::flag()),
+            speculation: self.speculation,
         };
         let mut failed = None;
         let mut on_text = |piece: &str| match printer.stream(piece) {

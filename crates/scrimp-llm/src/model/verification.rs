@@ -1,0 +1,77 @@
+//! Verification of drafts: several tokens in one pass, with the bits of decode steps.
+//!
+//! Linear layers give a row the same bits in every small batch at an [exact level](scrimp_kernels::SimdLevel::exact).
+//! Attention splits the keys of a decode step differently from those of a prompt; each token of a draft therefore gets
+//! the attention call of a decode step, over the keys up to its own. The cache must be the one that the decode step
+//! would see: a pass ends where a page would be packed or dropped, or the cache compressed.
+
+use super::{Session, forward::SequenceChunk};
+use crate::error::Result;
+
+/// Maximum number of tokens: batches up to this size have the bits of one row.
+const MAX_TOKENS: usize = 32;
+
+impl Session {
+    /// The number of tokens, at most `most` and at least 1, that [`Session::verify`] can append now.
+    pub fn verifiable(&self, most: usize) -> usize {
+        let most = most.min(MAX_TOKENS).min(self.model.context_length() - self.len());
+        let mut most = most.min(self.compression.tokens_before_next(self.len()));
+        let in_prompt = self.len() < self.compression.unpacked_until() || self.sampled_queries.is_some();
+        if most < 2 || in_prompt || self.reconstruction.is_some() {
+            return 1;
+        }
+        let config = self.model.config();
+        let rope = |tokens: usize| std::ptr::from_ref(config.rope_for(self.rope_tokens.max(tokens)));
+        while most > 1
+            && (self.scores_wanted(most).is_some() || rope(self.len() + most) != rope(self.len() + 1))
+        {
+            most /= 2;
+        }
+        self.kv.steady_tokens(most).max(1)
+    }
+
+    /// Appends `tokens`, at most [`Session::verifiable`], and calls `accept(index in tokens, logits)` after each, with the
+    /// bits that decode steps compute. After the first token for which `accept` returns false, all tokens are dropped
+    /// again. Returns the number of tokens that remain.
+    ///
+    /// # Errors
+    /// As [`Session::forward`], and those of `accept`. The session is then unchanged.
+    pub fn verify(
+        &mut self,
+        tokens: &[u32],
+        accept: &mut dyn FnMut(usize, &[f32]) -> Result<bool>,
+    ) -> Result<usize> {
+        let rope_tokens = self.rope_tokens;
+        let before = self.begin_append(tokens)?;
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let model = self.model.clone();
+        let mut accepted = || -> Result<usize> {
+            let mut chunk = SequenceChunk::new(self, tokens.len(), tokens.len());
+            chunk.as_decoded = true;
+            let mut pass = model.exact_end_pass(&mut buffers);
+            pass.exec.level = pass.exec.level.exact();
+            let mut chunks = [chunk];
+            pass.layers(&model, tokens, &mut chunks)?;
+            let [chunk] = chunks;
+            chunk.error.map_or(Ok(()), Err)?;
+            let logits = buffers.exact_logits(&model, 0..tokens.len());
+            for (index, logits) in logits.chunks_exact(model.vocab_size()).enumerate() {
+                if !accept(index, logits)? {
+                    return Ok(index + 1);
+                }
+            }
+            Ok(tokens.len())
+        };
+        let accepted = accepted();
+        self.buffers = buffers;
+        if let Ok(kept) = accepted
+            && kept < tokens.len()
+        {
+            self.kv.truncate(before + kept)?;
+        }
+        let kept = accepted.as_ref().map_or(0, |&kept| kept);
+        self.rope_tokens = rope_tokens.max(before + kept);
+        self.end_append(before, &tokens[..kept], accepted.map(drop))?;
+        Ok(kept)
+    }
+}
