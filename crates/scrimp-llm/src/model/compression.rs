@@ -102,7 +102,7 @@ impl Session {
     /// To compress one prompt in several ways, call [`Session::finish_scores`] after the prompt, [`Session::fork`] the
     /// session, and [`Session::compress`] the forks.
     pub fn accumulate_scores_for(&mut self, needs: Needs, len: usize) {
-        self.sampled_queries = SampledQueries::new(needs, self.len(), len);
+        self.sampled_queries = SampledQueries::new(needs, self.len(), len, self.model.config());
         self.compression.unpacked_until = len;
         let wanted = needs.scores_wanted(len);
         self.accumulate_scores(wanted.any().then_some(wanted));
@@ -129,7 +129,7 @@ impl Session {
         let Some(how) = &self.compression.how else { return };
         let budget = how.tokens_or_reserved(len);
         let needs = how.needs();
-        self.sampled_queries = SampledQueries::new(needs, self.len(), len);
+        self.sampled_queries = SampledQueries::new(needs, self.len(), len, self.model.config());
         self.compression.tokens = needs.reconstruction.then(Vec::new);
         self.compression.unpacked_until = len;
         self.compression.plan = Some(Plan { at: len, budget, sum_from: 0 });

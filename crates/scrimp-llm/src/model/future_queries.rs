@@ -2,8 +2,8 @@
 //! prompt, attends to the cache. Their mean is expected attention (arXiv 2510.00636, §3). Their maximum scores tokens for
 //! `expected-max`, and their outputs are the reference of fitted values.
 
-use super::{Session, rope_and_append::apply_rope};
-use crate::error::Result;
+use super::{Session, forward::each_row, rope_and_append::apply_rope};
+use crate::{config::ModelConfig, error::Result};
 use scrimp_base::random::mix;
 use scrimp_kernels::ops::RopeTable;
 use scrimp_kv::{
@@ -15,8 +15,9 @@ use std::sync::Arc;
 const MEAN_SAMPLES: usize = 64;
 /// They are rotated to this many positions after the prompt, evenly spaced.
 const MEAN_HORIZON: usize = 512;
-/// Queries whose maximum attention scores tokens.
-const MAX_SAMPLES: usize = 1024;
+/// Queries of each head whose maximum attention scores tokens. With more tokens per query head (see [`Sample`]), half as
+/// many queries measure as well as 1,024 queries of all heads of a token.
+const MAX_SAMPLES: usize = 512;
 /// They are rotated to random positions among this many after the prompt.
 const MAX_HORIZON: usize = 256;
 /// Those of them to whose outputs values are fitted.
@@ -28,42 +29,53 @@ fn is_sample(i: usize, n: usize, samples: usize) -> bool {
     (i + 1) * samples / n.max(1) > i * samples / n.max(1)
 }
 
-/// Queries of some tokens, after RoPE.
-#[derive(Debug, Clone, Default)]
+/// Queries of some tokens, after RoPE. The query heads of a KV head take their queries from different tokens: attention
+/// computes each head on its own, and more tokens say more about the future than more heads of one token.
+#[derive(Debug, Clone)]
 struct Sample {
-    positions: Vec<u32>,
-    /// `[layer][sample][q_dim]`.
+    /// Tokens to sample from.
+    tokens: usize,
+    /// Queries of each head.
+    n: usize,
+    /// Query heads of a KV head.
+    group: usize,
+    head_dim: usize,
+    /// `[layer][query][member of the group][KV head][head_dim]`.
     rows: Vec<Vec<f32>>,
 }
 
 impl Sample {
-    /// Adds the tokens that `chosen` by position from the queries `[n][q_dim]` of a layer. `position` is that of the
-    /// first one.
-    fn add(
-        &mut self,
-        layer: usize,
-        position: usize,
-        q: &[f32],
-        q_dim: usize,
-        chosen: impl Fn(usize) -> bool,
-    ) {
+    /// A sample of at most `most` queries per head of the queries of `tokens` tokens.
+    fn new(tokens: usize, most: usize, config: &ModelConfig) -> Self {
+        let group = config.n_heads / config.n_kv_heads;
+        Self { tokens, n: most.min(tokens), group, head_dim: config.head_dim, rows: Vec::new() }
+    }
+
+    /// The token of member `member` of query `query`.
+    fn token(&self, query: usize, member: usize) -> usize {
+        (query * self.group + member) * self.tokens / (self.n * self.group)
+    }
+
+    /// Adds the sampled ones of the queries `[n][n_heads][head_dim]` of a layer, those of the tokens from `first` on.
+    fn add(&mut self, layer: usize, first: usize, q: &[f32], q_dim: usize) {
         if self.rows.len() <= layer {
             self.rows.resize_with(layer + 1, Vec::new);
         }
-        for (i, row) in q.chunks_exact(q_dim).enumerate() {
-            if chosen(position + i) {
-                if layer == 0 {
-                    self.positions.push((position + i) as u32);
-                }
-                self.rows[layer].extend_from_slice(row);
+        let entries = self.n * self.group;
+        for (token, row) in (first..).zip(q.chunks_exact(q_dim)).take_while(|(token, _)| *token < self.tokens)
+        {
+            for entry in
+                (token * entries).div_ceil(self.tokens)..((token + 1) * entries).div_ceil(self.tokens)
+            {
+                let heads = row.chunks_exact(self.head_dim).skip(entry % self.group).step_by(self.group);
+                heads.for_each(|head| self.rows[layer].extend_from_slice(head));
             }
         }
     }
 
-    /// The layer's queries, if there are any.
+    /// The layer's queries, if it has all of them.
     fn layer(&self, layer: usize, q_dim: usize) -> Option<&[f32]> {
-        let n = self.positions.len();
-        self.rows.get(layer).filter(|rows| n > 0 && rows.len() == n * q_dim).map(Vec::as_slice)
+        self.rows.get(layer).filter(|rows| self.n > 0 && rows.len() == self.n * q_dim).map(Vec::as_slice)
     }
 }
 
@@ -71,32 +83,34 @@ impl Sample {
 #[derive(Debug, Clone)]
 pub(super) struct SampledQueries {
     needs: Needs,
-    /// The tokens to sample from: from the first position to the end of the prompt.
+    /// Position of the first token to sample from.
     from: usize,
-    len: usize,
     mean: Sample,
     max: Sample,
 }
 
 impl SampledQueries {
     /// Empty samples of the tokens from position `from` to `len`, the end of the prompt; `None` if `needs` reads none.
-    pub(super) fn new(needs: Needs, from: usize, len: usize) -> Option<Self> {
+    pub(super) fn new(needs: Needs, from: usize, len: usize, config: &ModelConfig) -> Option<Self> {
         let any = needs.expected || needs.expected_max || needs.future_outputs;
-        any.then(|| Self { needs, from, len, mean: Sample::default(), max: Sample::default() })
+        let tokens = len.saturating_sub(from);
+        let most = if needs.expected_max { MAX_SAMPLES } else { FIT_SAMPLES };
+        any.then(|| Self {
+            needs,
+            from,
+            mean: Sample::new(tokens, MEAN_SAMPLES, config),
+            max: Sample::new(tokens, most, config),
+        })
     }
 
-    /// Samples from the queries `[n][q_dim]` of a layer. `position` is the position of the first one.
+    /// Samples from the queries `[n][n_heads][head_dim]` of a layer. `position` is the position of the first one.
     pub(super) fn add(&mut self, layer: usize, position: usize, q: &[f32], q_dim: usize) {
-        let tokens = self.len.saturating_sub(self.from);
+        let first = position.saturating_sub(self.from);
         if self.needs.expected {
-            let every = (tokens / MEAN_SAMPLES).max(1);
-            self.mean.add(layer, position, q, q_dim, |position| position.is_multiple_of(every));
+            self.mean.add(layer, first, q, q_dim);
         }
         if self.needs.expected_max || self.needs.future_outputs {
-            let samples = if self.needs.expected_max { MAX_SAMPLES } else { FIT_SAMPLES };
-            self.max.add(layer, position, q, q_dim, |position| {
-                is_sample(position.saturating_sub(self.from), tokens, samples)
-            });
+            self.max.add(layer, first, q, q_dim);
         }
     }
 }
@@ -104,6 +118,8 @@ impl SampledQueries {
 /// A sample and the order of its queries.
 struct Ordered<'a> {
     sample: &'a Sample,
+    /// Position of the first token of the sample.
+    from: usize,
     order: Vec<usize>,
 }
 
@@ -122,23 +138,24 @@ impl Session {
     pub(super) fn compute_future_attention(&mut self, sampled: &SampledQueries) -> Result<()> {
         let (needs, len) = (sampled.needs, self.len());
         if needs.expected {
-            let n = sampled.mean.positions.len().max(1);
-            let target = |i: usize| (len + i * MEAN_HORIZON / n) as u32;
+            let n = sampled.mean.n.max(1);
+            let target = |i: usize| len + i * MEAN_HORIZON / n;
             let wanted = ScoresWanted { sum: true, ..ScoresWanted::default() };
-            let sample =
-                Ordered { sample: &sampled.mean, order: (0..sampled.mean.positions.len()).collect() };
+            let order = (0..sampled.mean.n).collect();
+            let sample = Ordered { sample: &sampled.mean, from: sampled.from, order };
             self.attend_from_future(&sample, target, 0, wanted, |scores, sums| {
                 scores.expected = sums.0;
                 scores.expected.iter_mut().flatten().for_each(|sum| *sum /= n as f32);
             })?;
         }
         if needs.expected_max || needs.future_outputs {
-            let target = |i: usize| (len + mix(i as u64) as usize % MAX_HORIZON) as u32;
+            let target = |i: usize| len + mix(i as u64) as usize % MAX_HORIZON;
             let wanted = ScoresWanted { max: needs.expected_max, ..ScoresWanted::default() };
-            let n = sampled.max.positions.len();
+            let n = sampled.max.n;
             let fits = if needs.future_outputs { FIT_SAMPLES.min(n) } else { 0 };
             let (last, first): (Vec<usize>, Vec<usize>) = (0..n).partition(|&i| is_sample(i, n, fits));
-            let sample = Ordered { sample: &sampled.max, order: [first, last].concat() };
+            let order = [first, last].concat();
+            let sample = Ordered { sample: &sampled.max, from: sampled.from, order };
             let layers = self.attend_from_future(&sample, target, fits, wanted, |scores, (_, peak)| {
                 if needs.expected_max {
                     scores.expected_max = peak;
@@ -162,32 +179,39 @@ impl Session {
     /// with their outputs.
     fn attend_from_future(
         &mut self,
-        Ordered { sample, order }: &Ordered<'_>,
-        target: impl Fn(usize) -> u32,
+        Ordered { sample, from, order }: &Ordered<'_>,
+        target: impl Fn(usize) -> usize,
         outputs: usize,
         wanted: ScoresWanted,
         store: impl Fn(&mut PostPrefillScores, (Vec<Vec<f32>>, Vec<Vec<f32>>)),
     ) -> Result<Vec<LayerQueries>> {
         let model = self.model.clone();
         let (config, exec) = (model.config(), model.exec());
-        let (q_dim, n) = (config.q_dim(), sample.positions.len());
-        let rotations: Vec<u32> = order.iter().map(|&i| target(i) - sample.positions[i]).collect();
+        let (q_dim, dim, group, n) = (config.q_dim(), config.head_dim, sample.group, sample.n);
+        let position = |query: usize, member: usize| from + sample.token(query, member);
+        let members = order.iter().flat_map(|&i| (0..group).map(move |member| (i, member)));
+        let rotations: Vec<u32> = members.map(|(i, m)| (target(i) - position(i, m)) as u32).collect();
         let mut table = RopeTable::default();
         table.fill(exec.pool, &rotations, &config.rope_for(self.rope_tokens).inv_freq, 1.0);
         let layers: Vec<usize> = self.kv.full_layers().collect();
         let mut kept = Vec::new();
         kept.resize_with(if outputs > 0 { self.kv.n_layers() } else { 0 }, LayerQueries::default);
-        let mut out = vec![0.0; n * q_dim];
+        let (mut out, mut q) = (vec![0.0; n * q_dim], vec![0.0; n * q_dim]);
         for layer in layers {
             let Some(rows) = sample.layer(layer, q_dim) else { continue };
-            let mut q: Vec<f32> =
-                order.iter().flat_map(|&i| &rows[i * q_dim..(i + 1) * q_dim]).copied().collect();
-            // Queries of a layer without RoPE are the same at every position.
-            for (i, row) in q.chunks_exact_mut(q_dim).enumerate().filter(|_| config.rope_layers[layer]) {
-                let (cos, sin) = table.row(i);
-                row.chunks_exact_mut(config.head_dim)
-                    .for_each(|head| apply_rope(exec.level, config, head, cos, sin));
-            }
+            each_row(exec.pool, &mut q, q_dim, |i, row| {
+                let entries = &rows[order[i] * q_dim..(order[i] + 1) * q_dim];
+                for (head, query) in row.chunks_exact_mut(dim).enumerate() {
+                    let (kv_head, member) = (head / group, head % group);
+                    let entry = member * (q_dim / dim / group) + kv_head;
+                    query.copy_from_slice(&entries[entry * dim..(entry + 1) * dim]);
+                    // Queries of a layer without RoPE are the same at every position.
+                    if config.rope_layers[layer] {
+                        let (cos, sin) = table.row(i * group + member);
+                        apply_rope(exec.level, config, query, cos, sin);
+                    }
+                }
+            });
             self.attend_rotated(Rotated { layer, q: &q, out: &mut out, outputs, wanted }, &store)?;
             if let Some(kept) = kept.get_mut(layer) {
                 let from = (n - outputs) * q_dim;
@@ -222,5 +246,50 @@ impl Session {
         let mut scores = self.kv.post_prefill_scores(layer).clone();
         store(&mut scores, (sums.sum, sums.peak));
         Ok(self.kv.set_post_prefill_scores(layer, scores)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sample of `tokens` tokens in chunks of 7. The query of head `h` of token `t` is `100 t + h`, with `head_dim` 1.
+    fn sample(tokens: usize, most: usize, group: usize, kv_heads: usize) -> Sample {
+        let mut sample = Sample { tokens, n: most.min(tokens), group, head_dim: 1, rows: Vec::new() };
+        let n_heads = group * kv_heads;
+        let rows: Vec<f32> =
+            (0..tokens + 3).flat_map(|t| (0..n_heads).map(move |h| (100 * t + h) as f32)).collect();
+        for (chunk, rows) in rows.chunks(7 * n_heads).enumerate() {
+            sample.add(0, 7 * chunk, rows, n_heads);
+        }
+        sample
+    }
+
+    #[test]
+    fn each_head_has_its_queries_of_evenly_spaced_tokens() {
+        for (tokens, most, group, kv_heads) in
+            [(1, 512, 1, 1), (50, 8, 3, 2), (50, 50, 4, 1), (20, 512, 7, 2), (1000, 64, 2, 3)]
+        {
+            let sample = sample(tokens, most, group, kv_heads);
+            let rows = sample.layer(0, group * kv_heads).expect("all queries");
+            for (entry, heads) in rows.chunks_exact(kv_heads).enumerate() {
+                let (query, member) = (entry / group, entry % group);
+                let token = sample.token(query, member);
+                assert_eq!(token, entry * tokens / (sample.n * group));
+                for (kv_head, &value) in heads.iter().enumerate() {
+                    assert_eq!(value, (100 * token + kv_head * group + member) as f32);
+                }
+            }
+        }
+        let all = sample(20, 512, 7, 2);
+        assert!(
+            (0..20).all(|query| (0..7).all(|member| all.token(query, member) == query)),
+            "all heads of all tokens"
+        );
+    }
+
+    #[test]
+    fn a_sample_without_tokens_has_no_queries() {
+        assert_eq!(sample(0, 512, 2, 1).layer(0, 2), None);
     }
 }
