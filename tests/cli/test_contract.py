@@ -38,7 +38,7 @@ def check_fields(result, **fields):
 def test_run_json(model):
     result = one(scrimp("run", model, "a small text", "--max-tokens", 9, *GREEDY, "--json"))
     check_fields(result, text=str, prompt_tokens=int, generated_tokens=int, prefill_tok_s=float, decode_tok_s=float,
-                 kv_bytes=int, kv_tokens=int, drafted_tokens=int, accepted_tokens=int, peak_rss_bytes=int)
+                 kv_bytes=int, kv_bytes_peak=int, kv_tokens=int, drafted_tokens=int, accepted_tokens=int, peak_rss_bytes=int)
     assert 1 <= result["generated_tokens"] <= 9
     assert result["prompt_tokens"] >= 1
     # The last generated token need not be in the cache.
@@ -134,7 +134,7 @@ def test_eval_kl_between_vocabularies_is_refused():
 
 def test_bench_decode_json():
     result = one(scrimp("bench", "decode", LLAMA, "--prompt", 32, "--tokens", 8, "--depth", 16, "--json"))
-    check_fields(result, prefill_tok_s=float, decode_tok_s=float, kv_bytes=int, peak_rss_bytes=int)
+    check_fields(result, prefill_tok_s=float, decode_tok_s=float, kv_bytes=int, kv_bytes_peak=int, peak_rss_bytes=int)
     assert result["prefill_tok_s"] > 0 and result["decode_tok_s"] > 0 and result["kv_bytes"] > 0
 
 

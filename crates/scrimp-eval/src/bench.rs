@@ -58,6 +58,8 @@ pub struct DecodeResult {
     pub decode_tok_s: f64,
     /// Bytes of the KV cache at the end of the decode.
     pub kv_bytes: usize,
+    /// Maximum size of the KV cache, the `depth` tokens of the prompt included, bytes.
+    pub kv_bytes_peak: usize,
 }
 
 /// Measures prefill and decode of `model` (its context is `context_length`) on `text`, which holds
@@ -101,7 +103,7 @@ pub fn decode<S: LogitsSource>(
     model.reset();
     model.begin_prompt(depth);
     let first = best(model.forward(&text[..depth])?)?;
-    let (mut fastest, mut kv_bytes) = (f64::INFINITY, 0);
+    let (mut fastest, mut kv_bytes, mut kv_bytes_peak) = (f64::INFINITY, 0, model.kv_bytes_peak());
     for i in 1..=ROUNDS {
         round(&format!("decode {i}/{ROUNDS}"));
         model.truncate(depth);
@@ -118,8 +120,10 @@ pub fn decode<S: LogitsSource>(
         }
         fastest = fastest.min(start.elapsed().as_secs_f64());
         kv_bytes = model.kv_bytes();
+        kv_bytes_peak = kv_bytes_peak.max(model.kv_bytes_peak());
     }
-    Ok(DecodeResult { prefill_tok_s: rate(prompt, prefill), decode_tok_s: rate(tokens, fastest), kv_bytes })
+    let (prefill_tok_s, decode_tok_s) = (rate(prompt, prefill), rate(tokens, fastest));
+    Ok(DecodeResult { prefill_tok_s, decode_tok_s, kv_bytes, kv_bytes_peak })
 }
 
 fn best(logits: &[f32]) -> Result<u32> {

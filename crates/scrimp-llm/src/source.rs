@@ -57,6 +57,10 @@ pub trait LogitsSource {
     fn reset(&mut self);
     /// Bytes of the KV cache in use.
     fn kv_bytes(&self) -> usize;
+    /// Maximum size of the KV cache since it was empty, bytes.
+    fn kv_bytes_peak(&self) -> usize {
+        self.kv_bytes()
+    }
     /// Tokens kept in the KV cache.
     fn kv_tokens(&self) -> usize;
 }
@@ -92,6 +96,9 @@ impl LogitsSource for Session {
     }
     fn kv_bytes(&self) -> usize {
         Session::kv_bytes(self)
+    }
+    fn kv_bytes_peak(&self) -> usize {
+        Session::kv_bytes_peak(self)
     }
     fn kv_tokens(&self) -> usize {
         Session::kv_tokens(self)

@@ -44,6 +44,9 @@ pub(crate) struct KvArgs {
     /// for expected-max, kvzip and kvzip-query]
     #[arg(long, value_name = "on|off", value_parser = on_off())]
     pub(crate) kv_fit: Option<bool>,
+    /// Compress long prompts while they are read: the cache never exceeds the budget by more than 3,100 tokens
+    #[arg(long, value_name = "on|off", default_value = "off", value_parser = on_off(), action = clap::ArgAction::Set)]
+    pub(crate) kv_chunks: bool,
     /// First tokens, which are always kept
     #[arg(long, value_name = "N", default_value_t = Compression::DEFAULT_SINKS)]
     pub(crate) kv_sinks: usize,
@@ -78,6 +81,7 @@ impl KvArgs {
             kvcrush_mass: Crush::default().mass,
             kvcrush_order: Crush::default().order,
             kv_fit: None,
+            kv_chunks: false,
             kv_sinks: Compression::DEFAULT_SINKS,
             kv_recent: None,
             kv_granularity: Granularity::Token,
@@ -102,7 +106,8 @@ impl KvArgs {
         if let Some(Shrink { compression, .. }) = &self.kv_shrink {
             let fit = self.kv_fit.unwrap_or(compression.fit);
             let (recent, seed) = (self.kv_recent, seed.unwrap_or(0));
-            return Ok(Some(Compression { fit, sinks: self.kv_sinks, recent, seed, ..compression.clone() }));
+            let (sinks, chunks) = (self.kv_sinks, self.chunks());
+            return Ok(Some(Compression { fit, chunks, sinks, recent, seed, ..compression.clone() }));
         }
         let Some(budget) = self.kv_budget else {
             if self.kvcrush.is_some_and(|share| share > 0.0) {
@@ -114,6 +119,7 @@ impl KvArgs {
         let how = Compression {
             crush: Crush { share, mass: self.kvcrush_mass, order: self.kvcrush_order },
             fit: self.kv_fit.unwrap_or_else(|| policy.policy.fits_values()),
+            chunks: self.chunks(),
             sinks: self.kv_sinks,
             recent: self.kv_recent,
             granularity: match self.kv_granularity {
@@ -126,6 +132,10 @@ impl KvArgs {
         };
         how.check().map_err(|e| usage(&e.to_string()))?;
         Ok(Some(how).filter(|how| !how.keeps_everything()))
+    }
+
+    fn chunks(&self) -> Option<usize> {
+        self.kv_chunks.then_some(Compression::DEFAULT_CHUNK)
     }
 
     /// The storage format of keys and values.

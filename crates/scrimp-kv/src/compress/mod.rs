@@ -92,6 +92,9 @@ pub struct Compression {
     /// Fit the values of kept tokens to the attention over all tokens, if the sequence has future queries. The default
     /// is [`Policy::fits_values`](crate::policy::Policy::fits_values).
     pub fit: bool,
+    /// Compress a long prompt while it is read, whenever the cache exceeds the budget by this number of tokens: the whole
+    /// prompt is never in memory.
+    pub chunks: Option<usize>,
     /// The unit that is kept or dropped as a whole.
     pub granularity: Granularity,
     /// Rotate kept keys to consecutive positions (see
@@ -121,6 +124,9 @@ impl fmt::Display for Compression {
         if self.fit {
             f.write_str(" fit")?;
         }
+        if let Some(tokens) = self.chunks {
+            write!(f, " chunks {tokens}")?;
+        }
         if self.sinks != Self::DEFAULT_SINKS {
             write!(f, " sinks {}", self.sinks)?;
         }
@@ -146,6 +152,9 @@ impl Compression {
     /// The default number of tokens of [`Granularity::Page`].
     pub const DEFAULT_PAGE: usize = 32;
 
+    /// The usual value of [`Compression::chunks`].
+    pub const DEFAULT_CHUNK: usize = 2560;
+
     /// `policy` at `budget`, with defaults for all other settings.
     pub fn new(policy: PolicyChoice, budget: Budget) -> Self {
         Self {
@@ -155,9 +164,23 @@ impl Compression {
             recent: None,
             crush: Crush::default(),
             fit: policy.policy.fits_values(),
+            chunks: None,
             granularity: Granularity::Token,
             rerotate: false,
             seed: 0,
+        }
+    }
+
+    /// Tokens of a prompt to read until the next compression, if `rest` tokens follow and the cache keeps `kept`: all,
+    /// or with [`Compression::chunks`] one of equal parts.
+    pub fn until_next(&self, rest: usize, kept: usize, budget: usize) -> usize {
+        let excess = (kept + rest).saturating_sub(budget);
+        match self.chunks {
+            Some(most) if most > 0 && excess > most => {
+                // The last compression comes at the end of the prompt.
+                excess.div_ceil(excess.div_ceil(most)) + budget.saturating_sub(kept)
+            }
+            _ => rest,
         }
     }
 
@@ -199,6 +222,15 @@ impl Compression {
         let share = self.crush.share;
         if !(0.0..=1.0).contains(&share) {
             return bad(format!("KVCrush's share of the budget is {share}, and must lie between 0 and 1"));
+        }
+        if self.chunks == Some(0) {
+            return bad("the chunks of a prompt must have 1 token or more".into());
+        }
+        if self.chunks.is_some() && self.needs().reconstruction {
+            return bad(format!(
+                "{} reads the whole prompt a second time, so the prompt cannot be compressed in chunks",
+                self.policy.name()
+            ));
         }
         if self.granularity == Granularity::Page(0) {
             return bad("KV pages to keep or drop must have 1 token or more".into());

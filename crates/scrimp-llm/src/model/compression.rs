@@ -4,6 +4,7 @@
 //! begin_prompt(n)  forward ... forward | n tokens: compress to the budget | decode ... | budget + slack: compress again
 //!                  accumulating scores                                    the last 32 queries before that accumulate scores
 //! ```
+//! With [`Compression::chunks`], a long prompt is compressed several times while it is read.
 
 use super::{Session, future_queries::SampledQueries, rope_and_append::apply_rope};
 use crate::error::{Error, Result};
@@ -33,6 +34,10 @@ struct Plan {
 pub(super) struct CompressionState {
     how: Option<Compression>,
     plan: Option<Plan>,
+    /// Tokens of the prompt.
+    prompt: usize,
+    /// Maximum size of the cache before a compression or a packing, bytes.
+    peak_bytes: usize,
     /// The length of the sequence at the last compression.
     done: usize,
     /// The tokens of the prompt so far, if the policy reconstructs them.
@@ -58,7 +63,8 @@ impl CompressionState {
 
     /// The state of a session of `len` tokens, for a file; `None` where its prompt is incomplete.
     pub(super) fn saved(&self, len: usize) -> Option<SavedPlan> {
-        let complete = self.plan.is_none_or(|plan| plan.at > len && self.done > 0) && self.tokens.is_none();
+        let compressed = self.plan.is_none_or(|plan| plan.at > len && self.done > 0);
+        let complete = compressed && len >= self.prompt && self.tokens.is_none();
         complete.then(|| SavedPlan {
             in_tokens: self.plan.map(|plan| plan.at - len),
             budget: self.plan.map_or(0, |plan| plan.budget),
@@ -77,6 +83,7 @@ impl CompressionState {
 
     pub(super) fn forget(&mut self) {
         self.done = 0;
+        self.peak_bytes = 0;
     }
 
     /// Tokens until the next compression, for a session of `len` tokens.
@@ -127,13 +134,42 @@ impl Session {
     /// tokens).
     pub fn begin_prompt(&mut self, len: usize) {
         let Some(how) = &self.compression.how else { return };
-        let budget = how.tokens_or_reserved(len);
-        let needs = how.needs();
-        self.sampled_queries = SampledQueries::new(needs, self.len(), len, self.model.config());
-        self.compression.tokens = needs.reconstruction.then(Vec::new);
-        self.compression.unpacked_until = len;
-        self.compression.plan = Some(Plan { at: len, budget, sum_from: 0 });
+        self.compression.tokens = how.needs().reconstruction.then(Vec::new);
+        self.compression.prompt = len;
+        self.plan_prompt();
+    }
+
+    /// Plans the next compression of a prompt of which a part is in the cache.
+    fn plan_prompt(&mut self) {
+        let Some(how) = &self.compression.how else { return };
+        let prompt = self.compression.prompt;
+        let budget = how.tokens_or_reserved(prompt);
+        let rest = prompt.saturating_sub(self.len());
+        let at = self.len() + how.until_next(rest, self.kept_mean(), budget);
+        self.sampled_queries = SampledQueries::new(how.needs(), self.len(), at, self.model.config());
+        self.compression.unpacked_until = at;
+        self.compression.plan = Some(Plan { at, budget, sum_from: 0 });
         self.kv.clear_recent_scores();
+    }
+
+    /// Tokens that the layers without a sliding window keep, averaged over their heads.
+    fn kept_mean(&self) -> usize {
+        let heads = self.kv.full_layers().flat_map(|l| (0..self.kv.n_kv_heads()).map(move |h| (l, h)));
+        heads.map(|(l, h)| self.kv.kept(l, h)).sum::<usize>()
+            / (self.kv.full_layers().count() * self.kv.n_kv_heads()).max(1)
+    }
+
+    /// Maximum size of the KV cache since the sequence was empty, bytes. A prompt counts after each
+    /// [`CHUNK`](super::CHUNK).
+    pub fn kv_bytes_peak(&self) -> usize {
+        self.compression.peak_bytes.max(self.kv_bytes())
+    }
+
+    /// Compresses the cache if a part of a prompt is complete and the rest follows.
+    pub(super) fn compress_part_if_due(&mut self) -> Result<()> {
+        self.compression.peak_bytes = self.kv_bytes_peak();
+        let due = self.compression.plan.is_some_and(|plan| plan.at <= self.len());
+        if due && self.len() < self.compression.prompt { self.compress_if_due(&[]) } else { Ok(()) }
     }
 
     /// Compresses the cache now to `budget` tokens per KV head, by the accumulated scores
@@ -207,11 +243,12 @@ impl Session {
             .and_then(|()| self.compress(&how, plan.budget));
         self.compression.how = Some(how);
         result?;
+        if self.len() < self.compression.prompt {
+            self.plan_prompt();
+            return Ok(());
+        }
         // A prompt may be shorter than the budget.
-        let kept = self.kv.full_layers().map(|l| (0..self.kv.n_kv_heads()).map(move |h| (l, h)));
-        let kept = kept.flatten().map(|(l, h)| self.kv.kept(l, h)).sum::<usize>()
-            / (self.kv.full_layers().count() * self.kv.n_kv_heads()).max(1);
-        let room = plan.budget.saturating_sub(kept) + (plan.budget / SLACK_SHARE).max(MIN_SLACK);
+        let room = plan.budget.saturating_sub(self.kept_mean()) + (plan.budget / SLACK_SHARE).max(MIN_SLACK);
         let at = self.len() + room;
         self.compression.plan = Some(Plan { at, sum_from: at.saturating_sub(DECODE_QUERIES), ..plan });
         self.kv.clear_recent_scores();

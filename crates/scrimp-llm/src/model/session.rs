@@ -90,6 +90,7 @@ impl Session {
             let mut chunks = tokens.chunks(CHUNK).enumerate().peekable();
             while let Some((c, chunk)) = chunks.next() {
                 session.layers(buffers, chunk, usize::from(chunks.peek().is_none()))?;
+                session.compress_part_if_due()?;
                 if ((c + 1) * CHUNK).is_multiple_of(PIECE) {
                     session.pack_if_done()?;
                 }

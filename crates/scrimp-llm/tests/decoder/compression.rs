@@ -55,6 +55,45 @@ fn a_prompt_is_compressed_when_it_is_complete() {
 }
 
 #[test]
+fn a_prompt_in_chunks_never_exceeds_its_budget_by_more_than_a_chunk() {
+    let model = load(&testdata("tiny").join("llama"), None);
+    let prompt = tokens(&model, 120);
+    for name in ["expected-max", "snapkv", "h2o", "streaming", "adakv:snapkv"] {
+        let compression = Compression { chunks: Some(24), ..how(name, Budget::Fraction(0.25)) };
+        let mut session = model.session();
+        session.set_compression(Some(compression));
+        session.begin_prompt(120);
+        for part in prompt.chunks(8) {
+            session.forward(part).unwrap();
+            let most = kept(&session).iter().sum::<usize>().div_ceil(kept(&session).len());
+            // A chunk ends with the part that completes it.
+            assert!(most <= 30 + 24 + 8, "{name}: {most}");
+        }
+        let kept = kept(&session);
+        assert_eq!((kept.iter().sum::<usize>(), session.len()), (30 * kept.len(), 120), "{name}");
+        assert!(session.kv_bytes_peak() >= session.kv_bytes(), "{name}");
+        assert!(session.forward(&[1]).unwrap().iter().all(|x| x.is_finite()), "{name}");
+    }
+    let again = Compression { chunks: Some(50), ..how("kvzip", Budget::Fraction(0.25)) };
+    assert!(again.check().unwrap_err().to_string().contains("second time"));
+}
+
+#[test]
+fn chunks_longer_than_the_prompt_change_nothing() {
+    let model = load(&testdata("tiny").join("llama"), None);
+    let prompt = tokens(&model, 100);
+    let logits = |chunks| {
+        let mut session = model.session();
+        session.set_compression(Some(Compression { chunks, ..how("expected-max", Budget::Tokens(40)) }));
+        session.begin_prompt(100);
+        session.forward(&prompt).unwrap();
+        session.forward(&[1]).unwrap().to_vec()
+    };
+    assert_eq!(logits(None), logits(Some(60)));
+    assert_ne!(logits(None), logits(Some(59)));
+}
+
+#[test]
 fn a_budget_that_is_not_reached_changes_nothing() {
     let model = load(&testdata("tiny").join("llama"), None);
     let prompt = tokens(&model, 30);

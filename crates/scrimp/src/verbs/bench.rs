@@ -27,6 +27,7 @@ struct Decode {
     prefill_tok_s: f64,
     decode_tok_s: f64,
     kv_bytes: usize,
+    kv_bytes_peak: usize,
     peak_rss_bytes: u64,
 }
 
@@ -74,6 +75,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
         prefill_tok_s: measured.prefill_tok_s,
         decode_tok_s: measured.decode_tok_s,
         kv_bytes: measured.kv_bytes,
+        kv_bytes_peak: measured.kv_bytes_peak,
         peak_rss_bytes: loaded::peak_rss_bytes()?,
     };
     app.printer.result(&result, |r| {
@@ -90,6 +92,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
                     format!("{:.1} tok/s", r.decode_tok_s),
                 ),
                 row("KV cache", format::bytes(r.kv_bytes as u64)),
+                row("KV cache, peak", format::bytes(r.kv_bytes_peak as u64)),
                 row("peak memory", format::bytes(r.peak_rss_bytes)),
             ],
         )

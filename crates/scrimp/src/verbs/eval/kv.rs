@@ -19,6 +19,7 @@ struct Kv {
     top1_agreement: f64,
     kv_bytes: usize,
     kv_bytes_full: usize,
+    kv_bytes_peak: usize,
     compress_ms: f64,
     prefill_ms: f64,
 }
@@ -48,10 +49,18 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
         scored,
         needs,
     )?;
+    let mut peak = whole.kv_bytes();
     spinner.set_message("scoring");
     spinner.tick();
     let format = args.kv.format()?;
-    let score = if whole.prompt().kv().format().check_switch(&format).is_err() {
+    let score = if let Some(how) = how.as_ref().filter(|how| how.chunks.is_some()) {
+        let mut session = loaded.session(Some(how.clone()));
+        session.begin_prompt(prompt);
+        let start = Instant::now();
+        session.forward(&ids[..prompt])?;
+        peak = session.kv_bytes_peak();
+        whole.score_session(session, start.elapsed().saturating_sub(whole.prefill()))?
+    } else if whole.prompt().kv().format().check_switch(&format).is_err() {
         let mut session = loaded.session(None);
         if how.is_some() {
             session.accumulate_scores_for(needs, prompt);
@@ -78,6 +87,7 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
         top1_agreement: score.top1_agreement,
         kv_bytes: score.kv_bytes,
         kv_bytes_full: whole.kv_bytes(),
+        kv_bytes_peak: peak,
         compress_ms: ms(score.compress),
         prefill_ms: ms(whole.prefill()),
     };
