@@ -35,18 +35,21 @@ LAYER_NAMES = {
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate_up_proj": "ffn_up",
     "mlp.gate": "ffn_gate_inp", "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
+    "self_attn.sinks": "attn_sinks", "mlp.router": "ffn_gate_inp",
 }
-ARCHITECTURES = {"qwen3_moe": "qwen3moe"}
+ARCHITECTURES = {"qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss"}
 TOP_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
              "lm_head.weight": "output.weight"}
 
 
-def gguf_name(name):
+def gguf_name(name, model_type=None):
     """The GGUF name of a transformers parameter."""
     if name in TOP_NAMES:
         return TOP_NAMES[name]
     _, _, layer, rest = name.split(".", 3)
-    stem, kind = rest.rsplit(".", 1)
+    stem, kind = rest.rsplit(".", 1) if rest.endswith((".weight", ".bias")) else (rest, "weight")
+    if stem == "post_attention_layernorm" and model_type == "gpt_oss":
+        return f"blk.{layer}.post_attention_norm.{kind}"
     return f"blk.{layer}.{LAYER_NAMES[stem]}.{kind}"
 
 
@@ -85,11 +88,16 @@ def add_metadata(writer, config):
     if getattr(config, "num_local_experts", None):
         writer.add_expert_count(config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     if head_dim * config.num_attention_heads != config.hidden_size:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
+    if config.model_type == "gpt_oss":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if config.model_type == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
         if config.sliding_window:
@@ -133,7 +141,16 @@ def parameters(model):
     """Names and values; gate and up of all experts, which transformers has in one tensor, are two."""
     for name, weight in model.named_parameters():
         values = weight.detach().float().numpy()
-        if name.endswith("mlp.experts.gate_up_proj"):
+        if model.config.model_type == "gpt_oss" and ".mlp.experts." in name:
+            # Gate and up alternate; matrices are transposed.
+            stem, kind = (name[:-5], "bias") if name.endswith("_bias") else (name, "weight")
+            values = values.swapaxes(1, 2) if kind == "weight" else values
+            if stem.endswith("gate_up_proj"):
+                yield stem.replace("gate_up_proj", f"gate_proj.{kind}"), values[:, 0::2]
+                yield stem.replace("gate_up_proj", f"up_proj.{kind}"), values[:, 1::2]
+            else:
+                yield f"{stem}.{kind}", values
+        elif name.endswith("mlp.experts.gate_up_proj"):
             for stem, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=1)):
                 yield name.replace("gate_up_proj", f"{stem}.weight"), half
         elif name.endswith("mlp.experts.down_proj"):
@@ -153,8 +170,8 @@ def write(path, model, kind_of):
         heads = heads_of(name, config)
         if heads:
             values = permute(values, heads)
-        target = gguf_name(name)
-        if values.ndim == 1 or "ffn_gate_inp" in target:
+        target = gguf_name(name, config.model_type)
+        if values.ndim == 1 or target.endswith(".bias") or "ffn_gate_inp" in target:
             writer.add_tensor(target, values)
         else:
             kind = kind_of(target)
@@ -230,6 +247,6 @@ if __name__ == "__main__":
     if not wanted or "llama-mixed" in wanted:
         mixed()
     for name, kind, bound in [("llama3", T.F16, 0.02), ("qwen3", T.BF16, 0.05), ("phi3", T.F16, 0.02),
-                              ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05)]:
+                              ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05), ("gpt-oss", T.BF16, 0.05)]:
         if not wanted or name in wanted:
             convert(name, kind, bound)

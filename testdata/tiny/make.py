@@ -14,8 +14,9 @@ import shutil
 import sys
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from transformers import (Gemma2Config, Gemma3TextConfig, GraniteConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config,
+from transformers import (Gemma2Config, Gemma3TextConfig, Glm4Config, GptOssConfig, GraniteConfig, GraniteMoeConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config,
                           MistralConfig, MixtralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
                           SmolLM3Config)
 
@@ -25,7 +26,7 @@ from common.tiny import TINY, choose_prompt, make_tokenizer, randomize, save_tok
 COMMON = dict(bos_token_id=0, eos_token_id=1, pad_token_id=None, max_position_embeddings=128)
 
 # name -> (configuration, stored type, options)
-#   shards: number of safetensors files; legacy: the rope_scaling keys of a config.json as published; put: keys to set;
+#   shards: number of safetensors files; legacy: the rope_scaling keys of a config.json as published; put: keys to set; mxfp4: experts in MXFP4, in a second folder;
 #   fused: the experts of a layer in one tensor, as transformers 5 has them in memory
 MODELS = {
     "llama": (
@@ -150,7 +151,60 @@ MODELS = {
                     num_key_value_heads=2, num_experts=8, num_experts_per_tok=3, norm_topk_prob=False, rms_norm_eps=1e-5,
                     tie_word_embeddings=False, rope_parameters=dict(rope_type="default", rope_theta=10000.0), **COMMON),
         torch.bfloat16, dict(fused=True)),
+    # Every number of the experts is one of MXFP4, so the folder gpt-oss-mxfp4 has the same model.
+    "gpt-oss": (
+        GptOssConfig(vocab_size=311, hidden_size=64, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4,
+                     num_key_value_heads=2, head_dim=24, num_local_experts=5, num_experts_per_tok=2, sliding_window=9,
+                     rms_norm_eps=1e-5, tie_word_embeddings=False,
+                     rope_parameters=dict(rope_type="yarn", rope_theta=150000.0, factor=8.0, beta_fast=32.0, beta_slow=1.0,
+                                          truncate=False, original_max_position_embeddings=16), **COMMON),
+        torch.bfloat16, dict(mxfp4=True)),
+    "granitemoe": (
+        GraniteMoeConfig(vocab_size=304, hidden_size=64, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+                         num_key_value_heads=2, num_local_experts=6, num_experts_per_tok=2, embedding_multiplier=2.0,
+                         attention_multiplier=0.2, residual_multiplier=0.8, logits_scaling=0.6, rms_norm_eps=1e-5,
+                         tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0), **COMMON),
+        torch.bfloat16, {}),
+    "glm4": (
+        Glm4Config(vocab_size=306, hidden_size=72, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, head_dim=24,
+                   num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False,
+                   rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5), **COMMON),
+        torch.bfloat16, {}),
 }
+
+FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def round_to_mxfp4(weight):
+    """`[experts, columns, rows]` rounded to MXFP4 along the columns, and its blocks and scales."""
+    experts, cols, rows = weight.shape
+    groups = weight.transpose(1, 2).reshape(experts, rows, cols // 32, 32)
+    exponent = torch.floor(torch.log2(groups.abs().amax(-1, keepdim=True).clamp(min=1e-20))) - 2
+    codes = (groups.abs() / 2**exponent).unsqueeze(-1).sub(FP4).abs().argmin(-1)
+    rounded = FP4[codes] * groups.sign() * 2**exponent
+    nibbles = (codes + 8 * (groups < 0)).to(torch.uint8)
+    blocks = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+    scales = (exponent.squeeze(-1) + 127).to(torch.uint8)
+    return rounded.reshape(experts, rows, cols).transpose(1, 2).contiguous(), blocks.contiguous(), scales
+
+
+def write_mxfp4(folder):
+    """The folder of gpt-oss with blocks and scales, as published: FOLDER-mxfp4."""
+    target = folder.with_name(folder.name + "-mxfp4")
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder, target)
+    tensors = {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            rounded, tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = round_to_mxfp4(weight.float())
+            assert torch.equal(rounded, weight.float())
+        else:
+            tensors[name] = weight
+    save_file(tensors, target / "model.safetensors")
+    path = target / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "lm_head"])
+    write_json(path, config)
 
 
 def to_legacy(config, options):
@@ -181,6 +235,11 @@ def make(name, index):
     folder.mkdir(parents=True)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     randomize(model, seed=1000 + index)
+    if options.get("mxfp4"):
+        with torch.no_grad():
+            for parameter, weight in model.named_parameters():
+                if parameter.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                    weight.copy_(round_to_mxfp4(weight)[0])
     size = sum(p.numel() * dtype.itemsize for p in model.parameters())
     shard = size // 2 + 20_000 if options.get("shards") else 10**9
     original = not options.get("fused", False)
@@ -201,6 +260,8 @@ def make(name, index):
     expected = choose_prompt(stored, config.vocab_size, first_seed=7 * index + 1)
     expected = {"family": name, "stored": str(dtype).removeprefix("torch."), **expected}
     write_json(folder / "expected.json", expected)
+    if options.get("mxfp4"):
+        write_mxfp4(folder)
     files = sorted(folder.iterdir())
     print(f"{name:16} {sum(f.stat().st_size for f in files) / 1024:7.0f} KiB  logits std {expected['logits_std']:.3g}  "
           f"smallest greedy gap {expected['greedy_min_gap']:.3g}  {' '.join(f.name for f in files)}")

@@ -119,6 +119,13 @@ pub(crate) fn matrix(
             (cols, data)
         }
         StoredMatrix::Packed(view) => (view.cols(), view.to_dense_f32()),
+        StoredMatrix::Converted { dtype, cols, data: stored } => {
+            let mut data = vec![0.0; rows * cols];
+            pool.chunks(&mut data, cols, |i, row| {
+                dequantize_row(dtype, &stored[i * stored.len() / rows..], row);
+            });
+            (cols, data)
+        }
     };
     checkpoint.release(name);
     if data.iter().any(|w| !w.is_finite()) {

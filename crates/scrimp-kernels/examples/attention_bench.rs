@@ -226,6 +226,7 @@ fn main() {
                 kv: layer,
                 scale: 0.05,
                 softcap: None,
+                sinks: None,
                 wanted_from: 0,
             };
             attend(exec, &args, &mut out[..layer.n_tokens * width], stats, &mut scratch);

@@ -59,6 +59,7 @@ fn attention_inputs<'a>(q: &'a [f32], out: &'a mut [f32]) -> AttentionInputs<'a>
         n_heads: HEADS,
         scale: (HEAD_DIM as f32).powf(-0.5),
         softcap: None,
+        sinks: None,
         wanted_from: 0,
         scores: None,
     }

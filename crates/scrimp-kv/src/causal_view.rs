@@ -41,6 +41,7 @@ impl<'a> CausalView<'a> {
             && inputs.n_heads.is_multiple_of(n_kv_heads)
             && inputs.q.len() == n_tokens * row
             && inputs.out.len() == inputs.q.len()
+            && inputs.sinks.is_none_or(|sinks| sinks.len() == inputs.n_heads)
             && heads.iter().all(|h| h.len() >= own_tokens);
         if !fits {
             return Err(KvError::BadInput(format!(
@@ -66,6 +67,7 @@ impl<'a> CausalView<'a> {
             kv: self,
             scale: inputs.scale,
             softcap: inputs.softcap,
+            sinks: inputs.sinks,
             wanted_from: inputs.wanted_from,
         }
     }

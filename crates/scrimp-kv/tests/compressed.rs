@@ -47,6 +47,7 @@ fn step(sequence: &mut Sequence, q: &[f32], k: &[f32], v: &[f32], scores: Scores
             n_heads: HEADS,
             scale: (DIM as f32).powf(-0.5),
             softcap: None,
+            sinks: None,
             wanted_from: 0,
             scores: scores.any().then_some(scores),
         };
@@ -356,6 +357,7 @@ fn future_outputs(sequence: &mut Sequence, layer: usize, q: &[f32], pool: &Pool)
         n_heads: HEADS,
         scale: 0.5,
         softcap: None,
+        sinks: None,
         wanted_from: 0,
         scores: None,
     };
@@ -384,7 +386,8 @@ fn fitted_values_reproduce_the_attention_over_all_tokens() {
         }
         let q = numbers(40 * HEADS * DIM, 9);
         let out = future_outputs(&mut sequence, 0, &q, &pool);
-        let layers = vec![LayerQueries { q: q.clone(), out: out.clone() }, LayerQueries::default()];
+        let layers =
+            vec![LayerQueries { q: q.clone(), out: out.clone(), sinks: Vec::new() }, LayerQueries::default()];
         let queries = FutureQueries { n_heads: HEADS, scale: 0.5, softcap: None, layers };
         let mut how = Compression::new(policy("knorm").unwrap(), Budget::Tokens(60));
         (how.crush.share, how.sinks, how.recent) = (0.0, 2, Some(20));

@@ -164,6 +164,7 @@ impl World {
                 n_heads: HEADS * GROUP,
                 scale: 0.3,
                 softcap: None,
+                sinks: None,
                 wanted_from: 0,
                 scores: Some(ScoresWanted { last: true, per_query_head: true, ..ScoresWanted::default() }),
             };

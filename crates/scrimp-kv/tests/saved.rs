@@ -46,6 +46,7 @@ fn use_it(sequence: &mut Sequence) -> Vec<f32> {
             n_heads: 2,
             scale: 0.25,
             softcap: None,
+            sinks: None,
             wanted_from: 0,
             scores: None,
         };

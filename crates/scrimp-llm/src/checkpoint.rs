@@ -113,7 +113,7 @@ impl Checkpoint {
         let family = families::by_architecture(architecture)?;
         let config = family.gguf_config(&GgufKeys::new(&gguf, architecture))?;
         let tensors = gguf.tensors().iter().map(|t| Stored {
-            name: t.name.clone(),
+            name: gguf_name(family, &t.name),
             encoding: Encoding::Rows(t.dtype),
             shape: t.shape.clone(),
             file: 0,
@@ -161,7 +161,9 @@ impl Checkpoint {
     fn open_hf(dir: &Path) -> Result<Self> {
         let HfDir { config_path, config: json, shards } = HfDir::open(dir)?;
         let hf = HfConfig::new(&config_path, &json)?;
-        if hf.get("quantization_config").is_some() {
+        let quantization = hf.object("quantization_config")?;
+        let method = quantization.map(|object| object.text("quant_method")).transpose()?.flatten();
+        if quantization.is_some() && method != Some("mxfp4") {
             return Err(hf.unsupported(
                 "quantized Hugging Face checkpoints (GPTQ, AWQ, bitsandbytes, ...) are not supported",
                 "use the model's bf16 files, or a GGUF file",
@@ -191,10 +193,13 @@ impl Checkpoint {
                 if tied && name == "output.weight" {
                     continue;
                 }
-                match tensor.dtype.dtype() {
-                    Some(dtype) => tensors.push(Stored {
+                let bytes = tensor.dtype == SafeDType::U8
+                    && (name.ends_with("_blocks.weight") || name.ends_with("_scales.weight"));
+                let encoding = tensor.dtype.dtype().map(Encoding::Rows).or(bytes.then_some(Encoding::Bytes));
+                match encoding {
+                    Some(encoding) => tensors.push(Stored {
                         name,
-                        encoding: Encoding::Rows(dtype),
+                        encoding,
                         shape: tensor.shape.clone(),
                         file,
                         range: tensor.range.clone(),
@@ -426,6 +431,13 @@ impl Checkpoint {
             data: &self.files[tensor.file][tensor.range.clone()],
         }
     }
+}
+
+/// The name of a GGUF file's tensor in [`Family::layer_tensors`].
+fn gguf_name(family: &dyn Family, name: &str) -> String {
+    let in_layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    let alias = in_layer.and_then(|(layer, name)| Some((layer, family.gguf_alias(name)?)));
+    alias.map_or_else(|| name.to_owned(), |(layer, name)| format!("blk.{layer}.{name}"))
 }
 
 fn missing(path: &Path, name: &str) -> Error {

@@ -9,6 +9,9 @@ pub enum Activation {
     Silu,
     /// GeGLU with the tanh approximation: `gelu(gate) * up`.
     GeluTanh,
+    /// SwiGLU with bounded inputs: `(up + 1) * gate * sigmoid(1.702 gate)`
+    /// ([`Gate::ClampedSilu`](scrimp_kernels::ops::Gate::ClampedSilu)).
+    ClampedSilu,
 }
 
 /// Which two elements of a head vector RoPE rotates together.

@@ -4,6 +4,8 @@
 //!   s[i][h][j] = scale q[i][h] . k[j][h / group]        (optionally cap tanh(s / cap)), + bias[j]
 //!   out[i][h]  = sum over j of softmax_j(s[i][h])[j] v[j][h / group]        j over the keys that token i sees
 //! ```
+//! With sinks (gpt-oss, arXiv 2508.10925, section 2.2), `exp(sink[h])` is another term in the sum of the softmax.
+//!
 //!
 //! A task is one KV head and a block of *rows*. A row is a pair (token, query head of the group): all query heads of a
 //! group and neighboring tokens share the loads of K and V ([`qk_pv`]). Pages come from a [`KvView`]; [`storage`] has
@@ -112,6 +114,8 @@ pub struct AttentionArgs<'a> {
     pub scale: f32,
     /// Soft cap on scores.
     pub softcap: Option<f32>,
+    /// A score for each query head that takes a share of the softmax and has no value (`[n_heads]`).
+    pub sinks: Option<&'a [f32]>,
     /// First token whose output is wanted. The outputs of earlier ones hold anything afterwards; they cost less, but
     /// still count in column sums.
     pub wanted_from: usize,
@@ -148,6 +152,7 @@ fn check(args: &AttentionArgs<'_>, out: &[f32]) {
     assert!(args.geometry.head_dim > 0 && args.geometry.page_tokens.is_multiple_of(storage::TILE));
     assert_eq!(args.q.len(), args.n_tokens * width, "length of q");
     assert_eq!(out.len(), args.n_tokens * width, "length of out");
+    assert!(args.sinks.is_none_or(|sinks| sinks.len() == args.n_heads), "length of the sinks");
 }
 
 /// With column sums: a task is a run of blocks of a head (see [`lane_blocks`]), and has sums of its

@@ -300,13 +300,17 @@ impl BlockTask<'_> {
         let mut buffers = Buffers { q, plain_q, scores: scratch.scores.at_least(cut.scores), acc, packed };
 
         let mut states = [RowState { max: f32::NEG_INFINITY, sum: 0.0 }; MOST_ROWS];
-        let mut start = keys.start;
+        let (mut start, last) = (keys.start, keys.end);
         let _registers = kernels.in_tiles.then(|| amx::registers(self.level));
         while start < keys.end {
             let end = keys.end.min((start / self.segment + 1).saturating_mul(self.segment));
             let keys = start..end;
             self.score(&keys, &cut, &mut buffers);
             self.softmax(&keys, &cut, &mut buffers, &mut states);
+            // Partial results get their sinks when they are merged.
+            if end == last && matches!(sink, Sink::Rows(_)) {
+                self.add_sinks(&mut states);
+            }
             let columns = columns.take();
             let adder =
                 columns.and_then(|c| c.adder(args, kernels, (self.head, &self.rows), &cut.blocks, &states));
@@ -534,6 +538,13 @@ impl BlockTask<'_> {
         }
     }
 
+    /// Adds the sinks to the sums of rows that see keys.
+    fn add_sinks(&self, states: &mut [RowState; MOST_ROWS]) {
+        for (state, row) in states.iter_mut().zip(self.rows.clone()).filter(|(state, _)| state.sum != 0.0) {
+            state.sum += sink_term(self.args, self.head, row, state.max);
+        }
+    }
+
     /// Adds the values of `keys`, weighed by their probabilities, to the outputs, and the probabilities to `adder`'s
     /// columns.
     fn add_values(
@@ -644,6 +655,14 @@ fn score_factor(args: &AttentionArgs<'_>, head: usize) -> (bool, f32) {
     (finished, if finished { 1.0 } else { args.scale } * std::f32::consts::LOG2_E)
 }
 
+/// The sink of a row's query head as a term of a sum of probabilities relative to the score `max`.
+fn sink_term(args: &AttentionArgs<'_>, head: usize, row: usize, max: f32) -> f32 {
+    let Some(sinks) = args.sinks else { return 0.0 };
+    let group = args.n_heads / args.n_kv_heads;
+    let (_, c) = score_factor(args, head);
+    (sinks[head * group + row % group] * std::f32::consts::LOG2_E - max * c).exp2()
+}
+
 fn check_page(view: &PageView<'_>, page_bytes: usize, g: PageGeometry) {
     let [k, v] = view.packed.map_or([page_bytes; 2], |kind| kind.packing().page_bytes(g));
     assert!(view.k.len() >= k && view.v.len() >= v, "a page is too short");
@@ -687,6 +706,9 @@ pub(crate) fn merge(args: &AttentionArgs<'_>, head: usize, rows: usize, parts: &
             sum += factor * part[rows + row];
             let from = &part[2 * rows + row * dim..][..dim];
             to.iter_mut().zip(from).for_each(|(to, x)| *to += factor * x);
+        }
+        if sum != 0.0 {
+            sum += sink_term(args, head, row, max);
         }
         let inverse = inverse(sum);
         to.iter_mut().for_each(|x| *x *= inverse);

@@ -70,6 +70,7 @@ struct Problem {
     format: Format,
     scale: f32,
     softcap: Option<f32>,
+    sinks: Option<Vec<f32>>,
 }
 
 /// A format of plain pages, and how those that are full are packed, except every fourth.
@@ -101,6 +102,7 @@ struct Shape {
     window: Option<usize>,
     biased: bool,
     softcap: Option<f32>,
+    sinks: bool,
 }
 
 /// Packs keys and values, and replaces them by the numbers that are read.
@@ -194,6 +196,7 @@ fn problem(shape: &Shape, format: Format, mut seed: u64) -> Problem {
         format,
         scale: 1.0 / (shape.head_dim as f32).sqrt(),
         softcap: shape.softcap,
+        sinks: shape.sinks.then(|| (0..shape.group * shape.n_kv_heads).map(|_| 3.0 * noise(seed)).collect()),
     }
 }
 
@@ -209,6 +212,7 @@ impl Problem {
             kv: &self.cache,
             scale: self.scale,
             softcap: self.softcap,
+            sinks: self.sinks.as_deref(),
             wanted_from: 0,
         }
     }
@@ -260,7 +264,8 @@ impl Problem {
                     continue;
                 }
                 let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let total: f64 = p.iter().sum();
+                let sink = self.sinks.as_ref().map_or(0.0, |sinks| (f64::from(sinks[head]) - max).exp());
+                let total = p.iter().sum::<f64>() + sink;
                 for (key, p) in visible.zip(p) {
                     let p = p / total;
                     for d in 0..dim {
@@ -371,18 +376,22 @@ fn shapes() -> impl Strategy<Value = Shape> {
         window,
         any::<bool>(),
         prop::option::of(1.0_f32..30.0),
+        any::<bool>(),
     )
         .prop_map(
-            |(n_tokens, group, n_kv_heads, head_dim, page_tokens, before, window, biased, softcap)| Shape {
-                n_tokens,
-                group,
-                n_kv_heads,
-                head_dim,
-                page_tokens,
-                n_keys: before + n_tokens,
-                window,
-                biased,
-                softcap,
+            |(n_tokens, group, n_kv_heads, head_dim, page_tokens, before, window, biased, softcap, sinks)| {
+                Shape {
+                    n_tokens,
+                    group,
+                    n_kv_heads,
+                    head_dim,
+                    page_tokens,
+                    n_keys: before + n_tokens,
+                    window,
+                    biased,
+                    softcap,
+                    sinks,
+                }
             },
         )
 }
@@ -408,6 +417,7 @@ const PLAIN: Shape = Shape {
     window: None,
     biased: false,
     softcap: None,
+    sinks: true,
 };
 
 #[test]

@@ -9,7 +9,7 @@ pub mod gemm_f32;
 mod norm;
 mod rope;
 
-pub use gate::{Gate, gated, scale, softcap};
+pub use gate::{CLAMP, CLAMPED_SLOPE, Gate, gated, scale, softcap};
 pub use norm::RmsNorm;
 pub use rope::{RopeTable, rotate_adjacent, rotate_halves};
 

@@ -32,6 +32,8 @@ pub struct LayerQueries {
     pub q: Vec<f32>,
     /// The outputs of attention over all tokens, `[queries][n_heads][head_dim]`.
     pub out: Vec<f32>,
+    /// The layer's attention sinks (`[n_heads]`); empty without.
+    pub sinks: Vec<f32>,
 }
 
 impl FutureQueries {
@@ -41,7 +43,10 @@ impl FutureQueries {
         let row = self.n_heads * head_dim;
         let fits = row > 0
             && self.n_heads.is_multiple_of(n_kv_heads)
-            && self.layers.iter().all(|l| l.q.len() == l.out.len() && l.q.len().is_multiple_of(row));
+            && self.layers.iter().all(|l| {
+                let sinks = l.sinks.is_empty() || l.sinks.len() == self.n_heads;
+                sinks && l.q.len() == l.out.len() && l.q.len().is_multiple_of(row)
+            });
         if fits {
             Ok(())
         } else {
@@ -79,6 +84,9 @@ impl HeadFit<'_> {
         let Some(rows) = queries.layers.get(layer).filter(|rows| !rows.q.is_empty()) else { return };
         let of_head = |rows: &[f32]| queries.of_head(rows, kv_head, shared.config.n_kv_heads, dim);
         let (q, outputs) = (of_head(&rows.q), of_head(&rows.out));
+        let group = queries.n_heads / shared.config.n_kv_heads;
+        let of_group = rows.sinks.get(kv_head * group..(kv_head + 1) * group).unwrap_or_default();
+        let sinks: Vec<f32> = of_group.iter().cycle().take(q.len() / dim).copied().collect();
         let (mut k, mut v) = (vec![0.0; n * dim], vec![0.0; n * dim]);
         let indices = selection.indices.iter().enumerate();
         for ((i, &index), (k, v)) in indices.zip(k.chunks_exact_mut(dim).zip(v.chunks_exact_mut(dim))) {
@@ -94,6 +102,7 @@ impl HeadFit<'_> {
             dim,
             scale: queries.scale,
             softcap: queries.softcap,
+            sinks: (!sinks.is_empty()).then_some(&sinks),
             ridge: RIDGE,
             point: 0.0,
         };

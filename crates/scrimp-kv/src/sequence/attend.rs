@@ -39,6 +39,8 @@ pub struct AttentionInputs<'a> {
     pub scale: f32,
     /// `tanh` soft cap on scores.
     pub softcap: Option<f32>,
+    /// A score for each query head that takes a share of the softmax and has no value (`[n_heads]`).
+    pub sinks: Option<&'a [f32]>,
     /// The first token whose result is wanted. The results of earlier tokens are unspecified, but their queries count
     /// in the accumulated scores.
     pub wanted_from: usize,

@@ -170,7 +170,8 @@ impl<'a> GgufKeys<'a> {
                     .unwrap_or(context) as f64,
                 beta_fast: self.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 beta_slow: self.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                truncate: true,
+                // Only gpt-oss was trained without rounding. The metadata has no key for it.
+                truncate: self.architecture != "gpt-oss",
             }),
             Some(other) => {
                 return Err(self.file.source().unsupported(

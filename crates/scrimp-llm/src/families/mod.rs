@@ -8,6 +8,7 @@ mod gemma;
 mod gemma2;
 mod gemma3;
 mod gguf_keys;
+mod gpt_oss;
 mod granite;
 mod granite_hybrid;
 mod hf_config;
@@ -49,6 +50,7 @@ pub const FAMILIES: &[&dyn Family] = &[
     &olmo2::Olmo2,
     &olmoe::Olmoe,
     &mistral3::Mistral3,
+    &gpt_oss::GptOss,
 ];
 
 /// One architecture of decoder-only transformers.
@@ -83,6 +85,11 @@ pub trait Family: Sync {
     /// without `.weight` or `.bias`.
     fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
         tensors::layer_tensor_name(hf)
+    }
+
+    /// The name by which [`Family::layer_tensors`] has the tensor `name` of a layer of a GGUF file, if it is another.
+    fn gguf_alias(&self, _name: &str) -> Option<&'static str> {
+        None
     }
 }
 

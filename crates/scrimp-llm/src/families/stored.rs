@@ -83,8 +83,11 @@ struct Stored {
 }
 
 const PAIRS: [(RopePairs, &str); 2] = [(RopePairs::Adjacent, "adjacent"), (RopePairs::Halves, "halves")];
-const ACTIVATIONS: [(Activation, &str); 2] =
-    [(Activation::Silu, "silu"), (Activation::GeluTanh, "gelu_tanh")];
+const ACTIVATIONS: [(Activation, &str); 3] = [
+    (Activation::Silu, "silu"),
+    (Activation::GeluTanh, "gelu_tanh"),
+    (Activation::ClampedSilu, "clamped_silu"),
+];
 
 const WEIGHTINGS: [(ExpertWeighting, &str); 2] =
     [(ExpertWeighting::Softmax, "softmax"), (ExpertWeighting::SoftmaxOfChosen, "softmax_of_chosen")];

@@ -47,11 +47,14 @@ impl TensorSpec {
 
 impl TensorSpec {
     /// The tensors of a file for this tensor, given the names in the file. The matrices of all experts, `[experts][rows]
-    /// [columns]`, may be one tensor, one with gate and up of each expert below each other, or one for each expert.
+    /// [columns]`, may be one tensor, one with gate and up of each expert below each other, or one for each expert; or
+    /// as gpt-oss stores them ([`interleaved`]).
     pub(crate) fn stored_as(self, has: impl Fn(&str) -> bool) -> Vec<Self> {
-        let Some(stem) = self.name.strip_suffix("_exps.weight").filter(|_| !has(&self.name)) else {
-            return vec![self];
-        };
+        let split = self.name.split_once("_exps.").filter(|_| !has(&self.name));
+        let Some((stem, kind)) = split else { return vec![self] };
+        if let Some(found) = interleaved(&self, stem, kind, &has) {
+            return found;
+        }
         let [experts, rows, cols] = self.shape[..] else { return vec![self] };
         let fused = stem.strip_suffix("ffn_gate").or(stem.strip_suffix("ffn_up"));
         if let Some(name) =
@@ -66,6 +69,36 @@ impl TensorSpec {
         };
         if has(&one(0).name) { (0..experts).map(one).collect() } else { vec![self] }
     }
+}
+
+/// The tensors of gpt-oss for the matrices or biases `spec` of all experts. Gate and up are one matrix with
+/// alternating rows. Matrices of floats are transposed; those of MXFP4 are blocks and scales.
+fn interleaved(
+    spec: &TensorSpec,
+    stem: &str,
+    kind: &str,
+    has: impl Fn(&str) -> bool,
+) -> Option<Vec<TensorSpec>> {
+    let (layer, matrix) = stem.rsplit_once('.')?;
+    let (matrix, parts) = if matrix == "ffn_down" { (matrix, 1) } else { ("ffn_gate_up", 2) };
+    let of = |suffix: &str, shape: &[usize]| TensorSpec {
+        name: format!("{layer}.{matrix}_exps_{suffix}.weight"),
+        shape: shape.to_vec(),
+        need: spec.need,
+    };
+    let found = match (kind, &spec.shape[..]) {
+        ("bias", &[experts, rows]) => vec![of("bias", &[experts, parts * rows])],
+        ("weight", &[experts, rows, cols]) => {
+            let columns = of("columns", &[experts, cols, parts * rows]);
+            if has(&columns.name) {
+                return Some(vec![columns]);
+            }
+            let groups = [experts, parts * rows, cols / 32];
+            vec![of("blocks", &[&groups[..], &[16]].concat()), of("scales", &groups)]
+        }
+        _ => return None,
+    };
+    has(&found[0].name).then_some(found)
 }
 
 fn spec(name: &str, shape: &[usize], need: Need) -> TensorSpec {

@@ -15,19 +15,20 @@ impl SequenceChunk<'_> {
 }
 
 impl Pass<'_> {
-    /// Attention of the layer at index `layer` of the caches, from the queries of `n` rows to `attn`. With
-    /// `only_wanted`, the rows of the other tokens are unspecified afterwards.
+    /// Attention of the layer at index `layer` of the caches, from the queries of `n` rows to `attn`, with the layer's
+    /// `sinks`. With `only_wanted`, the rows of the other tokens are unspecified afterwards.
     pub(super) fn attend(
         &mut self,
         layer: usize,
         n: usize,
         chunks: &mut [SequenceChunk<'_>],
+        sinks: Option<&[f32]>,
         only_wanted: bool,
     ) {
         let q_dim = self.config.q_dim();
         sized(&mut self.buffers.attn, n * q_dim);
         for chunk in chunks.iter_mut().filter(|chunk| chunk.error.is_none() && chunk.alone()) {
-            chunk.error = self.attend_alone(layer, chunk, only_wanted).err();
+            chunk.error = self.attend_alone(layer, chunk, sinks, only_wanted).err();
         }
         let Self { exec, config, buffers, .. } = self;
         let (mut rest, mut at) = (&mut buffers.attn[..n * q_dim], 0);
@@ -45,7 +46,7 @@ impl Pass<'_> {
             let calls = q.chunks_exact(per_call * q_dim).zip(out.chunks_exact_mut(per_call * q_dim));
             for (call, (q, out)) in calls.enumerate() {
                 let queries = Queries::Before(queries - (call + 1) * per_call);
-                let inputs = AttentionInputs { queries, ..inputs(config, q, out) };
+                let inputs = AttentionInputs { queries, sinks, ..inputs(config, q, out) };
                 entries.push(BatchEntry { sequence: &*chunk.kv, inputs });
             }
         }
@@ -60,15 +61,25 @@ impl Pass<'_> {
     }
 
     /// One sequence with accumulated attention scores, over all queries of the chunk.
-    fn attend_alone(&mut self, layer: usize, chunk: &mut SequenceChunk<'_>, only_wanted: bool) -> Result<()> {
+    fn attend_alone(
+        &mut self,
+        layer: usize,
+        chunk: &mut SequenceChunk<'_>,
+        sinks: Option<&[f32]>,
+        only_wanted: bool,
+    ) -> Result<()> {
         let Self { exec, config, buffers, .. } = self;
         let (rows, q_dim) = (chunk.rows(), config.q_dim());
         let queries = rows.len();
         let wanted = if only_wanted { chunk.wanted } else { queries };
         let all = rows.start * q_dim..rows.end * q_dim;
         let (q, out) = (&buffers.q[all.clone()], &mut buffers.attn[all]);
-        let inputs =
-            AttentionInputs { wanted_from: queries - wanted, scores: chunk.scores, ..inputs(config, q, out) };
+        let inputs = AttentionInputs {
+            wanted_from: queries - wanted,
+            scores: chunk.scores,
+            sinks,
+            ..inputs(config, q, out)
+        };
         chunk.kv.attend(layer, inputs, *exec, &mut buffers.attention)?;
         if let Some(reconstruction) = &mut chunk.reconstruction {
             reconstruction.merge(layer, &chunk.kv.take_accumulated_scores(layer).0.peak);
@@ -77,7 +88,7 @@ impl Pass<'_> {
     }
 }
 
-/// All queries are wanted, and no scores.
+/// All queries are wanted, and no scores; without sinks.
 fn inputs<'a>(config: &ModelConfig, q: &'a [f32], out: &'a mut [f32]) -> AttentionInputs<'a> {
     AttentionInputs {
         q,
@@ -86,6 +97,7 @@ fn inputs<'a>(config: &ModelConfig, q: &'a [f32], out: &'a mut [f32]) -> Attenti
         n_heads: config.n_heads,
         scale: config.attn_scale,
         softcap: config.attn_logit_softcap,
+        sinks: None,
         wanted_from: 0,
         scores: None,
     }

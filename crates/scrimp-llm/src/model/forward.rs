@@ -323,7 +323,7 @@ impl Pass<'_> {
     ) {
         self.qkv(&layer.norms, [&layer.q, &layer.k, &layer.v], n);
         self.rope_and_append(&layer.norms, place, chunks);
-        self.attend(place.kv, n, chunks, wanted.is_some());
+        self.attend(place.kv, n, chunks, layer.norms.sinks.as_deref(), wanted.is_some());
         let (hidden, q_dim) = (self.config.hidden_size, self.config.q_dim());
         if let Some(wanted) = wanted {
             // Rows only move towards the front.
@@ -515,6 +515,7 @@ impl<'a> Gated<'a> {
         let f = match config.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
+            Activation::ClampedSilu => Gate::ClampedSilu,
         };
         Self { level, gate: f, width: config.intermediate_size, rows: [gate, up] }
     }

@@ -215,7 +215,8 @@ impl Session {
             self.attend_rotated(Rotated { layer, q: &q, out: &mut out, outputs, wanted }, &store)?;
             if let Some(kept) = kept.get_mut(layer) {
                 let from = (n - outputs) * q_dim;
-                *kept = LayerQueries { q: q[from..].to_vec(), out: out[from..].to_vec() };
+                let sinks = model.weights().layers[layer].norms.sinks.clone().unwrap_or_default();
+                *kept = LayerQueries { q: q[from..].to_vec(), out: out[from..].to_vec(), sinks };
             }
         }
         Ok(kept)
@@ -237,6 +238,7 @@ impl Session {
             n_heads: config.n_heads,
             scale: config.attn_scale,
             softcap: config.attn_logit_softcap,
+            sinks: model.weights().layers[layer].norms.sinks.as_deref(),
             wanted_from: q.len() / config.q_dim() - outputs,
             scores: Some(wanted),
         };

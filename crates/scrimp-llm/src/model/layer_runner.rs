@@ -156,7 +156,7 @@ impl<'a> LayerRunner<'a> {
             kv.reset();
             let mut chunks = [SequenceChunk::window(&mut kv, n)];
             pass.rope_and_append(norms, place, &mut chunks);
-            pass.attend(place.kv, n, &mut chunks, false);
+            pass.attend(place.kv, n, &mut chunks, norms.sinks.as_deref(), false);
             let [chunk] = chunks;
             chunk.error.map_or(Ok(()), Err)?;
             out.copy_from_slice(&pass.buffers.attn[..n * q_dim]);

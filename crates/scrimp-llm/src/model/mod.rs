@@ -18,6 +18,7 @@ mod experts;
 mod forward;
 mod future_queries;
 mod layer_runner;
+mod mxfp4;
 pub mod projections;
 mod reconstruction;
 mod rope_and_append;

@@ -1,5 +1,6 @@
 //! A layer's matrices in a checkpoint. Some families store several matrices in one tensor, one below the other.
 
+use super::mxfp4;
 use crate::{
     checkpoint::{Checkpoint, TensorView},
     config::ModelConfig,
@@ -49,6 +50,20 @@ impl Projection {
     }
 }
 
+/// How a stored tensor has the rows of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowLayout {
+    /// One after another: `[rows][columns]`, below those of other experts.
+    Rows,
+    /// As columns: `[experts][columns][rows]`, every second row (gpt-oss in floats).
+    Columns {
+        /// Rows of an expert.
+        of_expert: usize,
+    },
+    /// One after another, in blocks and scales of MXFP4 (gpt-oss).
+    Mxfp4,
+}
+
 /// The rows of one matrix in a stored tensor.
 #[derive(Debug, Clone)]
 pub struct TensorSlice {
@@ -56,17 +71,38 @@ pub struct TensorSlice {
     pub stem: String,
     /// The rows.
     pub rows: Range<usize>,
+    /// From one row to the next.
+    pub step: usize,
+    /// How the tensor has the rows.
+    pub layout: RowLayout,
 }
 
 impl TensorSlice {
-    /// Name of the tensor.
+    /// Consecutive rows of a tensor.
+    pub fn rows(stem: String, rows: Range<usize>) -> Self {
+        Self { stem, rows, step: 1, layout: RowLayout::Rows }
+    }
+
+    /// Name of the tensor; of the blocks, if it is in blocks and scales.
     pub fn weight(&self) -> String {
-        format!("{}.weight", self.stem)
+        match self.layout {
+            RowLayout::Rows => format!("{}.weight", self.stem),
+            RowLayout::Columns { .. } => format!("{}_columns.weight", self.stem),
+            RowLayout::Mxfp4 => format!("{}_blocks.weight", self.stem),
+        }
     }
 
     /// Name of the optional bias.
     pub fn bias(&self) -> String {
-        format!("{}.bias", self.stem)
+        match self.layout {
+            RowLayout::Rows => format!("{}.bias", self.stem),
+            _ => format!("{}_bias.weight", self.stem),
+        }
+    }
+
+    /// The indices of the rows.
+    pub fn indices(&self) -> impl ExactSizeIterator<Item = usize> + use<> {
+        self.rows.clone().step_by(self.step)
     }
 }
 
@@ -92,7 +128,7 @@ pub fn tensor_slice(
         Projection::O | Projection::Down => (projection.stem(), 0..config.hidden_size),
         Projection::Gate | Projection::Up => (projection.stem(), 0..ffn),
     };
-    TensorSlice { stem: name(stem), rows }
+    TensorSlice::rows(name(stem), rows)
 }
 
 /// The tensor and rows of `projection` (gate, up or down) of expert `expert` of layer `index`.
@@ -108,8 +144,21 @@ pub fn expert_slice(
     let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
     let (all, fused) = (format!("{}_exps", projection.stem()), "ffn_gate_up_exps");
     let rows = if projection == Projection::Down { config.hidden_size } else { ffn };
-    let of = |stem: &str, first: usize| TensorSlice { stem: name(stem), rows: first..first + rows };
+    let of = |stem: &str, first: usize| TensorSlice::rows(name(stem), first..first + rows);
+    // gpt-oss: gate and up alternate.
+    let part = if projection == Projection::Down { "ffn_down_exps" } else { "ffn_gate_up_exps" };
+    let (step, first) = match projection {
+        Projection::Down => (1, 0),
+        projection => (2, usize::from(projection == Projection::Up)),
+    };
+    let of_expert = step * rows;
+    let alternating = |layout| {
+        let rows = expert * of_expert + first..(expert + 1) * of_expert;
+        TensorSlice { stem: name(part), rows, step, layout }
+    };
     match projection {
+        _ if has(&format!("{part}_columns")) => alternating(RowLayout::Columns { of_expert }),
+        _ if has(&format!("{part}_blocks")) => alternating(RowLayout::Mxfp4),
         _ if has(&all) => of(&all, expert * rows),
         Projection::Gate if has(fused) => of(fused, 2 * expert * ffn),
         Projection::Up if has(fused) => of(fused, (2 * expert + 1) * ffn),
@@ -143,7 +192,7 @@ pub fn layer_slices(checkpoint: &Checkpoint, config: &ModelConfig, index: usize)
         Projection::ALL.into_iter().filter(|p| config.experts.is_none() || !matches!(p, Gate | Up | Down));
     let mut slices: Vec<_> = dense.map(|p| tensor_slice(checkpoint, config, index, p)).collect();
     if let Some(experts) = config.experts {
-        slices.push(TensorSlice { stem: router(index), rows: 0..experts.count });
+        slices.push(TensorSlice::rows(router(index), 0..experts.count));
         for expert in 0..experts.count {
             slices.extend([Gate, Up, Down].map(|p| expert_slice(checkpoint, config, index, expert, p)));
         }
@@ -211,6 +260,68 @@ pub enum StoredMatrix<'a> {
     },
     /// Packed and checked.
     Packed(PackedView<'a>),
+    /// As `Rows`, converted from another layout.
+    Converted {
+        /// Number format.
+        dtype: DType,
+        /// In features.
+        cols: usize,
+        /// The rows.
+        data: Vec<u8>,
+    },
+}
+
+/// Number format, rows and columns of a slice, and its bytes if it is packed.
+///
+/// # Errors
+/// When the tensor is no matrix.
+pub fn slice_shape(checkpoint: &Checkpoint, slice: &TensorSlice) -> Result<(Encoding, [usize; 2])> {
+    let name = &slice.weight();
+    let tensor = checkpoint.tensor(name)?;
+    let rows = slice.indices().len();
+    match (slice.layout, &tensor.shape[..]) {
+        (RowLayout::Columns { .. }, [_, cols, _]) => Ok((tensor.encoding, [rows, *cols])),
+        (RowLayout::Mxfp4, [_, _, groups, _]) => Ok((Encoding::Rows(DType::BF16), [rows, groups * 32])),
+        _ => shape(checkpoint, name, &tensor).map(|[_, cols]| (tensor.encoding, [rows, cols])),
+    }
+}
+
+/// The rows of `slice`.
+///
+/// # Errors
+/// As [`stored_matrix`].
+pub fn stored_slice<'a>(checkpoint: &'a Checkpoint, slice: &TensorSlice) -> Result<StoredMatrix<'a>> {
+    let name = &slice.weight();
+    let (encoding, [rows, cols]) = slice_shape(checkpoint, slice)?;
+    let bad = |what: &str| Error::damaged_file(checkpoint.path(), format!("tensor {name} {what}"));
+    match slice.layout {
+        RowLayout::Rows => stored_matrix(checkpoint, name, &slice.rows),
+        RowLayout::Columns { of_expert } => {
+            let dtype = encoding.rows().filter(|dtype| dtype.block_len() == 1);
+            let dtype = dtype.ok_or_else(|| bad("is not stored as floats"))?;
+            let (size, stored) = (dtype.block_bytes(), checkpoint.tensor(name)?.data);
+            let mut data = Vec::with_capacity(rows * cols * size);
+            for row in slice.indices() {
+                let first = row / of_expert * of_expert * cols + row % of_expert;
+                for column in 0..cols {
+                    let at = (first + column * of_expert) * size;
+                    data.extend_from_slice(&stored[at..at + size]);
+                }
+            }
+            Ok(StoredMatrix::Converted { dtype, cols, data })
+        }
+        RowLayout::Mxfp4 => {
+            let blocks = checkpoint.tensor(name)?.data;
+            let scales = checkpoint.tensor(&format!("{}_scales.weight", slice.stem))?.data;
+            let groups = cols / 32;
+            let mut data = Vec::with_capacity(rows * cols * 2);
+            for group in slice.indices().flat_map(|row| row * groups..(row + 1) * groups) {
+                mxfp4::to_bf16(&blocks[group * 16..(group + 1) * 16], scales[group], &mut data)
+                    .ok_or_else(|| bad("has a scale that is not finite"))?;
+            }
+            Ok(StoredMatrix::Converted { dtype: DType::BF16, cols, data })
+        }
+    }
 }
 
 /// Rows `rows` of a stored matrix. A packed matrix is read and checked as a whole.
@@ -237,6 +348,7 @@ pub fn stored_matrix<'a>(
         Encoding::Packed(_) if rows.len() != stored => {
             Err(bad(format!("a packed matrix cannot be cut into rows {rows:?}")))
         }
+        Encoding::Bytes => Err(bad("it holds bytes instead of numbers".to_owned())),
         Encoding::Packed(format) => PackedView::new(format, stored, cols, tensor.data)
             .map(StoredMatrix::Packed)
             .map_err(|e| bad(e.to_string())),

@@ -205,6 +205,7 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
                 post_attn_norm: None,
                 ffn_norm: Some(norm()),
                 post_ffn_norm: None,
+                sinks: None,
             },
             q: copy(0)?,
             k: copy(1)?,

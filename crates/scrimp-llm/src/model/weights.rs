@@ -1,8 +1,8 @@
 //! A checkpoint's tensors, repacked for the kernels.
 
 use super::projections::{
-    Projection, StoredMatrix, TensorSlice, expert_slice, layer_slices, optional_vector, router, shape,
-    stored_matrix, tensor_slice, vector,
+    Projection, StoredMatrix, TensorSlice, expert_slice, layer_slices, optional_vector, router, slice_shape,
+    stored_slice, tensor_slice, vector,
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -15,7 +15,6 @@ use scrimp_kernels::{
     linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, Needs, StoredRows, linear},
     mem::Arena,
 };
-use std::ops::Range;
 
 /// A linear layer: its matrix as the kernels read it, and its bias.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ pub struct LinearWeights {
     pub bias: Option<Vec<f32>>,
 }
 
-/// The norms of a decoder layer, `[hidden_size]` or `[head_dim]`.
+/// The norms of a decoder layer, `[hidden_size]` or `[head_dim]`, and its attention sinks.
 #[derive(Debug, Clone)]
 pub struct LayerNorms {
     /// Before attention.
@@ -41,6 +40,8 @@ pub struct LayerNorms {
     pub ffn_norm: Option<Vec<f32>>,
     /// After the feed-forward block.
     pub post_ffn_norm: Option<Vec<f32>>,
+    /// A score for each query head that takes a share of the softmax (`[n_heads]`).
+    pub sinks: Option<Vec<f32>>,
 }
 
 impl LayerNorms {
@@ -58,6 +59,7 @@ impl LayerNorms {
             post_attn_norm: optional("post_attention_norm")?,
             ffn_norm: optional("ffn_norm")?,
             post_ffn_norm: optional("post_ffw_norm")?,
+            sinks: optional("attn_sinks")?,
         })
     }
 }
@@ -123,6 +125,10 @@ impl LinearWeights {
                 let mut arena = Arena::new(bytes).map_err(memory)?;
                 Matrix::pack(pool, &mut arena, StoredRows { dtype: *dtype, rows: *rows, cols: *cols, data })
             }
+            StoredMatrix::Converted { dtype, cols, data } => {
+                let rows = data.len() / dtype.row_bytes(*cols).unwrap_or(1).max(1);
+                return Self::pack(pool, &StoredMatrix::Rows { dtype: *dtype, rows, cols: *cols, data });
+            }
             StoredMatrix::Packed(view) => {
                 let mut arena = Arena::new(Arena::size_of(view.bytes().len())).map_err(memory)?;
                 Matrix::from_packed(pool, &mut arena, view)
@@ -172,7 +178,7 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     let tied = checkpoint.try_tensor("output.weight").is_none();
     let output = if tied { "token_embd" } else { "output" };
     let rows = config.vocab_size;
-    let mut packed_bytes = matrix_bytes(checkpoint, &TensorSlice { stem: output.to_owned(), rows: 0..rows })?;
+    let mut packed_bytes = matrix_bytes(checkpoint, &TensorSlice::rows(output.to_owned(), 0..rows))?;
     for index in 0..config.n_layers {
         for slice in layer_slices(checkpoint, config, index) {
             packed_bytes += matrix_bytes(checkpoint, &slice)?;
@@ -182,7 +188,7 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
         .map_err(|e| Error::out_of_memory(format!("{} MiB of weights ({e})", packed_bytes >> 20)))?;
     let mut loader = Loader { checkpoint, pool, arena, progress };
     let layers = (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_>>()?;
-    let output = loader.matrix(&format!("{output}.weight"), &(0..rows))?;
+    let output = loader.matrix(&TensorSlice::rows(output.to_owned(), 0..rows))?;
     let output_norm = vector(checkpoint, "output_norm.weight")?;
     checkpoint.release_all();
     Ok(Weights { layers, output_norm, output, tied, packed_bytes })
@@ -190,22 +196,18 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
 
 /// Bytes of a packed matrix in memory. A router that is not stored as floats is converted to f32.
 fn matrix_bytes(checkpoint: &Checkpoint, slice: &TensorSlice) -> Result<usize> {
-    let name = &slice.weight();
-    let tensor = checkpoint.tensor(name)?;
-    shape(checkpoint, name, &tensor).and_then(|[_, cols]| {
-        let bytes = match tensor.encoding {
-            Encoding::Rows(dtype) => {
-                let dtype = if slice.stem.ends_with("ffn_gate_inp") && dtype.block_len() > 1 {
-                    DType::F32
-                } else {
-                    dtype
-                };
-                Matrix::packed_bytes(dtype, slice.rows.len(), cols)
-            }
-            Encoding::Packed(_) => Some(Arena::size_of(tensor.data.len())),
-        };
-        bytes.ok_or_else(|| Error::damaged_file(checkpoint.path(), format!("tensor {name} is too large")))
-    })
+    let (encoding, [rows, cols]) = slice_shape(checkpoint, slice)?;
+    let bytes = match encoding {
+        Encoding::Rows(dtype) => {
+            let router = slice.stem.ends_with("ffn_gate_inp") && dtype.block_len() > 1;
+            Matrix::packed_bytes(if router { DType::F32 } else { dtype }, rows, cols)
+        }
+        Encoding::Packed(_) | Encoding::Bytes => {
+            Some(Arena::size_of(checkpoint.tensor(&slice.weight())?.data.len()))
+        }
+    };
+    let name = slice.weight();
+    bytes.ok_or_else(|| Error::damaged_file(checkpoint.path(), format!("tensor {name} is too large")))
 }
 
 impl Loader<'_> {
@@ -249,7 +251,7 @@ impl Loader<'_> {
 
     /// The router's matrix, in f32 unless it is stored in other floats.
     fn router(&mut self, stem: &str, count: usize) -> Result<LinearWeights> {
-        let slice = TensorSlice { stem: stem.to_owned(), rows: 0..count };
+        let slice = TensorSlice::rows(stem.to_owned(), 0..count);
         let tensor = self.checkpoint.tensor(&slice.weight())?;
         if tensor.encoding.rows().is_some_and(|dtype| dtype.block_len() == 1) {
             return self.projection(slice);
@@ -265,20 +267,26 @@ impl Loader<'_> {
     }
 
     fn projection(&mut self, slice: TensorSlice) -> Result<LinearWeights> {
-        let bias = optional_vector(self.checkpoint, &slice.bias())?.map(|b| b[slice.rows.clone()].to_vec());
-        let weight = self.matrix(&slice.weight(), &slice.rows)?;
+        let bias = optional_vector(self.checkpoint, &slice.bias())?;
+        let bias = bias.map(|bias| slice.indices().map(|row| bias[row]).collect());
+        let weight = self.matrix(&slice)?;
         Ok(LinearWeights { weight, bias })
     }
 
-    fn matrix(&mut self, name: &str, rows: &Range<usize>) -> Result<Matrix> {
+    fn matrix(&mut self, slice: &TensorSlice) -> Result<Matrix> {
+        let name = &slice.weight();
         let (pool, arena, checkpoint) = (self.pool, &mut self.arena, self.checkpoint);
         // The mapped original is released piece by piece, so that the largest matrix is not in memory twice.
         let mut done = |slice: &[u8]| checkpoint.release_part(name, slice);
-        let (matrix, bytes) = match stored_matrix(checkpoint, name, rows)? {
+        let (matrix, bytes) = match stored_slice(checkpoint, slice)? {
             StoredMatrix::Rows { dtype, rows, cols, data } => (
                 Matrix::pack_in_pieces(pool, arena, StoredRows { dtype, rows, cols, data }, &mut done),
                 data.len(),
             ),
+            StoredMatrix::Converted { dtype, cols, data } => {
+                let stored = StoredRows { dtype, rows: slice.indices().len(), cols, data: &data };
+                (Matrix::pack(pool, arena, stored), data.len())
+            }
             StoredMatrix::Packed(view) => {
                 // The check has read all of it.
                 checkpoint.release(name);

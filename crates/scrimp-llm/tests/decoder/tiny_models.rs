@@ -167,8 +167,18 @@ fn olmoe_fused_experts_without_normalization_bf16() {
 }
 
 #[test]
+fn gpt_oss_sinks_windows_and_biases_of_experts_bf16() {
+    check_directory("gpt-oss", EXACT);
+}
+
+#[test]
+fn gpt_oss_in_mxfp4() {
+    check_directory("gpt-oss-mxfp4", EXACT);
+}
+
+#[test]
 fn gguf_holds_the_same_models() {
-    for name in ["llama3", "qwen3", "phi3", "phi3-longrope", "qwen3moe"] {
+    for name in ["llama3", "qwen3", "phi3", "phi3-longrope", "qwen3moe", "gpt-oss"] {
         let gguf = testdata("tiny-gguf").join(format!("{name}.gguf"));
         check(&gguf, &testdata("tiny").join(name).join("expected.json"), EXACT);
     }

@@ -97,6 +97,7 @@ fn report<'a>(model: &'a str, path: &'a Path, checkpoint: &'a Checkpoint) -> Rep
         activation: match config.activation {
             Activation::Silu => "SwiGLU",
             Activation::GeluTanh => "GeGLU",
+            Activation::ClampedSilu => "clamped SwiGLU",
         },
         sliding_layers: windows.len(),
         sliding_window: windows.iter().copied().min(),

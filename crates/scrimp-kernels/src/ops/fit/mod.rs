@@ -46,6 +46,8 @@ pub struct ValueFit<'a> {
     pub scale: f32,
     /// Soft cap on scores.
     pub softcap: Option<f32>,
+    /// The sink of each query (`[queries]`): a score without a key that takes a share of the softmax.
+    pub sinks: Option<&'a [f32]>,
     /// The ridge, as a share of the mean diagonal element of `X^T X`.
     pub ridge: f32,
     /// The ridge of a key is multiplied by `1 + point m^2`, where `m` is the most attention that a query pays to the key.
@@ -77,6 +79,7 @@ pub fn fit_values(level: SimdLevel, scratch: &mut FitScratch, fit: &ValueFit<'_>
     let (m, n) = (fit.q.len() / dim, fit.k.len() / dim);
     assert!(fit.outputs.len() == m * dim && v.len() == n * dim);
     assert!(fit.bias.is_none_or(|bias| bias.len() == n));
+    assert!(fit.sinks.is_none_or(|sinks| sinks.len() == m));
     if m == 0 || n == 0 {
         return false;
     }

@@ -74,7 +74,7 @@ impl Softmax<'_> {
         let mut energy = 0.0;
         let x = &mut self.x[..];
         let this = Softmax { x: &mut [], ..self };
-        for row in x.chunks_exact_mut(ld) {
+        for (i, row) in x.chunks_exact_mut(ld).enumerate() {
             // Columns behind the last key hold anything.
             row[this.n..].fill(0.0);
             let row = row.as_chunks_mut::<16>().0;
@@ -84,14 +84,15 @@ impl Softmax<'_> {
                 s.store(score, x);
                 max = s.max(score, max);
             }
-            let max = s.splat(largest(s, max));
-            let mut sum = s.splat(0.0);
+            let largest = largest(s, max);
+            let (max, mut sum) = (s.splat(largest), s.splat(0.0));
             for x in &mut *row {
                 let e = s.exp(s.sub(s.load(x), max));
                 s.store(e, x);
                 sum = s.add(sum, e);
             }
-            let factor = s.splat(s.reduce_add(sum).recip());
+            let sink = this.fit.sinks.map_or(0.0, |sinks| (sinks[i] - largest).exp());
+            let factor = s.splat((s.reduce_add(sum) + sink).recip());
             let mut squares = s.splat(0.0);
             for (x, peak) in row.iter_mut().zip(peaks.as_chunks_mut::<16>().0) {
                 let p = s.mul(s.load(x), factor);
@@ -120,6 +121,10 @@ impl Softmax<'_> {
                 s.store(score, x);
                 s.store(s.max(score, s.load(max)), max);
             }
+        }
+        if let Some(sinks) = this.fit.sinks {
+            let sums = sum.as_flattened_mut().iter_mut().zip(max.as_flattened());
+            sums.zip(sinks).for_each(|((sum, max), sink)| *sum = (sink - max).exp());
         }
         for row in x.chunks_exact_mut(ld) {
             for ((x, max), sum) in row.as_chunks_mut::<16>().0.iter_mut().zip(&max).zip(&mut sum) {

@@ -42,7 +42,8 @@ fn attention(fit: &ValueFit<'_>, i: usize) -> Vec<f64> {
     let scores: Vec<f64> = (0..fit.k.len() / fit.dim).map(score).collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let e: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-    let sum: f64 = e.iter().sum();
+    let sink = fit.sinks.map_or(0.0, |sinks| (f64::from(sinks[i]) - max).exp());
+    let sum = e.iter().sum::<f64>() + sink;
     e.iter().map(|e| e / sum).collect()
 }
 
@@ -78,6 +79,7 @@ fn every_level_solves_the_normal_equations() {
         for (softcap, biased, point) in [(None, false, 0.0), (Some(5.0), true, 3.0)] {
             let q: Vec<f32> = numbers(1, m * dim).iter().map(|x| 3.0 * x).collect();
             let (k, outputs, bias) = (numbers(2, n * dim), numbers(3, m * dim), numbers(4, n));
+            let sinks = numbers(6, m);
             let fit = ValueFit {
                 q: &q,
                 outputs: &outputs,
@@ -86,6 +88,7 @@ fn every_level_solves_the_normal_equations() {
                 dim,
                 scale: 0.7,
                 softcap,
+                sinks: biased.then_some(&sinks),
                 ridge: 0.03,
                 point,
             };
@@ -107,7 +110,18 @@ fn every_level_solves_the_normal_equations() {
 
 /// Checks at every level whether the values of keys `k` are replaced, and that they are finite.
 fn check(q: &[f32], k: &[f32], outputs: &[f32], ridge: f32, solved: bool) {
-    let fit = ValueFit { q, outputs, k, bias: None, dim: 16, scale: 1.0, softcap: None, ridge, point: 0.0 };
+    let fit = ValueFit {
+        q,
+        outputs,
+        k,
+        bias: None,
+        dim: 16,
+        scale: 1.0,
+        softcap: None,
+        sinks: None,
+        ridge,
+        point: 0.0,
+    };
     for level in SimdLevel::supported() {
         let before = numbers(5, k.len());
         let mut v = before.clone();

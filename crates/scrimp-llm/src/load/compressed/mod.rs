@@ -37,6 +37,8 @@ pub enum Encoding {
     Rows(DType),
     /// A matrix in the layout of the kernels.
     Packed(WeightFormat),
+    /// Bytes of a Hugging Face file that are numbers together with another tensor (MXFP4's blocks and scales).
+    Bytes,
 }
 
 impl Encoding {
@@ -45,6 +47,7 @@ impl Encoding {
         match self {
             Self::Rows(dtype) => dtype.name(),
             Self::Packed(format) => format.name(),
+            Self::Bytes => "U8",
         }
     }
 
@@ -52,7 +55,7 @@ impl Encoding {
     pub fn rows(self) -> Option<DType> {
         match self {
             Self::Rows(dtype) => Some(dtype),
-            Self::Packed(_) => None,
+            Self::Packed(_) | Self::Bytes => None,
         }
     }
 
