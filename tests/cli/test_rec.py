@@ -65,6 +65,24 @@ def test_train_eval_score(clicks, tmp_path):
     assert sum(positives) / len(positives) > 0.1 + sum(scores) / len(scores)
 
 
+def test_a_trained_model_is_compressed(clicks, tmp_path):
+    data, _, _ = clicks
+    full, small = tmp_path / "full.model", tmp_path / "small.model"
+    trained = one(scrimp("rec", "train", data, "-o", full, "--encoder", "full", "--json"))
+    made = one(scrimp("rec", "compress", full, data, "-o", small, "--compression", 4, "--json"))
+    assert made["auc_full"] == pytest.approx(trained["auc"], abs=1e-6) and made["auc_fitted"] is None
+    assert made["auc"] > made["auc_full"] - 0.03 and made["compression"] >= 4
+    assert one(scrimp("rec", "eval", small, data, "--json"))["embedding_bytes"] == made["embedding_bytes"]
+    fitted = one(scrimp("rec", "compress", full, data, "-o", small, "--compression", 2, "--fit-passes", 5, "--epochs", 0, "--json"))
+    assert 0 < fitted["fit_error"] < 1 and fitted["auc"] == pytest.approx(fitted["auc_fitted"], abs=0.02)
+    before = full.read_bytes()
+    scrimp("rec", "compress", full, data, "-o", full).refused("full.model")
+    scrimp("rec", "compress", full, data, "-o", data).refused("clicks.csv")
+    scrimp("rec", "compress", data, data, "-o", small).refused("clicks.csv")
+    scrimp("rec", "compress", full, data, "-o", small, "--label-share", 2).refused("--label-share")
+    assert full.read_bytes() == before
+
+
 def test_the_model_remembers_its_columns(clicks):
     _, model, _ = clicks
     shown = one(scrimp("rec", "inspect", model, "--json"))["config"]["schema"]

@@ -8,12 +8,14 @@
 //! | [`encoders`], [`EmbeddingBag`] | compressed embeddings |
 //! | [`model::Model`] | DLRM: prediction, training step, model file |
 //! | [`recipe::train`] | a complete training |
+//! | [`distill::compress`] | a smaller copy of a trained model |
 //! | [`train::train`], [`train::evaluate`] | epochs, early stopping, checkpoints |
 //! | [`metrics`] | AUC, log loss, calibration |
 #![forbid(unsafe_code)]
 
 pub mod bench;
 pub mod data;
+pub mod distill;
 mod embedding_bag;
 pub mod encoders;
 pub mod generate;

@@ -56,6 +56,9 @@ pub struct Inputs<'a> {
 pub enum Event<'a> {
     /// Ids are being counted: rows so far, and the finished part if it is known.
     Counting(u64, Option<f64>),
+    /// The embeddings are being fitted to those of another model: rows of all passes so far, the finished part of this
+    /// pass if it is known, and the relative squared error ([`crate::distill`]).
+    Fitting(u64, Option<f64>, f64),
     /// Ids are counted, and the model has a shape.
     Planned(&'a IdCounts, &'a EncoderConfig),
     /// A step is finished.
@@ -113,12 +116,12 @@ impl Inputs<'_> {
         Ok(xxh3_64(&all.map(u64::to_le_bytes).concat()))
     }
 
-    fn open(&self, data: &Data) -> Result<Box<dyn RowSource>> {
+    pub(crate) fn open(&self, data: &Data) -> Result<Box<dyn RowSource>> {
         data.open(self.schema, self.options)
     }
 
     /// Training rows without the held-out ones, shuffled.
-    fn training_rows(&self, recipe: &Recipe) -> Result<Box<dyn RowSource>> {
+    pub(crate) fn training_rows(&self, recipe: &Recipe) -> Result<Box<dyn RowSource>> {
         let mut rows = self.open(self.train)?;
         if recipe.hold_out > 0 && self.valid.is_none() {
             rows = Box::new(Folded::new(rows, Fold::Rest(recipe.hold_out)));
@@ -130,7 +133,7 @@ impl Inputs<'_> {
     }
 
     /// Validation rows. Held-out rows are few and stay in memory: every evaluation reads them again.
-    fn validation_rows(&self, recipe: &Recipe) -> Result<Option<Box<dyn RowSource>>> {
+    pub(crate) fn validation_rows(&self, recipe: &Recipe) -> Result<Option<Box<dyn RowSource>>> {
         if let Some(data) = self.valid {
             return self.open(data).map(Some);
         }

@@ -78,6 +78,7 @@ fn help_of_every_verb() {
         &["rec", "prepare"],
         &["rec", "train"],
         &["rec", "eval"],
+        &["rec", "compress"],
         &["rec", "score"],
         &["rec", "inspect"],
     ];

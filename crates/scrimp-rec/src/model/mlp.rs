@@ -124,6 +124,14 @@ impl Mlp {
         })
     }
 
+    /// Copies the weights of `other`, which has the same shape.
+    pub(super) fn copy_weights(&mut self, other: &Self) {
+        for (layer, from) in self.layers.iter_mut().zip(&other.layers) {
+            layer.weight.values.copy_from_slice(&from.weight.values);
+            layer.bias.values.copy_from_slice(&from.bias.values);
+        }
+    }
+
     /// The outputs, `[rows, outputs]`, of the inputs `x`, `[rows, inputs]`.
     pub fn forward(&mut self, exec: Exec<'_>, x: &[f32], rows: usize) -> &[f32] {
         for i in 0..self.layers.len() {

@@ -151,6 +151,60 @@ impl Model {
         Ok(Self { config, dense_arch, sparse_arch, interaction_arch, over_arch, steps: 0, buffers })
     }
 
+    /// A model with the dense layers of this one and with another encoder, which has random tables. `keys` as in
+    /// [`Model::new`].
+    ///
+    /// # Errors
+    /// The encoder has another number or dimension of vectors, or an allocation fails.
+    pub fn with_encoder(&self, encoder: EncoderConfig, keys: &[u64]) -> Result<Self> {
+        let mut model = Self::new(ModelConfig { encoder, ..self.config.clone() }, keys)?;
+        let shape = |m: &Self| (m.sparse_arch.vectors(), m.config.encoder.dim);
+        if shape(&model) != shape(self) {
+            return Err(Error::bad_input("the encoder's vectors do not fit the dense layers of the model")
+                .with_hint("use the dimension of the model, and an encoder with a vector per feature"));
+        }
+        if let (Some(to), Some(from)) = (&mut model.dense_arch, &self.dense_arch) {
+            to.copy_weights(from);
+        }
+        model.over_arch.copy_weights(&self.over_arch);
+        Ok(model)
+    }
+
+    /// A step of the regression of the embeddings on those of `target` for the ids of `batch`. Returns the sums of the
+    /// squared differences and of the squared targets, before the step.
+    ///
+    /// # Panics
+    /// As [`Model::step`], or if the targets have another shape.
+    pub fn fit_embeddings(
+        &mut self,
+        exec: Exec<'_>,
+        target: &Self,
+        batch: &Batch,
+        optimizer: Optimizer,
+    ) -> (f64, f64) {
+        self.check(batch);
+        let len = batch.rows() * self.sparse_arch.vectors() * self.config.encoder.dim;
+        let Buffers { sparse, dz: targets, .. } = &mut self.buffers;
+        let (own, targets) = (sized(sparse, len), sized(targets, len));
+        self.sparse_arch.forward(exec, &batch.ids, own);
+        target.sparse_arch.forward(exec, &batch.ids, targets);
+        let (mut error, mut norm) = (0.0, 0.0);
+        let scale = 1.0 / batch.rows().max(1) as f32;
+        for (x, y) in own.iter_mut().zip(&*targets) {
+            let difference = *x - y;
+            error += f64::from(difference * difference);
+            norm += f64::from(y * y);
+            *x = difference * scale;
+        }
+        self.sparse_arch.backward(exec, &batch.ids, own, optimizer);
+        (error, norm)
+    }
+
+    /// Forgets the state of the embeddings' optimizer: the next steps are as large as those of a new model.
+    pub fn reset_embedding_optimizer(&mut self) {
+        self.sparse_arch.params_mut().into_iter().for_each(|(_, param)| param.state.clear());
+    }
+
     /// The shape.
     pub fn config(&self) -> &ModelConfig {
         &self.config

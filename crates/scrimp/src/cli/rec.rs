@@ -7,6 +7,7 @@ use clap::{
 };
 use scrimp_rec::{
     data::{Format, PRESETS},
+    distill::DistillOptions,
     encoders::{ENCODERS, Precision},
     train::{OptimizerKind, Preset},
 };
@@ -54,6 +55,15 @@ An id may be any text; no vocabulary is stored. A schema file lists the label an
   categorical = [\"user\", { name = \"item\", kind = \"id\" }]
   crosses = [[\"user\", \"item\"]]")]
     Train(Box<RecTrainArgs>),
+    /// Make a small copy of a trained model
+    #[command(after_help = "Examples:
+  scrimp rec train flights -o flights.model --encoder full
+  scrimp rec compress flights.model flights -o small.model --compression 100
+  scrimp rec compress big.model day_22.gz -o small.model --compression 1000 --fit-passes 10    a sample of the rows
+
+The small model learns from the predictions of the trained model on the rows of DATA, best all rows of its training. With \
+few rows, --fit-passes 10 fits the small tables to the trained embeddings first.")]
+    Compress(RecCompressArgs),
     /// Measure a model's accuracy on labeled rows
     #[command(after_help = "Examples:
   scrimp rec eval flights.model flights
@@ -250,6 +260,50 @@ pub(crate) struct TrainingArgs {
     /// Write a chart of the learning curves
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) curves: Option<PathBuf>,
+}
+
+/// `scrimp rec compress`.
+#[derive(Debug, Args)]
+pub(crate) struct RecCompressArgs {
+    /// Model file of `rec train`, with any encoder
+    pub(crate) model: PathBuf,
+    /// Rows with the model's columns and labels; a directory's train.* files, if it has train.*
+    pub(crate) data: PathBuf,
+    /// Model file to write
+    #[arg(short, long, value_name = "MODEL")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+    /// Embedding method of the small model
+    #[arg(long, value_name = "ENCODER", default_value = "memrec", value_parser = encoder_names())]
+    pub(crate) encoder: String,
+    /// Make the tables F times smaller than full f32 tables [default: 100]
+    #[arg(long, value_name = "F", conflicts_with = "budget", value_parser = factor)]
+    pub(crate) compression: Option<f64>,
+    /// Total size of the tables (500kB, 33MB, 2GiB)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) budget: Option<u64>,
+    /// Storage type of the tables
+    #[arg(long = "dtype", value_name = "TYPE", default_value = Precision::Int4.name(), value_parser = one_of(Precision::ALL, Precision::name, Precision::about))]
+    pub(crate) precision: Precision,
+    /// Passes over the data that fit the small tables to the trained ones, before the training
+    #[arg(long, value_name = "N", default_value_t = DistillOptions::default().fit_passes)]
+    pub(crate) fit_passes: u64,
+    /// Maximum number of passes that train the small model on the predictions of the trained one; 0: only --fit-passes
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    pub(crate) epochs: u64,
+    /// Share of the labels, beside the predictions, in that training
+    #[arg(long, value_name = "F", default_value_t = DistillOptions::default().label_share)]
+    pub(crate) label_share: f32,
+    /// Rows per step
+    #[arg(long, value_name = "N", default_value = "512")]
+    pub(crate) batch: NonZeroUsize,
+    /// Learning rate of the embeddings in that training
+    #[arg(long, value_name = "R", value_parser = positive)]
+    pub(crate) lr: Option<f32>,
+    /// Learning rate of the dense layers in that training
+    #[arg(long, value_name = "R", value_parser = positive)]
+    pub(crate) dense_lr: Option<f32>,
 }
 
 /// `scrimp rec eval`.

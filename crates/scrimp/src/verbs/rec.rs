@@ -1,6 +1,7 @@
 //! `scrimp rec`: recommenders.
 
 mod bars;
+mod compress;
 mod generate;
 mod prepare;
 mod score;
@@ -14,6 +15,7 @@ pub(crate) fn run(app: &App, verb: &RecVerb) -> anyhow::Result<()> {
         RecVerb::Generate(args) => generate::run(app, args),
         RecVerb::Prepare(args) => prepare::run(app, args),
         RecVerb::Train(args) => train::run(app, args),
+        RecVerb::Compress(args) => compress::run(app, args),
         RecVerb::Eval(args) => score::eval(app, args),
         RecVerb::Score(args) => score::score(app, args),
         RecVerb::Inspect(args) => score::inspect(app, args),

@@ -104,6 +104,7 @@ fn train_with_bar(app: &App, recipe: &Recipe, inputs: Inputs<'_>) -> anyhow::Res
             ));
             bar.switch("training");
         }
+        Event::Fitting(..) => {}
         Event::Training(p) => {
             let epochs = recipe.train.epochs.max(1) as f64;
             let part = p.epoch_progress.map(|part| (p.epoch as f64 + part) / epochs);
