@@ -48,7 +48,7 @@ fn lines_of_json(output: &Output) -> Vec<serde_json::Value> {
 
 #[test]
 fn help_of_every_verb() {
-    let verbs: [&[&str]; 31] = [
+    let verbs: [&[&str]; 32] = [
         &[],
         &["run"],
         &["pull"],
