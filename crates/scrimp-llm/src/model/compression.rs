@@ -133,6 +133,7 @@ impl Session {
     /// returns. While text is generated, the cache is compressed again whenever it has grown by an eighth (at least 64
     /// tokens).
     pub fn begin_prompt(&mut self, len: usize) {
+        self.prompt = len;
         let Some(how) = &self.compression.how else { return };
         self.compression.tokens = how.needs().reconstruction.then(Vec::new);
         self.compression.prompt = len;

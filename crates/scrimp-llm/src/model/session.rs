@@ -31,6 +31,8 @@ pub struct Session {
     /// The scores that attention accumulates.
     pub(super) scores_wanted: Option<ScoresWanted>,
     pub(super) compression: CompressionState,
+    /// Tokens of the prompt that is read.
+    pub(super) prompt: usize,
     /// True while the model repeats its prompt.
     pub(super) reconstruction: Option<Reconstruction>,
     /// The samples of the prompt's queries.
@@ -52,6 +54,7 @@ impl Session {
             rope_tokens: 0,
             scores_wanted: None,
             compression: CompressionState::default(),
+            prompt: 0,
             reconstruction: None,
             sampled_queries: None,
             future_queries: None,
@@ -69,6 +72,7 @@ impl Session {
             rope_tokens: self.rope_tokens,
             scores_wanted: self.scores_wanted,
             compression: self.compression.clone(),
+            prompt: self.prompt,
             reconstruction: None,
             sampled_queries: self.sampled_queries.clone(),
             future_queries: self.future_queries.clone(),
@@ -89,10 +93,11 @@ impl Session {
         self.appending(tokens, |session, buffers| {
             let mut chunks = tokens.chunks(CHUNK).enumerate().peekable();
             while let Some((c, chunk)) = chunks.next() {
+                let before = session.len();
                 session.layers(buffers, chunk, usize::from(chunks.peek().is_none()))?;
                 session.compress_part_if_due()?;
                 if ((c + 1) * CHUNK).is_multiple_of(PIECE) {
-                    session.pack_if_done()?;
+                    session.pack_if_done(before)?;
                 }
             }
             Ok(())
@@ -108,8 +113,9 @@ impl Session {
         let model = self.model.clone();
         self.appending(tokens, |session, buffers| {
             for (c, chunk) in tokens.chunks(CHUNK).enumerate() {
+                let before = session.len();
                 session.layers(buffers, chunk, chunk.len())?;
-                session.pack_if_done()?;
+                session.pack_if_done(before)?;
                 for first in (0..chunk.len()).step_by(LOGITS_ROWS) {
                     let logits = buffers.logits(&model, first..(first + LOGITS_ROWS).min(chunk.len()));
                     for (i, logits) in logits.chunks_exact(model.vocab_size()).enumerate() {
@@ -153,18 +159,28 @@ impl Session {
     /// Called after an attempt to append `tokens`. Compresses and packs when due; after an error, truncates to
     /// `before`.
     pub(super) fn end_append(&mut self, before: usize, tokens: &[u32], result: Result<()>) -> Result<()> {
-        let result = result.and_then(|()| self.compress_if_due(tokens)).and_then(|()| self.pack_if_done());
+        let result =
+            result.and_then(|()| self.compress_if_due(tokens)).and_then(|()| self.pack_if_done(before));
         if result.is_err() {
             self.truncate(before);
         }
         result
     }
 
-    /// Packs old tokens, except those of a prompt that will be compressed: packing a token twice adds two errors. The
-    /// tokens of a prompt attend to up to [`PIECE`] unpacked tokens; later tokens attend to packed tokens.
-    fn pack_if_done(&mut self) -> Result<()> {
-        let later = self.scores_wanted.is_some() || self.len() <= self.compression.unpacked_until();
-        if later { Ok(()) } else { self.pack() }
+    /// Packs old tokens after an append to a sequence of `before` tokens, except those of a prompt that will be
+    /// compressed: packing a token twice adds two errors. In a prompt, tokens are packed only where the sequence passes a
+    /// multiple of [`PIECE`], so that its results do not depend on the number of tokens of an append.
+    fn pack_if_done(&mut self, before: usize) -> Result<()> {
+        let compressed_later =
+            self.scores_wanted.is_some() || self.len() <= self.compression.unpacked_until();
+        let in_piece = self.len() < self.prompt && self.len() / PIECE == before / PIECE;
+        if compressed_later || in_piece { Ok(()) } else { self.pack() }
+    }
+
+    /// The tokens of the prompt, if it is shorter than the length for [`Session::begin_prompt`]: tokens of an answer
+    /// follow that are computed again.
+    pub fn set_prompt(&mut self, tokens: usize) {
+        self.prompt = tokens;
     }
 
     /// Packs old tokens, if the KV format packs (see [`Sequence::pack`]).

@@ -43,3 +43,28 @@ fn unknown_formats_are_refused() {
     let error = "sparse:2,0".parse::<KvFormat>().unwrap_err().to_string();
     assert!(error.contains("KV sparsity"), "{error}");
 }
+
+#[test]
+fn the_parts_of_a_prompt_do_not_decide_when_its_pages_are_packed() {
+    for (name, format) in
+        [("llama", "int8"), ("llama", "int4"), ("qwen3", "int8"), ("llama", "sparse:0.3,0.3")]
+    {
+        let model = load_in(&testdata("tiny").join(name), None, format);
+        let ids: Vec<u32> = (0..128).map(|i| (i * i * 7 + i / 3) % model.vocab_size() as u32).collect();
+        let logits = |parts: &[usize]| {
+            let mut session = model.session();
+            session.begin_prompt(128);
+            let (mut rest, mut logits) = (&ids[..], Vec::new());
+            for &n in parts {
+                let (part, behind) = rest.split_at(n);
+                (logits, rest) = (session.forward(part).unwrap().to_vec(), behind);
+            }
+            (logits, session.kv_bytes())
+        };
+        // A page is old enough for packing after 96 tokens.
+        let whole = logits(&[128]);
+        for parts in [&[64, 64][..], &[96, 32], &[64, 32, 32]] {
+            assert!(logits(parts) == whole, "{name} {format} in parts of {parts:?}");
+        }
+    }
+}

@@ -275,6 +275,7 @@ impl KvMemory for KvCacheManager<'_> {
             session
         });
         session.begin_prompt(owner.tokens.len());
+        session.set_prompt(owner.prompt);
         let cached = session.len();
         self.store_hits += stored_tokens as u64;
         self.sessions.insert(id, session);
