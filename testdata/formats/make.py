@@ -12,10 +12,10 @@ import pathlib
 import sys
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as T
+from gguf import GGMLQuantizationType as T
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from common.ggml_formats import TYPES, decode, encode
+from common.ggml_formats import Q2_0, SIZES, TYPES, decode, encode
 from common.tiny import write_json
 
 FORMATS = pathlib.Path(__file__).resolve().parent
@@ -23,7 +23,9 @@ FORMATS = pathlib.Path(__file__).resolve().parent
 COLS, RANDOM_ROWS = 512, 5
 # Where the f16 scale (and minimum) of a block is, in bytes.
 SCALES = {T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2],
-          T.Q6_K: [208]}
+          T.Q6_K: [208], T.Q2_K: [80, 82], T.Q3_K: [108], T.TQ1_0: [52], T.TQ2_0: [64], T.MXFP4: [], T.NVFP4: [], T.IQ1_M: [],
+          Q2_0: [0], T.Q1_0: [0], **{kind: [0] for kind in (T.IQ4_NL, T.IQ4_XS, T.IQ3_S, T.IQ3_XXS, T.IQ2_S, T.IQ2_XS, T.IQ2_XXS,
+                                                          T.IQ1_S)}}
 
 
 def designed(rng):
@@ -38,13 +40,20 @@ def designed(rng):
 
 
 def random_bytes(kind, rng):
-    block, size = GGML_QUANT_SIZES[kind]
+    block, size = SIZES[kind]
     if kind in SCALES:
         raw = rng.integers(0, 256, (RANDOM_ROWS * COLS // block, size), dtype=np.uint8)
         for at in SCALES[kind]:
             scales = rng.uniform(-2, 2, len(raw)).astype(np.float16)
             scales[::7] = np.float16(6e-8)  # the smallest subnormal
             raw[:, at:at + 2] = scales[:, None].view(np.uint8)
+        if kind == T.MXFP4:
+            raw[:, 0] = np.minimum(raw[:, 0], 252)  # larger exponents overflow
+            raw[:4, 0] = np.arange(4)
+        if kind == T.IQ1_M:  # its scale is in the upper nibbles of four bytes
+            bits = rng.uniform(-2, 2, len(raw)).astype(np.float16).view(np.uint16)
+            for i in range(4):
+                raw[:, 49 + 2 * i] = raw[:, 49 + 2 * i] & 15 | ((bits >> (4 * i) & 15) << 4).astype(np.uint8)
         return raw.reshape(RANDOM_ROWS, -1)
     bits = rng.integers(0, 256, (RANDOM_ROWS, COLS * size), dtype=np.uint8)
     exponent = {T.F32: (0x7F800000, "<u4"), T.F16: (0x7C00, "<u2"), T.BF16: (0x7F80, "<u2")}[kind]
@@ -59,8 +68,9 @@ def main():
         rng = np.random.default_rng(100 + number)
         stored = np.concatenate([encode(designed(rng), kind), random_bytes(kind, rng)])
         values = decode(stored, kind)
-        assert np.isfinite(values).all() and values.shape[1] == COLS, kind.name
-        name = kind.name if kind.name.startswith("Q") else kind.name.lower()
+        assert np.isfinite(values).all() and values.shape[1] == COLS, kind
+        name = getattr(kind, "name", "Q2_0")
+        name = name.lower() if kind in (T.F32, T.F16, T.BF16) else name
         (FORMATS / f"{name}.bin").write_bytes(stored.tobytes())
         (FORMATS / f"{name}.f32").write_bytes(values.astype("<f4").tobytes())
         entries.append({"type": name, "rows": len(stored), "cols": COLS})

@@ -3,8 +3,9 @@
 usage: python3 testdata/tiny-gguf/make.py [NAME...]     (after testdata/tiny/make.py; torch, transformers, gguf, llama-cpp-python)
 
 `llama3.gguf`, `qwen3.gguf`, `phi3.gguf` and `phi3-longrope.gguf` hold the very weights of testdata/tiny/, so the same
-expectations apply. `llama-mixed.gguf` has every stored type that scrimp reads in some tensor; what is expected of it, fp32
-arithmetic on the dequantized weights, is in `llama-mixed.json`. Every file is also run through llama.cpp here and has to
+expectations apply. `llama-mixed.gguf` and `llama-types.gguf` have every stored type that scrimp reads in some tensor (but
+Q2_0, which the gguf package does not have); what is expected of them, fp32 arithmetic on the dequantized weights, is in the
+JSON files of the same names. Every file is also run through llama.cpp here and has to
 agree, so that names, metadata and the permutation of Q and K are those that llama.cpp understands.
 """
 
@@ -212,13 +213,8 @@ def convert(name, kind, bound):
 
 
 def mixed():
-    """Every stored type once or more. K-quants want columns that are multiples of 256."""
-    config = LlamaConfig(vocab_size=300, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-                         head_dim=32, num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False,
-                         max_position_embeddings=128, rope_parameters=dict(rope_type="default", rope_theta=10000.0))
-    model = AutoModelForCausalLM.from_config(config).float().eval()
-    randomize(model, seed=2000)
-    kinds = {
+    """The older types, once or more. K-quants want columns that are multiples of 256."""
+    several_types("llama-mixed", 2, seed=2000, kinds={
         "token_embd.weight": T.Q5_1, "output.weight": T.Q6_K,
         "blk.0.attn_q.weight": T.Q4_K, "blk.0.attn_k.weight": T.Q8_0, "blk.0.attn_v.weight": T.F32,
         "blk.0.attn_output.weight": T.Q4_0, "blk.0.ffn_gate.weight": T.Q4_1, "blk.0.ffn_up.weight": T.Q5_0,
@@ -226,18 +222,39 @@ def mixed():
         "blk.1.attn_q.weight": T.Q5_K, "blk.1.attn_k.weight": T.F16, "blk.1.attn_v.weight": T.BF16,
         "blk.1.attn_output.weight": T.Q8_0, "blk.1.ffn_gate.weight": T.Q5_K, "blk.1.ffn_up.weight": T.Q4_K,
         "blk.1.ffn_down.weight": T.Q5_1,
-    }
-    path = OUT / "llama-mixed.gguf"
+    })
+
+
+def types():
+    """The other types."""
+    several_types("llama-types", 2, seed=2001, kinds={
+        "token_embd.weight": T.Q3_K, "output.weight": T.IQ4_XS,
+        "blk.0.attn_q.weight": T.Q2_K, "blk.0.attn_k.weight": T.IQ4_NL, "blk.0.attn_v.weight": T.MXFP4,
+        "blk.0.attn_output.weight": T.NVFP4, "blk.0.ffn_gate.weight": T.IQ3_S, "blk.0.ffn_up.weight": T.IQ3_XXS,
+        "blk.0.ffn_down.weight": T.IQ2_S,
+        "blk.1.attn_q.weight": T.IQ2_XS, "blk.1.attn_k.weight": T.IQ2_XXS, "blk.1.attn_v.weight": T.IQ1_M,
+        "blk.1.attn_output.weight": T.Q1_0, "blk.1.ffn_gate.weight": T.TQ1_0, "blk.1.ffn_up.weight": T.TQ2_0,
+        "blk.1.ffn_down.weight": T.IQ1_S,
+    })
+
+
+def several_types(name, layers, seed, kinds):
+    config = LlamaConfig(vocab_size=300, hidden_size=256, intermediate_size=256, num_hidden_layers=layers,
+                         num_attention_heads=4, head_dim=32, num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False,
+                         max_position_embeddings=128, rope_parameters=dict(rope_type="default", rope_theta=10000.0))
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    randomize(model, seed=seed)
+    path = OUT / f"{name}.gguf"
     write(path, model, kinds.get)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for parameter, weight in model.named_parameters():
             if weight.dim() == 2:
-                values, heads, kind = weight.numpy(), heads_of(name, config), kinds[gguf_name(name)]
+                values, heads, kind = weight.numpy(), heads_of(parameter, config), kinds[gguf_name(parameter)]
                 values = permute(values, heads) if heads else values
                 values = decode(encode(values, kind), kind)
                 weight.copy_(torch.from_numpy(np.ascontiguousarray(unpermute(values, heads) if heads else values)))
     expected = {"family": "llama", "stored": "mixed", **choose_prompt(model, config.vocab_size, first_seed=1)}
-    write_json(OUT / "llama-mixed.json", expected)
+    write_json(OUT / f"{name}.json", expected)
     compare_with_llama_cpp(path, expected, bound=0.2)
 
 
@@ -246,6 +263,8 @@ if __name__ == "__main__":
     wanted = sys.argv[1:]
     if not wanted or "llama-mixed" in wanted:
         mixed()
+    if not wanted or "llama-types" in wanted:
+        types()
     for name, kind, bound in [("llama3", T.F16, 0.02), ("qwen3", T.BF16, 0.05), ("phi3", T.F16, 0.02),
                               ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05), ("gpt-oss", T.BF16, 0.05)]:
         if not wanted or name in wanted:

@@ -74,12 +74,59 @@ pub(crate) trait Simd: Copy {
     /// 1 or 3, `shift` at most 7 or 6.
     fn with_high_bits(self, low: Self::B, x: Self::B, shift: usize, mask: u8) -> Self::B;
 
+    /// `((x >> from) & mask) << to` of each byte: bits `from..` of `x`, moved to bit `to`.
+    #[inline(always)]
+    fn bits_at(self, x: Self::B, from: usize, to: usize, mask: u8) -> Self::B {
+        let mut bytes = [0; 64];
+        self.store_b(x, &mut bytes);
+        for byte in &mut bytes {
+            *byte = (*byte >> from & mask) << to;
+        }
+        self.load_b(&bytes)
+    }
+    /// `low | ((x >> from) & mask) << to` for each byte.
+    #[inline(always)]
+    fn with_bits(self, low: Self::B, x: Self::B, from: usize, to: usize, mask: u8) -> Self::B {
+        let (mut bytes, mut others) = ([0; 64], [0; 64]);
+        self.store_b(low, &mut bytes);
+        self.store_b(x, &mut others);
+        for (byte, other) in bytes.iter_mut().zip(others) {
+            *byte |= (other >> from & mask) << to;
+        }
+        self.load_b(&bytes)
+    }
+    /// Each byte, which is below 16, replaced by the entry of `table` that it indexes.
+    #[inline(always)]
+    fn lookup16(self, table: &[u8; 16], x: Self::B) -> Self::B {
+        let mut bytes = [0; 64];
+        self.store_b(x, &mut bytes);
+        for byte in &mut bytes {
+            *byte = table[usize::from(*byte & 15)];
+        }
+        self.load_b(&bytes)
+    }
+    /// The 4 bytes of each row times the row's factor. Products are below 256.
+    #[inline(always)]
+    fn scale_quants(self, w: Self::B, factor: &[u8; 16]) -> Self::B {
+        let mut bytes = [0_u8; 64];
+        self.store_b(w, &mut bytes);
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = byte.wrapping_mul(factor[i / 4]);
+        }
+        self.load_b(&bytes)
+    }
+
     /// The sum of 16 activations in memory order, and the argument of [`Simd::acc_init`]: the negated sums of the
     /// columns that each lane of a [`Simd::Accumulator`] adds up.
     #[inline(always)]
     fn sums(self, x: &[i8; 16]) -> (i32, i32) {
         let sum: i32 = x.iter().map(|&x| i32::from(x)).sum();
         (sum, -sum)
+    }
+    /// The sum of activations whose negated [`Simd::sums`] are given.
+    #[inline(always)]
+    fn sum_of(self, negated: i32) -> i32 {
+        -negated
     }
     /// `-zero * sum` of the activations whose negated [`Simd::sums`] are given, for a `zero` of at most 128.
     fn acc_init(self, zero: i32, negated_sums: [i32; 2]) -> Self::Accumulator;
@@ -217,6 +264,23 @@ pub(crate) trait Simd: Copy {
     fn tanh(self, x: Self::F) -> Self::F {
         let e = self.exp(self.add(x, x));
         self.sub(self.splat(1.0), self.div(self.splat(2.0), self.add(e, self.splat(1.0))))
+    }
+
+    /// `x/2 (1 + erf(x / sqrt(2)))`, within 2e-7 of |x|: Abramowitz and Stegun, "Handbook of Mathematical Functions",
+    /// 7.1.26.
+    #[inline(always)]
+    fn gelu(self, x: Self::F) -> Self::F {
+        let magnitude = self.of_bits(self.and_i32(self.bits(x), self.splat_i32(0x7fff_ffff)));
+        let z = self.mul(magnitude, self.splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = self.div(self.splat(1.0), self.fma(z, self.splat(0.327_591_1), self.splat(1.0)));
+        let mut p = self.splat(1.061_405_4);
+        for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+            p = self.fma(p, t, self.splat(c));
+        }
+        // 1 - erf(z)
+        let rest = self.mul(self.mul(p, t), self.exp(self.sub(self.splat(0.0), self.mul(z, z))));
+        let positive = self.max(x, self.splat(0.0));
+        self.sub(positive, self.mul(self.mul(self.splat(0.5), magnitude), rest))
     }
 
     /// `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, the approximation that Gemma uses.

@@ -130,6 +130,7 @@ unsafe fn dequantize<S: Simd, R: Rows>(s: S, rows: &mut R, n: usize, to: &mut [[
         let (first, last) = match R::Quants::SCALING {
             Scaling::Symmetric => [(group.scale, s.mul(group.scale, zero)); 2].into(),
             Scaling::Minimum => [(group.scale, group.second); 2].into(),
+            Scaling::TwoMinima => ((group.scale, group.second), (group.scale, group.third)),
             Scaling::TwoScales => {
                 ((group.scale, s.mul(group.scale, zero)), (group.second, s.mul(group.second, zero)))
             }

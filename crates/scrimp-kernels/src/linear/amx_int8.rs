@@ -25,7 +25,7 @@ use crate::{
     },
     quant::{
         GROUP, PANEL_ROWS, QuantGroup, Quants, Scaling,
-        group::{add_min_term, fma_scaled},
+        group::{add_min_term, add_two_min_terms, fma_scaled},
     },
 };
 use std::ops::RangeInclusive;
@@ -124,6 +124,7 @@ fn add<S: Simd, F: Quants, const T: usize>(
         match F::SCALING {
             Scaling::Symmetric => {}
             Scaling::Minimum => acc[t] = add_min_term(s, acc[t], x[t].sum, second),
+            Scaling::TwoMinima => acc[t] = add_two_min_terms(s, acc[t], &x[t], group.minima(s)),
             Scaling::TwoScales => {
                 let i = s.bits(s.load(&sums[1].0[t]));
                 acc[t] = fma_scaled(s, acc[t], i, x[t].scale, second);

@@ -3,7 +3,7 @@
 //! ```text
 //! y[t][row] = sum over groups of the float step of `group.rs`, in column order
 //!
-//! unpacked group: w[8][16 rows][4]  scale[16]  second[16]      640 bytes per 32 columns, in the second-level cache
+//! unpacked group: w[8][16 rows][4]  scale[16]  second[16]  third[16]      704 bytes per 32 columns, in the second-level cache
 //! registers:      T float accumulators, T integer accumulators, one register of weights
 //! ```
 //! For few tokens, a part of the columns is unpacked at a time and stays in the first-level cache ([`small_batch`]).
@@ -17,7 +17,7 @@ use crate::{
     quant::{
         BlockFormat, Group, PANEL_ROWS, QuantGroup, Quants, Scaling,
         float::FloatFormat,
-        group::{add_min_term, dots, fma_scaled},
+        group::{add_min_term, add_two_min_terms, dots, fma_scaled},
     },
 };
 use bytemuck::{Pod, Zeroable};
@@ -36,10 +36,12 @@ pub(crate) struct PanelGroup {
     w: [[u8; 64]; 8],
     scale: [f32; 16],
     second: [f32; 16],
+    third: [f32; 16],
 }
 
 impl PanelGroup {
-    pub(crate) const ZERO: Self = Self { w: [[0; 64]; 8], scale: [0.0; 16], second: [0.0; 16] };
+    pub(crate) const ZERO: Self =
+        Self { w: [[0; 64]; 8], scale: [0.0; 16], second: [0.0; 16], third: [0.0; 16] };
 
     /// The quants as [`PanelGroup::fill`] stored them: unsigned, except in `amx_int8`.
     pub(crate) fn quants(&self) -> &[[u8; 64]; 8] {
@@ -52,6 +54,12 @@ impl PanelGroup {
         (s.load(&self.scale), s.load(&self.second))
     }
 
+    /// The minima of the first and the last 16 columns.
+    #[inline(always)]
+    pub(crate) fn minima<S: Simd>(&self, s: S) -> [S::F; 2] {
+        [s.load(&self.second), s.load(&self.third)]
+    }
+
     /// Stores an unpacked group.
     #[inline(always)]
     pub(crate) fn fill<S: Simd>(&mut self, s: S, group: Group<S>) {
@@ -60,6 +68,7 @@ impl PanelGroup {
         }
         s.store(group.scale, &mut self.scale);
         s.store(group.second, &mut self.second);
+        s.store(group.third, &mut self.third);
     }
 
     /// Dequantizes row `r` of the panel.
@@ -69,6 +78,8 @@ impl PanelGroup {
             *out = match F::SCALING {
                 Scaling::Symmetric => self.scale[r] * q,
                 Scaling::Minimum => self.scale[r] * q + self.second[r],
+                Scaling::TwoMinima if c < 16 => self.scale[r] * q + self.second[r],
+                Scaling::TwoMinima => self.scale[r] * q + self.third[r],
                 Scaling::TwoScales if c < 16 => self.scale[r] * q,
                 Scaling::TwoScales => self.second[r] * q,
             };
@@ -158,6 +169,13 @@ fn add_tile<S: Simd, F: Quants, const T: usize>(
                 dot_subgroup::<S, F, T, 0, 8>(s, &mut acc, w, scale, x);
                 for t in 0..T {
                     acc[t] = add_min_term(s, acc[t], x[t].sum, second);
+                }
+            }
+            Scaling::TwoMinima => {
+                dot_subgroup::<S, F, T, 0, 8>(s, &mut acc, w, scale, x);
+                let minima = group.minima(s);
+                for t in 0..T {
+                    acc[t] = add_two_min_terms(s, acc[t], &x[t], minima);
                 }
             }
             Scaling::TwoScales => {

@@ -14,7 +14,7 @@ use crate::{
     quant::{
         BlockFormat, Group, PANEL_ROWS, QuantGroup, Quants, Scaling,
         float::FloatFormat,
-        group::{acc_init, add_min_term, dot, fma_scaled, steps},
+        group::{acc_init, add_min_term, add_two_min_terms, dot, fma_scaled, steps},
     },
 };
 
@@ -78,6 +78,10 @@ pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &QuantGr
         Scaling::Minimum => {
             let acc = fma_scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale);
             add_min_term(s, acc, x.sum, group.second)
+        }
+        Scaling::TwoMinima => {
+            let acc = fma_scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale);
+            add_two_min_terms(s, acc, x, [group.second, group.third])
         }
         Scaling::TwoScales => {
             let acc = fma_scaled(s, acc, lo, x.scale, group.scale);

@@ -12,7 +12,7 @@ use crate::{
     exec::{DisjointSliceMut, Pool},
     mem::{Arena, ArenaBox},
     quant::{
-        BlockFormat, PANEL_ROWS,
+        BlockFormat, GROUP, PANEL_ROWS,
         float::{self, FloatFormat},
         packed::{Layout, PackedView, Value},
         with_format,
@@ -62,7 +62,7 @@ const PIECE_BYTES: usize = 16 << 20;
 /// Bytes of one panel of 16 rows.
 fn panel_bytes(dtype: DType, cols: usize) -> Option<usize> {
     fn block<F: BlockFormat>(cols: usize) -> Option<usize> {
-        let len = F::DTYPE.block_len();
+        let len = F::GROUPS * GROUP;
         cols.is_multiple_of(len).then_some(cols / len)?.checked_mul(size_of::<F::Block>())
     }
     fn float<F: FloatFormat>(cols: usize) -> Option<usize> {
@@ -128,7 +128,7 @@ impl Matrix {
                 }
                 // SAFETY: panels do not overlap.
                 let out = unsafe { out.slice(panel * panel_bytes..(panel + 1) * panel_bytes) };
-                with_format!(dtype, pack_blocks, pack_floats, (&stored, out));
+                with_format!(dtype, pack_blocks, pack_floats, (dtype, &stored, out));
             });
             done(rows_of(panels));
         }
@@ -248,14 +248,14 @@ impl Matrix {
     }
 }
 
-fn pack_blocks<F: BlockFormat>(rows: &[&[u8]; PANEL_ROWS], out: &mut [u8]) {
-    let bytes = F::DTYPE.block_bytes();
+fn pack_blocks<F: BlockFormat>(dtype: DType, rows: &[&[u8]; PANEL_ROWS], out: &mut [u8]) {
+    let bytes = dtype.block_bytes();
     for (i, block) in bytemuck::cast_slice_mut::<u8, F::Block>(out).iter_mut().enumerate() {
-        F::pack(&rows.map(|row| &row[i * bytes..(i + 1) * bytes]), block);
+        F::pack(dtype, &rows.map(|row| &row[i * bytes..(i + 1) * bytes]), block);
     }
 }
 
-fn pack_floats<F: FloatFormat>(rows: &[&[u8]; PANEL_ROWS], out: &mut [u8]) {
+fn pack_floats<F: FloatFormat>(_: DType, rows: &[&[u8]; PANEL_ROWS], out: &mut [u8]) {
     if size_of::<F::Element>() == 4 {
         float::pack::<4>(rows, out);
     } else {

@@ -1,7 +1,9 @@
 //! Element and block types of stored tensors, with GGUF's names.
 //!
-//! A block type stores 32 or 256 consecutive columns of a row in one block of bytes. The files of the formats draw the
+//! A block type stores 32 to 256 consecutive columns of a row in one block of bytes. The files of the formats draw the
 //! blocks; [`dequantize`](super::dequantize) has the formulas.
+
+use super::{fp4, iq};
 
 /// How the elements of a stored tensor are encoded.
 ///
@@ -31,11 +33,45 @@ pub enum DType {
     Q5_K,
     /// 256 × 6 bits, 8-bit scales per 16.
     Q6_K,
+    /// 256 × 2 bits, 4-bit scales and minima per 16.
+    Q2_K,
+    /// 256 × 3 bits, 6-bit scales per 16.
+    Q3_K,
+    /// 32 × 4 bits: indexes into 16 values; one f16 scale.
+    IQ4_NL,
+    /// 256 × 4 bits: indexes into the values of `IQ4_NL`; 6-bit scales per 32.
+    IQ4_XS,
+    /// 256: indexes into 512 vectors of 4 magnitudes, and signs; 4-bit scales per 32.
+    IQ3_S,
+    /// 256: indexes into 256 vectors of 4 magnitudes, and signs; 4-bit scales per 32.
+    IQ3_XXS,
+    /// 256: indexes into 1024 vectors of 8 magnitudes, and signs; 4-bit scales per 16.
+    IQ2_S,
+    /// 256: indexes into 512 vectors of 8 magnitudes, and signs; 4-bit scales per 16.
+    IQ2_XS,
+    /// 256: indexes into 256 vectors of 8 magnitudes, and signs; 4-bit scales per 32.
+    IQ2_XXS,
+    /// 256: indexes into 2048 vectors of 8 ternary values; offsets per 8, 3-bit scales per 16.
+    IQ1_M,
+    /// 256: indexes into 2048 vectors of 8 ternary values; offsets and 3-bit scales per 32.
+    IQ1_S,
+    /// 256 ternary values, 5 per byte, one f16 scale.
+    TQ1_0,
+    /// 256 ternary values, 2 bits each, one f16 scale.
+    TQ2_0,
+    /// 128 signs, one f16 scale.
+    Q1_0,
+    /// 64 × 2 bits, one f16 scale, zero point 1.
+    Q2_0,
+    /// 32 × 4 bits: floats with 2 bits of exponent; one scale, a power of two (OCP Microscaling).
+    MXFP4,
+    /// 64 × 4 bits: floats with 2 bits of exponent; 8-bit float scales per 16.
+    NVFP4,
 }
 
 impl DType {
     /// Every type, in the order of the documentation.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 28] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -47,14 +83,33 @@ impl DType {
         Self::Q4_K,
         Self::Q5_K,
         Self::Q6_K,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::IQ4_NL,
+        Self::IQ4_XS,
+        Self::IQ3_S,
+        Self::IQ3_XXS,
+        Self::IQ2_S,
+        Self::IQ2_XS,
+        Self::IQ2_XXS,
+        Self::IQ1_M,
+        Self::IQ1_S,
+        Self::TQ1_0,
+        Self::TQ2_0,
+        Self::Q1_0,
+        Self::Q2_0,
+        Self::MXFP4,
+        Self::NVFP4,
     ];
 
     /// Elements per block (1 for plain floats).
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL | Self::MXFP4 => 32,
+            Self::NVFP4 | Self::Q2_0 => 64,
+            Self::Q1_0 => 128,
+            _ => 256,
         }
     }
 
@@ -71,6 +126,22 @@ impl DType {
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
+            Self::Q2_K => 84,
+            Self::Q3_K => 110,
+            Self::IQ4_NL => 18,
+            Self::IQ4_XS => 136,
+            Self::IQ3_S => 110,
+            Self::IQ3_XXS => 98,
+            Self::IQ2_S => 82,
+            Self::IQ2_XS => 74,
+            Self::IQ2_XXS => 66,
+            Self::IQ1_M => 56,
+            Self::IQ1_S => 50,
+            Self::TQ1_0 => 54,
+            Self::TQ2_0 => 66,
+            Self::Q1_0 | Self::Q2_0 => 18,
+            Self::MXFP4 => 17,
+            Self::NVFP4 => 36,
         }
     }
 
@@ -82,13 +153,18 @@ impl DType {
         (cols / self.block_len()).checked_mul(self.block_bytes())
     }
 
-    /// Where a block's f16 scales and minima are (byte offsets).
+    /// Where a block's f16 scales and minima are (byte offsets). That of `IQ1_M` is in four pieces elsewhere, and the
+    /// scales of `MXFP4` and `NVFP4` have 8 bits.
     pub(crate) const fn half_fields(self) -> &'static [usize] {
         match self {
-            Self::F32 | Self::F16 | Self::BF16 => &[],
-            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => &[0],
+            Self::F32 | Self::F16 | Self::BF16 | Self::IQ1_M | Self::MXFP4 | Self::NVFP4 => &[],
             Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => &[0, 2],
             Self::Q6_K => &[208],
+            Self::Q2_K => &[80, 82],
+            Self::Q3_K => &[108],
+            Self::TQ1_0 => &[52],
+            Self::TQ2_0 => &[64],
+            _ => &[0],
         }
     }
 
@@ -103,6 +179,10 @@ impl DType {
                 .fold(true, |ok, b| ok & (u32::from_le_bytes(*b) & 0x7f80_0000 != 0x7f80_0000)),
             Self::F16 => u16s().fold(true, |ok, x| ok & (x & 0x7c00 != 0x7c00)),
             Self::BF16 => u16s().fold(true, |ok, x| ok & (x & 0x7f80 != 0x7f80)),
+            Self::IQ1_M => {
+                data.chunks_exact(self.block_bytes()).all(|b| iq::iq1_m_scale(b) & 0x7c00 != 0x7c00)
+            }
+            Self::MXFP4 => data.chunks_exact(self.block_bytes()).all(|b| b[0] <= fp4::LARGEST_E8M0),
             _ => data.chunks_exact(self.block_bytes()).fold(true, |ok, block| {
                 self.half_fields().iter().fold(ok, |ok, &at| ok & (block[at + 1] & 0x7c != 0x7c))
             }),
@@ -123,6 +203,23 @@ impl DType {
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::Q2_K => "Q2_K",
+            Self::Q3_K => "Q3_K",
+            Self::IQ4_NL => "IQ4_NL",
+            Self::IQ4_XS => "IQ4_XS",
+            Self::IQ3_S => "IQ3_S",
+            Self::IQ3_XXS => "IQ3_XXS",
+            Self::IQ2_S => "IQ2_S",
+            Self::IQ2_XS => "IQ2_XS",
+            Self::IQ2_XXS => "IQ2_XXS",
+            Self::IQ1_M => "IQ1_M",
+            Self::IQ1_S => "IQ1_S",
+            Self::TQ1_0 => "TQ1_0",
+            Self::TQ2_0 => "TQ2_0",
+            Self::Q1_0 => "Q1_0",
+            Self::Q2_0 => "Q2_0",
+            Self::MXFP4 => "MXFP4",
+            Self::NVFP4 => "NVFP4",
         }
     }
 }

@@ -5,7 +5,8 @@
 //! ```text
 //! i   = sum over 32 columns of (q - ZERO) x
 //! acc = fma(float(i) * x.scale, scale, acc)     symmetric; with two scales: first 16 columns, then the others
-//! acc = fma(x.sum, minimum, acc)                with a minimum, after the above
+//! acc = fma(x.sum, minimum, acc)                with a minimum, after the above; with two minima: the first 16 columns'
+//!                                               sum and minimum, then the others'
 //! ```
 //! A level holds sums in the narrowest form that is exact ([`Simd::Accumulator`]): AVX2 adds up 16-bit pairs and widens
 //! them once for up to 8 steps of 4 columns.
@@ -101,6 +102,20 @@ pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const 
         }
     }
     sums
+}
+
+/// `x.scale * sum(q)` of the first and the last 16 columns.
+#[inline(always)]
+fn half_sums<S: Simd>(s: S, x: &QuantGroup) -> [f32; 2] {
+    let [first, last] = x.negated_sums;
+    [x.scale * s.sum_of(first) as f32, x.scale * s.sum_of(last) as f32]
+}
+
+/// Adds the minimum of each half times the half's sum of activations.
+#[inline(always)]
+pub(crate) fn add_two_min_terms<S: Simd>(s: S, acc: S::F, x: &QuantGroup, minima: [S::F; 2]) -> S::F {
+    let [first, last] = half_sums(s, x);
+    add_min_term(s, add_min_term(s, acc, first, minima[0]), last, minima[1])
 }
 
 /// Adds `x_sum * minimum`.

@@ -1,11 +1,12 @@
-//! Weight formats: how 16 rows of a matrix are laid out for the kernels, one file per format.
+//! Weight formats: how 16 rows of a matrix are laid out for the kernels, one file per format. Several types of files may
+//! share a format.
 //!
 //! A matrix is cut into *panels* of 16 rows, so that a vector register holds one value of each row, an activation is
 //! broadcast, and no horizontal sums are needed:
 //!
 //! ```text
 //!            columns →
-//!   rows   ┌ panel 0: block 0 │ block 1 │ …         block: 32 or 256 columns of 16 rows:
+//!   rows   ┌ panel 0: block 0 │ block 1 │ …         block: 32 to 256 columns of 16 rows:
 //!    ↓     ├ panel 1: block 0 │ …                          scales of 16 rows, then bytes in the order
 //!          └ …                                            [4 columns at a time][16 rows][4 columns]
 //! ```
@@ -13,17 +14,26 @@
 //! The order inside a block is the one that `vpdpbusd` reads: 64 bytes hold 4 neighboring columns of 16 rows.
 //! Repacking changes no value: the quants and scales are those of the file. Rows beyond the matrix are zero.
 
+pub(crate) mod codebook;
 pub mod dequantize;
 mod dtype;
 pub(crate) mod float;
+pub(crate) mod fp4;
 pub(crate) mod group;
+pub(crate) mod iq;
+pub(crate) mod iq4_nl;
 pub mod packed;
+pub(crate) mod q1_0;
+pub(crate) mod q2_0;
+pub(crate) mod q2_k;
+pub(crate) mod q3_k;
 pub(crate) mod q4;
 pub(crate) mod q4_k;
 pub(crate) mod q5;
 pub(crate) mod q5_k;
 pub(crate) mod q6_k;
 pub(crate) mod q8_0;
+pub(crate) mod ternary;
 
 pub(crate) use crate::arch::round_to_bf16;
 pub use dtype::DType;
@@ -45,6 +55,8 @@ pub(crate) enum Scaling {
     Minimum,
     /// Two scales per group, one for each 16 columns: `scale * sum_lo + second * sum_hi`, each less `ZERO * sum(x)`.
     TwoScales,
+    /// `scale * sum(w x) + second * sum_lo(x) + third * sum_hi(x)`, the sums of the first and the last 16 columns.
+    TwoMinima,
 }
 
 /// 32 columns of 16 rows, unpacked into registers.
@@ -55,12 +67,28 @@ pub(crate) struct Group<S: Simd> {
     pub(crate) scale: S::F,
     /// See [`Scaling`]; unused (zero) for symmetric formats.
     pub(crate) second: S::F,
+    /// See [`Scaling::TwoMinima`]; unused (zero) otherwise.
+    pub(crate) third: S::F,
+}
+
+impl<S: Simd> Group<S> {
+    /// A group with one scale.
+    #[inline(always)]
+    pub(crate) fn symmetric(s: S, w: [S::B; 8], scale: S::F) -> Self {
+        Self::two(s, w, scale, s.splat(0.0))
+    }
+
+    /// A group with a scale and a second number.
+    #[inline(always)]
+    pub(crate) fn two(s: S, w: [S::B; 8], scale: S::F, second: S::F) -> Self {
+        Self { w, scale, second, third: s.splat(0.0) }
+    }
 }
 
 /// What the arithmetic of a group has to know of a format's quants.
 pub(crate) trait Quants: 'static {
     const SCALING: Scaling;
-    /// Subtracted from every quant (for [`Scaling::Minimum`] it is 0).
+    /// Subtracted from every quant (for formats with minima it is 0).
     const ZERO: i32 = 0;
     /// The largest quant: 2^bits - 1. More than 127 means that the kernels must use [`Simd::dot_wide`]; `ZERO` is then
     /// 128.
@@ -71,14 +99,11 @@ pub(crate) trait Quants: 'static {
 pub(crate) trait BlockFormat: Quants + Sized {
     /// A block of 16 rows as it is stored.
     type Block: bytemuck::Pod;
-    /// Its name, and the layout of the rows that [`BlockFormat::pack`] reads.
-    const DTYPE: DType;
-
     /// Groups per block.
-    const GROUPS: usize = Self::DTYPE.block_len() / GROUP;
+    const GROUPS: usize;
 
-    /// Interleaves one block of each of 16 rows.
-    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Self::Block);
+    /// Interleaves one block of type `dtype` of each of 16 rows. The format is that of [`with_format`] for `dtype`.
+    fn pack(dtype: DType, rows: &[&[u8]; PANEL_ROWS], block: &mut Self::Block);
 
     /// Unpacks group `g` of a block.
     fn group<S: Simd>(s: S, block: &Self::Block, g: usize) -> Group<S>;
@@ -99,6 +124,22 @@ macro_rules! with_format {
             $crate::DType::Q4_K => $block::<$crate::quant::q4_k::Q4K>($($arg),*),
             $crate::DType::Q5_K => $block::<$crate::quant::q5_k::Q5K>($($arg),*),
             $crate::DType::Q6_K => $block::<$crate::quant::q6_k::Q6K>($($arg),*),
+            $crate::DType::Q2_K => $block::<$crate::quant::q2_k::Q2K>($($arg),*),
+            $crate::DType::Q3_K => $block::<$crate::quant::q3_k::Q3K>($($arg),*),
+            $crate::DType::IQ4_NL => $block::<$crate::quant::iq4_nl::Iq4Nl>($($arg),*),
+            $crate::DType::IQ4_XS | $crate::DType::IQ3_S | $crate::DType::IQ3_XXS => {
+                $block::<$crate::quant::codebook::Codebook4>($($arg),*)
+            }
+            $crate::DType::IQ2_S
+            | $crate::DType::IQ2_XS
+            | $crate::DType::IQ2_XXS
+            | $crate::DType::IQ1_M
+            | $crate::DType::IQ1_S => $block::<$crate::quant::codebook::Codebook3>($($arg),*),
+            $crate::DType::TQ1_0 | $crate::DType::TQ2_0 => $block::<$crate::quant::ternary::Ternary>($($arg),*),
+            $crate::DType::Q1_0 => $block::<$crate::quant::q1_0::Q1_0>($($arg),*),
+            $crate::DType::Q2_0 => $block::<$crate::quant::q2_0::Q2_0>($($arg),*),
+            $crate::DType::MXFP4 => $block::<$crate::quant::fp4::Mxfp4>($($arg),*),
+            $crate::DType::NVFP4 => $block::<$crate::quant::fp4::Nvfp4>($($arg),*),
         }
     };
 }
@@ -127,4 +168,22 @@ pub(crate) fn nibble_plane<S: Simd>(s: S, planes: &[[[u8; 64]; 8]; 4], g: usize)
         w[k] = s.nibbles(s.load_b(&plane[k]), g % 2);
     }
     w
+}
+
+/// Group `j` of four whose columns share 8 registers: 2 bits each, from bit `2 j` of each byte.
+#[inline(always)]
+pub(crate) fn two_bit_plane<S: Simd>(s: S, plane: &[[u8; 64]; 8], j: usize) -> [S::B; 8] {
+    let mut w = [s.load_b(&plane[0]); 8];
+    for k in 0..8 {
+        w[k] = s.bits_at(s.load_b(&plane[k]), 2 * j, 0, 3);
+    }
+    w
+}
+
+/// Interleaves the two-bit planes of 256 columns, which are at byte `at` of each row: for each half of 128 columns, byte
+/// `i` has columns `i`, `32 + i`, `64 + i` and `96 + i` in bits 0, 2, 4 and 6.
+pub(crate) fn pack_two_bits(rows: &[&[u8]; PANEL_ROWS], at: usize, planes: &mut [[[u8; 64]; 8]; 2]) {
+    for (i, plane) in planes.as_flattened_mut().iter_mut().enumerate() {
+        interleave4(rows, at + 4 * i, plane);
+    }
 }

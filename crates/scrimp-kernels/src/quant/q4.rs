@@ -49,9 +49,9 @@ impl Quants for Q4_0 {
 
 impl BlockFormat for Q4_0 {
     type Block = Block4_0;
-    const DTYPE: DType = DType::Q4_0;
+    const GROUPS: usize = 1;
 
-    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block4_0) {
+    fn pack(_: DType, rows: &[&[u8]; PANEL_ROWS], block: &mut Block4_0) {
         block.scale = gather_u16(rows, 0);
         for (k, q) in block.q.iter_mut().enumerate() {
             interleave4(rows, 2 + 4 * k, q);
@@ -60,7 +60,7 @@ impl BlockFormat for Q4_0 {
 
     #[inline(always)]
     fn group<S: Simd>(s: S, block: &Block4_0, _: usize) -> Group<S> {
-        Group { w: unpack(s, &block.q), scale: s.load_f16(&block.scale), second: s.splat(0.0) }
+        Group::symmetric(s, unpack(s, &block.q), s.load_f16(&block.scale))
     }
 }
 
@@ -71,9 +71,9 @@ impl Quants for Q4_1 {
 
 impl BlockFormat for Q4_1 {
     type Block = Block4_1;
-    const DTYPE: DType = DType::Q4_1;
+    const GROUPS: usize = 1;
 
-    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block4_1) {
+    fn pack(_: DType, rows: &[&[u8]; PANEL_ROWS], block: &mut Block4_1) {
         block.scale = gather_u16(rows, 0);
         block.minimum = gather_u16(rows, 2);
         for (k, q) in block.q.iter_mut().enumerate() {
@@ -83,6 +83,6 @@ impl BlockFormat for Q4_1 {
 
     #[inline(always)]
     fn group<S: Simd>(s: S, block: &Block4_1, _: usize) -> Group<S> {
-        Group { w: unpack(s, &block.q), scale: s.load_f16(&block.scale), second: s.load_f16(&block.minimum) }
+        Group::two(s, unpack(s, &block.q), s.load_f16(&block.scale), s.load_f16(&block.minimum))
     }
 }

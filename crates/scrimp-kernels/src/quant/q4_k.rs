@@ -68,9 +68,9 @@ impl Quants for Q4K {
 
 impl BlockFormat for Q4K {
     type Block = Block;
-    const DTYPE: DType = DType::Q4_K;
+    const GROUPS: usize = 8;
 
-    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
+    fn pack(_: DType, rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
         block.scales.pack(rows);
         for (i, q) in block.q.as_flattened_mut().iter_mut().enumerate() {
             interleave4(rows, 16 + 4 * i, q);
@@ -80,6 +80,6 @@ impl BlockFormat for Q4K {
     #[inline(always)]
     fn group<S: Simd>(s: S, block: &Block, g: usize) -> Group<S> {
         let (scale, second) = block.scales.load(s, g);
-        Group { w: nibble_plane(s, &block.q, g), scale, second }
+        Group::two(s, nibble_plane(s, &block.q, g), scale, second)
     }
 }

@@ -71,9 +71,9 @@ impl Quants for Q5_0 {
 
 impl BlockFormat for Q5_0 {
     type Block = Block5_0;
-    const DTYPE: DType = DType::Q5_0;
+    const GROUPS: usize = 1;
 
-    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block5_0) {
+    fn pack(_: DType, rows: &[&[u8]; PANEL_ROWS], block: &mut Block5_0) {
         block.scale = gather_u16(rows, 0);
         pack_high(rows, 2, &mut block.high);
         for (k, q) in block.q.iter_mut().enumerate() {
@@ -83,7 +83,7 @@ impl BlockFormat for Q5_0 {
 
     #[inline(always)]
     fn group<S: Simd>(s: S, block: &Block5_0, _: usize) -> Group<S> {
-        Group { w: unpack(s, &block.q, &block.high), scale: s.load_f16(&block.scale), second: s.splat(0.0) }
+        Group::symmetric(s, unpack(s, &block.q, &block.high), s.load_f16(&block.scale))
     }
 }
 
@@ -94,9 +94,9 @@ impl Quants for Q5_1 {
 
 impl BlockFormat for Q5_1 {
     type Block = Block5_1;
-    const DTYPE: DType = DType::Q5_1;
+    const GROUPS: usize = 1;
 
-    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block5_1) {
+    fn pack(_: DType, rows: &[&[u8]; PANEL_ROWS], block: &mut Block5_1) {
         block.scale = gather_u16(rows, 0);
         block.minimum = gather_u16(rows, 2);
         pack_high(rows, 4, &mut block.high);
@@ -107,10 +107,7 @@ impl BlockFormat for Q5_1 {
 
     #[inline(always)]
     fn group<S: Simd>(s: S, block: &Block5_1, _: usize) -> Group<S> {
-        Group {
-            w: unpack(s, &block.q, &block.high),
-            scale: s.load_f16(&block.scale),
-            second: s.load_f16(&block.minimum),
-        }
+        let w = unpack(s, &block.q, &block.high);
+        Group::two(s, w, s.load_f16(&block.scale), s.load_f16(&block.minimum))
     }
 }

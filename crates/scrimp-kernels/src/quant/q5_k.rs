@@ -29,9 +29,9 @@ impl Quants for Q5K {
 
 impl BlockFormat for Q5K {
     type Block = Block;
-    const DTYPE: DType = DType::Q5_K;
+    const GROUPS: usize = 8;
 
-    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
+    fn pack(_: DType, rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
         block.scales.pack(rows);
         for (i, high) in block.high.iter_mut().enumerate() {
             interleave4(rows, 16 + 4 * i, high);
@@ -48,6 +48,6 @@ impl BlockFormat for Q5K {
         for k in 0..8 {
             w[k] = s.with_high_bits(w[k], s.load_b(&block.high[k]), g, 1);
         }
-        Group { w, scale, second }
+        Group::two(s, w, scale, second)
     }
 }

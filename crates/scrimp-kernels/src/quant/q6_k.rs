@@ -45,9 +45,9 @@ impl Quants for Q6K {
 
 impl BlockFormat for Q6K {
     type Block = Block;
-    const DTYPE: DType = DType::Q6_K;
+    const GROUPS: usize = 8;
 
-    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
+    fn pack(_: DType, rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
         for (half, planes) in block.halves.iter_mut().enumerate() {
             for (k, planes) in planes.iter_mut().enumerate() {
                 interleave4(rows, 64 * half + 4 * k, &mut planes.q[0]);
@@ -74,10 +74,7 @@ impl BlockFormat for Q6K {
             w[k] = s.with_high_bits(low, s.load_b(&planes[k].high), 2 * quarter, 3);
         }
         let d = s.load_f16(&block.d);
-        Group {
-            w,
-            scale: s.mul(d, s.load_i8(&block.scale[2 * g])),
-            second: s.mul(d, s.load_i8(&block.scale[2 * g + 1])),
-        }
+        let scale = s.mul(d, s.load_i8(&block.scale[2 * g]));
+        Group::two(s, w, scale, s.mul(d, s.load_i8(&block.scale[2 * g + 1])))
     }
 }

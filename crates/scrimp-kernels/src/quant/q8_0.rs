@@ -28,9 +28,9 @@ impl Quants for Q8_0 {
 
 impl BlockFormat for Q8_0 {
     type Block = Block;
-    const DTYPE: DType = DType::Q8_0;
+    const GROUPS: usize = 1;
 
-    fn pack(rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
+    fn pack(_: DType, rows: &[&[u8]; PANEL_ROWS], block: &mut Block) {
         block.scale = gather_u16(rows, 0);
         for (k, q) in block.q.iter_mut().enumerate() {
             interleave4(rows, 2 + 4 * k, q);
@@ -44,6 +44,6 @@ impl BlockFormat for Q8_0 {
         for k in 1..8 {
             w[k] = s.load_b(&block.q[k]);
         }
-        Group { w, scale: s.load_f16(&block.scale), second: s.splat(0.0) }
+        Group::symmetric(s, w, s.load_f16(&block.scale))
     }
 }

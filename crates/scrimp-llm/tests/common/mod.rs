@@ -26,6 +26,23 @@ pub(crate) fn type_number(dtype: DType) -> u32 {
         DType::Q5_K => 13,
         DType::Q6_K => 14,
         DType::BF16 => 30,
+        DType::Q2_K => 10,
+        DType::Q3_K => 11,
+        DType::IQ2_XXS => 16,
+        DType::IQ2_XS => 17,
+        DType::IQ3_XXS => 18,
+        DType::IQ1_S => 19,
+        DType::IQ4_NL => 20,
+        DType::IQ3_S => 21,
+        DType::IQ2_S => 22,
+        DType::IQ4_XS => 23,
+        DType::IQ1_M => 29,
+        DType::TQ1_0 => 34,
+        DType::TQ2_0 => 35,
+        DType::MXFP4 => 39,
+        DType::NVFP4 => 40,
+        DType::Q1_0 => 41,
+        DType::Q2_0 => 42,
     }
 }
 

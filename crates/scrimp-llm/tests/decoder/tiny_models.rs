@@ -187,9 +187,11 @@ fn gguf_holds_the_same_models() {
 /// Quantized matrices meet activations of 8 bits: an error of several percent of the logits' spread belongs to that.
 #[test]
 fn gguf_with_every_stored_type() {
-    let expected = testdata("tiny-gguf/llama-mixed.json");
-    let std = read_json::<Expected>(&expected).logits_std;
-    check(&testdata("tiny-gguf/llama-mixed.gguf"), &expected, 0.15 * std);
+    for name in ["mixed", "types"] {
+        let expected = testdata(&format!("tiny-gguf/llama-{name}.json"));
+        let std = read_json::<Expected>(&expected).logits_std;
+        check(&testdata(&format!("tiny-gguf/llama-{name}.gguf")), &expected, 0.15 * std);
+    }
 }
 
 #[test]

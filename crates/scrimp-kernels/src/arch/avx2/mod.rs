@@ -230,6 +230,47 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn bits_at(self, x: I, from: usize, to: usize, mask: u8) -> I {
+        // One of the two shifts is by 0. They work on 16-bit lanes; bits that cross a byte are masked off.
+        isa!({
+            let left = _mm_cvtsi32_si128(to.saturating_sub(from) as i32);
+            let right = _mm_cvtsi32_si128(from.saturating_sub(to) as i32);
+            let mask = _mm256_set1_epi8((mask << to) as i8);
+            [
+                _mm256_and_si256(_mm256_srl_epi16(_mm256_sll_epi16(x[0], left), right), mask),
+                _mm256_and_si256(_mm256_srl_epi16(_mm256_sll_epi16(x[1], left), right), mask),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn with_bits(self, low: I, x: I, from: usize, to: usize, mask: u8) -> I {
+        let bits = self.bits_at(x, from, to, mask);
+        both!(_mm256_or_si256, low, bits)
+    }
+    #[inline(always)]
+    fn lookup16(self, table: &[u8; 16], x: I) -> I {
+        isa!({
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, x[0]), _mm256_shuffle_epi8(table, x[1])]
+        })
+    }
+    #[inline(always)]
+    fn scale_quants(self, w: I, factor: &[u8; 16]) -> I {
+        // Both bytes of a 16-bit lane are multiplied at once: no product reaches the next byte.
+        isa!({
+            let first = _mm256_cvtepu8_epi32(_mm_loadl_epi64(factor.as_ptr().cast()));
+            let last = _mm256_cvtepu8_epi32(_mm_loadl_epi64(factor.as_ptr().add(8).cast()));
+            [
+                _mm256_mullo_epi16(w[0], _mm256_or_si256(first, _mm256_slli_epi32::<16>(first))),
+                _mm256_mullo_epi16(w[1], _mm256_or_si256(last, _mm256_slli_epi32::<16>(last))),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn sum_of(self, negated: i32) -> i32 {
+        -(i32::from(negated as i16) + (negated >> 16))
+    }
+    #[inline(always)]
     fn sums(self, x: &[i8; 16]) -> (i32, i32) {
         // The negated sums are two i16, one for each of the lanes that a row has in a partial sum.
         let packed = isa!({

@@ -240,6 +240,35 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn bits_at(self, x: __m512i, from: usize, to: usize, mask: u8) -> __m512i {
+        // A rotation of 32-bit lanes moves the bits within their byte; the mask removes those of other bytes.
+        isa!({
+            let moved = _mm512_rolv_epi32(x, _mm512_set1_epi32(to as i32 - from as i32));
+            _mm512_and_si512(moved, _mm512_set1_epi8((mask << to) as i8))
+        })
+    }
+    #[inline(always)]
+    fn with_bits(self, low: __m512i, x: __m512i, from: usize, to: usize, mask: u8) -> __m512i {
+        // The truth table 0xF8 is a | (b & c).
+        isa!({
+            let moved = _mm512_rolv_epi32(x, _mm512_set1_epi32(to as i32 - from as i32));
+            _mm512_ternarylogic_epi32::<0xF8>(low, moved, _mm512_set1_epi8((mask << to) as i8))
+        })
+    }
+    #[inline(always)]
+    fn lookup16(self, table: &[u8; 16], x: __m512i) -> __m512i {
+        isa!(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), x))
+    }
+    #[inline(always)]
+    fn scale_quants(self, w: __m512i, factor: &[u8; 16]) -> __m512i {
+        // Both bytes of a 16-bit lane are multiplied at once: no product reaches the next byte.
+        isa!({
+            let factor = _mm512_cvtepu8_epi32(_mm_loadu_si128(factor.as_ptr().cast()));
+            let factor = _mm512_or_si512(factor, _mm512_slli_epi32::<16>(factor));
+            _mm512_mullo_epi16(w, factor)
+        })
+    }
+    #[inline(always)]
     fn acc_init(self, zero: i32, negated_sums: [i32; 2]) -> __m512i {
         self.splat_i32(zero * (negated_sums[0] + negated_sums[1]))
     }

@@ -42,7 +42,7 @@ const _: () = assert!(size_of::<Block>() == INT4_BLOCK && size_of::<Index>() == 
 /// Unpacks a dense group.
 #[inline(always)]
 pub(crate) fn dense<S: Simd>(s: S, block: &Block) -> Group<S> {
-    Group { w: crate::quant::q4::unpack(s, &block.q), scale: s.load_bf16(&block.scale), second: s.splat(0.0) }
+    Group::symmetric(s, crate::quant::q4::unpack(s, &block.q), s.load_bf16(&block.scale))
 }
 
 /// Unpacks a sparse group, whose values are in the low or `HIGH` halves of the bytes from `values` on; returns where
@@ -66,7 +66,7 @@ pub(crate) unsafe fn sparse<S: Simd, const HIGH: bool>(
             at = at.add(mask.count_ones() as usize);
         }
     }
-    (Group { w, scale: s.load_bf16(&index.scale), second: s.splat(0.0) }, at)
+    (Group::symmetric(s, w, s.load_bf16(&index.scale)), at)
 }
 
 /// Adds a sparse group's products with one token to `acc`, expanding and multiplying a step at a time; returns where
