@@ -1,4 +1,4 @@
-//! The error type, atomic files and random numbers that every crate of scrimp shares.
+//! The error type, atomic files, names of shards and random numbers that every crate of scrimp shares.
 //!
 //! ```
 //! use scrimp_base::{Category, Error};
@@ -15,6 +15,7 @@
 pub mod atomic_file;
 pub mod error;
 pub mod random;
+pub mod shards;
 
 pub use atomic_file::{AtomicFile, check_outputs};
 pub use error::{Category, Error, Hint, Result, translate_settings};

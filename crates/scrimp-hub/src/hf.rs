@@ -6,7 +6,7 @@ use super::{
     reference::is_safe_relative,
     store::{Fault, Sink, Slot, Sum, local, sum_file, write_small},
 };
-use scrimp_base::{Category, Error};
+use scrimp_base::{Category, Error, shards::ShardName};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -27,6 +27,9 @@ const SMALL_FILES: [&str; 9] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
+/// Files of an embedding model (sentence-transformers), besides those of its modules' folders. The first file marks one.
+const SENTENCE_FILES: [&str; 3] =
+    ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"];
 /// The list of files in a finished directory.
 const MANIFEST: &str = ".scrimp.json";
 
@@ -141,7 +144,7 @@ struct Sibling {
 pub(super) enum Offer {
     /// Files that together are a model.
     Directory(Vec<String>),
-    /// The one GGUF file.
+    /// The one GGUF file, or its first part.
     File(String),
 }
 
@@ -182,9 +185,13 @@ fn choose(repo: &str, files: &[String]) -> Result<Offer, Error> {
         let weights = if named.is_empty() { weights } else { named };
         let small =
             files.iter().filter(|f| SMALL_FILES.contains(&f.as_str()) || ends(f, ".safetensors.index.json"));
-        return Ok(Offer::Directory(small.filter(top).chain(weights).cloned().collect()));
+        let embeds = files.iter().any(|f| f == SENTENCE_FILES[0]);
+        let sentence = files.iter().filter(|f| embeds && is_of_module(f));
+        return Ok(Offer::Directory(small.filter(top).chain(weights).chain(sentence).cloned().collect()));
     }
-    let gguf: Vec<&String> = files.iter().filter(|f| ends(f, ".gguf")).collect();
+    // The first part of a split file represents all.
+    let first_part = |f: &str| ShardName::parse(f).is_none_or(|shard| shard.number == 1);
+    let gguf: Vec<&String> = files.iter().filter(|f| ends(f, ".gguf") && first_part(f)).collect();
     match gguf.as_slice() {
         [one] => Ok(Offer::File((*one).clone())),
         [] => Err(Error::unavailable(
@@ -199,6 +206,16 @@ fn choose(repo: &str, files: &[String]) -> Result<Offer, Error> {
                 format!("choose one: {}{more}", names.join(" ")),
             ))
         }
+    }
+}
+
+/// Whether an embedding model needs this file: `modules.json`, `1_Pooling/config.json`, `2_Dense/model.safetensors`.
+fn is_of_module(file: &str) -> bool {
+    let numbered =
+        |folder: &str| folder.split_once('_').is_some_and(|(number, _)| number.parse::<u8>().is_ok());
+    match file.split_once('/') {
+        None => SENTENCE_FILES.contains(&file),
+        Some((folder, name)) => numbered(folder) && matches!(name, "config.json" | "model.safetensors"),
     }
 }
 
@@ -241,6 +258,9 @@ pub(super) fn directory(
         }
         let url = url(endpoint, repo, &manifest.commit, name);
         let (data, _sum) = file(client, &url, &slot.work("one"), Expected::default(), progress)?;
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|e| local(folder, e))?;
+        }
         fs::rename(&data, &path).map_err(|e| local(&path, e))?;
     }
     if slot.path.exists() {
@@ -286,8 +306,22 @@ mod tests {
             "model-00002-of-00002.safetensors",
         ];
         assert_eq!(got, want);
+        let embedder = [
+            "config.json",
+            "model.safetensors",
+            "modules.json",
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "2_Dense/pytorch_model.bin",
+            "onnx/config.json",
+        ];
+        let Ok(Offer::Directory(got)) = offer_of(&embedder) else { panic!() };
+        assert_eq!(got, embedder[..6]);
         assert_eq!(offer_of(&["README.md", "x.gguf"]).unwrap(), Offer::File("x.gguf".into()));
         assert!(offer_of(&["README.md"]).is_err());
+        let parts = ["q4/x-00001-of-00002.gguf", "q4/x-00002-of-00002.gguf"];
+        assert_eq!(offer_of(&parts).unwrap(), Offer::File(parts[0].into()));
         let many = offer_of(&["x.gguf", "y.gguf"]).unwrap_err();
         assert!(many.hint().unwrap().as_str().contains("hf:a/b:y.gguf"));
     }

@@ -21,7 +21,7 @@ pub use reference::{ModelRef, Package};
 pub use sdist::download_sdist;
 
 use hf::Expected;
-use scrimp_base::{Error, Result};
+use scrimp_base::{Error, Result, shards::ShardName};
 use std::{
     env,
     path::{Path, PathBuf},
@@ -88,7 +88,7 @@ impl Hub {
                 (slot.noted()?.sha256 == alias.sha256).then_some(slot.path)
             }
             ModelRef::Pypi(packages) => whole(self.pypi_slot(packages)),
-            ModelRef::Hf { repo, file: Some(file) } => whole(self.hf_slot(repo, file)),
+            ModelRef::Hf { repo, file: Some(file) } => self.cached_hf_file(repo, file),
             ModelRef::Hf { repo, file: None } => {
                 let slot = self.snapshot_slot(repo);
                 if hf::is_complete(&slot.path) {
@@ -96,7 +96,7 @@ impl Hub {
                 }
                 // A note has the name of the only GGUF file of a repository.
                 let name = std::fs::read_to_string(self.only_file_note(repo)).ok()?;
-                reference::is_safe_relative(&name).then(|| whole(self.hf_slot(repo, &name)))?
+                reference::is_safe_relative(&name).then(|| self.cached_hf_file(repo, &name))?
             }
         }
     }
@@ -248,7 +248,23 @@ impl Hub {
         download(progress).map_err(Fault::into_error)
     }
 
+    /// The file of a repository, or the first of its parts, if all of them are in the cache.
+    fn cached_hf_file(&self, repo: &str, file: &str) -> Option<PathBuf> {
+        let paths = parts(file).into_iter().map(|part| whole(self.hf_slot(repo, &part)));
+        paths.collect::<Option<Vec<_>>>()?.into_iter().next()
+    }
+
+    /// Downloads a file of a repository; of a model in parts, any of which may be named, all parts.
     fn fetch_hf_file(&self, repo: &str, file: &str, progress: &mut dyn Progress) -> Result<PathBuf> {
+        let mut first = None;
+        for part in parts(file) {
+            let path = self.fetch_one_hf_file(repo, &part, progress)?;
+            first.get_or_insert(path);
+        }
+        Ok(first.unwrap_or_default())
+    }
+
+    fn fetch_one_hf_file(&self, repo: &str, file: &str, progress: &mut dyn Progress) -> Result<PathBuf> {
         let slot = self.hf_slot(repo, file);
         let url = hf::url(&self.hf_endpoint, repo, "main", file);
         let download = |progress: &mut dyn Progress| {
@@ -290,6 +306,11 @@ impl Hub {
     fn client(&self) -> http::Client {
         http::Client::new(&self.hf_endpoint, self.hf_token.clone())
     }
+}
+
+/// The names of all parts of a GGUF file that is split; otherwise the name of the file.
+fn parts(file: &str) -> Vec<String> {
+    ShardName::parse(file).map_or_else(|| vec![file.to_owned()], |shard| shard.all().collect())
 }
 
 /// The slot's file, if it is complete. Only complete files have this name; a note that disagrees shows that the file

@@ -16,8 +16,8 @@ use crate::{
     error::{Error, Result},
     families::{self, Family, GgufKeys, HfConfig, Need, TensorSpec},
     load::{
-        CompressedFile, Encoding, GgufFile, GgufMetadata, HfDir, SafetensorsFile, SideFiles, Source,
-        compressed::GGUF_HEADER, hf_dir, safetensors::SafeDType,
+        CompressedFile, Encoding, GgufFile, GgufMetadata, GgufTensor, HfDir, SafetensorsFile, SideFiles,
+        Source, compressed::GGUF_HEADER, hf_dir, safetensors::SafeDType,
     },
     tokenizer::Tokenizer,
 };
@@ -71,7 +71,7 @@ struct Stored {
 }
 
 impl Checkpoint {
-    /// Opens a GGUF file, a Hugging Face directory with `config.json` and safetensors files, or a file that
+    /// Opens a GGUF file (any of its parts, if it is split), a Hugging Face directory with `config.json` and safetensors files, or a file that
     /// `scrimp compress` wrote.
     ///
     /// # Errors
@@ -100,31 +100,28 @@ impl Checkpoint {
             .with_hint("name the directory that holds it and config.json"));
         }
         refuse_other_files(path, &source)?;
-        let gguf = GgufFile::from_source(source)?;
-        let metadata = gguf.metadata();
-        if metadata.u64("split.count")?.is_some_and(|count| count > 1) {
-            return Err(metadata.source().unsupported(
-                "this is one part of a model that was split over several GGUF files",
-                "join them: llama-gguf-split --merge FIRST_PART OUT.gguf",
-            ));
-        }
+        let mut shards = GgufFile::from_source(source)?.with_shards()?;
+        let metadata = shards[0].metadata();
         let key = "general.architecture";
         let architecture = metadata.str(key)?.ok_or_else(|| metadata.missing(key))?;
         let family = families::by_architecture(architecture)?;
-        let config = family.gguf_config(&GgufKeys::new(&gguf, architecture))?;
-        let tensors = gguf.tensors().iter().map(|t| Stored {
-            name: gguf_name(family, &t.name),
-            encoding: Encoding::Rows(t.dtype),
-            shape: t.shape.clone(),
-            file: 0,
-            range: t.range.clone(),
-        });
-        let tensors = tensors.collect();
-        let files = vec![Arc::clone(gguf.shared_source())];
+        let config = family.gguf_config(&GgufKeys::new(&shards, architecture))?;
+        let stored = |(file, shard): (usize, &GgufFile)| {
+            let stored = |t: &GgufTensor| Stored {
+                name: gguf_name(family, &t.name),
+                encoding: Encoding::Rows(t.dtype),
+                shape: t.shape.clone(),
+                file,
+                range: t.range.clone(),
+            };
+            shard.tensors().iter().map(stored).collect::<Vec<_>>()
+        };
+        let tensors = shards.iter().enumerate().flat_map(stored).collect();
+        let files = shards.iter().map(|shard| Arc::clone(shard.shared_source())).collect();
         let specs = families::expected_tensors(family, &config).collect();
         let checkpoint =
             Self::check(path, family, Found { config, specs, files, tensors, other_types: HashMap::new() })?;
-        Ok(Self { gguf: Some(gguf), ..checkpoint })
+        Ok(Self { gguf: Some(shards.swap_remove(0)), ..checkpoint })
     }
 
     fn open_compressed(path: &Path, file: &CompressedFile) -> Result<Self> {
@@ -211,7 +208,9 @@ impl Checkpoint {
         let specs = families::expected_tensors(family, &config).collect();
         let mut checkpoint = Self::check(dir, family, Found { config, specs, files, tensors, other_types })?;
         checkpoint.side = Some(SideFiles::in_dir(dir));
-        if !tied && checkpoint.try_tensor("output.weight").is_none() {
+        // An embedding model has no use for an output matrix.
+        let embeds = dir.join("modules.json").is_file();
+        if !tied && !embeds && checkpoint.try_tensor("output.weight").is_none() {
             return Err(missing(
                 dir,
                 "output.weight (lm_head.weight), which the configuration says is not tied,",
@@ -271,13 +270,20 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Rejects biases that the family does not have: ignoring one would change results. Other extra tensors are
-    /// harmless.
+    /// Rejects biases that the family does not have, and factors on matrices: ignoring one would change results. Other
+    /// extra tensors are harmless.
     fn refuse_unknown_biases(&self, family: &dyn Family) -> Result<()> {
         let layer = family.layer_tensors(&self.config);
         for tensor in &self.tensors {
             let in_layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
             let name = in_layer.map_or(tensor.name.as_str(), |(_, name)| name);
+            if name.ends_with(".scale") {
+                // Beside NVFP4 matrices: ignoring the factor would change results.
+                return Err(Error::unsupported(
+                    format!("{}: {} is a factor on a whole matrix", self.path.display(), tensor.name),
+                    "use a file of another type, such as MXFP4 or Q4_K",
+                ));
+            }
             if name.ends_with(".bias") && !layer.iter().any(|spec| spec.name == name) {
                 return Err(Error::unsupported(
                     format!("{}: {} is not supported", self.path.display(), tensor.name),

@@ -212,7 +212,7 @@ fn other_kinds_of_files_are_named() {
     says(b"tjgg1234", "GGML");
     says(&Gguf::new().bytes(), "general.architecture is missing");
     says(&Gguf::new().str("general.architecture", "mamba").bytes(), "mamba");
-    says(&tiny_llama().u32("split.count", 2).bytes(), "split");
+    says(&tiny_llama().u32("split.count", 2).bytes(), "one of 2 parts");
     says(&tiny_llama().u32("llama.expert_count", 8).bytes(), "llama.expert_used_count is missing");
     let experts =
         |used| tiny_llama().u32("llama.expert_count", 8).u32("llama.expert_used_count", used).bytes();
@@ -254,6 +254,7 @@ fn configurations_that_do_not_fit_the_tensors_are_refused() {
     gguf.tensors.retain(|t| t.name != "blk.1.attn_v.weight");
     says(&gguf, "blk.1.attn_v.weight is missing");
     says(&tiny_llama().tensor("blk.0.ffn_up.bias", DType::F32, &[512]), "blk.0.ffn_up.bias is not supported");
+    says(&tiny_llama().tensor("blk.0.ffn_up.scale", DType::F32, &[1]), "blk.0.ffn_up.scale is a factor");
     let mut gguf = tiny_llama();
     gguf.pairs.retain(|p| !p.starts_with(&string(b"tokenizer.ggml.tokens")));
     says(&gguf.strings("tokenizer.ggml.tokens", &[b"a"]), "different models");
@@ -275,4 +276,89 @@ proptest! {
         let head = [b"GGUF", &3u32.to_le_bytes()[..], &counts.0.to_le_bytes(), &counts.1.to_le_bytes()].concat();
         let _ = exercise(&[head, bytes].concat());
     }
+}
+
+/// The parts of `tiny_llama`, with `split.*` metadata: the first has the metadata and the first tensors.
+fn parts(count: usize) -> Vec<Gguf> {
+    let whole = tiny_llama();
+    let tensors = whole.tensors.len();
+    let chunks = whole.tensors.chunks(tensors.div_ceil(count));
+    chunks
+        .enumerate()
+        .map(|(no, tensors_of_part)| {
+            let pairs = if no == 0 { whole.pairs.clone() } else { Vec::new() };
+            Gguf { pairs, tensors: tensors_of_part.to_vec(), ..Gguf::new() }
+                .u32("split.no", no as u32)
+                .u32("split.count", count as u32)
+                .u32("split.tensors.count", tensors as u32)
+        })
+        .collect()
+}
+
+/// Writes parts under the names that belong to them and returns their paths.
+fn write_parts(dir: &Path, parts: &[Gguf]) -> Vec<std::path::PathBuf> {
+    let path = |no: usize| dir.join(format!("m-{no:05}-of-{:05}.gguf", parts.len()));
+    let write = |(i, part): (usize, &Gguf)| {
+        std::fs::write(path(i + 1), part.bytes()).unwrap();
+        path(i + 1)
+    };
+    parts.iter().enumerate().map(write).collect()
+}
+
+#[test]
+fn any_part_of_a_split_file_opens_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = write_parts(dir.path(), &parts(3));
+    let names = |checkpoint: &Checkpoint| {
+        let mut names: Vec<_> = checkpoint.tensor_names().map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    let whole = open(&tiny_llama().bytes()).unwrap();
+    let bytes: u64 = paths.iter().map(|path| path.metadata().unwrap().len()).sum();
+    for path in &paths {
+        let checkpoint = Checkpoint::open(path).unwrap();
+        assert_eq!(names(&checkpoint), names(&whole));
+        assert_eq!(checkpoint.file_bytes(), bytes);
+        assert!(checkpoint.gguf_metadata().unwrap().contains("tokenizer.ggml.tokens"));
+        let last = GgufFile::open(&paths[2]).unwrap();
+        let tensor = last.tensors().last().unwrap();
+        assert_eq!(checkpoint.tensor(&tensor.name).unwrap().data, last.bytes(tensor));
+    }
+}
+
+#[test]
+fn split_files_that_do_not_belong_together_are_refused() {
+    let says = |change: &dyn Fn(&Path, &mut Vec<Gguf>), words: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut all = parts(3);
+        change(dir.path(), &mut all);
+        let paths = write_parts(dir.path(), &all);
+        change(dir.path(), &mut all); // removes files
+        let error = Checkpoint::open(paths.iter().find(|path| path.exists()).unwrap()).unwrap_err();
+        let text = format!("{error} {}", error.hint().map(|hint| hint.to_string()).unwrap_or_default());
+        assert!(words.iter().all(|words| text.contains(words)), "{text} {words:?}");
+    };
+    let remove = |dir: &Path, _: &mut Vec<Gguf>| {
+        for no in [1, 3] {
+            let _ = std::fs::remove_file(dir.join(format!("m-{no:05}-of-00003.gguf")));
+        }
+    };
+    says(&remove, &["missing: m-00001-of-00003.gguf, m-00003-of-00003.gguf", "all 3 parts"]);
+    says(&|_, all| all.swap(1, 2), &["m-00002-of-00003", "split.no is 2"]);
+    says(&|_, all| all[2] = Gguf::new().u32("split.no", 2), &["split.count missing"]);
+    says(&|_, all| drop(all[2].tensors.pop()), &["tensors together", "different models"]);
+    says(
+        &|_, all| {
+            let twice = all[0].tensors[0].clone();
+            all[2].tensors.push(twice);
+        },
+        &["is in another part too"],
+    );
+    // Without the metadata of the first part, and under another name.
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("renamed.gguf");
+    std::fs::write(&other, parts(3)[1].bytes()).unwrap();
+    let error = Checkpoint::open(&other).unwrap_err().to_string();
+    assert!(error.contains("one of 3 parts"), "{error}");
 }

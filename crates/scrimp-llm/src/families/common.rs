@@ -99,7 +99,7 @@ fn gguf_name(keys: &GgufKeys<'_>) -> Result<String> {
 fn gguf_vocab(keys: &GgufKeys<'_>) -> Result<usize> {
     let file = keys.file();
     let missing = || file.source().bad("tensor token_embd.weight is missing");
-    let rows = file.tensor("token_embd.weight").ok_or_else(missing)?.shape[0];
+    let rows = keys.tensor("token_embd.weight").ok_or_else(missing)?.1.shape[0];
     if rows > limit::VOCAB {
         return Err(file.source().bad(format!("a vocabulary of {rows}; {} are allowed", limit::VOCAB)));
     }

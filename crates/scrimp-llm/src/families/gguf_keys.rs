@@ -7,23 +7,33 @@ use super::{
 use crate::{
     config::Rope,
     error::Result,
-    load::{GgufFile, GgufMetadata},
+    load::{GgufFile, GgufMetadata, GgufTensor},
 };
 
 /// The metadata below `ARCHITECTURE.`: `size("block_count", ..)` reads `llama.block_count`.
 #[derive(Debug)]
 pub struct GgufKeys<'a> {
+    /// The first has the metadata.
+    files: &'a [GgufFile],
     file: &'a GgufFile,
     architecture: &'a str,
 }
 
 impl<'a> GgufKeys<'a> {
-    /// The keys of `architecture` in `file`.
-    pub fn new(file: &'a GgufFile, architecture: &'a str) -> Self {
-        Self { file, architecture }
+    /// The keys of `architecture` in `files`: all parts of a model, of which the first has the metadata.
+    ///
+    /// # Panics
+    /// When there is no file.
+    pub fn new(files: &'a [GgufFile], architecture: &'a str) -> Self {
+        Self { files, file: &files[0], architecture }
     }
 
-    /// The file.
+    /// The tensor called `name` and the file that it is in.
+    pub fn tensor(&self, name: &str) -> Option<(&'a GgufFile, &'a GgufTensor)> {
+        self.files.iter().find_map(|file| file.tensor(name).map(|tensor| (file, tensor)))
+    }
+
+    /// The file with the metadata.
     pub fn file(&self) -> &'a GgufFile {
         self.file
     }
@@ -135,14 +145,14 @@ impl<'a> GgufKeys<'a> {
     /// # Errors
     /// When it has another type or length.
     pub fn f32_tensor(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
-        let Some(tensor) = self.file.tensor(name) else { return Ok(None) };
+        let Some((file, tensor)) = self.tensor(name) else { return Ok(None) };
         if tensor.dtype != scrimp_kernels::DType::F32 || tensor.shape != [len] {
-            return Err(self.file.source().bad(format!(
+            return Err(file.source().bad(format!(
                 "tensor {name} should be {len} x f32, but is {} of shape {:?}",
                 tensor.dtype, tensor.shape
             )));
         }
-        let (values, _) = self.file.bytes(tensor).as_chunks::<4>();
+        let (values, _) = file.bytes(tensor).as_chunks::<4>();
         Ok(Some(values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()))
     }
 

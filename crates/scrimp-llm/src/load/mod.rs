@@ -11,7 +11,7 @@ pub mod side_files;
 pub mod source;
 
 pub use compressed::{CompressedFile, Encoding};
-pub use gguf::{GgufFile, GgufMetadata};
+pub use gguf::{GgufFile, GgufMetadata, GgufTensor};
 pub use hf_dir::HfDir;
 pub use safetensors::SafetensorsFile;
 pub use side_files::SideFiles;

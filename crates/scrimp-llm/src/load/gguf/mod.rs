@@ -9,6 +9,7 @@
 
 mod cursor;
 mod metadata;
+mod shards;
 mod types;
 
 use std::{collections::HashMap, ops::Range, path::Path, sync::Arc};
