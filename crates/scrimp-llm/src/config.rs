@@ -142,6 +142,9 @@ pub struct ModelConfig {
     pub embedding_scale: f32,
     /// Factor on the output of each block before it is added to the residual stream (Granite).
     pub residual_scale: f32,
+    /// Tokens attend to all tokens of their text within the window, also to later ones (EmbeddingGemma). Such a model
+    /// computes embeddings and does not generate.
+    pub bidirectional: bool,
     /// Factor on logits, before the soft cap (Granite).
     pub logit_scale: f32,
     /// Non-linearity of the feed-forward block.
@@ -196,6 +199,7 @@ impl ModelConfig {
             final_logit_softcap: None,
             embedding_scale: 1.0,
             residual_scale: 1.0,
+            bidirectional: false,
             logit_scale: 1.0,
             activation: Activation::Silu,
             experts: None,

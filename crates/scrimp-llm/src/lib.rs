@@ -17,7 +17,7 @@
 //! | [`tokenizer`], [`chat`] | text to token ids and back; messages to text |
 //! | [`model`] | [`model::Model`]: weights; [`model::Session`]: a sequence; [`model::Batch`]: many sequences in one pass |
 //! | [`generate`](mod@generate), [`sampling`], [`logits`] | from a prompt to a stream of text |
-//! | [`embedding`] | embeddings of texts |
+//! | [`embedder`], [`encoder`], [`embedding`] | embedding models, encoders and rerankers; vectors |
 //! | [`error`] | the error type of all crates |
 //!
 //! The same in steps, for callers that manage sequences or sampling themselves:
@@ -62,7 +62,9 @@ pub mod builtin_text;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
+pub mod embedder;
 pub mod embedding;
+pub mod encoder;
 pub mod error;
 #[doc(hidden)]
 pub mod fake;
@@ -76,6 +78,7 @@ pub mod sampling;
 pub mod source;
 pub mod tokenizer;
 
+pub use embedder::{Embedder, Embedding, Reranker};
 pub use error::{Category, Error, Hint, Result};
 pub use llm::{Chat, GenerateOptions, Llm};
 

@@ -4,6 +4,7 @@ mod bench;
 mod completions;
 mod compress;
 mod doctor;
+mod embed;
 mod eval;
 mod fit;
 mod inspect;
@@ -22,6 +23,7 @@ pub(crate) fn dispatch(app: &App, verb: Verb) -> anyhow::Result<()> {
         Verb::Run(args) => run::run(app, &args),
         Verb::Pull(args) => pull::run(app, &args),
         Verb::Models => models::run(app),
+        Verb::Embed(args) => embed::run(app, &args),
         Verb::Inspect(args) => inspect::run(app, &args),
         Verb::Compress(args) => compress::run(app, &args),
         Verb::Fit(args) => fit::run(app, &args),

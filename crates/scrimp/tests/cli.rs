@@ -48,12 +48,13 @@ fn lines_of_json(output: &Output) -> Vec<serde_json::Value> {
 
 #[test]
 fn help_of_every_verb() {
-    let verbs: [&[&str]; 32] = [
+    let verbs: [&[&str]; 33] = [
         &[],
         &["run"],
         &["pull"],
         &["models"],
         &["inspect"],
+        &["embed"],
         &["eval", "ppl"],
         &["eval", "kl"],
         &["eval", "kv"],

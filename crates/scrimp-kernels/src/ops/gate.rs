@@ -4,9 +4,11 @@
 //! SwiGLU    out = silu(gate) * up         silu(x) = x / (1 + exp(-x))
 //! GeGLU     out = gelu(gate) * up         gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
 //! clamped   out = (u + 1) g sigmoid(1.702 g)         g = min(gate, 7),  u = up, at most 7 from 0
+//! GELU      x = x/2 (1 + erf(x / sqrt(2)))           or with the approximation of GeGLU
 //! softcap   x = cap * tanh(x / cap)
 //! ```
-//! Every level gives the same bits. The error is at most 3e-7 of the value for SwiGLU and 2e-6 of |x| for GeGLU.
+//! Every level gives the same bits. The error is at most 3e-7 of the value for SwiGLU, 2e-6 of |x| for GeGLU and 2e-7 of
+//! |x| for GELU.
 //!
 //! Sources: Shazeer 2020, "GLU variants improve Transformer" (arXiv 2002.05202),
 //! section 2; Gemma 2 (arXiv 2408.00118), section 2; gpt-oss (arXiv 2508.10925), section 2.2.
@@ -30,6 +32,7 @@ pub const CLAMP: f32 = 7.0;
 /// The slope of its sigmoid.
 pub const CLAMPED_SLOPE: f32 = 1.702;
 
+struct Gelu<'a>(bool, &'a mut [f32]);
 struct Gated<'a>(Gate, &'a [f32], &'a [f32], &'a mut [f32]);
 struct Softcap<'a>(f32, &'a mut [f32]);
 struct Scale<'a>(f32, &'a mut [f32]);
@@ -41,6 +44,11 @@ struct Scale<'a>(f32, &'a mut [f32]);
 pub fn gated(level: SimdLevel, f: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
     assert!(gate.len() == up.len() && gate.len() == out.len(), "gated: lengths differ");
     level.run(Gated(f, gate, up, out));
+}
+
+/// `x = gelu(x)`, in place: exact, or with the tanh approximation.
+pub fn gelu(level: SimdLevel, approximate: bool, x: &mut [f32]) {
+    level.run(Gelu(approximate, x));
 }
 
 /// `x = cap * tanh(x / cap)`, in place (Gemma 2).
@@ -100,6 +108,21 @@ fn gated_vector<S: Simd, const F: u8>(s: S, gate: &[f32; 16], up: &[f32; 16]) ->
     }
 }
 
+impl Kernel for Gelu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, s: S) {
+        let Gelu(approximate, x) = self;
+        for x in x.chunks_mut(16) {
+            let mut lanes = padded(x);
+            let vector = s.load(&lanes);
+            s.store(if approximate { s.gelu_tanh(vector) } else { s.gelu(vector) }, &mut lanes);
+            x.copy_from_slice(&lanes[..x.len()]);
+        }
+    }
+}
+
 impl Kernel for Softcap<'_> {
     type Output = ();
 
@@ -126,6 +149,31 @@ impl Kernel for Scale<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gelu_has_the_values_of_the_normal_distribution() {
+        // x Phi(x), from mpmath.
+        let known = [
+            (0.0, 0.0),
+            (0.5, 0.345_731_230_637_006_56),
+            (1.0, 0.841_344_746_068_542_9),
+            (-1.0, -0.158_655_253_931_457_07),
+            (2.0, 1.954_499_736_103_641_6),
+            (-3.0, -0.004_049_694_094_890_31),
+            (20.0, 20.0),
+            (-20.0, 0.0),
+        ];
+        for level in SimdLevel::supported() {
+            let mut x: Vec<f32> = known.iter().map(|&(x, _)| x).collect();
+            gelu(level, false, &mut x);
+            for (got, (x, want)) in x.iter().zip(known) {
+                assert!((f64::from(*got) - want).abs() <= 2e-7 * f64::from(x.abs()), "{level} {x}: {got}");
+            }
+            let mut x = vec![1.0; 17];
+            gelu(level, true, &mut x);
+            assert!(x.iter().all(|x| (x - 0.841_192).abs() < 1e-5), "{level} {x:?}");
+        }
+    }
 
     #[test]
     fn non_linearities_match_f64_in_every_level() {

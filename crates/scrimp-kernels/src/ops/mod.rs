@@ -3,14 +3,16 @@
 //! All are written over the level's vectors with a fixed order of reductions, so every level gives the same bits.
 //! Lengths that are no multiple of 16 are finished with a zero-padded vector.
 
+mod bidirectional;
 pub mod fit;
 mod gate;
 pub mod gemm_f32;
 mod norm;
 mod rope;
 
-pub use gate::{CLAMP, CLAMPED_SLOPE, Gate, gated, scale, softcap};
-pub use norm::RmsNorm;
+pub use bidirectional::{BidirectionalShape, Qkv, bidirectional};
+pub use gate::{CLAMP, CLAMPED_SLOPE, Gate, gated, gelu, scale, softcap};
+pub use norm::{LayerNorm, RmsNorm};
 pub use rope::{RopeTable, rotate_adjacent, rotate_halves};
 
 /// Copies up to 16 elements into a vector's array, the rest zero.

@@ -1,4 +1,5 @@
-//! RMSNorm: `y = x / sqrt(mean(x²) + eps) * (w + offset)` (Zhang and Sennrich 2019, section 3).
+//! RMSNorm: `y = x / sqrt(mean(x²) + eps) * (w + offset)` (Zhang and Sennrich 2019, section 3), and the LayerNorm of
+//! encoders.
 //!
 //! The sum has 16 lanes, reduced in a fixed order: every level gives the same bits.
 
@@ -62,6 +63,64 @@ impl RmsNorm<'_> {
     }
 }
 
+/// The norm of encoders: `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b` (Ba et al. 2016, arXiv 1607.06450).
+#[derive(Debug, Clone, Copy)]
+pub struct LayerNorm<'a> {
+    /// Weights, one per element.
+    pub weight: &'a [f32],
+    /// Biases, one per element.
+    pub bias: &'a [f32],
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl LayerNorm<'_> {
+    /// `x = norm(x)` for one row.
+    ///
+    /// # Panics
+    /// When lengths differ.
+    pub fn apply_in_place(&self, level: SimdLevel, x: &mut [f32]) {
+        assert!(x.len() == self.weight.len() && x.len() == self.bias.len(), "layer_norm: lengths differ");
+        level.run(LayerNormInPlace { norm: self, x });
+    }
+}
+
+struct LayerNormInPlace<'a> {
+    norm: &'a LayerNorm<'a>,
+    x: &'a mut [f32],
+}
+
+impl Kernel for LayerNormInPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Level>(self, s: S) {
+        let Self { norm, x } = self;
+        let n = x.len() as f32;
+        let mut sum = s.splat(0.0);
+        for x in x.chunks(16) {
+            sum = s.add(sum, s.load(&padded(x)));
+        }
+        let mean = s.reduce_add(sum) / n;
+        let mut squares = s.splat(0.0);
+        for x in x.chunks_mut(16) {
+            // The padding stays zero.
+            let mut lanes = padded(x);
+            s.store(s.sub(s.load(&lanes), s.splat(mean)), &mut lanes);
+            x.copy_from_slice(&lanes[..x.len()]);
+            let lanes = s.load(&padded(x));
+            squares = s.fma(lanes, lanes, squares);
+        }
+        let factor = s.splat(1.0 / (s.reduce_add(squares) / n + norm.eps).sqrt());
+        for ((x, w), b) in x.chunks_mut(16).zip(norm.weight.chunks(16)).zip(norm.bias.chunks(16)) {
+            let mut lanes = padded(x);
+            let scaled = s.mul(s.load(&lanes), factor);
+            s.store(s.fma(scaled, s.load(&padded(w)), s.load(&padded(b))), &mut lanes);
+            x.copy_from_slice(&lanes[..x.len()]);
+        }
+    }
+}
+
 /// `out = norm(x)`, or `out += norm(x)`.
 struct Into<'a, const ADD: bool> {
     norm: &'a RmsNorm<'a>,
@@ -115,6 +174,26 @@ impl Kernel for InPlace<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layer_norms_match_f64_in_every_level() {
+        for len in [1, 15, 16, 33, 384] {
+            let x: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin() * 3.0 + 1.0).collect();
+            let weight: Vec<f32> = (0..len).map(|i| (i as f32 * 0.3).cos()).collect();
+            let bias: Vec<f32> = (0..len).map(|i| (i as f32 * 0.1).sin()).collect();
+            let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / len as f64;
+            let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / len as f64;
+            for level in SimdLevel::supported() {
+                let mut out = x.clone();
+                LayerNorm { weight: &weight, bias: &bias, eps: 1e-5 }.apply_in_place(level, &mut out);
+                for i in 0..len {
+                    let normed = (f64::from(x[i]) - mean) / (variance + 1e-5).sqrt();
+                    let want = normed * f64::from(weight[i]) + f64::from(bias[i]);
+                    assert!((f64::from(out[i]) - want).abs() < 1e-5, "{level}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn matches_f64_in_every_level_and_form() {

@@ -27,7 +27,7 @@ pub(crate) struct Block {
 fn to_two_bits(row: &[u8]) -> [u8; 64] {
     let mut out = [0; 64];
     let mut put = |column: usize, byte: u8, digit: u32| {
-        let q = (u16::from(byte.wrapping_mul(3_u8.wrapping_pow(digit))) * 3 >> 8) as u8;
+        let q = ((u16::from(byte.wrapping_mul(3_u8.wrapping_pow(digit))) * 3) >> 8) as u8;
         out[32 * (column / 128) + column % 32] |= q << (2 * (column % 128 / 32));
     };
     for n in 0..5 {

@@ -20,9 +20,6 @@ pub(super) fn gguf(family: &'static str, keys: &GgufKeys<'_>, layers_27b: usize)
 
 /// The shared part of a `config.json`.
 pub(super) fn hf(family: &'static str, hf: &HfConfig<'_>) -> Result<ModelConfig> {
-    if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
-        return Err(hf.unsupported("attention in both directions is not supported", "use a decoder model"));
-    }
     let key = if hf.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
     let defaults = common::HfDefaults {
         head_dim: Some(256),

@@ -45,6 +45,11 @@ impl Family for Gemma2 {
     }
 
     fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig> {
+        if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
+            return Err(
+                hf.unsupported("attention in both directions is not supported", "use a decoder model")
+            );
+        }
         let mut config = gemma::hf(self.name(), hf)?;
         common::hf_ropes(hf, &mut config)?;
         let window = hf.window(Some(WINDOW))?;

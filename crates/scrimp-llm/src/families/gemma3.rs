@@ -73,11 +73,23 @@ impl Family for Gemma3 {
             None => hf.size("_sliding_window_pattern", common::limit::LAYERS)?.unwrap_or(PATTERN),
         };
         config.sliding_window = hf.windows(config.n_layers, window, |layer| is_sliding(layer, pattern))?;
+        if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
+            // EmbeddingGemma: the window extends to both sides.
+            config.bidirectional = true;
+            config.sliding_window.iter_mut().flatten().for_each(|window| *window = *window / 2 + 1);
+        }
         hf_ropes(hf, &mut config)?;
         config.attn_logit_softcap =
             common::softcap(hf.number("attn_logit_softcapping")?).map_err(|what| hf.bad(what))?;
         config.final_logit_softcap =
             common::softcap(hf.number("final_logit_softcapping")?).map_err(|what| hf.bad(what))?;
+        let plain = config.attn_logit_softcap.is_none() && config.head_dim.is_multiple_of(16);
+        if config.bidirectional && !plain {
+            return Err(hf.unsupported(
+                "bidirectional attention with a soft cap, or with heads whose size is no multiple of 16",
+                "use another model",
+            ));
+        }
         Ok(config)
     }
 

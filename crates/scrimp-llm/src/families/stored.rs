@@ -77,6 +77,8 @@ struct Stored {
     residual_scale: Option<f32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     logit_scale: Option<f32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    bidirectional: bool,
     activation: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     experts: Option<StoredExperts>,
@@ -136,6 +138,7 @@ pub fn to_json(config: &ModelConfig) -> String {
         embedding_scale: config.embedding_scale,
         residual_scale: Some(config.residual_scale).filter(|&scale| scale != 1.0),
         logit_scale: Some(config.logit_scale).filter(|&scale| scale != 1.0),
+        bidirectional: config.bidirectional,
         activation: name_of(&ACTIVATIONS, &config.activation),
         experts: config.experts.map(|experts| StoredExperts {
             count: experts.count,
@@ -220,6 +223,7 @@ pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
         final_logit_softcap: softcap("final_logit_softcap", stored.final_logit_softcap)?,
         embedding_scale: positive("embedding_scale", stored.embedding_scale)?,
         residual_scale: positive("residual_scale", stored.residual_scale.unwrap_or(1.0))?,
+        bidirectional: stored.bidirectional,
         logit_scale: positive("logit_scale", stored.logit_scale.unwrap_or(1.0))?,
         activation: by_name(&ACTIVATIONS, "activation", &stored.activation)?,
         experts: stored.experts.map(StoredExperts::checked).transpose()?,

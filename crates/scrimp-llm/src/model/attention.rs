@@ -5,6 +5,7 @@ use crate::{
     config::ModelConfig,
     error::{Error, Result},
 };
+use scrimp_kernels::ops::{BidirectionalShape, Qkv, bidirectional};
 use scrimp_kv::{AttentionInputs, BatchEntry, Queries, attend_all};
 
 impl SequenceChunk<'_> {
@@ -27,6 +28,9 @@ impl Pass<'_> {
     ) {
         let q_dim = self.config.q_dim();
         sized(&mut self.buffers.attn, n * q_dim);
+        if self.config.bidirectional {
+            return self.attend_to_all(layer, chunks);
+        }
         for chunk in chunks.iter_mut().filter(|chunk| chunk.error.is_none() && chunk.alone()) {
             chunk.error = self.attend_alone(layer, chunk, sinks, only_wanted).err();
         }
@@ -58,6 +62,22 @@ impl Pass<'_> {
                 chunk.error = Some(Error::bad_input(e.to_string()));
             }
         }
+    }
+
+    /// Attention of all tokens of each chunk, which is a whole text, to each other.
+    fn attend_to_all(&mut self, layer: usize, chunks: &[SequenceChunk<'_>]) {
+        let Self { exec, config, buffers, .. } = self;
+        let texts: Vec<_> =
+            chunks.iter().filter(|chunk| chunk.error.is_none()).map(SequenceChunk::rows).collect();
+        let shape = BidirectionalShape {
+            n_heads: config.n_heads,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+            scale: config.attn_scale,
+            window: config.sliding_window[layer],
+        };
+        let qkv = Qkv { q: &buffers.q, k: &buffers.k, v: &buffers.v };
+        bidirectional(*exec, shape, &texts, qkv, &mut buffers.attn);
     }
 
     /// One sequence with accumulated attention scores, over all queries of the chunk.

@@ -152,7 +152,7 @@ impl Model {
         &self.inner.weights
     }
 
-    fn exec(&self) -> Exec<'_> {
+    pub(crate) fn exec(&self) -> Exec<'_> {
         Exec { pool: &self.inner.pool, level: self.inner.level }
     }
 
@@ -246,7 +246,7 @@ impl Model {
 }
 
 /// The SIMD level and the threads of `options`.
-fn set_up(options: &RunOptions) -> Result<(SimdLevel, Pool)> {
+pub(crate) fn set_up(options: &RunOptions) -> Result<(SimdLevel, Pool)> {
     let level = match options.level {
         Some(level) => level,
         None => SimdLevel::from_env().map_err(|e| Error::bad_input(e.to_string()))?,

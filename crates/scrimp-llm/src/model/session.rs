@@ -152,6 +152,12 @@ impl Session {
     /// Checks tokens before they are appended. Returns the length before them.
     pub(super) fn begin_append(&mut self, tokens: &[u32]) -> Result<usize> {
         self.check(tokens)?;
+        if self.model.config().bidirectional && !self.is_empty() {
+            return Err(Error::unsupported(
+                "the tokens of this model attend to later ones: it does not continue texts",
+                "use it for embeddings",
+            ));
+        }
         self.rope_tokens = self.rope_tokens.max(self.len() + tokens.len());
         Ok(self.len())
     }

@@ -157,7 +157,7 @@ impl LinearWeights {
         out
     }
 
-    pub(super) fn needs(&self) -> Needs {
+    pub(crate) fn needs(&self) -> Needs {
         self.weight.needs()
     }
 }

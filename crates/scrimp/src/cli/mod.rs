@@ -75,6 +75,16 @@ HF_ENDPOINT, SCRIMP_PIP (default `python3 -m pip`).")]
   scrimp inspect smollm2
   scrimp inspect ./model.gguf --json")]
     Inspect(InspectArgs),
+    /// Compute the embedding of a text
+    #[command(after_help = "Examples:
+  scrimp embed ./all-MiniLM-L6-v2 \"a cat\"                        one number per line
+  scrimp embed hf:Qwen/Qwen3-Embedding-0.6B \"a cat\" --prompt query
+  scrimp embed ./all-MiniLM-L6-v2 - --json < article.txt
+
+Embedding models state their pooling, normalization and prompts in their files. Of other models, the
+embedding is the mean of the final hidden states, scaled to length 1. Texts that are longer than the
+model allows are cut, with a note on stderr.")]
+    Embed(EmbedArgs),
     /// Write a smaller copy of a model: prune and quantize its weights
     #[command(after_help = compress::EXAMPLES)]
     Compress(compress::CompressArgs),
@@ -121,6 +131,18 @@ pub(crate) struct PullArgs {
 pub(crate) struct InspectArgs {
     #[arg(help = MODEL)]
     pub(crate) model: String,
+}
+
+/// `scrimp embed`.
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    #[arg(help = MODEL)]
+    pub(crate) model: String,
+    /// The text; `-` or a pipe reads stdin
+    pub(crate) text: Option<String>,
+    /// Name of a prompt of the model's files, which is put before the text [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prompt: Option<String>,
 }
 
 /// `scrimp doctor`.

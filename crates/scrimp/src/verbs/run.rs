@@ -1,7 +1,7 @@
 //! `scrimp run`: one answer, or a chat.
 
 mod chat;
-mod prompt;
+pub(super) mod prompt;
 mod saved;
 
 use crate::{

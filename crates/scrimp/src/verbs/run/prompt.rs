@@ -8,7 +8,7 @@ const MAX_BYTES: u64 = 64 << 20;
 
 /// The input of `scrimp run`.
 #[derive(Debug, PartialEq)]
-pub(super) enum Prompt {
+pub(in crate::verbs) enum Prompt {
     /// A prompt.
     Text(String),
     /// A chat in the terminal.
@@ -17,7 +17,7 @@ pub(super) enum Prompt {
 
 impl Prompt {
     /// Reads the argument, or stdin for `-` or a pipe. Without an argument, a terminal opens a chat.
-    pub(super) fn read(argument: Option<&str>) -> anyhow::Result<Self> {
+    pub(in crate::verbs) fn read(argument: Option<&str>) -> anyhow::Result<Self> {
         let text = match argument {
             None if io::stdin().is_terminal() => return Ok(Self::Chat),
             None | Some("-") => from_reader(io::stdin().lock())?,
