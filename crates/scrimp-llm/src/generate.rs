@@ -8,10 +8,12 @@
 //! ```
 //! With [`Speculation`], a step of decoding can have several tokens.
 
+mod reasoning;
 mod sequence;
 mod speculation;
 mod stop;
 
+pub use reasoning::{Reasoning, ReasoningParams};
 pub use sequence::{Sequence, common_prefix};
 pub use speculation::Speculation;
 pub use stop::StopStrings;
@@ -56,6 +58,8 @@ pub struct Request<'a> {
     pub cancel: Option<&'a AtomicBool>,
     /// The source of drafts. It changes the speed, and not the answer.
     pub speculation: Speculation,
+    /// Reasoning before the answer; `None`: it is text of the answer.
+    pub reasoning: Option<&'a ReasoningParams>,
 }
 
 /// Why generation ended.
@@ -138,7 +142,7 @@ pub fn generate<S: LogitsSource>(
     let mut answer = Answer::new(request, sequence.context_length(), reused_tokens, decoder, on_text)?;
     let started = Instant::now();
     let first = match sequence.extend_to(request.prompt, &|| answer.cancelled())? {
-        Some(logits) => sampler.sample(logits)?,
+        Some(logits) => answer.choose(logits, sampler)?,
         None => return Ok(answer.result),
     };
     answer.result.prefill_seconds = started.elapsed().as_secs_f64();
@@ -154,6 +158,7 @@ struct Answer<'a> {
     request: &'a Request<'a>,
     context_length: usize,
     speculator: Option<Speculator>,
+    reasoning: Option<Reasoning>,
     decoder: &'a mut dyn TextStream,
     out: Output<'a>,
     result: Generation,
@@ -181,7 +186,16 @@ impl<'a> Answer<'a> {
         };
         let out = Output { text: String::new(), stop: StopStrings::new(request.stop)?, on_text };
         let speculator = Speculator::new(request.speculation, request.prompt);
-        Ok(Self { request, context_length, speculator, decoder, out, result })
+        let reasoning = request.reasoning.map(Reasoning::new);
+        Ok(Self { request, context_length, speculator, reasoning, decoder, out, result })
+    }
+
+    /// The next token: the model's choice, unless the reasoning begins or ends with another one.
+    fn choose(&mut self, logits: &[f32], sampler: &mut Sampler) -> Result<u32> {
+        match self.reasoning.as_mut().and_then(Reasoning::forced) {
+            Some(id) => Ok(id),
+            None => sampler.sample(logits),
+        }
     }
 
     fn cancelled(&self) -> bool {
@@ -220,7 +234,7 @@ impl<'a> Answer<'a> {
             None => &[],
         };
         if draft.is_empty() {
-            let token = sampler.sample(sequence.append(last)?)?;
+            let token = self.choose(sequence.append(last)?, sampler)?;
             self.result.decode_steps += 1;
             self.learn(0);
             return Ok(ControlFlow::Continue(token));
@@ -228,7 +242,7 @@ impl<'a> Answer<'a> {
         let tokens: Vec<u32> = [&[last], draft].concat();
         let mut flow = ControlFlow::Continue(last);
         let kept = sequence.verify(&tokens, &mut |index, logits| {
-            let token = sampler.sample(logits)?;
+            let token = self.choose(logits, sampler)?;
             self.result.decode_steps += 1;
             flow = ControlFlow::Continue(token);
             if tokens.get(index + 1) != Some(&token) {
@@ -275,7 +289,11 @@ impl<'a> Answer<'a> {
         if let Some(speculator) = &mut self.speculator {
             speculator.push(token);
         }
-        if let Some(reason) = self.out.push(&self.decoder.push(token)) {
+        let piece = self.decoder.push(token);
+        if let Some(reasoning) = &mut self.reasoning {
+            reasoning.accept(&piece);
+        }
+        if let Some(reason) = self.out.push(&piece) {
             return Some(reason);
         }
         if self.cancelled() {

@@ -44,6 +44,7 @@
 //!     stop: &[],
 //!     is_end: &|id| tokenizer.is_end(id),
 //!     cancel: None,
+//!     reasoning: None,
 //! };
 //! let mut sequence = Sequence::new(model.session(), model.context_length());
 //! let mut sampler = Sampler::greedy();

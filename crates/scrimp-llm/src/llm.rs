@@ -204,6 +204,7 @@ impl Llm {
             is_end: &|id| self.tokenizer.is_end(id),
             cancel: None,
             speculation: options.speculation,
+            reasoning: None,
         };
         let mut sampler = Sampler::new(options.sampling.clone())?;
         generate(sequence, &request, &mut sampler, &mut self.tokenizer.stream_after(ids), on_text)

@@ -200,6 +200,7 @@ impl LanguageModel {
                 is_end: &|id| tokenizer.is_end(id),
                 cancel: Some(&flag),
                 speculation,
+                reasoning: None,
             };
             let mut failed = None;
             let mut tell = |piece: &str| {

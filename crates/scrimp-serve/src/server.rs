@@ -3,7 +3,7 @@
 use crate::{
     constraint::Constraints,
     engine::{self, Command, EngineOptions},
-    http::{Language, Peer, Requests, State, cors, now, router},
+    http::{History, Language, ModelFacts, Peer, Requests, State, cors, now, router},
     metrics::Metrics,
     options::ServeOptions,
     score::Recommender,
@@ -101,6 +101,7 @@ impl Server {
             metrics,
             draining: AtomicBool::new(false),
             requests: Requests::default(),
+            history: History::default(),
             created: now(),
             next_id: AtomicU64::new(1),
         });
@@ -144,6 +145,7 @@ fn start_engine(
     let tokenizer = Arc::new(tokenizer);
     let (commands, received) = channel();
     let shared = Language {
+        facts: ModelFacts::new(&model),
         constraints: Constraints::new(&tokenizer).ok(),
         template,
         context_length: model.context_length(),

@@ -6,7 +6,7 @@
 //!
 //! If no form keeps everything, the template decides: its rendering of the unchanged conversation is the result.
 
-use super::{ChatTemplate, forms};
+use super::{ChatTemplate, ReasoningMarks, forms};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
@@ -25,6 +25,8 @@ pub struct Conversation {
     variables: Map<String, Json>,
     /// The last message is the beginning of the answer.
     is_continued: bool,
+    /// Whether the answer begins with reasoning; `None`: the template decides.
+    thinks: Option<bool>,
 }
 
 impl Conversation {
@@ -54,7 +56,13 @@ impl Conversation {
         Self { tools, ..self }
     }
 
-    /// Adds variables of the template, such as `enable_thinking`.
+    /// Requests or prevents reasoning before the answer. Models without [`ChatTemplate::reasoning`] do not reason.
+    #[must_use]
+    pub fn thinks(self, thinks: bool) -> Self {
+        Self { thinks: Some(thinks), ..self }
+    }
+
+    /// Adds variables of the template. They have precedence over those that [`Conversation::thinks`] sets.
     #[must_use]
     pub fn variables(self, variables: Map<String, Json>) -> Self {
         Self { variables, ..self }
@@ -206,6 +214,9 @@ impl Form {
 impl ChatTemplate {
     /// The prompt for the answer to `conversation`. Templates that do not know a role or a field get it as text.
     ///
+    /// Templates switch the reasoning with the variable `enable_thinking` or `thinking`. If a template knows neither, the
+    /// prompt of an answer without reasoning ends with empty reasoning.
+    ///
     /// Tokenize the prompt with special tokens parsed and without a BOS of its own: templates write theirs.
     ///
     /// # Errors
@@ -234,7 +245,10 @@ impl ChatTemplate {
         };
         let text = self.rendered(&conversation)?;
         if !conversation.is_continued {
-            return Ok(text);
+            return match (self.reasoning(), conversation.thinks) {
+                (Some(marks), Some(false)) => self.without_reasoning(text, marks, &conversation),
+                _ => Ok(text),
+            };
         }
         match text.rfind(END) {
             Some(at) => Ok(text[..at].to_owned() + &begun),
@@ -244,8 +258,42 @@ impl ChatTemplate {
         }
     }
 
+    /// The marks of the reasoning in an answer to `prompt`, the prompt of `conversation`, and whether the answer begins
+    /// inside the reasoning. `None`: the model does not reason.
+    pub fn reasoning_after(
+        &self,
+        conversation: &Conversation,
+        prompt: &str,
+    ) -> Option<(&'static ReasoningMarks, bool)> {
+        let marks = self.reasoning()?;
+        let begun = conversation.messages.last().filter(|_| conversation.is_continued);
+        let begun = begun.and_then(|last| last["content"].as_str()).unwrap_or_default();
+        let continues = begun.trim_start().starts_with(marks.open) && !begun.contains(marks.close);
+        Some((marks, continues || marks.is_open(prompt)))
+    }
+
+    /// `text`, the prompt of `conversation`, followed by empty reasoning if the template cannot prevent reasoning.
+    fn without_reasoning(
+        &self,
+        text: String,
+        marks: &ReasoningMarks,
+        conversation: &Conversation,
+    ) -> Result<String> {
+        if marks.is_open(&text) {
+            let end = text.trim_end().len() - marks.open.len();
+            return Ok(text[..end].to_owned() + &marks.empty());
+        }
+        let other = self.rendered(&conversation.clone().thinks(true))?;
+        Ok(if other == text { text + &marks.empty() } else { text })
+    }
+
     fn rendered(&self, conversation: &Conversation) -> Result<String> {
         let mut variables = conversation.variables.clone();
+        if let Some(thinks) = conversation.thinks {
+            for name in ["enable_thinking", "thinking"] {
+                variables.entry(name).or_insert(Json::Bool(thinks));
+            }
+        }
         if !conversation.tools.is_empty() {
             variables.insert("tools".into(), Json::Array(conversation.tools.clone()));
         }

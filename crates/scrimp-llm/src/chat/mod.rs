@@ -7,6 +7,7 @@
 mod conversation;
 mod forms;
 mod functions;
+mod reasoning;
 mod source;
 
 use std::{fmt, path::Path};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 pub use self::conversation::Conversation;
+pub use self::reasoning::{ReasoningMarks, ReasoningParser, Span};
 pub use self::source::{chat_template_from_gguf, chat_template_from_hf_dir, chat_template_from_side_files};
 use crate::error::{Error, Result};
 
@@ -48,6 +50,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    reasoning: Option<&'static ReasoningMarks>,
+    source: String,
 }
 
 /// Fuel of every rendering. One unit pays for an instruction or for 64 bytes of data.
@@ -95,6 +99,8 @@ impl ChatTemplate {
         environment.add_function("raise_exception", functions::raise_exception);
         environment.add_function("strftime_now", functions::strftime_now);
         environment.add_filter("tojson", functions::tojson);
+        let reasoning = ReasoningMarks::of_template(source);
+        let original = source.to_owned();
         let source = functions::without_generation_marks(source);
         let environment =
             on_stack(COMPILE_STACK.0 + COMPILE_STACK.1 * source.len(), move || {
@@ -103,7 +109,17 @@ impl ChatTemplate {
                     Err(e) => Err(error("the model's chat template is not valid", &e)),
                 }
             })?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned(), reasoning, source: original })
+    }
+
+    /// The Jinja source.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The marks of the model's reasoning; `None`: the template contains none of the known ones.
+    pub fn reasoning(&self) -> Option<&'static ReasoningMarks> {
+        self.reasoning
     }
 
     /// The text of `messages` ([`Message`], or JSON objects with further fields of the template, such as `tool_calls`);

@@ -30,6 +30,7 @@ fn run(sequence: &mut Sequence<FakeModel>, max: Option<usize>, stop: &[&str]) ->
         is_end: &|id| id == 0,
         cancel: None,
         speculation: Speculation::Off,
+        reasoning: None,
     };
     let mut pieces = Vec::new();
     let mut on_text = |text: &str| {
@@ -100,6 +101,7 @@ fn held_back_bytes_come_out_at_the_end() {
         is_end: &|id| id == 0,
         cancel: None,
         speculation: Speculation::Off,
+        reasoning: None,
     };
     let mut decoder = Pieces(WORDS, vec![0xe2, 0x82]);
     let mut flow = |_: &str| ControlFlow::Continue(());
@@ -117,6 +119,7 @@ fn cancelling() {
         is_end: &|id| id == 0,
         cancel: Some(&flag),
         speculation: Speculation::Off,
+        reasoning: None,
     };
     let mut decoder = Pieces(WORDS, vec![]);
     // From outside, while an answer is printed.
@@ -150,6 +153,7 @@ fn impossible_prompts() {
         is_end: &|id| id == 0,
         cancel: None,
         speculation: Speculation::Off,
+        reasoning: None,
     };
     let mut decoder = Pieces(WORDS, vec![]);
     let mut flow = |_: &str| ControlFlow::Continue(());
@@ -222,6 +226,7 @@ fn repetition_penalty_sees_prompt_and_answer() {
         is_end: &|id| id == 0,
         cancel: None,
         speculation: Speculation::Off,
+        reasoning: None,
     };
     let mut flow = |_: &str| ControlFlow::Continue(());
     let mut sampler = Sampler::new(params).unwrap();
@@ -257,6 +262,7 @@ fn with_speculation(speculation: Speculation, case: &Case) -> (Generation, Vec<u
         is_end: &|id| id == 0,
         cancel: None,
         speculation,
+        reasoning: None,
     };
     let mut sampler = Sampler::new(params).unwrap();
     let result = generate(&mut sequence, &request, &mut sampler, &mut Pieces(WORDS, vec![]), &mut |_| {

@@ -3,7 +3,7 @@
 use super::request::{FinishReason, Generate, Logprobs, Token};
 use scrimp_llm::{
     Result,
-    generate::StopStrings,
+    generate::{Reasoning, StopStrings},
     logits::log_sum_exp,
     sampling::Sampler,
     tokenizer::{StreamDecoder, Tokenizer},
@@ -17,6 +17,7 @@ pub(super) struct Answer<'t> {
     sampler: Sampler,
     decoder: StreamDecoder<'t>,
     stop: StopStrings,
+    reasoning: Option<Reasoning>,
     pub(super) generated: usize,
     /// The prompt, if its tokens are scored.
     prompt: Vec<u32>,
@@ -31,8 +32,18 @@ pub(super) struct Answer<'t> {
 pub(super) struct Sampled {
     pub(super) id: u32,
     pub(super) token: Token,
-    /// Reason and remaining text, if the answer ends with this token.
-    pub(super) end: Option<(FinishReason, String)>,
+    /// The answer ends with this token.
+    pub(super) end: Option<End>,
+}
+
+/// The end of an answer.
+#[derive(Debug, Default)]
+pub(super) struct End {
+    pub(super) reason: FinishReason,
+    /// The remaining text.
+    pub(super) text: String,
+    /// The stop string that ended the answer.
+    pub(super) stop: Option<String>,
 }
 
 impl<'t> Answer<'t> {
@@ -43,6 +54,7 @@ impl<'t> Answer<'t> {
             tokenizer,
             decoder: tokenizer.stream_after(prompt).writing(&params.written),
             stop: StopStrings::new(&params.stop)?,
+            reasoning: params.reasoning.as_ref().map(Reasoning::new),
             sampler,
             prompt: if params.scores_prompt { prompt.to_vec() } else { Vec::new() },
             scores: Vec::new(),
@@ -82,38 +94,49 @@ impl<'t> Answer<'t> {
         Some(std::mem::take(&mut self.scores))
     }
 
+    /// Generated tokens inside the reasoning.
+    pub(super) fn reasoning_tokens(&self) -> usize {
+        self.reasoning.as_ref().map_or(0, Reasoning::tokens)
+    }
+
     /// Samples the next token. `room`: tokens that still fit into the context.
     pub(super) fn sample(&mut self, logits: &[f32], room: usize) -> Result<Sampled> {
-        let id = match self.changed(logits)? {
-            true => self.sampler.sample(&self.changed)?,
-            false => self.sampler.sample(logits)?,
+        let is_free = self.reasoning.as_ref().is_none_or(|reasoning| !reasoning.is_inside());
+        let forced = self.reasoning.as_mut().and_then(Reasoning::forced);
+        let id = match forced {
+            Some(id) => id,
+            None if self.changed(logits, is_free)? => self.sampler.sample(&self.changed)?,
+            None => self.sampler.sample(logits)?,
         };
         let logprobs = self.params.logprobs.map(|top| logprobs(logits, id, top));
         self.generated += 1;
-        let complete = match &mut self.params.constraint {
+        let complete = match self.params.constraint.as_mut().filter(|_| is_free) {
             Some(constraint) => constraint.accept(id)?,
             None => false,
         };
-        if self.ends(id) {
+        if forced.is_none() && self.ends(id) {
             let token = Token { text: String::new(), logprobs };
             let text = self.decoder.finish();
-            let (mut text, _) = self.stop.push(&text);
+            let (mut text, stop) = self.stop.push(&text);
             text += &self.stop.finish();
-            return Ok(Sampled { id, token, end: Some((FinishReason::Stop, text)) });
+            return Ok(Sampled { id, token, end: Some(End { reason: FinishReason::Stop, text, stop }) });
         }
         self.sampler.accept(id);
-        let (text, stopped) = self.stop.push(&self.decoder.push(id));
+        let piece = self.decoder.push(id);
+        if let Some(reasoning) = &mut self.reasoning {
+            reasoning.accept(&piece);
+        }
+        let (text, stop) = self.stop.push(&piece);
         let token = Token { text, logprobs };
-        let end = if stopped.is_some() {
-            Some((FinishReason::Stop, String::new()))
+        let end = if stop.is_some() {
+            Some(End { stop, ..End::default() })
         } else if complete || self.generated >= self.params.max_tokens || room == 0 {
             let rest = self.decoder.finish();
-            let (mut text, stopped) = self.stop.push(&rest);
+            let (mut text, stop) = self.stop.push(&rest);
             text += &self.stop.finish();
-            Some((
-                if complete || stopped.is_some() { FinishReason::Stop } else { FinishReason::Length },
-                text,
-            ))
+            let is_stop = complete || stop.is_some();
+            let reason = if is_stop { FinishReason::Stop } else { FinishReason::Length };
+            Some(End { reason, text, stop })
         } else {
             None
         };
@@ -124,10 +147,12 @@ impl<'t> Answer<'t> {
         self.params.stop_tokens.contains(&id) || !self.params.ignore_eos && self.tokenizer.is_end(id)
     }
 
-    /// Applies bias, minimum length and constraint. False: nothing applies, and `self.changed` is not valid.
-    fn changed(&mut self, logits: &[f32]) -> Result<bool> {
+    /// Applies bias, minimum length and, if the token is `free` of the reasoning, the constraint. False: nothing applies,
+    /// and `self.changed` is not valid.
+    fn changed(&mut self, logits: &[f32], free: bool) -> Result<bool> {
         let too_early = self.generated < self.params.min_tokens;
-        if !too_early && self.params.logit_bias.is_empty() && self.params.constraint.is_none() {
+        let constrained = free && self.params.constraint.is_some();
+        if !too_early && self.params.logit_bias.is_empty() && !constrained {
             return Ok(false);
         }
         self.changed.clear();
@@ -144,7 +169,7 @@ impl<'t> Answer<'t> {
                 }
             }
         }
-        if let Some(constraint) = &mut self.params.constraint {
+        if let Some(constraint) = self.params.constraint.as_mut().filter(|_| free) {
             constraint.mask(&mut self.changed)?;
         }
         Ok(true)

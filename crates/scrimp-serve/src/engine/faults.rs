@@ -69,6 +69,7 @@ fn request(
         logprobs: None,
         logit_bias: Vec::new(),
         constraint: fault.map(|fault| Box::new(fault) as Box<dyn Constraint>),
+        reasoning: None,
     };
     let request = EngineRequest {
         id,

@@ -23,7 +23,7 @@ use crate::{
     metrics::Metrics,
     scheduler::{Limits, RequestId, Scheduler},
 };
-use answer::{Answer, Sampled};
+use answer::{Answer, End, Sampled};
 use kv_cache_manager::KvCacheManager;
 use scrimp_base::Error;
 use scrimp_kv::KvError;
@@ -334,10 +334,10 @@ impl<'m> Engine<'m> {
             None if complete && active.answer.is_none() => {
                 let embedding = std::mem::take(&mut active.hidden);
                 active.request.send(EngineOutput::Embedding(embedding));
-                return self.finish(id, FinishReason::Stop, String::new());
+                return self.finish(id, End::default());
             }
             None if complete && active.answer.as_ref().is_some_and(Answer::is_empty) => {
-                return self.finish(id, FinishReason::Length, String::new());
+                return self.finish(id, End { reason: FinishReason::Length, ..End::default() });
             }
             None => return,
         };
@@ -354,7 +354,7 @@ impl<'m> Engine<'m> {
         self.metrics.generated_tokens.add(1);
         let connected = active.request.send(EngineOutput::Token(sampled.token));
         match sampled.end {
-            Some((reason, text)) => self.finish(id, reason, text),
+            Some(end) => self.finish(id, end),
             None if connected => {
                 self.kv_caches.push(id, sampled.id);
                 self.scheduler.append_token(id);
@@ -364,22 +364,24 @@ impl<'m> Engine<'m> {
     }
 
     /// Finishes a request.
-    fn finish(&mut self, id: RequestId, reason: FinishReason, text: String) {
+    fn finish(&mut self, id: RequestId, end: End) {
         let Some(active) = self.active.remove(&id) else { return };
         let session = self.kv_caches.session(id);
         let config = self.model.config();
         let token_bytes = 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim;
         let summary = Summary {
-            text,
-            reason,
+            text: end.text,
+            reason: end.reason,
+            stop: end.stop,
             prompt_tokens: active.prompt_tokens,
             cached_tokens: self.kv_caches.cached(id),
-            generated_tokens: active.answer.map_or(0, |answer| answer.generated),
+            generated_tokens: active.answer.as_ref().map_or(0, |answer| answer.generated),
+            reasoning_tokens: active.answer.as_ref().map_or(0, Answer::reasoning_tokens),
             kv_bytes: session.map_or(0, Session::kv_bytes),
             kv_tokens: session.map_or(0, Session::kv_tokens),
             kv_bytes_full: session.map_or(0, Session::len) * token_bytes,
         };
-        self.metrics.finished(reason.name(), active.begun.elapsed());
+        self.metrics.finished(end.reason.name(), active.begun.elapsed());
         self.kv_caches.cache_prefix(id);
         self.kv_caches.store_prefix(id);
         self.scheduler.remove_request(id, &mut self.kv_caches);

@@ -3,7 +3,7 @@
 use crate::{constraint::Constraint, scheduler::RequestId};
 use scrimp_base::{Category, Error};
 use scrimp_kv::{KvError, compress::Compression};
-use scrimp_llm::sampling::SamplingParams;
+use scrimp_llm::{generate::ReasoningParams, sampling::SamplingParams};
 use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -67,8 +67,10 @@ pub(crate) struct Generate {
     pub(crate) scores_prompt: bool,
     /// Added to the logits of these tokens.
     pub(crate) logit_bias: Vec<(u32, f32)>,
-    /// Grammar of the answer.
+    /// Grammar of the answer behind its reasoning.
     pub(crate) constraint: Option<Box<dyn Constraint>>,
+    /// Reasoning before the answer; `None`: the model does not reason.
+    pub(crate) reasoning: Option<ReasoningParams>,
 }
 
 /// Format and compression of a KV cache.
@@ -128,6 +130,10 @@ pub(crate) struct Summary {
     pub(crate) cached_tokens: usize,
     /// Generated tokens, including an end token.
     pub(crate) generated_tokens: usize,
+    /// Generated tokens inside the reasoning.
+    pub(crate) reasoning_tokens: usize,
+    /// The stop string that ended the answer.
+    pub(crate) stop: Option<String>,
     /// Size of the KV cache at the end, bytes.
     pub(crate) kv_bytes: usize,
     /// Tokens in the KV cache, averaged over layers and heads.

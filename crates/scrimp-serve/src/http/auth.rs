@@ -1,9 +1,9 @@
 //! Checks API keys.
 
-use super::{error::ApiError, state::State};
+use super::{error::ApiError, input, state::State};
 use axum::{
     extract::{Request, State as Shared},
-    http::{StatusCode, header},
+    http::StatusCode,
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -26,13 +26,7 @@ fn is_known(key: &str, keys: &[[u8; 32]]) -> bool {
 pub(super) async fn check(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let keys = &state.options.api_keys;
     if !keys.is_empty() {
-        let header = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-        // Names of schemes are independent of case (RFC 9110, section 11.1).
-        let key = header
-            .and_then(|value| value.trim().split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, key)| key);
-        if !key.is_some_and(|key| is_known(key.trim(), keys)) {
+        if !input::key(request.headers()).is_some_and(|key| is_known(key, keys)) {
             let what = "the API key is missing or invalid: send the header Authorization: Bearer KEY";
             return ApiError::new(StatusCode::UNAUTHORIZED, what).code("invalid_api_key").into_response();
         }

@@ -1,18 +1,22 @@
 //! `/v1/chat/completions`: the next message of a conversation.
 
 use super::{
-    calls::{CallParser, MARKS, Piece},
     error::ApiError,
     fields::Fields,
+    input::Input,
     messages,
     params::{Params, alternatives},
-    state::{EngineRequests, State, now},
-    stream::{Chunks, collect, stream},
+    parts::{AnswerParser, Block, Part},
+    reasoning::ReasoningOptions,
+    state::{State, now},
+    stream::{Chunks, Frames, Usage, stream},
     tools::Tools,
+    turn::{Answer, Turn},
 };
-use crate::engine::{Logprobs, Summary, Token};
+use crate::engine::{KvOptions, Logprobs, Summary, Token};
 use axum::{
     Json,
+    extract::State as Shared,
     response::{IntoResponse, Response},
 };
 use scrimp_llm::tokenizer::Tokenizer;
@@ -23,70 +27,47 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// Invalid fields, or a failure of the engine.
-pub(crate) async fn chat(state: Arc<State>, body: &[u8], client: u64) -> Result<Response, ApiError> {
-    let mut fields = Fields::parse(body)?;
+pub(crate) async fn chat(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Response, ApiError> {
+    let mut fields = Fields::parse(&input.body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
-    let conversation = messages::take(&mut fields)?;
-    let tools = Tools::take(&mut fields)?;
-    let prompt = messages::PromptOptions::take(&mut fields)?;
-    let params = Params::take(&mut fields, &language.kv, 1)?;
-    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
-    let top = alternatives(&mut fields, "top_logprobs")?;
-    if top.is_some_and(|top| top > 0) && !wanted {
-        return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs: true"));
-    }
+    let turn = take(&mut fields, &language.kv)?;
     fields.finish()?;
-
-    let prompt = messages::prompt(language, conversation, &tools, prompt)?;
-    let room = language.room(&prompt, state.options.max_model_len)?;
-    let (mut requests, outputs) =
-        EngineRequests::new(&state, client ^ super::hash_of(params.user.as_deref()));
-    for i in 0..params.n {
-        let constraint = match tools.constraint(language.constraints.as_ref())? {
-            Some(constraint) => Some(constraint),
-            None => params.format.constraint(language.constraints.as_ref())?,
-        };
-        let mut how = params.generate(i, room, usize::MAX, wanted.then(|| top.unwrap_or(0)), constraint);
-        how.written = language.special_tokens(&params);
-        if tools.is_offered() {
-            how.written.extend(MARKS.iter().filter_map(|mark| language.tokenizer.token_id(mark)));
-        }
-        requests.generate(prompt.clone(), params.kv.clone(), how);
-    }
-    language.submit(requests.finish())?;
+    let (streams, include_usage) = (turn.params.stream, turn.params.include_usage);
+    let answers = turn.submit(&state, language, input.client)?;
     let head = Head {
         id: format!("chatcmpl-{}", state.next_id()),
         model: state.name().to_owned(),
         tokenizer: Arc::clone(&language.tokenizer),
     };
-    if params.stream {
-        let chunks = Chat {
-            head,
-            answers: (0..params.n).map(|_| Begun { parser: tools.parser(), ..Begun::default() }).collect(),
-            tools,
-            include_usage: params.include_usage,
-        };
-        return stream(outputs, params.n, chunks).await;
+    if streams {
+        let n = answers.parsers.len();
+        let begun = answers.parsers.into_iter().map(Begun::new).collect();
+        return stream(answers.outputs, n, Chat { head, answers: begun, include_usage }).await;
     }
-    let (answers, usage) = collect(outputs, params.n).await?;
-    let choices: Vec<Value> = answers
-        .into_iter()
-        .enumerate()
-        .map(|(index, answer)| {
-            let logprobs = head.logprobs(&answer.logprobs);
-            let (content, calls) = tools.parse(&answer.text);
-            let mut message = json!({ "role": "assistant", "content": content });
-            let mut reason = answer.reason;
-            if !calls.is_empty() {
-                message["tool_calls"] = Value::Array(calls);
-                reason = "tool_calls";
-            }
-            json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
-        })
-        .collect();
+    let (answers, usage) = answers.collect().await?;
+    let choices = answers.into_iter().enumerate().map(|(index, answer)| head.choice(index, answer)).collect();
     let mut response = head.response("chat.completion", choices);
     response["usage"] = usage.json();
     Ok(Json(response).into_response())
+}
+
+/// Takes all fields but `model`. `kv`: the default KV options.
+///
+/// # Errors
+/// A value is invalid.
+pub(super) fn take(fields: &mut Fields, kv: &KvOptions) -> Result<Turn, ApiError> {
+    let messages = messages::take(fields)?;
+    let tools = Tools::take(fields)?;
+    let options = messages::PromptOptions::take(fields)?;
+    let reasoning = ReasoningOptions::take(fields)?;
+    let params = Params::take(fields, kv, 1)?;
+    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+    let top = alternatives(fields, "top_logprobs")?;
+    if top.is_some_and(|top| top > 0) && !wanted {
+        return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs: true"));
+    }
+    let logprobs = wanted.then(|| top.unwrap_or(0));
+    Ok(Turn { messages, tools, options, reasoning, params, logprobs })
 }
 
 /// The common fields of a response and its chunks.
@@ -101,6 +82,32 @@ impl Head {
         json!({
             "id": self.id, "object": object, "created": now(), "model": self.model, "choices": choices,
         })
+    }
+
+    /// A complete answer. Without text, `content` is null if there are calls.
+    fn choice(&self, index: usize, answer: Answer) -> Value {
+        let (mut reasoning, mut texts, mut calls) = (None, Vec::new(), Vec::new());
+        for block in answer.blocks {
+            match block {
+                Block::Reasoning(text) => reasoning = Some(text),
+                Block::Text(text) => texts.push(text),
+                Block::Call { id, name, arguments } => calls.push(json!({
+                    "id": id, "type": "function", "function": { "name": name, "arguments": arguments },
+                })),
+            }
+        }
+        let content = if texts.is_empty() && !calls.is_empty() { Value::Null } else { texts.concat().into() };
+        let mut message = json!({ "role": "assistant", "content": content });
+        if let Some(reasoning) = reasoning {
+            message["reasoning_content"] = reasoning.into();
+        }
+        let mut reason = answer.complete.reason.name();
+        if !calls.is_empty() {
+            message["tool_calls"] = Value::Array(calls);
+            reason = "tool_calls";
+        }
+        let logprobs = self.logprobs(&answer.complete.logprobs);
+        json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
     }
 
     fn chunk(&self, index: usize, delta: Value, logprobs: Value, reason: Option<&str>) -> Value {
@@ -125,105 +132,79 @@ impl Head {
 }
 
 /// An answer of which a part was sent.
-#[derive(Default)]
 struct Begun {
+    parser: AnswerParser,
     /// The chunk with the role was sent.
     role: bool,
-    /// `None`: the answer has no calls.
-    parser: Option<CallParser>,
     /// Number of calls.
     calls: usize,
-    /// White space behind a text: it is sent with more text, and not before a call.
-    space: String,
+}
+
+impl Begun {
+    fn new(parser: AnswerParser) -> Self {
+        Self { parser, role: false, calls: 0 }
+    }
 }
 
 struct Chat {
     head: Head,
     answers: Vec<Begun>,
-    tools: Tools,
     include_usage: bool,
 }
 
 impl Chat {
-    /// Adds the chunk with the role if it was not sent yet.
-    fn begin(&mut self, index: usize, out: &mut Vec<Value>) {
-        if !std::mem::replace(&mut self.answers[index].role, true) {
-            out.push(self.head.chunk(
-                index,
-                json!({ "role": "assistant", "content": "" }),
-                Value::Null,
-                None,
-            ));
-        }
-    }
-
-    /// Adds chunks for the parts of an answer; the first one carries the log-probabilities.
-    fn pieces(&mut self, index: usize, pieces: Vec<Piece>, mut logprobs: Value, out: &mut Vec<Value>) {
+    /// Writes chunks for the parts of an answer; the first one carries the log-probabilities.
+    fn parts(&mut self, index: usize, parts: Vec<Part>, mut logprobs: Value, out: &mut Frames) {
         let answer = &mut self.answers[index];
-        for piece in pieces {
-            let delta = match piece {
-                Piece::Text(text) => {
-                    let text = std::mem::take(&mut answer.space) + &text;
-                    let end = if answer.parser.is_some() { text.trim_end().len() } else { text.len() };
-                    answer.space = text[end..].to_owned();
-                    json!({ "content": &text[..end] })
-                }
-                Piece::Call(call) => {
-                    answer.space.clear();
-                    let Some(mut call) = self.tools.call(&call, answer.calls) else { continue };
-                    call["index"] = json!(answer.calls);
+        if !std::mem::replace(&mut answer.role, true) {
+            let role = json!({ "role": "assistant", "content": "" });
+            out.data(&self.head.chunk(index, role, Value::Null, None));
+        }
+        for part in parts {
+            let delta = match part {
+                Part::Reasoning(text) => json!({ "reasoning_content": text }),
+                Part::Text(text) => json!({ "content": text }),
+                Part::Call { id, name } => {
+                    let function = json!({ "name": name, "arguments": "" });
                     answer.calls += 1;
-                    json!({ "tool_calls": [call] })
+                    json!({ "tool_calls": [{
+                        "index": answer.calls - 1, "id": id, "type": "function", "function": function,
+                    }] })
+                }
+                Part::Arguments(text) => {
+                    let index = answer.calls.saturating_sub(1);
+                    json!({ "tool_calls": [{ "index": index, "function": { "arguments": text } }] })
                 }
             };
-            if delta["content"] != "" || !logprobs.is_null() {
-                out.push(self.head.chunk(index, delta, logprobs.take(), None));
-            }
+            out.data(&self.head.chunk(index, delta, logprobs.take(), None));
         }
         if !logprobs.is_null() {
-            out.push(self.head.chunk(index, json!({ "content": "" }), logprobs, None));
+            out.data(&self.head.chunk(index, json!({ "content": "" }), logprobs, None));
         }
     }
 }
 
 impl Chunks for Chat {
-    fn token(&mut self, index: usize, token: Token) -> Vec<Value> {
-        let mut out = Vec::new();
-        self.begin(index, &mut out);
+    fn token(&mut self, index: usize, token: Token, out: &mut Frames) {
         let logprobs = self.head.logprobs(std::slice::from_ref(&token));
-        let pieces = match &mut self.answers[index].parser {
-            Some(parser) => parser.push(&token.text),
-            None => vec![Piece::Text(token.text)],
-        };
-        self.pieces(index, pieces, logprobs, &mut out);
-        out
+        let parts = self.answers[index].parser.push(&token.text);
+        self.parts(index, parts, logprobs, out);
     }
 
-    fn end(&mut self, index: usize, summary: &Summary) -> Vec<Value> {
-        let mut out = Vec::new();
-        self.begin(index, &mut out);
-        let mut pieces = match &mut self.answers[index].parser {
-            Some(parser) => parser.push(&summary.text).into_iter().chain(parser.finish()).collect(),
-            None => vec![Piece::Text(summary.text.clone())],
-        };
-        let answer = &mut self.answers[index];
-        let has_calls = answer.calls > 0 || pieces.iter().any(|piece| matches!(piece, Piece::Call(_)));
-        if !has_calls {
-            // Nothing follows the white space.
-            answer.parser = None;
-            pieces.push(Piece::Text(String::new()));
-        }
-        self.pieces(index, pieces, Value::Null, &mut out);
+    fn end(&mut self, index: usize, summary: &Summary, out: &mut Frames) {
+        let parts = self.answers[index].parser.finish(&summary.text);
+        self.parts(index, parts, Value::Null, out);
+        let has_calls = self.answers[index].parser.has_calls();
         let reason = if has_calls { "tool_calls" } else { summary.reason.name() };
-        out.push(self.head.chunk(index, json!({}), Value::Null, Some(reason)));
-        out
+        out.data(&self.head.chunk(index, json!({}), Value::Null, Some(reason)));
     }
 
-    fn usage(&mut self, usage: Value) -> Option<Value> {
-        self.include_usage.then(|| {
+    fn finish(&mut self, usage: &Usage, out: &mut Frames) {
+        if self.include_usage {
             let mut chunk = self.head.response("chat.completion.chunk", Vec::new());
-            chunk["usage"] = usage;
-            chunk
-        })
+            chunk["usage"] = usage.json();
+            out.data(&chunk);
+        }
+        out.done();
     }
 }

@@ -3,13 +3,15 @@
 use super::{
     error::ApiError,
     fields::Fields,
+    input::Input,
     params::{Params, alternatives},
     state::{EngineRequests, Language, State, now},
-    stream::{Chunks, collect, stream},
+    stream::{Chunks, Frames, Usage, collect, stream},
 };
 use crate::engine::{Logprobs, Summary, Token};
 use axum::{
     Json,
+    extract::State as Shared,
     response::{IntoResponse, Response},
 };
 use scrimp_llm::tokenizer::Tokenizer;
@@ -25,8 +27,11 @@ const DEFAULT_TOKENS: usize = 16;
 ///
 /// # Errors
 /// Invalid fields, or a failure of the engine.
-pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> Result<Response, ApiError> {
-    let mut fields = Fields::parse(body)?;
+pub(crate) async fn completions(
+    Shared(state): Shared<Arc<State>>,
+    input: Input,
+) -> Result<Response, ApiError> {
+    let mut fields = Fields::parse(&input.body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let echo = fields.boolean("echo")?.unwrap_or(false);
@@ -42,10 +47,12 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
     };
     let params = Params::take(&mut fields, &language.kv, 0)?;
     let logprobs = alternatives(&mut fields, "logprobs")?;
+    // Texts have no reasoning.
+    fields.ignore(&["reasoning", "reasoning_effort"]);
     fields.finish()?;
 
     let (mut requests, outputs) =
-        EngineRequests::new(&state, client ^ super::hash_of(params.user.as_deref()));
+        EngineRequests::new(&state, input.client ^ super::hash_of(params.user.as_deref()));
     let mut echoes = Vec::new();
     for prompt in prompts {
         let room = language.room(&prompt, state.options.max_model_len)?;
@@ -85,7 +92,7 @@ pub(crate) async fn completions(state: Arc<State>, body: &[u8], client: u64) -> 
                 "index": index,
                 "text": text + &answer.text,
                 "logprobs": entries.json(),
-                "finish_reason": answer.reason,
+                "finish_reason": answer.reason.name(),
             })
         })
         .collect();
@@ -113,13 +120,8 @@ fn prompts(language: &Language, value: Option<Value>, special: bool) -> Result<V
     }
 }
 
-/// Prompts for the text between each prompt and `suffix`: `<|fim_prefix|>PROMPT<|fim_suffix|>SUFFIX<|fim_middle|>`.
-/// Source: "Efficient Training of Language Models to Fill in the Middle" (Bavarian et al. 2022), section 3, mode PSM.
+/// Prompts for the text between each prompt and `suffix`.
 fn infills(language: &Language, prompt: Option<Value>, suffix: &str) -> Result<Vec<Vec<u32>>, ApiError> {
-    let Some([before, after, middle]) = language.tokenizer.infill_marks() else {
-        let what = "this model cannot fill in the middle of a text: its tokenizer has no tokens for that";
-        return Err(ApiError::field("suffix", what));
-    };
     let texts = match prompt {
         Some(Value::String(text)) => vec![text],
         Some(Value::Array(list)) if !list.is_empty() && list.len() <= MAX_PROMPTS => {
@@ -135,20 +137,27 @@ fn infills(language: &Language, prompt: Option<Value>, suffix: &str) -> Result<V
             ));
         }
     };
+    texts.iter().map(|text| infill(language, text, suffix)).collect()
+}
+
+/// The prompt `<|fim_prefix|>TEXT<|fim_suffix|>SUFFIX<|fim_middle|>`.
+/// Source: "Efficient Training of Language Models to Fill in the Middle" (Bavarian et al. 2022), section 3, mode PSM.
+///
+/// # Errors
+/// The model cannot fill gaps.
+pub(super) fn infill(language: &Language, text: &str, suffix: &str) -> Result<Vec<u32>, ApiError> {
+    let Some([before, after, middle]) = language.tokenizer.infill_marks() else {
+        let what = "this model cannot fill in the middle of a text: its tokenizer has no tokens for that";
+        return Err(ApiError::field("suffix", what));
+    };
     let encode = |text: &str| language.tokenizer.encode(text, false, false);
-    let suffix = encode(suffix)?;
     let begin = language.tokenizer.bos().filter(|_| language.tokenizer.adds_bos());
-    texts
-        .iter()
-        .map(|text| {
-            let mut ids: Vec<u32> = begin.into_iter().chain([before]).collect();
-            ids.extend(encode(text)?);
-            ids.push(after);
-            ids.extend(&suffix);
-            ids.push(middle);
-            Ok(ids)
-        })
-        .collect()
+    let mut ids: Vec<u32> = begin.into_iter().chain([before]).collect();
+    ids.extend(encode(text)?);
+    ids.push(after);
+    ids.extend(encode(suffix)?);
+    ids.push(middle);
+    Ok(ids)
 }
 
 /// The tokens of a text, with the tokenizer's begin token if `special`, or of a list of token ids; `None`: neither.
@@ -267,44 +276,43 @@ impl Completions {
         self.head.response(vec![choice])
     }
 
-    /// The chunk with the prompt, if it was not sent yet.
-    fn echo(&mut self, index: usize, scores: Option<Vec<Logprobs>>) -> Option<Value> {
-        let prompt = self.echoes[index].take()?;
+    /// Writes the chunk with the prompt, if it was not sent yet.
+    fn echo(&mut self, index: usize, scores: Option<Vec<Logprobs>>, out: &mut Frames) {
+        let Some(prompt) = self.echoes[index].take() else { return };
         let mut entries = Entries::default();
         let text = self.head.echo(&prompt, scores, &mut entries);
         self.offsets[index] = entries.offset;
-        Some(self.chunk(index, &text, entries.json(), None))
+        out.data(&self.chunk(index, &text, entries.json(), None));
     }
 }
 
 impl Chunks for Completions {
-    fn prompt(&mut self, index: usize, scores: Vec<Logprobs>) -> Vec<Value> {
-        self.echo(index, Some(scores)).into_iter().collect()
+    fn prompt(&mut self, index: usize, scores: Vec<Logprobs>, out: &mut Frames) {
+        self.echo(index, Some(scores), out);
     }
 
-    fn token(&mut self, index: usize, token: Token) -> Vec<Value> {
-        let mut out: Vec<Value> = self.echo(index, None).into_iter().collect();
+    fn token(&mut self, index: usize, token: Token, out: &mut Frames) {
+        self.echo(index, None, out);
         let mut entries = Entries { offset: self.offsets[index], ..Entries::default() };
         self.head.answer(std::slice::from_ref(&token), &mut entries);
         self.offsets[index] = entries.offset;
         let logprobs = entries.json();
         if !token.text.is_empty() || !logprobs.is_null() {
-            out.push(self.chunk(index, &token.text, logprobs, None));
+            out.data(&self.chunk(index, &token.text, logprobs, None));
         }
-        out
     }
 
-    fn end(&mut self, index: usize, summary: &Summary) -> Vec<Value> {
-        let mut out: Vec<Value> = self.echo(index, None).into_iter().collect();
-        out.push(self.chunk(index, &summary.text, Value::Null, Some(summary.reason.name())));
-        out
+    fn end(&mut self, index: usize, summary: &Summary, out: &mut Frames) {
+        self.echo(index, None, out);
+        out.data(&self.chunk(index, &summary.text, Value::Null, Some(summary.reason.name())));
     }
 
-    fn usage(&mut self, usage: Value) -> Option<Value> {
-        self.include_usage.then(|| {
+    fn finish(&mut self, usage: &Usage, out: &mut Frames) {
+        if self.include_usage {
             let mut chunk = self.head.response(Vec::new());
-            chunk["usage"] = usage;
-            chunk
-        })
+            chunk["usage"] = usage.json();
+            out.data(&chunk);
+        }
+        out.done();
     }
 }

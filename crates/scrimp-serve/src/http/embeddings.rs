@@ -4,11 +4,13 @@ use super::{
     completions::tokens,
     error::ApiError,
     fields::Fields,
-    state::{EngineRequests, State},
+    input::Input,
+    state::{EngineRequests, Language, State},
 };
 use crate::engine::{EngineOutput, Failure, KvOptions};
 use axum::{
     Json,
+    extract::State as Shared,
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -23,19 +25,13 @@ const MAX_TEXTS: usize = 256;
 ///
 /// # Errors
 /// Invalid fields, or a failure of the engine.
-pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> Result<Response, ApiError> {
-    let mut fields = Fields::parse(body)?;
+pub(crate) async fn embeddings(
+    Shared(state): Shared<Arc<State>>,
+    input: Input,
+) -> Result<Response, ApiError> {
+    let mut fields = Fields::parse(&input.body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
-    let wrong = || {
-        ApiError::field(
-            "input",
-            format!("input must be a text, a list of token ids, or up to {MAX_TEXTS} of them"),
-        )
-    };
-    let inputs = match fields.take("input").ok_or_else(wrong)? {
-        Value::Array(list) if list.first().is_some_and(|v| !v.is_number()) => list,
-        value => vec![value],
-    };
+    let inputs = inputs(fields.take("input").unwrap_or_default())?;
     let base64 = match fields.string("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -51,10 +47,59 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
     }
     fields.ignore(&["user", "metadata", "safety_identifier", "priority"]);
     fields.finish()?;
+    let (found, total) = embed(&state, language, input.client, inputs).await?;
+    let data: Vec<Value> = found
+        .into_iter()
+        .enumerate()
+        .map(|(index, embedding)| {
+            let embedding = if base64 {
+                let bytes: Vec<u8> = embedding.iter().flat_map(|x| x.to_le_bytes()).collect();
+                Value::String(STANDARD.encode(bytes))
+            } else {
+                json!(embedding)
+            };
+            json!({ "object": "embedding", "index": index, "embedding": embedding })
+        })
+        .collect();
+    let usage = json!({ "prompt_tokens": total, "total_tokens": total });
+    let response = json!({ "object": "list", "data": data, "model": state.name(), "usage": usage });
+    Ok(Json(response).into_response())
+}
+
+fn wrong() -> ApiError {
+    ApiError::field(
+        "input",
+        format!("input must be a text, a list of token ids, or up to {MAX_TEXTS} of them"),
+    )
+}
+
+/// The inputs of a request: one, or a list of them.
+///
+/// # Errors
+/// There are none, or too many.
+pub(super) fn inputs(value: Value) -> Result<Vec<Value>, ApiError> {
+    let inputs = match value {
+        Value::Null => return Err(wrong()),
+        Value::Array(list) if list.first().is_none_or(|v| !v.is_number()) => list,
+        value => vec![value],
+    };
     if inputs.is_empty() || inputs.len() > MAX_TEXTS {
         return Err(wrong());
     }
-    let (mut requests, mut outputs) = EngineRequests::new(&state, client);
+    Ok(inputs)
+}
+
+/// The embeddings of inputs, and the number of their tokens.
+///
+/// # Errors
+/// An input is neither text nor tokens or too long, or the engine fails.
+pub(super) async fn embed(
+    state: &State,
+    language: &Language,
+    client: u64,
+    inputs: Vec<Value>,
+) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+    let (mut requests, mut outputs) = EngineRequests::new(state, client);
     let (n, mut total) = (inputs.len(), 0);
     for input in inputs {
         let prompt = tokens(language, input, true).ok_or_else(wrong)??;
@@ -75,20 +120,5 @@ pub(crate) async fn embeddings(state: Arc<State>, body: &[u8], client: u64) -> R
             None => return Err(Failure::ShuttingDown.into()),
         }
     }
-    let data: Vec<Value> = found
-        .into_iter()
-        .enumerate()
-        .map(|(index, embedding)| {
-            let embedding = if base64 {
-                let bytes: Vec<u8> = embedding.iter().flat_map(|x| x.to_le_bytes()).collect();
-                Value::String(STANDARD.encode(bytes))
-            } else {
-                json!(embedding)
-            };
-            json!({ "object": "embedding", "index": index, "embedding": embedding })
-        })
-        .collect();
-    let usage = json!({ "prompt_tokens": total, "total_tokens": total });
-    let response = json!({ "object": "list", "data": data, "model": state.name(), "usage": usage });
-    Ok(Json(response).into_response())
+    Ok((found, total))
 }

@@ -1,4 +1,4 @@
-//! Error responses in OpenAI's format.
+//! Error responses, in OpenAI's format until [`super::apis::in_form`] changes it.
 
 use crate::engine::Failure;
 use axum::{
@@ -10,12 +10,13 @@ use scrimp_base::{Error, translate_settings};
 use serde_json::{Value, json};
 
 /// The fields of requests that name a setting of the libraries.
-const SETTINGS: [&str; 16] = [
+const SETTINGS: [&str; 17] = [
     "frequency_penalty",
     "kv_budget",
     "kv_format",
     "kv_policy",
     "kv_recent",
+    "kv_shrink",
     "kv_sinks",
     "kvcrush",
     "max_tokens",
@@ -118,6 +119,8 @@ impl IntoResponse for ApiError {
         if retry.contains(&self.status) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        // The body changes if the path belongs to another API.
+        response.extensions_mut().insert(self);
         response
     }
 }

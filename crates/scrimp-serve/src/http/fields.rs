@@ -3,7 +3,11 @@
 
 use super::error::ApiError;
 use serde_json::{Map, Value};
-use std::ops::RangeInclusive;
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    sync::{Mutex, PoisonError},
+};
 
 /// The fields that no handler has taken yet.
 #[derive(Debug)]
@@ -25,6 +29,16 @@ impl Fields {
     /// The fields of an object inside a request.
     pub(crate) fn of(map: Map<String, Value>) -> Self {
         Self(map)
+    }
+
+    /// A value that stays untaken. `null` counts as missing.
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A value that stays untaken.
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Value> {
+        self.0.get_mut(name)
     }
 
     /// Takes any value. `null` counts as missing.
@@ -160,6 +174,24 @@ impl Fields {
                 let shown: String = name.chars().take(100).collect();
                 let what = format!("unknown field {shown:?}; check its spelling");
                 Err(ApiError { param: Some(shown), ..ApiError::bad_request(what) }.code("unknown_field"))
+            }
+        }
+    }
+}
+
+/// The unknown fields that the log has named. Their number is bounded, because clients choose the names.
+static LOGGED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// Maximum number of names in [`LOGGED`].
+const MAX_LOGGED: usize = 256;
+
+impl Fields {
+    /// Drops the remaining fields, as servers with `api` do. The log names each one once.
+    pub(crate) fn log_rest(self, api: &str) {
+        for (name, _) in self.0.into_iter().filter(|(_, value)| !value.is_null()) {
+            let name = format!("{api}: {}", name.chars().take(100).collect::<String>());
+            let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+            if logged.len() < MAX_LOGGED && logged.insert(name.clone()) {
+                tracing::warn!("requests have an unknown field without an effect: {name:?}");
             }
         }
     }

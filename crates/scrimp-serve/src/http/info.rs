@@ -1,15 +1,24 @@
 //! Information about the server, and tokenization.
 
-use super::{error::ApiError, fields::Fields, messages, state::State, tools::Tools};
+use super::{
+    error::ApiError,
+    fields::Fields,
+    input::Input,
+    messages,
+    reasoning::ReasoningOptions,
+    state::{Language, State, rfc3339},
+    tools::Tools,
+};
 use axum::{
     Json,
+    extract::State as Shared,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 use std::sync::{Arc, atomic::Ordering};
 
-/// `/v1/models`.
+/// `/v1/models`, in the form of OpenAI's and of Anthropic's clients.
 pub(crate) fn models(state: &State) -> Value {
     let one = |id: &String| {
         json!({
@@ -17,10 +26,17 @@ pub(crate) fn models(state: &State) -> Value {
             "object": "model",
             "created": state.created,
             "owned_by": "scrimp",
+            "type": "model",
+            "display_name": id,
+            "created_at": rfc3339(state.created),
+            "lifecycle": "active",
             "max_model_len": state.language.as_ref().map(|l| l.context_length.min(state.options.max_model_len)),
         })
     };
-    json!({ "object": "list", "data": state.names.iter().map(one).collect::<Vec<_>>() })
+    let data: Vec<Value> = state.names.iter().map(one).collect();
+    json!({
+        "object": "list", "data": data, "has_more": false, "first_id": state.names.first(), "last_id": state.names.last(),
+    })
 }
 
 /// `/v1/models/{id}`.
@@ -69,33 +85,59 @@ pub(crate) fn tokenizer(state: &State) -> Result<Value, ApiError> {
 ///
 /// # Errors
 /// Neither is given.
-pub(crate) fn tokenize(state: &Arc<State>, body: &[u8]) -> Result<Response, ApiError> {
-    let mut fields = Fields::parse(body)?;
+pub(crate) async fn tokenize(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Response, ApiError> {
+    let mut fields = Fields::parse(&input.body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
     let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
-    let tokens = match fields.string("prompt")? {
-        Some(text) => language.tokenizer.encode(&text, special, true)?,
-        None => {
+    // llama-server's fields.
+    let (adds, parses) = (fields.boolean("add_special")?, fields.boolean("parse_special")?);
+    let with_pieces = fields.boolean("with_pieces")?.unwrap_or(false);
+    let (text, content) = (fields.string("prompt")?, fields.string("content")?);
+    let tokens = match (text, content) {
+        (Some(text), _) => language.tokenizer.encode(&text, special, true)?,
+        (None, Some(text)) => {
+            language.tokenizer.encode(&text, adds.unwrap_or(false), parses.unwrap_or(true))?
+        }
+        (None, None) => {
             let messages = messages::take(&mut fields)?;
             let tools = Tools::take(&mut fields)?;
             let options = messages::PromptOptions::take(&mut fields)?;
-            messages::prompt(language, messages, &tools, options)?
+            let reasoning = ReasoningOptions::take(&mut fields)?;
+            messages::prompt(language, &messages, &tools, &options, &reasoning)?.tokens
         }
     };
     fields.finish()?;
     let limit = language.context_length.min(state.options.max_model_len);
-    Ok(Json(json!({ "count": tokens.len(), "max_model_len": limit, "tokens": tokens })).into_response())
+    let count = tokens.len();
+    let tokens = match with_pieces {
+        false => json!(tokens),
+        true => tokens.iter().map(|&id| json!({ "id": id, "piece": piece(language, id) })).collect(),
+    };
+    Ok(Json(json!({ "count": count, "max_model_len": limit, "tokens": tokens })).into_response())
 }
 
 /// `/detokenize`: the text of tokens.
 ///
 /// # Errors
 /// No tokens are given.
-pub(crate) fn detokenize(state: &Arc<State>, body: &[u8]) -> Result<Response, ApiError> {
-    let mut fields = Fields::parse(body)?;
+pub(crate) async fn detokenize(
+    Shared(state): Shared<Arc<State>>,
+    input: Input,
+) -> Result<Response, ApiError> {
+    let mut fields = Fields::parse(&input.body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
     let ids: Option<Vec<u32>> = fields.take("tokens").and_then(|value| serde_json::from_value(value).ok());
     fields.finish()?;
     let ids = ids.ok_or_else(|| ApiError::field("tokens", "tokens must be a list of token ids"))?;
-    Ok(Json(json!({ "prompt": language.tokenizer.decode_with(&ids, false) })).into_response())
+    // The fields of vLLM and of llama-server.
+    let text = language.tokenizer.decode_with(&ids, false);
+    Ok(Json(json!({ "prompt": text, "content": text })).into_response())
+}
+
+/// The text of a token, or its bytes if they are part of a character.
+fn piece(language: &Language, id: u32) -> Value {
+    match String::from_utf8(language.tokenizer.token_bytes(id).unwrap_or_default()) {
+        Ok(text) => text.into(),
+        Err(e) => json!(e.as_bytes()),
+    }
 }

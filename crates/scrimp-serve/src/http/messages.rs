@@ -1,11 +1,11 @@
 //! Messages of a conversation, and their prompt.
 
-use super::{error::ApiError, fields::Fields, state::Language, tools::Tools};
-use scrimp_llm::chat::Conversation;
+use super::{error::ApiError, fields::Fields, reasoning::ReasoningOptions, state::Language, tools::Tools};
+use scrimp_llm::chat::{Conversation, ReasoningMarks};
 use serde_json::{Map, Value};
 
 /// Maximum number of messages.
-const MAX_MESSAGES: usize = 1024;
+pub(super) const MAX_MESSAGES: usize = 1024;
 
 /// Takes `messages`: objects with a role and content. Content parts become the lines of one text.
 ///
@@ -30,13 +30,20 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
                 wrong(format!("messages[{i}].content must be text, the only input of this model"))
             })?;
             message.insert("content".into(), Value::String(content));
+            // vLLM's name of the field.
+            if let Some(reasoning) = message.remove("reasoning") {
+                message.entry("reasoning_content").or_insert(reasoning);
+            }
+            if message.get("reasoning_content").is_some_and(|reasoning| !reasoning.is_string()) {
+                message.remove("reasoning_content");
+            }
             Ok(Value::Object(message))
         })
         .collect()
 }
 
 /// A string, a list of text parts, or nothing.
-fn text(content: Option<Value>) -> Option<String> {
+pub(super) fn text(content: Option<Value>) -> Option<String> {
     match content {
         None | Some(Value::Null) => Some(String::new()),
         Some(Value::String(text)) => Some(text),
@@ -60,19 +67,27 @@ pub(crate) struct PromptOptions {
 }
 
 impl PromptOptions {
-    /// Takes `chat_template_kwargs`, `enable_thinking`, `continue_final_message` and `add_generation_prompt`.
+    /// Takes `chat_template_kwargs`, `continue_final_message` and `add_generation_prompt`.
     ///
     /// # Errors
     /// A value has another type.
     pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let mut variables = fields.object("chat_template_kwargs")?.unwrap_or_default();
-        if let Some(thinks) = fields.boolean("enable_thinking")? {
-            variables.entry("enable_thinking").or_insert(Value::Bool(thinks));
-        }
+        let variables = fields.object("chat_template_kwargs")?.unwrap_or_default();
         let continues = fields.boolean("continue_final_message")?;
         let begins = fields.boolean("add_generation_prompt")?;
         Ok(Self { variables, begins: continues.map_or(begins == Some(true), |continues| !continues) })
     }
+}
+
+/// A tokenized prompt.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    /// The text.
+    pub(crate) text: String,
+    /// Its tokens.
+    pub(crate) tokens: Vec<u32>,
+    /// The marks of the reasoning in the answer, and whether the answer begins inside it. `None`: the model does not reason.
+    pub(crate) reasoning: Option<(&'static ReasoningMarks, bool)>,
 }
 
 /// The prompt for the assistant's next message, or for the rest of its last one.
@@ -81,22 +96,34 @@ impl PromptOptions {
 /// The model has no chat template, a role is unknown, or the template rejects the messages.
 pub(crate) fn prompt(
     language: &Language,
-    messages: Vec<Value>,
+    messages: &[Value],
     tools: &Tools,
-    options: PromptOptions,
-) -> Result<Vec<u32>, ApiError> {
+    options: &PromptOptions,
+    reasoning: &ReasoningOptions,
+) -> Result<Prompt, ApiError> {
     let Some(template) = &language.template else {
         let what = "this model has no chat template: use /v1/completions";
         return Err(ApiError::field("messages", what));
     };
     let in_messages = |e| ApiError { param: Some("messages".into()), ..ApiError::from(e) };
-    let mut conversation = Conversation::new(&messages).map_err(in_messages)?;
-    conversation = conversation.tools(tools.list()).variables(options.variables);
+    let mut variables = options.variables.clone();
+    // Clients of vLLM switch the reasoning with a variable of the template.
+    let switch = ["enable_thinking", "thinking"].into_iter().find_map(|name| variables.get(name)?.as_bool());
+    for (name, value) in reasoning.variables() {
+        variables.entry(name).or_insert(value);
+    }
+    let mut conversation = Conversation::new(messages).map_err(in_messages)?;
+    conversation = conversation.tools(tools.list()).variables(variables);
+    if let Some(thinks) = switch.or(reasoning.wanted) {
+        conversation = conversation.thinks(thinks);
+    }
     if options.begins {
         conversation = conversation.begin_answer();
     }
     let text = template.prompt(&conversation).map_err(in_messages)?;
-    Ok(language.tokenizer.encode(&text, false, true)?)
+    let tokens = language.tokenizer.encode(&text, false, true)?;
+    let reasoning = template.reasoning_after(&conversation, &text);
+    Ok(Prompt { text, tokens, reasoning })
 }
 
 #[cfg(test)]

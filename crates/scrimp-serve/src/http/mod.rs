@@ -1,5 +1,6 @@
 //! HTTP: routes, API keys, limits, and the formats of requests and answers.
 
+mod apis;
 mod auth;
 mod calls;
 mod chat;
@@ -11,25 +12,28 @@ mod error;
 mod fields;
 #[cfg(test)]
 mod fuzz;
+mod history;
 mod info;
+mod input;
 mod messages;
 mod params;
+mod parts;
+mod reasoning;
 mod score;
 mod state;
 mod stream;
 mod tools;
+mod turn;
 
 pub use auth::digest;
 pub(crate) use cors::cors;
 pub(crate) use drain::Requests;
 pub(crate) use error::ApiError;
-pub(crate) use state::{Language, State, now};
-
-use score::Form;
+pub(crate) use history::History;
+pub(crate) use state::{Language, ModelFacts, State, now};
 
 use axum::{
     Json, Router,
-    body::{Body, Bytes, to_bytes},
     extract::{Path, Request, State as Shared},
     http::{StatusCode, header},
     middleware::{self, Next},
@@ -62,16 +66,19 @@ pub(crate) fn router(state: &Arc<State>, cors: Option<CorsLayer>) -> Router {
             }),
         )
         .route("/metrics", get(|Shared(s): Shared<Arc<State>>| async move { info::metrics(&s) }))
-        .route("/v1/chat/completions", post(post_json))
-        .route("/v1/completions", post(post_json))
-        .route("/v1/embeddings", post(post_json))
-        .route("/v1/score", post(post_json))
+        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/score", post(score::score))
         .route(
             "/tokenizer_info",
             get(|Shared(s): Shared<Arc<State>>| async move { info::tokenizer(&s).map(Json) }),
         )
-        .route("/tokenize", post(post_json))
-        .route("/detokenize", post(post_json))
+        .route("/tokenize", post(info::tokenize))
+        .route("/detokenize", post(info::detokenize));
+    let keyed = apis::APIS
+        .iter()
+        .fold(keyed, |router, api| (api.routes)(router))
         .layer(middleware::from_fn_with_state(Arc::clone(state), auth::check));
     let mut router = Router::new()
         .route("/", get(page))
@@ -109,6 +116,9 @@ async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) 
         Some(refusal) => refusal,
         None => next.run(request).await,
     };
+    if let Some(e) = response.extensions_mut().remove::<ApiError>() {
+        response = apis::in_form(response, &path, &e);
+    }
     if state.draining.load(Ordering::SeqCst) {
         drain::close(&mut response);
     }
@@ -116,52 +126,6 @@ async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) 
     state.metrics.response(status);
     tracing::info!(%method, path, status, ms = start.elapsed().as_millis() as u64, "request");
     drain::counted(response, running)
-}
-
-/// All routes with a request body.
-async fn post_json(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
-    let path = request.uri().path().to_owned();
-    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let form = Form::of(kind).filter(|&form| form == Form::Json || path == "/v1/score");
-    let Some(form) = form else {
-        let what = "the body must be JSON: send the header Content-Type: application/json";
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
-    };
-    let encoding = request.headers().get(header::CONTENT_ENCODING).map(|v| v.as_bytes().to_ascii_lowercase());
-    if encoding.is_some_and(|encoding| !encoding.is_empty() && encoding != b"identity") {
-        let what = "the body is compressed; send it without Content-Encoding";
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
-    }
-    let key = request.headers().get(header::AUTHORIZATION).map(|v| v.as_bytes().to_vec());
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-    let client = hash_of(Some(&(key, peer)));
-    let body = read(&state, request.into_body()).await?;
-    match path.as_str() {
-        "/v1/chat/completions" => chat::chat(state, &body, client).await,
-        "/v1/completions" => completions::completions(state, &body, client).await,
-        "/v1/embeddings" => embeddings::embeddings(state, &body, client).await,
-        "/v1/score" => score::score(state, &body, form).await,
-        "/tokenize" => info::tokenize(&state, &body),
-        _ => info::detokenize(&state, &body),
-    }
-}
-
-/// Reads a body within the limits of size and time.
-async fn read(state: &State, body: Body) -> Result<Bytes, ApiError> {
-    let most = state.options.max_body;
-    match tokio::time::timeout(state.options.read_timeout, to_bytes(body, most)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(e)) => {
-            let too_large = std::error::Error::source(&e)
-                .is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>);
-            if too_large {
-                let what = format!("the body is larger than {most} bytes, the limit of this server");
-                return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, what));
-            }
-            Err(ApiError::bad_request("the body could not be read"))
-        }
-        Err(_) => Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
-    }
 }
 
 /// A hash that is stable within this process.

@@ -7,14 +7,14 @@ use crate::{
 };
 use scrimp_kv::{
     KvFormat,
-    compress::{Budget, Compression, DEFAULT_POLICY, DEFAULT_SHARE},
+    compress::{Budget, Compression, DEFAULT_POLICY, DEFAULT_SHARE, Shrink},
     policy::policy,
 };
 use scrimp_llm::sampling::SamplingParams;
 use serde_json::{Map, Value};
 
 /// Maximum number of stop strings.
-const MAX_STOPS: usize = 16;
+pub(crate) const MAX_STOPS: usize = 16;
 /// Maximum number of answers per prompt.
 const MAX_N: i64 = 16;
 /// Maximum number of alternatives per token.
@@ -23,11 +23,12 @@ const MAX_LOGPROBS: i64 = 20;
 const MAX_BIAS: usize = 1024;
 
 /// Fields of common clients that do not change the answer of this server.
-const HARMLESS: [&str; 28] = [
+const HARMLESS: [&str; 27] = [
     "cache_prompt",
     "caching",
     "extra_headers",
     "include_reasoning",
+    "separate_reasoning",
     "length_penalty",
     "metadata",
     "modalities",
@@ -37,8 +38,6 @@ const HARMLESS: [&str; 28] = [
     "prompt_cache_options",
     "prompt_cache_retention",
     "provider",
-    "reasoning",
-    "reasoning_effort",
     "request_id",
     "return_token_ids",
     "route",
@@ -103,6 +102,39 @@ pub(crate) enum ResponseFormat {
 }
 
 impl ResponseFormat {
+    /// The format of an object with `type` and perhaps a schema, the value of the field `name`.
+    ///
+    /// # Errors
+    /// The type is unknown, or the schema is missing.
+    pub(crate) fn take(name: &str, map: Map<String, Value>) -> Result<Self, ApiError> {
+        let mut fields = Fields::of(map);
+        let wrong = |what: &str| ApiError::field(name, format!("{name}{what}"));
+        match fields.string("type")?.as_deref() {
+            Some("text") => Ok(Self::Text),
+            // Some clients give the schema of a JSON object directly.
+            Some("json_object") => match fields.take("schema") {
+                None => Ok(Self::JsonObject),
+                Some(schema @ Value::Object(_)) => Ok(Self::Schema(schema, false)),
+                Some(_) => Err(wrong(".schema must be an object")),
+            },
+            Some("json_schema") => {
+                let mut inner = Fields::of(fields.object("json_schema")?.unwrap_or_default());
+                let schema = inner.take("schema").or_else(|| fields.take("schema"));
+                let strict = inner.take("strict").or_else(|| fields.take("strict"));
+                schema
+                    .filter(Value::is_object)
+                    .map(|schema| Self::Schema(schema, strict == Some(Value::Bool(true))))
+                    .ok_or_else(|| wrong(".json_schema.schema must be an object"))
+            }
+            _ => Err(wrong(".type must be text, json_object or json_schema")),
+        }
+    }
+
+    /// Whether it restricts the text.
+    pub(crate) fn is_constrained(&self) -> bool {
+        *self != Self::Text
+    }
+
     /// A constraint for one answer.
     ///
     /// # Errors
@@ -128,6 +160,26 @@ impl ResponseFormat {
 }
 
 impl Params {
+    /// One answer with the default parameters.
+    pub(crate) fn new(kv: &KvOptions) -> Self {
+        Self {
+            n: 1,
+            stream: false,
+            include_usage: false,
+            sampling: SamplingParams { temperature: 1.0, ..SamplingParams::default() },
+            max_tokens: None,
+            min_tokens: 0,
+            ignore_eos: false,
+            stop: Vec::new(),
+            stop_tokens: Vec::new(),
+            logit_bias: Vec::new(),
+            format: ResponseFormat::Text,
+            kv: kv.clone(),
+            skip_special: true,
+            user: None,
+        }
+    }
+
     /// Takes the parameters from a request. `least_tokens`: the smallest value of `max_tokens`.
     ///
     /// # Errors
@@ -137,17 +189,41 @@ impl Params {
         default_kv: &KvOptions,
         least_tokens: i64,
     ) -> Result<Self, ApiError> {
-        let float = |x: Option<f64>, default: f32| x.map_or(default, |x| x as f32);
         let n = fields.integer("n", 1..=MAX_N)?.unwrap_or(1) as usize;
         let best_of = fields.integer("best_of", 1..=MAX_N)?;
         if best_of.is_some_and(|best| best as usize != n) {
             return Err(ApiError::field("best_of", "best_of must equal n: answers are not ranked"));
         }
-        let stream = fields.boolean("stream")?.unwrap_or(false);
         let mut options = Fields::of(fields.object("stream_options")?.unwrap_or_default());
         let include_usage = options.boolean("include_usage")?.unwrap_or(false);
         options.ignore(&["include_obfuscation", "continuous_usage_stats"]);
         options.finish()?;
+        let most = fields.integer("max_completion_tokens", 1..=i64::MAX)?;
+        let max_tokens = fields.integer("max_tokens", least_tokens..=i64::MAX)?.or(most).map(|n| n as usize);
+        let format = match fields.object("response_format")? {
+            Some(format) => ResponseFormat::take("response_format", format)?,
+            None => ResponseFormat::Text,
+        };
+        let params = Self {
+            n,
+            include_usage,
+            max_tokens,
+            stop: fields.strings("stop", MAX_STOPS)?,
+            format,
+            user: fields.string("user")?,
+            ..Self::take_common(fields, default_kv)?
+        };
+        fields.ignore(&HARMLESS);
+        fields.ignore_false(&HARMLESS_FALSE);
+        params.checked()
+    }
+
+    /// Takes the fields that all APIs share: `stream`, sampling, the extensions of vLLM and of this server.
+    ///
+    /// # Errors
+    /// A value is out of range.
+    pub(crate) fn take_common(fields: &mut Fields, default_kv: &KvOptions) -> Result<Self, ApiError> {
+        let float = |x: Option<f64>, default: f32| x.map_or(default, |x| x as f32);
         let top_k = fields.integer("top_k", -1..=1 << 20)?.unwrap_or(0).max(0) as usize;
         let sampling = SamplingParams {
             temperature: float(fields.number("temperature", 0.0..=100.0)?, 1.0),
@@ -159,35 +235,27 @@ impl Params {
             presence_penalty: float(fields.number("presence_penalty", -2.0..=2.0)?, 0.0),
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64),
         };
-        let most = fields.integer("max_completion_tokens", 1..=i64::MAX)?;
-        let max_tokens = fields.integer("max_tokens", least_tokens..=i64::MAX)?.or(most).map(|n| n as usize);
-        let min_tokens = fields.integer("min_tokens", 0..=i64::MAX)?.unwrap_or(0) as usize;
-        if max_tokens.is_some_and(|most| min_tokens > most) {
-            return Err(ApiError::field("min_tokens", "min_tokens must not be above max_tokens"));
-        }
-        let format = match fields.object("response_format")? {
-            Some(format) => response_format(format)?,
-            None => ResponseFormat::Text,
-        };
-        let params = Self {
-            n,
-            stream,
-            include_usage,
+        Ok(Self {
+            stream: fields.boolean("stream")?.unwrap_or(false),
             sampling,
-            max_tokens,
-            min_tokens,
+            min_tokens: fields.integer("min_tokens", 0..=i64::MAX)?.unwrap_or(0) as usize,
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
-            stop: fields.strings("stop", MAX_STOPS)?,
             stop_tokens: token_ids(fields, "stop_token_ids")?,
             logit_bias: logit_bias(fields)?,
-            format,
-            kv: kv_choice(fields, default_kv)?,
-            user: fields.string("user")?,
             skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
-        };
-        fields.ignore(&HARMLESS);
-        fields.ignore_false(&HARMLESS_FALSE);
-        Ok(params)
+            ..Self::new(&kv_choice(fields, default_kv)?)
+        })
+    }
+
+    /// Checks the fields together.
+    ///
+    /// # Errors
+    /// `min_tokens` is above `max_tokens`.
+    pub(crate) fn checked(self) -> Result<Self, ApiError> {
+        if self.max_tokens.is_some_and(|most| self.min_tokens > most) {
+            return Err(ApiError::field("min_tokens", "min_tokens must not be above max_tokens"));
+        }
+        Ok(self)
     }
 
     /// The parameters of answer `index`. `room`: tokens that fit into the context.
@@ -212,6 +280,7 @@ impl Params {
             logprobs,
             logit_bias: self.logit_bias.clone(),
             constraint,
+            reasoning: None,
         }
     }
 }
@@ -222,30 +291,6 @@ impl Params {
 /// The number is out of range.
 pub(crate) fn alternatives(fields: &mut Fields, name: &str) -> Result<Option<usize>, ApiError> {
     Ok(fields.integer(name, 0..=MAX_LOGPROBS)?.map(|n| n as usize))
-}
-
-fn response_format(map: Map<String, Value>) -> Result<ResponseFormat, ApiError> {
-    let mut fields = Fields::of(map);
-    let wrong = |what: &str| ApiError::field("response_format", what);
-    match fields.string("type")?.as_deref() {
-        Some("text") => Ok(ResponseFormat::Text),
-        // Some clients give the schema of a JSON object directly.
-        Some("json_object") => match fields.take("schema") {
-            None => Ok(ResponseFormat::JsonObject),
-            Some(schema @ Value::Object(_)) => Ok(ResponseFormat::Schema(schema, false)),
-            Some(_) => Err(wrong("response_format.schema must be an object")),
-        },
-        Some("json_schema") => {
-            let mut inner = fields.object("json_schema")?.unwrap_or_default();
-            let schema = inner.remove("schema").or_else(|| fields.take("schema"));
-            let strict = inner.get("strict") == Some(&Value::Bool(true));
-            schema
-                .filter(Value::is_object)
-                .map(|schema| ResponseFormat::Schema(schema, strict))
-                .ok_or_else(|| wrong("response_format.json_schema.schema must be an object"))
-        }
-        _ => Err(wrong("response_format.type must be text, json_object or json_schema")),
-    }
 }
 
 fn token_ids(fields: &mut Fields, name: &str) -> Result<Vec<u32>, ApiError> {
@@ -279,6 +324,9 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
 /// The KV options of a request: the server's defaults, changed by the request's fields.
 fn kv_choice(fields: &mut Fields, default: &KvOptions) -> Result<KvOptions, ApiError> {
     let mut kv = default.clone();
+    if let Some(factor) = fields.integer("kv_shrink", 1..=1 << 20)? {
+        return shrunk(fields, factor as u32);
+    }
     if let Some(format) = fields.string("kv_format")? {
         format.parse::<KvFormat>().map_err(|e| ApiError::field("kv_format", e.to_string()))?;
         kv.format = format;
@@ -324,9 +372,46 @@ fn kv_choice(fields: &mut Fields, default: &KvOptions) -> Result<KvOptions, ApiE
     Ok(kv)
 }
 
+/// The KV options of a cache that is `factor` times smaller.
+fn shrunk(fields: &mut Fields, factor: u32) -> Result<KvOptions, ApiError> {
+    let wrong = |what: String| ApiError::field("kv_shrink", what);
+    if let Some(name) = ["kv_budget", "kv_format", "kv_policy", "kvcrush"]
+        .into_iter()
+        .find(|&name| fields.get(name).is_some())
+    {
+        return Err(wrong(format!("kv_shrink selects budget, policy and format: leave out {name}")));
+    }
+    let Shrink { mut compression, format } = Shrink::new(factor).map_err(|e| wrong(e.to_string()))?;
+    if let Some(sinks) = fields.integer("kv_sinks", 0..=1 << 20)? {
+        compression.sinks = sinks as usize;
+    }
+    compression.recent = fields.integer("kv_recent", 0..=1 << 20)?.map(|n| n as usize);
+    compression.check().map_err(|e| wrong(e.to_string()))?;
+    Ok(KvOptions { compression: Some(compression), format: format.to_owned() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_factor_selects_budget_policy_and_format() {
+        let kv = take(r#"{"kv_shrink": 8, "kv_sinks": 2}"#).unwrap().kv;
+        let how = kv.compression.unwrap();
+        assert_eq!((kv.format.as_str(), how.sinks), ("int4", 2));
+        assert_eq!(
+            Compression { sinks: Compression::DEFAULT_SINKS, ..how },
+            Shrink::new(8).unwrap().compression
+        );
+        for text in [
+            r#"{"kv_shrink": 5}"#,
+            r#"{"kv_shrink": "8"}"#,
+            r#"{"kv_shrink": 8, "kv_budget": 0.5}"#,
+            r#"{"kv_shrink": 8, "kv_format": "int8"}"#,
+        ] {
+            assert!(take(text).unwrap_err().contains("kv_shrink"), "{text}");
+        }
+    }
 
     fn take(text: &str) -> Result<Params, String> {
         let mut fields = Fields::parse(text.as_bytes()).map_err(|e| e.message)?;

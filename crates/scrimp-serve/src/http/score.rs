@@ -1,9 +1,15 @@
 //! `/v1/score`: rows of a click log in, probabilities out.
 
-use super::{error::ApiError, fields::Fields, state::State};
+use super::{
+    error::ApiError,
+    fields::Fields,
+    input::{self, Input},
+    state::State,
+};
 use crate::engine::Failure;
 use axum::{
     Json,
+    extract::{Request, State as Shared},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -27,12 +33,11 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The format of a content type, whose name is independent of case and may have parameters (RFC 9110, section 8.3.1).
+    /// The format of a content type.
     pub(super) fn of(content_type: &str) -> Option<Self> {
         let forms =
             [("application/json", Self::Json), ("application/x-ndjson", Self::Lines), (ARROW, Self::Arrow)];
-        let kind = content_type.split(';').next().unwrap_or_default().trim();
-        forms.into_iter().find_map(|(name, form)| kind.eq_ignore_ascii_case(name).then_some(form))
+        forms.into_iter().find_map(|(name, form)| content_type.eq_ignore_ascii_case(name).then_some(form))
     }
 }
 
@@ -40,7 +45,12 @@ impl Form {
 ///
 /// # Errors
 /// Invalid rows, or no recommender.
-pub(super) async fn score(state: Arc<State>, body: &[u8], form: Form) -> Result<Response, ApiError> {
+pub(super) async fn score(Shared(state): Shared<Arc<State>>, request: Request) -> Result<Response, ApiError> {
+    let form = Form::of(input::content_type(request.headers())).ok_or_else(|| {
+        input::unsupported("JSON, lines of JSON or an Arrow stream: send the header Content-Type")
+    })?;
+    let input = Input::read(&state, request).await?;
+    let body: &[u8] = &input.body;
     let Some(recommender) = &state.recommender else {
         let what = "this server has no recommender: it was started without the setting `rec`";
         return Err(ApiError::new(StatusCode::NOT_FOUND, what).code("model_not_found"));

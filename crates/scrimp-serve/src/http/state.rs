@@ -1,6 +1,6 @@
 //! State shared by all HTTP handlers.
 
-use super::{drain::Requests, error::ApiError, params::Params};
+use super::{drain::Requests, error::ApiError, history::History, params::Params};
 use crate::{
     constraint::Constraints,
     engine::{Command, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work},
@@ -9,8 +9,10 @@ use crate::{
     score::Recommender,
 };
 use axum::http::StatusCode;
-use scrimp_llm::{chat::ChatTemplate, tokenizer::Tokenizer};
+use scrimp_llm::{chat::ChatTemplate, checkpoint::Checkpoint, model::Model, tokenizer::Tokenizer};
 use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher as _, RandomState},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,9 +22,52 @@ use std::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+/// Facts about the language model and its file.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelFacts {
+    /// Family of the architecture.
+    pub(crate) family: &'static str,
+    /// Number of layers.
+    pub(crate) layers: usize,
+    /// Number of parameters.
+    pub(crate) parameters: u64,
+    /// Size of the file in bytes.
+    pub(crate) file_bytes: u64,
+    /// Size of the weights in memory in bytes.
+    pub(crate) weight_bytes: u64,
+    /// Format of the file: `gguf` or `safetensors`.
+    pub(crate) container: &'static str,
+    /// Format of most weights.
+    pub(crate) weights: &'static str,
+}
+
+impl ModelFacts {
+    /// The facts about `model`.
+    pub(crate) fn new(model: &Model) -> Self {
+        let mut formats: BTreeMap<&'static str, u64> = BTreeMap::new();
+        let checkpoint = model.checkpoint();
+        for (_, tensor) in checkpoint.iter().flat_map(|checkpoint| checkpoint.tensors()) {
+            let parameters = tensor.shape.iter().map(|&d| d as u64).product::<u64>();
+            *formats.entry(tensor.encoding.name()).or_default() += parameters;
+        }
+        let is_gguf = checkpoint.is_some_and(|checkpoint| checkpoint.gguf_metadata().is_some());
+        Self {
+            family: model.config().family,
+            layers: model.config().n_layers,
+            parameters: formats.values().sum(),
+            file_bytes: checkpoint.map_or(0, Checkpoint::file_bytes),
+            weight_bytes: model.weight_bytes() as u64,
+            container: if is_gguf { "gguf" } else { "safetensors" },
+            weights: formats.iter().max_by_key(|format| format.1).map_or("", |format| format.0),
+        }
+    }
+}
+
 /// The language model.
 #[derive(Debug)]
 pub(crate) struct Language {
+    /// The model and its file.
+    pub(crate) facts: ModelFacts,
     /// Tokenizer.
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// Chat template, if the model has one.
@@ -58,6 +103,8 @@ pub(crate) struct State {
     pub(crate) draining: AtomicBool,
     /// Running requests.
     pub(crate) requests: Requests,
+    /// Stored conversations.
+    pub(crate) history: History,
     /// Start of the server, seconds since 1970.
     pub(crate) created: u64,
     /// Id of the next request.
@@ -98,6 +145,30 @@ impl State {
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// A time in seconds since 1970 as `YYYY-MM-DDThh:mm:ssZ` (RFC 3339).
+///
+/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+pub(crate) fn rfc3339(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Years begin in March, eras of 400 years in the year 0.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// A number that no other call, also in other processes, is likely to return.
+pub(crate) fn unique() -> u64 {
+    // Each state has random keys.
+    RandomState::new().hash_one(now())
 }
 
 /// Receives the outputs of all engine requests of one HTTP request.
@@ -194,5 +265,23 @@ impl<'a> EngineRequests<'a> {
     /// The requests.
     pub(crate) fn finish(self) -> Vec<EngineRequest> {
         self.requests
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_dates() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_102_444_800, "2100-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc3339(seconds), text);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Streaming responses: server-sent events, one per output of the engine.
 
 use super::{error::ApiError, state::EngineOutputs};
-use crate::engine::{EngineOutput, Logprobs, Summary, Token};
+use crate::engine::{EngineOutput, FinishReason, Logprobs, Summary, Token};
 use axum::{
     body::{Body, Bytes},
     http::{HeaderValue, header},
@@ -15,18 +15,58 @@ use std::{
     task::{Context, Poll},
 };
 
-/// The chunk format of an endpoint.
-pub(crate) trait Chunks: Send + Unpin + 'static {
-    /// Chunks for the scores of the prompt of answer `index`; may be empty.
-    fn prompt(&mut self, _index: usize, _scores: Vec<Logprobs>) -> Vec<Value> {
-        Vec::new()
+/// The bytes of a streaming response.
+#[derive(Debug, Default)]
+pub(crate) struct Frames(Vec<u8>);
+
+impl Frames {
+    /// Adds a server-sent event without a name.
+    pub(crate) fn data(&mut self, value: &Value) {
+        self.0.extend_from_slice(b"data: ");
+        self.json(value);
+        self.0.extend_from_slice(b"\n\n");
     }
-    /// Chunks for a token of answer `index`; may be empty.
-    fn token(&mut self, index: usize, token: Token) -> Vec<Value>;
-    /// Chunks for the end of answer `index`.
-    fn end(&mut self, index: usize, summary: &Summary) -> Vec<Value>;
-    /// The last chunk, with the usage of all answers; `None` if the request does not include it.
-    fn usage(&mut self, usage: Value) -> Option<Value>;
+
+    /// Adds a server-sent event.
+    pub(crate) fn event(&mut self, name: &str, value: &Value) {
+        self.0.extend_from_slice(format!("event: {name}\n").as_bytes());
+        self.data(value);
+    }
+
+    /// Adds a line of JSON.
+    pub(crate) fn line(&mut self, value: &Value) {
+        self.json(value);
+        self.0.push(b'\n');
+    }
+
+    /// Adds the last event of OpenAI's streams.
+    pub(crate) fn done(&mut self) {
+        self.0.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    fn json(&mut self, value: &Value) {
+        // Writing JSON to a vector cannot fail.
+        let _ = serde_json::to_writer(&mut self.0, value);
+    }
+}
+
+/// The stream format of an endpoint.
+pub(crate) trait Chunks: Send + Unpin + 'static {
+    /// Media type of the stream.
+    const MEDIA_TYPE: &'static str = "text/event-stream; charset=utf-8";
+
+    /// Writes the scores of the prompt of answer `index`.
+    fn prompt(&mut self, _index: usize, _scores: Vec<Logprobs>, _out: &mut Frames) {}
+    /// Writes a token of answer `index`.
+    fn token(&mut self, index: usize, token: Token, out: &mut Frames);
+    /// Writes the end of answer `index`.
+    fn end(&mut self, index: usize, summary: &Summary, out: &mut Frames);
+    /// Writes the end of the stream, with the usage of all answers.
+    fn finish(&mut self, usage: &Usage, out: &mut Frames);
+    /// Writes an error, the end of the stream.
+    fn fail(&mut self, e: &ApiError, out: &mut Frames) {
+        out.data(&e.body());
+    }
 }
 
 /// The body of a streaming response. When the client disconnects, it is dropped and its requests are cancelled.
@@ -44,10 +84,10 @@ struct EventStream<C> {
 ///
 /// # Errors
 /// The first output is a failure.
-pub(crate) async fn stream(
+pub(crate) async fn stream<C: Chunks>(
     mut outputs: EngineOutputs,
     n: usize,
-    chunks: impl Chunks,
+    chunks: C,
 ) -> Result<Response, ApiError> {
     let first = outputs.recv().await;
     if let Some((_, EngineOutput::Failed(failure))) = first {
@@ -56,46 +96,32 @@ pub(crate) async fn stream(
     let body = EventStream { outputs, chunks, first, left: n, usage: Usage::default(), done: false };
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(C::MEDIA_TYPE));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(response)
 }
 
 impl<C: Chunks> EventStream<C> {
-    fn write(&mut self, index: usize, output: EngineOutput, out: &mut Vec<u8>) {
+    fn write(&mut self, index: usize, output: EngineOutput, out: &mut Frames) {
         match output {
-            EngineOutput::Prompt(scores) => {
-                self.chunks.prompt(index, scores).iter().for_each(|chunk| frame(out, chunk));
-            }
-            EngineOutput::Token(token) => {
-                self.chunks.token(index, token).iter().for_each(|chunk| frame(out, chunk));
-            }
+            EngineOutput::Prompt(scores) => self.chunks.prompt(index, scores, out),
+            EngineOutput::Token(token) => self.chunks.token(index, token, out),
             EngineOutput::Finished(summary) => {
-                self.chunks.end(index, &summary).iter().for_each(|chunk| frame(out, chunk));
+                self.chunks.end(index, &summary, out);
                 self.usage.add(&summary);
                 self.left -= 1;
             }
             EngineOutput::Failed(failure) => {
-                frame(out, &ApiError::from(failure).body());
+                self.chunks.fail(&failure.into(), out);
                 self.done = true;
             }
             EngineOutput::Embedding(_) => {}
         }
         if self.left == 0 && !self.done {
-            if let Some(chunk) = self.chunks.usage(self.usage.json()) {
-                frame(out, &chunk);
-            }
-            out.extend_from_slice(b"data: [DONE]\n\n");
+            self.chunks.finish(&self.usage, out);
             self.done = true;
         }
     }
-}
-
-fn frame(out: &mut Vec<u8>, chunk: &Value) {
-    out.extend_from_slice(b"data: ");
-    // Writing JSON to a vector cannot fail.
-    let _ = serde_json::to_writer(&mut *out, chunk);
-    out.extend_from_slice(b"\n\n");
 }
 
 impl<C: Chunks> Stream for EventStream<C> {
@@ -103,7 +129,7 @@ impl<C: Chunks> Stream for EventStream<C> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let mut out = Vec::new();
+        let mut out = Frames::default();
         if let Some((index, output)) = this.first.take() {
             this.write(index, output, &mut out);
         }
@@ -112,23 +138,28 @@ impl<C: Chunks> Stream for EventStream<C> {
             match this.outputs.poll_recv(cx) {
                 Poll::Ready(Some((index, output))) => this.write(index, output, &mut out),
                 Poll::Ready(None) => {
-                    frame(&mut out, &ApiError::from(crate::engine::Failure::ShuttingDown).body());
+                    this.chunks.fail(&crate::engine::Failure::ShuttingDown.into(), &mut out);
                     this.done = true;
                 }
-                Poll::Pending if out.is_empty() => return Poll::Pending,
+                Poll::Pending if out.0.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
             }
         }
-        if out.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(out.into()))) }
+        if out.0.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(out.0.into()))) }
     }
 }
 
 /// Token counts and KV cache sizes of all answers to a request.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
-    prompt: usize,
-    cached: usize,
-    generated: usize,
+    /// Prompt tokens.
+    pub(crate) prompt: usize,
+    /// Prompt tokens that a cached prefix contained.
+    pub(crate) cached: usize,
+    /// Generated tokens.
+    pub(crate) generated: usize,
+    /// Generated tokens inside the reasoning.
+    pub(crate) reasoning: usize,
     kv_bytes: usize,
     kv_tokens: usize,
     kv_bytes_full: usize,
@@ -140,22 +171,29 @@ impl Usage {
         self.prompt = self.prompt.max(summary.prompt_tokens);
         self.cached = self.cached.max(summary.cached_tokens);
         self.generated += summary.generated_tokens;
+        self.reasoning += summary.reasoning_tokens;
         self.kv_bytes += summary.kv_bytes;
         self.kv_tokens += summary.kv_tokens;
         self.kv_bytes_full += summary.kv_bytes_full;
     }
 
-    /// The API's `usage` object, with the sizes of the KV caches.
+    /// OpenAI's `usage` object, with the sizes of the KV caches.
     pub(crate) fn json(&self) -> Value {
-        json!({
+        self.with_kv(json!({
             "prompt_tokens": self.prompt,
             "completion_tokens": self.generated,
             "total_tokens": self.prompt + self.generated,
             "prompt_tokens_details": { "cached_tokens": self.cached },
-            "kv_bytes": self.kv_bytes,
-            "kv_tokens": self.kv_tokens,
-            "kv_bytes_full": self.kv_bytes_full,
-        })
+            "completion_tokens_details": { "reasoning_tokens": self.reasoning },
+        }))
+    }
+
+    /// `usage` of any API with the sizes of the KV caches.
+    pub(crate) fn with_kv(&self, mut usage: Value) -> Value {
+        usage["kv_bytes"] = json!(self.kv_bytes);
+        usage["kv_tokens"] = json!(self.kv_tokens);
+        usage["kv_bytes_full"] = json!(self.kv_bytes_full);
+        usage
     }
 }
 
@@ -168,8 +206,10 @@ pub(crate) struct Complete {
     pub(crate) prompt: Option<Vec<Logprobs>>,
     /// Tokens with their log-probabilities.
     pub(crate) logprobs: Vec<Token>,
-    /// `finish_reason` of the API.
-    pub(crate) reason: &'static str,
+    /// Why it ended.
+    pub(crate) reason: FinishReason,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
 }
 
 /// Waits for `n` answers.
@@ -194,8 +234,9 @@ pub(crate) async fn collect(
             }
             Some((index, EngineOutput::Finished(summary))) => {
                 answers[index].text += &summary.text;
-                answers[index].reason = summary.reason.name();
+                answers[index].reason = summary.reason;
                 usage.add(&summary);
+                answers[index].stop = summary.stop;
                 left -= 1;
             }
             Some((_, EngineOutput::Failed(failure))) => return Err(failure.into()),

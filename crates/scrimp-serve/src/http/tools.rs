@@ -2,12 +2,12 @@
 //! plain JSON if a call is required.
 
 use super::{
-    calls::{Call, CallParser, Piece, Signature},
+    calls::{CallParser, Signature},
     error::ApiError,
     fields::Fields,
 };
 use crate::constraint::{Callable, Constraint, Constraints};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// Maximum number of tools per request.
 const MAX_TOOLS: usize = 64;
@@ -21,12 +21,17 @@ pub(crate) struct Tools {
     single: bool,
 }
 
+/// The choice of tools.
 #[derive(Debug, Default, PartialEq)]
-enum Choice {
+pub(crate) enum Choice {
+    /// The model decides.
     #[default]
     Auto,
+    /// No call.
     Never,
+    /// A call of any tool.
     Required,
+    /// A call of this tool.
     Named(String),
 }
 
@@ -36,20 +41,11 @@ impl Tools {
     /// # Errors
     /// Invalid values.
     pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let wrong = || {
-            let what = format!(
-                "tools must be a list of up to {MAX_TOOLS} objects of type function, each with a function.name"
-            );
-            ApiError::field("tools", what)
-        };
         let tools = match fields.take("tools") {
             None => Vec::new(),
-            Some(Value::Array(tools)) if tools.len() <= MAX_TOOLS => tools,
+            Some(Value::Array(tools)) => tools,
             Some(_) => return Err(wrong()),
         };
-        if !tools.iter().all(|tool| name_of(tool).is_some()) {
-            return Err(wrong());
-        }
         let single = fields.boolean("parallel_tool_calls")? == Some(false);
         let choice = match fields.take("tool_choice") {
             None => Choice::Auto,
@@ -57,17 +53,31 @@ impl Tools {
             Some(Value::String(s)) if s == "none" => Choice::Never,
             Some(Value::String(s)) if s == "required" => Choice::Required,
             Some(choice) => match name_of(&choice) {
-                Some(name) if tools.iter().any(|tool| name_of(tool) == Some(name)) => {
-                    Choice::Named(name.to_owned())
-                }
-                _ => {
-                    let what = "tool_choice must be auto, none, required, or name one of the tools";
-                    return Err(ApiError::field("tool_choice", what));
-                }
+                Some(name) => Choice::Named(name.to_owned()),
+                None => return Err(wrong_choice()),
             },
         };
-        if tools.is_empty() && matches!(choice, Choice::Required | Choice::Named(_)) {
-            return Err(ApiError::field("tool_choice", "tool_choice needs tools"));
+        Self::new(tools, choice, single)
+    }
+
+    /// Tools in the form of OpenAI's chat API.
+    ///
+    /// # Errors
+    /// There are too many, one has no name, or the choice does not name one of them.
+    pub(crate) fn new(tools: Vec<Value>, choice: Choice, single: bool) -> Result<Self, ApiError> {
+        if tools.len() > MAX_TOOLS || !tools.iter().all(|tool| name_of(tool).is_some()) {
+            return Err(wrong());
+        }
+        let known = match &choice {
+            Choice::Auto | Choice::Never => true,
+            Choice::Required if tools.is_empty() => {
+                return Err(ApiError::field("tool_choice", "tool_choice needs tools"));
+            }
+            Choice::Required => true,
+            Choice::Named(name) => tools.iter().any(|tool| name_of(tool) == Some(name)),
+        };
+        if !known {
+            return Err(wrong_choice());
         }
         Ok(Self { tools, choice, single })
     }
@@ -75,6 +85,16 @@ impl Tools {
     /// Whether the prompt lists the tools.
     pub(crate) fn is_offered(&self) -> bool {
         !self.tools.is_empty() && self.choice != Choice::Never
+    }
+
+    /// Whether the answer must be a call.
+    pub(crate) fn is_required(&self) -> bool {
+        matches!(self.choice, Choice::Required | Choice::Named(_))
+    }
+
+    /// Whether an answer has at most one call.
+    pub(crate) fn is_single(&self) -> bool {
+        self.single
     }
 
     /// The tools that the prompt lists.
@@ -109,34 +129,17 @@ impl Tools {
         let functions: Vec<Callable<'_>> = wanted.into_iter().filter_map(callable).collect();
         Ok(Some(constraints.call(&functions)?))
     }
+}
 
-    /// Content (null: only calls) and calls of an answer.
-    pub(crate) fn parse(&self, text: &str) -> (Value, Vec<Value>) {
-        let Some(mut parser) = self.parser() else { return (Value::String(text.to_owned()), Vec::new()) };
-        let (mut content, mut calls) = (String::new(), Vec::new());
-        for piece in parser.push(text).into_iter().chain(parser.finish()) {
-            match piece {
-                Piece::Text(text) => content += &text,
-                Piece::Call(call) => calls.extend(self.call(&call, calls.len())),
-            }
-        }
-        match (calls.is_empty(), content.trim()) {
-            (true, _) => (Value::String(content), calls),
-            (false, "") => (Value::Null, calls),
-            (false, content) => (content.into(), calls),
-        }
-    }
+fn wrong() -> ApiError {
+    let what = format!(
+        "tools must be a list of up to {MAX_TOOLS} objects of type function, each with a function.name"
+    );
+    ApiError::field("tools", what)
+}
 
-    /// A call in the API's format, the `index`-th of its answer. `None`: the answer has its only call already.
-    pub(crate) fn call(&self, call: &Call, index: usize) -> Option<Value> {
-        if self.single && index > 0 {
-            return None;
-        }
-        let id =
-            format!("call_{:016x}", super::hash_of(Some(&format!("{index}{}{}", call.name, call.arguments))));
-        let function = json!({ "name": call.name, "arguments": call.arguments });
-        Some(json!({ "id": id, "type": "function", "function": function }))
-    }
+fn wrong_choice() -> ApiError {
+    ApiError::field("tool_choice", "tool_choice must be auto, none, required, or name one of the tools")
 }
 
 fn callable(tool: &Value) -> Option<Callable<'_>> {
@@ -159,21 +162,6 @@ mod tests {
                 "tool_choice": {choice}}}"#
         );
         Tools::take(&mut Fields::parse(text.as_bytes()).unwrap()).map_err(|e| e.message)
-    }
-
-    #[test]
-    fn calls_have_the_apis_form() {
-        let t = tools("\"auto\"").unwrap();
-        let call = r#"{"name": "add", "arguments": {"a": 1}}"#;
-        let (content, calls) =
-            t.parse(&format!("So: <tool_call>{call}</tool_call><tool_call>{call}</tool_call>"));
-        assert_eq!((content.as_str(), calls.len()), (Some("So:"), 2));
-        assert_eq!(calls[0]["function"], json!({ "name": "add", "arguments": r#"{"a":1}"# }));
-        assert_ne!(calls[0]["id"], calls[1]["id"]);
-        assert!(t.parse(call).0.is_null());
-        assert_eq!(tools("\"none\"").unwrap().parse(call), (call.into(), vec![]));
-        let single = Tools { single: true, ..t };
-        assert_eq!(single.parse(&format!("<tool_call>[{call}, {call}]</tool_call>")).1.len(), 1);
     }
 
     #[test]

@@ -210,6 +210,7 @@ impl Speaker<'_> {
             is_end: &|id| tokenizer.is_end(id),
             cancel: Some(interrupt::flag()),
             speculation: self.speculation,
+            reasoning: None,
         };
         let mut failed = None;
         let mut on_text = |piece: &str| match printer.stream(piece) {
