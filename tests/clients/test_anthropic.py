@@ -6,10 +6,10 @@ import pathlib
 import sys
 
 import pytest
-import thinkers
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "cli"))
 
+import thinkers
 from test_serve import Server, model  # noqa: F401 (a fixture)
 
 anthropic = pytest.importorskip("anthropic", reason="SKIPPED: anthropic is not installed")

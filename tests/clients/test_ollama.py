@@ -7,10 +7,10 @@ import sys
 import urllib.request
 
 import pytest
-import thinkers
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "cli"))
 
+import thinkers
 from test_serve import Server, model  # noqa: F401 (a fixture)
 
 ollama = pytest.importorskip("ollama", reason="SKIPPED: ollama is not installed")

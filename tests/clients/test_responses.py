@@ -7,10 +7,10 @@ import sys
 from typing import Literal
 
 import pytest
-import thinkers
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "cli"))
 
+import thinkers
 from test_serve import Server, model  # noqa: F401 (a fixture)
 
 openai = pytest.importorskip("openai", reason="SKIPPED: openai is not installed")

@@ -24,6 +24,9 @@ pub struct ServeOptions {
     pub prefix_store: Option<(PathBuf, u64)>,
     /// Default KV options of requests.
     pub kv: KvOptions,
+    /// Reasoning of answers whose requests do not set it: whether the model reasons, and the maximum number of tokens. `None`:
+    /// the chat template decides.
+    pub reasoning: Option<(bool, Option<usize>)>,
     /// Maximum number of tokens of a prompt and its answer.
     pub max_model_len: usize,
     /// Maximum size of a request body in bytes.
@@ -52,6 +55,7 @@ impl Default for ServeOptions {
             prefix_caching: true,
             prefix_store: None,
             kv: KvOptions { compression: None, format: "bf16".to_owned() },
+            reasoning: None,
             max_model_len: usize::MAX,
             max_body: 4 << 20,
             max_rows: 65_536,

@@ -3,7 +3,7 @@
 use crate::{
     constraint::Constraints,
     engine::{self, Command, EngineOptions},
-    http::{History, Language, ModelFacts, Peer, Requests, State, cors, now, router},
+    http::{History, Language, ModelFacts, Peer, ReasoningOptions, Requests, State, cors, now, router},
     metrics::Metrics,
     options::ServeOptions,
     score::Recommender,
@@ -153,6 +153,7 @@ fn start_engine(
         embedding_size: model.config().hidden_size,
         commands: Mutex::new(commands.clone()),
         kv: options.kv.clone(),
+        reasoning: ReasoningOptions::of_server(options.reasoning),
         tokenizer: Arc::clone(&tokenizer),
     };
     let options = EngineOptions {

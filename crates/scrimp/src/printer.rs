@@ -8,7 +8,7 @@ use scrimp_base::{Error, Hint};
 use serde::Serialize;
 use std::{
     fmt::{self, Display},
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
 };
 
 /// Context of errors while writing to stdout: a closed pipe ends the process silently.
@@ -58,6 +58,20 @@ impl Printer {
     /// Prints a piece of streamed text immediately. With `--json` it prints nothing: the text is part of the result.
     pub(crate) fn stream(&self, piece: &str) -> anyhow::Result<()> {
         if self.json { Ok(()) } else { self.write(piece) }
+    }
+
+    /// Prints a piece of streamed reasoning: dimmed on a terminal, otherwise to stderr, so that stdout has the answer alone.
+    pub(crate) fn reasoning(&self, piece: &str) -> anyhow::Result<()> {
+        if self.json {
+            return Ok(());
+        }
+        if !io::stdout().is_terminal() {
+            // A closed stderr is not an error.
+            let _ = write!(io::stderr(), "{piece}");
+            return Ok(());
+        }
+        let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        if is_plain { self.write(piece) } else { self.write(&format!("\x1b[2m{piece}\x1b[22m")) }
     }
 
     /// Prints text that does not depend on `--json` (shell completions).

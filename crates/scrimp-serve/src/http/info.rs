@@ -103,7 +103,7 @@ pub(crate) async fn tokenize(Shared(state): Shared<Arc<State>>, input: Input) ->
             let tools = Tools::take(&mut fields)?;
             let options = messages::PromptOptions::take(&mut fields)?;
             let reasoning = ReasoningOptions::take(&mut fields)?;
-            messages::prompt(language, &messages, &tools, &options, &reasoning)?.tokens
+            messages::prompt(language, &messages, &tools, &options, reasoning.or(&language.reasoning))?.tokens
         }
     };
     fields.finish()?;

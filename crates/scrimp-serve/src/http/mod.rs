@@ -30,6 +30,7 @@ pub(crate) use cors::cors;
 pub(crate) use drain::Requests;
 pub(crate) use error::ApiError;
 pub(crate) use history::History;
+pub(crate) use reasoning::ReasoningOptions;
 pub(crate) use state::{Language, ModelFacts, State, now};
 
 use axum::{

@@ -26,6 +26,16 @@ pub(crate) struct ReasoningOptions {
 }
 
 impl ReasoningOptions {
+    /// The default of a server: whether models reason, and the maximum number of tokens.
+    pub(crate) fn of_server(default: Option<(bool, Option<usize>)>) -> Self {
+        default.map_or_else(Self::default, |(wanted, limit)| Self { wanted: Some(wanted), limit, effort: None })
+    }
+
+    /// The options of a request, or else those of the server.
+    pub(crate) fn or<'a>(&'a self, server: &'a Self) -> &'a Self {
+        if self.wanted.is_none() { server } else { self }
+    }
+
     /// Reasoning of at most `limit` tokens; 0: none.
     pub(crate) fn limited(limit: usize) -> Self {
         Self { wanted: Some(limit > 0), limit: Some(limit), effort: None }

@@ -1,6 +1,6 @@
 //! State shared by all HTTP handlers.
 
-use super::{drain::Requests, error::ApiError, history::History, params::Params};
+use super::{drain::Requests, error::ApiError, history::History, params::Params, reasoning::ReasoningOptions};
 use crate::{
     constraint::Constraints,
     engine::{Command, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work},
@@ -84,6 +84,8 @@ pub(crate) struct Language {
     pub(crate) commands: Mutex<Sender<Command>>,
     /// Default KV options of requests.
     pub(crate) kv: KvOptions,
+    /// Default reasoning of requests.
+    pub(crate) reasoning: ReasoningOptions,
 }
 
 /// State shared by all HTTP handlers.

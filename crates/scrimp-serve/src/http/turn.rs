@@ -63,7 +63,8 @@ impl Turn {
     /// # Errors
     /// See [`messages::prompt`].
     pub(crate) fn prompt(&self, language: &Language) -> Result<Prompt, ApiError> {
-        messages::prompt(language, &self.messages, &self.tools, &self.options, &self.reasoning)
+        let reasoning = self.reasoning.or(&language.reasoning);
+        messages::prompt(language, &self.messages, &self.tools, &self.options, reasoning)
     }
 
     /// The prompt's tokens, and the reasoning of an answer to it.
@@ -76,10 +77,10 @@ impl Turn {
     ) -> Result<(Vec<u32>, Option<ReasoningParams>), ApiError> {
         let prompt = self.prompt(language)?;
         let Some(marks) = prompt.reasoning else { return Ok((prompt.tokens, None)) };
-        let tokenizer = &language.tokenizer;
-        let mut reasoning = ReasoningParams::new(marks, self.reasoning.limit, tokenizer)?;
+        let (tokenizer, wanted) = (&language.tokenizer, self.reasoning.or(&language.reasoning));
+        let mut reasoning = ReasoningParams::new(marks, wanted.limit, tokenizer)?;
         let is_constrained = self.tools.is_required() || self.params.format.is_constrained();
-        if is_constrained && self.reasoning.wanted == Some(true) && !reasoning.is_open {
+        if is_constrained && wanted.wanted == Some(true) && !reasoning.is_open {
             reasoning.beginning = tokenizer.encode(reasoning.marks.open, false, true)?;
         }
         Ok((prompt.tokens, Some(reasoning)))

@@ -8,7 +8,7 @@ pub(crate) mod rec;
 pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod serve;
-mod values;
+pub(crate) mod values;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::{fmt, num::NonZeroUsize};

@@ -2,7 +2,7 @@
 
 use super::{
     MODEL,
-    values::{finite, non_negative, one_of, positive, probability},
+    values::{Think, finite, non_negative, one_of, positive, probability, think},
 };
 use crate::kv_args::KvArgs;
 use clap::{Args, builder::TypedValueParser};
@@ -44,6 +44,9 @@ pub(crate) struct RunArgs {
     /// conversation, or repeats and extends the saved prompt
     #[arg(long, value_name = "FILE", help_heading = "KV cache")]
     pub(crate) kv_load: Option<PathBuf>,
+    /// Reasoning before the answer: on, off, or at most N tokens [default: as the chat template]
+    #[arg(long, value_name = "on|off|N", value_parser = think, conflicts_with = "raw")]
+    pub(crate) think: Option<Think>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]

@@ -2,7 +2,7 @@
 
 use super::{
     GlobalArgs, MODEL,
-    values::{host, size},
+    values::{Think, host, size, think},
 };
 use crate::kv_args::KvArgs;
 use clap::{Args, Parser, ValueEnum};
@@ -15,7 +15,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   scrimp serve --config serve.toml
 
 Clients use the base URL http://127.0.0.1:8080/v1, and any API key if the server has none. Requests may \
-set KV options as fields (kv_budget, kv_policy, kvcrush, kv_format). After SIGTERM or Ctrl-C the server \
+set KV options as fields (kv_shrink, kv_budget, kv_policy, kvcrush, kv_format). After SIGTERM or Ctrl-C the server \
 finishes the running requests.";
 
 /// `scrimp serve`.
@@ -46,6 +46,9 @@ pub(crate) struct ServeArgs {
     /// Format of the request log on stderr
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text, help_heading = "Operation")]
     pub(crate) log: LogFormat,
+    /// Reasoning before answers whose requests do not set it: on, off, or at most N tokens [default: as the chat template]
+    #[arg(long, value_name = "on|off|N", value_parser = think)]
+    pub(crate) think: Option<Think>,
     /// Seconds to wait for running requests after SIGTERM or Ctrl-C
     #[arg(long, value_name = "S", default_value_t = 30, help_heading = "Operation")]
     pub(crate) drain: u64,

@@ -21,6 +21,25 @@ pub(crate) fn one_of<T: Copy + Send + Sync + 'static>(
     })
 }
 
+/// The reasoning before an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Think {
+    /// The model reasons.
+    pub(crate) wanted: bool,
+    /// Maximum number of tokens.
+    pub(crate) limit: Option<usize>,
+}
+
+/// `on`, `off`, or a number of tokens; 0 is `off`.
+pub(super) fn think(s: &str) -> Result<Think, String> {
+    match (s, s.parse::<usize>()) {
+        ("on", _) => Ok(Think { wanted: true, limit: None }),
+        ("off", _) => Ok(Think { wanted: false, limit: None }),
+        (_, Ok(limit)) => Ok(Think { wanted: limit > 0, limit: Some(limit) }),
+        (_, Err(_)) => Err("must be on, off or a number of tokens".to_owned()),
+    }
+}
+
 /// A finite number.
 pub(super) fn finite(s: &str) -> Result<f32, String> {
     s.parse::<f32>().ok().filter(|v| v.is_finite()).ok_or_else(|| "not a number".to_owned())

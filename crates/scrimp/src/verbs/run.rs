@@ -2,6 +2,7 @@
 
 mod chat;
 pub(super) mod prompt;
+mod reasoning;
 mod saved;
 
 use crate::{
@@ -9,14 +10,16 @@ use crate::{
     cli::{
         Usage,
         run::{RunArgs, SamplingArgs},
+        values::Think,
     },
     interrupt, kv_args,
     loaded::{self, Loaded},
 };
 use prompt::Prompt;
+use reasoning::{Encoded, Spoken};
 use saved::Restored;
 use scrimp_llm::{
-    chat::{ChatTemplate, Conversation, Message},
+    chat::{ChatTemplate, Message},
     checkpoint::Checkpoint,
     generate::{FinishReason, Generation, Request, Sequence, Speculation, generate},
     model::{SavedText, Session},
@@ -29,6 +32,9 @@ use std::{fmt::Write as _, ops::ControlFlow};
 #[derive(Serialize)]
 struct Answer<'a> {
     text: &'a str,
+    /// The reasoning before the answer; only of models that reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<&'a str>,
     prompt_tokens: usize,
     cached_tokens: usize,
     generated_tokens: usize,
@@ -61,7 +67,11 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         kv_args::check_context(compression.as_ref(), checkpoint.config().context_length)?;
         match args.raw {
             true => Ok(None),
-            false => loaded::template(checkpoint, tokenizer).map(Some),
+            false => {
+                let template = loaded::template(checkpoint, tokenizer)?;
+                reasoning::check(args.think, &template)?;
+                Ok(Some(template))
+            }
         }
     };
     let (loaded, template) = Loaded::open_with(app, &args.model, &args.kv, template)?;
@@ -80,8 +90,9 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         max_tokens: args.max_tokens,
         stop: &args.sampling.stop,
         speculation: args.speculate,
+        think: args.think,
     };
-    let (ids, mut text) = match (prompt, template) {
+    let (encoded, mut text) = match (prompt, template) {
         (Prompt::Chat, Some(template)) => {
             let text = speaker.chat(&template, restored, system, &mut sampler)?;
             return args
@@ -95,9 +106,9 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         (Prompt::Chat, None) => unreachable!("refused above"),
     };
     if let Some(restored) = restored {
-        speaker.sequence = restored.sequence(&loaded, Some(&ids));
+        speaker.sequence = restored.sequence(&loaded, Some(&encoded.ids));
     }
-    let result = speaker.say(&ids, &mut sampler)?;
+    let (result, thought) = speaker.say(&encoded, &mut sampler)?;
     if let Some(path) = &args.kv_save {
         if !text.messages.is_empty() && !result.text.is_empty() {
             text.messages.push(Message::new("assistant", result.text.as_str()));
@@ -107,6 +118,7 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
     if app.printer.is_json() {
         let answer = Answer {
             text: &result.text,
+            reasoning: encoded.reasoning.is_some().then_some(thought.as_str()),
             prompt_tokens: result.prompt_tokens,
             cached_tokens: result.reused_tokens,
             generated_tokens: result.generated_tokens(),
@@ -148,6 +160,7 @@ struct Speaker<'a> {
     max_tokens: Option<usize>,
     stop: &'a [String],
     speculation: Speculation,
+    think: Option<Think>,
 }
 
 impl Speaker<'_> {
@@ -175,13 +188,14 @@ impl Speaker<'_> {
         template: Option<&ChatTemplate>,
         restored: Option<&Restored>,
         system: Option<&str>,
-    ) -> anyhow::Result<(Vec<u32>, SavedText)> {
+    ) -> anyhow::Result<(Encoded, SavedText)> {
         let Some(template) = template else {
             let (ids, prompt) = match restored {
                 Some(restored) => restored.raw(self.loaded, text)?,
                 None => (self.loaded.tokenizer.encode(&text, true, true)?, text),
             };
-            return Ok((ids, SavedText { prompt, ..SavedText::default() }));
+            let encoded = Encoded { ids, reasoning: None };
+            return Ok((encoded, SavedText { prompt, ..SavedText::default() }));
         };
         let messages = match restored {
             Some(restored) => restored.messages(system, text)?,
@@ -193,44 +207,40 @@ impl Speaker<'_> {
         Ok((self.encode_chat(template, &messages)?, SavedText { messages, ..SavedText::default() }))
     }
 
-    /// The prompt for the assistant's next message. The chat template writes the begin-of-text token, if the model has one.
-    fn encode_chat(&self, template: &ChatTemplate, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
-        let text = template.prompt(&Conversation::new(messages)?)?;
-        Ok(self.loaded.tokenizer.encode(&text, false, true)?)
-    }
-
-    /// Answers the prompt `ids` and prints the answer during generation. Ctrl-C stops it.
-    fn say(&mut self, ids: &[u32], sampler: &mut Sampler) -> anyhow::Result<Generation> {
+    /// Answers a prompt and prints the answer during generation. Ctrl-C stops it. Returns the answer and the reasoning before
+    /// it.
+    fn say(&mut self, prompt: &Encoded, sampler: &mut Sampler) -> anyhow::Result<(Generation, String)> {
         let printer = &self.app.printer;
         let tokenizer = &self.loaded.tokenizer;
         let request = Request {
-            prompt: ids,
+            prompt: &prompt.ids,
             max_tokens: self.max_tokens,
             stop: self.stop,
             is_end: &|id| tokenizer.is_end(id),
             cancel: Some(interrupt::flag()),
             speculation: self.speculation,
-            reasoning: None,
+            reasoning: prompt.reasoning.as_ref(),
         };
         let mut failed = None;
-        let mut on_text = |piece: &str| match printer.stream(piece) {
+        let mut spoken = Spoken::new(printer, prompt.reasoning.as_ref());
+        let mut on_text = |piece: &str| match spoken.push(piece) {
             Ok(()) => ControlFlow::Continue(()),
             Err(e) => {
                 failed = Some(e);
                 ControlFlow::Break(())
             }
         };
-        let mut decoder = tokenizer.stream_after(ids);
+        let marks = prompt.reasoning.as_ref().map(|reasoning| reasoning.special_tokens(tokenizer));
+        let mut decoder = tokenizer.stream_after(&prompt.ids).writing(&marks.unwrap_or_default());
         let _graceful = interrupt::Graceful::begin();
         let result = generate(&mut self.sequence, &request, sampler, &mut decoder, &mut on_text);
         if let Some(e) = failed {
             return Err(e);
         }
-        let result = result?;
-        if !result.text.ends_with('\n') {
-            printer.stream("\n")?;
-        }
-        Ok(result)
+        let mut result = result?;
+        spoken.finish()?;
+        result.text = spoken.text;
+        Ok((result, spoken.reasoning))
     }
 }
 

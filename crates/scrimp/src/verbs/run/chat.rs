@@ -1,6 +1,6 @@
 //! The chat in a terminal.
 
-use super::{Speaker, summary};
+use super::{Encoded, Speaker, summary};
 use crate::interrupt;
 use rustyline::{DefaultEditor, error::ReadlineError};
 use scrimp_llm::{
@@ -101,12 +101,12 @@ fn answer(
     sampler: &mut Sampler,
 ) -> anyhow::Result<()> {
     let room = speaker.sequence.context_length();
-    let fits = |history: &[Message]| -> anyhow::Result<Option<Vec<u32>>> {
-        let ids = speaker.encode_chat(template, history)?;
-        Ok(Some(ids).filter(|ids| ids.len() < room))
+    let fits = |history: &[Message]| -> anyhow::Result<Option<Encoded>> {
+        let prompt = speaker.encode_chat(template, history)?;
+        Ok(Some(prompt).filter(|prompt| prompt.ids.len() < room))
     };
-    let ids = match fits(history)? {
-        Some(ids) => ids,
+    let prompt = match fits(history)? {
+        Some(prompt) => prompt,
         None => {
             let dropped = forget(history, fixed, |history| Ok(fits(history)?.is_some()))?;
             if dropped > 0 {
@@ -117,7 +117,7 @@ fn answer(
             speaker.encode_chat(template, history)?
         }
     };
-    let result = speaker.say(&ids, sampler)?;
+    let (result, _) = speaker.say(&prompt, sampler)?;
     speaker.app.printer.note(summary(&result));
     history.push(Message::new("assistant", result.text));
     Ok(())
