@@ -14,6 +14,8 @@ use llguidance::{
     api::TopLevelGrammar,
     toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie},
 };
+pub(crate) use notation::Notation;
+
 use numbers::{Digits, Numbers};
 use scrimp_llm::{Error, Result, tokenizer::Tokenizer};
 use serde_json::{Map, Value, json};
@@ -147,19 +149,41 @@ impl Constraints {
         });
         root.insert("x-guidance".into(), options);
         let root = Value::Object(root);
-        let stack = STACK.0 + STACK.1 * root.to_string().len();
+        let bytes = root.to_string().len();
+        let numbers = Numbers::new(Arc::clone(&self.digits));
+        self.compile("schema", TopLevelGrammar::from_json_schema(root), bytes, Some(numbers))
+    }
+
+    /// A constraint to a text that matches a grammar. Unlike in JSON, numbers can have any number of digits.
+    ///
+    /// # Errors
+    /// The grammar is too large or not valid, or llguidance cannot enforce it.
+    pub(crate) fn text(&self, notation: &Notation) -> Result<Box<dyn Constraint>> {
+        self.compile("grammar", notation.compile()?, MAX_SCHEMA, None)
+    }
+
+    /// Compiles a grammar of `bytes` bytes.
+    fn compile(
+        &self,
+        what: &str,
+        grammar: TopLevelGrammar,
+        bytes: usize,
+        numbers: Option<Numbers>,
+    ) -> Result<Box<dyn Constraint>> {
+        let stack = STACK.0 + STACK.1 * bytes;
         let matcher = std::thread::scope(|scope| {
-            let grammar = TopLevelGrammar::from_json_schema(root);
             let compile = || Matcher::new(self.factory.create_parser(grammar));
             let thread = std::thread::Builder::new().stack_size(stack).spawn_scoped(scope, compile);
             let thread = thread.map_err(|_| {
-                Error::out_of_memory(format!("{stack} bytes of address space for compiling the schema"))
+                Error::out_of_memory(format!("{stack} bytes of address space for compiling the {what}"))
             })?;
-            thread.join().map_err(|_| Error::bad_input("the schema cannot be enforced: llguidance failed"))
+            thread
+                .join()
+                .map_err(|_| Error::bad_input(format!("the {what} cannot be enforced: llguidance failed")))
         })?;
         match matcher.get_error() {
-            Some(e) => Err(Error::bad_input(format!("the schema cannot be enforced: {}", first_line(&e)))),
-            None => Ok(Box::new(Guided { matcher, numbers: Numbers::new(Arc::clone(&self.digits)) })),
+            Some(e) => Err(Error::bad_input(format!("the {what} cannot be enforced: {}", first_line(&e)))),
+            None => Ok(Box::new(Guided { matcher, numbers })),
         }
     }
 }
@@ -174,7 +198,8 @@ fn prepared(schema: &Value, strict: bool, definitions: &mut Map<String, Value>) 
 
 struct Guided {
     matcher: Matcher,
-    numbers: Numbers,
+    /// Bounds of the digits of numbers.
+    numbers: Option<Numbers>,
 }
 
 impl fmt::Debug for Guided {
@@ -194,13 +219,17 @@ impl Constraint for Guided {
                 *logit = f32::NEG_INFINITY;
             }
         });
-        self.numbers.bound(logits);
+        if let Some(numbers) = &self.numbers {
+            numbers.bound(logits);
+        }
         Ok(())
     }
 
     fn accept(&mut self, token: u32) -> Result<bool> {
         self.matcher.consume_token(token).map_err(|e| internal(&e))?;
-        self.numbers.accept(token);
+        if let Some(numbers) = &mut self.numbers {
+            numbers.accept(token);
+        }
         Ok(self.matcher.is_stopped())
     }
 }

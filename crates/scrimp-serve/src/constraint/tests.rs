@@ -339,3 +339,128 @@ fn keywords_that_allow_everything_are_accepted() {
         constraints.schema(&json!({"type": "array", "uniqueItems": true}), false).unwrap_err().to_string();
     assert!(e.contains("uniqueItems"), "{e}");
 }
+
+/// Asserts which texts a grammar allows.
+fn check_text(notation: &Notation, yes: &[&str], no: &[&str]) {
+    let (tokenizer, constraints) = constraints();
+    for text in yes {
+        assert!(allows(&tokenizer, constraints.text(notation), text), "{notation:?} must allow {text:?}");
+    }
+    for text in no {
+        assert!(
+            !allows(&tokenizer, constraints.text(notation), text),
+            "{notation:?} must not allow {text:?}"
+        );
+    }
+}
+
+#[test]
+fn choices_and_regular_expressions_match_the_whole_answer() {
+    let choice = |texts: &[&str]| Notation::Choice(texts.iter().map(|&text| text.to_owned()).collect());
+    check_text(&choice(&["yes", "yes/no", "a.b"]), &["yes", "yes/no", "a.b"], &["ye", "no", "axb", "yesyes"]);
+    let regex = |text: &str| Notation::Regex(text.to_owned());
+    check_text(&regex("[0-9]{25}"), &[&"7".repeat(25)], &[&"7".repeat(24), "x"]);
+    check_text(&regex("a/b|c+"), &["a/b", "ccc"], &["ab", "a/bc"]);
+}
+
+#[test]
+fn lark_is_that_of_llguidance() {
+    let lark = Notation::detect("start: \"<\" inner \">\"\ninner: /[a-z]+/ | start".to_owned());
+    check_text(&lark, &["<ab>", "<<a>>"], &["<>", "<a", "<<a>"]);
+}
+
+const JSON: &str = r#"
+root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+
+object ::=
+  "{" ws (
+            string ":" ws value
+    ("," ws string ":" ws value)*
+  )? "}" ws
+
+array  ::= "[" ws ( value ("," ws value)* )? "]" ws
+
+string ::=
+  "\"" (
+    [^"\\\x7F\x00-\x1F] |
+    "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) # escapes
+  )* "\"" ws
+
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9] [1-9]{0,15})? ws
+# Optional space: by convention, applied in this grammar after literal chars when allowed
+ws ::= | " " | "\n" [ \t]{0,20}
+"#;
+
+#[test]
+fn gbnf_is_that_of_llama_cpp() {
+    let gbnf = |text: &str| Notation::detect(text.to_owned());
+    check_text(
+        &gbnf(JSON),
+        &[r#"{}"#, r#"{"a": [1, -2.5, {"b": "x\n"}], "c": null}"#, "{\"a\":true}", "{ \"é\": \"\\u00e9\" }"],
+        &["[]", r#"{"a": }"#, r#"{"a" 1}"#, r#"{"a": "\x"}"#, r#"{"a": 1"#],
+    );
+    // A lexer with the longest match would read all letters.
+    check_text(&gbnf("root ::= [a-z]* \"x\""), &["x", "abx", "xx"], &["ab", ""]);
+    check_text(
+        &gbnf("root ::= a-b{2,3} . \"\\x41\"\na-b ::= [^a-c] # no letter"),
+        &["ddzA", "ddd\nA"],
+        &["dzA", "aazA"],
+    );
+    check_text(
+        &gbnf("root ::= s\ns ::= \"(\" s* \")\" |\n  \"-\""),
+        &["-", "()", "(()(-))"],
+        &["(", "())", ")("],
+    );
+    check_text(&gbnf("root ::= \"a\" (\"b\" | ) \"c\"?"), &["a", "ab", "abc", "ac"], &["b", "abb"]);
+}
+
+#[test]
+fn errors_of_grammars_name_their_place() {
+    let (_, constraints) = constraints();
+    let error = |text: &str| constraints.text(&Notation::Gbnf(text.to_owned())).unwrap_err().to_string();
+    for (text, part) in [
+        ("", "no rule `root`"),
+        ("a ::= \"x\"", "no rule `root`"),
+        ("root ::= b", "no rule \"b\""),
+        ("root ::= \"x\"\nb := \"y\"", "line 2"),
+        ("root ::= \"x", "no end"),
+        ("root ::= [a-", "no end"),
+        ("root ::= []", "empty"),
+        ("root ::= [b-a]", "ends before"),
+        ("root ::= (\"x\"", "expected `)`"),
+        ("root ::= \"x\"{9999999}", "up to 4096"),
+        ("root ::= \"\\q\"", "escape"),
+        ("root ::= \"x\" )", "end of the rule"),
+    ] {
+        let found = error(text);
+        assert!(found.contains(part), "{text:?}: {found}");
+    }
+    let deep = format!("root ::= {}\"x\"{}", "(".repeat(100_000), ")".repeat(100_000));
+    assert!(error(&deep[..60_000]).contains("deep"));
+    assert!(error(&"x".repeat(70_000)).contains("at most"));
+    let other = |notation: Notation| constraints.text(&notation).unwrap_err().to_string();
+    assert!(other(Notation::Regex("(".into())).contains("grammar cannot be enforced"));
+    assert!(other(Notation::Lark("start: (".into())).contains("grammar cannot be enforced"));
+}
+
+mod fuzz {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_grammar_or_an_error(
+            parts in prop::collection::vec(
+                prop::sample::select(vec![
+                    "root", " ::= ", "\n", "a", "\"x\"", "\"", "[a-z]", "[", "^", "]", "(", ")", "|", "*", "+", "?", "{2}",
+                    "{1,", "}", "\\", "#", ".", " ", "é", "-",
+                ]),
+                0..24,
+            ),
+        ) {
+            let _ = gbnf::to_lark(&parts.concat());
+            let _ = gbnf::to_lark(&format!("root ::= {}\na ::= root?", parts.concat()));
+        }
+    }
+}

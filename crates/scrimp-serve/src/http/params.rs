@@ -2,7 +2,7 @@
 
 use super::{error::ApiError, fields::Fields};
 use crate::{
-    constraint::{Constraint, Constraints},
+    constraint::{Constraint, Constraints, Notation},
     engine::{Generate, KvOptions},
 };
 use scrimp_kv::{
@@ -19,6 +19,8 @@ pub(crate) const MAX_STOPS: usize = 16;
 const MAX_N: i64 = 16;
 /// Maximum number of alternatives per token.
 const MAX_LOGPROBS: i64 = 20;
+/// Maximum number of texts to choose from.
+const MAX_CHOICES: usize = 1024;
 /// Maximum number of entries of `logit_bias`.
 const MAX_BIAS: usize = 1024;
 
@@ -99,6 +101,8 @@ pub(crate) enum ResponseFormat {
     JsonObject,
     /// JSON that matches a schema; true: strictly.
     Schema(Value, bool),
+    /// A text that matches a grammar.
+    Grammar(Notation),
 }
 
 impl ResponseFormat {
@@ -155,7 +159,64 @@ impl ResponseFormat {
             Self::Text => None,
             Self::JsonObject => Some(known()?.json_object()?),
             Self::Schema(schema, strict) => Some(known()?.schema(schema, *strict)?),
+            Self::Grammar(notation) => Some(known()?.text(notation)?),
         })
+    }
+
+    /// Takes the fields of llama-server and of vLLM: `grammar`; `guided_json`, `guided_regex`, `guided_choice`,
+    /// `guided_grammar`; `structured_outputs` with `json`, `regex`, `choice`, `grammar` or `json_object`; `json_schema`.
+    ///
+    /// # Errors
+    /// A value is invalid, or there are several grammars.
+    fn take_others(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
+        let mut found = Vec::new();
+        if let Some(grammar) = fields.string("grammar")?.filter(|grammar| !grammar.is_empty()) {
+            found.push(Self::Grammar(Notation::detect(grammar)));
+        }
+        if let Some(schema) = fields.take("json_schema") {
+            found.push(Self::Schema(schema, false));
+        }
+        let mut structured = Fields::of(fields.object("structured_outputs")?.unwrap_or_default());
+        Self::take_guided(&mut structured, "", &mut found)?;
+        if structured.boolean("json_object")? == Some(true) {
+            found.push(Self::JsonObject);
+        }
+        structured.ignore_false(&["disable_any_whitespace", "disable_additional_properties"]);
+        structured.finish()?;
+        Self::take_guided(fields, "guided_", &mut found)?;
+        // They select vLLM's implementation.
+        fields.ignore(&["guided_decoding_backend", "guided_whitespace_pattern"]);
+        if found.len() > 1 {
+            let what = "the request has several grammars: give one";
+            return Err(ApiError::field("structured_outputs", what));
+        }
+        Ok(found.pop())
+    }
+
+    /// Takes a schema (`json`), `regex`, `choice` and `grammar`; `prefix` begins their names.
+    fn take_guided(fields: &mut Fields, prefix: &str, found: &mut Vec<Self>) -> Result<(), ApiError> {
+        let name = |name: &str| format!("{prefix}{name}");
+        if let Some(schema) = fields.take(&name("json")) {
+            let schema = match schema {
+                Value::String(text) => serde_json::from_str(&text).unwrap_or_default(),
+                schema => schema,
+            };
+            if !schema.is_object() {
+                return Err(ApiError::field(&name("json"), format!("{prefix}json must be a JSON schema")));
+            }
+            found.push(Self::Schema(schema, false));
+        }
+        if let Some(regex) = fields.string(&name("regex"))? {
+            found.push(Self::Grammar(Notation::Regex(regex)));
+        }
+        let choices = fields.strings(&name("choice"), MAX_CHOICES)?;
+        if !choices.is_empty() {
+            found.push(Self::Grammar(Notation::Choice(choices)));
+        }
+        if let Some(grammar) = fields.string(&name("grammar"))? {
+            found.push(Self::Grammar(Notation::detect(grammar)));
+        }
+        Ok(())
     }
 }
 
@@ -204,6 +265,11 @@ impl Params {
             Some(format) => ResponseFormat::take("response_format", format)?,
             None => ResponseFormat::Text,
         };
+        let common = Self::take_common(fields, default_kv)?;
+        if format.is_constrained() && common.format.is_constrained() {
+            return Err(ApiError::field("response_format", "the request has several grammars: give one"));
+        }
+        let format = if format.is_constrained() { format } else { common.format.clone() };
         let params = Self {
             n,
             include_usage,
@@ -211,7 +277,7 @@ impl Params {
             stop: fields.strings("stop", MAX_STOPS)?,
             format,
             user: fields.string("user")?,
-            ..Self::take_common(fields, default_kv)?
+            ..common
         };
         fields.ignore(&HARMLESS);
         fields.ignore_false(&HARMLESS_FALSE);
@@ -243,8 +309,15 @@ impl Params {
             stop_tokens: token_ids(fields, "stop_token_ids")?,
             logit_bias: logit_bias(fields)?,
             skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
+            format: ResponseFormat::take_others(fields)?.unwrap_or(ResponseFormat::Text),
             ..Self::new(&kv_choice(fields, default_kv)?)
         })
+    }
+
+    /// With the grammar `format`, unless that is any text.
+    #[must_use]
+    pub(crate) fn with_format(self, format: ResponseFormat) -> Self {
+        if format.is_constrained() { Self { format, ..self } } else { self }
     }
 
     /// Checks the fields together.
@@ -393,6 +466,7 @@ fn shrunk(fields: &mut Fields, factor: u32) -> Result<KvOptions, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_factor_selects_budget_policy_and_format() {
@@ -436,6 +510,36 @@ mod tests {
         let (a, b) = (p.generate(0, 9, 16, None, None), p.generate(1, 9, 16, None, None));
         assert_ne!(a.sampling.seed, b.sampling.seed);
         assert_eq!(p.generate(0, 3, 16, None, None).max_tokens, 3);
+    }
+
+    #[test]
+    fn every_server_has_its_fields_of_grammars() {
+        let grammar = |notation| ResponseFormat::Grammar(notation);
+        let regex = || grammar(Notation::Regex("a+".into()));
+        let schema = || ResponseFormat::Schema(json!({"type": "object"}), false);
+        for (text, format) in [
+            (r#"{"guided_regex": "a+"}"#, regex()),
+            (r#"{"structured_outputs": {"regex": "a+"}}"#, regex()),
+            (r#"{"guided_choice": ["a", "b"]}"#, grammar(Notation::Choice(vec!["a".into(), "b".into()]))),
+            (r#"{"guided_json": {"type": "object"}}"#, schema()),
+            (r#"{"guided_json": "{\"type\": \"object\"}"}"#, schema()),
+            (r#"{"structured_outputs": {"json": {"type": "object"}}}"#, schema()),
+            (r#"{"structured_outputs": {"json_object": true}}"#, ResponseFormat::JsonObject),
+            (r#"{"grammar": "root ::= a"}"#, grammar(Notation::Gbnf("root ::= a".into()))),
+            (r#"{"guided_grammar": "start: a"}"#, grammar(Notation::Lark("start: a".into()))),
+            (r#"{"grammar": ""}"#, ResponseFormat::Text),
+        ] {
+            assert_eq!(take(text).unwrap().format, format, "{text}");
+        }
+        for text in [
+            r#"{"guided_regex": "a", "grammar": "root ::= a"}"#,
+            r#"{"guided_regex": "a", "response_format": {"type": "json_object"}}"#,
+            r#"{"structured_outputs": {"regexp": "a"}}"#,
+            r#"{"guided_json": "no"}"#,
+            r#"{"guided_choice": [5]}"#,
+        ] {
+            assert!(take(text).is_err(), "{text}");
+        }
     }
 
     #[test]

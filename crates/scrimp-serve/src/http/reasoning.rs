@@ -28,7 +28,11 @@ pub(crate) struct ReasoningOptions {
 impl ReasoningOptions {
     /// The default of a server: whether models reason, and the maximum number of tokens.
     pub(crate) fn of_server(default: Option<(bool, Option<usize>)>) -> Self {
-        default.map_or_else(Self::default, |(wanted, limit)| Self { wanted: Some(wanted), limit, effort: None })
+        default.map_or_else(Self::default, |(wanted, limit)| Self {
+            wanted: Some(wanted),
+            limit,
+            effort: None,
+        })
     }
 
     /// The options of a request, or else those of the server.

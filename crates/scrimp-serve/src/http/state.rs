@@ -1,6 +1,8 @@
 //! State shared by all HTTP handlers.
 
-use super::{drain::Requests, error::ApiError, history::History, params::Params, reasoning::ReasoningOptions};
+use super::{
+    drain::Requests, error::ApiError, history::History, params::Params, reasoning::ReasoningOptions,
+};
 use crate::{
     constraint::Constraints,
     engine::{Command, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work},

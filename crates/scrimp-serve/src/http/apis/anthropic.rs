@@ -111,13 +111,14 @@ pub(in super::super) fn take(fields: &mut Fields, kv: &KvOptions) -> Result<Turn
     let max_tokens = max_tokens.ok_or_else(|| ApiError::field("max_tokens", "max_tokens: Field required"))?;
     let mut turn = take_prompt(fields, kv)?;
     let mut metadata = Fields::of(fields.object("metadata")?.unwrap_or_default());
+    let format = turn.params.format;
     turn.params = Params {
         max_tokens: Some(max_tokens as usize),
         stop: fields.strings("stop_sequences", MAX_STOPS)?,
         user: metadata.string("user_id")?,
-        format: turn.params.format,
         ..Params::take_common(fields, kv)?
     }
+    .with_format(format)
     .checked()?;
     Ok(turn)
 }

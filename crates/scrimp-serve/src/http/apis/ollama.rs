@@ -179,7 +179,8 @@ fn take_turn(fields: &mut Fields, kv: &KvOptions, messages: Vec<Value>) -> Resul
     let most = options.integer("num_predict", i64::MIN..=i64::MAX)?;
     let max_tokens = most.and_then(|most| usize::try_from(most).ok()).map(|most| most.max(1));
     let stop = options.strings("stop", MAX_STOPS)?;
-    let params = Params { stream, max_tokens, stop, format, ..Params::take_common(&mut options, kv)? };
+    let params = Params { stream, max_tokens, stop, ..Params::take_common(&mut options, kv)? };
+    let params = params.with_format(format);
     options.log_rest("options of /api");
     let options = PromptOptions::default();
     Ok(Turn { messages, tools, options, reasoning, params: params.checked()?, logprobs: None })

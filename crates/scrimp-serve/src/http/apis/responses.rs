@@ -183,7 +183,8 @@ pub(in super::super) fn take(fields: &mut Fields, kv: &KvOptions) -> Result<Requ
     let max_tokens = fields.integer("max_output_tokens", 1..=i64::MAX)?.map(|n| n as usize);
     let user = fields.string("user")?;
     fields.object("metadata")?;
-    let params = Params { max_tokens, user, format, ..Params::take_common(fields, kv)? }.checked()?;
+    let params = Params { max_tokens, user, ..Params::take_common(fields, kv)? };
+    let params = params.with_format(format).checked()?;
     let previous = fields.string("previous_response_id")?;
     let stores = fields.boolean("store")?.unwrap_or(true);
     fields.ignore(&HARMLESS);
