@@ -3,6 +3,8 @@
 //! A model without a good continuation repeats white space or digits, as long as the grammar allows it. Both are bounded:
 //! JSON is written on one line, as `{"a": 1, "b": [2, 3]}`, and [`numbers`] bounds the digits.
 
+mod gbnf;
+mod notation;
 mod numbers;
 mod property_names;
 mod schema;

@@ -445,7 +445,7 @@ fn errors_of_grammars_name_their_place() {
 }
 
 mod fuzz {
-    use super::*;
+    use super::super::gbnf;
     use proptest::prelude::*;
 
     proptest! {
