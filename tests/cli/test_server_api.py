@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import json
+import re
 import signal
 import threading
 import time
@@ -58,6 +59,42 @@ def test_a_schema_bounds_every_answer(server, response_format):
         said = json.loads(choice["message"]["content"])
         assert choice["finish_reason"] == "stop"
         assert list(said) == ["age", "home", "path"] and list(said["home"]) == ["street"] and abs(said["age"]) < 10**20
+
+
+GBNF = 'root ::= "<" item ("," item)* ">"\nitem ::= [a-c] | "(" item ")"'
+
+
+@pytest.mark.parametrize("fields, pattern", [
+    ({"guided_regex": "[0-9]{3}-[a-f]{2}"}, "[0-9]{3}-[a-f]{2}"),
+    ({"structured_outputs": {"choice": ["yes", "no", "a/b"]}}, "yes|no|a/b"),
+    ({"grammar": "root ::= word{2} [.!]\nword ::= \"ab\" | \"c\""}, "(ab|c){2}[.!]"),
+    ({"guided_grammar": "start: /[xy]+/ \";\""}, "[xy]+;"),
+    ({"grammar": GBNF, "max_tokens": 400}, r"<[a-c()]+(,[a-c()]+)*>"),
+], ids=["regex", "choice", "gbnf", "lark", "recursive"])
+@pytest.mark.parametrize("path", ["chat", "completions", "messages", "ollama"])
+def test_a_grammar_bounds_every_answer(server, path, fields, pattern):
+    paths = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "messages": "/v1/messages", "ollama": "/api/generate"}
+    text = {"completions": {"prompt": "Hi"}, "ollama": {"prompt": "Hi", "model": "tiny-chat", "stream": False}}
+    for seed in range(2):
+        body = {"max_tokens": 120, "temperature": 1, "seed": seed, **text.get(path, {"messages": [{"role": "user", "content": "Hi"}]}), **fields}
+        if path == "ollama":
+            body["options"] = {"num_predict": body.pop("max_tokens"), "seed": seed, "temperature": 1,
+                               **{name: body.pop(name) for name in fields if name in body}}
+        status, answer = server.post(paths[path], body)
+        assert status == 200, answer
+        said = {"chat": lambda: answer["choices"][0]["message"]["content"], "completions": lambda: answer["choices"][0]["text"],
+                "messages": lambda: answer["content"][0]["text"], "ollama": lambda: answer["response"]}[path]()
+        is_whole = path == "ollama" and answer["done_reason"] == "stop" or path != "ollama"
+        assert re.fullmatch(pattern, said) or not is_whole or len(said) > 100, said
+
+
+def test_grammars_exclude_each_other(server):
+    for fields in ({"guided_regex": "a", "grammar": GBNF}, {"guided_regex": "a", "response_format": {"type": "json_object"}}):
+        status, answer = chat(server, **fields)
+        assert status == 400 and "several grammars" in answer["error"]["message"]
+    for fields, word in (({"grammar": "root ::= ("}, "line 1"), ({"guided_regex": "("}, "cannot be enforced"), ({"guided_choice": [5]}, "guided_choice")):
+        status, answer = chat(server, **fields)
+        assert status == 400 and word in answer["error"]["message"], answer
 
 
 def test_required_tools_have_their_definitions(server):

@@ -67,11 +67,7 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         kv_args::check_context(compression.as_ref(), checkpoint.config().context_length)?;
         match args.raw {
             true => Ok(None),
-            false => {
-                let template = loaded::template(checkpoint, tokenizer)?;
-                reasoning::check(args.think, &template)?;
-                Ok(Some(template))
-            }
+            false => reasoning::template(checkpoint, tokenizer, args.think).map(Some),
         }
     };
     let (loaded, template) = Loaded::open_with(app, &args.model, &args.kv, template)?;

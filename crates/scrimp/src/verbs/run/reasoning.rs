@@ -1,11 +1,13 @@
 //! The reasoning of an answer, which is shown apart from the answer.
 
 use super::Speaker;
-use crate::{cli::values::Think, printer::Printer};
+use crate::{cli::values::Think, loaded, printer::Printer};
 use scrimp_llm::{
     Error,
     chat::{ChatTemplate, Conversation, Message, ReasoningParser, Span},
+    checkpoint::Checkpoint,
     generate::ReasoningParams,
+    tokenizer::Tokenizer,
 };
 
 /// A tokenized prompt.
@@ -15,13 +17,18 @@ pub(super) struct Encoded {
     pub(super) reasoning: Option<ReasoningParams>,
 }
 
-/// Checks that a model can reason if `think` demands it.
-pub(super) fn check(think: Option<Think>, template: &ChatTemplate) -> scrimp_llm::Result<()> {
+/// The chat template of a model, which can reason if `think` demands it.
+pub(super) fn template(
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    think: Option<Think>,
+) -> scrimp_llm::Result<ChatTemplate> {
+    let template = loaded::template(checkpoint, tokenizer)?;
     if think.is_some_and(|think| think.wanted) && template.reasoning().is_none() {
         let what = "the model's chat template has no reasoning";
         return Err(Error::unsupported(what, "leave out `think`, or choose a model that reasons"));
     }
-    Ok(())
+    Ok(template)
 }
 
 impl Speaker<'_> {
