@@ -150,7 +150,9 @@ impl<'t> Answer<'t> {
     /// Applies bias, minimum length and, if the token is `free` of the reasoning, the constraint. False: nothing applies,
     /// and `self.changed` is not valid.
     fn changed(&mut self, logits: &[f32], free: bool) -> Result<bool> {
-        let too_early = self.generated < self.params.min_tokens;
+        // The grammar begins after the reasoning: the answer cannot end inside it.
+        let is_before = !free && self.params.constraint.is_some();
+        let too_early = is_before || self.generated < self.params.min_tokens;
         let constrained = free && self.params.constraint.is_some();
         if !too_early && self.params.logit_bias.is_empty() && !constrained {
             return Ok(false);

@@ -25,11 +25,9 @@ fn is_known(key: &str, keys: &[[u8; 32]]) -> bool {
 /// Middleware that rejects requests without a valid key.
 pub(super) async fn check(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let keys = &state.options.api_keys;
-    if !keys.is_empty() {
-        if !input::key(request.headers()).is_some_and(|key| is_known(key, keys)) {
-            let what = "the API key is missing or invalid: send the header Authorization: Bearer KEY";
-            return ApiError::new(StatusCode::UNAUTHORIZED, what).code("invalid_api_key").into_response();
-        }
+    if !keys.is_empty() && !input::key(request.headers()).is_some_and(|key| is_known(key, keys)) {
+        let what = "the API key is missing or invalid: send the header Authorization: Bearer KEY";
+        return ApiError::new(StatusCode::UNAUTHORIZED, what).code("invalid_api_key").into_response();
     }
     next.run(request).await
 }
