@@ -127,7 +127,7 @@ fn odd_values_in_config_json() {
     ];
     let cases: Vec<Value> =
         serde_json::from_str(include_str!("../../../testdata/hf_configs/golden.json")).unwrap();
-    let with_experts = ["qwen3moe", "mixtral", "olmoe", "gpt-oss"]
+    let with_experts = ["qwen3moe", "mixtral", "olmoe", "gpt-oss", "granitemoe", "glm4"]
         .map(|name| scrimp_testkit::read_json::<Value>(&format!("tiny/{name}/config.json")));
     let mut refused = 0;
     for json in cases.iter().flat_map(|case| case["configs"].as_array().unwrap()).chain(&with_experts) {

@@ -24,22 +24,8 @@ impl Family for Granite {
     }
 
     fn gguf_config(&self, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
-        let bad = common::bad(keys);
         let mut config = common::gguf(self.name(), keys)?;
-        // The converter permuted the rows of Q and K.
-        config.rope_pairs = RopePairs::Adjacent;
-        // 0 means "no factor", as in llama.cpp.
-        let factor = |key: &str| -> Result<Option<f32>> {
-            let value = keys.number(key)?.filter(|&value| value != 0.0);
-            value.map(|value| common::factor(key, value)).transpose().map_err(&bad)
-        };
-        config.embedding_scale = factor("embedding_scale")?.unwrap_or(1.0);
-        config.attn_scale = factor("attention.scale")?.unwrap_or(config.attn_scale);
-        config.residual_scale = factor("residual_scale")?.unwrap_or(1.0);
-        config.logit_scale = 1.0 / factor("logit_scale")?.unwrap_or(1.0);
-        if keys.flag("rope.scaling.finetuned")? == Some(false) {
-            config.rope_layers.fill(false);
-        }
+        gguf_factors(keys, &mut config)?;
         Ok(config)
     }
 
@@ -53,6 +39,26 @@ impl Family for Granite {
     fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {
         tensors::plain_layer(config)
     }
+}
+
+/// The four factors, and the properties of the converter's files.
+pub(super) fn gguf_factors(keys: &GgufKeys<'_>, config: &mut ModelConfig) -> Result<()> {
+    let bad = common::bad(keys);
+    // The converter permuted the rows of Q and K.
+    config.rope_pairs = RopePairs::Adjacent;
+    // 0 means "no factor", as in llama.cpp.
+    let factor = |key: &str| -> Result<Option<f32>> {
+        let value = keys.number(key)?.filter(|&value| value != 0.0);
+        value.map(|value| common::factor(key, value)).transpose().map_err(&bad)
+    };
+    config.embedding_scale = factor("embedding_scale")?.unwrap_or(1.0);
+    config.attn_scale = factor("attention.scale")?.unwrap_or(config.attn_scale);
+    config.residual_scale = factor("residual_scale")?.unwrap_or(1.0);
+    config.logit_scale = 1.0 / factor("logit_scale")?.unwrap_or(1.0);
+    if keys.flag("rope.scaling.finetuned")? == Some(false) {
+        config.rope_layers.fill(false);
+    }
+    Ok(())
 }
 
 /// The four factors.

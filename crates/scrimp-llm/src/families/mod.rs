@@ -8,9 +8,11 @@ mod gemma;
 mod gemma2;
 mod gemma3;
 mod gguf_keys;
+mod glm4;
 mod gpt_oss;
 mod granite;
 mod granite_hybrid;
+mod granitemoe;
 mod hf_config;
 mod llama;
 mod mistral3;
@@ -46,11 +48,13 @@ pub const FAMILIES: &[&dyn Family] = &[
     &phi3::Phi3,
     &smollm3::SmolLm3,
     &granite::Granite,
+    &granitemoe::GraniteMoe,
     &granite_hybrid::GraniteHybrid,
     &olmo2::Olmo2,
     &olmoe::Olmoe,
     &mistral3::Mistral3,
     &gpt_oss::GptOss,
+    &glm4::Glm4,
 ];
 
 /// One architecture of decoder-only transformers.

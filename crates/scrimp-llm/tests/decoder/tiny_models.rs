@@ -167,6 +167,16 @@ fn olmoe_fused_experts_without_normalization_bf16() {
 }
 
 #[test]
+fn granitemoe_factors_and_fused_experts_bf16() {
+    check_directory("granitemoe", EXACT);
+}
+
+#[test]
+fn glm4_norms_around_blocks_and_adjacent_rope_bf16() {
+    check_directory("glm4", EXACT);
+}
+
+#[test]
 fn gpt_oss_sinks_windows_and_biases_of_experts_bf16() {
     check_directory("gpt-oss", EXACT);
 }
