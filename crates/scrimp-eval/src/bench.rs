@@ -130,9 +130,12 @@ fn best(logits: &[f32]) -> Result<u32> {
     argmax(logits).ok_or_else(|| Error::bad_input("the model gave no usable logits (all are NaN or -inf)"))
 }
 
-/// Peak resident memory of this process in bytes; `None` if the system has no `/proc`.
+/// Peak resident memory of this process in bytes; `None` if the system does not report it.
 pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    // Linux's `getrusage` includes the memory of the program that this process ran before.
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
+        return scrimp_kernels::mem::peak_rss_bytes();
+    };
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
@@ -190,8 +193,9 @@ mod tests {
 
     #[test]
     fn memory_is_read() {
-        if cfg!(target_os = "linux") {
+        if cfg!(unix) {
             assert!(peak_rss_bytes().unwrap() > 1 << 20);
+            assert!(scrimp_kernels::mem::peak_rss_bytes().unwrap() > 1 << 20);
         }
     }
 }

@@ -272,7 +272,7 @@ fn compact(sequence: &mut Sequence, heads: &mut [Vec<Token>], layer: usize, keep
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: scrimp_testkit::cases(200), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn sequences_behave_like_vectors(
         steps in steps(),

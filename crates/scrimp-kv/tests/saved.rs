@@ -82,7 +82,7 @@ fn what_was_saved_is_loaded() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: scrimp_testkit::cases(300), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn changed_bytes_are_harmless(
         format in 0..FORMATS.len(),

@@ -145,7 +145,7 @@ fn how(name: &str, crush: Crush, sinks: usize, recent: usize, budget: usize) -> 
 const NAMES: [&str; 6] = ["streaming", "h2o", "snapkv", "tova", "knorm", "random"];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: scrimp_testkit::cases(400), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_selection_is_that_of_the_oracle(

@@ -378,7 +378,7 @@ fn streams_as_it_decodes(tokenizer: &Tokenizer, ids: &[u32]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(400)))]
 
     #[test]
     fn byte_level_round_trip(text in text(), parse in any::<bool>(), which in 0..6_usize) {

@@ -117,7 +117,7 @@ pub(crate) fn after_fork() {
     let _ = ManuallyDrop::new((state.own.take(), state.borrowed.take()));
 }
 
-/// The instruction set of the kernels: `scalar`, `avx2`, `avx512`, `amx` or `neon`.
+/// The instruction set of the kernels: `scalar`, `avx2`, `avx512` or `amx`, on ARM `neon`, `dotprod` or `i8mm`.
 #[pyfunction]
 pub(crate) fn simd_level() -> PyResult<&'static str> {
     Ok(found_level()?.name())

@@ -14,6 +14,13 @@ pub fn testdata(relative: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata").join(relative)
 }
 
+/// Cases of a property test that has `n` on a CPU: fewer where an emulator runs the tests. The variable
+/// `SCRIMP_TEST_CASES_DIVISOR` has the factor.
+pub fn cases(n: u32) -> u32 {
+    let divisor = std::env::var("SCRIMP_TEST_CASES_DIVISOR").ok().and_then(|text| text.parse().ok());
+    (n / divisor.unwrap_or(1).max(1)).max(1)
+}
+
 /// Reads the JSON file `testdata/RELATIVE`.
 ///
 /// # Panics

@@ -1,8 +1,6 @@
 //! A loaded model with its tokenizer, for `run`, `eval`, `bench` and `serve`.
 
 use crate::{App, kv_args::KvArgs, verbs::pull};
-use anyhow::Context as _;
-use scrimp_eval::bench;
 use scrimp_kv::compress::Compression;
 use scrimp_llm::{
     Result,
@@ -68,11 +66,6 @@ pub(crate) fn run_options(app: &App, kv: &KvArgs) -> anyhow::Result<RunOptions> 
         kv_format: kv.format()?,
         ..RunOptions::default()
     })
-}
-
-/// Peak resident memory of this process.
-pub(crate) fn peak_rss_bytes() -> anyhow::Result<u64> {
-    bench::peak_rss_bytes().context("this system does not report the memory of a process (/proc/self/status)")
 }
 
 /// The chat template.

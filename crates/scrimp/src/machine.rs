@@ -8,7 +8,7 @@ use std::{
 };
 
 /// CPU features that kernels use, by Linux' names.
-const FEATURES: [&str; 16] = [
+const FEATURES: [&str; 17] = [
     "avx2",
     "fma",
     "f16c",
@@ -24,6 +24,7 @@ const FEATURES: [&str; 16] = [
     "asimd",
     "asimddp",
     "i8mm",
+    "bf16",
     "sve",
 ];
 
@@ -36,9 +37,25 @@ pub(crate) fn cpu() -> (String, Vec<&'static str>) {
             .find(|(k, _)| names.contains(&k.trim()))
             .map(|(_, v)| v.trim())
     };
-    let name = field(&["model name", "Processor", "CPU part"]).unwrap_or("unknown").to_owned();
+    let name = field(&["model name", "Processor"])
+        .map_or_else(|| field(&["CPU part"]).map_or_else(|| "unknown".to_owned(), arm_core), str::to_owned);
     let flags: Vec<&str> = field(&["flags", "Features"]).unwrap_or_default().split_whitespace().collect();
     (name, FEATURES.into_iter().filter(|f| flags.contains(f)).collect())
+}
+
+/// The name of a core of ARM from its part number.
+fn arm_core(part: &str) -> String {
+    let name = match part {
+        "0xd03" => "Cortex-A53",
+        "0xd08" => "Cortex-A72",
+        "0xd0b" => "Cortex-A76",
+        "0xd0c" => "Neoverse N1",
+        "0xd40" => "Neoverse V1",
+        "0xd49" => "Neoverse N2",
+        "0xd4f" => "Neoverse V2",
+        _ => return format!("part {part}"),
+    };
+    format!("{name} ({part})")
 }
 
 /// Number of online CPUs, including those that this process may not use.

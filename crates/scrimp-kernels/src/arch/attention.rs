@@ -12,6 +12,7 @@ pub(crate) struct RowPair {
     pub(crate) weights: [f32; 2],
     /// Both weights as bf16, the first in the lower half. Probabilities are rounded to bf16 as well, so this is no
     /// coarser.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     pub(crate) rounded: i32,
 }
 

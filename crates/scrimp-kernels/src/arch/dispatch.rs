@@ -4,6 +4,8 @@
 //! `target_feature`s, and everything below is inlined into that function. Kernels that are chosen once and called often
 //! ([`EntryKernel`]) have such a function each, whose pointer [`Level::call`] is.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon::{NeonBase, NeonDotprod, NeonI8mm};
 use super::{
     attention::AttentionSimd,
     embedding::EmbeddingSimd,
@@ -55,14 +57,15 @@ impl Level for Scalar {
     }
 }
 
-/// Makes a level of CPU features: their detection, and the functions that carry them.
-#[cfg(target_arch = "x86_64")]
+/// Makes a level of CPU features: their detection with the macro `$detected`, and the functions that carry them.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! level {
-    ($level:ident, [$($feature:tt),+ $(,)?]) => {
+    ($level:ident, $detected:path, [$($feature:tt),+ $(,)?]) => {
         impl $level {
             /// Whether this CPU has every feature of the level.
             pub(super) fn available() -> bool {
-                $(std::is_x86_feature_detected!($feature))&&+
+                use $detected as detected;
+                $(detected!($feature))&&+
             }
         }
 
@@ -86,7 +89,11 @@ macro_rules! level {
 #[cfg(target_arch = "x86_64")]
 macro_rules! level_above_avx2 {
     ($level:ident, [$($feature:tt),*]) => {
-        level!($level, ["avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", $($feature),*]);
+        level!(
+            $level,
+            std::is_x86_feature_detected,
+            ["avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", $($feature),*]
+        );
     };
 }
 
@@ -97,6 +104,12 @@ level_above_avx2!(
     Avx512,
     ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16", "avx512vbmi", "avx512vbmi2"]
 );
+#[cfg(target_arch = "aarch64")]
+level!(NeonBase, std::arch::is_aarch64_feature_detected, ["neon"]);
+#[cfg(target_arch = "aarch64")]
+level!(NeonDotprod, std::arch::is_aarch64_feature_detected, ["neon", "dotprod"]);
+#[cfg(target_arch = "aarch64")]
+level!(NeonI8mm, std::arch::is_aarch64_feature_detected, ["neon", "dotprod", "i8mm", "bf16"]);
 
 impl SimdLevel {
     /// Runs `kernel` with this level's instructions.
@@ -110,6 +123,12 @@ impl SimdLevel {
                 Kind::Avx2 => Avx2::enter(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Kind::Avx512 => Avx512::enter(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Kind::Neon => NeonBase::enter(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Kind::Dotprod => NeonDotprod::enter(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Kind::I8mm => NeonI8mm::enter(kernel),
             }
         }
     }

@@ -15,6 +15,7 @@ enum Amx {
     None,
     /// See [`SimdLevel::exact`].
     Exact,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Any,
 }
 
@@ -25,10 +26,16 @@ pub(crate) enum Kind {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
+    #[cfg(target_arch = "aarch64")]
+    I8mm,
 }
 
-/// Names that [`SimdLevel::from_str`] parses, on any CPU.
-const NAMES: [&str; 4] = ["scalar", "avx2", "avx512", "amx"];
+/// Names of the levels of all architectures.
+const NAMES: [&str; 7] = ["scalar", "avx2", "avx512", "amx", "neon", "dotprod", "i8mm"];
 
 impl SimdLevel {
     /// Plain Rust: the specification of every kernel.
@@ -68,6 +75,34 @@ impl SimdLevel {
         None
     }
 
+    /// NEON, which every aarch64 CPU has.
+    pub fn neon() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if super::neon::NeonBase::available() {
+            return Some(Self(Kind::Neon, Amx::None));
+        }
+        None
+    }
+
+    /// NEON and the dot products of Armv8.4 (Cortex-A76, Neoverse N1, Apple M1 and later), where the CPU has them.
+    pub fn dotprod() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if super::neon::NeonDotprod::available() {
+            return Some(Self(Kind::Dotprod, Amx::None));
+        }
+        None
+    }
+
+    /// NEON, dot products, and the matrix products of Armv8.6 for 8-bit integers and bf16 (Cortex-A510, Neoverse V1,
+    /// Apple M2 and later), where the CPU has them.
+    pub fn i8mm() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if super::neon::NeonI8mm::available() {
+            return Some(Self(Kind::I8mm, Amx::None));
+        }
+        None
+    }
+
     /// A level that uses AMX whether the CPU has it or not: for tests that execute the instructions themselves.
     #[cfg(test)]
     pub(crate) fn emulated_amx() -> Option<Self> {
@@ -78,7 +113,9 @@ impl SimdLevel {
     pub const fn has_bf16_products(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return matches!(self.0, Kind::Avx512);
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        return matches!(self.0, Kind::I8mm);
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         return false;
     }
 
@@ -104,7 +141,9 @@ impl SimdLevel {
 
     /// Every level that this CPU supports, slowest first.
     pub fn supported() -> Vec<Self> {
-        [Some(Self::SCALAR), Self::avx2(), Self::avx512(), Self::amx()].into_iter().flatten().collect()
+        let x86 = [Self::avx2(), Self::avx512(), Self::amx()];
+        let arm = [Self::neon(), Self::dotprod(), Self::i8mm()];
+        [Some(Self::SCALAR)].into_iter().chain(x86).chain(arm).flatten().collect()
     }
 
     /// The best level of this CPU.
@@ -123,7 +162,7 @@ impl SimdLevel {
         }
     }
 
-    /// `scalar`, `avx2`, `avx512` or `amx`.
+    /// `scalar`; `avx2`, `avx512` or `amx`; `neon`, `dotprod` or `i8mm`.
     pub const fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => NAMES[0],
@@ -133,6 +172,12 @@ impl SimdLevel {
             Kind::Avx512 if self.has_amx() => NAMES[3],
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => NAMES[2],
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => NAMES[4],
+            #[cfg(target_arch = "aarch64")]
+            Kind::Dotprod => NAMES[5],
+            #[cfg(target_arch = "aarch64")]
+            Kind::I8mm => NAMES[6],
         }
     }
 }

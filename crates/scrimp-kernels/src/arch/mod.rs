@@ -7,12 +7,13 @@
 //! | [`dispatch`] | the features of each level, and the functions that run a generic [`Kernel`] with them |
 //! | [`simd`] | [`Simd`], the vector operations of all kernels |
 //! | [`attention`], [`embedding`] | further vector operations, for one family of kernels each |
-//! | [`scalar`], [`avx2`], [`avx512`] | a folder per level: its implementation of these operations |
+//! | [`scalar`], `avx2`, `avx512`, `neon` | a folder per level: its implementation of these operations |
+//! | `expand` | tables for levels without an expanding instruction |
 //! | [`amx`] | tile registers |
 //! | [`prefetch`](mod@prefetch) | loading cache lines before they are read |
 
 /// Calls an intrinsic in a method of a level.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! isa {
     ($e:expr) => {{
         // SAFETY: `self` proves that the CPU has the features, and pointers come from references to arrays of the
@@ -29,12 +30,18 @@ mod avx2;
 mod avx512;
 mod dispatch;
 pub(crate) mod embedding;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod expand;
 mod level;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod prefetch;
 mod scalar;
 mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use attention::AttentionSimd;
 pub(crate) use dispatch::{EntryKernel, Kernel, Level};

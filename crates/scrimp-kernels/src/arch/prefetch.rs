@@ -19,6 +19,16 @@ pub(crate) fn prefetch<const CACHE: u8>(at: *const u8) {
             _mm_prefetch::<_MM_HINT_T1>(at.cast());
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: every aarch64 CPU has the instruction, which accesses no memory architecturally, whatever the address.
+    unsafe {
+        use std::arch::asm;
+        if CACHE == L1 {
+            asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+        } else {
+            asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
 }

@@ -213,6 +213,41 @@ pub(crate) trait Simd: Copy {
         self.add_i32(acc, self.acc_finish(self.dot_wide(self.acc_init_wide([0; 2]), w, x)))
     }
 
+    /// Whether batches are multiplied two tokens at a time, with [`Simd::dot_two`] and [`Simd::dot_two_bf16`].
+    const TWO_TOKENS: bool = false;
+    /// Two steps of two tokens.
+    type Two: Copy;
+    /// Two neighboring steps of each of two tokens.
+    #[inline(always)]
+    fn two_tokens(self, _first: &[i32; 2], _second: &[i32; 2]) -> Self::Two {
+        unreachable!("this level multiplies one token at a time")
+    }
+    /// The same from a step of both tokens, and the next step of both.
+    #[inline(always)]
+    fn two_steps(self, _first: &[i32; 2], _second: &[i32; 2]) -> Self::Two {
+        unreachable!("this level multiplies one token at a time")
+    }
+    /// The sums of two tokens in the order that [`Simd::dot_two`] adds to.
+    #[inline(always)]
+    fn join(self, _sums: [Self::I; 2]) -> [Self::I; 2] {
+        unreachable!("this level multiplies one token at a time")
+    }
+    /// The inverse of [`Simd::join`].
+    #[inline(always)]
+    fn split(self, _sums: [Self::I; 2]) -> [Self::I; 2] {
+        unreachable!("this level multiplies one token at a time")
+    }
+    /// [`Simd::dot_s8`] of two steps, for two tokens.
+    #[inline(always)]
+    fn dot_two(self, _acc: [Self::I; 2], _w: [Self::B; 2], _x: Self::Two) -> [Self::I; 2] {
+        unreachable!("this level multiplies one token at a time")
+    }
+    /// [`Simd::dot_bf16`] of two steps, for two tokens; the same bits.
+    #[inline(always)]
+    fn dot_two_bf16(self, _acc: [Self::F; 2], _w: [Self::B; 2], _x: Self::Two) -> [Self::F; 2] {
+        unreachable!("this level multiplies one token at a time")
+    }
+
     /// Sum of the lanes: halves are added until one lane is left (16 → 8 → 4 → 2 → 1).
     #[inline(always)]
     fn reduce_add(self, x: Self::F) -> f32 {

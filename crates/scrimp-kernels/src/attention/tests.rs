@@ -397,7 +397,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: scrimp_testkit::cases(24), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn every_level_and_format_is_close_to_exact(shape in shapes(), seed in any::<u64>()) {
         let pool = Pool::new(2).unwrap();

@@ -89,7 +89,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(80))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(80)))]
 
     #[test]
     fn forward_and_backward(case in case()) {

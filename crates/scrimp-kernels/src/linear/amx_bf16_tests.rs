@@ -4,13 +4,19 @@
 use super::{
     Matrix,
     amx_bf16::BF16_TOKENS,
-    amx_packed_tests::{ONE, amx, inputs, matrix, multiply, multiply_softly},
+    amx_packed_tests::{inputs, matrix, multiply, multiply_softly},
     plan::ActivationLayout,
     tests::{pack, random_rows},
 };
 use crate::{
     DType,
-    arch::{SimdLevel, amx::TILE_STEPS},
+    arch::{
+        SimdLevel,
+        amx::{
+            TILE_STEPS,
+            testing::{ONE, amx, executed, reset},
+        },
+    },
     exec::{Exec, Pool},
     quant::{
         dequantize::dequantize_row,
@@ -69,7 +75,7 @@ fn check(w: &[f32], x: &[f32], bias: &[f32], got: &[f32]) -> Result<(), String> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(24)))]
 
     #[test]
     fn compiled_kernels_are_close_to_exact(
@@ -141,15 +147,12 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             assert_eq!(executed - 2, predicted(groups, n), "{}, {n} tokens", weight.format_name());
         }
         // The compiled kernels, where the emulator counts.
-        #[cfg(target_os = "linux")]
         if let Some((level, false)) = amx() {
-            use std::sync::atomic::Ordering::Relaxed;
             for n in [BF16_TOKENS - 1, BF16_TOKENS, 64] {
-                crate::arch::amx::emulator::EXECUTED.store(0, Relaxed);
+                reset();
                 multiply(Exec { pool: &pool, level }, &weight, &inputs(n * cols, 1), &[0.0; 40]);
                 // Tile registers that nobody asked for are neither configured nor released.
-                let executed = crate::arch::amx::emulator::EXECUTED.load(Relaxed).saturating_sub(2);
-                eprintln!("{}, {n} tokens: {executed} tile instructions", weight.format_name());
+                let executed = executed().saturating_sub(2);
                 assert_eq!(executed, predicted(groups, n), "{}, {n} tokens", weight.format_name());
             }
         }

@@ -5,13 +5,16 @@ use super::{
     Activations, Linear, LinearScratch, Matrix,
     amx_bf16_tests::{FORMATS, weights},
     amx_int8::INT8_TOKENS,
-    amx_packed_tests::{ONE, amx, inputs, multiply, multiply_softly},
+    amx_packed_tests::{inputs, multiply, multiply_softly},
     linear,
     plan::ActivationLayout,
 };
 use crate::{
     DType,
-    arch::SimdLevel,
+    arch::{
+        SimdLevel,
+        amx::testing::{ONE, amx, executed, reset},
+    },
     exec::{Exec, Pool},
     linear::ActivationShape,
     quant::packed::WeightFormat,
@@ -35,7 +38,7 @@ fn over_soft(exec: Exec<'_>, weight: &Matrix, x: &[f32], bias: &[f32]) -> (Vec<f
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(48)))]
 
     #[test]
     fn compiled_kernels_give_the_bits_of_the_scalar_level(
@@ -105,14 +108,11 @@ fn the_predicted_number_of_tile_instructions_is_executed() {
             assert_eq!(executed, predicted(&weight, n), "{}, {n} tokens", weight.format_name());
         }
         // The compiled kernels, where the emulator counts.
-        #[cfg(target_os = "linux")]
         if let Some((level, false)) = amx() {
-            use std::sync::atomic::Ordering::Relaxed;
             for n in [INT8_TOKENS.start() - 1, *INT8_TOKENS.start(), 16, 17] {
-                crate::arch::amx::emulator::EXECUTED.store(0, Relaxed);
+                reset();
                 multiply(Exec { pool: &pool, level }, &weight, &inputs(n * weight.cols(), 1), &[0.0; 40]);
-                let executed = crate::arch::amx::emulator::EXECUTED.load(Relaxed);
-                assert_eq!(executed, predicted(&weight, n), "{}, {n} tokens", weight.format_name());
+                assert_eq!(executed(), predicted(&weight, n), "{}, {n} tokens", weight.format_name());
             }
         }
     }

@@ -127,6 +127,22 @@ impl<S: Simd> Steps<S> for Bytes {
 /// There are as many steps as `x` has.
 #[inline(always)]
 unsafe fn bf16_panel<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x: &[u32]) -> [S::F; T] {
+    if const { S::TWO_TOKENS && T.is_multiple_of(2) } {
+        let mut acc = [s.splat(0.0); T];
+        for [x0, x1] in bytemuck::cast_slice::<u32, i32>(x).as_chunks::<T>().0.as_chunks::<2>().0 {
+            steps.prefetch();
+            // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
+            let w = unsafe { [steps.next(s), steps.next(s)] };
+            let tokens = x0.as_chunks::<2>().0.iter().zip(x1.as_chunks::<2>().0);
+            for (acc, (x0, x1)) in acc.as_chunks_mut::<2>().0.iter_mut().zip(tokens) {
+                *acc = s.dot_two_bf16(*acc, w, s.two_steps(x0, x1));
+            }
+        }
+        for acc in acc.as_chunks_mut::<2>().0 {
+            *acc = s.split(acc.map(|acc| s.bits(acc))).map(|bits| s.of_bits(bits));
+        }
+        return acc;
+    }
     let mut acc = [[s.splat(0.0); T]; 2];
     // Steps come in blocks of 16.
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
@@ -168,6 +184,24 @@ unsafe fn int8_panel<S: Simd, W: Steps<S>, const T: usize>(
         sums[t] = s.acc_init_s8(rows[t].sum);
     }
     let mut others = [s.splat_i32(0); T];
+    if const { S::TWO_TOKENS && T.is_multiple_of(2) } {
+        for sums in sums.as_chunks_mut::<2>().0 {
+            *sums = s.join(*sums);
+        }
+        for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
+            steps.prefetch();
+            // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
+            let w = unsafe { [steps.next(s), steps.next(s)] };
+            let tokens = x0.as_chunks::<2>().0.iter().zip(x1.as_chunks::<2>().0);
+            for (sums, (x0, x1)) in sums.as_chunks_mut::<2>().0.iter_mut().zip(tokens) {
+                *sums = s.dot_two(*sums, w, s.two_steps(x0, x1));
+            }
+        }
+        for sums in sums.as_chunks_mut::<2>().0 {
+            *sums = s.split(*sums);
+        }
+        return int8_results(s, sums, scale, rows);
+    }
     for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
         steps.prefetch();
         // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
@@ -185,11 +219,24 @@ unsafe fn int8_panel<S: Simd, W: Steps<S>, const T: usize>(
             }
         }
     }
+    for t in 0..T {
+        sums[t] = s.add_i32(sums[t], others[t]);
+    }
+    int8_results(s, sums, scale, rows)
+}
+
+/// The sums of `T` tokens, scaled.
+#[inline(always)]
+fn int8_results<S: Simd, const T: usize>(
+    s: S,
+    sums: [S::I; T],
+    scale: &[f32; 16],
+    rows: &[RowScale],
+) -> [S::F; T] {
     let scale = s.load(scale);
     let mut y = [s.splat(0.0); T];
     for t in 0..T {
-        let sum = s.add_i32(sums[t], others[t]);
-        y[t] = s.mul(s.mul(s.to_f32(sum), s.splat(rows[t].scale)), scale);
+        y[t] = s.mul(s.mul(s.to_f32(sums[t]), s.splat(rows[t].scale)), scale);
     }
     y
 }

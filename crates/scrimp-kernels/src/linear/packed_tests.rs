@@ -34,7 +34,7 @@ fn inputs(n: usize, seed: u64) -> Vec<f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(40)))]
 
     #[test]
     fn products_of_packed_formats(
@@ -100,7 +100,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(24)))]
 
     // As for formats in blocks.
     #[test]

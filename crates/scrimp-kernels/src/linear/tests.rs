@@ -117,7 +117,7 @@ fn packed_rows_hold_the_stored_values() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(24)))]
 
     #[test]
     fn products_match_f64_and_levels_agree_bit_by_bit(
@@ -175,7 +175,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(24)))]
 
     // Batches whose tokens are cut into blocks for several threads (with tile registers they are not, and are bf16).
     #[test]

@@ -53,9 +53,5 @@ fn exit(bytes: usize) -> ! {
     let _ = writeln!(rest, "error: out of memory: the system refuses {bytes} more bytes");
     let _ = writeln!(rest, "hint: a smaller model, a shorter context or a higher memory limit may help");
     let len = SIZE - rest.len();
-    // SAFETY: the bytes are those of `text`; ending the process needs nothing.
-    unsafe {
-        libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), len);
-        libc::_exit(1);
-    }
+    super::system::exit_with(&text[..len])
 }

@@ -4,6 +4,8 @@
 //! bandwidth by a fifth to a third. `madvise` requests them; the system falls back to ordinary pages.
 
 use super::mapping::Mapping;
+#[cfg(test)]
+use super::system;
 use std::{ops::Deref, ops::DerefMut, ptr::NonNull, sync::Arc};
 
 /// Every allocation starts at a multiple of this (two cache lines).
@@ -48,13 +50,12 @@ impl Arena {
     /// An arena whose one allocation, of `bytes` bytes, ends where memory that must not be touched begins.
     #[cfg(test)]
     pub(crate) fn before_guard_page(bytes: usize) -> std::io::Result<Self> {
-        let page = 4096;
+        let page = system::page_bytes();
         let end = bytes.next_multiple_of(page);
         let mapping = Mapping::new(end + page)?;
         let guard = mapping.base().as_ptr().wrapping_add(end);
         // SAFETY: the page lies inside the mapping, and nobody has a reference into it.
-        let failed = unsafe { libc::mprotect(guard.cast(), page, libc::PROT_NONE) };
-        assert_eq!(failed, 0);
+        unsafe { system::forbid(guard, page) };
         Ok(Self { mapping: Arc::new(mapping), next: end - bytes, end: end + ALIGN })
     }
 

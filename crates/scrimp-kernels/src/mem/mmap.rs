@@ -1,5 +1,6 @@
 //! Read-only memory maps of model files, and giving their pages back.
 
+use super::system;
 use std::{fs::File, io, ops::Range, path::Path};
 
 /// A file mapped read-only into memory.
@@ -35,15 +36,7 @@ impl MappedFile {
     /// The bytes stay readable (they are read from the file again). Out-of-range parts are ignored.
     pub fn release(&self, range: Range<usize>) {
         let Some(map) = &self.map else { return };
-        let page = 4096;
-        let (start, end) = (range.start.next_multiple_of(page), range.end.min(map.len()) / page * page);
-        if start < end {
-            // SAFETY: the range lies inside the map and is page aligned; for a read-only file mapping DONTNEED only
-            // drops clean pages, which are read again from the file on the next access.
-            unsafe {
-                libc::madvise(map.as_ptr().add(start).cast_mut().cast(), end - start, libc::MADV_DONTNEED);
-            }
-        }
+        system::release(map, range);
     }
 }
 

@@ -4,7 +4,7 @@
 //! a huge page. A new page is taken from the lowest chunk that has a free slot, so that use gathers in few chunks; a
 //! chunk whose last page is dropped is unmapped, so resident memory really falls. Nothing is reserved ahead of use.
 
-use super::mapping::{HUGE_PAGE, Mapping};
+use super::{mapping::Mapping, system::HUGE_PAGE};
 use std::{
     collections::BTreeSet,
     fmt,

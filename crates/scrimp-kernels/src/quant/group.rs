@@ -75,6 +75,9 @@ pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const 
     w: &[[u8; 64]; 8],
     x: &[QuantGroup; T],
 ) -> [S::I; T] {
+    if const { S::TWO_TOKENS && T.is_multiple_of(2) } {
+        return dots_of_two::<S, F, T, FROM, TO>(s, w, x);
+    }
     let steps = const { steps::<S, F>() };
     let mut sums = [s.splat_i32(0); T];
     for i in 0..in_order::<S>((TO - FROM) / steps) {
@@ -82,13 +85,7 @@ pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const 
         let mut partial = [acc_init::<S, F>(s, [0; 2]); T];
         if from == FROM {
             for t in 0..T {
-                let [first, last] = x[t].negated_sums;
-                let columns = match TO - FROM {
-                    8 => [first, last],
-                    _ if FROM == 0 => [first, 0],
-                    _ => [last, 0],
-                };
-                partial[t] = acc_init::<S, F>(s, columns);
+                partial[t] = acc_init::<S, F>(s, negated_sums::<FROM, TO>(&x[t]));
             }
         }
         for k in from..from + in_order::<S>(steps) {
@@ -116,6 +113,42 @@ fn half_sums<S: Simd>(s: S, x: &QuantGroup) -> [f32; 2] {
 pub(crate) fn add_two_min_terms<S: Simd>(s: S, acc: S::F, x: &QuantGroup, minima: [S::F; 2]) -> S::F {
     let [first, last] = half_sums(s, x);
     add_min_term(s, add_min_term(s, acc, first, minima[0]), last, minima[1])
+}
+
+/// The argument of [`acc_init`] for columns `4 FROM .. 4 TO`.
+#[inline(always)]
+fn negated_sums<const FROM: usize, const TO: usize>(x: &QuantGroup) -> [i32; 2] {
+    let [first, last] = x.negated_sums;
+    match TO - FROM {
+        8 => [first, last],
+        _ if FROM == 0 => [first, 0],
+        _ => [last, 0],
+    }
+}
+
+/// [`dots`] for levels that multiply two tokens and two steps at once.
+#[inline(always)]
+fn dots_of_two<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
+    s: S,
+    w: &[[u8; 64]; 8],
+    x: &[QuantGroup; T],
+) -> [S::I; T] {
+    let mut sums = [s.splat_i32(0); T];
+    for (sums, x) in sums.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0) {
+        let start = |x| s.acc_finish(acc_init::<S, F>(s, negated_sums::<FROM, TO>(x)));
+        *sums = s.join([start(&x[0]), start(&x[1])]);
+    }
+    for k in (FROM..TO).step_by(2) {
+        let w = [s.load_b(&w[k]), s.load_b(&w[k + 1])];
+        for (sums, x) in sums.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0) {
+            let x = s.two_tokens(&[x[0].q[k], x[0].q[k + 1]], &[x[1].q[k], x[1].q[k + 1]]);
+            *sums = s.dot_two(*sums, w, x);
+        }
+    }
+    for sums in sums.as_chunks_mut::<2>().0 {
+        *sums = s.split(*sums);
+    }
+    sums
 }
 
 /// Adds `x_sum * minimum`.

@@ -7,7 +7,7 @@ use crate::{
     App,
     cli::bench::{BenchDecodeArgs, BenchLinearArgs, BenchVerb},
     format,
-    loaded::{self, Loaded, run_options},
+    loaded::{Loaded, run_options},
 };
 use indicatif::ProgressBar;
 use scrimp_eval::bench::{self, DecodeOptions};
@@ -28,7 +28,7 @@ struct Decode {
     decode_tok_s: f64,
     kv_bytes: usize,
     kv_bytes_peak: usize,
-    peak_rss_bytes: u64,
+    peak_rss_bytes: Option<u64>,
 }
 
 /// Runs the benchmark.
@@ -76,7 +76,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
         decode_tok_s: measured.decode_tok_s,
         kv_bytes: measured.kv_bytes,
         kv_bytes_peak: measured.kv_bytes_peak,
-        peak_rss_bytes: loaded::peak_rss_bytes()?,
+        peak_rss_bytes: bench::peak_rss_bytes(),
     };
     app.printer.result(&result, |r| {
         let row = |name: &str, value: String| vec![name.to_owned(), value];
@@ -93,7 +93,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
                 ),
                 row("KV cache", format::bytes(r.kv_bytes as u64)),
                 row("KV cache, peak", format::bytes(r.kv_bytes_peak as u64)),
-                row("peak memory", format::bytes(r.peak_rss_bytes)),
+                row("peak memory", r.peak_rss_bytes.map_or_else(|| "unknown".to_owned(), format::bytes)),
             ],
         )
         .trim_start()

@@ -18,6 +18,7 @@ use crate::{
 use prompt::Prompt;
 use reasoning::{Encoded, Spoken};
 use saved::Restored;
+use scrimp_eval::bench;
 use scrimp_llm::{
     chat::{ChatTemplate, Message},
     checkpoint::Checkpoint,
@@ -50,7 +51,7 @@ struct Answer<'a> {
     kv_tokens: usize,
     drafted_tokens: usize,
     accepted_tokens: usize,
-    peak_rss_bytes: u64,
+    peak_rss_bytes: Option<u64>,
 }
 
 /// Answers a prompt, or opens a chat.
@@ -127,7 +128,7 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
             kv_tokens: speaker.sequence.source().kv_tokens(),
             drafted_tokens: result.drafted_tokens,
             accepted_tokens: result.accepted_tokens,
-            peak_rss_bytes: loaded::peak_rss_bytes()?,
+            peak_rss_bytes: bench::peak_rss_bytes(),
         };
         app.printer.result(&answer, |_| "")?;
     }

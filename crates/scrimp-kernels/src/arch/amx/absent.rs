@@ -3,9 +3,9 @@
 use super::{Shape, Tile};
 use crate::arch::{Kernel, SimdLevel};
 
-/// Tile registers; no value of it exists.
+/// Tile registers; no value of it is made.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Amx {}
+pub(crate) struct Amx(());
 
 impl Amx {
     /// `None`.
@@ -13,12 +13,12 @@ impl Amx {
         None
     }
 
-    /// Does not return.
+    /// A value whose methods do not return.
     ///
     /// # Safety
     /// Must not be called: no level of this architecture has tile registers.
     pub(crate) unsafe fn assume() -> Self {
-        unreachable!("no tile registers on this architecture")
+        Self(())
     }
 }
 
@@ -27,27 +27,27 @@ impl Tile for Amx {
         unreachable!("no tile registers on this architecture")
     }
     fn configure(&mut self, _: Shape) {
-        match *self {}
+        unreachable!("no tile registers on this architecture")
     }
     fn release(&mut self) {
-        match *self {}
+        unreachable!("no tile registers on this architecture")
     }
     fn zero<const T: u8>(&mut self) {
-        match *self {}
+        unreachable!("no tile registers on this architecture")
     }
     unsafe fn load<const T: u8>(&mut self, _: *const u8, _: usize) {
-        match *self {}
+        unreachable!("no tile registers on this architecture")
     }
     unsafe fn store<const T: u8>(&mut self, _: *mut u8, _: usize) {
-        match *self {}
+        unreachable!("no tile registers on this architecture")
     }
     fn dot_bf16<const C: u8, const A: u8, const B: u8>(&mut self) {
-        match *self {}
+        unreachable!("no tile registers on this architecture")
     }
     fn dot_i8u8<const C: u8, const A: u8, const B: u8>(&mut self) {
-        match *self {}
+        unreachable!("no tile registers on this architecture")
     }
     fn dot_i8<const C: u8, const A: u8, const B: u8>(&mut self) {
-        match *self {}
+        unreachable!("no tile registers on this architecture")
     }
 }

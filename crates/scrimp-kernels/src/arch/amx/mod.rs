@@ -4,11 +4,15 @@
 mod absent;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod asm;
-#[cfg(all(test, target_os = "linux"))]
-pub(crate) mod emulator;
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+mod emulator;
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+mod emulator_tests;
 mod registers;
 #[cfg(test)]
 pub(crate) mod soft;
+#[cfg(test)]
+pub(crate) mod testing;
 
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use absent::Amx;

@@ -21,6 +21,7 @@ impl Shape {
     }
 
     /// Bytes of a row and rows of each register.
+    #[cfg(any(test, target_arch = "x86_64"))]
     pub(super) fn registers(self) -> [(u8, u8); 8] {
         let [c, a, b] = [(64, self.rows), (self.width, self.rows), (64, self.steps)];
         [c, c, c, c, a, a, b, b].map(|(width, rows)| (width as u8, rows as u8))

@@ -3,7 +3,10 @@
 mod attention;
 mod embedding;
 
-use super::Simd;
+use super::{
+    Simd,
+    expand::{EXPAND_BYTES, EXPAND_WORDS},
+};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has the level's features; made only in [`dispatch`](crate::arch::dispatch).
@@ -40,6 +43,7 @@ impl Simd for Avx2 {
     type B = I;
     /// 16 rows × 2 sums of i16.
     type Accumulator = I;
+    type Two = ();
     const ACCUMULATOR_MAX: usize = i16::MAX as usize;
 
     #[inline(always)]
@@ -386,46 +390,6 @@ impl Simd for Avx2 {
         isa!(reduce_add_8(_mm256_add_ps(x[0], x[1])))
     }
 }
-
-#[repr(align(16))]
-struct Aligned<T>(T);
-/// For each 8 bits of a bitmap, where 8 words take their bytes from; 0x80 leaves a zero.
-static EXPAND_WORDS: [Aligned<[u8; 16]>; 256] = {
-    let mut table = [const { Aligned([0x80; 16]) }; 256];
-    let mut mask = 0;
-    while mask < 256 {
-        let (mut i, mut n) = (0, 0);
-        while i < 8 {
-            if mask >> i & 1 != 0 {
-                table[mask].0[2 * i] = n;
-                table[mask].0[2 * i + 1] = n + 1;
-                n += 2;
-            }
-            i += 1;
-        }
-        mask += 1;
-    }
-    table
-};
-/// The same for 8 bytes.
-static EXPAND_BYTES: [u64; 256] = {
-    let mut table = [0; 256];
-    let mut mask = 0;
-    while mask < 256 {
-        let (mut i, mut n) = (0, 0);
-        while i < 8 {
-            if mask >> i & 1 != 0 {
-                table[mask] |= n << (8 * i);
-                n += 1;
-            } else {
-                table[mask] |= 0x80 << (8 * i);
-            }
-            i += 1;
-        }
-        mask += 1;
-    }
-    table
-};
 
 /// Quarter `i` (16 bytes) of an expansion of `prepare(values)`, 0 in holes.
 ///

@@ -94,6 +94,7 @@ impl Simd for Avx512 {
     type I = __m512i;
     type B = __m512i;
     type Accumulator = __m512i;
+    type Two = ();
     const ACCUMULATOR_MAX: usize = i32::MAX as usize;
     const BF16_CHAINS: usize = 2;
 

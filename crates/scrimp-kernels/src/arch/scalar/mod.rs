@@ -27,6 +27,7 @@ impl Simd for Scalar {
     type I = [i32; 16];
     type B = [u8; 64];
     type Accumulator = [i32; 16];
+    type Two = ();
     const ACCUMULATOR_MAX: usize = i32::MAX as usize;
 
     #[inline(always)]

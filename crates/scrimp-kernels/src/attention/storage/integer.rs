@@ -247,7 +247,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: scrimp_testkit::cases(64), failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn numbers_come_back_within_half_a_scale(
             tiles in 1_usize..5,

@@ -287,7 +287,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: scrimp_testkit::cases(64), failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn the_largest_are_kept_as_they_were(
             tiles in 1_usize..5,

@@ -83,14 +83,16 @@ pub(crate) unsafe fn add_sparse<S: Simd, const HIGH: bool>(
     x: &QuantGroup,
     acc: S::F,
 ) -> (S::F, *const u8) {
-    let zero = if HIGH { Int4::ZERO << 4 } else { Int4::ZERO };
-    let mut sums = [s.acc_init(zero, x.negated_sums), s.acc_init(zero, [0; 2])];
+    const { assert!(Int4::ZERO << 4 == 128, "the zero of `acc_init_wide`") };
+    let start = |sums| if HIGH { s.acc_init_wide(sums) } else { s.acc_init(Int4::ZERO, sums) };
+    let mut sums = [start(x.negated_sums), start([0; 2])];
     let mut at = values;
     for k in 0..8 {
         let mask = u64::from_le_bytes(index.bitmap[k]);
         // SAFETY: the padding behind the values makes whole loads readable, and as many values are there.
         let w = unsafe { s.expand_halves::<HIGH>(mask, &*at.cast::<[u8; 64]>()) };
-        sums[k % 2] = s.dot(sums[k % 2], w, x.q[k]);
+        let dot = if HIGH { S::dot_wide } else { S::dot };
+        sums[k % 2] = dot(s, sums[k % 2], w, x.q[k]);
         // SAFETY: the caller guarantees the group's values, and `count_ones` of them belong to this step.
         at = unsafe { at.add(mask.count_ones() as usize) };
     }

@@ -25,7 +25,7 @@ pub(crate) fn weights(rows: usize, cols: usize, sparsity: f64, seed: u64) -> Vec
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(48)))]
 
     #[test]
     fn packed_values_are_the_rounded_weights(

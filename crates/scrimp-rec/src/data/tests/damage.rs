@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(scrimp_testkit::cases(150)))]
 
     /// Any file content gives rows or an error.
     #[test]
