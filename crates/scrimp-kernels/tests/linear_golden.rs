@@ -29,10 +29,12 @@ fn matrices(pool: &Pool) -> Vec<(String, Matrix)> {
     for dtype in DType::ALL.into_iter().filter(|dtype| dtype.block_len() > 1) {
         let path = scrimp_testkit::testdata("formats").join(format!("{dtype}.bin"));
         let stored = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let data = &stored[..ROWS * dtype.row_bytes(COLS).expect("512 columns fit")];
+        let bytes = ROWS * dtype.row_bytes(COLS).expect("512 columns fit");
+        let data: Vec<u8> = stored.into_iter().cycle().take(bytes).collect();
         let mut arena =
             Arena::new(Matrix::packed_bytes(dtype, ROWS, COLS).expect("512 columns fit")).unwrap();
-        let matrix = Matrix::pack(pool, &mut arena, StoredRows { dtype, rows: ROWS, cols: COLS, data });
+        let matrix =
+            Matrix::pack(pool, &mut arena, StoredRows { dtype, rows: ROWS, cols: COLS, data: &data });
         matrices.push((dtype.to_string(), matrix.unwrap()));
     }
     for format in PACKED {
