@@ -1,7 +1,7 @@
 //! Every vector operation of each level against the scalar level, which is the specification.
 
 use super::{
-    AttentionSimd, EmbeddingSimd, Kernel, Level, Scalar, Simd, SimdLevel, attention::RowPair,
+    Kernel, Level, Scalar, Simd, SimdLevel, attention::RowPair,
     testing::numbers,
 };
 
