@@ -13,7 +13,7 @@ use crate::{
         values::Think,
     },
     interrupt, kv_args,
-    loaded::{self, Loaded},
+    loaded::Loaded,
 };
 use prompt::Prompt;
 use reasoning::{Encoded, Spoken};
