@@ -39,10 +39,15 @@ pub(crate) fn owner(headers: &HeaderMap) -> u64 {
     hash_of(key(headers))
 }
 
-/// The name of the content type, which is independent of case and may have parameters (RFC 9110, section 8.3.1).
+/// The content type; empty without one.
 pub(crate) fn content_type(headers: &HeaderMap) -> &str {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().unwrap_or_default().trim()
+    media_type(kind)
+}
+
+/// A content type without its parameters. Its name is independent of case (RFC 9110, section 8.3.1).
+pub(crate) fn media_type(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or_default().trim()
 }
 
 /// Error 415 for a body of another type than `wanted`.

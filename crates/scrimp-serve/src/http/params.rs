@@ -454,12 +454,13 @@ fn shrunk(fields: &mut Fields, factor: u32) -> Result<KvOptions, ApiError> {
     {
         return Err(wrong(format!("kv_shrink selects budget, policy and format: leave out {name}")));
     }
-    let Shrink { mut compression, format } = Shrink::new(factor).map_err(|e| wrong(e.to_string()))?;
+    let Shrink { mut compression, format } =
+        Shrink::new(factor).map_err(|e| wrong(format!("kv_shrink: {e}")))?;
     if let Some(sinks) = fields.integer("kv_sinks", 0..=1 << 20)? {
         compression.sinks = sinks as usize;
     }
     compression.recent = fields.integer("kv_recent", 0..=1 << 20)?.map(|n| n as usize);
-    compression.check().map_err(|e| wrong(e.to_string()))?;
+    compression.check().map_err(|e| wrong(format!("kv_shrink: {e}")))?;
     Ok(KvOptions { compression: Some(compression), format: format.to_owned() })
 }
 

@@ -135,7 +135,7 @@ mod tests {
             "application/json; charset=utf-8",
             " application/json ;x=y",
         ] {
-            assert_eq!(Form::of(kind), Some(Form::Json), "{kind}");
+            assert_eq!(Form::of(input::media_type(kind)), Some(Form::Json), "{kind}");
         }
         assert_eq!(Form::of("APPLICATION/X-NDJSON"), Some(Form::Lines));
         assert_eq!(Form::of("application/vnd.apache.arrow.stream"), Some(Form::Arrow));

@@ -174,6 +174,8 @@ fn take_turn(fields: &mut Fields, kv: &KvOptions, messages: Vec<Value>) -> Resul
         Some(_) => return Err(ApiError::field("format", "format must be json or a JSON schema")),
     };
     let stream = fields.boolean("stream")?.unwrap_or(true);
+    // The model stays loaded.
+    fields.ignore(&["keep_alive"]);
     let mut options = options(fields)?;
     // Negative: until the context is full.
     let most = options.integer("num_predict", i64::MIN..=i64::MAX)?;
