@@ -1,9 +1,6 @@
 //! Every vector operation of each level against the scalar level, which is the specification.
 
-use super::{
-    Kernel, Level, Scalar, Simd, SimdLevel, attention::RowPair,
-    testing::numbers,
-};
+use super::{Kernel, Level, Scalar, Simd, SimdLevel, attention::RowPair, testing::numbers};
 
 /// Operations on one set of numbers.
 struct Operations {
