@@ -120,10 +120,10 @@ def test_unknown_tensor_type_is_named(tmp_path):
     raw = bytearray(GGUF.read_bytes())
     at = raw.index(b"blk.0.attn_q.weight") + len("blk.0.attn_q.weight") + 4 + 16
     assert struct.unpack("<I", raw[at:at + 4])[0] == 12, "Q4_K"
-    raw[at:at + 4] = struct.pack("<I", 19)
-    path = tmp_path / "iq.gguf"
+    raw[at:at + 4] = struct.pack("<I", 31)  # removed from llama.cpp
+    path = tmp_path / "removed.gguf"
     path.write_bytes(raw)
-    run(path).refused("IQ1_S")
+    run(path).refused("Q4_0_4_4")
 
 
 def test_unknown_architecture(tmp_path):

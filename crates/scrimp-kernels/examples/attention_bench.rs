@@ -198,8 +198,7 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let threads = args.next().and_then(|a| a.parse().ok()).unwrap_or_else(available_threads);
     let name = args.next().unwrap_or_else(|| "bf16".to_owned());
-    let filter = args.next().unwrap_or_default();
-    let part = args.next().unwrap_or_default();
+    let [filter, part] = [(); 2].map(|()| args.next().unwrap_or_default());
     let format = Format::parse(&name).expect("a format: f32, f16, bf16, int8, int4, sparse or sparse:K,V");
     let level = SimdLevel::from_env().expect("a level of this CPU");
     let pool = Pool::new(threads).expect("threads");

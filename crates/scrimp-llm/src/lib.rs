@@ -25,7 +25,7 @@
 //! ```
 //! use scrimp_llm::{
 //!     checkpoint::Checkpoint,
-//!     generate::{Request, Sequence, generate},
+//!     generate::{Request, Sequence, Speculation, generate},
 //!     model::{Model, RunOptions},
 //!     sampling::Sampler,
 //! };
@@ -45,6 +45,7 @@
 //!     is_end: &|id| tokenizer.is_end(id),
 //!     cancel: None,
 //!     reasoning: None,
+//!     speculation: Speculation::Off,
 //! };
 //! let mut sequence = Sequence::new(model.session(), model.context_length());
 //! let mut sampler = Sampler::greedy();

@@ -87,7 +87,10 @@ fn a_group_that_is_not_finite_is_nan_and_nothing_else() {
 /// Tile instructions: ldtilecfg and tilerelease, and two loads, a zero, a product and a store for each group, or each
 /// half of one.
 fn predicted(weight: &Matrix, n: usize) -> usize {
-    let halves = if weight.format_name() == DType::Q6_K.name() { 2 } else { 1 };
+    let name = weight.format_name();
+    let has_two_scales =
+        ["Q3_K", "Q6_K", "NVFP4"].contains(&name) || ["IQ1", "IQ2"].iter().any(|iq| name.starts_with(iq));
+    let halves = if has_two_scales { 2 } else { 1 };
     let products = weight.n_panels() * weight.cols().div_ceil(32) * halves;
     if INT8_TOKENS.contains(&n) { 2 + 5 * products } else { 0 }
 }

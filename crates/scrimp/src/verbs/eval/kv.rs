@@ -3,10 +3,10 @@
 use crate::{App, cli::eval::EvalKvArgs, format, loaded::Loaded};
 use indicatif::ProgressBar;
 use scrimp_eval::{
-    kv::{self, KvComparison},
+    kv::{self, KvComparison, KvScore},
     read_text,
 };
-use scrimp_kv::compress::Compression;
+use scrimp_kv::{KvFormat, compress::Compression};
 use scrimp_llm::checkpoint::Checkpoint;
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -42,42 +42,11 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
     spinner.set_message("reading the prompt");
     spinner.tick();
     let needs = how.as_ref().map_or_else(Default::default, Compression::needs);
-    let whole = KvComparison::new(
-        loaded.model.session_in(scrimp_kv::KvFormat::default())?,
-        &ids,
-        prompt,
-        scored,
-        needs,
-    )?;
-    let mut peak = whole.kv_bytes();
+    let whole =
+        KvComparison::new(loaded.model.session_in(KvFormat::default())?, &ids, prompt, scored, needs)?;
     spinner.set_message("scoring");
     spinner.tick();
-    let format = args.kv.format()?;
-    let score = if let Some(how) = how.as_ref().filter(|how| how.chunks.is_some()) {
-        let mut session = loaded.session(Some(how.clone()));
-        session.begin_prompt(prompt);
-        let start = Instant::now();
-        session.forward(&ids[..prompt])?;
-        peak = session.kv_bytes_peak();
-        whole.score_session(session, start.elapsed().saturating_sub(whole.prefill()))?
-    } else if whole.prompt().kv().format().check_switch(&format).is_err() {
-        let mut session = loaded.session(None);
-        if how.is_some() {
-            session.accumulate_scores_for(needs, prompt);
-        }
-        session.forward(&ids[..prompt])?;
-        session.finish_scores(needs, &ids[..prompt])?;
-        let start = Instant::now();
-        if let Some(how) = &how {
-            session.compress(how, how.tokens(prompt)?)?;
-        }
-        whole.score_session(session, start.elapsed())?
-    } else if how.is_none() && format.packing().is_none() {
-        whole.score_session(whole.prompt(), Duration::ZERO)?
-    } else {
-        // New tokens are stored as in the full cache, so both share the prefill.
-        whole.score_in(format, how.as_ref())?
-    };
+    let (score, peak) = score(&loaded, args.kv.format()?, &whole, how.as_ref(), &ids[..prompt])?;
     spinner.finish_and_clear();
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     let result = Kv {
@@ -106,4 +75,42 @@ pub(super) fn run(app: &App, args: &EvalKvArgs) -> anyhow::Result<()> {
             r.prefill_ms
         )
     })
+}
+
+/// The score of the cache that the options make, and the largest size of a cache, bytes.
+fn score(
+    loaded: &Loaded,
+    format: KvFormat,
+    whole: &KvComparison,
+    how: Option<&Compression>,
+    prompt: &[u32],
+) -> anyhow::Result<(KvScore, usize)> {
+    if let Some(how) = how.filter(|how| how.chunks.is_some()) {
+        let mut session = loaded.session(Some(how.clone()));
+        session.begin_prompt(prompt.len());
+        let start = Instant::now();
+        session.forward(prompt)?;
+        let (peak, seconds) = (session.kv_bytes_peak(), start.elapsed());
+        return Ok((whole.score_session(session, seconds.saturating_sub(whole.prefill()))?, peak));
+    }
+    let score = if whole.prompt().kv().format().check_switch(&format).is_err() {
+        let mut session = loaded.session(None);
+        let needs = how.map(Compression::needs).unwrap_or_default();
+        if how.is_some() {
+            session.accumulate_scores_for(needs, prompt.len());
+        }
+        session.forward(prompt)?;
+        session.finish_scores(needs, prompt)?;
+        let start = Instant::now();
+        if let Some(how) = how {
+            session.compress(how, how.tokens(prompt.len())?)?;
+        }
+        whole.score_session(session, start.elapsed())?
+    } else if how.is_none() && format.packing().is_none() {
+        whole.score_session(whole.prompt(), Duration::ZERO)?
+    } else {
+        // New tokens are stored as in the full cache, so both share the prefill.
+        whole.score_in(format, how)?
+    };
+    Ok((score, whole.kv_bytes()))
 }
