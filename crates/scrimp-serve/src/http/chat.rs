@@ -6,10 +6,11 @@ use super::{
     input::Input,
     messages,
     params::{Params, alternatives},
+    part_stream::PartChunks,
     parts::{AnswerParser, Block, Part},
     reasoning::ReasoningOptions,
     state::{State, now},
-    stream::{Chunks, Frames, Usage, stream},
+    stream::{Frames, Usage},
     tools::Tools,
     turn::{Answer, Turn},
 };
@@ -32,7 +33,7 @@ pub(crate) async fn chat(Shared(state): Shared<Arc<State>>, input: Input) -> Res
     let language = state.language(fields.string("model")?.as_deref())?;
     let turn = take(&mut fields, &language.kv)?;
     fields.finish()?;
-    let (streams, include_usage) = (turn.params.stream, turn.params.include_usage);
+    let (streams, include_usage, n) = (turn.params.stream, turn.params.include_usage, turn.params.n);
     let answers = turn.submit(&state, language, input.client)?;
     let head = Head {
         id: format!("chatcmpl-{}", state.next_id()),
@@ -40,9 +41,8 @@ pub(crate) async fn chat(Shared(state): Shared<Arc<State>>, input: Input) -> Res
         tokenizer: Arc::clone(&language.tokenizer),
     };
     if streams {
-        let n = answers.parsers.len();
-        let begun = answers.parsers.into_iter().map(Begun::new).collect();
-        return stream(answers.outputs, n, Chat { head, answers: begun, include_usage }).await;
+        let begun = vec![Begun::default(); n];
+        return answers.stream(Chat { head, answers: begun, include_usage }).await;
     }
     let (answers, usage) = answers.collect().await?;
     let choices = answers.into_iter().enumerate().map(|(index, answer)| head.choice(index, answer)).collect();
@@ -132,18 +132,12 @@ impl Head {
 }
 
 /// An answer of which a part was sent.
+#[derive(Debug, Clone, Copy, Default)]
 struct Begun {
-    parser: AnswerParser,
     /// The chunk with the role was sent.
     role: bool,
     /// Number of calls.
     calls: usize,
-}
-
-impl Begun {
-    fn new(parser: AnswerParser) -> Self {
-        Self { parser, role: false, calls: 0 }
-    }
 }
 
 struct Chat {
@@ -152,9 +146,10 @@ struct Chat {
     include_usage: bool,
 }
 
-impl Chat {
+impl PartChunks for Chat {
     /// Writes chunks for the parts of an answer; the first one carries the log-probabilities.
-    fn parts(&mut self, index: usize, parts: Vec<Part>, mut logprobs: Value, out: &mut Frames) {
+    fn parts(&mut self, index: usize, parts: Vec<Part>, token: Option<&Token>, out: &mut Frames) {
+        let mut logprobs = token.map_or(Value::Null, |token| self.head.logprobs(std::slice::from_ref(token)));
         let answer = &mut self.answers[index];
         if !std::mem::replace(&mut answer.role, true) {
             let role = json!({ "role": "assistant", "content": "" });
@@ -182,20 +177,9 @@ impl Chat {
             out.data(&self.head.chunk(index, json!({ "content": "" }), logprobs, None));
         }
     }
-}
 
-impl Chunks for Chat {
-    fn token(&mut self, index: usize, token: Token, out: &mut Frames) {
-        let logprobs = self.head.logprobs(std::slice::from_ref(&token));
-        let parts = self.answers[index].parser.push(&token.text);
-        self.parts(index, parts, logprobs, out);
-    }
-
-    fn end(&mut self, index: usize, summary: &Summary, out: &mut Frames) {
-        let parts = self.answers[index].parser.finish(&summary.text);
-        self.parts(index, parts, Value::Null, out);
-        let has_calls = self.answers[index].parser.has_calls();
-        let reason = if has_calls { "tool_calls" } else { summary.reason.name() };
+    fn end(&mut self, index: usize, parser: &AnswerParser, summary: &Summary, out: &mut Frames) {
+        let reason = if parser.has_calls() { "tool_calls" } else { summary.reason.name() };
         out.data(&self.head.chunk(index, json!({}), Value::Null, Some(reason)));
     }
 

@@ -1,5 +1,6 @@
 //! Error responses, in OpenAI's format until [`super::apis::in_form`] changes it.
 
+use super::params::KV_FIELDS;
 use crate::engine::Failure;
 use axum::{
     Json,
@@ -9,16 +10,9 @@ use axum::{
 use scrimp_base::{Error, translate_settings};
 use serde_json::{Value, json};
 
-/// The fields of requests that name a setting of the libraries.
-const SETTINGS: [&str; 17] = [
+/// The fields of requests, beside those of the KV cache, that name a setting of the libraries.
+const SETTINGS: [&str; 10] = [
     "frequency_penalty",
-    "kv_budget",
-    "kv_format",
-    "kv_policy",
-    "kv_recent",
-    "kv_shrink",
-    "kv_sinks",
-    "kvcrush",
     "max_tokens",
     "min_p",
     "presence_penalty",
@@ -34,7 +28,7 @@ const SETTINGS: [&str; 17] = [
 /// name the settings of the KV cache without the prefix `kv_`.
 fn name_fields(message: &str) -> String {
     translate_settings(message, |name| {
-        SETTINGS.iter().find(|&&s| s == name || s.strip_prefix("kv_") == Some(name)).map(|&s| s.to_owned())
+        SETTINGS.iter().chain(&KV_FIELDS).find(|&&s| s == name || s.strip_prefix("kv_") == Some(name)).map(|&s| s.to_owned())
     })
 }
 

@@ -17,6 +17,7 @@ mod info;
 mod input;
 mod messages;
 mod params;
+mod part_stream;
 mod parts;
 mod reasoning;
 mod score;

@@ -50,10 +50,13 @@ impl Frames {
     }
 }
 
+/// Media type of server-sent events.
+pub(super) const EVENTS: &str = "text/event-stream; charset=utf-8";
+
 /// The stream format of an endpoint.
 pub(crate) trait Chunks: Send + Unpin + 'static {
     /// Media type of the stream.
-    const MEDIA_TYPE: &'static str = "text/event-stream; charset=utf-8";
+    const MEDIA_TYPE: &'static str = EVENTS;
 
     /// Writes the scores of the prompt of answer `index`.
     fn prompt(&mut self, _index: usize, _scores: Vec<Logprobs>, _out: &mut Frames) {}

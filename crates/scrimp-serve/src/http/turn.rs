@@ -8,12 +8,14 @@ use super::{
     error::ApiError,
     messages::{self, Prompt, PromptOptions},
     params::Params,
+    part_stream::{PartChunks, PartStream},
     parts::{AnswerParser, Block},
     reasoning::ReasoningOptions,
     state::{EngineOutputs, EngineRequests, Language, State},
     stream::{self, Complete, Usage},
     tools::Tools,
 };
+use axum::response::Response;
 use scrimp_llm::{chat::ReasoningParser, generate::ReasoningParams};
 use serde_json::Value;
 use std::sync::Arc;
@@ -39,9 +41,9 @@ pub(crate) struct Turn {
 #[derive(Debug)]
 pub(crate) struct Answers {
     /// Outputs of the engine.
-    pub(crate) outputs: EngineOutputs,
+    outputs: EngineOutputs,
     /// A parser per answer.
-    pub(crate) parsers: Vec<AnswerParser>,
+    parsers: Vec<AnswerParser>,
     /// Tokens of the prompt.
     pub(crate) prompt_tokens: usize,
     /// The context has less room than the request allows tokens.
@@ -140,6 +142,26 @@ impl Turn {
 }
 
 impl Answers {
+    /// Streams the answers.
+    ///
+    /// # Errors
+    /// The first output is a failure.
+    pub(crate) async fn stream(self, chunks: impl PartChunks) -> Result<Response, ApiError> {
+        let Self { outputs, parsers, .. } = self;
+        stream::stream(outputs, parsers.len(), PartStream { parsers, chunks }).await
+    }
+
+    /// Waits for the only answer.
+    ///
+    /// # Errors
+    /// Its failure.
+    pub(crate) async fn collect_one(self) -> Result<(Answer, Usage), ApiError> {
+        let (mut answers, usage) = self.collect().await?;
+        // Every request has an answer.
+        let answer = answers.pop().ok_or_else(|| ApiError::bad_request("the request has no answer"))?;
+        Ok((answer, usage))
+    }
+
     /// Waits for all answers.
     ///
     /// # Errors

@@ -10,10 +10,11 @@ use super::{
         input::Input,
         messages::{MAX_MESSAGES, PromptOptions},
         params::{MAX_STOPS, Params, ResponseFormat},
+        part_stream::PartChunks,
         parts::{AnswerParser, Block, Part},
         reasoning::ReasoningOptions,
         state::{State, unique},
-        stream::{Chunks, Frames, Usage, stream},
+        stream::{Frames, Usage},
         tools::{Choice, Tools},
         turn::Turn,
     },
@@ -75,17 +76,15 @@ async fn messages(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Res
     let turn = take(&mut fields, &language.kv)?;
     fields.finish()?;
     let streams = turn.params.stream;
-    let mut answers = turn.submit(&state, language, input.client)?;
+    let answers = turn.submit(&state, language, input.client)?;
     let (id, model) = (format!("msg_{:016x}", unique()), state.name().to_owned());
     let is_cut = answers.is_cut;
     if streams {
-        let Some(parser) = answers.parsers.pop() else { return Err(ApiError::bad_request("no answer")) };
         let prompt_tokens = answers.prompt_tokens;
-        let chunks = Message { id, model, prompt_tokens, is_cut, parser, open: None, blocks: 0, end: None };
-        return stream(answers.outputs, 1, chunks).await;
+        let chunks = Message { id, model, prompt_tokens, is_cut, open: None, blocks: 0, end: None };
+        return answers.stream(chunks).await;
     }
-    let (answers, usage) = answers.collect().await?;
-    let Some(answer) = answers.into_iter().next() else { return Err(ApiError::bad_request("no answer")) };
+    let (answer, usage) = answers.collect_one().await?;
     let has_calls = answer.blocks.iter().any(|block| matches!(block, Block::Call { .. }));
     let content: Vec<Value> = answer.blocks.into_iter().map(block).collect();
     let complete = answer.complete;
@@ -372,7 +371,6 @@ struct Message {
     model: String,
     prompt_tokens: usize,
     is_cut: bool,
-    parser: AnswerParser,
     /// The type of the block that has begun.
     open: Option<&'static str>,
     /// Number of blocks.
@@ -422,8 +420,10 @@ impl Message {
         let data = json!({ "type": "content_block_delta", "index": index, "delta": delta });
         out.event("content_block_delta", &data);
     }
+}
 
-    fn parts(&mut self, parts: Vec<Part>, out: &mut Frames) {
+impl PartChunks for Message {
+    fn parts(&mut self, _: usize, parts: Vec<Part>, _: Option<&Token>, out: &mut Frames) {
         self.begin(out);
         for part in parts {
             match part {
@@ -446,19 +446,10 @@ impl Message {
             }
         }
     }
-}
 
-impl Chunks for Message {
-    fn token(&mut self, _: usize, token: Token, out: &mut Frames) {
-        let parts = self.parser.push(&token.text);
-        self.parts(parts, out);
-    }
-
-    fn end(&mut self, _: usize, summary: &Summary, out: &mut Frames) {
-        let parts = self.parser.finish(&summary.text);
-        self.parts(parts, out);
+    fn end(&mut self, _: usize, parser: &AnswerParser, summary: &Summary, out: &mut Frames) {
         self.close(out);
-        let has_calls = self.parser.has_calls();
+        let has_calls = parser.has_calls();
         let reason = reason(summary.reason, summary.stop.as_deref(), has_calls, self.is_cut);
         let delta = json!({ "stop_reason": reason, "stop_sequence": summary.stop });
         self.end = Some(json!({ "type": "message_delta", "delta": delta }));

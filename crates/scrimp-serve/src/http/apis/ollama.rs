@@ -11,11 +11,12 @@ use super::{
         fields::Fields,
         input::Untyped,
         messages::{self, PromptOptions},
-        params::{MAX_STOPS, Params, ResponseFormat},
+        params::{KV_FIELDS, MAX_STOPS, Params, ResponseFormat},
+        part_stream::PartChunks,
         parts::{AnswerParser, Block, Part},
         reasoning::ReasoningOptions,
         state::{Language, State, rfc3339},
-        stream::{Chunks, Frames, Usage, stream},
+        stream::{Frames, Usage},
         tools::{Choice, Tools},
         turn::{Answers, Turn},
     },
@@ -54,9 +55,6 @@ const VERSION: &str = "0.12.6";
 const DEFAULTS: [(&str, f64); 3] = [("temperature", 0.8), ("top_k", 40.0), ("top_p", 0.9)];
 /// Names of options that differ from those of the other APIs.
 const RENAMED: [(&str, &str); 1] = [("repeat_penalty", "repetition_penalty")];
-/// KV cache fields, which may be beside `options` or inside.
-const KV_FIELDS: [&str; 7] =
-    ["kv_budget", "kv_format", "kv_policy", "kv_recent", "kv_shrink", "kv_sinks", "kvcrush"];
 
 /// The body of an error.
 fn error(e: &ApiError) -> Value {
@@ -188,7 +186,7 @@ fn take_turn(fields: &mut Fields, kv: &KvOptions, messages: Vec<Value>) -> Resul
     Ok(Turn { messages, tools, options, reasoning, params: params.checked()?, logprobs: None })
 }
 
-/// `options` with the names and defaults of the other APIs.
+/// `options` with the names and defaults of the other APIs. The KV cache fields may be beside `options` or inside.
 fn options(fields: &mut Fields) -> Result<Fields, ApiError> {
     let mut options: Map<String, Value> = fields.object("options")?.unwrap_or_default();
     for name in KV_FIELDS {
@@ -210,14 +208,11 @@ fn options(fields: &mut Fields) -> Result<Fields, ApiError> {
 }
 
 /// Waits for an answer, or streams it.
-async fn respond(mut reply: Reply, mut answers: Answers, streams: bool) -> Result<Response, ApiError> {
+async fn respond(mut reply: Reply, answers: Answers, streams: bool) -> Result<Response, ApiError> {
     if streams {
-        let Some(parser) = answers.parsers.pop() else { return Err(ApiError::bad_request("no answer")) };
-        let lines = Lines { reply, parser, call: None };
-        return stream(answers.outputs, 1, lines).await;
+        return answers.stream(Lines { reply, call: None }).await;
     }
-    let (answers, usage) = answers.collect().await?;
-    let Some(answer) = answers.into_iter().next() else { return Err(ApiError::bad_request("no answer")) };
+    let (answer, usage) = answers.collect_one().await?;
     let (mut text, mut thinking, mut calls) = (String::new(), String::new(), Vec::new());
     for block in answer.blocks {
         match block {
@@ -291,13 +286,23 @@ impl Reply {
 /// A streamed answer.
 struct Lines {
     reply: Reply,
-    parser: AnswerParser,
     /// Name and arguments of the call that has begun.
     call: Option<(String, String)>,
 }
 
 impl Lines {
-    fn parts(&mut self, parts: Vec<Part>, out: &mut Frames) {
+    /// Writes the call that has begun: calls are whole.
+    fn flush(&mut self, out: &mut Frames) {
+        if let Some((name, arguments)) = self.call.take() {
+            out.line(&self.reply.line("", "", vec![call(&name, &arguments)]));
+        }
+    }
+}
+
+impl PartChunks for Lines {
+    const MEDIA_TYPE: &'static str = "application/x-ndjson";
+
+    fn parts(&mut self, _: usize, parts: Vec<Part>, _: Option<&Token>, out: &mut Frames) {
         self.reply.first.get_or_insert_with(Instant::now);
         for part in parts {
             match part {
@@ -322,25 +327,7 @@ impl Lines {
         }
     }
 
-    /// Writes the call that has begun: calls are whole.
-    fn flush(&mut self, out: &mut Frames) {
-        if let Some((name, arguments)) = self.call.take() {
-            out.line(&self.reply.line("", "", vec![call(&name, &arguments)]));
-        }
-    }
-}
-
-impl Chunks for Lines {
-    const MEDIA_TYPE: &'static str = "application/x-ndjson";
-
-    fn token(&mut self, _: usize, token: Token, out: &mut Frames) {
-        let parts = self.parser.push(&token.text);
-        self.parts(parts, out);
-    }
-
-    fn end(&mut self, _: usize, summary: &Summary, out: &mut Frames) {
-        let parts = self.parser.finish(&summary.text);
-        self.parts(parts, out);
+    fn end(&mut self, _: usize, _: &AnswerParser, summary: &Summary, out: &mut Frames) {
         self.flush(out);
         let mut usage = Usage::default();
         usage.add(summary);

@@ -1,17 +1,19 @@
 //! Common fields of chat and completions: sampling, stop strings, limits, KV cache.
 
+mod format;
+mod kv;
+
+pub(crate) use format::ResponseFormat;
+pub(crate) use kv::KV_FIELDS;
+
 use super::{error::ApiError, fields::Fields};
 use crate::{
-    constraint::{Constraint, Constraints, Notation},
+    constraint::Constraint,
     engine::{Generate, KvOptions},
 };
-use scrimp_kv::{
-    KvFormat,
-    compress::{Budget, Compression, DEFAULT_POLICY, DEFAULT_SHARE, Shrink},
-    policy::policy,
-};
+use kv::kv_choice;
 use scrimp_llm::sampling::SamplingParams;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Maximum number of stop strings.
 pub(crate) const MAX_STOPS: usize = 16;
@@ -19,8 +21,6 @@ pub(crate) const MAX_STOPS: usize = 16;
 const MAX_N: i64 = 16;
 /// Maximum number of alternatives per token.
 const MAX_LOGPROBS: i64 = 20;
-/// Maximum number of texts to choose from.
-const MAX_CHOICES: usize = 1024;
 /// Maximum number of entries of `logit_bias`.
 const MAX_BIAS: usize = 1024;
 
@@ -90,134 +90,6 @@ pub(crate) struct Params {
     pub(crate) skip_special: bool,
     /// The end user, for the fair queue.
     pub(crate) user: Option<String>,
-}
-
-/// Grammar of an answer.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum ResponseFormat {
-    /// Any text.
-    Text,
-    /// A JSON object.
-    JsonObject,
-    /// JSON that matches a schema; true: strictly.
-    Schema(Value, bool),
-    /// A text that matches a grammar.
-    Grammar(Notation),
-}
-
-impl ResponseFormat {
-    /// The format of an object with `type` and perhaps a schema, the value of the field `name`.
-    ///
-    /// # Errors
-    /// The type is unknown, or the schema is missing.
-    pub(crate) fn take(name: &str, map: Map<String, Value>) -> Result<Self, ApiError> {
-        let mut fields = Fields::of(map);
-        let wrong = |what: &str| ApiError::field(name, format!("{name}{what}"));
-        match fields.string("type")?.as_deref() {
-            Some("text") => Ok(Self::Text),
-            // Some clients give the schema of a JSON object directly.
-            Some("json_object") => match fields.take("schema") {
-                None => Ok(Self::JsonObject),
-                Some(schema @ Value::Object(_)) => Ok(Self::Schema(schema, false)),
-                Some(_) => Err(wrong(".schema must be an object")),
-            },
-            Some("json_schema") => {
-                let mut inner = Fields::of(fields.object("json_schema")?.unwrap_or_default());
-                let schema = inner.take("schema").or_else(|| fields.take("schema"));
-                let strict = inner.take("strict").or_else(|| fields.take("strict"));
-                schema
-                    .filter(Value::is_object)
-                    .map(|schema| Self::Schema(schema, strict == Some(Value::Bool(true))))
-                    .ok_or_else(|| wrong(".json_schema.schema must be an object"))
-            }
-            _ => Err(wrong(".type must be text, json_object or json_schema")),
-        }
-    }
-
-    /// Whether it restricts the text.
-    pub(crate) fn is_constrained(&self) -> bool {
-        *self != Self::Text
-    }
-
-    /// A constraint for one answer.
-    ///
-    /// # Errors
-    /// The grammar cannot be enforced.
-    pub(crate) fn constraint(
-        &self,
-        constraints: Option<&Constraints>,
-    ) -> Result<Option<Box<dyn Constraint>>, ApiError> {
-        let known = || {
-            constraints.ok_or_else(|| {
-                ApiError::field(
-                    "response_format",
-                    "response_format needs an end token, and this model has none",
-                )
-            })
-        };
-        Ok(match self {
-            Self::Text => None,
-            Self::JsonObject => Some(known()?.json_object()?),
-            Self::Schema(schema, strict) => Some(known()?.schema(schema, *strict)?),
-            Self::Grammar(notation) => Some(known()?.text(notation)?),
-        })
-    }
-
-    /// Takes the fields of llama-server and of vLLM: `grammar`; `guided_json`, `guided_regex`, `guided_choice`,
-    /// `guided_grammar`; `structured_outputs` with `json`, `regex`, `choice`, `grammar` or `json_object`; `json_schema`.
-    ///
-    /// # Errors
-    /// A value is invalid, or there are several grammars.
-    fn take_others(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
-        let mut found = Vec::new();
-        if let Some(grammar) = fields.string("grammar")?.filter(|grammar| !grammar.is_empty()) {
-            found.push(Self::Grammar(Notation::detect(grammar)));
-        }
-        if let Some(schema) = fields.take("json_schema") {
-            found.push(Self::Schema(schema, false));
-        }
-        let mut structured = Fields::of(fields.object("structured_outputs")?.unwrap_or_default());
-        Self::take_guided(&mut structured, "", &mut found)?;
-        if structured.boolean("json_object")? == Some(true) {
-            found.push(Self::JsonObject);
-        }
-        structured.ignore_false(&["disable_any_whitespace", "disable_additional_properties"]);
-        structured.finish()?;
-        Self::take_guided(fields, "guided_", &mut found)?;
-        // They select vLLM's implementation.
-        fields.ignore(&["guided_decoding_backend", "guided_whitespace_pattern"]);
-        if found.len() > 1 {
-            let what = "the request has several grammars: give one";
-            return Err(ApiError::field("structured_outputs", what));
-        }
-        Ok(found.pop())
-    }
-
-    /// Takes a schema (`json`), `regex`, `choice` and `grammar`; `prefix` begins their names.
-    fn take_guided(fields: &mut Fields, prefix: &str, found: &mut Vec<Self>) -> Result<(), ApiError> {
-        let name = |name: &str| format!("{prefix}{name}");
-        if let Some(schema) = fields.take(&name("json")) {
-            let schema = match schema {
-                Value::String(text) => serde_json::from_str(&text).unwrap_or_default(),
-                schema => schema,
-            };
-            if !schema.is_object() {
-                return Err(ApiError::field(&name("json"), format!("{prefix}json must be a JSON schema")));
-            }
-            found.push(Self::Schema(schema, false));
-        }
-        if let Some(regex) = fields.string(&name("regex"))? {
-            found.push(Self::Grammar(Notation::Regex(regex)));
-        }
-        let choices = fields.strings(&name("choice"), MAX_CHOICES)?;
-        if !choices.is_empty() {
-            found.push(Self::Grammar(Notation::Choice(choices)));
-        }
-        if let Some(grammar) = fields.string(&name("grammar"))? {
-            found.push(Self::Grammar(Notation::detect(grammar)));
-        }
-        Ok(())
-    }
 }
 
 impl Params {
@@ -394,101 +266,12 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
         .collect()
 }
 
-/// The KV options of a request: the server's defaults, changed by the request's fields.
-fn kv_choice(fields: &mut Fields, default: &KvOptions) -> Result<KvOptions, ApiError> {
-    let mut kv = default.clone();
-    if let Some(factor) = fields.integer("kv_shrink", 1..=1 << 20)? {
-        return shrunk(fields, factor as u32);
-    }
-    if let Some(format) = fields.string("kv_format")? {
-        format.parse::<KvFormat>().map_err(|e| ApiError::field("kv_format", e.to_string()))?;
-        kv.format = format;
-    }
-    let budget = match fields.take("kv_budget") {
-        None => None,
-        Some(Value::Number(n)) if n.is_u64() => n.as_u64().map(|n| Budget::Tokens(n as usize)),
-        Some(Value::Number(n)) => n.as_f64().map(Budget::Fraction),
-        Some(_) => {
-            return Err(ApiError::field("kv_budget", "kv_budget must be a number of tokens or a fraction"));
-        }
-    };
-    let name = fields.string("kv_policy")?;
-    let share = fields.number("kvcrush", 0.0..=1.0)?;
-    let fixed = (fields.integer("kv_sinks", 0..=1 << 20)?, fields.integer("kv_recent", 0..=1 << 20)?);
-    if budget.is_none() && name.is_none() && share.is_none() && fixed == (None, None) {
-        return Ok(kv);
-    }
-    let chosen = policy(name.as_deref().unwrap_or(DEFAULT_POLICY))
-        .map_err(|e| ApiError::field("kv_policy", e.to_string()))?;
-    let mut how = match (kv.compression.take(), budget) {
-        (Some(how), None) => how,
-        (Some(how), Some(budget)) => Compression { budget, ..how },
-        (None, Some(budget)) => {
-            let mut how = Compression::new(chosen, budget);
-            how.crush.share = if name.is_none() { DEFAULT_SHARE } else { 0.0 };
-            how
-        }
-        (None, None) if name.as_deref() == Some("full") => return Ok(kv),
-        (None, None) => return Err(ApiError::field("kv_budget", "kv_policy and kvcrush need a kv_budget")),
-    };
-    if name.is_some() {
-        how.policy = chosen;
-        how.fit = chosen.policy.fits_values();
-    }
-    if let Some(share) = share {
-        how.crush.share = share;
-    }
-    how.sinks = fixed.0.map_or(how.sinks, |n| n as usize);
-    how.recent = fixed.1.map(|n| n as usize).or(how.recent);
-    how.check().map_err(|e| ApiError::field("kv_budget", e.to_string()))?;
-    kv.compression = Some(how).filter(|how| !how.keeps_everything());
-    Ok(kv)
-}
-
-/// The KV options of a cache that is `factor` times smaller.
-fn shrunk(fields: &mut Fields, factor: u32) -> Result<KvOptions, ApiError> {
-    let wrong = |what: String| ApiError::field("kv_shrink", what);
-    if let Some(name) = ["kv_budget", "kv_format", "kv_policy", "kvcrush"]
-        .into_iter()
-        .find(|&name| fields.get(name).is_some())
-    {
-        return Err(wrong(format!("kv_shrink selects budget, policy and format: leave out {name}")));
-    }
-    let Shrink { mut compression, format } =
-        Shrink::new(factor).map_err(|e| wrong(format!("kv_shrink: {e}")))?;
-    if let Some(sinks) = fields.integer("kv_sinks", 0..=1 << 20)? {
-        compression.sinks = sinks as usize;
-    }
-    compression.recent = fields.integer("kv_recent", 0..=1 << 20)?.map(|n| n as usize);
-    compression.check().map_err(|e| wrong(format!("kv_shrink: {e}")))?;
-    Ok(KvOptions { compression: Some(compression), format: format.to_owned() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use scrimp_kv::compress::Budget;
 
-    #[test]
-    fn a_factor_selects_budget_policy_and_format() {
-        let kv = take(r#"{"kv_shrink": 8, "kv_sinks": 2}"#).unwrap().kv;
-        let how = kv.compression.unwrap();
-        assert_eq!((kv.format.as_str(), how.sinks), ("int4", 2));
-        assert_eq!(
-            Compression { sinks: Compression::DEFAULT_SINKS, ..how },
-            Shrink::new(8).unwrap().compression
-        );
-        for text in [
-            r#"{"kv_shrink": 5}"#,
-            r#"{"kv_shrink": "8"}"#,
-            r#"{"kv_shrink": 8, "kv_budget": 0.5}"#,
-            r#"{"kv_shrink": 8, "kv_format": "int8"}"#,
-        ] {
-            assert!(take(text).unwrap_err().contains("kv_shrink"), "{text}");
-        }
-    }
-
-    fn take(text: &str) -> Result<Params, String> {
+    pub(super) fn take(text: &str) -> Result<Params, String> {
         let mut fields = Fields::parse(text.as_bytes()).map_err(|e| e.message)?;
         let kv = KvOptions { compression: None, format: "bf16".into() };
         let params = Params::take(&mut fields, &kv, 1).map_err(|e| e.message)?;
@@ -511,36 +294,6 @@ mod tests {
         let (a, b) = (p.generate(0, 9, 16, None, None), p.generate(1, 9, 16, None, None));
         assert_ne!(a.sampling.seed, b.sampling.seed);
         assert_eq!(p.generate(0, 3, 16, None, None).max_tokens, 3);
-    }
-
-    #[test]
-    fn every_server_has_its_fields_of_grammars() {
-        let grammar = |notation| ResponseFormat::Grammar(notation);
-        let regex = || grammar(Notation::Regex("a+".into()));
-        let schema = || ResponseFormat::Schema(json!({"type": "object"}), false);
-        for (text, format) in [
-            (r#"{"guided_regex": "a+"}"#, regex()),
-            (r#"{"structured_outputs": {"regex": "a+"}}"#, regex()),
-            (r#"{"guided_choice": ["a", "b"]}"#, grammar(Notation::Choice(vec!["a".into(), "b".into()]))),
-            (r#"{"guided_json": {"type": "object"}}"#, schema()),
-            (r#"{"guided_json": "{\"type\": \"object\"}"}"#, schema()),
-            (r#"{"structured_outputs": {"json": {"type": "object"}}}"#, schema()),
-            (r#"{"structured_outputs": {"json_object": true}}"#, ResponseFormat::JsonObject),
-            (r#"{"grammar": "root ::= a"}"#, grammar(Notation::Gbnf("root ::= a".into()))),
-            (r#"{"guided_grammar": "start: a"}"#, grammar(Notation::Lark("start: a".into()))),
-            (r#"{"grammar": ""}"#, ResponseFormat::Text),
-        ] {
-            assert_eq!(take(text).unwrap().format, format, "{text}");
-        }
-        for text in [
-            r#"{"guided_regex": "a", "grammar": "root ::= a"}"#,
-            r#"{"guided_regex": "a", "response_format": {"type": "json_object"}}"#,
-            r#"{"structured_outputs": {"regexp": "a"}}"#,
-            r#"{"guided_json": "no"}"#,
-            r#"{"guided_choice": [5]}"#,
-        ] {
-            assert!(take(text).is_err(), "{text}");
-        }
     }
 
     #[test]
