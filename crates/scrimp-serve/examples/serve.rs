@@ -10,7 +10,7 @@ use scrimp_llm::{
     checkpoint::Checkpoint,
     model::{Model, RunOptions},
 };
-use scrimp_serve::{LanguageModel, ServeOptions, Server};
+use scrimp_serve::{LanguageModel, Models, Named, ServeOptions, Server};
 use std::{
     error::Error,
     io::{Read, Write},
@@ -52,7 +52,8 @@ fn start(path: &Path) -> Result<Server> {
 
     let language = LanguageModel { model, tokenizer, template };
     let options = ServeOptions { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..Default::default() };
-    Ok(Server::bind(options, vec!["example".to_owned()], Some(language), None)?)
+    let models = Models { language: Some(Named::new("example", language)), ..Models::default() };
+    Ok(Server::bind(options, models)?)
 }
 
 /// Sends a request to `/v1/completions` and returns the body of the response. Any HTTP client works, too.

@@ -1,4 +1,4 @@
-//! An OpenAI-compatible server for language models and recommenders.
+//! An OpenAI-compatible server for language models, embedding models, rerankers and recommenders.
 //!
 //! ```text
 //!  http      routes, keys, limits, formats of requests and answers       (tokio, two threads)
@@ -7,6 +7,7 @@
 //!  engine    the thread that owns the model                              scheduler   continuous batching (pure)
 //!   └ kv_cache_manager   KV caches of requests, cached prefixes           └ prefix    prefix cache by hash of blocks
 //!
+//!  texts     the threads that own the embedding model and the reranker
 //!  score     the thread that owns the recommender
 //! ```
 //! Entry point: [`Server::bind`] and [`Server::run`].
@@ -21,11 +22,12 @@ mod options;
 pub mod scheduler;
 mod score;
 mod server;
+mod texts;
 
 pub use engine::KvOptions;
 pub use http::digest;
 pub use options::ServeOptions;
-pub use server::{LanguageModel, Server};
+pub use server::{LanguageModel, Models, Named, Server};
 
 /// The examples of the README are tests.
 #[cfg(doctest)]

@@ -96,6 +96,10 @@ pub(crate) struct Metrics {
     pub(crate) compressions: Number,
     /// Rows scored by the recommender.
     pub(crate) scored_rows: Number,
+    /// Texts with an embedding of the embedding model.
+    pub(crate) embedded_texts: Number,
+    /// Documents scored by the reranker.
+    pub(crate) ranked_documents: Number,
     /// Time from a request's arrival to its first token.
     pub(crate) time_to_first_token: Histogram,
     /// Time between consecutive tokens.
@@ -151,6 +155,8 @@ impl Metrics {
             ("num_preemptions_total", "Preempted requests.", &self.preemptions),
             ("kv_compressions_total", "KV caches compressed under memory pressure.", &self.compressions),
             ("scored_rows_total", "Rows scored by the recommender.", &self.scored_rows),
+            ("embedded_texts_total", "Texts embedded by the embedding model.", &self.embedded_texts),
+            ("ranked_documents_total", "Documents scored by the reranker.", &self.ranked_documents),
         ] {
             one(name, "counter", help, number.get() as f64);
         }

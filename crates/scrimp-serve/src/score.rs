@@ -23,6 +23,8 @@ struct Request {
 /// Handle of the thread.
 #[derive(Debug)]
 pub(crate) struct Recommender {
+    /// Its names.
+    pub(crate) names: Vec<String>,
     schema: Schema,
     requests: Mutex<Sender<Request>>,
     _thread: JoinHandle<()>,
@@ -34,8 +36,8 @@ impl Recommender {
     /// # Errors
     /// Threads cannot be created.
     pub(crate) fn start(
-        model: Model,
-        threads: usize,
+        names: Vec<String>,
+        (model, threads): (Model, usize),
         level: SimdLevel,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
@@ -44,7 +46,7 @@ impl Recommender {
         let thread = std::thread::Builder::new()
             .name("scrimp-rec".into())
             .spawn(move || run(model, Exec { pool: &pool, level }, &requests, &metrics))?;
-        Ok(Self { schema, requests: Mutex::new(sender), _thread: thread })
+        Ok(Self { names, schema, requests: Mutex::new(sender), _thread: thread })
     }
 
     /// The schema of rows.

@@ -3,10 +3,11 @@
 use crate::{
     constraint::Constraints,
     engine::{self, Command, EngineOptions},
-    http::{History, Language, ModelFacts, Peer, ReasoningOptions, Requests, State, cors, now, router},
+    http::{History, Language, ModelFacts, Peer, ReasoningOptions, Requests, State, TextService, cors, now, router},
     metrics::Metrics,
     options::ServeOptions,
     score::Recommender,
+    texts::TextQueue,
 };
 use axum::Router;
 use hyper::{body::Incoming, server::conn::http1::Builder};
@@ -14,7 +15,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
-use scrimp_llm::{chat::ChatTemplate, model::Model, tokenizer::Tokenizer};
+use scrimp_llm::{Embedder, Reranker, chat::ChatTemplate, model::Model, tokenizer::Tokenizer};
 use std::{
     io,
     net::SocketAddr,
@@ -47,6 +48,46 @@ pub struct LanguageModel {
     pub template: Option<ChatTemplate>,
 }
 
+/// A model and its names. Requests select it by one of them; answers contain the first.
+#[derive(Debug)]
+pub struct Named<T> {
+    /// Names.
+    pub names: Vec<String>,
+    /// The model.
+    pub model: T,
+}
+
+impl<T> Named<T> {
+    /// A model with one name.
+    pub fn new(name: impl Into<String>, model: T) -> Self {
+        Self { names: vec![name.into()], model }
+    }
+}
+
+/// The models of a server, at most one of each kind.
+#[derive(Default)]
+pub struct Models {
+    /// Chats, completions, and embeddings if there is no embedding model.
+    pub language: Option<Named<LanguageModel>>,
+    /// Embeddings.
+    pub embedder: Option<Named<Embedder>>,
+    /// Scores of documents for a query.
+    pub reranker: Option<Named<Reranker>>,
+    /// Scores of rows, and the number of threads.
+    pub recommender: Option<Named<(scrimp_rec::model::Model, usize)>>,
+}
+
+impl Models {
+    /// The names of all models.
+    pub fn names(&self) -> Vec<String> {
+        let language = self.language.iter().flat_map(|m| &m.names);
+        let embedder = self.embedder.iter().flat_map(|m| &m.names);
+        let reranker = self.reranker.iter().flat_map(|m| &m.names);
+        let recommender = self.recommender.iter().flat_map(|m| &m.names);
+        language.chain(embedder).chain(reranker).chain(recommender).cloned().collect()
+    }
+}
+
 /// A listening server.
 pub struct Server {
     runtime: tokio::runtime::Runtime,
@@ -57,17 +98,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the address and starts the engine. Requests select a model by one of `names`; answers contain the first. The
-    /// recommender comes with its number of threads.
+    /// Binds the address and starts the threads of the models.
     ///
     /// # Errors
     /// The address is not available, threads cannot be created, or an entry of [`ServeOptions::cors`] is not an origin.
-    pub fn bind(
-        options: ServeOptions,
-        names: Vec<String>,
-        language: Option<LanguageModel>,
-        recommender: Option<(scrimp_rec::model::Model, usize)>,
-    ) -> io::Result<Self> {
+    pub fn bind(options: ServeOptions, models: Models) -> io::Result<Self> {
+        let Models { language, embedder, reranker, recommender } = models;
         let cors = cors(&options.cors).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -78,9 +114,9 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         metrics.kv_limit.set(options.kv_bytes as u64);
         let recommender = match recommender {
-            Some((model, threads)) => {
+            Some(Named { names, model }) => {
                 let level = scrimp_kernels::SimdLevel::from_env().map_err(io::Error::other)?;
-                Some(Recommender::start(model, threads, level, Arc::clone(&metrics))?)
+                Some(Recommender::start(names, model, level, Arc::clone(&metrics))?)
             }
             None => None,
         };
@@ -93,10 +129,14 @@ impl Server {
             }
             None => None,
         };
+        let limit = options.limits.max_waiting;
+        let embedder = embedder.map(|named| embedding_service(named, limit, &metrics)).transpose()?;
+        let reranker = reranker.map(|named| ranking_service(named, limit, &metrics)).transpose()?;
         let state = Arc::new(State {
             language,
+            embedder,
+            reranker,
             recommender,
-            names,
             options,
             metrics,
             draining: AtomicBool::new(false),
@@ -135,9 +175,41 @@ impl Server {
     }
 }
 
+/// Starts the thread of an embedding model.
+fn embedding_service(
+    Named { names, model }: Named<Embedder>,
+    limit: usize,
+    metrics: &Arc<Metrics>,
+) -> io::Result<TextService<Embedder>> {
+    Ok(TextService {
+        names,
+        facts: ModelFacts::of_either(model.encoder(), model.decoder()),
+        max_tokens: model.max_tokens(),
+        width: model.width(),
+        queue: TextQueue::start(model, limit, Arc::clone(metrics))?,
+    })
+}
+
+/// Starts the thread of a reranker.
+fn ranking_service(
+    Named { names, model }: Named<Reranker>,
+    limit: usize,
+    metrics: &Arc<Metrics>,
+) -> io::Result<TextService<Reranker>> {
+    let encoder = model.encoder().map(|encoder| encoder.config().hidden_size);
+    let decoder = model.decoder().map(|decoder| decoder.config().hidden_size);
+    Ok(TextService {
+        names,
+        facts: ModelFacts::of_either(model.encoder(), model.decoder()),
+        max_tokens: model.max_tokens(),
+        width: encoder.or(decoder).unwrap_or_default(),
+        queue: TextQueue::start(model, limit, Arc::clone(metrics))?,
+    })
+}
+
 /// Starts the engine's thread.
 fn start_engine(
-    language: LanguageModel,
+    Named { names, model: language }: Named<LanguageModel>,
     options: &ServeOptions,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(Language, Sender<Command>, JoinHandle<()>)> {
@@ -145,6 +217,7 @@ fn start_engine(
     let tokenizer = Arc::new(tokenizer);
     let (commands, received) = channel();
     let shared = Language {
+        names,
         facts: ModelFacts::new(&model),
         constraints: Constraints::new(&tokenizer).ok(),
         template,

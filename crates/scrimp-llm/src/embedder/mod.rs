@@ -10,11 +10,13 @@
 //! ```
 
 mod pipeline;
+mod purpose;
 mod rerank;
 mod text;
 
 pub use pipeline::Pooling;
-pub use rerank::Reranker;
+pub use purpose::Purpose;
+pub use rerank::{Relevance, Reranker};
 
 use crate::{
     checkpoint::Checkpoint,
@@ -109,6 +111,22 @@ impl Embedder {
         match &self.backbone {
             Backbone::Encoder(encoder) => encoder.exec(),
             Backbone::Decoder(model) => model.exec(),
+        }
+    }
+
+    /// The encoder; `None`: the model is a decoder.
+    pub fn encoder(&self) -> Option<&Encoder> {
+        match &self.backbone {
+            Backbone::Encoder(encoder) => Some(encoder),
+            Backbone::Decoder(_) => None,
+        }
+    }
+
+    /// The decoder; `None`: the model is an encoder.
+    pub fn decoder(&self) -> Option<&Model> {
+        match &self.backbone {
+            Backbone::Encoder(_) => None,
+            Backbone::Decoder(model) => Some(model),
         }
     }
 

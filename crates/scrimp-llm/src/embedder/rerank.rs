@@ -11,7 +11,7 @@ use crate::{
     encoder::Encoder,
     error::{Error, Result},
     llm::Llm,
-    model::RunOptions,
+    model::{Model, RunOptions},
 };
 use std::path::Path;
 
@@ -25,6 +25,15 @@ const BEHIND: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n
 #[derive(Debug)]
 pub struct Reranker {
     kind: Kind,
+}
+
+/// The relevance of a document.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Relevance {
+    /// From 0 to 1.
+    pub score: f32,
+    /// Tokens of the query and the document together, with the special ones.
+    pub tokens: usize,
 }
 
 #[derive(Debug)]
@@ -71,12 +80,49 @@ impl Reranker {
         Ok(Self { kind: Kind::Decoder { llm: Box::new(llm), yes, no } })
     }
 
+    /// The encoder; `None`: the model is a decoder.
+    pub fn encoder(&self) -> Option<&Encoder> {
+        match &self.kind {
+            Kind::CrossEncoder { encoder, .. } => Some(encoder),
+            Kind::Decoder { .. } => None,
+        }
+    }
+
+    /// The decoder; `None`: the model is an encoder.
+    pub fn decoder(&self) -> Option<&Model> {
+        match &self.kind {
+            Kind::CrossEncoder { .. } => None,
+            Kind::Decoder { llm, .. } => Some(llm.model()),
+        }
+    }
+
+    /// The most tokens of a query and a document. Cross-encoders cut longer texts.
+    pub fn max_tokens(&self) -> usize {
+        match &self.kind {
+            Kind::CrossEncoder { encoder, .. } => encoder.config().max_tokens,
+            Kind::Decoder { llm, .. } => llm.model().context_length(),
+        }
+    }
+
     /// The relevance of each document to `query`, from 0 to 1. `instruction` replaces that of web searches in models that
     /// read one.
     ///
     /// # Errors
     /// When a text is empty or cannot be tokenized, or memory cannot be had.
     pub fn score(&self, query: &str, documents: &[&str], instruction: Option<&str>) -> Result<Vec<f32>> {
+        Ok(self.rank(query, documents, instruction)?.into_iter().map(|found| found.score).collect())
+    }
+
+    /// As [`Reranker::score`], with the number of tokens of each document.
+    ///
+    /// # Errors
+    /// As [`Reranker::score`].
+    pub fn rank(
+        &self,
+        query: &str,
+        documents: &[&str],
+        instruction: Option<&str>,
+    ) -> Result<Vec<Relevance>> {
         match &self.kind {
             Kind::CrossEncoder { encoder, text } => {
                 let most = encoder.config().max_tokens;
@@ -88,7 +134,9 @@ impl Reranker {
                     [irrelevant, relevant] => sigmoid(relevant - irrelevant),
                     _ => sigmoid(outputs[0]),
                 };
-                Ok(encoder.classify(&pairs)?.into_iter().map(relevance).collect())
+                let scores = encoder.classify(&pairs)?.into_iter().map(relevance);
+                let tokens = pairs.iter().map(|pair| pair.ids.len());
+                Ok(scores.zip(tokens).map(|(score, tokens)| Relevance { score, tokens }).collect())
             }
             Kind::Decoder { llm, yes, no } => {
                 let instruction = instruction.unwrap_or(INSTRUCTION);
@@ -99,7 +147,8 @@ impl Reranker {
                     let ids = llm.tokenizer().encode(&text, false, true)?;
                     let mut session = llm.model().session();
                     let logits = session.forward(&ids)?;
-                    Ok(sigmoid(logits[*yes as usize] - logits[*no as usize]))
+                    let score = sigmoid(logits[*yes as usize] - logits[*no as usize]);
+                    Ok(Relevance { score, tokens: ids.len() })
                 };
                 documents.iter().map(score).collect()
             }

@@ -92,6 +92,21 @@ impl Encoder {
         self.weights.classifier.is_some()
     }
 
+    /// Number of parameters.
+    pub fn parameters(&self) -> u64 {
+        self.weights.stored.parameters
+    }
+
+    /// Bytes of the tensors in the file.
+    pub fn stored_bytes(&self) -> u64 {
+        self.weights.stored.bytes
+    }
+
+    /// Type of the weights in the file: `f32`, `f16` or `bf16`.
+    pub fn stored_type(&self) -> &'static str {
+        self.weights.stored.dtype
+    }
+
     pub(crate) fn exec(&self) -> Exec<'_> {
         Exec { pool: &self.pool, level: self.level }
     }

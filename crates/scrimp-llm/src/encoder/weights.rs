@@ -58,6 +58,16 @@ pub(super) struct Weights {
     pub(super) embedding_norm: Norm,
     pub(super) layers: Vec<Layer>,
     pub(super) classifier: Option<Classifier>,
+    pub(super) stored: StoredSize,
+}
+
+/// The size of the tensors in the file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StoredSize {
+    pub(super) parameters: u64,
+    pub(super) bytes: u64,
+    /// Type of the token embedding.
+    pub(super) dtype: &'static str,
 }
 
 /// An embedding in the mapped file.
@@ -116,6 +126,7 @@ pub(super) fn load(dir: &HfDir, path: &Path, config: &EncoderConfig, pool: &Pool
         embedding_norm: tensors.norm("token_embd_norm", hidden)?,
         layers: (0..config.n_layers).map(|i| tensors.layer(i, config)).collect::<Result<_>>()?,
         classifier: tensors.classifier(hidden)?,
+        stored: tensors.size(),
     })
 }
 
@@ -147,6 +158,15 @@ fn by_name(shards: &[SafetensorsFile], path: &Path) -> Result<HashMap<String, St
 impl Tensors<'_> {
     fn shape(&self, name: &str) -> Option<&[usize]> {
         self.by_name.get(name).map(|stored| stored.shape.as_slice())
+    }
+
+    fn size(&self) -> StoredSize {
+        let parameters = |stored: &Stored| stored.shape.iter().map(|&n| n as u64).product::<u64>();
+        StoredSize {
+            parameters: self.by_name.values().map(parameters).sum(),
+            bytes: self.by_name.values().map(|stored| stored.range.len() as u64).sum(),
+            dtype: self.by_name.get("token_embd.weight").map_or("", |stored| stored.dtype.name()),
+        }
     }
 
     fn get(&self, name: &str, shape: &[usize]) -> Result<&Stored> {

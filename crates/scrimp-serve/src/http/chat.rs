@@ -5,6 +5,7 @@ use super::{
     fields::Fields,
     input::Input,
     messages,
+    models::Served as _,
     params::{Params, alternatives},
     part_stream::PartChunks,
     parts::{AnswerParser, Block, Part},
@@ -37,7 +38,7 @@ pub(crate) async fn chat(Shared(state): Shared<Arc<State>>, input: Input) -> Res
     let answers = turn.submit(&state, language, input.client)?;
     let head = Head {
         id: format!("chatcmpl-{}", state.next_id()),
-        model: state.name().to_owned(),
+        model: language.name().to_owned(),
         tokenizer: Arc::clone(&language.tokenizer),
     };
     if streams {

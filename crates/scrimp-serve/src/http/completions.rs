@@ -4,6 +4,7 @@ use super::{
     error::ApiError,
     fields::Fields,
     input::Input,
+    models::Served as _,
     params::{Params, alternatives},
     state::{EngineRequests, Language, State, now},
     stream::{Chunks, Frames, Usage, collect, stream},
@@ -69,7 +70,7 @@ pub(crate) async fn completions(
     language.submit(requests.finish())?;
     let head = Head {
         id: format!("cmpl-{}", state.next_id()),
-        model: state.name().to_owned(),
+        model: language.name().to_owned(),
         tokenizer: Arc::clone(&language.tokenizer),
     };
     if params.stream {

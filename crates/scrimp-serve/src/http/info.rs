@@ -5,6 +5,7 @@ use super::{
     fields::Fields,
     input::Input,
     messages,
+    models::Entry,
     reasoning::ReasoningOptions,
     state::{Language, State, rfc3339},
     tools::Tools,
@@ -20,7 +21,8 @@ use std::sync::{Arc, atomic::Ordering};
 
 /// `/v1/models`, in the form of OpenAI's and of Anthropic's clients.
 pub(crate) fn models(state: &State) -> Value {
-    let one = |id: &String| {
+    let one = |entry: &Entry<'_>| {
+        let id = entry.name;
         json!({
             "id": id,
             "object": "model",
@@ -30,12 +32,15 @@ pub(crate) fn models(state: &State) -> Value {
             "display_name": id,
             "created_at": rfc3339(state.created),
             "lifecycle": "active",
-            "max_model_len": state.language.as_ref().map(|l| l.context_length.min(state.options.max_model_len)),
+            "task": entry.kind.task(),
+            "max_model_len": entry.max_tokens,
         })
     };
-    let data: Vec<Value> = state.names.iter().map(one).collect();
+    let entries = state.entries();
+    let data: Vec<Value> = entries.iter().map(one).collect();
+    let id = |entry: Option<&Entry<'_>>| entry.map(|entry| entry.name.to_owned());
     json!({
-        "object": "list", "data": data, "has_more": false, "first_id": state.names.first(), "last_id": state.names.last(),
+        "object": "list", "data": data, "has_more": false, "first_id": id(entries.first()), "last_id": id(entries.last()),
     })
 }
 
@@ -61,7 +66,8 @@ pub(crate) fn ready(state: &State) -> Response {
 /// `/metrics`.
 pub(crate) fn metrics(state: &State) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (kind, state.metrics.render(state.name())).into_response()
+    let entries = state.entries();
+    (kind, state.metrics.render(entries.first().map_or("", |entry| entry.name))).into_response()
 }
 
 /// `/tokenizer_info`: the begin- and end-of-text tokens, in vLLM's form. Evaluation harnesses read it.

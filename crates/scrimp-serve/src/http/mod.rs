@@ -16,10 +16,12 @@ mod history;
 mod info;
 mod input;
 mod messages;
+mod models;
 mod params;
 mod part_stream;
 mod parts;
 mod reasoning;
+mod rerank;
 mod score;
 mod state;
 mod stream;
@@ -31,8 +33,9 @@ pub(crate) use cors::cors;
 pub(crate) use drain::Requests;
 pub(crate) use error::ApiError;
 pub(crate) use history::History;
+pub(crate) use models::{ModelFacts, TextService};
 pub(crate) use reasoning::ReasoningOptions;
-pub(crate) use state::{Language, ModelFacts, State, now};
+pub(crate) use state::{Language, State, now};
 
 use axum::{
     Json, Router,
@@ -71,7 +74,11 @@ pub(crate) fn router(state: &Arc<State>, cors: Option<CorsLayer>) -> Router {
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(rerank::rerank))
+        .route("/v2/rerank", post(rerank::rerank))
+        .route("/rerank", post(rerank::rerank))
         .route("/v1/score", post(score::score))
+        .route("/score", post(score::score))
         .route(
             "/tokenizer_info",
             get(|Shared(s): Shared<Arc<State>>| async move { info::tokenizer(&s).map(Json) }),

@@ -1,9 +1,10 @@
-//! `/v1/score`: rows of a click log in, probabilities out.
+//! `/v1/score`: rows of a click log in, probabilities out. JSON with `text_1` and `text_2` is for the reranker.
 
 use super::{
     error::ApiError,
     fields::Fields,
     input::{self, Input},
+    rerank,
     state::State,
 };
 use crate::engine::Failure;
@@ -51,8 +52,15 @@ pub(super) async fn score(Shared(state): Shared<Arc<State>>, request: Request) -
     })?;
     let input = Input::read(&state, request).await?;
     let body: &[u8] = &input.body;
+    if form == Form::Json {
+        let fields = Fields::parse(body)?;
+        let has_pairs = fields.get("text_1").is_some() || fields.get("text_2").is_some();
+        if has_pairs || state.recommender.is_none() && state.reranker.is_some() {
+            return rerank::score(&state, fields).await;
+        }
+    }
     let Some(recommender) = &state.recommender else {
-        let what = "this server has no recommender: it was started without the setting `rec`";
+        let what = "this server has no recommender (the setting `rec`) and no reranker";
         return Err(ApiError::new(StatusCode::NOT_FOUND, what).code("model_not_found"));
     };
     let most = state.options.max_rows;

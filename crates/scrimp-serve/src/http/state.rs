@@ -1,7 +1,12 @@
 //! State shared by all HTTP handlers.
 
 use super::{
-    drain::Requests, error::ApiError, history::History, params::Params, reasoning::ReasoningOptions,
+    drain::Requests,
+    error::ApiError,
+    history::History,
+    models::{ModelFacts, TextService},
+    params::Params,
+    reasoning::ReasoningOptions,
 };
 use crate::{
     constraint::Constraints,
@@ -10,10 +15,8 @@ use crate::{
     options::ServeOptions,
     score::Recommender,
 };
-use axum::http::StatusCode;
-use scrimp_llm::{chat::ChatTemplate, checkpoint::Checkpoint, model::Model, tokenizer::Tokenizer};
+use scrimp_llm::{Embedder, Reranker, chat::ChatTemplate, tokenizer::Tokenizer};
 use std::{
-    collections::BTreeMap,
     hash::{BuildHasher as _, RandomState},
     sync::{
         Arc, Mutex, PoisonError,
@@ -24,50 +27,11 @@ use std::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// Facts about the language model and its file.
-#[derive(Debug, Clone)]
-pub(crate) struct ModelFacts {
-    /// Family of the architecture.
-    pub(crate) family: &'static str,
-    /// Number of layers.
-    pub(crate) layers: usize,
-    /// Number of parameters.
-    pub(crate) parameters: u64,
-    /// Size of the file in bytes.
-    pub(crate) file_bytes: u64,
-    /// Size of the weights in memory in bytes.
-    pub(crate) weight_bytes: u64,
-    /// Format of the file: `gguf` or `safetensors`.
-    pub(crate) container: &'static str,
-    /// Format of most weights.
-    pub(crate) weights: &'static str,
-}
-
-impl ModelFacts {
-    /// The facts about `model`.
-    pub(crate) fn new(model: &Model) -> Self {
-        let mut formats: BTreeMap<&'static str, u64> = BTreeMap::new();
-        let checkpoint = model.checkpoint();
-        for (_, tensor) in checkpoint.iter().flat_map(|checkpoint| checkpoint.tensors()) {
-            let parameters = tensor.shape.iter().map(|&d| d as u64).product::<u64>();
-            *formats.entry(tensor.encoding.name()).or_default() += parameters;
-        }
-        let is_gguf = checkpoint.is_some_and(|checkpoint| checkpoint.gguf_metadata().is_some());
-        Self {
-            family: model.config().family,
-            layers: model.config().n_layers,
-            parameters: formats.values().sum(),
-            file_bytes: checkpoint.map_or(0, Checkpoint::file_bytes),
-            weight_bytes: model.weight_bytes() as u64,
-            container: if is_gguf { "gguf" } else { "safetensors" },
-            weights: formats.iter().max_by_key(|format| format.1).map_or("", |format| format.0),
-        }
-    }
-}
-
 /// The language model.
 #[derive(Debug)]
 pub(crate) struct Language {
+    /// Its names in requests; answers contain the first.
+    pub(crate) names: Vec<String>,
     /// The model and its file.
     pub(crate) facts: ModelFacts,
     /// Tokenizer.
@@ -95,10 +59,12 @@ pub(crate) struct Language {
 pub(crate) struct State {
     /// The language model, if there is one.
     pub(crate) language: Option<Language>,
+    /// The embedding model, if there is one.
+    pub(crate) embedder: Option<TextService<Embedder>>,
+    /// The reranker, if there is one.
+    pub(crate) reranker: Option<TextService<Reranker>>,
     /// The recommender, if there is one.
     pub(crate) recommender: Option<Recommender>,
-    /// Model names; answers contain the first.
-    pub(crate) names: Vec<String>,
     /// Limits and API keys.
     pub(crate) options: ServeOptions,
     /// Prometheus metrics.
@@ -116,33 +82,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The language model.
-    ///
-    /// # Errors
-    /// 404 if there is no language model or it has another name.
-    pub(crate) fn language(&self, model: Option<&str>) -> Result<&Language, ApiError> {
-        let not_found = |what: String| {
-            let e = ApiError { param: Some("model".into()), ..ApiError::new(StatusCode::NOT_FOUND, what) };
-            e.code("model_not_found")
-        };
-        if let Some(model) = model
-            && !self.names.iter().any(|name| name == model)
-        {
-            let shown: String = model.chars().take(100).collect();
-            let name = self.names.first().map_or("", String::as_str);
-            return Err(not_found(format!("there is no model {shown:?}; this server has {name:?}")));
-        }
-        self.language.as_ref().ok_or_else(|| not_found("this server has no language model".into()))
-    }
-
     /// A new id.
     pub(crate) fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// The name in answers.
-    pub(crate) fn name(&self) -> &str {
-        self.names.first().map_or("", String::as_str)
     }
 }
 

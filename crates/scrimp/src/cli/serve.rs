@@ -11,6 +11,7 @@ use std::{net::IpAddr, num::NonZeroUsize, path::PathBuf};
 pub(super) const EXAMPLES: &str = "Examples:
   scrimp serve smollm2                                             http://127.0.0.1:8080, with a chat page
   scrimp serve qwen2.5-coder-1.5b --kv-memory 512MiB --kv-format int8 --kv-budget 0.25 --kv-pressure compress
+  scrimp serve smollm2 ./all-MiniLM-L6-v2 ./ms-marco-MiniLM-L6-v2   chats, embeddings and reranking in one server
   scrimp serve smollm2 --rec flights.model --host 0.0.0.0 --api-key-file keys.txt --log json
   scrimp serve --config serve.toml
 
@@ -22,8 +23,9 @@ finishes the running requests.";
 #[derive(Debug, Clone, Args)]
 #[command(args_override_self = true)]
 pub(crate) struct ServeArgs {
-    #[arg(help = format!("{MODEL}; optional with --rec"), required_unless_present_any = ["rec", "config"])]
-    pub(crate) model: Option<String>,
+    #[arg(help = format!("{MODEL}; a language model, an embedding model and a reranker can be given together; optional with --rec"))]
+    #[arg(required_unless_present_any = ["rec", "config"])]
+    pub(crate) model: Vec<String>,
     /// Recommender trained by `scrimp rec train`, for /v1/score
     #[arg(long, value_name = "REC_MODEL")]
     pub(crate) rec: Option<PathBuf>,
@@ -33,7 +35,7 @@ pub(crate) struct ServeArgs {
     /// Port to listen on; 0: any free port
     #[arg(long, value_name = "P", default_value_t = 8080)]
     pub(crate) port: u16,
-    /// Name of the model in requests [default: MODEL]
+    /// Name of the first MODEL in requests [default: MODEL]
     #[arg(long, value_name = "NAME")]
     pub(crate) served_model_name: Option<String>,
     /// TOML file with options, such as port = 8080; the command line takes precedence

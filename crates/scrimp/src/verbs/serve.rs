@@ -1,6 +1,7 @@
-//! `scrimp serve`: a server for language models and recommenders.
+//! `scrimp serve`: a server for language models, embedding models, rerankers and recommenders.
 
 mod config;
+mod models;
 
 use crate::{
     App,
@@ -8,14 +9,12 @@ use crate::{
         Usage,
         serve::{LogFormat, Pressure, ServeArgs},
     },
-    interrupt, kv_args,
-    loaded::Loaded,
+    interrupt,
 };
 use anyhow::Context as _;
-use scrimp_llm::{checkpoint::Checkpoint, tokenizer::Tokenizer};
-use scrimp_serve::{KvOptions, LanguageModel, ServeOptions, Server, digest};
+use scrimp_serve::{KvOptions, ServeOptions, Server, digest};
 use serde::Serialize;
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 /// Environment variable with an API key.
 const KEY_VARIABLE: &str = "SCRIMP_API_KEY";
@@ -42,36 +41,10 @@ pub(crate) fn run(app: &App, args: &ServeArgs) -> anyhow::Result<()> {
         app.printer
             .note("warning: every client that reaches this address can use the server; set --api-key-file");
     }
-    let mut names: Vec<String> = args.served_model_name.iter().cloned().collect();
-    let language = match &args.model {
-        Some(model) => {
-            let template = |checkpoint: &Checkpoint, tokenizer: &Tokenizer| {
-                kv_args::check_context(options.kv.compression.as_ref(), checkpoint.config().context_length)?;
-                checkpoint.chat_template(tokenizer)
-            };
-            let (Loaded { model: weights, tokenizer }, template) =
-                Loaded::open_with(app, model, &args.kv, template)?;
-            names.push(model.clone());
-            names.extend(file_name(Path::new(model)));
-            Some(LanguageModel { model: weights, tokenizer, template })
-        }
-        None => None,
-    };
-    let recommender = match &args.rec {
-        Some(path) => {
-            let (model, _) = scrimp_rec::model::Model::load(path)?;
-            names.extend(file_name(path));
-            Some((model, app.global.threads.map_or(1, |n| n.get().min(2))))
-        }
-        None => None,
-    };
-    if language.is_none() && recommender.is_none() {
-        return Err(Usage("give a MODEL or --rec".into()).into());
-    }
-    let mut seen = std::collections::HashSet::new();
-    names.retain(|name| seen.insert(name.clone()));
+    let models = models::load(app, args, &options)?;
+    let names = models.names();
     let address = options.address;
-    let server = Server::bind(options, names.clone(), language, recommender)
+    let server = Server::bind(options, models)
         .with_context(|| format!("cannot serve at {address}"))?;
     let url = format!("http://{}", server.address()?);
     app.printer.result(&Listening { url: &url, models: &names }, |l| format!("listening at {}", l.url))?;
@@ -133,11 +106,6 @@ fn keys(args: &ServeArgs) -> anyhow::Result<Vec<[u8; 32]>> {
         return Err(Usage(format!("an API key is empty (--api-key or {KEY_VARIABLE})")).into());
     }
     Ok(keys.iter().map(|key| digest(key.trim())).collect())
-}
-
-/// The file's name without its extension, a name of the model.
-fn file_name(path: &Path) -> Option<String> {
-    Some(path.file_stem()?.to_str()?.to_owned())
 }
 
 fn log_to_stderr(format: LogFormat) {

@@ -9,6 +9,7 @@ use super::{
         fields::Fields,
         input::Input,
         messages::{MAX_MESSAGES, PromptOptions},
+        models::Served as _,
         params::{MAX_STOPS, Params, ResponseFormat},
         part_stream::PartChunks,
         parts::{AnswerParser, Block, Part},
@@ -77,7 +78,7 @@ async fn messages(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Res
     fields.finish()?;
     let streams = turn.params.stream;
     let answers = turn.submit(&state, language, input.client)?;
-    let (id, model) = (format!("msg_{:016x}", unique()), state.name().to_owned());
+    let (id, model) = (format!("msg_{:016x}", unique()), language.name().to_owned());
     let is_cut = answers.is_cut;
     if streams {
         let prompt_tokens = answers.prompt_tokens;

@@ -7,6 +7,7 @@ use super::{
         error::ApiError,
         fields::Fields,
         input::Untyped,
+        models::Served as _,
         state::{Language, State},
     },
     Api,
@@ -46,8 +47,8 @@ fn props(state: &State) -> Result<Value, ApiError> {
     Ok(json!({
         "default_generation_settings": { "n_ctx": context(state, language), "params": { "temperature": 1.0 } },
         "total_slots": state.options.limits.max_num_seqs,
-        "model_alias": state.name(),
-        "model_path": state.name(),
+        "model_alias": language.name(),
+        "model_path": language.name(),
         "modalities": { "vision": false, "audio": false },
         "chat_template": language.template.as_ref().map_or("", |template| template.source()),
         "bos_token": text(language.tokenizer.bos()),

@@ -6,11 +6,12 @@
 use super::{
     super::{
         completions::infill,
-        embeddings,
+        embeddings::{self, EmbedOptions},
         error::ApiError,
         fields::Fields,
         input::Untyped,
         messages::{self, PromptOptions},
+        models::{Entry, Kind, ModelFacts, Served as _},
         params::{KV_FIELDS, MAX_STOPS, Params, ResponseFormat},
         part_stream::PartChunks,
         parts::{AnswerParser, Block, Part},
@@ -61,16 +62,21 @@ fn error(e: &ApiError) -> Value {
     json!({ "error": e.message })
 }
 
-/// The model of a request. Ollama's clients add a tag to its name.
-fn language<'a>(state: &'a State, fields: &mut Fields) -> Result<&'a Language, ApiError> {
+/// The name of a request's model. Ollama's clients add a tag to it.
+fn name(state: &State, fields: &mut Fields) -> Result<String, ApiError> {
     let mut name = None;
     for field in ["model", "name"] {
         name = name.or(fields.string(field)?);
     }
     let name = name.ok_or_else(|| ApiError::field("model", "model is required"))?;
-    let is_known = state.names.contains(&name);
+    let is_known = state.entries().iter().any(|entry| entry.name == name);
     let plain = name.strip_suffix(":latest").filter(|_| !is_known);
-    state.language(Some(plain.unwrap_or(&name)))
+    Ok(plain.map_or_else(|| name.clone(), str::to_owned))
+}
+
+/// The language model of a request.
+fn language<'a>(state: &'a State, fields: &mut Fields) -> Result<&'a Language, ApiError> {
+    state.language(Some(&name(state, fields)?))
 }
 
 /// Handles a request for the next message of a conversation.
@@ -81,13 +87,13 @@ async fn chat(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Res
     if matches!(fields.get("messages"), None | Some(Value::Array(_)))
         && fields.get("messages").and_then(Value::as_array).is_none_or(Vec::is_empty)
     {
-        return Ok(Json(loaded(&state, "message")).into_response());
+        return Ok(Json(loaded(language, "message")).into_response());
     }
     let turn = take(&mut fields, &language.kv)?;
     fields.log_rest("/api/chat");
     let streams = turn.params.stream;
     let answers = turn.submit(&state, language, input.client)?;
-    respond(Reply::new(&state, "message", start), answers, streams).await
+    respond(Reply::new(language, "message", start), answers, streams).await
 }
 
 /// Handles a request for the answer to a prompt.
@@ -99,7 +105,7 @@ async fn generate(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) ->
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let raw = fields.boolean("raw")?.unwrap_or(false) || language.template.is_none();
     if prompt.is_empty() && suffix.is_none() {
-        return Ok(Json(loaded(&state, "response")).into_response());
+        return Ok(Json(loaded(language, "response")).into_response());
     }
     let mut messages = Vec::new();
     if let Some(system) = fields.string("system")?.filter(|system| !system.is_empty()) {
@@ -120,13 +126,13 @@ async fn generate(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) ->
         }
         None => turn.submit(&state, language, input.client)?,
     };
-    respond(Reply::new(&state, "response", start), answers, streams).await
+    respond(Reply::new(language, "response", start), answers, streams).await
 }
 
 /// The response to a request without a prompt, which loads a model in Ollama.
-fn loaded(state: &State, key: &str) -> Value {
+fn loaded(language: &Language, key: &str) -> Value {
     let mut response = json!({
-        "model": state.name(), "created_at": rfc3339(super::super::now()), "done": true, "done_reason": "load",
+        "model": language.name(), "created_at": rfc3339(super::super::now()), "done": true, "done_reason": "load",
     });
     response[key] =
         if key == "message" { json!({ "role": "assistant", "content": "" }) } else { Value::from("") };
@@ -242,8 +248,8 @@ struct Reply {
 }
 
 impl Reply {
-    fn new(state: &State, key: &'static str, start: Instant) -> Self {
-        Self { model: state.name().to_owned(), key, start, first: None }
+    fn new(language: &Language, key: &'static str, start: Instant) -> Self {
+        Self { model: language.name().to_owned(), key, start, first: None }
     }
 
     fn line(&self, text: &str, thinking: &str, calls: Vec<Value>) -> Value {
@@ -347,14 +353,16 @@ impl PartChunks for Lines {
 async fn embed(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Result<Response, ApiError> {
     let start = Instant::now();
     let mut fields = Fields::parse(&input.body)?;
-    let language = language(&state, &mut fields)?;
+    let model = name(&state, &mut fields)?;
+    let model = state.embedding_model(Some(&model))?;
     let texts = fields.take("input").map(embeddings::inputs).transpose()?;
     let texts = texts.ok_or_else(|| ApiError::field("input", "input is required"))?;
-    fields.ignore(&["dimensions", "keep_alive", "options", "truncate"]);
+    let options = EmbedOptions::take(&mut fields, model, true)?;
+    fields.ignore(&["keep_alive", "options"]);
     fields.log_rest("/api/embed");
-    let (found, tokens) = embeddings::embed(&state, language, input.client, texts).await?;
+    let (found, tokens) = embeddings::embed(&state, model, input.client, texts, &options).await?;
     Ok(Json(json!({
-        "model": state.name(), "embeddings": found, "total_duration": start.elapsed().as_nanos() as u64,
+        "model": model.name(), "embeddings": found, "total_duration": start.elapsed().as_nanos() as u64,
         "load_duration": 0, "prompt_eval_count": tokens,
     }))
     .into_response())
@@ -363,17 +371,18 @@ async fn embed(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Re
 /// Handles a request for one embedding, the earlier form.
 async fn embed_one(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let language = language(&state, &mut fields)?;
+    let model = name(&state, &mut fields)?;
+    let model = state.embedding_model(Some(&model))?;
     let text = fields.string("prompt")?.ok_or_else(|| ApiError::field("prompt", "prompt is required"))?;
+    let options = EmbedOptions::take(&mut fields, model, true)?;
     fields.ignore(&["keep_alive", "options"]);
     fields.log_rest("/api/embeddings");
-    let (mut found, _) = embeddings::embed(&state, language, input.client, vec![text.into()]).await?;
+    let (mut found, _) = embeddings::embed(&state, model, input.client, vec![text.into()], &options).await?;
     Ok(Json(json!({ "embedding": found.pop() })).into_response())
 }
 
 /// `details` of a model.
-fn details(language: &Language) -> Value {
-    let facts = &language.facts;
+fn details(facts: &ModelFacts) -> Value {
     json!({
         "parent_model": "", "format": facts.container, "family": facts.family, "families": [facts.family],
         "parameter_size": parameter_size(facts.parameters), "quantization_level": facts.weights.to_uppercase(),
@@ -390,50 +399,53 @@ fn parameter_size(parameters: u64) -> String {
 }
 
 /// Identifies a model to clients. It is not the digest of its file.
-fn digest(name: &str, language: &Language) -> String {
-    let facts = &language.facts;
+fn digest(name: &str, facts: &ModelFacts) -> String {
     let text = format!("{name} {} {} {}", facts.family, facts.parameters, facts.file_bytes);
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The names of the language model with their common fields.
-fn entries(state: &State) -> Vec<Value> {
-    let Some(language) = &state.language else { return Vec::new() };
-    let one = |name: &String| {
-        json!({
-            "name": name, "model": name, "size": language.facts.file_bytes, "digest": digest(name, language),
-            "details": details(language), "modified_at": rfc3339(state.created),
-        })
-    };
-    state.names.iter().map(one).collect()
+/// A model with its common fields; `None`: a recommender, which Ollama does not have.
+fn listed(state: &State, entry: &Entry<'_>) -> Option<Value> {
+    let facts = entry.facts?;
+    Some(json!({
+        "name": entry.name, "model": entry.name, "size": facts.file_bytes, "digest": digest(entry.name, facts),
+        "details": details(facts), "modified_at": rfc3339(state.created),
+    }))
 }
 
 /// `/api/tags`: the models.
 fn tags(state: &State) -> Value {
-    json!({ "models": entries(state) })
+    let models: Vec<Value> = state.entries().iter().filter_map(|entry| listed(state, entry)).collect();
+    json!({ "models": models })
 }
 
-/// `/api/ps`: the loaded models.
+/// `/api/ps`: the loaded models, each with its first name.
 fn ps(state: &State) -> Value {
-    let mut models = entries(state);
-    models.truncate(1);
-    if let (Some(model), Some(language)) = (models.first_mut(), &state.language) {
+    let mut kinds = Vec::new();
+    let mut models = Vec::new();
+    for entry in state.entries() {
+        let (Some(mut model), Some(facts)) = (listed(state, &entry), entry.facts) else { continue };
+        if kinds.contains(&entry.kind) {
+            continue;
+        }
+        kinds.push(entry.kind);
         // The model stays loaded.
         model["expires_at"] = rfc3339(super::super::now() + (1 << 30)).into();
-        model["size"] = language.facts.weight_bytes.into();
+        model["size"] = facts.weight_bytes.into();
         model["size_vram"] = 0.into();
-        model["context_length"] = language.context_length.min(state.options.max_model_len).into();
+        model["context_length"] = entry.max_tokens.into();
+        models.push(model);
     }
     json!({ "models": models })
 }
 
-/// Handles a request for the properties of a model.
-async fn show(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Result<Response, ApiError> {
-    let mut fields = Fields::parse(&input.body)?;
-    let language = language(&state, &mut fields)?;
-    fields.ignore(&["system", "template", "options", "verbose"]);
-    fields.log_rest("/api/show");
-    let facts = &language.facts;
+/// `capabilities` of a model.
+fn capabilities(state: &State, kind: Kind) -> Vec<&'static str> {
+    let language = match (kind, &state.language) {
+        (Kind::Language, Some(language)) => language,
+        (Kind::Embedder, _) => return vec!["embedding"],
+        _ => return Vec::new(),
+    };
     let mut capabilities = vec!["completion"];
     if let Some(template) = &language.template {
         capabilities.push("tools");
@@ -444,15 +456,33 @@ async fn show(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Res
     if language.tokenizer.infill_marks().is_some() {
         capabilities.push("insert");
     }
+    capabilities
+}
+
+/// Handles a request for the properties of a model.
+async fn show(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Result<Response, ApiError> {
+    let mut fields = Fields::parse(&input.body)?;
+    let name = name(&state, &mut fields)?;
+    fields.ignore(&["system", "template", "options", "verbose"]);
+    fields.log_rest("/api/show");
+    let entries = state.entries();
+    let Some((entry, facts)) =
+        entries.iter().find(|entry| entry.name == name).and_then(|entry| Some((entry, entry.facts?)))
+    else {
+        return Err(state.no_model(&[Kind::Language, Kind::Embedder], Some(&name)));
+    };
+    let language = state.language.as_ref().filter(|_| entry.kind == Kind::Language);
+    let template = language.and_then(|language| language.template.as_ref());
     let family = facts.family;
     let mut info = json!({ "general.architecture": family, "general.parameter_count": facts.parameters });
-    info[format!("{family}.context_length")] = language.context_length.into();
-    info[format!("{family}.embedding_length")] = language.embedding_size.into();
+    info[format!("{family}.context_length")] =
+        language.map(|language| language.context_length).or(entry.max_tokens).into();
+    info[format!("{family}.embedding_length")] = entry.width.into();
     info[format!("{family}.block_count")] = facts.layers.into();
     Ok(Json(json!({
-        "modelfile": format!("# served by scrimp\nFROM {}\n", state.name()), "parameters": "", "license": "",
-        "template": language.template.as_ref().map_or("{{ .Prompt }}", |template| template.source()),
-        "details": details(language), "model_info": info, "capabilities": capabilities,
+        "modelfile": format!("# served by scrimp\nFROM {}\n", entry.name), "parameters": "", "license": "",
+        "template": template.map_or("{{ .Prompt }}", |template| template.source()),
+        "details": details(facts), "model_info": info, "capabilities": capabilities(&state, entry.kind),
         "modified_at": rfc3339(state.created),
     }))
     .into_response())

@@ -20,10 +20,15 @@ pub(super) fn read(path: &Path, args: &[OsString]) -> anyhow::Result<ServeArgs> 
 fn parse(text: &str, command_line: impl Iterator<Item = OsString>) -> Result<ServeArgs, String> {
     let table: Table = text.parse().map_err(|e: toml::de::Error| e.to_string().trim_end().to_owned())?;
     let mut words = Vec::new();
-    let mut model = None;
+    let mut models = Vec::new();
     for (name, value) in table {
         match (name.as_str(), value) {
-            ("model", Value::String(value)) => model = Some(value),
+            ("model", Value::Array(values)) => {
+                for value in &values {
+                    models.push(plain(&name, value)?);
+                }
+            }
+            ("model", value) => models.push(plain(&name, &value)?),
             ("config", _) => {
                 return Err("a configuration file cannot contain `config`".into());
             }
@@ -43,7 +48,9 @@ fn parse(text: &str, command_line: impl Iterator<Item = OsString>) -> Result<Ser
         text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
     })?;
     let mut args = parsed.serve;
-    args.model = args.model.or(model);
+    if args.model.is_empty() {
+        args.model = models;
+    }
     Ok(args)
 }
 
@@ -69,10 +76,11 @@ mod tests {
     fn the_command_line_wins() {
         let text = "model = \"smollm2\"\nport = 9000\nkv-budget = 0.25\nno-prefix-caching = true\ncors = [\"https://a\", \"https://b\"]";
         let args = read(text, "--config x.toml --port 9001 --threads 2").unwrap();
-        assert_eq!((args.model.as_deref(), args.port), (Some("smollm2"), 9001));
+        assert_eq!((args.model.as_slice(), args.port), (&["smollm2".to_owned()][..], 9001));
         assert!(args.limits.no_prefix_caching && args.kv.kv_budget.is_some());
         assert_eq!(args.access.cors, ["https://a", "https://b"]);
-        assert_eq!(read(text, "other --config x.toml").unwrap().model.as_deref(), Some("other"));
+        assert_eq!(read(text, "other --config x.toml").unwrap().model, ["other"]);
+        assert_eq!(read("model = [\"a\", \"b\"]", "--config x.toml").unwrap().model, ["a", "b"]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::{
         fields::Fields,
         history::History,
         input::{self, Input},
+        models::Served as _,
         parts::Block,
         state::{State, now},
         stream::Usage,
@@ -64,7 +65,7 @@ async fn responses(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Re
     let mut fields = Fields::parse(&input.body)?;
     let language = state.language(fields.string("model")?.as_deref())?;
     let mut base = json!({
-        "id": History::id("resp"), "object": "response", "created_at": now(), "model": state.name(),
+        "id": History::id("resp"), "object": "response", "created_at": now(), "model": language.name(),
         "status": "in_progress", "background": false, "error": null, "incomplete_details": null, "output": [],
         "truncation": "disabled", "usage": null,
     });
