@@ -160,6 +160,23 @@ def test_a_tool_that_must_be_called_is(client):
     chunks = list(client.chat.completions.create(**asked, stream=True))
     calls = [c.choices[0].delta.tool_calls[0] for c in chunks if c.choices[0].delta.tool_calls]
     assert [c.function.name for c in calls if c.function.name] == ["look"]
+    # The arguments arrive while they are generated.
+    deltas = [c.function.arguments for c in calls if c.function.arguments]
+    assert len(deltas) > 2 and "".join(deltas) == call.function.arguments
+    assert [c.choices[0].finish_reason for c in chunks][-1] == "tool_calls"
+
+
+def test_a_call_that_is_cut_has_the_reason_length(client):
+    tool = {"type": "function", "function": {"name": "say", "parameters": {
+        "type": "object", "properties": {"text": {"type": "string", "minLength": 200}}, "required": ["text"], "additionalProperties": False}}}
+    asked = dict(model="tiny-chat", messages=[{"role": "user", "content": "Say"}], tools=[tool], tool_choice="required",
+                 max_tokens=100, temperature=1, seed=1)
+    choice = client.chat.completions.create(**asked).choices[0]
+    said = choice.message.tool_calls[0].function.arguments
+    assert choice.finish_reason == "length" and said.startswith('{"text":')
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    calls = [c.choices[0].delta.tool_calls[0] for c in chunks if c.choices[0].delta.tool_calls]
+    assert "".join(c.function.arguments for c in calls) == said and chunks[-1].choices[0].finish_reason == "length"
 
 
 def test_embeddings(client):

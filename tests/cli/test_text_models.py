@@ -63,7 +63,8 @@ def test_embeddings_are_those_of_transformers(name):
     assert answer["usage"] == {"prompt_tokens": sum(want["tokens"]), "total_tokens": sum(want["tokens"])}
     assert vectors(embed(server, want["texts"][0], prompt_name="query"))[0] == pytest.approx(want["query"], **CLOSE)
     command = scrimp("embed", ENCODERS / name, want["texts"][0], "--json").json()[0]["embedding"]
-    assert vectors(answer)[0] == pytest.approx(command, **CLOSE)
+    # The command's decoders keep their cache in bf16.
+    assert vectors(answer)[0] == pytest.approx(command, abs=1e-2)
     assert server.stop() == 0
 
 

@@ -100,6 +100,9 @@ def test_tools_are_called_and_their_results_continue(client, choice):
     assert call.type == "tool_use" and call.name == "weather" and call.input["city"] in ("Rome", "Oslo")
     events, message = streamed(client, **fields)
     assert message.content[-1].input == call.input and "input_json" in events
+    deltas = [event.delta.partial_json for event in ask(client, stream=True, **fields)
+              if event.type == "content_block_delta" and event.delta.type == "input_json_delta"]
+    assert len(deltas) > 2 and json.loads("".join(deltas)) == call.input
     history = [*USER, {"role": "assistant", "content": answer.content}, {"role": "user", "content": [
         {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "Sunny."}], "is_error": False},
         {"type": "text", "text": "And tomorrow?"}]}]

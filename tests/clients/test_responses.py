@@ -80,7 +80,9 @@ def test_functions_are_called_and_their_results_continue(client):
     call = answer.output[-1]
     assert call.type == "function_call" and call.name == "weather" and json.loads(call.arguments)["city"] in ("Rome", "Oslo")
     events = list(ask(client, question, stream=True, **fields))
-    arguments = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    arguments = "".join(deltas)
+    assert len(deltas) > 2, deltas
     assert arguments == call.arguments == events[-1].response.output[-1].arguments
     question += [item.model_dump() for item in answer.output]
     question += [{"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."}]

@@ -3,7 +3,10 @@
 use crate::{
     constraint::Constraints,
     engine::{self, Command, EngineOptions},
-    http::{History, Language, ModelFacts, Peer, ReasoningOptions, Requests, State, TextService, cors, now, router},
+    http::{
+        History, Language, ModelFacts, Peer, ReasoningOptions, Requests, State, TextService, cors, now,
+        router,
+    },
     metrics::Metrics,
     options::ServeOptions,
     score::Recommender,

@@ -117,12 +117,7 @@ impl Reranker {
     ///
     /// # Errors
     /// As [`Reranker::score`].
-    pub fn rank(
-        &self,
-        query: &str,
-        documents: &[&str],
-        instruction: Option<&str>,
-    ) -> Result<Vec<Relevance>> {
+    pub fn rank(&self, query: &str, documents: &[&str], instruction: Option<&str>) -> Result<Vec<Relevance>> {
         match &self.kind {
             Kind::CrossEncoder { encoder, text } => {
                 let most = encoder.config().max_tokens;

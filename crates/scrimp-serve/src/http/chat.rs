@@ -105,7 +105,7 @@ impl Head {
         let mut reason = answer.complete.reason.name();
         if !calls.is_empty() {
             message["tool_calls"] = Value::Array(calls);
-            reason = "tool_calls";
+            reason = if answer.has_cut_call { reason } else { "tool_calls" };
         }
         let logprobs = self.logprobs(&answer.complete.logprobs);
         json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
@@ -180,7 +180,8 @@ impl PartChunks for Chat {
     }
 
     fn end(&mut self, index: usize, parser: &AnswerParser, summary: &Summary, out: &mut Frames) {
-        let reason = if parser.has_calls() { "tool_calls" } else { summary.reason.name() };
+        let has_calls = parser.has_calls() && !parser.has_cut_call();
+        let reason = if has_calls { "tool_calls" } else { summary.reason.name() };
         out.data(&self.head.chunk(index, json!({}), Value::Null, Some(reason)));
     }
 

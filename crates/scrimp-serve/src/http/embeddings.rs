@@ -153,7 +153,8 @@ async fn by_embedder(
     let text = |input| match input {
         Value::String(text) => Ok(text),
         Value::Array(_) | Value::Number(_) => {
-            let what = "input must be text: this embedding model has its own tokenizer and reads no token ids";
+            let what =
+                "input must be text: this embedding model has its own tokenizer and reads no token ids";
             Err(ApiError::field("input", what))
         }
         _ => Err(wrong()),

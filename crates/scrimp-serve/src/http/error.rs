@@ -28,7 +28,11 @@ const SETTINGS: [&str; 10] = [
 /// name the settings of the KV cache without the prefix `kv_`.
 fn name_fields(message: &str) -> String {
     translate_settings(message, |name| {
-        SETTINGS.iter().chain(&KV_FIELDS).find(|&&s| s == name || s.strip_prefix("kv_") == Some(name)).map(|&s| s.to_owned())
+        SETTINGS
+            .iter()
+            .chain(&KV_FIELDS)
+            .find(|&&s| s == name || s.strip_prefix("kv_") == Some(name))
+            .map(|&s| s.to_owned())
     })
 }
 

@@ -9,12 +9,7 @@ use crate::{
     texts::{TextModel, TextQueue},
 };
 use axum::http::StatusCode;
-use scrimp_llm::{
-    Embedder, Reranker,
-    checkpoint::Checkpoint,
-    encoder::Encoder,
-    model::Model,
-};
+use scrimp_llm::{Embedder, Reranker, checkpoint::Checkpoint, encoder::Encoder, model::Model};
 use std::collections::BTreeMap;
 use tokio::time::{Instant, timeout_at};
 

@@ -50,6 +50,8 @@ pub(crate) struct AnswerParser {
     single: bool,
     /// Number of calls.
     count: usize,
+    /// The last call is one too many.
+    is_dropped: bool,
     /// White space behind a text: it is returned with more text, and not before a call.
     space: String,
 }
@@ -57,12 +59,18 @@ pub(crate) struct AnswerParser {
 impl AnswerParser {
     /// A parser for one answer. `None`: it has no reasoning, or no calls.
     pub(crate) fn new(reasoning: Option<ReasoningParser>, calls: Option<CallParser>, single: bool) -> Self {
-        Self { reasoning, calls, id: super::state::unique(), single, count: 0, space: String::new() }
+        let (id, space) = (super::state::unique(), String::new());
+        Self { reasoning, calls, id, single, count: 0, is_dropped: false, space }
     }
 
     /// Whether the answer has calls.
     pub(crate) fn has_calls(&self) -> bool {
         self.count > 0
+    }
+
+    /// Whether the answer ends inside the arguments of a call.
+    pub(crate) fn has_cut_call(&self) -> bool {
+        !self.is_dropped && self.calls.as_ref().is_some_and(CallParser::is_inside_call)
     }
 
     /// Adds text and returns the parts that no later text can change.
@@ -95,7 +103,7 @@ impl AnswerParser {
     }
 
     /// The parts of a complete answer. Beside calls, texts have no white space at their ends.
-    pub(crate) fn blocks(mut self, text: &str) -> Vec<Block> {
+    pub(crate) fn blocks(&mut self, text: &str) -> Vec<Block> {
         let mut blocks: Vec<Block> = Vec::new();
         for part in self.finish(text) {
             match (blocks.last_mut(), part) {
@@ -135,6 +143,22 @@ impl AnswerParser {
         }
     }
 
+    fn begin(&mut self, name: String, out: &mut Vec<Part>) {
+        self.space.clear();
+        self.is_dropped = self.single && self.count > 0;
+        if !self.is_dropped {
+            let id = format!("call_{:016x}", super::hash_of(Some(&(self.id, self.count))));
+            self.count += 1;
+            out.push(Part::Call { id, name });
+        }
+    }
+
+    fn arguments(&mut self, text: String, out: &mut Vec<Part>) {
+        if !self.is_dropped {
+            out.push(Part::Arguments(text));
+        }
+    }
+
     fn pieces(&mut self, pieces: Vec<Piece>, out: &mut Vec<Part>) {
         for piece in pieces {
             match piece {
@@ -147,15 +171,11 @@ impl AnswerParser {
                     }
                 }
                 Piece::Call(call) => {
-                    self.space.clear();
-                    if self.single && self.count > 0 {
-                        continue;
-                    }
-                    let id = format!("call_{:016x}", super::hash_of(Some(&(self.id, self.count))));
-                    self.count += 1;
-                    out.push(Part::Call { id, name: call.name });
-                    out.push(Part::Arguments(call.arguments));
+                    self.begin(call.name, out);
+                    self.arguments(call.arguments, out);
                 }
+                Piece::Begin(name) => self.begin(name, out),
+                Piece::Arguments(text) => self.arguments(text, out),
             }
         }
     }
@@ -178,7 +198,7 @@ mod tests {
     }
 
     fn add() -> Block {
-        Block::Call { id: String::new(), name: "add".into(), arguments: r#"{"a":1}"#.into() }
+        Block::Call { id: String::new(), name: "add".into(), arguments: r#"{"a": 1}"#.into() }
     }
 
     /// The blocks of an answer, without the identifiers of calls.

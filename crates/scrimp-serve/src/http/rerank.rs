@@ -147,7 +147,8 @@ mod tests {
 
     #[test]
     fn documents_are_texts_or_objects_with_one() {
-        let r = ranking(r#"{"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "user": "u"}"#).unwrap();
+        let r =
+            ranking(r#"{"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "user": "u"}"#).unwrap();
         assert_eq!((r.documents, r.top, r.returns_documents), (vec!["a".to_owned(), "b".into()], 1, false));
         for (text, field) in [
             (r#"{"documents": ["a"]}"#, "query"),
@@ -168,7 +169,9 @@ mod tests {
     fn one_query_has_all_documents_and_several_one_each() {
         let pairs = |text: &str| {
             let groups = take_pairs(&mut Fields::parse(text.as_bytes()).unwrap());
-            groups.map(|groups| groups.into_iter().map(|(query, texts)| (query.text, texts)).collect::<Vec<_>>())
+            groups.map(|groups| {
+                groups.into_iter().map(|(query, texts)| (query.text, texts)).collect::<Vec<_>>()
+            })
         };
         let group = |query: &str, texts: &[&str]| {
             (query.to_owned(), texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>())

@@ -55,6 +55,8 @@ pub(crate) struct Answers {
 pub(crate) struct Answer {
     /// Reasoning, texts and calls, in the order of the answer.
     pub(crate) blocks: Vec<Block>,
+    /// It ends inside the arguments of a call.
+    pub(crate) has_cut_call: bool,
     /// The answer's end and log-probabilities.
     pub(crate) complete: Complete,
 }
@@ -168,10 +170,10 @@ impl Answers {
     /// The failure of the first answer that fails.
     pub(crate) async fn collect(self) -> Result<(Vec<Answer>, Usage), ApiError> {
         let (answers, usage) = stream::collect(self.outputs, self.parsers.len()).await?;
-        let answers = answers
-            .into_iter()
-            .zip(self.parsers)
-            .map(|(complete, parser)| Answer { blocks: parser.blocks(&complete.text), complete });
+        let answers = answers.into_iter().zip(self.parsers).map(|(complete, mut parser)| {
+            let blocks = parser.blocks(&complete.text);
+            Answer { blocks, has_cut_call: parser.has_cut_call(), complete }
+        });
         Ok((answers.collect(), usage))
     }
 }

@@ -44,8 +44,7 @@ pub(crate) fn run(app: &App, args: &ServeArgs) -> anyhow::Result<()> {
     let models = models::load(app, args, &options)?;
     let names = models.names();
     let address = options.address;
-    let server = Server::bind(options, models)
-        .with_context(|| format!("cannot serve at {address}"))?;
+    let server = Server::bind(options, models).with_context(|| format!("cannot serve at {address}"))?;
     let url = format!("http://{}", server.address()?);
     app.printer.result(&Listening { url: &url, models: &names }, |l| format!("listening at {}", l.url))?;
     let _graceful = interrupt::Graceful::begin();

@@ -86,7 +86,8 @@ async fn messages(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Res
         return answers.stream(chunks).await;
     }
     let (answer, usage) = answers.collect_one().await?;
-    let has_calls = answer.blocks.iter().any(|block| matches!(block, Block::Call { .. }));
+    let has_calls =
+        !answer.has_cut_call && answer.blocks.iter().any(|block| matches!(block, Block::Call { .. }));
     let content: Vec<Value> = answer.blocks.into_iter().map(block).collect();
     let complete = answer.complete;
     let mut response = envelope(&id, &model, content, usage_json(&usage));
@@ -450,7 +451,7 @@ impl PartChunks for Message {
 
     fn end(&mut self, _: usize, parser: &AnswerParser, summary: &Summary, out: &mut Frames) {
         self.close(out);
-        let has_calls = parser.has_calls();
+        let has_calls = parser.has_calls() && !parser.has_cut_call();
         let reason = reason(summary.reason, summary.stop.as_deref(), has_calls, self.is_cut);
         let delta = json!({ "stop_reason": reason, "stop_sequence": summary.stop });
         self.end = Some(json!({ "type": "message_delta", "delta": delta }));

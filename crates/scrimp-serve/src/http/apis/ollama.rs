@@ -224,7 +224,10 @@ async fn respond(mut reply: Reply, answers: Answers, streams: bool) -> Result<Re
         match block {
             Block::Text(more) => text += &more,
             Block::Reasoning(more) => thinking += &more,
-            Block::Call { name, arguments, .. } => calls.push(call(&name, &arguments)),
+            Block::Call { name, arguments, .. } => match call(&name, &arguments) {
+                Some(call) => calls.push(call),
+                None => text += &arguments,
+            },
         }
     }
     let mut line = reply.line(&text, &thinking, calls);
@@ -232,9 +235,10 @@ async fn respond(mut reply: Reply, answers: Answers, streams: bool) -> Result<Re
     Ok(Json(line).into_response())
 }
 
-fn call(name: &str, arguments: &str) -> Value {
-    let arguments: Value = serde_json::from_str(arguments).unwrap_or_else(|_| json!({}));
-    json!({ "function": { "name": name, "arguments": arguments } })
+/// A call. `None`: the answer ends inside its arguments.
+fn call(name: &str, arguments: &str) -> Option<Value> {
+    let arguments: Value = serde_json::from_str(arguments).ok()?;
+    Some(json!({ "function": { "name": name, "arguments": arguments } }))
 }
 
 /// The common fields of the lines of an answer.
@@ -297,10 +301,14 @@ struct Lines {
 }
 
 impl Lines {
-    /// Writes the call that has begun: calls are whole.
+    /// Writes the call that has begun: calls are whole. Incomplete arguments are text.
     fn flush(&mut self, out: &mut Frames) {
         if let Some((name, arguments)) = self.call.take() {
-            out.line(&self.reply.line("", "", vec![call(&name, &arguments)]));
+            let line = match call(&name, &arguments) {
+                Some(call) => self.reply.line("", "", vec![call]),
+                None => self.reply.line(&arguments, "", Vec::new()),
+            };
+            out.line(&line);
         }
     }
 }

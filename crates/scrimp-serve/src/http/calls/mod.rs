@@ -18,8 +18,10 @@
 
 mod forms;
 mod python;
+mod stream;
 
 pub(crate) use forms::Signature;
+use stream::{Head, Open, Step};
 
 /// Special tokens that are part of a call. They are written into the text of answers with tools.
 pub(crate) const MARKS: [&str; 11] = [
@@ -61,8 +63,12 @@ pub(crate) struct Call {
 pub(crate) enum Piece {
     /// Text that belongs to no call.
     Text(String),
-    /// A call.
+    /// A complete call.
     Call(Call),
+    /// A call of this tool begins.
+    Begin(String),
+    /// More arguments of the call that has begun.
+    Arguments(String),
 }
 
 /// Splits an answer into text and calls.
@@ -73,6 +79,8 @@ pub(crate) struct CallParser {
     held: String,
     /// Text other than white space, or a call, has been found.
     begun: bool,
+    /// The call that has begun.
+    open: Option<Open>,
 }
 
 /// The part of the held text that is known.
@@ -88,7 +96,7 @@ enum Known {
 impl CallParser {
     /// A parser for the beginning of an answer.
     pub(crate) fn new(tools: Vec<Signature>) -> Self {
-        Self { tools, held: String::new(), begun: false }
+        Self { tools, held: String::new(), begun: false, open: None }
     }
 
     /// Adds text and returns the parts that no later text can change.
@@ -102,9 +110,33 @@ impl CallParser {
         self.split(true)
     }
 
+    /// Whether the answer ends inside the arguments of a call.
+    pub(crate) fn is_inside_call(&self) -> bool {
+        self.open.as_ref().is_some_and(Open::is_inside)
+    }
+
     fn split(&mut self, is_end: bool) -> Vec<Piece> {
         let mut out = Vec::new();
         while !self.held.is_empty() {
+            if let Some(open) = &mut self.open {
+                match open.step(&mut self.held, is_end) {
+                    Step::Arguments(text) => out.push(Piece::Arguments(text)),
+                    Step::Skipped => {}
+                    Step::Undecided => break,
+                    Step::End(is_bare) => {
+                        self.begun = !is_bare;
+                        self.open = None;
+                    }
+                }
+                continue;
+            }
+            if let Some(head) = Head::find(&self.held, &self.tools, !self.begun) {
+                self.held.drain(..head.used);
+                self.begun = true;
+                out.push(Piece::Begin(head.name.clone()));
+                self.open = Some(Open::new(head));
+                continue;
+            }
             let held = std::mem::take(&mut self.held);
             let (used, calls) = match self.known(&held, is_end) {
                 Known::Text(n) => (n, None),

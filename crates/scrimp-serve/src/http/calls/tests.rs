@@ -26,6 +26,8 @@ fn parts(text: &str, step: usize) -> Vec<Piece> {
     for piece in pieces {
         match (parts.last_mut(), piece) {
             (Some(Piece::Text(text)), Piece::Text(more)) => text.push_str(&more),
+            (_, Piece::Begin(name)) => parts.push(Piece::Call(Call { name, arguments: String::new() })),
+            (Some(Piece::Call(call)), Piece::Arguments(more)) => call.arguments.push_str(&more),
             (_, piece) => parts.push(piece),
         }
     }
@@ -46,6 +48,7 @@ fn found(text: &str) -> (String, Vec<String>) {
                 let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
                 calls.push(format!("{}{arguments}", call.name));
             }
+            Piece::Begin(_) | Piece::Arguments(_) => unreachable!("joined"),
         }
     }
     (said.trim().to_owned(), calls)
@@ -190,9 +193,97 @@ fn text_is_held_only_while_it_may_be_a_call() {
             .flat_map(|c| parser.push(&c.to_string()))
             .map(|piece| match piece {
                 Piece::Text(text) => text,
-                Piece::Call(call) => panic!("{call:?} in {text}"),
+                other => panic!("{other:?} in {text}"),
             })
             .collect();
         assert_eq!(said, out, "{text}");
+    }
+}
+
+/// The forms whose arguments are streamed: the texts before and behind them.
+const STREAMED: [(&str, &str); 9] = [
+    (
+        r#"<tool_call>
+{"name": "add", "arguments": "#,
+        "}\n</tool_call>",
+    ),
+    (r#"{"name": "add", "parameters": "#, r#", "id": {"x": "}"}} "#),
+    (r#" { "name" : "add" , "arguments" : "#, "}"),
+    (
+        r#"```json
+{"name": "add", "arguments": "#,
+        "}\n```",
+    ),
+    (r#"<|python_tag|>{"name": "add", "parameters": "#, "}"),
+    (r#"<tool_call>{"name": "add", "arguments": "#, ""),
+    ("<function=add>", "</function>"),
+    ("[TOOL_CALLS]add[ARGS]", ""),
+    ("[TOOL_CALLS]add[CALL_ID]x1[ARGS] ", "\n"),
+];
+
+#[test]
+fn arguments_are_returned_while_they_are_generated() {
+    for arguments in [r#"{"a": 2, "b": [3, "}\"{\\"], "c": {"d": "</tool_call>```"}}"#, "{}", r#"{"é": "ü"}"#]
+    {
+        for (open, close) in STREAMED {
+            let mut parser = CallParser::new(signatures());
+            assert_eq!(parser.push(open), [], "{open}");
+            let (mut found, mut begins) = (String::new(), 0);
+            for (i, c) in arguments.char_indices() {
+                for piece in parser.push(&c.to_string()) {
+                    match piece {
+                        Piece::Begin(name) if name == "add" && i < 3 => begins += 1,
+                        Piece::Arguments(more) => found += &more,
+                        other => panic!("{other:?} in {open}{arguments}"),
+                    }
+                }
+                // The first two characters show that an object begins.
+                assert!(i == 0 || found == arguments[..i + c.len_utf8()], "{open}: {found}");
+            }
+            assert_eq!((found.as_str(), begins), (arguments, 1));
+            assert!(!parser.is_inside_call());
+            assert_eq!([parser.push(close), parser.finish()], [[], []], "{open}{arguments}{close}");
+        }
+    }
+}
+
+#[test]
+fn several_streamed_calls_follow_each_other() {
+    let json = r#"{"name": "add", "arguments": {"a": 2, "b": 3}}"#;
+    for (text, n) in [
+        (format!("<tool_call>{json}{json}</tool_call><tool_call>{json}</tool_call>"), 3),
+        (format!("{json}; {json}\n{json}"), 3),
+        (format!("```json\n{json}\n{json}\n```"), 2),
+        (r#"[TOOL_CALLS]add[ARGS]{"a": 2, "b": 3}[TOOL_CALLS]add[ARGS]{"a": 2, "b": 3}"#.to_owned(), 2),
+        (
+            r#"<function=add>{"a": 2, "b": 3}</function><function=add>{"a": 2, "b": 3}</function>"#
+                .to_owned(),
+            2,
+        ),
+    ] {
+        assert_eq!(found(&text), (String::new(), vec![SUM.to_owned(); n]), "{text}");
+    }
+}
+
+#[test]
+fn a_call_that_is_cut_keeps_the_beginning_of_its_arguments() {
+    for (open, close) in STREAMED {
+        let mut parser = CallParser::new(signatures());
+        let pieces = parser.push(&format!(r#"{open}{{"a": 2"#));
+        assert_eq!(pieces, [Piece::Begin("add".into()), Piece::Arguments(r#"{"a": 2"#.into())], "{open}");
+        assert!(parser.finish().is_empty() && parser.is_inside_call());
+        // A call without its end is complete.
+        assert_eq!(parser.push("}"), [Piece::Arguments("}".into())]);
+        assert!(parser.finish().is_empty() && !parser.is_inside_call(), "{open}{close}");
+    }
+}
+
+#[test]
+fn objects_of_other_languages_are_no_arguments() {
+    for text in [
+        r#"<tool_call>{"name": "add", "arguments": {'a': 2}}</tool_call>"#,
+        r#"{"name": "add", "arguments": {a: 2}}"#,
+    ] {
+        assert_eq!(found(text), (text.to_owned(), vec![]));
     }
 }

@@ -7,12 +7,7 @@ use crate::{
     loaded::{Loaded, run_options},
     verbs::pull,
 };
-use scrimp_llm::{
-    Embedder, Reranker,
-    checkpoint::Checkpoint,
-    embedder::Purpose,
-    tokenizer::Tokenizer,
-};
+use scrimp_llm::{Embedder, Reranker, checkpoint::Checkpoint, embedder::Purpose, tokenizer::Tokenizer};
 use scrimp_serve::{LanguageModel, Models, Named, ServeOptions};
 use std::path::Path;
 
