@@ -1,6 +1,6 @@
 //! Embedding models and rerankers against transformers (`testdata/tiny-encoders`), and damaged ones.
 
-use scrimp_llm::{Embedder, Reranker, model::RunOptions};
+use scrimp_llm::{Embedder, Reranker, embedder::Purpose, model::RunOptions};
 use serde_json::Value;
 use std::{fs, path::Path};
 
@@ -61,6 +61,9 @@ fn cross_encoders_score_as_transformers_does() {
         let [query, document] = [0, 1].map(|i| pair[i].as_str().unwrap());
         let scores = reranker.score(query, &[document, "x", document], None).unwrap();
         near(&[scores[0], scores[2]], &[1.0 / (1.0 + (-logit).exp()); 2], query);
+        let found = reranker.rank(query, &[document, "x"], None).unwrap();
+        assert_eq!(found[0].score, scores[0]);
+        assert!(found[1].tokens > 3 && found[0].tokens > found[1].tokens - 1);
     }
 }
 
@@ -73,6 +76,34 @@ fn decoders_embed_and_rank() {
     near(&embedding.vector, &llm.embed("The rain in the hills").unwrap(), "the mean of the states");
     // Its tokenizer spells "yes" with several tokens.
     assert!(Reranker::from_llm(llm).unwrap_err().to_string().contains("one token"));
+}
+
+#[test]
+fn files_state_the_purpose_of_a_model() {
+    use Purpose::{Embed, Generate, Rank};
+    for (file, purpose) in [
+        ("tiny-encoders/bert", Embed),
+        ("tiny-encoders/roberta", Embed),
+        ("tiny-encoders/nomic", Embed),
+        ("tiny-encoders/gemma", Embed),
+        ("tiny-encoders/qwen3", Embed),
+        ("tiny-encoders/reranker", Rank),
+        ("tiny/llama", Generate),
+        ("tiny/qwen3", Generate),
+        ("tiny-gguf/qwen3.gguf", Generate),
+    ] {
+        assert_eq!(Purpose::of(&scrimp_testkit::testdata(file), "model").unwrap(), purpose, "{file}");
+    }
+    let llama = scrimp_testkit::testdata("tiny/llama");
+    assert_eq!(Purpose::of(&llama, "hf:Qwen/Qwen3-Reranker-0.6B").unwrap(), Rank);
+    // Without modules.json, the configuration states that the model is an encoder.
+    assert_eq!(Purpose::of(copy("bert").path(), "model").unwrap(), Embed);
+    let dir = copy("qwen3");
+    fs::write(dir.path().join("modules.json"), r#"[{"type": "x.y.LogitScore"}]"#).unwrap();
+    assert_eq!(Purpose::of(dir.path(), "model").unwrap(), Rank);
+    fs::write(dir.path().join("modules.json"), "[").unwrap();
+    assert!(Purpose::of(dir.path(), "model").unwrap_err().to_string().contains("modules.json"));
+    assert!(Purpose::of(Path::new("/nonexistent"), "model").is_err());
 }
 
 /// A copy of a tiny encoder in a temporary folder.
