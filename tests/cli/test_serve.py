@@ -166,6 +166,27 @@ def test_a_tool_that_must_be_called_is(client):
     assert [c.choices[0].finish_reason for c in chunks][-1] == "tool_calls"
 
 
+def test_drafts_change_no_answer(model):
+    server = Server(model, "--kv-format", "f32", "--speculate", "ngram")
+    client = server.client()
+    fields = {"max_tokens": 80, "extra_body": {"ignore_eos": True}}
+    off = {**fields, "extra_body": {**fields["extra_body"], "speculate": "off"}}
+    prompts = [" ".join([prompt] * 4) for prompt in PROMPTS[:4]]
+    for temperature in (0, 0.3):
+        plain = [complete(client, prompt, temperature=temperature, seed=1, **off) for prompt in prompts]
+        before = server.metric("spec_decode_num_draft_tokens_total")
+        drafted = [complete(client, prompt, temperature=temperature, seed=1, **fields) for prompt in prompts]
+        assert [answer.choices[0].text for answer in drafted] == [answer.choices[0].text for answer in plain]
+        assert [answer.usage.completion_tokens for answer in drafted] == [80] * 4
+        assert temperature > 0 or server.metric("spec_decode_num_draft_tokens_total") > before
+    assert 0 < server.metric("spec_decode_num_accepted_tokens_total") <= server.metric("spec_decode_num_draft_tokens_total")
+    before = server.metric("spec_decode_num_drafts_total")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: complete(client, prompt, temperature=0.3, seed=1, **fields), prompts))
+    assert [answer.choices[0].text for answer in together] == [answer.choices[0].text for answer in plain]
+    assert before > 0 and server.stop() == 0
+
+
 def test_a_call_that_is_cut_has_the_reason_length(client):
     tool = {"type": "function", "function": {"name": "say", "parameters": {
         "type": "object", "properties": {"text": {"type": "string", "minLength": 200}}, "required": ["text"], "additionalProperties": False}}}

@@ -15,14 +15,13 @@ mod stop;
 
 pub use reasoning::{Reasoning, ReasoningParams};
 pub use sequence::{Sequence, common_prefix};
-pub use speculation::Speculation;
+pub use speculation::{Speculation, Speculator};
 pub use stop::StopStrings;
 
 use crate::error::{Error, Result};
 use crate::sampling::Sampler;
 use crate::source::LogitsSource;
 use crate::tokenizer::StreamDecoder;
-use speculation::Speculator;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;

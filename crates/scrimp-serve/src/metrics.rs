@@ -94,6 +94,12 @@ pub(crate) struct Metrics {
     pub(crate) preemptions: Number,
     /// Number of compressions under memory pressure.
     pub(crate) compressions: Number,
+    /// Passes that verified a draft.
+    pub(crate) drafts: Number,
+    /// Tokens of drafts.
+    pub(crate) drafted_tokens: Number,
+    /// Tokens of drafts that became tokens of answers.
+    pub(crate) accepted_tokens: Number,
     /// Rows scored by the recommender.
     pub(crate) scored_rows: Number,
     /// Texts with an embedding of the embedding model.
@@ -154,6 +160,9 @@ impl Metrics {
             ("prefix_store_hits_total", "Prompt tokens loaded from prefixes on disk.", &self.store_hits),
             ("num_preemptions_total", "Preempted requests.", &self.preemptions),
             ("kv_compressions_total", "KV caches compressed under memory pressure.", &self.compressions),
+            ("spec_decode_num_drafts_total", "Passes that verified a draft.", &self.drafts),
+            ("spec_decode_num_draft_tokens_total", "Tokens of drafts.", &self.drafted_tokens),
+            ("spec_decode_num_accepted_tokens_total", "Accepted tokens of drafts.", &self.accepted_tokens),
             ("scored_rows_total", "Rows scored by the recommender.", &self.scored_rows),
             ("embedded_texts_total", "Texts embedded by the embedding model.", &self.embedded_texts),
             ("ranked_documents_total", "Documents scored by the reranker.", &self.ranked_documents),

@@ -229,6 +229,7 @@ fn start_engine(
         embedding_size: model.config().hidden_size,
         commands: Mutex::new(commands.clone()),
         kv: options.kv.clone(),
+        speculation: options.speculation,
         reasoning: ReasoningOptions::of_server(options.reasoning),
         tokenizer: Arc::clone(&tokenizer),
     };

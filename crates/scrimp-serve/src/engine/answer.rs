@@ -3,7 +3,7 @@
 use super::request::{FinishReason, Generate, Logprobs, Token};
 use scrimp_llm::{
     Result,
-    generate::{Reasoning, StopStrings},
+    generate::{Reasoning, Speculator, StopStrings},
     logits::log_sum_exp,
     sampling::Sampler,
     tokenizer::{StreamDecoder, Tokenizer},
@@ -18,6 +18,8 @@ pub(super) struct Answer<'t> {
     decoder: StreamDecoder<'t>,
     stop: StopStrings,
     reasoning: Option<Reasoning>,
+    /// Drafts of the next tokens.
+    pub(super) speculator: Option<Speculator>,
     pub(super) generated: usize,
     /// The prompt, if its tokens are scored.
     prompt: Vec<u32>,
@@ -55,6 +57,7 @@ impl<'t> Answer<'t> {
             decoder: tokenizer.stream_after(prompt).writing(&params.written),
             stop: StopStrings::new(&params.stop)?,
             reasoning: params.reasoning.as_ref().map(Reasoning::new),
+            speculator: Speculator::new(params.speculation, prompt),
             sampler,
             prompt: if params.scores_prompt { prompt.to_vec() } else { Vec::new() },
             scores: Vec::new(),
@@ -62,6 +65,11 @@ impl<'t> Answer<'t> {
             generated: 0,
             changed: Vec::new(),
         })
+    }
+
+    /// The number of tokens that the answer can still have.
+    pub(super) fn left(&self) -> usize {
+        self.params.max_tokens.saturating_sub(self.generated)
     }
 
     /// Whether no token is generated.
@@ -122,6 +130,9 @@ impl<'t> Answer<'t> {
             return Ok(Sampled { id, token, end: Some(End { reason: FinishReason::Stop, text, stop }) });
         }
         self.sampler.accept(id);
+        if let Some(speculator) = &mut self.speculator {
+            speculator.push(id);
+        }
         let piece = self.decoder.push(id);
         if let Some(reasoning) = &mut self.reasoning {
             reasoning.accept(&piece);

@@ -10,9 +10,12 @@
 mod answer;
 #[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod harness;
 mod kv_cache_manager;
 mod prefix_store;
 mod request;
+mod speculation;
 
 pub use request::KvOptions;
 pub(crate) use request::{
@@ -95,6 +98,9 @@ struct OutputProcessor<'a, 't> {
 
 /// A sampled token, or why none could be sampled.
 type SamplingResult = Result<Sampled, Failure>;
+
+/// A result for each request of a step (`None`: the model panicked), and the sampled tokens.
+type Computed = (Option<Vec<scrimp_llm::Result<()>>>, Vec<Option<SamplingResult>>);
 
 impl OutputProcessor<'_, '_> {
     /// Samples a token from logits `out`, or adds hidden states `out` (`[tokens][width]`) to their mean.
@@ -232,7 +238,16 @@ impl<'m> Engine<'m> {
             self.fail(id, Failure::BadRequest(what.into()));
         }
         let mut running = self.begin_step(plan.scheduled);
-        let (results, sampled) = self.forward(&mut running);
+        let is_alone = running.len() == 1 && self.scheduler.running().len() == 1;
+        if is_alone && let Some(step) = running.pop_if(|step| self.may_draft(step)) {
+            return self.speculate(step);
+        }
+        let computed = self.forward(&mut running);
+        self.end_step(running, computed);
+    }
+
+    /// Handles the results of a step.
+    fn end_step(&mut self, running: Vec<RunningStep>, (results, sampled): Computed) {
         let Some(results) = results else {
             // Only the sessions of this step are lost.
             self.batch = Batch::new(self.model);
@@ -282,11 +297,8 @@ impl<'m> Engine<'m> {
         running
     }
 
-    /// Runs the model for one step. Returns a result per request (`None`: the model panicked), and the sampled tokens.
-    fn forward(
-        &mut self,
-        running: &mut [RunningStep],
-    ) -> (Option<Vec<scrimp_llm::Result<()>>>, Vec<Option<SamplingResult>>) {
+    /// Runs the model for one step.
+    fn forward(&mut self, running: &mut [RunningStep]) -> Computed {
         let (context, width) = (self.model.context_length(), self.model.config().hidden_size);
         let mut active: BTreeMap<_, _> = self.active.iter_mut().collect();
         let mut processors = Vec::with_capacity(running.len());

@@ -3,7 +3,10 @@
 use crate::{constraint::Constraint, scheduler::RequestId};
 use scrimp_base::{Category, Error};
 use scrimp_kv::{KvError, compress::Compression};
-use scrimp_llm::{generate::ReasoningParams, sampling::SamplingParams};
+use scrimp_llm::{
+    generate::{ReasoningParams, Speculation},
+    sampling::SamplingParams,
+};
 use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -69,6 +72,8 @@ pub(crate) struct Generate {
     pub(crate) logit_bias: Vec<(u32, f32)>,
     /// Grammar of the answer behind its reasoning.
     pub(crate) constraint: Option<Box<dyn Constraint>>,
+    /// The source of drafts. It changes the speed and not the answer.
+    pub(crate) speculation: Speculation,
     /// Reasoning before the answer; `None`: the model does not reason.
     pub(crate) reasoning: Option<ReasoningParams>,
 }

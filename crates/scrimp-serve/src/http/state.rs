@@ -15,7 +15,7 @@ use crate::{
     options::ServeOptions,
     score::Recommender,
 };
-use scrimp_llm::{Embedder, Reranker, chat::ChatTemplate, tokenizer::Tokenizer};
+use scrimp_llm::{Embedder, Reranker, chat::ChatTemplate, generate::Speculation, tokenizer::Tokenizer};
 use std::{
     hash::{BuildHasher as _, RandomState},
     sync::{
@@ -50,6 +50,8 @@ pub(crate) struct Language {
     pub(crate) commands: Mutex<Sender<Command>>,
     /// Default KV options of requests.
     pub(crate) kv: KvOptions,
+    /// Default source of drafts.
+    pub(crate) speculation: Speculation,
     /// Default reasoning of requests.
     pub(crate) reasoning: ReasoningOptions,
 }

@@ -2,10 +2,10 @@
 
 use super::{
     MODEL,
-    values::{Think, finite, non_negative, one_of, positive, probability, think},
+    values::{Think, finite, non_negative, positive, probability, sources, think},
 };
 use crate::kv_args::KvArgs;
-use clap::{Args, builder::TypedValueParser};
+use clap::Args;
 use scrimp_llm::generate::Speculation;
 use std::path::PathBuf;
 
@@ -51,11 +51,6 @@ pub(crate) struct RunArgs {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) kv: KvArgs,
-}
-
-/// Sources of drafts.
-fn sources() -> impl TypedValueParser<Value = Speculation> {
-    one_of(Speculation::ALL, Speculation::name, Speculation::about)
 }
 
 /// Sampling of the next token.

@@ -2,10 +2,11 @@
 
 use super::{
     GlobalArgs, MODEL,
-    values::{Think, host, size, think},
+    values::{Think, host, size, sources, think},
 };
 use crate::kv_args::KvArgs;
 use clap::{Args, Parser, ValueEnum};
+use scrimp_llm::generate::Speculation;
 use std::{net::IpAddr, num::NonZeroUsize, path::PathBuf};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -51,6 +52,10 @@ pub(crate) struct ServeArgs {
     /// Reasoning before answers whose requests do not set it: on, off, or at most N tokens [default: as the chat template]
     #[arg(long, value_name = "on|off|N", value_parser = think)]
     pub(crate) think: Option<Think>,
+    /// Draft several tokens of a request that runs alone and check them in one pass, unless the request sets it: faster where
+    /// an answer repeats parts of the prompt or of itself (`ngram`). The answers are the same
+    #[arg(long, value_name = "SOURCE", default_value_t, value_parser = sources())]
+    pub(crate) speculate: Speculation,
     /// Seconds to wait for running requests after SIGTERM or Ctrl-C
     #[arg(long, value_name = "S", default_value_t = 30, help_heading = "Operation")]
     pub(crate) drain: u64,

@@ -72,7 +72,8 @@ impl FromStr for Speculation {
 }
 
 /// Drafts of one answer.
-pub(super) struct Speculator {
+#[derive(Debug)]
+pub struct Speculator {
     ngrams: Ngrams,
     length: DraftLength,
     draft: Vec<u32>,
@@ -82,8 +83,8 @@ pub(super) struct Speculator {
 }
 
 impl Speculator {
-    /// `None` without speculation.
-    pub(super) fn new(source: Speculation, prompt: &[u32]) -> Option<Self> {
+    /// Drafts for an answer to `prompt`; `None` without speculation.
+    pub fn new(source: Speculation, prompt: &[u32]) -> Option<Self> {
         match source {
             Speculation::Off => None,
             Speculation::Ngram => Some(Self {
@@ -97,12 +98,12 @@ impl Speculator {
     }
 
     /// Appends a token of the answer to the text.
-    pub(super) fn push(&mut self, token: u32) {
+    pub fn push(&mut self, token: u32) {
         self.ngrams.push(token);
     }
 
     /// A draft of at most `most` tokens that follows the text; empty if none is worth its cost.
-    pub(super) fn draft(&mut self, most: usize) -> &[u32] {
+    pub fn draft(&mut self, most: usize) -> &[u32] {
         self.draft.clear();
         if let Some(found) = self.ngrams.find() {
             self.matched = found.length;
@@ -114,7 +115,7 @@ impl Speculator {
     }
 
     /// Learns from the pass after [`Speculator::draft`], of which `accepted` tokens of the draft became tokens of the answer.
-    pub(super) fn learn(&mut self, accepted: usize) {
+    pub fn learn(&mut self, accepted: usize) {
         let seconds = self.started.elapsed().as_secs_f64();
         self.length.learn(self.matched, self.draft.len(), accepted, seconds);
     }

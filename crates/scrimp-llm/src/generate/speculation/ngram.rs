@@ -11,6 +11,7 @@ const MAX_MATCH: usize = 24;
 const NONE: u32 = u32::MAX;
 
 /// A text with the positions of its pairs of tokens.
+#[derive(Debug)]
 pub(super) struct Ngrams {
     tokens: Vec<u32>,
     /// The last position of each pair: that of its second token.

@@ -18,6 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use scrimp_llm::generate::Speculation;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -60,10 +61,10 @@ fn props(state: &State) -> Result<Value, ApiError> {
 
 /// `/slots`: one object per request that can run at the same time.
 fn slots(state: &State) -> Result<Value, ApiError> {
-    let n_ctx = context(state, state.language(None)?);
+    let language = state.language(None)?;
+    let (n_ctx, speculative) = (context(state, language), language.speculation != Speculation::Off);
     let running = state.metrics.running.get() as usize;
-    let slot =
-        |id: usize| json!({ "id": id, "n_ctx": n_ctx, "speculative": false, "is_processing": id < running });
+    let slot = |id: usize| json!({ "id": id, "n_ctx": n_ctx, "speculative": speculative, "is_processing": id < running });
     Ok((0..state.options.limits.max_num_seqs).map(slot).collect())
 }
 

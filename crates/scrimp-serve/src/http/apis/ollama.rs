@@ -192,10 +192,11 @@ fn take_turn(fields: &mut Fields, kv: &KvOptions, messages: Vec<Value>) -> Resul
     Ok(Turn { messages, tools, options, reasoning, params: params.checked()?, logprobs: None })
 }
 
-/// `options` with the names and defaults of the other APIs. The KV cache fields may be beside `options` or inside.
+/// `options` with the names and defaults of the other APIs. The KV cache fields and `speculate` may be beside
+/// `options` or inside.
 fn options(fields: &mut Fields) -> Result<Fields, ApiError> {
     let mut options: Map<String, Value> = fields.object("options")?.unwrap_or_default();
-    for name in KV_FIELDS {
+    for name in KV_FIELDS.into_iter().chain(["speculate"]) {
         if let Some(value) = fields.take(name) {
             options.insert(name.to_owned(), value);
         }

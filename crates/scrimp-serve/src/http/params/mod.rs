@@ -12,7 +12,7 @@ use crate::{
     engine::{Generate, KvOptions},
 };
 use kv::kv_choice;
-use scrimp_llm::sampling::SamplingParams;
+use scrimp_llm::{Error, generate::Speculation, sampling::SamplingParams};
 use serde_json::Value;
 
 /// Maximum number of stop strings.
@@ -86,6 +86,8 @@ pub(crate) struct Params {
     pub(crate) format: ResponseFormat,
     /// Format and compression of the KV cache.
     pub(crate) kv: KvOptions,
+    /// The source of drafts; `None`: the server's default.
+    pub(crate) speculation: Option<Speculation>,
     /// Leave special tokens out of the text.
     pub(crate) skip_special: bool,
     /// The end user, for the fair queue.
@@ -108,6 +110,7 @@ impl Params {
             logit_bias: Vec::new(),
             format: ResponseFormat::Text,
             kv: kv.clone(),
+            speculation: None,
             skip_special: true,
             user: None,
         }
@@ -180,6 +183,7 @@ impl Params {
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             stop_tokens: token_ids(fields, "stop_token_ids")?,
             logit_bias: logit_bias(fields)?,
+            speculation: speculation(fields)?,
             skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
             format: ResponseFormat::take_others(fields)?.unwrap_or(ResponseFormat::Text),
             ..Self::new(&kv_choice(fields, default_kv)?)
@@ -225,6 +229,7 @@ impl Params {
             logprobs,
             logit_bias: self.logit_bias.clone(),
             constraint,
+            speculation: self.speculation.unwrap_or_default(),
             reasoning: None,
         }
     }
@@ -236,6 +241,11 @@ impl Params {
 /// The number is out of range.
 pub(crate) fn alternatives(fields: &mut Fields, name: &str) -> Result<Option<usize>, ApiError> {
     Ok(fields.integer(name, 0..=MAX_LOGPROBS)?.map(|n| n as usize))
+}
+
+fn speculation(fields: &mut Fields) -> Result<Option<Speculation>, ApiError> {
+    let parsed = |name: String| name.parse().map_err(|e: Error| ApiError::field("speculate", e.to_string()));
+    fields.string("speculate")?.map(parsed).transpose()
 }
 
 fn token_ids(fields: &mut Fields, name: &str) -> Result<Vec<u32>, ApiError> {
@@ -316,6 +326,8 @@ mod tests {
             r#"{"kvcrush": 0.5}"#,
             r#"{"kv_format": "int3"}"#,
             r#"{"min_tokens": 5, "max_tokens": 4}"#,
+            r#"{"speculate": "model"}"#,
+            r#"{"speculate": 3}"#,
             r#"{"temprature": 1}"#,
         ] {
             assert!(take(text).is_err(), "{text}");
