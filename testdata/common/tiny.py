@@ -30,26 +30,33 @@ def randomize(model, seed, gain=1.4):
     """Overwrites every parameter with seeded noise whose scale gives logits that are far from flat.
 
     Matrices get a standard deviation of gain / sqrt(columns), norms vary by a third around their neutral value
-    (0 for Gemma, whose norms multiply by 1 + w), biases by a half.
+    (0 for Gemma and Qwen3.5, whose norms multiply by 1 + w), biases by a half. Decays of linear attention are between slow and fast.
     """
     generator = torch.Generator().manual_seed(seed)
-    neutral = 0.0 if model.config.model_type.startswith("gemma") else 1.0
+    gemma = model.config.model_type.startswith("gemma")
+    neutral = 0.0 if gemma or model.config.model_type.startswith(("qwen3_5", "qwen3_next")) else 1.0
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             noise = torch.randn(weight.shape, generator=generator)
             if weight.dim() == 2 and "embed_tokens" in name:
                 # Tied, it is the output projection too; Gemma multiplies it by sqrt(hidden) on the way in.
-                scale = 0.5 if neutral else 0.4 * weight.shape[1] ** -0.5
+                scale = 0.4 * weight.shape[1] ** -0.5 if gemma else 0.5
                 weight.copy_(noise * scale)
             elif weight.dim() == 2:
                 out = 2.0 if "lm_head" in name else 1.0
                 weight.copy_(noise * gain * out * weight.shape[1] ** -0.5)
+            elif "conv1d" in name:
+                weight.copy_(noise * 0.7)
+            elif name.endswith("A_log"):
+                weight.copy_(noise - 2.0)
+            elif name.endswith("linear_attn.norm.weight"):
+                weight.copy_(1.0 + 0.3 * noise)
             elif weight.dim() == 3:
                 # The matrices of all experts.
                 weight.copy_(noise * gain * weight.shape[2] ** -0.5)
             elif "norm" in name:
                 # Gemma's small embeddings would leave the logits flat: a larger last norm makes up for it.
-                last = 5.0 if name == "model.norm.weight" and not neutral else 0.0
+                last = 5.0 if name == "model.norm.weight" and gemma else 0.0
                 weight.copy_(neutral + last + 0.3 * noise)
             else:
                 weight.copy_(0.5 * noise)
@@ -102,9 +109,9 @@ def six(values):
     return [float(f"{v:.6g}") for v in values]
 
 
-def prompt_ids(vocab_size, seed):
+def prompt_ids(vocab_size, seed, tokens=PROMPT_TOKENS):
     """Seeded random token ids, none of them special."""
-    return np.random.default_rng(seed).integers(3, vocab_size, PROMPT_TOKENS).tolist()
+    return np.random.default_rng(seed).integers(3, vocab_size, tokens).tolist()
 
 
 @torch.no_grad()
@@ -131,10 +138,10 @@ def expect(model, ids):
     }
 
 
-def choose_prompt(model, vocab_size, first_seed):
+def choose_prompt(model, vocab_size, first_seed, tokens=PROMPT_TOKENS):
     """The expectation of the first random prompt whose greedy continuation never hangs on a near tie."""
     for seed in range(first_seed, first_seed + 200):
-        expected = expect(model, prompt_ids(vocab_size, seed))
+        expected = expect(model, prompt_ids(vocab_size, seed, tokens))
         if expected["greedy_min_gap"] > 0.05 and len(set(expected["greedy_ids"])) > 4:
             return expected
     raise SystemExit("no prompt without near ties found: change the weights' scale")

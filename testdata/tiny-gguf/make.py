@@ -36,9 +36,13 @@ LAYER_NAMES = {
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate_up_proj": "ffn_up",
     "mlp.gate": "ffn_gate_inp", "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
+    "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.in_proj_ba": "ssm_ba", "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out",
     "self_attn.sinks": "attn_sinks", "mlp.router": "ffn_gate_inp",
 }
-ARCHITECTURES = {"qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss"}
+ARCHITECTURES = {"qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "qwen3_5_text": "qwen35"}
+GATED_DELTA = ("qwen3_5_text",)
 TOP_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
              "lm_head.weight": "output.weight"}
 
@@ -49,7 +53,11 @@ def gguf_name(name, model_type=None):
         return TOP_NAMES[name]
     _, _, layer, rest = name.split(".", 3)
     stem, kind = rest.rsplit(".", 1) if rest.endswith((".weight", ".bias")) else (rest, "weight")
-    if stem == "post_attention_layernorm" and model_type == "gpt_oss":
+    if stem.endswith("A_log"):
+        return f"blk.{layer}.ssm_a"
+    if stem.endswith("dt_bias"):
+        return f"blk.{layer}.ssm_dt.bias"
+    if stem == "post_attention_layernorm" and model_type in ("gpt_oss", *GATED_DELTA):
         return f"blk.{layer}.post_attention_norm.{kind}"
     return f"blk.{layer}.{LAYER_NAMES[stem]}.{kind}"
 
@@ -94,6 +102,14 @@ def add_metadata(writer, config):
     if head_dim * config.num_attention_heads != config.hidden_size:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
+    if config.model_type in GATED_DELTA:
+        writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+        writer.add_ssm_state_size(config.linear_key_head_dim)
+        writer.add_ssm_group_count(config.linear_num_key_heads)
+        writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+        writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
+        writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+        writer.add_rope_dimension_sections([*rope.get("mrope_section", [11, 11, 10]), 0])
     if config.model_type == "gpt_oss":
         writer.add_sliding_window(config.sliding_window)
         writer.add_rope_scaling_type(RopeScalingType.YARN)
@@ -138,6 +154,35 @@ def add_rope_factors(writer, model):
             writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
 
 
+def tiled(values, config, heads_from=0, axis=0):
+    """Value heads from groups of a key head to the order in which key heads alternate, as the converter does for Qwen3.5."""
+    keys, size = config.linear_num_key_heads, config.linear_num_value_heads
+    fixed, heads = np.split(values, [heads_from], axis)
+    shape = heads.shape
+    heads = heads.reshape(*shape[:axis], keys, size // keys, shape[axis] // size, *shape[axis + 1:])
+    return np.concatenate([fixed, heads.swapaxes(axis, axis + 1).reshape(shape)], axis)
+
+
+def gated_delta(name, values, config):
+    """What the converter changes in a parameter of Qwen3.5."""
+    stem = name.rsplit(".", 1)[0] if name.endswith(".weight") else name
+    stem = stem.rsplit("linear_attn.", 1)[-1]
+    keys = 2 * config.linear_num_key_heads * config.linear_key_head_dim
+    if stem == "conv1d":
+        values = values.squeeze(1)
+    if stem in ("in_proj_qkv", "conv1d"):
+        values = tiled(values, config, heads_from=keys)
+    if stem in ("in_proj_z", "in_proj_a", "in_proj_b", "A_log", "dt_bias"):
+        values = tiled(values, config)
+    if stem == "out_proj":
+        values = tiled(values, config, axis=1)
+    if stem == "A_log":
+        values = -np.exp(values)
+    if name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+        values = values + 1
+    return np.ascontiguousarray(values)
+
+
 def parameters(model):
     """Names and values; gate and up of all experts, which transformers has in one tensor, are two."""
     for name, weight in model.named_parameters():
@@ -171,8 +216,10 @@ def write(path, model, kind_of):
         heads = heads_of(name, config)
         if heads:
             values = permute(values, heads)
+        if config.model_type in GATED_DELTA:
+            values = gated_delta(name, values, config)
         target = gguf_name(name, config.model_type)
-        if values.ndim == 1 or target.endswith(".bias") or "ffn_gate_inp" in target:
+        if values.ndim == 1 or target.endswith(".bias") or "ffn_gate_inp" in target or "conv1d" in target:
             writer.add_tensor(target, values)
         else:
             kind = kind_of(target)
@@ -187,7 +234,7 @@ def compare_with_llama_cpp(path, expected, bound):
     if Llama is None:
         print(f"{path.name:20} NOT COMPARED with llama.cpp: llama_cpp is not installed")
         return
-    llm = Llama(str(path), n_ctx=128, n_threads=1, n_batch=64, logits_all=True, verbose=False)
+    llm = Llama(str(path), n_ctx=256, n_threads=1, n_batch=64, logits_all=True, verbose=False)
     llm.eval(expected["ids"])
     last = np.array(expected["last_logits"])
     got = np.array(llm.scores[len(expected["ids"]) - len(last):len(expected["ids"])])
@@ -266,6 +313,7 @@ if __name__ == "__main__":
     if not wanted or "llama-types" in wanted:
         types()
     for name, kind, bound in [("llama3", T.F16, 0.02), ("qwen3", T.BF16, 0.05), ("phi3", T.F16, 0.02),
-                              ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05), ("gpt-oss", T.BF16, 0.05)]:
+                              ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05), ("gpt-oss", T.BF16, 0.05),
+                              ("qwen35", T.BF16, 0.05)]:
         if not wanted or name in wanted:
             convert(name, kind, bound)

@@ -17,17 +17,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers import (Gemma2Config, Gemma3TextConfig, Glm4Config, GptOssConfig, GraniteConfig, GraniteMoeConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config,
-                          MistralConfig, MixtralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
+                          MistralConfig, MixtralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, Qwen3_5TextConfig,
                           SmolLM3Config)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from common.tiny import TINY, choose_prompt, make_tokenizer, randomize, save_tokenizer, write_json
+from common.tiny import PROMPT_TOKENS, TINY, choose_prompt, make_tokenizer, randomize, save_tokenizer, write_json
 
 COMMON = dict(bos_token_id=0, eos_token_id=1, pad_token_id=None, max_position_embeddings=128)
 
+LONG = dict(COMMON, max_position_embeddings=256)
+
 # name -> (configuration, stored type, options)
 #   shards: number of safetensors files; legacy: the rope_scaling keys of a config.json as published; put: keys to set; mxfp4: experts in MXFP4, in a second folder;
-#   fused: the experts of a layer in one tensor, as transformers 5 has them in memory
+#   fused: the experts of a layer in one tensor, as transformers 5 has them in memory; tokens: length of the prompt
 MODELS = {
     "llama": (
         LlamaConfig(vocab_size=307, hidden_size=96, intermediate_size=136, num_hidden_layers=2, num_attention_heads=6,
@@ -170,6 +172,15 @@ MODELS = {
                    num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False,
                    rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5), **COMMON),
         torch.bfloat16, {}),
+    # Two value heads per key head; a prompt of more than one block of the delta rule (64 tokens).
+    "qwen35": (
+        Qwen3_5TextConfig(vocab_size=305, hidden_size=64, intermediate_size=72, num_hidden_layers=4, num_attention_heads=4,
+                          num_key_value_heads=2, head_dim=32, linear_num_key_heads=2, linear_num_value_heads=4,
+                          linear_key_head_dim=32, linear_value_head_dim=32, linear_conv_kernel_dim=4, full_attention_interval=3,
+                          rms_norm_eps=1e-6, tie_word_embeddings=True,
+                          rope_parameters=dict(rope_type="default", rope_theta=10000000.0, partial_rotary_factor=0.25,
+                                               mrope_section=[2, 1, 1], mrope_interleaved=True), **LONG),
+        torch.bfloat16, dict(tokens=150)),
 }
 
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -257,7 +268,7 @@ def make(name, index):
 
     # Read back from disk: what is expected comes from the files as committed.
     stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    expected = choose_prompt(stored, config.vocab_size, first_seed=7 * index + 1)
+    expected = choose_prompt(stored, config.vocab_size, 7 * index + 1, options.get("tokens", PROMPT_TOKENS))
     expected = {"family": name, "stored": str(dtype).removeprefix("torch."), **expected}
     write_json(folder / "expected.json", expected)
     if options.get("mxfp4"):

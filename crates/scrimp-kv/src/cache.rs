@@ -11,8 +11,10 @@ pub struct KvConfig {
     pub head_dim: usize,
     /// KV heads of each layer.
     pub n_kv_heads: usize,
-    /// For each layer, the sliding window in tokens, the query's own token included; `None`: full attention.
+    /// For each layer with keys and values, the sliding window in tokens, the query's own token included; `None`: full attention.
     pub windows: Vec<Option<usize>>,
+    /// For each layer with a recurrent state instead of keys and values, the numbers of its state.
+    pub states: Vec<usize>,
     /// Storage format of keys and values. A sequence may change its own ([`Sequence::set_format`]).
     pub format: KvFormat,
     /// Tokens per page, a multiple of 16. 64 works well.
@@ -27,7 +29,16 @@ impl KvConfig {
     /// A cache for the layers of `windows`: bf16, 64 tokens per page, no limit, nothing kept beyond the windows.
     pub fn new(head_dim: usize, n_kv_heads: usize, windows: Vec<Option<usize>>) -> Self {
         let format = KvFormat::default();
-        Self { head_dim, n_kv_heads, windows, format, page_tokens: 64, limit: None, rewind: 0 }
+        Self {
+            head_dim,
+            n_kv_heads,
+            windows,
+            states: Vec::new(),
+            format,
+            page_tokens: 64,
+            limit: None,
+            rewind: 0,
+        }
     }
 }
 
@@ -72,6 +83,9 @@ impl KvCache {
                 "KV pages of {} x {} elements are too large",
                 config.page_tokens, config.head_dim
             ));
+        }
+        if config.states.iter().any(|&state| state > 1 << 28) || config.states.len() > 1 << 16 {
+            return bad("recurrent states of this size are too large".into());
         }
         let geometry = PageGeometry { page_tokens: config.page_tokens, head_dim: config.head_dim };
         config.format.check(geometry)?;

@@ -24,6 +24,12 @@ pub enum KvError {
         /// The layer holds no tokens before this position.
         dropped: usize,
     },
+    /// The recurrent states at this length do not exist any more.
+    #[error("cannot go back to {len} tokens: recurrent layers keep no state of that length; start over")]
+    NoState {
+        /// The requested length.
+        len: usize,
+    },
     /// Arguments that do not fit the cache.
     #[error("{0}")]
     BadInput(String),
@@ -35,7 +41,9 @@ impl From<KvError> for scrimp_base::Error {
     fn from(error: KvError) -> Self {
         let category = match error {
             KvError::NoMemory { .. } => scrimp_base::Category::OutOfMemory,
-            KvError::Dropped { .. } | KvError::BadInput(_) => scrimp_base::Category::BadInput,
+            KvError::Dropped { .. } | KvError::NoState { .. } | KvError::BadInput(_) => {
+                scrimp_base::Category::BadInput
+            }
         };
         Self::new(category, error.to_string()).with_source(error)
     }

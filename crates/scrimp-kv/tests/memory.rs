@@ -10,6 +10,7 @@ fn cache(windows: Vec<Option<usize>>, limit: Option<usize>) -> KvCache {
         head_dim: DIM,
         n_kv_heads: 1,
         windows,
+        states: Vec::new(),
         format: "bf16".parse().unwrap(),
         page_tokens: 64,
         limit,

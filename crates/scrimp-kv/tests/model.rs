@@ -74,6 +74,7 @@ impl World {
             head_dim: DIM,
             n_kv_heads: HEADS,
             windows: vec![None, Some(WINDOW)],
+            states: Vec::new(),
             format,
             page_tokens,
             limit: None,

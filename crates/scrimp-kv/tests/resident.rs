@@ -22,6 +22,7 @@ fn dropped_and_compacted_memory_returns_to_the_system() {
         head_dim: 64,
         n_kv_heads: 1,
         windows: vec![None; 8],
+        states: Vec::new(),
         format: "bf16".parse().unwrap(),
         page_tokens: 64,
         limit: None,

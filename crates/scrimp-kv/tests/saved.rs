@@ -11,6 +11,7 @@ fn cache(format: &KvFormat) -> KvCache {
         head_dim: DIM,
         n_kv_heads: 2,
         windows: vec![None, Some(20)],
+        states: Vec::new(),
         format: *format,
         page_tokens: 16,
         limit: Some(1 << 20),

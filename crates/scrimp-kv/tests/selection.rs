@@ -20,6 +20,7 @@ fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
         head_dim: DIM,
         n_kv_heads: kv_heads,
         windows: vec![None],
+        states: Vec::new(),
         format: "f32".parse().unwrap(),
         page_tokens: 16,
         limit: None,

@@ -30,6 +30,7 @@ fn sequence(tokens: usize, heads: usize, salt: u64) -> Sequence {
         head_dim: DIM,
         n_kv_heads: heads,
         windows: vec![None; LAYERS],
+        states: Vec::new(),
         format: "f32".parse().unwrap(),
         page_tokens: 16,
         limit: None,

@@ -48,6 +48,16 @@ pub struct Checkpoint {
     side: Option<SideFiles>,
     /// How a compressed file was made, JSON.
     history: Option<String>,
+    unused: Unused,
+}
+
+/// Numbers of tensors that scrimp does not use.
+#[derive(Debug, Clone, Copy, Default)]
+struct Unused {
+    /// Of vision and audio towers.
+    towers: usize,
+    /// Of layers that predict further tokens.
+    predictors: usize,
 }
 
 /// The content of a model's files before it is checked.
@@ -121,7 +131,12 @@ impl Checkpoint {
         let specs = families::expected_tensors(family, &config).collect();
         let checkpoint =
             Self::check(path, family, Found { config, specs, files, tensors, other_types: HashMap::new() })?;
-        Ok(Self { gguf: Some(shards.swap_remove(0)), ..checkpoint })
+        let n_layers = checkpoint.config.n_layers;
+        let layer = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
+        let predictors =
+            checkpoint.tensor_names().filter(|name| layer(name).is_some_and(|i| i >= n_layers)).count();
+        let unused = Unused { predictors, towers: 0 };
+        Ok(Self { gguf: Some(shards.swap_remove(0)), unused, ..checkpoint })
     }
 
     fn open_compressed(path: &Path, file: &CompressedFile) -> Result<Self> {
@@ -182,11 +197,15 @@ impl Checkpoint {
         let mut tensors = Vec::new();
         // Tensors of unsupported types. They are an error only if the model needs one of them.
         let mut other_types = HashMap::new();
+        let mut unused = Unused::default();
         for shard in shards {
             let file = files.len();
             files.push(Arc::clone(shard.source()));
             for tensor in shard.tensors() {
-                let Some(name) = families::gguf_tensor_name(family, &tensor.name) else { continue };
+                let Some(name) = families::gguf_tensor_name(family, &tensor.name) else {
+                    unused.count(&tensor.name);
+                    continue;
+                };
                 if tied && name == "output.weight" {
                     continue;
                 }
@@ -195,9 +214,9 @@ impl Checkpoint {
                 let encoding = tensor.dtype.dtype().map(Encoding::Rows).or(bytes.then_some(Encoding::Bytes));
                 match encoding {
                     Some(encoding) => tensors.push(Stored {
+                        shape: gguf_shape(&name, &tensor.shape),
                         name,
                         encoding,
-                        shape: tensor.shape.clone(),
                         file,
                         range: tensor.range.clone(),
                     }),
@@ -208,6 +227,7 @@ impl Checkpoint {
         let specs = families::expected_tensors(family, &config).collect();
         let mut checkpoint = Self::check(dir, family, Found { config, specs, files, tensors, other_types })?;
         checkpoint.side = Some(SideFiles::in_dir(dir));
+        checkpoint.unused = unused;
         // An embedding model has no use for an output matrix.
         let embeds = dir.join("modules.json").is_file();
         if !tied && !embeds && checkpoint.try_tensor("output.weight").is_none() {
@@ -240,7 +260,16 @@ impl Checkpoint {
                 ));
             }
             let Some(&i) = by_name.get(&spec.name) else {
-                if spec.need == Need::Required {
+                let other = |other: &str| {
+                    let layer = spec.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+                    layer.is_some_and(|(layer, _)| has(&format!("blk.{layer}.{other}")))
+                };
+                let required = match spec.need {
+                    Need::Required => true,
+                    Need::Optional => false,
+                    Need::Unless(name) => !other(name),
+                };
+                if required {
                     return Err(missing(path, &spec.name));
                 }
                 continue;
@@ -265,6 +294,7 @@ impl Checkpoint {
             gguf: None,
             side: None,
             history: None,
+            unused: Unused::default(),
         };
         checkpoint.refuse_unknown_biases(family)?;
         Ok(checkpoint)
@@ -273,7 +303,8 @@ impl Checkpoint {
     /// Rejects biases that the family does not have, and factors on matrices: ignoring one would change results. Other
     /// extra tensors are harmless.
     fn refuse_unknown_biases(&self, family: &dyn Family) -> Result<()> {
-        let layer = family.layer_tensors(&self.config);
+        let mut layer = family.layer_tensors(&self.config);
+        layer.extend(family.recurrent_layer_tensors(&self.config));
         for tensor in &self.tensors {
             let in_layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
             let name = in_layer.map_or(tensor.name.as_str(), |(_, name)| name);
@@ -376,6 +407,16 @@ impl Checkpoint {
         }
     }
 
+    /// The parts of the model that scrimp does not use, in words; `None`: it uses all.
+    pub fn unused(&self) -> Option<String> {
+        let Unused { towers, predictors } = self.unused;
+        let part = |n: usize, what: &str| (n > 0).then(|| format!("{n} tensors {what}"));
+        let parts =
+            [part(towers, "of vision or audio towers"), part(predictors, "of multi-token prediction")];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| format!("{} are not used", parts.join(" and ")))
+    }
+
     /// Bytes of the model's files together.
     pub fn file_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.len() as u64).sum()
@@ -439,11 +480,27 @@ impl Checkpoint {
     }
 }
 
+impl Unused {
+    /// Counts the tensor `name` of a Hugging Face file, which is no part of the decoder.
+    fn count(&mut self, name: &str) {
+        let name = name.strip_prefix("model.").unwrap_or(name);
+        let is_of = |parts: &[&str]| parts.iter().any(|part| name.starts_with(part));
+        self.towers += usize::from(is_of(&["visual.", "vision_tower.", "vision_model.", "audio_tower."]));
+        self.predictors += usize::from(is_of(&["mtp."]));
+    }
+}
+
 /// The name of a GGUF file's tensor in [`Family::layer_tensors`].
 fn gguf_name(family: &dyn Family, name: &str) -> String {
     let in_layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
     let alias = in_layer.and_then(|(layer, name)| Some((layer, family.gguf_alias(name)?)));
     alias.map_or_else(|| name.to_owned(), |(layer, name)| format!("blk.{layer}.{name}"))
+}
+
+/// The shape that a tensor of a Hugging Face file has in GGUF: convolutions and vectors have no dimension of 1.
+fn gguf_shape(name: &str, shape: &[usize]) -> Vec<usize> {
+    let squeezed = name.ends_with("conv1d.weight") || name.ends_with("ffn_gate_inp_shexp.weight");
+    shape.iter().copied().filter(|&len| !squeezed || len != 1).collect()
 }
 
 fn missing(path: &Path, name: &str) -> Error {

@@ -1,6 +1,6 @@
 //! The configuration of a decoder-only transformer, independent of file formats.
 
-use scrimp_kernels::ops::RmsNorm;
+use scrimp_kernels::ops::{DeltaShape, RmsNorm};
 
 /// Non-linearity of the gated feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,31 @@ pub struct Experts {
     pub weighting: ExpertWeighting,
 }
 
+/// The layers that carry a recurrent state from token to token instead of keys and values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recurrence {
+    /// For each layer, whether it is recurrent. At least one is not.
+    pub layers: Vec<bool>,
+    /// Their computation.
+    pub kind: RecurrenceKind,
+}
+
+/// The computation of a recurrent layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecurrenceKind {
+    /// Linear attention with the gated delta rule (Qwen3-Next, Qwen3.5).
+    GatedDelta(DeltaShape),
+}
+
+impl RecurrenceKind {
+    /// Numbers of a layer's state, f32.
+    pub fn state_len(&self) -> usize {
+        match self {
+            Self::GatedDelta(shape) => shape.state_len(),
+        }
+    }
+}
+
 /// The properties of a model, apart from its weights.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
@@ -151,6 +176,11 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// The experts of each layer; `None`: one feed-forward block.
     pub experts: Option<Experts>,
+    /// The recurrent layers; `None`: all layers are attention.
+    pub recurrence: Option<Recurrence>,
+    /// The projection of queries has a gate behind each head's query, `[n_heads][query | gate][head_dim]`: the head's
+    /// output is multiplied by `sigmoid(gate)`.
+    pub attn_gate: bool,
 }
 
 /// The sizes of a model; see the fields of [`ModelConfig`].
@@ -203,6 +233,8 @@ impl ModelConfig {
             logit_scale: 1.0,
             activation: Activation::Silu,
             experts: None,
+            recurrence: None,
+            attn_gate: false,
         }
     }
 
@@ -220,7 +252,33 @@ impl ModelConfig {
         RmsNorm { weight, eps: self.rms_norm_eps, offset }
     }
 
-    /// Rows of the query projection: `n_heads * head_dim`.
+    /// Whether a layer carries a recurrent state instead of keys and values.
+    pub fn is_recurrent(&self, layer: usize) -> bool {
+        self.recurrence.as_ref().is_some_and(|recurrence| recurrence.layers[layer])
+    }
+
+    /// The layers with keys and values, in order: layer `i` of a KV cache is the `i`th of them.
+    pub fn attention_layers(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.n_layers).filter(|&layer| !self.is_recurrent(layer))
+    }
+
+    /// The numbers of the state of each recurrent layer, f32.
+    pub fn states(&self) -> Vec<usize> {
+        let state_len = self.recurrence.as_ref().map_or(0, |recurrence| recurrence.kind.state_len());
+        vec![state_len; (0..self.n_layers).filter(|&layer| self.is_recurrent(layer)).count()]
+    }
+
+    /// Bytes of the recurrent states of a sequence.
+    pub fn state_bytes(&self) -> usize {
+        4 * self.states().iter().sum::<usize>()
+    }
+
+    /// Bytes of the keys and values of a token in bf16, in all layers.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        2 * 2 * self.attention_layers().count() * self.n_kv_heads * self.head_dim
+    }
+
+    /// Elements of the queries of a token: `n_heads * head_dim`.
     pub fn q_dim(&self) -> usize {
         self.n_heads * self.head_dim
     }

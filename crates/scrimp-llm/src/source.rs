@@ -50,6 +50,10 @@ pub trait LogitsSource {
     /// Declares that the prompt is complete at `len` tokens. If compression is set, it happens then (see
     /// [`Session::begin_prompt`]).
     fn begin_prompt(&mut self, _len: usize) {}
+    /// The length at which a prompt of `prompt` tokens is divided, because [`truncate`](Self::truncate) can return to it.
+    fn checkpoint(&self, _prompt: usize) -> Option<usize> {
+        None
+    }
     /// Drops all tokens from position `len` on, or all tokens if truncation to `len` is impossible. [`len`](Self::len)
     /// has the result.
     fn truncate(&mut self, len: usize);
@@ -74,6 +78,9 @@ impl LogitsSource for Session {
     }
     fn begin_prompt(&mut self, len: usize) {
         Session::begin_prompt(self, len);
+    }
+    fn checkpoint(&self, prompt: usize) -> Option<usize> {
+        Session::checkpoint(self, prompt)
     }
     fn verifiable(&self, most: usize) -> usize {
         Session::verifiable(self, most)

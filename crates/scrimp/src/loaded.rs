@@ -36,8 +36,20 @@ impl Loaded {
         if let Some(warning) = tokenizer.warning() {
             app.printer.note(format_args!("warning: {}: {warning}", checkpoint.path().display()));
         }
+        if let Some(unused) = checkpoint.unused() {
+            app.printer.note(format_args!("note: {}: {unused}", checkpoint.path().display()));
+        }
         let more = more(&checkpoint, &tokenizer)?;
         let model = Model::load(checkpoint, &options)?;
+        let config = model.config();
+        if kv.compression(app.global.seed)?.is_some() && config.recurrence.is_some() {
+            let (attention, all) = (config.attention_layers().count(), config.n_layers);
+            app.printer.note(format_args!(
+                "note: the options of the KV cache apply to the {attention} of {all} layers that have keys and values; the \
+                 recurrent states of the others take {}",
+                crate::format::bytes(config.state_bytes() as u64)
+            ));
+        }
         Ok((Self { model, tokenizer }, more))
     }
 

@@ -35,12 +35,14 @@ impl Demand {
         // Inputs, results and gated results of a wave of experts.
         let experts = 2 * config.hidden_size + 4 * config.intermediate_size;
         let wave = config.experts.map_or(0, |_| WAVE_ROWS * experts);
+        // The states of each conversation, and their checkpoint.
+        let states = 2 * sequences * config.state_bytes() as u64;
         Self {
             memory,
             sequences,
             whole_bytes: bf16_bytes(config, context),
             piece_bytes: bf16_bytes(config, context.min(PIECE)),
-            working_bytes: PROCESS + 4 * (CHUNK * wide + wave + logits) as u64,
+            working_bytes: PROCESS + 4 * (CHUNK * wide + wave + logits) as u64 + states,
         }
     }
 
@@ -63,5 +65,6 @@ pub(super) fn bf16_bytes(config: &ModelConfig, tokens: usize) -> u64 {
     let tokens = |window: &Option<usize>| window.map_or(tokens, |w| w.min(tokens)).next_multiple_of(PAGE);
     // Rows of pages are padded to whole vectors.
     let width = config.n_kv_heads * config.head_dim.next_multiple_of(16);
-    4 * (width * config.sliding_window.iter().map(tokens).sum::<usize>()) as u64
+    let layers = config.attention_layers().map(|layer| tokens(&config.sliding_window[layer]));
+    4 * (width * layers.sum::<usize>()) as u64
 }

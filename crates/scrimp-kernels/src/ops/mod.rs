@@ -4,16 +4,20 @@
 //! Lengths that are no multiple of 16 are finished with a zero-padded vector.
 
 mod bidirectional;
+mod delta;
 pub mod fit;
 mod gate;
 pub mod gemm_f32;
 mod norm;
 mod rope;
+mod sigmoid;
 
 pub use bidirectional::{BidirectionalShape, Qkv, bidirectional};
+pub use delta::{DeltaChunk, DeltaInputs, DeltaShape, DeltaWeights, gated_delta};
 pub use gate::{CLAMP, CLAMPED_SLOPE, Gate, gated, gelu, scale, softcap};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rope::{RopeTable, rotate_adjacent, rotate_halves};
+pub use sigmoid::sigmoid_gate;
 
 /// Copies up to 16 elements into a vector's array, the rest zero.
 #[inline(always)]

@@ -1,13 +1,14 @@
 //! The keys and values of one text.
 //!
 //! [`attend`](self::attend) appends tokens and computes attention, [`scores`](self::scores) gives access to the
-//! accumulated attention scores, [`compress`](self::compress) drops and packs tokens, [`saved`](self::saved) writes and reads
-//! files.
+//! accumulated attention scores, [`states`](self::states) has recurrent states, [`compress`](self::compress) drops and packs
+//! tokens, [`saved`](self::saved) writes and reads files.
 
 mod attend;
 mod compress;
 mod saved;
 mod scores;
+mod states;
 mod steady;
 
 pub use attend::{AttentionInputs, PARALLEL_TOKENS, Queries};
@@ -16,6 +17,7 @@ pub use compress::{ApplyRope, Compressing};
 use crate::{
     attention_scores::LayerScores, block_table::BlockTable, cache::Shared, error::KvError, format::KvFormat,
 };
+use states::States;
 use std::sync::Arc;
 
 /// Tokens per append that [`Sequence::growth_bytes`] assumes.
@@ -37,6 +39,7 @@ struct Layer {
 pub struct Sequence {
     pub(crate) shared: Arc<Shared>,
     layers: Vec<Layer>,
+    states: States,
     format: KvFormat,
 }
 
@@ -49,8 +52,8 @@ impl Sequence {
             scores: LayerScores::default(),
         };
         let layers = vec![layer; shared.config.windows.len()];
-        let format = shared.config.format;
-        Self { shared, layers, format }
+        let (format, states) = (shared.config.format, States::new(&shared));
+        Self { shared, layers, states, format }
     }
 
     /// Tokens of the text so far, kept or dropped.
@@ -68,7 +71,7 @@ impl Sequence {
         self.layers[layer].next as usize
     }
 
-    /// Layers of the model.
+    /// Layers with keys and values.
     pub fn n_layers(&self) -> usize {
         self.layers.len()
     }
@@ -92,13 +95,19 @@ impl Sequence {
     /// A second sequence with the same tokens. Both share their pages until one of them writes.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), layers: self.layers.clone(), format: self.format }
+        Self {
+            shared: Arc::clone(&self.shared),
+            layers: self.layers.clone(),
+            states: self.states.clone(),
+            format: self.format,
+        }
     }
 
     /// Removes the tokens from position `len` on. Accumulated scores keep the contributions of the removed queries.
     ///
     /// # Errors
-    /// When a sliding-window layer has dropped tokens that the token at `len` needs.
+    /// When a sliding-window layer has dropped tokens that the token at `len` needs, or there are no recurrent states
+    /// at `len` (see [`Sequence::reachable`]). The sequence is then unchanged.
     pub fn truncate(&mut self, len: usize) -> Result<(), KvError> {
         for (state, window) in self.layers.iter().zip(&self.shared.config.windows) {
             let needed = window.map_or(usize::MAX, |w| (len + 1).saturating_sub(w));
@@ -106,6 +115,7 @@ impl Sequence {
                 return Err(KvError::Dropped { len, dropped: state.dropped as usize });
             }
         }
+        self.states.truncate(len)?;
         for state in &mut self.layers {
             let Some(position) = u32::try_from(len).ok().filter(|&p| p < state.next) else { continue };
             state.next = position;
@@ -161,7 +171,7 @@ impl Sequence {
     }
 
     /// An upper bound on the bytes of new pages that an append of `tokens` tokens allocates, copies of shared and
-    /// packed pages included.
+    /// packed pages and of recurrent states included.
     pub fn growth_bytes(&self, tokens: usize) -> usize {
         let page_tokens = self.shared.geometry.page_tokens;
         let layers = self.layers.iter().zip(&self.shared.config.windows);
@@ -172,12 +182,13 @@ impl Sequence {
                 layer.heads.iter().map(|head| head.growth(page_tokens, tokens.min(limit))).sum::<usize>()
             })
             .sum();
-        2 * blocks * self.shared.open_bytes()
+        2 * blocks * self.shared.open_bytes() + self.states.growth_bytes(&self.shared)
     }
 
-    /// Bytes of the pages that this sequence holds, shared ones included, and of the biases.
+    /// Bytes of the pages that this sequence holds, shared ones included, of the biases and of recurrent states.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().flat_map(|l| &l.heads).map(BlockTable::bytes).sum()
+        let pages: usize = self.layers.iter().flat_map(|l| &l.heads).map(BlockTable::bytes).sum();
+        pages + self.states.bytes()
     }
 
     /// The bytes of [`Sequence::bytes`] that biases take.

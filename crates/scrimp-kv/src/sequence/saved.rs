@@ -1,13 +1,13 @@
 //! A sequence in a file.
 //!
 //! ```text
-//! format | layers of [next | dropped | tables of the KV heads | scores]
+//! format | layers of [next | dropped | tables of the KV heads | scores] | recurrent states [next | f32 ...], if there are some
 //! scores: sum | recent | last | peak | queries | reconstruction | expected | expected_max     (rows of f32; queries: starts and ends)
 //! ```
 //! The file's shapes are those of the cache; the caller compares the model before it reads a sequence. Bytes of any
 //! content are safe to read: counts are bounded by the file, and kernels trust no number that was not checked.
 
-use super::{Layer, Sequence};
+use super::{Layer, Sequence, states::States};
 use crate::{
     attention_scores::{LayerScores, PostPrefillScores},
     block_table::BlockTable,
@@ -25,7 +25,7 @@ use std::{
 const NAME_BYTES: u32 = 64;
 
 impl Sequence {
-    /// Writes the sequence, its pages, positions, biases and scores included. [`KvCache::load`] reads it.
+    /// Writes the sequence, its pages, positions, biases, scores and recurrent states included. [`KvCache::load`] reads it.
     ///
     /// # Errors
     /// Those of `out`.
@@ -40,7 +40,7 @@ impl Sequence {
             layer.heads.iter().try_for_each(|table| table.save(out))?;
             save_scores(&layer.scores, out)?;
         }
-        Ok(())
+        self.states.save(&self.shared, out)
     }
 }
 
@@ -67,6 +67,7 @@ impl KvCache {
             let scores = load_scores(&heads, next, input)?;
             *layer = Layer { heads, next, dropped, scores };
         }
+        sequence.states = States::load(&sequence.shared, length.unwrap_or(0), input)?;
         Ok(sequence)
     }
 }

@@ -132,6 +132,20 @@ impl<'a> GgufKeys<'a> {
         self.metadata().bool(&self.key(name))
     }
 
+    /// A list of truth values, one for each of `n_layers` layers. Further ones are ignored.
+    ///
+    /// # Errors
+    /// When it is of another type or shorter.
+    pub fn flags(&self, name: &str, n_layers: usize) -> Result<Option<Vec<bool>>> {
+        let key = self.key(name);
+        let Some(flags) = self.metadata().i32_array(&key)? else { return Ok(None) };
+        if flags.len() < n_layers {
+            let what = format!("metadata {key} has {} items for {n_layers} layers", flags.len());
+            return Err(self.file.source().bad(what));
+        }
+        Ok(Some(flags.iter().take(n_layers).map(|&flag| flag != 0).collect()))
+    }
+
     /// A string.
     ///
     /// # Errors

@@ -104,6 +104,26 @@ impl<'a> HfConfig<'a> {
         self.typed(key, "a whole number", |value| usize::try_from(value.as_u64()?).ok())
     }
 
+    /// For each of `n_layers` layers, whether `layer_types` names it `kind`. The other layers must be `full_attention`.
+    ///
+    /// # Errors
+    /// When the list has another length or other names.
+    pub(super) fn layer_kinds(&self, n_layers: usize, kind: &str) -> Result<Option<Vec<bool>>> {
+        let Some(types) = self.typed("layer_types", "a list", Value::as_array)? else { return Ok(None) };
+        if types.len() != n_layers {
+            return Err(self.bad(format!("\"layer_types\" has {} items for {n_layers} layers", types.len())));
+        }
+        let is_kind = |item: &Value| match item.as_str() {
+            Some(name) if name == kind => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => Err(self.unsupported(
+                &format!("\"layer_types\" has layers that are neither {kind} nor full_attention"),
+                "models with these two kinds are supported",
+            )),
+        };
+        types.iter().map(is_kind).collect::<Result<_>>().map(Some)
+    }
+
     /// A list of truth values, one for each of `n_layers` layers, written as numbers or as truth values. Further ones
     /// are ignored.
     ///

@@ -4,6 +4,7 @@
 
 mod common;
 mod experts;
+mod gated_delta;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -21,6 +22,7 @@ mod olmoe;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen35;
 mod qwen3moe;
 mod rope;
 mod smollm3;
@@ -43,6 +45,7 @@ pub const FAMILIES: &[&dyn Family] = &[
     &qwen2::Qwen2,
     &qwen3::Qwen3,
     &qwen3moe::Qwen3Moe,
+    &qwen35::Qwen35,
     &gemma2::Gemma2,
     &gemma3::Gemma3,
     &phi3::Phi3,
@@ -84,6 +87,11 @@ pub trait Family: Sync {
 
     /// Shapes of a layer's tensors, without `blk.N.`.
     fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec>;
+
+    /// Shapes of the tensors of a recurrent layer, without `blk.N.`.
+    fn recurrent_layer_tensors(&self, _config: &ModelConfig) -> Vec<TensorSpec> {
+        Vec::new()
+    }
 
     /// GGUF's name of a layer's tensor (`attn_q`) for Hugging Face's (`self_attn.q_proj`), both without prefix and
     /// without `.weight` or `.bias`.

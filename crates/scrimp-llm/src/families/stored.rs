@@ -227,6 +227,8 @@ pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
         logit_scale: positive("logit_scale", stored.logit_scale.unwrap_or(1.0))?,
         activation: by_name(&ACTIVATIONS, "activation", &stored.activation)?,
         experts: stored.experts.map(StoredExperts::checked).transpose()?,
+        recurrence: None,
+        attn_gate: false,
     };
     common::check(&config)?;
     Ok(config)

@@ -10,6 +10,8 @@ pub enum Need {
     Required,
     /// Optional.
     Optional,
+    /// Required unless the layer has the tensor with this name.
+    Unless(&'static str),
 }
 
 /// A tensor's name and shape.
@@ -115,6 +117,11 @@ pub(super) fn optional(name: &str, shape: &[usize]) -> TensorSpec {
     spec(name, shape, Need::Optional)
 }
 
+/// A tensor that is required unless the layer has the tensor `other`.
+pub(super) fn required_unless(name: &str, shape: &[usize], other: &'static str) -> TensorSpec {
+    spec(name, shape, Need::Unless(other))
+}
+
 /// The layer of most families: separate Q, K, V, gate and up. The four matrices of attention may have biases.
 pub(super) fn plain_layer(c: &ModelConfig) -> Vec<TensorSpec> {
     let (h, q, kv, f) = (c.hidden_size, c.q_dim(), c.kv_dim(), c.intermediate_size);
@@ -155,8 +162,10 @@ pub(super) fn expert_layer(c: &ModelConfig) -> Vec<TensorSpec> {
 /// All tensors of a model. `output.weight` is optional: without it, the embedding is the output matrix.
 pub(super) fn expected(family: &dyn Family, c: &ModelConfig) -> impl Iterator<Item = TensorSpec> {
     let table = [c.vocab_size, c.hidden_size];
-    let layer = family.layer_tensors(c);
+    let (layer, recurrent) = (family.layer_tensors(c), family.recurrent_layer_tensors(c));
+    let is_recurrent: Vec<bool> = (0..c.n_layers).map(|i| c.is_recurrent(i)).collect();
     let layers = (0..c.n_layers).flat_map(move |i| {
+        let layer = if is_recurrent[i] { &recurrent } else { &layer };
         layer.clone().into_iter().map(move |mut spec| {
             spec.name = format!("blk.{i}.{}", spec.name);
             spec

@@ -84,7 +84,11 @@ impl<S: LogitsSource> Sequence<S> {
         self.source.begin_prompt(prompt.len());
         let new = &prompt[kept..];
         let (head, last) = new.split_at((new.len() - 1) / PREFILL_CHUNK * PREFILL_CHUNK);
-        for chunk in head.chunks(PREFILL_CHUNK) {
+        // The tokens behind a checkpoint are a part of their own.
+        let checkpoint =
+            self.source.checkpoint(prompt.len()).and_then(|at| at.checked_sub(kept + head.len()));
+        let (before, last) = last.split_at(checkpoint.filter(|&at| at < last.len()).unwrap_or(0));
+        for chunk in head.chunks(PREFILL_CHUNK).chain([before]).filter(|chunk| !chunk.is_empty()) {
             if cancelled() {
                 return Ok(None);
             }

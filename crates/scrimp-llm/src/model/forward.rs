@@ -10,7 +10,7 @@
 //!                   or the sum of some experts of that kind ([`super::experts`])
 //! logits = output · norm(h)
 //! ```
-//! Only some families have `norm'` (after the block) and the norms of queries and keys. A few have no norm before the
+//! Some layers have a recurrent state instead of attention ([`super::recurrence`]). Only some families have `norm'` (after the block) and the norms of queries and keys. A few have no norm before the
 //! block. Some scale the output of a block, queries or logits.
 //!
 //! [`Pass`] has one function for each step. [`Pass::layers`] runs them for all layers of a loaded model;
@@ -21,7 +21,7 @@ use super::{
     experts::ExpertBuffers,
     future_queries::SampledQueries,
     reconstruction::Reconstruction,
-    weights::{FeedForward, Layer, LayerNorms, LinearWeights},
+    weights::{AttentionWeights, FeedForward, LayerNorms, LinearWeights, Mixer},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -30,7 +30,7 @@ use crate::{
 };
 use scrimp_kernels::{
     DType, Exec, Pool, SimdLevel,
-    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, linear},
+    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, Needs, linear},
     ops::{self, Gate, RmsNorm, RopeTable},
     quant::dequantize::dequantize_row,
 };
@@ -51,8 +51,12 @@ pub(super) struct Buffers {
     pub(super) q: Vec<f32>,
     pub(super) k: Vec<f32>,
     pub(super) v: Vec<f32>,
-    /// The output of attention.
+    /// The output of attention, or of a recurrent layer.
     pub(super) attn: Vec<f32>,
+    /// Its gate.
+    pub(super) attn_gate: Vec<f32>,
+    pub(super) beta: Vec<f32>,
+    pub(super) alpha: Vec<f32>,
     /// The output of a block, if a norm follows it, or of experts.
     pub(super) block: Vec<f32>,
     pub(super) gate: Vec<f32>,
@@ -252,16 +256,29 @@ impl Pass<'_> {
         self.embed(model, tokens)?;
         self.fill_rope(chunks);
         let layers = &model.weights().layers;
+        let mut recurrent = 0;
         for (index, layer) in layers.iter().enumerate() {
             let last = index + 1 == layers.len();
             let wanted = (last && wanted.len() < n).then_some(&wanted[..]);
-            self.attention(layer, LayerPlace::new(self.config, index, index), n, chunks, wanted);
+            let out = match &layer.mixer {
+                Mixer::Attention(weights) => {
+                    let place = LayerPlace::new(self.config, index, index - recurrent);
+                    self.attention((&layer.norms, weights), place, n, chunks, wanted);
+                    &weights.o
+                }
+                Mixer::Delta(weights) => {
+                    self.delta(&layer.norms, weights, recurrent, n, chunks);
+                    recurrent += 1;
+                    self.keep_rows(wanted, weights.width());
+                    &weights.out
+                }
+            };
             if last {
                 self.exec.level = self.end_level;
             }
             let n = wanted.map_or(n, <[usize]>::len);
             if n > 0 {
-                self.attention_output(&layer.norms, &layer.o, n);
+                self.mixer_output(&layer.norms, out, n);
             }
             if n > 0 {
                 match &layer.feed_forward {
@@ -315,48 +332,81 @@ impl Pass<'_> {
     /// The attention of `n` rows, before its output projection. With `wanted`, only these rows remain.
     fn attention(
         &mut self,
-        layer: &Layer,
+        (norms, weights): (&LayerNorms, &AttentionWeights),
         place: LayerPlace,
         n: usize,
         chunks: &mut [SequenceChunk<'_>],
         wanted: Option<&[usize]>,
     ) {
-        self.qkv(&layer.norms, [&layer.q, &layer.k, &layer.v], n);
-        self.rope_and_append(&layer.norms, place, chunks);
-        self.attend(place.kv, n, chunks, layer.norms.sinks.as_deref(), wanted.is_some());
-        let (hidden, q_dim) = (self.config.hidden_size, self.config.q_dim());
-        if let Some(wanted) = wanted {
-            // Rows only move towards the front.
-            for (to, &from) in wanted.iter().enumerate() {
-                self.buffers.h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
-                self.buffers.attn.copy_within(from * q_dim..(from + 1) * q_dim, to * q_dim);
+        self.qkv(norms, [&weights.q, &weights.k, &weights.v], weights.gate.as_ref(), n);
+        self.rope_and_append(norms, place, chunks);
+        self.attend(place.kv, n, chunks, norms.sinks.as_deref(), wanted.is_some());
+        let q_dim = self.config.q_dim();
+        self.keep_rows(wanted, q_dim);
+        if weights.gate.is_some() {
+            let Self { exec, buffers, .. } = self;
+            let (gate, n) = (&buffers.attn_gate, wanted.map_or(n, <[usize]>::len));
+            each_row(exec.pool, &mut buffers.attn[..n * q_dim], q_dim, |t, row| {
+                ops::sigmoid_gate(exec.level, &gate[t * q_dim..(t + 1) * q_dim], row);
+            });
+        }
+    }
+
+    /// Keeps only the wanted rows of the residual stream and of the block's output and gate, which have `width` elements.
+    fn keep_rows(&mut self, wanted: Option<&[usize]>, width: usize) {
+        let hidden = self.config.hidden_size;
+        let Buffers { h, attn, attn_gate, .. } = &mut *self.buffers;
+        let gated = self.config.attn_gate;
+        // Rows only move towards the front.
+        for (to, &from) in wanted.into_iter().flatten().enumerate() {
+            h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+            attn.copy_within(from * width..(from + 1) * width, to * width);
+            if gated {
+                attn_gate.copy_within(from * width..(from + 1) * width, to * width);
             }
         }
     }
 
-    /// Queries, keys and values of `n` rows.
-    pub(super) fn qkv(&mut self, norms: &LayerNorms, [wq, wk, wv]: [&LinearWeights; 3], n: usize) {
+    /// The normed residual stream of `n` rows as activations.
+    pub(super) fn normed_input(&mut self, norms: &LayerNorms, needs: Needs, n: usize) {
         let Self { exec, config, buffers, .. } = self;
-        let (hidden, q_dim, kv_dim) = (config.hidden_size, config.q_dim(), config.kv_dim());
-        let needs = wq.needs().and(wk.needs()).and(wv.needs());
+        let hidden = config.hidden_size;
         let h = &buffers.h[..n * hidden];
         let norm = norms.attn_norm.as_deref().map(|weight| config.rms_norm(weight));
         buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: hidden, needs }, |t, x| {
             norm_or_copy(exec.level, norm.as_ref(), &h[t * hidden..(t + 1) * hidden], x);
         });
-        let (q, k) = (sized(&mut buffers.q, n * q_dim), sized(&mut buffers.k, n * kv_dim));
-        let v = sized(&mut buffers.v, n * kv_dim);
-        let mut products = [product(wq, q, false), product(wk, k, false), product(wv, v, false)];
-        linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
     }
 
-    /// Adds the output projection of attention to the residual stream of `n` rows.
-    pub(super) fn attention_output(&mut self, norms: &LayerNorms, wo: &LinearWeights, n: usize) {
+    /// Queries, keys, values and gates of `n` rows.
+    pub(super) fn qkv(
+        &mut self,
+        norms: &LayerNorms,
+        [wq, wk, wv]: [&LinearWeights; 3],
+        gate: Option<&LinearWeights>,
+        n: usize,
+    ) {
+        let needs = wq.needs().and(wk.needs()).and(wv.needs());
+        self.normed_input(norms, gate.map_or(needs, |gate| needs.and(gate.needs())), n);
         let Self { exec, config, buffers, .. } = self;
-        let q_dim = config.q_dim();
+        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
+        let (q, k) = (sized(&mut buffers.q, n * q_dim), sized(&mut buffers.k, n * kv_dim));
+        let v = sized(&mut buffers.v, n * kv_dim);
+        let [q, k, v] = [product(wq, q, false), product(wk, k, false), product(wv, v, false)];
+        let Some(gate) = gate else {
+            return linear(*exec, &mut buffers.linear, &buffers.x, &mut [q, k, v]);
+        };
+        let gate = product(gate, sized(&mut buffers.attn_gate, n * q_dim), false);
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut [q, k, v, gate]);
+    }
+
+    /// Adds the output projection of attention or of a recurrent layer to the residual stream of `n` rows.
+    fn mixer_output(&mut self, norms: &LayerNorms, wo: &LinearWeights, n: usize) {
+        let Self { exec, buffers, .. } = self;
+        let cols = wo.weight.cols();
         let attn = &buffers.attn;
-        buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: q_dim, needs: wo.needs() }, |t, x| {
-            x.copy_from_slice(&attn[t * q_dim..(t + 1) * q_dim]);
+        buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols, needs: wo.needs() }, |t, x| {
+            x.copy_from_slice(&attn[t * cols..(t + 1) * cols]);
         });
         self.add_block(wo, norms.post_attn_norm.as_deref(), n);
     }

@@ -199,6 +199,7 @@ impl Session {
         let (mut out, mut q) = (vec![0.0; n * q_dim], vec![0.0; n * q_dim]);
         for layer in layers {
             let Some(rows) = sample.layer(layer, q_dim) else { continue };
+            let of_model = model.attention_layer(layer);
             each_row(exec.pool, &mut q, q_dim, |i, row| {
                 let entries = &rows[order[i] * q_dim..(order[i] + 1) * q_dim];
                 for (head, query) in row.chunks_exact_mut(dim).enumerate() {
@@ -206,7 +207,7 @@ impl Session {
                     let entry = member * (q_dim / dim / group) + kv_head;
                     query.copy_from_slice(&entries[entry * dim..(entry + 1) * dim]);
                     // Queries of a layer without RoPE are the same at every position.
-                    if config.rope_layers[layer] {
+                    if config.rope_layers[of_model] {
                         let (cos, sin) = table.row(i * group + member);
                         apply_rope(exec.level, config, query, cos, sin);
                     }
@@ -215,7 +216,7 @@ impl Session {
             self.attend_rotated(Rotated { layer, q: &q, out: &mut out, outputs, wanted }, &store)?;
             if let Some(kept) = kept.get_mut(layer) {
                 let from = (n - outputs) * q_dim;
-                let sinks = model.weights().layers[layer].norms.sinks.clone().unwrap_or_default();
+                let sinks = model.weights().layers[of_model].norms.sinks.clone().unwrap_or_default();
                 *kept = LayerQueries { q: q[from..].to_vec(), out: out[from..].to_vec(), sinks };
             }
         }
@@ -238,7 +239,7 @@ impl Session {
             n_heads: config.n_heads,
             scale: config.attn_scale,
             softcap: config.attn_logit_softcap,
-            sinks: model.weights().layers[layer].norms.sinks.as_deref(),
+            sinks: model.weights().layers[model.attention_layer(layer)].norms.sinks.as_deref(),
             wanted_from: q.len() / config.q_dim() - outputs,
             scores: Some(wanted),
         };

@@ -152,7 +152,7 @@ impl<'a> LayerRunner<'a> {
         for (h, out) in h.chunks(*window * hidden).zip(all.chunks_mut(*window * q_dim)) {
             let n = h.len() / hidden;
             sized(&mut pass.buffers.h, h.len()).copy_from_slice(h);
-            pass.qkv(norms, [&wq, &wk, &wv], n);
+            pass.qkv(norms, [&wq, &wk, &wv], None, n);
             kv.reset();
             let mut chunks = [SequenceChunk::window(&mut kv, n)];
             pass.rope_and_append(norms, place, &mut chunks);
@@ -200,6 +200,7 @@ fn one_layer(config: &ModelConfig, index: usize) -> Result<Sequence> {
         head_dim: config.head_dim,
         n_kv_heads: config.n_kv_heads,
         windows: vec![config.sliding_window[index]],
+        states: Vec::new(),
         format: "f32".parse()?,
         page_tokens: PAGE_TOKENS,
         limit: None,

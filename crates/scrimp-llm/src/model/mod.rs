@@ -5,7 +5,7 @@
 //! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer, in the notation of the papers;
 //! * [`experts`]: mixtures of experts in it;
-//! * [`attention`]: attention over the cache of each sequence;
+//! * [`attention`]: attention over the cache of each sequence; [`recurrence`]: layers with a recurrent state;
 //! * [`session`]: one sequence, its KV cache and its scratch memory; [`batch`]: many of them in one pass;
 //! * [`compression`]: compressing that cache; [`reconstruction`]: scores of some eviction policies;
 //! * [`saved`]: that cache in a file;
@@ -21,6 +21,7 @@ mod layer_runner;
 mod mxfp4;
 pub mod projections;
 mod reconstruction;
+mod recurrence;
 mod rope_and_append;
 mod saved;
 mod session;
@@ -152,6 +153,11 @@ impl Model {
         &self.inner.weights
     }
 
+    /// The layer of the model that has the keys and values of layer `index` of a cache.
+    fn attention_layer(&self, index: usize) -> usize {
+        self.config().attention_layers().nth(index).unwrap_or(index)
+    }
+
     pub(crate) fn exec(&self) -> Exec<'_> {
         Exec { pool: &self.inner.pool, level: self.inner.level }
     }
@@ -214,6 +220,12 @@ impl Model {
         self.inner.checkpoint.as_ref()
     }
 
+    /// Whether a session can drop its last tokens, however many: no layer has a sliding window or a recurrent state.
+    pub fn rewinds(&self) -> bool {
+        let config = self.config();
+        config.recurrence.is_none() && config.sliding_window.iter().all(Option::is_none)
+    }
+
     /// The path of the model; empty for random weights.
     pub fn path(&self) -> &Path {
         self.inner.checkpoint.as_ref().map_or(Path::new(""), Checkpoint::path)
@@ -263,7 +275,8 @@ fn cache(config: &ModelConfig, format: KvFormat, limit: Option<usize>) -> Result
     Ok(KvCache::new(KvConfig {
         head_dim: config.head_dim,
         n_kv_heads: config.n_kv_heads,
-        windows: config.sliding_window.clone(),
+        windows: config.attention_layers().map(|layer| config.sliding_window[layer]).collect(),
+        states: config.states(),
         format,
         page_tokens: PAGE_TOKENS,
         limit,

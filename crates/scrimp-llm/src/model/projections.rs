@@ -3,12 +3,13 @@
 use super::mxfp4;
 use crate::{
     checkpoint::{Checkpoint, TensorView},
-    config::ModelConfig,
+    config::{ModelConfig, RecurrenceKind},
     error::{Error, Result},
     load::Encoding,
 };
 use scrimp_kernels::{
     DType,
+    ops::DeltaShape,
     quant::{dequantize::dequantize_row, packed::PackedView},
 };
 use std::ops::Range;
@@ -62,6 +63,13 @@ pub enum RowLayout {
     },
     /// One after another, in blocks and scales of MXFP4 (gpt-oss).
     Mxfp4,
+    /// The same rows of each of several groups of rows, such as a head's query before its gate (Qwen3-Next).
+    Groups {
+        /// The groups.
+        count: usize,
+        /// Rows of a group.
+        rows: usize,
+    },
 }
 
 /// The rows of one matrix in a stored tensor.
@@ -69,7 +77,7 @@ pub enum RowLayout {
 pub struct TensorSlice {
     /// The tensor's name without `.weight`; a bias has the same with `.bias`.
     pub stem: String,
-    /// The rows.
+    /// The rows; of a group, if there are several.
     pub rows: Range<usize>,
     /// From one row to the next.
     pub step: usize,
@@ -83,10 +91,15 @@ impl TensorSlice {
         Self { stem, rows, step: 1, layout: RowLayout::Rows }
     }
 
+    /// The rows `rows` of each of `count` groups of `of_group` rows.
+    fn groups(stem: String, count: usize, of_group: usize, rows: Range<usize>) -> Self {
+        Self { stem, rows, step: 1, layout: RowLayout::Groups { count, rows: of_group } }
+    }
+
     /// Name of the tensor; of the blocks, if it is in blocks and scales.
     pub fn weight(&self) -> String {
         match self.layout {
-            RowLayout::Rows => format!("{}.weight", self.stem),
+            RowLayout::Rows | RowLayout::Groups { .. } => format!("{}.weight", self.stem),
             RowLayout::Columns { .. } => format!("{}_columns.weight", self.stem),
             RowLayout::Mxfp4 => format!("{}_blocks.weight", self.stem),
         }
@@ -95,14 +108,19 @@ impl TensorSlice {
     /// Name of the optional bias.
     pub fn bias(&self) -> String {
         match self.layout {
-            RowLayout::Rows => format!("{}.bias", self.stem),
+            RowLayout::Rows | RowLayout::Groups { .. } => format!("{}.bias", self.stem),
             _ => format!("{}_bias.weight", self.stem),
         }
     }
 
     /// The indices of the rows.
     pub fn indices(&self) -> impl ExactSizeIterator<Item = usize> + use<> {
-        self.rows.clone().step_by(self.step)
+        let (count, rows) = match self.layout {
+            RowLayout::Groups { count, rows } => (count, rows),
+            _ => (1, 0),
+        };
+        let (start, step, of_group) = (self.rows.start, self.step, self.rows.len().div_ceil(self.step));
+        (0..count * of_group).map(move |i| i / of_group * rows + start + i % of_group * step)
     }
 }
 
@@ -116,6 +134,10 @@ pub fn tensor_slice(
     let (q, kv, ffn) = (config.q_dim(), config.kv_dim(), config.intermediate_size);
     let name = |stem: &str| format!("blk.{index}.{stem}");
     let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
+    if projection == Projection::Q && config.attn_gate {
+        let dim = config.head_dim;
+        return TensorSlice::groups(name(projection.stem()), config.n_heads, 2 * dim, 0..dim);
+    }
     // Phi-3 stores Q, K and V in one tensor, and gate and up in another.
     let (stem, rows) = match projection {
         Projection::Q if has("attn_qkv") => ("attn_qkv", 0..q),
@@ -127,6 +149,75 @@ pub fn tensor_slice(
         Projection::K | Projection::V => (projection.stem(), 0..kv),
         Projection::O | Projection::Down => (projection.stem(), 0..config.hidden_size),
         Projection::Gate | Projection::Up => (projection.stem(), 0..ffn),
+    };
+    TensorSlice::rows(name(stem), rows)
+}
+
+/// The rows of the gates in the query projection of layer `index` ([`ModelConfig::attn_gate`]).
+pub fn attn_gate_slice(config: &ModelConfig, index: usize) -> TensorSlice {
+    let dim = config.head_dim;
+    TensorSlice::groups(format!("blk.{index}.attn_q"), config.n_heads, 2 * dim, dim..2 * dim)
+}
+
+/// The matrices of a layer with the gated delta rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum DeltaProjection {
+    Q,
+    K,
+    V,
+    /// The gate of the output.
+    Z,
+    Beta,
+    Alpha,
+    Out,
+}
+
+impl DeltaProjection {
+    /// All seven, in order.
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::Z, Self::Beta, Self::Alpha, Self::Out];
+}
+
+/// The tensor and rows of `projection` of layer `index`, which has the gated delta rule.
+///
+/// Qwen3.5 and GGUF files have Q, K and V in one tensor and Z in another. Qwen3-Next in Hugging Face files has all four of
+/// a key head below each other, and both have beta and alpha of Qwen3-Next in that order.
+pub fn delta_slice(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    shape: DeltaShape,
+    index: usize,
+    projection: DeltaProjection,
+) -> TensorSlice {
+    use DeltaProjection::{Alpha, Beta, K, Out, Q, V, Z};
+    let name = |stem: &str| format!("blk.{index}.{stem}");
+    let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
+    let (heads, key_dim) = (shape.key_heads, shape.key_dim);
+    let of_key = shape.value_heads / heads;
+    let (keys, values, of_key_values) = (shape.keys(), shape.values(), of_key * shape.value_dim);
+    let (start, end) = match projection {
+        Q => (0, key_dim),
+        K => (key_dim, 2 * key_dim),
+        V => (2 * key_dim, 2 * key_dim + of_key_values),
+        Z => (2 * key_dim + of_key_values, 2 * (key_dim + of_key_values)),
+        Beta => (0, of_key),
+        Alpha => (of_key, 2 * of_key),
+        Out => (0, config.hidden_size),
+    };
+    let (stem, rows) = match projection {
+        Q | K | V | Z if has("ssm_in") => {
+            return TensorSlice::groups(name("ssm_in"), heads, 2 * (key_dim + of_key_values), start..end);
+        }
+        Beta | Alpha if has("ssm_ba") => {
+            return TensorSlice::groups(name("ssm_ba"), heads, 2 * of_key, start..end);
+        }
+        Q => ("attn_qkv", 0..keys),
+        K => ("attn_qkv", keys..2 * keys),
+        V => ("attn_qkv", 2 * keys..2 * keys + values),
+        Z => ("attn_gate", 0..values),
+        Beta => ("ssm_beta", 0..shape.value_heads),
+        Alpha => ("ssm_alpha", 0..shape.value_heads),
+        Out => ("ssm_out", start..end),
     };
     TensorSlice::rows(name(stem), rows)
 }
@@ -169,15 +260,17 @@ pub fn expert_slice(
 /// Rejects models whose layers have more than the seven matrices of [`Projection`].
 ///
 /// # Errors
-/// The layers have experts.
+/// The layers have experts, or some layers are recurrent.
 pub fn seven_matrices(config: &ModelConfig) -> Result<()> {
-    match config.experts {
-        None => Ok(()),
-        Some(_) => Err(Error::unsupported(
-            "compressing the weights of mixtures of experts is not supported",
-            "run the model with the weights of its file",
-        )),
-    }
+    let what = match (&config.experts, &config.recurrence) {
+        (None, None) => return Ok(()),
+        (Some(_), _) => "mixtures of experts",
+        (None, Some(_)) => "models with recurrent layers",
+    };
+    Err(Error::unsupported(
+        format!("compressing the weights of {what} is not supported"),
+        "run the model with the weights of its file",
+    ))
 }
 
 /// Name of the router's matrix of layer `index`, without `.weight`.
@@ -188,9 +281,20 @@ pub fn router(index: usize) -> String {
 /// All matrices of layer `index`.
 pub fn layer_slices(checkpoint: &Checkpoint, config: &ModelConfig, index: usize) -> Vec<TensorSlice> {
     use Projection::{Down, Gate, Up};
-    let dense =
-        Projection::ALL.into_iter().filter(|p| config.experts.is_none() || !matches!(p, Gate | Up | Down));
+    let recurrent = config.recurrence.as_ref().filter(|_| config.is_recurrent(index));
+    let dense = Projection::ALL.into_iter().filter(|p| match p {
+        Gate | Up | Down => config.experts.is_none(),
+        _ => recurrent.is_none(),
+    });
     let mut slices: Vec<_> = dense.map(|p| tensor_slice(checkpoint, config, index, p)).collect();
+    match recurrent.map(|recurrence| recurrence.kind) {
+        Some(RecurrenceKind::GatedDelta(shape)) => {
+            let all = DeltaProjection::ALL.into_iter();
+            slices.extend(all.map(|p| delta_slice(checkpoint, config, shape, index, p)));
+        }
+        None if config.attn_gate => slices.push(attn_gate_slice(config, index)),
+        None => {}
+    }
     if let Some(experts) = config.experts {
         slices.push(TensorSlice::rows(router(index), 0..experts.count));
         for expert in 0..experts.count {
@@ -296,6 +400,15 @@ pub fn stored_slice<'a>(checkpoint: &'a Checkpoint, slice: &TensorSlice) -> Resu
     let bad = |what: &str| Error::damaged_file(checkpoint.path(), format!("tensor {name} {what}"));
     match slice.layout {
         RowLayout::Rows => stored_matrix(checkpoint, name, &slice.rows),
+        RowLayout::Groups { .. } => {
+            let dtype = encoding.rows().ok_or_else(|| bad("cannot be cut into groups of rows"))?;
+            let bytes =
+                dtype.row_bytes(cols).ok_or_else(|| bad("has rows of a length that its type lacks"))?;
+            let stored = checkpoint.tensor(name)?.data;
+            let rows = slice.indices().map(|row| stored.get(row * bytes..(row + 1) * bytes));
+            let rows = rows.collect::<Option<Vec<_>>>().ok_or_else(|| bad("has too few rows"))?;
+            Ok(StoredMatrix::Converted { dtype, cols, data: rows.concat() })
+        }
         RowLayout::Columns { of_expert } => {
             let dtype = encoding.rows().filter(|dtype| dtype.block_len() == 1);
             let dtype = dtype.ok_or_else(|| bad("is not stored as floats"))?;

@@ -114,7 +114,7 @@ impl Session {
             .with_hint("use a shorter prompt, or another `kv_policy`"));
         }
         let mut copy = self.reconstruction_fork();
-        let n_layers = self.model.config().n_layers;
+        let n_layers = self.kv.n_layers();
         copy.reconstruction = Some(Reconstruction { tokens: len, max: vec![Vec::new(); n_layers] });
         let mut start = 0;
         while start < tokens.len() {

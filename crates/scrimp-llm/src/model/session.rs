@@ -1,7 +1,7 @@
 //! One sequence with its KV cache and scratch memory.
 
 use super::{
-    Model,
+    BLOCK_TOKENS, Model,
     compression::CompressionState,
     forward::{Buffers, SequenceChunk},
     future_queries::SampledQueries,
@@ -95,6 +95,7 @@ impl Session {
             while let Some((c, chunk)) = chunks.next() {
                 let before = session.len();
                 session.layers(buffers, chunk, usize::from(chunks.peek().is_none()))?;
+                session.keep_states_if_due();
                 session.compress_part_if_due()?;
                 if ((c + 1) * CHUNK).is_multiple_of(PIECE) {
                     session.pack_if_done(before)?;
@@ -147,6 +148,20 @@ impl Session {
         let result = append(self, &mut buffers);
         self.buffers = buffers;
         self.end_append(before, tokens, result)
+    }
+
+    /// The length at which a prompt of `prompt` tokens is best divided: the recurrent states at the last whole block before
+    /// its end are kept, and [`Session::truncate`] can return to them. `None`: no layer has a recurrent state, or the prompt
+    /// is short.
+    pub fn checkpoint(&self, prompt: usize) -> Option<usize> {
+        let at = prompt.saturating_sub(1) / BLOCK_TOKENS * BLOCK_TOKENS;
+        (self.kv.n_states() > 0 && at > 0).then_some(at)
+    }
+
+    fn keep_states_if_due(&mut self) {
+        if self.checkpoint(self.prompt) == Some(self.len()) {
+            self.kv.keep_states();
+        }
     }
 
     /// Checks tokens before they are appended. Returns the length before them.
@@ -239,6 +254,9 @@ impl Session {
             for layer in 0..self.kv.n_layers() {
                 self.kv.append(layer, &rows[..len], &rows[CHUNK * width..][..len], self.model.exec().pool)?;
             }
+            for layer in 0..self.kv.n_states() {
+                self.kv.advance_state(layer, CHUNK.min(n - start))?;
+            }
         }
         self.rope_tokens = self.rope_tokens.max(self.len());
         Ok(())
@@ -274,17 +292,18 @@ impl Session {
     }
 
     /// Drops all tokens from position `len` on. If a sliding-window layer has released tokens that it needs, or a
-    /// compression at a later position has dropped tokens before `len`, all tokens are dropped. [`Session::len`] has
-    /// the result.
+    /// compression at a later position has dropped tokens before `len`, all tokens are dropped. Recurrent states return
+    /// to their last checkpoint before `len`, or to the beginning. [`Session::len`] has the result.
     pub fn truncate(&mut self, len: usize) {
+        let len = self.kv.reachable(len);
         if len < self.compressed() || self.kv.truncate(len).is_err() {
             self.reset();
         }
     }
 
     /// Drops the tokens from position `len` on, even if the cache was compressed at a later position: then the tokens
-    /// that the compression kept remain. If a sliding-window layer has released tokens that it needs, all tokens are
-    /// dropped.
+    /// that the compression kept remain. If a sliding-window layer has released tokens that it needs, or recurrent states
+    /// cannot return to `len`, all tokens are dropped.
     pub fn truncate_compressed(&mut self, len: usize) {
         if self.kv.truncate(len).is_err() {
             self.reset();
@@ -292,10 +311,9 @@ impl Session {
     }
 
     /// The shortest length that [`Session::truncate`] can reach without dropping all tokens: 0, the length at the last
-    /// compression, or, with sliding-window layers, the whole length.
+    /// compression, or, with sliding-window or recurrent layers, the whole length.
     pub fn min_tokens(&self) -> usize {
-        let windows = self.model.config().sliding_window.iter().any(Option::is_some);
-        if windows { self.len() } else { self.compressed() }
+        if self.model.rewinds() { self.compressed() } else { self.len() }
     }
 
     /// Bytes of the KV cache in use.

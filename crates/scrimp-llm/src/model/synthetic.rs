@@ -1,6 +1,9 @@
 //! Models with random weights: they measure time and memory of a shape, a format and a sparsity without a model file.
 
-use super::weights::{ExpertWeights, FeedForward, GatedWeights, Layer, LayerNorms, LinearWeights, Weights};
+use super::weights::{
+    AttentionWeights, ExpertWeights, FeedForward, GatedWeights, Layer, LayerNorms, LinearWeights, Mixer,
+    Weights,
+};
 use crate::{
     config::{ExpertWeighting, Experts, ModelConfig, Rope, Sizes},
     error::{Error, Result},
@@ -207,10 +210,13 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
                 post_ffn_norm: None,
                 sinks: None,
             },
-            q: copy(0)?,
-            k: copy(1)?,
-            v: copy(2)?,
-            o: copy(3)?,
+            mixer: Mixer::Attention(Box::new(AttentionWeights {
+                q: copy(0)?,
+                k: copy(1)?,
+                v: copy(2)?,
+                gate: None,
+                o: copy(3)?,
+            })),
             feed_forward,
         });
     }

@@ -17,7 +17,9 @@ impl Session {
         let most = most.min(MAX_TOKENS).min(self.model.context_length() - self.len());
         let mut most = most.min(self.compression.tokens_before_next(self.len()));
         let in_prompt = self.len() < self.compression.unpacked_until() || self.sampled_queries.is_some();
-        if most < 2 || in_prompt || self.reconstruction.is_some() {
+        // A recurrent state cannot drop the tokens that are not accepted.
+        let recurrent = self.model.config().recurrence.is_some();
+        if most < 2 || in_prompt || recurrent || self.reconstruction.is_some() {
             return 1;
         }
         let config = self.model.config();

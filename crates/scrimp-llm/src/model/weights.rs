@@ -1,12 +1,15 @@
 //! A checkpoint's tensors, repacked for the kernels.
 
-use super::projections::{
-    Projection, StoredMatrix, TensorSlice, expert_slice, layer_slices, optional_vector, router, slice_shape,
-    stored_slice, tensor_slice, vector,
+use super::{
+    projections::{
+        Projection, StoredMatrix, TensorSlice, attn_gate_slice, expert_slice, layer_slices, optional_vector,
+        router, slice_shape, stored_slice, tensor_slice, vector,
+    },
+    recurrence::DeltaLayer,
 };
 use crate::{
     checkpoint::Checkpoint,
-    config::ModelConfig,
+    config::{ModelConfig, RecurrenceKind},
     error::{Error, Result},
     load::Encoding,
 };
@@ -68,11 +71,28 @@ impl LayerNorms {
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) norms: LayerNorms,
+    pub(super) mixer: Mixer,
+    pub(super) feed_forward: FeedForward,
+}
+
+/// The first block of a decoder layer, which combines tokens.
+#[derive(Debug)]
+pub(super) enum Mixer {
+    /// Attention to keys and values.
+    Attention(Box<AttentionWeights>),
+    /// Linear attention with a recurrent state.
+    Delta(Box<DeltaLayer>),
+}
+
+/// The projections of attention.
+#[derive(Debug)]
+pub(super) struct AttentionWeights {
     pub(super) q: LinearWeights,
     pub(super) k: LinearWeights,
     pub(super) v: LinearWeights,
+    /// The gate of the output.
+    pub(super) gate: Option<LinearWeights>,
     pub(super) o: LinearWeights,
-    pub(super) feed_forward: FeedForward,
 }
 
 /// The second block of a decoder layer.
@@ -213,12 +233,10 @@ fn matrix_bytes(checkpoint: &Checkpoint, slice: &TensorSlice) -> Result<usize> {
 impl Loader<'_> {
     fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<Layer> {
         let checkpoint = self.checkpoint;
+        let mixer = self.mixer(config, index)?;
         let mut projection = |p| self.projection(tensor_slice(checkpoint, config, index, p));
         let layer = Layer {
-            q: projection(Projection::Q)?,
-            k: projection(Projection::K)?,
-            v: projection(Projection::V)?,
-            o: projection(Projection::O)?,
+            mixer,
             feed_forward: match config.experts {
                 Some(experts) => FeedForward::Experts(self.experts(config, experts.count, index)?),
                 None => FeedForward::Dense(Box::new(GatedWeights {
@@ -232,6 +250,24 @@ impl Loader<'_> {
         // Reading a page also maps neighboring pages of released tensors.
         checkpoint.release_all();
         Ok(layer)
+    }
+
+    fn mixer(&mut self, config: &ModelConfig, index: usize) -> Result<Mixer> {
+        let checkpoint = self.checkpoint;
+        if let Some(recurrence) = config.recurrence.as_ref().filter(|_| config.is_recurrent(index)) {
+            let RecurrenceKind::GatedDelta(shape) = recurrence.kind;
+            let layer = DeltaLayer::load(checkpoint, config, shape, index, |slice| self.projection(slice))?;
+            return Ok(Mixer::Delta(Box::new(layer)));
+        }
+        let gate = config.attn_gate.then(|| self.projection(attn_gate_slice(config, index))).transpose()?;
+        let mut projection = |p| self.projection(tensor_slice(checkpoint, config, index, p));
+        Ok(Mixer::Attention(Box::new(AttentionWeights {
+            q: projection(Projection::Q)?,
+            k: projection(Projection::K)?,
+            v: projection(Projection::V)?,
+            gate,
+            o: projection(Projection::O)?,
+        })))
     }
 
     fn experts(&mut self, config: &ModelConfig, count: usize, index: usize) -> Result<ExpertWeights> {

@@ -69,6 +69,11 @@ const GPT2: Cut = spaced(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}
 const QWEN2: Cut = spaced(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+",
 );
+/// [`QWEN2`] with combining marks in words.
+const QWEN35: Cut = spaced(concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}",
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+",
+));
 const LLAMA3: Cut = spaced(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+",
 );
@@ -105,6 +110,7 @@ const TABLE: &[(&[&str], PreTokenizer)] = &[
     (&["gpt-2", "phi-2", "jais", "trillion", "exaone4", "granite-docling", "gigachat", "mellum"], pre(&[GPT2])),
     (&["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"], pre(&[DIGIT, GPT2])),
     (&["qwen2", "qwen3", "stablelm2"], normalized(&[QWEN2])),
+    (&["qwen35"], normalized(&[QWEN35])),
     (&["deepseek-r1-qwen", "megrez", "hunyuan", "solar-open", "kormo"], pre(&[QWEN2])),
     (&["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "midm-2.0"], whole_words(&[LLAMA3])),
     (&["dbrx", "phi-4", "smaug-bpe", "glm4", "chatglm-bpe"], pre(&[LLAMA3])),

@@ -7,5 +7,6 @@ mod experts;
 mod gathered_attention;
 mod packed_cache;
 mod real_models;
+mod recurrent;
 mod tiny_models;
 mod verification;

@@ -187,8 +187,13 @@ fn gpt_oss_in_mxfp4() {
 }
 
 #[test]
+fn qwen35_gated_delta_rule_and_gated_attention_bf16() {
+    check_directory("qwen35", EXACT);
+}
+
+#[test]
 fn gguf_holds_the_same_models() {
-    for name in ["llama3", "qwen3", "phi3", "phi3-longrope", "qwen3moe", "gpt-oss"] {
+    for name in ["llama3", "qwen3", "phi3", "phi3-longrope", "qwen3moe", "gpt-oss", "qwen35"] {
         let gguf = testdata("tiny-gguf").join(format!("{name}.gguf"));
         check(&gguf, &testdata("tiny").join(name).join("expected.json"), EXACT);
     }

@@ -118,7 +118,8 @@ impl<'m> KvCacheManager<'m> {
             Ok(saved) => {
                 store.used(&hit.path);
                 let mut session = saved.session;
-                if session.compressed() == 0 {
+                let is_recurrent = self.model.config().recurrence.is_some();
+                if session.compressed() == 0 && !is_recurrent {
                     session.truncate(hit.tokens / BLOCK_SIZE * BLOCK_SIZE);
                 } else {
                     session.truncate(hit.tokens);
@@ -185,12 +186,11 @@ impl<'m> KvCacheManager<'m> {
         self.sessions.get(&id)
     }
 
-    /// Adds the KV cache of a request with a sliding window to the prefix cache, if it ends at the last block of the prompt:
-    /// later it cannot be truncated to that.
-    pub(super) fn cache_windows(&mut self, id: RequestId) {
+    /// Adds the KV cache of a request to the prefix cache, if it ends at the last block of the prompt and cannot be truncated
+    /// to that later: layers with a sliding window drop tokens, recurrent layers have the last state only.
+    pub(super) fn cache_last_block(&mut self, id: RequestId) {
         let (Some(owner), Some(session)) = (self.owners.get(&id), self.sessions.get(&id)) else { return };
-        let is_windowed = self.model.config().sliding_window.iter().any(Option::is_some);
-        if is_windowed && session.len() == owner.prompt / BLOCK_SIZE * BLOCK_SIZE {
+        if !self.model.rewinds() && session.len() == owner.prompt / BLOCK_SIZE * BLOCK_SIZE {
             self.cache_prefix(id);
         }
     }
@@ -252,13 +252,13 @@ impl KvMemory for KvCacheManager<'_> {
     fn allocate(&mut self, id: RequestId) -> usize {
         let Some(owner) = self.owners.get(&id) else { return 0 };
         let (key, limit) = (owner.key, owner.tokens.len().saturating_sub(1));
-        let is_windowed = self.model.config().sliding_window.iter().any(Option::is_some);
+        let rewinds = self.model.rewinds();
         let prefixes = self.prefixes.as_mut().filter(|_| owner.reuses);
         let hit = prefixes.and_then(|cache| cache.find(key, &owner.tokens, limit)).map(|hit| {
             let mut session = hit.snapshot.fork();
             // Chunks end at blocks. The session becomes empty if it cannot be truncated that far.
             let whole = hit.tokens / BLOCK_SIZE * BLOCK_SIZE;
-            let tokens = if session.compressed() > whole || is_windowed { hit.tokens } else { whole };
+            let tokens = if session.compressed() > whole || !rewinds { hit.tokens } else { whole };
             if session.len() > tokens {
                 session.truncate(tokens);
             }

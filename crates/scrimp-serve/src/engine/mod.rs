@@ -332,7 +332,7 @@ impl<'m> Engine<'m> {
     /// Handles `n` computed tokens of a request and the token sampled after them, if any.
     fn after_step(&mut self, id: RequestId, n: usize, sampled: Option<SamplingResult>) {
         let complete = self.scheduler.update_computed(id, n);
-        self.kv_caches.cache_windows(id);
+        self.kv_caches.cache_last_block(id);
         let Some(active) = self.active.get_mut(&id) else { return };
         if n > 1 || active.last_token.is_none() {
             self.metrics.prompt_tokens.add(n as u64);
@@ -380,7 +380,6 @@ impl<'m> Engine<'m> {
         let Some(active) = self.active.remove(&id) else { return };
         let session = self.kv_caches.session(id);
         let config = self.model.config();
-        let token_bytes = 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim;
         let summary = Summary {
             text: end.text,
             reason: end.reason,
@@ -391,7 +390,8 @@ impl<'m> Engine<'m> {
             reasoning_tokens: active.answer.as_ref().map_or(0, Answer::reasoning_tokens),
             kv_bytes: session.map_or(0, Session::kv_bytes),
             kv_tokens: session.map_or(0, Session::kv_tokens),
-            kv_bytes_full: session.map_or(0, Session::len) * token_bytes,
+            kv_bytes_full: session.map_or(0, Session::len) * config.kv_bytes_per_token()
+                + config.state_bytes(),
         };
         self.metrics.finished(end.reason.name(), active.begun.elapsed());
         self.kv_caches.cache_prefix(id);

@@ -75,7 +75,13 @@ impl<S> PrefixCache<S> {
         let id = self.next;
         self.next += 1;
         self.clock += 1;
-        self.index.extend(hashes.into_iter().map(|hash| (hash, id)));
+        for hash in hashes {
+            // A snapshot that can be truncated further keeps its blocks: longer texts find the new one by later blocks.
+            let old = self.index.get(&hash).and_then(|old| self.entries.get(old));
+            if old.is_none_or(|old| old.min_tokens >= min_tokens) {
+                self.index.insert(hash, id);
+            }
+        }
         let entry = Entry { snapshot, key, tokens: tokens.to_vec(), min_tokens, last_used: self.clock };
         self.entries.insert(id, entry);
     }
@@ -167,6 +173,17 @@ mod tests {
         cache.insert(0, &tokens(300, 1), 300, "compressed");
         assert!(cache.find(0, &tokens(300, 1), 299).is_none());
         assert_eq!(cache.find(0, &tokens(301, 1), 300).unwrap().tokens, 300);
+    }
+
+    #[test]
+    fn a_longer_snapshot_hides_no_prefix_that_it_cannot_be_cut_to() {
+        let mut cache = PrefixCache::new(8);
+        cache.insert(0, &tokens(128, 1), 128, "blocks");
+        cache.insert(0, &tokens(200, 1), 200, "prompt");
+        assert_eq!(*cache.find(0, &tokens(150, 1), 149).unwrap().snapshot, "blocks");
+        assert_eq!(*cache.find(0, &tokens(300, 1), 299).unwrap().snapshot, "prompt");
+        cache.insert(0, &tokens(200, 1), 0, "whole");
+        assert_eq!(*cache.find(0, &tokens(150, 1), 149).unwrap().snapshot, "whole");
     }
 
     #[test]

@@ -40,6 +40,9 @@ struct Report<'a> {
     bits_per_weight: f64,
     /// Bytes of keys and values per token in bf16, all layers.
     kv_bytes_per_token: usize,
+    /// Number of layers with a recurrent state instead of keys and values, and bytes of their states in a conversation.
+    recurrent_layers: usize,
+    state_bytes: usize,
     types: Vec<TypeRow>,
 }
 
@@ -108,7 +111,9 @@ fn report<'a>(model: &'a str, path: &'a Path, checkpoint: &'a Checkpoint) -> Rep
         bytes,
         file_bytes: checkpoint.file_bytes(),
         bits_per_weight: if parameters == 0 { 0.0 } else { bytes as f64 * 8.0 / parameters as f64 },
-        kv_bytes_per_token: 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim,
+        kv_bytes_per_token: config.kv_bytes_per_token(),
+        recurrent_layers: config.n_layers - config.attention_layers().count(),
+        state_bytes: config.state_bytes(),
         types,
     }
 }
@@ -135,8 +140,20 @@ fn human(r: &Report<'_>) -> String {
                 r.sliding_layers, r.layers
             )
         }
+        None if r.recurrent_layers > 0 => {
+            format!(
+                "{} of {} layers; the others have a recurrent state",
+                r.layers - r.recurrent_layers,
+                r.layers
+            )
+        }
         None => "all layers attend to all tokens".to_owned(),
     };
+    let states = match r.state_bytes {
+        0 => String::new(),
+        bytes => format!(", and {} of recurrent states", format::bytes(bytes as u64)),
+    };
+    let cache = format!("{} per token in bf16{states}", format::bytes(r.kv_bytes_per_token as u64));
     let experts = match (r.experts, r.experts_per_token) {
         (Some(count), Some(per_token)) => format!("{count} per layer; a token passes {per_token}"),
         _ => "none".to_owned(),
@@ -155,7 +172,7 @@ fn human(r: &Report<'_>) -> String {
         ("chat template", yes(r.chat_template)),
         ("parameters", format!("{:.1} M", r.parameters as f64 / 1e6)),
         ("weights", format!("{}, {:.2} bits per weight", format::bytes(r.bytes), r.bits_per_weight)),
-        ("KV cache", format!("{} per token in bf16", format::bytes(r.kv_bytes_per_token as u64))),
+        ("KV cache", cache),
     ];
     let mut text: String = facts.iter().map(|(k, v)| format!("{k:<14} {v}\n")).collect();
     let rows: Vec<Vec<String>> = r

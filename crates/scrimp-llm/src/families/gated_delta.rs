@@ -1,0 +1,168 @@
+//! The common part of Qwen3-Next and Qwen3.5: layers with the gated delta rule (Yang et al. 2024, arXiv 2412.06464) beside
+//! attention whose output is gated, with norms of query and key heads and RoPE on a quarter of a head.
+
+use super::{GgufKeys, HfConfig, TensorSpec, common, tensors};
+use crate::{
+    config::{ModelConfig, Recurrence, RecurrenceKind},
+    error::Result,
+};
+use scrimp_kernels::ops::DeltaShape;
+
+/// Every fourth layer is attention, unless the file says otherwise.
+const INTERVAL: usize = 4;
+/// The rotated share of a head.
+const ROTATED: f64 = 0.25;
+/// Largest number of tokens that the convolution sees.
+const MAX_KERNEL: usize = 64;
+
+/// Completes the configuration of a GGUF file. `tiled`: the order of its value heads.
+pub(super) fn gguf(keys: &GgufKeys<'_>, config: &mut ModelConfig, tiled: bool) -> Result<()> {
+    let bad = common::bad(keys);
+    // Layers that predict further tokens follow the others. They are not used.
+    let predictors = keys.size_or_zero("nextn_predict_layers", config.n_layers)?.unwrap_or(0);
+    config.n_layers -= predictors;
+    config.rope_layers.truncate(config.n_layers);
+    config.sliding_window.truncate(config.n_layers);
+    let value_heads = keys.need_size("ssm.time_step_rank", common::limit::HEADS)?;
+    let inner = keys.need_size("ssm.inner_size", common::limit::HEADS * common::limit::HEAD_DIM)?;
+    let shape = DeltaShape {
+        key_heads: keys.need_size("ssm.group_count", common::limit::HEADS)?,
+        value_heads,
+        key_dim: keys.need_size("ssm.state_size", common::limit::HEAD_DIM)?,
+        value_dim: inner / value_heads,
+        kernel: keys.need_size("ssm.conv_kernel", MAX_KERNEL)?,
+        tiled,
+    };
+    if !inner.is_multiple_of(value_heads) {
+        return Err(bad(format!("values of {inner} elements do not divide into {value_heads} heads")));
+    }
+    let layers = match keys.flags("attention.recurrent_layers", config.n_layers)? {
+        Some(layers) => layers,
+        None => by_interval(
+            config.n_layers,
+            keys.size("full_attention_interval", common::limit::LAYERS)?.unwrap_or(INTERVAL),
+        ),
+    };
+    complete(config, layers, shape).map_err(bad)
+}
+
+/// Completes the configuration of a `config.json`.
+pub(super) fn hf(hf: &HfConfig<'_>, config: &mut ModelConfig) -> Result<()> {
+    let size = |key: &str, max: usize, default: usize| -> Result<usize> {
+        Ok(hf.size(key, max)?.unwrap_or(default))
+    };
+    let heads = |key: &str, default| size(key, common::limit::HEADS, default);
+    let dim = |key: &str| size(key, common::limit::HEAD_DIM, 128);
+    let shape = DeltaShape {
+        key_heads: heads("linear_num_key_heads", 16)?,
+        value_heads: heads("linear_num_value_heads", 32)?,
+        key_dim: dim("linear_key_head_dim")?,
+        value_dim: dim("linear_value_head_dim")?,
+        kernel: size("linear_conv_kernel_dim", MAX_KERNEL, 4)?,
+        tiled: false,
+    };
+    let layers = match hf.layer_kinds(config.n_layers, "linear_attention")? {
+        Some(layers) => layers,
+        None => {
+            by_interval(config.n_layers, size("full_attention_interval", common::limit::LAYERS, INTERVAL)?)
+        }
+    };
+    let object = hf.rope_object("full_attention")?;
+    let base = hf.rope_base(object, "full_attention", "rope_theta")?.unwrap_or(10_000.0);
+    let given = object.map(|object| object.positive("partial_rotary_factor")).transpose()?.flatten();
+    let rotated = match given.or(hf.positive("partial_rotary_factor")?) {
+        Some(_) => config.head_dim,
+        None => (config.head_dim as f64 * ROTATED) as usize,
+    };
+    (config.rope, config.rope_long) = hf.ropes_with(object, base, rotated, config.context_length)?;
+    config.norm_plus_one = true;
+    complete(config, layers, shape).map_err(|what| hf.bad(what))
+}
+
+/// Every `interval`th layer is attention.
+fn by_interval(n_layers: usize, interval: usize) -> Vec<bool> {
+    (0..n_layers).map(|layer| !(layer + 1).is_multiple_of(interval)).collect()
+}
+
+fn complete(config: &mut ModelConfig, layers: Vec<bool>, shape: DeltaShape) -> Result<(), String> {
+    let DeltaShape { key_heads, value_heads, key_dim, value_dim, .. } = shape;
+    if !value_heads.is_multiple_of(key_heads) {
+        return Err(format!("{value_heads} value heads cannot share {key_heads} key heads evenly"));
+    }
+    if !key_dim.is_multiple_of(16) || !value_dim.is_multiple_of(16) || value_dim == 0 {
+        return Err(format!(
+            "linear attention with heads of {key_dim} and {value_dim} elements; multiples of 16 are needed"
+        ));
+    }
+    if !layers.contains(&false) {
+        return Err("there are no layers with attention".to_owned());
+    }
+    config.attn_gate = true;
+    config.recurrence = Some(Recurrence { layers, kind: RecurrenceKind::GatedDelta(shape) });
+    Ok(())
+}
+
+/// Shapes of the tensors of an attention layer. `layer` has those of its second block.
+pub(super) fn attention_layer(config: &ModelConfig, mut layer: Vec<TensorSpec>) -> Vec<TensorSpec> {
+    for spec in &mut layer {
+        // Queries and gates.
+        if spec.name.starts_with("attn_q.") {
+            spec.shape[0] = 2 * config.q_dim();
+        }
+    }
+    layer.push(tensors::required("attn_q_norm.weight", &[config.head_dim]));
+    layer.push(tensors::required("attn_k_norm.weight", &[config.head_dim]));
+    layer
+}
+
+/// Shapes of the tensors of a recurrent layer. `layer` has those of its second block.
+pub(super) fn recurrent_layer(config: &ModelConfig, mut layer: Vec<TensorSpec>) -> Vec<TensorSpec> {
+    let Some(RecurrenceKind::GatedDelta(shape)) = config.recurrence.as_ref().map(|r| r.kind) else {
+        return layer;
+    };
+    let (h, keys, values, heads) = (config.hidden_size, shape.keys(), shape.values(), shape.value_heads);
+    layer.retain(|spec| !spec.name.starts_with("attn_") || spec.name == "attn_norm.weight");
+    layer.extend([
+        tensors::required("ssm_conv1d.weight", &[2 * keys + values, shape.kernel]),
+        tensors::required("ssm_dt_bias.weight", &[heads]),
+        tensors::required_unless("ssm_a.weight", &[heads], "ssm_a_log.weight"),
+        tensors::required_unless("ssm_a_log.weight", &[heads], "ssm_a.weight"),
+        tensors::required("ssm_norm.weight", &[shape.value_dim]),
+        tensors::required("ssm_out.weight", &[h, values]),
+        tensors::required_unless("attn_qkv.weight", &[2 * keys + values, h], "ssm_in.weight"),
+        tensors::required_unless("attn_gate.weight", &[values, h], "ssm_in.weight"),
+        tensors::required_unless("ssm_in.weight", &[2 * (keys + values), h], "attn_qkv.weight"),
+        tensors::required_unless("ssm_beta.weight", &[heads, h], "ssm_ba.weight"),
+        tensors::required_unless("ssm_alpha.weight", &[heads, h], "ssm_ba.weight"),
+        tensors::required_unless("ssm_ba.weight", &[2 * heads, h], "ssm_beta.weight"),
+    ]);
+    layer
+}
+
+/// As [`super::Family::layer_tensor_name`].
+pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
+    Some(match hf {
+        "linear_attn.in_proj_qkv" => "attn_qkv",
+        "linear_attn.in_proj_z" => "attn_gate",
+        "linear_attn.in_proj_b" => "ssm_beta",
+        "linear_attn.in_proj_a" => "ssm_alpha",
+        "linear_attn.in_proj_qkvz" => "ssm_in",
+        "linear_attn.in_proj_ba" => "ssm_ba",
+        "linear_attn.conv1d" => "ssm_conv1d",
+        "linear_attn.A_log" => "ssm_a_log",
+        "linear_attn.dt_bias" => "ssm_dt_bias",
+        "linear_attn.norm" => "ssm_norm",
+        "linear_attn.out_proj" => "ssm_out",
+        _ => return tensors::layer_tensor_name(hf),
+    })
+}
+
+/// As [`super::Family::gguf_alias`].
+pub(super) fn gguf_alias(name: &str) -> Option<&'static str> {
+    match name {
+        "post_attention_norm.weight" => Some("ffn_norm.weight"),
+        "ssm_a" => Some("ssm_a.weight"),
+        "ssm_dt.bias" => Some("ssm_dt_bias.weight"),
+        _ => None,
+    }
+}

@@ -1,0 +1,150 @@
+//! Layers that carry a recurrent state instead of keys and values.
+//!
+//! ```text
+//! q, k, v, z, beta, alpha = projections of x          x = norm(h)
+//! h += out · gated_delta(q, k, v, beta, alpha, state) * norm and gate z          (scrimp_kernels::ops::gated_delta)
+//! ```
+//! The state of a sequence is part of its cache ([`scrimp_kv::Sequence::advance_state`]). All sequences of a pass share the
+//! projections; each updates its own state. The result does not depend on the division of a text into chunks, bit for bit.
+
+use super::{
+    forward::{Pass, SequenceChunk, product, sized},
+    projections::{DeltaProjection, TensorSlice, delta_slice, vector},
+    weights::{LayerNorms, LinearWeights},
+};
+use crate::{
+    checkpoint::Checkpoint,
+    config::ModelConfig,
+    error::{Error, Result},
+};
+use scrimp_kernels::{
+    linear::linear,
+    ops::{DeltaChunk, DeltaInputs, DeltaShape, DeltaWeights, gated_delta},
+};
+
+/// The weights of a layer with the gated delta rule.
+#[derive(Debug)]
+pub(super) struct DeltaLayer {
+    shape: DeltaShape,
+    q: LinearWeights,
+    k: LinearWeights,
+    v: LinearWeights,
+    z: LinearWeights,
+    beta: LinearWeights,
+    alpha: LinearWeights,
+    pub(super) out: LinearWeights,
+    rest: DeltaWeights,
+}
+
+impl DeltaLayer {
+    /// Reads layer `index`; `matrix` packs a slice.
+    ///
+    /// # Errors
+    /// Those of `matrix`, and when a tensor is missing or damaged.
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        shape: DeltaShape,
+        index: usize,
+        mut matrix: impl FnMut(TensorSlice) -> Result<LinearWeights>,
+    ) -> Result<Self> {
+        use DeltaProjection::{Alpha, Beta, K, Out, Q, V, Z};
+        let mut of = |projection| matrix(delta_slice(checkpoint, config, shape, index, projection));
+        Ok(Self {
+            shape,
+            q: of(Q)?,
+            k: of(K)?,
+            v: of(V)?,
+            z: of(Z)?,
+            beta: of(Beta)?,
+            alpha: of(Alpha)?,
+            out: of(Out)?,
+            rest: delta_weights(checkpoint, config, shape, index)?,
+        })
+    }
+
+    /// Elements of the output of a token.
+    pub(super) fn width(&self) -> usize {
+        self.shape.values()
+    }
+}
+
+/// The vectors of layer `index`.
+fn delta_weights(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    shape: DeltaShape,
+    index: usize,
+) -> Result<DeltaWeights> {
+    let name = |stem: &str| format!("blk.{index}.{stem}.weight");
+    let conv = vector(checkpoint, &name("ssm_conv1d"))?;
+    // GGUF has -exp(A_log), Hugging Face files A_log.
+    let decay = match checkpoint.try_tensor(&name("ssm_a")) {
+        Some(_) => vector(checkpoint, &name("ssm_a"))?,
+        None => vector(checkpoint, &name("ssm_a_log"))?.iter().map(|x| -x.exp()).collect(),
+    };
+    if decay.iter().any(|x| !x.is_finite()) {
+        let what = format!("tensor {} is out of range", name("ssm_a_log"));
+        return Err(Error::damaged_file(checkpoint.path(), what));
+    }
+    let (kernel, keys) = (shape.kernel, shape.keys());
+    // From `[channels][kernel]` to `[kernel][channels]`.
+    let taps = |channels: std::ops::Range<usize>| {
+        (0..kernel).flat_map(|tap| channels.clone().map(move |c| c * kernel + tap)).map(|i| conv[i]).collect()
+    };
+    Ok(DeltaWeights {
+        conv_q: taps(0..keys),
+        conv_k: taps(keys..2 * keys),
+        conv_v: taps(2 * keys..2 * keys + shape.values()),
+        decay,
+        dt_bias: vector(checkpoint, &name("ssm_dt_bias"))?,
+        norm: vector(checkpoint, &name("ssm_norm"))?,
+        eps: config.rms_norm_eps,
+    })
+}
+
+impl Pass<'_> {
+    /// Passes `n` rows through a layer, except its output projection. `state` is the index of the layer among the
+    /// recurrent ones.
+    pub(super) fn delta(
+        &mut self,
+        norms: &LayerNorms,
+        layer: &DeltaLayer,
+        state: usize,
+        n: usize,
+        chunks: &mut [SequenceChunk<'_>],
+    ) {
+        let projections = [&layer.q, &layer.k, &layer.v, &layer.z, &layer.beta, &layer.alpha];
+        let needs = projections.iter().fold(layer.q.needs(), |needs, p| needs.and(p.needs()));
+        self.normed_input(norms, needs, n);
+        let Self { exec, buffers, .. } = self;
+        let shape = layer.shape;
+        let (keys, values, heads) = (n * shape.keys(), n * shape.values(), n * shape.value_heads);
+        let mut products = [
+            product(&layer.q, sized(&mut buffers.q, keys), false),
+            product(&layer.k, sized(&mut buffers.k, keys), false),
+            product(&layer.v, sized(&mut buffers.v, values), false),
+            product(&layer.z, sized(&mut buffers.attn_gate, values), false),
+            product(&layer.beta, sized(&mut buffers.beta, heads), false),
+            product(&layer.alpha, sized(&mut buffers.alpha, heads), false),
+        ];
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
+        let mut states = Vec::with_capacity(chunks.len());
+        for SequenceChunk { kv, error, first, n, .. } in chunks.iter_mut().filter(|c| c.error.is_none()) {
+            match kv.advance_state(state, *n) {
+                Ok(state) => states.push(DeltaChunk { rows: *first..*first + *n, state }),
+                Err(e) => *error = Some(e.into()),
+            }
+        }
+        let inputs = DeltaInputs {
+            q: &buffers.q,
+            k: &buffers.k,
+            v: &buffers.v,
+            z: &buffers.attn_gate,
+            beta: &buffers.beta,
+            alpha: &buffers.alpha,
+        };
+        let out = sized(&mut buffers.attn, values);
+        gated_delta(*exec, shape, &layer.rest, inputs, &mut states, out);
+    }
+}
