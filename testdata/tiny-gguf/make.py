@@ -39,10 +39,13 @@ LAYER_NAMES = {
     "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta",
     "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.in_proj_ba": "ssm_ba", "linear_attn.conv1d": "ssm_conv1d",
     "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp", "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp", "mlp.shared_expert.down_proj": "ffn_down_shexp",
     "self_attn.sinks": "attn_sinks", "mlp.router": "ffn_gate_inp",
 }
-ARCHITECTURES = {"qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "qwen3_5_text": "qwen35"}
-GATED_DELTA = ("qwen3_5_text",)
+ARCHITECTURES = {"qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "qwen3_5_text": "qwen35",
+                 "qwen3_5_moe_text": "qwen35moe", "qwen3_next": "qwen3next"}
+GATED_DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 TOP_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
              "lm_head.weight": "output.weight"}
 
@@ -89,15 +92,19 @@ def add_metadata(writer, config):
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    if getattr(config, "intermediate_size", None):
+        writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
-    if getattr(config, "num_local_experts", None):
-        writer.add_expert_count(config.num_local_experts)
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if experts:
+        writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
+        writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
+        if getattr(config, "shared_expert_intermediate_size", None):
+            writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     if head_dim * config.num_attention_heads != config.hidden_size:
         writer.add_key_length(head_dim)
@@ -109,7 +116,8 @@ def add_metadata(writer, config):
         writer.add_ssm_time_step_rank(config.linear_num_value_heads)
         writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
         writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
-        writer.add_rope_dimension_sections([*rope.get("mrope_section", [11, 11, 10]), 0])
+        if config.model_type != "qwen3_next":
+            writer.add_rope_dimension_sections([*rope.get("mrope_section", [11, 11, 10]), 0])
     if config.model_type == "gpt_oss":
         writer.add_sliding_window(config.sliding_window)
         writer.add_rope_scaling_type(RopeScalingType.YARN)
@@ -164,17 +172,18 @@ def tiled(values, config, heads_from=0, axis=0):
 
 
 def gated_delta(name, values, config):
-    """What the converter changes in a parameter of Qwen3.5."""
+    """What the converter changes in a parameter of Qwen3.5 and Qwen3-Next."""
     stem = name.rsplit(".", 1)[0] if name.endswith(".weight") else name
     stem = stem.rsplit("linear_attn.", 1)[-1]
     keys = 2 * config.linear_num_key_heads * config.linear_key_head_dim
     if stem == "conv1d":
         values = values.squeeze(1)
-    if stem in ("in_proj_qkv", "conv1d"):
+    is_tiled = config.model_type != "qwen3_next"
+    if is_tiled and stem in ("in_proj_qkv", "conv1d"):
         values = tiled(values, config, heads_from=keys)
-    if stem in ("in_proj_z", "in_proj_a", "in_proj_b", "A_log", "dt_bias"):
+    if is_tiled and stem in ("in_proj_z", "in_proj_a", "in_proj_b", "A_log", "dt_bias"):
         values = tiled(values, config)
-    if stem == "out_proj":
+    if is_tiled and stem == "out_proj":
         values = tiled(values, config, axis=1)
     if stem == "A_log":
         values = -np.exp(values)
@@ -187,6 +196,17 @@ def parameters(model):
     """Names and values; gate and up of all experts, which transformers has in one tensor, are two."""
     for name, weight in model.named_parameters():
         values = weight.detach().float().numpy()
+        if name.endswith("shared_expert_gate.weight"):
+            values = values.squeeze(0)
+        if name.endswith("in_proj_qkvz.weight"):
+            # Q, K, V and Z of each key head below each other.
+            c, cols = model.config, values.shape[1]
+            of_values = c.linear_num_value_heads // c.linear_num_key_heads * c.linear_value_head_dim
+            cuts = np.cumsum([c.linear_key_head_dim, c.linear_key_head_dim, of_values])
+            q, k, v, z = np.split(values.reshape(c.linear_num_key_heads, -1, cols), cuts, axis=1)
+            yield name.replace("qkvz", "qkv"), np.concatenate([part.reshape(-1, cols) for part in (q, k, v)])
+            yield name.replace("qkvz", "z"), z.reshape(-1, cols)
+            continue
         if model.config.model_type == "gpt_oss" and ".mlp.experts." in name:
             # Gate and up alternate; matrices are transposed.
             stem, kind = (name[:-5], "bias") if name.endswith("_bias") else (name, "weight")
@@ -314,6 +334,6 @@ if __name__ == "__main__":
         types()
     for name, kind, bound in [("llama3", T.F16, 0.02), ("qwen3", T.BF16, 0.05), ("phi3", T.F16, 0.02),
                               ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05), ("gpt-oss", T.BF16, 0.05),
-                              ("qwen35", T.BF16, 0.05)]:
+                              ("qwen35", T.BF16, 0.05), ("qwen35moe", T.BF16, 0.05), ("qwen3next", T.BF16, 0.05)]:
         if not wanted or name in wanted:
             convert(name, kind, bound)

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers import (Gemma2Config, Gemma3TextConfig, Glm4Config, GptOssConfig, GraniteConfig, GraniteMoeConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config,
-                          MistralConfig, MixtralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, Qwen3_5TextConfig,
+                          MistralConfig, MixtralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, Qwen3NextConfig,
+                          Qwen3_5MoeTextConfig, Qwen3_5TextConfig,
                           SmolLM3Config)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -181,6 +182,23 @@ MODELS = {
                           rope_parameters=dict(rope_type="default", rope_theta=10000000.0, partial_rotary_factor=0.25,
                                                mrope_section=[2, 1, 1], mrope_interleaved=True), **LONG),
         torch.bfloat16, dict(tokens=150)),
+    "qwen35moe": (
+        Qwen3_5MoeTextConfig(vocab_size=301, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1,
+                             head_dim=32, linear_num_key_heads=1, linear_num_value_heads=3, linear_key_head_dim=32,
+                             linear_value_head_dim=32, linear_conv_kernel_dim=4, full_attention_interval=2,
+                             moe_intermediate_size=24, shared_expert_intermediate_size=40, num_experts=6, num_experts_per_tok=2,
+                             rms_norm_eps=1e-6, tie_word_embeddings=False,
+                             rope_parameters=dict(rope_type="default", rope_theta=10000000.0, partial_rotary_factor=0.25,
+                                                  mrope_section=[2, 1, 1], mrope_interleaved=True), **LONG),
+        torch.bfloat16, dict(tokens=100)),
+    "qwen3next": (
+        Qwen3NextConfig(vocab_size=303, hidden_size=64, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4,
+                        num_key_value_heads=2, head_dim=32, linear_num_key_heads=2, linear_num_value_heads=4,
+                        linear_key_head_dim=32, linear_value_head_dim=32, linear_conv_kernel_dim=4, full_attention_interval=2,
+                        moe_intermediate_size=24, shared_expert_intermediate_size=40, num_experts=6, num_experts_per_tok=2,
+                        norm_topk_prob=True, rms_norm_eps=1e-6, tie_word_embeddings=False,
+                        rope_parameters=dict(rope_type="default", rope_theta=10000000.0, partial_rotary_factor=0.25), **LONG),
+        torch.bfloat16, dict(tokens=100, legacy=[], put=dict(full_attention_interval=2))),
 }
 
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])

@@ -120,7 +120,7 @@ impl Checkpoint {
             let stored = |t: &GgufTensor| Stored {
                 name: gguf_name(family, &t.name),
                 encoding: Encoding::Rows(t.dtype),
-                shape: t.shape.clone(),
+                shape: gguf_shape(&t.name, &t.shape),
                 file,
                 range: t.range.clone(),
             };
@@ -497,7 +497,7 @@ fn gguf_name(family: &dyn Family, name: &str) -> String {
     alias.map_or_else(|| name.to_owned(), |(layer, name)| format!("blk.{layer}.{name}"))
 }
 
-/// The shape that a tensor of a Hugging Face file has in GGUF: convolutions and vectors have no dimension of 1.
+/// The shape of a tensor as [`Family::layer_tensors`] has it: convolutions and vectors have no dimension of 1.
 fn gguf_shape(name: &str, shape: &[usize]) -> Vec<usize> {
     let squeezed = name.ends_with("conv1d.weight") || name.ends_with("ffn_gate_inp_shexp.weight");
     shape.iter().copied().filter(|&len| !squeezed || len != 1).collect()

@@ -89,6 +89,9 @@ pub struct Experts {
     pub per_token: usize,
     /// The weights of the chosen experts.
     pub weighting: ExpertWeighting,
+    /// The width of the shared expert, which every token passes beside the chosen ones: `sigmoid(g · x) * block(x)` with a
+    /// vector `g`. `None`: there is none.
+    pub shared: Option<usize>,
 }
 
 /// The layers that carry a recurrent state from token to token instead of keys and values.

@@ -70,7 +70,10 @@ pub(super) fn gguf_with_experts(family: &'static str, keys: &GgufKeys<'_>) -> Re
     let sizes = Sizes {
         n_layers,
         hidden_size,
-        intermediate_size: keys.need_size("feed_forward_length", limit::INTERMEDIATE)?,
+        intermediate_size: match keys.size("expert_feed_forward_length", limit::INTERMEDIATE)? {
+            Some(width) => keys.size("feed_forward_length", limit::INTERMEDIATE)?.unwrap_or(width),
+            None => keys.need_size("feed_forward_length", limit::INTERMEDIATE)?,
+        },
         n_heads,
         n_kv_heads: keys.size("attention.head_count_kv", limit::HEADS)?.unwrap_or(n_heads),
         head_dim,

@@ -26,6 +26,7 @@ pub(super) fn gguf(
         count: keys.need_size("expert_count", MAX_EXPERTS)?,
         per_token: keys.need_size("expert_used_count", MAX_EXPERTS)?,
         weighting,
+        shared: keys.size_or_zero("expert_shared_feed_forward_length", common::limit::INTERMEDIATE)?,
     };
     // Files of families whose dense block has no other width lack the first key.
     if let Some(width) = keys.size("expert_feed_forward_length", common::limit::INTERMEDIATE)? {
@@ -43,7 +44,7 @@ pub(super) fn hf(hf: &HfConfig<'_>, defaults: &HfDefaults, weighting: ExpertWeig
         None => hf.size("num_experts", MAX_EXPERTS)?.unwrap_or(defaults.count),
     };
     let per_token = hf.size("num_experts_per_tok", MAX_EXPERTS)?.unwrap_or(defaults.per_token);
-    check(Experts { count, per_token, weighting }).map_err(|what| hf.bad(what))
+    check(Experts { count, per_token, weighting, shared: None }).map_err(|what| hf.bad(what))
 }
 
 /// The weights of the chosen experts by `norm_topk_prob`, which is false by default.

@@ -1,9 +1,9 @@
 //! The common part of Qwen3-Next and Qwen3.5: layers with the gated delta rule (Yang et al. 2024, arXiv 2412.06464) beside
 //! attention whose output is gated, with norms of query and key heads and RoPE on a quarter of a head.
 
-use super::{GgufKeys, HfConfig, TensorSpec, common, tensors};
+use super::{GgufKeys, HfConfig, TensorSpec, common, experts, tensors};
 use crate::{
-    config::{ModelConfig, Recurrence, RecurrenceKind},
+    config::{ExpertWeighting, ModelConfig, Recurrence, RecurrenceKind},
     error::Result,
 };
 use scrimp_kernels::ops::DeltaShape;
@@ -77,6 +77,22 @@ pub(super) fn hf(hf: &HfConfig<'_>, config: &mut ModelConfig) -> Result<()> {
     (config.rope, config.rope_long) = hf.ropes_with(object, base, rotated, config.context_length)?;
     config.norm_plus_one = true;
     complete(config, layers, shape).map_err(|what| hf.bad(what))
+}
+
+/// Adds the experts of a `config.json`, with a shared one.
+pub(super) fn hf_experts(
+    hf: &HfConfig<'_>,
+    config: &mut ModelConfig,
+    defaults: &experts::HfDefaults,
+    weighting: ExpertWeighting,
+) -> Result<()> {
+    let width =
+        |key: &str| -> Result<usize> { Ok(hf.size(key, common::limit::INTERMEDIATE)?.unwrap_or(512)) };
+    config.intermediate_size = width("moe_intermediate_size")?;
+    let mut experts = experts::hf(hf, defaults, weighting)?;
+    experts.shared = Some(width("shared_expert_intermediate_size")?);
+    config.experts = Some(experts);
+    Ok(())
 }
 
 /// Every `interval`th layer is attention.
@@ -153,6 +169,10 @@ pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
         "linear_attn.dt_bias" => "ssm_dt_bias",
         "linear_attn.norm" => "ssm_norm",
         "linear_attn.out_proj" => "ssm_out",
+        "mlp.shared_expert_gate" => "ffn_gate_inp_shexp",
+        "mlp.shared_expert.gate_proj" => "ffn_gate_shexp",
+        "mlp.shared_expert.up_proj" => "ffn_up_shexp",
+        "mlp.shared_expert.down_proj" => "ffn_down_shexp",
         _ => return tensors::layer_tensor_name(hf),
     })
 }

@@ -23,7 +23,9 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen35;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 mod rope;
 mod smollm3;
 pub mod stored;
@@ -46,6 +48,8 @@ pub const FAMILIES: &[&dyn Family] = &[
     &qwen3::Qwen3,
     &qwen3moe::Qwen3Moe,
     &qwen35::Qwen35,
+    &qwen35moe::Qwen35Moe,
+    &qwen3next::Qwen3Next,
     &gemma2::Gemma2,
     &gemma3::Gemma3,
     &phi3::Phi3,

@@ -40,7 +40,7 @@ impl StoredExperts {
     fn checked(self) -> Result<Experts, String> {
         let Self { count, per_token, weighting } = self;
         let weighting = by_name(&WEIGHTINGS, "weighting", &weighting)?;
-        experts::check(Experts { count, per_token, weighting })
+        experts::check(Experts { count, per_token, weighting, shared: None })
     }
 }
 

@@ -156,6 +156,14 @@ pub(super) fn expert_layer(c: &ModelConfig) -> Vec<TensorSpec> {
         required("ffn_up_exps.weight", &[experts, f, h]),
         required("ffn_down_exps.weight", &[experts, h, f]),
     ]);
+    if let Some(width) = c.experts.and_then(|experts| experts.shared) {
+        layer.extend([
+            required("ffn_gate_inp_shexp.weight", &[h]),
+            required("ffn_gate_shexp.weight", &[width, h]),
+            required("ffn_up_shexp.weight", &[width, h]),
+            required("ffn_down_shexp.weight", &[h, width]),
+        ]);
+    }
     layer
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! logits = router · x                            x = norm(h), in f32
 //! e[0..k] = the experts with the largest logits, w = their weights ([`ExpertWeighting`])
+//! h += sigmoid(g · x) * shared(x)                 of some models
 //! h += w[j] * down[e[j]] · (f(gate[e[j]] x) * up[e[j]] x)      for each chosen j, in the order of the experts
 //!
 //! rows, sorted by expert:   | e0: t3 t7 | e2: t0 | e5: t1 t3 t4 | ...     one batch of activations for each expert
@@ -16,7 +17,7 @@
 use super::{
     forward::{Gated, Pass, each_row, norm_or_copy, product, sized},
     rope_and_append::take,
-    weights::{ExpertWeights, GatedWeights, LayerNorms},
+    weights::{ExpertWeights, GatedWeights, LayerNorms, SharedExpert},
 };
 use crate::config::{ExpertWeighting, Experts};
 use scrimp_kernels::{
@@ -35,6 +36,8 @@ pub(super) struct ExpertBuffers {
     x: Vec<f32>,
     /// `[n][experts]`
     logits: Vec<f32>,
+    /// The gate of the shared expert, `[n]`.
+    shared: Vec<f32>,
     routes: Routes,
     /// The inputs of the experts of a wave, and then of their down projections.
     batches: Vec<Activations>,
@@ -124,12 +127,46 @@ impl Pass<'_> {
         let Some(experts) = self.config.experts else { return };
         let exec = Exec { level: self.exec.level.exact(), ..self.exec };
         self.route(exec, norms, weights, experts, n);
+        if let Some(shared) = &weights.shared {
+            self.shared_expert(shared, n);
+        }
         let routes = std::mem::take(&mut self.buffers.experts.routes);
         for wave in routes.waves() {
             let rows = self.run_wave(exec, weights, &routes, &routes.experts[wave]);
             self.add_wave(exec, &routes, experts.per_token, &rows, n);
         }
         self.buffers.experts.routes = routes;
+    }
+
+    /// Adds the output of the shared expert, `sigmoid(g · x) * block(x)`, to the residual stream of `n` rows. All rows of the
+    /// pass go through it, as through a dense block.
+    fn shared_expert(&mut self, weights: &SharedExpert, n: usize) {
+        let Self { exec, config, buffers, .. } = self;
+        let (hidden, GatedWeights { gate, up, down }) = (config.hidden_size, &weights.block);
+        let (x, width) = (&buffers.experts.x, gate.weight.rows());
+        let needs = gate.needs().and(up.needs()).and(weights.gate.needs());
+        buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: hidden, needs }, |t, row| {
+            row.copy_from_slice(&x[t * hidden..(t + 1) * hidden]);
+        });
+        let outputs = (sized(&mut buffers.gate, n * width), sized(&mut buffers.up, n * width));
+        let shared = sized(&mut buffers.experts.shared, n);
+        let mut products = [
+            product(gate, outputs.0, false),
+            product(up, outputs.1, false),
+            product(&weights.gate, shared, false),
+        ];
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
+        let mut gated = Gated::new(exec.level, config, &buffers.gate, &buffers.up);
+        gated.width = width;
+        let shape = ActivationShape { n_tokens: n, cols: width, needs: down.needs() };
+        buffers.x.fill(*exec, shape, |t, row| gated.row(t, row));
+        let block = sized(&mut buffers.block, n * hidden);
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(down, block, false)]);
+        let (block, shared) = (&buffers.block, &buffers.experts.shared);
+        each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
+            let weight = config.residual_scale / (1.0 + (-shared[t]).exp());
+            h.iter_mut().zip(&block[t * hidden..(t + 1) * hidden]).for_each(|(h, y)| *h += weight * y);
+        });
     }
 
     /// Chooses the experts of `n` rows.
@@ -267,7 +304,7 @@ mod tests {
 
     #[test]
     fn rows_are_sorted_by_expert_and_waves_have_all_of_them() {
-        let experts = Experts { count: 6, per_token: 2, weighting: ExpertWeighting::Softmax };
+        let experts = Experts { count: 6, per_token: 2, weighting: ExpertWeighting::Softmax, shared: None };
         let mut routes = Routes::default();
         let choice = |expert| Choice { expert, ..Choice::default() };
         let tokens = 900;

@@ -556,7 +556,8 @@ pub(super) fn norm_or_copy(level: SimdLevel, norm: Option<&RmsNorm<'_>>, row: &[
 pub(super) struct Gated<'a> {
     level: SimdLevel,
     gate: Gate,
-    width: usize,
+    /// Elements of a row.
+    pub(super) width: usize,
     rows: [&'a [f32]; 2],
 }
 

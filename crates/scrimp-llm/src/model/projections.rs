@@ -257,6 +257,17 @@ pub fn expert_slice(
     }
 }
 
+/// The tensor and rows of `projection` (gate, up or down) of the shared expert of layer `index`, of width `width`.
+pub fn shared_expert_slice(
+    config: &ModelConfig,
+    index: usize,
+    width: usize,
+    projection: Projection,
+) -> TensorSlice {
+    let rows = if projection == Projection::Down { config.hidden_size } else { width };
+    TensorSlice::rows(format!("blk.{index}.{}_shexp", projection.stem()), 0..rows)
+}
+
 /// Rejects models whose layers have more than the seven matrices of [`Projection`].
 ///
 /// # Errors
@@ -297,6 +308,9 @@ pub fn layer_slices(checkpoint: &Checkpoint, config: &ModelConfig, index: usize)
     }
     if let Some(experts) = config.experts {
         slices.push(TensorSlice::rows(router(index), 0..experts.count));
+        if let Some(width) = experts.shared {
+            slices.extend([Gate, Up, Down].map(|p| shared_expert_slice(config, index, width, p)));
+        }
         for expert in 0..experts.count {
             slices.extend([Gate, Up, Down].map(|p| expert_slice(checkpoint, config, index, expert, p)));
         }

@@ -68,7 +68,12 @@ pub const SHAPES: [Shape; 3] = [
             vocab_size: 151_936,
             context_length: 40_960,
         },
-        experts: Some(Experts { count: 128, per_token: 8, weighting: ExpertWeighting::SoftmaxOfChosen }),
+        experts: Some(Experts {
+            count: 128,
+            per_token: 8,
+            weighting: ExpertWeighting::SoftmaxOfChosen,
+            shared: None,
+        }),
     },
 ];
 
@@ -193,6 +198,7 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
                     .map_err(|e| Error::out_of_memory(format!("a router ({e})")))?;
                 FeedForward::Experts(ExpertWeights {
                     router: LinearWeights { weight, bias: None },
+                    shared: None,
                     experts: (0..count).map(|_| gated(pool, &mut arena, block)).collect::<Result<_>>()?,
                 })
             }
@@ -273,7 +279,8 @@ mod tests {
 
     #[test]
     fn experts_take_their_bytes_and_run() {
-        let experts = Experts { count: 5, per_token: 2, weighting: ExpertWeighting::SoftmaxOfChosen };
+        let experts =
+            Experts { count: 5, per_token: 2, weighting: ExpertWeighting::SoftmaxOfChosen, shared: None };
         let shape = Shape { experts: Some(experts), ..TINY };
         let (format, sparsity) = (WeightFormat::Int8, 0.0);
         let model = |shape| {

@@ -3,7 +3,7 @@
 use super::{
     projections::{
         Projection, StoredMatrix, TensorSlice, attn_gate_slice, expert_slice, layer_slices, optional_vector,
-        router, slice_shape, stored_slice, tensor_slice, vector,
+        router, shared_expert_slice, slice_shape, stored_slice, tensor_slice, vector,
     },
     recurrence::DeltaLayer,
 };
@@ -118,6 +118,15 @@ pub(super) struct ExpertWeights {
     /// `[experts][hidden_size]`, floats.
     pub(super) router: LinearWeights,
     pub(super) experts: Vec<GatedWeights>,
+    pub(super) shared: Option<SharedExpert>,
+}
+
+/// The expert that all tokens pass.
+#[derive(Debug)]
+pub(super) struct SharedExpert {
+    /// `[1][hidden_size]`, f32.
+    pub(super) gate: LinearWeights,
+    pub(super) block: GatedWeights,
 }
 
 /// All weights of a model.
@@ -282,7 +291,24 @@ impl Loader<'_> {
                 down: projection(Projection::Down)?,
             })
         });
-        Ok(ExpertWeights { router, experts: experts.collect::<Result<_>>()? })
+        let experts = experts.collect::<Result<_>>()?;
+        let shared = config.experts.and_then(|experts| experts.shared);
+        let shared = shared.map(|width| self.shared_expert(config, width, index)).transpose()?;
+        Ok(ExpertWeights { router, experts, shared })
+    }
+
+    fn shared_expert(&mut self, config: &ModelConfig, width: usize, index: usize) -> Result<SharedExpert> {
+        let name = format!("blk.{index}.ffn_gate_inp_shexp.weight");
+        let data = bytemuck::cast_slice(&vector(self.checkpoint, &name)?).to_vec();
+        let stored = StoredMatrix::Converted { dtype: DType::F32, cols: config.hidden_size, data };
+        let gate = LinearWeights::pack(self.pool, &stored)?;
+        let mut projection = |p| self.projection(shared_expert_slice(config, index, width, p));
+        let block = GatedWeights {
+            gate: projection(Projection::Gate)?,
+            up: projection(Projection::Up)?,
+            down: projection(Projection::Down)?,
+        };
+        Ok(SharedExpert { gate, block })
     }
 
     /// The router's matrix, in f32 unless it is stored in other floats.

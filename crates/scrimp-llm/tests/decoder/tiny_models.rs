@@ -192,8 +192,28 @@ fn qwen35_gated_delta_rule_and_gated_attention_bf16() {
 }
 
 #[test]
+fn qwen35moe_shared_expert_bf16() {
+    check_directory("qwen35moe", EXACT);
+}
+
+#[test]
+fn qwen3next_interleaved_projections_bf16() {
+    check_directory("qwen3next", EXACT);
+}
+
+#[test]
 fn gguf_holds_the_same_models() {
-    for name in ["llama3", "qwen3", "phi3", "phi3-longrope", "qwen3moe", "gpt-oss", "qwen35"] {
+    for name in [
+        "llama3",
+        "qwen3",
+        "phi3",
+        "phi3-longrope",
+        "qwen3moe",
+        "gpt-oss",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+    ] {
         let gguf = testdata("tiny-gguf").join(format!("{name}.gguf"));
         check(&gguf, &testdata("tiny").join(name).join("expected.json"), EXACT);
     }

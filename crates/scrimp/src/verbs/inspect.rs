@@ -21,6 +21,8 @@ struct Report<'a> {
     /// Experts of each layer, and those that a token passes.
     experts: Option<usize>,
     experts_per_token: Option<usize>,
+    /// Width of the expert that every token passes.
+    shared_expert: Option<usize>,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -93,6 +95,7 @@ fn report<'a>(model: &'a str, path: &'a Path, checkpoint: &'a Checkpoint) -> Rep
         intermediate_size: config.intermediate_size,
         experts: config.experts.map(|experts| experts.count),
         experts_per_token: config.experts.map(|experts| experts.per_token),
+        shared_expert: config.experts.and_then(|experts| experts.shared),
         heads: config.n_heads,
         kv_heads: config.n_kv_heads,
         head_dim: config.head_dim,
@@ -155,7 +158,10 @@ fn human(r: &Report<'_>) -> String {
     };
     let cache = format!("{} per token in bf16{states}", format::bytes(r.kv_bytes_per_token as u64));
     let experts = match (r.experts, r.experts_per_token) {
-        (Some(count), Some(per_token)) => format!("{count} per layer; a token passes {per_token}"),
+        (Some(count), Some(per_token)) => {
+            let shared = r.shared_expert.map(|width| format!(" and a shared one of width {width}"));
+            format!("{count} per layer; a token passes {per_token}{}", shared.unwrap_or_default())
+        }
         _ => "none".to_owned(),
     };
     let facts = [
