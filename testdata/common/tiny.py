@@ -45,7 +45,7 @@ def randomize(model, seed, gain=1.4):
             elif weight.dim() == 2:
                 out = 2.0 if "lm_head" in name else 1.0
                 weight.copy_(noise * gain * out * weight.shape[1] ** -0.5)
-            elif "conv1d" in name:
+            elif "conv1d" in name or name.endswith("conv.conv.weight"):
                 weight.copy_(noise * 0.7)
             elif name.endswith("A_log"):
                 weight.copy_(noise - 2.0)

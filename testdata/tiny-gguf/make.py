@@ -41,12 +41,16 @@ LAYER_NAMES = {
     "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp", "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
     "mlp.shared_expert.up_proj": "ffn_up_shexp", "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "operator_norm": "attn_norm", "ffn_norm": "ffn_norm", "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm", "self_attn.out_proj": "attn_output", "feed_forward.w1": "ffn_gate",
+    "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up", "conv.in_proj": "shortconv.in_proj",
+    "conv.out_proj": "shortconv.out_proj", "conv.conv": "shortconv.conv",
     "self_attn.sinks": "attn_sinks", "mlp.router": "ffn_gate_inp",
 }
 ARCHITECTURES = {"qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "qwen3_5_text": "qwen35",
                  "qwen3_5_moe_text": "qwen35moe", "qwen3_next": "qwen3next"}
 GATED_DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
-TOP_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+TOP_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "model.embedding_norm.weight": "token_embd_norm.weight",
              "lm_head.weight": "output.weight"}
 
 
@@ -92,11 +96,18 @@ def add_metadata(writer, config):
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    if getattr(config, "intermediate_size", None):
+    if config.model_type == "lfm2":
+        unit = config.block_multiple_of
+        writer.add_feed_forward_length((2 * config.intermediate_size // 3 + unit - 1) // unit * unit)
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+    elif getattr(config, "intermediate_size", None):
         writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    kv_heads = config.num_key_value_heads
+    if config.model_type == "lfm2":
+        kv_heads = [0 if kind == "conv" else kv_heads for kind in config.layer_types]
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps if config.model_type == "lfm2" else config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     if experts:
@@ -196,6 +207,8 @@ def parameters(model):
     """Names and values; gate and up of all experts, which transformers has in one tensor, are two."""
     for name, weight in model.named_parameters():
         values = weight.detach().float().numpy()
+        if name.endswith("conv.conv.weight"):
+            values = values.squeeze(1)
         if name.endswith("shared_expert_gate.weight"):
             values = values.squeeze(0)
         if name.endswith("in_proj_qkvz.weight"):
@@ -239,7 +252,7 @@ def write(path, model, kind_of):
         if config.model_type in GATED_DELTA:
             values = gated_delta(name, values, config)
         target = gguf_name(name, config.model_type)
-        if values.ndim == 1 or target.endswith(".bias") or "ffn_gate_inp" in target or "conv1d" in target:
+        if values.ndim == 1 or target.endswith(".bias") or "ffn_gate_inp" in target or "conv1d" in target or "shortconv.conv" in target:
             writer.add_tensor(target, values)
         else:
             kind = kind_of(target)
@@ -334,6 +347,7 @@ if __name__ == "__main__":
         types()
     for name, kind, bound in [("llama3", T.F16, 0.02), ("qwen3", T.BF16, 0.05), ("phi3", T.F16, 0.02),
                               ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05), ("gpt-oss", T.BF16, 0.05),
-                              ("qwen35", T.BF16, 0.05), ("qwen35moe", T.BF16, 0.05), ("qwen3next", T.BF16, 0.05)]:
+                              ("qwen35", T.BF16, 0.05), ("qwen35moe", T.BF16, 0.05), ("qwen3next", T.BF16, 0.05),
+                              ("lfm2", T.BF16, 0.05)]:
         if not wanted or name in wanted:
             convert(name, kind, bound)

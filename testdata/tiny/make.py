@@ -16,7 +16,7 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from transformers import (Gemma2Config, Gemma3TextConfig, Glm4Config, GptOssConfig, GraniteConfig, GraniteMoeConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config,
+from transformers import (Gemma2Config, Gemma3TextConfig, Glm4Config, GptOssConfig, GraniteConfig, GraniteMoeConfig, GraniteMoeHybridConfig, Lfm2Config, LlamaConfig, Ministral3Config,
                           MistralConfig, MixtralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, Qwen3NextConfig,
                           Qwen3_5MoeTextConfig, Qwen3_5TextConfig,
                           SmolLM3Config)
@@ -199,6 +199,13 @@ MODELS = {
                         norm_topk_prob=True, rms_norm_eps=1e-6, tie_word_embeddings=False,
                         rope_parameters=dict(rope_type="default", rope_theta=10000000.0, partial_rotary_factor=0.25), **LONG),
         torch.bfloat16, dict(tokens=100, legacy=[], put=dict(full_attention_interval=2))),
+    "lfm2": (
+        Lfm2Config(vocab_size=306, hidden_size=64, intermediate_size=150, num_hidden_layers=5, num_attention_heads=4,
+                   num_key_value_heads=2, norm_eps=1e-5, conv_L_cache=3, block_multiple_of=8, block_ffn_dim_multiplier=1.0,
+                   block_auto_adjust_ff_dim=True, tie_word_embeddings=True,
+                   layer_types=["conv", "full_attention", "conv", "full_attention", "conv"],
+                   rope_parameters=dict(rope_type="default", rope_theta=1000000.0), **LONG),
+        torch.bfloat16, dict(tokens=80)),
 }
 
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])

@@ -490,16 +490,19 @@ impl Unused {
     }
 }
 
-/// The name of a GGUF file's tensor in [`Family::layer_tensors`].
+/// The name of a GGUF file's tensor in [`Family::layer_tensors`], or among the other tensors.
 fn gguf_name(family: &dyn Family, name: &str) -> String {
-    let in_layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-    let alias = in_layer.and_then(|(layer, name)| Some((layer, family.gguf_alias(name)?)));
-    alias.map_or_else(|| name.to_owned(), |(layer, name)| format!("blk.{layer}.{name}"))
+    match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((layer, name)) => format!("blk.{layer}.{}", family.gguf_alias(name).unwrap_or(name)),
+        None => family.gguf_alias(name).unwrap_or(name).to_owned(),
+    }
 }
 
 /// The shape of a tensor as [`Family::layer_tensors`] has it: convolutions and vectors have no dimension of 1.
 fn gguf_shape(name: &str, shape: &[usize]) -> Vec<usize> {
-    let squeezed = name.ends_with("conv1d.weight") || name.ends_with("ffn_gate_inp_shexp.weight");
+    let squeezed = name.ends_with("conv1d.weight")
+        || name.ends_with("shortconv.conv.weight")
+        || name.ends_with("ffn_gate_inp_shexp.weight");
     shape.iter().copied().filter(|&len| !squeezed || len != 1).collect()
 }
 

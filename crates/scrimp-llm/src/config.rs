@@ -108,6 +108,13 @@ pub struct Recurrence {
 pub enum RecurrenceKind {
     /// Linear attention with the gated delta rule (Qwen3-Next, Qwen3.5).
     GatedDelta(DeltaShape),
+    /// A gated convolution over the last `kernel` tokens (LFM2).
+    ShortConv {
+        /// Channels.
+        width: usize,
+        /// Tokens that it sees, at least 1.
+        kernel: usize,
+    },
 }
 
 impl RecurrenceKind {
@@ -115,6 +122,7 @@ impl RecurrenceKind {
     pub fn state_len(&self) -> usize {
         match self {
             Self::GatedDelta(shape) => shape.state_len(),
+            Self::ShortConv { width, kernel } => (kernel - 1) * width,
         }
     }
 }

@@ -46,7 +46,8 @@ impl<'a> GgufKeys<'a> {
         format!("{}.{name}", self.architecture)
     }
 
-    /// A size from 1 to `max`. A list of equal sizes, one per layer, counts as that size.
+    /// A size from 1 to `max`. A list of equal sizes, one per layer, counts as that size. Zeros of KV heads are those of
+    /// layers without keys and values.
     ///
     /// # Errors
     /// When it is no integer, is out of bounds, or differs between layers.
@@ -56,6 +57,10 @@ impl<'a> GgufKeys<'a> {
             None => return Ok(None),
             Some((_, Some(_))) => {
                 let items = self.metadata().i32_array(&key)?.unwrap_or_default();
+                let mut items = items;
+                if name == "attention.head_count_kv" {
+                    items.retain(|&item| item != 0);
+                }
                 let first = items.first().copied().unwrap_or(0);
                 if items.iter().any(|&item| item != first) {
                     return Err(self.file.source().unsupported(
@@ -130,6 +135,22 @@ impl<'a> GgufKeys<'a> {
     /// When it is of another type.
     pub fn flag(&self, name: &str) -> Result<Option<bool>> {
         self.metadata().bool(&self.key(name))
+    }
+
+    /// The KV heads of each of `n_layers` layers, 0 for layers without keys and values.
+    ///
+    /// # Errors
+    /// When the list has another length, or negative numbers.
+    pub fn kv_heads(&self, n_layers: usize) -> Result<Vec<usize>> {
+        let key = self.key("attention.head_count_kv");
+        let heads = match self.metadata().kind(&key) {
+            Some((_, Some(_))) => self.metadata().i32_array(&key)?.unwrap_or_default(),
+            _ => vec![1; n_layers],
+        };
+        let heads: Option<Vec<usize>> = heads.into_iter().map(|n| usize::try_from(n).ok()).collect();
+        heads.filter(|heads| heads.len() == n_layers).ok_or_else(|| {
+            self.file.source().bad(format!("metadata {key} has no list of KV heads for {n_layers} layers"))
+        })
     }
 
     /// A list of truth values, one for each of `n_layers` layers. Further ones are ignored.

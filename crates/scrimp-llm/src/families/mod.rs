@@ -15,6 +15,7 @@ mod granite;
 mod granite_hybrid;
 mod granitemoe;
 mod hf_config;
+mod lfm2;
 mod llama;
 mod mistral3;
 mod olmo2;
@@ -61,6 +62,7 @@ pub const FAMILIES: &[&dyn Family] = &[
     &olmoe::Olmoe,
     &mistral3::Mistral3,
     &gpt_oss::GptOss,
+    &lfm2::Lfm2,
     &glm4::Glm4,
 ];
 
@@ -103,7 +105,8 @@ pub trait Family: Sync {
         tensors::layer_tensor_name(hf)
     }
 
-    /// The name by which [`Family::layer_tensors`] has the tensor `name` of a layer of a GGUF file, if it is another.
+    /// The name by which scrimp has the tensor `name` of a GGUF file, if it is another: that of [`Family::layer_tensors`] for
+    /// tensors of layers.
     fn gguf_alias(&self, _name: &str) -> Option<&'static str> {
         None
     }

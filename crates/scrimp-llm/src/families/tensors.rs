@@ -220,7 +220,7 @@ pub(super) fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> 
     let name = name.strip_prefix("language_model.").unwrap_or(name);
     match name {
         "embed_tokens.weight" => return Some("token_embd.weight".to_owned()),
-        "norm.weight" => return Some("output_norm.weight".to_owned()),
+        "norm.weight" | "embedding_norm.weight" => return Some("output_norm.weight".to_owned()),
         _ => {}
     }
     let (index, rest) = name.strip_prefix("layers.")?.split_once('.')?;

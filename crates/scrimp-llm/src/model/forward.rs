@@ -266,6 +266,12 @@ impl Pass<'_> {
                     self.attention((&layer.norms, weights), place, n, chunks, wanted);
                     &weights.o
                 }
+                Mixer::ShortConv(weights) => {
+                    self.short_conv(&layer.norms, weights, recurrent, n, chunks);
+                    recurrent += 1;
+                    self.keep_rows(wanted, weights.width());
+                    &weights.out
+                }
                 Mixer::Delta(weights) => {
                     self.delta(&layer.norms, weights, recurrent, n, chunks);
                     recurrent += 1;

@@ -5,7 +5,8 @@
 //! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer, in the notation of the papers;
 //! * [`experts`]: mixtures of experts in it;
-//! * [`attention`]: attention over the cache of each sequence; [`recurrence`]: layers with a recurrent state;
+//! * [`attention`]: attention over the cache of each sequence; [`recurrence`] and [`short_conv`]: layers with a
+//!   recurrent state;
 //! * [`session`]: one sequence, its KV cache and its scratch memory; [`batch`]: many of them in one pass;
 //! * [`compression`]: compressing that cache; [`reconstruction`]: scores of some eviction policies;
 //! * [`saved`]: that cache in a file;
@@ -25,6 +26,7 @@ mod recurrence;
 mod rope_and_append;
 mod saved;
 mod session;
+mod short_conv;
 mod synthetic;
 mod verification;
 mod weights;

@@ -222,6 +222,14 @@ pub fn delta_slice(
     TensorSlice::rows(name(stem), rows)
 }
 
+/// The matrices of layer `index`, which has a short convolution: the gates before and after it, its input and the output.
+pub fn short_conv_slices(config: &ModelConfig, index: usize) -> [TensorSlice; 4] {
+    let h = config.hidden_size;
+    let input =
+        |part: usize| TensorSlice::rows(format!("blk.{index}.shortconv.in_proj"), part * h..(part + 1) * h);
+    [input(0), input(1), input(2), TensorSlice::rows(format!("blk.{index}.shortconv.out_proj"), 0..h)]
+}
+
 /// The tensor and rows of `projection` (gate, up or down) of expert `expert` of layer `index`.
 pub fn expert_slice(
     checkpoint: &Checkpoint,
@@ -303,6 +311,7 @@ pub fn layer_slices(checkpoint: &Checkpoint, config: &ModelConfig, index: usize)
             let all = DeltaProjection::ALL.into_iter();
             slices.extend(all.map(|p| delta_slice(checkpoint, config, shape, index, p)));
         }
+        Some(RecurrenceKind::ShortConv { .. }) => slices.extend(short_conv_slices(config, index)),
         None if config.attn_gate => slices.push(attn_gate_slice(config, index)),
         None => {}
     }

@@ -196,11 +196,11 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
                 let stored = StoredRows { dtype: DType::F32, rows: count, cols: hidden, data };
                 let weight = Matrix::pack(pool, &mut arena, stored)
                     .map_err(|e| Error::out_of_memory(format!("a router ({e})")))?;
-                FeedForward::Experts(ExpertWeights {
+                FeedForward::Experts(Box::new(ExpertWeights {
                     router: LinearWeights { weight, bias: None },
                     shared: None,
                     experts: (0..count).map(|_| gated(pool, &mut arena, block)).collect::<Result<_>>()?,
-                })
+                }))
             }
         };
         let mut copy = |i: usize| -> Result<LinearWeights> {

@@ -6,6 +6,7 @@ use super::{
         router, shared_expert_slice, slice_shape, stored_slice, tensor_slice, vector,
     },
     recurrence::DeltaLayer,
+    short_conv::ShortConvLayer,
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -82,6 +83,8 @@ pub(super) enum Mixer {
     Attention(Box<AttentionWeights>),
     /// Linear attention with a recurrent state.
     Delta(Box<DeltaLayer>),
+    /// A gated short convolution.
+    ShortConv(Box<ShortConvLayer>),
 }
 
 /// The projections of attention.
@@ -101,7 +104,7 @@ pub(super) enum FeedForward {
     /// One gated block.
     Dense(Box<GatedWeights>),
     /// A mixture of experts.
-    Experts(ExpertWeights),
+    Experts(Box<ExpertWeights>),
 }
 
 /// A gated feed-forward block.
@@ -247,7 +250,9 @@ impl Loader<'_> {
         let layer = Layer {
             mixer,
             feed_forward: match config.experts {
-                Some(experts) => FeedForward::Experts(self.experts(config, experts.count, index)?),
+                Some(experts) => {
+                    FeedForward::Experts(Box::new(self.experts(config, experts.count, index)?))
+                }
                 None => FeedForward::Dense(Box::new(GatedWeights {
                     gate: projection(Projection::Gate)?,
                     up: projection(Projection::Up)?,
@@ -264,9 +269,15 @@ impl Loader<'_> {
     fn mixer(&mut self, config: &ModelConfig, index: usize) -> Result<Mixer> {
         let checkpoint = self.checkpoint;
         if let Some(recurrence) = config.recurrence.as_ref().filter(|_| config.is_recurrent(index)) {
-            let RecurrenceKind::GatedDelta(shape) = recurrence.kind;
-            let layer = DeltaLayer::load(checkpoint, config, shape, index, |slice| self.projection(slice))?;
-            return Ok(Mixer::Delta(Box::new(layer)));
+            let matrix = |slice| self.projection(slice);
+            return Ok(match recurrence.kind {
+                RecurrenceKind::GatedDelta(shape) => {
+                    Mixer::Delta(Box::new(DeltaLayer::load(checkpoint, config, shape, index, matrix)?))
+                }
+                RecurrenceKind::ShortConv { kernel, .. } => Mixer::ShortConv(Box::new(ShortConvLayer::load(
+                    checkpoint, config, kernel, index, matrix,
+                )?)),
+            });
         }
         let gate = config.attn_gate.then(|| self.projection(attn_gate_slice(config, index))).transpose()?;
         let mut projection = |p| self.projection(tensor_slice(checkpoint, config, index, p));

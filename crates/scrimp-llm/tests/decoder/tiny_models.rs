@@ -202,6 +202,11 @@ fn qwen3next_interleaved_projections_bf16() {
 }
 
 #[test]
+fn lfm2_short_convolutions_bf16() {
+    check_directory("lfm2", EXACT);
+}
+
+#[test]
 fn gguf_holds_the_same_models() {
     for name in [
         "llama3",
@@ -213,6 +218,7 @@ fn gguf_holds_the_same_models() {
         "qwen35",
         "qwen35moe",
         "qwen3next",
+        "lfm2",
     ] {
         let gguf = testdata("tiny-gguf").join(format!("{name}.gguf"));
         check(&gguf, &testdata("tiny").join(name).join("expected.json"), EXACT);

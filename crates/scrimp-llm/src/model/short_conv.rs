@@ -1,0 +1,128 @@
+//! Layers with a gated short convolution (LFM2 Technical Report, arXiv 2511.23404, section 2.1).
+//!
+//! ```text
+//! b, c, x = projections of norm(h)             u[t] = b[t] * x[t]                      element by element
+//! h[t] += out · (c[t] * sum over j < kernel of w[j] * u[t - kernel + 1 + j])
+//!
+//! state:  the last kernel - 1 rows of u, [kernel - 1][width]
+//! ```
+
+use super::{
+    forward::{Pass, SequenceChunk, each_row, product, sized},
+    projections::{TensorSlice, short_conv_slices, vector},
+    weights::{LayerNorms, LinearWeights},
+};
+use crate::{checkpoint::Checkpoint, config::ModelConfig, error::Result};
+use scrimp_kernels::linear::linear;
+
+/// The weights of a layer.
+#[derive(Debug)]
+pub(super) struct ShortConvLayer {
+    b: LinearWeights,
+    c: LinearWeights,
+    x: LinearWeights,
+    pub(super) out: LinearWeights,
+    /// `[kernel][width]`; the last row belongs to the newest token.
+    taps: Vec<f32>,
+}
+
+impl ShortConvLayer {
+    /// Reads layer `index`, with convolutions over `kernel` tokens; `matrix` packs a slice.
+    ///
+    /// # Errors
+    /// Those of `matrix`, and when a tensor is missing or damaged.
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        kernel: usize,
+        index: usize,
+        mut matrix: impl FnMut(TensorSlice) -> Result<LinearWeights>,
+    ) -> Result<Self> {
+        let [b, c, x, out] = short_conv_slices(config, index);
+        let weights = vector(checkpoint, &format!("blk.{index}.shortconv.conv.weight"))?;
+        let taps = (0..kernel).flat_map(|tap| weights.iter().skip(tap).step_by(kernel).copied()).collect();
+        Ok(Self { b: matrix(b)?, c: matrix(c)?, x: matrix(x)?, out: matrix(out)?, taps })
+    }
+
+    /// Elements of the output of a token.
+    pub(super) fn width(&self) -> usize {
+        self.out.weight.cols()
+    }
+}
+
+/// The tokens of a sequence: its first row in the pass, and the rows of `u` before it.
+struct History<'a> {
+    first: usize,
+    n: usize,
+    state: &'a mut [f32],
+}
+
+impl Pass<'_> {
+    /// Passes `n` rows through a layer, except its output projection. `state` is the index of the layer among the
+    /// recurrent ones.
+    pub(super) fn short_conv(
+        &mut self,
+        norms: &LayerNorms,
+        layer: &ShortConvLayer,
+        state: usize,
+        n: usize,
+        chunks: &mut [SequenceChunk<'_>],
+    ) {
+        self.normed_input(norms, layer.b.needs().and(layer.c.needs()).and(layer.x.needs()), n);
+        let Self { exec, buffers, .. } = self;
+        let width = layer.width();
+        let mut products = [
+            product(&layer.b, sized(&mut buffers.q, n * width), false),
+            product(&layer.c, sized(&mut buffers.attn_gate, n * width), false),
+            product(&layer.x, sized(&mut buffers.k, n * width), false),
+        ];
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
+        let (b, u) = (&buffers.q, &mut buffers.k[..n * width]);
+        each_row(exec.pool, u, width, |t, u| {
+            u.iter_mut().zip(&b[t * width..(t + 1) * width]).for_each(|(u, b)| *u *= b);
+        });
+        let mut histories = Vec::with_capacity(chunks.len());
+        for SequenceChunk { kv, error, first, n, .. } in chunks.iter_mut().filter(|c| c.error.is_none()) {
+            match kv.advance_state(state, *n) {
+                Ok(state) => histories.push(History { first: *first, n: *n, state }),
+                Err(e) => *error = Some(e.into()),
+            }
+        }
+        let (u, c, out) = (&buffers.k[..], &buffers.attn_gate, sized(&mut buffers.attn, n * width));
+        each_row(exec.pool, out, width, |t, out| {
+            out.fill(0.0);
+            let of = histories.partition_point(|history| history.first <= t);
+            // Rows of failed chunks belong to no sequence.
+            let Some(history) = of.checked_sub(1).map(|i| &histories[i]) else { return };
+            let taps = layer.taps.len() / width;
+            for (tap, weights) in layer.taps.chunks_exact(width).enumerate() {
+                let row = history.row(u, width, (t - history.first) + tap + 1, taps);
+                let products = row.iter().zip(weights).map(|(u, w)| u * w);
+                out.iter_mut().zip(products).for_each(|(out, product)| *out += product);
+            }
+            out.iter_mut().zip(&c[t * width..(t + 1) * width]).for_each(|(out, c)| *out *= c);
+        });
+        histories.iter_mut().for_each(|history| history.remember(u, width, layer.taps.len() / width));
+    }
+}
+
+impl History<'_> {
+    /// Row `i - taps` of `u`, counted from the first token of the chunk.
+    fn row<'b>(&'b self, u: &'b [f32], width: usize, i: usize, taps: usize) -> &'b [f32] {
+        match i.checked_sub(taps) {
+            Some(token) => &u[(self.first + token) * width..][..width],
+            None => &self.state[(i - 1) * width..][..width],
+        }
+    }
+
+    /// Replaces the state by the last rows.
+    fn remember(&mut self, u: &[f32], width: usize, taps: usize) {
+        let kept = taps - 1;
+        if self.n < kept {
+            self.state.copy_within(self.n * width.., 0);
+        }
+        let new = self.n.min(kept);
+        let last = (self.first + self.n - new) * width;
+        self.state[(kept - new) * width..].copy_from_slice(&u[last..last + new * width]);
+    }
+}
