@@ -227,9 +227,12 @@ impl<'a> Answer<'a> {
         sampler: &mut Sampler,
         last: u32,
     ) -> Result<ControlFlow<FinishReason, u32>> {
-        let most = sequence.verifiable(self.most_tokens());
+        let most_tokens = self.most_tokens();
         let draft = match &mut self.speculator {
-            Some(speculator) => speculator.draft(most.saturating_sub(1)),
+            // The last token takes part in the pass.
+            Some(speculator) => {
+                speculator.draft(|n| sequence.verifiable(most_tokens.min(n + 1)).saturating_sub(1))
+            }
             None => &[],
         };
         if draft.is_empty() {

@@ -16,7 +16,7 @@ use crate::{
     data::{Batch, RowSource},
     encoders::{Exec, keys_for, plan},
     model::Model,
-    recipe::{Budget, Event, Inputs, Recipe},
+    recipe::{Event, Inputs, Recipe},
     schema::Schema,
     train::{self, Evaluation, TrainData},
 };
@@ -80,29 +80,33 @@ pub fn compress(
     }
     let mut model = small_model(whole, recipe, inputs, on)?;
     let (mut rows, mut valid) = (inputs.training_rows(recipe)?, inputs.validation_rows(recipe)?);
-    let mut evaluate = |model: &mut Model| {
-        let valid =
-            valid.as_mut().map(|valid| train::evaluate(model, exec, &mut **valid, recipe.train.batch));
-        valid.transpose()
-    };
-    let before = evaluate(whole)?;
+    let batch = recipe.train.batch;
+    let before = accuracy(whole, exec, &mut valid, batch)?;
     let (fit_error, mut total) = fit(&mut model, whole, &mut *rows, (recipe, options), exec, on)?;
     // Adagrad's sums would make the steps of the distillation small.
     model.reset_embedding_optimizer();
-    let fitted = if options.fit_passes > 0 { evaluate(&mut model)? } else { None };
-    let bad_rows = rows.bad_rows();
+    let fitted = if options.fit_passes > 0 { accuracy(&mut model, exec, &mut valid, batch)? } else { None };
     if recipe.train.epochs > 0 {
-        let rows = inputs.training_rows(recipe)?;
+        let rows = &mut *rows;
         let mut taught = Taught { rows, whole, exec, share: options.label_share, predictions: Vec::new() };
-        let mut valid = inputs.validation_rows(recipe)?;
-        let valid = valid.as_mut().map(|v| &mut **v as &mut dyn RowSource);
+        let valid = valid.as_mut().map(|valid| &mut **valid as &mut dyn RowSource);
         let data = TrainData { train: &mut taught, valid, digest: None };
         let report = train::train(&mut model, exec, data, &recipe.train, &mut |p| on(Event::Training(p)))?;
         total += report.rows;
     }
     model.quantize();
-    let small = evaluate(&mut model)?;
-    Ok(Distilled { model, whole: before, fitted, small, fit_error, rows: total, bad_rows })
+    let small = accuracy(&mut model, exec, &mut valid, batch)?;
+    Ok(Distilled { model, whole: before, fitted, small, fit_error, rows: total, bad_rows: rows.bad_rows() })
+}
+
+/// The accuracy of a model on the validation rows; `None` without them.
+fn accuracy(
+    model: &mut Model,
+    exec: Exec<'_>,
+    valid: &mut Option<Box<dyn RowSource>>,
+    batch: usize,
+) -> Result<Option<Evaluation>> {
+    valid.as_mut().map(|valid| train::evaluate(model, exec, &mut **valid, batch)).transpose()
 }
 
 /// A model with the layers of `whole` and the encoder of `recipe`.
@@ -117,10 +121,7 @@ fn small_model(
     let mut source = inputs.open(inputs.train)?;
     let mut counting = |rows, part| on(Event::Counting(rows, part));
     let (id_counts, _) = train::count_ids(&mut *source, encoder.encoder == "full", &mut counting)?;
-    encoder.budget = match recipe.budget {
-        Budget::Bytes(bytes) => bytes,
-        Budget::Compression(by) => (whole.config().full_embedding_bytes as f64 / by) as u64,
-    };
+    encoder.budget = recipe.budget.bytes(whole.config().full_embedding_bytes);
     let config = plan(&encoder, &id_counts)?;
     on(Event::Planned(&id_counts, &config));
     whole.with_encoder(config.clone(), &keys_for(&config, &id_counts))
@@ -157,7 +158,7 @@ fn fit(
 
 /// Rows whose labels are mixed with the predictions of a model.
 struct Taught<'a> {
-    rows: Box<dyn RowSource>,
+    rows: &'a mut dyn RowSource,
     whole: &'a mut Model,
     exec: Exec<'a>,
     /// Share of the labels.

@@ -19,6 +19,16 @@ pub enum Budget {
     Bytes(u64),
 }
 
+impl Budget {
+    /// The number of bytes, where full f32 tables have `full`.
+    pub fn bytes(self, full: u64) -> u64 {
+        match self {
+            Self::Compression(by) => (full as f64 / by) as u64,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
 /// The settings of a training.
 #[derive(Debug, Clone)]
 pub struct Recipe {
@@ -173,9 +183,8 @@ fn new_model(recipe: &Recipe, inputs: Inputs<'_>, on: &mut dyn FnMut(Event<'_>))
     drop(source);
     let full = id_counts.full_bytes(encoder.dim);
     encoder.budget = match recipe.budget {
-        Budget::Bytes(bytes) => bytes,
         Budget::Compression(_) if encoder.encoder == "full" => u64::MAX,
-        Budget::Compression(by) => (full as f64 / by) as u64,
+        budget => budget.bytes(full),
     };
     let config = plan(&encoder, &id_counts)?;
     on(Event::Planned(&id_counts, &config));

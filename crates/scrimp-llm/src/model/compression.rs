@@ -34,7 +34,7 @@ struct Plan {
 pub(super) struct CompressionState {
     how: Option<Compression>,
     plan: Option<Plan>,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt, where its last compression is due; 0 without a method.
     prompt: usize,
     /// Maximum size of the cache before a compression or a packing, bytes.
     peak_bytes: usize,
@@ -166,9 +166,13 @@ impl Session {
         self.compression.peak_bytes.max(self.kv_bytes())
     }
 
+    /// Updates [`Session::kv_bytes_peak`], which reads the sizes of all blocks.
+    pub(super) fn record_peak(&mut self) {
+        self.compression.peak_bytes = self.kv_bytes_peak();
+    }
+
     /// Compresses the cache if a part of a prompt is complete and the rest follows.
     pub(super) fn compress_part_if_due(&mut self) -> Result<()> {
-        self.compression.peak_bytes = self.kv_bytes_peak();
         let due = self.compression.plan.is_some_and(|plan| plan.at <= self.len());
         if due && self.len() < self.compression.prompt { self.compress_if_due(&[]) } else { Ok(()) }
     }
@@ -179,6 +183,7 @@ impl Session {
     /// # Errors
     /// When memory cannot be allocated; the session is then empty.
     pub fn compress(&mut self, how: &Compression, budget: usize) -> Result<()> {
+        self.record_peak();
         let (model, len) = (self.model.clone(), self.len() as u32);
         let mut table = RopeTable::default();
         if how.rerotate {

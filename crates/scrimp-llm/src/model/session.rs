@@ -31,7 +31,7 @@ pub struct Session {
     /// The scores that attention accumulates.
     pub(super) scores_wanted: Option<ScoresWanted>,
     pub(super) compression: CompressionState,
-    /// Tokens of the prompt that is read.
+    /// Tokens of the prompt. Until the sequence has as many, pages are packed at fixed positions only.
     pub(super) prompt: usize,
     /// True while the model repeats its prompt.
     pub(super) reconstruction: Option<Reconstruction>,
@@ -96,12 +96,16 @@ impl Session {
                 let before = session.len();
                 session.layers(buffers, chunk, usize::from(chunks.peek().is_none()))?;
                 session.keep_states_if_due();
+                // Decode steps add little; a compression records the peak before it.
+                if chunk.len() > 1 {
+                    session.record_peak();
+                }
                 session.compress_part_if_due()?;
                 if ((c + 1) * CHUNK).is_multiple_of(PIECE) {
                     session.pack_if_done(before)?;
                 }
             }
-            Ok(())
+            Ok(tokens.len())
         })?;
         Ok(self.buffers.logits(&self.model, 0..1))
     }
@@ -124,8 +128,9 @@ impl Session {
                     }
                 }
             }
-            Ok(())
-        })
+            Ok(tokens.len())
+        })?;
+        Ok(())
     }
 
     /// Runs `tokens` (at most a chunk) through all layers. Leaves the residual stream of the last `wanted` tokens.
@@ -137,17 +142,24 @@ impl Session {
         chunk.error.map_or(Ok(()), Err)
     }
 
-    /// Runs `append` on checked tokens. If it fails, the sequence is unchanged.
-    fn appending(
+    /// Runs `append` on checked tokens. It appends all of them and returns how many remain; the others are dropped. If it
+    /// fails, the sequence is unchanged.
+    pub(super) fn appending(
         &mut self,
         tokens: &[u32],
-        append: impl FnOnce(&mut Self, &mut Buffers) -> Result<()>,
-    ) -> Result<()> {
+        append: impl FnOnce(&mut Self, &mut Buffers) -> Result<usize>,
+    ) -> Result<usize> {
+        let rope_tokens = self.rope_tokens;
         let before = self.begin_append(tokens)?;
         let mut buffers = std::mem::take(&mut self.buffers);
-        let result = append(self, &mut buffers);
+        let remaining = append(self, &mut buffers);
         self.buffers = buffers;
-        self.end_append(before, tokens, result)
+        let kept = *remaining.as_ref().unwrap_or(&0);
+        self.rope_tokens = rope_tokens.max(before + kept);
+        let result = remaining
+            .and_then(|kept| if kept < tokens.len() { Ok(self.kv.truncate(before + kept)?) } else { Ok(()) });
+        self.end_append(before, &tokens[..kept], result)?;
+        Ok(kept)
     }
 
     /// The length at which a prompt of `prompt` tokens is best divided: the recurrent states at the last whole block before

@@ -43,14 +43,11 @@ impl Session {
         tokens: &[u32],
         accept: &mut dyn FnMut(usize, &[f32]) -> Result<bool>,
     ) -> Result<usize> {
-        let rope_tokens = self.rope_tokens;
-        let before = self.begin_append(tokens)?;
-        let mut buffers = std::mem::take(&mut self.buffers);
         let model = self.model.clone();
-        let mut accepted = || -> Result<usize> {
-            let mut chunk = SequenceChunk::new(self, tokens.len(), tokens.len());
+        self.appending(tokens, |session, buffers| {
+            let mut chunk = SequenceChunk::new(session, tokens.len(), tokens.len());
             chunk.as_decoded = true;
-            let mut pass = model.exact_end_pass(&mut buffers);
+            let mut pass = model.exact_end_pass(buffers);
             pass.exec.level = pass.exec.level.exact();
             let mut chunks = [chunk];
             pass.layers(&model, tokens, &mut chunks)?;
@@ -63,17 +60,6 @@ impl Session {
                 }
             }
             Ok(tokens.len())
-        };
-        let accepted = accepted();
-        self.buffers = buffers;
-        if let Ok(kept) = accepted
-            && kept < tokens.len()
-        {
-            self.kv.truncate(before + kept)?;
-        }
-        let kept = accepted.as_ref().map_or(0, |&kept| kept);
-        self.rope_tokens = rope_tokens.max(before + kept);
-        self.end_append(before, &tokens[..kept], accepted.map(drop))?;
-        Ok(kept)
+        })
     }
 }

@@ -74,15 +74,21 @@ impl Engine<'_> {
 
     /// A draft that fits the answer, the context and the free memory.
     fn draft(&mut self, step: &RunningStep) -> Vec<u32> {
+        let available = self.kv_caches.available();
         let Some(answer) = self.active.get_mut(&step.id).and_then(|active| active.answer.as_mut()) else {
             return Vec::new();
         };
-        let mut most = step.session.verifiable(answer.left());
-        while most > 1 && step.session.kv().growth_bytes(most) > self.kv_caches.available() {
-            most /= 2;
-        }
-        let speculator = answer.speculator.as_mut();
-        speculator.map_or_else(Vec::new, |speculator| speculator.draft(most.saturating_sub(1)).to_vec())
+        let left = answer.left();
+        let Some(speculator) = answer.speculator.as_mut() else { return Vec::new() };
+        let limit = |n: usize| {
+            // The last token takes part in the pass.
+            let mut most = step.session.verifiable(left.min(n + 1));
+            while most > 1 && step.session.kv().growth_bytes(most) > available {
+                most /= 2;
+            }
+            most.saturating_sub(1)
+        };
+        speculator.draft(limit).to_vec()
     }
 
     /// Teaches the length of drafts.

@@ -9,6 +9,7 @@ use scrimp_rec::{
     data::{Format, PRESETS},
     distill::DistillOptions,
     encoders::{ENCODERS, Precision},
+    recipe::Budget,
     train::{OptimizerKind, Preset},
 };
 use std::{num::NonZeroUsize, path::PathBuf};
@@ -175,6 +176,27 @@ pub(crate) struct ColumnArgs {
     pub(crate) valid: Option<PathBuf>,
 }
 
+/// The size of embedding tables.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SizeArgs {
+    /// Make the tables F times smaller than full f32 tables of the training ids [default: 100]
+    #[arg(long, value_name = "F", conflicts_with = "budget", value_parser = factor)]
+    compression: Option<f64>,
+    /// Total size of the tables (500kB, 33MB, 2GiB)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    budget: Option<u64>,
+}
+
+impl SizeArgs {
+    /// The largest size of the embeddings.
+    pub(crate) fn budget(&self) -> Budget {
+        match (self.budget, self.compression) {
+            (Some(bytes), _) => Budget::Bytes(bytes),
+            (None, by) => Budget::Compression(by.unwrap_or(100.0)),
+        }
+    }
+}
+
 /// Embedding tables.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Embeddings")]
@@ -182,12 +204,8 @@ pub(crate) struct EncoderArgs {
     /// Embedding method
     #[arg(long, value_name = "ENCODER", default_value = "memrec", value_parser = encoder_names())]
     pub(crate) encoder: String,
-    /// Make the tables F times smaller than full f32 tables of the training ids [default: 100]
-    #[arg(long, value_name = "F", conflicts_with = "budget", value_parser = factor)]
-    pub(crate) compression: Option<f64>,
-    /// Total size of the tables (500kB, 33MB, 2GiB)
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub(crate) budget: Option<u64>,
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
     /// Dimension of an embedding
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub(crate) dim: usize,
@@ -277,12 +295,8 @@ pub(crate) struct RecCompressArgs {
     /// Embedding method of the small model
     #[arg(long, value_name = "ENCODER", default_value = "memrec", value_parser = encoder_names())]
     pub(crate) encoder: String,
-    /// Make the tables F times smaller than full f32 tables [default: 100]
-    #[arg(long, value_name = "F", conflicts_with = "budget", value_parser = factor)]
-    pub(crate) compression: Option<f64>,
-    /// Total size of the tables (500kB, 33MB, 2GiB)
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub(crate) budget: Option<u64>,
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
     /// Storage type of the tables
     #[arg(long = "dtype", value_name = "TYPE", default_value = Precision::Int4.name(), value_parser = one_of(Precision::ALL, Precision::name, Precision::about))]
     pub(crate) precision: Precision,

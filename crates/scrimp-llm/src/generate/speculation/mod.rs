@@ -102,13 +102,16 @@ impl Speculator {
         self.ngrams.push(token);
     }
 
-    /// A draft of at most `most` tokens that follows the text; empty if none is worth its cost.
-    pub fn draft(&mut self, most: usize) -> &[u32] {
+    /// A draft that follows the text; empty if none is worth its cost. `limit(n)` is the number of tokens, at most `n`,
+    /// that the model can verify; it is called only if there is a draft.
+    pub fn draft(&mut self, limit: impl FnOnce(usize) -> usize) -> &[u32] {
         self.draft.clear();
         if let Some(found) = self.ngrams.find() {
             self.matched = found.length;
-            let n = self.length.best(found.length).min(most).min(MAX_DRAFT);
-            self.ngrams.continuation(found, n, &mut self.draft);
+            let n = self.length.best(found.length).min(MAX_DRAFT);
+            if n > 0 {
+                self.ngrams.continuation(found, limit(n), &mut self.draft);
+            }
         }
         self.started = Instant::now();
         &self.draft
@@ -137,10 +140,10 @@ mod tests {
     #[test]
     fn a_repeated_text_is_drafted() {
         let mut speculator = Speculator::new(Speculation::Ngram, &[1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3]).unwrap();
-        assert_eq!(speculator.draft(3), [4, 5, 6]);
+        assert_eq!(speculator.draft(|n| n.min(3)), [4, 5, 6]);
         speculator.learn(3);
         [4, 5, 6, 9].into_iter().for_each(|token| speculator.push(token));
-        assert!(speculator.draft(9).is_empty(), "9 is new");
-        assert!(speculator.draft(0).is_empty());
+        assert!(speculator.draft(|n| n.min(9)).is_empty(), "9 is new");
+        assert!(speculator.draft(|_| 0).is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! Progress of work on rows, on stderr if that is a terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use scrimp_rec::recipe::Event;
 
 /// A progress bar in parts per million.
 pub(super) struct RowBar {
@@ -41,6 +42,49 @@ impl RowBar {
     /// Prints a line above the bar.
     pub(super) fn note(&self, line: &str) {
         self.bar.suspend(|| eprintln!("{line}"));
+    }
+}
+
+/// A progress bar of a training.
+pub(super) struct TrainingBar {
+    bar: RowBar,
+    epochs: u64,
+}
+
+impl TrainingBar {
+    /// A bar of a training of `epochs` epochs.
+    pub(super) fn new(epochs: u64) -> Self {
+        Self { bar: RowBar::new("counting ids"), epochs }
+    }
+
+    /// Shows an event.
+    pub(super) fn show(&mut self, event: &Event<'_>) {
+        let bar = &mut self.bar;
+        match event {
+            Event::Counting(rows, part) => bar.show(*part, || format!("{rows} rows")),
+            Event::Planned(ids, config) => bar.note(&format!(
+                "{} ids of {} features; {} with {} dimensions",
+                ids.total(),
+                ids.distinct.len(),
+                config.encoder,
+                config.dim
+            )),
+            Event::Fitting(rows, part, error) => {
+                bar.switch("fitting");
+                bar.show(*part, || format!("{rows} rows  error {error:.3}"));
+            }
+            Event::Training(p) => {
+                bar.switch("training");
+                let part = p.epoch_progress.map(|part| (p.epoch as f64 + part) / self.epochs.max(1) as f64);
+                bar.show(part, || {
+                    let (epoch, rows_per_second) = (p.epoch + 1, p.rows_per_second);
+                    format!(
+                        "pass {epoch} of {}  log loss {:.4}  {rows_per_second:.0} rows/s",
+                        self.epochs, p.logloss
+                    )
+                });
+            }
+        }
     }
 }
 

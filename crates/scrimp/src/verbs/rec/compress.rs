@@ -1,6 +1,6 @@
 //! `scrimp rec compress`.
 
-use super::bars::RowBar;
+use super::bars::TrainingBar;
 use crate::{App, cli::rec::RecCompressArgs, format};
 use scrimp_base::{AtomicFile, check_outputs};
 use scrimp_kernels::{Exec, SimdLevel};
@@ -9,7 +9,7 @@ use scrimp_rec::{
     distill::{DistillOptions, Distilled, compress},
     encoders::{EncoderOptions, Precision},
     model::Model,
-    recipe::{Budget, Event, Inputs, Recipe},
+    recipe::{Inputs, Recipe},
     train::{Evaluation, TrainOptions},
 };
 use serde::Serialize;
@@ -83,30 +83,8 @@ fn compress_with_bar(
 ) -> anyhow::Result<Distilled> {
     let pool = app.pool()?;
     let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
-    let mut bar = RowBar::new("counting ids");
-    let mut is_training = false;
-    let small = compress(whole, recipe, how, inputs, exec, &mut |event| match event {
-        Event::Counting(rows, part) => bar.show(part, || format!("{rows} rows")),
-        Event::Planned(id_counts, config) => {
-            bar.note(&format!(
-                "{} ids; {} with {} dimensions",
-                id_counts.total(),
-                config.encoder,
-                config.dim
-            ));
-            bar.switch("fitting");
-        }
-        Event::Fitting(rows, part, error) => bar.show(part, || format!("{rows} rows  error {error:.3}")),
-        Event::Training(p) => {
-            if !std::mem::replace(&mut is_training, true) {
-                bar.switch("training");
-            }
-            let epochs = recipe.train.epochs.max(1) as f64;
-            let part = p.epoch_progress.map(|part| (p.epoch as f64 + part) / epochs);
-            bar.show(part, || format!("log loss {:.4}  {:.0} rows/s", p.logloss, p.rows_per_second));
-        }
-    })?;
-    Ok(small)
+    let mut bar = TrainingBar::new(recipe.train.epochs);
+    Ok(compress(whole, recipe, how, inputs, exec, &mut |event| bar.show(&event))?)
 }
 
 fn recipe(args: &RecCompressArgs, seed: u64) -> Recipe {
@@ -126,10 +104,7 @@ fn recipe(args: &RecCompressArgs, seed: u64) -> Recipe {
     };
     Recipe {
         encoder,
-        budget: match (args.budget, args.compression) {
-            (Some(bytes), _) => Budget::Bytes(bytes),
-            (None, by) => Budget::Compression(by.unwrap_or(100.0)),
-        },
+        budget: args.size.budget(),
         preset: String::new(),
         seed,
         shuffle: 262_144,

@@ -1,6 +1,6 @@
 //! `scrimp rec train`.
 
-use super::bars::RowBar;
+use super::bars::TrainingBar;
 use crate::{
     App,
     cli::rec::{ColumnArgs, RecTrainArgs},
@@ -11,7 +11,7 @@ use scrimp_kernels::{Exec, SimdLevel};
 use scrimp_rec::{
     data::{Data, Hints, OpenOptions, Split},
     encoders::{EncoderOptions, Precision},
-    recipe::{Budget, Event, Inputs, Recipe, TrainedModel, train},
+    recipe::{Inputs, Recipe, TrainedModel, train},
     schema::Schema,
     train::{TrainOptions, remove_checkpoint, svg},
 };
@@ -91,35 +91,8 @@ fn check_files(args: &RecTrainArgs, data: &Data, valid: Option<&Data>) -> anyhow
 fn train_with_bar(app: &App, recipe: &Recipe, inputs: Inputs<'_>) -> anyhow::Result<TrainedModel> {
     let pool = app.pool()?;
     let exec = Exec { pool: &pool, level: SimdLevel::from_env()? };
-    let mut bar = RowBar::new("counting ids");
-    let trained = train(recipe, inputs, exec, &mut |event| match event {
-        Event::Counting(rows, part) => bar.show(part, || format!("{rows} rows")),
-        Event::Planned(id_counts, config) => {
-            bar.note(&format!(
-                "{} ids of {} features; {} with {} dimensions",
-                id_counts.total(),
-                id_counts.distinct.len(),
-                config.encoder,
-                config.dim
-            ));
-            bar.switch("training");
-        }
-        Event::Fitting(..) => {}
-        Event::Training(p) => {
-            let epochs = recipe.train.epochs.max(1) as f64;
-            let part = p.epoch_progress.map(|part| (p.epoch as f64 + part) / epochs);
-            bar.show(part, || {
-                format!(
-                    "pass {} of {}  log loss {:.4}  {:.0} rows/s",
-                    p.epoch + 1,
-                    recipe.train.epochs,
-                    p.logloss,
-                    p.rows_per_second
-                )
-            });
-        }
-    })?;
-    Ok(trained)
+    let mut bar = TrainingBar::new(recipe.train.epochs);
+    Ok(train(recipe, inputs, exec, &mut |event| bar.show(&event))?)
 }
 
 fn accuracy(trained: &TrainedModel, args: &RecTrainArgs, seconds: f64) -> Accuracy {
@@ -189,10 +162,6 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
         quantization_aware: e.quantization_aware || precision == Precision::Int4,
         ..EncoderOptions::new(&e.encoder, e.dim, 0)
     };
-    let budget = match (e.budget, e.compression) {
-        (Some(bytes), _) => Budget::Bytes(bytes),
-        (None, by) => Budget::Compression(by.unwrap_or(100.0)),
-    };
     let default = TrainOptions::default();
     let train = TrainOptions {
         epochs: t.epochs,
@@ -205,7 +174,15 @@ fn recipe(args: &RecTrainArgs, seed: u64) -> anyhow::Result<Recipe> {
         checkpoint_steps: t.checkpoint_steps,
         ..default
     };
-    Ok(Recipe { encoder, budget, preset: t.layers.clone(), seed, shuffle: t.shuffle, hold_out: 20, train })
+    Ok(Recipe {
+        encoder,
+        budget: e.size.budget(),
+        preset: t.layers.clone(),
+        seed,
+        shuffle: t.shuffle,
+        hold_out: 20,
+        train,
+    })
 }
 
 /// The schema file, or a schema inferred from the data.
