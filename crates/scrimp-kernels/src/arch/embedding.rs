@@ -5,6 +5,8 @@ use super::Simd;
 
 /// 32 lanes of i16, sums of at most 256 bytes each.
 pub(crate) trait EmbeddingSimd: Simd {
+    /// Whether frequent kinds of lookups have a path of their own.
+    const FAST_LOOKUPS: bool = true;
     /// 32 × i16.
     type W: Copy;
     fn splat_i16(self, x: i16) -> Self::W;

@@ -119,6 +119,11 @@ impl SimdLevel {
         return false;
     }
 
+    /// Whether this is the level in plain Rust.
+    pub(crate) const fn is_scalar(self) -> bool {
+        matches!(self.0, Kind::Scalar)
+    }
+
     /// Whether batches are multiplied with tile registers.
     pub(crate) const fn has_amx(self) -> bool {
         !matches!(self.1, Amx::None)

@@ -280,7 +280,7 @@ fn part(level: SimdLevel, batch: &Batch<'_>, outputs: Outputs<'_>) {
 
 #[inline(always)]
 fn part_of<T: Stored>(level: SimdLevel, batch: &Batch<'_>, values: &[T], factor: f32, outputs: Outputs<'_>) {
-    if ring::can(batch) {
+    if ring::can(level, batch) {
         return level.run(Ring { batch, values, factor, outputs });
     }
     let dim = batch.indices.per_lookup() / batch.num_hashes * batch.table.block_dim;

@@ -19,7 +19,7 @@ use super::{
     lookup::{Bags, Batch, Indices, Outputs, Scales},
     table::Stored,
 };
-use crate::arch::{EmbeddingSimd, Kernel, L1, Level, prefetch};
+use crate::arch::{EmbeddingSimd, Kernel, L1, Level, SimdLevel, prefetch};
 
 /// Lookups between the prefetch of rows and their sum.
 const DISTANCE: usize = 8;
@@ -28,8 +28,8 @@ const RING: usize = 16;
 /// Indices of a lookup, at most.
 const MAX_PER: usize = 32;
 
-/// Whether this path can compute `batch`.
-pub(super) fn can(batch: &Batch<'_>) -> bool {
+/// Whether this path can compute `batch`. The scalar level has the general path alone.
+pub(super) fn can(level: SimdLevel, batch: &Batch<'_>) -> bool {
     let weights = matches!(batch.indices, Indices::Given { weights, .. } if !weights.is_empty());
     let one_scale = match batch.scales {
         Scales::One(_) => true,
@@ -38,7 +38,8 @@ pub(super) fn can(batch: &Batch<'_>) -> bool {
             groups == 1 && hashing.per_lookup == 1 && matches!(batch.indices, Indices::Hashed { .. })
         }
     };
-    !weights
+    !level.is_scalar()
+        && !weights
         && one_scale
         && batch.table.block_dim > 0
         && (1..=MAX_PER).contains(&batch.indices.per_lookup())
@@ -59,6 +60,9 @@ impl<T: Stored> Kernel for Ring<'_, T> {
 
     #[inline(always)]
     fn run<S: Level>(self, s: S) {
+        if !S::FAST_LOOKUPS {
+            unreachable!("the scalar level has the general path alone");
+        }
         let whole = self.batch.table.block_dim.is_multiple_of(64);
         match (self.batch.indices.per_lookup(), self.batch.num_hashes) {
             (1, 1) if whole => self.lookups::<S, 1, 1, 1>(s),

@@ -80,7 +80,7 @@ impl<F: BlockFormat> Clone for Blocks<'_, F> {
 impl<F: BlockFormat> Copy for Blocks<'_, F> {}
 
 impl<F: BlockFormat> Rows for Blocks<'_, F> {
-    type Quants = F;
+    type Quants = F::Quants;
 
     #[inline(always)]
     unsafe fn next<S: Simd>(&mut self, s: S) -> Group<S> {

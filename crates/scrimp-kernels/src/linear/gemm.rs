@@ -13,7 +13,7 @@
 
 use super::activations::Activations;
 use crate::{
-    arch::Simd,
+    arch::{EntryKernel, Level, Simd},
     quant::{
         BlockFormat, Group, PANEL_ROWS, QuantGroup, Quants, Scaling,
         float::FloatFormat,
@@ -21,11 +21,14 @@ use crate::{
     },
 };
 use bytemuck::{Pod, Zeroable};
+use std::marker::PhantomData;
 
 /// The largest batch of [`small_batch`].
 pub(crate) const SMALL_BATCH: usize = 36;
 /// Sums of that batch, with the padding of its last token tile.
 pub(crate) const SMALL_BATCH_SUMS: usize = SMALL_BATCH + 4;
+/// Tokens of the widest token tile.
+const MOST_TOKENS: usize = 12;
 /// Groups that it unpacks at a time: 10 KB.
 pub(crate) const SMALL_BATCH_GROUPS: usize = 16;
 
@@ -72,10 +75,10 @@ impl PanelGroup {
     }
 
     /// Dequantizes row `r` of the panel.
-    pub(crate) fn dequantize<F: Quants>(&self, r: usize, out: &mut [f32]) {
+    pub(crate) fn dequantize<Q: Quants>(&self, r: usize, out: &mut [f32]) {
         for (c, out) in out.iter_mut().enumerate() {
-            let q = (i32::from(self.w[c / 4][4 * r + c % 4]) - F::ZERO) as f32;
-            *out = match F::SCALING {
+            let q = (i32::from(self.w[c / 4][4 * r + c % 4]) - Q::ZERO) as f32;
+            *out = match Q::SCALING {
                 Scaling::Symmetric => self.scale[r] * q,
                 Scaling::Minimum => self.scale[r] * q + self.second[r],
                 Scaling::TwoMinima if c < 16 => self.scale[r] * q + self.second[r],
@@ -87,39 +90,96 @@ impl PanelGroup {
     }
 }
 
-/// Unpacks some blocks of a panel.
-#[inline(always)]
-pub(crate) fn unpack<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], panel: &mut [PanelGroup]) {
-    for (block, out) in blocks.iter().zip(panel.chunks_exact_mut(F::GROUPS)) {
-        for (g, out) in out.iter_mut().enumerate() {
-            out.fill(s, F::group(s, block, g));
+/// Unpacks some blocks of a panel. Compiled once for each format.
+struct Unpack<F>(PhantomData<F>);
+
+impl<F: BlockFormat> EntryKernel for Unpack<F> {
+    type Args<'a> = (&'a [F::Block], &'a mut [PanelGroup]);
+
+    #[inline(always)]
+    unsafe fn run<S: Level>(s: S, (blocks, panel): Self::Args<'_>) {
+        for (block, out) in blocks.iter().zip(panel.chunks_exact_mut(F::GROUPS)) {
+            for (g, out) in out.iter_mut().enumerate() {
+                out.fill(s, F::group(s, block, g));
+            }
         }
     }
 }
 
-/// Dot products of 16 rows with `T` tokens.
+/// Unpacks some blocks of a panel.
 #[inline(always)]
-pub(crate) fn panel<S: Simd, F: Quants, const T: usize>(
-    s: S,
+pub(crate) fn unpack<S: Level, F: BlockFormat>(_: S, blocks: &[F::Block], panel: &mut [PanelGroup]) {
+    // SAFETY: the level exists, so the CPU has its features; `Unpack` takes any arguments.
+    unsafe { S::call::<Unpack<F>>((blocks, panel)) };
+}
+
+/// Sums of 16 rows for one token.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Sums(pub(crate) [f32; PANEL_ROWS]);
+
+impl Sums {
+    pub(crate) const ZERO: Self = Self([0.0; PANEL_ROWS]);
+}
+
+/// Adds the dot products of 16 rows with the tokens of a token tile to their sums. Compiled once for each kind of
+/// quants, and called by all formats of the kind: a call takes some nanoseconds, and the widths of token tiles are most
+/// of the code of batches.
+struct AddTile<Q>(PhantomData<Q>);
+
+/// Arguments of [`AddTile`].
+struct TileArgs<'a> {
+    panel: &'a [PanelGroup],
+    /// The activations of the token tile, from the first group of `panel` on.
+    x: &'a [QuantGroup],
+    /// Tokens of the token tile, padding included.
+    width: usize,
+    sums: &'a mut [Sums],
+}
+
+impl<Q: Quants> EntryKernel for AddTile<Q> {
+    type Args<'a> = TileArgs<'a>;
+
+    #[inline(always)]
+    unsafe fn run<S: Level>(s: S, TileArgs { panel, x, width, sums }: TileArgs<'_>) {
+        match width {
+            1 => add_to::<S, Q, 1>(s, sums, panel, x),
+            2 => add_to::<S, Q, 2>(s, sums, panel, x),
+            4 => add_to::<S, Q, 4>(s, sums, panel, x),
+            8 if S::TOKEN_TILE >= 8 => add_to::<S, Q, 8>(s, sums, panel, x),
+            12 if S::TOKEN_TILE >= 12 => add_to::<S, Q, 12>(s, sums, panel, x),
+            width => unreachable!("no kernel for {width} tokens"),
+        }
+    }
+}
+
+/// Dot products of the 16 rows of an unpacked panel with the tokens of a token tile of `width` tokens.
+#[inline(always)]
+pub(crate) fn panel<S: Level, Q: Quants>(
+    _: S,
     panel: &[PanelGroup],
     x: &[QuantGroup],
-) -> [S::F; T] {
-    add_tile::<S, F, T>(s, [s.splat(0.0); T], panel, x)
+    width: usize,
+) -> [Sums; MOST_TOKENS] {
+    let mut sums = [Sums::ZERO; MOST_TOKENS];
+    // SAFETY: the level exists, so the CPU has its features; `AddTile` takes any arguments.
+    unsafe { S::call::<AddTile<Q>>(TileArgs { panel, x, width, sums: &mut sums }) };
+    sums
 }
 
 /// Dot products of 16 rows with at most [`SMALL_BATCH`] tokens. [`SMALL_BATCH_GROUPS`] groups are unpacked at a time
 /// and multiplied with all tokens while they are in the first-level cache; the sums are in memory. Each weight is read
 /// once and unpacked once.
 #[inline(always)]
-pub(crate) fn small_batch<S: Simd, F: BlockFormat>(
+pub(crate) fn small_batch<S: Level, F: BlockFormat>(
     s: S,
     blocks: &[F::Block],
     x: &Activations,
     panel: &mut [PanelGroup],
-    acc: &mut [S::F; SMALL_BATCH_SUMS],
+    sums: &mut [Sums; SMALL_BATCH_SUMS],
 ) {
     let per_chunk = const { if F::GROUPS < SMALL_BATCH_GROUPS { SMALL_BATCH_GROUPS / F::GROUPS } else { 1 } };
-    acc[..x.n_tokens().next_multiple_of(4)].fill(s.splat(0.0));
+    sums[..x.n_tokens().next_multiple_of(4)].fill(Sums::ZERO);
     let mut from = 0;
     for blocks in blocks.chunks(per_chunk) {
         let panel = &mut panel[..blocks.len() * F::GROUPS];
@@ -127,35 +187,32 @@ pub(crate) fn small_batch<S: Simd, F: BlockFormat>(
         for i in 0..x.n_token_tiles() {
             let (first, _, width) = x.token_tile(i);
             let x = &x.groups(i)[from * width..][..panel.len() * width];
-            let acc = &mut acc[first..];
-            match width {
-                1 => add_to::<S, F, 1>(s, acc, panel, x),
-                2 => add_to::<S, F, 2>(s, acc, panel, x),
-                4 => add_to::<S, F, 4>(s, acc, panel, x),
-                8 if S::TOKEN_TILE >= 8 => add_to::<S, F, 8>(s, acc, panel, x),
-                12 if S::TOKEN_TILE >= 12 => add_to::<S, F, 12>(s, acc, panel, x),
-                width => unreachable!("no kernel for {width} tokens"),
-            }
+            let args = TileArgs { panel, x, width, sums: &mut sums[first..] };
+            // SAFETY: the level exists, so the CPU has its features; `AddTile` takes any arguments.
+            unsafe { S::call::<AddTile<F::Quants>>(args) };
         }
         from += panel.len();
     }
 }
 
 #[inline(always)]
-fn add_to<S: Simd, F: Quants, const T: usize>(
+fn add_to<S: Simd, Q: Quants, const T: usize>(
     s: S,
-    acc: &mut [S::F],
+    sums: &mut [Sums],
     panel: &[PanelGroup],
     x: &[QuantGroup],
 ) {
-    if let Some(acc) = acc.first_chunk_mut::<T>() {
-        *acc = add_tile::<S, F, T>(s, *acc, panel, x);
+    if let Some(sums) = sums.first_chunk_mut::<T>() {
+        let acc = add_tile::<S, Q, T>(s, sums.map(|sums| s.load(&sums.0)), panel, x);
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            s.store(acc, &mut sums.0);
+        }
     }
 }
 
 /// Adds the dot products of 16 rows with `T` tokens.
 #[inline(always)]
-fn add_tile<S: Simd, F: Quants, const T: usize>(
+fn add_tile<S: Simd, Q: Quants, const T: usize>(
     s: S,
     mut acc: [S::F; T],
     panel: &[PanelGroup],
@@ -163,24 +220,24 @@ fn add_tile<S: Simd, F: Quants, const T: usize>(
 ) -> [S::F; T] {
     for (group, x) in panel.iter().zip(x.as_chunks::<T>().0) {
         let (w, (scale, second)) = (&group.w, group.scales(s));
-        match F::SCALING {
-            Scaling::Symmetric => dot_subgroup::<S, F, T, 0, 8>(s, &mut acc, w, scale, x),
+        match Q::SCALING {
+            Scaling::Symmetric => dot_subgroup::<S, Q, T, 0, 8>(s, &mut acc, w, scale, x),
             Scaling::Minimum => {
-                dot_subgroup::<S, F, T, 0, 8>(s, &mut acc, w, scale, x);
+                dot_subgroup::<S, Q, T, 0, 8>(s, &mut acc, w, scale, x);
                 for t in 0..T {
                     acc[t] = add_min_term(s, acc[t], x[t].sum, second);
                 }
             }
             Scaling::TwoMinima => {
-                dot_subgroup::<S, F, T, 0, 8>(s, &mut acc, w, scale, x);
+                dot_subgroup::<S, Q, T, 0, 8>(s, &mut acc, w, scale, x);
                 let minima = group.minima(s);
                 for t in 0..T {
                     acc[t] = add_two_min_terms(s, acc[t], &x[t], minima);
                 }
             }
             Scaling::TwoScales => {
-                dot_subgroup::<S, F, T, 0, 4>(s, &mut acc, w, scale, x);
-                dot_subgroup::<S, F, T, 4, 8>(s, &mut acc, w, second, x);
+                dot_subgroup::<S, Q, T, 0, 4>(s, &mut acc, w, scale, x);
+                dot_subgroup::<S, Q, T, 4, 8>(s, &mut acc, w, second, x);
             }
         }
     }
@@ -189,25 +246,25 @@ fn add_tile<S: Simd, F: Quants, const T: usize>(
 
 /// Adds one group of a symmetric format.
 #[inline(always)]
-pub(crate) fn symmetric<S: Simd, F: Quants, const T: usize>(
+pub(crate) fn symmetric<S: Simd, Q: Quants, const T: usize>(
     s: S,
     acc: &mut [S::F; T],
     group: &PanelGroup,
     x: &[QuantGroup; T],
 ) {
-    dot_subgroup::<S, F, T, 0, 8>(s, acc, &group.w, s.load(&group.scale), x);
+    dot_subgroup::<S, Q, T, 0, 8>(s, acc, &group.w, s.load(&group.scale), x);
 }
 
 /// Columns `4 FROM .. 4 TO` of a group, which share one scale.
 #[inline(always)]
-fn dot_subgroup<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
+fn dot_subgroup<S: Simd, Q: Quants, const T: usize, const FROM: usize, const TO: usize>(
     s: S,
     acc: &mut [S::F; T],
     w: &[[u8; 64]; 8],
     scale: S::F,
     x: &[QuantGroup; T],
 ) {
-    let sums = dots::<S, F, T, FROM, TO>(s, w, x);
+    let sums = dots::<S, Q, T, FROM, TO>(s, w, x);
     for t in 0..T {
         acc[t] = fma_scaled(s, acc[t], sums[t], x[t].scale, scale);
     }

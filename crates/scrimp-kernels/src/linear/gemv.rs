@@ -52,28 +52,28 @@ pub(crate) fn panel<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Qua
 
 #[inline(always)]
 fn step<S: Simd, F: BlockFormat>(s: S, block: &F::Block, g: usize, x: &QuantGroup, acc: S::F) -> S::F {
-    accumulate::<S, F>(s, &F::group(s, block, g), x, acc)
+    accumulate::<S, F::Quants>(s, &F::group(s, block, g), x, acc)
 }
 
 /// Adds the products of one group.
 #[inline(always)]
-pub(crate) fn accumulate<S: Simd, F: Quants>(s: S, group: &Group<S>, x: &QuantGroup, acc: S::F) -> S::F {
+pub(crate) fn accumulate<S: Simd, Q: Quants>(s: S, group: &Group<S>, x: &QuantGroup, acc: S::F) -> S::F {
     // Two chains of four: half the latency, and the halves that two scales need.
-    let steps = const { if steps::<S, F>() < 4 { steps::<S, F>() } else { 4 } };
+    let steps = const { if steps::<S, Q>() < 4 { steps::<S, Q>() } else { 4 } };
     let (mut lo, mut hi) = (s.splat_i32(0), s.splat_i32(0));
     for i in 0..4 / steps {
         let [first, last] = if i == 0 { x.negated_sums } else { [0; 2] };
         // With one scale, a wide sum takes both halves' zero points.
-        let one = S::ACCUMULATOR_MAX > i16::MAX as usize && matches!(F::SCALING, Scaling::Symmetric);
+        let one = S::ACCUMULATOR_MAX > i16::MAX as usize && matches!(Q::SCALING, Scaling::Symmetric);
         let (lo_opens, hi_opens) = if one { ([first, last], [0; 2]) } else { ([first, 0], [last, 0]) };
-        let (mut lo_part, mut hi_part) = (acc_init::<S, F>(s, lo_opens), acc_init::<S, F>(s, hi_opens));
+        let (mut lo_part, mut hi_part) = (acc_init::<S, Q>(s, lo_opens), acc_init::<S, Q>(s, hi_opens));
         for k in i * steps..(i + 1) * steps {
-            lo_part = dot::<S, F>(s, lo_part, group.w[k], x.q[k]);
-            hi_part = dot::<S, F>(s, hi_part, group.w[k + 4], x.q[k + 4]);
+            lo_part = dot::<S, Q>(s, lo_part, group.w[k], x.q[k]);
+            hi_part = dot::<S, Q>(s, hi_part, group.w[k + 4], x.q[k + 4]);
         }
         (lo, hi) = (s.add_i32(lo, s.acc_finish(lo_part)), s.add_i32(hi, s.acc_finish(hi_part)));
     }
-    match F::SCALING {
+    match Q::SCALING {
         Scaling::Symmetric => fma_scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale),
         Scaling::Minimum => {
             let acc = fma_scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale);

@@ -111,6 +111,14 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Writes the results of 16 rows for the tokens from `first` on.
+    #[inline(always)]
+    fn store_sums<S: Simd>(&self, s: S, sums: &[gemm::Sums], panel: usize, first: usize) {
+        for (t, sums) in sums.iter().enumerate() {
+            self.store_row(s, first + t, panel..panel + 1, |_| s.load(&sums.0));
+        }
+    }
+
     /// Writes the results of 16 rows for tokens `first .. first + n`.
     #[inline(always)]
     pub(super) fn store<S: Simd>(&self, s: S, y: &[S::F], panel: usize, first: usize, n: usize) {
@@ -204,10 +212,10 @@ impl<F: BlockFormat> Kernel for BlockTask<'_, F> {
             return;
         }
         if job.small_batch {
-            let mut acc = [s.splat(0.0); gemm::SMALL_BATCH_SUMS];
+            let mut sums = [gemm::Sums::ZERO; gemm::SMALL_BATCH_SUMS];
             for panel in panels {
-                gemm::small_batch::<S, F>(s, job.weight.blocks::<F>(panel), x, scratch, &mut acc);
-                job.store(s, &acc, panel, 0, x.n_tokens());
+                gemm::small_batch::<S, F>(s, job.weight.blocks::<F>(panel), x, scratch, &mut sums);
+                job.store_sums(s, &sums[..x.n_tokens()], panel, 0);
             }
             return;
         }
@@ -219,8 +227,8 @@ impl<F: BlockFormat> Kernel for BlockTask<'_, F> {
             let (first, n, width) = x.token_tile(i);
             let x = x.groups(i);
             for (panel, unpacked) in panels.clone().zip(scratch.chunks_exact(groups)) {
-                use gemm::panel as kernel;
-                for_width!(s, job, panel, first, n, width, kernel, (unpacked, x));
+                let sums = gemm::panel::<S, F::Quants>(s, unpacked, x, width);
+                job.store_sums(s, &sums[..n], panel, first);
             }
         }
     }
@@ -285,7 +293,7 @@ impl<F: BlockFormat> Kernel for Row<'_, F> {
         for (block, out) in blocks.chunks(1).zip(out.chunks_mut(F::GROUPS * GROUP)) {
             gemm::unpack::<S, F>(s, block, &mut panel);
             for (group, out) in panel.iter().zip(out.chunks_mut(GROUP)) {
-                group.dequantize::<F>(row % PANEL_ROWS, out);
+                group.dequantize::<F::Quants>(row % PANEL_ROWS, out);
             }
         }
     }

@@ -32,7 +32,7 @@ use crate::{
     },
     mem::stream::PREFETCH,
     quant::{
-        GROUP, Group, QuantGroup, Quants,
+        GROUP, Group, QuantGroup,
         group::{dots, fma_scaled},
         packed::{
             Layout, Value,
@@ -450,18 +450,18 @@ unsafe fn int4_panel<S: Simd, W: Groups<S>, const T: usize>(
 
 /// The same from an expanded panel: even groups first, then odd ones.
 #[inline(always)]
-unsafe fn int4_expanded<S: Simd, F: Quants, const T: usize>(
+unsafe fn int4_expanded<S: Simd, W: AsRef<[PanelGroup]>, const T: usize>(
     s: S,
-    _: F,
-    expanded: &[PanelGroup],
+    expanded: W,
     x: &[QuantGroup],
 ) -> [S::F; T] {
+    let expanded = expanded.as_ref();
     let mut y = [[s.splat(0.0); T]; 2];
     for (parity, y) in y.iter_mut().enumerate() {
         let x = x.as_chunks::<T>().0;
         let mut g = parity;
         while g < expanded.len() {
-            gemm::symmetric::<S, F, T>(s, y, &expanded[g], &x[g]);
+            gemm::symmetric::<S, Int4, T>(s, y, &expanded[g], &x[g]);
             g += 2;
         }
     }
@@ -693,7 +693,7 @@ impl Kernel for PackedTask<'_> {
                             tokens!(s, task, panel, i, int8_panel, (steps(), from.scale(), x.row_bytes(i)));
                         }
                         Value::Int4 => {
-                            tokens!(s, task, panel, i, int4_expanded, (Int4, expanded, x.groups(i)));
+                            tokens!(s, task, panel, i, int4_expanded, (expanded, x.groups(i)));
                         }
                     }
                 }

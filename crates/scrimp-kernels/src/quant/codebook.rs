@@ -9,7 +9,7 @@
 //! 4.375 and 3.625 bits per weight. In the file, `IQ4_XS` has 4.25, `IQ3_S` 3.44, `IQ3_XXS` 3.06, `IQ2_S` 2.56,
 //! `IQ2_XS` 2.31, `IQ2_XXS` 2.06, `IQ1_M` 1.75 and `IQ1_S` 1.56.
 
-use super::{BlockFormat, GROUP, Group, PANEL_ROWS, Quants, Scaling, iq, iq4_nl, q4, two_bit_plane};
+use super::{BlockFormat, GROUP, Group, PANEL_ROWS, Symmetric, TwoScales, iq, iq4_nl, q4, two_bit_plane};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -71,13 +71,8 @@ fn indexes(dtype: DType) -> [u8; 256] {
     out
 }
 
-impl Quants for Codebook4 {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 128;
-    const LARGEST: usize = 255;
-}
-
 impl BlockFormat for Codebook4 {
+    type Quants = Symmetric<128, 255>;
     type Block = Block4;
     const GROUPS: usize = 8;
 
@@ -102,13 +97,8 @@ impl BlockFormat for Codebook4 {
     }
 }
 
-impl Quants for Codebook3 {
-    const SCALING: Scaling = Scaling::TwoScales;
-    const ZERO: i32 = 128;
-    const LARGEST: usize = 255;
-}
-
 impl BlockFormat for Codebook3 {
+    type Quants = TwoScales<128, 255>;
     type Block = Block3;
     const GROUPS: usize = 8;
 

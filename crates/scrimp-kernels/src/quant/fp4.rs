@@ -14,7 +14,7 @@
 //! Source: OCP Microscaling Formats (MX) 1.0, section 5; for the scales of `NVFP4`, `ggml_ue4m3_to_fp32` of llama.cpp,
 //! which reads the byte 0x7f as 0.
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, interleave4, iq4_nl, q4};
+use super::{BlockFormat, Group, PANEL_ROWS, Symmetric, TwoScales, interleave4, iq4_nl, q4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -67,13 +67,8 @@ pub(super) fn half_e4m3(scale: u8) -> f32 {
     half::f16::from_bits(e4m3_as_f16(known_e4m3(scale))).to_f32() * 128.0
 }
 
-impl Quants for Mxfp4 {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 16;
-    const LARGEST: usize = 28;
-}
-
 impl BlockFormat for Mxfp4 {
+    type Quants = Symmetric<16, 31>;
     type Block = MxBlock;
     const GROUPS: usize = 1;
 
@@ -95,13 +90,8 @@ impl BlockFormat for Mxfp4 {
     }
 }
 
-impl Quants for Nvfp4 {
-    const SCALING: Scaling = Scaling::TwoScales;
-    const ZERO: i32 = 16;
-    const LARGEST: usize = 28;
-}
-
 impl BlockFormat for Nvfp4 {
+    type Quants = TwoScales<16, 31>;
     type Block = NvBlock;
     const GROUPS: usize = 2;
 

@@ -6,7 +6,7 @@
 //! ```
 //! 4.5 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4, q4};
+use super::{BlockFormat, Group, PANEL_ROWS, Symmetric, gather_u16, interleave4, q4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -46,13 +46,8 @@ pub(super) fn lookup<S: Simd>(s: S, quants: &[u8; 16], mut indexes: [S::B; 8]) -
     indexes
 }
 
-impl Quants for Iq4Nl {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 128;
-    const LARGEST: usize = 255;
-}
-
 impl BlockFormat for Iq4Nl {
+    type Quants = Symmetric<128, 255>;
     type Block = Block;
     const GROUPS: usize = 1;
 

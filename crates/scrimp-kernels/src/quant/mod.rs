@@ -33,11 +33,13 @@ pub(crate) mod q5;
 pub(crate) mod q5_k;
 pub(crate) mod q6_k;
 pub(crate) mod q8_0;
+pub(crate) mod quants;
 pub(crate) mod ternary;
 
 pub(crate) use crate::arch::round_to_bf16;
 pub use dtype::DType;
 pub(crate) use group::QuantGroup;
+pub(crate) use quants::{Minimum, Quants, Scaling, Symmetric, TwoMinima, TwoScales};
 
 use crate::arch::Simd;
 
@@ -45,19 +47,6 @@ use crate::arch::Simd;
 pub(crate) const PANEL_ROWS: usize = 16;
 /// Columns that share one activation scale, and at least one weight scale.
 pub(crate) const GROUP: usize = 32;
-
-/// How the integer dot product of a group becomes a float.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Scaling {
-    /// `scale * (sum(w x) - ZERO * sum(x))`
-    Symmetric,
-    /// `scale * sum(w x) + second * sum(x)`
-    Minimum,
-    /// Two scales per group, one for each 16 columns: `scale * sum_lo + second * sum_hi`, each less `ZERO * sum(x)`.
-    TwoScales,
-    /// `scale * sum(w x) + second * sum_lo(x) + third * sum_hi(x)`, the sums of the first and the last 16 columns.
-    TwoMinima,
-}
 
 /// 32 columns of 16 rows, unpacked into registers.
 #[derive(Clone, Copy)]
@@ -85,18 +74,10 @@ impl<S: Simd> Group<S> {
     }
 }
 
-/// What the arithmetic of a group has to know of a format's quants.
-pub(crate) trait Quants: 'static {
-    const SCALING: Scaling;
-    /// Subtracted from every quant (for formats with minima it is 0).
-    const ZERO: i32 = 0;
-    /// The largest quant: 2^bits - 1. More than 127 means that the kernels must use [`Simd::dot_wide`]; `ZERO` is then
-    /// 128.
-    const LARGEST: usize;
-}
-
 /// A block-quantized weight format: one file of this folder each.
-pub(crate) trait BlockFormat: Quants + Sized {
+pub(crate) trait BlockFormat: Sized + 'static {
+    /// The kind of its quants.
+    type Quants: Quants;
     /// A block of 16 rows as it is stored.
     type Block: bytemuck::Pod;
     /// Groups per block.

@@ -7,7 +7,7 @@
 //! ```
 //! 1.125 bits per weight, as in the file. A set bit becomes the quant 2.
 
-use super::{BlockFormat, GROUP, Group, PANEL_ROWS, Quants, Scaling, gather_u16};
+use super::{BlockFormat, GROUP, Group, PANEL_ROWS, Symmetric, gather_u16};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -26,13 +26,8 @@ pub(super) fn bit(row: &[u8], column: usize) -> u8 {
     row[2 + column / 8] >> (column % 8) & 1
 }
 
-impl Quants for Q1_0 {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 1;
-    const LARGEST: usize = 2;
-}
-
 impl BlockFormat for Q1_0 {
+    type Quants = Symmetric<1, 3>;
     type Block = Block;
     const GROUPS: usize = 4;
 

@@ -7,7 +7,7 @@
 //! ```
 //! 2.25 bits per weight, as in the file.
 
-use super::{BlockFormat, GROUP, Group, PANEL_ROWS, Quants, Scaling, gather_u16};
+use super::{BlockFormat, GROUP, Group, PANEL_ROWS, Symmetric, gather_u16};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -26,13 +26,8 @@ pub(super) fn bits(row: &[u8], column: usize) -> u8 {
     row[2 + column / 4] >> (2 * (column % 4)) & 3
 }
 
-impl Quants for Q2_0 {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 1;
-    const LARGEST: usize = 3;
-}
-
 impl BlockFormat for Q2_0 {
+    type Quants = Symmetric<1, 3>;
     type Block = Block;
     const GROUPS: usize = 2;
 

@@ -8,7 +8,7 @@
 //! 2.625 bits per weight, as in the file. The quants are multiplied by their 4-bit scales in the registers (at most
 //! `3 * 15 = 45`), so that both halves of a group have one scale, `d`; each has a minimum of its own.
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, pack_two_bits, two_bit_plane};
+use super::{BlockFormat, Group, PANEL_ROWS, TwoMinima, gather_u16, pack_two_bits, two_bit_plane};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -24,12 +24,8 @@ pub(crate) struct Block {
     q: [[[u8; 64]; 8]; 2],
 }
 
-impl Quants for Q2K {
-    const SCALING: Scaling = Scaling::TwoMinima;
-    const LARGEST: usize = 45;
-}
-
 impl BlockFormat for Q2K {
+    type Quants = TwoMinima<45>;
     type Block = Block;
     const GROUPS: usize = 8;
 

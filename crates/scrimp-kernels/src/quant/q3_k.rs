@@ -9,7 +9,7 @@
 //! The scales are stored in a byte each: 3.625 bits per weight against the file's 3.4375.
 
 use super::{
-    BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4, pack_two_bits, two_bit_plane,
+    BlockFormat, Group, PANEL_ROWS, TwoScales, gather_u16, interleave4, pack_two_bits, two_bit_plane,
 };
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
@@ -35,13 +35,8 @@ pub(super) fn scale(packed: &[u8], group: usize) -> i8 {
     (low | high << 4) as i8 - 32
 }
 
-impl Quants for Q3K {
-    const SCALING: Scaling = Scaling::TwoScales;
-    const ZERO: i32 = 4;
-    const LARGEST: usize = 7;
-}
-
 impl BlockFormat for Q3K {
+    type Quants = TwoScales<4, 7>;
     type Block = Block;
     const GROUPS: usize = 8;
 

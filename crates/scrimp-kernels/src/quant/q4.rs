@@ -6,7 +6,7 @@
 //! ```
 //! 4.5 and 5 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4};
+use super::{BlockFormat, Group, Minimum, PANEL_ROWS, Symmetric, gather_u16, interleave4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -41,13 +41,8 @@ pub(crate) fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4]) -> [S::B; 8] {
     w
 }
 
-impl Quants for Q4_0 {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 8;
-    const LARGEST: usize = 15;
-}
-
 impl BlockFormat for Q4_0 {
+    type Quants = Symmetric<8, 15>;
     type Block = Block4_0;
     const GROUPS: usize = 1;
 
@@ -64,12 +59,8 @@ impl BlockFormat for Q4_0 {
     }
 }
 
-impl Quants for Q4_1 {
-    const SCALING: Scaling = Scaling::Minimum;
-    const LARGEST: usize = 15;
-}
-
 impl BlockFormat for Q4_1 {
+    type Quants = Minimum<15>;
     type Block = Block4_1;
     const GROUPS: usize = 1;
 

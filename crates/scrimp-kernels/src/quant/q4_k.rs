@@ -7,7 +7,7 @@
 //! ```
 //! The 6-bit numbers are stored in a byte each: 4.625 bits per weight against the file's 4.5.
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4, nibble_plane};
+use super::{BlockFormat, Group, Minimum, PANEL_ROWS, gather_u16, interleave4, nibble_plane};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -61,12 +61,8 @@ impl KScales {
     }
 }
 
-impl Quants for Q4K {
-    const SCALING: Scaling = Scaling::Minimum;
-    const LARGEST: usize = 15;
-}
-
 impl BlockFormat for Q4K {
+    type Quants = Minimum<15>;
     type Block = Block;
     const GROUPS: usize = 8;
 

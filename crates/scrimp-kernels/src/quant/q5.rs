@@ -7,7 +7,7 @@
 //! ```
 //! 5.5 and 6 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4, q4};
+use super::{BlockFormat, Group, Minimum, PANEL_ROWS, Symmetric, gather_u16, interleave4, q4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -63,13 +63,8 @@ fn unpack<S: Simd>(s: S, q: &[[u8; 64]; 4], high: &[u8; 64]) -> [S::B; 8] {
     w
 }
 
-impl Quants for Q5_0 {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 16;
-    const LARGEST: usize = 31;
-}
-
 impl BlockFormat for Q5_0 {
+    type Quants = Symmetric<16, 31>;
     type Block = Block5_0;
     const GROUPS: usize = 1;
 
@@ -87,12 +82,8 @@ impl BlockFormat for Q5_0 {
     }
 }
 
-impl Quants for Q5_1 {
-    const SCALING: Scaling = Scaling::Minimum;
-    const LARGEST: usize = 31;
-}
-
 impl BlockFormat for Q5_1 {
+    type Quants = Minimum<31>;
     type Block = Block5_1;
     const GROUPS: usize = 1;
 

@@ -7,7 +7,7 @@
 //! ```
 //! 5.625 bits per weight against the file's 5.5.
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, interleave4, nibble_plane, q4_k::KScales};
+use super::{BlockFormat, Group, Minimum, PANEL_ROWS, interleave4, nibble_plane, q4_k::KScales};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -22,12 +22,8 @@ pub(crate) struct Block {
     q: [[[u8; 64]; 8]; 4],
 }
 
-impl Quants for Q5K {
-    const SCALING: Scaling = Scaling::Minimum;
-    const LARGEST: usize = 31;
-}
-
 impl BlockFormat for Q5K {
+    type Quants = Minimum<31>;
     type Block = Block;
     const GROUPS: usize = 8;
 

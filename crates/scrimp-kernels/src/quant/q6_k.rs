@@ -11,7 +11,7 @@
 //! planes alternate because they are needed together: apart, the hardware's prefetchers lose track of three streams
 //! (measured: 9 instead of 30 GB/s from memory).
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4};
+use super::{BlockFormat, Group, PANEL_ROWS, TwoScales, gather_u16, interleave4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -37,13 +37,8 @@ struct Planes {
     high: [u8; 64],
 }
 
-impl Quants for Q6K {
-    const SCALING: Scaling = Scaling::TwoScales;
-    const ZERO: i32 = 32;
-    const LARGEST: usize = 63;
-}
-
 impl BlockFormat for Q6K {
+    type Quants = TwoScales<32, 63>;
     type Block = Block;
     const GROUPS: usize = 8;
 

@@ -6,7 +6,7 @@
 //! ```
 //! 8.5 bits per weight, as in the file.
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, interleave4};
+use super::{BlockFormat, Group, PANEL_ROWS, Symmetric, gather_u16, interleave4};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -20,13 +20,8 @@ pub(crate) struct Block {
     q: [[u8; 64]; 8],
 }
 
-impl Quants for Q8_0 {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 128;
-    const LARGEST: usize = 255;
-}
-
 impl BlockFormat for Q8_0 {
+    type Quants = Symmetric<128, 255>;
     type Block = Block;
     const GROUPS: usize = 1;
 

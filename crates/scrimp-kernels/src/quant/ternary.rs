@@ -9,7 +9,7 @@
 //! ```
 //! 2.0625 bits per weight, as in a file of `TQ2_0`; a file of `TQ1_0` has 1.6875.
 
-use super::{BlockFormat, Group, PANEL_ROWS, Quants, Scaling, gather_u16, pack_two_bits, two_bit_plane};
+use super::{BlockFormat, Group, PANEL_ROWS, Symmetric, gather_u16, pack_two_bits, two_bit_plane};
 use crate::{DType, arch::Simd};
 use bytemuck::{Pod, Zeroable};
 
@@ -52,13 +52,8 @@ pub(super) fn values(dtype: DType, row: &[u8]) -> [i8; 256] {
     std::array::from_fn(|c| (packed[32 * (c / 128) + c % 32] >> (2 * (c % 128 / 32)) & 3) as i8 - 1)
 }
 
-impl Quants for Ternary {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 1;
-    const LARGEST: usize = 3;
-}
-
 impl BlockFormat for Ternary {
+    type Quants = Symmetric<1, 3>;
     type Block = Block;
     const GROUPS: usize = 8;
 

@@ -17,12 +17,12 @@ impl AttentionSimd for Scalar {
 
     widened_pairs!();
 
-    #[inline(always)]
+    #[inline(never)]
     fn mul_acc(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         self.add(self.mul(a, b), c)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store_rounded(self, x: Self::F, to: &mut [f32; 16]) -> Self::F {
         let x = x.map(|x| bf16::from_f32_const(x).to_f32_const());
         self.store(x, to);
@@ -31,15 +31,15 @@ impl AttentionSimd for Scalar {
 
     type Codes = [[i32; 2]; 16];
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_codes(self, from: &[u8; 32]) -> Self::Codes {
         std::array::from_fn(|i| [i32::from(from[2 * i]), i32::from(from[2 * i + 1])])
     }
-    #[inline(always)]
+    #[inline(never)]
     fn load_half_codes(self, from: &[u8; 32]) -> [Self::Codes; 2] {
         [self.load_codes(&from.map(|x| x & 15)), self.load_codes(&from.map(|x| x >> 4))]
     }
-    #[inline(always)]
+    #[inline(never)]
     fn mac_codes(self, acc: [i32; 16], codes: Self::Codes, element: i32) -> [i32; 16] {
         let (a, b) = (element as i16, (element >> 16) as i16);
         std::array::from_fn(|i| {
@@ -47,12 +47,12 @@ impl AttentionSimd for Scalar {
             acc[i].wrapping_add(product)
         })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn store_i16(self, x: [f32; 16], to: &mut [i32; 8]) {
         let x = self.round_i32(x);
         *to = std::array::from_fn(|i| (x[2 * i] & 0xffff) | x[2 * i + 1] << 16);
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[f32; 16]; 2] {
         // SAFETY: the caller guarantees 64 readable bytes; byte arrays need no alignment.
         let x = self.expand_words(bitmap, unsafe { &*values.cast() });

@@ -4,21 +4,22 @@ use super::Scalar;
 use crate::arch::embedding::EmbeddingSimd;
 
 impl EmbeddingSimd for Scalar {
+    const FAST_LOOKUPS: bool = false;
     type W = [i16; 32];
 
     #[inline(always)]
     fn splat_i16(self, x: i16) -> [i16; 32] {
         [x; 32]
     }
-    #[inline(always)]
+    #[inline(never)]
     fn add_i8(self, sum: [i16; 32], x: &[i8; 32]) -> [i16; 32] {
         std::array::from_fn(|i| sum[i] + i16::from(x[i]))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn negate(self, x: [f32; 16], mask: u16) -> [f32; 16] {
         std::array::from_fn(|i| if mask >> i & 1 == 1 { -x[i] } else { x[i] })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn floats(self, x: [i16; 32]) -> [[f32; 16]; 2] {
         [std::array::from_fn(|i| f32::from(x[i])), std::array::from_fn(|i| f32::from(x[i + 16]))]
     }

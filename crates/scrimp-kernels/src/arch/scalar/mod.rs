@@ -1,4 +1,7 @@
 //! Plain Rust: slow, portable, and the reference of the other levels' tests.
+//!
+//! Operations that take more than a few instructions are functions of their own: inlined into every kernel, they would
+//! take a quarter of this crate's compile time.
 
 mod attention;
 mod embedding;
@@ -42,19 +45,19 @@ impl Simd for Scalar {
     fn store(self, x: [f32; 16], to: &mut [f32; 16]) {
         *to = x;
     }
-    #[inline(always)]
+    #[inline(never)]
     fn load_f16(self, x: &[u16; 16]) -> [f32; 16] {
         x.map(|b| f16::from_bits(b).to_f32_const())
     }
-    #[inline(always)]
+    #[inline(never)]
     fn load_bf16(self, x: &[u16; 16]) -> [f32; 16] {
         x.map(|b| bf16::from_bits(b).to_f32_const())
     }
-    #[inline(always)]
+    #[inline(never)]
     fn load_u8(self, x: &[u8; 16]) -> [f32; 16] {
         x.map(f32::from)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn load_i8(self, x: &[i8; 16]) -> [f32; 16] {
         x.map(f32::from)
     }
@@ -70,11 +73,11 @@ impl Simd for Scalar {
     fn mul(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         zip(a, b, |a, b| a * b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn div(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         zip(a, b, |a, b| a / b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn fma(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
@@ -86,7 +89,7 @@ impl Simd for Scalar {
     fn min(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         zip(a, b, |a, b| if a < b { a } else { b })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn round_i32(self, x: [f32; 16]) -> [i32; 16] {
         x.map(|x| x.round_ties_even() as i32)
     }
@@ -126,7 +129,7 @@ impl Simd for Scalar {
     fn shr_i32<const N: u32>(self, a: [i32; 16]) -> [i32; 16] {
         a.map(|a| a >> N)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn store_low_bytes(self, x: [i32; 16], to: &mut [i8; 16]) {
         *to = x.map(|x| x as i8);
     }
@@ -142,23 +145,23 @@ impl Simd for Scalar {
     fn store_b(self, x: [u8; 64], to: &mut [u8; 64]) {
         *to = x;
     }
-    #[inline(always)]
+    #[inline(never)]
     fn wrapping_sub(self, a: [u8; 64], x: u8) -> [u8; 64] {
         a.map(|a| a.wrapping_sub(x))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn low_nibbles(self, x: [u8; 64]) -> [u8; 64] {
         x.map(|x| x & 15)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn high_nibbles(self, x: [u8; 64]) -> [u8; 64] {
         x.map(|x| x >> 4)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn nibbles(self, x: [u8; 64], half: usize) -> [u8; 64] {
         x.map(|x| x >> (4 * half) & 15)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn with_high_bits(self, low: [u8; 64], x: [u8; 64], shift: usize, mask: u8) -> [u8; 64] {
         std::array::from_fn(|i| low[i] | (x[i] >> shift & mask) << 4)
     }
@@ -166,7 +169,7 @@ impl Simd for Scalar {
     fn acc_init(self, zero: i32, negated_sums: [i32; 2]) -> [i32; 16] {
         self.splat_i32(zero * (negated_sums[0] + negated_sums[1]))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dot(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
         std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, i32::from))
     }
@@ -174,7 +177,7 @@ impl Simd for Scalar {
     fn acc_init_wide(self, negated_sums: [i32; 2]) -> [i32; 16] {
         self.acc_init(0, negated_sums)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dot_wide(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
         std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, |w| i32::from(w) - 128))
     }
@@ -182,7 +185,7 @@ impl Simd for Scalar {
     fn acc_finish(self, acc: [i32; 16]) -> [i32; 16] {
         acc
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dot_bf16(self, acc: [f32; 16], w: [u8; 64], x: u32) -> [f32; 16] {
         let halves = |x: u32| [f32::from_bits(x << 16), f32::from_bits(x & 0xffff_0000)];
         let x = halves(x);

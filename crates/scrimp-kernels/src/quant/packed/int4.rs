@@ -7,18 +7,12 @@
 use super::{INT4_BLOCK, INT4_INDEX};
 use crate::{
     arch::Simd,
-    quant::{Group, QuantGroup, Quants, Scaling, group::fma_scaled},
+    quant::{Group, QuantGroup, Quants, Symmetric, group::fma_scaled},
 };
 use bytemuck::{Pod, Zeroable};
 
 /// `w = scale * (q - 8)`, the scale being a bf16 for 32 columns.
-pub(crate) struct Int4;
-
-impl Quants for Int4 {
-    const SCALING: Scaling = Scaling::Symmetric;
-    const ZERO: i32 = 8;
-    const LARGEST: usize = 15;
-}
+pub(crate) type Int4 = Symmetric<8, 15>;
 
 /// A dense group.
 #[derive(Clone, Copy, Pod, Zeroable)]
