@@ -52,7 +52,7 @@ fn start(path: &Path) -> Result<Server> {
 
     let language = LanguageModel { model, tokenizer, template };
     let options = ServeOptions { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..Default::default() };
-    let models = Models { language: Some(Named::new("example", language)), ..Models::default() };
+    let models = Models { languages: vec![Named::new("example", language.into())], ..Models::default() };
     Ok(Server::bind(options, models)?)
 }
 

@@ -18,6 +18,7 @@ mod engine;
 mod http;
 pub mod load;
 mod metrics;
+mod models;
 mod options;
 pub mod scheduler;
 mod score;
@@ -26,8 +27,9 @@ mod texts;
 
 pub use engine::KvOptions;
 pub use http::digest;
+pub use models::{LanguageModel, LanguageSource, Models, Named};
 pub use options::ServeOptions;
-pub use server::{LanguageModel, Models, Named, Server};
+pub use server::Server;
 
 /// The examples of the README are tests.
 #[cfg(doctest)]

@@ -20,9 +20,10 @@ impl Number {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Sets it.
-    pub(crate) fn set(&self, n: u64) {
-        self.0.store(n, Ordering::Relaxed);
+    /// Replaces the share `old` of one engine by `new`.
+    pub(crate) fn replace(&self, old: &mut u64, new: u64) {
+        self.0.fetch_add(new.wrapping_sub(*old), Ordering::Relaxed);
+        *old = new;
     }
 
     /// Its value.

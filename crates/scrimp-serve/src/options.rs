@@ -17,6 +17,9 @@ pub struct ServeOptions {
     pub limits: Limits,
     /// Maximum size of all KV pages in bytes.
     pub kv_bytes: usize,
+    /// Maximum size of the loaded language models with their KV caches, and of the weights of the other models, in bytes.
+    /// `None`: all language models stay loaded.
+    pub memory: Option<u64>,
     /// Compress the longest KV caches when the memory is full, before requests are preempted.
     pub compress_under_pressure: bool,
     /// Reuse the KV caches of common prompt prefixes.
@@ -54,6 +57,7 @@ impl Default for ServeOptions {
             cors: Vec::new(),
             limits: Limits::default(),
             kv_bytes: 1 << 30,
+            memory: None,
             compress_under_pressure: false,
             prefix_caching: true,
             prefix_store: None,

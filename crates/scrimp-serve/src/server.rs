@@ -4,10 +4,11 @@ use crate::{
     constraint::Constraints,
     engine::{self, Command, EngineOptions},
     http::{
-        History, Language, ModelFacts, Peer, ReasoningOptions, Requests, State, TextService, cors, now,
-        router,
+        History, Language, Languages, ModelFacts, Peer, ReasoningOptions, Requests, State, TextService, cors,
+        now, router,
     },
     metrics::Metrics,
+    models::{LanguageModel, Models, Named},
     options::ServeOptions,
     score::Recommender,
     texts::TextQueue,
@@ -18,7 +19,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
-use scrimp_llm::{Embedder, Reranker, chat::ChatTemplate, model::Model, tokenizer::Tokenizer};
+use scrimp_llm::{Embedder, Reranker};
 use std::{
     io,
     net::SocketAddr,
@@ -41,63 +42,12 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// Maximum size of a request's head in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
-/// A language model for the server.
-pub struct LanguageModel {
-    /// The weights.
-    pub model: Model,
-    /// The tokenizer.
-    pub tokenizer: Tokenizer,
-    /// The chat template, if the model has one.
-    pub template: Option<ChatTemplate>,
-}
-
-/// A model and its names. Requests select it by one of them; answers contain the first.
-#[derive(Debug)]
-pub struct Named<T> {
-    /// Names.
-    pub names: Vec<String>,
-    /// The model.
-    pub model: T,
-}
-
-impl<T> Named<T> {
-    /// A model with one name.
-    pub fn new(name: impl Into<String>, model: T) -> Self {
-        Self { names: vec![name.into()], model }
-    }
-}
-
-/// The models of a server, at most one of each kind.
-#[derive(Default)]
-pub struct Models {
-    /// Chats, completions, and embeddings if there is no embedding model.
-    pub language: Option<Named<LanguageModel>>,
-    /// Embeddings.
-    pub embedder: Option<Named<Embedder>>,
-    /// Scores of documents for a query.
-    pub reranker: Option<Named<Reranker>>,
-    /// Scores of rows, and the number of threads.
-    pub recommender: Option<Named<(scrimp_rec::model::Model, usize)>>,
-}
-
-impl Models {
-    /// The names of all models.
-    pub fn names(&self) -> Vec<String> {
-        let language = self.language.iter().flat_map(|m| &m.names);
-        let embedder = self.embedder.iter().flat_map(|m| &m.names);
-        let reranker = self.reranker.iter().flat_map(|m| &m.names);
-        let recommender = self.recommender.iter().flat_map(|m| &m.names);
-        language.chain(embedder).chain(reranker).chain(recommender).cloned().collect()
-    }
-}
-
 /// A listening server.
 pub struct Server {
     runtime: tokio::runtime::Runtime,
     listener: TcpListener,
     state: Arc<State>,
     cors: Option<CorsLayer>,
-    engine: Option<(Sender<Command>, JoinHandle<()>)>,
 }
 
 impl Server {
@@ -106,7 +56,7 @@ impl Server {
     /// # Errors
     /// The address is not available, threads cannot be created, or an entry of [`ServeOptions::cors`] is not an origin.
     pub fn bind(options: ServeOptions, models: Models) -> io::Result<Self> {
-        let Models { language, embedder, reranker, recommender } = models;
+        let Models { languages, embedder, reranker, recommender } = models;
         let cors = cors(&options.cors).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -115,7 +65,6 @@ impl Server {
             .build()?;
         let listener = runtime.block_on(TcpListener::bind(options.address))?;
         let metrics = Arc::new(Metrics::default());
-        metrics.kv_limit.set(options.kv_bytes as u64);
         let recommender = match recommender {
             Some(Named { names, model }) => {
                 let level = scrimp_kernels::SimdLevel::from_env().map_err(io::Error::other)?;
@@ -123,20 +72,14 @@ impl Server {
             }
             None => None,
         };
-        let mut engine = None;
-        let language = match language {
-            Some(language) => {
-                let (language, commands, thread) = start_engine(language, &options, &metrics)?;
-                engine = Some((commands, thread));
-                Some(language)
-            }
-            None => None,
-        };
         let limit = options.limits.max_waiting;
         let embedder = embedder.map(|named| embedding_service(named, limit, &metrics)).transpose()?;
         let reranker = reranker.map(|named| ranking_service(named, limit, &metrics)).transpose()?;
+        let bytes = |facts: Option<&ModelFacts>| facts.map_or(0, |facts| facts.weight_bytes);
+        let others = bytes(embedder.as_ref().and_then(|m| m.facts.as_ref()))
+            + bytes(reranker.as_ref().and_then(|m| m.facts.as_ref()));
         let state = Arc::new(State {
-            language,
+            languages: Languages::new(languages, &options, &metrics, others)?,
             embedder,
             reranker,
             recommender,
@@ -148,7 +91,7 @@ impl Server {
             created: now(),
             next_id: AtomicU64::new(1),
         });
-        Ok(Self { runtime, listener, state, cors, engine })
+        Ok(Self { runtime, listener, state, cors })
     }
 
     /// The bound address.
@@ -165,14 +108,10 @@ impl Server {
     /// # Errors
     /// An error of the operating system while accepting connections.
     pub fn run(self, stop: &AtomicBool) -> io::Result<()> {
-        let Self { runtime, listener, state, cors, engine } = self;
+        let Self { runtime, listener, state, cors } = self;
         let router = router(&state, cors);
         let result = runtime.block_on(Connections::new(&listener, &state, router).serve(stop));
-        // The engine fails the requests that are still running.
-        if let Some((commands, thread)) = engine {
-            let _ = commands.send(Command::Stop);
-            let _ = thread.join();
-        }
+        state.languages.stop();
         runtime.shutdown_timeout(Duration::from_secs(1));
         result
     }
@@ -211,8 +150,9 @@ fn ranking_service(
 }
 
 /// Starts the engine's thread.
-fn start_engine(
-    Named { names, model: language }: Named<LanguageModel>,
+pub(crate) fn start_engine(
+    names: Vec<String>,
+    language: LanguageModel,
     options: &ServeOptions,
     metrics: &Arc<Metrics>,
 ) -> io::Result<(Language, Sender<Command>, JoinHandle<()>)> {
@@ -221,7 +161,7 @@ fn start_engine(
     let (commands, received) = channel();
     let shared = Language {
         names,
-        facts: ModelFacts::new(&model),
+        lease: Arc::default(),
         constraints: Constraints::new(&tokenizer).ok(),
         template,
         context_length: model.context_length(),

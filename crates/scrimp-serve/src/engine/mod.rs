@@ -128,6 +128,7 @@ struct Engine<'m> {
     batch: Batch,
     active: BTreeMap<RequestId, Active<'m>>,
     metrics: Arc<Metrics>,
+    own: OwnMetrics,
 }
 
 /// Runs until [`Command::Stop`] arrives or all senders of commands are dropped.
@@ -150,7 +151,9 @@ pub(crate) fn run(
         batch: Batch::new(model),
         active: BTreeMap::new(),
         metrics,
+        own: OwnMetrics::default(),
     };
+    engine.update_metrics();
     loop {
         let command = if engine.active.is_empty() {
             match commands.recv_timeout(IDLE) {
@@ -411,14 +414,39 @@ impl<'m> Engine<'m> {
         }
     }
 
-    fn update_metrics(&self) {
-        self.metrics.running.set(self.scheduler.running().len() as u64);
-        self.metrics.waiting.set(self.scheduler.num_waiting() as u64);
-        self.metrics.kv_bytes.set(self.kv_caches.bytes_in_use() as u64);
-        self.metrics.kv_limit.set(self.kv_caches.limit() as u64);
-        self.metrics.compressions.set(self.kv_caches.compressions);
-        self.metrics.store_hits.set(self.kv_caches.store_hits);
-        self.metrics.store_bytes.set(self.kv_caches.store_bytes());
+    fn update_metrics(&mut self) {
+        let (metrics, own) = (&self.metrics, &mut self.own);
+        metrics.running.replace(&mut own.running, self.scheduler.running().len() as u64);
+        metrics.waiting.replace(&mut own.waiting, self.scheduler.num_waiting() as u64);
+        metrics.kv_bytes.replace(&mut own.kv_bytes, self.kv_caches.bytes_in_use() as u64);
+        metrics.kv_limit.replace(&mut own.kv_limit, self.kv_caches.limit() as u64);
+        metrics.compressions.replace(&mut own.compressions, self.kv_caches.compressions);
+        metrics.store_hits.replace(&mut own.store_hits, self.kv_caches.store_hits);
+        metrics.store_bytes.replace(&mut own.store_bytes, self.kv_caches.store_bytes());
+    }
+}
+
+/// The share of an engine in the metrics of all engines.
+#[derive(Debug, Default)]
+struct OwnMetrics {
+    running: u64,
+    waiting: u64,
+    kv_bytes: u64,
+    kv_limit: u64,
+    compressions: u64,
+    store_hits: u64,
+    store_bytes: u64,
+}
+
+impl Drop for Engine<'_> {
+    fn drop(&mut self) {
+        // Counters stay.
+        let (metrics, own) = (&self.metrics, &mut self.own);
+        metrics.running.replace(&mut own.running, 0);
+        metrics.waiting.replace(&mut own.waiting, 0);
+        metrics.kv_bytes.replace(&mut own.kv_bytes, 0);
+        metrics.kv_limit.replace(&mut own.kv_limit, 0);
+        metrics.store_bytes.replace(&mut own.store_bytes, 0);
     }
 }
 

@@ -7,7 +7,7 @@ use scrimp_llm::{
     generate::{ReasoningParams, Speculation},
     sampling::SamplingParams,
 };
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// A request to the engine.
@@ -25,6 +25,8 @@ pub(crate) struct EngineRequest {
     pub(crate) kv: KvOptions,
     /// The request fails at this time if it has not finished.
     pub(crate) deadline: Instant,
+    /// The model stays loaded while the request exists.
+    pub(crate) _lease: Arc<()>,
     /// Index of the answer within the HTTP request; sent with each output.
     pub(crate) index: usize,
     /// Receives at most `max_tokens` + 3 outputs. The request is cancelled when the receiver is dropped.

@@ -31,7 +31,7 @@ use std::sync::Arc;
 /// Invalid fields, or a failure of the engine.
 pub(crate) async fn chat(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let language = state.language(fields.string("model")?.as_deref())?;
+    let language = &*state.language(fields.string("model")?.as_deref()).await?;
     let turn = take(&mut fields, &language.kv)?;
     fields.finish()?;
     let (streams, include_usage, n) = (turn.params.stream, turn.params.include_usage, turn.params.n);

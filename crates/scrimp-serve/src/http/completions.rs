@@ -33,7 +33,7 @@ pub(crate) async fn completions(
     input: Input,
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let language = state.language(fields.string("model")?.as_deref())?;
+    let language = &*state.language(fields.string("model")?.as_deref()).await?;
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let echo = fields.boolean("echo")?.unwrap_or(false);
     if echo && suffix.is_some() {
@@ -53,7 +53,7 @@ pub(crate) async fn completions(
     fields.finish()?;
 
     let (mut requests, outputs) =
-        EngineRequests::new(&state, input.client ^ super::hash_of(params.user.as_deref()));
+        EngineRequests::new(&state, language, input.client ^ super::hash_of(params.user.as_deref()));
     let mut echoes = Vec::new();
     for prompt in prompts {
         let room = language.room(&prompt, state.options.max_model_len)?;

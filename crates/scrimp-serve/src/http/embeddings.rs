@@ -31,7 +31,7 @@ pub(crate) async fn embeddings(
     input: Input,
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let model = state.embedding_model(fields.string("model")?.as_deref())?;
+    let model = &state.embedding_model(fields.string("model")?.as_deref()).await?;
     let inputs = inputs(fields.take("input").unwrap_or_default())?;
     let base64 = match fields.string("encoding_format")?.as_deref() {
         None | Some("float") => false,
@@ -78,7 +78,7 @@ impl EmbedOptions {
     /// A value is invalid.
     pub(super) fn take(
         fields: &mut Fields,
-        model: EmbeddingModel<'_>,
+        model: &EmbeddingModel<'_>,
         truncates: bool,
     ) -> Result<Self, ApiError> {
         let dimensions = fields.integer("dimensions", 1..=model.width() as i64)?.map(|n| n as usize);
@@ -132,7 +132,7 @@ pub(super) fn inputs(value: Value) -> Result<Vec<Value>, ApiError> {
 /// An input is neither text nor tokens or too long, or the model fails.
 pub(super) async fn embed(
     state: &State,
-    model: EmbeddingModel<'_>,
+    model: &EmbeddingModel<'_>,
     client: u64,
     inputs: Vec<Value>,
     options: &EmbedOptions,
@@ -179,7 +179,7 @@ async fn by_language(
     inputs: Vec<Value>,
     options: &EmbedOptions,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
-    let (mut requests, mut outputs) = EngineRequests::new(state, client);
+    let (mut requests, mut outputs) = EngineRequests::new(state, language, client);
     let (n, mut total) = (inputs.len(), 0);
     let most = language.context_length.min(state.options.max_model_len).saturating_sub(1);
     for input in inputs {

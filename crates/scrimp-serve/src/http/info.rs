@@ -34,6 +34,7 @@ pub(crate) fn models(state: &State) -> Value {
             "lifecycle": "active",
             "task": entry.kind.task(),
             "max_model_len": entry.max_tokens,
+            "loaded": entry.is_loaded,
         })
     };
     let entries = state.entries();
@@ -74,8 +75,8 @@ pub(crate) fn metrics(state: &State) -> Response {
 ///
 /// # Errors
 /// The server has no language model.
-pub(crate) fn tokenizer(state: &State) -> Result<Value, ApiError> {
-    let tokenizer = &state.language(None)?.tokenizer;
+pub(crate) async fn tokenizer(state: &State) -> Result<Value, ApiError> {
+    let tokenizer = &state.language(None).await?.tokenizer;
     let text = |id: Option<u32>| {
         id.and_then(|id| tokenizer.token_bytes(id)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     };
@@ -93,7 +94,7 @@ pub(crate) fn tokenizer(state: &State) -> Result<Value, ApiError> {
 /// Neither is given.
 pub(crate) async fn tokenize(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let language = state.language(fields.string("model")?.as_deref())?;
+    let language = &*state.language(fields.string("model")?.as_deref()).await?;
     let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
     // llama-server's fields.
     let (adds, parses) = (fields.boolean("add_special")?, fields.boolean("parse_special")?);
@@ -131,7 +132,7 @@ pub(crate) async fn detokenize(
     input: Input,
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let language = state.language(fields.string("model")?.as_deref())?;
+    let language = &*state.language(fields.string("model")?.as_deref()).await?;
     let ids: Option<Vec<u32>> = fields.take("tokens").and_then(|value| serde_json::from_value(value).ok());
     fields.finish()?;
     let ids = ids.ok_or_else(|| ApiError::field("tokens", "tokens must be a list of token ids"))?;

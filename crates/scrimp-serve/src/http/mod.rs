@@ -15,6 +15,7 @@ mod fuzz;
 mod history;
 mod info;
 mod input;
+mod languages;
 mod messages;
 mod models;
 mod params;
@@ -33,6 +34,7 @@ pub(crate) use cors::cors;
 pub(crate) use drain::Requests;
 pub(crate) use error::ApiError;
 pub(crate) use history::History;
+pub(crate) use languages::Languages;
 pub(crate) use models::{ModelFacts, TextService};
 pub(crate) use reasoning::ReasoningOptions;
 pub(crate) use state::{Language, State, now};
@@ -81,7 +83,7 @@ pub(crate) fn router(state: &Arc<State>, cors: Option<CorsLayer>) -> Router {
         .route("/score", post(score::score))
         .route(
             "/tokenizer_info",
-            get(|Shared(s): Shared<Arc<State>>| async move { info::tokenizer(&s).map(Json) }),
+            get(|Shared(s): Shared<Arc<State>>| async move { info::tokenizer(&s).await.map(Json) }),
         )
         .route("/tokenize", post(info::tokenize))
         .route("/detokenize", post(info::detokenize));

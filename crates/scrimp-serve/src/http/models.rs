@@ -6,11 +6,14 @@ use super::{
 };
 use crate::{
     engine::Failure,
+    models::Profile,
     texts::{TextModel, TextQueue},
 };
 use axum::http::StatusCode;
-use scrimp_llm::{Embedder, Reranker, checkpoint::Checkpoint, encoder::Encoder, model::Model};
-use std::collections::BTreeMap;
+use scrimp_llm::{
+    Embedder, Reranker, checkpoint::Checkpoint, config::ModelConfig, encoder::Encoder, model::Model,
+};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::{Instant, timeout_at};
 
 /// A kind of models.
@@ -118,19 +121,24 @@ pub(crate) struct ModelFacts {
 impl ModelFacts {
     /// The facts about a decoder.
     pub(crate) fn new(model: &Model) -> Self {
+        let weight_bytes = model.weight_bytes() as u64;
+        Self { weight_bytes, ..Self::of_checkpoint(model.config(), model.checkpoint()) }
+    }
+
+    /// The facts about a decoder that is not loaded.
+    pub(crate) fn of_checkpoint(config: &ModelConfig, checkpoint: Option<&Checkpoint>) -> Self {
         let mut formats: BTreeMap<&'static str, u64> = BTreeMap::new();
-        let checkpoint = model.checkpoint();
         for (_, tensor) in checkpoint.iter().flat_map(|checkpoint| checkpoint.tensors()) {
             let parameters = tensor.shape.iter().map(|&d| d as u64).product::<u64>();
             *formats.entry(tensor.encoding.name()).or_default() += parameters;
         }
         let is_gguf = checkpoint.is_some_and(|checkpoint| checkpoint.gguf_metadata().is_some());
         Self {
-            family: model.config().family,
-            layers: model.config().n_layers,
+            family: config.family,
+            layers: config.n_layers,
             parameters: formats.values().sum(),
             file_bytes: checkpoint.map_or(0, Checkpoint::file_bytes),
-            weight_bytes: model.weight_bytes() as u64,
+            weight_bytes: checkpoint.map_or(0, Checkpoint::file_bytes),
             container: if is_gguf { "gguf" } else { "safetensors" },
             weights: formats.iter().max_by_key(|format| format.1).map_or("", |format| format.0),
         }
@@ -217,15 +225,17 @@ pub(crate) struct Entry<'a> {
     pub(crate) max_tokens: Option<usize>,
     /// Elements of an embedding, or of a hidden state.
     pub(crate) width: Option<usize>,
+    /// The model is in memory.
+    pub(crate) is_loaded: bool,
 }
 
 /// The model of a request for embeddings.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum EmbeddingModel<'a> {
     /// An embedding model.
     Embedder(&'a TextService<Embedder>),
     /// The mean of the final states of a language model.
-    Language(&'a Language),
+    Language(Arc<Language>),
 }
 
 impl EmbeddingModel<'_> {
@@ -251,12 +261,10 @@ impl State {
     pub(crate) fn entries<'a>(&'a self) -> Vec<Entry<'a>> {
         let mut all = Vec::new();
         let mut add = |kind, names: &'a [String], facts, max_tokens, width| {
-            all.extend(names.iter().map(|name| Entry { name, kind, facts, max_tokens, width }));
+            let is_loaded = true;
+            let entry = |name: &'a String| Entry { name, kind, facts, max_tokens, width, is_loaded };
+            all.extend(names.iter().map(entry));
         };
-        if let Some(m) = &self.language {
-            let context = m.context_length.min(self.options.max_model_len);
-            add(Kind::Language, &m.names, Some(&m.facts), Some(context), Some(m.embedding_size));
-        }
         if let Some(m) = &self.embedder {
             add(Kind::Embedder, &m.names, m.facts.as_ref(), Some(m.max_tokens), Some(m.width));
         }
@@ -266,15 +274,37 @@ impl State {
         if let Some(m) = &self.recommender {
             add(Kind::Recommender, &m.names, None, None, None);
         }
-        all
+        let mut first = Vec::new();
+        for (index, (names, profile)) in self.languages.profiles().enumerate() {
+            let is_loaded = self.languages.is_loaded(index);
+            first.extend(names.iter().map(|name| Entry {
+                name,
+                kind: Kind::Language,
+                facts: Some(&profile.facts),
+                max_tokens: Some(profile.context_length.min(self.options.max_model_len)),
+                width: Some(profile.width),
+                is_loaded,
+            }));
+        }
+        first.append(&mut all);
+        first
     }
 
-    /// The language model. `name`: the model that the request names.
+    /// A language model, loaded if necessary. `name`: the model that the request names.
     ///
     /// # Errors
-    /// 404: there is none, or it has another name.
-    pub(crate) fn language(&self, name: Option<&str>) -> Result<&Language, ApiError> {
-        self.find(self.language.as_ref(), name)
+    /// 404: there is none with this name. 429 and 500: it cannot be loaded.
+    pub(crate) async fn language(&self, name: Option<&str>) -> Result<Arc<Language>, ApiError> {
+        let index = self.languages.find(name).ok_or_else(|| self.no_model(&[Kind::Language], name))?;
+        self.languages.get(index).await
+    }
+
+    /// The profile of a language model.
+    pub(crate) fn profile(&self, name: &str) -> Option<&Profile> {
+        self.languages
+            .profiles()
+            .find(|(names, _)| names.iter().any(|known| known == name))
+            .map(|found| found.1)
     }
 
     /// The reranker.
@@ -289,10 +319,13 @@ impl State {
     ///
     /// # Errors
     /// As [`State::language`].
-    pub(crate) fn embedding_model(&self, name: Option<&str>) -> Result<EmbeddingModel<'_>, ApiError> {
-        let embedder = self.find(self.embedder.as_ref(), name).map(EmbeddingModel::Embedder);
-        let language = || self.find(self.language.as_ref(), name).map(EmbeddingModel::Language);
-        embedder.or_else(|_| language()).map_err(|_| self.no_model(&[Kind::Embedder, Kind::Language], name))
+    pub(crate) async fn embedding_model(&self, name: Option<&str>) -> Result<EmbeddingModel<'_>, ApiError> {
+        if let Ok(embedder) = self.find(self.embedder.as_ref(), name) {
+            return Ok(EmbeddingModel::Embedder(embedder));
+        }
+        let index = self.languages.find(name);
+        let index = index.ok_or_else(|| self.no_model(&[Kind::Embedder, Kind::Language], name))?;
+        Ok(EmbeddingModel::Language(self.languages.get(index).await?))
     }
 
     fn find<'a, T: Served>(&self, model: Option<&'a T>, name: Option<&str>) -> Result<&'a T, ApiError> {

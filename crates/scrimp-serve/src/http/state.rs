@@ -1,12 +1,8 @@
 //! State shared by all HTTP handlers.
 
 use super::{
-    drain::Requests,
-    error::ApiError,
-    history::History,
-    models::{ModelFacts, TextService},
-    params::Params,
-    reasoning::ReasoningOptions,
+    drain::Requests, error::ApiError, history::History, languages::Languages, models::TextService,
+    params::Params, reasoning::ReasoningOptions,
 };
 use crate::{
     constraint::Constraints,
@@ -32,8 +28,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 pub(crate) struct Language {
     /// Its names in requests; answers contain the first.
     pub(crate) names: Vec<String>,
-    /// The model and its file.
-    pub(crate) facts: ModelFacts,
     /// Tokenizer.
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// Chat template, if the model has one.
@@ -46,6 +40,8 @@ pub(crate) struct Language {
     pub(crate) vocab_size: usize,
     /// Number of values of an embedding.
     pub(crate) embedding_size: usize,
+    /// Its clones are the requests that use the model.
+    pub(crate) lease: Arc<()>,
     /// Channel to the engine.
     pub(crate) commands: Mutex<Sender<Command>>,
     /// Default KV options of requests.
@@ -59,8 +55,8 @@ pub(crate) struct Language {
 /// State shared by all HTTP handlers.
 #[derive(Debug)]
 pub(crate) struct State {
-    /// The language model, if there is one.
-    pub(crate) language: Option<Language>,
+    /// The language models.
+    pub(crate) languages: Languages,
     /// The embedding model, if there is one.
     pub(crate) embedder: Option<TextService<Embedder>>,
     /// The reranker, if there is one.
@@ -174,6 +170,7 @@ impl Language {
 pub(crate) struct EngineRequests<'a> {
     state: &'a State,
     client: u64,
+    lease: &'a Arc<()>,
     deadline: Instant,
     sender: UnboundedSender<(usize, EngineOutput)>,
     requests: Vec<EngineRequest>,
@@ -181,10 +178,10 @@ pub(crate) struct EngineRequests<'a> {
 
 impl<'a> EngineRequests<'a> {
     /// Without requests; the second value receives the outputs.
-    pub(crate) fn new(state: &'a State, client: u64) -> (Self, EngineOutputs) {
+    pub(crate) fn new(state: &'a State, language: &'a Language, client: u64) -> (Self, EngineOutputs) {
         let (sender, outputs) = unbounded_channel();
         let deadline = Instant::now() + state.options.request_timeout;
-        (Self { state, client, deadline, sender, requests: Vec::new() }, outputs)
+        (Self { state, client, lease: &language.lease, deadline, sender, requests: Vec::new() }, outputs)
     }
 
     /// Adds an answer.
@@ -205,6 +202,7 @@ impl<'a> EngineRequests<'a> {
             work,
             kv,
             deadline: self.deadline,
+            _lease: Arc::clone(self.lease),
             index: self.requests.len(),
             outputs: self.sender.clone(),
         });

@@ -119,7 +119,7 @@ impl Turn {
         let Self { tools, params, .. } = self;
         let room = language.room(&prompt, state.options.max_model_len)?;
         let client = client ^ super::hash_of(params.user.as_deref());
-        let (mut requests, outputs) = EngineRequests::new(state, client);
+        let (mut requests, outputs) = EngineRequests::new(state, language, client);
         let mut parsers = Vec::with_capacity(params.n);
         for i in 0..params.n {
             let constraint = match tools.constraint(language.constraints.as_ref())? {

@@ -13,6 +13,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   scrimp serve smollm2                                             http://127.0.0.1:8080, with a chat page
   scrimp serve qwen2.5-coder-1.5b --kv-memory 512MiB --kv-format int8 --kv-budget 0.25 --kv-pressure compress
   scrimp serve smollm2 ./all-MiniLM-L6-v2 ./ms-marco-MiniLM-L6-v2   chats, embeddings and reranking in one server
+  scrimp serve smollm2 gemma3-270m qwen2.5-coder-1.5b --memory 4GiB   several chat models, two of them in memory
   scrimp serve smollm2 --rec flights.model --host 0.0.0.0 --api-key-file keys.txt --log json
   scrimp serve --config serve.toml
 
@@ -24,7 +25,7 @@ finishes the running requests.";
 #[derive(Debug, Clone, Args)]
 #[command(args_override_self = true)]
 pub(crate) struct ServeArgs {
-    #[arg(help = format!("{MODEL}; a language model, an embedding model and a reranker can be given together; optional with --rec"))]
+    #[arg(help = format!("{MODEL}; several language models, an embedding model and a reranker can be given together; optional with --rec"))]
     #[arg(required_unless_present_any = ["rec", "config"])]
     pub(crate) model: Vec<String>,
     /// Recommender trained by `scrimp rec train`, for /v1/score
@@ -82,7 +83,11 @@ pub(crate) struct AccessArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Limits")]
 pub(crate) struct LimitArgs {
-    /// Maximum memory for the KV caches of all requests
+    /// Maximum memory of the loaded models with their KV caches. Language models are loaded when a request names them; the least
+    /// recently used one is unloaded when another needs its memory [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) memory: Option<u64>,
+    /// Maximum memory for the KV caches of all requests to a model
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = size)]
     pub(crate) kv_memory: u64,
     /// Reaction when --kv-memory is full: preempt the newest requests, or first compress the longest KV caches

@@ -68,6 +68,7 @@ fn options(app: &App, args: &ServeArgs) -> anyhow::Result<ServeOptions> {
             max_waiting: limits.max_queue,
             ..defaults.limits
         },
+        memory: limits.memory,
         kv_bytes: bytes(limits.kv_memory),
         compress_under_pressure: limits.kv_pressure == Pressure::Compress,
         prefix_caching: !limits.no_prefix_caching,

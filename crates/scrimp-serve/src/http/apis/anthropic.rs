@@ -73,7 +73,7 @@ fn error(e: &ApiError) -> Value {
 /// Handles a request for a message.
 async fn messages(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let language = state.language(fields.string("model")?.as_deref())?;
+    let language = &*state.language(fields.string("model")?.as_deref()).await?;
     let turn = take(&mut fields, &language.kv)?;
     fields.finish()?;
     let streams = turn.params.stream;
@@ -99,7 +99,7 @@ async fn messages(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Res
 /// Handles a request for the number of tokens of a prompt.
 async fn count_tokens(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let language = state.language(fields.string("model")?.as_deref())?;
+    let language = &*state.language(fields.string("model")?.as_deref()).await?;
     let turn = take_prompt(&mut fields, &language.kv)?;
     fields.finish()?;
     let (prompt, _) = turn.encode(language)?;

@@ -25,8 +25,8 @@ use std::sync::Arc;
 pub(in super::super) const API: Api = Api {
     routes: |router| {
         router
-            .route("/props", get(|Shared(s): Shared<Arc<State>>| async move { props(&s).map(Json) }))
-            .route("/slots", get(|Shared(s): Shared<Arc<State>>| async move { slots(&s).map(Json) }))
+            .route("/props", get(|Shared(s): Shared<Arc<State>>| async move { props(&s).await.map(Json) }))
+            .route("/slots", get(|Shared(s): Shared<Arc<State>>| async move { slots(&s).await.map(Json) }))
             .route("/apply-template", post(apply_template))
     },
     owns: |path| ["/props", "/slots", "/apply-template"].contains(&path),
@@ -39,8 +39,8 @@ fn context(state: &State, language: &Language) -> usize {
 }
 
 /// `/props`: the model and the server's limits.
-fn props(state: &State) -> Result<Value, ApiError> {
-    let language = state.language(None)?;
+async fn props(state: &State) -> Result<Value, ApiError> {
+    let language = &*state.language(None).await?;
     let text = |id: Option<u32>| {
         let bytes = id.and_then(|id| language.tokenizer.token_bytes(id)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -60,8 +60,8 @@ fn props(state: &State) -> Result<Value, ApiError> {
 }
 
 /// `/slots`: one object per request that can run at the same time.
-fn slots(state: &State) -> Result<Value, ApiError> {
-    let language = state.language(None)?;
+async fn slots(state: &State) -> Result<Value, ApiError> {
+    let language = &*state.language(None).await?;
     let (n_ctx, speculative) = (context(state, language), language.speculation != Speculation::Off);
     let running = state.metrics.running.get() as usize;
     let slot = |id: usize| json!({ "id": id, "n_ctx": n_ctx, "speculative": speculative, "is_processing": id < running });
@@ -74,7 +74,7 @@ async fn apply_template(
     Untyped(input): Untyped,
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let language = state.language(fields.string("model")?.as_deref())?;
+    let language = &*state.language(fields.string("model")?.as_deref()).await?;
     let turn = chat::take(&mut fields, &language.kv)?;
     fields.log_rest("/apply-template");
     Ok(Json(json!({ "prompt": turn.prompt(language)?.text })).into_response())

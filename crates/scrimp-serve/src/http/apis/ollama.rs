@@ -75,15 +75,15 @@ fn name(state: &State, fields: &mut Fields) -> Result<String, ApiError> {
 }
 
 /// The language model of a request.
-fn language<'a>(state: &'a State, fields: &mut Fields) -> Result<&'a Language, ApiError> {
-    state.language(Some(&name(state, fields)?))
+async fn language(state: &State, fields: &mut Fields) -> Result<Arc<Language>, ApiError> {
+    state.language(Some(&name(state, fields)?)).await
 }
 
 /// Handles a request for the next message of a conversation.
 async fn chat(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Result<Response, ApiError> {
     let start = Instant::now();
     let mut fields = Fields::parse(&input.body)?;
-    let language = language(&state, &mut fields)?;
+    let language = &*language(&state, &mut fields).await?;
     if matches!(fields.get("messages"), None | Some(Value::Array(_)))
         && fields.get("messages").and_then(Value::as_array).is_none_or(Vec::is_empty)
     {
@@ -100,7 +100,7 @@ async fn chat(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Res
 async fn generate(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Result<Response, ApiError> {
     let start = Instant::now();
     let mut fields = Fields::parse(&input.body)?;
-    let language = language(&state, &mut fields)?;
+    let language = &*language(&state, &mut fields).await?;
     let prompt = fields.string("prompt")?.unwrap_or_default();
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let raw = fields.boolean("raw")?.unwrap_or(false) || language.template.is_none();
@@ -363,7 +363,7 @@ async fn embed(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Re
     let start = Instant::now();
     let mut fields = Fields::parse(&input.body)?;
     let model = name(&state, &mut fields)?;
-    let model = state.embedding_model(Some(&model))?;
+    let model = &state.embedding_model(Some(&model)).await?;
     let texts = fields.take("input").map(embeddings::inputs).transpose()?;
     let texts = texts.ok_or_else(|| ApiError::field("input", "input is required"))?;
     let options = EmbedOptions::take(&mut fields, model, true)?;
@@ -381,7 +381,7 @@ async fn embed(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Re
 async fn embed_one(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
     let model = name(&state, &mut fields)?;
-    let model = state.embedding_model(Some(&model))?;
+    let model = &state.embedding_model(Some(&model)).await?;
     let text = fields.string("prompt")?.ok_or_else(|| ApiError::field("prompt", "prompt is required"))?;
     let options = EmbedOptions::take(&mut fields, model, true)?;
     fields.ignore(&["keep_alive", "options"]);
@@ -430,15 +430,14 @@ fn tags(state: &State) -> Value {
 
 /// `/api/ps`: the loaded models, each with its first name.
 fn ps(state: &State) -> Value {
-    let mut kinds = Vec::new();
     let mut models = Vec::new();
-    for entry in state.entries() {
+    let mut last: Option<*const ModelFacts> = None;
+    for entry in state.entries().into_iter().filter(|entry| entry.is_loaded) {
         let (Some(mut model), Some(facts)) = (listed(state, &entry), entry.facts) else { continue };
-        if kinds.contains(&entry.kind) {
+        if last.replace(facts) == Some(std::ptr::from_ref(facts)) {
             continue;
         }
-        kinds.push(entry.kind);
-        // The model stays loaded.
+        // It stays loaded until another model needs the memory.
         model["expires_at"] = rfc3339(super::super::now() + (1 << 30)).into();
         model["size"] = facts.weight_bytes.into();
         model["size_vram"] = 0.into();
@@ -446,26 +445,6 @@ fn ps(state: &State) -> Value {
         models.push(model);
     }
     json!({ "models": models })
-}
-
-/// `capabilities` of a model.
-fn capabilities(state: &State, kind: Kind) -> Vec<&'static str> {
-    let language = match (kind, &state.language) {
-        (Kind::Language, Some(language)) => language,
-        (Kind::Embedder, _) => return vec!["embedding"],
-        _ => return Vec::new(),
-    };
-    let mut capabilities = vec!["completion"];
-    if let Some(template) = &language.template {
-        capabilities.push("tools");
-        if template.reasoning().is_some() {
-            capabilities.push("thinking");
-        }
-    }
-    if language.tokenizer.infill_marks().is_some() {
-        capabilities.push("insert");
-    }
-    capabilities
 }
 
 /// Handles a request for the properties of a model.
@@ -480,18 +459,22 @@ async fn show(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Res
     else {
         return Err(state.no_model(&[Kind::Language, Kind::Embedder], Some(&name)));
     };
-    let language = state.language.as_ref().filter(|_| entry.kind == Kind::Language);
-    let template = language.and_then(|language| language.template.as_ref());
+    let profile = state.profile(&name);
+    let capabilities = match (profile, entry.kind) {
+        (Some(profile), _) => profile.capabilities.clone(),
+        (None, Kind::Embedder) => vec!["embedding"],
+        (None, _) => Vec::new(),
+    };
     let family = facts.family;
     let mut info = json!({ "general.architecture": family, "general.parameter_count": facts.parameters });
     info[format!("{family}.context_length")] =
-        language.map(|language| language.context_length).or(entry.max_tokens).into();
+        profile.map(|profile| profile.context_length).or(entry.max_tokens).into();
     info[format!("{family}.embedding_length")] = entry.width.into();
     info[format!("{family}.block_count")] = facts.layers.into();
     Ok(Json(json!({
         "modelfile": format!("# served by scrimp\nFROM {}\n", entry.name), "parameters": "", "license": "",
-        "template": template.map_or("{{ .Prompt }}", |template| template.source()),
-        "details": details(facts), "model_info": info, "capabilities": capabilities(&state, entry.kind),
+        "template": profile.map_or("{{ .Prompt }}", |profile| profile.template.as_str()),
+        "details": details(facts), "model_info": info, "capabilities": capabilities,
         "modified_at": rfc3339(state.created),
     }))
     .into_response())

@@ -4,11 +4,11 @@ use crate::{
     App,
     cli::{Usage, serve::ServeArgs},
     kv_args,
-    loaded::{Loaded, run_options},
+    loaded::run_options,
     verbs::pull,
 };
-use scrimp_llm::{Embedder, Reranker, checkpoint::Checkpoint, embedder::Purpose, tokenizer::Tokenizer};
-use scrimp_serve::{LanguageModel, Models, Named, ServeOptions};
+use scrimp_llm::{Embedder, Reranker, checkpoint::Checkpoint, embedder::Purpose, model::Model};
+use scrimp_serve::{LanguageModel, LanguageSource, Models, Named, ServeOptions};
 use std::path::Path;
 
 /// Fetches and loads all models.
@@ -50,13 +50,9 @@ fn add(
     };
     match Purpose::of(&path, model)? {
         Purpose::Generate => {
-            one(models.language.is_some(), "language model")?;
-            let template = |checkpoint: &Checkpoint, tokenizer: &Tokenizer| {
-                kv_args::check_context(options.kv.compression.as_ref(), checkpoint.config().context_length)?;
-                checkpoint.chat_template(tokenizer)
-            };
-            let (Loaded { model, tokenizer }, template) = Loaded::open_with(app, model, &args.kv, template)?;
-            models.language = Some(Named { names, model: LanguageModel { model, tokenizer, template } });
+            let is_default = models.languages.is_empty();
+            let model = language(app, args, options, &path, is_default)?;
+            models.languages.push(Named { names, model });
         }
         Purpose::Embed => {
             one(models.embedder.is_some(), "embedding model")?;
@@ -70,6 +66,34 @@ fn add(
         }
     }
     Ok(())
+}
+
+/// A language model that can be loaded. `is_default`: it is loaded now.
+fn language(
+    app: &App,
+    args: &ServeArgs,
+    options: &ServeOptions,
+    path: &Path,
+    is_default: bool,
+) -> anyhow::Result<LanguageSource> {
+    let checkpoint = Checkpoint::open(path)?;
+    kv_args::check_context(options.kv.compression.as_ref(), checkpoint.config().context_length)?;
+    let (path, run) = (path.to_owned(), run_options(app, &args.kv)?);
+    let load = move || {
+        let checkpoint = Checkpoint::open(&path)?;
+        let tokenizer = checkpoint.tokenizer()?;
+        let template = checkpoint.chat_template(&tokenizer)?;
+        Ok(LanguageModel { model: Model::load(checkpoint, &run)?, tokenizer, template })
+    };
+    let loaded = if is_default { Some(load()?) } else { None };
+    if let Some(warning) = loaded.as_ref().and_then(|model| model.tokenizer.warning()) {
+        app.printer.note(format_args!("warning: {}: {warning}", checkpoint.path().display()));
+    }
+    let source = LanguageSource::on_demand(&checkpoint, load)?;
+    Ok(match loaded {
+        Some(model) => source.loaded(model),
+        None => source,
+    })
 }
 
 /// The file's name without its extension, a name of the model.

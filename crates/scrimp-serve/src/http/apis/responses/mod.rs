@@ -63,7 +63,7 @@ const REPEATED: [(&str, &str); 11] = [
 /// Handles a request for a response.
 async fn responses(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
-    let language = state.language(fields.string("model")?.as_deref())?;
+    let language = &*state.language(fields.string("model")?.as_deref()).await?;
     let mut base = json!({
         "id": History::id("resp"), "object": "response", "created_at": now(), "model": language.name(),
         "status": "in_progress", "background": false, "error": null, "incomplete_details": null, "output": [],
