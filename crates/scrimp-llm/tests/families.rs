@@ -127,8 +127,20 @@ fn odd_values_in_config_json() {
     ];
     let cases: Vec<Value> =
         serde_json::from_str(include_str!("../../../testdata/hf_configs/golden.json")).unwrap();
-    let with_experts = ["qwen3moe", "mixtral", "olmoe", "gpt-oss", "granitemoe", "glm4"]
-        .map(|name| scrimp_testkit::read_json::<Value>(&format!("tiny/{name}/config.json")));
+    let tiny = [
+        "qwen3moe",
+        "mixtral",
+        "olmoe",
+        "gpt-oss",
+        "granitemoe",
+        "glm4",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "lfm2",
+    ];
+    let with_experts =
+        tiny.map(|name| scrimp_testkit::read_json::<Value>(&format!("tiny/{name}/config.json")));
     let mut refused = 0;
     for json in cases.iter().flat_map(|case| case["configs"].as_array().unwrap()).chain(&with_experts) {
         let mut places: Vec<Vec<String>> = Vec::new();
@@ -167,9 +179,50 @@ fn check(config: &ModelConfig) {
     assert!(config.sliding_window.iter().flatten().all(|&w| w > 0));
     assert!(config.n_heads.is_multiple_of(config.n_kv_heads));
     assert!(config.attn_scale.is_finite() && config.rms_norm_eps > 0.0);
+    if let Some(recurrence) = &config.recurrence {
+        assert_eq!(recurrence.layers.len(), config.n_layers);
+        assert!(config.attention_layers().count() > 0);
+    }
     if let Some(experts) = config.experts {
+        assert!(experts.shared.is_none_or(|width| width > 0));
         assert!((1..=experts.count).contains(&experts.per_token) && experts.count <= 1 << 12);
     }
+}
+
+#[test]
+fn qwen_3_5_from_hugging_face() {
+    // Qwen/Qwen3.5-4B.
+    let json = json!({
+        "model_type": "qwen3_5", "tie_word_embeddings": true, "vision_config": {"depth": 24},
+        "text_config": {
+            "model_type": "qwen3_5_text", "hidden_size": 2560, "intermediate_size": 9216, "num_hidden_layers": 32,
+            "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 248_320,
+            "max_position_embeddings": 262_144, "full_attention_interval": 4, "mtp_num_hidden_layers": 1,
+            "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32, "linear_value_head_dim": 128, "attn_output_gate": true,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000_000, "partial_rotary_factor": 0.25,
+                                "mrope_interleaved": true, "mrope_section": [11, 11, 10]},
+        },
+    });
+    let config = read(&json).unwrap();
+    assert_eq!(config.attention_layers().collect::<Vec<_>>(), [3, 7, 11, 15, 19, 23, 27, 31]);
+    assert_eq!(config.rope.rotary_dim(), 64);
+    assert!(config.attn_gate && config.norm_plus_one);
+    // 24 layers: 32 matrices of 128 x 128, and three tokens of 8,192 channels.
+    assert_eq!(config.state_bytes(), 24 * 4 * (32 * 128 * 128 + 3 * 8192));
+    assert_eq!(config.kv_bytes_per_token(), 2 * 2 * 8 * 4 * 256);
+
+    let refused = |key: &str, value: Value, words: &str| {
+        let mut json = json.clone();
+        json["text_config"][key] = value;
+        let error = read(&json).unwrap_err().to_string();
+        assert!(error.contains(words), "{key}: {error:?} should say {words:?}");
+    };
+    refused("linear_num_value_heads", json!(24), "cannot share 16 key heads");
+    refused("linear_key_head_dim", json!(100), "multiples of 16");
+    refused("layer_types", json!(vec!["linear_attention"; 32]), "no layers with attention");
+    refused("layer_types", json!(vec!["linear_attention"; 3]), "3 items for 32 layers");
+    refused("layer_types", json!(vec!["mamba"; 32]), "neither linear_attention nor full_attention");
 }
 
 fn open(gguf: &Gguf) -> Checkpoint {

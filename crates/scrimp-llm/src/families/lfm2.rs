@@ -48,6 +48,7 @@ impl Family for Lfm2 {
         let mut config = common::hf(self.name(), hf, &defaults)?;
         if let Some(eps) = hf.positive("norm_eps")? {
             config.rms_norm_eps = eps as f32;
+            common::check(&config).map_err(|what| hf.bad(what))?;
         }
         config.intermediate_size = width(hf, config.intermediate_size)?;
         let object = hf.rope_object("full_attention")?;
