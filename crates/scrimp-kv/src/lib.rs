@@ -100,5 +100,5 @@ pub use scrimp_kernels::attention::{
     AccumulatedScores, AttentionScratch, PackedKind, Packing, PageGeometry, Sparse, Storage, StorageKind,
     storage::{STORAGES, packing::PACKINGS, storage},
 };
-pub use sequence::{ApplyRope, AttentionInputs, Compressing, PARALLEL_TOKENS, Queries, Sequence};
+pub use sequence::{ApplyRope, AttentionInputs, Compressing, PARALLEL_TOKENS, Queries, Sequence, States};
 pub use wire::{Input, LoadError};

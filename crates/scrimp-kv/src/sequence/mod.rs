@@ -13,11 +13,11 @@ mod steady;
 
 pub use attend::{AttentionInputs, PARALLEL_TOKENS, Queries};
 pub use compress::{ApplyRope, Compressing};
+pub use states::States;
 
 use crate::{
     attention_scores::LayerScores, block_table::BlockTable, cache::Shared, error::KvError, format::KvFormat,
 };
-use states::States;
 use std::sync::Arc;
 
 /// Tokens per append that [`Sequence::growth_bytes`] assumes.

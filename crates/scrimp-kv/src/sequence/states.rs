@@ -7,7 +7,7 @@
 //! copied before it is written while it has another owner: a fork, or a checkpoint.
 //!
 //! A state cannot return to an earlier token. [`Sequence::truncate`] reaches the length of the checkpoint
-//! ([`Sequence::keep_states`]) and 0.
+//! ([`Sequence::keep_states`]) and 0. [`Sequence::set_states`] returns to states that the caller has kept.
 
 use super::{Sequence, no_layer};
 use crate::{
@@ -22,9 +22,9 @@ use std::{
     sync::Arc,
 };
 
-/// The states of all layers after some tokens.
+/// The recurrent states of all layers of a sequence after some tokens. A clone shares their memory.
 #[derive(Debug, Clone)]
-pub(super) struct States {
+pub struct States {
     /// `None`: zeros.
     page: Option<Arc<Page>>,
     /// Position of the next token of each layer.
@@ -161,6 +161,16 @@ impl Sequence {
     pub fn keep_states(&mut self) {
         let len = self.states.len();
         self.states.checkpoint = self.states.page.clone().map(|page| Checkpoint { page, len });
+    }
+
+    /// The present states. While they exist, the next token copies them.
+    pub fn states(&self) -> States {
+        self.states.clone()
+    }
+
+    /// Returns to `states`, which [`Sequence::states`] of this sequence returned.
+    pub fn set_states(&mut self, states: States) {
+        self.states = states;
     }
 
     /// The largest length, at most `len`, for which there are recurrent states: `len` itself in models without.

@@ -21,6 +21,7 @@ use super::{
     experts::ExpertBuffers,
     future_queries::SampledQueries,
     reconstruction::Reconstruction,
+    recurrence::StateInputs,
     weights::{AttentionWeights, FeedForward, LayerNorms, LinearWeights, Mixer},
 };
 use crate::{
@@ -57,6 +58,8 @@ pub(super) struct Buffers {
     pub(super) attn_gate: Vec<f32>,
     pub(super) beta: Vec<f32>,
     pub(super) alpha: Vec<f32>,
+    /// The inputs of the recurrent layers of the pass, in their order; `None`: they are not kept.
+    pub(super) state_inputs: Option<Vec<StateInputs>>,
     /// The output of a block, if a norm follows it, or of experts.
     pub(super) block: Vec<f32>,
     pub(super) gate: Vec<f32>,

@@ -6,11 +6,15 @@
 //! ```
 //! The state of a sequence is part of its cache ([`scrimp_kv::Sequence::advance_state`]). All sequences of a pass share the
 //! projections; each updates its own state. The result does not depend on the division of a text into chunks, bit for bit.
+//!
+//! A state cannot drop tokens. When a draft is verified, the inputs of these layers are kept, and the states before it are
+//! updated again by the accepted tokens ([`Session::update_states`]).
 
 use super::{
-    forward::{Pass, SequenceChunk, product, sized},
+    Session,
+    forward::{Buffers, Pass, SequenceChunk, product, sized},
     projections::{DeltaProjection, TensorSlice, delta_slice, vector},
-    weights::{LayerNorms, LinearWeights},
+    weights::{LayerNorms, LinearWeights, Mixer},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -103,6 +107,51 @@ fn delta_weights(
     })
 }
 
+/// The inputs of a layer's state for all rows of a pass.
+#[derive(Debug)]
+pub(super) enum StateInputs {
+    /// Q, K, V, beta and alpha.
+    Delta([Vec<f32>; 5]),
+    /// The inputs of a convolution.
+    ShortConv(Vec<f32>),
+}
+
+impl Session {
+    /// Updates the recurrent states by the first `n` rows of `inputs`, those of all recurrent layers in their order.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub(super) fn update_states(
+        &mut self,
+        inputs: &[StateInputs],
+        n: usize,
+        buffers: &mut Buffers,
+    ) -> Result<()> {
+        if n == 0 {
+            return Ok(());
+        }
+        let model = self.model.clone();
+        let exec = model.exec();
+        let recurrent =
+            model.weights().layers.iter().filter(|layer| !matches!(layer.mixer, Mixer::Attention(_)));
+        for (index, (layer, inputs)) in recurrent.zip(inputs).enumerate() {
+            let state = self.kv.advance_state(index, n)?;
+            match (&layer.mixer, inputs) {
+                (Mixer::Delta(layer), StateInputs::Delta([q, k, v, beta, alpha])) => {
+                    let mut chunks = [DeltaChunk { rows: 0..n, state }];
+                    let out = sized(&mut buffers.attn, v.len());
+                    // The outputs, and their gate, have no effect.
+                    let inputs = DeltaInputs { q, k, v, z: v, beta, alpha };
+                    gated_delta(exec, layer.shape, &layer.rest, inputs, &mut chunks, out);
+                }
+                (Mixer::ShortConv(layer), StateInputs::ShortConv(u)) => layer.remember(state, u, n),
+                _ => unreachable!("the pass kept the inputs of these layers"),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Pass<'_> {
     /// Passes `n` rows through a layer, except its output projection. `state` is the index of the layer among the
     /// recurrent ones.
@@ -144,6 +193,12 @@ impl Pass<'_> {
             beta: &buffers.beta,
             alpha: &buffers.alpha,
         };
+        if let Some(kept) = &mut buffers.state_inputs {
+            let rows = [&inputs.q[..keys], &inputs.k[..keys], &inputs.v[..values]];
+            let [q, k, v] = rows.map(<[f32]>::to_vec);
+            let [beta, alpha] = [&inputs.beta[..heads], &inputs.alpha[..heads]].map(<[f32]>::to_vec);
+            kept.push(StateInputs::Delta([q, k, v, beta, alpha]));
+        }
         let out = sized(&mut buffers.attn, values);
         gated_delta(*exec, shape, &layer.rest, inputs, &mut states, out);
     }

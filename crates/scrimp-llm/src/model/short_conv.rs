@@ -10,6 +10,7 @@
 use super::{
     forward::{Pass, SequenceChunk, each_row, product, sized},
     projections::{TensorSlice, short_conv_slices, vector},
+    recurrence::StateInputs,
     weights::{LayerNorms, LinearWeights},
 };
 use crate::{checkpoint::Checkpoint, config::ModelConfig, error::Result};
@@ -47,6 +48,13 @@ impl ShortConvLayer {
     /// Elements of the output of a token.
     pub(super) fn width(&self) -> usize {
         self.out.weight.cols()
+    }
+}
+
+impl ShortConvLayer {
+    /// Updates a state by the first `n` rows of `u`.
+    pub(super) fn remember(&self, state: &mut [f32], u: &[f32], n: usize) {
+        History { first: 0, n, state }.remember(u, self.width(), self.taps.len() / self.width());
     }
 }
 
@@ -103,6 +111,9 @@ impl Pass<'_> {
             out.iter_mut().zip(&c[t * width..(t + 1) * width]).for_each(|(out, c)| *out *= c);
         });
         histories.iter_mut().for_each(|history| history.remember(u, width, layer.taps.len() / width));
+        if let Some(kept) = &mut buffers.state_inputs {
+            kept.push(StateInputs::ShortConv(u[..n * width].to_vec()));
+        }
     }
 }
 

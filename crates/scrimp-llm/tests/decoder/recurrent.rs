@@ -136,10 +136,20 @@ fn compression_acts_on_the_layers_with_keys_and_values() {
 }
 
 #[test]
-fn drafts_are_not_checked_together() {
+fn a_refused_draft_leaves_the_states_as_they_were() {
     for model in models() {
+        let prompt = tokens(&model, 70, 1);
         let mut session = model.session();
-        session.forward(&[1, 2, 3]).unwrap();
-        assert_eq!(session.verifiable(8), 1, "a state cannot drop tokens");
+        session.forward(&prompt).unwrap();
+        let mut fork = session.fork();
+        let refusal = scrimp_llm::Error::bad_input("sampled no token");
+        let mut refusal = Some(refusal);
+        let error = session.verify(&[1, 2, 3], &mut |i, _| match i {
+            0 => Ok(true),
+            _ => Err(refusal.take().unwrap()),
+        });
+        assert!(error.unwrap_err().to_string().contains("sampled no token"));
+        assert_eq!(session.len(), 70);
+        assert_eq!(decode(&mut session, &[4, 5]), decode(&mut fork, &[4, 5]));
     }
 }

@@ -54,16 +54,6 @@ struct Answer<'a> {
     peak_rss_bytes: Option<u64>,
 }
 
-/// Says where drafts have no effect.
-fn note_speculation(app: &App, loaded: &Loaded, speculation: Speculation) {
-    if speculation != Speculation::Off && loaded.model.config().recurrence.is_some() {
-        app.printer.note(
-            "warning: --speculate has no effect on this model: the recurrent states of its layers cannot drop the tokens of a \
-             wrong draft",
-        );
-    }
-}
-
 /// Answers a prompt, or opens a chat.
 pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
     // Invalid options are reported before a model is downloaded and loaded.
@@ -85,7 +75,6 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.kv_save {
         super::compress::check_output(path, loaded.model.path(), None)?;
     }
-    note_speculation(app, &loaded, args.speculate);
     let load = |path| Restored::load(app, &loaded, path, compression.clone());
     let restored = args.kv_load.as_deref().map(load).transpose()?;
     let kv_restore_s = restored.as_ref().map(|restored| restored.seconds);
