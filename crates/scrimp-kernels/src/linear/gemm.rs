@@ -28,7 +28,7 @@ pub(crate) const SMALL_BATCH: usize = 36;
 /// Sums of that batch, with the padding of its last token tile.
 pub(crate) const SMALL_BATCH_SUMS: usize = SMALL_BATCH + 4;
 /// Tokens of the widest token tile.
-const MOST_TOKENS: usize = 12;
+pub(crate) const MOST_TOKENS: usize = 12;
 /// Groups that it unpacks at a time: 10 KB.
 pub(crate) const SMALL_BATCH_GROUPS: usize = 16;
 
@@ -135,36 +135,38 @@ struct TileArgs<'a> {
     /// Tokens of the token tile, padding included.
     width: usize,
     sums: &'a mut [Sums],
+    /// The sums are undefined before and start from zero.
+    from_zero: bool,
 }
 
 impl<Q: Quants> EntryKernel for AddTile<Q> {
     type Args<'a> = TileArgs<'a>;
 
     #[inline(always)]
-    unsafe fn run<S: Level>(s: S, TileArgs { panel, x, width, sums }: TileArgs<'_>) {
-        match width {
-            1 => add_to::<S, Q, 1>(s, sums, panel, x),
-            2 => add_to::<S, Q, 2>(s, sums, panel, x),
-            4 => add_to::<S, Q, 4>(s, sums, panel, x),
-            8 if S::TOKEN_TILE >= 8 => add_to::<S, Q, 8>(s, sums, panel, x),
-            12 if S::TOKEN_TILE >= 12 => add_to::<S, Q, 12>(s, sums, panel, x),
+    unsafe fn run<S: Level>(s: S, args: TileArgs<'_>) {
+        match args.width {
+            1 => add_to::<S, Q, 1>(s, args),
+            2 => add_to::<S, Q, 2>(s, args),
+            4 => add_to::<S, Q, 4>(s, args),
+            8 if S::TOKEN_TILE >= 8 => add_to::<S, Q, 8>(s, args),
+            12 if S::TOKEN_TILE >= 12 => add_to::<S, Q, 12>(s, args),
             width => unreachable!("no kernel for {width} tokens"),
         }
     }
 }
 
-/// Dot products of the 16 rows of an unpacked panel with the tokens of a token tile of `width` tokens.
+/// Writes the dot products of the 16 rows of an unpacked panel with the tokens of a token tile of `width` tokens to
+/// `sums`.
 #[inline(always)]
 pub(crate) fn panel<S: Level, Q: Quants>(
     _: S,
     panel: &[PanelGroup],
     x: &[QuantGroup],
     width: usize,
-) -> [Sums; MOST_TOKENS] {
-    let mut sums = [Sums::ZERO; MOST_TOKENS];
+    sums: &mut [Sums; MOST_TOKENS],
+) {
     // SAFETY: the level exists, so the CPU has its features; `AddTile` takes any arguments.
-    unsafe { S::call::<AddTile<Q>>(TileArgs { panel, x, width, sums: &mut sums }) };
-    sums
+    unsafe { S::call::<AddTile<Q>>(TileArgs { panel, x, width, sums, from_zero: true }) };
 }
 
 /// Dot products of 16 rows with at most [`SMALL_BATCH`] tokens. [`SMALL_BATCH_GROUPS`] groups are unpacked at a time
@@ -179,7 +181,6 @@ pub(crate) fn small_batch<S: Level, F: BlockFormat>(
     sums: &mut [Sums; SMALL_BATCH_SUMS],
 ) {
     let per_chunk = const { if F::GROUPS < SMALL_BATCH_GROUPS { SMALL_BATCH_GROUPS / F::GROUPS } else { 1 } };
-    sums[..x.n_tokens().next_multiple_of(4)].fill(Sums::ZERO);
     let mut from = 0;
     for blocks in blocks.chunks(per_chunk) {
         let panel = &mut panel[..blocks.len() * F::GROUPS];
@@ -187,7 +188,7 @@ pub(crate) fn small_batch<S: Level, F: BlockFormat>(
         for i in 0..x.n_token_tiles() {
             let (first, _, width) = x.token_tile(i);
             let x = &x.groups(i)[from * width..][..panel.len() * width];
-            let args = TileArgs { panel, x, width, sums: &mut sums[first..] };
+            let args = TileArgs { panel, x, width, sums: &mut sums[first..], from_zero: from == 0 };
             // SAFETY: the level exists, so the CPU has its features; `AddTile` takes any arguments.
             unsafe { S::call::<AddTile<F::Quants>>(args) };
         }
@@ -198,12 +199,11 @@ pub(crate) fn small_batch<S: Level, F: BlockFormat>(
 #[inline(always)]
 fn add_to<S: Simd, Q: Quants, const T: usize>(
     s: S,
-    sums: &mut [Sums],
-    panel: &[PanelGroup],
-    x: &[QuantGroup],
+    TileArgs { panel, x, sums, from_zero, .. }: TileArgs<'_>,
 ) {
     if let Some(sums) = sums.first_chunk_mut::<T>() {
-        let acc = add_tile::<S, Q, T>(s, sums.map(|sums| s.load(&sums.0)), panel, x);
+        let before = if from_zero { [s.splat(0.0); T] } else { sums.map(|sums| s.load(&sums.0)) };
+        let acc = add_tile::<S, Q, T>(s, before, panel, x);
         for (sums, acc) in sums.iter_mut().zip(acc) {
             s.store(acc, &mut sums.0);
         }

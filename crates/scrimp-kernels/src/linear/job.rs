@@ -223,11 +223,12 @@ impl<F: BlockFormat> Kernel for BlockTask<'_, F> {
         for (panel, unpacked) in panels.clone().zip(scratch.chunks_exact_mut(groups)) {
             gemm::unpack::<S, F>(s, job.weight.blocks::<F>(panel), unpacked);
         }
+        let mut sums = [gemm::Sums::ZERO; gemm::MOST_TOKENS];
         for i in token_tiles {
             let (first, n, width) = x.token_tile(i);
             let x = x.groups(i);
             for (panel, unpacked) in panels.clone().zip(scratch.chunks_exact(groups)) {
-                let sums = gemm::panel::<S, F::Quants>(s, unpacked, x, width);
+                gemm::panel::<S, F::Quants>(s, unpacked, x, width, &mut sums);
                 job.store_sums(s, &sums[..n], panel, first);
             }
         }
