@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 
+from conftest import ROOT
 from test_serve import Server, model  # noqa: F401  (a fixture)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -133,6 +134,16 @@ def test_everything_is_reached_by_keys(page):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id"))
     assert {"budget", "policy", "crush", "format", "compare", "temperature", "tokens", "key", "clear", "text", "send"} <= reached
+
+
+def test_without_a_chat_model_the_page_names_the_others(browser):
+    server = Server(ROOT / "testdata" / "tiny-encoders" / "bert")
+    page = browser.new_page()
+    page.goto(server.url)
+    playwright.expect(page.locator("#model")).to_contain_text("no language model")
+    assert "bert (embed)" in page.inner_text("#model") and page.is_disabled("#send") and page.is_disabled("#text")
+    page.close()
+    assert server.stop() == 0
 
 
 def test_an_error_is_shown(browser, address):

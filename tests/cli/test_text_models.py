@@ -102,6 +102,14 @@ def test_simultaneous_requests_have_the_answers_of_single_ones(alone):
     assert alone.metric("embedded_texts_total") > 64 and alone.metric("prompt_tokens_total") > 64
 
 
+def test_a_request_has_many_texts(alone):
+    texts = [f"text {i % 40}" for i in range(2048)]
+    found = vectors(embed(alone, texts))
+    assert len(found) == 2048 and found[0] == found[40] == vectors(embed(alone, texts[0]))[0]
+    status, answer = alone.post("/v1/embeddings", {"input": [*texts, "one more"]})
+    assert status == 400 and "2048" in answer["error"]["message"]
+
+
 def test_ollama_embeds_with_the_models_pooling(server):
     want = expected("bert")
     status, answer = server.post("/api/embed", {"model": "bert:latest", "input": want["texts"][:2]})

@@ -94,6 +94,17 @@ def test_functions_are_called_and_their_results_continue(client):
     assert stored.output_text == after.output_text and stored.usage.input_tokens == after.usage.input_tokens
 
 
+def test_a_call_that_is_cut_is_incomplete(client):
+    tool = {"type": "function", "name": "say", "parameters": {"type": "object", "properties": {
+        "text": {"type": "string", "minLength": 200}}, "required": ["text"], "additionalProperties": False}}
+    fields = dict(tools=[tool], tool_choice="required", max_output_tokens=100, temperature=1, extra_body={"seed": 1})
+    answer = ask(client, **fields)
+    assert (answer.status, answer.output[-1].status) == ("incomplete", "incomplete")
+    last = list(ask(client, stream=True, **fields))[-1]
+    assert last.type == "response.incomplete" and last.response.output[-1].status == "incomplete"
+    assert last.response.output[-1].arguments == answer.output[-1].arguments
+
+
 def test_custom_tools_have_a_text(client):
     tool = {"type": "custom", "name": "shell", "description": "Runs a command."}
     fields = dict(tools=[tool], tool_choice={"type": "custom", "name": "shell"}, max_output_tokens=1800, temperature=1, extra_body={"seed": 1})

@@ -19,8 +19,10 @@ use scrimp_llm::{Embedder, embedding::normalized};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Maximum number of texts per request.
-const MAX_TEXTS: usize = 256;
+/// Maximum number of texts per request to an embedding model, as in OpenAI's API.
+const MAX_TEXTS: usize = 2048;
+/// Maximum number of texts per request to a language model: each one is a request of the engine.
+const MAX_ENGINE_TEXTS: usize = 256;
 
 /// Handles a request.
 ///
@@ -32,7 +34,7 @@ pub(crate) async fn embeddings(
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&input.body)?;
     let model = &state.embedding_model(fields.string("model")?.as_deref()).await?;
-    let inputs = inputs(fields.take("input").unwrap_or_default())?;
+    let inputs = inputs(fields.take("input").unwrap_or_default(), model)?;
     let base64 = match fields.string("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -103,25 +105,27 @@ impl EmbedOptions {
     }
 }
 
-fn wrong() -> ApiError {
-    ApiError::field(
-        "input",
-        format!("input must be a text, a list of token ids, or up to {MAX_TEXTS} of them"),
-    )
+fn wrong(most: usize) -> ApiError {
+    let what = format!("input must be a text, a list of token ids, or up to {most} of them");
+    ApiError::field("input", what)
 }
 
 /// The inputs of a request: one, or a list of them.
 ///
 /// # Errors
 /// There are none, or too many.
-pub(super) fn inputs(value: Value) -> Result<Vec<Value>, ApiError> {
+pub(super) fn inputs(value: Value, model: &EmbeddingModel<'_>) -> Result<Vec<Value>, ApiError> {
+    let most = match model {
+        EmbeddingModel::Embedder(_) => MAX_TEXTS,
+        EmbeddingModel::Language(_) => MAX_ENGINE_TEXTS,
+    };
     let inputs = match value {
-        Value::Null => return Err(wrong()),
+        Value::Null => return Err(wrong(most)),
         Value::Array(list) if list.first().is_none_or(|v| !v.is_number()) => list,
         value => vec![value],
     };
-    if inputs.is_empty() || inputs.len() > MAX_TEXTS {
-        return Err(wrong());
+    if inputs.is_empty() || inputs.len() > most {
+        return Err(wrong(most));
     }
     Ok(inputs)
 }
@@ -157,7 +161,7 @@ async fn by_embedder(
                 "input must be text: this embedding model has its own tokenizer and reads no token ids";
             Err(ApiError::field("input", what))
         }
-        _ => Err(wrong()),
+        _ => Err(wrong(MAX_TEXTS)),
     };
     let texts = inputs.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
     let found = embedder.run(state, options.prompt.clone(), texts).await?;
@@ -183,7 +187,7 @@ async fn by_language(
     let (n, mut total) = (inputs.len(), 0);
     let most = language.context_length.min(state.options.max_model_len).saturating_sub(1);
     for input in inputs {
-        let mut prompt = tokens(language, input, true).ok_or_else(wrong)??;
+        let mut prompt = tokens(language, input, true).ok_or_else(|| wrong(MAX_ENGINE_TEXTS))??;
         if options.truncates {
             prompt.truncate(most);
         }

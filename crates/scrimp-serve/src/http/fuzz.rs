@@ -6,6 +6,7 @@ use super::{
     chat,
     fields::Fields,
     parts::AnswerParser,
+    rerank,
     turn::Turn,
 };
 use crate::engine::KvOptions;
@@ -275,8 +276,43 @@ fn choose(which: usize) -> (Parser, Value) {
     (parser, seed)
 }
 
+/// Requests for rankings and for scores of pairs.
+fn rankings() -> [Value; 2] {
+    [
+        json!({"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "return_documents": true, "instruction": "i"}),
+        json!({"text_1": ["p", "q"], "text_2": ["a", "b"], "instruction": "i", "user": "u"}),
+    ]
+}
+
+/// Takes a ranking or pairs, all of whose texts have documents.
+fn take_ranking(body: &Value) -> Result<(), ApiError> {
+    let parse = || Fields::parse(body.to_string().as_bytes());
+    let mut fields = parse()?;
+    if fields.get("query").is_some() {
+        rerank::take(&mut fields)?;
+    } else {
+        let groups = rerank::take_pairs(&mut fields)?;
+        assert!(groups.iter().all(|(_, texts)| !texts.is_empty()), "{groups:?}");
+    }
+    fields.finish()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(6000))]
+
+    #[test]
+    fn rankings_are_taken_or_refused(which in 0usize..2, changes in prop::collection::vec((0usize..12, odd()), 0..3)) {
+        let mut body = rankings()[which].clone();
+        prop_assert!(take_ranking(&body).is_ok());
+        for (at, value) in changes {
+            if let Ok(place) = place(&mut body, at) {
+                *place = value;
+            }
+        }
+        if let Err(e) = take_ranking(&body) {
+            prop_assert!(e.status.is_client_error() && !e.message.is_empty() && e.message.len() < 4096);
+        }
+    }
 
     #[test]
     fn values_are_replaced(which in 0usize..4096, changes in prop::collection::vec((0usize..60, odd()), 1..4)) {

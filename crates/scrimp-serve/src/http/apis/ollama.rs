@@ -364,7 +364,7 @@ async fn embed(Shared(state): Shared<Arc<State>>, Untyped(input): Untyped) -> Re
     let mut fields = Fields::parse(&input.body)?;
     let model = name(&state, &mut fields)?;
     let model = &state.embedding_model(Some(&model)).await?;
-    let texts = fields.take("input").map(embeddings::inputs).transpose()?;
+    let texts = fields.take("input").map(|input| embeddings::inputs(input, model)).transpose()?;
     let texts = texts.ok_or_else(|| ApiError::field("input", "input is required"))?;
     let options = EmbedOptions::take(&mut fields, model, true)?;
     fields.ignore(&["keep_alive", "options"]);

@@ -8,7 +8,7 @@ use super::{
         stream::{Frames, Usage},
     },
     Reply,
-    items::Item,
+    items::{Item, last_status},
 };
 use crate::engine::{FinishReason, Summary, Token};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ impl Events {
 
     /// Begins an item for this empty block.
     fn open(&mut self, block: &Block, out: &mut Frames) {
-        self.close(out);
+        self.close("completed", out);
         let item = Item::new(block, &self.reply.custom);
         let mut value = item.json("in_progress");
         if value.get("content").is_some() {
@@ -71,10 +71,10 @@ impl Events {
         }
     }
 
-    /// Ends the open item.
-    fn close(&mut self, out: &mut Frames) {
+    /// Ends the open item with this status.
+    fn close(&mut self, status: &str, out: &mut Frames) {
         let Some(item) = self.open.take() else { return };
-        let (part, value) = (item.part(), item.json("completed"));
+        let (part, value) = (item.part(), item.json(status));
         let (block, is_custom) = (item.block.clone(), item.is_custom);
         self.open = Some(item);
         match &block {
@@ -153,8 +153,8 @@ impl PartChunks for Events {
         }
     }
 
-    fn end(&mut self, _: usize, _: &AnswerParser, summary: &Summary, out: &mut Frames) {
-        self.close(out);
+    fn end(&mut self, _: usize, parser: &AnswerParser, summary: &Summary, out: &mut Frames) {
+        self.close(last_status(parser.has_cut_call()), out);
         self.end = summary.reason;
     }
 

@@ -65,6 +65,11 @@ impl Item {
 fn text_part(text: &str) -> Value {
     json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
 }
+/// The status of the last item, a call that may be cut.
+pub(super) fn last_status(is_cut: bool) -> &'static str {
+    if is_cut { "incomplete" } else { "completed" }
+}
+
 /// The answer as a message.
 pub(super) fn answer_message(blocks: &[Block]) -> Value {
     let (mut text, mut reasoning, mut calls) = (String::new(), String::new(), Vec::new());

@@ -32,7 +32,7 @@ use axum::{
     routing::{get, post},
 };
 use events::Events;
-use items::{Item, answer_message};
+use items::{Item, answer_message, last_status};
 use request::Request;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -98,7 +98,10 @@ async fn responses(Shared(state): Shared<Arc<State>>, input: Input) -> Result<Re
         return answers.stream(Events::new(reply)).await;
     }
     let (answer, usage) = answers.collect_one().await?;
-    let items = answer.blocks.iter().map(|block| Item::new(block, &reply.custom).json("completed")).collect();
+    let n = answer.blocks.len();
+    let item =
+        |(i, block)| Item::new(block, &reply.custom).json(last_status(answer.has_cut_call && i + 1 == n));
+    let items = answer.blocks.iter().enumerate().map(item).collect();
     reply.blocks = answer.blocks;
     Ok(Json(reply.complete(items, answer.complete.reason, &usage)).into_response())
 }
