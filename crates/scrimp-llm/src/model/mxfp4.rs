@@ -1,23 +1,34 @@
 //! MXFP4 as Hugging Face files store it: 32 numbers are 16 bytes and a scale (OCP Microscaling Formats 1.0, section 5.3).
 //!
 //! ```text
-//! x[2j], x[2j + 1] = FP4[low, high nibble of byte j] * 2^(scale - 127)
+//! x[2j], x[2j + 1]   = FP4[low, high nibble of byte j] * 2^(scale - 127)
+//! x[j], x[j + 16]    the same in a block of the kernels, which begins with the scale
 //! ```
 
-/// The numbers of 4 bits, times 2.
-const TWICE: [i8; 8] = [0, 1, 2, 3, 4, 6, 8, 12];
+use scrimp_kernels::DType;
 
-/// Appends the 32 numbers of `block` to `out` as bf16, exactly. `None`: a number is not finite in bf16.
-pub(super) fn to_bf16(block: &[u8], scale: u8, out: &mut Vec<u8>) -> Option<()> {
-    // 255 means NaN.
-    let factor = (scale != 255).then(|| (f64::from(scale) - 128.0).exp2())?;
-    for byte in block {
-        for nibble in [byte & 15, byte >> 4] {
-            let magnitude = f64::from(TWICE[usize::from(nibble & 7)]) * factor;
-            let x = if nibble & 8 != 0 { -magnitude } else { magnitude } as f32;
-            let x = half::bf16::from_f32(x);
-            x.is_finite().then(|| out.extend_from_slice(&x.to_le_bytes()))?;
-        }
+/// Appends 32 numbers to `out` as a block of [`DType::MXFP4`]: the same numbers, in another order of the nibbles.
+pub(super) fn append_block(bytes: &[u8; 16], scale: u8, out: &mut Vec<u8>) {
+    let nibble = |i: usize| bytes[i / 2] >> (4 * (i % 2)) & 15;
+    out.push(scale);
+    out.extend((0..16).map(|j| nibble(j) | nibble(j + 16) << 4));
+    debug_assert!(out.len().is_multiple_of(DType::MXFP4.block_bytes()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scrimp_kernels::quant::dequantize::dequantize_row;
+
+    #[test]
+    fn numbers_keep_their_places() {
+        let bytes: [u8; 16] = std::array::from_fn(|j| (2 * j % 16 | (2 * j + 1) % 16 << 4) as u8);
+        let mut block = Vec::new();
+        append_block(&bytes, 128, &mut block);
+        let mut x = [0.0; 32];
+        dequantize_row(DType::MXFP4, &block, &mut x);
+        let values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        let signed = |i: usize| if i % 16 < 8 { values[i % 8] } else { -values[i % 8] };
+        assert_eq!(x, std::array::from_fn(|i| 2.0 * signed(i)));
     }
-    Some(())
 }

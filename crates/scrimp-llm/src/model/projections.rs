@@ -408,7 +408,7 @@ pub fn slice_shape(checkpoint: &Checkpoint, slice: &TensorSlice) -> Result<(Enco
     let rows = slice.indices().len();
     match (slice.layout, &tensor.shape[..]) {
         (RowLayout::Columns { .. }, [_, cols, _]) => Ok((tensor.encoding, [rows, *cols])),
-        (RowLayout::Mxfp4, [_, _, groups, _]) => Ok((Encoding::Rows(DType::BF16), [rows, groups * 32])),
+        (RowLayout::Mxfp4, [_, _, groups, _]) => Ok((Encoding::Rows(DType::MXFP4), [rows, groups * 32])),
         _ => shape(checkpoint, name, &tensor).map(|[_, cols]| (tensor.encoding, [rows, cols])),
     }
 }
@@ -450,12 +450,12 @@ pub fn stored_slice<'a>(checkpoint: &'a Checkpoint, slice: &TensorSlice) -> Resu
             let blocks = checkpoint.tensor(name)?.data;
             let scales = checkpoint.tensor(&format!("{}_scales.weight", slice.stem))?.data;
             let groups = cols / 32;
-            let mut data = Vec::with_capacity(rows * cols * 2);
+            let blocks = blocks.as_chunks::<16>().0;
+            let mut data = Vec::with_capacity(rows * groups * DType::MXFP4.block_bytes());
             for group in slice.indices().flat_map(|row| row * groups..(row + 1) * groups) {
-                mxfp4::to_bf16(&blocks[group * 16..(group + 1) * 16], scales[group], &mut data)
-                    .ok_or_else(|| bad("has a scale that is not finite"))?;
+                mxfp4::append_block(&blocks[group], scales[group], &mut data);
             }
-            Ok(StoredMatrix::Converted { dtype: DType::BF16, cols, data })
+            Ok(StoredMatrix::Converted { dtype: DType::MXFP4, cols, data })
         }
     }
 }

@@ -1,9 +1,13 @@
 //! Mixtures of experts: files that contradict themselves, and the layouts in which files store the experts.
 
 use crate::common::{load, testdata};
+use scrimp_kernels::{DType, quant::dequantize::dequantize_row};
 use scrimp_llm::{
     checkpoint::Checkpoint,
-    model::{Model, RunOptions},
+    model::{
+        Model, RunOptions,
+        projections::{Projection, StoredMatrix, expert_slice, stored_slice},
+    },
 };
 use scrimp_testkit::copy_tiny_model;
 use serde_json::json;
@@ -72,5 +76,42 @@ fn forks_and_truncated_sequences_have_the_bits_of_the_original() {
         assert_eq!(fork.forward(&tokens[40..]).unwrap(), want, "{name}");
         fork.truncate(40);
         assert_eq!(fork.forward(&tokens[40..]).unwrap(), want, "{name}");
+    }
+}
+
+/// The numbers of a matrix of an expert, and their type.
+fn numbers(
+    checkpoint: &Checkpoint,
+    layer: usize,
+    expert: usize,
+    projection: Projection,
+) -> (DType, Vec<f32>) {
+    let slice = expert_slice(checkpoint, checkpoint.config(), layer, expert, projection);
+    let StoredMatrix::Converted { dtype, cols, data } = stored_slice(checkpoint, &slice).unwrap() else {
+        panic!("the rows are not converted");
+    };
+    let row_bytes = dtype.row_bytes(cols).unwrap();
+    let mut numbers = vec![0.0; data.len() / row_bytes * cols];
+    for (row, numbers) in data.chunks_exact(row_bytes).zip(numbers.chunks_exact_mut(cols)) {
+        dequantize_row(dtype, row, numbers);
+    }
+    (dtype, numbers)
+}
+
+/// Every number of the experts of `gpt-oss` is one of MXFP4.
+#[test]
+fn experts_in_mxfp4_stay_packed_and_have_their_numbers() {
+    let [floats, packed] =
+        ["gpt-oss", "gpt-oss-mxfp4"].map(|name| Checkpoint::open(&testdata("tiny").join(name)).unwrap());
+    let experts = packed.config().experts.unwrap().count;
+    for layer in 0..packed.config().n_layers {
+        for (expert, projection) in
+            (0..experts).flat_map(|e| [Projection::Gate, Projection::Up, Projection::Down].map(|p| (e, p)))
+        {
+            let (dtype, found) = numbers(&packed, layer, expert, projection);
+            assert_eq!(dtype, DType::MXFP4);
+            let (_, expected) = numbers(&floats, layer, expert, projection);
+            assert_eq!(found, expected, "layer {layer}, expert {expert}, {projection:?}");
+        }
     }
 }

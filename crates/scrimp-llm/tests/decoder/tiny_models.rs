@@ -181,9 +181,18 @@ fn gpt_oss_sinks_windows_and_biases_of_experts_bf16() {
     check_directory("gpt-oss", EXACT);
 }
 
+/// Activations of 8 bits change which experts random routers choose, so single logits may differ by more.
 #[test]
 fn gpt_oss_in_mxfp4() {
-    check_directory("gpt-oss-mxfp4", EXACT);
+    let folder = testdata("tiny/gpt-oss-mxfp4");
+    let expected: Expected = read_json(&folder.join("expected.json"));
+    let model = load(&folder, None);
+    let mut session = model.session();
+    let logits = session.forward(&expected.ids).unwrap();
+    let last = expected.last_logits.last().unwrap();
+    let squares = logits.iter().zip(last).map(|(x, y)| (x - y).powi(2));
+    let error = (squares.sum::<f32>() / logits.len() as f32).sqrt();
+    assert!(error <= 0.15 * expected.logits_std, "{error}, of {}", expected.logits_std);
 }
 
 #[test]
