@@ -229,6 +229,85 @@ fn open(gguf: &Gguf) -> Checkpoint {
     Checkpoint::from_source(Source::from_bytes(Path::new("tiny.gguf"), gguf.bytes())).unwrap()
 }
 
+/// A GGUF file of `qwen35` with one layer of each kind and one that predicts further tokens.
+fn tiny_qwen35() -> Gguf {
+    let (f32, h) = (DType::F32, 32);
+    let mut gguf = Gguf::new()
+        .str("general.architecture", "qwen35")
+        .u32("qwen35.block_count", 3)
+        .u32("qwen35.nextn_predict_layers", 1)
+        .u32("qwen35.full_attention_interval", 2)
+        .u32("qwen35.context_length", 64)
+        .u32("qwen35.embedding_length", 32)
+        .u32("qwen35.feed_forward_length", 32)
+        .u32("qwen35.attention.head_count", 2)
+        .u32("qwen35.attention.head_count_kv", 1)
+        .u32("qwen35.attention.key_length", 16)
+        .u32("qwen35.rope.dimension_count", 4)
+        .f32("qwen35.attention.layer_norm_rms_epsilon", 1e-6)
+        .u32("qwen35.ssm.conv_kernel", 4)
+        .u32("qwen35.ssm.state_size", 16)
+        .u32("qwen35.ssm.group_count", 1)
+        .u32("qwen35.ssm.time_step_rank", 2)
+        .u32("qwen35.ssm.inner_size", 32)
+        .tensor("token_embd.weight", f32, &[5, h])
+        .tensor("output_norm.weight", f32, &[h])
+        .tensor("blk.2.nextn.eh_proj.weight", f32, &[h, 2 * h]);
+    for (layer, name, shape) in [
+        (0, "attn_qkv.weight", &[64, h][..]),
+        (0, "attn_gate.weight", &[32, h]),
+        (0, "ssm_beta.weight", &[2, h]),
+        (0, "ssm_alpha.weight", &[2, h]),
+        (0, "ssm_conv1d.weight", &[64, 4]),
+        (0, "ssm_dt.bias", &[2]),
+        (0, "ssm_a", &[2]),
+        (0, "ssm_norm.weight", &[16]),
+        (0, "ssm_out.weight", &[h, 32]),
+        (1, "attn_q.weight", &[64, h]),
+        (1, "attn_k.weight", &[16, h]),
+        (1, "attn_v.weight", &[16, h]),
+        (1, "attn_output.weight", &[h, 32]),
+        (1, "attn_q_norm.weight", &[16]),
+        (1, "attn_k_norm.weight", &[16]),
+    ] {
+        gguf = gguf.tensor(&format!("blk.{layer}.{name}"), f32, shape);
+    }
+    for layer in 0..2 {
+        let name = |stem: &str| format!("blk.{layer}.{stem}.weight");
+        gguf = gguf
+            .tensor(&name("attn_norm"), f32, &[h])
+            .tensor(&name("post_attention_norm"), f32, &[h])
+            .tensor(&name("ffn_gate"), f32, &[32, h])
+            .tensor(&name("ffn_up"), f32, &[32, h])
+            .tensor(&name("ffn_down"), f32, &[h, 32]);
+    }
+    gguf
+}
+
+#[test]
+fn qwen_3_5_gguf_leaves_out_layers_that_predict_further_tokens() {
+    let checkpoint = open(&tiny_qwen35());
+    let config = checkpoint.config();
+    assert_eq!(config.n_layers, 2);
+    assert_eq!(config.attention_layers().collect::<Vec<_>>(), [1]);
+    assert_eq!(config.states(), [2 * 16 * 16 + 3 * 64]);
+    assert_eq!(checkpoint.unused().unwrap(), "1 tensors of multi-token prediction are not used");
+
+    let refused = |key: &str, value: u32, words: &str| {
+        let mut gguf = tiny_qwen35();
+        let at = gguf.pairs.iter().position(|pair| pair[8..].starts_with(key.as_bytes())).unwrap();
+        gguf.pairs[at] = common::pair(key, common::U32, &value.to_le_bytes());
+        let source = Source::from_bytes(Path::new("tiny.gguf"), gguf.bytes());
+        let error = Checkpoint::from_source(source).unwrap_err().to_string();
+        assert!(error.contains(words), "{key}: {error:?} should say {words:?}");
+    };
+    refused("qwen35.ssm.inner_size", 33, "do not divide into 2 heads");
+    refused("qwen35.ssm.group_count", 3, "cannot share 3 key heads");
+    refused("qwen35.ssm.conv_kernel", 3, "ssm_conv1d.weight has shape");
+    refused("qwen35.full_attention_interval", 3, "no layers with attention");
+    refused("qwen35.nextn_predict_layers", 3, "no layers with attention");
+}
+
 #[test]
 fn llama_gguf_pairs_neighbors_and_scales_rope() {
     let plain = open(&tiny_llama());

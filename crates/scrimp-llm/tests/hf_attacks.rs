@@ -254,6 +254,41 @@ fn multimodal_gemma_keeps_its_language_model() {
 }
 
 #[test]
+fn qwen_3_5_keeps_its_language_model() {
+    // The tensors of the tiny model as a multimodal checkpoint has them, with a vision tower and multi-token prediction.
+    let text: Value = scrimp_testkit::read_json("tiny/qwen35/config.json");
+    let tiny = fs::read(scrimp_testkit::tiny_model("qwen35").join("model.safetensors")).unwrap();
+    let mut all: Vec<_> = parse(&tiny)
+        .unwrap()
+        .tensors()
+        .iter()
+        .map(|tensor| (tensor.name.replacen("model.", "model.language_model.", 1), tensor.shape.clone()))
+        .collect();
+    let n = all.len();
+    all.push(("model.visual.blocks.0.attn.qkv.weight".to_owned(), vec![8, 8]));
+    all.push(("model.visual.patch_embed.proj.bias".to_owned(), vec![8]));
+    all.push(("mtp.layers.0.self_attn.q_proj.weight".to_owned(), vec![8, 8]));
+    let dir = Dir::new(&json!({
+        "model_type": "qwen3_5", "text_config": text, "vision_config": {}, "tie_word_embeddings": true,
+    }));
+    dir.file("model.safetensors", &bf16_safetensors(&all));
+    let checkpoint = dir.open().unwrap();
+    assert_eq!(checkpoint.tensors().len(), n);
+    let unused = "2 tensors of vision or audio towers and 1 tensors of multi-token prediction are not used";
+    assert_eq!(checkpoint.unused().as_deref(), Some(unused));
+
+    let without = |name: &str, words: &str| {
+        let rest: Vec<_> = all.iter().filter(|(tensor, _)| !tensor.ends_with(name)).cloned().collect();
+        dir.file("model.safetensors", &bf16_safetensors(&rest));
+        dir.refused(words);
+    };
+    without("layers.0.linear_attn.A_log", "blk.0.ssm_a");
+    without("layers.1.linear_attn.in_proj_qkv.weight", "blk.1.attn_qkv.weight is missing");
+    without("layers.1.linear_attn.in_proj_b.weight", "blk.1.ssm_beta.weight is missing");
+    without("layers.2.self_attn.q_norm.weight", "blk.2.attn_q_norm.weight is missing");
+}
+
+#[test]
 fn shards() {
     let all = tensors("qwen3");
     let (first, second) = all.split_at(all.len() / 2);

@@ -133,7 +133,8 @@ impl<S: Subject> Answering<S> {
             fork.forget_from(prompt.keep);
             if fork.len() != prompt.keep {
                 return Err(Error::unsupported(
-                    "this model's sliding windows have let go of tokens that a second question would see",
+                    "a second question would need tokens or states that this model's sliding-window or recurrent layers \
+                     do not keep",
                     "use `question` before or after",
                 ));
             }

@@ -1,7 +1,8 @@
 //! A sequence in a file.
 //!
 //! ```text
-//! format | layers of [next | dropped | tables of the KV heads | scores] | recurrent states [next | f32 ...], if there are some
+//! format | layers of [next | dropped | tables of the KV heads | scores] | states
+//! states: next | f32 ... | length of the checkpoint | f32 ...       (only if some layer has a recurrent state)
 //! scores: sum | recent | last | peak | queries | reconstruction | expected | expected_max     (rows of f32; queries: starts and ends)
 //! ```
 //! The file's shapes are those of the cache; the caller compares the model before it reads a sequence. Bytes of any

@@ -105,15 +105,21 @@ impl States {
         }
     }
 
+    /// Writes the present states and those of the checkpoint; nothing if no layer has a state.
     pub(super) fn save(&self, shared: &Shared, out: &mut dyn Write) -> io::Result<()> {
         if self.next.is_empty() {
             return Ok(());
         }
+        let n = place(shared, 0).0;
         put_u32(out, self.len())?;
-        let zeros = vec![0.0; if self.page.is_some() { 0 } else { place(shared, 0).0 }];
         match &self.page {
-            Some(page) => put_f32s(out, bytemuck::cast_slice(&page[..4 * place(shared, 0).0])),
-            None => put_f32s(out, &zeros),
+            Some(page) => put_f32s(out, bytemuck::cast_slice(&page[..4 * n]))?,
+            None => put_f32s(out, &vec![0.0; n])?,
+        }
+        put_u32(out, self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.len))?;
+        match &self.checkpoint {
+            Some(checkpoint) => put_f32s(out, bytemuck::cast_slice(&checkpoint.page[..4 * n])),
+            None => Ok(()),
         }
     }
 
@@ -126,15 +132,28 @@ impl States {
         if input.u32()? != len {
             return Err(damaged("layers of different lengths"));
         }
-        let numbers = input.f32s()?;
-        if numbers.len() != place(shared, 0).0 {
-            return Err(damaged("recurrent states of another size"));
-        }
-        let page = states.writable(shared)?;
-        page[..4 * numbers.len()].copy_from_slice(bytemuck::cast_slice(&numbers));
+        states.page = Some(load_page(shared, input)?);
         states.next.fill(len);
+        let at = input.u32()?;
+        if at > len {
+            return Err(damaged("recurrent states behind the end of the text"));
+        }
+        if at > 0 {
+            states.checkpoint = Some(Checkpoint { page: load_page(shared, input)?, len: at });
+        }
         Ok(states)
     }
+}
+
+/// Reads the states of all layers.
+fn load_page(shared: &Shared, input: &mut Input<impl Read>) -> Result<Arc<Page>, LoadError> {
+    let numbers = input.f32s()?;
+    if numbers.len() != place(shared, 0).0 {
+        return Err(damaged("recurrent states of another size"));
+    }
+    let mut page = shared.pool.alloc(4 * numbers.len(), 1)?;
+    bytes_of_new(&mut page)[..4 * numbers.len()].copy_from_slice(bytemuck::cast_slice(&numbers));
+    Ok(page)
 }
 
 impl Sequence {

@@ -314,9 +314,10 @@ impl Session {
     }
 
     /// Drops the tokens from position `len` on, even if the cache was compressed at a later position: then the tokens
-    /// that the compression kept remain. If a sliding-window layer has released tokens that it needs, or recurrent states
-    /// cannot return to `len`, all tokens are dropped.
+    /// that the compression kept remain. If a sliding-window layer has released tokens that it needs, all tokens are
+    /// dropped. Recurrent states return to their last checkpoint before `len`, or to the beginning.
     pub fn truncate_compressed(&mut self, len: usize) {
+        let len = self.kv.reachable(len);
         if self.kv.truncate(len).is_err() {
             self.reset();
         }

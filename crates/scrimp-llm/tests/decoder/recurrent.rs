@@ -74,16 +74,21 @@ fn a_file_has_the_states() {
     for model in models() {
         let (prompt, more) = (tokens(&model, 100, 1), tokens(&model, 20, 2));
         let mut session = model.session();
-        session.forward(&prompt).unwrap();
+        session.begin_prompt(100);
+        session.forward(&prompt[..64]).unwrap();
+        let rest = session.forward(&prompt[64..]).unwrap().to_vec();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache.kv");
-        let text = SavedText { tokens: prompt, ..SavedText::default() };
+        let text = SavedText { tokens: prompt.clone(), ..SavedText::default() };
         session.save(&path, &text).unwrap();
         let format = session.kv().format();
         let mut loaded = model.load_session(&path, None, format).unwrap().session;
         assert_eq!(loaded.len(), 100);
         assert_eq!(loaded.kv_bytes(), session.kv_bytes());
         assert_eq!(decode(&mut loaded, &more), decode(&mut session, &more));
+        loaded.truncate(99);
+        assert_eq!(loaded.len(), 64, "the checkpoint");
+        assert_eq!(loaded.forward(&prompt[64..]).unwrap(), rest);
     }
 }
 

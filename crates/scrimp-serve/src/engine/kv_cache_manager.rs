@@ -312,3 +312,60 @@ impl KvMemory for KvCacheManager<'_> {
         self.sessions.get(&id).map_or(0, Session::kv_tokens)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::Limits;
+    use scrimp_llm::{checkpoint::Checkpoint, model::RunOptions};
+
+    fn options() -> EngineOptions {
+        EngineOptions {
+            limits: Limits::default(),
+            kv_bytes: 64 << 20,
+            compress_under_pressure: false,
+            prefix_caching: true,
+            prefix_store: None,
+        }
+    }
+
+    /// Computes the tokens of a request up to `end`.
+    fn compute(caches: &mut KvCacheManager<'_>, id: RequestId, end: usize) -> Vec<f32> {
+        let mut session = caches.take(id).unwrap();
+        let tokens = caches.tokens(id)[session.len()..end].to_vec();
+        let logits = session.forward(&tokens).unwrap().to_vec();
+        caches.put(id, session);
+        logits
+    }
+
+    #[test]
+    fn a_request_continues_the_last_block_that_it_shares() {
+        for name in ["llama", "gemma3", "qwen35", "qwen3next", "lfm2"] {
+            let checkpoint = Checkpoint::open(&scrimp_testkit::tiny_model(name)).unwrap();
+            let model = Model::load(checkpoint, &RunOptions::default()).unwrap();
+            let mut caches = KvCacheManager::new(&model, &options());
+            let kv = || KvOptions { compression: None, format: "f32".into() };
+            let first: Vec<u32> = (0..100).map(|i| (i * 7 + 3) % 200).collect();
+            caches.add(0, first.clone(), kv(), true).unwrap();
+            assert_eq!(caches.allocate(0), 0, "{name}");
+            compute(&mut caches, 0, BLOCK_SIZE);
+            caches.cache_last_block(0);
+            compute(&mut caches, 0, first.len());
+            caches.cache_prefix(0);
+            caches.free(0);
+            caches.forget(0);
+
+            // Another end from token 80 on.
+            let second = [&first[..80], &[5, 6, 7]].concat();
+            caches.add(1, second.clone(), kv(), true).unwrap();
+            assert_eq!(caches.allocate(1), BLOCK_SIZE, "{name}");
+            let logits = compute(&mut caches, 1, second.len());
+            let mut alone = model.session_in("f32".parse().unwrap()).unwrap();
+            alone.forward(&second[..BLOCK_SIZE]).unwrap();
+            assert_eq!(logits, alone.forward(&second[BLOCK_SIZE..]).unwrap(), "{name}");
+            caches.free(1);
+            while caches.evict_cached() {}
+            assert_eq!(caches.bytes_in_use(), 0, "{name}");
+        }
+    }
+}

@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn answers_do_not_depend_on_drafts() {
         let (mut drafted, mut accepted) = (0, 0);
-        for name in ["llama", "gemma3", "qwen3moe"] {
+        for name in ["llama", "gemma3", "qwen3moe", "qwen35"] {
             let path = scrimp_testkit::tiny_model(name);
             let tokenizer = Checkpoint::open(&path).unwrap().tokenizer().unwrap();
             for format in ["f32", "int8", "int4"] {
