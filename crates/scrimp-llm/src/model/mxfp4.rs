@@ -22,7 +22,7 @@ mod tests {
 
     #[test]
     fn numbers_keep_their_places() {
-        let bytes: [u8; 16] = std::array::from_fn(|j| (2 * j % 16 | (2 * j + 1) % 16 << 4) as u8);
+        let bytes: [u8; 16] = std::array::from_fn(|j| (2 * j as u8 % 16) | ((2 * j as u8 + 1) % 16) << 4);
         let mut block = Vec::new();
         append_block(&bytes, 128, &mut block);
         let mut x = [0.0; 32];
