@@ -61,15 +61,15 @@ impl Simd for Scalar {
     fn load_i8(self, x: &[i8; 16]) -> [f32; 16] {
         x.map(f32::from)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         zip(a, b, |a, b| a + b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn sub(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         zip(a, b, |a, b| a - b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn mul(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         zip(a, b, |a, b| a * b)
     }
@@ -81,11 +81,11 @@ impl Simd for Scalar {
     fn fma(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn max(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         zip(a, b, |a, b| if a > b { a } else { b })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn min(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         zip(a, b, |a, b| if a < b { a } else { b })
     }
@@ -93,7 +93,7 @@ impl Simd for Scalar {
     fn round_i32(self, x: [f32; 16]) -> [i32; 16] {
         x.map(|x| x.round_ties_even() as i32)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn to_f32(self, x: [i32; 16]) -> [f32; 16] {
         x.map(|x| x as f32)
     }
@@ -109,23 +109,23 @@ impl Simd for Scalar {
     fn splat_i32(self, x: i32) -> [i32; 16] {
         [x; 16]
     }
-    #[inline(always)]
+    #[inline(never)]
     fn add_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
         zip(a, b, i32::wrapping_add)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn and_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
         zip(a, b, |a, b| a & b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn max_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
         zip(a, b, i32::max)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn shl_i32<const N: u32>(self, a: [i32; 16]) -> [i32; 16] {
         a.map(|a| a << N)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn shr_i32<const N: u32>(self, a: [i32; 16]) -> [i32; 16] {
         a.map(|a| a >> N)
     }
