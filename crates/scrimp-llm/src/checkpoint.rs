@@ -17,7 +17,7 @@ use crate::{
     families::{self, Family, GgufKeys, HfConfig, Need, TensorSpec},
     load::{
         CompressedFile, Encoding, GgufFile, GgufMetadata, GgufTensor, HfDir, SafetensorsFile, SideFiles,
-        Source, compressed::GGUF_HEADER, hf_dir, safetensors::SafeDType,
+        Source, compressed::GGUF_HEADER, hf_dir, hf_quantization, safetensors::SafeDType,
     },
     tokenizer::Tokenizer,
 };
@@ -173,14 +173,7 @@ impl Checkpoint {
     fn open_hf(dir: &Path) -> Result<Self> {
         let HfDir { config_path, config: json, shards } = HfDir::open(dir)?;
         let hf = HfConfig::new(&config_path, &json)?;
-        let quantization = hf.object("quantization_config")?;
-        let method = quantization.map(|object| object.text("quant_method")).transpose()?.flatten();
-        if quantization.is_some() && method != Some("mxfp4") {
-            return Err(hf.unsupported(
-                "quantized Hugging Face checkpoints (GPTQ, AWQ, bitsandbytes, ...) are not supported",
-                "use the model's bf16 files, or a GGUF file",
-            ));
-        }
+        hf_quantization::check(hf)?;
         let model_type = hf.text("model_type")?.ok_or_else(|| hf.bad("\"model_type\" is missing"))?;
         let family = families::by_model_type(model_type)?;
         let mut config = family.hf_config(&hf)?;
@@ -202,16 +195,21 @@ impl Checkpoint {
             let file = files.len();
             files.push(Arc::clone(shard.source()));
             for tensor in shard.tensors() {
-                let Some(name) = families::gguf_tensor_name(family, &tensor.name) else {
+                let matrix = hf_quantization::scaled_matrix(&tensor.name);
+                let Some(name) = families::gguf_tensor_name(family, matrix.unwrap_or(&tensor.name)) else {
                     unused.count(&tensor.name);
                     continue;
                 };
+                let name = if matrix.is_some() { format!("{name}_scale") } else { name };
                 if tied && name == "output.weight" {
                     continue;
                 }
-                let bytes = tensor.dtype == SafeDType::U8
-                    && (name.ends_with("_blocks.weight") || name.ends_with("_scales.weight"));
-                let encoding = tensor.dtype.dtype().map(Encoding::Rows).or(bytes.then_some(Encoding::Bytes));
+                let bytes = name.ends_with("_blocks.weight") || name.ends_with("_scales.weight");
+                let encoding = match tensor.dtype {
+                    SafeDType::F8_E4M3 => Some(Encoding::Fp8),
+                    SafeDType::U8 if bytes => Some(Encoding::Bytes),
+                    dtype => dtype.dtype().map(Encoding::Rows),
+                };
                 match encoding {
                     Some(encoding) => tensors.push(Stored {
                         shape: gguf_shape(&name, &tensor.shape),

@@ -348,7 +348,7 @@ fn wrong_directories_are_explained() {
         ("{}", "model_type"),
         (r#"{"model_type": 7}"#, "model_type"),
         (r#"{"model_type": "mamba"}"#, "mamba"),
-        (r#"{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}"#, "quantized"),
+        (r#"{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}"#, "quantization gptq"),
     ] {
         let dir = Dir::model("llama");
         dir.file("config.json", text.as_bytes());

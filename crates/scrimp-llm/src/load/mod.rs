@@ -6,6 +6,7 @@
 pub mod compressed;
 pub mod gguf;
 pub mod hf_dir;
+pub(crate) mod hf_quantization;
 pub mod safetensors;
 pub mod side_files;
 pub mod source;

@@ -17,6 +17,7 @@ mod batch;
 mod compression;
 mod experts;
 mod forward;
+mod fp8;
 mod future_queries;
 mod layer_runner;
 mod mxfp4;

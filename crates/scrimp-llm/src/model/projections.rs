@@ -1,6 +1,6 @@
 //! A layer's matrices in a checkpoint. Some families store several matrices in one tensor, one below the other.
 
-use super::mxfp4;
+use super::{fp8, mxfp4};
 use crate::{
     checkpoint::{Checkpoint, TensorView},
     config::{ModelConfig, RecurrenceKind},
@@ -409,7 +409,11 @@ pub fn slice_shape(checkpoint: &Checkpoint, slice: &TensorSlice) -> Result<(Enco
     match (slice.layout, &tensor.shape[..]) {
         (RowLayout::Columns { .. }, [_, cols, _]) => Ok((tensor.encoding, [rows, *cols])),
         (RowLayout::Mxfp4, [_, _, groups, _]) => Ok((Encoding::Rows(DType::MXFP4), [rows, groups * 32])),
-        _ => shape(checkpoint, name, &tensor).map(|[_, cols]| (tensor.encoding, [rows, cols])),
+        _ => {
+            let [_, cols] = shape(checkpoint, name, &tensor)?;
+            let converted = tensor.encoding == Encoding::Fp8;
+            Ok((if converted { Encoding::Rows(DType::BF16) } else { tensor.encoding }, [rows, cols]))
+        }
     }
 }
 
@@ -485,6 +489,15 @@ pub fn stored_matrix<'a>(
             Err(bad(format!("a packed matrix cannot be cut into rows {rows:?}")))
         }
         Encoding::Bytes => Err(bad("it holds bytes instead of numbers".to_owned())),
+        Encoding::Fp8 => {
+            let factors = checkpoint.tensor(&fp8::factors(name))?.shape;
+            let values = vector(checkpoint, &fp8::factors(name))?;
+            let factors = fp8::Factors::new(values, &factors, [stored, cols]);
+            let factors = factors.ok_or_else(|| bad("its factors have another shape".to_owned()))?;
+            let data = factors.rows_as_bf16(tensor.data, cols, rows.clone());
+            let data = data.ok_or_else(|| bad("it is too short".to_owned()))?;
+            Ok(StoredMatrix::Converted { dtype: DType::BF16, cols, data })
+        }
         Encoding::Packed(format) => PackedView::new(format, stored, cols, tensor.data)
             .map(StoredMatrix::Packed)
             .map_err(|e| bad(e.to_string())),

@@ -234,7 +234,7 @@ fn matrix_bytes(checkpoint: &Checkpoint, slice: &TensorSlice) -> Result<usize> {
             let router = slice.stem.ends_with("ffn_gate_inp") && dtype.block_len() > 1;
             Matrix::packed_bytes(if router { DType::F32 } else { dtype }, rows, cols)
         }
-        Encoding::Packed(_) | Encoding::Bytes => {
+        Encoding::Packed(_) | Encoding::Bytes | Encoding::Fp8 => {
             Some(Arena::size_of(checkpoint.tensor(&slice.weight())?.data.len()))
         }
     };

@@ -4,6 +4,7 @@ mod batch;
 mod common;
 mod compression;
 mod experts;
+mod fp8;
 mod gathered_attention;
 mod packed_cache;
 mod real_models;

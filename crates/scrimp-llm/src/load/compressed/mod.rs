@@ -39,6 +39,8 @@ pub enum Encoding {
     Packed(WeightFormat),
     /// Bytes of a Hugging Face file that are numbers together with another tensor (MXFP4's blocks and scales).
     Bytes,
+    /// E4M3 numbers of a Hugging Face file, with factors in the tensor of the same name plus `_scale`.
+    Fp8,
 }
 
 impl Encoding {
@@ -48,6 +50,7 @@ impl Encoding {
             Self::Rows(dtype) => dtype.name(),
             Self::Packed(format) => format.name(),
             Self::Bytes => "U8",
+            Self::Fp8 => "F8_E4M3",
         }
     }
 
@@ -55,7 +58,7 @@ impl Encoding {
     pub fn rows(self) -> Option<DType> {
         match self {
             Self::Rows(dtype) => Some(dtype),
-            Self::Packed(_) | Self::Bytes => None,
+            Self::Packed(_) | Self::Bytes | Self::Fp8 => None,
         }
     }
 
