@@ -290,8 +290,6 @@ pub(crate) struct RecCompressArgs {
     /// Model file to write
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) output: PathBuf,
-    #[command(flatten)]
-    pub(crate) rows: RowArgs,
     /// Embedding method of the small model
     #[arg(long, value_name = "ENCODER", default_value = "memrec", value_parser = encoder_names())]
     pub(crate) encoder: String,
@@ -318,6 +316,8 @@ pub(crate) struct RecCompressArgs {
     /// Learning rate of the dense layers in that training
     #[arg(long, value_name = "R", value_parser = positive)]
     pub(crate) dense_lr: Option<f32>,
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
 }
 
 /// `scrimp rec eval`.
