@@ -126,8 +126,7 @@ pub(super) fn attention_layer(config: &ModelConfig, mut layer: Vec<TensorSpec>) 
             spec.shape[0] = 2 * config.q_dim();
         }
     }
-    layer.push(tensors::required("attn_q_norm.weight", &[config.head_dim]));
-    layer.push(tensors::required("attn_k_norm.weight", &[config.head_dim]));
+    layer.extend(tensors::head_norms(config));
     layer
 }
 
@@ -137,7 +136,7 @@ pub(super) fn recurrent_layer(config: &ModelConfig, mut layer: Vec<TensorSpec>) 
         return layer;
     };
     let (h, keys, values, heads) = (config.hidden_size, shape.keys(), shape.values(), shape.value_heads);
-    layer.retain(|spec| !spec.name.starts_with("attn_") || spec.name == "attn_norm.weight");
+    tensors::remove_attention(&mut layer);
     layer.extend([
         tensors::required("ssm_conv1d.weight", &[2 * keys + values, shape.kernel]),
         tensors::required("ssm_dt_bias.weight", &[heads]),

@@ -72,14 +72,13 @@ impl Family for Lfm2 {
 
     fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {
         let mut layer = tensors::plain_layer(config);
-        layer.push(tensors::required("attn_q_norm.weight", &[config.head_dim]));
-        layer.push(tensors::required("attn_k_norm.weight", &[config.head_dim]));
+        layer.extend(tensors::head_norms(config));
         layer
     }
 
     fn recurrent_layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {
         let mut layer = tensors::plain_layer(config);
-        layer.retain(|spec| !spec.name.starts_with("attn_") || spec.name == "attn_norm.weight");
+        tensors::remove_attention(&mut layer);
         let h = config.hidden_size;
         if let Some(RecurrenceKind::ShortConv { kernel, .. }) = config.recurrence.as_ref().map(|r| r.kind) {
             layer.extend([

@@ -34,8 +34,7 @@ impl Family for Qwen3Moe {
 
     fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {
         let mut layer = tensors::expert_layer(config);
-        layer.push(tensors::required("attn_q_norm.weight", &[config.head_dim]));
-        layer.push(tensors::required("attn_k_norm.weight", &[config.head_dim]));
+        layer.extend(tensors::head_norms(config));
         layer
     }
 }

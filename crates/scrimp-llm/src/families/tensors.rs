@@ -122,6 +122,16 @@ pub(super) fn required_unless(name: &str, shape: &[usize], other: &'static str) 
     spec(name, shape, Need::Unless(other))
 }
 
+/// The norms of each query head and each key head.
+pub(super) fn head_norms(c: &ModelConfig) -> [TensorSpec; 2] {
+    ["attn_q_norm.weight", "attn_k_norm.weight"].map(|name| required(name, &[c.head_dim]))
+}
+
+/// Removes the tensors of attention from a layer; the norm before it stays.
+pub(super) fn remove_attention(layer: &mut Vec<TensorSpec>) {
+    layer.retain(|spec| !spec.name.starts_with("attn_") || spec.name == "attn_norm.weight");
+}
+
 /// The layer of most families: separate Q, K, V, gate and up. The four matrices of attention may have biases.
 pub(super) fn plain_layer(c: &ModelConfig) -> Vec<TensorSpec> {
     let (h, q, kv, f) = (c.hidden_size, c.q_dim(), c.kv_dim(), c.intermediate_size);

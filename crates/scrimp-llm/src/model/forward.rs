@@ -10,8 +10,9 @@
 //!                   or the sum of some experts of that kind ([`super::experts`])
 //! logits = output · norm(h)
 //! ```
-//! Some layers have a recurrent state instead of attention ([`super::recurrence`]). Only some families have `norm'` (after the block) and the norms of queries and keys. A few have no norm before the
-//! block. Some scale the output of a block, queries or logits.
+//! Some layers have a recurrent state instead of attention ([`super::recurrence`]). Only some families have `norm'`
+//! (after the block) and the norms of queries and keys. A few have no norm before the block. Some scale the output of a
+//! block, queries or logits.
 //!
 //! [`Pass`] has one function for each step. [`Pass::layers`] runs them for all layers of a loaded model;
 //! [`super::LayerRunner`] runs them for one layer at a time, with matrices that its caller supplies.

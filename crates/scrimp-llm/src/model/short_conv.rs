@@ -49,12 +49,15 @@ impl ShortConvLayer {
     pub(super) fn width(&self) -> usize {
         self.out.weight.cols()
     }
-}
 
-impl ShortConvLayer {
+    /// Tokens that the convolution sees.
+    fn kernel(&self) -> usize {
+        self.taps.len() / self.width()
+    }
+
     /// Updates a state by the first `n` rows of `u`.
     pub(super) fn remember(&self, state: &mut [f32], u: &[f32], n: usize) {
-        History { first: 0, n, state }.remember(u, self.width(), self.taps.len() / self.width());
+        History { first: 0, n, state }.remember(u, self.width(), self.kernel());
     }
 }
 
@@ -78,7 +81,7 @@ impl Pass<'_> {
     ) {
         self.normed_input(norms, layer.b.needs().and(layer.c.needs()).and(layer.x.needs()), n);
         let Self { exec, buffers, .. } = self;
-        let width = layer.width();
+        let (width, taps) = (layer.width(), layer.kernel());
         let mut products = [
             product(&layer.b, sized(&mut buffers.q, n * width), false),
             product(&layer.c, sized(&mut buffers.attn_gate, n * width), false),
@@ -102,7 +105,6 @@ impl Pass<'_> {
             let of = histories.partition_point(|history| history.first <= t);
             // Rows of failed chunks belong to no sequence.
             let Some(history) = of.checked_sub(1).map(|i| &histories[i]) else { return };
-            let taps = layer.taps.len() / width;
             for (tap, weights) in layer.taps.chunks_exact(width).enumerate() {
                 let row = history.row(u, width, (t - history.first) + tap + 1, taps);
                 let products = row.iter().zip(weights).map(|(u, w)| u * w);
@@ -110,7 +112,7 @@ impl Pass<'_> {
             }
             out.iter_mut().zip(&c[t * width..(t + 1) * width]).for_each(|(out, c)| *out *= c);
         });
-        histories.iter_mut().for_each(|history| history.remember(u, width, layer.taps.len() / width));
+        histories.iter_mut().for_each(|history| history.remember(u, width, taps));
         if let Some(kept) = &mut buffers.state_inputs {
             kept.push(StateInputs::ShortConv(u[..n * width].to_vec()));
         }

@@ -143,6 +143,7 @@ impl ModelFacts {
             weights: formats.iter().max_by_key(|format| format.1).map_or("", |format| format.0),
         }
     }
+
     /// The facts about an encoder.
     pub(crate) fn of_encoder(encoder: &Encoder) -> Self {
         Self {
