@@ -59,6 +59,7 @@ TEMPLATES = {
     "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
     "llama3_tools": ("<|begin_of_text|>", "<|eot_id|>"),
     "gemma3": ("<bos>", "<eos>"),
+    "gemma4": ("<bos>", "<turn|>"),
     "phi3": ("<s>", "<|endoftext|>"),
     "mistral": ("<s>", "</s>"),
     "python_isms": ("<s>", "</s>"),

@@ -30,15 +30,27 @@ def randomize(model, seed, gain=1.4):
     """Overwrites every parameter with seeded noise whose scale gives logits that are far from flat.
 
     Matrices get a standard deviation of gain / sqrt(columns), norms vary by a third around their neutral value
-    (0 for Gemma and Qwen3.5, whose norms multiply by 1 + w), biases by a half. Decays of linear attention are between slow and fast.
+    (0 for Gemma 2 and 3 and Qwen3.5, whose norms multiply by 1 + w), biases by a half. Decays of linear attention are between slow and fast.
     """
     generator = torch.Generator().manual_seed(seed)
     gemma = model.config.model_type.startswith("gemma")
-    neutral = 0.0 if gemma or model.config.model_type.startswith(("qwen3_5", "qwen3_next")) else 1.0
+    gemma4 = model.config.model_type.startswith("gemma4")
+    plus_one = gemma and not gemma4 or model.config.model_type.startswith(("qwen3_5", "qwen3_next"))
+    neutral = 0.0 if plus_one else 1.0
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             noise = torch.randn(weight.shape, generator=generator)
-            if weight.dim() == 2 and "embed_tokens" in name:
+            if "embed_tokens_per_layer" in name:
+                weight.copy_(noise * 0.3)
+            elif name.endswith("router.scale"):
+                # The model divides by sqrt(hidden).
+                weight.copy_(weight.shape[0] ** 0.5 * (1.0 + 0.3 * noise))
+            elif name.endswith("per_expert_scale"):
+                weight.copy_(1.0 + 0.3 * noise)
+            elif gemma4 and name.endswith("q_norm.weight"):
+                # Scores have no other factor.
+                weight.copy_((1.0 + 0.3 * noise) * weight.shape[0] ** -0.5)
+            elif weight.dim() == 2 and "embed_tokens" in name:
                 # Tied, it is the output projection too; Gemma multiplies it by sqrt(hidden) on the way in.
                 scale = 0.4 * weight.shape[1] ** -0.5 if gemma else 0.5
                 weight.copy_(noise * scale)
@@ -60,6 +72,12 @@ def randomize(model, seed, gain=1.4):
                 weight.copy_(neutral + last + 0.3 * noise)
             else:
                 weight.copy_(0.5 * noise)
+        for name, scalar in sorted(model.named_buffers()):
+            if name.endswith("layer_scalar"):
+                scalar.copy_(0.8 + 0.2 * torch.rand(scalar.shape, generator=generator))
+            elif name.endswith(("expert_bias", "e_score_correction_bias")):
+                # Biases of the choice of experts, whose scores are between 0 and 1.
+                scalar.copy_(0.3 * torch.randn(scalar.shape, generator=generator))
 
 
 def make_tokenizer(vocab_size):

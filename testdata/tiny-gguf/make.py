@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as T, GGUFWriter, RopeScalingType, TokenType
+from gguf import ExpertGatingFuncType, GGMLQuantizationType as T, GGUFWriter, RopeScalingType, TokenType
 try:
     from llama_cpp import Llama
 except ImportError:
@@ -46,11 +46,26 @@ LAYER_NAMES = {
     "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up", "conv.in_proj": "shortconv.in_proj",
     "conv.out_proj": "shortconv.out_proj", "conv.conv": "shortconv.conv",
     "self_attn.sinks": "attn_sinks", "mlp.router": "ffn_gate_inp",
+    "feed_forward.gate": "ffn_gate_inp", "feed_forward.experts.gate_proj": "ffn_gate_exps",
+    "feed_forward.experts.up_proj": "ffn_up_exps", "feed_forward.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
 }
-ARCHITECTURES = {"qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "qwen3_5_text": "qwen35",
-                 "qwen3_5_moe_text": "qwen35moe", "qwen3_next": "qwen3next"}
+GEMMA4_NAMES = {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm", "layer_scalar": "layer_output_scale",
+    "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj", "post_per_layer_input_norm": "post_norm",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2", "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2", "router.proj": "ffn_gate_inp",
+    "experts.gate_up_proj": "ffn_gate_up_exps", "experts.down_proj": "ffn_down_exps",
+}
+ARCHITECTURES = {"gemma4_text": "gemma4", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "qwen3_5_text": "qwen35",
+                 "qwen3_5_moe_text": "qwen35moe", "qwen3_next": "qwen3next", "lfm2_moe": "lfm2moe", "glm4_moe": "glm4moe"}
 GATED_DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
-TOP_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "model.embedding_norm.weight": "token_embd_norm.weight",
+TOP_NAMES = {"model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
+             "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
+             "model.per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
+             "model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "model.embedding_norm.weight": "token_embd_norm.weight",
              "lm_head.weight": "output.weight"}
 
 
@@ -60,11 +75,17 @@ def gguf_name(name, model_type=None):
         return TOP_NAMES[name]
     _, _, layer, rest = name.split(".", 3)
     stem, kind = rest.rsplit(".", 1) if rest.endswith((".weight", ".bias")) else (rest, "weight")
+    if model_type == "gemma4_text" and stem in ("router.scale", "router.per_expert_scale"):
+        return f"blk.{layer}." + ("ffn_gate_inp.scale" if stem == "router.scale" else "ffn_down_exps.scale")
+    if model_type == "gemma4_text" and stem in GEMMA4_NAMES:
+        return f"blk.{layer}.{GEMMA4_NAMES[stem]}.{kind}"
     if stem.endswith("A_log"):
         return f"blk.{layer}.ssm_a"
     if stem.endswith("dt_bias"):
         return f"blk.{layer}.ssm_dt.bias"
-    if stem == "post_attention_layernorm" and model_type in ("gpt_oss", *GATED_DELTA):
+    if stem.endswith(("expert_bias", "e_score_correction_bias")):
+        return f"blk.{layer}.exp_probs_b.bias"
+    if stem == "post_attention_layernorm" and model_type in ("gpt_oss", "glm4_moe", *GATED_DELTA):
         return f"blk.{layer}.post_attention_norm.{kind}"
     return f"blk.{layer}.{LAYER_NAMES[stem]}.{kind}"
 
@@ -88,7 +109,43 @@ def heads_of(name, config):
     return config.num_attention_heads if "q_proj" in name else config.num_key_value_heads if "k_proj" in name else None
 
 
+def add_gemma4(writer, config):
+    """The layers of Gemma 4: those with a window and the global ones differ."""
+    sliding = [kind == "sliding_attention" for kind in config.layer_types]
+    of_global, local = (config.per_layer_config[sliding.index(kind)] for kind in (False, True))
+    shared, width = config.num_kv_shared_layers, config.intermediate_size
+    wide = 2 * width if config.use_double_wide_mlp else width
+    writer.add_name("tiny random model")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(len(sliding))
+    writer.add_feed_forward_length([width] * (len(sliding) - shared) + [wide] * shared)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv([(local if s else of_global).num_key_value_heads for s in sliding])
+    writer.add_key_length(of_global.head_dim)
+    writer.add_value_length(of_global.head_dim)
+    writer.add_key_length_swa(local.head_dim)
+    writer.add_value_length_swa(local.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    writer.add_rope_dimension_count(of_global.head_dim)
+    writer.add_rope_dimension_count_swa(local.head_dim)
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window_pattern(sliding)
+    writer.add_shared_kv_layers(shared)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.enable_moe_block:
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.top_k_experts)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+
+
 def add_metadata(writer, config):
+    if config.model_type == "gemma4_text":
+        return add_gemma4(writer, config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     writer.add_name("tiny random model")  # llama.cpp takes special measures for some names
@@ -104,16 +161,28 @@ def add_metadata(writer, config):
         writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     kv_heads = config.num_key_value_heads
-    if config.model_type == "lfm2":
+    if config.model_type == "lfm2_moe":
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+    if config.model_type in ("lfm2", "lfm2_moe"):
         kv_heads = [0 if kind == "conv" else kv_heads for kind in config.layer_types]
     writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(config.norm_eps if config.model_type == "lfm2" else config.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(config.norm_eps if config.model_type in ("lfm2", "lfm2_moe") else config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
+        if config.model_type in ("lfm2_moe", "glm4_moe"):
+            dense = config.num_dense_layers if config.model_type == "lfm2_moe" else config.first_k_dense_replace
+            writer.add_leading_dense_block_count(dense)
+            writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+            writer.add_expert_weights_scale(config.routed_scaling_factor)
+        if config.model_type == "glm4_moe":
+            writer.add_expert_weights_norm(config.norm_topk_prob)
+            writer.add_expert_shared_count(config.n_shared_experts)
+            writer.add_expert_group_count(config.n_group)
+            writer.add_expert_group_used_count(config.topk_group)
         if getattr(config, "shared_expert_intermediate_size", None):
             writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
@@ -159,6 +228,11 @@ def add_tokenizer(writer, config):
 def add_rope_factors(writer, model):
     """The extra tensors of Llama-3 scaling and LongRoPE."""
     config, rope = model.config, model.config.rope_parameters
+    if config.model_type == "gemma4_text":
+        head_dim = model.model.layers[config.layer_types.index("full_attention")].self_attn.head_dim
+        rotated = int(head_dim * rope["full_attention"]["partial_rotary_factor"] / 2)
+        writer.add_tensor("rope_freqs.weight", np.array([1.0] * rotated + [1e30] * (head_dim // 2 - rotated), np.float32))
+        return
     if rope["rope_type"] == "llama3":
         head_dim = config.head_dim
         plain = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
@@ -205,7 +279,9 @@ def gated_delta(name, values, config):
 
 def parameters(model):
     """Names and values; gate and up of all experts, which transformers has in one tensor, are two."""
-    for name, weight in model.named_parameters():
+    stored = ("layer_scalar", "expert_bias", "e_score_correction_bias")
+    buffers = [(name, values) for name, values in model.named_buffers() if name.endswith(stored)]
+    for name, weight in [*model.named_parameters(), *buffers]:
         values = weight.detach().float().numpy()
         if name.endswith("conv.conv.weight"):
             values = values.squeeze(1)
@@ -229,10 +305,10 @@ def parameters(model):
                 yield stem.replace("gate_up_proj", f"up_proj.{kind}"), values[:, 1::2]
             else:
                 yield f"{stem}.{kind}", values
-        elif name.endswith("mlp.experts.gate_up_proj"):
+        elif name.endswith(("mlp.experts.gate_up_proj", "feed_forward.experts.gate_up_proj")):
             for stem, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=1)):
                 yield name.replace("gate_up_proj", f"{stem}.weight"), half
-        elif name.endswith("mlp.experts.down_proj"):
+        elif name.endswith(("mlp.experts.down_proj", "feed_forward.experts.down_proj")):
             yield f"{name}.weight", values
         else:
             yield name, values
@@ -252,7 +328,7 @@ def write(path, model, kind_of):
         if config.model_type in GATED_DELTA:
             values = gated_delta(name, values, config)
         target = gguf_name(name, config.model_type)
-        if values.ndim == 1 or target.endswith(".bias") or "ffn_gate_inp" in target or "conv1d" in target or "shortconv.conv" in target:
+        if values.ndim == 1 or target.endswith((".bias", ".scale")) or "ffn_gate_inp" in target or "conv1d" in target or "shortconv.conv" in target:
             writer.add_tensor(target, values)
         else:
             kind = kind_of(target)
@@ -348,6 +424,7 @@ if __name__ == "__main__":
     for name, kind, bound in [("llama3", T.F16, 0.02), ("qwen3", T.BF16, 0.05), ("phi3", T.F16, 0.02),
                               ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05), ("gpt-oss", T.BF16, 0.05),
                               ("qwen35", T.BF16, 0.05), ("qwen35moe", T.BF16, 0.05), ("qwen3next", T.BF16, 0.05),
-                              ("lfm2", T.BF16, 0.05)]:
+                              ("lfm2", T.BF16, 0.05), ("gemma4", T.BF16, 0.05), ("gemma4-moe", T.BF16, 0.05), ("lfm2moe", T.BF16, 0.05),
+                              ("glm4moe", T.BF16, 0.05)]:
         if not wanted or name in wanted:
             convert(name, kind, bound)

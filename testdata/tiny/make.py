@@ -16,7 +16,7 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from transformers import (Gemma2Config, Gemma3TextConfig, Glm4Config, GptOssConfig, GraniteConfig, GraniteMoeConfig, GraniteMoeHybridConfig, Lfm2Config, LlamaConfig, Ministral3Config,
+from transformers import (Gemma2Config, Gemma3TextConfig, Gemma4TextConfig, Glm4Config, Glm4MoeConfig, GptOssConfig, GraniteConfig, GraniteMoeConfig, GraniteMoeHybridConfig, Lfm2Config, Lfm2MoeConfig, LlamaConfig, Ministral3Config,
                           MistralConfig, MixtralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, Qwen3NextConfig,
                           Qwen3_5MoeTextConfig, Qwen3_5TextConfig,
                           SmolLM3Config)
@@ -28,9 +28,11 @@ COMMON = dict(bos_token_id=0, eos_token_id=1, pad_token_id=None, max_position_em
 
 LONG = dict(COMMON, max_position_embeddings=256)
 
+S, F = "sliding_attention", "full_attention"
+
 # name -> (configuration, stored type, options)
 #   shards: number of safetensors files; legacy: the rope_scaling keys of a config.json as published; put: keys to set; mxfp4: experts in MXFP4, in a second folder;
-#   fused: the experts of a layer in one tensor, as transformers 5 has them in memory; tokens: length of the prompt
+#   drop: keys to leave out; fused: the experts of a layer in one tensor, as transformers 5 has them in memory; tokens: length of the prompt
 MODELS = {
     "llama": (
         LlamaConfig(vocab_size=307, hidden_size=96, intermediate_size=136, num_hidden_layers=2, num_attention_heads=6,
@@ -206,6 +208,38 @@ MODELS = {
                    layer_types=["conv", "full_attention", "conv", "full_attention", "conv"],
                    rope_parameters=dict(rope_type="default", rope_theta=1000000.0), **LONG),
         torch.bfloat16, dict(tokens=80)),
+    # Like E2B: inputs of each layer, layers without keys and values of their own, larger heads in global layers.
+    "gemma4": (
+        Gemma4TextConfig(vocab_size=306, hidden_size=64, intermediate_size=72, num_hidden_layers=7, num_attention_heads=4,
+                         num_key_value_heads=2, head_dim=16, global_head_dim=40, sliding_window=10, num_kv_shared_layers=3,
+                         layer_types=[S, F, S, F, S, F, F], use_double_wide_mlp=True, hidden_size_per_layer_input=24,
+                         vocab_size_per_layer_input=306, final_logit_softcapping=9.0, tie_word_embeddings=True, **COMMON),
+        torch.bfloat16, {}),
+    # Like 26B-A4B, as published: experts beside the block, and values that are keys in global layers.
+    "gemma4-moe": (
+        Gemma4TextConfig(vocab_size=303, hidden_size=64, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4,
+                         num_key_value_heads=4, head_dim=16, global_head_dim=32, num_global_key_value_heads=1,
+                         attention_k_eq_v=True, sliding_window=9, layer_types=[S, F, F], hidden_size_per_layer_input=0,
+                         enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=24,
+                         final_logit_softcapping=9.0, tie_word_embeddings=True, **COMMON),
+        torch.bfloat16, dict(fused=True, drop=["per_layer_config"], put=dict(global_head_dim=32, num_global_key_value_heads=1))),
+    # One dense layer before those with experts, of both kinds.
+    "lfm2moe": (
+        Lfm2MoeConfig(vocab_size=305, hidden_size=64, intermediate_size=88, moe_intermediate_size=24, num_hidden_layers=4,
+                      num_attention_heads=4, num_key_value_heads=2, norm_eps=1e-5, conv_L_cache=3, num_dense_layers=1,
+                      num_experts=7, num_experts_per_tok=2, use_expert_bias=True, routed_scaling_factor=1.0,
+                      norm_topk_prob=True, tie_word_embeddings=True, layer_types=["conv", F, "conv", F],
+                      rope_parameters=dict(rope_type="default", rope_theta=1000000.0), **LONG),
+        torch.bfloat16, dict(tokens=80)),
+    # A token chooses experts from two of three groups.
+    "glm4moe": (
+        Glm4MoeConfig(vocab_size=304, hidden_size=64, intermediate_size=88, moe_intermediate_size=24, num_hidden_layers=3,
+                      num_attention_heads=4, num_key_value_heads=2, head_dim=24, attention_bias=True, use_qk_norm=True,
+                      n_routed_experts=6, n_shared_experts=2, num_experts_per_tok=3, n_group=3, topk_group=2,
+                      first_k_dense_replace=1, routed_scaling_factor=1.5, norm_topk_prob=True, num_mtp_layers=0,
+                      rms_norm_eps=1e-5, tie_word_embeddings=False,
+                      rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5), **COMMON),
+        torch.bfloat16, {}),
 }
 
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -287,6 +321,8 @@ def make(name, index):
         to_legacy(written, options)
         written["torch_dtype"] = written.pop("dtype", None)
     written.update(options.get("put", {}))
+    for key in options.get("drop", []):
+        written.pop(key)
     written.pop("transformers_version", None)
     write_json(path, written)
     save_tokenizer(make_tokenizer(config.vocab_size), folder, options.get("chat", False))

@@ -34,10 +34,7 @@ pub fn attend_all(
         entries.iter().map(|e| e.sequence.causal_view(layer, &e.inputs)).collect::<Result<Vec<_>, _>>()?;
     let calls = entries.iter_mut().zip(&views);
     let mut calls: Vec<_> = calls
-        .map(|(entry, view)| AttentionCall {
-            args: view.args(&entry.sequence.shared, &entry.inputs),
-            out: &mut *entry.inputs.out,
-        })
+        .map(|(entry, view)| AttentionCall { args: view.args(&entry.inputs), out: &mut *entry.inputs.out })
         .collect();
     attend_batch(exec, &mut calls, scratch);
     Ok(())

@@ -1,6 +1,6 @@
 //! A block: the pages with keys and values of up to `page_tokens` tokens of one KV head.
 
-use crate::{cache::Shared, error::KvError};
+use crate::{cache::Pages, error::KvError};
 use scrimp_kernels::{
     attention::{PackedKind, PageRows, PageView},
     mem::Page,
@@ -42,27 +42,32 @@ impl Block {
     }
 
     /// Reads the key in `slot` (`[head_dim]`).
-    pub(crate) fn read_key(&self, shared: &Shared, slot: usize, k: &mut [f32]) {
-        let g = shared.geometry;
+    pub(crate) fn read_key(&self, pages: Pages<'_>, slot: usize, k: &mut [f32]) {
+        let g = pages.geometry;
         match &self.packed {
             Some(kind) => kind.packing().read_k(g, &self.k, slot, k),
-            None => shared.config.format.storage().read_k(g, &self.k, slot, k),
+            None => pages.storage.read_k(g, &self.k, slot, k),
         }
     }
 
     /// Reads the value in `slot` (`[head_dim]`).
-    pub(crate) fn read_value(&self, shared: &Shared, slot: usize, v: &mut [f32]) {
-        let g = shared.geometry;
+    pub(crate) fn read_value(&self, pages: Pages<'_>, slot: usize, v: &mut [f32]) {
+        let g = pages.geometry;
         match &self.packed {
             Some(kind) => kind.packing().read_v(g, &self.v, slot, v),
-            None => shared.config.format.storage().read_v(g, &self.v, slot, v),
+            None => pages.storage.read_v(g, &self.v, slot, v),
         }
     }
 
     /// A writable copy with the first `used` tokens. `tokens` is the number of tokens that the error message names.
-    pub(crate) fn writable_copy(&self, shared: &Shared, used: usize, tokens: usize) -> Result<Self, KvError> {
-        let (g, storage) = (shared.geometry, shared.config.format.storage());
-        let [mut k, mut v] = open_pages(shared, tokens)?;
+    pub(crate) fn writable_copy(
+        &self,
+        pages: Pages<'_>,
+        used: usize,
+        tokens: usize,
+    ) -> Result<Self, KvError> {
+        let (g, storage) = (pages.geometry, pages.storage);
+        let [mut k, mut v] = open_pages(pages, tokens)?;
         let (to_k, to_v) = (bytes_of_new(&mut k), bytes_of_new(&mut v));
         if self.packed.is_none() {
             to_k.copy_from_slice(&self.k);
@@ -70,8 +75,8 @@ impl Block {
         } else {
             let (mut row_k, mut row_v) = (vec![0.0; g.head_dim], vec![0.0; g.head_dim]);
             for slot in 0..used {
-                self.read_key(shared, slot, &mut row_k);
-                self.read_value(shared, slot, &mut row_v);
+                self.read_key(pages, slot, &mut row_k);
+                self.read_value(pages, slot, &mut row_v);
                 storage.write_k(g, to_k, PageRows { slot, n: 1, rows: &row_k, stride: g.head_dim });
                 storage.write_v(g, to_v, PageRows { slot, n: 1, rows: &row_v, stride: g.head_dim });
             }
@@ -84,8 +89,8 @@ impl Block {
 }
 
 /// New K and V pages in the format that tokens are appended in.
-pub(crate) fn open_pages(shared: &Shared, tokens: usize) -> Result<[Arc<Page>; 2], KvError> {
-    let alloc = || shared.pool.alloc(shared.open_bytes(), tokens);
+pub(crate) fn open_pages(pages: Pages<'_>, tokens: usize) -> Result<[Arc<Page>; 2], KvError> {
+    let alloc = || pages.pool.alloc(pages.open_bytes(), tokens);
     Ok([alloc()?, alloc()?])
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     block_table::BlockTable,
-    cache::Shared,
+    cache::{Pages, Shared},
     error::KvError,
     sequence::{AttentionInputs, Queries},
 };
@@ -11,6 +11,7 @@ use std::ops::Range;
 
 /// One layer of one sequence.
 pub(crate) struct CausalView<'a> {
+    pages: Pages<'a>,
     heads: &'a [BlockTable],
     window: Option<usize>,
     /// Kept tokens from the token of the first query on; 0 for future queries.
@@ -23,13 +24,14 @@ pub(crate) struct CausalView<'a> {
 impl<'a> CausalView<'a> {
     /// Checks that `inputs` fit the layer. `next` is the position of the layer's next token.
     pub(crate) fn new(
-        shared: &Shared,
+        shared: &'a Shared,
         layer: usize,
         next: u32,
         heads: &'a [BlockTable],
         inputs: &AttentionInputs<'_>,
     ) -> Result<Self, KvError> {
-        let (g, n_kv_heads) = (shared.geometry, shared.config.n_kv_heads);
+        let pages = shared.pages(layer);
+        let (g, n_kv_heads) = (pages.geometry, pages.n_kv_heads);
         let row = inputs.n_heads * g.head_dim;
         let n_tokens = inputs.q.len().checked_div(row).unwrap_or(0);
         let own_tokens = match inputs.queries {
@@ -52,17 +54,17 @@ impl<'a> CausalView<'a> {
             )));
         }
         let window = shared.config.windows[layer];
-        Ok(Self { heads, window, own_tokens, first: next - own_tokens as u32, n_tokens })
+        Ok(Self { pages, heads, window, own_tokens, first: next - own_tokens as u32, n_tokens })
     }
 
     /// The arguments of the attention kernels.
-    pub(crate) fn args<'b>(&'b self, shared: &Shared, inputs: &AttentionInputs<'b>) -> AttentionArgs<'b> {
+    pub(crate) fn args<'b>(&'b self, inputs: &AttentionInputs<'b>) -> AttentionArgs<'b> {
         AttentionArgs {
-            storage: shared.config.format.storage().kind(),
-            geometry: shared.geometry,
+            storage: self.pages.storage.kind(),
+            geometry: self.pages.geometry,
             n_tokens: self.n_tokens,
             n_heads: inputs.n_heads,
-            n_kv_heads: shared.config.n_kv_heads,
+            n_kv_heads: self.pages.n_kv_heads,
             q: inputs.q,
             kv: self,
             scale: inputs.scale,

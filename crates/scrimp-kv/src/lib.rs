@@ -92,7 +92,7 @@ mod wire;
 pub use attention_scores::{PostPrefillScores, ScoresWanted};
 pub use batch::{BatchEntry, attend_all};
 pub use block_pool::BlockPool;
-pub use cache::{KvCache, KvConfig};
+pub use cache::{KvCache, KvConfig, KvHeads};
 pub use compress::{FutureQueries, LayerQueries};
 pub use error::KvError;
 pub use format::KvFormat;

@@ -16,6 +16,7 @@ fn cache(windows: Vec<Option<usize>>) -> KvCache {
     KvCache::new(KvConfig {
         head_dim: DIM,
         n_kv_heads: KV_HEADS,
+        window_heads: None,
         windows,
         states: Vec::new(),
         format: "f32".parse().unwrap(),
@@ -373,6 +374,7 @@ fn fitted_values_reproduce_the_attention_over_all_tokens() {
         let cache = KvCache::new(KvConfig {
             head_dim: DIM,
             n_kv_heads: KV_HEADS,
+            window_heads: None,
             windows: vec![None, Some(48)],
             states: Vec::new(),
             format: format.parse().unwrap(),

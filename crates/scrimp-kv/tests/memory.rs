@@ -9,6 +9,7 @@ fn cache(windows: Vec<Option<usize>>, limit: Option<usize>) -> KvCache {
     KvCache::new(KvConfig {
         head_dim: DIM,
         n_kv_heads: 1,
+        window_heads: None,
         windows,
         states: Vec::new(),
         format: "bf16".parse().unwrap(),

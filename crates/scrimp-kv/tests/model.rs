@@ -4,12 +4,14 @@
 use proptest::prelude::*;
 use scrimp_kernels::{Exec, Pool, SimdLevel};
 use scrimp_kv::{
-    AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, Queries, ScoresWanted, Sequence,
-    policy::Selection,
+    AttentionInputs, AttentionScratch, KvCache, KvConfig, KvError, KvFormat, KvHeads, Queries, ScoresWanted,
+    Sequence, policy::Selection,
 };
 
-const DIM: usize = 20;
-const HEADS: usize = 2;
+/// Elements per head of the layer with full attention, and of the layer with a window.
+const DIM: [usize; 2] = [20, 36];
+/// Their KV heads.
+const HEADS: [usize; 2] = [2, 1];
 const GROUP: usize = 3;
 const WINDOW: usize = 24;
 
@@ -71,8 +73,9 @@ struct World {
 impl World {
     fn new(format: KvFormat, page_tokens: usize) -> Self {
         let config = KvConfig {
-            head_dim: DIM,
-            n_kv_heads: HEADS,
+            head_dim: DIM[0],
+            n_kv_heads: HEADS[0],
+            window_heads: Some(KvHeads { count: HEADS[1], dim: DIM[1] }),
             windows: vec![None, Some(WINDOW)],
             states: Vec::new(),
             format,
@@ -81,7 +84,7 @@ impl World {
             rewind: 0,
         };
         let cache = KvCache::new(config).unwrap();
-        let model = Model { heads: vec![vec![Vec::new(); HEADS]; 2], len: 0 };
+        let model = Model { heads: HEADS.map(|heads| vec![Vec::new(); heads]).to_vec(), len: 0 };
         let sequences = vec![(cache.sequence(), model)];
         Self { cache, pool: Pool::new(2).unwrap(), sequences, current: 0, stamp: 0 }
     }
@@ -119,7 +122,7 @@ impl World {
             }
             Step::Reset => {
                 sequence.reset();
-                *model = Model { heads: vec![vec![Vec::new(); HEADS]; 2], len: 0 };
+                *model = Model { heads: HEADS.map(|heads| vec![Vec::new(); heads]).to_vec(), len: 0 };
             }
             Step::Pack => sequence.pack(&self.pool).unwrap(),
             Step::Attend => self.attend(),
@@ -130,17 +133,17 @@ impl World {
     /// Appends `n` tokens to sequence and model.
     fn append(&mut self, n: usize) {
         let (sequence, model) = &mut self.sequences[self.current];
-        for layer in 0..2 {
+        for (layer, (heads, dim)) in HEADS.into_iter().zip(DIM).enumerate() {
             let element = |i: usize, scale: f32| {
-                let (token, head, d) = (i / (HEADS * DIM), i / DIM % HEADS, i % DIM);
+                let (token, head, d) = (i / (heads * dim), i / dim % heads, i % dim);
                 scale * value(self.stamp + token, head + layer, d)
             };
-            let k: Vec<f32> = (0..n * HEADS * DIM).map(|i| element(i, 1.0)).collect();
-            let v: Vec<f32> = (0..n * HEADS * DIM).map(|i| element(i, -2.0)).collect();
+            let k: Vec<f32> = (0..n * heads * dim).map(|i| element(i, 1.0)).collect();
+            let v: Vec<f32> = (0..n * heads * dim).map(|i| element(i, -2.0)).collect();
             sequence.append(layer, &k, &v, &self.pool).unwrap();
             for token in 0..n {
-                for head in 0..HEADS {
-                    let row = |x: &[f32]| x[(token * HEADS + head) * DIM..][..DIM].to_vec();
+                for head in 0..heads {
+                    let row = |x: &[f32]| x[(token * heads + head) * dim..][..dim].to_vec();
                     let position = (model.len + token) as u32;
                     model.heads[layer][head].push(Token { position, k: row(&k), v: row(&v), bias: 0.0 });
                 }
@@ -154,15 +157,16 @@ impl World {
     fn attend(&mut self) {
         self.step(&Step::Append { n: 2 });
         let (sequence, model) = &mut self.sequences[self.current];
-        let q: Vec<f32> = (0..2 * HEADS * GROUP * DIM).map(|i| value(i / DIM, 0, i % DIM) * 2.0).collect();
         let mut scratch = AttentionScratch::new();
-        for layer in 0..2 {
+        for (layer, (heads, dim)) in HEADS.into_iter().zip(DIM).enumerate() {
+            let q: Vec<f32> =
+                (0..2 * heads * GROUP * dim).map(|i| value(i / dim, 0, i % dim) * 2.0).collect();
             let mut out = vec![f32::NAN; q.len()];
             let inputs = AttentionInputs {
                 q: &q,
                 queries: Queries::Last,
                 out: &mut out,
-                n_heads: HEADS * GROUP,
+                n_heads: heads * GROUP,
                 scale: 0.3,
                 softcap: None,
                 sinks: None,
@@ -171,8 +175,8 @@ impl World {
             };
             let exec = Exec { pool: &self.pool, level: SimdLevel::detect() };
             sequence.attend(layer, inputs, exec, &mut scratch).unwrap();
-            for row in HEADS * GROUP..2 * HEADS * GROUP {
-                let head = row % (HEADS * GROUP);
+            for row in heads * GROUP..2 * heads * GROUP {
+                let head = row % (heads * GROUP);
                 let oldest = if layer == 1 { model.len.saturating_sub(WINDOW) } else { 0 };
                 // With the numbers that the cache holds: `check` compares them.
                 let mut tokens = model.heads[layer][head / GROUP].clone();
@@ -182,15 +186,15 @@ impl World {
                 }
                 let seen: Vec<&Token> = tokens.iter().filter(|t| t.position as usize >= oldest).collect();
                 let score = |t: &Token| {
-                    let dot: f64 = (0..DIM).map(|d| f64::from(q[row * DIM + d]) * f64::from(t.k[d])).sum();
+                    let dot: f64 = (0..dim).map(|d| f64::from(q[row * dim + d]) * f64::from(t.k[d])).sum();
                     dot * f64::from(0.3_f32) + f64::from(t.bias)
                 };
                 let p: Vec<f64> = seen.iter().map(|t| score(t).exp()).collect();
                 let total: f64 = p.iter().sum();
-                for d in 0..DIM {
+                for d in 0..dim {
                     let want: f64 = seen.iter().zip(&p).map(|(t, p)| p / total * f64::from(t.v[d])).sum();
                     assert!(
-                        (want - f64::from(out[row * DIM + d])).abs() < 0.02,
+                        (want - f64::from(out[row * dim + d])).abs() < 0.02,
                         "layer {layer}, row {row}, dim {d}"
                     );
                 }
@@ -203,7 +207,6 @@ impl World {
 
     /// Every sequence holds what its model holds.
     fn check(&self) {
-        let (mut k, mut v) = (vec![0.0; DIM], vec![0.0; DIM]);
         // Half a scale each time that a token is packed, and bf16 in between. Keys are within 1, values within 2.
         let tolerance = match self.cache.config().format.name() {
             "int8" => 0.05,
@@ -217,8 +220,9 @@ impl World {
         for (sequence, model) in &self.sequences {
             assert_eq!(sequence.len(), model.len);
             bytes += sequence.bytes() - sequence.bias_bytes();
-            for layer in 0..2 {
-                for head in 0..HEADS {
+            for (layer, (heads, dim)) in HEADS.into_iter().zip(DIM).enumerate() {
+                let (mut k, mut v) = (vec![0.0; dim], vec![0.0; dim]);
+                for head in 0..heads {
                     let tokens = &model.heads[layer][head];
                     let held = sequence.kept(layer, head);
                     assert!(held <= tokens.len());
@@ -249,7 +253,7 @@ impl World {
 /// Compacts a layer of the sequence and of the model to the tokens that the bits of `keep` name.
 fn compact(sequence: &mut Sequence, heads: &mut [Vec<Token>], layer: usize, keep: &[u8], biased: bool) {
     let mut selections = Vec::new();
-    for head in 0..HEADS {
+    for head in 0..HEADS[layer] {
         // The sequence may hold fewer tokens of a window layer than the model.
         let tokens = &mut heads[head];
         let held = sequence.kept(layer, head);

@@ -21,6 +21,7 @@ fn dropped_and_compacted_memory_returns_to_the_system() {
     let cache = KvCache::new(KvConfig {
         head_dim: 64,
         n_kv_heads: 1,
+        window_heads: None,
         windows: vec![None; 8],
         states: Vec::new(),
         format: "bf16".parse().unwrap(),

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use scrimp_kernels::{Exec, Pool, SimdLevel};
-use scrimp_kv::{AttentionInputs, AttentionScratch, Input, KvCache, KvConfig, KvFormat, Queries, Sequence};
+use scrimp_kv::{
+    AttentionInputs, AttentionScratch, Input, KvCache, KvConfig, KvFormat, KvHeads, Queries, Sequence,
+};
 
 const DIM: usize = 16;
 
@@ -10,6 +12,7 @@ fn cache(format: &KvFormat) -> KvCache {
     KvCache::new(KvConfig {
         head_dim: DIM,
         n_kv_heads: 2,
+        window_heads: Some(KvHeads { count: 1, dim: 2 * DIM }),
         windows: vec![None, Some(20)],
         states: Vec::new(),
         format: *format,
@@ -44,7 +47,8 @@ fn use_it(sequence: &mut Sequence) -> Vec<f32> {
             q: &row,
             queries: Queries::Last,
             out: &mut out,
-            n_heads: 2,
+            // The layer with a window has one head of twice the size.
+            n_heads: 2 - layer,
             scale: 0.25,
             softcap: None,
             sinks: None,

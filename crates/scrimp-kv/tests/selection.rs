@@ -19,6 +19,7 @@ fn sequence(tokens: usize, kv_heads: usize, noise: &[u8]) -> Sequence {
     let cache = KvCache::new(KvConfig {
         head_dim: DIM,
         n_kv_heads: kv_heads,
+        window_heads: None,
         windows: vec![None],
         states: Vec::new(),
         format: "f32".parse().unwrap(),

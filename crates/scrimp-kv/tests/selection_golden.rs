@@ -29,6 +29,7 @@ fn sequence(tokens: usize, heads: usize, salt: u64) -> Sequence {
     let cache = KvCache::new(KvConfig {
         head_dim: DIM,
         n_kv_heads: heads,
+        window_heads: None,
         windows: vec![None; LAYERS],
         states: Vec::new(),
         format: "f32".parse().unwrap(),

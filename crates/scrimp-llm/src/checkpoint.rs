@@ -1,7 +1,7 @@
 //! A model on disk: its configuration, and its tensors under GGUF's names, for all file formats.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     ops::Range,
     path::{Path, PathBuf},
@@ -301,8 +301,8 @@ impl Checkpoint {
     /// Rejects biases that the family does not have, and factors on matrices: ignoring one would change results. Other
     /// extra tensors are harmless.
     fn refuse_unknown_biases(&self, family: &dyn Family) -> Result<()> {
-        let mut layer = family.layer_tensors(&self.config);
-        layer.extend(family.recurrent_layer_tensors(&self.config));
+        let layers = (0..self.config.n_layers).flat_map(|i| family.tensors_of_layer(&self.config, i));
+        let known: HashSet<String> = layers.map(|spec| spec.name).collect();
         for tensor in &self.tensors {
             let in_layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
             let name = in_layer.map_or(tensor.name.as_str(), |(_, name)| name);
@@ -313,7 +313,7 @@ impl Checkpoint {
                     "use a file of another type, such as MXFP4 or Q4_K",
                 ));
             }
-            if name.ends_with(".bias") && !layer.iter().any(|spec| spec.name == name) {
+            if name.ends_with(".bias") && !known.contains(name) {
                 return Err(Error::unsupported(
                     format!("{}: {} is not supported", self.path.display(), tensor.name),
                     format!("models of family {} have no such bias", family.name()),
@@ -354,10 +354,17 @@ impl Checkpoint {
     /// # Errors
     /// It is packed. Only an embedding that is also the output matrix may be packed.
     pub fn embedding(&self) -> Result<(DType, &[u8])> {
-        let tensor = self.tensor("token_embd.weight")?;
-        let what = "the embedding is packed, though it is not the output matrix";
-        let dtype = tensor.encoding.rows().ok_or_else(|| Error::damaged_file(&self.path, what))?;
-        Ok((dtype, tensor.data))
+        self.table("token_embd.weight")
+    }
+
+    /// The table `name` for lookups in the file: its type and its rows, one after another.
+    ///
+    /// # Errors
+    /// There is no such table, or it is packed.
+    pub fn table(&self, name: &str) -> Result<(DType, &[u8])> {
+        let tensor = self.tensor(name)?;
+        let what = || Error::damaged_file(&self.path, format!("table {name} is packed"));
+        Ok((tensor.encoding.rows().ok_or_else(what)?, tensor.data))
     }
 
     /// GGUF's names of all tensors, in the files' order.

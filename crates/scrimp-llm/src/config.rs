@@ -1,6 +1,7 @@
 //! The configuration of a decoder-only transformer, independent of file formats.
 
 use scrimp_kernels::ops::{DeltaShape, RmsNorm};
+use scrimp_kv::KvHeads;
 
 /// Non-linearity of the gated feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,18 +81,62 @@ pub enum ExpertWeighting {
 
 /// A mixture of experts instead of the feed-forward block (Shazeer 2017, "Outrageously Large Neural Networks",
 /// arXiv 1701.06538, section 2): `sum over the chosen e of weight[e] * block_e(x)`, where the experts with the largest
-/// logits `router · x` are chosen. Each expert is a gated block of width [`ModelConfig::intermediate_size`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// logits `router · x` are chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Experts {
     /// Experts of a layer.
     pub count: usize,
     /// Experts that a token passes.
     pub per_token: usize,
+    /// Width of each expert, a gated block.
+    pub width: usize,
     /// The weights of the chosen experts.
     pub weighting: ExpertWeighting,
     /// The width of the shared expert, which every token passes beside the chosen ones: `sigmoid(g · x) * block(x)` with a
     /// vector `g`. `None`: there is none.
     pub shared: Option<usize>,
+    /// The experts run beside the feed-forward block of the layer: `norm(norm(block(x)) + norm(experts(x)))` (Gemma 4).
+    pub beside_block: bool,
+}
+
+impl Experts {
+    /// `count` experts of width `width`, of which a token passes `per_token`, in the place of a block.
+    pub const fn plain(count: usize, per_token: usize, width: usize, weighting: ExpertWeighting) -> Self {
+        Self { count, per_token, width, weighting, shared: None, beside_block: false }
+    }
+}
+
+/// The last layers read keys and values of earlier layers instead of their own (Gemma 3n, Gemma 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedKv {
+    /// The first of these layers. Each reads those of the last layer before it of the same kind: with or without a
+    /// sliding window.
+    pub first: usize,
+    /// Width of their feed-forward blocks.
+    pub intermediate_size: usize,
+}
+
+/// The heads of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Query heads.
+    pub n_heads: usize,
+    /// KV heads.
+    pub n_kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+}
+
+impl HeadShape {
+    /// Elements of the queries of a token.
+    pub fn q_dim(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Rows of the key and of the value projection.
+    pub fn kv_dim(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
 }
 
 /// The layers that carry a recurrent state from token to token instead of keys and values.
@@ -138,7 +183,7 @@ pub struct ModelConfig {
     pub n_layers: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward block, or of each expert.
+    /// Width of the feed-forward block, or of each expert where no layer has a block.
     pub intermediate_size: usize,
     /// Query heads.
     pub n_heads: usize,
@@ -146,6 +191,16 @@ pub struct ModelConfig {
     pub n_kv_heads: usize,
     /// Elements per head.
     pub head_dim: usize,
+    /// The KV heads of layers with a sliding window, where they differ from those of the others (Gemma 4).
+    pub window_heads: Option<KvHeads>,
+    /// The layers without keys and values of their own.
+    pub shared_kv: Option<SharedKv>,
+    /// The values of layers with full attention are their keys, before norm and RoPE (Gemma 4).
+    pub values_are_keys: bool,
+    /// Each head of values is divided by its root mean square (Gemma 4).
+    pub value_norm: bool,
+    /// Each layer has an input for each token beside the residual stream, of this width (Gemma 3n, Gemma 4).
+    pub per_layer_input: Option<usize>,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Longest context the model was made for, tokens.
@@ -224,6 +279,11 @@ impl ModelConfig {
             n_heads: sizes.n_heads,
             n_kv_heads: sizes.n_kv_heads,
             head_dim: sizes.head_dim,
+            window_heads: None,
+            shared_kv: None,
+            values_are_keys: false,
+            value_norm: false,
+            per_layer_input: None,
             vocab_size: sizes.vocab_size,
             context_length: sizes.context_length,
             rms_norm_eps: 1e-6,
@@ -268,9 +328,49 @@ impl ModelConfig {
         self.recurrence.as_ref().is_some_and(|recurrence| recurrence.layers[layer])
     }
 
-    /// The layers with keys and values, in order: layer `i` of a KV cache is the `i`th of them.
+    /// Whether a layer reads the keys and values of an earlier one.
+    pub fn shares_kv(&self, layer: usize) -> bool {
+        self.shared_kv.is_some_and(|shared| layer >= shared.first)
+    }
+
+    /// The layers with keys and values of their own, in order: layer `i` of a KV cache is the `i`th of them.
     pub fn attention_layers(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.n_layers).filter(|&layer| !self.is_recurrent(layer))
+        (0..self.n_layers).filter(|&layer| !self.is_recurrent(layer) && !self.shares_kv(layer))
+    }
+
+    /// The layer of a KV cache that attention of `layer` reads.
+    pub fn kv_layer(&self, layer: usize) -> usize {
+        let windowed = |layer: usize| self.sliding_window[layer].is_some();
+        let shared = self.shares_kv(layer);
+        let own = self.attention_layers().enumerate();
+        let read = |&(_, other): &(usize, usize)| match shared {
+            true => windowed(other) == windowed(layer),
+            false => other == layer,
+        };
+        own.filter(read).last().map_or(0, |(index, _)| index)
+    }
+
+    /// The heads of a layer.
+    pub fn heads(&self, layer: usize) -> HeadShape {
+        let full = KvHeads { count: self.n_kv_heads, dim: self.head_dim };
+        let kv = self.window_heads.filter(|_| self.sliding_window[layer].is_some()).unwrap_or(full);
+        HeadShape { n_heads: self.n_heads, n_kv_heads: kv.count, head_dim: kv.dim }
+    }
+
+    /// Width of the feed-forward block of a layer.
+    pub fn block_width(&self, layer: usize) -> usize {
+        let shared = self.shared_kv.filter(|shared| layer >= shared.first);
+        shared.map_or(self.intermediate_size, |shared| shared.intermediate_size)
+    }
+
+    /// The experts of a layer.
+    pub fn experts_of(&self, _layer: usize) -> Option<Experts> {
+        self.experts
+    }
+
+    /// Whether a layer has a feed-forward block.
+    pub fn has_block(&self, layer: usize) -> bool {
+        self.experts_of(layer).is_none_or(|experts| experts.beside_block)
     }
 
     /// The numbers of the state of each recurrent layer, f32.
@@ -286,15 +386,15 @@ impl ModelConfig {
 
     /// Bytes of the keys and values of a token in bf16, in all layers.
     pub fn kv_bytes_per_token(&self) -> usize {
-        2 * 2 * self.attention_layers().count() * self.n_kv_heads * self.head_dim
+        4 * self.attention_layers().map(|layer| self.heads(layer).kv_dim()).sum::<usize>()
     }
 
-    /// Elements of the queries of a token: `n_heads * head_dim`.
+    /// Elements of the queries of a token in layers with full attention: `n_heads * head_dim`.
     pub fn q_dim(&self) -> usize {
         self.n_heads * self.head_dim
     }
 
-    /// Rows of the key and of the value projection: `n_kv_heads * head_dim`.
+    /// Rows of the key and of the value projection of layers with full attention: `n_kv_heads * head_dim`.
     pub fn kv_dim(&self) -> usize {
         self.n_kv_heads * self.head_dim
     }

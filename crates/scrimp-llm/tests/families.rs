@@ -138,6 +138,8 @@ fn odd_values_in_config_json() {
         "qwen35moe",
         "qwen3next",
         "lfm2",
+        "gemma4",
+        "gemma4-moe",
     ];
     let with_experts =
         tiny.map(|name| scrimp_testkit::read_json::<Value>(&format!("tiny/{name}/config.json")));
@@ -169,7 +171,8 @@ fn odd_values_in_config_json() {
 
 fn check(config: &ModelConfig) {
     let sound = |rope: &Rope| {
-        assert!(rope.rotary_dim() <= config.head_dim && !rope.inv_freq.is_empty());
+        let heads = (0..config.n_layers).map(|layer| config.heads(layer).head_dim);
+        assert!(rope.rotary_dim() <= heads.max().unwrap() && !rope.inv_freq.is_empty());
         assert!(rope.inv_freq.iter().all(|f| f.is_finite()) && rope.magnitude.is_finite());
     };
     sound(&config.rope);
@@ -177,7 +180,9 @@ fn check(config: &ModelConfig) {
     config.rope_long.iter().for_each(|long| sound(&long.rope));
     assert_eq!(config.sliding_window.len(), config.n_layers);
     assert!(config.sliding_window.iter().flatten().all(|&w| w > 0));
-    assert!(config.n_heads.is_multiple_of(config.n_kv_heads));
+    let heads = |layer| config.heads(layer);
+    assert!((0..config.n_layers).all(|i| heads(i).n_heads.is_multiple_of(heads(i).n_kv_heads)));
+    assert!(config.shared_kv.is_none_or(|shared| (1..config.n_layers).contains(&shared.first)));
     assert!(config.attn_scale.is_finite() && config.rms_norm_eps > 0.0);
     if let Some(recurrence) = &config.recurrence {
         assert_eq!(recurrence.layers.len(), config.n_layers);
@@ -186,6 +191,53 @@ fn check(config: &ModelConfig) {
     if let Some(experts) = config.experts {
         assert!(experts.shared.is_none_or(|width| width > 0));
         assert!((1..=experts.count).contains(&experts.per_token) && experts.count <= 1 << 12);
+    }
+}
+
+#[test]
+fn gemma_4_from_hugging_face() {
+    // google/gemma-4-E2B-it: every fifth layer is global, and the last 20 layers have no keys and values.
+    let kind = |layer: usize| if layer % 5 == 4 { "full_attention" } else { "sliding_attention" };
+    let json = json!({
+        "model_type": "gemma4", "tie_word_embeddings": true, "vision_config": {"hidden_size": 768},
+        "text_config": {
+            "model_type": "gemma4_text", "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 35,
+            "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "global_head_dim": 512,
+            "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 20, "use_double_wide_mlp": true,
+            "final_logit_softcapping": 30.0, "sliding_window": 512,
+            "layer_types": (0..35).map(kind).collect::<Vec<_>>(),
+        },
+    });
+    let config = read(&json).unwrap();
+    assert_eq!((config.head_dim, config.n_kv_heads), (512, 1));
+    assert_eq!((config.heads(0).head_dim, config.heads(4).head_dim), (256, 512));
+    assert_eq!((config.block_width(14), config.block_width(15)), (6144, 12_288));
+    assert_eq!(config.attention_layers().count(), 15);
+    assert_eq!((config.kv_layer(13), config.kv_layer(14)), (13, 14));
+    assert_eq!((config.kv_layer(15), config.kv_layer(34)), (13, 14), "the last of each kind");
+    assert_eq!(config.kv_bytes_per_token(), 4 * (12 * 256 + 3 * 512));
+    // A quarter of the pairs (i, i + 256) of a global head rotate.
+    assert_eq!((config.rope.rotary_dim(), config.rope.inv_freq[64]), (512, 0.0));
+    assert!(config.rope.inv_freq[..64].iter().all(|&f| f > 0.0));
+    assert_eq!((config.attn_scale, config.norm_plus_one, config.per_layer_input), (1.0, false, Some(256)));
+
+    let mut sharing = json.clone();
+    sharing["text_config"]["num_kv_shared_layers"] = json!(32);
+    let error = read(&sharing).unwrap_err().to_string();
+    assert!(
+        error.contains("the last 32 layers read keys and values of layers that the model lacks"),
+        "{error}"
+    );
+    let mut heads = json;
+    heads["text_config"]["num_key_value_heads"] = json!(3);
+    assert!(read(&heads).unwrap_err().to_string().contains("8 query heads cannot share 3 key/value heads"));
+}
+
+#[test]
+fn the_guide_lists_every_family() {
+    let guide = include_str!("../../../docs/src/guides/models.md");
+    for family in families::FAMILIES {
+        assert!(guide.contains(&format!("| `{}` |", family.name())), "{}", family.name());
     }
 }
 

@@ -252,6 +252,35 @@ fn pieces_in_the_order_of_their_scores() {
     assert_eq!(goes_on.push(ids[1]), " the");
 }
 
+/// Gemma 4 has a list of merges, and its pieces spell spaces and bytes as SentencePiece does.
+#[test]
+fn pieces_in_the_order_of_merges() {
+    let tokens: Vec<String> = ["<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<0xE6>", "<0x97>", "<0xA5>"]
+        .map(str::to_owned)
+        .to_vec();
+    let pieces = ["▁", "a", "b", "c", "\n", "ab", "bc", "▁a", "\n\n", "abc"].map(str::to_owned);
+    let kinds: Vec<i32> = [vec![3; 5], vec![6; 3], vec![1; pieces.len()]].concat();
+    let tokens = [tokens, pieces.to_vec()].concat();
+    let merges = ["b c", "a b", "▁ a", "\n \n", "a bc"].map(str::to_owned);
+    let tokenizer = Gguf::default()
+        .str("tokenizer.ggml.model", "gemma4")
+        .strs("tokenizer.ggml.tokens", &tokens)
+        .strs("tokenizer.ggml.merges", &merges)
+        .i32s("tokenizer.ggml.token_type", &kinds)
+        .u32("tokenizer.ggml.bos_token_id", 2)
+        .u32("tokenizer.ggml.eos_token_id", 1)
+        .tokenizer()
+        .unwrap();
+    let encode = |text: &str| names(&tokens, &tokenizer.encode(text, true, true).unwrap());
+    // The merges of b and c, and of the mark and a, come before the others.
+    assert_eq!(encode("ab abc"), ["<bos>", "ab", "▁a", "bc"]);
+    assert_eq!(encode("a\n\nb 日"), ["<bos>", "a", "\n\n", "b", "▁", "<0xE6>", "<0x97>", "<0xA5>"]);
+    assert_eq!(encode("<|turn>ab<turn|>"), ["<bos>", "<|turn>", "ab", "<turn|>"]);
+    let ids = tokenizer.encode("ab abc\n\n日", true, true).unwrap();
+    assert_eq!(tokenizer.decode(&ids), "ab abc\n\n日");
+    assert!([1, 4].iter().all(|&end| tokenizer.is_end(end)));
+}
+
 #[test]
 fn without_a_space_in_front() {
     let (gguf, tokens) = sentence_piece(PIECES);

@@ -29,12 +29,15 @@ pub struct Demand {
 impl Demand {
     /// `sequences` conversations of up to `context` tokens each with a model of this shape, in `memory` bytes.
     pub fn new(config: &ModelConfig, memory: u64, context: usize, sequences: u64) -> Self {
-        let wide =
-            4 * config.hidden_size + 2 * (config.q_dim() + config.kv_dim()) + 3 * config.intermediate_size;
+        let layers = 0..config.n_layers;
+        let heads = layers.clone().map(|i| config.heads(i).q_dim() + config.heads(i).kv_dim()).max();
+        let block = layers.map(|i| config.block_width(i)).max();
+        let inputs = config.per_layer_input.map_or(0, |width| config.n_layers * width);
+        let wide = 4 * config.hidden_size + 2 * heads.unwrap_or(0) + 3 * block.unwrap_or(0) + inputs;
         let logits = 2 * config.vocab_size;
         // Inputs, results and gated results of a wave of experts.
-        let experts = 2 * config.hidden_size + 4 * config.intermediate_size;
-        let wave = config.experts.map_or(0, |_| WAVE_ROWS * experts);
+        let wave =
+            config.experts.map_or(0, |experts| WAVE_ROWS * (2 * config.hidden_size + 4 * experts.width));
         // The states of each conversation, and their checkpoint.
         let states = 2 * sequences * config.state_bytes() as u64;
         Self {
@@ -63,8 +66,10 @@ impl Demand {
 /// Bytes of keys and values of `tokens` tokens in bf16.
 pub(super) fn bf16_bytes(config: &ModelConfig, tokens: usize) -> u64 {
     let tokens = |window: &Option<usize>| window.map_or(tokens, |w| w.min(tokens)).next_multiple_of(PAGE);
-    // Rows of pages are padded to whole vectors.
-    let width = config.n_kv_heads * config.head_dim.next_multiple_of(16);
-    let layers = config.attention_layers().map(|layer| tokens(&config.sliding_window[layer]));
-    4 * (width * layers.sum::<usize>()) as u64
+    let layers = config.attention_layers().map(|layer| {
+        let heads = config.heads(layer);
+        // Rows of pages are padded to whole vectors.
+        heads.n_kv_heads * heads.head_dim.next_multiple_of(16) * tokens(&config.sliding_window[layer])
+    });
+    4 * layers.sum::<usize>() as u64
 }

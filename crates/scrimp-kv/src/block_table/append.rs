@@ -4,7 +4,7 @@
 //! heads either succeeds for all of them or leaves all of them unchanged.
 
 use super::{BlockTable, Positions};
-use crate::{block::Block, cache::Shared, error::KvError};
+use crate::{block::Block, cache::Pages, error::KvError};
 use scrimp_kernels::attention::PageRows;
 use std::sync::Arc;
 
@@ -46,8 +46,8 @@ impl BlockTable {
 
     /// Allocates the blocks for `n` tokens: a copy of the last block, if it has free slots and is shared or packed,
     /// and new blocks.
-    pub(crate) fn allocate(&self, shared: &Shared, n: usize) -> Result<NewBlocks, KvError> {
-        let page_tokens = shared.geometry.page_tokens;
+    pub(crate) fn allocate(&self, pages: Pages<'_>, n: usize) -> Result<NewBlocks, KvError> {
+        let page_tokens = pages.geometry.page_tokens;
         let mut new = NewBlocks { replace_last: None, blocks: Vec::new() };
         if n == 0 {
             return Ok(new);
@@ -56,13 +56,13 @@ impl BlockTable {
         if used > 0
             && let Some(last) = self.blocks.last().filter(|last| !last.is_writable())
         {
-            new.replace_last = Some(last.writable_copy(shared, used, n)?);
+            new.replace_last = Some(last.writable_copy(pages, used, n)?);
         }
         let blocks = (self.len + n).div_ceil(page_tokens) - self.blocks.len();
         // All K pages, then all V pages: attention reads many pages of one kind in a row, and long runs have more
         // bandwidth.
         let alloc =
-            || (0..blocks).map(|_| shared.pool.alloc(shared.open_bytes(), n)).collect::<Result<Vec<_>, _>>();
+            || (0..blocks).map(|_| pages.pool.alloc(pages.open_bytes(), n)).collect::<Result<Vec<_>, _>>();
         let (k, v) = (alloc()?, alloc()?);
         new.blocks.extend(k.into_iter().zip(v).map(|(k, v)| Block { k, v, bias: None, packed: None }));
         Ok(new)
@@ -115,9 +115,9 @@ impl BlockTable {
 
 impl WriteTask<'_> {
     /// Writes the block's rows of `k` and `v` (`[n_tokens][n_kv_heads][head_dim]`).
-    pub(crate) fn run(&mut self, shared: &Shared, k: &[f32], v: &[f32]) {
-        let (g, storage) = (shared.geometry, shared.config.format.storage());
-        let stride = shared.config.n_kv_heads * g.head_dim;
+    pub(crate) fn run(&mut self, pages: Pages<'_>, k: &[f32], v: &[f32]) {
+        let (g, storage) = (pages.geometry, pages.storage);
+        let stride = pages.n_kv_heads * g.head_dim;
         let from = self.first_row * stride + self.head * g.head_dim;
         storage.write_k(g, self.k, PageRows { slot: self.slot, n: self.n, rows: &k[from..], stride });
         storage.write_v(g, self.v, PageRows { slot: self.slot, n: self.n, rows: &v[from..], stride });

@@ -3,7 +3,7 @@
 use super::{BlockTable, Positions};
 use crate::{
     block::{Block, bytes_of_new, open_pages},
-    cache::Shared,
+    cache::Pages,
     error::KvError,
     format::KvFormat,
     policy::Selection,
@@ -38,12 +38,12 @@ impl BlockTable {
     /// A table with the selected tokens in new blocks. Blocks that are old enough for `format` are packed.
     pub(crate) fn compacted(
         &self,
-        shared: &Shared,
+        pages: Pages<'_>,
         format: KvFormat,
         selection: &Selection,
         rotation: Option<Rotation<'_>>,
     ) -> Result<Self, KvError> {
-        let (g, indices) = (shared.geometry, &selection.indices);
+        let (g, indices) = (pages.geometry, &selection.indices);
         let len = indices.len();
         let old = format.old_blocks(g, len);
         let mut table = Self { len, ..Self::new() };
@@ -63,8 +63,8 @@ impl BlockTable {
             let rotation = rotation.map(|rotation| (rotation.apply_rope, &by[of_page.clone()]));
             let tokens = Tokens { indices, rotation };
             let mut block = match format.packing().filter(|_| page < old) {
-                Some(kind) => self.packed_block(shared, kind, &tokens)?,
-                None => self.open_block(shared, &tokens)?,
+                Some(kind) => self.packed_block(pages, kind, &tokens)?,
+                None => self.open_block(pages, &tokens)?,
             };
             let bias: Vec<f32> = match &selection.bias {
                 Some(bias) => bias[of_page].to_vec(),
@@ -83,16 +83,16 @@ impl BlockTable {
 
     /// A writable block with these tokens. Bits are copied unchanged from blocks that are not packed, unless a key is
     /// rotated.
-    fn open_block(&self, shared: &Shared, tokens: &Tokens<'_>) -> Result<Block, KvError> {
-        let (g, storage, n) = (shared.geometry, shared.config.format.storage(), tokens.indices.len());
-        let [mut k, mut v] = open_pages(shared, n)?;
+    fn open_block(&self, pages: Pages<'_>, tokens: &Tokens<'_>) -> Result<Block, KvError> {
+        let (g, storage, n) = (pages.geometry, pages.storage, tokens.indices.len());
+        let [mut k, mut v] = open_pages(pages, n)?;
         let (to_k, to_v) = (bytes_of_new(&mut k), bytes_of_new(&mut v));
         let mut row = vec![0.0; g.head_dim];
         for (slot, &index) in tokens.indices.iter().enumerate() {
-            let (from, at) = self.slot(shared, index as usize);
+            let (from, at) = self.slot(pages, index as usize);
             let rotation = tokens.rotation(slot);
             if from.packed.is_some() {
-                from.read_value(shared, at, &mut row);
+                from.read_value(pages, at, &mut row);
                 storage.write_v(g, to_v, PageRows { slot, n: 1, rows: &row, stride: g.head_dim });
             } else {
                 storage.copy_v(g, &from.v, at, to_v, slot);
@@ -100,7 +100,7 @@ impl BlockTable {
             if from.packed.is_none() && rotation.is_none() {
                 storage.copy_k(g, &from.k, at, to_k, slot);
             } else {
-                from.read_key(shared, at, &mut row);
+                from.read_key(pages, at, &mut row);
                 if let Some((apply_rope, by)) = rotation {
                     apply_rope(&mut row, by);
                 }
@@ -114,16 +114,21 @@ impl BlockTable {
     }
 
     /// A packed block with these `page_tokens` tokens.
-    fn packed_block(&self, shared: &Shared, kind: PackedKind, tokens: &Tokens<'_>) -> Result<Block, KvError> {
-        let (g, packing, n) = (shared.geometry, kind.packing(), tokens.indices.len());
+    fn packed_block(
+        &self,
+        pages: Pages<'_>,
+        kind: PackedKind,
+        tokens: &Tokens<'_>,
+    ) -> Result<Block, KvError> {
+        let (g, packing, n) = (pages.geometry, kind.packing(), tokens.indices.len());
         let [k_bytes, v_bytes] = packing.page_bytes(g);
-        let mut k = shared.pool.alloc(k_bytes, n)?;
-        let mut v = shared.pool.alloc(v_bytes, n)?;
+        let mut k = pages.pool.alloc(k_bytes, n)?;
+        let mut v = pages.pool.alloc(v_bytes, n)?;
         let mut rows_k = vec![0.0; g.page_tokens * g.head_dim];
         let mut rows_v = rows_k.clone();
         for (slot, &index) in tokens.indices.iter().enumerate() {
             let row = slot * g.head_dim..(slot + 1) * g.head_dim;
-            self.read(shared, index as usize, &mut rows_k[row.clone()], &mut rows_v[row.clone()]);
+            self.read(pages, index as usize, &mut rows_k[row.clone()], &mut rows_v[row.clone()]);
             if let Some((apply_rope, by)) = tokens.rotation(slot) {
                 apply_rope(&mut rows_k[row], by);
             }
@@ -134,8 +139,8 @@ impl BlockTable {
     }
 
     /// Replaces the values of all tokens (`[len][head_dim]`). Shared pages are not written.
-    pub(crate) fn write_values(&mut self, shared: &Shared, values: &[f32]) {
-        let (g, storage) = (shared.geometry, shared.config.format.storage());
+    pub(crate) fn write_values(&mut self, pages: Pages<'_>, values: &[f32]) {
+        let (g, storage) = (pages.geometry, pages.storage);
         for (block, rows) in self.blocks.iter_mut().zip(values.chunks(g.page_tokens * g.head_dim)) {
             let Some(page) = Arc::get_mut(&mut block.v) else { continue };
             match block.packed {
@@ -149,8 +154,8 @@ impl BlockTable {
     }
 
     /// The blocks that are old enough for `format` to pack and are not packed. Packed blocks come before all others.
-    pub(crate) fn to_pack(&self, shared: &Shared, format: KvFormat) -> Range<usize> {
-        let old = format.old_blocks(shared.geometry, self.len);
+    pub(crate) fn to_pack(&self, pages: Pages<'_>, format: KvFormat) -> Range<usize> {
+        let old = format.old_blocks(pages.geometry, self.len);
         let last = self.blocks[..old].iter().rposition(|block| block.packed.is_some());
         last.map_or(0, |i| i + 1)..old
     }
@@ -158,17 +163,16 @@ impl BlockTable {
     /// Packed copies of full blocks.
     pub(crate) fn pack(
         &self,
-        shared: &Shared,
+        pages: Pages<'_>,
         kind: PackedKind,
         blocks: Range<usize>,
     ) -> Result<Vec<Block>, KvError> {
-        let page_tokens = shared.geometry.page_tokens as u32;
+        let page_tokens = pages.geometry.page_tokens as u32;
         blocks
             .map(|block| {
                 let first = block as u32 * page_tokens;
                 let indices: Vec<u32> = (first..first + page_tokens).collect();
-                let packed =
-                    self.packed_block(shared, kind, &Tokens { indices: &indices, rotation: None })?;
+                let packed = self.packed_block(pages, kind, &Tokens { indices: &indices, rotation: None })?;
                 Ok(Block { bias: self.blocks[block].bias.clone(), ..packed })
             })
             .collect()

@@ -13,7 +13,7 @@ mod saved;
 pub(crate) use append::Appended;
 pub(crate) use compact::Rotation;
 
-use crate::{block::Block, cache::Shared};
+use crate::{block::Block, cache::Pages};
 use scrimp_kernels::attention::PageView;
 
 /// Positions of the kept tokens.
@@ -138,41 +138,41 @@ impl BlockTable {
     }
 
     /// The block and slot of token `index`.
-    fn slot(&self, shared: &Shared, index: usize) -> (&Block, usize) {
-        let page_tokens = shared.geometry.page_tokens;
+    fn slot(&self, pages: Pages<'_>, index: usize) -> (&Block, usize) {
+        let page_tokens = pages.geometry.page_tokens;
         (&self.blocks[index / page_tokens], index % page_tokens)
     }
 
     /// Reads the key of token `index`.
-    pub(crate) fn read_key(&self, shared: &Shared, index: usize, k: &mut [f32]) {
-        let (block, slot) = self.slot(shared, index);
-        block.read_key(shared, slot, k);
+    pub(crate) fn read_key(&self, pages: Pages<'_>, index: usize, k: &mut [f32]) {
+        let (block, slot) = self.slot(pages, index);
+        block.read_key(pages, slot, k);
     }
 
     /// Reads the key and value of token `index`.
-    pub(crate) fn read(&self, shared: &Shared, index: usize, k: &mut [f32], v: &mut [f32]) {
-        let (block, slot) = self.slot(shared, index);
-        block.read_key(shared, slot, k);
-        block.read_value(shared, slot, v);
+    pub(crate) fn read(&self, pages: Pages<'_>, index: usize, k: &mut [f32], v: &mut [f32]) {
+        let (block, slot) = self.slot(pages, index);
+        block.read_key(pages, slot, k);
+        block.read_value(pages, slot, v);
     }
 
     /// Reads the value of token `index`.
-    pub(crate) fn read_value(&self, shared: &Shared, index: usize, v: &mut [f32]) {
-        let (block, slot) = self.slot(shared, index);
-        block.read_value(shared, slot, v);
+    pub(crate) fn read_value(&self, pages: Pages<'_>, index: usize, v: &mut [f32]) {
+        let (block, slot) = self.slot(pages, index);
+        block.read_value(pages, slot, v);
     }
 
     /// Reads the keys of 16 tokens, from token `16 * tile` on, `[head_dim][16]`. Columns behind the last token are
     /// unspecified.
-    pub(crate) fn read_key_tile(&self, shared: &Shared, tile: usize, keys: &mut [[f32; 16]]) {
-        let (g, start) = (shared.geometry, tile * 16);
-        let (block, slot) = self.slot(shared, start);
+    pub(crate) fn read_key_tile(&self, pages: Pages<'_>, tile: usize, keys: &mut [[f32; 16]]) {
+        let (g, start) = (pages.geometry, tile * 16);
+        let (block, slot) = self.slot(pages, start);
         if block.packed.is_none() {
-            return shared.config.format.storage().read_k_tile(g, &block.k, slot / 16, keys);
+            return pages.storage.read_k_tile(g, &block.k, slot / 16, keys);
         }
         let mut row = vec![0.0; g.head_dim];
         for t in 0..16.min(self.len - start) {
-            block.read_key(shared, slot + t, &mut row);
+            block.read_key(pages, slot + t, &mut row);
             keys.iter_mut().zip(&row).for_each(|(key, &x)| key[t] = x);
         }
     }

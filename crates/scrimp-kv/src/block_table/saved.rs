@@ -8,7 +8,7 @@
 use super::{BlockTable, Positions};
 use crate::{
     block::Block,
-    cache::Shared,
+    cache::Pages,
     wire::{Input, LoadError, damaged, put_f32s, put_u8, put_u32, put_u32s},
 };
 use scrimp_kernels::attention::{PackedKind, Sparse};
@@ -42,7 +42,7 @@ impl BlockTable {
     }
 
     /// Reads a table whose tokens are all before position `next`.
-    pub(crate) fn load(shared: &Shared, next: u32, input: &mut Input<impl Read>) -> Result<Self, LoadError> {
+    pub(crate) fn load(pages: Pages<'_>, next: u32, input: &mut Input<impl Read>) -> Result<Self, LoadError> {
         let len = input.u32()? as usize;
         let positions = match input.u8()? {
             0 => Positions::Run(input.u32()?),
@@ -63,9 +63,9 @@ impl BlockTable {
         if !inside || !rotated_inside {
             return Err(damaged("positions outside of the text"));
         }
-        let blocks = len.div_ceil(shared.geometry.page_tokens);
+        let blocks = len.div_ceil(pages.geometry.page_tokens);
         for _ in 0..blocks {
-            let block = load_block(shared, len, input)?;
+            let block = load_block(pages, len, input)?;
             table.biased |= block.bias.is_some();
             table.blocks.push(block);
         }
@@ -89,8 +89,8 @@ fn save_block(block: &Block, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Reads a block of a head with `tokens` tokens.
-fn load_block(shared: &Shared, tokens: usize, input: &mut Input<impl Read>) -> Result<Block, LoadError> {
-    let g = shared.geometry;
+fn load_block(pages: Pages<'_>, tokens: usize, input: &mut Input<impl Read>) -> Result<Block, LoadError> {
+    let g = pages.geometry;
     let packed = match input.u8()? {
         OPEN => None,
         INT8 => Some(PackedKind::Int8),
@@ -108,12 +108,12 @@ fn load_block(shared: &Shared, tokens: usize, input: &mut Input<impl Read>) -> R
     if !bias.is_empty() && bias.len() != g.page_tokens {
         return Err(damaged("biases that do not fit the page"));
     }
-    let [k_bytes, v_bytes] = packed.map_or([shared.open_bytes(); 2], |kind| kind.packing().page_bytes(g));
+    let [k_bytes, v_bytes] = packed.map_or([pages.open_bytes(); 2], |kind| kind.packing().page_bytes(g));
     if (k_bytes + v_bytes) as u64 > input.remaining() {
         return Err(damaged("the file ends early"));
     }
     let mut page = |bytes: usize| -> Result<_, LoadError> {
-        let mut page = shared.pool.alloc(bytes, tokens)?;
+        let mut page = pages.pool.alloc(bytes, tokens)?;
         input.fill(crate::block::bytes_of_new(&mut page))?;
         Ok(page)
     };

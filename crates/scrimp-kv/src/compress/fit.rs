@@ -3,7 +3,7 @@
 //!
 //! Keys are read as they are stored: a fit compensates for the rounding of keys in packed formats, too.
 
-use crate::{block_table::BlockTable, cache::Shared, error::KvError, policy::Selection};
+use crate::{block_table::BlockTable, cache::Pages, error::KvError, policy::Selection};
 use scrimp_kernels::{
     SimdLevel,
     ops::fit::{FitScratch, ValueFit, fit_values},
@@ -66,7 +66,7 @@ impl FutureQueries {
 
 /// The KV head whose values are fitted.
 pub(crate) struct HeadFit<'a> {
-    pub(crate) shared: &'a Shared,
+    pub(crate) pages: Pages<'a>,
     pub(crate) queries: &'a FutureQueries,
     pub(crate) layer: usize,
     pub(crate) kv_head: usize,
@@ -79,21 +79,21 @@ impl HeadFit<'_> {
     /// Replaces the values of `kept`, which has the selected tokens in pages of its own. The values are unchanged if the
     /// layer has no queries, or the fit has no solution.
     pub(crate) fn apply(&self, level: SimdLevel, scratch: &mut FitScratch, kept: &mut BlockTable) {
-        let Self { shared, queries, layer, kv_head, whole, selection } = *self;
-        let (dim, n) = (shared.geometry.head_dim, kept.len());
+        let Self { pages, queries, layer, kv_head, whole, selection } = *self;
+        let (dim, n) = (pages.geometry.head_dim, kept.len());
         let Some(rows) = queries.layers.get(layer).filter(|rows| !rows.q.is_empty()) else { return };
-        let of_head = |rows: &[f32]| queries.of_head(rows, kv_head, shared.config.n_kv_heads, dim);
+        let of_head = |rows: &[f32]| queries.of_head(rows, kv_head, pages.n_kv_heads, dim);
         let (q, outputs) = (of_head(&rows.q), of_head(&rows.out));
-        let group = queries.n_heads / shared.config.n_kv_heads;
+        let group = queries.n_heads / pages.n_kv_heads;
         let of_group = rows.sinks.get(kv_head * group..(kv_head + 1) * group).unwrap_or_default();
         let sinks: Vec<f32> = of_group.iter().cycle().take(q.len() / dim).copied().collect();
         let (mut k, mut v) = (vec![0.0; n * dim], vec![0.0; n * dim]);
         let indices = selection.indices.iter().enumerate();
         for ((i, &index), (k, v)) in indices.zip(k.chunks_exact_mut(dim).zip(v.chunks_exact_mut(dim))) {
-            kept.read_key(shared, i, k);
-            whole.read_value(shared, index as usize, v);
+            kept.read_key(pages, i, k);
+            whole.read_value(pages, index as usize, v);
         }
-        let bias: Vec<f32> = (0..n).map(|i| kept.bias(shared.geometry.page_tokens, i)).collect();
+        let bias: Vec<f32> = (0..n).map(|i| kept.bias(pages.geometry.page_tokens, i)).collect();
         let fit = ValueFit {
             q: &q,
             outputs: &outputs,
@@ -107,7 +107,7 @@ impl HeadFit<'_> {
             point: 0.0,
         };
         if fit_values(level, scratch, &fit, &mut v) {
-            kept.write_values(shared, &v);
+            kept.write_values(pages, &v);
         }
     }
 }

@@ -25,8 +25,8 @@ const MIN_WEIGHT: f32 = 1e-6;
 
 /// The weight of each position of `sequence`; 1 where no attention of recent queries was accumulated.
 pub(super) fn position_weights(sequence: &Sequence) -> Vec<f32> {
-    let heads =
-        (0..sequence.n_layers()).flat_map(|layer| (0..sequence.n_kv_heads()).map(move |head| (layer, head)));
+    let heads = (0..sequence.n_layers())
+        .flat_map(|layer| (0..sequence.heads(layer).count).map(move |head| (layer, head)));
     let end = |(layer, head)| match sequence.kept(layer, head) {
         0 => 0,
         n => sequence.position(layer, head, n - 1) as usize + 1,

@@ -57,9 +57,10 @@ impl Sequence {
     /// earlier layers of the forward pass with [`Sequence::truncate`].
     pub fn append(&mut self, layer: usize, k: &[f32], v: &[f32], pool: &Pool) -> Result<(), KvError> {
         let shared = &*self.shared;
-        let page_tokens = shared.geometry.page_tokens;
-        let width = shared.config.n_kv_heads * shared.geometry.head_dim;
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
+        let pages = shared.pages(layer);
+        let page_tokens = pages.geometry.page_tokens;
+        let width = pages.n_kv_heads * pages.geometry.head_dim;
         if k.len() != v.len() || !k.len().is_multiple_of(width) {
             return Err(KvError::BadInput(format!(
                 "keys and values of {} and {} elements are no rows of {width}",
@@ -76,17 +77,17 @@ impl Sequence {
             let needed = (position as usize + 1).saturating_sub(window.saturating_add(shared.config.rewind));
             state.drop_before(page_tokens, needed as u32);
         }
-        let new: Vec<_> = state.heads.iter().map(|h| h.allocate(shared, n)).collect::<Result<_, _>>()?;
+        let new: Vec<_> = state.heads.iter().map(|h| h.allocate(pages, n)).collect::<Result<_, _>>()?;
         let mut tasks = Vec::with_capacity(new.len() * (n / page_tokens + 2));
         for (head, (table, new)) in state.heads.iter_mut().zip(new).enumerate() {
             table.extend(page_tokens, head, new, Appended { n, position }, &mut tasks);
         }
         if n < PARALLEL_TOKENS {
-            tasks.iter_mut().for_each(|task| task.run(shared, k, v));
+            tasks.iter_mut().for_each(|task| task.run(pages, k, v));
         } else {
             let tasks: Vec<_> = tasks.into_iter().map(Mutex::new).collect();
             pool.run(tasks.len(), |task, _| {
-                tasks[task].lock().unwrap_or_else(PoisonError::into_inner).run(shared, k, v);
+                tasks[task].lock().unwrap_or_else(PoisonError::into_inner).run(pages, k, v);
             });
         }
         state.next = next;
@@ -107,7 +108,7 @@ impl Sequence {
         let shared = &*self.shared;
         let Some(state) = self.layers.get_mut(layer) else { return Err(no_layer(layer)) };
         let view = CausalView::new(shared, layer, state.next, &state.heads, &inputs)?;
-        let args = view.args(shared, &inputs);
+        let args = view.args(&inputs);
         let stats = inputs.scores.filter(|wanted| wanted.any()).map(|wanted| {
             let queries = view.first..view.first + args.n_tokens as u32;
             let rows = if wanted.per_query_head { args.n_heads } else { args.n_kv_heads };

@@ -34,19 +34,24 @@ impl Sequence {
         let shared = &*self.shared;
         let format = self.format;
         let Some(kind) = format.packing() else { return Ok(()) };
-        let tables = self.layers.iter_mut().flat_map(|layer| &mut layer.heads);
+        let layers = self.layers.iter_mut().enumerate();
+        let tables = layers.flat_map(|(layer, state)| {
+            let pages = shared.pages(layer);
+            state.heads.iter_mut().map(move |table| (pages, table))
+        });
         let tasks: Vec<_> = tables
-            .filter_map(|table| {
-                let blocks = table.to_pack(shared, format);
-                (!blocks.is_empty()).then(|| Mutex::new((table, blocks, Ok(()))))
+            .filter_map(|(pages, table)| {
+                let blocks = table.to_pack(pages, format);
+                (!blocks.is_empty()).then(|| Mutex::new((pages, table, blocks, Ok(()))))
             })
             .collect();
         pool.run(tasks.len(), |task, _| {
-            let (table, blocks, result) = &mut *tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
+            let (pages, table, blocks, result) =
+                &mut *tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
             *result =
-                table.pack(shared, kind, blocks.clone()).map(|packed| table.replace(blocks.start, packed));
+                table.pack(*pages, kind, blocks.clone()).map(|packed| table.replace(blocks.start, packed));
         });
-        tasks.into_iter().try_for_each(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner).2)
+        tasks.into_iter().try_for_each(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner).3)
     }
 
     /// Moves the selected tokens of each KV head of a layer to new pages (packed as by [`Sequence::pack`]) and drops
@@ -82,7 +87,7 @@ impl Sequence {
     ) -> Result<BlockTable, KvError> {
         let state = &self.layers[layer];
         let rotation = apply_rope.map(|apply_rope| Rotation { apply_rope, next: state.next });
-        state.heads[head].compacted(&self.shared, self.format, selection, rotation)
+        state.heads[head].compacted(self.shared.pages(layer), self.format, selection, rotation)
     }
 
     /// Replaces the tables of a layer by tables of the selected tokens.
@@ -146,9 +151,9 @@ impl Sequence {
                 let mut kept = this.compacted(layer, kv_head, selection, apply_rope)?;
                 let whole = &this.layers[layer].heads[kv_head];
                 if let Some(queries) = queries.filter(|_| kept.len() < whole.len()) {
-                    let shared = &*this.shared;
+                    let pages = this.shared.pages(layer);
                     let mut scratch = scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
-                    let fit = HeadFit { shared, queries, layer, kv_head, whole, selection };
+                    let fit = HeadFit { pages, queries, layer, kv_head, whole, selection };
                     fit.apply(level, &mut scratch, &mut kept);
                 }
                 Ok(kept)

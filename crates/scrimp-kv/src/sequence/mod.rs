@@ -16,7 +16,11 @@ pub use compress::{ApplyRope, Compressing};
 pub use states::States;
 
 use crate::{
-    attention_scores::LayerScores, block_table::BlockTable, cache::Shared, error::KvError, format::KvFormat,
+    attention_scores::LayerScores,
+    block_table::BlockTable,
+    cache::{KvHeads, Shared},
+    error::KvError,
+    format::KvFormat,
 };
 use std::sync::Arc;
 
@@ -45,13 +49,13 @@ pub struct Sequence {
 
 impl Sequence {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let layer = Layer {
-            heads: vec![BlockTable::new(); shared.config.n_kv_heads],
+        let layer = |index| Layer {
+            heads: vec![BlockTable::new(); shared.pages(index).n_kv_heads],
             next: 0,
             dropped: 0,
             scores: LayerScores::default(),
         };
-        let layers = vec![layer; shared.config.windows.len()];
+        let layers = (0..shared.config.windows.len()).map(layer).collect();
         let (format, states) = (shared.config.format, States::new(&shared));
         Self { shared, layers, states, format }
     }
@@ -76,14 +80,20 @@ impl Sequence {
         self.layers.len()
     }
 
-    /// KV heads of each layer.
+    /// KV heads of each layer with full attention.
     pub fn n_kv_heads(&self) -> usize {
-        self.shared.config.n_kv_heads
+        self.shared.full_pages().n_kv_heads
     }
 
-    /// Elements of a key or value.
+    /// Elements of a key or value of layers with full attention.
     pub fn head_dim(&self) -> usize {
-        self.shared.geometry.head_dim
+        self.shared.full_pages().geometry.head_dim
+    }
+
+    /// The KV heads of layer `layer`.
+    pub fn heads(&self, layer: usize) -> KvHeads {
+        let pages = self.shared.pages(layer);
+        KvHeads { count: pages.n_kv_heads, dim: pages.geometry.head_dim }
     }
 
     /// The layers with full attention. Compression applies to them; sliding-window layers are small already.
@@ -121,7 +131,7 @@ impl Sequence {
             state.next = position;
             let mut kept = Vec::with_capacity(state.heads.len());
             for table in &mut state.heads {
-                table.truncate(self.shared.geometry.page_tokens, position);
+                table.truncate(self.shared.config.page_tokens, position);
                 kept.push(table.len());
             }
             state.scores.each_row(kept.len(), |head, row| row.truncate(kept[head]));
@@ -138,7 +148,7 @@ impl Sequence {
     pub fn drop_before(&mut self, layer: usize, position: usize) {
         let position = u32::try_from(position).unwrap_or(u32::MAX);
         if let Some(state) = self.layers.get_mut(layer) {
-            state.drop_before(self.shared.geometry.page_tokens, position.min(state.next));
+            state.drop_before(self.shared.config.page_tokens, position.min(state.next));
         }
     }
 
@@ -154,7 +164,7 @@ impl Sequence {
     /// When new tokens of `format` need other pages than the cache has, or `format` does not support the pages' sizes.
     pub fn set_format(&mut self, format: KvFormat) -> Result<(), KvError> {
         self.shared.config.format.check_switch(&format)?;
-        format.check(self.shared.geometry)?;
+        self.shared.config.check_format(&format)?;
         self.format = format;
         Ok(())
     }
@@ -173,16 +183,17 @@ impl Sequence {
     /// An upper bound on the bytes of new pages that an append of `tokens` tokens allocates, copies of shared and
     /// packed pages and of recurrent states included.
     pub fn growth_bytes(&self, tokens: usize) -> usize {
-        let page_tokens = self.shared.geometry.page_tokens;
-        let layers = self.layers.iter().zip(&self.shared.config.windows);
-        let blocks: usize = layers
-            .map(|(layer, window)| {
+        let page_tokens = self.shared.config.page_tokens;
+        let layers = self.layers.iter().zip(&self.shared.config.windows).enumerate();
+        let pages: usize = layers
+            .map(|(index, (layer, window))| {
                 // A sliding-window layer drops old pages before each append.
                 let limit = window.map_or(usize::MAX, |w| w + self.shared.config.rewind + APPEND_TOKENS);
-                layer.heads.iter().map(|head| head.growth(page_tokens, tokens.min(limit))).sum::<usize>()
+                let growth = |head: &BlockTable| head.growth(page_tokens, tokens.min(limit));
+                layer.heads.iter().map(growth).sum::<usize>() * self.shared.pages(index).open_bytes()
             })
             .sum();
-        2 * blocks * self.shared.open_bytes() + self.states.growth_bytes(&self.shared)
+        2 * pages + self.states.growth_bytes(&self.shared)
     }
 
     /// Bytes of the pages that this sequence holds, shared ones included, of the biases and of recurrent states.
@@ -203,23 +214,23 @@ impl Sequence {
 
     /// The bias that attention adds to the scores of a kept token.
     pub fn bias(&self, layer: usize, kv_head: usize, index: usize) -> f32 {
-        self.layers[layer].heads[kv_head].bias(self.shared.geometry.page_tokens, index)
+        self.layers[layer].heads[kv_head].bias(self.shared.config.page_tokens, index)
     }
 
     /// Reads key and value of a kept token (`[head_dim]` each).
     pub fn read(&self, layer: usize, kv_head: usize, index: usize, k: &mut [f32], v: &mut [f32]) {
-        self.layers[layer].heads[kv_head].read(&self.shared, index, k, v);
+        self.layers[layer].heads[kv_head].read(self.shared.pages(layer), index, k, v);
     }
 
     /// Reads the key of a kept token (`[head_dim]`).
     pub fn read_key(&self, layer: usize, kv_head: usize, index: usize, k: &mut [f32]) {
-        self.layers[layer].heads[kv_head].read_key(&self.shared, index, k);
+        self.layers[layer].heads[kv_head].read_key(self.shared.pages(layer), index, k);
     }
 
     /// Reads the keys of 16 kept tokens, from token `16 * tile` on, `[head_dim][16]`. Columns behind the last token
     /// are unspecified.
     pub fn read_key_tile(&self, layer: usize, kv_head: usize, tile: usize, keys: &mut [[f32; 16]]) {
-        self.layers[layer].heads[kv_head].read_key_tile(&self.shared, tile, keys);
+        self.layers[layer].heads[kv_head].read_key_tile(self.shared.pages(layer), tile, keys);
     }
 
     /// Sequences that share a block of a KV head; 0 where there is no such block.

@@ -55,15 +55,17 @@ impl KvCache {
         let mut sequence = self.sequence();
         sequence.format = load_format(input)?;
         self.config().format.check_switch(&sequence.format)?;
-        sequence.format.check(sequence.shared.geometry)?;
+        self.config().check_format(&sequence.format)?;
         let mut length = None;
-        for (layer, window) in sequence.layers.iter_mut().zip(&sequence.shared.config.windows) {
+        let layers = sequence.layers.iter_mut().zip(&sequence.shared.config.windows).enumerate();
+        for (index, (layer, window)) in layers {
             let (next, dropped) = (input.u32()?, input.u32()?);
             let all = *length.get_or_insert(next);
             if next != all || dropped > next || (window.is_none() && dropped > 0) {
                 return Err(damaged("layers of different lengths"));
             }
-            let heads = layer.heads.iter().map(|_| BlockTable::load(&sequence.shared, next, input));
+            let pages = sequence.shared.pages(index);
+            let heads = layer.heads.iter().map(|_| BlockTable::load(pages, next, input));
             let heads: Vec<BlockTable> = heads.collect::<Result<_, _>>()?;
             let scores = load_scores(&heads, next, input)?;
             *layer = Layer { heads, next, dropped, scores };

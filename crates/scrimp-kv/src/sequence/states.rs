@@ -88,23 +88,6 @@ impl States {
         self.page.iter().chain(other).map(|page| page.len()).sum()
     }
 
-    /// The page, with this sequence as its only owner.
-    fn writable(&mut self, shared: &Shared) -> Result<&mut Page, KvError> {
-        if self.page.as_ref().is_none_or(|page| Arc::strong_count(page) > 1) {
-            let mut new = shared.pool.alloc(4 * place(shared, 0).0, 1)?;
-            let bytes = bytes_of_new(&mut new);
-            match &self.page {
-                Some(page) => bytes.copy_from_slice(page),
-                None => bytes.fill(0),
-            }
-            self.page = Some(new);
-        }
-        match self.page.as_mut().and_then(Arc::get_mut) {
-            Some(page) => Ok(page),
-            None => unreachable!("the page was copied if it had another owner"),
-        }
-    }
-
     /// Writes the present states and those of the checkpoint; nothing if no layer has a state.
     pub(super) fn save(&self, shared: &Shared, out: &mut dyn Write) -> io::Result<()> {
         if self.next.is_empty() {
@@ -145,6 +128,23 @@ impl States {
     }
 }
 
+/// The page of a sequence, copied first if it has another owner.
+fn writable<'a>(page: &'a mut Option<Arc<Page>>, shared: &Shared) -> Result<&'a mut Page, KvError> {
+    if page.as_ref().is_none_or(|page| Arc::strong_count(page) > 1) {
+        let mut new = shared.pool.alloc(4 * place(shared, 0).0, 1)?;
+        let bytes = bytes_of_new(&mut new);
+        match page {
+            Some(page) => bytes.copy_from_slice(page),
+            None => bytes.fill(0),
+        }
+        *page = Some(new);
+    }
+    match page.as_mut().and_then(Arc::get_mut) {
+        Some(page) => Ok(page),
+        None => unreachable!("the page was copied if it had another owner"),
+    }
+}
+
 /// Reads the states of all layers.
 fn load_page(shared: &Shared, input: &mut Input<impl Read>) -> Result<Arc<Page>, LoadError> {
     let numbers = input.f32s()?;
@@ -169,9 +169,9 @@ impl Sequence {
         };
         let (_, first) = place(&self.shared, layer);
         let len = self.shared.config.states[layer];
-        self.states.writable(&self.shared)?;
-        self.states.next[layer] = next;
-        let page = self.states.writable(&self.shared)?;
+        let States { page, next: positions, .. } = &mut self.states;
+        let page = writable(page, &self.shared)?;
+        positions[layer] = next;
         Ok(&mut bytemuck::cast_slice_mut(page)[first..first + len])
     }
 

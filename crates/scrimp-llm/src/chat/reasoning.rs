@@ -9,10 +9,12 @@ pub struct ReasoningMarks {
     pub close: &'static str,
 }
 
-/// Known marks: those of Qwen 3, DeepSeek R1, SmolLM3, OLMo 3 and Granite; those of Magistral and Ministral 3.
-const KNOWN: [ReasoningMarks; 2] = [
+/// Known marks: those of Qwen 3, DeepSeek R1, SmolLM3, OLMo 3 and Granite; those of Magistral and Ministral 3; those of
+/// Gemma 4.
+const KNOWN: [ReasoningMarks; 3] = [
     ReasoningMarks { open: "<think>", close: "</think>" },
     ReasoningMarks { open: "[THINK]", close: "[/THINK]" },
+    ReasoningMarks { open: "<|channel>thought", close: "<channel|>" },
 ];
 
 impl ReasoningMarks {

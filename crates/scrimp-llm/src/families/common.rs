@@ -50,6 +50,20 @@ pub(super) fn gguf(family: &'static str, keys: &GgufKeys<'_>) -> Result<ModelCon
 
 /// As [`gguf`], for families that read the experts themselves.
 pub(super) fn gguf_with_experts(family: &'static str, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
+    gguf_with(family, keys, &|name, max| keys.size(name, max))
+}
+
+/// As [`gguf_with_experts`], for families whose layers have different sizes: those of the first layer.
+pub(super) fn gguf_with_layers(family: &'static str, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
+    gguf_with(family, keys, &|name, max| Ok(keys.sizes(name, 1, max)?.first().copied()))
+}
+
+/// As [`gguf`]. `size` reads the sizes of layers.
+fn gguf_with(
+    family: &'static str,
+    keys: &GgufKeys<'_>,
+    size: &dyn Fn(&str, usize) -> Result<Option<usize>>,
+) -> Result<ModelConfig> {
     let file = keys.file();
     let n_layers = keys.need_size("block_count", limit::LAYERS)?;
     let hidden_size = keys.need_size("embedding_length", limit::HIDDEN)?;
@@ -70,12 +84,15 @@ pub(super) fn gguf_with_experts(family: &'static str, keys: &GgufKeys<'_>) -> Re
     let sizes = Sizes {
         n_layers,
         hidden_size,
-        intermediate_size: match keys.size("expert_feed_forward_length", limit::INTERMEDIATE)? {
-            Some(width) => keys.size("feed_forward_length", limit::INTERMEDIATE)?.unwrap_or(width),
-            None => keys.need_size("feed_forward_length", limit::INTERMEDIATE)?,
+        intermediate_size: match size("feed_forward_length", limit::INTERMEDIATE)? {
+            Some(width) => width,
+            None => match keys.size("expert_feed_forward_length", limit::INTERMEDIATE)? {
+                Some(width) => width,
+                None => keys.need_size("feed_forward_length", limit::INTERMEDIATE)?,
+            },
         },
         n_heads,
-        n_kv_heads: keys.size("attention.head_count_kv", limit::HEADS)?.unwrap_or(n_heads),
+        n_kv_heads: size("attention.head_count_kv", limit::HEADS)?.unwrap_or(n_heads),
         head_dim,
         vocab_size: gguf_vocab(keys)?,
         context_length,

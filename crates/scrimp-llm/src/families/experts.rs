@@ -22,29 +22,40 @@ pub(super) fn gguf(
     weighting: ExpertWeighting,
 ) -> Result<ModelConfig> {
     let mut config = common::gguf_with_experts(family, keys)?;
-    let experts = Experts {
-        count: keys.need_size("expert_count", MAX_EXPERTS)?,
-        per_token: keys.need_size("expert_used_count", MAX_EXPERTS)?,
-        weighting,
-        shared: keys.size_or_zero("expert_shared_feed_forward_length", common::limit::INTERMEDIATE)?,
-    };
-    // Files of families whose dense block has no other width lack the first key.
-    if let Some(width) = keys.size("expert_feed_forward_length", common::limit::INTERMEDIATE)? {
-        config.intermediate_size = width;
-    }
-    config.experts = Some(check(experts).map_err(|what| keys.file().source().bad(what))?);
+    let experts = gguf_experts(keys, weighting, config.intermediate_size)?;
+    config.intermediate_size = experts.width;
+    config.experts = Some(experts);
     Ok(config)
 }
 
-/// The routing in a `config.json`.
-pub(super) fn hf(hf: &HfConfig<'_>, defaults: &HfDefaults, weighting: ExpertWeighting) -> Result<Experts> {
+/// The routing in a GGUF file. `width`: of experts, unless the file has another.
+pub(super) fn gguf_experts(keys: &GgufKeys<'_>, weighting: ExpertWeighting, width: usize) -> Result<Experts> {
+    let experts = Experts {
+        shared: keys.size_or_zero("expert_shared_feed_forward_length", common::limit::INTERMEDIATE)?,
+        ..Experts::plain(
+            keys.need_size("expert_count", MAX_EXPERTS)?,
+            keys.need_size("expert_used_count", MAX_EXPERTS)?,
+            keys.size("expert_feed_forward_length", common::limit::INTERMEDIATE)?.unwrap_or(width),
+            weighting,
+        )
+    };
+    check(experts).map_err(|what| keys.file().source().bad(what))
+}
+
+/// The routing in a `config.json`, with experts of width `width`.
+pub(super) fn hf(
+    hf: &HfConfig<'_>,
+    defaults: &HfDefaults,
+    weighting: ExpertWeighting,
+    width: usize,
+) -> Result<Experts> {
     // transformers 5 writes the first key.
     let count = match hf.size("num_local_experts", MAX_EXPERTS)? {
         Some(count) => count,
         None => hf.size("num_experts", MAX_EXPERTS)?.unwrap_or(defaults.count),
     };
     let per_token = hf.size("num_experts_per_tok", MAX_EXPERTS)?.unwrap_or(defaults.per_token);
-    check(Experts { count, per_token, weighting, shared: None }).map_err(|what| hf.bad(what))
+    check(Experts::plain(count, per_token, width, weighting)).map_err(|what| hf.bad(what))
 }
 
 /// The weights of the chosen experts by `norm_topk_prob`, which is false by default.

@@ -89,7 +89,7 @@ pub(super) fn hf_experts(
     let width =
         |key: &str| -> Result<usize> { Ok(hf.size(key, common::limit::INTERMEDIATE)?.unwrap_or(512)) };
     config.intermediate_size = width("moe_intermediate_size")?;
-    let mut experts = experts::hf(hf, defaults, weighting)?;
+    let mut experts = experts::hf(hf, defaults, weighting, config.intermediate_size)?;
     experts.shared = Some(width("shared_expert_intermediate_size")?);
     config.experts = Some(experts);
     Ok(())

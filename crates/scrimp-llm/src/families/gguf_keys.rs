@@ -80,6 +80,26 @@ impl<'a> GgufKeys<'a> {
         }
     }
 
+    /// The sizes of each of `n_layers` layers, from 1 to `max`: those of a list, or one for all layers. Empty if there is
+    /// no such key.
+    ///
+    /// # Errors
+    /// When it is no integer or no list of integers, a size is out of bounds, or the list is shorter.
+    pub fn sizes(&self, name: &str, n_layers: usize, max: usize) -> Result<Vec<usize>> {
+        let key = self.key(name);
+        if !matches!(self.metadata().kind(&key), Some((_, Some(_)))) {
+            return Ok(self.size(name, max)?.map_or_else(Vec::new, |size| vec![size; n_layers]));
+        }
+        let items = self.metadata().i32_array(&key)?.unwrap_or_default();
+        let sizes = items.iter().take(n_layers).map(|&item| usize::try_from(item).ok());
+        let sizes: Option<Vec<usize>> =
+            sizes.map(|size| size.filter(|size| (1..=max).contains(size))).collect();
+        sizes.filter(|sizes| sizes.len() == n_layers).ok_or_else(|| {
+            let what = format!("metadata {key} has no list of sizes from 1 to {max} for {n_layers} layers");
+            self.file.source().bad(what)
+        })
+    }
+
     /// A required size.
     ///
     /// # Errors

@@ -54,7 +54,8 @@ impl Family for GptOss {
         config.sliding_window = hf.windows(config.n_layers, window, |layer| layer % 2 == 0)?;
         common::drop_idle_windows(&mut config);
         let defaults = experts::HfDefaults { count: 128, per_token: 4 };
-        config.experts = Some(experts::hf(hf, &defaults, ExpertWeighting::SoftmaxOfChosen)?);
+        config.experts =
+            Some(experts::hf(hf, &defaults, ExpertWeighting::SoftmaxOfChosen, config.intermediate_size)?);
         Ok(config)
     }
 

@@ -40,7 +40,8 @@ impl Family for GraniteMoe {
         common::hf_ropes(hf, &mut config)?;
         granite::hf_factors(hf, &mut config)?;
         let defaults = experts::HfDefaults { count: 8, per_token: 2 };
-        config.experts = Some(experts::hf(hf, &defaults, ExpertWeighting::SoftmaxOfChosen)?);
+        config.experts =
+            Some(experts::hf(hf, &defaults, ExpertWeighting::SoftmaxOfChosen, config.intermediate_size)?);
         Ok(config)
     }
 

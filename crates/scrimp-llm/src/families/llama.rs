@@ -41,7 +41,8 @@ impl Family for Llama {
         common::hf_ropes(hf, &mut config)?;
         if hf.text("model_type")? == Some("mixtral") {
             let defaults = experts::HfDefaults { count: 8, per_token: 2 };
-            config.experts = Some(experts::hf(hf, &defaults, ExpertWeighting::SoftmaxOfChosen)?);
+            config.experts =
+                Some(experts::hf(hf, &defaults, ExpertWeighting::SoftmaxOfChosen, config.intermediate_size)?);
             let window = hf.window(None)?;
             config.sliding_window.fill(window);
         }

@@ -8,6 +8,7 @@ mod gated_delta;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod gguf_keys;
 mod glm4;
 mod gpt_oss;
@@ -53,6 +54,7 @@ pub const FAMILIES: &[&dyn Family] = &[
     &qwen3next::Qwen3Next,
     &gemma2::Gemma2,
     &gemma3::Gemma3,
+    &gemma4::Gemma4,
     &phi3::Phi3,
     &smollm3::SmolLm3,
     &granite::Granite,
@@ -96,6 +98,19 @@ pub trait Family: Sync {
 
     /// Shapes of the tensors of a recurrent layer, without `blk.N.`.
     fn recurrent_layer_tensors(&self, _config: &ModelConfig) -> Vec<TensorSpec> {
+        Vec::new()
+    }
+
+    /// Shapes of the tensors of layer `layer`, without `blk.N.`.
+    fn tensors_of_layer(&self, config: &ModelConfig, layer: usize) -> Vec<TensorSpec> {
+        match config.is_recurrent(layer) {
+            true => self.recurrent_layer_tensors(config),
+            false => self.layer_tensors(config),
+        }
+    }
+
+    /// Shapes of the tensors outside of layers, beside the embedding, the output matrix and its norm.
+    fn other_tensors(&self, _config: &ModelConfig) -> Vec<TensorSpec> {
         Vec::new()
     }
 
@@ -143,6 +158,9 @@ pub fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> {
 }
 
 /// All tensors of a model and their shapes, in the order in which a forward pass needs them.
-pub fn expected_tensors(family: &dyn Family, config: &ModelConfig) -> impl Iterator<Item = TensorSpec> {
+pub fn expected_tensors<'a>(
+    family: &'a dyn Family,
+    config: &'a ModelConfig,
+) -> impl Iterator<Item = TensorSpec> + 'a {
     tensors::expected(family, config)
 }

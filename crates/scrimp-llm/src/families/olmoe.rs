@@ -35,7 +35,8 @@ impl Family for Olmoe {
         let mut config = common::hf(self.name(), hf, &defaults)?;
         common::hf_ropes(hf, &mut config)?;
         let defaults = experts::HfDefaults { count: 64, per_token: 8 };
-        config.experts = Some(experts::hf(hf, &defaults, experts::normalized(hf)?)?);
+        config.experts =
+            Some(experts::hf(hf, &defaults, experts::normalized(hf)?, config.intermediate_size)?);
         Ok(config)
     }
 

@@ -28,7 +28,8 @@ impl Family for Qwen3Moe {
         config.intermediate_size =
             hf.size("moe_intermediate_size", common::limit::INTERMEDIATE)?.unwrap_or(768);
         let defaults = experts::HfDefaults { count: 128, per_token: 8 };
-        config.experts = Some(experts::hf(hf, &defaults, experts::normalized(hf)?)?);
+        config.experts =
+            Some(experts::hf(hf, &defaults, experts::normalized(hf)?, config.intermediate_size)?);
         Ok(config)
     }
 

@@ -37,10 +37,10 @@ struct StoredExperts {
 }
 
 impl StoredExperts {
-    fn checked(self) -> Result<Experts, String> {
+    fn checked(self, width: usize) -> Result<Experts, String> {
         let Self { count, per_token, weighting } = self;
         let weighting = by_name(&WEIGHTINGS, "weighting", &weighting)?;
-        experts::check(Experts { count, per_token, weighting, shared: None })
+        experts::check(Experts::plain(count, per_token, width, weighting))
     }
 }
 
@@ -195,6 +195,11 @@ pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
         n_heads: stored.n_heads,
         n_kv_heads: stored.n_kv_heads,
         head_dim: stored.head_dim,
+        window_heads: None,
+        shared_kv: None,
+        values_are_keys: false,
+        value_norm: false,
+        per_layer_input: None,
         vocab_size: stored.vocab_size,
         context_length: stored.context_length,
         rms_norm_eps: stored.rms_norm_eps,
@@ -226,7 +231,7 @@ pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
         bidirectional: stored.bidirectional,
         logit_scale: positive("logit_scale", stored.logit_scale.unwrap_or(1.0))?,
         activation: by_name(&ACTIVATIONS, "activation", &stored.activation)?,
-        experts: stored.experts.map(StoredExperts::checked).transpose()?,
+        experts: stored.experts.map(|experts| experts.checked(stored.intermediate_size)).transpose()?,
         recurrence: None,
         attn_gate: false,
     };

@@ -152,20 +152,26 @@ pub(super) fn plain_layer(c: &ModelConfig) -> Vec<TensorSpec> {
     ]
 }
 
-/// A layer with a router and experts instead of gate, up and down.
-pub(super) fn expert_layer(c: &ModelConfig) -> Vec<TensorSpec> {
-    let (h, f) = (c.hidden_size, c.intermediate_size);
-    let experts = c.experts.map_or(0, |experts| experts.count);
-    let mut layer = plain_layer(c);
-    layer.retain(|spec| {
-        !matches!(spec.name.as_str(), "ffn_gate.weight" | "ffn_up.weight" | "ffn_down.weight")
-    });
-    layer.extend([
+/// The router and the experts of a layer.
+pub(super) fn experts(c: &ModelConfig) -> [TensorSpec; 4] {
+    let h = c.hidden_size;
+    let (experts, f) = c.experts.map_or((0, 0), |experts| (experts.count, experts.width));
+    [
         required("ffn_gate_inp.weight", &[experts, h]),
         required("ffn_gate_exps.weight", &[experts, f, h]),
         required("ffn_up_exps.weight", &[experts, f, h]),
         required("ffn_down_exps.weight", &[experts, h, f]),
-    ]);
+    ]
+}
+
+/// A layer with a router and experts instead of gate, up and down.
+pub(super) fn expert_layer(c: &ModelConfig) -> Vec<TensorSpec> {
+    let mut layer = plain_layer(c);
+    layer.retain(|spec| {
+        !matches!(spec.name.as_str(), "ffn_gate.weight" | "ffn_up.weight" | "ffn_down.weight")
+    });
+    layer.extend(experts(c));
+    let h = c.hidden_size;
     if let Some(width) = c.experts.and_then(|experts| experts.shared) {
         layer.extend([
             required("ffn_gate_inp_shexp.weight", &[h]),
@@ -178,18 +184,19 @@ pub(super) fn expert_layer(c: &ModelConfig) -> Vec<TensorSpec> {
 }
 
 /// All tensors of a model. `output.weight` is optional: without it, the embedding is the output matrix.
-pub(super) fn expected(family: &dyn Family, c: &ModelConfig) -> impl Iterator<Item = TensorSpec> {
+pub(super) fn expected<'a>(
+    family: &'a dyn Family,
+    c: &'a ModelConfig,
+) -> impl Iterator<Item = TensorSpec> + 'a {
     let table = [c.vocab_size, c.hidden_size];
-    let (layer, recurrent) = (family.layer_tensors(c), family.recurrent_layer_tensors(c));
-    let is_recurrent: Vec<bool> = (0..c.n_layers).map(|i| c.is_recurrent(i)).collect();
-    let layers = (0..c.n_layers).flat_map(move |i| {
-        let layer = if is_recurrent[i] { &recurrent } else { &layer };
-        layer.clone().into_iter().map(move |mut spec| {
+    let layers = (0..c.n_layers).flat_map(|i| {
+        family.tensors_of_layer(c, i).into_iter().map(move |mut spec| {
             spec.name = format!("blk.{i}.{}", spec.name);
             spec
         })
     });
     std::iter::once(required("token_embd.weight", &table))
+        .chain(family.other_tensors(c))
         .chain(layers)
         .chain([required("output_norm.weight", &[c.hidden_size]), optional("output.weight", &table)])
 }
@@ -231,6 +238,9 @@ pub(super) fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> 
     match name {
         "embed_tokens.weight" => return Some("token_embd.weight".to_owned()),
         "norm.weight" | "embedding_norm.weight" => return Some("output_norm.weight".to_owned()),
+        "embed_tokens_per_layer.weight" => return Some("per_layer_token_embd.weight".to_owned()),
+        "per_layer_model_projection.weight" => return Some("per_layer_model_proj.weight".to_owned()),
+        "per_layer_projection_norm.weight" => return Some("per_layer_proj_norm.weight".to_owned()),
         _ => {}
     }
     let (index, rest) = name.strip_prefix("layers.")?.split_once('.')?;

@@ -37,10 +37,12 @@ impl ReasoningParams {
         Ok(Self { marks, is_open, limit, ending, beginning: Vec::new() })
     }
 
-    /// The marks among the special tokens, which the text of the answer must contain
+    /// The special tokens of the marks, which the text of the answer must contain
     /// ([`StreamDecoder::writing`](crate::tokenizer::StreamDecoder::writing)).
     pub fn special_tokens(&self, tokenizer: &Tokenizer) -> Vec<u32> {
-        [self.marks.open, self.marks.close].into_iter().filter_map(|mark| tokenizer.token_id(mark)).collect()
+        let marks = [self.marks.open, self.marks.close].into_iter();
+        let tokens = marks.filter_map(|mark| tokenizer.encode(mark, false, true).ok()).flatten();
+        tokens.filter(|&id| tokenizer.is_special(id)).collect()
     }
 }
 

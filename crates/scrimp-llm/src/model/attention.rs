@@ -1,6 +1,6 @@
 //! Attention of a forward pass. Each sequence reads its own cache, which already has its new keys and values.
 
-use super::forward::{Pass, SequenceChunk, sized};
+use super::forward::{LayerPlace, Pass, SequenceChunk, sized};
 use crate::{
     config::ModelConfig,
     error::{Error, Result},
@@ -16,23 +16,22 @@ impl SequenceChunk<'_> {
 }
 
 impl Pass<'_> {
-    /// Attention of the layer at index `layer` of the caches, from the queries of `n` rows to `attn`, with the layer's
-    /// `sinks`. With `only_wanted`, the rows of the other tokens are unspecified afterwards.
+    /// Attention of the layer at `place`, from the queries of `n` rows to `attn`, with the layer's `sinks`. With `only_wanted`, the rows of the other tokens are unspecified afterwards.
     pub(super) fn attend(
         &mut self,
-        layer: usize,
+        place: LayerPlace,
         n: usize,
         chunks: &mut [SequenceChunk<'_>],
         sinks: Option<&[f32]>,
         only_wanted: bool,
     ) {
-        let q_dim = self.config.q_dim();
+        let (layer, q_dim) = (place.kv, place.heads.q_dim());
         sized(&mut self.buffers.attn, n * q_dim);
         if self.config.bidirectional {
             return self.attend_to_all(layer, chunks);
         }
         for chunk in chunks.iter_mut().filter(|chunk| chunk.error.is_none() && chunk.alone()) {
-            chunk.error = self.attend_alone(layer, chunk, sinks, only_wanted).err();
+            chunk.error = self.attend_alone(place, chunk, sinks, only_wanted).err();
         }
         let Self { exec, config, buffers, .. } = self;
         let (mut rest, mut at) = (&mut buffers.attn[..n * q_dim], 0);
@@ -83,13 +82,13 @@ impl Pass<'_> {
     /// One sequence with accumulated attention scores, over all queries of the chunk.
     fn attend_alone(
         &mut self,
-        layer: usize,
+        place: LayerPlace,
         chunk: &mut SequenceChunk<'_>,
         sinks: Option<&[f32]>,
         only_wanted: bool,
     ) -> Result<()> {
         let Self { exec, config, buffers, .. } = self;
-        let (rows, q_dim) = (chunk.rows(), config.q_dim());
+        let (layer, rows, q_dim) = (place.kv, chunk.rows(), place.heads.q_dim());
         let queries = rows.len();
         let wanted = if only_wanted { chunk.wanted } else { queries };
         let all = rows.start * q_dim..rows.end * q_dim;

@@ -5,6 +5,7 @@
 //! e[0..k] = the experts with the largest logits, w = their weights ([`ExpertWeighting`])
 //! h += sigmoid(g · x) * shared(x)                 of some models
 //! h += w[j] * down[e[j]] · (f(gate[e[j]] x) * up[e[j]] x)      for each chosen j, in the order of the experts
+//! h += norm(norm(block(x)) + norm(sum of the experts))          where a block runs beside them
 //!
 //! rows, sorted by expert:   | e0: t3 t7 | e2: t0 | e5: t1 t3 t4 | ...     one batch of activations for each expert
 //! ```
@@ -17,7 +18,7 @@
 use super::{
     forward::{Gated, Pass, each_row, norm_or_copy, product, sized},
     rope_and_append::take,
-    weights::{ExpertWeights, GatedWeights, LayerNorms, SharedExpert},
+    weights::{BesideBlock, ExpertWeights, GatedWeights, LayerNorms, SharedExpert},
 };
 use crate::config::{ExpertWeighting, Experts};
 use scrimp_kernels::{
@@ -37,7 +38,9 @@ pub(super) struct ExpertBuffers {
     /// `[n][experts]`
     logits: Vec<f32>,
     /// The gate of the shared expert, `[n]`.
-    shared: Vec<f32>,
+    pub(super) shared: Vec<f32>,
+    /// The sums of the experts, `[n][hidden_size]`, where a norm follows.
+    sum: Vec<f32>,
     routes: Routes,
     /// The inputs of the experts of a wave, and then of their down projections.
     batches: Vec<Activations>,
@@ -131,11 +134,50 @@ impl Pass<'_> {
             self.shared_expert(shared, n);
         }
         let routes = std::mem::take(&mut self.buffers.experts.routes);
+        // The waves add to the residual stream, or to a sum.
+        let rows = n * self.config.hidden_size;
+        let mut to = match weights.beside {
+            Some(_) => std::mem::take(&mut self.buffers.experts.sum),
+            None => std::mem::take(&mut self.buffers.h),
+        };
+        if weights.beside.is_some() {
+            sized(&mut to, rows).fill(0.0);
+        }
         for wave in routes.waves() {
-            let rows = self.run_wave(exec, weights, &routes, &routes.experts[wave]);
-            self.add_wave(exec, &routes, experts.per_token, &rows, n);
+            let of_wave = self.run_wave(exec, weights, &routes, &routes.experts[wave]);
+            self.add_wave(exec, &routes, experts.per_token, &of_wave, &mut to[..rows]);
         }
         self.buffers.experts.routes = routes;
+        match &weights.beside {
+            None => self.buffers.h = to,
+            Some(beside) => {
+                self.buffers.experts.sum = to;
+                self.add_beside(norms, beside, n);
+            }
+        }
+    }
+
+    /// Adds `norm(norm(block(x)) + norm(sum of the experts))` to the residual stream of `n` rows.
+    fn add_beside(&mut self, norms: &LayerNorms, beside: &BesideBlock, n: usize) {
+        let GatedWeights { gate, up, down } = &beside.block;
+        self.gate_and_up(norms, [gate, up], n);
+        self.fill_gated(down, n);
+        self.block_output(down, n);
+        let Self { exec, config, buffers, .. } = self;
+        let (hidden, level) = (config.hidden_size, exec.level);
+        let sum = &buffers.experts.sum;
+        each_row(exec.pool, &mut buffers.block[..n * hidden], hidden, |t, block| {
+            config.rms_norm(&beside.block_norm).apply_in_place(level, block);
+            config.rms_norm(&beside.experts_norm).add_to(level, &sum[t * hidden..(t + 1) * hidden], block);
+        });
+        let (block, norm) = (&buffers.block, norms.post_ffn_norm.as_deref());
+        each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
+            let block = &block[t * hidden..(t + 1) * hidden];
+            match norm {
+                Some(weight) => config.rms_norm(weight).add_to(level, block, h),
+                None => h.iter_mut().zip(block).for_each(|(h, x)| *h += x),
+            }
+        });
     }
 
     /// Adds the output of the shared expert, `sigmoid(g · x) * block(x)`, to the residual stream of `n` rows. All rows of the
@@ -143,25 +185,15 @@ impl Pass<'_> {
     fn shared_expert(&mut self, weights: &SharedExpert, n: usize) {
         let Self { exec, config, buffers, .. } = self;
         let (hidden, GatedWeights { gate, up, down }) = (config.hidden_size, &weights.block);
-        let (x, width) = (&buffers.experts.x, gate.weight.rows());
+        let x = &buffers.experts.x;
         let needs = gate.needs().and(up.needs()).and(weights.gate.needs());
         buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: hidden, needs }, |t, row| {
             row.copy_from_slice(&x[t * hidden..(t + 1) * hidden]);
         });
-        let outputs = (sized(&mut buffers.gate, n * width), sized(&mut buffers.up, n * width));
-        let shared = sized(&mut buffers.experts.shared, n);
-        let mut products = [
-            product(gate, outputs.0, false),
-            product(up, outputs.1, false),
-            product(&weights.gate, shared, false),
-        ];
-        linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
-        let mut gated = Gated::new(exec.level, config, &buffers.gate, &buffers.up);
-        gated.width = width;
-        let shape = ActivationShape { n_tokens: n, cols: width, needs: down.needs() };
-        buffers.x.fill(*exec, shape, |t, row| gated.row(t, row));
-        let block = sized(&mut buffers.block, n * hidden);
-        linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(down, block, false)]);
+        self.gate_and_up_products([gate, up], Some(&weights.gate), n);
+        self.fill_gated(down, n);
+        self.block_output(down, n);
+        let Self { exec, config, buffers, .. } = self;
         let (block, shared) = (&buffers.block, &buffers.experts.shared);
         each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
             let weight = config.residual_scale / (1.0 + (-shared[t]).exp());
@@ -180,19 +212,31 @@ impl Pass<'_> {
     ) {
         let Self { config, buffers, .. } = self;
         let hidden = config.hidden_size;
-        let norm = norms.ffn_norm.as_deref().map(|weight| config.rms_norm(weight));
+        let beside = weights.beside.as_deref();
+        let norm = beside.map(|beside| &beside.input_norm[..]).or(norms.ffn_norm.as_deref());
+        let norm = norm.map(|weight| config.rms_norm(weight));
         let (h, x) = (&buffers.h[..n * hidden], sized(&mut buffers.experts.x, n * hidden));
         each_row(exec.pool, x, hidden, |t, x| {
             norm_or_copy(exec.level, norm.as_ref(), &h[t * hidden..(t + 1) * hidden], x);
         });
         let shape = ActivationShape { n_tokens: n, cols: hidden, needs: weights.router.needs() };
-        buffers.x.fill(exec, shape, |t, row| row.copy_from_slice(&x[t * hidden..(t + 1) * hidden]));
+        // The router has the input of the experts, or a norm of its own.
+        let (from, norm) = match beside {
+            Some(beside) => (h, Some(config.rms_norm(&beside.router_norm))),
+            None => (&*x, None),
+        };
+        buffers.x.fill(exec, shape, |t, row| {
+            norm_or_copy(exec.level, norm.as_ref(), &from[t * hidden..(t + 1) * hidden], row);
+        });
         let logits = sized(&mut buffers.experts.logits, n * experts.count);
         linear(exec, &mut buffers.linear, &buffers.x, &mut [product(&weights.router, logits, false)]);
         let (logits, routes) = (&buffers.experts.logits, &mut buffers.experts.routes);
         routes.choices.resize(n * experts.per_token, Choice::default());
         exec.pool.chunks(&mut routes.choices, experts.per_token, |t, choices| {
             choose(&logits[t * experts.count..(t + 1) * experts.count], experts.weighting, choices);
+            if let Some(beside) = beside {
+                choices.iter_mut().for_each(|choice| choice.weight *= beside.scales[choice.expert]);
+            }
         });
         routes.sort(experts);
     }
@@ -206,7 +250,7 @@ impl Pass<'_> {
         wave: &[(usize, Range<usize>)],
     ) -> Range<usize> {
         let Self { config, buffers, .. } = self;
-        let (hidden, width) = (config.hidden_size, config.intermediate_size);
+        let (hidden, width) = (config.hidden_size, weights.experts[0].gate.weight.rows());
         let rows = wave[0].1.start..wave[wave.len() - 1].1.end;
         let n_tokens: Vec<usize> = wave.iter().map(|(_, rows)| rows.len()).collect();
         let blocks: Vec<&GatedWeights> = wave.iter().map(|&(expert, _)| &weights.experts[expert]).collect();
@@ -236,7 +280,7 @@ impl Pass<'_> {
         let groups = products.iter_mut().zip(&*batches).map(|(products, x)| LinearGroup { x, products });
         linear_groups(exec, &mut buffers.linear, &mut groups.collect::<Vec<_>>());
 
-        let gated = Gated::new(exec.level, config, &buffers.gate, &buffers.up);
+        let gated = Gated::new(exec.level, config, width, [&buffers.gate, &buffers.up]);
         let shapes = BatchShapes { cols: width, needs: needs(|block| block.down.needs()), ..shapes };
         Activations::fill_each(exec, batches, shapes, |i, t, row| {
             gated.row(wave[i].1.start - rows.start + t, row);
@@ -252,11 +296,18 @@ impl Pass<'_> {
         rows
     }
 
-    /// Adds the weighted outputs of a wave to the residual stream of `n` rows.
-    fn add_wave(&mut self, exec: Exec<'_>, routes: &Routes, per_token: usize, rows: &Range<usize>, n: usize) {
+    /// Adds the weighted outputs of a wave to the rows `to`, `[n][hidden_size]`.
+    fn add_wave(
+        &self,
+        exec: Exec<'_>,
+        routes: &Routes,
+        per_token: usize,
+        rows: &Range<usize>,
+        to: &mut [f32],
+    ) {
         let Self { config, buffers, .. } = self;
         let (hidden, block) = (config.hidden_size, &buffers.block);
-        each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
+        each_row(exec.pool, to, hidden, |t, h| {
             for choice in &routes.choices[t * per_token..(t + 1) * per_token] {
                 if rows.contains(&choice.row) {
                     let from = (choice.row - rows.start) * hidden;
@@ -304,7 +355,7 @@ mod tests {
 
     #[test]
     fn rows_are_sorted_by_expert_and_waves_have_all_of_them() {
-        let experts = Experts { count: 6, per_token: 2, weighting: ExpertWeighting::Softmax, shared: None };
+        let experts = Experts::plain(6, 2, 8, ExpertWeighting::Softmax);
         let mut routes = Routes::default();
         let choice = |expert| Choice { expert, ..Choice::default() };
         let tokens = 900;

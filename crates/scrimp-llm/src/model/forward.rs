@@ -23,11 +23,11 @@ use super::{
     future_queries::SampledQueries,
     reconstruction::Reconstruction,
     recurrence::StateInputs,
-    weights::{AttentionWeights, FeedForward, LayerNorms, LinearWeights, Mixer},
+    weights::{AttentionWeights, FeedForward, Layer, LayerNorms, LinearWeights, Mixer},
 };
 use crate::{
     checkpoint::Checkpoint,
-    config::{Activation, ModelConfig, Rope},
+    config::{Activation, HeadShape, ModelConfig, Rope},
     error::{Error, Result},
 };
 use scrimp_kernels::{
@@ -72,6 +72,8 @@ pub(super) struct Buffers {
     pub(super) rope_local: RopeTable,
     /// Factors on the queries of each row; empty where there are none.
     pub(super) temperature: Vec<f32>,
+    /// The inputs of each layer beside the residual stream, `[n_tokens][layers][width]` ([`super::per_layer`]).
+    pub(super) per_layer: Vec<f32>,
     pub(super) linear: LinearScratch,
     pub(super) attention: AttentionScratch,
 }
@@ -152,6 +154,15 @@ impl<'a> SequenceChunk<'a> {
         }
     }
 
+    /// Restricts the chunk to its wanted tokens, from row `first` of the pass on, for layers that write no keys and
+    /// values. Returns the row behind them.
+    fn keep_wanted(&mut self, first: usize) -> usize {
+        self.position += self.n - self.wanted;
+        (self.first, self.n) = (first, self.wanted);
+        (self.scores, self.reconstruction) = (None, None);
+        first + self.n
+    }
+
     /// Its rows.
     pub(super) fn rows(&self) -> Range<usize> {
         self.first..self.first + self.n
@@ -165,15 +176,23 @@ pub(super) struct LayerPlace {
     pub(super) rope: bool,
     /// Whether it uses the RoPE of layers with a sliding window.
     pub(super) local_rope: bool,
+    /// Its heads.
+    pub(super) heads: HeadShape,
     /// Its index in the KV cache.
     pub(super) kv: usize,
+    /// Whether its queries see all tokens before them.
+    pub(super) full: bool,
+    /// Whether it reads the keys and values of an earlier layer.
+    pub(super) shares_kv: bool,
 }
 
 impl LayerPlace {
     /// Layer `index` of the model, at index `kv` of the cache.
     pub(super) fn new(config: &ModelConfig, index: usize, kv: usize) -> Self {
         let local_rope = config.sliding_window[index].is_some() && config.rope_local.is_some();
-        Self { rope: config.rope_layers[index], local_rope, kv }
+        let (rope, heads) = (config.rope_layers[index], config.heads(index));
+        let full = config.sliding_window[index].is_none();
+        Self { rope, local_rope, heads, kv, full, shares_kv: config.shares_kv(index) }
     }
 }
 
@@ -219,8 +238,12 @@ impl<'a> Embedding<'a> {
 
 /// The error for an embedding that is not finite.
 pub(super) fn bad_embedding(checkpoint: &Checkpoint) -> Error {
-    let what = "tensor token_embd.weight holds a NaN or an infinity";
-    Error::damaged_file(checkpoint.path(), what)
+    bad_table(checkpoint, "token_embd.weight")
+}
+
+/// The error for a row of the table `name` that is not finite.
+pub(super) fn bad_table(checkpoint: &Checkpoint, name: &str) -> Error {
+    Error::damaged_file(checkpoint.path(), format!("tensor {name} holds a NaN or an infinity"))
 }
 
 pub(super) fn product<'a>(p: &'a LinearWeights, out: &'a mut [f32], accumulate: bool) -> Linear<'a> {
@@ -260,13 +283,15 @@ impl Pass<'_> {
         self.embed(model, tokens)?;
         self.fill_rope(chunks);
         let layers = &model.weights().layers;
+        // Later layers change no cache. So this one and they compute the wanted rows only.
+        let end = self.config.shared_kv.map_or(layers.len(), |shared| shared.first) - 1;
         let mut recurrent = 0;
         for (index, layer) in layers.iter().enumerate() {
-            let last = index + 1 == layers.len();
+            let last = index == end;
             let wanted = (last && wanted.len() < n).then_some(&wanted[..]);
             let out = match &layer.mixer {
                 Mixer::Attention(weights) => {
-                    let place = LayerPlace::new(self.config, index, index - recurrent);
+                    let place = LayerPlace::new(self.config, index, self.config.kv_layer(index));
                     self.attention((&layer.norms, weights), place, n, chunks, wanted);
                     &weights.o
                 }
@@ -285,22 +310,40 @@ impl Pass<'_> {
             };
             if last {
                 self.exec.level = self.end_level;
+                n = wanted.map_or(n, <[usize]>::len);
             }
-            let n = wanted.map_or(n, <[usize]>::len);
-            if n > 0 {
-                self.mixer_output(&layer.norms, out, n);
+            if n == 0 {
+                return Ok(());
             }
-            if n > 0 {
-                match &layer.feed_forward {
-                    FeedForward::Dense(weights) => {
-                        self.gate_and_up(&layer.norms, [&weights.gate, &weights.up], n);
-                        self.down(&layer.norms, &weights.down, n);
-                    }
-                    FeedForward::Experts(weights) => self.experts(&layer.norms, weights, n),
-                }
+            self.mixer_output(&layer.norms, out, n);
+            self.second_block(layer, index, n);
+            if last && index + 1 < layers.len() {
+                chunks.iter_mut().fold(0, |first, chunk| chunk.keep_wanted(first));
+                self.fill_rope(chunks);
             }
         }
         Ok(())
+    }
+
+    /// The feed-forward block or the experts of layer `index`, and its input beside the residual stream, of `n` rows.
+    fn second_block(&mut self, layer: &Layer, index: usize, n: usize) {
+        match &layer.feed_forward {
+            FeedForward::Dense(weights) => {
+                self.gate_and_up(&layer.norms, [&weights.gate, &weights.up], n);
+                self.down(&layer.norms, &weights.down, n);
+            }
+            FeedForward::Experts(weights) => self.experts(&layer.norms, weights, n),
+        }
+        if let Some(weights) = &layer.per_layer {
+            self.add_layer_input(weights, index, n);
+        }
+        if let Some(scale) = layer.scale {
+            let Self { exec, config, buffers, .. } = self;
+            let hidden = config.hidden_size;
+            each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |_, row| {
+                ops::scale(exec.level, scale, row);
+            });
+        }
     }
 
     fn embed(&mut self, model: &Model, tokens: &[u32]) -> Result<()> {
@@ -313,7 +356,11 @@ impl Pass<'_> {
         let h = sized(&mut self.buffers.h, tokens.len() * self.config.hidden_size);
         let finite = embedding.embed(self.exec, self.config, tokens, h);
         // Unlike matrices, this tensor is not checked when the model is loaded.
-        checkpoint.filter(|_| !finite).map_or(Ok(()), |checkpoint| Err(bad_embedding(checkpoint)))
+        checkpoint.filter(|_| !finite).map_or(Ok(()), |checkpoint| Err(bad_embedding(checkpoint)))?;
+        match (&weights.per_layer, model.checkpoint()) {
+            (Some(weights), Some(checkpoint)) => self.layer_inputs(weights, checkpoint, tokens),
+            _ => Ok(()),
+        }
     }
 
     /// Computes the angles of RoPE for the rows of all chunks.
@@ -348,10 +395,10 @@ impl Pass<'_> {
         chunks: &mut [SequenceChunk<'_>],
         wanted: Option<&[usize]>,
     ) {
-        self.qkv(norms, [&weights.q, &weights.k, &weights.v], weights.gate.as_ref(), n);
+        self.qkv(norms, weights.projections(), place.heads, n);
         self.rope_and_append(norms, place, chunks);
-        self.attend(place.kv, n, chunks, norms.sinks.as_deref(), wanted.is_some());
-        let q_dim = self.config.q_dim();
+        self.attend(place, n, chunks, norms.sinks.as_deref(), wanted.is_some());
+        let q_dim = place.heads.q_dim();
         self.keep_rows(wanted, q_dim);
         if weights.gate.is_some() {
             let Self { exec, buffers, .. } = self;
@@ -362,15 +409,18 @@ impl Pass<'_> {
         }
     }
 
-    /// Keeps only the wanted rows of the residual stream and of the block's output and gate, which have `width` elements.
+    /// Keeps only the wanted rows of the residual stream, of the inputs of each layer, and of the block's output and gate,
+    /// which have `width` elements.
     fn keep_rows(&mut self, wanted: Option<&[usize]>, width: usize) {
         let hidden = self.config.hidden_size;
-        let Buffers { h, attn, attn_gate, .. } = &mut *self.buffers;
+        let inputs = self.config.per_layer_input.map_or(0, |width| self.config.n_layers * width);
+        let Buffers { h, attn, attn_gate, per_layer, .. } = &mut *self.buffers;
         let gated = self.config.attn_gate;
         // Rows only move towards the front.
         for (to, &from) in wanted.into_iter().flatten().enumerate() {
             h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
             attn.copy_within(from * width..(from + 1) * width, to * width);
+            per_layer.copy_within(from * inputs..(from + 1) * inputs, to * inputs);
             if gated {
                 attn_gate.copy_within(from * width..(from + 1) * width, to * width);
             }
@@ -388,26 +438,28 @@ impl Pass<'_> {
         });
     }
 
-    /// Queries, keys, values and gates of `n` rows.
+    /// The projections of `n` rows before attention: queries, keys, values and gates, as far as the layer has them.
+    /// Without a projection of values, the keys are the values.
     pub(super) fn qkv(
         &mut self,
         norms: &LayerNorms,
-        [wq, wk, wv]: [&LinearWeights; 3],
-        gate: Option<&LinearWeights>,
+        projections: [Option<&LinearWeights>; 4],
+        heads: HeadShape,
         n: usize,
     ) {
-        let needs = wq.needs().and(wk.needs()).and(wv.needs());
-        self.normed_input(norms, gate.map_or(needs, |gate| needs.and(gate.needs())), n);
-        let Self { exec, config, buffers, .. } = self;
-        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
-        let (q, k) = (sized(&mut buffers.q, n * q_dim), sized(&mut buffers.k, n * kv_dim));
-        let v = sized(&mut buffers.v, n * kv_dim);
-        let [q, k, v] = [product(wq, q, false), product(wk, k, false), product(wv, v, false)];
-        let Some(gate) = gate else {
-            return linear(*exec, &mut buffers.linear, &buffers.x, &mut [q, k, v]);
-        };
-        let gate = product(gate, sized(&mut buffers.attn_gate, n * q_dim), false);
-        linear(*exec, &mut buffers.linear, &buffers.x, &mut [q, k, v, gate]);
+        let needs = projections.iter().flatten().map(|p| p.needs());
+        self.normed_input(norms, needs.fold(Needs::default(), Needs::and), n);
+        let Self { exec, buffers, .. } = self;
+        let (q_dim, kv_dim) = (heads.q_dim(), heads.kv_dim());
+        let Buffers { q, k, v, attn_gate, linear: scratch, x, .. } = &mut **buffers;
+        let outputs = [(q, q_dim), (k, kv_dim), (v, kv_dim), (attn_gate, q_dim)];
+        let products = projections.into_iter().zip(outputs).filter_map(|(projection, (out, width))| {
+            projection.map(|projection| product(projection, sized(out, n * width), false))
+        });
+        linear(*exec, scratch, x, &mut products.collect::<Vec<_>>());
+        if let [_, Some(_), None, _] = projections {
+            sized(&mut buffers.v, n * kv_dim).copy_from_slice(&buffers.k[..n * kv_dim]);
+        }
     }
 
     /// Adds the output projection of attention or of a recurrent layer to the residual stream of `n` rows.
@@ -424,7 +476,7 @@ impl Pass<'_> {
     /// The two projections before the gate, of `n` rows.
     pub(super) fn gate_and_up(&mut self, norms: &LayerNorms, [gate, up]: [&LinearWeights; 2], n: usize) {
         let Self { exec, config, buffers, .. } = self;
-        let (hidden, width) = (config.hidden_size, config.intermediate_size);
+        let hidden = config.hidden_size;
         let h = &buffers.h[..n * hidden];
         let norm = norms.ffn_norm.as_deref().map(|weight| config.rms_norm(weight));
         buffers.x.fill(
@@ -432,27 +484,52 @@ impl Pass<'_> {
             ActivationShape { n_tokens: n, cols: hidden, needs: gate.needs().and(up.needs()) },
             |t, x| norm_or_copy(exec.level, norm.as_ref(), &h[t * hidden..(t + 1) * hidden], x),
         );
+        self.gate_and_up_products([gate, up], None, n);
+    }
+
+    /// The two projections before the gate of the `n` rows of activations, and the gate of a shared expert.
+    pub(super) fn gate_and_up_products(
+        &mut self,
+        [gate, up]: [&LinearWeights; 2],
+        shared: Option<&LinearWeights>,
+        n: usize,
+    ) {
+        let Self { exec, buffers, .. } = self;
+        let width = gate.weight.rows();
         let outputs = (sized(&mut buffers.gate, n * width), sized(&mut buffers.up, n * width));
-        let mut products = [product(gate, outputs.0, false), product(up, outputs.1, false)];
+        let block = [product(gate, outputs.0, false), product(up, outputs.1, false)];
+        let shared = shared.map(|gate| product(gate, sized(&mut buffers.experts.shared, n), false));
+        let mut products: Vec<_> = block.into_iter().chain(shared).collect();
         linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
+    }
+
+    /// The gated rows as activations of the down projection, of `n` rows.
+    pub(super) fn fill_gated(&mut self, down: &LinearWeights, n: usize) {
+        let Self { exec, config, buffers, .. } = self;
+        let cols = down.weight.cols();
+        let gated = Gated::new(exec.level, config, cols, [&buffers.gate, &buffers.up]);
+        let shape = ActivationShape { n_tokens: n, cols, needs: down.needs() };
+        buffers.x.fill(*exec, shape, |t, x| gated.row(t, x));
+    }
+
+    /// The product of `projection` and the `n` rows of activations in `block`.
+    pub(super) fn block_output(&mut self, projection: &LinearWeights, n: usize) {
+        let Self { exec, config, buffers, .. } = self;
+        let block = sized(&mut buffers.block, n * config.hidden_size);
+        linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(projection, block, false)]);
     }
 
     /// Adds the down projection of the gated rows to the residual stream of `n` rows.
     fn down(&mut self, norms: &LayerNorms, down: &LinearWeights, n: usize) {
-        let Self { exec, config, buffers, .. } = self;
-        let gated = Gated::new(exec.level, config, &buffers.gate, &buffers.up);
-        buffers.x.fill(
-            *exec,
-            ActivationShape { n_tokens: n, cols: config.intermediate_size, needs: down.needs() },
-            |t, x| gated.row(t, x),
-        );
+        self.fill_gated(down, n);
         self.add_block(down, norms.post_ffn_norm.as_deref(), n);
     }
 
     /// The gated rows, `[n][intermediate_size]`: the inputs of the down projection.
     pub(super) fn gated_rows(&self, out: &mut [f32]) {
-        let gated = Gated::new(self.exec.level, self.config, &self.buffers.gate, &self.buffers.up);
-        each_row(self.exec.pool, out, self.config.intermediate_size, |t, row| gated.row(t, row));
+        let width = self.config.intermediate_size;
+        let gated = Gated::new(self.exec.level, self.config, width, [&self.buffers.gate, &self.buffers.up]);
+        each_row(self.exec.pool, out, width, |t, row| gated.row(t, row));
     }
 
     /// `h += norm(projection x)` for the rows `x`; without a norm, `h += projection x`.
@@ -499,18 +576,18 @@ impl Pass<'_> {
     }
 
     /// `h += norm(projection x)` for the `n` rows of activations; without a norm, `h += residual_scale * projection x`.
-    fn add_block(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, n: usize) {
+    pub(super) fn add_block(&mut self, projection: &LinearWeights, norm: Option<&[f32]>, n: usize) {
         let Self { exec, config, buffers, .. } = self;
         let hidden = config.hidden_size;
-        let h = &mut buffers.h[..n * hidden];
         if norm.is_none() && config.residual_scale == 1.0 {
+            let h = &mut buffers.h[..n * hidden];
             linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(projection, h, true)]);
             return;
         }
-        let block = sized(&mut buffers.block, n * hidden);
-        linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(projection, block, false)]);
-        let (block, scale) = (&*block, config.residual_scale);
-        each_row(exec.pool, h, hidden, |t, h| {
+        self.block_output(projection, n);
+        let Self { exec, config, buffers, .. } = self;
+        let (block, scale) = (&buffers.block, config.residual_scale);
+        each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
             let block = &block[t * hidden..(t + 1) * hidden];
             match norm {
                 Some(weight) => config.rms_norm(weight).add_to(exec.level, block, h),
@@ -567,18 +644,19 @@ pub(super) struct Gated<'a> {
     level: SimdLevel,
     gate: Gate,
     /// Elements of a row.
-    pub(super) width: usize,
+    width: usize,
     rows: [&'a [f32]; 2],
 }
 
 impl<'a> Gated<'a> {
-    pub(super) fn new(level: SimdLevel, config: &ModelConfig, gate: &'a [f32], up: &'a [f32]) -> Self {
+    /// `rows` are gate and up, of `width` elements each.
+    pub(super) fn new(level: SimdLevel, config: &ModelConfig, width: usize, rows: [&'a [f32]; 2]) -> Self {
         let f = match config.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
             Activation::ClampedSilu => Gate::ClampedSilu,
         };
-        Self { level, gate: f, width: config.intermediate_size, rows: [gate, up] }
+        Self { level, gate: f, width, rows }
     }
 
     pub(super) fn row(&self, t: usize, out: &mut [f32]) {

@@ -142,7 +142,8 @@ impl<'a> LayerRunner<'a> {
     fn attention(&mut self, norms: &LayerNorms, index: usize, hook: &mut dyn LayerHook) -> Result<Vec<f32>> {
         let Self { exec, config, window, h, buffers } = self;
         let mut kv = one_layer(config, index)?;
-        let (hidden, q_dim, place) = (config.hidden_size, config.q_dim(), LayerPlace::new(config, index, 0));
+        let (hidden, place) = (config.hidden_size, LayerPlace::new(config, index, 0));
+        let q_dim = place.heads.q_dim();
         let (wq, wk, wv) =
             (hook.matrix(Projection::Q)?, hook.matrix(Projection::K)?, hook.matrix(Projection::V)?);
         let mut pass = Pass { exec: *exec, end_level: exec.level, config, buffers };
@@ -152,11 +153,11 @@ impl<'a> LayerRunner<'a> {
         for (h, out) in h.chunks(*window * hidden).zip(all.chunks_mut(*window * q_dim)) {
             let n = h.len() / hidden;
             sized(&mut pass.buffers.h, h.len()).copy_from_slice(h);
-            pass.qkv(norms, [&wq, &wk, &wv], None, n);
+            pass.qkv(norms, [Some(&wq), Some(&wk), Some(&wv), None], place.heads, n);
             kv.reset();
             let mut chunks = [SequenceChunk::window(&mut kv, n)];
             pass.rope_and_append(norms, place, &mut chunks);
-            pass.attend(place.kv, n, &mut chunks, norms.sinks.as_deref(), false);
+            pass.attend(place, n, &mut chunks, norms.sinks.as_deref(), false);
             let [chunk] = chunks;
             chunk.error.map_or(Ok(()), Err)?;
             out.copy_from_slice(&pass.buffers.attn[..n * q_dim]);
@@ -199,6 +200,7 @@ fn one_layer(config: &ModelConfig, index: usize) -> Result<Sequence> {
     let cache = KvCache::new(KvConfig {
         head_dim: config.head_dim,
         n_kv_heads: config.n_kv_heads,
+        window_heads: config.window_heads,
         windows: vec![config.sliding_window[index]],
         states: Vec::new(),
         format: "f32".parse()?,

@@ -4,7 +4,7 @@
 //! * [`projections`]: where a layer's matrices are in a checkpoint;
 //! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer, in the notation of the papers;
-//! * [`experts`]: mixtures of experts in it;
+//! * [`experts`]: mixtures of experts in it; [`per_layer`]: inputs of layers beside the residual stream;
 //! * [`attention`]: attention over the cache of each sequence; [`recurrence`] and [`short_conv`]: layers with a
 //!   recurrent state;
 //! * [`session`]: one sequence, its KV cache and its scratch memory; [`batch`]: many of them in one pass;
@@ -21,6 +21,7 @@ mod fp8;
 mod future_queries;
 mod layer_runner;
 mod mxfp4;
+mod per_layer;
 pub mod projections;
 mod reconstruction;
 mod recurrence;
@@ -48,7 +49,7 @@ use crate::{
 };
 use forward::{Buffers, Pass};
 use scrimp_kernels::{Exec, Pool, SimdLevel};
-use scrimp_kv::{KvCache, KvConfig, KvFormat, PageGeometry};
+use scrimp_kv::{KvCache, KvConfig, KvFormat};
 use std::{
     path::Path,
     sync::{Arc, OnceLock},
@@ -274,10 +275,10 @@ pub(crate) fn set_up(options: &RunOptions) -> Result<(SimdLevel, Pool)> {
 }
 
 fn cache(config: &ModelConfig, format: KvFormat, limit: Option<usize>) -> Result<KvCache> {
-    format.check(PageGeometry { page_tokens: PAGE_TOKENS, head_dim: config.head_dim })?;
     Ok(KvCache::new(KvConfig {
         head_dim: config.head_dim,
         n_kv_heads: config.n_kv_heads,
+        window_heads: config.window_heads,
         windows: config.attention_layers().map(|layer| config.sliding_window[layer]).collect(),
         states: config.states(),
         format,

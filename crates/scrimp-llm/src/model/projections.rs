@@ -131,7 +131,8 @@ pub fn tensor_slice(
     index: usize,
     projection: Projection,
 ) -> TensorSlice {
-    let (q, kv, ffn) = (config.q_dim(), config.kv_dim(), config.intermediate_size);
+    let (heads, ffn) = (config.heads(index), config.block_width(index));
+    let (q, kv) = (heads.q_dim(), heads.kv_dim());
     let name = |stem: &str| format!("blk.{index}.{stem}");
     let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
     if projection == Projection::Q && config.attn_gate {
@@ -151,6 +152,22 @@ pub fn tensor_slice(
         Projection::Gate | Projection::Up => (projection.stem(), 0..ffn),
     };
     TensorSlice::rows(name(stem), rows)
+}
+
+/// Whether attention of layer `index` has `projection`, one of the first four.
+pub fn has_projection(config: &ModelConfig, index: usize, projection: Projection) -> bool {
+    let values_are_keys = config.values_are_keys && config.sliding_window[index].is_none();
+    match projection {
+        Projection::K => !config.shares_kv(index),
+        Projection::V => !config.shares_kv(index) && !values_are_keys,
+        _ => true,
+    }
+}
+
+/// The matrices of the input of layer `index` beside the residual stream, of width `width`: gate and output.
+pub fn layer_input_slices(config: &ModelConfig, index: usize, width: usize) -> [TensorSlice; 2] {
+    let rows = |stem: &str, rows: usize| TensorSlice::rows(format!("blk.{index}.{stem}"), 0..rows);
+    [rows("inp_gate", width), rows("proj", config.hidden_size)]
 }
 
 /// The rows of the gates in the query projection of layer `index` ([`ModelConfig::attn_gate`]).
@@ -238,7 +255,7 @@ pub fn expert_slice(
     expert: usize,
     projection: Projection,
 ) -> TensorSlice {
-    let ffn = config.intermediate_size;
+    let ffn = config.experts.map_or(0, |experts| experts.width);
     let name = |stem: &str| format!("blk.{index}.{stem}");
     let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
     let (all, fused) = (format!("{}_exps", projection.stem()), "ffn_gate_up_exps");
@@ -279,12 +296,15 @@ pub fn shared_expert_slice(
 /// Rejects models whose layers have more than the seven matrices of [`Projection`].
 ///
 /// # Errors
-/// The layers have experts, or some layers are recurrent.
+/// The layers have experts or inputs beside the residual stream, or some layers are recurrent or have other heads, or no
+/// keys and values of their own.
 pub fn seven_matrices(config: &ModelConfig) -> Result<()> {
+    let unlike = config.window_heads.is_some() || config.shared_kv.is_some() || config.values_are_keys;
     let what = match (&config.experts, &config.recurrence) {
-        (None, None) => return Ok(()),
         (Some(_), _) => "mixtures of experts",
         (None, Some(_)) => "models with recurrent layers",
+        (None, None) if config.per_layer_input.is_some() || unlike => "models of this family",
+        (None, None) => return Ok(()),
     };
     Err(Error::unsupported(
         format!("compressing the weights of {what} is not supported"),
@@ -302,8 +322,8 @@ pub fn layer_slices(checkpoint: &Checkpoint, config: &ModelConfig, index: usize)
     use Projection::{Down, Gate, Up};
     let recurrent = config.recurrence.as_ref().filter(|_| config.is_recurrent(index));
     let dense = Projection::ALL.into_iter().filter(|p| match p {
-        Gate | Up | Down => config.experts.is_none(),
-        _ => recurrent.is_none(),
+        Gate | Up | Down => config.has_block(index),
+        _ => recurrent.is_none() && has_projection(config, index, *p),
     });
     let mut slices: Vec<_> = dense.map(|p| tensor_slice(checkpoint, config, index, p)).collect();
     match recurrent.map(|recurrence| recurrence.kind) {
@@ -315,7 +335,10 @@ pub fn layer_slices(checkpoint: &Checkpoint, config: &ModelConfig, index: usize)
         None if config.attn_gate => slices.push(attn_gate_slice(config, index)),
         None => {}
     }
-    if let Some(experts) = config.experts {
+    if let Some(width) = config.per_layer_input {
+        slices.extend(layer_input_slices(config, index, width));
+    }
+    if let Some(experts) = config.experts_of(index) {
         slices.push(TensorSlice::rows(router(index), 0..experts.count));
         if let Some(width) = experts.shared {
             slices.extend([Gate, Up, Down].map(|p| shared_expert_slice(config, index, width, p)));

@@ -24,7 +24,7 @@ struct Task<'a, 'c> {
     first: usize,
     q: &'a mut [f32],
     k: &'a mut [f32],
-    v: &'a [f32],
+    v: &'a mut [f32],
     /// The chunk, if the task has all of its rows. Then the task appends them.
     chunk: Option<&'a mut SequenceChunk<'c>>,
     /// The rows could not be appended.
@@ -37,11 +37,12 @@ pub(super) fn take<'a>(rows: &mut &'a mut [f32], n: usize, width: usize) -> &'a 
 }
 
 impl SequenceChunk<'_> {
-    /// Appends its keys and values to its cache at index `layer`.
-    fn append(&mut self, exec: Exec<'_>, layer: usize, q: &[f32], k: &[f32], v: &[f32]) {
+    /// Appends its keys and values to its cache.
+    fn append(&mut self, exec: Exec<'_>, place: LayerPlace, q: &[f32], k: &[f32], v: &[f32]) {
+        let layer = place.kv;
         let position = self.kv.next_position(layer);
         self.error = self.kv.append(layer, k, v, exec.pool).err().map(Into::into);
-        if let Some(sampled) = self.sampled_queries.as_mut().filter(|_| self.error.is_none()) {
+        if let Some(sampled) = self.sampled_queries.as_mut().filter(|_| place.full && self.error.is_none()) {
             sampled.add(layer, position, q, q.len() / self.n.max(1));
         }
     }
@@ -49,7 +50,7 @@ impl SequenceChunk<'_> {
 
 impl Pass<'_> {
     /// Applies RoPE to `q` and `k` of all chunks (after their norms, if the family has them) and appends `k` and `v`
-    /// to the caches of the chunks without an error.
+    /// to the caches of the chunks without an error. A layer without keys and values of its own has only `q`.
     pub(super) fn rope_and_append(
         &mut self,
         norms: &LayerNorms,
@@ -57,10 +58,11 @@ impl Pass<'_> {
         chunks: &mut [SequenceChunk<'_>],
     ) {
         let Self { exec, config, buffers, .. } = self;
-        let (exec, q_dim, kv_dim) = (*exec, config.q_dim(), config.kv_dim());
+        let (exec, own, heads) = (*exec, !place.shares_kv, place.heads);
+        let (q_dim, kv_dim) = (heads.q_dim(), if own { heads.kv_dim() } else { 0 });
         let rope = if place.local_rope { &buffers.rope_local } else { &buffers.rope };
         let (rope, temperature) = (place.rope.then_some(rope), &buffers.temperature);
-        let (mut q, mut k, mut v) = (&mut buffers.q[..], &mut buffers.k[..], &buffers.v[..]);
+        let (mut q, mut k, mut v) = (&mut buffers.q[..], &mut buffers.k[..], &mut buffers.v[..]);
         let mut tasks = Vec::with_capacity(chunks.len());
         for chunk in &mut *chunks {
             let rows = chunk.rows();
@@ -69,22 +71,28 @@ impl Pass<'_> {
             let mut chunk = few.then_some(chunk);
             for first in rows.clone().step_by(tokens) {
                 let n = tokens.min(rows.end - first);
-                let (q, k) = (take(&mut q, n, q_dim), take(&mut k, n, kv_dim));
-                let v = v.split_off(..n * kv_dim).expect("rows of all tokens");
+                let (q, k, v) = (take(&mut q, n, q_dim), take(&mut k, n, kv_dim), take(&mut v, n, kv_dim));
                 tasks.push(Task { first, q, k, v, chunk: chunk.take(), failed: false });
             }
         }
         exec.pool.chunks(&mut tasks, 1, |_, tasks| {
             for task in tasks {
-                let heads = Heads { exec, config, rope, first: task.first };
+                let heads = Heads { exec, config, dim: heads.head_dim, rope, first: task.first };
                 heads.norm_and_rope(norms.q_norm.as_deref(), task.q, q_dim);
                 let factors = temperature.get(task.first..).unwrap_or_default();
                 for (q, &factor) in task.q.chunks_exact_mut(q_dim).zip(factors) {
                     ops::scale(exec.level, factor, q);
                 }
+                if !own {
+                    continue;
+                }
                 heads.norm_and_rope(norms.k_norm.as_deref(), task.k, kv_dim);
+                if let Some(weight) = &norms.v_norm {
+                    let parts = task.v.chunks_exact_mut(weight.len());
+                    parts.for_each(|part| config.rms_norm(weight).apply_in_place(exec.level, part));
+                }
                 if let Some(chunk) = task.chunk.as_mut().filter(|chunk| chunk.error.is_none()) {
-                    chunk.append(exec, place.kv, task.q, task.k, task.v);
+                    chunk.append(exec, place, task.q, task.k, task.v);
                     task.failed = chunk.error.is_some();
                 }
             }
@@ -92,15 +100,15 @@ impl Pass<'_> {
         // Chunks that compete for the last pages may all fail. In sequence, some succeed.
         for task in tasks.into_iter().filter(|task| task.failed) {
             if let Some(chunk) = task.chunk {
-                chunk.append(exec, place.kv, task.q, task.k, task.v);
+                chunk.append(exec, place, task.q, task.k, task.v);
             }
         }
         for chunk in chunks {
             let rows = chunk.rows();
-            if chunk.error.is_none() && rows.len() >= PARALLEL_TOKENS {
+            if own && chunk.error.is_none() && rows.len() >= PARALLEL_TOKENS {
                 let q = &buffers.q[rows.start * q_dim..rows.end * q_dim];
                 let kv = rows.start * kv_dim..rows.end * kv_dim;
-                chunk.append(exec, place.kv, q, &buffers.k[kv.clone()], &buffers.v[kv]);
+                chunk.append(exec, place, q, &buffers.k[kv.clone()], &buffers.v[kv]);
             }
         }
     }
@@ -110,6 +118,8 @@ impl Pass<'_> {
 struct Heads<'a> {
     exec: Exec<'a>,
     config: &'a ModelConfig,
+    /// Elements per head.
+    dim: usize,
     /// `None`: the layer has no positions.
     rope: Option<&'a RopeTable>,
     first: usize,
@@ -118,7 +128,7 @@ struct Heads<'a> {
 impl Heads<'_> {
     /// Normalizes the heads of `rows`, `[n][width]`, each or all together, and applies RoPE to them.
     fn norm_and_rope(&self, norm: Option<&[f32]>, rows: &mut [f32], width: usize) {
-        let Self { exec, config, rope, first } = *self;
+        let Self { exec, config, dim, rope, first } = *self;
         for (i, row) in rows.chunks_exact_mut(width).enumerate() {
             let angles = rope.map(|rope| rope.row(first + i));
             if let Some(weight) = norm {
@@ -126,8 +136,7 @@ impl Heads<'_> {
                     .for_each(|part| config.rms_norm(weight).apply_in_place(exec.level, part));
             }
             if let Some((cos, sin)) = angles {
-                row.chunks_exact_mut(config.head_dim)
-                    .for_each(|head| apply_rope(exec.level, config, head, cos, sin));
+                row.chunks_exact_mut(dim).for_each(|head| apply_rope(exec.level, config, head, cos, sin));
             }
         }
     }

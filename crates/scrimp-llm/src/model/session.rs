@@ -258,13 +258,16 @@ impl Session {
         if self.len() + n > self.model.context_length() {
             return Err(Error::bad_input(format!("{n} more tokens do not fit the model's context")));
         }
-        let width = self.kv.n_kv_heads() * self.kv.head_dim();
+        let widths: Vec<usize> = (0..self.kv.n_layers())
+            .map(|layer| self.kv.heads(layer).count * self.kv.heads(layer).dim)
+            .collect();
+        let widest = CHUNK * widths.iter().max().copied().unwrap_or(0);
         let mut random = SplitMix64::new(1);
-        let rows: Vec<f32> = (0..2 * CHUNK * width).map(|_| 2.0 * random.next_f32() - 1.0).collect();
+        let rows: Vec<f32> = (0..2 * widest).map(|_| 2.0 * random.next_f32() - 1.0).collect();
         for start in (0..n).step_by(CHUNK) {
-            let len = CHUNK.min(n - start) * width;
-            for layer in 0..self.kv.n_layers() {
-                self.kv.append(layer, &rows[..len], &rows[CHUNK * width..][..len], self.model.exec().pool)?;
+            for (layer, width) in widths.iter().enumerate() {
+                let len = CHUNK.min(n - start) * width;
+                self.kv.append(layer, &rows[..len], &rows[widest..][..len], self.model.exec().pool)?;
             }
             for layer in 0..self.kv.n_states() {
                 self.kv.advance_state(layer, CHUNK.min(n - start))?;

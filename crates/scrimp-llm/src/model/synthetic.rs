@@ -68,12 +68,7 @@ pub const SHAPES: [Shape; 3] = [
             vocab_size: 151_936,
             context_length: 40_960,
         },
-        experts: Some(Experts {
-            count: 128,
-            per_token: 8,
-            weighting: ExpertWeighting::SoftmaxOfChosen,
-            shared: None,
-        }),
+        experts: Some(Experts::plain(128, 8, 768, ExpertWeighting::SoftmaxOfChosen)),
     },
 ];
 
@@ -199,6 +194,7 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
                 FeedForward::Experts(Box::new(ExpertWeights {
                     router: LinearWeights { weight, bias: None },
                     shared: None,
+                    beside: None,
                     experts: (0..count).map(|_| gated(pool, &mut arena, block)).collect::<Result<_>>()?,
                 }))
             }
@@ -214,16 +210,19 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
                 post_attn_norm: None,
                 ffn_norm: Some(norm()),
                 post_ffn_norm: None,
+                v_norm: None,
                 sinks: None,
             },
             mixer: Mixer::Attention(Box::new(AttentionWeights {
                 q: copy(0)?,
-                k: copy(1)?,
-                v: copy(2)?,
+                k: Some(copy(1)?),
+                v: Some(copy(2)?),
                 gate: None,
                 o: copy(3)?,
             })),
             feed_forward,
+            per_layer: None,
+            scale: None,
         });
     }
     Ok(Weights {
@@ -231,6 +230,7 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
         output_norm: norm(),
         output: output.copy(pool, &mut arena)?,
         tied: true,
+        per_layer: None,
         packed_bytes,
     })
 }
@@ -279,8 +279,7 @@ mod tests {
 
     #[test]
     fn experts_take_their_bytes_and_run() {
-        let experts =
-            Experts { count: 5, per_token: 2, weighting: ExpertWeighting::SoftmaxOfChosen, shared: None };
+        let experts = Experts::plain(5, 2, TINY.sizes.intermediate_size, ExpertWeighting::SoftmaxOfChosen);
         let shape = Shape { experts: Some(experts), ..TINY };
         let (format, sparsity) = (WeightFormat::Int8, 0.0);
         let model = |shape| {

@@ -1,16 +1,18 @@
 //! A checkpoint's tensors, repacked for the kernels.
 
 use super::{
+    per_layer::{LayerInputWeights, PerLayerWeights},
     projections::{
-        Projection, StoredMatrix, TensorSlice, attn_gate_slice, expert_slice, layer_slices, optional_vector,
-        router, shared_expert_slice, slice_shape, stored_slice, tensor_slice, vector,
+        Projection, StoredMatrix, TensorSlice, attn_gate_slice, expert_slice, has_projection,
+        layer_input_slices, layer_slices, optional_vector, router, shared_expert_slice, slice_shape,
+        stored_slice, tensor_slice, vector,
     },
     recurrence::DeltaLayer,
     short_conv::ShortConvLayer,
 };
 use crate::{
     checkpoint::Checkpoint,
-    config::{ModelConfig, RecurrenceKind},
+    config::{Experts, ModelConfig, RecurrenceKind},
     error::{Error, Result},
     load::Encoding,
 };
@@ -44,6 +46,8 @@ pub struct LayerNorms {
     pub ffn_norm: Option<Vec<f32>>,
     /// After the feed-forward block.
     pub post_ffn_norm: Option<Vec<f32>>,
+    /// Of each head of values, all ones.
+    pub v_norm: Option<Vec<f32>>,
     /// A score for each query head that takes a share of the softmax (`[n_heads]`).
     pub sinks: Option<Vec<f32>>,
 }
@@ -54,6 +58,7 @@ impl LayerNorms {
     /// # Errors
     /// When a tensor is missing or damaged.
     pub fn read(checkpoint: &Checkpoint, index: usize) -> Result<Self> {
+        let config = checkpoint.config();
         let name = |stem: &str| format!("blk.{index}.{stem}.weight");
         let optional = |stem: &str| optional_vector(checkpoint, &name(stem));
         Ok(Self {
@@ -63,6 +68,7 @@ impl LayerNorms {
             post_attn_norm: optional("post_attention_norm")?,
             ffn_norm: optional("ffn_norm")?,
             post_ffn_norm: optional("post_ffw_norm")?,
+            v_norm: config.value_norm.then(|| vec![1.0; config.heads(index).head_dim]),
             sinks: optional("attn_sinks")?,
         })
     }
@@ -74,6 +80,10 @@ pub(super) struct Layer {
     pub(super) norms: LayerNorms,
     pub(super) mixer: Mixer,
     pub(super) feed_forward: FeedForward,
+    /// Its input beside the residual stream.
+    pub(super) per_layer: Option<Box<LayerInputWeights>>,
+    /// A factor on the residual stream after the layer.
+    pub(super) scale: Option<f32>,
 }
 
 /// The first block of a decoder layer, which combines tokens.
@@ -91,11 +101,20 @@ pub(super) enum Mixer {
 #[derive(Debug)]
 pub(super) struct AttentionWeights {
     pub(super) q: LinearWeights,
-    pub(super) k: LinearWeights,
-    pub(super) v: LinearWeights,
+    /// `None`: the layer reads keys and values of an earlier layer.
+    pub(super) k: Option<LinearWeights>,
+    /// `None`: also where the keys are the values.
+    pub(super) v: Option<LinearWeights>,
     /// The gate of the output.
     pub(super) gate: Option<LinearWeights>,
     pub(super) o: LinearWeights,
+}
+
+impl AttentionWeights {
+    /// The projections before attention: queries, keys, values and gates.
+    pub(super) fn projections(&self) -> [Option<&LinearWeights>; 4] {
+        [Some(&self.q), self.k.as_ref(), self.v.as_ref(), self.gate.as_ref()]
+    }
 }
 
 /// The second block of a decoder layer.
@@ -122,6 +141,24 @@ pub(super) struct ExpertWeights {
     pub(super) router: LinearWeights,
     pub(super) experts: Vec<GatedWeights>,
     pub(super) shared: Option<SharedExpert>,
+    /// The feed-forward block of the layer, if it has both.
+    pub(super) beside: Option<Box<BesideBlock>>,
+}
+
+/// The feed-forward block of a layer that also has experts, and the norms and factors of such experts (Gemma 4).
+#[derive(Debug)]
+pub(super) struct BesideBlock {
+    pub(super) block: GatedWeights,
+    /// Before the experts.
+    pub(super) input_norm: Vec<f32>,
+    /// Before the router.
+    pub(super) router_norm: Vec<f32>,
+    /// After the block.
+    pub(super) block_norm: Vec<f32>,
+    /// After the experts.
+    pub(super) experts_norm: Vec<f32>,
+    /// Factors on the weights of chosen experts, `[experts]`.
+    pub(super) scales: Vec<f32>,
 }
 
 /// The expert that all tokens pass.
@@ -140,6 +177,8 @@ pub(super) struct Weights {
     /// The output matrix. If it is tied to the embedding, lookups read it, too.
     pub(super) output: Matrix,
     pub(super) tied: bool,
+    /// The inputs of all layers beside the residual stream.
+    pub(super) per_layer: Option<PerLayerWeights>,
     /// Bytes of packed matrices.
     pub(super) packed_bytes: usize,
 }
@@ -211,6 +250,12 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     let output = if tied { "token_embd" } else { "output" };
     let rows = config.vocab_size;
     let mut packed_bytes = matrix_bytes(checkpoint, &TensorSlice::rows(output.to_owned(), 0..rows))?;
+    let inputs = config
+        .per_layer_input
+        .map(|width| TensorSlice::rows("per_layer_model_proj".to_owned(), 0..config.n_layers * width));
+    if let Some(slice) = &inputs {
+        packed_bytes += matrix_bytes(checkpoint, slice)?;
+    }
     for index in 0..config.n_layers {
         for slice in layer_slices(checkpoint, config, index) {
             packed_bytes += matrix_bytes(checkpoint, &slice)?;
@@ -222,8 +267,13 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     let layers = (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_>>()?;
     let output = loader.matrix(&TensorSlice::rows(output.to_owned(), 0..rows))?;
     let output_norm = vector(checkpoint, "output_norm.weight")?;
+    let per_layer = inputs.map(|slice| -> Result<_> {
+        let norm = vector(checkpoint, "per_layer_proj_norm.weight")?;
+        Ok(PerLayerWeights { projection: loader.projection(slice)?, norm })
+    });
+    let per_layer = per_layer.transpose()?;
     checkpoint.release_all();
-    Ok(Weights { layers, output_norm, output, tied, packed_bytes })
+    Ok(Weights { layers, output_norm, output, tied, per_layer, packed_bytes })
 }
 
 /// Bytes of a packed matrix in memory. A router that is not stored as floats is converted to f32.
@@ -245,25 +295,38 @@ fn matrix_bytes(checkpoint: &Checkpoint, slice: &TensorSlice) -> Result<usize> {
 impl Loader<'_> {
     fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<Layer> {
         let checkpoint = self.checkpoint;
-        let mixer = self.mixer(config, index)?;
-        let mut projection = |p| self.projection(tensor_slice(checkpoint, config, index, p));
+        let per_layer = config.per_layer_input.map(|width| self.layer_input(config, index, width));
+        let scale = optional_vector(checkpoint, &format!("blk.{index}.layer_output_scale.weight"))?;
         let layer = Layer {
-            mixer,
-            feed_forward: match config.experts {
-                Some(experts) => {
-                    FeedForward::Experts(Box::new(self.experts(config, experts.count, index)?))
-                }
-                None => FeedForward::Dense(Box::new(GatedWeights {
-                    gate: projection(Projection::Gate)?,
-                    up: projection(Projection::Up)?,
-                    down: projection(Projection::Down)?,
-                })),
+            mixer: self.mixer(config, index)?,
+            feed_forward: match config.experts_of(index) {
+                Some(experts) => FeedForward::Experts(Box::new(self.experts(config, experts, index)?)),
+                None => FeedForward::Dense(Box::new(self.block(config, index)?)),
             },
             norms: LayerNorms::read(checkpoint, index)?,
+            per_layer: per_layer.transpose()?.map(Box::new),
+            scale: scale.and_then(|scale| scale.first().copied()),
         };
         // Reading a page also maps neighboring pages of released tensors.
         checkpoint.release_all();
         Ok(layer)
+    }
+
+    /// The feed-forward block of layer `index`.
+    fn block(&mut self, config: &ModelConfig, index: usize) -> Result<GatedWeights> {
+        let checkpoint = self.checkpoint;
+        let mut projection = |p| self.projection(tensor_slice(checkpoint, config, index, p));
+        Ok(GatedWeights {
+            gate: projection(Projection::Gate)?,
+            up: projection(Projection::Up)?,
+            down: projection(Projection::Down)?,
+        })
+    }
+
+    fn layer_input(&mut self, config: &ModelConfig, index: usize, width: usize) -> Result<LayerInputWeights> {
+        let [gate, out] = layer_input_slices(config, index, width);
+        let norm = vector(self.checkpoint, &format!("blk.{index}.post_norm.weight"))?;
+        Ok(LayerInputWeights { gate: self.projection(gate)?, out: self.projection(out)?, norm })
     }
 
     fn mixer(&mut self, config: &ModelConfig, index: usize) -> Result<Mixer> {
@@ -281,20 +344,18 @@ impl Loader<'_> {
         }
         let gate = config.attn_gate.then(|| self.projection(attn_gate_slice(config, index))).transpose()?;
         let mut projection = |p| self.projection(tensor_slice(checkpoint, config, index, p));
-        Ok(Mixer::Attention(Box::new(AttentionWeights {
-            q: projection(Projection::Q)?,
-            k: projection(Projection::K)?,
-            v: projection(Projection::V)?,
-            gate,
-            o: projection(Projection::O)?,
-        })))
+        let mut optional = |p| has_projection(config, index, p).then(|| projection(p)).transpose();
+        let (k, v) = (optional(Projection::K)?, optional(Projection::V)?);
+        let (q, o) = (projection(Projection::Q)?, projection(Projection::O)?);
+        Ok(Mixer::Attention(Box::new(AttentionWeights { q, k, v, gate, o })))
     }
 
-    fn experts(&mut self, config: &ModelConfig, count: usize, index: usize) -> Result<ExpertWeights> {
+    fn experts(&mut self, config: &ModelConfig, experts: Experts, index: usize) -> Result<ExpertWeights> {
         let checkpoint = self.checkpoint;
-        let stem = router(index);
-        let router = self.router(&stem, count)?;
-        let experts = (0..count).map(|expert| {
+        let router = self.router(&router(index), experts.count)?;
+        let beside = experts.beside_block.then(|| self.beside(config, index)).transpose()?;
+        let shared = experts.shared.map(|width| self.shared_expert(config, width, index)).transpose()?;
+        let experts = (0..experts.count).map(|expert| {
             let mut projection = |p| self.projection(expert_slice(checkpoint, config, index, expert, p));
             Ok(GatedWeights {
                 gate: projection(Projection::Gate)?,
@@ -302,10 +363,19 @@ impl Loader<'_> {
                 down: projection(Projection::Down)?,
             })
         });
-        let experts = experts.collect::<Result<_>>()?;
-        let shared = config.experts.and_then(|experts| experts.shared);
-        let shared = shared.map(|width| self.shared_expert(config, width, index)).transpose()?;
-        Ok(ExpertWeights { router, experts, shared })
+        Ok(ExpertWeights { router, experts: experts.collect::<Result<_>>()?, shared, beside })
+    }
+
+    /// The block beside the experts of layer `index`, and the norms and factors of such experts.
+    fn beside(&mut self, config: &ModelConfig, index: usize) -> Result<Box<BesideBlock>> {
+        let vector = |stem: &str| vector(self.checkpoint, &format!("blk.{index}.{stem}.weight"));
+        let scale = (config.hidden_size as f32).sqrt().recip();
+        let (input_norm, mut router_norm) = (vector("pre_ffw_norm_2")?, vector("router_scale")?);
+        router_norm.iter_mut().for_each(|weight| *weight *= scale);
+        let (block_norm, experts_norm) = (vector("post_ffw_norm_1")?, vector("post_ffw_norm_2")?);
+        let scales = vector("expert_scales")?;
+        let block = self.block(config, index)?;
+        Ok(Box::new(BesideBlock { block, input_norm, router_norm, block_norm, experts_norm, scales }))
     }
 
     fn shared_expert(&mut self, config: &ModelConfig, width: usize, index: usize) -> Result<SharedExpert> {

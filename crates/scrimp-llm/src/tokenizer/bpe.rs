@@ -60,7 +60,7 @@ impl Ranks {
 
     /// Rank of the merge that makes token `id` with a left half of `left` bytes.
     #[inline]
-    fn rank(&self, id: u32, left: u32) -> Option<u32> {
+    pub(super) fn rank(&self, id: u32, left: u32) -> Option<u32> {
         match self.first[id as usize] {
             (u32::MAX, _) => None,
             (rank, at) if at == left => Some(rank),

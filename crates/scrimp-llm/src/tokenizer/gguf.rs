@@ -7,7 +7,7 @@ use super::{
     ends,
     piece::Spelling,
     pretokenize::PreTokenizer,
-    spm::Spm,
+    spm::{Order, Spm},
     vocab::{Kind, MAX_TOKENS, Specials, Vocab},
 };
 use crate::{error::Result, load::gguf::GgufMetadata};
@@ -26,9 +26,10 @@ impl Tokenizer {
         match meta.str(key)?.ok_or_else(|| meta.missing(key))? {
             "gpt2" => byte_pairs(meta),
             "llama" => sentence_piece(meta),
+            "gemma4" => marked_byte_pairs(meta),
             other => Err(meta.source().unsupported(
                 format!("tokenizer model '{other}' is not supported"),
-                "models with the tokenizers 'gpt2' and 'llama' work",
+                "models with the tokenizers 'gpt2', 'llama' and 'gemma4' work",
             )),
         }
     }
@@ -71,9 +72,20 @@ fn sentence_piece(meta: &GgufMetadata) -> Result<Tokenizer> {
     // The default is Llama's.
     let ids = Ids::read(meta, &mut vocab, true, Some(1), Some(2))?;
     let add_space_prefix = meta.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let words = Words::Spm(Spm::new(&vocab, &scores, ids.unknown, add_space_prefix));
+    let order = Order::of_scores(&vocab, &scores);
+    let words = Words::Spm(Spm::new(&vocab, order, ids.unknown, add_space_prefix));
     let prefix = if add_space_prefix { SpacePrefix::AfterSpecial } else { SpacePrefix::Never };
     Ok(ids.tokenizer(meta, vocab, words, Spelling::SentencePiece, prefix))
+}
+
+/// Gemma 4: byte-pair encoding of the whole text, with SentencePiece's marks for spaces and bytes.
+fn marked_byte_pairs(meta: &GgufMetadata) -> Result<Tokenizer> {
+    let mut vocab = vocabulary(meta)?;
+    let merges = meta.bytes_array(MERGES)?.ok_or_else(|| meta.missing(MERGES))?;
+    let order = Order::Merges(Ranks::new(&vocab, merges));
+    let ids = Ids::read(meta, &mut vocab, true, None, None)?;
+    let words = Words::Spm(Spm::new(&vocab, order, ids.unknown, false));
+    Ok(ids.tokenizer(meta, vocab, words, Spelling::SentencePiece, SpacePrefix::Never))
 }
 
 fn vocabulary(meta: &GgufMetadata) -> Result<Vocab> {

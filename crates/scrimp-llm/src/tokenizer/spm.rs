@@ -1,15 +1,31 @@
 //! SentencePiece as in Llama 2 and Gemma: characters are merged in the order of the tokens' scores over the whole text.
 //! Text without a token becomes bytes.
 //!
-//! The vocabulary has scores and no list of merges: any two neighbors that together are a token may merge, the highest
-//! score first.
+//! Most vocabularies have scores and no list of merges: any two neighbors that together are a token may merge, the highest
+//! score first. That of Gemma 4 has a list of merges.
 
-use super::{merge::Merger, piece::SPACE_MARK, vocab::Vocab};
+use super::{bpe::Ranks, merge::Merger, piece::SPACE_MARK, vocab::Vocab};
+
+/// The order of merges.
+pub(super) enum Order {
+    /// The position of each token, smaller first.
+    Scores(Vec<u32>),
+    /// A list of merges.
+    Merges(Ranks),
+}
+
+impl Order {
+    /// The order of the tokens' scores (missing scores are 0).
+    pub(super) fn of_scores(vocab: &Vocab, scores: &[f32]) -> Self {
+        let mut order: Vec<u32> = scores.iter().take(vocab.len()).map(|&s| self::order(s)).collect();
+        order.resize(vocab.len(), self::order(0.0));
+        Self::Scores(order)
+    }
+}
 
 /// The engine.
 pub(super) struct Spm {
-    /// The position of each token in the order of merges, smaller first.
-    order: Vec<u32>,
+    order: Order,
     /// Tokens of the 256 bytes.
     bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
@@ -24,10 +40,8 @@ fn order(score: f32) -> u32 {
 }
 
 impl Spm {
-    /// Reads the tokens' scores (missing scores are 0).
-    pub(super) fn new(vocab: &Vocab, scores: &[f32], unknown: Option<u32>, add_space_prefix: bool) -> Self {
-        let mut order: Vec<u32> = scores.iter().take(vocab.len()).map(|&s| self::order(s)).collect();
-        order.resize(vocab.len(), self::order(0.0));
+    /// An engine that merges in `order`.
+    pub(super) fn new(vocab: &Vocab, order: Order, unknown: Option<u32>, add_space_prefix: bool) -> Self {
         let bytes = (0..=255_u8).map(|b| vocab.id(format!("<0x{b:02X}>").as_bytes())).collect();
         Self { order, bytes, unknown, add_space_prefix }
     }
@@ -47,7 +61,10 @@ impl Spm {
         Merger::default().run(
             vocab,
             &marked,
-            |id, _| Some(self.order[id as usize]),
+            |id, left| match &self.order {
+                Order::Scores(order) => Some(order[id as usize]),
+                Order::Merges(ranks) => ranks.rank(id, left),
+            },
             |text, id| match id {
                 Some(id) => ids.push(id),
                 None => {

@@ -216,6 +216,16 @@ fn lfm2_short_convolutions_bf16() {
 }
 
 #[test]
+fn gemma4_layer_inputs_shared_kv_and_two_head_sizes_bf16() {
+    check_directory("gemma4", EXACT);
+}
+
+#[test]
+fn gemma4_experts_beside_a_block_and_values_from_keys_bf16() {
+    check_directory("gemma4-moe", EXACT);
+}
+
+#[test]
 fn gguf_holds_the_same_models() {
     for name in [
         "llama3",
@@ -228,6 +238,8 @@ fn gguf_holds_the_same_models() {
         "qwen35moe",
         "qwen3next",
         "lfm2",
+        "gemma4",
+        "gemma4-moe",
     ] {
         let gguf = testdata("tiny-gguf").join(format!("{name}.gguf"));
         check(&gguf, &testdata("tiny").join(name).join("expected.json"), EXACT);

@@ -115,7 +115,7 @@ fn report<'a>(model: &'a str, path: &'a Path, checkpoint: &'a Checkpoint) -> Rep
         file_bytes: checkpoint.file_bytes(),
         bits_per_weight: if parameters == 0 { 0.0 } else { bytes as f64 * 8.0 / parameters as f64 },
         kv_bytes_per_token: config.kv_bytes_per_token(),
-        recurrent_layers: config.n_layers - config.attention_layers().count(),
+        recurrent_layers: (0..config.n_layers).filter(|&layer| config.is_recurrent(layer)).count(),
         state_bytes: config.state_bytes(),
         types,
     }
