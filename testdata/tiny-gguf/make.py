@@ -46,6 +46,11 @@ LAYER_NAMES = {
     "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up", "conv.in_proj": "shortconv.in_proj",
     "conv.out_proj": "shortconv.out_proj", "conv.conv": "shortconv.conv",
     "self_attn.sinks": "attn_sinks", "mlp.router": "ffn_gate_inp",
+    "mamba.in_proj": "ssm_in", "mamba.conv1d": "ssm_conv1d", "mamba.out_proj": "ssm_out", "mamba.norm": "ssm_norm",
+    "block_sparse_moe.router": "ffn_gate_inp", "block_sparse_moe.experts.gate_proj": "ffn_gate_exps",
+    "block_sparse_moe.experts.up_proj": "ffn_up_exps", "block_sparse_moe.experts.down_proj": "ffn_down_exps",
+    "shared_mlp.gate_proj": "ffn_gate_shexp", "shared_mlp.up_proj": "ffn_up_shexp",
+    "shared_mlp.output_linear": "ffn_down_shexp",
     "feed_forward.gate": "ffn_gate_inp", "feed_forward.experts.gate_proj": "ffn_gate_exps",
     "feed_forward.experts.up_proj": "ffn_up_exps", "feed_forward.experts.down_proj": "ffn_down_exps",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
@@ -60,7 +65,8 @@ GEMMA4_NAMES = {
     "experts.gate_up_proj": "ffn_gate_up_exps", "experts.down_proj": "ffn_down_exps",
 }
 ARCHITECTURES = {"gemma4_text": "gemma4", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "qwen3_5_text": "qwen35",
-                 "qwen3_5_moe_text": "qwen35moe", "qwen3_next": "qwen3next", "lfm2_moe": "lfm2moe", "glm4_moe": "glm4moe"}
+                 "qwen3_5_moe_text": "qwen35moe", "qwen3_next": "qwen3next", "lfm2_moe": "lfm2moe", "glm4_moe": "glm4moe",
+                 "granitemoehybrid": "granitehybrid"}
 GATED_DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 TOP_NAMES = {"model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
              "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
@@ -81,6 +87,8 @@ def gguf_name(name, model_type=None):
         return f"blk.{layer}.{GEMMA4_NAMES[stem]}.{kind}"
     if stem.endswith("A_log"):
         return f"blk.{layer}.ssm_a"
+    if stem.endswith("mamba.D"):
+        return f"blk.{layer}.ssm_d"
     if stem.endswith("dt_bias"):
         return f"blk.{layer}.ssm_dt.bias"
     if stem.endswith(("expert_bias", "e_score_correction_bias")):
@@ -165,6 +173,19 @@ def add_metadata(writer, config):
         writer.add_shortconv_l_cache(config.conv_L_cache)
     if config.model_type in ("lfm2", "lfm2_moe"):
         kv_heads = [0 if kind == "conv" else kv_heads for kind in config.layer_types]
+    if config.model_type == "granitemoehybrid":
+        kv_heads = [kv_heads if kind == "full_attention" else 0 for kind in config.layer_types]
+        writer.add_ssm_conv_kernel(config.mamba_d_conv)
+        writer.add_ssm_state_size(config.mamba_d_state)
+        writer.add_ssm_group_count(config.mamba_n_groups)
+        writer.add_ssm_inner_size(config.mamba_d_head * config.mamba_n_heads)
+        writer.add_ssm_time_step_rank(config.mamba_n_heads)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+        writer.add_rope_scaling_finetuned(False)
+        writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(config.norm_eps if config.model_type in ("lfm2", "lfm2_moe") else config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
@@ -283,6 +304,15 @@ def parameters(model):
     buffers = [(name, values) for name, values in model.named_buffers() if name.endswith(stored)]
     for name, weight in [*model.named_parameters(), *buffers]:
         values = weight.detach().float().numpy()
+        if model.config.model_type == "granitemoehybrid" and name.endswith(("A_log", "mamba.D", "mamba.norm.weight")):
+            groups = model.config.mamba_n_groups if name.endswith("norm.weight") else len(values)
+            values = (-np.exp(values) if name.endswith("A_log") else values).reshape(groups, -1)
+        if name.endswith("mamba.conv1d.weight"):
+            values = values.squeeze(1)
+        if name.endswith("shared_mlp.input_linear.weight"):
+            for stem, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=0)):
+                yield name.replace("input_linear", stem), half
+            continue
         if name.endswith("conv.conv.weight"):
             values = values.squeeze(1)
         if name.endswith("shared_expert_gate.weight"):
@@ -305,10 +335,10 @@ def parameters(model):
                 yield stem.replace("gate_up_proj", f"up_proj.{kind}"), values[:, 1::2]
             else:
                 yield f"{stem}.{kind}", values
-        elif name.endswith(("mlp.experts.gate_up_proj", "feed_forward.experts.gate_up_proj")):
+        elif name.endswith(("mlp.experts.gate_up_proj", "feed_forward.experts.gate_up_proj", "moe.experts.gate_up_proj")):
             for stem, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=1)):
                 yield name.replace("gate_up_proj", f"{stem}.weight"), half
-        elif name.endswith(("mlp.experts.down_proj", "feed_forward.experts.down_proj")):
+        elif name.endswith(("mlp.experts.down_proj", "feed_forward.experts.down_proj", "moe.experts.down_proj")):
             yield f"{name}.weight", values
         else:
             yield name, values
@@ -328,7 +358,8 @@ def write(path, model, kind_of):
         if config.model_type in GATED_DELTA:
             values = gated_delta(name, values, config)
         target = gguf_name(name, config.model_type)
-        if values.ndim == 1 or target.endswith((".bias", ".scale")) or "ffn_gate_inp" in target or "conv1d" in target or "shortconv.conv" in target:
+        of_state = target.endswith(("ssm_a", "ssm_d", "ssm_norm.weight"))
+        if values.ndim == 1 or of_state or target.endswith((".bias", ".scale")) or "ffn_gate_inp" in target or "conv1d" in target or "shortconv.conv" in target:
             writer.add_tensor(target, values)
         else:
             kind = kind_of(target)
@@ -425,6 +456,6 @@ if __name__ == "__main__":
                               ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05), ("gpt-oss", T.BF16, 0.05),
                               ("qwen35", T.BF16, 0.05), ("qwen35moe", T.BF16, 0.05), ("qwen3next", T.BF16, 0.05),
                               ("lfm2", T.BF16, 0.05), ("gemma4", T.BF16, 0.05), ("gemma4-moe", T.BF16, 0.05), ("lfm2moe", T.BF16, 0.05),
-                              ("glm4moe", T.BF16, 0.05)]:
+                              ("glm4moe", T.BF16, 0.05), ("granitehybrid-moe", T.BF16, 0.05)]:
         if not wanted or name in wanted:
             convert(name, kind, bound)

@@ -231,6 +231,15 @@ MODELS = {
                       norm_topk_prob=True, tie_word_embeddings=True, layer_types=["conv", F, "conv", F],
                       rope_parameters=dict(rope_type="default", rope_theta=1000000.0), **LONG),
         torch.bfloat16, dict(tokens=80)),
+    # Mamba-2 beside attention, experts and a shared one, with the names of layers as published.
+    "granitehybrid-moe": (
+        GraniteMoeHybridConfig(vocab_size=303, hidden_size=64, intermediate_size=24, shared_intermediate_size=40, num_hidden_layers=4,
+                               num_attention_heads=4, num_key_value_heads=2, num_local_experts=5, num_experts_per_tok=2,
+                               layer_types=["linear_attention", F, "linear_attention", "linear_attention"], mamba_n_heads=8,
+                               mamba_d_head=16, mamba_n_groups=2, mamba_d_state=32, mamba_d_conv=4, mamba_expand=2,
+                               mamba_chunk_size=32, embedding_multiplier=2.0, attention_multiplier=0.2, residual_multiplier=0.8,
+                               logits_scaling=0.6, rms_norm_eps=1e-5, tie_word_embeddings=True, **LONG),
+        torch.bfloat16, dict(tokens=100, put=dict(layer_types=["mamba", "attention", "mamba", "mamba"]))),
     # A token chooses experts from two of three groups.
     "glm4moe": (
         Glm4MoeConfig(vocab_size=304, hidden_size=64, intermediate_size=88, moe_intermediate_size=24, num_hidden_layers=3,

@@ -70,13 +70,36 @@ impl AttentionTemperature {
     }
 }
 
-/// How the weights of a token's chosen experts come from the router's logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a token's experts and their weights come from the router's logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ExpertWeighting {
     /// Softmax over all experts. The weights of the chosen ones add up to less than 1 (OLMoE).
     Softmax,
     /// Softmax over the chosen experts. Softmax over all experts, divided by the sum of the chosen ones, is the same.
     SoftmaxOfChosen,
+    /// The sigmoid of each logit.
+    Sigmoid(SigmoidRouting),
+}
+
+/// Routing by sigmoids (DeepSeek-V3, arXiv 2412.19437, section 2.1.2; LFM2, GLM-4.5): a bias of each expert counts in the
+/// choice and not in the weight.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SigmoidRouting {
+    /// The weights of the chosen experts are divided by their sum.
+    pub normalize: bool,
+    /// A factor on all weights.
+    pub scale: f32,
+    /// A token chooses groups of experts first; `None`: there are no groups.
+    pub groups: Option<ExpertGroups>,
+}
+
+/// Groups of consecutive experts, all of one size. The score of a group is the sum of its two largest scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// Groups.
+    pub count: usize,
+    /// Groups that a token chooses from.
+    pub per_token: usize,
 }
 
 /// A mixture of experts instead of the feed-forward block (Shazeer 2017, "Outrageously Large Neural Networks",
@@ -92,17 +115,19 @@ pub struct Experts {
     pub width: usize,
     /// The weights of the chosen experts.
     pub weighting: ExpertWeighting,
-    /// The width of the shared expert, which every token passes beside the chosen ones: `sigmoid(g · x) * block(x)` with a
-    /// vector `g`. `None`: there is none.
+    /// The width of the shared expert, which every token passes beside the chosen ones: `block(x)`, or
+    /// `sigmoid(g · x) * block(x)` with a vector `g`. `None`: there is none.
     pub shared: Option<usize>,
+    /// The number of first layers that have a feed-forward block instead of experts.
+    pub dense_layers: usize,
     /// The experts run beside the feed-forward block of the layer: `norm(norm(block(x)) + norm(experts(x)))` (Gemma 4).
     pub beside_block: bool,
 }
 
 impl Experts {
-    /// `count` experts of width `width`, of which a token passes `per_token`, in the place of a block.
+    /// `count` experts of width `width`, of which a token passes `per_token`, instead of a block.
     pub const fn plain(count: usize, per_token: usize, width: usize, weighting: ExpertWeighting) -> Self {
-        Self { count, per_token, width, weighting, shared: None, beside_block: false }
+        Self { count, per_token, width, weighting, shared: None, dense_layers: 0, beside_block: false }
     }
 }
 
@@ -364,8 +389,8 @@ impl ModelConfig {
     }
 
     /// The experts of a layer.
-    pub fn experts_of(&self, _layer: usize) -> Option<Experts> {
-        self.experts
+    pub fn experts_of(&self, layer: usize) -> Option<Experts> {
+        self.experts.filter(|experts| layer >= experts.dense_layers)
     }
 
     /// Whether a layer has a feed-forward block.

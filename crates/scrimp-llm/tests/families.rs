@@ -9,7 +9,7 @@ use common::{Gguf, tiny_llama};
 use scrimp_kernels::DType;
 use scrimp_llm::{
     checkpoint::Checkpoint,
-    config::{Activation, ModelConfig, Rope, RopePairs},
+    config::{Activation, ExpertWeighting, ModelConfig, Rope, RopePairs, SigmoidRouting},
     error::Result,
     families::{self, HfConfig},
     load::Source,
@@ -140,6 +140,8 @@ fn odd_values_in_config_json() {
         "lfm2",
         "gemma4",
         "gemma4-moe",
+        "lfm2moe",
+        "glm4moe",
     ];
     let with_experts =
         tiny.map(|name| scrimp_testkit::read_json::<Value>(&format!("tiny/{name}/config.json")));
@@ -190,6 +192,10 @@ fn check(config: &ModelConfig) {
     }
     if let Some(experts) = config.experts {
         assert!(experts.shared.is_none_or(|width| width > 0));
+        if let ExpertWeighting::Sigmoid(SigmoidRouting { groups: Some(groups), .. }) = experts.weighting {
+            let size = experts.count / groups.count;
+            assert!(size * groups.count == experts.count && experts.per_token <= size * groups.per_token);
+        }
         assert!((1..=experts.count).contains(&experts.per_token) && experts.count <= 1 << 12);
     }
 }
@@ -357,7 +363,7 @@ fn qwen_3_5_gguf_leaves_out_layers_that_predict_further_tokens() {
     refused("qwen35.ssm.group_count", 3, "cannot share 3 key heads");
     refused("qwen35.ssm.conv_kernel", 3, "ssm_conv1d.weight has shape");
     refused("qwen35.full_attention_interval", 3, "no layers with attention");
-    refused("qwen35.nextn_predict_layers", 3, "no layers with attention");
+    refused("qwen35.nextn_predict_layers", 3, "must be from 1 to 2");
 }
 
 #[test]

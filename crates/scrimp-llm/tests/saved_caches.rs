@@ -76,6 +76,7 @@ fn a_loaded_session_continues_with_the_same_bits() {
         ("llama", "f16", Some(Compression { rerotate: true, ..how("snapkv") })),
         ("mistral", "bf16", None),
         ("gemma3", "int8", Some(how("h2o"))),
+        ("gemma4", "int8", Some(how("h2o"))),
         ("phi3-longrope", "bf16", None),
     ] {
         let format: KvFormat = format.parse().unwrap();

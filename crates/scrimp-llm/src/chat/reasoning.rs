@@ -168,7 +168,11 @@ mod tests {
 
     /// Reasoning and text of an answer that arrives in pieces of `step` characters.
     fn split(text: &str, is_open: bool, step: usize) -> (String, String) {
-        let mut parser = ReasoningParser::new(&KNOWN[0], is_open);
+        split_by(&KNOWN[0], text, is_open, step)
+    }
+
+    fn split_by(marks: &'static ReasoningMarks, text: &str, is_open: bool, step: usize) -> (String, String) {
+        let mut parser = ReasoningParser::new(marks, is_open);
         let chars: Vec<char> = text.chars().collect();
         let mut spans = Vec::new();
         for piece in chars.chunks(step) {
@@ -183,6 +187,17 @@ mod tests {
             }
         }
         (reasoning, answer)
+    }
+
+    #[test]
+    fn marks_of_gemma_4() {
+        let marks = ReasoningMarks::of_template("'<|channel>thought\\n' + x + '<channel|>'").unwrap();
+        let text = "<|channel>thought\nA b.\n<channel|>Yes. ";
+        for step in [1, 2, 100] {
+            assert_eq!(split_by(marks, text, false, step), ("A b.".to_owned(), "Yes. ".to_owned()));
+        }
+        // The prompt of an answer without reasoning ends with empty reasoning.
+        assert!(!marks.is_open("<|turn>model\n<|channel>thought\n<channel|>"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{GgufKeys, HfConfig, experts};
 use crate::{
-    config::{Activation, ModelConfig, Sizes},
+    config::{Activation, ModelConfig, Recurrence, RecurrenceKind, Sizes},
     error::{Error, Result},
 };
 
@@ -199,6 +199,29 @@ fn even_share(hidden_size: usize, n_heads: usize) -> Result<usize, String> {
     } else {
         Err(format!("a hidden size of {hidden_size} does not divide into {n_heads} heads"))
     }
+}
+
+/// Sets the recurrent layers. The others have attention; at least one of them is needed, because caches of keys and
+/// values have the length of a sequence.
+pub(super) fn set_recurrence(
+    config: &mut ModelConfig,
+    layers: Vec<bool>,
+    kind: RecurrenceKind,
+) -> Result<(), String> {
+    if !layers.contains(&false) {
+        return Err("there are no layers with attention".to_owned());
+    }
+    config.recurrence = layers.contains(&true).then_some(Recurrence { layers, kind });
+    Ok(())
+}
+
+/// Leaves out the last layers of a GGUF file, which predict further tokens. They are not used.
+pub(super) fn drop_predictors(keys: &GgufKeys<'_>, config: &mut ModelConfig) -> Result<()> {
+    let predictors = keys.size_or_zero("nextn_predict_layers", config.n_layers - 1)?.unwrap_or(0);
+    config.n_layers -= predictors;
+    config.rope_layers.truncate(config.n_layers);
+    config.sliding_window.truncate(config.n_layers);
+    Ok(())
 }
 
 /// Checks the relations between sizes that hold in every model.

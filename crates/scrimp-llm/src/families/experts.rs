@@ -2,10 +2,12 @@
 
 use super::{GgufKeys, HfConfig, common};
 use crate::{
-    config::{ExpertWeighting, Experts, ModelConfig},
+    config::{ExpertGroups, ExpertWeighting, Experts, ModelConfig, SigmoidRouting},
     error::Result,
 };
 
+/// GGUF's number of the sigmoid (`expert_gating_func`).
+const SIGMOID: usize = 2;
 /// Largest number of experts of a layer.
 pub(super) const MAX_EXPERTS: usize = 1 << 12;
 
@@ -40,6 +42,42 @@ pub(super) fn gguf_experts(keys: &GgufKeys<'_>, weighting: ExpertWeighting, widt
         )
     };
     check(experts).map_err(|what| keys.file().source().bad(what))
+}
+
+/// Routing by sigmoids in a GGUF file. `normalized`: the weights of the chosen experts add up to the scale, unless the
+/// file says otherwise.
+pub(super) fn gguf_sigmoid(keys: &GgufKeys<'_>, normalized: bool) -> Result<ExpertWeighting> {
+    let source = keys.file().source();
+    if keys.size("expert_gating_func", 8)?.is_some_and(|function| function != SIGMOID) {
+        let what = "routing by another function than the sigmoid is not supported";
+        return Err(source.unsupported(what, "convert the model again"));
+    }
+    // 0 means "not scaled", as in llama.cpp.
+    let scale = keys.number("expert_weights_scale")?.filter(|&scale| scale != 0.0).unwrap_or(1.0);
+    let count = keys.size_or_zero("expert_group_count", MAX_EXPERTS)?;
+    let per_token = keys.size_or_zero("expert_group_used_count", MAX_EXPERTS)?;
+    Ok(ExpertWeighting::Sigmoid(SigmoidRouting {
+        normalize: keys.flag("expert_weights_norm")?.unwrap_or(normalized),
+        scale: common::factor("expert_weights_scale", scale).map_err(|what| source.bad(what))?,
+        groups: groups(count, per_token),
+    }))
+}
+
+/// Routing by sigmoids in a `config.json`.
+pub(super) fn hf_sigmoid(hf: &HfConfig<'_>) -> Result<ExpertWeighting> {
+    let scale = hf.positive("routed_scaling_factor")?.unwrap_or(1.0);
+    let (count, per_token) = (hf.size("n_group", MAX_EXPERTS)?, hf.size("topk_group", MAX_EXPERTS)?);
+    Ok(ExpertWeighting::Sigmoid(SigmoidRouting {
+        normalize: hf.bool("norm_topk_prob")?.unwrap_or(true),
+        scale: common::factor("routed_scaling_factor", scale).map_err(|what| hf.bad(what))?,
+        groups: groups(count, per_token),
+    }))
+}
+
+/// One group is the same as none.
+fn groups(count: Option<usize>, per_token: Option<usize>) -> Option<ExpertGroups> {
+    let count = count.filter(|&count| count > 1)?;
+    Some(ExpertGroups { count, per_token: per_token.unwrap_or(1) })
 }
 
 /// The routing in a `config.json`, with experts of width `width`.
@@ -87,6 +125,15 @@ pub(super) fn check(experts: Experts) -> Result<Experts, String> {
     }
     if per_token == 0 || per_token > count {
         return Err(format!("a token passes {per_token} of {count} experts"));
+    }
+    if let ExpertWeighting::Sigmoid(SigmoidRouting { groups: Some(groups), .. }) = experts.weighting {
+        let ExpertGroups { count: all, per_token: chosen } = groups;
+        let fit = count.is_multiple_of(all) && chosen <= all && per_token <= chosen * (count / all);
+        if !fit {
+            return Err(format!(
+                "a token passes {per_token} of {count} experts in {chosen} of {all} groups of one size"
+            ));
+        }
     }
     Ok(experts)
 }

@@ -3,7 +3,7 @@
 
 use super::{GgufKeys, HfConfig, TensorSpec, common, experts, tensors};
 use crate::{
-    config::{ExpertWeighting, ModelConfig, Recurrence, RecurrenceKind},
+    config::{ExpertWeighting, ModelConfig, RecurrenceKind},
     error::Result,
 };
 use scrimp_kernels::ops::DeltaShape;
@@ -18,11 +18,7 @@ const MAX_KERNEL: usize = 64;
 /// Completes the configuration of a GGUF file. `tiled`: the order of its value heads.
 pub(super) fn gguf(keys: &GgufKeys<'_>, config: &mut ModelConfig, tiled: bool) -> Result<()> {
     let bad = common::bad(keys);
-    // Layers that predict further tokens follow the others. They are not used.
-    let predictors = keys.size_or_zero("nextn_predict_layers", config.n_layers)?.unwrap_or(0);
-    config.n_layers -= predictors;
-    config.rope_layers.truncate(config.n_layers);
-    config.sliding_window.truncate(config.n_layers);
+    common::drop_predictors(keys, config)?;
     let value_heads = keys.need_size("ssm.time_step_rank", common::limit::HEADS)?;
     let inner = keys.need_size("ssm.inner_size", common::limit::HEADS * common::limit::HEAD_DIM)?;
     let shape = DeltaShape {
@@ -79,20 +75,29 @@ pub(super) fn hf(hf: &HfConfig<'_>, config: &mut ModelConfig) -> Result<()> {
     complete(config, layers, shape).map_err(|what| hf.bad(what))
 }
 
-/// Adds the experts of a `config.json`, with a shared one.
-pub(super) fn hf_experts(
+/// The configuration of a `config.json` with experts in all layers, one of them shared.
+pub(super) fn hf_with_experts(
+    family: &'static str,
     hf: &HfConfig<'_>,
-    config: &mut ModelConfig,
     defaults: &experts::HfDefaults,
-    weighting: ExpertWeighting,
-) -> Result<()> {
+) -> Result<ModelConfig> {
+    // There are no dense blocks.
+    let hf = &hf.with_defaults(&[("intermediate_size", 512)]);
+    let common = common::HfDefaults { head_dim: Some(256), kv_heads: Some(2), ..Default::default() };
+    let mut config = common::hf(family, hf, &common)?;
+    self::hf(hf, &mut config)?;
+    experts::all_layers(hf)?;
+    let weighting = match hf.bool("norm_topk_prob")? {
+        Some(false) => ExpertWeighting::Softmax,
+        _ => ExpertWeighting::SoftmaxOfChosen,
+    };
     let width =
         |key: &str| -> Result<usize> { Ok(hf.size(key, common::limit::INTERMEDIATE)?.unwrap_or(512)) };
     config.intermediate_size = width("moe_intermediate_size")?;
     let mut experts = experts::hf(hf, defaults, weighting, config.intermediate_size)?;
     experts.shared = Some(width("shared_expert_intermediate_size")?);
     config.experts = Some(experts);
-    Ok(())
+    Ok(config)
 }
 
 /// Every `interval`th layer is attention.
@@ -110,12 +115,8 @@ fn complete(config: &mut ModelConfig, layers: Vec<bool>, shape: DeltaShape) -> R
             "linear attention with heads of {key_dim} and {value_dim} elements; multiples of 16 are needed"
         ));
     }
-    if !layers.contains(&false) {
-        return Err("there are no layers with attention".to_owned());
-    }
     config.attn_gate = true;
-    config.recurrence = Some(Recurrence { layers, kind: RecurrenceKind::GatedDelta(shape) });
-    Ok(())
+    common::set_recurrence(config, layers, RecurrenceKind::GatedDelta(shape))
 }
 
 /// Shapes of the tensors of an attention layer. `layer` has those of its second block.

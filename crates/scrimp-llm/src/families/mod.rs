@@ -11,12 +11,14 @@ mod gemma3;
 mod gemma4;
 mod gguf_keys;
 mod glm4;
+mod glm4moe;
 mod gpt_oss;
 mod granite;
 mod granite_hybrid;
 mod granitemoe;
 mod hf_config;
 mod lfm2;
+mod lfm2moe;
 mod llama;
 mod mistral3;
 mod olmo2;
@@ -65,7 +67,9 @@ pub const FAMILIES: &[&dyn Family] = &[
     &mistral3::Mistral3,
     &gpt_oss::GptOss,
     &lfm2::Lfm2,
+    &lfm2moe::Lfm2Moe,
     &glm4::Glm4,
+    &glm4moe::Glm4Moe,
 ];
 
 /// One architecture of decoder-only transformers.

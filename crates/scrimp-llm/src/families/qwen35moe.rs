@@ -1,6 +1,6 @@
 //! Qwen 3.5 and 3.6 with experts, the text part: the layers of [`super::qwen35`] with experts and a shared expert.
 
-use super::{Family, GgufKeys, HfConfig, TensorSpec, common, experts, gated_delta, tensors};
+use super::{Family, GgufKeys, HfConfig, TensorSpec, experts, gated_delta, tensors};
 use crate::{
     config::{ExpertWeighting, ModelConfig},
     error::Result,
@@ -25,16 +25,10 @@ impl Family for Qwen35Moe {
     }
 
     fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig> {
-        // A multimodal model has the language model's configuration in an object of its own. There are no dense blocks.
+        // A multimodal model has the language model's configuration in an object of its own.
         let hf = hf.object("text_config")?.unwrap_or(*hf);
-        let hf = &hf.with_defaults(&[("intermediate_size", 512)]);
-        let defaults =
-            common::HfDefaults { head_dim: Some(256), kv_heads: Some(2), ..common::HfDefaults::default() };
-        let mut config = common::hf(self.name(), hf, &defaults)?;
-        gated_delta::hf(hf, &mut config)?;
         let defaults = experts::HfDefaults { count: 256, per_token: 8 };
-        gated_delta::hf_experts(hf, &mut config, &defaults, ExpertWeighting::SoftmaxOfChosen)?;
-        Ok(config)
+        gated_delta::hf_with_experts(self.name(), &hf, &defaults)
     }
 
     fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {

@@ -1,7 +1,7 @@
 //! Qwen3-Next: the layers of [`super::qwen35moe`] with other tensors. Hugging Face files have the rows of Q, K, V and Z of a key
 //! head below each other, and both kinds of files have the rows of beta and alpha so. GGUF files keep the order of value heads.
 
-use super::{Family, GgufKeys, HfConfig, TensorSpec, common, experts, gated_delta, tensors};
+use super::{Family, GgufKeys, HfConfig, TensorSpec, experts, gated_delta, tensors};
 use crate::{
     config::{ExpertWeighting, ModelConfig},
     error::Result,
@@ -26,19 +26,8 @@ impl Family for Qwen3Next {
     }
 
     fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig> {
-        let hf = &hf.with_defaults(&[("intermediate_size", 5632)]);
-        let defaults =
-            common::HfDefaults { head_dim: Some(256), kv_heads: Some(2), ..common::HfDefaults::default() };
-        let mut config = common::hf(self.name(), hf, &defaults)?;
-        gated_delta::hf(hf, &mut config)?;
-        experts::all_layers(hf)?;
-        let weighting = match hf.bool("norm_topk_prob")? {
-            Some(false) => ExpertWeighting::Softmax,
-            _ => ExpertWeighting::SoftmaxOfChosen,
-        };
         let defaults = experts::HfDefaults { count: 512, per_token: 10 };
-        gated_delta::hf_experts(hf, &mut config, &defaults, weighting)?;
-        Ok(config)
+        gated_delta::hf_with_experts(self.name(), hf, &defaults)
     }
 
     fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {

@@ -2,7 +2,7 @@
 
 use super::{by_architecture, common, experts};
 use crate::config::{
-    Activation, AttentionTemperature, ExpertWeighting, Experts, LongRope, ModelConfig, Rope, RopePairs,
+    Activation, AttentionTemperature, ExpertWeighting, Experts, LongRope, ModelConfig, Rope, RopePairs, Sizes,
 };
 use serde::{Deserialize, Serialize};
 
@@ -186,22 +186,17 @@ pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
     }
     let positive = |key: &str, value: f32| common::factor(key, f64::from(value));
     let softcap = |key: &str, cap: Option<f32>| cap.map(|cap| positive(key, cap)).transpose();
-    let config = ModelConfig {
-        family,
-        name: stored.name,
+    let sizes = Sizes {
         n_layers: stored.n_layers,
         hidden_size: stored.hidden_size,
         intermediate_size: stored.intermediate_size,
         n_heads: stored.n_heads,
         n_kv_heads: stored.n_kv_heads,
         head_dim: stored.head_dim,
-        window_heads: None,
-        shared_kv: None,
-        values_are_keys: false,
-        value_norm: false,
-        per_layer_input: None,
         vocab_size: stored.vocab_size,
         context_length: stored.context_length,
+    };
+    let config = ModelConfig {
         rms_norm_eps: stored.rms_norm_eps,
         norm_plus_one: stored.norm_plus_one,
         rope: rope("rope", stored.rope.inv_freq, stored.rope.magnitude)?,
@@ -232,8 +227,7 @@ pub(crate) fn from_json(json: &str) -> Result<ModelConfig, String> {
         logit_scale: positive("logit_scale", stored.logit_scale.unwrap_or(1.0))?,
         activation: by_name(&ACTIVATIONS, "activation", &stored.activation)?,
         experts: stored.experts.map(|experts| experts.checked(stored.intermediate_size)).transpose()?,
-        recurrence: None,
-        attn_gate: false,
+        ..ModelConfig::plain(family, stored.name, sizes)
     };
     common::check(&config)?;
     Ok(config)

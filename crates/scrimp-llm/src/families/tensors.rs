@@ -183,6 +183,11 @@ pub(super) fn expert_layer(c: &ModelConfig) -> Vec<TensorSpec> {
     layer
 }
 
+/// The layer `index` with experts, or with one block where the model has dense layers.
+pub(super) fn layer_of(c: &ModelConfig, index: usize) -> Vec<TensorSpec> {
+    if c.experts_of(index).is_some() { expert_layer(c) } else { plain_layer(c) }
+}
+
 /// All tensors of a model. `output.weight` is optional: without it, the embedding is the output matrix.
 pub(super) fn expected<'a>(
     family: &'a dyn Family,

@@ -3,7 +3,7 @@
 //! ```text
 //! logits = router · x                            x = norm(h), in f32
 //! e[0..k] = the experts with the largest logits, w = their weights ([`ExpertWeighting`])
-//! h += sigmoid(g · x) * shared(x)                 of some models
+//! h += shared(x), or sigmoid(g · x) * shared(x)   of some models
 //! h += w[j] * down[e[j]] · (f(gate[e[j]] x) * up[e[j]] x)      for each chosen j, in the order of the experts
 //! h += norm(norm(block(x)) + norm(sum of the experts))          where a block runs beside them
 //!
@@ -20,7 +20,7 @@ use super::{
     rope_and_append::take,
     weights::{BesideBlock, ExpertWeights, GatedWeights, LayerNorms, SharedExpert},
 };
-use crate::config::{ExpertWeighting, Experts};
+use crate::config::{ExpertGroups, ExpertWeighting, Experts, SigmoidRouting};
 use scrimp_kernels::{
     Exec,
     linear::{ActivationShape, Activations, BatchShapes, LinearGroup, Needs, linear, linear_groups},
@@ -104,23 +104,65 @@ impl Routes {
     }
 }
 
-/// Chooses the experts with the largest logits; of equal ones, those with the lowest numbers.
-fn choose(logits: &[f32], weighting: ExpertWeighting, out: &mut [Choice]) {
-    for chosen in 0..out.len() {
-        let rest = (0..logits.len()).filter(|e| !out[..chosen].iter().any(|choice| choice.expert == *e));
-        // `max_by` returns the last of equal ones.
-        let best = rest.rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or_default();
-        out[chosen] = Choice { expert: best, ..Choice::default() };
+/// The experts of a token with these logits, and their weights, in ascending order. `bias` counts in the choice of a
+/// routing by sigmoids.
+fn choose(logits: &[f32], bias: Option<&[f32]>, weighting: ExpertWeighting, out: &mut [Choice]) {
+    if let ExpertWeighting::Sigmoid(routing) = weighting {
+        return choose_by_sigmoid(logits, bias, routing, out);
     }
-    let largest = out.first().map_or(0.0, |choice| logits[choice.expert]);
-    out.sort_unstable_by_key(|choice| choice.expert);
+    choose_largest(logits, out);
+    let largest = out.iter().map(|choice| logits[choice.expert]).fold(f32::NEG_INFINITY, f32::max);
     let exp = |logit: f32| (logit - largest).exp();
     let sum: f32 = match weighting {
         ExpertWeighting::Softmax => logits.iter().map(|&logit| exp(logit)).sum(),
-        ExpertWeighting::SoftmaxOfChosen => out.iter().map(|choice| exp(logits[choice.expert])).sum(),
+        _ => out.iter().map(|choice| exp(logits[choice.expert])).sum(),
     };
     for choice in out {
         choice.weight = exp(logits[choice.expert]) / sum;
+    }
+}
+
+/// Chooses the experts with the largest scores, in ascending order; of equal ones, those with the lowest numbers.
+fn choose_largest(scores: &[f32], out: &mut [Choice]) {
+    for chosen in 0..out.len() {
+        let rest = (0..scores.len()).filter(|e| !out[..chosen].iter().any(|choice| choice.expert == *e));
+        // `max_by` returns the last of equal ones.
+        let best = rest.rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or_default();
+        out[chosen] = Choice { expert: best, ..Choice::default() };
+    }
+    out.sort_unstable_by_key(|choice| choice.expert);
+}
+
+/// As [`choose`], for routing by sigmoids.
+fn choose_by_sigmoid(logits: &[f32], bias: Option<&[f32]>, routing: SigmoidRouting, out: &mut [Choice]) {
+    let sigmoid = |logit: f32| 1.0 / (1.0 + (-logit).exp());
+    let mut scores: Vec<f32> = logits.iter().map(|&logit| sigmoid(logit)).collect();
+    scores.iter_mut().zip(bias.unwrap_or_default()).for_each(|(score, bias)| *score += bias);
+    if let Some(groups) = routing.groups {
+        drop_groups(groups, &mut scores);
+    }
+    choose_largest(&scores, out);
+    out.iter_mut().for_each(|choice| choice.weight = sigmoid(logits[choice.expert]));
+    let sum: f32 = out.iter().map(|choice| choice.weight).sum();
+    let factor = if routing.normalize { routing.scale / (sum + 1e-20) } else { routing.scale };
+    out.iter_mut().for_each(|choice| choice.weight *= factor);
+}
+
+/// Sets the scores of experts to minus infinity whose groups are not chosen.
+fn drop_groups(groups: ExpertGroups, scores: &mut [f32]) {
+    let size = scores.len() / groups.count;
+    let of_group = |scores: &[f32]| {
+        let mut best = vec![Choice::default(); size.min(2)];
+        choose_largest(scores, &mut best);
+        best.iter().map(|choice| scores[choice.expert]).sum()
+    };
+    let of_groups: Vec<f32> = scores.chunks_exact(size).map(of_group).collect();
+    let mut chosen = vec![Choice::default(); groups.per_token];
+    choose_largest(&of_groups, &mut chosen);
+    for (group, scores) in scores.chunks_exact_mut(size).enumerate() {
+        if !chosen.iter().any(|choice| choice.expert == group) {
+            scores.fill(f32::NEG_INFINITY);
+        }
     }
 }
 
@@ -180,23 +222,26 @@ impl Pass<'_> {
         });
     }
 
-    /// Adds the output of the shared expert, `sigmoid(g · x) * block(x)`, to the residual stream of `n` rows. All rows of the
-    /// pass go through it, as through a dense block.
+    /// Adds the output of the shared expert to the residual stream of `n` rows. All rows of the pass go through it, as
+    /// through a dense block.
     fn shared_expert(&mut self, weights: &SharedExpert, n: usize) {
         let Self { exec, config, buffers, .. } = self;
         let (hidden, GatedWeights { gate, up, down }) = (config.hidden_size, &weights.block);
         let x = &buffers.experts.x;
-        let needs = gate.needs().and(up.needs()).and(weights.gate.needs());
+        let needs = gate.needs().and(up.needs());
+        let needs = weights.gate.as_ref().map_or(needs, |gate| needs.and(gate.needs()));
         buffers.x.fill(*exec, ActivationShape { n_tokens: n, cols: hidden, needs }, |t, row| {
             row.copy_from_slice(&x[t * hidden..(t + 1) * hidden]);
         });
-        self.gate_and_up_products([gate, up], Some(&weights.gate), n);
+        self.gate_and_up_products([gate, up], weights.gate.as_ref(), n);
         self.fill_gated(down, n);
         self.block_output(down, n);
         let Self { exec, config, buffers, .. } = self;
-        let (block, shared) = (&buffers.block, &buffers.experts.shared);
+        let block = &buffers.block;
+        let shared = weights.gate.as_ref().map(|_| &buffers.experts.shared);
         each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
-            let weight = config.residual_scale / (1.0 + (-shared[t]).exp());
+            let gate = shared.map_or(1.0, |logits| 1.0 / (1.0 + (-logits[t]).exp()));
+            let weight = config.residual_scale * gate;
             h.iter_mut().zip(&block[t * hidden..(t + 1) * hidden]).for_each(|(h, y)| *h += weight * y);
         });
     }
@@ -233,7 +278,8 @@ impl Pass<'_> {
         let (logits, routes) = (&buffers.experts.logits, &mut buffers.experts.routes);
         routes.choices.resize(n * experts.per_token, Choice::default());
         exec.pool.chunks(&mut routes.choices, experts.per_token, |t, choices| {
-            choose(&logits[t * experts.count..(t + 1) * experts.count], experts.weighting, choices);
+            let logits = &logits[t * experts.count..(t + 1) * experts.count];
+            choose(logits, weights.bias.as_deref(), experts.weighting, choices);
             if let Some(beside) = beside {
                 choices.iter_mut().for_each(|choice| choice.weight *= beside.scales[choice.expert]);
             }
@@ -325,7 +371,7 @@ mod tests {
 
     fn chosen(logits: &[f32], k: usize, weighting: ExpertWeighting) -> Vec<(usize, f32)> {
         let mut out = vec![Choice::default(); k];
-        choose(logits, weighting, &mut out);
+        choose(logits, None, weighting, &mut out);
         out.iter().map(|choice| (choice.expert, choice.weight)).collect()
     }
 
@@ -351,6 +397,27 @@ mod tests {
         }
         let total: f32 = chosen(&logits, 2, ExpertWeighting::SoftmaxOfChosen).iter().map(|c| c.1).sum();
         assert!((total - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn biases_and_groups_count_in_the_choice_and_not_in_the_weight() {
+        let logits = [0.0, 2.0, 1.0, -1.0, 1.5, 0.5];
+        let mut routing = SigmoidRouting { normalize: false, scale: 1.0, groups: None };
+        let choose = |bias: Option<&[f32]>, routing| {
+            let mut out = [Choice::default(); 2];
+            choose(&logits, bias, ExpertWeighting::Sigmoid(routing), &mut out);
+            out.map(|choice| (choice.expert, choice.weight))
+        };
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        assert_eq!(choose(None, routing), [(1, sigmoid(2.0)), (4, sigmoid(1.5))]);
+        let bias = [0.0, 0.0, 0.0, 2.0, 0.0, 0.0];
+        assert_eq!(choose(Some(&bias), routing), [(1, sigmoid(2.0)), (3, sigmoid(-1.0))]);
+        // Of three groups, the last has the largest sum.
+        routing.groups = Some(ExpertGroups { count: 3, per_token: 1 });
+        assert_eq!(choose(None, routing), [(4, sigmoid(1.5)), (5, sigmoid(0.5))]);
+        (routing.normalize, routing.scale) = (true, 3.0);
+        let sum: f32 = choose(None, routing).iter().map(|(_, weight)| weight).sum();
+        assert!((sum - 3.0).abs() < 1e-6);
     }
 
     #[test]

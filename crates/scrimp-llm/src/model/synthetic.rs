@@ -193,6 +193,7 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
                     .map_err(|e| Error::out_of_memory(format!("a router ({e})")))?;
                 FeedForward::Experts(Box::new(ExpertWeights {
                     router: LinearWeights { weight, bias: None },
+                    bias: None,
                     shared: None,
                     beside: None,
                     experts: (0..count).map(|_| gated(pool, &mut arena, block)).collect::<Result<_>>()?,
@@ -203,16 +204,7 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
             Ok(LinearWeights { weight: attention[i].copy(pool, &mut arena)?, bias: None })
         };
         layers.push(Layer {
-            norms: LayerNorms {
-                attn_norm: Some(norm()),
-                q_norm: None,
-                k_norm: None,
-                post_attn_norm: None,
-                ffn_norm: Some(norm()),
-                post_ffn_norm: None,
-                v_norm: None,
-                sinks: None,
-            },
+            norms: LayerNorms { attn_norm: Some(norm()), ffn_norm: Some(norm()), ..LayerNorms::default() },
             mixer: Mixer::Attention(Box::new(AttentionWeights {
                 q: copy(0)?,
                 k: Some(copy(1)?),

@@ -32,7 +32,7 @@ pub struct LinearWeights {
 }
 
 /// The norms of a decoder layer, `[hidden_size]` or `[head_dim]`, and its attention sinks.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LayerNorms {
     /// Before attention.
     pub attn_norm: Option<Vec<f32>>,
@@ -139,6 +139,8 @@ pub(super) struct GatedWeights {
 pub(super) struct ExpertWeights {
     /// `[experts][hidden_size]`, floats.
     pub(super) router: LinearWeights,
+    /// Biases of the choice of experts, `[experts]`.
+    pub(super) bias: Option<Vec<f32>>,
     pub(super) experts: Vec<GatedWeights>,
     pub(super) shared: Option<SharedExpert>,
     /// The feed-forward block of the layer, if it has both.
@@ -164,8 +166,8 @@ pub(super) struct BesideBlock {
 /// The expert that all tokens pass.
 #[derive(Debug)]
 pub(super) struct SharedExpert {
-    /// `[1][hidden_size]`, f32.
-    pub(super) gate: LinearWeights,
+    /// `[1][hidden_size]`, f32. `None`: its output is not gated.
+    pub(super) gate: Option<LinearWeights>,
     pub(super) block: GatedWeights,
 }
 
@@ -363,7 +365,9 @@ impl Loader<'_> {
                 down: projection(Projection::Down)?,
             })
         });
-        Ok(ExpertWeights { router, experts: experts.collect::<Result<_>>()?, shared, beside })
+        let experts = experts.collect::<Result<_>>()?;
+        let bias = optional_vector(checkpoint, &format!("blk.{index}.exp_probs_b.weight"))?;
+        Ok(ExpertWeights { router, bias, experts, shared, beside })
     }
 
     /// The block beside the experts of layer `index`, and the norms and factors of such experts.
@@ -380,16 +384,18 @@ impl Loader<'_> {
 
     fn shared_expert(&mut self, config: &ModelConfig, width: usize, index: usize) -> Result<SharedExpert> {
         let name = format!("blk.{index}.ffn_gate_inp_shexp.weight");
-        let data = bytemuck::cast_slice(&vector(self.checkpoint, &name)?).to_vec();
-        let stored = StoredMatrix::Converted { dtype: DType::F32, cols: config.hidden_size, data };
-        let gate = LinearWeights::pack(self.pool, &stored)?;
+        let gate = optional_vector(self.checkpoint, &name)?.map(|gate| {
+            let data = bytemuck::cast_slice(&gate).to_vec();
+            let stored = StoredMatrix::Converted { dtype: DType::F32, cols: config.hidden_size, data };
+            LinearWeights::pack(self.pool, &stored)
+        });
         let mut projection = |p| self.projection(shared_expert_slice(config, index, width, p));
         let block = GatedWeights {
             gate: projection(Projection::Gate)?,
             up: projection(Projection::Up)?,
             down: projection(Projection::Down)?,
         };
-        Ok(SharedExpert { gate, block })
+        Ok(SharedExpert { gate: gate.transpose()?, block })
     }
 
     /// The router's matrix, in f32 unless it is stored in other floats.

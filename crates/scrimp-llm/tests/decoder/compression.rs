@@ -132,25 +132,46 @@ fn a_budget_is_held_while_text_is_generated() {
 
 #[test]
 fn sliding_windows_are_left_alone_and_sharers_do_not_notice() {
-    let model = load(&testdata("tiny").join("gemma3"), None);
-    let n = 90.min(model.context_length() - 4);
-    let mut session = model.session();
-    session.accumulate_scores_for(how("h2o", Budget::Tokens(20)).needs(), n);
-    session.forward(&tokens(&model, n)).unwrap();
-    session.accumulate_scores(None);
-    let mut copy = session.fork();
-    copy.compress(&how("h2o", Budget::Tokens(20)), 20).unwrap();
-    assert!(kept(&copy).iter().all(|&kept| kept == 20) && kept(&session).iter().all(|&kept| kept == n));
-    let windows = model.config().sliding_window.iter().enumerate().filter(|(_, w)| w.is_some());
-    for (layer, _) in windows {
-        assert_eq!(copy.kv().kept(layer, 0), session.kv().kept(layer, 0));
-        assert_eq!(copy.kv().ref_cnt(layer, 0, 0), 2, "pages of layer {layer} are shared");
+    for name in ["gemma3", "gemma4"] {
+        let model = load(&testdata("tiny").join(name), None);
+        let n = 90.min(model.context_length() - 4);
+        let mut session = model.session();
+        session.accumulate_scores_for(how("h2o", Budget::Tokens(20)).needs(), n);
+        session.forward(&tokens(&model, n)).unwrap();
+        session.accumulate_scores(None);
+        let mut copy = session.fork();
+        copy.compress(&how("h2o", Budget::Tokens(20)), 20).unwrap();
+        assert!(kept(&copy).iter().all(|&kept| kept == 20) && kept(&session).iter().all(|&kept| kept == n));
+        let full: Vec<usize> = copy.kv().full_layers().collect();
+        for layer in (0..copy.kv().n_layers()).filter(|layer| !full.contains(layer)) {
+            assert_eq!(copy.kv().kept(layer, 0), session.kv().kept(layer, 0));
+            assert_eq!(copy.kv().ref_cnt(layer, 0, 0), 2, "pages of layer {layer} are shared");
+        }
+        let mut other = session.fork();
+        let want = other.forward(&[3]).unwrap().to_vec();
+        copy.forward(&[9]).unwrap();
+        drop((copy, other));
+        assert_eq!(session.forward(&[3]).unwrap(), &want[..]);
     }
-    let mut other = session.fork();
-    let want = other.forward(&[3]).unwrap().to_vec();
-    copy.forward(&[9]).unwrap();
-    drop((copy, other));
-    assert_eq!(session.forward(&[3]).unwrap(), &want[..]);
+}
+
+/// The layers with full attention have heads of their own size, and the last layers read the cache of earlier ones.
+#[test]
+fn caches_with_two_sizes_of_heads_are_compressed_in_all_formats() {
+    for format in ["bf16", "int8", "int4"] {
+        let model = crate::common::load_in(&testdata("tiny").join("gemma4"), None, "bf16");
+        let prompt = tokens(&model, 110);
+        for name in ["snapkv", "knorm", "expected-max", "kvzip"] {
+            let mut session = model.session_in(format.parse().unwrap()).unwrap();
+            let mut how = how(name, Budget::Tokens(40));
+            how.fit = name == "expected-max";
+            session.set_compression(Some(how));
+            session.begin_prompt(prompt.len());
+            session.forward(&prompt).unwrap();
+            assert!(kept(&session).iter().sum::<usize>() <= 40 * kept(&session).len(), "{name} {format}");
+            assert!(session.forward(&[1]).unwrap().iter().all(|x| x.is_finite()), "{name} {format}");
+        }
+    }
 }
 
 #[test]

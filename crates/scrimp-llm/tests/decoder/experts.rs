@@ -34,6 +34,10 @@ fn counts_of_experts_that_do_not_match_are_refused() {
     assert!(many.contains("a token passes 8 of 7 experts"), "{many}");
     let wide = edited("qwen3moe", "wide", "moe_intermediate_size", 48);
     assert!(wide.contains("blk.0.ffn_gate.0.weight has shape [40, 64]"), "{wide}");
+    let groups = edited("glm4moe", "groups", "n_group", 4);
+    assert!(groups.contains("a token passes 3 of 6 experts in 2 of 4 groups"), "{groups}");
+    let few = edited("glm4moe", "few", "topk_group", 1);
+    assert!(few.contains("a token passes 3 of 6 experts in 1 of 3 groups"), "{few}");
     // All experts are in one tensor.
     let fused = edited("olmoe", "fused", "intermediate_size", 40);
     assert!(fused.contains("blk.0.ffn_gate_up_exps.weight has shape [8, 64, 64]"), "{fused}");
@@ -66,7 +70,9 @@ fn a_router_and_experts_with_nan_are_refused() {
 
 #[test]
 fn forks_and_truncated_sequences_have_the_bits_of_the_original() {
-    for name in ["qwen3moe", "mixtral", "olmoe", "gpt-oss", "gpt-oss-mxfp4", "gemma4", "gemma4-moe"] {
+    for name in
+        ["qwen3moe", "mixtral", "olmoe", "gpt-oss", "gpt-oss-mxfp4", "gemma4", "gemma4-moe", "glm4moe"]
+    {
         let model = load(&testdata("tiny").join(name), None);
         let tokens: Vec<u32> = (0..60).map(|i| (i * 37 + 11) % 290).collect();
         let mut session = model.session();

@@ -226,6 +226,16 @@ fn gemma4_experts_beside_a_block_and_values_from_keys_bf16() {
 }
 
 #[test]
+fn lfm2moe_sigmoids_biases_and_a_dense_layer_bf16() {
+    check_directory("lfm2moe", EXACT);
+}
+
+#[test]
+fn glm4moe_groups_of_experts_and_a_shared_one_bf16() {
+    check_directory("glm4moe", EXACT);
+}
+
+#[test]
 fn gguf_holds_the_same_models() {
     for name in [
         "llama3",
@@ -240,6 +250,8 @@ fn gguf_holds_the_same_models() {
         "lfm2",
         "gemma4",
         "gemma4-moe",
+        "lfm2moe",
+        "glm4moe",
     ] {
         let gguf = testdata("tiny-gguf").join(format!("{name}.gguf"));
         check(&gguf, &testdata("tiny").join(name).join("expected.json"), EXACT);
