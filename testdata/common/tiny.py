@@ -34,7 +34,7 @@ def randomize(model, seed, gain=1.4):
     """
     generator = torch.Generator().manual_seed(seed)
     gemma = model.config.model_type.startswith("gemma")
-    gemma4 = model.config.model_type.startswith("gemma4")
+    gemma4 = model.config.model_type.startswith(("gemma3n", "gemma4"))
     plus_one = gemma and not gemma4 or model.config.model_type.startswith(("qwen3_5", "qwen3_next"))
     neutral = 0.0 if plus_one else 1.0
     with torch.no_grad():
@@ -45,7 +45,10 @@ def randomize(model, seed, gain=1.4):
             elif name.endswith("router.scale"):
                 # The model divides by sqrt(hidden).
                 weight.copy_(weight.shape[0] ** 0.5 * (1.0 + 0.3 * noise))
-            elif name.endswith("per_expert_scale"):
+            elif name.endswith("altup.router_norm.weight"):
+                # The model divides by hidden.
+                weight.copy_(weight.shape[0] ** 0.5 * (1.0 + 0.3 * noise))
+            elif name.endswith(("per_expert_scale", "correct_output_scale")):
                 weight.copy_(1.0 + 0.3 * noise)
             elif gemma4 and name.endswith("q_norm.weight"):
                 # Scores have no other factor.

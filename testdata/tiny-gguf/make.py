@@ -56,6 +56,12 @@ LAYER_NAMES = {
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
 }
+GEMMA3N_NAMES = {
+    "altup.modality_router": "altup_router", "altup.router_norm": "altup_router_norm",
+    "altup.prediction_coefs": "altup_predict_coef", "altup.correction_coefs": "altup_correct_coef",
+    "altup.correct_output_scale": "altup_correct_scale", "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r", "laurel.post_laurel_norm": "laurel_post_norm",
+}
 GEMMA4_NAMES = {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm", "layer_scalar": "layer_output_scale",
@@ -64,7 +70,7 @@ GEMMA4_NAMES = {
     "post_feedforward_layernorm_2": "post_ffw_norm_2", "router.proj": "ffn_gate_inp",
     "experts.gate_up_proj": "ffn_gate_up_exps", "experts.down_proj": "ffn_down_exps",
 }
-ARCHITECTURES = {"gemma4_text": "gemma4", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "qwen3_5_text": "qwen35",
+ARCHITECTURES = {"gemma3n_text": "gemma3n", "gemma4_text": "gemma4", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "qwen3_5_text": "qwen35",
                  "qwen3_5_moe_text": "qwen35moe", "qwen3_next": "qwen3next", "lfm2_moe": "lfm2moe", "glm4_moe": "glm4moe",
                  "granitemoehybrid": "granitehybrid"}
 GATED_DELTA = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
@@ -79,11 +85,15 @@ def gguf_name(name, model_type=None):
     """The GGUF name of a transformers parameter."""
     if name in TOP_NAMES:
         return TOP_NAMES[name]
+    if name.startswith("model.altup_"):
+        return "altup_proj.weight" if "altup_projections" in name else "altup_unembd_proj.weight"
     _, _, layer, rest = name.split(".", 3)
     stem, kind = rest.rsplit(".", 1) if rest.endswith((".weight", ".bias")) else (rest, "weight")
     if model_type == "gemma4_text" and stem in ("router.scale", "router.per_expert_scale"):
         return f"blk.{layer}." + ("ffn_gate_inp.scale" if stem == "router.scale" else "ffn_down_exps.scale")
-    if model_type == "gemma4_text" and stem in GEMMA4_NAMES:
+    if model_type == "gemma3n_text" and stem in GEMMA3N_NAMES:
+        return f"blk.{layer}.{GEMMA3N_NAMES[stem]}.{kind}"
+    if model_type in ("gemma3n_text", "gemma4_text") and stem in GEMMA4_NAMES:
         return f"blk.{layer}.{GEMMA4_NAMES[stem]}.{kind}"
     if stem.endswith("A_log"):
         return f"blk.{layer}.ssm_a"
@@ -151,7 +161,49 @@ def add_gemma4(writer, config):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
+def add_gemma3n(writer, config):
+    writer.add_name("tiny random model")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_altup_active_idx(config.altup_active_idx)
+    writer.add_altup_num_inputs(config.altup_num_inputs)
+    sparsity = torch.tensor(config.activation_sparsity_pattern)
+    writer.add_activation_sparsity_scale(torch.distributions.Normal(0, 1).icdf(sparsity).tolist())
+
+
+def add_granite(writer, config):
+    """The factors of Granite, and the sizes of Mamba-2."""
+    writer.add_ssm_conv_kernel(config.mamba_d_conv)
+    writer.add_ssm_state_size(config.mamba_d_state)
+    writer.add_ssm_group_count(config.mamba_n_groups)
+    writer.add_ssm_inner_size(config.mamba_d_head * config.mamba_n_heads)
+    writer.add_ssm_time_step_rank(config.mamba_n_heads)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+    writer.add_rope_scaling_finetuned(False)
+    writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+
+
 def add_metadata(writer, config):
+    if config.model_type == "gemma3n_text":
+        return add_gemma3n(writer, config)
     if config.model_type == "gemma4_text":
         return add_gemma4(writer, config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -175,17 +227,7 @@ def add_metadata(writer, config):
         kv_heads = [0 if kind == "conv" else kv_heads for kind in config.layer_types]
     if config.model_type == "granitemoehybrid":
         kv_heads = [kv_heads if kind == "full_attention" else 0 for kind in config.layer_types]
-        writer.add_ssm_conv_kernel(config.mamba_d_conv)
-        writer.add_ssm_state_size(config.mamba_d_state)
-        writer.add_ssm_group_count(config.mamba_n_groups)
-        writer.add_ssm_inner_size(config.mamba_d_head * config.mamba_n_heads)
-        writer.add_ssm_time_step_rank(config.mamba_n_heads)
-        writer.add_embedding_scale(config.embedding_multiplier)
-        writer.add_attention_scale(config.attention_multiplier)
-        writer.add_residual_scale(config.residual_multiplier)
-        writer.add_logit_scale(config.logits_scaling)
-        writer.add_rope_scaling_finetuned(False)
-        writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
+        add_granite(writer, config)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(config.norm_eps if config.model_type in ("lfm2", "lfm2_moe") else config.rms_norm_eps)
     writer.add_rope_freq_base(rope["rope_theta"])
@@ -249,6 +291,8 @@ def add_tokenizer(writer, config):
 def add_rope_factors(writer, model):
     """The extra tensors of Llama-3 scaling and LongRoPE."""
     config, rope = model.config, model.config.rope_parameters
+    if config.model_type == "gemma3n_text":
+        return
     if config.model_type == "gemma4_text":
         head_dim = model.model.layers[config.layer_types.index("full_attention")].self_attn.head_dim
         rotated = int(head_dim * rope["full_attention"]["partial_rotary_factor"] / 2)
@@ -313,6 +357,15 @@ def parameters(model):
             for stem, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=0)):
                 yield name.replace("input_linear", stem), half
             continue
+        if name.startswith("model.altup_"):
+            # One tensor for all streams.
+            if ".0." in name:
+                modules = getattr(model.model, name.split(".")[1])
+                yield name, np.stack([module.weight.detach().float().numpy() for module in modules])
+            continue
+        if name.endswith("embed_tokens_per_layer.weight"):
+            # The converter pads the table, with zeros. The first row makes the model that of transformers.
+            values = np.concatenate([values, np.repeat(values[:1], model.config.vocab_size - len(values), axis=0)])
         if name.endswith("conv.conv.weight"):
             values = values.squeeze(1)
         if name.endswith("shared_expert_gate.weight"):
@@ -456,6 +509,7 @@ if __name__ == "__main__":
                               ("phi3-longrope", T.BF16, 0.05), ("qwen3moe", T.BF16, 0.05), ("gpt-oss", T.BF16, 0.05),
                               ("qwen35", T.BF16, 0.05), ("qwen35moe", T.BF16, 0.05), ("qwen3next", T.BF16, 0.05),
                               ("lfm2", T.BF16, 0.05), ("gemma4", T.BF16, 0.05), ("gemma4-moe", T.BF16, 0.05), ("lfm2moe", T.BF16, 0.05),
-                              ("glm4moe", T.BF16, 0.05), ("granitehybrid-moe", T.BF16, 0.05)]:
+                              ("glm4moe", T.BF16, 0.05), ("granitehybrid-moe", T.BF16, 0.05),
+                              ("gemma3n", T.BF16, 0.05)]:
         if not wanted or name in wanted:
             convert(name, kind, bound)

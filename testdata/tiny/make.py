@@ -16,7 +16,7 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from transformers import (Gemma2Config, Gemma3TextConfig, Gemma4TextConfig, Glm4Config, Glm4MoeConfig, GptOssConfig, GraniteConfig, GraniteMoeConfig, GraniteMoeHybridConfig, Lfm2Config, Lfm2MoeConfig, LlamaConfig, Ministral3Config,
+from transformers import (Gemma2Config, Gemma3TextConfig, Gemma3nTextConfig, Gemma4TextConfig, Glm4Config, Glm4MoeConfig, GptOssConfig, GraniteConfig, GraniteMoeConfig, GraniteMoeHybridConfig, Lfm2Config, Lfm2MoeConfig, LlamaConfig, Ministral3Config,
                           MistralConfig, MixtralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, Qwen3NextConfig,
                           Qwen3_5MoeTextConfig, Qwen3_5TextConfig,
                           SmolLM3Config)
@@ -214,6 +214,14 @@ MODELS = {
                          num_key_value_heads=2, head_dim=16, global_head_dim=40, sliding_window=10, num_kv_shared_layers=3,
                          layer_types=[S, F, S, F, S, F, F], use_double_wide_mlp=True, hidden_size_per_layer_input=24,
                          vocab_size_per_layer_input=306, final_logit_softcapping=9.0, tie_word_embeddings=True, **COMMON),
+        torch.bfloat16, {}),
+    # The table of the layers' inputs is shorter than the vocabulary.
+    "gemma3n": (
+        Gemma3nTextConfig(vocab_size=306, hidden_size=64, intermediate_size=80, num_hidden_layers=6, num_attention_heads=4,
+                          num_key_value_heads=2, head_dim=16, sliding_window=10, num_kv_shared_layers=2,
+                          layer_types=[S, F, S, F, S, F], hidden_size_per_layer_input=24, vocab_size_per_layer_input=290,
+                          activation_sparsity_pattern=[0.95, 0.95, 0.0, 0.0, 0.0, 0.0], altup_num_inputs=4, laurel_rank=12,
+                          final_logit_softcapping=9.0, tie_word_embeddings=True, **COMMON),
         torch.bfloat16, {}),
     # Like 26B-A4B, as published: experts beside the block, and values that are keys in global layers.
     "gemma4-moe": (

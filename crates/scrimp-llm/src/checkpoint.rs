@@ -503,9 +503,15 @@ fn gguf_name(family: &dyn Family, name: &str) -> String {
     }
 }
 
-/// The shape of a tensor as [`Family::layer_tensors`] has it: convolutions and vectors have no dimension of 1.
+/// The shape of a tensor as [`Family::layer_tensors`] has it: convolutions and vectors have no dimension of 1, and a norm
+/// of groups of heads is a vector.
 fn gguf_shape(name: &str, shape: &[usize]) -> Vec<usize> {
+    if name.ends_with("ssm_norm.weight") {
+        return vec![shape.iter().product()];
+    }
     let squeezed = name.ends_with("conv1d.weight")
+        || name.ends_with(".ssm_a")
+        || name.ends_with(".ssm_d")
         || name.ends_with("shortconv.conv.weight")
         || name.ends_with("ffn_gate_inp_shexp.weight");
     shape.iter().copied().filter(|&len| !squeezed || len != 1).collect()

@@ -1,7 +1,10 @@
 //! The configuration of a decoder-only transformer, independent of file formats.
 
-use scrimp_kernels::ops::{DeltaShape, RmsNorm};
+use scrimp_kernels::ops::{DeltaShape, RmsNorm, ScanShape};
 use scrimp_kv::KvHeads;
+
+/// Standard deviations above the mean that 5% of a normal distribution pass ([`ModelConfig::sparse_gates`]).
+pub const GATE_CUTOFF: f32 = 1.644_853_6;
 
 /// Non-linearity of the gated feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +134,24 @@ impl Experts {
     }
 }
 
+/// Inputs of each layer beside the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerInputs {
+    /// Elements of the input of a layer.
+    pub width: usize,
+    /// Rows of their table. Later tokens have the first row.
+    pub vocab_size: usize,
+}
+
+/// Several residual streams, of which the layers change one (AltUp, arXiv 2301.13310).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AltUp {
+    /// Streams, at least 2.
+    pub streams: usize,
+    /// The stream that layers change.
+    pub active: usize,
+}
+
 /// The last layers read keys and values of earlier layers instead of their own (Gemma 3n, Gemma 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SharedKv {
@@ -185,6 +206,13 @@ pub enum RecurrenceKind {
         /// Tokens that it sees, at least 1.
         kernel: usize,
     },
+    /// Mamba-2: a convolution over the last `kernel` tokens, and a selective scan (Granite 4).
+    Mamba2 {
+        /// The heads of the scan.
+        scan: ScanShape,
+        /// Tokens that the convolution sees, at least 1.
+        kernel: usize,
+    },
 }
 
 impl RecurrenceKind {
@@ -193,6 +221,7 @@ impl RecurrenceKind {
         match self {
             Self::GatedDelta(shape) => shape.state_len(),
             Self::ShortConv { width, kernel } => (kernel - 1) * width,
+            Self::Mamba2 { scan, kernel } => scan.state_len() + (kernel - 1) * scan.inputs(),
         }
     }
 }
@@ -224,8 +253,15 @@ pub struct ModelConfig {
     pub values_are_keys: bool,
     /// Each head of values is divided by its root mean square (Gemma 4).
     pub value_norm: bool,
-    /// Each layer has an input for each token beside the residual stream, of this width (Gemma 3n, Gemma 4).
-    pub per_layer_input: Option<usize>,
+    /// Each layer has an input for each token beside the residual stream (Gemma 3n, Gemma 4).
+    pub per_layer_input: Option<LayerInputs>,
+    /// Several residual streams (Gemma 3n).
+    pub altup: Option<AltUp>,
+    /// Each layer adds a learned residual of this rank (LAuReL, Gemma 3n).
+    pub laurel_rank: Option<usize>,
+    /// The number of first layers in whose feed-forward blocks a gate below its mean plus [`GATE_CUTOFF`] standard
+    /// deviations becomes 0, and others lose as much (Gemma 3n).
+    pub sparse_gates: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Longest context the model was made for, tokens.
@@ -309,6 +345,9 @@ impl ModelConfig {
             values_are_keys: false,
             value_norm: false,
             per_layer_input: None,
+            altup: None,
+            laurel_rank: None,
+            sparse_gates: 0,
             vocab_size: sizes.vocab_size,
             context_length: sizes.context_length,
             rms_norm_eps: 1e-6,

@@ -9,7 +9,7 @@ use common::{Gguf, tiny_llama};
 use scrimp_kernels::DType;
 use scrimp_llm::{
     checkpoint::Checkpoint,
-    config::{Activation, ExpertWeighting, ModelConfig, Rope, RopePairs, SigmoidRouting},
+    config::{Activation, AltUp, ExpertWeighting, LayerInputs, ModelConfig, Rope, RopePairs, SigmoidRouting},
     error::Result,
     families::{self, HfConfig},
     load::Source,
@@ -142,6 +142,8 @@ fn odd_values_in_config_json() {
         "gemma4-moe",
         "lfm2moe",
         "glm4moe",
+        "granitehybrid-moe",
+        "gemma3n",
     ];
     let with_experts =
         tiny.map(|name| scrimp_testkit::read_json::<Value>(&format!("tiny/{name}/config.json")));
@@ -225,7 +227,8 @@ fn gemma_4_from_hugging_face() {
     // A quarter of the pairs (i, i + 256) of a global head rotate.
     assert_eq!((config.rope.rotary_dim(), config.rope.inv_freq[64]), (512, 0.0));
     assert!(config.rope.inv_freq[..64].iter().all(|&f| f > 0.0));
-    assert_eq!((config.attn_scale, config.norm_plus_one, config.per_layer_input), (1.0, false, Some(256)));
+    assert_eq!((config.attn_scale, config.norm_plus_one), (1.0, false));
+    assert_eq!(config.per_layer_input, Some(LayerInputs { width: 256, vocab_size: 262_144 }));
 
     let mut sharing = json.clone();
     sharing["text_config"]["num_kv_shared_layers"] = json!(32);
@@ -237,6 +240,72 @@ fn gemma_4_from_hugging_face() {
     let mut heads = json;
     heads["text_config"]["num_key_value_heads"] = json!(3);
     assert!(read(&heads).unwrap_err().to_string().contains("8 query heads cannot share 3 key/value heads"));
+}
+
+#[test]
+fn gemma_3n_from_hugging_face() {
+    // google/gemma-3n-E2B-it.
+    let sparsity: Vec<f64> = (0..30).map(|layer| if layer < 10 { 0.95 } else { 0.0 }).collect();
+    let json = json!({
+        "model_type": "gemma3n",
+        "text_config": {
+            "model_type": "gemma3n_text", "hidden_size": 2048, "intermediate_size": vec![8192; 30], "num_hidden_layers": 30,
+            "num_kv_shared_layers": 10, "activation_sparsity_pattern": sparsity, "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4, "laurel_rank": 64, "altup_num_inputs": 4,
+        },
+    });
+    let config = read(&json).unwrap();
+    assert_eq!((config.altup, config.laurel_rank), (Some(AltUp { streams: 4, active: 0 }), Some(64)));
+    assert_eq!((config.sparse_gates, config.attention_layers().count()), (10, 20));
+    assert_eq!((config.kv_layer(20), config.kv_layer(29)), (18, 19), "the last of each kind");
+    assert_eq!(config.per_layer_input, Some(LayerInputs { width: 256, vocab_size: 262_144 }));
+    assert_eq!(config.final_logit_softcap, Some(30.0));
+    let refused = |key: &str, value: Value, words: &str| {
+        let mut json = json.clone();
+        json["text_config"][key] = value;
+        let error = read(&json).unwrap_err().to_string();
+        assert!(error.contains(words), "{key}: {error:?} should say {words:?}");
+    };
+    let mut other = sparsity.clone();
+    other[20] = 0.95;
+    refused("activation_sparsity_pattern", json!(other), "sparse other than by 0.95 in the first layers");
+    refused("activation_sparsity_pattern", json!([0.95]), "has 1 items for 30 layers");
+    refused("intermediate_size", json!([1, 2]), "differs between layers");
+    refused("altup_active_idx", json!(4), "4 residual streams, of which layers change number 4");
+    refused("altup_num_inputs", json!(1), "1 residual streams");
+}
+
+#[test]
+fn granite_4_hybrid_from_hugging_face() {
+    // ibm-granite/granite-4.0-h-tiny.
+    let kind = |layer: usize| if [5, 15, 25, 35].contains(&layer) { "attention" } else { "mamba" };
+    let json = json!({
+        "model_type": "granitemoehybrid", "hidden_size": 1536, "intermediate_size": 512, "num_hidden_layers": 40,
+        "num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 100_352, "max_position_embeddings": 131_072,
+        "num_local_experts": 64, "num_experts_per_tok": 6, "shared_intermediate_size": 1024,
+        "mamba_n_heads": 48, "mamba_n_groups": 1, "mamba_d_state": 128, "mamba_d_head": 64, "mamba_d_conv": 4,
+        "mamba_expand": 2, "position_embedding_type": "nope", "embedding_multiplier": 12, "logits_scaling": 6,
+        "attention_multiplier": 0.0078125, "residual_multiplier": 0.22,
+        "layer_types": (0..40).map(kind).collect::<Vec<_>>(),
+    });
+    let config = read(&json).unwrap();
+    let experts = config.experts.unwrap();
+    assert_eq!((experts.count, experts.per_token, experts.width, experts.shared), (64, 6, 512, Some(1024)));
+    assert_eq!(config.attention_layers().collect::<Vec<_>>(), [5, 15, 25, 35]);
+    assert_eq!(config.states(), vec![48 * 64 * 128 + 3 * (3072 + 2 * 128); 36]);
+    assert!(config.rope_layers.iter().all(|&rope| !rope));
+    let refused = |key: &str, value: Value, words: &str| {
+        let mut json = json.clone();
+        json[key] = value;
+        let error = read(&json).unwrap_err().to_string();
+        assert!(error.contains(words), "{key}: {error:?} should say {words:?}");
+    };
+    refused("mamba_n_groups", json!(5), "48 heads of Mamba-2 cannot share 5 groups");
+    refused("mamba_n_heads", json!(36), "does not divide the layer evenly");
+    refused("mamba_n_heads", json!(384), "Mamba-2 with heads of 8 elements");
+    refused("layer_types", json!(["mamba"]), "has 1 items for 40 layers");
+    refused("layer_types", json!(["rwkv"]), "neither mamba nor attention");
+    refused("layer_types", json!(vec!["mamba"; 40]), "no layers with attention");
 }
 
 #[test]

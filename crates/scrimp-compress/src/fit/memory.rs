@@ -32,7 +32,8 @@ impl Demand {
         let layers = 0..config.n_layers;
         let heads = layers.clone().map(|i| config.heads(i).q_dim() + config.heads(i).kv_dim()).max();
         let block = layers.map(|i| config.block_width(i)).max();
-        let inputs = config.per_layer_input.map_or(0, |width| config.n_layers * width);
+        let inputs = config.per_layer_input.map_or(0, |inputs| config.n_layers * inputs.width)
+            + config.altup.map_or(0, |altup| (altup.streams + 1) * config.hidden_size);
         let wide = 4 * config.hidden_size + 2 * heads.unwrap_or(0) + 3 * block.unwrap_or(0) + inputs;
         let logits = 2 * config.vocab_size;
         // Inputs, results and gated results of a wave of experts.

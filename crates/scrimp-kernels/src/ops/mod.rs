@@ -10,6 +10,7 @@ mod gate;
 pub mod gemm_f32;
 mod norm;
 mod rope;
+mod scan;
 mod sigmoid;
 
 pub use bidirectional::{BidirectionalShape, Qkv, bidirectional};
@@ -17,6 +18,7 @@ pub use delta::{DeltaChunk, DeltaInputs, DeltaShape, DeltaWeights, gated_delta};
 pub use gate::{CLAMP, CLAMPED_SLOPE, Gate, gated, gelu, scale, softcap};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rope::{RopeTable, rotate_adjacent, rotate_halves};
+pub use scan::{ScanChunk, ScanShape, ScanWeights, selective_scan};
 pub use sigmoid::sigmoid_gate;
 
 /// Copies up to 16 elements into a vector's array, the rest zero.

@@ -136,6 +136,17 @@ fn gguf_vocab(keys: &GgufKeys<'_>) -> Result<usize> {
 
 /// The configuration of a `config.json` for most families.
 pub(super) fn hf(family: &'static str, hf: &HfConfig<'_>, defaults: &HfDefaults) -> Result<ModelConfig> {
+    let width = hf.size("intermediate_size", limit::INTERMEDIATE)?;
+    hf_with_width(family, hf, defaults, width.ok_or_else(|| hf.bad("\"intermediate_size\" is missing"))?)
+}
+
+/// As [`hf`], with feed-forward blocks of width `intermediate_size`.
+pub(super) fn hf_with_width(
+    family: &'static str,
+    hf: &HfConfig<'_>,
+    defaults: &HfDefaults,
+    intermediate_size: usize,
+) -> Result<ModelConfig> {
     let need =
         |key: &str, max: usize| hf.size(key, max)?.ok_or_else(|| hf.bad(format!("{key:?} is missing")));
     let n_layers = need("num_hidden_layers", limit::LAYERS)?;
@@ -148,7 +159,7 @@ pub(super) fn hf(family: &'static str, hf: &HfConfig<'_>, defaults: &HfDefaults)
     let sizes = Sizes {
         n_layers,
         hidden_size,
-        intermediate_size: need("intermediate_size", limit::INTERMEDIATE)?,
+        intermediate_size,
         n_heads,
         n_kv_heads: hf.size("num_key_value_heads", limit::HEADS)?.or(defaults.kv_heads).unwrap_or(n_heads),
         head_dim,

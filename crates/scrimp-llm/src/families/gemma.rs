@@ -1,8 +1,8 @@
-//! What Gemma 2 and Gemma 3 share.
+//! What the families of Gemma share.
 
-use super::{GgufKeys, HfConfig, common, tensors};
+use super::{GgufKeys, HfConfig, TensorSpec, common, tensors};
 use crate::{
-    config::{Activation, ModelConfig},
+    config::{Activation, LayerInputs, ModelConfig, SharedKv},
     error::Result,
 };
 
@@ -43,6 +43,85 @@ pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
         "post_attention_layernorm" => Some("post_attention_norm"),
         "pre_feedforward_layernorm" => Some("ffn_norm"),
         "post_feedforward_layernorm" => Some("post_ffw_norm"),
+        "per_layer_input_gate" => Some("inp_gate"),
+        "per_layer_projection" => Some("proj"),
+        "post_per_layer_input_norm" => Some("post_norm"),
         _ => tensors::layer_tensor_name(hf),
     }
+}
+
+/// The inputs of each layer beside the residual stream, in a GGUF file.
+pub(super) fn gguf_layer_inputs(keys: &GgufKeys<'_>, vocab_size: usize) -> Result<Option<LayerInputs>> {
+    let width = keys.size_or_zero("embedding_length_per_layer_input", common::limit::HIDDEN)?;
+    Ok(width.map(|width| LayerInputs { width, vocab_size }))
+}
+
+/// The inputs of each layer beside the residual stream, in a `config.json`.
+pub(super) fn hf_layer_inputs(hf: &HfConfig<'_>) -> Result<Option<LayerInputs>> {
+    let key = "hidden_size_per_layer_input";
+    if hf.is_null(key) || hf.count(key)? == Some(0) {
+        return Ok(None);
+    }
+    let width = hf.size(key, common::limit::HIDDEN)?.unwrap_or(256);
+    let vocab_size = hf.size("vocab_size_per_layer_input", common::limit::VOCAB)?.unwrap_or(262_144);
+    Ok(Some(LayerInputs { width, vocab_size }))
+}
+
+/// Shapes of the tensors of the input of a layer.
+pub(super) fn layer_input(config: &ModelConfig) -> Vec<TensorSpec> {
+    let Some(LayerInputs { width, .. }) = config.per_layer_input else { return Vec::new() };
+    let h = config.hidden_size;
+    vec![
+        tensors::required("inp_gate.weight", &[width, h]),
+        tensors::required("proj.weight", &[h, width]),
+        tensors::required("post_norm.weight", &[h]),
+    ]
+}
+
+/// Shapes of the tensors of the inputs of all layers.
+pub(super) fn layer_inputs(config: &ModelConfig) -> Vec<TensorSpec> {
+    let Some(LayerInputs { width, vocab_size }) = config.per_layer_input else { return Vec::new() };
+    let all = config.n_layers * width;
+    vec![
+        tensors::required("per_layer_token_embd.weight", &[vocab_size, all]),
+        tensors::required("per_layer_model_proj.weight", &[all, config.hidden_size]),
+        tensors::required("per_layer_proj_norm.weight", &[width]),
+    ]
+}
+
+/// Sets the layers that read earlier keys and values, the last `shared`, and the widths of their blocks.
+pub(super) fn set_shared_kv(config: &mut ModelConfig, shared: usize, widths: &[usize]) -> Result<(), String> {
+    let first = config.n_layers.saturating_sub(shared);
+    let (own, last) = widths.split_at(first);
+    let alike = |widths: &[usize]| widths.iter().all(|width| *width == widths[0]);
+    if !alike(own) || !alike(last) {
+        return Err("layers of one kind have feed-forward blocks of different widths".to_owned());
+    }
+    let kinds = |layers: &[Option<usize>]| {
+        [true, false].map(|windowed| layers.iter().any(|window| window.is_some() == windowed))
+    };
+    let [own_kinds, last_kinds] =
+        [&config.sliding_window[..first], &config.sliding_window[first..]].map(kinds);
+    if own_kinds.iter().zip(last_kinds).any(|(own, last)| last && !own) {
+        return Err(format!("the last {shared} layers read keys and values of layers that the model lacks"));
+    }
+    config.intermediate_size = own.first().copied().unwrap_or(config.intermediate_size);
+    config.shared_kv = last.first().map(|&intermediate_size| SharedKv { first, intermediate_size });
+    Ok(())
+}
+
+/// Global and local rotary embedding, with these default bases. The older `rope_scaling` and `rope_theta` apply to global
+/// layers only.
+pub(super) fn hf_ropes(hf: &HfConfig<'_>, config: &mut ModelConfig, [global, local]: [f64; 2]) -> Result<()> {
+    let (head_dim, context) = (config.head_dim, config.context_length);
+    let object = hf.rope_object("full_attention")?;
+    let base = hf.rope_base(object, "full_attention", "rope_theta")?.unwrap_or(global);
+    (config.rope, config.rope_long) = hf.ropes_with(object, base, head_dim, context)?;
+
+    let parameters = hf.object("rope_parameters")?;
+    let object = parameters.map(|p| p.object("sliding_attention")).transpose()?.flatten();
+    let base = object.map(|o| o.positive("rope_theta")).transpose()?.flatten();
+    let base = base.or(hf.positive("rope_local_base_freq")?).unwrap_or(local);
+    config.rope_local = Some(hf.ropes_with(object, base, head_dim, context)?.0);
+    Ok(())
 }

@@ -78,7 +78,7 @@ impl Family for Gemma3 {
             config.bidirectional = true;
             config.sliding_window.iter_mut().flatten().for_each(|window| *window = *window / 2 + 1);
         }
-        hf_ropes(hf, &mut config)?;
+        gemma::hf_ropes(hf, &mut config, [GLOBAL_BASE, LOCAL_BASE])?;
         config.attn_logit_softcap =
             common::softcap(hf.number("attn_logit_softcapping")?).map_err(|what| hf.bad(what))?;
         config.final_logit_softcap =
@@ -107,19 +107,4 @@ impl Family for Gemma3 {
     fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
         gemma::layer_tensor_name(hf)
     }
-}
-
-/// Global and local rotary embedding. The older `rope_scaling` and `rope_theta` apply to global layers only.
-fn hf_ropes(hf: &HfConfig<'_>, config: &mut ModelConfig) -> Result<()> {
-    let (head_dim, context) = (config.head_dim, config.context_length);
-    let object = hf.rope_object("full_attention")?;
-    let base = hf.rope_base(object, "full_attention", "rope_theta")?.unwrap_or(GLOBAL_BASE);
-    (config.rope, config.rope_long) = hf.ropes_with(object, base, head_dim, context)?;
-
-    let parameters = hf.object("rope_parameters")?;
-    let object = parameters.map(|p| p.object("sliding_attention")).transpose()?.flatten();
-    let base = object.map(|o| o.positive("rope_theta")).transpose()?.flatten();
-    let base = base.or(hf.positive("rope_local_base_freq")?).unwrap_or(LOCAL_BASE);
-    config.rope_local = Some(hf.ropes_with(object, base, head_dim, context)?.0);
-    Ok(())
 }

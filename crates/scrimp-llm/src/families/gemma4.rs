@@ -10,7 +10,7 @@
 
 use super::{Family, GgufKeys, HfConfig, TensorSpec, common, experts, gemma, rope, tensors};
 use crate::{
-    config::{Activation, ExpertWeighting, Experts, ModelConfig, Rope, SharedKv},
+    config::{Activation, ExpertWeighting, Experts, ModelConfig, Rope},
     error::Result,
 };
 use scrimp_kv::KvHeads;
@@ -57,15 +57,14 @@ impl Family for Gemma4 {
         let shared = keys.size_or_zero("attention.shared_kv_layers", n_layers)?.unwrap_or(0);
         let mut widths = keys.sizes("feed_forward_length", n_layers, common::limit::INTERMEDIATE)?;
         widths.resize(n_layers, config.intermediate_size);
-        set_shared_kv(&mut config, shared, &widths).map_err(&bad)?;
+        gemma::set_shared_kv(&mut config, shared, &widths).map_err(&bad)?;
         let base = keys.positive("rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
         let rotated = keys.size("rope.dimension_count_swa", local_dim)?.unwrap_or(local_dim);
         config.rope_local = Some(rope::rope(rotated, base, &rope::Scaling::None, None, 1.0).map_err(&bad)?);
         let values =
             (0..n_layers).find(|&layer| !sliding[layer]).map(|layer| format!("blk.{layer}.attn_v.weight"));
         config.values_are_keys = values.is_some_and(|name| keys.tensor(&name).is_none());
-        config.per_layer_input =
-            keys.size_or_zero("embedding_length_per_layer_input", common::limit::HIDDEN)?;
+        config.per_layer_input = gemma::gguf_layer_inputs(keys, config.vocab_size)?;
         config.final_logit_softcap =
             common::softcap(keys.number("final_logit_softcapping")?).map_err(&bad)?;
         if keys.size_or_zero("expert_count", experts::MAX_EXPERTS)?.is_some() {
@@ -115,19 +114,8 @@ impl Family for Gemma4 {
         let wide = config.intermediate_size * if double { 2 } else { 1 };
         let mut widths = vec![config.intermediate_size; n_layers];
         widths[n_layers.saturating_sub(shared)..].fill(wide);
-        set_shared_kv(&mut config, shared, &widths).map_err(|what| hf.bad(what))?;
-        config.per_layer_input = match hf.count("hidden_size_per_layer_input")? {
-            Some(0) => None,
-            None if hf.is_null("hidden_size_per_layer_input") => None,
-            _ => hf.size("hidden_size_per_layer_input", common::limit::HIDDEN)?.or(Some(256)),
-        };
-        let table = hf.size("vocab_size_per_layer_input", common::limit::VOCAB)?;
-        if config.per_layer_input.is_some() && table.is_some_and(|rows| rows != config.vocab_size) {
-            return Err(hf.unsupported(
-                "inputs of layers with another vocabulary are not supported",
-                "the published models have one vocabulary",
-            ));
-        }
+        gemma::set_shared_kv(&mut config, shared, &widths).map_err(|what| hf.bad(what))?;
+        config.per_layer_input = gemma::hf_layer_inputs(hf)?;
         config.final_logit_softcap =
             common::softcap(hf.number("final_logit_softcapping")?).map_err(|what| hf.bad(what))?;
         if hf.bool("enable_moe_block")?.unwrap_or(false) {
@@ -169,13 +157,7 @@ impl Family for Gemma4 {
             tensors::required("post_ffw_norm.weight", &[h]),
             tensors::optional("layer_output_scale.weight", &[1]),
         ]);
-        if let Some(width) = config.per_layer_input {
-            specs.extend([
-                tensors::required("inp_gate.weight", &[width, h]),
-                tensors::required("proj.weight", &[h, width]),
-                tensors::required("post_norm.weight", &[h]),
-            ]);
-        }
+        specs.extend(gemma::layer_input(config));
         if let Some(experts) = config.experts {
             specs.extend(tensors::experts(config));
             specs.extend([
@@ -190,21 +172,12 @@ impl Family for Gemma4 {
     }
 
     fn other_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {
-        let Some(width) = config.per_layer_input else { return Vec::new() };
-        let all = config.n_layers * width;
-        vec![
-            tensors::required("per_layer_token_embd.weight", &[config.vocab_size, all]),
-            tensors::required("per_layer_model_proj.weight", &[all, config.hidden_size]),
-            tensors::required("per_layer_proj_norm.weight", &[width]),
-        ]
+        gemma::layer_inputs(config)
     }
 
     fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
         Some(match hf {
             "layer_scalar" => "layer_output_scale",
-            "per_layer_input_gate" => "inp_gate",
-            "per_layer_projection" => "proj",
-            "post_per_layer_input_norm" => "post_norm",
             "pre_feedforward_layernorm_2" => "pre_ffw_norm_2",
             "post_feedforward_layernorm_1" => "post_ffw_norm_1",
             "post_feedforward_layernorm_2" => "post_ffw_norm_2",
@@ -315,25 +288,4 @@ fn set_heads(config: &mut ModelConfig, kv_heads: &[usize], local_dim: usize) -> 
     let heads = local.map(|count| KvHeads { count, dim: local_dim });
     config.window_heads = heads.filter(|heads| *heads != KvHeads { count: global, dim: config.head_dim });
     common::check(config)
-}
-
-/// Sets the layers that read earlier keys and values, the last `shared`, and the widths of their blocks.
-fn set_shared_kv(config: &mut ModelConfig, shared: usize, widths: &[usize]) -> Result<(), String> {
-    let first = config.n_layers.saturating_sub(shared);
-    let (own, last) = widths.split_at(first);
-    let alike = |widths: &[usize]| widths.iter().all(|width| *width == widths[0]);
-    if !alike(own) || !alike(last) {
-        return Err("layers of one kind have feed-forward blocks of different widths".to_owned());
-    }
-    let kinds = |layers: &[Option<usize>]| {
-        [true, false].map(|windowed| layers.iter().any(|window| window.is_some() == windowed))
-    };
-    let [own_kinds, last_kinds] =
-        [&config.sliding_window[..first], &config.sliding_window[first..]].map(kinds);
-    if own_kinds.iter().zip(last_kinds).any(|(own, last)| last && !own) {
-        return Err(format!("the last {shared} layers read keys and values of layers that the model lacks"));
-    }
-    config.intermediate_size = own.first().copied().unwrap_or(config.intermediate_size);
-    config.shared_kv = last.first().map(|&intermediate_size| SharedKv { first, intermediate_size });
-    Ok(())
 }

@@ -187,6 +187,19 @@ impl<'a> GgufKeys<'a> {
         Ok(Some(flags.iter().take(n_layers).map(|&flag| flag != 0).collect()))
     }
 
+    /// Whether there is such a key.
+    pub fn has(&self, name: &str) -> bool {
+        self.metadata().contains(&self.key(name))
+    }
+
+    /// A list of numbers.
+    ///
+    /// # Errors
+    /// When it is of another type.
+    pub fn numbers(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        self.metadata().f32_array(&self.key(name))
+    }
+
     /// A string.
     ///
     /// # Errors

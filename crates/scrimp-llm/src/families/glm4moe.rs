@@ -65,9 +65,7 @@ impl Family for Glm4Moe {
     }
 
     fn tensors_of_layer(&self, config: &ModelConfig, layer: usize) -> Vec<TensorSpec> {
-        let mut specs = tensors::layer_of(config, layer);
-        // The output of the shared experts has no gate.
-        specs.retain(|spec| spec.name != "ffn_gate_inp_shexp.weight");
+        let mut specs = tensors::ungated(tensors::layer_of(config, layer));
         let norms = ["attn_q_norm.weight", "attn_k_norm.weight"];
         specs.extend(norms.map(|name| tensors::optional(name, &[config.head_dim])));
         if let Some(experts) = config.experts_of(layer) {

@@ -23,13 +23,6 @@ impl Family for GraniteMoe {
     }
 
     fn gguf_config(&self, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
-        let shared = "expert_shared_feed_forward_length";
-        if keys.size_or_zero(shared, common::limit::INTERMEDIATE)?.is_some() {
-            return Err(keys.file().source().unsupported(
-                "Granite with a block beside its experts is not supported",
-                "models of Granite 3 without one are supported",
-            ));
-        }
         let mut config = experts::gguf(self.name(), keys, ExpertWeighting::SoftmaxOfChosen)?;
         granite::gguf_factors(keys, &mut config)?;
         Ok(config)
@@ -46,18 +39,20 @@ impl Family for GraniteMoe {
     }
 
     fn layer_tensors(&self, config: &ModelConfig) -> Vec<TensorSpec> {
-        tensors::expert_layer(config)
+        tensors::ungated(tensors::expert_layer(config))
     }
 
-    /// The names of transformers 4 and 5.
     fn layer_tensor_name(&self, hf: &str) -> Option<&'static str> {
-        match hf {
-            "block_sparse_moe.router.layer" | "block_sparse_moe.router" => Some("ffn_gate_inp"),
-            "block_sparse_moe.input_linear" | "block_sparse_moe.experts.gate_up_proj" => {
-                Some("ffn_gate_up_exps")
-            }
-            "block_sparse_moe.output_linear" | "block_sparse_moe.experts.down_proj" => Some("ffn_down_exps"),
-            _ => tensors::layer_tensor_name(hf),
-        }
+        layer_tensor_name(hf)
+    }
+}
+
+/// The names of transformers 4 and 5.
+pub(super) fn layer_tensor_name(hf: &str) -> Option<&'static str> {
+    match hf {
+        "block_sparse_moe.router.layer" | "block_sparse_moe.router" => Some("ffn_gate_inp"),
+        "block_sparse_moe.input_linear" | "block_sparse_moe.experts.gate_up_proj" => Some("ffn_gate_up_exps"),
+        "block_sparse_moe.output_linear" | "block_sparse_moe.experts.down_proj" => Some("ffn_down_exps"),
+        _ => tensors::layer_tensor_name(hf),
     }
 }

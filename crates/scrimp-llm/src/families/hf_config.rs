@@ -96,6 +96,25 @@ impl<'a> HfConfig<'a> {
         Ok(size.or_else(|| self.defaults.iter().find(|(name, _)| *name == key).map(|&(_, size)| size)))
     }
 
+    /// A size from 1 to `max`, or a list of equal sizes, one per layer.
+    ///
+    /// # Errors
+    /// As [`HfConfig::size`], and when the sizes of a list differ.
+    pub(super) fn first_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        let Some(Value::Array(items)) = self.get(key) else { return self.size(key, max) };
+        if items.windows(2).any(|pair| pair[0] != pair[1]) {
+            return Err(self.unsupported(
+                &format!("{key:?} differs between layers"),
+                "models whose layers are alike are supported",
+            ));
+        }
+        let size = items.first().and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
+        match size.filter(|size| (1..=max).contains(size)) {
+            Some(size) => Ok(Some(size)),
+            None => Err(self.bad(format!("{key:?} should be a list of whole numbers from 1 to {max}"))),
+        }
+    }
+
     /// A number that may be 0.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ mod gated_delta;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n;
 mod gemma4;
 mod gguf_keys;
 mod glm4;
@@ -56,6 +57,7 @@ pub const FAMILIES: &[&dyn Family] = &[
     &qwen3next::Qwen3Next,
     &gemma2::Gemma2,
     &gemma3::Gemma3,
+    &gemma3n::Gemma3n,
     &gemma4::Gemma4,
     &phi3::Phi3,
     &smollm3::SmolLm3,

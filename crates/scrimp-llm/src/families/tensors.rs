@@ -183,6 +183,12 @@ pub(super) fn expert_layer(c: &ModelConfig) -> Vec<TensorSpec> {
     layer
 }
 
+/// A layer whose shared expert has no gate.
+pub(super) fn ungated(mut layer: Vec<TensorSpec>) -> Vec<TensorSpec> {
+    layer.retain(|spec| spec.name != "ffn_gate_inp_shexp.weight");
+    layer
+}
+
 /// The layer `index` with experts, or with one block where the model has dense layers.
 pub(super) fn layer_of(c: &ModelConfig, index: usize) -> Vec<TensorSpec> {
     if c.experts_of(index).is_some() { expert_layer(c) } else { plain_layer(c) }
@@ -247,6 +253,13 @@ pub(super) fn gguf_tensor_name(family: &dyn Family, hf: &str) -> Option<String> 
         "per_layer_model_projection.weight" => return Some("per_layer_model_proj.weight".to_owned()),
         "per_layer_projection_norm.weight" => return Some("per_layer_proj_norm.weight".to_owned()),
         _ => {}
+    }
+    for (hf, stem) in
+        [("altup_projections.", "altup_proj."), ("altup_unembed_projections.", "altup_unembd_proj.")]
+    {
+        if let Some(rest) = name.strip_prefix(hf) {
+            return Some(format!("{stem}{rest}"));
+        }
     }
     let (index, rest) = name.strip_prefix("layers.")?.split_once('.')?;
     let layer: usize = index.parse().ok()?;

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    config::{Activation, HeadShape, ModelConfig, Rope},
+    config::{Activation, GATE_CUTOFF, HeadShape, ModelConfig, Rope},
     error::{Error, Result},
 };
 use scrimp_kernels::{
@@ -74,6 +74,10 @@ pub(super) struct Buffers {
     pub(super) temperature: Vec<f32>,
     /// The inputs of each layer beside the residual stream, `[n_tokens][layers][width]` ([`super::per_layer`]).
     pub(super) per_layer: Vec<f32>,
+    /// All residual streams, `[n_tokens][streams][hidden_size]` ([`super::altup`]).
+    pub(super) streams: Vec<f32>,
+    /// The learned residual of a layer.
+    pub(super) laurel: Vec<f32>,
     pub(super) linear: LinearScratch,
     pub(super) attention: AttentionScratch,
 }
@@ -287,6 +291,9 @@ impl Pass<'_> {
         let end = self.config.shared_kv.map_or(layers.len(), |shared| shared.first) - 1;
         let mut recurrent = 0;
         for (index, layer) in layers.iter().enumerate() {
+            if let (Some(altup), Some(weights)) = (self.config.altup, &layer.altup) {
+                self.predict(altup, weights, n);
+            }
             let last = index == end;
             let wanted = (last && wanted.len() < n).then_some(&wanted[..]);
             let out = match &layer.mixer {
@@ -297,6 +304,12 @@ impl Pass<'_> {
                 }
                 Mixer::ShortConv(weights) => {
                     self.short_conv(&layer.norms, weights, recurrent, n, chunks);
+                    recurrent += 1;
+                    self.keep_rows(wanted, weights.width());
+                    &weights.out
+                }
+                Mixer::Mamba2(weights) => {
+                    self.mamba2(&layer.norms, weights, recurrent, n, chunks);
                     recurrent += 1;
                     self.keep_rows(wanted, weights.width());
                     &weights.out
@@ -315,12 +328,21 @@ impl Pass<'_> {
             if n == 0 {
                 return Ok(());
             }
+            if let Some(weights) = &layer.laurel {
+                self.laurel(&layer.norms, weights, n);
+            }
             self.mixer_output(&layer.norms, out, n);
+            if layer.laurel.is_some() {
+                self.add_laurel(n);
+            }
             self.second_block(layer, index, n);
             if last && index + 1 < layers.len() {
                 chunks.iter_mut().fold(0, |first, chunk| chunk.keep_wanted(first));
                 self.fill_rope(chunks);
             }
+        }
+        if let (Some(altup), Some(weights)) = (self.config.altup, &model.weights().streams) {
+            self.gather(altup, weights, n);
         }
         Ok(())
     }
@@ -330,12 +352,17 @@ impl Pass<'_> {
         match &layer.feed_forward {
             FeedForward::Dense(weights) => {
                 self.gate_and_up(&layer.norms, [&weights.gate, &weights.up], n);
+                if index < self.config.sparse_gates {
+                    self.cut_gates(weights.gate.weight.rows(), n);
+                }
                 self.down(&layer.norms, &weights.down, n);
             }
             FeedForward::Experts(weights) => self.experts(&layer.norms, weights, n),
         }
-        if let Some(weights) = &layer.per_layer {
-            self.add_layer_input(weights, index, n);
+        match (&layer.per_layer, self.config.altup.zip(layer.altup.as_ref())) {
+            (Some(input), Some((altup, weights))) => self.correct(altup, weights, input, (index, n)),
+            (Some(input), None) => self.add_layer_input(input, index, n),
+            _ => {}
         }
         if let Some(scale) = layer.scale {
             let Self { exec, config, buffers, .. } = self;
@@ -344,6 +371,16 @@ impl Pass<'_> {
                 ops::scale(exec.level, scale, row);
             });
         }
+    }
+
+    /// Sets the gates of `n` rows of `width` elements below their cutoff to 0 ([`ModelConfig::sparse_gates`]).
+    fn cut_gates(&mut self, width: usize, n: usize) {
+        each_row(self.exec.pool, &mut self.buffers.gate[..n * width], width, |_, gate| {
+            let mean = gate.iter().sum::<f32>() / width as f32;
+            let variance = gate.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / width as f32;
+            let cutoff = mean + GATE_CUTOFF * variance.sqrt();
+            gate.iter_mut().for_each(|x| *x = (*x - cutoff).max(0.0));
+        });
     }
 
     fn embed(&mut self, model: &Model, tokens: &[u32]) -> Result<()> {
@@ -357,10 +394,13 @@ impl Pass<'_> {
         let finite = embedding.embed(self.exec, self.config, tokens, h);
         // Unlike matrices, this tensor is not checked when the model is loaded.
         checkpoint.filter(|_| !finite).map_or(Ok(()), |checkpoint| Err(bad_embedding(checkpoint)))?;
-        match (&weights.per_layer, model.checkpoint()) {
-            (Some(weights), Some(checkpoint)) => self.layer_inputs(weights, checkpoint, tokens),
-            _ => Ok(()),
+        if let (Some(weights), Some(checkpoint)) = (&weights.per_layer, model.checkpoint()) {
+            self.layer_inputs(weights, checkpoint, tokens)?;
         }
+        if let (Some(altup), Some(weights)) = (self.config.altup, &weights.streams) {
+            self.spread(altup, weights, tokens.len());
+        }
+        Ok(())
     }
 
     /// Computes the angles of RoPE for the rows of all chunks.
@@ -413,14 +453,16 @@ impl Pass<'_> {
     /// which have `width` elements.
     fn keep_rows(&mut self, wanted: Option<&[usize]>, width: usize) {
         let hidden = self.config.hidden_size;
-        let inputs = self.config.per_layer_input.map_or(0, |width| self.config.n_layers * width);
-        let Buffers { h, attn, attn_gate, per_layer, .. } = &mut *self.buffers;
+        let inputs = self.config.per_layer_input.map_or(0, |inputs| self.config.n_layers * inputs.width);
+        let row = self.config.altup.map_or(0, |altup| altup.streams * hidden);
+        let Buffers { h, attn, attn_gate, per_layer, streams, .. } = &mut *self.buffers;
         let gated = self.config.attn_gate;
         // Rows only move towards the front.
         for (to, &from) in wanted.into_iter().flatten().enumerate() {
             h.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
             attn.copy_within(from * width..(from + 1) * width, to * width);
             per_layer.copy_within(from * inputs..(from + 1) * inputs, to * inputs);
+            streams.copy_within(from * row..(from + 1) * row, to * row);
             if gated {
                 attn_gate.copy_within(from * width..(from + 1) * width, to * width);
             }

@@ -4,14 +4,16 @@
 //! * [`projections`]: where a layer's matrices are in a checkpoint;
 //! * [`synthetic`]: random weights of a shape;
 //! * [`forward`]: the forward pass, layer by layer, in the notation of the papers;
-//! * [`experts`]: mixtures of experts in it; [`per_layer`]: inputs of layers beside the residual stream;
-//! * [`attention`]: attention over the cache of each sequence; [`recurrence`] and [`short_conv`]: layers with a
-//!   recurrent state;
+//! * [`experts`]: mixtures of experts in it; [`per_layer`]: inputs of layers beside the residual stream; [`altup`]:
+//!   several residual streams;
+//! * [`attention`]: attention over the cache of each sequence; [`recurrence`], [`short_conv`] and [`mamba2`]: layers
+//!   with a recurrent state;
 //! * [`session`]: one sequence, its KV cache and its scratch memory; [`batch`]: many of them in one pass;
 //! * [`compression`]: compressing that cache; [`reconstruction`]: scores of some eviction policies;
 //! * [`saved`]: that cache in a file;
 //! * [`layer_runner`]: the forward pass of one layer at a time, for calibration.
 
+mod altup;
 mod attention;
 mod batch;
 mod compression;
@@ -20,6 +22,7 @@ mod forward;
 mod fp8;
 mod future_queries;
 mod layer_runner;
+mod mamba2;
 mod mxfp4;
 mod per_layer;
 pub mod projections;

@@ -66,11 +66,13 @@ impl Pass<'_> {
         let inputs = sized(&mut buffers.per_layer, n * row);
         linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(&weights.projection, inputs, false)]);
         let (dtype, table) = checkpoint.table(TABLE)?;
-        let bytes = table.len() / config.vocab_size;
+        let rows = config.per_layer_input.map_or(1, |inputs| inputs.vocab_size);
+        let bytes = table.len() / rows;
         let (norm, finite) = (config.rms_norm(&weights.norm), AtomicBool::new(true));
         let (scale, table_scale) = (1.0 / (hidden as f32).sqrt(), (width as f32).sqrt());
         each_row(exec.pool, &mut buffers.per_layer[..n * row], row, |t, inputs| {
-            let token = tokens[t] as usize;
+            // Tokens behind the table have its first row.
+            let token = Some(tokens[t] as usize).filter(|&token| token < rows).unwrap_or(0);
             let mut entry = vec![0.0; row];
             dequantize_row(dtype, &table[token * bytes..(token + 1) * bytes], &mut entry);
             if entry.iter().any(|x| !x.is_finite()) {
@@ -87,6 +89,12 @@ impl Pass<'_> {
 
     /// Adds the input of layer `index` to the residual stream of `n` rows.
     pub(super) fn add_layer_input(&mut self, weights: &LayerInputWeights, index: usize, n: usize) {
+        self.layer_input(weights, index, n);
+        self.add_block(&weights.out, Some(&weights.norm), n);
+    }
+
+    /// The gated input of layer `index` as activations of its output projection, of `n` rows.
+    pub(super) fn layer_input(&mut self, weights: &LayerInputWeights, index: usize, n: usize) {
         let Self { exec, config, buffers, .. } = self;
         let (hidden, width) = (config.hidden_size, weights.gate.weight.rows());
         let h = &buffers.h[..n * hidden];
@@ -102,6 +110,5 @@ impl Pass<'_> {
         let gated = Gated::new(exec.level, config, width, [&buffers.gate, &buffers.up]);
         let shape = ActivationShape { n_tokens: n, cols: width, needs: weights.out.needs() };
         buffers.x.fill(*exec, shape, |t, x| gated.row(t, x));
-        self.add_block(&weights.out, Some(&weights.norm), n);
     }
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use scrimp_kernels::{
     DType,
-    ops::DeltaShape,
+    ops::{DeltaShape, ScanShape},
     quant::{dequantize::dequantize_row, packed::PackedView},
 };
 use std::ops::Range;
@@ -131,7 +131,7 @@ pub fn tensor_slice(
     index: usize,
     projection: Projection,
 ) -> TensorSlice {
-    let (heads, ffn) = (config.heads(index), config.block_width(index));
+    let heads = config.heads(index);
     let (q, kv) = (heads.q_dim(), heads.kv_dim());
     let name = |stem: &str| format!("blk.{index}.{stem}");
     let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
@@ -139,19 +139,40 @@ pub fn tensor_slice(
         let dim = config.head_dim;
         return TensorSlice::groups(name(projection.stem()), config.n_heads, 2 * dim, 0..dim);
     }
-    // Phi-3 stores Q, K and V in one tensor, and gate and up in another.
+    // Phi-3 stores Q, K and V in one tensor.
     let (stem, rows) = match projection {
+        Projection::Gate | Projection::Up | Projection::Down => {
+            return block_slice(checkpoint, config, (index, config.block_width(index)), projection);
+        }
         Projection::Q if has("attn_qkv") => ("attn_qkv", 0..q),
         Projection::K if has("attn_qkv") => ("attn_qkv", q..q + kv),
         Projection::V if has("attn_qkv") => ("attn_qkv", q + kv..q + 2 * kv),
-        Projection::Gate if !has("ffn_gate") => ("ffn_up", 0..ffn),
-        Projection::Up if !has("ffn_gate") => ("ffn_up", ffn..2 * ffn),
         Projection::Q => (projection.stem(), 0..q),
         Projection::K | Projection::V => (projection.stem(), 0..kv),
-        Projection::O | Projection::Down => (projection.stem(), 0..config.hidden_size),
-        Projection::Gate | Projection::Up => (projection.stem(), 0..ffn),
+        Projection::O => (projection.stem(), 0..config.hidden_size),
     };
     TensorSlice::rows(name(stem), rows)
+}
+
+/// The tensor and rows of `projection` (gate, up or down) of the feed-forward block of a layer, or of its shared expert:
+/// the index of the layer, and the width of the block. Phi-3 and Granite 4 store gate and up in one tensor.
+pub fn block_slice(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    (index, width): (usize, usize),
+    projection: Projection,
+) -> TensorSlice {
+    let name = |stem: &str| format!("blk.{index}.{stem}");
+    let has = |stem: &str| checkpoint.try_tensor(&format!("{}.weight", name(stem))).is_some();
+    let shared = format!("{}_shexp", projection.stem());
+    let fused = !has("ffn_gate");
+    let rows = if projection == Projection::Down { config.hidden_size } else { width };
+    match projection {
+        _ if has(&shared) => TensorSlice::rows(name(&shared), 0..rows),
+        Projection::Gate if fused => TensorSlice::rows(name("ffn_up"), 0..width),
+        Projection::Up if fused => TensorSlice::rows(name("ffn_up"), width..2 * width),
+        _ => TensorSlice::rows(name(projection.stem()), 0..rows),
+    }
 }
 
 /// Whether attention of layer `index` has `projection`, one of the first four.
@@ -168,6 +189,26 @@ pub fn has_projection(config: &ModelConfig, index: usize, projection: Projection
 pub fn layer_input_slices(config: &ModelConfig, index: usize, width: usize) -> [TensorSlice; 2] {
     let rows = |stem: &str, rows: usize| TensorSlice::rows(format!("blk.{index}.{stem}"), 0..rows);
     [rows("inp_gate", width), rows("proj", config.hidden_size)]
+}
+
+/// The matrices of the learned residual of layer `index`, of rank `rank`: into it and out of it.
+pub fn laurel_slices(config: &ModelConfig, index: usize, rank: usize) -> [TensorSlice; 2] {
+    let rows = |stem: &str, rows: usize| TensorSlice::rows(format!("blk.{index}.{stem}"), 0..rows);
+    [rows("laurel_l", rank), rows("laurel_r", config.hidden_size)]
+}
+
+/// The projections from the first of `streams` residual streams to the others, and those at the end. Files have them in
+/// one tensor, or one tensor for each.
+pub fn stream_slices(checkpoint: &Checkpoint, config: &ModelConfig, streams: usize) -> [Vec<TensorSlice>; 2] {
+    let h = config.hidden_size;
+    ["altup_proj", "altup_unembd_proj"].map(|stem| {
+        let one = checkpoint.try_tensor(&format!("{stem}.weight")).is_some();
+        let slice = |i: usize| match one {
+            true => TensorSlice::rows(stem.to_owned(), i * h..(i + 1) * h),
+            false => TensorSlice::rows(format!("{stem}.{i}"), 0..h),
+        };
+        (0..streams - 1).map(slice).collect()
+    })
 }
 
 /// The rows of the gates in the query projection of layer `index` ([`ModelConfig::attn_gate`]).
@@ -282,15 +323,13 @@ pub fn expert_slice(
     }
 }
 
-/// The tensor and rows of `projection` (gate, up or down) of the shared expert of layer `index`, of width `width`.
-pub fn shared_expert_slice(
-    config: &ModelConfig,
-    index: usize,
-    width: usize,
-    projection: Projection,
-) -> TensorSlice {
-    let rows = if projection == Projection::Down { config.hidden_size } else { width };
-    TensorSlice::rows(format!("blk.{index}.{}_shexp", projection.stem()), 0..rows)
+/// The matrices of layer `index`, which is one of Mamba-2: the gate of the output, the inputs of the convolution, dt and the
+/// output.
+pub fn mamba2_slices(config: &ModelConfig, shape: ScanShape, index: usize) -> [TensorSlice; 4] {
+    let (z, u) = (shape.width(), shape.width() + shape.inputs());
+    let input = |rows| TensorSlice::rows(format!("blk.{index}.ssm_in"), rows);
+    let out = TensorSlice::rows(format!("blk.{index}.ssm_out"), 0..config.hidden_size);
+    [input(0..z), input(z..u), input(u..u + shape.heads), out]
 }
 
 /// Rejects models whose layers have more than the seven matrices of [`Projection`].
@@ -331,17 +370,21 @@ pub fn layer_slices(checkpoint: &Checkpoint, config: &ModelConfig, index: usize)
             let all = DeltaProjection::ALL.into_iter();
             slices.extend(all.map(|p| delta_slice(checkpoint, config, shape, index, p)));
         }
+        Some(RecurrenceKind::Mamba2 { scan, .. }) => slices.extend(mamba2_slices(config, scan, index)),
         Some(RecurrenceKind::ShortConv { .. }) => slices.extend(short_conv_slices(config, index)),
         None if config.attn_gate => slices.push(attn_gate_slice(config, index)),
         None => {}
     }
-    if let Some(width) = config.per_layer_input {
-        slices.extend(layer_input_slices(config, index, width));
+    if let Some(inputs) = config.per_layer_input {
+        slices.extend(layer_input_slices(config, index, inputs.width));
+    }
+    if let Some(rank) = config.laurel_rank {
+        slices.extend(laurel_slices(config, index, rank));
     }
     if let Some(experts) = config.experts_of(index) {
         slices.push(TensorSlice::rows(router(index), 0..experts.count));
         if let Some(width) = experts.shared {
-            slices.extend([Gate, Up, Down].map(|p| shared_expert_slice(config, index, width, p)));
+            slices.extend([Gate, Up, Down].map(|p| block_slice(checkpoint, config, (index, width), p)));
         }
         for expert in 0..experts.count {
             slices.extend([Gate, Up, Down].map(|p| expert_slice(checkpoint, config, index, expert, p)));

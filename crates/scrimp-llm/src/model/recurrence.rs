@@ -82,15 +82,6 @@ fn delta_weights(
 ) -> Result<DeltaWeights> {
     let name = |stem: &str| format!("blk.{index}.{stem}.weight");
     let conv = vector(checkpoint, &name("ssm_conv1d"))?;
-    // GGUF has -exp(A_log), Hugging Face files A_log.
-    let decay = match checkpoint.try_tensor(&name("ssm_a")) {
-        Some(_) => vector(checkpoint, &name("ssm_a"))?,
-        None => vector(checkpoint, &name("ssm_a_log"))?.iter().map(|x| -x.exp()).collect(),
-    };
-    if decay.iter().any(|x| !x.is_finite()) {
-        let what = format!("tensor {} is out of range", name("ssm_a_log"));
-        return Err(Error::damaged_file(checkpoint.path(), what));
-    }
     let (kernel, keys) = (shape.kernel, shape.keys());
     // From `[channels][kernel]` to `[kernel][channels]`.
     let taps = |channels: std::ops::Range<usize>| {
@@ -100,11 +91,25 @@ fn delta_weights(
         conv_q: taps(0..keys),
         conv_k: taps(keys..2 * keys),
         conv_v: taps(2 * keys..2 * keys + shape.values()),
-        decay,
+        decay: decay(checkpoint, index)?,
         dt_bias: vector(checkpoint, &name("ssm_dt_bias"))?,
         norm: vector(checkpoint, &name("ssm_norm"))?,
         eps: config.rms_norm_eps,
     })
+}
+
+/// The decays of the heads of layer `index`. GGUF has `-exp(A_log)`, Hugging Face files `A_log`.
+pub(super) fn decay(checkpoint: &Checkpoint, index: usize) -> Result<Vec<f32>> {
+    let name = |stem: &str| format!("blk.{index}.{stem}.weight");
+    let decay: Vec<f32> = match checkpoint.try_tensor(&name("ssm_a")) {
+        Some(_) => vector(checkpoint, &name("ssm_a"))?,
+        None => vector(checkpoint, &name("ssm_a_log"))?.iter().map(|x| -x.exp()).collect(),
+    };
+    if decay.iter().any(|x| !x.is_finite()) {
+        let what = format!("tensor {} is out of range", name("ssm_a_log"));
+        return Err(Error::damaged_file(checkpoint.path(), what));
+    }
+    Ok(decay)
 }
 
 /// The inputs of a layer's state for all rows of a pass.
@@ -114,6 +119,8 @@ pub(super) enum StateInputs {
     Delta([Vec<f32>; 5]),
     /// The inputs of a convolution.
     ShortConv(Vec<f32>),
+    /// The inputs of a convolution, and dt.
+    Mamba2([Vec<f32>; 2]),
 }
 
 impl Session {
@@ -145,6 +152,9 @@ impl Session {
                     gated_delta(exec, layer.shape, &layer.rest, inputs, &mut chunks, out);
                 }
                 (Mixer::ShortConv(layer), StateInputs::ShortConv(u)) => layer.remember(state, u, n),
+                (Mixer::Mamba2(layer), StateInputs::Mamba2([u, dt])) => {
+                    layer.update(exec, state, (u, dt), n, buffers);
+                }
                 _ => unreachable!("the pass kept the inputs of these layers"),
             }
         }

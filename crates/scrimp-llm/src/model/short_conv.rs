@@ -62,10 +62,16 @@ impl ShortConvLayer {
 }
 
 /// The tokens of a sequence: its first row in the pass, and the rows of `u` before it.
-struct History<'a> {
-    first: usize,
-    n: usize,
-    state: &'a mut [f32],
+pub(super) struct History<'a> {
+    pub(super) first: usize,
+    pub(super) n: usize,
+    pub(super) state: &'a mut [f32],
+}
+
+/// The sequence of row `row` among `histories`, which are in the order of their rows. Rows of failed chunks belong to none.
+pub(super) fn of_row<'a, 'b>(histories: &'b [History<'a>], row: usize) -> Option<&'b History<'a>> {
+    let after = histories.partition_point(|history| history.first <= row);
+    histories[..after].last().filter(|history| row < history.first + history.n)
 }
 
 impl Pass<'_> {
@@ -102,14 +108,8 @@ impl Pass<'_> {
         let (u, c, out) = (&buffers.k[..], &buffers.attn_gate, sized(&mut buffers.attn, n * width));
         each_row(exec.pool, out, width, |t, out| {
             out.fill(0.0);
-            let of = histories.partition_point(|history| history.first <= t);
-            // Rows of failed chunks belong to no sequence.
-            let Some(history) = of.checked_sub(1).map(|i| &histories[i]) else { return };
-            for (tap, weights) in layer.taps.chunks_exact(width).enumerate() {
-                let row = history.row(u, width, (t - history.first) + tap + 1, taps);
-                let products = row.iter().zip(weights).map(|(u, w)| u * w);
-                out.iter_mut().zip(products).for_each(|(out, product)| *out += product);
-            }
+            let Some(history) = of_row(&histories, t) else { return };
+            history.convolve(u, &layer.taps, t, out);
             out.iter_mut().zip(&c[t * width..(t + 1) * width]).for_each(|(out, c)| *out *= c);
         });
         histories.iter_mut().for_each(|history| history.remember(u, width, taps));
@@ -120,6 +120,17 @@ impl Pass<'_> {
 }
 
 impl History<'_> {
+    /// Adds the convolution of `u` with `taps`, `[kernel][width]`, at row `row` of the pass to `out`.
+    pub(super) fn convolve(&self, u: &[f32], taps: &[f32], row: usize, out: &mut [f32]) {
+        let width = out.len();
+        let kernel = taps.len() / width;
+        for (tap, weights) in taps.chunks_exact(width).enumerate() {
+            let row = self.row(u, width, (row - self.first) + tap + 1, kernel);
+            let products = row.iter().zip(weights).map(|(u, w)| u * w);
+            out.iter_mut().zip(products).for_each(|(out, product)| *out += product);
+        }
+    }
+
     /// Row `i - taps` of `u`, counted from the first token of the chunk.
     fn row<'b>(&'b self, u: &'b [f32], width: usize, i: usize, taps: usize) -> &'b [f32] {
         match i.checked_sub(taps) {
@@ -129,7 +140,7 @@ impl History<'_> {
     }
 
     /// Replaces the state by the last rows.
-    fn remember(&mut self, u: &[f32], width: usize, taps: usize) {
+    pub(super) fn remember(&mut self, u: &[f32], width: usize, taps: usize) {
         let kept = taps - 1;
         if self.n < kept {
             self.state.copy_within(self.n * width.., 0);

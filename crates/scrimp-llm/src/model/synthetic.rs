@@ -215,6 +215,8 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
             feed_forward,
             per_layer: None,
             scale: None,
+            altup: None,
+            laurel: None,
         });
     }
     Ok(Weights {
@@ -223,6 +225,7 @@ pub(super) fn weights(synthetic: &Synthetic, config: &ModelConfig, pool: &Pool) 
         output: output.copy(pool, &mut arena)?,
         tied: true,
         per_layer: None,
+        streams: None,
         packed_bytes,
     })
 }

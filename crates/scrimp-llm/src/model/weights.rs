@@ -1,11 +1,13 @@
 //! A checkpoint's tensors, repacked for the kernels.
 
 use super::{
+    altup::{AltUpWeights, LaurelWeights, StreamWeights},
+    mamba2::Mamba2Layer,
     per_layer::{LayerInputWeights, PerLayerWeights},
     projections::{
-        Projection, StoredMatrix, TensorSlice, attn_gate_slice, expert_slice, has_projection,
-        layer_input_slices, layer_slices, optional_vector, router, shared_expert_slice, slice_shape,
-        stored_slice, tensor_slice, vector,
+        Projection, StoredMatrix, TensorSlice, attn_gate_slice, block_slice, expert_slice, has_projection,
+        laurel_slices, layer_input_slices, layer_slices, optional_vector, router, slice_shape, stored_slice,
+        stream_slices, tensor_slice, vector,
     },
     recurrence::DeltaLayer,
     short_conv::ShortConvLayer,
@@ -84,6 +86,10 @@ pub(super) struct Layer {
     pub(super) per_layer: Option<Box<LayerInputWeights>>,
     /// A factor on the residual stream after the layer.
     pub(super) scale: Option<f32>,
+    /// The prediction and correction of the other residual streams.
+    pub(super) altup: Option<Box<AltUpWeights>>,
+    /// A learned residual.
+    pub(super) laurel: Option<Box<LaurelWeights>>,
 }
 
 /// The first block of a decoder layer, which combines tokens.
@@ -95,6 +101,8 @@ pub(super) enum Mixer {
     Delta(Box<DeltaLayer>),
     /// A gated short convolution.
     ShortConv(Box<ShortConvLayer>),
+    /// Mamba-2.
+    Mamba2(Box<Mamba2Layer>),
 }
 
 /// The projections of attention.
@@ -181,6 +189,8 @@ pub(super) struct Weights {
     pub(super) tied: bool,
     /// The inputs of all layers beside the residual stream.
     pub(super) per_layer: Option<PerLayerWeights>,
+    /// The projections between the residual streams.
+    pub(super) streams: Option<StreamWeights>,
     /// Bytes of packed matrices.
     pub(super) packed_bytes: usize,
 }
@@ -252,10 +262,11 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
     let output = if tied { "token_embd" } else { "output" };
     let rows = config.vocab_size;
     let mut packed_bytes = matrix_bytes(checkpoint, &TensorSlice::rows(output.to_owned(), 0..rows))?;
-    let inputs = config
-        .per_layer_input
-        .map(|width| TensorSlice::rows("per_layer_model_proj".to_owned(), 0..config.n_layers * width));
-    if let Some(slice) = &inputs {
+    let inputs = config.per_layer_input.map(|inputs| {
+        TensorSlice::rows("per_layer_model_proj".to_owned(), 0..config.n_layers * inputs.width)
+    });
+    let streams = config.altup.map(|altup| stream_slices(checkpoint, config, altup.streams));
+    for slice in inputs.iter().chain(streams.iter().flatten().flatten()) {
         packed_bytes += matrix_bytes(checkpoint, slice)?;
     }
     for index in 0..config.n_layers {
@@ -274,8 +285,15 @@ pub(super) fn load(checkpoint: &Checkpoint, pool: &Pool, progress: &mut dyn FnMu
         Ok(PerLayerWeights { projection: loader.projection(slice)?, norm })
     });
     let per_layer = per_layer.transpose()?;
+    let streams = streams.map(|[projections, unembeddings]| -> Result<_> {
+        let mut all = |slices: Vec<TensorSlice>| -> Result<Vec<LinearWeights>> {
+            slices.into_iter().map(|slice| loader.projection(slice)).collect()
+        };
+        Ok(StreamWeights { projections: all(projections)?, unembeddings: all(unembeddings)? })
+    });
+    let streams = streams.transpose()?;
     checkpoint.release_all();
-    Ok(Weights { layers, output_norm, output, tied, per_layer, packed_bytes })
+    Ok(Weights { layers, output_norm, output, tied, per_layer, streams, packed_bytes })
 }
 
 /// Bytes of a packed matrix in memory. A router that is not stored as floats is converted to f32.
@@ -294,10 +312,24 @@ fn matrix_bytes(checkpoint: &Checkpoint, slice: &TensorSlice) -> Result<usize> {
     bytes.ok_or_else(|| Error::damaged_file(checkpoint.path(), format!("tensor {name} is too large")))
 }
 
+/// The weights of the streams of layer `index`.
+fn altup_weights(checkpoint: &Checkpoint, config: &ModelConfig, index: usize) -> Result<AltUpWeights> {
+    let vector = |stem: &str| vector(checkpoint, &format!("blk.{index}.{stem}.weight"));
+    let factor = 1.0 / config.hidden_size as f32;
+    Ok(AltUpWeights {
+        router: vector("altup_router")?,
+        router_norm: vector("altup_router_norm")?.iter().map(|weight| weight * factor).collect(),
+        predict: vector("altup_predict_coef")?,
+        correct: vector("altup_correct_coef")?,
+        scale: vector("altup_correct_scale")?,
+    })
+}
+
 impl Loader<'_> {
     fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<Layer> {
         let checkpoint = self.checkpoint;
-        let per_layer = config.per_layer_input.map(|width| self.layer_input(config, index, width));
+        let per_layer = config.per_layer_input.map(|inputs| self.layer_input(config, index, inputs.width));
+        let laurel = config.laurel_rank.map(|rank| self.laurel(config, index, rank));
         let scale = optional_vector(checkpoint, &format!("blk.{index}.layer_output_scale.weight"))?;
         let layer = Layer {
             mixer: self.mixer(config, index)?,
@@ -308,6 +340,8 @@ impl Loader<'_> {
             norms: LayerNorms::read(checkpoint, index)?,
             per_layer: per_layer.transpose()?.map(Box::new),
             scale: scale.and_then(|scale| scale.first().copied()),
+            altup: config.altup.map(|_| altup_weights(checkpoint, config, index)).transpose()?.map(Box::new),
+            laurel: laurel.transpose()?.map(Box::new),
         };
         // Reading a page also maps neighboring pages of released tensors.
         checkpoint.release_all();
@@ -331,6 +365,12 @@ impl Loader<'_> {
         Ok(LayerInputWeights { gate: self.projection(gate)?, out: self.projection(out)?, norm })
     }
 
+    fn laurel(&mut self, config: &ModelConfig, index: usize, rank: usize) -> Result<LaurelWeights> {
+        let [left, right] = laurel_slices(config, index, rank);
+        let norm = vector(self.checkpoint, &format!("blk.{index}.laurel_post_norm.weight"))?;
+        Ok(LaurelWeights { left: self.projection(left)?, right: self.projection(right)?, norm })
+    }
+
     fn mixer(&mut self, config: &ModelConfig, index: usize) -> Result<Mixer> {
         let checkpoint = self.checkpoint;
         if let Some(recurrence) = config.recurrence.as_ref().filter(|_| config.is_recurrent(index)) {
@@ -339,6 +379,13 @@ impl Loader<'_> {
                 RecurrenceKind::GatedDelta(shape) => {
                     Mixer::Delta(Box::new(DeltaLayer::load(checkpoint, config, shape, index, matrix)?))
                 }
+                RecurrenceKind::Mamba2 { scan, kernel } => Mixer::Mamba2(Box::new(Mamba2Layer::load(
+                    checkpoint,
+                    config,
+                    (scan, kernel),
+                    index,
+                    matrix,
+                )?)),
                 RecurrenceKind::ShortConv { kernel, .. } => Mixer::ShortConv(Box::new(ShortConvLayer::load(
                     checkpoint, config, kernel, index, matrix,
                 )?)),
@@ -389,7 +436,8 @@ impl Loader<'_> {
             let stored = StoredMatrix::Converted { dtype: DType::F32, cols: config.hidden_size, data };
             LinearWeights::pack(self.pool, &stored)
         });
-        let mut projection = |p| self.projection(shared_expert_slice(config, index, width, p));
+        let checkpoint = self.checkpoint;
+        let mut projection = |p| self.projection(block_slice(checkpoint, config, (index, width), p));
         let block = GatedWeights {
             gate: projection(Projection::Gate)?,
             up: projection(Projection::Up)?,

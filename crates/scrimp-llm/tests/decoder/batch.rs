@@ -110,8 +110,19 @@ fn together(model: &Model, seeds: std::ops::Range<usize>) -> Vec<(Vec<u32>, Vec<
 
 #[test]
 fn a_batch_gives_the_bits_of_its_sequences_alone() {
-    for name in ["llama", "gemma3", "qwen3moe", "gpt-oss", "qwen35", "qwen3next", "lfm2", "gemma4", "glm4moe"]
-    {
+    for name in [
+        "llama",
+        "gemma3",
+        "qwen3moe",
+        "gpt-oss",
+        "qwen35",
+        "qwen3next",
+        "lfm2",
+        "gemma4",
+        "glm4moe",
+        "granitehybrid-moe",
+        "gemma3n",
+    ] {
         for level in [Some("scalar"), None] {
             for format in ["f32", "bf16"] {
                 let path = testdata("tiny").join(name);

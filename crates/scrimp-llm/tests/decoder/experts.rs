@@ -70,9 +70,17 @@ fn a_router_and_experts_with_nan_are_refused() {
 
 #[test]
 fn forks_and_truncated_sequences_have_the_bits_of_the_original() {
-    for name in
-        ["qwen3moe", "mixtral", "olmoe", "gpt-oss", "gpt-oss-mxfp4", "gemma4", "gemma4-moe", "glm4moe"]
-    {
+    for name in [
+        "qwen3moe",
+        "mixtral",
+        "olmoe",
+        "gpt-oss",
+        "gpt-oss-mxfp4",
+        "gemma3n",
+        "gemma4",
+        "gemma4-moe",
+        "glm4moe",
+    ] {
         let model = load(&testdata("tiny").join(name), None);
         let tokens: Vec<u32> = (0..60).map(|i| (i * 37 + 11) % 290).collect();
         let mut session = model.session();

@@ -9,7 +9,7 @@ use scrimp_kv::{
 use scrimp_llm::model::{Model, SavedText, Session};
 
 /// Tiny models with recurrent layers.
-const MODELS: [&str; 4] = ["qwen35", "qwen3next", "lfm2", "lfm2moe"];
+const MODELS: [&str; 5] = ["qwen35", "qwen3next", "lfm2", "lfm2moe", "granitehybrid-moe"];
 
 fn models() -> impl Iterator<Item = Model> {
     MODELS.iter().map(|name| load(&testdata("tiny").join(name), None))

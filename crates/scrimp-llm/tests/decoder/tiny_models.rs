@@ -236,6 +236,16 @@ fn glm4moe_groups_of_experts_and_a_shared_one_bf16() {
 }
 
 #[test]
+fn granite_hybrid_mamba2_and_experts_beside_a_block_bf16() {
+    check_directory("granitehybrid-moe", EXACT);
+}
+
+#[test]
+fn gemma3n_streams_learned_residuals_and_sparse_gates_bf16() {
+    check_directory("gemma3n", EXACT);
+}
+
+#[test]
 fn gguf_holds_the_same_models() {
     for name in [
         "llama3",
@@ -252,6 +262,8 @@ fn gguf_holds_the_same_models() {
         "gemma4-moe",
         "lfm2moe",
         "glm4moe",
+        "granitehybrid-moe",
+        "gemma3n",
     ] {
         let gguf = testdata("tiny-gguf").join(format!("{name}.gguf"));
         check(&gguf, &testdata("tiny").join(name).join("expected.json"), EXACT);
