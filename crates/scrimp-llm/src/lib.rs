@@ -74,7 +74,6 @@ pub mod families;
 pub mod generate;
 pub mod llm;
 pub mod load;
-pub mod logits;
 pub mod model;
 pub mod sampling;
 pub mod source;
@@ -83,6 +82,7 @@ pub mod tokenizer;
 pub use embedder::{Embedder, Embedding, Reranker};
 pub use error::{Category, Error, Hint, Result};
 pub use llm::{Chat, GenerateOptions, Llm};
+pub use scrimp_kernels::ops::logits;
 
 /// The examples of the README.
 #[cfg(doctest)]

@@ -8,6 +8,7 @@
 //! | [`simd`] | [`Simd`], the vector operations of all kernels |
 //! | [`attention`], [`embedding`] | further vector operations, for one family of kernels each |
 //! | [`scalar`], `avx2`, `avx512`, `neon` | a folder per level: its implementation of these operations |
+//! | `array` | arrays that cost the compiler little |
 //! | `expand` | tables for levels without an expanding instruction |
 //! | [`amx`] | tile registers |
 //! | [`prefetch`](mod@prefetch) | loading cache lines before they are read |
@@ -23,6 +24,7 @@ macro_rules! isa {
 }
 
 pub(crate) mod amx;
+mod array;
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -43,6 +45,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use array::array;
 pub(crate) use attention::AttentionSimd;
 pub(crate) use dispatch::{EntryKernel, Kernel, Level};
 pub(crate) use embedding::EmbeddingSimd;

@@ -22,7 +22,7 @@ use super::{
     packed_page::{PackedPvArgs, PackedQkArgs},
     qk_pv::{Strip, strips},
 };
-use crate::arch::{AttentionSimd, L2, prefetch};
+use crate::arch::{AttentionSimd, L2, array, prefetch};
 use std::marker::PhantomData;
 
 /// How codes are stored: two steps of 16 pairs at a time.
@@ -259,8 +259,7 @@ unsafe fn mac_units<S: AttentionSimd, C: Codes, const R: usize, const N: usize>(
         for b in 0..blocks {
             for unit in 0..UNITS {
                 let at = (b * UNITS + unit) * C::BYTES;
-                let data: [[S::Codes; 2]; N] =
-                    std::array::from_fn(|n| C::load(s, codes.add(n * stride + at)));
+                let data: [[S::Codes; 2]; N] = array(|n| C::load(s, codes.add(n * stride + at)));
                 if R <= 8 {
                     for n in 0..N {
                         prefetch::<L2>(ahead.wrapping_add(n * stride + at));

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::{
-    arch::{AttentionSimd, attention::RowPair},
+    arch::{AttentionSimd, array, attention::RowPair},
     quant::round_to_bf16,
 };
 
@@ -197,7 +197,7 @@ macro_rules! plain_format {
             type Weights<S: AttentionSimd> = [S::F; 2];
             #[inline(always)]
             fn weights<S: AttentionSimd>(s: S, pair: &RowPair) -> [S::F; 2] {
-                pair.weights.map(|w| s.splat(w))
+                array(|i| s.splat(pair.weights[i]))
             }
             #[inline(always)]
             fn add_p<S: AttentionSimd>(

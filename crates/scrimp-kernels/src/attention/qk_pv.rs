@@ -24,7 +24,7 @@
 //! 2018.
 
 use super::format::Format;
-use crate::arch::{AttentionSimd, L2, attention::RowPair, prefetch};
+use crate::arch::{AttentionSimd, L2, array, attention::RowPair, prefetch};
 use std::marker::PhantomData;
 
 /// Work on neighboring tiles of keys or blocks of dims, of which some are computed together in registers.
@@ -100,7 +100,7 @@ impl<S: AttentionSimd, F: Format, const R: usize> Strip<S> for QkStrip<F, R> {
         unsafe {
             for step in 0..steps {
                 let at = step * F::STEP_BYTES;
-                let data: [F::Step<S>; T] = std::array::from_fn(|t| F::load(s, k.add(t * tile_bytes + at)));
+                let data: [F::Step<S>; T] = array(|t| F::load(s, k.add(t * tile_bytes + at)));
                 if R <= 8 {
                     for t in 0..T {
                         prefetch::<L2>(ahead.wrapping_add(t * tile_bytes + at));
@@ -193,14 +193,12 @@ impl<S: AttentionSimd, F: Format, const R: usize> Strip<S> for PvStrip<F, R> {
         // SAFETY: `pv` was called with blocks `first..first + D` in the page and in `acc`, and with probabilities of
         // all its tiles.
         unsafe {
-            let mut acc: [[S::F; R]; D] =
-                std::array::from_fn(|d| std::array::from_fn(|r| s.load(&*out.add((d * R + r) * 16).cast())));
+            let mut acc: [[S::F; R]; D] = array(|d| array(|r| s.load(&*out.add((d * R + r) * 16).cast())));
             for tile in 0..self.page.tiles {
                 let p = self.p.add(tile * R * 16);
                 for step in 0..steps {
                     let at = (tile * steps + step) * F::STEP_BYTES;
-                    let data: [F::Step<S>; D] =
-                        std::array::from_fn(|d| F::load(s, v.add(d * block_bytes + at)));
+                    let data: [F::Step<S>; D] = array(|d| F::load(s, v.add(d * block_bytes + at)));
                     if R <= 8 {
                         for d in 0..D {
                             prefetch::<L2>(ahead.wrapping_add(d * block_bytes + at));
@@ -361,7 +359,7 @@ unsafe fn exp_of_rows<S: AttentionSimd, F: Format, const N: usize>(s: S, rows: u
     // SAFETY: `exp_sum` passes `N` rows that lie inside each tile of `rows` rows, and room for `N` sums. The place of a
     // probability held a score of its row, of this tile or of one before, which has been read.
     unsafe {
-        let max: [f32; N] = std::array::from_fn(|r| *a.max.add(r));
+        let max: [f32; N] = array(|r| *a.max.add(r));
         for tile in 0..a.tiles {
             let place = F::place_p(tile, rows * 16);
             for r in 0..N {
@@ -423,16 +421,17 @@ unsafe fn add_pairs<S: AttentionSimd, F: Format, const N: usize>(s: S, a: Column
     let ColumnArgs { p, tiles, stride, pairs, columns } = a;
     // SAFETY: `tile < tiles`, and the caller guarantees probabilities and columns of that many tiles.
     unsafe {
-        let weights: [F::Weights<S>; N] = std::array::from_fn(|i| F::weights(s, &pairs[i]));
-        let rows: [[*const f32; 2]; N] = std::array::from_fn(|i| pairs[i].rows.map(|row| p.add(row)));
+        let weights: [F::Weights<S>; N] = array(|i| F::weights(s, &pairs[i]));
+        let rows: [[*const f32; 2]; N] = array(|i| array(|row| p.add(pairs[i].rows[row])));
         for tile in (0..tiles).step_by(F::LINE) {
             let first: &mut [f32; 16] = &mut *columns.add(tile * 16).cast();
             let second = (tile + 1 < tiles).then(|| &mut *columns.add(tile * 16 + 16).cast::<[f32; 16]>());
             let second = second.filter(|_| F::LINE == 2);
             let mut acc = [s.load(first), second.as_deref().map_or(s.splat(0.0), |at| s.load(at))];
             for i in 0..N {
-                let [a, b] = rows[i].map(|row| &*row.add(F::place_p(tile, stride)).cast());
-                acc = F::add_p(s, acc, a, b, weights[i]);
+                let [a, b] = rows[i];
+                let place = F::place_p(tile, stride);
+                acc = F::add_p(s, acc, &*a.add(place).cast(), &*b.add(place).cast(), weights[i]);
             }
             s.store(acc[0], first);
             if let Some(second) = second {
@@ -449,13 +448,13 @@ unsafe fn add_pairs<S: AttentionSimd, F: Format, const N: usize>(s: S, a: Column
 #[inline(always)]
 pub(crate) unsafe fn max_columns<S: AttentionSimd, F: Format>(s: S, a: ColumnArgs<'_>) {
     for pair in a.pairs {
-        let weights = pair.weights.map(|w| s.splat(w));
+        let weights: [S::F; 2] = array(|i| s.splat(pair.weights[i]));
         for tile in 0..a.tiles {
             // SAFETY: `tile < a.tiles`, and the caller guarantees probabilities and columns of that many tiles.
             unsafe {
                 let at = &mut *a.columns.add(tile * 16).cast();
-                let rows =
-                    pair.rows.map(|row| F::load_p(s, &*a.p.add(row + F::place_p(tile, a.stride)).cast()));
+                let place = F::place_p(tile, a.stride);
+                let rows: [S::F; 2] = array(|i| F::load_p(s, &*a.p.add(pair.rows[i] + place).cast()));
                 let best = s.max(s.mul(rows[0], weights[0]), s.mul(rows[1], weights[1]));
                 let most = s.max(s.load(at), best);
                 s.store(most, at);

@@ -16,7 +16,7 @@ use super::{
     packed_page::{PackedPage, PackedPvArgs, PackedQkArgs},
     qk_pv::{Strip, strips},
 };
-use crate::arch::{AttentionSimd, L2, prefetch};
+use crate::arch::{AttentionSimd, L2, array, prefetch};
 
 /// Steps of a unit of 16 by 16 elements.
 const STEPS: usize = 8;
@@ -122,8 +122,7 @@ impl<S: AttentionSimd, const R: usize> Strip<S> for QkStrip<'_, S, R> {
         // SAFETY: `qk` was called with a page that holds tiles `first..first + T`, with elements for all steps, and
         // with room for the scores.
         unsafe {
-            let mut cursors: [Cursor; T] =
-                std::array::from_fn(|t| Cursor::at(a, (a.first + first + t) * a.dim_blocks));
+            let mut cursors: [Cursor; T] = array(|t| Cursor::at(a, (a.first + first + t) * a.dim_blocks));
             for step in 0..a.dim_blocks * STEPS {
                 for t in 0..T {
                     let data = cursors[t].next(s, R <= 8);
@@ -161,7 +160,7 @@ pub(crate) unsafe fn pv<S: AttentionSimd, const R: usize, const D: usize>(
             sums[r] = s.add(sums[r], s.load_rounded(unsafe { &*p.add((tile * R + r) * 16).cast() }));
         }
     }
-    let sums: [f32; R] = std::array::from_fn(|r| s.reduce_add(sums[r]));
+    let sums: [f32; R] = array(|r| s.reduce_add(sums[r]));
     // SAFETY: the caller guarantees `page.dim_blocks` blocks and their outputs.
     unsafe { strips::<S, _, D>(s, &PvStrip::<R> { page, p, sums, acc }, page.dim_blocks) };
 }
@@ -183,10 +182,8 @@ impl<S: AttentionSimd, const R: usize> Strip<S> for PvStrip<'_, R> {
         // probabilities of all tiles.
         unsafe {
             let units = a.page_tokens / 16;
-            let mut cursors: [Cursor; D] =
-                std::array::from_fn(|d| Cursor::at(a, (first + d) * units + a.first));
-            let mut acc: [[S::F; R]; D] =
-                std::array::from_fn(|d| std::array::from_fn(|r| s.load(&*out.add((d * R + r) * 16).cast())));
+            let mut cursors: [Cursor; D] = array(|d| Cursor::at(a, (first + d) * units + a.first));
+            let mut acc: [[S::F; R]; D] = array(|d| array(|r| s.load(&*out.add((d * R + r) * 16).cast())));
             for d in 0..D {
                 let center = s.load_bf16(&*a.page.add(a.center + (first + d) * 32).cast());
                 for r in 0..R {

@@ -8,7 +8,7 @@
 //! or blocks of dims) of `n / 2` steps, where step `i` uses the numbers `2 i` and `2 i + 1` of the page's header.
 
 use super::storage::{integer::header_bytes, packing::PackedKind};
-use crate::arch::AttentionSimd;
+use crate::arch::{AttentionSimd, array};
 use half::bf16;
 
 /// Bytes behind the page that may be written.
@@ -56,9 +56,8 @@ unsafe fn unpack_codes<S: AttentionSimd, const BITS: usize>(
     for step in 0..steps {
         // SAFETY: the header has `n` minima, then as many scales.
         let number = |at: usize| unsafe { bf16::from_bits(page.cast::<u16>().add(at).read()).to_f32_const() };
-        let pairs: [[f32; 2]; 2] =
-            std::array::from_fn(|i| [number(i * n + 2 * step), number(i * n + 2 * step + 1)]);
-        let [low, scale] = pairs.map(|pair| s.load(&std::array::from_fn(|i| pair[i % 2])));
+        let pairs: [[f32; 2]; 2] = array(|i| [number(i * n + 2 * step), number(i * n + 2 * step + 1)]);
+        let [low, scale] = pairs.map(|pair| s.load(&array(|i| pair[i % 2])));
         for run in 0..runs {
             let at = run * steps + step;
             // SAFETY: there are `runs * steps` steps of 32 codes, and of 64 bytes to write.

@@ -13,7 +13,7 @@
 //! Equality: each sum has a fixed order, so every level and number of threads gives the same bits.
 
 use crate::{
-    arch::{Kernel, Level, Simd},
+    arch::{Kernel, Level, Simd, array},
     exec::{DisjointSliceMut, Exec},
 };
 
@@ -232,7 +232,7 @@ impl Sample {
     #[inline(always)]
     fn rows<S: Simd, const N: usize, const R: usize>(&mut self, s: S, i: usize, at: usize, weights: &[f32]) {
         let (vectors, dim) = (self.vectors, self.dim);
-        let of_rows: [&[f32]; R] = std::array::from_fn(|r| &weights[(i + r) * vectors..][..vectors]);
+        let of_rows: [&[f32]; R] = array(|r| &weights[(i + r) * vectors..][..vectors]);
         let mut acc = [[s.splat(0.0); N]; R];
         for (r, acc) in acc.iter_mut().enumerate() {
             let (dx, _) = self.dx[(i + r) * dim + at..][..N * 16].as_chunks::<16>();

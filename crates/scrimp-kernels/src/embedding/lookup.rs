@@ -340,12 +340,12 @@ impl<T: Stored> Forward<'_, T> {
         if bag_range.is_empty() && !batch.add {
             out[..dim].fill(0.0);
         }
-        prefetch_rows(batch, &rows, start..end.min(start + at_once), &mut ahead[0]);
         let mut scales = [0.0; AHEAD * MAX_GROUPS];
-        let (mut first, mut current) = (start, 0);
+        // The first pass has no lookups yet and prefetches only.
+        let (mut first, mut last, mut current) = (start, start, 0);
         while first < end {
-            let last = end.min(first + at_once);
-            prefetch_rows(batch, &rows, last..end.min(last + at_once), &mut ahead[1 - current]);
+            let next = end.min(last + at_once);
+            prefetch_rows(batch, &rows, last..next, &mut ahead[1 - current]);
             let known = &ahead[current];
             let groups = batch.scales.fill(first..last, &known.weights, self.factor, &mut scales);
             for l in first..last {
@@ -370,7 +370,7 @@ impl<T: Stored> Forward<'_, T> {
                 let epilogue = Epilogue { scale: 1.0, signs: known.signs[i], first: 0, add, stream };
                 rows.lookup::<S, K>(s, Terms { indices, weights }, scales, epilogue, out);
             }
-            (first, current) = (last, 1 - current);
+            (first, last, current) = (last, next, 1 - current);
         }
         if stream {
             s.fence();

@@ -29,7 +29,8 @@ use super::{
     amx_int8,
     gemm::PanelGroup,
     job::{Job, Task},
-    packed::{PackedTask, Steps, panel_groups},
+    packed::Steps,
+    packed_task::{PackedTask, panel_groups},
     plan::Engine,
 };
 use crate::{

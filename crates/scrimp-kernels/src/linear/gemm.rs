@@ -11,9 +11,9 @@
 //! Limit: arithmetic. A token and a group take 8 `vpdpbusd` and 3 to 5 float instructions, so at most 73% of the
 //! integer peak with AVX-512 (67% for formats with a minimum). Integer formats give the bits of [`gemv`](super::gemv).
 
-use super::activations::Activations;
+use super::{activations::Activations, width::with_width};
 use crate::{
-    arch::{EntryKernel, Level, Simd},
+    arch::{EntryKernel, Level, Simd, array},
     quant::{
         BlockFormat, Group, PANEL_ROWS, QuantGroup, Quants, Scaling,
         float::FloatFormat,
@@ -144,14 +144,7 @@ impl<Q: Quants> EntryKernel for AddTile<Q> {
 
     #[inline(always)]
     unsafe fn run<S: Level>(s: S, args: TileArgs<'_>) {
-        match args.width {
-            1 => add_to::<S, Q, 1>(s, args),
-            2 => add_to::<S, Q, 2>(s, args),
-            4 => add_to::<S, Q, 4>(s, args),
-            8 if S::TOKEN_TILE >= 8 => add_to::<S, Q, 8>(s, args),
-            12 if S::TOKEN_TILE >= 12 => add_to::<S, Q, 12>(s, args),
-            width => unreachable!("no kernel for {width} tokens"),
-        }
+        with_width!(S, args.width, T => add_to::<S, Q, T>(s, args));
     }
 }
 
@@ -202,7 +195,7 @@ fn add_to<S: Simd, Q: Quants, const T: usize>(
     TileArgs { panel, x, sums, from_zero, .. }: TileArgs<'_>,
 ) {
     if let Some(sums) = sums.first_chunk_mut::<T>() {
-        let before = if from_zero { [s.splat(0.0); T] } else { sums.map(|sums| s.load(&sums.0)) };
+        let before = if from_zero { [s.splat(0.0); T] } else { array(|t| s.load(&sums[t].0)) };
         let acc = add_tile::<S, Q, T>(s, before, panel, x);
         for (sums, acc) in sums.iter_mut().zip(acc) {
             s.store(acc, &mut sums.0);
@@ -220,24 +213,22 @@ fn add_tile<S: Simd, Q: Quants, const T: usize>(
 ) -> [S::F; T] {
     for (group, x) in panel.iter().zip(x.as_chunks::<T>().0) {
         let (w, (scale, second)) = (&group.w, group.scales(s));
-        match Q::SCALING {
-            Scaling::Symmetric => dot_subgroup::<S, Q, T, 0, 8>(s, &mut acc, w, scale, x),
-            Scaling::Minimum => {
-                dot_subgroup::<S, Q, T, 0, 8>(s, &mut acc, w, scale, x);
-                for t in 0..T {
-                    acc[t] = add_min_term(s, acc[t], x[t].sum, second);
-                }
+        // `if const`: branches of other formats are not compiled.
+        if const { matches!(Q::SCALING, Scaling::TwoScales) } {
+            dot_subgroup::<S, Q, T, 0, 4>(s, &mut acc, w, scale, x);
+            dot_subgroup::<S, Q, T, 4, 8>(s, &mut acc, w, second, x);
+            continue;
+        }
+        dot_subgroup::<S, Q, T, 0, 8>(s, &mut acc, w, scale, x);
+        if const { matches!(Q::SCALING, Scaling::Minimum) } {
+            for t in 0..T {
+                acc[t] = add_min_term(s, acc[t], x[t].sum, second);
             }
-            Scaling::TwoMinima => {
-                dot_subgroup::<S, Q, T, 0, 8>(s, &mut acc, w, scale, x);
-                let minima = group.minima(s);
-                for t in 0..T {
-                    acc[t] = add_two_min_terms(s, acc[t], &x[t], minima);
-                }
-            }
-            Scaling::TwoScales => {
-                dot_subgroup::<S, Q, T, 0, 4>(s, &mut acc, w, scale, x);
-                dot_subgroup::<S, Q, T, 4, 8>(s, &mut acc, w, second, x);
+        }
+        if const { matches!(Q::SCALING, Scaling::TwoMinima) } {
+            let minima = group.minima(s);
+            for t in 0..T {
+                acc[t] = add_two_min_terms(s, acc[t], &x[t], minima);
             }
         }
     }

@@ -10,9 +10,10 @@ use super::{
     gemm::{self, PanelGroup},
     gemv,
     matrix::Kind,
-    packed::{self, PackedTask},
+    packed_task::{self, PackedTask},
     plan::{Engine, Split},
     thread_tiles::ThreadTiles,
+    width::with_width,
 };
 use crate::{
     arch::{
@@ -144,7 +145,7 @@ impl Task<'_> {
     pub(super) fn run(self, level: SimdLevel, tiles: &mut ThreadTiles) {
         match self.job.weight.kind() {
             Kind::Stored(dtype) => with_format!(dtype, run_block, run_float, (level, self, tiles)),
-            Kind::Packed(layout) => packed::run(level, PackedTask::new(self, layout), tiles),
+            Kind::Packed(layout) => packed_task::run(level, PackedTask::new(self, layout), tiles),
         }
     }
 
@@ -156,7 +157,7 @@ impl Task<'_> {
         }
         match self.job.weight.kind() {
             Kind::Stored(dtype) => with_format!(dtype, run_block_in_tiles, float, (level, self, tiles)),
-            Kind::Packed(layout) => packed::run_in_tiles(level, PackedTask::new(self, layout), tiles),
+            Kind::Packed(layout) => packed_task::run_in_tiles(level, PackedTask::new(self, layout), tiles),
         }
     }
 }
@@ -182,20 +183,6 @@ fn run_block_in_tiles<F: BlockFormat>(level: SimdLevel, task: Task<'_>, tiles: &
 
 fn run_float<F: FloatFormat>(level: SimdLevel, task: Task<'_>, _: &mut ThreadTiles) {
     level.run(FloatTask::<F>(task, PhantomData));
-}
-
-/// Calls `$kernel::<S, F, T>($args)` and stores the results of `T` tokens, for the width `T` of a token tile.
-macro_rules! for_width {
-    ($s:ident, $job:expr, $panel:expr, $first:expr, $n:expr, $width:expr, $kernel:ident, ($($arg:expr),*)) => {
-        match $width {
-            1 => $job.store($s, &$kernel::<S, F, 1>($s, $($arg),*), $panel, $first, $n),
-            2 => $job.store($s, &$kernel::<S, F, 2>($s, $($arg),*), $panel, $first, $n),
-            4 => $job.store($s, &$kernel::<S, F, 4>($s, $($arg),*), $panel, $first, $n),
-            8 if S::TOKEN_TILE >= 8 => $job.store($s, &$kernel::<S, F, 8>($s, $($arg),*), $panel, $first, $n),
-            12 if S::TOKEN_TILE >= 12 => $job.store($s, &$kernel::<S, F, 12>($s, $($arg),*), $panel, $first, $n),
-            width => unreachable!("no kernel for {width} tokens"),
-        }
-    };
 }
 
 impl<F: BlockFormat> Kernel for BlockTask<'_, F> {
@@ -245,12 +232,13 @@ impl<F: FloatFormat> Kernel for FloatTask<'_, F> {
             let (first, n, width) = x.token_tile(i);
             let x = x.floats(i);
             for panel in panels.clone() {
-                use gemm::float_panel as kernel;
                 let columns = job.weight.columns::<F>(panel);
                 if n == 1 {
                     job.store(s, &[gemv::float_panel::<S, F>(s, columns, x)], panel, first, n);
                 } else {
-                    for_width!(s, job, panel, first, n, width, kernel, (columns, x));
+                    with_width!(S, width, T => {
+                        job.store(s, &gemm::float_panel::<S, F, T>(s, columns, x), panel, first, n);
+                    });
                 }
             }
         }

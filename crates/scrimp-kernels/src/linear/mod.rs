@@ -25,6 +25,7 @@ mod gemv;
 mod job;
 mod matrix;
 mod packed;
+mod packed_task;
 #[cfg(test)]
 mod packed_tests;
 mod plan;
@@ -32,6 +33,7 @@ mod quantize;
 #[cfg(test)]
 mod tests;
 mod thread_tiles;
+mod width;
 
 pub use activations::{ActivationShape, Activations, BatchShapes, Needs};
 pub use matrix::{Matrix, StoredRows};
@@ -164,7 +166,7 @@ fn linear_over(
     job.engine = plan::Engine::new(x.layout(), job.weight.kind());
     let rows = x.layout().amx_rows().expect("activations for AMX");
     let groups = match (job.engine, job.weight.kind()) {
-        (plan::Engine::AmxPacked, matrix::Kind::Packed(layout)) => 2 * packed::panel_groups(layout),
+        (plan::Engine::AmxPacked, matrix::Kind::Packed(layout)) => 2 * packed_task::panel_groups(layout),
         (plan::Engine::AmxInt8, _) => amx_int8::PANEL_GROUPS,
         _ => amx_bf16::panel_groups(n_panels, x.n_tokens().div_ceil(rows)),
     };

@@ -16,31 +16,22 @@
 //! and adds the second product first.
 
 use super::{
-    ThreadTiles,
     activations::RowScale,
-    amx_packed,
     gemm::{self, PanelGroup},
     gemv,
-    job::Task,
-    plan::Engine,
 };
 use crate::{
-    arch::{
-        Kernel, L1, Level, Simd, SimdLevel,
-        amx::{Configured, Tile},
-        prefetch,
-    },
+    arch::{L1, Simd, prefetch},
     mem::stream::PREFETCH,
     quant::{
-        GROUP, Group, QuantGroup,
+        Group, QuantGroup,
         group::{dots, fma_scaled},
         packed::{
-            Layout, Value,
+            Layout,
             int4::{self, Int4},
         },
     },
 };
-use std::ops::Range;
 
 /// Steps of a panel, one after another.
 pub(super) trait Steps<S: Simd> {
@@ -58,11 +49,18 @@ pub(super) trait Steps<S: Simd> {
 }
 
 /// Whole steps, and how many bytes ahead they are prefetched.
-struct Dense(*const [u8; 64], usize);
+pub(super) struct Dense(*const [u8; 64], usize);
 /// Steps of `sparse-bf16`: the bitmap and the values.
 pub(super) struct Words(*const [u8; 4], *const u8);
 /// Steps of `sparse-int8`.
 pub(super) struct Bytes(*const [u8; 8], *const u8);
+
+impl Dense {
+    /// Steps that are in a cache.
+    pub(super) fn near(steps: *const [u8; 64]) -> Self {
+        Self(steps, 0)
+    }
+}
 
 impl<S: Simd> Steps<S> for Dense {
     #[inline(always)]
@@ -126,7 +124,11 @@ impl<S: Simd> Steps<S> for Bytes {
 /// # Safety
 /// There are as many steps as `x` has.
 #[inline(always)]
-unsafe fn bf16_panel<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x: &[u32]) -> [S::F; T] {
+pub(super) unsafe fn bf16_panel<S: Simd, W: Steps<S>, const T: usize>(
+    s: S,
+    mut steps: W,
+    x: &[u32],
+) -> [S::F; T] {
     if const { S::TWO_TOKENS && T.is_multiple_of(2) } {
         let mut acc = [s.splat(0.0); T];
         for [x0, x1] in bytemuck::cast_slice::<u32, i32>(x).as_chunks::<T>().0.as_chunks::<2>().0 {
@@ -173,7 +175,7 @@ unsafe fn bf16_panel<S: Simd, W: Steps<S>, const T: usize>(s: S, mut steps: W, x
 /// # Safety
 /// There are as many steps as `x` has.
 #[inline(always)]
-unsafe fn int8_panel<S: Simd, W: Steps<S>, const T: usize>(
+pub(super) unsafe fn int8_panel<S: Simd, W: Steps<S>, const T: usize>(
     s: S,
     mut steps: W,
     scale: &[f32; 16],
@@ -242,7 +244,7 @@ fn int8_results<S: Simd, const T: usize>(
 }
 
 /// Groups of `int4`, an even and an odd one at a time.
-trait Groups<S: Simd> {
+pub(super) trait Groups<S: Simd> {
     /// The next even group; the odd one behind it must be taken before the next even one.
     ///
     /// # Safety
@@ -279,7 +281,7 @@ trait Groups<S: Simd> {
 pub(super) struct DenseGroups(*const int4::Block);
 /// Groups of `sparse-int4`: their indexes, the values of even groups, and the values of odd groups.
 #[derive(Clone, Copy)]
-struct SparseGroups(*const int4::Index, *const u8, *const u8);
+pub(super) struct SparseGroups(*const int4::Index, *const u8, *const u8);
 
 impl<S: Simd> Groups<S> for DenseGroups {
     #[inline(always)]
@@ -374,9 +376,9 @@ impl super::amx_bf16::Rows for DenseGroups {
 
 /// Sparse groups one after another.
 #[derive(Clone, Copy)]
-struct InTurn {
-    groups: SparseGroups,
-    odd: bool,
+pub(super) struct InTurn {
+    pub(super) groups: SparseGroups,
+    pub(super) odd: bool,
 }
 
 impl super::amx_bf16::Rows for InTurn {
@@ -412,7 +414,7 @@ fn int4_group<S: Simd, const T: usize>(s: S, acc: &mut [S::F; T], group: &Group<
 /// # Safety
 /// There are as many groups as `x` has.
 #[inline(always)]
-unsafe fn int4_panel<S: Simd, W: Groups<S>, const T: usize>(
+pub(super) unsafe fn int4_panel<S: Simd, W: Groups<S>, const T: usize>(
     s: S,
     mut groups: W,
     x: &[QuantGroup],
@@ -450,12 +452,11 @@ unsafe fn int4_panel<S: Simd, W: Groups<S>, const T: usize>(
 
 /// The same from an expanded panel: even groups first, then odd ones.
 #[inline(always)]
-unsafe fn int4_expanded<S: Simd, W: AsRef<[PanelGroup]>, const T: usize>(
+pub(super) fn int4_expanded<S: Simd, const T: usize>(
     s: S,
-    expanded: W,
+    expanded: &[PanelGroup],
     x: &[QuantGroup],
 ) -> [S::F; T] {
-    let expanded = expanded.as_ref();
     let mut y = [[s.splat(0.0); T]; 2];
     for (parity, y) in y.iter_mut().enumerate() {
         let x = x.as_chunks::<T>().0;
@@ -472,36 +473,17 @@ unsafe fn int4_expanded<S: Simd, W: AsRef<[PanelGroup]>, const T: usize>(
     even
 }
 
-/// Calls `$kernel::<S, _, T>($args)` for the width of token tile `$i`, and stores the results.
-macro_rules! tokens {
-    ($s:ident, $task:expr, $panel:expr, $i:expr, $kernel:ident, ($($arg:expr),*)) => {{
-        let (first, n, width) = $task.x.token_tile($i);
-        // SAFETY: the matrix has as many columns as the activations, both padded alike.
-        unsafe {
-            match width {
-                1 => $task.job.store($s, &$kernel::<S, _, 1>($s, $($arg),*), $panel, first, n),
-                2 => $task.job.store($s, &$kernel::<S, _, 2>($s, $($arg),*), $panel, first, n),
-                4 => $task.job.store($s, &$kernel::<S, _, 4>($s, $($arg),*), $panel, first, n),
-                8 if S::TOKEN_TILE >= 8 => $task.job.store($s, &$kernel::<S, _, 8>($s, $($arg),*), $panel, first, n),
-                12 if S::TOKEN_TILE >= 12 => {
-                    $task.job.store($s, &$kernel::<S, _, 12>($s, $($arg),*), $panel, first, n);
-                }
-                width => unreachable!("no kernel for {width} tokens"),
-            }
-        }
-    }};
-}
-
 /// The packed bytes of one panel.
 #[derive(Clone, Copy)]
 pub(super) struct Panel<'a> {
-    layout: &'a Layout,
-    data: &'a [u8],
-    panel: usize,
+    pub(super) layout: &'a Layout,
+    pub(super) data: &'a [u8],
+    /// Its number.
+    pub(super) panel: usize,
 }
 
 impl<'a> Panel<'a> {
-    fn dense(self) -> Dense {
+    pub(super) fn dense(self) -> Dense {
         Dense(self.dense_bytes().cast(), PREFETCH)
     }
     /// All steps of a dense panel.
@@ -521,183 +503,16 @@ impl<'a> Panel<'a> {
     pub(super) fn bytes(self) -> Bytes {
         Bytes(self.index().as_ptr().cast(), self.values())
     }
-    fn dense_groups(self) -> DenseGroups {
+    pub(super) fn dense_groups(self) -> DenseGroups {
         // The cast checks alignment.
         DenseGroups(bytemuck::cast_slice(&self.data[self.layout.dense_panel(self.panel)]).as_ptr())
     }
-    fn sparse_groups(self) -> SparseGroups {
+    pub(super) fn sparse_groups(self) -> SparseGroups {
         let values = self.values();
         SparseGroups(bytemuck::cast_slice(self.index()).as_ptr(), values, values)
     }
     pub(super) fn scale(self) -> &'a [f32; 16] {
         let scales: &[f32] = bytemuck::cast_slice(&self.data[self.layout.scales_of(self.panel)]);
         scales.first_chunk().expect("16 scales")
-    }
-}
-
-/// [`PanelGroup`]s of an expanded panel.
-pub(super) fn panel_groups(layout: &Layout) -> usize {
-    match layout.format.value() {
-        Value::Int4 => layout.cols.div_ceil(GROUP),
-        _ => (layout.steps * 64).div_ceil(size_of::<PanelGroup>()),
-    }
-}
-
-/// Panels of one packed matrix for all tokens.
-pub(super) struct PackedTask<'a> {
-    pub(super) task: Task<'a>,
-    pub(super) layout: &'a Layout,
-    pub(super) data: &'a [u8],
-}
-
-pub(super) fn run(level: SimdLevel, task: PackedTask<'_>, tiles: &mut ThreadTiles) {
-    if let Some(tiles) = tiles
-        && task.task.job.engine != Engine::Vectors
-    {
-        return run_in_tiles(level, task, tiles);
-    }
-    level.run(task);
-}
-
-/// Runs a task in tile registers.
-pub(super) fn run_in_tiles<X: Tile>(level: SimdLevel, task: PackedTask<'_>, tiles: &mut Configured<X>) {
-    let (layout, data) = (task.layout, task.data);
-    let panel = move |panel| Panel { layout, data, panel };
-    match (layout.format.value(), layout.format.is_sparse()) {
-        (Value::Int4, false) => {
-            amx_packed::run_groups(level, task.task, move |i| panel(i).dense_groups(), tiles);
-        }
-        (Value::Int4, true) => {
-            let rows = move |i| InTurn { groups: panel(i).sparse_groups(), odd: false };
-            amx_packed::run_groups(level, task.task, rows, tiles);
-        }
-        _ => X::run(level, amx_packed::AmxTask { task, tiles }),
-    }
-}
-
-impl<'a> PackedTask<'a> {
-    pub(super) fn new(task: Task<'a>, layout: &'a Layout) -> Self {
-        let data = task.job.weight.data();
-        Self { task, layout, data }
-    }
-
-    pub(super) fn panel(&self, panel: usize) -> Panel<'a> {
-        Panel { layout: self.layout, data: self.data, panel }
-    }
-
-    /// Expands as many panels as the scratch memory holds. Returns these panels and the number of [`PanelGroup`]s of
-    /// each.
-    #[inline(always)]
-    pub(super) fn expand<S: Simd>(&mut self, s: S, panels: Range<usize>) -> (Range<usize>, usize) {
-        let per_panel = panel_groups(self.layout);
-        let n = panels.len().min(self.task.scratch.len() / per_panel.max(1));
-        let panels = panels.start..panels.start + n;
-        for panel in panels.clone() {
-            let from = self.panel(panel);
-            let out = &mut self.task.scratch[(panel - panels.start) * per_panel..][..per_panel];
-            match self.layout.format.value() {
-                Value::Bf16 => expand(s, from.words(), out, self.layout.steps),
-                Value::Int8 => expand(s, from.bytes(), out, self.layout.steps),
-                Value::Int4 => {
-                    if !self.layout.format.is_sparse() {
-                        let mut groups = from.dense_groups();
-                        for out in out {
-                            // SAFETY: `out` has as many groups as the panel.
-                            out.fill(s, unsafe { groups.even(s) });
-                        }
-                        continue;
-                    }
-                    let mut groups = from.sparse_groups();
-                    for (g, out) in out.iter_mut().enumerate() {
-                        // SAFETY: `out` has as many groups as the panel.
-                        out.fill(s, unsafe { if g % 2 == 0 { groups.even(s) } else { groups.odd(s) } });
-                    }
-                }
-            }
-        }
-        (panels, per_panel)
-    }
-}
-
-#[inline(always)]
-fn expand<S: Simd, W: Steps<S>>(s: S, mut steps: W, to: &mut [PanelGroup], n: usize) {
-    for out in bytemuck::cast_slice_mut::<PanelGroup, [u8; 64]>(to).iter_mut().take(n) {
-        // SAFETY: a panel has `n` steps.
-        s.store_b(unsafe { steps.next(s) }, out);
-    }
-}
-
-impl Kernel for PackedTask<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Level>(mut self, s: S) {
-        let (layout, panels, x) = (self.layout, self.task.panels.clone(), self.task.x);
-        let token_tiles = self.task.token_tiles.clone();
-        let (sparse, value) = (layout.format.is_sparse(), layout.format.value());
-        if !sparse || x.expands_each() {
-            for panel in panels.clone() {
-                for i in token_tiles.clone() {
-                    let from = self.panel(panel);
-                    let task = &self.task;
-                    match (value, sparse) {
-                        (Value::Bf16, false) => {
-                            tokens!(s, task, panel, i, bf16_panel, (from.dense(), x.pairs(i)));
-                        }
-                        (Value::Bf16, true) => {
-                            tokens!(s, task, panel, i, bf16_panel, (from.words(), x.pairs(i)));
-                        }
-                        (Value::Int8, false) => {
-                            tokens!(
-                                s,
-                                task,
-                                panel,
-                                i,
-                                int8_panel,
-                                (from.dense(), from.scale(), x.row_bytes(i))
-                            );
-                        }
-                        (Value::Int8, true) => {
-                            tokens!(
-                                s,
-                                task,
-                                panel,
-                                i,
-                                int8_panel,
-                                (from.bytes(), from.scale(), x.row_bytes(i))
-                            );
-                        }
-                        (Value::Int4, false) => {
-                            tokens!(s, task, panel, i, int4_panel, (from.dense_groups(), x.groups(i)));
-                        }
-                        (Value::Int4, true) => {
-                            tokens!(s, task, panel, i, int4_panel, (from.sparse_groups(), x.groups(i)));
-                        }
-                    }
-                }
-            }
-            return;
-        }
-        let mut left = panels;
-        while !left.is_empty() {
-            let (panels, per_panel) = self.expand(s, left.clone());
-            left.start = panels.end;
-            for i in token_tiles.clone() {
-                for (panel, expanded) in panels.clone().zip(self.task.scratch.chunks_exact(per_panel)) {
-                    let task = &self.task;
-                    let from = Panel { layout, data: self.data, panel };
-                    let steps = || Dense(bytemuck::cast_slice(expanded)[..layout.steps].as_ptr(), 0);
-                    match value {
-                        Value::Bf16 => tokens!(s, task, panel, i, bf16_panel, (steps(), x.pairs(i))),
-                        Value::Int8 => {
-                            tokens!(s, task, panel, i, int8_panel, (steps(), from.scale(), x.row_bytes(i)));
-                        }
-                        Value::Int4 => {
-                            tokens!(s, task, panel, i, int4_expanded, (expanded, x.groups(i)));
-                        }
-                    }
-                }
-            }
-        }
     }
 }

@@ -22,7 +22,7 @@ use super::{
     amx_packed::{self, FEW_TOKENS},
     gemm::{PanelGroup, SMALL_BATCH, SMALL_BATCH_GROUPS},
     matrix::Kind,
-    packed::panel_groups,
+    packed_task::panel_groups,
 };
 use crate::{
     arch::SimdLevel,

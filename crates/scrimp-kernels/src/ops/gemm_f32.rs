@@ -12,7 +12,7 @@
 //! Limit: arithmetic.
 
 use crate::{
-    arch::{Kernel, Level, Scalar, Simd},
+    arch::{Kernel, Level, Scalar, Simd, array},
     exec::{DisjointSliceMut, Exec},
 };
 use std::ops::Range;
@@ -270,10 +270,9 @@ impl Task<'_> {
             }
             Left::Rows(a) => {
                 // Rows beyond the last one are that one again; nobody stores what comes of them.
-                let rows: [&[f32]; MR] = std::array::from_fn(|r| {
-                    &a.data[(ip * MR + r).min(m - 1) * a.row + steps.start..][..b.len()]
-                });
-                acc = product::<S, MR, NV>(s, acc, |step| std::array::from_fn(|r| rows[r][step]), b);
+                let rows: [&[f32]; MR] =
+                    array(|r| &a.data[(ip * MR + r).min(m - 1) * a.row + steps.start..][..b.len()]);
+                acc = product::<S, MR, NV>(s, acc, |step| array(|r| rows[r][step]), b);
             }
         }
         if steps.end == k && matches!(self.start, Start::Bias { relu: true, .. }) {

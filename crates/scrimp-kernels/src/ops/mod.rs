@@ -1,6 +1,7 @@
 //! Element-wise and row-wise operations between the matrix products, for one row at a time.
 //!
-//! All are written over the level's vectors with a fixed order of reductions, so every level gives the same bits.
+//! All but [`logits`] are written over the level's vectors with a fixed order of reductions, so every level gives the
+//! same bits.
 //! Lengths that are no multiple of 16 are finished with a zero-padded vector.
 
 mod bidirectional;
@@ -8,6 +9,7 @@ mod delta;
 pub mod fit;
 mod gate;
 pub mod gemm_f32;
+pub mod logits;
 mod norm;
 mod rope;
 mod scan;

@@ -33,13 +33,13 @@ pub(crate) struct QuantGroup {
 /// The sum that columns start from; the activations' sums are those of the columns.
 #[inline(always)]
 pub(crate) fn acc_init<S: Simd, F: Quants>(s: S, negated_sums: [i32; 2]) -> S::Accumulator {
-    if F::LARGEST > 127 { s.acc_init_wide(negated_sums) } else { s.acc_init(F::ZERO, negated_sums) }
+    if const { F::LARGEST > 127 } { s.acc_init_wide(negated_sums) } else { s.acc_init(F::ZERO, negated_sums) }
 }
 
 /// Adds `q x` for 4 columns.
 #[inline(always)]
 pub(crate) fn dot<S: Simd, F: Quants>(s: S, acc: S::Accumulator, w: S::B, x: i32) -> S::Accumulator {
-    if F::LARGEST > 127 { s.dot_wide(acc, w, x) } else { s.dot(acc, w, x) }
+    if const { F::LARGEST > 127 } { s.dot_wide(acc, w, x) } else { s.dot(acc, w, x) }
 }
 
 /// Steps of 4 columns that one partial sum holds, of those that share a scale.

@@ -104,7 +104,6 @@ impl HeadFit<'_> {
             softcap: queries.softcap,
             sinks: (!sinks.is_empty()).then_some(&sinks),
             ridge: RIDGE,
-            point: 0.0,
         };
         if fit_values(level, scratch, &fit, &mut v) {
             kept.write_values(pages, &v);

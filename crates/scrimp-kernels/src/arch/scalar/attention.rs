@@ -2,7 +2,7 @@
 
 use super::Scalar;
 use crate::arch::{
-    Simd,
+    Simd, array,
     attention::{AttentionSimd, BlockShape, RowPair, widened_pairs},
 };
 use half::bf16;
@@ -33,7 +33,7 @@ impl AttentionSimd for Scalar {
 
     #[inline(never)]
     fn load_codes(self, from: &[u8; 32]) -> Self::Codes {
-        std::array::from_fn(|i| [i32::from(from[2 * i]), i32::from(from[2 * i + 1])])
+        array(|i| [i32::from(from[2 * i]), i32::from(from[2 * i + 1])])
     }
     #[inline(never)]
     fn load_half_codes(self, from: &[u8; 32]) -> [Self::Codes; 2] {
@@ -42,7 +42,7 @@ impl AttentionSimd for Scalar {
     #[inline(never)]
     fn mac_codes(self, acc: [i32; 16], codes: Self::Codes, element: i32) -> [i32; 16] {
         let (a, b) = (element as i16, (element >> 16) as i16);
-        std::array::from_fn(|i| {
+        array(|i| {
             let product = codes[i][0] * i32::from(a) + codes[i][1] * i32::from(b);
             acc[i].wrapping_add(product)
         })
@@ -50,13 +50,13 @@ impl AttentionSimd for Scalar {
     #[inline(never)]
     fn store_i16(self, x: [f32; 16], to: &mut [i32; 8]) {
         let x = self.round_i32(x);
-        *to = std::array::from_fn(|i| (x[2 * i] & 0xffff) | x[2 * i + 1] << 16);
+        *to = array(|i| (x[2 * i] & 0xffff) | x[2 * i + 1] << 16);
     }
     #[inline(never)]
     unsafe fn expand_pairs(self, bitmap: u32, values: *const u8) -> [[f32; 16]; 2] {
         // SAFETY: the caller guarantees 64 readable bytes; byte arrays need no alignment.
         let x = self.expand_words(bitmap, unsafe { &*values.cast() });
         let word = |i: usize| bf16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32_const();
-        [std::array::from_fn(|i| word(2 * i)), std::array::from_fn(|i| word(2 * i + 1))]
+        [array(|i| word(2 * i)), array(|i| word(2 * i + 1))]
     }
 }

@@ -1,7 +1,7 @@
 //! The operations of embedding bags in plain Rust.
 
 use super::Scalar;
-use crate::arch::embedding::EmbeddingSimd;
+use crate::arch::{array, embedding::EmbeddingSimd};
 
 impl EmbeddingSimd for Scalar {
     const FAST_LOOKUPS: bool = false;
@@ -13,14 +13,14 @@ impl EmbeddingSimd for Scalar {
     }
     #[inline(never)]
     fn add_i8(self, sum: [i16; 32], x: &[i8; 32]) -> [i16; 32] {
-        std::array::from_fn(|i| sum[i] + i16::from(x[i]))
+        array(|i| sum[i] + i16::from(x[i]))
     }
     #[inline(never)]
     fn negate(self, x: [f32; 16], mask: u16) -> [f32; 16] {
-        std::array::from_fn(|i| if mask >> i & 1 == 1 { -x[i] } else { x[i] })
+        array(|i| if mask >> i & 1 == 1 { -x[i] } else { x[i] })
     }
     #[inline(never)]
     fn floats(self, x: [i16; 32]) -> [[f32; 16]; 2] {
-        [std::array::from_fn(|i| f32::from(x[i])), std::array::from_fn(|i| f32::from(x[i + 16]))]
+        [array(|i| f32::from(x[i])), array(|i| f32::from(x[i + 16]))]
     }
 }

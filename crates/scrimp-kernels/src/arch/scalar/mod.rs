@@ -6,15 +6,15 @@
 mod attention;
 mod embedding;
 
-use super::Simd;
+use super::{Simd, array};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
 
 #[inline(always)]
-fn zip<T: Copy, U>(a: [T; 16], b: [T; 16], f: impl Fn(T, T) -> U) -> [U; 16] {
-    std::array::from_fn(|i| f(a[i], b[i]))
+fn zip<T: Copy, U: Copy>(a: [T; 16], b: [T; 16], f: impl Fn(T, T) -> U) -> [U; 16] {
+    array(|i| f(a[i], b[i]))
 }
 
 #[inline(always)]
@@ -79,7 +79,7 @@ impl Simd for Scalar {
     }
     #[inline(never)]
     fn fma(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
-        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        array(|i| a[i].mul_add(b[i], c[i]))
     }
     #[inline(never)]
     fn max(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
@@ -163,7 +163,7 @@ impl Simd for Scalar {
     }
     #[inline(never)]
     fn with_high_bits(self, low: [u8; 64], x: [u8; 64], shift: usize, mask: u8) -> [u8; 64] {
-        std::array::from_fn(|i| low[i] | (x[i] >> shift & mask) << 4)
+        array(|i| low[i] | (x[i] >> shift & mask) << 4)
     }
     #[inline(always)]
     fn acc_init(self, zero: i32, negated_sums: [i32; 2]) -> [i32; 16] {
@@ -171,7 +171,7 @@ impl Simd for Scalar {
     }
     #[inline(never)]
     fn dot(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
-        std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, i32::from))
+        array(|row| acc[row] + dot_row(&w, row, x, i32::from))
     }
     #[inline(always)]
     fn acc_init_wide(self, negated_sums: [i32; 2]) -> [i32; 16] {
@@ -179,7 +179,7 @@ impl Simd for Scalar {
     }
     #[inline(never)]
     fn dot_wide(self, acc: [i32; 16], w: [u8; 64], x: i32) -> [i32; 16] {
-        std::array::from_fn(|row| acc[row] + dot_row(&w, row, x, |w| i32::from(w) - 128))
+        array(|row| acc[row] + dot_row(&w, row, x, |w| i32::from(w) - 128))
     }
     #[inline(always)]
     fn acc_finish(self, acc: [i32; 16]) -> [i32; 16] {
@@ -189,7 +189,7 @@ impl Simd for Scalar {
     fn dot_bf16(self, acc: [f32; 16], w: [u8; 64], x: u32) -> [f32; 16] {
         let halves = |x: u32| [f32::from_bits(x << 16), f32::from_bits(x & 0xffff_0000)];
         let x = halves(x);
-        std::array::from_fn(|row| {
+        array(|row| {
             let [first, second] =
                 halves(u32::from_le_bytes([w[4 * row], w[4 * row + 1], w[4 * row + 2], w[4 * row + 3]]));
             second.mul_add(x[1], first.mul_add(x[0], acc[row]))

@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! X[i][j] = softmax over kept keys of (scale q_i . k_j + bias_j)            X: [queries][keys]
-//! V'      = argmin of  || O - X V' ||^2  +  sum over j of ridge_j || V'_j - V_j ||^2
-//!         = V + (X^T X + D)^-1 X^T (O - X V)                                 D = diag(ridge)
-//!         = V + D^-1 X^T (X D^-1 X^T + I)^-1 (O - X V)                       with fewer queries than keys
+//! V'      = argmin of  || O - X V' ||^2  +  ridge || V' - V ||^2
+//!         = V + (X^T X + ridge I)^-1 X^T (O - X V)
+//!         = V + X^T / ridge (X X^T / ridge + I)^-1 (O - X V)      with fewer queries than keys
 //! ```
 //! `O` holds the outputs of the queries over all keys. The ridge is a share of the mean diagonal element of `X^T X`.
 //!
@@ -24,7 +24,7 @@ mod tests;
 use super::gemm_f32::View;
 use crate::arch::SimdLevel;
 use multiply::{Multiply, Panels, Update, multiply};
-use softmax::{Layout, Statistics, softmax};
+use softmax::{Layout, softmax};
 
 /// The largest magnitude of a fitted value. It is below the largest number of f16.
 const LARGEST: f32 = 32768.0;
@@ -50,8 +50,6 @@ pub struct ValueFit<'a> {
     pub sinks: Option<&'a [f32]>,
     /// The ridge, as a share of the mean diagonal element of `X^T X`.
     pub ridge: f32,
-    /// The ridge of a key is multiplied by `1 + point m^2`, where `m` is the most attention that a query pays to the key.
-    pub point: f32,
 }
 
 /// Working memory of [`fit_values`], kept from call to call.
@@ -88,22 +86,20 @@ pub fn fit_values(level: SimdLevel, scratch: &mut FitScratch, fit: &ValueFit<'_>
     let (rows, cols) = form.shape();
     let ld = cols.next_multiple_of(16);
     let x = sized(x, rows * ld);
-    let statistics = form.attention(x, ld);
-    let mean = statistics.energy / n as f64;
-    let ridge = |peak: &f32| f64::from(fit.ridge) * mean * (1.0 + f64::from(fit.point * peak * peak));
-    let ridge: Vec<f32> = statistics.peaks.iter().map(|peak| ridge(peak) as f32).collect();
-    if !ridge.iter().all(|ridge| ridge.is_finite() && *ridge > 0.0) {
+    let mean = form.attention(x, ld) / n as f64;
+    let ridge = (f64::from(fit.ridge) * mean) as f32;
+    if !(ridge.is_finite() && ridge > 0.0) {
         return false;
     }
     let residual = sized(residual, m * dim);
     form.residual(View::rows(x, ld), v, residual);
     if form.dual() {
-        divide_by_roots(x, ld, &ridge);
+        divide_by_root(x, ridge);
     }
     let x = View::rows(x, ld);
     let width = (cols + dim).next_multiple_of(16);
     let system = sized(system, cols * width);
-    form.system(x, residual, &ridge, system, width);
+    form.system(x, residual, ridge, system, width);
     let solution = sized(solution, cols * dim);
     if !cholesky::solve(level, form.panels, system, width, solution) {
         return false;
@@ -111,7 +107,7 @@ pub fn fit_values(level: SimdLevel, scratch: &mut FitScratch, fit: &ValueFit<'_>
     let change: &[f32] = if form.dual() {
         let change = sized(change, n * dim);
         form.multiply([n, dim, m], x, View::rows(solution, dim), (change, dim), Update::Set);
-        divide_by_roots(change, dim, &ridge);
+        divide_by_root(change, ridge);
         change
     } else {
         solution
@@ -157,8 +153,8 @@ impl Form<'_> {
         multiply(self.level, self.panels, Multiply { shape, a, b, c, ld, update, upper: false });
     }
 
-    /// Computes X.
-    fn attention(&mut self, x: &mut [f32], ld: usize) -> Statistics {
+    /// Computes X. Returns the sum of its squares.
+    fn attention(&mut self, x: &mut [f32], ld: usize) -> f64 {
         let (rows, cols) = self.shape();
         let (q, k) = (View::rows(self.fit.q, self.fit.dim), View::rows(self.fit.k, self.fit.dim));
         let (a, b, layout) = if self.dual() { (k, q, Layout::Keys) } else { (q, k, Layout::Queries) };
@@ -174,9 +170,9 @@ impl Form<'_> {
         self.multiply(shape, x, v, (residual, self.fit.dim), Update::Subtract);
     }
 
-    /// Computes the matrix and the right-hand sides, `[p][width]`. In the dual form, the rows of `x` have been divided by
-    /// the roots of the ridge.
-    fn system(&mut self, x: View<'_>, residual: &[f32], ridge: &[f32], system: &mut [f32], width: usize) {
+    /// Computes the matrix and the right-hand sides, `[p][width]`. In the dual form, `x` has been divided by the root of
+    /// the ridge.
+    fn system(&mut self, x: View<'_>, residual: &[f32], ridge: f32, system: &mut [f32], width: usize) {
         let dim = self.fit.dim;
         let (rows, p) = self.shape();
         let update = Update::Set;
@@ -192,17 +188,15 @@ impl Form<'_> {
             self.multiply([p, dim, rows], x.t(), residual, (&mut system[p..], width), update);
         }
         for i in 0..p {
-            system[i * width + i] += if self.dual() { 1.0 } else { ridge[i] };
+            system[i * width + i] += if self.dual() { 1.0 } else { ridge };
         }
     }
 }
 
-/// Divides each row of `rows` (`[ridge.len()][ld]`) by the root of its ridge.
-fn divide_by_roots(rows: &mut [f32], ld: usize, ridge: &[f32]) {
-    for (row, &ridge) in rows.chunks_exact_mut(ld).zip(ridge) {
-        let factor = ridge.sqrt().recip();
-        row.iter_mut().for_each(|x| *x *= factor);
-    }
+/// Divides by the root of the ridge.
+fn divide_by_root(x: &mut [f32], ridge: f32) {
+    let factor = ridge.sqrt().recip();
+    x.iter_mut().for_each(|x| *x *= factor);
 }
 
 /// Makes `buffer` at least `n` long; its content is overwritten by the caller.

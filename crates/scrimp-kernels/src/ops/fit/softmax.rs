@@ -1,4 +1,4 @@
-//! The softmax of the scores, in place, with the statistics that the ridge depends on.
+//! The softmax of the scores, in place, with the sum of squares that the ridge depends on.
 
 use super::ValueFit;
 use crate::arch::{Kernel, Level, SimdLevel};
@@ -12,22 +12,15 @@ pub(super) enum Layout {
     Keys,
 }
 
-/// Statistics of the attention X.
-pub(super) struct Statistics {
-    /// The sum of its squares.
-    pub(super) energy: f64,
-    /// The most attention that each key receives.
-    pub(super) peaks: Vec<f32>,
-}
-
 /// Turns the products `q . k` in `x`, whose rows are padded to multiples of 16, into attention. The padding becomes 0.
+/// Returns the sum of the squares.
 pub(super) fn softmax(
     level: SimdLevel,
     fit: &ValueFit<'_>,
     x: &mut [f32],
     layout: Layout,
     [m, n]: [usize; 2],
-) -> Statistics {
+) -> f64 {
     level.run(Softmax { fit, x, layout, m, n })
 }
 
@@ -40,9 +33,9 @@ struct Softmax<'a> {
 }
 
 impl Kernel for Softmax<'_> {
-    type Output = Statistics;
+    type Output = f64;
     #[inline(always)]
-    fn run<S: Level>(self, s: S) -> Statistics {
+    fn run<S: Level>(self, s: S) -> f64 {
         match self.layout {
             Layout::Queries => self.of_queries(s),
             Layout::Keys => self.of_keys(s),
@@ -62,7 +55,7 @@ impl Softmax<'_> {
     }
 
     #[inline(always)]
-    fn of_queries<S: Level>(self, s: S) -> Statistics {
+    fn of_queries<S: Level>(self, s: S) -> f64 {
         let ld = self.n.next_multiple_of(16);
         let mut bias = vec![f32::NEG_INFINITY; ld];
         match self.fit.bias {
@@ -70,7 +63,6 @@ impl Softmax<'_> {
             None => bias[..self.n].fill(0.0),
         }
         let bias = bias.as_chunks::<16>().0;
-        let mut peaks = vec![0.0; ld];
         let mut energy = 0.0;
         let x = &mut self.x[..];
         let this = Softmax { x: &mut [], ..self };
@@ -94,21 +86,19 @@ impl Softmax<'_> {
             let sink = this.fit.sinks.map_or(0.0, |sinks| (sinks[i] - largest).exp());
             let factor = s.splat((s.reduce_add(sum) + sink).recip());
             let mut squares = s.splat(0.0);
-            for (x, peak) in row.iter_mut().zip(peaks.as_chunks_mut::<16>().0) {
+            for x in &mut *row {
                 let p = s.mul(s.load(x), factor);
                 s.store(p, x);
                 squares = s.fma(p, p, squares);
-                s.store(s.max(p, s.load(peak)), peak);
             }
             energy += f64::from(s.reduce_add(squares));
             row.as_flattened_mut()[this.n..].fill(0.0);
         }
-        peaks.truncate(this.n);
-        Statistics { energy, peaks }
+        energy
     }
 
     #[inline(always)]
-    fn of_keys<S: Level>(self, s: S) -> Statistics {
+    fn of_keys<S: Level>(self, s: S) -> f64 {
         let ld = self.m.next_multiple_of(16);
         let x = &mut self.x[..];
         let this = Softmax { x: &mut [], ..self };
@@ -137,19 +127,17 @@ impl Softmax<'_> {
             s.store(s.div(s.splat(1.0), s.load(sum)), sum);
         }
         sum.as_flattened_mut()[this.m..].fill(0.0);
-        let (mut energy, mut peaks) = (0.0, Vec::with_capacity(this.n));
+        let mut energy = 0.0;
         for row in x.chunks_exact_mut(ld) {
-            let (mut squares, mut peak) = (s.splat(0.0), s.splat(0.0));
+            let mut squares = s.splat(0.0);
             for (x, factor) in row.as_chunks_mut::<16>().0.iter_mut().zip(&sum) {
                 let p = s.mul(s.load(x), s.load(factor));
                 s.store(p, x);
                 squares = s.fma(p, p, squares);
-                peak = s.max(p, peak);
             }
             energy += f64::from(s.reduce_add(squares));
-            peaks.push(largest(s, peak));
         }
-        Statistics { energy, peaks }
+        energy
     }
 }
 

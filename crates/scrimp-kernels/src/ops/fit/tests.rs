@@ -65,8 +65,7 @@ fn oracle(fit: &ValueFit<'_>, v: &[f32]) -> Vec<f64> {
         }
     }
     for (j, row) in gram.iter_mut().enumerate() {
-        let peak = x.iter().map(|x| x[j]).fold(0.0, f64::max);
-        row[j] += f64::from(fit.ridge) * mean * (1.0 + f64::from(fit.point) * peak * peak);
+        row[j] += f64::from(fit.ridge) * mean;
     }
     eliminate(&mut gram, &mut right);
     v.iter().zip(right.iter().flatten()).map(|(v, change)| f64::from(*v) + change).collect()
@@ -76,7 +75,7 @@ fn oracle(fit: &ValueFit<'_>, v: &[f32]) -> Vec<f64> {
 fn every_level_solves_the_normal_equations() {
     // More queries than keys and fewer; sizes above and below those of tiles and blocks.
     for (m, n, dim) in [(1, 1, 8), (5, 3, 16), (3, 70, 24), (90, 33, 64), (150, 100, 32), (130, 131, 80)] {
-        for (softcap, biased, point) in [(None, false, 0.0), (Some(5.0), true, 3.0)] {
+        for (softcap, biased) in [(None, false), (Some(5.0), true)] {
             let q: Vec<f32> = numbers(1, m * dim).iter().map(|x| 3.0 * x).collect();
             let (k, outputs, bias) = (numbers(2, n * dim), numbers(3, m * dim), numbers(4, n));
             let sinks = numbers(6, m);
@@ -90,7 +89,6 @@ fn every_level_solves_the_normal_equations() {
                 softcap,
                 sinks: biased.then_some(&sinks),
                 ridge: 0.03,
-                point,
             };
             let v = numbers(5, n * dim);
             let want = oracle(&fit, &v);
@@ -110,18 +108,7 @@ fn every_level_solves_the_normal_equations() {
 
 /// Checks at every level whether the values of keys `k` are replaced, and that they are finite.
 fn check(q: &[f32], k: &[f32], outputs: &[f32], ridge: f32, solved: bool) {
-    let fit = ValueFit {
-        q,
-        outputs,
-        k,
-        bias: None,
-        dim: 16,
-        scale: 1.0,
-        softcap: None,
-        sinks: None,
-        ridge,
-        point: 0.0,
-    };
+    let fit = ValueFit { q, outputs, k, bias: None, dim: 16, scale: 1.0, softcap: None, sinks: None, ridge };
     for level in SimdLevel::supported() {
         let before = numbers(5, k.len());
         let mut v = before.clone();

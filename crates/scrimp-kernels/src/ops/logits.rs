@@ -11,7 +11,7 @@ const F32_RUN: usize = 16;
 ///
 /// `e^x = 2^n * e^r` with `n = round(x / ln 2)`, `|r| <= ln(2) / 2`, and a polynomial for `e^r` (Cephes `expf`).
 #[inline(always)]
-pub(crate) fn exp_nonpositive(x: f32) -> f32 {
+pub fn exp_nonpositive(x: f32) -> f32 {
     // Adding 1.5 * 2^23 leaves the rounded integer in the low mantissa bits.
     const MAGIC: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -61,7 +61,7 @@ pub fn argmax(logits: &[f32]) -> Option<u32> {
 }
 
 /// `sum over i of e^((logits[i] - max) * scale)`, over the logits that are at least `floor`.
-pub(crate) fn exp_sum(logits: &[f32], max: f32, scale: f32, floor: f32) -> f64 {
+pub fn exp_sum(logits: &[f32], max: f32, scale: f32, floor: f32) -> f64 {
     let term = |x: f32| if x >= floor { exp_nonpositive((x - max) * scale) } else { 0.0 };
     let mut total = 0.0;
     for run in logits.chunks(LANES * F32_RUN) {
