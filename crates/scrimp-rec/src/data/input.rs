@@ -2,10 +2,6 @@
 
 use crate::{Error, Result};
 use flate2::bufread::MultiGzDecoder;
-use ruzstd::decoding::{
-    BlockDecodingStrategy, FrameDecoder,
-    errors::{FrameDecoderError, ReadFrameHeaderError},
-};
 use std::{
     fs::File,
     io::{self, BufRead as _, BufReader, Read},
@@ -15,6 +11,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+use zstd::stream::read::Decoder as ZstdDecoder;
 
 const BUFFER: usize = 1 << 17;
 
@@ -37,7 +34,7 @@ type Raw = BufReader<Counted>;
 enum Decoder {
     Plain(Raw),
     Gzip(Box<MultiGzDecoder<Raw>>),
-    Zstd(Box<Zstd>),
+    Zstd(ZstdDecoder<'static, Raw>),
 }
 
 /// An open file.
@@ -61,11 +58,7 @@ impl Input {
         let decoder = if start.starts_with(&[0x1f, 0x8b]) {
             Decoder::Gzip(Box::new(MultiGzDecoder::new(raw)))
         } else if is_zstd(start) {
-            {
-                let zstd = Zstd::new(raw);
-                let what = |e| format!("the Zstandard data is damaged or cut off: {e}");
-                Decoder::Zstd(Box::new(zstd.map_err(|e| Error::bad_file(path, what(e)))?))
-            }
+            Decoder::Zstd(ZstdDecoder::with_buffer(raw).map_err(|e| Error::io(path, e))?)
         } else {
             Decoder::Plain(raw)
         };
@@ -117,58 +110,4 @@ fn is_zstd(start: &[u8]) -> bool {
     // A frame or a skippable frame.
     start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
         || (start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18])
-}
-
-/// A sequence of Zstandard frames.
-struct Zstd {
-    raw: Raw,
-    decoder: FrameDecoder,
-}
-
-impl Zstd {
-    fn new(raw: Raw) -> Result<Self, String> {
-        let mut zstd = Self { raw, decoder: FrameDecoder::new() };
-        zstd.next_frame().map(|_| zstd)
-    }
-
-    /// Reads the header of the next frame and skips skippable frames. Returns false at the end of the file.
-    fn next_frame(&mut self) -> Result<bool, String> {
-        loop {
-            let start = self.raw.fill_buf().map_err(|e| e.to_string())?;
-            if start.is_empty() {
-                return Ok(false);
-            }
-            if !is_zstd(start) {
-                return Err("something else follows the compressed data".to_owned());
-            }
-            match self.decoder.reset(&mut self.raw) {
-                Ok(()) => return Ok(true),
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
-                    length,
-                    ..
-                })) => {
-                    let length = u64::from(length);
-                    let skipped = io::copy(&mut self.raw.by_ref().take(length), &mut io::sink());
-                    if skipped.map_err(|e| e.to_string())? != length {
-                        return Err("it ends too early".to_owned());
-                    }
-                }
-                Err(e) => return Err(e.to_string()),
-            }
-        }
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            while self.decoder.can_collect() < buffer.len() && !self.decoder.is_finished() {
-                let missing = buffer.len() - self.decoder.can_collect();
-                let strategy = BlockDecodingStrategy::UptoBytes(missing);
-                self.decoder.decode_blocks(&mut self.raw, strategy).map_err(io::Error::other)?;
-            }
-            let n = self.decoder.read(buffer)?;
-            if n > 0 || buffer.is_empty() || !self.next_frame().map_err(io::Error::other)? {
-                return Ok(n);
-            }
-        }
-    }
 }
