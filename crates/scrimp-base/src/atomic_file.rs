@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
@@ -44,8 +44,7 @@ impl AtomicFile {
         }
         let name = name.to_string_lossy();
         remove_abandoned(path, &name);
-        let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        let file = File::create(&temporary).map_err(|e| Error::write(path, e))?;
+        let (temporary, file) = create_locked(path, &name).map_err(|e| Error::write(path, e))?;
         let writer = Some(BufWriter::with_capacity(1 << 18, file));
         Ok(Self { writer, temporary, path: path.to_owned(), bytes: 0 })
     }
@@ -68,10 +67,10 @@ impl AtomicFile {
     /// # Errors
     /// The disk is full, or the system refuses; then the path keeps its old content.
     pub fn commit(mut self) -> Result<u64> {
-        if let Some(writer) = self.writer.take() {
-            let file = writer.into_inner().map_err(|e| Error::write(&self.path, e.into_error()))?;
-            file.sync_all().map_err(|e| Error::write(&self.path, e))?;
-        }
+        let Some(writer) = self.writer.take() else { return Ok(self.bytes) };
+        // The file stays open, and so locked, until it has its name.
+        let file = writer.into_inner().map_err(|e| Error::write(&self.path, e.into_error()))?;
+        file.sync_all().map_err(|e| Error::write(&self.path, e))?;
         fs::rename(&self.temporary, &self.path).map_err(|e| Error::write(&self.path, e))?;
         Ok(self.bytes)
     }
@@ -138,24 +137,44 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
+        // Some systems do not remove open files.
+        self.writer = None;
         // After `commit` there is no such file.
         let _ = fs::remove_file(&self.temporary);
     }
 }
 
-/// Removes the temporary files of `path` whose process no longer runs. Without `/proc` nothing is removed.
+/// Creates a temporary file for `path`, and locks it: a locked file belongs to a running process. On a file system
+/// without locks, the file is not locked.
+fn create_locked(path: &Path, name: &str) -> io::Result<(PathBuf, File)> {
+    let process = std::process::id();
+    for number in 0_u64.. {
+        let temporary = path.with_file_name(format!(".{name}.{process}-{number}.partial"));
+        let file = match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(e) => return Err(e),
+        };
+        // `remove_abandoned` of another process can lock the file first; then it removes the file.
+        if file.lock().is_err() || temporary.exists() {
+            return Ok((temporary, file));
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Removes the temporary files of `path` that no process holds a lock on. Without locks nothing is removed.
 fn remove_abandoned(path: &Path, name: &str) {
     let Some(dir) = path.parent() else { return };
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    if !Path::new("/proc/self").exists() {
-        return;
-    }
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let found = entry.file_name();
-        let pid = found.to_str().and_then(|f| {
-            f.strip_prefix('.')?.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(".partial")?.parse().ok()
+        let process = found.to_str().and_then(|f| {
+            f.strip_prefix('.')?.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(".partial")
         });
-        if pid.is_some_and(|pid: u32| !Path::new(&format!("/proc/{pid}")).exists()) {
+        let ours =
+            process.is_some_and(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit() || b == b'-'));
+        if ours && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -215,15 +234,32 @@ mod tests {
     #[test]
     fn leftovers_of_killed_processes_are_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.txt");
-        let (dead, living) =
-            (dir.path().join(".a.txt.4294967295.partial"), dir.path().join(".a.txt.1.partial"));
-        fs::write(&dead, "").unwrap();
-        fs::write(&living, "").unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let (path, dead) = (file("a.txt"), file(".a.txt.1-0.partial"));
+        let others = [file(".a.txt.old.partial"), file(".b.txt.1.partial"), file(".a.txt..partial")];
+        others.iter().chain([&dead]).for_each(|path| fs::write(path, "").unwrap());
+        let (living, lock) = create_locked(&path, "a.txt").unwrap();
         drop(AtomicFile::create(&path).unwrap());
-        if Path::new("/proc/self").exists() {
-            assert!(!dead.exists() && living.exists());
+        assert!(!dead.exists() && living.exists());
+        assert!(others.iter().all(|path| path.exists()));
+        drop(lock);
+        drop(AtomicFile::create(&path).unwrap());
+        assert!(!living.exists());
+    }
+
+    #[test]
+    fn two_files_for_one_path_do_not_mix() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        let mut files = [AtomicFile::create(&path).unwrap(), AtomicFile::create(&path).unwrap()];
+        for (file, bytes) in files.iter_mut().zip([b"one", b"two"]) {
+            file.append(bytes).unwrap();
         }
+        for (file, bytes) in files.into_iter().zip([b"one", b"two"]) {
+            assert_eq!(file.commit().unwrap(), 3);
+            assert_eq!(fs::read(&path).unwrap(), bytes);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

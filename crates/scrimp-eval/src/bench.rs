@@ -130,17 +130,6 @@ fn best(logits: &[f32]) -> Result<u32> {
     argmax(logits).ok_or_else(|| Error::bad_input("the model gave no usable logits (all are NaN or -inf)"))
 }
 
-/// Peak resident memory of this process in bytes; `None` if the system does not report it.
-pub fn peak_rss_bytes() -> Option<u64> {
-    // Linux's `getrusage` includes the memory of the program that this process ran before.
-    let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
-        return scrimp_kernels::mem::peak_rss_bytes();
-    };
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,13 +178,5 @@ mod tests {
         assert_eq!(run(1, 1, 0, 16).unwrap_err(), "`depth` must be at least 1");
         assert!(run(1, usize::MAX, 1, 16).is_err());
         assert!(run(100, 1, 1, 200).is_err(), "not enough text");
-    }
-
-    #[test]
-    fn memory_is_read() {
-        if cfg!(unix) {
-            assert!(peak_rss_bytes().unwrap() > 1 << 20);
-            assert!(scrimp_kernels::mem::peak_rss_bytes().unwrap() > 1 << 20);
-        }
     }
 }

@@ -52,11 +52,11 @@ pub(super) struct Client {
 impl Client {
     /// `token` is sent to the server at `hub` only, never to the target of a redirect.
     pub(super) fn new(hub: &str, token: Option<String>) -> Self {
-        // Certificates of the system if it has any (a company's proxy), otherwise Mozilla's.
-        let has_system_certs =
-            std::env::var_os("SSL_CERT_FILE").is_some() || Path::new("/etc/ssl/certs").is_dir();
-        let roots =
-            if has_system_certs || !cfg!(unix) { RootCerts::PlatformVerifier } else { RootCerts::WebPki };
+        // Certificates of the system if it has any (a company's proxy), otherwise Mozilla's. Linux can lack them.
+        let has_system_certs = std::env::consts::OS != "linux"
+            || std::env::var_os("SSL_CERT_FILE").is_some()
+            || Path::new("/etc/ssl/certs").is_dir();
+        let roots = if has_system_certs { RootCerts::PlatformVerifier } else { RootCerts::WebPki };
         let config = || {
             Agent::config_builder()
                 .timeout_resolve(Some(CONNECT))

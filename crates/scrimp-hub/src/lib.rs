@@ -50,8 +50,8 @@ impl Hub {
         Self { cache: cache.into(), hf_endpoint: HF.to_owned(), hf_token: None, pip: None }
     }
 
-    /// The hub that the environment describes: `SCRIMP_CACHE` (else `XDG_CACHE_HOME/scrimp`, else `~/.cache/scrimp`),
-    /// `HF_ENDPOINT`, `HF_TOKEN`, `SCRIMP_PIP`.
+    /// The hub that the environment describes: `SCRIMP_CACHE` (else `XDG_CACHE_HOME/scrimp`, else `LOCALAPPDATA/scrimp`,
+    /// which is set on Windows, else `~/.cache/scrimp`), `HF_ENDPOINT`, `HF_TOKEN`, `SCRIMP_PIP`.
     ///
     /// # Errors
     /// When no cache directory can be determined, or `HF_ENDPOINT` is not an HTTP address.
@@ -60,6 +60,7 @@ impl Hub {
         let dir = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let cache = dir("SCRIMP_CACHE")
             .or_else(|| dir("XDG_CACHE_HOME").filter(|p| p.is_absolute()).map(|p| p.join("scrimp")))
+            .or_else(|| dir("LOCALAPPDATA").map(|p| p.join("scrimp")))
             .or_else(|| dir("HOME").map(|p| p.join(".cache/scrimp")))
             .ok_or_else(|| {
                 Error::unavailable(

@@ -31,12 +31,14 @@ impl Pip {
         if let Some(pip) = std::env::var("SCRIMP_PIP").ok().filter(|p| !p.trim().is_empty()) {
             return Some(Self::new(&pip));
         }
-        ["python3 -m pip", "python -m pip", "pip3", "pip"].into_iter().map(Self::new).find(|pip| {
-            let quiet = || Stdio::null();
-            let status =
-                pip.command().arg("--version").stdin(quiet()).stdout(quiet()).stderr(quiet()).status();
-            status.is_ok_and(|s| s.success())
-        })
+        ["python3 -m pip", "python -m pip", "py -m pip", "pip3", "pip"].into_iter().map(Self::new).find(
+            |pip| {
+                let quiet = || Stdio::null();
+                let status =
+                    pip.command().arg("--version").stdin(quiet()).stdout(quiet()).stderr(quiet()).status();
+                status.is_ok_and(|s| s.success())
+            },
+        )
     }
 
     /// A command line: the path of a program, or words separated by spaces.

@@ -13,8 +13,9 @@
 //! | [`embedding::forward`] | embedding bags over hashed tables, and their gradients |
 //! | [`ops`] | RMSNorm, RoPE, gates and soft caps, a row at a time; f32 products for training |
 //! | [`mem::Arena`], [`mem::PageMemory`], [`mem::MappedFile`] | memory for weights, for pages, and files |
+//! | [`system`], [`cpu_name`], [`cpu_features`] | facts about the machine |
 //!
-//! The folders form layers: `arch` < `exec`, `mem` < `quant` < `linear`, `attention`, `embedding`, `ops`. A folder
+//! The folders form layers: `system` < `arch` < `exec`, `mem` < `quant` < `linear`, `attention`, `embedding`, `ops`. A folder
 //! imports lower layers only (`tests/layers.rs`).
 //!
 //! A linear layer of two rows, with weights in bf16:
@@ -57,7 +58,8 @@ pub mod linear;
 pub mod mem;
 pub mod ops;
 pub mod quant;
+pub mod system;
 
-pub use arch::{SimdLevel, UnsupportedSimdLevel};
+pub use arch::{SimdLevel, UnsupportedSimdLevel, cpu_features, cpu_name};
 pub use exec::{Exec, Pool};
 pub use quant::DType;

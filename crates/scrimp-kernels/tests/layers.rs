@@ -1,7 +1,7 @@
 //! The order of the crate's folders: each imports those before it and none behind it.
 //!
 //! ```text
-//! arch < exec, mem < quant < linear, attention, embedding, ops
+//! system < arch < exec, mem < quant < linear, attention, embedding, ops
 //! ```
 //! Folders of one layer do not import each other. The test reads the paths `crate::...` and `super::...` of every
 //! source file, those of tests included.
@@ -13,8 +13,8 @@ use std::{
 };
 
 /// Folders, lowest layer first.
-const LAYERS: [&[&str]; 4] =
-    [&["arch"], &["exec", "mem"], &["quant"], &["linear", "attention", "embedding", "ops"]];
+const LAYERS: [&[&str]; 5] =
+    [&["system"], &["arch"], &["exec", "mem"], &["quant"], &["linear", "attention", "embedding", "ops"]];
 /// Names that `lib.rs` re-exports, and their folders.
 const REEXPORTS: [(&str, &str); 4] =
     [("SimdLevel", "arch"), ("Exec", "exec"), ("Pool", "exec"), ("DType", "quant")];

@@ -1,7 +1,13 @@
 //! PyTorch's OpenMP runtime, whose threads can run kernels.
 
-use scrimp_kernels::exec::{StartTeam, Team};
-use std::ffi::{CStr, CString, c_int, c_void};
+use scrimp_kernels::{
+    exec::{StartTeam, Team},
+    system::loaded_symbol,
+};
+use std::{
+    ffi::{c_int, c_void},
+    ptr::NonNull,
+};
 
 /// The functions of an OpenMP runtime that a pool needs.
 #[derive(Clone, Copy)]
@@ -14,25 +20,16 @@ impl OpenMp {
     /// The runtime that a loaded library links to; `None` if the library is not loaded or its runtime lacks the GNU
     /// entry point.
     pub(crate) fn of_library(path: &str) -> Option<Self> {
-        let path = CString::new(path).ok()?;
-        // SAFETY: `path` is a NUL-terminated string. RTLD_NOLOAD finds loaded libraries only, so that no initializer
-        // runs.
-        let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY) };
-        if library.is_null() {
-            return None;
-        }
-        let find = |name: &CStr| -> Option<*mut c_void> {
-            // SAFETY: `library` is an open handle, which is never closed; `name` is NUL-terminated.
-            let found = unsafe { libc::dlsym(library, name.as_ptr()) };
-            (!found.is_null()).then_some(found)
-        };
+        let find = |name| loaded_symbol(path, name);
         let (parallel, max_threads) = (find(c"GOMP_parallel")?, find(c"omp_get_max_threads")?);
         // SAFETY: every runtime that exports these names gives them these types: `GOMP_parallel` is part of the GNU ABI
         // since GCC 4.9, `omp_get_max_threads` of the OpenMP standard.
         unsafe {
             Some(Self {
-                parallel: std::mem::transmute::<*mut c_void, StartTeam>(parallel),
-                max_threads: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> c_int>(max_threads),
+                parallel: std::mem::transmute::<NonNull<c_void>, StartTeam>(parallel),
+                max_threads: std::mem::transmute::<NonNull<c_void>, unsafe extern "C" fn() -> c_int>(
+                    max_threads,
+                ),
             })
         }
     }

@@ -11,6 +11,7 @@
 //! | `array` | arrays that cost the compiler little |
 //! | `expand` | tables for levels without an expanding instruction |
 //! | [`amx`] | tile registers |
+//! | `features` | the CPU's name and features, for reports |
 //! | [`prefetch`](mod@prefetch) | loading cache lines before they are read |
 
 /// Calls an intrinsic in a method of a level.
@@ -34,6 +35,7 @@ mod dispatch;
 pub(crate) mod embedding;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod expand;
+mod features;
 mod level;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -49,6 +51,7 @@ pub(crate) use array::array;
 pub(crate) use attention::AttentionSimd;
 pub(crate) use dispatch::{EntryKernel, Kernel, Level};
 pub(crate) use embedding::EmbeddingSimd;
+pub use features::{cpu_features, cpu_name};
 pub use level::{SimdLevel, UnsupportedSimdLevel};
 pub(crate) use prefetch::{L1, L2, prefetch};
 pub(crate) use scalar::Scalar;

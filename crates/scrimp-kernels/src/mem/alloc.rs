@@ -53,5 +53,5 @@ fn exit(bytes: usize) -> ! {
     let _ = writeln!(rest, "error: out of memory: the system refuses {bytes} more bytes");
     let _ = writeln!(rest, "hint: a smaller model, a shorter context or a higher memory limit may help");
     let len = SIZE - rest.len();
-    super::system::exit_with(&text[..len])
+    crate::system::exit_with(&text[..len])
 }

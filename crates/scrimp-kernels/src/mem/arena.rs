@@ -5,7 +5,7 @@
 
 use super::mapping::Mapping;
 #[cfg(test)]
-use super::system;
+use crate::system;
 use std::{ops::Deref, ops::DerefMut, ptr::NonNull, sync::Arc};
 
 /// Every allocation starts at a multiple of this (two cache lines).

@@ -1,9 +1,9 @@
 //! Anonymous memory straight from the system, aligned for huge pages and unmapped when dropped.
 
-use super::system;
+use crate::system;
 use std::{io, ptr::NonNull};
 
-/// A zeroed private mapping. From [`system::HUGE_PAGE`] bytes on it starts at a multiple of that, and huge pages are
+/// A zeroed private mapping. From [`system::LARGE`] bytes on it starts at a multiple of that, and huge pages are
 /// requested; the system falls back to ordinary pages.
 #[derive(Debug)]
 pub(crate) struct Mapping {

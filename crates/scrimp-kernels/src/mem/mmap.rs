@@ -1,6 +1,6 @@
 //! Read-only memory maps of model files, and giving their pages back.
 
-use super::system;
+use crate::system;
 use std::{fs::File, io, ops::Range, path::Path};
 
 /// A file mapped read-only into memory.

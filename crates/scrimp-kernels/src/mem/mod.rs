@@ -6,11 +6,9 @@ mod mapping;
 pub mod mmap;
 pub mod page_memory;
 pub mod stream;
-mod system;
 
 pub use alloc::ExitWhenOutOfMemory;
 pub use arena::{Arena, ArenaBox};
 pub use mmap::MappedFile;
 pub use page_memory::{Page, PageError, PageMemory};
 pub use stream::largest_word;
-pub use system::peak_rss_bytes;

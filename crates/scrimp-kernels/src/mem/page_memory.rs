@@ -4,7 +4,8 @@
 //! a huge page. A new page is taken from the lowest chunk that has a free slot, so that use gathers in few chunks; a
 //! chunk whose last page is dropped is unmapped, so resident memory really falls. Nothing is reserved ahead of use.
 
-use super::{mapping::Mapping, system::HUGE_PAGE};
+use super::mapping::Mapping;
+use crate::system::LARGE;
 use std::{
     collections::BTreeSet,
     fmt,
@@ -94,7 +95,7 @@ impl PageMemory {
     /// Pages of at least `page_bytes` bytes (rounded up to a multiple of 64), at most `limit` bytes of them at a time.
     pub fn new(page_bytes: usize, limit: Option<usize>) -> Self {
         let page_bytes = page_bytes.clamp(1, isize::MAX as usize / 4).next_multiple_of(ALIGN);
-        let chunk_bytes = page_bytes.next_multiple_of(HUGE_PAGE);
+        let chunk_bytes = page_bytes.next_multiple_of(LARGE);
         Self(Arc::new(Inner { page_bytes, chunk_bytes, limit, state: Mutex::default() }))
     }
 

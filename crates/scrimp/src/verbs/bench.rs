@@ -11,7 +11,7 @@ use crate::{
 };
 use indicatif::ProgressBar;
 use scrimp_eval::bench::{self, DecodeOptions};
-use scrimp_kernels::{Exec, SimdLevel, linear, quant::packed::WeightFormat};
+use scrimp_kernels::{Exec, SimdLevel, linear, quant::packed::WeightFormat, system};
 use scrimp_llm::{
     builtin_text,
     model::{Model, Shape, Synthetic},
@@ -76,7 +76,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
         decode_tok_s: measured.decode_tok_s,
         kv_bytes: measured.kv_bytes,
         kv_bytes_peak: measured.kv_bytes_peak,
-        peak_rss_bytes: bench::peak_rss_bytes(),
+        peak_rss_bytes: system::peak_rss_bytes(),
     };
     app.printer.result(&result, |r| {
         let row = |name: &str, value: String| vec![name.to_owned(), value];

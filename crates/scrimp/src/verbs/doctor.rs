@@ -2,7 +2,7 @@
 
 use crate::{App, cli::DoctorArgs, format, machine};
 use scrimp_hub::{ALIASES, Hub, ModelRef};
-use scrimp_kernels::SimdLevel;
+use scrimp_kernels::{SimdLevel, cpu_features, cpu_name, system};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -44,8 +44,7 @@ struct Expectation {
 pub(crate) fn run(app: &App, _args: &DoctorArgs) -> anyhow::Result<()> {
     let level = SimdLevel::from_env()?;
     let threads = app.threads();
-    let (cpu, features) = machine::cpu();
-    let (memory_bytes, memory_available_bytes, memory_limit_bytes) = machine::memory();
+    let memory = system::memory();
     let hub = Hub::from_env().ok();
     app.printer.note("measuring memory bandwidth ...");
     let bandwidth = machine::Bandwidth::measure(threads);
@@ -63,18 +62,18 @@ pub(crate) fn run(app: &App, _args: &DoctorArgs) -> anyhow::Result<()> {
     let gb = |speed: Option<f64>| speed.map(|s| round(s / 1e9));
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
-        cpu,
-        features,
+        cpu: cpu_name().unwrap_or_else(|| "unknown".to_owned()),
+        features: cpu_features(),
         tier: level.name(),
         supported_tiers: SimdLevel::supported().into_iter().map(SimdLevel::name).collect(),
-        online_cpus: machine::online_cpus(),
-        cpu_quota: machine::cpu_quota(),
+        online_cpus: system::online_cpus(),
+        cpu_quota: system::cpu_quota(),
         threads,
-        memory_bytes,
-        memory_available_bytes,
-        memory_limit_bytes,
-        last_level_cache_bytes: machine::last_level_cache(),
-        huge_pages: machine::huge_page_mode(),
+        memory_bytes: memory.total,
+        memory_available_bytes: memory.available,
+        memory_limit_bytes: memory.limit,
+        last_level_cache_bytes: system::last_level_cache(),
+        huge_pages: system::huge_page_mode(),
         read_gb_per_s: gb(best),
         read_gb_per_s_huge_pages: gb(bandwidth.huge),
         read_gb_per_s_ordinary_pages: gb(bandwidth.ordinary),

@@ -18,7 +18,7 @@ use crate::{
 use prompt::Prompt;
 use reasoning::{Encoded, Spoken};
 use saved::Restored;
-use scrimp_eval::bench;
+use scrimp_kernels::system;
 use scrimp_llm::{
     chat::{ChatTemplate, Message},
     checkpoint::Checkpoint,
@@ -127,7 +127,7 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
             kv_tokens: speaker.sequence.source().kv_tokens(),
             drafted_tokens: result.drafted_tokens,
             accepted_tokens: result.accepted_tokens,
-            peak_rss_bytes: bench::peak_rss_bytes(),
+            peak_rss_bytes: system::peak_rss_bytes(),
         };
         app.printer.result(&answer, |_| "")?;
     }

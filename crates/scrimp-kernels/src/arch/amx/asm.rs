@@ -1,7 +1,7 @@
 //! Tile registers of the CPU. Rust's intrinsics for them are not stable, so these are the instructions themselves.
 //!
-//! The kernel saves tiles with the rest of a thread's registers, once the process has requested permission
-//! (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`), and saves less while they are released.
+//! The kernel saves tiles with the rest of a thread's registers, once the process has requested permission, and saves
+//! less while they are released.
 
 use super::{Shape, Tile};
 use crate::arch::{Kernel, SimdLevel};
@@ -11,15 +11,10 @@ use std::{arch::asm, sync::OnceLock};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Amx(());
 
-/// `arch_prctl` code: request permission to use a register state.
-const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-/// State component of tile data.
-const XFEATURE_XTILEDATA: libc::c_long = 18;
-
 /// Whether the CPU has AMX with bf16 and int8, the system saves its registers, and gives this process permission.
 pub(crate) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| cpu_has_amx() && permitted())
+    *AVAILABLE.get_or_init(|| cpu_has_amx() && crate::system::permits_tile_registers())
 }
 
 fn cpu_has_amx() -> bool {
@@ -37,17 +32,6 @@ fn cpu_has_amx() -> bool {
     // SAFETY: OSXSAVE says that `xgetbv` exists; it only reads.
     unsafe { asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _, options(nomem, nostack)) };
     xcr0 & XTILECFG_XTILEDATA == XTILECFG_XTILEDATA
-}
-
-#[cfg(target_os = "linux")]
-fn permitted() -> bool {
-    // SAFETY: the call only changes what registers this process may use.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn permitted() -> bool {
-    false
 }
 
 impl Amx {

@@ -1,7 +1,7 @@
 //! `scrimp bench embedding`.
 
-use crate::{App, cli::bench::BenchEmbeddingArgs, format, machine};
-use scrimp_kernels::{Exec, SimdLevel};
+use crate::{App, cli::bench::BenchEmbeddingArgs, format};
+use scrimp_kernels::{Exec, SimdLevel, system};
 use scrimp_rec::bench::{self, EmbeddingBench, EmbeddingSpeed};
 use std::num::NonZeroUsize;
 
@@ -11,7 +11,7 @@ const FULL_BYTES: u64 = 10_000_000_000;
 /// Runs the benchmark.
 pub(crate) fn run(app: &App, args: &BenchEmbeddingArgs) -> anyhow::Result<()> {
     let dim = args.dim.get();
-    let available = machine::memory().1.unwrap_or(4 << 30);
+    let available = system::memory().available.unwrap_or(4 << 30);
     let rows = || (FULL_BYTES.min(available / 2) / (dim as u64 * 4)).max(1);
     let options = EmbeddingBench {
         rows_full: args.rows_full.map_or_else(|| rows() as usize, NonZeroUsize::get),
