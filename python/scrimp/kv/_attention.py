@@ -87,13 +87,15 @@ def forward(
     if layer is not None and hides_tokens(attention_mask):
         raise ValueError("CompressedCache takes prompts without padding: one at a time, or all of one length")
     if bias is None:
+        if attention_mask is not None and attention_mask.shape[-1] != n:
+            attention_mask = _fitted(attention_mask, n)
         output = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
     else:
         output = biased_attention(query, key, value, bias, attention_mask, dropout, scaling), None
     if layer is not None:
-        layer.after_attention(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        layer.after_attention(module, query, query.shape[-1] ** -0.5 if scaling is None else scaling)
     return output
 
 

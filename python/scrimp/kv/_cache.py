@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ._attention import BIAS, LAYER, register
-from ._policies import POLICIES
+from ._fit import fit_values
+from ._future import expected_max, future_queries, grouped
+from ._policies import EXPECTED_MAX, POLICIES
 from ._attention_scores import mean_scores
 from ._later import warn_of_later_pass
 from ._select import Crush, Selection, check_reserved, recent_of
@@ -38,6 +40,8 @@ class CompressedLayer(CacheLayerMixin):
         self.packed: Optional[Tuple[Store, Store]] = None
         self.open: Optional[Tuple[Growing, Growing]] = None
         self.bias: Optional[Tensor] = None
+        # Future queries, their outputs over the whole prompt, and the scale of scores, until the values are fitted.
+        self.future: Optional[Tuple[Tensor, Tensor, float]] = None
         # Set from the prompt until its attention is computed, and from then on until its tokens are selected.
         self.awaits_attention = self.awaits_selection = False
 
@@ -88,15 +92,22 @@ class CompressedLayer(CacheLayerMixin):
             self.bias = torch.nn.functional.pad(self.bias, (0, missing + n // 8))
         return self.bias[..., :n]
 
-    def after_attention(self, queries: Tensor, scaling: float) -> None:
-        """Called by the attention function after the prompt's attention."""
+    def after_attention(self, module: Any, queries: Tensor, scaling: float) -> None:
+        """Called by the attention function of ``module`` after the prompt's attention."""
         owner, keys = self.owner, self.keys
         self.awaits_attention = False
         mean = None
         if owner.policy == "h2o" or owner.crush.enabled:
             mean = mean_scores(queries, keys, scaling, owner.queries)
+        scores = None
+        if owner.policy == EXPECTED_MAX or owner.fit:
+            future = grouped(future_queries(module, queries, owner.future_queries, owner.seed + self.index), keys.shape[1])
+            scores, outputs = expected_max(future, keys, self.values, scaling)
+            self.future = (future, outputs, scaling) if owner.fit else None
+        if owner.policy != EXPECTED_MAX:
+            scores = POLICIES[owner.policy](queries, keys, scaling, mean)
         self.awaits_selection = True
-        owner.queue.add(self, POLICIES[owner.policy](queries, keys, scaling, mean), mean, keys)
+        owner.queue.add(self, scores, mean, keys)
 
     def _ensure_selected(self) -> None:
         if self.awaits_selection:
@@ -109,10 +120,16 @@ class CompressedLayer(CacheLayerMixin):
         self.recent = min(recent_of(owner.tokens(self.prompt), owner.recent), self.prompt)
         self.bias = selection.bias.to(keys.dtype) if owner.crush.has_bias else None
         store = STORES[owner.format]
-        if store is None:
-            self._set(selection.take(keys), selection.take(self.values))
+        kept, values = selection.take(keys), selection.take(self.values)
+        packed = None if store is None else store(kept)
+        if self.future is not None:
+            # With the keys as they are stored, so that the fit compensates for their rounding, too.
+            values = fit_values(*self.future, kept if packed is None else packed.get(), values, self.bias)
+            self.future = None
+        if packed is None:
+            self._set(kept, values)
         else:
-            self.packed = (store(selection.take(keys)), store(selection.take(self.values)))
+            self.packed = (packed, store(values))
             self._set(keys[:, :, :0].clone(), self.values[:, :, :0].clone())
 
     def get_seq_length(self, *args: Any) -> int:
@@ -193,36 +210,52 @@ class CompressedLayer(CacheLayerMixin):
         return sum(part.nbytes for part in parts) + bias
 
 
+#: Shares of the tokens that take, in int8 with scales and biases, a fraction of the bytes of a whole cache in bfloat16.
+_SHARES = {4: 0.476, 8: 0.238, 16: 0.119}
+
+
 class CompressedCache(Cache):
     """Keeps ``budget`` tokens of a prompt per KV head, selected by ``policy``, with representatives of the dropped ones (KVCrush).
 
     >>> model.set_attn_implementation("scrimp")
-    >>> cache = CompressedCache(policy="snapkv", budget=0.25, kvcrush=0.75)
+    >>> cache = CompressedCache(shrink=4)
     >>> model.generate(**inputs, past_key_values=cache)
 
-    The first forward pass is the prompt: each layer attends with a full cache and is compressed afterwards. All later tokens are kept. The
-    prompts of a batch must have one length, without padding.
+    The first forward pass is the prompt: each layer attends with a full cache and is compressed afterwards (with ``expected-max``, all layers
+    after the pass). All later tokens are kept. The prompts of a batch must have one length, without padding.
 
     Args:
-        policy: ``snapkv``, ``h2o``, ``tova``, ``knorm`` or ``streaming``.
-        budget: tokens that each KV head keeps: a number (int) or a share of the prompt (float).
-        kvcrush: share of the budget for representatives, or a :class:`Crush`; 0 turns KVCrush off.
-        format: storage of the kept tokens: ``model`` (the model's type) or ``int8``.
+        policy: ``expected-max``, ``snapkv``, ``h2o``, ``tova``, ``knorm`` or ``streaming``.
+        budget: tokens that each KV head keeps: a number (int) or a share of the prompt (float). With ``expected-max``, the average over all
+            layers, which share one budget. ``None``: 0.25.
+        kvcrush: share of the budget for representatives, or a :class:`Crush`; 0 turns KVCrush off. ``None``: 0.25 with ``expected-max``, else 0.75.
+        format: storage of the kept tokens: ``model`` (the model's type) or ``int8``. ``None``: ``model``.
+        shrink: instead of budget and format: 4, 8 or 16 times fewer bytes than the whole prompt takes in bfloat16.
         sinks, recent: first and last tokens of the prompt that are always kept; they count in the budget. ``recent=None``: a sixth of the
             budget, 32 to 128.
+        fit: replace the values of the kept tokens by those that reproduce the attention over all tokens. ``None``: with ``expected-max`` only,
+            because on some models the fit costs accuracy with other policies.
         queries: number of the prompt's queries that contribute to mean attention scores; ``None``: all.
+        future_queries: number of the prompt's queries that ``expected-max`` and the fit rotate to later positions; ``None``: all.
         layers_at_once: number of layers whose tokens are selected together; ``None``: 4 on a GPU, where that is faster, else 1.
         config: the model's configuration. Layers with a sliding window that is shorter than the prompt are small and are not compressed;
             the attention function recognizes them without ``config``, too.
     """
 
     def __init__(
-        self, policy: str = "snapkv", budget: Union[int, float] = 0.25, kvcrush: Union[float, Crush] = 0.75, format: str = "model", *,
-        sinks: int = 4, recent: Optional[int] = None, queries: Optional[int] = 512, seed: int = 0, config: Any = None, layers_at_once: Optional[int] = None,
+        self, policy: str = EXPECTED_MAX, budget: Union[int, float, None] = None, kvcrush: Union[float, Crush, None] = None, format: Optional[str] = None, *,
+        shrink: Optional[int] = None, fit: Optional[bool] = None, sinks: int = 4, recent: Optional[int] = None, queries: Optional[int] = 512, future_queries: Optional[int] = 512, seed: int = 0, config: Any = None, layers_at_once: Optional[int] = None,
     ) -> None:
         super().__init__(layers=[])
-        if policy not in POLICIES:
-            raise ValueError(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
+        if shrink is not None:
+            if budget is not None or format is not None:
+                raise ValueError("shrink chooses the budget and the format: leave them out")
+            if shrink not in _SHARES:
+                raise ValueError(f"there is no cache that is {shrink} times smaller; there are {', '.join(map(str, _SHARES))}")
+            budget, format = _SHARES[shrink], "int8"
+        budget, format = 0.25 if budget is None else budget, format or "model"
+        if policy not in (EXPECTED_MAX, *POLICIES):
+            raise ValueError(f"there is no policy {policy!r}; there are {EXPECTED_MAX}, {', '.join(POLICIES)}")
         if format not in STORES:
             raise ValueError(f"there is no format {format!r}; there are {', '.join(STORES)}")
         if isinstance(budget, bool) or not isinstance(budget, (int, float)):
@@ -230,17 +263,23 @@ class CompressedCache(Cache):
         if isinstance(budget, float) and not 0 < budget <= 1:
             raise ValueError(f"a budget of {budget} is no share of the prompt: it must be above 0.0 and at most 1.0")
         check_reserved(sinks, recent)
-        if queries is not None and queries < 1:
-            raise ValueError("queries must be 1 or more, or None for all")
+        for name, number in (("queries", queries), ("future_queries", future_queries)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be 1 or more, or None for all")
         if layers_at_once is not None and layers_at_once < 1:
             raise ValueError("layers_at_once must be 1 or more, or None")
         self.policy, self.budget, self.format = policy, budget, format
+        if kvcrush is None:
+            kvcrush = 0.25 if policy == EXPECTED_MAX else 0.75
         self.crush = kvcrush if isinstance(kvcrush, Crush) else Crush(share=float(kvcrush))
         self.sinks, self.recent, self.queries, self.seed = sinks, recent, queries, seed
+        self.fit, self.future_queries = policy == EXPECTED_MAX if fit is None else fit, future_queries
         if isinstance(budget, int) and budget < max(1, sinks + recent_of(budget, recent)):
             raise ValueError(
                 f"a budget of {budget} tokens is smaller than the {sinks} sinks and {recent_of(budget, recent)} recent tokens; take 1 or more beyond"
             )
+        #: Whether all layers share one budget: a layer keeps as many tokens as it has among the best scores of all layers.
+        self.shares_layers = policy == EXPECTED_MAX
         self.queue = SelectionQueue(self, layers_at_once)
         config = getattr(config, "text_config", config)
         kinds = getattr(config, "layer_types", None) or []

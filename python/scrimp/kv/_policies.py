@@ -40,6 +40,9 @@ def _streaming(queries: Tensor, keys: Tensor, scaling: float, mean: Tensor) -> T
     return torch.arange(keys.shape[2], device=keys.device, dtype=torch.float32).expand(keys.shape[:3])
 
 
+#: The policy whose scores are those of :func:`scrimp.kv._future.expected_max`.
+EXPECTED_MAX = "expected-max"
+
 #: ``policy(queries, keys, scaling, mean)`` by name. ``mean`` are the scores of :func:`mean_scores`.
 POLICIES: Dict[str, Callable[[Tensor, Tensor, float, Tensor], Tensor]] = {
     "snapkv": _snapkv,

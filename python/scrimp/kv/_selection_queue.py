@@ -1,6 +1,7 @@
 """A queue of layers whose tokens are not selected yet, so that several layers are selected together.
 
-A selection is about 70 small operations. On a GPU their launches take most of the time, and four layers need as many launches as one.
+A selection is about 70 small operations. On a GPU their launches take most of the time, and four layers need as many launches as one. Layers that
+share one budget wait for the last one.
 """
 
 from typing import Any, List, Optional, Tuple
@@ -8,7 +9,7 @@ from typing import Any, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from ._select import Selection, key_products, select_by_products
+from ._select import Selection, key_products, recent_of, select_by_products
 
 
 class SelectionQueue:
@@ -25,7 +26,7 @@ class SelectionQueue:
         owner = self.owner
         products = key_products(keys, layer.index, owner.seed) if owner.crush.enabled else None
         self.layers.append((layer, scores, attention, products))
-        if len(self.layers) >= (self.limit or (4 if keys.is_cuda else 1)):
+        if not owner.shares_layers and len(self.layers) >= (self.limit or (4 if keys.is_cuda else 1)):
             self.flush()
 
     def flush(self) -> None:
@@ -34,6 +35,8 @@ class SelectionQueue:
         if not layers:
             return
         owner, batch = self.owner, layers[0][1].shape[0]
+        if owner.shares_layers:
+            return self._select_sharing(layers)
 
         def stacked(part: int) -> Optional[Tensor]:
             tensors = [layer[part] for layer in layers]
@@ -45,3 +48,28 @@ class SelectionQueue:
         for i, (layer, *_) in enumerate(layers):
             rows = slice(i * batch, (i + 1) * batch)
             layer.keep(Selection(selected.indices[rows], selected.bias[rows]))
+
+    def _select_sharing(self, layers: List[Tuple[Any, Tensor, Optional[Tensor], Optional[Tensor]]]) -> None:
+        """Selects the tokens of all layers of a prompt, which share one budget."""
+        owner, tokens = self.owner, layers[0][1].shape[2]
+        budget = owner.tokens(tokens)
+        recent = recent_of(budget, owner.recent)
+        budgets = shared_budgets([scores for _, scores, *_ in layers], budget, owner.sinks, recent)
+        for (layer, scores, attention, products), n in zip(layers, budgets):
+            layer.keep(select_by_products(scores, attention, products, n, owner.crush, sinks=owner.sinks, recent=recent))
+
+
+def shared_budgets(scores: List[Tensor], budget: int, sinks: int, recent: int) -> List[int]:
+    """Tokens per KV head of each layer, ``budget`` on average: a layer gets as many as it has among the best scores of all layers."""
+    heads, tokens = scores[0].shape[0] * scores[0].shape[1], scores[0].shape[2]
+    begin = min(sinks, tokens)
+    end = max(tokens - recent, begin)
+    reserved = tokens - (end - begin)
+    free = max(min(budget, tokens) - reserved, 0) * len(scores)
+    middle = torch.stack([part[..., begin:end].flatten() for part in scores]).nan_to_num(-1.0)
+    best = middle.flatten().topk(free * heads).indices // middle.shape[1]
+    wanted = torch.bincount(best, minlength=len(scores)).cpu().double() / heads
+    counts = wanted.floor().long()
+    # What rounding leaves goes to the layers that it costs most.
+    counts[(wanted - counts).argsort(descending=True, stable=True)[: free - int(counts.sum())]] += 1
+    return [reserved + int(count) for count in counts]
