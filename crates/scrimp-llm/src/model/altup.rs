@@ -14,7 +14,7 @@
 //! All streams of a token are one row of [`Buffers::streams`](super::forward::Buffers).
 
 use super::{
-    forward::{Pass, each_row, product, sized},
+    forward::{Pass, each_row, norm_or_copy, product, sized},
     per_layer::LayerInputWeights,
     weights::{LayerNorms, LinearWeights},
 };
@@ -167,7 +167,7 @@ impl Pass<'_> {
         each_row(exec.pool, sized(&mut buffers.laurel, n * hidden), hidden, |t, out| {
             let row = t * hidden..(t + 1) * hidden;
             let norm = attn_norm.map(|weight| config.rms_norm(weight));
-            super::forward::norm_or_copy(exec.level, norm.as_ref(), &h[row.clone()], out);
+            norm_or_copy(exec.level, norm.as_ref(), &h[row.clone()], out);
             config.rms_norm(&weights.norm).add_to(exec.level, &block[row], out);
         });
     }

@@ -1,6 +1,9 @@
 //! Attention of a forward pass. Each sequence reads its own cache, which already has its new keys and values.
 
-use super::forward::{LayerPlace, Pass, SequenceChunk, sized};
+use super::{
+    chunk::{LayerPlace, SequenceChunk},
+    forward::{Pass, sized},
+};
 use crate::{
     config::ModelConfig,
     error::{Error, Result},

@@ -13,10 +13,7 @@
 //! always large. All other steps (decoding, ends of prompts) run in a second pass at the [exact
 //! level](scrimp_kernels::SimdLevel::exact), and so do the steps behind the attention of the last layer.
 
-use super::{
-    Model, Session,
-    forward::{Buffers, SequenceChunk},
-};
+use super::{Model, Session, chunk::SequenceChunk, forward::Buffers};
 use crate::error::{Error, Result};
 use scrimp_kernels::SimdLevel;
 

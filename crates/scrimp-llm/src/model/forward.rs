@@ -18,29 +18,24 @@
 //! [`super::LayerRunner`] runs them for one layer at a time, with matrices that its caller supplies.
 
 use super::{
-    Model, Session,
+    Model,
+    chunk::{LayerPlace, SequenceChunk},
+    embed::{Embedding, bad_embedding},
     experts::ExpertBuffers,
-    future_queries::SampledQueries,
-    reconstruction::Reconstruction,
     recurrence::StateInputs,
     weights::{AttentionWeights, FeedForward, Layer, LayerNorms, LinearWeights, Mixer},
 };
 use crate::{
-    checkpoint::Checkpoint,
     config::{Activation, GATE_CUTOFF, HeadShape, ModelConfig, Rope},
-    error::{Error, Result},
+    error::Result,
 };
 use scrimp_kernels::{
-    DType, Exec, Pool, SimdLevel,
-    linear::{ActivationShape, Activations, Linear, LinearScratch, Matrix, Needs, linear},
+    Exec, Pool, SimdLevel,
+    linear::{ActivationShape, Activations, Linear, LinearScratch, Needs, linear},
     ops::{self, Gate, RmsNorm, RopeTable},
-    quant::dequantize::dequantize_row,
 };
-use scrimp_kv::{AttentionScratch, ScoresWanted, Sequence};
-use std::{
-    ops::Range,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use scrimp_kv::AttentionScratch;
+use std::ops::Range;
 
 /// Rows per task of row-wise work.
 const ROWS_PER_TASK: usize = 4;
@@ -97,157 +92,6 @@ pub(super) fn each_row(pool: &Pool, rows: &mut [f32], width: usize, step: impl F
             step(task * ROWS_PER_TASK + i, row);
         }
     });
-}
-
-/// Consecutive tokens of one sequence in a pass.
-pub(super) struct SequenceChunk<'a> {
-    pub(super) kv: &'a mut Sequence,
-    pub(super) sampled_queries: Option<&'a mut SampledQueries>,
-    pub(super) reconstruction: Option<&'a mut Reconstruction>,
-    /// Position of the first token.
-    pub(super) position: usize,
-    /// The length of the sequence for which RoPE is chosen (see [`ModelConfig::rope_for`]).
-    pub(super) rope_tokens: usize,
-    /// Tokens of the chunk.
-    pub(super) n: usize,
-    /// The number of last tokens for which the residual stream after the last layer is needed.
-    pub(super) wanted: usize,
-    /// The error of this chunk. The other chunks of a pass are not affected.
-    pub(super) error: Option<Error>,
-    /// Its first row in the pass.
-    pub(super) first: usize,
-    /// The attention scores to accumulate.
-    pub(super) scores: Option<ScoresWanted>,
-    /// Each token has the bits of a decode step. Its attention is a call of its own.
-    pub(super) as_decoded: bool,
-}
-
-impl<'a> SequenceChunk<'a> {
-    /// The next `n` tokens of `session`.
-    pub(super) fn new(session: &'a mut Session, n: usize, wanted: usize) -> Self {
-        let (position, scores) = (session.len(), session.scores_wanted(n));
-        Self {
-            kv: &mut session.kv,
-            sampled_queries: session.sampled_queries.as_mut(),
-            reconstruction: session.reconstruction.as_mut(),
-            position,
-            rope_tokens: session.rope_tokens,
-            n,
-            wanted,
-            error: None,
-            first: 0,
-            scores,
-            as_decoded: false,
-        }
-    }
-
-    /// A window of `n` tokens in an empty sequence, without accumulated attention scores.
-    pub(super) fn window(kv: &'a mut Sequence, n: usize) -> Self {
-        Self {
-            kv,
-            sampled_queries: None,
-            reconstruction: None,
-            position: 0,
-            rope_tokens: n,
-            n,
-            wanted: n,
-            error: None,
-            first: 0,
-            scores: None,
-            as_decoded: false,
-        }
-    }
-
-    /// Restricts the chunk to its wanted tokens, from row `first` of the pass on, for layers that write no keys and
-    /// values. Returns the row behind them.
-    fn keep_wanted(&mut self, first: usize) -> usize {
-        self.position += self.n - self.wanted;
-        (self.first, self.n) = (first, self.wanted);
-        (self.scores, self.reconstruction) = (None, None);
-        first + self.n
-    }
-
-    /// Its rows.
-    pub(super) fn rows(&self) -> Range<usize> {
-        self.first..self.first + self.n
-    }
-}
-
-/// The place of a layer in the model and in a KV cache.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct LayerPlace {
-    /// Whether RoPE rotates its queries and keys.
-    pub(super) rope: bool,
-    /// Whether it uses the RoPE of layers with a sliding window.
-    pub(super) local_rope: bool,
-    /// Its heads.
-    pub(super) heads: HeadShape,
-    /// Its index in the KV cache.
-    pub(super) kv: usize,
-    /// Whether its queries see all tokens before them.
-    pub(super) full: bool,
-    /// Whether it reads the keys and values of an earlier layer.
-    pub(super) shares_kv: bool,
-}
-
-impl LayerPlace {
-    /// Layer `index` of the model, at index `kv` of the cache.
-    pub(super) fn new(config: &ModelConfig, index: usize, kv: usize) -> Self {
-        let local_rope = config.sliding_window[index].is_some() && config.rope_local.is_some();
-        let (rope, heads) = (config.rope_layers[index], config.heads(index));
-        let full = config.sliding_window[index].is_none();
-        Self { rope, local_rope, heads, kv, full, shares_kv: config.shares_kv(index) }
-    }
-}
-
-/// The source of the embeddings.
-pub(super) enum Embedding<'a> {
-    /// The output matrix, if it is tied to the embedding.
-    Packed(&'a Matrix),
-    /// The rows of a checkpoint's tensor, which may hold values that are not finite.
-    Stored(DType, &'a [u8]),
-}
-
-impl<'a> Embedding<'a> {
-    /// The stored embedding of a checkpoint.
-    ///
-    /// # Errors
-    /// When the tensor is missing or damaged.
-    pub(super) fn stored(checkpoint: &'a Checkpoint) -> Result<Self> {
-        checkpoint.embedding().map(|(dtype, bytes)| Self::Stored(dtype, bytes))
-    }
-
-    /// Writes the scaled embeddings of `tokens` to `h`, `[tokens][hidden_size]`. Returns false if one is not finite.
-    pub(super) fn embed(&self, exec: Exec<'_>, config: &ModelConfig, tokens: &[u32], h: &mut [f32]) -> bool {
-        let finite = AtomicBool::new(true);
-        each_row(exec.pool, h, config.hidden_size, |t, row| {
-            let token = tokens[t] as usize;
-            match self {
-                Self::Packed(matrix) => matrix.row(exec.level, token, row),
-                Self::Stored(dtype, stored) => {
-                    let bytes = stored.len() / config.vocab_size;
-                    dequantize_row(*dtype, &stored[token * bytes..(token + 1) * bytes], row);
-                    if row.iter().any(|x| !x.is_finite()) {
-                        finite.store(false, Ordering::Relaxed);
-                    }
-                }
-            }
-            if config.embedding_scale != 1.0 {
-                ops::scale(exec.level, config.embedding_scale, row);
-            }
-        });
-        finite.into_inner()
-    }
-}
-
-/// The error for an embedding that is not finite.
-pub(super) fn bad_embedding(checkpoint: &Checkpoint) -> Error {
-    bad_table(checkpoint, "token_embd.weight")
-}
-
-/// The error for a row of the table `name` that is not finite.
-pub(super) fn bad_table(checkpoint: &Checkpoint, name: &str) -> Error {
-    Error::damaged_file(checkpoint.path(), format!("tensor {name} holds a NaN or an infinity"))
 }
 
 pub(super) fn product<'a>(p: &'a LinearWeights, out: &'a mut [f32], accumulate: bool) -> Linear<'a> {

@@ -12,7 +12,9 @@
 
 use super::{
     PAGE_TOKENS,
-    forward::{Buffers, Embedding, LayerPlace, Pass, SequenceChunk, bad_embedding, rms_norm_rows, sized},
+    chunk::{LayerPlace, SequenceChunk},
+    embed::{Embedding, bad_embedding},
+    forward::{Buffers, Pass, rms_norm_rows, sized},
     projections::{Projection, seven_matrices},
     weights::{LayerNorms, LinearWeights},
 };

@@ -10,7 +10,8 @@
 //! ```
 
 use super::{
-    forward::{Buffers, Pass, SequenceChunk, each_row, product, sized},
+    chunk::SequenceChunk,
+    forward::{Buffers, Pass, each_row, product, sized},
     projections::{TensorSlice, mamba2_slices, optional_vector, vector},
     recurrence::{StateInputs, decay},
     short_conv::{History, of_row},

@@ -3,7 +3,8 @@
 //! * [`weights`]: a checkpoint's tensors, repacked for the kernels;
 //! * [`projections`]: where a layer's matrices are in a checkpoint;
 //! * [`synthetic`]: random weights of a shape;
-//! * [`forward`]: the forward pass, layer by layer, in the notation of the papers;
+//! * [`forward`]: the forward pass, layer by layer, in the notation of the papers; [`chunk`]: the tokens of a sequence
+//!   in it; [`embed`]: their embeddings;
 //! * [`experts`]: mixtures of experts in it; [`per_layer`]: inputs of layers beside the residual stream; [`altup`]:
 //!   several residual streams;
 //! * [`attention`]: attention over the cache of each sequence; [`recurrence`], [`short_conv`] and [`mamba2`]: layers
@@ -16,7 +17,9 @@
 mod altup;
 mod attention;
 mod batch;
+mod chunk;
 mod compression;
+mod embed;
 mod experts;
 mod forward;
 mod fp8;

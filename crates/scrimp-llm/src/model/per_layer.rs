@@ -9,7 +9,8 @@
 //! The table is only used for lookups, so it stays in the mapped file.
 
 use super::{
-    forward::{Gated, Pass, bad_table, each_row, product, sized},
+    embed::bad_table,
+    forward::{Gated, Pass, each_row, product, sized},
     weights::LinearWeights,
 };
 use crate::{checkpoint::Checkpoint, error::Result};

@@ -12,7 +12,8 @@
 
 use super::{
     Session,
-    forward::{Buffers, Pass, SequenceChunk, product, sized},
+    chunk::SequenceChunk,
+    forward::{Buffers, Pass, product, sized},
     projections::{DeltaProjection, TensorSlice, delta_slice, vector},
     weights::{LayerNorms, LinearWeights, Mixer},
 };

@@ -5,7 +5,8 @@
 //! all threads together.
 
 use super::{
-    forward::{LayerPlace, Pass, SequenceChunk},
+    chunk::{LayerPlace, SequenceChunk},
+    forward::Pass,
     weights::LayerNorms,
 };
 use crate::config::{ModelConfig, RopePairs};

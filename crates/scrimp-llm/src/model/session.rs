@@ -1,11 +1,8 @@
 //! One sequence with its KV cache and scratch memory.
 
 use super::{
-    BLOCK_TOKENS, Model,
-    compression::CompressionState,
-    forward::{Buffers, SequenceChunk},
-    future_queries::SampledQueries,
-    reconstruction::Reconstruction,
+    BLOCK_TOKENS, Model, chunk::SequenceChunk, compression::CompressionState, forward::Buffers,
+    future_queries::SampledQueries, reconstruction::Reconstruction,
 };
 use crate::error::{Error, Result};
 use scrimp_base::SplitMix64;

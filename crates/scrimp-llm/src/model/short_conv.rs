@@ -8,7 +8,8 @@
 //! ```
 
 use super::{
-    forward::{Pass, SequenceChunk, each_row, product, sized},
+    chunk::SequenceChunk,
+    forward::{Pass, each_row, product, sized},
     projections::{TensorSlice, short_conv_slices, vector},
     recurrence::StateInputs,
     weights::{LayerNorms, LinearWeights},

@@ -6,10 +6,7 @@
 //! would see: a pass ends where a page would be packed or dropped, or the cache compressed. Recurrent states return to those
 //! before the draft, and accepted tokens update them again.
 
-use super::{
-    Session,
-    forward::{Buffers, SequenceChunk},
-};
+use super::{Session, chunk::SequenceChunk, forward::Buffers};
 use crate::error::Result;
 
 /// Maximum number of tokens: batches up to this size have the bits of one row.
