@@ -26,6 +26,14 @@ struct Report<'a> {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// KV heads of layers with a sliding window and their dimension, where they differ from those of the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window_kv_heads: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window_head_dim: Option<usize>,
+    /// Number of layers that read the keys and values of earlier layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared_kv_layers: Option<usize>,
     vocab_size: usize,
     activation: &'static str,
     /// Number of sliding-window layers, and their window in tokens.
@@ -99,6 +107,9 @@ fn report<'a>(model: &'a str, path: &'a Path, checkpoint: &'a Checkpoint) -> Rep
         heads: config.n_heads,
         kv_heads: config.n_kv_heads,
         head_dim: config.head_dim,
+        window_kv_heads: config.window_heads.map(|heads| heads.count),
+        window_head_dim: config.window_heads.map(|heads| heads.dim),
+        shared_kv_layers: config.shared_kv.map(|shared| config.n_layers - shared.first),
         vocab_size: config.vocab_size,
         activation: match config.activation {
             Activation::Silu => "SwiGLU",
@@ -152,6 +163,14 @@ fn human(r: &Report<'_>) -> String {
         }
         None => "all layers attend to all tokens".to_owned(),
     };
+    let mut heads = format!("{} with dimension {} (KV heads: {})", r.heads, r.head_dim, r.kv_heads);
+    if let (Some(count), Some(dim)) = (r.window_kv_heads, r.window_head_dim) {
+        heads += &format!("; with a window: dimension {dim} (KV heads: {count})");
+    }
+    let attention = match r.shared_kv_layers {
+        Some(n) => format!("{attention}; the last {n} read keys and values of earlier ones"),
+        None => attention,
+    };
     let states = match r.state_bytes {
         0 => String::new(),
         bytes => format!(", and {} of recurrent states", format::bytes(bytes as u64)),
@@ -172,7 +191,7 @@ fn human(r: &Report<'_>) -> String {
         ("layers", r.layers.to_string()),
         ("width", format!("{} ({} in the {} block)", r.hidden_size, r.intermediate_size, r.activation)),
         ("experts", experts),
-        ("heads", format!("{} with dimension {} (KV heads: {})", r.heads, r.head_dim, r.kv_heads)),
+        ("heads", heads),
         ("attention", attention),
         ("vocabulary", format!("{} (separate output matrix: {})", r.vocab_size, yes(!r.tied_embeddings))),
         ("chat template", yes(r.chat_template)),
