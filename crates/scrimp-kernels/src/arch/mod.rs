@@ -53,6 +53,6 @@ pub(crate) use dispatch::{EntryKernel, Kernel, Level};
 pub(crate) use embedding::EmbeddingSimd;
 pub use features::{cpu_features, cpu_name};
 pub use level::{SimdLevel, UnsupportedSimdLevel};
-pub(crate) use prefetch::{L1, L2, prefetch};
+pub(crate) use prefetch::{L1, L2, prefetch, prefetch_stream};
 pub(crate) use scalar::Scalar;
 pub(crate) use simd::{Simd, round_to_bf16};

@@ -32,3 +32,14 @@ pub(crate) fn prefetch<const CACHE: u8>(at: *const u8) {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
 }
+
+/// [`prefetch`] of `n` neighboring lines of a stream that is read front to back, where the hardware needs that. ARM's
+/// prefetchers find such streams themselves.
+#[inline(always)]
+pub(crate) fn prefetch_stream<const CACHE: u8>(at: *const u8, n: usize) {
+    if cfg!(not(target_arch = "aarch64")) {
+        for i in 0..n {
+            prefetch::<CACHE>(at.wrapping_add(64 * i));
+        }
+    }
+}

@@ -154,6 +154,11 @@ pub(crate) trait Simd: Copy {
         }
         self.load_b(&out)
     }
+    /// Bits of the mask of [`Simd::expand_bytes`] and its relatives.
+    #[inline(always)]
+    fn expanded(self, mask: u64) -> usize {
+        mask.count_ones() as usize
+    }
     /// The same for 32 × u16, 0 elsewhere (`vpexpandw`).
     #[inline(always)]
     fn expand_words(self, mask: u32, from: &[u8; 64]) -> Self::B {
@@ -213,16 +218,71 @@ pub(crate) trait Simd: Copy {
         self.add_i32(acc, self.acc_finish(self.dot_wide(self.acc_init_wide([0; 2]), w, x)))
     }
 
+    /// Whether [`Simd::dot_four`] and its relatives are faster than their steps one by one.
+    const FOUR_STEPS: bool = false;
+    /// [`Simd::dot`] of four steps, one after another.
+    #[inline(always)]
+    fn dot_four(self, mut acc: Self::Accumulator, w: [Self::B; 4], x: &[i32; 4]) -> Self::Accumulator {
+        for k in 0..4 {
+            acc = self.dot(acc, w[k], x[k]);
+        }
+        acc
+    }
+    /// [`Simd::dot_wide`] of four steps, one after another.
+    #[inline(always)]
+    fn dot_four_wide(self, mut acc: Self::Accumulator, w: [Self::B; 4], x: &[i32; 4]) -> Self::Accumulator {
+        for k in 0..4 {
+            acc = self.dot_wide(acc, w[k], x[k]);
+        }
+        acc
+    }
+    /// [`Simd::dot_s8`] of four steps, one after another.
+    #[inline(always)]
+    fn dot_four_s8(self, mut acc: Self::I, w: [Self::B; 4], x: &[i32; 4]) -> Self::I {
+        for k in 0..4 {
+            acc = self.dot_s8(acc, w[k], x[k]);
+        }
+        acc
+    }
+    /// [`Simd::dot_bf16`] of four steps, one after another.
+    #[inline(always)]
+    fn dot_four_bf16(self, mut acc: Self::F, w: [Self::B; 4], x: &[u32; 4]) -> Self::F {
+        for k in 0..4 {
+            acc = self.dot_bf16(acc, w[k], x[k]);
+        }
+        acc
+    }
+
     /// Whether batches are multiplied two tokens at a time, with [`Simd::dot_two`] and [`Simd::dot_two_bf16`].
     const TWO_TOKENS: bool = false;
+    /// Two steps in the order of [`Simd::dot_two`].
+    #[inline(always)]
+    fn paired(self, w: [Self::B; 2]) -> [Self::B; 2] {
+        w
+    }
+    /// The inverse of [`Simd::paired`].
+    #[inline(always)]
+    fn unpaired(self, w: [Self::B; 2]) -> [Self::B; 2] {
+        w
+    }
+    /// The first bytes of a row in two steps after [`Simd::paired`]: the vector, and the place in it.
+    #[inline(always)]
+    fn places_of_row(self, row: usize) -> [(usize, usize); 2] {
+        [(0, 4 * row), (1, 4 * row)]
+    }
     /// Two steps of two tokens.
     type Two: Copy;
-    /// Two neighboring steps of each of two tokens.
+    /// Four neighboring steps of each of two tokens, two at a time.
     #[inline(always)]
-    fn two_tokens(self, _first: &[i32; 2], _second: &[i32; 2]) -> Self::Two {
+    fn two_tokens(self, _first: &[i32; 4], _second: &[i32; 4]) -> [Self::Two; 2] {
         unreachable!("this level multiplies one token at a time")
     }
-    /// The same from a step of both tokens, and the next step of both.
+    /// Two steps of four tokens, of two at a time: a step of all, and the next step of all.
+    #[inline(always)]
+    fn four_tokens(self, _first: &[i32; 4], _second: &[i32; 4]) -> [Self::Two; 2] {
+        unreachable!("this level multiplies one token at a time")
+    }
+    /// Two steps of two tokens: a step of both, and the next step of both.
     #[inline(always)]
     fn two_steps(self, _first: &[i32; 2], _second: &[i32; 2]) -> Self::Two {
         unreachable!("this level multiplies one token at a time")
@@ -237,12 +297,12 @@ pub(crate) trait Simd: Copy {
     fn split(self, _sums: [Self::I; 2]) -> [Self::I; 2] {
         unreachable!("this level multiplies one token at a time")
     }
-    /// [`Simd::dot_s8`] of two steps, for two tokens.
+    /// [`Simd::dot_s8`] of two [`Simd::paired`] steps, for two tokens.
     #[inline(always)]
     fn dot_two(self, _acc: [Self::I; 2], _w: [Self::B; 2], _x: Self::Two) -> [Self::I; 2] {
         unreachable!("this level multiplies one token at a time")
     }
-    /// [`Simd::dot_bf16`] of two steps, for two tokens; the same bits.
+    /// [`Simd::dot_bf16`] of two [`Simd::paired`] steps, for two tokens; the same bits.
     #[inline(always)]
     fn dot_two_bf16(self, _acc: [Self::F; 2], _w: [Self::B; 2], _x: Self::Two) -> [Self::F; 2] {
         unreachable!("this level multiplies one token at a time")

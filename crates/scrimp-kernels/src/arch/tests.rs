@@ -161,6 +161,10 @@ fn bytes<S: Level>(s: S, o: &Operations, results: &mut Results) {
         parts = s.add_i32(parts, s.acc_finish(wide));
         wide = s.acc_init_wide([0; 2]);
     }
+    let four = s.dot_four(s.acc_init(8, [negated, 0]), narrow, &o.quants);
+    assert_eq!(i(s, s.acc_finish(four)), i(s, s.acc_finish(acc)), "four steps");
+    let four = s.dot_four_s8(s.acc_init_s8(sum), w, &o.quants);
+    assert_eq!(i(s, four), i(s, signed), "four steps of signed weights");
     results.extend([("dot", i(s, s.acc_finish(acc))), ("dot_wide", i(s, parts)), ("dot_s8", i(s, signed))]);
     if S::TWO_TOKENS {
         two_tokens(s, o, w);
@@ -174,11 +178,24 @@ fn two_tokens<S: Level>(s: S, o: &Operations, w: [S::B; 4]) {
     let start = [s.splat_i32(3), s.splat_i32(-5)];
     let split = s.split(s.join(start));
     assert_eq!((i(s, split[0]), i(s, split[1])), (i(s, start[0]), i(s, start[1])));
-    for x in [s.two_tokens(&[a, c], &[d, e]), s.two_steps(&[a, d], &[c, e])] {
-        let sums = s.split(s.dot_two(s.join(start), [w[0], w[1]], x));
+    let pair = s.paired([w[0], w[1]]);
+    let [x, others] = s.two_tokens(&[a, c, d, e], &[d, e, a, c]);
+    let [of_four, _] = s.four_tokens(&[a, d, c, e], &[c, e, d, a]);
+    for x in [x, of_four, s.two_steps(&[a, d], &[c, e])] {
+        let sums = s.split(s.dot_two(s.join(start), pair, x));
         let one = |start, first, second| s.dot_s8(s.dot_s8(start, w[0], first), w[1], second);
         assert_eq!(i(s, sums[0]), i(s, one(start[0], a, c)), "first token");
         assert_eq!(i(s, sums[1]), i(s, one(start[1], d, e)), "second token");
+    }
+    let sums = s.split(s.dot_two(s.join(start), pair, others));
+    assert_eq!(i(s, sums[1]), i(s, s.dot_s8(s.dot_s8(start[1], w[0], a), w[1], c)), "next steps");
+    assert_eq!(s.unpaired(pair).map(|w| b(s, w)), [b(s, w[0]), b(s, w[1])], "unpaired");
+    let stored = pair.map(|w| b(s, w));
+    for row in 0..16 {
+        for (k, (vector, byte)) in s.places_of_row(row).into_iter().enumerate() {
+            let bytes = |c: usize| u32::from(o.bytes[k][4 * row + c]);
+            assert!((0..4).all(|c| stored[vector][byte + c] == bytes(c)), "row {row} of step {k}");
+        }
     }
     let pair = |i: usize| {
         let [low, high] = [0, 1].map(|k| i32::from(super::round_to_bf16(o.floats[0][2 * i + k])));
@@ -190,10 +207,10 @@ fn two_tokens<S: Level>(s: S, o: &Operations, w: [S::B; 4]) {
         bytes.iter_mut().skip(1).step_by(2).for_each(|b| *b = *b & 0x83 | 0x3c);
         s.load_b(&bytes)
     });
-    let x = s.two_tokens(&[pair(0), pair(1)], &[pair(2), pair(3)]);
+    let x = s.two_steps(&[pair(0), pair(2)], &[pair(1), pair(3)]);
     let zero = [s.splat(0.5), s.splat(0.25)];
     let joined = s.join(zero.map(|x| s.bits(x))).map(|x| s.of_bits(x));
-    let sums = s.dot_two_bf16(joined, [floats[0], floats[1]], x);
+    let sums = s.dot_two_bf16(joined, s.paired([floats[0], floats[1]]), x);
     let sums = s.split(sums.map(|x| s.bits(x)));
     let one = |start, first: i32, second: i32| {
         s.dot_bf16(s.dot_bf16(start, floats[0], first as u32), floats[1], second as u32)

@@ -76,7 +76,7 @@ unsafe fn unpack<S: Simd, R: Rows>(s: S, rows: &mut R, unpacked: &mut [PanelGrou
                 *w = s.wrapping_sub(*w, R::Quants::ZERO as u8);
             }
         }
-        to.fill(s, group);
+        to.fill_steps(s, group);
     }
 }
 

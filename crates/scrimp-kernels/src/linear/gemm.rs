@@ -46,7 +46,7 @@ impl PanelGroup {
     pub(crate) const ZERO: Self =
         Self { w: [[0; 64]; 8], scale: [0.0; 16], second: [0.0; 16], third: [0.0; 16] };
 
-    /// The quants as [`PanelGroup::fill`] stored them: unsigned, except in `amx_int8`.
+    /// The quants as they were stored: unsigned, except in `amx_int8`.
     pub(crate) fn quants(&self) -> &[[u8; 64]; 8] {
         &self.w
     }
@@ -63,9 +63,18 @@ impl PanelGroup {
         [s.load(&self.second), s.load(&self.third)]
     }
 
-    /// Stores an unpacked group.
+    /// Stores an unpacked group for vector kernels, its steps [`Simd::paired`].
     #[inline(always)]
-    pub(crate) fn fill<S: Simd>(&mut self, s: S, group: Group<S>) {
+    pub(crate) fn fill<S: Simd>(&mut self, s: S, mut group: Group<S>) {
+        for steps in group.w.as_chunks_mut::<2>().0 {
+            *steps = s.paired(*steps);
+        }
+        self.fill_steps(s, group);
+    }
+
+    /// Stores an unpacked group, one step after another.
+    #[inline(always)]
+    pub(crate) fn fill_steps<S: Simd>(&mut self, s: S, group: Group<S>) {
         for (w, out) in group.w.into_iter().zip(&mut self.w) {
             s.store_b(w, out);
         }
@@ -75,9 +84,12 @@ impl PanelGroup {
     }
 
     /// Dequantizes row `r` of the panel.
-    pub(crate) fn dequantize<Q: Quants>(&self, r: usize, out: &mut [f32]) {
+    pub(crate) fn dequantize<S: Simd, Q: Quants>(&self, s: S, r: usize, out: &mut [f32]) {
+        // Where the row's bytes of two steps are after `Simd::paired`.
+        let places = s.places_of_row(r);
         for (c, out) in out.iter_mut().enumerate() {
-            let q = (i32::from(self.w[c / 4][4 * r + c % 4]) - Q::ZERO) as f32;
+            let (step, byte) = places[c / 4 % 2];
+            let q = (i32::from(self.w[c / 8 * 2 + step][byte + c % 4]) - Q::ZERO) as f32;
             *out = match Q::SCALING {
                 Scaling::Symmetric => self.scale[r] * q,
                 Scaling::Minimum => self.scale[r] * q + self.second[r],

@@ -9,12 +9,12 @@
 //! Integer formats give the same bits at every level ([`group`](crate::quant::group)).
 
 use crate::{
-    arch::{L1, Simd, prefetch},
+    arch::{L1, Simd, prefetch_stream},
     mem::stream::PREFETCH,
     quant::{
         BlockFormat, Group, PANEL_ROWS, QuantGroup, Quants, Scaling,
         float::FloatFormat,
-        group::{acc_init, add_min_term, add_two_min_terms, dot, fma_scaled, steps},
+        group::{acc_init, add_min_term, add_two_min_terms, dot, dot_four, fma_scaled, steps},
     },
 };
 
@@ -23,9 +23,7 @@ use crate::{
 pub(crate) fn prefetch_part<B>(block: &B, part: usize, parts: usize) {
     let bytes = size_of::<B>() / parts;
     let at = std::ptr::from_ref(block).cast::<u8>().wrapping_add(PREFETCH + part * bytes);
-    for line in 0..bytes.div_ceil(64) {
-        prefetch::<L1>(at.wrapping_add(64 * line));
-    }
+    prefetch_stream::<L1>(at, bytes.div_ceil(64));
 }
 
 /// Dot products of the 16 rows of a panel with one token.
@@ -58,21 +56,7 @@ fn step<S: Simd, F: BlockFormat>(s: S, block: &F::Block, g: usize, x: &QuantGrou
 /// Adds the products of one group.
 #[inline(always)]
 pub(crate) fn accumulate<S: Simd, Q: Quants>(s: S, group: &Group<S>, x: &QuantGroup, acc: S::F) -> S::F {
-    // Two chains of four: half the latency, and the halves that two scales need.
-    let steps = const { if steps::<S, Q>() < 4 { steps::<S, Q>() } else { 4 } };
-    let (mut lo, mut hi) = (s.splat_i32(0), s.splat_i32(0));
-    for i in 0..4 / steps {
-        let [first, last] = if i == 0 { x.negated_sums } else { [0; 2] };
-        // With one scale, a wide sum takes both halves' zero points.
-        let one = S::ACCUMULATOR_MAX > i16::MAX as usize && matches!(Q::SCALING, Scaling::Symmetric);
-        let (lo_opens, hi_opens) = if one { ([first, last], [0; 2]) } else { ([first, 0], [last, 0]) };
-        let (mut lo_part, mut hi_part) = (acc_init::<S, Q>(s, lo_opens), acc_init::<S, Q>(s, hi_opens));
-        for k in i * steps..(i + 1) * steps {
-            lo_part = dot::<S, Q>(s, lo_part, group.w[k], x.q[k]);
-            hi_part = dot::<S, Q>(s, hi_part, group.w[k + 4], x.q[k + 4]);
-        }
-        (lo, hi) = (s.add_i32(lo, s.acc_finish(lo_part)), s.add_i32(hi, s.acc_finish(hi_part)));
-    }
+    let (lo, hi) = halves::<S, Q>(s, group, x);
     match Q::SCALING {
         Scaling::Symmetric => fma_scaled(s, acc, s.add_i32(lo, hi), x.scale, group.scale),
         Scaling::Minimum => {
@@ -88,6 +72,40 @@ pub(crate) fn accumulate<S: Simd, Q: Quants>(s: S, group: &Group<S>, x: &QuantGr
             fma_scaled(s, acc, hi, x.scale, group.second)
         }
     }
+}
+
+/// The integer sums of the first and the last 16 columns; with one scale, only their sum is defined.
+#[inline(always)]
+fn halves<S: Simd, Q: Quants>(s: S, group: &Group<S>, x: &QuantGroup) -> (S::I, S::I) {
+    // With one scale, a wide sum takes both halves' zero points.
+    let one = S::ACCUMULATOR_MAX > i16::MAX as usize && !matches!(Q::SCALING, Scaling::TwoScales);
+    if const { S::FOUR_STEPS } {
+        let [first, last] = x.negated_sums;
+        let ([w0, w1], [x0, x1]) = (group.w.as_chunks::<4>().0, x.q.as_chunks::<4>().0) else {
+            unreachable!("8 steps");
+        };
+        if one {
+            let sum = dot_four::<S, Q>(s, acc_init::<S, Q>(s, [first, last]), *w0, x0);
+            return (s.acc_finish(dot_four::<S, Q>(s, sum, *w1, x1)), s.splat_i32(0));
+        }
+        let lo = dot_four::<S, Q>(s, acc_init::<S, Q>(s, [first, 0]), *w0, x0);
+        let hi = dot_four::<S, Q>(s, acc_init::<S, Q>(s, [last, 0]), *w1, x1);
+        return (s.acc_finish(lo), s.acc_finish(hi));
+    }
+    // Two chains of four: half the latency, and the halves that two scales need.
+    let steps = const { if steps::<S, Q>() < 4 { steps::<S, Q>() } else { 4 } };
+    let (mut lo, mut hi) = (s.splat_i32(0), s.splat_i32(0));
+    for i in 0..4 / steps {
+        let [first, last] = if i == 0 { x.negated_sums } else { [0; 2] };
+        let (lo_opens, hi_opens) = if one { ([first, last], [0; 2]) } else { ([first, 0], [last, 0]) };
+        let (mut lo_part, mut hi_part) = (acc_init::<S, Q>(s, lo_opens), acc_init::<S, Q>(s, hi_opens));
+        for k in i * steps..(i + 1) * steps {
+            lo_part = dot::<S, Q>(s, lo_part, group.w[k], x.q[k]);
+            hi_part = dot::<S, Q>(s, hi_part, group.w[k + 4], x.q[k + 4]);
+        }
+        (lo, hi) = (s.add_i32(lo, s.acc_finish(lo_part)), s.add_i32(hi, s.acc_finish(hi_part)));
+    }
+    (lo, hi)
 }
 
 /// The same for float weights: column after column.

@@ -282,7 +282,7 @@ impl<F: BlockFormat> Kernel for Row<'_, F> {
         for (block, out) in blocks.chunks(1).zip(out.chunks_mut(F::GROUPS * GROUP)) {
             gemm::unpack::<S, F>(s, block, &mut panel);
             for (group, out) in panel.iter().zip(out.chunks_mut(GROUP)) {
-                group.dequantize::<F::Quants>(row % PANEL_ROWS, out);
+                group.dequantize::<S, F::Quants>(s, row % PANEL_ROWS, out);
             }
         }
     }

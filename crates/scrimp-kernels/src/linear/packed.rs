@@ -21,7 +21,7 @@ use super::{
     gemv,
 };
 use crate::{
-    arch::{L1, Simd, prefetch},
+    arch::{L1, Simd, prefetch, prefetch_stream},
     mem::stream::PREFETCH,
     quant::{
         Group, QuantGroup,
@@ -41,6 +41,26 @@ pub(super) trait Steps<S: Simd> {
     /// There is another step.
     unsafe fn next(&mut self, s: S) -> S::B;
 
+    /// The next two steps.
+    ///
+    /// # Safety
+    /// There are two more steps.
+    #[inline(always)]
+    unsafe fn next_two(&mut self, s: S) -> [S::B; 2] {
+        // SAFETY: the caller guarantees two more steps.
+        unsafe { [self.next(s), self.next(s)] }
+    }
+
+    /// The next two steps, [`Simd::paired`].
+    ///
+    /// # Safety
+    /// There are two more steps.
+    #[inline(always)]
+    unsafe fn next_pair(&mut self, s: S) -> [S::B; 2] {
+        // SAFETY: the caller guarantees two more steps.
+        s.paired(unsafe { [self.next(s), self.next(s)] })
+    }
+
     /// Prefetches what the next steps will need, once in two steps. The hardware's prefetchers lose a quarter of the
     /// bandwidth with values that are consumed in irregular pieces, and on Intel's CPUs with a dense stream of `bf16`,
     /// too.
@@ -48,7 +68,8 @@ pub(super) trait Steps<S: Simd> {
     fn prefetch(&self) {}
 }
 
-/// Whole steps, and how many bytes ahead they are prefetched.
+/// Whole steps, and how many bytes ahead they are prefetched: 0 for steps that `packed_task` expanded and
+/// [`Simd::paired`].
 pub(super) struct Dense(*const [u8; 64], usize);
 /// Steps of `sparse-bf16`: the bitmap and the values.
 pub(super) struct Words(*const [u8; 4], *const u8);
@@ -56,7 +77,7 @@ pub(super) struct Words(*const [u8; 4], *const u8);
 pub(super) struct Bytes(*const [u8; 8], *const u8);
 
 impl Dense {
-    /// Steps that are in a cache.
+    /// Steps that have been expanded to memory that is in a cache.
     pub(super) fn near(steps: *const [u8; 64]) -> Self {
         Self(steps, 0)
     }
@@ -74,10 +95,22 @@ impl<S: Simd> Steps<S> for Dense {
     }
 
     #[inline(always)]
+    unsafe fn next_two(&mut self, s: S) -> [S::B; 2] {
+        // SAFETY: the caller guarantees two more steps.
+        let steps = unsafe { [self.next(s), self.next(s)] };
+        if self.1 == 0 { s.unpaired(steps) } else { steps }
+    }
+
+    #[inline(always)]
+    unsafe fn next_pair(&mut self, s: S) -> [S::B; 2] {
+        // SAFETY: the caller guarantees two more steps.
+        let steps = unsafe { [self.next(s), self.next(s)] };
+        if self.1 == 0 { steps } else { s.paired(steps) }
+    }
+
+    #[inline(always)]
     fn prefetch(&self) {
-        let next = self.0.cast::<u8>().wrapping_add(self.1);
-        prefetch::<L1>(next);
-        prefetch::<L1>(next.wrapping_add(64));
+        prefetch_stream::<L1>(self.0.cast::<u8>().wrapping_add(self.1), 2);
     }
 }
 
@@ -89,7 +122,7 @@ impl<S: Simd> Steps<S> for Words {
         unsafe {
             let mask = u32::from_le_bytes(*self.0);
             let w = s.expand_words(mask, &*self.1.cast::<[u8; 64]>());
-            *self = Self(self.0.add(1), self.1.add(2 * mask.count_ones() as usize));
+            *self = Self(self.0.add(1), self.1.add(2 * s.expanded(u64::from(mask))));
             w
         }
     }
@@ -108,7 +141,7 @@ impl<S: Simd> Steps<S> for Bytes {
         unsafe {
             let mask = u64::from_le_bytes(*self.0);
             let w = s.expand_bytes(mask, &*self.1.cast::<[u8; 64]>(), 128);
-            *self = Self(self.0.add(1), self.1.add(mask.count_ones() as usize));
+            *self = Self(self.0.add(1), self.1.add(s.expanded(mask)));
             w
         }
     }
@@ -116,6 +149,36 @@ impl<S: Simd> Steps<S> for Bytes {
     #[inline(always)]
     fn prefetch(&self) {
         prefetch::<L1>(self.1.wrapping_add(PREFETCH));
+    }
+}
+
+/// The next four steps.
+///
+/// # Safety
+/// There are four more steps.
+#[inline(always)]
+unsafe fn next_four<S: Simd, W: Steps<S>>(s: S, steps: &mut W) -> [S::B; 4] {
+    // SAFETY: the caller guarantees four more steps.
+    unsafe {
+        steps.prefetch();
+        let [w0, w1] = steps.next_two(s);
+        steps.prefetch();
+        let [w2, w3] = steps.next_two(s);
+        [w0, w1, w2, w3]
+    }
+}
+
+/// Calls `f` for each pair of `T` tokens with its two steps, of which `x0` and `x1` are those of all tokens.
+#[inline(always)]
+fn for_pairs<S: Simd, const T: usize>(s: S, x0: &[i32; T], x1: &[i32; T], mut f: impl FnMut(usize, S::Two)) {
+    let (fours, last) = (x0.as_chunks::<4>(), x1.as_chunks::<4>());
+    for (i, (x0, x1)) in fours.0.iter().zip(last.0).enumerate() {
+        for (k, x) in s.four_tokens(x0, x1).into_iter().enumerate() {
+            f(2 * i + k, x);
+        }
+    }
+    if let ([x0], [x1]) = (fours.1.as_chunks::<2>().0, last.1.as_chunks::<2>().0) {
+        f(T / 2 - 1, s.two_steps(x0, x1));
     }
 }
 
@@ -134,16 +197,24 @@ pub(super) unsafe fn bf16_panel<S: Simd, W: Steps<S>, const T: usize>(
         for [x0, x1] in bytemuck::cast_slice::<u32, i32>(x).as_chunks::<T>().0.as_chunks::<2>().0 {
             steps.prefetch();
             // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
-            let w = unsafe { [steps.next(s), steps.next(s)] };
-            let tokens = x0.as_chunks::<2>().0.iter().zip(x1.as_chunks::<2>().0);
-            for (acc, (x0, x1)) in acc.as_chunks_mut::<2>().0.iter_mut().zip(tokens) {
-                *acc = s.dot_two_bf16(*acc, w, s.two_steps(x0, x1));
-            }
+            let w = unsafe { steps.next_pair(s) };
+            for_pairs::<S, T>(s, x0, x1, |i, x| {
+                let acc = &mut acc.as_chunks_mut::<2>().0[i];
+                *acc = s.dot_two_bf16(*acc, w, x);
+            });
         }
         for acc in acc.as_chunks_mut::<2>().0 {
             *acc = s.split(acc.map(|acc| s.bits(acc))).map(|bits| s.of_bits(bits));
         }
         return acc;
+    }
+    if const { S::FOUR_STEPS && T == 1 } {
+        let mut acc = s.splat(0.0);
+        for x in x.as_chunks::<4>().0 {
+            // SAFETY: the caller guarantees as many steps as `x` has, a multiple of 16.
+            acc = s.dot_four_bf16(acc, unsafe { next_four(s, &mut steps) }, x);
+        }
+        return [acc; T];
     }
     let mut acc = [[s.splat(0.0); T]; 2];
     // Steps come in blocks of 16.
@@ -193,14 +264,21 @@ pub(super) unsafe fn int8_panel<S: Simd, W: Steps<S>, const T: usize>(
         for [x0, x1] in x.as_chunks::<T>().0.as_chunks::<2>().0 {
             steps.prefetch();
             // SAFETY: the caller guarantees as many steps as `x` has, which come in pairs.
-            let w = unsafe { [steps.next(s), steps.next(s)] };
-            let tokens = x0.as_chunks::<2>().0.iter().zip(x1.as_chunks::<2>().0);
-            for (sums, (x0, x1)) in sums.as_chunks_mut::<2>().0.iter_mut().zip(tokens) {
-                *sums = s.dot_two(*sums, w, s.two_steps(x0, x1));
-            }
+            let w = unsafe { steps.next_pair(s) };
+            for_pairs::<S, T>(s, x0, x1, |i, x| {
+                let sums = &mut sums.as_chunks_mut::<2>().0[i];
+                *sums = s.dot_two(*sums, w, x);
+            });
         }
         for sums in sums.as_chunks_mut::<2>().0 {
             *sums = s.split(*sums);
+        }
+        return int8_results(s, sums, scale, rows);
+    }
+    if const { S::FOUR_STEPS && T == 1 } {
+        for x in x.as_chunks::<4>().0 {
+            // SAFETY: the caller guarantees as many steps as `x` has, a multiple of 16.
+            sums[0] = s.dot_four_s8(sums[0], unsafe { next_four(s, &mut steps) }, x);
         }
         return int8_results(s, sums, scale, rows);
     }

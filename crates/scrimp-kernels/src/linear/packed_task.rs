@@ -184,9 +184,12 @@ impl<'a> PackedTask<'a> {
 
 #[inline(always)]
 fn expand<S: Simd, W: Steps<S>>(s: S, mut steps: W, to: &mut [PanelGroup], n: usize) {
-    for out in bytemuck::cast_slice_mut::<PanelGroup, [u8; 64]>(to).iter_mut().take(n) {
-        // SAFETY: a panel has `n` steps.
-        s.store_b(unsafe { steps.next(s) }, out);
+    let lines = bytemuck::cast_slice_mut::<PanelGroup, [u8; 64]>(to);
+    for out in lines.as_chunks_mut::<2>().0.iter_mut().take(n / 2) {
+        // SAFETY: a panel has `n` steps, a multiple of 16.
+        let [first, second] = unsafe { steps.next_pair(s) };
+        s.store_b(first, &mut out[0]);
+        s.store_b(second, &mut out[1]);
     }
 }
 

@@ -42,6 +42,17 @@ pub(crate) fn dot<S: Simd, F: Quants>(s: S, acc: S::Accumulator, w: S::B, x: i32
     if const { F::LARGEST > 127 } { s.dot_wide(acc, w, x) } else { s.dot(acc, w, x) }
 }
 
+/// [`dot`] of four steps.
+#[inline(always)]
+pub(crate) fn dot_four<S: Simd, F: Quants>(
+    s: S,
+    acc: S::Accumulator,
+    w: [S::B; 4],
+    x: &[i32; 4],
+) -> S::Accumulator {
+    if F::LARGEST > 127 { s.dot_four_wide(acc, w, x) } else { s.dot_four(acc, w, x) }
+}
+
 /// Steps of 4 columns that one partial sum holds, of those that share a scale.
 ///
 /// A step adds two products to a lane, of at most `127 * |q - ZERO|`; until the end, the sum differs from that by
@@ -77,6 +88,10 @@ pub(crate) fn dots<S: Simd, F: Quants, const T: usize, const FROM: usize, const 
 ) -> [S::I; T] {
     if const { S::TWO_TOKENS && T.is_multiple_of(2) } {
         return dots_of_two::<S, F, T, FROM, TO>(s, w, x);
+    }
+    if const { S::TWO_TOKENS } {
+        // The weights are stored for two tokens.
+        return x.map(|x| dots_of_two::<S, F, 2, FROM, TO>(s, w, &[x; 2])[0]);
     }
     let steps = const { steps::<S, F>() };
     let mut sums = [s.splat_i32(0); T];
@@ -126,7 +141,7 @@ fn negated_sums<const FROM: usize, const TO: usize>(x: &QuantGroup) -> [i32; 2] 
     }
 }
 
-/// [`dots`] for levels that multiply two tokens and two steps at once.
+/// [`dots`] for levels that multiply two tokens and two steps at once; the steps are [`Simd::paired`].
 #[inline(always)]
 fn dots_of_two<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: usize>(
     s: S,
@@ -138,11 +153,12 @@ fn dots_of_two<S: Simd, F: Quants, const T: usize, const FROM: usize, const TO: 
         let start = |x| s.acc_finish(acc_init::<S, F>(s, negated_sums::<FROM, TO>(x)));
         *sums = s.join([start(&x[0]), start(&x[1])]);
     }
-    for k in (FROM..TO).step_by(2) {
-        let w = [s.load_b(&w[k]), s.load_b(&w[k + 1])];
+    for (k, w) in w.as_chunks::<4>().0.iter().enumerate().take(TO / 4).skip(FROM / 4) {
+        let (first, last) = ([s.load_b(&w[0]), s.load_b(&w[1])], [s.load_b(&w[2]), s.load_b(&w[3])]);
         for (sums, x) in sums.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0) {
-            let x = s.two_tokens(&[x[0].q[k], x[0].q[k + 1]], &[x[1].q[k], x[1].q[k + 1]]);
-            *sums = s.dot_two(*sums, w, x);
+            let [x0, x1] = [&x[0], &x[1]].map(|x| &x.q.as_chunks::<4>().0[k]);
+            let x = s.two_tokens(x0, x1);
+            *sums = s.dot_two(s.dot_two(*sums, first, x[0]), last, x[1]);
         }
     }
     for sums in sums.as_chunks_mut::<2>().0 {

@@ -302,7 +302,7 @@ impl<P: Products> Simd for Neon<P> {
     #[inline(always)]
     fn expand_bytes(self, mask: u64, from: &[u8; 64], hole: u8) -> B {
         isa!({
-            let (before, hole) = (values_before(mask), vdupq_n_u8(hole));
+            let (before, hole) = (values_until(mask) << 8, vdupq_n_u8(hole));
             quarters!(i => {
                 let (values, order) = quarter(mask, before, i, from);
                 vqtbx1q_u8(hole, values, order)
@@ -310,21 +310,26 @@ impl<P: Products> Simd for Neon<P> {
         })
     }
     #[inline(always)]
+    fn expanded(self, mask: u64) -> usize {
+        isa!((values_until(mask) >> 56) as usize)
+    }
+    #[inline(always)]
     fn expand_words(self, mask: u32, from: &[u8; 64]) -> B {
         isa!({
-            let before = values_before(u64::from(mask));
+            // Twice as many bytes as words.
+            let before = values_until(u64::from(mask)) << 9;
             quarters!(i => {
                 let order = &EXPAND_WORDS[(mask >> (8 * i) & 0xff) as usize];
                 // At most 24 words lie before, so 16 bytes are left of the 64.
                 let before = (before >> (8 * i) & 0xff) as usize;
-                vqtbl1q_u8(vld1q_u8(from.as_ptr().add(2 * before)), vld1q_u8(order.0.as_ptr()))
+                vqtbl1q_u8(vld1q_u8(from.as_ptr().add(before)), vld1q_u8(order.0.as_ptr()))
             })
         })
     }
     #[inline(always)]
     fn expand_nibbles<const HIGH: bool>(self, mask: u64, from: &[u8; 64]) -> B {
         isa!({
-            let (before, hole) = (values_before(mask), vdupq_n_u8(8));
+            let (before, hole) = (values_until(mask) << 8, vdupq_n_u8(8));
             quarters!(i => {
                 let (values, order) = quarter(mask, before, i, from);
                 let values = if HIGH { vshrq_n_u8::<4>(values) } else { vandq_u8(values, vdupq_n_u8(15)) };
@@ -336,7 +341,7 @@ impl<P: Products> Simd for Neon<P> {
     fn expand_halves<const HIGH: bool>(self, mask: u64, from: &[u8; 64]) -> B {
         let (half, hole) = if HIGH { (0xF0, 0x80) } else { (0x0F, 0x08) };
         isa!({
-            let (before, half, hole) = (values_before(mask), vdupq_n_u8(half), vdupq_n_u8(hole));
+            let (before, half, hole) = (values_until(mask) << 8, vdupq_n_u8(half), vdupq_n_u8(hole));
             quarters!(i => {
                 let (values, order) = quarter(mask, before, i, from);
                 vqtbx1q_u8(hole, vandq_u8(values, half), order)
@@ -347,9 +352,70 @@ impl<P: Products> Simd for Neon<P> {
     fn dot_bf16(self, acc: F, w: B, x: u32) -> F {
         isa!(quarters!(i => self.0.dot_bf16(acc[i], vreinterpretq_u32_u8(w[i]), x)))
     }
+    const FOUR_STEPS: bool = true;
     #[inline(always)]
-    fn two_tokens(self, first: &[i32; 2], second: &[i32; 2]) -> int32x4_t {
-        isa!(vcombine_s32(vld1_s32(first.as_ptr()), vld1_s32(second.as_ptr())))
+    fn dot_four(self, acc: I, w: [B; 4], x: &[i32; 4]) -> I {
+        isa!({
+            let x = vreinterpretq_s8_s32(vld1q_s32(x.as_ptr()));
+            quarters!(i => self.0.dot_four(acc[i], quarter_of(w, i), x))
+        })
+    }
+    #[inline(always)]
+    fn dot_four_wide(self, acc: I, w: [B; 4], x: &[i32; 4]) -> I {
+        isa!({
+            let x = vreinterpretq_s8_s32(vld1q_s32(x.as_ptr()));
+            quarters!(i => self.0.dot_four_wide(acc[i], quarter_of(w, i), x))
+        })
+    }
+    #[inline(always)]
+    fn dot_four_s8(self, acc: I, w: [B; 4], x: &[i32; 4]) -> I {
+        self.dot_four_wide(acc, w, x)
+    }
+    #[inline(always)]
+    fn dot_four_bf16(self, acc: F, w: [B; 4], x: &[u32; 4]) -> F {
+        isa!({
+            let x = vld1q_u32(x.as_ptr());
+            quarters!(i => self.0.dot_four_bf16(acc[i], quarter_of(w, i), x))
+        })
+    }
+    #[inline(always)]
+    fn paired(self, w: [B; 2]) -> [B; 2] {
+        if !P::MATRICES {
+            return w;
+        }
+        [each!(first_rows, w[0], w[1]), each!(last_rows, w[0], w[1])]
+    }
+    #[inline(always)]
+    fn unpaired(self, w: [B; 2]) -> [B; 2] {
+        if !P::MATRICES {
+            return w;
+        }
+        let w = w.map(|w| each!(vreinterpretq_u32_u8, w));
+        let (first, second) = (each!(vuzp1q_u32, w[0], w[1]), each!(vuzp2q_u32, w[0], w[1]));
+        [each!(vreinterpretq_u8_u32, first), each!(vreinterpretq_u8_u32, second)]
+    }
+    #[inline(always)]
+    fn places_of_row(self, row: usize) -> [(usize, usize); 2] {
+        if !P::MATRICES {
+            return [(0, 4 * row), (1, 4 * row)];
+        }
+        let (vector, byte) = (row % 4 / 2, row / 4 * 16 + row % 2 * 8);
+        [(vector, byte), (vector, byte + 4)]
+    }
+    #[inline(always)]
+    fn two_tokens(self, first: &[i32; 4], second: &[i32; 4]) -> [int32x4_t; 2] {
+        isa!({
+            let a = vreinterpretq_s64_s32(vld1q_s32(first.as_ptr()));
+            let b = vreinterpretq_s64_s32(vld1q_s32(second.as_ptr()));
+            [vreinterpretq_s32_s64(vzip1q_s64(a, b)), vreinterpretq_s32_s64(vzip2q_s64(a, b))]
+        })
+    }
+    #[inline(always)]
+    fn four_tokens(self, first: &[i32; 4], second: &[i32; 4]) -> [int32x4_t; 2] {
+        isa!({
+            let (a, b) = (vld1q_s32(first.as_ptr()), vld1q_s32(second.as_ptr()));
+            [vzip1q_s32(a, b), vzip2q_s32(a, b)]
+        })
     }
     #[inline(always)]
     fn two_steps(self, first: &[i32; 2], second: &[i32; 2]) -> int32x4_t {
@@ -371,10 +437,7 @@ impl<P: Products> Simd for Neon<P> {
     fn dot_two(self, [a, b]: [I; 2], w: [B; 2], x: int32x4_t) -> [I; 2] {
         isa!({
             let x = vreinterpretq_s8_s32(x);
-            [
-                quarters!(i => self.0.matrix(a[i], vreinterpretq_u8_u32(first_rows(w[0][i], w[1][i])), x)),
-                quarters!(i => self.0.matrix(b[i], vreinterpretq_u8_u32(last_rows(w[0][i], w[1][i])), x)),
-            ]
+            [quarters!(i => self.0.matrix(a[i], w[0][i], x)), quarters!(i => self.0.matrix(b[i], w[1][i], x))]
         })
     }
     #[inline(always)]
@@ -382,8 +445,8 @@ impl<P: Products> Simd for Neon<P> {
         isa!({
             let x = vreinterpretq_u32_s32(x);
             [
-                quarters!(i => self.0.matrix_bf16(a[i], first_rows(w[0][i], w[1][i]), x)),
-                quarters!(i => self.0.matrix_bf16(b[i], last_rows(w[0][i], w[1][i]), x)),
+                quarters!(i => self.0.matrix_bf16(a[i], vreinterpretq_u32_u8(w[0][i]), x)),
+                quarters!(i => self.0.matrix_bf16(b[i], vreinterpretq_u32_u8(w[1][i]), x)),
             ]
         })
     }
@@ -412,15 +475,21 @@ impl<P: Products> Simd for Neon<P> {
 /// Two steps of the first two of four rows: both steps of a row, then those of the next.
 #[inline]
 #[target_feature(enable = "neon")]
-fn first_rows(step: uint8x16_t, next: uint8x16_t) -> uint32x4_t {
-    vzip1q_u32(vreinterpretq_u32_u8(step), vreinterpretq_u32_u8(next))
+fn first_rows(step: uint8x16_t, next: uint8x16_t) -> uint8x16_t {
+    vreinterpretq_u8_u32(vzip1q_u32(vreinterpretq_u32_u8(step), vreinterpretq_u32_u8(next)))
 }
 
 /// The same of the last two rows.
 #[inline]
 #[target_feature(enable = "neon")]
-fn last_rows(step: uint8x16_t, next: uint8x16_t) -> uint32x4_t {
-    vzip2q_u32(vreinterpretq_u32_u8(step), vreinterpretq_u32_u8(next))
+fn last_rows(step: uint8x16_t, next: uint8x16_t) -> uint8x16_t {
+    vreinterpretq_u8_u32(vzip2q_u32(vreinterpretq_u32_u8(step), vreinterpretq_u32_u8(next)))
+}
+
+/// Quarter `i` of four steps.
+#[inline(always)]
+fn quarter_of(w: [B; 4], i: usize) -> [uint8x16_t; 4] {
+    [w[0][i], w[1][i], w[2][i], w[3][i]]
 }
 
 #[inline]
@@ -459,12 +528,12 @@ fn half_to_float_high(x: uint16x8_t) -> float32x4_t {
 /// [`EXPAND_BYTES`] for the upper half of a register.
 static EXPAND_UPPER_BYTES: [u64; 256] = expand_bytes(8);
 
-/// Byte `i`: set bits of `mask` in the bytes before byte `i`.
+/// Byte `i`: set bits of `mask` in the bytes up to byte `i`.
 #[inline]
 #[target_feature(enable = "neon")]
-fn values_before(mask: u64) -> u64 {
+fn values_until(mask: u64) -> u64 {
     let counts = vget_lane_u64::<0>(vreinterpret_u64_u8(vcnt_u8(vcreate_u8(mask))));
-    counts.wrapping_mul(0x0101_0101_0101_0101) << 8
+    counts.wrapping_mul(0x0101_0101_0101_0101)
 }
 
 /// The values of quarter `i` (16 bytes) of an expansion, 8 for each half, and their order.

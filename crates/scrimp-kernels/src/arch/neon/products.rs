@@ -35,6 +35,51 @@ instruction!(usmmla, "i8mm", "usmmla {acc:v}.4s, {w:v}.16b, {x:v}.16b", int32x4_
 instruction!(bfdot, "bf16", "bfdot {acc:v}.4s, {w:v}.8h, {x:v}.8h", float32x4_t, uint32x4_t, uint32x4_t);
 instruction!(bfmmla, "bf16", "bfmmla {acc:v}.4s, {w:v}.8h, {x:v}.8h", float32x4_t, uint32x4_t, uint32x4_t);
 
+/// The same with one of the four elements of `x`, of 32 bits.
+macro_rules! by_element {
+    ($name:ident, $feature:literal, $text:literal, $acc:ty, $w:ty, $x:ty) => {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        #[target_feature(enable = $feature)]
+        fn $name<const ELEMENT: usize>(mut acc: $acc, w: $w, x: $x) -> $acc {
+            // SAFETY: this function requires the instruction, which accesses these registers only.
+            unsafe {
+                asm!(concat!($text, "[{element}]"), acc = inout(vreg) acc, w = in(vreg) w, x = in(vreg) x,
+                    element = const ELEMENT, options(pure, nomem, nostack, preserves_flags));
+            }
+            acc
+        }
+    };
+}
+
+by_element!(sdot_by, "dotprod", "sdot {acc:v}.4s, {w:v}.16b, {x:v}.4b", int32x4_t, int8x16_t, int8x16_t);
+by_element!(usdot_by, "i8mm", "usdot {acc:v}.4s, {w:v}.16b, {x:v}.4b", int32x4_t, uint8x16_t, int8x16_t);
+by_element!(bfdot_by, "bf16", "bfdot {acc:v}.4s, {w:v}.8h, {x:v}.2h", float32x4_t, uint32x4_t, uint32x4_t);
+
+/// The sum `$acc` after the expression for each of four constants `$k`.
+macro_rules! elements {
+    ($k:ident => $acc:ident, $next:expr) => {{
+        let mut $acc = $acc;
+        {
+            const $k: usize = 0;
+            $acc = $next;
+        }
+        {
+            const $k: usize = 1;
+            $acc = $next;
+        }
+        {
+            const $k: usize = 2;
+            $acc = $next;
+        }
+        {
+            const $k: usize = 3;
+            $acc = $next;
+        }
+        $acc
+    }};
+}
+
 /// The products of a level; a value is the proof that the CPU has the instructions.
 pub(crate) trait Products: Copy {
     /// # Safety
@@ -58,6 +103,32 @@ pub(crate) trait Products: Copy {
         })
     }
 
+    /// [`Products::dot`] of four steps with the elements of `x`, one after another.
+    #[inline(always)]
+    fn dot_four(self, acc: int32x4_t, w: [uint8x16_t; 4], x: int8x16_t) -> int32x4_t {
+        isa!(elements!(K => acc, self.dot(acc, w[K], element::<K>(x))))
+    }
+    /// The same with [`Products::dot_wide`].
+    #[inline(always)]
+    fn dot_four_wide(self, acc: int32x4_t, w: [uint8x16_t; 4], x: int8x16_t) -> int32x4_t {
+        isa!(elements!(K => acc, self.dot_wide(acc, w[K], element::<K>(x))))
+    }
+    /// The same with [`Products::dot_bf16`].
+    #[inline(always)]
+    fn dot_four_bf16(self, acc: float32x4_t, w: [uint8x16_t; 4], x: uint32x4_t) -> float32x4_t {
+        isa!({
+            let upper = vdupq_n_u32(0xffff_0000);
+            let x0 = vreinterpretq_f32_u32(vshlq_n_u32::<16>(x));
+            let x1 = vreinterpretq_f32_u32(vandq_u32(x, upper));
+            elements!(K => acc, {
+                let w = vreinterpretq_u32_u8(w[K]);
+                let first = vreinterpretq_f32_u32(vshlq_n_u32::<16>(w));
+                let second = vreinterpretq_f32_u32(vandq_u32(w, upper));
+                vfmaq_laneq_f32::<{ K as i32 }>(vfmaq_laneq_f32::<{ K as i32 }>(acc, first, x0), second, x1)
+            })
+        })
+    }
+
     /// Whether the level has [`Products::matrix`] and [`Products::matrix_bf16`].
     const MATRICES: bool = false;
     /// Adds `sum over j < 8 of w[8 i + j] * x[8 k + j]` to lane `2 i + k`, for `i` and `k` of 0 and 1.
@@ -70,6 +141,19 @@ pub(crate) trait Products: Copy {
     fn matrix_bf16(self, _acc: float32x4_t, _w: uint32x4_t, _x: uint32x4_t) -> float32x4_t {
         unreachable!("no matrix products in this level")
     }
+}
+
+/// All lanes of 32 bits are element `K`.
+#[inline]
+#[target_feature(enable = "neon")]
+fn element<const K: usize>(x: int8x16_t) -> int8x16_t {
+    let x = vreinterpretq_s32_s8(x);
+    vreinterpretq_s8_s32(match K {
+        0 => vdupq_laneq_s32::<0>(x),
+        1 => vdupq_laneq_s32::<1>(x),
+        2 => vdupq_laneq_s32::<2>(x),
+        _ => vdupq_laneq_s32::<3>(x),
+    })
 }
 
 /// Signed weights of unsigned ones: less 128.
@@ -125,6 +209,14 @@ impl Products for Dotprod {
     fn dot_wide(self, acc: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t {
         isa!(sdot(acc, less_128(w), x))
     }
+    #[inline(always)]
+    fn dot_four(self, acc: int32x4_t, w: [uint8x16_t; 4], x: int8x16_t) -> int32x4_t {
+        isa!(elements!(K => acc, sdot_by::<K>(acc, vreinterpretq_s8_u8(w[K]), x)))
+    }
+    #[inline(always)]
+    fn dot_four_wide(self, acc: int32x4_t, w: [uint8x16_t; 4], x: int8x16_t) -> int32x4_t {
+        isa!(elements!(K => acc, sdot_by::<K>(acc, less_128(w[K]), x)))
+    }
 }
 
 /// NEON with `dotprod`, `i8mm` and `bf16`.
@@ -149,6 +241,18 @@ impl Products for I8mm {
     #[inline(always)]
     fn dot_bf16(self, acc: float32x4_t, w: uint32x4_t, x: u32) -> float32x4_t {
         isa!(bfdot(acc, w, vdupq_n_u32(x)))
+    }
+    #[inline(always)]
+    fn dot_four(self, acc: int32x4_t, w: [uint8x16_t; 4], x: int8x16_t) -> int32x4_t {
+        isa!(elements!(K => acc, usdot_by::<K>(acc, w[K], x)))
+    }
+    #[inline(always)]
+    fn dot_four_wide(self, acc: int32x4_t, w: [uint8x16_t; 4], x: int8x16_t) -> int32x4_t {
+        self.dot_four(acc, w, x)
+    }
+    #[inline(always)]
+    fn dot_four_bf16(self, acc: float32x4_t, w: [uint8x16_t; 4], x: uint32x4_t) -> float32x4_t {
+        isa!(elements!(K => acc, bfdot_by::<K>(acc, vreinterpretq_u32_u8(w[K]), x)))
     }
     #[inline(always)]
     fn matrix(self, acc: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t {

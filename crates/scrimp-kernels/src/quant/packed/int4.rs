@@ -57,7 +57,7 @@ pub(crate) unsafe fn sparse<S: Simd, const HIGH: bool>(
         // SAFETY: the padding behind the values makes whole loads readable, and as many values are there.
         unsafe {
             w[k] = s.expand_nibbles::<HIGH>(mask, &*at.cast::<[u8; 64]>());
-            at = at.add(mask.count_ones() as usize);
+            at = at.add(s.expanded(mask));
         }
     }
     (Group::symmetric(s, w, s.load_bf16(&index.scale)), at)
@@ -88,7 +88,7 @@ pub(crate) unsafe fn add_sparse<S: Simd, const HIGH: bool>(
         let dot = if HIGH { S::dot_wide } else { S::dot };
         sums[k % 2] = dot(s, sums[k % 2], w, x.q[k]);
         // SAFETY: the caller guarantees the group's values, and `count_ones` of them belong to this step.
-        at = unsafe { at.add(mask.count_ones() as usize) };
+        at = unsafe { at.add(s.expanded(mask)) };
     }
     let sum = s.add_i32(s.acc_finish(sums[0]), s.acc_finish(sums[1]));
     let sum = if HIGH { s.shr_i32::<4>(sum) } else { sum };
