@@ -102,16 +102,17 @@ impl<T: Stored> Ring<'_, T> {
             Indices::Hashed { hashing, .. } => start % hashing.hashes.len(),
             Indices::Given { .. } => 0,
         };
-        let ahead = DISTANCE.min(end - start);
+        let mut prefetched = start;
+        while prefetched < end.min(start + DISTANCE) {
+            prefetch_rows::<T, PER, MOST>(batch, &rows, prefetched, &mut feature, &mut known);
+            prefetched += 1;
+        }
         let (mut member, mut at) = (0, 0);
-        for prefetched in start..end + ahead {
+        for l in start..end {
             if prefetched < end {
                 prefetch_rows::<T, PER, MOST>(batch, &rows, prefetched, &mut feature, &mut known);
+                prefetched += 1;
             }
-            if prefetched < start + ahead {
-                continue;
-            }
-            let l = prefetched - ahead;
             let scale = match batch.scales {
                 Scales::One(scale) => scale * self.factor,
                 Scales::Given { scales, .. } => scales[l] * self.factor,
