@@ -360,7 +360,7 @@ fn odd_vocabularies_do_no_harm() {
 }
 
 #[test]
-fn long_words_take_no_time() {
+fn long_words_take_linear_time() {
     let (gguf, _) = byte_level("gpt-2", MERGES);
     let tokenizer = gguf.tokenizer().unwrap();
     let start = std::time::Instant::now();
@@ -370,7 +370,8 @@ fn long_words_take_no_time() {
         let ids = tokenizer.encode(&text, true, true).unwrap();
         assert_eq!(tokenizer.decode(&ids), text);
     }
-    assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+    // In quadratic time they would take hours; a loaded machine or an emulator may need seconds.
+    assert!(start.elapsed().as_secs() < 600, "{:?}", start.elapsed());
 }
 
 fn text() -> impl Strategy<Value = String> {

