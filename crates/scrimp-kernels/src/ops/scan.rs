@@ -264,6 +264,7 @@ mod tests {
         }
     }
 
+    // The laws of `gated_delta`'s tests; the two operators share no types.
     #[test]
     fn outputs_are_those_of_the_definition() {
         for shape in SHAPES {

@@ -63,14 +63,7 @@ pub(super) fn hf(hf: &HfConfig<'_>, config: &mut ModelConfig) -> Result<()> {
             by_interval(config.n_layers, size("full_attention_interval", common::limit::LAYERS, INTERVAL)?)
         }
     };
-    let object = hf.rope_object("full_attention")?;
-    let base = hf.rope_base(object, "full_attention", "rope_theta")?.unwrap_or(10_000.0);
-    let given = object.map(|object| object.positive("partial_rotary_factor")).transpose()?.flatten();
-    let rotated = match given.or(hf.positive("partial_rotary_factor")?) {
-        Some(_) => config.head_dim,
-        None => (config.head_dim as f64 * ROTATED) as usize,
-    };
-    (config.rope, config.rope_long) = hf.ropes_with(object, base, rotated, config.context_length)?;
+    (config.rope, config.rope_long) = hf.partial_ropes(config.head_dim, ROTATED, config.context_length)?;
     config.norm_plus_one = true;
     complete(config, layers, shape).map_err(|what| hf.bad(what))
 }

@@ -1,6 +1,6 @@
 //! What the families of Gemma share.
 
-use super::{GgufKeys, HfConfig, TensorSpec, common, tensors};
+use super::{GgufKeys, HfConfig, TensorSpec, common, rope, tensors};
 use crate::{
     config::{Activation, LayerInputs, ModelConfig, SharedKv},
     error::Result,
@@ -35,6 +35,41 @@ pub(super) fn hf(family: &'static str, hf: &HfConfig<'_>) -> Result<ModelConfig>
     config.attn_scale =
         common::factor("the attention scale", 1.0 / scalar.sqrt()).map_err(|what| hf.bad(what))?;
     Ok(config)
+}
+
+/// Whether a layer has a window, where every `pattern`th layer is global.
+pub(super) fn is_sliding(layer: usize, pattern: usize) -> bool {
+    !(layer + 1).is_multiple_of(pattern)
+}
+
+/// The rotary embeddings of a GGUF file; `global` and `local` are the bases in files without these numbers.
+pub(super) fn gguf_ropes(
+    keys: &GgufKeys<'_>,
+    config: &mut ModelConfig,
+    global: f64,
+    local: f64,
+) -> Result<()> {
+    let rotary_dim = config.rope.rotary_dim();
+    if keys.positive("rope.freq_base")?.is_none() {
+        config.rope = keys.rope(rotary_dim, global, config.context_length, None)?;
+    }
+    let local = keys.positive("rope.freq_base_swa")?.unwrap_or(local);
+    let local = rope::rope(rotary_dim, local, &rope::Scaling::None, None, 1.0);
+    config.rope_local = Some(local.map_err(common::bad(keys))?);
+    Ok(())
+}
+
+/// The layers with a window in a GGUF file that has a flag for each layer. In files without flags, every `pattern`th
+/// layer is global.
+pub(super) fn gguf_windows(keys: &GgufKeys<'_>, config: &mut ModelConfig, pattern: usize) -> Result<()> {
+    let n_layers = config.n_layers;
+    let sliding = match keys.flags("attention.sliding_window_pattern", n_layers)? {
+        Some(sliding) => sliding,
+        None => (0..n_layers).map(|layer| is_sliding(layer, pattern)).collect(),
+    };
+    let window = keys.need_size("attention.sliding_window", common::limit::CONTEXT)?;
+    config.sliding_window = sliding.iter().map(|&sliding| sliding.then_some(window)).collect();
+    Ok(())
 }
 
 /// GGUF's name of a layer's tensor; the norms have other names than in most families.

@@ -3,7 +3,7 @@
 //! The factor of a norm is `1 + w`: Hugging Face files store `w`, GGUF files `1 + w`. GGUF has neither the pattern of
 //! layers nor the local base: every sixth layer is global, and the other layers use base 10,000.
 
-use super::{Family, GgufKeys, HfConfig, TensorSpec, common, gemma, rope, tensors};
+use super::{Family, GgufKeys, HfConfig, TensorSpec, common, gemma, tensors};
 use crate::{config::ModelConfig, error::Result};
 
 const PATTERN: usize = 6;
@@ -14,11 +14,6 @@ const LAYERS_27B: usize = 62;
 
 /// The family `gemma3`.
 pub(super) struct Gemma3;
-
-/// Every `pattern`th layer is global.
-fn is_sliding(layer: usize, pattern: usize) -> bool {
-    !(layer + 1).is_multiple_of(pattern)
-}
 
 impl Family for Gemma3 {
     fn name(&self) -> &'static str {
@@ -36,18 +31,12 @@ impl Family for Gemma3 {
     fn gguf_config(&self, keys: &GgufKeys<'_>) -> Result<ModelConfig> {
         let bad = common::bad(keys);
         let mut config = gemma::gguf(self.name(), keys, LAYERS_27B)?;
-        let rotary_dim = config.rope.rotary_dim();
-        if keys.positive("rope.freq_base")?.is_none() {
-            config.rope = keys.rope(rotary_dim, GLOBAL_BASE, config.context_length, None)?;
-        }
-        let local = keys.positive("rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
-        config.rope_local =
-            Some(rope::rope(rotary_dim, local, &rope::Scaling::None, None, 1.0).map_err(&bad)?);
+        gemma::gguf_ropes(keys, &mut config, GLOBAL_BASE, LOCAL_BASE)?;
         let window = keys.need_size("attention.sliding_window", common::limit::CONTEXT)?;
         let pattern =
             keys.size("attention.sliding_window_pattern", common::limit::LAYERS)?.unwrap_or(PATTERN);
         for (layer, span) in config.sliding_window.iter_mut().enumerate() {
-            *span = Some(window).filter(|_| is_sliding(layer, pattern));
+            *span = Some(window).filter(|_| gemma::is_sliding(layer, pattern));
         }
         config.attn_logit_softcap = common::softcap(keys.number("attn_logit_softcapping")?).map_err(&bad)?;
         config.final_logit_softcap =
@@ -72,7 +61,8 @@ impl Family for Gemma3 {
             Some(pattern) => pattern,
             None => hf.size("_sliding_window_pattern", common::limit::LAYERS)?.unwrap_or(PATTERN),
         };
-        config.sliding_window = hf.windows(config.n_layers, window, |layer| is_sliding(layer, pattern))?;
+        config.sliding_window =
+            hf.windows(config.n_layers, window, |layer| gemma::is_sliding(layer, pattern))?;
         if hf.bool("use_bidirectional_attention")?.unwrap_or(false) {
             // EmbeddingGemma: the window extends to both sides.
             config.bidirectional = true;

@@ -4,7 +4,7 @@
 //!
 //! Unlike in Gemma 3, the factor of a norm is `w` in both kinds of files.
 
-use super::{Family, GgufKeys, HfConfig, TensorSpec, common, gemma, rope, tensors};
+use super::{Family, GgufKeys, HfConfig, TensorSpec, common, gemma, tensors};
 use crate::{
     config::{Activation, AltUp, GATE_CUTOFF, ModelConfig},
     error::Result,
@@ -44,19 +44,8 @@ impl Family for Gemma3n {
         let mut config = common::gguf(self.name(), keys)?;
         complete(&mut config);
         let n_layers = config.n_layers;
-        let rotary_dim = config.rope.rotary_dim();
-        if keys.positive("rope.freq_base")?.is_none() {
-            config.rope = keys.rope(rotary_dim, GLOBAL_BASE, config.context_length, None)?;
-        }
-        let local = keys.positive("rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
-        config.rope_local =
-            Some(rope::rope(rotary_dim, local, &rope::Scaling::None, None, 1.0).map_err(&bad)?);
-        let sliding = match keys.flags("attention.sliding_window_pattern", n_layers)? {
-            Some(sliding) => sliding,
-            None => (0..n_layers).map(is_sliding).collect(),
-        };
-        let window = keys.need_size("attention.sliding_window", common::limit::CONTEXT)?;
-        config.sliding_window = sliding.iter().map(|&sliding| sliding.then_some(window)).collect();
+        gemma::gguf_ropes(keys, &mut config, GLOBAL_BASE, LOCAL_BASE)?;
+        gemma::gguf_windows(keys, &mut config, PATTERN)?;
         let shared = match keys.size_or_zero("attention.shared_kv_layers", n_layers)? {
             None if !keys.has("attention.shared_kv_layers") => n_layers.saturating_sub(OWN_KV),
             shared => shared.unwrap_or(0),
@@ -110,7 +99,7 @@ impl Family for Gemma3n {
         complete(&mut config);
         let n_layers = config.n_layers;
         let window = hf.window(Some(WINDOW))?;
-        config.sliding_window = hf.windows(n_layers, window, is_sliding)?;
+        config.sliding_window = hf.windows(n_layers, window, |layer| gemma::is_sliding(layer, PATTERN))?;
         let shared = hf.count("num_kv_shared_layers")?.unwrap_or(15);
         let widths = vec![widths; n_layers];
         gemma::set_shared_kv(&mut config, shared, &widths).map_err(|what| hf.bad(what))?;
@@ -187,11 +176,6 @@ impl Family for Gemma3n {
             _ => return gemma::layer_tensor_name(hf),
         })
     }
-}
-
-/// Every fifth layer is global.
-fn is_sliding(layer: usize) -> bool {
-    !(layer + 1).is_multiple_of(PATTERN)
 }
 
 /// What all models of the family have.

@@ -44,12 +44,7 @@ impl Family for Gemma4 {
         let mut config = common::gguf_with_layers(self.name(), keys)?;
         complete(&mut config);
         let n_layers = config.n_layers;
-        let sliding = match keys.flags("attention.sliding_window_pattern", n_layers)? {
-            Some(sliding) => sliding,
-            None => (0..n_layers).map(is_sliding).collect(),
-        };
-        let window = keys.need_size("attention.sliding_window", common::limit::CONTEXT)?;
-        config.sliding_window = sliding.iter().map(|&sliding| sliding.then_some(window)).collect();
+        gemma::gguf_windows(keys, &mut config, PATTERN)?;
         let mut kv_heads = keys.sizes("attention.head_count_kv", n_layers, common::limit::HEADS)?;
         kv_heads.resize(n_layers, config.n_kv_heads);
         let local_dim = keys.need_size("attention.key_length_swa", common::limit::HEAD_DIM)?;
@@ -61,8 +56,9 @@ impl Family for Gemma4 {
         let base = keys.positive("rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
         let rotated = keys.size("rope.dimension_count_swa", local_dim)?.unwrap_or(local_dim);
         config.rope_local = Some(rope::rope(rotated, base, &rope::Scaling::None, None, 1.0).map_err(&bad)?);
-        let values =
-            (0..n_layers).find(|&layer| !sliding[layer]).map(|layer| format!("blk.{layer}.attn_v.weight"));
+        let values = (0..n_layers)
+            .find(|&layer| config.sliding_window[layer].is_none())
+            .map(|layer| format!("blk.{layer}.attn_v.weight"));
         config.values_are_keys = values.is_some_and(|name| keys.tensor(&name).is_none());
         config.per_layer_input = gemma::gguf_layer_inputs(keys, config.vocab_size)?;
         config.final_logit_softcap =
@@ -104,7 +100,7 @@ impl Family for Gemma4 {
         complete(&mut config);
         let n_layers = config.n_layers;
         let window = hf.window(Some(WINDOW))?;
-        config.sliding_window = hf.windows(n_layers, window, is_sliding)?;
+        config.sliding_window = hf.windows(n_layers, window, |layer| gemma::is_sliding(layer, PATTERN))?;
         // The class makes the last layer global.
         config.sliding_window.last_mut().into_iter().for_each(|window| *window = None);
         config.values_are_keys = hf.bool("attention_k_eq_v")?.unwrap_or(false);
@@ -256,11 +252,6 @@ fn proportional(dim: usize, base: f64, share: f64, factor: f64) -> Result<Rope, 
     let rotated = (share * dim as f64) as usize / 2;
     rope.inv_freq[rotated..].fill(0.0);
     Ok(rope)
-}
-
-/// Every sixth layer is global.
-fn is_sliding(layer: usize) -> bool {
-    !(layer + 1).is_multiple_of(PATTERN)
 }
 
 /// What all models of the family have.

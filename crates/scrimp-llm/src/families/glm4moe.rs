@@ -38,14 +38,8 @@ impl Family for Glm4Moe {
     fn hf_config(&self, hf: &HfConfig<'_>) -> Result<ModelConfig> {
         let defaults = common::HfDefaults { kv_heads: Some(8), eps: 1e-5, ..Default::default() };
         let mut config = common::hf(self.name(), hf, &defaults)?;
-        let object = hf.rope_object("full_attention")?;
-        let base = hf.rope_base(object, "full_attention", "rope_theta")?.unwrap_or(10_000.0);
-        let given = object.map(|object| object.positive("partial_rotary_factor")).transpose()?.flatten();
-        let rotated = match given.or(hf.positive("partial_rotary_factor")?) {
-            Some(_) => config.head_dim,
-            None => (config.head_dim as f64 * ROTATED) as usize,
-        };
-        (config.rope, config.rope_long) = hf.ropes_with(object, base, rotated, config.context_length)?;
+        (config.rope, config.rope_long) =
+            hf.partial_ropes(config.head_dim, ROTATED, config.context_length)?;
         let width = hf.size("moe_intermediate_size", common::limit::INTERMEDIATE)?.unwrap_or(1408);
         let count = hf.size("n_routed_experts", experts::MAX_EXPERTS)?.unwrap_or(128);
         let defaults = experts::HfDefaults { count, per_token: 8 };

@@ -291,6 +291,22 @@ impl<'a> HfConfig<'a> {
         self.ropes_with(object, base, head_dim, context)
     }
 
+    /// The rotary embedding of layers with full attention, which rotates the share `share` of a head unless the file has
+    /// another one.
+    ///
+    /// # Errors
+    /// As [`Self::ropes_with`].
+    pub(super) fn partial_ropes(&self, head_dim: usize, share: f64, context: usize) -> Result<Ropes> {
+        let object = self.rope_object("full_attention")?;
+        let base = self.rope_base(object, "full_attention", "rope_theta")?.unwrap_or(10_000.0);
+        let given = object.map(|object| object.positive("partial_rotary_factor")).transpose()?.flatten();
+        let rotated = match given.or(self.positive("partial_rotary_factor")?) {
+            Some(_) => head_dim,
+            None => (head_dim as f64 * share) as usize,
+        };
+        self.ropes_with(object, base, rotated, context)
+    }
+
     /// The rotary embedding with base `base` and the scaling in `object`.
     ///
     /// # Errors
