@@ -6,11 +6,8 @@
 //! Folders of one layer do not import each other. The test reads the paths `crate::...` and `super::...` of every
 //! source file, those of tests included.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use scrimp_testkit::rust_files;
+use std::{collections::BTreeSet, fs, path::Path};
 
 /// Folders, lowest layer first.
 const LAYERS: [&[&str]; 5] =
@@ -94,22 +91,10 @@ fn in_inline_module(code: &str) -> bool {
     opens && rest.matches('{').count() > rest.matches('}').count()
 }
 
-fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, files);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            files.push(path);
-        }
-    }
-}
-
 #[test]
 fn no_folder_imports_one_of_its_own_layer_or_above() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&root, &mut files);
+    let files = rust_files(&root);
     assert!(files.len() > 60, "{} files", files.len());
     let mut wrong = Vec::new();
     for file in files {

@@ -1,10 +1,8 @@
 //! Names of operating systems and of CPU architectures have one folder each, for the code of all crates: `system` and
 //! `arch`. Tests and examples may name them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use scrimp_testkit::rust_files;
+use std::{fs, path::Path};
 
 /// Names of operating systems, and of their calls and files.
 const SYSTEMS: [&str; 14] = [
@@ -36,17 +34,6 @@ fn code(source: &str) -> String {
         .join("\n")
 }
 
-fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, files);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            files.push(path);
-        }
-    }
-}
-
 /// The files of all crates that have one of `names` in their code and are in none of the folders `allowed` of this crate.
 fn files_with(names: &[&str], allowed: &[&str]) -> Vec<String> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -54,7 +41,7 @@ fn files_with(names: &[&str], allowed: &[&str]) -> Vec<String> {
     for entry in fs::read_dir(crates).unwrap() {
         let source = entry.unwrap().path().join("src");
         if source.is_dir() {
-            sources(&source, &mut files);
+            files.extend(rust_files(&source));
         }
     }
     assert!(files.len() > 200, "{} files", files.len());

@@ -91,6 +91,23 @@ pub fn real_model(file: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// The Rust files of a folder and of the folders in it.
+///
+/// # Panics
+/// When a folder cannot be read.
+pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
 /// `n` random numbers from -1 to 1. The same seed gives the same numbers.
 pub fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let mut random = SplitMix64::new(seed);

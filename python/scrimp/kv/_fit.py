@@ -37,15 +37,15 @@ def fit_values(queries: Tensor, outputs: Tensor, scaling: float, keys: Tensor, v
         one = slice(head, head + 1)
         x = attention(queries[:, one], keys[:, one], scaling, None if bias is None else bias[:, one])
         v = values[:, one].float()
-        residual = outputs[:, one] - x @ v
+        residual, xt = outputs[:, one] - x @ v, x.transpose(2, 3)
         rows, kept = x.shape[2:]
+        dual = rows < kept
         ridge = _RIDGE * x.square().sum((2, 3), keepdim=True) / kept
-        gram = x.transpose(2, 3) @ x if kept <= rows else x @ x.transpose(2, 3)
+        gram = x @ xt if dual else xt @ x
         gram = gram + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         factor, failed = torch.linalg.cholesky_ex(gram)
-        right = x.transpose(2, 3) @ residual if kept <= rows else residual
-        change = torch.cholesky_solve(right, factor)
-        new = v + (change if kept <= rows else x.transpose(2, 3) @ change)
+        change = torch.cholesky_solve(residual if dual else xt @ residual, factor)
+        new = v + (xt @ change if dual else change)
         good = (failed == 0)[..., None, None] & (new.abs() <= _LARGEST).all(-1, keepdim=True).all(-2, keepdim=True)
         fitted[:, one] = torch.where(good, new, v).to(values.dtype)
     return fitted

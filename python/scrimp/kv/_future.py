@@ -44,7 +44,8 @@ def _frequencies(module: Any, device: torch.device) -> Tensor:
     config = getattr(config, "text_config", config)
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     # One set of parameters for each type of layers.
-    kind = getattr(module, "layer_type", None) or (getattr(config, "layer_types", None) or [None] * (module.layer_idx + 1))[module.layer_idx]
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[module.layer_idx] if kinds else None
     nested = isinstance(parameters.get(kind), dict)
     if nested:
         parameters = parameters[kind]

@@ -4,7 +4,7 @@
 //! and one thread owns it. Products inside a band are single-threaded (`ndarray`).
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice, linalg::general_mat_mul};
-use scrimp_kernels::Pool;
+use scrimp_kernels::{Pool, ops::dot};
 use std::ops::Range;
 
 /// Rows and columns of a block.
@@ -33,19 +33,6 @@ pub(super) fn columns(mut view: ArrayView2<'_, f32>, range: Range<usize>) -> Arr
 pub(super) fn columns_mut(mut view: ArrayViewMut2<'_, f32>, range: Range<usize>) -> ArrayViewMut2<'_, f32> {
     view.slice_axis_inplace(Axis(1), Slice::from(range));
     view
-}
-
-/// `sum a[i] b[i]` as sixteen partial sums, which the compiler keeps in vectors.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    let mut sums = [0.0_f32; 16];
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..16 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
 /// Columns `first .. first + width` of all rows of `from` (rows of `n`).

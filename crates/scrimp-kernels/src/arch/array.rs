@@ -3,7 +3,7 @@
 /// The array of `f(0)` to `f(N - 1)`.
 ///
 /// It gives the machine code of [`std::array::from_fn`] from a tenth of the intermediate code. Kernels build thousands
-/// of arrays, once per level, format and width: with the standard function, a fifth of all code that the compiler has
+/// of arrays, once per level, format and width: with the standard function, a sixth of the code that the compiler has
 /// to optimize is the bookkeeping for panics between two elements.
 #[inline(always)]
 pub(crate) fn array<T: Copy, const N: usize>(mut f: impl FnMut(usize) -> T) -> [T; N] {

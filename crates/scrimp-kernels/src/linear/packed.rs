@@ -68,18 +68,23 @@ pub(super) trait Steps<S: Simd> {
     fn prefetch(&self) {}
 }
 
-/// Whole steps, and how many bytes ahead they are prefetched: 0 for steps that `packed_task` expanded and
-/// [`Simd::paired`].
-pub(super) struct Dense(*const [u8; 64], usize);
+/// Whole steps.
+pub(super) struct Dense {
+    next: *const [u8; 64],
+    /// Bytes from a step to those that are prefetched with it.
+    ahead: usize,
+    /// Whether the steps are [`Simd::paired`].
+    paired: bool,
+}
 /// Steps of `sparse-bf16`: the bitmap and the values.
 pub(super) struct Words(*const [u8; 4], *const u8);
 /// Steps of `sparse-int8`.
 pub(super) struct Bytes(*const [u8; 8], *const u8);
 
 impl Dense {
-    /// Steps that have been expanded to memory that is in a cache.
-    pub(super) fn near(steps: *const [u8; 64]) -> Self {
-        Self(steps, 0)
+    /// Steps that have been expanded and [`Simd::paired`], in memory that is in a cache.
+    pub(super) fn expanded(steps: *const [u8; 64]) -> Self {
+        Self { next: steps, ahead: 0, paired: true }
     }
 }
 
@@ -88,8 +93,8 @@ impl<S: Simd> Steps<S> for Dense {
     unsafe fn next(&mut self, s: S) -> S::B {
         // SAFETY: the caller guarantees another step, so 64 bytes can be read.
         unsafe {
-            let w = s.load_b(&*self.0);
-            self.0 = self.0.add(1);
+            let w = s.load_b(&*self.next);
+            self.next = self.next.add(1);
             w
         }
     }
@@ -98,19 +103,19 @@ impl<S: Simd> Steps<S> for Dense {
     unsafe fn next_two(&mut self, s: S) -> [S::B; 2] {
         // SAFETY: the caller guarantees two more steps.
         let steps = unsafe { [self.next(s), self.next(s)] };
-        if self.1 == 0 { s.unpaired(steps) } else { steps }
+        if self.paired { s.unpaired(steps) } else { steps }
     }
 
     #[inline(always)]
     unsafe fn next_pair(&mut self, s: S) -> [S::B; 2] {
         // SAFETY: the caller guarantees two more steps.
         let steps = unsafe { [self.next(s), self.next(s)] };
-        if self.1 == 0 { steps } else { s.paired(steps) }
+        if self.paired { steps } else { s.paired(steps) }
     }
 
     #[inline(always)]
     fn prefetch(&self) {
-        prefetch_stream::<L1>(self.0.cast::<u8>().wrapping_add(self.1), 2);
+        prefetch_stream::<L1>(self.next.cast::<u8>().wrapping_add(self.ahead), 2);
     }
 }
 
@@ -171,13 +176,13 @@ unsafe fn next_four<S: Simd, W: Steps<S>>(s: S, steps: &mut W) -> [S::B; 4] {
 /// Calls `f` for each pair of `T` tokens with its two steps, of which `x0` and `x1` are those of all tokens.
 #[inline(always)]
 fn for_pairs<S: Simd, const T: usize>(s: S, x0: &[i32; T], x1: &[i32; T], mut f: impl FnMut(usize, S::Two)) {
-    let (fours, last) = (x0.as_chunks::<4>(), x1.as_chunks::<4>());
-    for (i, (x0, x1)) in fours.0.iter().zip(last.0).enumerate() {
+    let ((fours0, rest0), (fours1, rest1)) = (x0.as_chunks::<4>(), x1.as_chunks::<4>());
+    for (i, (x0, x1)) in fours0.iter().zip(fours1).enumerate() {
         for (k, x) in s.four_tokens(x0, x1).into_iter().enumerate() {
             f(2 * i + k, x);
         }
     }
-    if let ([x0], [x1]) = (fours.1.as_chunks::<2>().0, last.1.as_chunks::<2>().0) {
+    if let ([x0], [x1]) = (rest0.as_chunks::<2>().0, rest1.as_chunks::<2>().0) {
         f(T / 2 - 1, s.two_steps(x0, x1));
     }
 }
@@ -562,7 +567,7 @@ pub(super) struct Panel<'a> {
 
 impl<'a> Panel<'a> {
     pub(super) fn dense(self) -> Dense {
-        Dense(self.dense_bytes().cast(), PREFETCH)
+        Dense { next: self.dense_bytes().cast(), ahead: PREFETCH, paired: false }
     }
     /// All steps of a dense panel.
     pub(super) fn dense_bytes(self) -> *const u8 {

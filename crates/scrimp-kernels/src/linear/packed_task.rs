@@ -203,12 +203,12 @@ impl Kernel for PackedTask<'_> {
             return self.expanded(s);
         }
         match (value, sparse) {
-            (Value::Bf16, false) => self.in_registers::<S, _>(|panel| Bf16(panel.dense())),
-            (Value::Bf16, true) => self.in_registers::<S, _>(|panel| Bf16(panel.words())),
-            (Value::Int8, false) => self.in_registers::<S, _>(|panel| Int8(panel.dense())),
-            (Value::Int8, true) => self.in_registers::<S, _>(|panel| Int8(panel.bytes())),
-            (Value::Int4, false) => self.in_registers::<S, _>(|panel| Int4(panel.dense_groups())),
-            (Value::Int4, true) => self.in_registers::<S, _>(|panel| Int4(panel.sparse_groups())),
+            (Value::Bf16, false) => self.as_stored::<S, _>(|panel| Bf16(panel.dense())),
+            (Value::Bf16, true) => self.as_stored::<S, _>(|panel| Bf16(panel.words())),
+            (Value::Int8, false) => self.as_stored::<S, _>(|panel| Int8(panel.dense())),
+            (Value::Int8, true) => self.as_stored::<S, _>(|panel| Int8(panel.bytes())),
+            (Value::Int4, false) => self.as_stored::<S, _>(|panel| Int4(panel.dense_groups())),
+            (Value::Int4, true) => self.as_stored::<S, _>(|panel| Int4(panel.sparse_groups())),
         }
     }
 }
@@ -219,7 +219,7 @@ impl PackedTask<'_> {
     }
 
     /// Multiplies panels as they are in the file.
-    fn in_registers<S: Level, W: Weights>(&self, weights: impl Fn(Panel<'_>) -> W) {
+    fn as_stored<S: Level, W: Weights>(&self, weights: impl Fn(Panel<'_>) -> W) {
         for panel in self.task.panels.clone() {
             for token_tile in self.task.token_tiles.clone() {
                 let place = self.place(panel, token_tile);
@@ -241,7 +241,7 @@ impl PackedTask<'_> {
             for i in self.task.token_tiles.clone() {
                 for (panel, groups) in panels.clone().zip(self.task.scratch.chunks_exact(per_panel)) {
                     let place = self.place(panel, i);
-                    let dense = || Dense::near(bytemuck::cast_slice(groups)[..steps].as_ptr());
+                    let dense = || Dense::expanded(bytemuck::cast_slice(groups)[..steps].as_ptr());
                     // SAFETY: the level exists, so the CPU has its features; the matrix has as many columns as the
                     // activations, both padded alike.
                     unsafe {

@@ -23,11 +23,12 @@
 //! Source: Yang et al. 2024, "Gated Delta Networks" (arXiv 2412.06464), section 3; the convolution and the output gate are
 //! those of Qwen3-Next.
 
+use super::state_chunk::{StateChunk, check_chunks, each_head};
 use crate::{
     arch::{Kernel, Level, Simd},
     exec::{DisjointSliceMut, Exec},
 };
-use std::{ops::Range, sync::Mutex, sync::PoisonError};
+use std::ops::Range;
 
 /// Tokens that pass a panel of the state together.
 const BLOCK: usize = 64;
@@ -117,15 +118,6 @@ pub struct DeltaInputs<'a> {
     pub alpha: &'a [f32],
 }
 
-/// The next tokens of a sequence.
-#[derive(Debug)]
-pub struct DeltaChunk<'a> {
-    /// Their rows.
-    pub rows: Range<usize>,
-    /// The state before and after them, [`DeltaShape::state_len`] elements.
-    pub state: &'a mut [f32],
-}
-
 /// Writes the outputs of the tokens of all chunks, `[tokens][value_heads * value_dim]`, and updates the states.
 ///
 /// # Panics
@@ -135,25 +127,17 @@ pub fn gated_delta(
     shape: DeltaShape,
     weights: &DeltaWeights,
     inputs: DeltaInputs<'_>,
-    chunks: &mut [DeltaChunk<'_>],
+    chunks: &mut [StateChunk<'_>],
     out: &mut [f32],
 ) {
     check(shape, weights, inputs, chunks, out.len());
     let out = DisjointSliceMut::new(out);
-    let mut tasks = Vec::with_capacity(chunks.len() * shape.key_heads);
-    for chunk in chunks {
-        let rows = &chunk.rows;
-        let heads = chunk.state.chunks_exact_mut(shape.head_state_len()).enumerate();
-        tasks.extend(heads.map(|(key_head, state)| {
-            Mutex::new(Head { shape, weights, inputs, rows: rows.clone(), key_head, state, out: &out })
-        }));
-    }
-    exec.pool.run(tasks.len(), |task, _| {
-        exec.level.run(&mut *tasks[task].lock().unwrap_or_else(PoisonError::into_inner));
+    each_head(exec.pool, chunks, shape.head_state_len(), |rows, key_head, state| {
+        exec.level.run(&mut Head { shape, weights, inputs, rows, key_head, state, out: &out });
     });
 }
 
-fn check(shape: DeltaShape, w: &DeltaWeights, x: DeltaInputs<'_>, chunks: &[DeltaChunk<'_>], out: usize) {
+fn check(shape: DeltaShape, w: &DeltaWeights, x: DeltaInputs<'_>, chunks: &[StateChunk<'_>], out: usize) {
     let DeltaShape { key_heads, value_heads, key_dim, value_dim, kernel, .. } = shape;
     assert!(key_heads > 0 && value_heads.is_multiple_of(key_heads) && kernel > 0, "shape of the heads");
     assert!(key_dim.is_multiple_of(16) && value_dim.is_multiple_of(16) && key_dim > 0, "sizes of the heads");
@@ -161,13 +145,9 @@ fn check(shape: DeltaShape, w: &DeltaWeights, x: DeltaInputs<'_>, chunks: &[Delt
     assert!(w.conv_q.len() == kernel * keys && w.conv_k.len() == kernel * keys, "convolution of keys");
     assert!(w.conv_v.len() == kernel * values && w.norm.len() == value_dim, "convolution of values, norm");
     assert!(w.decay.len() == value_heads && w.dt_bias.len() == value_heads, "decays");
-    let rows = chunks.iter().map(|chunk| chunk.rows.end).max().unwrap_or(0);
+    let rows = check_chunks(chunks, shape.state_len());
     assert!(x.q.len().min(x.k.len()) >= rows * keys && x.v.len().min(x.z.len()) >= rows * values, "inputs");
     assert!(x.beta.len().min(x.alpha.len()) >= rows * value_heads && out >= rows * values, "inputs, outputs");
-    assert!(chunks.iter().all(|chunk| chunk.state.len() == shape.state_len()), "states");
-    let follow = |pair: &[DeltaChunk<'_>]| pair[0].rows.end <= pair[1].rows.start;
-    assert!(chunks.windows(2).all(follow), "rows of chunks overlap");
-    assert!(chunks.iter().all(|chunk| chunk.rows.start <= chunk.rows.end), "rows");
 }
 
 /// A key head of a chunk, with its value heads.
@@ -473,18 +453,13 @@ fn norm_and_gate<S: Simd>(s: S, w: &DeltaWeights, o: &[f32], z: &[f32], out: &mu
 mod tests {
     use super::*;
     use crate::{arch::SimdLevel, exec::Pool};
+    use scrimp_testkit::numbers;
 
     const SHAPES: [DeltaShape; 3] = [
         DeltaShape { key_heads: 3, value_heads: 6, key_dim: 32, value_dim: 16, kernel: 4, tiled: false },
         DeltaShape { key_heads: 3, value_heads: 6, key_dim: 16, value_dim: 48, kernel: 3, tiled: true },
         DeltaShape { key_heads: 2, value_heads: 2, key_dim: 128, value_dim: 128, kernel: 1, tiled: false },
     ];
-
-    /// Numbers between -1 and 1.
-    fn numbers(n: usize, seed: u64) -> Vec<f32> {
-        let mut random = scrimp_base::SplitMix64::new(seed);
-        (0..n).map(|_| 2.0 * random.next_f32() - 1.0).collect()
-    }
 
     struct Case {
         shape: DeltaShape,
@@ -496,16 +471,16 @@ mod tests {
         fn new(shape: DeltaShape, n: usize) -> Self {
             let (keys, values, heads) = (shape.keys(), shape.values(), shape.value_heads);
             let weights = DeltaWeights {
-                conv_q: numbers(shape.kernel * keys, 1),
-                conv_k: numbers(shape.kernel * keys, 2),
-                conv_v: numbers(shape.kernel * values, 3),
-                decay: numbers(heads, 4).iter().map(|x| -0.2 - 0.1 * x).collect(),
-                dt_bias: numbers(heads, 5),
-                norm: numbers(shape.value_dim, 6),
+                conv_q: numbers(1, shape.kernel * keys),
+                conv_k: numbers(2, shape.kernel * keys),
+                conv_v: numbers(3, shape.kernel * values),
+                decay: numbers(4, heads).iter().map(|x| -0.2 - 0.1 * x).collect(),
+                dt_bias: numbers(5, heads),
+                norm: numbers(6, shape.value_dim),
                 eps: 1e-6,
             };
             let widths = [keys, keys, values, values, heads, heads];
-            let rows = std::array::from_fn(|i| numbers(n * widths[i], 7 + i as u64));
+            let rows = std::array::from_fn(|i| numbers(7 + i as u64, n * widths[i]));
             Self { shape, weights, rows }
         }
 
@@ -523,7 +498,7 @@ mod tests {
             let mut at = 0;
             for &len in chunks.iter().cycle() {
                 let rows = at..n.min(at + len);
-                let mut chunk = [DeltaChunk { rows: rows.clone(), state: &mut state }];
+                let mut chunk = [StateChunk { rows: rows.clone(), state: &mut state }];
                 let exec = Exec { pool: &pool, level };
                 gated_delta(exec, self.shape, &self.weights, self.inputs(), &mut chunk, &mut out);
                 at = rows.end;
@@ -622,9 +597,9 @@ mod tests {
         let (mut out, mut states) = (vec![0.0; n * shape.values()], vec![vec![0.0; shape.state_len()]; 3]);
         let [first, second, third] = &mut states[..] else { unreachable!() };
         let mut chunks = [
-            DeltaChunk { rows: 0..10, state: first },
-            DeltaChunk { rows: 10..11, state: second },
-            DeltaChunk { rows: 11..n, state: third },
+            StateChunk { rows: 0..10, state: first },
+            StateChunk { rows: 10..11, state: second },
+            StateChunk { rows: 11..n, state: third },
         ];
         let exec = Exec { pool: &pool, level: SimdLevel::SCALAR };
         gated_delta(exec, shape, &case.weights, case.inputs(), &mut chunks, &mut out);

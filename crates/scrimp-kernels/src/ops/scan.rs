@@ -17,14 +17,12 @@
 //!
 //! Source: Dao and Gu 2024, "Transformers are SSMs" (arXiv 2405.21060), section 7, in its recurrent form.
 
+use super::state_chunk::{StateChunk, check_chunks, each_head};
 use crate::{
     arch::{Kernel, Level, Simd},
     exec::{DisjointSliceMut, Exec},
 };
-use std::{
-    ops::Range,
-    sync::{Mutex, PoisonError},
-};
+use std::ops::Range;
 
 /// The shape of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,15 +65,6 @@ pub struct ScanWeights {
     pub skip: Vec<f32>,
 }
 
-/// The next tokens of a sequence.
-#[derive(Debug)]
-pub struct ScanChunk<'a> {
-    /// Their rows.
-    pub rows: Range<usize>,
-    /// The states before and after them, [`ScanShape::state_len`] elements.
-    pub state: &'a mut [f32],
-}
-
 /// Writes the outputs of the tokens of all chunks, `[tokens][heads * head_dim]`, and updates the states. `x` has the
 /// inputs of the tokens, `[tokens][inputs]`, and `dt` their steps, `[tokens][heads]`.
 ///
@@ -86,36 +75,24 @@ pub fn selective_scan(
     shape: ScanShape,
     weights: &ScanWeights,
     [x, dt]: [&[f32]; 2],
-    chunks: &mut [ScanChunk<'_>],
+    chunks: &mut [StateChunk<'_>],
     out: &mut [f32],
 ) {
     check(shape, weights, [x, dt], chunks, out.len());
     let out = DisjointSliceMut::new(out);
-    let mut tasks = Vec::with_capacity(chunks.len() * shape.heads);
-    for chunk in chunks {
-        let rows = &chunk.rows;
-        let heads = chunk.state.chunks_exact_mut(shape.head_dim * shape.state).enumerate();
-        tasks.extend(heads.map(|(head, state)| {
-            Mutex::new(Head { shape, weights, x, dt, rows: rows.clone(), head, state, out: &out })
-        }));
-    }
-    exec.pool.run(tasks.len(), |task, _| {
-        exec.level.run(&mut *tasks[task].lock().unwrap_or_else(PoisonError::into_inner));
+    each_head(exec.pool, chunks, shape.head_dim * shape.state, |rows, head, state| {
+        exec.level.run(&mut Head { shape, weights, x, dt, rows, head, state, out: &out });
     });
 }
 
-fn check(shape: ScanShape, w: &ScanWeights, [x, dt]: [&[f32]; 2], chunks: &[ScanChunk<'_>], out: usize) {
+fn check(shape: ScanShape, w: &ScanWeights, [x, dt]: [&[f32]; 2], chunks: &[StateChunk<'_>], out: usize) {
     let ScanShape { heads, head_dim, groups, state } = shape;
     assert!(groups > 0 && heads > 0 && heads.is_multiple_of(groups), "groups of heads");
     assert!(head_dim.is_multiple_of(16) && state.is_multiple_of(2) && head_dim * state > 0, "sizes of heads");
     assert!([&w.decay, &w.dt_bias, &w.skip].iter().all(|of_heads| of_heads.len() == heads), "weights");
-    let rows = chunks.iter().map(|chunk| chunk.rows.end).max().unwrap_or(0);
+    let rows = check_chunks(chunks, shape.state_len());
     assert!(x.len() >= rows * shape.inputs() && dt.len() >= rows * heads, "inputs");
     assert!(out >= rows * shape.width(), "outputs");
-    assert!(chunks.iter().all(|chunk| chunk.state.len() == shape.state_len()), "states");
-    let follow = |pair: &[ScanChunk<'_>]| pair[0].rows.end <= pair[1].rows.start;
-    assert!(chunks.windows(2).all(follow), "rows of chunks overlap");
-    assert!(chunks.iter().all(|chunk| chunk.rows.start <= chunk.rows.end), "rows");
 }
 
 /// A head of a chunk.
@@ -191,17 +168,12 @@ fn update_and_product<S: Simd>(
 mod tests {
     use super::*;
     use crate::{arch::SimdLevel, exec::Pool};
+    use scrimp_testkit::numbers;
 
     const SHAPES: [ScanShape; 2] = [
         ScanShape { heads: 6, head_dim: 16, groups: 2, state: 10 },
         ScanShape { heads: 3, head_dim: 48, groups: 1, state: 32 },
     ];
-
-    /// Numbers between -1 and 1.
-    fn numbers(n: usize, seed: u64) -> Vec<f32> {
-        let mut random = scrimp_base::SplitMix64::new(seed);
-        (0..n).map(|_| 2.0 * random.next_f32() - 1.0).collect()
-    }
 
     struct Case {
         shape: ScanShape,
@@ -213,11 +185,11 @@ mod tests {
     impl Case {
         fn new(shape: ScanShape, n: usize) -> Self {
             let weights = ScanWeights {
-                decay: numbers(shape.heads, 1).iter().map(|x| -0.3 - 0.2 * x).collect(),
-                dt_bias: numbers(shape.heads, 2),
-                skip: numbers(shape.heads, 3),
+                decay: numbers(1, shape.heads).iter().map(|x| -0.3 - 0.2 * x).collect(),
+                dt_bias: numbers(2, shape.heads),
+                skip: numbers(3, shape.heads),
             };
-            Self { shape, weights, x: numbers(n * shape.inputs(), 4), dt: numbers(n * shape.heads, 5) }
+            Self { shape, weights, x: numbers(4, n * shape.inputs()), dt: numbers(5, n * shape.heads) }
         }
 
         /// Outputs and the state of a sequence of `n` tokens, in chunks of these lengths.
@@ -227,7 +199,7 @@ mod tests {
             let mut at = 0;
             for &len in chunks.iter().cycle() {
                 let rows = at..n.min(at + len);
-                let mut chunk = [ScanChunk { rows: rows.clone(), state: &mut state }];
+                let mut chunk = [StateChunk { rows: rows.clone(), state: &mut state }];
                 let (exec, inputs) = (Exec { pool: &pool, level }, [&self.x[..], &self.dt]);
                 selective_scan(exec, self.shape, &self.weights, inputs, &mut chunk, &mut out);
                 at = rows.end;

@@ -79,7 +79,7 @@ pub(super) fn last_level_cache() -> Option<u64> {
 
 /// The largest resident memory so far.
 pub(super) fn peak_rss_bytes() -> Option<u64> {
-    super::unix::peak_rss(1)
+    super::process::peak_rss(1)
 }
 
 /// No Mac has AMX of x86.

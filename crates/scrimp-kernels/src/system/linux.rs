@@ -122,7 +122,7 @@ pub(super) fn last_level_cache() -> Option<u64> {
 /// The largest resident memory so far. `getrusage` includes the memory of the program that this process ran before, so
 /// it is the second choice.
 pub(super) fn peak_rss_bytes() -> Option<u64> {
-    let Ok(status) = fs::read_to_string("/proc/self/status") else { return super::unix::peak_rss(1024) };
+    let Ok(status) = fs::read_to_string("/proc/self/status") else { return super::process::peak_rss(1024) };
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)

@@ -10,31 +10,14 @@
 
 use std::{io, ops::Range, ptr::NonNull};
 
-#[cfg(target_vendor = "apple")]
-mod apple;
-#[cfg(target_os = "linux")]
-mod linux;
-#[cfg(not(unix))]
-mod portable;
-#[cfg(unix)]
-mod unix;
-#[cfg(not(any(target_os = "linux", target_vendor = "apple", windows)))]
-mod unknown;
-#[cfg(windows)]
-mod windows;
-
-#[cfg(target_vendor = "apple")]
-use apple as machine;
-#[cfg(target_os = "linux")]
-use linux as machine;
-#[cfg(not(unix))]
-use portable as process;
-#[cfg(unix)]
-use unix as process;
-#[cfg(not(any(target_os = "linux", target_vendor = "apple", windows)))]
-use unknown as machine;
-#[cfg(windows)]
-use windows as machine;
+#[cfg_attr(target_os = "linux", path = "linux.rs")]
+#[cfg_attr(target_vendor = "apple", path = "apple.rs")]
+#[cfg_attr(windows, path = "windows.rs")]
+#[cfg_attr(not(any(target_os = "linux", target_vendor = "apple", windows)), path = "unknown.rs")]
+mod machine;
+#[cfg_attr(unix, path = "unix.rs")]
+#[cfg_attr(not(unix), path = "portable.rs")]
+mod process;
 
 #[cfg(test)]
 pub(crate) use process::forbid;

@@ -52,7 +52,7 @@ pub(crate) fn map(bytes: usize) -> io::Result<(NonNull<u8>, usize)> {
             unmap(kept.add(len), mapped - before - len);
         }
         #[cfg(target_os = "linux")]
-        super::linux::request_huge_pages(kept, len);
+        super::machine::request_huge_pages(kept, len);
         Ok((kept, len))
     }
 }

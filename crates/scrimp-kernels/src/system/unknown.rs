@@ -28,7 +28,7 @@ pub(super) fn last_level_cache() -> Option<u64> {
 
 pub(super) fn peak_rss_bytes() -> Option<u64> {
     #[cfg(unix)]
-    return super::unix::peak_rss(1024);
+    return super::process::peak_rss(1024);
     #[cfg(not(unix))]
     None
 }

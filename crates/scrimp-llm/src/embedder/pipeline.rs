@@ -15,7 +15,7 @@ use crate::{
     load::hf_dir::read_json,
     model::LinearWeights,
 };
-use scrimp_kernels::{Exec, Pool};
+use scrimp_kernels::{Exec, Pool, ops};
 use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
 
@@ -44,7 +44,7 @@ impl Pooling {
         let sum = |factor: f32| {
             let mut sum = vec![0.0; width];
             for row in rows.chunks_exact(width) {
-                sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x * factor);
+                ops::add_scaled(&mut sum, factor, row);
             }
             sum
         };

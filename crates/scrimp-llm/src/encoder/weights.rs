@@ -10,6 +10,7 @@ use scrimp_kernels::{
     DType, Pool,
     linear::{Matrix, StoredRows},
     mem::Arena,
+    ops,
     quant::dequantize::dequantize_row,
 };
 use std::{
@@ -86,7 +87,7 @@ impl Table {
         let bytes = self.range.len() / self.rows;
         let start = self.range.start + row * bytes;
         dequantize_row(self.dtype, &self.source[start..start + bytes], scratch);
-        out.iter_mut().zip(scratch).for_each(|(out, x)| *out += *x);
+        ops::add_scaled(out, 1.0, scratch);
     }
 }
 

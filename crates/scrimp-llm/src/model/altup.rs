@@ -22,6 +22,7 @@ use crate::config::{AltUp, ModelConfig};
 use scrimp_kernels::{
     SimdLevel,
     linear::{ActivationShape, linear},
+    ops::{self, dot},
 };
 use std::f32::consts::FRAC_1_SQRT_2;
 
@@ -85,7 +86,7 @@ impl Pass<'_> {
                 let (first, rest) = streams.split_at_mut(hidden);
                 let to = &mut rest[(i - 1) * hidden..i * hidden];
                 to.copy_from_slice(&block[t * hidden..(t + 1) * hidden]);
-                to_magnitude(first, to);
+                to_magnitude(exec.level, first, to);
             });
         }
     }
@@ -104,17 +105,17 @@ impl Pass<'_> {
             let Self { exec, buffers, .. } = self;
             let streams = &buffers.streams;
             each_row(exec.pool, &mut buffers.block[..n * hidden], hidden, |t, block| {
-                to_magnitude(&streams[t * row..t * row + hidden], block);
+                to_magnitude(exec.level, &streams[t * row..t * row + hidden], block);
             });
             let block = &buffers.block;
             each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
-                h.iter_mut().zip(&block[t * hidden..(t + 1) * hidden]).for_each(|(h, x)| *h += x);
+                ops::add_scaled(h, 1.0, &block[t * hidden..(t + 1) * hidden]);
             });
         }
         let Self { exec, buffers, .. } = self;
         let share = 1.0 / altup.streams as f32;
         each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |_, h| {
-            h.iter_mut().for_each(|h| *h *= share);
+            ops::scale(exec.level, share, h);
         });
     }
 
@@ -141,7 +142,7 @@ impl Pass<'_> {
             for (i, to) in streams.chunks_exact_mut(hidden).enumerate() {
                 for (j, from) in before.chunks_exact(hidden).enumerate() {
                     let factor = dot(&weights.predict[(i * count + j) * count..][..count], &m);
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
+                    ops::add_scaled(to, factor, from);
                 }
             }
         });
@@ -178,7 +179,8 @@ impl Pass<'_> {
         let (hidden, laurel) = (config.hidden_size, &buffers.laurel);
         each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
             let row = &laurel[t * hidden..(t + 1) * hidden];
-            h.iter_mut().zip(row).for_each(|(h, l)| *h = (*h + l) * FRAC_1_SQRT_2);
+            ops::add_scaled(h, 1.0, row);
+            ops::scale(exec.level, FRAC_1_SQRT_2, h);
         });
     }
 
@@ -200,13 +202,13 @@ impl Pass<'_> {
             let innovation: Vec<f32> = h.iter().zip(predicted).map(|(h, p)| h - p).collect();
             for (i, to) in streams.chunks_exact_mut(hidden).enumerate() {
                 let factor = 1.0 + dot(&weights.correct[i * count..(i + 1) * count], &m);
-                to.iter_mut().zip(&innovation).for_each(|(to, x)| *to += factor * x);
+                ops::add_scaled(to, factor, &innovation);
             }
         });
         let streams = &buffers.streams;
         each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
-            let stream = &streams[t * row + active * hidden..][..hidden];
-            h.iter_mut().zip(stream).zip(&weights.scale).for_each(|((h, x), scale)| *h = x * scale);
+            h.copy_from_slice(&streams[t * row + active * hidden..][..hidden]);
+            ops::multiply(h, &weights.scale);
         });
         self.layer_input(input, index, n);
         self.block_output(&input.out, n);
@@ -222,18 +224,8 @@ impl Pass<'_> {
 }
 
 /// Scales `to` to the root mean square of `of`.
-fn to_magnitude(of: &[f32], to: &mut [f32]) {
+fn to_magnitude(level: SimdLevel, of: &[f32], to: &mut [f32]) {
     let mean_square = |x: &[f32]| dot(x, x) / x.len() as f32;
     let factor = (mean_square(of) / mean_square(to).max(MIN_SQUARE)).sqrt();
-    to.iter_mut().for_each(|x| *x *= factor);
-}
-
-/// `a · b`, in 16 sums that are added in their order.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a, b) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    let mut sums = [0.0_f32; 16];
-    for (a, b) in a.0.iter().zip(b.0) {
-        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
-    }
-    sums.iter().sum::<f32>() + a.1.iter().zip(b.1).map(|(a, b)| a * b).sum::<f32>()
+    ops::scale(level, factor, to);
 }

@@ -5,6 +5,7 @@ use crate::{
     config::{HeadShape, ModelConfig},
     error::Error,
 };
+use scrimp_kernels::ops::StateChunk;
 use scrimp_kv::{ScoresWanted, Sequence};
 use std::ops::Range;
 
@@ -29,6 +30,24 @@ pub(super) struct SequenceChunk<'a> {
     pub(super) scores: Option<ScoresWanted>,
     /// Each token has the bits of a decode step. Its attention is a call of its own.
     pub(super) as_decoded: bool,
+}
+
+/// Advances recurrent state `state` of each chunk without an error by the chunk's tokens. Returns the chunks' rows and
+/// states. A chunk whose state cannot be advanced gets the error.
+pub(super) fn advance_states<'a>(
+    chunks: &'a mut [SequenceChunk<'_>],
+    state: usize,
+) -> impl Iterator<Item = StateChunk<'a>> {
+    chunks.iter_mut().filter(|chunk| chunk.error.is_none()).filter_map(move |chunk| {
+        let SequenceChunk { kv, error, first, n, .. } = chunk;
+        match kv.advance_state(state, *n) {
+            Ok(state) => Some(StateChunk { rows: *first..*first + *n, state }),
+            Err(e) => {
+                *error = Some(e.into());
+                None
+            }
+        }
+    })
 }
 
 impl<'a> SequenceChunk<'a> {

@@ -24,6 +24,7 @@ use crate::config::{ExpertGroups, ExpertWeighting, Experts, SigmoidRouting};
 use scrimp_kernels::{
     Exec,
     linear::{ActivationShape, Activations, BatchShapes, LinearGroup, Needs, linear, linear_groups},
+    ops,
 };
 use std::ops::Range;
 
@@ -217,7 +218,7 @@ impl Pass<'_> {
             let block = &block[t * hidden..(t + 1) * hidden];
             match norm {
                 Some(weight) => config.rms_norm(weight).add_to(level, block, h),
-                None => h.iter_mut().zip(block).for_each(|(h, x)| *h += x),
+                None => ops::add_scaled(h, 1.0, block),
             }
         });
     }
@@ -242,7 +243,7 @@ impl Pass<'_> {
         each_row(exec.pool, &mut buffers.h[..n * hidden], hidden, |t, h| {
             let gate = shared.map_or(1.0, |logits| 1.0 / (1.0 + (-logits[t]).exp()));
             let weight = config.residual_scale * gate;
-            h.iter_mut().zip(&block[t * hidden..(t + 1) * hidden]).for_each(|(h, y)| *h += weight * y);
+            ops::add_scaled(h, weight, &block[t * hidden..(t + 1) * hidden]);
         });
     }
 
@@ -358,7 +359,7 @@ impl Pass<'_> {
                 if rows.contains(&choice.row) {
                     let from = (choice.row - rows.start) * hidden;
                     let weight = config.residual_scale * choice.weight;
-                    h.iter_mut().zip(&block[from..from + hidden]).for_each(|(h, y)| *h += weight * y);
+                    ops::add_scaled(h, weight, &block[from..from + hidden]);
                 }
             }
         });

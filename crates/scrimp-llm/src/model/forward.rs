@@ -477,7 +477,7 @@ impl Pass<'_> {
             let block = &block[t * hidden..(t + 1) * hidden];
             match norm {
                 Some(weight) => config.rms_norm(weight).add_to(exec.level, block, h),
-                None => h.iter_mut().zip(block).for_each(|(h, x)| *h += scale * x),
+                None => ops::add_scaled(h, scale, block),
             }
         });
     }

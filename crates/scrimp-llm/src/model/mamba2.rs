@@ -10,18 +10,18 @@
 //! ```
 
 use super::{
-    chunk::SequenceChunk,
+    chunk::{SequenceChunk, advance_states},
     forward::{Buffers, Pass, each_row, product, sized},
     projections::{TensorSlice, mamba2_slices, optional_vector, vector},
     recurrence::{StateInputs, decay},
-    short_conv::{History, of_row},
+    short_conv::{History, of_row, taps},
     weights::{LayerNorms, LinearWeights},
 };
 use crate::{checkpoint::Checkpoint, config::ModelConfig, error::Result};
 use scrimp_kernels::{
     Exec,
     linear::linear,
-    ops::{self, Gate, ScanChunk, ScanShape, ScanWeights, selective_scan},
+    ops::{self, Gate, ScanShape, ScanWeights, StateChunk, selective_scan},
 };
 
 /// The weights of a layer.
@@ -44,7 +44,7 @@ pub(super) struct Mamba2Layer {
 /// The rows of a pass and their sequences.
 struct Rows<'a, 'b> {
     histories: Vec<History<'a>>,
-    scans: Vec<ScanChunk<'a>>,
+    scans: Vec<StateChunk<'a>>,
     u: &'b [f32],
     dt: &'b [f32],
 }
@@ -64,7 +64,6 @@ impl Mamba2Layer {
         let [z, u, dt, out] = mamba2_slices(config, shape, index);
         let name = |stem: &str| format!("blk.{index}.{stem}");
         let weights = vector(checkpoint, &name("ssm_conv1d.weight"))?;
-        let taps = (0..kernel).flat_map(|tap| weights.iter().skip(tap).step_by(kernel).copied()).collect();
         let bias = optional_vector(checkpoint, &name("ssm_conv1d.bias"))?;
         Ok(Self {
             shape,
@@ -72,7 +71,7 @@ impl Mamba2Layer {
             u: matrix(u)?,
             dt: matrix(dt)?,
             out: matrix(out)?,
-            taps,
+            taps: taps(&weights, kernel),
             bias: bias.unwrap_or_else(|| vec![0.0; shape.inputs()]),
             scan: ScanWeights {
                 decay: decay(checkpoint, index)?,
@@ -120,8 +119,8 @@ impl Mamba2Layer {
         buffers: &mut Buffers,
     ) {
         let (scan, state) = self.split(state);
-        let histories = vec![History { first: 0, n, state }];
-        let scans = vec![ScanChunk { rows: 0..n, state: scan }];
+        let histories = vec![History(StateChunk { rows: 0..n, state })];
+        let scans = vec![StateChunk { rows: 0..n, state: scan }];
         let (x, y) =
             (sized(&mut buffers.v, n * self.shape.inputs()), sized(&mut buffers.q, n * self.width()));
         self.run(exec, Rows { histories, scans, u, dt }, x, y);
@@ -149,15 +148,10 @@ impl Pass<'_> {
         ];
         linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
         let (mut histories, mut scans) = (Vec::with_capacity(chunks.len()), Vec::with_capacity(chunks.len()));
-        for SequenceChunk { kv, error, first, n, .. } in chunks.iter_mut().filter(|c| c.error.is_none()) {
-            match kv.advance_state(state, *n) {
-                Ok(state) => {
-                    let (scan, state) = layer.split(state);
-                    histories.push(History { first: *first, n: *n, state });
-                    scans.push(ScanChunk { rows: *first..*first + *n, state: scan });
-                }
-                Err(e) => *error = Some(e.into()),
-            }
+        for StateChunk { rows, state } in advance_states(chunks, state) {
+            let (scan, state) = layer.split(state);
+            histories.push(History(StateChunk { rows: rows.clone(), state }));
+            scans.push(StateChunk { rows, state: scan });
         }
         let (u, dt) = (&buffers.k[..n * inputs], &buffers.alpha[..n * heads]);
         let (x, y) = (sized(&mut buffers.v, n * inputs), sized(&mut buffers.q, n * width));

@@ -10,7 +10,7 @@
 
 use super::{
     embed::bad_table,
-    forward::{Gated, Pass, each_row, product, sized},
+    forward::{Pass, each_row, product, sized},
     weights::LinearWeights,
 };
 use crate::{checkpoint::Checkpoint, error::Result};
@@ -82,7 +82,8 @@ impl Pass<'_> {
             ops::scale(exec.level, scale, inputs);
             for (input, entry) in inputs.chunks_exact_mut(width).zip(entry.chunks_exact(width)) {
                 norm.apply_in_place(exec.level, input);
-                input.iter_mut().zip(entry).for_each(|(x, e)| *x = (*x + table_scale * e) * FRAC_1_SQRT_2);
+                ops::add_scaled(input, table_scale, entry);
+                ops::scale(exec.level, FRAC_1_SQRT_2, input);
             }
         });
         if finite.into_inner() { Ok(()) } else { Err(bad_table(checkpoint, TABLE)) }
@@ -103,13 +104,10 @@ impl Pass<'_> {
         buffers.x.fill(*exec, shape, |t, x| x.copy_from_slice(&h[t * hidden..(t + 1) * hidden]));
         let gate = sized(&mut buffers.gate, n * width);
         linear(*exec, &mut buffers.linear, &buffers.x, &mut [product(&weights.gate, gate, false)]);
-        let inputs = config.n_layers * width;
-        let up = sized(&mut buffers.up, n * width);
-        for (t, up) in up.chunks_exact_mut(width).enumerate() {
-            up.copy_from_slice(&buffers.per_layer[t * inputs + index * width..][..width]);
-        }
-        let gated = Gated::new(exec.level, config, width, [&buffers.gate, &buffers.up]);
-        let shape = ActivationShape { n_tokens: n, cols: width, needs: weights.out.needs() };
-        buffers.x.fill(*exec, shape, |t, x| gated.row(t, x));
+        let (all, inputs) = (&buffers.per_layer, config.n_layers * width);
+        each_row(exec.pool, sized(&mut buffers.up, n * width), width, |t, up| {
+            up.copy_from_slice(&all[t * inputs + index * width..][..width]);
+        });
+        self.fill_gated(&weights.out, n);
     }
 }

@@ -12,9 +12,10 @@
 
 use super::{
     Session,
-    chunk::SequenceChunk,
+    chunk::{SequenceChunk, advance_states},
     forward::{Buffers, Pass, product, sized},
     projections::{DeltaProjection, TensorSlice, delta_slice, vector},
+    short_conv::taps,
     weights::{LayerNorms, LinearWeights, Mixer},
 };
 use crate::{
@@ -24,8 +25,9 @@ use crate::{
 };
 use scrimp_kernels::{
     linear::linear,
-    ops::{DeltaChunk, DeltaInputs, DeltaShape, DeltaWeights, gated_delta},
+    ops::{DeltaInputs, DeltaShape, DeltaWeights, StateChunk, gated_delta},
 };
+use std::ops::Range;
 
 /// The weights of a layer with the gated delta rule.
 #[derive(Debug)]
@@ -84,10 +86,7 @@ fn delta_weights(
     let name = |stem: &str| format!("blk.{index}.{stem}.weight");
     let conv = vector(checkpoint, &name("ssm_conv1d"))?;
     let (kernel, keys) = (shape.kernel, shape.keys());
-    // From `[channels][kernel]` to `[kernel][channels]`.
-    let taps = |channels: std::ops::Range<usize>| {
-        (0..kernel).flat_map(|tap| channels.clone().map(move |c| c * kernel + tap)).map(|i| conv[i]).collect()
-    };
+    let taps = |channels: Range<usize>| taps(&conv[channels.start * kernel..channels.end * kernel], kernel);
     Ok(DeltaWeights {
         conv_q: taps(0..keys),
         conv_k: taps(keys..2 * keys),
@@ -146,7 +145,7 @@ impl Session {
             let state = self.kv.advance_state(index, n)?;
             match (&layer.mixer, inputs) {
                 (Mixer::Delta(layer), StateInputs::Delta([q, k, v, beta, alpha])) => {
-                    let mut chunks = [DeltaChunk { rows: 0..n, state }];
+                    let mut chunks = [StateChunk { rows: 0..n, state }];
                     let out = sized(&mut buffers.attn, v.len());
                     // The outputs, and their gate, have no effect.
                     let inputs = DeltaInputs { q, k, v, z: v, beta, alpha };
@@ -189,13 +188,7 @@ impl Pass<'_> {
             product(&layer.alpha, sized(&mut buffers.alpha, heads), false),
         ];
         linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
-        let mut states = Vec::with_capacity(chunks.len());
-        for SequenceChunk { kv, error, first, n, .. } in chunks.iter_mut().filter(|c| c.error.is_none()) {
-            match kv.advance_state(state, *n) {
-                Ok(state) => states.push(DeltaChunk { rows: *first..*first + *n, state }),
-                Err(e) => *error = Some(e.into()),
-            }
-        }
+        let mut states: Vec<_> = advance_states(chunks, state).collect();
         let inputs = DeltaInputs {
             q: &buffers.q,
             k: &buffers.k,

@@ -8,14 +8,17 @@
 //! ```
 
 use super::{
-    chunk::SequenceChunk,
+    chunk::{SequenceChunk, advance_states},
     forward::{Pass, each_row, product, sized},
     projections::{TensorSlice, short_conv_slices, vector},
     recurrence::StateInputs,
     weights::{LayerNorms, LinearWeights},
 };
 use crate::{checkpoint::Checkpoint, config::ModelConfig, error::Result};
-use scrimp_kernels::linear::linear;
+use scrimp_kernels::{
+    linear::linear,
+    ops::{self, StateChunk},
+};
 
 /// The weights of a layer.
 #[derive(Debug)]
@@ -42,7 +45,7 @@ impl ShortConvLayer {
     ) -> Result<Self> {
         let [b, c, x, out] = short_conv_slices(config, index);
         let weights = vector(checkpoint, &format!("blk.{index}.shortconv.conv.weight"))?;
-        let taps = (0..kernel).flat_map(|tap| weights.iter().skip(tap).step_by(kernel).copied()).collect();
+        let taps = taps(&weights, kernel);
         Ok(Self { b: matrix(b)?, c: matrix(c)?, x: matrix(x)?, out: matrix(out)?, taps })
     }
 
@@ -58,21 +61,22 @@ impl ShortConvLayer {
 
     /// Updates a state by the first `n` rows of `u`.
     pub(super) fn remember(&self, state: &mut [f32], u: &[f32], n: usize) {
-        History { first: 0, n, state }.remember(u, self.width(), self.kernel());
+        History(StateChunk { rows: 0..n, state }).remember(u, self.width(), self.kernel());
     }
 }
 
-/// The tokens of a sequence: its first row in the pass, and the rows of `u` before it.
-pub(super) struct History<'a> {
-    pub(super) first: usize,
-    pub(super) n: usize,
-    pub(super) state: &'a mut [f32],
+/// The taps of convolutions over `kernel` tokens, `[kernel][channels]`, from those of a file, `[channels][kernel]`.
+pub(super) fn taps(weights: &[f32], kernel: usize) -> Vec<f32> {
+    (0..kernel).flat_map(|tap| weights.iter().skip(tap).step_by(kernel).copied()).collect()
 }
+
+/// The tokens of a sequence. Its state has the rows of `u` before them.
+pub(super) struct History<'a>(pub(super) StateChunk<'a>);
 
 /// The sequence of row `row` among `histories`, which are in the order of their rows. Rows of failed chunks belong to none.
 pub(super) fn of_row<'a, 'b>(histories: &'b [History<'a>], row: usize) -> Option<&'b History<'a>> {
-    let after = histories.partition_point(|history| history.first <= row);
-    histories[..after].last().filter(|history| row < history.first + history.n)
+    let after = histories.partition_point(|history| history.0.rows.start <= row);
+    histories[..after].last().filter(|history| row < history.0.rows.end)
 }
 
 impl Pass<'_> {
@@ -97,21 +101,15 @@ impl Pass<'_> {
         linear(*exec, &mut buffers.linear, &buffers.x, &mut products);
         let (b, u) = (&buffers.q, &mut buffers.k[..n * width]);
         each_row(exec.pool, u, width, |t, u| {
-            u.iter_mut().zip(&b[t * width..(t + 1) * width]).for_each(|(u, b)| *u *= b);
+            ops::multiply(u, &b[t * width..(t + 1) * width]);
         });
-        let mut histories = Vec::with_capacity(chunks.len());
-        for SequenceChunk { kv, error, first, n, .. } in chunks.iter_mut().filter(|c| c.error.is_none()) {
-            match kv.advance_state(state, *n) {
-                Ok(state) => histories.push(History { first: *first, n: *n, state }),
-                Err(e) => *error = Some(e.into()),
-            }
-        }
+        let mut histories: Vec<_> = advance_states(chunks, state).map(History).collect();
         let (u, c, out) = (&buffers.k[..], &buffers.attn_gate, sized(&mut buffers.attn, n * width));
         each_row(exec.pool, out, width, |t, out| {
             out.fill(0.0);
             let Some(history) = of_row(&histories, t) else { return };
             history.convolve(u, &layer.taps, t, out);
-            out.iter_mut().zip(&c[t * width..(t + 1) * width]).for_each(|(out, c)| *out *= c);
+            ops::multiply(out, &c[t * width..(t + 1) * width]);
         });
         histories.iter_mut().for_each(|history| history.remember(u, width, taps));
         if let Some(kept) = &mut buffers.state_inputs {
@@ -126,28 +124,28 @@ impl History<'_> {
         let width = out.len();
         let kernel = taps.len() / width;
         for (tap, weights) in taps.chunks_exact(width).enumerate() {
-            let row = self.row(u, width, (row - self.first) + tap + 1, kernel);
-            let products = row.iter().zip(weights).map(|(u, w)| u * w);
-            out.iter_mut().zip(products).for_each(|(out, product)| *out += product);
+            let row = self.row(u, width, (row - self.0.rows.start) + tap + 1, kernel);
+            ops::add_products(out, row, weights);
         }
     }
 
     /// Row `i - taps` of `u`, counted from the first token of the chunk.
     fn row<'b>(&'b self, u: &'b [f32], width: usize, i: usize, taps: usize) -> &'b [f32] {
         match i.checked_sub(taps) {
-            Some(token) => &u[(self.first + token) * width..][..width],
-            None => &self.state[(i - 1) * width..][..width],
+            Some(token) => &u[(self.0.rows.start + token) * width..][..width],
+            None => &self.0.state[(i - 1) * width..][..width],
         }
     }
 
     /// Replaces the state by the last rows.
     pub(super) fn remember(&mut self, u: &[f32], width: usize, taps: usize) {
+        let StateChunk { rows, state } = &mut self.0;
         let kept = taps - 1;
-        if self.n < kept {
-            self.state.copy_within(self.n * width.., 0);
+        if rows.len() < kept {
+            state.copy_within(rows.len() * width.., 0);
         }
-        let new = self.n.min(kept);
-        let last = (self.first + self.n - new) * width;
-        self.state[(kept - new) * width..].copy_from_slice(&u[last..last + new * width]);
+        let new = rows.len().min(kept);
+        let last = (rows.end - new) * width;
+        state[(kept - new) * width..].copy_from_slice(&u[last..last + new * width]);
     }
 }

@@ -351,7 +351,12 @@ impl Loader<'_> {
     /// The feed-forward block of layer `index`.
     fn block(&mut self, config: &ModelConfig, index: usize) -> Result<GatedWeights> {
         let checkpoint = self.checkpoint;
-        let mut projection = |p| self.projection(tensor_slice(checkpoint, config, index, p));
+        self.gated(|p| tensor_slice(checkpoint, config, index, p))
+    }
+
+    /// The three projections of a block.
+    fn gated(&mut self, slice: impl Fn(Projection) -> TensorSlice) -> Result<GatedWeights> {
+        let mut projection = |p| self.projection(slice(p));
         Ok(GatedWeights {
             gate: projection(Projection::Gate)?,
             up: projection(Projection::Up)?,
@@ -404,14 +409,8 @@ impl Loader<'_> {
         let router = self.router(&router(index), experts.count)?;
         let beside = experts.beside_block.then(|| self.beside(config, index)).transpose()?;
         let shared = experts.shared.map(|width| self.shared_expert(config, width, index)).transpose()?;
-        let experts = (0..experts.count).map(|expert| {
-            let mut projection = |p| self.projection(expert_slice(checkpoint, config, index, expert, p));
-            Ok(GatedWeights {
-                gate: projection(Projection::Gate)?,
-                up: projection(Projection::Up)?,
-                down: projection(Projection::Down)?,
-            })
-        });
+        let experts = (0..experts.count)
+            .map(|expert| self.gated(|p| expert_slice(checkpoint, config, index, expert, p)));
         let experts = experts.collect::<Result<_>>()?;
         let bias = optional_vector(checkpoint, &format!("blk.{index}.exp_probs_b.weight"))?;
         Ok(ExpertWeights { router, bias, experts, shared, beside })
@@ -437,12 +436,7 @@ impl Loader<'_> {
             LinearWeights::pack(self.pool, &stored)
         });
         let checkpoint = self.checkpoint;
-        let mut projection = |p| self.projection(block_slice(checkpoint, config, (index, width), p));
-        let block = GatedWeights {
-            gate: projection(Projection::Gate)?,
-            up: projection(Projection::Up)?,
-            down: projection(Projection::Down)?,
-        };
+        let block = self.gated(|p| block_slice(checkpoint, config, (index, width), p))?;
         Ok(SharedExpert { gate: gate.transpose()?, block })
     }
 
