@@ -48,9 +48,12 @@ class Server:
             return e.code, json.loads(e.read())
 
     def metric(self, name):
+        """A metric, added up over all models."""
         with urllib.request.urlopen(self.url + "/metrics", timeout=10) as answer:
             text = answer.read().decode()
-        return float(re.search(rf"^scrimp:{name}(?:\{{.*\}})? (\S+)$", text, re.M)[1])
+        samples = re.findall(rf"^scrimp:{name}(?:\{{.*\}})? (\S+)$", text, re.M)
+        assert samples, f"{name} is not in\n{text}"
+        return sum(map(float, samples))
 
     def stop(self):
         if self.process.poll() is None:
@@ -256,6 +259,45 @@ def test_paths_and_methods(server):
     assert server.post("/v1/completions", {"prompt": "x"}, **{"Content-Type": "text/plain"})[0] == 415
     with urllib.request.urlopen(server.url + "/", timeout=10) as page:
         assert b"scrimp" in page.read() and "default-src 'none'" in page.headers["Content-Security-Policy"]
+
+
+def test_requests_keep_their_identifiers(server):
+    for path, status in (("/health", 200), ("/v1/nothing", 404)):
+        for sent, kept in (("abc-1", True), ("two words", False), ("x" * 200, False), (None, False)):
+            request = urllib.request.Request(server.url + path, headers={"X-Request-Id": sent} if sent else {})
+            try:
+                answer = urllib.request.urlopen(request, timeout=10)
+            except urllib.error.HTTPError as e:
+                answer = e
+            found = answer.headers["X-Request-Id"]
+            assert answer.status == status and (found == sent if kept else found.startswith("req_")), (sent, found)
+
+
+def test_the_log_has_identifiers(model):
+    process = subprocess.Popen([BINARY, "serve", model, "--port", "0", "--json", "--log", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    url = json.loads(process.stdout.readline())["url"]
+    urllib.request.urlopen(urllib.request.Request(url + "/health", headers={"X-Request-Id": "mine"}), timeout=10).close()
+    process.send_signal(signal.SIGTERM)
+    lines = [json.loads(line) for line in process.communicate(timeout=30)[1].splitlines() if line.startswith("{")]
+    found = [line for line in lines if line.get("request_id") == "mine"]
+    assert len(found) == 1 and (found[0]["path"], found[0]["status"]) == ("/health", 200)
+
+
+def test_holders_of_memory(server, client):
+    def admin():
+        with urllib.request.urlopen(server.url + "/admin", timeout=10) as answer:
+            return json.loads(answer.read())
+    complete(client, "The cat went to the sea. " * 20)
+    memory = admin()
+    held = memory["models"][0]
+    assert held["task"] == "generate" and held["loaded"] and held["weight_bytes"] > 100_000
+    assert held["kv"]["prefixes"] > 0 and held["kv"]["prefix_bytes"] == held["kv"]["bytes"] > 0 == held["kv"]["request_bytes"]
+    assert memory["process"]["rss_bytes"] > held["weight_bytes"] and held["accounted_bytes"] > held["kv"]["limit_bytes"]
+    stream = client.completions.create(model="tiny-chat", prompt="The cat", max_tokens=1900, stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    running = admin()["models"][0]
+    assert running["requests"] == {"running": 1, "waiting": 0} and running["kv"]["request_bytes"] > 0 < running["kv"]["whole_bytes"]
+    stream.close()
 
 
 def test_large_heads_are_refused(server):

@@ -157,7 +157,7 @@ def test_thinking_precedes_a_required_call(thinker):
     ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, 400, "invalid_request_error", "image"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, 400, "invalid_request_error", "web_search"),
     ({"temprature": 1}, 400, "invalid_request_error", "temprature"),
-    ({"messages": [{"role": "user", "content": "word " * 4000}]}, 400, "invalid_request_error", "no room"),
+    ({"messages": [{"role": "user", "content": "word " * 4000}]}, 400, "invalid_request_error", "prompt is too long"),
 ])
 def test_errors_have_the_apis_form(client, fields, status, kind, word):
     with pytest.raises(anthropic.APIStatusError) as caught:

@@ -1,6 +1,6 @@
 //! The recommender: a thread that owns the model and scores all waiting requests in one batch.
 
-use crate::metrics::Metrics;
+use crate::metrics::ModelMetrics;
 use scrimp_kernels::{Pool, SimdLevel};
 use scrimp_rec::{data::Batch, encoders::Exec, model::Model, schema::Schema};
 use std::{
@@ -25,6 +25,8 @@ struct Request {
 pub(crate) struct Recommender {
     /// Its names.
     pub(crate) names: Vec<String>,
+    /// Size of the stored embeddings in bytes.
+    pub(crate) embedding_bytes: u64,
     schema: Schema,
     requests: Mutex<Sender<Request>>,
     _thread: JoinHandle<()>,
@@ -39,14 +41,15 @@ impl Recommender {
         names: Vec<String>,
         (model, threads): (Model, usize),
         level: SimdLevel,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ModelMetrics>,
     ) -> std::io::Result<Self> {
         let (sender, requests) = channel();
+        let embedding_bytes = model.embedding_bytes();
         let (schema, pool) = (model.schema().clone(), Pool::new(threads)?);
         let thread = std::thread::Builder::new()
             .name("scrimp-rec".into())
             .spawn(move || run(model, Exec { pool: &pool, level }, &requests, &metrics))?;
-        Ok(Self { names, schema, requests: Mutex::new(sender), _thread: thread })
+        Ok(Self { names, embedding_bytes, schema, requests: Mutex::new(sender), _thread: thread })
     }
 
     /// The schema of rows.
@@ -63,7 +66,7 @@ impl Recommender {
     }
 }
 
-fn run(mut model: Model, exec: Exec<'_>, requests: &Receiver<Request>, metrics: &Metrics) {
+fn run(mut model: Model, exec: Exec<'_>, requests: &Receiver<Request>, metrics: &ModelMetrics) {
     let (mut rows, mut scores) = (Batch::default(), Vec::new());
     while let Ok(first) = requests.recv() {
         let mut waiting = vec![first];

@@ -4,10 +4,10 @@ use crate::{
     constraint::Constraints,
     engine::{self, Command, EngineOptions},
     http::{
-        History, Language, Languages, ModelFacts, Peer, ReasoningOptions, Requests, State, TextService, cors,
-        now, router,
+        History, Kind, Language, Languages, ModelFacts, Peer, ReasoningOptions, Requests, State, TextService,
+        cors, now, router,
     },
-    metrics::Metrics,
+    metrics::{Metrics, ModelMetrics},
     models::{LanguageModel, Models, Named},
     options::ServeOptions,
     score::Recommender,
@@ -68,7 +68,8 @@ impl Server {
         let recommender = match recommender {
             Some(Named { names, model }) => {
                 let level = scrimp_kernels::SimdLevel::from_env().map_err(io::Error::other)?;
-                Some(Recommender::start(names, model, level, Arc::clone(&metrics))?)
+                let metrics = metrics.model(&names, Kind::Recommender);
+                Some(Recommender::start(names, model, level, metrics)?)
             }
             None => None,
         };
@@ -121,14 +122,15 @@ impl Server {
 fn embedding_service(
     Named { names, model }: Named<Embedder>,
     limit: usize,
-    metrics: &Arc<Metrics>,
+    metrics: &Metrics,
 ) -> io::Result<TextService<Embedder>> {
+    let metrics = metrics.model(&names, Kind::Embedder);
     Ok(TextService {
         names,
         facts: ModelFacts::of_either(model.encoder(), model.decoder()),
         max_tokens: model.max_tokens(),
         width: model.width(),
-        queue: TextQueue::start(model, limit, Arc::clone(metrics))?,
+        queue: TextQueue::start(model, limit, metrics)?,
     })
 }
 
@@ -136,8 +138,9 @@ fn embedding_service(
 fn ranking_service(
     Named { names, model }: Named<Reranker>,
     limit: usize,
-    metrics: &Arc<Metrics>,
+    metrics: &Metrics,
 ) -> io::Result<TextService<Reranker>> {
+    let metrics = metrics.model(&names, Kind::Reranker);
     let encoder = model.encoder().map(|encoder| encoder.config().hidden_size);
     let decoder = model.decoder().map(|decoder| decoder.config().hidden_size);
     Ok(TextService {
@@ -145,7 +148,7 @@ fn ranking_service(
         facts: ModelFacts::of_either(model.encoder(), model.decoder()),
         max_tokens: model.max_tokens(),
         width: encoder.or(decoder).unwrap_or_default(),
-        queue: TextQueue::start(model, limit, Arc::clone(metrics))?,
+        queue: TextQueue::start(model, limit, metrics)?,
     })
 }
 
@@ -154,13 +157,14 @@ pub(crate) fn start_engine(
     names: Vec<String>,
     language: LanguageModel,
     options: &ServeOptions,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<ModelMetrics>,
 ) -> io::Result<(Language, Sender<Command>, JoinHandle<()>)> {
     let LanguageModel { model, tokenizer, template } = language;
     let tokenizer = Arc::new(tokenizer);
     let (commands, received) = channel();
     let shared = Language {
         names,
+        metrics: Arc::clone(metrics),
         lease: Arc::default(),
         constraints: Constraints::new(&tokenizer).ok(),
         template,

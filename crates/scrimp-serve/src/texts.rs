@@ -3,7 +3,7 @@
 //! A pass has at most [`PASS_TEXTS`] texts: those of the first request, then those of later ones with the same prompt or
 //! query. A request with texts left goes behind the others, so that it does not delay them.
 
-use crate::{engine::Failure, metrics::Metrics};
+use crate::{engine::Failure, metrics::ModelMetrics};
 use scrimp_llm::{Embedder, Embedding, Reranker, Result, embedder::Relevance};
 use std::{
     collections::VecDeque,
@@ -38,7 +38,7 @@ pub(crate) trait TextModel: Send + 'static {
     fn tokens(output: &Self::Output) -> usize;
 
     /// Counts `n` texts.
-    fn count(metrics: &Metrics, n: u64);
+    fn count(metrics: &ModelMetrics, n: u64);
 }
 
 impl TextModel for Embedder {
@@ -54,7 +54,7 @@ impl TextModel for Embedder {
         output.tokens
     }
 
-    fn count(metrics: &Metrics, n: u64) {
+    fn count(metrics: &ModelMetrics, n: u64) {
         metrics.embedded_texts.add(n);
     }
 }
@@ -79,7 +79,7 @@ impl TextModel for Reranker {
         output.tokens
     }
 
-    fn count(metrics: &Metrics, n: u64) {
+    fn count(metrics: &ModelMetrics, n: u64) {
         metrics.ranked_documents.add(n);
     }
 }
@@ -99,11 +99,12 @@ struct Job<M: TextModel> {
 }
 
 /// A place in the queue, free when dropped.
-struct Place(Arc<AtomicUsize>);
+struct Place(Arc<AtomicUsize>, Arc<ModelMetrics>);
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
+        self.1.running.subtract(1);
     }
 }
 
@@ -113,6 +114,7 @@ pub(crate) struct TextQueue<M: TextModel> {
     /// Number of requests.
     taken: Arc<AtomicUsize>,
     limit: usize,
+    metrics: Arc<ModelMetrics>,
     _thread: JoinHandle<()>,
 }
 
@@ -127,12 +129,13 @@ impl<M: TextModel> TextQueue<M> {
     ///
     /// # Errors
     /// The thread cannot be created.
-    pub(crate) fn start(model: M, limit: usize, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+    pub(crate) fn start(model: M, limit: usize, metrics: Arc<ModelMetrics>) -> std::io::Result<Self> {
         let (sender, jobs) = channel();
+        let shared = Arc::clone(&metrics);
         let thread = std::thread::Builder::new()
             .name("scrimp-texts".into())
-            .spawn(move || serve(&model, &jobs, &metrics))?;
-        Ok(Self { jobs: Mutex::new(sender), taken: Arc::default(), limit, _thread: thread })
+            .spawn(move || serve(&model, &jobs, &shared))?;
+        Ok(Self { jobs: Mutex::new(sender), taken: Arc::default(), limit, metrics, _thread: thread })
     }
 
     /// Sends texts to the model. The returned channel receives their results; if it is dropped, the remaining texts are
@@ -145,7 +148,8 @@ impl<M: TextModel> TextQueue<M> {
         shared: M::Shared,
         texts: Vec<String>,
     ) -> std::result::Result<oneshot::Receiver<Answer<M>>, Failure> {
-        let place = Place(Arc::clone(&self.taken));
+        self.metrics.running.add(1);
+        let place = Place(Arc::clone(&self.taken), Arc::clone(&self.metrics));
         if self.taken.fetch_add(1, Ordering::SeqCst) >= self.limit {
             return Err(Failure::Busy);
         }
@@ -158,7 +162,7 @@ impl<M: TextModel> TextQueue<M> {
 }
 
 /// Answers requests until all senders are dropped.
-fn serve<M: TextModel>(model: &M, jobs: &Receiver<Job<M>>, metrics: &Metrics) {
+fn serve<M: TextModel>(model: &M, jobs: &Receiver<Job<M>>, metrics: &ModelMetrics) {
     let mut waiting: VecDeque<Job<M>> = VecDeque::new();
     loop {
         if waiting.is_empty() {
@@ -173,7 +177,7 @@ fn serve<M: TextModel>(model: &M, jobs: &Receiver<Job<M>>, metrics: &Metrics) {
 }
 
 /// Computes one pass and answers the requests that it completes.
-fn pass<M: TextModel>(model: &M, waiting: &mut VecDeque<Job<M>>, metrics: &Metrics) {
+fn pass<M: TextModel>(model: &M, waiting: &mut VecDeque<Job<M>>, metrics: &ModelMetrics) {
     let Some(shared) = waiting.front().map(|job| job.shared.clone()) else { return };
     // Index of the request, number of its texts.
     let (mut parts, mut room) = (Vec::new(), PASS_TEXTS);
@@ -256,13 +260,13 @@ mod tests {
             *output
         }
 
-        fn count(_: &Metrics, _: u64) {}
+        fn count(_: &ModelMetrics, _: u64) {}
     }
 
     fn job(shared: u8, texts: &[&str]) -> (Job<Lengths>, oneshot::Receiver<Answer<Lengths>>) {
         let (answer, answered) = oneshot::channel();
         let texts = texts.iter().map(|&text| text.to_owned()).collect();
-        let place = Place(Arc::new(AtomicUsize::new(1)));
+        let place = Place(Arc::new(AtomicUsize::new(1)), Arc::default());
         let job = Job { shared, texts, done: Vec::new(), answer, begun: Instant::now(), _place: place };
         (job, answered)
     }
@@ -270,7 +274,7 @@ mod tests {
     #[test]
     fn requests_share_passes_and_each_has_its_results() {
         let sizes = Arc::default();
-        let (model, metrics) = (Lengths(Arc::clone(&sizes)), Metrics::default());
+        let (model, metrics) = (Lengths(Arc::clone(&sizes)), ModelMetrics::default());
         let many = vec!["abc"; 2 * PASS_TEXTS + 1];
         let (jobs, mut answers): (VecDeque<_>, Vec<_>) =
             [job(0, &many), job(0, &["a"]), job(1, &["a", "ab"]), job(0, &["abcd"])].into_iter().unzip();
@@ -292,7 +296,7 @@ mod tests {
         let requests = [job(0, &["a"]), job(0, &["b", "bad"]), job(0, &["panic"]), job(0, &["ab"])];
         let (mut waiting, mut answers): (VecDeque<_>, Vec<_>) = requests.into_iter().unzip();
         while !waiting.is_empty() {
-            pass(&model, &mut waiting, &Metrics::default());
+            pass(&model, &mut waiting, &ModelMetrics::default());
         }
         let mut next = || answers.remove(0).try_recv().unwrap();
         assert_eq!(next(), Ok(vec![1]));

@@ -82,6 +82,11 @@ pub(super) fn peak_rss_bytes() -> Option<u64> {
     super::process::peak_rss(1)
 }
 
+/// Unknown.
+pub(super) fn rss_bytes() -> Option<u64> {
+    None
+}
+
 /// No Mac has AMX of x86.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn permits_tile_registers() -> bool {

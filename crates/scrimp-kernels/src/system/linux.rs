@@ -123,7 +123,17 @@ pub(super) fn last_level_cache() -> Option<u64> {
 /// it is the second choice.
 pub(super) fn peak_rss_bytes() -> Option<u64> {
     let Ok(status) = fs::read_to_string("/proc/self/status") else { return super::process::peak_rss(1024) };
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    status_bytes(&status, "VmHWM:")
+}
+
+/// The resident memory.
+pub(super) fn rss_bytes() -> Option<u64> {
+    status_bytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+/// A size of `/proc/self/status`.
+fn status_bytes(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

@@ -74,6 +74,11 @@ pub fn peak_rss_bytes() -> Option<u64> {
     machine::peak_rss_bytes()
 }
 
+/// The resident memory of this process, in bytes.
+pub fn rss_bytes() -> Option<u64> {
+    machine::rss_bytes()
+}
+
 /// Whether the system lets this process use the tile registers of AMX.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn permits_tile_registers() -> bool {
@@ -173,6 +178,8 @@ mod tests {
         let known = cfg!(any(target_os = "linux", target_vendor = "apple", windows));
         assert!(page_bytes().is_power_of_two());
         assert!(peak_rss_bytes().map_or(!known, |bytes| bytes > 1 << 20));
+        assert!(rss_bytes().is_none_or(|bytes| bytes > 1 << 20));
+        assert!(rss_bytes().is_some() || !cfg!(target_os = "linux"));
         let Memory { total, available, .. } = memory();
         assert!(total.map_or(!known, |bytes| bytes > 1 << 24));
         assert!(available.is_none_or(|bytes| bytes <= total.unwrap()));

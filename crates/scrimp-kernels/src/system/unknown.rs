@@ -33,6 +33,11 @@ pub(super) fn peak_rss_bytes() -> Option<u64> {
     None
 }
 
+/// Unknown.
+pub(super) fn rss_bytes() -> Option<u64> {
+    None
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(super) fn permits_tile_registers() -> bool {
     false

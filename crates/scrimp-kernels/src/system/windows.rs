@@ -48,11 +48,20 @@ pub(super) fn last_level_cache() -> Option<u64> {
 
 /// The peak working set.
 pub(super) fn peak_rss_bytes() -> Option<u64> {
+    working_set().map(|set| set.PeakWorkingSetSize as u64)
+}
+
+/// The working set.
+pub(super) fn rss_bytes() -> Option<u64> {
+    working_set().map(|set| set.WorkingSetSize as u64)
+}
+
+fn working_set() -> Option<PROCESS_MEMORY_COUNTERS> {
     let mut counters = PROCESS_MEMORY_COUNTERS::default();
     let bytes = size_of::<PROCESS_MEMORY_COUNTERS>() as u32;
     // SAFETY: the handle of this process is always valid, and the call writes at most `bytes` bytes to `counters`.
     let ok = unsafe { K32GetProcessMemoryInfo(GetCurrentProcess(), &raw mut counters, bytes) };
-    (ok != 0).then_some(counters.PeakWorkingSetSize as u64)
+    (ok != 0).then_some(counters)
 }
 
 /// Windows enables tile registers with functions that this crate does not call.

@@ -1,7 +1,7 @@
 //! Runs requests on an engine of its own, for tests.
 
 use super::{Command, EngineOptions, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work, run};
-use crate::{metrics::Metrics, scheduler::Limits};
+use crate::{metrics::ModelMetrics, scheduler::Limits};
 use scrimp_llm::{generate::Speculation, model::Model, sampling::SamplingParams, tokenizer::Tokenizer};
 use std::{
     sync::{Arc, mpsc::channel},
@@ -61,8 +61,8 @@ pub(super) fn answers(
     model: &Model,
     tokenizer: &Tokenizer,
     questions: Vec<Question>,
-) -> (Vec<Answered>, Arc<Metrics>) {
-    let metrics = Arc::new(Metrics::default());
+) -> (Vec<Answered>, Arc<ModelMetrics>) {
+    let metrics = Arc::new(ModelMetrics::default());
     let options = EngineOptions {
         limits: Limits::default(),
         kv_bytes: 64 << 20,

@@ -218,6 +218,16 @@ impl<'m> KvCacheManager<'m> {
         self.caches.values().map(KvCache::bytes_in_use).sum()
     }
 
+    /// Bytes and tokens of the caches of running requests. A page that several share counts for each.
+    pub(super) fn request_sizes(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.sessions.values().map(|session| (session.kv_bytes(), session.len()))
+    }
+
+    /// Number of cached prefixes.
+    pub(super) fn prefixes(&self) -> usize {
+        self.prefixes.as_ref().map_or(0, PrefixCache::len)
+    }
+
     /// Maximum size of all pages in bytes.
     pub(super) fn limit(&self) -> usize {
         self.limit

@@ -13,6 +13,7 @@ mod faults;
 #[cfg(test)]
 mod harness;
 mod kv_cache_manager;
+mod memory;
 mod prefix_store;
 mod request;
 mod speculation;
@@ -23,11 +24,12 @@ pub(crate) use request::{
 };
 
 use crate::{
-    metrics::Metrics,
+    metrics::ModelMetrics,
     scheduler::{Limits, RequestId, Scheduler},
 };
 use answer::{Answer, End, Sampled};
 use kv_cache_manager::KvCacheManager;
+pub(crate) use memory::MemoryReport;
 use scrimp_base::Error;
 use scrimp_kv::KvError;
 use scrimp_llm::{
@@ -45,6 +47,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tokio::sync::oneshot;
 
 /// Interval at which an idle engine checks for its end.
 const IDLE: Duration = Duration::from_millis(100);
@@ -56,6 +59,8 @@ const MAX_RESTARTS: usize = 4;
 pub(crate) enum Command {
     /// Add a request.
     AddRequest(Box<EngineRequest>),
+    /// Report the holders of memory.
+    Report(oneshot::Sender<MemoryReport>),
     /// Fail all requests and return.
     Stop,
 }
@@ -85,6 +90,9 @@ struct Active<'t> {
     prompt_tokens: usize,
     restarts: usize,
     begun: Instant,
+    /// The first step.
+    started: Option<Instant>,
+    first_token: Option<Instant>,
     last_token: Option<Instant>,
 }
 
@@ -127,7 +135,7 @@ struct Engine<'m> {
     kv_caches: KvCacheManager<'m>,
     batch: Batch,
     active: BTreeMap<RequestId, Active<'m>>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ModelMetrics>,
     own: OwnMetrics,
 }
 
@@ -137,7 +145,7 @@ pub(crate) fn run(
     tokenizer: &Tokenizer,
     options: &EngineOptions,
     commands: &Receiver<Command>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ModelMetrics>,
 ) {
     let mut engine = Engine {
         model,
@@ -169,6 +177,10 @@ pub(crate) fn run(
                 let ids: Vec<_> = engine.active.keys().copied().collect();
                 ids.into_iter().for_each(|id| engine.fail(id, Failure::ShuttingDown));
                 return;
+            }
+            Some(Command::Report(answer)) => {
+                // The client may have disconnected.
+                let _ = answer.send(engine.memory_report());
             }
             // All waiting commands are handled before the next step.
             Some(Command::AddRequest(request)) => engine.add_request(*request),
@@ -217,7 +229,18 @@ impl<'m> Engine<'m> {
             return;
         }
         let (begun, hidden) = (Instant::now(), Vec::new());
-        let active = Active { request, answer, hidden, prompt_tokens, restarts: 0, begun, last_token: None };
+        let (restarts, started, first_token, last_token) = (0, None, None, None);
+        let active = Active {
+            request,
+            answer,
+            hidden,
+            prompt_tokens,
+            restarts,
+            begun,
+            started,
+            first_token,
+            last_token,
+        };
         self.active.insert(id, active);
     }
 
@@ -275,7 +298,13 @@ impl<'m> Engine<'m> {
     /// Takes the sessions of the scheduled requests out of the KV cache manager.
     fn begin_step(&mut self, scheduled: Vec<(RequestId, usize)>) -> Vec<RunningStep> {
         let mut running = Vec::with_capacity(scheduled.len());
+        self.metrics.step_tokens.observe(scheduled.iter().map(|&(_, n)| n).sum());
+        let now = Instant::now();
         for (id, n) in scheduled {
+            if let Some(active) = self.active.get_mut(&id).filter(|active| active.started.is_none()) {
+                active.started = Some(now);
+                self.metrics.queue_time.observe(now - active.begun);
+            }
             let all = self.kv_caches.tokens(id);
             let Some(session) = self.kv_caches.session(id) else { continue };
             let first = session.len();
@@ -360,6 +389,8 @@ impl<'m> Engine<'m> {
         match active.last_token.replace(now) {
             None => {
                 self.metrics.time_to_first_token.observe(now - active.begun);
+                self.metrics.prefill_time.observe(now - active.started.unwrap_or(active.begun));
+                active.first_token = Some(now);
                 self.metrics.prefix_hits.add(self.kv_caches.cached(id) as u64);
                 self.metrics.prefix_queries.add(active.prompt_tokens as u64);
                 self.kv_caches.cache_prefix(id);
@@ -397,6 +428,11 @@ impl<'m> Engine<'m> {
                 + config.state_bytes(),
         };
         self.metrics.finished(end.reason.name(), active.begun.elapsed());
+        self.metrics.request_prompt.observe(summary.prompt_tokens);
+        self.metrics.request_generated.observe(summary.generated_tokens);
+        if let Some(first) = active.first_token {
+            self.metrics.decode_time.observe(first.elapsed());
+        }
         self.kv_caches.cache_prefix(id);
         self.kv_caches.store_prefix(id);
         self.scheduler.remove_request(id, &mut self.kv_caches);

@@ -3,6 +3,7 @@
 //! Source: the Fetch standard, section 3.3 (CORS protocol). Browsers send an origin as `scheme://host[:port]`, in lower
 //! case and without the default port.
 
+use super::request_id;
 use axum::http::{HeaderValue, Method, header};
 use std::time::Duration;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -27,7 +28,7 @@ pub(crate) fn cors(origins: &[String]) -> Result<Option<CorsLayer>, String> {
         .allow_methods([Method::GET, Method::POST])
         // Clients send headers of their own, such as the `x-stainless-*` of OpenAI's.
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([header::RETRY_AFTER])
+        .expose_headers([header::RETRY_AFTER, request_id::HEADER])
         .max_age(MAX_AGE);
     Ok(Some(layer))
 }

@@ -167,7 +167,7 @@ async fn by_embedder(
     let found = embedder.run(state, options.prompt.clone(), texts).await?;
     if let Some(at) = found.iter().position(|embedding| embedding.truncated && !options.truncates) {
         let what = format!(
-            "input {at} is longer than the {} tokens of this model; with truncate: true, its end is left out",
+            "input {at} is longer than the model's context length of {} tokens; with truncate: true, its end is left out",
             embedder.max_tokens
         );
         return Err(ApiError::field("input", what).code("context_length_exceeded"));

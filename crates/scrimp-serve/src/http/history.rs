@@ -71,6 +71,11 @@ impl History {
         serde_json::from_str(&text).ok()
     }
 
+    /// Size of all conversations, bytes of JSON.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    }
+
     /// Deletes a conversation. False: there is none.
     pub(crate) fn delete(&self, id: &str, owner: u64) -> bool {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);

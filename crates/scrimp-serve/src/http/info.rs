@@ -10,6 +10,7 @@ use super::{
     state::{Language, State, rfc3339},
     tools::Tools,
 };
+use crate::metrics::{Gauge, label};
 use axum::{
     Json,
     extract::State as Shared,
@@ -67,8 +68,40 @@ pub(crate) fn ready(state: &State) -> Response {
 /// `/metrics`.
 pub(crate) fn metrics(state: &State) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    let entries = state.entries();
-    (kind, state.metrics.render(entries.first().map_or("", |entry| entry.name))).into_response()
+    (kind, state.metrics.render(&gauges(state))).into_response()
+}
+
+/// The gauges of the process, and the weights of the models.
+fn gauges(state: &State) -> Vec<Gauge> {
+    let of_process = |name, help, value: Option<f64>| Gauge {
+        name,
+        help,
+        samples: value.map(|value| (String::new(), value)).into_iter().collect(),
+    };
+    let rss = scrimp_kernels::system::rss_bytes().map(|bytes| bytes as f64);
+    let mut weights = Vec::new();
+    for (index, (names, profile)) in state.languages.profiles().enumerate() {
+        let bytes = if state.languages.is_loaded(index) { profile.facts.weight_bytes } else { 0 };
+        weights.push((names, bytes));
+    }
+    let texts = [
+        state.embedder.as_ref().map(|m| (m.names.as_slice(), m.facts.as_ref())),
+        state.reranker.as_ref().map(|m| (m.names.as_slice(), m.facts.as_ref())),
+    ];
+    weights.extend(
+        texts.into_iter().flatten().map(|(names, facts)| (names, facts.map_or(0, |f| f.weight_bytes))),
+    );
+    weights.extend(state.recommender.as_ref().map(|m| (m.names.as_slice(), m.embedding_bytes)));
+    let sample = |(names, bytes): (&[String], u64)| (label(names), bytes as f64);
+    vec![
+        of_process("process_resident_memory_bytes", "Resident memory.", rss),
+        of_process("process_start_time_seconds", "Start, seconds since 1970.", Some(state.created as f64)),
+        Gauge {
+            name: "scrimp:model_weight_bytes",
+            help: "Bytes of the weights of a loaded model.",
+            samples: weights.into_iter().map(sample).collect(),
+        },
+    ]
 }
 
 /// `/tokenizer_info`: the begin- and end-of-text tokens, in vLLM's form. Evaluation harnesses read it.

@@ -4,10 +4,15 @@
 //! A loaded model accounts for its file, for the limit of its KV caches, and for its vocabulary and buffers. Embedding models
 //! and rerankers account for their weights and stay loaded.
 
-use super::{ModelFacts, error::ApiError, models::Served as _, state::Language};
+use super::{
+    ModelFacts,
+    error::ApiError,
+    models::{Kind, Served as _},
+    state::Language,
+};
 use crate::{
-    engine::Command,
-    metrics::Metrics,
+    engine::{Command, MemoryReport},
+    metrics::{Metrics, ModelMetrics},
     models::{LanguageModel, LanguageSource, Loader, Named, Profile},
     options::ServeOptions,
     server::start_engine,
@@ -19,6 +24,7 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
+use tokio::sync::oneshot;
 
 /// Bytes of the tokenizer and of the tables for grammars per token of the vocabulary. Measured: 0.5 to 1.1 KiB with the
 /// vocabularies of SmolLM2, Qwen2.5 and Gemma 3 (49,152 to 262,144 tokens).
@@ -34,6 +40,7 @@ const INTERVAL: Duration = Duration::from_millis(10);
 struct Slot {
     names: Vec<String>,
     profile: Profile,
+    metrics: Arc<ModelMetrics>,
     /// `None`: the model is loaded from the start and stays loaded.
     load: Option<Loader>,
 }
@@ -81,7 +88,6 @@ struct Loaded {
 struct Inner {
     slots: Vec<Slot>,
     options: ServeOptions,
-    metrics: Arc<Metrics>,
     /// Bytes for loaded language models.
     limit: u64,
     loaded: Mutex<Loaded>,
@@ -108,13 +114,14 @@ impl Languages {
     pub(crate) fn new(
         sources: Vec<Named<LanguageSource>>,
         options: &ServeOptions,
-        metrics: &Arc<Metrics>,
+        metrics: &Metrics,
         others: u64,
     ) -> io::Result<Self> {
         let limit = options.memory.map_or(u64::MAX, |memory| memory.saturating_sub(others));
         let (mut slots, mut given) = (Vec::new(), Vec::new());
         for Named { names, model: LanguageSource { profile, model, load } } in sources {
-            let slot = Slot { names, profile, load };
+            let metrics = metrics.model(&names, Kind::Language);
+            let slot = Slot { names, profile, metrics, load };
             let bytes = slot.bytes(options.kv_bytes);
             if bytes > limit {
                 let what = format!(
@@ -129,8 +136,8 @@ impl Languages {
             given.push(model);
         }
         let loaded = Mutex::new(Loaded { running: slots.iter().map(|_| None).collect(), uses: 0 });
-        let (options, metrics) = (options.clone(), Arc::clone(metrics));
-        let inner = Arc::new(Inner { slots, options, metrics, limit, loaded });
+        let options = options.clone();
+        let inner = Arc::new(Inner { slots, options, limit, loaded });
         for (index, model) in given.into_iter().enumerate() {
             if let Some(model) = model {
                 inner.start(index, model)?;
@@ -147,6 +154,19 @@ impl Languages {
     /// Whether the model at `index` is loaded.
     pub(crate) fn is_loaded(&self, index: usize) -> bool {
         self.inner.loaded().running[index].is_some()
+    }
+
+    /// Requests the memory report of the model at `index`, which does not become used by that. `None`: it is not loaded.
+    pub(crate) fn report(&self, index: usize) -> Option<oneshot::Receiver<MemoryReport>> {
+        let (answer, report) = oneshot::channel();
+        let loaded = self.inner.loaded();
+        loaded.running[index].as_ref()?.commands.send(Command::Report(answer)).ok()?;
+        Some(report)
+    }
+
+    /// The bytes for which the model at `index` accounts when it is loaded.
+    pub(crate) fn accounted(&self, index: usize) -> u64 {
+        self.inner.slots[index].bytes(self.inner.options.kv_bytes)
     }
 
     /// The index of the model with this name; without a name, the first model.
@@ -266,7 +286,7 @@ impl Inner {
             let name = slot.names.first().map_or("", String::as_str);
             *dir = dir.join(name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
         }
-        let (language, commands, thread) = start_engine(slot.names.clone(), model, &options, &self.metrics)?;
+        let (language, commands, thread) = start_engine(slot.names.clone(), model, &options, &slot.metrics)?;
         let language = Arc::new(language);
         let mut loaded = self.loaded();
         loaded.uses += 1;

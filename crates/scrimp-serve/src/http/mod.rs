@@ -1,5 +1,6 @@
 //! HTTP: routes, API keys, limits, and the formats of requests and answers.
 
+mod admin;
 mod apis;
 mod auth;
 mod calls;
@@ -18,10 +19,13 @@ mod input;
 mod languages;
 mod messages;
 mod models;
+mod openapi;
+mod page;
 mod params;
 mod part_stream;
 mod parts;
 mod reasoning;
+mod request_id;
 mod rerank;
 mod score;
 mod state;
@@ -35,16 +39,16 @@ pub(crate) use drain::Requests;
 pub(crate) use error::ApiError;
 pub(crate) use history::History;
 pub(crate) use languages::Languages;
-pub(crate) use models::{ModelFacts, TextService};
+pub(crate) use models::{Kind, ModelFacts, TextService};
 pub(crate) use reasoning::ReasoningOptions;
 pub(crate) use state::{Language, State, now};
 
 use axum::{
     Json, Router,
     extract::{Path, Request, State as Shared},
-    http::{StatusCode, header},
+    http::StatusCode,
     middleware::{self, Next},
-    response::{Html, IntoResponse, Response},
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use std::{
@@ -54,9 +58,6 @@ use std::{
     time::Instant,
 };
 use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
-
-/// The chat page at `/`.
-const PAGE: &str = include_str!("../page/index.html");
 
 /// The client's address.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +74,7 @@ pub(crate) fn router(state: &Arc<State>, cors: Option<CorsLayer>) -> Router {
             }),
         )
         .route("/metrics", get(|Shared(s): Shared<Arc<State>>| async move { info::metrics(&s) }))
+        .route("/admin", get(|Shared(s): Shared<Arc<State>>| async move { Json(admin::admin(&s).await) }))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
@@ -92,7 +94,9 @@ pub(crate) fn router(state: &Arc<State>, cors: Option<CorsLayer>) -> Router {
         .fold(keyed, |router, api| (api.routes)(router))
         .layer(middleware::from_fn_with_state(Arc::clone(state), auth::check));
     let mut router = Router::new()
-        .route("/", get(page))
+        .route("/", get(page::index))
+        .route("/page/{version}/{*name}", get(page::file))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(|Shared(s): Shared<Arc<State>>| async move { info::ready(&s) }))
         .merge(keyed)
@@ -111,17 +115,11 @@ pub(crate) fn router(state: &Arc<State>, cors: Option<CorsLayer>) -> Router {
     router.with_state(Arc::clone(state))
 }
 
-/// The chat page. Its content security policy allows requests to this server only.
-async fn page() -> Response {
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
-                  img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE)).into_response()
-}
-
 /// Middleware that logs and counts responses, and refuses requests during the shutdown.
 async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let id = request_id::of(request.headers());
     let running = state.requests.begin();
     let mut response = match drain::refusal(&state, &path) {
         Some(refusal) => refusal,
@@ -135,7 +133,9 @@ async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) 
     }
     let status = response.status().as_u16();
     state.metrics.response(status);
-    tracing::info!(%method, path, status, ms = start.elapsed().as_millis() as u64, "request");
+    let request_id = id.to_str().unwrap_or_default();
+    tracing::info!(%method, path, status, request_id, ms = start.elapsed().as_millis() as u64, "request");
+    response.headers_mut().insert(request_id::HEADER, id);
     drain::counted(response, running)
 }
 

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     constraint::Constraints,
     engine::{Command, EngineOutput, EngineRequest, Failure, Generate, KvOptions, Work},
-    metrics::Metrics,
+    metrics::{Metrics, ModelMetrics},
     options::ServeOptions,
     score::Recommender,
 };
@@ -40,6 +40,8 @@ pub(crate) struct Language {
     pub(crate) vocab_size: usize,
     /// Number of values of an embedding.
     pub(crate) embedding_size: usize,
+    /// Its metrics.
+    pub(crate) metrics: Arc<ModelMetrics>,
     /// Its clones are the requests that use the model.
     pub(crate) lease: Arc<()>,
     /// Channel to the engine.
@@ -122,7 +124,8 @@ impl Language {
     /// Checks a prompt and returns the number of tokens that fit after it. `limit`: maximum tokens of prompt and answer.
     ///
     /// # Errors
-    /// 400 if the prompt is empty, too long, or contains an invalid token id.
+    /// 400 if the prompt is empty, too long, or contains an invalid token id. Clients recognize the words "prompt is too long"
+    /// (Anthropic's) and "this model's maximum context length is" (OpenAI's).
     pub(crate) fn room(&self, prompt: &[u32], limit: usize) -> Result<usize, ApiError> {
         if prompt.is_empty() {
             return Err(ApiError::field("prompt", "the prompt is empty"));
@@ -133,7 +136,8 @@ impl Language {
         let limit = limit.min(self.context_length);
         if prompt.len() >= limit {
             let what = format!(
-                "the prompt has {} tokens and leaves no room for an answer: prompt and answer can have {limit} tokens together",
+                "the prompt is too long: it has {} tokens, but this model's maximum context length is {limit} tokens, prompt and \
+                 answer together",
                 prompt.len()
             );
             return Err(ApiError::field("messages", what).code("context_length_exceeded"));

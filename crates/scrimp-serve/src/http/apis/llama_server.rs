@@ -63,7 +63,7 @@ async fn props(state: &State) -> Result<Value, ApiError> {
 async fn slots(state: &State) -> Result<Value, ApiError> {
     let language = &*state.language(None).await?;
     let (n_ctx, speculative) = (context(state, language), language.speculation != Speculation::Off);
-    let running = state.metrics.running.get() as usize;
+    let running = language.metrics.running.get() as usize;
     let slot = |id: usize| json!({ "id": id, "n_ctx": n_ctx, "speculative": speculative, "is_processing": id < running });
     Ok((0..state.options.limits.max_num_seqs).map(slot).collect())
 }
