@@ -26,6 +26,11 @@ class Answer:
     decode_seconds: float
     #: Size of the final KV cache in bytes.
     kv_bytes: int
+    #: Tokens of drafts, and those of them that are in the answer; 0 without ``speculate``.
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    #: Size of the KV cache that drafts, in bytes.
+    draft_kv_bytes: int = 0
 
     def __str__(self) -> str:
         return self.text
@@ -43,20 +48,24 @@ class LLM:
             ``scrimp compress``, ``hf:org/repo`` or ``pypi:package``.
         threads: number of threads; by default one for each CPU of the process.
         kv_format: format of the KV cache: ``bf16``, ``f32``, ``f16``, ``int8`` or ``int4``.
+        draft_model: a smaller model with the same vocabulary, which drafts the answers (``speculate`` of :meth:`generate`).
 
     Several threads may share a model. Their requests run one after another.
     """
 
-    def __init__(self, model: str, *, threads: Optional[int] = None, kv_format: str = "bf16") -> None:
+    def __init__(
+        self, model: str, *, threads: Optional[int] = None, kv_format: str = "bf16", draft_model: Optional[str] = None
+    ) -> None:
         threads = None if threads is None else _whole("threads", threads, 1)
-        self._model = LanguageModel(str(model), threads, kv_format)
+        draft_model = None if draft_model is None else str(draft_model)
+        self._model = LanguageModel(str(model), threads, kv_format, draft_model)
         self.name = str(model)
-        self._arguments = (threads, kv_format)
+        self._arguments = (threads, kv_format, draft_model)
 
     def __reduce__(self) -> Tuple[Any, ...]:
         # A pickle contains the reference of the model, and not its weights.
-        name = os.path.abspath(self.name) if os.path.exists(self.name) else self.name
-        return _open, (name, *self._arguments)
+        threads, kv_format, draft_model = self._arguments
+        return _open, (_absolute(self.name), threads, kv_format, draft_model and _absolute(draft_model))
 
     def __repr__(self) -> str:
         return f"LLM({self.name!r}, context_length={self.context_length})"
@@ -103,8 +112,9 @@ class LLM:
                 prompt. By default all.
             kv_policy: the eviction policy. kvcrush: share of the budget for representatives of evicted tokens. The default is
                 the best policy with its share.
-            speculate: ``ngram`` drafts tokens from earlier occurrences of the last ones, and checks them in one pass. The
-                answer is the same. It is faster where the answer repeats parts of the prompt. ``off`` by default.
+            speculate: drafts several tokens and checks them in one pass. The answer is the same. ``ngram`` drafts earlier
+                occurrences of the last tokens, which is faster where the answer repeats parts of the prompt. ``model`` drafts
+                with the ``draft_model``; the default if there is one. ``off``: one token per pass.
         """
         return self._answer(self._prompt(prompt, raw), options)
 
@@ -200,7 +210,7 @@ class LLM:
 def _options(
     max_tokens: Optional[int] = None, stop: Union[str, Sequence[str]] = (), temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
     min_p: float = 0.0, repetition_penalty: float = 1.0, seed: Optional[int] = None, kv_budget: Union[int, float, None] = None,
-    kv_policy: Optional[str] = None, kvcrush: Optional[float] = None, kv_shrink: Optional[int] = None, speculate: str = "off",
+    kv_policy: Optional[str] = None, kvcrush: Optional[float] = None, kv_shrink: Optional[int] = None, speculate: Optional[str] = None,
 ) -> Any:
     """Converts keyword arguments, of Python's, NumPy's or PyTorch's types, to the arguments of the Rust half."""
     if max_tokens is not None:
@@ -224,8 +234,13 @@ def _options(
     return max_tokens, [stop] if isinstance(stop, str) else list(stop), sampling, kv
 
 
-def _open(name: str, threads: Optional[int], kv_format: str) -> LLM:
-    return LLM(name, threads=threads, kv_format=kv_format)
+def _open(name: str, threads: Optional[int], kv_format: str, draft_model: Optional[str] = None) -> LLM:
+    return LLM(name, threads=threads, kv_format=kv_format, draft_model=draft_model)
+
+
+def _absolute(name: str) -> str:
+    """The reference of a model, valid in every folder."""
+    return os.path.abspath(name) if os.path.exists(name) else name
 
 
 def _whole(name: str, value: Any, least: int) -> int:

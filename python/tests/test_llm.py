@@ -118,7 +118,9 @@ def test_base_models_do_not_chat(llama):
         (lambda m: m.generate("x", raw=True, kv_shrink=5), ValueError, "there are 4, 8, 16"),
         (lambda m: m.generate("x", raw=True, kv_shrink=2**40), ValueError, "there are 4, 8, 16"),
         (lambda m: m.generate("x", raw=True, kv_shrink=4, kv_budget=0.5), ValueError, "leave kv_budget"),
-        (lambda m: m.generate("x", raw=True, speculate="model"), ValueError, "there are off, ngram"),
+        (lambda m: m.generate("x", raw=True, speculate="words"), ValueError, "there are off, ngram, model"),
+        (lambda m: m.generate("x", raw=True, speculate="model"), ValueError, "draft_model"),
+        (lambda m: scrimp.LLM(str(TINY / "llama"), draft_model="/nonexistent/model.gguf"), (OSError, ValueError), "nonexistent"),
         (lambda m: m.generate("x", raw=True, speculate=5), TypeError, "speculation"),
         (lambda m: m.generate("x", raw=True, nonsense=1), TypeError, "nonsense"),
         (lambda m: m.stream("x", raw=True, max_tokens=0), ValueError, "max_tokens"),
@@ -206,3 +208,14 @@ def test_drafts_change_no_token(smollm2, options):
     alone = smollm2.generate(text, max_tokens=60, **options)
     drafted = smollm2.generate(text, max_tokens=60, speculate="ngram", **options)
     assert drafted.tokens == alone.tokens
+
+
+def test_a_draft_model_changes_no_token():
+    llm = scrimp.LLM(str(TINY / "llama"), draft_model=str(TINY / "olmoe"))
+    options = {"raw": True, "max_tokens": 40, "temperature": 0.5, "seed": 1}
+    alone = llm.generate("the rain in the hills", speculate="off", **options)
+    drafted = llm.generate("the rain in the hills", **options)
+    assert drafted.tokens == alone.tokens
+    assert alone.draft_kv_bytes == alone.drafted_tokens == 0 <= drafted.accepted_tokens <= drafted.drafted_tokens
+    copy = pickle.loads(pickle.dumps(llm))
+    assert copy.generate("the rain in the hills", speculate="model", **options).tokens == alone.tokens

@@ -38,7 +38,8 @@ def check_fields(result, **fields):
 def test_run_json(model):
     result = one(scrimp("run", model, "a small text", "--max-tokens", 9, *GREEDY, "--json"))
     check_fields(result, text=str, prompt_tokens=int, generated_tokens=int, prefill_tok_s=float, decode_tok_s=float,
-                 kv_bytes=int, kv_bytes_peak=int, kv_tokens=int, drafted_tokens=int, accepted_tokens=int, peak_rss_bytes=int)
+                 kv_bytes=int, kv_bytes_peak=int, kv_tokens=int, drafted_tokens=int, accepted_tokens=int, draft_kv_bytes=int,
+                 peak_rss_bytes=int)
     assert 1 <= result["generated_tokens"] <= 9
     assert result["prompt_tokens"] >= 1
     # The last generated token need not be in the cache.

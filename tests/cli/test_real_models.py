@@ -60,6 +60,11 @@ def test_drafts_change_no_token(smollm2, options):
     assert alone["drafted_tokens"] == 0 < drafted["accepted_tokens"] <= drafted["drafted_tokens"]
 
 
+def test_a_draft_of_another_vocabulary_is_refused_before_weights_are_loaded(smollm2):
+    draft = real_model("gemma-3-270m-Q4_K_M.gguf")
+    scrimp("run", smollm2, "Hello", "--speculate", draft).refused("vocabularies differ")
+
+
 def test_ctrl_c_keeps_what_was_generated(smollm2):
     command = [str(BINARY), "run", str(smollm2), "Tell me a very long story about a river.", "--max-tokens", "4000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as process:

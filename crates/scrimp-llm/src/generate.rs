@@ -15,7 +15,7 @@ mod stop;
 
 pub use reasoning::{Reasoning, ReasoningParams};
 pub use sequence::{Sequence, common_prefix};
-pub use speculation::{Speculation, Speculator};
+pub use speculation::{DraftCheckpoint, DraftKind, DraftModel, Drafting, Speculation, Speculator};
 pub use stop::StopStrings;
 
 use crate::error::{Error, Result};
@@ -99,6 +99,8 @@ pub struct Generation {
     pub drafted_tokens: usize,
     /// Tokens of drafts that became tokens of the answer.
     pub accepted_tokens: usize,
+    /// Bytes of the second KV cache, which drafts.
+    pub draft_kv_bytes: usize,
 }
 
 impl Generation {
@@ -182,9 +184,10 @@ impl<'a> Answer<'a> {
             decode_steps: 0,
             drafted_tokens: 0,
             accepted_tokens: 0,
+            draft_kv_bytes: 0,
         };
         let out = Output { text: String::new(), stop: StopStrings::new(request.stop)?, on_text };
-        let speculator = Speculator::new(request.speculation, request.prompt);
+        let speculator = Speculator::new(request.speculation.clone(), request.prompt);
         let reasoning = request.reasoning.map(Reasoning::new);
         Ok(Self { request, context_length, speculator, reasoning, decoder, out, result })
     }
@@ -231,14 +234,15 @@ impl<'a> Answer<'a> {
         let draft = match &mut self.speculator {
             // The last token takes part in the pass.
             Some(speculator) => {
-                speculator.draft(|n| sequence.verifiable(most_tokens.min(n + 1)).saturating_sub(1))
+                let drafting = Drafting { sampler, target: sequence.source() };
+                speculator.draft(&drafting, |n| sequence.verifiable(most_tokens.min(n + 1)).saturating_sub(1))
             }
             None => &[],
         };
         if draft.is_empty() {
             let token = self.choose(sequence.append(last)?, sampler)?;
             self.result.decode_steps += 1;
-            self.learn(0);
+            self.passed();
             return Ok(ControlFlow::Continue(token));
         }
         let tokens: Vec<u32> = [&[last], draft].concat();
@@ -260,13 +264,13 @@ impl<'a> Answer<'a> {
         })?;
         self.result.drafted_tokens += tokens.len() - 1;
         self.result.accepted_tokens += kept - 1;
-        self.learn(kept - 1);
+        self.passed();
         Ok(flow)
     }
 
-    fn learn(&mut self, accepted: usize) {
+    fn passed(&mut self) {
         if let Some(speculator) = &mut self.speculator {
-            speculator.learn(accepted);
+            speculator.passed();
         }
     }
 
@@ -317,6 +321,7 @@ impl<'a> Answer<'a> {
             self.result.reason = reason.unwrap_or(self.result.reason);
         }
         self.result.text = self.out.text;
+        self.result.draft_kv_bytes = self.speculator.as_ref().map_or(0, Speculator::kv_bytes);
         self.result
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     checkpoint::Checkpoint,
     embedding,
     error::{Error, Result},
-    generate::{Generation, Request, Sequence, Speculation, generate},
+    generate::{DraftCheckpoint, DraftModel, Generation, Request, Sequence, Speculation, generate},
     model::{Batch, CHUNK, Model, Output, RunOptions, Session, Step, prompt_parts},
     sampling::{Sampler, SamplingParams},
     tokenizer::Tokenizer,
@@ -86,6 +86,36 @@ impl Llm {
         let template = checkpoint.chat_template(&tokenizer)?.map(Arc::new);
         let model = Model::load(checkpoint, options)?;
         Ok(Self { model, tokenizer: Arc::new(tokenizer), template })
+    }
+
+    /// Loads a smaller model with the same vocabulary that drafts answers of this one
+    /// ([`Speculation::Model`]). `model` as in [`Llm::open`].
+    ///
+    /// ```no_run
+    /// use scrimp_llm::{GenerateOptions, Llm, generate::Speculation};
+    ///
+    /// # fn main() -> scrimp_llm::Result<()> {
+    /// let llm = Llm::open("large.gguf")?;
+    /// let speculation = Speculation::Model(llm.open_draft("small.gguf")?);
+    /// let options = GenerateOptions { speculation, ..GenerateOptions::default() };
+    /// println!("{}", llm.generate_with("Write quicksort in Rust.", &options)?.text);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Llm::open`], and when the vocabularies differ.
+    pub fn open_draft(&self, model: impl AsRef<str>) -> Result<DraftModel> {
+        self.load_draft(Checkpoint::open(&locate(model.as_ref())?)?)
+    }
+
+    /// As [`Llm::open_draft`], from opened files.
+    ///
+    /// # Errors
+    /// As [`Llm::open_draft`].
+    pub fn load_draft(&self, checkpoint: Checkpoint) -> Result<DraftModel> {
+        let target = (self.model.path(), self.tokenizer.as_ref());
+        DraftCheckpoint::new(checkpoint, target)?.load(&self.model, None)
     }
 
     /// Answers `prompt` with the default options.
@@ -203,7 +233,7 @@ impl Llm {
             stop: &options.stop,
             is_end: &|id| self.tokenizer.is_end(id),
             cancel: None,
-            speculation: options.speculation,
+            speculation: options.speculation.clone(),
             reasoning: None,
         };
         let mut sampler = Sampler::new(options.sampling.clone())?;

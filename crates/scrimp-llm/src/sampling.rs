@@ -61,6 +61,12 @@ impl Sampler {
         Self::new(SamplingParams { seed: Some(0), ..SamplingParams::default() }).expect("defaults are valid")
     }
 
+    /// A sampler that draws the same tokens from the same logits, for a draft.
+    pub(crate) fn for_draft(&self) -> Self {
+        let (params, rng, seen) = (self.params.clone(), self.rng.clone(), self.seen.clone());
+        Self { params, rng, seen, penalized: Vec::new(), candidates: Candidates::default() }
+    }
+
     /// Starts a new answer after `prompt`. The counts start anew; the state of the generator stays.
     pub fn begin(&mut self, prompt: &[u32]) {
         self.seen.clear();

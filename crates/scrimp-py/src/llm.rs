@@ -16,7 +16,10 @@ use scrimp_llm::{
     Category, Error, Llm,
     chat::{Conversation, Message},
     checkpoint::Checkpoint,
-    generate::{FinishReason, Generation, Request, Sequence, Speculation, generate},
+    generate::{
+        DraftCheckpoint, DraftKind, DraftModel, FinishReason, Generation, Request, Sequence, Speculation,
+        generate,
+    },
     model::RunOptions,
     sampling::{Sampler, SamplingParams},
 };
@@ -102,26 +105,43 @@ impl Cancel {
 #[pyclass(frozen, module = "scrimp._scrimp")]
 pub(crate) struct LanguageModel {
     llm: Llm,
+    draft: Option<DraftModel>,
 }
 
 /// The answer to a request: text, tokens, finish reason, prompt tokens, seconds of prefill and decode, bytes of the KV
-/// cache.
-type Answer = (String, Vec<u32>, &'static str, usize, f64, f64, usize);
+/// cache, drafted and accepted tokens, bytes of the cache that drafts.
+type Answer = (String, Vec<u32>, &'static str, usize, f64, f64, usize, usize, usize, usize);
 
 #[pymethods]
 impl LanguageModel {
     /// Loads a model. A model that is not in the cache is downloaded first.
     #[new]
-    #[pyo3(signature = (reference, threads, kv_format))]
-    fn open(py: Python<'_>, reference: &str, threads: Option<usize>, kv_format: &str) -> PyResult<Self> {
+    #[pyo3(signature = (reference, threads, kv_format, draft_model))]
+    fn open(
+        py: Python<'_>,
+        reference: &str,
+        threads: Option<usize>,
+        kv_format: &str,
+        draft_model: Option<&str>,
+    ) -> PyResult<Self> {
         if threads == Some(0) {
             return Err(PyValueError::new_err("threads must be 1 or more"));
         }
         let open = || {
             let kv_format = kv_format.parse::<KvFormat>()?;
             let options = RunOptions { threads, kv_format, ..RunOptions::default() };
-            let path = Hub::from_env()?.fetch(&ModelRef::parse(reference)?, &mut Silent)?;
-            Ok(Self { llm: Llm::load(Checkpoint::open(&path)?, &options)? })
+            let checkpoint = |reference: &str| {
+                let path = Hub::from_env()?.fetch(&ModelRef::parse(reference)?, &mut Silent)?;
+                Checkpoint::open(&path)
+            };
+            let target = checkpoint(reference)?;
+            let compared = |reference: &str| {
+                DraftCheckpoint::new(checkpoint(reference)?, (target.path(), &target.tokenizer()?))
+            };
+            let draft = draft_model.map(compared).transpose()?;
+            let llm = Llm::load(target, &options)?;
+            let draft = draft.map(|draft| draft.load(llm.model(), None)).transpose()?;
+            Ok(Self { llm, draft })
         };
         let opened: Self = py.detach(open).map_err(python)?;
         if let Some(warning) = opened.llm.tokenizer().warning() {
@@ -183,7 +203,7 @@ impl LanguageModel {
         cancel: Option<Py<Cancel>>,
     ) -> PyResult<Answer> {
         let mut sampler = Sampler::new(sampling.params()).map_err(python)?;
-        let speculation = sampling.speculation.parse::<Speculation>().map_err(python)?;
+        let speculation = slf.get().speculation(sampling.speculation.as_deref()).map_err(python)?;
         let cache = kv.map(Kv::cache).transpose()?.unwrap_or_default();
         let cancel = cancel.map(|c| c.get().0.clone()).unwrap_or_default();
         let (this, flag) = (slf.clone().unbind(), cancel.clone());
@@ -247,6 +267,15 @@ impl LanguageModel {
     }
 }
 
+impl LanguageModel {
+    /// The source of drafts that a request names.
+    fn speculation(&self, wanted: Option<&str>) -> Result<Speculation, Error> {
+        let default = if self.draft.is_some() { DraftKind::Model } else { DraftKind::Off };
+        let kind = wanted.map_or(Ok(default), str::parse)?;
+        Speculation::new(kind, self.draft.as_ref()).map_err(|e| e.with_hint("load one with `draft_model`"))
+    }
+}
+
 fn answer_of(g: Generation, kv_bytes: usize) -> Answer {
     let reason = match g.reason {
         FinishReason::End => "end",
@@ -255,7 +284,9 @@ fn answer_of(g: Generation, kv_bytes: usize) -> Answer {
         FinishReason::ContextFull => "context_full",
         FinishReason::Cancelled => "cancelled",
     };
-    (g.text, g.tokens, reason, g.prompt_tokens, g.prefill_seconds, g.decode_seconds, kv_bytes)
+    let seconds = (g.prefill_seconds, g.decode_seconds);
+    let drafts = (g.drafted_tokens, g.accepted_tokens, g.draft_kv_bytes);
+    (g.text, g.tokens, reason, g.prompt_tokens, seconds.0, seconds.1, kv_bytes, drafts.0, drafts.1, drafts.2)
 }
 
 /// How tokens are drawn.
@@ -273,8 +304,9 @@ pub(crate) struct Sampling {
     repetition_penalty: f32,
     #[pyo3(item)]
     seed: Option<u64>,
+    /// `None`: the draft model, if there is one.
     #[pyo3(item)]
-    speculation: String,
+    speculation: Option<String>,
 }
 
 impl Sampling {

@@ -50,7 +50,7 @@ fn start(path: &Path) -> Result<Server> {
     let template = checkpoint.chat_template(&tokenizer)?;
     let model = Model::load(checkpoint, &RunOptions::default())?;
 
-    let language = LanguageModel { model, tokenizer, template };
+    let language = LanguageModel { model, tokenizer, template, draft: None };
     let options = ServeOptions { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..Default::default() };
     let models = Models { languages: vec![Named::new("example", language.into())], ..Models::default() };
     Ok(Server::bind(options, models)?)

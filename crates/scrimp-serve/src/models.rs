@@ -2,7 +2,12 @@
 
 use crate::http::ModelFacts;
 use scrimp_llm::{
-    Embedder, Reranker, chat::ChatTemplate, checkpoint::Checkpoint, config::ModelConfig, model::Model,
+    Embedder, Reranker,
+    chat::ChatTemplate,
+    checkpoint::Checkpoint,
+    config::ModelConfig,
+    generate::{DraftCheckpoint, DraftModel},
+    model::Model,
     tokenizer::Tokenizer,
 };
 
@@ -14,6 +19,8 @@ pub struct LanguageModel {
     pub tokenizer: Tokenizer,
     /// The chat template, if the model has one.
     pub template: Option<ChatTemplate>,
+    /// A smaller model that drafts its answers.
+    pub draft: Option<DraftModel>,
 }
 
 /// A model and its names. Requests select it by one of them; answers contain the first.
@@ -58,6 +65,8 @@ pub(crate) struct Profile {
     pub(crate) template: String,
     /// Ollama's names of its abilities.
     pub(crate) capabilities: Vec<&'static str>,
+    /// Bytes of the weights of the draft model and the limit of its KV caches.
+    pub(crate) draft_bytes: u64,
 }
 
 impl Profile {
@@ -80,16 +89,19 @@ impl Profile {
         let template = template.map_or("{{ .Prompt }}", |template| template.source()).to_owned();
         let (context_length, width) = (config.context_length, config.hidden_size);
         let vocab_size = tokenizer.vocab_size();
-        Self { facts, context_length, width, vocab_size, template, capabilities }
+        Self { facts, context_length, width, vocab_size, template, capabilities, draft_bytes: 0 }
     }
 }
 
 impl From<LanguageModel> for LanguageSource {
     /// A model that stays loaded.
     fn from(model: LanguageModel) -> Self {
-        let LanguageModel { model: weights, tokenizer, template } = &model;
+        let LanguageModel { model: weights, tokenizer, template, draft } = &model;
         let facts = ModelFacts::new(weights);
-        let profile = Profile::new(facts, weights.config(), tokenizer, template.as_ref());
+        let mut profile = Profile::new(facts, weights.config(), tokenizer, template.as_ref());
+        profile.draft_bytes = draft.as_ref().map_or(0, |draft| {
+            (draft.model().weight_bytes() as u64).saturating_add(draft.kv_limit().unwrap_or(0) as u64)
+        });
         Self { profile, model: Some(model), load: None }
     }
 }
@@ -109,6 +121,13 @@ impl LanguageSource {
         let facts = ModelFacts::of_checkpoint(checkpoint.config(), Some(checkpoint));
         let profile = Profile::new(facts, checkpoint.config(), &tokenizer, template.as_ref());
         Ok(Self { profile, model: None, load: Some(Box::new(load)) })
+    }
+
+    /// The same model with a draft model that is loaded with it. The KV caches of `draft` take at most `kv_limit` bytes.
+    #[must_use]
+    pub fn with_draft(mut self, draft: &DraftCheckpoint, kv_limit: usize) -> Self {
+        self.profile.draft_bytes = draft.checkpoint().file_bytes().saturating_add(kv_limit as u64);
+        self
     }
 
     /// The same model, already loaded.

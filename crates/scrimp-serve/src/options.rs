@@ -1,7 +1,7 @@
 //! Options of a server.
 
 use crate::{engine::KvOptions, scheduler::Limits};
-use scrimp_llm::generate::Speculation;
+use scrimp_llm::generate::DraftKind;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Options of a server. The defaults are those of `scrimp serve`.
@@ -28,8 +28,9 @@ pub struct ServeOptions {
     pub prefix_store: Option<(PathBuf, u64)>,
     /// Default KV options of requests.
     pub kv: KvOptions,
-    /// Source of drafts of requests that do not set it. It changes the speed and no answer.
-    pub speculation: Speculation,
+    /// Source of drafts of requests that do not set it. It changes the speed and no answer. [`DraftKind::Model`] applies
+    /// to models with a [draft model](crate::LanguageModel::draft).
+    pub speculation: DraftKind,
     /// Reasoning of answers whose requests do not set it: whether the model reasons, and the maximum number of tokens. `None`:
     /// the chat template decides.
     pub reasoning: Option<(bool, Option<usize>)>,
@@ -62,7 +63,7 @@ impl Default for ServeOptions {
             prefix_caching: true,
             prefix_store: None,
             kv: KvOptions { compression: None, format: "bf16".to_owned() },
-            speculation: Speculation::Off,
+            speculation: DraftKind::Off,
             reasoning: None,
             max_model_len: usize::MAX,
             max_body: 4 << 20,

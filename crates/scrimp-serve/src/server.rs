@@ -159,7 +159,7 @@ pub(crate) fn start_engine(
     options: &ServeOptions,
     metrics: &Arc<ModelMetrics>,
 ) -> io::Result<(Language, Sender<Command>, JoinHandle<()>)> {
-    let LanguageModel { model, tokenizer, template } = language;
+    let LanguageModel { model, tokenizer, template, draft } = language;
     let tokenizer = Arc::new(tokenizer);
     let (commands, received) = channel();
     let shared = Language {
@@ -174,6 +174,7 @@ pub(crate) fn start_engine(
         commands: Mutex::new(commands.clone()),
         kv: options.kv.clone(),
         speculation: options.speculation,
+        draft,
         reasoning: ReasoningOptions::of_server(options.reasoning),
         tokenizer: Arc::clone(&tokenizer),
     };

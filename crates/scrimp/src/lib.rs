@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod drafts;
 mod format;
 mod interrupt;
 mod kv_args;

@@ -90,7 +90,7 @@ struct Inner {
     /// The files of the weights; `None` for random weights.
     checkpoint: Option<Checkpoint>,
     weights: Weights,
-    pool: Pool,
+    pool: Arc<Pool>,
     level: SimdLevel,
     kv: KvCache,
     /// Created at the first use.
@@ -117,9 +117,27 @@ impl Model {
         options: &RunOptions,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let config = checkpoint.config().clone();
-        let kv = cache(&config, options.kv_format, None)?;
         let (level, pool) = set_up(options)?;
+        Self::load_on(checkpoint, options.kv_format, (level, Arc::new(pool)), progress)
+    }
+
+    /// As [`Model::load`], on the threads and at the SIMD level of `other`: two pools of threads would wait for each other.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_beside(checkpoint: Checkpoint, other: &Self) -> Result<Self> {
+        let exec = (other.inner.level, Arc::clone(&other.inner.pool));
+        Self::load_on(checkpoint, KvFormat::default(), exec, &mut |_| {})
+    }
+
+    fn load_on(
+        checkpoint: Checkpoint,
+        kv_format: KvFormat,
+        (level, pool): (SimdLevel, Arc<Pool>),
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
+        let config = checkpoint.config().clone();
+        let kv = cache(&config, kv_format, None)?;
         let weights = weights::load(&checkpoint, &pool, progress)?;
         Ok(Self::of(Inner {
             config,
@@ -147,7 +165,7 @@ impl Model {
             config,
             checkpoint: None,
             weights,
-            pool,
+            pool: Arc::new(pool),
             level,
             kv,
             reconstruction_instructions,

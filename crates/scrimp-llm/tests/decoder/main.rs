@@ -9,5 +9,6 @@ mod gathered_attention;
 mod packed_cache;
 mod real_models;
 mod recurrent;
+mod speculation;
 mod tiny_models;
 mod verification;

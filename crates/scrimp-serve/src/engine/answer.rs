@@ -14,7 +14,7 @@ use scrimp_llm::{
 pub(super) struct Answer<'t> {
     tokenizer: &'t Tokenizer,
     params: Generate,
-    sampler: Sampler,
+    pub(super) sampler: Sampler,
     decoder: StreamDecoder<'t>,
     stop: StopStrings,
     reasoning: Option<Reasoning>,
@@ -57,7 +57,7 @@ impl<'t> Answer<'t> {
             decoder: tokenizer.stream_after(prompt).writing(&params.written),
             stop: StopStrings::new(&params.stop)?,
             reasoning: params.reasoning.as_ref().map(Reasoning::new),
-            speculator: Speculator::new(params.speculation, prompt),
+            speculator: Speculator::new(params.speculation.clone(), prompt),
             sampler,
             prompt: if params.scores_prompt { prompt.to_vec() } else { Vec::new() },
             scores: Vec::new(),

@@ -11,7 +11,7 @@
 
 use super::{Engine, Failure, RunningStep, Sampled, out_of_pages};
 use crate::scheduler::KvMemory as _;
-use scrimp_llm::model::Output;
+use scrimp_llm::{generate::Drafting, model::Output};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 impl Engine<'_> {
@@ -26,10 +26,9 @@ impl Engine<'_> {
     pub(super) fn speculate(&mut self, mut step: RunningStep) {
         let draft = self.draft(&step);
         if draft.is_empty() {
-            let accepted = 0;
             let mut running = vec![step];
             let computed = self.forward(&mut running);
-            self.learn(running[0].id, accepted);
+            self.passed(running[0].id);
             return self.end_step(running, computed);
         }
         let tokens = [step.tokens.as_slice(), &draft].concat();
@@ -55,7 +54,7 @@ impl Engine<'_> {
                 self.metrics.drafts.add(1);
                 self.metrics.drafted_tokens.add(draft.len() as u64);
                 self.metrics.accepted_tokens.add(kept as u64 - 1);
-                self.learn(id, kept - 1);
+                self.passed(id);
                 self.kv_caches.put(id, step.session);
                 // As after that many decode steps.
                 all.into_iter().for_each(|sampled| self.after_step(id, 1, Some(Ok(sampled))));
@@ -88,14 +87,20 @@ impl Engine<'_> {
             }
             most.saturating_sub(1)
         };
-        speculator.draft(limit).to_vec()
+        let drafting = Drafting { sampler: &answer.sampler, target: &step.session };
+        let drafted = catch_unwind(AssertUnwindSafe(|| speculator.draft(&drafting, limit).to_vec()));
+        drafted.unwrap_or_else(|_| {
+            tracing::error!("drafts of a request failed: it continues without them");
+            answer.speculator = None;
+            Vec::new()
+        })
     }
 
-    /// Teaches the length of drafts.
-    fn learn(&mut self, id: crate::scheduler::RequestId, accepted: usize) {
+    /// The time of the pass after a draft is over.
+    fn passed(&mut self, id: crate::scheduler::RequestId) {
         let answer = self.active.get_mut(&id).and_then(|active| active.answer.as_mut());
         if let Some(speculator) = answer.and_then(|answer| answer.speculator.as_mut()) {
-            speculator.learn(accepted);
+            speculator.passed();
         }
     }
 }
@@ -109,7 +114,7 @@ mod tests {
     };
     use scrimp_llm::{
         checkpoint::Checkpoint,
-        generate::Speculation,
+        generate::{DraftCheckpoint, Speculation},
         model::{Model, RunOptions},
     };
 
@@ -164,5 +169,50 @@ mod tests {
             }
         }
         assert!(accepted > 0 && accepted < drafted, "{accepted} of {drafted} tokens");
+    }
+
+    #[test]
+    fn answers_do_not_depend_on_a_draft_model() {
+        let mut all = (0, 0);
+        for (name, sibling) in [("llama", "olmoe"), ("qwen35", "phi3"), ("phi3", "qwen35")] {
+            let path = scrimp_testkit::tiny_model(name);
+            let tokenizer = Checkpoint::open(&path).unwrap().tokenizer().unwrap();
+            let model = Model::load(Checkpoint::open(&path).unwrap(), &RunOptions::default()).unwrap();
+            for draft in [name, sibling] {
+                let draft = Checkpoint::open(&scrimp_testkit::tiny_model(draft)).unwrap();
+                let draft = DraftCheckpoint::new(draft, (&path, &tokenizer)).unwrap();
+                let limit = draft.kv_bytes(1 << 20, model.config());
+                let draft = draft.load(&model, Some(limit)).unwrap().assumed_free();
+                let question = |i: u32, speculation| {
+                    let mut question = Question::new(prompt(i, 40 + 10 * i));
+                    question.kv.format = "f32".to_owned();
+                    question.params.max_tokens = 60;
+                    question.params.speculation = speculation;
+                    question.params.sampling.temperature = if i == 0 { 0.0 } else { 0.4 };
+                    question.params.sampling.seed = Some(u64::from(i));
+                    question
+                };
+                let run = |questions| answers(&model, &tokenizer, questions);
+                let drafts = || Speculation::Model(draft.clone());
+                let alone: Vec<_> = (0..2)
+                    .map(|i| {
+                        let (off, _) = run(vec![question(i, Speculation::Off)]);
+                        let (on, metrics) = run(vec![question(i, drafts())]);
+                        assert_eq!(on, off, "{name}, request {i}");
+                        assert_eq!(metrics.kv_bytes.get(), 0, "pages are not free");
+                        all = (all.0 + metrics.drafted_tokens.get(), all.1 + metrics.accepted_tokens.get());
+                        off
+                    })
+                    .collect();
+                // A request drafts, pauses beside another one, and drafts again.
+                let mut both: Vec<_> = (0..2).map(|i| question(i, drafts())).collect();
+                both[1].params.max_tokens = 20;
+                let (together, _) = run(both);
+                assert_eq!(together[0], alone[0][0], "{name}");
+                draft.clear();
+                assert_eq!(draft.kv_bytes(), 0);
+            }
+        }
+        assert!(all.1 > 0 && all.1 < all.0, "{} of {} tokens", all.1, all.0);
     }
 }

@@ -60,7 +60,7 @@ pub(crate) async fn completions(
         for i in 0..params.n {
             let constraint = params.format.constraint(language.constraints.as_ref())?;
             let mut how = params.generate(i, room, DEFAULT_TOKENS, logprobs, constraint);
-            how.speculation = params.speculation.unwrap_or(language.speculation);
+            how.speculation = language.speculation(params.speculation)?;
             how.written = language.special_tokens(&params);
             how.scores_prompt = echo && logprobs.is_some();
             requests.generate(prompt.clone(), params.kv.clone(), how);

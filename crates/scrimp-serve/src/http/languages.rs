@@ -1,8 +1,9 @@
 //! The language models of a server. A model is loaded when a request names it. If the memory does not suffice, idle models are
 //! unloaded first, the least recently used one before the others.
 //!
-//! A loaded model accounts for its file, for the limit of its KV caches, and for its vocabulary and buffers. Embedding models
-//! and rerankers account for their weights and stay loaded.
+//! A loaded model accounts for its file, for the limit of its KV caches, and for its vocabulary and buffers, and for the same
+//! of its draft model, which is loaded and unloaded with it. Embedding models and rerankers account for their weights and stay
+//! loaded.
 
 use super::{
     ModelFacts,
@@ -50,7 +51,12 @@ impl Slot {
     fn bytes(&self, kv_bytes: usize) -> u64 {
         let ModelFacts { file_bytes, weight_bytes, .. } = self.profile.facts;
         let tables = self.profile.vocab_size as u64 * TOKEN_BYTES + BUFFER_BYTES;
-        file_bytes.max(weight_bytes).saturating_add(tables).saturating_add(kv_bytes as u64)
+        let draft = match self.profile.draft_bytes {
+            0 => 0,
+            bytes => bytes.saturating_add(BUFFER_BYTES),
+        };
+        let own = file_bytes.max(weight_bytes).saturating_add(tables).saturating_add(kv_bytes as u64);
+        own.saturating_add(draft)
     }
 }
 

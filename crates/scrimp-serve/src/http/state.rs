@@ -11,7 +11,12 @@ use crate::{
     options::ServeOptions,
     score::Recommender,
 };
-use scrimp_llm::{Embedder, Reranker, chat::ChatTemplate, generate::Speculation, tokenizer::Tokenizer};
+use scrimp_llm::{
+    Embedder, Reranker,
+    chat::ChatTemplate,
+    generate::{DraftKind, DraftModel, Speculation},
+    tokenizer::Tokenizer,
+};
 use std::{
     hash::{BuildHasher as _, RandomState},
     sync::{
@@ -49,7 +54,9 @@ pub(crate) struct Language {
     /// Default KV options of requests.
     pub(crate) kv: KvOptions,
     /// Default source of drafts.
-    pub(crate) speculation: Speculation,
+    pub(crate) speculation: DraftKind,
+    /// The model that drafts, if there is one.
+    pub(crate) draft: Option<DraftModel>,
     /// Default reasoning of requests.
     pub(crate) reasoning: ReasoningOptions,
 }
@@ -143,6 +150,26 @@ impl Language {
             return Err(ApiError::field("messages", what).code("context_length_exceeded"));
         }
         Ok(limit - prompt.len())
+    }
+
+    /// The source of drafts for a request that names `wanted`.
+    ///
+    /// # Errors
+    /// 400 if it names the draft model, and the language model has none.
+    pub(crate) fn speculation(&self, wanted: Option<DraftKind>) -> Result<Speculation, ApiError> {
+        let draft = self.draft.as_ref();
+        match wanted {
+            Some(kind) => {
+                Speculation::new(kind, draft).map_err(|e| ApiError::field("speculate", e.to_string()))
+            }
+            // The draft model belongs to one of the models.
+            None => Ok(Speculation::new(self.speculation, draft).unwrap_or_default()),
+        }
+    }
+
+    /// Whether requests have drafts by default.
+    pub(crate) fn drafts(&self) -> bool {
+        !matches!(self.speculation(None), Ok(Speculation::Off))
     }
 
     /// The special tokens that an answer writes.

@@ -127,7 +127,7 @@ impl Turn {
                 None => params.format.constraint(language.constraints.as_ref())?,
             };
             let mut how = params.generate(i, room, usize::MAX, self.logprobs, constraint);
-            how.speculation = params.speculation.unwrap_or(language.speculation);
+            how.speculation = language.speculation(params.speculation)?;
             how.written = language.special_tokens(&params);
             if tools.is_offered() {
                 how.written.extend(MARKS.iter().filter_map(|mark| language.tokenizer.token_id(mark)));

@@ -2,11 +2,10 @@
 
 use super::{
     MODEL,
-    values::{Think, finite, non_negative, positive, probability, sources, think},
+    values::{Think, finite, non_negative, positive, probability, think},
 };
-use crate::kv_args::KvArgs;
+use crate::{drafts::Speculate, kv_args::KvArgs};
 use clap::Args;
-use scrimp_llm::generate::Speculation;
 use std::path::PathBuf;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -33,10 +32,11 @@ pub(crate) struct RunArgs {
     /// Maximum number of tokens to generate [default: until the answer ends or the context is full]
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
-    /// Draft several tokens and check them in one pass: faster where the answer repeats parts of the prompt or of itself
-    /// (`ngram`). The answer is the same
-    #[arg(long, value_name = "SOURCE", default_value_t, value_parser = sources())]
-    pub(crate) speculate: Speculation,
+    /// Draft several tokens and check them in one pass; the answer is the same. `ngram` drafts earlier occurrences of the last
+    /// tokens: faster where the answer repeats parts of the prompt or of itself. A smaller MODEL with the same vocabulary
+    /// drafts predictable text, such as code
+    #[arg(long, value_name = "off|ngram|MODEL", default_value_t)]
+    pub(crate) speculate: Speculate,
     /// Write the KV cache of the prompt and the answer to FILE
     #[arg(long, value_name = "FILE", help_heading = "KV cache")]
     pub(crate) kv_save: Option<PathBuf>,

@@ -2,11 +2,10 @@
 
 use super::{
     GlobalArgs, MODEL,
-    values::{Think, host, size, sources, think},
+    values::{Think, host, size, think},
 };
-use crate::kv_args::KvArgs;
+use crate::{drafts::Speculate, kv_args::KvArgs};
 use clap::{Args, Parser, ValueEnum};
-use scrimp_llm::generate::Speculation;
 use std::{net::IpAddr, num::NonZeroUsize, path::PathBuf};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -53,10 +52,11 @@ pub(crate) struct ServeArgs {
     /// Reasoning before answers whose requests do not set it: on, off, or at most N tokens [default: as the chat template]
     #[arg(long, value_name = "on|off|N", value_parser = think)]
     pub(crate) think: Option<Think>,
-    /// Draft several tokens of a request that runs alone and check them in one pass, unless the request sets it: faster where
-    /// an answer repeats parts of the prompt or of itself (`ngram`). The answers are the same
-    #[arg(long, value_name = "SOURCE", default_value_t, value_parser = sources())]
-    pub(crate) speculate: Speculation,
+    /// Draft several tokens of a request that runs alone and check them in one pass, unless the request sets it; the answers
+    /// are the same. `ngram` drafts earlier occurrences of the last tokens: faster where an answer repeats parts of the prompt
+    /// or of itself. A smaller model with the same vocabulary drafts answers of the first MODEL
+    #[arg(long, value_name = "off|ngram|MODEL", default_value_t)]
+    pub(crate) speculate: Speculate,
     /// Seconds to wait for running requests after SIGTERM or Ctrl-C
     #[arg(long, value_name = "S", default_value_t = 30, help_heading = "Operation")]
     pub(crate) drain: u64,

@@ -1,7 +1,6 @@
 //! Parsers of option values. Ranges and units are checked here.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use scrimp_llm::generate::Speculation;
 use std::{
     net::{IpAddr, ToSocketAddrs as _},
     num::NonZeroUsize,
@@ -20,11 +19,6 @@ pub(crate) fn one_of<T: Copy + Send + Sync + 'static>(
     names.try_map(move |given| {
         all.iter().copied().find(|&value| name(value) == given).ok_or("not one of the possible values")
     })
-}
-
-/// Sources of drafts.
-pub(super) fn sources() -> impl TypedValueParser<Value = Speculation> {
-    one_of(Speculation::ALL, Speculation::name, Speculation::about)
 }
 
 /// The reasoning before an answer.

@@ -51,7 +51,38 @@ struct Answer<'a> {
     kv_tokens: usize,
     drafted_tokens: usize,
     accepted_tokens: usize,
+    /// Bytes of the second KV cache, which drafts.
+    draft_kv_bytes: usize,
     peak_rss_bytes: Option<u64>,
+}
+
+impl<'a> Answer<'a> {
+    /// `result` with the size of the cache of `session`.
+    fn new(
+        result: &'a Generation,
+        reasoning: Option<&'a str>,
+        kv_restore_s: Option<f64>,
+        session: &Session,
+    ) -> Self {
+        Self {
+            text: &result.text,
+            reasoning,
+            prompt_tokens: result.prompt_tokens,
+            cached_tokens: result.reused_tokens,
+            generated_tokens: result.generated_tokens(),
+            kv_restore_s,
+            first_token_s: kv_restore_s.unwrap_or(0.0) + result.prefill_seconds,
+            prefill_tok_s: result.prefill_tok_s(),
+            decode_tok_s: result.decode_tok_s(),
+            kv_bytes: session.kv_bytes(),
+            kv_bytes_peak: session.kv_bytes_peak(),
+            kv_tokens: session.kv_tokens(),
+            drafted_tokens: result.drafted_tokens,
+            accepted_tokens: result.accepted_tokens,
+            draft_kv_bytes: result.draft_kv_bytes,
+            peak_rss_bytes: system::peak_rss_bytes(),
+        }
+    }
 }
 
 /// Answers a prompt, or opens a chat.
@@ -64,14 +95,17 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
     }
     let mut sampler = Sampler::new(sampling(&args.sampling, app.global.seed))?;
     let compression = args.kv.compression(app.global.seed)?;
-    let template = |checkpoint: &Checkpoint, tokenizer: &Tokenizer| {
+    let drafts = args.speculate.fetch(app)?;
+    let more = |checkpoint: &Checkpoint, tokenizer: &Tokenizer| {
         kv_args::check_context(compression.as_ref(), checkpoint.config().context_length)?;
-        match args.raw {
-            true => Ok(None),
-            false => reasoning::template(checkpoint, tokenizer, args.think).map(Some),
-        }
+        let template = match args.raw {
+            true => None,
+            false => Some(reasoning::template(checkpoint, tokenizer, args.think)?),
+        };
+        Ok((template, drafts.check(checkpoint, tokenizer)?))
     };
-    let (loaded, template) = Loaded::open_with(app, &args.model, &args.kv, template)?;
+    let (loaded, (template, drafts)) = Loaded::open_with(app, &args.model, &args.kv, more)?;
+    let speculation = drafts.load(&loaded.model)?;
     if let Some(path) = &args.kv_save {
         super::compress::check_output(path, loaded.model.path(), None)?;
     }
@@ -85,7 +119,7 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         sequence: loaded.sequence(compression),
         max_tokens: args.max_tokens,
         stop: &args.sampling.stop,
-        speculation: args.speculate,
+        speculation,
         think: args.think,
     };
     let (encoded, mut text) = match (prompt, template) {
@@ -112,23 +146,8 @@ pub(crate) fn run(app: &App, args: &RunArgs) -> anyhow::Result<()> {
         saved::save(app, &speaker.sequence, path, text)?;
     }
     if app.printer.is_json() {
-        let answer = Answer {
-            text: &result.text,
-            reasoning: encoded.reasoning.is_some().then_some(thought.as_str()),
-            prompt_tokens: result.prompt_tokens,
-            cached_tokens: result.reused_tokens,
-            generated_tokens: result.generated_tokens(),
-            kv_restore_s,
-            first_token_s: kv_restore_s.unwrap_or(0.0) + result.prefill_seconds,
-            prefill_tok_s: result.prefill_tok_s(),
-            decode_tok_s: result.decode_tok_s(),
-            kv_bytes: speaker.sequence.source().kv_bytes(),
-            kv_bytes_peak: speaker.sequence.source().kv_bytes_peak(),
-            kv_tokens: speaker.sequence.source().kv_tokens(),
-            drafted_tokens: result.drafted_tokens,
-            accepted_tokens: result.accepted_tokens,
-            peak_rss_bytes: system::peak_rss_bytes(),
-        };
+        let reasoning = encoded.reasoning.is_some().then_some(thought.as_str());
+        let answer = Answer::new(&result, reasoning, kv_restore_s, speaker.sequence.source());
         app.printer.result(&answer, |_| "")?;
     }
     app.printer.note(summary(&result));
@@ -214,7 +233,7 @@ impl Speaker<'_> {
             stop: self.stop,
             is_end: &|id| tokenizer.is_end(id),
             cancel: Some(interrupt::flag()),
-            speculation: self.speculation,
+            speculation: self.speculation.clone(),
             reasoning: prompt.reasoning.as_ref(),
         };
         let mut failed = None;
@@ -248,6 +267,10 @@ fn summary(g: &Generation) -> String {
         n => write!(line, " ({n} of them cached), {:.1} tok/s", g.prefill_tok_s()),
     };
     let _ = write!(line, "; answer {} tokens, {:.1} tok/s", g.generated_tokens(), g.decode_tok_s());
+    let _ = match g.drafted_tokens {
+        0 => Ok(()),
+        drafted => write!(line, ", {} of {drafted} drafted tokens accepted", g.accepted_tokens),
+    };
     line.push_str(match &g.reason {
         FinishReason::End | FinishReason::Stop(_) => "]",
         FinishReason::Length => "; stopped at --max-tokens]",

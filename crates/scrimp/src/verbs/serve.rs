@@ -77,7 +77,7 @@ fn options(app: &App, args: &ServeArgs) -> anyhow::Result<ServeOptions> {
             compression: args.kv.compression(app.global.seed)?,
             format: args.kv.format()?.to_string(),
         },
-        speculation: args.speculate,
+        speculation: args.speculate.kind(),
         reasoning: args.think.map(|think| (think.wanted, think.limit)),
         max_model_len: limits.max_model_len.map_or(usize::MAX, Into::into),
         max_body: bytes(limits.max_body),

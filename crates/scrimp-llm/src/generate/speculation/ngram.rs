@@ -1,6 +1,10 @@
 //! Earlier occurrences of the last tokens of a text, found as in LZ77: positions with the same pair of tokens form a
 //! chain, newest first, and the longest match of the first positions wins. A token costs about 20 bytes.
 
+use super::{
+    DraftSource, Drafting,
+    gain::{CLASSES, Plan, Prior},
+};
 use std::collections::HashMap;
 
 /// Positions of a chain that are compared.
@@ -9,10 +13,50 @@ const MAX_CANDIDATES: usize = 64;
 const MAX_MATCH: usize = 24;
 /// No position.
 const NONE: u32 = u32::MAX;
+/// Lengths of matches that share a class: below each bound, and the rest.
+const LENGTHS: [usize; 4] = [3, 4, 6, 12];
+/// The acceptance after a match of each class. Drafting is free.
+const PRIOR: Prior = Prior { classes: [0.5, 0.6, 0.7, 0.8, 0.9, 0.0, 0.0], unknown: 0.0, step: 0.0 };
+const _: () = assert!(LENGTHS.len() < CLASSES);
+
+/// Drafts of an answer from its prompt and from itself.
+#[derive(Debug)]
+pub(super) struct NgramSource {
+    ngrams: Ngrams,
+}
+
+impl NgramSource {
+    pub(super) fn new(prompt: &[u32]) -> Self {
+        Self { ngrams: Ngrams::new(prompt) }
+    }
+}
+
+impl DraftSource for NgramSource {
+    fn prior(&self) -> Prior {
+        PRIOR
+    }
+
+    fn push(&mut self, token: u32) {
+        self.ngrams.push(token);
+    }
+
+    fn draft(&mut self, plan: &mut Plan<'_>, _: &Drafting<'_>) {
+        let Some(found) = self.ngrams.find() else { return };
+        let class = LENGTHS.iter().position(|&bound| found.length < bound).unwrap_or(LENGTHS.len());
+        let mut draft = Vec::new();
+        self.ngrams.continuation(found, plan.room(), &mut draft);
+        for token in draft {
+            if !plan.pays(Some(class)) {
+                break;
+            }
+            plan.push(token, class);
+        }
+    }
+}
 
 /// A text with the positions of its pairs of tokens.
 #[derive(Debug)]
-pub(super) struct Ngrams {
+struct Ngrams {
     tokens: Vec<u32>,
     /// The last position of each pair: that of its second token.
     newest: HashMap<(u32, u32), u32>,
@@ -22,22 +66,22 @@ pub(super) struct Ngrams {
 
 /// An earlier occurrence of the last tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Found {
+struct Found {
     /// The position after it.
     next: usize,
     /// Tokens that are equal, at least 2.
-    pub(super) length: usize,
+    length: usize,
 }
 
 impl Ngrams {
-    pub(super) fn new(tokens: &[u32]) -> Self {
+    fn new(tokens: &[u32]) -> Self {
         let mut all = Self { tokens: Vec::new(), newest: HashMap::new(), before: Vec::new() };
         tokens.iter().for_each(|&token| all.push(token));
         all
     }
 
     /// Appends a token.
-    pub(super) fn push(&mut self, token: u32) {
+    fn push(&mut self, token: u32) {
         let previous = self.tokens.last().copied();
         let position = self.tokens.len() as u32;
         self.tokens.push(token);
@@ -46,7 +90,7 @@ impl Ngrams {
     }
 
     /// The longest match of the last tokens, the newest of several.
-    pub(super) fn find(&self) -> Option<Found> {
+    fn find(&self) -> Option<Found> {
         let last = self.tokens.len().checked_sub(1)?;
         let mut best: Option<Found> = None;
         let mut at = self.before[last];
@@ -67,7 +111,7 @@ impl Ngrams {
     }
 
     /// Writes `n` tokens that followed `found` to `draft`. Behind the end of the text, the draft follows itself.
-    pub(super) fn continuation(&self, found: Found, n: usize, draft: &mut Vec<u32>) {
+    fn continuation(&self, found: Found, n: usize, draft: &mut Vec<u32>) {
         for position in found.next..found.next + n {
             let own = position.checked_sub(self.tokens.len()).map(|own| draft[own]);
             draft.push(own.unwrap_or_else(|| self.tokens[position]));

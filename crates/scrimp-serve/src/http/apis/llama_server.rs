@@ -18,7 +18,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use scrimp_llm::generate::Speculation;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -62,7 +61,7 @@ async fn props(state: &State) -> Result<Value, ApiError> {
 /// `/slots`: one object per request that can run at the same time.
 async fn slots(state: &State) -> Result<Value, ApiError> {
     let language = &*state.language(None).await?;
-    let (n_ctx, speculative) = (context(state, language), language.speculation != Speculation::Off);
+    let (n_ctx, speculative) = (context(state, language), language.drafts());
     let running = language.metrics.running.get() as usize;
     let slot = |id: usize| json!({ "id": id, "n_ctx": n_ctx, "speculative": speculative, "is_processing": id < running });
     Ok((0..state.options.limits.max_num_seqs).map(slot).collect())

@@ -12,7 +12,11 @@ use crate::{
     engine::{Generate, KvOptions},
 };
 use kv::kv_choice;
-use scrimp_llm::{Error, generate::Speculation, sampling::SamplingParams};
+use scrimp_llm::{
+    Error,
+    generate::{DraftKind, Speculation},
+    sampling::SamplingParams,
+};
 use serde_json::Value;
 
 /// Maximum number of stop strings.
@@ -87,7 +91,7 @@ pub(crate) struct Params {
     /// Format and compression of the KV cache.
     pub(crate) kv: KvOptions,
     /// The source of drafts; `None`: the server's default.
-    pub(crate) speculation: Option<Speculation>,
+    pub(crate) speculation: Option<DraftKind>,
     /// Leave special tokens out of the text.
     pub(crate) skip_special: bool,
     /// The end user, for the fair queue.
@@ -229,7 +233,7 @@ impl Params {
             logprobs,
             logit_bias: self.logit_bias.clone(),
             constraint,
-            speculation: self.speculation.unwrap_or_default(),
+            speculation: Speculation::Off,
             reasoning: None,
         }
     }
@@ -243,7 +247,7 @@ pub(crate) fn alternatives(fields: &mut Fields, name: &str) -> Result<Option<usi
     Ok(fields.integer(name, 0..=MAX_LOGPROBS)?.map(|n| n as usize))
 }
 
-fn speculation(fields: &mut Fields) -> Result<Option<Speculation>, ApiError> {
+fn speculation(fields: &mut Fields) -> Result<Option<DraftKind>, ApiError> {
     let parsed = |name: String| name.parse().map_err(|e: Error| ApiError::field("speculate", e.to_string()));
     fields.string("speculate")?.map(parsed).transpose()
 }
@@ -326,7 +330,7 @@ mod tests {
             r#"{"kvcrush": 0.5}"#,
             r#"{"kv_format": "int3"}"#,
             r#"{"min_tokens": 5, "max_tokens": 4}"#,
-            r#"{"speculate": "model"}"#,
+            r#"{"speculate": "words"}"#,
             r#"{"speculate": 3}"#,
             r#"{"temprature": 1}"#,
         ] {

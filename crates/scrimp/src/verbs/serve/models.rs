@@ -3,6 +3,7 @@
 use crate::{
     App,
     cli::{Usage, serve::ServeArgs},
+    drafts::Drafts,
     kv_args,
     loaded::run_options,
     verbs::pull,
@@ -14,6 +15,7 @@ use std::path::Path;
 /// Fetches and loads all models.
 pub(super) fn load(app: &App, args: &ServeArgs, options: &ServeOptions) -> anyhow::Result<Models> {
     let mut models = Models::default();
+    let drafts = args.speculate.fetch(app)?;
     for (i, model) in args.model.iter().enumerate() {
         let given = args.served_model_name.iter().filter(|_| i == 0).cloned();
         let mut names: Vec<String> =
@@ -21,7 +23,7 @@ pub(super) fn load(app: &App, args: &ServeArgs, options: &ServeOptions) -> anyho
         names.dedup();
         let others = models.names();
         names.retain(|name| !others.contains(name));
-        add(app, args, options, Named { names, model: model.as_str() }, &mut models)?;
+        add(app, (args, &drafts), options, Named { names, model: model.as_str() }, &mut models)?;
     }
     if let Some(path) = &args.rec {
         let (model, _) = scrimp_rec::model::Model::load(path)?;
@@ -38,7 +40,7 @@ pub(super) fn load(app: &App, args: &ServeArgs, options: &ServeOptions) -> anyho
 /// Loads one MODEL.
 fn add(
     app: &App,
-    args: &ServeArgs,
+    (args, drafts): (&ServeArgs, &Drafts),
     options: &ServeOptions,
     Named { names, model }: Named<&str>,
     models: &mut Models,
@@ -50,8 +52,8 @@ fn add(
     };
     match Purpose::of(&path, model)? {
         Purpose::Generate => {
-            let is_default = models.languages.is_empty();
-            let model = language(app, args, options, &path, is_default)?;
+            let drafts = models.languages.is_empty().then_some(drafts);
+            let model = language(app, args, options, &path, drafts)?;
             models.languages.push(Named { names, model });
         }
         Purpose::Embed => {
@@ -68,28 +70,41 @@ fn add(
     Ok(())
 }
 
-/// A language model that can be loaded. `is_default`: it is loaded now.
+/// A language model that can be loaded. `drafts`: those of the first one, which is loaded now.
 fn language(
     app: &App,
     args: &ServeArgs,
     options: &ServeOptions,
     path: &Path,
-    is_default: bool,
+    drafts: Option<&Drafts>,
 ) -> anyhow::Result<LanguageSource> {
     let checkpoint = Checkpoint::open(path)?;
     kv_args::check_context(options.kv.compression.as_ref(), checkpoint.config().context_length)?;
     let (path, run) = (path.to_owned(), run_options(app, &args.kv)?);
+    let (kv_bytes, owned) = (options.kv_bytes, drafts.cloned());
     let load = move || {
         let checkpoint = Checkpoint::open(&path)?;
         let tokenizer = checkpoint.tokenizer()?;
         let template = checkpoint.chat_template(&tokenizer)?;
-        Ok(LanguageModel { model: Model::load(checkpoint, &run)?, tokenizer, template })
+        // Vocabularies are compared before weights are loaded.
+        let draft = owned.as_ref().map(|drafts| drafts.check(&checkpoint, &tokenizer)).transpose()?;
+        let model = Model::load(checkpoint, &run)?;
+        let draft = draft.and_then(|checked| checked.draft);
+        let draft = draft.map(|draft| {
+            let limit = draft.kv_bytes(kv_bytes, model.config());
+            draft.load(&model, Some(limit))
+        });
+        Ok(LanguageModel { draft: draft.transpose()?, model, tokenizer, template })
     };
-    let loaded = if is_default { Some(load()?) } else { None };
+    let loaded = if drafts.is_some() { Some(load()?) } else { None };
     if let Some(warning) = loaded.as_ref().and_then(|model| model.tokenizer.warning()) {
         app.printer.note(format_args!("warning: {}: {warning}", checkpoint.path().display()));
     }
-    let source = LanguageSource::on_demand(&checkpoint, load)?;
+    let mut source = LanguageSource::on_demand(&checkpoint, load)?;
+    let draft = drafts.map(|drafts| drafts.check(&checkpoint, &checkpoint.tokenizer()?)).transpose()?;
+    if let Some(draft) = draft.and_then(|checked| checked.draft) {
+        source = source.with_draft(&draft, draft.kv_bytes(options.kv_bytes, checkpoint.config()));
+    }
     Ok(match loaded {
         Some(model) => source.loaded(model),
         None => source,
