@@ -348,6 +348,32 @@ def test_escape_stops_and_the_page_continues(recorded):
     assert page.locator(".answer .markdown").nth(1).inner_text() == "Short"
 
 
+def test_a_page_without_https_copies_too(recorded):
+    """Browsers have no `navigator.clipboard` there."""
+    page = recorded(MARKDOWN).page
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    ask(page, "How do I sort?")
+    page.get_by_label("Copy the code").click()
+    playwright.expect(page.get_by_label("Copy the code")).to_have_text("Copied")
+    page.get_by_label("Copy the answer").click()
+    page.focus("#text")
+    page.keyboard.press("Control+v")
+    assert page.input_value("#text").startswith("# A sort")
+
+
+def test_the_conversation_follows_new_text_until_the_reader_scrolls(recorded):
+    page = recorded("word " * 6000, interval=0.002).page
+    page.fill("#text", "Question")
+    page.press("#text", "Enter")
+    log = "const log = document.getElementById('log');"
+    page.wait_for_function(f"() => {{ {log} return log.scrollHeight > 2000 && log.scrollHeight - log.scrollTop - log.clientHeight < 5; }}", timeout=PATIENCE)
+    height = page.locator("#log").evaluate("log => { log.scrollTop = 0; return log.scrollHeight; }")
+    page.wait_for_function(f"height => {{ {log} return log.scrollHeight > height; }}", arg=height, timeout=PATIENCE)
+    assert page.locator("#log").evaluate("log => log.scrollTop") == 0
+    page.keyboard.press("Escape")
+    done(page)
+
+
 def test_chats_are_kept_renamed_exported_and_deleted(recorded, tmp_path):
     opened = recorded("An answer")
     page = opened.page

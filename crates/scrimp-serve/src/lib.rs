@@ -9,6 +9,8 @@
 //!
 //!  texts     the threads that own the embedding model and the reranker
 //!  score     the thread that owns the recommender
+//!
+//!  page/     the chat page: HTML, style and JavaScript modules without a build step, and vendored libraries
 //! ```
 //! Entry point: [`Server::bind`] and [`Server::run`].
 #![forbid(unsafe_code)]

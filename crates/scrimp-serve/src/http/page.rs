@@ -30,10 +30,11 @@ const STYLE: &str = "text/css; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Name, type and content of the page's files.
-const FILES: [(&str, &str, &str); 16] = [
+const FILES: [(&str, &str, &str); 17] = [
     ("answer.js", SCRIPT, include_str!("../page/answer.js")),
     ("api.js", SCRIPT, include_str!("../page/api.js")),
     ("app.js", SCRIPT, include_str!("../page/app.js")),
+    ("clipboard.js", SCRIPT, include_str!("../page/clipboard.js")),
     ("conversation.js", SCRIPT, include_str!("../page/conversation.js")),
     ("files.js", SCRIPT, include_str!("../page/files.js")),
     ("history.js", SCRIPT, include_str!("../page/history.js")),

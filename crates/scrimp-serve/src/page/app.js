@@ -5,6 +5,7 @@ import * as history from "./history.js";
 import * as memory from "./memory.js";
 import * as settings from "./settings.js";
 import { Conversation } from "./conversation.js";
+import { copy as copyText } from "./clipboard.js";
 
 const field = id => document.getElementById(id);
 const announce = text => { field("status").textContent = text; };
@@ -108,6 +109,7 @@ function send(event) {
   const text = field("text").value.trim();
   if ((!text && !files.any()) || conversation.running || field("send").disabled) return;
   field("text").value = "";
+  field("model-error").textContent = "";
   conversation.ask(text, files.take());
 }
 
@@ -124,7 +126,7 @@ field("log").addEventListener("click", async event => {
   const copy = event.target.closest?.(".copy");
   if (!copy) return;
   const text = copy.closest(".code").querySelector("code").textContent;
-  const done = await navigator.clipboard.writeText(text).then(() => "Copied", () => "Not allowed");
+  const done = await copyText(text) ? "Copied" : "Not allowed";
   copy.textContent = done;
   announce(done);
   setTimeout(() => { copy.textContent = "Copy"; }, 1500);

@@ -7,8 +7,9 @@ import * as files from "./files.js";
 import * as history from "./history.js";
 import * as settings from "./settings.js";
 import { AnswerView } from "./answer.js";
+import { copy } from "./clipboard.js";
 
-// Distance from the end of the conversation at which new text scrolls it, pixels, and the length of a title.
+// The conversation follows new text if its end is less than this number of pixels away; and the length of a title.
 const NEAR_END = 80, TITLE = 60;
 
 function button(text, label, act) {
@@ -24,7 +25,8 @@ function button(text, label, act) {
 export class Conversation {
   // `hooks`: `model()`, `changed(chat)`, `running(isRunning)`, `announce(text)`, `usage(usage)`, `speed(text)`.
   constructor(log, empty, hooks) {
-    Object.assign(this, { log, empty, hooks, chat: history.fresh(), running: null });
+    Object.assign(this, { log, empty, hooks, chat: history.fresh(), running: null, follows: true });
+    log.addEventListener("scroll", () => { this.follows = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END; }, { passive: true });
   }
 
   // Shows a chat.
@@ -33,7 +35,7 @@ export class Conversation {
     this.chat = chat;
     this.log.replaceChildren(this.empty, ...chat.turns.map((turn, i) => this.#turn(turn, i)));
     this.#refresh();
-    this.log.scrollTop = this.log.scrollHeight;
+    this.#scrollToEnd();
   }
 
   stop() { this.running?.abort(); }
@@ -100,7 +102,7 @@ export class Conversation {
     box.classList.toggle("two", views.length > 1);
     box.replaceChildren(...views.map(view => view.box));
     this.#refresh();
-    this.log.scrollTop = this.log.scrollHeight;
+    this.#scrollToEnd();
     this.hooks.running(true);
     this.hooks.announce("The model answers.");
     for (const [column, { fields }] of variants.entries()) {
@@ -119,20 +121,25 @@ export class Conversation {
     this.#refresh();
   }
 
+  #scrollToEnd() {
+    this.log.scrollTop = this.log.scrollHeight;
+    this.follows = true;
+  }
+
   async #stream(answer, view, body, signal) {
-    const start = performance.now();
-    let pieces = 0;
+    let pieces = 0, first = 0;
     const grown = () => {
-      const seconds = (performance.now() - start) / 1000;
-      this.hooks.speed(`${pieces} pieces, ${seconds.toFixed(0)} s`);
-      if (this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < NEAR_END + view.grownBy) this.log.scrollTop = this.log.scrollHeight;
+      // A piece is a token, or a few of them.
+      const seconds = (performance.now() - first) / 1000;
+      this.hooks.speed(seconds > 1 ? `about ${(pieces / seconds).toFixed(1)} tok/s` : "");
+      if (this.follows) this.#scrollToEnd();
     };
-    view.grownBy = 200;
     try {
       const model = this.hooks.model();
       const request = { ...(model ? { model } : {}), ...settings.request(), ...body };
       const result = await api.chat(request, signal, (text, thinking) => {
         pieces++;
+        first ||= performance.now();
         answer.text += text.replace(/\r\n?/g, "\n");
         answer.thinking += thinking;
         view.grow(grown);
@@ -166,8 +173,8 @@ export class Conversation {
   }
 
   async #copy(turn) {
-    await navigator.clipboard.writeText(turn.answers.map(answer => answer.text).join("\n\n")).then(
-      () => this.hooks.announce("Copied"), () => this.hooks.announce("The browser forbids to copy"));
+    const done = await copy(turn.answers.map(answer => answer.text).join("\n\n"));
+    this.hooks.announce(done ? "Copied" : "The browser forbids to copy");
   }
 
   #question(turn, index) {
