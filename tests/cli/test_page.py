@@ -213,6 +213,7 @@ def test_a_conversation_and_its_figures(page):
     assert "Cache if it were whole" in page.inner_text("#cache-of-chat") and page.is_visible("#meter")
     page.click("#holders summary")
     playwright.expect(page.locator("#holders")).to_contain_text("tiny-chat: weights")
+    assert "Cache of this chat" in page.inner_text("#cache-of-chat")
     first = page.locator(".answer").nth(1).inner_text()
     page.get_by_label("Regenerate the answer").last.click()
     done(page)

@@ -1,7 +1,8 @@
-// The memory meter: the weights of the chosen model, the cache of the chat now and if it were whole, and all holders.
+// The memory meter: the weights of the chosen model, the cache of the chat now and if it were whole, and all holders. While an
+// answer is generated, the caches are those of all running requests of the model.
 import * as api from "./api.js";
 
-const INTERVAL = 2000;
+const INTERVAL = 1000;
 const field = id => document.getElementById(id);
 let last = null, timer = null, usage = null, model = () => "";
 
@@ -25,7 +26,9 @@ function rows(list, entries) {
 function show() {
   if (!last) return;
   const used = last.models.find(entry => entry.names.includes(model())) || last.models.find(entry => entry.task === "generate");
-  const weights = used?.weight_bytes || 0, now = usage?.kv_bytes || 0, whole = usage?.kv_bytes_full || 0;
+  const live = timer !== null && used?.kv?.request_bytes > 0;
+  const weights = used?.weight_bytes || 0;
+  const now = (live ? used.kv.request_bytes : usage?.kv_bytes) || 0, whole = (live ? used.kv.whole_bytes : usage?.kv_bytes_full) || 0;
   field("meter").hidden = !used;
   if (used) {
     const top = Math.max(weights + Math.max(now, whole), 1), part = n => `${100 * n / top}%`;
@@ -34,7 +37,7 @@ function show() {
     field("bar-whole").style.width = part(whole);
     field("meter-now").textContent = bytes(weights + now);
     field("meter-whole").textContent = bytes(weights + whole);
-    rows(field("cache-of-chat"), [["Weights", bytes(weights)], ["Cache of this chat", bytes(now)], ["Cache if it were whole", bytes(whole)]]);
+    rows(field("cache-of-chat"), [["Weights", bytes(weights)], [live ? "Caches of running requests" : "Cache of this chat", bytes(now)], ["Cache if it were whole", bytes(whole)]]);
   }
   const holders = [];
   for (const entry of last.models) {
