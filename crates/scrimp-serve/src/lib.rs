@@ -26,6 +26,7 @@ pub mod scheduler;
 mod score;
 mod server;
 mod texts;
+mod traces;
 
 pub use engine::KvOptions;
 pub use http::digest;

@@ -12,6 +12,7 @@ use crate::{
     options::ServeOptions,
     score::Recommender,
     texts::TextQueue,
+    traces::Traces,
 };
 use axum::Router;
 use hyper::{body::Incoming, server::conn::http1::Builder};
@@ -86,6 +87,7 @@ impl Server {
             recommender,
             options,
             metrics,
+            traces: Traces::from_env()?,
             draining: AtomicBool::new(false),
             requests: Requests::default(),
             history: History::default(),
@@ -113,6 +115,9 @@ impl Server {
         let router = router(&state, cors);
         let result = runtime.block_on(Connections::new(&listener, &state, router).serve(stop));
         state.languages.stop();
+        if let Some(traces) = &state.traces {
+            traces.stop();
+        }
         runtime.shutdown_timeout(Duration::from_secs(1));
         result
     }

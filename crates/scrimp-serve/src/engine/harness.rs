@@ -84,6 +84,7 @@ pub(super) fn answers(
                 work: Work::Generate(Box::new(params)),
                 kv,
                 deadline: Instant::now() + Duration::from_secs(60),
+                trace: None,
                 _lease: Arc::default(),
                 index: 0,
                 outputs,

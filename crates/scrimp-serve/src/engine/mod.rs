@@ -96,6 +96,16 @@ struct Active<'t> {
     last_token: Option<Instant>,
 }
 
+impl Active<'_> {
+    /// Writes the phases of a finished request, which has `tokens` generated tokens, to its trace.
+    fn trace(&self, tokens: usize) {
+        let Some(trace) = &self.request.trace else { return };
+        let end = self.first_token.map(|_| Instant::now());
+        let phases = [("queue", self.started), ("prefill", self.first_token), ("decode", end)];
+        trace.phases(self.begun, &phases, tokens);
+    }
+}
+
 /// Receives the output of the model for one request of a step, on any thread.
 struct OutputProcessor<'a, 't> {
     active: Option<&'a mut Active<'t>>,
@@ -433,6 +443,7 @@ impl<'m> Engine<'m> {
         if let Some(first) = active.first_token {
             self.metrics.decode_time.observe(first.elapsed());
         }
+        active.trace(summary.generated_tokens);
         self.kv_caches.cache_prefix(id);
         self.kv_caches.store_prefix(id);
         self.scheduler.remove_request(id, &mut self.kv_caches);
@@ -445,6 +456,7 @@ impl<'m> Engine<'m> {
         self.kv_caches.forget(id);
         if let Some(active) = self.active.remove(&id) {
             let reason = if active.request.outputs.is_closed() { "abort" } else { "error" };
+            active.trace(active.answer.as_ref().map_or(0, |answer| answer.generated));
             self.metrics.finished(reason, active.begun.elapsed());
             active.request.send(EngineOutput::Failed(failure));
         }

@@ -1,6 +1,6 @@
 //! Messages between the HTTP handlers and the engine: requests and their outputs.
 
-use crate::{constraint::Constraint, scheduler::RequestId};
+use crate::{constraint::Constraint, scheduler::RequestId, traces::Trace};
 use scrimp_base::{Category, Error};
 use scrimp_kv::{KvError, compress::Compression};
 use scrimp_llm::{
@@ -25,6 +25,8 @@ pub(crate) struct EngineRequest {
     pub(crate) kv: KvOptions,
     /// The request fails at this time if it has not finished.
     pub(crate) deadline: Instant,
+    /// The trace of the HTTP request.
+    pub(crate) trace: Option<Trace>,
     /// The model stays loaded while the request exists.
     pub(crate) _lease: Arc<()>,
     /// Index of the answer within the HTTP request; sent with each output.

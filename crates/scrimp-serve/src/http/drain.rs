@@ -44,17 +44,17 @@ impl Drop for Running {
     }
 }
 
-/// `response`, whose request runs until the last byte of the body was sent.
-pub(super) fn counted(response: Response, running: Running) -> Response {
-    response.map(|body| Body::new(Counted { body, _running: running }))
+/// `response`, whose body holds a value until its last byte was sent.
+pub(super) fn holding<T: Send + Unpin + 'static>(response: Response, held: T) -> Response {
+    response.map(|body| Body::new(Holding { body, _held: held }))
 }
 
-struct Counted {
+struct Holding<T> {
     body: Body,
-    _running: Running,
+    _held: T,
 }
 
-impl HttpBody for Counted {
+impl<T: Unpin> HttpBody for Holding<T> {
     type Data = Bytes;
     type Error = axum::Error;
 

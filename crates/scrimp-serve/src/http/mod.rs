@@ -45,7 +45,7 @@ pub(crate) use state::{Language, State, now};
 
 use axum::{
     Json, Router,
-    extract::{Path, Request, State as Shared},
+    extract::{MatchedPath, Path, Request, State as Shared},
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -121,9 +121,15 @@ async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) 
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let id = request_id::of(request.headers());
     let running = state.requests.begin();
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let (mut span, trace) =
+        state.traces.as_ref().map(|t| t.begin(&request, route, id.to_str().unwrap_or_default())).unzip();
     let mut response = match drain::refusal(&state, &path) {
         Some(refusal) => refusal,
-        None => next.run(request).await,
+        None => match trace {
+            Some(trace) => trace.scope(next.run(request)).await,
+            None => next.run(request).await,
+        },
     };
     if let Some(e) = response.extensions_mut().remove::<ApiError>() {
         response = apis::in_form(response, &path, &e);
@@ -133,10 +139,13 @@ async fn watch(Shared(state): Shared<Arc<State>>, request: Request, next: Next) 
     }
     let status = response.status().as_u16();
     state.metrics.response(status);
+    if let Some(span) = &mut span {
+        span.respond(status);
+    }
     let request_id = id.to_str().unwrap_or_default();
     tracing::info!(%method, path, status, request_id, ms = start.elapsed().as_millis() as u64, "request");
     response.headers_mut().insert(request_id::HEADER, id);
-    drain::counted(response, running)
+    drain::holding(response, (running, span))
 }
 
 /// A hash that is stable within this process.

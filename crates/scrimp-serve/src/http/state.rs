@@ -10,6 +10,7 @@ use crate::{
     metrics::{Metrics, ModelMetrics},
     options::ServeOptions,
     score::Recommender,
+    traces::{Trace, Traces},
 };
 use scrimp_llm::{
     Embedder, Reranker,
@@ -74,6 +75,8 @@ pub(crate) struct State {
     pub(crate) recommender: Option<Recommender>,
     /// Limits and API keys.
     pub(crate) options: ServeOptions,
+    /// The exporter of traces; `None`: traces are off.
+    pub(crate) traces: Option<Traces>,
     /// Prometheus metrics.
     pub(crate) metrics: Arc<Metrics>,
     /// True while shutting down: new requests are refused.
@@ -233,6 +236,7 @@ impl<'a> EngineRequests<'a> {
             work,
             kv,
             deadline: self.deadline,
+            trace: Trace::current(),
             _lease: Arc::clone(self.lease),
             index: self.requests.len(),
             outputs: self.sender.clone(),
