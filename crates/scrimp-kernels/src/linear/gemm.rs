@@ -6,7 +6,8 @@
 //! unpacked group: w[8][16 rows][4]  scale[16]  second[16]  third[16]      704 bytes per 32 columns, in the second-level cache
 //! registers:      T float accumulators, T integer accumulators, one register of weights
 //! ```
-//! For few tokens, a part of the columns is unpacked at a time and stays in the first-level cache ([`small_batch`]).
+//! For few tokens on ARM, a part of the columns is unpacked at a time and stays in the first-level cache
+//! ([`small_batch`]).
 //!
 //! Limit: arithmetic. A token and a group take 8 `vpdpbusd` and 3 to 5 float instructions, so at most 73% of the
 //! integer peak with AVX-512 (67% for formats with a minimum). Integer formats give the bits of [`gemv`](super::gemv).
@@ -23,7 +24,7 @@ use crate::{
 use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
 
-/// The largest batch of [`small_batch`].
+/// The largest small batch.
 pub(crate) const SMALL_BATCH: usize = 36;
 /// Sums of that batch, with the padding of its last token tile.
 pub(crate) const SMALL_BATCH_SUMS: usize = SMALL_BATCH + 4;

@@ -1,4 +1,5 @@
-//! One token: `y = W x` for the 16 rows of a panel. Weights are unpacked in registers.
+//! One token, and small batches of block formats on x86: `y = W x` for the 16 rows of a panel. Weights are unpacked in
+//! registers.
 //!
 //! ```text
 //! y[row] = sum over groups of the float step of `group.rs`, in column order        (floats: one fma per column)
@@ -46,6 +47,46 @@ pub(crate) fn panel<S: Simd, F: BlockFormat>(s: S, blocks: &[F::Block], x: &[Qua
         }
     }
     acc
+}
+
+/// Dot products of the 16 rows of a panel with `T` tokens, a token tile. A group is unpacked once, and its bytes stay in
+/// registers while all tokens use them. The bits are those of [`panel`].
+#[inline(always)]
+pub(crate) fn tile<S: Simd, F: BlockFormat, const T: usize>(
+    s: S,
+    blocks: &[F::Block],
+    x: &[QuantGroup],
+) -> [S::F; T] {
+    let mut acc = [s.splat(0.0); T];
+    for (block, x) in blocks.iter().zip(x.chunks_exact(F::GROUPS * T)) {
+        let x = x.as_chunks::<T>().0;
+        if F::GROUPS == 1 {
+            prefetch_part(block, 0, 1);
+            tile_step::<S, F, T>(s, block, 0, &x[0], &mut acc);
+            continue;
+        }
+        // As in `panel`.
+        for (i, x) in x.as_chunks::<2>().0.iter().enumerate().take(std::hint::black_box(F::GROUPS / 2)) {
+            prefetch_part(block, i, F::GROUPS / 2);
+            tile_step::<S, F, T>(s, block, 2 * i, &x[0], &mut acc);
+            tile_step::<S, F, T>(s, block, 2 * i + 1, &x[1], &mut acc);
+        }
+    }
+    acc
+}
+
+#[inline(always)]
+fn tile_step<S: Simd, F: BlockFormat, const T: usize>(
+    s: S,
+    block: &F::Block,
+    g: usize,
+    x: &[QuantGroup; T],
+    acc: &mut [S::F; T],
+) {
+    let group = F::group(s, block, g);
+    for t in 0..T {
+        acc[t] = accumulate::<S, F::Quants>(s, &group, &x[t], acc[t]);
+    }
 }
 
 #[inline(always)]

@@ -35,7 +35,7 @@ pub(super) struct Job<'a> {
     pub(super) split: Split,
     /// The first task of this product among those of the region.
     pub(super) first_task: usize,
-    /// Block formats take small-batch gemm.
+    /// Block formats take the kernels of small batches.
     pub(super) small_batch: bool,
     pub(super) engine: Engine,
 }
@@ -195,6 +195,18 @@ impl<F: BlockFormat> Kernel for BlockTask<'_, F> {
             for panel in panels {
                 let y = gemv::panel::<S, F>(s, job.weight.blocks::<F>(panel), x.groups(0));
                 job.store(s, &[y], panel, 0, 1);
+            }
+            return;
+        }
+        if job.small_batch && const { !S::FOUR_STEPS } {
+            for panel in panels {
+                let blocks = job.weight.blocks::<F>(panel);
+                for i in 0..x.n_token_tiles() {
+                    let (first, n, width) = x.token_tile(i);
+                    with_width!(S, width, T => {
+                        job.store(s, &gemv::tile::<S, F, T>(s, blocks, x.groups(i)), panel, first, n);
+                    });
+                }
             }
             return;
         }

@@ -6,7 +6,7 @@
 //! | tokens | block formats (GGUF, `int4`) | `bf16`, `int8`, dense and sparse | `f32`, `f16` |
 //! |---|---|---|---|
 //! | 1 | [`gemv`](super::gemv) | [`packed`](super::packed) | `gemv` |
-//! | 2 to [`SMALL_BATCH`] | small-batch [`gemm`](super::gemm) | `packed`: steps are expanded in registers | `gemm` |
+//! | 2 to [`SMALL_BATCH`] | `gemv` for each token tile; on ARM small-batch [`gemm`](super::gemm) | `packed`: steps are expanded in registers | `gemm` |
 //! | more | `gemm` | `packed`: a panel is expanded once | `gemm` |
 //! | 5 to 16 with AMX | [`amx_int8`](super::amx_int8) | [`amx_packed`](super::amx_packed) | `gemm` |
 //! | 17 to 47 with AMX | `gemm` | `amx_packed` | `gemm` |
@@ -160,7 +160,7 @@ pub(crate) struct RegionPlan {
     cols: usize,
     /// Weights are unpacked in registers or in the first-level cache, so their bytes measure the work.
     decode: bool,
-    /// Block formats take small-batch gemm.
+    /// Block formats take the kernels of small batches.
     pub(crate) small_batch: bool,
     /// Blocks that the tokens are cut into. The activations and results of a token then stay in one
     /// thread's caches from one layer to the next, and threads share only the weights, which are never written.
