@@ -135,7 +135,8 @@ def test_eval_kl_between_vocabularies_is_refused():
 
 def test_bench_decode_json():
     result = one(scrimp("bench", "decode", LLAMA, "--prompt", 32, "--tokens", 8, "--depth", 16, "--json"))
-    check_fields(result, prefill_tok_s=float, decode_tok_s=float, kv_bytes=int, kv_bytes_peak=int, peak_rss_bytes=int)
+    check_fields(result, prefill_tok_s=float, decode_tok_s=float, accepted_per_step=float, kv_bytes=int,
+                 kv_bytes_peak=int, peak_rss_bytes=int)
     assert result["prefill_tok_s"] > 0 and result["decode_tok_s"] > 0 and result["kv_bytes"] > 0
 
 

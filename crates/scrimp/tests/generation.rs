@@ -268,7 +268,9 @@ fn perplexity_and_divergence() {
 fn bench_decode() {
     let Some(path) = model(SMOLLM2) else { return };
     let r = json(&["bench", "decode", &path, "--prompt", "32", "--tokens", "4", "--depth", "40"]);
-    assert_eq!(keys(&r), ["prefill_tok_s", "decode_tok_s", "kv_bytes", "kv_bytes_peak", "peak_rss_bytes"]);
+    let fields =
+        ["prefill_tok_s", "decode_tok_s", "accepted_per_step", "kv_bytes", "kv_bytes_peak", "peak_rss_bytes"];
+    assert_eq!(keys(&r), fields);
     assert!(r.values().all(|v| v.as_f64().unwrap() > 0.0));
     let message = refused(scrimp(&["bench", "decode", &path, "--depth", "9000"]));
     assert!(message.contains("this needs 9064 tokens of context, the model has 8192"), "{message}");

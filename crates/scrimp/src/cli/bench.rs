@@ -4,7 +4,7 @@ use super::{
     MODEL,
     values::{one_of, rate, sparsity},
 };
-use crate::kv_args::KvArgs;
+use crate::{drafts::Speculate, kv_args::KvArgs};
 use clap::{Args, Subcommand, builder::TypedValueParser};
 use scrimp_kernels::{linear::bench::BenchFormat, quant::packed::WeightFormat};
 use std::num::NonZeroUsize;
@@ -123,6 +123,9 @@ pub(crate) struct BenchDecodeArgs {
     /// Tokens in the KV cache before the timed decode
     #[arg(long, value_name = "D", default_value = "8")]
     pub(crate) depth: NonZeroUsize,
+    /// Source of drafts of the timed decode: `ngram`, or a smaller MODEL with the same vocabulary
+    #[arg(long, value_name = "off|ngram|MODEL", default_value_t, conflicts_with = "synthetic")]
+    pub(crate) speculate: Speculate,
     #[command(flatten)]
     pub(crate) kv: KvArgs,
 }

@@ -14,6 +14,7 @@ use scrimp_eval::bench::{self, DecodeOptions};
 use scrimp_kernels::{Exec, SimdLevel, linear, quant::packed::WeightFormat, system};
 use scrimp_llm::{
     builtin_text,
+    generate::Speculation,
     model::{Model, Shape, Synthetic},
 };
 use serde::Serialize;
@@ -26,6 +27,7 @@ const LINEAR_TIME: Duration = Duration::from_secs(2);
 struct Decode {
     prefill_tok_s: f64,
     decode_tok_s: f64,
+    accepted_per_step: f64,
     kv_bytes: usize,
     kv_bytes_peak: usize,
     peak_rss_bytes: Option<u64>,
@@ -45,19 +47,26 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
     let how = args.kv.compression_of(args.depth.get(), app.global.seed)?;
     let options =
         DecodeOptions { prompt: args.prompt.get(), tokens: args.tokens.get(), depth: args.depth.get() };
-    let (model, text) = match &args.synthetic {
+    let drafts = args.speculate.fetch(app)?;
+    let (model, text, speculation) = match &args.synthetic {
         None => {
             // clap requires MODEL or --synthetic.
-            let loaded = Loaded::open(app, args.model.as_deref().unwrap_or_default(), &args.kv)?;
+            let reference = args.model.as_deref().unwrap_or_default();
+            let (loaded, drafts) = Loaded::open_with(app, reference, &args.kv, |files, tokenizer| {
+                drafts.check(files, tokenizer)
+            })?;
             let encode = |text: &str| loaded.tokenizer.encode(text, false, false);
             let text = builtin_text::tokens(options.text_tokens(), loaded.bos(), encode)?;
-            (loaded.model, text)
+            let speculation = drafts.load(&loaded.model)?;
+            (loaded.model, text, speculation)
         }
         Some(shape) => {
             let model = Model::synthetic(&synthetic(app, args, shape)?, &run_options(app, &args.kv)?)?;
             // Random weights have no tokenizer: bytes serve as token ids.
             let encode = |text: &str| Ok(text.bytes().map(u32::from).collect());
-            (model, builtin_text::tokens(options.text_tokens(), None, encode)?)
+            // clap refuses drafts of a model beside --synthetic.
+            let speculation = Speculation::new(args.speculate.kind(), None)?;
+            (model, builtin_text::tokens(options.text_tokens(), None, encode)?, speculation)
         }
     };
     let context = model.context_length();
@@ -65,7 +74,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
     let spinner = ProgressBar::new_spinner();
     let mut session = model.session();
     session.set_compression(how);
-    let measured = bench::decode(&mut session, context, &text, options, &mut |round| {
+    let measured = bench::decode(&mut session, context, &text, (options, &speculation), &mut |round| {
         spinner.set_message(round.to_owned());
         spinner.tick();
     });
@@ -74,6 +83,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
     let result = Decode {
         prefill_tok_s: measured.prefill_tok_s,
         decode_tok_s: measured.decode_tok_s,
+        accepted_per_step: measured.accepted_per_step,
         kv_bytes: measured.kv_bytes,
         kv_bytes_peak: measured.kv_bytes_peak,
         peak_rss_bytes: system::peak_rss_bytes(),
@@ -91,6 +101,7 @@ fn decode(app: &App, args: &BenchDecodeArgs) -> anyhow::Result<()> {
                     &format!("decode after {} tokens", options.depth),
                     format!("{:.1} tok/s", r.decode_tok_s),
                 ),
+                row("accepted tokens per pass", format!("{:.2}", r.accepted_per_step)),
                 row("KV cache", format::bytes(r.kv_bytes as u64)),
                 row("KV cache, peak", format::bytes(r.kv_bytes_peak as u64)),
                 row("peak memory", r.peak_rss_bytes.map_or_else(|| "unknown".to_owned(), format::bytes)),
