@@ -190,6 +190,22 @@ def test_drafts_change_no_answer(model):
     assert before > 0 and server.stop() == 0
 
 
+def test_a_draft_model_changes_no_answer(model):
+    server = Server(model, "--kv-format", "f32", "--speculate", model)
+    client = server.client()
+    for temperature in (0, 0.5):
+        answers = [complete(client, PROMPTS[0], temperature=temperature, seed=1, max_tokens=60,
+                            extra_body={"ignore_eos": True, **more}).choices[0].text
+                   for more in ({}, {"speculate": "model"}, {"speculate": "ngram"}, {"speculate": "off"})]
+        assert len(set(answers)) == 1
+    assert server.stop() == 0
+
+
+def test_a_draft_model_must_be_loaded(client):
+    with pytest.raises(openai.BadRequestError, match="no draft model"):
+        complete(client, "Hello", extra_body={"speculate": "model"})
+
+
 def test_a_call_that_is_cut_has_the_reason_length(client):
     tool = {"type": "function", "function": {"name": "say", "parameters": {
         "type": "object", "properties": {"text": {"type": "string", "minLength": 200}}, "required": ["text"], "additionalProperties": False}}}
