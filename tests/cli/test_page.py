@@ -13,7 +13,7 @@ import urllib.request
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, TINY
 from recorded import Recorded
 from test_serve import Server, model  # noqa: F401  (a fixture)
 
@@ -238,6 +238,41 @@ def test_without_a_chat_model_the_page_names_the_others(browser):
     playwright.expect(opened.page.locator("#model-error")).to_contain_text("no language model")
     assert "bert (embed)" in opened.page.inner_text("#model-error") and opened.page.is_disabled("#send") and opened.page.is_disabled("#text")
     opened.close()
+    assert server.stop() == 0
+
+
+def test_a_server_with_a_key_requires_it(browser, model):  # noqa: F811
+    server = Server(model, "--api-key", "secret")
+    opened = Opened(browser, server.url)
+    page = opened.page
+    playwright.expect(page.locator("#model-error")).to_contain_text("API key")
+    assert page.is_disabled("#send")
+    page.click("#open-settings")
+    page.fill("#key", "secret")
+    page.click("#settings button")
+    playwright.expect(page.locator("#send")).to_be_enabled()
+    set_options(page, tokens=4)
+    ask(page, "Hello")
+    assert page.is_visible("#meter") and not page.is_visible(".answer .error")
+    assert page.evaluate("JSON.stringify(localStorage)").count("secret") == 0
+    # Chromium logs the status 401.
+    opened.errors.clear()
+    opened.close()
+    assert server.stop() == 0
+
+
+def test_a_chat_model_is_chosen(browser):
+    server = Server(TINY / "llama", TINY / "qwen3", ROOT / "testdata" / "tiny-encoders" / "bert", "--kv-format", "f32")
+    recorded = Recorded(server.url, ["x"])
+    opened = Opened(browser, recorded.url)
+    page = opened.page
+    assert page.locator("#model option").all_inner_texts() == ["llama", "qwen3"]
+    page.select_option("#model", "qwen3")
+    ask(page, "Hello")
+    assert recorded.requests[-1]["model"] == "qwen3"
+    playwright.expect(page.locator("#holders")).to_contain_text("bert")
+    opened.close()
+    recorded.stop()
     assert server.stop() == 0
 
 

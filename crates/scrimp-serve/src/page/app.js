@@ -118,6 +118,10 @@ field("text").addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
   if (event.key === "ArrowUp" && !event.target.value) { event.preventDefault(); conversation.edit(); }
 });
+if (!CSS.supports("field-sizing", "content")) field("text").addEventListener("input", ({ target }) => {
+  target.style.height = "auto";
+  target.style.height = `${target.scrollHeight}px`;
+});
 field("stop").addEventListener("click", () => conversation.stop());
 files.start((text, isError) => { announce(text); field("model-error").textContent = isError ? text : ""; });
 
