@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType as T
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from common.ggml_formats import Q2_0, SIZES, TYPES, decode, encode
+from common.codebooks import CODEBOOKS, decode_codebook, encode_codebook
 from common.tiny import write_json
 
 FORMATS = pathlib.Path(__file__).resolve().parent
@@ -73,6 +74,14 @@ def main():
         name = name.lower() if kind in (T.F32, T.F16, T.BF16) else name
         (FORMATS / f"{name}.bin").write_bytes(stored.tobytes())
         (FORMATS / f"{name}.f32").write_bytes(values.astype("<f4").tobytes())
+        entries.append({"type": name, "rows": len(stored), "cols": COLS})
+    for name in CODEBOOKS:
+        rng = np.random.default_rng(int(name[2:]))
+        values = np.clip(designed(rng), -10, 10)
+        stored = encode_codebook(values, name)
+        stored = np.concatenate([stored, rng.integers(0, 256, (RANDOM_ROWS, stored.shape[1]), dtype=np.uint8)])
+        (FORMATS / f"{name}.bin").write_bytes(stored.tobytes())
+        (FORMATS / f"{name}.f32").write_bytes(decode_codebook(stored, name).astype("<f4").tobytes())
         entries.append({"type": name, "rows": len(stored), "cols": COLS})
     write_json(FORMATS / "index.json", {"matrices": entries})
 

@@ -20,6 +20,7 @@ fn set_scales(dtype: DType, block: &mut [u8], mut scale: impl FnMut() -> half::f
         }
         DType::MXFP4 => block[0] = 117 + block[0] % 12,
         DType::NVFP4 => block[..4].iter_mut().for_each(|scale| *scale %= 64),
+        DType::CB4 | DType::CB3 | DType::CB2 => block[0] &= 0xbf,
         _ => {}
     }
 }
@@ -30,7 +31,7 @@ fn spoil(dtype: DType, block: &mut [u8]) -> bool {
         DType::F32 => block.copy_from_slice(&f32::NAN.to_le_bytes()),
         DType::F16 | DType::BF16 => block.copy_from_slice(&[0xc0, 0x7f]),
         DType::MXFP4 => block[0] = 253,
-        DType::NVFP4 => return false,
+        DType::NVFP4 | DType::CB4 | DType::CB3 | DType::CB2 => return false,
         DType::IQ1_M => set_scales(dtype, block, || half::f16::NAN),
         _ => {
             let at = *dtype.half_fields().last().expect("a scale");

@@ -11,13 +11,14 @@
 //! IQ4_NL             x = d values[q]                         blocks of 32
 //! IQ1 to IQ4_XS      x = d factor scale[g] q                 blocks of 256, g = group of 16 columns: `iq`
 //! MXFP4, NVFP4       x = scale values[q]                     blocks of 32 and 64; a scale per 32 and 16 columns
+//! cb4, cb3, cb2      x = scale values[q]                     blocks of 32
 //! ```
 //! The bytes of each type are drawn in the file of its format. Embedding tables in the mapped file are read with these
 //! functions, and the tests compare the packed formats with them.
 //!
-//! Source: the block types of GGUF (`ggml-common.h` of llama.cpp).
+//! Source: the block types of GGUF (`ggml-common.h` of llama.cpp); `cb` for the codebook formats.
 
-use super::{fp4, iq, iq4_nl, q1_0, q2_0, q3_k, q4_k::scale_min, ternary};
+use super::{cb, fp4, iq, iq4_nl, q1_0, q2_0, q3_k, q4_k::scale_min, ternary};
 use crate::DType;
 use half::{bf16, f16};
 
@@ -88,6 +89,9 @@ pub fn dequantize_row(dtype: DType, row: &[u8], out: &mut [f32]) {
         DType::IQ2_XXS => |b, y| codes(DType::IQ2_XXS, b, y),
         DType::IQ1_M => |b, y| codes(DType::IQ1_M, b, y),
         DType::IQ1_S => |b, y| codes(DType::IQ1_S, b, y),
+        DType::CB4 => |b, y| cb::dequantize(DType::CB4, b, y),
+        DType::CB3 => |b, y| cb::dequantize(DType::CB3, b, y),
+        DType::CB2 => |b, y| cb::dequantize(DType::CB2, b, y),
     };
     for (block, y) in row.chunks_exact(dtype.block_bytes()).zip(out.chunks_exact_mut(dtype.block_len())) {
         decode(block, y);

@@ -1,4 +1,4 @@
-//! Element and block types of stored tensors, with GGUF's names.
+//! Element and block types of stored tensors: those of GGUF with its names, and the codebook formats of scrimp.
 //!
 //! A block type stores 32 to 256 consecutive columns of a row in one block of bytes. The files of the formats draw the
 //! blocks; [`dequantize`](super::dequantize) has the formulas.
@@ -67,11 +67,17 @@ pub enum DType {
     MXFP4,
     /// 64 × 4 bits: floats with 2 bits of exponent; 8-bit float scales per 16.
     NVFP4,
+    /// 32 × 4 bits: indexes into 16 values; one 8-bit float scale. A type of scrimp.
+    CB4,
+    /// 32 × 3 bits: indexes into 8 values; one 8-bit float scale. A type of scrimp.
+    CB3,
+    /// 32 × 2 bits: indexes into 4 values; one 8-bit float scale. A type of scrimp.
+    CB2,
 }
 
 impl DType {
     /// Every type, in the order of the documentation.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 31] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -100,13 +106,20 @@ impl DType {
         Self::Q2_0,
         Self::MXFP4,
         Self::NVFP4,
+        Self::CB4,
+        Self::CB3,
+        Self::CB2,
     ];
+
+    /// The codebook formats, by descending size. No GGUF file has them.
+    pub const CODEBOOKS: [Self; 3] = [Self::CB4, Self::CB3, Self::CB2];
 
     /// Elements per block (1 for plain floats).
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL | Self::MXFP4 => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL => 32,
+            Self::MXFP4 | Self::CB4 | Self::CB3 | Self::CB2 => 32,
             Self::NVFP4 | Self::Q2_0 => 64,
             Self::Q1_0 => 128,
             _ => 256,
@@ -142,6 +155,9 @@ impl DType {
             Self::Q1_0 | Self::Q2_0 => 18,
             Self::MXFP4 => 17,
             Self::NVFP4 => 36,
+            Self::CB4 => 17,
+            Self::CB3 => 13,
+            Self::CB2 => 9,
         }
     }
 
@@ -154,10 +170,11 @@ impl DType {
     }
 
     /// Where a block's f16 scales and minima are (byte offsets). That of `IQ1_M` is in four pieces elsewhere, and the
-    /// scales of `MXFP4` and `NVFP4` have 8 bits.
+    /// scales of `MXFP4`, `NVFP4` and the codebook formats have 8 bits.
     pub(crate) const fn half_fields(self) -> &'static [usize] {
         match self {
             Self::F32 | Self::F16 | Self::BF16 | Self::IQ1_M | Self::MXFP4 | Self::NVFP4 => &[],
+            Self::CB4 | Self::CB3 | Self::CB2 => &[],
             Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => &[0, 2],
             Self::Q6_K => &[208],
             Self::Q2_K => &[80, 82],
@@ -189,7 +206,7 @@ impl DType {
         }
     }
 
-    /// The name that users see: `f32`, `f16`, `bf16`, or GGUF's name in capitals.
+    /// The name that users see: `f32`, `f16`, `bf16`, GGUF's name in capitals, or that of a codebook format (`cb4`).
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -220,6 +237,9 @@ impl DType {
             Self::Q2_0 => "Q2_0",
             Self::MXFP4 => "MXFP4",
             Self::NVFP4 => "NVFP4",
+            Self::CB4 => "cb4",
+            Self::CB3 => "cb3",
+            Self::CB2 => "cb2",
         }
     }
 }

@@ -14,6 +14,7 @@
 //! The order inside a block is the one that `vpdpbusd` reads: 64 bytes hold 4 neighboring columns of 16 rows.
 //! Repacking changes no value: the quants and scales are those of the file. Rows beyond the matrix are zero.
 
+pub mod cb;
 pub(crate) mod codebook;
 pub mod dequantize;
 mod dtype;
@@ -121,6 +122,9 @@ macro_rules! with_format {
             $crate::DType::Q2_0 => $block::<$crate::quant::q2_0::Q2_0>($($arg),*),
             $crate::DType::MXFP4 => $block::<$crate::quant::fp4::Mxfp4>($($arg),*),
             $crate::DType::NVFP4 => $block::<$crate::quant::fp4::Nvfp4>($($arg),*),
+            $crate::DType::CB4 => $block::<$crate::quant::cb::Cb4>($($arg),*),
+            $crate::DType::CB3 => $block::<$crate::quant::cb::Cb3>($($arg),*),
+            $crate::DType::CB2 => $block::<$crate::quant::cb::Cb2>($($arg),*),
         }
     };
 }

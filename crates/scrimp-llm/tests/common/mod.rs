@@ -43,6 +43,7 @@ pub(crate) fn type_number(dtype: DType) -> u32 {
         DType::NVFP4 => 40,
         DType::Q1_0 => 41,
         DType::Q2_0 => 42,
+        DType::CB4 | DType::CB3 | DType::CB2 => unreachable!("GGUF has no {dtype}"),
     }
 }
 

@@ -255,7 +255,8 @@ fn read_tensor(source: &Source, cursor: &mut Cursor<'_>) -> Result<GgufTensor> {
     let number = cursor.u32(name)?;
     let dtype = types::tensor_type(number).map_err(|known| {
         let known = known.unwrap_or("unknown to this version");
-        let all: Vec<_> = DType::ALL.iter().map(|d| d.name()).collect();
+        let in_gguf = |d: &&DType| !DType::CODEBOOKS.contains(d);
+        let all: Vec<_> = DType::ALL.iter().filter(in_gguf).map(|d| d.name()).collect();
         source.unsupported(
             format_args!("tensor {name} is of type {number} ({known}), which is not supported"),
             format!("use a file whose tensors are of these types: {}", all.join(", ")),
