@@ -94,17 +94,30 @@ def sparsegpt(w, x, sparsity, scales=None):
     return result
 
 
-def int4_scales(w):
-    """The weight of largest magnitude of each 32 becomes -8; the scale is a bf16, rounded to nearest even."""
-    groups = w.reshape(ROWS, -1, 32)
-    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
-    bits = (largest / -8).astype(np.float32).view(np.uint32)
+RATIOS = [1.0, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4]
+
+
+def bf16(x):
+    """Rounded to nearest even."""
+    bits = x.astype(np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def int4_scales(w, x):
+    """Of the scales that map the weight of largest magnitude of each 32 to 8 times a ratio, with both signs, the bf16 with the
+    least squared error, each weight times the norm of its input."""
+    groups = w.reshape(ROWS, -1, 32)
+    importance = (x ** 2).sum(0).reshape(-1, 32)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
+    scales = np.stack([bf16(largest / (sign * ratio)) for ratio in RATIOS for sign in (-8, 8)])
+    rounded = np.clip(np.round(groups / scales[..., None]), -8, 7) * scales[..., None]
+    errors = (importance * (groups - rounded) ** 2).sum(-1)
+    return np.take_along_axis(scales, errors.argmin(0)[None], 0)[0]
 
 
 def main():
     w, x = data()
-    scales = int4_scales(w)
+    scales = int4_scales(w, x)
     rounded = sparsegpt(w, x, 0.5, scales)
     quants = np.round(rounded / np.repeat(scales, 32, 1)).astype(int)
     cases = {

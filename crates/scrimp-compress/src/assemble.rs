@@ -1,9 +1,10 @@
 //! Joining the parts of a compressed model in one file.
 
 use crate::{
-    LayerConfigs, Measured, Options, Report,
+    MatrixConfigs, Options, Report,
     checkpoint_dir::CheckpointDir,
-    compress::{MEASURED, OUTPUT, Packed, layer_part},
+    compress::{EMBEDDING, OUTPUT, Packed, layer_part},
+    quantizing::output,
 };
 use scrimp_kernels::quant::packed::PackedView;
 use scrimp_llm::{
@@ -67,19 +68,20 @@ pub(crate) fn assemble(
     out: &Path,
     work: &CheckpointDir,
     options: &Options<'_>,
-    choices: &LayerConfigs,
+    choices: &MatrixConfigs,
 ) -> Result<Report> {
     let config = checkpoint.config();
     let output = work.part(OUTPUT)?;
-    let measured: Vec<(String, usize, f64)> =
-        output.text(MEASURED).ok().and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
+    let packed = |name: &str| output.entries().iter().any(|e| e.name == name);
     let layers = (0..config.n_layers).map(|i| work.part(&layer_part(i))).collect::<Result<Vec<_>>>()?;
     let files = files(checkpoint)?;
     let mut items: Vec<_> =
         files.iter().map(|(name, data)| Item::File { name: (*name).to_owned(), data }).collect();
     let (mut weights, mut zeros, mut parameters, mut bytes) = (0, 0, 0, 0);
     for name in ["token_embd.weight", "output_norm.weight", "output.weight"] {
-        let tensor = checkpoint.try_tensor(name).filter(|_| !output.entries().iter().any(|e| e.name == name));
+        // A packed embedding is also the output matrix.
+        let replaced = packed(name) || name == output::OUTPUT && packed(EMBEDDING);
+        let tensor = checkpoint.try_tensor(name).filter(|_| !replaced);
         if let Some(tensor) = tensor {
             parameters += tensor.shape.iter().product::<usize>();
             bytes += tensor.data.len();
@@ -90,11 +92,13 @@ pub(crate) fn assemble(
         for entry in part.entries() {
             let data = &part.source()[entry.range.clone()];
             let n: usize = entry.shape.iter().product();
-            if let (Encoding::Packed(format), true) = (entry.encoding, entry.name.starts_with("blk.")) {
-                let view = PackedView::new(format, entry.shape[0], entry.shape[1], data)
-                    .map_err(|e| part.source().bad(e.to_string()))?;
+            if entry.name.starts_with("blk.") && entry.shape.len() == 2 {
                 weights += n;
-                zeros += n - view.stored();
+                if let Encoding::Packed(format) = entry.encoding {
+                    let view = PackedView::new(format, entry.shape[0], entry.shape[1], data)
+                        .map_err(|e| part.source().bad(e.to_string()))?;
+                    zeros += n - view.stored();
+                }
             }
             parameters += n;
             bytes += data.len();
@@ -124,11 +128,5 @@ pub(crate) fn assemble(
         bytes_after,
         sparsity: zeros as f64 / weights.max(1) as f64,
         bits_per_weight: 8.0 * bytes as f64 / parameters.max(1) as f64,
-        output: measured
-            .iter()
-            .filter_map(|(format, bytes, kl)| {
-                Some(Measured { format: format.parse().ok()?, bytes: *bytes, kl: *kl })
-            })
-            .collect(),
     })
 }

@@ -8,7 +8,7 @@
 //!          hidden-0001.f32          the residual stream of the calibration text before layer 1
 //! ```
 
-use crate::LayerConfigs;
+use crate::MatrixConfigs;
 use scrimp_base::AtomicFile;
 use scrimp_llm::{
     error::{Error, Result},
@@ -75,12 +75,12 @@ impl CheckpointDir {
         compressed::write(&self.path(part), metadata, items, &mut |_| ())
     }
 
-    /// Stores the residual stream before layer `index`. Its file proves that all layers before `index` are stored.
+    /// Stores the residual `streams` before layer `index`. Their file proves that all layers before `index` are stored.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(crate) fn store_hidden(&self, index: usize, hidden: &[f32]) -> Result<()> {
-        AtomicFile::write(&self.hidden_path(index), bytemuck::cast_slice(hidden))?;
+    pub(crate) fn store_hidden(&self, index: usize, streams: &[&[f32]]) -> Result<()> {
+        AtomicFile::write(&self.hidden_path(index), bytemuck::cast_slice(&streams.concat()))?;
         let _ = fs::remove_file(self.hidden_path(index - 1));
         Ok(())
     }
@@ -89,13 +89,13 @@ impl CheckpointDir {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(crate) fn store_layer_configs(&self, configs: &LayerConfigs) -> Result<()> {
+    pub(crate) fn store_matrix_configs(&self, configs: &MatrixConfigs) -> Result<()> {
         AtomicFile::write(&self.dir.join("choices.json"), configs.describe().to_string().as_bytes())
     }
 
     /// The stored configurations.
-    pub(crate) fn layer_configs(&self) -> Option<LayerConfigs> {
-        LayerConfigs::parse(&fs::read_to_string(self.dir.join("choices.json")).ok()?)
+    pub(crate) fn matrix_configs(&self) -> Option<MatrixConfigs> {
+        MatrixConfigs::parse(&fs::read_to_string(self.dir.join("choices.json")).ok()?)
     }
 
     /// A stored part.

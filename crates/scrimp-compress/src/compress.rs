@@ -1,19 +1,17 @@
 //! Compressing a checkpoint to a file: calibrate, prune, round and pack, layer by layer.
 
 use crate::{
-    Budget, Calibration, Inputs, LayerConfig, LayerConfigs, Measured, Output, Pruner, Statistics,
+    Budget, Calibration, Format, Inputs, MatrixConfig, MatrixConfigs, Output, Pruner, Statistics,
     assemble::{assemble, extra_bytes, layer_items},
     budget::{Goal, Search},
     checkpoint_dir::CheckpointDir,
-    layer::DenseLayer,
+    drift::{Drift, Reference},
+    layer::{DenseLayer, original},
     layer_pass::{Visitor, run_layer},
     matrix::{MatrixOptions, compress_matrix},
     quantizing::output,
 };
-use scrimp_kernels::{
-    Exec,
-    quant::packed::{PackedView, WeightFormat},
-};
+use scrimp_kernels::{Exec, quant::packed::PackedView};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     error::{Error, Result},
@@ -50,8 +48,6 @@ pub struct Report {
     pub sparsity: f64,
     /// Mean bits per weight over all tensors.
     pub bits_per_weight: f64,
-    /// The measured formats of the output matrix. The last one is used if its divergence is within the limit.
-    pub output: Vec<Measured>,
 }
 
 /// Progress of [`compress`].
@@ -81,15 +77,15 @@ pub fn compress(
     let dir = CheckpointDir::open(out, &plan(checkpoint, options))?;
     let total = checkpoint.config().n_layers * Projection::ALL.len();
     let run = Run { exec, checkpoint, options, dir };
-    if run.dir.part(OUTPUT).is_err() {
-        progress(Progress { done: 0, total, what: "output matrix" });
-        run.compress_output()?;
-    }
-    let embedding = embedding(&run.dir, exec)?;
-    let configs = run.layer_configs(embedding.as_ref(), &mut |layer| {
+    let configs = run.matrix_configs(&mut |layer| {
         let what = format!("sensitivity of layer {} of {}", layer + 1, checkpoint.config().n_layers);
         progress(Progress { done: 0, total, what: &what });
     })?;
+    if run.dir.part(OUTPUT).is_err() {
+        progress(Progress { done: 0, total, what: "output matrix" });
+        run.compress_output(&configs)?;
+    }
+    let embedding = embedding(&run.dir, exec)?;
     run.compress_layers(embedding, &configs, progress)?;
     progress(Progress { done: total, total, what: "writing the file" });
     let report = assemble(checkpoint, out, &run.dir, options, &configs)?;
@@ -110,8 +106,8 @@ fn check(checkpoint: &Checkpoint, out: &Path, budget: &Budget) -> Result<()> {
         return Err(Error::bad_input(format!("{}: a compressed model is a safetensors file", out.display()))
             .with_hint(format!("name it {}", out.with_extension("safetensors").display())));
     }
-    let given: Vec<LayerConfig> = match budget {
-        Budget::Fixed(configs) => configs.layers.values().chain([&configs.all]).copied().collect(),
+    let given: Vec<MatrixConfig> = match budget {
+        Budget::Fixed(configs) => configs.matrices.values().chain([&configs.all]).copied().collect(),
         Budget::BySensitivity(config) => vec![*config],
         Budget::Bits(_) | Budget::Size(_) => Vec::new(),
     };
@@ -132,45 +128,44 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Compresses and stores the output matrix.
-    fn compress_output(&self) -> Result<()> {
+    fn compress_output(&self, configs: &MatrixConfigs) -> Result<()> {
         let Options { output, calibration, .. } = self.options;
-        let (packed, measured) = output::compress(self.exec, self.checkpoint, *output, calibration)?;
+        let packed =
+            output::compress(self.exec, self.checkpoint, configs.output.unwrap_or(*output), calibration)?;
         let items: Vec<_> = packed.iter().map(Packed::item).collect();
-        let measured = json!(measured.iter().map(|m| (m.format.name(), m.bytes, m.kl)).collect::<Vec<_>>());
-        self.dir.store(OUTPUT, &items, &BTreeMap::from([(MEASURED.to_owned(), measured.to_string())]))
+        self.dir.store(OUTPUT, &items, &BTreeMap::new())
     }
 
     /// The configurations of all layers: those of an earlier run, or new ones, which it stores.
-    fn layer_configs(
-        &self,
-        embedding: Option<&LinearWeights>,
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<LayerConfigs> {
-        if let Some(configs) = self.dir.layer_configs() {
+    fn matrix_configs(&self, progress: &mut dyn FnMut(usize)) -> Result<MatrixConfigs> {
+        if let Some(configs) = self.dir.matrix_configs() {
             return Ok(configs);
         }
         let goal = match &self.options.budget {
             Budget::Fixed(configs) => {
-                self.dir.store_layer_configs(configs)?;
+                self.dir.store_matrix_configs(configs)?;
                 return Ok(configs.clone());
             }
             Budget::BySensitivity(config) => Goal::Sparsity(*config),
-            Budget::Bits(_) | Budget::Size(_) => {
-                let output = self.dir.part(OUTPUT)?;
-                let compressed = output.entries().iter().map(|e| (e.name.as_str(), e.range.len())).collect();
-                let Outside { bytes: fixed, parameters } = outside_layers(self.checkpoint, &compressed);
-                let all = match self.options.budget {
-                    Budget::Bits(bits) => bits * parameters as f64 / 8.0,
-                    Budget::Size(bytes) => bytes as f64 - extra_bytes(self.checkpoint)? as f64,
-                    _ => 0.0,
-                };
-                Goal::Bytes(for_layers(all, fixed))
-            }
+            Budget::Bits(bits) => Goal::Bytes(bits * parameters(self.checkpoint) as f64 / 8.0),
+            Budget::Size(bytes) => Goal::Bytes(*bytes as f64 - extra_bytes(self.checkpoint)? as f64),
         };
-        let Options { method, calibration, .. } = *self.options;
-        let search = Search { exec: self.exec, checkpoint: self.checkpoint, embedding, method, calibration };
+        let Options { method, calibration, output, .. } = *self.options;
+        let Self { exec, checkpoint, .. } = *self;
+        let (goal, outputs) = match goal {
+            Goal::Bytes(bytes) => {
+                let bytes = bytes - outside_matrices(checkpoint) as f64;
+                if output == Output::Measured {
+                    (Goal::Bytes(bytes), Some(output::candidates(exec, checkpoint, calibration)?))
+                } else {
+                    (Goal::Bytes(bytes - output::bytes(exec, checkpoint, output)? as f64), None)
+                }
+            }
+            Goal::Sparsity(_) => (goal, None),
+        };
+        let search = Search { exec, checkpoint, output: outputs.as_deref(), method, calibration };
         let configs = search.choose(goal, progress)?;
-        self.dir.store_layer_configs(&configs)?;
+        self.dir.store_matrix_configs(&configs)?;
         Ok(configs)
     }
 
@@ -178,20 +173,28 @@ impl Run<'_> {
     fn compress_layers(
         &self,
         embedding: Option<LinearWeights>,
-        configs: &LayerConfigs,
+        configs: &MatrixConfigs,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<()> {
         let Self { exec, checkpoint, options, dir } = self;
         let config = checkpoint.config();
         let Calibration { tokens, window } = options.calibration;
         // If no layer needs statistics, no text runs through the model.
-        let needs = |layer| statistics(options.method, configs.of(layer)) != Statistics::None;
+        let needs = |layer| {
+            let needs = |p| statistics(options.method, configs.of(layer, p)) != Statistics::None;
+            Projection::ALL.into_iter().any(needs)
+        };
         let tokens = if (0..config.n_layers).any(needs) { &tokens[..] } else { &[] };
-        let (first, mut runner) = match dir.done(config.n_layers, tokens.len() * config.hidden_size) {
-            Some((done, hidden)) => (done, LayerRunner::from_hidden(*exec, config, hidden, *window)),
+        // The streams of the compressed and of the original model.
+        let len = tokens.len() * config.hidden_size;
+        let (first, [mut runner, mut original]) = match dir.done(config.n_layers, 2 * len) {
+            Some((done, mut hidden)) => {
+                let original = hidden.split_off(len);
+                (done, [hidden, original].map(|h| LayerRunner::from_hidden(*exec, config, h, *window)))
+            }
             None => {
-                let matrix = embedding.as_ref().map(|e| &e.weight);
-                (0, LayerRunner::embed(*exec, checkpoint, matrix, tokens, *window)?)
+                let embed = |matrix| LayerRunner::embed(*exec, checkpoint, matrix, tokens, *window);
+                (0, [embed(embedding.as_ref().map(|e| &e.weight))?, embed(None)?])
             }
         };
         drop(embedding);
@@ -201,12 +204,17 @@ impl Run<'_> {
             let mut done = index * Projection::ALL.len();
             progress(Progress { done, total, what: &what });
             let mut layer = DenseLayer::read(checkpoint, exec.pool, index)?;
+            let reference = if options.method.needs() == Statistics::Gram {
+                Reference::run(*exec, &mut original, index, &mut layer)?
+            } else {
+                Reference::default()
+            };
             let mut compressor = Compressor {
-                exec: *exec,
+                run: self,
                 index,
-                method: options.method,
-                config: configs.of(index),
+                configs,
                 inputs: None,
+                drift: Drift::new(config, reference),
                 packed: Vec::new(),
                 done: &mut || {
                     done += 1;
@@ -216,7 +224,7 @@ impl Run<'_> {
             run_layer(*exec, &mut runner, index, &mut layer, &mut compressor)?;
             let items = layer_items(checkpoint, index, &compressor.packed);
             dir.store(&layer_part(index), &items, &BTreeMap::new())?;
-            dir.store_hidden(index + 1, runner.hidden())?;
+            dir.store_hidden(index + 1, &[runner.hidden(), original.hidden()])?;
         }
         Ok(())
     }
@@ -224,8 +232,6 @@ impl Run<'_> {
 
 /// Name of the part with the output matrix in the checkpoint directory.
 pub(crate) const OUTPUT: &str = "output";
-/// Key of the part's metadata with the formats that were tried.
-pub(crate) const MEASURED: &str = "scrimp.measured";
 
 pub(crate) fn layer_part(index: usize) -> String {
     format!("layer-{index:04}")
@@ -235,15 +241,40 @@ pub(crate) fn layer_part(index: usize) -> String {
 fn embedding(work: &CheckpointDir, exec: Exec<'_>) -> Result<Option<LinearWeights>> {
     let part = work.part(OUTPUT)?;
     for entry in part.entries() {
-        if let (Encoding::Packed(format), "token_embd.weight") = (entry.encoding, entry.name.as_str()) {
+        if entry.name == EMBEDDING {
             let data = &part.source()[entry.range.clone()];
-            let view = PackedView::new(format, entry.shape[0], entry.shape[1], data)
-                .map_err(|e| part.source().bad(e.to_string()))?;
-            return LinearWeights::pack(exec.pool, &StoredMatrix::Packed(view)).map(Some);
+            return linear(exec, entry.encoding, &entry.shape, data).map(Some);
         }
     }
     Ok(None)
 }
+
+/// A matrix in memory as the runtime uses it.
+///
+/// # Errors
+/// When the bytes do not fit the shape.
+pub(crate) fn linear(
+    exec: Exec<'_>,
+    encoding: Encoding,
+    shape: &[usize],
+    data: &[u8],
+) -> Result<LinearWeights> {
+    let bad = |why: String| Error::bad_input(format!("a compressed matrix: {why}"));
+    let &[rows, cols] = shape else { return Err(bad(format!("shape {shape:?}"))) };
+    match encoding {
+        Encoding::Packed(format) => {
+            let view = PackedView::new(format, rows, cols, data).map_err(|e| bad(e.to_string()))?;
+            LinearWeights::pack(exec.pool, &StoredMatrix::Packed(view))
+        }
+        Encoding::Rows(dtype) => {
+            LinearWeights::pack(exec.pool, &StoredMatrix::Rows { dtype, rows, cols, data })
+        }
+        Encoding::Bytes | Encoding::Fp8 => Err(bad(format!("encoding {encoding}"))),
+    }
+}
+
+/// Name of the embedding.
+pub(crate) const EMBEDDING: &str = "token_embd.weight";
 
 /// All inputs of the result.
 fn plan(checkpoint: &Checkpoint, options: &Options<'_>) -> String {
@@ -259,36 +290,15 @@ fn plan(checkpoint: &Checkpoint, options: &Options<'_>) -> String {
     .to_string()
 }
 
-/// The tensors outside the layers' matrices.
-pub(crate) struct Outside {
-    /// Bytes of its tensors.
-    pub(crate) bytes: usize,
-    /// Weights of the whole model, the layers' included.
-    pub(crate) parameters: usize,
+/// Bytes of the vectors, which are unchanged.
+pub(crate) fn outside_matrices(checkpoint: &Checkpoint) -> usize {
+    let vectors = checkpoint.tensors().filter(|(_, tensor)| tensor.shape.len() == 1);
+    vectors.map(|(_, tensor)| tensor.data.len()).sum()
 }
 
-/// Bytes and parameters outside the layers' matrices. `compressed` has the new sizes of some of these tensors.
-pub(crate) fn outside_layers(checkpoint: &Checkpoint, compressed: &BTreeMap<&str, usize>) -> Outside {
-    let mut outside = Outside { bytes: 0, parameters: 0 };
-    for (name, tensor) in checkpoint.tensors() {
-        outside.parameters += tensor.shape.iter().product::<usize>();
-        let in_layer = name.starts_with("blk.") && tensor.shape.len() == 2;
-        outside.bytes += match compressed.get(name) {
-            Some(&bytes) => bytes,
-            None if in_layer => 0,
-            None => tensor.data.len(),
-        };
-    }
-    outside
-}
-
-/// The share of the available size that is planned for layers. The rest is a margin: final sizes differ slightly from
-/// the sizes measured on fewer tokens.
-pub(crate) const PLANNED: f64 = 0.995;
-
-/// Bytes for the matrices of the layers in a file of `bytes`.
-pub(crate) fn for_layers(bytes: f64, outside: usize) -> u64 {
-    ((bytes - outside as f64) * PLANNED).max(0.0) as u64
+/// Weights of the whole model.
+fn parameters(checkpoint: &Checkpoint) -> usize {
+    checkpoint.tensors().map(|(_, tensor)| tensor.shape.iter().product::<usize>()).sum()
 }
 
 /// A packed matrix.
@@ -311,45 +321,65 @@ impl Packed {
 }
 
 /// The statistics that `method` needs for `choice`.
-fn statistics(method: &dyn Pruner, choice: LayerConfig) -> Statistics {
-    let idle = choice.sparsity == 0.0 && choice.format.dense() == WeightFormat::Bf16;
+fn statistics(method: &dyn Pruner, choice: MatrixConfig) -> Statistics {
+    let idle = choice.sparsity == 0.0 && matches!(choice.format, Format::BF16 | Format::Keep);
     if idle { Statistics::None } else { method.needs() }
 }
 
 /// Compresses each matrix after the pass of its inputs.
 struct Compressor<'a> {
-    exec: Exec<'a>,
+    run: &'a Run<'a>,
     index: usize,
-    method: &'a dyn Pruner,
-    config: LayerConfig,
+    configs: &'a MatrixConfigs,
     inputs: Option<Inputs>,
+    drift: Drift<'a>,
     packed: Vec<Packed>,
     done: &'a mut dyn FnMut(),
 }
 
 impl Visitor for Compressor<'_> {
-    fn inputs(&mut self, _: &[Projection], cols: usize, x: &[f32]) -> Result<()> {
-        let wanted = statistics(self.method, self.config);
+    fn stream(&mut self, _: &[Projection], stream: &[f32]) {
+        self.drift.stream(stream);
+    }
+
+    fn inputs(&mut self, projections: &[Projection], cols: usize, x: &[f32]) -> Result<()> {
+        let needs = |&p: &Projection| statistics(self.run.options.method, self.configs.of(self.index, p));
+        let wanted = projections.iter().map(needs).max().unwrap_or(Statistics::None);
         let inputs = self.inputs.get_or_insert_with(|| Inputs::new(cols, wanted));
-        inputs.add(self.exec, x)
+        if wanted == Statistics::Gram {
+            self.drift.add(self.run.exec.pool, projections, cols, x);
+        }
+        inputs.add(self.run.exec, x)
     }
 
     fn ready(&mut self, layer: &mut DenseLayer, projections: &[Projection]) -> Result<()> {
         let inputs = self.inputs.take();
-        let Self { method, config, .. } = *self;
+        let Run { exec, checkpoint, options, .. } = self.run;
         for &projection in projections {
+            let config = self.configs.of(self.index, projection);
+            let name = format!("blk.{}.{}.weight", self.index, projection.stem());
+            let kept = original(checkpoint, self.index, projection).filter(|_| config.format == Format::Keep);
+            if let Some((encoding, shape, bytes)) = kept {
+                let (shape, bytes) = (shape.to_vec(), bytes.to_vec());
+                self.packed.push(Packed { name, encoding, shape, bytes });
+                (self.done)();
+                continue;
+            }
             let keep_zeros = layer.pruned_already(projection);
+            if let (Some(inputs), false) = (&inputs, keep_zeros) {
+                self.drift.fit(exec.pool, layer, projection, inputs);
+            }
             let weight = layer.weight_mut(projection);
             let none = Inputs::new(weight.cols, Statistics::None);
             let inputs = inputs.as_ref().unwrap_or(&none);
-            let name = format!("blk.{}.{}.weight", self.index, projection.stem());
-            let options = MatrixOptions { method, inputs, config, keep_zeros };
-            let (format, bytes) = compress_matrix(self.exec.pool, weight, &options)
+            let options = MatrixOptions { method: options.method, inputs, config, keep_zeros };
+            let (encoding, bytes) = compress_matrix(exec.pool, weight, &options)
                 .map_err(|e| Error::bad_input(format!("tensor {name} cannot be {}: {e}", config.format)))?;
-            let (encoding, shape) = (Encoding::Packed(format), vec![weight.rows, weight.cols]);
+            let shape = vec![weight.rows, weight.cols];
             self.packed.push(Packed { name, encoding, shape, bytes });
             (self.done)();
         }
+        self.drift.finish();
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use scrimp_llm::{
     load::Encoding,
     model::LayerNorms,
     model::projections::{
-        Projection, StoredMatrix, optional_vector, seven_matrices, stored_matrix, tensor_slice,
+        Projection, RowLayout, StoredMatrix, optional_vector, seven_matrices, stored_matrix, tensor_slice,
     },
 };
 
@@ -93,9 +93,28 @@ impl DenseLayer {
         self.pruned[projection as usize]
     }
 
+    pub(crate) fn weight(&self, projection: Projection) -> &Dense {
+        &self.get(projection).weight
+    }
+
     pub(crate) fn weight_mut(&mut self, projection: Projection) -> &mut Dense {
         &mut self.projections[projection as usize].weight
     }
+}
+
+/// The rows of `projection` of layer `index` as the file stores them, with their shape, if they are whole rows of numbers.
+pub(crate) fn original(
+    checkpoint: &Checkpoint,
+    index: usize,
+    projection: Projection,
+) -> Option<(Encoding, [usize; 2], &[u8])> {
+    let slice = tensor_slice(checkpoint, checkpoint.config(), index, projection);
+    let (encoding, data) = checkpoint.stored(&slice.weight())?;
+    let [_, cols] = checkpoint.try_tensor(&slice.weight())?.shape[..] else { return None };
+    let row_bytes = encoding.rows()?.row_bytes(cols)?;
+    let plain = slice.layout == RowLayout::Rows && slice.step == 1;
+    let data = data.get(slice.rows.start * row_bytes..slice.rows.end * row_bytes)?;
+    plain.then_some((encoding, [slice.rows.len(), cols], data))
 }
 
 /// Rows `first .. first + rows` of a stored matrix in f32. The mapped original is released.

@@ -18,6 +18,9 @@ use scrimp_llm::{
 
 /// Receives the inputs of a layer's matrices, and may then change the matrices.
 pub(crate) trait Visitor {
+    /// The residual stream before the block that `projections` begin, `[tokens][hidden_size]`.
+    fn stream(&mut self, _projections: &[Projection], _stream: &[f32]) {}
+
     /// A part of the inputs of `projections`, `[tokens][cols]`.
     ///
     /// # Errors
@@ -66,6 +69,10 @@ struct Hook<'a> {
 }
 
 impl LayerHook for Hook<'_> {
+    fn stream(&mut self, projections: &[Projection], stream: &[f32]) {
+        self.visitor.stream(projections, stream);
+    }
+
     fn inputs(&mut self, projections: &[Projection], rows: &[f32]) -> Result<()> {
         self.visitor.inputs(projections, self.layer.get(projections[0]).weight.cols, rows)
     }

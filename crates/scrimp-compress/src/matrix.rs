@@ -1,9 +1,16 @@
 //! Compressing one matrix: pruned, rounded, packed.
 
-use crate::{Dense, Inputs, Job, LayerConfig, Pruner, Rounding};
+use crate::{Dense, Format, Inputs, Job, MatrixConfig, Pruner, Rounding};
 use scrimp_kernels::{
     Pool,
-    quant::packed::{FormatError, WeightFormat, pack},
+    quant::{
+        cb,
+        packed::{WeightFormat, pack},
+    },
+};
+use scrimp_llm::{
+    error::{Error, Result},
+    load::Encoding,
 };
 
 /// How one matrix is compressed.
@@ -14,30 +21,48 @@ pub struct MatrixOptions<'a> {
     /// Statistics of the inputs of the matrix, as [`Pruner::needs`] lists them.
     pub inputs: &'a Inputs,
     /// Format and sparsity.
-    pub config: LayerConfig,
+    pub config: MatrixConfig,
     /// Zeros of the original stay zero, even beyond `config.sparsity`.
     pub keep_zeros: bool,
 }
 
 /// Prunes and rounds `weight` in place and packs it; the sparse form of the format is used where it is smaller. Returns
-/// the format and the bytes.
+/// the encoding and the bytes.
 ///
 /// # Errors
-/// When the format cannot hold the weights.
+/// When the format cannot hold the weights, or is [`Format::Keep`]: the bytes of the original are then the result.
 pub fn compress_matrix(
     pool: &Pool,
     weight: &mut Dense,
     options: &MatrixOptions<'_>,
-) -> Result<(WeightFormat, Vec<u8>), FormatError> {
+) -> Result<(Encoding, Vec<u8>)> {
+    let format = options.config.format;
+    if !format.fits(weight.cols) {
+        let why = format!("{} columns are no multiple of {}", weight.cols, cb::COLUMNS);
+        return Err(Error::bad_input(why));
+    }
+    if matches!(format, Format::Codebook(_)) && weight.data.iter().any(|w| w.abs() > cb::LARGEST) {
+        return Err(Error::bad_input(format!("a weight is larger than {}", cb::LARGEST)));
+    }
     let rounding = round_matrix(pool, weight, options);
-    let format = smaller(options.config.format, weight);
-    let bytes = pack(pool, format, weight.view(), rounding.scales())?;
-    Ok((format, bytes))
+    match format {
+        Format::Keep => Err(Error::bad_input("the original is kept")),
+        Format::Packed(format) => {
+            let format = smaller(format, weight);
+            let bytes = pack(pool, format, weight.view(), rounding.scales())
+                .map_err(|e| Error::bad_input(e.to_string()))?;
+            Ok((Encoding::Packed(format), bytes))
+        }
+        Format::Codebook(dtype) => match rounding.encode(pool, weight) {
+            Some(bytes) => Ok((Encoding::Rows(dtype), bytes)),
+            None => Err(Error::bad_input(format!("{format} has no scales"))),
+        },
+    }
 }
 
 /// Prunes and rounds a matrix in place.
 pub(crate) fn round_matrix(pool: &Pool, weight: &mut Dense, options: &MatrixOptions<'_>) -> Rounding {
-    let MatrixOptions { method, inputs, config: LayerConfig { format, sparsity }, keep_zeros } = *options;
+    let MatrixOptions { method, inputs, config: MatrixConfig { format, sparsity }, keep_zeros } = *options;
     let mut rounding = Rounding::new(format, weight.cols);
     if sparsity > 0.0 || rounding.group().is_some() {
         let rounding = &mut rounding;
@@ -47,24 +72,23 @@ pub(crate) fn round_matrix(pool: &Pool, weight: &mut Dense, options: &MatrixOpti
     rounding
 }
 
-/// Bytes of `weight` in the dense and in the sparse form of `format` (see `scrimp_kernels::quant::packed`), the latter
+/// Bytes of a matrix with `stored` nonzero weights in the dense and in the sparse form of `format` (see `scrimp_kernels::quant::packed`), the latter
 /// to within half a byte per 64 weights in int4.
-fn sizes(format: WeightFormat, weight: &Dense) -> (usize, usize) {
-    let tiles = weight.rows.div_ceil(16);
+fn sizes(format: WeightFormat, rows: usize, columns: usize, stored: usize) -> (usize, usize) {
+    let tiles = rows.div_ceil(16);
     let starts = (8 * (tiles + 1)).next_multiple_of(64);
-    let stored = weight.data.len() - weight.zeros();
     match format.dense() {
         WeightFormat::Bf16 => {
-            let cols = weight.cols.next_multiple_of(32);
+            let cols = columns.next_multiple_of(32);
             (32 * tiles * cols, starts + 2 * tiles * cols + 2 * stored + 64)
         }
         WeightFormat::Int8 => {
-            let cols = weight.cols.next_multiple_of(64);
+            let cols = columns.next_multiple_of(64);
             let scales = 64 * tiles;
             (scales + 16 * tiles * cols, starts + scales + 2 * tiles * cols + stored + 64)
         }
         _ => {
-            let groups = weight.cols.div_ceil(32);
+            let groups = columns.div_ceil(32);
             let steps = 8 * tiles * groups;
             (288 * tiles * groups, starts + 96 * tiles * groups + (stored + steps) / 2 + 64)
         }
@@ -81,8 +105,23 @@ fn smaller(format: WeightFormat, weight: &Dense) -> WeightFormat {
     if weight.zeros() * bits > weight.data.len() { format.sparse() } else { format.dense() }
 }
 
-/// Bytes that `weight` takes in the form of `format` that [`smaller`] chooses.
-pub(crate) fn packed_bytes(format: WeightFormat, weight: &Dense) -> f64 {
-    let (dense, sparse) = sizes(format, weight);
-    if smaller(format, weight).is_sparse() { sparse as f64 } else { dense as f64 }
+/// Bytes of a matrix of `rows` and `cols` in `format`, without zeros.
+pub(crate) fn dense_bytes(format: Format, rows: usize, cols: usize) -> usize {
+    match format {
+        Format::Keep => 0,
+        Format::Codebook(dtype) => rows * dtype.row_bytes(cols).unwrap_or_default(),
+        Format::Packed(format) => sizes(format, rows, cols, 0).0,
+    }
+}
+
+/// Bytes that `weight` takes in `format`, a packed one in the form that [`smaller`] chooses.
+pub(crate) fn stored_bytes(format: Format, weight: &Dense) -> usize {
+    match format {
+        Format::Keep | Format::Codebook(_) => dense_bytes(format, weight.rows, weight.cols),
+        Format::Packed(format) => {
+            let stored = weight.data.len() - weight.zeros();
+            let (dense, sparse) = sizes(format, weight.rows, weight.cols, stored);
+            if smaller(format, weight).is_sparse() { sparse } else { dense }
+        }
+    }
 }

@@ -4,29 +4,21 @@
 //! for a size.
 
 use crate::{
-    Calibration, LayerConfigs, Output, Progress, Pruner,
+    Calibration, MatrixConfigs, Progress, Pruner,
     assemble::extra_bytes,
     budget::{self, Candidate, Goal, Search},
-    compress::{PLANNED, for_layers, outside_layers},
+    compress::outside_matrices,
     quantizing::output,
 };
-use scrimp_kernels::{Exec, quant::packed::PackedView};
-use scrimp_llm::{
-    checkpoint::Checkpoint,
-    error::{Error, Result},
-    load::Encoding,
-    model::{LinearWeights, projections::StoredMatrix},
-};
-use std::collections::BTreeMap;
+use scrimp_kernels::Exec;
+use scrimp_llm::{checkpoint::Checkpoint, error::Result};
 
 /// The sizes that a compressed model can have, with their loss increases.
 #[derive(Debug)]
 pub struct ParetoFront {
-    layers: Vec<Vec<Candidate>>,
-    /// Bytes of the file that do not belong to the layers' matrices.
+    matrices: Vec<Vec<Candidate>>,
+    /// Bytes of the file that do not belong to a matrix.
     outside: usize,
-    /// Divergence of the output matrix alone, nats per token.
-    output_kl: f64,
 }
 
 /// A size with its predicted loss increase.
@@ -34,7 +26,7 @@ pub struct ParetoFront {
 pub struct Point {
     /// Approximate bytes of the file.
     pub bytes: u64,
-    /// Divergence from the original's predictions, nats per token: the sum of the layers' divergences.
+    /// Divergence from the original's predictions, nats per token: the sum of the divergences of all matrices.
     pub kl: f64,
 }
 
@@ -52,47 +44,35 @@ impl ParetoFront {
     ) -> Result<Self> {
         let total = checkpoint.config().n_layers;
         progress(Progress { done: 0, total, what: "output matrix" });
-        let (packed, measured) = output::compress(exec, checkpoint, Output::Measured, calibration)?;
-        let compressed: BTreeMap<_, _> = packed.iter().map(|p| (p.name.as_str(), p.bytes.len())).collect();
-        let outside = outside_layers(checkpoint, &compressed).bytes + extra_bytes(checkpoint)?;
-        let output_kl = packed.as_ref().and(measured.last()).map_or(0.0, |m| m.kl);
-        let embedding = packed.filter(|p| p.name == "token_embd.weight");
-        let embedding = embedding.map(|p| {
-            let Encoding::Packed(format) = p.encoding else {
-                return Err(Error::bad_input("the output matrix was not packed"));
-            };
-            let view = PackedView::new(format, p.shape[0], p.shape[1], &p.bytes)
-                .map_err(|e| Error::bad_input(e.to_string()))?;
-            LinearWeights::pack(exec.pool, &StoredMatrix::Packed(view))
-        });
-        let embedding = embedding.transpose()?;
-        let search = Search { exec, checkpoint, embedding: embedding.as_ref(), method, calibration };
-        let layers = search.measure(Goal::Bytes(0), &mut |done| {
+        let output = output::candidates(exec, checkpoint, calibration)?;
+        let outside = outside_matrices(checkpoint) + extra_bytes(checkpoint)?;
+        let search = Search { exec, checkpoint, output: Some(&output), method, calibration };
+        let matrices = search.measure(Goal::Bytes(0.0), &mut |done| {
             progress(Progress { done, total, what: "layers, in all formats" });
         })?;
-        Ok(Self { layers, outside, output_kl })
+        Ok(Self { matrices, outside })
     }
 
     /// The size of the smallest possible file.
     pub fn smallest(&self) -> u64 {
-        (budget::smallest(&self.layers) / PLANNED) as u64 + self.outside as u64 + 1
+        budget::smallest(&self.matrices) as u64 + self.outside as u64 + 1
     }
 
     /// The configurations that [`Budget::Size`](crate::Budget::Size) chooses for a file of `bytes`; `None` if no file
     /// is that small.
-    pub fn layer_configs(&self, bytes: u64) -> Option<LayerConfigs> {
-        Some(budget::layer_configs(&self.allocate(bytes)?))
+    pub fn matrix_configs(&self, bytes: u64) -> Option<MatrixConfigs> {
+        Some(budget::matrix_configs(&self.allocate(bytes)?))
     }
 
     fn allocate(&self, bytes: u64) -> Option<Vec<Candidate>> {
-        budget::allocate(&self.layers, for_layers(bytes as f64, self.outside) as f64)
+        budget::allocate(&self.matrices, (bytes as f64 - self.outside as f64).max(0.0))
     }
 
     /// The best file of at most `bytes`, if there is one.
     pub fn at(&self, bytes: u64) -> Option<Point> {
         let chosen = self.allocate(bytes)?;
         let layers: f64 = chosen.iter().map(|c| c.size).sum();
-        let kl = self.output_kl + chosen.iter().map(|c| c.loss_increase).sum::<f64>();
+        let kl = chosen.iter().map(|c| c.loss_increase).sum();
         Some(Point { bytes: layers as u64 + self.outside as u64, kl })
     }
 }

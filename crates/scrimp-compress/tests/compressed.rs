@@ -2,13 +2,13 @@
 
 use scrimp_base::SplitMix64;
 use scrimp_compress::{
-    Budget, Calibration, LayerConfig, LayerConfigs, Options, Output, Report, compress, pruner,
+    Budget, Calibration, Format, MatrixConfig, MatrixConfigs, Options, Output, Report, compress, pruner,
 };
-use scrimp_kernels::{Exec, Pool, SimdLevel, quant::packed::WeightFormat};
+use scrimp_kernels::{DType, Exec, Pool, SimdLevel, quant::packed::WeightFormat};
 use scrimp_llm::{
     checkpoint::Checkpoint,
     load::{Encoding, SafetensorsFile, Source},
-    model::{Model, RunOptions},
+    model::{Model, RunOptions, projections::Projection},
 };
 use scrimp_testkit::{copy_tiny_model, testdata};
 use std::{
@@ -25,7 +25,7 @@ fn text(checkpoint: &Checkpoint) -> Calibration {
 fn run_compress(
     model: &Path,
     out: &Path,
-    choices: LayerConfigs,
+    choices: MatrixConfigs,
     output: Output,
     progress: &mut dyn FnMut(usize),
 ) -> scrimp_llm::Result<Report> {
@@ -77,7 +77,7 @@ fn every_family_survives_in_bf16() {
         let report = run_compress(
             &model,
             &out,
-            LayerConfigs::uniform(WeightFormat::Bf16, 0.0),
+            MatrixConfigs::uniform(WeightFormat::Bf16, 0.0),
             Output::Keep,
             &mut |_| (),
         )
@@ -106,8 +106,8 @@ fn formats_and_sparsities() {
             (WeightFormat::Int4, 0.7, 1.4),
         ] {
             let out = dir.path().join("out.safetensors");
-            let choices = LayerConfigs::uniform(format, sparsity);
-            let output = Output::As(WeightFormat::Int8);
+            let choices = MatrixConfigs::uniform(format, sparsity);
+            let output = Output::As(Format::INT8);
             let report = run_compress(&model, &out, choices, output, &mut |_| ()).unwrap();
             assert!(report.sparsity >= sparsity - 0.01, "{format} {sparsity}: {}", report.sparsity);
             let checkpoint = Checkpoint::open(&out).unwrap();
@@ -132,8 +132,10 @@ fn formats_and_sparsities() {
 fn layers_may_differ() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("mixed.safetensors");
-    let mut choices = LayerConfigs::uniform(WeightFormat::Int4, 0.6);
-    choices.layers.insert(1, LayerConfig { format: WeightFormat::Int8, sparsity: 0.0 });
+    let mut choices = MatrixConfigs::uniform(WeightFormat::Int4, 0.6);
+    for projection in Projection::ALL {
+        choices.matrices.insert((1, projection), MatrixConfig { format: Format::INT8, sparsity: 0.0 });
+    }
     run_compress(&testdata("tiny/llama"), &out, choices, Output::Keep, &mut |_| ()).unwrap();
     let checkpoint = Checkpoint::open(&out).unwrap();
     let encoding = |name: &str| checkpoint.tensor(name).unwrap().encoding.name();
@@ -148,7 +150,8 @@ fn budgets_are_met() {
     let out = dir.path().join("out.safetensors");
     for model in [testdata("tiny/llama"), testdata("tiny-gguf/llama-mixed.gguf")] {
         let run = |budget| run_budget(&model, &out, budget, Output::Keep, &mut |_| ());
-        let uniform = |format, sparsity| run(Budget::Fixed(LayerConfigs::uniform(format, sparsity))).unwrap();
+        let uniform =
+            |format, sparsity| run(Budget::Fixed(MatrixConfigs::uniform(format, sparsity))).unwrap();
         let (large, small) = (uniform(WeightFormat::Int8, 0.0), uniform(WeightFormat::Int4, 0.7));
         let bits = (large.bits_per_weight + small.bits_per_weight) / 2.0;
         let report = run(Budget::Bits(bits)).unwrap();
@@ -162,11 +165,11 @@ fn budgets_are_met() {
         let error = run(Budget::Size(1000)).unwrap_err();
         assert!(error.to_string().contains("at least") && error.hint().is_some(), "{error}");
 
-        let choice = LayerConfig { format: WeightFormat::Int8, sparsity: 0.5 };
+        let choice = MatrixConfig { format: Format::INT8, sparsity: 0.5 };
         let report = run(Budget::BySensitivity(choice)).unwrap();
         assert!((report.sparsity - 0.5).abs() < 0.08, "{}", report.sparsity);
         let history = Checkpoint::open(&out).unwrap().history().unwrap().to_owned();
-        assert!(history.contains(r#""layers":[[0,"int8","#), "{history}");
+        assert!(history.contains(r#""matrices":[[0,"attn_q","int8","#), "{history}");
     }
 }
 
@@ -175,7 +178,7 @@ fn an_interrupted_run_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let model = testdata("tiny/mistral");
     let (whole, out) = (dir.path().join("whole.safetensors"), dir.path().join("out.safetensors"));
-    let choices = || LayerConfigs::uniform(WeightFormat::Int8, 0.5);
+    let choices = || MatrixConfigs::uniform(WeightFormat::Int8, 0.5);
     run_compress(&model, &whole, choices(), Output::Measured, &mut |_| ()).unwrap();
     let interrupted = catch_unwind(AssertUnwindSafe(|| {
         run_compress(&model, &out, choices(), Output::Measured, &mut |done| assert!(done < 9, "interrupted"))
@@ -210,9 +213,14 @@ fn a_pruned_checkpoint_is_packed_as_it_is() {
     }
     std::fs::write(&weights, bytes).unwrap();
     let out = dir.path().join("packed.safetensors");
-    let report =
-        run_compress(&model, &out, LayerConfigs::uniform(WeightFormat::Bf16, 0.0), Output::Keep, &mut |_| ())
-            .unwrap();
+    let report = run_compress(
+        &model,
+        &out,
+        MatrixConfigs::uniform(WeightFormat::Bf16, 0.0),
+        Output::Keep,
+        &mut |_| (),
+    )
+    .unwrap();
     assert!((report.sparsity - 0.6).abs() < 0.01, "{}", report.sparsity);
     let tensor = Checkpoint::open(&out).unwrap();
     let tensor = tensor.tensor("blk.0.ffn_up.weight").unwrap();
@@ -220,9 +228,14 @@ fn a_pruned_checkpoint_is_packed_as_it_is() {
     let difference = difference(&logits(&out), &logits(&model));
     assert!(difference < 0.02, "{difference}");
     // Rounding leaves them zero, too.
-    let report =
-        run_compress(&model, &out, LayerConfigs::uniform(WeightFormat::Int8, 0.0), Output::Keep, &mut |_| ())
-            .unwrap();
+    let report = run_compress(
+        &model,
+        &out,
+        MatrixConfigs::uniform(WeightFormat::Int8, 0.0),
+        Output::Keep,
+        &mut |_| (),
+    )
+    .unwrap();
     assert!(report.sparsity > 0.59 && report.sparsity < 0.63, "{}", report.sparsity);
 }
 
@@ -232,7 +245,7 @@ fn unusable_requests() {
     let model = testdata("tiny/mistral");
     let error = |out: &str, sparsity| {
         let out = dir.path().join(out);
-        let choices = LayerConfigs::uniform(WeightFormat::Int8, sparsity);
+        let choices = MatrixConfigs::uniform(WeightFormat::Int8, sparsity);
         run_compress(&model, &out, choices, Output::Keep, &mut |_| ()).unwrap_err().to_string()
     };
     for sparsity in [1.0, -0.1, f64::NAN] {
@@ -241,12 +254,17 @@ fn unusable_requests() {
     assert!(error("a.gguf", 0.5).contains("safetensors"));
     assert!(error("none/a.safetensors", 0.5).contains("none"));
     let out = dir.path().join("b.safetensors");
-    run_compress(&model, &out, LayerConfigs::uniform(WeightFormat::Int8, 0.0), Output::Keep, &mut |_| ())
+    run_compress(&model, &out, MatrixConfigs::uniform(WeightFormat::Int8, 0.0), Output::Keep, &mut |_| ())
         .unwrap();
     let again = dir.path().join("c.safetensors");
-    let error =
-        run_compress(&out, &again, LayerConfigs::uniform(WeightFormat::Int8, 0.5), Output::Keep, &mut |_| ())
-            .unwrap_err();
+    let error = run_compress(
+        &out,
+        &again,
+        MatrixConfigs::uniform(WeightFormat::Int8, 0.5),
+        Output::Keep,
+        &mut |_| (),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("compressed already"), "{error}");
 }
 
@@ -254,7 +272,7 @@ fn unusable_requests() {
 fn sample() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("s.safetensors");
-    let choices = LayerConfigs::uniform(WeightFormat::Int8, 0.5);
+    let choices = MatrixConfigs::uniform(WeightFormat::Int8, 0.5);
     run_compress(&testdata("tiny-gguf/llama3.gguf"), &out, choices, Output::Keep, &mut |_| ()).unwrap();
     std::fs::read(&out).unwrap()
 }
@@ -333,4 +351,82 @@ fn no_change_of_a_byte_brings_the_loader_down() {
         refused += usize::from(verdict(dir.path(), &bytes).is_err());
     }
     assert!(refused > 100, "{refused}");
+}
+
+#[test]
+fn codebooks_lose_more_with_fewer_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (testdata("tiny-gguf/llama-mixed.gguf"), dir.path().join("out.safetensors"));
+    let want = logits(&model);
+    let mut last = (0.0, u64::MAX);
+    for (dtype, allowed) in DType::CODEBOOKS.into_iter().zip([0.35, 0.6, 1.1]) {
+        let format = Format::Codebook(dtype);
+        let configs = MatrixConfigs::uniform(format, 0.0);
+        let report = run_compress(&model, &out, configs, Output::As(format), &mut |_| ()).unwrap();
+        let checkpoint = Checkpoint::open(&out).unwrap();
+        for name in ["blk.0.attn_q.weight", "blk.1.ffn_down.weight"] {
+            assert_eq!(checkpoint.tensor(name).unwrap().encoding, Encoding::Rows(dtype), "{name}");
+        }
+        let difference = difference(&logits(&out), &want);
+        assert!(difference < allowed && difference > last.0, "{format}: {difference} after {}", last.0);
+        assert!(report.bytes_after < last.1, "{format}: {}", report.bytes_after);
+        last = (difference, report.bytes_after);
+    }
+    // Its feed-forward blocks have 136 columns.
+    let configs = MatrixConfigs::uniform(Format::Codebook(DType::CB4), 0.0);
+    let error = run_compress(&testdata("tiny/llama"), &out, configs, Output::Keep, &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("ffn_down") && error.to_string().contains("136"), "{error}");
+}
+
+#[test]
+fn a_budget_of_the_original_keeps_every_matrix() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (testdata("tiny-gguf/llama-mixed.gguf"), dir.path().join("out.safetensors"));
+    let budget = Budget::Size(2 * std::fs::metadata(&model).unwrap().len());
+    run_budget(&model, &out, budget, Output::Measured, &mut |_| ()).unwrap();
+    assert_eq!(logits(&out), logits(&model));
+}
+
+/// Makes the output matrix of a tiny Mistral the embedding, times `1 + noise` for every second weight.
+fn with_twin(model: &Path, noise: f32) {
+    copy_tiny_model("mistral", model, |_| ());
+    let weights = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let file = SafetensorsFile::from_source(Source::from_bytes(&weights, bytes.clone())).unwrap();
+    let range = |name: &str| file.tensors().iter().find(|t| t.name == name).unwrap().range.clone();
+    let (from, to) = (range("model.embed_tokens.weight"), range("lm_head.weight"));
+    let twin: Vec<u8> = bytes[from]
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .enumerate()
+        .flat_map(|(i, w)| (f32::from_le_bytes(*w) * (1.0 + noise * (i % 2) as f32)).to_le_bytes())
+        .collect();
+    bytes[to].copy_from_slice(&twin);
+    std::fs::write(&weights, bytes).unwrap();
+}
+
+#[test]
+fn a_matrix_that_is_stored_twice_is_written_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.safetensors");
+    for (noise, once) in [(0.05, true), (0.3, false)] {
+        let model = dir.path().join(format!("model-{once}"));
+        with_twin(&model, noise);
+        let configs = || MatrixConfigs::uniform(WeightFormat::Bf16, 0.0);
+        run_compress(&model, &out, configs(), Output::As(Format::INT8), &mut |_| ()).unwrap();
+        let checkpoint = Checkpoint::open(&out).unwrap();
+        assert_eq!(checkpoint.try_tensor("output.weight").is_none(), once, "{noise}");
+        let name = if once { "token_embd.weight" } else { "output.weight" };
+        assert_eq!(checkpoint.tensor(name).unwrap().encoding, Encoding::Packed(WeightFormat::Int8));
+        assert!(difference(&logits(&out), &logits(&model)) < 0.15);
+        // Without a change, both stay.
+        run_compress(&model, &out, configs(), Output::Keep, &mut |_| ()).unwrap();
+        assert!(Checkpoint::open(&out).unwrap().try_tensor("output.weight").is_some());
+        // A small size takes the shared form.
+        let size = std::fs::metadata(&out).unwrap().len() * 6 / 10;
+        let report = run_budget(&model, &out, Budget::Size(size), Output::Measured, &mut |_| ()).unwrap();
+        assert!(report.bytes_after <= size);
+        logits(&out);
+    }
 }

@@ -1,7 +1,7 @@
 //! The pruning methods against NumPy (`testdata/pruning`, written by `testdata/pruning/make.py`), and their order.
 
-use scrimp_compress::{Dense, Inputs, Job, Rounding, Statistics, pruner};
-use scrimp_kernels::{Exec, Pool, SimdLevel, quant::packed::WeightFormat};
+use scrimp_compress::{Dense, Format, Inputs, Job, Rounding, Statistics, pruner};
+use scrimp_kernels::{Exec, Pool, SimdLevel};
 use serde_json::Value;
 
 const COLS: usize = 160;
@@ -46,7 +46,7 @@ fn prune(
     weight: &Dense,
     x: &[f32],
     sparsity: f64,
-    format: WeightFormat,
+    format: Format,
     threads: usize,
 ) -> (Dense, Rounding) {
     let pool = Pool::new(threads).unwrap();
@@ -90,7 +90,7 @@ fn the_same_weights_go_as_in_numpy() {
     let (golden, (weight, x)) = (golden(), data(2024, ROWS, COLS, 96));
     for (method, cases) in golden["kept"].as_object().unwrap() {
         for (sparsity, kept) in cases.as_object().unwrap() {
-            let (got, _) = prune(method, &weight, &x, sparsity.parse().unwrap(), WeightFormat::Bf16, 2);
+            let (got, _) = prune(method, &weight, &x, sparsity.parse().unwrap(), Format::BF16, 2);
             let mask: String = got.data.iter().map(|&w| if w == 0.0 { '0' } else { '1' }).collect();
             assert_eq!(mask, kept.as_str().unwrap(), "{method} {sparsity}");
             let (want, got) = (golden["error"][method][sparsity].as_f64().unwrap(), error(&weight, &got, &x));
@@ -106,7 +106,7 @@ fn the_same_weights_go_as_in_numpy() {
 fn what_stays_makes_up_as_in_numpy() {
     let (golden, (weight, x)) = (golden(), data(2024, ROWS, COLS, 96));
     for (sparsity, row) in golden["sparsegpt_first_row"].as_object().unwrap() {
-        let (got, _) = prune("sparsegpt", &weight, &x, sparsity.parse().unwrap(), WeightFormat::Bf16, 1);
+        let (got, _) = prune("sparsegpt", &weight, &x, sparsity.parse().unwrap(), Format::BF16, 1);
         for (c, want) in row.as_array().unwrap().iter().enumerate() {
             let want = want.as_f64().unwrap();
             assert!((f64::from(got.data[c]) - want).abs() < 2e-3, "{sparsity}: {c}: {} {want}", got.data[c]);
@@ -117,7 +117,7 @@ fn what_stays_makes_up_as_in_numpy() {
 #[test]
 fn rounding_to_int4_is_made_up_for_as_in_numpy() {
     let (golden, (weight, x)) = (golden(), data(2024, ROWS, COLS, 96));
-    let (mut got, mut rounding) = prune("sparsegpt", &weight, &x, 0.5, WeightFormat::Int4, 2);
+    let (mut got, mut rounding) = prune("sparsegpt", &weight, &x, 0.5, Format::INT4, 2);
     let scales = rounding.scales().unwrap().to_vec();
     let before = got.clone();
     rounding.apply(&Pool::new(1).unwrap(), &mut got);
@@ -145,13 +145,13 @@ fn second_order_beats_norms_beats_magnitude() {
         let x: Vec<f32> =
             x.iter().enumerate().map(|(i, x)| x * 1.02_f32.powi((i % 200 * 37 % 200) as i32)).collect();
         let [magnitude, wanda, sparsegpt] = ["magnitude", "wanda", "sparsegpt"]
-            .map(|m| error(&weight, &prune(m, &weight, &x, 0.5, WeightFormat::Bf16, 2).0, &x));
+            .map(|m| error(&weight, &prune(m, &weight, &x, 0.5, Format::BF16, 2).0, &x));
         assert!(sparsegpt < 0.85 * wanda, "seed {seed}: {sparsegpt} {wanda}");
         assert!(wanda < 0.9 * magnitude, "seed {seed}: {wanda} {magnitude}");
         // Making up for rounding is worth it without pruning, too.
-        let (mut nearest, mut rounding) = (weight.clone(), Rounding::new(WeightFormat::Int4, weight.cols));
+        let (mut nearest, mut rounding) = (weight.clone(), Rounding::new(Format::INT4, weight.cols));
         rounding.apply(&Pool::new(1).unwrap(), &mut nearest);
-        let compensated = error(&weight, &prune("sparsegpt", &weight, &x, 0.0, WeightFormat::Int4, 2).0, &x);
+        let compensated = error(&weight, &prune("sparsegpt", &weight, &x, 0.0, Format::INT4, 2).0, &x);
         let nearest = error(&weight, &nearest, &x);
         assert!(compensated < 0.5 * nearest, "seed {seed}: {compensated} {nearest}");
     }
@@ -163,8 +163,8 @@ fn any_sparsity_any_shape_any_number_of_threads() {
         let (weight, x) = data(9, rows, cols, tokens);
         for method in ["magnitude", "wanda", "sparsegpt"] {
             for sparsity in [0.0, 0.1, 0.5, 0.99] {
-                let (one, _) = prune(method, &weight, &x, sparsity, WeightFormat::Int8, 1);
-                let (many, _) = prune(method, &weight, &x, sparsity, WeightFormat::Int8, 3);
+                let (one, _) = prune(method, &weight, &x, sparsity, Format::INT8, 1);
+                let (many, _) = prune(method, &weight, &x, sparsity, Format::INT8, 3);
                 assert_eq!(one.data, many.data, "{method} {sparsity} {rows} x {cols}: threads");
                 assert!(one.data.iter().all(|w| w.is_finite()), "{method} {sparsity} {rows} x {cols}");
                 let zeros = one.zeros() as f64;
@@ -183,7 +183,7 @@ fn features_without_input_and_outliers_do_no_harm() {
         row[9] *= 1e4;
     }
     for method in ["wanda", "sparsegpt"] {
-        let (got, _) = prune(method, &weight, &x, 0.5, WeightFormat::Int4, 1);
+        let (got, _) = prune(method, &weight, &x, 0.5, Format::INT4, 1);
         assert!(got.data.iter().all(|w| w.is_finite()), "{method}");
         assert!(
             got.data.iter().skip(7).step_by(64).all(|&w| w == 0.0),
@@ -202,7 +202,7 @@ fn zeros_of_a_pruned_checkpoint_stay() {
         let method = pruner(method).unwrap();
         let mut inputs = Inputs::new(200, method.needs());
         inputs.add(Exec { pool: &pool, level: SimdLevel::SCALAR }, &x).unwrap();
-        let (mut got, mut rounding) = (weight.clone(), Rounding::new(WeightFormat::Int8, 200));
+        let (mut got, mut rounding) = (weight.clone(), Rounding::new(Format::INT8, 200));
         let weight_ = &mut got;
         method.prune(Job {
             pool: &pool,

@@ -7,11 +7,11 @@ use crate::{
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
 use scrimp_compress::{
-    Dense, Inputs, LayerConfig, MatrixOptions, Pruner, Statistics, compress_matrix as compress, pruner,
+    Dense, Inputs, MatrixConfig, MatrixOptions, Pruner, Statistics, compress_matrix as compress, pruner,
 };
 use scrimp_kernels::Exec;
 use scrimp_kernels::quant::packed::{PackedView, WeightFormat};
-use scrimp_llm::Hint;
+use scrimp_llm::{Hint, load::Encoding};
 use std::sync::{Mutex, PoisonError};
 
 /// Rows of a chunk.
@@ -123,10 +123,13 @@ pub(crate) fn compress_matrix(
                 &none
             }
         };
-        let config = LayerConfig { format, sparsity };
+        let config = MatrixConfig { format: format.into(), sparsity };
         let options = MatrixOptions { method, inputs, config, keep_zeros: true };
-        let (format, bytes) = compress(&runtime.pool, &mut dense, &options).map_err(value_error)?;
+        let (encoding, bytes) = compress(&runtime.pool, &mut dense, &options).map_err(value_error)?;
         drop(dense);
+        let Encoding::Packed(format) = encoding else {
+            return Err(PyValueError::new_err(format!("{encoding} is no packed format")));
+        };
         let view = PackedView::new(format, rows, cols, &bytes).map_err(value_error)?;
         PackedMatrix::new(&runtime.pool, &view)
     })

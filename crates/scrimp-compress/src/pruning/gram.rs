@@ -143,8 +143,9 @@ impl Gram {
     /// compensate a change of the weight of feature `j`.
     ///
     /// The method is one Cholesky decomposition `R R^T` of the matrix in reverse order, which makes the factor upper
-    /// triangular; then `U = R^-1`. If rounding makes a pivot vanish, the damping grows.
-    pub fn inverse_factor(&self, pool: &Pool, order: &[usize], damping: Damping) -> Vec<f32> {
+    /// triangular; then `U = R^-1`. If rounding makes a pivot vanish, the damping grows. The second result has the numbers
+    /// that were added to the diagonal, by feature.
+    pub fn inverse_factor(&self, pool: &Pool, order: &[usize], damping: Damping) -> (Vec<f32>, Vec<f32>) {
         let n = self.n;
         let mean = self.diagonal().iter().map(|&d| f64::from(d)).sum::<f64>() / n as f64;
         let mean = if mean > 0.0 { mean as f32 } else { 1.0 };
@@ -166,7 +167,8 @@ impl Gram {
         }
         invert_lower(pool, &mut a, n);
         a.reverse();
-        a
+        let added = self.diagonal().iter().map(|d| own * d + all * mean).collect();
+        (a, added)
     }
 }
 
@@ -242,7 +244,7 @@ mod tests {
             gram.add(Exec { pool: &pool, level: SimdLevel::SCALAR }, &x).unwrap();
             let order: Vec<usize> = (0..n).map(|i| (i * 7 + 3) % n).collect();
             let order = if n % 7 == 0 { (0..n).rev().collect() } else { order };
-            let u = gram.inverse_factor(&pool, &order, Damping { own: 0.3, all: 0.01 });
+            let (u, _) = gram.inverse_factor(&pool, &order, Damping { own: 0.3, all: 0.01 });
             let mean = gram.diagonal().iter().sum::<f32>() / n as f32;
             // U (P H P^T) U^T = I
             let h = |i: usize, j: usize| {
@@ -276,9 +278,12 @@ mod tests {
         gram.add(Exec { pool: &pool, level: SimdLevel::SCALAR }, &x).unwrap();
         let order: Vec<usize> = (0..40).collect();
         assert!(
-            gram.inverse_factor(&pool, &order, Damping { own: 0.0, all: 0.0 }).iter().all(|u| u.is_finite())
+            gram.inverse_factor(&pool, &order, Damping { own: 0.0, all: 0.0 })
+                .0
+                .iter()
+                .all(|u| u.is_finite())
         );
-        let silent = Gram::new(4).inverse_factor(&pool, &[0, 1, 2, 3], Damping { own: 0.3, all: 0.01 });
+        let (silent, _) = Gram::new(4).inverse_factor(&pool, &[0, 1, 2, 3], Damping { own: 0.3, all: 0.01 });
         assert!(silent.iter().all(|u| u.is_finite()));
     }
 }

@@ -33,6 +33,8 @@ pub struct Factor {
     pub order: Vec<usize>,
     /// `[n][n]`, upper triangular.
     pub u: Vec<f32>,
+    /// The damping: the numbers that were added to the diagonal, by column.
+    pub damping: Vec<f32>,
 }
 
 impl Inputs {
@@ -96,8 +98,8 @@ impl Inputs {
         self.factor.get_or_init(|| {
             let gram = self.gram.as_ref().expect("X^T X was asked for");
             let order = order(&gram.diagonal());
-            let u = gram.inverse_factor(pool, &order, damping);
-            Factor { order, u }
+            let (u, damping) = gram.inverse_factor(pool, &order, damping);
+            Factor { order, u, damping }
         })
     }
 }

@@ -10,27 +10,27 @@ use std::ops::Range;
 /// Rows and columns of a block.
 pub(super) const BLOCK: usize = 128;
 
-pub(super) fn view(data: &[f32], rows: usize, cols: usize) -> ArrayView2<'_, f32> {
+pub(crate) fn view(data: &[f32], rows: usize, cols: usize) -> ArrayView2<'_, f32> {
     ArrayView2::from_shape((rows, cols), data).expect("whole rows")
 }
 
-pub(super) fn view_mut(data: &mut [f32], rows: usize, cols: usize) -> ArrayViewMut2<'_, f32> {
+pub(crate) fn view_mut(data: &mut [f32], rows: usize, cols: usize) -> ArrayViewMut2<'_, f32> {
     ArrayViewMut2::from_shape((rows, cols), data).expect("whole rows")
 }
 
 // ndarray's `s!` expands to unsafe code, which this crate forbids.
 
-pub(super) fn rows(mut view: ArrayView2<'_, f32>, range: Range<usize>) -> ArrayView2<'_, f32> {
+pub(crate) fn rows(mut view: ArrayView2<'_, f32>, range: Range<usize>) -> ArrayView2<'_, f32> {
     view.slice_axis_inplace(Axis(0), Slice::from(range));
     view
 }
 
-pub(super) fn columns(mut view: ArrayView2<'_, f32>, range: Range<usize>) -> ArrayView2<'_, f32> {
+pub(crate) fn columns(mut view: ArrayView2<'_, f32>, range: Range<usize>) -> ArrayView2<'_, f32> {
     view.slice_axis_inplace(Axis(1), Slice::from(range));
     view
 }
 
-pub(super) fn columns_mut(mut view: ArrayViewMut2<'_, f32>, range: Range<usize>) -> ArrayViewMut2<'_, f32> {
+pub(crate) fn columns_mut(mut view: ArrayViewMut2<'_, f32>, range: Range<usize>) -> ArrayViewMut2<'_, f32> {
     view.slice_axis_inplace(Axis(1), Slice::from(range));
     view
 }
@@ -49,7 +49,7 @@ fn solve_row(row: &mut [f32], l: &[f32], stride: usize, width: usize) {
 }
 
 /// Replaces the lower triangle of `a` by its Cholesky factor. Returns false if a pivot is not positive.
-pub(super) fn cholesky(pool: &Pool, a: &mut [f32], n: usize) -> bool {
+pub(crate) fn cholesky(pool: &Pool, a: &mut [f32], n: usize) -> bool {
     for first in (0..n).step_by(BLOCK) {
         let width = BLOCK.min(n - first);
         let (above, below) = a.split_at_mut((first + width) * n);
@@ -91,7 +91,7 @@ pub(super) fn cholesky(pool: &Pool, a: &mut [f32], n: usize) -> bool {
 ///
 /// Block row `k` of the inverse `M` is `-D T_k` with `D` on the diagonal, `D` the inverse of the diagonal block and
 /// `T_k = sum over j < k of L_kj M_j`. The sums `T` replace the blocks of `L` that are no longer needed.
-pub(super) fn invert_lower(pool: &Pool, l: &mut [f32], n: usize) {
+pub(crate) fn invert_lower(pool: &Pool, l: &mut [f32], n: usize) {
     for first in (0..n).step_by(BLOCK) {
         let width = BLOCK.min(n - first);
         let (above, below) = l.split_at_mut((first + width) * n);

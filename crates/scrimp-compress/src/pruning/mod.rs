@@ -10,7 +10,7 @@
 
 pub mod gram;
 mod inputs;
-mod linalg;
+pub(crate) mod linalg;
 pub mod magnitude;
 pub(crate) mod select;
 pub mod sparsegpt;

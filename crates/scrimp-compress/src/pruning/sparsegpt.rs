@@ -32,7 +32,7 @@
 //! | rows | 30% | 30% | 0.237 | 0.257 |
 
 use super::{
-    Job, Pruner, Statistics,
+    Factor, Inputs, Job, Pruner, Statistics,
     gram::Damping,
     linalg,
     select::{share, smallest},
@@ -68,10 +68,11 @@ impl Pruner for SparseGpt {
     fn prune(&self, job: Job<'_>) {
         let Job { pool, weight, inputs, sparsity, keep_zeros, rounding } = job;
         let (rows, cols) = (weight.rows, weight.cols);
-        let factor = inputs.factor(pool, DAMPING, by_size);
+        let factor = factor(pool, inputs);
         let (order, u) = (&factor.order, &factor.u);
         let norms = inputs.norms();
-        rounding.fix(pool, weight);
+        let importance: Vec<f32> = norms.iter().map(|norm| norm * norm).collect();
+        rounding.fix(pool, weight, &importance);
         let rounding = &*rounding;
 
         // A row of `work` is a row of weights, columns in order, then the errors of the current block.
@@ -189,6 +190,11 @@ fn counts(pool: &Pool, work: &[f32], stride: usize, u: ArrayView2<'_, f32>, spar
         }
     });
     counts
+}
+
+/// The factor of `inputs`, which have `X^T X`.
+pub(crate) fn factor<'a>(pool: &Pool, inputs: &'a Inputs) -> &'a Factor {
+    inputs.factor(pool, DAMPING, by_size)
 }
 
 /// Columns by descending diagonal.

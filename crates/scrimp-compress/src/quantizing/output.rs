@@ -6,16 +6,16 @@
 //! measured together.
 
 use crate::{
-    Calibration, Dense, Inputs, LayerConfig, Statistics,
-    compress::Packed as PackedTensor,
+    Calibration, Dense, Format, Inputs, MatrixConfig, Statistics,
+    compress::{EMBEDDING, Packed as PackedTensor, linear},
     layer::{DenseLayer, matrix},
     layer_pass::{Unchanged, run_layer},
-    matrix::{MatrixOptions, round_matrix},
+    matrix::{MatrixOptions, dense_bytes, round_matrix},
     pruning::sparsegpt::SparseGpt,
 };
 use scrimp_kernels::{
-    Exec, ops,
-    quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
+    DType, Exec, Pool, ops,
+    quant::packed::{DenseMatrix, pack},
 };
 use scrimp_llm::{
     checkpoint::Checkpoint,
@@ -25,7 +25,7 @@ use scrimp_llm::{
     logits::{kl_divergence, log_sum_exp},
     model::{
         LayerRunner, LinearWeights,
-        projections::{StoredMatrix, stored_matrix, vector},
+        projections::{stored_matrix, vector},
         rms_norm_rows,
     },
 };
@@ -45,69 +45,233 @@ const ROUNDED_ROWS: usize = 1 << 14;
 pub enum Output {
     /// In the encoding of the original.
     Keep,
-    /// The smallest format whose divergence is allowed.
+    /// In the encoding of the original, which is also the embedding.
+    Shared,
+    /// The smallest format whose divergence is allowed; in a file of a given size, the one with the least divergence of
+    /// the whole model.
     Measured,
     /// This format.
-    As(WeightFormat),
+    As(Format),
+}
+
+impl Output {
+    /// Everything that a user can choose.
+    pub fn all() -> impl Iterator<Item = Self> + Clone {
+        [Self::Measured, Self::Keep].into_iter().chain(Format::all().map(Self::As))
+    }
+
+    /// The name that users and files see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Measured => "auto",
+            Self::Keep => "keep",
+            Self::Shared => "shared",
+            Self::As(format) => format.name(),
+        }
+    }
+
+    /// One line for lists.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Measured => "The smallest format with a small measured KL divergence",
+            Self::Keep => "The format of the original",
+            Self::Shared => "The format of the original, also for the embedding",
+            Self::As(format) => format.about(),
+        }
+    }
+
+    /// The choice called `name`.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::all().chain([Self::Shared]).find(|output| output.name() == name)
+    }
 }
 
 /// A measured candidate.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Measured {
-    /// The format.
-    pub format: WeightFormat,
-    /// Its bytes.
-    pub bytes: usize,
+pub(crate) struct Measured {
+    pub(crate) output: Output,
+    /// Bytes of the output matrix and the embedding.
+    pub(crate) bytes: usize,
     /// Divergence from the original's predictions, nats per token.
-    pub kl: f64,
+    pub(crate) kl: f64,
 }
 
-/// Name of the output matrix. Models that share it with the embedding use the embedding's name.
-pub(crate) fn name(checkpoint: &Checkpoint) -> &'static str {
-    if checkpoint.try_tensor("output.weight").is_some() { "output.weight" } else { "token_embd.weight" }
+/// The largest relative squared difference of an embedding and an output matrix that are one matrix in two roundings.
+/// That of 4 bits with a scale per 32 weights is 0.006.
+const ROUNDING: f64 = 0.01;
+/// Every how many rows are compared.
+const COMPARED: usize = 97;
+
+/// Whether the embedding and the output matrix differ by rounding only, in a model with both. Some files of models that
+/// share one matrix have it twice.
+fn is_stored_twice(checkpoint: &Checkpoint, pool: &Pool) -> Result<bool> {
+    let [embedding, output] = [EMBEDDING, OUTPUT].map(|name| checkpoint.try_tensor(name));
+    let (Some(embedding), Some(output)) = (embedding, output) else { return Ok(false) };
+    if embedding.shape != output.shape {
+        return Ok(false);
+    }
+    let (mut squares, mut differences) = (0.0, 0.0);
+    for row in (0..output.shape[0]).step_by(COMPARED) {
+        let [a, b] = [OUTPUT, EMBEDDING].map(|name| matrix(checkpoint, pool, name, row, 1));
+        for (a, b) in a?.data.iter().zip(&b?.data) {
+            squares += f64::from(*a).powi(2);
+            differences += f64::from(a - b).powi(2);
+        }
+    }
+    Ok(differences <= ROUNDING * squares)
 }
 
-/// Compresses the output matrix. `None`: the original stays.
+/// Bytes of the output matrix and the embedding of the original.
+pub(crate) fn original_bytes(checkpoint: &Checkpoint) -> usize {
+    [EMBEDDING, OUTPUT].iter().filter_map(|name| checkpoint.try_tensor(name)).map(|t| t.data.len()).sum()
+}
+
+/// Bytes of the output matrix and the embedding if the output matrix is stored as `output`.
+///
+/// # Errors
+/// When the checkpoint is damaged.
+pub(crate) fn bytes(exec: Exec<'_>, checkpoint: &Checkpoint, output: Output) -> Result<usize> {
+    let all = original_bytes(checkpoint);
+    let stored = |name: &str| checkpoint.try_tensor(name).map_or(0, |tensor| tensor.data.len());
+    let others = match checkpoint.try_tensor(OUTPUT) {
+        Some(_) if !is_stored_twice(checkpoint, exec.pool)? => stored(EMBEDDING),
+        _ => 0,
+    };
+    let config = checkpoint.config();
+    Ok(match output {
+        Output::Keep | Output::Measured => all,
+        Output::Shared => stored(OUTPUT),
+        Output::As(format) => others + dense_bytes(format, config.vocab_size, config.hidden_size),
+    })
+}
+
+/// A compressed output matrix; `None` if the original stays.
+///
+/// # Errors
+/// When the checkpoint is damaged, or cannot have the format.
 pub(crate) fn compress(
     exec: Exec<'_>,
     checkpoint: &Checkpoint,
     wanted: Output,
     calibration: &Calibration,
-) -> Result<(Option<PackedTensor>, Vec<Measured>)> {
-    let name = name(checkpoint);
-    let original = checkpoint.tensor(name)?.data.len();
-    let formats: &[WeightFormat] = match &wanted {
-        Output::Keep => return Ok((None, Vec::new())),
-        Output::Measured => &[WeightFormat::Int4, WeightFormat::Int8],
-        Output::As(format) => std::slice::from_ref(format),
-    };
-    let text = calibration.first(TOKENS);
-    let norm = vector(checkpoint, "output_norm.weight")?;
-    let reference = hidden(exec, checkpoint, None, &text, &norm)?;
-    let mut inputs = Inputs::new(norm.len(), Statistics::Gram);
-    inputs.add(exec, &reference)?;
-    let mut measured = Vec::new();
-    for &format in formats {
-        let packed = round(exec, checkpoint, name, format, &inputs)?;
-        if wanted == Output::As(format) {
-            return Ok((Some(packed), measured));
+) -> Result<Option<PackedTensor>> {
+    match wanted {
+        Output::Keep => Ok(None),
+        Output::Measured => {
+            let search = OutputSearch::new(exec, checkpoint, calibration)?;
+            for output in [Output::As(Format::Codebook(DType::CB4)), Output::As(Format::INT8)] {
+                if let Some((packed, measured)) = search.measure(output)?
+                    && measured.bytes < original_bytes(checkpoint)
+                    && measured.kl <= ALLOWED_KL
+                {
+                    return Ok(Some(packed));
+                }
+            }
+            Ok(None)
         }
-        let view = PackedView::new(format, packed.shape[0], packed.shape[1], &packed.bytes)
-            .map_err(|e| Error::bad_input(e.to_string()))?;
-        let candidate = LinearWeights::pack(exec.pool, &StoredMatrix::Packed(view))?;
-        let x = if name == "token_embd.weight" {
-            hidden(exec, checkpoint, Some(&candidate), &text, &norm)?
-        } else {
-            reference.clone()
-        };
-        let stored = output_matrix(exec, checkpoint)?;
-        let kl = divergence(exec, checkpoint.config(), (&stored, &reference), (&candidate, &x));
-        measured.push(Measured { format, bytes: packed.bytes.len(), kl });
-        if packed.bytes.len() < original && kl <= ALLOWED_KL {
-            return Ok((Some(packed), measured));
+        Output::Shared | Output::As(_) => {
+            OutputSearch::new(exec, checkpoint, calibration)?.compressed(wanted).map(Some)
         }
     }
-    Ok((None, measured))
+}
+
+/// The candidates for a file of a given size, with their divergences.
+///
+/// # Errors
+/// When the checkpoint is damaged.
+pub(crate) fn candidates(
+    exec: Exec<'_>,
+    checkpoint: &Checkpoint,
+    calibration: &Calibration,
+) -> Result<Vec<Measured>> {
+    let search = OutputSearch::new(exec, checkpoint, calibration)?;
+    let formats = [Format::INT8, Format::Codebook(DType::CB4), Format::Codebook(DType::CB3)];
+    let shared = search.name != search.source;
+    let outputs = formats.into_iter().map(Output::As).chain(shared.then_some(Output::Shared));
+    let kept = Measured { output: Output::Keep, bytes: original_bytes(checkpoint), kl: 0.0 };
+    let mut measured = vec![kept];
+    for output in outputs {
+        measured.extend(search.measure(output)?.map(|(_, measured)| measured));
+    }
+    Ok(measured)
+}
+
+/// What the measurement of output matrices needs.
+struct OutputSearch<'a> {
+    exec: Exec<'a>,
+    checkpoint: &'a Checkpoint,
+    /// The stored matrix that is compressed.
+    source: &'static str,
+    /// The name of the result: the embedding's, if the output matrix is also the embedding.
+    name: &'static str,
+    text: Calibration,
+    norm: Vec<f32>,
+    /// The inputs of the output matrix in the original, `[tokens][hidden_size]`.
+    reference: Vec<f32>,
+    inputs: Inputs,
+}
+
+impl<'a> OutputSearch<'a> {
+    fn new(exec: Exec<'a>, checkpoint: &'a Checkpoint, calibration: &Calibration) -> Result<Self> {
+        let source = name(checkpoint);
+        let name = if is_stored_twice(checkpoint, exec.pool)? { EMBEDDING } else { source };
+        let text = calibration.first(TOKENS);
+        let norm = vector(checkpoint, "output_norm.weight")?;
+        let reference = hidden(exec, checkpoint, None, &text, &norm)?;
+        let mut inputs = Inputs::new(norm.len(), Statistics::Gram);
+        inputs.add(exec, &reference)?;
+        Ok(Self { exec, checkpoint, source, name, text, norm, reference, inputs })
+    }
+
+    fn compressed(&self, output: Output) -> Result<PackedTensor> {
+        let Self { exec, checkpoint, source, .. } = *self;
+        let mut packed = match output {
+            Output::As(format) => round(exec, checkpoint, source, format, &self.inputs)?,
+            _ => {
+                let (encoding, data) = checkpoint.stored(source).ok_or_else(|| {
+                    Error::damaged_file(checkpoint.path(), format!("tensor {source} is missing"))
+                })?;
+                let shape = checkpoint.tensor(source)?.shape.clone();
+                PackedTensor { name: String::new(), encoding, shape, bytes: data.to_vec() }
+            }
+        };
+        self.name.clone_into(&mut packed.name);
+        Ok(packed)
+    }
+
+    /// A candidate and its divergence; `None` if the matrix cannot have the format.
+    fn measure(&self, output: Output) -> Result<Option<(PackedTensor, Measured)>> {
+        let Self { exec, checkpoint, .. } = *self;
+        if matches!(output, Output::As(format) if !format.fits(checkpoint.config().hidden_size)) {
+            return Ok(None);
+        }
+        let packed = self.compressed(output)?;
+        let candidate = linear(exec, packed.encoding, &packed.shape, &packed.bytes)?;
+        let x = if self.name == EMBEDDING {
+            hidden(exec, checkpoint, Some(&candidate), &self.text, &self.norm)?
+        } else {
+            self.reference.clone()
+        };
+        let stored = output_matrix(exec, checkpoint)?;
+        let kl = divergence(exec, checkpoint.config(), (&stored, &self.reference), (&candidate, &x));
+        let others =
+            if self.name == EMBEDDING { 0 } else { original_bytes(checkpoint) - self.stored_bytes() };
+        let measured = Measured { output, bytes: packed.bytes.len() + others, kl: kl.max(0.0) };
+        Ok(Some((packed, measured)))
+    }
+
+    /// Bytes of the matrix that is compressed.
+    fn stored_bytes(&self) -> usize {
+        self.checkpoint.try_tensor(self.source).map_or(0, |tensor| tensor.data.len())
+    }
+}
+
+/// Name of the output matrix, if it is not the embedding.
+pub(crate) const OUTPUT: &str = "output.weight";
+
+/// Name of the stored output matrix. Models that share it with the embedding use the embedding's name.
+fn name(checkpoint: &Checkpoint) -> &'static str {
+    if checkpoint.try_tensor(OUTPUT).is_some() { OUTPUT } else { EMBEDDING }
 }
 
 /// The output matrix of the original.
@@ -141,30 +305,40 @@ fn round(
     exec: Exec<'_>,
     checkpoint: &Checkpoint,
     name: &str,
-    format: WeightFormat,
+    format: Format,
     inputs: &Inputs,
 ) -> Result<PackedTensor> {
     let config = checkpoint.config();
     let (rows, cols) = (config.vocab_size, config.hidden_size);
-    let (mut weights, mut scales) = (Vec::with_capacity(rows * cols), Vec::new());
+    let (mut weights, mut scales, mut encoded) = (Vec::new(), Vec::new(), Vec::new());
     for first in (0..rows).step_by(ROUNDED_ROWS) {
         let n = ROUNDED_ROWS.min(rows - first);
         let mut part: Dense = matrix(checkpoint, exec.pool, name, first, n)?;
-        let config = LayerConfig { format, sparsity: 0.0 };
+        if !format.fits(cols) {
+            return Err(Error::bad_input(format!("tensor {name} of {cols} columns cannot be {format}")));
+        }
+        let config = MatrixConfig { format, sparsity: 0.0 };
         let options = MatrixOptions { method: &SparseGpt, inputs, config, keep_zeros: false };
         let rounding = round_matrix(exec.pool, &mut part, &options);
+        if let Some(mut rows) = rounding.encode(exec.pool, &part) {
+            encoded.append(&mut rows);
+            continue;
+        }
         scales.extend_from_slice(rounding.scales().unwrap_or_default());
         weights.append(&mut part.data);
     }
+    let (name, shape) = (name.to_owned(), vec![rows, cols]);
+    let format = match format {
+        Format::Codebook(dtype) if !encoded.is_empty() => {
+            return Ok(PackedTensor { name, encoding: Encoding::Rows(dtype), shape, bytes: encoded });
+        }
+        Format::Packed(packed) => packed,
+        _ => return Err(Error::bad_input(format!("tensor {name} cannot be {format}"))),
+    };
     let scales = (!scales.is_empty()).then_some(&scales[..]);
     let bytes = pack(exec.pool, format, DenseMatrix { rows, cols, weights: &weights }, scales)
         .map_err(|e| Error::bad_input(format!("tensor {name} cannot be {format}: {e}")))?;
-    Ok(PackedTensor {
-        name: name.to_owned(),
-        encoding: Encoding::Packed(format),
-        shape: vec![rows, cols],
-        bytes,
-    })
+    Ok(PackedTensor { name, encoding: Encoding::Packed(format), shape, bytes })
 }
 
 fn capped<'a>(exec: Exec<'_>, config: &ModelConfig, logits: &'a [f32]) -> Cow<'a, [f32]> {

@@ -28,6 +28,10 @@ use scrimp_kv::{KvCache, KvConfig, Sequence};
 
 /// Receives the inputs of a layer's matrices and supplies the matrices.
 pub trait LayerHook {
+    /// The residual stream before the block that `projections` begin, `[tokens][hidden_size]`: attention, or the
+    /// feed-forward block. Called before their [`LayerHook::inputs`].
+    fn stream(&mut self, _projections: &[Projection], _stream: &[f32]) {}
+
     /// The inputs of `projections` for some tokens, `[tokens][in features]`. Called once for each window.
     ///
     /// # Errors
@@ -134,6 +138,7 @@ impl<'a> LayerRunner<'a> {
         weight: Option<&[f32]>,
         hook: &mut dyn LayerHook,
     ) -> Result<()> {
+        hook.stream(projections, &self.h);
         self.h.chunks(self.window * self.config.hidden_size).try_for_each(|h| match weight {
             Some(weight) => hook.inputs(projections, &rms_norm_rows(self.exec, self.config, weight, h)),
             None => hook.inputs(projections, h),

@@ -15,7 +15,7 @@ use scrimp_kernels::{
 use std::ops::Range;
 
 /// The matrices of a decoder layer, in the order in which the forward pass needs them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Projection {
     /// Queries.
     Q,

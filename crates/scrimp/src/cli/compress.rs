@@ -8,13 +8,13 @@ use clap::{
     Args, ValueEnum,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
-use scrimp_compress::{Budget, LayerConfig, LayerConfigs, Output, PRUNERS};
-use scrimp_kernels::quant::packed::WeightFormat;
+use scrimp_compress::{Budget, Format, MatrixConfig, MatrixConfigs, Output, PRUNERS};
 use std::{num::NonZeroUsize, path::PathBuf};
 
 pub(super) const EXAMPLES: &str = "Examples:
   scrimp compress smollm2 -o small.safetensors --sparsity 0.5 --format int8
-  scrimp compress ./model.gguf -o small.safetensors --sparsity 0.5 --format int4 --calibration notes.txt
+  scrimp compress qwen2.5-coder-1.5b -o small.safetensors --target-size 850MB
+  scrimp compress ./model.gguf -o small.safetensors --format cb3 --calibration notes.txt
   scrimp compress ./pruned-checkpoint -o packed.safetensors      zeros of the checkpoint stay zero
 
 OUT contains the tokenizer and the configuration: every other verb accepts it as MODEL. An
@@ -36,14 +36,14 @@ pub(crate) struct CompressArgs {
     pub(crate) method: String,
     /// Storage of the weights; a sparse layout is used where it is smaller
     #[arg(long, value_name = "FORMAT", default_value = "int8", value_parser = formats())]
-    pub(crate) format: WeightFormat,
-    /// Distribution of the zeros over the layers: the same fraction in all, or more in layers that tolerate it (measured)
+    pub(crate) format: Format,
+    /// Distribution of the zeros over the matrices: the same fraction in all, or more where they cost less (measured)
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Allocation::Uniform)]
     pub(crate) allocation: Allocation,
-    /// Choose format and sparsity per layer so that the model takes B bits per weight
+    /// Choose a format per matrix so that the model takes B bits per weight
     #[arg(long, value_name = "B", conflicts_with_all = ["sparsity", "format", "allocation", "target_size"], value_parser = bits)]
     pub(crate) target_bits: Option<f64>,
-    /// Choose format and sparsity per layer so that the file has at most SIZE (80MB, 1.5GB, or a number of bytes)
+    /// Choose a format per matrix so that the file has at most SIZE (80MB, 1.5GB, or a number of bytes)
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["sparsity", "format", "allocation"], value_parser = size)]
     pub(crate) target_size: Option<u64>,
     /// Storage of the output matrix; auto: the smallest format with a KL divergence below 0.005 nats
@@ -64,8 +64,8 @@ impl CompressArgs {
         match (self.target_bits, self.target_size, self.allocation) {
             (Some(bits), ..) => Budget::Bits(bits),
             (None, Some(size), _) => Budget::Size(size),
-            (None, None, Allocation::Sensitivity) => Budget::BySensitivity(LayerConfig { format, sparsity }),
-            (None, None, Allocation::Uniform) => Budget::Fixed(LayerConfigs::uniform(format, sparsity)),
+            (None, None, Allocation::Sensitivity) => Budget::BySensitivity(MatrixConfig { format, sparsity }),
+            (None, None, Allocation::Uniform) => Budget::Fixed(MatrixConfigs::uniform(format, sparsity)),
         }
     }
 }
@@ -75,31 +75,16 @@ fn methods() -> PossibleValuesParser {
 }
 
 /// The formats that weights can be converted to.
-fn formats() -> impl TypedValueParser<Value = WeightFormat> {
-    one_of(dense_formats(), WeightFormat::name, WeightFormat::about)
-}
-
-fn dense_formats() -> impl Iterator<Item = WeightFormat> {
-    WeightFormat::ALL.into_iter().filter(|format| !format.is_sparse())
+fn formats() -> impl TypedValueParser<Value = Format> {
+    one_of(Format::all(), Format::name, Format::about)
 }
 
 /// The formats of the output matrix.
 fn output_formats() -> impl TypedValueParser<Value = Output> {
-    let all = [Output::Measured, Output::Keep].into_iter().chain(dense_formats().map(Output::As));
-    let name = |output| match output {
-        Output::Measured => "auto",
-        Output::Keep => "keep",
-        Output::As(format) => format.name(),
-    };
-    let about = |output| match output {
-        Output::Measured => "The smallest format with a small measured KL divergence",
-        Output::Keep => "The format of the original",
-        Output::As(format) => format.about(),
-    };
-    one_of(all, name, about)
+    one_of(Output::all(), Output::name, Output::about)
 }
 
-/// Distribution of the zeros over the layers.
+/// Distribution of the zeros over the matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Allocation {
     /// The same fraction in all layers

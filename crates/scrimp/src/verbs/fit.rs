@@ -11,7 +11,7 @@ use crate::{
 };
 use scrimp_base::Error;
 use scrimp_compress::{
-    Calibration, LayerConfigs, Options, Output, ParetoFront, Progress,
+    Calibration, MatrixConfigs, Options, Output, ParetoFront, Progress,
     fit::{
         self, Setting, Weights,
         cache::{self, Cache},
@@ -131,7 +131,7 @@ impl Search<'_> {
             compress = Some(format!("scrimp compress {} -o {model} --target-size {target}", args.model));
             if args.out.is_some() {
                 let configs =
-                    front.and_then(|f| f.layer_configs(target)).expect("the target is on the front");
+                    front.and_then(|f| f.matrix_configs(target)).expect("the target is on the front");
                 self.compress(&out, configs)?;
                 kl_weights_measured = Some(self.divergence(&out)?);
             }
@@ -209,7 +209,7 @@ impl Search<'_> {
     }
 
     /// Compresses the model to `configs`.
-    fn compress(&self, out: &Path, configs: LayerConfigs) -> anyhow::Result<()> {
+    fn compress(&self, out: &Path, configs: MatrixConfigs) -> anyhow::Result<()> {
         let options = Options {
             method: &SparseGpt,
             budget: scrimp_compress::Budget::Fixed(configs),
