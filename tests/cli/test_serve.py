@@ -308,6 +308,7 @@ def test_holders_of_memory(server, client):
     held = memory["models"][0]
     assert held["task"] == "generate" and held["loaded"] and held["weight_bytes"] > 100_000
     assert held["kv"]["prefixes"] > 0 and held["kv"]["prefix_bytes"] == held["kv"]["bytes"] > 0 == held["kv"]["request_bytes"]
+    assert held["draft_bytes"] == 0
     assert memory["process"]["rss_bytes"] > held["weight_bytes"] and held["accounted_bytes"] > held["kv"]["limit_bytes"]
     stream = client.completions.create(model="tiny-chat", prompt="The cat", max_tokens=1900, stream=True, extra_body={"ignore_eos": True})
     next(iter(stream))

@@ -1,4 +1,5 @@
-//! `/admin`: the holders of memory. Weights, KV caches of requests, cached prefixes, recurrent states, recommender.
+//! `/admin`: the holders of memory. Weights, KV caches of requests, cached prefixes, recurrent states, draft models,
+//! recommender.
 
 use super::{
     models::{Kind, ModelFacts},
@@ -24,6 +25,7 @@ pub(crate) async fn admin(state: &State) -> Value {
         let is_loaded = state.languages.is_loaded(index);
         let mut entry = holder(names, Kind::Language, is_loaded, Some(&profile.facts));
         entry["accounted_bytes"] = json!(if is_loaded { state.languages.accounted(index) } else { 0 });
+        entry["draft_bytes"] = json!(if is_loaded { profile.draft_bytes } else { 0 });
         entry["requests"] = json!(report.map(|r| json!({ "running": r.running, "waiting": r.waiting })));
         entry["kv"] = report.map_or(Value::Null, caches);
         models.push(entry);

@@ -43,6 +43,7 @@ function show() {
   for (const entry of last.models) {
     const name = entry.names[0];
     holders.push([`${name}: ${entry.loaded ? "weights" : "not loaded"}`, bytes(entry.loaded ? entry.weight_bytes : 0)]);
+    if (entry.draft_bytes) holders.push([`${name}: draft model, with the limit of its caches`, bytes(entry.draft_bytes)]);
     if (!entry.kv) continue;
     holders.push([`${name}: caches of requests`, bytes(entry.kv.request_bytes)]);
     holders.push([`${name}: ${entry.kv.prefixes} kept prefixes`, bytes(entry.kv.prefix_bytes)]);
