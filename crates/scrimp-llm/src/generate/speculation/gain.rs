@@ -21,6 +21,8 @@ const PRIOR_TIMES: f64 = 0.25;
 const MAX_TIMES: f64 = 4.0;
 /// The smallest gain for which a draft is made: measurements are noisy.
 const MIN_GAIN: f64 = 1.05;
+/// The same where drafting costs time: tokens that are drafted and not verified are lost as well.
+const MIN_COSTLY_GAIN: f64 = 1.1;
 /// Passes with drafts after which a pass without one measures its time again.
 const MAX_UNMEASURED: usize = 64;
 
@@ -203,7 +205,11 @@ impl Plan<'_> {
             return false;
         }
         let p = self.gain.acceptance(class);
-        let now = if self.kept == 0 { MIN_GAIN } else { self.expected / self.time(self.kept, self.kept) };
+        let now = match self.kept {
+            0 if self.step > 0.0 => MIN_COSTLY_GAIN,
+            0 => MIN_GAIN,
+            kept => self.expected / self.time(kept, kept),
+        };
         let (mut expected, mut reached) = (self.expected, self.reached);
         (self.kept + 1..=self.limit).any(|n| {
             reached *= p;
