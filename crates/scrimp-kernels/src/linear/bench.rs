@@ -11,7 +11,10 @@ use crate::{
     arch::SimdLevel,
     exec::{DisjointSliceMut, Exec, Pool},
     mem::Arena,
-    quant::packed::{DenseMatrix, PackedView, WeightFormat, pack},
+    quant::{
+        cb::{self, Codebook},
+        packed::{DenseMatrix, PackedView, WeightFormat, pack},
+    },
 };
 use scrimp_base::{SplitMix64, random::mix};
 use std::{
@@ -52,11 +55,13 @@ pub enum BenchFormat {
     Packed(WeightFormat),
     /// Plain numbers as files have them: f32 or f16.
     Plain(DType),
+    /// A codebook format.
+    Codebook(DType),
 }
 
 impl BenchFormat {
     /// Every one.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Plain(DType::F32),
         Self::Plain(DType::F16),
         Self::Packed(WeightFormat::Bf16),
@@ -65,13 +70,16 @@ impl BenchFormat {
         Self::Packed(WeightFormat::SparseBf16),
         Self::Packed(WeightFormat::SparseInt8),
         Self::Packed(WeightFormat::SparseInt4),
+        Self::Codebook(DType::CB4),
+        Self::Codebook(DType::CB3),
+        Self::Codebook(DType::CB2),
     ];
 
     /// The name that users see.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Packed(format) => format.name(),
-            Self::Plain(dtype) => dtype.name(),
+            Self::Plain(dtype) | Self::Codebook(dtype) => dtype.name(),
         }
     }
 
@@ -80,6 +88,7 @@ impl BenchFormat {
         match self {
             Self::Packed(format) => format.about(),
             Self::Plain(_) => "plain numbers",
+            Self::Codebook(_) => "codebook, one scale per 32 weights",
         }
     }
 }
@@ -190,8 +199,9 @@ impl Packed {
                 weights.iter().flat_map(|&w| half::f16::from_f32(w).to_le_bytes()).collect()
             }
             BenchFormat::Plain(_) => weights.iter().flat_map(|w| w.to_le_bytes()).collect(),
+            BenchFormat::Codebook(dtype) => encoded(dtype, weights, options.cols)?,
         };
-        let bytes = if let BenchFormat::Plain(_) = format {
+        let bytes = if let BenchFormat::Plain(_) | BenchFormat::Codebook(_) = format {
             let mut bytes: Vec<u8> = bytes;
             bytes.resize(bytes.len() / options.rows * options.rows.next_multiple_of(16), 0);
             bytes
@@ -211,14 +221,31 @@ impl Packed {
                         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
                     Matrix::from_packed(pool, arena, &view)?
                 }
-                BenchFormat::Plain(dtype) => {
-                    let stored = rows * dtype.row_bytes(cols).expect("plain numbers");
+                BenchFormat::Plain(dtype) | BenchFormat::Codebook(dtype) => {
+                    let stored = rows * dtype.row_bytes(cols).expect("encoded rows");
                     Matrix::pack(pool, arena, StoredRows { dtype, rows, cols, data: &bytes[..stored] })?
                 }
             });
         }
         Ok(())
     }
+}
+
+/// The weights in a codebook format, with one scale for all.
+///
+/// # Errors
+/// When the rows are no multiple of its groups.
+fn encoded(dtype: DType, weights: &[f32], cols: usize) -> io::Result<Vec<u8>> {
+    let (codebook, row_bytes) = Codebook::new(dtype).zip(dtype.row_bytes(cols)).ok_or_else(|| {
+        let why = format!("{dtype} needs a multiple of {} columns", cb::COLUMNS);
+        io::Error::new(io::ErrorKind::InvalidInput, why)
+    })?;
+    let scale = codebook.scale(&weights[..cb::COLUMNS], &[1.0; cb::COLUMNS]);
+    let mut bytes = vec![0; weights.len() / cols * row_bytes];
+    for (row, to) in weights.chunks_exact(cols).zip(bytes.chunks_exact_mut(row_bytes)) {
+        codebook.encode(row, &vec![scale; cols / cb::COLUMNS], to);
+    }
+    Ok(bytes)
 }
 
 /// `len` random numbers in `±scale`, of which a share of `sparsity` is 0; the same for a seed and any number of
