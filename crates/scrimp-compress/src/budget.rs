@@ -336,7 +336,8 @@ fn difference(a: &Dense, b: &Dense, norms: &[f32]) -> f64 {
 }
 
 /// One candidate per matrix, of at most `budget` together. The search starts with the least loss increase and always
-/// takes the step with the least additional loss per saved size. `None` if even the smallest candidates are too large.
+/// takes the step with the least additional loss per saved size; then it spends what the last step saved too much
+/// ([`spend`]). `None` if even the smallest candidates are too large.
 pub(crate) fn allocate(matrices: &[Vec<Candidate>], budget: f64) -> Option<Vec<Candidate>> {
     let least_loss = |a: &&Candidate, b: &&Candidate| {
         a.loss_increase.total_cmp(&b.loss_increase).then(a.size.total_cmp(&b.size))
@@ -346,7 +347,9 @@ pub(crate) fn allocate(matrices: &[Vec<Candidate>], budget: f64) -> Option<Vec<C
     loop {
         let size: f64 = chosen.iter().map(|c| c.size).sum();
         // A tolerance of 10^-9 for rounding.
-        if size <= budget * (1.0 + 1e-9) {
+        let rest = budget * (1.0 + 1e-9) - size;
+        if rest >= 0.0 {
+            spend(matrices, &mut chosen, rest);
             return Some(chosen);
         }
         let price =
@@ -356,6 +359,24 @@ pub(crate) fn allocate(matrices: &[Vec<Candidate>], budget: f64) -> Option<Vec<C
             candidates.iter().filter(move |to| to.size < now.size).map(move |to| (price(&now, to), m, *to))
         });
         let (_, m, to) = steps.min_by(|a, b| a.0.total_cmp(&b.0))?;
+        chosen[m] = to;
+    }
+}
+
+/// Takes the steps back that save the most loss per size, as long as they fit in `rest`.
+fn spend(matrices: &[Vec<Candidate>], chosen: &mut [Candidate], mut rest: f64) {
+    loop {
+        let gain =
+            |now: &Candidate, to: &Candidate| (now.loss_increase - to.loss_increase) / (to.size - now.size);
+        let steps = matrices.iter().enumerate().flat_map(|(m, candidates)| {
+            let now = chosen[m];
+            let fits = move |to: &&Candidate| {
+                to.loss_increase < now.loss_increase && to.size > now.size && to.size - now.size <= rest
+            };
+            candidates.iter().filter(fits).map(move |to| (gain(&now, to), m, *to))
+        });
+        let Some((_, m, to)) = steps.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
+        rest -= to.size - chosen[m].size;
         chosen[m] = to;
     }
 }
@@ -402,7 +423,9 @@ mod tests {
         assert_eq!(sizes(16.0), Some(vec![8.0, 8.0]));
         assert_eq!(sizes(12.0), Some(vec![4.0, 8.0]));
         assert_eq!(sizes(10.0), Some(vec![2.0, 8.0]));
-        assert_eq!(sizes(9.0), Some(vec![2.0, 4.0]));
+        // A step that saves too much leaves room for another matrix.
+        assert_eq!(sizes(9.0), Some(vec![4.0, 4.0]));
+        assert_eq!(sizes(6.0), Some(vec![2.0, 4.0]));
         assert_eq!(sizes(4.0), Some(vec![2.0, 2.0]));
         assert_eq!(sizes(3.9), None);
         // Of two formats with the same loss increase, the first step takes the smaller one.

@@ -298,7 +298,7 @@ mod tests {
             time: Duration::ZERO,
         };
         let timings = measure(Exec { pool: &pool, level: SimdLevel::detect() }, &options).unwrap();
-        assert_eq!(timings.len(), 8);
+        assert_eq!(timings.len(), BenchFormat::ALL.len());
         for timing in timings {
             assert_eq!(timing.format.name().parse(), Ok(timing.format));
             let bits = timing.bytes as f64 * 8.0 / (512.0 * 2048.0);
@@ -309,6 +309,9 @@ mod tests {
                 "int4" => 4.5,
                 "sparse-bf16" => 9.0,
                 "sparse-int8" => 5.0,
+                "cb4" => 4.25,
+                "cb3" => 3.25,
+                "cb2" => 2.25,
                 _ => 3.5,
             };
             assert!((bits - want).abs() < 0.1, "{}: {bits}", timing.format.name());
