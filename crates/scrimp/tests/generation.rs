@@ -271,8 +271,9 @@ fn bench_decode() {
     let fields =
         ["prefill_tok_s", "decode_tok_s", "accepted_per_step", "kv_bytes", "kv_bytes_peak", "peak_rss_bytes"];
     assert_eq!(keys(&r), fields);
-    let positive =
-        |(key, value): (&String, &serde_json::Value)| *key == "accepted_per_step" || value.as_f64() > Some(0.0);
+    let positive = |(key, value): (&String, &serde_json::Value)| {
+        *key == "accepted_per_step" || value.as_f64() > Some(0.0)
+    };
     assert!(r.iter().all(positive), "{r:?}");
     let message = refused(scrimp(&["bench", "decode", &path, "--depth", "9000"]));
     assert!(message.contains("this needs 9064 tokens of context, the model has 8192"), "{message}");
