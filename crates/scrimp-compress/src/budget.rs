@@ -75,16 +75,16 @@ impl From<&Measured> for Candidate {
     }
 }
 
-/// The candidates of a matrix of `cols` columns.
-fn candidates(goal: Goal, cols: usize) -> Vec<MatrixConfig> {
+/// The candidates of a matrix.
+fn candidates(goal: Goal, weight: &Dense) -> Vec<MatrixConfig> {
     match goal {
         Goal::Bytes(_) => {
             let formats = [Format::Keep, Format::INT8].into_iter();
             let codebooks = DType::CODEBOOKS.map(Format::Codebook).into_iter();
-            let formats = formats.chain(codebooks).filter(|format| format.fits(cols));
+            let formats = formats.chain(codebooks).filter(|format| format.fits(weight));
             let dense = |format| MatrixConfig { format, sparsity: 0.0 };
             // The anchor of matrices that no codebook fits.
-            let int4 = (!Format::Codebook(DType::CB3).fits(cols)).then_some(Format::INT4);
+            let int4 = (!Format::Codebook(DType::CB3).fits(weight)).then_some(Format::INT4);
             formats.chain(int4).map(dense).collect()
         }
         Goal::Sparsity(MatrixConfig { format, sparsity }) => {
@@ -96,12 +96,12 @@ fn candidates(goal: Goal, cols: usize) -> Vec<MatrixConfig> {
 }
 
 /// The configuration in which the divergence of a layer is measured.
-fn anchor(goal: Goal, cols: usize) -> MatrixConfig {
+fn anchor(goal: Goal, weight: &Dense) -> MatrixConfig {
     match goal {
         Goal::Sparsity(config) => config,
         Goal::Bytes(_) => {
             let three = Format::Codebook(DType::CB3);
-            let format = if three.fits(cols) { three } else { Format::INT4 };
+            let format = if three.fits(weight) { three } else { Format::INT4 };
             MatrixConfig { format, sparsity: 0.0 }
         }
     }
@@ -278,7 +278,7 @@ impl MatrixMeasurement<'_> {
             let difference = difference(&copy, weight, &norms);
             (copy, difference)
         };
-        let anchor = anchor(goal, weight.cols);
+        let anchor = anchor(goal, weight);
         let (anchored, of_anchor) = changed(anchor);
         // Rounding without zeros is compared by some rows, without compensation.
         let sampled = matches!(goal, Goal::Bytes(_)) && !keep_zeros;
@@ -292,7 +292,7 @@ impl MatrixMeasurement<'_> {
         };
         let of_sample = if sampled { rounded(anchor.format) } else { 0.0 };
         let mut measured = Vec::new();
-        for config in candidates(goal, weight.cols) {
+        for config in candidates(goal, weight) {
             let original = match (config.format, kept) {
                 (Format::Keep, None) => continue,
                 (_, bytes) => bytes.unwrap_or_default(),

@@ -1,6 +1,10 @@
 //! The formats that matrices are compressed to.
 
-use scrimp_kernels::{DType, quant::packed::WeightFormat};
+use crate::Dense;
+use scrimp_kernels::{
+    DType,
+    quant::{cb, packed::WeightFormat},
+};
 use scrimp_llm::error::{Error, Result};
 use std::fmt;
 
@@ -55,12 +59,25 @@ impl Format {
         }
     }
 
-    /// Whether a matrix of `cols` columns can have the format.
-    pub fn fits(self, cols: usize) -> bool {
-        match self {
-            Self::Codebook(dtype) => cols.is_multiple_of(dtype.block_len()),
-            Self::Keep | Self::Packed(_) => true,
+    /// Checks that the format can hold `weight`.
+    ///
+    /// # Errors
+    /// The format is a codebook, and the columns are no whole number of groups or a weight is too large.
+    pub fn check(self, weight: &Dense) -> Result<()> {
+        let Self::Codebook(dtype) = self else { return Ok(()) };
+        if !weight.cols.is_multiple_of(dtype.block_len()) {
+            let columns = format!("{} columns are no multiple of {}", weight.cols, dtype.block_len());
+            return Err(Error::bad_input(columns));
         }
+        if weight.data.iter().any(|w| w.abs() > cb::LARGEST) {
+            return Err(Error::bad_input(format!("a weight is larger than {}", cb::LARGEST)));
+        }
+        Ok(())
+    }
+
+    /// Whether the format can hold `weight`.
+    pub(crate) fn fits(self, weight: &Dense) -> bool {
+        self.check(weight).is_ok()
     }
 }
 

@@ -3,10 +3,7 @@
 use crate::{Dense, Format, Inputs, Job, MatrixConfig, Pruner, Rounding};
 use scrimp_kernels::{
     Pool,
-    quant::{
-        cb,
-        packed::{WeightFormat, pack},
-    },
+    quant::packed::{WeightFormat, pack},
 };
 use scrimp_llm::{
     error::{Error, Result},
@@ -37,13 +34,7 @@ pub fn compress_matrix(
     options: &MatrixOptions<'_>,
 ) -> Result<(Encoding, Vec<u8>)> {
     let format = options.config.format;
-    if !format.fits(weight.cols) {
-        let why = format!("{} columns are no multiple of {}", weight.cols, cb::COLUMNS);
-        return Err(Error::bad_input(why));
-    }
-    if matches!(format, Format::Codebook(_)) && weight.data.iter().any(|w| w.abs() > cb::LARGEST) {
-        return Err(Error::bad_input(format!("a weight is larger than {}", cb::LARGEST)));
-    }
+    format.check(weight)?;
     let rounding = round_matrix(pool, weight, options);
     match format {
         Format::Keep => Err(Error::bad_input("the original is kept")),

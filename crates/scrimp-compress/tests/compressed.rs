@@ -387,6 +387,30 @@ fn a_budget_of_the_original_keeps_every_matrix() {
     assert_eq!(logits(&out), logits(&model));
 }
 
+#[test]
+fn large_weights_have_no_codebook() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (dir.path().join("model"), dir.path().join("out.safetensors"));
+    copy_tiny_model("llama", &model, |_| ());
+    let mut size = 0;
+    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+        let weights = model.join(shard);
+        let mut bytes = std::fs::read(&weights).unwrap();
+        size += bytes.len() as u64 / 2;
+        let file = SafetensorsFile::from_source(Source::from_bytes(&weights, bytes.clone())).unwrap();
+        for q in file.tensors().iter().filter(|t| t.name == "model.layers.0.self_attn.q_proj.weight") {
+            bytes[q.range.clone()][..4].copy_from_slice(&20.0_f32.to_le_bytes());
+        }
+        std::fs::write(&weights, bytes).unwrap();
+    }
+    let configs = MatrixConfigs::uniform(Format::Codebook(DType::CB4), 0.0);
+    let error = run_compress(&model, &out, configs, Output::Keep, &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("blk.0.attn_q") && error.contains("larger"), "{error}");
+    // A size is reached with other formats.
+    run_budget(&model, &out, Budget::Size(size), Output::Measured, &mut |_| ()).unwrap();
+    assert!(std::fs::metadata(&out).unwrap().len() <= size);
+}
+
 /// Makes the output matrix of a tiny Mistral the embedding, times `1 + noise` for every second weight.
 fn with_twin(model: &Path, noise: f32) {
     copy_tiny_model("mistral", model, |_| ());

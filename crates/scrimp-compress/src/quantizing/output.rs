@@ -242,7 +242,9 @@ impl<'a> OutputSearch<'a> {
     /// A candidate and its divergence; `None` if the matrix cannot have the format.
     fn measure(&self, output: Output) -> Result<Option<(PackedTensor, Measured)>> {
         let Self { exec, checkpoint, .. } = *self;
-        if matches!(output, Output::As(format) if !format.fits(checkpoint.config().hidden_size)) {
+        if let Output::As(format) = output
+            && !self.fits(format)?
+        {
             return Ok(None);
         }
         let packed = self.compressed(output)?;
@@ -258,6 +260,18 @@ impl<'a> OutputSearch<'a> {
             if self.name == EMBEDDING { 0 } else { original_bytes(checkpoint) - self.stored_bytes() };
         let measured = Measured { output, bytes: packed.bytes.len() + others, kl: kl.max(0.0) };
         Ok(Some((packed, measured)))
+    }
+
+    /// Whether the matrix can have `format`.
+    fn fits(&self, format: Format) -> Result<bool> {
+        let rows = self.checkpoint.config().vocab_size;
+        for first in (0..rows).step_by(ROUNDED_ROWS) {
+            let n = ROUNDED_ROWS.min(rows - first);
+            if !format.fits(&matrix(self.checkpoint, self.exec.pool, self.source, first, n)?) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Bytes of the matrix that is compressed.
@@ -314,9 +328,8 @@ fn round(
     for first in (0..rows).step_by(ROUNDED_ROWS) {
         let n = ROUNDED_ROWS.min(rows - first);
         let mut part: Dense = matrix(checkpoint, exec.pool, name, first, n)?;
-        if !format.fits(cols) {
-            return Err(Error::bad_input(format!("tensor {name} of {cols} columns cannot be {format}")));
-        }
+        let cannot = |e| Error::bad_input(format!("tensor {name} cannot be {format}: {e}"));
+        format.check(&part).map_err(cannot)?;
         let config = MatrixConfig { format, sparsity: 0.0 };
         let options = MatrixOptions { method: &SparseGpt, inputs, config, keep_zeros: false };
         let rounding = round_matrix(exec.pool, &mut part, &options);
