@@ -3,7 +3,7 @@
 use crate::{
     MatrixConfigs, Options, Report,
     checkpoint_dir::CheckpointDir,
-    compress::{EMBEDDING, OUTPUT, Packed, layer_part},
+    compress::{EMBEDDING, OUTPUT_PART, Packed, layer_part},
     quantizing::output,
 };
 use scrimp_kernels::quant::packed::PackedView;
@@ -71,7 +71,7 @@ pub(crate) fn assemble(
     choices: &MatrixConfigs,
 ) -> Result<Report> {
     let config = checkpoint.config();
-    let output = work.part(OUTPUT)?;
+    let output = work.part(OUTPUT_PART)?;
     let packed = |name: &str| output.entries().iter().any(|e| e.name == name);
     let layers = (0..config.n_layers).map(|i| work.part(&layer_part(i))).collect::<Result<Vec<_>>>()?;
     let files = files(checkpoint)?;

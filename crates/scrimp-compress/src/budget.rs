@@ -11,7 +11,7 @@
 //! error of each matrix and the differences of the candidates therefore suffice. An error costs a run of one layer instead
 //! of a run of the model. The changed streams of all layers run through the model together, in one pass.
 //!
-//! A matrix may stay as it is in the file: a checkpoint of 4 bits has no cheaper format of that size.
+//! A matrix may keep the encoding of the file, which costs nothing: that of a checkpoint of 4 bits is also small.
 
 use crate::{
     Calibration, Dense, Format, Inputs, MatrixConfig, MatrixConfigs, Output, Pruner, Rounding,

@@ -81,7 +81,7 @@ pub fn compress(
         let what = format!("sensitivity of layer {} of {}", layer + 1, checkpoint.config().n_layers);
         progress(Progress { done: 0, total, what: &what });
     })?;
-    if run.dir.part(OUTPUT).is_err() {
+    if run.dir.part(OUTPUT_PART).is_err() {
         progress(Progress { done: 0, total, what: "output matrix" });
         run.compress_output(&configs)?;
     }
@@ -133,7 +133,7 @@ impl Run<'_> {
         let packed =
             output::compress(self.exec, self.checkpoint, configs.output.unwrap_or(*output), calibration)?;
         let items: Vec<_> = packed.iter().map(Packed::item).collect();
-        self.dir.store(OUTPUT, &items, &BTreeMap::new())
+        self.dir.store(OUTPUT_PART, &items, &BTreeMap::new())
     }
 
     /// The configurations of all layers: those of an earlier run, or new ones, which it stores.
@@ -231,7 +231,7 @@ impl Run<'_> {
 }
 
 /// Name of the part with the output matrix in the checkpoint directory.
-pub(crate) const OUTPUT: &str = "output";
+pub(crate) const OUTPUT_PART: &str = "output";
 
 pub(crate) fn layer_part(index: usize) -> String {
     format!("layer-{index:04}")
@@ -239,7 +239,7 @@ pub(crate) fn layer_part(index: usize) -> String {
 
 /// The compressed embedding, if it is also the output matrix.
 fn embedding(work: &CheckpointDir, exec: Exec<'_>) -> Result<Option<LinearWeights>> {
-    let part = work.part(OUTPUT)?;
+    let part = work.part(OUTPUT_PART)?;
     for entry in part.entries() {
         if entry.name == EMBEDDING {
             let data = &part.source()[entry.range.clone()];

@@ -8,7 +8,8 @@ use scrimp_kernels::{
 use scrimp_llm::error::{Error, Result};
 use std::fmt;
 
-/// How a matrix is stored. To add a format of either kind, see its registry.
+/// How a matrix is stored. A format of either kind that is new in [`WeightFormat::ALL`] or [`DType::CODEBOOKS`] can be
+/// chosen without a change here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// As in the original, without a change.

@@ -47,6 +47,24 @@ fn run_budget(
     compress(exec, &checkpoint, out, &options, &mut |p| progress(p.done))
 }
 
+/// Compresses all matrices of the layers alike; the output matrix stays.
+fn compress_all(
+    model: &Path,
+    out: &Path,
+    format: impl Into<Format>,
+    sparsity: f64,
+) -> scrimp_llm::Result<Report> {
+    run_compress(model, out, MatrixConfigs::uniform(format, sparsity), Output::Keep, &mut |_| ())
+}
+
+/// Changes the numbers of a safetensors file.
+fn edit_weights(path: &Path, edit: impl FnOnce(&SafetensorsFile, &mut [u8])) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let file = SafetensorsFile::from_source(Source::from_bytes(path, bytes.clone())).unwrap();
+    edit(&file, &mut bytes);
+    std::fs::write(path, bytes).unwrap();
+}
+
 fn load(path: &Path) -> scrimp_llm::Result<Model> {
     let options = RunOptions { threads: Some(2), kv_format: "f32".parse().unwrap(), ..RunOptions::default() };
     Model::load(Checkpoint::open(path)?, &options)
@@ -74,14 +92,7 @@ fn every_family_survives_in_bf16() {
     let dir = tempfile::tempdir().unwrap();
     for name in [&scrimp_testkit::TINY_MODELS[..], &["phi3-longrope"]].concat() {
         let (model, out) = (testdata("tiny").join(name), dir.path().join(format!("{name}.safetensors")));
-        let report = run_compress(
-            &model,
-            &out,
-            MatrixConfigs::uniform(WeightFormat::Bf16, 0.0),
-            Output::Keep,
-            &mut |_| (),
-        )
-        .unwrap();
+        let report = compress_all(&model, &out, WeightFormat::Bf16, 0.0).unwrap();
         assert_eq!(report.bytes_after, std::fs::metadata(&out).unwrap().len(), "{name}");
         let difference = difference(&logits(&out), &logits(&model));
         assert!(difference < 0.03, "{name}: {difference}");
@@ -200,27 +211,18 @@ fn a_pruned_checkpoint_is_packed_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model");
     copy_tiny_model("mistral", &model, |_| ());
-    let weights = model.join("model.safetensors");
-    let mut bytes = std::fs::read(&weights).unwrap();
-    let file = SafetensorsFile::from_source(Source::from_bytes(&weights, bytes.clone())).unwrap();
-    for tensor in file.tensors().iter().filter(|t| t.name.contains("proj")) {
-        let width = tensor.dtype.bytes();
-        for (i, w) in bytes[tensor.range.clone()].chunks_exact_mut(width).enumerate() {
-            if i * 7 % 10 < 6 {
-                w.fill(0);
+    edit_weights(&model.join("model.safetensors"), |file, bytes| {
+        for tensor in file.tensors().iter().filter(|t| t.name.contains("proj")) {
+            let width = tensor.dtype.bytes();
+            for (i, w) in bytes[tensor.range.clone()].chunks_exact_mut(width).enumerate() {
+                if i * 7 % 10 < 6 {
+                    w.fill(0);
+                }
             }
         }
-    }
-    std::fs::write(&weights, bytes).unwrap();
+    });
     let out = dir.path().join("packed.safetensors");
-    let report = run_compress(
-        &model,
-        &out,
-        MatrixConfigs::uniform(WeightFormat::Bf16, 0.0),
-        Output::Keep,
-        &mut |_| (),
-    )
-    .unwrap();
+    let report = compress_all(&model, &out, WeightFormat::Bf16, 0.0).unwrap();
     assert!((report.sparsity - 0.6).abs() < 0.01, "{}", report.sparsity);
     let tensor = Checkpoint::open(&out).unwrap();
     let tensor = tensor.tensor("blk.0.ffn_up.weight").unwrap();
@@ -228,14 +230,7 @@ fn a_pruned_checkpoint_is_packed_as_it_is() {
     let difference = difference(&logits(&out), &logits(&model));
     assert!(difference < 0.02, "{difference}");
     // Rounding leaves them zero, too.
-    let report = run_compress(
-        &model,
-        &out,
-        MatrixConfigs::uniform(WeightFormat::Int8, 0.0),
-        Output::Keep,
-        &mut |_| (),
-    )
-    .unwrap();
+    let report = compress_all(&model, &out, WeightFormat::Int8, 0.0).unwrap();
     assert!(report.sparsity > 0.59 && report.sparsity < 0.63, "{}", report.sparsity);
 }
 
@@ -254,17 +249,9 @@ fn unusable_requests() {
     assert!(error("a.gguf", 0.5).contains("safetensors"));
     assert!(error("none/a.safetensors", 0.5).contains("none"));
     let out = dir.path().join("b.safetensors");
-    run_compress(&model, &out, MatrixConfigs::uniform(WeightFormat::Int8, 0.0), Output::Keep, &mut |_| ())
-        .unwrap();
+    compress_all(&model, &out, WeightFormat::Int8, 0.0).unwrap();
     let again = dir.path().join("c.safetensors");
-    let error = run_compress(
-        &out,
-        &again,
-        MatrixConfigs::uniform(WeightFormat::Int8, 0.5),
-        Output::Keep,
-        &mut |_| (),
-    )
-    .unwrap_err();
+    let error = compress_all(&out, &again, WeightFormat::Int8, 0.5).unwrap_err();
     assert!(error.to_string().contains("compressed already"), "{error}");
 }
 
@@ -394,14 +381,12 @@ fn large_weights_have_no_codebook() {
     copy_tiny_model("llama", &model, |_| ());
     let mut size = 0;
     for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
-        let weights = model.join(shard);
-        let mut bytes = std::fs::read(&weights).unwrap();
-        size += bytes.len() as u64 / 2;
-        let file = SafetensorsFile::from_source(Source::from_bytes(&weights, bytes.clone())).unwrap();
-        for q in file.tensors().iter().filter(|t| t.name == "model.layers.0.self_attn.q_proj.weight") {
-            bytes[q.range.clone()][..4].copy_from_slice(&20.0_f32.to_le_bytes());
-        }
-        std::fs::write(&weights, bytes).unwrap();
+        edit_weights(&model.join(shard), |file, bytes| {
+            size += bytes.len() as u64 / 2;
+            for q in file.tensors().iter().filter(|t| t.name == "model.layers.0.self_attn.q_proj.weight") {
+                bytes[q.range.clone()][..4].copy_from_slice(&20.0_f32.to_le_bytes());
+            }
+        });
     }
     let configs = MatrixConfigs::uniform(Format::Codebook(DType::CB4), 0.0);
     let error = run_compress(&model, &out, configs, Output::Keep, &mut |_| ()).unwrap_err().to_string();
@@ -414,20 +399,18 @@ fn large_weights_have_no_codebook() {
 /// Makes the output matrix of a tiny Mistral the embedding, times `1 + noise` for every second weight.
 fn with_twin(model: &Path, noise: f32) {
     copy_tiny_model("mistral", model, |_| ());
-    let weights = model.join("model.safetensors");
-    let mut bytes = std::fs::read(&weights).unwrap();
-    let file = SafetensorsFile::from_source(Source::from_bytes(&weights, bytes.clone())).unwrap();
-    let range = |name: &str| file.tensors().iter().find(|t| t.name == name).unwrap().range.clone();
-    let (from, to) = (range("model.embed_tokens.weight"), range("lm_head.weight"));
-    let twin: Vec<u8> = bytes[from]
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .enumerate()
-        .flat_map(|(i, w)| (f32::from_le_bytes(*w) * (1.0 + noise * (i % 2) as f32)).to_le_bytes())
-        .collect();
-    bytes[to].copy_from_slice(&twin);
-    std::fs::write(&weights, bytes).unwrap();
+    edit_weights(&model.join("model.safetensors"), |file, bytes| {
+        let range = |name: &str| file.tensors().iter().find(|t| t.name == name).unwrap().range.clone();
+        let (from, to) = (range("model.embed_tokens.weight"), range("lm_head.weight"));
+        let twin: Vec<u8> = bytes[from]
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .enumerate()
+            .flat_map(|(i, w)| (f32::from_le_bytes(*w) * (1.0 + noise * (i % 2) as f32)).to_le_bytes())
+            .collect();
+        bytes[to].copy_from_slice(&twin);
+    });
 }
 
 #[test]

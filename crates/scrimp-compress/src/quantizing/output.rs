@@ -123,7 +123,33 @@ fn is_stored_twice(checkpoint: &Checkpoint, pool: &Pool) -> Result<bool> {
 
 /// Bytes of the output matrix and the embedding of the original.
 pub(crate) fn original_bytes(checkpoint: &Checkpoint) -> usize {
-    [EMBEDDING, OUTPUT].iter().filter_map(|name| checkpoint.try_tensor(name)).map(|t| t.data.len()).sum()
+    [EMBEDDING, OUTPUT].iter().map(|name| stored_bytes(checkpoint, name)).sum()
+}
+
+/// Bytes of a tensor of the original; 0 if there is none.
+fn stored_bytes(checkpoint: &Checkpoint, name: &str) -> usize {
+    checkpoint.try_tensor(name).map_or(0, |tensor| tensor.data.len())
+}
+
+/// Where the output matrix is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The stored matrix that is compressed.
+    source: &'static str,
+    /// The name of the result: the embedding's, if the output matrix is also the embedding.
+    name: &'static str,
+}
+
+impl Place {
+    fn of(checkpoint: &Checkpoint, pool: &Pool) -> Result<Self> {
+        let source = name(checkpoint);
+        Ok(Self { source, name: if is_stored_twice(checkpoint, pool)? { EMBEDDING } else { source } })
+    }
+
+    /// Bytes of the embedding, if it is another matrix.
+    fn beside(self, checkpoint: &Checkpoint) -> usize {
+        if self.name == EMBEDDING { 0 } else { stored_bytes(checkpoint, EMBEDDING) }
+    }
 }
 
 /// Bytes of the output matrix and the embedding if the output matrix is stored as `output`.
@@ -131,17 +157,13 @@ pub(crate) fn original_bytes(checkpoint: &Checkpoint) -> usize {
 /// # Errors
 /// When the checkpoint is damaged.
 pub(crate) fn bytes(exec: Exec<'_>, checkpoint: &Checkpoint, output: Output) -> Result<usize> {
-    let all = original_bytes(checkpoint);
-    let stored = |name: &str| checkpoint.try_tensor(name).map_or(0, |tensor| tensor.data.len());
-    let others = match checkpoint.try_tensor(OUTPUT) {
-        Some(_) if !is_stored_twice(checkpoint, exec.pool)? => stored(EMBEDDING),
-        _ => 0,
-    };
-    let config = checkpoint.config();
+    let (place, config) = (Place::of(checkpoint, exec.pool)?, checkpoint.config());
     Ok(match output {
-        Output::Keep | Output::Measured => all,
-        Output::Shared => stored(OUTPUT),
-        Output::As(format) => others + dense_bytes(format, config.vocab_size, config.hidden_size),
+        Output::Keep | Output::Measured => original_bytes(checkpoint),
+        Output::Shared => stored_bytes(checkpoint, place.source),
+        Output::As(format) => {
+            place.beside(checkpoint) + dense_bytes(format, config.vocab_size, config.hidden_size)
+        }
     })
 }
 
@@ -186,7 +208,7 @@ pub(crate) fn candidates(
 ) -> Result<Vec<Measured>> {
     let search = OutputSearch::new(exec, checkpoint, calibration)?;
     let formats = [Format::INT8, Format::Codebook(DType::CB4), Format::Codebook(DType::CB3)];
-    let shared = search.name != search.source;
+    let shared = search.place.name != search.place.source;
     let outputs = formats.into_iter().map(Output::As).chain(shared.then_some(Output::Shared));
     let kept = Measured { output: Output::Keep, bytes: original_bytes(checkpoint), kl: 0.0 };
     let mut measured = vec![kept];
@@ -200,31 +222,30 @@ pub(crate) fn candidates(
 struct OutputSearch<'a> {
     exec: Exec<'a>,
     checkpoint: &'a Checkpoint,
-    /// The stored matrix that is compressed.
-    source: &'static str,
-    /// The name of the result: the embedding's, if the output matrix is also the embedding.
-    name: &'static str,
+    place: Place,
     text: Calibration,
     norm: Vec<f32>,
     /// The inputs of the output matrix in the original, `[tokens][hidden_size]`.
     reference: Vec<f32>,
     inputs: Inputs,
+    /// The output matrix of the original.
+    original: LinearWeights,
 }
 
 impl<'a> OutputSearch<'a> {
     fn new(exec: Exec<'a>, checkpoint: &'a Checkpoint, calibration: &Calibration) -> Result<Self> {
-        let source = name(checkpoint);
-        let name = if is_stored_twice(checkpoint, exec.pool)? { EMBEDDING } else { source };
+        let place = Place::of(checkpoint, exec.pool)?;
         let text = calibration.first(TOKENS);
         let norm = vector(checkpoint, "output_norm.weight")?;
         let reference = hidden(exec, checkpoint, None, &text, &norm)?;
         let mut inputs = Inputs::new(norm.len(), Statistics::Gram);
         inputs.add(exec, &reference)?;
-        Ok(Self { exec, checkpoint, source, name, text, norm, reference, inputs })
+        let original = output_matrix(exec, checkpoint)?;
+        Ok(Self { exec, checkpoint, place, text, norm, reference, inputs, original })
     }
 
     fn compressed(&self, output: Output) -> Result<PackedTensor> {
-        let Self { exec, checkpoint, source, .. } = *self;
+        let Self { exec, checkpoint, place: Place { source, name }, .. } = *self;
         let mut packed = match output {
             Output::As(format) => round(exec, checkpoint, source, format, &self.inputs)?,
             _ => {
@@ -235,7 +256,7 @@ impl<'a> OutputSearch<'a> {
                 PackedTensor { name: String::new(), encoding, shape, bytes: data.to_vec() }
             }
         };
-        self.name.clone_into(&mut packed.name);
+        name.clone_into(&mut packed.name);
         Ok(packed)
     }
 
@@ -249,16 +270,14 @@ impl<'a> OutputSearch<'a> {
         }
         let packed = self.compressed(output)?;
         let candidate = linear(exec, packed.encoding, &packed.shape, &packed.bytes)?;
-        let x = if self.name == EMBEDDING {
-            hidden(exec, checkpoint, Some(&candidate), &self.text, &self.norm)?
+        let x = if self.place.name == EMBEDDING {
+            Cow::Owned(hidden(exec, checkpoint, Some(&candidate), &self.text, &self.norm)?)
         } else {
-            self.reference.clone()
+            Cow::Borrowed(&self.reference[..])
         };
-        let stored = output_matrix(exec, checkpoint)?;
-        let kl = divergence(exec, checkpoint.config(), (&stored, &self.reference), (&candidate, &x));
-        let others =
-            if self.name == EMBEDDING { 0 } else { original_bytes(checkpoint) - self.stored_bytes() };
-        let measured = Measured { output, bytes: packed.bytes.len() + others, kl: kl.max(0.0) };
+        let kl = divergence(exec, checkpoint.config(), (&self.original, &self.reference), (&candidate, &x));
+        let bytes = packed.bytes.len() + self.place.beside(checkpoint);
+        let measured = Measured { output, bytes, kl: kl.max(0.0) };
         Ok(Some((packed, measured)))
     }
 
@@ -267,16 +286,11 @@ impl<'a> OutputSearch<'a> {
         let rows = self.checkpoint.config().vocab_size;
         for first in (0..rows).step_by(ROUNDED_ROWS) {
             let n = ROUNDED_ROWS.min(rows - first);
-            if !format.fits(&matrix(self.checkpoint, self.exec.pool, self.source, first, n)?) {
+            if !format.fits(&matrix(self.checkpoint, self.exec.pool, self.place.source, first, n)?) {
                 return Ok(false);
             }
         }
         Ok(true)
-    }
-
-    /// Bytes of the matrix that is compressed.
-    fn stored_bytes(&self) -> usize {
-        self.checkpoint.try_tensor(self.source).map_or(0, |tensor| tensor.data.len())
     }
 }
 

@@ -72,7 +72,7 @@ const fn quants(values: &[i8]) -> [u8; 16] {
 }
 
 /// The codebook of `dtype`, ascending; `None` for types of other formats.
-pub(crate) const fn values(dtype: DType) -> Option<&'static [i8]> {
+const fn values(dtype: DType) -> Option<&'static [i8]> {
     match dtype {
         DType::CB4 => Some(&VALUES4),
         DType::CB3 => Some(&VALUES3),
@@ -88,12 +88,12 @@ fn as_f16(scale: u8) -> u16 {
 }
 
 /// The scale that 8 bits mean.
-pub(crate) fn scale(byte: u8) -> f32 {
+fn scale(byte: u8) -> f32 {
     f16::from_bits(as_f16(byte)).to_f32() * FACTOR
 }
 
 /// The index of column `column` of a stored block.
-pub(crate) fn index(dtype: DType, block: &[u8], column: usize) -> usize {
+fn index(dtype: DType, block: &[u8], column: usize) -> usize {
     let (k, j) = (column / 4, column % 4);
     if dtype == DType::CB4 {
         return usize::from(block[1 + column % 16] >> (4 * (column / 16)) & 15);
@@ -212,6 +212,8 @@ pub struct Codebook {
     values: &'static [i8],
     /// The index of the value nearest to `x`, at `floor(2 x) + 256`: midpoints are multiples of one half.
     nearest: Box<[u8; 512]>,
+    /// The positive scales, ascending, by their bits.
+    scales: Box<[f32; 128]>,
 }
 
 /// Columns that share a scale.
@@ -234,7 +236,8 @@ impl Codebook {
             let below = |pair: &&[i8]| i32::from(pair[0]) + i32::from(pair[1]) <= twice;
             *nearest = values.windows(2).filter(below).count() as u8;
         }
-        Some(Self { dtype, values, nearest })
+        let scales = Box::new(std::array::from_fn(|byte| scale(byte as u8)));
+        Some(Self { dtype, values, nearest, scales })
     }
 
     /// The index of the value nearest to `x`, which is a weight divided by its scale.
@@ -260,12 +263,11 @@ impl Codebook {
         }
         let mean = weights.iter().map(|w| w.abs()).sum::<f32>() / weights.len() as f32;
         let least = if mean > ALIKE * largest { TRIED_IF_ALIKE } else { TRIED.0 };
-        let mut best = (f32::INFINITY, scale(0x7f));
-        // Positive scales ascend with their bits.
-        for byte in 1..=0x7f_u8 {
-            let positive = scale(byte);
+        let last = self.scales[127];
+        let mut best = (f32::INFINITY, last);
+        for &positive in &self.scales[1..] {
             let ratio = largest / (127.0 * positive);
-            if ratio > TRIED.1 && byte < 0x7f || ratio < least && best.0.is_finite() {
+            if ratio > TRIED.1 && positive < last || ratio < least && best.0.is_finite() {
                 continue;
             }
             for tried in [positive, -positive] {
@@ -303,8 +305,8 @@ impl Codebook {
         to.fill(0);
         let blocks = to.chunks_exact_mut(self.dtype.block_bytes());
         for ((block, w), &wanted) in blocks.zip(weights.chunks_exact(COLUMNS)).zip(scales) {
-            let magnitude = (0..=0x7f_u8).find(|&byte| scale(byte) >= wanted.abs()).unwrap_or(0x7f);
-            block[0] = magnitude | u8::from(wanted < 0.0) << 7;
+            let magnitude = self.scales.partition_point(|&scale| scale < wanted.abs()).min(0x7f);
+            block[0] = magnitude as u8 | u8::from(wanted < 0.0) << 7;
             for (c, &w) in w.iter().enumerate() {
                 let index = if wanted == 0.0 { 0 } else { self.nearest(w / wanted) };
                 put_index(self.dtype, block, c, index);
