@@ -1,6 +1,6 @@
 //! The speed of prefill and decode.
 
-use scrimp_llm::generate::{Drafting, Speculation, Speculator, rate};
+use scrimp_llm::generate::{Speculation, Speculator, rate};
 use scrimp_llm::logits::argmax;
 use scrimp_llm::sampling::Sampler;
 use scrimp_llm::source::LogitsSource;
@@ -147,8 +147,7 @@ fn decode_greedily<S: LogitsSource>(
         let draft = match &mut speculator {
             Some(speculator) => {
                 speculator.push(next);
-                let drafting = Drafting { sampler: &sampler, target: &*model };
-                speculator.draft(&drafting, |n| model.verifiable(left.min(n + 1)).saturating_sub(1))
+                speculator.draft(&sampler, |n| model.verifiable(left.min(n + 1)).saturating_sub(1))
             }
             None => &[],
         };

@@ -15,7 +15,7 @@ mod stop;
 
 pub use reasoning::{Reasoning, ReasoningParams};
 pub use sequence::{Sequence, common_prefix};
-pub use speculation::{DraftCheckpoint, DraftKind, DraftModel, Drafting, Speculation, Speculator};
+pub use speculation::{DraftCheckpoint, DraftKind, DraftModel, Speculation, Speculator};
 pub use stop::StopStrings;
 
 use crate::error::{Error, Result};
@@ -234,8 +234,7 @@ impl<'a> Answer<'a> {
         let draft = match &mut self.speculator {
             // The last token takes part in the pass.
             Some(speculator) => {
-                let drafting = Drafting { sampler, target: sequence.source() };
-                speculator.draft(&drafting, |n| sequence.verifiable(most_tokens.min(n + 1)).saturating_sub(1))
+                speculator.draft(sampler, |n| sequence.verifiable(most_tokens.min(n + 1)).saturating_sub(1))
             }
             None => &[],
         };

@@ -11,7 +11,7 @@
 
 use super::{Engine, Failure, RunningStep, Sampled, out_of_pages};
 use crate::scheduler::KvMemory as _;
-use scrimp_llm::{generate::Drafting, model::Output};
+use scrimp_llm::model::Output;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 impl Engine<'_> {
@@ -87,8 +87,7 @@ impl Engine<'_> {
             }
             most.saturating_sub(1)
         };
-        let drafting = Drafting { sampler: &answer.sampler, target: &step.session };
-        let drafted = catch_unwind(AssertUnwindSafe(|| speculator.draft(&drafting, limit).to_vec()));
+        let drafted = catch_unwind(AssertUnwindSafe(|| speculator.draft(&answer.sampler, limit).to_vec()));
         drafted.unwrap_or_else(|_| {
             tracing::error!("drafts of a request failed: it continues without them");
             answer.speculator = None;

@@ -6,10 +6,7 @@
 //! ```
 //! The tokens of a draft are chosen as those of the answer: by a copy of its sampler, which has the same random numbers.
 
-use super::{
-    Drafting,
-    gain::{CLASSES, Plan},
-};
+use super::gain::{CLASSES, Plan};
 use crate::{error::Result, generate::Sequence, logits, model::Session, sampling::Sampler};
 use std::time::Instant;
 
@@ -71,9 +68,9 @@ impl Drafter {
         text: &[u32],
         vocab: usize,
         plan: &mut Plan<'_>,
-        drafting: &Drafting<'_>,
+        sampler: &Sampler,
     ) -> Result<()> {
-        let mut sampler = drafting.sampler.for_draft();
+        let mut sampler = sampler.for_draft();
         let few = self.lacking(text) <= FEW;
         let mut started = Instant::now();
         let Some(logits) = self.sequence.extend_to(&text[self.base..], &|| false)? else { return Ok(()) };

@@ -22,7 +22,6 @@ pub use model::{DraftCheckpoint, DraftModel};
 use crate::{
     error::{Error, Result},
     sampling::Sampler,
-    source::LogitsSource,
 };
 use gain::{Gain, MAX_DRAFT, Plan, Prior};
 use model::ModelSource;
@@ -109,22 +108,14 @@ impl Speculation {
     }
 }
 
-/// The answer that a draft continues.
-pub struct Drafting<'a> {
-    /// The sampler of the answer.
-    pub sampler: &'a Sampler,
-    /// The sequence of the answer. Its cache holds the text without its last token.
-    pub target: &'a dyn LogitsSource,
-}
-
 /// Drafts tokens of one answer.
 trait DraftSource: fmt::Debug + Send {
     /// The expectations before the first measurement.
     fn prior(&self) -> Prior;
     /// Appends a token of the answer to the text.
     fn push(&mut self, token: u32);
-    /// Appends tokens that follow the text to `plan` while they pay.
-    fn draft(&mut self, plan: &mut Plan<'_>, drafting: &Drafting<'_>);
+    /// Appends tokens that follow the text to `plan` while they pay. `sampler` is that of the answer.
+    fn draft(&mut self, plan: &mut Plan<'_>, sampler: &Sampler);
     /// Bytes of the cache that drafts.
     fn kv_bytes(&self) -> usize {
         0
@@ -161,12 +152,12 @@ impl Speculator {
         }
     }
 
-    /// A draft that follows the text; empty if none is worth its cost. `limit(n)` is the number of tokens, at most `n`,
+    /// A draft that follows the text; empty if none is worth its cost. `sampler` is that of the answer. `limit(n)` is the number of tokens, at most `n`,
     /// that the model can verify.
-    pub fn draft(&mut self, drafting: &Drafting<'_>, limit: impl FnOnce(usize) -> usize) -> &[u32] {
+    pub fn draft(&mut self, sampler: &Sampler, limit: impl FnOnce(usize) -> usize) -> &[u32] {
         let mut plan = self.gain.plan(limit(MAX_DRAFT));
         if plan.room() > 0 {
-            self.source.draft(&mut plan, drafting);
+            self.source.draft(&mut plan, sampler);
         }
         let (tokens, kept, seconds) = plan.finish();
         if let Some(seconds) = seconds {
@@ -193,7 +184,6 @@ impl Speculator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::FakeModel;
 
     #[test]
     fn names_are_parsed_and_others_refused() {
@@ -208,13 +198,12 @@ mod tests {
 
     #[test]
     fn a_repeated_text_is_drafted() {
-        let target = FakeModel::new(|_| vec![1.0]);
-        let drafting = Drafting { sampler: &Sampler::greedy(), target: &target };
+        let sampler = Sampler::greedy();
         let mut speculator = Speculator::new(Speculation::Ngram, &[1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3]).unwrap();
-        assert_eq!(speculator.draft(&drafting, |n| n.min(3)), [4, 5, 6]);
+        assert_eq!(speculator.draft(&sampler, |n| n.min(3)), [4, 5, 6]);
         speculator.passed();
         [4, 5, 6, 9].into_iter().for_each(|token| speculator.push(token));
-        assert!(speculator.draft(&drafting, |n| n.min(9)).is_empty(), "9 is new");
-        assert!(speculator.draft(&drafting, |_| 0).is_empty());
+        assert!(speculator.draft(&sampler, |n| n.min(9)).is_empty(), "9 is new");
+        assert!(speculator.draft(&sampler, |_| 0).is_empty());
     }
 }

@@ -8,7 +8,7 @@
 //! tokens to be read, and at most the last [`MAX_READ`] tokens are read.
 
 use super::{
-    DraftSource, Drafting,
+    DraftSource,
     drafter::{ACCEPTANCE, Drafter},
     gain::{Plan, Prior},
 };
@@ -18,6 +18,7 @@ use crate::{
     error::{Error, Result},
     generate::Sequence,
     model::Model,
+    sampling::Sampler,
     tokenizer::Tokenizer,
 };
 use scrimp_kv::KvCache;
@@ -187,13 +188,13 @@ impl DraftSource for ModelSource {
         self.text.push(token);
     }
 
-    fn draft(&mut self, plan: &mut Plan<'_>, drafting: &Drafting<'_>) {
+    fn draft(&mut self, plan: &mut Plan<'_>, sampler: &Sampler) {
         if self.failed || !plan.pays(None) || !self.prepare(plan.room()) {
             return;
         }
         let Some(drafter) = &mut self.drafter else { return };
         // Without memory for the cache of drafts, the answer has none.
-        self.failed = drafter.draft(&self.text, self.draft.vocab, plan, drafting).is_err();
+        self.failed = drafter.draft(&self.text, self.draft.vocab, plan, sampler).is_err();
         if self.failed {
             self.drafter = None;
         }

@@ -2,9 +2,10 @@
 //! chain, newest first, and the longest match of the first positions wins. A token costs about 20 bytes.
 
 use super::{
-    DraftSource, Drafting,
+    DraftSource,
     gain::{CLASSES, Plan, Prior},
 };
+use crate::sampling::Sampler;
 use std::collections::HashMap;
 
 /// Positions of a chain that are compared.
@@ -40,7 +41,7 @@ impl DraftSource for NgramSource {
         self.ngrams.push(token);
     }
 
-    fn draft(&mut self, plan: &mut Plan<'_>, _: &Drafting<'_>) {
+    fn draft(&mut self, plan: &mut Plan<'_>, _: &Sampler) {
         let Some(found) = self.ngrams.find() else { return };
         let class = LENGTHS.iter().position(|&bound| found.length < bound).unwrap_or(LENGTHS.len());
         let mut draft = Vec::new();
