@@ -218,13 +218,9 @@ pub struct Codebook {
 
 /// Columns that share a scale.
 pub const COLUMNS: usize = GROUP;
-/// The ratios of the largest weight of a group to `127 * scale` between which scales are tried. The best scale of 20,000
-/// groups of normally distributed weights is always within.
-const TRIED: (f32, f32) = (0.7, 1.8);
-/// The smallest ratio for groups whose weights have nearly the same magnitude: all may have an inner value.
-const TRIED_IF_ALIKE: f32 = 0.1;
-/// The share of the largest magnitude that the mean magnitude of such a group exceeds. That of normal weights is 0.4.
-const ALIKE: f32 = 0.7;
+/// The ratios of the largest weight of a group to `127 * scale` between which scales are tried. Small ones are the best
+/// where magnitudes are alike, large ones where the largest weight has little importance.
+const TRIED: (f32, f32) = (0.1, 4.0);
 
 impl Codebook {
     /// The codebook of `cb4`, `cb3` or `cb2`; `None` for other types.
@@ -261,13 +257,11 @@ impl Codebook {
         if largest == 0.0 {
             return 0.0;
         }
-        let mean = weights.iter().map(|w| w.abs()).sum::<f32>() / weights.len() as f32;
-        let least = if mean > ALIKE * largest { TRIED_IF_ALIKE } else { TRIED.0 };
         let last = self.scales[127];
         let mut best = (f32::INFINITY, last);
         for &positive in &self.scales[1..] {
             let ratio = largest / (127.0 * positive);
-            if ratio > TRIED.1 && positive < last || ratio < least && best.0.is_finite() {
+            if ratio > TRIED.1 && positive < last || ratio < TRIED.0 && best.0.is_finite() {
                 continue;
             }
             for tried in [positive, -positive] {
